@@ -1,0 +1,439 @@
+/* moe.h: libmoe, a Mixture-of-Experts layer for the CPU.
+ *
+ * A layer of E experts reads T tokens of H features and writes T tokens of H features:
+ *
+ *     logits = x W_r^T + b_r                               x [T,H]   W_r [E,H]   logits [T,E]
+ *     every token chooses its K best experts, with weights w [T,K]
+ *     y[t]   = sum over k of  w[t,k] * expert(i[t,k])(x[t])                      y [T,H]
+ *
+ * The library computes it forwards and backwards and steps an optimiser.  A first program:
+ *
+ *     moe_context *context; moe_layer *layer; moe_tape *tape;
+ *     moe_context_create(NULL, &context);
+ *     moe_layer_config config = MOE_LAYER_CONFIG_INIT;
+ *     config.hidden_size = 64; config.intermediate_size = 256; config.n_experts = 8; config.top_k = 2;
+ *     moe_layer_create(context, &config, &layer);
+ *     moe_tape_create(layer, &tape);
+ *     moe_layer_forward(layer, x, n_tokens, NULL, y, tape, NULL);
+ *     moe_layer_backward(layer, tape, x, dy, 1.0f, dx);
+ *
+ * This file is the whole contract: what is not here is not API.
+ *
+ * Rules that hold everywhere
+ *   Arrays     are row-major float32 without gaps, [rows, columns], aligned to their element.
+ *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
+ *   Status     every function that can fail returns a moe_status and nothing else.  On an error, handles and
+ *              scalar outputs are as they were; the contents of output *arrays* are unspecified.
+ *   Structs    start with struct_size.  Fill them with the MOE_..._INIT macro or the ..._init function.  A field
+ *              that a later version appends has 0 as its default; a caller built against an older header keeps
+ *              working, and a caller with fields this library does not know is refused if any is not 0.
+ *   Ownership  what a ..._create function makes, the matching ..._free function frees; NULL is a no-op there.
+ *              Handles may be freed in any order.  No pointer you pass is kept after the call returns, unless
+ *              the comment says so.
+ *   Threads    a layer's forward may run in several threads at once, each with its own tape and outputs.
+ *              Backward calls on one layer take turns.  Everything that changes a handle (bind, zero_grad,
+ *              optimiser steps, free) wants that handle, and the tensors it changes, for itself.
+ *   Bits       the same inputs give the same bits on every run and for every n_threads.
+ *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
+ *
+ * ABI: within one SONAME (libmoe.so.0) functions are never removed or changed, structs only grow at the end and
+ * enum values are never reused.
+ *
+ * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
+ * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
+ * [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
+ */
+#ifndef MOE_H
+#define MOE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define MOE_API __attribute__((visibility("default")))
+#define MOE_CHECK __attribute__((warn_unused_result))
+#else
+#define MOE_API
+#define MOE_CHECK
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Version and errors
+ * ---------------------------------------------------------------------------------------------------------- */
+
+#define MOE_VERSION_MAJOR 0
+#define MOE_VERSION_MINOR 1
+#define MOE_VERSION_PATCH 0
+#define MOE_VERSION_STRING "0.1.0"
+/** MAJOR * 10000 + MINOR * 100 + PATCH of this header. */
+#define MOE_VERSION (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
+
+/** What a call came to.  Values are never renumbered. */
+typedef enum moe_status {
+  MOE_OK = 0,
+  MOE_ERROR_INVALID_ARGUMENT = 1, /**< NULL, a size, enum or option out of range, overlapping arrays */
+  MOE_ERROR_OUT_OF_MEMORY = 2,    /**< the allocator gave nothing; nothing is leaked, the handles are unchanged */
+  MOE_ERROR_BAD_STATE = 3,        /**< right arguments at the wrong time: backward before forward, another layer's tape */
+  MOE_ERROR_NOT_FINITE = 4,       /**< NaN or +infinity where a number is needed; the message names the token */
+  MOE_ERROR_CANCELLED = 5         /**< the cancel callback said so */
+} moe_status;
+
+/** Version of the loaded library, to compare with MOE_VERSION.  Never fails; any thread. */
+MOE_API int32_t moe_version(void);
+
+/** Version of the loaded library as text, to compare with MOE_VERSION_STRING.  Static memory; any thread. */
+MOE_API const char *moe_version_string(void);
+
+/** Name of a status ("MOE_ERROR_OUT_OF_MEMORY"; "unknown status" for other numbers).  Static memory; any thread. */
+MOE_API const char *moe_status_name(moe_status status);
+
+/** What went wrong in this thread's latest failed call, naming the argument and the values: "top_k = 9 exceeds
+ *  n_experts = 8".  Empty before the first failure; success and ..._free do not clear it.  The memory belongs to
+ *  the thread and is overwritten by its next failure. */
+MOE_API const char *moe_last_error_message(void);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Context: threads, memory, callbacks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Owns the threads, the allocator and the callbacks of the layers and optimisers created in it. */
+typedef struct moe_context moe_context;
+
+/** Who computes the matrix products. */
+typedef enum moe_matmul {
+  MOE_MATMUL_AUTO = 0,     /**< the fastest this library has for this processor */
+  MOE_MATMUL_OPENBLAS = 1, /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
+  MOE_MATMUL_REFERENCE = 2 /**< plain loops, one chain of fused multiply-adds per output: slow, the same bits everywhere */
+} moe_matmul;
+
+/** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
+#define MOE_THREADS_ALL (-1)
+
+typedef enum moe_log_level { MOE_LOG_INFO = 0 } moe_log_level;
+
+typedef struct moe_context_config {
+  size_t struct_size;
+  int32_t n_threads; /**< threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024 */
+  int32_t matmul;    /**< a moe_matmul */
+  /** Memory for everything the library keeps or borrows: returns `size` bytes aligned to `alignment` (a power of
+   *  two, at most 64), or NULL.  Both or neither of alloc and dealloc.  Called from any thread that calls the library. */
+  void *(*alloc)(void *user, size_t size, size_t alignment);
+  void (*dealloc)(void *user, void *memory); /**< never called with NULL */
+  void *alloc_user;
+  /** What the library decided, one line without a newline each.  NULL = silent. */
+  void (*log)(void *user, int32_t level, const char *message);
+  void *log_user;
+  /** Asked in the calling thread, every few milliseconds of a long forward or backward; a value other than 0 ends
+   *  the call with MOE_ERROR_CANCELLED.  NULL = never.  It must not call the library on the same layer. */
+  int32_t (*cancel)(void *user);
+  void *cancel_user;
+} moe_context_config;
+
+#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/** Fill `config` with the defaults, as MOE_CONTEXT_CONFIG_INIT does.  NULL is ignored.
+ *  For languages without C's macros; give sizeof of the struct as you compiled it. */
+MOE_API void moe_context_config_init(moe_context_config *config, size_t struct_size);
+
+/** Create a context.
+ *  @param config  [in, nullable] NULL = the defaults: one thread, malloc, silent.
+ *  @param out     [out] the new context; free it with moe_context_free.
+ *  The callbacks and their user pointers are kept until the context and all that was created in it are freed.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_context_create(const moe_context_config *config, moe_context **out);
+
+/** Free a context.  Layers, tapes and optimisers created in it stay usable; its memory goes with the last of them. */
+MOE_API void moe_context_free(moe_context *context);
+
+/** One line about the library and, given a context, what it runs with: version, Swift mode, instruction sets, the
+ *  chosen kernels, matrix products and threads.
+ *  @param context [in, nullable] NULL = the library alone.
+ *  @return text that lives as long as the context (static for NULL).  Any thread. */
+MOE_API const char *moe_build_info(const moe_context *context);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Tensors: one description for parameters, gradients and the caller's own arrays
+ * ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum moe_dtype { MOE_DTYPE_F32 = 0 } moe_dtype;
+
+typedef struct moe_tensor {
+  size_t struct_size;
+  const char *name; /**< for messages; may be NULL in tensors of the caller's */
+  int32_t dtype;    /**< a moe_dtype */
+  int32_t rank;     /**< number of dimensions, 1 to 4 */
+  int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
+  int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
+  void *data;
+  void *grad; /**< same shape; NULL where there is none */
+} moe_tensor;
+
+#define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL }
+
+/** Fill `tensor` as MOE_TENSOR_INIT does.  NULL is ignored. */
+MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Layer: router and experts
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** A router, E experts and their parameters.  Keeps its context alive. */
+typedef struct moe_layer moe_layer;
+
+/** Where the weights of the K chosen experts come from.  The choice is the same in both: the K largest logits, the
+ *  lowest index first among equals. */
+typedef enum moe_router_weights {
+  MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
+  MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1 /**< top-k, then softmax over the K chosen logits */
+} moe_router_weights;
+
+/** What is done to chosen probabilities (nothing is left to do after MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX). */
+typedef enum moe_normalize {
+  MOE_NORMALIZE_SUM = 0, /**< divided by their sum, so that a token's weights add up to 1 */
+  MOE_NORMALIZE_NONE = 1 /**< used as they are */
+} moe_normalize;
+
+typedef enum moe_bias {
+  MOE_BIAS_DEFAULT = 0, /**< on for the router and for MLP experts, off for gated experts */
+  MOE_BIAS_OFF = 1,
+  MOE_BIAS_ON = 2
+} moe_bias;
+
+typedef enum moe_expert_kind {
+  MOE_EXPERT_MLP = 0,  /**< W_down act(W_up x + b_up) + b_down */
+  MOE_EXPERT_GATED = 1 /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU */
+} moe_expert_kind;
+
+typedef enum moe_activation {
+  MOE_ACTIVATION_GELU = 0,      /**< v * (1 + erf(v / sqrt(2))) / 2 */
+  MOE_ACTIVATION_GELU_TANH = 1, /**< v * (1 + tanh(sqrt(2/pi) * (v + 0.044715 v^3))) / 2 */
+  MOE_ACTIVATION_SILU = 2,      /**< v / (1 + exp(-v)) */
+  MOE_ACTIVATION_RELU = 3       /**< max(v, 0) */
+} moe_activation;
+
+typedef struct moe_layer_config {
+  size_t struct_size;
+  int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
+  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1 */
+  int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
+  int64_t top_k;             /**< K, 1 to E */
+  int32_t router_weights;    /**< a moe_router_weights */
+  int32_t router_normalize;  /**< a moe_normalize */
+  int32_t router_bias;       /**< a moe_bias */
+  int32_t expert_kind;       /**< a moe_expert_kind */
+  int32_t activation;        /**< a moe_activation */
+  int32_t expert_bias;       /**< a moe_bias */
+  int32_t inference_only;    /**< 1 = no memory for gradients; backward is refused */
+  float dropout;             /**< share of the experts' inner activations dropped in training, [0, 1) */
+  float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
+  float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
+  uint64_t seed;             /**< of the initial parameters and of dropout */
+} moe_layer_config;
+
+#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
+
+/** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
+ *  MLP with biases; no dropout, no auxiliary loss).  The four sizes are yours to set.  NULL is ignored. */
+MOE_API void moe_layer_config_init(moe_layer_config *config, size_t struct_size);
+
+/** Create a layer with initialised parameters.
+ *  Router weight: normal, standard deviation 1/sqrt(H) (Kaiming, fan in).  Expert weights: uniform within
+ *  sqrt(6 / (fan_in + fan_out)) (Xavier), each expert by itself.  Biases: uniform within 1/sqrt(fan_in), as PyTorch does.
+ *  Numbers come from Philox4x32-10 keyed by (seed, tensor, element): the same seed gives the same bits everywhere.
+ *  @param context [in] is kept alive by the layer.
+ *  @param config  [in]
+ *  @param out     [out] free it with moe_layer_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_layer_config *config, moe_layer **out);
+
+/** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
+MOE_API void moe_layer_free(moe_layer *layer);
+
+/** Number of parameter tensors: 3 to 8.
+ *  In order, those the configuration has:
+ *    router.weight [E,H]         router.bias [E]
+ *    experts.gate.weight [E,I,H] experts.gate.bias [E,I]     (gated experts)
+ *    experts.up.weight [E,I,H]   experts.up.bias [E,I]
+ *    experts.down.weight [E,H,I] experts.down.bias [E,H]
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, int64_t *count);
+
+/** Describe parameter `index`.  `data` and `grad` point at the values themselves: read and write them there.
+ *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the layer is freed or that
+ *                parameter is bound elsewhere; grad is NULL in an inference_only layer.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_parameter(const moe_layer *layer, int64_t index, moe_tensor *tensor);
+
+/** Index of the parameter called `name`.
+ *  @return MOE_OK, INVALID_ARGUMENT (the message lists no such name). */
+MOE_API MOE_CHECK moe_status moe_layer_find_parameter(const moe_layer *layer, const char *name, int64_t *index);
+
+/** Use the caller's memory as parameter `index`, without a copy: its values as they are from now on.
+ *  @param data [in] contiguous, as long as the tensor; kept until the layer is freed or the parameter bound again.
+ *  @param grad [in, nullable] the same for the gradient; NULL keeps the gradient where it is.  Must be NULL in an
+ *              inference_only layer.  Must not overlap `data`.
+ *  Memory that the library owned for it is freed, so fetch values you want to keep first.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t index, float *data, float *grad);
+
+/** Set every gradient of the layer to 0.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (inference_only). */
+MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Forward and backward
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** What forward leaves for backward: the routing, probabilities and pre-activations of one call.  Belongs to one layer;
+ *  reusable from step to step; grows to the largest call.  May outlive the layer. */
+typedef struct moe_tape moe_tape;
+
+/** Create an empty tape for `layer`; free it with moe_tape_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **out);
+
+MOE_API void moe_tape_free(moe_tape *tape);
+
+typedef struct moe_forward_options {
+  size_t struct_size;
+  uint64_t step;     /**< which training step this is: dropout differs from step to step, and only by this number */
+  int32_t training;  /**< 1 = dropout acts; 0 = it does not */
+  int32_t reserved;  /**< 0 */
+} moe_forward_options;
+
+#define MOE_FORWARD_OPTIONS_INIT { sizeof(moe_forward_options), 0, 0, 0 }
+
+/** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
+MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
+
+/** Losses and statistics of one forward call.  Scalars are written; arrays are written where the caller gives memory. */
+typedef struct moe_report {
+  size_t struct_size;
+  /** E * sum over e of f_e P_e, [Switch 2021] over all K choices: f_e = tokens that chose e / T, P_e = mean probability
+   *  of e.  Perfect balance gives K.  0 for T = 0. */
+  float balance_loss;
+  float z_loss;   /**< mean over tokens of logsumexp(logits)^2, [ST-MoE 2022].  0 for T = 0. */
+  float aux_loss; /**< balance_coef * balance_loss + z_coef * z_loss: add it to the objective */
+  float entropy;  /**< mean over tokens of -sum p ln p of the router's softmax, in nats: 0 to ln E */
+  int64_t *tokens_per_expert; /**< [E], nullable: how many tokens chose e; sums to T*K */
+  float *mean_probability;    /**< [E], nullable: P_e */
+  int32_t *expert_indices;    /**< [T,K], nullable: chosen experts, best first */
+  float *expert_weights;      /**< [T,K], nullable: their weights */
+} moe_report;
+
+#define MOE_REPORT_INIT { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL }
+
+/** Fill `report` with 0 and NULL.  NULL is ignored. */
+MOE_API void moe_report_init(moe_report *report, size_t struct_size);
+
+/** y = layer(x).
+ *  @param layer    [in]
+ *  @param x        [in]  [T,H]; may be NULL when T = 0
+ *  @param n_tokens [in]  T >= 0, T * K < 2^31
+ *  @param options  [in, nullable] NULL = evaluation
+ *  @param y        [out] [T,H]; overlaps neither x nor a parameter
+ *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
+ *  @param report   [out, nullable]
+ *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token.
+ *  Thread-safe with distinct tapes, outputs and reports.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape), NOT_FINITE, CANCELLED.  After an
+ *          error the tape is empty. */
+MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const float *x, int64_t n_tokens,
+                                               const moe_forward_options *options, float *y, moe_tape *tape,
+                                               moe_report *report);
+
+/** Gradients of  L = <dy, y> + d_aux_loss * aux_loss  for the call that filled `tape`.
+ *  @param layer      [in]  parameters must be as they were in forward; their gradients are added to (+=)
+ *  @param tape       [in]  stays filled: a second backward adds the same gradients again
+ *  @param x          [in]  [T,H], the same as in forward
+ *  @param dy         [in]  [T,H] gradient of the objective with respect to y
+ *  @param d_aux_loss [in]  gradient of the objective with respect to aux_loss: 1 when it is simply added
+ *  @param dx         [out, nullable] [T,H], overwritten; overlaps neither x nor dy
+ *  The routing is replayed, not decided again.  Choices and counts are constants: the router learns through the weights
+ *  of the chosen experts, the probabilities in balance_loss, and z_loss.
+ *  Calls on one layer take turns.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
+ *          (gradients are then partly added: zero them). */
+MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const float *x, const float *dy,
+                                                float d_aux_loss, float *dx);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Optimisers: over any tensors, the layer's and the caller's own
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors. */
+typedef struct moe_optimizer moe_optimizer;
+
+/** AdamW [AdamW 2019], as torch.optim.AdamW:
+ *    p -= lr * weight_decay * p;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
+ *    p -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon) */
+typedef struct moe_adamw_config {
+  size_t struct_size;
+  double learning_rate; /**< >= 0 */
+  double beta1;         /**< [0, 1) */
+  double beta2;         /**< [0, 1) */
+  double epsilon;       /**< > 0 */
+  double weight_decay;  /**< >= 0, decoupled */
+} moe_adamw_config;
+
+#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01 }
+
+/** SGD with momentum and decoupled weight decay:
+ *    p -= lr * weight_decay * p;   v = momentum v + g;   p -= lr * v
+ *  (torch.optim.SGD adds weight_decay * p to the gradient instead; with weight_decay = 0 they agree.) */
+typedef struct moe_sgd_config {
+  size_t struct_size;
+  double learning_rate; /**< >= 0 */
+  double momentum;      /**< [0, 1) */
+  double weight_decay;  /**< >= 0, decoupled */
+} moe_sgd_config;
+
+#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0 }
+
+/** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
+MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
+MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
+
+/** Create an optimiser for `count` tensors, its moments 0.
+ *  @param context [in] is kept alive
+ *  @param config  [in, nullable] NULL = the defaults
+ *  @param tensors [in] [count], of which the shapes are remembered and no pointer is kept
+ *  @param count   [in] >= 0
+ *  @param out     [out] free it with moe_optimizer_free
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_adamw_create(moe_context *context, const moe_adamw_config *config,
+                                              const moe_tensor *tensors, int64_t count, moe_optimizer **out);
+MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_config *config,
+                                            const moe_tensor *tensors, int64_t count, moe_optimizer **out);
+
+MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
+
+/** One step: reads each tensor's grad, changes its data.
+ *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes may not);
+ *                 every data and grad set.  Checked whole before anything changes.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
+
+/** Set the learning rate of the steps to come, for schedules.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
+
+/** Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm = the 2-norm over all of them together, as
+ *  torch.nn.utils.clip_grad_norm_.
+ *  @param context  [in]
+ *  @param tensors  [in] [count], every grad set
+ *  @param max_norm [in] > 0; INFINITY only measures
+ *  @param norm     [out, nullable] the norm before scaling
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
+MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
+                                                double max_norm, double *norm);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* MOE_H */
