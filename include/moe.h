@@ -300,7 +300,7 @@ MOE_API void moe_tape_free(moe_tape *tape);
 
 typedef struct moe_forward_options {
   size_t struct_size;
-  uint64_t step;     /**< which training step this is: dropout differs from step to step, and only by this number */
+  uint64_t step;     /**< which training step this is, below 2^56: dropout differs from step to step, and only by this number */
   int32_t training;  /**< 1 = dropout acts; 0 = it does not */
   int32_t reserved;  /**< 0 */
 } moe_forward_options;

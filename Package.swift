@@ -1,0 +1,69 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Two builds of the same sources:
+//   swift build, swift test   ordinary Swift, for work on the code and for Swift programs;
+//   make lib                  MOE_EMBEDDED=1: Embedded Swift, the libmoe.so that is shipped (scripts/lib).
+// MOE_LIBRARY=dir makes the tests use the libmoe.so found there, as a C program would, instead of the sources.
+let embedded = Context.environment["MOE_EMBEDDED"] != nil
+let library = Context.environment["MOE_LIBRARY"]
+
+let engine: [SwiftSetting] =
+  [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
+  + (embedded ? [.enableExperimentalFeature("Embedded"), .unsafeFlags(["-wmo"])] : [])
+
+// Thread-local text through TLS descriptors: no slot of the host's static TLS is taken, and ld.so is not needed by name.
+#if arch(x86_64)
+  let tls = ["-mtls-dialect=gnu2"]
+#else
+  let tls: [String] = []
+#endif
+
+/// Kernels need no Swift runtime (scripts/check-library proves it), so that no runtime function compiled for wide
+/// instructions can end up serving a processor without them. They are optimised in debug builds too.
+func kernels(_ name: String, defining define: String, _ options: [String]) -> Target {
+  .target(
+    name: name, dependencies: ["CShims"],
+    swiftSettings: [
+      .define(define),
+      .unsafeFlags(
+        ["-Ounchecked", "-enforce-exclusivity=unchecked"]
+          + ["-disable-all-autolinking", "-disable-reflection-metadata"].flatMap { ["-Xfrontend", $0] }
+          + options.flatMap { ["-Xcc", $0] }),
+    ] + (options.isEmpty ? [] : [.define("MOE_FMA")]))
+}
+
+#if arch(x86_64)
+  let kernelTargets = [
+    kernels("Kernels", defining: "MOE_BASE", []),
+    kernels("KernelsAVX2", defining: "MOE_AVX2", ["-march=x86-64-v3"]),
+    kernels("KernelsAVX512", defining: "MOE_AVX512", ["-march=x86-64-v4"]),
+  ]
+#else
+  // arm64's base set has FMA. Compiles; not run yet.
+  let kernelTargets = [kernels("Kernels", defining: "MOE_FMA", [])]
+#endif
+
+let package = Package(
+  name: "libmoe",
+  products: [.library(name: "moe", type: .dynamic, targets: ["MoEABI"])],
+  targets: [
+    // The public header, and C where Swift has no spelling.
+    .target(name: "CMoE"),
+    .target(name: "CShims", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"] + tls)]),
+    .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
+  ] + kernelTargets + [
+    // The engine, and the boundary around it.
+    .target(
+      name: "MoE",
+      dependencies: ["CShims", "COpenBLAS"] + kernelTargets.map { .target(name: $0.name) },
+      swiftSettings: engine, linkerSettings: [.linkedLibrary("m")]),
+    .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "MoE"], swiftSettings: engine),
+
+    .testTarget(
+      name: "MoETests",
+      dependencies: library == nil ? ["CMoE", "MoEABI"] : ["CMoE"],
+      linkerSettings: library.map {
+        [.unsafeFlags(["-L\($0)", "-lmoe", "-Xlinker", "-rpath", "-Xlinker", $0])]
+      } ?? []),
+  ])

@@ -1,0 +1,110 @@
+/* What Swift has no spelling for here: thread-local text, atomics, futexes, threads without signals, cpuid, and the
+ * table through which the engine reaches the kernels of one instruction set.  Internal names start with moei_. */
+#ifndef MOEI_H
+#define MOEI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma clang assume_nonnull begin
+
+/* ---- text of this thread's latest error -------------------------------------------------------------------- */
+
+enum { MOEI_TEXT_SIZE = 512 };
+char *moei_error_text(void);
+
+/* ---- memory ------------------------------------------------------------------------------------------------ */
+
+void *_Nullable moei_allocate(size_t size, size_t alignment);
+void moei_deallocate(void *memory);
+
+/* ---- atomics on plain memory ------------------------------------------------------------------------------- */
+
+static inline int32_t moei_load(const int32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void moei_store(int32_t *p, int32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int32_t moei_add(int32_t *p, int32_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+static inline int32_t moei_exchange(int32_t *p, int32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+static inline int32_t moei_swap_if(int32_t *p, int32_t expected, int32_t v) {
+  return __atomic_compare_exchange_n(p, &expected, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline int64_t moei_fetch_add64(int64_t *p, int64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
+static inline void moei_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+/* ---- threads ----------------------------------------------------------------------------------------------- */
+
+/* Sleep while *word == value; may return early. */
+void moei_futex_wait(int32_t *word, int32_t value);
+void moei_futex_wake(int32_t *word, int32_t count);
+
+/* Start a thread that takes no signals (the host's handlers run in the host's threads).  0 = started. */
+int32_t moei_thread_start(uint64_t *thread, void *_Nullable (*body)(void *_Nullable), void *argument);
+void moei_thread_join(uint64_t thread);
+
+int64_t moei_process_id(void);
+/* Processors this process may use: the affinity mask, lowered by the cgroup's quota; at least 1. */
+int32_t moei_available_processors(void);
+
+/* Milliseconds of a clock that never goes back. */
+int64_t moei_milliseconds(void);
+
+/* ---- kernels ----------------------------------------------------------------------------------------------- */
+
+/* Numbers as in moe_activation. */
+enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3 };
+
+typedef struct moei_adamw {
+  float decay;      /* 1 - lr * weight_decay */
+  float beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float step_size;  /* lr / (1 - beta1^t) */
+  float root_scale; /* 1 / sqrt(1 - beta2^t) */
+  float epsilon;
+} moei_adamw;
+
+/* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
+ * overlap unless they are the same array. */
+typedef struct moei_kernels {
+  const char *name;
+
+  /* a = act(v);  dv = da * act'(v), in place of da */
+  void (*activate)(int32_t kind, int64_t n, const float *v, float *a);
+  void (*activate_backward)(int32_t kind, int64_t n, const float *v, float *da);
+  /* a = act(gate) * up;  dgate = da * up * act'(gate), dup = da * act(gate); dup may be da */
+  void (*activate_gated)(int32_t kind, int64_t n, const float *gate, const float *up, float *a);
+  void (*activate_gated_backward)(int32_t kind, int64_t n, const float *gate, const float *up, const float *da,
+                                  float *dgate, float *dup);
+
+  /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
+  void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);
+  /* index of the first element that is NaN or plus infinity, or n */
+  int64_t (*first_not_finite)(int64_t n, const float *z);
+
+  float (*dot)(int64_t n, const float *x, const float *y);
+  void (*scale)(int64_t n, float s, const float *x, float *y);            /* y = s x */
+  void (*add_scaled)(int64_t n, float s, const float *x, float *y);       /* y = fma(s, x, y) */
+  void (*add)(int64_t n, const float *x, float *y);                       /* y = y + x */
+
+  /* C[i,j] = the chain over p = 0, 1, ... k-1 of fma(A[i,p], B[p,j], .) starting from C[i,j]; strides in elements */
+  void (*matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b,
+                 int64_t b_row, int64_t b_column, float *c, int64_t c_row);
+
+  void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
+  void (*sgd)(int64_t n, float decay, float momentum, float learning_rate, float *parameter, const float *gradient,
+              float *velocity);
+} moei_kernels;
+
+void moei_kernels_base(moei_kernels *out);
+void moei_kernels_avx2(moei_kernels *out);
+void moei_kernels_avx512(moei_kernels *out);
+
+/* 0: nothing beyond the base instruction set, 1: AVX2 and FMA, 2: AVX-512 F, BW, VL, DQ. */
+int32_t moei_processor_level(void);
+
+#pragma clang assume_nonnull end
+
+#endif

@@ -1,0 +1,56 @@
+#define _GNU_SOURCE
+#include "moei.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+char *moei_error_text(void) {
+  static _Thread_local char text[MOEI_TEXT_SIZE];
+  return text;
+}
+
+void *moei_allocate(size_t size, size_t alignment) {
+  void *memory = NULL;
+  return posix_memalign(&memory, alignment, size) == 0 ? memory : NULL;
+}
+
+void moei_deallocate(void *memory) { free(memory); }
+
+void moei_futex_wait(int32_t *word, int32_t value) {
+  int saved = errno; /* a good guest leaves errno alone */
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+  errno = saved;
+}
+
+void moei_futex_wake(int32_t *word, int32_t count) {
+  int saved = errno;
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+  errno = saved;
+}
+
+int32_t moei_thread_start(uint64_t *thread, void *(*body)(void *), void *argument) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t id;
+  int failed = pthread_create(&id, NULL, body, argument);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (!failed) *thread = (uint64_t)id;
+  return failed;
+}
+
+void moei_thread_join(uint64_t thread) { pthread_join((pthread_t)thread, NULL); }
+
+int64_t moei_process_id(void) { return getpid(); }
+
+int64_t moei_milliseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}

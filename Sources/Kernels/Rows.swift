@@ -1,0 +1,76 @@
+// Sums, scalings and the softmax of one row.
+
+@inline(never) func dot(_ n: Int, _ x: Source, _ y: Source) -> Float {
+  var lanes = V(repeating: 0)
+  var i = 0
+  while i &+ 16 <= n {
+    lanes = fma(load(x + i), load(y + i), lanes)
+    i &+= 16
+  }
+  if i < n { lanes = fma(loadTail(x + i, n &- i), loadTail(y + i, n &- i), lanes) }
+  return sum(lanes)
+}
+
+@inline(never) func scale(_ n: Int, _ s: Float, _ x: Source, _ y: Target) {
+  map(n, x, y) { $0 * s }
+}
+
+@inline(never) func addScaled(_ n: Int, _ s: Float, _ x: Source, _ y: Target) {
+  let factor = V(repeating: s)
+  update(n, x, y) { x, y in fma(factor, x, y) }
+}
+
+@inline(never) func add(_ n: Int, _ x: Source, _ y: Target) {
+  update(n, x, y) { x, y in y + x }
+}
+
+/// Index of the first element that is NaN or plus infinity, or n.
+@inline(never) func firstNotFinite(_ n: Int, _ z: Source) -> Int {
+  let infinity = Float.infinity
+  var i = 0
+  while i < n && z[i] < infinity { i &+= 1 }
+  return i
+}
+
+/// p = exp(z - max) / sum; lse = max + ln sum; entropy = ln sum - sum of p (z - max), a term with p = 0 being 0.
+@inline(never) func softmax(_ n: Int, _ z: Source, _ p: Target, _ lse: Target, _ entropy: Target) {
+  var top = V(repeating: -.infinity)
+  var i = 0
+  while i &+ 16 <= n {
+    top = larger(top, load(z + i))
+    i &+= 16
+  }
+  var maximum = largest(top)
+  while i < n {
+    if z[i] > maximum { maximum = z[i] }
+    i &+= 1
+  }
+
+  var lanes = V(repeating: 0)
+  i = 0
+  while i &+ 16 <= n {
+    let e = exponential(load(z + i) - maximum)
+    store(p + i, e)
+    lanes += e
+    i &+= 16
+  }
+  if i < n {
+    storeTail(p + i, n &- i, exponential(loadTail(z + i, n &- i) - maximum))
+    lanes += loadTail(p + i, n &- i)
+  }
+  let total = sum(lanes)
+  let logTotal = logarithm(V(repeating: total))[0]
+
+  var terms = V(repeating: 0)
+  i = 0
+  while i < n {
+    let whole = i &+ 16 <= n
+    let probability = (whole ? load(p + i) : loadTail(p + i, n &- i)) / total
+    let below = (whole ? load(z + i) : loadTail(z + i, n &- i)) - maximum
+    terms += (probability * below).replacing(with: 0, where: probability .== 0)
+    if whole { store(p + i, probability) } else { storeTail(p + i, n &- i, probability) }
+    i &+= 16
+  }
+  lse.pointee = maximum + logTotal
+  entropy.pointee = logTotal - sum(terms)
+}

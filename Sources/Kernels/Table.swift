@@ -1,0 +1,36 @@
+import CShims
+
+// What the engine sees of this folder. The folder is compiled once per instruction set (KernelsAVX2 and so on are
+// links to it), so each copy exports its table under a name of its own.
+
+#if MOE_AVX512
+  @implementation @_cdecl("moei_kernels_avx512")
+  public func moei_kernels_avx512(_ out: UnsafeMutablePointer<moei_kernels>) { fill(out, "avx512") }
+#elseif MOE_AVX2
+  @implementation @_cdecl("moei_kernels_avx2")
+  public func moei_kernels_avx2(_ out: UnsafeMutablePointer<moei_kernels>) { fill(out, "avx2") }
+#else
+  @implementation @_cdecl("moei_kernels_base")
+  public func moei_kernels_base(_ out: UnsafeMutablePointer<moei_kernels>) { fill(out, "base") }
+#endif
+
+@inline(__always) private func fill(_ out: UnsafeMutablePointer<moei_kernels>, _ name: StaticString) {
+  out.initialize(
+    to: moei_kernels(
+      name: UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self),
+      activate: { activate($0, Int($1), $2, $3) },
+      activate_backward: { activateBackward($0, Int($1), $2, $3) },
+      activate_gated: { activateGated($0, Int($1), $2, $3, $4) },
+      activate_gated_backward: { activateGatedBackward($0, Int($1), $2, $3, $4, $5, $6) },
+      softmax: { softmax(Int($0), $1, $2, $3, $4) },
+      first_not_finite: { Int64(firstNotFinite(Int($0), $1)) },
+      dot: { dot(Int($0), $1, $2) },
+      scale: { scale(Int($0), $1, $2, $3) },
+      add_scaled: { addScaled(Int($0), $1, $2, $3) },
+      add: { add(Int($0), $1, $2) },
+      matmul: {
+        matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
+      },
+      adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
+      sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6) }))
+}

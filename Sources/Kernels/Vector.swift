@@ -1,0 +1,85 @@
+// Sixteen floats at a time, whatever the processor's registers hold: the width is part of the numeric contract,
+// since sums over lanes are taken in a fixed tree of sixteen.
+
+typealias V = SIMD16<Float>
+typealias Source = UnsafePointer<Float>
+typealias Target = UnsafeMutablePointer<Float>
+
+@inline(__always) func load(_ p: Source) -> V { UnsafeRawPointer(p).loadUnaligned(as: V.self) }
+
+@inline(__always) func store(_ p: Target, _ v: V) { UnsafeMutableRawPointer(p).storeBytes(of: v, as: V.self) }
+
+/// The last `count` < 16 floats of an array; the other lanes are 0.
+@inline(__always) func loadTail(_ p: Source, _ count: Int) -> V {
+  var v = V(repeating: 0)
+  var i = 0
+  while i < count {
+    v[i] = p[i]
+    i &+= 1
+  }
+  return v
+}
+
+@inline(__always) func storeTail(_ p: Target, _ count: Int, _ v: V) {
+  var i = 0
+  while i < count {
+    p[i] = v[i]
+    i &+= 1
+  }
+}
+
+/// a * b + c: one rounding where the instruction set has FMA. The base set has none, and promises tolerances only.
+@inline(__always) func fma(_ a: V, _ b: V, _ c: V) -> V {
+  #if MOE_FMA
+    c.addingProduct(a, b)
+  #else
+    c + a * b
+  #endif
+}
+
+// The standard library's min, max and sum over SIMD types may stay calls to shared generic code; these do not.
+@inline(__always) func smaller(_ a: V, _ b: V) -> V { a.replacing(with: b, where: b .< a) }
+@inline(__always) func larger(_ a: V, _ b: V) -> V { a.replacing(with: b, where: b .> a) }
+@inline(__always) func magnitude(_ a: V) -> V {
+  unsafeBitCast(unsafeBitCast(a, to: SIMD16<UInt32>.self) & 0x7FFF_FFFF, to: V.self)
+}
+/// `magnitude` >= 0 with the sign of `sign`.
+@inline(__always) func withSign(_ magnitude: V, of sign: V) -> V {
+  let bits = unsafeBitCast(sign, to: SIMD16<UInt32>.self) & 0x8000_0000
+  return unsafeBitCast(unsafeBitCast(magnitude, to: SIMD16<UInt32>.self) | bits, to: V.self)
+}
+
+/// Sum of the lanes: 16 -> 8 -> 4 -> 2 -> 1, halves added.
+@inline(__always) func sum(_ v: V) -> Float {
+  let a = v.lowHalf + v.highHalf
+  let b = a.lowHalf + a.highHalf
+  let c = b.lowHalf + b.highHalf
+  return c[0] + c[1]
+}
+
+@inline(__always) func largest(_ v: V) -> Float {
+  let a = v.lowHalf.replacing(with: v.highHalf, where: v.highHalf .> v.lowHalf)
+  let b = a.lowHalf.replacing(with: a.highHalf, where: a.highHalf .> a.lowHalf)
+  let c = b.lowHalf.replacing(with: b.highHalf, where: b.highHalf .> b.lowHalf)
+  return c[1] > c[0] ? c[1] : c[0]
+}
+
+/// y[i] = f(x[i]); x and y may be the same array.
+@inline(__always) func map(_ n: Int, _ x: Source, _ y: Target, _ f: (V) -> V) {
+  var i = 0
+  while i &+ 16 <= n {
+    store(y + i, f(load(x + i)))
+    i &+= 16
+  }
+  if i < n { storeTail(y + i, n &- i, f(loadTail(x + i, n &- i))) }
+}
+
+/// y[i] = f(x[i], y[i]).
+@inline(__always) func update(_ n: Int, _ x: Source, _ y: Target, _ f: (V, V) -> V) {
+  var i = 0
+  while i &+ 16 <= n {
+    store(y + i, f(load(x + i), load(y + i)))
+    i &+= 16
+  }
+  if i < n { storeTail(y + i, n &- i, f(loadTail(x + i, n &- i), loadTail(y + i, n &- i))) }
+}

@@ -1,0 +1,47 @@
+/// What a layer is. The boundary has checked it: sizes are at least 1 and below 2^31, K <= E.
+public struct Configuration {
+  public var hidden: Int  // H
+  public var intermediate: Int  // I
+  public var experts: Int  // E
+  public var topK: Int  // K
+  public var routerWeights: RouterWeights
+  public var normalize: Bool
+  public var routerBias: Bool
+  public var gated: Bool
+  /// MOEI_GELU and so on: the kernels' numbers, which are moe_activation's.
+  public var activation: Int32
+  public var expertBias: Bool
+  public var trainable: Bool
+  public var dropout: Float
+  public var balanceCoefficient: Float
+  public var zCoefficient: Float
+  public var seed: UInt64
+
+  /// Numbers as in moe_router_weights.
+  public enum RouterWeights: Int32 {
+    case scores = 0
+    case topKSoftmax = 1
+  }
+
+  public init(
+    hidden: Int, intermediate: Int, experts: Int, topK: Int, routerWeights: RouterWeights, normalize: Bool,
+    routerBias: Bool, gated: Bool, activation: Int32, expertBias: Bool, trainable: Bool, dropout: Float,
+    balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
+  ) {
+    self.hidden = hidden
+    self.intermediate = intermediate
+    self.experts = experts
+    self.topK = topK
+    self.routerWeights = routerWeights
+    self.normalize = normalize
+    self.routerBias = routerBias
+    self.gated = gated
+    self.activation = activation
+    self.expertBias = expertBias
+    self.trainable = trainable
+    self.dropout = dropout
+    self.balanceCoefficient = balanceCoefficient
+    self.zCoefficient = zCoefficient
+    self.seed = seed
+  }
+}

@@ -1,0 +1,168 @@
+import CShims
+
+/// What layers and optimisers share: threads, memory, callbacks, and the kernels for this processor.
+/// Counted: it lives until the last handle made in it is freed, so that hosts may free in any order.
+public struct Context {
+  public let allocator: Allocator
+  let cancel: Cancel
+  let log: Log
+  fileprivate let kernels: UnsafeMutablePointer<moei_kernels>
+  fileprivate var backend: Matmul.Backend
+  fileprivate var pool = Pool()
+  fileprivate var scratch = ScratchCache()
+  fileprivate var references: Int32 = 1
+  fileprivate var layersMade: Int64 = 0
+  public fileprivate(set) var info: UnsafeMutablePointer<CChar>
+
+  public struct Configuration {
+    /// nil = as many as the process may use.
+    public var threads: Int? = 1
+    public var matmul = MatmulChoice.fastest
+    public var allocator = Allocator()
+    public var cancel = Cancel()
+    public var log = Log()
+
+    public init() {}
+  }
+
+  /// Numbers as in moe_matmul.
+  public enum MatmulChoice: Int32 {
+    case fastest = 0
+    case openBLAS = 1
+    case reference = 2
+  }
+}
+
+public typealias ContextPointer = UnsafeMutablePointer<Context>
+
+extension UnsafeMutablePointer where Pointee == Context {
+  // MARK: life
+
+  public static func create(_ configuration: Context.Configuration) throws(Fault) -> ContextPointer {
+    let allocator = configuration.allocator
+    // One block: the context, then the tables it points at.
+    func layout(_ arena: inout Arena) -> (ContextPointer, UnsafeMutablePointer<moei_kernels>, UnsafeMutablePointer<CChar>) {
+      (arena.take(Context.self, 1), arena.take(moei_kernels.self, 1), arena.take(CChar.self, Self.infoCapacity))
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
+    let (context, kernels, info) = layout(&arena)
+    Self.fillForThisProcessor(kernels)
+    context.initialize(
+      to: Context(
+        allocator: allocator, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
+        backend: configuration.matmul == .reference ? .reference : .openBLAS, info: info))
+    do throws(Fault) {
+      let threads = configuration.threads ?? Int(moei_available_processors())
+      try Pool.start(&context.pointee.pool, threads: threads, allocator: allocator)
+    } catch {
+      allocator.deallocate(context)
+      throw error
+    }
+    context.describe()
+    configuration.log.write(info)
+    return context
+  }
+
+  public func retain() { _ = moei_add(&pointee.references, 1) }
+
+  public func release() {
+    guard moei_add(&pointee.references, -1) == 0 else { return }
+    let allocator = pointee.allocator
+    Pool.finish(&pointee.pool, allocator: allocator)
+    pointee.scratch.free(allocator: allocator)
+    allocator.deallocate(self)
+  }
+
+  private static func fillForThisProcessor(_ kernels: UnsafeMutablePointer<moei_kernels>) {
+    #if arch(x86_64)
+      switch moei_processor_level() {
+      case 2: moei_kernels_avx512(kernels)
+      case 1: moei_kernels_avx2(kernels)
+      default: moei_kernels_base(kernels)
+      }
+    #else
+      moei_kernels_base(kernels)
+    #endif
+  }
+
+  private static var infoCapacity: Int { 256 }
+
+  private func describe() {
+    var text = TextBuffer(pointee.info, capacity: Self.infoCapacity)
+    text.append(Library.description)
+    text.append("; kernels: ")
+    text.append(pointee.kernels.pointee.name)
+    text.append("; matrix products: ")
+    switch pointee.backend {
+    case .openBLAS: text.append("OpenBLAS")
+    case .reference: text.append("reference")
+    }
+    text.append("; threads: ")
+    text.append(pointee.pool.threadCount)
+  }
+
+  // MARK: what a call borrows
+
+  var kernels: UnsafePointer<moei_kernels> { UnsafePointer(pointee.kernels) }
+  var matmul: Matmul { Matmul(backend: pointee.backend, kernels: kernels) }
+
+  /// Threads a job of this context runs on at most: so many pieces of scratch a stage needs.
+  var lanes: Int { pointee.pool.threadCount }
+
+  /// A number no other layer of this context has, by which a tape knows its layer.
+  func numberForLayer() -> Int64 { moei_fetch_add64(&pointee.layersMade, 1) + 1 }
+
+  /// Runs `body` with scratch memory of at least `bytes` bytes and OpenBLAS set to one thread per calling thread.
+  func withScratch(_ bytes: Int, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void) throws(Fault) {
+    let scratch = try pointee.scratch.take(bytes, from: pointee.allocator)
+    let blas = pointee.backend == .openBLAS
+    if blas { OpenBLAS.enter() }
+    defer {
+      if blas { OpenBLAS.leave() }
+      pointee.scratch.put(scratch, allocator: pointee.allocator)
+    }
+    try body(scratch.memory)
+  }
+
+  /// Shares out items 0 ..< count of `job` over the context's threads.
+  func run<J: Job>(_ count: Int, _ job: J) throws(Fault) {
+    var job = job
+    if Pool.run(&pointee.pool, count, &job, cancel: pointee.cancel) {
+      throw Fault(.cancelled, "cancelled by the context's cancel callback")
+    }
+  }
+
+  /// The same without asking the cancel callback, for work that must not stop half-way.
+  func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
+    var job = job
+    _ = Pool.run(&pointee.pool, count, &job, cancel: Cancel())
+  }
+}
+
+/// Where the library says what it decided.
+public struct Log {
+  public typealias Callback = @convention(c) (UnsafeMutableRawPointer?, Int32, UnsafePointer<CChar>?) -> Void
+
+  private let callback: Callback?
+  private let user: UnsafeMutableRawPointer?
+
+  public init(_ callback: Callback? = nil, user: UnsafeMutableRawPointer? = nil) {
+    self.callback = callback
+    self.user = user
+  }
+
+  func write(_ line: UnsafePointer<CChar>) { callback?(user, 0, line) }
+}
+
+/// What this library is, whatever the context.
+public enum Library {
+  public static var version: StaticString { "0.1.0" }
+
+  #if hasFeature(Embedded)
+    public static var description: StaticString { "libmoe 0.1.0; Embedded Swift" }
+  #else
+    public static var description: StaticString { "libmoe 0.1.0; Swift" }
+  #endif
+}

@@ -1,0 +1,192 @@
+// The story of a token on one page: route, dispatch, compute, combine; then the same backwards.
+
+public struct Layer {
+  public let configuration: Configuration
+  let context: ContextPointer
+  let number: Int64
+  let parameters: Parameters
+  private var turn = Lock()  // backward calls add to the same gradients, so they take turns
+
+  fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters) {
+    self.configuration = configuration
+    self.context = context
+    number = context.numberForLayer()
+    self.parameters = parameters
+  }
+
+  /// Arrays of one call that the caller may want to see; nil where not.
+  public struct Details {
+    public var tokensPerExpert: UnsafeMutablePointer<Int64>?  // [E]
+    public var meanProbability: UnsafeMutablePointer<Float>?  // [E]
+    public var indices: UnsafeMutablePointer<Int32>?  // [T,K]
+    public var weights: UnsafeMutablePointer<Float>?  // [T,K]
+
+    public init() {}
+  }
+
+  // MARK: forward
+
+  /// y = layer(x), x and y [T,H]. `step` and `training` govern dropout.
+  public func forward(
+    _ x: UnsafePointer<Float>, tokens: Int, step: UInt64, training: Bool, y: UnsafeMutablePointer<Float>,
+    tape: TapePointer?, details: Details
+  ) throws(Fault) -> Report {
+    let c = configuration
+    let dropout = Dropout(c, step: step, training: training)
+    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout)
+
+    func layout(_ arena: inout Arena) -> ForwardStages {
+      let routing = taped?.routing ?? Routing(&arena, c, tokens: tokens)
+      let dispatch = taped?.dispatch ?? Dispatch(&arena, c, tokens: tokens)
+      return ForwardStages(
+        route: RouterForward(&arena, c, context: context, x: x, parameters: parameters, routing: routing),
+        dispatch: dispatch,
+        compute: ExpertsForward(
+          &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout,
+          kept: taped?.preactivations),
+        meanProbability: arena.take(Double.self, c.experts))
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    var report = Report()
+    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      let stages = layout(&arena)
+      try stages.route.run(in: context)
+      stages.dispatch.group(stages.route.routing.indices, experts: c.experts)
+      try stages.compute.run(in: context)
+      try CombineForward(
+        c: c, kernels: context.kernels, routing: stages.route.routing, dispatch: stages.dispatch,
+        outputs: stages.compute.outputs, y: y
+      ).run(in: context)
+      report = Report(
+        c, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
+        mean: stages.meanProbability)
+      details.write(c, stages)
+    }
+    if let taped { tape!.pointee.fill(taped) }
+    return report
+  }
+
+  // MARK: backward
+
+  /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
+  public mutating func backward(
+    _ tape: UnsafePointer<Tape>, x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dAuxLoss: Float,
+    dx: UnsafeMutablePointer<Float>?
+  ) throws(Fault) {
+    let c = configuration
+    let taped = tape.pointee.contents!
+    let tokens = taped.routing.tokens
+    if tokens == 0 { return }
+
+    let (context, parameters) = (context, parameters)
+    func layout(_ arena: inout Arena) -> BackwardStages {
+      let compute = ExpertsBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: taped)
+      let losses = LossGradient(&arena, c, tokens: tokens, dAuxLoss: dAuxLoss)
+      let route = RouterBackward(
+        &arena, c, context: context, x: x, parameters: parameters, routing: taped.routing, losses: losses,
+        dWeights: compute.dWeights)
+      return BackwardStages(compute: compute, losses: losses, route: route)
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    let bytes = try measure.total()
+    turn.acquire()
+    defer { turn.release() }
+    try context.withScratch(bytes) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      let stages = layout(&arena)
+      try stages.compute.run(in: context)
+      stages.losses.prepare(c, dispatch: taped.dispatch, tokens: tokens, dAuxLoss: dAuxLoss)
+      try stages.route.run(
+        in: context, weightGrad: parameters.grad(.routerWeight)!, biasGrad: parameters.grad(.routerBias))
+      if let dx {
+        try CombineBackward(
+          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows, router: stages.route,
+          dx: dx
+        ).run(in: context)
+      }
+    }
+  }
+}
+
+private struct ForwardStages {
+  let route: RouterForward
+  let dispatch: Dispatch
+  let compute: ExpertsForward
+  let meanProbability: UnsafeMutablePointer<Double>  // [E]
+}
+
+private struct BackwardStages {
+  let compute: ExpertsBackward
+  let losses: LossGradient
+  let route: RouterBackward
+}
+
+extension Layer.Details {
+  fileprivate func write(_ c: Configuration, _ stages: ForwardStages) {
+    let routing = stages.route.routing
+    for e in 0..<c.experts {
+      tokensPerExpert?[e] = Int64(stages.dispatch.count(ofExpert: e))
+      meanProbability?[e] = Float(stages.meanProbability[e])
+    }
+    indices?.update(from: routing.indices, count: stages.dispatch.pairs)
+    weights?.update(from: routing.weights, count: stages.dispatch.pairs)
+  }
+}
+
+// MARK: life and parameters
+
+public typealias LayerPointer = UnsafeMutablePointer<Layer>
+
+extension UnsafeMutablePointer where Pointee == Layer {
+  public static func create(_ c: Configuration, in context: ContextPointer) throws(Fault) -> LayerPointer {
+    let allocator = context.pointee.allocator
+    func layout(_ arena: inout Arena) -> (LayerPointer, UnsafeMutablePointer<Parameter?>) {
+      (arena.take(Layer.self, 1), arena.take(Parameter?.self, Parameters.capacity))
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
+    let (layer, slots) = layout(&arena)
+    let parameters = Parameters(slots)
+    do throws(Fault) {
+      try parameters.allocate(c, allocator: allocator)
+    } catch {
+      parameters.free(allocator: allocator)
+      allocator.deallocate(layer)
+      throw error
+    }
+    parameters.initialise(c)
+    layer.initialize(to: Layer(c, context: context, parameters: parameters))
+    context.retain()
+    return layer
+  }
+
+  public func free() {
+    let context = pointee.context
+    pointee.parameters.free(allocator: context.pointee.allocator)
+    context.pointee.allocator.deallocate(self)
+    context.release()
+  }
+}
+
+extension Layer {
+  public var parameterCount: Int { parameters.count }
+  public func parameter(_ index: Int) -> Parameter { parameters[index] }
+  public func zeroGrad() { parameters.zeroGrad() }
+
+  public func bind(_ index: Int, data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>?) {
+    parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)
+  }
+
+  /// Whether the tape was made for this layer, and whether it is filled.
+  public func owns(_ tape: UnsafePointer<Tape>) -> Bool {
+    tape.pointee.layerNumber == number && tape.pointee.context == context
+  }
+  public func isFilled(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents != nil }
+  public func tokens(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.routing.tokens ?? 0 }
+  /// Empties the tape: after an error there is nothing to go back from.
+  public func clear(_ tape: TapePointer) { tape.pointee.clear() }
+}

@@ -1,0 +1,30 @@
+/// Cuts one block of memory into arrays. The same code runs twice: first without memory, to learn how much is needed,
+/// then over the block itself. So what was promised and what is used cannot differ.
+struct Arena {
+  private let start: UnsafeMutableRawPointer?
+  private(set) var bytes = 0
+  private var overflow = false
+
+  /// Only measures. The arrays it hands out must not be touched.
+  init() { start = nil }
+
+  init(_ memory: UnsafeMutableRawPointer) { start = memory }
+
+  mutating func take<T>(_ type: T.Type, _ rows: Int, _ columns: Int = 1) -> UnsafeMutablePointer<T> {
+    let (count, tooMany) = rows.multipliedReportingOverflow(by: columns)
+    let (size, tooLarge) = count.multipliedReportingOverflow(by: MemoryLayout<T>.stride)
+    let (padded, overPadding) = size.addingReportingOverflow(Allocator.alignment - 1)
+    let (end, overEnd) = bytes.addingReportingOverflow(padded & ~(Allocator.alignment - 1))
+    let place = bytes
+    if tooMany || tooLarge || overPadding || overEnd { overflow = true } else { bytes = end }
+    // While measuring, any address that is not nil will do.
+    let memory = start.map { $0 + place } ?? UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!
+    return memory.bindMemory(to: T.self, capacity: count)
+  }
+
+  /// Bytes taken, or an error when no address space could hold them.
+  func total() throws(Fault) -> Int {
+    if overflow { throw .outOfMemory(bytes: .max) }
+    return bytes
+  }
+}

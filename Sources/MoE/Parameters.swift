@@ -1,0 +1,140 @@
+/// One parameter tensor: row-major float32 without gaps.
+public struct Parameter {
+  public let name: StaticString
+  public let rank: Int
+  public let shape: (Int, Int, Int)  // entries from `rank` on are 1
+  public let count: Int
+  public fileprivate(set) var data: UnsafeMutablePointer<Float>?
+  public fileprivate(set) var grad: UnsafeMutablePointer<Float>?
+  fileprivate var ownsData = true
+  fileprivate var ownsGrad = true
+}
+
+/// The layer's parameters, in the order a token meets them.
+struct Parameters {
+  enum Role: Int {
+    case routerWeight  // [E,H]
+    case routerBias  // [E]
+    case gateWeight  // [E,I,H]
+    case gateBias  // [E,I]
+    case upWeight  // [E,I,H]
+    case upBias  // [E,I]
+    case downWeight  // [E,H,I]
+    case downBias  // [E,H]
+  }
+
+  static let capacity = 8
+  private let slots: UnsafeMutablePointer<Parameter?>
+
+  init(_ slots: UnsafeMutablePointer<Parameter?>) {
+    self.slots = slots
+    slots.initialize(repeating: nil, count: Self.capacity)
+  }
+
+  subscript(role: Role) -> Parameter? { slots[role.rawValue] }
+
+  func data(_ role: Role) -> UnsafeMutablePointer<Float>? { slots[role.rawValue]?.data }
+  func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { slots[role.rawValue]?.grad }
+
+  // MARK: the public list, which skips what the configuration does not have
+
+  var count: Int {
+    var count = 0
+    for slot in 0..<Self.capacity where slots[slot] != nil { count += 1 }
+    return count
+  }
+
+  subscript(index: Int) -> Parameter { slots[slot(index)]! }
+
+  private func slot(_ index: Int) -> Int {
+    var left = index
+    for slot in 0..<Self.capacity where slots[slot] != nil {
+      if left == 0 { return slot }
+      left -= 1
+    }
+    return 0
+  }
+
+  func bind(
+    _ index: Int, data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
+  ) {
+    let slot = slot(index)
+    if slots[slot]!.ownsData { allocator.deallocate(slots[slot]!.data) }
+    slots[slot]!.data = data
+    slots[slot]!.ownsData = false
+    guard let grad else { return }
+    if slots[slot]!.ownsGrad { allocator.deallocate(slots[slot]!.grad) }
+    slots[slot]!.grad = grad
+    slots[slot]!.ownsGrad = false
+  }
+
+  func zeroGrad() {
+    for slot in 0..<Self.capacity {
+      if let parameter = slots[slot], let grad = parameter.grad { grad.update(repeating: 0, count: parameter.count) }
+    }
+  }
+
+  // MARK: life
+
+  func allocate(_ c: Configuration, allocator: Allocator) throws(Fault) {
+    try add(.routerWeight, "router.weight", (c.experts, c.hidden, 1), rank: 2, c, allocator)
+    if c.routerBias { try add(.routerBias, "router.bias", (c.experts, 1, 1), rank: 1, c, allocator) }
+    if c.gated {
+      try add(.gateWeight, "experts.gate.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
+      if c.expertBias {
+        try add(.gateBias, "experts.gate.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator)
+      }
+    }
+    try add(.upWeight, "experts.up.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
+    if c.expertBias { try add(.upBias, "experts.up.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator) }
+    try add(.downWeight, "experts.down.weight", (c.experts, c.hidden, c.intermediate), rank: 3, c, allocator)
+    if c.expertBias { try add(.downBias, "experts.down.bias", (c.experts, c.hidden, 1), rank: 2, c, allocator) }
+  }
+
+  private func add(
+    _ role: Role, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int, _ c: Configuration, _ allocator: Allocator
+  ) throws(Fault) {
+    // Sizes are below 2^31 each, so the first product cannot overflow.
+    let (count, overflow) = (shape.0 * shape.1).multipliedReportingOverflow(by: shape.2)
+    if overflow { throw .outOfMemory(bytes: .max) }
+    var parameter = Parameter(name: name, rank: rank, shape: shape, count: count)
+    parameter.data = try allocator.allocate(Float.self, count: count)
+    slots[role.rawValue] = parameter  // from here on `free` sees it
+    guard c.trainable else { return }
+    let grad = try allocator.allocate(Float.self, count: count)
+    grad.initialize(repeating: 0, count: count)
+    slots[role.rawValue]!.grad = grad
+  }
+
+  func free(allocator: Allocator) {
+    for slot in 0..<Self.capacity {
+      guard let parameter = slots[slot] else { continue }
+      if parameter.ownsData { allocator.deallocate(parameter.data) }
+      if parameter.ownsGrad { allocator.deallocate(parameter.grad) }
+    }
+  }
+
+  // MARK: initial values
+
+  /// Kaiming for the router, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h).
+  func initialise(_ c: Configuration) {
+    func uniform(_ role: Role, _ bound: Double) {
+      guard let p = self[role], let data = p.data else { return }
+      Random(seed: c.seed, stream: UInt8(role.rawValue), step: 0).fillUniform(data, count: p.count, bound: Float(bound))
+    }
+    let fromHidden = 1 / Double(c.hidden).squareRoot()
+    let fromIntermediate = 1 / Double(c.intermediate).squareRoot()
+    let xavier = (6 / Double(c.hidden + c.intermediate)).squareRoot()
+    if let p = self[.routerWeight], let data = p.data {
+      Random(seed: c.seed, stream: UInt8(Role.routerWeight.rawValue), step: 0)
+        .fillNormal(data, count: p.count, deviation: fromHidden)
+    }
+    uniform(.routerBias, fromHidden)
+    uniform(.gateWeight, xavier)
+    uniform(.gateBias, fromHidden)
+    uniform(.upWeight, xavier)
+    uniform(.upBias, fromHidden)
+    uniform(.downWeight, xavier)
+    uniform(.downBias, fromIntermediate)
+  }
+}

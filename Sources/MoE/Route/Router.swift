@@ -1,0 +1,217 @@
+import CShims
+
+// The linear gate:  logits = x W_r^T + b_r;  choose K experts;  weigh them.
+
+/// Routes one block of tokens per item.
+struct RouterForward: Job {
+  let c: Configuration
+  let kernels: UnsafePointer<moei_kernels>
+  let matmul: Matmul
+  let x: UnsafePointer<Float>  // [T,H]
+  let weight: UnsafePointer<Float>  // [E,H]
+  let bias: UnsafePointer<Float>?  // [E]
+  let routing: Routing
+  let entropy: UnsafeMutablePointer<Float>  // [T]
+  let logits: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E]
+  let chosen: UnsafeMutablePointer<Float>  // [lanes, K] logits of the chosen experts
+  /// Per block the first token that cannot be routed, or -1, and why.
+  let failures: UnsafeMutablePointer<Failure>  // [blocks]
+
+  struct Failure {
+    var token = -1
+    var expert = 0
+    var tooFewLeft = false
+  }
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    routing: Routing
+  ) {
+    self.c = c
+    kernels = context.kernels
+    matmul = context.matmul
+    self.x = x
+    weight = UnsafePointer(parameters.data(.routerWeight)!)
+    bias = parameters.data(.routerBias).map { UnsafePointer($0) }
+    self.routing = routing
+    entropy = arena.take(Float.self, routing.tokens)
+    logits = arena.take(Float.self, context.lanes * rowsPerBlock, c.experts)
+    chosen = arena.take(Float.self, context.lanes, c.topK)
+    failures = arena.take(Failure.self, blocks(of: routing.tokens))
+  }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    let blocks = blocks(of: routing.tokens)
+    failures.initialize(repeating: Failure(), count: blocks)
+    try context.run(blocks, self)
+    for block in 0..<blocks where failures[block].token >= 0 {
+      let failure = failures[block]
+      if failure.tooFewLeft {
+        throw Fault(
+          .notFinite, "token \(failure.token): fewer than top_k = \(c.topK) experts have a logit above minus infinity")
+      }
+      throw Fault(
+        .notFinite, "x: token \(failure.token) gets a logit that is NaN or plus infinity for expert \(failure.expert)")
+    }
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let lane = lane.pointee.index
+    let (h, e) = (c.hidden, c.experts)
+    let tokens = rows(ofBlock: block, in: routing.tokens)
+    let z = logits + lane * rowsPerBlock * e  // [rows, E]
+    for row in 0..<tokens.count {
+      if let bias { (z + row * e).update(from: bias, count: e) } else { (z + row * e).update(repeating: 0, count: e) }
+    }
+    matmul.addABt(tokens.count, e, h, x + tokens.lowerBound * h, lda: h, weight, ldb: h, z, ldc: e)
+
+    for t in tokens {
+      let row = z + (t - tokens.lowerBound) * e
+      let bad = Int(kernels.pointee.first_not_finite(Int64(e), row))
+      if bad < e {
+        failures[block] = Failure(token: t, expert: bad)
+        return
+      }
+      let indices = routing.indices + t * c.topK
+      selectTopK(row, count: e, k: c.topK, indices: indices)
+      if row[Int(indices[c.topK - 1])] == -.infinity {
+        failures[block] = Failure(token: t, tooFewLeft: true)
+        return
+      }
+      let p = routing.probabilities + t * e
+      kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
+      weigh(t, logits: row, probabilities: p, chosen: chosen + lane * c.topK)
+    }
+  }
+
+  /// Weights of token t's chosen experts.
+  private func weigh(
+    _ t: Int, logits: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>, chosen: UnsafeMutablePointer<Float>
+  ) {
+    let k = c.topK
+    let indices = routing.indices + t * k
+    let weights = routing.weights + t * k
+    switch c.routerWeights {
+    case .scores:
+      for slot in 0..<k { weights[slot] = p[Int(indices[slot])] }
+      if c.normalize {
+        let total = chosenTotal(weights, k)
+        for slot in 0..<k { weights[slot] /= total }
+      }
+    case .topKSoftmax:
+      for slot in 0..<k { chosen[slot] = logits[Int(indices[slot])] }
+      var unused: (lse: Float, entropy: Float) = (0, 0)
+      kernels.pointee.softmax(Int64(k), chosen, weights, &unused.lse, &unused.entropy)
+    }
+  }
+}
+
+/// Sum of the chosen probabilities, in slot order. At least 1/E: the best expert's share.
+private func chosenTotal(_ probabilities: UnsafePointer<Float>, _ k: Int) -> Float {
+  var total: Float = 0
+  for slot in 0..<k { total += probabilities[slot] }
+  return total
+}
+
+// MARK: backward
+
+/// From the gradients of the chosen weights, and of the losses, to the gradients of logits, router and x.
+struct RouterBackward: Job {
+  let c: Configuration
+  let matmul: Matmul
+  let x: UnsafePointer<Float>  // [T,H]
+  let weight: UnsafePointer<Float>  // [E,H]
+  let routing: Routing
+  let losses: LossGradient
+  let dWeights: UnsafePointer<Float>  // [T,K]
+  let dLogits: UnsafeMutablePointer<Float>  // [T,E]
+  let dScores: UnsafeMutablePointer<Float>  // [lanes, K]
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    routing: Routing, losses: LossGradient, dWeights: UnsafePointer<Float>
+  ) {
+    self.c = c
+    matmul = context.matmul
+    self.x = x
+    weight = UnsafePointer(parameters.data(.routerWeight)!)
+    self.routing = routing
+    self.losses = losses
+    self.dWeights = dWeights
+    dLogits = arena.take(Float.self, routing.tokens, c.experts)
+    dScores = arena.take(Float.self, context.lanes, c.topK)
+  }
+
+  /// dLogits for all tokens, then the router's own gradients in ascending token order.
+  func run(in context: ContextPointer, weightGrad: UnsafeMutablePointer<Float>, biasGrad: UnsafeMutablePointer<Float>?)
+    throws(Fault)
+  {
+    try context.run(blocks(of: routing.tokens), self)
+    let (h, e) = (c.hidden, c.experts)
+    for block in 0..<blocks(of: routing.tokens) {
+      let tokens = rows(ofBlock: block, in: routing.tokens)
+      let dz = dLogits + tokens.lowerBound * e
+      matmul.addAtB(e, h, tokens.count, dz, lda: e, x + tokens.lowerBound * h, ldb: h, weightGrad, ldc: h)
+      if let biasGrad {
+        for row in 0..<tokens.count { context.kernels.pointee.add(Int64(e), dz + row * e, biasGrad) }
+      }
+    }
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let lane = lane.pointee.index
+    let (e, k) = (c.experts, c.topK)
+    for t in rows(ofBlock: block, in: routing.tokens) {
+      let p = routing.probabilities + t * e
+      let w = routing.weights + t * k
+      let dw = dWeights + t * k
+      let indices = routing.indices + t * k
+      let dz = dLogits + t * e
+
+      // Into dz first the gradient with respect to the probabilities p: dense from the balance loss ...
+      let ds = dScores + lane * k
+      losses.setProbabilityGradient(dz, count: e)
+      // ... and from the weights, where they are probabilities.
+      if c.routerWeights == .scores {
+        scoreGradient(w, dw, p, indices, ds)
+        for slot in 0..<k { dz[Int(indices[slot])] += ds[slot] }
+      }
+      // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
+      var mean: Float = 0
+      for j in 0..<e { mean += dz[j] * p[j] }
+      let shift = losses.logSumExpGradient(routing.logSumExp[t]) - mean
+      for j in 0..<e { dz[j] = p[j] * (dz[j] + shift) }
+      // Weights that are a softmax over the chosen logits reach those logits directly.
+      if c.routerWeights == .topKSoftmax {
+        var mean: Float = 0
+        for slot in 0..<k { mean += dw[slot] * w[slot] }
+        for slot in 0..<k { dz[Int(indices[slot])] += w[slot] * (dw[slot] - mean) }
+      }
+    }
+  }
+
+  /// ds: with w = s / S, S = sum of s:  ds_k = (dw_k - sum over j of dw_j w_j) / S;  with w = s:  ds = dw.
+  private func scoreGradient(
+    _ w: UnsafePointer<Float>, _ dw: UnsafePointer<Float>, _ p: UnsafePointer<Float>, _ indices: UnsafePointer<Int32>,
+    _ ds: UnsafeMutablePointer<Float>
+  ) {
+    let k = c.topK
+    if !c.normalize {
+      ds.update(from: dw, count: k)
+      return
+    }
+    for slot in 0..<k { ds[slot] = p[Int(indices[slot])] }
+    let total = chosenTotal(ds, k)
+    var mean: Float = 0
+    for slot in 0..<k { mean += dw[slot] * w[slot] }
+    for slot in 0..<k { ds[slot] = (dw[slot] - mean) / total }
+  }
+
+  /// dx[t] += dLogits[t] W_r for one block of tokens.
+  func addInputGradient(_ block: Int, to dx: UnsafeMutablePointer<Float>) {
+    let (h, e) = (c.hidden, c.experts)
+    let tokens = rows(ofBlock: block, in: routing.tokens)
+    matmul.addAB(
+      tokens.count, h, e, dLogits + tokens.lowerBound * e, lda: e, weight, ldb: h, dx + tokens.lowerBound * h, ldc: h)
+  }
+}

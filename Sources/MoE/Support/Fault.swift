@@ -1,0 +1,140 @@
+import CShims
+
+/// What went wrong. The engine throws it; the boundary turns it into a status. Its text is already in place then:
+/// `ErrorText` writes straight into the calling thread's fixed buffer, so that reporting needs no memory.
+public struct Fault: Error {
+  public enum Kind: Int32 {
+    // Numbers as in moe_status.
+    case invalidArgument = 1
+    case outOfMemory = 2
+    case badState = 3
+    case notFinite = 4
+    case cancelled = 5
+  }
+
+  public let kind: Kind
+
+  public init(_ kind: Kind, _ text: ErrorText) {
+    self.kind = kind
+  }
+}
+
+extension Fault {
+  public static func invalid(_ text: ErrorText) -> Fault { Fault(.invalidArgument, text) }
+  public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
+  public static func outOfMemory(bytes: Int) -> Fault { Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused") }
+}
+
+/// "top_k = \(k) exceeds n_experts = \(e)" without a String: no allocation, no Unicode tables.
+public struct ErrorText: ExpressibleByStringInterpolation {
+  public typealias StringLiteralType = StaticString
+
+  public init(stringLiteral text: StaticString) {
+    var writer = StringInterpolation(literalCapacity: 0, interpolationCount: 0)
+    writer.appendLiteral(text)
+  }
+
+  public init(stringInterpolation: StringInterpolation) {}
+
+  public struct StringInterpolation: StringInterpolationProtocol {
+    public typealias StringLiteralType = StaticString
+    private var text = TextBuffer(moei_error_text(), capacity: Int(MOEI_TEXT_SIZE))
+
+    public init(literalCapacity: Int, interpolationCount: Int) {}
+
+    public mutating func appendLiteral(_ literal: StaticString) { text.append(literal) }
+    public mutating func appendInterpolation(_ name: StaticString) { text.append(name) }
+    public mutating func appendInterpolation(_ number: Int) { text.append(number) }
+    public mutating func appendInterpolation(_ number: Double) { text.append(number) }
+    /// Text of the caller's, cut off at the end of the buffer.
+    public mutating func appendInterpolation(_ name: UnsafePointer<CChar>?) { text.append(name) }
+  }
+}
+
+/// Appends to a fixed C string, always terminated, cut off where it is full.
+public struct TextBuffer {
+  private let start: UnsafeMutablePointer<CChar>
+  private let capacity: Int
+  private var length = 0
+
+  public init(_ start: UnsafeMutablePointer<CChar>, capacity: Int) {
+    self.start = start
+    self.capacity = capacity
+    start[0] = 0
+  }
+
+  private mutating func append(_ byte: UInt8) {
+    guard length < capacity - 1 else { return }
+    start[length] = CChar(bitPattern: byte)
+    length += 1
+    start[length] = 0
+  }
+
+  public mutating func append(_ text: StaticString) {
+    for i in 0..<text.utf8CodeUnitCount { append(text.utf8Start[i]) }
+  }
+
+  public mutating func append(_ text: UnsafePointer<CChar>?) {
+    guard var p = text else { return append("NULL") }
+    while p.pointee != 0 {
+      append(UInt8(bitPattern: p.pointee))
+      p += 1
+    }
+  }
+
+  public mutating func append(_ number: Int) {
+    if number < 0 { append(UInt8(ascii: "-")) }
+    var divisor: UInt = 1
+    let magnitude = number.magnitude
+    while magnitude / divisor >= 10 { divisor *= 10 }
+    while divisor > 0 {
+      append(UInt8(ascii: "0") + UInt8(magnitude / divisor % 10))
+      divisor /= 10
+    }
+  }
+
+  /// Six significant digits, as %g: enough for a message.
+  public mutating func append(_ number: Double) {
+    if number.isNaN { return append("nan") }
+    if number.sign == .minus { append(UInt8(ascii: "-")) }
+    if number.isInfinite { return append("inf") }
+    var value = number.magnitude
+    var exponent = 0
+    if value > 0 {
+      while value >= 10 {
+        value /= 10
+        exponent += 1
+      }
+      while value < 1 {
+        value *= 10
+        exponent -= 1
+      }
+    }
+    var digits = Int((value * 1e5).rounded())
+    if digits >= 1_000_000 {
+      digits /= 10
+      exponent += 1
+    }
+    // Plain notation from 1e-5 to 1e6, otherwise d.ddddde+xx.
+    let scientific = exponent < -5 || exponent > 5
+    var point = scientific ? 0 : exponent  // the digit after which the point stands
+    if point < 0 {
+      append("0.")
+      for _ in 0..<(-point - 1) { append(UInt8(ascii: "0")) }
+      point = 6
+    }
+    var place = 100_000
+    var position = 0
+    while place > 0 && (digits > 0 || position <= point && point < 6) {
+      append(UInt8(ascii: "0") + UInt8(digits / place))
+      digits %= place
+      if position == point && digits > 0 { append(UInt8(ascii: ".")) }
+      place /= 10
+      position += 1
+    }
+    if scientific {
+      append("e")
+      append(exponent)
+    }
+  }
+}

@@ -1,0 +1,133 @@
+import CMoE
+import MoE
+
+// The boundary: everything a caller can get wrong is found here, once, and named. Behind it the engine trusts its
+// arguments. A Swift trap would kill the host, so nothing unchecked is multiplied, indexed or converted.
+
+/// Runs the body of an exported function and turns its fault into a status; the message is in place by then.
+func attempt(_ body: () throws(Fault) -> Void) -> moe_status {
+  do throws(Fault) {
+    try body()
+    return MOE_OK
+  } catch {
+    return moe_status(rawValue: UInt32(error.kind.rawValue))
+  }
+}
+
+// MARK: pointers
+
+func required<T>(_ pointer: UnsafeMutablePointer<T>?, _ name: StaticString) throws(Fault) -> UnsafeMutablePointer<T> {
+  guard let pointer else { throw .invalid("\(name) is NULL") }
+  guard isAligned(pointer, MemoryLayout<T>.alignment) else {
+    throw .invalid("\(name) is not aligned to \(MemoryLayout<T>.alignment) bytes")
+  }
+  return pointer
+}
+
+func required<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> UnsafePointer<T> {
+  let found: UnsafeMutablePointer<T> = try required(UnsafeMutablePointer(mutating: pointer), name)
+  return UnsafePointer(found)
+}
+
+/// NULL, or aligned.
+func optional<T>(_ pointer: UnsafeMutablePointer<T>?, _ name: StaticString) throws(Fault) -> UnsafeMutablePointer<T>? {
+  pointer == nil ? nil : try required(pointer, name)
+}
+
+/// An array that may be NULL when it has no elements.
+func array<T>(_ pointer: UnsafePointer<T>?, count: Int, _ name: StaticString) throws(Fault) -> UnsafePointer<T> {
+  if count == 0 && pointer == nil { return UnsafePointer(bitPattern: MemoryLayout<T>.alignment)! }
+  return try required(pointer, name)
+}
+
+func array<T>(
+  _ pointer: UnsafeMutablePointer<T>?, count: Int, _ name: StaticString
+) throws(Fault) -> UnsafeMutablePointer<T> {
+  UnsafeMutablePointer(mutating: try array(UnsafePointer(pointer), count: count, name))
+}
+
+private func isAligned(_ pointer: UnsafeRawPointer, _ alignment: Int) -> Bool {
+  Int(bitPattern: pointer) % alignment == 0
+}
+
+/// Refuses `output` when it shares memory with `other`; both are float32 arrays.
+func requireApart(
+  _ output: UnsafePointer<Float>?, _ outputCount: Int, _ outputName: StaticString, _ other: UnsafePointer<Float>?,
+  _ otherCount: Int, _ otherName: StaticString
+) throws(Fault) {
+  guard let output, let other, outputCount > 0, otherCount > 0 else { return }
+  let (a, b) = (UInt(bitPattern: output), UInt(bitPattern: other))
+  // Distances rather than ends: an end could lie beyond the address space.
+  let apart = a < b ? (b - a) / 4 >= UInt(outputCount) : (a - b) / 4 >= UInt(otherCount)
+  if !apart { throw .invalid("\(outputName) overlaps \(otherName)") }
+}
+
+// MARK: handles
+
+func handle<T>(_ pointer: OpaquePointer?, _ name: StaticString, as type: T.Type) throws(Fault) -> UnsafeMutablePointer<T> {
+  try required(pointer.map { UnsafeMutablePointer<T>($0) }, name)
+}
+
+// MARK: structs that may grow
+
+/// The struct's own size at offset 0, checked: at least what this library knows, and nothing but zeros beyond that.
+func requireSize<T>(_ pointer: UnsafePointer<T>, _ name: StaticString) throws(Fault) -> Int {
+  let known = MemoryLayout<T>.size
+  let start = UnsafeRawPointer(pointer)
+  let size = start.load(as: Int.self)
+  // Beyond this it is no size but memory that was never initialised, and the tail must not be read.
+  let plausible = 4096
+  guard size >= known && size <= plausible else {
+    throw .invalid("\(name): struct_size = \(size), but \(known) is expected; initialise it with the macro or the init function")
+  }
+  for offset in known..<size where start.load(fromByteOffset: offset, as: UInt8.self) != 0 {
+    throw .invalid("\(name): struct_size = \(size) and a field beyond the \(known) bytes known here is not 0; the library is older than the header")
+  }
+  return size
+}
+
+/// A copy of the caller's struct.
+func read<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
+  let pointer = try required(pointer, name)
+  _ = try requireSize(pointer, name)
+  return pointer.pointee
+}
+
+/// Writes `defaults` over as much of the caller's struct as there is: `size` bytes, the rest of which become 0.
+/// The struct's own size comes first in it.
+func initialise<T>(_ pointer: UnsafeMutablePointer<T>?, _ size: Int, _ defaults: T) {
+  guard let pointer, size >= MemoryLayout<Int>.size else { return }
+  let memory = UnsafeMutableRawPointer(pointer)
+  memory.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+  withUnsafeBytes(of: defaults) {
+    memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, MemoryLayout<T>.size))
+  }
+  withUnsafeBytes(of: size) { memory.copyMemory(from: $0.baseAddress!, byteCount: MemoryLayout<Int>.size) }
+}
+
+// MARK: numbers
+
+func require(_ value: Int, _ name: StaticString, from low: Int, to high: Int) throws(Fault) {
+  if value < low { throw .invalid("\(name) = \(value) is below \(low)") }
+  if value > high { throw .invalid("\(name) = \(value) exceeds \(high)") }
+}
+
+func require(_ value: Double, _ name: StaticString, atLeast low: Double) throws(Fault) {
+  guard value >= low && value.isFinite else { throw .invalid("\(name) = \(value) is not a number of at least \(low)") }
+}
+
+/// [0, 1)
+func requireShare(_ value: Double, _ name: StaticString) throws(Fault) {
+  guard value >= 0 && value < 1 else { throw .invalid("\(name) = \(value) is not in [0, 1)") }
+}
+
+func flag(_ value: Int32, _ name: StaticString) throws(Fault) -> Bool {
+  try require(Int(value), name, from: 0, to: 1)
+  return value == 1
+}
+
+func product(_ a: Int, _ b: Int, _ name: StaticString) throws(Fault) -> Int {
+  let (product, overflow) = a.multipliedReportingOverflow(by: b)
+  if overflow { throw .invalid("\(name) does not fit in 63 bits") }
+  return product
+}

@@ -1,0 +1,46 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_context_config_init")
+public func moe_context_config_init(_ config: UnsafeMutablePointer<moe_context_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_context_config())
+}
+
+@implementation @_cdecl("moe_context_create")
+public func moe_context_create(
+  _ config: UnsafePointer<moe_context_config>?, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let out = try required(out, "out")
+    var configuration = Context.Configuration()
+    if config != nil { configuration = try Context.Configuration(try read(config, "config")) }
+    out.pointee = OpaquePointer(try ContextPointer.create(configuration))
+  }
+}
+
+@implementation @_cdecl("moe_context_free")
+public func moe_context_free(_ context: OpaquePointer?) {
+  guard let context else { return }
+  ContextPointer(context).release()
+}
+
+extension Context.Configuration {
+  fileprivate init(_ config: moe_context_config) throws(Fault) {
+    self.init()
+    try require(Int(config.n_threads), "n_threads", from: Int(MOE_THREADS_ALL), to: 1024)
+    threads = config.n_threads == MOE_THREADS_ALL ? nil : max(1, Int(config.n_threads))
+    guard let choice = Context.MatmulChoice(rawValue: config.matmul) else {
+      throw .invalid("matmul = \(Int(config.matmul)) is not a moe_matmul")
+    }
+    matmul = choice
+    switch (config.alloc, config.dealloc) {
+    case (nil, nil): break
+    case (let alloc?, let dealloc?):
+      allocator = Allocator(allocate: alloc, deallocate: dealloc, user: config.alloc_user)
+    case (nil, _): throw .invalid("alloc is NULL and dealloc is not: both or neither")
+    case (_, nil): throw .invalid("dealloc is NULL and alloc is not: both or neither")
+    }
+    cancel = Cancel(config.cancel, user: config.cancel_user)
+    log = Log(config.log, user: config.log_user)
+  }
+}

@@ -1,0 +1,150 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_layer_config_init")
+public func moe_layer_config_init(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_layer_config())
+}
+
+@implementation @_cdecl("moe_layer_create")
+public func moe_layer_create(
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_layer_config>?, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let configuration = try Configuration(try read(config, "config"))
+    let out = try required(out, "out")
+    out.pointee = OpaquePointer(try LayerPointer.create(configuration, in: context))
+  }
+}
+
+@implementation @_cdecl("moe_layer_free")
+public func moe_layer_free(_ layer: OpaquePointer?) {
+  guard let layer else { return }
+  LayerPointer(layer).free()
+}
+
+extension Configuration {
+  fileprivate init(_ config: moe_layer_config) throws(Fault) {
+    let largest = Int(Int32.max)
+    try require(Int(config.hidden_size), "hidden_size", from: 1, to: largest)
+    try require(Int(config.intermediate_size), "intermediate_size", from: 1, to: largest)
+    try require(Int(config.n_experts), "n_experts", from: 1, to: largest)
+    try require(Int(config.top_k), "top_k", from: 1, to: largest)
+    if config.top_k > config.n_experts {
+      throw .invalid("top_k = \(Int(config.top_k)) exceeds n_experts = \(Int(config.n_experts))")
+    }
+    guard let weights = RouterWeights(rawValue: config.router_weights) else {
+      throw .invalid("router_weights = \(Int(config.router_weights)) is not a moe_router_weights")
+    }
+    guard config.router_normalize == 0 || config.router_normalize == 1 else {
+      throw .invalid("router_normalize = \(Int(config.router_normalize)) is not a moe_normalize")
+    }
+    guard config.expert_kind == 0 || config.expert_kind == 1 else {
+      throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
+    }
+    guard config.activation >= 0 && config.activation <= 3 else {
+      throw .invalid("activation = \(Int(config.activation)) is not a moe_activation")
+    }
+    let gated = config.expert_kind == Int32(MOE_EXPERT_GATED.rawValue)
+    let inferenceOnly = try flag(config.inference_only, "inference_only")
+    try requireShare(Double(config.dropout), "dropout")
+    try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
+    try require(Double(config.z_coef), "z_coef", atLeast: 0)
+    self.init(
+      hidden: Int(config.hidden_size), intermediate: Int(config.intermediate_size), experts: Int(config.n_experts),
+      topK: Int(config.top_k), routerWeights: weights,
+      normalize: config.router_normalize == Int32(MOE_NORMALIZE_SUM.rawValue),
+      routerBias: try bias(config.router_bias, "router_bias", default: true), gated: gated,
+      activation: config.activation, expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
+      trainable: !inferenceOnly, dropout: config.dropout, balanceCoefficient: config.balance_coef,
+      zCoefficient: config.z_coef, seed: config.seed)
+  }
+}
+
+private func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> Bool {
+  switch value {
+  case Int32(MOE_BIAS_DEFAULT.rawValue): return `default`
+  case Int32(MOE_BIAS_OFF.rawValue): return false
+  case Int32(MOE_BIAS_ON.rawValue): return true
+  default: throw .invalid("\(name) = \(Int(value)) is not a moe_bias")
+  }
+}
+
+// MARK: parameters
+
+@implementation @_cdecl("moe_layer_parameter_count")
+public func moe_layer_parameter_count(_ layer: OpaquePointer?, _ count: UnsafeMutablePointer<Int64>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    try required(count, "count").pointee = Int64(layer.pointee.parameterCount)
+  }
+}
+
+@implementation @_cdecl("moe_layer_parameter")
+public func moe_layer_parameter(
+  _ layer: OpaquePointer?, _ index: Int64, _ tensor: UnsafeMutablePointer<moe_tensor>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let tensor = try required(tensor, "tensor")
+    let size = try requireSize(tensor, "tensor")
+    tensor.pointee = moe_tensor(try parameter(of: layer, index), struct_size: size)
+  }
+}
+
+@implementation @_cdecl("moe_layer_find_parameter")
+public func moe_layer_find_parameter(
+  _ layer: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ index: UnsafeMutablePointer<Int64>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let name = try required(name, "name")
+    let index = try required(index, "index")
+    for i in 0..<layer.pointee.parameterCount where equal(layer.pointee.parameter(i).name, name) {
+      index.pointee = Int64(i)
+      return
+    }
+    throw .invalid("name: the layer has no parameter called \(name)")
+  }
+}
+
+@implementation @_cdecl("moe_layer_bind_parameter")
+public func moe_layer_bind_parameter(
+  _ layer: OpaquePointer?, _ index: Int64, _ data: UnsafeMutablePointer<Float>?, _ grad: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let parameter = try parameter(of: layer, index)
+    let data = try required(data, "data")
+    let grad = try optional(grad, "grad")
+    if grad != nil && !layer.pointee.configuration.trainable {
+      throw .invalid("grad must be NULL: the layer was created inference_only")
+    }
+    try requireApart(grad ?? parameter.grad, parameter.count, "grad", data, parameter.count, "data")
+    layer.pointee.bind(Int(index), data: data, grad: grad)
+  }
+}
+
+@implementation @_cdecl("moe_layer_zero_grad")
+public func moe_layer_zero_grad(_ layer: OpaquePointer?) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    try requireTrainable(layer)
+    layer.pointee.zeroGrad()
+  }
+}
+
+func requireTrainable(_ layer: LayerPointer) throws(Fault) {
+  if !layer.pointee.configuration.trainable { throw .badState("the layer was created inference_only") }
+}
+
+private func parameter(of layer: LayerPointer, _ index: Int64) throws(Fault) -> Parameter {
+  try require(Int(index), "index", from: 0, to: layer.pointee.parameterCount - 1)
+  return layer.pointee.parameter(Int(index))
+}
+
+private func equal(_ literal: StaticString, _ text: UnsafePointer<CChar>) -> Bool {
+  for i in 0..<literal.utf8CodeUnitCount where UInt8(bitPattern: text[i]) != literal.utf8Start[i] { return false }
+  return text[literal.utf8CodeUnitCount] == 0
+}

@@ -1,0 +1,137 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_adamw_config_init")
+public func moe_adamw_config_init(_ config: UnsafeMutablePointer<moe_adamw_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, .standard)
+}
+
+@implementation @_cdecl("moe_sgd_config_init")
+public func moe_sgd_config_init(_ config: UnsafeMutablePointer<moe_sgd_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, .standard)
+}
+
+extension moe_adamw_config {
+  /// MOE_ADAMW_CONFIG_INIT, which Swift cannot import.
+  fileprivate static var standard: moe_adamw_config {
+    moe_adamw_config(
+      struct_size: MemoryLayout<moe_adamw_config>.size, learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8,
+      weight_decay: 0.01)
+  }
+}
+
+extension moe_sgd_config {
+  /// MOE_SGD_CONFIG_INIT.
+  fileprivate static var standard: moe_sgd_config {
+    moe_sgd_config(
+      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0)
+  }
+}
+
+@implementation @_cdecl("moe_adamw_create")
+public func moe_adamw_create(
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_adamw_config>?, _ tensors: UnsafePointer<moe_tensor>?,
+  _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let config = config == nil ? .standard : try read(config, "config")
+    try require(config.learning_rate, "learning_rate", atLeast: 0)
+    try requireShare(config.beta1, "beta1")
+    try requireShare(config.beta2, "beta2")
+    try require(config.epsilon, "epsilon", atLeast: 0)
+    if config.epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
+    try require(config.weight_decay, "weight_decay", atLeast: 0)
+    let rule = AdamW(
+      learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
+      weightDecay: config.weight_decay)
+    try create(.adamw(rule), context, tensors, count, out)
+  }
+}
+
+@implementation @_cdecl("moe_sgd_create")
+public func moe_sgd_create(
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_sgd_config>?, _ tensors: UnsafePointer<moe_tensor>?,
+  _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let config = config == nil ? .standard : try read(config, "config")
+    try require(config.learning_rate, "learning_rate", atLeast: 0)
+    try requireShare(config.momentum, "momentum")
+    try require(config.weight_decay, "weight_decay", atLeast: 0)
+    let rule = SGD(
+      learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
+    try create(.sgd(rule), context, tensors, count, out)
+  }
+}
+
+private func create(
+  _ rule: Optimizer.Rule, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) throws(Fault) {
+  let list = try TensorList(tensors, count: count)
+  let out = try required(out, "out")
+  out.pointee = OpaquePointer(
+    try OptimizerPointer.create(rule, tensorCount: list.count, count: { list.elements($0) }, in: context))
+}
+
+@implementation @_cdecl("moe_optimizer_free")
+public func moe_optimizer_free(_ optimizer: OpaquePointer?) {
+  guard let optimizer else { return }
+  OptimizerPointer(optimizer).free()
+}
+
+@implementation @_cdecl("moe_optimizer_step")
+public func moe_optimizer_step(
+  _ optimizer: OpaquePointer?, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    let list = try TensorList(tensors, count: count)
+    if list.count != optimizer.pointee.tensorCount {
+      throw .invalid("count = \(list.count), but the optimizer was created for \(optimizer.pointee.tensorCount) tensors")
+    }
+    for index in 0..<list.count {
+      let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))
+      if now != then {
+        throw .invalid("tensors[\(index)]: shape has \(now) elements, but \(then) when the optimizer was created")
+      }
+      try list.requireData(index)
+      try list.requireGrad(index)
+      try requireApart(list.data(index), now, "tensors: data", list.grad(index), now, "grad of the same tensor")
+    }
+    optimizer.pointee.step { index in
+      TrainedTensor(data: list.data(index), grad: list.grad(index), count: list.elements(index))
+    }
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_set_learning_rate")
+public func moe_optimizer_set_learning_rate(_ optimizer: OpaquePointer?, _ learning_rate: Double) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try require(learning_rate, "learning_rate", atLeast: 0)
+    optimizer.pointee.setLearningRate(learning_rate)
+  }
+}
+
+@implementation @_cdecl("moe_clip_grad_norm")
+public func moe_clip_grad_norm(
+  _ context: OpaquePointer?, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ max_norm: Double,
+  _ norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let list = try TensorList(tensors, count: count)
+    for index in 0..<list.count { try list.requireGrad(index) }
+    guard max_norm > 0 else { throw .invalid("max_norm = \(max_norm) is not above 0") }
+    let norm = try optional(norm, "norm")
+    let found = try clipGradNorm(
+      list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context
+    ) { index in
+      Fault(.notFinite, "tensors[\(index)] (\(list.name(index))): the gradient is not finite")
+    }
+    norm?.pointee = found
+  }
+}

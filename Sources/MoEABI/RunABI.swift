@@ -1,0 +1,131 @@
+import CMoE
+import MoE
+
+// Forward, backward and the tape between them.
+
+@implementation @_cdecl("moe_tape_create")
+public func moe_tape_create(_ layer: OpaquePointer?, _ out: UnsafeMutablePointer<OpaquePointer?>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let out = try required(out, "out")
+    out.pointee = OpaquePointer(try TapePointer.create(for: layer))
+  }
+}
+
+@implementation @_cdecl("moe_tape_free")
+public func moe_tape_free(_ tape: OpaquePointer?) {
+  guard let tape else { return }
+  TapePointer(tape).free()
+}
+
+@implementation @_cdecl("moe_forward_options_init")
+public func moe_forward_options_init(_ options: UnsafeMutablePointer<moe_forward_options>?, _ struct_size: Int) {
+  initialise(options, struct_size, moe_forward_options())
+}
+
+@implementation @_cdecl("moe_report_init")
+public func moe_report_init(_ report: UnsafeMutablePointer<moe_report>?, _ struct_size: Int) {
+  initialise(report, struct_size, moe_report())
+}
+
+@implementation @_cdecl("moe_layer_forward")
+public func moe_layer_forward(
+  _ layer: OpaquePointer?, _ x: UnsafePointer<Float>?, _ n_tokens: Int64,
+  _ options: UnsafePointer<moe_forward_options>?, _ y: UnsafeMutablePointer<Float>?, _ tape: OpaquePointer?,
+  _ report: UnsafeMutablePointer<moe_report>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let tape = tape == nil ? nil : try own(tape, of: layer)
+    do throws(Fault) {
+      try forward(layer, x, n_tokens, options, y, tape, report)
+    } catch {
+      if let tape { layer.pointee.clear(tape) }  // there is nothing to go back from
+      throw error
+    }
+  }
+}
+
+private func forward(
+  _ layer: LayerPointer, _ x: UnsafePointer<Float>?, _ n_tokens: Int64, _ options: UnsafePointer<moe_forward_options>?,
+  _ y: UnsafeMutablePointer<Float>?, _ tape: TapePointer?, _ report: UnsafeMutablePointer<moe_report>?
+) throws(Fault) {
+  let c = layer.pointee.configuration
+  // T K is counted in 32 bits, as are OpenBLAS's sizes.
+  try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.topK)
+  let tokens = Int(n_tokens)
+  let elements = try product(tokens, c.hidden, "n_tokens * hidden_size")
+  let x = try array(x, count: elements, "x")
+  let y = try array(y, count: elements, "y")
+  try requireApart(y, elements, "y", x, elements, "x")
+  try requireApartFromParameters(y, elements, "y", layer)
+
+  var (step, training) = (UInt64(0), false)
+  if options != nil {
+    let options = try read(options, "options")
+    training = try flag(options.training, "training")
+    step = options.step
+    if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
+    if step >= 1 << 56 { throw .invalid("options: step is not below 2^56") }
+  }
+
+  var details = Layer.Details()
+  var asked = moe_report()
+  if report != nil {
+    asked = try read(report.map { UnsafePointer($0) }, "report")
+    details.tokensPerExpert = try optional(asked.tokens_per_expert, "report.tokens_per_expert")
+    details.meanProbability = try optional(asked.mean_probability, "report.mean_probability")
+    details.indices = try optional(asked.expert_indices, "report.expert_indices")
+    details.weights = try optional(asked.expert_weights, "report.expert_weights")
+  }
+  let found = try layer.pointee.forward(
+    x, tokens: tokens, step: step, training: training, y: y, tape: tape, details: details)
+  if let report {
+    asked.balance_loss = found.balanceLoss
+    asked.z_loss = found.zLoss
+    asked.aux_loss = found.auxLoss
+    asked.entropy = found.entropy
+    report.pointee = asked
+  }
+}
+
+@implementation @_cdecl("moe_layer_backward")
+public func moe_layer_backward(
+  _ layer: OpaquePointer?, _ tape: OpaquePointer?, _ x: UnsafePointer<Float>?, _ dy: UnsafePointer<Float>?,
+  _ d_aux_loss: Float, _ dx: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let tape = try own(tape, of: layer)
+    try requireTrainable(layer)
+    guard layer.pointee.isFilled(tape) else {
+      throw .badState("tape is empty: a forward call with this tape comes first")
+    }
+    let c = layer.pointee.configuration
+    let elements = layer.pointee.tokens(on: tape) * c.hidden  // as forward checked it
+    let x = try array(x, count: elements, "x")
+    let dy = try array(dy, count: elements, "dy")
+    guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
+    let dx = try optional(dx, "dx")
+    try requireApart(dx, elements, "dx", x, elements, "x")
+    try requireApart(dx, elements, "dx", dy, elements, "dy")
+    try requireApartFromParameters(dx, elements, "dx", layer)
+    try layer.pointee.backward(tape, x: x, dy: dy, dAuxLoss: d_aux_loss, dx: dx)
+  }
+}
+
+private func own(_ tape: OpaquePointer?, of layer: LayerPointer) throws(Fault) -> TapePointer {
+  let tape = try handle(tape, "tape", as: Tape.self)
+  if !layer.pointee.owns(tape) { throw .badState("tape belongs to another layer") }
+  return tape
+}
+
+private func requireApartFromParameters(
+  _ output: UnsafePointer<Float>?, _ count: Int, _ name: StaticString, _ layer: LayerPointer
+) throws(Fault) {
+  for index in 0..<layer.pointee.parameterCount {
+    let parameter = layer.pointee.parameter(index)
+    try requireApart(output, count, name, parameter.data, parameter.count, parameter.name)
+    try requireApart(output, count, name, parameter.grad, parameter.count, parameter.name)
+  }
+}

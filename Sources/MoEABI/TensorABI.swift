@@ -1,0 +1,120 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_tensor_init")
+public func moe_tensor_init(_ tensor: UnsafeMutablePointer<moe_tensor>?, _ struct_size: Int) {
+  initialise(tensor, struct_size, moe_tensor())
+}
+
+extension moe_tensor {
+  /// Describes a parameter of the library's.
+  init(_ parameter: Parameter, struct_size: Int) {
+    self.init()
+    self.struct_size = struct_size
+    name = UnsafeRawPointer(parameter.name.utf8Start).assumingMemoryBound(to: CChar.self)
+    dtype = Int32(MOE_DTYPE_F32.rawValue)
+    rank = Int32(truncatingIfNeeded: parameter.rank)
+    let (a, b, c) = parameter.shape
+    shape = (Int64(a), parameter.rank > 1 ? Int64(b) : 0, parameter.rank > 2 ? Int64(c) : 0, 0)
+    strides = (Int64(b * c), parameter.rank > 1 ? Int64(c) : 0, parameter.rank > 2 ? 1 : 0, 0)
+    data = UnsafeMutableRawPointer(parameter.data)
+    grad = UnsafeMutableRawPointer(parameter.grad)
+  }
+}
+
+/// The caller's array of tensors. Its elements are as far apart as the caller's struct is large.
+struct TensorList {
+  let count: Int
+  private let start: UnsafeRawPointer
+  private let distance: Int
+
+  init(_ tensors: UnsafePointer<moe_tensor>?, count: Int64) throws(Fault) {
+    try require(Int(count), "count", from: 0, to: Int(Int32.max))
+    self.count = Int(count)
+    let tensors = try array(tensors, count: self.count, "tensors")
+    start = UnsafeRawPointer(tensors)
+    distance = count == 0 ? 0 : try requireSize(tensors, "tensors[0]")
+    for index in 0..<self.count { try check(index) }
+  }
+
+  private func pointer(_ index: Int) -> UnsafePointer<moe_tensor> {
+    (start + index * distance).assumingMemoryBound(to: moe_tensor.self)
+  }
+
+  private func check(_ index: Int) throws(Fault) {
+    let size = try requireSize(pointer(index), "tensors")
+    if size != distance { throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)") }
+    let tensor = pointer(index).pointee
+    if tensor.dtype != Int32(MOE_DTYPE_F32.rawValue) {
+      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
+    }
+    guard tensor.rank >= 1 && tensor.rank <= 4 else {
+      throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 1 to 4")
+    }
+    // Row-major without gaps: the last stride is 1, each other one the product of the dimensions behind it.
+    var product = 1
+    var dimension = Int(tensor.rank) - 1
+    var gapless = true
+    while dimension >= 0 {
+      let extent = Int(tensor.extent(dimension))
+      if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
+      if Int(tensor.stride(dimension)) != product && extent > 1 { gapless = false }
+      let (next, overflow) = product.multipliedReportingOverflow(by: extent)
+      if overflow { throw .invalid("tensors[\(index)]: the product of shape does not fit in 63 bits") }
+      product = next
+      dimension -= 1
+    }
+    let unset = tensor.strides.0 == 0 && tensor.strides.1 == 0 && tensor.strides.2 == 0 && tensor.strides.3 == 0
+    if !gapless && !unset && product > 0 {
+      throw .invalid("tensors[\(index)]: strides are not row-major without gaps (all 0 stands for that)")
+    }
+  }
+
+  func elements(_ index: Int) -> Int {
+    let tensor = pointer(index).pointee
+    var product = 1
+    for dimension in 0..<Int(tensor.rank) { product *= Int(tensor.extent(dimension)) }
+    return product
+  }
+
+  func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
+
+  /// Call `requireGrad` first, and `requireData`.
+  func grad(_ index: Int) -> UnsafeMutablePointer<Float> { floats(pointer(index).pointee.grad) }
+  func data(_ index: Int) -> UnsafeMutablePointer<Float> { floats(pointer(index).pointee.data) }
+
+  func requireGrad(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.grad, index, "grad") }
+  func requireData(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.data, index, "data") }
+
+  private func requireValues(_ memory: UnsafeMutableRawPointer?, _ index: Int, _ field: StaticString) throws(Fault) {
+    guard memory != nil || elements(index) == 0 else { throw .invalid("tensors[\(index)]: \(field) is NULL") }
+    guard Int(bitPattern: memory) % MemoryLayout<Float>.alignment == 0 else {
+      throw .invalid("tensors[\(index)]: \(field) is not aligned to 4 bytes")
+    }
+  }
+
+  /// An empty tensor has no memory; any address that is not nil stands for it.
+  private func floats(_ memory: UnsafeMutableRawPointer?) -> UnsafeMutablePointer<Float> {
+    memory?.assumingMemoryBound(to: Float.self) ?? UnsafeMutablePointer(bitPattern: MemoryLayout<Float>.alignment)!
+  }
+}
+
+extension moe_tensor {
+  fileprivate func extent(_ dimension: Int) -> Int64 {
+    switch dimension {
+    case 0: shape.0
+    case 1: shape.1
+    case 2: shape.2
+    default: shape.3
+    }
+  }
+
+  fileprivate func stride(_ dimension: Int) -> Int64 {
+    switch dimension {
+    case 0: strides.0
+    case 1: strides.1
+    case 2: strides.2
+    default: strides.3
+    }
+  }
+}

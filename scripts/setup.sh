@@ -1,0 +1,46 @@
+# Read by the other scripts: what a step needs of the machine, installed where it is missing.
+# shellcheck shell=sh
+
+# A Swift toolchain comes from its makers, not from apt.
+need_swift() {
+  command -v swift >/dev/null 2>&1 && return
+  echo "Swift 6.2 or later is needed, and there is no swift on the PATH." >&2
+  echo "Install it as www.swift.org/install says, or work in the official swift container image." >&2
+  exit 1
+}
+
+# Debian or Ubuntu packages, installed when this is root, named in one line when it is not.
+need_packages() {
+  missing=
+  has_library openblas || missing="$missing libopenblas-dev"
+  has_library pthread-stubs || missing="$missing libpthread-stubs0-dev"
+  command -v make >/dev/null 2>&1 || missing="$missing make"
+  command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
+  command -v python3 >/dev/null 2>&1 || missing="$missing python3"
+  python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+  [ -z "$missing" ] && return
+  if [ "$(id -u)" != 0 ]; then
+    echo "Packages are missing. Please run:  sudo apt-get update && sudo apt-get install -y$missing" >&2
+    exit 1
+  fi
+  apt-get update -qq
+  # shellcheck disable=SC2086 # a list of names
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+}
+
+has_library() {
+  for folder in /usr/lib/*/pkgconfig /usr/lib/pkgconfig /usr/share/pkgconfig /usr/local/lib/pkgconfig; do
+    [ -e "$folder/$1.pc" ] && return
+  done
+  return 1
+}
+
+# need_venv NAME ARGUMENTS: build/venv/NAME with what `pip install ARGUMENTS` puts there, once for each ARGUMENTS.
+need_venv() {
+  venv=$PWD/build/venv/$1
+  shift
+  [ "$(cat "$venv/installed" 2>/dev/null)" = "$*" ] && return
+  python3 -m venv --clear "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  echo "$*" >"$venv/installed"
+}
