@@ -1,8 +1,8 @@
 // exp, log, tanh and erf of our own, because libm's differ between versions of libm. The polynomials come from
 // scripts/fit-polynomials. Errors against exact values, with FMA: exp 1.1, log 1.1, tanh 2.2 and erf 1.6 ulp.
 
-/// Round to the nearest integer by adding 1.5 * 2^23, whose last place is 1: the same instruction on every processor.
-private let roundingShift: Float = 12_582_912
+/// Adding 1.5 * 2^23, whose last place is 1, rounds to the nearest integer: the same instruction on every processor.
+@inline(__always) private var roundingShift: Float { 12_582_912 }
 
 @inline(__always) func exponential(_ input: V) -> V {
   // Beyond the ends the result is 0 or infinity all the same; a NaN passes both comparisons and comes through.

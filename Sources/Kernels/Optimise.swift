@@ -29,7 +29,7 @@ import CShims
 ) -> (parameter: V, m: V, v: V) {
   let m = fma(gradient, V(repeating: f.one_minus_beta1), m * f.beta1)
   let v = fma(gradient * gradient, V(repeating: f.one_minus_beta2), v * f.beta2)
-  let denominator = fma(v.squareRoot(), V(repeating: f.root_scale), V(repeating: f.epsilon))
+  let denominator = fma(moei_square_root(v), V(repeating: f.root_scale), V(repeating: f.epsilon))
   return (parameter * f.decay - m / denominator * f.step_size, m, v)
 }
 

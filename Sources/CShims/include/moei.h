@@ -53,6 +53,13 @@ int32_t moei_available_processors(void);
 /* Milliseconds of a clock that never goes back. */
 int64_t moei_milliseconds(void);
 
+/* ---- instructions without a spelling in Swift: these inline to one ------------------------------------------ */
+
+typedef float moei_f32x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) moei_f32x16 moei_square_root(moei_f32x16 v) {
+  return __builtin_elementwise_sqrt(v);
+}
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */

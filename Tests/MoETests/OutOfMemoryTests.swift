@@ -1,0 +1,246 @@
+import CMoE
+import Testing
+
+@Suite("Out of memory")
+struct OutOfMemoryTests {
+  /// A whole life, call by call: each call may be tried again after it has failed.
+  private final class Life {
+    let allocator = CountingAllocator()
+    let x = noise(20 * 5)
+    let dy = noise(20 * 5, seed: 2)
+    var y = [Float](repeating: .nan, count: 20 * 5)
+    var dx = [Float](repeating: .nan, count: 20 * 5)
+    var norm = 0.0
+    var context, layer, tape, adamw, sgd: OpaquePointer?
+
+    typealias Call = (name: String, run: @Sendable (Life) throws -> moe_status)
+    static let calls: [Call] = [
+      ("moe_context_create", { $0.createContext() }),
+      ("moe_layer_create", { $0.createLayer() }),
+      ("moe_tape_create", { moe_tape_create($0.layer, &$0.tape) }),
+      ("moe_layer_forward", { moe_layer_forward($0.layer, $0.x, 20, nil, &$0.y, $0.tape, nil) }),
+      ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx) }),
+      ("moe_adamw_create", { moe_adamw_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.adamw) }),
+      ("moe_sgd_create", { moe_sgd_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.sgd) }),
+      ("moe_clip_grad_norm", { moe_clip_grad_norm($0.context, try $0.tensors(), try $0.count(), 1, &$0.norm) }),
+      ("moe_optimizer_step", { moe_optimizer_step($0.adamw, try $0.tensors(), try $0.count()) }),
+      ("moe_optimizer_step", { moe_optimizer_step($0.sgd, try $0.tensors(), try $0.count()) }),
+    ]
+
+    private func createContext() -> moe_status {
+      var config = allocator.contextConfig
+      config.n_threads = 2
+      return moe_context_create(&config, &context)
+    }
+
+    private func createLayer() -> moe_status {
+      var config = moe_layer_config()
+      moe_layer_config_init(&config, MemoryLayout<moe_layer_config>.size)
+      config.hidden_size = 5
+      config.intermediate_size = 7
+      config.n_experts = 4
+      config.top_k = 2
+      config.balance_coef = 0.01
+      return moe_layer_create(context, &config, &layer)
+    }
+
+    func count() throws -> Int64 {
+      var count: Int64 = 0
+      try check(moe_layer_parameter_count(layer, &count))
+      return count
+    }
+
+    func tensors() throws -> [moe_tensor] {
+      try (0..<count()).map { index in
+        var tensor = moe_tensor()
+        moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+        try check(moe_layer_parameter(layer, index, &tensor))
+        return tensor
+      }
+    }
+
+    /// Everything that the calls have computed.
+    func results() throws -> [UInt32] {
+      bits(try y + dx + [Float(norm)] + tensors().flatMap { Array($0.values) + Array($0.gradient) })
+    }
+
+    /// The handles and how each is freed.
+    func frees() -> [() -> Void] {
+      [
+        { moe_context_free(self.context) }, { moe_layer_free(self.layer) }, { moe_tape_free(self.tape) },
+        { moe_optimizer_free(self.adamw) }, { moe_optimizer_free(self.sgd) },
+      ]
+    }
+  }
+
+  @Test(arguments: [false, true])
+  func everyAllocationOfALifeMayFail(once: Bool) throws {
+    let calm = Life()
+    for call in Life.calls { try check(try call.run(calm)) }
+    let expected = try calm.results()
+    for free in calm.frees() { free() }
+    #expect(calm.allocator.live == 0)
+
+    let life = Life()
+    let allocator = life.allocator
+    var failures: [String: Int] = [:]
+    for call in Life.calls {
+      for k in 1...1000 {
+        let before = allocator.live
+        allocator.fail(at: k, once: once)
+        let status = try call.run(life)
+        let failed = allocator.hasFailed
+        allocator.fail(at: nil)
+        if !failed {
+          try check(status)
+          break
+        }
+        try #require(status == MOE_ERROR_OUT_OF_MEMORY, "allocation \(k) of \(call.name)")
+        #expect(allocator.live == before, "after allocation \(k) of \(call.name)")
+        failures[call.name, default: 0] += 1
+      }
+    }
+    for name in ["moe_layer_create", "moe_layer_forward", "moe_adamw_create"] {
+      #expect(failures[name, default: 0] > 0, "\(name) takes no memory from the allocator?")
+    }
+    #expect(try life.results() == expected, "failures leave no trace")
+    for free in life.frees() { free() }
+    #expect(allocator.live == 0)
+    #expect(allocator.complaints.isEmpty, "\(allocator.complaints)")
+    #expect(calm.allocator.complaints.isEmpty, "\(calm.allocator.complaints)")
+  }
+
+  @Test func handlesStayAsTheyWereWhenCreationFails() throws {
+    let life = Life()
+    life.context = untouched
+    for call in Life.calls where call.name.hasSuffix("_create") {
+      life.allocator.fail(at: 1)
+      let status = try call.run(life)
+      let failed = life.allocator.hasFailed
+      life.allocator.fail(at: nil)
+      if failed {
+        #expect(status == MOE_ERROR_OUT_OF_MEMORY)
+        switch call.name {
+        case "moe_context_create": #expect(life.context == untouched)
+        case "moe_layer_create": #expect(life.layer == nil)
+        case "moe_tape_create": #expect(life.tape == nil)
+        case "moe_adamw_create": #expect(life.adamw == nil)
+        default: #expect(life.sgd == nil)
+        }
+        try check(try call.run(life))
+      }
+    }
+    for free in life.frees() { free() }
+    #expect(life.allocator.live == 0)
+  }
+
+  @Test func aTapeThatCannotGrowIsEmptyAndUsable() throws {
+    let allocator = CountingAllocator()
+    try {
+      let layer = try Layer(in: allocator.contextConfig)
+      let (small, large) = (noise(3 * layer.hidden), noise(300 * layer.hidden, seed: 2))
+      let expected = bits(try layer.forward(small).y)
+      var y = large
+      var failures = 0
+      for k in 1...1000 {
+        allocator.fail(at: k)
+        let status = moe_layer_forward(layer.layer, large, 300, nil, &y, layer.tape, nil)
+        let failed = allocator.hasFailed
+        allocator.fail(at: nil)
+        if !failed { break }
+        failures += 1
+        #expect(status == MOE_ERROR_OUT_OF_MEMORY)
+        #expect(moe_layer_backward(layer.layer, layer.tape, large, large, 0, nil) == MOE_ERROR_BAD_STATE)
+        #expect(bits(try layer.forward(small).y) == expected)
+        _ = try layer.backward(small, dy: small)
+      }
+      #expect(failures > 0)
+      #expect(try layer.backward(large, dy: large).allSatisfy { $0.isFinite })
+    }()
+    #expect(allocator.live == 0)
+    #expect(allocator.complaints.isEmpty, "\(allocator.complaints)")
+  }
+
+  @Test func whatCannotRunOutOfMemoryTakesNone() throws {
+    // Their documented statuses do not include OUT_OF_MEMORY.
+    let life = Life()
+    for call in Life.calls { try check(try call.run(life)) }
+    let data = UnsafeMutableBufferPointer<Float>.allocate(capacity: 20)
+    defer { data.deallocate() }
+    data.initialize(repeating: 0)
+
+    life.allocator.fail(at: 1)
+    let (tensors, count) = (try life.tensors(), try life.count())
+    var index: Int64 = 0
+    try check(moe_layer_find_parameter(life.layer, "router.weight", &index))
+    try check(moe_clip_grad_norm(life.context, tensors, count, 1, nil))
+    try check(moe_optimizer_step(life.adamw, tensors, count))
+    try check(moe_optimizer_step(life.sgd, tensors, count))
+    try check(moe_optimizer_set_learning_rate(life.sgd, 0.5))
+    try check(moe_layer_bind_parameter(life.layer, index, data.baseAddress, nil))
+    try check(moe_layer_zero_grad(life.layer))
+    for free in life.frees() { free() }
+    #expect(life.allocator.live == 0)
+  }
+
+  @Test func anAbsurdLayerIsOutOfMemory() throws {
+    // 4 * 2^50 bytes: a legal size that no machine has.
+    let small = try Layer()
+    var config = small.config
+    config.hidden_size = 1 << 20
+    config.intermediate_size = 1 << 20
+    config.n_experts = 1 << 10
+    var out = untouched
+    #expect(moe_layer_create(small.context, &config, &out) == MOE_ERROR_OUT_OF_MEMORY)
+    #expect(out == untouched)
+  }
+
+  @Test func handlesMayBeFreedInAnyOrder() throws {
+    for order in permutations([0, 1, 2, 3, 4]) {
+      let life = Life()
+      for call in Life.calls { try check(try call.run(life)) }
+      let frees = life.frees()
+      for (done, index) in order.enumerated() {
+        frees[index]()
+        // A layer and its tape are usable without their context.
+        if !order[...done].contains(1) && !order[...done].contains(2) {
+          try check(moe_layer_forward(life.layer, life.x, 20, nil, &life.y, life.tape, nil))
+        }
+      }
+      #expect(life.allocator.live == 0, "\(order)")
+      #expect(life.allocator.complaints.isEmpty, "\(life.allocator.complaints)")
+    }
+  }
+
+  @Test func bindingFreesWhatTheLibraryOwned() throws {
+    let allocator = CountingAllocator()
+    let layer = try Layer(hidden: 32, intermediate: 64, experts: 4, in: allocator.contextConfig)
+    let count = try layer.parameter("experts.up.weight").count
+    let data = UnsafeMutableBufferPointer<Float>.allocate(capacity: count)
+    defer { data.deallocate() }
+    data.initialize(repeating: 0)
+    var index: Int64 = 0
+    try check(moe_layer_find_parameter(layer.layer, "experts.up.weight", &index))
+    let before = allocator.liveBytes
+    try check(moe_layer_bind_parameter(layer.layer, index, data.baseAddress, nil))
+    #expect(allocator.liveBytes <= before - 4 * count)
+  }
+
+  @Test func inferenceOnlyTakesNoMemoryForGradients() throws {
+    func bytes(inferenceOnly: Int32) throws -> (all: Int, parameters: Int) {
+      let allocator = CountingAllocator()
+      let layer = try Layer(hidden: 32, intermediate: 64, in: allocator.contextConfig) {
+        $0.inference_only = inferenceOnly
+      }
+      let parameters = try layer.tensors().reduce(0) { $0 + 4 * $1.count }
+      return (allocator.liveBytes, parameters)
+    }
+    let (training, inference) = (try bytes(inferenceOnly: 0), try bytes(inferenceOnly: 1))
+    #expect(inference.all <= training.all - training.parameters)
+  }
+}
+
+private func permutations(_ items: [Int]) -> [[Int]] {
+  if items.isEmpty { return [[]] }
+  return items.flatMap { first in permutations(items.filter { $0 != first }).map { [first] + $0 } }
+}

@@ -1,0 +1,218 @@
+import CMoE
+import Foundation
+import Testing
+
+/// Ends the test, with the library's own words, unless the call went well.
+func check(_ status: moe_status, sourceLocation: SourceLocation = #_sourceLocation) throws {
+  try #require(status == MOE_OK, "\(lastError())", sourceLocation: sourceLocation)
+}
+
+/// What went wrong in this thread's latest failed call.
+func lastError() -> String { String(cString: moe_last_error_message()) }
+
+extension RawRepresentable where RawValue == UInt32 {
+  /// C's enums arrive unsigned, the fields of the structs are int32_t.
+  var int32: Int32 { Int32(rawValue) }
+}
+
+extension moe_tensor {
+  var dimensions: [Int64] { Array([shape.0, shape.1, shape.2, shape.3].prefix(Int(rank))) }
+  var count: Int { Int(dimensions.reduce(1, *)) }
+  var values: UnsafeMutableBufferPointer<Float> { floats(data) }
+  var gradient: UnsafeMutableBufferPointer<Float> { floats(grad) }
+
+  private func floats(_ memory: UnsafeMutableRawPointer) -> UnsafeMutableBufferPointer<Float> {
+    UnsafeMutableBufferPointer(start: memory.assumingMemoryBound(to: Float.self), count: count)
+  }
+}
+
+/// A tensor of the caller's own, of one dimension.
+final class Variable {
+  let data: UnsafeMutableBufferPointer<Float>
+  let grad: UnsafeMutableBufferPointer<Float>
+  let name: StaticString
+
+  init(_ name: StaticString, _ data: [Float], grad: [Float]) {
+    self.name = name
+    self.data = .allocate(capacity: data.count)
+    self.grad = .allocate(capacity: grad.count)
+    _ = self.data.initialize(from: data)
+    _ = self.grad.initialize(from: grad)
+  }
+
+  deinit {
+    data.deallocate()
+    grad.deallocate()
+  }
+
+  /// Its description; points into this object.
+  var tensor: moe_tensor {
+    var tensor = moe_tensor()
+    moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+    tensor.name = UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)
+    tensor.rank = 1
+    tensor.shape.0 = Int64(data.count)
+    tensor.data = UnsafeMutableRawPointer(data.baseAddress)
+    tensor.grad = UnsafeMutableRawPointer(grad.baseAddress)
+    return tensor
+  }
+}
+
+/// A layer in a context of its own, with a tape; all three are freed with it.
+/// Unchecked, because moe.h promises that forward may run in several threads at once.
+final class Layer: @unchecked Sendable {
+  let config: moe_layer_config
+  let context: OpaquePointer
+  let layer: OpaquePointer
+  let tape: OpaquePointer
+
+  var hidden: Int { Int(config.hidden_size) }
+  var experts: Int { Int(config.n_experts) }
+  var topK: Int { Int(config.top_k) }
+
+  init(
+    hidden: Int64 = 5, intermediate: Int64 = 7, experts: Int64 = 4, topK: Int64 = 2,
+    in contextConfig: moe_context_config? = nil, configure: (inout moe_layer_config) -> Void = { _ in }
+  ) throws {
+    var config = moe_layer_config()
+    moe_layer_config_init(&config, MemoryLayout<moe_layer_config>.size)
+    config.hidden_size = hidden
+    config.intermediate_size = intermediate
+    config.n_experts = experts
+    config.top_k = topK
+    configure(&config)
+    self.config = config
+
+    var created: OpaquePointer?
+    var contextConfig = contextConfig ?? defaultContextConfig()
+    try check(moe_context_create(&contextConfig, &created))
+    context = try #require(created)
+    try check(moe_layer_create(context, &config, &created))
+    layer = try #require(created)
+    try check(moe_tape_create(layer, &created))
+    tape = try #require(created)
+  }
+
+  deinit {
+    moe_tape_free(tape)
+    moe_layer_free(layer)
+    moe_context_free(context)
+  }
+
+  /// y and the whole report of one call.
+  struct Output {
+    var y: [Float]  // [T,H]
+    var report: moe_report  // the scalars
+    var tokensPerExpert: [Int64]  // [E]
+    var meanProbability: [Float]  // [E]
+    var indices: [Int32]  // [T,K]
+    var weights: [Float]  // [T,K]
+  }
+
+  /// Forward of x [T,H]; fills the layer's own tape unless another is given.
+  func forward(_ x: [Float], options: moe_forward_options? = nil, tape other: OpaquePointer? = nil) throws -> Output {
+    let tokens = x.count / hidden
+    var y = [Float](repeating: .nan, count: x.count)
+    var tokensPerExpert = [Int64](repeating: -1, count: experts)
+    var meanProbability = [Float](repeating: .nan, count: experts)
+    var indices = [Int32](repeating: -1, count: tokens * topK)
+    var weights = [Float](repeating: .nan, count: tokens * topK)
+    var report = moe_report()
+    moe_report_init(&report, MemoryLayout<moe_report>.size)
+    var options = options ?? forwardOptions()
+
+    try tokensPerExpert.withUnsafeMutableBufferPointer { tokensPerExpert in
+      try meanProbability.withUnsafeMutableBufferPointer { meanProbability in
+        try indices.withUnsafeMutableBufferPointer { indices in
+          try weights.withUnsafeMutableBufferPointer { weights in
+            report.tokens_per_expert = tokensPerExpert.baseAddress
+            report.mean_probability = meanProbability.baseAddress
+            report.expert_indices = indices.baseAddress
+            report.expert_weights = weights.baseAddress
+            try check(moe_layer_forward(layer, x, Int64(tokens), &options, &y, other ?? tape, &report))
+          }
+        }
+      }
+    }
+    return Output(
+      y: y, report: report, tokensPerExpert: tokensPerExpert, meanProbability: meanProbability,
+      indices: indices, weights: weights)
+  }
+
+  /// Adds to the gradients of the parameters and returns dx [T,H].
+  func backward(_ x: [Float], dy: [Float], dAuxLoss: Float = 0, tape other: OpaquePointer? = nil) throws -> [Float] {
+    var dx = [Float](repeating: .nan, count: x.count)
+    try check(moe_layer_backward(layer, other ?? tape, x, dy, dAuxLoss, &dx))
+    return dx
+  }
+
+  /// All parameters, in the library's order.
+  func tensors() throws -> [moe_tensor] {
+    var count: Int64 = 0
+    try check(moe_layer_parameter_count(layer, &count))
+    return try (0..<count).map { index in
+      var tensor = moe_tensor()
+      moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+      try check(moe_layer_parameter(layer, index, &tensor))
+      return tensor
+    }
+  }
+
+  func parameter(_ name: String) throws -> moe_tensor {
+    var index: Int64 = -1
+    try check(moe_layer_find_parameter(layer, name, &index))
+    return try tensors()[Int(index)]
+  }
+
+  /// All gradients, one after the other.
+  func gradients() throws -> [Float] { try tensors().flatMap { Array($0.gradient) } }
+}
+
+func defaultContextConfig() -> moe_context_config {
+  var config = moe_context_config()
+  moe_context_config_init(&config, MemoryLayout<moe_context_config>.size)
+  return config
+}
+
+func contextConfig(threads: Int32 = 1, matmul: moe_matmul = MOE_MATMUL_AUTO) -> moe_context_config {
+  var config = defaultContextConfig()
+  config.n_threads = threads
+  config.matmul = matmul.int32
+  return config
+}
+
+func forwardOptions(training: Bool = false, step: UInt64 = 0) -> moe_forward_options {
+  var options = moe_forward_options()
+  moe_forward_options_init(&options, MemoryLayout<moe_forward_options>.size)
+  options.training = training ? 1 : 0
+  options.step = step
+  return options
+}
+
+/// `count` numbers within [-1, 1) that are the same on every run (SplitMix64).
+func noise(_ count: Int, seed: UInt64 = 1) -> [Float] {
+  var state = seed
+  return (0..<count).map { _ in
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+    return Float((z ^ (z >> 31)) >> 40) / Float(1 << 23) - 1
+  }
+}
+
+/// For comparisons that mean the same bits, not the same numbers.
+func bits(_ values: [Float]) -> [UInt32] { values.map(\.bitPattern) }
+
+/// Every entry is within `tolerance`, relative to the largest expected magnitude.
+func expectClose(
+  _ actual: some Collection<Float>, _ expected: some Collection<Double>, within tolerance: Double,
+  _ what: String = "", sourceLocation: SourceLocation = #_sourceLocation
+) {
+  #expect(actual.count == expected.count, "\(what)", sourceLocation: sourceLocation)
+  let scale = expected.reduce(Double.leastNormalMagnitude) { max($0, abs($1)) }
+  for (i, (a, e)) in zip(actual, expected).enumerated() where !(abs(Double(a) - e) <= tolerance * scale) {
+    Issue.record("\(what)[\(i)] = \(a), expected \(e) within \(tolerance * scale)", sourceLocation: sourceLocation)
+    return
+  }
+}

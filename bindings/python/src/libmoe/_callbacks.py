@@ -1,0 +1,65 @@
+"""What happens in Python while a native call runs: signals such as Ctrl-C, and the log."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import _abi
+
+
+class _Raised(threading.local):
+    """The exception that a callback of this thread's native call raised, kept until the call has returned.
+
+    An exception cannot cross native frames, and ctypes would print it and go on.  So it waits here, and the
+    library is asked to stop.  A signal handler is the hard case: Python runs it on entry to the next
+    function, which would be the callback itself, before any ``try`` of its own is reached.  A generator that
+    is resumed is already inside its ``try``; therefore the cancel callback is the ``__next__`` of one, called
+    without a Python function in between.  Each thread has its own: a running generator cannot be resumed.
+    """
+
+    exception: BaseException | None = None
+
+    def __init__(self) -> None:
+        self.poll = self._watch().__next__
+        self.poll()  # as far as the first yield
+
+    def _watch(self) -> Iterator[bool]:
+        while True:
+            try:
+                while True:
+                    yield self.exception is not None
+            except GeneratorExit:
+                return
+            except BaseException as exception:
+                self.exception = exception
+
+    def take(self) -> BaseException | None:
+        """Return the exception and forget it."""
+        exception, self.exception = self.exception, None
+        return exception
+
+
+raised = _Raised()
+"""One per thread; the user pointer of the cancel callback."""
+
+cancel = _abi.CancelFunction(operator.methodcaller("poll"))
+"""1 when the native call should end, for the thread that asks."""
+
+Log = Callable[[int, str], None]
+
+
+def log_function(log: Log | None) -> Any:
+    """Native function that passes level and line to ``log``; NULL for None."""
+    if log is None:
+        return _abi.LogFunction()
+
+    def pass_on(_user: int | None, level: int, message: bytes) -> None:
+        try:
+            log(level, message.decode())
+        except BaseException as exception:
+            raised.exception = exception
+
+    return _abi.LogFunction(pass_on)

@@ -1,0 +1,71 @@
+"""Checks of arguments before the library sees them; every message names the argument and the mend."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidArgumentError
+
+FloatArray = NDArray[np.float32]
+
+
+def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write: bool = False) -> FloatArray:
+    """Return ``value`` itself: a numpy array whose memory the library can use as it is.
+
+    Parameters
+    ----------
+    name : str
+        What the argument is called in messages.
+    value
+        Must be a numpy array, float32, row-major without gaps, aligned.
+    shape : tuple of int, optional
+        The shape it must have.
+    write : bool
+        Whether the library writes into it.
+    """
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected a numpy array, got {type(value).__name__}; "
+            f"use numpy.asarray({name}, numpy.float32)"
+        )
+    if value.dtype != np.float32:
+        raise TypeError(f"{name}: expected float32, got {value.dtype}; use {name}.astype(numpy.float32)")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
+    if not value.flags.aligned:
+        raise ValueError(f"{name}: expected memory aligned to 4 bytes; use {name}.copy()")
+    if write and not value.flags.writeable:
+        raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
+    return value
+
+
+def tokens(name: str, value: Any, hidden_size: int) -> int:
+    """Return how many tokens an array [..., H] holds."""
+    if array(name, value).shape[-1:] != (hidden_size,):
+        raise ValueError(f"{name}: expected shape [..., {hidden_size}], got {value.shape}")
+    return int(value.size // hidden_size)
+
+
+def integer(name: str, value: Any, ctype: Any) -> int:
+    """Return ``value`` as an int that the C type holds; ctypes itself would silently cut off high bits."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}; use int({name})") from None
+    if ctype(number).value != number:
+        raise InvalidArgumentError(f"{name} = {number} is out of range")
+    return number
+
+
+def choice(name: str, value: str, choices: Mapping[str, int]) -> int:
+    """Return the enum value of a word."""
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} = {value!r}; choose one of {', '.join(map(repr, choices))}")
+    return choices[value]

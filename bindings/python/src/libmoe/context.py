@@ -1,0 +1,71 @@
+"""Contexts: how many threads compute, and with what."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Literal
+
+from . import _abi, _callbacks, _check
+from ._library import Handle, Native, lib
+
+ALL_THREADS = _abi.THREADS_ALL
+"""``n_threads``: as many as the affinity mask and the cgroup's processor quota allow."""
+
+
+class Context(Native):
+    """Owns the threads and the log of the layers and optimisers created in it.
+
+    The same inputs give the same bits for every ``n_threads``.  Ctrl-C, and any other exception of a signal
+    handler, ends a long forward or backward and comes out of that call.
+
+    Parameters
+    ----------
+    n_threads : int
+        Threads that a call may use, the caller's included.
+    matmul : {"auto", "openblas", "reference"}
+        Who computes the matrix products.  ``"reference"`` is slow, and gives the same bits on every machine.
+    log : callable, optional
+        Called as ``log(level, line)`` with what the library decides.
+    """
+
+    def __init__(
+        self,
+        n_threads: int = ALL_THREADS,
+        matmul: Literal["auto", "openblas", "reference"] = "auto",
+        *,
+        log: _callbacks.Log | None = None,
+    ) -> None:
+        log_function = _callbacks.log_function(log)
+        config = _abi.moe_context_config(
+            n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
+            matmul=_check.choice("matmul", matmul, _abi.MATMUL),
+            log=log_function,
+            cancel=_callbacks.cancel,
+            cancel_user=_callbacks.raised,
+        )
+        self._open_handle = Handle(
+            lib.moe_context_create, lib.moe_context_free, ctypes.byref(config), keep={"log": log_function}
+        )
+
+    def build_info(self) -> str:
+        """One line about the library and what this context runs with: kernels, matrix products, threads."""
+        return str(lib.moe_build_info(self._handle).decode())
+
+
+_default: Context | None = None
+_default_lock = threading.Lock()
+
+
+def default_context() -> Context:
+    """Return the context of everything that is given none: all threads, made on first use."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._open_handle is None:
+            _default = Context()
+        return _default
+
+
+def build_info() -> str:
+    """One line about the library: version, how it was built, instruction sets."""
+    return str(lib.moe_build_info(None).decode())

@@ -1,0 +1,49 @@
+"""Exceptions: one class per status of the library, each also the Python exception one would expect."""
+
+from __future__ import annotations
+
+
+class MoeError(Exception):
+    """A call of the library failed; the text names the argument and the values.
+
+    Attributes
+    ----------
+    status : int
+        The ``moe_status`` of the call.
+    """
+
+    status = -1
+
+
+class InvalidArgumentError(MoeError, ValueError):
+    """A size, name or option is out of range, or arrays overlap."""
+
+    status = 1
+
+
+class OutOfMemoryError(MoeError, MemoryError):
+    """There was no memory; the objects are as they were."""
+
+    status = 2
+
+
+class BadStateError(MoeError, RuntimeError):
+    """Right arguments at the wrong time: backward before forward, another layer's tape, a closed object."""
+
+    status = 3
+
+
+class NotFiniteError(MoeError, ArithmeticError):
+    """NaN or infinity where a number is needed; the text names the token or the tensor."""
+
+    status = 4
+
+
+def error_for(status: int, message: str) -> MoeError:
+    """Exception for a status other than 0."""
+    for kind in (InvalidArgumentError, OutOfMemoryError, BadStateError, NotFiniteError):
+        if kind.status == status:
+            return kind(message)
+    error = MoeError(message)
+    error.status = status
+    return error

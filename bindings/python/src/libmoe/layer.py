@@ -1,0 +1,447 @@
+"""The Mixture-of-Experts layer: parameters, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _abi, _check
+from ._callbacks import raised
+from ._check import FloatArray
+from ._library import Handle, Native, lib
+from .context import Context, default_context
+from .errors import BadStateError
+from .parameter import Parameter
+
+
+@dataclass(frozen=True)
+class Report:
+    """Losses and statistics of one forward call.  T tokens, E experts, K choices per token.
+
+    Attributes
+    ----------
+    balance_loss : float
+        E * sum over e of f_e P_e, where f_e is the share of the T tokens that chose expert e and P_e its mean
+        probability (arXiv:2101.03961, over all K choices).  Perfect balance gives K.
+    z_loss : float
+        Mean over tokens of logsumexp(logits)^2 (arXiv:2202.08906).
+    aux_loss : float
+        balance_coef * balance_loss + z_coef * z_loss: add it to the objective.
+    entropy : float
+        Mean over tokens of the entropy of the router's softmax, in nats: 0 to ln E.
+    tokens_per_expert : ndarray of int64, [E]
+        How many tokens chose e; they sum to T * K.
+    mean_probability : ndarray of float32, [E]
+        P_e.
+    expert_indices : ndarray of int32, [T, K]
+        The chosen experts, best first.
+    expert_weights : ndarray of float32, [T, K]
+        Their weights in y.
+    """
+
+    balance_loss: float
+    z_loss: float
+    aux_loss: float
+    entropy: float
+    tokens_per_expert: NDArray[np.int64]
+    mean_probability: FloatArray
+    expert_indices: NDArray[np.int32]
+    expert_weights: FloatArray
+
+
+@dataclass(frozen=True)
+class Output:
+    """What forward gives: ``y`` of x's shape, and the ``report``."""
+
+    y: FloatArray
+    report: Report
+
+
+class Tape(Native):
+    """What forward leaves for backward.  Made by :meth:`Layer.tape`, filled again at every forward.
+
+    It also holds the x of that forward, which must not change until backward.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        handle = layer._handle
+        context = handle.keep["context"]
+        self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
+        self._x: FloatArray | None = None
+
+
+class _View:
+    """Memory of a layer as numpy takes it: arrays made from it keep it, and it keeps the layer's handle."""
+
+    def __init__(self, handle: Handle, address: int, shape: tuple[int, ...]) -> None:
+        self._handle = handle
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(np.float32).str,
+            "shape": shape,
+            "data": (address, False),
+        }
+
+
+class Layer(Native):
+    """A router and E experts, each a two-layer network, of which every token x uses K.
+
+    ::
+
+        logits = x W_r^T + b_r                                  x [T, H]   logits [T, E]
+        i, w = the K largest of them, and their weights         i, w [T, K]
+        y[t] = sum over k of w[t, k] * expert(i[t, k])(x[t])    y [T, H]
+
+        expert "mlp":     W_down act(W_up x + b_up) + b_down
+        expert "gated":   W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
+
+    Parameters
+    ----------
+    hidden_size, intermediate_size, n_experts, top_k : int
+        H, I (the experts' width), E and K.
+    router_weights : {"scores", "topk_softmax"}
+        ``"scores"``: softmax over all E logits, of which the K largest are used.  ``"topk_softmax"``:
+        softmax over the K largest logits.
+    normalize : bool
+        Whether chosen scores are divided by their sum.
+    router_bias, expert_bias : bool, optional
+        Whether there are biases.  By default the router and ``"mlp"`` experts have them, ``"gated"`` ones
+        do not.
+    expert_kind : {"mlp", "gated"}
+        ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.
+    activation : {"gelu", "gelu_tanh", "silu", "relu"}
+        act.
+    inference_only : bool
+        No memory for gradients, and no backward.
+    dropout : float
+        Share of the experts' inner activations that is dropped in training, in [0, 1).
+    balance_coef, z_coef : float
+        Weights of the two losses in ``report.aux_loss``.
+    seed : int
+        Of the initial parameters and of dropout: the same seed gives the same bits.
+    context : Context, optional
+        Whose threads compute; by default the shared one.
+
+    Notes
+    -----
+    Several threads may run forward at once, each with its own tape and outputs.  Backward calls take turns by
+    themselves.  What changes the layer (bind, zero_grad, an optimiser's step) wants it for itself.
+
+    Examples
+    --------
+    >>> layer = Layer(64, 256, 8, 2)
+    >>> optimizer, tape = AdamW(layer.parameters), layer.tape()
+    >>> output = layer.forward(x, tape=tape, training=True, step=step)
+    >>> dx = layer.backward(tape, dy)          # dy: gradient of the objective with respect to output.y
+    >>> optimizer.step()
+    >>> layer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        n_experts: int,
+        top_k: int,
+        *,
+        router_weights: Literal["scores", "topk_softmax"] = "scores",
+        normalize: bool = True,
+        router_bias: bool | None = None,
+        expert_kind: Literal["mlp", "gated"] = "mlp",
+        activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu",
+        expert_bias: bool | None = None,
+        inference_only: bool = False,
+        dropout: float = 0.0,
+        balance_coef: float = 0.01,
+        z_coef: float = 0.001,
+        seed: int = 0,
+        context: Context | None = None,
+    ) -> None:
+        self.hidden_size = _check.integer("hidden_size", hidden_size, ctypes.c_int64)
+        self.intermediate_size = _check.integer("intermediate_size", intermediate_size, ctypes.c_int64)
+        self.n_experts = _check.integer("n_experts", n_experts, ctypes.c_int64)
+        self.top_k = _check.integer("top_k", top_k, ctypes.c_int64)
+        config = _abi.moe_layer_config(
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            n_experts=self.n_experts,
+            top_k=self.top_k,
+            router_weights=_check.choice("router_weights", router_weights, _abi.ROUTER_WEIGHTS),
+            router_normalize=_abi.NORMALIZE["sum" if normalize else "none"],
+            router_bias=_bias(router_bias),
+            expert_kind=_check.choice("expert_kind", expert_kind, _abi.EXPERT),
+            activation=_check.choice("activation", activation, _abi.ACTIVATION),
+            expert_bias=_bias(expert_bias),
+            inference_only=bool(inference_only),
+            dropout=dropout,
+            balance_coef=balance_coef,
+            z_coef=z_coef,
+            seed=_check.integer("seed", seed, ctypes.c_uint64),
+        )
+        parent = (context or default_context())._handle
+        self._open_handle = Handle(
+            lib.moe_layer_create,
+            lib.moe_layer_free,
+            parent,
+            ctypes.byref(config),
+            keep={"context": parent},
+        )
+        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """Return y = layer(x), for evaluation.
+
+        Parameters
+        ----------
+        x : ndarray of float32, [..., H]
+            Any leading dimensions; their product is T.
+
+        Returns
+        -------
+        ndarray of float32, [..., H]
+        """
+        return self._forward(x, None, None, None, None)
+
+    def forward(
+        self,
+        x: FloatArray,
+        *,
+        tape: Tape | None = None,
+        training: bool = False,
+        step: int = 0,
+        out: FloatArray | None = None,
+    ) -> Output:
+        """Return y = layer(x) with its losses and statistics.
+
+        Parameters
+        ----------
+        x : ndarray of float32, [..., H]
+            Any leading dimensions; their product is T.
+        tape : Tape, optional
+            Filled for :meth:`backward`; it holds x, which must not change until then.
+        training : bool
+            Whether dropout acts.
+        step : int
+            Which training step this is: dropout differs from step to step, and only by this number.
+        out : ndarray of float32, of x's shape, optional
+            Memory for y; must not overlap x.
+        """
+        options = _abi.moe_forward_options(
+            training=bool(training), step=_check.integer("step", step, ctypes.c_uint64)
+        )
+        n_tokens = _check.tokens("x", x, self.hidden_size)
+        tokens_per_expert = np.empty(self.n_experts, np.int64)
+        mean_probability = np.empty(self.n_experts, np.float32)
+        expert_indices = np.empty((n_tokens, self.top_k), np.int32)
+        expert_weights = np.empty((n_tokens, self.top_k), np.float32)
+        report = _abi.moe_report(
+            tokens_per_expert=tokens_per_expert.ctypes.data,
+            mean_probability=mean_probability.ctypes.data,
+            expert_indices=expert_indices.ctypes.data,
+            expert_weights=expert_weights.ctypes.data,
+        )
+        y = self._forward(x, options, out, tape, report)
+        return Output(
+            y,
+            Report(
+                balance_loss=report.balance_loss,
+                z_loss=report.z_loss,
+                aux_loss=report.aux_loss,
+                entropy=report.entropy,
+                tokens_per_expert=tokens_per_expert,
+                mean_probability=mean_probability,
+                expert_indices=expert_indices,
+                expert_weights=expert_weights,
+            ),
+        )
+
+    def _forward(
+        self,
+        x: FloatArray,
+        options: _abi.moe_forward_options | None,
+        out: FloatArray | None,
+        tape: Tape | None,
+        report: _abi.moe_report | None,
+    ) -> FloatArray:
+        n_tokens = _check.tokens("x", x, self.hidden_size)
+        y = np.empty(x.shape, np.float32) if out is None else _check.array("out", out, x.shape, write=True)
+        if tape is not None:
+            tape._x = None  # a forward that fails leaves the tape empty
+        _run(
+            lib.moe_layer_forward,
+            self._handle,
+            x.ctypes.data,
+            n_tokens,
+            options,
+            y.ctypes.data,
+            None if tape is None else tape._handle,
+            report,
+        )
+        if tape is not None:
+            tape._x = x
+        return y
+
+    def tape(self) -> Tape:
+        """Return an empty tape for :meth:`forward` to fill; one serves step after step."""
+        return Tape(self)
+
+    def backward(
+        self,
+        tape: Tape,
+        dy: FloatArray,
+        *,
+        d_aux_loss: float = 1.0,
+        out: FloatArray | None = None,
+        need_dx: bool = True,
+    ) -> FloatArray | None:
+        """Add the gradients of L = <dy, y> + d_aux_loss * aux_loss to those of the parameters.
+
+        Parameters
+        ----------
+        tape : Tape
+            Filled by the forward that gave y; the parameters must be as they were then.
+        dy : ndarray of float32, of y's shape
+            Gradient of the objective with respect to y.
+        d_aux_loss : float
+            Gradient of the objective with respect to ``report.aux_loss``: 1 when it is simply added.
+        out : ndarray of float32, of x's shape, optional
+            Memory for dx; must overlap neither x nor dy.
+        need_dx : bool
+            False saves the time of dx, and returns None.
+
+        Returns
+        -------
+        ndarray of float32, of x's shape, or None
+            dx, the gradient with respect to x.
+        """
+        x = tape._x
+        if x is None:
+            raise BadStateError("tape: is empty; run layer.forward(x, tape=tape) first")
+        dy = _check.array("dy", dy, x.shape)
+        dx = None
+        if out is not None:
+            dx = _check.array("out", out, x.shape, write=True)
+        elif need_dx:
+            dx = np.empty(x.shape, np.float32)
+        _run(
+            lib.moe_layer_backward,
+            self._handle,
+            tape._handle,
+            x.ctypes.data,
+            dy.ctypes.data,
+            d_aux_loss,
+            None if dx is None else dx.ctypes.data,
+        )
+        return dx
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, their arrays being the layer's memory itself.
+
+        Those that the configuration has of::
+
+            router.weight [E, H]           router.bias [E]
+            experts.gate.weight [E, I, H]  experts.gate.bias [E, I]     (gated experts)
+            experts.up.weight [E, I, H]    experts.up.bias [E, I]
+            experts.down.weight [E, H, I]  experts.down.bias [E, H]
+        """
+        count = ctypes.c_int64()
+        lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
+        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
+
+    def _parameter(self, index: int) -> Parameter:
+        tensor = self._tensor(index)
+        name = tensor.name.decode()
+        grad = self._array(name, "grad", tensor) if tensor.grad else None
+        return Parameter._of_layer(name, self._array(name, "data", tensor), grad)
+
+    def _tensor(self, index: int) -> _abi.moe_tensor:
+        tensor = _abi.moe_tensor()
+        lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
+        return tensor
+
+    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> FloatArray:
+        """Return what the caller bound, else an array over the library's memory."""
+        bound: FloatArray | None = self._handle.keep.get((name, part))
+        if bound is not None:
+            return bound
+        view = self._views.get((name, part))
+        if view is None:
+            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]))
+            self._views[name, part] = view
+        return np.asarray(view)
+
+    def bind(self, name: str, data: FloatArray, grad: FloatArray | None = None) -> None:
+        """Use the caller's arrays as a parameter, without a copy, with the values they have.
+
+        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
+        memory behind them is freed.
+
+        Parameters
+        ----------
+        name : str
+            One of ``parameters``.
+        data : ndarray of float32, of the parameter's shape
+            Its values from now on; the layer holds the array.
+        grad : ndarray of float32, of the parameter's shape, optional
+            Its gradient from now on; where it is not given, the gradient stays where it is.
+        """
+        index = ctypes.c_int64()
+        lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
+        tensor = self._tensor(index.value)
+        shape = tuple(tensor.shape[: tensor.rank])
+        arrays = {(name, "data"): _check.array("data", data, shape, write=True)}
+        if grad is not None:
+            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
+        for key in arrays:
+            if key in self._views:
+                raise BadStateError(
+                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
+                )
+        lib.moe_layer_bind_parameter(
+            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
+        )
+        self._handle.keep.update(arrays)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to 0."""
+        lib.moe_layer_zero_grad(self._handle)
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
+        return {name: parameter.data.copy() for name, parameter in self.parameters.items()}
+
+    def load_state_dict(self, state: Mapping[str, FloatArray]) -> None:
+        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray of float32
+            As :meth:`state_dict` gives it.
+        """
+        parameters = self.parameters
+        if parameters.keys() != state.keys():
+            missing = sorted(parameters.keys() - state.keys())
+            unknown = sorted(state.keys() - parameters.keys())
+            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+        for name, parameter in parameters.items():
+            _check.array(f"state[{name!r}]", state[name], parameter.data.shape)
+        for name, parameter in parameters.items():
+            parameter.data[...] = state[name]
+
+
+def _bias(wanted: bool | None) -> int:
+    """Return the enum value; None is the default."""
+    return _abi.BIAS["default" if wanted is None else "on" if wanted else "off"]
+
+
+def _run(function: Any, *arguments: Any) -> None:
+    """Call a function that asks the cancel callback."""
+    raised.take()  # of two signals in a row, an earlier call may have raised the second and left the first
+    function(*arguments)

@@ -1,0 +1,89 @@
+"""Parameters: a named array with its gradient, of a layer or of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Union
+
+import numpy as np
+
+from . import _abi, _check
+from ._check import FloatArray
+from .errors import BadStateError
+
+
+class Parameter:
+    """An array and its gradient, as the optimisers take them.
+
+    Parameters
+    ----------
+    data : ndarray of float32
+        The values, of 1 to 4 dimensions; used without a copy.
+    grad : ndarray of float32, optional
+        Their gradient, of the same shape; used without a copy.  Zeros where it is not given.
+    name : str
+        For messages.
+
+    Examples
+    --------
+    >>> embedding = Parameter(numpy.zeros((256, 64), numpy.float32), name="embedding")
+    >>> optimizer = AdamW([*layer.parameters.values(), embedding])
+    """
+
+    def __init__(self, data: FloatArray, grad: FloatArray | None = None, name: str = "") -> None:
+        self._data = _check.array("data", data, write=True)
+        if not 1 <= data.ndim <= 4:
+            raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
+        if grad is None:
+            grad = np.zeros(data.shape, np.float32)
+        self._grad: FloatArray | None = _check.array("grad", grad, data.shape, write=True)
+        self._name = name
+
+    @classmethod
+    def _of_layer(cls, name: str, data: FloatArray, grad: FloatArray | None) -> Parameter:
+        """Parameter of a layer, which has no gradient where the layer is for inference only."""
+        parameter = cls.__new__(cls)
+        parameter._name, parameter._data, parameter._grad = name, data, grad
+        return parameter
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._name
+
+    @property
+    def data(self) -> FloatArray:
+        """The values themselves: what is written here, the layer uses."""
+        return self._data
+
+    @property
+    def grad(self) -> FloatArray:
+        """The gradient itself, to which backward adds."""
+        if self._grad is None:
+            raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
+        return self._grad
+
+
+Parameters = Union[Iterable[Parameter], Mapping[str, Parameter]]
+"""A list of parameters, or ``layer.parameters`` as it is."""
+
+
+def tensors(parameters: Parameters) -> tuple[list[Parameter], Any]:
+    """Return the parameters as a list, which keeps their memory alive, and as an array of ``moe_tensor``."""
+    listed = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+    described = (_abi.moe_tensor * len(listed))()
+    for index, parameter in enumerate(listed):
+        if not isinstance(parameter, Parameter):
+            raise TypeError(
+                f"parameters[{index}]: expected a libmoe.Parameter, got {type(parameter).__name__}; "
+                "use libmoe.Parameter(array)"
+            )
+        described[index] = _abi.moe_tensor(
+            name=parameter.name.encode(),
+            dtype=_abi.DTYPE["f32"],
+            rank=parameter.data.ndim,
+            shape=parameter.data.shape,
+            data=parameter.data.ctypes.data,
+            grad=parameter.grad.ctypes.data,
+        )
+    return listed, described

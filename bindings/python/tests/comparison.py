@@ -1,0 +1,38 @@
+"""What is compared, and how near is near enough: one rule for every comparison with float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import libmoe
+
+# The tests' inputs are of order 1, so this is small beside all values but those that are nearly 0 by design,
+# such as the entropy of a router that is sure of itself: no error is small in relation to 0.
+FLOOR = 1e-3
+
+
+def assert_close(what: str, actual: ArrayLike, expected: ArrayLike, tolerance: float = 1e-5) -> None:
+    """The largest difference is at most `tolerance` times the largest expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    error = np.abs(actual - expected).max(initial=0)
+    scale = max(np.abs(expected).max(initial=0), FLOOR)
+    assert error <= tolerance * scale, f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
+
+
+def assert_all_close(
+    actual: Mapping[str, ArrayLike], expected: Mapping[str, ArrayLike], tolerance: float = 1e-5
+) -> None:
+    """The same arrays are there, and each is close."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(name, actual[name], expected[name], tolerance)
+
+
+def gradients_of(layer: libmoe.Layer, dx: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
+    """Copies of all that backward computed, by the parameters' names and "x"."""
+    assert dx is not None
+    return {"x": dx.copy()} | {name: parameter.grad.copy() for name, parameter in layer.parameters.items()}

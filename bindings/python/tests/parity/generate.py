@@ -1,0 +1,255 @@
+"""Write what PyTorch says about the layer, the optimisers and clipping, for test_parity.py to hold libmoe to.
+
+    pip install -r requirements.txt
+    python generate.py
+
+leaves one .npz per case beside this file. The layer is the textbook one: a linear gate, softmax, top-k, and a
+loop over the experts. It runs forwards in float32, as people train, and both ways in float64, for digits to
+compare with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+HERE = Path(__file__).parent
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+# Arguments of libmoe.Layer.
+LAYERS: dict[str, dict[str, Any]] = {
+    "classic": {"hidden_size": 13, "intermediate_size": 29, "n_experts": 5, "top_k": 2},
+    "classic_top1": {"hidden_size": 9, "intermediate_size": 21, "n_experts": 8, "top_k": 1},
+    "classic_all_experts": {"hidden_size": 12, "intermediate_size": 31, "n_experts": 3, "top_k": 3},
+    # Chosen probabilities as they are: with one expert per token, the Switch Transformer's router.
+    "switch": {"hidden_size": 11, "intermediate_size": 19, "n_experts": 6, "top_k": 1}
+    | {"normalize": False, "activation": "relu"},
+    # SwiGLU experts behind a softmax over the chosen logits, no bias anywhere: as in Mixtral.
+    "swiglu_topk_softmax": {"hidden_size": 11, "intermediate_size": 17, "n_experts": 7, "top_k": 2}
+    | {"router_weights": "topk_softmax", "router_bias": False, "expert_kind": "gated", "activation": "silu"},
+    "geglu_unnormalized": {"hidden_size": 10, "intermediate_size": 15, "n_experts": 6, "top_k": 3}
+    | {"normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
+}
+N_TOKENS = 37
+BALANCE_COEF, Z_COEF = 0.01, 0.001
+
+ACTIVATIONS = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "silu": nn.SiLU(), "relu": nn.ReLU()}
+
+# ------------------------------------------------------------------------------------------------------------
+# The layer
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Expert(nn.Module):
+    """Linear, activation, Linear; or, gated, Linear(activation(Linear) * Linear)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+        gated = config.get("expert_kind") == "gated"
+        bias = config.get("expert_bias", not gated)
+        self.gate = nn.Linear(hidden, intermediate, bias=bias) if gated else None
+        self.up = nn.Linear(hidden, intermediate, bias=bias)
+        self.down = nn.Linear(intermediate, hidden, bias=bias)
+        self.activation = ACTIVATIONS[config.get("activation", "gelu")]
+        for linear in self.children():
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,H] -> [N,H]."""
+        inner = (
+            self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        )
+        output: Tensor = self.down(inner)
+        return output
+
+
+class MixtureOfExperts(nn.Module):
+    """The router, the experts, the two auxiliary losses, and statistics."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(
+            config["hidden_size"], config["n_experts"], bias=config.get("router_bias", True)
+        )
+        nn.init.kaiming_normal_(self.router.weight, nonlinearity="linear")
+        self.experts = nn.ModuleList(Expert(config) for _ in range(config["n_experts"]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """From x [T,H] to y [T,H], and to the rest under the names of libmoe.Report."""
+        n_experts, top_k = self.config["n_experts"], self.config["top_k"]
+        logits = self.router(x)  # [T,E]
+        probabilities = functional.softmax(logits, dim=-1)  # [T,E]
+        if self.config.get("router_weights") == "topk_softmax":
+            chosen, indices = torch.topk(logits, top_k, dim=-1)  # [T,K]
+            weights = functional.softmax(chosen, dim=-1)
+        else:
+            weights, indices = torch.topk(probabilities, top_k, dim=-1)  # [T,K]
+            if self.config.get("normalize", True):
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+
+        y = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, slot = torch.where(indices == e)
+            y = y.index_add(0, token, weights[token, slot, None] * expert(x[token]))
+
+        chose = functional.one_hot(indices, n_experts).sum(dim=1)  # [T,E], 0 or 1
+        balance_loss = n_experts * (chose.to(x.dtype).mean(dim=0) * probabilities.mean(dim=0)).sum()
+        z_loss = (torch.logsumexp(logits, dim=-1) ** 2).mean()
+        return {
+            "y": y,
+            "balance_loss": balance_loss,
+            "z_loss": z_loss,
+            "aux_loss": BALANCE_COEF * balance_loss + Z_COEF * z_loss,
+            "entropy": torch.special.entr(probabilities).sum(dim=-1).mean(),
+            "tokens_per_expert": chose.sum(dim=0),
+            "mean_probability": probabilities.mean(dim=0),
+            "expert_indices": indices,
+            "expert_weights": weights,
+        }
+
+    def by_name(self, part: str) -> Arrays:
+        """Every parameter's "data" or "grad" under libmoe's name, the experts' in one array [E,...]."""
+        arrays = {f"router.{name}": getattr(p, part).numpy() for name, p in self.router.named_parameters()}
+        for name, _ in self.experts[0].named_parameters():
+            stacked = torch.stack([getattr(expert.get_parameter(name), part) for expert in self.experts])
+            arrays[f"experts.{name}"] = stacked.numpy()
+        return arrays
+
+
+def outputs(layer: MixtureOfExperts, x: Tensor) -> Arrays:
+    """What forward computes."""
+    with torch.no_grad():
+        return {name: value.numpy() for name, value in layer(x).items()}
+
+
+def gradients(layer: MixtureOfExperts, x: Tensor, dy: Tensor) -> Arrays:
+    """What autograd computes for the objective <dy, y> + aux_loss."""
+    x = x.clone().requires_grad_()
+    result = layer(x)
+    ((dy * result["y"]).sum() + result["aux_loss"]).backward()
+    assert x.grad is not None
+    return {"x": x.grad.numpy()} | layer.by_name("grad")
+
+
+def layer_case(config: dict[str, Any]) -> Arrays:
+    """Configuration, parameters and inputs; the outputs in both precisions, the gradients in float64."""
+    layer = MixtureOfExperts(config)
+    x, dy = torch.randn(2, N_TOKENS, config["hidden_size"])
+    single = outputs(layer, x)
+    parameters = {name: value.copy() for name, value in layer.by_name("data").items()}
+    layer.double()
+    double = outputs(layer, x.double())
+    # A choice that hangs on rounding would compare nothing.
+    assert np.array_equal(single["expert_indices"], double["expert_indices"])
+    return (
+        {"config": np.array(json.dumps(config)), "x": x.numpy(), "dy": dy.numpy()}
+        | under("parameter", parameters)
+        | under("float32", single)
+        | under("float64", double)
+        | under("gradient", gradients(layer, x.double(), dy.double()))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Optimisers and clipping
+# ------------------------------------------------------------------------------------------------------------
+
+N_STEPS = 10
+SHAPES = ((7, 5), (11,))
+
+# Arguments beside the learning rate, which falls from step to step.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "adamw_tuned": {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+    "sgd": {},
+    "sgd_momentum": {"momentum": 0.9},
+}
+LEARNING_RATES = np.linspace(0.05, 0.01, N_STEPS)
+
+
+def optimizer_case(name: str, arguments: dict[str, Any]) -> Arrays:
+    """Gradients of every step, and parameters before the first step and after each, computed in float64."""
+    make = torch.optim.AdamW if name.startswith("adamw") else torch.optim.SGD
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    # Gradients of many sizes, down to where AdamW's epsilon counts.
+    gradients = [torch.randn(N_STEPS, *shape) * 10 ** (-9 * torch.rand(shape)) for shape in SHAPES]
+    arrays: Arrays = {"learning_rates": LEARNING_RATES}
+    for i, p in enumerate(parameters):
+        arrays[f"start/{i}"] = p.detach().numpy().copy()
+        arrays[f"gradients/{i}"] = gradients[i].numpy()
+        p.data = p.data.double()
+
+    optimizer = make(parameters, lr=0.0, **arguments)
+    trajectories: list[list[Tensor]] = [[] for _ in SHAPES]
+    for step, learning_rate in enumerate(LEARNING_RATES):
+        optimizer.param_groups[0]["lr"] = float(learning_rate)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient[step].double()
+        optimizer.step()
+        for p, trajectory in zip(parameters, trajectories, strict=True):
+            trajectory.append(p.detach().clone())
+    return arrays | {
+        f"after/{i}": torch.stack(trajectory).numpy() for i, trajectory in enumerate(trajectories)
+    }
+
+
+def clip_case(max_norm: float) -> Arrays:
+    """Gradients before and after, and the norm before."""
+    parameters = [nn.Parameter(torch.zeros(shape).double()) for shape in SHAPES]
+    arrays: Arrays = {"max_norm": np.array(max_norm)}
+    for i, p in enumerate(parameters):
+        gradient = torch.randn(SHAPES[i])
+        arrays[f"before/{i}"] = gradient.numpy()
+        p.grad = gradient.double()
+    arrays["norm"] = nn.utils.clip_grad_norm_(parameters, max_norm).numpy()
+    for i, p in enumerate(parameters):
+        assert p.grad is not None
+        arrays[f"after/{i}"] = p.grad.numpy()
+    return arrays
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------
+
+
+def under(folder: str, arrays: Arrays) -> Arrays:
+    """The arrays, with their names put into a folder."""
+    return {f"{folder}/{name}": array for name, array in arrays.items()}
+
+
+def save(name: str, arrays: Arrays) -> None:
+    """Write one .npz: float64 was for the computing, float32 keeps the file small."""
+    exact = ("learning_rates", "max_norm", "norm")
+    small = {
+        key: a.astype(np.float32) if a.dtype == np.float64 and key not in exact else a
+        for key, a in arrays.items()
+    }
+    np.savez_compressed(HERE / f"{name}.npz", **small)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Write every case, each from a fixed seed."""
+    torch.set_num_threads(1)
+    for seed, (name, config) in enumerate(LAYERS.items()):
+        torch.manual_seed(seed)
+        save(name, layer_case(config))
+    for name, arguments in OPTIMIZERS.items():
+        torch.manual_seed(100)
+        save(name, optimizer_case(name, arguments))
+    for name, max_norm in (("clip_acts", 1.0), ("clip_idle", 100.0)):
+        torch.manual_seed(200)
+        save(name, clip_case(max_norm))
+
+
+if __name__ == "__main__":
+    main()

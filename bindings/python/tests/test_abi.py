@@ -1,0 +1,150 @@
+"""The ctypes declarations say what include/moe.h says."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import header
+import libmoe
+from libmoe import _abi
+from libmoe._library import lib
+
+STRUCTS = header.structs()
+HANDLES = ["moe_context", "moe_layer", "moe_tape", "moe_optimizer"]
+C_TYPES: dict[str, list[Any]] = {
+    "void": [None],
+    "int32_t": [ctypes.c_int32],
+    "int64_t": [ctypes.c_int64],
+    "uint64_t": [ctypes.c_uint64],
+    "size_t": [ctypes.c_size_t],
+    "float": [ctypes.c_float],
+    "double": [ctypes.c_double],
+    "moe_status": [_abi.Status],
+    "char *": [ctypes.c_char_p],
+    # An array goes by its address; where one number comes out, by a pointer to it.
+    "void *": [ctypes.c_void_p, ctypes.py_object],
+    "float *": [ctypes.c_void_p],
+    "int32_t *": [ctypes.c_void_p],
+    "int64_t *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)],
+    "double *": [ctypes.POINTER(ctypes.c_double)],
+    "int64_t [4]": [ctypes.c_int64 * 4],
+    **{f"{name} *": [ctypes.POINTER(getattr(_abi, name))] for name in [*STRUCTS, *HANDLES]},
+    **{f"{name} **": [ctypes.POINTER(ctypes.POINTER(getattr(_abi, name)))] for name in HANDLES},
+}
+
+
+def test_every_function_is_declared() -> None:
+    assert list(header.functions()) == list(_abi.FUNCTIONS)
+    assert len(_abi.FUNCTIONS) == header.TEXT.count("\nMOE_API ")
+
+
+@pytest.mark.parametrize("name", _abi.FUNCTIONS)
+def test_function_types(name: str) -> None:
+    returned, arguments = header.functions()[name]
+    function = getattr(lib, name)
+    assert function.restype in C_TYPES[returned]
+    assert len(function.argtypes) == len(arguments)
+    for ours, theirs in zip(function.argtypes, arguments):  # noqa: B905  (Python 3.9 has no strict)
+        assert ours in C_TYPES[theirs], theirs
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_struct_fields(name: str) -> None:
+    ours = {field[0]: field[1] for field in getattr(_abi, name)._fields_}
+    assert list(ours) == list(STRUCTS[name])
+    for field, theirs in STRUCTS[name].items():
+        if isinstance(theirs, tuple):
+            returned, arguments = theirs
+            assert ours[field]._restype_ in C_TYPES[returned]
+            assert len(ours[field]._argtypes_) == len(arguments)
+            assert all(a in C_TYPES[b] for a, b in zip(ours[field]._argtypes_, arguments))  # noqa: B905
+        else:
+            assert ours[field] in C_TYPES[theirs], field
+
+
+def test_struct_layout_is_what_a_c_compiler_makes_of_it(tmp_path: Path) -> None:
+    lines = ["#include <moe.h>", "#include <stdio.h>", "int main(void) {"]
+    ours = {}
+    for struct, fields in STRUCTS.items():
+        lines.append(f'printf("{struct} %zu\\n", sizeof({struct}));')
+        ours[struct] = ctypes.sizeof(getattr(_abi, struct))
+        for field in fields:
+            lines.append(f'printf("{struct}.{field} %zu\\n", offsetof({struct}, {field}));')
+            ours[f"{struct}.{field}"] = getattr(getattr(_abi, struct), field).offset
+    source = tmp_path / "layout.c"
+    source.write_text("\n".join([*lines, "return 0; }"]))
+
+    compiler = shutil.which("cc") or shutil.which("clang")
+    assert compiler, "no C compiler"
+    program = tmp_path / "layout"
+    subprocess.run([compiler, f"-I{header.PATH.parent}", source, "-o", program], check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    assert {name: int(number) for name, number in map(str.split, printed.splitlines())} == ours
+
+
+@pytest.mark.parametrize(
+    ("enum", "prefix", "ours"),
+    [
+        ("moe_status", "MOE_ERROR", _abi.STATUS),
+        ("moe_matmul", "MOE_MATMUL", _abi.MATMUL),
+        ("moe_log_level", "MOE_LOG", _abi.LOG),
+        ("moe_dtype", "MOE_DTYPE", _abi.DTYPE),
+        ("moe_router_weights", "MOE_ROUTER_WEIGHTS", _abi.ROUTER_WEIGHTS),
+        ("moe_normalize", "MOE_NORMALIZE", _abi.NORMALIZE),
+        ("moe_bias", "MOE_BIAS", _abi.BIAS),
+        ("moe_expert_kind", "MOE_EXPERT", _abi.EXPERT),
+        ("moe_activation", "MOE_ACTIVATION", _abi.ACTIVATION),
+    ],
+)
+def test_enum(enum: str, prefix: str, ours: dict[str, int]) -> None:
+    spelled = {f"{prefix}_{name.upper()}".replace("MOE_ERROR_OK", "MOE_OK"): ours[name] for name in ours}
+    assert spelled == header.enums()[enum]
+
+
+def test_every_enum_is_declared() -> None:
+    assert len(header.enums()) == 9
+
+
+def test_constants() -> None:
+    assert header.macro("MOE_THREADS_ALL") == f"({libmoe.ALL_THREADS})"
+
+
+def test_one_version() -> None:
+    """Of the package, of the header and of the library."""
+    assert header.macro("MOE_VERSION_STRING") == f'"{libmoe.__version__}"'
+    assert lib.moe_version_string().decode() == libmoe.__version__
+    major, minor, patch = map(int, libmoe.__version__.split("."))
+    assert lib.moe_version() == major * 10000 + minor * 100 + patch
+    assert libmoe.__version__ in libmoe.build_info()
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_init_functions_give_the_defaults_of_python(name: str) -> None:
+    """What the library fills in is what a struct holds whose fields nobody names, and what signatures say."""
+    filled = getattr(_abi, name)()
+    ctypes.memset(ctypes.byref(filled), 0xFF, ctypes.sizeof(filled))
+    getattr(lib, f"{name}_init")(ctypes.byref(filled), ctypes.sizeof(filled))
+
+    defaults: dict[str, Any] = {}
+    if name == "moe_adamw_config":
+        signature = inspect.signature(libmoe.AdamW).parameters
+        beta1, beta2 = signature["betas"].default
+        defaults = {key: signature[key].default for key in ("learning_rate", "epsilon", "weight_decay")}
+        defaults.update(beta1=beta1, beta2=beta2)
+    elif name == "moe_sgd_config":
+        signature = inspect.signature(libmoe.SGD).parameters
+        defaults = {key: signature[key].default for key in ("learning_rate", "momentum", "weight_decay")}
+    assert bytes(filled) == bytes(getattr(_abi, name)(**defaults))
+
+
+def test_the_wrong_handle_is_refused() -> None:
+    layer = libmoe.Layer(4, 4, 2, 1)
+    with pytest.raises(ctypes.ArgumentError):
+        lib.moe_layer_zero_grad(layer.tape()._handle)

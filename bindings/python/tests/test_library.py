@@ -1,0 +1,50 @@
+"""Finding libmoe.so, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import libmoe
+from libmoe._library import lib
+
+
+def import_libmoe(library: Path | str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "LIBMOE_LIBRARY": str(library),
+        "PYTHONPATH": str(Path(libmoe.__file__).parents[1]),
+    }
+    program = "from libmoe._library import lib; print(lib._name)"
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_the_environment_variable_names_the_library(tmp_path: Path) -> None:
+    link = tmp_path / "mine.so"
+    link.symlink_to(Path(lib._name).resolve())
+    assert import_libmoe(link).stdout == f"{link}\n"
+
+
+def test_a_library_that_is_not_there(tmp_path: Path) -> None:
+    """What the user named is the only candidate: another library would be a surprise."""
+    missing = tmp_path / "none.so"
+    result = import_libmoe(missing)
+    assert result.returncode == 1
+    assert f"ImportError: libmoe.so was not found.  Tried:\n  {missing}: " in result.stderr
+    assert "LIBMOE_LIBRARY" in result.stderr
+
+
+def test_another_library() -> None:
+    result = import_libmoe("libm.so.6")
+    assert "libm.so.6: " in result.stderr
+    assert "undefined symbol: moe_version_string" in result.stderr
+
+
+def test_a_library_of_another_version(tmp_path: Path) -> None:
+    source, other = tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text('const char *moe_version_string(void) { return "9.8.7"; }')
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", other], check=True)
+    result = import_libmoe(other)
+    assert f"{other}: is version 9.8.7, but this package needs {libmoe.__version__}" in result.stderr

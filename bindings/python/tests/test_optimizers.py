@@ -1,0 +1,137 @@
+"""The optimisers and clipping over the user's own arrays, against the equations in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import libmoe
+from arrays import normal
+
+SHAPES = [(7,), (3, 5), (2, 3, 4), (2, 1, 3, 5)]
+STEPS = 20
+Float64 = NDArray[np.float64]
+
+
+def own_parameters() -> list[libmoe.Parameter]:
+    return [libmoe.Parameter(normal(*shape, seed=i), name=f"own {i}") for i, shape in enumerate(SHAPES)]
+
+
+def adamw(p: Float64, gradients: list[Float64], rates: list[float]) -> Float64:
+    beta1, beta2, epsilon, decay = 0.8, 0.95, 1e-6, 0.1
+    m = v = np.zeros_like(p)
+    for t, (g, rate) in enumerate(zip(gradients, rates), start=1):  # noqa: B905
+        p = p - rate * decay * p
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        p = p - rate * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
+    return p
+
+
+def sgd(p: Float64, gradients: list[Float64], rates: list[float]) -> Float64:
+    momentum, decay = 0.9, 0.1
+    v = np.zeros_like(p)
+    for g, rate in zip(gradients, rates):  # noqa: B905
+        p = p - rate * decay * p
+        v = momentum * v + g
+        p = p - rate * v
+    return p
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_steps_follow_the_equations(kind: str) -> None:
+    parameters = own_parameters()
+    if kind == "AdamW":
+        optimizer: libmoe.AdamW | libmoe.SGD = libmoe.AdamW(
+            parameters, learning_rate=0.05, betas=(0.8, 0.95), epsilon=1e-6, weight_decay=0.1
+        )
+        equations = adamw
+    else:
+        optimizer = libmoe.SGD(parameters, learning_rate=0.05, momentum=0.9, weight_decay=0.1)
+        equations = sgd
+    assert optimizer.learning_rate == 0.05
+
+    gradients = [
+        [normal(*shape, seed=100 * i + step) for step in range(STEPS)] for i, shape in enumerate(SHAPES)
+    ]
+    rates = [0.05 if step < 10 else 0.02 for step in range(STEPS)]
+    expected = [
+        equations(p.data.astype(np.float64), [g.astype(np.float64) for g in mine], rates)
+        for p, mine in zip(parameters, gradients)  # noqa: B905
+    ]
+    for step, rate in enumerate(rates):
+        optimizer.learning_rate = rate
+        for p, mine in zip(parameters, gradients):  # noqa: B905
+            p.grad[...] = mine[step]
+        optimizer.step()
+    for p, value in zip(parameters, expected):  # noqa: B905
+        np.testing.assert_allclose(p.data, value, rtol=1e-5, atol=2e-6)
+
+
+def test_parameters_wrap_arrays_without_a_copy() -> None:
+    data, grad = normal(3, 4), normal(3, 4, seed=1)
+    parameter = libmoe.Parameter(data, grad, name="mine")
+    assert parameter.data is data
+    assert parameter.grad is grad
+    assert parameter.name == "mine"
+    before = data.copy()
+    libmoe.SGD([parameter], learning_rate=0.5).step()
+    np.testing.assert_allclose(data, before - 0.5 * grad, rtol=1e-6)
+    np.testing.assert_array_equal(libmoe.Parameter(data).grad, np.zeros((3, 4)))
+
+
+def test_training_a_layer_beside_own_parameters() -> None:
+    """A layer learns to negate; the bias in front of it is the user's."""
+    layer = libmoe.Layer(4, 16, 3, 2, seed=1)
+    bias = libmoe.Parameter(np.full(4, 0.5, np.float32), name="bias")
+    optimizer = libmoe.AdamW([*layer.parameters.values(), bias], learning_rate=1e-2, weight_decay=0.0)
+    tape = layer.tape()
+    losses = []
+    for step in range(300):
+        x = normal(64, 4, seed=step)
+        output = layer.forward(x + bias.data, tape=tape, training=True, step=step)
+        error = output.y + x
+        losses.append(float((error**2).mean()))
+        dx = layer.backward(tape, 2 * error / error.size)
+        assert dx is not None
+        bias.grad[...] = dx.sum(0)
+        optimizer.step()
+        layer.zero_grad()
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1000.0, math.inf])
+def test_clipping(max_norm: float) -> None:
+    parameters = own_parameters()
+    for i, p in enumerate(parameters):
+        p.grad[...] = normal(*p.data.shape, seed=10 + i)
+    before = [p.grad.astype(np.float64) for p in parameters]
+    norm = math.sqrt(sum(float((g**2).sum()) for g in before))
+    assert libmoe.clip_grad_norm(parameters, max_norm) == pytest.approx(norm, rel=1e-6)
+    for p, g in zip(parameters, before):  # noqa: B905
+        np.testing.assert_allclose(p.grad, g * min(1.0, max_norm / (norm + 1e-6)), rtol=1e-6)
+
+
+def test_clipping_refuses_what_is_not_finite() -> None:
+    parameters = own_parameters()
+    for p in parameters:
+        p.grad[...] = 5
+    parameters[2].grad[1, 2, 3] = math.inf
+    with pytest.raises(libmoe.NotFiniteError, match="own 2"):
+        libmoe.clip_grad_norm(parameters, 1.0)
+    assert (parameters[0].grad == 5).all()
+
+
+def test_layer_parameters_may_be_passed_as_they_are() -> None:
+    layer = libmoe.Layer(4, 8, 3, 2)
+    for p in layer.parameters.values():
+        p.grad[...] = 1
+    count = sum(p.data.size for p in layer.parameters.values())
+    assert libmoe.clip_grad_norm(layer.parameters, math.inf) == pytest.approx(math.sqrt(count))
+    before = layer.state_dict()
+    libmoe.SGD(layer.parameters, learning_rate=1.0).step()
+    for name, p in layer.parameters.items():
+        np.testing.assert_allclose(p.data, before[name] - 1, rtol=1e-6)

@@ -1,0 +1,138 @@
+"""The training loop, evaluation and sampling."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import libmoe
+import numpy as np
+from numpy.typing import NDArray
+
+from model import CONTEXT, N_EXPERTS, TextModel
+from text import END_OF_FILE, Bytes, Corpus, contexts
+
+BATCH = 2048  # tokens per step
+LEARNING_RATE = 8e-3  # the highest
+WARM_UP = 50  # steps
+MOST_PASSES = 10  # over the training text: more would learn it by heart
+RECORDS = 50  # points on the loss curve
+EVALUATED = 8192  # held-out bytes per record
+
+
+@dataclass(frozen=True)
+class Record:
+    """One point on the loss curve: means since the point before."""
+
+    step: int
+    tokens: int
+    seconds: float
+    training_bits: float  # per byte
+    held_out_bits: float  # per byte, of a sample
+    peak_load: float  # of the fullest expert over the mean: 1 is perfect balance
+
+
+def train(
+    model: TextModel,
+    corpus: Corpus,
+    *,
+    seconds: float,
+    steps: int | None,
+    seed: int,
+    show: Callable[[float, str], None],
+) -> list[Record]:
+    """Train for `seconds`, or for exactly `steps`; the learning rate follows whichever it is.
+
+    A small text ends the training early, after MOST_PASSES.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = libmoe.AdamW(model.parameters, LEARNING_RATE, betas=(0.9, 0.99))
+    sample = sample_positions(corpus.held_out, EVALUATED)
+    last_step = steps or math.ceil(MOST_PASSES * len(corpus.training) / BATCH)
+    records: list[Record] = []
+    bits: list[float] = []  # since the latest record, like the load
+    load = np.zeros(N_EXPERTS, np.int64)
+    start = time.monotonic()
+    step, done = 0, 0.0
+    while done < 1:
+        warm_up = min(1, (step + 1) / WARM_UP)
+        optimizer.learning_rate = LEARNING_RATE * warm_up * (1 + math.cos(math.pi * done)) / 2
+        positions = rng.integers(len(corpus.training), size=BATCH)
+        targets = corpus.training[positions]
+        model.zero_grad()
+        a = model.forward(contexts(corpus.training, positions, CONTEXT), training=True, step=step)
+        bits.append(bits_per_byte(a.probabilities, targets))
+        load += a.report.tokens_per_expert
+        model.backward(a, targets)
+        libmoe.clip_grad_norm(model.parameters, 1.0)
+        optimizer.step()
+
+        step += 1
+        elapsed = time.monotonic() - start
+        done = step / last_step if steps else min(1, max(elapsed / seconds, step / last_step))
+        peak = float(load.max() / load.mean())
+        loss = float(np.mean(bits))
+        speed = step * BATCH / elapsed
+        show(done, f"loss {loss:.3f} bits/byte  {speed:,.0f} tokens/s  peak load {peak:.2f}x")
+        if done * RECORDS >= len(records) + 1:
+            held_out_bits = evaluate(model, corpus.held_out, sample).bits
+            records.append(Record(step, step * BATCH, elapsed, loss, held_out_bits, peak))
+            bits.clear()
+            load.fill(0)
+    return records
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Write the loss curve, one row per record."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(records[0])))
+        writer.writeheader()
+        writer.writerows(map(asdict, records))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the model makes of held-out bytes."""
+
+    bits: float  # per byte
+    experts: NDArray[np.int32]  # [T,K] the experts that each byte's context went to
+
+
+def evaluate(model: TextModel, text: Bytes, positions: NDArray[np.int64]) -> Evaluation:
+    """Predict the bytes at `positions` [T] from those before them."""
+    bits, experts = [], []
+    for part in np.array_split(positions, math.ceil(len(positions) / BATCH)):
+        a = model.forward(contexts(text, part, CONTEXT))
+        bits.append(bits_per_byte(a.probabilities, text[part]) * len(part))
+        experts.append(a.report.expert_indices)
+    return Evaluation(sum(bits) / len(positions), np.concatenate(experts))
+
+
+def bits_per_byte(probabilities: NDArray[np.float32], targets: Bytes) -> float:
+    """Mean of -log2 of the probability of each target: [T,256], [T]."""
+    chosen = probabilities[np.arange(len(targets)), targets]
+    return float(-np.log2(np.maximum(chosen, 1e-30)).mean())
+
+
+def sample_positions(text: Bytes, most: int) -> NDArray[np.int64]:
+    """At most `most` positions, spread evenly over the text."""
+    return np.linspace(0, len(text) - 1, min(most, len(text))).astype(np.int64)
+
+
+def generate(model: TextModel, prompt: Bytes, length: int, *, temperature: float, seed: int) -> bytes:
+    """Continue the prompt byte by byte, up to an end of file."""
+    rng = np.random.default_rng(seed)
+    window = contexts(prompt, np.array([len(prompt)]), CONTEXT)  # [1,CONTEXT]
+    written = bytearray()
+    while len(written) < length:
+        p = model.forward(window).probabilities[0].astype(np.float64) ** (1 / temperature)
+        byte = int(rng.choice(256, p=p / p.sum()))
+        if byte == END_OF_FILE:
+            break
+        written.append(byte)
+        window = np.append(window[:, 1:], np.array([[byte]], np.uint8), axis=1)
+    return bytes(written)
