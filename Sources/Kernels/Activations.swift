@@ -15,7 +15,7 @@ enum GELU: Activation {
     // Phi(v) + v phi(v), phi(v) = exp(-v^2 / 2) / sqrt(2 pi)
     fma(v * 0.398942280, exponential(v * v * -0.5), distribution(v))
   }
-  @inline(__always) private static func distribution(_ v: V) -> V {
+  @_transparent private static func distribution(_ v: V) -> V {
     let half = V(repeating: 0.5)
     return fma(errorFunction(v * 0.707106781), half, half)
   }
@@ -82,13 +82,10 @@ enum ReLU: Activation {
   _: A.Type, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
 ) {
   var i = 0
-  while i &+ 16 <= n {
-    store(a + i, A.value(load(gate + i)) * load(up + i))
+  while i < n {
+    let left = n &- i
+    store(a + i, left, A.value(load(gate + i, left)) * load(up + i, left))
     i &+= 16
-  }
-  if i < n {
-    let rest = n &- i
-    storeTail(a + i, rest, A.value(loadTail(gate + i, rest)) * loadTail(up + i, rest))
   }
 }
 
@@ -96,19 +93,13 @@ enum ReLU: Activation {
   _: A.Type, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
 ) {
   var i = 0
-  while i &+ 16 <= n {
-    let g = load(gate + i)
-    let d = load(da + i)
-    store(dgate + i, d * load(up + i) * A.slope(g))
-    store(dup + i, d * A.value(g))
+  while i < n {
+    let left = n &- i
+    let g = load(gate + i, left)
+    let d = load(da + i, left)
+    store(dgate + i, left, d * load(up + i, left) * A.slope(g))
+    store(dup + i, left, d * A.value(g))
     i &+= 16
-  }
-  if i < n {
-    let rest = n &- i
-    let g = loadTail(gate + i, rest)
-    let d = loadTail(da + i, rest)
-    storeTail(dgate + i, rest, d * loadTail(up + i, rest) * A.slope(g))
-    storeTail(dup + i, rest, d * A.value(g))
   }
 }
 

@@ -7,30 +7,17 @@ import CShims
 ) {
   let f = f.pointee
   var i = 0
-  while i &+ 16 <= n {
-    let next = adamwStep(f, load(parameter + i), load(gradient + i), load(m + i), load(v + i))
-    store(parameter + i, next.parameter)
-    store(m + i, next.m)
-    store(v + i, next.v)
+  while i < n {
+    let left = n &- i
+    let g = load(gradient + i, left)
+    let newM = fma(g, V(repeating: f.one_minus_beta1), load(m + i, left) * f.beta1)
+    let newV = fma(g * g, V(repeating: f.one_minus_beta2), load(v + i, left) * f.beta2)
+    let denominator = fma(moei_square_root(newV), V(repeating: f.root_scale), V(repeating: f.epsilon))
+    store(parameter + i, left, load(parameter + i, left) * f.decay - newM / denominator * f.step_size)
+    store(m + i, left, newM)
+    store(v + i, left, newV)
     i &+= 16
   }
-  if i < n {
-    let rest = n &- i
-    let next = adamwStep(
-      f, loadTail(parameter + i, rest), loadTail(gradient + i, rest), loadTail(m + i, rest), loadTail(v + i, rest))
-    storeTail(parameter + i, rest, next.parameter)
-    storeTail(m + i, rest, next.m)
-    storeTail(v + i, rest, next.v)
-  }
-}
-
-@inline(__always) private func adamwStep(
-  _ f: moei_adamw, _ parameter: V, _ gradient: V, _ m: V, _ v: V
-) -> (parameter: V, m: V, v: V) {
-  let m = fma(gradient, V(repeating: f.one_minus_beta1), m * f.beta1)
-  let v = fma(gradient * gradient, V(repeating: f.one_minus_beta2), v * f.beta2)
-  let denominator = fma(moei_square_root(v), V(repeating: f.root_scale), V(repeating: f.epsilon))
-  return (parameter * f.decay - m / denominator * f.step_size, m, v)
 }
 
 @inline(never) func sgd(

@@ -3,11 +3,10 @@
 @inline(never) func dot(_ n: Int, _ x: Source, _ y: Source) -> Float {
   var lanes = V(repeating: 0)
   var i = 0
-  while i &+ 16 <= n {
-    lanes = fma(load(x + i), load(y + i), lanes)
+  while i < n {
+    lanes = fma(load(x + i, n &- i), load(y + i, n &- i), lanes)
     i &+= 16
   }
-  if i < n { lanes = fma(loadTail(x + i, n &- i), loadTail(y + i, n &- i), lanes) }
   return sum(lanes)
 }
 
@@ -48,15 +47,10 @@
 
   var lanes = V(repeating: 0)
   i = 0
-  while i &+ 16 <= n {
-    let e = exponential(load(z + i) - maximum)
-    store(p + i, e)
-    lanes += e
+  while i < n {
+    store(p + i, n &- i, exponential(load(z + i, n &- i) - maximum))
+    lanes += load(p + i, n &- i)
     i &+= 16
-  }
-  if i < n {
-    storeTail(p + i, n &- i, exponential(loadTail(z + i, n &- i) - maximum))
-    lanes += loadTail(p + i, n &- i)
   }
   let total = sum(lanes)
   let logTotal = logarithm(V(repeating: total))[0]
@@ -64,11 +58,10 @@
   var terms = V(repeating: 0)
   i = 0
   while i < n {
-    let whole = i &+ 16 <= n
-    let probability = (whole ? load(p + i) : loadTail(p + i, n &- i)) / total
-    let below = (whole ? load(z + i) : loadTail(z + i, n &- i)) - maximum
+    let probability = load(p + i, n &- i) / total
+    let below = load(z + i, n &- i) - maximum
     terms += (probability * below).replacing(with: 0, where: probability .== 0)
-    if whole { store(p + i, probability) } else { storeTail(p + i, n &- i, probability) }
+    store(p + i, n &- i, probability)
     i &+= 16
   }
   lse.pointee = maximum + logTotal

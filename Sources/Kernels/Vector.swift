@@ -9,20 +9,22 @@ typealias Target = UnsafeMutablePointer<Float>
 
 @inline(__always) func store(_ p: Target, _ v: V) { UnsafeMutableRawPointer(p).storeBytes(of: v, as: V.self) }
 
-/// The last `count` < 16 floats of an array; the other lanes are 0.
-@inline(__always) func loadTail(_ p: Source, _ count: Int) -> V {
+/// The next 16 of the `left` floats that an array still has; where it ends before, the other lanes are 0.
+@inline(__always) func load(_ p: Source, _ left: Int) -> V {
+  if left >= 16 { return load(p) }
   var v = V(repeating: 0)
   var i = 0
-  while i < count {
+  while i < left {
     v[i] = p[i]
     i &+= 1
   }
   return v
 }
 
-@inline(__always) func storeTail(_ p: Target, _ count: Int, _ v: V) {
+@inline(__always) func store(_ p: Target, _ left: Int, _ v: V) {
+  if left >= 16 { return store(p, v) }
   var i = 0
-  while i < count {
+  while i < left {
     p[i] = v[i]
     i &+= 1
   }
@@ -67,19 +69,17 @@ typealias Target = UnsafeMutablePointer<Float>
 /// y[i] = f(x[i]); x and y may be the same array.
 @inline(__always) func map(_ n: Int, _ x: Source, _ y: Target, _ f: (V) -> V) {
   var i = 0
-  while i &+ 16 <= n {
-    store(y + i, f(load(x + i)))
+  while i < n {
+    store(y + i, n &- i, f(load(x + i, n &- i)))
     i &+= 16
   }
-  if i < n { storeTail(y + i, n &- i, f(loadTail(x + i, n &- i))) }
 }
 
 /// y[i] = f(x[i], y[i]).
 @inline(__always) func update(_ n: Int, _ x: Source, _ y: Target, _ f: (V, V) -> V) {
   var i = 0
-  while i &+ 16 <= n {
-    store(y + i, f(load(x + i), load(y + i)))
+  while i < n {
+    store(y + i, n &- i, f(load(x + i, n &- i), load(y + i, n &- i)))
     i &+= 16
   }
-  if i < n { storeTail(y + i, n &- i, f(loadTail(x + i, n &- i), loadTail(y + i, n &- i))) }
 }

@@ -43,7 +43,7 @@ void moei_futex_wait(int32_t *word, int32_t value);
 void moei_futex_wake(int32_t *word, int32_t count);
 
 /* Start a thread that takes no signals (the host's handlers run in the host's threads).  0 = started. */
-int32_t moei_thread_start(uint64_t *thread, void *_Nullable (*body)(void *_Nullable), void *argument);
+int32_t moei_thread_start(uint64_t *thread, void *_Nullable (*_Nonnull body)(void *_Nullable), void *argument);
 void moei_thread_join(uint64_t thread);
 
 int64_t moei_process_id(void);

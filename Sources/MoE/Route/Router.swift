@@ -179,8 +179,8 @@ struct RouterBackward: Job {
       // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
       var mean: Float = 0
       for j in 0..<e { mean += dz[j] * p[j] }
-      let shift = losses.logSumExpGradient(routing.logSumExp[t]) - mean
-      for j in 0..<e { dz[j] = p[j] * (dz[j] + shift) }
+      let dLogSumExp = losses.logSumExpGradient(routing.logSumExp[t])
+      for j in 0..<e { dz[j] = p[j] * ((dz[j] - mean) + dLogSumExp) }
       // Weights that are a softmax over the chosen logits reach those logits directly.
       if c.routerWeights == .topKSoftmax {
         var mean: Float = 0

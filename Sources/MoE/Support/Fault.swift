@@ -3,7 +3,7 @@ import CShims
 /// What went wrong. The engine throws it; the boundary turns it into a status. Its text is already in place then:
 /// `ErrorText` writes straight into the calling thread's fixed buffer, so that reporting needs no memory.
 public struct Fault: Error {
-  public enum Kind: Int32 {
+  public enum Kind: Int32, Sendable {
     // Numbers as in moe_status.
     case invalidArgument = 1
     case outOfMemory = 2
