@@ -16,6 +16,7 @@ need_packages() {
   has_library pthread-stubs || missing="$missing libpthread-stubs0-dev"
   command -v make >/dev/null 2>&1 || missing="$missing make"
   command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
+  command -v strip >/dev/null 2>&1 || missing="$missing binutils"
   command -v python3 >/dev/null 2>&1 || missing="$missing python3"
   python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
   [ -z "$missing" ] && return
@@ -23,9 +24,10 @@ need_packages() {
     echo "Packages are missing. Please run:  sudo apt-get update && sudo apt-get install -y$missing" >&2
     exit 1
   fi
+  echo "Installing$missing"
   apt-get update -qq
   # shellcheck disable=SC2086 # a list of names
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
 has_library() {
@@ -35,12 +37,15 @@ has_library() {
   return 1
 }
 
-# need_venv NAME ARGUMENTS: build/venv/NAME with what `pip install ARGUMENTS` puts there, once for each ARGUMENTS.
+# need_venv NAME FILE...: build/venv/NAME with what the requirement files list; made anew when they change.
 need_venv() {
-  venv=$PWD/build/venv/$1
+  venv=build/venv/$1
   shift
-  [ "$(cat "$venv/installed" 2>/dev/null)" = "$*" ] && return
+  cat "$@" | cmp -s - "$venv/installed" && return
+  echo "Making $venv"
   python3 -m venv --clear "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
-  echo "$*" >"$venv/installed"
+  for file in "$@"; do
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+  done
+  cat "$@" >"$venv/installed"
 }

@@ -1,0 +1,39 @@
+# Everyday commands; `make help` lists them.
+PREFIX ?= /usr/local
+version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include/moe.h)
+soname := libmoe.so.$(firstword $(subst ., ,$(version)))
+lib := $(DESTDIR)$(PREFIX)/lib
+
+.PHONY: help lib demo test lint bench test-asan install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include/moe.h
+	scripts/lib
+
+demo: ## train a language model on real text
+	scripts/demo
+
+test: ## everything a merge has to pass
+	scripts/test
+
+lint: ## swift format, ruff, mypy, shellcheck
+	scripts/lint
+
+test-asan: ## the Swift and C tests under the address sanitizer
+	scripts/test-asan
+
+bench: lib ## how fast the layer is on this machine
+	benchmarks/run
+
+install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
+	install -d $(lib)/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install -m 755 build/lib/libmoe.so.$(version) $(lib)/
+	ln -sf libmoe.so.$(version) $(lib)/$(soname)
+	ln -sf $(soname) $(lib)/libmoe.so
+	scripts/pkgconfig $(PREFIX) >$(lib)/pkgconfig/libmoe.pc
+	install -m 644 include/moe.h $(DESTDIR)$(PREFIX)/include/
+
+clean: ## remove everything that was built
+	rm -rf build .build
