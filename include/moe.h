@@ -78,7 +78,8 @@ typedef enum moe_status {
   MOE_ERROR_INVALID_ARGUMENT = 1, /**< NULL, a size, enum or option out of range, overlapping arrays */
   MOE_ERROR_OUT_OF_MEMORY = 2,    /**< the allocator gave nothing; nothing is leaked, the handles are unchanged */
   MOE_ERROR_BAD_STATE = 3,        /**< right arguments at the wrong time: backward before forward, another layer's tape */
-  MOE_ERROR_NOT_FINITE = 4,       /**< NaN or +infinity where a number is needed; the message names the token */
+  MOE_ERROR_NOT_FINITE = 4,       /**< NaN or +infinity where a number is needed, or too many -infinity; the message
+                                       names the token */
   MOE_ERROR_CANCELLED = 5         /**< the cancel callback said so */
 } moe_status;
 
@@ -107,7 +108,8 @@ typedef struct moe_context moe_context;
 typedef enum moe_matmul {
   MOE_MATMUL_AUTO = 0,     /**< the fastest this library has for this processor */
   MOE_MATMUL_OPENBLAS = 1, /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
-  MOE_MATMUL_REFERENCE = 2 /**< plain loops, one chain of fused multiply-adds per output: slow, the same bits everywhere */
+  MOE_MATMUL_REFERENCE = 2 /**< plain loops, one chain of fused multiply-adds per output: slow, the same bits on every
+                                processor with FMA */
 } moe_matmul;
 
 /** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
@@ -127,8 +129,9 @@ typedef struct moe_context_config {
   /** What the library decided, one line without a newline each.  NULL = silent. */
   void (*log)(void *user, int32_t level, const char *message);
   void *log_user;
-  /** Asked in the calling thread, every few milliseconds of a long forward or backward; a value other than 0 ends
-   *  the call with MOE_ERROR_CANCELLED.  NULL = never.  It must not call the library on the same layer. */
+  /** Asked in the calling thread, at the start of each stage of forward and backward and then every few milliseconds
+   *  between pieces of work; a value other than 0 ends the call with MOE_ERROR_CANCELLED.  NULL = never.  It must not
+   *  call the library on the same layer. */
   int32_t (*cancel)(void *user);
   void *cancel_user;
 } moe_context_config;
@@ -149,8 +152,8 @@ MOE_API MOE_CHECK moe_status moe_context_create(const moe_context_config *config
 /** Free a context.  Layers, tapes and optimisers created in it stay usable; its memory goes with the last of them. */
 MOE_API void moe_context_free(moe_context *context);
 
-/** One line about the library and, given a context, what it runs with: version, Swift mode, instruction sets, the
- *  chosen kernels, matrix products and threads.
+/** One line about the library: version and Swift mode; given a context also what it runs with: the kernels'
+ *  instruction set, the matrix products and the threads.
  *  @param context [in, nullable] NULL = the library alone.
  *  @return text that lives as long as the context (static for NULL).  Any thread. */
 MOE_API const char *moe_build_info(const moe_context *context);
@@ -338,10 +341,11 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
  *  @param y        [out] [T,H]; overlaps neither x nor a parameter
  *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
  *  @param report   [out, nullable]
- *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token.
+ *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
+ *  and so are fewer than K experts above minus infinity.
  *  Thread-safe with distinct tapes, outputs and reports.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape), NOT_FINITE, CANCELLED.  After an
- *          error the tape is empty. */
+ *          error this layer's tape is empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const float *x, int64_t n_tokens,
                                                const moe_forward_options *options, float *y, moe_tape *tape,
                                                moe_report *report);
@@ -352,7 +356,7 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const flo
  *  @param x          [in]  [T,H], the same as in forward
  *  @param dy         [in]  [T,H] gradient of the objective with respect to y
  *  @param d_aux_loss [in]  gradient of the objective with respect to aux_loss: 1 when it is simply added
- *  @param dx         [out, nullable] [T,H], overwritten; overlaps neither x nor dy
+ *  @param dx         [out, nullable] [T,H], overwritten; overlaps neither x, dy, a parameter nor a gradient
  *  The routing is replayed, not decided again.  Choices and counts are constants: the router learns through the weights
  *  of the chosen experts, the probabilities in balance_loss, and z_loss.
  *  Calls on one layer take turns.

@@ -25,6 +25,8 @@ enum GELU: Activation {
 enum TanhGELU: Activation {
   @inline(__always) static func value(_ v: V) -> V { v * 0.5 * (hyperbolicTangent(inner(v)) + 1) }
   @inline(__always) static func slope(_ v: V) -> V {
+    // From about 10 on the slope is 0 or 1; its terms would go on to infinity, and cancel to NaN.
+    let v = larger(smaller(v, V(repeating: 16)), V(repeating: -16))
     let t = hyperbolicTangent(inner(v))
     let du = fma(v * v, V(repeating: 0.107032226), V(repeating: 0.797884561))  // sqrt(2/pi) (1 + 3 * 0.044715 v^2)
     return fma(v * 0.5 * (1 - t * t), du, (t + 1) * 0.5)

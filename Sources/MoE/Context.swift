@@ -41,7 +41,9 @@ extension UnsafeMutablePointer where Pointee == Context {
   public static func create(_ configuration: Context.Configuration) throws(Fault) -> ContextPointer {
     let allocator = configuration.allocator
     // One block: the context, then the tables it points at.
-    func layout(_ arena: inout Arena) -> (ContextPointer, UnsafeMutablePointer<moei_kernels>, UnsafeMutablePointer<CChar>) {
+    func layout(
+      _ arena: inout Arena
+    ) -> (ContextPointer, UnsafeMutablePointer<moei_kernels>, UnsafeMutablePointer<CChar>) {
       (arena.take(Context.self, 1), arena.take(moei_kernels.self, 1), arena.take(CChar.self, Self.infoCapacity))
     }
     var measure = Arena()

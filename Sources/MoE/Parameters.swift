@@ -59,10 +59,13 @@ struct Parameters {
     _ index: Int, data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
     let slot = slot(index)
-    if slots[slot]!.ownsData { allocator.deallocate(slots[slot]!.data) }
-    slots[slot]!.data = data
-    slots[slot]!.ownsData = false
-    guard let grad else { return }
+    // What is bound already, the library's own memory perhaps, stays as it is.
+    if slots[slot]!.data != data {
+      if slots[slot]!.ownsData { allocator.deallocate(slots[slot]!.data) }
+      slots[slot]!.data = data
+      slots[slot]!.ownsData = false
+    }
+    guard let grad, slots[slot]!.grad != grad else { return }
     if slots[slot]!.ownsGrad { allocator.deallocate(slots[slot]!.grad) }
     slots[slot]!.grad = grad
     slots[slot]!.ownsGrad = false
@@ -94,16 +97,11 @@ struct Parameters {
   private func add(
     _ role: Role, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int, _ c: Configuration, _ allocator: Allocator
   ) throws(Fault) {
-    // Sizes are below 2^31 each, so the first product cannot overflow.
-    let (count, overflow) = (shape.0 * shape.1).multipliedReportingOverflow(by: shape.2)
-    if overflow { throw .outOfMemory(bytes: .max) }
+    let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
     var parameter = Parameter(name: name, rank: rank, shape: shape, count: count)
     parameter.data = try allocator.allocate(Float.self, count: count)
     slots[role.rawValue] = parameter  // from here on `free` sees it
-    guard c.trainable else { return }
-    let grad = try allocator.allocate(Float.self, count: count)
-    grad.initialize(repeating: 0, count: count)
-    slots[role.rawValue]!.grad = grad
+    if c.trainable { slots[role.rawValue]!.grad = try allocator.allocate(Float.self, count: count) }
   }
 
   func free(allocator: Allocator) {
@@ -116,8 +114,10 @@ struct Parameters {
 
   // MARK: initial values
 
-  /// Kaiming for the router, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h).
+  /// Kaiming for the router, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h); gradients 0.
+  /// Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
   func initialise(_ c: Configuration) {
+    zeroGrad()
     func uniform(_ role: Role, _ bound: Double) {
       guard let p = self[role], let data = p.data else { return }
       Random(seed: c.seed, stream: UInt8(role.rawValue), step: 0).fillUniform(data, count: p.count, bound: Float(bound))

@@ -64,7 +64,9 @@ func requireApart(
 
 // MARK: handles
 
-func handle<T>(_ pointer: OpaquePointer?, _ name: StaticString, as type: T.Type) throws(Fault) -> UnsafeMutablePointer<T> {
+func handle<T>(
+  _ pointer: OpaquePointer?, _ name: StaticString, as type: T.Type
+) throws(Fault) -> UnsafeMutablePointer<T> {
   try required(pointer.map { UnsafeMutablePointer<T>($0) }, name)
 }
 
@@ -77,11 +79,12 @@ func requireSize<T>(_ pointer: UnsafePointer<T>, _ name: StaticString) throws(Fa
   let size = start.load(as: Int.self)
   // Beyond this it is no size but memory that was never initialised, and the tail must not be read.
   let plausible = 4096
-  guard size >= known && size <= plausible else {
-    throw .invalid("\(name): struct_size = \(size), but \(known) is expected; initialise it with the macro or the init function")
+  guard size >= known && size <= plausible && size % MemoryLayout<T>.alignment == 0 else {
+    throw .invalid(
+      "\(name): struct_size = \(size), but \(known) is expected; fill it with the macro or the init function")
   }
   for offset in known..<size where start.load(fromByteOffset: offset, as: UInt8.self) != 0 {
-    throw .invalid("\(name): struct_size = \(size) and a field beyond the \(known) bytes known here is not 0; the library is older than the header")
+    throw .invalid("\(name): struct_size = \(size), and what lies beyond the \(known) bytes known here is not 0")
   }
   return size
 }

@@ -34,6 +34,10 @@ extension Configuration {
     if config.top_k > config.n_experts {
       throw .invalid("top_k = \(Int(config.top_k)) exceeds n_experts = \(Int(config.n_experts))")
     }
+    // 2^62 at most, so the first product fits; the largest tensor's bytes may not.
+    let largestMatrix = Int(config.hidden_size) * Int(config.intermediate_size)
+    let elements = try product(largestMatrix, Int(config.n_experts), "hidden_size * intermediate_size * n_experts")
+    _ = try product(elements, 4, "the size of hidden_size * intermediate_size * n_experts floats")
     guard let weights = RouterWeights(rawValue: config.router_weights) else {
       throw .invalid("router_weights = \(Int(config.router_weights)) is not a moe_router_weights")
     }

@@ -90,7 +90,8 @@ public func moe_optimizer_step(
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     let list = try TensorList(tensors, count: count)
     if list.count != optimizer.pointee.tensorCount {
-      throw .invalid("count = \(list.count), but the optimizer was created for \(optimizer.pointee.tensorCount) tensors")
+      let expected = optimizer.pointee.tensorCount
+      throw .invalid("count = \(list.count), but the optimizer was created for \(expected) tensors")
     }
     for index in 0..<list.count {
       let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))

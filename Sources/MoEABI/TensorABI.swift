@@ -43,7 +43,9 @@ struct TensorList {
 
   private func check(_ index: Int) throws(Fault) {
     let size = try requireSize(pointer(index), "tensors")
-    if size != distance { throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)") }
+    if size != distance {
+      throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
+    }
     let tensor = pointer(index).pointee
     if tensor.dtype != Int32(MOE_DTYPE_F32.rawValue) {
       throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
@@ -60,7 +62,9 @@ struct TensorList {
       if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
       if Int(tensor.stride(dimension)) != product && extent > 1 { gapless = false }
       let (next, overflow) = product.multipliedReportingOverflow(by: extent)
-      if overflow { throw .invalid("tensors[\(index)]: the product of shape does not fit in 63 bits") }
+      if overflow || next > Int.max / MemoryLayout<Float>.size {
+        throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
+      }
       product = next
       dimension -= 1
     }

@@ -3,11 +3,39 @@ import Testing
 
 @Suite("Backward")
 struct BackwardTests {
-  /// Central differences of the float64 oracle, which knows nothing of the library's backward.
   @Test(arguments: ForwardTests.Variant.all.filter { $0.activation != MOE_ACTIVATION_RELU })
   func gradientsAreTheSlopesOfTheObjective(variant: ForwardTests.Variant) throws {
     let layer = try Layer(hidden: 6, intermediate: 9, experts: 4, topK: 2, configure: variant.apply)
-    let x = noise(8 * layer.hidden)
+    try expectSlopes(layer, tokens: 8)
+  }
+
+  @Test(arguments: [
+    ForwardTests.Size(tokens: 1, hidden: 1, intermediate: 1, experts: 1, topK: 1),
+    ForwardTests.Size(tokens: 1, hidden: 5, intermediate: 3, experts: 7, topK: 7),
+    ForwardTests.Size(tokens: 19, hidden: 3, intermediate: 17, experts: 1, topK: 1),
+    ForwardTests.Size(tokens: 2, hidden: 5, intermediate: 3, experts: 17, topK: 2),
+  ])
+  func anySizeIsGood(size: ForwardTests.Size) throws {
+    let layer = try Layer(
+      hidden: size.hidden, intermediate: size.intermediate, experts: size.experts, topK: size.topK,
+      in: contextConfig(threads: 2)
+    ) {
+      $0.balance_coef = 0.01
+      $0.z_coef = 0.001
+    }
+    try expectSlopes(layer, tokens: Int(size.tokens))
+  }
+
+  @Test func oneExpertMayHaveAllTokens() throws {
+    let layer = try Layer(hidden: 3, intermediate: 5, experts: 4, topK: 1) { $0.z_coef = 0.001 }
+    try layer.parameter("router.bias").values[2] = 5
+    try expectSlopes(layer, tokens: 11)
+    #expect(try layer.parameter("experts.up.weight").gradient.prefix(15).allSatisfy { $0 == 0 }, "expert 0 has none")
+  }
+
+  /// Gradients equal central differences of the float64 oracle, which knows nothing of the library's backward.
+  private func expectSlopes(_ layer: Layer, tokens: Int) throws {
+    let x = noise(tokens * layer.hidden)
     let dy = noise(x.count, seed: 2)
     let dAuxLoss: Float = 20  // large enough for the losses' share to show
     let oracle = try Oracle(layer, x: x)

@@ -53,6 +53,7 @@ final class BadCallTests {
       #expect(moe_layer_find_parameter(layer.layer, name, &index) == MOE_ERROR_INVALID_ARGUMENT)
       #expect(lastError().contains("name") && lastError().contains(name), "\(lastError())")
     }
+    refused("name", moe_layer_find_parameter(layer.layer, String(repeating: "x", count: 100_000), &index))
     #expect(index == -7)
   }
 
@@ -127,6 +128,8 @@ final class BadCallTests {
     for size in wrongStructSizes { refused("struct_size", forward { $0.struct_size = size }) }
     for value: Int32 in [-1, 2, .max] { refused("training", forward { $0.training = value }) }
     refused("reserved", forward { $0.reserved = 1 })
+    for value: UInt64 in [1 << 56, .max] { refused("step", forward { $0.step = value }) }
+    try check(forward { $0.step = 1 << 56 - 1 })
 
     func report(_ change: (inout moe_report) -> Void) -> moe_status {
       var report = moe_report()

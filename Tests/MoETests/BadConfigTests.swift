@@ -29,6 +29,14 @@ struct BadConfigTests {
     refused("alloc", createContext { $0.dealloc = whole.dealloc })
   }
 
+  @Test func anAllocatorHasToAlign() {
+    let status = createContext {
+      $0.alloc = { _, size, _ in UnsafeMutableRawPointer.allocate(byteCount: size + 1, alignment: 64) + 1 }
+      $0.dealloc = { _, memory in (memory! - 1).deallocate() }
+    }
+    refused("alloc", status)
+  }
+
   // MARK: Layer
 
   private func createLayer(_ change: (inout moe_layer_config) -> Void) -> moe_status {

@@ -78,12 +78,14 @@ final class BadTensorTests {
   @Test func step() throws {
     refused("optimizer", moe_optimizer_step(nil, list, 2))
     refused("tensors", moe_optimizer_step(optimizer, nil, 2))
-    for count: Int64 in [-1, 0, 1, 3, .min, .max] { refused("count", moe_optimizer_step(optimizer, list, count)) }
+    for count: Int64 in [-1, 0, 1, .min, .max] { refused("count", moe_optimizer_step(optimizer, list, count)) }
+    refused("count", moe_optimizer_step(optimizer, list + [a.tensor], 3))
     for (field, change) in badTensors { refused(field, moe_optimizer_step(optimizer, list(change), 2)) }
     refused("data", moe_optimizer_step(optimizer, list { $0.data = nil }, 2))
     refused("grad", moe_optimizer_step(optimizer, list { $0.grad = nil }, 2))
     refused("data", moe_optimizer_step(optimizer, list { $0.data += 1 }, 2))
     refused("grad", moe_optimizer_step(optimizer, list { $0.grad += 1 }, 2))
+    refused("data", moe_optimizer_step(optimizer, list { $0.data = $0.grad }, 2))
     refused("shape", moe_optimizer_step(optimizer, list { $0.shape.0 = 1 }, 2))
     refused("shape", moe_optimizer_step(optimizer, [b.tensor, a.tensor], 2))
     nothingChanged()
@@ -123,8 +125,15 @@ final class BadTensorTests {
     try check(moe_clip_grad_norm(layer.context, list { $0.data = nil }, 2, 1, &norm))
   }
 
-  @Test func aRefusalNamesTheTensor() {
-    refused("b", moe_optimizer_step(optimizer, list { $0.grad = nil }, 2))
-    refused("b", moe_clip_grad_norm(layer.context, list { $0.grad = nil }, 2, 1, nil))
+  @Test func aRefusalSaysWhichTensor() {
+    let list = list { $0.grad = nil }
+    let calls = [
+      { moe_optimizer_step(self.optimizer, list, 2) },
+      { moe_clip_grad_norm(self.layer.context, list, 2, 1, nil) },
+    ]
+    for call in calls {
+      #expect(call() == MOE_ERROR_INVALID_ARGUMENT)
+      #expect(lastError().contains("tensors[1]"), "\(lastError())")
+    }
   }
 }

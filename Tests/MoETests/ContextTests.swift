@@ -94,12 +94,13 @@ struct ContextTests {
       canceller.otherThread = canceller.otherThread || pthread_equal(canceller.home, pthread_self()) == 0
       return canceller.verdict
     }
-    // Billions of multiplications: tens of milliseconds at least.
+    // Nine billion floating-point operations: tens of milliseconds even on the fastest of machines.
+    let tokens = 4096
     let layer = try Layer(hidden: 256, intermediate: 1024, experts: 4, in: config)
-    let x = noise(1024 * layer.hidden)
+    let x = noise(tokens * layer.hidden)
     let dy = noise(x.count, seed: 2)
     var y = [Float](repeating: 0, count: x.count)
-    func forward() -> moe_status { moe_layer_forward(layer.layer, x, 1024, nil, &y, layer.tape, nil) }
+    func forward() -> moe_status { moe_layer_forward(layer.layer, x, Int64(tokens), nil, &y, layer.tape, nil) }
 
     canceller.verdict = 1
     #expect(forward() == MOE_ERROR_CANCELLED)

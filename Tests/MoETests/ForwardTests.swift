@@ -98,6 +98,15 @@ struct ForwardTests {
     }
   }
 
+  @Test func oneExpertMayHaveAllTokens() throws {
+    let layer = try Layer(hidden: 3, intermediate: 5, experts: 4, topK: 1)
+    try layer.parameter("router.bias").values[2] = 30
+    let x = noise(41 * layer.hidden)
+    let output = try layer.forward(x)
+    #expect(output.tokensPerExpert == [0, 0, 41, 0])
+    expectClose(output.y, try Oracle(layer, x: x).run().y, within: 2e-6, "y")
+  }
+
   @Test func noTokensAreNoWork() throws {
     let layer = try Layer {
       $0.balance_coef = 1

@@ -165,6 +165,22 @@ final class OptimizerTests {
     #expect(bits(Array(before.data)) != bits(Array(after.data)))
   }
 
+  @Test func tensorsOfALaterHeaderAreFurtherApart() throws {
+    let size = MemoryLayout<moe_tensor>.size + 16
+    let list = UnsafeMutableRawPointer.allocate(byteCount: 2 * size, alignment: 16)
+    defer { list.deallocate() }
+    list.initializeMemory(as: UInt8.self, repeating: 0, count: 2 * size)
+    let variables = [Variable("a", [7], grad: [3]), Variable("b", [7], grad: [4])]
+    for (i, variable) in variables.enumerated() {
+      var tensor = variable.tensor
+      tensor.struct_size = size
+      (list + i * size).storeBytes(of: tensor, as: moe_tensor.self)
+    }
+    var norm = 0.0
+    try check(moe_clip_grad_norm(context, list.assumingMemoryBound(to: moe_tensor.self), 2, .infinity, &norm))
+    #expect(norm == 5)
+  }
+
   @Test func anEmptyListIsFine() throws {
     for create in [true, false] {
       var optimizer: OpaquePointer?
@@ -198,11 +214,23 @@ final class OptimizerTests {
     try check(moe_clip_grad_norm(context, [w.tensor], 1, maxNorm, nil))
   }
 
-  @Test func clippingMeasuresWhatFloatCannotSquare() throws {
-    let w = Variable("w", [0, 0], grad: [3e30, 4e30])
+  @Test(arguments: [1e30, 1e-30])
+  func clippingMeasuresWhatFloatCannotSquare(scale: Double) throws {
+    let w = Variable("w", [0, 0], grad: [Float(3 * scale), Float(4 * scale)])
     var norm = 0.0
     try check(moe_clip_grad_norm(context, [w.tensor], 1, .infinity, &norm))
-    #expect(abs(norm / 5e30 - 1) < 1e-6)
+    #expect(abs(norm / (5 * scale) - 1) < 1e-6, "\(norm)")
+  }
+
+  @Test func clippingMeasuresTensorsOfAnyLength() throws {
+    // More than one thread's share, and the last element must count: a norm of sqrt(n) of n ones.
+    for n in [1, 4097, 300_001] {
+      let w = Variable("w", [Float](repeating: 0, count: n), grad: [Float](repeating: 1, count: n))
+      var norm = 0.0
+      try check(moe_clip_grad_norm(context, [w.tensor], 1, 1, &norm))
+      #expect(abs(norm / Double(n).squareRoot() - 1) < 1e-6, "\(n) elements")
+      #expect(w.grad.allSatisfy { abs(Double($0) * (norm + 1e-6) - 1) < 1e-6 })
+    }
   }
 
   @Test(arguments: [Float.nan, .infinity, -.infinity])

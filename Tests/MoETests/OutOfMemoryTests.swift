@@ -76,7 +76,11 @@ struct OutOfMemoryTests {
   @Test(arguments: [false, true])
   func everyAllocationOfALifeMayFail(once: Bool) throws {
     let calm = Life()
-    for call in Life.calls { try check(try call.run(calm)) }
+    var expectedLive: [Int] = []  // after each call
+    for call in Life.calls {
+      try check(try call.run(calm))
+      expectedLive.append(calm.allocator.live)
+    }
     let expected = try calm.results()
     for free in calm.frees() { free() }
     #expect(calm.allocator.live == 0)
@@ -84,9 +88,9 @@ struct OutOfMemoryTests {
     let life = Life()
     let allocator = life.allocator
     var failures: [String: Int] = [:]
-    for call in Life.calls {
+    for (call, expectedLive) in zip(Life.calls, expectedLive) {
+      let before = allocator.live
       for k in 1...1000 {
-        let before = allocator.live
         allocator.fail(at: k, once: once)
         let status = try call.run(life)
         let failed = allocator.hasFailed
@@ -96,9 +100,12 @@ struct OutOfMemoryTests {
           break
         }
         try #require(status == MOE_ERROR_OUT_OF_MEMORY, "allocation \(k) of \(call.name)")
-        #expect(allocator.live == before, "after allocation \(k) of \(call.name)")
+        // Tapes and scratch may have grown, to what the whole call would have left; a create keeps nothing.
+        let most = call.name.hasSuffix("_create") ? before : max(before, expectedLive)
+        #expect(allocator.live <= most, "after allocation \(k) of \(call.name)")
         failures[call.name, default: 0] += 1
       }
+      #expect(allocator.live == expectedLive, "after \(call.name)")
     }
     for name in ["moe_layer_create", "moe_layer_forward", "moe_adamw_create"] {
       #expect(failures[name, default: 0] > 0, "\(name) takes no memory from the allocator?")
@@ -162,9 +169,9 @@ struct OutOfMemoryTests {
   }
 
   @Test func whatCannotRunOutOfMemoryTakesNone() throws {
-    // Their documented statuses do not include OUT_OF_MEMORY.
+    // Their documented statuses do not include OUT_OF_MEMORY. No forward comes first: it would leave memory to reuse.
     let life = Life()
-    for call in Life.calls { try check(try call.run(life)) }
+    for call in Life.calls where call.name.hasSuffix("_create") { try check(try call.run(life)) }
     let data = UnsafeMutableBufferPointer<Float>.allocate(capacity: 20)
     defer { data.deallocate() }
     data.initialize(repeating: 0)
@@ -184,12 +191,12 @@ struct OutOfMemoryTests {
   }
 
   @Test func anAbsurdLayerIsOutOfMemory() throws {
-    // 4 * 2^50 bytes: a legal size that no machine has.
+    // 4 * 2^50 bytes of expert weights: a legal size that no machine has.
     let small = try Layer()
     var config = small.config
-    config.hidden_size = 1 << 20
-    config.intermediate_size = 1 << 20
-    config.n_experts = 1 << 10
+    config.hidden_size = 1 << 14
+    config.intermediate_size = 1 << 29
+    config.n_experts = 1 << 7
     var out = untouched
     #expect(moe_layer_create(small.context, &config, &out) == MOE_ERROR_OUT_OF_MEMORY)
     #expect(out == untouched)

@@ -70,6 +70,16 @@ struct ParameterTests {
     }
   }
 
+  @Test func aLaterHeadersTensorIsFilledAsFarAsKnown() throws {
+    let layer = try Layer()
+    try withGrown(moe_tensor(), tail: 0) { tensor in
+      let size = tensor.pointee.struct_size
+      try check(moe_layer_parameter(layer.layer, 0, tensor))
+      #expect(tensor.pointee.struct_size == size, "its size stays the caller's")
+      #expect(tensor.pointee.dimensions == [4, 5])
+    }
+  }
+
   @Test func initialValuesHaveTheDocumentedDistributions() throws {
     let (hidden, intermediate) = (48.0, 80.0)
     let layer = try Layer(hidden: 48, intermediate: 80, experts: 32) { $0.seed = 7 }
@@ -154,6 +164,19 @@ struct ParameterTests {
     data.update(repeating: 0)
     try plain.parameter("experts.up.weight").values.update(repeating: 0)
     #expect(bits(try layer.forward(x).y) == bits(try plain.forward(x).y))
+  }
+
+  @Test func bindingWhatIsBoundAlreadyChangesNothing() throws {
+    let layer = try Layer()
+    let before = try layer.parameter("router.weight")
+    before.gradient.update(repeating: 3)
+    let values = Array(before.values)
+    try check(
+      moe_layer_bind_parameter(
+        layer.layer, 0, before.values.baseAddress, before.gradient.baseAddress))
+    let after = try layer.parameter("router.weight")
+    #expect(after.data == before.data && after.grad == before.grad)
+    #expect(Array(after.values) == values && after.gradient.allSatisfy { $0 == 3 })
   }
 
   @Test func bindingWithoutGradientKeepsTheGradientWhereItIs() throws {

@@ -25,12 +25,14 @@ func misaligned<Element>(_ pointer: UnsafeMutablePointer<Element>) -> UnsafeMuta
 let wrongStructSizes = [0, 1, MemoryLayout<Int>.size, .max, -1]  // -1 is SIZE_MAX
 
 /// `value` as a host with a later header has it: 16 bytes more, each of them `tail`.
-func withGrown<Value, Result>(_ value: Value, tail: UInt8, _ body: (UnsafeMutablePointer<Value>) -> Result) -> Result {
+func withGrown<Value, Result>(
+  _ value: Value, tail: UInt8, _ body: (UnsafeMutablePointer<Value>) throws -> Result
+) rethrows -> Result {
   let known = MemoryLayout<Value>.size
   let memory = UnsafeMutableRawPointer.allocate(byteCount: known + 16, alignment: 16)
   defer { memory.deallocate() }
   memory.initializeMemory(as: UInt8.self, repeating: tail, count: known + 16)
   let typed = memory.initializeMemory(as: Value.self, to: value)
   memory.storeBytes(of: known + 16, as: Int.self)  // struct_size is the first field
-  return body(typed)
+  return try body(typed)
 }

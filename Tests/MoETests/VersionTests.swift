@@ -39,6 +39,15 @@ struct VersionTests {
     #expect(lastError() == "top_k = 9 exceeds n_experts = 8")
   }
 
+  @Test(arguments: [-1, -0.1, -1.5e-7, -999_999.6, -123_456_789, -.leastNonzeroMagnitude, -1e308] as [Double])
+  func aMessageShowsANumberToSixDigits(number: Double) throws {
+    let layer = try Layer()
+    #expect(moe_clip_grad_norm(layer.context, nil, 0, number, nil) == MOE_ERROR_INVALID_ARGUMENT)
+    let word = try #require(lastError().split(separator: " ").dropFirst(2).first, "max_norm = ...: \(lastError())")
+    let shown = try #require(Double(word), "\(lastError())")
+    #expect(abs(shown / number - 1) < 1e-5, "\(lastError())")
+  }
+
   @Test func everyThreadHasItsOwnMessage() {
     #expect(moe_context_create(nil, nil) == MOE_ERROR_INVALID_ARGUMENT)
     let mine = lastError()

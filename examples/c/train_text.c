@@ -1,7 +1,7 @@
 /* train_text.c: a language model of bytes whose body is a libmoe layer.
  *
- *     cc -O3 train_text.c $(pkg-config --cflags --libs libmoe) -lm -o train_text
- *     ./train_text FILE...
+ *     cc -O2 train_text.c $(pkg-config --cflags --libs libmoe) -lm -o train_text
+ *     ./train_text FILE...        (a megabyte of text or more; about a minute on two cores)
  *
  * From the CONTEXT bytes before it, the model gives a probability to every value of the next byte, in the manner of
  * Bengio et al., "A Neural Probabilistic Language Model", JMLR 3 (2003):
@@ -14,6 +14,7 @@
  */
 #include <moe.h>
 
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,7 @@ enum {
   I = 4 * H,
   EXPERTS = 8,
   TOP_K = 2,
-  BATCH = 1024,
+  BATCH = 512,
   STEPS = 2000,
   MAX_TENSORS = 16
 };
@@ -280,7 +281,7 @@ static void sample(model *m, const unsigned char *prompt, int length, double tem
     double left = uniform() * sum;
     int byte = 0;
     while (byte < BYTES - 1 && (left -= sharpened[byte]) > 0) byte++;
-    putchar(byte);
+    putchar(isprint(byte) || byte == '\n' ? byte : ' '); /* nothing that would steer the terminal */
     for (int i = 1; i < CONTEXT; i++) window[i - 1] = window[i];
     window[CONTEXT - 1] = (unsigned char)byte;
   }
@@ -290,7 +291,7 @@ static void sample(model *m, const unsigned char *prompt, int length, double tem
 int main(int argc, char **argv) {
   text training = {NULL, 0}, held_out = {NULL, 0};
   for (int i = 1; i < argc; i++) read_file(argv[i], &training, &held_out);
-  if (held_out.n <= 10 * CONTEXT) give_up("give me text files, ten kilobytes and more: train_text FILE...", "");
+  if (held_out.n < 1000) give_up("too little text, ten kilobytes are the least: train_text FILE...", "");
   double unigram, bigram;
   baselines(&training, &held_out, &unigram, &bigram);
 

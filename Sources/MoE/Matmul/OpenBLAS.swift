@@ -5,15 +5,21 @@ enum OpenBLAS {
   typealias Source = UnsafePointer<Float>
   typealias Target = UnsafeMutablePointer<Float>
 
-  static func addABt(_ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int) {
+  static func addABt(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int
+  ) {
     gemm(CblasNoTrans, CblasTrans, m, n, k, a, lda, b, ldb, c, ldc)
   }
 
-  static func addAB(_ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int) {
+  static func addAB(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int
+  ) {
     gemm(CblasNoTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, c, ldc)
   }
 
-  static func addAtB(_ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int) {
+  static func addAtB(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int
+  ) {
     gemm(CblasTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, c, ldc)
   }
 

@@ -6,43 +6,52 @@ public func clipGradNorm(
   _ tensorCount: Int, _ tensor: (Int) -> (grad: UnsafeMutablePointer<Float>, count: Int), maxNorm: Double,
   in context: ContextPointer, notFinite: (Int) -> Fault
 ) throws(Fault) -> Double {
-  var longest = 0
-  for index in 0..<tensorCount { longest = max(longest, tensor(index).count) }
   var squares = 0.0
-  var measure = Arena()
-  _ = measure.take(Double.self, stretches(longest))
-  try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-    var arena = Arena(memory)
-    let parts = arena.take(Double.self, stretches(longest))
-    for index in 0..<tensorCount {
-      let (grad, count) = tensor(index)
-      context.runToTheEnd(
-        stretches(count), SumOfSquares(kernels: context.kernels, values: grad, count: count, parts: parts))
-      var sum = 0.0
-      for part in 0..<stretches(count) { sum += parts[part] }
-      if !sum.isFinite { throw notFinite(index) }
-      squares += sum
-    }
-    let factor = Float(min(1, maxNorm / (squares.squareRoot() + 1e-6)))
-    if factor == 1 { return }
-    for index in 0..<tensorCount {
-      let (grad, count) = tensor(index)
-      context.runToTheEnd(
-        stretches(count), Scale(kernels: context.kernels, values: grad, count: count, factor: factor))
-    }
+  for index in 0..<tensorCount {
+    let (grad, count) = tensor(index)
+    let sum = sumOfSquares(grad, count, in: context)
+    if !sum.isFinite { throw notFinite(index) }
+    squares += sum
   }
-  return squares.squareRoot()
+  let norm = squares.squareRoot()
+  let factor = Float(min(1, maxNorm / (norm + 1e-6)))
+  if factor == 1 { return norm }
+  for index in 0..<tensorCount {
+    let (grad, count) = tensor(index)
+    let stretch = stretch(count)
+    context.runToTheEnd(
+      (count + stretch - 1) / stretch,
+      Scale(kernels: context.kernels, values: grad, count: count, stretch: stretch, factor: factor))
+  }
+  return norm
 }
 
-/// Elements one item of work reads. Fixed: the order of the sum depends on it.
-private let stretch = 65_536
-private func stretches(_ count: Int) -> Int { (count + stretch - 1) / stretch }
+private func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: ContextPointer) -> Double {
+  let stretch = stretch(count)
+  let items = (count + stretch - 1) / stretch
+  return withUnsafeTemporaryAllocation(of: Double.self, capacity: mostItems) { parts in
+    context.runToTheEnd(
+      items,
+      SumOfSquares(
+        kernels: context.kernels, values: values, count: count, stretch: stretch, parts: parts.baseAddress!))
+    var sum = 0.0
+    for item in 0..<items { sum += parts[item] }
+    return sum
+  }
+}
+
+/// So many partial sums fit the stack: clipping needs no memory that could be refused.
+private let mostItems = 128
+
+/// Elements one item of work reads. It depends on the count alone, as the order of the sum does.
+private func stretch(_ count: Int) -> Int { max(65_536, (count + mostItems - 1) / mostItems) }
 
 /// parts[item] = sum of squares of one stretch: float32 in a fixed tree over short runs, double from run to run.
 private struct SumOfSquares: Job {
   let kernels: UnsafePointer<moei_kernels>
   let values: UnsafePointer<Float>
   let count: Int
+  let stretch: Int
   let parts: UnsafeMutablePointer<Double>
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -50,9 +59,19 @@ private struct SumOfSquares: Job {
     let end = min((item + 1) * stretch, count)
     var sum = 0.0
     for start in Swift.stride(from: item * stretch, to: end, by: run) {
-      sum += Double(kernels.pointee.dot(Int64(min(run, end - start)), values + start, values + start))
+      let count = min(run, end - start)
+      let squares = kernels.pointee.dot(Int64(count), values + start, values + start)
+      // Squares that leave float32's range, upwards or downwards, are summed again in double.
+      let inRange = squares.isFinite && squares > 1e-27
+      sum += inRange ? Double(squares) : exactly(values + start, count)
     }
     parts[item] = sum
+  }
+
+  private func exactly(_ values: UnsafePointer<Float>, _ count: Int) -> Double {
+    var sum = 0.0
+    for i in 0..<count { sum += Double(values[i]) * Double(values[i]) }
+    return sum
   }
 }
 
@@ -60,6 +79,7 @@ private struct Scale: Job {
   let kernels: UnsafePointer<moei_kernels>
   let values: UnsafeMutablePointer<Float>
   let count: Int
+  let stretch: Int
   let factor: Float
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {

@@ -22,7 +22,9 @@ public struct Fault: Error {
 extension Fault {
   public static func invalid(_ text: ErrorText) -> Fault { Fault(.invalidArgument, text) }
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
-  public static func outOfMemory(bytes: Int) -> Fault { Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused") }
+  public static func outOfMemory(bytes: Int) -> Fault {
+    Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
+  }
 }
 
 /// "top_k = \(k) exceeds n_experts = \(e)" without a String: no allocation, no Unicode tables.

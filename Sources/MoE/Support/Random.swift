@@ -26,9 +26,9 @@ struct Random {
     return (c0, c1, c2, c3)
   }
 
-  /// values[i] uniform in (-bound, bound), symmetric: the middles of 2^24 equal steps.
+  /// values[i] uniform in (-bound, bound), symmetric: the middles of 2^23 equal steps.
   func fillUniform(_ values: UnsafeMutablePointer<Float>, count: Int, bound: Float) {
-    func uniform(_ word: UInt32) -> Float { (Float(word >> 8) + 0.5) * 0x1p-23 - 1 }
+    func uniform(_ word: UInt32) -> Float { (Float(word >> 9) + 0.5) * 0x1p-22 - 1 }
     var i = 0
     while i < count {
       let w = words(UInt64(i / 4))

@@ -48,7 +48,7 @@ def one_step(context: libmoe.Context) -> dict[str, bytes]:
     optimizer.step()
     bits.update({name: p.data.tobytes() for name, p in layer.parameters.items()})
     bits.update(y=output.y.tobytes(), dx=np.asarray(dx).tobytes(), norm=np.float64(norm).tobytes())
-    bits.update(losses=np.float32([output.report.aux_loss, output.report.entropy]).tobytes())
+    bits.update(losses=np.array([output.report.aux_loss, output.report.entropy]).tobytes())
     return bits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def read_only(shape: tuple[int, ...]) -> Any:
     return array
 
 
-WRONG_ARRAYS = {
+WRONG_ARRAYS: dict[str, tuple[Any, type[Exception], str]] = {
     "list": (
         lambda shape: np.zeros(shape).tolist(),
         TypeError,
@@ -43,7 +44,6 @@ WRONG_ARRAYS = {
         TypeError,
         "expected float32, got >f4; use {}.astype",
     ),
-    "shape": (lambda shape: np.zeros((3, 3, 3, 5), np.float32), ValueError, "expected shape "),
     "gaps": (
         lambda shape: np.zeros((*shape, 2), np.float32)[..., 0],
         ValueError,
@@ -115,6 +115,26 @@ def test_wrong_arrays(take: Any, name: str, wrong: Any) -> None:
         take(layer, make((3, H)))
 
 
+@pytest.mark.parametrize(
+    ("take", "name"),
+    [(take, name) for take, name in TAKERS if take is not pass_x],
+    ids=lambda value: str(value),
+)
+def test_wrong_shapes(take: Any, name: str) -> None:
+    layer = libmoe.Layer(H, 5, n_experts=3, top_k=2)
+    for shape, mend in [((H, 3), f"use {name}.reshape(3, 4)"), ((3, 5), "give it 12 elements")]:
+        text = f"{name}: expected shape (3, 4), got {shape}; {mend}"
+        with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
+            take(layer, np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (H, 3), (0,)])
+def test_x_ends_in_hidden_size(shape: tuple[int, ...]) -> None:
+    text = f"x: expected shape [..., 4], got {shape}; its last axis must be hidden_size = 4"
+    with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
+        libmoe.Layer(H, 5, 3, 2)(np.zeros(shape, np.float32))
+
+
 @pytest.mark.parametrize("ndim", [0, 5])
 def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
     with pytest.raises(ValueError, match=f"^data: expected 1 to 4 dimensions, got {ndim}"):
@@ -150,6 +170,27 @@ def test_sizes_are_ints() -> None:
     libmoe.Layer(np.int64(H), 5, 3, 2)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^hidden_size: expected an int, got float; use int"):
         libmoe.Layer(4.0, 5, 3, 2)  # type: ignore[arg-type]
+
+
+def test_numbers_are_floats() -> None:
+    layer, mine = libmoe.Layer(H, 5, 3, 2), [libmoe.Parameter(normal(3))]
+    optimizer, tape = libmoe.SGD(mine), layer.tape()
+    layer.forward(normal(3, H), tape=tape)
+    wrong: Any = "0.1"
+    calls: dict[str, Callable[[], object]] = {
+        "dropout": lambda: libmoe.Layer(H, 5, 3, 2, dropout=wrong),
+        "balance_coef": lambda: libmoe.Layer(H, 5, 3, 2, balance_coef=wrong),
+        "z_coef": lambda: libmoe.Layer(H, 5, 3, 2, z_coef=wrong),
+        "d_aux_loss": lambda: layer.backward(tape, normal(3, H), d_aux_loss=wrong),
+        "learning_rate": lambda: setattr(optimizer, "learning_rate", wrong),
+        "betas[1]": lambda: libmoe.AdamW(mine, betas=(0.9, wrong)),
+        "momentum": lambda: libmoe.SGD(mine, momentum=wrong),
+        "max_norm": lambda: libmoe.clip_grad_norm(mine, wrong),
+    }
+    for name, call in calls.items():
+        text = f"{name}: expected a float, got str; use float({name})"
+        with pytest.raises(TypeError, match="^" + re.escape(text) + "$"):
+            call()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +256,7 @@ def test_a_token_that_is_not_a_number() -> None:
 
 def test_more_memory_than_there_is() -> None:
     with pytest.raises(libmoe.OutOfMemoryError) as caught:
-        libmoe.Layer(2**20, 2**20, n_experts=2**10, top_k=1)  # 4 PiB for each of its weights
+        libmoe.Layer(2**25, 1, n_experts=2**25, top_k=1)  # 4 PiB for the router
     assert caught.value.status == 2
     assert isinstance(caught.value, MemoryError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ H, I, E, K = 5, 7, 3, 2  # noqa: E741
 
 def make_layer(**options: object) -> libmoe.Layer:
     return libmoe.Layer(H, I, E, K, **options)  # type: ignore[arg-type]
+
+
+def test_sizes_are_told_and_fixed() -> None:
+    """They say how much memory a call reads, so nobody may change them."""
+    layer = make_layer()
+    assert (layer.hidden_size, layer.intermediate_size, layer.n_experts, layer.top_k) == (H, I, E, K)
+    for name in ("hidden_size", "intermediate_size", "n_experts", "top_k"):
+        with pytest.raises(AttributeError):
+            setattr(layer, name, 1)
 
 
 def test_forward_of_a_single_expert_is_the_textbook_mlp() -> None:
@@ -82,11 +92,31 @@ def test_dropout_acts_in_training_and_depends_on_the_step_alone() -> None:
 
     assert y() == y(step=1) == layer(x).tobytes()
     assert y(training=True, step=1) == y(training=True, step=1)
-    assert len({y(), y(training=True, step=1), y(training=True, step=2**64 - 1)}) == 3
+    assert len({y(), y(training=True, step=1), y(training=True, step=2**56 - 1)}) == 3
+    with pytest.raises(libmoe.InvalidArgumentError, match="step"):
+        y(training=True, step=2**56)
+    with pytest.raises(libmoe.InvalidArgumentError, match="step = -1 is out of range"):
+        y(training=True, step=-1)
+
+
+def test_nothing_is_copied() -> None:
+    """Neither x nor dy nor their outputs: a whole step allocates less than a tenth of one of these arrays."""
+    layer = libmoe.Layer(512, 4, E, 1)
+    tape = layer.tape()
+    x, dy = normal(1000, 512), normal(1000, 512, seed=1)
+    y, dx = np.empty_like(x), np.empty_like(x)
+    tracemalloc.start()  # numpy reports its arrays there
+    try:
+        layer.forward(x, tape=tape, out=y)
+        layer.backward(tape, dy, out=dx)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 10
 
 
 def test_out_is_used() -> None:
-    layer, tape = make_layer(), None
+    layer = make_layer()
     tape = layer.tape()
     x, dy = normal(4, H), normal(4, H, seed=1)
     y, dx = np.empty_like(x), np.empty_like(x)
@@ -158,7 +188,7 @@ def test_the_seed_decides_the_initial_parameters() -> None:
 
 
 def test_bind_uses_the_callers_arrays() -> None:
-    layer, tape = make_layer(), None
+    layer = make_layer()
     tape = layer.tape()
     x = normal(4, H)
     bias, grad = np.zeros((E, H), np.float32), np.zeros((E, H), np.float32)
@@ -197,7 +227,7 @@ def test_state_dict_round_trip(tmp_path: Path) -> None:
     layer, other = make_layer(seed=1), make_layer(seed=2)
     x = normal(4, H)
     assert not np.array_equal(layer(x), other(x))
-    np.savez(tmp_path / "weights.npz", **layer.state_dict())
+    np.savez(tmp_path / "weights.npz", **layer.state_dict())  # type: ignore[arg-type, unused-ignore]
     with np.load(tmp_path / "weights.npz") as state:
         other.load_state_dict(state)
     np.testing.assert_array_equal(layer(x), other(x))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiler
 import libmoe
 from libmoe._library import lib
 
@@ -45,6 +46,6 @@ def test_another_library() -> None:
 def test_a_library_of_another_version(tmp_path: Path) -> None:
     source, other = tmp_path / "other.c", tmp_path / "other.so"
     source.write_text('const char *moe_version_string(void) { return "9.8.7"; }')
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", other], check=True)
+    subprocess.run([compiler.PATH, "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
     result = import_libmoe(other)
     assert f"{other}: is version 9.8.7, but this package needs {libmoe.__version__}" in result.stderr

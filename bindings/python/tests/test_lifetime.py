@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import os
+import pkgutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,28 @@ def test_closing_in_any_order(order: tuple[int, ...]) -> None:
         objects[index].close()
         if objects.index(layer) not in order[: position + 1]:
             layer(normal(3, H))
+
+
+def test_no_class_has_a_finalizer_of_its_own() -> None:
+    """``__del__`` would run in any order and at exit; ``weakref.finalize`` frees instead."""
+    modules = [
+        importlib.import_module(module.name) for module in pkgutil.iter_modules(libmoe.__path__, "libmoe.")
+    ]
+    classes = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    assert libmoe.Layer in classes
+    assert [kind for kind in classes if hasattr(kind, "__del__")] == []
+
+
+def test_a_closed_tape_lets_go_of_x() -> None:
+    layer, x = make_layer(), normal(3, H)
+    with layer.tape() as tape:
+        layer.forward(x, tape=tape)
+        held = weakref.ref(x)
+        del x
+        assert held() is not None
+    assert held() is None
+    with pytest.raises(libmoe.BadStateError, match="this Tape is closed"):
+        layer.backward(tape, normal(3, H))
 
 
 def test_a_layer_outlives_its_context_and_the_log() -> None:

@@ -95,7 +95,7 @@ def test_training_a_layer_beside_own_parameters() -> None:
         output = layer.forward(x + bias.data, tape=tape, training=True, step=step)
         error = output.y + x
         losses.append(float((error**2).mean()))
-        dx = layer.backward(tape, 2 * error / error.size)
+        dx = layer.backward(tape, error * np.float32(2 / error.size))
         assert dx is not None
         bias.grad[...] = dx.sum(0)
         optimizer.step()

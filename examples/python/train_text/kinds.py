@@ -5,7 +5,7 @@ import string
 import numpy as np
 from numpy.typing import NDArray
 
-from text import Bytes
+from train_text.text import Bytes
 
 # Every byte is of the first kind that lists it.
 _LISTED = {

@@ -8,13 +8,17 @@ The Mixture of Experts and its losses are libmoe's; everything around it is nump
 model over a window of embeddings is that of Bengio et al., JMLR 3 (2003); norm is RMSNorm, arXiv:1910.07467.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import libmoe
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from text import Bytes, unigram
+import libmoe
+from train_text.text import Bytes
 
 Floats = NDArray[np.float32]
 
@@ -22,7 +26,7 @@ CONTEXT = 16  # bytes the model sees
 WIDTH = 16  # of one byte's embedding
 HIDDEN = CONTEXT * WIDTH  # H
 INTERMEDIATE = 2 * HIDDEN
-N_EXPERTS = 8
+N_EXPERTS = 16
 TOP_K = 2
 
 
@@ -31,8 +35,8 @@ class Activations:
     """What backward needs of a forward."""
 
     contexts: Bytes  # [T,CONTEXT]
-    norm_x: "Normed"
-    norm_h: "Normed"
+    norm_x: Normed
+    norm_h: Normed
     probabilities: Floats  # [T,256]
     report: libmoe.Report
 
@@ -40,7 +44,8 @@ class Activations:
 class TextModel:
     """Probabilities of the next byte, and their gradients."""
 
-    def __init__(self, training_text: Bytes, seed: int) -> None:
+    def __init__(self, shares: NDArray[np.float64], seed: int) -> None:
+        """Begin as the unigram model with these shares [256] of the bytes."""
         rng = np.random.default_rng(seed)
         self.moe = libmoe.Layer(
             HIDDEN, INTERMEDIATE, N_EXPERTS, TOP_K, balance_coef=0.01, z_coef=0.001, seed=seed
@@ -51,16 +56,32 @@ class TextModel:
         )
         self.gain_x = libmoe.Parameter(np.ones(HIDDEN, np.float32), name="norm_x.gain")
         self.gain_h = libmoe.Parameter(np.ones(HIDDEN, np.float32), name="norm_h.gain")
-        # With these two the model begins as the unigram model.
         self.weight = libmoe.Parameter(np.zeros((256, HIDDEN), np.float32), name="output.weight")
-        self.bias = libmoe.Parameter(np.log(unigram(training_text)).astype(np.float32), name="output.bias")
+        self.bias = libmoe.Parameter(np.log(shares).astype(np.float32), name="output.bias")
         self._own = [self.embedding, self.gain_x, self.gain_h, self.weight, self.bias]
         self.parameters = [*self._own, *self.moe.parameters.values()]
 
-    def state_dict(self) -> dict[str, Floats]:
-        """Copy all weights, by name."""
-        own = {p.name: p.data.copy() for p in self._own}
-        return own | {f"moe.{name}": values for name, values in self.moe.state_dict().items()}
+    def save(self, path: Path) -> None:
+        """Write all weights by name; a file of that name is replaced in one go, or stays as it was."""
+        moe = {f"moe.{name}": parameter.data for name, parameter in self.moe.parameters.items()}
+        weights: dict[str, Any] = {p.name: p.data for p in self._own} | moe
+        unfinished = path.with_name(path.name + ".unfinished")
+        try:
+            with unfinished.open("wb") as file:
+                np.savez(file, **weights)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> TextModel:
+        """Read what `save` wrote."""
+        model = cls(np.full(256, 1 / 256), seed=0)
+        with np.load(path) as weights:
+            for parameter in model._own:
+                parameter.data[:] = weights[parameter.name]
+            model.moe.load_state_dict({name: weights[f"moe.{name}"] for name in model.moe.parameters})
+        return model
 
     def zero_grad(self) -> None:
         """Set every gradient to 0."""

@@ -11,8 +11,8 @@ matplotlib.use("Agg")  # files only: no screen needed
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
-from kinds import KINDS
-from training import Record
+from train_text.kinds import KINDS
+from train_text.training import Record
 
 
 def loss_picture(records: Sequence[Record], unigram: float, bigram: float, path: Path) -> None:
@@ -20,7 +20,12 @@ def loss_picture(records: Sequence[Record], unigram: float, bigram: float, path:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     millions = [record.tokens / 1e6 for record in records]
     axes.plot(millions, [record.training_bits for record in records], color="#9ecae1", label="training text")
-    axes.plot(millions, [record.held_out_bits for record in records], color="#08519c", label="held-out text")
+    axes.plot(
+        millions,
+        [record.held_out_bits for record in records],
+        color="#08519c",
+        label="held-out text, a sample",
+    )
     for name, bits in (("unigram model", unigram), ("bigram model", bigram)):
         axes.axhline(bits, color="#636363", linewidth=1, linestyle="--")
         axes.annotate(
@@ -33,7 +38,7 @@ def loss_picture(records: Sequence[Record], unigram: float, bigram: float, path:
         textcoords="offset points", ha="right", color="#08519c",
     )  # fmt: skip
     axes.set(xlabel="tokens trained on, millions", ylabel="bits per byte", title="Loss of the language model")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(unigram, bigram))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -58,7 +63,7 @@ def expert_picture(kind: NDArray[np.intp], experts: NDArray[np.int32], n_experts
     for row, column in np.ndindex(share.shape):
         color = "white" if share[row, column] > 0.6 * share.max() else "black"
         axes.text(column, row, f"{share[row, column]:.0%}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_yticks(range(len(met)), [f"{KINDS[k]}  ({part:.1%})" for k, part in zip(met, of_text)])
+    axes.set_yticks(range(len(met)), [f"{KINDS[k]}  ({percent(part)})" for k, part in zip(met, of_text)])
     axes.set_xticks(range(n_experts))
     axes.set(xlabel="expert", ylabel="latest byte read (its share of the text)")
     axes.set_title(
@@ -71,3 +76,8 @@ def expert_picture(kind: NDArray[np.intp], experts: NDArray[np.int32], n_experts
     figure.colorbar(image, ax=axes, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.02)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def percent(share: float) -> str:
+    """With one decimal, and never 0 for what there is some of."""
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"

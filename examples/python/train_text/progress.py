@@ -1,33 +1,43 @@
-"""A progress bar of one line: rewritten on a terminal, a plain line now and then elsewhere."""
+"""Progress of the training: a bar on a terminal, a plain line every few seconds elsewhere."""
 
-import shutil
-import sys
+from __future__ import annotations
+
 import time
+
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PAUSE = 5.0  # seconds between two plain lines
 
 
 class Progress:
-    """Call `show` as often as you like, then `close`."""
+    """Call `show` as often as you like, inside a `with`."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._pause = 0.1 if self._terminal else 10.0  # seconds between two lines
-        self._due = time.monotonic() + self._pause
+        columns = (
+            BarColumn(30),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns)
+        self._due = time.monotonic() + PAUSE
+
+    def __enter__(self) -> Progress:
+        """Draw the bar, on a terminal."""
+        if self._bar.console.is_interactive:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it stands."""
+        self._bar.stop()
 
     def show(self, done: float, text: str) -> None:
         """Show that the share `done` of the work is done; the last call, with 1, always shows."""
-        if time.monotonic() < self._due and done < 1:
-            return
-        self._due = time.monotonic() + self._pause
-        if not self._terminal:
+        if self._bar.console.is_interactive:
+            self._bar.update(self._task, completed=done, description=text)
+        elif time.monotonic() >= self._due or done == 1:
+            self._due = time.monotonic() + PAUSE
             print(f"{done:4.0%}  {text}", flush=True)
-            return
-        columns = shutil.get_terminal_size().columns - 1
-        length = max(0, min(30, columns - len(text) - 9))
-        full = int(done * length)
-        line = f"[{'#' * full}{'.' * (length - full)}] {done:4.0%}  {text}"
-        print(f"\r{line[:columns]:<{columns}}", end="", flush=True)
-
-    def close(self) -> None:
-        """Leave the line."""
-        if self._terminal:
-            print()

@@ -24,8 +24,8 @@ SMALLEST_PART = 1024  # bytes: below this a part says nothing
 NOT_OURS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-class TooLittleTextError(Exception):
-    """There is not enough text to train on and to hold out."""
+class TextError(Exception):
+    """What was named does not exist, or has not enough text to train on and to hold out."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ class Corpus:
 def load(names: Sequence[str]) -> Corpus:
     """Read the named files and folders, or without names the default text, and split it.
 
-    Raises TooLittleTextError when a part is smaller than SMALLEST_PART.
+    Raises TextError for a name that does not exist, and when a part is smaller than SMALLEST_PART.
     """
+    for name in names:
+        if not os.path.exists(name):
+            raise TextError(f"no such file or folder: {name!r}")
     texts: list[bytes] = []
     passed_over: list[Path] = []
     seen: set[int] = set()
@@ -62,9 +65,12 @@ def load(names: Sequence[str]) -> Corpus:
             texts.append(text)
     training, held_out = _split(texts)
     if min(len(training), len(held_out)) < SMALLEST_PART:
-        where = ", ".join(names) if names else "the default places"
+        where = ", ".join(map(repr, names)) if names else "the default places"
         size = sum(map(len, texts))
-        raise TooLittleTextError(f"too little text in {where}: {size:,} bytes in {len(texts)} readable files")
+        raise TextError(
+            f"too little text in {where}: {size:,} bytes, where {11 * SMALLEST_PART:,} would do"
+            f" (text files: {len(texts)}; unreadable or binary: {len(passed_over)})"
+        )
     return Corpus(training, held_out, len(texts), passed_over, room == 0)
 
 

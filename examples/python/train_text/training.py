@@ -6,22 +6,23 @@ import csv
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import libmoe
 import numpy as np
 from numpy.typing import NDArray
 
-from model import CONTEXT, N_EXPERTS, TextModel
-from text import END_OF_FILE, Bytes, Corpus, contexts
+import libmoe
+from train_text.model import CONTEXT, N_EXPERTS, TextModel
+from train_text.text import END_OF_FILE, Bytes, Corpus, contexts
 
-BATCH = 2048  # tokens per step
-LEARNING_RATE = 8e-3  # the highest
+BATCH = 1024  # tokens per step
+STEPS = 2500  # some two minutes on two cores
+LEARNING_RATE = 7e-3  # the highest
 WARM_UP = 50  # steps
 MOST_PASSES = 10  # over the training text: more would learn it by heart
-RECORDS = 50  # points on the loss curve
-EVALUATED = 8192  # held-out bytes per record
+RECORDS = 40  # points on the loss curve
+EVALUATED = 4096  # held-out bytes per record
 
 
 @dataclass(frozen=True)
@@ -36,60 +37,62 @@ class Record:
     peak_load: float  # of the fullest expert over the mean: 1 is perfect balance
 
 
-def train(
-    model: TextModel,
-    corpus: Corpus,
-    *,
-    seconds: float,
-    steps: int | None,
-    seed: int,
-    show: Callable[[float, str], None],
-) -> list[Record]:
-    """Train for `seconds`, or for exactly `steps`; the learning rate follows whichever it is.
+def default_steps(corpus: Corpus) -> int:
+    """Return STEPS, or for a small text as many as MOST_PASSES over it take."""
+    return min(STEPS, math.ceil(MOST_PASSES * len(corpus.training) / BATCH))
 
-    A small text ends the training early, after MOST_PASSES.
+
+def train(
+    model: TextModel, corpus: Corpus, *, steps: int, seed: int, show: Callable[[float, str], None]
+) -> tuple[list[Record], bool]:
+    """Train for `steps`, or until Ctrl-C: the loss curve, and whether that came.
+
+    The learning rate warms up linearly, then falls along half a cosine to 0 at the last step.
     """
     rng = np.random.default_rng(seed)
     optimizer = libmoe.AdamW(model.parameters, LEARNING_RATE, betas=(0.9, 0.99))
     sample = sample_positions(corpus.held_out, EVALUATED)
-    last_step = steps or math.ceil(MOST_PASSES * len(corpus.training) / BATCH)
     records: list[Record] = []
     bits: list[float] = []  # since the latest record, like the load
     load = np.zeros(N_EXPERTS, np.int64)
-    start = time.monotonic()
-    step, done = 0, 0.0
-    while done < 1:
-        warm_up = min(1, (step + 1) / WARM_UP)
-        optimizer.learning_rate = LEARNING_RATE * warm_up * (1 + math.cos(math.pi * done)) / 2
-        positions = rng.integers(len(corpus.training), size=BATCH)
-        targets = corpus.training[positions]
-        model.zero_grad()
-        a = model.forward(contexts(corpus.training, positions, CONTEXT), training=True, step=step)
-        bits.append(bits_per_byte(a.probabilities, targets))
-        load += a.report.tokens_per_expert
-        model.backward(a, targets)
-        libmoe.clip_grad_norm(model.parameters, 1.0)
-        optimizer.step()
+    seconds = 0.0  # of training, without the evaluations
+    try:
+        for step in range(steps):
+            start = time.monotonic()
+            warm_up = min(1, (step + 1) / WARM_UP)
+            optimizer.learning_rate = LEARNING_RATE * warm_up * (1 + math.cos(math.pi * step / steps)) / 2
+            positions = rng.integers(len(corpus.training), size=BATCH)
+            targets = corpus.training[positions]
+            model.zero_grad()
+            a = model.forward(contexts(corpus.training, positions, CONTEXT), training=True, step=step)
+            model.backward(a, targets)
+            libmoe.clip_grad_norm(model.parameters, 1.0)
+            optimizer.step()
+            bits.append(bits_per_byte(a.probabilities, targets))
+            load += a.report.tokens_per_expert
+            seconds += time.monotonic() - start
 
-        step += 1
-        elapsed = time.monotonic() - start
-        done = step / last_step if steps else min(1, max(elapsed / seconds, step / last_step))
-        peak = float(load.max() / load.mean())
-        loss = float(np.mean(bits))
-        speed = step * BATCH / elapsed
-        show(done, f"loss {loss:.3f} bits/byte  {speed:,.0f} tokens/s  peak load {peak:.2f}x")
-        if done * RECORDS >= len(records) + 1:
-            held_out_bits = evaluate(model, corpus.held_out, sample).bits
-            records.append(Record(step, step * BATCH, elapsed, loss, held_out_bits, peak))
-            bits.clear()
-            load.fill(0)
-    return records
+            done = (step + 1) / steps
+            tokens = (step + 1) * BATCH
+            loss = float(np.mean(bits))
+            peak = float(load.max() / load.mean())
+            show(done, f"loss {loss:.3f} bits/byte  {tokens / seconds:,.0f} tokens/s  peak load {peak:.2f}x")
+            if done * RECORDS >= len(records) + 1:
+                held_out_bits = evaluate(model, corpus.held_out, sample).bits
+                records.append(Record(step + 1, tokens, seconds, loss, held_out_bits, peak))
+                bits.clear()
+                load.fill(0)
+    except (
+        KeyboardInterrupt
+    ):  # every step is whole: the optimiser's is one call, which Ctrl-C does not cut short
+        return records, True
+    return records, False
 
 
 def write_csv(records: Sequence[Record], path: Path) -> None:
     """Write the loss curve, one row per record."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(records[0])))
+        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
         writer.writeheader()
         writer.writerows(map(asdict, records))
 
@@ -126,7 +129,8 @@ def sample_positions(text: Bytes, most: int) -> NDArray[np.int64]:
 def generate(model: TextModel, prompt: Bytes, length: int, *, temperature: float, seed: int) -> bytes:
     """Continue the prompt byte by byte, up to an end of file."""
     rng = np.random.default_rng(seed)
-    window = contexts(prompt, np.array([len(prompt)]), CONTEXT)  # [1,CONTEXT]
+    before = np.full(CONTEXT, END_OF_FILE, np.uint8)  # a short prompt stands at the beginning of a file
+    window = np.concatenate([before, prompt])[None, -CONTEXT:]  # [1,CONTEXT]
     written = bytearray()
     while len(written) < length:
         p = model.forward(window).probabilities[0].astype(np.float64) ** (1 / temperature)

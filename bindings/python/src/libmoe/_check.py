@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +38,9 @@ def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write:
     if value.dtype != np.float32:
         raise TypeError(f"{name}: expected float32, got {value.dtype}; use {name}.astype(numpy.float32)")
     if shape is not None and value.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+        wanted = math.prod(shape)
+        mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}; {mend}")
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
     if not value.flags.aligned:
@@ -49,7 +53,10 @@ def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write:
 def tokens(name: str, value: Any, hidden_size: int) -> int:
     """Return how many tokens an array [..., H] holds."""
     if array(name, value).shape[-1:] != (hidden_size,):
-        raise ValueError(f"{name}: expected shape [..., {hidden_size}], got {value.shape}")
+        raise ValueError(
+            f"{name}: expected shape [..., {hidden_size}], got {value.shape}; "
+            f"its last axis must be hidden_size = {hidden_size}"
+        )
     return int(value.size // hidden_size)
 
 
@@ -62,6 +69,14 @@ def integer(name: str, value: Any, ctype: Any) -> int:
     if ctype(number).value != number:
         raise InvalidArgumentError(f"{name} = {number} is out of range")
     return number
+
+
+def number(name: str, value: Any) -> float:
+    """Return ``value`` as a float; ctypes itself would not name the argument."""
+    try:
+        return ctypes.c_double(value).value
+    except TypeError:
+        raise TypeError(f"{name}: expected a float, got {type(value).__name__}; use float({name})") from None
 
 
 def choice(name: str, value: str, choices: Mapping[str, int]) -> int:

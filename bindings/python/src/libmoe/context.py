@@ -27,6 +27,18 @@ class Context(Native):
         Who computes the matrix products.  ``"reference"`` is slow, and gives the same bits on every machine.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``n_threads`` is beyond 1024 or below -1, or ``matmul`` is not one of the words.
+    OutOfMemoryError
+        There is no memory.
+
+    Notes
+    -----
+    Any number of Python threads may use one context.  A call that finds its threads busy runs alone.  Layers,
+    tapes and optimisers keep their context alive, also when it is closed.
     """
 
     def __init__(

@@ -66,14 +66,25 @@ class Output:
 class Tape(Native):
     """What forward leaves for backward.  Made by :meth:`Layer.tape`, filled again at every forward.
 
-    It also holds the x of that forward, which must not change until backward.
+    It also holds the x of that forward, which must not change until backward.  It serves one thread at a
+    time, may outlive its layer, and keeps its memory, that of the largest call so far, until it is closed or
+    dropped.
     """
 
     def __init__(self, layer: Layer) -> None:
         handle = layer._handle
         context = handle.keep["context"]
         self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
-        self._x: FloatArray | None = None
+
+    @property
+    def _x(self) -> FloatArray | None:
+        """The x of the forward that filled the tape; None while it is empty."""
+        x: FloatArray | None = self._handle.keep.get("x")
+        return x
+
+    @_x.setter
+    def _x(self, x: FloatArray | None) -> None:
+        self._handle.keep["x"] = x
 
 
 class _View:
@@ -104,7 +115,7 @@ class Layer(Native):
     Parameters
     ----------
     hidden_size, intermediate_size, n_experts, top_k : int
-        H, I (the experts' width), E and K.
+        H, I (the experts' width), E and K; each at least 1, and K at most E.
     router_weights : {"scores", "topk_softmax"}
         ``"scores"``: softmax over all E logits, of which the K largest are used.  ``"topk_softmax"``:
         softmax over the K largest logits.
@@ -122,23 +133,38 @@ class Layer(Native):
     dropout : float
         Share of the experts' inner activations that is dropped in training, in [0, 1).
     balance_coef, z_coef : float
-        Weights of the two losses in ``report.aux_loss``.
+        Weights of the two losses in ``report.aux_loss``, at least 0.
     seed : int
         Of the initial parameters and of dropout: the same seed gives the same bits.
     context : Context, optional
-        Whose threads compute; by default the shared one.
+        Whose threads compute; by default the shared one.  The layer keeps it alive.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A size, word or number is out of range; the text names it and its value.
+    OutOfMemoryError
+        There is no memory for the parameters and their gradients.
 
     Notes
     -----
+    The layer owns its parameters, except those that were bound to arrays of the caller's.
+
     Several threads may run forward at once, each with its own tape and outputs.  Backward calls take turns by
     themselves.  What changes the layer (bind, zero_grad, an optimiser's step) wants it for itself.
 
     Examples
     --------
-    >>> layer = Layer(64, 256, 8, 2)
-    >>> optimizer, tape = AdamW(layer.parameters), layer.tape()
-    >>> output = layer.forward(x, tape=tape, training=True, step=step)
-    >>> dx = layer.backward(tape, dy)          # dy: gradient of the objective with respect to output.y
+    >>> import libmoe, numpy
+    >>> layer = libmoe.Layer(64, 256, n_experts=8, top_k=2)
+    >>> optimizer, tape = libmoe.AdamW(layer.parameters), layer.tape()
+    >>> x = numpy.ones((3, 5, 64), numpy.float32)
+    >>> output = layer.forward(x, tape=tape, training=True, step=0)
+    >>> int(output.report.tokens_per_expert.sum())  # 15 tokens, 2 experts for each
+    30
+    >>> dx = layer.backward(tape, dy=output.y)  # of |y|^2 / 2 + aux_loss
+    >>> dx.shape
+    (3, 5, 64)
     >>> optimizer.step()
     >>> layer.zero_grad()
     """
@@ -163,15 +189,11 @@ class Layer(Native):
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
-        self.hidden_size = _check.integer("hidden_size", hidden_size, ctypes.c_int64)
-        self.intermediate_size = _check.integer("intermediate_size", intermediate_size, ctypes.c_int64)
-        self.n_experts = _check.integer("n_experts", n_experts, ctypes.c_int64)
-        self.top_k = _check.integer("top_k", top_k, ctypes.c_int64)
         config = _abi.moe_layer_config(
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            n_experts=self.n_experts,
-            top_k=self.top_k,
+            hidden_size=_check.integer("hidden_size", hidden_size, ctypes.c_int64),
+            intermediate_size=_check.integer("intermediate_size", intermediate_size, ctypes.c_int64),
+            n_experts=_check.integer("n_experts", n_experts, ctypes.c_int64),
+            top_k=_check.integer("top_k", top_k, ctypes.c_int64),
             router_weights=_check.choice("router_weights", router_weights, _abi.ROUTER_WEIGHTS),
             router_normalize=_abi.NORMALIZE["sum" if normalize else "none"],
             router_bias=_bias(router_bias),
@@ -179,9 +201,9 @@ class Layer(Native):
             activation=_check.choice("activation", activation, _abi.ACTIVATION),
             expert_bias=_bias(expert_bias),
             inference_only=bool(inference_only),
-            dropout=dropout,
-            balance_coef=balance_coef,
-            z_coef=z_coef,
+            dropout=_check.number("dropout", dropout),
+            balance_coef=_check.number("balance_coef", balance_coef),
+            z_coef=_check.number("z_coef", z_coef),
             seed=_check.integer("seed", seed, ctypes.c_uint64),
         )
         parent = (context or default_context())._handle
@@ -192,7 +214,29 @@ class Layer(Native):
             ctypes.byref(config),
             keep={"context": parent},
         )
+        self._config = config
         self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    # Read-only: the memory that a call reads and writes follows from them.
+    @property
+    def hidden_size(self) -> int:
+        """H, the features of a token."""
+        return int(self._config.hidden_size)
+
+    @property
+    def intermediate_size(self) -> int:
+        """I, the experts' width."""
+        return int(self._config.intermediate_size)
+
+    @property
+    def n_experts(self) -> int:
+        """E, the experts there are."""
+        return int(self._config.n_experts)
+
+    @property
+    def top_k(self) -> int:
+        """K, the experts that each token uses."""
+        return int(self._config.top_k)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         """Return y = layer(x), for evaluation.
@@ -205,6 +249,12 @@ class Layer(Native):
         Returns
         -------
         ndarray of float32, [..., H]
+            A new array.
+
+        Raises
+        ------
+        TypeError, ValueError, NotFiniteError, OutOfMemoryError
+            As :meth:`forward`.
         """
         return self._forward(x, None, None, None, None)
 
@@ -228,9 +278,28 @@ class Layer(Native):
         training : bool
             Whether dropout acts.
         step : int
-            Which training step this is: dropout differs from step to step, and only by this number.
+            Which training step this is, 0 to 2^56 - 1: dropout differs from step to step, and only by this
+            number.
         out : ndarray of float32, of x's shape, optional
-            Memory for y; must not overlap x.
+            Memory for y; must overlap neither x nor a parameter.
+
+        Returns
+        -------
+        Output
+            ``y``, of x's shape, which is ``out`` where that is given, and the ``report``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array has the wrong type, shape or layout, or overlaps another.
+        BadStateError
+            The tape is another layer's, or something is closed.
+        NotFiniteError
+            A router logit is NaN or plus infinity, or too few experts are open; the text names the token.
+        OutOfMemoryError
+            There is no memory for the call.
+
+        After any of these the tape is empty.
         """
         options = _abi.moe_forward_options(
             training=bool(training), step=_check.integer("step", step, ctypes.c_uint64)
@@ -318,7 +387,19 @@ class Layer(Native):
         Returns
         -------
         ndarray of float32, of x's shape, or None
-            dx, the gradient with respect to x.
+            dx, the gradient with respect to x, which is ``out`` where that is given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array has the wrong type, shape or layout, or overlaps another; or d_aux_loss is not finite.
+        BadStateError
+            The tape is empty or another layer's, the layer is inference_only, or something is closed.
+        OutOfMemoryError
+            There is no memory for the call.
+
+        After an exception of a signal handler, such as KeyboardInterrupt, the gradients are partly added:
+        call :meth:`zero_grad`.
         """
         x = tape._x
         if x is None:
@@ -335,7 +416,7 @@ class Layer(Native):
             tape._handle,
             x.ctypes.data,
             dy.ctypes.data,
-            d_aux_loss,
+            _check.number("d_aux_loss", d_aux_loss),
             None if dx is None else dx.ctypes.data,
         )
         return dx
@@ -350,6 +431,8 @@ class Layer(Native):
             experts.gate.weight [E, I, H]  experts.gate.bias [E, I]     (gated experts)
             experts.up.weight [E, I, H]    experts.up.bias [E, I]
             experts.down.weight [E, H, I]  experts.down.bias [E, H]
+
+        The layer owns that memory; the arrays keep it alive, also after the layer is closed.
         """
         count = ctypes.c_int64()
         lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
@@ -391,10 +474,18 @@ class Layer(Native):
             Its values from now on; the layer holds the array.
         grad : ndarray of float32, of the parameter's shape, optional
             Its gradient from now on; where it is not given, the gradient stays where it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such parameter, or an array has the wrong type, shape or layout.
+        BadStateError
+            Arrays that were taken from ``parameters`` are still in use.
         """
         index = ctypes.c_int64()
         lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
         tensor = self._tensor(index.value)
+        name = tensor.name.decode()  # C compared up to the first NUL only
         shape = tuple(tensor.shape[: tensor.rank])
         arrays = {(name, "data"): _check.array("data", data, shape, write=True)}
         if grad is not None:
@@ -410,7 +501,13 @@ class Layer(Native):
         self._handle.keep.update(arrays)
 
     def zero_grad(self) -> None:
-        """Set every gradient to 0."""
+        """Set every gradient to 0.
+
+        Raises
+        ------
+        BadStateError
+            The layer is inference_only, or closed.
+        """
         lib.moe_layer_zero_grad(self._handle)
 
     def state_dict(self) -> dict[str, FloatArray]:
@@ -424,6 +521,11 @@ class Layer(Native):
         ----------
         state : mapping of str to ndarray of float32
             As :meth:`state_dict` gives it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
         parameters = self.parameters
         if parameters.keys() != state.keys():

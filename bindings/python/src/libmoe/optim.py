@@ -5,20 +5,22 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from . import _abi
+from . import _abi, _check
 from ._library import Handle, Native, lib
 from .context import Context, default_context
 from .parameter import Parameters, tensors
 
 
 class Optimizer(Native):
-    """What :class:`AdamW` and :class:`SGD` share.  It holds the parameters, and with them their memory."""
+    """What :class:`AdamW` and :class:`SGD` share.
 
-    def __init__(
-        self, create: Any, parameters: Parameters, config: Any, learning_rate: float, context: Context | None
-    ) -> None:
+    It holds the parameters, and with them their memory; its own memory is the moments.  A step wants the
+    optimiser and the parameters for itself: no other thread may use them meanwhile.
+    """
+
+    def __init__(self, create: Any, parameters: Parameters, config: Any, context: Context | None) -> None:
         self._parameters, self._tensors = tensors(parameters)
-        self._learning_rate = float(learning_rate)
+        self._learning_rate: float = config.learning_rate
         handle = (context or default_context())._handle
         self._open_handle = Handle(
             create,
@@ -31,18 +33,25 @@ class Optimizer(Native):
         )
 
     def step(self) -> None:
-        """Change every parameter by its gradient; the gradients stay as they are."""
+        """Change every parameter by its gradient; the gradients stay as they are.
+
+        Raises
+        ------
+        BadStateError
+            The optimiser is closed.
+        """
         lib.moe_optimizer_step(self._handle, self._tensors, len(self._tensors))
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the steps to come; assign to it to follow a schedule."""
+        """Learning rate of the steps to come, at least 0; assign to it to follow a schedule."""
         return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        value = _check.number("learning_rate", value)
         lib.moe_optimizer_set_learning_rate(self._handle, value)
-        self._learning_rate = float(value)
+        self._learning_rate = value
 
 
 class AdamW(Optimizer):
@@ -59,11 +68,20 @@ class AdamW(Optimizer):
     parameters : iterable of Parameter, or layer.parameters
         What is optimised.
     learning_rate, epsilon, weight_decay : float
-        As in the equations.
+        As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
     context : Context, optional
         Whose threads compute; by default the shared one.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number is out of range.
+    BadStateError
+        A parameter has no gradient: its layer is inference_only.
+    OutOfMemoryError
+        There is no memory for the moments, twice that of the parameters.
     """
 
     def __init__(
@@ -77,13 +95,13 @@ class AdamW(Optimizer):
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_adamw_config(
-            learning_rate=learning_rate,
-            beta1=betas[0],
-            beta2=betas[1],
-            epsilon=epsilon,
-            weight_decay=weight_decay,
+            learning_rate=_check.number("learning_rate", learning_rate),
+            beta1=_check.number("betas[0]", betas[0]),
+            beta2=_check.number("betas[1]", betas[1]),
+            epsilon=_check.number("epsilon", epsilon),
+            weight_decay=_check.number("weight_decay", weight_decay),
         )
-        super().__init__(lib.moe_adamw_create, parameters, config, learning_rate, context)
+        super().__init__(lib.moe_adamw_create, parameters, config, context)
 
 
 class SGD(Optimizer):
@@ -102,9 +120,18 @@ class SGD(Optimizer):
     parameters : iterable of Parameter, or layer.parameters
         What is optimised.
     learning_rate, momentum, weight_decay : float
-        As in the equations; momentum in [0, 1).
+        As in the equations; momentum in [0, 1), the others at least 0.
     context : Context, optional
         Whose threads compute; by default the shared one.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number is out of range.
+    BadStateError
+        A parameter has no gradient: its layer is inference_only.
+    OutOfMemoryError
+        There is no memory for the velocities.
     """
 
     def __init__(
@@ -117,9 +144,11 @@ class SGD(Optimizer):
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_sgd_config(
-            learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay
+            learning_rate=_check.number("learning_rate", learning_rate),
+            momentum=_check.number("momentum", momentum),
+            weight_decay=_check.number("weight_decay", weight_decay),
         )
-        super().__init__(lib.moe_sgd_create, parameters, config, learning_rate, context)
+        super().__init__(lib.moe_sgd_create, parameters, config, context)
 
 
 def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context | None = None) -> float:
@@ -141,9 +170,17 @@ def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context 
     -------
     float
         The norm before scaling.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``max_norm`` is not above 0.
+    NotFiniteError
+        Some gradient is not finite; the text names the parameter, and nothing has been scaled.
     """
     listed, described = tensors(parameters)
     norm = ctypes.c_double()
     handle = (context or default_context())._handle
-    lib.moe_clip_grad_norm(handle, described, len(listed), max_norm, ctypes.byref(norm))
+    most = _check.number("max_norm", max_norm)
+    lib.moe_clip_grad_norm(handle, described, len(listed), most, ctypes.byref(norm))
     return norm.value

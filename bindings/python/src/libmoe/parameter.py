@@ -24,10 +24,17 @@ class Parameter:
     name : str
         For messages.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An array has the wrong type, shape or layout.
+
     Examples
     --------
-    >>> embedding = Parameter(numpy.zeros((256, 64), numpy.float32), name="embedding")
-    >>> optimizer = AdamW([*layer.parameters.values(), embedding])
+    >>> import libmoe, numpy
+    >>> layer = libmoe.Layer(64, 256, n_experts=8, top_k=2)
+    >>> embedding = libmoe.Parameter(numpy.zeros((256, 64), numpy.float32), name="embedding")
+    >>> optimizer = libmoe.AdamW([*layer.parameters.values(), embedding])
     """
 
     def __init__(self, data: FloatArray, grad: FloatArray | None = None, name: str = "") -> None:
@@ -58,7 +65,13 @@ class Parameter:
 
     @property
     def grad(self) -> FloatArray:
-        """The gradient itself, to which backward adds."""
+        """The gradient itself, to which backward adds.
+
+        Raises
+        ------
+        BadStateError
+            It is a parameter of an inference_only layer, which has none.
+        """
         if self._grad is None:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
         return self._grad

@@ -7,6 +7,8 @@ leaves one .npz per case beside this file. The layer is the textbook one: a line
 loop over the experts. It runs forwards in float32, as people train, and both ways in float64, for digits to
 compare with.
 """
+# Types are checked where PyTorch need not be installed.
+# mypy: disable-error-code="import-not-found, misc"
 
 from __future__ import annotations
 
