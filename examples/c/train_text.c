@@ -1,6 +1,6 @@
 /* train_text.c: a language model of bytes whose body is a libmoe layer.
  *
- *     cc -O2 train_text.c $(pkg-config --cflags --libs libmoe) -lm -o train_text
+ *     cc -O2 train_text.c $(pkg-config --cflags --libs libmoe) -o train_text
  *     ./train_text FILE...        (a megabyte of text or more; about a minute on two cores)
  *
  * From the CONTEXT bytes before it, the model gives a probability to every value of the next byte, in the manner of
@@ -20,6 +20,10 @@
 #include <stdlib.h>
 #include <time.h>
 
+#ifndef STEPS
+#define STEPS 2000
+#endif
+
 enum {
   BYTES = 256,
   CONTEXT = 8,
@@ -29,7 +33,6 @@ enum {
   EXPERTS = 8,
   TOP_K = 2,
   BATCH = 512,
-  STEPS = 2000,
   MAX_TENSORS = 16
 };
 
