@@ -1,13 +1,17 @@
 // Sums, scalings and the softmax of one row.
 
+/// In chunks of 32, as the tiles of the matrix products have them: lane by lane, then the tree, then chunk after chunk.
 @inline(never) func dot(_ n: Int, _ x: Source, _ y: Source) -> Float {
-  var lanes = V(repeating: 0)
+  var total: Float = 0
   var i = 0
   while i < n {
-    lanes = fma(load(x + i, n &- i), load(y + i, n &- i), lanes)
-    i &+= 16
+    let left = n &- i
+    var lanes = load(x + i, left) * load(y + i, left)
+    if left > 16 { lanes = fma(load(x + i + 16, left &- 16), load(y + i + 16, left &- 16), lanes) }
+    total += sum(lanes)
+    i &+= 32
   }
-  return sum(lanes)
+  return total
 }
 
 @inline(never) func scale(_ n: Int, _ s: Float, _ x: Source, _ y: Target) {

@@ -31,6 +31,14 @@ import CShims
       matmul: {
         matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },
+      tile_height: Int64(tileHeight),
+      product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8)) },
+      product_over_tokens: {
+        productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
+      },
+      pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
+      pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
+      gather: { gather(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6) }))
 }

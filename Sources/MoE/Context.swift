@@ -30,6 +30,7 @@ public struct Context {
     case fastest = 0
     case openBLAS = 1
     case reference = 2
+    case native = 3
   }
 }
 
@@ -51,10 +52,21 @@ extension UnsafeMutablePointer where Pointee == Context {
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
     let (context, kernels, info) = layout(&arena)
     Self.fillForThisProcessor(kernels)
+    let backend: Matmul.Backend
+    switch configuration.matmul {
+    case .fastest: backend = kernels.pointee.tile_height > 0 ? .native : .openBLAS
+    case .openBLAS: backend = .openBLAS
+    case .reference: backend = .reference
+    case .native: backend = .native
+    }
+    if backend == .native && kernels.pointee.tile_height == 0 {
+      allocator.deallocate(context)
+      throw .invalid("matmul = MOE_MATMUL_NATIVE: these instructions have no fused multiply-add")
+    }
     context.initialize(
       to: Context(
         allocator: allocator, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
-        backend: configuration.matmul == .reference ? .reference : .openBLAS, info: info))
+        backend: backend, info: info))
     do throws(Fault) {
       let threads = configuration.threads ?? Int(moei_available_processors())
       try Pool.start(&context.pointee.pool, threads: threads, allocator: allocator)
@@ -100,6 +112,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     switch pointee.backend {
     case .openBLAS: text.append("OpenBLAS")
     case .reference: text.append("reference")
+    case .native: text.append("libmoe")
     }
     text.append("; threads: ")
     text.append(pointee.pool.threadCount)
@@ -109,6 +122,11 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   var kernels: UnsafePointer<moei_kernels> { UnsafePointer(pointee.kernels) }
   var matmul: Matmul { Matmul(backend: pointee.backend, kernels: kernels) }
+
+  /// Floats of a row of inner activations.
+  func innerWidth(_ c: MoE.Configuration) -> Int {
+    pointee.backend == .native ? padded(c.intermediate) : c.intermediate
+  }
 
   /// Threads a job of this context runs on at most: so many pieces of scratch a stage needs.
   var lanes: Int { pointee.pool.threadCount }

@@ -33,7 +33,7 @@ public struct Layer {
   ) throws(Fault) -> Report {
     let c = configuration
     let dropout = Dropout(c, step: step, training: training)
-    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout)
+    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout, width: context.innerWidth(c))
 
     func layout(_ arena: inout Arena) -> ForwardStages {
       let routing = taped?.routing ?? Routing(&arena, c, tokens: tokens)
@@ -57,7 +57,7 @@ public struct Layer {
       try stages.compute.run(in: context)
       try CombineForward(
         c: c, kernels: context.kernels, routing: stages.route.routing, dispatch: stages.dispatch,
-        outputs: stages.compute.outputs, y: y
+        outputs: stages.compute.outputs, outputStride: stages.compute.outputStride, y: y
       ).run(in: context)
       report = Report(
         c, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
@@ -97,14 +97,14 @@ public struct Layer {
     try context.withScratch(bytes) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let stages = layout(&arena)
-      try stages.compute.run(in: context)
+      try stages.compute.run(in: context, needInputGradient: dx != nil)
       stages.losses.prepare(c, dispatch: taped.dispatch, tokens: tokens, dAuxLoss: dAuxLoss)
       try stages.route.run(
         in: context, weightGrad: parameters.grad(.routerWeight)!, biasGrad: parameters.grad(.routerBias))
       if let dx {
         try CombineBackward(
-          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows, router: stages.route,
-          dx: dx
+          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows,
+          dRowStride: stages.compute.dRowStride, router: stages.route, dx: dx
         ).run(in: context)
       }
     }

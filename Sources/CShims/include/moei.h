@@ -59,6 +59,17 @@ typedef float moei_f32x16 __attribute__((ext_vector_type(16)));
 static inline __attribute__((always_inline)) moei_f32x16 moei_square_root(moei_f32x16 v) {
   return __builtin_elementwise_sqrt(v);
 }
+/* Of each four lanes: a0 b0 a1 b1, a2 b2 a3 b3;  a0 a1 b0 b1, a2 a3 b2 b3. */
+#define MOEI_SHUFFLE(name, i, j, k, l)                                                                               \
+  static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                      \
+    return __builtin_shufflevector(a, b, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, l + 8, i + 12, \
+                                   j + 12, k + 12, l + 12);                                                          \
+  }
+MOEI_SHUFFLE(moei_interleave_low, 0, 16, 1, 17)
+MOEI_SHUFFLE(moei_interleave_high, 2, 18, 3, 19)
+MOEI_SHUFFLE(moei_pairs_low, 0, 1, 16, 17)
+MOEI_SHUFFLE(moei_pairs_high, 2, 3, 18, 19)
+#undef MOEI_SHUFFLE
 
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
@@ -72,6 +83,11 @@ typedef struct moei_adamw {
   float root_scale; /* 1 / sqrt(1 - beta2^t) */
   float epsilon;
 } moei_adamw;
+
+/* The rows of one expert cut into tiles: `count` of them, the first `tall` with `height` rows, the others with one fewer. */
+typedef struct moei_tiles {
+  int32_t count, tall, height;
+} moei_tiles;
 
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
@@ -99,6 +115,23 @@ typedef struct moei_kernels {
   /* C[i,j] = the chain over p = 0, 1, ... k-1 of fma(A[i,p], B[p,j], .) starting from C[i,j]; strides in elements */
   void (*matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b,
                  int64_t b_row, int64_t b_column, float *c, int64_t c_row);
+
+  /* The same chains, tile by tile, over A in chunks [k / 32][m][32] and B in panels [k][32] (Sources/Kernels/Tile.swift);
+   * m is at most tile_height, which is 0 where there are no such kernels.
+   *   C[m, columns] = start + A B;  start_stride 0: every row starts from the same 32 floats */
+  int64_t tile_height;
+  void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
+                  int64_t start_stride, float *c, int64_t c_stride);
+  /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B */
+  void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
+                              int64_t a_chunk, const float *b, int64_t b_width, int64_t b_chunk, float *c,
+                              int64_t c_stride);
+  /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
+  void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
+  void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
+  /* chunks [columns / 32][m][32] of m rows of x: row pairs[r] / top_k, times weights[pairs[r]]; without pairs, row r */
+  void (*gather)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
+                 int64_t x_row, const float *_Nullable weights, float *chunks);
 
   void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
   void (*sgd)(int64_t n, float decay, float momentum, float learning_rate, float *parameter, const float *gradient,

@@ -7,7 +7,8 @@ struct CombineForward: Job {
   let kernels: UnsafePointer<moei_kernels>
   let routing: Routing
   let dispatch: Dispatch
-  let outputs: UnsafePointer<Float>  // [T*K,H] the experts' outputs
+  let outputs: UnsafePointer<Float>  // [T*K, outputStride] the experts' outputs
+  let outputStride: Int
   let y: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -18,7 +19,7 @@ struct CombineForward: Job {
     let (h, k) = (c.hidden, c.topK)
     for t in rows(ofBlock: block, in: routing.tokens) {
       for slot in 0..<k {
-        let out = outputs + Int(dispatch.rowOfPair[t * k + slot]) * h
+        let out = outputs + Int(dispatch.rowOfPair[t * k + slot]) * outputStride
         let weight = routing.weights[t * k + slot]
         if slot == 0 {
           kernels.pointee.scale(Int64(h), weight, out, y + t * h)
@@ -37,7 +38,8 @@ struct CombineBackward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let dispatch: Dispatch
-  let dRows: UnsafePointer<Float>  // [T*K,H]
+  let dRows: UnsafePointer<Float>  // [T*K, dRowStride]
+  let dRowStride: Int
   let router: RouterBackward
   let dx: UnsafeMutablePointer<Float>  // [T,H]
 
@@ -49,7 +51,7 @@ struct CombineBackward: Job {
     let (h, k) = (c.hidden, c.topK)
     for t in rows(ofBlock: block, in: router.routing.tokens) {
       for slot in 0..<k {
-        let row = dRows + Int(dispatch.rowOfPair[t * k + slot]) * h
+        let row = dRows + Int(dispatch.rowOfPair[t * k + slot]) * dRowStride
         if slot == 0 {
           (dx + t * h).update(from: row, count: h)
         } else {
@@ -57,6 +59,6 @@ struct CombineBackward: Job {
         }
       }
     }
-    router.addInputGradient(block, to: dx)
+    router.addInputGradient(block, to: dx, lane)
   }
 }

@@ -19,16 +19,17 @@ struct Dropout {
   }
 
   /// Forward on activations, and backward on their gradients: both are multiplied by the same mask.
-  func apply(_ values: UnsafeMutablePointer<Float>, pair: Int) {
+  /// `values` are the pair's elements from `from` (a multiple of 4) on.
+  func apply(_ values: UnsafeMutablePointer<Float>, pair: Int, from: Int, count: Int) {
     let wordsPerPair = (width + 3) / 4
     func masked(_ value: Float, _ word: UInt32) -> Float { word < threshold ? 0 : value * scale }
-    for group in 0..<wordsPerPair {
-      let w = random.words(UInt64(pair) * UInt64(wordsPerPair) + UInt64(group))
+    for group in 0..<(count + 3) / 4 {
+      let w = random.words(UInt64(pair) * UInt64(wordsPerPair) + UInt64(from / 4 + group))
       let i = group * 4
       values[i] = masked(values[i], w.0)
-      if i + 1 < width { values[i + 1] = masked(values[i + 1], w.1) }
-      if i + 2 < width { values[i + 2] = masked(values[i + 2], w.2) }
-      if i + 3 < width { values[i + 3] = masked(values[i + 3], w.3) }
+      if i + 1 < count { values[i + 1] = masked(values[i + 1], w.1) }
+      if i + 2 < count { values[i + 2] = masked(values[i + 2], w.2) }
+      if i + 3 < count { values[i + 3] = masked(values[i + 3], w.3) }
     }
   }
 }

@@ -3,7 +3,6 @@ import CShims
 // The experts' networks over the rows that dispatch gave them.
 //   MLP:    out = W_down act(W_up x + b_up) + b_down
 //   gated:  out = W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
-// An expert's rows are gathered block by block; experts are shared out between threads.
 
 /// One expert's parameters, or their gradients.
 struct ExpertTensors {
@@ -27,17 +26,17 @@ struct ExpertTensors {
   }
 }
 
-/// W x + b before the activation, for all rows or for one block: what backward needs of forward.
+/// W x + b before the activation, for all rows or for a part of them: what backward needs of forward.
 struct Preactivations {
-  let gate: UnsafeMutablePointer<Float>?  // [rows,I], gated experts only
-  let up: UnsafeMutablePointer<Float>  // [rows,I]
+  let gate: UnsafeMutablePointer<Float>?  // [rows, width], gated experts only
+  let up: UnsafeMutablePointer<Float>  // [rows, width]
 
-  init(_ arena: inout Arena, _ c: Configuration, rows: Int) {
-    gate = c.gated ? arena.take(Float.self, rows, c.intermediate) : nil
-    up = arena.take(Float.self, rows, c.intermediate)
+  init(_ arena: inout Arena, _ c: Configuration, rows: Int, width: Int) {
+    gate = c.gated ? arena.take(Float.self, rows, width) : nil
+    up = arena.take(Float.self, rows, width)
   }
 
-  private init(gate: UnsafeMutablePointer<Float>?, up: UnsafeMutablePointer<Float>) {
+  init(gate: UnsafeMutablePointer<Float>?, up: UnsafeMutablePointer<Float>) {
     self.gate = gate
     self.up = up
   }
@@ -46,213 +45,114 @@ struct Preactivations {
     Preactivations(gate: gate.map { $0 + row * c.intermediate }, up: up + row * c.intermediate)
   }
 
-  /// a = act(up), or act(gate) * up, then dropout.
+  /// a = act(up), or act(gate) * up, then dropout. Rows of `width` floats hold columns `from` ..< `from` + `count`.
   func activate(
-    _ a: UnsafeMutablePointer<Float>, rows: Int, pairs: UnsafePointer<Int32>, _ c: Configuration, _ dropout: Dropout?,
-    _ kernels: UnsafePointer<moei_kernels>
+    _ a: UnsafeMutablePointer<Float>, rows: Int, width: Int, from: Int, count: Int, pairs: UnsafePointer<Int32>,
+    _ c: Configuration, _ dropout: Dropout?, _ kernels: UnsafePointer<moei_kernels>
   ) {
-    let count = Int64(rows * c.intermediate)
     if let gate {
-      kernels.pointee.activate_gated(c.activation, count, gate, up, a)
+      kernels.pointee.activate_gated(c.activation, Int64(rows * width), gate, up, a)
     } else {
-      kernels.pointee.activate(c.activation, count, up, a)
+      kernels.pointee.activate(c.activation, Int64(rows * width), up, a)
     }
     guard let dropout else { return }
-    for row in 0..<rows { dropout.apply(a + row * c.intermediate, pair: Int(pairs[row])) }
+    for row in 0..<rows { dropout.apply(a + row * width, pair: Int(pairs[row]), from: from, count: count) }
   }
 }
 
-/// rows[i] = source[token of pair i] for `count` rows of H features.
-private func gather(
-  _ source: UnsafePointer<Float>, _ pairs: UnsafePointer<Int32>, count: Int, _ c: Configuration,
-  into rows: UnsafeMutablePointer<Float>
-) {
-  for row in 0..<count {
-    (rows + row * c.hidden).update(from: source + Int(pairs[row]) / c.topK * c.hidden, count: c.hidden)
-  }
-}
+// MARK: forward
 
-/// The bias in every row, or zero: what the products then add to.
-private func start(_ rows: UnsafeMutablePointer<Float>, count: Int, width: Int, with bias: UnsafePointer<Float>?) {
-  guard let bias else { return rows.update(repeating: 0, count: count * width) }
-  for row in 0..<count { (rows + row * width).update(from: bias, count: width) }
-}
-
-/// Runs one expert per item.
-struct ExpertsForward: Job {
-  let c: Configuration
-  let kernels: UnsafePointer<moei_kernels>
-  let matmul: Matmul
-  let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: Dispatch
-  let dropout: Dropout?
-  /// On the tape, for all rows; or scratch for one block per lane, when there will be no backward.
-  let kept: Preactivations?
-  let passing: Preactivations?
-  let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
-  let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
-  let outputs: UnsafeMutablePointer<Float>  // [T*K,H]
+/// Two ways to the same sums: our own kernels, tile by tile, or row-major products.
+enum ExpertsForward {
+  case tiled(TiledInner, TiledOutput)
+  case plain(PlainForward)
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
     dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
   ) {
-    self.c = c
-    kernels = context.kernels
-    matmul = context.matmul
-    self.x = x
-    self.parameters = parameters
-    self.dispatch = dispatch
-    self.dropout = dropout
-    self.kept = kept
-    let rows = context.lanes * rowsPerBlock
-    passing = kept == nil ? Preactivations(&arena, c, rows: rows) : nil
-    gathered = arena.take(Float.self, rows, c.hidden)
-    activations = arena.take(Float.self, rows, c.intermediate)
-    outputs = arena.take(Float.self, dispatch.pairs, c.hidden)
+    if context.matmul.backend == .native {
+      let inner = TiledInner(
+        &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout, kept: kept)
+      let output = TiledOutput(
+        &arena, c, context: context, parameters: parameters, dispatch: dispatch, activations: inner.activations)
+      self = .tiled(inner, output)
+    } else {
+      self = .plain(
+        PlainForward(
+          &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout, kept: kept))
+    }
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(c.experts, self)
+    switch self {
+    case .tiled(let inner, let output):
+      try inner.run(in: context)
+      try output.run(in: context)
+    case .plain(let forward): try forward.run(in: context)
+    }
   }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
-    let mine = dispatch.rows(ofExpert: expert)
-    let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
-    let a = activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
-    for block in 0..<blocks(of: mine.count) {
-      if lane.pointee.shouldStop() { return }
-      let range = rows(ofBlock: block, in: mine.count)
-      let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
-      let pairs = dispatch.pairOfRow + first
-      let pre = kept?.from(row: first, c) ?? passing!.from(row: lane.pointee.index * rowsPerBlock, c)
-      let out = outputs + first * h  // [n,H]
+  /// [T*K, outputStride]
+  var outputs: UnsafePointer<Float> {
+    switch self {
+    case .tiled(_, let output): UnsafePointer(output.outputs)
+    case .plain(let forward): UnsafePointer(forward.outputs)
+    }
+  }
 
-      gather(self.x, pairs, count: n, c, into: x)
-      if let gate = pre.gate {
-        start(gate, count: n, width: i, with: w.gateBias)
-        matmul.addABt(n, i, h, x, lda: h, w.gateWeight!, ldb: h, gate, ldc: i)
-      }
-      start(pre.up, count: n, width: i, with: w.upBias)
-      matmul.addABt(n, i, h, x, lda: h, w.upWeight, ldb: h, pre.up, ldc: i)
-      pre.activate(a, rows: n, pairs: pairs, c, dropout, kernels)
-      start(out, count: n, width: h, with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, w.downWeight, ldb: i, out, ldc: h)
+  var outputStride: Int {
+    switch self {
+    case .tiled(_, let output): padded(output.c.hidden)
+    case .plain(let forward): forward.c.hidden
     }
   }
 }
 
 // MARK: backward
 
-/// Differentiates one expert per item. The gradient of a routing weight is <dy, out> = <W_down^T dy, a> + <dy, b_down>,
-/// and W_down^T dy is needed anyway, so the experts' outputs are neither kept nor computed again.
-struct ExpertsBackward: Job {
-  let c: Configuration
-  let kernels: UnsafePointer<moei_kernels>
-  let matmul: Matmul
-  let x: UnsafePointer<Float>  // [T,H]
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let routing: Routing
-  let dispatch: Dispatch
-  let dropout: Dropout?
-  let kept: Preactivations
-  let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
-  let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
-  let dInner: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
-  let dGate: UnsafeMutablePointer<Float>?  // [lanes, rowsPerBlock, I]
-  let dWeights: UnsafeMutablePointer<Float>  // [T,K] gradient of the routing weights
-  let dRows: UnsafeMutablePointer<Float>  // [T*K,H] first each row's dy, then its gradient of x
+enum ExpertsBackward {
+  case tiled(TiledBackward)
+  case plain(PlainBackward)
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents
   ) {
-    self.c = c
-    kernels = context.kernels
-    matmul = context.matmul
-    self.x = x
-    self.dy = dy
-    self.parameters = parameters
-    routing = tape.routing
-    dispatch = tape.dispatch
-    dropout = tape.dropout
-    kept = tape.preactivations
-    let rows = context.lanes * rowsPerBlock
-    gathered = arena.take(Float.self, rows, c.hidden)
-    activations = arena.take(Float.self, rows, c.intermediate)
-    dInner = arena.take(Float.self, rows, c.intermediate)
-    dGate = c.gated ? arena.take(Float.self, rows, c.intermediate) : nil
-    dWeights = arena.take(Float.self, routing.tokens, c.topK)
-    dRows = arena.take(Float.self, dispatch.pairs, c.hidden)
-  }
-
-  func run(in context: ContextPointer) throws(Fault) {
-    try context.run(c.experts, self)
-  }
-
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
-    let grad = ExpertTensors(c, expert: expert) { parameters.grad($0) }
-    let mine = dispatch.rows(ofExpert: expert)
-    let index = lane.pointee.index
-    let x = gathered + index * rowsPerBlock * h  // [n,H]
-    let a = activations + index * rowsPerBlock * i  // [n,I]
-    let da = dInner + index * rowsPerBlock * i  // [n,I]
-    for block in 0..<blocks(of: mine.count) {
-      if lane.pointee.shouldStop() { return }
-      let range = rows(ofBlock: block, in: mine.count)
-      let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
-      let pairs = dispatch.pairOfRow + first
-      let pre = kept.from(row: first, c)
-      let rows = dRows + first * h  // [n,H]
-
-      gather(self.x, pairs, count: n, c, into: x)
-      gather(dy, pairs, count: n, c, into: rows)
-      pre.activate(a, rows: n, pairs: pairs, c, dropout, kernels)
-
-      // da = dy W_down, still without the routing weight, whose gradient it gives.
-      da.update(repeating: 0, count: n * i)
-      matmul.addAB(n, i, h, rows, lda: h, w.downWeight, ldb: i, da, ldc: i)
-      for row in 0..<n {
-        let pair = Int(pairs[row])
-        var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
-        if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), rows + row * h, bias) }
-        dWeights[pair] = slope
-        // From here on with the weight: the gradient of this expert's own output, and what follows from it.
-        let weight = routing.weights[pair]
-        kernels.pointee.scale(Int64(h), weight, rows + row * h, rows + row * h)
-        kernels.pointee.scale(Int64(i), weight, da + row * i, da + row * i)
-        if let dropout { dropout.apply(da + row * i, pair: pair) }
-      }
-      matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
-      if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
-
-      // Through the activation. da becomes the gradient of the up projection.
-      rows.update(repeating: 0, count: n * h)
-      if let gate = pre.gate {
-        let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
-        kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
-        matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
-        if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        matmul.addAB(n, h, i, dGate, lda: i, w.gateWeight!, ldb: h, rows, ldc: h)
-      } else {
-        kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
-      }
-      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
-      if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      matmul.addAB(n, h, i, da, lda: i, w.upWeight, ldb: h, rows, ldc: h)
+    if context.matmul.backend == .native {
+      self = .tiled(TiledBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape))
+    } else {
+      self = .plain(PlainBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape))
     }
   }
 
-  /// A bias's gradient: its rows added up in ascending order.
-  private func addRows(
-    _ rows: UnsafePointer<Float>, count: Int, width: Int, to sum: UnsafeMutablePointer<Float>
-  ) {
-    for row in 0..<count { kernels.pointee.add(Int64(width), rows + row * width, sum) }
+  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    switch self {
+    case .tiled(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
+    case .plain(let backward): try backward.run(in: context)
+    }
+  }
+
+  /// [T,K] gradient of the routing weights
+  var dWeights: UnsafePointer<Float> {
+    switch self {
+    case .tiled(let backward): UnsafePointer(backward.dWeights)
+    case .plain(let backward): UnsafePointer(backward.dWeights)
+    }
+  }
+
+  /// [T*K, dRowStride] each row's gradient of x
+  var dRows: UnsafePointer<Float> {
+    switch self {
+    case .tiled(let backward): UnsafePointer(backward.dRows)
+    case .plain(let backward): UnsafePointer(backward.dRows)
+    }
+  }
+
+  var dRowStride: Int {
+    switch self {
+    case .tiled(let backward): padded(backward.c.hidden)
+    case .plain(let backward): backward.c.hidden
+    }
   }
 }

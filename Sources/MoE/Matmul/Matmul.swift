@@ -1,12 +1,14 @@
 import CShims
 
-/// The seam through which every matrix product of the layer goes. All three accumulate: C starts as zero, as a bias or
-/// as the gradient so far. Row-major; `ld` is the distance between rows, in elements.
+/// The seam through which the products of row-major matrices go. All three accumulate: C starts as zero, as a bias or
+/// as the gradient so far. `ld` is the distance between rows, in elements. Of A (of A and B in addAtB) there are at most
+/// `rowsPerBlock` rows. The native kernels want scratch memory.
 struct Matmul {
   enum Backend: Int32 {
     // Numbers as in moe_matmul, AUTO being resolved when a context is made.
     case openBLAS = 1
     case reference = 2
+    case native = 3
   }
 
   let backend: Backend
@@ -15,27 +17,50 @@ struct Matmul {
   typealias Source = UnsafePointer<Float>
   typealias Target = UnsafeMutablePointer<Float>
 
+  /// Floats of scratch that a product needs whose A (B in addAtB) has `width` columns.
+  func scratch(width: Int) -> Int {
+    backend == .native ? rowsPerBlock * (padded(width) + chunkWidth) : 0
+  }
+
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.
-  func addABt(_ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int) {
+  func addABt(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int,
+    _ scratch: Target? = nil
+  ) {
     switch backend {
     case .openBLAS: OpenBLAS.addABt(m, n, k, a, lda, b, ldb, c, ldc)
     case .reference: reference(m, n, k, a, lda, 1, b, 1, ldb, c, ldc)
+    case .native:
+      native(m, n, k, a, lda, c, ldc, scratch!) { columns, depth, j, p, panel in
+        kernels.pointee.pack_transposed(Int64(columns), Int64(depth), b + j * ldb + p, Int64(ldb), panel)
+      }
     }
   }
 
   /// Gradient of the input: C[m,n] += A[m,k] B[k,n].
-  func addAB(_ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int) {
+  func addAB(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int,
+    _ scratch: Target? = nil
+  ) {
     switch backend {
     case .openBLAS: OpenBLAS.addAB(m, n, k, a, lda, b, ldb, c, ldc)
     case .reference: reference(m, n, k, a, lda, 1, b, ldb, 1, c, ldc)
+    case .native:
+      native(m, n, k, a, lda, c, ldc, scratch!) { columns, depth, j, p, panel in
+        kernels.pointee.pack(Int64(columns), Int64(depth), b + p * ldb + j, Int64(ldb), panel)
+      }
     }
   }
 
   /// Gradient of the weights: C[m,n] += A[k,m]^T B[k,n]; k counts tokens, in ascending order.
-  func addAtB(_ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int) {
+  func addAtB(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, lda: Int, _ b: Source, ldb: Int, _ c: Target, ldc: Int,
+    _ scratch: Target? = nil
+  ) {
     switch backend {
     case .openBLAS: OpenBLAS.addAtB(m, n, k, a, lda, b, ldb, c, ldc)
     case .reference: reference(m, n, k, a, 1, lda, b, ldb, 1, c, ldc)
+    case .native: nativeAtB(m, n, k, a, lda, b, ldb, c, ldc, scratch!)
     }
   }
 
@@ -45,5 +70,57 @@ struct Matmul {
   ) {
     kernels.pointee.matmul(
       Int64(m), Int64(n), Int64(k), a, Int64(aRow), Int64(aColumn), b, Int64(bRow), Int64(bColumn), c, Int64(ldc))
+  }
+
+  // MARK: our own kernels
+
+  /// C[m,n] += A[m,k] B, of which `pack` gives depth x columns panels. Scratch: A in chunks, then the panel.
+  private func native(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ c: Target, _ ldc: Int, _ scratch: Target,
+    _ pack: (_ columns: Int, _ depth: Int, _ j: Int, _ p: Int, _ panel: Target) -> Void
+  ) {
+    let tiles = Tiles(rows: m, maxHeight: Int(kernels.pointee.tile_height))
+    let panel = scratch + rowsPerBlock * padded(k)
+    for tile in 0..<tiles.count {
+      let rows = tiles.rows(tile)
+      kernels.pointee.gather(
+        Int64(rows.count), Int64(k), nil, 1, a + rows.lowerBound * lda, Int64(lda), nil,
+        scratch + rows.lowerBound * padded(k))
+    }
+    for j in stride(from: 0, to: n, by: chunkWidth) {
+      let columns = min(chunkWidth, n - j)
+      for p in stride(from: 0, to: k, by: panelDepth) {
+        let depth = min(panelDepth, k - p)
+        pack(columns, depth, j, p, panel)
+        for tile in 0..<tiles.count {
+          let rows = tiles.rows(tile)
+          let out = c + rows.lowerBound * ldc + j
+          kernels.pointee.product(
+            Int64(rows.count), Int64(columns), Int64(depth), scratch + rows.lowerBound * padded(k) + p * rows.count,
+            panel, out, Int64(ldc), out, Int64(ldc))
+        }
+      }
+    }
+  }
+
+  /// Scratch: B in panels, then one panel of A.
+  private func nativeAtB(
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int,
+    _ scratch: Target
+  ) {
+    let tile = moei_tiles(count: 1, tall: 1, height: Int32(k))
+    let panel = scratch + rowsPerBlock * padded(n)
+    for j in stride(from: 0, to: n, by: chunkWidth) {
+      kernels.pointee.pack(Int64(min(chunkWidth, n - j)), Int64(k), b + j, Int64(ldb), scratch + j * k)
+    }
+    for i in stride(from: 0, to: m, by: chunkWidth) {
+      let rows = min(chunkWidth, m - i)
+      kernels.pointee.pack(Int64(rows), Int64(k), a + i, Int64(lda), panel)
+      for j in stride(from: 0, to: n, by: chunkWidth) {
+        kernels.pointee.product_over_tokens(
+          Int64(rows), Int64(min(chunkWidth, n - j)), tile, panel, 0, 0, scratch + j * k, 0, 0, c + i * ldc + j,
+          Int64(ldc))
+      }
+    }
   }
 }

@@ -11,11 +11,11 @@ public struct Tape {
     layerNumber = layer.number
   }
 
-  /// Memory for a call of `tokens` tokens. The tape counts as empty until `fill`.
-  mutating func prepare(_ c: Configuration, tokens: Int, dropout: Dropout?) throws(Fault) -> TapeContents {
+  /// Memory for a call of `tokens` tokens, with inner rows of `width` floats. The tape counts as empty until `fill`.
+  mutating func prepare(_ c: Configuration, tokens: Int, dropout: Dropout?, width: Int) throws(Fault) -> TapeContents {
     contents = nil
     var measure = Arena()
-    _ = TapeContents(&measure, c, tokens: tokens, dropout: dropout)
+    _ = TapeContents(&measure, c, tokens: tokens, dropout: dropout, width: width)
     let needed = try measure.total()
     if memory == nil || needed > bytes {
       let allocator = context.pointee.allocator
@@ -25,7 +25,7 @@ public struct Tape {
       bytes = needed
     }
     var arena = Arena(memory!)
-    return TapeContents(&arena, c, tokens: tokens, dropout: dropout)
+    return TapeContents(&arena, c, tokens: tokens, dropout: dropout, width: width)
   }
 
   mutating func fill(_ contents: TapeContents) { self.contents = contents }
@@ -39,10 +39,10 @@ struct TapeContents {
   let preactivations: Preactivations
   let dropout: Dropout?
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dropout: Dropout?) {
+  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dropout: Dropout?, width: Int) {
     routing = Routing(&arena, c, tokens: tokens)
     dispatch = Dispatch(&arena, c, tokens: tokens)
-    preactivations = Preactivations(&arena, c, rows: dispatch.pairs)
+    preactivations = Preactivations(&arena, c, rows: dispatch.pairs, width: width)
     self.dropout = dropout
   }
 }

@@ -16,6 +16,8 @@ struct RouterForward: Job {
   let chosen: UnsafeMutablePointer<Float>  // [lanes, K] logits of the chosen experts
   /// Per block the first token that cannot be routed, or -1, and why.
   let failures: UnsafeMutablePointer<Failure>  // [blocks]
+  let products: UnsafeMutablePointer<Float>  // scratch of the matrix products
+  let floatsPerLane: Int
 
   struct Failure {
     var token = -1
@@ -38,6 +40,8 @@ struct RouterForward: Job {
     logits = arena.take(Float.self, context.lanes * rowsPerBlock, c.experts)
     chosen = arena.take(Float.self, context.lanes, c.topK)
     failures = arena.take(Failure.self, blocks(of: routing.tokens))
+    floatsPerLane = matmul.scratch(width: c.hidden)
+    products = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -63,7 +67,7 @@ struct RouterForward: Job {
     for row in 0..<tokens.count {
       if let bias { (z + row * e).update(from: bias, count: e) } else { (z + row * e).update(repeating: 0, count: e) }
     }
-    matmul.addABt(tokens.count, e, h, x + tokens.lowerBound * h, lda: h, weight, ldb: h, z, ldc: e)
+    matmul.addABt(tokens.count, e, h, x + tokens.lowerBound * h, lda: h, weight, ldb: h, z, ldc: e, products + lane * floatsPerLane)
 
     for t in tokens {
       let row = z + (t - tokens.lowerBound) * e
@@ -126,6 +130,8 @@ struct RouterBackward: Job {
   let dWeights: UnsafePointer<Float>  // [T,K]
   let dLogits: UnsafeMutablePointer<Float>  // [T,E]
   let dScores: UnsafeMutablePointer<Float>  // [lanes, K]
+  let products: UnsafeMutablePointer<Float>  // scratch of the matrix products
+  let floatsPerLane: Int
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
@@ -140,22 +146,17 @@ struct RouterBackward: Job {
     self.dWeights = dWeights
     dLogits = arena.take(Float.self, routing.tokens, c.experts)
     dScores = arena.take(Float.self, context.lanes, c.topK)
+    floatsPerLane = matmul.scratch(width: max(c.experts, RouterWeightGradient.width))
+    products = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
-  /// dLogits for all tokens, then the router's own gradients in ascending token order.
+  /// dLogits for all tokens, then the router's own gradients.
   func run(in context: ContextPointer, weightGrad: UnsafeMutablePointer<Float>, biasGrad: UnsafeMutablePointer<Float>?)
     throws(Fault)
   {
     try context.run(blocks(of: routing.tokens), self)
-    let (h, e) = (c.hidden, c.experts)
-    for block in 0..<blocks(of: routing.tokens) {
-      let tokens = rows(ofBlock: block, in: routing.tokens)
-      let dz = dLogits + tokens.lowerBound * e
-      matmul.addAtB(e, h, tokens.count, dz, lda: e, x + tokens.lowerBound * h, ldb: h, weightGrad, ldc: h)
-      if let biasGrad {
-        for row in 0..<tokens.count { context.kernels.pointee.add(Int64(e), dz + row * e, biasGrad) }
-      }
-    }
+    try RouterWeightGradient(router: self, kernels: context.kernels, weightGrad: weightGrad, biasGrad: biasGrad)
+      .run(in: context)
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -208,10 +209,40 @@ struct RouterBackward: Job {
   }
 
   /// dx[t] += dLogits[t] W_r for one block of tokens.
-  func addInputGradient(_ block: Int, to dx: UnsafeMutablePointer<Float>) {
+  func addInputGradient(_ block: Int, to dx: UnsafeMutablePointer<Float>, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, e) = (c.hidden, c.experts)
     let tokens = rows(ofBlock: block, in: routing.tokens)
     matmul.addAB(
-      tokens.count, h, e, dLogits + tokens.lowerBound * e, lda: e, weight, ldb: h, dx + tokens.lowerBound * h, ldc: h)
+      tokens.count, h, e, dLogits + tokens.lowerBound * e, lda: e, weight, ldb: h, dx + tokens.lowerBound * h, ldc: h,
+      products + lane.pointee.index * floatsPerLane)
+  }
+}
+
+/// dW_r += dlogits^T x, tokens in ascending order, some features of x per item;  db_r += the sum of dlogits.
+struct RouterWeightGradient: Job {
+  let router: RouterBackward
+  let kernels: UnsafePointer<moei_kernels>
+  let weightGrad: UnsafeMutablePointer<Float>  // [E,H]
+  let biasGrad: UnsafeMutablePointer<Float>?  // [E]
+
+  static var width: Int { 256 }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run((router.c.hidden + Self.width - 1) / Self.width, self)
+  }
+
+  func run(_ part: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let (h, e) = (router.c.hidden, router.c.experts)
+    let column = part * Self.width
+    for block in 0..<blocks(of: router.routing.tokens) {
+      let tokens = rows(ofBlock: block, in: router.routing.tokens)
+      let dz = router.dLogits + tokens.lowerBound * e
+      router.matmul.addAtB(
+        e, min(Self.width, h - column), tokens.count, dz, lda: e, router.x + tokens.lowerBound * h + column, ldb: h,
+        weightGrad + column, ldc: h, router.products + lane.pointee.index * router.floatsPerLane)
+      if let biasGrad, part == 0 {
+        for row in 0..<tokens.count { kernels.pointee.add(Int64(e), dz + row * e, biasGrad) }
+      }
+    }
   }
 }

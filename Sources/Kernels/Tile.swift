@@ -1,0 +1,268 @@
+import CShims
+
+// The matrix products' inner loops. A tile is a few rows of outputs whose sums stay in registers while the contraction
+// index runs. Each output is one chain of fused multiply-adds in ascending order, begun from what is in C, so how the
+// rows are cut into tiles cannot change a bit.
+
+/// One row of a tile: as many outputs as let a tall tile fit into the registers.
+#if MOE_AVX512
+  struct Lanes {
+    private var low, high: V
+    static var width: Int { 32 }
+    @inline(__always) init(_ p: Source) { (low, high) = (load(p), load(p + 16)) }
+    @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
+      let a = V(repeating: factor)
+      low = fma(a, b.low, low)
+      high = fma(a, b.high, high)
+    }
+    @inline(__always) func write(_ p: Target) {
+      store(p, low)
+      store(p + 16, high)
+    }
+  }
+#else
+  struct Lanes {
+    private var all: V
+    static var width: Int { 16 }
+    @inline(__always) init(_ p: Source) { all = load(p) }
+    @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
+      all = fma(V(repeating: factor), b.all, all)
+    }
+    @inline(__always) func write(_ p: Target) { store(p, all) }
+  }
+#endif
+
+/// Rows of the tallest tile. Without fused multiply-adds the chains would differ: none.
+#if MOE_AVX512
+  var tileHeight: Int { 14 }
+#elseif MOE_FMA
+  var tileHeight: Int { 12 }
+#else
+  var tileHeight: Int { 0 }
+#endif
+
+/// Some rows of C in registers, put together at compile time: an array of rows would live in memory.
+protocol Rows {
+  static var count: Int { get }
+  init(_ c: Source, _ stride: Int)
+  /// Adds a[r * step] * b to row r.
+  mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes)
+  func write(_ c: Target, _ stride: Int)
+}
+
+struct One: Rows {
+  private var row: Lanes
+  static var count: Int { 1 }
+  @inline(__always) init(_ c: Source, _ stride: Int) { row = Lanes(c) }
+  @inline(__always) mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes) { row.accumulate(a[0], b) }
+  @inline(__always) func write(_ c: Target, _ stride: Int) { row.write(c) }
+}
+
+struct Both<Upper: Rows, Lower: Rows>: Rows {
+  private var upper: Upper
+  private var lower: Lower
+  static var count: Int { Upper.count &+ Lower.count }
+  @inline(__always) init(_ c: Source, _ stride: Int) {
+    upper = Upper(c, stride)
+    lower = Lower(c + Upper.count &* stride, stride)
+  }
+  @inline(__always) mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes) {
+    upper.accumulate(a, step, b)
+    lower.accumulate(a + Upper.count &* step, step, b)
+  }
+  @inline(__always) func write(_ c: Target, _ stride: Int) {
+    upper.write(c, stride)
+    lower.write(c + Upper.count &* stride, stride)
+  }
+}
+
+typealias Two = Both<One, One>
+typealias Three = Both<Two, One>
+typealias Four = Both<Two, Two>
+typealias Five = Both<Four, One>
+typealias Six = Both<Four, Two>
+typealias Seven = Both<Four, Three>
+typealias Eight = Both<Four, Four>
+typealias Nine = Both<Eight, One>
+typealias Ten = Both<Eight, Two>
+typealias Eleven = Both<Eight, Three>
+typealias Twelve = Both<Eight, Four>
+typealias Thirteen = Both<Eight, Five>
+typealias Fourteen = Both<Eight, Six>
+
+/// Rows of C, which may be narrower than 32 at the right edge of a matrix: then a copy is computed and cut.
+@inline(__always) private func withColumns(
+  _ columns: Int, _ m: Int, _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int,
+  _ compute: (Source, Int, Target, Int) -> Void
+) {
+  if columns >= 32 { return compute(start, startStride, c, cStride) }
+  var copy = Edge()
+  withUnsafeMutablePointer(to: &copy) { copy in
+    let copy = UnsafeMutableRawPointer(copy).assumingMemoryBound(to: Float.self)
+    var r = 0
+    while r < m {
+      store(copy + r &* 32, load(start + r &* startStride, columns))
+      store(copy + (r &* 32 &+ 16), columns > 16 ? load(start + (r &* startStride &+ 16), columns &- 16) : V(repeating: 0))
+      r &+= 1
+    }
+    compute(copy, 32, copy, 32)
+    r = 0
+    while r < m {
+      store(c + r &* cStride, columns, load(copy + r &* 32))
+      if columns > 16 { store(c + (r &* cStride &+ 16), columns &- 16, load(copy + (r &* 32 &+ 16))) }
+      r &+= 1
+    }
+  }
+}
+
+/// Memory for 32 rows of 32 floats, on the stack.
+private struct Edge {
+  private struct Quarter {
+    private let rows = (
+      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0),
+      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0),
+      V(repeating: 0), V(repeating: 0), V(repeating: 0), V(repeating: 0)
+    )
+  }
+  private let quarters = (Quarter(), Quarter(), Quarter(), Quarter())
+}
+
+// MARK: tokens in rows: Y = X W^T, and dX = dY W
+
+/// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], of which the tile takes R.count rows;  B: [k][32].
+@inline(__always) private func tile<R: Rows>(
+  _: R.Type, _ k: Int, _ a: Source, _ m: Int, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
+  _ cStride: Int
+) {
+  var rows = R(start, startStride)
+  var (a, b, left) = (a, b, k)
+  while left > 0 {
+    let count = left < 32 ? left : 32
+    var p = 0
+    while p < count {
+      rows.accumulate(a + p, 32, Lanes(b))
+      b += 32
+      p &+= 1
+    }
+    a += m &* 32
+    left &-= 32
+  }
+  rows.write(c, cStride)
+}
+
+/// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
+/// from the same bias.
+@inline(never) func product(
+  _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
+  _ cStride: Int
+) {
+  withColumns(columns, m, start, startStride, c, cStride) { s, ss, c, cs in
+    #if MOE_AVX512
+      switch m {
+      case 1: tile(One.self, k, a, m, b, s, ss, c, cs)
+      case 2: tile(Two.self, k, a, m, b, s, ss, c, cs)
+      case 3: tile(Three.self, k, a, m, b, s, ss, c, cs)
+      case 4: tile(Four.self, k, a, m, b, s, ss, c, cs)
+      case 5: tile(Five.self, k, a, m, b, s, ss, c, cs)
+      case 6: tile(Six.self, k, a, m, b, s, ss, c, cs)
+      case 7: tile(Seven.self, k, a, m, b, s, ss, c, cs)
+      case 8: tile(Eight.self, k, a, m, b, s, ss, c, cs)
+      case 9: tile(Nine.self, k, a, m, b, s, ss, c, cs)
+      case 10: tile(Ten.self, k, a, m, b, s, ss, c, cs)
+      case 11: tile(Eleven.self, k, a, m, b, s, ss, c, cs)
+      case 12: tile(Twelve.self, k, a, m, b, s, ss, c, cs)
+      case 13: tile(Thirteen.self, k, a, m, b, s, ss, c, cs)
+      default: tile(Fourteen.self, k, a, m, b, s, ss, c, cs)
+      }
+    #else
+      // Sixteen registers: at most six rows, first of the left half of the panel, then of the right.
+      var half = 0
+      while half < 32 {
+        var r = 0
+        while r < m {
+          let (a, b) = (a + r &* 32, b + half)
+          let (s, c) = (s + (r &* ss &+ half), c + (r &* cs &+ half))
+          switch m &- r {
+          case 1: tile(One.self, k, a, m, b, s, ss, c, cs)
+          case 2: tile(Two.self, k, a, m, b, s, ss, c, cs)
+          case 3: tile(Three.self, k, a, m, b, s, ss, c, cs)
+          case 4: tile(Four.self, k, a, m, b, s, ss, c, cs)
+          case 5: tile(Five.self, k, a, m, b, s, ss, c, cs)
+          default: tile(Six.self, k, a, m, b, s, ss, c, cs)
+          }
+          r &+= 6
+        }
+        half &+= 16
+      }
+    #endif
+  }
+}
+
+// MARK: tokens summed over: dW = dY^T X
+
+/// C[R.count, Lanes.width] += sum over tokens t of A[t, :]^T B[t, :]. Both lie tile by tile of tokens, [tile][chunk][t][32].
+@inline(__always) private func tileOverTokens<R: Rows>(
+  _: R.Type, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source, _ bWidth: Int, _ bChunk: Int,
+  _ c: Target, _ cStride: Int
+) {
+  var rows = R(c, cStride)
+  var (aTile, bTile, index) = (a, b, 0)
+  while index < Int(tiles.count) {
+    let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
+    let a = aTile + aChunk &* height &* 32
+    let b = bTile + bChunk &* height &* 32
+    var t = 0
+    while t < height &* 32 {
+      rows.accumulate(a + t, 1, Lanes(b + t))
+      t &+= 32
+    }
+    aTile += height &* aWidth
+    bTile += height &* bWidth
+    index &+= 1
+  }
+  rows.write(c, cStride)
+}
+
+/// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
+@inline(never) func productOverTokens(
+  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
+  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int
+) {
+  withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
+    var half = 0
+    while half < 32 {
+      var r = 0
+      while r < rows {
+        let (a, b, c) = (a + r, b + half, c + (r &* cs &+ half))
+        #if MOE_AVX512
+          // 32 rows as 11, 11 and 10.
+          switch rows &- r {
+          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 6: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 7: tileOverTokens(Seven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 8: tileOverTokens(Eight.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 9: tileOverTokens(Nine.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 10: tileOverTokens(Ten.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          default: tileOverTokens(Eleven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          }
+          r &+= 11
+        #else
+          switch rows &- r {
+          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          default: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          }
+          r &+= 6
+        #endif
+      }
+      half &+= Lanes.width
+    }
+  }
+}

@@ -1,0 +1,40 @@
+import CShims
+
+// How our own kernels see a matrix with one row for each token: cut into tiles of some rows and chunks of 32 columns,
+// [tile][chunk][row][32]. A product's result has this form, and so the next product reads it as it is.
+
+/// Columns are filled up to a multiple of this.
+let chunkWidth = 32
+
+func chunks(of width: Int) -> Int { (width + chunkWidth - 1) / chunkWidth }
+func padded(_ width: Int) -> Int { chunks(of: width) * chunkWidth }
+
+/// Contraction indices whose panel of weights stays in the first-level cache while tile after tile uses it.
+let panelDepth = 256
+
+/// Rows cut into as few tiles as their greatest height allows, all about equally high: a tile of few rows would leave the
+/// multipliers waiting.
+struct Tiles {
+  let rows: Int
+  let count: Int
+  private let height: Int
+  private let tall: Int  // so many tiles have `height` rows, the others one fewer
+
+  init(rows: Int, maxHeight: Int) {
+    self.rows = rows
+    count = (rows + maxHeight - 1) / maxHeight
+    height = count == 0 ? 0 : (rows + count - 1) / count
+    tall = rows - count * (height - 1)
+  }
+
+  /// First row of a tile; of `count`, the end.
+  func start(_ tile: Int) -> Int { tile * height - max(0, tile - tall) }
+  func rows(_ tile: Int) -> Range<Int> { start(tile)..<start(tile + 1) }
+  func rows(_ tiles: Range<Int>) -> Range<Int> { start(tiles.lowerBound)..<start(tiles.upperBound) }
+
+  /// As the kernels take them.
+  func part(_ tiles: Range<Int>) -> moei_tiles {
+    moei_tiles(
+      count: Int32(tiles.count), tall: Int32(min(max(tall - tiles.lowerBound, 0), tiles.count)), height: Int32(height))
+  }
+}

@@ -1,0 +1,100 @@
+import CShims
+
+/// A piece of one expert's work: some of its tiles of rows, some chunks of the outputs.
+struct Piece {
+  var expert: Int32 = 0
+  var firstTile: Int32 = 0
+  var endTile: Int32 = 0
+  var firstChunk: Int32 = 0
+  var endChunk: Int32 = 0
+
+  var tiles: Range<Int> { Int(firstTile)..<Int(endTile) }
+  var chunks: Range<Int> { Int(firstChunk)..<Int(endChunk) }
+}
+
+/// All experts' work in pieces that threads take one by one, large ones first: so one expert with most of the tokens
+/// keeps all threads busy, and what is left at the end is small. How work is cut cannot change a bit of the result.
+struct WorkList {
+  private let pieces: UnsafeMutablePointer<Piece>
+  private let unsorted: UnsafeMutablePointer<Piece>
+  private let chunks: Int
+  private let tilesPerPiece: Int
+  private let chunksPerPiece: Int
+  private let lanes: Int
+  private let maxHeight: Int
+
+  static var unbounded: Int { 1 << 30 }
+
+  /// So many pieces for each thread: enough that the last ones to finish do so nearly together.
+  private static var piecesPerLane: Int { 12 }
+  /// Packing a panel of weights costs about as much as computing with this many rows.
+  private static var packingRows: Int { 8 }
+  private static var sizeClasses: Int { 16 }
+
+  /// `tilesPerPiece` and `chunksPerPiece` bound what a thread holds at once.
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, pairs: Int, chunks: Int,
+    tilesPerPiece: Int = unbounded, chunksPerPiece: Int = unbounded
+  ) {
+    self.chunks = chunks
+    self.tilesPerPiece = tilesPerPiece
+    self.chunksPerPiece = chunksPerPiece
+    lanes = context.lanes
+    maxHeight = Int(context.kernels.pointee.tile_height)
+    // Pieces that the bounds make necessary, then those cut for the threads' sake.
+    let needed = (min(c.experts, pairs) + pairs / tilesPerPiece) * (2 + (chunks - 1) / chunksPerPiece)
+    let most = needed + 2 * lanes * Self.piecesPerLane
+    pieces = arena.take(Piece.self, most)
+    unsorted = arena.take(Piece.self, most)
+  }
+
+  /// Cuts all rows' chunks of outputs and returns how many pieces there are.
+  func fill(_ dispatch: Dispatch, experts: Int) -> Int {
+    func size(_ rows: Int, _ chunks: Int) -> Int { (rows + Self.packingRows) * chunks }
+    func blocks(_ tiles: Tiles) -> Int { (tiles.count + tilesPerPiece - 1) / tilesPerPiece }
+
+    var total = 0
+    for e in 0..<experts {
+      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight)
+      total += (tiles.rows + blocks(tiles) * Self.packingRows) * chunks
+    }
+    let target = lanes == 1 ? Int.max : max(1, total / (lanes * Self.piecesPerLane))
+
+    var count = 0
+    var largest = 1
+    for e in 0..<experts {
+      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight)
+      let blocks = blocks(tiles)
+      for block in 0..<blocks {
+        let range = tiles.count * block / blocks..<tiles.count * (block + 1) / blocks
+        let whole = size(tiles.rows(range).count, chunks)
+        let parts = min(chunks, max(whole / target, (chunks - 1) / chunksPerPiece) + 1)
+        for part in 0..<parts {
+          let columns = chunks * part / parts..<chunks * (part + 1) / parts
+          unsorted[count] = Piece(
+            expert: Int32(e), firstTile: Int32(range.lowerBound), endTile: Int32(range.upperBound),
+            firstChunk: Int32(columns.lowerBound), endChunk: Int32(columns.upperBound))
+          largest = max(largest, size(tiles.rows(range).count, columns.count))
+          count += 1
+        }
+      }
+    }
+
+    // Larger classes first; within a class as they came.
+    var place = 0
+    for wanted in 0..<Self.sizeClasses {
+      for i in 0..<count {
+        let piece = unsorted[i]
+        let tiles = Tiles(rows: dispatch.count(ofExpert: Int(piece.expert)), maxHeight: maxHeight)
+        let size = size(tiles.rows(piece.tiles).count, piece.chunks.count)
+        if Self.sizeClasses - 1 - min(Self.sizeClasses - 1, size * Self.sizeClasses / (largest + 1)) == wanted {
+          pieces[place] = piece
+          place += 1
+        }
+      }
+    }
+    return count
+  }
+
+  subscript(_ i: Int) -> Piece { pieces[i] }
+}
