@@ -106,11 +106,20 @@ typedef struct moe_context moe_context;
 
 /** Who computes the matrix products. */
 typedef enum moe_matmul {
-  MOE_MATMUL_AUTO = 0,     /**< the fastest this library has for this processor */
-  MOE_MATMUL_OPENBLAS = 1, /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
-  MOE_MATMUL_REFERENCE = 2 /**< plain loops, one chain of fused multiply-adds per output: slow, the same bits on every
-                                processor with FMA */
+  MOE_MATMUL_AUTO = 0,      /**< NATIVE where the processor has fused multiply-add, otherwise OPENBLAS */
+  MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
+  MOE_MATMUL_REFERENCE = 2, /**< plain loops, one chain of fused multiply-adds per output: slow; the bits of NATIVE */
+  MOE_MATMUL_NATIVE = 3     /**< this library's kernels: the same bits on every processor with fused multiply-add, for
+                                 every instruction set, every n_threads and however tokens are divided into calls */
 } moe_matmul;
+
+/** Instruction sets of x86-64.  More than the processor has means what it has; other processors have one set. */
+typedef enum moe_instructions {
+  MOE_INSTRUCTIONS_ALL = 0,  /**< what the processor has */
+  MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS computes the matrix products */
+  MOE_INSTRUCTIONS_AVX2 = 2, /**< x86-64-v3: AVX2 and FMA */
+  MOE_INSTRUCTIONS_AVX512 = 3 /**< x86-64-v4: AVX-512 */
+} moe_instructions;
 
 /** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
 #define MOE_THREADS_ALL (-1)
@@ -134,9 +143,11 @@ typedef struct moe_context_config {
    *  call the library on the same layer. */
   int32_t (*cancel)(void *user);
   void *cancel_user;
+  int32_t instructions; /**< a moe_instructions: the most that may be used, for tests and comparisons */
+  int32_t reserved;     /**< 0 */
 } moe_context_config;
 
-#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0 }
 
 /** Fill `config` with the defaults, as MOE_CONTEXT_CONFIG_INIT does.  NULL is ignored.
  *  For languages without C's macros; give sizeof of the struct as you compiled it. */

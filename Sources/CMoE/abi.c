@@ -2,7 +2,7 @@
  * languages copy (ctypes among them) are pinned here.  Structs only grow at the end. */
 #include "moe.h"
 
-_Static_assert(sizeof(moe_context_config) == 72, "moe_context_config layout is ABI");
+_Static_assert(sizeof(moe_context_config) == 80, "moe_context_config layout is ABI");
 _Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
 _Static_assert(sizeof(moe_layer_config) == 88, "moe_layer_config layout is ABI");
 _Static_assert(sizeof(moe_forward_options) == 24, "moe_forward_options layout is ABI");

@@ -102,7 +102,8 @@ typealias Fourteen = Both<Eight, Six>
     var r = 0
     while r < m {
       store(copy + r &* 32, load(start + r &* startStride, columns))
-      store(copy + (r &* 32 &+ 16), columns > 16 ? load(start + (r &* startStride &+ 16), columns &- 16) : V(repeating: 0))
+      store(
+        copy + (r &* 32 &+ 16), columns > 16 ? load(start + (r &* startStride &+ 16), columns &- 16) : V(repeating: 0))
       r &+= 1
     }
     compute(copy, 32, copy, 32)
@@ -129,7 +130,7 @@ private struct Edge {
 
 // MARK: tokens in rows: Y = X W^T, and dX = dY W
 
-/// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], of which the tile takes R.count rows;  B: [k][32].
+/// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], R.count rows of which are the tile's;  B: [k][32].
 @inline(__always) private func tile<R: Rows>(
   _: R.Type, _ k: Int, _ a: Source, _ m: Int, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
   _ cStride: Int
@@ -200,7 +201,7 @@ private struct Edge {
 
 // MARK: tokens summed over: dW = dY^T X
 
-/// C[R.count, Lanes.width] += sum over tokens t of A[t, :]^T B[t, :]. Both lie tile by tile of tokens, [tile][chunk][t][32].
+/// C[R.count, Lanes.width] += sum over tokens t of A[t, :]^T B[t, :].  A and B: [tile][chunk][t][32].
 @inline(__always) private func tileOverTokens<R: Rows>(
   _: R.Type, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source, _ bWidth: Int, _ bChunk: Int,
   _ c: Target, _ cStride: Int

@@ -18,11 +18,20 @@ public struct Context {
     /// nil = as many as the process may use.
     public var threads: Int? = 1
     public var matmul = MatmulChoice.fastest
+    public var instructions = Instructions.all
     public var allocator = Allocator()
     public var cancel = Cancel()
     public var log = Log()
 
     public init() {}
+  }
+
+  /// Numbers as in moe_instructions.
+  public enum Instructions: Int32 {
+    case all = 0
+    case base = 1
+    case avx2 = 2
+    case avx512 = 3
   }
 
   /// Numbers as in moe_matmul.
@@ -51,7 +60,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     _ = layout(&measure)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
     let (context, kernels, info) = layout(&arena)
-    Self.fillForThisProcessor(kernels)
+    Self.fill(kernels, atMost: configuration.instructions)
     let backend: Matmul.Backend
     switch configuration.matmul {
     case .fastest: backend = kernels.pointee.tile_height > 0 ? .native : .openBLAS
@@ -61,7 +70,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     }
     if backend == .native && kernels.pointee.tile_height == 0 {
       allocator.deallocate(context)
-      throw .invalid("matmul = MOE_MATMUL_NATIVE: these instructions have no fused multiply-add")
+      throw .invalid("matmul = MOE_MATMUL_NATIVE needs fused multiply-add, which the instructions here do not have")
     }
     context.initialize(
       to: Context(
@@ -89,11 +98,12 @@ extension UnsafeMutablePointer where Pointee == Context {
     allocator.deallocate(self)
   }
 
-  private static func fillForThisProcessor(_ kernels: UnsafeMutablePointer<moei_kernels>) {
+  private static func fill(_ kernels: UnsafeMutablePointer<moei_kernels>, atMost wanted: Context.Instructions) {
     #if arch(x86_64)
-      switch moei_processor_level() {
-      case 2: moei_kernels_avx512(kernels)
-      case 1: moei_kernels_avx2(kernels)
+      let level = moei_processor_level()
+      switch wanted == .all ? level : min(level, wanted.rawValue) {
+      case 3: moei_kernels_avx512(kernels)
+      case 2: moei_kernels_avx2(kernels)
       default: moei_kernels_base(kernels)
       }
     #else

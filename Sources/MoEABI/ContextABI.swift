@@ -33,6 +33,11 @@ extension Context.Configuration {
       throw .invalid("matmul = \(Int(config.matmul)) is not a moe_matmul")
     }
     matmul = choice
+    guard let most = Context.Instructions(rawValue: config.instructions) else {
+      throw .invalid("instructions = \(Int(config.instructions)) is not a moe_instructions")
+    }
+    instructions = most
+    try require(Int(config.reserved), "reserved", from: 0, to: 0)
     switch (config.alloc, config.dealloc) {
     case (nil, nil): break
     case (let alloc?, let dealloc?):

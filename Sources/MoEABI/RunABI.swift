@@ -66,7 +66,7 @@ private func forward(
     training = try flag(options.training, "training")
     step = options.step
     if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
-    if step >= 1 << 56 { throw .invalid("options: step is not below 2^56") }
+    if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
   }
 
   var details = Layer.Details()

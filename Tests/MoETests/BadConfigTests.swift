@@ -23,7 +23,11 @@ struct BadConfigTests {
     refused("out", moe_context_create(nil, nil))
     for size in wrongStructSizes { refused("struct_size", createContext { $0.struct_size = size }) }
     for threads: Int32 in [-2, 1025, .min, .max] { refused("n_threads", createContext { $0.n_threads = threads }) }
-    for matmul: Int32 in [-1, 3, .max] { refused("matmul", createContext { $0.matmul = matmul }) }
+    for instructions: Int32 in [-1, 4, .max] {
+      refused("instructions", createContext { $0.instructions = instructions })
+    }
+    refused("reserved", createContext { $0.reserved = 1 })
+    for matmul: Int32 in [-1, 4, .max] { refused("matmul", createContext { $0.matmul = matmul }) }
     let whole = CountingAllocator().contextConfig
     refused("dealloc", createContext { $0.alloc = whole.alloc })
     refused("alloc", createContext { $0.dealloc = whole.dealloc })

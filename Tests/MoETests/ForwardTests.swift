@@ -166,11 +166,11 @@ struct ForwardTests {
   }
 
   @Test func dropoutKeepsItsShareAndTheMean() throws {
-    // One expert that is a sum of ones: y counts the inner activations kept, each scaled by 1 / (1 - dropout).
+    // One expert that is a sum of ones: y counts the inner activations kept, each scaled by 1 / (1 - dropout) = 2.
     let width = 4096.0
     let layer = try Layer(hidden: 1, intermediate: 4096, experts: 1, topK: 1) {
       $0.activation = MOE_ACTIVATION_RELU.int32
-      $0.dropout = 0.25
+      $0.dropout = 0.5
     }
     for tensor in try layer.tensors() { tensor.values.update(repeating: 0) }
     try layer.parameter("experts.up.weight").values.update(repeating: 1)
@@ -178,10 +178,9 @@ struct ForwardTests {
     let y = try layer.forward([1, 1, 1], options: forwardOptions(training: true)).y
     #expect(Set(y).count > 1, "tokens have masks of their own")
     for count in y {
-      let deviation = (width * 0.25 / 0.75).squareRoot()
+      let deviation = (width * 0.5 / 0.5).squareRoot()
       #expect(abs(Double(count) - width) < 4 * deviation)
-      let kept = count * 0.75
-      #expect(abs(kept - kept.rounded()) < 0.01, "a whole number of activations, times 4/3")
+      #expect(count / 2 == (count / 2).rounded(), "a whole number of activations, times 2")
     }
   }
 }

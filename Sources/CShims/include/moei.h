@@ -142,7 +142,7 @@ void moei_kernels_base(moei_kernels *out);
 void moei_kernels_avx2(moei_kernels *out);
 void moei_kernels_avx512(moei_kernels *out);
 
-/* 0: nothing beyond the base instruction set, 1: AVX2 and FMA, 2: AVX-512 F, BW, VL, DQ. */
+/* Numbers as in moe_instructions: 1 the base set, 2 AVX2 and FMA, 3 AVX-512 F, BW, VL, DQ. */
 int32_t moei_processor_level(void);
 
 #pragma clang assume_nonnull end

@@ -346,8 +346,12 @@ struct TiledWeightGradient: Job {
         for innerChunk in 0..<chunks(of: i) {
           let j = innerChunk * chunkWidth
           let columns = min(chunkWidth, i - j)
-          if let bias = grad.gateBias { addRows(tiles, range, inner.dGate! + inPart, padded(i), innerChunk, to: bias + j, columns) }
-          if let bias = grad.upBias { addRows(tiles, range, inner.dUp + inPart, padded(i), innerChunk, to: bias + j, columns) }
+          if let bias = grad.gateBias {
+            addRows(tiles, range, inner.dGate! + inPart, padded(i), innerChunk, to: bias + j, columns)
+          }
+          if let bias = grad.upBias {
+            addRows(tiles, range, inner.dUp + inPart, padded(i), innerChunk, to: bias + j, columns)
+          }
         }
       }
     }

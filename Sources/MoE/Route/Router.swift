@@ -67,7 +67,8 @@ struct RouterForward: Job {
     for row in 0..<tokens.count {
       if let bias { (z + row * e).update(from: bias, count: e) } else { (z + row * e).update(repeating: 0, count: e) }
     }
-    matmul.addABt(tokens.count, e, h, x + tokens.lowerBound * h, lda: h, weight, ldb: h, z, ldc: e, products + lane * floatsPerLane)
+    matmul.addABt(
+      tokens.count, e, h, x + tokens.lowerBound * h, lda: h, weight, ldb: h, z, ldc: e, products + lane * floatsPerLane)
 
     for t in tokens {
       let row = z + (t - tokens.lowerBound) * e

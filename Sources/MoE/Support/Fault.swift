@@ -47,6 +47,7 @@ public struct ErrorText: ExpressibleByStringInterpolation {
     public mutating func appendLiteral(_ literal: StaticString) { text.append(literal) }
     public mutating func appendInterpolation(_ name: StaticString) { text.append(name) }
     public mutating func appendInterpolation(_ number: Int) { text.append(number) }
+    public mutating func appendInterpolation(_ number: UInt64) { text.append(number) }
     public mutating func appendInterpolation(_ number: Double) { text.append(number) }
     /// Text of the caller's, cut off at the end of the buffer.
     public mutating func appendInterpolation(_ name: UnsafePointer<CChar>?) { text.append(name) }
@@ -86,8 +87,11 @@ public struct TextBuffer {
 
   public mutating func append(_ number: Int) {
     if number < 0 { append(UInt8(ascii: "-")) }
-    var divisor: UInt = 1
-    let magnitude = number.magnitude
+    append(UInt64(number.magnitude))
+  }
+
+  public mutating func append(_ magnitude: UInt64) {
+    var divisor: UInt64 = 1
     while magnitude / divisor >= 10 { divisor *= 10 }
     while divisor > 0 {
       append(UInt8(ascii: "0") + UInt8(magnitude / divisor % 10))

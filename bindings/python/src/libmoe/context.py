@@ -23,15 +23,20 @@ class Context(Native):
     ----------
     n_threads : int
         Threads that a call may use, the caller's included.
-    matmul : {"auto", "openblas", "reference"}
-        Who computes the matrix products.  ``"reference"`` is slow, and gives the same bits on every machine.
+    matmul : {"auto", "native", "openblas", "reference"}
+        Who computes the matrix products.  ``"native"`` is this library's own kernels, fast and with the same bits on
+        every processor that has fused multiply-add; ``"reference"`` gives these bits with plain loops, slowly.
+        ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
+    instructions : {"all", "base", "avx2", "avx512"}
+        The most that may be used of the processor's instruction sets, for tests and comparisons.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
 
     Raises
     ------
     InvalidArgumentError
-        ``n_threads`` is beyond 1024 or below -1, or ``matmul`` is not one of the words.
+        ``n_threads`` is beyond 1024 or below -1, ``matmul`` or ``instructions`` is not one of the words, or
+        ``"native"`` is asked of a processor without fused multiply-add.
     OutOfMemoryError
         There is no memory.
 
@@ -44,14 +49,16 @@ class Context(Native):
     def __init__(
         self,
         n_threads: int = ALL_THREADS,
-        matmul: Literal["auto", "openblas", "reference"] = "auto",
+        matmul: Literal["auto", "native", "openblas", "reference"] = "auto",
         *,
+        instructions: Literal["all", "base", "avx2", "avx512"] = "all",
         log: _callbacks.Log | None = None,
     ) -> None:
         log_function = _callbacks.log_function(log)
         config = _abi.moe_context_config(
             n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
             matmul=_check.choice("matmul", matmul, _abi.MATMUL),
+            instructions=_check.choice("instructions", instructions, _abi.INSTRUCTIONS),
             log=log_function,
             cancel=_callbacks.cancel,
             cancel_user=_callbacks.raised,
