@@ -10,21 +10,9 @@ import CShims
     let count = columns &- half
     var p = 0
     if count >= 16 {
-      while p &+ 4 <= k {
-        // Four columns of sixteen rows: quarters of rows r, r + 4, r + 8, r + 12 side by side, then 4 x 4 each.
-        let q = w + (half &* wRow &+ p)
-        let a = quarters(q, wRow)
-        let b = quarters(q + wRow, wRow)
-        let c = quarters(q + 2 &* wRow, wRow)
-        let d = quarters(q + 3 &* wRow, wRow)
-        let (ab, AB) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
-        let (cd, CD) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
-        let out = panel + (p &* 32 &+ half)
-        store(out, moei_pairs_low(ab, cd))
-        store(out + 32, moei_pairs_high(ab, cd))
-        store(out + 64, moei_pairs_low(AB, CD))
-        store(out + 96, moei_pairs_high(AB, CD))
-        p &+= 4
+      while p &+ 16 <= k {
+        transpose16(w + (half &* wRow &+ p), wRow, panel + (p &* 32 &+ half))
+        p &+= 16
       }
     }
     while p < k {
@@ -40,12 +28,42 @@ import CShims
   }
 }
 
-/// Four floats of each of the rows 0, 4, 8 and 12.
-@inline(__always) private func quarters(_ p: Source, _ row: Int) -> V {
-  @inline(__always) func four(_ r: Int) -> SIMD4<Float> {
-    UnsafeRawPointer(p + r &* row).loadUnaligned(as: SIMD4<Float>.self)
+/// out[32 p + j] = w[j wRow + p] for 16 x 16 elements. Whole rows are loaded at once: with rows a power of two apart the
+/// cache could not hold on to them until their next quarter is wanted.
+@inline(__always) private func transpose16(_ w: Source, _ wRow: Int, _ out: Target) {
+  let a = Quad(w, wRow)
+  let b = Quad(w + 4 &* wRow, wRow)
+  let c = Quad(w + 8 &* wRow, wRow)
+  let d = Quad(w + 12 &* wRow, wRow)
+  spread(a.column0, b.column0, c.column0, d.column0, out)
+  spread(a.column1, b.column1, c.column1, d.column1, out + 32)
+  spread(a.column2, b.column2, c.column2, d.column2, out + 64)
+  spread(a.column3, b.column3, c.column3, d.column3, out + 96)
+}
+
+/// Four rows of 16; lanes 4 q ..< 4 q + 4 of column c hold element 4 q + c of each of them.
+private struct Quad {
+  let column0, column1, column2, column3: V
+
+  @inline(__always) init(_ w: Source, _ wRow: Int) {
+    let (a, b, c, d) = (load(w), load(w + wRow), load(w + 2 &* wRow), load(w + 3 &* wRow))
+    let (abLow, abHigh) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
+    let (cdLow, cdHigh) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
+    column0 = moei_pairs_low(abLow, cdLow)
+    column1 = moei_pairs_high(abLow, cdLow)
+    column2 = moei_pairs_low(abHigh, cdHigh)
+    column3 = moei_pairs_high(abHigh, cdHigh)
   }
-  return V(lowHalf: SIMD8(lowHalf: four(0), highHalf: four(4)), highHalf: SIMD8(lowHalf: four(8), highHalf: four(12)))
+}
+
+/// Quarter q of a, b, c and d side by side in row 4 q of the panel.
+@inline(__always) private func spread(_ a: V, _ b: V, _ c: V, _ d: V, _ out: Target) {
+  let (ab01, ab23) = (moei_quarters_low(a, b), moei_quarters_high(a, b))
+  let (cd01, cd23) = (moei_quarters_low(c, d), moei_quarters_high(c, d))
+  store(out, moei_quarters_even(ab01, cd01))
+  store(out + 4 &* 32, moei_quarters_odd(ab01, cd01))
+  store(out + 8 &* 32, moei_quarters_even(ab23, cd23))
+  store(out + 12 &* 32, moei_quarters_odd(ab23, cd23))
 }
 
 /// panel[p][j] = w[p][j] for `columns` <= 32 columns; the others are 0.

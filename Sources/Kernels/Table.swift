@@ -32,7 +32,7 @@ import CShims
         matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },
       tile_height: Int64(tileHeight),
-      product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8)) },
+      product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
       product_over_tokens: {
         productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },

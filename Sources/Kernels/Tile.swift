@@ -133,47 +133,51 @@ private struct Edge {
 /// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], R.count rows of which are the tile's;  B: [k][32].
 @inline(__always) private func tile<R: Rows>(
   _: R.Type, _ k: Int, _ a: Source, _ m: Int, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
-  _ cStride: Int
+  _ cStride: Int, _ ahead: moei_ahead
 ) {
   var rows = R(start, startStride)
-  var (a, b, left) = (a, b, k)
+  var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
   while left > 0 {
     let count = left < 32 ? left : 32
+    var next = chunkAhead
     var p = 0
     while p < count {
+      moei_prefetch(next)
+      next += Int(ahead.row)
       rows.accumulate(a + p, 32, Lanes(b))
       b += 32
       p &+= 1
     }
     a += m &* 32
     left &-= 32
+    chunkAhead += Int(ahead.chunk)
   }
   rows.write(c, cStride)
 }
 
 /// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
-/// from the same bias.
+/// from the same bias. On the way what lies `ahead` is fetched into the cache.
 @inline(never) func product(
   _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
-  _ cStride: Int
+  _ cStride: Int, _ ahead: moei_ahead
 ) {
   withColumns(columns, m, start, startStride, c, cStride) { s, ss, c, cs in
     #if MOE_AVX512
       switch m {
-      case 1: tile(One.self, k, a, m, b, s, ss, c, cs)
-      case 2: tile(Two.self, k, a, m, b, s, ss, c, cs)
-      case 3: tile(Three.self, k, a, m, b, s, ss, c, cs)
-      case 4: tile(Four.self, k, a, m, b, s, ss, c, cs)
-      case 5: tile(Five.self, k, a, m, b, s, ss, c, cs)
-      case 6: tile(Six.self, k, a, m, b, s, ss, c, cs)
-      case 7: tile(Seven.self, k, a, m, b, s, ss, c, cs)
-      case 8: tile(Eight.self, k, a, m, b, s, ss, c, cs)
-      case 9: tile(Nine.self, k, a, m, b, s, ss, c, cs)
-      case 10: tile(Ten.self, k, a, m, b, s, ss, c, cs)
-      case 11: tile(Eleven.self, k, a, m, b, s, ss, c, cs)
-      case 12: tile(Twelve.self, k, a, m, b, s, ss, c, cs)
-      case 13: tile(Thirteen.self, k, a, m, b, s, ss, c, cs)
-      default: tile(Fourteen.self, k, a, m, b, s, ss, c, cs)
+      case 1: tile(One.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 2: tile(Two.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 3: tile(Three.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 4: tile(Four.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 5: tile(Five.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 6: tile(Six.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 7: tile(Seven.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 8: tile(Eight.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 9: tile(Nine.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 10: tile(Ten.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 11: tile(Eleven.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 12: tile(Twelve.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 13: tile(Thirteen.self, k, a, m, b, s, ss, c, cs, ahead)
+      default: tile(Fourteen.self, k, a, m, b, s, ss, c, cs, ahead)
       }
     #else
       // Sixteen registers: at most six rows, first of the left half of the panel, then of the right.
@@ -184,12 +188,12 @@ private struct Edge {
           let (a, b) = (a + r &* 32, b + half)
           let (s, c) = (s + (r &* ss &+ half), c + (r &* cs &+ half))
           switch m &- r {
-          case 1: tile(One.self, k, a, m, b, s, ss, c, cs)
-          case 2: tile(Two.self, k, a, m, b, s, ss, c, cs)
-          case 3: tile(Three.self, k, a, m, b, s, ss, c, cs)
-          case 4: tile(Four.self, k, a, m, b, s, ss, c, cs)
-          case 5: tile(Five.self, k, a, m, b, s, ss, c, cs)
-          default: tile(Six.self, k, a, m, b, s, ss, c, cs)
+          case 1: tile(One.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 2: tile(Two.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 3: tile(Three.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 4: tile(Four.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 5: tile(Five.self, k, a, m, b, s, ss, c, cs, ahead)
+          default: tile(Six.self, k, a, m, b, s, ss, c, cs, ahead)
           }
           r &+= 6
         }

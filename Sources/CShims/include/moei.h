@@ -70,6 +70,17 @@ MOEI_SHUFFLE(moei_interleave_high, 2, 18, 3, 19)
 MOEI_SHUFFLE(moei_pairs_low, 0, 1, 16, 17)
 MOEI_SHUFFLE(moei_pairs_high, 2, 3, 18, 19)
 #undef MOEI_SHUFFLE
+/* Quarters of four lanes: a0 a1 b0 b1, a2 a3 b2 b3;  a0 a2 b0 b2, a1 a3 b1 b3. */
+#define MOEI_QUARTERS(name, i, j)                                                                                  \
+  static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                    \
+    return __builtin_shufflevector(a, b, i, i + 1, i + 2, i + 3, j, j + 1, j + 2, j + 3, i + 16, i + 17, i + 18,   \
+                                   i + 19, j + 16, j + 17, j + 18, j + 19);                                        \
+  }
+MOEI_QUARTERS(moei_quarters_low, 0, 4)
+MOEI_QUARTERS(moei_quarters_high, 8, 12)
+MOEI_QUARTERS(moei_quarters_even, 0, 8)
+MOEI_QUARTERS(moei_quarters_odd, 4, 12)
+#undef MOEI_QUARTERS
 
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
@@ -83,6 +94,14 @@ typedef struct moei_adamw {
   float root_scale; /* 1 / sqrt(1 - beta2^t) */
   float epsilon;
 } moei_adamw;
+
+/* Weights that are wanted next: 32 lines at a distance of `row` floats for each chunk of k, chunks `chunk` floats apart. */
+typedef struct moei_ahead {
+  const float *first;
+  int64_t row, chunk;
+} moei_ahead;
+
+static inline __attribute__((always_inline)) void moei_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
 
 /* The rows of one expert cut into tiles: `count` of them, the first `tall` with `height` rows, the others with one fewer. */
 typedef struct moei_tiles {
@@ -121,7 +140,7 @@ typedef struct moei_kernels {
    *   C[m, columns] = start + A B;  start_stride 0: every row starts from the same 32 floats */
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
-                  int64_t start_stride, float *c, int64_t c_stride);
+                  int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
                               int64_t a_chunk, const float *b, int64_t b_width, int64_t b_chunk, float *c,

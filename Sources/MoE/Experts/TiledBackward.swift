@@ -80,7 +80,7 @@ struct TiledInnerGradient: Job {
     dGate = c.gated ? arena.take(Float.self, pairs, width) : nil
     slopes = arena.take(Float.self, pairs, chunks(of: c.intermediate))
     floatsPerLane =
-      gatheredTiles * Int(kernels.pointee.tile_height) * padded(c.hidden) + (panelDepth + 1) * chunkWidth
+      gatheredTiles * Int(kernels.pointee.tile_height) * padded(c.hidden) + panelsSize + chunkWidth
     lanes = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
@@ -97,8 +97,8 @@ struct TiledInnerGradient: Job {
     let tiles = Tiles(rows: mine.count, maxHeight: maxHeight)
     let first = tiles.start(piece.tiles.lowerBound)
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H] dy, tiled
-    let panel = gathered + gatheredTiles * maxHeight * padded(h)
-    let zero = panel + panelDepth * chunkWidth
+    let packed = gathered + gatheredTiles * maxHeight * padded(h)
+    let zero = packed + panelsSize
     start(zero, with: nil, 0)
 
     for tile in piece.tiles {
@@ -107,27 +107,29 @@ struct TiledInnerGradient: Job {
         Int64(rows.count), Int64(h), dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, Int64(c.topK), dy,
         Int64(h), nil, gathered + (rows.lowerBound - first) * padded(h))
     }
-    for chunk in piece.chunks {
+    func place(_ chunk: Int, _ rows: Range<Int>) -> Int {
+      (mine.lowerBound + rows.lowerBound) * padded(i) + chunk * chunkWidth * rows.count
+    }
+    func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
+    func panel(_ chunk: Int) -> WeightPanel {
+      WeightPanel(
+        weights: w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
+    }
+    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
+    piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      let column = chunk * chunkWidth
-      let columns = min(chunkWidth, i - column)
-      func place(_ rows: Range<Int>) -> Int { (mine.lowerBound + rows.lowerBound) * padded(i) + column * rows.count }
-      for p in stride(from: 0, to: h, by: panelDepth) {
-        let depth = min(panelDepth, h - p)
-        kernels.pointee.pack(Int64(columns), Int64(depth), w.downWeight + p * i + column, Int64(i), panel)
+      products.run(
+        run.count, { panel(run.lowerBound + $0) },
+        next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
+        a: { UnsafePointer(gathered + ($0.lowerBound - first) * padded(h)) }, start: { _ in UnsafePointer(zero) },
+        c: { dUp + place(run.lowerBound + $0, $1) }, cStride: chunkWidth)
+      for chunk in run {
         for tile in piece.tiles {
           let rows = tiles.rows(tile)
-          let da = dUp + place(rows)
-          kernels.pointee.product(
-            Int64(rows.count), Int64(chunkWidth), Int64(depth),
-            gathered + (rows.lowerBound - first) * padded(h) + p * rows.count, panel, p == 0 ? zero : da,
-            p == 0 ? 0 : Int64(chunkWidth), da, Int64(chunkWidth))
+          differentiate(
+            at: place(chunk, rows), row: mine.lowerBound + rows.lowerBound, count: rows.count, chunk: chunk,
+            columns: columns(chunk))
         }
-      }
-      for tile in piece.tiles {
-        let rows = tiles.rows(tile)
-        differentiate(
-          at: place(rows), row: mine.lowerBound + rows.lowerBound, count: rows.count, chunk: chunk, columns: columns)
       }
     }
   }
@@ -196,9 +198,9 @@ struct TiledInputGradient: Job {
   let inner: TiledInnerGradient
   let work: WorkList
   let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H]
-  let lanes: UnsafeMutablePointer<Float>  // a panel, then zeros to start from
+  let lanes: UnsafeMutablePointer<Float>  // panels, then zeros to start from
 
-  private static var floatsPerLane: Int { (panelDepth + 1) * chunkWidth }
+  private static var floatsPerLane: Int { panelsSize + chunkWidth }
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, dispatch: Dispatch,
@@ -225,30 +227,35 @@ struct TiledInputGradient: Job {
     let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
     let mine = dispatch.rows(ofExpert: Int(piece.expert))
     let tiles = Tiles(rows: mine.count, maxHeight: Int(kernels.pointee.tile_height))
-    let panel = lanes + lane.pointee.index * Self.floatsPerLane
-    let zero = panel + panelDepth * chunkWidth
+    let packed = lanes + lane.pointee.index * Self.floatsPerLane
+    let zero = packed + panelsSize
     start(zero, with: nil, 0)
-    for chunk in piece.chunks {
+    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: i, packed: packed)
+    piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      let column = chunk * chunkWidth
-      let columns = min(chunkWidth, h - column)
-      func add(_ gradient: UnsafePointer<Float>, _ weight: UnsafePointer<Float>, fromZero: Bool) {
-        for p in stride(from: 0, to: i, by: panelDepth) {
-          let depth = min(panelDepth, i - p)
-          kernels.pointee.pack(Int64(columns), Int64(depth), weight + p * h + column, Int64(h), panel)
-          for tile in piece.tiles {
-            let rows = tiles.rows(tile)
-            let first = mine.lowerBound + rows.lowerBound
-            let out = dRows + first * padded(h) + column
-            let begin = fromZero && p == 0
-            kernels.pointee.product(
-              Int64(rows.count), Int64(chunkWidth), Int64(depth), gradient + first * padded(i) + p * rows.count, panel,
-              begin ? zero : out, begin ? 0 : Int64(padded(h)), out, Int64(padded(h)))
-          }
-        }
+      func panel(_ matrix: UnsafePointer<Float>, _ chunk: Int) -> WeightPanel {
+        WeightPanel(
+          weights: matrix + chunk * chunkWidth, rowStride: h, transposed: false,
+          columns: min(chunkWidth, h - chunk * chunkWidth))
       }
-      if let dGate = inner.dGate { add(dGate, w.gateWeight!, fromZero: true) }
-      add(inner.dUp, w.upWeight, fromZero: inner.dGate == nil)
+      func add(
+        _ gradient: UnsafePointer<Float>, _ matrix: UnsafePointer<Float>, start: UnsafePointer<Float>?,
+        next: (Int) -> WeightPanel?
+      ) {
+        products.run(
+          run.count, { panel(matrix, run.lowerBound + $0) }, next: next,
+          a: { gradient + (mine.lowerBound + $0.lowerBound) * padded(i) }, start: { _ in start },
+          c: { dRows + (mine.lowerBound + $1.lowerBound) * padded(h) + (run.lowerBound + $0) * chunkWidth },
+          cStride: padded(h))
+      }
+      let first = UnsafePointer(w.gateWeight ?? w.upWeight)
+      func afterUp(_ index: Int) -> WeightPanel? {
+        run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
+      }
+      if let dGate = inner.dGate {
+        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight, run.lowerBound + $0) })
+      }
+      add(inner.dUp, w.upWeight, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
     }
   }
 }

@@ -5,7 +5,7 @@ import CShims
 // second one's input. Weights are packed panel by panel, where they are used.
 
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
-let gatheredTiles = 16
+let gatheredTiles = 32
 
 /// What the chains of one chunk begin with: the bias, or 0; 0 beyond the matrix's edge.
 func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>?, _ columns: Int) {
@@ -46,22 +46,12 @@ struct TiledInner: Job {
       tilesPerPiece: gatheredTiles)
     activations = arena.take(Float.self, dispatch.pairs, padded(c.intermediate))
     let rows = gatheredTiles * Int(kernels.pointee.tile_height)
-    floatsPerLane = rows * (padded(c.hidden) + 2 * chunkWidth) + 2 * (panelDepth + 1) * chunkWidth
+    floatsPerLane = rows * (padded(c.hidden) + panelsAtOnce * chunkWidth) + panelsSize + panelsAtOnce * chunkWidth
     lanes = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
     try context.run(work.fill(dispatch, experts: c.experts), self)
-  }
-
-  /// C[m,32] += A B, or from `start` in every row.
-  private func product(
-    _ m: Int, _ depth: Int, _ a: UnsafePointer<Float>, _ panel: UnsafePointer<Float>, _ start: UnsafePointer<Float>?,
-    _ c: UnsafeMutablePointer<Float>
-  ) {
-    let stride = Int64(chunkWidth)
-    kernels.pointee.product(
-      Int64(m), stride, Int64(depth), a, panel, start ?? UnsafePointer(c), start == nil ? stride : 0, c, stride)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -74,12 +64,9 @@ struct TiledInner: Job {
 
     // This thread's scratch.
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H], tiled
-    let gatePanel = gathered + gatheredTiles * maxHeight * padded(h)
-    let upPanel = gatePanel + panelDepth * chunkWidth
-    let gateStart = upPanel + panelDepth * chunkWidth  // [32]
-    let upStart = gateStart + chunkWidth  // [32]
-    let gates = upStart + chunkWidth  // [rows, 32], tiled
-    let ups = gates + gatheredTiles * maxHeight * chunkWidth
+    let packed = gathered + gatheredTiles * maxHeight * padded(h)
+    let starts = packed + panelsSize  // [panelsAtOnce, 32]
+    let passing = starts + panelsAtOnce * chunkWidth  // [panelsAtOnce, rows, 32], tiled
 
     for tile in piece.tiles {
       let rows = tiles.rows(tile)
@@ -87,41 +74,53 @@ struct TiledInner: Job {
         Int64(rows.count), Int64(h), dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, Int64(c.topK), x, Int64(h),
         nil, gathered + (rows.lowerBound - first) * padded(h))
     }
-    for chunk in piece.chunks {
-      if lane.pointee.shouldStop() { return }
-      let columns = min(chunkWidth, i - chunk * chunkWidth)
-      /// Where this chunk of a tile lies in an array over all rows of all experts.
-      func place(_ rows: Range<Int>) -> Int {
-        (mine.lowerBound + rows.lowerBound) * padded(i) + chunk * chunkWidth * rows.count
-      }
-      func gate(_ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
-        kept.map { $0.gate! + place(rows) } ?? gates + (rows.lowerBound - first) * chunkWidth
-      }
-      func up(_ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
-        kept.map { $0.up + place(rows) } ?? ups + (rows.lowerBound - first) * chunkWidth
-      }
+    /// Where a chunk of a tile lies in an array over all rows of all experts.
+    func place(_ chunk: Int, _ rows: Range<Int>) -> Int {
+      (mine.lowerBound + rows.lowerBound) * padded(i) + chunk * chunkWidth * rows.count
+    }
+    func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
+    /// Gated experts have two panels for each chunk: gate, then up.
+    let kinds = c.gated ? 2 : 1
+    func panel(_ chunk: Int, _ kind: Int) -> WeightPanel {
+      let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
+      return WeightPanel(
+        weights: matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
+    }
+    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
+    let chunksAtOnce = panelsAtOnce / kinds
 
-      start(gateStart, with: w.gateBias.map { $0 + chunk * chunkWidth }, columns)
-      start(upStart, with: w.upBias.map { $0 + chunk * chunkWidth }, columns)
-      for p in stride(from: 0, to: h, by: panelDepth) {
-        let depth = min(panelDepth, h - p)
-        let weights = chunk * chunkWidth * h + p
-        if let gate = w.gateWeight {
-          kernels.pointee.pack_transposed(Int64(columns), Int64(depth), gate + weights, Int64(h), gatePanel)
+    piece.chunks.forEachRun(of: chunksAtOnce) { run in
+      if lane.pointee.shouldStop() { return }
+      /// The result of panel number `index` of this run, for one tile.
+      func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
+        let (chunk, kind) = (run.lowerBound + index / kinds, index % kinds)
+        guard let kept else {
+          return passing + (index * gatheredTiles * maxHeight + rows.lowerBound - first) * chunkWidth
         }
-        kernels.pointee.pack_transposed(Int64(columns), Int64(depth), w.upWeight + weights, Int64(h), upPanel)
+        return (kind == kinds - 1 ? kept.up : kept.gate!) + place(chunk, rows)
+      }
+      for index in 0..<run.count * kinds {
+        let chunk = run.lowerBound + index / kinds
+        let bias = index % kinds == kinds - 1 ? w.upBias : w.gateBias
+        start(starts + index * chunkWidth, with: bias.map { $0 + chunk * chunkWidth }, columns(chunk))
+      }
+      products.run(
+        run.count * kinds, { panel(run.lowerBound + $0 / kinds, $0 % kinds) },
+        next: {
+          let chunk = run.upperBound + $0 / kinds
+          return chunk < piece.chunks.upperBound ? panel(chunk, $0 % kinds) : nil
+        }, a: { UnsafePointer(gathered + ($0.lowerBound - first) * padded(h)) },
+        start: { UnsafePointer(starts + $0 * chunkWidth) },
+        c: result, cStride: chunkWidth)
+
+      for chunk in run {
+        let index = (chunk - run.lowerBound) * kinds
         for tile in piece.tiles {
           let rows = tiles.rows(tile)
-          let a = gathered + (rows.lowerBound - first) * padded(h) + p * rows.count
-          if c.gated { product(rows.count, depth, a, gatePanel, p == 0 ? gateStart : nil, gate(rows)) }
-          product(rows.count, depth, a, upPanel, p == 0 ? upStart : nil, up(rows))
+          Preactivations(gate: c.gated ? result(index, rows) : nil, up: result(index + kinds - 1, rows)).activate(
+            activations + place(chunk, rows), rows: rows.count, width: chunkWidth, from: chunk * chunkWidth,
+            count: columns(chunk), pairs: dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, c, dropout, kernels)
         }
-      }
-      for tile in piece.tiles {
-        let rows = tiles.rows(tile)
-        Preactivations(gate: c.gated ? gate(rows) : nil, up: up(rows)).activate(
-          activations + place(rows), rows: rows.count, width: chunkWidth, from: chunk * chunkWidth, count: columns,
-          pairs: dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, c, dropout, kernels)
       }
     }
   }
@@ -136,9 +135,9 @@ struct TiledOutput: Job {
   let work: WorkList
   let activations: UnsafePointer<Float>  // [T*K, padded I], tiled
   let outputs: UnsafeMutablePointer<Float>  // [T*K, padded H]
-  let lanes: UnsafeMutablePointer<Float>  // scratch of each thread: a panel, then a row to start from
+  let lanes: UnsafeMutablePointer<Float>  // scratch of each thread: panels, then what their rows start from
 
-  private static var floatsPerLane: Int { (panelDepth + 1) * chunkWidth }
+  private static var floatsPerLane: Int { panelsSize + panelsAtOnce * chunkWidth }
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, dispatch: Dispatch,
@@ -165,25 +164,28 @@ struct TiledOutput: Job {
     let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
     let mine = dispatch.rows(ofExpert: Int(piece.expert))
     let tiles = Tiles(rows: mine.count, maxHeight: Int(kernels.pointee.tile_height))
-    let panel = lanes + lane.pointee.index * Self.floatsPerLane
-    let bias = panel + panelDepth * chunkWidth
-    for chunk in piece.chunks {
+    let packed = lanes + lane.pointee.index * Self.floatsPerLane
+    let starts = packed + panelsSize  // [panelsAtOnce, 32]
+    func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
+    func panel(_ chunk: Int) -> WeightPanel {
+      WeightPanel(
+        weights: w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
+    }
+    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: i, packed: packed)
+    piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      let column = chunk * chunkWidth
-      let columns = min(chunkWidth, h - column)
-      start(bias, with: w.downBias.map { $0 + column }, columns)
-      for p in stride(from: 0, to: i, by: panelDepth) {
-        let depth = min(panelDepth, i - p)
-        kernels.pointee.pack_transposed(Int64(columns), Int64(depth), w.downWeight + column * i + p, Int64(i), panel)
-        for tile in piece.tiles {
-          let rows = tiles.rows(tile)
-          let first = mine.lowerBound + rows.lowerBound
-          let out = outputs + first * padded(h) + column
-          kernels.pointee.product(
-            Int64(rows.count), Int64(chunkWidth), Int64(depth), activations + first * padded(i) + p * rows.count, panel,
-            p == 0 ? bias : out, p == 0 ? 0 : Int64(padded(h)), out, Int64(padded(h)))
-        }
+      for chunk in run {
+        start(
+          starts + (chunk - run.lowerBound) * chunkWidth, with: w.downBias.map { $0 + chunk * chunkWidth },
+          columns(chunk))
       }
+      products.run(
+        run.count, { panel(run.lowerBound + $0) },
+        next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
+        a: { activations + (mine.lowerBound + $0.lowerBound) * padded(i) },
+        start: { UnsafePointer(starts + $0 * chunkWidth) },
+        c: { outputs + (mine.lowerBound + $1.lowerBound) * padded(h) + (run.lowerBound + $0) * chunkWidth },
+        cStride: padded(h))
     }
   }
 }

@@ -19,7 +19,7 @@ struct Matmul {
 
   /// Floats of scratch that a product needs whose A (B in addAtB) has `width` columns.
   func scratch(width: Int) -> Int {
-    backend == .native ? rowsPerBlock * (padded(width) + chunkWidth) : 0
+    backend == .native ? rowsPerBlock * padded(width) + panelsSize : 0
   }
 
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.
@@ -30,10 +30,7 @@ struct Matmul {
     switch backend {
     case .openBLAS: OpenBLAS.addABt(m, n, k, a, lda, b, ldb, c, ldc)
     case .reference: reference(m, n, k, a, lda, 1, b, 1, ldb, c, ldc)
-    case .native:
-      native(m, n, k, a, lda, c, ldc, scratch!) { columns, depth, j, p, panel in
-        kernels.pointee.pack_transposed(Int64(columns), Int64(depth), b + j * ldb + p, Int64(ldb), panel)
-      }
+    case .native: native(m, n, k, a, lda, b, ldb, transposed: true, c, ldc, scratch!)
     }
   }
 
@@ -45,10 +42,7 @@ struct Matmul {
     switch backend {
     case .openBLAS: OpenBLAS.addAB(m, n, k, a, lda, b, ldb, c, ldc)
     case .reference: reference(m, n, k, a, lda, 1, b, ldb, 1, c, ldc)
-    case .native:
-      native(m, n, k, a, lda, c, ldc, scratch!) { columns, depth, j, p, panel in
-        kernels.pointee.pack(Int64(columns), Int64(depth), b + p * ldb + j, Int64(ldb), panel)
-      }
+    case .native: native(m, n, k, a, lda, b, ldb, transposed: false, c, ldc, scratch!)
     }
   }
 
@@ -74,32 +68,32 @@ struct Matmul {
 
   // MARK: our own kernels
 
-  /// C[m,n] += A[m,k] B, of which `pack` gives depth x columns panels. Scratch: A in chunks, then the panel.
+  /// C[m,n] += A[m,k] B, or B^T. Scratch: A in chunks, then the panels.
   private func native(
-    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ c: Target, _ ldc: Int, _ scratch: Target,
-    _ pack: (_ columns: Int, _ depth: Int, _ j: Int, _ p: Int, _ panel: Target) -> Void
+    _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, transposed: Bool, _ c: Target,
+    _ ldc: Int, _ scratch: Target
   ) {
     let tiles = Tiles(rows: m, maxHeight: Int(kernels.pointee.tile_height))
-    let panel = scratch + rowsPerBlock * padded(k)
     for tile in 0..<tiles.count {
       let rows = tiles.rows(tile)
       kernels.pointee.gather(
         Int64(rows.count), Int64(k), nil, 1, a + rows.lowerBound * lda, Int64(lda), nil,
         scratch + rows.lowerBound * padded(k))
     }
-    for j in stride(from: 0, to: n, by: chunkWidth) {
-      let columns = min(chunkWidth, n - j)
-      for p in stride(from: 0, to: k, by: panelDepth) {
-        let depth = min(panelDepth, k - p)
-        pack(columns, depth, j, p, panel)
-        for tile in 0..<tiles.count {
-          let rows = tiles.rows(tile)
-          let out = c + rows.lowerBound * ldc + j
-          kernels.pointee.product(
-            Int64(rows.count), Int64(columns), Int64(depth), scratch + rows.lowerBound * padded(k) + p * rows.count,
-            panel, out, Int64(ldc), out, Int64(ldc))
-        }
-      }
+    let products = PanelProducts(
+      kernels: kernels, tiles: tiles, range: 0..<tiles.count, depth: k, packed: scratch + rowsPerBlock * padded(k))
+    func columns(_ chunk: Int) -> Int { min(chunkWidth, n - chunk * chunkWidth) }
+    func panel(_ chunk: Int) -> WeightPanel {
+      WeightPanel(
+        weights: b + chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb, transposed: transposed,
+        columns: columns(chunk))
+    }
+    (0..<chunks(of: n)).forEachRun(of: panelsAtOnce) { run in
+      products.run(
+        run.count, { panel(run.lowerBound + $0) }, next: { _ in nil },
+        a: { Source(scratch + $0.lowerBound * padded(k)) },
+        start: { _ in nil }, c: { c + $1.lowerBound * ldc + (run.lowerBound + $0) * chunkWidth }, cStride: ldc,
+        columns: { columns(run.lowerBound + $0) })
     }
   }
 

@@ -9,9 +9,6 @@ let chunkWidth = 32
 func chunks(of width: Int) -> Int { (width + chunkWidth - 1) / chunkWidth }
 func padded(_ width: Int) -> Int { chunks(of: width) * chunkWidth }
 
-/// Contraction indices whose panel of weights stays in the first-level cache while tile after tile uses it.
-let panelDepth = 256
-
 /// Rows cut into as few tiles as their greatest height allows, all about equally high: a tile of few rows would leave the
 /// multipliers waiting.
 struct Tiles {
