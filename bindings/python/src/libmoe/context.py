@@ -24,9 +24,9 @@ class Context(Native):
     n_threads : int
         Threads that a call may use, the caller's included.
     matmul : {"auto", "native", "openblas", "reference"}
-        Who computes the matrix products.  ``"native"`` is this library's own kernels, fast and with the same bits on
-        every processor that has fused multiply-add; ``"reference"`` gives these bits with plain loops, slowly.
-        ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
+        Who computes the matrix products.  ``"native"`` is this library's own kernels, fast and with the same
+        bits on every processor that has fused multiply-add; ``"reference"`` gives these bits with plain
+        loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
     instructions : {"all", "base", "avx2", "avx512"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
     log : callable, optional
