@@ -133,6 +133,9 @@ extension UnsafeMutablePointer where Pointee == Context {
   var kernels: UnsafePointer<moei_kernels> { UnsafePointer(pointee.kernels) }
   var matmul: Matmul { Matmul(backend: pointee.backend, kernels: kernels) }
 
+  /// Whether matrix products want their weights packed.
+  var packsWeights: Bool { pointee.backend == .native }
+
   /// Floats of a row of inner activations.
   func innerWidth(_ c: MoE.Configuration) -> Int {
     pointee.backend == .native ? padded(c.intermediate) : c.intermediate

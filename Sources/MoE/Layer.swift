@@ -5,6 +5,8 @@ public struct Layer {
   let context: ContextPointer
   let number: Int64
   let parameters: Parameters
+  private var prepared: PreparedWeights?
+  fileprivate var preparedMemory: UnsafeMutableRawPointer?
   private var turn = Lock()  // backward calls add to the same gradients, so they take turns
 
   fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters) {
@@ -42,7 +44,8 @@ public struct Layer {
         route: RouterForward(&arena, c, context: context, x: x, parameters: parameters, routing: routing),
         dispatch: dispatch,
         compute: ExpertsForward(
-          &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout,
+          &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
+          dropout: dropout,
           kept: taped?.preactivations),
         meanProbability: arena.take(Double.self, c.experts))
     }
@@ -66,6 +69,24 @@ public struct Layer {
     }
     if let taped { tape!.pointee.fill(taped) }
     return report
+  }
+
+  /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
+  public mutating func prepare(_ wanted: Bool) throws(Fault) {
+    // New memory first: on an error the layer is as it was.
+    var memory: UnsafeMutableRawPointer?
+    var packed: PreparedWeights?
+    if wanted && context.packsWeights {
+      var measure = Arena()
+      _ = PreparedWeights(&measure, configuration)
+      memory = try context.pointee.allocator.allocate(bytes: try measure.total())
+      var arena = Arena(memory!)
+      packed = PreparedWeights(&arena, configuration)
+      PrepareWeights(c: configuration, kernels: context.kernels, parameters: parameters, prepared: packed!)
+        .run(in: context)
+    }
+    context.pointee.allocator.deallocate(preparedMemory)
+    (prepared, preparedMemory) = (packed, memory)
   }
 
   // MARK: backward
@@ -167,6 +188,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
   public func free() {
     let context = pointee.context
     pointee.parameters.free(allocator: context.pointee.allocator)
+    context.pointee.allocator.deallocate(pointee.preparedMemory)
     context.pointee.allocator.deallocate(self)
     context.release()
   }

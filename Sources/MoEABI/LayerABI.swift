@@ -130,6 +130,14 @@ public func moe_layer_bind_parameter(
   }
 }
 
+@implementation @_cdecl("moe_layer_prepare")
+public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    try layer.pointee.prepare(try flag(prepared, "prepared"))
+  }
+}
+
 @implementation @_cdecl("moe_layer_zero_grad")
 public func moe_layer_zero_grad(_ layer: OpaquePointer?) -> moe_status {
   attempt { () throws(Fault) in

@@ -19,6 +19,8 @@ struct OutOfMemoryTests {
       ("moe_layer_create", { $0.createLayer() }),
       ("moe_tape_create", { moe_tape_create($0.layer, &$0.tape) }),
       ("moe_layer_forward", { moe_layer_forward($0.layer, $0.x, 20, nil, &$0.y, $0.tape, nil) }),
+      ("moe_layer_prepare", { moe_layer_prepare($0.layer, 1) }),
+      ("moe_layer_prepare", { moe_layer_prepare($0.layer, 0) }),
       ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx) }),
       ("moe_adamw_create", { moe_adamw_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.adamw) }),
       ("moe_sgd_create", { moe_sgd_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.sgd) }),

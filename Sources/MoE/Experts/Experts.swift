@@ -69,13 +69,15 @@ enum ExpertsForward {
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
+    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
   ) {
     if context.matmul.backend == .native {
       let inner = TiledInner(
-        &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout, kept: kept)
+        &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
+        dropout: dropout, kept: kept)
       let output = TiledOutput(
-        &arena, c, context: context, parameters: parameters, dispatch: dispatch, activations: inner.activations)
+        &arena, c, context: context, parameters: parameters, prepared: prepared, dispatch: dispatch,
+        activations: inner.activations)
       self = .tiled(inner, output)
     } else {
       self = .plain(

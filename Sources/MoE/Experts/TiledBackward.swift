@@ -113,7 +113,7 @@ struct TiledInnerGradient: Job {
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
       WeightPanel(
-        weights: w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
+        w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
@@ -235,7 +235,7 @@ struct TiledInputGradient: Job {
       if lane.pointee.shouldStop() { return }
       func panel(_ matrix: UnsafePointer<Float>, _ chunk: Int) -> WeightPanel {
         WeightPanel(
-          weights: matrix + chunk * chunkWidth, rowStride: h, transposed: false,
+          matrix + chunk * chunkWidth, rowStride: h, transposed: false,
           columns: min(chunkWidth, h - chunk * chunkWidth))
       }
       func add(

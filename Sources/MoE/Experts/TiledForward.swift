@@ -19,6 +19,7 @@ struct TiledInner: Job {
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
+  let prepared: PreparedWeights?
   let dispatch: Dispatch
   let dropout: Dropout?
   let work: WorkList
@@ -32,9 +33,10 @@ struct TiledInner: Job {
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
+    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
   ) {
     self.c = c
+    self.prepared = prepared
     kernels = context.kernels
     self.x = x
     self.parameters = parameters
@@ -51,6 +53,12 @@ struct TiledInner: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
+    if let prepared {
+      for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
+        if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
+        throw .badState("the weights of expert \(e) have changed since moe_layer_prepare; prepare the layer again")
+      }
+    }
     try context.run(work.fill(dispatch, experts: c.experts), self)
   }
 
@@ -82,9 +90,13 @@ struct TiledInner: Job {
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel {
+      if let prepared {
+        let gate = kind == kinds - 1 ? nil : prepared.gatePanel(c, expert: Int(piece.expert), chunk: chunk)
+        return WeightPanel(prepared: gate ?? prepared.upPanel(c, expert: Int(piece.expert), chunk: chunk))
+      }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
-        weights: matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
+        matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
     let chunksAtOnce = panelsAtOnce / kinds
@@ -131,6 +143,7 @@ struct TiledOutput: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
+  let prepared: PreparedWeights?
   let dispatch: Dispatch
   let work: WorkList
   let activations: UnsafePointer<Float>  // [T*K, padded I], tiled
@@ -140,10 +153,11 @@ struct TiledOutput: Job {
   private static var floatsPerLane: Int { panelsSize + panelsAtOnce * chunkWidth }
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, dispatch: Dispatch,
-    activations: UnsafePointer<Float>
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: Dispatch, activations: UnsafePointer<Float>
   ) {
     self.c = c
+    self.prepared = prepared
     kernels = context.kernels
     self.parameters = parameters
     self.dispatch = dispatch
@@ -168,8 +182,9 @@ struct TiledOutput: Job {
     let starts = packed + panelsSize  // [panelsAtOnce, 32]
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
-      WeightPanel(
-        weights: w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
+      if let prepared { return WeightPanel(prepared: prepared.downPanel(c, expert: Int(piece.expert), chunk: chunk)) }
+      return WeightPanel(
+        w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: i, packed: packed)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in

@@ -85,7 +85,7 @@ struct Matmul {
     func columns(_ chunk: Int) -> Int { min(chunkWidth, n - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
       WeightPanel(
-        weights: b + chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb, transposed: transposed,
+        b + chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb, transposed: transposed,
         columns: columns(chunk))
     }
     (0..<chunks(of: n)).forEachRun(of: panelsAtOnce) { run in

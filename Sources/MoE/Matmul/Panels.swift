@@ -15,17 +15,38 @@ let panelsSize = panelsAtOnce * panelDepth * chunkWidth
 /// Where a panel comes from.
 struct WeightPanel {
   /// Element (0, 0) of the panel in the matrix of weights.
-  let weights: UnsafePointer<Float>
-  let rowStride: Int
+  private let weights: UnsafePointer<Float>
+  private let rowStride: Int
   /// Whether the matrix's rows are the panel's columns (W^T) or its rows (W).
-  let transposed: Bool
-  let columns: Int  // up to 32
+  private let transposed: Bool
+  private let columns: Int  // up to 32
+  private let prepared: Bool  // packed already
+
+  init(_ weights: UnsafePointer<Float>, rowStride: Int, transposed: Bool, columns: Int) {
+    self.weights = weights
+    self.rowStride = rowStride
+    self.transposed = transposed
+    self.columns = columns
+    prepared = false
+  }
+
+  init(prepared panel: UnsafePointer<Float>) {
+    weights = panel
+    rowStride = chunkWidth
+    transposed = false
+    columns = chunkWidth
+    prepared = true
+  }
 
   private func at(_ p: Int) -> UnsafePointer<Float> { weights + (transposed ? p : p * rowStride) }
+
+  /// The piece from p on where it lies packed, or nil.
+  fileprivate func piece(_ p: Int) -> UnsafePointer<Float>? { prepared ? at(p) : nil }
 
   fileprivate func pack(
     _ p: Int, _ depth: Int, into panel: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
   ) {
+    if prepared { return }
     if transposed {
       kernels.pointee.pack_transposed(Int64(columns), Int64(depth), at(p), Int64(rowStride), panel)
     } else {
@@ -68,7 +89,7 @@ struct PanelProducts {
         let half = tile - range.lowerBound
         let a = a(rows) + p * rows.count
         for i in 0..<panels {
-          let piece = packed + i * panelDepth * chunkWidth
+          let piece = panel(i).piece(p) ?? UnsafePointer(packed + i * panelDepth * chunkWidth)
           let out = c(i, rows)
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil

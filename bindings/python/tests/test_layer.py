@@ -261,3 +261,16 @@ def test_inference_only() -> None:
         _ = layer.parameters["router.weight"].grad
     with pytest.raises(libmoe.BadStateError):
         libmoe.SGD(layer.parameters)
+
+
+def test_prepared_layers_give_the_same_bits_and_notice_changes() -> None:
+    layer = libmoe.Layer(40, 50, 4, 2)
+    x = normal(9, 40)
+    plain = layer(x)
+    layer.prepare()
+    assert layer(x).tobytes() == plain.tobytes()
+    layer.parameters["experts.up.weight"].data *= 2
+    with pytest.raises(libmoe.BadStateError, match="moe_layer_prepare"):
+        layer(x)
+    layer.prepare(False)
+    assert layer(x).tobytes() != plain.tobytes()

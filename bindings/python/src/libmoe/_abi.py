@@ -200,6 +200,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_parameter": (Status, [POINTER(moe_layer), c_int64, POINTER(moe_tensor)]),
     "moe_layer_find_parameter": (Status, [POINTER(moe_layer), c_char_p, POINTER(c_int64)]),
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
+    "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_tape_create": (Status, [POINTER(moe_layer), POINTER(POINTER(moe_tape))]),
     "moe_tape_free": (None, [POINTER(moe_tape)]),

@@ -1,0 +1,65 @@
+import CMoE
+import Testing
+
+@Suite("Prepared layers")
+struct PrepareTests {
+  @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED], [1, 3, 40])
+  func preparedLayersGiveTheSameBits(kind: moe_expert_kind, tokens: Int) throws {
+    // More than 256 features, so that panels are read in pieces, and no multiple of 32.
+    let layer = try Layer(hidden: 300, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
+      $0.expert_kind = kind.int32
+    }
+    let x = noise(tokens * layer.hidden)
+    let plain = try layer.forward(x)
+    let dx = try layer.backward(x, dy: x)
+    try check(moe_layer_prepare(layer.layer, 1))
+    #expect(bits(try layer.forward(x).y) == bits(plain.y))
+    #expect(bits(try layer.backward(x, dy: x)) == bits(dx))
+    try check(moe_layer_prepare(layer.layer, 0))
+    #expect(bits(try layer.forward(x).y) == bits(plain.y))
+  }
+
+  @Test func changedParametersAreNotComputedWithTheOldOnes() throws {
+    let layer = try Layer(in: contextConfig(matmul: MOE_MATMUL_NATIVE))
+    let x = noise(6 * layer.hidden)
+    var y = [Float](repeating: 0, count: x.count)
+    try check(moe_layer_prepare(layer.layer, 1))
+    for name in ["experts.up.weight", "experts.down.weight"] {
+      let values = try layer.parameter(name).values
+      for i in values.indices { values[i] *= 1.5 }
+      #expect(moe_layer_forward(layer.layer, x, 6, nil, &y, layer.tape, nil) == MOE_ERROR_BAD_STATE, "\(name)")
+      #expect(lastError().contains("moe_layer_prepare"))
+      // Prepared again it computes with the new ones.
+      try check(moe_layer_prepare(layer.layer, 1))
+      let prepared = try layer.forward(x).y
+      try check(moe_layer_prepare(layer.layer, 0))
+      #expect(bits(prepared) == bits(try layer.forward(x).y))
+      try check(moe_layer_prepare(layer.layer, 1))
+    }
+  }
+
+  @Test func theRouterMayChange() throws {
+    let layer = try Layer()
+    let x = noise(6 * layer.hidden)
+    try check(moe_layer_prepare(layer.layer, 1))
+    try layer.parameter("router.weight").values.update(repeating: 0)
+    let prepared = try layer.forward(x).y
+    try check(moe_layer_prepare(layer.layer, 0))
+    #expect(bits(prepared) == bits(try layer.forward(x).y))
+  }
+
+  @Test(arguments: [MOE_MATMUL_OPENBLAS, MOE_MATMUL_REFERENCE])
+  func otherProductsTakeNoNotice(matmul: moe_matmul) throws {
+    let layer = try Layer(in: contextConfig(matmul: matmul))
+    let x = noise(6 * layer.hidden)
+    let plain = try layer.forward(x).y
+    try check(moe_layer_prepare(layer.layer, 1))
+    #expect(bits(try layer.forward(x).y) == bits(plain))
+  }
+
+  @Test func badCalls() throws {
+    let layer = try Layer()
+    refused("layer", moe_layer_prepare(nil, 1))
+    for prepared: Int32 in [-1, 2] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
+  }
+}
