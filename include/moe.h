@@ -367,9 +367,8 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
  *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
  *  and so are fewer than K experts above minus infinity.
  *  Thread-safe with distinct tapes, outputs and reports.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have
- *          changed since moe_layer_prepare), NOT_FINITE, CANCELLED.  After an
- *          error this layer's tape is empty. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
+ *          since moe_layer_prepare), NOT_FINITE, CANCELLED.  After an error this layer's tape is empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const float *x, int64_t n_tokens,
                                                const moe_forward_options *options, float *y, moe_tape *tape,
                                                moe_report *report);

@@ -269,7 +269,7 @@ def test_prepared_layers_give_the_same_bits_and_notice_changes() -> None:
     plain = layer(x)
     layer.prepare()
     assert layer(x).tobytes() == plain.tobytes()
-    layer.parameters["experts.up.weight"].data *= 2
+    layer.parameters["experts.up.weight"].data[:] *= 2
     with pytest.raises(libmoe.BadStateError, match="moe_layer_prepare"):
         layer(x)
     layer.prepare(False)
