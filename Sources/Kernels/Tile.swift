@@ -208,9 +208,16 @@ private struct Edge {
 /// C[R.count, Lanes.width] += sum over tokens t of A[t, :]^T B[t, :].  A and B: [tile][chunk][t][32].
 @inline(__always) private func tileOverTokens<R: Rows>(
   _: R.Type, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source, _ bWidth: Int, _ bChunk: Int,
-  _ c: Target, _ cStride: Int
+  _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   var rows = R(c, cStride)
+  // Gradients are far away: fetched now, the next rows are here when their turn comes.
+  var next = 0
+  while next < R.count {
+    moei_prefetch_to_write(cNext + next &* cStride)
+    moei_prefetch_to_write(cNext + (next &* cStride &+ 16))
+    next &+= 1
+  }
   var (aTile, bTile, index) = (a, b, 0)
   while index < Int(tiles.count) {
     let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
@@ -228,10 +235,17 @@ private struct Edge {
   rows.write(c, cStride)
 }
 
+/// Rows of C at once: 32 rows are 11, 11 and 10, or 6, 6, 6, 6, 6 and 2.
+#if MOE_AVX512
+  private var rowsAtOnce: Int { 11 }
+#else
+  private var rowsAtOnce: Int { 6 }
+#endif
+
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
 @inline(never) func productOverTokens(
   _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int
+  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
     var half = 0
@@ -239,33 +253,33 @@ private struct Edge {
       var r = 0
       while r < rows {
         let (a, b, c) = (a + r, b + half, c + (r &* cs &+ half))
+        let after = r &+ rowsAtOnce
+        let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
         #if MOE_AVX512
-          // 32 rows as 11, 11 and 10.
           switch rows &- r {
-          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 6: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 7: tileOverTokens(Seven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 8: tileOverTokens(Eight.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 9: tileOverTokens(Nine.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 10: tileOverTokens(Ten.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          default: tileOverTokens(Eleven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 6: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 7: tileOverTokens(Seven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 8: tileOverTokens(Eight.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 9: tileOverTokens(Nine.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 10: tileOverTokens(Ten.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Eleven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           }
-          r &+= 11
         #else
           switch rows &- r {
-          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
-          default: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs)
+          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           }
-          r &+= 6
         #endif
+        r = after
       }
       half &+= Lanes.width
     }

@@ -102,6 +102,7 @@ typedef struct moei_ahead {
 } moei_ahead;
 
 static inline __attribute__((always_inline)) void moei_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
+static inline __attribute__((always_inline)) void moei_prefetch_to_write(const float *p) { __builtin_prefetch(p, 1, 2); }
 
 /* The rows of one expert cut into tiles: `count` of them, the first `tall` with `height` rows, the others with one fewer. */
 typedef struct moei_tiles {
@@ -141,10 +142,11 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
-  /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B */
+  /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
+   * c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
                               int64_t a_chunk, const float *b, int64_t b_width, int64_t b_chunk, float *c,
-                              int64_t c_stride);
+                              int64_t c_stride, const float *c_next);
   /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
   void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
   void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);

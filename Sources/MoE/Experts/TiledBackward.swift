@@ -336,13 +336,14 @@ struct TiledWeightGradient: Job {
           func add(_ d: UnsafePointer<Float>, to gradient: UnsafeMutablePointer<Float>) {
             kernels.pointee.product_over_tokens(
               Int64(columns), Int64(features), part, d + inPart, Int64(padded(i)), Int64(innerChunk), xs, Int64(width),
-              own, gradient + j * h + f, Int64(h))
+              own, gradient + j * h + f, Int64(h), gradient + (j + chunkWidth) * h + f)
           }
           if let dGate = inner.dGate { add(dGate, to: grad.gateWeight!) }
           add(inner.dUp, to: grad.upWeight)
           kernels.pointee.product_over_tokens(
             Int64(features), Int64(columns), part, dys, Int64(width), own, inner.activations + inPart,
-            Int64(padded(i)), Int64(innerChunk), grad.downWeight + f * i + j, Int64(i))
+            Int64(padded(i)), Int64(innerChunk), grad.downWeight + f * i + j, Int64(i),
+            grad.downWeight + f * i + j + chunkWidth)
         }
         if let bias = grad.downBias {
           addRows(tiles, range, dys, width, Int(own), to: bias + f, features)

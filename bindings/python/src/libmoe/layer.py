@@ -503,8 +503,9 @@ class Layer(Native):
     def prepare(self, prepared: bool = True) -> None:
         """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
 
-        The results are the same bits.  Few tokens gain most: their time is that of reading the weights.  The copy takes
-        about as much memory as the experts' weights and does not follow them: after a change prepare again.
+        The results are the same bits.  Few tokens gain most: their time is that of reading the weights.  The
+        copy takes about as much memory as the experts' weights and does not follow them: after a change prepare
+        again.
 
         Parameters
         ----------
@@ -516,8 +517,8 @@ class Layer(Native):
         OutOfMemoryError
             There is no memory for the copy; the layer is as it was.
         BadStateError
-            The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since: it compares
-            16 values of each matrix.
+            The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
+            it compares 16 values of each matrix.
         """
         lib.moe_layer_prepare(self._handle, int(prepared))
 
