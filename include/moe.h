@@ -298,12 +298,19 @@ MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t 
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (inference_only). */
 MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
 
+/** In which form moe_layer_prepare keeps the experts' weights. */
+typedef enum moe_prepared {
+  MOE_PREPARED_NONE = 0, /**< no packed copy */
+  MOE_PREPARED_F32 = 1,  /**< as they are: forward gives the same bits */
+  MOE_PREPARED_BF16 = 2  /**< rounded to bfloat16 (nearest, ties to even): half the memory to read; forward gives the bits
+                              that float32 weights with the rounded values give */
+} moe_prepared;
+
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
- *  forward.  The results are the same bits.  What few tokens gain most is that weights are only read, once.
+ *  forward.  Few tokens gain most: their time is that of reading the weights.
  *  @param layer    [in]
- *  @param prepared [in] 1 = pack them, again if they are; 0 = let go of the packed copy
- *  The copy takes as much memory as the experts' weights, each matrix's outputs filled up to a multiple of 32.  It does not
- *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.  Forward
+ *  @param prepared [in] a moe_prepared; packs again what is packed already
+ *  The copy takes 4 or 2 bytes for each weight, each matrix's outputs filled up to a multiple of 32.  It does not follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.  Forward
  *  looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has changed;
  *  a change that touches none of them it cannot see.  Backward reads the parameters themselves.
  *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.

@@ -80,6 +80,24 @@ private struct Quad {
   store(to + 16, columns > 16 ? load(from + 16, columns &- 16) : V(repeating: 0))
 }
 
+/// y = x for n bfloat16, n a multiple of 16.
+@inline(never) func fromBF16(_ n: Int, _ x: UnsafePointer<UInt16>, _ y: Target) {
+  var i = 0
+  while i < n {
+    store(y + i, moei_from_bf16(x + i))
+    i &+= 16
+  }
+}
+
+/// y = x rounded to bfloat16, n a multiple of 16.
+@inline(never) func toBF16(_ n: Int, _ x: Source, _ y: UnsafeMutablePointer<UInt16>) {
+  var i = 0
+  while i < n {
+    moei_to_bf16(load(x + i), y + i)
+    i &+= 16
+  }
+}
+
 /// Rows of x in chunks: out[c][r][:] = x[pairs[r] / topK][32 c ...], times the pair's weight where weights are given;
 /// without pairs row r of x. The last chunk is filled up with 0.
 @inline(never) func gather(

@@ -38,6 +38,8 @@ import CShims
       },
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
+      from_bf16: { fromBF16(Int($0), $1, $2) },
+      to_bf16: { toBF16(Int($0), $1, $2) },
       gather: { gather(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6) }))

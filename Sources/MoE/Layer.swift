@@ -71,22 +71,46 @@ public struct Layer {
     return report
   }
 
+  /// Numbers as in moe_prepared.
+  public enum Preparation: Int32 {
+    case none = 0
+    case f32 = 1
+    case bf16 = 2
+  }
+
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
-  public mutating func prepare(_ wanted: Bool) throws(Fault) {
+  public mutating func prepare(_ wanted: Preparation) throws(Fault) {
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed: PreparedWeights?
-    if wanted && context.packsWeights {
+    if wanted != .none && context.packsWeights {
+      let allocator = context.pointee.allocator
       var measure = Arena()
-      _ = PreparedWeights(&measure, configuration)
-      memory = try context.pointee.allocator.allocate(bytes: try measure.total())
+      _ = PreparedWeights(&measure, configuration, bf16: wanted == .bf16)
+      memory = try allocator.allocate(bytes: try measure.total())
       var arena = Arena(memory!)
-      packed = PreparedWeights(&arena, configuration)
-      PrepareWeights(c: configuration, kernels: context.kernels, parameters: parameters, prepared: packed!)
-        .run(in: context)
+      packed = PreparedWeights(&arena, configuration, bf16: wanted == .bf16)
+      do throws(Fault) {
+        try pack(packed!)
+      } catch {
+        allocator.deallocate(memory)
+        throw error
+      }
     }
     context.pointee.allocator.deallocate(preparedMemory)
     (prepared, preparedMemory) = (packed, memory)
+  }
+
+  private func pack(_ prepared: PreparedWeights) throws(Fault) {
+    func layout(_ arena: inout Arena) -> PrepareWeights {
+      PrepareWeights(&arena, configuration, context: context, parameters: parameters, prepared: prepared)
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    try context.withScratch(try measure.total()) { memory in
+      var arena = Arena(memory)
+      layout(&arena).run(in: context)
+    }
   }
 
   // MARK: backward

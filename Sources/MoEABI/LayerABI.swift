@@ -134,7 +134,10 @@ public func moe_layer_bind_parameter(
 public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
-    try layer.pointee.prepare(try flag(prepared, "prepared"))
+    guard let preparation = Layer.Preparation(rawValue: prepared) else {
+      throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
+    }
+    try layer.pointee.prepare(preparation)
   }
 }
 

@@ -12,39 +12,63 @@ struct PrepareTests {
     let x = noise(tokens * layer.hidden)
     let plain = try layer.forward(x)
     let dx = try layer.backward(x, dy: x)
-    try check(moe_layer_prepare(layer.layer, 1))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     #expect(bits(try layer.forward(x).y) == bits(plain.y))
     #expect(bits(try layer.backward(x, dy: x)) == bits(dx))
-    try check(moe_layer_prepare(layer.layer, 0))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_NONE.int32))
     #expect(bits(try layer.forward(x).y) == bits(plain.y))
+  }
+
+  @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED])
+  func bfloat16ComputesWithTheRoundedWeights(kind: moe_expert_kind) throws {
+    let layer = try Layer(hidden: 300, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
+      $0.expert_kind = kind.int32
+    }
+    let x = noise(40 * layer.hidden)
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_BF16.int32))
+    let prepared = try layer.forward(x).y
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_NONE.int32))
+    #expect(bits(prepared) != bits(try layer.forward(x).y))
+    for name in ["gate", "up", "down"] where kind == MOE_EXPERT_GATED || name != "gate" {
+      let values = try layer.parameter("experts.\(name).weight").values
+      for i in values.indices {
+        // The nearer of the two neighbours whose lower half is zero; a tie goes to the even one.
+        let lower = Float(bitPattern: values[i].bitPattern & 0xFFFF_0000)
+        let upper = Float(bitPattern: lower.bitPattern + 0x1_0000)
+        let (toLower, toUpper) = (abs(values[i] - lower), abs(values[i] - upper))
+        let even = lower.bitPattern & 0x1_0000 == 0
+        values[i] = toLower < toUpper || (toLower == toUpper && even) ? lower : upper
+      }
+    }
+    #expect(bits(prepared) == bits(try layer.forward(x).y))
   }
 
   @Test func changedParametersAreNotComputedWithTheOldOnes() throws {
     let layer = try Layer(in: contextConfig(matmul: MOE_MATMUL_NATIVE))
     let x = noise(6 * layer.hidden)
     var y = [Float](repeating: 0, count: x.count)
-    try check(moe_layer_prepare(layer.layer, 1))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     for name in ["experts.up.weight", "experts.down.weight"] {
       let values = try layer.parameter(name).values
       for i in values.indices { values[i] *= 1.5 }
       #expect(moe_layer_forward(layer.layer, x, 6, nil, &y, layer.tape, nil) == MOE_ERROR_BAD_STATE, "\(name)")
       #expect(lastError().contains("moe_layer_prepare"))
       // Prepared again it computes with the new ones.
-      try check(moe_layer_prepare(layer.layer, 1))
+      try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
       let prepared = try layer.forward(x).y
-      try check(moe_layer_prepare(layer.layer, 0))
+      try check(moe_layer_prepare(layer.layer, MOE_PREPARED_NONE.int32))
       #expect(bits(prepared) == bits(try layer.forward(x).y))
-      try check(moe_layer_prepare(layer.layer, 1))
+      try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     }
   }
 
   @Test func theRouterMayChange() throws {
     let layer = try Layer()
     let x = noise(6 * layer.hidden)
-    try check(moe_layer_prepare(layer.layer, 1))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     try layer.parameter("router.weight").values.update(repeating: 0)
     let prepared = try layer.forward(x).y
-    try check(moe_layer_prepare(layer.layer, 0))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_NONE.int32))
     #expect(bits(prepared) == bits(try layer.forward(x).y))
   }
 
@@ -53,13 +77,13 @@ struct PrepareTests {
     let layer = try Layer(in: contextConfig(matmul: matmul))
     let x = noise(6 * layer.hidden)
     let plain = try layer.forward(x).y
-    try check(moe_layer_prepare(layer.layer, 1))
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     #expect(bits(try layer.forward(x).y) == bits(plain))
   }
 
   @Test func badCalls() throws {
     let layer = try Layer()
     refused("layer", moe_layer_prepare(nil, 1))
-    for prepared: Int32 in [-1, 2] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
+    for prepared: Int32 in [-1, 3] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
   }
 }

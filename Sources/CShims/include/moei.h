@@ -59,6 +59,21 @@ typedef float moei_f32x16 __attribute__((ext_vector_type(16)));
 static inline __attribute__((always_inline)) moei_f32x16 moei_square_root(moei_f32x16 v) {
   return __builtin_elementwise_sqrt(v);
 }
+/* bfloat16 is the upper half of a float: exact one way, to the nearest (even in a tie) the other way; a NaN stays one. */
+typedef uint16_t moei_u16x16 __attribute__((ext_vector_type(16)));
+typedef uint32_t moei_u32x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) moei_f32x16 moei_from_bf16(const uint16_t *p) {
+  moei_u16x16 half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return (moei_f32x16)(__builtin_convertvector(half, moei_u32x16) << 16);
+}
+static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
+  moei_u32x16 bits = (moei_u32x16)v;
+  moei_u32x16 nan = (moei_u32x16)(v != v);
+  moei_u32x16 rounded = bits + 0x7FFF + ((bits >> 16) & 1);
+  moei_u16x16 half = __builtin_convertvector(((nan & (bits | 0x400000)) | (~nan & rounded)) >> 16, moei_u16x16);
+  __builtin_memcpy(p, &half, sizeof half);
+}
 /* Of each four lanes: a0 b0 a1 b1, a2 b2 a3 b3;  a0 a1 b0 b1, a2 a3 b2 b3. */
 #define MOEI_SHUFFLE(name, i, j, k, l)                                                                               \
   static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                      \
@@ -150,6 +165,9 @@ typedef struct moei_kernels {
   /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
   void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
   void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
+  /* n floats, a multiple of 16, from and to bfloat16 */
+  void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
+  void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
   /* chunks [columns / 32][m][32] of m rows of x: row pairs[r] / top_k, times weights[pairs[r]]; without pairs, row r */
   void (*gather)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
                  int64_t x_row, const float *_Nullable weights, float *chunks);

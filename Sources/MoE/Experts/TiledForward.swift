@@ -92,7 +92,7 @@ struct TiledInner: Job {
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel {
       if let prepared {
         let gate = kind == kinds - 1 ? nil : prepared.gatePanel(c, expert: Int(piece.expert), chunk: chunk)
-        return WeightPanel(prepared: gate ?? prepared.upPanel(c, expert: Int(piece.expert), chunk: chunk))
+        return gate ?? prepared.upPanel(c, expert: Int(piece.expert), chunk: chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
@@ -182,7 +182,7 @@ struct TiledOutput: Job {
     let starts = packed + panelsSize  // [panelsAtOnce, 32]
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
-      if let prepared { return WeightPanel(prepared: prepared.downPanel(c, expert: Int(piece.expert), chunk: chunk)) }
+      if let prepared { return prepared.downPanel(c, expert: Int(piece.expert), chunk: chunk) }
       return WeightPanel(
         w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
     }

@@ -14,52 +14,64 @@ let panelsSize = panelsAtOnce * panelDepth * chunkWidth
 
 /// Where a panel comes from.
 struct WeightPanel {
-  /// Element (0, 0) of the panel in the matrix of weights.
-  private let weights: UnsafePointer<Float>
-  private let rowStride: Int
-  /// Whether the matrix's rows are the panel's columns (W^T) or its rows (W).
-  private let transposed: Bool
-  private let columns: Int  // up to 32
-  private let prepared: Bool  // packed already
+  private enum Form {
+    /// The matrix's rows are the panel's columns (W^T), or its rows (W).
+    case matrix(rowStride: Int, transposed: Bool, columns: Int)
+    /// Packed already, [k][32].
+    case packed
+    /// The same in bfloat16.
+    case packedBF16
+  }
 
+  private let start: UnsafeRawPointer
+  private let form: Form
+
+  /// `weights`: element (0, 0) of the panel in the matrix; `columns`: up to 32.
   init(_ weights: UnsafePointer<Float>, rowStride: Int, transposed: Bool, columns: Int) {
-    self.weights = weights
-    self.rowStride = rowStride
-    self.transposed = transposed
-    self.columns = columns
-    prepared = false
+    start = UnsafeRawPointer(weights)
+    form = .matrix(rowStride: rowStride, transposed: transposed, columns: columns)
   }
 
-  init(prepared panel: UnsafePointer<Float>) {
-    weights = panel
-    rowStride = chunkWidth
-    transposed = false
-    columns = chunkWidth
-    prepared = true
+  init(packed panel: UnsafeRawPointer, bf16: Bool) {
+    start = panel
+    form = bf16 ? .packedBF16 : .packed
   }
 
-  private func at(_ p: Int) -> UnsafePointer<Float> { weights + (transposed ? p : p * rowStride) }
+  private var floats: UnsafePointer<Float> { start.assumingMemoryBound(to: Float.self) }
+  private var halves: UnsafePointer<UInt16> { start.assumingMemoryBound(to: UInt16.self) }
 
-  /// The piece from p on where it lies packed, or nil.
-  fileprivate func piece(_ p: Int) -> UnsafePointer<Float>? { prepared ? at(p) : nil }
-
-  fileprivate func pack(
-    _ p: Int, _ depth: Int, into panel: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
-  ) {
-    if prepared { return }
-    if transposed {
-      kernels.pointee.pack_transposed(Int64(columns), Int64(depth), at(p), Int64(rowStride), panel)
-    } else {
-      kernels.pointee.pack(Int64(columns), Int64(depth), at(p), Int64(rowStride), panel)
+  /// The piece from p on, [depth][32], where it lies or in `buffer`.
+  fileprivate func piece(
+    _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
+  ) -> UnsafePointer<Float> {
+    switch form {
+    case .matrix(let rowStride, transposed: true, let columns):
+      kernels.pointee.pack_transposed(Int64(columns), Int64(depth), floats + p, Int64(rowStride), buffer)
+    case .matrix(let rowStride, transposed: false, let columns):
+      kernels.pointee.pack(Int64(columns), Int64(depth), floats + p * rowStride, Int64(rowStride), buffer)
+    case .packedBF16:
+      kernels.pointee.from_bf16(Int64(depth * chunkWidth), halves + p * chunkWidth, buffer)
+    case .packed:
+      return floats + p * chunkWidth
     }
+    return UnsafePointer(buffer)
   }
 
-  /// The piece at p is 512 cache lines: 32 rows of 256 floats, or 256 rows of 32. The first two tiles that are
-  /// multiplied before it is needed fetch one half each.
+  /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
+  /// 32 rows of 256 floats, of 256 rows of 32, or of as many packed rows.
   fileprivate func ahead(_ p: Int, half: Int) -> moei_ahead {
-    transposed
-      ? moei_ahead(first: at(p) + half * panelDepth / 2, row: Int64(rowStride), chunk: 16)
-      : moei_ahead(first: at(p) + half * 16, row: Int64(rowStride), chunk: Int64(chunkWidth * rowStride))
+    let row = Int64(chunkWidth)
+    switch form {
+    case .matrix(let rowStride, transposed: true, _):
+      return moei_ahead(first: floats + p + half * panelDepth / 2, row: Int64(rowStride), chunk: 16)
+    case .matrix(let rowStride, transposed: false, _):
+      return moei_ahead(
+        first: floats + p * rowStride + half * 16, row: Int64(rowStride), chunk: Int64(rowStride) * row)
+    case .packed:
+      return moei_ahead(first: floats + p * chunkWidth + half * 16, row: row, chunk: row * row)
+    case .packedBF16:
+      return moei_ahead(first: floats + p * chunkWidth / 2, row: row / 2, chunk: row * row / 2)
+    }
   }
 }
 
@@ -80,16 +92,19 @@ struct PanelProducts {
     _ panels: Int, _ panel: (Int) -> WeightPanel, next: (Int) -> WeightPanel?, a: (Range<Int>) -> Source,
     start: (Int) -> Source?, c: (Int, Range<Int>) -> Target, cStride: Int, columns: (Int) -> Int = { _ in chunkWidth }
   ) {
+    var pieces = InlineArray<4, Source>(repeating: Source(packed))  // panelsAtOnce
     for p in stride(from: 0, to: depth, by: panelDepth) {
       let depth = min(panelDepth, self.depth - p)
       let last = p + panelDepth >= self.depth
-      for i in 0..<panels { panel(i).pack(p, depth, into: packed + i * panelDepth * chunkWidth, kernels) }
+      for i in 0..<panels {
+        pieces[i] = panel(i).piece(p, depth, buffer: packed + i * panelDepth * chunkWidth, kernels)
+      }
       for tile in range {
         let rows = tiles.rows(tile)
         let half = tile - range.lowerBound
         let a = a(rows) + p * rows.count
         for i in 0..<panels {
-          let piece = panel(i).piece(p) ?? UnsafePointer(packed + i * panelDepth * chunkWidth)
+          let piece = pieces[i]
           let out = c(i, rows)
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil

@@ -91,6 +91,7 @@ def test_struct_layout_is_what_a_c_compiler_makes_of_it(tmp_path: Path) -> None:
 ENUMS = {
     "moe_status": ("MOE_ERROR", _abi.STATUS),
     "moe_matmul": ("MOE_MATMUL", _abi.MATMUL),
+    "moe_prepared": ("MOE_PREPARED", _abi.PREPARED),
     "moe_instructions": ("MOE_INSTRUCTIONS", _abi.INSTRUCTIONS),
     "moe_log_level": ("MOE_LOG", _abi.LOG),
     "moe_dtype": ("MOE_DTYPE", _abi.DTYPE),

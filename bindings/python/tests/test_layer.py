@@ -272,5 +272,5 @@ def test_prepared_layers_give_the_same_bits_and_notice_changes() -> None:
     layer.parameters["experts.up.weight"].data[:] *= 2
     with pytest.raises(libmoe.BadStateError, match="moe_layer_prepare"):
         layer(x)
-    layer.prepare(False)
+    layer.prepare("none")
     assert layer(x).tobytes() != plain.tobytes()

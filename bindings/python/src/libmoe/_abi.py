@@ -26,6 +26,7 @@ from typing import Any
 # Enums: the C constant is the prefix and the name in capitals, MOE_MATMUL_AUTO.
 STATUS = {"ok": 0, "invalid_argument": 1, "out_of_memory": 2, "bad_state": 3, "not_finite": 4, "cancelled": 5}
 MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
+PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3}
 LOG = {"info": 0}
 DTYPE = {"f32": 0}
