@@ -57,6 +57,7 @@ struct TiledInnerGradient: Job {
   let dUp: UnsafeMutablePointer<Float>  // the same
   let dGate: UnsafeMutablePointer<Float>?  // the same
   let slopes: UnsafeMutablePointer<Float>  // [T*K, chunks of I] <da, a>, chunk by chunk
+  let gatheredRows: Int
   let lanes: UnsafeMutablePointer<Float>
   let floatsPerLane: Int
 
@@ -79,8 +80,8 @@ struct TiledInnerGradient: Job {
     dUp = arena.take(Float.self, pairs, width)
     dGate = c.gated ? arena.take(Float.self, pairs, width) : nil
     slopes = arena.take(Float.self, pairs, chunks(of: c.intermediate))
-    floatsPerLane =
-      gatheredTiles * Int(kernels.pointee.tile_height) * padded(c.hidden) + panelsSize + chunkWidth
+    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
+    floatsPerLane = gatheredRows * padded(c.hidden) + panelsSize + chunkWidth
     lanes = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
@@ -97,7 +98,7 @@ struct TiledInnerGradient: Job {
     let tiles = Tiles(rows: mine.count, maxHeight: maxHeight)
     let first = tiles.start(piece.tiles.lowerBound)
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H] dy, tiled
-    let packed = gathered + gatheredTiles * maxHeight * padded(h)
+    let packed = gathered + gatheredRows * padded(h)
     let zero = packed + panelsSize
     start(zero, with: nil, 0)
 
@@ -293,7 +294,7 @@ struct TiledWeightGradient: Job {
     work = WorkList(
       &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.hidden),
       chunksPerPiece: Self.chunksPerPiece)
-    floatsPerLane = 2 * Self.tilesAtOnce * Int(kernels.pointee.tile_height) * Self.chunksPerPiece * chunkWidth
+    floatsPerLane = 2 * rows(ofTiles: Self.tilesAtOnce, in: dispatch, c, kernels) * Self.chunksPerPiece * chunkWidth
     lanes = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 

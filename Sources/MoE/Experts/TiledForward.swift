@@ -7,6 +7,12 @@ import CShims
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
 let gatheredTiles = 32
 
+/// Rows of so many tiles, or of one expert, which no token chooses twice.
+func rows(ofTiles count: Int, in dispatch: Dispatch, _ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) -> Int
+{
+  min(count * Int(kernels.pointee.tile_height), dispatch.pairs / c.topK)
+}
+
 /// What the chains of one chunk begin with: the bias, or 0; 0 beyond the matrix's edge.
 func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>?, _ columns: Int) {
   chunk.update(repeating: 0, count: chunkWidth)
@@ -26,6 +32,7 @@ struct TiledInner: Job {
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations?
   let activations: UnsafeMutablePointer<Float>  // [T*K, padded I], tiled
+  let gatheredRows: Int
   let lanes: UnsafeMutablePointer<Float>  // scratch of each thread
   let floatsPerLane: Int
 
@@ -47,8 +54,9 @@ struct TiledInner: Job {
       &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.intermediate),
       tilesPerPiece: gatheredTiles)
     activations = arena.take(Float.self, dispatch.pairs, padded(c.intermediate))
-    let rows = gatheredTiles * Int(kernels.pointee.tile_height)
-    floatsPerLane = rows * (padded(c.hidden) + panelsAtOnce * chunkWidth) + panelsSize + panelsAtOnce * chunkWidth
+    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
+    floatsPerLane =
+      gatheredRows * (padded(c.hidden) + panelsAtOnce * chunkWidth) + panelsSize + panelsAtOnce * chunkWidth
     lanes = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
@@ -72,7 +80,7 @@ struct TiledInner: Job {
 
     // This thread's scratch.
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H], tiled
-    let packed = gathered + gatheredTiles * maxHeight * padded(h)
+    let packed = gathered + gatheredRows * padded(h)
     let starts = packed + panelsSize  // [panelsAtOnce, 32]
     let passing = starts + panelsAtOnce * chunkWidth  // [panelsAtOnce, rows, 32], tiled
 
@@ -107,7 +115,7 @@ struct TiledInner: Job {
       func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
         let (chunk, kind) = (run.lowerBound + index / kinds, index % kinds)
         guard let kept else {
-          return passing + (index * gatheredTiles * maxHeight + rows.lowerBound - first) * chunkWidth
+          return passing + (index * gatheredRows + rows.lowerBound - first) * chunkWidth
         }
         return (kind == kinds - 1 ? kept.up : kept.gate!) + place(chunk, rows)
       }

@@ -17,9 +17,9 @@ struct Matmul {
   typealias Source = UnsafePointer<Float>
   typealias Target = UnsafeMutablePointer<Float>
 
-  /// Floats of scratch that a product needs whose A (B in addAtB) has `width` columns.
-  func scratch(width: Int) -> Int {
-    backend == .native ? rowsPerBlock * padded(width) + panelsSize : 0
+  /// Floats of scratch for products whose A (B in addAtB) has up to `width` columns, of blocks of `tokens` tokens.
+  func scratch(tokens: Int, width: Int) -> Int {
+    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + panelsSize : 0
   }
 
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.
@@ -81,7 +81,7 @@ struct Matmul {
         scratch + rows.lowerBound * padded(k))
     }
     let products = PanelProducts(
-      kernels: kernels, tiles: tiles, range: 0..<tiles.count, depth: k, packed: scratch + rowsPerBlock * padded(k))
+      kernels: kernels, tiles: tiles, range: 0..<tiles.count, depth: k, packed: scratch + m * padded(k))
     func columns(_ chunk: Int) -> Int { min(chunkWidth, n - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
       WeightPanel(
@@ -103,7 +103,7 @@ struct Matmul {
     _ scratch: Target
   ) {
     let tile = moei_tiles(count: 1, tall: 1, height: Int32(k))
-    let panel = scratch + rowsPerBlock * padded(n)
+    let panel = scratch + k * padded(n)
     for j in stride(from: 0, to: n, by: chunkWidth) {
       kernels.pointee.pack(Int64(min(chunkWidth, n - j)), Int64(k), b + j, Int64(ldb), scratch + j * k)
     }

@@ -40,7 +40,7 @@ struct RouterForward: Job {
     logits = arena.take(Float.self, context.lanes * rowsPerBlock, c.experts)
     chosen = arena.take(Float.self, context.lanes, c.topK)
     failures = arena.take(Failure.self, blocks(of: routing.tokens))
-    floatsPerLane = matmul.scratch(width: c.hidden)
+    floatsPerLane = matmul.scratch(tokens: routing.tokens, width: c.hidden)
     products = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
@@ -147,7 +147,7 @@ struct RouterBackward: Job {
     self.dWeights = dWeights
     dLogits = arena.take(Float.self, routing.tokens, c.experts)
     dScores = arena.take(Float.self, context.lanes, c.topK)
-    floatsPerLane = matmul.scratch(width: max(c.experts, RouterWeightGradient.width))
+    floatsPerLane = matmul.scratch(tokens: routing.tokens, width: max(c.experts, RouterWeightGradient.width))
     products = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
