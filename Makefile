@@ -4,7 +4,7 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo test lint bench test-asan install clean
+.PHONY: help lib demo test lint bench bench-peers test-asan test-tsan install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,14 @@ lint: ## swift format, ruff, mypy, shellcheck
 test-asan: ## the Swift and C tests under the address sanitizer
 	scripts/test-asan
 
+test-tsan: ## the tests of threads under the thread sanitizer
+	scripts/test-tsan
+
 bench: lib ## how fast the layer is on this machine
 	benchmarks/run
+
+bench-peers: lib ## how fast others are beside it, on the same work
+	benchmarks/run-peers
 
 install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
 	install -d $(lib)/pkgconfig $(DESTDIR)$(PREFIX)/include

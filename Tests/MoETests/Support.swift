@@ -58,13 +58,14 @@ final class Variable {
   }
 }
 
-/// A layer in a context of its own, with a tape; all three are freed with it.
+/// A layer with a tape, in a context of its own or in another layer's; what it made is freed with it.
 /// Unchecked, because moe.h promises that forward may run in several threads at once.
 final class Layer: @unchecked Sendable {
   let config: moe_layer_config
   let context: OpaquePointer
   let layer: OpaquePointer
   let tape: OpaquePointer
+  private let owner: Layer?  // of the context, where it is another layer's
 
   var hidden: Int { Int(config.hidden_size) }
   var experts: Int { Int(config.n_experts) }
@@ -72,7 +73,8 @@ final class Layer: @unchecked Sendable {
 
   init(
     hidden: Int64 = 5, intermediate: Int64 = 7, experts: Int64 = 4, topK: Int64 = 2,
-    in contextConfig: moe_context_config? = nil, configure: (inout moe_layer_config) -> Void = { _ in }
+    in contextConfig: moe_context_config? = nil, sharingContextOf owner: Layer? = nil,
+    configure: (inout moe_layer_config) -> Void = { _ in }
   ) throws {
     var config = moe_layer_config()
     moe_layer_config_init(&config, MemoryLayout<moe_layer_config>.size)
@@ -82,10 +84,13 @@ final class Layer: @unchecked Sendable {
     config.top_k = topK
     configure(&config)
     self.config = config
+    self.owner = owner
 
-    var created: OpaquePointer?
-    var contextConfig = contextConfig ?? defaultContextConfig()
-    try check(moe_context_create(&contextConfig, &created))
+    var created = owner?.context
+    if created == nil {
+      var contextConfig = contextConfig ?? defaultContextConfig()
+      try check(moe_context_create(&contextConfig, &created))
+    }
     context = try #require(created)
     try check(moe_layer_create(context, &config, &created))
     layer = try #require(created)
@@ -96,7 +101,7 @@ final class Layer: @unchecked Sendable {
   deinit {
     moe_tape_free(tape)
     moe_layer_free(layer)
-    moe_context_free(context)
+    if owner == nil { moe_context_free(context) }
   }
 
   /// y and the whole report of one call.
@@ -174,10 +179,13 @@ func defaultContextConfig() -> moe_context_config {
   return config
 }
 
-func contextConfig(threads: Int32 = 1, matmul: moe_matmul = MOE_MATMUL_AUTO) -> moe_context_config {
+func contextConfig(
+  threads: Int32 = 1, matmul: moe_matmul = MOE_MATMUL_AUTO, instructions: moe_instructions = MOE_INSTRUCTIONS_ALL
+) -> moe_context_config {
   var config = defaultContextConfig()
   config.n_threads = threads
   config.matmul = matmul.int32
+  config.instructions = instructions.int32
   return config
 }
 

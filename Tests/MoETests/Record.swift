@@ -1,0 +1,176 @@
+import CMoE
+import Foundation
+import Testing
+
+/// All that some calls gave, as bits, part by part.
+struct Record {
+  private(set) var parts: [String: [UInt32]] = [:]
+  private(set) var tokensPerExpert: [Int64] = []  // of the first call, [E]
+  private(set) var indices: [Int32] = []  // of the first call, [T,K]
+
+  /// Forward, backward with losses, gradients.
+  init(ofOnePassOver layer: Layer, tokens: Int) throws {
+    try self.init(ofPassesOver: layer, tokens: tokens, piece: tokens, dAuxLoss: 0.7, reports: true)
+  }
+
+  /// The same tokens in calls of `piece` of them.
+  init(
+    ofPassesOver layer: Layer, tokens: Int, piece: Int, dAuxLoss: Float = 0, reports: Bool = false
+  ) throws {
+    let x = noise(tokens * layer.hidden, seed: 11)  // [T,H]
+    let dy = noise(x.count, seed: 12)  // [T,H]
+    for first in tokens == 0 ? [0] : Array(stride(from: 0, to: tokens, by: piece)) {
+      let range = first * layer.hidden..<min(first + piece, tokens) * layer.hidden
+      let xs = Array(x[range])
+      let output = try layer.forward(xs, options: forwardOptions(training: true, step: 3))
+      if reports { add(reportOf: output) }
+      add("y", output.y)
+      add("indices", output.indices.map(Float.init))
+      add("weights", output.weights)
+      add("dx", try layer.backward(xs, dy: Array(dy[range]), dAuxLoss: dAuxLoss))
+    }
+    try add(gradientsOf: layer)
+  }
+
+  /// Steps of AdamW against a fixed dy; the losses of every step, and the parameters at the end.
+  init(ofTraining layer: Layer, tokens: Int, steps: Int) throws {
+    let tensors = try layer.tensors()
+    var created: OpaquePointer?
+    try check(moe_adamw_create(layer.context, nil, tensors, Int64(tensors.count), &created))
+    let optimizer = try #require(created)
+    defer { moe_optimizer_free(optimizer) }
+    try check(moe_optimizer_set_learning_rate(optimizer, 0.01))
+    for step in 0..<steps {
+      let x = noise(tokens * layer.hidden, seed: UInt64(100 + step))  // [T,H]
+      let output = try layer.forward(x, options: forwardOptions(training: true, step: UInt64(step)))
+      add(reportOf: output)
+      try check(moe_layer_zero_grad(layer.layer))
+      add("dx", try layer.backward(x, dy: output.y, dAuxLoss: 1))
+      var norm = 0.0
+      try check(moe_clip_grad_norm(layer.context, tensors, Int64(tensors.count), 1, &norm))
+      add("norm", [Float(norm)])
+      try check(moe_optimizer_step(optimizer, tensors, Int64(tensors.count)))
+    }
+    for tensor in tensors { add(String(cString: tensor.name), Array(tensor.values)) }
+    try add(gradientsOf: layer)
+  }
+
+  private mutating func add(_ name: String, _ values: [Float]) { parts[name, default: []] += bits(values) }
+
+  private mutating func add(reportOf output: Layer.Output) {
+    let report = output.report
+    add("losses and entropy", [report.balance_loss, report.z_loss, report.aux_loss, report.entropy])
+    add("mean_probability", output.meanProbability)
+    add("tokens_per_expert", output.tokensPerExpert.map(Float.init))
+    if indices.isEmpty { (tokensPerExpert, indices) = (output.tokensPerExpert, output.indices) }
+  }
+
+  private mutating func add(gradientsOf layer: Layer) throws {
+    for tensor in try layer.tensors() { add("gradient of " + String(cString: tensor.name), Array(tensor.gradient)) }
+  }
+}
+
+/// T, H, I, E, K of a layer and a call.
+struct Size: Sendable, CustomStringConvertible {
+  var tokens, hidden, intermediate, experts, topK: Int
+
+  var description: String { "T \(tokens) H \(hidden) I \(intermediate) E \(experts) K \(topK)" }
+
+  func layer(
+    in context: moe_context_config? = nil, sharing owner: Layer? = nil,
+    configure: (inout moe_layer_config) -> Void = { _ in }
+  ) throws -> Layer {
+    try Layer(
+      hidden: Int64(hidden), intermediate: Int64(intermediate), experts: Int64(experts), topK: Int64(topK),
+      in: context, sharingContextOf: owner
+    ) {
+      $0.balance_coef = 0.01
+      $0.z_coef = 0.001
+      configure(&$0)
+    }
+  }
+
+  static let small = [
+    Size(tokens: 37, hidden: 19, intermediate: 45, experts: 5, topK: 2),
+    Size(tokens: 53, hidden: 35, intermediate: 17, experts: 3, topK: 1),
+    Size(tokens: 29, hidden: 65, intermediate: 33, experts: 7, topK: 3),
+  ]
+
+  /// The smallest, many experts without tokens, and sums and outputs beyond every block of the kernels.
+  static let edges = [
+    Size(tokens: 0, hidden: 5, intermediate: 7, experts: 3, topK: 2),
+    Size(tokens: 1, hidden: 1, intermediate: 1, experts: 1, topK: 1),
+    Size(tokens: 1, hidden: 300, intermediate: 270, experts: 4, topK: 2),
+    Size(tokens: 31, hidden: 33, intermediate: 31, experts: 1, topK: 1),
+    Size(tokens: 41, hidden: 15, intermediate: 97, experts: 6, topK: 6),
+    Size(tokens: 3, hidden: 47, intermediate: 18, experts: 40, topK: 2),
+    Size(tokens: 261, hidden: 64, intermediate: 32, experts: 33, topK: 4),
+    Size(tokens: 20, hidden: 515, intermediate: 259, experts: 3, topK: 2),
+  ]
+}
+
+/// One way to turn logits into weights.
+struct RouterKind: Sendable, CustomStringConvertible {
+  var weights: moe_router_weights
+  var normalize: moe_normalize
+  var bias: moe_bias
+
+  var description: String { "router weights \(weights.rawValue) normalize \(normalize.rawValue) bias \(bias.rawValue)" }
+
+  func apply(to config: inout moe_layer_config) {
+    config.router_weights = weights.int32
+    config.router_normalize = normalize.int32
+    config.router_bias = bias.int32
+  }
+
+  static let all = [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
+    [
+      RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_SUM, bias: bias),
+      RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_NONE, bias: bias),
+      RouterKind(weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, normalize: MOE_NORMALIZE_SUM, bias: bias),
+    ]
+  }
+}
+
+struct ExpertKind: Sendable, CustomStringConvertible {
+  var kind: moe_expert_kind
+  var activation: moe_activation
+  var bias: moe_bias
+  var dropout: Float
+
+  var description: String {
+    "expert kind \(kind.rawValue) activation \(activation.rawValue) bias \(bias.rawValue) dropout \(dropout)"
+  }
+
+  func apply(to config: inout moe_layer_config) {
+    config.expert_kind = kind.int32
+    config.activation = activation.int32
+    config.expert_bias = bias.int32
+    config.dropout = dropout
+  }
+
+  static let all: [ExpertKind] = [MOE_EXPERT_MLP, MOE_EXPERT_GATED].flatMap { kind in
+    [MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU].flatMap { activation in
+      [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
+        [0, 0.3].map { ExpertKind(kind: kind, activation: activation, bias: bias, dropout: $0) }
+      }
+    }
+  }
+}
+
+/// What the processor has, from the kernel's own list rather than the library's word.
+enum Processor {
+  #if arch(x86_64)
+    private static let flags: Set<Substring> = {
+      let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+      let line = text.split(separator: "\n").first { $0.hasPrefix("flags") } ?? ""
+      return Set(line.split(separator: " "))
+    }()
+
+    static let hasFMA = flags.isSuperset(of: ["fma", "avx2"])
+    static let hasAVX512 = hasFMA && flags.isSuperset(of: ["avx512f", "avx512bw", "avx512vl", "avx512dq"])
+  #else
+    static let hasFMA = true
+    static let hasAVX512 = false
+  #endif
+}
