@@ -54,3 +54,8 @@ int64_t moei_milliseconds(void) {
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
+
+int32_t *moei_openblas_lock(void) {
+  static int32_t word;
+  return &word;
+}

@@ -7,12 +7,12 @@ public struct Context {
   let cancel: Cancel
   let log: Log
   fileprivate let kernels: UnsafeMutablePointer<moei_kernels>
-  fileprivate var backend: Matmul.Backend
-  fileprivate var pool = Pool()
-  fileprivate var scratch = ScratchCache()
-  fileprivate var references: Int32 = 1
-  fileprivate var layersMade: Int64 = 0
-  public fileprivate(set) var info: UnsafeMutablePointer<CChar>
+  fileprivate let backend: Matmul.Backend
+  fileprivate let pool: UnsafeMutablePointer<Pool>
+  fileprivate let scratch: ScratchCache
+  fileprivate let references: SharedWord
+  fileprivate let layersMade: SharedCounter
+  public let info: UnsafeMutablePointer<CChar>
 
   public struct Configuration {
     /// nil = as many as the process may use.
@@ -50,16 +50,11 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   public static func create(_ configuration: Context.Configuration) throws(Fault) -> ContextPointer {
     let allocator = configuration.allocator
-    // One block: the context, then the tables it points at.
-    func layout(
-      _ arena: inout Arena
-    ) -> (ContextPointer, UnsafeMutablePointer<moei_kernels>, UnsafeMutablePointer<CChar>) {
-      (arena.take(Context.self, 1), arena.take(moei_kernels.self, 1), arena.take(CChar.self, Self.infoCapacity))
-    }
     var measure = Arena()
-    _ = layout(&measure)
+    _ = ContextParts(&measure)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (context, kernels, info) = layout(&arena)
+    let parts = ContextParts(&arena)
+    let (context, kernels, info) = (parts.context, parts.kernels, parts.info)
     Self.fill(kernels, atMost: configuration.instructions)
     let backend: Matmul.Backend
     switch configuration.matmul {
@@ -75,10 +70,15 @@ extension UnsafeMutablePointer where Pointee == Context {
     context.initialize(
       to: Context(
         allocator: allocator, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
-        backend: backend, info: info))
+        backend: backend, pool: parts.pool, scratch: parts.scratch, references: parts.references,
+        layersMade: parts.layersMade, info: info))
+    parts.pool.initialize(to: parts.words)
+    parts.scratch.initialise()
+    parts.references.set(1)
+    parts.layersMade.set(0)
     do throws(Fault) {
       let threads = configuration.threads ?? Int(moei_available_processors())
-      try Pool.start(&context.pointee.pool, threads: threads, allocator: allocator)
+      try Pool.start(parts.pool, threads: threads, allocator: allocator)
     } catch {
       allocator.deallocate(context)
       throw error
@@ -88,12 +88,12 @@ extension UnsafeMutablePointer where Pointee == Context {
     return context
   }
 
-  public func retain() { _ = moei_add(&pointee.references, 1) }
+  public func retain() { _ = pointee.references.add(1) }
 
   public func release() {
-    guard moei_add(&pointee.references, -1) == 0 else { return }
+    guard pointee.references.add(-1) == 0 else { return }
     let allocator = pointee.allocator
-    Pool.finish(&pointee.pool, allocator: allocator)
+    pointee.pool.pointee.finish(allocator: allocator)
     pointee.scratch.free(allocator: allocator)
     allocator.deallocate(self)
   }
@@ -111,7 +111,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     #endif
   }
 
-  private static var infoCapacity: Int { 256 }
+  fileprivate static var infoCapacity: Int { 256 }
 
   private func describe() {
     var text = TextBuffer(pointee.info, capacity: Self.infoCapacity)
@@ -125,7 +125,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     case .native: text.append("libmoe")
     }
     text.append("; threads: ")
-    text.append(pointee.pool.threadCount)
+    text.append(pointee.pool.pointee.threadCount)
   }
 
   // MARK: what a call borrows
@@ -142,10 +142,10 @@ extension UnsafeMutablePointer where Pointee == Context {
   }
 
   /// Threads a job of this context runs on at most: so many pieces of scratch a stage needs.
-  var lanes: Int { pointee.pool.threadCount }
+  var lanes: Int { pointee.pool.pointee.threadCount }
 
   /// A number no other layer of this context has, by which a tape knows its layer.
-  func numberForLayer() -> Int64 { moei_fetch_add64(&pointee.layersMade, 1) + 1 }
+  func numberForLayer() -> Int64 { pointee.layersMade.next() + 1 }
 
   /// Runs `body` with scratch memory of at least `bytes` bytes and OpenBLAS set to one thread per calling thread.
   func withScratch(_ bytes: Int, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void) throws(Fault) {
@@ -162,7 +162,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   /// Shares out items 0 ..< count of `job` over the context's threads.
   func run<J: Job>(_ count: Int, _ job: J) throws(Fault) {
     var job = job
-    if Pool.run(&pointee.pool, count, &job, cancel: pointee.cancel) {
+    if pointee.pool.pointee.run(count, &job, cancel: pointee.cancel) {
       throw Fault(.cancelled, "cancelled by the context's cancel callback")
     }
   }
@@ -170,7 +170,30 @@ extension UnsafeMutablePointer where Pointee == Context {
   /// The same without asking the cancel callback, for work that must not stop half-way.
   func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
     var job = job
-    _ = Pool.run(&pointee.pool, count, &job, cancel: Cancel())
+    _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())
+  }
+}
+
+/// One block of memory: the context, then what it points at.
+private struct ContextParts {
+  let context: ContextPointer
+  let kernels: UnsafeMutablePointer<moei_kernels>
+  let info: UnsafeMutablePointer<CChar>
+  let pool: UnsafeMutablePointer<Pool>
+  let words: Pool
+  let scratch: ScratchCache
+  let references: SharedWord
+  let layersMade: SharedCounter
+
+  init(_ arena: inout Arena) {
+    context = arena.take(Context.self, 1)
+    kernels = arena.take(moei_kernels.self, 1)
+    info = arena.take(CChar.self, ContextPointer.infoCapacity)
+    pool = arena.take(Pool.self, 1)
+    words = Pool(&arena)
+    scratch = ScratchCache(&arena)
+    references = SharedWord(&arena)
+    layersMade = SharedCounter(&arena)
   }
 }
 

@@ -7,9 +7,10 @@ public struct Layer {
   let parameters: Parameters
   private var prepared: PreparedWeights?
   fileprivate var preparedMemory: UnsafeMutableRawPointer?
-  private var turn = Lock()  // backward calls add to the same gradients, so they take turns
+  fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
-  fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters) {
+  fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters, turn: Lock) {
+    self.turn = turn
     self.configuration = configuration
     self.context = context
     number = context.numberForLayer()
@@ -116,7 +117,7 @@ public struct Layer {
   // MARK: backward
 
   /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
-  public mutating func backward(
+  public func backward(
     _ tape: UnsafePointer<Tape>, x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dAuxLoss: Float,
     dx: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
@@ -188,13 +189,14 @@ public typealias LayerPointer = UnsafeMutablePointer<Layer>
 extension UnsafeMutablePointer where Pointee == Layer {
   public static func create(_ c: Configuration, in context: ContextPointer) throws(Fault) -> LayerPointer {
     let allocator = context.pointee.allocator
-    func layout(_ arena: inout Arena) -> (LayerPointer, UnsafeMutablePointer<Parameter?>) {
-      (arena.take(Layer.self, 1), arena.take(Parameter?.self, Parameters.capacity))
+    func layout(_ arena: inout Arena) -> (LayerPointer, UnsafeMutablePointer<Parameter?>, Lock) {
+      (arena.take(Layer.self, 1), arena.take(Parameter?.self, Parameters.capacity), Lock(&arena))
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (layer, slots) = layout(&arena)
+    let (layer, slots, turn) = layout(&arena)
+    turn.initialise()
     let parameters = Parameters(slots)
     do throws(Fault) {
       try parameters.allocate(c, allocator: allocator)
@@ -204,7 +206,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
       throw error
     }
     parameters.initialise(c)
-    layer.initialize(to: Layer(c, context: context, parameters: parameters))
+    layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: turn))
     context.retain()
     return layer
   }

@@ -46,6 +46,9 @@ void moei_futex_wake(int32_t *word, int32_t count);
 int32_t moei_thread_start(uint64_t *thread, void *_Nullable (*_Nonnull body)(void *_Nullable), void *argument);
 void moei_thread_join(uint64_t thread);
 
+/* The word that guards OpenBLAS's one thread setting. */
+int32_t *moei_openblas_lock(void);
+
 int64_t moei_process_id(void);
 /* Processors this process may use: the affinity mask, lowered by the cgroup's quota; at least 1. */
 int32_t moei_available_processors(void);

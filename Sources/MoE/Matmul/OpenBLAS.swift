@@ -1,3 +1,4 @@
+import CShims
 import COpenBLAS
 
 /// OpenBLAS behind the seam. Sizes fit its 32-bit integers: the boundary has seen to that.
@@ -38,7 +39,7 @@ enum OpenBLAS {
   // OpenBLAS has one thread setting per process, so the guard over it has to be one per process too: the only
   // mutable globals of the library. The products run in this library's own threads, each of which must find the
   // setting 1, or threads would multiply.
-  nonisolated(unsafe) private static var lock = Lock()
+  private static var lock: Lock { Lock(at: moei_openblas_lock()) }
   nonisolated(unsafe) private static var users = 0
   nonisolated(unsafe) private static var hostThreads: Int32 = 1
 

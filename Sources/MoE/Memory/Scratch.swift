@@ -6,14 +6,25 @@ struct Scratch {
 }
 
 struct ScratchCache {
-  private var lock = Lock()
-  private var kept: Scratch?
+  private let lock: Lock
+  private let kept: UnsafeMutablePointer<Scratch?>
+
+  init(_ arena: inout Arena) {
+    lock = Lock(&arena)
+    kept = arena.take(Scratch?.self, 1)
+  }
+
+  /// Once, before the first use.
+  func initialise() {
+    lock.initialise()
+    kept.initialize(to: nil)
+  }
 
   /// At least `bytes` bytes. Give it back with `put`.
-  mutating func take(_ bytes: Int, from allocator: Allocator) throws(Fault) -> Scratch {
+  func take(_ bytes: Int, from allocator: Allocator) throws(Fault) -> Scratch {
     lock.acquire()
-    let found = kept
-    kept = nil
+    let found = kept.pointee
+    kept.pointee = nil
     lock.release()
     if let found {
       if found.bytes >= bytes { return found }
@@ -24,16 +35,16 @@ struct ScratchCache {
   }
 
   /// Keeps the larger of the block and what is kept already.
-  mutating func put(_ scratch: Scratch, allocator: Allocator) {
+  func put(_ scratch: Scratch, allocator: Allocator) {
     lock.acquire()
     var surplus: Scratch? = scratch
-    if (kept?.bytes ?? -1) < scratch.bytes {
-      surplus = kept
-      kept = scratch
+    if (kept.pointee?.bytes ?? -1) < scratch.bytes {
+      surplus = kept.pointee
+      kept.pointee = scratch
     }
     lock.release()
     allocator.deallocate(surplus?.memory)
   }
 
-  func free(allocator: Allocator) { allocator.deallocate(kept?.memory) }
+  func free(allocator: Allocator) { allocator.deallocate(kept.pointee?.memory) }
 }

@@ -6,21 +6,41 @@ struct Pool {
   private var workers: Int32 = 0
   private var threads: UnsafeMutablePointer<UInt64>?
   private var processID: Int64 = 0
-  private var busy = Lock()
-  private var lanesTaken: Int32 = 0  // lane 0 is the caller's
+  private let busy: Lock
+  private let lanesTaken: SharedWord  // lane 0 is the caller's
 
-  fileprivate var run = Run()  // written by the caller before `generation` moves on
-  private var stop: Int32 = 0
-  private var generation: Int32 = 0  // workers wait for it to change
-  private var working: Int32 = 0  // workers that have not finished this generation; the caller waits for 0
+  private let run: UnsafeMutablePointer<Run>  // written by the caller before `generation` moves on
+  private let nextItem: SharedCounter
+  private let cancelled: SharedWord
+  private let stop: SharedWord
+  private let generation: SharedWord  // workers wait for it to change
+  private let working: SharedWord  // workers that have not finished this generation; the caller waits for 0
 
   /// Pauses before sleeping: some microseconds, the length of a gap between two jobs of one call.
   private static let spins = 2000
 
   // MARK: life
 
+  init(_ arena: inout Arena) {
+    busy = Lock(&arena)
+    lanesTaken = SharedWord(&arena)
+    run = arena.take(Run.self, 1)
+    nextItem = SharedCounter(&arena)
+    cancelled = SharedWord(&arena)
+    stop = SharedWord(&arena)
+    generation = SharedWord(&arena)
+    working = SharedWord(&arena)
+  }
+
   /// Starts up to `count` - 1 workers; fewer when the system has no more threads to give, with the same results.
   static func start(_ pool: UnsafeMutablePointer<Pool>, threads count: Int, allocator: Allocator) throws(Fault) {
+    let p = pool.pointee
+    p.busy.initialise()
+    p.run.initialize(to: Run(nextItem: p.nextItem, cancelled: p.cancelled))
+    p.lanesTaken.set(0)
+    p.stop.set(0)
+    p.generation.set(0)
+    p.working.set(0)
     pool.pointee.processID = moei_process_id()
     guard count > 1 else { return }
     let threads = try allocator.allocate(UInt64.self, count: count - 1)
@@ -31,19 +51,18 @@ struct Pool {
     }
   }
 
-  static func finish(_ pool: UnsafeMutablePointer<Pool>, allocator: Allocator) {
-    let p = pool.pointee
-    if p.processID == moei_process_id() {  // a forked child has the memory, not the threads
-      moei_store(&pool.pointee.stop, 1)
-      announce(pool)
-      for i in 0..<Int(p.workers) { moei_thread_join(p.threads![i]) }
+  func finish(allocator: Allocator) {
+    if processID == moei_process_id() {  // a forked child has the memory, not the threads
+      stop.set(1)
+      announce()
+      for i in 0..<Int(workers) { moei_thread_join(threads![i]) }
     }
-    allocator.deallocate(p.threads)
+    allocator.deallocate(threads)
   }
 
-  private static func announce(_ pool: UnsafeMutablePointer<Pool>) {
-    _ = moei_add(&pool.pointee.generation, 1)
-    moei_futex_wake(&pool.pointee.generation, .max)
+  private func announce() {
+    _ = generation.add(1)
+    generation.wake(.max)
   }
 
   var threadCount: Int { Int(workers) + 1 }
@@ -52,72 +71,79 @@ struct Pool {
 
   /// Runs `body` for items 0 ..< count, each once, and returns whether the callback cancelled it; some items have
   /// not run then. If another thread is using the pool, the caller does all items itself.
-  static func run<J: Job>(
-    _ pool: UnsafeMutablePointer<Pool>, _ count: Int, _ job: UnsafePointer<J>, cancel: Cancel
-  ) -> Bool {
+  func run<J: Job>(_ count: Int, _ job: UnsafePointer<J>, cancel: Cancel) -> Bool {
     if count <= 0 { return false }
     // Captures nothing, so that no memory is needed for it.
     let body: Run.Body = { job, item, lane in job.assumingMemoryBound(to: J.self).pointee.run(item, lane) }
-    let cancelled: Int32
-    if count == 1 || pool.pointee.workers == 0 || pool.pointee.processID != moei_process_id()
-      || !pool.pointee.busy.tryAcquire()
-    {
-      var run = Run(body: body, job: UnsafeRawPointer(job), items: count)
-      work(&run, lane: 0, cancel: cancel)
-      cancelled = run.cancelled
-    } else {
-      pool.pointee.run = Run(body: body, job: UnsafeRawPointer(job), items: count)
-      moei_store(&pool.pointee.working, pool.pointee.workers)
-      announce(pool)
-      work(&pool.pointee.run, lane: 0, cancel: cancel)
-      wait(&pool.pointee.working) { $0 == 0 }
-      cancelled = pool.pointee.run.cancelled
-      pool.pointee.run = Run()
-      pool.pointee.busy.release()
+    if count == 1 || workers == 0 || processID != moei_process_id() || !busy.tryAcquire() {
+      return alone(body, UnsafeRawPointer(job), count, cancel)
     }
-    return cancelled != 0
+    nextItem.set(0)
+    cancelled.set(0)
+    run.pointee.body = body
+    run.pointee.job = UnsafeRawPointer(job)
+    run.pointee.items = count
+    working.set(workers)
+    announce()
+    Self.work(run.pointee, lane: 0, cancel: cancel)
+    Self.wait(working) { $0 == 0 }
+    let wasCancelled = cancelled.value != 0
+    busy.release()
+    return wasCancelled
   }
 
-  private static func work(_ run: UnsafeMutablePointer<Run>, lane index: Int, cancel: Cancel) {
+  private func alone(_ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: Cancel) -> Bool {
+    var (next, stopped): (Int64, Int32) = (0, 0)
+    return withUnsafeMutablePointer(to: &next) { next in
+      withUnsafeMutablePointer(to: &stopped) { stopped in
+        let run = Run(
+          body: body, job: job, items: count, nextItem: SharedCounter(at: next), cancelled: SharedWord(at: stopped))
+        Self.work(run, lane: 0, cancel: cancel)
+        return run.cancelled.value != 0
+      }
+    }
+  }
+
+  private static func work(_ run: Run, lane index: Int, cancel: Cancel) {
     var lane = Lane(run, index: index, cancel: cancel)
     while !lane.shouldStop() {
-      let item = Int(moei_fetch_add64(&run.pointee.nextItem, 1))
-      if item >= run.pointee.items { break }
-      run.pointee.body!(run.pointee.job!, item, &lane)
+      let item = Int(run.nextItem.next())
+      if item >= run.items { break }
+      run.body!(run.job!, item, &lane)
     }
   }
 
-  fileprivate static func serve(_ pool: UnsafeMutablePointer<Pool>) {
-    let lane = Int(moei_add(&pool.pointee.lanesTaken, 1))
+  fileprivate func serve() {
+    let lane = Int(lanesTaken.add(1))
     var seen: Int32 = 0
     while true {
       let last = seen
-      seen = wait(&pool.pointee.generation) { $0 != last }
-      if moei_load(&pool.pointee.stop) != 0 { return }
-      work(&pool.pointee.run, lane: lane, cancel: Cancel())
-      if moei_add(&pool.pointee.working, -1) == 0 { moei_futex_wake(&pool.pointee.working, 1) }
+      seen = Self.wait(generation) { $0 != last }
+      if stop.value != 0 { return }
+      Self.work(run.pointee, lane: lane, cancel: Cancel())
+      if working.add(-1) == 0 { working.wake(1) }
     }
   }
 
   /// Spins for a bounded while, then sleeps, until the word satisfies the condition; returns the word.
   @discardableResult
-  private static func wait(_ word: UnsafeMutablePointer<Int32>, until condition: (Int32) -> Bool) -> Int32 {
+  private static func wait(_ word: SharedWord, until condition: (Int32) -> Bool) -> Int32 {
     var spun = 0
     while true {
-      let value = moei_load(word)
+      let value = word.value
       if condition(value) { return value }
       if spun < spins {
         spun += 1
         moei_pause()
       } else {
-        moei_futex_wait(word, value)
+        word.sleep(while: value)
       }
     }
   }
 }
 
 private func poolWorker(_ pool: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
-  Pool.serve(pool!.assumingMemoryBound(to: Pool.self))
+  pool!.assumingMemoryBound(to: Pool.self).pointee.serve()
   return nil
 }
 
@@ -146,8 +172,8 @@ struct Run {
   var body: Body?
   var job: UnsafeRawPointer?
   var items = 0
-  var nextItem: Int64 = 0
-  var cancelled: Int32 = 0
+  let nextItem: SharedCounter
+  let cancelled: SharedWord
 }
 
 /// One thread's view of a running job. Only the calling thread asks the callback: it belongs to the host (Python's,
@@ -155,27 +181,27 @@ struct Run {
 struct Lane {
   /// Which of the job's threads this is, 0 ..< threadCount: for scratch memory of one's own.
   let index: Int
-  private let run: UnsafeMutablePointer<Run>
+  private let cancelled: SharedWord
   private let cancel: Cancel
   private var asked: Int64 = 0
 
   /// Asking may be dear to the host (Python takes its lock), so not more often than this.
   private static let millisecondsBetweenQuestions: Int64 = 5
 
-  init(_ run: UnsafeMutablePointer<Run>, index: Int, cancel: Cancel) {
+  init(_ run: Run, index: Int, cancel: Cancel) {
     self.index = index
-    self.run = run
+    cancelled = run.cancelled
     self.cancel = cancel
   }
 
   mutating func shouldStop() -> Bool {
-    if moei_load(&run.pointee.cancelled) != 0 { return true }
+    if cancelled.value != 0 { return true }
     guard let callback = cancel.callback else { return false }
     let now = moei_milliseconds()
     if now - asked < Self.millisecondsBetweenQuestions { return false }
     asked = now
     if callback(cancel.user) == 0 { return false }
-    moei_store(&run.pointee.cancelled, 1)
+    cancelled.set(1)
     return true
   }
 }
