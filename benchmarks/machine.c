@@ -14,8 +14,9 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { SLICES = 25, FMA_STEPS = 1000000, CHAINS = 16, WIDEST = 64 };
+enum { SLICES = 64, FMA_STEPS = 1000000 };
 static const size_t BUFFER = (size_t)1 << 30; /* bytes: several times any cache */
+static const size_t SLICE = (size_t)1 << 24;  /* bytes: under a millisecond; 64 of them are the buffer, read once */
 
 static double now(void) {
   struct timespec time;
@@ -23,35 +24,34 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* One FMA loop and one reading loop for vectors of BYTES bytes.  Sixteen independent chains hide the latency of an FMA
- * on every processor there is, and with a register each for a and b they fit the 32 registers of AVX-512 and NEON.  The
- * 16 of AVX2 take twelve chains. */
+/* One FMA loop and one reading loop for vectors of BYTES bytes.  USED independent chains hide the latency of an FMA
+ * and fit the registers beside a and b: 32 of AVX-512 and arm64, 16 of AVX2 and of plain x86-64. */
 #define LOOPS(NAME, TARGET, BYTES, USED)                                                                     \
   typedef float floats_##NAME __attribute__((vector_size(BYTES)));                                           \
   typedef uint64_t words_##NAME __attribute__((vector_size(BYTES)));                                         \
   TARGET static double fma_##NAME(void) { /* -> floating-point operations */                                 \
-    floats_##NAME chain[CHAINS] = {{0}}, a = {0}, b = {0};                                                   \
+    floats_##NAME chain[USED] = {{0}}, a   = {0}, b = {0};                                                   \
     for (size_t i = 0; i < BYTES / sizeof(float); i++) a[i] = 0.999f, b[i] = 0.001f;                         \
     __asm__ volatile("" : "+m"(a), "+m"(b)); /* not known to the compiler */                                 \
     for (int step = 0; step < FMA_STEPS; step++) {                                                           \
-      _Pragma("GCC unroll 16") for (int c = 0; c < USED; c++) chain[c] = chain[c] * a + b;                   \
+      _Pragma("GCC unroll 32") for (int c = 0; c < USED; c++) chain[c] = chain[c] * a + b;                   \
     }                                                                                                        \
     for (int c = 0; c < USED; c++) __asm__ volatile("" : : "m"(chain[c]));                                   \
     return 2.0 * FMA_STEPS * USED * (BYTES / sizeof(float));                                                 \
   }                                                                                                          \
   TARGET static void read_##NAME(const char *from, size_t bytes) {                                           \
     const words_##NAME *word = (const words_##NAME *)from;                                                   \
-    words_##NAME sum[4] = {{0}};                                                                             \
-    for (size_t i = 0; i + 8 <= bytes / BYTES; i += 8) {                                                     \
-      _Pragma("GCC unroll 8") for (size_t c = 0; c < 8; c++) sum[c % 4] |= word[i + c];                      \
-    }                                                                                                        \
-    for (int c = 0; c < 4; c++) __asm__ volatile("" : : "m"(sum[c]));                                        \
+    words_##NAME sum = {0};                                                                                  \
+    for (size_t i = 0; i < bytes / BYTES; i++) sum |= word[i]; /* in order: memory is fetched ahead */       \
+    __asm__ volatile("" : : "m"(sum));                                                                       \
   }
 
-LOOPS(plain, , 16, 16)
 #if defined(__x86_64__)
+LOOPS(plain, , 16, 12)
 LOOPS(avx2, __attribute__((target("avx2,fma"))), 32, 12)
 LOOPS(avx512, __attribute__((target("avx512f"))), 64, 16)
+#else
+LOOPS(plain, , 16, 24)
 #endif
 
 static const char *instructions = "plain";
@@ -83,14 +83,14 @@ struct member {
 static void *work(void *argument) {
   struct member *member = argument;
   struct team *team = member->team;
-  const size_t share = BUFFER / (size_t)team->threads / WIDEST * WIDEST; /* bytes */
+  const size_t share = SLICE / (size_t)team->threads / 64 * 64; /* bytes, whole vectors of the widest kind */
   for (int slice = 0; slice < 2 * SLICES; slice++) {
     const int reading = slice >= SLICES;
     double amount = (double)share;
     pthread_barrier_wait(&team->barrier);
     const double start = now();
     if (reading)
-      read_loop(team->buffer + (size_t)member->index * share, share);
+      read_loop(team->buffer + (size_t)(slice - SLICES) * SLICE + (size_t)member->index * share, share);
     else
       amount = fma_loop();
     pthread_barrier_wait(&team->barrier);
@@ -128,7 +128,8 @@ int main(int count, char **arguments) {
   printf("[");
   for (int i = 1; i < count; i++) {
     struct team team = {.threads = atoi(arguments[i]), .buffer = buffer};
-    if (team.threads < 1 || !measure(&team)) return fprintf(stderr, "machine: cannot use %s threads\n", arguments[i]), 1;
+    if (team.threads < 1 || !measure(&team))
+      return fprintf(stderr, "machine: cannot use %s threads\n", arguments[i]), 1;
     printf("%s{\"threads\": %d, \"instructions\": \"%s\", \"gflops\": %.1f, \"gbs\": %.1f}", i > 1 ? ",\n " : "",
            team.threads, instructions, team.gflops, team.gbs);
   }

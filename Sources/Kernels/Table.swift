@@ -33,6 +33,7 @@ import CShims
       },
       tile_height: Int64(tileHeight),
       product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product_bf16: { productBF16(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
       product_over_tokens: {
         productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
       },

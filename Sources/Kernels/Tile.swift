@@ -10,6 +10,7 @@ import CShims
     private var low, high: V
     static var width: Int { 32 }
     @inline(__always) init(_ p: Source) { (low, high) = (load(p), load(p + 16)) }
+    @inline(__always) init(_ p: UnsafePointer<UInt16>) { (low, high) = (moei_from_bf16(p), moei_from_bf16(p + 16)) }
     @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
       let a = V(repeating: factor)
       low = fma(a, b.low, low)
@@ -25,6 +26,7 @@ import CShims
     private var all: V
     static var width: Int { 16 }
     @inline(__always) init(_ p: Source) { all = load(p) }
+    @inline(__always) init(_ p: UnsafePointer<UInt16>) { all = moei_from_bf16(p) }
     @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
       all = fma(V(repeating: factor), b.all, all)
     }
@@ -130,9 +132,23 @@ private struct Edge {
 
 // MARK: tokens in rows: Y = X W^T, and dX = dY W
 
+/// What a panel consists of: floats, or bfloat16 that becomes floats on the way into the registers.
+protocol Panel {
+  associatedtype Element
+  static func lanes(_ p: UnsafePointer<Element>) -> Lanes
+}
+enum FloatPanel: Panel {
+  @inline(__always) static func lanes(_ p: Source) -> Lanes { Lanes(p) }
+}
+enum HalfPanel: Panel {
+  @inline(__always) static func lanes(_ p: UnsafePointer<UInt16>) -> Lanes { Lanes(p) }
+}
+
 /// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], R.count rows of which are the tile's;  B: [k][32].
-@inline(__always) private func tile<R: Rows>(
-  _: R.Type, _ k: Int, _ a: Source, _ m: Int, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
+@inline(__always) private func tile<R: Rows, P: Panel>(
+  _: R.Type, _: P.Type, _ k: Int, _ a: Source, _ m: Int, _ b: UnsafePointer<P.Element>, _ start: Source,
+  _ startStride: Int,
+  _ c: Target,
   _ cStride: Int, _ ahead: moei_ahead
 ) {
   var rows = R(start, startStride)
@@ -144,7 +160,7 @@ private struct Edge {
     while p < count {
       moei_prefetch(next)
       next += Int(ahead.row)
-      rows.accumulate(a + p, 32, Lanes(b))
+      rows.accumulate(a + p, 32, P.lanes(b))
       b += 32
       p &+= 1
     }
@@ -157,27 +173,29 @@ private struct Edge {
 
 /// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
 /// from the same bias. On the way what lies `ahead` is fetched into the cache.
-@inline(never) func product(
-  _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
+@inline(__always) private func productOf<P: Panel>(
+  _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<P.Element>, _ start: Source,
+  _ startStride: Int,
+  _ c: Target,
   _ cStride: Int, _ ahead: moei_ahead
 ) {
   withColumns(columns, m, start, startStride, c, cStride) { s, ss, c, cs in
     #if MOE_AVX512
       switch m {
-      case 1: tile(One.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 2: tile(Two.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 3: tile(Three.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 4: tile(Four.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 5: tile(Five.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 6: tile(Six.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 7: tile(Seven.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 8: tile(Eight.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 9: tile(Nine.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 10: tile(Ten.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 11: tile(Eleven.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 12: tile(Twelve.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 13: tile(Thirteen.self, k, a, m, b, s, ss, c, cs, ahead)
-      default: tile(Fourteen.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 6: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 7: tile(Seven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 8: tile(Eight.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 9: tile(Nine.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 10: tile(Ten.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 11: tile(Eleven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 12: tile(Twelve.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      case 13: tile(Thirteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+      default: tile(Fourteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
       }
     #else
       // Sixteen registers: at most six rows, first of the left half of the panel, then of the right.
@@ -188,12 +206,12 @@ private struct Edge {
           let (a, b) = (a + r &* 32, b + half)
           let (s, c) = (s + (r &* ss &+ half), c + (r &* cs &+ half))
           switch m &- r {
-          case 1: tile(One.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 2: tile(Two.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 3: tile(Three.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 4: tile(Four.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 5: tile(Five.self, k, a, m, b, s, ss, c, cs, ahead)
-          default: tile(Six.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          default: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
           }
           r &+= 6
         }
@@ -201,6 +219,21 @@ private struct Edge {
       }
     #endif
   }
+}
+
+@inline(never) func product(
+  _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
+  _ cStride: Int, _ ahead: moei_ahead
+) {
+  productOf(FloatPanel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
+}
+
+/// The same with a panel of bfloat16.
+@inline(never) func productBF16(
+  _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<UInt16>, _ start: Source, _ startStride: Int,
+  _ c: Target, _ cStride: Int, _ ahead: moei_ahead
+) {
+  productOf(HalfPanel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
 }
 
 // MARK: tokens summed over: dW = dY^T X

@@ -160,6 +160,9 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  /* the same with B in bfloat16 */
+  void (*product_bf16)(int64_t m, int64_t columns, int64_t k, const float *a, const uint16_t *b, const float *start,
+                       int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
    * c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,

@@ -40,6 +40,12 @@ struct WeightPanel {
   private var floats: UnsafePointer<Float> { start.assumingMemoryBound(to: Float.self) }
   private var halves: UnsafePointer<UInt16> { start.assumingMemoryBound(to: UInt16.self) }
 
+  /// The piece from p on in bfloat16, where it is kept so.
+  fileprivate func halfPiece(_ p: Int) -> UnsafePointer<UInt16>? {
+    if case .packedBF16 = form { return halves + p * chunkWidth }
+    return nil
+  }
+
   /// The piece from p on, [depth][32], where it lies or in `buffer`.
   fileprivate func piece(
     _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
@@ -96,7 +102,9 @@ struct PanelProducts {
     for p in stride(from: 0, to: depth, by: panelDepth) {
       let depth = min(panelDepth, self.depth - p)
       let last = p + panelDepth >= self.depth
-      for i in 0..<panels {
+      // A single tile reads each piece once: bfloat16 is then turned into floats on the way into the registers.
+      let alone = range.count == 1
+      for i in 0..<panels where !alone || panel(i).halfPiece(p) == nil {
         pieces[i] = panel(i).piece(p, depth, buffer: packed + i * panelDepth * chunkWidth, kernels)
       }
       for tile in range {
@@ -108,10 +116,16 @@ struct PanelProducts {
           let out = c(i, rows)
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-          kernels.pointee.product(
-            Int64(rows.count), Int64(columns(i)), Int64(depth), a, piece, begin ?? Source(out),
-            begin == nil ? Int64(cStride) : 0, out, Int64(cStride),
-            coming?.ahead(last ? 0 : p + panelDepth, half: half) ?? moei_ahead(first: piece, row: 0, chunk: 0))
+          let (from, fromStride) = (begin ?? Source(out), begin == nil ? Int64(cStride) : 0)
+          let ahead =
+            coming?.ahead(last ? 0 : p + panelDepth, half: half) ?? moei_ahead(first: piece, row: 0, chunk: 0)
+          let (m, k) = (Int64(rows.count), Int64(depth))
+          if alone, let halves = panel(i).halfPiece(p) {
+            kernels.pointee.product_bf16(
+              m, Int64(columns(i)), k, a, halves, from, fromStride, out, Int64(cStride), ahead)
+          } else {
+            kernels.pointee.product(m, Int64(columns(i)), k, a, piece, from, fromStride, out, Int64(cStride), ahead)
+          }
         }
       }
     }

@@ -1,0 +1,66 @@
+"""The layers that are measured: their sizes, and the work a call on them is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import libmoe
+
+
+@dataclass(frozen=True)
+class Shape:
+    """T tokens through a layer of E experts, K for each token, from H features over I inner ones and back."""
+
+    name: str
+    tokens: int  # T
+    hidden: int  # H
+    inner: int  # I
+    experts: int  # E
+    top_k: int  # K
+    kind: str  # "gelu": two matrices with biases; "swiglu": three matrices without
+
+    @property
+    def matrices(self) -> int:
+        """Weight matrices of one expert, each H x I."""
+        return 3 if self.kind == "swiglu" else 2
+
+    def operations(self, backward: bool = False) -> float:
+        """Floating-point operations in the experts' matrix products; backward has twice those of forward.
+
+        The router's product, activations and sums are not counted.
+        """
+        forward = 2.0 * self.tokens * self.top_k * self.matrices * self.hidden * self.inner
+        return 3 * forward if backward else forward
+
+    def traffic(self, experts: float, weight_bytes: int) -> float:
+        """Bytes that forward must move at least: the weights of the experts in use, x and y.
+
+        Parameters
+        ----------
+        experts : float
+            How many are in use.
+        weight_bytes : int
+            Of one weight: 4 or 2.
+        """
+        weights = experts * self.matrices * self.hidden * self.inner
+        return weight_bytes * weights + 2 * 4.0 * self.tokens * self.hidden
+
+    def layer(self, context: libmoe.Context, *, backward: bool = False) -> libmoe.Layer:
+        """Return libmoe's layer of this shape, with its initial weights and without auxiliary losses."""
+        return libmoe.Layer(
+            self.hidden,
+            self.inner,
+            self.experts,
+            self.top_k,
+            expert_kind="gated" if self.kind == "swiglu" else "mlp",
+            activation="silu" if self.kind == "swiglu" else "gelu",
+            router_bias=True,
+            inference_only=not backward,
+            balance_coef=0.0,
+            z_coef=0.0,
+            context=context,
+        )
+
+
+S = Shape("S", tokens=1024, hidden=512, inner=2048, experts=8, top_k=2, kind="gelu")
+Q = Shape("Q", tokens=1024, hidden=2048, inner=768, experts=64, top_k=8, kind="swiglu")
