@@ -509,8 +509,8 @@ class Layer(Native):
         Parameters
         ----------
         prepared : {"none", "f32", "bf16"}
-            ``"f32"``: forward gives the same bits.  ``"bf16"``: weights rounded to bfloat16, half the memory to
-            read; forward gives what float32 weights with the rounded values give.  ``"none"``: no copy.
+            ``"f32"``: forward gives the same bits.  ``"bf16"``: weights rounded to bfloat16, half the memory
+            to read; forward gives what float32 weights with the rounded values give.  ``"none"``: no copy.
 
         Raises
         ------
