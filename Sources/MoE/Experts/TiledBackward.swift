@@ -90,45 +90,33 @@ struct TiledInnerGradient: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work[item]
+    let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
-    let mine = dispatch.rows(ofExpert: Int(piece.expert))
-    let maxHeight = Int(kernels.pointee.tile_height)
-    let tiles = Tiles(rows: mine.count, maxHeight: maxHeight)
-    let first = tiles.start(piece.tiles.lowerBound)
+    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H] dy, tiled
     let packed = gathered + gatheredRows * padded(h)
     let zero = packed + panelsSize
     start(zero, with: nil, 0)
 
-    for tile in piece.tiles {
-      let rows = tiles.rows(tile)
-      kernels.pointee.gather(
-        Int64(rows.count), Int64(h), dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, Int64(c.topK), dy,
-        Int64(h), nil, gathered + (rows.lowerBound - first) * padded(h))
-    }
-    func place(_ chunk: Int, _ rows: Range<Int>) -> Int {
-      (mine.lowerBound + rows.lowerBound) * padded(i) + chunk * chunkWidth * rows.count
-    }
+    piece.gather(piece.range, h, of: dy, xRow: h, into: gathered, topK: c.topK, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
       WeightPanel(
         w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
+    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
         next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
-        a: { UnsafePointer(gathered + ($0.lowerBound - first) * padded(h)) }, start: { _ in UnsafePointer(zero) },
-        c: { dUp + place(run.lowerBound + $0, $1) }, cStride: chunkWidth)
+        a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) }, start: { _ in UnsafePointer(zero) },
+        c: { dUp + piece.place(run.lowerBound + $0, $1, width: padded(i)) }, cStride: chunkWidth)
       for chunk in run {
-        for tile in piece.tiles {
-          let rows = tiles.rows(tile)
+        for tile in piece.range {
+          let rows = piece.tiles.rows(tile)
           differentiate(
-            at: place(chunk, rows), row: mine.lowerBound + rows.lowerBound, count: rows.count, chunk: chunk,
+            at: piece.place(chunk, rows, width: padded(i)), row: piece.row(rows), count: rows.count, chunk: chunk,
             columns: columns(chunk))
         }
       }
@@ -223,15 +211,13 @@ struct TiledInputGradient: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work[item]
+    let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
-    let mine = dispatch.rows(ofExpert: Int(piece.expert))
-    let tiles = Tiles(rows: mine.count, maxHeight: Int(kernels.pointee.tile_height))
+    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
     let packed = lanes + lane.pointee.index * Self.floatsPerLane
     let zero = packed + panelsSize
     start(zero, with: nil, 0)
-    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: i, packed: packed)
+    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i, packed: packed)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       func panel(_ matrix: UnsafePointer<Float>, _ chunk: Int) -> WeightPanel {
@@ -245,8 +231,8 @@ struct TiledInputGradient: Job {
       ) {
         products.run(
           run.count, { panel(matrix, run.lowerBound + $0) }, next: next,
-          a: { gradient + (mine.lowerBound + $0.lowerBound) * padded(i) }, start: { _ in start },
-          c: { dRows + (mine.lowerBound + $1.lowerBound) * padded(h) + (run.lowerBound + $0) * chunkWidth },
+          a: { gradient + piece.row($0) * padded(i) }, start: { _ in start },
+          c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
       let first = UnsafePointer(w.gateWeight ?? w.upWeight)
@@ -303,11 +289,10 @@ struct TiledWeightGradient: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work[item]
+    let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let grad = ExpertTensors(c, expert: Int(piece.expert)) { parameters.grad($0) }
-    let mine = dispatch.rows(ofExpert: Int(piece.expert))
-    let tiles = Tiles(rows: mine.count, maxHeight: Int(kernels.pointee.tile_height))
+    let grad = ExpertTensors(c, expert: piece.expert) { parameters.grad($0) }
+    let tiles = piece.tiles
     let column = piece.chunks.lowerBound * chunkWidth
     let width = piece.chunks.count * chunkWidth  // of the gathered rows
     let xs = lanes + lane.pointee.index * floatsPerLane  // [rows, width], tiled
@@ -315,17 +300,11 @@ struct TiledWeightGradient: Job {
 
     for firstTile in stride(from: 0, to: tiles.count, by: Self.tilesAtOnce) {
       let range = firstTile..<min(firstTile + Self.tilesAtOnce, tiles.count)
-      let first = tiles.start(range.lowerBound)
-      let wide = Int64(min(width, h - column))
-      for tile in range {
-        let rows = tiles.rows(tile)
-        let (count, place) = (Int64(rows.count), (rows.lowerBound - first) * width)
-        let pairs = dispatch.pairOfRow + mine.lowerBound + rows.lowerBound
-        kernels.pointee.gather(count, wide, pairs, Int64(c.topK), x + column, Int64(h), nil, xs + place)
-        kernels.pointee.gather(count, wide, pairs, Int64(c.topK), dy + column, Int64(h), routing.weights, dys + place)
-      }
+      let wide = min(width, h - column)
+      piece.gather(range, wide, of: x + column, xRow: h, into: xs, topK: c.topK, kernels)
+      piece.gather(range, wide, of: dy + column, xRow: h, weights: routing.weights, into: dys, topK: c.topK, kernels)
       let part = tiles.part(range)
-      let inPart = (mine.lowerBound + first) * padded(i)  // where these rows' inner arrays begin
+      let inPart = piece.row(tiles.rows(range)) * padded(i)  // where these rows' inner arrays begin
       for chunk in piece.chunks {
         if lane.pointee.shouldStop() { return }
         let (own, f) = (Int64(chunk - piece.chunks.lowerBound), chunk * chunkWidth)

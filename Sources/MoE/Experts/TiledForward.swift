@@ -36,8 +36,6 @@ struct TiledInner: Job {
   let lanes: UnsafeMutablePointer<Float>  // scratch of each thread
   let floatsPerLane: Int
 
-  private var maxHeight: Int { Int(kernels.pointee.tile_height) }
-
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
     prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
@@ -71,12 +69,9 @@ struct TiledInner: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work[item]
+    let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
-    let mine = dispatch.rows(ofExpert: Int(piece.expert))
-    let tiles = Tiles(rows: mine.count, maxHeight: maxHeight)
-    let first = tiles.start(piece.tiles.lowerBound)
+    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
 
     // This thread's scratch.
     let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H], tiled
@@ -84,29 +79,20 @@ struct TiledInner: Job {
     let starts = packed + panelsSize  // [panelsAtOnce, 32]
     let passing = starts + panelsAtOnce * chunkWidth  // [panelsAtOnce, rows, 32], tiled
 
-    for tile in piece.tiles {
-      let rows = tiles.rows(tile)
-      kernels.pointee.gather(
-        Int64(rows.count), Int64(h), dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, Int64(c.topK), x, Int64(h),
-        nil, gathered + (rows.lowerBound - first) * padded(h))
-    }
-    /// Where a chunk of a tile lies in an array over all rows of all experts.
-    func place(_ chunk: Int, _ rows: Range<Int>) -> Int {
-      (mine.lowerBound + rows.lowerBound) * padded(i) + chunk * chunkWidth * rows.count
-    }
+    piece.gather(piece.range, h, of: x, xRow: h, into: gathered, topK: c.topK, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel {
       if let prepared {
-        let gate = kind == kinds - 1 ? nil : prepared.gatePanel(c, expert: Int(piece.expert), chunk: chunk)
-        return gate ?? prepared.upPanel(c, expert: Int(piece.expert), chunk: chunk)
+        let gate = kind == kinds - 1 ? nil : prepared.gatePanel(c, expert: piece.expert, chunk: chunk)
+        return gate ?? prepared.upPanel(c, expert: piece.expert, chunk: chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
         matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: h, packed: packed)
+    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed)
     let chunksAtOnce = panelsAtOnce / kinds
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
@@ -115,9 +101,9 @@ struct TiledInner: Job {
       func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
         let (chunk, kind) = (run.lowerBound + index / kinds, index % kinds)
         guard let kept else {
-          return passing + (index * gatheredRows + rows.lowerBound - first) * chunkWidth
+          return passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth
         }
-        return (kind == kinds - 1 ? kept.up : kept.gate!) + place(chunk, rows)
+        return (kind == kinds - 1 ? kept.up : kept.gate!) + piece.place(chunk, rows, width: padded(i))
       }
       for index in 0..<run.count * kinds {
         let chunk = run.lowerBound + index / kinds
@@ -129,17 +115,17 @@ struct TiledInner: Job {
         next: {
           let chunk = run.upperBound + $0 / kinds
           return chunk < piece.chunks.upperBound ? panel(chunk, $0 % kinds) : nil
-        }, a: { UnsafePointer(gathered + ($0.lowerBound - first) * padded(h)) },
+        }, a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) },
         start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: result, cStride: chunkWidth)
 
       for chunk in run {
         let index = (chunk - run.lowerBound) * kinds
-        for tile in piece.tiles {
-          let rows = tiles.rows(tile)
+        for tile in piece.range {
+          let rows = piece.tiles.rows(tile)
           Preactivations(gate: c.gated ? result(index, rows) : nil, up: result(index + kinds - 1, rows)).activate(
-            activations + place(chunk, rows), rows: rows.count, width: chunkWidth, from: chunk * chunkWidth,
-            count: columns(chunk), pairs: dispatch.pairOfRow + mine.lowerBound + rows.lowerBound, c, dropout, kernels)
+            activations + piece.place(chunk, rows, width: padded(i)), rows: rows.count, width: chunkWidth,
+            from: chunk * chunkWidth, count: columns(chunk), pairs: piece.pairs(rows), c, dropout, kernels)
         }
       }
     }
@@ -181,20 +167,18 @@ struct TiledOutput: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work[item]
+    let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: Int(piece.expert)) { parameters.data($0) }
-    let mine = dispatch.rows(ofExpert: Int(piece.expert))
-    let tiles = Tiles(rows: mine.count, maxHeight: Int(kernels.pointee.tile_height))
+    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
     let packed = lanes + lane.pointee.index * Self.floatsPerLane
     let starts = packed + panelsSize  // [panelsAtOnce, 32]
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel {
-      if let prepared { return prepared.downPanel(c, expert: Int(piece.expert), chunk: chunk) }
+      if let prepared { return prepared.downPanel(c, expert: piece.expert, chunk: chunk) }
       return WeightPanel(
         w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: tiles, range: piece.tiles, depth: i, packed: packed)
+    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i, packed: packed)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
@@ -205,9 +189,9 @@ struct TiledOutput: Job {
       products.run(
         run.count, { panel(run.lowerBound + $0) },
         next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
-        a: { activations + (mine.lowerBound + $0.lowerBound) * padded(i) },
+        a: { activations + piece.row($0) * padded(i) },
         start: { UnsafePointer(starts + $0 * chunkWidth) },
-        c: { outputs + (mine.lowerBound + $1.lowerBound) * padded(h) + (run.lowerBound + $0) * chunkWidth },
+        c: { outputs + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
         cStride: padded(h))
     }
   }

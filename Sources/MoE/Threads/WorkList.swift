@@ -96,5 +96,7 @@ struct WorkList {
     return count
   }
 
-  subscript(_ i: Int) -> Piece { pieces[i] }
+  func piece(_ i: Int, _ dispatch: Dispatch) -> ExpertPiece {
+    ExpertPiece(pieces[i], dispatch, maxHeight: maxHeight)
+  }
 }
