@@ -88,6 +88,7 @@ struct Pool {
     Self.work(run.pointee, lane: 0, cancel: cancel)
     Self.wait(working) { $0 == 0 }
     let wasCancelled = cancelled.value != 0
+    run.pointee.body = nil  // ordinary Swift counts references to it
     busy.release()
     return wasCancelled
   }
