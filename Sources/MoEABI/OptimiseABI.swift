@@ -88,11 +88,12 @@ public func moe_optimizer_step(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let list = try TensorList(tensors, count: count)
-    if list.count != optimizer.pointee.tensorCount {
-      let expected = optimizer.pointee.tensorCount
-      throw .invalid("count = \(list.count), but the optimizer was created for \(expected) tensors")
+    // Before the list is read: with a count too large, reading would go beyond it.
+    let expected = optimizer.pointee.tensorCount
+    if Int(count) != expected {
+      throw .invalid("count = \(Int(count)), but the optimizer was created for \(expected) tensors")
     }
+    let list = try TensorList(tensors, count: count)
     for index in 0..<list.count {
       let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))
       if now != then {
