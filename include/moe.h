@@ -302,17 +302,18 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */
   MOE_PREPARED_F32 = 1,  /**< as they are: forward gives the same bits */
-  MOE_PREPARED_BF16 = 2  /**< rounded to bfloat16 (nearest, ties to even): half the memory to read; forward gives the bits
-                              that float32 weights with the rounded values give */
+  MOE_PREPARED_BF16 = 2  /**< rounded to bfloat16 (nearest, ties to even): half the memory to read; forward gives
+                              the bits that float32 weights with the rounded values give */
 } moe_prepared;
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
  *  forward.  Few tokens gain most: their time is that of reading the weights.
  *  @param layer    [in]
  *  @param prepared [in] a moe_prepared; packs again what is packed already
- *  The copy takes 4 or 2 bytes for each weight, each matrix's outputs filled up to a multiple of 32.  It does not follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.  Forward
- *  looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has changed;
- *  a change that touches none of them it cannot see.  Backward reads the parameters themselves.
+ *  The copy takes 4 or 2 bytes for each weight, each matrix's outputs filled up to a multiple of 32.  It does not
+ *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
+ *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
+ *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
  *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY (the layer is as it was). */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);

@@ -34,7 +34,15 @@ import CShims
   }
 #endif
 
-/// Rows of the tallest tile. Without fused multiply-adds the chains would differ: none.
+/// Rows whose sums the registers hold.
+#if MOE_AVX512
+  private var tallestTile: Int { 14 }
+#else
+  private var tallestTile: Int { 6 }
+#endif
+
+/// The most rows a caller may hand over at once; those beyond the tallest tile are computed after it, with the same panel.
+/// Without fused multiply-adds the chains would differ: none.
 #if MOE_AVX512
   var tileHeight: Int { 14 }
 #elseif MOE_FMA
@@ -140,7 +148,7 @@ protocol Panel {
 enum FloatPanel: Panel {
   @inline(__always) static func lanes(_ p: Source) -> Lanes { Lanes(p) }
 }
-enum HalfPanel: Panel {
+enum BF16Panel: Panel {
   @inline(__always) static func lanes(_ p: UnsafePointer<UInt16>) -> Lanes { Lanes(p) }
 }
 
@@ -175,49 +183,39 @@ enum HalfPanel: Panel {
 /// from the same bias. On the way what lies `ahead` is fetched into the cache.
 @inline(__always) private func productOf<P: Panel>(
   _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<P.Element>, _ start: Source,
-  _ startStride: Int,
-  _ c: Target,
-  _ cStride: Int, _ ahead: moei_ahead
+  _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  withColumns(columns, m, start, startStride, c, cStride) { s, ss, c, cs in
-    #if MOE_AVX512
-      switch m {
-      case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 6: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 7: tile(Seven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 8: tile(Eight.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 9: tile(Nine.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 10: tile(Ten.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 11: tile(Eleven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 12: tile(Twelve.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      case 13: tile(Thirteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      default: tile(Fourteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-      }
-    #else
-      // Sixteen registers: at most six rows, first of the left half of the panel, then of the right.
-      var half = 0
-      while half < 32 {
-        var r = 0
-        while r < m {
-          let (a, b) = (a + r &* 32, b + half)
-          let (s, c) = (s + (r &* ss &+ half), c + (r &* cs &+ half))
-          switch m &- r {
-          case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+  withColumns(columns, m, start, startStride, c, cStride) { start, ss, c, cs in
+    var column = 0
+    while column < 32 {
+      var r = 0
+      while r < m {
+        let (a, b) = (a + r &* 32, b + column)
+        let (s, c) = (start + (r &* ss &+ column), c + (r &* cs &+ column))
+        switch m &- r {
+        case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        #if MOE_AVX512
+          case 6: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 7: tile(Seven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 8: tile(Eight.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 9: tile(Nine.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 10: tile(Ten.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 11: tile(Eleven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 12: tile(Twelve.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 13: tile(Thirteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          default: tile(Fourteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        #else
           default: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          }
-          r &+= 6
+        #endif
         }
-        half &+= 16
+        r &+= tallestTile
       }
-    #endif
+      column &+= Lanes.width
+    }
   }
 }
 
@@ -233,7 +231,7 @@ enum HalfPanel: Panel {
   _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<UInt16>, _ start: Source, _ startStride: Int,
   _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  productOf(HalfPanel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
+  productOf(BF16Panel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
 }
 
 // MARK: tokens summed over: dW = dY^T X
@@ -268,12 +266,8 @@ enum HalfPanel: Panel {
   rows.write(c, cStride)
 }
 
-/// Rows of C at once: 32 rows are 11, 11 and 10, or 6, 6, 6, 6, 6 and 2.
-#if MOE_AVX512
-  private var rowsAtOnce: Int { 11 }
-#else
-  private var rowsAtOnce: Int { 6 }
-#endif
+/// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 6, 6, 6 and 2.
+private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
 @inline(never) func productOverTokens(
@@ -281,40 +275,33 @@ enum HalfPanel: Panel {
   _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
-    var half = 0
-    while half < 32 {
+    var column = 0
+    while column < 32 {
       var r = 0
       while r < rows {
-        let (a, b, c) = (a + r, b + half, c + (r &* cs &+ half))
+        let (a, b, c) = (a + r, b + column, c + (r &* cs &+ column))
         let after = r &+ rowsAtOnce
         let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
+        switch rows &- r {
+        case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #if MOE_AVX512
-          switch rows &- r {
-          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           case 6: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           case 7: tileOverTokens(Seven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           case 8: tileOverTokens(Eight.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           case 9: tileOverTokens(Nine.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           case 10: tileOverTokens(Ten.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           default: tileOverTokens(Eleven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          }
         #else
-          switch rows &- r {
-          case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
           default: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          }
         #endif
+        }
         r = after
       }
-      half &+= Lanes.width
+      column &+= Lanes.width
     }
   }
 }

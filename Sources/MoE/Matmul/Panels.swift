@@ -38,11 +38,11 @@ struct WeightPanel {
   }
 
   private var floats: UnsafePointer<Float> { start.assumingMemoryBound(to: Float.self) }
-  private var halves: UnsafePointer<UInt16> { start.assumingMemoryBound(to: UInt16.self) }
+  private var bf16: UnsafePointer<UInt16> { start.assumingMemoryBound(to: UInt16.self) }
 
   /// The piece from p on in bfloat16, where it is kept so.
-  fileprivate func halfPiece(_ p: Int) -> UnsafePointer<UInt16>? {
-    if case .packedBF16 = form { return halves + p * chunkWidth }
+  fileprivate func bf16Piece(_ p: Int) -> UnsafePointer<UInt16>? {
+    if case .packedBF16 = form { return bf16 + p * chunkWidth }
     return nil
   }
 
@@ -56,7 +56,7 @@ struct WeightPanel {
     case .matrix(let rowStride, transposed: false, let columns):
       kernels.pointee.pack(Int64(columns), Int64(depth), floats + p * rowStride, Int64(rowStride), buffer)
     case .packedBF16:
-      kernels.pointee.from_bf16(Int64(depth * chunkWidth), halves + p * chunkWidth, buffer)
+      kernels.pointee.from_bf16(Int64(depth * chunkWidth), bf16 + p * chunkWidth, buffer)
     case .packed:
       return floats + p * chunkWidth
     }
@@ -104,7 +104,7 @@ struct PanelProducts {
       let last = p + panelDepth >= self.depth
       // A single tile reads each piece once: bfloat16 is then turned into floats on the way into the registers.
       let alone = range.count == 1
-      for i in 0..<panels where !alone || panel(i).halfPiece(p) == nil {
+      for i in 0..<panels where !alone || panel(i).bf16Piece(p) == nil {
         pieces[i] = panel(i).piece(p, depth, buffer: packed + i * panelDepth * chunkWidth, kernels)
       }
       for tile in range {
@@ -120,9 +120,9 @@ struct PanelProducts {
           let ahead =
             coming?.ahead(last ? 0 : p + panelDepth, half: half) ?? moei_ahead(first: piece, row: 0, chunk: 0)
           let (m, k) = (Int64(rows.count), Int64(depth))
-          if alone, let halves = panel(i).halfPiece(p) {
+          if alone, let bf16 = panel(i).bf16Piece(p) {
             kernels.pointee.product_bf16(
-              m, Int64(columns(i)), k, a, halves, from, fromStride, out, Int64(cStride), ahead)
+              m, Int64(columns(i)), k, a, bf16, from, fromStride, out, Int64(cStride), ahead)
           } else {
             kernels.pointee.product(m, Int64(columns(i)), k, a, piece, from, fromStride, out, Int64(cStride), ahead)
           }

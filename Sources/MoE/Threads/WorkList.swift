@@ -2,11 +2,11 @@ import CShims
 
 /// A piece of one expert's work: some of its tiles of rows, some chunks of the outputs.
 struct Piece {
-  var expert: Int32 = 0
-  var firstTile: Int32 = 0
-  var endTile: Int32 = 0
-  var firstChunk: Int32 = 0
-  var endChunk: Int32 = 0
+  let expert: Int32
+  let firstTile: Int32
+  let endTile: Int32
+  let firstChunk: Int32
+  let endChunk: Int32
 
   var tiles: Range<Int> { Int(firstTile)..<Int(endTile) }
   var chunks: Range<Int> { Int(firstChunk)..<Int(endChunk) }
