@@ -21,27 +21,29 @@ let engine: [SwiftSetting] =
 
 /// Kernels need no Swift runtime (scripts/check-library proves it), so that no runtime function compiled for wide
 /// instructions can end up serving a processor without them. They are optimised in debug builds too.
-func kernels(_ name: String, defining define: String, _ options: [String]) -> Target {
+func kernels(_ name: String, defining defines: [String], _ options: [String]) -> Target {
   .target(
     name: name, dependencies: ["CShims"],
-    swiftSettings: [
-      .define(define),
+    swiftSettings: defines.map { .define($0) } + [
       .unsafeFlags(
         ["-Ounchecked", "-enforce-exclusivity=unchecked"]
           + ["-disable-all-autolinking", "-disable-reflection-metadata"].flatMap { ["-Xfrontend", $0] }
-          + options.flatMap { ["-Xcc", $0] }),
-    ] + (options.isEmpty ? [] : [.define("MOE_FMA")]))
+          + options.flatMap { ["-Xcc", $0] })
+    ])
 }
 
 #if arch(x86_64)
   let kernelTargets = [
-    kernels("Kernels", defining: "MOE_BASE", []),
-    kernels("KernelsAVX2", defining: "MOE_AVX2", ["-march=x86-64-v3"]),
-    kernels("KernelsAVX512", defining: "MOE_AVX512", ["-march=x86-64-v4"]),
+    kernels("Kernels", defining: [], []),
+    kernels("KernelsAVX2", defining: ["MOE_FMA", "MOE_AVX2"], ["-march=x86-64-v3"]),
+    kernels("KernelsAVX512", defining: ["MOE_FMA", "MOE_AVX512"], ["-march=x86-64-v4"]),
+    kernels(
+      "KernelsAVX512BF16", defining: ["MOE_FMA", "MOE_AVX512", "MOE_AVX512BF16"],
+      ["-march=x86-64-v4", "-mavx512bf16"]),
   ]
 #else
   // arm64's base set has FMA. Compiles; not run yet.
-  let kernelTargets = [kernels("Kernels", defining: "MOE_FMA", [])]
+  let kernelTargets = [kernels("Kernels", defining: ["MOE_FMA"], [])]
 #endif
 
 let package = Package(

@@ -118,7 +118,8 @@ typedef enum moe_instructions {
   MOE_INSTRUCTIONS_ALL = 0,  /**< what the processor has */
   MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS computes the matrix products */
   MOE_INSTRUCTIONS_AVX2 = 2, /**< x86-64-v3: AVX2 and FMA */
-  MOE_INSTRUCTIONS_AVX512 = 3 /**< x86-64-v4: AVX-512 */
+  MOE_INSTRUCTIONS_AVX512 = 3, /**< x86-64-v4: AVX-512 */
+  MOE_INSTRUCTIONS_AVX512_BF16 = 4 /**< the same with AVX512-BF16, which multiplies two bfloat16 at once */
 } moe_instructions;
 
 /** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
@@ -173,7 +174,10 @@ MOE_API const char *moe_build_info(const moe_context *context);
  * Tensors: one description for parameters, gradients and the caller's own arrays
  * ---------------------------------------------------------------------------------------------------------- */
 
-typedef enum moe_dtype { MOE_DTYPE_F32 = 0 } moe_dtype;
+typedef enum moe_dtype {
+  MOE_DTYPE_F32 = 0, /**< IEEE 754 binary32 */
+  MOE_DTYPE_BF16 = 1 /**< bfloat16, the upper half of a float32, as uint16_t */
+} moe_dtype;
 
 typedef struct moe_tensor {
   size_t struct_size;
@@ -183,7 +187,7 @@ typedef struct moe_tensor {
   int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
   void *data;
-  void *grad; /**< same shape; NULL where there is none */
+  void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
 } moe_tensor;
 
 #define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL }
@@ -246,9 +250,11 @@ typedef struct moe_layer_config {
   float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
   float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   uint64_t seed;             /**< of the initial parameters and of dropout */
+  int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
+  int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx */
 } moe_layer_config;
 
-#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
+#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0 }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
  *  MLP with biases; no dropout, no auxiliary loss).  The four sizes are yours to set.  NULL is ignored. */
@@ -292,7 +298,7 @@ MOE_API MOE_CHECK moe_status moe_layer_find_parameter(const moe_layer *layer, co
  *              inference_only layer.  Must not overlap `data`.
  *  Memory that the library owned for it is freed, so fetch values you want to keep first.
  *  @return MOE_OK, INVALID_ARGUMENT. */
-MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t index, float *data, float *grad);
+MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t index, void *data, float *grad);
 
 /** Set every gradient of the layer to 0.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (inference_only). */
@@ -377,8 +383,8 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
  *  Thread-safe with distinct tapes, outputs and reports.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
  *          since moe_layer_prepare), NOT_FINITE, CANCELLED.  After an error this layer's tape is empty. */
-MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const float *x, int64_t n_tokens,
-                                               const moe_forward_options *options, float *y, moe_tape *tape,
+MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
+                                               const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
 
 /** Gradients of  L = <dy, y> + d_aux_loss * aux_loss  for the call that filled `tape`.
@@ -393,8 +399,8 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const flo
  *  Calls on one layer take turns.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
  *          (gradients are then partly added: zero them). */
-MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const float *x, const float *dy,
-                                                float d_aux_loss, float *dx);
+MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
+                                                float d_aux_loss, void *dx);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Optimisers: over any tensors, the layer's and the caller's own

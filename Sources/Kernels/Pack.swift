@@ -5,13 +5,20 @@ import CShims
 
 /// panel[p][j] = w[j][p] for `columns` <= 32 rows j of w; the other columns are 0.
 @inline(never) func packTransposed(_ columns: Int, _ k: Int, _ w: Source, _ wRow: Int, _ panel: Target) {
+  packWordsTransposed(columns, k, UnsafeRawPointer(w), wRow &* 4, panel)
+}
+
+/// The same with rows `wRow` bytes apart.
+@inline(__always) func packWordsTransposed(
+  _ columns: Int, _ k: Int, _ w: UnsafeRawPointer, _ wRow: Int, _ panel: Target
+) {
   var half = 0
   while half < 32 {
     let count = columns &- half
     var p = 0
     if count >= 16 {
       while p &+ 16 <= k {
-        transpose16(w + (half &* wRow &+ p), wRow, panel + (p &* 32 &+ half))
+        transpose16(w + (half &* wRow &+ p &* 4), wRow, panel + (p &* 32 &+ half))
         p &+= 16
       }
     }
@@ -19,7 +26,7 @@ import CShims
       let out = panel + (p &* 32 &+ half)
       var j = 0
       while j < 16 {
-        out[j] = j < count ? w[(half &+ j) &* wRow &+ p] : 0
+        out[j] = j < count ? (w + ((half &+ j) &* wRow &+ p &* 4)).loadUnaligned(as: Float.self) : 0
         j &+= 1
       }
       p &+= 1
@@ -28,9 +35,9 @@ import CShims
   }
 }
 
-/// out[32 p + j] = w[j wRow + p] for 16 x 16 elements. Whole rows are loaded at once: with rows a power of two apart the
+/// out[32 p + j] = element p of row j for 16 x 16 elements. Whole rows are loaded at once: with rows a power of two apart the
 /// cache could not hold on to them until their next quarter is wanted.
-@inline(__always) private func transpose16(_ w: Source, _ wRow: Int, _ out: Target) {
+@inline(__always) private func transpose16(_ w: UnsafeRawPointer, _ wRow: Int, _ out: Target) {
   let a = Quad(w, wRow)
   let b = Quad(w + 4 &* wRow, wRow)
   let c = Quad(w + 8 &* wRow, wRow)
@@ -45,8 +52,9 @@ import CShims
 private struct Quad {
   let column0, column1, column2, column3: V
 
-  @inline(__always) init(_ w: Source, _ wRow: Int) {
-    let (a, b, c, d) = (load(w), load(w + wRow), load(w + 2 &* wRow), load(w + 3 &* wRow))
+  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int) {
+    func row(_ i: Int) -> V { (w + i &* wRow).loadUnaligned(as: V.self) }
+    let (a, b, c, d) = (row(0), row(1), row(2), row(3))
     let (abLow, abHigh) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
     let (cdLow, cdHigh) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
     column0 = moei_pairs_low(abLow, cdLow)
@@ -80,24 +88,6 @@ private struct Quad {
   store(to + 16, columns > 16 ? load(from + 16, columns &- 16) : V(repeating: 0))
 }
 
-/// y = x for n bfloat16, n a multiple of 16.
-@inline(never) func fromBF16(_ n: Int, _ x: UnsafePointer<UInt16>, _ y: Target) {
-  var i = 0
-  while i < n {
-    store(y + i, moei_from_bf16(x + i))
-    i &+= 16
-  }
-}
-
-/// y = x rounded to bfloat16, n a multiple of 16.
-@inline(never) func toBF16(_ n: Int, _ x: Source, _ y: UnsafeMutablePointer<UInt16>) {
-  var i = 0
-  while i < n {
-    moei_to_bf16(load(x + i), y + i)
-    i &+= 16
-  }
-}
-
 /// Rows of x in chunks: out[c][r][:] = x[pairs[r] / topK][32 c ...], times the pair's weight where weights are given;
 /// without pairs row r of x. The last chunk is filled up with 0.
 @inline(never) func gather(
@@ -106,17 +96,33 @@ private struct Quad {
 ) {
   var r = 0
   while r < m {
-    let pair = pairs.map { Int($0[r]) } ?? r
-    let row = x + (pairs == nil ? r : pair / topK) &* xRow
-    let factor = weights.map { $0[pair] } ?? 1
+    let row = Row(r, pairs, topK, x, xRow, weights)
     var c = 0
     while c < columns {
       let to = out + (c &* m &+ r &* 32)
-      let left = columns &- c
-      store(to, load(row + c, left) * factor)
-      store(to + 16, left > 16 ? load(row + c + 16, left &- 16) * factor : V(repeating: 0))
+      store(to, row.part(c, columns))
+      store(to + 16, row.part(c &+ 16, columns))
       c &+= 32
     }
     r &+= 1
+  }
+}
+
+/// One gathered row.
+struct Row {
+  private let start: Source
+  private let factor: Float
+
+  @inline(__always) init(
+    _ r: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Source, _ xRow: Int, _ weights: Source?
+  ) {
+    let pair = pairs.map { Int($0[r]) } ?? r
+    start = x + (pairs == nil ? r : pair / topK) &* xRow
+    factor = weights.map { $0[pair] } ?? 1
+  }
+
+  /// 16 of `columns` floats from the c-th on; 0 beyond them.
+  @inline(__always) func part(_ c: Int, _ columns: Int) -> V {
+    c < columns ? load(start + c, columns &- c) * factor : V(repeating: 0)
   }
 }

@@ -3,7 +3,10 @@ import CShims
 // What the engine sees of this folder. The folder is compiled once per instruction set (KernelsAVX2 and so on are
 // links to it), so each copy exports its table under a name of its own.
 
-#if MOE_AVX512
+#if MOE_AVX512BF16
+  @implementation @_cdecl("moei_kernels_avx512_bf16")
+  public func moei_kernels_avx512_bf16(_ out: UnsafeMutablePointer<moei_kernels>) { fill(out, "avx512-bf16") }
+#elseif MOE_AVX512
   @implementation @_cdecl("moei_kernels_avx512")
   public func moei_kernels_avx512(_ out: UnsafeMutablePointer<moei_kernels>) { fill(out, "avx512") }
 #elseif MOE_AVX2
@@ -33,15 +36,24 @@ import CShims
       },
       tile_height: Int64(tileHeight),
       product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
-      product_bf16: { productBF16(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
       product_over_tokens: {
         productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
       },
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
+      gather: { gather(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      product_of_pairs: { productOfPairs(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product_over_token_pairs: {
+        productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
+      },
       from_bf16: { fromBF16(Int($0), $1, $2) },
       to_bf16: { toBF16(Int($0), $1, $2) },
-      gather: { gather(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      follow_bf16: { followBF16(Int($0), $1, $2) },
+      pack_pairs_transposed: { packPairsTransposed(Int($0), Int($1), $2, Int($3), $4) },
+      pack_pairs: { packPairs(Int($0), Int($1), $2, Int($3), $4) },
+      gather_bf16: { gatherBF16(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      add_token_pairs: { addTokenPairs(Int($0), $1, $2) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6) }))
 }

@@ -7,10 +7,11 @@ import CShims
 /// One row of a tile: as many outputs as let a tall tile fit into the registers.
 #if MOE_AVX512
   struct Lanes {
-    private var low, high: V
+    var low, high: V
     static var width: Int { 32 }
-    @inline(__always) init(_ p: Source) { (low, high) = (load(p), load(p + 16)) }
-    @inline(__always) init(_ p: UnsafePointer<UInt16>) { (low, high) = (moei_from_bf16(p), moei_from_bf16(p + 16)) }
+    @inline(__always) init(_ p: Source) { self.init { load(p + $0) } }
+    /// `part`: 16 of them from a given one on.
+    @inline(__always) init(_ part: (Int) -> V) { (low, high) = (part(0), part(16)) }
     @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
       let a = V(repeating: factor)
       low = fma(a, b.low, low)
@@ -25,8 +26,8 @@ import CShims
   struct Lanes {
     private var all: V
     static var width: Int { 16 }
-    @inline(__always) init(_ p: Source) { all = load(p) }
-    @inline(__always) init(_ p: UnsafePointer<UInt16>) { all = moei_from_bf16(p) }
+    @inline(__always) init(_ p: Source) { self.init { load(p + $0) } }
+    @inline(__always) init(_ part: (Int) -> V) { all = part(0) }
     @inline(__always) mutating func accumulate(_ factor: Float, _ b: Lanes) {
       all = fma(V(repeating: factor), b.all, all)
     }
@@ -57,6 +58,8 @@ protocol Rows {
   init(_ c: Source, _ stride: Int)
   /// Adds a[r * step] * b to row r.
   mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes)
+  /// Adds both products of a[r * step] and b to row r.
+  mutating func accumulate(_ a: UnsafePointer<UInt32>, _ step: Int, _ b: PairLanes)
   func write(_ c: Target, _ stride: Int)
 }
 
@@ -65,6 +68,9 @@ struct One: Rows {
   static var count: Int { 1 }
   @inline(__always) init(_ c: Source, _ stride: Int) { row = Lanes(c) }
   @inline(__always) mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes) { row.accumulate(a[0], b) }
+  @inline(__always) mutating func accumulate(_ a: UnsafePointer<UInt32>, _ step: Int, _ b: PairLanes) {
+    row.accumulate(a[0], b)
+  }
   @inline(__always) func write(_ c: Target, _ stride: Int) { row.write(c) }
 }
 
@@ -77,6 +83,10 @@ struct Both<Upper: Rows, Lower: Rows>: Rows {
     lower = Lower(c + Upper.count &* stride, stride)
   }
   @inline(__always) mutating func accumulate(_ a: Source, _ step: Int, _ b: Lanes) {
+    upper.accumulate(a, step, b)
+    lower.accumulate(a + Upper.count &* step, step, b)
+  }
+  @inline(__always) mutating func accumulate(_ a: UnsafePointer<UInt32>, _ step: Int, _ b: PairLanes) {
     upper.accumulate(a, step, b)
     lower.accumulate(a + Upper.count &* step, step, b)
   }
@@ -140,40 +150,48 @@ private struct Edge {
 
 // MARK: tokens in rows: Y = X W^T, and dX = dY W
 
-/// What a panel consists of: floats, or bfloat16 that becomes floats on the way into the registers.
-protocol Panel {
-  associatedtype Element
-  static func lanes(_ p: UnsafePointer<Element>) -> Lanes
+/// What is multiplied: floats, or words of two bfloat16 each.
+protocol Factors {
+  associatedtype Word
+  /// Words of a row's 32 features.
+  static var perChunk: Int { get }
+  static func accumulate<R: Rows>(_ rows: inout R, _ a: UnsafePointer<Word>, _ step: Int, _ b: UnsafePointer<Word>)
 }
-enum FloatPanel: Panel {
-  @inline(__always) static func lanes(_ p: Source) -> Lanes { Lanes(p) }
+enum Floats: Factors {
+  static var perChunk: Int { 32 }
+  @inline(__always) static func accumulate<R: Rows>(_ rows: inout R, _ a: Source, _ step: Int, _ b: Source) {
+    rows.accumulate(a, step, Lanes(b))
+  }
 }
-enum BF16Panel: Panel {
-  @inline(__always) static func lanes(_ p: UnsafePointer<UInt16>) -> Lanes { Lanes(p) }
+enum Pairs: Factors {
+  static var perChunk: Int { 16 }
+  @inline(__always) static func accumulate<R: Rows>(
+    _ rows: inout R, _ a: UnsafePointer<UInt32>, _ step: Int, _ b: UnsafePointer<UInt32>
+  ) {
+    rows.accumulate(a, step, PairLanes(b))
+  }
 }
 
-/// C[R.count, Lanes.width] += A B.  A: [k / 32][m][32], R.count rows of which are the tile's;  B: [k][32].
-@inline(__always) private func tile<R: Rows, P: Panel>(
-  _: R.Type, _: P.Type, _ k: Int, _ a: Source, _ m: Int, _ b: UnsafePointer<P.Element>, _ start: Source,
-  _ startStride: Int,
-  _ c: Target,
-  _ cStride: Int, _ ahead: moei_ahead
+/// C[R.count, Lanes.width] += A B.  A: [chunk][m][perChunk], R.count rows of which are the tile's;  B: [k][32].
+@inline(__always) private func tile<R: Rows, F: Factors>(
+  _: R.Type, _: F.Type, _ k: Int, _ a: UnsafePointer<F.Word>, _ m: Int, _ b: UnsafePointer<F.Word>, _ start: Source,
+  _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
   var rows = R(start, startStride)
   var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
   while left > 0 {
-    let count = left < 32 ? left : 32
+    let count = left < F.perChunk ? left : F.perChunk
     var next = chunkAhead
     var p = 0
     while p < count {
       moei_prefetch(next)
       next += Int(ahead.row)
-      rows.accumulate(a + p, 32, P.lanes(b))
+      F.accumulate(&rows, a + p, F.perChunk, b)
       b += 32
       p &+= 1
     }
-    a += m &* 32
-    left &-= 32
+    a += m &* F.perChunk
+    left &-= F.perChunk
     chunkAhead += Int(ahead.chunk)
   }
   rows.write(c, cStride)
@@ -181,35 +199,35 @@ enum BF16Panel: Panel {
 
 /// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
 /// from the same bias. On the way what lies `ahead` is fetched into the cache.
-@inline(__always) private func productOf<P: Panel>(
-  _: P.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<P.Element>, _ start: Source,
-  _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
+@inline(__always) private func productOf<F: Factors>(
+  _: F.Type, _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafePointer<F.Word>, _ b: UnsafePointer<F.Word>,
+  _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
   withColumns(columns, m, start, startStride, c, cStride) { start, ss, c, cs in
     var column = 0
     while column < 32 {
       var r = 0
       while r < m {
-        let (a, b) = (a + r &* 32, b + column)
+        let (a, b) = (a + r &* F.perChunk, b + column)
         let (s, c) = (start + (r &* ss &+ column), c + (r &* cs &+ column))
         switch m &- r {
-        case 1: tile(One.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 2: tile(Two.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 3: tile(Three.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 4: tile(Four.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-        case 5: tile(Five.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 1: tile(One.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 2: tile(Two.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 3: tile(Three.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 4: tile(Four.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+        case 5: tile(Five.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
         #if MOE_AVX512
-          case 6: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 7: tile(Seven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 8: tile(Eight.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 9: tile(Nine.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 10: tile(Ten.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 11: tile(Eleven.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 12: tile(Twelve.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          case 13: tile(Thirteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
-          default: tile(Fourteen.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 6: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 7: tile(Seven.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 8: tile(Eight.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 9: tile(Nine.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 10: tile(Ten.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 11: tile(Eleven.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 12: tile(Twelve.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          case 13: tile(Thirteen.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
+          default: tile(Fourteen.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
         #else
-          default: tile(Six.self, P.self, k, a, m, b, s, ss, c, cs, ahead)
+          default: tile(Six.self, F.self, k, a, m, b, s, ss, c, cs, ahead)
         #endif
         }
         r &+= tallestTile
@@ -223,23 +241,22 @@ enum BF16Panel: Panel {
   _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: Source, _ start: Source, _ startStride: Int, _ c: Target,
   _ cStride: Int, _ ahead: moei_ahead
 ) {
-  productOf(FloatPanel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
+  productOf(Floats.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
 }
 
-/// The same with a panel of bfloat16.
-@inline(never) func productBF16(
-  _ m: Int, _ columns: Int, _ k: Int, _ a: Source, _ b: UnsafePointer<UInt16>, _ start: Source, _ startStride: Int,
-  _ c: Target, _ cStride: Int, _ ahead: moei_ahead
+@inline(never) func productOfPairs(
+  _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafePointer<UInt32>, _ b: UnsafePointer<UInt32>, _ start: Source,
+  _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  productOf(BF16Panel.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
+  productOf(Pairs.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
 }
 
 // MARK: tokens summed over: dW = dY^T X
 
-/// C[R.count, Lanes.width] += sum over tokens t of A[t, :]^T B[t, :].  A and B: [tile][chunk][t][32].
-@inline(__always) private func tileOverTokens<R: Rows>(
-  _: R.Type, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source, _ bWidth: Int, _ bChunk: Int,
-  _ c: Target, _ cStride: Int, _ cNext: Source
+/// C[R.count, Lanes.width] += sum over tokens t, or pairs of tokens, of A[t, :]^T B[t, :].  A and B: [tile][chunk][t][32].
+@inline(__always) private func tileOverTokens<R: Rows, F: Factors>(
+  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int, _ aChunk: Int,
+  _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   var rows = R(c, cStride)
   // Gradients are far away: fetched now, the next rows are here when their turn comes.
@@ -256,7 +273,7 @@ enum BF16Panel: Panel {
     let b = bTile + bChunk &* height &* 32
     var t = 0
     while t < height &* 32 {
-      rows.accumulate(a + t, 1, Lanes(b + t))
+      F.accumulate(&rows, a + t, 1, b + t)
       t &+= 32
     }
     aTile += height &* aWidth
@@ -270,9 +287,9 @@ enum BF16Panel: Panel {
 private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
 
 /// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
-@inline(never) func productOverTokens(
-  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+@inline(__always) private func productOver<F: Factors>(
+  _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int,
+  _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
   withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
     var column = 0
@@ -283,20 +300,20 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
         let after = r &+ rowsAtOnce
         let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
         switch rows &- r {
-        case 1: tileOverTokens(One.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 2: tileOverTokens(Two.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 3: tileOverTokens(Three.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 4: tileOverTokens(Four.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 5: tileOverTokens(Five.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 1: tileOverTokens(One.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 2: tileOverTokens(Two.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 3: tileOverTokens(Three.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 4: tileOverTokens(Four.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 5: tileOverTokens(Five.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #if MOE_AVX512
-          case 6: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 7: tileOverTokens(Seven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 8: tileOverTokens(Eight.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 9: tileOverTokens(Nine.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 10: tileOverTokens(Ten.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          default: tileOverTokens(Eleven.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 6: tileOverTokens(Six.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 7: tileOverTokens(Seven.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 8: tileOverTokens(Eight.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 9: tileOverTokens(Nine.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 10: tileOverTokens(Ten.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Eleven.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #else
-          default: tileOverTokens(Six.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Six.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #endif
         }
         r = after
@@ -304,4 +321,18 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
       column &+= Lanes.width
     }
   }
+}
+
+@inline(never) func productOverTokens(
+  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
+  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+) {
+  productOver(Floats.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
+}
+
+@inline(never) func productOverTokenPairs(
+  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<UInt32>, _ aWidth: Int, _ aChunk: Int,
+  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
+) {
+  productOver(Pairs.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
 }

@@ -9,6 +9,17 @@ typealias Target = UnsafeMutablePointer<Float>
 
 @inline(__always) func store(_ p: Target, _ v: V) { UnsafeMutableRawPointer(p).storeBytes(of: v, as: V.self) }
 
+/// Sixteen words of two bfloat16 each, and their halves as floats.
+typealias Words = SIMD16<UInt32>
+@inline(__always) func loadWords(_ p: UnsafePointer<UInt32>) -> Words {
+  UnsafeRawPointer(p).loadUnaligned(as: Words.self)
+}
+@inline(__always) func store(_ p: UnsafeMutablePointer<UInt32>, _ v: Words) {
+  UnsafeMutableRawPointer(p).storeBytes(of: v, as: Words.self)
+}
+@inline(__always) func lowerHalves(_ v: Words) -> V { unsafeBitCast(v &<< 16, to: V.self) }
+@inline(__always) func upperHalves(_ v: Words) -> V { unsafeBitCast(v & 0xFFFF_0000, to: V.self) }
+
 /// The next 16 of the `left` floats that an array still has; where it ends before, the other lanes are 0.
 @inline(__always) func load(_ p: Source, _ left: Int) -> V {
   if left >= 16 { return load(p) }

@@ -11,6 +11,10 @@ public struct Configuration {
   /// MOEI_GELU and so on: the kernels' numbers, which are moe_activation's.
   public var activation: Int32
   public var expertBias: Bool
+  /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
+  public var weights: ElementType
+  /// Of x, y and their gradients.
+  public var tokens: ElementType
   public var trainable: Bool
   public var dropout: Float
   public var balanceCoefficient: Float
@@ -25,8 +29,8 @@ public struct Configuration {
 
   public init(
     hidden: Int, intermediate: Int, experts: Int, topK: Int, routerWeights: RouterWeights, normalize: Bool,
-    routerBias: Bool, gated: Bool, activation: Int32, expertBias: Bool, trainable: Bool, dropout: Float,
-    balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
+    routerBias: Bool, gated: Bool, activation: Int32, expertBias: Bool, weights: ElementType,
+    tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
   ) {
     self.hidden = hidden
     self.intermediate = intermediate
@@ -38,6 +42,8 @@ public struct Configuration {
     self.gated = gated
     self.activation = activation
     self.expertBias = expertBias
+    self.weights = weights
+    self.tokens = tokens
     self.trainable = trainable
     self.dropout = dropout
     self.balanceCoefficient = balanceCoefficient

@@ -32,6 +32,7 @@ public struct Context {
     case base = 1
     case avx2 = 2
     case avx512 = 3
+    case avx512BF16 = 4
   }
 
   /// Numbers as in moe_matmul.
@@ -102,6 +103,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     #if arch(x86_64)
       let level = moei_processor_level()
       switch wanted == .all ? level : min(level, wanted.rawValue) {
+      case 4: moei_kernels_avx512_bf16(kernels)
       case 3: moei_kernels_avx512(kernels)
       case 2: moei_kernels_avx2(kernels)
       default: moei_kernels_base(kernels)
@@ -135,11 +137,6 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   /// Whether matrix products want their weights packed.
   var packsWeights: Bool { pointee.backend == .native }
-
-  /// Floats of a row of inner activations.
-  func innerWidth(_ c: MoE.Configuration) -> Int {
-    pointee.backend == .native ? padded(c.intermediate) : c.intermediate
-  }
 
   /// Threads a job of this context runs on at most: so many pieces of scratch a stage needs.
   var lanes: Int { pointee.pool.pointee.threadCount }

@@ -29,25 +29,31 @@ public struct Layer {
 
   // MARK: forward
 
-  /// y = layer(x), x and y [T,H]. `step` and `training` govern dropout.
+  /// y = layer(x), x and y [T,H] of the configuration's type. `step` and `training` govern dropout.
   public func forward(
-    _ x: UnsafePointer<Float>, tokens: Int, step: UInt64, training: Bool, y: UnsafeMutablePointer<Float>,
+    _ x: UnsafeRawPointer, tokens: Int, step: UInt64, training: Bool, y: UnsafeMutableRawPointer,
     tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
     let c = configuration
     let dropout = Dropout(c, step: step, training: training)
-    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout, width: context.innerWidth(c))
+    let form = ExpertForm(c, context: context, prepared: prepared)
+    if tape != nil && c.weights == .f32 && form == .tiledBF16 {
+      throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
+    }
+    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout, form: form)
 
     func layout(_ arena: inout Arena) -> ForwardStages {
+      let input = TokensIn(&arena, c, context: context, x, tokens: tokens)
       let routing = taped?.routing ?? Routing(&arena, c, tokens: tokens)
       let dispatch = taped?.dispatch ?? Dispatch(&arena, c, tokens: tokens)
       return ForwardStages(
-        route: RouterForward(&arena, c, context: context, x: x, parameters: parameters, routing: routing),
+        input: input,
+        route: RouterForward(&arena, c, context: context, x: input.floats, parameters: parameters, routing: routing),
         dispatch: dispatch,
         compute: ExpertsForward(
-          &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
-          dropout: dropout,
-          kept: taped?.preactivations),
+          &arena, c, context: context, x: input.floats, parameters: parameters, prepared: prepared,
+          dispatch: dispatch, dropout: dropout, kept: taped?.preactivations),
+        output: TokensOut(&arena, c, context: context, y, tokens: tokens),
         meanProbability: arena.take(Double.self, c.experts))
     }
     var measure = Arena()
@@ -56,13 +62,16 @@ public struct Layer {
     try context.withScratch(try measure.total()) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let stages = layout(&arena)
+      try stages.input.run(in: context)
       try stages.route.run(in: context)
       stages.dispatch.group(stages.route.routing.indices, experts: c.experts)
       try stages.compute.run(in: context)
       try CombineForward(
         c: c, kernels: context.kernels, routing: stages.route.routing, dispatch: stages.dispatch,
-        outputs: stages.compute.outputs, outputStride: stages.compute.outputStride, y: y
+        outputs: stages.compute.outputs, outputStride: stages.compute.outputStride,
+        y: stages.output.floats
       ).run(in: context)
+      try stages.output.run(in: context)
       report = Report(
         c, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
         mean: stages.meanProbability)
@@ -103,7 +112,11 @@ public struct Layer {
   }
 
   private func pack(_ prepared: PreparedWeights) throws(Fault) {
-    func layout(_ arena: inout Arena) -> PrepareWeights {
+    if prepared.bf16 { try pack(prepared, BF16.self) } else { try pack(prepared, F32.self) }
+  }
+
+  private func pack<P: Precision>(_ prepared: PreparedWeights, _: P.Type) throws(Fault) {
+    func layout(_ arena: inout Arena) -> PrepareWeights<P> {
       PrepareWeights(&arena, configuration, context: context, parameters: parameters, prepared: prepared)
     }
     var measure = Arena()
@@ -118,8 +131,8 @@ public struct Layer {
 
   /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
   public func backward(
-    _ tape: UnsafePointer<Tape>, x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dAuxLoss: Float,
-    dx: UnsafeMutablePointer<Float>?
+    _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dAuxLoss: Float,
+    dx: UnsafeMutableRawPointer?
   ) throws(Fault) {
     let c = configuration
     let taped = tape.pointee.contents!
@@ -128,12 +141,17 @@ public struct Layer {
 
     let (context, parameters) = (context, parameters)
     func layout(_ arena: inout Arena) -> BackwardStages {
-      let compute = ExpertsBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: taped)
+      let x = TokensIn(&arena, c, context: context, x, tokens: tokens)
+      let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
+      let compute = ExpertsBackward(
+        &arena, c, context: context, x: x.floats, dy: dy.floats, parameters: parameters, tape: taped)
       let losses = LossGradient(&arena, c, tokens: tokens, dAuxLoss: dAuxLoss)
       let route = RouterBackward(
-        &arena, c, context: context, x: x, parameters: parameters, routing: taped.routing, losses: losses,
+        &arena, c, context: context, x: x.floats, parameters: parameters, routing: taped.routing, losses: losses,
         dWeights: compute.dWeights)
-      return BackwardStages(compute: compute, losses: losses, route: route)
+      return BackwardStages(
+        x: x, dy: dy, compute: compute, losses: losses, route: route,
+        dx: dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) })
     }
     var measure = Arena()
     _ = layout(&measure)
@@ -143,31 +161,39 @@ public struct Layer {
     try context.withScratch(bytes) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let stages = layout(&arena)
+      try stages.x.run(in: context)
+      try stages.dy.run(in: context)
       try stages.compute.run(in: context, needInputGradient: dx != nil)
       stages.losses.prepare(c, dispatch: taped.dispatch, tokens: tokens, dAuxLoss: dAuxLoss)
       try stages.route.run(
         in: context, weightGrad: parameters.grad(.routerWeight)!, biasGrad: parameters.grad(.routerBias))
-      if let dx {
+      if let dx = stages.dx {
         try CombineBackward(
           c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows,
-          dRowStride: stages.compute.dRowStride, router: stages.route, dx: dx
+          dRowStride: stages.compute.dRowStride, router: stages.route, dx: dx.floats
         ).run(in: context)
+        try dx.run(in: context)
       }
     }
   }
 }
 
 private struct ForwardStages {
+  let input: TokensIn
   let route: RouterForward
   let dispatch: Dispatch
   let compute: ExpertsForward
+  let output: TokensOut
   let meanProbability: UnsafeMutablePointer<Double>  // [E]
 }
 
 private struct BackwardStages {
+  let x: TokensIn
+  let dy: TokensIn
   let compute: ExpertsBackward
   let losses: LossGradient
   let route: RouterBackward
+  let dx: TokensOut?
 }
 
 extension Layer.Details {
@@ -205,7 +231,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
       allocator.deallocate(layer)
       throw error
     }
-    parameters.initialise(c)
+    parameters.initialise(c, context.kernels)
     layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: turn))
     context.retain()
     return layer
@@ -225,7 +251,7 @@ extension Layer {
   public func parameter(_ index: Int) -> Parameter { parameters[index] }
   public func zeroGrad() { parameters.zeroGrad() }
 
-  public func bind(_ index: Int, data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>?) {
+  public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
     parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)
   }
 

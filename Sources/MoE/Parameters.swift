@@ -1,10 +1,22 @@
-/// One parameter tensor: row-major float32 without gaps.
+import CShims
+
+/// What a tensor's elements are. Numbers as in moe_dtype.
+public enum ElementType: Int32 {
+  case f32 = 0
+  case bf16 = 1
+
+  public var size: Int { self == .f32 ? 4 : 2 }
+}
+
+/// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
 public struct Parameter {
   public let name: StaticString
   public let rank: Int
   public let shape: (Int, Int, Int)  // entries from `rank` on are 1
   public let count: Int
-  public fileprivate(set) var data: UnsafeMutablePointer<Float>?
+  public let type: ElementType
+  public var bytes: Int { count * type.size }
+  public fileprivate(set) var data: UnsafeMutableRawPointer?
   public fileprivate(set) var grad: UnsafeMutablePointer<Float>?
   fileprivate var ownsData = true
   fileprivate var ownsGrad = true
@@ -33,7 +45,17 @@ struct Parameters {
 
   subscript(role: Role) -> Parameter? { slots[role.rawValue] }
 
-  func data(_ role: Role) -> UnsafeMutablePointer<Float>? { slots[role.rawValue]?.data }
+  /// A float32 tensor's values.
+  func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
+  /// Those of a tensor of either type.
+  func memory(_ role: Role) -> UnsafeMutableRawPointer? { slots[role.rawValue]?.data }
+  func value(_ role: Role, _ index: Int) -> Float {
+    let p = slots[role.rawValue]!
+    switch p.type {
+    case .f32: return p.data!.assumingMemoryBound(to: Float.self)[index]
+    case .bf16: return Float(bitPattern: UInt32(p.data!.assumingMemoryBound(to: UInt16.self)[index]) << 16)
+    }
+  }
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { slots[role.rawValue]?.grad }
 
   // MARK: the public list, which skips what the configuration does not have
@@ -56,7 +78,7 @@ struct Parameters {
   }
 
   func bind(
-    _ index: Int, data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
+    _ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
     let slot = slot(index)
     // What is bound already, the library's own memory perhaps, stays as it is.
@@ -98,8 +120,9 @@ struct Parameters {
     _ role: Role, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int, _ c: Configuration, _ allocator: Allocator
   ) throws(Fault) {
     let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
-    var parameter = Parameter(name: name, rank: rank, shape: shape, count: count)
-    parameter.data = try allocator.allocate(Float.self, count: count)
+    let type = rank == 3 ? c.weights : .f32  // the experts' matrices
+    var parameter = Parameter(name: name, rank: rank, shape: shape, count: count, type: type)
+    parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
     slots[role.rawValue] = parameter  // from here on `free` sees it
     if c.trainable { slots[role.rawValue]!.grad = try allocator.allocate(Float.self, count: count) }
   }
@@ -116,19 +139,21 @@ struct Parameters {
 
   /// Kaiming for the router, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h); gradients 0.
   /// Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
-  func initialise(_ c: Configuration) {
+  func initialise(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
     func uniform(_ role: Role, _ bound: Double) {
-      guard let p = self[role], let data = p.data else { return }
-      Random(seed: c.seed, stream: UInt8(role.rawValue), step: 0).fillUniform(data, count: p.count, bound: Float(bound))
+      guard let p = self[role] else { return }
+      let random = Random(seed: c.seed, stream: UInt8(role.rawValue), step: 0)
+      switch p.type {
+      case .f32: random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
+      case .bf16: fillRounded(p, random, Float(bound), kernels)
+      }
     }
     let fromHidden = 1 / Double(c.hidden).squareRoot()
     let fromIntermediate = 1 / Double(c.intermediate).squareRoot()
     let xavier = (6 / Double(c.hidden + c.intermediate)).squareRoot()
-    if let p = self[.routerWeight], let data = p.data {
-      Random(seed: c.seed, stream: UInt8(Role.routerWeight.rawValue), step: 0)
-        .fillNormal(data, count: p.count, deviation: fromHidden)
-    }
+    Random(seed: c.seed, stream: UInt8(Role.routerWeight.rawValue), step: 0)
+      .fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
     uniform(.routerBias, fromHidden)
     uniform(.gateWeight, xavier)
     uniform(.gateBias, fromHidden)
@@ -136,5 +161,20 @@ struct Parameters {
     uniform(.upBias, fromHidden)
     uniform(.downWeight, xavier)
     uniform(.downBias, fromIntermediate)
+  }
+
+  /// The float32 values, rounded.
+  private func fillRounded(
+    _ p: Parameter, _ random: Random, _ bound: Float, _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    let stretch = 1024
+    let data = p.data!.assumingMemoryBound(to: UInt16.self)
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
+      for first in Swift.stride(from: 0, to: p.count, by: stretch) {
+        let count = min(stretch, p.count - first)
+        random.fillUniform(values.baseAddress!, from: first, count: count, bound: bound)
+        kernels.pointee.to_bf16(Int64(count), values.baseAddress!, data + first)
+      }
+    }
   }
 }

@@ -46,19 +46,35 @@ func array<T>(
   UnsafeMutablePointer(mutating: try array(UnsafePointer(pointer), count: count, name))
 }
 
+/// An array of either type.
+func array(
+  _ pointer: UnsafeRawPointer?, count: Int, of type: ElementType, _ name: StaticString
+) throws(Fault) -> UnsafeRawPointer {
+  switch type {
+  case .f32: UnsafeRawPointer(try array(pointer?.assumingMemoryBound(to: Float.self), count: count, name))
+  case .bf16: UnsafeRawPointer(try array(pointer?.assumingMemoryBound(to: UInt16.self), count: count, name))
+  }
+}
+
+func array(
+  _ pointer: UnsafeMutableRawPointer?, count: Int, of type: ElementType, _ name: StaticString
+) throws(Fault) -> UnsafeMutableRawPointer {
+  UnsafeMutableRawPointer(mutating: try array(UnsafeRawPointer(pointer), count: count, of: type, name))
+}
+
 private func isAligned(_ pointer: UnsafeRawPointer, _ alignment: Int) -> Bool {
   Int(bitPattern: pointer) % alignment == 0
 }
 
-/// Refuses `output` when it shares memory with `other`; both are float32 arrays.
+/// Refuses `output` when it shares memory with `other`.
 func requireApart(
-  _ output: UnsafePointer<Float>?, _ outputCount: Int, _ outputName: StaticString, _ other: UnsafePointer<Float>?,
-  _ otherCount: Int, _ otherName: StaticString
+  _ output: UnsafeRawPointer?, _ outputBytes: Int, _ outputName: StaticString, _ other: UnsafeRawPointer?,
+  _ otherBytes: Int, _ otherName: StaticString
 ) throws(Fault) {
-  guard let output, let other, outputCount > 0, otherCount > 0 else { return }
+  guard let output, let other, outputBytes > 0, otherBytes > 0 else { return }
   let (a, b) = (UInt(bitPattern: output), UInt(bitPattern: other))
   // Distances rather than ends: an end could lie beyond the address space.
-  let apart = a < b ? (b - a) / 4 >= UInt(outputCount) : (a - b) / 4 >= UInt(otherCount)
+  let apart = a < b ? b - a >= UInt(outputBytes) : a - b >= UInt(otherBytes)
   if !apart { throw .invalid("\(outputName) overlaps \(otherName)") }
 }
 

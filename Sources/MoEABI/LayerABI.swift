@@ -51,6 +51,8 @@ extension Configuration {
       throw .invalid("activation = \(Int(config.activation)) is not a moe_activation")
     }
     let gated = config.expert_kind == Int32(MOE_EXPERT_GATED.rawValue)
+    let weightType = try elementType(config.weight_dtype, "weight_dtype")
+    let tokenType = try elementType(config.io_dtype, "io_dtype")
     let inferenceOnly = try flag(config.inference_only, "inference_only")
     try requireShare(Double(config.dropout), "dropout")
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
@@ -61,8 +63,8 @@ extension Configuration {
       normalize: config.router_normalize == Int32(MOE_NORMALIZE_SUM.rawValue),
       routerBias: try bias(config.router_bias, "router_bias", default: true), gated: gated,
       activation: config.activation, expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
-      trainable: !inferenceOnly, dropout: config.dropout, balanceCoefficient: config.balance_coef,
-      zCoefficient: config.z_coef, seed: config.seed)
+      weights: weightType, tokens: tokenType, trainable: !inferenceOnly, dropout: config.dropout,
+      balanceCoefficient: config.balance_coef, zCoefficient: config.z_coef, seed: config.seed)
   }
 }
 
@@ -73,6 +75,11 @@ private func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fa
   case Int32(MOE_BIAS_ON.rawValue): return true
   default: throw .invalid("\(name) = \(Int(value)) is not a moe_bias")
   }
+}
+
+private func elementType(_ value: Int32, _ name: StaticString) throws(Fault) -> ElementType {
+  guard let type = ElementType(rawValue: value) else { throw .invalid("\(name) = \(Int(value)) is not a moe_dtype") }
+  return type
 }
 
 // MARK: parameters
@@ -115,17 +122,18 @@ public func moe_layer_find_parameter(
 
 @implementation @_cdecl("moe_layer_bind_parameter")
 public func moe_layer_bind_parameter(
-  _ layer: OpaquePointer?, _ index: Int64, _ data: UnsafeMutablePointer<Float>?, _ grad: UnsafeMutablePointer<Float>?
+  _ layer: OpaquePointer?, _ index: Int64, _ data: UnsafeMutableRawPointer?, _ grad: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     let parameter = try parameter(of: layer, index)
-    let data = try required(data, "data")
+    guard data != nil else { throw .invalid("data is NULL") }
+    let data = try array(data, count: parameter.count, of: parameter.type, "data")
     let grad = try optional(grad, "grad")
     if grad != nil && !layer.pointee.configuration.trainable {
       throw .invalid("grad must be NULL: the layer was created inference_only")
     }
-    try requireApart(grad ?? parameter.grad, parameter.count, "grad", data, parameter.count, "data")
+    try requireApart(grad ?? parameter.grad, 4 * parameter.count, "grad", data, parameter.bytes, "data")
     layer.pointee.bind(Int(index), data: data, grad: grad)
   }
 }
@@ -136,6 +144,9 @@ public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe
     let layer = try handle(layer, "layer", as: Layer.self)
     guard let preparation = Layer.Preparation(rawValue: prepared) else {
       throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
+    }
+    if preparation == .f32 && layer.pointee.configuration.weights == .bf16 {
+      throw .invalid("prepared = MOE_PREPARED_F32, but the layer's weights are bfloat16")
     }
     try layer.pointee.prepare(preparation)
   }

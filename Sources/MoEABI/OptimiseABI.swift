@@ -73,7 +73,7 @@ private func create(
   let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
   out.pointee = OpaquePointer(
-    try OptimizerPointer.create(rule, tensorCount: list.count, count: { list.elements($0) }, in: context))
+    try OptimizerPointer.create(rule, tensorCount: list.count, in: context) { (list.elements($0), list.type($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
@@ -101,7 +101,12 @@ public func moe_optimizer_step(
       }
       try list.requireData(index)
       try list.requireGrad(index)
-      try requireApart(list.data(index), now, "tensors: data", list.grad(index), now, "grad of the same tensor")
+      let type = list.type(index)
+      if type != optimizer.pointee.type(ofTensor: index) {
+        throw .invalid("tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
+      }
+      try requireApart(
+        list.data(index), type.size * now, "tensors: data", list.grad(index), 4 * now, "grad of the same tensor")
     }
     optimizer.pointee.step { index in
       TrainedTensor(data: list.data(index), grad: list.grad(index), count: list.elements(index))

@@ -30,8 +30,8 @@ public func moe_report_init(_ report: UnsafeMutablePointer<moe_report>?, _ struc
 
 @implementation @_cdecl("moe_layer_forward")
 public func moe_layer_forward(
-  _ layer: OpaquePointer?, _ x: UnsafePointer<Float>?, _ n_tokens: Int64,
-  _ options: UnsafePointer<moe_forward_options>?, _ y: UnsafeMutablePointer<Float>?, _ tape: OpaquePointer?,
+  _ layer: OpaquePointer?, _ x: UnsafeRawPointer?, _ n_tokens: Int64,
+  _ options: UnsafePointer<moe_forward_options>?, _ y: UnsafeMutableRawPointer?, _ tape: OpaquePointer?,
   _ report: UnsafeMutablePointer<moe_report>?
 ) -> moe_status {
   attempt { () throws(Fault) in
@@ -47,18 +47,19 @@ public func moe_layer_forward(
 }
 
 private func forward(
-  _ layer: LayerPointer, _ x: UnsafePointer<Float>?, _ n_tokens: Int64, _ options: UnsafePointer<moe_forward_options>?,
-  _ y: UnsafeMutablePointer<Float>?, _ tape: TapePointer?, _ report: UnsafeMutablePointer<moe_report>?
+  _ layer: LayerPointer, _ x: UnsafeRawPointer?, _ n_tokens: Int64, _ options: UnsafePointer<moe_forward_options>?,
+  _ y: UnsafeMutableRawPointer?, _ tape: TapePointer?, _ report: UnsafeMutablePointer<moe_report>?
 ) throws(Fault) {
   let c = layer.pointee.configuration
   // T K is counted in 32 bits, as are OpenBLAS's sizes.
   try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.topK)
   let tokens = Int(n_tokens)
   let elements = try product(tokens, c.hidden, "n_tokens * hidden_size")
-  let x = try array(x, count: elements, "x")
-  let y = try array(y, count: elements, "y")
-  try requireApart(y, elements, "y", x, elements, "x")
-  try requireApartFromParameters(y, elements, "y", layer)
+  let x = try array(x, count: elements, of: c.tokens, "x")
+  let y = try array(y, count: elements, of: c.tokens, "y")
+  let bytes = elements * c.tokens.size
+  try requireApart(y, bytes, "y", x, bytes, "x")
+  try requireApartFromParameters(y, bytes, "y", layer)
 
   var (step, training) = (UInt64(0), false)
   if options != nil {
@@ -91,8 +92,8 @@ private func forward(
 
 @implementation @_cdecl("moe_layer_backward")
 public func moe_layer_backward(
-  _ layer: OpaquePointer?, _ tape: OpaquePointer?, _ x: UnsafePointer<Float>?, _ dy: UnsafePointer<Float>?,
-  _ d_aux_loss: Float, _ dx: UnsafeMutablePointer<Float>?
+  _ layer: OpaquePointer?, _ tape: OpaquePointer?, _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?,
+  _ d_aux_loss: Float, _ dx: UnsafeMutableRawPointer?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
@@ -103,13 +104,14 @@ public func moe_layer_backward(
     }
     let c = layer.pointee.configuration
     let elements = layer.pointee.tokens(on: tape) * c.hidden  // as forward checked it
-    let x = try array(x, count: elements, "x")
-    let dy = try array(dy, count: elements, "dy")
+    let x = try array(x, count: elements, of: c.tokens, "x")
+    let dy = try array(dy, count: elements, of: c.tokens, "dy")
     guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
-    let dx = try optional(dx, "dx")
-    try requireApart(dx, elements, "dx", x, elements, "x")
-    try requireApart(dx, elements, "dx", dy, elements, "dy")
-    try requireApartFromParameters(dx, elements, "dx", layer)
+    let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
+    let bytes = elements * c.tokens.size
+    try requireApart(dx, bytes, "dx", x, bytes, "x")
+    try requireApart(dx, bytes, "dx", dy, bytes, "dy")
+    try requireApartFromParameters(dx, bytes, "dx", layer)
     try layer.pointee.backward(tape, x: x, dy: dy, dAuxLoss: d_aux_loss, dx: dx)
   }
 }
@@ -121,11 +123,11 @@ private func own(_ tape: OpaquePointer?, of layer: LayerPointer) throws(Fault) -
 }
 
 private func requireApartFromParameters(
-  _ output: UnsafePointer<Float>?, _ count: Int, _ name: StaticString, _ layer: LayerPointer
+  _ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString, _ layer: LayerPointer
 ) throws(Fault) {
   for index in 0..<layer.pointee.parameterCount {
     let parameter = layer.pointee.parameter(index)
-    try requireApart(output, count, name, parameter.data, parameter.count, parameter.name)
-    try requireApart(output, count, name, parameter.grad, parameter.count, parameter.name)
+    try requireApart(output, bytes, name, parameter.data, parameter.bytes, parameter.name)
+    try requireApart(output, bytes, name, parameter.grad, 4 * parameter.count, parameter.name)
   }
 }

@@ -12,7 +12,7 @@ extension moe_tensor {
     self.init()
     self.struct_size = struct_size
     name = UnsafeRawPointer(parameter.name.utf8Start).assumingMemoryBound(to: CChar.self)
-    dtype = Int32(MOE_DTYPE_F32.rawValue)
+    dtype = parameter.type.rawValue
     rank = Int32(truncatingIfNeeded: parameter.rank)
     let (a, b, c) = parameter.shape
     shape = (Int64(a), parameter.rank > 1 ? Int64(b) : 0, parameter.rank > 2 ? Int64(c) : 0, 0)
@@ -47,7 +47,7 @@ struct TensorList {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
     let tensor = pointer(index).pointee
-    if tensor.dtype != Int32(MOE_DTYPE_F32.rawValue) {
+    if ElementType(rawValue: tensor.dtype) == nil {
       throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
     }
     guard tensor.rank >= 1 && tensor.rank <= 4 else {
@@ -81,25 +81,32 @@ struct TensorList {
     return product
   }
 
+  func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
 
   /// Call `requireGrad` first, and `requireData`.
-  func grad(_ index: Int) -> UnsafeMutablePointer<Float> { floats(pointer(index).pointee.grad) }
-  func data(_ index: Int) -> UnsafeMutablePointer<Float> { floats(pointer(index).pointee.data) }
+  func grad(_ index: Int) -> UnsafeMutablePointer<Float> {
+    memory(pointer(index).pointee.grad).assumingMemoryBound(to: Float.self)
+  }
+  func data(_ index: Int) -> UnsafeMutableRawPointer { memory(pointer(index).pointee.data) }
 
-  func requireGrad(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.grad, index, "grad") }
-  func requireData(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.data, index, "data") }
+  func requireGrad(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.grad, .f32, index, "grad") }
+  func requireData(_ index: Int) throws(Fault) {
+    try requireValues(pointer(index).pointee.data, type(index), index, "data")
+  }
 
-  private func requireValues(_ memory: UnsafeMutableRawPointer?, _ index: Int, _ field: StaticString) throws(Fault) {
+  private func requireValues(
+    _ memory: UnsafeMutableRawPointer?, _ type: ElementType, _ index: Int, _ field: StaticString
+  ) throws(Fault) {
     guard memory != nil || elements(index) == 0 else { throw .invalid("tensors[\(index)]: \(field) is NULL") }
-    guard Int(bitPattern: memory) % MemoryLayout<Float>.alignment == 0 else {
-      throw .invalid("tensors[\(index)]: \(field) is not aligned to 4 bytes")
+    guard Int(bitPattern: memory) % type.size == 0 else {
+      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.size) bytes")
     }
   }
 
   /// An empty tensor has no memory; any address that is not nil stands for it.
-  private func floats(_ memory: UnsafeMutableRawPointer?) -> UnsafeMutablePointer<Float> {
-    memory?.assumingMemoryBound(to: Float.self) ?? UnsafeMutablePointer(bitPattern: MemoryLayout<Float>.alignment)!
+  private func memory(_ memory: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer {
+    memory ?? UnsafeMutableRawPointer(bitPattern: MemoryLayout<Float>.alignment)!
   }
 }
 

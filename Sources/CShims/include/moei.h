@@ -3,6 +3,9 @@
 #ifndef MOEI_H
 #define MOEI_H
 
+/* Vectors are passed between inlined functions only. */
+#pragma clang diagnostic ignored "-Wpsabi"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -70,13 +73,31 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_from_bf16(const ui
   __builtin_memcpy(&half, p, sizeof half);
   return (moei_f32x16)(__builtin_convertvector(half, moei_u32x16) << 16);
 }
-static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
+/* In the upper half; the lower one means nothing. */
+static inline __attribute__((always_inline)) moei_u32x16 moei_round_to_bf16(moei_f32x16 v) {
   moei_u32x16 bits = (moei_u32x16)v;
   moei_u32x16 nan = (moei_u32x16)(v != v);
-  moei_u32x16 rounded = bits + 0x7FFF + ((bits >> 16) & 1);
-  moei_u16x16 half = __builtin_convertvector(((nan & (bits | 0x400000)) | (~nan & rounded)) >> 16, moei_u16x16);
+  return (nan & (bits | 0x400000)) | (~nan & (bits + 0x7FFF + ((bits >> 16) & 1)));
+}
+static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
+  moei_u16x16 half = __builtin_convertvector(moei_round_to_bf16(v) >> 16, moei_u16x16);
   __builtin_memcpy(p, &half, sizeof half);
 }
+/* Words whose lower and upper halves are a and b. */
+static inline __attribute__((always_inline)) moei_u32x16 moei_pair(const uint16_t *a, const uint16_t *b) {
+  moei_u16x16 low, high;
+  __builtin_memcpy(&low, a, sizeof low);
+  __builtin_memcpy(&high, b, sizeof high);
+  return __builtin_convertvector(low, moei_u32x16) | __builtin_convertvector(high, moei_u32x16) << 16;
+}
+#if defined(__AVX512BF16__)
+/* sum + the products of the lower and of the upper halves of two words of bfloat16. */
+typedef __bf16 moei_bf16x32 __attribute__((__vector_size__(64)));
+typedef float moei_f32x16_gcc __attribute__((__vector_size__(64)));
+static inline __attribute__((always_inline)) moei_f32x16 moei_add_products(moei_f32x16 sum, moei_u32x16 a, moei_u32x16 b) {
+  return (moei_f32x16)__builtin_ia32_dpbf16ps_512((moei_f32x16_gcc)sum, (moei_bf16x32)a, (moei_bf16x32)b);
+}
+#endif
 /* Of each four lanes: a0 b0 a1 b1, a2 b2 a3 b3;  a0 a1 b0 b1, a2 a3 b2 b3. */
 #define MOEI_SHUFFLE(name, i, j, k, l)                                                                               \
   static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                      \
@@ -113,13 +134,13 @@ typedef struct moei_adamw {
   float epsilon;
 } moei_adamw;
 
-/* Weights that are wanted next: 32 lines at a distance of `row` floats for each chunk of k, chunks `chunk` floats apart. */
+/* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. */
 typedef struct moei_ahead {
-  const float *first;
+  const void *first;
   int64_t row, chunk;
 } moei_ahead;
 
-static inline __attribute__((always_inline)) void moei_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
+static inline __attribute__((always_inline)) void moei_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 static inline __attribute__((always_inline)) void moei_prefetch_to_write(const float *p) { __builtin_prefetch(p, 1, 2); }
 
 /* The rows of one expert cut into tiles: `count` of them, the first `tall` with `height` rows, the others with one fewer. */
@@ -160,9 +181,6 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
-  /* the same with B in bfloat16 */
-  void (*product_bf16)(int64_t m, int64_t columns, int64_t k, const float *a, const uint16_t *b, const float *start,
-                       int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
    * c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
@@ -171,12 +189,30 @@ typedef struct moei_kernels {
   /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
   void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
   void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
-  /* n floats, a multiple of 16, from and to bfloat16 */
-  void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
-  void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
   /* chunks [columns / 32][m][32] of m rows of x: row pairs[r] / top_k, times weights[pairs[r]]; without pairs, row r */
   void (*gather)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
                  int64_t x_row, const float *_Nullable weights, float *chunks);
+
+  /* The products of bfloat16 take two at a time, in words of two: A [k / 32][m][16] and B [k / 2][32] of pairs along k,
+   * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
+  void (*product_of_pairs)(int64_t m, int64_t columns, int64_t k, const uint32_t *a, const uint32_t *b, const float *start,
+                           int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  void (*product_over_token_pairs)(int64_t rows, int64_t columns, moei_tiles tiles, const uint32_t *a, int64_t a_width,
+                                   int64_t a_chunk, const uint32_t *b, int64_t b_width, int64_t b_chunk, float *c,
+                                   int64_t c_stride, const float *c_next);
+  void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
+  void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
+  /* master = x wherever x is not the master rounded: somebody has set it since */
+  void (*follow_bf16)(int64_t n, const uint16_t *x, float *master);
+  /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */
+  void (*pack_pairs_transposed)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
+  void (*pack_pairs)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
+  /* gather, rounded: rows, or pairs of rows [columns / 32][m / 2][32], the last one with 0 where m is odd */
+  void (*gather_bf16)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
+                      int64_t x_row, const float *_Nullable weights, uint16_t *chunks);
+  void (*gather_token_pairs)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
+                             int64_t x_row, const float *_Nullable weights, uint32_t *chunks);
+  void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
   void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
   void (*sgd)(int64_t n, float decay, float momentum, float learning_rate, float *parameter, const float *gradient,
@@ -186,8 +222,9 @@ typedef struct moei_kernels {
 void moei_kernels_base(moei_kernels *out);
 void moei_kernels_avx2(moei_kernels *out);
 void moei_kernels_avx512(moei_kernels *out);
+void moei_kernels_avx512_bf16(moei_kernels *out);
 
-/* Numbers as in moe_instructions: 1 the base set, 2 AVX2 and FMA, 3 AVX-512 F, BW, VL, DQ. */
+/* Numbers as in moe_instructions: 1 the base set, 2 AVX2 and FMA, 3 AVX-512 F, BW, VL, DQ, 4 the same and BF16. */
 int32_t moei_processor_level(void);
 
 #pragma clang assume_nonnull end

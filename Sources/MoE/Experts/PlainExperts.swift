@@ -29,15 +29,16 @@ struct PlainForward: Job {
   let dispatch: Dispatch
   let dropout: Dropout?
   /// On the tape, for all rows; or scratch for one block per lane, when there will be no backward.
-  let kept: Preactivations?
-  let passing: Preactivations?
+  let kept: Preactivations<Float>?
+  let passing: Preactivations<Float>?
+  let numbers: PlainNumbers
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let outputs: UnsafeMutablePointer<Float>  // [T*K,H]
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
+    dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<Float>?
   ) {
     self.c = c
     kernels = context.kernels
@@ -48,6 +49,7 @@ struct PlainForward: Job {
     self.dropout = dropout
     self.kept = kept
     let rows = context.lanes * rowsPerBlock
+    numbers = PlainNumbers(&arena, c, context: context, parameters: parameters)
     passing = kept == nil ? Preactivations(&arena, c, rows: rows, width: c.intermediate) : nil
     gathered = arena.take(Float.self, rows, c.hidden)
     activations = arena.take(Float.self, rows, c.intermediate)
@@ -60,7 +62,9 @@ struct PlainForward: Job {
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
+    let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
+    let index = lane.pointee.index
+    func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
     let a = activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
@@ -73,15 +77,19 @@ struct PlainForward: Job {
       let out = outputs + first * h  // [n,H]
 
       gather(self.x, pairs, count: n, c, into: x)
+      numbers.round(x, n * h)
       if let gate = pre.gate {
         start(gate, count: n, width: i, with: w.gateBias)
-        matmul.addABt(n, i, h, x, lda: h, w.gateWeight!, ldb: h, gate, ldc: i)
+        matmul.addABt(n, i, h, x, lda: h, matrix(.gateWeight), ldb: h, gate, ldc: i)
+        numbers.round(gate, n * i)
       }
       start(pre.up, count: n, width: i, with: w.upBias)
-      matmul.addABt(n, i, h, x, lda: h, w.upWeight, ldb: h, pre.up, ldc: i)
+      matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight), ldb: h, pre.up, ldc: i)
+      numbers.round(pre.up, n * i)
       pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
+      numbers.round(a, n * i)
       start(out, count: n, width: h, with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, w.downWeight, ldb: i, out, ldc: h)
+      matmul.addABt(n, h, i, a, lda: i, matrix(.downWeight), ldb: i, out, ldc: h)
     }
   }
 }
@@ -100,7 +108,8 @@ struct PlainBackward: Job {
   let routing: Routing
   let dispatch: Dispatch
   let dropout: Dropout?
-  let kept: Preactivations
+  let kept: Preactivations<Float>
+  let numbers: PlainNumbers
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dInner: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
@@ -110,7 +119,7 @@ struct PlainBackward: Job {
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents
+    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<Float>
   ) {
     self.c = c
     kernels = context.kernels
@@ -121,7 +130,8 @@ struct PlainBackward: Job {
     routing = tape.routing
     dispatch = tape.dispatch
     dropout = tape.dropout
-    kept = tape.preactivations
+    self.kept = kept
+    numbers = PlainNumbers(&arena, c, context: context, parameters: parameters)
     let rows = context.lanes * rowsPerBlock
     gathered = arena.take(Float.self, rows, c.hidden)
     activations = arena.take(Float.self, rows, c.intermediate)
@@ -137,10 +147,11 @@ struct PlainBackward: Job {
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
-    let grad = ExpertTensors(c, expert: expert) { parameters.grad($0) }
+    let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
+    let grad = ExpertTensors(gradientsIn: parameters, c, expert: expert)
     let mine = dispatch.rows(ofExpert: expert)
     let index = lane.pointee.index
+    func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let x = gathered + index * rowsPerBlock * h  // [n,H]
     let a = activations + index * rowsPerBlock * i  // [n,I]
     let da = dInner + index * rowsPerBlock * i  // [n,I]
@@ -153,23 +164,27 @@ struct PlainBackward: Job {
       let rows = dRows + first * h  // [n,H]
 
       gather(self.x, pairs, count: n, c, into: x)
+      numbers.round(x, n * h)
       gather(dy, pairs, count: n, c, into: rows)
+      numbers.round(rows, n * h)
       pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
+      numbers.round(a, n * i)
 
       // da = dy W_down, still without the routing weight, whose gradient it gives.
       da.update(repeating: 0, count: n * i)
-      matmul.addAB(n, i, h, rows, lda: h, w.downWeight, ldb: i, da, ldc: i)
+      matmul.addAB(n, i, h, rows, lda: h, matrix(.downWeight), ldb: i, da, ldc: i)
       for row in 0..<n {
         let pair = Int(pairs[row])
         var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
-        if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), rows + row * h, bias) }
+        if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy + pair / c.topK * h, bias) }
         dWeights[pair] = slope
         // From here on with the weight: the gradient of this expert's own output, and what follows from it.
         let weight = routing.weights[pair]
-        kernels.pointee.scale(Int64(h), weight, rows + row * h, rows + row * h)
+        kernels.pointee.scale(Int64(h), weight, dy + pair / c.topK * h, rows + row * h)
         kernels.pointee.scale(Int64(i), weight, da + row * i, da + row * i)
         if let dropout { dropout.apply(da + row * i, pair: pair, from: 0, count: i) }
       }
+      numbers.round(rows, n * h)
       matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
       if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
 
@@ -178,15 +193,17 @@ struct PlainBackward: Job {
       if let gate = pre.gate {
         let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
         kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
+        numbers.round(dGate, n * i)
         matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
         if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        matmul.addAB(n, h, i, dGate, lda: i, w.gateWeight!, ldb: h, rows, ldc: h)
+        matmul.addAB(n, h, i, dGate, lda: i, matrix(.gateWeight), ldb: h, rows, ldc: h)
       } else {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
+      numbers.round(da, n * i)
       matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
       if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      matmul.addAB(n, h, i, da, lda: i, w.upWeight, ldb: h, rows, ldc: h)
+      matmul.addAB(n, h, i, da, lda: i, matrix(.upWeight), ldb: h, rows, ldc: h)
     }
   }
 

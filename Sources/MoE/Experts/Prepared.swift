@@ -2,50 +2,31 @@ import CShims
 
 /// A packed copy of the experts' weights, made once for inference: forward then streams panels as they will be multiplied,
 /// instead of packing them in every call. The values are the same, and so are the bits of the results.
-/// In bfloat16 there are half the bytes to read; the results are those of the rounded weights.
+/// In bfloat16 forward computes as a layer with bfloat16 weights does.
 struct PreparedWeights {
   let bf16: Bool
-  fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, H, 32]
+  fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same
-  fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, I, 32]
+  fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
   fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
 
   fileprivate static var samplesPerMatrix: Int { 16 }
 
   init(_ arena: inout Arena, _ c: Configuration, bf16: Bool) {
+    func take<P: Precision>(_: P.Type, _ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
+      UnsafeMutableRawPointer(arena.take(P.Element.self, c.experts * padded(rows), P.filledUp(columns)))
+    }
     func take(_ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      bf16
-        ? UnsafeMutableRawPointer(arena.take(UInt16.self, rows, columns))
-        : UnsafeMutableRawPointer(arena.take(Float.self, rows, columns))
+      bf16 ? take(BF16.self, rows, columns) : take(F32.self, rows, columns)
     }
     self.bf16 = bf16
-    let inner = c.experts * padded(c.intermediate)
-    gate = c.gated ? take(inner, c.hidden) : nil
-    up = take(inner, c.hidden)
-    down = take(c.experts * padded(c.hidden), c.intermediate)
+    gate = c.gated ? take(c.intermediate, c.hidden) : nil
+    up = take(c.intermediate, c.hidden)
+    down = take(c.hidden, c.intermediate)
     samples = arena.take(Float.self, c.experts, 3 * Self.samplesPerMatrix)
   }
 
-  /// Panel `chunk` of a matrix of one expert, H or I rows of 32.
-  func gatePanel(_ c: Configuration, expert: Int, chunk: Int) -> WeightPanel? {
-    gate.map { WeightPanel(packed: innerPlace($0, c, expert, chunk), bf16: bf16) }
-  }
-  func upPanel(_ c: Configuration, expert: Int, chunk: Int) -> WeightPanel {
-    WeightPanel(packed: innerPlace(up, c, expert, chunk), bf16: bf16)
-  }
-  func downPanel(_ c: Configuration, expert: Int, chunk: Int) -> WeightPanel {
-    WeightPanel(packed: downPlace(c, expert, chunk), bf16: bf16)
-  }
-
-  fileprivate func innerPlace(
-    _ matrix: UnsafeMutableRawPointer, _ c: Configuration, _ expert: Int, _ chunk: Int
-  ) -> UnsafeMutableRawPointer {
-    matrix + (expert * padded(c.intermediate) + chunk * chunkWidth) * c.hidden * bytes
-  }
-  fileprivate func downPlace(_ c: Configuration, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
-    down + (expert * padded(c.hidden) + chunk * chunkWidth) * c.intermediate * bytes
-  }
-  private var bytes: Int { bf16 ? 2 : 4 }
+  func panels<P: Precision>(_: P.Type, _ c: Configuration) -> PreparedPanels<P> { PreparedPanels(self, c) }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
   /// of them would cost what the packing saves.
@@ -62,25 +43,57 @@ struct PreparedWeights {
   fileprivate static func sample(
     _ c: Configuration, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>
   ) {
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
     let size = c.hidden * c.intermediate
-    for i in 0..<samplesPerMatrix {
-      // From the first element to the last.
-      let place = samplesPerMatrix == 1 ? 0 : i * (size - 1) / (samplesPerMatrix - 1)
-      samples[i] = w.gateWeight?[place] ?? 0
-      samples[samplesPerMatrix + i] = w.upWeight[place]
-      samples[2 * samplesPerMatrix + i] = w.downWeight[place]
+    func take(_ role: Parameters.Role, _ number: Int) {
+      for i in 0..<samplesPerMatrix {
+        // From the first element to the last.
+        let place = expert * size + i * (size - 1) / (samplesPerMatrix - 1)
+        samples[number * samplesPerMatrix + i] = parameters.value(role, place)
+      }
     }
+    if c.gated { take(.gateWeight, 0) } else { samples.update(repeating: 0, count: samplesPerMatrix) }
+    take(.upWeight, 1)
+    take(.downWeight, 2)
+  }
+}
+
+/// The panels of one precision: H or I rows of 32.
+struct PreparedPanels<P: Precision> {
+  private let prepared: PreparedWeights
+  private let c: Configuration
+
+  fileprivate init(_ prepared: PreparedWeights, _ c: Configuration) {
+    self.prepared = prepared
+    self.c = c
+  }
+
+  func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.gate!, expert, chunk)) }
+  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up, expert, chunk)) }
+  func down(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: outer(expert, chunk)) }
+
+  fileprivate func inner(
+    _ matrix: UnsafeMutableRawPointer, _ expert: Int, _ chunk: Int
+  ) -> UnsafeMutablePointer<P.Element> {
+    place(matrix, expert, chunk, c.intermediate, c.hidden)
+  }
+  fileprivate func outer(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
+    place(prepared.down, expert, chunk, c.hidden, c.intermediate)
+  }
+  private func place(
+    _ matrix: UnsafeMutableRawPointer, _ expert: Int, _ chunk: Int, _ rows: Int, _ columns: Int
+  ) -> UnsafeMutablePointer<P.Element> {
+    matrix.assumingMemoryBound(to: P.Element.self)
+      + (expert * padded(rows) + chunk * chunkWidth) * P.filledUp(columns)
   }
 }
 
 /// Packs one chunk of columns of one expert per item: those of gate and up, then those of down.
-struct PrepareWeights: Job {
+struct PrepareWeights<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let prepared: PreparedWeights
-  let buffers: UnsafeMutablePointer<Float>  // [lanes, panelDepth, 32]
+  let buffers: UnsafeMutablePointer<P.Element>?  // [lanes, 32, panelDepth], where weights are rounded first
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights
@@ -89,7 +102,8 @@ struct PrepareWeights: Job {
     kernels = context.kernels
     self.parameters = parameters
     self.prepared = prepared
-    buffers = arena.take(Float.self, context.lanes, panelDepth * chunkWidth)
+    let rounds = prepared.bf16 && c.weights == .f32
+    buffers = rounds ? arena.take(P.Element.self, context.lanes * chunkWidth, panelDepth) : nil
   }
 
   func run(in context: ContextPointer) {
@@ -100,16 +114,16 @@ struct PrepareWeights: Job {
     let (h, i) = (c.hidden, c.intermediate)
     let perExpert = chunks(of: i) + chunks(of: h)
     let (expert, place) = (item / perExpert, item % perExpert)
-    let w = ExpertTensors(c, expert: expert) { parameters.data($0) }
-    let buffer = buffers + lane.pointee.index * panelDepth * chunkWidth
+    let panels = prepared.panels(P.self, c)
+    let buffer = buffers.map { $0 + lane.pointee.index * chunkWidth * panelDepth }
     if place < chunks(of: i) {
       if let gate = prepared.gate {
-        pack(w.gateWeight!, i, h, place, into: prepared.innerPlace(gate, c, expert, place), buffer)
+        pack(.gateWeight, expert, i, h, place, into: panels.inner(gate, expert, place), buffer)
       }
-      pack(w.upWeight, i, h, place, into: prepared.innerPlace(prepared.up, c, expert, place), buffer)
+      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up, expert, place), buffer)
     } else {
       let chunk = place - chunks(of: i)
-      pack(w.downWeight, h, i, chunk, into: prepared.downPlace(c, expert, chunk), buffer)
+      pack(.downWeight, expert, h, i, chunk, into: panels.outer(expert, chunk), buffer)
     }
     if place == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
@@ -117,22 +131,26 @@ struct PrepareWeights: Job {
     }
   }
 
-  /// One panel of a matrix [rows, depth], piece by piece.
+  /// One panel of an expert's matrix [rows, depth], piece by piece.
   private func pack(
-    _ matrix: UnsafePointer<Float>, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer,
-    _ buffer: UnsafeMutablePointer<Float>
+    _ role: Parameters.Role, _ expert: Int, _ rows: Int, _ depth: Int, _ chunk: Int,
+    into panel: UnsafeMutablePointer<P.Element>, _ buffer: UnsafeMutablePointer<P.Element>?
   ) {
-    let columns = Int64(min(chunkWidth, rows - chunk * chunkWidth))
+    let first = (expert * rows + chunk * chunkWidth) * depth
+    let columns = min(chunkWidth, rows - chunk * chunkWidth)
     for p in stride(from: 0, to: depth, by: panelDepth) {
       let piece = min(panelDepth, depth - p)
-      let weights = matrix + chunk * chunkWidth * depth + p
-      if prepared.bf16 {
-        kernels.pointee.pack_transposed(columns, Int64(piece), weights, Int64(depth), buffer)
-        kernels.pointee.to_bf16(
-          Int64(piece * chunkWidth), buffer, panel.assumingMemoryBound(to: UInt16.self) + p * chunkWidth)
+      if let buffer {
+        let weights = parameters.data(role)! + first + p
+        for row in 0..<columns { P.store(piece, weights + row * depth, into: buffer + row * panelDepth, kernels) }
+        P.pack(
+          columns, piece, UnsafePointer(buffer), rowStride: panelDepth, transposed: true,
+          into: panel + p * chunkWidth, kernels)
       } else {
-        kernels.pointee.pack_transposed(
-          columns, Int64(piece), weights, Int64(depth), panel.assumingMemoryBound(to: Float.self) + p * chunkWidth)
+        let weights = parameters.memory(role)!.assumingMemoryBound(to: P.Element.self) + first + p
+        P.pack(
+          columns, piece, UnsafePointer(weights), rowStride: depth, transposed: true, into: panel + p * chunkWidth,
+          kernels)
       }
     }
   }

@@ -8,23 +8,24 @@ import CShims
 // The gradient of a routing weight is <dy, out> = <W_down^T dy, a> + <dy, b_down>, and W_down^T dy is needed anyway, so
 // the experts' outputs are neither kept nor computed again.
 
-struct TiledBackward {
+struct TiledBackward<P: Precision> {
   let c: Configuration
   let dWeights: UnsafeMutablePointer<Float>  // [T,K] gradient of the routing weights
   let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H] each row's gradient of x
-  private let inner: TiledInnerGradient
+  private let inner: TiledInnerGradient<P>
   private let slopes: SlopeSums
-  private let input: TiledInputGradient
-  private let weights: TiledWeightGradient
+  private let input: TiledInputGradient<P>
+  private let weights: TiledWeightGradient<P>
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents
+    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<P.Element>
   ) {
     self.c = c
     dWeights = arena.take(Float.self, tape.routing.tokens, c.topK)
     dRows = arena.take(Float.self, tape.dispatch.pairs, padded(c.hidden))
-    inner = TiledInnerGradient(&arena, c, context: context, dy: dy, parameters: parameters, tape: tape)
+    inner = TiledInnerGradient(
+      &arena, c, context: context, dy: dy, parameters: parameters, tape: tape, kept: kept)
     slopes = SlopeSums(
       c: c, kernels: context.kernels, dy: dy, parameters: parameters, routing: tape.routing, dispatch: tape.dispatch,
       slopes: inner.slopes, dWeights: dWeights)
@@ -43,7 +44,7 @@ struct TiledBackward {
 }
 
 /// Step 1.
-struct TiledInnerGradient: Job {
+struct TiledInnerGradient<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let dy: UnsafePointer<Float>  // [T,H]
@@ -51,19 +52,26 @@ struct TiledInnerGradient: Job {
   let routing: Routing
   let dispatch: Dispatch
   let dropout: Dropout?
-  let kept: Preactivations
+  let kept: Preactivations<P.Element>
   let work: WorkList
-  let activations: UnsafeMutablePointer<Float>  // [T*K, padded I], tiled
-  let dUp: UnsafeMutablePointer<Float>  // the same
-  let dGate: UnsafeMutablePointer<Float>?  // the same
+  // [T*K, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
+  let dUp: UnsafeMutablePointer<P.Element>
+  let dUpTokens: UnsafeMutablePointer<P.Element>
+  let dGate: UnsafeMutablePointer<P.Element>?
+  let dGateTokens: UnsafeMutablePointer<P.Element>?
+  let activations: UnsafeMutablePointer<P.Element>  // for sums over tokens
   let slopes: UnsafeMutablePointer<Float>  // [T*K, chunks of I] <da, a>, chunk by chunk
+  // Scratch of each thread.
   let gatheredRows: Int
-  let lanes: UnsafeMutablePointer<Float>
-  let floatsPerLane: Int
+  let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H] dy, tiled
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let passing: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] da, tiled
+  let chunk: UnsafeMutablePointer<Float>  // [lanes, 4, tile height, 32]: gate, up, a, dgate
+  let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, dy: UnsafePointer<Float>, parameters: Parameters,
-    tape: TapeContents
+    tape: TapeContents, kept: Preactivations<P.Element>
   ) {
     self.c = c
     kernels = context.kernels
@@ -72,17 +80,26 @@ struct TiledInnerGradient: Job {
     routing = tape.routing
     dispatch = tape.dispatch
     dropout = tape.dropout
-    kept = tape.preactivations
-    let (pairs, width) = (dispatch.pairs, padded(c.intermediate))
+    self.kept = kept
+    let pairs = dispatch.pairs
     work = WorkList(
-      &arena, c, context: context, pairs: pairs, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
-    activations = arena.take(Float.self, pairs, width)
-    dUp = arena.take(Float.self, pairs, width)
-    dGate = c.gated ? arena.take(Float.self, pairs, width) : nil
+      &arena, c, context: context, pairs: pairs, unit: P.unit, chunks: chunks(of: c.intermediate),
+      tilesPerPiece: gatheredTiles)
+    let (rows, width) = (ExpertPiece.places(pairs, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    dUp = arena.take(P.Element.self, rows, width)
+    dUpTokens = P.unit == 1 ? dUp : arena.take(P.Element.self, rows, width)
+    dGate = c.gated ? arena.take(P.Element.self, rows, width) : nil
+    dGateTokens = P.unit == 1 || !c.gated ? dGate : arena.take(P.Element.self, rows, width)
+    activations = arena.take(P.Element.self, rows, width)
     slopes = arena.take(Float.self, pairs, chunks(of: c.intermediate))
-    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
-    floatsPerLane = gatheredRows * padded(c.hidden) + panelsSize + chunkWidth
-    lanes = arena.take(Float.self, context.lanes, floatsPerLane)
+    gatheredRows = MoE.rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
+    gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
+    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    // In float32 everything is computed in the arrays themselves.
+    let beside = P.unit == 1 ? 0 : context.lanes * chunkWidth
+    passing = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
+    chunk = arena.take(Float.self, beside * 4, Int(kernels.pointee.tile_height))
+    zeros = arena.take(Float.self, context.lanes, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -92,46 +109,69 @@ struct TiledInnerGradient: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
-    let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H] dy, tiled
-    let packed = gathered + gatheredRows * padded(h)
-    let zero = packed + panelsSize
+    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let thread = lane.pointee.index
+    let gathered = gathered + thread * gatheredRows * padded(h)
+    let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
+    let zero = zeros + thread * chunkWidth
     start(zero, with: nil, 0)
 
-    piece.gather(piece.range, h, of: dy, xRow: h, into: gathered, topK: c.topK, kernels)
+    piece.gather(P.self, piece.range, h, of: dy, xRow: h, into: gathered, topK: c.topK, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
-    func panel(_ chunk: Int) -> WeightPanel {
+    func panel(_ chunk: Int) -> WeightPanel<P> {
       WeightPanel(
         w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed)
+    let products = PanelProducts<P>(
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
+      func place(_ chunk: Int, _ rows: Range<Int>) -> Int { piece.place(chunk, rows, width: padded(i)) }
+      /// Where da is computed, for chunk number `index` of this run.
+      func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
+        P.workplace(
+          dUp + place(run.lowerBound + index, rows),
+          or: passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth)
+      }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
         next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
         a: { UnsafePointer(gathered + ($0.lowerBound - piece.first) * padded(h)) }, start: { _ in UnsafePointer(zero) },
-        c: { dUp + piece.place(run.lowerBound + $0, $1, width: padded(i)) }, cStride: chunkWidth)
+        c: result, cStride: chunkWidth)
       for chunk in run {
         for tile in piece.range {
           let rows = piece.tiles.rows(tile)
           differentiate(
-            at: piece.place(chunk, rows, width: padded(i)), row: piece.row(rows), count: rows.count, chunk: chunk,
-            columns: columns(chunk))
+            result(chunk - run.lowerBound, rows), at: place(chunk, rows),
+            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), row: piece.row(rows),
+            count: rows.count, chunk: chunk, columns: columns(chunk), thread)
         }
       }
     }
   }
 
   /// From da = dy W_down to dup and dgate, for one chunk of one tile.
-  private func differentiate(at place: Int, row: Int, count: Int, chunk: Int, columns: Int) {
+  private func differentiate(
+    _ da: UnsafeMutablePointer<Float>, at place: Int, tokensAt tokens: Int, row: Int, count: Int, chunk: Int,
+    columns: Int, _ thread: Int
+  ) {
     let pairs = dispatch.pairOfRow + row
-    let a = activations + place
-    let da = dUp + place
     let width = Int64(chunkWidth)
-    let pre = Preactivations(gate: kept.gate.map { $0 + place }, up: kept.up + place)
+    let n = count * chunkWidth
+    func beside(_ number: Int) -> UnsafeMutablePointer<Float> {
+      self.chunk + (thread * 4 + number) * Int(kernels.pointee.tile_height) * chunkWidth
+    }
+    func loaded(_ array: UnsafeMutablePointer<P.Element>, _ number: Int) -> UnsafeMutablePointer<Float> {
+      let values = P.workplace(array + place, or: beside(number))
+      P.load(n, UnsafePointer(array + place), into: values, kernels)
+      return values
+    }
+    let pre = Preactivations(gate: kept.gate.map { loaded($0, 0) }, up: loaded(kept.up, 1))
+    let a = P.workplace(activations + tokens, or: beside(2))
     pre.activate(
       a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, c, dropout, kernels)
+    P.round(n, a, by: dUp + place, kernels)
+    P.storeTokens(count, a, into: activations + tokens, kernels)
     for r in 0..<count {
       let da = da + r * chunkWidth
       slopes[(row + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(width, da, a + r * chunkWidth)
@@ -140,11 +180,15 @@ struct TiledInnerGradient: Job {
       dropout?.apply(da, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
     }
     if let gate = pre.gate {
-      kernels.pointee.activate_gated_backward(
-        c.activation, Int64(count) * width, gate, pre.up, da, dGate! + place, da)
+      let dg = P.workplace(dGate! + place, or: beside(3))
+      kernels.pointee.activate_gated_backward(c.activation, Int64(n), gate, pre.up, da, dg, da)
+      P.store(n, dg, into: dGate! + place, kernels)
+      P.storeTokens(count, dg, into: dGateTokens! + tokens, kernels)
     } else {
-      kernels.pointee.activate_backward(c.activation, Int64(count) * width, pre.up, da)
+      kernels.pointee.activate_backward(c.activation, Int64(n), pre.up, da)
     }
+    P.store(n, da, into: dUp + place, kernels)
+    P.storeTokens(count, da, into: dUpTokens + tokens, kernels)
   }
 }
 
@@ -179,21 +223,21 @@ struct SlopeSums: Job {
 }
 
 /// Step 3.
-struct TiledInputGradient: Job {
+struct TiledInputGradient<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let dispatch: Dispatch
-  let inner: TiledInnerGradient
+  let inner: TiledInnerGradient<P>
   let work: WorkList
   let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H]
-  let lanes: UnsafeMutablePointer<Float>  // panels, then zeros to start from
-
-  private static var floatsPerLane: Int { panelsSize + chunkWidth }
+  // Scratch of each thread.
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let zeros: UnsafeMutablePointer<Float>  // [lanes, 32]
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, dispatch: Dispatch,
-    inner: TiledInnerGradient, dRows: UnsafeMutablePointer<Float>
+    inner: TiledInnerGradient<P>, dRows: UnsafeMutablePointer<Float>
   ) {
     self.c = c
     kernels = context.kernels
@@ -202,8 +246,10 @@ struct TiledInputGradient: Job {
     self.inner = inner
     self.dRows = dRows
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.hidden), tilesPerPiece: gatheredTiles)
-    lanes = arena.take(Float.self, context.lanes, Self.floatsPerLane)
+      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
+      tilesPerPiece: gatheredTiles)
+    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    zeros = arena.take(Float.self, context.lanes, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -213,30 +259,31 @@ struct TiledInputGradient: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
-    let packed = lanes + lane.pointee.index * Self.floatsPerLane
-    let zero = packed + panelsSize
+    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let zero = zeros + lane.pointee.index * chunkWidth
     start(zero, with: nil, 0)
-    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i, packed: packed)
+    let products = PanelProducts<P>(
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
+      packed: packed + lane.pointee.index * panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      func panel(_ matrix: UnsafePointer<Float>, _ chunk: Int) -> WeightPanel {
+      func panel(_ matrix: UnsafePointer<P.Element>, _ chunk: Int) -> WeightPanel<P> {
         WeightPanel(
           matrix + chunk * chunkWidth, rowStride: h, transposed: false,
           columns: min(chunkWidth, h - chunk * chunkWidth))
       }
       func add(
-        _ gradient: UnsafePointer<Float>, _ matrix: UnsafePointer<Float>, start: UnsafePointer<Float>?,
-        next: (Int) -> WeightPanel?
+        _ gradient: UnsafePointer<P.Element>, _ matrix: UnsafePointer<P.Element>, start: UnsafePointer<Float>?,
+        next: (Int) -> WeightPanel<P>?
       ) {
         products.run(
           run.count, { panel(matrix, run.lowerBound + $0) }, next: next,
-          a: { gradient + piece.row($0) * padded(i) }, start: { _ in start },
+          a: { gradient + piece.place(0, $0, width: padded(i)) }, start: { _ in start },
           c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
       let first = UnsafePointer(w.gateWeight ?? w.upWeight)
-      func afterUp(_ index: Int) -> WeightPanel? {
+      func afterUp(_ index: Int) -> WeightPanel<P>? {
         run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
       }
       if let dGate = inner.dGate {
@@ -248,7 +295,7 @@ struct TiledInputGradient: Job {
 }
 
 /// Step 4: a few chunks of features of x and dy for each piece, for all rows of an expert.
-struct TiledWeightGradient: Job {
+struct TiledWeightGradient<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
@@ -256,10 +303,12 @@ struct TiledWeightGradient: Job {
   let parameters: Parameters
   let routing: Routing
   let dispatch: Dispatch
-  let inner: TiledInnerGradient
+  let inner: TiledInnerGradient<P>
   let work: WorkList
-  let lanes: UnsafeMutablePointer<Float>
-  let floatsPerLane: Int
+  // Scratch of each thread: rows of x, and of dy times the routing weights, tiled for sums over tokens.
+  let xs: UnsafeMutablePointer<P.Element>
+  let dys: UnsafeMutablePointer<P.Element>
+  let elementsPerLane: Int
 
   private static var chunksPerPiece: Int { 4 }
   /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
@@ -267,7 +316,7 @@ struct TiledWeightGradient: Job {
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, inner: TiledInnerGradient
+    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, inner: TiledInnerGradient<P>
   ) {
     self.c = c
     kernels = context.kernels
@@ -278,10 +327,12 @@ struct TiledWeightGradient: Job {
     dispatch = tape.dispatch
     self.inner = inner
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.hidden),
+      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
       chunksPerPiece: Self.chunksPerPiece)
-    floatsPerLane = 2 * rows(ofTiles: Self.tilesAtOnce, in: dispatch, c, kernels) * Self.chunksPerPiece * chunkWidth
-    lanes = arena.take(Float.self, context.lanes, floatsPerLane)
+    let rows = P.filledUp(rows(ofTiles: Self.tilesAtOnce, in: dispatch, c, kernels))
+    elementsPerLane = rows * Self.chunksPerPiece * chunkWidth
+    xs = arena.take(P.Element.self, context.lanes, elementsPerLane)
+    dys = arena.take(P.Element.self, context.lanes, elementsPerLane)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -291,42 +342,48 @@ struct TiledWeightGradient: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let grad = ExpertTensors(c, expert: piece.expert) { parameters.grad($0) }
+    let grad = ExpertTensors(gradientsIn: parameters, c, expert: piece.expert)
     let tiles = piece.tiles
     let column = piece.chunks.lowerBound * chunkWidth
     let width = piece.chunks.count * chunkWidth  // of the gathered rows
-    let xs = lanes + lane.pointee.index * floatsPerLane  // [rows, width], tiled
-    let dys = xs + floatsPerLane / 2  // the same, times the routing weights
+    let xs = xs + lane.pointee.index * elementsPerLane  // [rows, width]
+    let dys = dys + lane.pointee.index * elementsPerLane
 
     for firstTile in stride(from: 0, to: tiles.count, by: Self.tilesAtOnce) {
       let range = firstTile..<min(firstTile + Self.tilesAtOnce, tiles.count)
       let wide = min(width, h - column)
-      piece.gather(range, wide, of: x + column, xRow: h, into: xs, topK: c.topK, kernels)
-      piece.gather(range, wide, of: dy + column, xRow: h, weights: routing.weights, into: dys, topK: c.topK, kernels)
+      func gather(
+        _ source: UnsafePointer<Float>, _ weights: UnsafePointer<Float>?, into out: UnsafeMutablePointer<P.Element>
+      ) {
+        piece.gatherTokens(
+          P.self, range, wide, of: source + column, xRow: h, weights: weights, into: out, topK: c.topK, kernels)
+      }
+      gather(x, nil, into: xs)
+      gather(dy, UnsafePointer(routing.weights), into: dys)
       let part = tiles.part(range)
-      let inPart = piece.row(tiles.rows(range)) * padded(i)  // where these rows' inner arrays begin
+      // Where these rows' inner arrays begin.
+      let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))
       for chunk in piece.chunks {
         if lane.pointee.shouldStop() { return }
-        let (own, f) = (Int64(chunk - piece.chunks.lowerBound), chunk * chunkWidth)
+        let (own, f) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
         let features = min(chunkWidth, h - f)
         for innerChunk in 0..<chunks(of: i) {
           let j = innerChunk * chunkWidth
           let columns = min(chunkWidth, i - j)
           /// dW[j..., f...] += d^T x
-          func add(_ d: UnsafePointer<Float>, to gradient: UnsafeMutablePointer<Float>) {
-            kernels.pointee.product_over_tokens(
-              Int64(columns), Int64(features), part, d + inPart, Int64(padded(i)), Int64(innerChunk), xs, Int64(width),
-              own, gradient + j * h + f, Int64(h), gradient + (j + chunkWidth) * h + f)
+          func add(_ d: UnsafePointer<P.Element>, to gradient: UnsafeMutablePointer<Float>) {
+            P.productOverTokens(
+              columns, features, part, d + inPart, padded(i), innerChunk, xs, width, own, gradient + j * h + f,
+              cStride: h, next: gradient + (j + chunkWidth) * h + f, kernels)
           }
-          if let dGate = inner.dGate { add(dGate, to: grad.gateWeight!) }
-          add(inner.dUp, to: grad.upWeight)
-          kernels.pointee.product_over_tokens(
-            Int64(features), Int64(columns), part, dys, Int64(width), own, inner.activations + inPart,
-            Int64(padded(i)), Int64(innerChunk), grad.downWeight + f * i + j, Int64(i),
-            grad.downWeight + f * i + j + chunkWidth)
+          if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
+          add(inner.dUpTokens, to: grad.upWeight)
+          P.productOverTokens(
+            features, columns, part, dys, width, own, inner.activations + inPart, padded(i), innerChunk,
+            grad.downWeight + f * i + j, cStride: i, next: grad.downWeight + f * i + j + chunkWidth, kernels)
         }
         if let bias = grad.downBias {
-          addRows(tiles, range, dys, width, Int(own), to: bias + f, features)
+          addRows(tiles, range, dys, width, own, to: bias + f, features)
         }
       }
       // The inner biases belong to no feature of x: the piece with the first ones does them.
@@ -335,10 +392,10 @@ struct TiledWeightGradient: Job {
           let j = innerChunk * chunkWidth
           let columns = min(chunkWidth, i - j)
           if let bias = grad.gateBias {
-            addRows(tiles, range, inner.dGate! + inPart, padded(i), innerChunk, to: bias + j, columns)
+            addRows(tiles, range, inner.dGateTokens! + inPart, padded(i), innerChunk, to: bias + j, columns)
           }
           if let bias = grad.upBias {
-            addRows(tiles, range, inner.dUp + inPart, padded(i), innerChunk, to: bias + j, columns)
+            addRows(tiles, range, inner.dUpTokens + inPart, padded(i), innerChunk, to: bias + j, columns)
           }
         }
       }
@@ -347,14 +404,15 @@ struct TiledWeightGradient: Job {
 
   /// A bias's gradient: one chunk of the rows of some tiles, which begin at `source`, added up in ascending order.
   private func addRows(
-    _ tiles: Tiles, _ range: Range<Int>, _ source: UnsafePointer<Float>, _ width: Int, _ chunk: Int,
+    _ tiles: Tiles, _ range: Range<Int>, _ source: UnsafePointer<P.Element>, _ width: Int, _ chunk: Int,
     to sum: UnsafeMutablePointer<Float>, _ columns: Int
   ) {
     let first = tiles.start(range.lowerBound)
     for tile in range {
       let rows = tiles.rows(tile)
-      let here = source + (rows.lowerBound - first) * width + chunk * chunkWidth * rows.count
-      for r in 0..<rows.count { kernels.pointee.add(Int64(columns), here + r * chunkWidth, sum) }
+      let here =
+        source + (rows.lowerBound - first) * width + chunk * chunkWidth * P.filledUp(rows.count)
+      P.addTokens(rows.count, columns, here, to: sum, kernels)
     }
   }
 }

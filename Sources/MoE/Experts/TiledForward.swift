@@ -3,6 +3,33 @@ import CShims
 // The experts' networks through our own kernels, in two steps: the inner activations of all rows, then the outputs.
 // Rows of inner activations lie as the kernels want them (Matmul/Tiles.swift), so that the first step's results are the
 // second one's input. Weights are packed panel by panel, where they are used.
+// In bfloat16 every array of tokens is rounded where it is stored; what is computed from it is what was stored.
+
+struct TiledForward<P: Precision> {
+  let outputs: UnsafeMutablePointer<Float>  // [T*K, outputStride]
+  let outputStride: Int
+  private let inner: TiledInner<P>
+  private let output: TiledOutput<P>
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<P.Element>?
+  ) {
+    inner = TiledInner(
+      &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
+      dropout: dropout, kept: kept)
+    output = TiledOutput(
+      &arena, c, context: context, parameters: parameters, prepared: prepared, dispatch: dispatch,
+      activations: inner.activations)
+    outputs = output.outputs
+    outputStride = padded(c.hidden)
+  }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try inner.run(in: context)
+    try output.run(in: context)
+  }
+}
 
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
 let gatheredTiles = 32
@@ -20,7 +47,7 @@ func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>
 }
 
 /// The first step: gather, up and gate products, activation.
-struct TiledInner: Job {
+struct TiledInner<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
@@ -30,15 +57,18 @@ struct TiledInner: Job {
   let dropout: Dropout?
   let work: WorkList
   /// On the tape, for all rows; nil when there will be no backward.
-  let kept: Preactivations?
-  let activations: UnsafeMutablePointer<Float>  // [T*K, padded I], tiled
+  let kept: Preactivations<P.Element>?
+  let activations: UnsafeMutablePointer<P.Element>  // [T*K, padded I], tiled
+  // Scratch of each thread.
   let gatheredRows: Int
-  let lanes: UnsafeMutablePointer<Float>  // scratch of each thread
-  let floatsPerLane: Int
+  let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
+  let passing: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32], tiled
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations?
+    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<P.Element>?
   ) {
     self.c = c
     self.prepared = prepared
@@ -49,13 +79,15 @@ struct TiledInner: Job {
     self.dropout = dropout
     self.kept = kept
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.intermediate),
+      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.intermediate),
       tilesPerPiece: gatheredTiles)
-    activations = arena.take(Float.self, dispatch.pairs, padded(c.intermediate))
+    activations = arena.take(
+      P.Element.self, ExpertPiece.places(dispatch.pairs, experts: c.experts, unit: P.unit), padded(c.intermediate))
     gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
-    floatsPerLane =
-      gatheredRows * (padded(c.hidden) + panelsAtOnce * chunkWidth) + panelsSize + panelsAtOnce * chunkWidth
-    lanes = arena.take(Float.self, context.lanes, floatsPerLane)
+    gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
+    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
+    passing = arena.take(Float.self, context.lanes * panelsAtOnce * gatheredRows, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -71,39 +103,42 @@ struct TiledInner: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
+    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
 
     // This thread's scratch.
-    let gathered = lanes + lane.pointee.index * floatsPerLane  // [rows, padded H], tiled
-    let packed = gathered + gatheredRows * padded(h)
-    let starts = packed + panelsSize  // [panelsAtOnce, 32]
-    let passing = starts + panelsAtOnce * chunkWidth  // [panelsAtOnce, rows, 32], tiled
+    let thread = lane.pointee.index
+    let gathered = gathered + thread * gatheredRows * padded(h)
+    let starts = starts + thread * panelsAtOnce * chunkWidth
+    let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
 
-    piece.gather(piece.range, h, of: x, xRow: h, into: gathered, topK: c.topK, kernels)
+    piece.gather(P.self, piece.range, h, of: x, xRow: h, into: gathered, topK: c.topK, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
-    func panel(_ chunk: Int, _ kind: Int) -> WeightPanel {
-      if let prepared {
-        let gate = kind == kinds - 1 ? nil : prepared.gatePanel(c, expert: piece.expert, chunk: chunk)
-        return gate ?? prepared.upPanel(c, expert: piece.expert, chunk: chunk)
+    func panel(_ chunk: Int, _ kind: Int) -> WeightPanel<P> {
+      if let prepared = prepared?.panels(P.self, c) {
+        return kind == kinds - 1 ? prepared.up(piece.expert, chunk) : prepared.gate(piece.expert, chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
         matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed)
+    let products = PanelProducts<P>(
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * panelsSize)
     let chunksAtOnce = panelsAtOnce / kinds
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      /// The result of panel number `index` of this run, for one tile.
-      func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
+      /// Where the result of panel number `index` of this run is kept, for one tile.
+      func kept(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<P.Element>? {
         let (chunk, kind) = (run.lowerBound + index / kinds, index % kinds)
-        guard let kept else {
-          return passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth
-        }
+        guard let kept = self.kept else { return nil }
         return (kind == kinds - 1 ? kept.up : kept.gate!) + piece.place(chunk, rows, width: padded(i))
+      }
+      /// Where it is computed.
+      func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
+        let passing = passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth
+        return kept(index, rows).map { P.workplace($0, or: passing) } ?? passing
       }
       for index in 0..<run.count * kinds {
         let chunk = run.lowerBound + index / kinds
@@ -123,9 +158,17 @@ struct TiledInner: Job {
         let index = (chunk - run.lowerBound) * kinds
         for tile in piece.range {
           let rows = piece.tiles.rows(tile)
-          Preactivations(gate: c.gated ? result(index, rows) : nil, up: result(index + kinds - 1, rows)).activate(
-            activations + piece.place(chunk, rows, width: padded(i)), rows: rows.count, width: chunkWidth,
-            from: chunk * chunkWidth, count: columns(chunk), pairs: piece.pairs(rows), c, dropout, kernels)
+          let n = rows.count * chunkWidth
+          let a = activations + piece.place(chunk, rows, width: padded(i))
+          let before = Preactivations(
+            gate: c.gated ? result(index, rows) : nil, up: result(index + kinds - 1, rows))
+          if let gate = before.gate { P.round(n, gate, by: kept(index, rows) ?? a, kernels) }
+          P.round(n, before.up, by: kept(index + kinds - 1, rows) ?? a, kernels)
+          let after = P.workplace(a, or: before.up)
+          before.activate(
+            after, rows: rows.count, width: chunkWidth, from: chunk * chunkWidth, count: columns(chunk),
+            pairs: piece.pairs(rows), c, dropout, kernels)
+          P.store(n, after, into: a, kernels)
         }
       }
     }
@@ -133,22 +176,22 @@ struct TiledInner: Job {
 }
 
 /// The second step: the outputs, row after row.
-struct TiledOutput: Job {
+struct TiledOutput<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let prepared: PreparedWeights?
   let dispatch: Dispatch
   let work: WorkList
-  let activations: UnsafePointer<Float>  // [T*K, padded I], tiled
+  let activations: UnsafePointer<P.Element>  // [T*K, padded I], tiled
   let outputs: UnsafeMutablePointer<Float>  // [T*K, padded H]
-  let lanes: UnsafeMutablePointer<Float>  // scratch of each thread: panels, then what their rows start from
-
-  private static var floatsPerLane: Int { panelsSize + panelsAtOnce * chunkWidth }
+  // Scratch of each thread.
+  let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, activations: UnsafePointer<Float>
+    prepared: PreparedWeights?, dispatch: Dispatch, activations: UnsafePointer<P.Element>
   ) {
     self.c = c
     self.prepared = prepared
@@ -157,9 +200,11 @@ struct TiledOutput: Job {
     self.dispatch = dispatch
     self.activations = activations
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, chunks: chunks(of: c.hidden), tilesPerPiece: gatheredTiles)
+      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
+      tilesPerPiece: gatheredTiles)
     outputs = arena.take(Float.self, dispatch.pairs, padded(c.hidden))
-    lanes = arena.take(Float.self, context.lanes, Self.floatsPerLane)
+    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -169,16 +214,17 @@ struct TiledOutput: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert) { parameters.data($0) }
-    let packed = lanes + lane.pointee.index * Self.floatsPerLane
-    let starts = packed + panelsSize  // [panelsAtOnce, 32]
+    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
-    func panel(_ chunk: Int) -> WeightPanel {
-      if let prepared { return prepared.downPanel(c, expert: piece.expert, chunk: chunk) }
+    func panel(_ chunk: Int) -> WeightPanel<P> {
+      if let prepared = prepared?.panels(P.self, c) { return prepared.down(piece.expert, chunk) }
       return WeightPanel(
         w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
     }
-    let products = PanelProducts(kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i, packed: packed)
+    let products = PanelProducts<P>(
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
+      packed: packed + lane.pointee.index * panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
@@ -189,7 +235,7 @@ struct TiledOutput: Job {
       products.run(
         run.count, { panel(run.lowerBound + $0) },
         next: { run.upperBound + $0 < piece.chunks.upperBound ? panel(run.upperBound + $0) : nil },
-        a: { activations + piece.row($0) * padded(i) },
+        a: { activations + piece.place(0, $0, width: padded(i)) },
         start: { UnsafePointer(starts + $0 * chunkWidth) },
         c: { outputs + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
         cStride: padded(h))

@@ -73,17 +73,17 @@ struct Matmul {
     _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int, _ b: Source, _ ldb: Int, transposed: Bool, _ c: Target,
     _ ldc: Int, _ scratch: Target
   ) {
-    let tiles = Tiles(rows: m, maxHeight: Int(kernels.pointee.tile_height))
+    let tiles = Tiles(rows: m, maxHeight: Int(kernels.pointee.tile_height), unit: 1)
     for tile in 0..<tiles.count {
       let rows = tiles.rows(tile)
       kernels.pointee.gather(
         Int64(rows.count), Int64(k), nil, 1, a + rows.lowerBound * lda, Int64(lda), nil,
         scratch + rows.lowerBound * padded(k))
     }
-    let products = PanelProducts(
+    let products = PanelProducts<F32>(
       kernels: kernels, tiles: tiles, range: 0..<tiles.count, depth: k, packed: scratch + m * padded(k))
     func columns(_ chunk: Int) -> Int { min(chunkWidth, n - chunk * chunkWidth) }
-    func panel(_ chunk: Int) -> WeightPanel {
+    func panel(_ chunk: Int) -> WeightPanel<F32> {
       WeightPanel(
         b + chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb, transposed: transposed,
         columns: columns(chunk))

@@ -10,22 +10,26 @@ func chunks(of width: Int) -> Int { (width + chunkWidth - 1) / chunkWidth }
 func padded(_ width: Int) -> Int { chunks(of: width) * chunkWidth }
 
 /// Rows cut into as few tiles as their greatest height allows, all about equally high: a tile of few rows would leave the
-/// multipliers waiting.
+/// multipliers waiting. Heights are multiples of a unit, but for the last tile's.
 struct Tiles {
   let rows: Int
   let count: Int
-  private let height: Int
-  private let tall: Int  // so many tiles have `height` rows, the others one fewer
+  private let unit: Int
+  private let height: Int  // in units
+  private let tall: Int  // so many tiles have `height` units, the others one fewer
 
-  init(rows: Int, maxHeight: Int) {
+  init(rows: Int, maxHeight: Int, unit: Int) {
     self.rows = rows
-    count = (rows + maxHeight - 1) / maxHeight
-    height = count == 0 ? 0 : (rows + count - 1) / count
-    tall = rows - count * (height - 1)
+    self.unit = unit
+    let units = (rows + unit - 1) / unit
+    let most = maxHeight / unit
+    count = (units + most - 1) / most
+    height = count == 0 ? 0 : (units + count - 1) / count
+    tall = units - count * (height - 1)
   }
 
   /// First row of a tile; of `count`, the end.
-  func start(_ tile: Int) -> Int { tile * height - max(0, tile - tall) }
+  func start(_ tile: Int) -> Int { min(rows, (tile * height - max(0, tile - tall)) * unit) }
   func rows(_ tile: Int) -> Range<Int> { start(tile)..<start(tile + 1) }
   func rows(_ tiles: Range<Int>) -> Range<Int> { start(tiles.lowerBound)..<start(tiles.upperBound) }
 

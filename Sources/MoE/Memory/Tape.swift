@@ -11,11 +11,13 @@ public struct Tape {
     layerNumber = layer.number
   }
 
-  /// Memory for a call of `tokens` tokens, with inner rows of `width` floats. The tape counts as empty until `fill`.
-  mutating func prepare(_ c: Configuration, tokens: Int, dropout: Dropout?, width: Int) throws(Fault) -> TapeContents {
+  /// Memory for a call of `tokens` tokens, with pre-activations of that form. The tape counts as empty until `fill`.
+  mutating func prepare(
+    _ c: Configuration, tokens: Int, dropout: Dropout?, form: ExpertForm
+  ) throws(Fault) -> TapeContents {
     contents = nil
     var measure = Arena()
-    _ = TapeContents(&measure, c, tokens: tokens, dropout: dropout, width: width)
+    _ = TapeContents(&measure, c, tokens: tokens, dropout: dropout, form: form)
     let needed = try measure.total()
     if memory == nil || needed > bytes {
       let allocator = context.pointee.allocator
@@ -25,7 +27,7 @@ public struct Tape {
       bytes = needed
     }
     var arena = Arena(memory!)
-    return TapeContents(&arena, c, tokens: tokens, dropout: dropout, width: width)
+    return TapeContents(&arena, c, tokens: tokens, dropout: dropout, form: form)
   }
 
   mutating func fill(_ contents: TapeContents) { self.contents = contents }
@@ -36,13 +38,13 @@ public struct Tape {
 struct TapeContents {
   let routing: Routing
   let dispatch: Dispatch
-  let preactivations: Preactivations
+  let preactivations: KeptPreactivations
   let dropout: Dropout?
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dropout: Dropout?, width: Int) {
+  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dropout: Dropout?, form: ExpertForm) {
     routing = Routing(&arena, c, tokens: tokens)
     dispatch = Dispatch(&arena, c, tokens: tokens)
-    preactivations = Preactivations(&arena, c, rows: dispatch.pairs, width: width)
+    preactivations = form.preactivations(&arena, c, pairs: dispatch.pairs)
     self.dropout = dropout
   }
 }

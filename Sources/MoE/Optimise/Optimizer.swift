@@ -2,11 +2,11 @@ import CShims
 
 /// One tensor as an optimiser sees it.
 public struct TrainedTensor {
-  public let data: UnsafeMutablePointer<Float>
+  public let data: UnsafeMutableRawPointer
   public let grad: UnsafeMutablePointer<Float>
   public let count: Int
 
-  public init(data: UnsafeMutablePointer<Float>, grad: UnsafeMutablePointer<Float>, count: Int) {
+  public init(data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>, count: Int) {
     self.data = data
     self.grad = grad
     self.count = count
@@ -14,6 +14,7 @@ public struct TrainedTensor {
 }
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
+/// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
 public struct Optimizer {
   public enum Rule {
     case adamw(AdamW)
@@ -30,14 +31,17 @@ public struct Optimizer {
 
   let context: ContextPointer
   public let tensorCount: Int
-  private let counts: UnsafeMutablePointer<Int>  // [tensorCount]
-  private let moments: UnsafeMutablePointer<Float>  // per tensor all first moments, then all second ones
+  private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
+  private let state: UnsafeMutablePointer<Float>  // per tensor the master of bfloat16, all first moments, all second ones
   private var rule: Rule
 
   /// Elements one item of work updates.
   fileprivate static let stretch = 32_768
 
-  public func count(ofTensor index: Int) -> Int { counts[index] }
+  public typealias Shape = (count: Int, type: ElementType)
+
+  public func count(ofTensor index: Int) -> Int { shapes[index].count }
+  public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
 
   public mutating func setLearningRate(_ learningRate: Double) {
     switch rule {
@@ -56,25 +60,27 @@ public struct Optimizer {
       adamw.beginStep()
       rule = .adamw(adamw)
     }
-    var place = moments
+    var place = state
     for index in 0..<tensorCount {
-      let count = counts[index]
+      let (count, type) = shapes[index]
+      let master = type == .bf16 ? place : nil
+      if master != nil { place += count }
       context.runToTheEnd(
         (count + Self.stretch - 1) / Self.stretch,
-        OptimizerStep(kernels: context.kernels, rule: rule, tensor: tensor(index), moments: place))
+        OptimizerStep(kernels: context.kernels, rule: rule, tensor: tensor(index), master: master, moments: place))
       place += rule.moments * count
     }
   }
 
   fileprivate init(
-    _ context: ContextPointer, _ rule: Rule, tensorCount: Int, counts: UnsafeMutablePointer<Int>,
-    moments: UnsafeMutablePointer<Float>
+    _ context: ContextPointer, _ rule: Rule, tensorCount: Int, shapes: UnsafeMutablePointer<Shape>,
+    state: UnsafeMutablePointer<Float>
   ) {
     self.context = context
     self.rule = rule
     self.tensorCount = tensorCount
-    self.counts = counts
-    self.moments = moments
+    self.shapes = shapes
+    self.state = state
   }
 }
 
@@ -83,12 +89,31 @@ private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
   let tensor: TrainedTensor
+  let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
   let moments: UnsafeMutablePointer<Float>  // [rule.moments, count]
+
+  /// Elements that stay in the first-level cache between a master's three passes.
+  private static var run: Int { 1024 }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let start = item * Optimizer.stretch
-    let n = Int64(min(Optimizer.stretch, tensor.count - start))
-    let (data, grad, first) = (tensor.data + start, tensor.grad + start, moments + start)
+    let end = min(start + Optimizer.stretch, tensor.count)
+    guard let master else {
+      return step(tensor.data.assumingMemoryBound(to: Float.self) + start, start, end - start)
+    }
+    let data = tensor.data.assumingMemoryBound(to: UInt16.self)
+    for first in stride(from: start, to: end, by: Self.run) {
+      let count = min(Self.run, end - first)
+      kernels.pointee.follow_bf16(Int64(count), data + first, master + first)
+      step(master + first, first, count)
+      kernels.pointee.to_bf16(Int64(count), master + first, data + first)
+    }
+  }
+
+  /// `data`: the values from `start` on.
+  private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ count: Int) {
+    let n = Int64(count)
+    let (grad, first) = (tensor.grad + start, moments + start)
     switch rule {
     case .adamw(let adamw):
       var factors = adamw.factors
@@ -151,27 +176,29 @@ public struct SGD {
 public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 
 extension UnsafeMutablePointer where Pointee == Optimizer {
-  /// `count(i)` is the number of elements of tensor i.
   public static func create(
-    _ rule: Optimizer.Rule, tensorCount: Int, count: (Int) -> Int, in context: ContextPointer
+    _ rule: Optimizer.Rule, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
-    var total = 0
+    var total = 0  // floats of state
     for index in 0..<tensorCount {
-      let (sum, overflow) = total.addingReportingOverflow(count(index))
-      if overflow { throw .outOfMemory(bytes: .max) }
+      let (count, type) = shape(index)
+      let (floats, tooMany) = count.multipliedReportingOverflow(by: rule.moments + (type == .bf16 ? 1 : 0))
+      let (sum, overflow) = total.addingReportingOverflow(floats)
+      if tooMany || overflow { throw .outOfMemory(bytes: .max) }
       total = sum
     }
-    typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Int>, UnsafeMutablePointer<Float>)
+    typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Int.self, tensorCount), arena.take(Float.self, rule.moments, total))
+      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, total))
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, counts, moments) = layout(&arena)
-    for index in 0..<tensorCount { counts[index] = count(index) }
-    moments.initialize(repeating: 0, count: rule.moments * total)
-    optimizer.initialize(to: Optimizer(context, rule, tensorCount: tensorCount, counts: counts, moments: moments))
+    let (optimizer, shapes, state) = layout(&arena)
+    for index in 0..<tensorCount { shapes[index] = shape(index) }
+    // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
+    state.initialize(repeating: 0, count: total)
+    optimizer.initialize(to: Optimizer(context, rule, tensorCount: tensorCount, shapes: shapes, state: state))
     context.retain()
     return optimizer
   }

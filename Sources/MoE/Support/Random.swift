@@ -26,12 +26,13 @@ struct Random {
     return (c0, c1, c2, c3)
   }
 
-  /// values[i] uniform in (-bound, bound), symmetric: the middles of 2^23 equal steps.
-  func fillUniform(_ values: UnsafeMutablePointer<Float>, count: Int, bound: Float) {
+  /// values[i] = number `from` + i, uniform in (-bound, bound), symmetric: the middles of 2^23 equal steps. `from` is a
+  /// multiple of 4.
+  func fillUniform(_ values: UnsafeMutablePointer<Float>, from: Int, count: Int, bound: Float) {
     func uniform(_ word: UInt32) -> Float { (Float(word >> 9) + 0.5) * 0x1p-22 - 1 }
     var i = 0
     while i < count {
-      let w = words(UInt64(i / 4))
+      let w = words(UInt64((from + i) / 4))
       values[i] = uniform(w.0) * bound
       if i + 1 < count { values[i + 1] = uniform(w.1) * bound }
       if i + 2 < count { values[i + 2] = uniform(w.2) * bound }

@@ -22,6 +22,7 @@ struct WorkList {
   private let chunksPerPiece: Int
   private let lanes: Int
   private let maxHeight: Int
+  private let unit: Int  // of tiles
 
   static var unbounded: Int { 1 << 30 }
 
@@ -33,9 +34,10 @@ struct WorkList {
 
   /// `tilesPerPiece` and `chunksPerPiece` bound what a thread holds at once.
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, pairs: Int, chunks: Int,
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, pairs: Int, unit: Int, chunks: Int,
     tilesPerPiece: Int = unbounded, chunksPerPiece: Int = unbounded
   ) {
+    self.unit = unit
     self.chunks = chunks
     self.tilesPerPiece = tilesPerPiece
     self.chunksPerPiece = chunksPerPiece
@@ -55,7 +57,7 @@ struct WorkList {
 
     var total = 0
     for e in 0..<experts {
-      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight)
+      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight, unit: unit)
       total += (tiles.rows + blocks(tiles) * Self.packingRows) * chunks
     }
     let target = lanes == 1 ? Int.max : max(1, total / (lanes * Self.piecesPerLane))
@@ -63,7 +65,7 @@ struct WorkList {
     var count = 0
     var largest = 1
     for e in 0..<experts {
-      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight)
+      let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight, unit: unit)
       let blocks = blocks(tiles)
       for block in 0..<blocks {
         let range = tiles.count * block / blocks..<tiles.count * (block + 1) / blocks
@@ -85,7 +87,7 @@ struct WorkList {
     for wanted in 0..<Self.sizeClasses {
       for i in 0..<count {
         let piece = unsorted[i]
-        let tiles = Tiles(rows: dispatch.count(ofExpert: Int(piece.expert)), maxHeight: maxHeight)
+        let tiles = Tiles(rows: dispatch.count(ofExpert: Int(piece.expert)), maxHeight: maxHeight, unit: unit)
         let size = size(tiles.rows(piece.tiles).count, piece.chunks.count)
         if Self.sizeClasses - 1 - min(Self.sizeClasses - 1, size * Self.sizeClasses / (largest + 1)) == wanted {
           pieces[place] = piece
@@ -97,6 +99,6 @@ struct WorkList {
   }
 
   func piece(_ i: Int, _ dispatch: Dispatch) -> ExpertPiece {
-    ExpertPiece(pieces[i], dispatch, maxHeight: maxHeight)
+    ExpertPiece(pieces[i], dispatch, maxHeight: maxHeight, unit: unit)
   }
 }

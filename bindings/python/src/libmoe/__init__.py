@@ -1,11 +1,13 @@
 """libmoe: a Mixture-of-Experts layer for the CPU that trains.
 
 A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW` and
-:class:`SGD` step its parameters and the user's own.  Everything is float32, row-major.  The work is done by
+:class:`SGD` step its parameters and the user's own.  Arrays are float32, row-major, some of them bfloat16
+where that is asked for.  The work is done by
 the native library ``libmoe.so``, which the package carries.
 """
 
 from ._version import __version__
+from .bfloat16 import from_bfloat16, to_bfloat16
 from .context import ALL_THREADS, Context, build_info, default_context
 from .errors import BadStateError, InvalidArgumentError, MoeError, NotFiniteError, OutOfMemoryError
 from .layer import Layer, Output, Report, Tape
@@ -31,4 +33,6 @@ __all__ = [
     "build_info",
     "clip_grad_norm",
     "default_context",
+    "from_bfloat16",
+    "to_bfloat16",
 ]

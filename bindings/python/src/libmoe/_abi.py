@@ -27,9 +27,9 @@ from typing import Any
 STATUS = {"ok": 0, "invalid_argument": 1, "out_of_memory": 2, "bad_state": 3, "not_finite": 4, "cancelled": 5}
 MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
 PREPARED = {"none": 0, "f32": 1, "bf16": 2}
-INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3}
+INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG = {"info": 0}
-DTYPE = {"f32": 0}
+DTYPE = {"f32": 0, "bf16": 1}
 ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1}
 NORMALIZE = {"sum": 0, "none": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
@@ -126,6 +126,8 @@ class moe_layer_config(_Sized):
         ("balance_coef", c_float),
         ("z_coef", c_float),
         ("seed", c_uint64),
+        ("weight_dtype", c_int32),
+        ("io_dtype", c_int32),
     ]
 
 

@@ -16,7 +16,9 @@ from .errors import InvalidArgumentError
 FloatArray = NDArray[np.float32]
 
 
-def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write: bool = False) -> FloatArray:
+def array(
+    name: str, value: Any, shape: tuple[int, ...] | None = None, *, write: bool = False, dtype: str = "f32"
+) -> Any:
     """Return ``value`` itself: a numpy array whose memory the library can use as it is.
 
     Parameters
@@ -24,19 +26,25 @@ def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write:
     name : str
         What the argument is called in messages.
     value
-        Must be a numpy array, float32, row-major without gaps, aligned.
+        Must be a numpy array of the type, row-major without gaps, aligned.
     shape : tuple of int, optional
         The shape it must have.
     write : bool
         Whether the library writes into it.
+    dtype : {"f32", "bf16"}
+        float32, or bfloat16 as uint16 or as the type of that name in ``ml_dtypes``.
     """
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"{name}: expected a numpy array, got {type(value).__name__}; "
             f"use numpy.asarray({name}, numpy.float32)"
         )
-    if value.dtype != np.float32:
+    if dtype == "f32" and value.dtype != np.float32:
         raise TypeError(f"{name}: expected float32, got {value.dtype}; use {name}.astype(numpy.float32)")
+    if dtype == "bf16" and value.dtype != np.uint16 and value.dtype.name != "bfloat16":
+        raise TypeError(
+            f"{name}: expected bfloat16 (as uint16), got {value.dtype}; use libmoe.to_bfloat16({name})"
+        )
     if shape is not None and value.shape != shape:
         wanted = math.prod(shape)
         mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
@@ -44,20 +52,25 @@ def array(name: str, value: Any, shape: tuple[int, ...] | None = None, *, write:
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
     if not value.flags.aligned:
-        raise ValueError(f"{name}: expected memory aligned to 4 bytes; use {name}.copy()")
+        raise ValueError(f"{name}: expected memory aligned to {value.itemsize} bytes; use {name}.copy()")
     if write and not value.flags.writeable:
         raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return value
 
 
-def tokens(name: str, value: Any, hidden_size: int) -> int:
+def tokens(name: str, value: Any, hidden_size: int, dtype: str) -> int:
     """Return how many tokens an array [..., H] holds."""
-    if array(name, value).shape[-1:] != (hidden_size,):
+    if array(name, value, dtype=dtype).shape[-1:] != (hidden_size,):
         raise ValueError(
             f"{name}: expected shape [..., {hidden_size}], got {value.shape}; "
             f"its last axis must be hidden_size = {hidden_size}"
         )
     return int(value.size // hidden_size)
+
+
+def dtype_of(value: Any) -> str:
+    """Return the name of the array's type, as far as the library has it."""
+    return "bf16" if value.dtype == np.uint16 or value.dtype.name == "bfloat16" else "f32"
 
 
 def integer(name: str, value: Any, ctype: Any) -> int:

@@ -17,8 +17,9 @@ class Parameter:
 
     Parameters
     ----------
-    data : ndarray of float32
-        The values, of 1 to 4 dimensions; used without a copy.
+    data : ndarray of float32, or of bfloat16 as uint16
+        The values, of 1 to 4 dimensions; used without a copy.  Of bfloat16 the optimisers keep a float32 copy,
+        so that steps smaller than bfloat16 resolves add up.
     grad : ndarray of float32, optional
         Their gradient, of the same shape; used without a copy.  Zeros where it is not given.
     name : str
@@ -38,7 +39,8 @@ class Parameter:
     """
 
     def __init__(self, data: FloatArray, grad: FloatArray | None = None, name: str = "") -> None:
-        self._data = _check.array("data", data, write=True)
+        dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
+        self._data = _check.array("data", data, write=True, dtype=dtype)
         if not 1 <= data.ndim <= 4:
             raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -93,7 +95,7 @@ def tensors(parameters: Parameters) -> tuple[list[Parameter], Any]:
             )
         described[index] = _abi.moe_tensor(
             name=parameter.name.encode(),
-            dtype=_abi.DTYPE["f32"],
+            dtype=_abi.DTYPE[_check.dtype_of(parameter.data)],
             rank=parameter.data.ndim,
             shape=parameter.data.shape,
             data=parameter.data.ctypes.data,

@@ -1,0 +1,38 @@
+import CShims
+
+/// What the row-major products need of bfloat16: weights as floats, and values rounded where the tiled experts store them.
+/// In float32 both are nothing.
+struct PlainNumbers {
+  private let c: Configuration
+  private let kernels: UnsafePointer<moei_kernels>
+  private let parameters: Parameters
+  private let floats: UnsafeMutablePointer<Float>?  // [lanes, H, I] one matrix for each thread
+
+  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters) {
+    self.c = c
+    kernels = context.kernels
+    self.parameters = parameters
+    floats = c.weights == .bf16 ? arena.take(Float.self, context.lanes * c.hidden, c.intermediate) : nil
+  }
+
+  /// An expert's matrix, until the thread's next call.
+  func matrix(_ role: Parameters.Role, expert: Int, lane: Int) -> UnsafePointer<Float> {
+    let size = c.hidden * c.intermediate
+    guard let floats else { return UnsafePointer(parameters.data(role)!) + expert * size }
+    let weights = parameters.memory(role)!.assumingMemoryBound(to: UInt16.self) + expert * size
+    kernels.pointee.from_bf16(Int64(size), weights, floats + lane * size)
+    return UnsafePointer(floats + lane * size)
+  }
+
+  func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
+    if floats == nil { return }
+    let stretch = 1024
+    withUnsafeTemporaryAllocation(of: UInt16.self, capacity: stretch) { rounded in
+      for first in Swift.stride(from: 0, to: count, by: stretch) {
+        let n = Int64(min(stretch, count - first))
+        kernels.pointee.to_bf16(n, values + first, rounded.baseAddress!)
+        kernels.pointee.from_bf16(n, rounded.baseAddress!, values + first)
+      }
+    }
+  }
+}
