@@ -7,7 +7,20 @@
 
 @_transparent func exponential(_ input: V) -> V {
   // Beyond the ends the result is 0 or infinity all the same; a NaN passes both comparisons and comes through.
-  let x = larger(smaller(input, V(repeating: 89)), V(repeating: -104))
+  let (e, n) = exponentialParts(larger(smaller(input, V(repeating: 89)), V(repeating: -104)))
+  // In two factors, so that the largest and the denormal results are reached without overflow on the way.
+  let half = n &>> 1
+  return e * powerOfTwo(half) * powerOfTwo(n &- half)
+}
+
+/// The same bits for x in -87 ... 88, where nothing can overflow.
+@_transparent func exponentialOfModerate(_ x: V) -> V {
+  let (e, n) = exponentialParts(x)
+  return e * powerOfTwo(n)
+}
+
+/// exp x = e * 2^n
+@_transparent private func exponentialParts(_ x: V) -> (e: V, n: SIMD16<Int32>) {
   let shifted = fma(x, V(repeating: 1.44269504), V(repeating: roundingShift))
   let n = shifted - roundingShift
   // x - n ln 2, with ln 2 in two pieces, the first of which has so few bits that n times it is exact
@@ -17,11 +30,7 @@
   p = fma(p, f, V(repeating: 0.041666262))
   p = fma(p, f, V(repeating: 0.16666517))
   p = fma(p, f, V(repeating: 0.5))
-  let e = fma(p, f * f, f) + 1
-  // e * 2^n in two factors, so that the largest and the denormal results are reached without overflow on the way
-  let whole = unsafeBitCast(shifted, to: SIMD16<Int32>.self) &- 0x4B40_0000
-  let half = whole &>> 1
-  return e * powerOfTwo(half) * powerOfTwo(whole &- half)
+  return (fma(p, f * f, f) + 1, unsafeBitCast(shifted, to: SIMD16<Int32>.self) &- 0x4B40_0000)
 }
 
 @inline(__always) private func powerOfTwo(_ n: SIMD16<Int32>) -> V {
@@ -83,6 +92,6 @@
   q = fma(q, b, V(repeating: -0.10513564))
   q = fma(q, b, V(repeating: -0.6356921))
   q = fma(q, b, V(repeating: -1.1285371))
-  let large = withSign(1 - exponential(q * b), of: x)
+  let large = withSign(1 - exponentialOfModerate(q * b), of: x)
   return small.replacing(with: large, where: a .> 0.875)
 }

@@ -103,7 +103,7 @@ struct PrepareWeights<P: Precision>: Job {
     self.parameters = parameters
     self.prepared = prepared
     let rounds = prepared.bf16 && c.weights == .f32
-    buffers = rounds ? arena.take(P.Element.self, context.lanes * chunkWidth, panelDepth) : nil
+    buffers = rounds ? arena.take(P.Element.self, context.lanes * chunkWidth, P.panelDepth) : nil
   }
 
   func run(in context: ContextPointer) {
@@ -115,7 +115,7 @@ struct PrepareWeights<P: Precision>: Job {
     let perExpert = chunks(of: i) + chunks(of: h)
     let (expert, place) = (item / perExpert, item % perExpert)
     let panels = prepared.panels(P.self, c)
-    let buffer = buffers.map { $0 + lane.pointee.index * chunkWidth * panelDepth }
+    let buffer = buffers.map { $0 + lane.pointee.index * chunkWidth * P.panelDepth }
     if place < chunks(of: i) {
       if let gate = prepared.gate {
         pack(.gateWeight, expert, i, h, place, into: panels.inner(gate, expert, place), buffer)
@@ -138,13 +138,13 @@ struct PrepareWeights<P: Precision>: Job {
   ) {
     let first = (expert * rows + chunk * chunkWidth) * depth
     let columns = min(chunkWidth, rows - chunk * chunkWidth)
-    for p in stride(from: 0, to: depth, by: panelDepth) {
-      let piece = min(panelDepth, depth - p)
+    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+      let piece = min(P.panelDepth, depth - p)
       if let buffer {
         let weights = parameters.data(role)! + first + p
-        for row in 0..<columns { P.store(piece, weights + row * depth, into: buffer + row * panelDepth, kernels) }
+        for row in 0..<columns { P.store(piece, weights + row * depth, into: buffer + row * P.panelDepth, kernels) }
         P.pack(
-          columns, piece, UnsafePointer(buffer), rowStride: panelDepth, transposed: true,
+          columns, piece, UnsafePointer(buffer), rowStride: P.panelDepth, transposed: true,
           into: panel + p * chunkWidth, kernels)
       } else {
         let weights = parameters.memory(role)!.assumingMemoryBound(to: P.Element.self) + first + p

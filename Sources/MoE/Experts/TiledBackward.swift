@@ -94,7 +94,7 @@ struct TiledInnerGradient<P: Precision>: Job {
     slopes = arena.take(Float.self, pairs, chunks(of: c.intermediate))
     gatheredRows = MoE.rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
     gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     // In float32 everything is computed in the arrays themselves.
     let beside = P.unit == 1 ? 0 : context.lanes * chunkWidth
     passing = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
@@ -123,7 +123,7 @@ struct TiledInnerGradient<P: Precision>: Job {
         w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
-      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * panelsSize)
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       func place(_ chunk: Int, _ rows: Range<Int>) -> Int { piece.place(chunk, rows, width: padded(i)) }
@@ -248,7 +248,7 @@ struct TiledInputGradient<P: Precision>: Job {
     work = WorkList(
       &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
       tilesPerPiece: gatheredTiles)
-    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     zeros = arena.take(Float.self, context.lanes, chunkWidth)
   }
 
@@ -264,7 +264,7 @@ struct TiledInputGradient<P: Precision>: Job {
     start(zero, with: nil, 0)
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
-      packed: packed + lane.pointee.index * panelsSize)
+      packed: packed + lane.pointee.index * P.panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       func panel(_ matrix: UnsafePointer<P.Element>, _ chunk: Int) -> WeightPanel<P> {

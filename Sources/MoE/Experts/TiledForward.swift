@@ -85,7 +85,7 @@ struct TiledInner<P: Precision>: Job {
       P.Element.self, ExpertPiece.places(dispatch.pairs, experts: c.experts, unit: P.unit), padded(c.intermediate))
     gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
     gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
     passing = arena.take(Float.self, context.lanes * panelsAtOnce * gatheredRows, chunkWidth)
   }
@@ -124,7 +124,7 @@ struct TiledInner<P: Precision>: Job {
         matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
-      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * panelsSize)
+      kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
     let chunksAtOnce = panelsAtOnce / kinds
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
@@ -203,7 +203,7 @@ struct TiledOutput<P: Precision>: Job {
       &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
       tilesPerPiece: gatheredTiles)
     outputs = arena.take(Float.self, dispatch.pairs, padded(c.hidden))
-    packed = arena.take(P.Element.self, context.lanes, panelsSize)
+    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
   }
 
@@ -224,7 +224,7 @@ struct TiledOutput<P: Precision>: Job {
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
-      packed: packed + lane.pointee.index * panelsSize)
+      packed: packed + lane.pointee.index * P.panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {

@@ -19,7 +19,7 @@ struct Matmul {
 
   /// Floats of scratch for products whose A (B in addAtB) has up to `width` columns, of blocks of `tokens` tokens.
   func scratch(tokens: Int, width: Int) -> Int {
-    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + panelsSize : 0
+    backend == .native ? min(tokens, rowsPerBlock) * padded(width) + F32.panelsSize : 0
   }
 
   /// Forward: C[m,n] += A[m,k] B[n,k]^T.

@@ -4,13 +4,15 @@ import CShims
 // piece of the contraction index. Pieces of several panels are packed at once, so that a tile of tokens, brought into
 // the first-level cache, meets all of them; while they are multiplied, the next pieces come from memory.
 
-/// Contraction indices of one piece.
-let panelDepth = 256
 /// Pieces that are packed at once: together they stay in the second-level cache.
 let panelsAtOnce = 4
 
-/// Elements that packed pieces take.
-let panelsSize = panelsAtOnce * panelDepth * chunkWidth
+extension Precision {
+  /// Contraction indices of one piece.
+  static var panelDepth: Int { 256 * unit }
+  /// Elements that packed pieces take.
+  static var panelsSize: Int { panelsAtOnce * panelDepth * chunkWidth }
+}
 
 /// Where a panel comes from.
 struct WeightPanel<P: Precision> {
@@ -47,7 +49,7 @@ struct WeightPanel<P: Precision> {
   }
 
   /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
-  /// 32 rows of 256 elements, of 256 rows of 32, or of as many packed rows. A tile takes 256 / unit steps.
+  /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows. A tile takes 256 steps.
   fileprivate func ahead(_ p: Int, half: Int) -> moei_ahead {
     let size = MemoryLayout<P.Element>.size
     let line = 64
@@ -57,11 +59,11 @@ struct WeightPanel<P: Precision> {
     case .matrix(let rowStride, transposed: true, _):
       let row = rowStride * size
       // A step is a row, a chunk is a line; the other half is the rows' second half, or the other rows.
-      let other = steps == chunkWidth ? panelDepth / chunkWidth * line : steps * row
+      let other = steps == chunkWidth ? P.panelDepth / chunkWidth * line : steps * row
       return ahead(p * size + half * other, row: row, chunk: line)
     case .matrix(let rowStride, transposed: false, _):
       let row = rowStride * size
-      let other = perRow == 2 ? line : panelDepth / 2 * row
+      let other = perRow == 2 ? line : P.panelDepth / 2 * row
       return ahead(p * row + half * other, row: row, chunk: steps * row)
     case .packed:
       // Every other line.
@@ -93,28 +95,36 @@ struct PanelProducts<P: Precision> {
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
     var pieces = InlineArray<4, Source>(repeating: Source(packed))  // panelsAtOnce
-    for p in stride(from: 0, to: depth, by: panelDepth) {
-      let depth = min(panelDepth, self.depth - p)
-      let last = p + panelDepth >= self.depth
+    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+      let depth = min(P.panelDepth, self.depth - p)
+      let last = p + P.panelDepth >= self.depth
       for i in 0..<panels {
-        pieces[i] = panel(i).piece(p, depth, buffer: packed + i * panelDepth * chunkWidth, kernels)
+        pieces[i] = panel(i).piece(p, depth, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
       }
       for tile in range {
         let rows = tiles.rows(tile)
         let half = tile - range.lowerBound
-        let a = a(rows) + p * rows.count
+        let here = a(rows) + p * rows.count
         for i in 0..<panels {
           let out = c(i, rows)
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
+          let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
           P.product(
-            rows.count, columns(i), depth, a, pieces[i], start: begin ?? Floats(out),
+            rows.count, columns(i), depth, here, pieces[i], start: begin ?? Floats(out),
             startStride: begin == nil ? cStride : 0, out, cStride: cStride,
-            coming?.ahead(last ? 0 : p + panelDepth, half: half) ?? moei_ahead(first: pieces[i], row: 0, chunk: 0),
-            kernels)
+            ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
         }
       }
     }
+  }
+
+  /// The cache lines of a tile of A from p on; none at the end.
+  private func tokensAhead(_ tile: Int, _ p: Int, _ a: (Range<Int>) -> Source) -> moei_ahead {
+    if tile == range.upperBound { return moei_ahead(first: packed, row: 0, chunk: 0) }
+    let rows = tiles.rows(tile)
+    let line: Int64 = 64
+    return moei_ahead(first: a(rows) + p * rows.count, row: line, chunk: line * Int64(chunkWidth / P.unit))
   }
 }
 
