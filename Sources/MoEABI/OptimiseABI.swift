@@ -103,7 +103,8 @@ public func moe_optimizer_step(
       try list.requireGrad(index)
       let type = list.type(index)
       if type != optimizer.pointee.type(ofTensor: index) {
-        throw .invalid("tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
+        throw .invalid(
+          "tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
       }
       try requireApart(
         list.data(index), type.size * now, "tensors: data", list.grad(index), 4 * now, "grad of the same tensor")

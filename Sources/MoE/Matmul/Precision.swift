@@ -100,7 +100,9 @@ enum F32: Precision {
       Int64(cStride), next)
   }
 
-  static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> { array }
+  static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
+    array
+  }
   static func load(_ n: Int, _ array: Source, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {}
   static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
