@@ -29,10 +29,13 @@
 
 /// Index of the first element that is NaN or plus infinity, or n.
 @inline(never) func firstNotFinite(_ n: Int, _ z: Source) -> Int {
-  let infinity = Float.infinity
   var i = 0
-  while i < n && z[i] < infinity { i &+= 1 }
-  return i
+  while i < n {
+    let good = bits(load(z + i, n &- i) .< Float.infinity)
+    if good != 0xFFFF { return i &+ (~good).trailingZeroBitCount }
+    i &+= 16
+  }
+  return n
 }
 
 /// p = exp(z - max) / sum; lse = max + ln sum; entropy = ln sum - sum of p (z - max), a term with p = 0 being 0.
@@ -70,4 +73,20 @@
   }
   lse.pointee = maximum + logTotal
   entropy.pointee = logTotal - sum(terms)
+}
+
+/// dz = p (dp - sum of dp p + dlse), with dp in dz.
+@inline(never) func softmaxBackward(_ n: Int, _ p: Source, _ dlse: Float, _ dz: Target) {
+  var lanes = V(repeating: 0)
+  var i = 0
+  while i < n {
+    lanes = fma(load(dz + i, n &- i), load(p + i, n &- i), lanes)
+    i &+= 16
+  }
+  let mean = sum(lanes)
+  i = 0
+  while i < n {
+    store(dz + i, n &- i, load(p + i, n &- i) * ((load(dz + i, n &- i) - mean) + dlse))
+    i &+= 16
+  }
 }

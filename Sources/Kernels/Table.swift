@@ -27,6 +27,8 @@ import CShims
       activate_gated_backward: { activateGatedBackward($0, Int($1), $2, $3, $4, $5, $6) },
       softmax: { softmax(Int($0), $1, $2, $3, $4) },
       first_not_finite: { Int64(firstNotFinite(Int($0), $1)) },
+      top_k: { topK(Int($0), Int($1), $2, $3, $4) },
+      softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },
       dot: { dot(Int($0), $1, $2) },
       scale: { scale(Int($0), $1, $2, $3) },
       add_scaled: { addScaled(Int($0), $1, $2, $3) },

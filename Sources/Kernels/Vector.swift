@@ -1,3 +1,5 @@
+import CShims
+
 // Sixteen floats at a time, whatever the processor's registers hold: the width is part of the numeric contract,
 // since sums over lanes are taken in a fixed tree of sixteen.
 
@@ -60,6 +62,11 @@ typealias Words = SIMD16<UInt32>
 @inline(__always) func withSign(_ magnitude: V, of sign: V) -> V {
   let bits = unsafeBitCast(sign, to: SIMD16<UInt32>.self) & 0x8000_0000
   return unsafeBitCast(unsafeBitCast(magnitude, to: SIMD16<UInt32>.self) | bits, to: V.self)
+}
+
+/// Bit i tells whether lane i is set.
+@inline(__always) func bits(_ mask: SIMDMask<SIMD16<Int32>>) -> UInt32 {
+  moei_bits(unsafeBitCast(mask, to: SIMD16<Int32>.self))
 }
 
 /// Sum of the lanes: 16 -> 8 -> 4 -> 2 -> 1, halves added.

@@ -14,6 +14,7 @@ struct BackwardTests {
     ForwardTests.Size(tokens: 1, hidden: 5, intermediate: 3, experts: 7, topK: 7),
     ForwardTests.Size(tokens: 19, hidden: 3, intermediate: 17, experts: 1, topK: 1),
     ForwardTests.Size(tokens: 2, hidden: 5, intermediate: 3, experts: 17, topK: 2),
+    ForwardTests.Size(tokens: 2, hidden: 3, intermediate: 2, experts: 40, topK: 33),
   ])
   func anySizeIsGood(size: ForwardTests.Size) throws {
     let layer = try Layer(

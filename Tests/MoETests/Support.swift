@@ -189,6 +189,8 @@ func contextConfig(
   return config
 }
 
+let everyInstructionSet = [MOE_INSTRUCTIONS_BASE, MOE_INSTRUCTIONS_AVX2, MOE_INSTRUCTIONS_AVX512]
+
 func forwardOptions(training: Bool = false, step: UInt64 = 0) -> moe_forward_options {
   var options = moe_forward_options()
   moe_forward_options_init(&options, MemoryLayout<moe_forward_options>.size)

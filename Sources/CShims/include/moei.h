@@ -98,6 +98,15 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_add_products(moei_
   return (moei_f32x16)__builtin_ia32_dpbf16ps_512((moei_f32x16_gcc)sum, (moei_bf16x32)a, (moei_bf16x32)b);
 }
 #endif
+/* Bit i of the result is lane i of a mask, whose lanes are 0 or -1. */
+typedef int32_t moei_i32x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) uint32_t moei_bits(moei_i32x16 mask) {
+  typedef _Bool moei_boolx16 __attribute__((ext_vector_type(16)));
+  moei_boolx16 lanes = __builtin_convertvector(mask, moei_boolx16);
+  uint16_t bits;
+  __builtin_memcpy(&bits, &lanes, sizeof bits);
+  return bits;
+}
 /* Of each four lanes: a0 b0 a1 b1, a2 b2 a3 b3;  a0 a1 b0 b1, a2 a3 b2 b3. */
 #define MOEI_SHUFFLE(name, i, j, k, l)                                                                               \
   static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                      \
@@ -165,6 +174,10 @@ typedef struct moei_kernels {
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);
   /* index of the first element that is NaN or plus infinity, or n */
   int64_t (*first_not_finite)(int64_t n, const float *z);
+  /* the k largest of z, largest first, the lowest index first among equals: where they are, and what; 1 <= k <= n */
+  void (*top_k)(int64_t n, int64_t k, const float *z, int32_t *indices, float *chosen);
+  /* dz = p (dp - sum of dp p + dlse), with dp in dz: through p = softmax(z) and its log-sum-exp */
+  void (*softmax_backward)(int64_t n, const float *p, float dlse, float *dz);
 
   float (*dot)(int64_t n, const float *x, const float *y);
   void (*scale)(int64_t n, float s, const float *x, float *y);            /* y = s x */

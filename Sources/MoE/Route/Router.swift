@@ -78,21 +78,20 @@ struct RouterForward: Job {
         return
       }
       let indices = routing.indices + t * c.topK
-      selectTopK(row, count: e, k: c.topK, indices: indices)
-      if row[Int(indices[c.topK - 1])] == -.infinity {
+      let chosen = chosen + lane * c.topK
+      kernels.pointee.top_k(Int64(e), Int64(c.topK), row, indices, chosen)
+      if chosen[c.topK - 1] == -.infinity {
         failures[block] = Failure(token: t, tooFewLeft: true)
         return
       }
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
-      weigh(t, logits: row, probabilities: p, chosen: chosen + lane * c.topK)
+      weigh(t, probabilities: p, chosen: chosen)
     }
   }
 
   /// Weights of token t's chosen experts.
-  private func weigh(
-    _ t: Int, logits: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>, chosen: UnsafeMutablePointer<Float>
-  ) {
+  private func weigh(_ t: Int, probabilities p: UnsafePointer<Float>, chosen: UnsafePointer<Float>) {
     let k = c.topK
     let indices = routing.indices + t * k
     let weights = routing.weights + t * k
@@ -104,7 +103,6 @@ struct RouterForward: Job {
         for slot in 0..<k { weights[slot] /= total }
       }
     case .topKSoftmax:
-      for slot in 0..<k { chosen[slot] = logits[Int(indices[slot])] }
       var unused: (lse: Float, entropy: Float) = (0, 0)
       kernels.pointee.softmax(Int64(k), chosen, weights, &unused.lse, &unused.entropy)
     }
@@ -123,6 +121,7 @@ private func chosenTotal(_ probabilities: UnsafePointer<Float>, _ k: Int) -> Flo
 /// From the gradients of the chosen weights, and of the losses, to the gradients of logits, router and x.
 struct RouterBackward: Job {
   let c: Configuration
+  let kernels: UnsafePointer<moei_kernels>
   let matmul: Matmul
   let x: UnsafePointer<Float>  // [T,H]
   let weight: UnsafePointer<Float>  // [E,H]
@@ -139,6 +138,7 @@ struct RouterBackward: Job {
     routing: Routing, losses: LossGradient, dWeights: UnsafePointer<Float>
   ) {
     self.c = c
+    kernels = context.kernels
     matmul = context.matmul
     self.x = x
     weight = UnsafePointer(parameters.data(.routerWeight)!)
@@ -156,7 +156,7 @@ struct RouterBackward: Job {
     throws(Fault)
   {
     try context.run(blocks(of: routing.tokens), self)
-    try RouterWeightGradient(router: self, kernels: context.kernels, weightGrad: weightGrad, biasGrad: biasGrad)
+    try RouterWeightGradient(router: self, weightGrad: weightGrad, biasGrad: biasGrad)
       .run(in: context)
   }
 
@@ -179,10 +179,7 @@ struct RouterBackward: Job {
         for slot in 0..<k { dz[Int(indices[slot])] += ds[slot] }
       }
       // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
-      var mean: Float = 0
-      for j in 0..<e { mean += dz[j] * p[j] }
-      let dLogSumExp = losses.logSumExpGradient(routing.logSumExp[t])
-      for j in 0..<e { dz[j] = p[j] * ((dz[j] - mean) + dLogSumExp) }
+      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
       // Weights that are a softmax over the chosen logits reach those logits directly.
       if c.routerWeights == .topKSoftmax {
         var mean: Float = 0
@@ -222,7 +219,6 @@ struct RouterBackward: Job {
 /// dW_r += dlogits^T x, tokens in ascending order, some features of x per item;  db_r += the sum of dlogits.
 struct RouterWeightGradient: Job {
   let router: RouterBackward
-  let kernels: UnsafePointer<moei_kernels>
   let weightGrad: UnsafeMutablePointer<Float>  // [E,H]
   let biasGrad: UnsafeMutablePointer<Float>?  // [E]
 
@@ -242,7 +238,7 @@ struct RouterWeightGradient: Job {
         e, min(Self.width, h - column), tokens.count, dz, lda: e, router.x + tokens.lowerBound * h + column, ldb: h,
         weightGrad + column, ldc: h, router.products + lane.pointee.index * router.floatsPerLane)
       if let biasGrad, part == 0 {
-        for row in 0..<tokens.count { kernels.pointee.add(Int64(e), dz + row * e, biasGrad) }
+        for row in 0..<tokens.count { router.kernels.pointee.add(Int64(e), dz + row * e, biasGrad) }
       }
     }
   }
