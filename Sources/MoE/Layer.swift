@@ -35,7 +35,7 @@ public struct Layer {
     tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
     let c = configuration
-    let dropout = Dropout(c, step: step, training: training)
+    let dropout = Dropout(c, kernels: context.kernels, step: step, training: training)
     let form = ExpertForm(c, context: context, prepared: prepared)
     if tape != nil && c.weights == .f32 && form == .tiledBF16 {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")

@@ -141,19 +141,20 @@ struct Parameters {
   /// Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
   func initialise(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
+    func random(_ role: Role) -> Random {
+      Random(kernels: kernels, seed: c.seed, stream: UInt8(role.rawValue), step: 0)
+    }
     func uniform(_ role: Role, _ bound: Double) {
       guard let p = self[role] else { return }
-      let random = Random(seed: c.seed, stream: UInt8(role.rawValue), step: 0)
       switch p.type {
-      case .f32: random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
-      case .bf16: fillRounded(p, random, Float(bound), kernels)
+      case .f32: random(role).fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
+      case .bf16: fillRounded(p, random(role), Float(bound), kernels)
       }
     }
     let fromHidden = 1 / Double(c.hidden).squareRoot()
     let fromIntermediate = 1 / Double(c.intermediate).squareRoot()
     let xavier = (6 / Double(c.hidden + c.intermediate)).squareRoot()
-    Random(seed: c.seed, stream: UInt8(Role.routerWeight.rawValue), step: 0)
-      .fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
+    random(.routerWeight).fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
     uniform(.routerBias, fromHidden)
     uniform(.gateWeight, xavier)
     uniform(.gateBias, fromHidden)

@@ -143,6 +143,11 @@ typedef struct moei_adamw {
   float epsilon;
 } moei_adamw;
 
+/* Which random numbers: the key of Philox4x32-10, and words 2 and 3 of its counters. */
+typedef struct moei_random {
+  uint64_t key, upper;
+} moei_random;
+
 /* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. */
 typedef struct moei_ahead {
   const void *first;
@@ -178,6 +183,12 @@ typedef struct moei_kernels {
   void (*top_k)(int64_t n, int64_t k, const float *z, int32_t *indices, float *chosen);
   /* dz = p (dp - sum of dp p + dlse), with dp in dz: through p = softmax(z) and its log-sum-exp */
   void (*softmax_backward)(int64_t n, const float *p, float dlse, float *dz);
+
+  /* n random words, four from each counter, the first of which has `first` as words 0 and 1; `uniform` turns them into
+   * values within (-bound, bound); `dropout` makes a value 0 where its word is below `threshold`, else scales it */
+  void (*random_words)(int64_t n, moei_random random, uint64_t first, uint32_t *words);
+  void (*uniform)(int64_t n, moei_random random, uint64_t first, float bound, float *values);
+  void (*dropout)(int64_t n, moei_random random, uint64_t first, uint32_t threshold, float scale, float *values);
 
   float (*dot)(int64_t n, const float *x, const float *y);
   void (*scale)(int64_t n, float s, const float *x, float *y);            /* y = s x */
