@@ -459,6 +459,16 @@ MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 
+/** One step with clipped gradients: the bits of moe_clip_grad_norm followed by moe_optimizer_step, in one pass over the
+ *  gradients less.  They are multiplied by min(1, max_norm / (norm + 1e-6)) while they are read, and stay as they are.
+ *  @param tensors  [in] [count], as in moe_optimizer_step
+ *  @param max_norm [in] > 0; INFINITY only measures, and steps
+ *  @param norm     [out, nullable] the 2-norm over all gradients together, before scaling
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is changed and no step counted, the
+ *          message names the tensor). */
+MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer, const moe_tensor *tensors,
+                                                        int64_t count, double max_norm, double *norm);
+
 /** Set the learning rate of the steps to come, for schedules.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);

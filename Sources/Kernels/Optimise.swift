@@ -9,7 +9,7 @@ import CShims
   var i = 0
   while i < n {
     let left = n &- i
-    let g = load(gradient + i, left)
+    let g = load(gradient + i, left) * f.clip
     let newM = fma(g, V(repeating: f.one_minus_beta1), load(m + i, left) * f.beta1)
     let newV = fma(g * g, V(repeating: f.one_minus_beta2), load(v + i, left) * f.beta2)
     let denominator = fma(moei_square_root(newV), V(repeating: f.root_scale), V(repeating: f.epsilon))
@@ -21,11 +21,11 @@ import CShims
 }
 
 @inline(never) func sgd(
-  _ n: Int, _ decay: Float, _ momentum: Float, _ learningRate: Float, _ parameter: Target, _ gradient: Source,
-  _ velocity: Target
+  _ n: Int, _ clip: Float, _ decay: Float, _ momentum: Float, _ learningRate: Float, _ parameter: Target,
+  _ gradient: Source, _ velocity: Target
 ) {
   let mu = V(repeating: momentum)
   let rate = V(repeating: -learningRate)
-  update(n, gradient, velocity) { gradient, velocity in fma(mu, velocity, gradient) }
+  update(n, gradient, velocity) { gradient, velocity in fma(mu, velocity, gradient * clip) }
   update(n, velocity, parameter) { velocity, parameter in fma(rate, velocity, parameter * decay) }
 }

@@ -60,5 +60,5 @@ import CShims
       gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
       add_token_pairs: { addTokenPairs(Int($0), $1, $2) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
-      sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6) }))
+      sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) }))
 }

@@ -88,31 +88,66 @@ public func moe_optimizer_step(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    // Before the list is read: with a count too large, reading would go beyond it.
-    let expected = optimizer.pointee.tensorCount
-    if Int(count) != expected {
-      throw .invalid("count = \(Int(count)), but the optimizer was created for \(expected) tensors")
-    }
-    let list = try TensorList(tensors, count: count)
-    for index in 0..<list.count {
-      let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))
-      if now != then {
-        throw .invalid("tensors[\(index)]: shape has \(now) elements, but \(then) when the optimizer was created")
-      }
-      try list.requireData(index)
-      try list.requireGrad(index)
-      let type = list.type(index)
-      if type != optimizer.pointee.type(ofTensor: index) {
-        throw .invalid(
-          "tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
-      }
-      try requireApart(
-        list.data(index), type.size * now, "tensors: data", list.grad(index), 4 * now, "grad of the same tensor")
-    }
-    optimizer.pointee.step { index in
-      TrainedTensor(data: list.data(index), grad: list.grad(index), count: list.elements(index))
-    }
+    let list = try trained(tensors, count: count, by: optimizer)
+    optimizer.pointee.step { list.trained($0) }
   }
+}
+
+@implementation @_cdecl("moe_optimizer_step_clipped")
+public func moe_optimizer_step_clipped(
+  _ optimizer: OpaquePointer?, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ max_norm: Double,
+  _ norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    let list = try trained(tensors, count: count, by: optimizer)
+    try requireMaxNorm(max_norm)
+    let norm = try optional(norm, "norm")
+    let found = try optimizer.pointee.step(maxNorm: max_norm, { list.trained($0) }, notFinite: list.notFinite)
+    norm?.pointee = found
+  }
+}
+
+/// The list of a step, checked whole: the same tensors as at creation, with values and gradients.
+private func trained(
+  _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer
+) throws(Fault) -> TensorList {
+  // Before the list is read: with a count too large, reading would go beyond it.
+  let expected = optimizer.pointee.tensorCount
+  if Int(count) != expected {
+    throw .invalid("count = \(Int(count)), but the optimizer was created for \(expected) tensors")
+  }
+  let list = try TensorList(tensors, count: count)
+  for index in 0..<list.count {
+    let (now, then) = (list.elements(index), optimizer.pointee.count(ofTensor: index))
+    if now != then {
+      throw .invalid("tensors[\(index)]: shape has \(now) elements, but \(then) when the optimizer was created")
+    }
+    try list.requireData(index)
+    try list.requireGrad(index)
+    let type = list.type(index)
+    if type != optimizer.pointee.type(ofTensor: index) {
+      throw .invalid(
+        "tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
+    }
+    try requireApart(
+      list.data(index), type.size * now, "tensors: data", list.grad(index), 4 * now, "grad of the same tensor")
+  }
+  return list
+}
+
+extension TensorList {
+  fileprivate func trained(_ index: Int) -> TrainedTensor {
+    TrainedTensor(data: data(index), grad: grad(index), count: elements(index))
+  }
+
+  fileprivate func notFinite(_ index: Int) -> Fault {
+    Fault(.notFinite, "tensors[\(index)] (\(name(index))): the gradient is not finite")
+  }
+}
+
+private func requireMaxNorm(_ maxNorm: Double) throws(Fault) {
+  guard maxNorm > 0 else { throw .invalid("max_norm = \(maxNorm) is not above 0") }
 }
 
 @implementation @_cdecl("moe_optimizer_set_learning_rate")
@@ -133,13 +168,11 @@ public func moe_clip_grad_norm(
     let context = try handle(context, "context", as: Context.self)
     let list = try TensorList(tensors, count: count)
     for index in 0..<list.count { try list.requireGrad(index) }
-    guard max_norm > 0 else { throw .invalid("max_norm = \(max_norm) is not above 0") }
+    try requireMaxNorm(max_norm)
     let norm = try optional(norm, "norm")
     let found = try clipGradNorm(
-      list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context
-    ) { index in
-      Fault(.notFinite, "tensors[\(index)] (\(list.name(index))): the gradient is not finite")
-    }
+      list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context,
+      notFinite: list.notFinite)
     norm?.pointee = found
   }
 }

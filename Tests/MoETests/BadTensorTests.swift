@@ -75,21 +75,40 @@ final class BadTensorTests {
     }
   }
 
-  @Test func step() throws {
-    refused("optimizer", moe_optimizer_step(nil, list, 2))
-    refused("tensors", moe_optimizer_step(optimizer, nil, 2))
-    for count: Int64 in [-1, 0, 1, .min, .max] { refused("count", moe_optimizer_step(optimizer, list, count)) }
-    refused("count", moe_optimizer_step(optimizer, list + [a.tensor], 3))
-    for (field, change) in badTensors { refused(field, moe_optimizer_step(optimizer, list(change), 2)) }
-    refused("data", moe_optimizer_step(optimizer, list { $0.data = nil }, 2))
-    refused("grad", moe_optimizer_step(optimizer, list { $0.grad = nil }, 2))
-    refused("data", moe_optimizer_step(optimizer, list { $0.data += 1 }, 2))
-    refused("grad", moe_optimizer_step(optimizer, list { $0.grad += 1 }, 2))
-    refused("data", moe_optimizer_step(optimizer, list { $0.data = $0.grad }, 2))
-    refused("shape", moe_optimizer_step(optimizer, list { $0.shape.0 = 1 }, 2))
-    refused("shape", moe_optimizer_step(optimizer, [b.tensor, a.tensor], 2))
+  /// What both kinds of step refuse.
+  private func refuses(_ step: (OpaquePointer?, UnsafePointer<moe_tensor>?, Int64) -> moe_status) {
+    refused("optimizer", step(nil, list, 2))
+    refused("tensors", step(optimizer, nil, 2))
+    for count: Int64 in [-1, 0, 1, .min, .max] { refused("count", step(optimizer, list, count)) }
+    refused("count", step(optimizer, list + [a.tensor], 3))
+    for (field, change) in badTensors { refused(field, step(optimizer, list(change), 2)) }
+    refused("data", step(optimizer, list { $0.data = nil }, 2))
+    refused("grad", step(optimizer, list { $0.grad = nil }, 2))
+    refused("data", step(optimizer, list { $0.data += 1 }, 2))
+    refused("grad", step(optimizer, list { $0.grad += 1 }, 2))
+    refused("data", step(optimizer, list { $0.data = $0.grad }, 2))
+    refused("shape", step(optimizer, list { $0.shape.0 = 1 }, 2))
+    refused("shape", step(optimizer, [b.tensor, a.tensor], 2))
     nothingChanged()
+  }
+
+  @Test func step() throws {
+    refuses(moe_optimizer_step)
     try check(moe_optimizer_step(optimizer, list, 2))
+  }
+
+  @Test func stepClipped() throws {
+    var norm = -7.0
+    refuses { moe_optimizer_step_clipped($0, $1, $2, 1, &norm) }
+    for maxNorm: Double in [0, -1, .nan, -.infinity] {
+      refused("max_norm", moe_optimizer_step_clipped(optimizer, list, 2, maxNorm, &norm))
+    }
+    withUnsafeMutablePointer(to: &norm) {
+      refused("norm", moe_optimizer_step_clipped(optimizer, list, 2, 1, misaligned($0)))
+    }
+    nothingChanged()
+    #expect(norm == -7)
+    try check(moe_optimizer_step_clipped(optimizer, list, 2, 1, &norm))
   }
 
   @Test func setLearningRate() throws {
@@ -129,6 +148,7 @@ final class BadTensorTests {
     let list = list { $0.grad = nil }
     let calls = [
       { moe_optimizer_step(self.optimizer, list, 2) },
+      { moe_optimizer_step_clipped(self.optimizer, list, 2, 1, nil) },
       { moe_clip_grad_norm(self.layer.context, list, 2, 1, nil) },
     ]
     for call in calls {

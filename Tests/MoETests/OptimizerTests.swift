@@ -15,24 +15,24 @@ final class OptimizerTests {
   deinit { moe_context_free(context) }
 
   private func adamw(
-    _ variables: [Variable], configure: (inout moe_adamw_config) -> Void = { _ in }
+    _ variables: [Variable], in other: OpaquePointer? = nil, configure: (inout moe_adamw_config) -> Void = { _ in }
   ) throws -> OpaquePointer {
     var config = moe_adamw_config()
     moe_adamw_config_init(&config, MemoryLayout<moe_adamw_config>.size)
     configure(&config)
     var optimizer: OpaquePointer?
-    try check(moe_adamw_create(context, &config, variables.map(\.tensor), Int64(variables.count), &optimizer))
+    try check(moe_adamw_create(other ?? context, &config, variables.map(\.tensor), Int64(variables.count), &optimizer))
     return try #require(optimizer)
   }
 
   private func sgd(
-    _ variables: [Variable], configure: (inout moe_sgd_config) -> Void
+    _ variables: [Variable], in other: OpaquePointer? = nil, configure: (inout moe_sgd_config) -> Void
   ) throws -> OpaquePointer {
     var config = moe_sgd_config()
     moe_sgd_config_init(&config, MemoryLayout<moe_sgd_config>.size)
     configure(&config)
     var optimizer: OpaquePointer?
-    try check(moe_sgd_create(context, &config, variables.map(\.tensor), Int64(variables.count), &optimizer))
+    try check(moe_sgd_create(other ?? context, &config, variables.map(\.tensor), Int64(variables.count), &optimizer))
     return try #require(optimizer)
   }
 
@@ -187,6 +187,9 @@ final class OptimizerTests {
       try check(
         create ? moe_adamw_create(context, nil, nil, 0, &optimizer) : moe_sgd_create(context, nil, nil, 0, &optimizer))
       try check(moe_optimizer_step(optimizer, nil, 0))
+      var norm = -1.0
+      try check(moe_optimizer_step_clipped(optimizer, nil, 0, 1, &norm))
+      #expect(norm == 0)
       moe_optimizer_free(optimizer)
     }
     var norm = -1.0
@@ -240,6 +243,66 @@ final class OptimizerTests {
     #expect(moe_clip_grad_norm(context, [a.tensor, b.tensor], 2, 1, &norm) == MOE_ERROR_NOT_FINITE)
     #expect(lastError().contains("second"), "\(lastError())")
     #expect(norm == -1 && Array(a.grad) == [3] && b.grad[0] == 1, "nothing is scaled")
+  }
+
+  @Test(arguments: everyInstructionSet, [0.5, 1e6, .infinity])
+  func aClippedStepHasTheBitsOfClippingAndAStep(instructions: moe_instructions, maxNorm: Double) throws {
+    let owner = try Layer(in: contextConfig(threads: 2, instructions: instructions))
+    func create(_ variables: [Variable]) throws -> [OpaquePointer] {
+      let moving = try sgd(variables, in: owner.context) {
+        $0.momentum = 0.9
+        $0.weight_decay = 0.1
+      }
+      return [try adamw(variables, in: owner.context), moving]
+    }
+    // More than one thread's share, a tail, and next to nothing.
+    let sizes = [70_001, 7, 1]
+    func variables() -> [Variable] {
+      sizes.map { Variable("w", noise($0), grad: [Float](repeating: 0, count: $0)) }
+    }
+    let (together, apart) = (variables(), variables())
+    for (one, other) in zip(try create(together), try create(apart)) {
+      defer {
+        moe_optimizer_free(one)
+        moe_optimizer_free(other)
+      }
+      for step in 1...3 {
+        for (a, b) in zip(together, apart) {
+          _ = a.grad.update(from: noise(a.data.count, seed: UInt64(step)))
+          _ = b.grad.update(from: a.grad)
+        }
+        let before = together.map { bits(Array($0.grad)) }
+        var norms = (-1.0, -2.0)
+        try check(moe_optimizer_step_clipped(one, together.map(\.tensor), 3, maxNorm, &norms.0))
+        try check(moe_clip_grad_norm(owner.context, apart.map(\.tensor), 3, maxNorm, &norms.1))
+        try self.step(other, apart)
+        #expect(norms.0 == norms.1)
+        #expect(together.map { bits(Array($0.data)) } == apart.map { bits(Array($0.data)) }, "step \(step)")
+        #expect(together.map { bits(Array($0.grad)) } == before, "the gradients are read only")
+      }
+    }
+    // Clipping shows: what is compared is not the same step twice.
+    #expect((bits(Array(apart[0].grad)) == bits(Array(together[0].grad))) == (maxNorm > 1))
+  }
+
+  @Test(arguments: [Float.nan, .infinity, -.infinity])
+  func aClippedStepRefusesWhatIsNotFinite(poison: Float) throws {
+    let (a, b) = (Variable("first", [7], grad: [3]), Variable("second", [7, 7], grad: [1, poison]))
+    let optimizer = try adamw([a, b])
+    defer { moe_optimizer_free(optimizer) }
+    var norm = -1.0
+    #expect(moe_optimizer_step_clipped(optimizer, [a.tensor, b.tensor], 2, 1, &norm) == MOE_ERROR_NOT_FINITE)
+    #expect(lastError().contains("second"), "\(lastError())")
+    #expect(norm == -1 && Array(a.data) + Array(b.data) == [7, 7, 7] && Array(a.grad) == [3] && b.grad[0] == 1)
+
+    // No step was counted and no moment moved: the next one is the first.
+    b.grad[1] = 2
+    let (fresh, freshB) = (Variable("first", [7], grad: [3]), Variable("second", [7, 7], grad: [1, 2]))
+    let other = try adamw([fresh, freshB])
+    defer { moe_optimizer_free(other) }
+    try check(moe_optimizer_step_clipped(optimizer, [a.tensor, b.tensor], 2, 1, nil))
+    try check(moe_optimizer_step_clipped(other, [fresh.tensor, freshB.tensor], 2, 1, nil))
+    #expect(bits(Array(a.data) + Array(b.data)) == bits(Array(fresh.data) + Array(freshB.data)))
   }
 
   @Test func aLayerLearns() throws {

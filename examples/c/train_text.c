@@ -246,8 +246,7 @@ static void train(model *m, const text *training) {
     /* Linear warm-up, then half a cosine down to 0. */
     double warm_up = (step + 1) / 50.0, rate = 2e-3 * (1 + cos(3.14159265 * step / STEPS));
     CHECK(moe_optimizer_set_learning_rate(m->optimizer, warm_up < 1 ? rate * warm_up : rate));
-    CHECK(moe_clip_grad_norm(m->context, m->tensors, m->n_tensors, 1.0, NULL));
-    CHECK(moe_optimizer_step(m->optimizer, m->tensors, m->n_tensors));
+    CHECK(moe_optimizer_step_clipped(m->optimizer, m->tensors, m->n_tensors, 1.0, NULL));
 
     if ((step + 1) % 100 == 0) {
       int64_t fullest = 0;

@@ -136,6 +136,7 @@ MOEI_QUARTERS(moei_quarters_odd, 4, 12)
 enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3 };
 
 typedef struct moei_adamw {
+  float clip;       /* what gradients are multiplied by first; 1 changes no bit */
   float decay;      /* 1 - lr * weight_decay */
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
   float step_size;  /* lr / (1 - beta1^t) */
@@ -239,8 +240,8 @@ typedef struct moei_kernels {
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
   void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
-  void (*sgd)(int64_t n, float decay, float momentum, float learning_rate, float *parameter, const float *gradient,
-              float *velocity);
+  void (*sgd)(int64_t n, float clip, float decay, float momentum, float learning_rate, float *parameter,
+              const float *gradient, float *velocity);
 } moei_kernels;
 
 void moei_kernels_base(moei_kernels *out);

@@ -1,20 +1,13 @@
 import CShims
 
-/// Scales all gradients by min(1, maxNorm / (norm + 1e-6)), norm being taken over all tensors together, and returns it.
+/// Scales all gradients by `clipFactor`, norm being taken over all tensors together, and returns the norm.
 /// Throws `notFinite(i)`, with nothing scaled, when the gradient of tensor i is not finite.
 public func clipGradNorm(
   _ tensorCount: Int, _ tensor: (Int) -> (grad: UnsafeMutablePointer<Float>, count: Int), maxNorm: Double,
   in context: ContextPointer, notFinite: (Int) -> Fault
 ) throws(Fault) -> Double {
-  var squares = 0.0
-  for index in 0..<tensorCount {
-    let (grad, count) = tensor(index)
-    let sum = sumOfSquares(grad, count, in: context)
-    if !sum.isFinite { throw notFinite(index) }
-    squares += sum
-  }
-  let norm = squares.squareRoot()
-  let factor = Float(min(1, maxNorm / (norm + 1e-6)))
+  let norm = try gradNorm(tensorCount, tensor, in: context, notFinite: notFinite)
+  let factor = clipFactor(norm: norm, maxNorm: maxNorm)
   if factor == 1 { return norm }
   for index in 0..<tensorCount {
     let (grad, count) = tensor(index)
@@ -24,6 +17,24 @@ public func clipGradNorm(
       Scale(kernels: context.kernels, values: grad, count: count, stretch: stretch, factor: factor))
   }
   return norm
+}
+
+/// What gradients of this norm are multiplied by.
+func clipFactor(norm: Double, maxNorm: Double) -> Float { Float(min(1, maxNorm / (norm + 1e-6))) }
+
+/// The 2-norm over all tensors together. Throws `notFinite(i)` when the gradient of tensor i is not finite.
+func gradNorm(
+  _ tensorCount: Int, _ tensor: (Int) -> (grad: UnsafeMutablePointer<Float>, count: Int), in context: ContextPointer,
+  notFinite: (Int) -> Fault
+) throws(Fault) -> Double {
+  var squares = 0.0
+  for index in 0..<tensorCount {
+    let (grad, count) = tensor(index)
+    let sum = sumOfSquares(grad, count, in: context)
+    if !sum.isFinite { throw notFinite(index) }
+    squares += sum
+  }
+  return squares.squareRoot()
 }
 
 private func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: ContextPointer) -> Double {

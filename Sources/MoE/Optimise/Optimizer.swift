@@ -54,8 +54,20 @@ public struct Optimizer {
     }
   }
 
-  /// One step. The tensors are as many and as long as at creation: the boundary has seen to that.
-  public mutating func step(_ tensor: (Int) -> TrainedTensor) {
+  /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm.
+  /// Throws `notFinite(i)`, with nothing changed, when the gradient of tensor i is not finite.
+  public mutating func step(
+    maxNorm: Double, _ tensor: (Int) -> TrainedTensor, notFinite: (Int) -> Fault
+  ) throws(Fault) -> Double {
+    let norm = try gradNorm(
+      tensorCount, { (grad: tensor($0).grad, count: tensor($0).count) }, in: context, notFinite: notFinite)
+    step(clip: clipFactor(norm: norm, maxNorm: maxNorm), tensor)
+    return norm
+  }
+
+  /// One step with gradients times `clip`. The tensors are as many and as long as at creation: the boundary has seen to
+  /// that.
+  public mutating func step(clip: Float = 1, _ tensor: (Int) -> TrainedTensor) {
     if case .adamw(var adamw) = rule {
       adamw.beginStep()
       rule = .adamw(adamw)
@@ -67,7 +79,8 @@ public struct Optimizer {
       if master != nil { place += count }
       context.runToTheEnd(
         (count + Self.stretch - 1) / Self.stretch,
-        OptimizerStep(kernels: context.kernels, rule: rule, tensor: tensor(index), master: master, moments: place))
+        OptimizerStep(
+          kernels: context.kernels, rule: rule, clip: clip, tensor: tensor(index), master: master, moments: place))
       place += rule.moments * count
     }
   }
@@ -88,6 +101,7 @@ public struct Optimizer {
 private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
+  let clip: Float
   let tensor: TrainedTensor
   let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
   let moments: UnsafeMutablePointer<Float>  // [rule.moments, count]
@@ -116,10 +130,10 @@ private struct OptimizerStep: Job {
     let (grad, first) = (tensor.grad + start, moments + start)
     switch rule {
     case .adamw(let adamw):
-      var factors = adamw.factors
+      var factors = adamw.factors(clip: clip)
       kernels.pointee.adamw(n, &factors, data, grad, first, first + tensor.count)
     case .sgd(let sgd):
-      kernels.pointee.sgd(n, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
+      kernels.pointee.sgd(n, clip, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
     }
   }
 }
@@ -148,9 +162,9 @@ public struct AdamW {
     beta2Power *= beta2
   }
 
-  var factors: moei_adamw {
+  func factors(clip: Float) -> moei_adamw {
     moei_adamw(
-      decay: Float(1 - learningRate * weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
+      clip: clip, decay: Float(1 - learningRate * weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
       beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(learningRate / (1 - beta1Power)),
       root_scale: Float(1 / (1 - beta2Power).squareRoot()), epsilon: Float(epsilon))
   }

@@ -187,7 +187,7 @@ def test_numbers_are_floats() -> None:
         "momentum": lambda: libmoe.SGD(mine, momentum=wrong),
         "max_norm": lambda: libmoe.clip_grad_norm(mine, wrong),
     }
-    for name, call in calls.items():
+    for name, call in [*calls.items(), ("max_norm", lambda: optimizer.step(max_norm=wrong))]:
         text = f"{name}: expected a float, got str; use float({name})"
         with pytest.raises(TypeError, match="^" + re.escape(text) + "$"):
             call()

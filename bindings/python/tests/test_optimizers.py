@@ -125,6 +125,40 @@ def test_clipping_refuses_what_is_not_finite() -> None:
     assert (parameters[0].grad == 5).all()
 
 
+@pytest.mark.parametrize("kind", [libmoe.AdamW, libmoe.SGD])
+@pytest.mark.parametrize("max_norm", [0.5, 1000.0, math.inf])
+def test_a_clipped_step_is_clipping_and_a_step(
+    kind: type[libmoe.AdamW] | type[libmoe.SGD], max_norm: float
+) -> None:
+    together, apart = own_parameters(), own_parameters()
+    one, other = kind(together, learning_rate=0.1), kind(apart, learning_rate=0.1)
+    for step in range(3):
+        for i, (a, b) in enumerate(zip(together, apart)):  # noqa: B905
+            a.grad[...] = b.grad[...] = normal(*a.data.shape, seed=10 * step + i)
+        gradients = [a.grad.copy() for a in together]
+        norm = one.step(max_norm=max_norm)
+        assert norm == libmoe.clip_grad_norm(apart, max_norm)
+        assert other.step() is None
+        for a, b, gradient in zip(together, apart, gradients):  # noqa: B905
+            np.testing.assert_array_equal(a.data, b.data)
+            np.testing.assert_array_equal(a.grad, gradient)
+
+
+def test_a_clipped_step_refuses_what_is_not_finite() -> None:
+    parameters = own_parameters()
+    optimizer = libmoe.AdamW(parameters)
+    before = [p.data.copy() for p in parameters]
+    for p in parameters:
+        p.grad[...] = 5
+    parameters[2].grad[1, 2, 3] = math.nan
+    with pytest.raises(libmoe.NotFiniteError, match="own 2"):
+        optimizer.step(max_norm=1.0)
+    with pytest.raises(libmoe.InvalidArgumentError, match="max_norm"):
+        optimizer.step(max_norm=0.0)
+    for p, value in zip(parameters, before):  # noqa: B905
+        np.testing.assert_array_equal(p.data, value)
+
+
 def test_layer_parameters_may_be_passed_as_they_are() -> None:
     layer = libmoe.Layer(4, 8, 3, 2)
     for p in layer.parameters.values():

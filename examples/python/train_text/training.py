@@ -66,8 +66,7 @@ def train(
             model.zero_grad()
             a = model.forward(contexts(corpus.training, positions, CONTEXT), training=True, step=step)
             model.backward(a, targets)
-            libmoe.clip_grad_norm(model.parameters, 1.0)
-            optimizer.step()
+            optimizer.step(max_norm=1.0)
             bits.append(bits_per_byte(a.probabilities, targets))
             load += a.report.tokens_per_expert
             seconds += time.monotonic() - start

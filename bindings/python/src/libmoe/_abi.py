@@ -249,6 +249,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     ),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
     "moe_optimizer_step": (Status, [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64]),
+    "moe_optimizer_step_clipped": (
+        Status,
+        [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
+    ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
     "moe_clip_grad_norm": (
         Status,

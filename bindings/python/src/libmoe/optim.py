@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, overload
 
 from . import _abi, _check
 from ._library import Handle, Native, lib
@@ -32,15 +32,45 @@ class Optimizer(Native):
             keep={"context": handle},
         )
 
-    def step(self) -> None:
+    @overload
+    def step(self) -> None: ...
+
+    @overload
+    def step(self, *, max_norm: float) -> float: ...
+
+    def step(self, *, max_norm: float | None = None) -> float | None:
         """Change every parameter by its gradient; the gradients stay as they are.
+
+        Parameters
+        ----------
+        max_norm : float, optional
+            Gradients count times min(1, max_norm / (norm + 1e-6)), as after :func:`clip_grad_norm`, and take
+            one pass over memory less.  Above 0; ``math.inf`` only measures.
+
+        Returns
+        -------
+        float or None
+            The common 2-norm of all gradients if ``max_norm`` is given.
 
         Raises
         ------
         BadStateError
             The optimiser is closed.
+        InvalidArgumentError
+            ``max_norm`` is not above 0.
+        NotFiniteError
+            ``max_norm`` is given and some gradient is not finite; the text names the parameter, and nothing
+            has changed.
         """
-        lib.moe_optimizer_step(self._handle, self._tensors, len(self._tensors))
+        if max_norm is None:
+            lib.moe_optimizer_step(self._handle, self._tensors, len(self._tensors))
+            return None
+        norm = ctypes.c_double()
+        most = _check.number("max_norm", max_norm)
+        lib.moe_optimizer_step_clipped(
+            self._handle, self._tensors, len(self._tensors), most, ctypes.byref(norm)
+        )
+        return norm.value
 
     @property
     def learning_rate(self) -> float:
