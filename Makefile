@@ -4,10 +4,10 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo test lint bench bench-peers test-asan test-tsan install clean
+.PHONY: help lib demo test lint bench bench-peers test-asan test-tsan check-arm64 install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include/moe.h
 	scripts/lib
@@ -26,6 +26,9 @@ test-asan: ## the Swift and C tests under the address sanitizer
 
 test-tsan: ## the tests of threads under the thread sanitizer
 	scripts/test-tsan
+
+check-arm64: ## compile for arm64, and run C tests in an emulator
+	scripts/check-arm64
 
 bench: lib ## how fast the layer is on this machine
 	benchmarks/run

@@ -19,6 +19,19 @@ need_packages() {
   command -v strip >/dev/null 2>&1 || missing="$missing binutils"
   command -v python3 >/dev/null 2>&1 || missing="$missing python3"
   python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+  install_missing
+}
+
+# A compiler, libc and an emulator for arm64.
+need_arm64_packages() {
+  missing=
+  command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || missing="$missing gcc-aarch64-linux-gnu"
+  [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
+  command -v qemu-aarch64-static >/dev/null 2>&1 || missing="$missing qemu-user-static"
+  install_missing
+}
+
+install_missing() {
   [ -z "$missing" ] && return
   if [ "$(id -u)" != 0 ]; then
     echo "Packages are missing. Please run:  sudo apt-get update && sudo apt-get install -y$missing" >&2
