@@ -144,6 +144,13 @@ final class Layer: @unchecked Sendable {
       indices: indices, weights: weights)
   }
 
+  /// y [T,H] of a call without a tape.
+  func untaped(_ x: [Float]) throws -> [Float] {
+    var y = [Float](repeating: .nan, count: x.count)
+    try check(moe_layer_forward(layer, x, Int64(x.count / hidden), nil, &y, nil, nil))
+    return y
+  }
+
   /// Adds to the gradients of the parameters and returns dx [T,H].
   func backward(_ x: [Float], dy: [Float], dAuxLoss: Float = 0, tape other: OpaquePointer? = nil) throws -> [Float] {
     var dx = [Float](repeating: .nan, count: x.count)
