@@ -51,7 +51,7 @@ struct Record {
       add("norm", [Float(norm)])
       try check(moe_optimizer_step(optimizer, tensors, Int64(tensors.count)))
     }
-    for tensor in tensors { add(String(cString: tensor.name), Array(tensor.values)) }
+    for tensor in tensors { add(String(cString: tensor.name), tensor.numbers) }
     try add(gradientsOf: layer)
   }
 

@@ -18,6 +18,7 @@ extension RawRepresentable where RawValue == UInt32 {
 extension moe_tensor {
   var dimensions: [Int64] { Array([shape.0, shape.1, shape.2, shape.3].prefix(Int(rank))) }
   var count: Int { Int(dimensions.reduce(1, *)) }
+  /// Of a float32 tensor; of a bfloat16 one see `halves`.
   var values: UnsafeMutableBufferPointer<Float> { floats(data) }
   var gradient: UnsafeMutableBufferPointer<Float> { floats(grad) }
 
