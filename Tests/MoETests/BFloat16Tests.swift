@@ -74,6 +74,27 @@ struct BFloat16Tests {
     }
   }
 
+  /// A number too large for bfloat16 is infinite there, and stays so: odd widths are filled up, but not with NaN.
+  @Test(
+    arguments: [MOE_MATMUL_AUTO, MOE_MATMUL_REFERENCE],
+    [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX512, MOE_INSTRUCTIONS_AVX2])
+  func overflowIsInfinite(matmul: moe_matmul, instructions: moe_instructions) throws {
+    let context = contextConfig(matmul: matmul, instructions: instructions)
+    let layer = try Layer(hidden: 7, intermediate: 5, experts: 1, topK: 1, in: context) {
+      $0.weight_dtype = MOE_DTYPE_BF16.int32
+      $0.activation = MOE_ACTIVATION_RELU.int32
+    }
+    try layer.parameter("router.weight").values.update(repeating: 0)
+    for name in ["experts.up.weight", "experts.down.weight"] {
+      try layer.parameter(name).halves.update(repeating: halves([1])[0])
+    }
+    var x = [Float](repeating: 1, count: 3 * 7)
+    x[9] = .greatestFiniteMagnitude  // of the second token
+    let y = try layer.untaped(x)
+    #expect(y[7..<14].allSatisfy { $0 == .infinity })
+    #expect((y[..<7] + y[14...]).allSatisfy { $0.isFinite })
+  }
+
   // MARK: tokens in bfloat16
 
   /// A layer that differs in io_dtype only gives the same numbers, rounded.
