@@ -46,7 +46,7 @@ class Settings:
 
 
 def stored(settings: Settings, v: Array) -> Array:
-    """V as an array of tokens holds it: with bfloat16 weights rounded to eight digits, to the even ones in a tie."""
+    """V as an array of tokens holds it: beside bfloat16 weights with eight digits, even ones in a tie."""
     if settings.weight_dtype == "f32":
         return v
     mantissa, exponent = np.frexp(v)  # 1/2 <= |mantissa| < 1
@@ -383,9 +383,7 @@ def backward(done: Forward, d_y: ArrayLike, d_aux_loss: float = 1.0) -> tuple[Ar
         bias = own.get("down.bias", np.float64(0))
         by_matrix = stored(done.settings, d_mixed) * (call.output - bias)  # [N,H]
         d_weights[call.tokens, call.slots] = (by_matrix + d_mixed * bias).sum(axis=1)
-        d_x[call.tokens] += expert_backward(
-            done.settings, own, own_gradients, done.x, call, weights, d_mixed
-        )
+        d_x[call.tokens] += expert_backward(done.settings, own, own_gradients, done.x, call, weights, d_mixed)
     d_probabilities, d_logits = report_backward(done.settings, done.routing, done.report, d_aux_loss)
     d_x += route_backward(
         done.settings, done.parameters, gradients, done.x, done.routing, d_weights, d_probabilities, d_logits

@@ -1,4 +1,4 @@
-"""bfloat16: conversions against ml_dtypes, layers against the oracle that rounds where they store, optimisers."""
+"""bfloat16: conversions against ml_dtypes, layers against an oracle that rounds as they do, optimisers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_bfloat16_becomes_the_same_number() -> None:
 def test_float32_becomes_the_nearest_bfloat16() -> None:
     """Around every number that bfloat16 has, and around every tie between two of them."""
     upper = np.arange(2**16, dtype=np.uint32)[:, None] << 16
-    values = (upper | np.uint32([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])).view(np.float32)
+    values = (upper | np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)).view(np.float32)
     found = to_bfloat16(values)
     with np.errstate(all="ignore"):
         expected = values.astype(ml_dtypes.bfloat16)
@@ -62,7 +62,7 @@ def test_conversions_keep_the_shape_and_refuse_other_types() -> None:
     with pytest.raises(TypeError, match=r"^values: expected float32, got float64"):
         to_bfloat16(np.zeros(3))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^bits: expected bfloat16 \(as uint16\), got float32"):
-        from_bfloat16(np.zeros(3, np.float32))  # type: ignore[arg-type]
+        from_bfloat16(np.zeros(3, np.float32))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ CONTEXTS += [("openblas", "all"), ("auto", "base")]
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
 @pytest.mark.parametrize("expert_kind", ["mlp", "gated"])
 def test_kinds(expert_kind: str, activation: str, expert_bias: bool, matmul: Any, instructions: Any) -> None:
-    arguments = {"hidden_size": 37, "intermediate_size": 75, "n_experts": E, "top_k": K}
+    arguments: dict[str, Any] = {"hidden_size": 37, "intermediate_size": 75, "n_experts": E, "top_k": K}
     arguments |= {"expert_kind": expert_kind, "activation": activation, "weight_dtype": "bf16"}
     with libmoe.Context(n_threads=2, matmul=matmul, instructions=instructions) as context:
         compare(libmoe.Layer(**arguments, expert_bias=expert_bias, context=context), arguments, 61)
@@ -158,8 +158,8 @@ def test_tokens_in_bfloat16() -> None:
     assert dx is not None
     for dtype in (np.uint16, ml_dtypes.bfloat16):
         tape = half.tape()
-        output = half.forward(to_bfloat16(x).view(dtype), tape=tape)  # type: ignore[arg-type]
-        gradient = half.backward(tape, to_bfloat16(dy).view(dtype))  # type: ignore[arg-type]
+        output = half.forward(to_bfloat16(x).view(dtype), tape=tape)
+        gradient = half.backward(tape, to_bfloat16(dy).view(dtype))
         assert gradient is not None
         assert output.y.dtype == gradient.dtype == dtype
         np.testing.assert_array_equal(output.y.view(np.uint16), to_bfloat16(y))
@@ -223,7 +223,7 @@ def test_prepared_for_inference() -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, ml_dtypes.bfloat16])
 def test_parameters_are_the_rounded_float32_ones(make: Callable[..., Any], dtype: type) -> None:
     start = representable(3, 5)
-    wide, half = libmoe.Parameter(start.copy()), libmoe.Parameter(to_bfloat16(start).view(dtype))  # type: ignore[arg-type]
+    wide, half = libmoe.Parameter(start.copy()), libmoe.Parameter(to_bfloat16(start).view(dtype))
     optimizers = [make([p], learning_rate=1e-4, weight_decay=0.1) for p in (wide, half)]
     for step in range(50):
         for parameter, optimizer in zip((wide, half), optimizers):  # noqa: B905
@@ -261,7 +261,8 @@ def test_wrong_types() -> None:
     half.forward(words, tape=tape)
     matrix = normal(E, I, H)
     state = half.state_dict()
-    want, single = "expected bfloat16 (as uint16), got float32; use libmoe.to_bfloat16", "expected float32, got "
+    want = "expected bfloat16 (as uint16), got float32; use libmoe.to_bfloat16"
+    single = "expected float32, got "
     calls: dict[str, Callable[[], object]] = {
         f"x: {want}(x)": lambda: half(x),
         f"out: {want}(out)": lambda: half.forward(words, out=x),
@@ -270,8 +271,10 @@ def test_wrong_types() -> None:
         f"x: {single}uint16": lambda: wide(words),
         f"data: {want}(data)": lambda: half.bind("experts.up.weight", matrix),
         f"data: {single}uint16": lambda: wide.bind("experts.up.weight", to_bfloat16(matrix)),
-        f"grad: {single}uint16": lambda: libmoe.Parameter(words, words),
-        f"state['experts.up.weight']: {want}": lambda: half.load_state_dict({**state, "experts.up.weight": matrix}),
+        f"grad: {single}uint16": lambda: libmoe.Parameter(words, words),  # type: ignore[arg-type]
+        f"state['experts.up.weight']: {want}": lambda: half.load_state_dict(
+            {**state, "experts.up.weight": matrix}
+        ),
     }
     for text, call in calls.items():
         with pytest.raises(TypeError, match="^" + re.escape(text)):
