@@ -183,6 +183,14 @@ struct SameBitsTests {
         }
       }
     }
+    // In pairs it matters which tokens meet, but only to sums over tokens.
+    let whole = try run(Way.inPairs[0].context, MOE_DTYPE_BF16, piece: size.tokens)
+    for piece in [1, 7, 64] {
+      let divided = try run(Way.inPairs[1].context, MOE_DTYPE_BF16, piece: piece)
+      for name in ["y", "indices", "weights", "dx"] where divided.parts[name] != whole.parts[name] {
+        Issue.record("\(name) differs in pairs, \(piece) tokens a call")
+      }
+    }
   }
 
   // MARK: callers at the same time
