@@ -20,7 +20,8 @@
  * This file is the whole contract: what is not here is not API.
  *
  * Rules that hold everywhere
- *   Arrays     are row-major float32 without gaps, [rows, columns], aligned to their element.
+ *   Arrays     are row-major without gaps, [rows, columns], aligned to their element.  They are float32, except where
+ *              a moe_dtype makes them bfloat16.
  *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
  *   Status     every function that can fail returns a moe_status and nothing else.  On an error, handles and
  *              scalar outputs are as they were; the contents of output *arrays* are unspecified.
@@ -110,7 +111,8 @@ typedef enum moe_matmul {
   MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
   MOE_MATMUL_REFERENCE = 2, /**< plain loops, one chain of fused multiply-adds per output: slow; the bits of NATIVE */
   MOE_MATMUL_NATIVE = 3     /**< this library's kernels: the same bits on every processor with fused multiply-add, for
-                                 every instruction set, every n_threads and however tokens are divided into calls */
+                                 every instruction set, every n_threads and however tokens are divided into calls;
+                                 bfloat16 weights on AVX512-BF16 are the exception, see moe_layer_config */
 } moe_matmul;
 
 /** Instruction sets of x86-64.  More than the processor has means what it has; other processors have one set. */
@@ -119,7 +121,8 @@ typedef enum moe_instructions {
   MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS computes the matrix products */
   MOE_INSTRUCTIONS_AVX2 = 2, /**< x86-64-v3: AVX2 and FMA */
   MOE_INSTRUCTIONS_AVX512 = 3, /**< x86-64-v4: AVX-512 */
-  MOE_INSTRUCTIONS_AVX512_BF16 = 4 /**< the same with AVX512-BF16, which multiplies two bfloat16 at once */
+  MOE_INSTRUCTIONS_AVX512_BF16 = 4 /**< the same with AVX512-BF16, which multiplies two bfloat16 at once; used for
+                                        bfloat16 weights only */
 } moe_instructions;
 
 /** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
@@ -251,8 +254,19 @@ typedef struct moe_layer_config {
   float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   uint64_t seed;             /**< of the initial parameters and of dropout */
   int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
-  int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx */
+  int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx; goes with either weight_dtype */
 } moe_layer_config;
+
+/* weight_dtype BF16: the parameters of rank 3 (experts.*.weight) are bfloat16; router, biases and all gradients stay
+ * float32.  What is multiplied with these weights is rounded to bfloat16 too (nearest, ties to even), where it is stored:
+ * rows of x, pre-activations, activations after dropout, rows of dy, those times the routing weight, gradients of
+ * pre-activations.  Nothing else is: sums, biases, outputs, the router and its gradients, losses, y and dx are float32.
+ * At MOE_INSTRUCTIONS_AVX512 and below, and with REFERENCE, products are chains of float32 as ever, with the same promises.
+ * On a processor with AVX512-BF16, NATIVE adds two products at a step, and takes denormal numbers in products for 0.  The
+ * same bits then come on every run, for every n_threads, prepared or not, and for a token's y and dx whatever other tokens
+ * are in the call; but not those of the other instruction sets, and gradients of weights agree only to rounding when
+ * tokens are divided into other calls.
+ * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
 #define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0 }
 
@@ -264,6 +278,7 @@ MOE_API void moe_layer_config_init(moe_layer_config *config, size_t struct_size)
  *  Router weight: normal, standard deviation 1/sqrt(H) (Kaiming, fan in).  Expert weights: uniform within
  *  sqrt(6 / (fan_in + fan_out)) (Xavier), each expert by itself.  Biases: uniform within 1/sqrt(fan_in), as PyTorch does.
  *  Numbers come from Philox4x32-10 keyed by (seed, tensor, element): the same seed gives the same bits everywhere.
+ *  Bfloat16 weights are those numbers rounded.
  *  @param context [in] is kept alive by the layer.
  *  @param config  [in]
  *  @param out     [out] free it with moe_layer_free.
@@ -293,8 +308,9 @@ MOE_API MOE_CHECK moe_status moe_layer_parameter(const moe_layer *layer, int64_t
 MOE_API MOE_CHECK moe_status moe_layer_find_parameter(const moe_layer *layer, const char *name, int64_t *index);
 
 /** Use the caller's memory as parameter `index`, without a copy: its values as they are from now on.
- *  @param data [in] contiguous, as long as the tensor; kept until the layer is freed or the parameter bound again.
- *  @param grad [in, nullable] the same for the gradient; NULL keeps the gradient where it is.  Must be NULL in an
+ *  @param data [in] contiguous, of the tensor's dtype and as long; kept until the layer is freed or the parameter bound
+ *              again.
+ *  @param grad [in, nullable] the same for the gradient, float32; NULL keeps the gradient where it is.  Must be NULL in an
  *              inference_only layer.  Must not overlap `data`.
  *  Memory that the library owned for it is freed, so fetch values you want to keep first.
  *  @return MOE_OK, INVALID_ARGUMENT. */
@@ -307,9 +323,9 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */
-  MOE_PREPARED_F32 = 1,  /**< as they are: forward gives the same bits */
-  MOE_PREPARED_BF16 = 2  /**< rounded to bfloat16 (nearest, ties to even): half the memory to read; forward gives
-                              the bits that float32 weights with the rounded values give */
+  MOE_PREPARED_F32 = 1,  /**< float32 weights as they are: forward gives the same bits; not for bfloat16 weights */
+  MOE_PREPARED_BF16 = 2  /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
+                              BF16: of this one, or of one with these float32 weights rounded; then only without a tape */
 } moe_prepared;
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
@@ -321,7 +337,7 @@ typedef enum moe_prepared {
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
  *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
  *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY (the layer is as it was). */
+ *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance), OUT_OF_MEMORY (the layer is as it was). */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -372,17 +388,18 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
 
 /** y = layer(x).
  *  @param layer    [in]
- *  @param x        [in]  [T,H]; may be NULL when T = 0
+ *  @param x        [in]  [T,H] of the layer's io_dtype; may be NULL when T = 0
  *  @param n_tokens [in]  T >= 0, T * K < 2^31
  *  @param options  [in, nullable] NULL = evaluation
- *  @param y        [out] [T,H]; overlaps neither x nor a parameter
+ *  @param y        [out] [T,H] of the same dtype; overlaps neither x nor a parameter
  *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
  *  @param report   [out, nullable]
  *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
  *  and so are fewer than K experts above minus infinity.
  *  Thread-safe with distinct tapes, outputs and reports.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare), NOT_FINITE, CANCELLED.  After an error this layer's tape is empty. */
+ *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
+ *          error this layer's tape is empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
@@ -390,10 +407,10 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
 /** Gradients of  L = <dy, y> + d_aux_loss * aux_loss  for the call that filled `tape`.
  *  @param layer      [in]  parameters must be as they were in forward; their gradients are added to (+=)
  *  @param tape       [in]  stays filled: a second backward adds the same gradients again
- *  @param x          [in]  [T,H], the same as in forward
- *  @param dy         [in]  [T,H] gradient of the objective with respect to y
+ *  @param x          [in]  [T,H] of the layer's io_dtype, the same as in forward
+ *  @param dy         [in]  [T,H] of the same dtype, gradient of the objective with respect to y
  *  @param d_aux_loss [in]  gradient of the objective with respect to aux_loss: 1 when it is simply added
- *  @param dx         [out, nullable] [T,H], overwritten; overlaps neither x, dy, a parameter nor a gradient
+ *  @param dx         [out, nullable] [T,H] of the same dtype, overwritten; overlaps neither x, dy, a parameter nor a gradient
  *  The routing is replayed, not decided again.  Choices and counts are constants: the router learns through the weights
  *  of the chosen experts, the probabilities in balance_loss, and z_loss.
  *  Calls on one layer take turns.
@@ -406,7 +423,10 @@ MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape
  * Optimisers: over any tensors, the layer's and the caller's own
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors. */
+/** Moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
+ *  Of BF16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
+ *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
+ *  the last step wrote (you have set it since) is taken over first. */
 typedef struct moe_optimizer moe_optimizer;
 
 /** AdamW [AdamW 2019], as torch.optim.AdamW:
@@ -442,7 +462,7 @@ MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
  *  @param config  [in, nullable] NULL = the defaults
- *  @param tensors [in] [count], of which the shapes are remembered and no pointer is kept
+ *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept
  *  @param count   [in] >= 0
  *  @param out     [out] free it with moe_optimizer_free
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
@@ -454,8 +474,8 @@ MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
 
 /** One step: reads each tensor's grad, changes its data.
- *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes may not);
- *                 every data and grad set.  Checked whole before anything changes.
+ *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes and dtypes may
+ *                 not); every data and grad set.  Checked whole before anything changes.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 

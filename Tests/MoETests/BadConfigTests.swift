@@ -23,7 +23,7 @@ struct BadConfigTests {
     refused("out", moe_context_create(nil, nil))
     for size in wrongStructSizes { refused("struct_size", createContext { $0.struct_size = size }) }
     for threads: Int32 in [-2, 1025, .min, .max] { refused("n_threads", createContext { $0.n_threads = threads }) }
-    for instructions: Int32 in [-1, 4, .max] {
+    for instructions: Int32 in [-1, 5, .max] {
       refused("instructions", createContext { $0.instructions = instructions })
     }
     refused("reserved", createContext { $0.reserved = 1 })
@@ -89,6 +89,8 @@ struct BadConfigTests {
       refused("activation", createLayer { $0.activation = value })
       refused("expert_bias", createLayer { $0.expert_bias = value })
       refused("inference_only", createLayer { $0.inference_only = value })
+      refused("weight_dtype", createLayer { $0.weight_dtype = value })
+      refused("io_dtype", createLayer { $0.io_dtype = value })
     }
     // The first value behind the last of each.
     refused("router_weights", createLayer { $0.router_weights = 2 })
@@ -98,6 +100,8 @@ struct BadConfigTests {
     refused("activation", createLayer { $0.activation = 4 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
+    refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
+    refused("io_dtype", createLayer { $0.io_dtype = 2 })
 
     for value: Float in [.nan, -0.1, 1, 2, .infinity, -.infinity] {
       refused("dropout", createLayer { $0.dropout = value })

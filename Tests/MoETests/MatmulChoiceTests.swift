@@ -53,10 +53,11 @@ struct MatmulChoiceTests {
   #if arch(x86_64)
     @Test func instructionsAreTheMostThatMayBeUsed() throws {
       let two = Processor.hasFMA ? "avx2" : "base"
-      let most = Processor.hasAVX512 ? "avx512" : two
+      let three = Processor.hasAVX512 ? "avx512" : two
+      let most = Processor.hasAVX512BF16 ? "avx512-bf16" : three
       for (asked, name) in [
         (MOE_INSTRUCTIONS_ALL, most), (MOE_INSTRUCTIONS_BASE, "base"), (MOE_INSTRUCTIONS_AVX2, two),
-        (MOE_INSTRUCTIONS_AVX512, most),
+        (MOE_INSTRUCTIONS_AVX512, three), (MOE_INSTRUCTIONS_AVX512_BF16, most),
       ] {
         #expect(try info(MOE_MATMUL_AUTO, asked).contains("kernels: \(name);"))
       }

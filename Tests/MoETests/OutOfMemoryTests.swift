@@ -6,6 +6,7 @@ struct OutOfMemoryTests {
   /// A whole life, call by call: each call may be tried again after it has failed.
   private final class Life {
     let allocator = CountingAllocator()
+    let type: moe_dtype  // of the weights
     let x = noise(20 * 5)
     let dy = noise(20 * 5, seed: 2)
     var y = [Float](repeating: .nan, count: 20 * 5)
@@ -13,13 +14,15 @@ struct OutOfMemoryTests {
     var norm = 0.0
     var context, layer, tape, adamw, sgd: OpaquePointer?
 
+    init(_ type: moe_dtype = MOE_DTYPE_F32) { self.type = type }
+
     typealias Call = (name: String, run: @Sendable (Life) throws -> moe_status)
     static let calls: [Call] = [
       ("moe_context_create", { $0.createContext() }),
       ("moe_layer_create", { $0.createLayer() }),
       ("moe_tape_create", { moe_tape_create($0.layer, &$0.tape) }),
       ("moe_layer_forward", { moe_layer_forward($0.layer, $0.x, 20, nil, &$0.y, $0.tape, nil) }),
-      ("moe_layer_prepare", { moe_layer_prepare($0.layer, 1) }),
+      ("moe_layer_prepare", { moe_layer_prepare($0.layer, $0.prepared.int32) }),
       ("moe_layer_prepare", { moe_layer_prepare($0.layer, 0) }),
       ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx) }),
       ("moe_adamw_create", { moe_adamw_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.adamw) }),
@@ -43,8 +46,11 @@ struct OutOfMemoryTests {
       config.n_experts = 4
       config.top_k = 2
       config.balance_coef = 0.01
+      config.weight_dtype = type.int32
       return moe_layer_create(context, &config, &layer)
     }
+
+    private var prepared: moe_prepared { type == MOE_DTYPE_BF16 ? MOE_PREPARED_BF16 : MOE_PREPARED_F32 }
 
     func count() throws -> Int64 {
       var count: Int64 = 0
@@ -63,7 +69,7 @@ struct OutOfMemoryTests {
 
     /// Everything that the calls have computed.
     func results() throws -> [UInt32] {
-      bits(try y + dx + [Float(norm)] + tensors().flatMap { Array($0.values) + Array($0.gradient) })
+      bits(try y + dx + [Float(norm)] + tensors().flatMap { $0.numbers + Array($0.gradient) })
     }
 
     /// The handles and how each is freed.
@@ -75,9 +81,9 @@ struct OutOfMemoryTests {
     }
   }
 
-  @Test(arguments: [false, true])
-  func everyAllocationOfALifeMayFail(once: Bool) throws {
-    let calm = Life()
+  @Test(arguments: [false, true], [MOE_DTYPE_F32, MOE_DTYPE_BF16])
+  func everyAllocationOfALifeMayFail(once: Bool, type: moe_dtype) throws {
+    let calm = Life(type)
     var expectedLive: [Int] = []  // after each call
     for call in Life.calls {
       try check(try call.run(calm))
@@ -87,7 +93,7 @@ struct OutOfMemoryTests {
     for free in calm.frees() { free() }
     #expect(calm.allocator.live == 0)
 
-    let life = Life()
+    let life = Life(type)
     let allocator = life.allocator
     var failures: [String: Int] = [:]
     for (call, expectedLive) in zip(Life.calls, expectedLive) {

@@ -14,6 +14,7 @@ struct ParameterTests {
     #expect(config.expert_kind == MOE_EXPERT_MLP.int32 && config.activation == MOE_ACTIVATION_GELU.int32)
     #expect(config.inference_only == 0 && config.seed == 0)
     #expect(config.dropout == 0 && config.balance_coef == 0 && config.z_coef == 0)
+    #expect(config.weight_dtype == MOE_DTYPE_F32.int32 && config.io_dtype == MOE_DTYPE_F32.int32)
   }
 
   struct Family: Sendable {

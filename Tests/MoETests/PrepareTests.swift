@@ -19,28 +19,47 @@ struct PrepareTests {
     #expect(bits(try layer.forward(x).y) == bits(plain.y))
   }
 
-  @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED])
-  func bfloat16ComputesWithTheRoundedWeights(kind: moe_expert_kind) throws {
-    let layer = try Layer(hidden: 300, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
-      $0.expert_kind = kind.int32
-    }
-    let x = noise(40 * layer.hidden)
-    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_BF16.int32))
-    let prepared = try layer.forward(x).y
-    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_NONE.int32))
-    #expect(bits(prepared) != bits(try layer.forward(x).y))
-    for name in ["gate", "up", "down"] where kind == MOE_EXPERT_GATED || name != "gate" {
-      let values = try layer.parameter("experts.\(name).weight").values
-      for i in values.indices {
-        // The nearer of the two neighbours whose lower half is zero; a tie goes to the even one.
-        let lower = Float(bitPattern: values[i].bitPattern & 0xFFFF_0000)
-        let upper = Float(bitPattern: lower.bitPattern + 0x1_0000)
-        let (toLower, toUpper) = (abs(values[i] - lower), abs(values[i] - upper))
-        let even = lower.bitPattern & 0x1_0000 == 0
-        values[i] = toLower < toUpper || (toLower == toUpper && even) ? lower : upper
+  /// Weights and activations rounded, as a bfloat16 layer has them: the same seed gives it the rounded weights.
+  @Test(
+    .enabled(if: Processor.hasFMA), arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED],
+    [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX2])
+  func bfloat16ComputesAsABFloat16Layer(kind: moe_expert_kind, instructions: moe_instructions) throws {
+    func layer(_ type: moe_dtype) throws -> Layer {
+      try Layer(
+        hidden: 300, intermediate: 71, experts: 5, in: contextConfig(threads: 2, instructions: instructions)
+      ) {
+        $0.expert_kind = kind.int32
+        $0.weight_dtype = type.int32
       }
     }
-    #expect(bits(prepared) == bits(try layer.forward(x).y))
+    let (float, half) = (try layer(MOE_DTYPE_F32), try layer(MOE_DTYPE_BF16))
+    let x = noise(41 * float.hidden)
+    let expected = try half.forward(x).y
+    #expect(bits(try float.untaped(x)) != bits(expected))
+    try check(moe_layer_prepare(float.layer, MOE_PREPARED_BF16.int32))
+    #expect(bits(try float.untaped(x)) == bits(expected))
+    try check(moe_layer_prepare(half.layer, MOE_PREPARED_BF16.int32))
+    #expect(bits(try half.forward(x).y) == bits(expected))
+  }
+
+  @Test(.enabled(if: Processor.hasFMA)) func bfloat16OfFloat32WeightsIsForInference() throws {
+    let layer = try Layer(in: contextConfig(matmul: MOE_MATMUL_NATIVE))
+    let x = noise(6 * layer.hidden)
+    let plain = try layer.forward(x).y
+    var y = x
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_BF16.int32))
+    refused("tape", moe_layer_forward(layer.layer, x, 6, nil, &y, layer.tape, nil), MOE_ERROR_BAD_STATE)
+    refused("tape", moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil), MOE_ERROR_BAD_STATE)
+    try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
+    #expect(bits(try layer.forward(x).y) == bits(plain))
+  }
+
+  @Test func float32IsNoFormForBFloat16Weights() throws {
+    let layer = try Layer { $0.weight_dtype = MOE_DTYPE_BF16.int32 }
+    let x = noise(6 * layer.hidden)
+    let plain = try layer.forward(x).y
+    refused("prepared", moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
+    #expect(bits(try layer.forward(x).y) == bits(plain))
   }
 
   @Test func changedParametersAreNotComputedWithTheOldOnes() throws {

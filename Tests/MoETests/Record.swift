@@ -51,7 +51,7 @@ struct Record {
       add("norm", [Float(norm)])
       try check(moe_optimizer_step(optimizer, tensors, Int64(tensors.count)))
     }
-    for tensor in tensors { add(String(cString: tensor.name), Array(tensor.values)) }
+    for tensor in tensors { add(String(cString: tensor.name), tensor.numbers) }
     try add(gradientsOf: layer)
   }
 
@@ -169,8 +169,10 @@ enum Processor {
 
     static let hasFMA = flags.isSuperset(of: ["fma", "avx2"])
     static let hasAVX512 = hasFMA && flags.isSuperset(of: ["avx512f", "avx512bw", "avx512vl", "avx512dq"])
+    static let hasAVX512BF16 = hasAVX512 && flags.contains("avx512_bf16")
   #else
     static let hasFMA = true
     static let hasAVX512 = false
+    static let hasAVX512BF16 = false
   #endif
 }

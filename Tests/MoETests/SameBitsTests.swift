@@ -20,26 +20,42 @@ struct SameBitsTests {
       "threads \(threads), instructions \(instructions.rawValue), matmul \(matmul.rawValue)"
     }
 
-    static let others = [
-      Way(threads: 2),
-      Way(threads: 3),
-      Way(threads: 7),
-      Way(instructions: MOE_INSTRUCTIONS_AVX2),
-      Way(threads: 2, instructions: MOE_INSTRUCTIONS_AVX512),
-      Way(threads: 3, instructions: MOE_INSTRUCTIONS_AVX2),
-      Way(threads: 2, instructions: MOE_INSTRUCTIONS_AVX2, matmul: MOE_MATMUL_REFERENCE),
-    ]
+    /// Ways under the whole contract for weights of that type, those of one thread and our own kernels first.
+    static func all(_ type: moe_dtype) -> [Way] {
+      let most = type == MOE_DTYPE_F32 ? MOE_INSTRUCTIONS_ALL : MOE_INSTRUCTIONS_AVX512
+      return [
+        Way(instructions: most),
+        Way(threads: 2, instructions: most),
+        Way(threads: 3, instructions: most),
+        Way(threads: 7, instructions: most),
+        Way(instructions: MOE_INSTRUCTIONS_AVX2),
+        Way(threads: 2, instructions: MOE_INSTRUCTIONS_AVX512),
+        Way(threads: 3, instructions: MOE_INSTRUCTIONS_AVX2),
+        Way(threads: 2, instructions: MOE_INSTRUCTIONS_AVX2, matmul: MOE_MATMUL_REFERENCE),
+      ]
+    }
+
+    /// AVX512-BF16 adds two products at once: bits of its own, for every number of threads.
+    static let inPairs = [1, 2, 3, 7].map { Way(threads: $0) }
   }
 
-  /// Every way computes what one thread with our own kernels does.
+  static let types = [MOE_DTYPE_F32, MOE_DTYPE_BF16]
+
+  /// In both types of weights every way computes what the first one does.
   private func expectTheSame(
-    _ what: some Any, sourceLocation: SourceLocation = #_sourceLocation, _ run: (moe_context_config) throws -> Record
+    _ what: some Any, sourceLocation: SourceLocation = #_sourceLocation,
+    _ run: (moe_context_config, moe_dtype) throws -> Record
   ) throws {
-    let expected = try run(Way().context)
-    for way in Way.others {
-      let actual = try run(way.context)
-      for (name, values) in expected.parts where actual.parts[name] != values {
-        Issue.record("\(what): \(name) differs with \(way)", sourceLocation: sourceLocation)
+    for type in Self.types {
+      for ways in [Way.all(type)] + (type == MOE_DTYPE_BF16 ? [Way.inPairs] : []) {
+        let expected = try run(ways[0].context, type)
+        for way in ways.dropFirst() {
+          let actual = try run(way.context, type)
+          for (name, values) in expected.parts where actual.parts[name] != values {
+            Issue.record(
+              "\(what), weights of type \(type.rawValue): \(name) differs with \(way)", sourceLocation: sourceLocation)
+          }
+        }
       }
     }
   }
@@ -50,8 +66,9 @@ struct SameBitsTests {
   func everyKindOfRouterAndExpert(router: RouterKind) throws {
     for (number, expert) in ExpertKind.all.enumerated() {
       let size = Size.small[number % Size.small.count]
-      try expectTheSame("\(expert), \(size)") { context in
+      try expectTheSame("\(expert), \(size)") { context, type in
         let layer = try size.layer(in: context) {
+          $0.weight_dtype = type.int32
           router.apply(to: &$0)
           expert.apply(to: &$0)
         }
@@ -64,8 +81,9 @@ struct SameBitsTests {
 
   @Test(arguments: Size.edges, [MOE_EXPERT_MLP, MOE_EXPERT_GATED])
   func everySize(size: Size, kind: moe_expert_kind) throws {
-    try expectTheSame(size) { context in
+    try expectTheSame(size) { context, type in
       let layer = try size.layer(in: context) {
+        $0.weight_dtype = type.int32
         $0.expert_kind = kind.int32
         $0.expert_bias = MOE_BIAS_ON.int32
       }
@@ -77,8 +95,9 @@ struct SameBitsTests {
   @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED])
   func oneHotExpert(kind: moe_expert_kind) throws {
     let size = Size(tokens: 460, hidden: 259, intermediate: 263, experts: 6, topK: 2)
-    try expectTheSame(size) { context in
+    try expectTheSame(size) { context, type in
       let layer = try size.layer(in: context) {
+        $0.weight_dtype = type.int32
         $0.expert_kind = kind.int32
         $0.dropout = 0.1
       }
@@ -97,8 +116,8 @@ struct SameBitsTests {
 
   @Test func tiesGoToTheLowestIndexEverywhere() throws {
     let size = Size(tokens: 83, hidden: 37, intermediate: 21, experts: 6, topK: 3)
-    try expectTheSame(size) { context in
-      let layer = try size.layer(in: context)
+    try expectTheSame(size) { context, type in
+      let layer = try size.layer(in: context) { $0.weight_dtype = type.int32 }
       // Experts 0 and 1 are routed to alike, and so are 2 and 3, 4 and 5.
       let weight = try layer.parameter("router.weight").values  // [E,H]
       let bias = try layer.parameter("router.bias").values  // [E]
@@ -124,8 +143,9 @@ struct SameBitsTests {
       Size(tokens: 67, hidden: 33, intermediate: 49, experts: 5, topK: 2),
       Size(tokens: 90, hidden: 101, intermediate: 143, experts: 3, topK: 2),
     ] {
-      try expectTheSame(size) { context in
+      try expectTheSame(size) { context, type in
         let layer = try size.layer(in: context) {
+          $0.weight_dtype = type.int32
           $0.expert_kind = kind.int32
           $0.activation = MOE_ACTIVATION_SILU.int32
           $0.dropout = 0.2
@@ -140,8 +160,9 @@ struct SameBitsTests {
   @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED])
   func tokensInPieces(kind: moe_expert_kind) throws {
     let size = Size(tokens: 500, hidden: 43, intermediate: 65, experts: 4, topK: 2)
-    func run(_ context: moe_context_config, piece: Int) throws -> Record {
+    func run(_ context: moe_context_config, _ type: moe_dtype, piece: Int) throws -> Record {
       let layer = try size.layer(in: context) {
+        $0.weight_dtype = type.int32
         $0.expert_kind = kind.int32
         // The losses are means over one call, and dropout goes by the place in it.
         $0.balance_coef = 0
@@ -150,13 +171,24 @@ struct SameBitsTests {
       try layer.parameter("router.bias").values[2] = 3  // some hundred rows for one expert
       return try Record(ofPassesOver: layer, tokens: size.tokens, piece: piece)
     }
-    let whole = try run(Way().context, piece: size.tokens)
-    for way in [Way()] + Way.others {
-      for piece in [1, 7, 64, size.tokens] {
-        let divided = try run(way.context, piece: piece)
-        for (name, values) in whole.parts where divided.parts[name] != values {
-          Issue.record("\(name) differs with \(way), \(piece) tokens a call")
+    for type in Self.types {
+      let ways = Way.all(type)
+      let whole = try run(ways[0].context, type, piece: size.tokens)
+      for way in ways {
+        for piece in [1, 7, 64, size.tokens] {
+          let divided = try run(way.context, type, piece: piece)
+          for (name, values) in whole.parts where divided.parts[name] != values {
+            Issue.record("weights of type \(type.rawValue): \(name) differs with \(way), \(piece) tokens a call")
+          }
         }
+      }
+    }
+    // In pairs it matters which tokens meet, but only to sums over tokens.
+    let whole = try run(Way.inPairs[0].context, MOE_DTYPE_BF16, piece: size.tokens)
+    for piece in [1, 7, 64] {
+      let divided = try run(Way.inPairs[1].context, MOE_DTYPE_BF16, piece: piece)
+      for name in ["y", "indices", "weights", "dx"] where divided.parts[name] != whole.parts[name] {
+        Issue.record("\(name) differs in pairs, \(piece) tokens a call")
       }
     }
   }

@@ -18,6 +18,7 @@ extension RawRepresentable where RawValue == UInt32 {
 extension moe_tensor {
   var dimensions: [Int64] { Array([shape.0, shape.1, shape.2, shape.3].prefix(Int(rank))) }
   var count: Int { Int(dimensions.reduce(1, *)) }
+  /// Of a float32 tensor; of a bfloat16 one see `halves`.
   var values: UnsafeMutableBufferPointer<Float> { floats(data) }
   var gradient: UnsafeMutableBufferPointer<Float> { floats(grad) }
 
@@ -142,6 +143,13 @@ final class Layer: @unchecked Sendable {
     return Output(
       y: y, report: report, tokensPerExpert: tokensPerExpert, meanProbability: meanProbability,
       indices: indices, weights: weights)
+  }
+
+  /// y [T,H] of a call without a tape.
+  func untaped(_ x: [Float]) throws -> [Float] {
+    var y = [Float](repeating: .nan, count: x.count)
+    try check(moe_layer_forward(layer, x, Int64(x.count / hidden), nil, &y, nil, nil))
+    return y
   }
 
   /// Adds to the gradients of the parameters and returns dx [T,H].

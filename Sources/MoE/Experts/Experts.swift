@@ -145,8 +145,9 @@ enum ExpertsForward {
   }
 }
 
-/// Which of the three ways a call takes.
-enum ExpertForm {
+/// Which of the three ways a call takes. The raw type is for the linker: without one the enum brings its own Hashable,
+/// and with it a random seed that older C libraries do not have.
+enum ExpertForm: Int32 {
   case tiled, tiledBF16, plain
 
   init(_ c: Configuration, context: ContextPointer, prepared: PreparedWeights?) {

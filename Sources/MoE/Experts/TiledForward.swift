@@ -168,6 +168,10 @@ struct TiledInner<P: Precision>: Job {
           before.activate(
             after, rows: rows.count, width: chunkWidth, from: chunk * chunkWidth, count: columns(chunk),
             pairs: piece.pairs(rows), c, dropout, kernels)
+          // The outputs' products read what an odd number of columns is filled up with: weights of 0 times an infinite x.
+          for column in columns(chunk)..<P.filledUp(columns(chunk)) {
+            for row in 0..<rows.count { after[row * chunkWidth + column] = 0 }
+          }
           P.store(n, after, into: a, kernels)
         }
       }

@@ -32,7 +32,8 @@ public struct Optimizer {
   let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
-  private let state: UnsafeMutablePointer<Float>  // per tensor the master of bfloat16, all first moments, all second ones
+  /// Per tensor the master of bfloat16, then all first moments, then all second ones.
+  private let state: UnsafeMutablePointer<Float>
   private var rule: Rule
 
   /// Elements one item of work updates.

@@ -35,6 +35,7 @@ class Settings:
     activation: str = "gelu"
     balance_coef: float = 0.01
     z_coef: float = 0.001
+    weight_dtype: str = "f32"  # or "bf16"
 
     @classmethod
     def of(cls, layer_arguments: dict[str, Any]) -> Settings:
@@ -42,6 +43,15 @@ class Settings:
         return cls(
             **{key: value for key, value in layer_arguments.items() if key in cls.__dataclass_fields__}
         )
+
+
+def stored(settings: Settings, v: Array) -> Array:
+    """V as an array of tokens holds it: beside bfloat16 weights with eight digits, even ones in a tie."""
+    if settings.weight_dtype == "f32":
+        return v
+    mantissa, exponent = np.frexp(v)  # 1/2 <= |mantissa| < 1
+    rounded: Array = np.ldexp(np.rint(mantissa * 2**8), exponent - 8)
+    return rounded
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -283,29 +293,41 @@ def expert(
 ) -> ExpertCall:
     """W_down inner + b_down, with inner = act(up) in an MLP expert and act(gate) * up in a gated one."""
     activation = ACTIVATIONS[settings.activation]
-    up = linear(own, "up", x[tokens])  # [N,I]
+    x = stored(settings, x[tokens])  # [N,H]
+    up = stored(settings, linear(own, "up", x))  # [N,I]
     if "gate.weight" in own:
-        gate = linear(own, "gate", x[tokens])  # [N,I]
-        inner = activation(gate)[0] * up * mask
+        gate = stored(settings, linear(own, "gate", x))  # [N,I]
+        inner = stored(settings, activation(gate)[0] * up * mask)
     else:
         gate = None
-        inner = activation(up)[0] * mask
+        inner = stored(settings, activation(up)[0] * mask)
     return ExpertCall(tokens, slots, mask, gate, up, inner, linear(own, "down", inner))
 
 
 def expert_backward(
-    settings: Settings, own: Parameters, gradients: Parameters, x: Array, call: ExpertCall, d_output: Array
+    settings: Settings,
+    own: Parameters,
+    gradients: Parameters,
+    x: Array,
+    call: ExpertCall,
+    weights: Array,
+    d_mixed: Array,
 ) -> Array:
-    """Add to the expert's gradients; return its share of d_x [N,H]."""
+    """Add to the expert's gradients; return its share of d_x [N,H].
+
+    d_mixed [N,H] is the gradient of weights * output, weights [N,1].
+    """
     activation = ACTIVATIONS[settings.activation]
-    x = x[call.tokens]  # [N,H]
-    d_inner = linear_backward(own, gradients, "down", call.inner, d_output) * call.mask  # [N,I]
+    x = stored(settings, x[call.tokens])  # [N,H]
+    linear_backward(own, gradients, "down", call.inner, stored(settings, weights * d_mixed))
+    d_inner = weights * (stored(settings, d_mixed) @ own["down.weight"]) * call.mask  # [N,I]
     if call.gate is None:
         _, slope = activation(call.up)
-        return linear_backward(own, gradients, "up", x, d_inner * slope)
+        return linear_backward(own, gradients, "up", x, stored(settings, d_inner * slope))
     value, slope = activation(call.gate)
-    d_x_gate = linear_backward(own, gradients, "gate", x, d_inner * call.up * slope)
-    return d_x_gate + linear_backward(own, gradients, "up", x, d_inner * value)
+    d_gate = stored(settings, d_inner * call.up * slope)  # [N,I]
+    d_x_gate = linear_backward(own, gradients, "gate", x, d_gate)
+    return d_x_gate + linear_backward(own, gradients, "up", x, stored(settings, d_inner * value))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -355,10 +377,13 @@ def backward(done: Forward, d_y: ArrayLike, d_aux_loss: float = 1.0) -> tuple[Ar
     d_weights = np.zeros_like(done.routing.weights)  # [T,K]
     for e, call in enumerate(done.calls):
         d_mixed = d_y[call.tokens]  # [N,H], gradient of weight * output
-        d_weights[call.tokens, call.slots] = (d_mixed * call.output).sum(axis=1)
-        d_output = done.routing.weights[call.tokens, call.slots, None] * d_mixed  # [N,H]
+        weights = done.routing.weights[call.tokens, call.slots, None]  # [N,1]
         own, own_gradients = of_expert(done.parameters, e), of_expert(gradients, e)
-        d_x[call.tokens] += expert_backward(done.settings, own, own_gradients, done.x, call, d_output)
+        # <d_mixed, output>, of which the matrix's part is multiplied with d_mixed as it is stored.
+        bias = own.get("down.bias", np.float64(0))
+        by_matrix = stored(done.settings, d_mixed) * (call.output - bias)  # [N,H]
+        d_weights[call.tokens, call.slots] = (by_matrix + d_mixed * bias).sum(axis=1)
+        d_x[call.tokens] += expert_backward(done.settings, own, own_gradients, done.x, call, weights, d_mixed)
     d_probabilities, d_logits = report_backward(done.settings, done.routing, done.report, d_aux_loss)
     d_x += route_backward(
         done.settings, done.parameters, gradients, done.x, done.routing, d_weights, d_probabilities, d_logits

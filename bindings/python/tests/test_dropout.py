@@ -35,7 +35,8 @@ def dropout_mask(layer: libmoe.Layer, step: int) -> NDArray[np.float64]:
     chosen = evaluated.report.expert_indices[:, :, None]  # [T,K,1]
     before = np.take_along_axis(evaluated.y.reshape(-1, E, INNER), chosen, axis=1)
     after = np.take_along_axis(trained.y.reshape(-1, E, INNER), chosen, axis=1)
-    return (after / before).astype(np.float64)
+    mask: NDArray[np.float64] = (after / before).astype(np.float64)
+    return mask
 
 
 def test_share_and_scale() -> None:

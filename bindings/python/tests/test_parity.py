@@ -79,6 +79,27 @@ def test_oracle(name: str) -> None:
     assert_all_close({"x": dx} | gradients, folder(torch, "gradient/"), half_ulp)
 
 
+@pytest.mark.parametrize("name", ["bfloat16_classic", "bfloat16_swiglu"])
+def test_bfloat16_layer(name: str) -> None:
+    """PyTorch rounds more: sums, biases, slopes and every gradient. Off by 2^-9 each, several on each way."""
+    torch = load(name)
+    layer = libmoe.Layer(**json.loads(str(torch["config"])), weight_dtype="bf16")
+    parameters = folder(torch, "parameter/")
+    matrices = {name: value for name, value in parameters.items() if value.ndim == 3}
+    layer.load_state_dict(
+        {**parameters, **{name: libmoe.to_bfloat16(value) for name, value in matrices.items()}}
+    )
+    tape = layer.tape()
+    actual = {"y": layer.forward(torch["x"], tape=tape).y}
+    actual |= gradients_of(layer, layer.backward(tape, torch["dy"]))
+
+    expected = {"y": torch["y"]} | folder(torch, "gradient/")
+    assert actual.keys() == expected.keys()
+    for array in expected:
+        error = np.linalg.norm(actual[array] - expected[array]) / np.linalg.norm(expected[array])
+        assert error <= 4 * 2.0**-9, f"{array}: off by {error:.3g}"
+
+
 def adamw(parameters: list[libmoe.Parameter]) -> libmoe.AdamW:
     return libmoe.AdamW(parameters)
 

@@ -1,9 +1,8 @@
 """libmoe: a Mixture-of-Experts layer for the CPU that trains.
 
 A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW` and
-:class:`SGD` step its parameters and the user's own.  Arrays are float32, row-major, some of them bfloat16
-where that is asked for.  The work is done by
-the native library ``libmoe.so``, which the package carries.
+:class:`SGD` step its parameters and the user's own.  Arrays are row-major and float32, some of them bfloat16
+where that is asked for.  The work is done by the native library ``libmoe.so``, which the package carries.
 """
 
 from ._version import __version__

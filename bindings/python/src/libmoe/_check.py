@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from .errors import InvalidArgumentError
 
 FloatArray = NDArray[np.float32]
+Array = NDArray[Any]
+"""float32, or bfloat16 where a layer or a parameter has that."""
 
 
 def array(

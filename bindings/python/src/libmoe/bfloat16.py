@@ -1,7 +1,7 @@
 """bfloat16 arrays: the upper halves of float32 numbers, which numpy has no type for.
 
-The library takes and gives them as ``uint16`` arrays of their bits; arrays of the type ``bfloat16`` that the package
-``ml_dtypes`` defines are taken as well.
+The library takes and gives them as ``uint16`` arrays of their bits; arrays of the type ``bfloat16`` that the
+package ``ml_dtypes`` defines are taken as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._check import FloatArray, array
+from ._check import Array, FloatArray, array
 
 BFloat16Array = NDArray[np.uint16]
 
@@ -36,10 +36,11 @@ def to_bfloat16(values: FloatArray) -> BFloat16Array:
     bits = array("values", values).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     quiet = bits >> 16 | 0x40
-    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+    halves: BFloat16Array = np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+    return halves
 
 
-def from_bfloat16(bits: BFloat16Array) -> FloatArray:
+def from_bfloat16(bits: Array) -> FloatArray:
     """Return bfloat16 numbers as float32, exactly.
 
     Parameters
@@ -53,4 +54,5 @@ def from_bfloat16(bits: BFloat16Array) -> FloatArray:
         A new array.
     """
     words = array("bits", bits, dtype="bf16").view(np.uint16).astype(np.uint32) << 16
-    return words.view(np.float32)
+    values: FloatArray = words.view(np.float32)
+    return values

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import _abi, _check
 from ._callbacks import raised
-from ._check import FloatArray
+from ._check import Array, FloatArray
 from ._library import Handle, Native, lib
 from .context import Context, default_context
 from .errors import BadStateError
@@ -59,7 +59,7 @@ class Report:
 class Output:
     """What forward gives: ``y`` of x's shape, and the ``report``."""
 
-    y: FloatArray
+    y: Array
     report: Report
 
 
@@ -77,13 +77,13 @@ class Tape(Native):
         self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
 
     @property
-    def _x(self) -> FloatArray | None:
+    def _x(self) -> Array | None:
         """The x of the forward that filled the tape; None while it is empty."""
-        x: FloatArray | None = self._handle.keep.get("x")
+        x: Array | None = self._handle.keep.get("x")
         return x
 
     @_x.setter
-    def _x(self, x: FloatArray | None) -> None:
+    def _x(self, x: Array | None) -> None:
         self._handle.keep["x"] = x
 
 
@@ -137,9 +137,10 @@ class Layer(Native):
     seed : int
         Of the initial parameters and of dropout: the same seed gives the same bits.
     weight_dtype : {"f32", "bf16"}
-        Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied with, are
-        bfloat16, and their products are added up in float32; twice as fast where the processor multiplies
-        bfloat16.  Router, biases and all gradients stay float32, and the optimisers keep float32 copies.
+        Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied
+        with, are bfloat16, and their products are added up in float32: half the memory, and faster where
+        the processor multiplies bfloat16.  Router, biases and all gradients stay float32, and the optimisers
+        keep float32 copies.
     io_dtype : {"f32", "bf16"}
         Of x, y and their gradients.
     context : Context, optional
@@ -249,7 +250,7 @@ class Layer(Native):
         """K, the experts that each token uses."""
         return int(self._config.top_k)
 
-    def __call__(self, x: FloatArray) -> FloatArray:
+    def __call__(self, x: Array) -> Array:
         """Return y = layer(x), for evaluation.
 
         Parameters
@@ -271,12 +272,12 @@ class Layer(Native):
 
     def forward(
         self,
-        x: FloatArray,
+        x: Array,
         *,
         tape: Tape | None = None,
         training: bool = False,
         step: int = 0,
-        out: FloatArray | None = None,
+        out: Array | None = None,
     ) -> Output:
         """Return y = layer(x) with its losses and statistics.
 
@@ -343,12 +344,12 @@ class Layer(Native):
 
     def _forward(
         self,
-        x: FloatArray,
+        x: Array,
         options: _abi.moe_forward_options | None,
-        out: FloatArray | None,
+        out: Array | None,
         tape: Tape | None,
         report: _abi.moe_report | None,
-    ) -> FloatArray:
+    ) -> Array:
         n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
         if tape is not None:
@@ -377,12 +378,12 @@ class Layer(Native):
     def backward(
         self,
         tape: Tape,
-        dy: FloatArray,
+        dy: Array,
         *,
         d_aux_loss: float = 1.0,
-        out: FloatArray | None = None,
+        out: Array | None = None,
         need_dx: bool = True,
-    ) -> FloatArray | None:
+    ) -> Array | None:
         """Add the gradients of L = <dy, y> + d_aux_loss * aux_loss to those of the parameters.
 
         Parameters
@@ -463,9 +464,9 @@ class Layer(Native):
         lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
         return tensor
 
-    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> FloatArray:
+    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
         """Return what the caller bound, else an array over the library's memory."""
-        bound: FloatArray | None = self._handle.keep.get((name, part))
+        bound: Array | None = self._handle.keep.get((name, part))
         if bound is not None:
             return bound
         view = self._views.get((name, part))
@@ -476,7 +477,7 @@ class Layer(Native):
             self._views[name, part] = view
         return np.asarray(view)
 
-    def bind(self, name: str, data: FloatArray, grad: FloatArray | None = None) -> None:
+    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
         """Use the caller's arrays as a parameter, without a copy, with the values they have.
 
         Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
@@ -527,8 +528,8 @@ class Layer(Native):
         ----------
         prepared : {"none", "f32", "bf16"}
             ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
-            ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for the
-            others without a tape only.  ``"none"``: no copy.
+            ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
+            the others without a tape only.  ``"none"``: no copy.
 
         Raises
         ------
@@ -552,11 +553,11 @@ class Layer(Native):
         """
         lib.moe_layer_zero_grad(self._handle)
 
-    def state_dict(self) -> dict[str, FloatArray]:
+    def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
         return {name: parameter.data.copy() for name, parameter in self.parameters.items()}
 
-    def load_state_dict(self, state: Mapping[str, FloatArray]) -> None:
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy values into the parameters; all names and shapes must agree, else nothing changes.
 
         Parameters

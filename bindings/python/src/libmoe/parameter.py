@@ -8,7 +8,7 @@ from typing import Any, Union
 import numpy as np
 
 from . import _abi, _check
-from ._check import FloatArray
+from ._check import Array, FloatArray
 from .errors import BadStateError
 
 
@@ -18,8 +18,8 @@ class Parameter:
     Parameters
     ----------
     data : ndarray of float32, or of bfloat16 as uint16
-        The values, of 1 to 4 dimensions; used without a copy.  Of bfloat16 the optimisers keep a float32 copy,
-        so that steps smaller than bfloat16 resolves add up.
+        The values, of 1 to 4 dimensions; used without a copy.  Of bfloat16 the optimisers keep a float32
+        copy, so that steps smaller than bfloat16 resolves add up.
     grad : ndarray of float32, optional
         Their gradient, of the same shape; used without a copy.  Zeros where it is not given.
     name : str
@@ -38,9 +38,9 @@ class Parameter:
     >>> optimizer = libmoe.AdamW([*layer.parameters.values(), embedding])
     """
 
-    def __init__(self, data: FloatArray, grad: FloatArray | None = None, name: str = "") -> None:
+    def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
-        self._data = _check.array("data", data, write=True, dtype=dtype)
+        self._data: Array = _check.array("data", data, write=True, dtype=dtype)
         if not 1 <= data.ndim <= 4:
             raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -49,7 +49,7 @@ class Parameter:
         self._name = name
 
     @classmethod
-    def _of_layer(cls, name: str, data: FloatArray, grad: FloatArray | None) -> Parameter:
+    def _of_layer(cls, name: str, data: Array, grad: FloatArray | None) -> Parameter:
         """Parameter of a layer, which has no gradient where the layer is for inference only."""
         parameter = cls.__new__(cls)
         parameter._name, parameter._data, parameter._grad = name, data, grad
@@ -61,7 +61,7 @@ class Parameter:
         return self._name
 
     @property
-    def data(self) -> FloatArray:
+    def data(self) -> Array:
         """The values themselves: what is written here, the layer uses."""
         return self._data
 

@@ -5,7 +5,7 @@
 
 leaves one .npz per case beside this file. The layer is the textbook one: a linear gate, softmax, top-k, and a
 loop over the experts. It runs forwards in float32, as people train, and both ways in float64, for digits to
-compare with.
+compare with. With experts in bfloat16 it runs as it is, both ways, and numpy gets its numbers as float32.
 """
 # Types are checked where PyTorch need not be installed.
 # mypy: disable-error-code="import-not-found, misc"
@@ -38,6 +38,11 @@ LAYERS: dict[str, dict[str, Any]] = {
     "geglu_unnormalized": {"hidden_size": 10, "intermediate_size": 15, "n_experts": 6, "top_k": 3}
     | {"normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
 }
+BFLOAT16_LAYERS: dict[str, dict[str, Any]] = {
+    "bfloat16_classic": {"hidden_size": 33, "intermediate_size": 45, "n_experts": 3, "top_k": 2},
+    "bfloat16_swiglu": {"hidden_size": 33, "intermediate_size": 45, "n_experts": 3, "top_k": 2}
+    | {"router_weights": "topk_softmax", "router_bias": False, "expert_kind": "gated", "activation": "silu"},
+}
 N_TOKENS = 37
 BALANCE_COEF, Z_COEF = 0.01, 0.001
 
@@ -65,12 +70,15 @@ class Expert(nn.Module):
                 nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,H] -> [N,H]."""
+        """[N,H] -> [N,H], of the same type, whatever that of the expert is."""
+        own = x.to(self.up.weight.dtype)
         inner = (
-            self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+            self.activation(self.up(own))
+            if self.gate is None
+            else self.activation(self.gate(own)) * self.up(own)
         )
         output: Tensor = self.down(inner)
-        return output
+        return output.to(x.dtype)
 
 
 class MixtureOfExperts(nn.Module):
@@ -123,7 +131,8 @@ class MixtureOfExperts(nn.Module):
         arrays = {f"router.{name}": getattr(p, part).numpy() for name, p in self.router.named_parameters()}
         for name, _ in self.experts[0].named_parameters():
             stacked = torch.stack([getattr(expert.get_parameter(name), part) for expert in self.experts])
-            arrays[f"experts.{name}"] = stacked.numpy()
+            single = stacked.float() if stacked.dtype == torch.bfloat16 else stacked
+            arrays[f"experts.{name}"] = single.numpy()
         return arrays
 
 
@@ -158,6 +167,24 @@ def layer_case(config: dict[str, Any]) -> Arrays:
         | under("float32", single)
         | under("float64", double)
         | under("gradient", gradients(layer, x.double(), dy.double()))
+    )
+
+
+def bfloat16_case(config: dict[str, Any]) -> Arrays:
+    """The same with experts in bfloat16 behind a float32 router."""
+    layer = MixtureOfExperts(config)
+    layer.experts.bfloat16()
+    x, dy = torch.randn(2, N_TOKENS, config["hidden_size"])
+    parameters = {name: value.copy() for name, value in layer.by_name("data").items()}
+    return (
+        {
+            "config": np.array(json.dumps(config)),
+            "x": x.numpy(),
+            "dy": dy.numpy(),
+            "y": outputs(layer, x)["y"],
+        }
+        | under("parameter", parameters)
+        | under("gradient", gradients(layer, x, dy))
     )
 
 
@@ -245,6 +272,9 @@ def main() -> None:
     for seed, (name, config) in enumerate(LAYERS.items()):
         torch.manual_seed(seed)
         save(name, layer_case(config))
+    for seed, (name, config) in enumerate(BFLOAT16_LAYERS.items(), start=50):
+        torch.manual_seed(seed)
+        save(name, bfloat16_case(config))
     for name, arguments in OPTIMIZERS.items():
         torch.manual_seed(100)
         save(name, optimizer_case(name, arguments))
