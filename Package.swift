@@ -48,7 +48,8 @@ func kernels(_ name: String, defining defines: [String], _ options: [String]) ->
 
 let package = Package(
   name: "libmoe",
-  products: [.library(name: "moe", type: .dynamic, targets: ["MoEABI"])],
+  // With MOE_LIBRARY there must be no second libmoe.so that the linker could find first.
+  products: library == nil ? [.library(name: "moe", type: .dynamic, targets: ["MoEABI"])] : [],
   targets: [
     // The public header, and C where Swift has no spelling.
     .target(name: "CMoE"),
