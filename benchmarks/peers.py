@@ -1,6 +1,6 @@
 """Run libmoe and what users would take instead by turns; print the ratios and write peers.json.
 
-    python peers.py FOLDER
+    python peers.py FOLDER LIBGGML
 
 FOLDER is where openblas_loop was built, and where peers.json goes.  README.md explains the columns.
 """
@@ -46,7 +46,7 @@ def script(name: str, *arguments: str) -> list[str]:
     return [sys.executable, str(HERE / "peers" / name), *arguments]
 
 
-def peers(folder: Path) -> list[Peer]:
+def peers(folder: Path, ggml: str) -> list[Peer]:
     """Return the layer's competitors."""
     return [
         Peer("OpenBLAS loop", [str(folder / "openblas_loop")], lambda w: w.dtype == "f32" and not w.backward),
@@ -57,6 +57,7 @@ def peers(folder: Path) -> list[Peer]:
             lambda w: w.dtype == "f32" and w.shape.kind == "swiglu",
         ),
         Peer("ONNX Runtime MoE", script("onnxruntime_moe.py"), lambda w: w.dtype == "f32" and not w.backward),
+        Peer("ggml graph", script("ggml_graph.py", ggml), lambda w: not w.backward),
     ]
 
 
@@ -66,25 +67,26 @@ def works(folder: Path, threads: int) -> list[list[Work]]:
     def on(shape: Any, *kinds: tuple[bool, str]) -> list[Work]:
         return [Work(folder, shape, backward, dtype, threads) for backward, dtype in kinds]
 
+    forward = [(False, "f32"), (False, "bf16")]
     both = [(False, "f32"), (True, "f32"), (False, "bf16"), (True, "bf16")]
     small = replace(Q, name="Q 16 tokens per expert", tokens=16 * Q.experts // Q.top_k)
     few = [replace(Q, name=f"Q T {tokens}", tokens=tokens) for tokens in (1, 4, 16)]
     return [
         on(S, *both),
         on(Q, *both),
-        on(small, (False, "f32")),
-        *(on(shape, (False, "f32")) for shape in few),
+        on(small, *forward),
+        *(on(shape, *forward) for shape in few),
     ]
 
 
-def compare_all(target: Path, threads: int) -> Iterator[dict[str, Any]]:
+def compare_all(target: Path, ggml: str, threads: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
     with tempfile.TemporaryDirectory(dir=target) as name:
         folder = Path(name)
         for group in works(folder, threads):
             write_inputs(group[0])
             for work in group:
-                for peer in peers(target):
+                for peer in peers(target, ggml):
                     if peer.can(work):
                         yield compare(work, script("libmoe_layer.py"), peer.name, peer.command)
         step = Step(folder, PARAMETERS, threads)
@@ -105,7 +107,7 @@ def main() -> int:
         f"{'ours':>7} {'theirs':>7} {'':7} {'difference':>10}  version"
     )
     lines: list[dict[str, Any]] = []
-    for line in compare_all(target, threads):
+    for line in compare_all(target, sys.argv[2], threads):
         lines.append(line)
         print_line(line)
     everything = {
