@@ -21,14 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from measure import alternate
 from roofline import draw
-from shapes import Q, S, Shape
+from shapes import ADAMW_BYTES, PARAMETERS, Q, S, Shape
 
 import libmoe
 
-PARAMETERS = 50_000_000  # of the optimiser's step
 Prepared = Literal["none", "f32", "bf16"]
 PREPARED: dict[Prepared, str] = {"none": "", "f32": ", prepared", "bf16": ", prepared bf16"}
-ADAMW_BYTES = 28.0  # a parameter: p, gradient, m and v are read, p, m and v written, 4 bytes each
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Run libmoe and what users would take instead by turns; print the ratios and write peers.json.
 
-    python peers.py FOLDER
+    python peers.py FOLDER LIBGGML
 
 FOLDER is where openblas_loop was built, and where peers.json goes.  README.md explains the columns.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,14 +23,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "peers"))
 
 import numpy as np  # noqa: E402
-from protocol import Array, Work  # noqa: E402
-from shapes import Q, S  # noqa: E402
+from protocol import Array, Step, Task, Work  # noqa: E402
+from shapes import PARAMETERS, Q, S  # noqa: E402
 
 import libmoe  # noqa: E402
 
 ROUNDS = 5
 REST = 0.3  # seconds between turns, in which the other side's idle threads stop spinning
-LIMITS = {"f32": 1e-3, "bf16": 3e-2}  # of |theirs - ours| / |ours|
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,13 @@ class Peer:
     can: Callable[[Work], bool]
 
 
-def peers(folder: Path) -> list[Peer]:
-    """Return libmoe's competitors."""
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the command of a peer in Python."""
+    return [sys.executable, str(HERE / "peers" / name), *arguments]
 
-    def script(name: str) -> list[str]:
-        return [sys.executable, str(HERE / "peers" / name)]
 
+def peers(folder: Path, ggml: str) -> list[Peer]:
+    """Return the layer's competitors."""
     return [
         Peer("OpenBLAS loop", [str(folder / "openblas_loop")], lambda w: w.dtype == "f32" and not w.backward),
         Peer("PyTorch loop", script("pytorch_loop.py"), lambda w: True),
@@ -57,6 +57,7 @@ def peers(folder: Path) -> list[Peer]:
             lambda w: w.dtype == "f32" and w.shape.kind == "swiglu",
         ),
         Peer("ONNX Runtime MoE", script("onnxruntime_moe.py"), lambda w: w.dtype == "f32" and not w.backward),
+        Peer("ggml graph", script("ggml_graph.py", ggml), lambda w: not w.backward),
     ]
 
 
@@ -66,15 +67,33 @@ def works(folder: Path, threads: int) -> list[list[Work]]:
     def on(shape: Any, *kinds: tuple[bool, str]) -> list[Work]:
         return [Work(folder, shape, backward, dtype, threads) for backward, dtype in kinds]
 
+    forward = [(False, "f32"), (False, "bf16")]
     both = [(False, "f32"), (True, "f32"), (False, "bf16"), (True, "bf16")]
     small = replace(Q, name="Q 16 tokens per expert", tokens=16 * Q.experts // Q.top_k)
     few = [replace(Q, name=f"Q T {tokens}", tokens=tokens) for tokens in (1, 4, 16)]
     return [
         on(S, *both),
         on(Q, *both),
-        on(small, (False, "f32")),
-        *(on(shape, (False, "f32")) for shape in few),
+        on(small, *forward),
+        *(on(shape, *forward) for shape in few),
     ]
+
+
+def compare_all(target: Path, ggml: str, threads: int) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the table."""
+    with tempfile.TemporaryDirectory(dir=target) as name:
+        folder = Path(name)
+        for group in works(folder, threads):
+            write_inputs(group[0])
+            for work in group:
+                for peer in peers(target, ggml):
+                    if peer.can(work):
+                        yield compare(work, script("libmoe_layer.py"), peer.name, peer.command)
+        step = Step(folder, PARAMETERS, threads)
+        write_random(folder, PARAMETERS, "p", "g")
+        for way in ("fused", "default"):
+            command = script("pytorch_adamw.py", way)
+            yield compare(step, script("libmoe_adamw.py"), f"PyTorch, {way}", command)
 
 
 def main() -> int:
@@ -84,17 +103,13 @@ def main() -> int:
     load = os.getloadavg()
     print(f"{threads} threads each; load average before: {load[0]:.2f} (near 0 is a quiet machine)")
     print(
-        f"\n{'work':36} {'peer':20} {'ours ms':>9} {'theirs ms':>10} {'ratio':>6} {'difference':>10}  version"
+        f"\n{'work':36} {'peer':18} {'ours ms':>9} {'theirs ms':>10} {'ratio':>6} "
+        f"{'ours':>7} {'theirs':>7} {'':7} {'difference':>10}  version"
     )
     lines: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=target) as folder:
-        for group in works(Path(folder), threads):
-            write_inputs(group[0])
-            for work in group:
-                for peer in peers(target):
-                    if peer.can(work):
-                        lines.append(compare(work, peer))
-                        print_line(lines[-1])
+    for line in compare_all(target, sys.argv[2], threads):
+        lines.append(line)
+        print_line(line)
     everything = {
         "threads": threads,
         "load_average_before": load,
@@ -104,7 +119,7 @@ def main() -> int:
     (target / "peers.json").write_text(json.dumps(everything, indent=1) + "\n")
     print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
     print(f"Written: {target}/peers.json")
-    wrong = [entry for entry in lines if entry["difference"] > LIMITS[entry["dtype"]]]
+    wrong = [entry for entry in lines if not entry["difference"] <= entry["limit"]]  # NaN is wrong too
     for entry in wrong:
         print(f"{entry['peer']} does not do the same work: {entry['work']}, {entry['difference']:.1e}")
     return 1 if wrong else 0
@@ -117,15 +132,20 @@ def write_inputs(work: Work) -> None:
     layer.parameters["router.bias"].data[:] = 0
     for name, parameter in layer.parameters.items():
         parameter.data.tofile(work.folder / name)
+    write_random(work.folder, shape.tokens * shape.hidden, "x", "dy")
+
+
+def write_random(folder: Path, count: int, *names: str) -> None:
+    """Write files of normal numbers."""
     generator = np.random.default_rng(0)
-    for name in ("x", "dy"):
-        generator.standard_normal((shape.tokens, shape.hidden), np.float32).tofile(work.folder / name)
+    for name in names:
+        generator.standard_normal(count, np.float32).tofile(folder / name)
 
 
 class Running:
     """A peer's process, ready to take its turn."""
 
-    def __init__(self, command: list[str], work: Work) -> None:
+    def __init__(self, command: list[str], work: Task) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
         environment["OMP_NUM_THREADS"] = str(work.threads)
         paths = [str(HERE), environment.get("PYTHONPATH", "")]
@@ -139,8 +159,10 @@ class Running:
             text=True,
         )
         self.version: str = self._read()["version"]
-        outputs = ["peer.y", "peer.dx"] if work.backward else ["peer.y"]
-        self.outputs: list[Array] = [np.fromfile(work.folder / name, np.float32) for name in outputs]
+        files = [work.folder / f"peer.{name}" for name in work.outputs]
+        self.outputs: list[Array] = [np.fromfile(file, np.float32) for file in files]
+        for file in files:
+            file.unlink()  # so that nobody's answer can pass for another's
 
     def turn(self) -> float:
         """Return the median seconds of its runs."""
@@ -157,7 +179,7 @@ class Running:
     def _read(self) -> dict[str, Any]:
         line = self._pipe(self.process.stdout).readline()
         if not line:
-            raise RuntimeError(f"{self.command[-1]} ended early, with status {self.process.wait()}")
+            raise RuntimeError(f"{' '.join(self.command)} ended early, with status {self.process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -167,10 +189,10 @@ class Running:
         return pipe
 
 
-def compare(work: Work, peer: Peer) -> dict[str, Any]:
+def compare(work: Task, our_command: list[str], name: str, command: list[str]) -> dict[str, Any]:
     """Run libmoe and a peer by turns and return the line of the table."""
-    ours = Running([sys.executable, str(HERE / "peers" / "libmoe_layer.py")], work)
-    theirs = Running(peer.command, work)
+    ours = Running(our_command, work)
+    theirs = Running(command, work)
     difference = max(
         float(np.linalg.norm(their - our) / np.linalg.norm(our))
         for their, our in zip(theirs.outputs, ours.outputs)
@@ -179,27 +201,28 @@ def compare(work: Work, peer: Peer) -> dict[str, Any]:
     ours.close()
     theirs.close()
     mine, their_own = (statistics.median(side) for side in zip(*turns))
-    kind = "forward + backward" if work.backward else "forward"
     return {
-        "work": f"{work.shape.name} {kind} {work.dtype}",
-        "peer": peer.name,
+        "work": work.name,
+        "peer": name,
         "version": theirs.version,
-        "dtype": work.dtype,
         "ours_seconds": mine,
         "theirs_seconds": their_own,
         "ratio": their_own / mine,
-        "ours_gflops": 1e-9 * work.shape.operations(work.backward) / mine,
-        "theirs_gflops": 1e-9 * work.shape.operations(work.backward) / their_own,
+        "ours_rate": 1e-9 * work.amount / mine,
+        "theirs_rate": 1e-9 * work.amount / their_own,
+        "unit": work.unit,
         "difference": difference,
+        "limit": work.limit,
     }
 
 
 def print_line(entry: dict[str, Any]) -> None:
     """Print one line of the table."""
     print(
-        f"{entry['work']:36} {entry['peer']:20} {1e3 * entry['ours_seconds']:9.3f} "
-        f"{1e3 * entry['theirs_seconds']:10.3f} {entry['ratio']:6.2f} {entry['difference']:10.1e}  "
-        f"{entry['version']}",
+        f"{entry['work']:36} {entry['peer']:18} {1e3 * entry['ours_seconds']:9.3f} "
+        f"{1e3 * entry['theirs_seconds']:10.3f} {entry['ratio']:6.2f} "
+        f"{entry['ours_rate']:7.1f} {entry['theirs_rate']:7.1f} {entry['unit']:7} "
+        f"{entry['difference']:10.1e}  {entry['version']}",
         flush=True,
     )
 

@@ -1,10 +1,13 @@
-"""The layers that are measured: their sizes, and the work a call on them is."""
+"""What is measured: the layers' sizes, the optimiser's, and the work a call on them is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import libmoe
+
+PARAMETERS = 50_000_000  # of the optimiser's step
+ADAMW_BYTES = 28.0  # a parameter: p, gradient, m and v are read, p, m and v written, 4 bytes each
 
 
 @dataclass(frozen=True)

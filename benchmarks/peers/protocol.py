@@ -2,13 +2,15 @@
 
 A peer is a program
 
-    PEER FOLDER T H I E K KIND PASS DTYPE THREADS
+    PEER FOLDER T H I E K KIND PASS DTYPE THREADS    a layer's
+    PEER FOLDER COUNT THREADS                        an optimiser's
 
 KIND is gelu (two matrices with biases) or swiglu (three matrices without), PASS forward or train, DTYPE f32
-or bf16.  FOLDER holds x, dy and the parameters under libmoe's names, raw float32 without a header.  The peer
-runs once, writes y (and for train dx) to FOLDER/peer.y and FOLDER/peer.dx, and prints {"version": ...}.
-Then, for each line it reads, it runs for a while and prints {"seconds": the median of a run}, until its input
-ends.
+or bf16.  FOLDER holds x, dy and the parameters under libmoe's names, for an optimiser the parameters p and
+their gradient g, all raw float32 without a header.  The peer works once and writes its answer: a layer's is y
+(and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an optimiser's is how far p has moved after CHECKED
+steps of AdamW, in FOLDER/peer.p.  It prints {"version": ...}.  Then, for each line it reads, it runs for a
+while and prints {"seconds": the median of a run}, until its input ends.
 """
 
 from __future__ import annotations
@@ -16,27 +18,51 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from measure import turn
-from shapes import Shape
+from shapes import ADAMW_BYTES, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
+CHECKED = 3  # steps of an optimiser before its answer
+LIMITS = {"f32": 1e-3, "bf16": 3e-2}  # of |theirs - ours| / |ours|, for a layer
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be run, and with what."""
+    """A layer's call, and with what it runs."""
 
     folder: Path
     shape: Shape
     backward: bool
     dtype: str
     threads: int
+    unit = "GFLOP/s"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        kind = "forward + backward" if self.backward else "forward"
+        return f"{self.shape.name} {kind} {self.dtype}"
+
+    @property
+    def amount(self) -> float:
+        """Operations."""
+        return self.shape.operations(self.backward)
+
+    @property
+    def outputs(self) -> list[str]:
+        """What the answer consists of."""
+        return ["y", "dx"] if self.backward else ["y"]
+
+    @property
+    def limit(self) -> float:
+        """How far a peer's answer may be from ours."""
+        return LIMITS[self.dtype]
 
     def arguments(self) -> list[str]:
         """Return the command line of a peer."""
@@ -72,11 +98,67 @@ class Work:
         return np.fromfile(self.folder / name, np.float32).reshape(sizes[name])
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of AdamW over `count` parameters, with the settings that PyTorch has by default."""
+
+    folder: Path
+    count: int
+    threads: int
+    unit = "GB/s"
+    outputs = ("p",)
+    limit = 1e-5  # a beta or a decay off by a hundredth shows as 1e-4
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"AdamW, {self.count // 1_000_000} M parameters"
+
+    @property
+    def amount(self) -> float:
+        """Bytes that move at least."""
+        return ADAMW_BYTES * self.count
+
+    def arguments(self) -> list[str]:
+        """Return the command line of a peer."""
+        return [str(self.folder), str(self.count), str(self.threads)]
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> Step:
+        """Return the work that a peer's command line names."""
+        folder, count, threads = arguments
+        return cls(Path(folder), int(count), int(threads))
+
+    def load(self, name: str) -> Array:
+        """Return p or g [count]."""
+        return np.fromfile(self.folder / name, np.float32, self.count)
+
+
+Task = Union[Work, Step]
+
+
 def serve(work: Work, version: str, run: Callable[[], tuple[Array, Array | None]]) -> None:
-    """Answer once, then run when asked.  `run` returns y and, for train, dx."""
-    for name, array in zip(("peer.y", "peer.dx"), run()):
+    """Answer with one run, then run when asked.  `run` returns y and, for train, dx."""
+    listen(work, version, run(), run)
+
+
+def serve_steps(work: Step, version: str, step: Callable[[], object], p: Array, g: Array) -> None:
+    """Answer with how far `step` moves p, which it changes in place, then run it when asked.
+
+    The gradient changes between the checked steps: with a constant one the moments' decay would cancel out.
+    """
+    start = p.copy()
+    for _ in range(CHECKED):
+        step()
+        g *= -0.5
+    listen(work, version, [p - start], step)
+
+
+def listen(task: Task, version: str, answer: Iterable[Array | None], run: Callable[[], object]) -> None:
+    """Write the answer, then run when asked."""
+    for name, array in zip(task.outputs, answer):
         if array is not None:
-            array.astype(np.float32).tofile(work.folder / name)
+            array.astype(np.float32, copy=False).tofile(task.folder / f"peer.{name}")
     print(json.dumps({"version": version}), flush=True)
     for _ in sys.stdin:
         print(json.dumps({"seconds": statistics.median(turn(run))}), flush=True)
