@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from measure import alternate
 from roofline import draw
-from shapes import ADAMW_BYTES, PARAMETERS, Q, S, Shape
+from shapes import ADAMW_BYTES, PARAMETERS, Dtype, Q, S, Shape
 
 import libmoe
 
@@ -94,6 +94,11 @@ def groups(contexts: dict[int, libmoe.Context]) -> Iterator[list[Case]]:
         yield [forward(shape, count, shape.layer(context)) for count, context in contexts.items()]
         yield [forward(shape, count, shape.layer(context), "f32") for count, context in contexts.items()]
         yield [train(shape, count, context) for count, context in contexts.items()]
+        half = replace(shape, name=f"{shape.name} bf16")
+        yield [
+            forward(half, most, half.layer(every, dtype="bf16"), prepared) for prepared in ("none", "bf16")
+        ]
+        yield [train(half, most, every, "bf16")]
     skewed = replace(Q, name="Q skewed")
     yield [forward(skewed, count, skew(Q.layer(context))) for count, context in contexts.items()]
     small = replace(Q, name="Q 16 tokens per expert", tokens=16 * Q.experts // Q.top_k)
@@ -131,14 +136,16 @@ def forward(shape: Shape, threads: int, layer: libmoe.Layer, prepared: Prepared 
         threads,
         lambda: layer.forward(next(turns), out=y),
         shape.operations(),
-        shape.traffic(in_use, 2 if prepared == "bf16" else 4),
+        shape.traffic(
+            in_use, layer.parameters["experts.up.weight"].data.itemsize if prepared != "bf16" else 2
+        ),
         busiest=float(counts[0].max() / counts[0].mean()),
     )
 
 
-def train(shape: Shape, threads: int, context: libmoe.Context) -> Case:
+def train(shape: Shape, threads: int, context: libmoe.Context, dtype: Dtype = "f32") -> Case:
     """Return forward with a tape, and backward with all gradients."""
-    layer = shape.layer(context, backward=True)
+    layer = shape.layer(context, backward=True, dtype=dtype)
     tape = layer.tape()
     x, dy = tokens(shape, 0), tokens(shape, 1)
     y, dx = np.empty_like(x), np.empty_like(x)

@@ -24,7 +24,7 @@ sys.path.append(str(HERE / "peers"))
 
 import numpy as np  # noqa: E402
 from protocol import Array, Step, Task, Work  # noqa: E402
-from shapes import PARAMETERS, Q, S  # noqa: E402
+from shapes import PARAMETERS, Dtype, Q, S  # noqa: E402
 
 import libmoe  # noqa: E402
 
@@ -64,11 +64,11 @@ def peers(folder: Path, ggml: str) -> list[Peer]:
 def works(folder: Path, threads: int) -> list[list[Work]]:
     """Return what is run; the works of one list share their parameters' files."""
 
-    def on(shape: Any, *kinds: tuple[bool, str]) -> list[Work]:
+    def on(shape: Any, *kinds: tuple[bool, Dtype]) -> list[Work]:
         return [Work(folder, shape, backward, dtype, threads) for backward, dtype in kinds]
 
-    forward = [(False, "f32"), (False, "bf16")]
-    both = [(False, "f32"), (True, "f32"), (False, "bf16"), (True, "bf16")]
+    forward: list[tuple[bool, Dtype]] = [(False, "f32"), (False, "bf16")]
+    both: list[tuple[bool, Dtype]] = [(False, "f32"), (True, "f32"), (False, "bf16"), (True, "bf16")]
     small = replace(Q, name="Q 16 tokens per expert", tokens=16 * Q.experts // Q.top_k)
     few = [replace(Q, name=f"Q T {tokens}", tokens=tokens) for tokens in (1, 4, 16)]
     return [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import libmoe
 
+Dtype = Literal["f32", "bf16"]
 PARAMETERS = 50_000_000  # of the optimiser's step
 ADAMW_BYTES = 28.0  # a parameter: p, gradient, m and v are read, p, m and v written, 4 bytes each
 
@@ -48,8 +50,11 @@ class Shape:
         weights = experts * self.matrices * self.hidden * self.inner
         return weight_bytes * weights + 2 * 4.0 * self.tokens * self.hidden
 
-    def layer(self, context: libmoe.Context, *, backward: bool = False) -> libmoe.Layer:
-        """Return libmoe's layer of this shape, with its initial weights and without auxiliary losses."""
+    def layer(self, context: libmoe.Context, *, backward: bool = False, dtype: Dtype = "f32") -> libmoe.Layer:
+        """Return libmoe's layer of this shape, with its initial weights and without auxiliary losses.
+
+        `dtype` is the weights'; x and y are float32.
+        """
         return libmoe.Layer(
             self.hidden,
             self.inner,
@@ -61,6 +66,7 @@ class Shape:
             inference_only=not backward,
             balance_coef=0.0,
             z_coef=0.0,
+            weight_dtype=dtype,
             context=context,
         )
 

@@ -11,13 +11,14 @@ import libmoe
 
 
 def main() -> None:
-    """Run forward with prepared weights, and training in float32, in which it computes so far."""
+    """Run forward with prepared weights, and training."""
     work = Work.of(sys.argv[1:])
-    layer = work.shape.layer(libmoe.Context(work.threads), backward=work.backward)
+    layer = work.shape.layer(libmoe.Context(work.threads), backward=work.backward, dtype=work.dtype)
     for name, parameter in layer.parameters.items():
-        parameter.data[...] = work.load(name)
+        values = work.load(name)
+        parameter.data[...] = values if parameter.data.dtype == np.float32 else libmoe.to_bfloat16(values)
     if not work.backward:
-        layer.prepare("bf16" if work.dtype == "bf16" else "f32")
+        layer.prepare(work.dtype)
     x, dy = work.load("x"), work.load("dy")
     y, dx = np.empty_like(x), np.empty_like(x)
     tape = layer.tape() if work.backward else None

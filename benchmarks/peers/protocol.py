@@ -25,7 +25,7 @@ from typing import Any, Union
 
 import numpy as np
 from measure import turn
-from shapes import ADAMW_BYTES, Shape
+from shapes import ADAMW_BYTES, Dtype, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 CHECKED = 3  # steps of an optimiser before its answer
@@ -39,7 +39,7 @@ class Work:
     folder: Path
     shape: Shape
     backward: bool
-    dtype: str
+    dtype: Dtype
     threads: int
     unit = "GFLOP/s"
 
@@ -78,7 +78,9 @@ class Work:
         kind, direction, dtype, threads = arguments[6:]
         tokens, hidden, inner, experts, top_k = map(int, numbers)
         shape = Shape("", tokens, hidden, inner, experts, top_k, kind)
-        return cls(Path(folder), shape, direction == "train", dtype, int(threads))
+        return cls(
+            Path(folder), shape, direction == "train", "bf16" if dtype == "bf16" else "f32", int(threads)
+        )
 
     def load(self, name: str) -> Array:
         """Return a parameter, x [T,H] or dy [T,H]."""
