@@ -40,6 +40,10 @@ func rows(ofTiles count: Int, in dispatch: Dispatch, _ c: Configuration, _ kerne
   min(count * Int(kernels.pointee.tile_height), dispatch.pairs / c.topK)
 }
 
+/// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
+/// to end, as memory likes to be read.
+private func panels(atOnceFor piece: ExpertPiece) -> Int { piece.range.count == 1 ? 1 : panelsAtOnce }
+
 /// What the chains of one chunk begin with: the bias, or 0; 0 beyond the matrix's edge.
 func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>?, _ columns: Int) {
   chunk.update(repeating: 0, count: chunkWidth)
@@ -125,7 +129,7 @@ struct TiledInner<P: Precision>: Job {
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
-    let chunksAtOnce = panelsAtOnce / kinds
+    let chunksAtOnce = max(1, panels(atOnceFor: piece) / kinds)
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
       if lane.pointee.shouldStop() { return }
@@ -229,7 +233,7 @@ struct TiledOutput<P: Precision>: Job {
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
       packed: packed + lane.pointee.index * P.panelsSize)
-    piece.chunks.forEachRun(of: panelsAtOnce) { run in
+    piece.chunks.forEachRun(of: panels(atOnceFor: piece)) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
         start(
