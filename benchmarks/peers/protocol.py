@@ -6,11 +6,12 @@ A peer is a program
     PEER FOLDER COUNT THREADS                        an optimiser's
 
 KIND is gelu (two matrices with biases) or swiglu (three matrices without), PASS forward or train, DTYPE f32
-or bf16.  FOLDER holds x, dy and the parameters under libmoe's names, for an optimiser the parameters p and
-their gradient g, all raw float32 without a header.  The peer works once and writes its answer: a layer's is y
-(and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an optimiser's is how far p has moved after CHECKED
-steps of AdamW, in FOLDER/peer.p.  It prints {"version": ...}.  Then, for each line it reads, it runs for a
-while and prints {"seconds": the median of a run}, until its input ends.
+or bf16.  FOLDER holds x, dy and the parameters under libmoe's names; for an optimiser p and g, the parameters
+and their gradients, TENSORS of one size behind each other.  All are raw float32 without a header.  The peer
+works once and writes its answer: a layer's is y (and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an
+optimiser's is how far p has moved after CHECKED steps of AdamW, in FOLDER/peer.p.  It prints
+{"version": ...}.  Then, for each line it reads, it runs for a while and prints {"seconds": the median of a
+run}, until its input ends.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from shapes import ADAMW_BYTES, Dtype, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 CHECKED = 3  # steps of an optimiser before its answer
+TENSORS = 32  # that an optimiser's parameters are divided into, each about a matrix of an expert of Q
 LIMITS = {"f32": 1e-3, "bf16": 3e-2}  # of |theirs - ours| / |ours|, for a layer
 
 
@@ -142,6 +144,11 @@ Task = Union[Work, Step]
 def serve(work: Work, version: str, run: Callable[[], tuple[Array, Array | None]]) -> None:
     """Answer with one run, then run when asked.  `run` returns y and, for train, dx."""
     listen(work, version, run(), run)
+
+
+def tensors(array: Array) -> list[Array]:
+    """Return the parts of p or g, which are its memory."""
+    return np.split(array, TENSORS)
 
 
 def serve_steps(work: Step, version: str, step: Callable[[], object], p: Array, g: Array) -> None:

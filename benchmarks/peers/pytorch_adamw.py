@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from protocol import Step, serve_steps
+from protocol import Step, serve_steps, tensors
 
 
 def main() -> None:
@@ -19,9 +19,10 @@ def main() -> None:
     work = Step.of(arguments)
     torch.set_num_threads(work.threads)
     p, g = work.load("p"), work.load("g")
-    parameter = torch.from_numpy(p).requires_grad_()
-    parameter.grad = torch.from_numpy(g)
-    optimizer = torch.optim.AdamW([parameter], **({} if way == "default" else {way: True}))
+    parameters = [torch.from_numpy(data).requires_grad_() for data in tensors(p)]
+    for parameter, grad in zip(parameters, tensors(g)):
+        parameter.grad = torch.from_numpy(grad)
+    optimizer = torch.optim.AdamW(parameters, **({} if way == "default" else {way: True}))
     serve_steps(work, f"torch {torch.__version__}", optimizer.step, p, g)
 
 
