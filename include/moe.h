@@ -42,7 +42,7 @@
  *
  * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
  * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
- * [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
+ * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -209,14 +209,37 @@ typedef struct moe_layer moe_layer;
  *  lowest index first among equals. */
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
-  MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1 /**< top-k, then softmax over the K chosen logits */
+  MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
+  MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2 /**< top-k, then the sigmoid of each chosen logit */
 } moe_router_weights;
+
+/** Scores of all experts, from the token's logits z. */
+typedef enum moe_score {
+  MOE_SCORE_SOFTMAX = 0,       /**< exp(z_e) / sum over j of exp(z_j) */
+  MOE_SCORE_SIGMOID = 1,       /**< 1 / (1 + exp(-z_e)) */
+  MOE_SCORE_SQRT_SOFTPLUS = 2, /**< sqrt(ln(1 + exp(z_e))) */
+  MOE_SCORE_IDENTITY = 3       /**< z_e */
+} moe_score;
 
 /** What is done to chosen probabilities (nothing is left to do after MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX). */
 typedef enum moe_normalize {
   MOE_NORMALIZE_SUM = 0, /**< divided by their sum, so that a token's weights add up to 1 */
-  MOE_NORMALIZE_NONE = 1 /**< used as they are */
+  MOE_NORMALIZE_NONE = 1, /**< used as they are */
+  MOE_NORMALIZE_NORM1 = 2, /**< divided by the sum of their magnitudes */
+  MOE_NORMALIZE_NORM2 = 3  /**< divided by the root of the sum of their squares */
 } moe_normalize;
+
+/** What normalize_epsilon does to the divisor D. */
+typedef enum moe_epsilon {
+  MOE_EPSILON_ADDED = 0, /**< D + epsilon */
+  MOE_EPSILON_LEAST = 1  /**< max(D, epsilon) */
+} moe_epsilon;
+
+/** What takes the place of the scores of experts in groups that were not chosen. */
+typedef enum moe_group_mask {
+  MOE_GROUP_MASK_MINUS_INFINITY = 0, /**< they are never chosen */
+  MOE_GROUP_MASK_ZERO = 1            /**< 0, which wins against negative scores, as DeepSeek-V2 has it */
+} moe_group_mask;
 
 typedef enum moe_bias {
   MOE_BIAS_DEFAULT = 0, /**< on for the router and for MLP experts, off for gated experts */
@@ -255,6 +278,24 @@ typedef struct moe_layer_config {
   uint64_t seed;             /**< of the initial parameters and of dropout */
   int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
   int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx; goes with either weight_dtype */
+  /* Which experts a token uses, and how they weigh; each 0 is the classic router.
+   *   s = score(z)                                    z [E] the token's logits
+   *   chosen = the K largest of s + selection bias, within the top_groups best of n_groups
+   *   v = s of the chosen, without the bias, or as router_weights says
+   *   w = v / D * routed_scale * expert scale         D as router_normalize says
+   * With the weights from the logits (TOPK_...) the choice goes by the logits too, in place of s.
+   * A logit of minus infinity means "never", whatever the bias. */
+  int32_t score;           /**< a moe_score; SOFTMAX with TOPK_... weights */
+  int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
+                                gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
+  int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
+  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups */
+  int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
+  int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
+  int32_t group_mask;      /**< a moe_group_mask */
+  int32_t epsilon_form;    /**< a moe_epsilon */
+  float normalize_epsilon; /**< >= 0; 0 = none */
+  float routed_scale;      /**< > 0; 0 = 1 */
 } moe_layer_config;
 
 /* weight_dtype BF16: the parameters of rank 3 (experts.*.weight) are bfloat16; router, biases and all gradients stay
@@ -268,7 +309,7 @@ typedef struct moe_layer_config {
  * tokens are divided into other calls.
  * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
-#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0 }
+#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
  *  MLP with biases; no dropout, no auxiliary loss).  The four sizes are yours to set.  NULL is ignored. */
@@ -288,12 +329,13 @@ MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_la
 /** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
 MOE_API void moe_layer_free(moe_layer *layer);
 
-/** Number of parameter tensors: 3 to 8.
+/** Number of parameter tensors: 3 to 10.
  *  In order, those the configuration has:
  *    router.weight [E,H]         router.bias [E]
  *    experts.gate.weight [E,I,H] experts.gate.bias [E,I]     (gated experts)
  *    experts.up.weight [E,I,H]   experts.up.bias [E,I]
  *    experts.down.weight [E,H,I] experts.down.bias [E,H]
+ *    router.selection_bias [E] (its grad is NULL: leave it out of optimisers)   router.expert_scale [E]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, int64_t *count);
 
@@ -319,6 +361,18 @@ MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t 
 /** Set every gradient of the layer to 0.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (inference_only). */
 MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
+
+/** Balance without a loss [DeepSeek-V3 2024]: raise router.selection_bias of experts with fewer tokens than the mean, and
+ *  lower it of those with more:  d_e = rate * sign(mean(n) - n_e);  bias_e += d_e, or d_e - mean(d) where zero_sum is 1.
+ *  @param layer             [in] with selection_bias
+ *  @param tokens_per_expert [in] [E] n, counted since the last update: the reports' counts added up.  Once per optimiser
+ *                           step, not per call.
+ *  @param rate              [in] >= 0; 0.001 is usual
+ *  @param zero_sum          [in] 0 or 1 (the biases' mean then stays as it is)
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (no selection_bias). */
+MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, const int64_t *tokens_per_expert,
+                                                             float rate, int32_t zero_sum);
 
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {

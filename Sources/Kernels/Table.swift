@@ -26,6 +26,8 @@ import CShims
       activate_gated: { activateGated($0, Int($1), $2, $3, $4) },
       activate_gated_backward: { activateGatedBackward($0, Int($1), $2, $3, $4, $5, $6) },
       softmax: { softmax(Int($0), $1, $2, $3, $4) },
+      sigmoid: { sigmoid(Int($0), $1, $2) },
+      sqrt_softplus: { sqrtSoftplus(Int($0), $1, $2) },
       first_not_finite: { Int64(firstNotFinite(Int($0), $1)) },
       top_k: { topK(Int($0), Int($1), $2, $3, $4) },
       softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },

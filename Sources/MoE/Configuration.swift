@@ -4,8 +4,7 @@ public struct Configuration {
   public var intermediate: Int  // I
   public var experts: Int  // E
   public var topK: Int  // K
-  public var routerWeights: RouterWeights
-  public var normalize: Bool
+  public var choice: TokenChoice
   public var routerBias: Bool
   public var gated: Bool
   /// MOEI_GELU and so on: the kernels' numbers, which are moe_activation's.
@@ -21,14 +20,8 @@ public struct Configuration {
   public var zCoefficient: Float
   public var seed: UInt64
 
-  /// Numbers as in moe_router_weights.
-  public enum RouterWeights: Int32 {
-    case scores = 0
-    case topKSoftmax = 1
-  }
-
   public init(
-    hidden: Int, intermediate: Int, experts: Int, topK: Int, routerWeights: RouterWeights, normalize: Bool,
+    hidden: Int, intermediate: Int, experts: Int, topK: Int, choice: TokenChoice,
     routerBias: Bool, gated: Bool, activation: Int32, expertBias: Bool, weights: ElementType,
     tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
   ) {
@@ -36,8 +29,7 @@ public struct Configuration {
     self.intermediate = intermediate
     self.experts = experts
     self.topK = topK
-    self.routerWeights = routerWeights
-    self.normalize = normalize
+    self.choice = choice
     self.routerBias = routerBias
     self.gated = gated
     self.activation = activation

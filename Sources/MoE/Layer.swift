@@ -165,8 +165,7 @@ public struct Layer {
       try stages.dy.run(in: context)
       try stages.compute.run(in: context, needInputGradient: dx != nil)
       stages.losses.prepare(c, dispatch: taped.dispatch, tokens: tokens, dAuxLoss: dAuxLoss)
-      try stages.route.run(
-        in: context, weightGrad: parameters.grad(.routerWeight)!, biasGrad: parameters.grad(.routerBias))
+      try stages.route.run(in: context, parameters: parameters, dispatch: taped.dispatch)
       if let dx = stages.dx {
         try CombineBackward(
           c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows,
@@ -247,6 +246,18 @@ extension UnsafeMutablePointer where Pointee == Layer {
 }
 
 extension Layer {
+  /// bias_e += d_e, d_e = rate * sign(mean(counts) - counts_e); minus their mean where the sum shall stay.
+  public func updateSelectionBias(_ counts: UnsafePointer<Int64>, rate: Float, zeroSum: Bool) {
+    let (experts, bias) = (configuration.experts, parameters.data(.selectionBias)!)
+    var total = 0.0
+    for e in 0..<experts { total += Double(counts[e]) }
+    let mean = total / Double(experts)
+    func direction(_ e: Int) -> Float { Double(counts[e]) < mean ? 1 : Double(counts[e]) > mean ? -1 : 0 }
+    var drift: Float = 0
+    if zeroSum { for e in 0..<experts { drift += direction(e) } }
+    for e in 0..<experts { bias[e] += rate * (direction(e) - drift / Float(experts)) }
+  }
+
   public var parameterCount: Int { parameters.count }
   public func parameter(_ index: Int) -> Parameter { parameters[index] }
   public func zeroGrad() { parameters.zeroGrad() }

@@ -33,9 +33,11 @@ struct Parameters {
     case upBias  // [E,I]
     case downWeight  // [E,H,I]
     case downBias  // [E,H]
+    case selectionBias  // [E], without a gradient
+    case expertScale  // [E]
   }
 
-  static let capacity = 8
+  static let capacity = 10
   private let slots: UnsafeMutablePointer<Parameter?>
 
   init(_ slots: UnsafeMutablePointer<Parameter?>) {
@@ -114,6 +116,10 @@ struct Parameters {
     if c.expertBias { try add(.upBias, "experts.up.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator) }
     try add(.downWeight, "experts.down.weight", (c.experts, c.hidden, c.intermediate), rank: 3, c, allocator)
     if c.expertBias { try add(.downBias, "experts.down.bias", (c.experts, c.hidden, 1), rank: 2, c, allocator) }
+    if c.choice.selectionBias {
+      try add(.selectionBias, "router.selection_bias", (c.experts, 1, 1), rank: 1, c, allocator)
+    }
+    if c.choice.expertScale { try add(.expertScale, "router.expert_scale", (c.experts, 1, 1), rank: 1, c, allocator) }
   }
 
   private func add(
@@ -124,7 +130,9 @@ struct Parameters {
     var parameter = Parameter(name: name, rank: rank, shape: shape, count: count, type: type)
     parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
     slots[role.rawValue] = parameter  // from here on `free` sees it
-    if c.trainable { slots[role.rawValue]!.grad = try allocator.allocate(Float.self, count: count) }
+    if c.trainable && role != .selectionBias {
+      slots[role.rawValue]!.grad = try allocator.allocate(Float.self, count: count)
+    }
   }
 
   func free(allocator: Allocator) {
@@ -162,6 +170,8 @@ struct Parameters {
     uniform(.upBias, fromHidden)
     uniform(.downWeight, xavier)
     uniform(.downBias, fromIntermediate)
+    data(.selectionBias)?.update(repeating: 0, count: c.experts)
+    data(.expertScale)?.update(repeating: 1, count: c.experts)
   }
 
   /// The float32 values, rounded.

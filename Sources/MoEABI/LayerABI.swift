@@ -38,12 +38,7 @@ extension Configuration {
     let largestMatrix = Int(config.hidden_size) * Int(config.intermediate_size)
     let elements = try product(largestMatrix, Int(config.n_experts), "hidden_size * intermediate_size * n_experts")
     _ = try product(elements, 4, "the size of hidden_size * intermediate_size * n_experts floats")
-    guard let weights = RouterWeights(rawValue: config.router_weights) else {
-      throw .invalid("router_weights = \(Int(config.router_weights)) is not a moe_router_weights")
-    }
-    guard config.router_normalize == 0 || config.router_normalize == 1 else {
-      throw .invalid("router_normalize = \(Int(config.router_normalize)) is not a moe_normalize")
-    }
+    let choice = try TokenChoice(config)
     guard config.expert_kind == 0 || config.expert_kind == 1 else {
       throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
     }
@@ -59,8 +54,7 @@ extension Configuration {
     try require(Double(config.z_coef), "z_coef", atLeast: 0)
     self.init(
       hidden: Int(config.hidden_size), intermediate: Int(config.intermediate_size), experts: Int(config.n_experts),
-      topK: Int(config.top_k), routerWeights: weights,
-      normalize: config.router_normalize == Int32(MOE_NORMALIZE_SUM.rawValue),
+      topK: Int(config.top_k), choice: choice,
       routerBias: try bias(config.router_bias, "router_bias", default: true), gated: gated,
       activation: config.activation, expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
       weights: weightType, tokens: tokenType, trainable: !inferenceOnly, dropout: config.dropout,
@@ -80,6 +74,25 @@ private func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fa
 private func elementType(_ value: Int32, _ name: StaticString) throws(Fault) -> ElementType {
   guard let type = ElementType(rawValue: value) else { throw .invalid("\(name) = \(Int(value)) is not a moe_dtype") }
   return type
+}
+
+@implementation @_cdecl("moe_layer_update_selection_bias")
+public func moe_layer_update_selection_bias(
+  _ layer: OpaquePointer?, _ tokens_per_expert: UnsafePointer<Int64>?, _ rate: Float, _ zero_sum: Int32
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let counts = try required(tokens_per_expert, "tokens_per_expert")
+    try require(Double(rate), "rate", atLeast: 0)
+    let zeroSum = try flag(zero_sum, "zero_sum")
+    if !layer.pointee.configuration.choice.selectionBias {
+      throw .badState("the layer was created without selection_bias")
+    }
+    for e in 0..<layer.pointee.configuration.experts where counts[e] < 0 {
+      throw .invalid("tokens_per_expert[\(e)] = \(Int(counts[e])) is negative")
+    }
+    layer.pointee.updateSelectionBias(counts, rate: rate, zeroSum: zeroSum)
+  }
 }
 
 // MARK: parameters

@@ -93,8 +93,8 @@ struct BadConfigTests {
       refused("io_dtype", createLayer { $0.io_dtype = value })
     }
     // The first value behind the last of each.
-    refused("router_weights", createLayer { $0.router_weights = 2 })
-    refused("router_normalize", createLayer { $0.router_normalize = 2 })
+    refused("router_weights", createLayer { $0.router_weights = 3 })
+    refused("router_normalize", createLayer { $0.router_normalize = 4 })
     refused("router_bias", createLayer { $0.router_bias = 3 })
     refused("expert_kind", createLayer { $0.expert_kind = 2 })
     refused("activation", createLayer { $0.activation = 4 })
@@ -110,6 +110,44 @@ struct BadConfigTests {
       refused("balance_coef", createLayer { $0.balance_coef = value })
       refused("z_coef", createLayer { $0.z_coef = value })
     }
+  }
+
+  @Test func tokenChoice() {
+    for value: Int32 in [-1, 4, .max] { refused("score", createLayer { $0.score = value }) }
+    for value: Int32 in [-1, 2, .max] {
+      refused("selection_bias", createLayer { $0.selection_bias = value })
+      refused("expert_scale", createLayer { $0.expert_scale = value })
+      refused("epsilon_form", createLayer { $0.epsilon_form = value })
+    }
+    for value: Float in [.nan, -1, .infinity] {
+      refused("normalize_epsilon", createLayer { $0.normalize_epsilon = value })
+      refused("routed_scale", createLayer { $0.routed_scale = value })
+    }
+    // 4 experts, 2 of which are chosen.
+    func groups(_ count: Int32, _ top: Int32, _ m: Int32 = 0, mask: Int32 = 0) -> moe_status {
+      createLayer { ($0.n_groups, $0.top_groups, $0.group_top_m, $0.group_mask) = (count, top, m, mask) }
+    }
+    for count: Int32 in [-1, 3, 5] { refused("n_groups", groups(count, 1)) }
+    for top: Int32 in [-1, 0, 3] { refused("top_groups", groups(2, top)) }
+    refused("top_k", groups(4, 1))
+    for m: Int32 in [-1, 3] { refused("group_top_m", groups(2, 1, m)) }
+    refused("group_mask", groups(2, 1, mask: 2))
+    refused("n_groups", groups(0, 1))
+  }
+
+  @Test func contradictionsNameBothFields() {
+    func expect(_ first: String, _ second: String, _ change: (inout moe_layer_config) -> Void) {
+      #expect(createLayer(change) == MOE_ERROR_INVALID_ARGUMENT)
+      let message = lastError()
+      #expect(message.contains(first) && message.contains(second), "\(message)")
+    }
+    expect("score", "router_weights") {
+      ($0.router_weights, $0.score) = (MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX.int32, MOE_SCORE_SIGMOID.int32)
+    }
+    expect("normalize_epsilon", "router_normalize") {
+      ($0.router_normalize, $0.normalize_epsilon) = (MOE_NORMALIZE_NONE.int32, 0.1)
+    }
+    expect("top_k", "top_groups") { ($0.n_groups, $0.top_groups) = (4, 1) }
   }
 
   // MARK: Optimisers

@@ -114,22 +114,35 @@ struct RouterKind: Sendable, CustomStringConvertible {
   var weights: moe_router_weights
   var normalize: moe_normalize
   var bias: moe_bias
+  var score = MOE_SCORE_SOFTMAX
+  var selectionBias: Int32 = 0
 
-  var description: String { "router weights \(weights.rawValue) normalize \(normalize.rawValue) bias \(bias.rawValue)" }
+  var description: String {
+    "router weights \(weights.rawValue) normalize \(normalize.rawValue) bias \(bias.rawValue) score \(score.rawValue)"
+  }
 
   func apply(to config: inout moe_layer_config) {
     config.router_weights = weights.int32
     config.router_normalize = normalize.int32
     config.router_bias = bias.int32
+    config.score = score.int32
+    config.selection_bias = selectionBias
+    config.expert_scale = selectionBias
   }
 
-  static let all = [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
-    [
-      RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_SUM, bias: bias),
-      RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_NONE, bias: bias),
-      RouterKind(weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, normalize: MOE_NORMALIZE_SUM, bias: bias),
-    ]
-  }
+  static let all =
+    [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
+      [
+        RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_SUM, bias: bias),
+        RouterKind(weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_NONE, bias: bias),
+        RouterKind(weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, normalize: MOE_NORMALIZE_SUM, bias: bias),
+      ]
+    }
+    + [MOE_SCORE_SIGMOID, MOE_SCORE_SQRT_SOFTPLUS].map {
+      RouterKind(
+        weights: MOE_ROUTER_WEIGHTS_SCORES, normalize: MOE_NORMALIZE_NORM2, bias: MOE_BIAS_ON, score: $0,
+        selectionBias: 1)
+    }
 }
 
 struct ExpertKind: Sendable, CustomStringConvertible {

@@ -178,6 +178,9 @@ typedef struct moei_kernels {
 
   /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);
+  /* s = 1 / (1 + exp(-z));  s = sqrt(ln(1 + exp z)) */
+  void (*sigmoid)(int64_t n, const float *z, float *s);
+  void (*sqrt_softplus)(int64_t n, const float *z, float *s);
   /* index of the first element that is NaN or plus infinity, or n */
   int64_t (*first_not_finite)(int64_t n, const float *z);
   /* the k largest of z, largest first, the lowest index first among equals: where they are, and what; 1 <= k <= n */

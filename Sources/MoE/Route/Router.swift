@@ -13,16 +13,21 @@ struct RouterForward: Job {
   let routing: Routing
   let entropy: UnsafeMutablePointer<Float>  // [T]
   let logits: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E]
-  let chosen: UnsafeMutablePointer<Float>  // [lanes, K] logits of the chosen experts
+  let allScores: UnsafeMutablePointer<Float>  // [lanes, E]
+  let values: UnsafeMutablePointer<Float>  // [lanes, K] of the chosen experts
+  let selection: Selection
+  let chosenValues: ChosenValues
+  let weighing: Weighing
   /// Per block the first token that cannot be routed, or -1, and why.
   let failures: UnsafeMutablePointer<Failure>  // [blocks]
   let products: UnsafeMutablePointer<Float>  // scratch of the matrix products
   let floatsPerLane: Int
 
   struct Failure {
+    enum Reason: Int32 { case logit, bias, tooFewLeft, noWeight }
     var token = -1
     var expert = 0
-    var tooFewLeft = false
+    var reason = Reason.logit
   }
 
   init(
@@ -38,7 +43,11 @@ struct RouterForward: Job {
     self.routing = routing
     entropy = arena.take(Float.self, routing.tokens)
     logits = arena.take(Float.self, context.lanes * rowsPerBlock, c.experts)
-    chosen = arena.take(Float.self, context.lanes, c.topK)
+    allScores = arena.take(Float.self, c.choice.selectsByLogits ? 0 : context.lanes, c.experts)
+    values = arena.take(Float.self, context.lanes, c.topK)
+    selection = Selection(&arena, c, context: context, parameters: parameters)
+    chosenValues = ChosenValues(choice: c.choice, kernels: context.kernels)
+    weighing = Weighing(c, parameters: parameters)
     failures = arena.take(Failure.self, blocks(of: routing.tokens))
     floatsPerLane = matmul.scratch(tokens: routing.tokens, width: c.hidden)
     products = arena.take(Float.self, context.lanes, floatsPerLane)
@@ -49,19 +58,30 @@ struct RouterForward: Job {
     failures.initialize(repeating: Failure(), count: blocks)
     try context.run(blocks, self)
     for block in 0..<blocks where failures[block].token >= 0 {
-      let failure = failures[block]
-      if failure.tooFewLeft {
-        throw Fault(
-          .notFinite, "token \(failure.token): fewer than top_k = \(c.topK) experts have a logit above minus infinity")
-      }
-      throw Fault(
-        .notFinite, "x: token \(failure.token) gets a logit that is NaN or plus infinity for expert \(failure.expert)")
+      throw fault(failures[block])
+    }
+  }
+
+  private func fault(_ failure: Failure) -> Fault {
+    let (token, expert) = (failure.token, failure.expert)
+    switch failure.reason {
+    case .logit:
+      return Fault(.notFinite, "x: token \(token) gets a logit that is NaN or plus infinity for expert \(expert)")
+    case .bias:
+      return Fault(
+        .notFinite, "router.selection_bias: the score of token \(token) for expert \(expert) is NaN or plus infinity")
+    case .tooFewLeft:
+      return Fault(
+        .notFinite, "token \(token): fewer than top_k = \(c.topK) experts have a logit above minus infinity")
+    case .noWeight:
+      return Fault(
+        .notFinite, "token \(token): the divisor of its weights is 0 or no number; see normalize_epsilon")
     }
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let lane = lane.pointee.index
-    let (h, e) = (c.hidden, c.experts)
+    let (h, e, k) = (c.hidden, c.experts, c.topK)
     let tokens = rows(ofBlock: block, in: routing.tokens)
     let z = logits + lane * rowsPerBlock * e  // [rows, E]
     for row in 0..<tokens.count {
@@ -77,43 +97,45 @@ struct RouterForward: Job {
         failures[block] = Failure(token: t, expert: bad)
         return
       }
-      let indices = routing.indices + t * c.topK
-      let chosen = chosen + lane * c.topK
-      kernels.pointee.top_k(Int64(e), Int64(c.topK), row, indices, chosen)
-      if chosen[c.topK - 1] == -.infinity {
-        failures[block] = Failure(token: t, tooFewLeft: true)
-        return
-      }
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
-      weigh(t, probabilities: p, chosen: chosen)
-    }
-  }
-
-  /// Weights of token t's chosen experts.
-  private func weigh(_ t: Int, probabilities p: UnsafePointer<Float>, chosen: UnsafePointer<Float>) {
-    let k = c.topK
-    let indices = routing.indices + t * k
-    let weights = routing.weights + t * k
-    switch c.routerWeights {
-    case .scores:
-      for slot in 0..<k { weights[slot] = p[Int(indices[slot])] }
-      if c.normalize {
-        let total = chosenTotal(weights, k)
-        for slot in 0..<k { weights[slot] /= total }
+      let by = selection.values(logits: row, scores: scores(row, p, lane), lane: lane)
+      let broken = by == UnsafePointer(row) ? e : Int(kernels.pointee.first_not_finite(Int64(e), by))
+      if broken < e {
+        failures[block] = Failure(token: t, expert: broken, reason: .bias)
+        return
       }
-    case .topKSoftmax:
-      var unused: (lse: Float, entropy: Float) = (0, 0)
-      kernels.pointee.softmax(Int64(k), chosen, weights, &unused.lse, &unused.entropy)
+      let indices = routing.indices + t * k
+      let values = values + lane * k
+      kernels.pointee.top_k(Int64(e), Int64(k), by, indices, values)
+      if values[k - 1] == -.infinity {
+        failures[block] = Failure(token: t, reason: .tooFewLeft)
+        return
+      }
+      let chosen = routing.chosenLogits + t * k
+      for slot in 0..<k { chosen[slot] = row[Int(indices[slot])] }
+      chosenValues.fill(values, logits: chosen, probabilities: p, indices: indices, k)
+      if !weighing.weigh(values, indices, k, into: routing.weights + t * k) {
+        failures[block] = Failure(token: t, reason: .noWeight)
+        return
+      }
     }
   }
-}
 
-/// Sum of the chosen probabilities, in slot order. At least 1/E: the best expert's share.
-private func chosenTotal(_ probabilities: UnsafePointer<Float>, _ k: Int) -> Float {
-  var total: Float = 0
-  for slot in 0..<k { total += probabilities[slot] }
-  return total
+  /// The scores of all experts, where the choice goes by them.
+  private func scores(
+    _ z: UnsafePointer<Float>, _ p: UnsafePointer<Float>, _ lane: Int
+  ) -> UnsafePointer<Float> {
+    if c.choice.selectsByLogits { return z }
+    let s = allScores + lane * c.experts
+    switch c.choice.score {
+    case .softmax: return p
+    case .identity: return z
+    case .sigmoid: kernels.pointee.sigmoid(Int64(c.experts), z, s)
+    case .sqrtSoftplus: kernels.pointee.sqrt_softplus(Int64(c.experts), z, s)
+    }
+    return UnsafePointer(s)
+  }
 }
 
 // MARK: backward
@@ -129,7 +151,11 @@ struct RouterBackward: Job {
   let losses: LossGradient
   let dWeights: UnsafePointer<Float>  // [T,K]
   let dLogits: UnsafeMutablePointer<Float>  // [T,E]
-  let dScores: UnsafeMutablePointer<Float>  // [lanes, K]
+  let values: UnsafeMutablePointer<Float>  // [lanes, K] of the chosen experts
+  let dValues: UnsafeMutablePointer<Float>  // [lanes, K]
+  let dFactors: UnsafeMutablePointer<Float>?  // [T,K] shares of the expert scales' gradients
+  let chosenValues: ChosenValues
+  let weighing: Weighing
   let products: UnsafeMutablePointer<Float>  // scratch of the matrix products
   let floatsPerLane: Int
 
@@ -146,18 +172,24 @@ struct RouterBackward: Job {
     self.losses = losses
     self.dWeights = dWeights
     dLogits = arena.take(Float.self, routing.tokens, c.experts)
-    dScores = arena.take(Float.self, context.lanes, c.topK)
+    values = arena.take(Float.self, context.lanes, c.topK)
+    dValues = arena.take(Float.self, context.lanes, c.topK)
+    dFactors = c.choice.expertScale ? arena.take(Float.self, routing.tokens, c.topK) : nil
+    chosenValues = ChosenValues(choice: c.choice, kernels: context.kernels)
+    weighing = Weighing(c, parameters: parameters)
     floatsPerLane = matmul.scratch(tokens: routing.tokens, width: max(c.experts, RouterWeightGradient.width))
     products = arena.take(Float.self, context.lanes, floatsPerLane)
   }
 
   /// dLogits for all tokens, then the router's own gradients.
-  func run(in context: ContextPointer, weightGrad: UnsafeMutablePointer<Float>, biasGrad: UnsafeMutablePointer<Float>?)
-    throws(Fault)
-  {
+  func run(in context: ContextPointer, parameters: Parameters, dispatch: Dispatch) throws(Fault) {
     try context.run(blocks(of: routing.tokens), self)
-    try RouterWeightGradient(router: self, weightGrad: weightGrad, biasGrad: biasGrad)
-      .run(in: context)
+    try RouterWeightGradient(
+      router: self, weightGrad: parameters.grad(.routerWeight)!, biasGrad: parameters.grad(.routerBias)
+    ).run(in: context)
+    if let dFactors {
+      addExpertScaleGradient(dFactors, dispatch, experts: c.experts, to: parameters.grad(.expertScale)!)
+    }
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -165,45 +197,27 @@ struct RouterBackward: Job {
     let (e, k) = (c.experts, c.topK)
     for t in rows(ofBlock: block, in: routing.tokens) {
       let p = routing.probabilities + t * e
-      let w = routing.weights + t * k
-      let dw = dWeights + t * k
+      let chosen = routing.chosenLogits + t * k
       let indices = routing.indices + t * k
       let dz = dLogits + t * e
+      let (v, dv) = (values + lane * k, dValues + lane * k)
+      chosenValues.fill(v, logits: chosen, probabilities: p, indices: indices, k)
+      weighing.backward(v, dWeights + t * k, indices, k, into: dv, dFactors: dFactors.map { $0 + t * k })
 
       // Into dz first the gradient with respect to the probabilities p: dense from the balance loss ...
-      let ds = dScores + lane * k
       losses.setProbabilityGradient(dz, count: e)
-      // ... and from the weights, where they are probabilities.
-      if c.routerWeights == .scores {
-        scoreGradient(w, dw, p, indices, ds)
-        for slot in 0..<k { dz[Int(indices[slot])] += ds[slot] }
+      // ... and from the weights, where they are made from probabilities.
+      if chosenValues.passThroughSoftmax {
+        for slot in 0..<k { dz[Int(indices[slot])] += dv[slot] }
       }
       // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
       kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
-      // Weights that are a softmax over the chosen logits reach those logits directly.
-      if c.routerWeights == .topKSoftmax {
-        var mean: Float = 0
-        for slot in 0..<k { mean += dw[slot] * w[slot] }
-        for slot in 0..<k { dz[Int(indices[slot])] += w[slot] * (dw[slot] - mean) }
+      // Other values reach the chosen logits directly.
+      if !chosenValues.passThroughSoftmax {
+        chosenValues.differentiate(dv, v: v, logits: chosen, k)
+        for slot in 0..<k { dz[Int(indices[slot])] += dv[slot] }
       }
     }
-  }
-
-  /// ds: with w = s / S, S = sum of s:  ds_k = (dw_k - sum over j of dw_j w_j) / S;  with w = s:  ds = dw.
-  private func scoreGradient(
-    _ w: UnsafePointer<Float>, _ dw: UnsafePointer<Float>, _ p: UnsafePointer<Float>, _ indices: UnsafePointer<Int32>,
-    _ ds: UnsafeMutablePointer<Float>
-  ) {
-    let k = c.topK
-    if !c.normalize {
-      ds.update(from: dw, count: k)
-      return
-    }
-    for slot in 0..<k { ds[slot] = p[Int(indices[slot])] }
-    let total = chosenTotal(ds, k)
-    var mean: Float = 0
-    for slot in 0..<k { mean += dw[slot] * w[slot] }
-    for slot in 0..<k { ds[slot] = (dw[slot] - mean) / total }
   }
 
   /// dx[t] += dLogits[t] W_r for one block of tokens.

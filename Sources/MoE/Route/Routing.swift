@@ -3,6 +3,7 @@ struct Routing {
   let tokens: Int  // T
   let indices: UnsafeMutablePointer<Int32>  // [T,K] chosen experts, best first
   let weights: UnsafeMutablePointer<Float>  // [T,K]
+  let chosenLogits: UnsafeMutablePointer<Float>  // [T,K]
   let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits
   let logSumExp: UnsafeMutablePointer<Float>  // [T]
 
@@ -10,6 +11,7 @@ struct Routing {
     self.tokens = tokens
     indices = arena.take(Int32.self, tokens, c.topK)
     weights = arena.take(Float.self, tokens, c.topK)
+    chosenLogits = arena.take(Float.self, tokens, c.topK)
     probabilities = arena.take(Float.self, tokens, c.experts)
     logSumExp = arena.take(Float.self, tokens)
   }

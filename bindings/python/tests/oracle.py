@@ -30,8 +30,16 @@ class Settings:
     """What the parameters do not say by themselves."""
 
     top_k: int
-    router_weights: str = "scores"  # or "topk_softmax"
-    normalize: bool = True
+    router_weights: str = "scores"  # or "topk_softmax", "topk_sigmoid"
+    normalize: bool | str = True  # "sum", or False, "none", "norm1", "norm2"
+    score: str = "softmax"  # or "sigmoid", "sqrt_softplus", "identity"
+    n_groups: int = 0
+    top_groups: int = 0
+    group_top_m: int = 0
+    group_mask: str = "minus_infinity"  # or "zero"
+    normalize_epsilon: float = 0.0
+    epsilon_form: str = "added"  # or "least"
+    routed_scale: float = 1.0
     activation: str = "gelu"
     balance_coef: float = 0.01
     z_coef: float = 0.001
@@ -141,30 +149,94 @@ class Routing:
     probabilities: Array  # [T,E], softmax over all experts
     indices: NDArray[np.int64]  # [T,K], best first
     weights: Array  # [T,K]
+    values: Array  # [T,K], from which the weights were made
+    selected_by: list[tuple[Array, int]]  # what was sorted, and how many of it were chosen
 
     def margin(self) -> float:
-        """How far the choice is from changing: the smallest step from a chosen logit to the next one down."""
-        top_k = self.indices.shape[1]
-        descending = -np.sort(-self.logits, axis=1)[:, : top_k + 1]  # [T,K+1], or [T,E] when K = E
-        with np.errstate(invalid="ignore"):
-            steps = descending[:, :-1] - descending[:, 1:]
-        # Experts that are shut out, -inf beside -inf, give NaN: no rounding can swap those.
-        return float(np.min(steps, where=~np.isnan(steps), initial=np.inf))
+        """How far the choice is from changing: the smallest step from a chosen one to the next one down."""
+        return min(margin(values, chosen) for values, chosen in self.selected_by)
+
+
+def margin(values: Array, chosen: int) -> float:
+    """The smallest step down among the `chosen` largest of each row and the one behind them."""
+    descending = -np.sort(-values, axis=1)[:, : chosen + 1]
+    with np.errstate(invalid="ignore"):
+        steps = descending[:, :-1] - descending[:, 1:]
+    # What is shut out, -inf beside -inf, gives NaN: no rounding can swap those.
+    return float(np.min(steps, where=~np.isnan(steps), initial=np.inf))
+
+
+def largest(values: Array, count: int) -> NDArray[np.int64]:
+    """Where the largest are; a stable sort leaves equal ones in their order: the lowest index wins."""
+    indices: NDArray[np.int64] = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return indices
+
+
+def sigmoid(v: Array) -> Array:
+    """1 / (1 + exp(-v))."""
+    s: Array = 1 / (1 + np.exp(-v))
+    return s
+
+
+SCORES: dict[str, Callable[[Array], Array]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "sqrt_softplus": lambda v: np.sqrt(np.logaddexp(0, v)),
+    "identity": lambda v: v,
+}
+
+
+def select(settings: Settings, parameters: Parameters, logits: Array) -> list[tuple[Array, int]]:
+    """What groups, if there are any, and then experts are chosen by."""
+    if "router.selection_bias" not in parameters and not settings.n_groups:
+        return [(logits, settings.top_k)]  # scores rise with their logits
+    by = SCORES[settings.score](logits) if settings.router_weights == "scores" else logits  # [T,E]
+    by = np.where(logits == -np.inf, -np.inf, by + parameters.get("router.selection_bias", np.float64(0)))
+    if not settings.n_groups:
+        return [(by, settings.top_k)]
+    grouped = by.reshape(len(by), settings.n_groups, -1)  # [T,G,E/G]
+    best = -np.sort(-grouped, axis=2)[:, :, : max(1, settings.group_top_m)].sum(axis=2)  # [T,G]
+    open_groups = np.zeros_like(best, dtype=bool)
+    np.put_along_axis(open_groups, largest(best, settings.top_groups), True, axis=1)
+    shut = 0.0 if settings.group_mask == "zero" else -np.inf
+    by = np.where(open_groups[:, :, None], grouped, shut).reshape(by.shape)
+    return [(best, settings.top_groups), (by, settings.top_k)]
+
+
+def divisor(settings: Settings, values: Array) -> tuple[Array, Array]:
+    """D [T,1] of the chosen values [T,K], and its slopes with respect to them."""
+    wanted = settings.normalize
+    kind = wanted if isinstance(wanted, str) else "sum" if wanted else "none"
+    if kind == "none" or settings.router_weights == "topk_softmax":
+        return np.ones_like(values[:, :1]), np.zeros_like(values)
+    if kind == "sum":
+        size, slopes = values.sum(axis=1, keepdims=True), np.ones_like(values)
+    elif kind == "norm1":
+        size, slopes = np.abs(values).sum(axis=1, keepdims=True), np.sign(values)
+    else:
+        size = np.sqrt((values**2).sum(axis=1, keepdims=True))
+        slopes = values / size
+    if settings.epsilon_form == "added":
+        return size + settings.normalize_epsilon, slopes
+    too_small = size < settings.normalize_epsilon
+    return np.where(too_small, settings.normalize_epsilon, size), np.where(too_small, 0, slopes)
 
 
 def route(settings: Settings, parameters: Parameters, x: Array) -> Routing:
     """x [T,H] -> routing."""
     logits = linear(parameters, "router", x)  # [T,E]
-    probabilities = softmax(logits)  # [T,E]
-    # A stable sort leaves equal logits in the order of their experts: the lowest index wins.
-    indices = np.argsort(-logits, axis=1, kind="stable")[:, : settings.top_k]  # [T,K]
+    selected_by = select(settings, parameters, logits)
+    indices = largest(*selected_by[-1])  # [T,K]
+    chosen = np.take_along_axis(logits, indices, axis=1)
     if settings.router_weights == "topk_softmax":
-        weights = softmax(np.take_along_axis(logits, indices, axis=1))
+        values = softmax(chosen)
+    elif settings.router_weights == "topk_sigmoid":
+        values = sigmoid(chosen)
     else:
-        weights = np.take_along_axis(probabilities, indices, axis=1)
-        if settings.normalize:
-            weights = weights / weights.sum(axis=1, keepdims=True)
-    return Routing(logits, probabilities, indices, weights)
+        values = np.take_along_axis(SCORES[settings.score](logits), indices, axis=1)
+    factors = settings.routed_scale * parameters.get("router.expert_scale", np.ones(logits.shape[1]))[indices]
+    weights = values / divisor(settings, values)[0] * factors
+    return Routing(logits, softmax(logits), indices, weights, values, selected_by)
 
 
 def route_backward(
@@ -181,16 +253,26 @@ def route_backward(
 
     d_weights [T,K] comes from the experts; d_probabilities and d_logits [T,E] come from the losses.
     """
+    values = routing.values  # [T,K]
+    size, slopes = divisor(settings, values)
+    scale = parameters.get("router.expert_scale", np.ones(routing.logits.shape[1]))[routing.indices]
+    if "router.expert_scale" in gradients:
+        d_scale = d_weights * values / size * settings.routed_scale
+        np.add.at(gradients["router.expert_scale"], routing.indices, d_scale)
+    d_shares = d_weights * settings.routed_scale * scale  # of values / size
+    d_size = -(d_shares * values).sum(axis=1, keepdims=True) / size**2
+    d_values = d_shares / size + d_size * slopes
+    chosen = np.take_along_axis(routing.logits, routing.indices, axis=1)
     if settings.router_weights == "topk_softmax":
-        d_chosen_logits = softmax_backward(routing.weights, d_weights)  # [T,K]
-        d_logits = d_logits + spread(d_chosen_logits, routing)
-    elif settings.normalize:  # weights = chosen / sum(chosen)
-        chosen = np.take_along_axis(routing.probabilities, routing.indices, axis=1)  # [T,K]
-        d_sum = (d_weights * routing.weights).sum(axis=1, keepdims=True)  # [T,1]
-        d_chosen = (d_weights - d_sum) / chosen.sum(axis=1, keepdims=True)  # [T,K]
-        d_probabilities = d_probabilities + spread(d_chosen, routing)
+        d_logits = d_logits + spread(softmax_backward(values, d_values), routing)
+    elif settings.router_weights == "topk_sigmoid" or settings.score == "sigmoid":
+        d_logits = d_logits + spread(d_values * values * (1 - values), routing)
+    elif settings.score == "sqrt_softplus":
+        d_logits = d_logits + spread(d_values * sigmoid(chosen) / (2 * values), routing)
+    elif settings.score == "identity":
+        d_logits = d_logits + spread(d_values, routing)
     else:
-        d_probabilities = d_probabilities + spread(d_weights, routing)
+        d_probabilities = d_probabilities + spread(d_values, routing)
     d_logits = d_logits + softmax_backward(routing.probabilities, d_probabilities)
     return linear_backward(parameters, gradients, "router", x, d_logits)
 
@@ -372,7 +454,8 @@ def forward(
 def backward(done: Forward, d_y: ArrayLike, d_aux_loss: float = 1.0) -> tuple[Array, Parameters]:
     """d_x [T,H] and the parameters' gradients, for the objective <d_y, y> + d_aux_loss * aux_loss."""
     d_y = np.asarray(d_y, np.float64)  # [T,H]
-    gradients = {name: np.zeros_like(value) for name, value in done.parameters.items()}
+    trained = {name: value for name, value in done.parameters.items() if name != "router.selection_bias"}
+    gradients = {name: np.zeros_like(value) for name, value in trained.items()}
     d_x = np.zeros_like(done.x)
     d_weights = np.zeros_like(done.routing.weights)  # [T,K]
     for e, call in enumerate(done.calls):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,34 @@ ROUTERS: list[Arguments] = [
     {"router_weights": "topk_softmax"},
 ]
 ROUTER_NAMES = ["normalized", "unnormalized", "topk_softmax"]
+GROUPS: Arguments = {"n_groups": 3, "top_groups": 2}
+# Every option of token choice, alone and as models combine them; 12 experts.
+CHOICES: dict[str, Arguments] = {
+    "sigmoid": {"score": "sigmoid"},
+    "sqrt_softplus": {"score": "sqrt_softplus", "normalize": False},
+    "identity": {"score": "identity", "normalize": False},
+    "identity, norm1": {"score": "identity", "normalize": "norm1"},
+    "identity, norm2": {"score": "identity", "normalize": "norm2", "normalize_epsilon": 0.5},
+    "norm2": {"normalize": "norm2"},
+    "topk_sigmoid": {"router_weights": "topk_sigmoid", "normalize": False},
+    "topk_sigmoid, sum": {"router_weights": "topk_sigmoid"},
+    "topk_softmax, scaled": {"router_weights": "topk_softmax", "routed_scale": 1.5, "expert_scale": True},
+    "softmax, bias, least": {"selection_bias": True, "normalize_epsilon": 0.2, "epsilon_form": "least"},
+    "all below the least": {"normalize_epsilon": 2.0, "epsilon_form": "least"},
+    "logits, bias": {"router_weights": "topk_softmax", "selection_bias": True},
+    "expert_scale": {"expert_scale": True, "routed_scale": 0.7, "normalize_epsilon": 0.1},
+    "groups by their best": {**GROUPS, "normalize": False, "routed_scale": 2.5},
+    "groups, zero": {**GROUPS, "group_mask": "zero", "normalize": False},
+    "groups, logits": {**GROUPS, "router_weights": "topk_sigmoid", "group_top_m": 3},
+    "DeepSeek-V3": {
+        **GROUPS,
+        "score": "sigmoid",
+        "selection_bias": True,
+        "group_top_m": 2,
+        "normalize_epsilon": 1e-20,
+        "routed_scale": 2.5,
+    },
+}
 
 
 @pytest.fixture(
@@ -64,6 +92,27 @@ def compare(
     d_x, gradients = oracle.backward(truth, dy, d_aux_loss)
     assert_all_close(gradients_of(layer, dx), {"x": d_x} | gradients)
     return truth
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Token choice
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matmul", ["native", "reference", "openblas"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choices(choice: str, matmul: Literal["native", "reference", "openblas"]) -> None:
+    arguments: Arguments = {"hidden_size": 7, "intermediate_size": 11, "n_experts": 12, "top_k": 3}
+    arguments |= CHOICES[choice]
+    with libmoe.Context(n_threads=2, matmul=matmul) as context:
+        layer = libmoe.Layer(**arguments, context=context)
+        generator = np.random.default_rng(3)
+        if "router.selection_bias" in layer.buffers:
+            # Large enough to change choices, and negative too.
+            layer.buffers["router.selection_bias"][:] = generator.normal(-0.1, 0.3, 12)
+        if "router.expert_scale" in layer.parameters:
+            layer.parameters["router.expert_scale"].data[:] = generator.normal(1, 0.3, 12)
+        compare(layer, arguments, *inputs(40, 7))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -30,8 +30,11 @@ PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG = {"info": 0}
 DTYPE = {"f32": 0, "bf16": 1}
-ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1}
-NORMALIZE = {"sum": 0, "none": 1}
+ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2}
+SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
+NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3}
+EPSILON = {"added": 0, "least": 1}
+GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
@@ -128,6 +131,16 @@ class moe_layer_config(_Sized):
         ("seed", c_uint64),
         ("weight_dtype", c_int32),
         ("io_dtype", c_int32),
+        ("score", c_int32),
+        ("selection_bias", c_int32),
+        ("expert_scale", c_int32),
+        ("n_groups", c_int32),
+        ("top_groups", c_int32),
+        ("group_top_m", c_int32),
+        ("group_mask", c_int32),
+        ("epsilon_form", c_int32),
+        ("normalize_epsilon", c_float),
+        ("routed_scale", c_float),
     ]
 
 
@@ -204,6 +217,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_find_parameter": (Status, [POINTER(moe_layer), c_char_p, POINTER(c_int64)]),
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
+    "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_tape_create": (Status, [POINTER(moe_layer), POINTER(POINTER(moe_tape))]),
     "moe_tape_free": (None, [POINTER(moe_tape)]),

@@ -116,11 +116,28 @@ class Layer(Native):
     ----------
     hidden_size, intermediate_size, n_experts, top_k : int
         H, I (the experts' width), E and K; each at least 1, and K at most E.
-    router_weights : {"scores", "topk_softmax"}
-        ``"scores"``: softmax over all E logits, of which the K largest are used.  ``"topk_softmax"``:
-        softmax over the K largest logits.
-    normalize : bool
-        Whether chosen scores are divided by their sum.
+    router_weights : {"scores", "topk_softmax", "topk_sigmoid"}
+        What the K chosen experts weigh: their scores among all E, or a softmax or the sigmoid of their
+        logits.
+    normalize : bool or {"sum", "none", "norm1", "norm2"}
+        What the chosen values are divided by: their sum (True), nothing (False), the sum of their
+        magnitudes, or the root of the sum of their squares.
+    score : {"softmax", "sigmoid", "sqrt_softplus", "identity"}
+        Scores of all experts, from the logits.
+    selection_bias : bool
+        Whether ``buffers["router.selection_bias"]`` is added for the choice alone (arXiv:2412.19437); see
+        :meth:`update_selection_bias`.
+    expert_scale : bool
+        Whether there is a trained factor ``router.expert_scale`` for each expert's weight.
+    n_groups, top_groups, group_top_m : int
+        With n_groups, experts are chosen within the top_groups groups of neighbours whose group_top_m largest
+        scores have the largest sum.
+    group_mask : {"minus_infinity", "zero"}
+        What takes the place of the other groups' scores.
+    normalize_epsilon, epsilon_form : float, {"added", "least"}
+        Added to the divisor, or the least it may be.
+    routed_scale : float
+        Multiplies all weights.
     router_bias, expert_bias : bool, optional
         Whether there are biases.  By default the router and ``"mlp"`` experts have them, ``"gated"`` ones
         do not.
@@ -183,8 +200,18 @@ class Layer(Native):
         n_experts: int,
         top_k: int,
         *,
-        router_weights: Literal["scores", "topk_softmax"] = "scores",
-        normalize: bool = True,
+        router_weights: Literal["scores", "topk_softmax", "topk_sigmoid"] = "scores",
+        normalize: bool | Literal["sum", "none", "norm1", "norm2"] = True,
+        score: Literal["softmax", "sigmoid", "sqrt_softplus", "identity"] = "softmax",
+        selection_bias: bool = False,
+        expert_scale: bool = False,
+        n_groups: int = 0,
+        top_groups: int = 0,
+        group_top_m: int = 0,
+        group_mask: Literal["minus_infinity", "zero"] = "minus_infinity",
+        normalize_epsilon: float = 0.0,
+        epsilon_form: Literal["added", "least"] = "added",
+        routed_scale: float = 1.0,
         router_bias: bool | None = None,
         expert_kind: Literal["mlp", "gated"] = "mlp",
         activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu",
@@ -204,7 +231,17 @@ class Layer(Native):
             n_experts=_check.integer("n_experts", n_experts, ctypes.c_int64),
             top_k=_check.integer("top_k", top_k, ctypes.c_int64),
             router_weights=_check.choice("router_weights", router_weights, _abi.ROUTER_WEIGHTS),
-            router_normalize=_abi.NORMALIZE["sum" if normalize else "none"],
+            router_normalize=_check.choice("normalize", _normalize(normalize), _abi.NORMALIZE),
+            score=_check.choice("score", score, _abi.SCORE),
+            selection_bias=bool(selection_bias),
+            expert_scale=bool(expert_scale),
+            n_groups=_check.integer("n_groups", n_groups, ctypes.c_int32),
+            top_groups=_check.integer("top_groups", top_groups, ctypes.c_int32),
+            group_top_m=_check.integer("group_top_m", group_top_m, ctypes.c_int32),
+            group_mask=_check.choice("group_mask", group_mask, _abi.GROUP_MASK),
+            epsilon_form=_check.choice("epsilon_form", epsilon_form, _abi.EPSILON),
+            normalize_epsilon=_check.number("normalize_epsilon", normalize_epsilon),
+            routed_scale=_check.number("routed_scale", routed_scale),
             router_bias=_bias(router_bias),
             expert_kind=_check.choice("expert_kind", expert_kind, _abi.EXPERT),
             activation=_check.choice("activation", activation, _abi.ACTIVATION),
@@ -447,11 +484,53 @@ class Layer(Native):
             experts.up.weight [E, I, H]    experts.up.bias [E, I]
             experts.down.weight [E, H, I]  experts.down.bias [E, H]
 
+            router.expert_scale [E]
+
         The layer owns that memory; the arrays keep it alive, also after the layer is closed.
         """
+        return {name: parameter for name, parameter in self._tensors().items() if name not in _BUFFERS}
+
+    @property
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """What belongs to the layer's state and is not trained by gradients: ``router.selection_bias`` [E].
+
+        The arrays are the layer's memory itself.
+        """
+        return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
+
+    def _tensors(self) -> dict[str, Parameter]:
         count = ctypes.c_int64()
         lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
         return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
+
+    def update_selection_bias(
+        self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
+    ) -> None:
+        """Balance without a loss: favour experts with fewer tokens than the mean in the choices to come.
+
+        ``bias += d`` with ``d = rate * sign(mean(n) - n)`` (arXiv:2412.19437), or ``d - mean(d)``.
+
+        Parameters
+        ----------
+        tokens_per_expert : ndarray of int64, [E]
+            n, the reports' counts since the last update added up; once per optimiser step.
+        rate : float
+            At least 0.
+        zero_sum : bool
+            Whether the biases' mean stays as it is.
+
+        Raises
+        ------
+        BadStateError
+            The layer has no selection_bias, or is closed.
+        InvalidArgumentError
+            A count or the rate is negative.
+        """
+        counts = np.ascontiguousarray(tokens_per_expert, np.int64)
+        if counts.shape != (self.n_experts,):
+            raise ValueError(f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}")
+        rate = _check.number("rate", rate)
+        lib.moe_layer_update_selection_bias(self._handle, counts.ctypes.data, rate, bool(zero_sum))
 
     def _parameter(self, index: int) -> Parameter:
         tensor = self._tensor(index)
@@ -555,7 +634,7 @@ class Layer(Native):
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
-        return {name: parameter.data.copy() for name, parameter in self.parameters.items()}
+        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy values into the parameters; all names and shapes must agree, else nothing changes.
@@ -570,7 +649,7 @@ class Layer(Native):
         TypeError, ValueError
             A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
-        parameters = self.parameters
+        parameters = self._tensors()
         if parameters.keys() != state.keys():
             missing = sorted(parameters.keys() - state.keys())
             unknown = sorted(state.keys() - parameters.keys())
@@ -580,6 +659,14 @@ class Layer(Native):
             _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
         for name, parameter in parameters.items():
             parameter.data[...] = state[name].view(parameter.data.dtype)
+
+
+_BUFFERS = {"router.selection_bias"}
+
+
+def _normalize(wanted: bool | str) -> str:
+    """Return the word; True and False are the usual ones."""
+    return wanted if isinstance(wanted, str) else "sum" if wanted else "none"
 
 
 def _bias(wanted: bool | None) -> int:

@@ -1,0 +1,20 @@
+import CShims
+
+// Score functions of routers, beside the softmax.
+
+/// 1 / (1 + exp(-z))
+@inline(never) func sigmoid(_ n: Int, _ z: Source, _ s: Target) {
+  map(n, z, s) { 1 / (exponential(-$0) + 1) }
+}
+
+/// sqrt(ln(1 + exp z)) = sqrt(max(z, 0) + ln(1 + exp(-|z|)))
+@inline(never) func sqrtSoftplus(_ n: Int, _ z: Source, _ s: Target) {
+  map(n, z, s) { z in
+    let e = exponential(-magnitude(z))
+    // ln(1 + e): what is lost in the sum 1 + e is given back by the quotient.
+    let u = e + 1
+    let back = u - 1
+    let log = (logarithm(u) * e / back).replacing(with: e, where: back .== V(repeating: 0))
+    return moei_square_root(larger(z, V(repeating: 0)) + log)
+  }
+}
