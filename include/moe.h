@@ -233,7 +233,9 @@ typedef enum moe_activation {
   MOE_ACTIVATION_GELU = 0,      /**< v * (1 + erf(v / sqrt(2))) / 2 */
   MOE_ACTIVATION_GELU_TANH = 1, /**< v * (1 + tanh(sqrt(2/pi) * (v + 0.044715 v^3))) / 2 */
   MOE_ACTIVATION_SILU = 2,      /**< v / (1 + exp(-v)) */
-  MOE_ACTIVATION_RELU = 3       /**< max(v, 0) */
+  MOE_ACTIVATION_RELU = 3,      /**< max(v, 0) */
+  MOE_ACTIVATION_RELU2 = 4,     /**< max(v, 0)^2 */
+  MOE_ACTIVATION_QUICK_GELU = 5 /**< v / (1 + exp(-1.702 v)) */
 } moe_activation;
 
 typedef struct moe_layer_config {

@@ -47,7 +47,7 @@ extension Configuration {
     guard config.expert_kind == 0 || config.expert_kind == 1 else {
       throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
     }
-    guard config.activation >= 0 && config.activation <= 3 else {
+    guard config.activation >= 0 && config.activation <= 5 else {
       throw .invalid("activation = \(Int(config.activation)) is not a moe_activation")
     }
     let gated = config.expert_kind == Int32(MOE_EXPERT_GATED.rawValue)

@@ -97,7 +97,7 @@ struct BadConfigTests {
     refused("router_normalize", createLayer { $0.router_normalize = 2 })
     refused("router_bias", createLayer { $0.router_bias = 3 })
     refused("expert_kind", createLayer { $0.expert_kind = 2 })
-    refused("activation", createLayer { $0.activation = 4 })
+    refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
     refused("weight_dtype", createLayer { $0.weight_dtype = 2 })

@@ -51,6 +51,10 @@ struct ForwardTests {
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, bias: MOE_BIAS_OFF),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_GELU, normalize: MOE_NORMALIZE_NONE),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU, weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX),
+      Variant(activation: MOE_ACTIVATION_RELU2),
+      Variant(activation: MOE_ACTIVATION_QUICK_GELU),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU2, bias: MOE_BIAS_OFF),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_QUICK_GELU),
     ]
   }
 

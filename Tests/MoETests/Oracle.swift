@@ -106,7 +106,9 @@ struct Oracle {
     case MOE_ACTIVATION_GELU.int32: v * (1 + erf(v / 2.0.squareRoot())) / 2
     case MOE_ACTIVATION_GELU_TANH.int32: v * (1 + tanh((2 / Double.pi).squareRoot() * (v + 0.044715 * v * v * v))) / 2
     case MOE_ACTIVATION_SILU.int32: v / (1 + exp(-v))
-    default: max(v, 0)
+    case MOE_ACTIVATION_RELU.int32: max(v, 0)
+    case MOE_ACTIVATION_RELU2.int32: max(v, 0) * max(v, 0)
+    default: v / (1 + exp(-1.702 * v))
     }
   }
 }

@@ -150,7 +150,10 @@ struct ExpertKind: Sendable, CustomStringConvertible {
   }
 
   static let all: [ExpertKind] = [MOE_EXPERT_MLP, MOE_EXPERT_GATED].flatMap { kind in
-    [MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU].flatMap { activation in
+    [
+      MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU, MOE_ACTIVATION_RELU2,
+      MOE_ACTIVATION_QUICK_GELU,
+    ].flatMap { activation in
       [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
         [0, 0.3].map { ExpertKind(kind: kind, activation: activation, bias: bias, dropout: $0) }
       }

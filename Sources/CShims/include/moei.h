@@ -133,7 +133,7 @@ MOEI_QUARTERS(moei_quarters_odd, 4, 12)
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
-enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3 };
+enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3, MOEI_RELU2 = 4, MOEI_QUICK_GELU = 5 };
 
 typedef struct moei_adamw {
   float clip;       /* what gradients are multiplied by first; 1 changes no bit */

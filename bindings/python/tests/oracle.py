@@ -121,11 +121,24 @@ def relu(v: Array) -> tuple[Array, Array]:
     return np.maximum(v, 0), (v > 0).astype(np.float64)
 
 
+def relu2(v: Array) -> tuple[Array, Array]:
+    """max(v, 0)^2."""
+    return np.maximum(v, 0) ** 2, 2 * np.maximum(v, 0)
+
+
+def quick_gelu(v: Array) -> tuple[Array, Array]:
+    """v sigmoid(1.702 v)."""
+    value, slope = silu(1.702 * v)
+    return value / 1.702, slope
+
+
 ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
     "relu": relu,
+    "relu2": relu2,
+    "quick_gelu": quick_gelu,
 }
 
 # ------------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
         (
             (H, 5, 8, 2),
             {"activation": "gelo"},
-            "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu'",
+            "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu', 'relu2', 'quick_gelu'",
         ),
         ((H, 5, 8, 2), {"expert_kind": "glu"}, "expert_kind = 'glu'; choose one of 'mlp', 'gated'"),
         ((H, 5, 8, 2), {"router_weights": "top"}, "router_weights = 'top'; choose one of"),

@@ -126,8 +126,8 @@ class Layer(Native):
         do not.
     expert_kind : {"mlp", "gated"}
         ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.
-    activation : {"gelu", "gelu_tanh", "silu", "relu"}
-        act.
+    activation : {"gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"}
+        act.  ``"relu2"`` is max(v, 0)^2, ``"quick_gelu"`` v sigmoid(1.702 v).
     inference_only : bool
         No memory for gradients, and no backward.
     dropout : float
@@ -187,7 +187,7 @@ class Layer(Native):
         normalize: bool = True,
         router_bias: bool | None = None,
         expert_kind: Literal["mlp", "gated"] = "mlp",
-        activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu",
+        activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"] = "gelu",
         expert_bias: bool | None = None,
         inference_only: bool = False,
         dropout: float = 0.0,
