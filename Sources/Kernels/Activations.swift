@@ -77,11 +77,12 @@ private protocol Loop {
   func run<A: Activation>(_ activation: A)
 }
 
-@inline(__always) private func run<L: Loop>(_ loop: L, with kind: Int32) {
-  switch kind {
+@inline(__always) private func run<L: Loop>(_ loop: L, with parameters: moei_activation) {
+  switch parameters.kind {
   case Int32(MOEI_GELU): loop.run(GELU())
   case Int32(MOEI_GELU_TANH): loop.run(TanhGELU())
-  case Int32(MOEI_SILU): loop.run(SiLU())
+  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU())
+  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha))
   case Int32(MOEI_RELU): loop.run(ReLU())
   case Int32(MOEI_RELU2): loop.run(SquaredReLU())
   default: loop.run(ScaledSiLU(alpha: 1.702))
@@ -108,17 +109,45 @@ private struct Backward: Loop {
   }
 }
 
-@inline(never) func activate(_ kind: Int32, _ n: Int, _ v: Source, _ a: Target) {
-  run(Forward(n: n, v: v, a: a), with: kind)
+@inline(never) func activate(_ activation: moei_activation, _ n: Int, _ v: Source, _ a: Target) {
+  run(Forward(n: n, v: v, a: a), with: activation)
 }
 
-@inline(never) func activateBackward(_ kind: Int32, _ n: Int, _ v: Source, _ da: Target) {
-  run(Backward(n: n, v: v, da: da), with: kind)
+@inline(never) func activateBackward(_ activation: moei_activation, _ n: Int, _ v: Source, _ da: Target) {
+  run(Backward(n: n, v: v, da: da), with: activation)
 }
 
 // MARK: gated experts
 
-private struct GatedForward: Loop {
+/// What happens to the two projections before they meet, and to their gradients after.
+private protocol Clamps {
+  func gate(_ g: V) -> V
+  func up(_ u: V) -> V
+  func gradient(_ dg: V, ofGate g: V) -> V
+  func gradient(_ du: V, ofUp u: V) -> V
+}
+
+/// Nothing: the loops are those of plain gated experts.
+private struct NoClamps: Clamps {
+  @inline(__always) func gate(_ g: V) -> V { g }
+  @inline(__always) func up(_ u: V) -> V { u }
+  @inline(__always) func gradient(_ dg: V, ofGate g: V) -> V { dg }
+  @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du }
+}
+
+/// The gate at most `limit`, up within it and then moved. At the limit itself gradients pass; a NaN comes through.
+private struct Limits: Clamps {
+  let limit: Float
+  let offset: Float
+
+  @inline(__always) func gate(_ g: V) -> V { smaller(g, V(repeating: limit)) }
+  @inline(__always) func up(_ u: V) -> V { larger(smaller(u, V(repeating: limit)), V(repeating: -limit)) + offset }
+  @inline(__always) func gradient(_ dg: V, ofGate g: V) -> V { dg.replacing(with: 0, where: g .> limit) }
+  @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
+}
+
+private struct GatedForward<C: Clamps>: Loop {
+  let clamps: C
   let n: Int
   let gate: Source
   let up: Source
@@ -128,13 +157,15 @@ private struct GatedForward: Loop {
     var i = 0
     while i < n {
       let left = n &- i
-      store(a + i, left, activation.value(load(gate + i, left)) * load(up + i, left))
+      let g = clamps.gate(load(gate + i, left))
+      store(a + i, left, activation.value(g) * clamps.up(load(up + i, left)))
       i &+= 16
     }
   }
 }
 
-private struct GatedBackward: Loop {
+private struct GatedBackward<C: Clamps>: Loop {
+  let clamps: C
   let n: Int
   let gate: Source
   let up: Source
@@ -146,21 +177,39 @@ private struct GatedBackward: Loop {
     var i = 0
     while i < n {
       let left = n &- i
-      let g = load(gate + i, left)
-      let d = load(da + i, left)
-      store(dgate + i, left, d * load(up + i, left) * activation.slope(g))
-      store(dup + i, left, d * activation.value(g))
+      let (g, u, d) = (load(gate + i, left), load(up + i, left), load(da + i, left))
+      let clamped = clamps.gate(g)
+      store(dgate + i, left, clamps.gradient(d * clamps.up(u) * activation.slope(clamped), ofGate: g))
+      store(dup + i, left, clamps.gradient(d * activation.value(clamped), ofUp: u))
       i &+= 16
     }
   }
 }
 
-@inline(never) func activateGated(_ kind: Int32, _ n: Int, _ gate: Source, _ up: Source, _ a: Target) {
-  run(GatedForward(n: n, gate: gate, up: up, a: a), with: kind)
+extension moei_activation {
+  @inline(__always) fileprivate var clamps: Limits? {
+    limit < .infinity || offset != 0 ? Limits(limit: limit, offset: offset) : nil
+  }
+}
+
+@inline(never) func activateGated(
+  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
+) {
+  if let clamps = activation.clamps {
+    run(GatedForward(clamps: clamps, n: n, gate: gate, up: up, a: a), with: activation)
+  } else {
+    run(GatedForward(clamps: NoClamps(), n: n, gate: gate, up: up, a: a), with: activation)
+  }
 }
 
 @inline(never) func activateGatedBackward(
-  _ kind: Int32, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
+  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
 ) {
-  run(GatedBackward(n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: kind)
+  if let clamps = activation.clamps {
+    run(
+      GatedBackward(clamps: clamps, n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
+  } else {
+    run(
+      GatedBackward(clamps: NoClamps(), n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
+  }
 }

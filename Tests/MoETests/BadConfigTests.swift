@@ -110,6 +110,44 @@ struct BadConfigTests {
       refused("balance_coef", createLayer { $0.balance_coef = value })
       refused("z_coef", createLayer { $0.z_coef = value })
     }
+    refused("reserved", createLayer { $0.reserved = 1 })
+  }
+
+  @Test func clamps() throws {
+    func createGated(_ change: (inout moe_layer_config) -> Void) -> moe_status {
+      createLayer {
+        $0.expert_kind = MOE_EXPERT_GATED.int32
+        $0.activation = MOE_ACTIVATION_SILU.int32
+        change(&$0)
+      }
+    }
+    let fields: [(String, WritableKeyPath<moe_layer_config, Float>)] = [
+      ("glu_limit", \.glu_limit), ("glu_alpha", \.glu_alpha), ("glu_offset", \.glu_offset),
+    ]
+    for (name, field) in fields {
+      for value: Float in [.nan, -1, .infinity, -.infinity, -.leastNonzeroMagnitude] {
+        refused(name, createGated { $0[keyPath: field] = value })
+      }
+      // Two fields that contradict each other are both named.
+      for word in [name, "expert_kind"] {
+        refused(
+          word,
+          createLayer {
+            $0.activation = MOE_ACTIVATION_SILU.int32
+            $0[keyPath: field] = 1
+          })
+      }
+    }
+    for activation: Int32 in [0, 1, 3, 4, 5] {
+      for word in ["glu_alpha", "activation"] {
+        refused(
+          word,
+          createGated {
+            $0.activation = activation
+            $0.glu_alpha = 1.702
+          })
+      }
+    }
   }
 
   // MARK: Optimisers

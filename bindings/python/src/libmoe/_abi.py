@@ -128,6 +128,10 @@ class moe_layer_config(_Sized):
         ("seed", c_uint64),
         ("weight_dtype", c_int32),
         ("io_dtype", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("reserved", c_int32),
     ]
 
 

@@ -143,6 +143,11 @@ class Layer(Native):
         keep float32 copies.
     io_dtype : {"f32", "bf16"}
         Of x, y and their gradients.
+    glu_limit, glu_alpha, glu_offset : float
+        Of ``"gated"`` experts, at least 0.  With a limit L the gate is at most L before the activation, the
+        up projection within -L and L; 0 means no limit.  ``glu_alpha``, with ``"silu"`` alone, makes the
+        activation v sigmoid(alpha v); 0 means 1.  ``glu_offset`` is added to the up projection afterwards.
+        gpt-oss has 7, 1.702 and 1, DeepSeek-V4 a limit of 10.
     context : Context, optional
         Whose threads compute; by default the shared one.  The layer keeps it alive.
 
@@ -196,6 +201,9 @@ class Layer(Native):
         seed: int = 0,
         weight_dtype: Literal["f32", "bf16"] = "f32",
         io_dtype: Literal["f32", "bf16"] = "f32",
+        glu_limit: float = 0.0,
+        glu_alpha: float = 0.0,
+        glu_offset: float = 0.0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_layer_config(
@@ -216,6 +224,9 @@ class Layer(Native):
             seed=_check.integer("seed", seed, ctypes.c_uint64),
             weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.DTYPE),
             io_dtype=_check.choice("io_dtype", io_dtype, _abi.DTYPE),
+            glu_limit=_check.number("glu_limit", glu_limit),
+            glu_alpha=_check.number("glu_alpha", glu_alpha),
+            glu_offset=_check.number("glu_offset", glu_offset),
         )
         parent = (context or default_context())._handle
         self._open_handle = Handle(
