@@ -249,14 +249,17 @@ typedef enum moe_bias {
 
 typedef enum moe_expert_kind {
   MOE_EXPERT_MLP = 0,  /**< W_down act(W_up x + b_up) + b_down */
-  MOE_EXPERT_GATED = 1 /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU */
+  MOE_EXPERT_GATED = 1 /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
+                            with clamps: see glu_limit */
 } moe_expert_kind;
 
 typedef enum moe_activation {
   MOE_ACTIVATION_GELU = 0,      /**< v * (1 + erf(v / sqrt(2))) / 2 */
   MOE_ACTIVATION_GELU_TANH = 1, /**< v * (1 + tanh(sqrt(2/pi) * (v + 0.044715 v^3))) / 2 */
   MOE_ACTIVATION_SILU = 2,      /**< v / (1 + exp(-v)) */
-  MOE_ACTIVATION_RELU = 3       /**< max(v, 0) */
+  MOE_ACTIVATION_RELU = 3,      /**< max(v, 0) */
+  MOE_ACTIVATION_RELU2 = 4,     /**< max(v, 0)^2 */
+  MOE_ACTIVATION_QUICK_GELU = 5 /**< v / (1 + exp(-1.702 v)) */
 } moe_activation;
 
 typedef struct moe_layer_config {
@@ -278,6 +281,9 @@ typedef struct moe_layer_config {
   uint64_t seed;             /**< of the initial parameters and of dropout */
   int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
   int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx; goes with either weight_dtype */
+  float glu_limit;           /**< L of gated experts, >= 0; 0 = no clamps; see below */
+  float glu_alpha;           /**< of gated experts with SILU, >= 0: act(v) = v / (1 + exp(-glu_alpha v)); 0 = 1 */
+  float glu_offset;          /**< of gated experts, >= 0: added to the clamped up projection */
   /* Which experts a token uses, and how they weigh; each 0 is the classic router.
    *   s = score(z)                                    z [E] the token's logits
    *   chosen = the K largest of s + selection bias, within the top_groups best of n_groups
@@ -296,7 +302,13 @@ typedef struct moe_layer_config {
   int32_t epsilon_form;    /**< a moe_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
   float routed_scale;      /**< > 0; 0 = 1 */
+  int32_t reserved;        /**< 0 */
 } moe_layer_config;
+
+/* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
+ *     W_down (act(min(g, L)) * (min(max(u, -L), L) + glu_offset)) + b_down
+ * (gpt-oss: SILU, L 7, alpha 1.702, offset 1; DeepSeek-V4: SILU, L 10).  The gradient is 0 for g > L, and for |u| > L.
+ * With MLP experts all three are refused unless 0, and glu_alpha with another activation. */
 
 /* weight_dtype BF16: the parameters of rank 3 (experts.*.weight) are bfloat16; router, biases and all gradients stay
  * float32.  What is multiplied with these weights is rounded to bfloat16 too (nearest, ties to even), where it is stored:
@@ -309,7 +321,11 @@ typedef struct moe_layer_config {
  * tokens are divided into other calls.
  * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
-#define MOE_LAYER_CONFIG_INIT { sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f }
+#define MOE_LAYER_CONFIG_INIT                                                                                       \
+  {                                                                                                                 \
+    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, \
+        0, 0, 0, 0, 0.0f, 0.0f, 0                                                                                   \
+  }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
  *  MLP with biases; no dropout, no auxiliary loss).  The four sizes are yours to set.  NULL is ignored. */

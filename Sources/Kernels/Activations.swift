@@ -3,124 +3,213 @@ import CShims
 // The experts' inner functions and their slopes, written once per function and looped over once per use.
 
 protocol Activation {
-  static func value(_ v: V) -> V
+  func value(_ v: V) -> V
   /// d value / d v
-  static func slope(_ v: V) -> V
+  func slope(_ v: V) -> V
 }
 
 /// v Phi(v), Phi the normal distribution function [Hendrycks and Gimpel 2016].
-enum GELU: Activation {
-  @inline(__always) static func value(_ v: V) -> V { v * distribution(v) }
-  @inline(__always) static func slope(_ v: V) -> V {
+struct GELU: Activation {
+  @inline(__always) func value(_ v: V) -> V { v * distribution(v) }
+  @inline(__always) func slope(_ v: V) -> V {
     // Phi(v) + v phi(v), phi(v) = exp(-v^2 / 2) / sqrt(2 pi)
     fma(v * 0.398942280, exponential(v * v * -0.5), distribution(v))
   }
-  @_transparent private static func distribution(_ v: V) -> V {
+  @_transparent private func distribution(_ v: V) -> V {
     let half = V(repeating: 0.5)
     return fma(errorFunction(v * 0.707106781), half, half)
   }
 }
 
 /// v (1 + tanh u) / 2, u = sqrt(2/pi) (v + 0.044715 v^3).
-enum TanhGELU: Activation {
-  @inline(__always) static func value(_ v: V) -> V { v * 0.5 * (hyperbolicTangent(inner(v)) + 1) }
-  @inline(__always) static func slope(_ v: V) -> V {
+struct TanhGELU: Activation {
+  @inline(__always) func value(_ v: V) -> V { v * 0.5 * (hyperbolicTangent(inner(v)) + 1) }
+  @inline(__always) func slope(_ v: V) -> V {
     // From about 10 on the slope is 0 or 1; its terms would go on to infinity, and cancel to NaN.
     let v = larger(smaller(v, V(repeating: 16)), V(repeating: -16))
     let t = hyperbolicTangent(inner(v))
     let du = fma(v * v, V(repeating: 0.107032226), V(repeating: 0.797884561))  // sqrt(2/pi) (1 + 3 * 0.044715 v^2)
     return fma(v * 0.5 * (1 - t * t), du, (t + 1) * 0.5)
   }
-  @inline(__always) private static func inner(_ v: V) -> V {
+  @inline(__always) private func inner(_ v: V) -> V {
     v * fma(v * v, V(repeating: 0.0356774081), V(repeating: 0.797884561))
   }
 }
 
 /// v sigmoid(v).
-enum SiLU: Activation {
-  @inline(__always) static func value(_ v: V) -> V { v / (exponential(-v) + 1) }
-  @inline(__always) static func slope(_ v: V) -> V {
+struct SiLU: Activation {
+  @inline(__always) func value(_ v: V) -> V { v / (exponential(-v) + 1) }
+  @inline(__always) func slope(_ v: V) -> V {
     let s = 1 / (exponential(-v) + 1)
     return s * fma(v, 1 - s, V(repeating: 1))
   }
 }
 
-enum ReLU: Activation {
-  @inline(__always) static func value(_ v: V) -> V { larger(v, V(repeating: 0)) }
-  @inline(__always) static func slope(_ v: V) -> V { V(repeating: 0).replacing(with: 1, where: v .> 0) }
+/// v sigmoid(alpha v).
+struct ScaledSiLU: Activation {
+  let alpha: Float
+
+  @inline(__always) func value(_ v: V) -> V { v / (exponential(v * -alpha) + 1) }
+  @inline(__always) func slope(_ v: V) -> V {
+    // From about 104 on the slope is 0 or 1; an infinite product would go on to NaN.
+    let x = larger(smaller(v * alpha, V(repeating: 128)), V(repeating: -128))
+    let s = 1 / (exponential(-x) + 1)
+    return s * fma(x, 1 - s, V(repeating: 1))
+  }
+}
+
+struct ReLU: Activation {
+  @inline(__always) func value(_ v: V) -> V { larger(v, V(repeating: 0)) }
+  @inline(__always) func slope(_ v: V) -> V { V(repeating: 0).replacing(with: 1, where: v .> 0) }
+}
+
+/// max(v, 0)^2.
+struct SquaredReLU: Activation {
+  @inline(__always) func value(_ v: V) -> V {
+    let positive = larger(v, V(repeating: 0))
+    return positive * positive
+  }
+  @inline(__always) func slope(_ v: V) -> V { larger(v, V(repeating: 0)) * 2 }
+}
+
+/// What is done with an activation, once it is known which.
+private protocol Loop {
+  func run<A: Activation>(_ activation: A)
+}
+
+@inline(__always) private func run<L: Loop>(_ loop: L, with parameters: moei_activation) {
+  switch parameters.kind {
+  case Int32(MOEI_GELU): loop.run(GELU())
+  case Int32(MOEI_GELU_TANH): loop.run(TanhGELU())
+  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU())
+  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha))
+  case Int32(MOEI_RELU): loop.run(ReLU())
+  case Int32(MOEI_RELU2): loop.run(SquaredReLU())
+  default: loop.run(ScaledSiLU(alpha: 1.702))
+  }
 }
 
 // MARK: two-layer experts
 
-@inline(__always) private func forward<A: Activation>(_: A.Type, _ n: Int, _ v: Source, _ a: Target) {
-  map(n, v, a) { A.value($0) }
+private struct Forward: Loop {
+  let n: Int
+  let v: Source
+  let a: Target
+
+  @inline(__always) func run<A: Activation>(_ activation: A) { map(n, v, a) { activation.value($0) } }
 }
 
-@inline(__always) private func backward<A: Activation>(_: A.Type, _ n: Int, _ v: Source, _ da: Target) {
-  update(n, v, da) { v, da in da * A.slope(v) }
-}
+private struct Backward: Loop {
+  let n: Int
+  let v: Source
+  let da: Target
 
-@inline(never) func activate(_ kind: Int32, _ n: Int, _ v: Source, _ a: Target) {
-  switch kind {
-  case Int32(MOEI_GELU): forward(GELU.self, n, v, a)
-  case Int32(MOEI_GELU_TANH): forward(TanhGELU.self, n, v, a)
-  case Int32(MOEI_SILU): forward(SiLU.self, n, v, a)
-  default: forward(ReLU.self, n, v, a)
+  @inline(__always) func run<A: Activation>(_ activation: A) {
+    update(n, v, da) { v, da in da * activation.slope(v) }
   }
 }
 
-@inline(never) func activateBackward(_ kind: Int32, _ n: Int, _ v: Source, _ da: Target) {
-  switch kind {
-  case Int32(MOEI_GELU): backward(GELU.self, n, v, da)
-  case Int32(MOEI_GELU_TANH): backward(TanhGELU.self, n, v, da)
-  case Int32(MOEI_SILU): backward(SiLU.self, n, v, da)
-  default: backward(ReLU.self, n, v, da)
-  }
+@inline(never) func activate(_ activation: moei_activation, _ n: Int, _ v: Source, _ a: Target) {
+  run(Forward(n: n, v: v, a: a), with: activation)
+}
+
+@inline(never) func activateBackward(_ activation: moei_activation, _ n: Int, _ v: Source, _ da: Target) {
+  run(Backward(n: n, v: v, da: da), with: activation)
 }
 
 // MARK: gated experts
 
-@inline(__always) private func gatedForward<A: Activation>(
-  _: A.Type, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
-) {
-  var i = 0
-  while i < n {
-    let left = n &- i
-    store(a + i, left, A.value(load(gate + i, left)) * load(up + i, left))
-    i &+= 16
+/// What happens to the two projections before they meet, and to their gradients after.
+private protocol Clamps {
+  func gate(_ g: V) -> V
+  func up(_ u: V) -> V
+  func gradient(_ dg: V, ofGate g: V) -> V
+  func gradient(_ du: V, ofUp u: V) -> V
+}
+
+/// Nothing: the loops are those of plain gated experts.
+private struct NoClamps: Clamps {
+  @inline(__always) func gate(_ g: V) -> V { g }
+  @inline(__always) func up(_ u: V) -> V { u }
+  @inline(__always) func gradient(_ dg: V, ofGate g: V) -> V { dg }
+  @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du }
+}
+
+/// The gate at most `limit`, up within it and then moved. At the limit itself gradients pass; a NaN comes through.
+private struct Limits: Clamps {
+  let limit: Float
+  let offset: Float
+
+  @inline(__always) func gate(_ g: V) -> V { smaller(g, V(repeating: limit)) }
+  @inline(__always) func up(_ u: V) -> V { larger(smaller(u, V(repeating: limit)), V(repeating: -limit)) + offset }
+  @inline(__always) func gradient(_ dg: V, ofGate g: V) -> V { dg.replacing(with: 0, where: g .> limit) }
+  @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
+}
+
+private struct GatedForward<C: Clamps>: Loop {
+  let clamps: C
+  let n: Int
+  let gate: Source
+  let up: Source
+  let a: Target
+
+  @inline(__always) func run<A: Activation>(_ activation: A) {
+    var i = 0
+    while i < n {
+      let left = n &- i
+      let g = clamps.gate(load(gate + i, left))
+      store(a + i, left, activation.value(g) * clamps.up(load(up + i, left)))
+      i &+= 16
+    }
   }
 }
 
-@inline(__always) private func gatedBackward<A: Activation>(
-  _: A.Type, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
-) {
-  var i = 0
-  while i < n {
-    let left = n &- i
-    let g = load(gate + i, left)
-    let d = load(da + i, left)
-    store(dgate + i, left, d * load(up + i, left) * A.slope(g))
-    store(dup + i, left, d * A.value(g))
-    i &+= 16
+private struct GatedBackward<C: Clamps>: Loop {
+  let clamps: C
+  let n: Int
+  let gate: Source
+  let up: Source
+  let da: Source
+  let dgate: Target
+  let dup: Target
+
+  @inline(__always) func run<A: Activation>(_ activation: A) {
+    var i = 0
+    while i < n {
+      let left = n &- i
+      let (g, u, d) = (load(gate + i, left), load(up + i, left), load(da + i, left))
+      let clamped = clamps.gate(g)
+      store(dgate + i, left, clamps.gradient(d * clamps.up(u) * activation.slope(clamped), ofGate: g))
+      store(dup + i, left, clamps.gradient(d * activation.value(clamped), ofUp: u))
+      i &+= 16
+    }
   }
 }
 
-@inline(never) func activateGated(_ kind: Int32, _ n: Int, _ gate: Source, _ up: Source, _ a: Target) {
-  switch kind {
-  case Int32(MOEI_GELU): gatedForward(GELU.self, n, gate, up, a)
-  case Int32(MOEI_GELU_TANH): gatedForward(TanhGELU.self, n, gate, up, a)
-  case Int32(MOEI_SILU): gatedForward(SiLU.self, n, gate, up, a)
-  default: gatedForward(ReLU.self, n, gate, up, a)
+extension moei_activation {
+  @inline(__always) fileprivate var clamps: Limits? {
+    limit < .infinity || offset != 0 ? Limits(limit: limit, offset: offset) : nil
+  }
+}
+
+@inline(never) func activateGated(
+  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
+) {
+  if let clamps = activation.clamps {
+    run(GatedForward(clamps: clamps, n: n, gate: gate, up: up, a: a), with: activation)
+  } else {
+    run(GatedForward(clamps: NoClamps(), n: n, gate: gate, up: up, a: a), with: activation)
   }
 }
 
 @inline(never) func activateGatedBackward(
-  _ kind: Int32, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
+  _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
 ) {
-  switch kind {
-  case Int32(MOEI_GELU): gatedBackward(GELU.self, n, gate, up, da, dgate, dup)
-  case Int32(MOEI_GELU_TANH): gatedBackward(TanhGELU.self, n, gate, up, da, dgate, dup)
-  case Int32(MOEI_SILU): gatedBackward(SiLU.self, n, gate, up, da, dgate, dup)
-  default: gatedBackward(ReLU.self, n, gate, up, da, dgate, dup)
+  if let clamps = activation.clamps {
+    run(
+      GatedBackward(clamps: clamps, n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
+  } else {
+    run(
+      GatedBackward(clamps: NoClamps(), n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
   }
 }

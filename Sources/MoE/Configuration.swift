@@ -1,3 +1,5 @@
+import CShims
+
 /// What a layer is. The boundary has checked it: sizes are at least 1 and below 2^31, K <= E.
 public struct Configuration {
   public var hidden: Int  // H
@@ -7,8 +9,7 @@ public struct Configuration {
   public var choice: TokenChoice
   public var routerBias: Bool
   public var gated: Bool
-  /// MOEI_GELU and so on: the kernels' numbers, which are moe_activation's.
-  public var activation: Int32
+  public var activation: moei_activation
   public var expertBias: Bool
   /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
   public var weights: ElementType
@@ -22,7 +23,7 @@ public struct Configuration {
 
   public init(
     hidden: Int, intermediate: Int, experts: Int, topK: Int, choice: TokenChoice,
-    routerBias: Bool, gated: Bool, activation: Int32, expertBias: Bool, weights: ElementType,
+    routerBias: Bool, gated: Bool, activation: moei_activation, expertBias: Bool, weights: ElementType,
     tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
   ) {
     self.hidden = hidden

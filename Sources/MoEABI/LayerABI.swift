@@ -1,4 +1,5 @@
 import CMoE
+import CShims
 import MoE
 
 @implementation @_cdecl("moe_layer_config_init")
@@ -42,7 +43,7 @@ extension Configuration {
     guard config.expert_kind == 0 || config.expert_kind == 1 else {
       throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
     }
-    guard config.activation >= 0 && config.activation <= 3 else {
+    guard config.activation >= 0 && config.activation <= 5 else {
       throw .invalid("activation = \(Int(config.activation)) is not a moe_activation")
     }
     let gated = config.expert_kind == Int32(MOE_EXPERT_GATED.rawValue)
@@ -52,14 +53,34 @@ extension Configuration {
     try requireShare(Double(config.dropout), "dropout")
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
     try require(Double(config.z_coef), "z_coef", atLeast: 0)
+    try require(Int(config.reserved), "reserved", from: 0, to: 0)
     self.init(
       hidden: Int(config.hidden_size), intermediate: Int(config.intermediate_size), experts: Int(config.n_experts),
       topK: Int(config.top_k), choice: choice,
       routerBias: try bias(config.router_bias, "router_bias", default: true), gated: gated,
-      activation: config.activation, expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
+      activation: try between(config), expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
       weights: weightType, tokens: tokenType, trainable: !inferenceOnly, dropout: config.dropout,
       balanceCoefficient: config.balance_coef, zCoefficient: config.z_coef, seed: config.seed)
   }
+}
+
+/// What experts do between their products.
+private func between(_ config: moe_layer_config) throws(Fault) -> moei_activation {
+  func check(_ value: Float, _ name: StaticString) throws(Fault) {
+    try require(Double(value), name, atLeast: 0)
+    if value != 0 && config.expert_kind != Int32(MOE_EXPERT_GATED.rawValue) {
+      throw .invalid("\(name) = \(Double(value)), but expert_kind is not MOE_EXPERT_GATED")
+    }
+  }
+  try check(config.glu_limit, "glu_limit")
+  try check(config.glu_alpha, "glu_alpha")
+  try check(config.glu_offset, "glu_offset")
+  if config.glu_alpha != 0 && config.activation != Int32(MOE_ACTIVATION_SILU.rawValue) {
+    throw .invalid("glu_alpha = \(Double(config.glu_alpha)), but activation is not MOE_ACTIVATION_SILU")
+  }
+  return moei_activation(
+    kind: config.activation, alpha: config.glu_alpha == 0 ? 1 : config.glu_alpha,
+    limit: config.glu_limit == 0 ? .infinity : config.glu_limit, offset: config.glu_offset)
 }
 
 private func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> Bool {

@@ -48,6 +48,29 @@ struct AccuracyTests {
       })
   }
 
+  @Test(arguments: [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX2, MOE_INSTRUCTIONS_BASE])
+  func quickGELU(instructions: moe_instructions) throws {
+    try expectAccurate(
+      MOE_ACTIVATION_QUICK_GELU, instructions, value: Bound(absolute: 1.2e-7, ulp: 1.8), slope: 1.6e-7,
+      { v in v / (1 + exp(-1.702 * v)) },
+      { v in
+        let s = 1 / (1 + exp(-1.702 * v))
+        return s + 1.702 * v * s * (1 - s)
+      })
+  }
+
+  /// One product, rounded once.
+  @Test(arguments: [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX2, MOE_INSTRUCTIONS_BASE])
+  func relu2(instructions: moe_instructions) throws {
+    let layer = try Self.diagonalLayer(MOE_ACTIVATION_RELU2, instructions)
+    let x = Self.floats(everyBits: 16411) { abs($0) <= 0x1p63 }
+    #expect(try layer.forward(x).y == x.map { Float(max(Double($0), 0) * max(Double($0), 0)) })
+    let near = Self.floats(everyBits: 911) { abs($0) <= 100 }
+    _ = try layer.forward(near)
+    let slopes = try layer.backward(near, dy: [Float](repeating: 1, count: near.count))
+    #expect(slopes == near.map { 2 * max($0, 0) })
+  }
+
   private func expectAccurate(
     _ activation: moe_activation, _ instructions: moe_instructions, value: Bound, slope: Double,
     _ exact: (Double) -> Double, _ exactSlope: (Double) -> Double

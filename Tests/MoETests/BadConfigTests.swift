@@ -97,7 +97,7 @@ struct BadConfigTests {
     refused("router_normalize", createLayer { $0.router_normalize = 4 })
     refused("router_bias", createLayer { $0.router_bias = 3 })
     refused("expert_kind", createLayer { $0.expert_kind = 2 })
-    refused("activation", createLayer { $0.activation = 4 })
+    refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
     refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
@@ -109,6 +109,44 @@ struct BadConfigTests {
     for value: Float in [.nan, -1, .infinity, -.infinity] {
       refused("balance_coef", createLayer { $0.balance_coef = value })
       refused("z_coef", createLayer { $0.z_coef = value })
+    }
+    refused("reserved", createLayer { $0.reserved = 1 })
+  }
+
+  @Test func clamps() throws {
+    func createGated(_ change: (inout moe_layer_config) -> Void) -> moe_status {
+      createLayer {
+        $0.expert_kind = MOE_EXPERT_GATED.int32
+        $0.activation = MOE_ACTIVATION_SILU.int32
+        change(&$0)
+      }
+    }
+    let fields: [(String, WritableKeyPath<moe_layer_config, Float>)] = [
+      ("glu_limit", \.glu_limit), ("glu_alpha", \.glu_alpha), ("glu_offset", \.glu_offset),
+    ]
+    for (name, field) in fields {
+      for value: Float in [.nan, -1, .infinity, -.infinity, -.leastNonzeroMagnitude] {
+        refused(name, createGated { $0[keyPath: field] = value })
+      }
+      // Two fields that contradict each other are both named.
+      for word in [name, "expert_kind"] {
+        refused(
+          word,
+          createLayer {
+            $0.activation = MOE_ACTIVATION_SILU.int32
+            $0[keyPath: field] = 1
+          })
+      }
+    }
+    for activation: Int32 in [0, 1, 3, 4, 5] {
+      for word in ["glu_alpha", "activation"] {
+        refused(
+          word,
+          createGated {
+            $0.activation = activation
+            $0.glu_alpha = 1.702
+          })
+      }
     }
   }
 

@@ -32,6 +32,7 @@ struct ForwardTests {
     var weights = MOE_ROUTER_WEIGHTS_SCORES
     var normalize = MOE_NORMALIZE_SUM
     var bias = MOE_BIAS_ON
+    var clamps: ExpertKind.Clamps?
 
     func apply(_ config: inout moe_layer_config) {
       config.expert_kind = kind.int32
@@ -42,6 +43,7 @@ struct ForwardTests {
       config.expert_bias = bias.int32
       config.balance_coef = 0.01
       config.z_coef = 0.001
+      clamps?.apply(to: &config)
     }
 
     static let all = [
@@ -51,6 +53,13 @@ struct ForwardTests {
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, bias: MOE_BIAS_OFF),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_GELU, normalize: MOE_NORMALIZE_NONE),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU, weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX),
+      Variant(activation: MOE_ACTIVATION_RELU2),
+      Variant(activation: MOE_ACTIVATION_QUICK_GELU),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU2, bias: MOE_BIAS_OFF),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_QUICK_GELU),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, clamps: .gptOSS),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, bias: MOE_BIAS_OFF, clamps: .deepSeekV4),
+      Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_GELU, clamps: .deepSeekV4),
     ]
   }
 

@@ -84,7 +84,9 @@ struct Oracle {
     let up = affine("experts.up", e, of: experts, token)  // [I]
     let inner =
       config.expert_kind == MOE_EXPERT_GATED.int32
-      ? zip(affine("experts.gate", e, of: experts, token), up).map { activation($0) * $1 }
+      ? zip(affine("experts.gate", e, of: experts, token), up).map { gate, up in
+        activation(min(gate, limit)) * (max(min(up, limit), -limit) + Double(config.glu_offset))
+      }
       : up.map(activation)
     return affine("experts.down", e, of: experts, inner)  // [H]
   }
@@ -101,12 +103,16 @@ struct Oracle {
     }
   }
 
+  private var limit: Double { config.glu_limit == 0 ? .infinity : Double(config.glu_limit) }
+
   private func activation(_ v: Double) -> Double {
     switch config.activation {
     case MOE_ACTIVATION_GELU.int32: v * (1 + erf(v / 2.0.squareRoot())) / 2
     case MOE_ACTIVATION_GELU_TANH.int32: v * (1 + tanh((2 / Double.pi).squareRoot() * (v + 0.044715 * v * v * v))) / 2
-    case MOE_ACTIVATION_SILU.int32: v / (1 + exp(-v))
-    default: max(v, 0)
+    case MOE_ACTIVATION_SILU.int32: v / (1 + exp(-v * (config.glu_alpha == 0 ? 1 : Double(config.glu_alpha))))
+    case MOE_ACTIVATION_RELU.int32: max(v, 0)
+    case MOE_ACTIVATION_RELU2.int32: max(v, 0) * max(v, 0)
+    default: v / (1 + exp(-1.702 * v))
     }
   }
 }

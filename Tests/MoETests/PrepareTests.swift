@@ -3,11 +3,16 @@ import Testing
 
 @Suite("Prepared layers")
 struct PrepareTests {
-  @Test(arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED], [1, 3, 40])
-  func preparedLayersGiveTheSameBits(kind: moe_expert_kind, tokens: Int) throws {
+  private static let kinds =
+    [MOE_EXPERT_MLP, MOE_EXPERT_GATED].map {
+      ExpertKind(kind: $0, activation: MOE_ACTIVATION_GELU, bias: MOE_BIAS_DEFAULT, dropout: 0)
+    } + ExpertKind.clamped
+
+  @Test(arguments: kinds, [1, 3, 40])
+  func preparedLayersGiveTheSameBits(kind: ExpertKind, tokens: Int) throws {
     // More than 256 features, so that panels are read in pieces, and no multiple of 32.
     let layer = try Layer(hidden: 300, intermediate: 70, experts: 5, in: contextConfig(threads: 2)) {
-      $0.expert_kind = kind.int32
+      kind.apply(to: &$0)
     }
     let x = noise(tokens * layer.hidden)
     let plain = try layer.forward(x)
@@ -21,14 +26,13 @@ struct PrepareTests {
 
   /// Weights and activations rounded, as a bfloat16 layer has them: the same seed gives it the rounded weights.
   @Test(
-    .enabled(if: Processor.hasFMA), arguments: [MOE_EXPERT_MLP, MOE_EXPERT_GATED],
-    [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX2])
-  func bfloat16ComputesAsABFloat16Layer(kind: moe_expert_kind, instructions: moe_instructions) throws {
+    .enabled(if: Processor.hasFMA), arguments: kinds, [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_AVX2])
+  func bfloat16ComputesAsABFloat16Layer(kind: ExpertKind, instructions: moe_instructions) throws {
     func layer(_ type: moe_dtype) throws -> Layer {
       try Layer(
         hidden: 300, intermediate: 71, experts: 5, in: contextConfig(threads: 2, instructions: instructions)
       ) {
-        $0.expert_kind = kind.int32
+        kind.apply(to: &$0)
         $0.weight_dtype = type.int32
       }
     }

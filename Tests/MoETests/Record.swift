@@ -150,25 +150,55 @@ struct ExpertKind: Sendable, CustomStringConvertible {
   var activation: moe_activation
   var bias: moe_bias
   var dropout: Float
+  var clamps: Clamps?
+
+  /// Limits that many values are beyond, when weights are the initial ones and x is noise.
+  enum Clamps: CaseIterable {
+    case gptOSS, deepSeekV4
+
+    func apply(to config: inout moe_layer_config) {
+      config.glu_limit = 0.25
+      guard self == .gptOSS else { return }
+      config.glu_alpha = 1.702
+      config.glu_offset = 1
+    }
+  }
 
   var description: String {
     "expert kind \(kind.rawValue) activation \(activation.rawValue) bias \(bias.rawValue) dropout \(dropout)"
+      + (clamps.map { " clamps \($0)" } ?? "")
   }
+
+  /// Whether the slope jumps somewhere, so that small differences of values can be large ones of gradients.
+  var hasJumps: Bool { activation == MOE_ACTIVATION_RELU || clamps != nil }
 
   func apply(to config: inout moe_layer_config) {
     config.expert_kind = kind.int32
     config.activation = activation.int32
     config.expert_bias = bias.int32
     config.dropout = dropout
+    clamps?.apply(to: &config)
   }
 
-  static let all: [ExpertKind] = [MOE_EXPERT_MLP, MOE_EXPERT_GATED].flatMap { kind in
-    [MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU].flatMap { activation in
-      [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
-        [0, 0.3].map { ExpertKind(kind: kind, activation: activation, bias: bias, dropout: $0) }
-      }
+  static let clamped = Clamps.allCases.flatMap { clamps in
+    [0, 0.3].map {
+      ExpertKind(
+        kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, bias: MOE_BIAS_ON, dropout: $0, clamps: clamps)
     }
   }
+
+  static let all: [ExpertKind] =
+    clamped
+    + [MOE_EXPERT_MLP, MOE_EXPERT_GATED].flatMap { kind in
+      [
+        MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU, MOE_ACTIVATION_RELU2,
+        MOE_ACTIVATION_QUICK_GELU,
+      ].flatMap { activation in
+        [MOE_BIAS_OFF, MOE_BIAS_ON].flatMap { bias in
+          [0, 0.3].map { ExpertKind(kind: kind, activation: activation, bias: bias, dropout: $0) }
+        }
+      }
+    }
 }
 
 /// What the processor has, from the kernel's own list rather than the library's word.

@@ -20,7 +20,10 @@ extension moe_tensor {
   var count: Int { Int(dimensions.reduce(1, *)) }
   /// Of a float32 tensor; of a bfloat16 one see `halves`.
   var values: UnsafeMutableBufferPointer<Float> { floats(data) }
-  var gradient: UnsafeMutableBufferPointer<Float> { floats(grad) }
+  /// Empty where there is none.
+  var gradient: UnsafeMutableBufferPointer<Float> {
+    grad == nil ? UnsafeMutableBufferPointer(start: nil, count: 0) : floats(grad)
+  }
 
   private func floats(_ memory: UnsafeMutableRawPointer) -> UnsafeMutableBufferPointer<Float> {
     UnsafeMutableBufferPointer(start: memory.assumingMemoryBound(to: Float.self), count: count)

@@ -78,14 +78,17 @@ int main(void) {
   const struct {
     const char *name;
     int32_t experts, top_k, kind, activation, weights;
-    float dropout;
+    float dropout, limit;
   } kinds[] = {
-      {"gelu", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f},
-      {"gelu, dropout", 33, 4, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.2f},
-      {"gelu tanh", 7, 1, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU_TANH, MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, 0.0f},
-      {"relu", 64, 20, MOE_EXPERT_MLP, MOE_ACTIVATION_RELU, MOE_ROUTER_WEIGHTS_SCORES, 0.1f},
-      {"swiglu", 16, 3, MOE_EXPERT_GATED, MOE_ACTIVATION_SILU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f},
-      {"geglu, dropout", 3, 3, MOE_EXPERT_GATED, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, 0.3f},
+      {"gelu", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
+      {"gelu, dropout", 33, 4, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.2f, 0.0f},
+      {"gelu tanh", 7, 1, MOE_EXPERT_MLP, MOE_ACTIVATION_GELU_TANH, MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, 0.0f, 0.0f},
+      {"relu", 64, 20, MOE_EXPERT_MLP, MOE_ACTIVATION_RELU, MOE_ROUTER_WEIGHTS_SCORES, 0.1f, 0.0f},
+      {"swiglu", 16, 3, MOE_EXPERT_GATED, MOE_ACTIVATION_SILU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
+      {"geglu, dropout", 3, 3, MOE_EXPERT_GATED, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, 0.3f, 0.0f},
+      {"relu squared", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_RELU2, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
+      {"quick gelu", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_QUICK_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
+      {"swiglu, clamps", 9, 2, MOE_EXPERT_GATED, MOE_ACTIVATION_SILU, MOE_ROUTER_WEIGHTS_SCORES, 0.1f, 0.3f},
   };
   const struct {
     int32_t matmul, threads;
@@ -111,6 +114,9 @@ int main(void) {
       layer.activation = kinds[k].activation;
       layer.router_weights = kinds[k].weights;
       layer.dropout = kinds[k].dropout;
+      layer.glu_limit = kinds[k].limit;
+      layer.glu_alpha = kinds[k].limit > 0 ? 1.702f : 0.0f;
+      layer.glu_offset = kinds[k].limit > 0 ? 1.0f : 0.0f;
       layer.balance_coef = 0.01f;
       layer.z_coef = 0.001f;
       train(context, &layer, k % 2 == 1);

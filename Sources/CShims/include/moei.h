@@ -133,7 +133,15 @@ MOEI_QUARTERS(moei_quarters_odd, 4, 12)
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
-enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3 };
+enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3, MOEI_RELU2 = 4, MOEI_QUICK_GELU = 5 };
+
+/* What experts do between their products; in gated ones both projections are clamped before, see glu_limit in moe.h. */
+typedef struct moei_activation {
+  int32_t kind;
+  float alpha;  /* of MOEI_SILU: v sigmoid(alpha v) */
+  float limit;  /* infinity where there is none */
+  float offset;
+} moei_activation;
 
 typedef struct moei_adamw {
   float clip;       /* what gradients are multiplied by first; 1 changes no bit */
@@ -169,12 +177,13 @@ typedef struct moei_kernels {
   const char *name;
 
   /* a = act(v);  dv = da * act'(v), in place of da */
-  void (*activate)(int32_t kind, int64_t n, const float *v, float *a);
-  void (*activate_backward)(int32_t kind, int64_t n, const float *v, float *da);
-  /* a = act(gate) * up;  dgate = da * up * act'(gate), dup = da * act(gate); dup may be da */
-  void (*activate_gated)(int32_t kind, int64_t n, const float *gate, const float *up, float *a);
-  void (*activate_gated_backward)(int32_t kind, int64_t n, const float *gate, const float *up, const float *da,
-                                  float *dgate, float *dup);
+  void (*activate)(moei_activation activation, int64_t n, const float *v, float *a);
+  void (*activate_backward)(moei_activation activation, int64_t n, const float *v, float *da);
+  /* a = act(gate) * up;  dgate = da * up * act'(gate), dup = da * act(gate); dup may be da.  gate and up as clamped,
+   * dgate and dup 0 where they were */
+  void (*activate_gated)(moei_activation activation, int64_t n, const float *gate, const float *up, float *a);
+  void (*activate_gated_backward)(moei_activation activation, int64_t n, const float *gate, const float *up,
+                                  const float *da, float *dgate, float *dup);
 
   /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);

@@ -44,6 +44,9 @@ class Settings:
     balance_coef: float = 0.01
     z_coef: float = 0.001
     weight_dtype: str = "f32"  # or "bf16"
+    glu_limit: float = 0.0  # 0 is none
+    glu_alpha: float = 0.0  # 0 is 1
+    glu_offset: float = 0.0
 
     @classmethod
     def of(cls, layer_arguments: dict[str, Any]) -> Settings:
@@ -129,12 +132,36 @@ def relu(v: Array) -> tuple[Array, Array]:
     return np.maximum(v, 0), (v > 0).astype(np.float64)
 
 
+def relu2(v: Array) -> tuple[Array, Array]:
+    """max(v, 0)^2."""
+    return np.maximum(v, 0) ** 2, 2 * np.maximum(v, 0)
+
+
+def quick_gelu(v: Array) -> tuple[Array, Array]:
+    """v sigmoid(1.702 v)."""
+    value, slope = silu(1.702 * v)
+    return value / 1.702, slope
+
+
 ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
     "relu": relu,
+    "relu2": relu2,
+    "quick_gelu": quick_gelu,
 }
+
+
+def gated(settings: Settings, gate: Array, up: Array) -> tuple[Array, Array, Array]:
+    """act(min(gate, L)) * (up clamped to -L ... L, + offset), and its slopes along gate and along up."""
+    limit, alpha = settings.glu_limit or np.inf, settings.glu_alpha or 1.0
+    # v sigmoid(alpha v) = silu(alpha v) / alpha: alpha is for SiLU alone.
+    value, slope = ACTIVATIONS[settings.activation](alpha * np.minimum(gate, limit))
+    factor = np.clip(up, -limit, limit) + settings.glu_offset
+    along_gate = slope * factor * (gate <= limit)
+    return value / alpha * factor, along_gate, value / alpha * (np.abs(up) <= limit)
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Router: which experts, and with what weights
@@ -373,16 +400,15 @@ def expert(
     slots: NDArray[np.int64],
     mask: Array | float,
 ) -> ExpertCall:
-    """W_down inner + b_down, with inner = act(up) in an MLP expert and act(gate) * up in a gated one."""
-    activation = ACTIVATIONS[settings.activation]
+    """W_down inner + b_down, with inner = act(up) in an MLP expert and gated(gate, up) in a gated one."""
     x = stored(settings, x[tokens])  # [N,H]
     up = stored(settings, linear(own, "up", x))  # [N,I]
     if "gate.weight" in own:
         gate = stored(settings, linear(own, "gate", x))  # [N,I]
-        inner = stored(settings, activation(gate)[0] * up * mask)
+        inner = stored(settings, gated(settings, gate, up)[0] * mask)
     else:
         gate = None
-        inner = stored(settings, activation(up)[0] * mask)
+        inner = stored(settings, ACTIVATIONS[settings.activation](up)[0] * mask)
     return ExpertCall(tokens, slots, mask, gate, up, inner, linear(own, "down", inner))
 
 
@@ -399,17 +425,16 @@ def expert_backward(
 
     d_mixed [N,H] is the gradient of weights * output, weights [N,1].
     """
-    activation = ACTIVATIONS[settings.activation]
     x = stored(settings, x[call.tokens])  # [N,H]
     linear_backward(own, gradients, "down", call.inner, stored(settings, weights * d_mixed))
     d_inner = weights * (stored(settings, d_mixed) @ own["down.weight"]) * call.mask  # [N,I]
     if call.gate is None:
-        _, slope = activation(call.up)
+        _, slope = ACTIVATIONS[settings.activation](call.up)
         return linear_backward(own, gradients, "up", x, stored(settings, d_inner * slope))
-    value, slope = activation(call.gate)
-    d_gate = stored(settings, d_inner * call.up * slope)  # [N,I]
+    _, along_gate, along_up = gated(settings, call.gate, call.up)
+    d_gate = stored(settings, d_inner * along_gate)  # [N,I]
     d_x_gate = linear_backward(own, gradients, "gate", x, d_gate)
-    return d_x_gate + linear_backward(own, gradients, "up", x, stored(settings, d_inner * value))
+    return d_x_gate + linear_backward(own, gradients, "up", x, stored(settings, d_inner * along_up))
 
 
 # ------------------------------------------------------------------------------------------------------------

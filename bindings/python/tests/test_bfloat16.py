@@ -115,6 +115,17 @@ def test_kinds(expert_kind: str, activation: str, expert_bias: bool, matmul: Any
         compare(libmoe.Layer(**arguments, expert_bias=expert_bias, context=context), arguments, 61)
 
 
+@pytest.mark.parametrize(("matmul", "instructions"), CONTEXTS)
+@pytest.mark.parametrize("gpt_oss", [True, False], ids=["gpt-oss", "limit"])
+def test_clamps(gpt_oss: bool, matmul: Any, instructions: Any) -> None:
+    arguments: dict[str, Any] = {"hidden_size": 37, "intermediate_size": 75, "n_experts": E, "top_k": K}
+    arguments |= {"expert_kind": "gated", "activation": "silu", "glu_limit": 0.4, "weight_dtype": "bf16"}
+    if gpt_oss:
+        arguments |= {"glu_alpha": 1.702, "glu_offset": 1.0}
+    with libmoe.Context(n_threads=2, matmul=matmul, instructions=instructions) as context:
+        compare(libmoe.Layer(**arguments, expert_bias=True, context=context), arguments, 61)
+
+
 @pytest.mark.parametrize("expert_kind", ["mlp", "gated"])
 @pytest.mark.parametrize(
     ("n_tokens", "sizes"),

@@ -153,9 +153,16 @@ def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
         (
             (H, 5, 8, 2),
             {"activation": "gelo"},
-            "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu'",
+            "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu', 'relu2', 'quick_gelu'",
         ),
         ((H, 5, 8, 2), {"expert_kind": "glu"}, "expert_kind = 'glu'; choose one of 'mlp', 'gated'"),
+        ((H, 5, 8, 2), {"glu_limit": 7.0}, "glu_limit = 7, but expert_kind is not MOE_EXPERT_GATED"),
+        (
+            (H, 5, 8, 2),
+            {"expert_kind": "gated", "glu_alpha": 1.5},
+            "glu_alpha = 1.5, but activation is not MOE_ACTIVATION_SILU",
+        ),
+        ((H, 5, 8, 2), {"expert_kind": "gated", "glu_offset": -1.0}, "glu_offset = -1"),
         ((H, 5, 8, 2), {"router_weights": "top"}, "router_weights = 'top'; choose one of"),
     ],
 )
@@ -181,6 +188,9 @@ def test_numbers_are_floats() -> None:
         "dropout": lambda: libmoe.Layer(H, 5, 3, 2, dropout=wrong),
         "balance_coef": lambda: libmoe.Layer(H, 5, 3, 2, balance_coef=wrong),
         "z_coef": lambda: libmoe.Layer(H, 5, 3, 2, z_coef=wrong),
+        "glu_limit": lambda: libmoe.Layer(H, 5, 3, 2, glu_limit=wrong),
+        "glu_alpha": lambda: libmoe.Layer(H, 5, 3, 2, glu_alpha=wrong),
+        "glu_offset": lambda: libmoe.Layer(H, 5, 3, 2, glu_offset=wrong),
         "d_aux_loss": lambda: layer.backward(tape, normal(3, H), d_aux_loss=wrong),
         "learning_rate": lambda: setattr(optimizer, "learning_rate", wrong),
         "betas[1]": lambda: libmoe.AdamW(mine, betas=(0.9, wrong)),

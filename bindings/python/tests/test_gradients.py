@@ -140,6 +140,27 @@ def test_kinds(
     compare(layer, arguments, *inputs(37, SIZES["hidden_size"]))
 
 
+@pytest.mark.parametrize(
+    "clamps",
+    [
+        {"activation": "silu", "glu_limit": 0.4, "glu_alpha": 1.702, "glu_offset": 1.0},
+        {"activation": "silu", "glu_limit": 0.4},
+        {"activation": "silu", "glu_alpha": 0.7},
+        {"activation": "gelu", "glu_offset": 0.5},
+    ],
+    ids=["gpt-oss", "limit", "alpha", "offset"],
+)
+@pytest.mark.parametrize("n_tokens", [1, 37, 513])
+def test_clamps(context: libmoe.Context, clamps: Arguments, n_tokens: int) -> None:
+    arguments = {**SIZES, **clamps, "expert_kind": "gated"}
+    layer = libmoe.Layer(**arguments, expert_bias=True, context=context)
+    truth = compare(layer, arguments, *inputs(n_tokens, SIZES["hidden_size"]))
+    if "glu_limit" in clamps:  # whose limits many values are beyond
+        for name in ("gate", "up"):
+            values = np.concatenate([getattr(call, name).ravel() for call in truth.calls])
+            assert 0.05 < np.mean(values > clamps["glu_limit"]) < 0.95
+
+
 @pytest.mark.parametrize("expert_kind", ["mlp", "gated"])
 @pytest.mark.parametrize(
     ("n_tokens", "hidden_size", "intermediate_size", "n_experts", "top_k"),

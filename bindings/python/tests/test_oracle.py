@@ -20,8 +20,9 @@ T, H, E, INNER, K = 19, 5, 4, 7, 2
         oracle.Settings(K, "scores", normalize=True, balance_coef=0.3, z_coef=0.2),
         oracle.Settings(K, "scores", normalize=False, balance_coef=0.3, z_coef=0.2),
         oracle.Settings(K, "topk_softmax", balance_coef=0.3, z_coef=0.2),
+        oracle.Settings(K, glu_limit=1.5, glu_offset=1.0),
     ],
-    ids=["normalized", "unnormalized", "topk_softmax"],
+    ids=["normalized", "unnormalized", "topk_softmax", "clamps"],
 )
 def test_backward_is_the_slope_of_forward(settings: oracle.Settings, gated: bool, activation: str) -> None:
     settings = dataclasses.replace(settings, activation=activation)

@@ -1,7 +1,7 @@
 """libmoe computes what PyTorch computes.
 
-The numbers come from parity/generate.py, which runs the textbook PyTorch layer, torch.optim and
-clip_grad_norm_; PyTorch itself is not needed here.
+The numbers come from parity/generate.py, which runs the textbook PyTorch layer, clamped experts of
+transformers, torch.optim and clip_grad_norm_; PyTorch itself is not needed here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LAYERS = [
     "switch",
     "swiglu_topk_softmax",
     "geglu_unnormalized",
+    "gpt_oss",
+    "deepseek_v4",
 ]
 
 
@@ -77,6 +79,16 @@ def test_oracle(name: str) -> None:
     for reals in ("balance_loss", "z_loss", "aux_loss", "entropy", "mean_probability"):
         assert_close(reals, getattr(done.report, reals), expected[reals], half_ulp)
     assert_all_close({"x": dx} | gradients, folder(torch, "gradient/"), half_ulp)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v4"])
+def test_values_on_both_sides_of_the_clamps(name: str) -> None:
+    torch = load(name)
+    settings = oracle.Settings.of(json.loads(str(torch["config"])))
+    calls = oracle.forward(settings, folder(torch, "parameter/"), torch["x"]).calls
+    gates, ups = (np.concatenate([getattr(call, part).ravel() for call in calls]) for part in ("gate", "up"))
+    for beyond in (gates > settings.glu_limit, ups > settings.glu_limit, ups < -settings.glu_limit):
+        assert 0.03 < np.mean(beyond) < 0.5
 
 
 @pytest.mark.parametrize("name", ["bfloat16_classic", "bfloat16_swiglu"])

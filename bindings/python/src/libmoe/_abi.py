@@ -37,7 +37,7 @@ EPSILON = {"added": 0, "least": 1}
 GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1}
-ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
+ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 THREADS_ALL = -1
 
 
@@ -131,6 +131,9 @@ class moe_layer_config(_Sized):
         ("seed", c_uint64),
         ("weight_dtype", c_int32),
         ("io_dtype", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
         ("score", c_int32),
         ("selection_bias", c_int32),
         ("expert_scale", c_int32),
@@ -141,6 +144,7 @@ class moe_layer_config(_Sized):
         ("epsilon_form", c_int32),
         ("normalize_epsilon", c_float),
         ("routed_scale", c_float),
+        ("reserved", c_int32),
     ]
 
 

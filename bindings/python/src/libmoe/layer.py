@@ -143,8 +143,8 @@ class Layer(Native):
         do not.
     expert_kind : {"mlp", "gated"}
         ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.
-    activation : {"gelu", "gelu_tanh", "silu", "relu"}
-        act.
+    activation : {"gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"}
+        act.  ``"relu2"`` is max(v, 0)^2, ``"quick_gelu"`` v sigmoid(1.702 v).
     inference_only : bool
         No memory for gradients, and no backward.
     dropout : float
@@ -160,6 +160,11 @@ class Layer(Native):
         keep float32 copies.
     io_dtype : {"f32", "bf16"}
         Of x, y and their gradients.
+    glu_limit, glu_alpha, glu_offset : float
+        Of ``"gated"`` experts, at least 0.  With a limit L the gate is at most L before the activation, the
+        up projection within -L and L; 0 means no limit.  ``glu_alpha``, with ``"silu"`` alone, makes the
+        activation v sigmoid(alpha v); 0 means 1.  ``glu_offset`` is added to the up projection afterwards.
+        gpt-oss has 7, 1.702 and 1, DeepSeek-V4 a limit of 10.
     context : Context, optional
         Whose threads compute; by default the shared one.  The layer keeps it alive.
 
@@ -214,7 +219,7 @@ class Layer(Native):
         routed_scale: float = 1.0,
         router_bias: bool | None = None,
         expert_kind: Literal["mlp", "gated"] = "mlp",
-        activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu",
+        activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"] = "gelu",
         expert_bias: bool | None = None,
         inference_only: bool = False,
         dropout: float = 0.0,
@@ -223,6 +228,9 @@ class Layer(Native):
         seed: int = 0,
         weight_dtype: Literal["f32", "bf16"] = "f32",
         io_dtype: Literal["f32", "bf16"] = "f32",
+        glu_limit: float = 0.0,
+        glu_alpha: float = 0.0,
+        glu_offset: float = 0.0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_layer_config(
@@ -253,6 +261,9 @@ class Layer(Native):
             seed=_check.integer("seed", seed, ctypes.c_uint64),
             weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.DTYPE),
             io_dtype=_check.choice("io_dtype", io_dtype, _abi.DTYPE),
+            glu_limit=_check.number("glu_limit", glu_limit),
+            glu_alpha=_check.number("glu_alpha", glu_alpha),
+            glu_offset=_check.number("glu_offset", glu_offset),
         )
         parent = (context or default_context())._handle
         self._open_handle = Handle(

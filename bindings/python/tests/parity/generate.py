@@ -4,8 +4,9 @@
     python generate.py
 
 leaves one .npz per case beside this file. The layer is the textbook one: a linear gate, softmax, top-k, and a
-loop over the experts. It runs forwards in float32, as people train, and both ways in float64, for digits to
-compare with. With experts in bfloat16 it runs as it is, both ways, and numpy gets its numbers as float32.
+loop over the experts; clamped experts are those that transformers has for a model. It runs forwards in
+float32, as people train, and both ways in float64, for digits to compare with. With experts in bfloat16 it
+runs as it is, both ways, and numpy gets its numbers as float32.
 """
 # Types are checked where PyTorch need not be installed.
 # mypy: disable-error-code="import-not-found, misc"
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Config, DeepseekV4Experts
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
 
 HERE = Path(__file__).parent
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -43,6 +46,18 @@ BFLOAT16_LAYERS: dict[str, dict[str, Any]] = {
     "bfloat16_swiglu": {"hidden_size": 33, "intermediate_size": 45, "n_experts": 3, "top_k": 2}
     | {"router_weights": "topk_softmax", "router_bias": False, "expert_kind": "gated", "activation": "silu"},
 }
+# Experts of models, whose clamps many values are beyond.
+GATED_SILU = {"expert_kind": "gated", "activation": "silu"}
+GPT_OSS: dict[str, Any] = (
+    {"hidden_size": 12, "intermediate_size": 19, "n_experts": 5, "top_k": 2}
+    | {"router_weights": "topk_softmax", "expert_bias": True, **GATED_SILU}
+    | {"glu_limit": 7.0, "glu_alpha": 1.702, "glu_offset": 1.0}
+)
+DEEPSEEK_V4: dict[str, Any] = (
+    {"hidden_size": 13, "intermediate_size": 18, "n_experts": 6, "top_k": 2}
+    | {"router_bias": False, **GATED_SILU}
+    | {"glu_limit": 10.0}
+)
 N_TOKENS = 37
 BALANCE_COEF, Z_COEF = 0.01, 0.001
 
@@ -91,7 +106,19 @@ class MixtureOfExperts(nn.Module):
             config["hidden_size"], config["n_experts"], bias=config.get("router_bias", True)
         )
         nn.init.kaiming_normal_(self.router.weight, nonlinearity="linear")
-        self.experts = nn.ModuleList(Expert(config) for _ in range(config["n_experts"]))
+        self.experts = self.make_experts()
+
+    def make_experts(self) -> nn.Module:
+        """Return a module for all experts together."""
+        return nn.ModuleList(Expert(self.config) for _ in range(self.config["n_experts"]))
+
+    def mix(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """y [T,H], the chosen experts' weighted sum."""
+        y = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, slot = torch.where(indices == e)
+            y = y.index_add(0, token, weights[token, slot, None] * expert(x[token]))
+        return y
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """From x [T,H] to y [T,H], and to the rest under the names of libmoe.Report."""
@@ -106,11 +133,7 @@ class MixtureOfExperts(nn.Module):
             if self.config.get("normalize", True):
                 weights = weights / weights.sum(dim=-1, keepdim=True)
 
-        y = torch.zeros_like(x)
-        for e, expert in enumerate(self.experts):
-            token, slot = torch.where(indices == e)
-            y = y.index_add(0, token, weights[token, slot, None] * expert(x[token]))
-
+        y = self.mix(x, indices, weights)
         chose = functional.one_hot(indices, n_experts).sum(dim=1)  # [T,E], 0 or 1
         balance_loss = n_experts * (chose.to(x.dtype).mean(dim=0) * probabilities.mean(dim=0)).sum()
         z_loss = (torch.logsumexp(logits, dim=-1) ** 2).mean()
@@ -129,11 +152,91 @@ class MixtureOfExperts(nn.Module):
     def by_name(self, part: str) -> Arrays:
         """Every parameter's "data" or "grad" under libmoe's name, the experts' in one array [E,...]."""
         arrays = {f"router.{name}": getattr(p, part).numpy() for name, p in self.router.named_parameters()}
-        for name, _ in self.experts[0].named_parameters():
-            stacked = torch.stack([getattr(expert.get_parameter(name), part) for expert in self.experts])
+        for name, stacked in self.experts_by_name(part).items():
             single = stacked.float() if stacked.dtype == torch.bfloat16 else stacked
-            arrays[f"experts.{name}"] = single.numpy()
+            arrays[f"experts.{name}"] = single.contiguous().numpy()
         return arrays
+
+    def experts_by_name(self, part: str) -> dict[str, Tensor]:
+        """Those of the experts, [E,...]."""
+        return {
+            name: torch.stack([getattr(expert.get_parameter(name), part) for expert in self.experts])
+            for name, _ in self.experts[0].named_parameters()
+        }
+
+
+class ModelLayer(MixtureOfExperts):
+    """The same around experts of transformers, which come as one module with gate and up in one matrix."""
+
+    def make_model_experts(self) -> nn.Module:
+        """Return that module."""
+        raise NotImplementedError
+
+    def make_experts(self) -> nn.Module:
+        """With weights so large that values go beyond the clamps."""
+        experts = self.make_model_experts()
+        experts.config._experts_implementation = "eager"
+        for name, p in experts.named_parameters():
+            nn.init.normal_(p, std=2.0 if name.startswith("gate_up") else 0.3)
+        return experts
+
+    def mix(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """y [T,H]."""
+        y: Tensor = self.experts(x, indices, weights)
+        return y
+
+
+class GptOssLayer(ModelLayer):
+    """Gate and up take turns in the columns of matrices that are multiplied from the right."""
+
+    def make_model_experts(self) -> nn.Module:
+        """With the model's own limit and alpha."""
+        experts: nn.Module = GptOssExperts(
+            GptOssConfig(
+                hidden_size=self.config["hidden_size"],
+                intermediate_size=self.config["intermediate_size"],
+                num_local_experts=self.config["n_experts"],
+            )
+        )
+        assert (experts.limit, experts.alpha) == (self.config["glu_limit"], self.config["glu_alpha"])
+        return experts
+
+    def experts_by_name(self, part: str) -> dict[str, Tensor]:
+        """[E,...]."""
+        own = {name: getattr(p, part) for name, p in self.experts.named_parameters()}
+        return {
+            "gate.weight": own["gate_up_proj"][..., ::2].mT,
+            "gate.bias": own["gate_up_proj_bias"][..., ::2],
+            "up.weight": own["gate_up_proj"][..., 1::2].mT,
+            "up.bias": own["gate_up_proj_bias"][..., 1::2],
+            "down.weight": own["down_proj"].mT,
+            "down.bias": own["down_proj_bias"],
+        }
+
+
+class DeepseekV4Layer(ModelLayer):
+    """Gate lies above up."""
+
+    def make_model_experts(self) -> nn.Module:
+        """With the model's own limit."""
+        experts: nn.Module = DeepseekV4Experts(
+            DeepseekV4Config(
+                hidden_size=self.config["hidden_size"],
+                moe_intermediate_size=self.config["intermediate_size"],
+                n_routed_experts=self.config["n_experts"],
+            )
+        )
+        assert experts.limit == self.config["glu_limit"]
+        return experts
+
+    def experts_by_name(self, part: str) -> dict[str, Tensor]:
+        """[E,...]."""
+        gate, up = getattr(self.experts.gate_up_proj, part).chunk(2, dim=1)
+        return {
+            "gate.weight": gate,
+            "up.weight": up,
+            "down.weight": getattr(self.experts.down_proj, part),
+        }
 
 
 def outputs(layer: MixtureOfExperts, x: Tensor) -> Arrays:
@@ -151,9 +254,9 @@ def gradients(layer: MixtureOfExperts, x: Tensor, dy: Tensor) -> Arrays:
     return {"x": x.grad.numpy()} | layer.by_name("grad")
 
 
-def layer_case(config: dict[str, Any]) -> Arrays:
+def layer_case(layer: MixtureOfExperts) -> Arrays:
     """Configuration, parameters and inputs; the outputs in both precisions, the gradients in float64."""
-    layer = MixtureOfExperts(config)
+    config = layer.config
     x, dy = torch.randn(2, N_TOKENS, config["hidden_size"])
     single = outputs(layer, x)
     parameters = {name: value.copy() for name, value in layer.by_name("data").items()}
@@ -271,7 +374,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed, (name, config) in enumerate(LAYERS.items()):
         torch.manual_seed(seed)
-        save(name, layer_case(config))
+        save(name, layer_case(MixtureOfExperts(config)))
+    torch.manual_seed(40)
+    save("gpt_oss", layer_case(GptOssLayer(GPT_OSS)))
+    torch.manual_seed(41)
+    save("deepseek_v4", layer_case(DeepseekV4Layer(DEEPSEEK_V4)))
     for seed, (name, config) in enumerate(BFLOAT16_LAYERS.items(), start=50):
         torch.manual_seed(seed)
         save(name, bfloat16_case(config))
