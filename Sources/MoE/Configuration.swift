@@ -9,7 +9,10 @@ public struct Configuration {
   public var routerWeights: RouterWeights
   public var normalize: Bool
   public var routerBias: Bool
-  public var gated: Bool
+  public var kind: ExpertKind
+  var gated: Bool { kind == .gated }
+  /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
+  var linear: Bool { kind == .linear }
   public var activation: moei_activation
   public var expertBias: Bool
   /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
@@ -28,9 +31,16 @@ public struct Configuration {
     case topKSoftmax = 1
   }
 
+  /// Numbers as in moe_expert_kind.
+  public enum ExpertKind: Int32 {
+    case mlp = 0
+    case gated = 1
+    case linear = 2
+  }
+
   public init(
     hidden: Int, intermediate: Int, experts: Int, topK: Int, routerWeights: RouterWeights, normalize: Bool,
-    routerBias: Bool, gated: Bool, activation: moei_activation, expertBias: Bool, weights: ElementType,
+    routerBias: Bool, kind: ExpertKind, activation: moei_activation, expertBias: Bool, weights: ElementType,
     tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
   ) {
     self.hidden = hidden
@@ -40,7 +50,7 @@ public struct Configuration {
     self.routerWeights = routerWeights
     self.normalize = normalize
     self.routerBias = routerBias
-    self.gated = gated
+    self.kind = kind
     self.activation = activation
     self.expertBias = expertBias
     self.weights = weights

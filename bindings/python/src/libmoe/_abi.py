@@ -33,7 +33,7 @@ DTYPE = {"f32": 0, "bf16": 1}
 ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1}
 NORMALIZE = {"sum": 0, "none": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
-EXPERT = {"mlp": 0, "gated": 1}
+EXPERT = {"mlp": 0, "gated": 1, "linear": 2}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 THREADS_ALL = -1
 
