@@ -242,15 +242,16 @@ typedef enum moe_group_mask {
 } moe_group_mask;
 
 typedef enum moe_bias {
-  MOE_BIAS_DEFAULT = 0, /**< on for the router and for MLP experts, off for gated experts */
+  MOE_BIAS_DEFAULT = 0, /**< on for the router, for MLP and linear experts, off for gated experts */
   MOE_BIAS_OFF = 1,
   MOE_BIAS_ON = 2
 } moe_bias;
 
 typedef enum moe_expert_kind {
   MOE_EXPERT_MLP = 0,  /**< W_down act(W_up x + b_up) + b_down */
-  MOE_EXPERT_GATED = 1 /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
-                            with clamps: see glu_limit */
+  MOE_EXPERT_GATED = 1, /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
+                             with clamps: see glu_limit */
+  MOE_EXPERT_LINEAR = 2 /**< W x + b: no inner features, no activation, no dropout */
 } moe_expert_kind;
 
 typedef enum moe_activation {
@@ -265,14 +266,14 @@ typedef enum moe_activation {
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
-  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1 */
+  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1; linear experts have none: 0 or H */
   int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
   int64_t top_k;             /**< K, 1 to E */
   int32_t router_weights;    /**< a moe_router_weights */
   int32_t router_normalize;  /**< a moe_normalize */
   int32_t router_bias;       /**< a moe_bias */
   int32_t expert_kind;       /**< a moe_expert_kind */
-  int32_t activation;        /**< a moe_activation */
+  int32_t activation;        /**< a moe_activation; 0 for linear experts */
   int32_t expert_bias;       /**< a moe_bias */
   int32_t inference_only;    /**< 1 = no memory for gradients; backward is refused */
   float dropout;             /**< share of the experts' inner activations dropped in training, [0, 1) */
@@ -308,9 +309,9 @@ typedef struct moe_layer_config {
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
  *     W_down (act(min(g, L)) * (min(max(u, -L), L) + glu_offset)) + b_down
  * (gpt-oss: SILU, L 7, alpha 1.702, offset 1; DeepSeek-V4: SILU, L 10).  The gradient is 0 for g > L, and for |u| > L.
- * With MLP experts all three are refused unless 0, and glu_alpha with another activation. */
+ * With other experts all three are refused unless 0, and glu_alpha with another activation. */
 
-/* weight_dtype BF16: the parameters of rank 3 (experts.*.weight) are bfloat16; router, biases and all gradients stay
+/* weight_dtype BF16: the parameters of rank 3 (the experts' weights) are bfloat16; router, biases and all gradients stay
  * float32.  What is multiplied with these weights is rounded to bfloat16 too (nearest, ties to even), where it is stored:
  * rows of x, pre-activations, activations after dropout, rows of dy, those times the routing weight, gradients of
  * pre-activations.  Nothing else is: sums, biases, outputs, the router and its gradients, losses, y and dx are float32.
@@ -345,12 +346,13 @@ MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_la
 /** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
 MOE_API void moe_layer_free(moe_layer *layer);
 
-/** Number of parameter tensors: 3 to 10.
+/** Number of parameter tensors: 2 to 10.
  *  In order, those the configuration has:
  *    router.weight [E,H]         router.bias [E]
  *    experts.gate.weight [E,I,H] experts.gate.bias [E,I]     (gated experts)
  *    experts.up.weight [E,I,H]   experts.up.bias [E,I]
  *    experts.down.weight [E,H,I] experts.down.bias [E,H]
+ *    experts.weight [E,H,H]      experts.bias [E,H]          (linear experts, instead of the six above)
  *    router.selection_bias [E] (its grad is NULL: leave it out of optimisers)   router.expert_scale [E]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, int64_t *count);

@@ -89,7 +89,7 @@ private protocol Loop {
   }
 }
 
-// MARK: two-layer experts
+// MARK: MLP experts
 
 private struct Forward: Loop {
   let n: Int

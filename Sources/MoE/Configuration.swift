@@ -8,7 +8,10 @@ public struct Configuration {
   public var topK: Int  // K
   public var choice: TokenChoice
   public var routerBias: Bool
-  public var gated: Bool
+  public var kind: ExpertKind
+  var gated: Bool { kind == .gated }
+  /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
+  var linear: Bool { kind == .linear }
   public var activation: moei_activation
   public var expertBias: Bool
   /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
@@ -21,9 +24,16 @@ public struct Configuration {
   public var zCoefficient: Float
   public var seed: UInt64
 
+  /// Numbers as in moe_expert_kind.
+  public enum ExpertKind: Int32 {
+    case mlp = 0
+    case gated = 1
+    case linear = 2
+  }
+
   public init(
     hidden: Int, intermediate: Int, experts: Int, topK: Int, choice: TokenChoice,
-    routerBias: Bool, gated: Bool, activation: moei_activation, expertBias: Bool, weights: ElementType,
+    routerBias: Bool, kind: ExpertKind, activation: moei_activation, expertBias: Bool, weights: ElementType,
     tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
   ) {
     self.hidden = hidden
@@ -32,7 +42,7 @@ public struct Configuration {
     self.topK = topK
     self.choice = choice
     self.routerBias = routerBias
-    self.gated = gated
+    self.kind = kind
     self.activation = activation
     self.expertBias = expertBias
     self.weights = weights

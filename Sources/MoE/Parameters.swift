@@ -106,6 +106,11 @@ struct Parameters {
   func allocate(_ c: Configuration, allocator: Allocator) throws(Fault) {
     try add(.routerWeight, "router.weight", (c.experts, c.hidden, 1), rank: 2, c, allocator)
     if c.routerBias { try add(.routerBias, "router.bias", (c.experts, 1, 1), rank: 1, c, allocator) }
+    if c.linear {
+      try add(.downWeight, "experts.weight", (c.experts, c.hidden, c.hidden), rank: 3, c, allocator)
+      if c.expertBias { try add(.downBias, "experts.bias", (c.experts, c.hidden, 1), rank: 2, c, allocator) }
+      return
+    }
     if c.gated {
       try add(.gateWeight, "experts.gate.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
       if c.expertBias {

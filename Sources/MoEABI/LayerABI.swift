@@ -29,39 +29,55 @@ extension Configuration {
   fileprivate init(_ config: moe_layer_config) throws(Fault) {
     let largest = Int(Int32.max)
     try require(Int(config.hidden_size), "hidden_size", from: 1, to: largest)
-    try require(Int(config.intermediate_size), "intermediate_size", from: 1, to: largest)
+    guard let kind = ExpertKind(rawValue: config.expert_kind) else {
+      throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
+    }
+    let intermediate = try intermediateSize(config, kind)
+    try require(intermediate, "intermediate_size", from: 1, to: largest)
     try require(Int(config.n_experts), "n_experts", from: 1, to: largest)
     try require(Int(config.top_k), "top_k", from: 1, to: largest)
     if config.top_k > config.n_experts {
       throw .invalid("top_k = \(Int(config.top_k)) exceeds n_experts = \(Int(config.n_experts))")
     }
     // 2^62 at most, so the first product fits; the largest tensor's bytes may not.
-    let largestMatrix = Int(config.hidden_size) * Int(config.intermediate_size)
+    let largestMatrix = Int(config.hidden_size) * intermediate
     let elements = try product(largestMatrix, Int(config.n_experts), "hidden_size * intermediate_size * n_experts")
     _ = try product(elements, 4, "the size of hidden_size * intermediate_size * n_experts floats")
     let choice = try TokenChoice(config)
-    guard config.expert_kind == 0 || config.expert_kind == 1 else {
-      throw .invalid("expert_kind = \(Int(config.expert_kind)) is not a moe_expert_kind")
-    }
     guard config.activation >= 0 && config.activation <= 5 else {
       throw .invalid("activation = \(Int(config.activation)) is not a moe_activation")
     }
-    let gated = config.expert_kind == Int32(MOE_EXPERT_GATED.rawValue)
     let weightType = try elementType(config.weight_dtype, "weight_dtype")
     let tokenType = try elementType(config.io_dtype, "io_dtype")
     let inferenceOnly = try flag(config.inference_only, "inference_only")
     try requireShare(Double(config.dropout), "dropout")
+    if kind == .linear && config.dropout != 0 {
+      throw .invalid("dropout = \(Double(config.dropout)), but expert_kind is MOE_EXPERT_LINEAR")
+    }
+    if kind == .linear && config.activation != 0 {
+      throw .invalid("activation = \(Int(config.activation)), but expert_kind is MOE_EXPERT_LINEAR")
+    }
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
     try require(Double(config.z_coef), "z_coef", atLeast: 0)
     try require(Int(config.reserved), "reserved", from: 0, to: 0)
     self.init(
-      hidden: Int(config.hidden_size), intermediate: Int(config.intermediate_size), experts: Int(config.n_experts),
+      hidden: Int(config.hidden_size), intermediate: intermediate, experts: Int(config.n_experts),
       topK: Int(config.top_k), choice: choice,
-      routerBias: try bias(config.router_bias, "router_bias", default: true), gated: gated,
-      activation: try between(config), expertBias: try bias(config.expert_bias, "expert_bias", default: !gated),
+      routerBias: try bias(config.router_bias, "router_bias", default: true), kind: kind,
+      activation: try between(config), expertBias: try bias(config.expert_bias, "expert_bias", default: kind != .gated),
       weights: weightType, tokens: tokenType, trainable: !inferenceOnly, dropout: config.dropout,
       balanceCoefficient: config.balance_coef, zCoefficient: config.z_coef, seed: config.seed)
   }
+}
+
+private func intermediateSize(_ config: moe_layer_config, _ kind: Configuration.ExpertKind) throws(Fault) -> Int {
+  if kind != .linear { return Int(config.intermediate_size) }
+  guard config.intermediate_size == 0 || config.intermediate_size == config.hidden_size else {
+    throw .invalid(
+      "intermediate_size = \(Int(config.intermediate_size)) of linear experts is neither 0 nor hidden_size = \(Int(config.hidden_size))"
+    )
+  }
+  return Int(config.hidden_size)
 }
 
 /// What experts do between their products.

@@ -96,7 +96,7 @@ struct BadConfigTests {
     refused("router_weights", createLayer { $0.router_weights = 3 })
     refused("router_normalize", createLayer { $0.router_normalize = 4 })
     refused("router_bias", createLayer { $0.router_bias = 3 })
-    refused("expert_kind", createLayer { $0.expert_kind = 2 })
+    refused("expert_kind", createLayer { $0.expert_kind = 3 })
     refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
@@ -186,6 +186,24 @@ struct BadConfigTests {
       ($0.router_normalize, $0.normalize_epsilon) = (MOE_NORMALIZE_NONE.int32, 0.1)
     }
     expect("top_k", "top_groups") { ($0.n_groups, $0.top_groups) = (4, 1) }
+  }
+
+  @Test func linearExperts() {
+    func createLinear(_ change: (inout moe_layer_config) -> Void) -> moe_status {
+      createLayer {
+        $0.setExperts(MOE_EXPERT_LINEAR)
+        change(&$0)
+      }
+    }
+    for size in [-1, 1, Int64(layer.hidden) - 1, .max, .min] {
+      for word in ["intermediate_size", "hidden_size"] {
+        refused(word, createLinear { $0.intermediate_size = size })
+      }
+    }
+    refused("hidden_size", createLinear { $0.hidden_size = 0 })
+    for word in ["dropout", "expert_kind"] { refused(word, createLinear { $0.dropout = 0.1 }) }
+    for word in ["activation", "expert_kind"] { refused(word, createLinear { $0.activation = 2 }) }
+    for word in ["glu_limit", "expert_kind"] { refused(word, createLinear { $0.glu_limit = 7 }) }
   }
 
   // MARK: Optimisers

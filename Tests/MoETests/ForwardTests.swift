@@ -35,7 +35,7 @@ struct ForwardTests {
     var clamps: ExpertKind.Clamps?
 
     func apply(_ config: inout moe_layer_config) {
-      config.expert_kind = kind.int32
+      config.setExperts(kind)
       config.activation = activation.int32
       config.router_weights = weights.int32
       config.router_normalize = normalize.int32
@@ -53,6 +53,8 @@ struct ForwardTests {
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_SILU, bias: MOE_BIAS_OFF),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_GELU, normalize: MOE_NORMALIZE_NONE),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU, weights: MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX),
+      Variant(kind: MOE_EXPERT_LINEAR),
+      Variant(kind: MOE_EXPERT_LINEAR, normalize: MOE_NORMALIZE_NONE, bias: MOE_BIAS_OFF),
       Variant(activation: MOE_ACTIVATION_RELU2),
       Variant(activation: MOE_ACTIVATION_QUICK_GELU),
       Variant(kind: MOE_EXPERT_GATED, activation: MOE_ACTIVATION_RELU2, bias: MOE_BIAS_OFF),

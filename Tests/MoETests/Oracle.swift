@@ -81,6 +81,7 @@ struct Oracle {
 
   private func expert(_ e: Int, _ token: [Double]) -> [Double] {
     let experts = Int(config.n_experts)
+    if config.expert_kind == MOE_EXPERT_LINEAR.int32 { return affine("experts", e, of: experts, token) }
     let up = affine("experts.up", e, of: experts, token)  // [I]
     let inner =
       config.expert_kind == MOE_EXPERT_GATED.int32

@@ -6,7 +6,7 @@ struct PrepareTests {
   private static let kinds =
     [MOE_EXPERT_MLP, MOE_EXPERT_GATED].map {
       ExpertKind(kind: $0, activation: MOE_ACTIVATION_GELU, bias: MOE_BIAS_DEFAULT, dropout: 0)
-    } + ExpertKind.clamped
+    } + ExpertKind.clamped + ExpertKind.linear
 
   @Test(arguments: kinds, [1, 3, 40])
   func preparedLayersGiveTheSameBits(kind: ExpertKind, tokens: Int) throws {

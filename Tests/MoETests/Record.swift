@@ -173,11 +173,15 @@ struct ExpertKind: Sendable, CustomStringConvertible {
   var hasJumps: Bool { activation == MOE_ACTIVATION_RELU || clamps != nil }
 
   func apply(to config: inout moe_layer_config) {
-    config.expert_kind = kind.int32
+    config.setExperts(kind)
     config.activation = activation.int32
     config.expert_bias = bias.int32
     config.dropout = dropout
     clamps?.apply(to: &config)
+  }
+
+  static let linear = [MOE_BIAS_OFF, MOE_BIAS_ON].map {
+    ExpertKind(kind: MOE_EXPERT_LINEAR, activation: MOE_ACTIVATION_GELU, bias: $0, dropout: 0)
   }
 
   static let clamped = Clamps.allCases.flatMap { clamps in
@@ -188,7 +192,7 @@ struct ExpertKind: Sendable, CustomStringConvertible {
   }
 
   static let all: [ExpertKind] =
-    clamped
+    linear + clamped
     + [MOE_EXPERT_MLP, MOE_EXPERT_GATED].flatMap { kind in
       [
         MOE_ACTIVATION_GELU, MOE_ACTIVATION_GELU_TANH, MOE_ACTIVATION_SILU, MOE_ACTIVATION_RELU, MOE_ACTIVATION_RELU2,

@@ -15,6 +15,14 @@ extension RawRepresentable where RawValue == UInt32 {
   var int32: Int32 { Int32(rawValue) }
 }
 
+extension moe_layer_config {
+  /// Linear experts have no width.
+  mutating func setExperts(_ kind: moe_expert_kind) {
+    expert_kind = kind.int32
+    if kind == MOE_EXPERT_LINEAR { intermediate_size = 0 }
+  }
+}
+
 extension moe_tensor {
   var dimensions: [Int64] { Array([shape.0, shape.1, shape.2, shape.3].prefix(Int(rank))) }
   var count: Int { Int(dimensions.reduce(1, *)) }

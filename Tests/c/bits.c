@@ -88,6 +88,7 @@ int main(void) {
       {"geglu, dropout", 3, 3, MOE_EXPERT_GATED, MOE_ACTIVATION_GELU, MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX, 0.3f, 0.0f},
       {"relu squared", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_RELU2, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
       {"quick gelu", 5, 2, MOE_EXPERT_MLP, MOE_ACTIVATION_QUICK_GELU, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
+      {"linear", 6, 2, MOE_EXPERT_LINEAR, 0, MOE_ROUTER_WEIGHTS_SCORES, 0.0f, 0.0f},
       {"swiglu, clamps", 9, 2, MOE_EXPERT_GATED, MOE_ACTIVATION_SILU, MOE_ROUTER_WEIGHTS_SCORES, 0.1f, 0.3f},
   };
   const struct {
@@ -107,7 +108,7 @@ int main(void) {
       }
       moe_layer_config layer = MOE_LAYER_CONFIG_INIT;
       layer.hidden_size = H;
-      layer.intermediate_size = I;
+      layer.intermediate_size = kinds[k].kind == MOE_EXPERT_LINEAR ? 0 : I;
       layer.n_experts = kinds[k].experts;
       layer.top_k = kinds[k].top_k;
       layer.expert_kind = kinds[k].kind;

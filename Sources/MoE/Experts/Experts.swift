@@ -3,12 +3,13 @@ import CShims
 // The experts' networks over the rows that dispatch gave them.
 //   MLP:    out = W_down act(W_up x + b_up) + b_down
 //   gated:  out = W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
+//   linear: out = W_down x + b_down
 
 /// One expert's parameters, or their gradients.
 struct ExpertTensors<Weight> {
   let gateWeight: UnsafeMutablePointer<Weight>?  // [I,H]
   let gateBias: UnsafeMutablePointer<Float>?  // [I]
-  let upWeight: UnsafeMutablePointer<Weight>  // [I,H]
+  let upWeight: UnsafeMutablePointer<Weight>?  // [I,H]
   let upBias: UnsafeMutablePointer<Float>?  // [I]
   let downWeight: UnsafeMutablePointer<Weight>  // [H,I]
   let downBias: UnsafeMutablePointer<Float>?  // [H]
@@ -23,7 +24,7 @@ struct ExpertTensors<Weight> {
     }
     gateWeight = matrix(.gateWeight)
     gateBias = bias(.gateBias).map { $0 + e * i }
-    upWeight = matrix(.upWeight)!
+    upWeight = matrix(.upWeight)
     upBias = bias(.upBias).map { $0 + e * i }
     downWeight = matrix(.downWeight)!
     downBias = bias(.downBias).map { $0 + e * h }
@@ -40,14 +41,15 @@ extension ExpertTensors where Weight == Float {
   }
 }
 
-/// W x + b before the activation, for all rows or for a part of them: what backward needs of forward.
+/// W x + b before the activation, for all rows or for a part of them: what backward needs of forward. Nothing where
+/// experts are linear.
 struct Preactivations<Element> {
   let gate: UnsafeMutablePointer<Element>?  // [rows, width], gated experts only
   let up: UnsafeMutablePointer<Element>  // [rows, width]
 
   init(_ arena: inout Arena, _ c: Configuration, rows: Int, width: Int) {
     gate = c.gated ? arena.take(Element.self, rows, width) : nil
-    up = arena.take(Element.self, rows, width)
+    up = arena.take(Element.self, c.linear ? 0 : rows, width)
   }
 
   init(gate: UnsafeMutablePointer<Element>?, up: UnsafeMutablePointer<Element>) {

@@ -67,7 +67,7 @@ struct PlainForward: Job {
     func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
-    let a = activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
+    let a = c.linear ? x : activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
     for block in 0..<blocks(of: mine.count) {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
@@ -83,11 +83,13 @@ struct PlainForward: Job {
         matmul.addABt(n, i, h, x, lda: h, matrix(.gateWeight), ldb: h, gate, ldc: i)
         numbers.round(gate, n * i)
       }
-      start(pre.up, count: n, width: i, with: w.upBias)
-      matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight), ldb: h, pre.up, ldc: i)
-      numbers.round(pre.up, n * i)
-      pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
-      numbers.round(a, n * i)
+      if !c.linear {
+        start(pre.up, count: n, width: i, with: w.upBias)
+        matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight), ldb: h, pre.up, ldc: i)
+        numbers.round(pre.up, n * i)
+        pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
+        numbers.round(a, n * i)
+      }
       start(out, count: n, width: h, with: w.downBias)
       matmul.addABt(n, h, i, a, lda: i, matrix(.downWeight), ldb: i, out, ldc: h)
     }
@@ -153,7 +155,7 @@ struct PlainBackward: Job {
     let index = lane.pointee.index
     func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let x = gathered + index * rowsPerBlock * h  // [n,H]
-    let a = activations + index * rowsPerBlock * i  // [n,I]
+    let a = c.linear ? x : activations + index * rowsPerBlock * i  // [n,I]
     let da = dInner + index * rowsPerBlock * i  // [n,I]
     for block in 0..<blocks(of: mine.count) {
       if lane.pointee.shouldStop() { return }
@@ -167,8 +169,10 @@ struct PlainBackward: Job {
       numbers.round(x, n * h)
       gather(dy, pairs, count: n, c, into: rows)
       numbers.round(rows, n * h)
-      pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
-      numbers.round(a, n * i)
+      if !c.linear {
+        pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
+        numbers.round(a, n * i)
+      }
 
       // da = dy W_down, still without the routing weight, whose gradient it gives.
       da.update(repeating: 0, count: n * i)
@@ -188,6 +192,10 @@ struct PlainBackward: Job {
       matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
       if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
 
+      if c.linear {
+        rows.update(from: da, count: n * h)
+        continue
+      }
       // Through the activation. da becomes the gradient of the up projection.
       rows.update(repeating: 0, count: n * h)
       if let gate = pre.gate {
@@ -201,7 +209,7 @@ struct PlainBackward: Job {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
       numbers.round(da, n * i)
-      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
+      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight!, ldc: h)
       if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
       matmul.addAB(n, h, i, da, lda: i, matrix(.upWeight), ldb: h, rows, ldc: h)
     }

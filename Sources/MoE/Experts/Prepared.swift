@@ -6,7 +6,7 @@ import CShims
 struct PreparedWeights {
   let bf16: Bool
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
-  fileprivate let up: UnsafeMutableRawPointer  // the same
+  fileprivate let up: UnsafeMutableRawPointer?  // the same
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
   fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
 
@@ -21,7 +21,7 @@ struct PreparedWeights {
     }
     self.bf16 = bf16
     gate = c.gated ? take(c.intermediate, c.hidden) : nil
-    up = take(c.intermediate, c.hidden)
+    up = c.linear ? nil : take(c.intermediate, c.hidden)
     down = take(c.hidden, c.intermediate)
     samples = arena.take(Float.self, c.experts, 3 * Self.samplesPerMatrix)
   }
@@ -51,8 +51,9 @@ struct PreparedWeights {
         samples[number * samplesPerMatrix + i] = parameters.value(role, place)
       }
     }
-    if c.gated { take(.gateWeight, 0) } else { samples.update(repeating: 0, count: samplesPerMatrix) }
-    take(.upWeight, 1)
+    samples.update(repeating: 0, count: 2 * samplesPerMatrix)
+    if c.gated { take(.gateWeight, 0) }
+    if !c.linear { take(.upWeight, 1) }
     take(.downWeight, 2)
   }
 }
@@ -68,7 +69,7 @@ struct PreparedPanels<P: Precision> {
   }
 
   func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.gate!, expert, chunk)) }
-  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up, expert, chunk)) }
+  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up!, expert, chunk)) }
   func down(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: outer(expert, chunk)) }
 
   fileprivate func inner(
@@ -107,22 +108,24 @@ struct PrepareWeights<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) {
-    context.runToTheEnd(c.experts * (chunks(of: c.intermediate) + chunks(of: c.hidden)), self)
+    context.runToTheEnd(c.experts * (innerChunks + chunks(of: c.hidden)), self)
   }
+
+  private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, i) = (c.hidden, c.intermediate)
-    let perExpert = chunks(of: i) + chunks(of: h)
+    let perExpert = innerChunks + chunks(of: h)
     let (expert, place) = (item / perExpert, item % perExpert)
     let panels = prepared.panels(P.self, c)
     let buffer = buffers.map { $0 + lane.pointee.index * chunkWidth * P.panelDepth }
-    if place < chunks(of: i) {
+    if place < innerChunks {
       if let gate = prepared.gate {
         pack(.gateWeight, expert, i, h, place, into: panels.inner(gate, expert, place), buffer)
       }
-      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up, expert, place), buffer)
+      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up!, expert, place), buffer)
     } else {
-      let chunk = place - chunks(of: i)
+      let chunk = place - innerChunks
       pack(.downWeight, expert, h, i, chunk, into: panels.outer(expert, chunk), buffer)
     }
     if place == 0 {

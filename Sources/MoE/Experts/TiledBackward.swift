@@ -5,6 +5,7 @@ import CShims
 //   2. the routing weights' gradients summed up;
 //   3. dx of every row = dgate W_gate + dup W_up;
 //   4. dW_gate, dW_up = dgate^T x, dup^T x;  dW_down = (w dy)^T a;  biases.
+// Of linear experts a is x, and da, times the routing weight, is dx: there is no third step.
 // The gradient of a routing weight is <dy, out> = <W_down^T dy, a> + <dy, b_down>, and W_down^T dy is needed anyway, so
 // the experts' outputs are neither kept nor computed again.
 
@@ -25,7 +26,7 @@ struct TiledBackward<P: Precision> {
     dWeights = arena.take(Float.self, tape.routing.tokens, c.topK)
     dRows = arena.take(Float.self, tape.dispatch.pairs, padded(c.hidden))
     inner = TiledInnerGradient(
-      &arena, c, context: context, dy: dy, parameters: parameters, tape: tape, kept: kept)
+      &arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, kept: kept, dRows: dRows)
     slopes = SlopeSums(
       c: c, kernels: context.kernels, dy: dy, parameters: parameters, routing: tape.routing, dispatch: tape.dispatch,
       slopes: inner.slopes, dWeights: dWeights)
@@ -38,7 +39,7 @@ struct TiledBackward<P: Precision> {
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     try inner.run(in: context)
     try slopes.run(in: context)
-    if needInputGradient { try input.run(in: context) }
+    if needInputGradient && !c.linear { try input.run(in: context) }
     try weights.run(in: context)
   }
 }
@@ -47,12 +48,14 @@ struct TiledBackward<P: Precision> {
 struct TiledInnerGradient<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
+  let x: UnsafePointer<Float>  // [T,H]
   let dy: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
   let routing: Routing
   let dispatch: Dispatch
   let dropout: Dropout?
   let kept: Preactivations<P.Element>
+  let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H], written here for linear experts
   let work: WorkList
   // [T*K, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
   let dUp: UnsafeMutablePointer<P.Element>
@@ -70,12 +73,15 @@ struct TiledInnerGradient<P: Precision>: Job {
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, dy: UnsafePointer<Float>, parameters: Parameters,
-    tape: TapeContents, kept: Preactivations<P.Element>
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<P.Element>,
+    dRows: UnsafeMutablePointer<Float>
   ) {
     self.c = c
     kernels = context.kernels
+    self.x = x
     self.dy = dy
+    self.dRows = dRows
     self.parameters = parameters
     routing = tape.routing
     dispatch = tape.dispatch
@@ -166,10 +172,15 @@ struct TiledInnerGradient<P: Precision>: Job {
       P.load(n, UnsafePointer(array + place), into: values, kernels)
       return values
     }
-    let pre = Preactivations(gate: kept.gate.map { loaded($0, 0) }, up: loaded(kept.up, 1))
     let a = P.workplace(activations + tokens, or: beside(2))
-    pre.activate(
-      a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, c, dropout, kernels)
+    let pre = c.linear ? nil : Preactivations(gate: kept.gate.map { loaded($0, 0) }, up: loaded(kept.up, 1))
+    if let pre {
+      pre.activate(
+        a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, c, dropout, kernels)
+    } else {
+      kernels.pointee.gather(
+        Int64(count), Int64(columns), pairs, Int64(c.topK), x + chunk * chunkWidth, Int64(c.hidden), nil, a)
+    }
     P.round(n, a, by: dUp + place, kernels)
     P.storeTokens(count, a, into: activations + tokens, kernels)
     for r in 0..<count {
@@ -178,6 +189,12 @@ struct TiledInnerGradient<P: Precision>: Job {
       // From here on with the routing weight: the gradient of this expert's own output, and what follows from it.
       kernels.pointee.scale(width, routing.weights[Int(pairs[r])], da, da)
       dropout?.apply(da, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
+    }
+    guard let pre else {
+      for r in 0..<count {
+        (dRows + (row + r) * padded(c.hidden) + chunk * chunkWidth).update(from: da + r * chunkWidth, count: chunkWidth)
+      }
+      return
     }
     if let gate = pre.gate {
       let dg = P.workplace(dGate! + place, or: beside(3))
@@ -282,14 +299,14 @@ struct TiledInputGradient<P: Precision>: Job {
           c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
-      let first = UnsafePointer(w.gateWeight ?? w.upWeight)
+      let first = UnsafePointer(w.gateWeight ?? w.upWeight!)
       func afterUp(_ index: Int) -> WeightPanel<P>? {
         run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
       }
       if let dGate = inner.dGate {
-        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight, run.lowerBound + $0) })
+        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight!, run.lowerBound + $0) })
       }
-      add(inner.dUp, w.upWeight, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
+      add(inner.dUp, w.upWeight!, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
     }
   }
 }
@@ -358,7 +375,7 @@ struct TiledWeightGradient<P: Precision>: Job {
         piece.gatherTokens(
           P.self, range, wide, of: source + column, xRow: h, weights: weights, into: out, topK: c.topK, kernels)
       }
-      gather(x, nil, into: xs)
+      if !c.linear { gather(x, nil, into: xs) }
       gather(dy, UnsafePointer(routing.weights), into: dys)
       let part = tiles.part(range)
       // Where these rows' inner arrays begin.
@@ -377,7 +394,7 @@ struct TiledWeightGradient<P: Precision>: Job {
               cStride: h, next: gradient + (j + chunkWidth) * h + f, kernels)
           }
           if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
-          add(inner.dUpTokens, to: grad.upWeight)
+          if let up = grad.upWeight { add(inner.dUpTokens, to: up) }
           P.productOverTokens(
             features, columns, part, dys, width, own, inner.activations + inPart, padded(i), innerChunk,
             grad.downWeight + f * i + j, cStride: i, next: grad.downWeight + f * i + j + chunkWidth, kernels)

@@ -50,7 +50,7 @@ func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>
   if let bias { chunk.update(from: bias, count: columns) }
 }
 
-/// The first step: gather, up and gate products, activation.
+/// The first step: gather, up and gate products, activation; of linear experts gather alone.
 struct TiledInner<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
@@ -106,6 +106,7 @@ struct TiledInner<P: Precision>: Job {
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
+    if c.linear { return copy(piece) }
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
 
@@ -123,7 +124,7 @@ struct TiledInner<P: Precision>: Job {
       if let prepared = prepared?.panels(P.self, c) {
         return kind == kinds - 1 ? prepared.up(piece.expert, chunk) : prepared.gate(piece.expert, chunk)
       }
-      let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
+      let matrix = kind == kinds - 1 ? w.upWeight! : w.gateWeight!
       return WeightPanel(
         matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
@@ -179,6 +180,20 @@ struct TiledInner<P: Precision>: Job {
           P.store(n, after, into: a, kernels)
         }
       }
+    }
+  }
+}
+
+extension TiledInner {
+  /// Rows of x where the outputs' products read activations.
+  private func copy(_ piece: ExpertPiece) {
+    let first = piece.chunks.lowerBound
+    let columns = min(piece.chunks.count * chunkWidth, c.hidden - first * chunkWidth)
+    for tile in piece.range {
+      let rows = piece.tiles.rows(tile)
+      P.gather(
+        rows.count, columns, piece.pairs(rows), c.topK, x + first * chunkWidth, xRow: c.hidden, weights: nil,
+        into: activations + piece.place(first, rows, width: padded(c.hidden)), kernels)
     }
   }
 }

@@ -378,18 +378,22 @@ class ExpertCall:
     tokens: NDArray[np.int64]  # [N], which rows of x
     slots: NDArray[np.int64]  # [N], which of each token's K choices this expert was
     mask: Array | float  # [N,I], what dropout multiplies by: 0, or 1 / (1 - dropout)
-    gate: Array | None  # [N,I] before the activation; None in an MLP expert
-    up: Array  # [N,I], in an MLP expert before the activation
-    inner: Array  # [N,I], what goes down
+    gate: Array | None  # [N,I] before the activation; None in MLP and linear experts
+    up: Array | None  # [N,I], in an MLP expert before the activation; None in a linear one
+    inner: Array  # [N,I], what goes down; in a linear expert x
     output: Array  # [N,H]
 
 
 def of_expert(parameters: Parameters, e: int) -> Parameters:
-    """Expert e's own slices, as views: "experts.up.weight" [E,I,H] becomes "up.weight" [I,H]."""
+    """Expert e's own slices, as views: "experts.up.weight" [E,I,H] becomes "up.weight" [I,H].
+
+    The only map of a linear expert is "down" here.
+    """
     prefix = "experts."
-    return {
+    own = {
         name.removeprefix(prefix): value[e] for name, value in parameters.items() if name.startswith(prefix)
     }
+    return {name if "." in name else f"down.{name}": value for name, value in own.items()}
 
 
 def expert(
@@ -400,8 +404,10 @@ def expert(
     slots: NDArray[np.int64],
     mask: Array | float,
 ) -> ExpertCall:
-    """W_down inner + b_down, with inner = act(up) in an MLP expert and gated(gate, up) in a gated one."""
+    """W_down inner + b_down: inner is act(up) in MLP, gated(gate, up) in gated and x in linear experts."""
     x = stored(settings, x[tokens])  # [N,H]
+    if "up.weight" not in own:
+        return ExpertCall(tokens, slots, 1.0, None, None, x, linear(own, "down", x))  # nothing to drop
     up = stored(settings, linear(own, "up", x))  # [N,I]
     if "gate.weight" in own:
         gate = stored(settings, linear(own, "gate", x))  # [N,I]
@@ -428,6 +434,8 @@ def expert_backward(
     x = stored(settings, x[call.tokens])  # [N,H]
     linear_backward(own, gradients, "down", call.inner, stored(settings, weights * d_mixed))
     d_inner = weights * (stored(settings, d_mixed) @ own["down.weight"]) * call.mask  # [N,I]
+    if call.up is None:
+        return d_inner
     if call.gate is None:
         _, slope = ACTIVATIONS[settings.activation](call.up)
         return linear_backward(own, gradients, "up", x, stored(settings, d_inner * slope))

@@ -116,6 +116,16 @@ def test_kinds(expert_kind: str, activation: str, expert_bias: bool, matmul: Any
 
 
 @pytest.mark.parametrize(("matmul", "instructions"), CONTEXTS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 61])
+def test_linear_experts(n_tokens: int, bias: bool, matmul: Any, instructions: Any) -> None:
+    arguments: dict[str, Any] = {"hidden_size": 37, "intermediate_size": 0, "n_experts": E, "top_k": K}
+    arguments |= {"expert_kind": "linear", "weight_dtype": "bf16"}
+    with libmoe.Context(n_threads=2, matmul=matmul, instructions=instructions) as context:
+        compare(libmoe.Layer(**arguments, expert_bias=bias, context=context), arguments, n_tokens)
+
+
+@pytest.mark.parametrize(("matmul", "instructions"), CONTEXTS)
 @pytest.mark.parametrize("gpt_oss", [True, False], ids=["gpt-oss", "limit"])
 def test_clamps(gpt_oss: bool, matmul: Any, instructions: Any) -> None:
     arguments: dict[str, Any] = {"hidden_size": 37, "intermediate_size": 75, "n_experts": E, "top_k": K}

@@ -155,12 +155,17 @@ def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
             {"activation": "gelo"},
             "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu', 'relu2', 'quick_gelu'",
         ),
-        ((H, 5, 8, 2), {"expert_kind": "glu"}, "expert_kind = 'glu'; choose one of 'mlp', 'gated'"),
+        ((H, 5, 8, 2), {"expert_kind": "glu"}, "expert_kind = 'glu'; choose one of 'mlp', 'gated', 'linear'"),
         ((H, 5, 8, 2), {"glu_limit": 7.0}, "glu_limit = 7, but expert_kind is not MOE_EXPERT_GATED"),
         (
             (H, 5, 8, 2),
             {"expert_kind": "gated", "glu_alpha": 1.5},
             "glu_alpha = 1.5, but activation is not MOE_ACTIVATION_SILU",
+        ),
+        (
+            (H, 5, 8, 2),
+            {"expert_kind": "linear"},
+            "intermediate_size = 5 of linear experts is neither 0 nor hidden_size = 4",
         ),
         ((H, 5, 8, 2), {"expert_kind": "gated", "glu_offset": -1.0}, "glu_offset = -1"),
         ((H, 5, 8, 2), {"router_weights": "top"}, "router_weights = 'top'; choose one of"),

@@ -140,6 +140,17 @@ def test_kinds(
     compare(layer, arguments, *inputs(37, SIZES["hidden_size"]))
 
 
+@pytest.mark.parametrize("n_tokens", [0, 1, 37, 513])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("router", ROUTERS, ids=ROUTER_NAMES)
+def test_linear_experts(context: libmoe.Context, router: Arguments, bias: bool, n_tokens: int) -> None:
+    arguments = {**SIZES, **router, "expert_kind": "linear", "intermediate_size": 0, "hidden_size": 35}
+    layer = libmoe.Layer(**arguments, expert_bias=bias, context=context)
+    names = ["router.weight", "router.bias", "experts.weight", *(["experts.bias"] if bias else [])]
+    assert list(layer.parameters) == names
+    compare(layer, arguments, *inputs(n_tokens, 35))
+
+
 @pytest.mark.parametrize(
     "clamps",
     [

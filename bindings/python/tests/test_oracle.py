@@ -13,7 +13,7 @@ T, H, E, INNER, K = 19, 5, 4, 7, 2
 
 
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
-@pytest.mark.parametrize("gated", [False, True], ids=["mlp", "gated"])
+@pytest.mark.parametrize("kind", ["mlp", "gated", "linear"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -24,15 +24,16 @@ T, H, E, INNER, K = 19, 5, 4, 7, 2
     ],
     ids=["normalized", "unnormalized", "topk_softmax", "clamps"],
 )
-def test_backward_is_the_slope_of_forward(settings: oracle.Settings, gated: bool, activation: str) -> None:
+def test_backward_is_the_slope_of_forward(settings: oracle.Settings, kind: str, activation: str) -> None:
     settings = dataclasses.replace(settings, activation=activation)
     random = np.random.default_rng(7)
     point = {"router.weight": random.normal(size=(E, H)), "router.bias": random.normal(size=E)}
-    for name in ["gate", "up"] if gated else ["up"]:
+    for name in {"mlp": ["up"], "gated": ["gate", "up"], "linear": []}[kind]:
         point[f"experts.{name}.weight"] = random.normal(size=(E, INNER, H))
         point[f"experts.{name}.bias"] = random.normal(size=(E, INNER))
-    point["experts.down.weight"] = random.normal(size=(E, H, INNER))
-    point["experts.down.bias"] = random.normal(size=(E, H))
+    down, width = ("experts", H) if kind == "linear" else ("experts.down", INNER)
+    point[f"{down}.weight"] = random.normal(size=(E, H, width))
+    point[f"{down}.bias"] = random.normal(size=(E, H))
     point["x"] = random.normal(size=(T, H))
     d_y, d_aux_loss = random.normal(size=(T, H)), -1.7
     dropout_mask = random.choice([0.0, 1.25], size=(T, K, INNER), p=[0.2, 0.8])

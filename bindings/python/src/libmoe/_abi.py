@@ -36,7 +36,7 @@ NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3}
 EPSILON = {"added": 0, "least": 1}
 GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
-EXPERT = {"mlp": 0, "gated": 1}
+EXPERT = {"mlp": 0, "gated": 1, "linear": 2}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 THREADS_ALL = -1
 

@@ -101,7 +101,7 @@ class _View:
 
 
 class Layer(Native):
-    """A router and E experts, each a two-layer network, of which every token x uses K.
+    """A router and E experts, each a small network, of which every token x uses K.
 
     ::
 
@@ -111,11 +111,13 @@ class Layer(Native):
 
         expert "mlp":     W_down act(W_up x + b_up) + b_down
         expert "gated":   W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
+        expert "linear":  W x + b
 
     Parameters
     ----------
     hidden_size, intermediate_size, n_experts, top_k : int
-        H, I (the experts' width), E and K; each at least 1, and K at most E.
+        H, I (the experts' width), E and K; each at least 1, and K at most E.  ``"linear"`` experts have no
+        width: give 0, or H.
     router_weights : {"scores", "topk_softmax", "topk_sigmoid"}
         What the K chosen experts weigh: their scores among all E, or a softmax or the sigmoid of their
         logits.
@@ -139,10 +141,10 @@ class Layer(Native):
     routed_scale : float
         Multiplies all weights.
     router_bias, expert_bias : bool, optional
-        Whether there are biases.  By default the router and ``"mlp"`` experts have them, ``"gated"`` ones
-        do not.
-    expert_kind : {"mlp", "gated"}
-        ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.
+        Whether there are biases.  By default ``"gated"`` experts have none, all others and the router do.
+    expert_kind : {"mlp", "gated", "linear"}
+        ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.  ``"linear"`` experts have no activation
+        and no dropout.
     activation : {"gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"}
         act.  ``"relu2"`` is max(v, 0)^2, ``"quick_gelu"`` v sigmoid(1.702 v).
     inference_only : bool
@@ -218,7 +220,7 @@ class Layer(Native):
         epsilon_form: Literal["added", "least"] = "added",
         routed_scale: float = 1.0,
         router_bias: bool | None = None,
-        expert_kind: Literal["mlp", "gated"] = "mlp",
+        expert_kind: Literal["mlp", "gated", "linear"] = "mlp",
         activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"] = "gelu",
         expert_bias: bool | None = None,
         inference_only: bool = False,
