@@ -1,6 +1,7 @@
 import CShims
 
 // The experts' inner functions and their slopes, written once per function and looped over once per use.
+// A private protocol would bring a weak symbol of one name for all instruction sets, so none is.
 
 protocol Activation {
   func value(_ v: V) -> V
@@ -72,55 +73,8 @@ struct SquaredReLU: Activation {
   @inline(__always) func slope(_ v: V) -> V { larger(v, V(repeating: 0)) * 2 }
 }
 
-/// What is done with an activation, once it is known which.
-private protocol Loop {
-  func run<A: Activation>(_ activation: A)
-}
-
-@inline(__always) private func run<L: Loop>(_ loop: L, with parameters: moei_activation) {
-  switch parameters.kind {
-  case Int32(MOEI_GELU): loop.run(GELU())
-  case Int32(MOEI_GELU_TANH): loop.run(TanhGELU())
-  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU())
-  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha))
-  case Int32(MOEI_RELU): loop.run(ReLU())
-  case Int32(MOEI_RELU2): loop.run(SquaredReLU())
-  default: loop.run(ScaledSiLU(alpha: 1.702))
-  }
-}
-
-// MARK: MLP experts
-
-private struct Forward: Loop {
-  let n: Int
-  let v: Source
-  let a: Target
-
-  @inline(__always) func run<A: Activation>(_ activation: A) { map(n, v, a) { activation.value($0) } }
-}
-
-private struct Backward: Loop {
-  let n: Int
-  let v: Source
-  let da: Target
-
-  @inline(__always) func run<A: Activation>(_ activation: A) {
-    update(n, v, da) { v, da in da * activation.slope(v) }
-  }
-}
-
-@inline(never) func activate(_ activation: moei_activation, _ n: Int, _ v: Source, _ a: Target) {
-  run(Forward(n: n, v: v, a: a), with: activation)
-}
-
-@inline(never) func activateBackward(_ activation: moei_activation, _ n: Int, _ v: Source, _ da: Target) {
-  run(Backward(n: n, v: v, da: da), with: activation)
-}
-
-// MARK: gated experts
-
-/// What happens to the two projections before they meet, and to their gradients after.
-private protocol Clamps {
+/// What happens to the two projections of a gated expert before they meet, and to their gradients after.
+protocol Clamps {
   func gate(_ g: V) -> V
   func up(_ u: V) -> V
   func gradient(_ dg: V, ofGate g: V) -> V
@@ -146,14 +100,64 @@ private struct Limits: Clamps {
   @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
 }
 
-private struct GatedForward<C: Clamps>: Loop {
-  let clamps: C
+/// What is done with an activation and clamps, once it is known which.
+protocol Loop {
+  func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C)
+}
+
+@inline(__always) private func run<L: Loop, C: Clamps>(
+  _ loop: L, with parameters: moei_activation, _ clamps: C
+) {
+  switch parameters.kind {
+  case Int32(MOEI_GELU): loop.run(GELU(), clamps)
+  case Int32(MOEI_GELU_TANH): loop.run(TanhGELU(), clamps)
+  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU(), clamps)
+  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
+  case Int32(MOEI_RELU): loop.run(ReLU(), clamps)
+  case Int32(MOEI_RELU2): loop.run(SquaredReLU(), clamps)
+  default: loop.run(ScaledSiLU(alpha: 1.702), clamps)
+  }
+}
+
+// MARK: MLP experts
+
+private struct Forward: Loop {
+  let n: Int
+  let v: Source
+  let a: Target
+
+  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+    map(n, v, a) { activation.value($0) }
+  }
+}
+
+private struct Backward: Loop {
+  let n: Int
+  let v: Source
+  let da: Target
+
+  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+    update(n, v, da) { v, da in da * activation.slope(v) }
+  }
+}
+
+@inline(never) func activate(_ activation: moei_activation, _ n: Int, _ v: Source, _ a: Target) {
+  run(Forward(n: n, v: v, a: a), with: activation, NoClamps())
+}
+
+@inline(never) func activateBackward(_ activation: moei_activation, _ n: Int, _ v: Source, _ da: Target) {
+  run(Backward(n: n, v: v, da: da), with: activation, NoClamps())
+}
+
+// MARK: gated experts
+
+private struct GatedForward: Loop {
   let n: Int
   let gate: Source
   let up: Source
   let a: Target
 
-  @inline(__always) func run<A: Activation>(_ activation: A) {
+  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i
@@ -164,8 +168,7 @@ private struct GatedForward<C: Clamps>: Loop {
   }
 }
 
-private struct GatedBackward<C: Clamps>: Loop {
-  let clamps: C
+private struct GatedBackward: Loop {
   let n: Int
   let gate: Source
   let up: Source
@@ -173,7 +176,7 @@ private struct GatedBackward<C: Clamps>: Loop {
   let dgate: Target
   let dup: Target
 
-  @inline(__always) func run<A: Activation>(_ activation: A) {
+  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i
@@ -195,21 +198,21 @@ extension moei_activation {
 @inline(never) func activateGated(
   _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ a: Target
 ) {
+  let loop = GatedForward(n: n, gate: gate, up: up, a: a)
   if let clamps = activation.clamps {
-    run(GatedForward(clamps: clamps, n: n, gate: gate, up: up, a: a), with: activation)
+    run(loop, with: activation, clamps)
   } else {
-    run(GatedForward(clamps: NoClamps(), n: n, gate: gate, up: up, a: a), with: activation)
+    run(loop, with: activation, NoClamps())
   }
 }
 
 @inline(never) func activateGatedBackward(
   _ activation: moei_activation, _ n: Int, _ gate: Source, _ up: Source, _ da: Source, _ dgate: Target, _ dup: Target
 ) {
+  let loop = GatedBackward(n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup)
   if let clamps = activation.clamps {
-    run(
-      GatedBackward(clamps: clamps, n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
+    run(loop, with: activation, clamps)
   } else {
-    run(
-      GatedBackward(clamps: NoClamps(), n: n, gate: gate, up: up, da: da, dgate: dgate, dup: dup), with: activation)
+    run(loop, with: activation, NoClamps())
   }
 }

@@ -106,21 +106,20 @@ struct Parameters {
   func allocate(_ c: Configuration, allocator: Allocator) throws(Fault) {
     try add(.routerWeight, "router.weight", (c.experts, c.hidden, 1), rank: 2, c, allocator)
     if c.routerBias { try add(.routerBias, "router.bias", (c.experts, 1, 1), rank: 1, c, allocator) }
-    if c.linear {
-      try add(.downWeight, "experts.weight", (c.experts, c.hidden, c.hidden), rank: 3, c, allocator)
-      if c.expertBias { try add(.downBias, "experts.bias", (c.experts, c.hidden, 1), rank: 2, c, allocator) }
-      return
-    }
     if c.gated {
       try add(.gateWeight, "experts.gate.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
       if c.expertBias {
         try add(.gateBias, "experts.gate.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator)
       }
     }
-    try add(.upWeight, "experts.up.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
-    if c.expertBias { try add(.upBias, "experts.up.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator) }
-    try add(.downWeight, "experts.down.weight", (c.experts, c.hidden, c.intermediate), rank: 3, c, allocator)
-    if c.expertBias { try add(.downBias, "experts.down.bias", (c.experts, c.hidden, 1), rank: 2, c, allocator) }
+    if !c.linear {
+      try add(.upWeight, "experts.up.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
+      if c.expertBias { try add(.upBias, "experts.up.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator) }
+    }
+    let (weight, bias): (StaticString, StaticString) =
+      c.linear ? ("experts.weight", "experts.bias") : ("experts.down.weight", "experts.down.bias")
+    try add(.downWeight, weight, (c.experts, c.hidden, c.intermediate), rank: 3, c, allocator)
+    if c.expertBias { try add(.downBias, bias, (c.experts, c.hidden, 1), rank: 2, c, allocator) }
     if c.choice.selectionBias {
       try add(.selectionBias, "router.selection_bias", (c.experts, 1, 1), rank: 1, c, allocator)
     }

@@ -287,7 +287,7 @@ class Layer(Native):
 
     @property
     def intermediate_size(self) -> int:
-        """I, the experts' width."""
+        """I, the experts' width; of linear experts what was given."""
         return int(self._config.intermediate_size)
 
     @property
