@@ -8,10 +8,9 @@ public struct Configuration {
   public var topK: Int  // K
   public var choice: TokenChoice
   public var routerBias: Bool
-  public var kind: ExpertKind
-  var gated: Bool { kind == .gated }
+  let gated: Bool
   /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
-  var linear: Bool { kind == .linear }
+  let linear: Bool
   public var activation: moei_activation
   public var expertBias: Bool
   /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
@@ -42,7 +41,8 @@ public struct Configuration {
     self.topK = topK
     self.choice = choice
     self.routerBias = routerBias
-    self.kind = kind
+    gated = kind == .gated
+    linear = kind == .linear
     self.activation = activation
     self.expertBias = expertBias
     self.weights = weights

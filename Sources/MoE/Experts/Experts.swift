@@ -9,7 +9,7 @@ import CShims
 struct ExpertTensors<Weight> {
   let gateWeight: UnsafeMutablePointer<Weight>?  // [I,H]
   let gateBias: UnsafeMutablePointer<Float>?  // [I]
-  let upWeight: UnsafeMutablePointer<Weight>?  // [I,H]
+  let upWeight: UnsafeMutablePointer<Weight>  // [I,H]; the same as downWeight where experts are linear, and not used
   let upBias: UnsafeMutablePointer<Float>?  // [I]
   let downWeight: UnsafeMutablePointer<Weight>  // [H,I]
   let downBias: UnsafeMutablePointer<Float>?  // [H]
@@ -24,7 +24,7 @@ struct ExpertTensors<Weight> {
     }
     gateWeight = matrix(.gateWeight)
     gateBias = bias(.gateBias).map { $0 + e * i }
-    upWeight = matrix(.upWeight)
+    upWeight = matrix(c.linear ? .downWeight : .upWeight)!
     upBias = bias(.upBias).map { $0 + e * i }
     downWeight = matrix(.downWeight)!
     downBias = bias(.downBias).map { $0 + e * h }

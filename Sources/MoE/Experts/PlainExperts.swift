@@ -209,7 +209,7 @@ struct PlainBackward: Job {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
       numbers.round(da, n * i)
-      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight!, ldc: h)
+      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
       if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
       matmul.addAB(n, h, i, da, lda: i, matrix(.upWeight), ldb: h, rows, ldc: h)
     }

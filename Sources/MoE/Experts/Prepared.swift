@@ -6,7 +6,7 @@ import CShims
 struct PreparedWeights {
   let bf16: Bool
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
-  fileprivate let up: UnsafeMutableRawPointer?  // the same
+  fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
   fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
 
@@ -21,7 +21,7 @@ struct PreparedWeights {
     }
     self.bf16 = bf16
     gate = c.gated ? take(c.intermediate, c.hidden) : nil
-    up = c.linear ? nil : take(c.intermediate, c.hidden)
+    up = take(c.linear ? 0 : c.intermediate, c.hidden)
     down = take(c.hidden, c.intermediate)
     samples = arena.take(Float.self, c.experts, 3 * Self.samplesPerMatrix)
   }
@@ -69,7 +69,7 @@ struct PreparedPanels<P: Precision> {
   }
 
   func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.gate!, expert, chunk)) }
-  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up!, expert, chunk)) }
+  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up, expert, chunk)) }
   func down(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: outer(expert, chunk)) }
 
   fileprivate func inner(
@@ -123,7 +123,7 @@ struct PrepareWeights<P: Precision>: Job {
       if let gate = prepared.gate {
         pack(.gateWeight, expert, i, h, place, into: panels.inner(gate, expert, place), buffer)
       }
-      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up!, expert, place), buffer)
+      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up, expert, place), buffer)
     } else {
       let chunk = place - innerChunks
       pack(.downWeight, expert, h, i, chunk, into: panels.outer(expert, chunk), buffer)

@@ -299,14 +299,14 @@ struct TiledInputGradient<P: Precision>: Job {
           c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
-      let first = UnsafePointer(w.gateWeight ?? w.upWeight!)
+      let first = UnsafePointer(w.gateWeight ?? w.upWeight)
       func afterUp(_ index: Int) -> WeightPanel<P>? {
         run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
       }
       if let dGate = inner.dGate {
-        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight!, run.lowerBound + $0) })
+        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight, run.lowerBound + $0) })
       }
-      add(inner.dUp, w.upWeight!, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
+      add(inner.dUp, w.upWeight, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
     }
   }
 }
@@ -394,7 +394,7 @@ struct TiledWeightGradient<P: Precision>: Job {
               cStride: h, next: gradient + (j + chunkWidth) * h + f, kernels)
           }
           if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
-          if let up = grad.upWeight { add(inner.dUpTokens, to: up) }
+          if !c.linear { add(inner.dUpTokens, to: grad.upWeight) }
           P.productOverTokens(
             features, columns, part, dys, width, own, inner.activations + inPart, padded(i), innerChunk,
             grad.downWeight + f * i + j, cStride: i, next: grad.downWeight + f * i + j + chunkWidth, kernels)

@@ -50,7 +50,7 @@ func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>
   if let bias { chunk.update(from: bias, count: columns) }
 }
 
-/// The first step: gather, up and gate products, activation; of linear experts gather alone.
+/// The first step: gather, up and gate products, activation.
 struct TiledInner<P: Precision>: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
@@ -101,12 +101,12 @@ struct TiledInner<P: Precision>: Job {
         throw .badState("the weights of expert \(e) have changed since moe_layer_prepare; prepare the layer again")
       }
     }
-    try context.run(work.fill(dispatch, experts: c.experts), self)
+    let pieces = work.fill(dispatch, experts: c.experts)
+    if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
-    if c.linear { return copy(piece) }
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
 
@@ -124,7 +124,7 @@ struct TiledInner<P: Precision>: Job {
       if let prepared = prepared?.panels(P.self, c) {
         return kind == kinds - 1 ? prepared.up(piece.expert, chunk) : prepared.gate(piece.expert, chunk)
       }
-      let matrix = kind == kinds - 1 ? w.upWeight! : w.gateWeight!
+      let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
         matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
     }
@@ -184,16 +184,19 @@ struct TiledInner<P: Precision>: Job {
   }
 }
 
-extension TiledInner {
-  /// Rows of x where the outputs' products read activations.
-  private func copy(_ piece: ExpertPiece) {
-    let first = piece.chunks.lowerBound
-    let columns = min(piece.chunks.count * chunkWidth, c.hidden - first * chunkWidth)
+/// The first step of linear experts: rows of x where the outputs' products read activations.
+private struct LinearInner<P: Precision>: Job {
+  let inner: TiledInner<P>
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let piece = inner.work.piece(item, inner.dispatch)
+    let (h, first) = (inner.c.hidden, piece.chunks.lowerBound)
+    let columns = min(piece.chunks.count * chunkWidth, h - first * chunkWidth)
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)
       P.gather(
-        rows.count, columns, piece.pairs(rows), c.topK, x + first * chunkWidth, xRow: c.hidden, weights: nil,
-        into: activations + piece.place(first, rows, width: padded(c.hidden)), kernels)
+        rows.count, columns, piece.pairs(rows), inner.c.topK, inner.x + first * chunkWidth, xRow: h, weights: nil,
+        into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)
     }
   }
 }
