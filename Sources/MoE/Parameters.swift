@@ -153,43 +153,45 @@ struct Parameters {
   /// Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
   func initialise(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
-    func random(_ role: Role) -> Random {
-      Random(kernels: kernels, seed: c.seed, stream: UInt8(role.rawValue), step: 0)
-    }
-    func uniform(_ role: Role, _ bound: Double) {
-      guard let p = self[role] else { return }
-      switch p.type {
-      case .f32: random(role).fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
-      case .bf16: fillRounded(p, random(role), Float(bound), kernels)
-      }
-    }
     let fromHidden = 1 / Double(c.hidden).squareRoot()
     let fromIntermediate = 1 / Double(c.intermediate).squareRoot()
     let xavier = (6 / Double(c.hidden + c.intermediate)).squareRoot()
-    random(.routerWeight).fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
-    uniform(.routerBias, fromHidden)
-    uniform(.gateWeight, xavier)
-    uniform(.gateBias, fromHidden)
-    uniform(.upWeight, xavier)
-    uniform(.upBias, fromHidden)
-    uniform(.downWeight, xavier)
-    uniform(.downBias, fromIntermediate)
+    let random = Random(kernels: kernels, seed: c.seed, stream: 0, step: 0)
+    random.of(.routerWeight)
+      .fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
+    fill(.routerBias, fromHidden, random)
+    fill(.gateWeight, xavier, random)
+    fill(.gateBias, fromHidden, random)
+    fill(.upWeight, xavier, random)
+    fill(.upBias, fromHidden, random)
+    fill(.downWeight, xavier, random)
+    fill(.downBias, fromIntermediate, random)
     data(.selectionBias)?.update(repeating: 0, count: c.experts)
     data(.expertScale)?.update(repeating: 1, count: c.experts)
   }
 
-  /// The float32 values, rounded.
-  private func fillRounded(
-    _ p: Parameter, _ random: Random, _ bound: Float, _ kernels: UnsafePointer<moei_kernels>
-  ) {
-    let stretch = 1024
+  /// Uniform values, in bfloat16 the same ones rounded.
+  private func fill(_ role: Role, _ bound: Double, _ random: Random) {
+    guard let p = self[role] else { return }
+    let random = random.of(role)
+    guard p.type == .bf16 else {
+      return random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
+    }
+    let stretch = 256  // so that the memory is the stack's
     let data = p.data!.assumingMemoryBound(to: UInt16.self)
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
       for first in Swift.stride(from: 0, to: p.count, by: stretch) {
         let count = min(stretch, p.count - first)
-        random.fillUniform(values.baseAddress!, from: first, count: count, bound: bound)
-        kernels.pointee.to_bf16(Int64(count), values.baseAddress!, data + first)
+        random.fillUniform(values.baseAddress!, from: first, count: count, bound: Float(bound))
+        random.kernels.pointee.to_bf16(Int64(count), values.baseAddress!, data + first)
       }
     }
+  }
+}
+
+extension Random {
+  /// Numbers for a parameter's initial values: each has a stream of its own.
+  fileprivate func of(_ role: Parameters.Role) -> Random {
+    Random(kernels: kernels, seed: seed, stream: UInt8(role.rawValue), step: 0)
   }
 }

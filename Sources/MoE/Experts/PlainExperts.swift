@@ -64,7 +64,6 @@ struct PlainForward: Job {
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
     let index = lane.pointee.index
-    func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
     let a = c.linear ? x : activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
@@ -80,18 +79,18 @@ struct PlainForward: Job {
       numbers.round(x, n * h)
       if let gate = pre.gate {
         start(gate, count: n, width: i, with: w.gateBias)
-        matmul.addABt(n, i, h, x, lda: h, matrix(.gateWeight), ldb: h, gate, ldc: i)
+        matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.gateWeight, expert, index), ldb: h, gate, ldc: i)
         numbers.round(gate, n * i)
       }
       if !c.linear {
         start(pre.up, count: n, width: i, with: w.upBias)
-        matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight), ldb: h, pre.up, ldc: i)
+        matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.upWeight, expert, index), ldb: h, pre.up, ldc: i)
         numbers.round(pre.up, n * i)
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
         numbers.round(a, n * i)
       }
       start(out, count: n, width: h, with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, matrix(.downWeight), ldb: i, out, ldc: h)
+      matmul.addABt(n, h, i, a, lda: i, numbers.matrix(.downWeight, expert, index), ldb: i, out, ldc: h)
     }
   }
 }
@@ -153,7 +152,6 @@ struct PlainBackward: Job {
     let grad = ExpertTensors(gradientsIn: parameters, c, expert: expert)
     let mine = dispatch.rows(ofExpert: expert)
     let index = lane.pointee.index
-    func matrix(_ role: Parameters.Role) -> UnsafePointer<Float> { numbers.matrix(role, expert: expert, lane: index) }
     let x = gathered + index * rowsPerBlock * h  // [n,H]
     let a = c.linear ? x : activations + index * rowsPerBlock * i  // [n,I]
     let da = dInner + index * rowsPerBlock * i  // [n,I]
@@ -176,7 +174,7 @@ struct PlainBackward: Job {
 
       // da = dy W_down, still without the routing weight, whose gradient it gives.
       da.update(repeating: 0, count: n * i)
-      matmul.addAB(n, i, h, rows, lda: h, matrix(.downWeight), ldb: i, da, ldc: i)
+      matmul.addAB(n, i, h, rows, lda: h, numbers.matrix(.downWeight, expert, index), ldb: i, da, ldc: i)
       for row in 0..<n {
         let pair = Int(pairs[row])
         var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
@@ -204,14 +202,14 @@ struct PlainBackward: Job {
         numbers.round(dGate, n * i)
         matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
         if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        matmul.addAB(n, h, i, dGate, lda: i, matrix(.gateWeight), ldb: h, rows, ldc: h)
+        matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, rows, ldc: h)
       } else {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
       numbers.round(da, n * i)
       matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
       if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      matmul.addAB(n, h, i, da, lda: i, matrix(.upWeight), ldb: h, rows, ldc: h)
+      matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, rows, ldc: h)
     }
   }
 

@@ -16,7 +16,7 @@ struct PlainNumbers {
   }
 
   /// An expert's matrix, until the thread's next call.
-  func matrix(_ role: Parameters.Role, expert: Int, lane: Int) -> UnsafePointer<Float> {
+  func matrix(_ role: Parameters.Role, _ expert: Int, _ lane: Int) -> UnsafePointer<Float> {
     let size = c.hidden * c.intermediate
     guard let floats else { return UnsafePointer(parameters.data(role)!) + expert * size }
     let weights = parameters.memory(role)!.assumingMemoryBound(to: UInt16.self) + expert * size
@@ -26,7 +26,7 @@ struct PlainNumbers {
 
   func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
     if floats == nil { return }
-    let stretch = 1024
+    let stretch = 512  // so that the memory is the stack's
     withUnsafeTemporaryAllocation(of: UInt16.self, capacity: stretch) { rounded in
       for first in Swift.stride(from: 0, to: count, by: stretch) {
         let n = Int64(min(stretch, count - first))
