@@ -42,7 +42,8 @@
  *
  * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
  * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
- * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
+ * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668; [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022]
+ * arXiv:2202.09368; [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -210,8 +211,126 @@ typedef struct moe_layer moe_layer;
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
   MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
-  MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2 /**< top-k, then the sigmoid of each chosen logit */
+  MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2, /**< top-k, then the sigmoid of each chosen logit */
+  MOE_ROUTER_WEIGHTS_EQUAL = 3,       /**< 1 each; divided by their sum, 1/K each */
+  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4  /**< each choice's share in a softmax over the experts not chosen before it whose
+                                           logits are near enough to its own, see mask_threshold; of PhiMoE in evaluation */
 } moe_router_weights;
+
+/** How experts and tokens find each other. */
+typedef enum moe_router {
+  MOE_ROUTER_TOKEN_CHOICE = 0,  /**< each token takes its K best experts */
+  MOE_ROUTER_EXPERT_CHOICE = 1, /**< each expert takes its C best tokens, the lowest first among equals [Expert choice
+                                     2022]; a token may get 0 to E experts.  C as capacity_formula says, or
+                                     ceil(T K / E) without one: K experts a token on average.  Not causal. */
+  MOE_ROUTER_HIERARCHICAL = 2,  /**< a coarse gate chooses top_groups of n_groups, then each group's own gate
+                                     top_k / top_groups of its experts; with u [G] and z [E] their logits, the layer's
+                                     logits are  u_g + z_e - logsumexp of the z in g,  so that
+                                     p_e = softmax(u)_g softmax(z in g)_e */
+  MOE_ROUTER_HASH = 3,          /**< a table by token id, moe_forward_options.token_ids [Hash 2021]; the gate weighs
+                                     (no gate with MOE_ROUTER_WEIGHTS_EQUAL) */
+  MOE_ROUTER_SINKHORN = 4,      /**< in training the K best of the softmax after Sinkhorn's iteration towards equal loads
+                                     (tolerance 1e-4, epsilon 1e-8, at most 100 times), as Megatron-Core; the
+                                     iteration decides and does not weigh.  In evaluation as TOKEN_CHOICE. */
+  MOE_ROUTER_EXTERNAL = 5       /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
+                                     weights' gradient from moe_backward_options */
+} moe_router;
+
+/** Noise on the logits, in training. */
+typedef enum moe_noise {
+  MOE_NOISE_NONE = 0,
+  MOE_NOISE_GAUSSIAN = 1, /**< z + noise_std * N(0,1) */
+  MOE_NOISE_LEARNED = 2   /**< z + N(0,1) * (softplus(x W_n^T) + 0.01), W_n the parameter router.noise.weight [E,H], 0 at
+                               first [Shazeer 2017] */
+} moe_noise;
+
+/** Where router_dropout acts, in training: kept values are divided by 1 - router_dropout, others are 0. */
+typedef enum moe_router_dropout {
+  MOE_ROUTER_DROPOUT_INPUT = 0, /**< on the gate's input [T,H] */
+  MOE_ROUTER_DROPOUT_LOGITS = 1 /**< on the logits [T,E] */
+} moe_router_dropout;
+
+/** Fewer than top_k experts for some tokens, but at least min_k.  Those that are left share the normalisation. */
+typedef enum moe_dynamic_k {
+  MOE_DYNAMIC_K_NONE = 0,
+  MOE_DYNAMIC_K_TOP_P = 1,     /**< the fewest of the best whose scores add up to dynamic_value */
+  MOE_DYNAMIC_K_THRESHOLD = 2, /**< those whose score is at least dynamic_value */
+  MOE_DYNAMIC_K_COMPLEXITY = 3 /**< for all tokens of the call  floor(mean norm of x / dynamic_value) */
+} moe_dynamic_k;
+
+/** The room C of an expert, for T (valid) tokens; f is capacity_factor.  int is towards 0, // rounds down. */
+typedef enum moe_capacity {
+  MOE_CAPACITY_NONE = 0,
+  MOE_CAPACITY_CONSTANT = 1,    /**< capacity; with capacity_per_sequence as Switch in transformers */
+  MOE_CAPACITY_MEGATRON = 2,    /**< ceil(T K / E * f) */
+  MOE_CAPACITY_DEEPSPEED = 3,   /**< max(ceil(T K / E * f), min_capacity), min_capacity 4 */
+  MOE_CAPACITY_MEGABLOCKS = 4,  /**< int(f K T / E) */
+  MOE_CAPACITY_TUTEL = 5,       /**< K int(f ceil(T / E)); f = 0: what the fullest needs; f < 0: the smaller of both, by |f| */
+  MOE_CAPACITY_FASTMOE = 6,     /**< ceil(f T) K // E; f 1.2, in evaluation 2.4 */
+  MOE_CAPACITY_LUCIDRAINS = 7,  /**< max(min(T, int(T f / E)), min_capacity); f 1.25, in evaluation 2; min_capacity 4 */
+  MOE_CAPACITY_NLLB = 8,        /**< 2 ceil(T / E); in evaluation, with eval_capacity_factor, ceil(f T) */
+  MOE_CAPACITY_FLAXFORMER = 9,  /**< max(round(f T / E), min_capacity), halves to even; f 1.25, in evaluation 2; min_capacity 4 */
+  MOE_CAPACITY_CLASSIC = 10,    /**< int(f T / E); f 1.25 */
+  MOE_CAPACITY_CLASSIC_TOTAL = 11 /**< int(f T); f 1.25 */
+} moe_capacity;
+
+/** Who goes first where an expert has less room than takers. */
+typedef enum moe_drop {
+  MOE_DROP_POSITION = 0,          /**< tokens in order, each with its K choices in turn */
+  MOE_DROP_CHOICE_POSITION = 1,   /**< all first choices, tokens in order; then all second choices, and so on */
+  MOE_DROP_PROBABILITY = 2,       /**< the largest weights first */
+  MOE_DROP_BATCH_PRIORITIZED = 3, /**< tokens by their largest weight, else as CHOICE_POSITION [V-MoE 2021] */
+  MOE_DROP_RANDOM = 4             /**< at random by seed and step; in evaluation as POSITION */
+} moe_drop;
+
+typedef enum moe_overflow {
+  MOE_OVERFLOW_DROP = 0,     /**< a choice without room is dropped */
+  MOE_OVERFLOW_NEXT_BEST = 1 /**< it goes to the token's next best expert that has room; dropped if there is none */
+} moe_overflow;
+
+typedef enum moe_renormalize {
+  MOE_RENORMALIZE_BEFORE = 0, /**< weights are divided first, then choices dropped: the others stay as they are */
+  MOE_RENORMALIZE_AFTER = 1   /**< weights of the choices that were not dropped are divided */
+} moe_renormalize;
+
+/** Of shared experts, which every token uses. */
+typedef enum moe_shared_gate {
+  MOE_SHARED_PLAIN = 0,   /**< y += shared(x) */
+  MOE_SHARED_SIGMOID = 1, /**< y += sigmoid(x w^T) shared(x), w the parameter shared.router.weight [S,H] (Qwen2) */
+  MOE_SHARED_RESIDUAL = 2 /**< y = c_0 y + c_1 shared(x), c = softmax(x W^T + b), the parameters shared.router.weight [2,H]
+                               and shared.router.bias [2]; one shared expert [DeepSpeed-MoE 2022] */
+} moe_shared_gate;
+
+/** Losses for moe_loss_term.  P_e: mean probability.  f_e: share of the tokens that chose e, before dropping.  Counts are
+ *  constants for the gradient.  Masked tokens count nowhere.  "Balanced" is the value at perfect balance. */
+typedef enum moe_loss {
+  MOE_LOSS_BALANCE = 0,            /**< E sum f_e P_e over all K choices, an expert once a token; balanced K */
+  MOE_LOSS_BALANCE_COUNT = 1,      /**< the same, every choice counted; balanced K */
+  MOE_LOSS_TRANSFORMERS = 2,       /**< of one layer, load_balancing_loss_func: f from the K largest probabilities, whatever
+                                        was chosen; balanced K.  For layers together: moe_pooled_balance_loss */
+  MOE_LOSS_SWITCH = 3,             /**< E sum f_e P_e of the largest probability alone; balanced 1 [Switch 2021] */
+  MOE_LOSS_SWITCH_SEQUENCE = 4,    /**< the mean of that over sequences; balanced 1 (Switch in transformers) */
+  MOE_LOSS_GSHARD = 5,             /**< E^2 mean over e of f_e P_e, first choices alone; balanced 1 [GShard 2020] */
+  MOE_LOSS_DEEPSPEED = 6,          /**< K <= 2: as GSHARD; else E^2 / K mean over e of f_e P_e, all choices; balanced 1 */
+  MOE_LOSS_MEGATRON = 7,           /**< E / K sum f_e P_e, P of the scores, divided by their sum + 1e-20; f from the K
+                                        largest scores; balanced 1 */
+  MOE_LOSS_MEGATRON_SEQUENCE = 8,  /**< the mean of that over sequences; balanced 1 */
+  MOE_LOSS_MEGATRON_GLOBAL = 9,    /**< the same with f from moe_forward_options.global_counts; balanced 1 */
+  MOE_LOSS_VARIANCE = 10,          /**< unbiased variance of the counts / (T K / E)^2; no gradient; balanced 0 */
+  MOE_LOSS_IMPORTANCE = 11,        /**< CV^2 of the sums of weights; CV^2(v) = unbiased variance / (mean^2 + 1e-10);
+                                        balanced 0 [Shazeer 2017] */
+  MOE_LOSS_LOAD = 12,              /**< CV^2 of the smooth loads; needs MOE_NOISE_LEARNED or GAUSSIAN; balanced 0 */
+  MOE_LOSS_SHAZEER = 13,           /**< IMPORTANCE + LOAD; balanced 0 */
+  MOE_LOSS_TUTEL_GSHARD = 14,      /**< sum over e of (sum p_te) (first choices of e * E / T) / T; balanced 1 */
+  MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
+  MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
+  MOE_LOSS_Z_SWITCH = 17           /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+} moe_loss;
+
+typedef struct moe_loss_term {
+  int32_t kind;      /**< a moe_loss */
+  float coefficient; /**< >= 0 */
+} moe_loss_term;
 
 /** Scores of all experts, from the token's logits z. */
 typedef enum moe_score {
@@ -226,7 +345,8 @@ typedef enum moe_normalize {
   MOE_NORMALIZE_SUM = 0, /**< divided by their sum, so that a token's weights add up to 1 */
   MOE_NORMALIZE_NONE = 1, /**< used as they are */
   MOE_NORMALIZE_NORM1 = 2, /**< divided by the sum of their magnitudes */
-  MOE_NORMALIZE_NORM2 = 3  /**< divided by the root of the sum of their squares */
+  MOE_NORMALIZE_NORM2 = 3, /**< divided by the root of the sum of their squares */
+  MOE_NORMALIZE_NORMP = 4  /**< divided by (sum of |v|^p)^(1/p), p = normalize_p */
 } moe_normalize;
 
 /** What normalize_epsilon does to the divisor D. */
@@ -251,7 +371,10 @@ typedef enum moe_expert_kind {
   MOE_EXPERT_MLP = 0,  /**< W_down act(W_up x + b_up) + b_down */
   MOE_EXPERT_GATED = 1, /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
                              with clamps: see glu_limit */
-  MOE_EXPERT_LINEAR = 2 /**< W x + b: no inner features, no activation, no dropout */
+  MOE_EXPERT_LINEAR = 2, /**< W x + b: no inner features, no activation, no dropout */
+  MOE_EXPERT_IDENTITY = 3, /**< x; as the next two only in expert_groups, without parameters (LongCat-Flash) */
+  MOE_EXPERT_ZERO = 4,     /**< 0 [MoE++ 2024] */
+  MOE_EXPERT_CONSTANT = 5  /**< a trained vector experts.G.constant [n,H], 0 at first, whatever x is */
 } moe_expert_kind;
 
 typedef enum moe_activation {
@@ -262,6 +385,18 @@ typedef enum moe_activation {
   MOE_ACTIVATION_RELU2 = 4,     /**< max(v, 0)^2 */
   MOE_ACTIVATION_QUICK_GELU = 5 /**< v / (1 + exp(-1.702 v)) */
 } moe_activation;
+
+/** Experts of one kind and width in a layer with several.  Fields as those of the same name in moe_layer_config. */
+typedef struct moe_expert_group {
+  int64_t n_experts;         /**< in this group, at least 1 */
+  int64_t intermediate_size; /**< 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
+  int32_t expert_kind;
+  int32_t activation;
+  int32_t expert_bias;
+  float dropout;
+  float glu_limit, glu_alpha, glu_offset;
+  int32_t reserved; /**< 0 */
+} moe_expert_group;
 
 typedef struct moe_layer_config {
   size_t struct_size;
@@ -303,7 +438,62 @@ typedef struct moe_layer_config {
   int32_t epsilon_form;    /**< a moe_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
   float routed_scale;      /**< > 0; 0 = 1 */
-  int32_t reserved;        /**< 0 */
+  int32_t router;          /**< a moe_router */
+  /* Experts of several kinds and widths, in the order of their numbers: then expert_kind, intermediate_size, activation,
+   * expert_bias, dropout and glu_... above are 0, and parameters are called experts.0.up.weight and so on by group. */
+  const moe_expert_group *expert_groups; /**< [n_expert_groups], copied; their n_experts add up to n_experts */
+  int64_t n_expert_groups;               /**< 0 = one group, described above; at most 16 */
+  int64_t n_shared_experts;         /**< S: experts that every token uses, of the kind above (of the first group's);
+                                         parameters shared.up.weight [S,I,H] and so on */
+  int64_t shared_intermediate_size; /**< their width; 0 = intermediate_size */
+  int32_t shared_gate;              /**< a moe_shared_gate; they are not multiplied by routed_scale */
+  int32_t output_bias;              /**< 1 = a parameter output.bias [H], 0 at first, added to y (JetMoE) */
+  int32_t weight_on_input;          /**< 1 = expert(w x) in place of w expert(x) (Llama-4) */
+  float normalize_p;                /**< >= 1, of MOE_NORMALIZE_NORMP; else 0 */
+  float mask_threshold;             /**< of MOE_ROUTER_WEIGHTS_SPARSEMIXER, > 0: experts count that are within
+                                         (best - z) / max(|z|, best) <= 2 mask_threshold; else 0 */
+  int32_t random_second;            /**< 1 = in training a second choice of weight w is kept with probability min(1, 2 w);
+                                         top_k 2 [GShard 2020] */
+  /* Exploration, in training alone. */
+  int32_t noise;            /**< a moe_noise */
+  float noise_std;          /**< of MOE_NOISE_GAUSSIAN, > 0; the classic value is 0.01 */
+  float jitter;             /**< x is multiplied by numbers from 1 - jitter to 1 + jitter, for the gate; [0, 1) */
+  int32_t jitter_experts;   /**< 1 = for the experts too (Mixtral) */
+  float router_dropout;     /**< [0, 1) */
+  int32_t router_dropout_on; /**< a moe_router_dropout */
+  int32_t router_batch_norm; /**< 1 = the gate reads (x - mean) / sqrt(variance + epsilon) * router.norm.weight [H] +
+                                  router.norm.bias [H]: of the call's tokens in training, of router.norm.running_mean and
+                                  running_var [H] (without gradients) in evaluation.  A training forward changes those,
+                                  so it wants the layer for itself. */
+  float batch_norm_momentum; /**< [0, 1]; 0 = 0.1 */
+  float batch_norm_epsilon;  /**< > 0; 0 = 1e-5 */
+  int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
+  float dynamic_value;       /**< > 0, see moe_dynamic_k; COMPLEXITY: 0 = 10 */
+  int32_t min_k;             /**< 0 = 1; at most top_k */
+  int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
+                                  the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
+                                  notes it in router.active_experts [1] (no gradient), which evaluation follows.  0 = none */
+  int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
+  /* Capacity: room for a limited number of tokens in each expert. */
+  int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
+  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0 */
+  int32_t capacity_formula;    /**< a moe_capacity */
+  float capacity_factor;       /**< 0 = as capacity_formula says, or 1 */
+  float eval_capacity_factor;  /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
+  int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
+  int32_t drop;                /**< a moe_drop */
+  int32_t overflow;            /**< a moe_overflow */
+  int32_t renormalize;         /**< a moe_renormalize */
+  int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C tokens chose has room for
+                                    adaptive_high_factor C, one that fewer than adaptive_low C chose for adaptive_low_factor C */
+  float adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
+  float adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
+  int32_t reserved;                          /**< 0 */
+  const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random by
+                                  seed */
+  int64_t vocabulary_size;   /**< token ids are below it; else 0 */
+  const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
+  int64_t n_losses;            /**< at most 16 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -413,6 +603,33 @@ typedef enum moe_prepared {
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------
+ * Presets: whole configurations of known models
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Fill `config` as the named model has it, with its own sizes; then set what is different for you (sizes first of all).
+ *  docs/presets.md lists what each one sets and from where.  expert_groups, where a preset has them, point at static memory.
+ *  NULL is ignored. */
+MOE_API void moe_preset_mixtral(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen2_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_olmoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_deepseek_v2(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_deepseek_v3(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_glm4_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_gpt_oss(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_granite_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_jetmoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_phimoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_dbrx(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_llama4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_minimax_m2(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_ernie4_5(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_longcat_flash(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
+
+/* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
  * ---------------------------------------------------------------------------------------------------------- */
 
@@ -426,34 +643,81 @@ MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **
 
 MOE_API void moe_tape_free(moe_tape *tape);
 
+/** The experts that the tokens of one call used: recorded by one forward, replayed by others, saved and loaded. */
+typedef struct moe_routing moe_routing;
+
+/** Create an empty record; free it with moe_routing_free.  Keeps its context alive; grows to the largest call.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_routing_create(moe_context *context, moe_routing **out);
+
+MOE_API void moe_routing_free(moe_routing *routing);
+
+/** Bytes that moe_routing_save writes: 32 + 4 for each choice.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_routing_saved_size(const moe_routing *routing, size_t *size);
+
+/** Write the record to memory, for a file: the same bytes on every machine (little-endian).
+ *  @param memory [out] of `size` bytes, at least moe_routing_saved_size
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_routing_save(const moe_routing *routing, void *memory, size_t size);
+
+/** Read what moe_routing_save wrote.  Checked whole before the record changes.
+ *  @return MOE_OK, INVALID_ARGUMENT (not a record, cut off, or changed), OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_routing_load(moe_routing *routing, const void *memory, size_t size);
+
 typedef struct moe_forward_options {
   size_t struct_size;
-  uint64_t step;     /**< which training step this is, below 2^56: dropout differs from step to step, and only by this number */
-  int32_t training;  /**< 1 = dropout acts; 0 = it does not */
+  uint64_t step;     /**< which training step this is, below 2^56: random numbers differ from step to step, and only by this
+                          number */
+  int32_t training;  /**< 1 = dropout and exploration act; 0 = they do not */
   int32_t reserved;  /**< 0 */
+  const uint8_t *valid_mask;     /**< [T], nullable: 1 = a real token, 0 = padding, which no expert sees: its y and dx are 0,
+                                      and it counts nowhere.  Its x must be finite all the same. */
+  const int64_t *token_ids;      /**< [T], 0 to vocabulary_size - 1; of MOE_ROUTER_HASH, else NULL */
+  const int32_t *expert_indices; /**< [T,K], nullable: the choice is this, -1 for none, and nothing is dropped; a token may
+                                      name an expert twice.  Required by MOE_ROUTER_EXTERNAL. */
+  const float *expert_weights;   /**< [T,K], with expert_indices: the weights too, which are then constants to the router
+                                      (see moe_backward_options); NULL = as the router weighs.  Required by
+                                      MOE_ROUTER_EXTERNAL. */
+  int64_t sequence_length;       /**< tokens of each sequence, a divisor of T; 0 = T, one sequence */
+  const int64_t *global_counts;  /**< [E], of MOE_LOSS_MEGATRON_GLOBAL: choices counted elsewhere (earlier micro-batches,
+                                      other ranks); this call's are added.  NULL = none */
+  moe_routing *record;           /**< [out], nullable: gets the experts that each token used */
+  const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens and
+                                      choices */
 } moe_forward_options;
 
-#define MOE_FORWARD_OPTIONS_INIT { sizeof(moe_forward_options), 0, 0, 0 }
+#define MOE_FORWARD_OPTIONS_INIT \
+  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
 
-/** Losses and statistics of one forward call.  Scalars are written; arrays are written where the caller gives memory. */
+/** Losses and statistics of one forward call.  Scalars are written; arrays are written where the caller gives memory.
+ *  C choices a token: K, or E for MOE_ROUTER_EXPERT_CHOICE. */
 typedef struct moe_report {
   size_t struct_size;
-  /** E * sum over e of f_e P_e, [Switch 2021] over all K choices: f_e = tokens that chose e / T, P_e = mean probability
-   *  of e.  Perfect balance gives K.  0 for T = 0. */
-  float balance_loss;
-  float z_loss;   /**< mean over tokens of logsumexp(logits)^2, [ST-MoE 2022].  0 for T = 0. */
-  float aux_loss; /**< balance_coef * balance_loss + z_coef * z_loss: add it to the objective */
-  float entropy;  /**< mean over tokens of -sum p ln p of the router's softmax, in nats: 0 to ln E */
-  int64_t *tokens_per_expert; /**< [E], nullable: how many tokens chose e; sums to T*K */
+  float balance_loss; /**< MOE_LOSS_BALANCE.  0 for T = 0. */
+  float z_loss;       /**< MOE_LOSS_Z.  0 for T = 0. */
+  float aux_loss;     /**< balance_coef * balance_loss + z_coef * z_loss + the config's losses times their coefficients:
+                           add it to the objective */
+  float entropy;      /**< mean over tokens of -sum p ln p of the router's softmax, in nats: 0 to ln E */
+  int64_t *tokens_per_expert; /**< [E], nullable: how many tokens e computes (dropped ones are not among them) */
   float *mean_probability;    /**< [E], nullable: P_e */
-  int32_t *expert_indices;    /**< [T,K], nullable: chosen experts, best first */
-  float *expert_weights;      /**< [T,K], nullable: their weights */
+  int32_t *expert_indices;    /**< [T,C], nullable: chosen experts, best first; -1 for a choice that was dropped or is none */
+  float *expert_weights;      /**< [T,C], nullable: their weights; 0 for those */
+  int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room */
+  float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
+  int64_t n_dropped;           /**< choices that found no room */
+  int64_t n_valid;             /**< tokens that are no padding */
+  float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
+  float variation;             /**< their standard deviation / mean (CV) */
+  float dead_share;            /**< share of the experts without a token */
+  int32_t reserved;            /**< 0 */
 } moe_report;
 
-#define MOE_REPORT_INIT { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL }
+#define MOE_REPORT_INIT \
+  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
 
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
@@ -476,6 +740,19 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
 
+typedef struct moe_backward_options {
+  size_t struct_size;
+  const float *d_mean_probability; /**< [E], nullable: gradient of the objective with respect to mean_probability, for losses
+                                        of your own and moe_pooled_balance_loss */
+  float *d_expert_weights;         /**< [out] [T,K], nullable: gradient with respect to the weights that forward was given;
+                                        overwritten; only for such a call */
+} moe_backward_options;
+
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL }
+
+/** Fill `options` with the defaults (NULL).  NULL is ignored. */
+MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);
+
 /** Gradients of  L = <dy, y> + d_aux_loss * aux_loss  for the call that filled `tape`.
  *  @param layer      [in]  parameters must be as they were in forward; their gradients are added to (+=)
  *  @param tape       [in]  stays filled: a second backward adds the same gradients again
@@ -483,13 +760,56 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
  *  @param dy         [in]  [T,H] of the same dtype, gradient of the objective with respect to y
  *  @param d_aux_loss [in]  gradient of the objective with respect to aux_loss: 1 when it is simply added
  *  @param dx         [out, nullable] [T,H] of the same dtype, overwritten; overlaps neither x, dy, a parameter nor a gradient
+ *  @param options    [in, nullable]
  *  The routing is replayed, not decided again.  Choices and counts are constants: the router learns through the weights
  *  of the chosen experts, the probabilities in balance_loss, and z_loss.
  *  Calls on one layer take turns.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
  *          (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
-                                                float d_aux_loss, void *dx);
+                                                float d_aux_loss, void *dx, const moe_backward_options *options);
+
+/** transformers' load_balancing_loss_func over several layers together:  E sum over e of f_e P_e  with f and P pooled over
+ *  the layers' tokens before they are multiplied; balanced K.
+ *  @param n_layers           [in] L >= 0
+ *  @param n_experts          [in] E
+ *  @param tokens_per_expert  [in] [L,E] of the layers' reports
+ *  @param n_valid            [in] [L] of the layers' reports
+ *  @param mean_probability   [in] [L,E] of the layers' reports
+ *  @param loss               [out] 0 where there are no tokens
+ *  @param d_mean_probability [out, nullable] [L,E] its gradient, for each layer's moe_backward_options (times the
+ *                            coefficient)
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_pooled_balance_loss(int64_t n_layers, int64_t n_experts, const int64_t *tokens_per_expert,
+                                                     const int64_t *n_valid, const float *mean_probability, float *loss,
+                                                     float *d_mean_probability);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Running statistics
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Sums of reports over many calls. */
+typedef struct moe_statistics moe_statistics;
+
+/** Create empty statistics for layers with n_experts experts; free them with moe_statistics_free.  Keep the context alive.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_statistics_create(moe_context *context, int64_t n_experts, moe_statistics **out);
+
+MOE_API void moe_statistics_free(moe_statistics *statistics);
+
+/** Add a report.  tokens_per_expert must be set in it; mean_probability and dropped_per_expert count where they are.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_statistics_add(moe_statistics *statistics, const moe_report *report);
+
+/** Forget all reports.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_statistics_reset(moe_statistics *statistics);
+
+/** The reports so far as if they had been one call: counts added up, means by tokens, max_over_mean, variation and
+ *  dead_share of the sums; losses are means by tokens.
+ *  @param report [in, out] struct_size and arrays ([E]; expert_indices, expert_weights and losses are not written)
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistics, moe_report *report);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Optimisers: over any tensors, the layer's and the caller's own
