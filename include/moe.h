@@ -15,7 +15,7 @@
  *     moe_layer_create(context, &config, &layer);
  *     moe_tape_create(layer, &tape);
  *     moe_layer_forward(layer, x, n_tokens, NULL, y, tape, NULL);
- *     moe_layer_backward(layer, tape, x, dy, 1.0f, dx);
+ *     moe_layer_backward(layer, tape, x, dy, 1.0f, dx, NULL);
  *
  * This file is the whole contract: what is not here is not API.
  *
@@ -512,10 +512,12 @@ typedef struct moe_layer_config {
  * tokens are divided into other calls.
  * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
-#define MOE_LAYER_CONFIG_INIT                                                                                       \
-  {                                                                                                                 \
-    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, \
-        0, 0, 0, 0, 0.0f, 0.0f, 0                                                                                   \
+#define MOE_LAYER_CONFIG_INIT \
+  { \
+    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
+    0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0.0f, 0, NULL, 0, NULL, \
+    0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -536,14 +538,23 @@ MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_la
 /** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
 MOE_API void moe_layer_free(moe_layer *layer);
 
-/** Number of parameter tensors: 2 to 10.
- *  In order, those the configuration has:
- *    router.weight [E,H]         router.bias [E]
- *    experts.gate.weight [E,I,H] experts.gate.bias [E,I]     (gated experts)
- *    experts.up.weight [E,I,H]   experts.up.bias [E,I]
- *    experts.down.weight [E,H,I] experts.down.bias [E,H]
- *    experts.weight [E,H,H]      experts.bias [E,H]          (linear experts, instead of the six above)
- *    router.selection_bias [E] (its grad is NULL: leave it out of optimisers)   router.expert_scale [E]
+/** Number of parameter tensors.
+ *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
+ *    router.weight [E,H]              router.bias [E]             the gate
+ *    experts.gate.weight [E,I,H]      experts.gate.bias [E,I]     gated experts
+ *    experts.up.weight [E,I,H]        experts.up.bias [E,I]
+ *    experts.down.weight [E,H,I]      experts.down.bias [E,H]
+ *    experts.weight [E,H,H]           experts.bias [E,H]          linear experts, instead of the six above
+ *    experts.0.gate.weight ...        experts.1.constant [n,H]    with expert_groups, by group, in place of those
+ *    shared.gate.weight [S,I,H] ...   shared experts, as those above
+ *    router.selection_bias [E]*       router.expert_scale [E]
+ *    router.coarse.weight [G,H]       router.coarse.bias [G]      hierarchical: the groups' gate
+ *    router.noise.weight [E,H]                                    learned noise
+ *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate
+ *    router.norm.running_mean [H]*    router.norm.running_var [H]*
+ *    router.active_experts [1]*                                   warm-up
+ *    shared.router.weight [S,H]       shared.router.bias [2]      gated shared experts; RESIDUAL: [2,H] and the bias
+ *    output.bias [H]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, int64_t *count);
 

@@ -93,7 +93,7 @@ private func forward(
 @implementation @_cdecl("moe_layer_backward")
 public func moe_layer_backward(
   _ layer: OpaquePointer?, _ tape: OpaquePointer?, _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?,
-  _ d_aux_loss: Float, _ dx: UnsafeMutableRawPointer?
+  _ d_aux_loss: Float, _ dx: UnsafeMutableRawPointer?, _ options: UnsafePointer<moe_backward_options>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)

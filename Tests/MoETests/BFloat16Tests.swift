@@ -117,7 +117,7 @@ struct BFloat16Tests {
       let dx = try float.backward(x, dy: dy, dAuxLoss: 1)
       var (y16, dx16) = ([UInt16](repeating: 0xFFFF, count: x.count), [UInt16](repeating: 0xFFFF, count: x.count))
       try check(moe_layer_forward(half.layer, halves(x), Int64(tokens), nil, &y16, half.tape, nil))
-      try check(moe_layer_backward(half.layer, half.tape, halves(x), halves(dy), 1, &dx16))
+      try check(moe_layer_backward(half.layer, half.tape, halves(x), halves(dy), 1, &dx16, nil))
       #expect(y16 == halves(rounded(y)))
       #expect(dx16 == halves(rounded(dx)))
       #expect(bits(try half.gradients()) == bits(try float.gradients()))
@@ -237,7 +237,7 @@ struct BFloat16Tests {
     refused("y", forward(x, y - 1))
     try check(forward(x, y))
     func backward(_ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?, _ dx: UnsafeMutableRawPointer?) -> moe_status {
-      moe_layer_backward(layer.layer, layer.tape, x, dy, 0, dx)
+      moe_layer_backward(layer.layer, layer.tape, x, dy, 0, dx, nil)
     }
     refused("x", backward(misaligned(x), x, y))
     refused("dy", backward(x, misaligned(x), y))

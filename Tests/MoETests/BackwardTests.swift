@@ -118,7 +118,7 @@ struct BackwardTests {
     _ = try with.forward(x)
     _ = try without.forward(x)
     _ = try with.backward(x, dy: dy)
-    try check(moe_layer_backward(without.layer, without.tape, x, dy, 0, nil))
+    try check(moe_layer_backward(without.layer, without.tape, x, dy, 0, nil, nil))
     #expect(bits(try with.gradients()) == bits(try without.gradients()))
     #expect(try with.gradients().contains { $0 != 0 })
   }
@@ -173,7 +173,7 @@ struct BackwardTests {
     let x = noise(4 * layer.hidden)
     for tensor in try layer.tensors() { #expect(tensor.grad == nil) }
     #expect(bits(try layer.forward(x).y) == bits(try Layer().forward(x).y))
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil) == MOE_ERROR_BAD_STATE)
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil) == MOE_ERROR_BAD_STATE)
     #expect(lastError().contains("inference_only"))
     #expect(moe_layer_zero_grad(layer.layer) == MOE_ERROR_BAD_STATE)
     #expect(lastError().contains("inference_only"))

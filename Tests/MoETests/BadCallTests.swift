@@ -158,7 +158,7 @@ final class BadCallTests {
   @Test func aRefusedForwardEmptiesTheTape() throws {
     _ = try layer.forward(noise(15))
     refused("y", moe_layer_forward(layer.layer, xs, tokens, nil, nil, layer.tape, nil))
-    refused("tape", moe_layer_backward(layer.layer, layer.tape, xs, xs, 0, nil), MOE_ERROR_BAD_STATE)
+    refused("tape", moe_layer_backward(layer.layer, layer.tape, xs, xs, 0, nil, nil), MOE_ERROR_BAD_STATE)
   }
 
   @Test func backward() throws {
@@ -166,29 +166,29 @@ final class BadCallTests {
     let (good, tape) = (layer.layer, layer.tape)
     let dy = Variable("dy", noise(16), grad: [])
     let dys = dy.data.baseAddress!
-    refused("layer", moe_layer_backward(nil, tape, xs, dys, 0, ys))
-    refused("tape", moe_layer_backward(good, nil, xs, dys, 0, ys))
-    refused("x", moe_layer_backward(good, tape, nil, dys, 0, ys))
-    refused("dy", moe_layer_backward(good, tape, xs, nil, 0, ys))
-    refused("x", moe_layer_backward(good, tape, misaligned(ys), dys, 0, nil))
-    refused("dy", moe_layer_backward(good, tape, xs, misaligned(dys), 0, ys))
-    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, misaligned(ys)))
+    refused("layer", moe_layer_backward(nil, tape, xs, dys, 0, ys, nil))
+    refused("tape", moe_layer_backward(good, nil, xs, dys, 0, ys, nil))
+    refused("x", moe_layer_backward(good, tape, nil, dys, 0, ys, nil))
+    refused("dy", moe_layer_backward(good, tape, xs, nil, 0, ys, nil))
+    refused("x", moe_layer_backward(good, tape, misaligned(ys), dys, 0, nil, nil))
+    refused("dy", moe_layer_backward(good, tape, xs, misaligned(dys), 0, ys, nil))
+    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, misaligned(ys), nil))
     for value: Float in [.nan, .infinity, -.infinity] {
-      refused("d_aux_loss", moe_layer_backward(good, tape, xs, dys, value, ys))
+      refused("d_aux_loss", moe_layer_backward(good, tape, xs, dys, value, ys, nil))
     }
-    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, xs))
-    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, dys))
-    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, dys + 1))
+    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, xs, nil))
+    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, dys, nil))
+    refused("dx", moe_layer_backward(good, tape, xs, dys, 0, dys + 1, nil))
 
     let other = try Layer()
-    refused("tape", moe_layer_backward(good, other.tape, xs, dys, 0, ys), MOE_ERROR_BAD_STATE)
-    refused("tape", moe_layer_backward(other.layer, other.tape, xs, dys, 0, ys), MOE_ERROR_BAD_STATE)
+    refused("tape", moe_layer_backward(good, other.tape, xs, dys, 0, ys, nil), MOE_ERROR_BAD_STATE)
+    refused("tape", moe_layer_backward(other.layer, other.tape, xs, dys, 0, ys, nil), MOE_ERROR_BAD_STATE)
     let inference = try Layer { $0.inference_only = 1 }
     _ = try inference.forward(Array(x.data))
     refused(
-      "inference_only", moe_layer_backward(inference.layer, inference.tape, xs, dys, 0, ys), MOE_ERROR_BAD_STATE)
+      "inference_only", moe_layer_backward(inference.layer, inference.tape, xs, dys, 0, ys, nil), MOE_ERROR_BAD_STATE)
 
     #expect(try layer.gradients().allSatisfy { $0 == 0 }, "nothing was added")
-    try check(moe_layer_backward(good, tape, xs, dys, 0, ys))
+    try check(moe_layer_backward(good, tape, xs, dys, 0, ys, nil))
   }
 }

@@ -105,18 +105,18 @@ struct ContextTests {
     canceller.verdict = 1
     #expect(forward() == MOE_ERROR_CANCELLED)
     canceller.verdict = 0
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil) == MOE_ERROR_BAD_STATE, "the tape is empty")
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil, nil) == MOE_ERROR_BAD_STATE, "the tape is empty")
 
     let before = canceller.calls
     try check(forward())
     #expect(canceller.calls > before)
     canceller.verdict = 1
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil) == MOE_ERROR_CANCELLED)
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil, nil) == MOE_ERROR_CANCELLED)
 
     // The layer is as good as before.
     canceller.verdict = 0
     try check(moe_layer_zero_grad(layer.layer))
-    try check(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil))
+    try check(moe_layer_backward(layer.layer, layer.tape, x, dy, 0, nil, nil))
     let calm = try Layer(hidden: 256, intermediate: 1024, experts: 4)
     #expect(bits(y) == bits(try calm.forward(x).y))
     _ = try calm.backward(x, dy: dy)

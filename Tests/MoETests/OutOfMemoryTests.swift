@@ -24,7 +24,7 @@ struct OutOfMemoryTests {
       ("moe_layer_forward", { moe_layer_forward($0.layer, $0.x, 20, nil, &$0.y, $0.tape, nil) }),
       ("moe_layer_prepare", { moe_layer_prepare($0.layer, $0.prepared.int32) }),
       ("moe_layer_prepare", { moe_layer_prepare($0.layer, 0) }),
-      ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx) }),
+      ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx, nil) }),
       ("moe_adamw_create", { moe_adamw_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.adamw) }),
       ("moe_sgd_create", { moe_sgd_create($0.context, nil, try $0.tensors(), try $0.count(), &$0.sgd) }),
       ("moe_clip_grad_norm", { moe_clip_grad_norm($0.context, try $0.tensors(), try $0.count(), 1, &$0.norm) }),
@@ -165,7 +165,7 @@ struct OutOfMemoryTests {
         if !failed { break }
         failures += 1
         #expect(status == MOE_ERROR_OUT_OF_MEMORY)
-        #expect(moe_layer_backward(layer.layer, layer.tape, large, large, 0, nil) == MOE_ERROR_BAD_STATE)
+        #expect(moe_layer_backward(layer.layer, layer.tape, large, large, 0, nil, nil) == MOE_ERROR_BAD_STATE)
         #expect(bits(try layer.forward(small).y) == expected)
         _ = try layer.backward(small, dy: small)
       }

@@ -53,7 +53,7 @@ struct PrepareTests {
     var y = x
     try check(moe_layer_prepare(layer.layer, MOE_PREPARED_BF16.int32))
     refused("tape", moe_layer_forward(layer.layer, x, 6, nil, &y, layer.tape, nil), MOE_ERROR_BAD_STATE)
-    refused("tape", moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil), MOE_ERROR_BAD_STATE)
+    refused("tape", moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil), MOE_ERROR_BAD_STATE)
     try check(moe_layer_prepare(layer.layer, MOE_PREPARED_F32.int32))
     #expect(bits(try layer.forward(x).y) == bits(plain))
   }

@@ -130,7 +130,7 @@ struct RoutingTests {
     var y = x
     #expect(moe_layer_forward(layer.layer, x, 40, nil, &y, layer.tape, nil) == MOE_ERROR_NOT_FINITE)
     #expect(lastError().split { !$0.isNumber }.contains("23"), "\(lastError())")
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil) == MOE_ERROR_BAD_STATE, "the tape is empty")
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil) == MOE_ERROR_BAD_STATE, "the tape is empty")
   }
 
   @Test(arguments: [Float.nan, .infinity])

@@ -166,7 +166,7 @@ final class Layer: @unchecked Sendable {
   /// Adds to the gradients of the parameters and returns dx [T,H].
   func backward(_ x: [Float], dy: [Float], dAuxLoss: Float = 0, tape other: OpaquePointer? = nil) throws -> [Float] {
     var dx = [Float](repeating: .nan, count: x.count)
-    try check(moe_layer_backward(layer, other ?? tape, x, dy, dAuxLoss, &dx))
+    try check(moe_layer_backward(layer, other ?? tape, x, dy, dAuxLoss, &dx, nil))
     return dx
   }
 

@@ -52,7 +52,7 @@ struct TapeTests {
   @Test func anEmptyTapeIsRefused() throws {
     let layer = try Layer()
     let x = noise(layer.hidden)
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil) == MOE_ERROR_BAD_STATE)
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil) == MOE_ERROR_BAD_STATE)
     #expect(lastError().contains("tape"))
   }
 
@@ -61,7 +61,7 @@ struct TapeTests {
     let x = noise(3 * layer.hidden)
     var y = x
     _ = try other.forward(x)
-    #expect(moe_layer_backward(layer.layer, other.tape, x, x, 0, nil) == MOE_ERROR_BAD_STATE)
+    #expect(moe_layer_backward(layer.layer, other.tape, x, x, 0, nil, nil) == MOE_ERROR_BAD_STATE)
     #expect(lastError().contains("tape"))
     #expect(moe_layer_forward(layer.layer, x, 3, nil, &y, other.tape, nil) == MOE_ERROR_BAD_STATE)
     #expect(lastError().contains("tape"))
@@ -76,7 +76,7 @@ struct TapeTests {
     _ = try layer.forward(x)
     let poisoned = [Float](repeating: .nan, count: x.count)
     #expect(moe_layer_forward(layer.layer, poisoned, 3, nil, &y, layer.tape, nil) == MOE_ERROR_NOT_FINITE)
-    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil) == MOE_ERROR_BAD_STATE)
+    #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil) == MOE_ERROR_BAD_STATE)
   }
 
   @Test func freeingNothingIsFine() {

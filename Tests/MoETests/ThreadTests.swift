@@ -64,7 +64,7 @@ struct ThreadTests {
       let statuses = [
         moe_tape_create(layer.layer, &tape),
         moe_layer_forward(layer.layer, x, 60, nil, &y, tape, nil),
-        moe_layer_backward(layer.layer, tape, x, x, 0, &mine),
+        moe_layer_backward(layer.layer, tape, x, x, 0, &mine, nil),
       ]
       moe_tape_free(tape)
       if statuses.contains(where: { $0 != MOE_OK }) || bits(mine) != dx { mismatches.increment() }

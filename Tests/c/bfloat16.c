@@ -65,7 +65,7 @@ int main(void) {
     }
     if (step == 0) first = error;
     CHECK(moe_layer_zero_grad(layer) == MOE_OK);
-    CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, NULL) == MOE_OK);
+    CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, NULL, NULL) == MOE_OK);
     CHECK(moe_optimizer_step(optimizer, parameters, count) == MOE_OK);
   }
   CHECK(error < first / 10);

@@ -55,7 +55,7 @@ static void train(moe_context *context, const moe_layer_config *config, int plai
     fill(x, N_TOKENS * H, (uint32_t)step);
     CHECK(moe_layer_forward(layer, x, N_TOKENS, &options, y, tape, &report) == MOE_OK);
     CHECK(moe_layer_zero_grad(layer) == MOE_OK);
-    CHECK(moe_layer_backward(layer, tape, x, y, 1.0f, dx) == MOE_OK);
+    CHECK(moe_layer_backward(layer, tape, x, y, 1.0f, dx, NULL) == MOE_OK);
     CHECK(moe_optimizer_step_clipped(optimizer, parameters, count, 1.0, &norm) == MOE_OK);
     add(y, sizeof y);
     add(dx, sizeof dx);

@@ -28,7 +28,7 @@ int main(void) {
   moe_tape *tape = NULL;
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
   CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, y, tape, NULL) == MOE_OK);
-  CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, dx) == MOE_OK);
+  CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, dx, NULL) == MOE_OK);
 
   /* The slope of sum(y) along x: forward again, a little further in the direction of dx. */
   const float step = 1e-3f;

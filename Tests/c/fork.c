@@ -42,7 +42,7 @@ static void run(moe_layer *layer, struct results *results) {
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
   CHECK(moe_layer_zero_grad(layer) == MOE_OK);
   CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, results->y, tape, NULL) == MOE_OK);
-  CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, results->dx) == MOE_OK);
+  CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, results->dx, NULL) == MOE_OK);
   moe_tensor router = MOE_TENSOR_INIT;
   CHECK(moe_layer_parameter(layer, 0, &router) == MOE_OK);
   memcpy(results->router_grad, router.grad, sizeof results->router_grad);

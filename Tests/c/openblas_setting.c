@@ -28,7 +28,7 @@ static void *train(void *argument) {
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
   for (int i = 0; i < N_CALLS; i++) {
     CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, y, tape, NULL) == MOE_OK);
-    CHECK(moe_layer_backward(layer, tape, x, x, 1.0f, dx) == MOE_OK);
+    CHECK(moe_layer_backward(layer, tape, x, x, 1.0f, dx, NULL) == MOE_OK);
   }
   moe_tape_free(tape);
   return NULL;

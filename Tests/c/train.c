@@ -70,7 +70,7 @@ int main(void) {
     CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, y, tape, NULL) == MOE_OK);
     error = loss(y, target, dy);
     CHECK(moe_layer_zero_grad(layer) == MOE_OK);
-    CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, NULL) == MOE_OK);
+    CHECK(moe_layer_backward(layer, tape, x, dy, 1.0f, NULL, NULL) == MOE_OK);
     CHECK(moe_clip_grad_norm(context, parameters, count, 1.0, NULL) == MOE_OK);
     CHECK(moe_optimizer_step(optimizer, parameters, count) == MOE_OK);
   }

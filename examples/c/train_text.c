@@ -207,7 +207,7 @@ static void backward(model *m, const unsigned char *bytes, const int64_t *positi
       dh[t][i] = sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
     }
   }
-  CHECK(moe_layer_backward(m->layer, m->tape, &x[0][0], &dh[0][0], 1.0f, &dx[0][0]));
+  CHECK(moe_layer_backward(m->layer, m->tape, &x[0][0], &dh[0][0], 1.0f, &dx[0][0], NULL));
   for (int64_t t = 0; t < n; t++) /* h = x + moe(x): both ways add up */
     for (int i = 0; i < H; i++)
       embedding_grad[bytes[positions[t] - CONTEXT + i / WIDTH]][i % WIDTH] += dh[t][i] + dx[t][i];
