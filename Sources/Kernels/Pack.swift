@@ -88,15 +88,15 @@ private struct Quad {
   store(to + 16, columns > 16 ? load(from + 16, columns &- 16) : V(repeating: 0))
 }
 
-/// Rows of x in chunks: out[c][r][:] = x[pairs[r] / topK][32 c ...], times the pair's weight where weights are given;
-/// without pairs row r of x. The last chunk is filled up with 0.
+/// Rows of x in chunks: out[c][r][:] = x[tokens[r]][32 c ...], times weights[r] where weights are given; without tokens
+/// row r of x. The last chunk is filled up with 0.
 @inline(never) func gather(
-  _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Source, _ xRow: Int, _ weights: Source?,
+  _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Source, _ xRow: Int, _ weights: Source?,
   _ out: Target
 ) {
   var r = 0
   while r < m {
-    let row = Row(r, pairs, topK, x, xRow, weights)
+    let row = Row(r, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
       let to = out + (c &* m &+ r &* 32)
@@ -114,11 +114,10 @@ struct Row {
   private let factor: Float
 
   @inline(__always) init(
-    _ r: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Source, _ xRow: Int, _ weights: Source?
+    _ r: Int, _ tokens: UnsafePointer<Int32>?, _ x: Source, _ xRow: Int, _ weights: Source?
   ) {
-    let pair = pairs.map { Int($0[r]) } ?? r
-    start = x + (pairs == nil ? r : pair / topK) &* xRow
-    factor = weights.map { $0[pair] } ?? 1
+    start = x + (tokens.map { Int($0[r]) } ?? r) &* xRow
+    factor = weights.map { $0[r] } ?? 1
   }
 
   /// 16 of `columns` floats from the c-th on; 0 beyond them.

@@ -122,12 +122,12 @@ import CShims
 
 /// `gather` in bfloat16: chunks [columns / 32][m][32].
 @inline(never) func gatherBF16(
-  _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Source, _ xRow: Int, _ weights: Source?,
+  _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Source, _ xRow: Int, _ weights: Source?,
   _ out: UnsafeMutablePointer<UInt16>
 ) {
   var r = 0
   while r < m {
-    let row = Row(r, pairs, topK, x, xRow, weights)
+    let row = Row(r, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
       let to = out + (c &* m &+ r &* 32)
@@ -141,15 +141,15 @@ import CShims
 
 /// `gather` in pairs of rows: chunks [columns / 32][m / 2][32], the last row of an odd m beside 0.
 @inline(never) func gatherTokenPairs(
-  _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Source, _ xRow: Int, _ weights: Source?,
+  _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Source, _ xRow: Int, _ weights: Source?,
   _ out: UnsafeMutablePointer<UInt32>
 ) {
   let count = (m &+ 1) / 2
   var r = 0
   while r < m {
-    let lower = Row(r, pairs, topK, x, xRow, weights)
+    let lower = Row(r, tokens, x, xRow, weights)
     let single = r &+ 1 == m
-    let upper = single ? lower : Row(r &+ 1, pairs, topK, x, xRow, weights)
+    let upper = single ? lower : Row(r &+ 1, tokens, x, xRow, weights)
     var c = 0
     while c < columns {
       let to = out + (c &* count &+ r / 2 &* 32)

@@ -18,3 +18,13 @@ import CShims
     return moei_square_root(larger(z, V(repeating: 0)) + log)
   }
 }
+
+/// x^p for x >= 0 and p >= 0
+@inline(never) func power(_ n: Int, _ p: Float, _ x: Source, _ y: Target) {
+  map(n, x, y) { x in
+    let zero = V(repeating: 0)
+    let tiny = V(repeating: .leastNormalMagnitude)
+    let value = exponential(logarithm(larger(x, tiny)) * p)
+    return p == 0 ? V(repeating: 1) : value.replacing(with: zero, where: x .== zero)
+  }
+}

@@ -28,6 +28,7 @@ import CShims
       softmax: { softmax(Int($0), $1, $2, $3, $4) },
       sigmoid: { sigmoid(Int($0), $1, $2) },
       sqrt_softplus: { sqrtSoftplus(Int($0), $1, $2) },
+      power: { power(Int($0), $1, $2, $3) },
       first_not_finite: { Int64(firstNotFinite(Int($0), $1)) },
       top_k: { topK(Int($0), Int($1), $2, $3, $4) },
       softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },
@@ -48,7 +49,7 @@ import CShims
       },
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
-      gather: { gather(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      gather: { gather(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       product_of_pairs: { productOfPairs(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
       product_over_token_pairs: {
         productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
@@ -58,8 +59,8 @@ import CShims
       follow_bf16: { followBF16(Int($0), $1, $2) },
       pack_pairs_transposed: { packPairsTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack_pairs: { packPairs(Int($0), Int($1), $2, Int($3), $4) },
-      gather_bf16: { gatherBF16(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
-      gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, Int($3), $4, Int($5), $6, $7) },
+      gather_bf16: { gatherBF16(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
+      gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       add_token_pairs: { addTokenPairs(Int($0), $1, $2) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) }))

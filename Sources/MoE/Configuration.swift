@@ -2,55 +2,79 @@ import CShims
 
 /// What a layer is. The boundary has checked it: sizes are at least 1 and below 2^31, K <= E.
 public struct Configuration {
-  public var hidden: Int  // H
-  public var intermediate: Int  // I
-  public var experts: Int  // E
-  public var topK: Int  // K
-  public var choice: TokenChoice
-  public var routerBias: Bool
-  let gated: Bool
-  /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
-  let linear: Bool
-  public var activation: moei_activation
-  public var expertBias: Bool
-  /// Of the experts' matrices, and of the arrays of tokens that are multiplied with them.
-  public var weights: ElementType
-  /// Of x, y and their gradients.
-  public var tokens: ElementType
-  public var trainable: Bool
-  public var dropout: Float
-  public var balanceCoefficient: Float
-  public var zCoefficient: Float
-  public var seed: UInt64
-
-  /// Numbers as in moe_expert_kind.
-  public enum ExpertKind: Int32 {
-    case mlp = 0
-    case gated = 1
-    case linear = 2
+  /// Numbers as in moe_router.
+  public enum RouterKind: Int32 {
+    case tokenChoice = 0
+    case expertChoice = 1
+    case hierarchical = 2
+    case hash = 3
+    case sinkhorn = 4
+    case external = 5
   }
 
-  public init(
-    hidden: Int, intermediate: Int, experts: Int, topK: Int, choice: TokenChoice,
-    routerBias: Bool, kind: ExpertKind, activation: moei_activation, expertBias: Bool, weights: ElementType,
-    tokens: ElementType, trainable: Bool, dropout: Float, balanceCoefficient: Float, zCoefficient: Float, seed: UInt64
-  ) {
+  /// Numbers as in moe_shared_gate.
+  public enum SharedGate: Int32 {
+    case plain = 0
+    case sigmoid = 1
+    case residual = 2
+  }
+
+  public var hidden: Int  // H
+  public var experts: Int  // E, those that are chosen
+  public var topK: Int  // K
+  public var shared = 0  // S, experts that every token uses; numbers E ..< E + S
+  public var sharedGate = SharedGate.plain
+  /// [groupCount]; shared experts are the last group. The caller's memory until the layer is made, then the layer's.
+  public var groups: UnsafePointer<ExpertGroup>
+  public var groupCount: Int
+  /// Whether the groups were listed: their parameters' names have numbers then.
+  public var groupsAreListed = false
+  public var outputBias = false
+
+  public var router = RouterKind.tokenChoice
+  public var routerBias = false
+  public var choice = TokenChoice()
+  public var dynamicK: DynamicK?
+  public var exploration = Exploration()
+  public var warmup: Warmup?
+  public var capacity: Capacity?
+  /// [vocabulary, K]; memory as that of `groups`.
+  public var hashTable: UnsafePointer<Int32>?
+  public var vocabulary = 0
+
+  /// Of x, y and their gradients.
+  public var tokens = ElementType.f32
+  public var trainable = true
+  public var balanceCoefficient: Float = 0
+  public var zCoefficient: Float = 0
+  public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`
+  public var lossCount = 0
+  public var seed: UInt64 = 0
+
+  public init(hidden: Int, experts: Int, topK: Int, groups: UnsafePointer<ExpertGroup>, groupCount: Int) {
     self.hidden = hidden
-    self.intermediate = intermediate
     self.experts = experts
     self.topK = topK
-    self.choice = choice
-    self.routerBias = routerBias
-    gated = kind == .gated
-    linear = kind == .linear
-    self.activation = activation
-    self.expertBias = expertBias
-    self.weights = weights
-    self.tokens = tokens
-    self.trainable = trainable
-    self.dropout = dropout
-    self.balanceCoefficient = balanceCoefficient
-    self.zCoefficient = zCoefficient
-    self.seed = seed
+    self.groups = groups
+    self.groupCount = groupCount
   }
+}
+
+extension Configuration {
+  /// Choices of a token: where experts choose, one for each of them.
+  public var choices: Int { router == .expertChoice ? experts : topK }
+  /// Choices, then shared experts.
+  public var slots: Int { choices + shared }
+  /// Without a gate there are no logits and no probabilities.
+  public var hasGate: Bool { router != .external && !(router == .hash && choice.weights == .equal) }
+  /// Logits of the shared experts' gate.
+  var sharedGates: Int {
+    switch sharedGate {
+    case .plain: 0
+    case .sigmoid: shared
+    case .residual: 2
+    }
+  }
+  /// Of all groups' experts.
+  var weightOnInput: Bool { groups[0].weightOnInput }
 }

@@ -10,61 +10,113 @@ public enum ElementType: Int32 {
 
 /// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
 public struct Parameter {
-  public let name: StaticString
+  public let name: UnsafePointer<CChar>  // memory of the layer
   public let rank: Int
   public let shape: (Int, Int, Int)  // entries from `rank` on are 1
   public let count: Int
   public let type: ElementType
   public var bytes: Int { count * type.size }
+  /// Buffers, which no optimiser moves, have none.
+  public let hasGradient: Bool
   public fileprivate(set) var data: UnsafeMutableRawPointer?
   public fileprivate(set) var grad: UnsafeMutablePointer<Float>?
   fileprivate var ownsData = true
   fileprivate var ownsGrad = true
 }
 
-/// The layer's parameters, in the order a token meets them.
+/// The layer's parameters, in the order of the list in moe.h.
 struct Parameters {
   enum Role: Int {
     case routerWeight  // [E,H]
     case routerBias  // [E]
+    // Of each group of experts, E and I the group's:
     case gateWeight  // [E,I,H]
     case gateBias  // [E,I]
     case upWeight  // [E,I,H]
     case upBias  // [E,I]
     case downWeight  // [E,H,I]
     case downBias  // [E,H]
-    case selectionBias  // [E], without a gradient
+    case constant  // [E,H]
+    // Of the layer:
+    case selectionBias  // [E], a buffer
     case expertScale  // [E]
+    case coarseWeight  // [G,H]
+    case coarseBias  // [G]
+    case noiseWeight  // [E,H]
+    case normWeight  // [H]
+    case normBias  // [H]
+    case runningMean  // [H], a buffer
+    case runningVariance  // [H], a buffer
+    case activeExperts  // [1], a buffer
+    case sharedRouterWeight  // [S,H], residual: [2,H]
+    case sharedRouterBias  // [2]
+    case outputBias  // [H]
+
+    static var count: Int { 22 }
+    private static var firstOfGroup: Int { Role.gateWeight.rawValue }
+    private static var perGroup: Int { Role.selectionBias.rawValue - firstOfGroup }
+    private var ofGroup: Bool { rawValue >= Self.firstOfGroup && rawValue < Self.firstOfGroup + Self.perGroup }
+
+    static func slots(groups: Int) -> Int { count + (groups - 1) * perGroup }
+
+    fileprivate func slot(_ group: Int, _ groups: Int) -> Int {
+      rawValue < Self.firstOfGroup ? rawValue : rawValue + (ofGroup ? group : groups - 1) * Self.perGroup
+    }
+
+    /// Of the random numbers for initial values. Other streams are in Random.swift.
+    fileprivate func stream(_ group: Int) -> UInt8 {
+      if group > 0 && ofGroup { return UInt8(32 + group * Self.perGroup + rawValue - Self.firstOfGroup) }
+      return UInt8(rawValue < Role.constant.rawValue ? rawValue : 200 + rawValue)
+    }
   }
 
-  static let capacity = 10
   private let slots: UnsafeMutablePointer<Parameter?>
+  private let names: UnsafeMutablePointer<CChar>  // [slots, nameSize]
+  private let groups: Int
+  private var group = 0  // whose experts' parameters are meant
 
-  init(_ slots: UnsafeMutablePointer<Parameter?>) {
-    self.slots = slots
-    slots.initialize(repeating: nil, count: Self.capacity)
+  private static var nameSize: Int { 32 }
+
+  init(_ arena: inout Arena, groups: Int) {
+    self.groups = groups
+    slots = arena.take(Parameter?.self, Role.slots(groups: groups))
+    names = arena.take(CChar.self, Role.slots(groups: groups), Self.nameSize)
   }
 
-  subscript(role: Role) -> Parameter? { slots[role.rawValue] }
+  /// Once, before anything else.
+  func clear() { slots.initialize(repeating: nil, count: capacity) }
+
+  private var capacity: Int { Role.slots(groups: groups) }
+
+  /// The same, with the experts' parameters those of one group.
+  func of(_ group: ExpertGroup) -> Parameters {
+    var own = self
+    own.group = group.index
+    return own
+  }
+
+  private func slot(_ role: Role) -> Int { role.slot(group, groups) }
+
+  subscript(role: Role) -> Parameter? { slots[slot(role)] }
 
   /// A float32 tensor's values.
   func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
   /// Those of a tensor of either type.
-  func memory(_ role: Role) -> UnsafeMutableRawPointer? { slots[role.rawValue]?.data }
+  func memory(_ role: Role) -> UnsafeMutableRawPointer? { self[role]?.data }
   func value(_ role: Role, _ index: Int) -> Float {
-    let p = slots[role.rawValue]!
+    let p = self[role]!
     switch p.type {
     case .f32: return p.data!.assumingMemoryBound(to: Float.self)[index]
     case .bf16: return Float(bitPattern: UInt32(p.data!.assumingMemoryBound(to: UInt16.self)[index]) << 16)
     }
   }
-  func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { slots[role.rawValue]?.grad }
+  func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
   // MARK: the public list, which skips what the configuration does not have
 
   var count: Int {
     var count = 0
-    for slot in 0..<Self.capacity where slots[slot] != nil { count += 1 }
+    for slot in 0..<capacity where slots[slot] != nil { count += 1 }
     return count
   }
 
@@ -72,7 +124,7 @@ struct Parameters {
 
   private func slot(_ index: Int) -> Int {
     var left = index
-    for slot in 0..<Self.capacity where slots[slot] != nil {
+    for slot in 0..<capacity where slots[slot] != nil {
       if left == 0 { return slot }
       left -= 1
     }
@@ -96,7 +148,7 @@ struct Parameters {
   }
 
   func zeroGrad() {
-    for slot in 0..<Self.capacity {
+    for slot in 0..<capacity {
       if let parameter = slots[slot], let grad = parameter.grad { grad.update(repeating: 0, count: parameter.count) }
     }
   }
@@ -104,43 +156,82 @@ struct Parameters {
   // MARK: life
 
   func allocate(_ c: Configuration, allocator: Allocator) throws(Fault) {
-    try add(.routerWeight, "router.weight", (c.experts, c.hidden, 1), rank: 2, c, allocator)
-    if c.routerBias { try add(.routerBias, "router.bias", (c.experts, 1, 1), rank: 1, c, allocator) }
-    if c.gated {
-      try add(.gateWeight, "experts.gate.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
-      if c.expertBias {
-        try add(.gateBias, "experts.gate.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator)
-      }
+    let (e, h) = (c.experts, c.hidden)
+    func add(_ role: Role, _ name: StaticString, _ rows: Int, _ columns: Int? = nil, buffer: Bool = false) throws(Fault) {
+      try self.add(
+        role, "", nil, name, (rows, columns ?? 1, 1), rank: columns == nil ? 1 : 2, .f32,
+        gradient: c.trainable && !buffer, allocator)
     }
-    if !c.linear {
-      try add(.upWeight, "experts.up.weight", (c.experts, c.intermediate, c.hidden), rank: 3, c, allocator)
-      if c.expertBias { try add(.upBias, "experts.up.bias", (c.experts, c.intermediate, 1), rank: 2, c, allocator) }
+    if c.hasGate {
+      try add(.routerWeight, "router.weight", e, h)
+      if c.routerBias { try add(.routerBias, "router.bias", e) }
     }
-    let (weight, bias): (StaticString, StaticString) =
-      c.linear ? ("experts.weight", "experts.bias") : ("experts.down.weight", "experts.down.bias")
-    try add(.downWeight, weight, (c.experts, c.hidden, c.intermediate), rank: 3, c, allocator)
-    if c.expertBias { try add(.downBias, bias, (c.experts, c.hidden, 1), rank: 2, c, allocator) }
-    if c.choice.selectionBias {
-      try add(.selectionBias, "router.selection_bias", (c.experts, 1, 1), rank: 1, c, allocator)
+    for index in 0..<c.groupCount { try of(c.groups[index]).allocateExperts(c, c.groups[index], allocator) }
+    if c.choice.selectionBias { try add(.selectionBias, "router.selection_bias", e, buffer: true) }
+    if c.choice.expertScale { try add(.expertScale, "router.expert_scale", e) }
+    if c.router == .hierarchical, let groups = c.choice.groups {
+      try add(.coarseWeight, "router.coarse.weight", groups.count, h)
+      if c.routerBias { try add(.coarseBias, "router.coarse.bias", groups.count) }
     }
-    if c.choice.expertScale { try add(.expertScale, "router.expert_scale", (c.experts, 1, 1), rank: 1, c, allocator) }
+    if c.exploration.noise == .learned { try add(.noiseWeight, "router.noise.weight", e, h) }
+    if c.exploration.batchNorm != nil {
+      try add(.normWeight, "router.norm.weight", h)
+      try add(.normBias, "router.norm.bias", h)
+      try add(.runningMean, "router.norm.running_mean", h, buffer: true)
+      try add(.runningVariance, "router.norm.running_var", h, buffer: true)
+    }
+    if c.warmup != nil { try add(.activeExperts, "router.active_experts", 1, buffer: true) }
+    if c.sharedGates > 0 { try add(.sharedRouterWeight, "shared.router.weight", c.sharedGates, h) }
+    if c.sharedGate == .residual { try add(.sharedRouterBias, "shared.router.bias", 2) }
+    if c.outputBias { try add(.outputBias, "output.bias", h) }
+  }
+
+  private func allocateExperts(_ c: Configuration, _ group: ExpertGroup, _ allocator: Allocator) throws(Fault) {
+    let (e, h, i) = (group.experts, group.hidden, group.intermediate)
+    func add(_ role: Role, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int) throws(Fault) {
+      let prefix: StaticString = group.isShared ? "shared." : "experts."
+      // One group needs no number.
+      let number = group.isShared || !c.groupsAreListed ? nil : group.index
+      try self.add(
+        role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32, gradient: c.trainable,
+        allocator)
+    }
+    if group.kind == .constant { try add(.constant, "constant", (e, h, 1), rank: 2) }
+    if !group.multiplies { return }
+    if group.gated {
+      try add(.gateWeight, "gate.weight", (e, i, h), rank: 3)
+      if group.hasBias { try add(.gateBias, "gate.bias", (e, i, 1), rank: 2) }
+    }
+    if !group.linear {
+      try add(.upWeight, "up.weight", (e, i, h), rank: 3)
+      if group.hasBias { try add(.upBias, "up.bias", (e, i, 1), rank: 2) }
+    }
+    try add(.downWeight, group.linear ? "weight" : "down.weight", (e, h, i), rank: 3)
+    if group.hasBias { try add(.downBias, group.linear ? "bias" : "down.bias", (e, h, 1), rank: 2) }
   }
 
   private func add(
-    _ role: Role, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int, _ c: Configuration, _ allocator: Allocator
+    _ role: Role, _ prefix: StaticString, _ number: Int?, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int,
+    _ type: ElementType, gradient: Bool, _ allocator: Allocator
   ) throws(Fault) {
-    let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
-    let type = rank == 3 ? c.weights : .f32  // the experts' matrices
-    var parameter = Parameter(name: name, rank: rank, shape: shape, count: count, type: type)
-    parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
-    slots[role.rawValue] = parameter  // from here on `free` sees it
-    if c.trainable && role != .selectionBias {
-      slots[role.rawValue]!.grad = try allocator.allocate(Float.self, count: count)
+    let slot = slot(role)
+    var text = TextBuffer(names + slot * Self.nameSize, capacity: Self.nameSize)
+    text.append(prefix)
+    if let number {
+      text.append(number)
+      text.append(".")
     }
+    text.append(name)
+    let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
+    var parameter = Parameter(
+      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type, hasGradient: gradient)
+    parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
+    slots[slot] = parameter  // from here on `free` sees it
+    if gradient { slots[slot]!.grad = try allocator.allocate(Float.self, count: count) }
   }
 
   func free(allocator: Allocator) {
-    for slot in 0..<Self.capacity {
+    for slot in 0..<capacity {
       guard let parameter = slots[slot] else { continue }
       if parameter.ownsData { allocator.deallocate(parameter.data) }
       if parameter.ownsGrad { allocator.deallocate(parameter.grad) }
@@ -149,31 +240,54 @@ struct Parameters {
 
   // MARK: initial values
 
-  /// Kaiming for the router, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h); gradients 0.
+  /// Kaiming for gates, Xavier for the experts' weights, PyTorch's default for biases (include/moe.h); gradients 0.
   /// Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
   func initialise(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
     let fromHidden = 1 / Double(c.hidden).squareRoot()
-    let fromIntermediate = 1 / Double(c.intermediate).squareRoot()
-    let xavier = (6 / Double(c.hidden + c.intermediate)).squareRoot()
     let random = Random(kernels: kernels, seed: c.seed, stream: 0, step: 0)
-    random.of(.routerWeight)
-      .fillNormal(data(.routerWeight)!, count: self[.routerWeight]!.count, deviation: fromHidden)
+    fillNormal(.routerWeight, fromHidden, random)
     fill(.routerBias, fromHidden, random)
+    for index in 0..<c.groupCount { of(c.groups[index]).initialiseExperts(c.groups[index], random) }
+    set(.selectionBias, to: 0)
+    set(.expertScale, to: 1)
+    fillNormal(.coarseWeight, fromHidden, random)
+    fill(.coarseBias, fromHidden, random)
+    set(.noiseWeight, to: 0)
+    set(.normWeight, to: 1)
+    set(.normBias, to: 0)
+    set(.runningMean, to: 0)
+    set(.runningVariance, to: 1)
+    if let warmup = c.warmup { set(.activeExperts, to: Float(warmup.start)) }
+    fillNormal(.sharedRouterWeight, fromHidden, random)
+    fill(.sharedRouterBias, fromHidden, random)
+    set(.outputBias, to: 0)
+  }
+
+  private func initialiseExperts(_ group: ExpertGroup, _ random: Random) {
+    let fromHidden = 1 / Double(group.hidden).squareRoot()
+    let xavier = (6 / Double(group.hidden + group.intermediate)).squareRoot()
     fill(.gateWeight, xavier, random)
     fill(.gateBias, fromHidden, random)
     fill(.upWeight, xavier, random)
     fill(.upBias, fromHidden, random)
     fill(.downWeight, xavier, random)
-    fill(.downBias, fromIntermediate, random)
-    data(.selectionBias)?.update(repeating: 0, count: c.experts)
-    data(.expertScale)?.update(repeating: 1, count: c.experts)
+    fill(.downBias, 1 / Double(max(group.intermediate, 1)).squareRoot(), random)
+    set(.constant, to: 0)
+  }
+
+  private func set(_ role: Role, to value: Float) {
+    if let p = self[role] { data(role)!.update(repeating: value, count: p.count) }
+  }
+
+  private func fillNormal(_ role: Role, _ deviation: Double, _ random: Random) {
+    if let p = self[role] { stream(role, random).fillNormal(data(role)!, count: p.count, deviation: deviation) }
   }
 
   /// Uniform values, in bfloat16 the same ones rounded.
   private func fill(_ role: Role, _ bound: Double, _ random: Random) {
     guard let p = self[role] else { return }
-    let random = random.of(role)
+    let random = stream(role, random)
     guard p.type == .bf16 else {
       return random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
     }
@@ -187,11 +301,9 @@ struct Parameters {
       }
     }
   }
-}
 
-extension Random {
-  /// Numbers for a parameter's initial values: each has a stream of its own.
-  fileprivate func of(_ role: Parameters.Role) -> Random {
-    Random(kernels: kernels, seed: seed, stream: UInt8(role.rawValue), step: 0)
+  /// Each parameter has a stream of its own.
+  private func stream(_ role: Role, _ random: Random) -> Random {
+    Random(kernels: random.kernels, seed: random.seed, stream: role.stream(group), step: 0)
   }
 }

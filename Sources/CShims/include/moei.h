@@ -190,6 +190,8 @@ typedef struct moei_kernels {
   /* s = 1 / (1 + exp(-z));  s = sqrt(ln(1 + exp z)) */
   void (*sigmoid)(int64_t n, const float *z, float *s);
   void (*sqrt_softplus)(int64_t n, const float *z, float *s);
+  /* y = x^p, x and p >= 0 */
+  void (*power)(int64_t n, float p, const float *x, float *y);
   /* index of the first element that is NaN or plus infinity, or n */
   int64_t (*first_not_finite)(int64_t n, const float *z);
   /* the k largest of z, largest first, the lowest index first among equals: where they are, and what; 1 <= k <= n */
@@ -226,9 +228,8 @@ typedef struct moei_kernels {
   /* panel[p][j] = w[j][p], or w[p][j], for j < columns <= 32, 0 beyond */
   void (*pack_transposed)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
   void (*pack)(int64_t columns, int64_t k, const float *w, int64_t w_row, float *panel);
-  /* chunks [columns / 32][m][32] of m rows of x: row pairs[r] / top_k, times weights[pairs[r]]; without pairs, row r */
-  void (*gather)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
-                 int64_t x_row, const float *_Nullable weights, float *chunks);
+  /* chunks [columns / 32][m][32] of m rows of x: row tokens[r], times weights[r]; without tokens, row r */
+  void (*gather)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, float *chunks);
 
   /* The products of bfloat16 take two at a time, in words of two: A [k / 32][m][16] and B [k / 2][32] of pairs along k,
    * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
@@ -245,10 +246,8 @@ typedef struct moei_kernels {
   void (*pack_pairs_transposed)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
   void (*pack_pairs)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
   /* gather, rounded: rows, or pairs of rows [columns / 32][m / 2][32], the last one with 0 where m is odd */
-  void (*gather_bf16)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
-                      int64_t x_row, const float *_Nullable weights, uint16_t *chunks);
-  void (*gather_token_pairs)(int64_t m, int64_t columns, const int32_t *_Nullable pairs, int64_t top_k, const float *x,
-                             int64_t x_row, const float *_Nullable weights, uint32_t *chunks);
+  void (*gather_bf16)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, uint16_t *chunks);
+  void (*gather_token_pairs)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, uint32_t *chunks);
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
   void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);

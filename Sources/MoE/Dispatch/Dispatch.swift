@@ -1,30 +1,51 @@
-/// Tokens grouped by expert. A *pair* is one choice of one token, number t * K + slot; a *row* is its place among the
-/// rows of its expert. Within an expert rows are in ascending token order, so that sums over rows are too.
+/// Tokens grouped by expert. A *pair* is one choice of one token, number t * slots + slot; a *row* is its place among the
+/// rows of its expert. Within an expert rows are in ascending token order, so that sums over rows are too. Choices that
+/// are none, or were dropped, have no row.
 struct Dispatch {
-  let pairs: Int  // T * K
-  let offsets: UnsafeMutablePointer<Int32>  // [E+1]: expert e has rows offsets[e] ..< offsets[e+1]
-  let pairOfRow: UnsafeMutablePointer<Int32>  // [T*K]
-  let rowOfPair: UnsafeMutablePointer<Int32>  // [T*K]
+  let pairs: Int  // T * slots
+  let mostRows: Int
+  let offsets: UnsafeMutablePointer<Int32>  // [experts + 1]: expert e has rows offsets[e] ..< offsets[e+1]
+  let rowOfPair: UnsafeMutablePointer<Int32>  // [pairs], noRow where there is none
+  let pairOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
+  let tokenOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
+  let weightOfRow: UnsafeMutablePointer<Float>  // [mostRows]
+  private let experts: Int
+
+  static var noRow: Int32 { -1 }
 
   init(_ arena: inout Arena, _ c: Configuration, tokens: Int) {
-    pairs = tokens * c.topK
-    offsets = arena.take(Int32.self, c.experts + 1)
-    pairOfRow = arena.take(Int32.self, pairs)
+    pairs = tokens * c.slots
+    mostRows = c.mostRows(tokens)
+    experts = c.experts + c.shared
+    offsets = arena.take(Int32.self, experts + 1)
     rowOfPair = arena.take(Int32.self, pairs)
+    pairOfRow = arena.take(Int32.self, mostRows)
+    tokenOfRow = arena.take(Int32.self, mostRows)
+    weightOfRow = arena.take(Float.self, mostRows)
   }
 
-  /// A counting sort by expert: stable, O(T K + E).
-  func group(_ indices: UnsafePointer<Int32>, experts: Int) {
+  /// A counting sort by expert: stable, O(T slots + E).
+  func group(_ routing: Routing) {
     offsets.initialize(repeating: 0, count: experts + 1)
-    for pair in 0..<pairs { offsets[Int(indices[pair]) + 1] += 1 }
+    for pair in 0..<pairs where routing.indices[pair].isExpert { offsets[Int(routing.indices[pair]) + 1] += 1 }
     for e in 0..<experts { offsets[e + 1] += offsets[e] }
     // offsets[e] serves as the next free row of e, which leaves it at the start of e + 1; shifted back below.
-    for pair in 0..<pairs {
-      let expert = Int(indices[pair])
-      let row = offsets[expert]
-      pairOfRow[Int(row)] = Int32(truncatingIfNeeded: pair)
-      rowOfPair[pair] = row
-      offsets[expert] = row + 1
+    var pair = 0
+    for token in 0..<routing.tokens {
+      for _ in 0..<routing.slots {
+        let expert = routing.indices[pair]
+        if expert.isExpert {
+          let row = offsets[Int(expert)]
+          offsets[Int(expert)] = row + 1
+          pairOfRow[Int(row)] = Int32(truncatingIfNeeded: pair)
+          tokenOfRow[Int(row)] = Int32(truncatingIfNeeded: token)
+          weightOfRow[Int(row)] = routing.weights[pair]
+          rowOfPair[pair] = row
+        } else {
+          rowOfPair[pair] = Self.noRow
+        }
+        pair += 1
+      }
     }
     var e = experts
     while e > 0 {
@@ -36,4 +57,39 @@ struct Dispatch {
 
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
+
+  /// What the experts of a group see.
+  func rows(of group: ExpertGroup, tokens: Int) -> GroupRows {
+    GroupRows(
+      most: group.isShared ? tokens * group.experts : mostRows, offsets: offsets + group.first, pairOfRow: pairOfRow,
+      tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
+  }
+}
+
+/// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
+struct GroupRows {
+  let most: Int  // rows at most
+  private let offsets: UnsafePointer<Int32>  // [experts of the group + 1]
+  private let pairOfRow: UnsafePointer<Int32>
+  private let tokenOfRow: UnsafePointer<Int32>
+  private let weightOfRow: UnsafePointer<Float>
+
+  fileprivate init(
+    most: Int, offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>,
+    weightOfRow: UnsafePointer<Float>
+  ) {
+    self.most = most
+    self.offsets = offsets
+    self.pairOfRow = pairOfRow
+    self.tokenOfRow = tokenOfRow
+    self.weightOfRow = weightOfRow
+  }
+
+  /// The group's first row.
+  var first: Int { Int(offsets[0]) }
+  func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
+  func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
+  func pairs(from row: Int) -> UnsafePointer<Int32> { pairOfRow + row }
+  func tokens(from row: Int) -> UnsafePointer<Int32> { tokenOfRow + row }
+  func weights(from row: Int) -> UnsafePointer<Float> { weightOfRow + row }
 }

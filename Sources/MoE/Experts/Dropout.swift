@@ -9,12 +9,10 @@ struct Dropout {
   private let scale: Float
   private let width: Int  // I
 
-  private static let stream: UInt8 = 16  // after the streams of the parameters
-
   /// nil where nothing is dropped.
-  init?(_ c: Configuration, kernels: UnsafePointer<moei_kernels>, step: UInt64, training: Bool) {
-    guard training && c.dropout > 0 else { return nil }
-    random = Random(kernels: kernels, seed: c.seed, stream: Self.stream, step: step)
+  init?(_ c: ExpertGroup, _ draws: Draws) {
+    guard draws.training && c.dropout > 0 else { return nil }
+    random = draws.of(.expertDropout)
     threshold = UInt32(Double(c.dropout) * 0x1p32)
     scale = Float(1 / (1 - Double(c.dropout)))
     width = c.intermediate

@@ -9,10 +9,11 @@ struct ExpertPiece {
   let chunks: Range<Int>  // of outputs, this piece's
   let first: Int  // row of the expert with which the piece begins
   private let firstOfExpert: Int  // among all rows
+  private let firstInGroup: Int
   private let firstPlace: Int  // in tiled arrays, where every expert begins at a multiple of the unit
-  private let pairOfRow: UnsafePointer<Int32>
+  private let dispatch: GroupRows
 
-  init(_ piece: Piece, _ dispatch: Dispatch, maxHeight: Int, unit: Int) {
+  init(_ piece: Piece, _ dispatch: GroupRows, maxHeight: Int, unit: Int) {
     let rows = dispatch.rows(ofExpert: Int(piece.expert))
     expert = Int(piece.expert)
     tiles = Tiles(rows: rows.count, maxHeight: maxHeight, unit: unit)
@@ -20,15 +21,19 @@ struct ExpertPiece {
     chunks = piece.chunks
     first = tiles.start(piece.tiles.lowerBound)
     firstOfExpert = rows.lowerBound
-    firstPlace = (rows.lowerBound + (unit - 1) * (expert + 1)) / unit * unit
-    pairOfRow = UnsafePointer(dispatch.pairOfRow)
+    firstInGroup = rows.lowerBound - dispatch.first
+    firstPlace = (firstInGroup + (unit - 1) * (expert + 1)) / unit * unit
+    self.dispatch = dispatch
   }
 
   /// Number of the first of an expert's `rows` among the rows of all experts.
   func row(_ rows: Range<Int>) -> Int { firstOfExpert + rows.lowerBound }
 
-  /// Rows of a tiled array over all experts' rows.
-  static func places(_ pairs: Int, experts: Int, unit: Int) -> Int { pairs + (unit - 1) * (experts + 1) }
+  /// The same among those of the group's experts.
+  func rowInGroup(_ rows: Range<Int>) -> Int { firstInGroup + rows.lowerBound }
+
+  /// Rows of a tiled array over all rows of a group.
+  static func places(_ rows: Int, experts: Int, unit: Int) -> Int { rows + (unit - 1) * (experts + 1) }
 
   /// Where a chunk of a tile lies in a tiled array, `width` elements wide.
   func place(_ chunk: Int, _ rows: Range<Int>, width: Int) -> Int {
@@ -41,29 +46,31 @@ struct ExpertPiece {
   }
 
   /// The pairs of an expert's `rows`.
-  func pairs(_ rows: Range<Int>) -> UnsafePointer<Int32> { pairOfRow + row(rows) }
+  func pairs(_ rows: Range<Int>) -> UnsafePointer<Int32> { dispatch.pairs(from: row(rows)) }
+  func tokens(_ rows: Range<Int>) -> UnsafePointer<Int32> { dispatch.tokens(from: row(rows)) }
+  func weights(_ rows: Range<Int>) -> UnsafePointer<Float> { dispatch.weights(from: row(rows)) }
 
-  /// `columns` columns of x [T, xRow] for each row of some tiles; tiled, from `out` on.
+  /// `columns` columns of x [T, xRow] for each row of some tiles, times the routing weights if `weighted`; tiled, from
+  /// `out` on.
   func gather<P: Precision>(
-    _: P.Type, _ tiles: Range<Int>, _ columns: Int, of x: UnsafePointer<Float>, xRow: Int,
-    into out: UnsafeMutablePointer<P.Element>, topK: Int, _ kernels: UnsafePointer<moei_kernels>
+    _: P.Type, _ tiles: Range<Int>, _ columns: Int, of x: UnsafePointer<Float>, xRow: Int, weighted: Bool,
+    into out: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
   ) {
     forEachTile(tiles) { rows, before in
       P.gather(
-        rows.count, columns, pairs(rows), topK, x, xRow: xRow, weights: nil, into: out + before * padded(columns),
-        kernels)
+        rows.count, columns, tokens(rows), x, xRow: xRow, weights: weighted ? weights(rows) : nil,
+        into: out + before * padded(columns), kernels)
     }
   }
 
-  /// The same for sums over tokens, times the routing weights where they are given.
+  /// The same for sums over tokens.
   func gatherTokens<P: Precision>(
-    _: P.Type, _ tiles: Range<Int>, _ columns: Int, of x: UnsafePointer<Float>, xRow: Int,
-    weights: UnsafePointer<Float>?, into out: UnsafeMutablePointer<P.Element>, topK: Int,
-    _ kernels: UnsafePointer<moei_kernels>
+    _: P.Type, _ tiles: Range<Int>, _ columns: Int, of x: UnsafePointer<Float>, xRow: Int, weighted: Bool,
+    into out: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
   ) {
     forEachTile(tiles) { rows, before in
       P.gatherTokens(
-        rows.count, columns, pairs(rows), topK, x, xRow: xRow, weights: weights,
+        rows.count, columns, tokens(rows), x, xRow: xRow, weights: weighted ? weights(rows) : nil,
         into: out + before * padded(columns), kernels)
     }
   }

@@ -4,6 +4,8 @@ import CShims
 //   MLP:    out = W_down act(W_up x + b_up) + b_down
 //   gated:  out = W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
 //   linear: out = W_down x + b_down
+//   without matrices: FreeExperts.swift
+// Groups of experts run one after another, over their own rows of the same outputs.
 
 /// One expert's parameters, or their gradients.
 struct ExpertTensors<Weight> {
@@ -15,7 +17,7 @@ struct ExpertTensors<Weight> {
   let downBias: UnsafeMutablePointer<Float>?  // [H]
 
   private init(
-    _ c: Configuration, _ e: Int, weight: (Parameters.Role) -> UnsafeMutableRawPointer?,
+    _ c: ExpertGroup, _ e: Int, weight: (Parameters.Role) -> UnsafeMutableRawPointer?,
     bias: (Parameters.Role) -> UnsafeMutablePointer<Float>?
   ) {
     let (h, i) = (c.hidden, c.intermediate)
@@ -30,13 +32,13 @@ struct ExpertTensors<Weight> {
     downBias = bias(.downBias).map { $0 + e * h }
   }
 
-  init(_ c: Configuration, expert e: Int, _ parameters: Parameters) {
+  init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
     self.init(c, e, weight: parameters.memory, bias: parameters.data)
   }
 }
 
 extension ExpertTensors where Weight == Float {
-  init(gradientsIn parameters: Parameters, _ c: Configuration, expert e: Int) {
+  init(gradientsIn parameters: Parameters, _ c: ExpertGroup, expert e: Int) {
     self.init(c, e, weight: { UnsafeMutableRawPointer(parameters.grad($0)) }, bias: parameters.grad)
   }
 }
@@ -47,7 +49,7 @@ struct Preactivations<Element> {
   let gate: UnsafeMutablePointer<Element>?  // [rows, width], gated experts only
   let up: UnsafeMutablePointer<Element>  // [rows, width]
 
-  init(_ arena: inout Arena, _ c: Configuration, rows: Int, width: Int) {
+  init(_ arena: inout Arena, _ c: ExpertGroup, rows: Int, width: Int) {
     gate = c.gated ? arena.take(Element.self, rows, width) : nil
     up = arena.take(Element.self, c.linear ? 0 : rows, width)
   }
@@ -59,7 +61,7 @@ struct Preactivations<Element> {
 }
 
 extension Preactivations<Float> {
-  func from(row: Int, _ c: Configuration) -> Preactivations {
+  func from(row: Int, _ c: ExpertGroup) -> Preactivations {
     Preactivations(gate: gate.map { $0 + row * c.intermediate }, up: up + row * c.intermediate)
   }
 
@@ -67,7 +69,7 @@ extension Preactivations<Float> {
   /// `from` + `count`.
   func activate(
     _ a: UnsafeMutablePointer<Float>, rows: Int, width: Int, from: Int, count: Int, pairs: UnsafePointer<Int32>,
-    _ c: Configuration, _ dropout: Dropout?, _ kernels: UnsafePointer<moei_kernels>
+    _ c: ExpertGroup, _ dropout: Dropout?, _ kernels: UnsafePointer<moei_kernels>
   ) {
     if let gate {
       kernels.pointee.activate_gated(c.activation, Int64(rows * width), gate, up, a)
@@ -83,41 +85,96 @@ extension Preactivations<Float> {
 enum KeptPreactivations {
   case float(Preactivations<Float>)
   case bf16(Preactivations<UInt16>)
+
+  var floats: Preactivations<Float>? { if case .float(let kept) = self { kept } else { nil } }
+  var halves: Preactivations<UInt16>? { if case .bf16(let kept) = self { kept } else { nil } }
 }
 
 // MARK: forward
 
-/// Three ways to the same sums: our own kernels, tile by tile, in float32 or bfloat16, or row-major products.
-enum ExpertsForward {
-  case tiled(TiledForward<F32>)
-  case tiledBF16(TiledForward<BF16>)
-  case plain(PlainForward)
+/// All groups, one after another in the same scratch.
+struct ExpertsForward {
+  let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
+  private let c: Configuration
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let parameters: Parameters
+  private let prepared: PreparedGroups
+  private let dispatch: Dispatch
+  private let draws: Draws
+  private let kept: KeptGroups?
+  private let tokens: Int
+  private let arena: Arena  // where every group begins
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: KeptPreactivations?
+    prepared: PreparedGroups, dispatch: Dispatch, draws: Draws, kept: KeptGroups?, tokens: Int
+  ) {
+    outputs = arena.take(Float.self, dispatch.mostRows, padded(c.hidden))
+    self.c = c
+    self.x = x
+    self.parameters = parameters
+    self.prepared = prepared
+    self.dispatch = dispatch
+    self.draws = draws
+    self.kept = kept
+    self.tokens = tokens
+    self.arena = arena
+    for index in 0..<c.groupCount {
+      var own = self.arena
+      _ = group(index, &own, context)
+      arena.cover(own)
+    }
+  }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    for index in 0..<c.groupCount {
+      var own = arena
+      try group(index, &own, context).run(in: context)
+    }
+  }
+
+  private func group(_ index: Int, _ arena: inout Arena, _ context: ContextPointer) -> GroupForward {
+    let group = c.groups[index]
+    return GroupForward(
+      &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: prepared.of(group),
+      dispatch: dispatch.rows(of: group, tokens: tokens), dropout: Dropout(group, draws),
+      kept: kept?.of(group), outputs: outputs)
+  }
+}
+
+/// Ways to the same sums: our own kernels, tile by tile, in float32 or bfloat16, or row-major products; and experts that
+/// have nothing to multiply.
+enum GroupForward {
+  case tiled(TiledForward<F32>)
+  case tiledBF16(TiledForward<BF16>)
+  case plain(PlainForward)
+  case free(FreeForward)
+
+  init(
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: KeptPreactivations?,
+    outputs: UnsafeMutablePointer<Float>
   ) {
     switch ExpertForm(c, context: context, prepared: prepared) {
     case .tiled:
-      var mine: Preactivations<Float>?
-      if case .float(let kept) = kept { mine = kept }
       self = .tiled(
         TiledForward(
           &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
-          dropout: dropout, kept: mine))
+          dropout: dropout, kept: kept?.floats, outputs: outputs))
     case .tiledBF16:
-      var mine: Preactivations<UInt16>?
-      if case .bf16(let kept) = kept { mine = kept }
       self = .tiledBF16(
         TiledForward(
           &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
-          dropout: dropout, kept: mine))
+          dropout: dropout, kept: kept?.halves, outputs: outputs))
     case .plain:
-      var mine: Preactivations<Float>?
-      if case .float(let kept) = kept { mine = kept }
       self = .plain(
         PlainForward(
-          &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout, kept: mine))
+          &arena, c, context: context, x: x, parameters: parameters, dispatch: dispatch, dropout: dropout,
+          kept: kept?.floats, outputs: outputs))
+    case .free:
+      self = .free(
+        FreeForward(
+          c: c, kernels: context.kernels, x: x, parameters: parameters, dispatch: dispatch, outputs: outputs))
     }
   }
 
@@ -126,77 +183,152 @@ enum ExpertsForward {
     case .tiled(let forward): try forward.run(in: context)
     case .tiledBF16(let forward): try forward.run(in: context)
     case .plain(let forward): try forward.run(in: context)
-    }
-  }
-
-  /// [T*K, outputStride]
-  var outputs: UnsafePointer<Float> {
-    switch self {
-    case .tiled(let forward): UnsafePointer(forward.outputs)
-    case .tiledBF16(let forward): UnsafePointer(forward.outputs)
-    case .plain(let forward): UnsafePointer(forward.outputs)
-    }
-  }
-
-  var outputStride: Int {
-    switch self {
-    case .tiled(let forward): forward.outputStride
-    case .tiledBF16(let forward): forward.outputStride
-    case .plain(let forward): forward.c.hidden
+    case .free(let forward): try forward.run(in: context)
     }
   }
 }
 
-/// Which of the three ways a call takes. The raw type is for the linker: without one the enum brings its own Hashable,
+/// Which of the ways a group takes. The raw type is for the linker: without one the enum brings its own Hashable,
 /// and with it a random seed that older C libraries do not have.
 enum ExpertForm: Int32 {
-  case tiled, tiledBF16, plain
+  case tiled, tiledBF16, plain, free
 
-  init(_ c: Configuration, context: ContextPointer, prepared: PreparedWeights?) {
-    if !context.packsWeights {
+  init(_ c: ExpertGroup, context: ContextPointer, prepared: PreparedWeights?) {
+    if !c.multiplies {
+      self = .free
+    } else if !context.packsWeights {
       self = .plain
     } else {
       self = c.weights == .bf16 || prepared?.bf16 == true ? .tiledBF16 : .tiled
     }
   }
+}
 
-  /// Memory for the pre-activations of a call.
-  func preactivations(_ arena: inout Arena, _ c: Configuration, pairs: Int) -> KeptPreactivations {
-    switch self {
-    case .tiled: .float(Preactivations(&arena, c, rows: pairs, width: padded(c.intermediate)))
-    case .tiledBF16:
-      .bf16(
-        Preactivations(
-          &arena, c, rows: ExpertPiece.places(pairs, experts: c.experts, unit: BF16.unit),
-          width: padded(c.intermediate)))
-    case .plain: .float(Preactivations(&arena, c, rows: pairs, width: c.intermediate))
+/// The pre-activations of all groups on a tape. They are found by laying them out again.
+struct KeptGroups {
+  private let arena: Arena
+  private let c: Configuration
+  private let tokens: Int
+  private let mostRows: Int
+  private let packsWeights: Bool
+
+  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, mostRows: Int, packsWeights: Bool) {
+    self.arena = arena
+    self.c = c
+    self.tokens = tokens
+    self.mostRows = mostRows
+    self.packsWeights = packsWeights
+    for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
+  }
+
+  func of(_ group: ExpertGroup) -> KeptPreactivations? {
+    var arena = arena
+    for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    return take(&arena, group)
+  }
+
+  private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
+    guard group.multiplies else { return nil }
+    let rows = group.isShared ? tokens * group.experts : mostRows
+    if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: group.intermediate)) }
+    let width = padded(group.intermediate)
+    switch group.weights {
+    case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
+    case .bf16:
+      let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)
+      return .bf16(Preactivations(&arena, group, rows: places, width: width))
     }
   }
 }
 
 // MARK: backward
 
-enum ExpertsBackward {
-  case tiled(TiledBackward<F32>)
-  case tiledBF16(TiledBackward<BF16>)
-  case plain(PlainBackward)
+/// What the experts find for each row, or its pair.
+struct RowGradients {
+  let dWeights: UnsafeMutablePointer<Float>  // [T,slots] of the routing weights; 0 for pairs without a row
+  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H] of x
+}
+
+struct ExpertsBackward {
+  let gradients: RowGradients
+  private let c: Configuration
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let dy: UnsafePointer<Float>  // [T,H]
+  private let parameters: Parameters
+  private let tape: TapeContents
+  private let arena: Arena  // where every group begins
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents
   ) {
-    switch tape.preactivations {
+    gradients = RowGradients(
+      dWeights: arena.take(Float.self, tape.dispatch.pairs),
+      dRows: arena.take(Float.self, tape.dispatch.mostRows, padded(c.hidden)))
+    self.c = c
+    self.x = x
+    self.dy = dy
+    self.parameters = parameters
+    self.tape = tape
+    self.arena = arena
+    for index in 0..<c.groupCount {
+      var own = self.arena
+      _ = group(index, &own, context)
+      arena.cover(own)
+    }
+  }
+
+  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    if c.mayLeaveSlotsEmpty { gradients.dWeights.update(repeating: 0, count: tape.dispatch.pairs) }
+    for index in 0..<c.groupCount {
+      var own = arena
+      try group(index, &own, context).run(in: context, needInputGradient: needInputGradient)
+    }
+  }
+
+  private func group(_ index: Int, _ arena: inout Arena, _ context: ContextPointer) -> GroupBackward {
+    let group = c.groups[index]
+    return GroupBackward(
+      &arena, group, context: context, x: x, dy: dy, parameters: parameters.of(group),
+      dispatch: tape.dispatch.rows(of: group, tokens: tape.routing.tokens), dropout: Dropout(group, tape.draws),
+      kept: tape.preactivations.of(group), gradients: gradients)
+  }
+}
+
+enum GroupBackward {
+  case tiled(TiledBackward<F32>)
+  case tiledBF16(TiledBackward<BF16>)
+  case plain(PlainBackward)
+  case free(FreeBackward)
+
+  init(
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
+    kept: KeptPreactivations?, gradients: RowGradients
+  ) {
+    switch kept {
     case .bf16(let kept):
       self = .tiledBF16(
-        TiledBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, kept: kept))
+        TiledBackward(
+          &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
+          kept: kept, gradients: gradients))
     case .float(let kept):
       if context.packsWeights {
         self = .tiled(
-          TiledBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, kept: kept))
+          TiledBackward(
+            &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
+            kept: kept, gradients: gradients))
       } else {
         self = .plain(
-          PlainBackward(&arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, kept: kept))
+          PlainBackward(
+            &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
+            kept: kept, gradients: gradients))
       }
+    case nil:
+      self = .free(
+        FreeBackward(
+          c: c, kernels: context.kernels, x: x, dy: dy, parameters: parameters, dispatch: dispatch,
+          gradients: gradients))
     }
   }
 
@@ -205,32 +337,30 @@ enum ExpertsBackward {
     case .tiled(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
     case .tiledBF16(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
     case .plain(let backward): try backward.run(in: context)
+    case .free(let backward): try backward.run(in: context)
     }
   }
+}
 
-  /// [T,K] gradient of the routing weights
-  var dWeights: UnsafePointer<Float> {
-    switch self {
-    case .tiled(let backward): UnsafePointer(backward.dWeights)
-    case .tiledBF16(let backward): UnsafePointer(backward.dWeights)
-    case .plain(let backward): UnsafePointer(backward.dWeights)
-    }
-  }
+/// Where routing weights multiply what the experts read: the weight's gradient is <gradient of what was read, x>, and x's
+/// gradient the weight's multiple.
+struct InputWeightGradient: Job {
+  let c: ExpertGroup
+  let kernels: UnsafePointer<moei_kernels>
+  let x: UnsafePointer<Float>  // [T,H]
+  let dispatch: GroupRows
+  let gradients: RowGradients
 
-  /// [T*K, dRowStride] each row's gradient of x
-  var dRows: UnsafePointer<Float> {
-    switch self {
-    case .tiled(let backward): UnsafePointer(backward.dRows)
-    case .tiledBF16(let backward): UnsafePointer(backward.dRows)
-    case .plain(let backward): UnsafePointer(backward.dRows)
-    }
-  }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
 
-  var dRowStride: Int {
-    switch self {
-    case .tiled(let backward): padded(backward.c.hidden)
-    case .tiledBF16(let backward): padded(backward.c.hidden)
-    case .plain(let backward): backward.c.hidden
+  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let rows = dispatch.rows(ofExpert: expert)
+    let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))
+    let weights = dispatch.weights(from: rows.lowerBound)
+    for r in 0..<rows.count {
+      let dRow = gradients.dRows + (rows.lowerBound + r) * padded(c.hidden)
+      gradients.dWeights[Int(pairs[r])] = kernels.pointee.dot(Int64(c.hidden), dRow, x + Int(tokens[r]) * c.hidden)
+      kernels.pointee.scale(Int64(c.hidden), weights[r], dRow, dRow)
     }
   }
 }

@@ -3,30 +3,42 @@ import CShims
 // The experts' networks through the seam of row-major products: OpenBLAS, or the plain reference. An expert's rows are
 // gathered block by block; experts are shared out between threads.
 
-/// rows[i] = source[token of pair i] for `count` rows of H features.
+/// rows[i] = source[tokens[i]], times weights[i] where they are given, for `count` rows of H features.
 private func gather(
-  _ source: UnsafePointer<Float>, _ pairs: UnsafePointer<Int32>, count: Int, _ c: Configuration,
-  into rows: UnsafeMutablePointer<Float>
+  _ source: UnsafePointer<Float>, _ tokens: UnsafePointer<Int32>, weights: UnsafePointer<Float>?, count: Int,
+  _ c: ExpertGroup, into rows: UnsafeMutablePointer<Float>, stride: Int, _ kernels: UnsafePointer<moei_kernels>
 ) {
   for row in 0..<count {
-    (rows + row * c.hidden).update(from: source + Int(pairs[row]) / c.topK * c.hidden, count: c.hidden)
+    let from = source + Int(tokens[row]) * c.hidden
+    if let weights {
+      kernels.pointee.scale(Int64(c.hidden), weights[row], from, rows + row * stride)
+    } else {
+      (rows + row * stride).update(from: from, count: c.hidden)
+    }
   }
 }
 
 /// The bias in every row, or zero: what the products then add to.
-private func start(_ rows: UnsafeMutablePointer<Float>, count: Int, width: Int, with bias: UnsafePointer<Float>?) {
-  guard let bias else { return rows.update(repeating: 0, count: count * width) }
-  for row in 0..<count { (rows + row * width).update(from: bias, count: width) }
+private func start(
+  _ rows: UnsafeMutablePointer<Float>, count: Int, width: Int, stride: Int, with bias: UnsafePointer<Float>?
+) {
+  for row in 0..<count {
+    if let bias {
+      (rows + row * stride).update(from: bias, count: width)
+    } else {
+      (rows + row * stride).update(repeating: 0, count: width)
+    }
+  }
 }
 
 /// Runs one expert per item.
 struct PlainForward: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let matmul: Matmul
   let x: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let dropout: Dropout?
   /// On the tape, for all rows; or scratch for one block per lane, when there will be no backward.
   let kept: Preactivations<Float>?
@@ -34,11 +46,11 @@ struct PlainForward: Job {
   let numbers: PlainNumbers
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
-  let outputs: UnsafeMutablePointer<Float>  // [T*K,H]
+  let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<Float>?
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<Float>?, outputs: UnsafeMutablePointer<Float>
   ) {
     self.c = c
     kernels = context.kernels
@@ -53,7 +65,7 @@ struct PlainForward: Job {
     passing = kept == nil ? Preactivations(&arena, c, rows: rows, width: c.intermediate) : nil
     gathered = arena.take(Float.self, rows, c.hidden)
     activations = arena.take(Float.self, rows, c.intermediate)
-    outputs = arena.take(Float.self, dispatch.pairs, c.hidden)
+    self.outputs = outputs
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -71,26 +83,27 @@ struct PlainForward: Job {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
       let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
-      let pairs = dispatch.pairOfRow + first
-      let pre = kept?.from(row: first, c) ?? passing!.from(row: lane.pointee.index * rowsPerBlock, c)
-      let out = outputs + first * h  // [n,H]
+      let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
+      let pre = kept?.from(row: first - dispatch.first, c) ?? passing!.from(row: lane.pointee.index * rowsPerBlock, c)
+      let out = outputs + first * padded(h)  // [n, padded H]
 
-      gather(self.x, pairs, count: n, c, into: x)
+      let onInput = c.weightOnInput ? dispatch.weights(from: first) : nil
+      gather(self.x, tokens, weights: onInput, count: n, c, into: x, stride: h, kernels)
       numbers.round(x, n * h)
       if let gate = pre.gate {
-        start(gate, count: n, width: i, with: w.gateBias)
+        start(gate, count: n, width: i, stride: i, with: w.gateBias)
         matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.gateWeight, expert, index), ldb: h, gate, ldc: i)
         numbers.round(gate, n * i)
       }
       if !c.linear {
-        start(pre.up, count: n, width: i, with: w.upBias)
+        start(pre.up, count: n, width: i, stride: i, with: w.upBias)
         matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.upWeight, expert, index), ldb: h, pre.up, ldc: i)
         numbers.round(pre.up, n * i)
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
         numbers.round(a, n * i)
       }
-      start(out, count: n, width: h, with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, numbers.matrix(.downWeight, expert, index), ldb: i, out, ldc: h)
+      start(out, count: n, width: h, stride: padded(h), with: w.downBias)
+      matmul.addABt(n, h, i, a, lda: i, numbers.matrix(.downWeight, expert, index), ldb: i, out, ldc: padded(h))
     }
   }
 }
@@ -100,14 +113,13 @@ struct PlainForward: Job {
 /// Differentiates one expert per item. The gradient of a routing weight is <dy, out> = <W_down^T dy, a> + <dy, b_down>,
 /// and W_down^T dy is needed anyway, so the experts' outputs are neither kept nor computed again.
 struct PlainBackward: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let matmul: Matmul
   let x: UnsafePointer<Float>  // [T,H]
   let dy: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
-  let routing: Routing
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let dropout: Dropout?
   let kept: Preactivations<Float>
   let numbers: PlainNumbers
@@ -115,12 +127,14 @@ struct PlainBackward: Job {
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dInner: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dGate: UnsafeMutablePointer<Float>?  // [lanes, rowsPerBlock, I]
-  let dWeights: UnsafeMutablePointer<Float>  // [T,K] gradient of the routing weights
-  let dRows: UnsafeMutablePointer<Float>  // [T*K,H] first each row's dy, then its gradient of x
+  let dOutputs: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H] rows of dy
+  let gradients: RowGradients
+  let inputWeights: InputWeightGradient
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<Float>
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
+    kept: Preactivations<Float>, gradients: RowGradients
   ) {
     self.c = c
     kernels = context.kernels
@@ -128,9 +142,11 @@ struct PlainBackward: Job {
     self.x = x
     self.dy = dy
     self.parameters = parameters
-    routing = tape.routing
-    dispatch = tape.dispatch
-    dropout = tape.dropout
+    self.dispatch = dispatch
+    self.dropout = dropout
+    self.gradients = gradients
+    inputWeights = InputWeightGradient(
+      c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
     self.kept = kept
     numbers = PlainNumbers(&arena, c, context: context, parameters: parameters)
     let rows = context.lanes * rowsPerBlock
@@ -138,12 +154,12 @@ struct PlainBackward: Job {
     activations = arena.take(Float.self, rows, c.intermediate)
     dInner = arena.take(Float.self, rows, c.intermediate)
     dGate = c.gated ? arena.take(Float.self, rows, c.intermediate) : nil
-    dWeights = arena.take(Float.self, routing.tokens, c.topK)
-    dRows = arena.take(Float.self, dispatch.pairs, c.hidden)
+    dOutputs = arena.take(Float.self, rows, c.hidden)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
     try context.run(c.experts, self)
+    if c.weightOnInput { try inputWeights.run(in: context) }
   }
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -159,13 +175,15 @@ struct PlainBackward: Job {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
       let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
-      let pairs = dispatch.pairOfRow + first
-      let pre = kept.from(row: first, c)
-      let rows = dRows + first * h  // [n,H]
+      let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
+      let weights = dispatch.weights(from: first)
+      let pre = kept.from(row: first - dispatch.first, c)
+      let rows = dOutputs + index * rowsPerBlock * h  // [n,H]
+      let dx = gradients.dRows + first * padded(h)  // [n, padded H]
 
-      gather(self.x, pairs, count: n, c, into: x)
+      gather(self.x, tokens, weights: c.weightOnInput ? weights : nil, count: n, c, into: x, stride: h, kernels)
       numbers.round(x, n * h)
-      gather(dy, pairs, count: n, c, into: rows)
+      gather(dy, tokens, weights: nil, count: n, c, into: rows, stride: h, kernels)
       numbers.round(rows, n * h)
       if !c.linear {
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
@@ -176,14 +194,15 @@ struct PlainBackward: Job {
       da.update(repeating: 0, count: n * i)
       matmul.addAB(n, i, h, rows, lda: h, numbers.matrix(.downWeight, expert, index), ldb: i, da, ldc: i)
       for row in 0..<n {
-        let pair = Int(pairs[row])
-        var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
-        if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy + pair / c.topK * h, bias) }
-        dWeights[pair] = slope
-        // From here on with the weight: the gradient of this expert's own output, and what follows from it.
-        let weight = routing.weights[pair]
-        kernels.pointee.scale(Int64(h), weight, dy + pair / c.topK * h, rows + row * h)
-        kernels.pointee.scale(Int64(i), weight, da + row * i, da + row * i)
+        let (pair, dy) = (Int(pairs[row]), dy + Int(tokens[row]) * h)
+        if !c.weightOnInput {
+          var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
+          if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy, bias) }
+          gradients.dWeights[pair] = slope
+          // From here on with the weight: the gradient of this expert's own output, and what follows from it.
+          kernels.pointee.scale(Int64(h), weights[row], dy, rows + row * h)
+          kernels.pointee.scale(Int64(i), weights[row], da + row * i, da + row * i)
+        }
         if let dropout { dropout.apply(da + row * i, pair: pair, from: 0, count: i) }
       }
       numbers.round(rows, n * h)
@@ -191,25 +210,25 @@ struct PlainBackward: Job {
       if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
 
       if c.linear {
-        rows.update(from: da, count: n * h)
+        for row in 0..<n { (dx + row * padded(h)).update(from: da + row * h, count: h) }
         continue
       }
       // Through the activation. da becomes the gradient of the up projection.
-      rows.update(repeating: 0, count: n * h)
+      start(dx, count: n, width: h, stride: padded(h), with: nil)
       if let gate = pre.gate {
         let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
         kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
         numbers.round(dGate, n * i)
         matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
         if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, rows, ldc: h)
+        matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, dx, ldc: padded(h))
       } else {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
       numbers.round(da, n * i)
       matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
       if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, rows, ldc: h)
+      matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, dx, ldc: padded(h))
     }
   }
 

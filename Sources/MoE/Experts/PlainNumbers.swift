@@ -3,12 +3,12 @@ import CShims
 /// What the row-major products need of bfloat16: weights as floats, and values rounded where the tiled experts store them.
 /// In float32 both are nothing.
 struct PlainNumbers {
-  private let c: Configuration
+  private let c: ExpertGroup
   private let kernels: UnsafePointer<moei_kernels>
   private let parameters: Parameters
   private let floats: UnsafeMutablePointer<Float>?  // [lanes, H, I] one matrix for each thread
 
-  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters) {
+  init(_ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters) {
     self.c = c
     kernels = context.kernels
     self.parameters = parameters

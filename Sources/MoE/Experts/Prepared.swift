@@ -12,7 +12,7 @@ struct PreparedWeights {
 
   fileprivate static var samplesPerMatrix: Int { 16 }
 
-  init(_ arena: inout Arena, _ c: Configuration, bf16: Bool) {
+  init(_ arena: inout Arena, _ c: ExpertGroup, bf16: Bool) {
     func take<P: Precision>(_: P.Type, _ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
       UnsafeMutableRawPointer(arena.take(P.Element.self, c.experts * padded(rows), P.filledUp(columns)))
     }
@@ -26,11 +26,11 @@ struct PreparedWeights {
     samples = arena.take(Float.self, c.experts, 3 * Self.samplesPerMatrix)
   }
 
-  func panels<P: Precision>(_: P.Type, _ c: Configuration) -> PreparedPanels<P> { PreparedPanels(self, c) }
+  func panels<P: Precision>(_: P.Type, _ c: ExpertGroup) -> PreparedPanels<P> { PreparedPanels(self, c) }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
   /// of them would cost what the packing saves.
-  func isCurrent(_ c: Configuration, expert: Int, parameters: Parameters) -> Bool {
+  func isCurrent(_ c: ExpertGroup, expert: Int, parameters: Parameters) -> Bool {
     let count = 3 * Self.samplesPerMatrix
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { now in
       Self.sample(c, expert: expert, parameters, into: now.baseAddress!)
@@ -41,7 +41,7 @@ struct PreparedWeights {
   }
 
   fileprivate static func sample(
-    _ c: Configuration, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>
+    _ c: ExpertGroup, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>
   ) {
     let size = c.hidden * c.intermediate
     func take(_ role: Parameters.Role, _ number: Int) {
@@ -61,9 +61,9 @@ struct PreparedWeights {
 /// The panels of one precision: H or I rows of 32.
 struct PreparedPanels<P: Precision> {
   private let prepared: PreparedWeights
-  private let c: Configuration
+  private let c: ExpertGroup
 
-  fileprivate init(_ prepared: PreparedWeights, _ c: Configuration) {
+  fileprivate init(_ prepared: PreparedWeights, _ c: ExpertGroup) {
     self.prepared = prepared
     self.c = c
   }
@@ -90,14 +90,14 @@ struct PreparedPanels<P: Precision> {
 
 /// Packs one chunk of columns of one expert per item: those of gate and up, then those of down.
 struct PrepareWeights<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let prepared: PreparedWeights
   let buffers: UnsafeMutablePointer<P.Element>?  // [lanes, 32, panelDepth], where weights are rounded first
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights
   ) {
     self.c = c
     kernels = context.kernels

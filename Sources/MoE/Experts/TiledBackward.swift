@@ -2,7 +2,7 @@ import CShims
 
 // The experts' gradients through our own kernels. Four steps, each shared out between threads:
 //   1. da = dy W_down; with it the routing weights' gradient; through the activation to dup and dgate;
-//   2. the routing weights' gradients summed up;
+//   2. the routing weights' gradients summed up (or, where weights multiply what experts read, made from step 3);
 //   3. dx of every row = dgate W_gate + dup W_up;
 //   4. dW_gate, dW_up = dgate^T x, dup^T x;  dW_down = (w dy)^T a;  biases.
 // Of linear experts a is x, and da, times the routing weight, is dx: there is no third step.
@@ -10,60 +10,61 @@ import CShims
 // the experts' outputs are neither kept nor computed again.
 
 struct TiledBackward<P: Precision> {
-  let c: Configuration
-  let dWeights: UnsafeMutablePointer<Float>  // [T,K] gradient of the routing weights
-  let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H] each row's gradient of x
+  let c: ExpertGroup
   private let inner: TiledInnerGradient<P>
   private let slopes: SlopeSums
   private let input: TiledInputGradient<P>
+  private let inputWeights: InputWeightGradient
   private let weights: TiledWeightGradient<P>
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<P.Element>
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
+    kept: Preactivations<P.Element>, gradients: RowGradients
   ) {
     self.c = c
-    dWeights = arena.take(Float.self, tape.routing.tokens, c.topK)
-    dRows = arena.take(Float.self, tape.dispatch.pairs, padded(c.hidden))
     inner = TiledInnerGradient(
-      &arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, kept: kept, dRows: dRows)
+      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch,
+      dropout: dropout, kept: kept, dRows: gradients.dRows)
     slopes = SlopeSums(
-      c: c, kernels: context.kernels, dy: dy, parameters: parameters, routing: tape.routing, dispatch: tape.dispatch,
-      slopes: inner.slopes, dWeights: dWeights)
+      c: c, kernels: context.kernels, dy: dy, parameters: parameters, dispatch: dispatch, slopes: inner.slopes,
+      dWeights: gradients.dWeights)
     input = TiledInputGradient(
-      &arena, c, context: context, parameters: parameters, dispatch: tape.dispatch, inner: inner, dRows: dRows)
+      &arena, c, context: context, parameters: parameters, dispatch: dispatch, inner: inner, dRows: gradients.dRows)
+    inputWeights = InputWeightGradient(
+      c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
     weights = TiledWeightGradient(
-      &arena, c, context: context, x: x, dy: dy, parameters: parameters, tape: tape, inner: inner)
+      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, inner: inner)
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     try inner.run(in: context)
-    try slopes.run(in: context)
-    if needInputGradient && !c.linear { try input.run(in: context) }
+    if !c.weightOnInput { try slopes.run(in: context) }
+    if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
+    if c.weightOnInput { try inputWeights.run(in: context) }
     try weights.run(in: context)
   }
 }
 
 /// Step 1.
 struct TiledInnerGradient<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
   let dy: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
-  let routing: Routing
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let dropout: Dropout?
   let kept: Preactivations<P.Element>
-  let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H], written here for linear experts
+  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H], written here for linear experts
   let work: WorkList
-  // [T*K, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
+  // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
   let dUp: UnsafeMutablePointer<P.Element>
   let dUpTokens: UnsafeMutablePointer<P.Element>
   let dGate: UnsafeMutablePointer<P.Element>?
   let dGateTokens: UnsafeMutablePointer<P.Element>?
   let activations: UnsafeMutablePointer<P.Element>  // for sums over tokens
-  let slopes: UnsafeMutablePointer<Float>  // [T*K, chunks of I] <da, a>, chunk by chunk
+  let slopes: UnsafeMutablePointer<Float>  // [rows, chunks of I] <da, a>, chunk by chunk
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H] dy, tiled
@@ -73,9 +74,9 @@ struct TiledInnerGradient<P: Precision>: Job {
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, kept: Preactivations<P.Element>,
-    dRows: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
+    kept: Preactivations<P.Element>, dRows: UnsafeMutablePointer<Float>
   ) {
     self.c = c
     kernels = context.kernels
@@ -83,22 +84,20 @@ struct TiledInnerGradient<P: Precision>: Job {
     self.dy = dy
     self.dRows = dRows
     self.parameters = parameters
-    routing = tape.routing
-    dispatch = tape.dispatch
-    dropout = tape.dropout
+    self.dispatch = dispatch
+    self.dropout = dropout
     self.kept = kept
-    let pairs = dispatch.pairs
     work = WorkList(
-      &arena, c, context: context, pairs: pairs, unit: P.unit, chunks: chunks(of: c.intermediate),
+      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.intermediate),
       tilesPerPiece: gatheredTiles)
-    let (rows, width) = (ExpertPiece.places(pairs, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    let (rows, width) = (ExpertPiece.places(dispatch.most, experts: c.experts, unit: P.unit), padded(c.intermediate))
     dUp = arena.take(P.Element.self, rows, width)
     dUpTokens = P.unit == 1 ? dUp : arena.take(P.Element.self, rows, width)
     dGate = c.gated ? arena.take(P.Element.self, rows, width) : nil
     dGateTokens = P.unit == 1 || !c.gated ? dGate : arena.take(P.Element.self, rows, width)
     activations = arena.take(P.Element.self, rows, width)
-    slopes = arena.take(Float.self, pairs, chunks(of: c.intermediate))
-    gatheredRows = MoE.rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
+    slopes = arena.take(Float.self, dispatch.most, chunks(of: c.intermediate))
+    gatheredRows = MoE.rows(ofTiles: gatheredTiles, in: dispatch, kernels)
     gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     // In float32 everything is computed in the arrays themselves.
@@ -122,7 +121,7 @@ struct TiledInnerGradient<P: Precision>: Job {
     let zero = zeros + thread * chunkWidth
     start(zero, with: nil, 0)
 
-    piece.gather(P.self, piece.range, h, of: dy, xRow: h, into: gathered, topK: c.topK, kernels)
+    piece.gather(P.self, piece.range, h, of: dy, xRow: h, weighted: false, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
       WeightPanel(
@@ -149,8 +148,7 @@ struct TiledInnerGradient<P: Precision>: Job {
           let rows = piece.tiles.rows(tile)
           differentiate(
             result(chunk - run.lowerBound, rows), at: place(chunk, rows),
-            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), row: piece.row(rows),
-            count: rows.count, chunk: chunk, columns: columns(chunk), thread)
+            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), piece: piece, rows: rows, chunk: chunk, columns: columns(chunk), thread)
         }
       }
     }
@@ -158,10 +156,10 @@ struct TiledInnerGradient<P: Precision>: Job {
 
   /// From da = dy W_down to dup and dgate, for one chunk of one tile.
   private func differentiate(
-    _ da: UnsafeMutablePointer<Float>, at place: Int, tokensAt tokens: Int, row: Int, count: Int, chunk: Int,
-    columns: Int, _ thread: Int
+    _ da: UnsafeMutablePointer<Float>, at place: Int, tokensAt tokens: Int, piece: ExpertPiece, rows: Range<Int>,
+    chunk: Int, columns: Int, _ thread: Int
   ) {
-    let pairs = dispatch.pairOfRow + row
+    let (pairs, weights, count) = (piece.pairs(rows), piece.weights(rows), rows.count)
     let width = Int64(chunkWidth)
     let n = count * chunkWidth
     func beside(_ number: Int) -> UnsafeMutablePointer<Float> {
@@ -179,20 +177,21 @@ struct TiledInnerGradient<P: Precision>: Job {
         a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, c, dropout, kernels)
     } else {
       kernels.pointee.gather(
-        Int64(count), Int64(columns), pairs, Int64(c.topK), x + chunk * chunkWidth, Int64(c.hidden), nil, a)
+        Int64(count), Int64(columns), piece.tokens(rows), x + chunk * chunkWidth, Int64(c.hidden),
+        c.weightOnInput ? weights : nil, a)
     }
     P.round(n, a, by: dUp + place, kernels)
     P.storeTokens(count, a, into: activations + tokens, kernels)
     for r in 0..<count {
       let da = da + r * chunkWidth
-      slopes[(row + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(width, da, a + r * chunkWidth)
+      slopes[(piece.rowInGroup(rows) + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(width, da, a + r * chunkWidth)
       // From here on with the routing weight: the gradient of this expert's own output, and what follows from it.
-      kernels.pointee.scale(width, routing.weights[Int(pairs[r])], da, da)
+      if !c.weightOnInput { kernels.pointee.scale(width, weights[r], da, da) }
       dropout?.apply(da, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
     }
     guard let pre else {
       for r in 0..<count {
-        (dRows + (row + r) * padded(c.hidden) + chunk * chunkWidth).update(from: da + r * chunkWidth, count: chunkWidth)
+        (dRows + (piece.row(rows) + r) * padded(c.hidden) + chunk * chunkWidth).update(from: da + r * chunkWidth, count: chunkWidth)
       }
       return
     }
@@ -211,49 +210,46 @@ struct TiledInnerGradient<P: Precision>: Job {
 
 /// Step 2: <da, a> over the chunks in ascending order, then <dy, b_down>.
 struct SlopeSums: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let dy: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
-  let routing: Routing
-  let dispatch: Dispatch
-  let slopes: UnsafePointer<Float>  // [T*K, chunks of I]
-  let dWeights: UnsafeMutablePointer<Float>  // [T,K]
+  let dispatch: GroupRows
+  let slopes: UnsafePointer<Float>  // [rows, chunks of I]
+  let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
 
-  func run(in context: ContextPointer) throws(Fault) {
-    try context.run(blocks(of: dispatch.pairs), self)
-  }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
 
-  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let count = chunks(of: c.intermediate)
-    for pair in rows(ofBlock: block, in: dispatch.pairs) {
-      let mine = slopes + Int(dispatch.rowOfPair[pair]) * count
+    let rows = dispatch.rows(ofExpert: expert)
+    let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))
+    let bias = parameters.data(.downBias).map { $0 + expert * c.hidden }
+    for r in 0..<rows.count {
+      let mine = slopes + (rows.lowerBound - dispatch.first + r) * count
       var slope: Float = 0
       for chunk in 0..<count { slope += mine[chunk] }
-      if let bias = parameters.data(.downBias) {
-        slope += kernels.pointee.dot(
-          Int64(c.hidden), dy + pair / c.topK * c.hidden, bias + Int(routing.indices[pair]) * c.hidden)
-      }
-      dWeights[pair] = slope
+      if let bias { slope += kernels.pointee.dot(Int64(c.hidden), dy + Int(tokens[r]) * c.hidden, bias) }
+      dWeights[Int(pairs[r])] = slope
     }
   }
 }
 
 /// Step 3.
 struct TiledInputGradient<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let inner: TiledInnerGradient<P>
   let work: WorkList
-  let dRows: UnsafeMutablePointer<Float>  // [T*K, padded H]
+  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H]
   // Scratch of each thread.
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32]
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, dispatch: Dispatch,
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters, dispatch: GroupRows,
     inner: TiledInnerGradient<P>, dRows: UnsafeMutablePointer<Float>
   ) {
     self.c = c
@@ -263,7 +259,7 @@ struct TiledInputGradient<P: Precision>: Job {
     self.inner = inner
     self.dRows = dRows
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
+      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
       tilesPerPiece: gatheredTiles)
     packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     zeros = arena.take(Float.self, context.lanes, chunkWidth)
@@ -313,13 +309,12 @@ struct TiledInputGradient<P: Precision>: Job {
 
 /// Step 4: a few chunks of features of x and dy for each piece, for all rows of an expert.
 struct TiledWeightGradient<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
   let dy: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
-  let routing: Routing
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let inner: TiledInnerGradient<P>
   let work: WorkList
   // Scratch of each thread: rows of x, and of dy times the routing weights, tiled for sums over tokens.
@@ -332,21 +327,20 @@ struct TiledWeightGradient<P: Precision>: Job {
   private static var tilesAtOnce: Int { 32 }
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, inner: TiledInnerGradient<P>
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, inner: TiledInnerGradient<P>
   ) {
     self.c = c
     kernels = context.kernels
     self.x = x
     self.dy = dy
     self.parameters = parameters
-    routing = tape.routing
-    dispatch = tape.dispatch
+    self.dispatch = dispatch
     self.inner = inner
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
+      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
       chunksPerPiece: Self.chunksPerPiece)
-    let rows = P.filledUp(rows(ofTiles: Self.tilesAtOnce, in: dispatch, c, kernels))
+    let rows = P.filledUp(rows(ofTiles: Self.tilesAtOnce, in: dispatch, kernels))
     elementsPerLane = rows * Self.chunksPerPiece * chunkWidth
     xs = arena.take(P.Element.self, context.lanes, elementsPerLane)
     dys = arena.take(P.Element.self, context.lanes, elementsPerLane)
@@ -370,13 +364,12 @@ struct TiledWeightGradient<P: Precision>: Job {
       let range = firstTile..<min(firstTile + Self.tilesAtOnce, tiles.count)
       let wide = min(width, h - column)
       func gather(
-        _ source: UnsafePointer<Float>, _ weights: UnsafePointer<Float>?, into out: UnsafeMutablePointer<P.Element>
+        _ source: UnsafePointer<Float>, weighted: Bool, into out: UnsafeMutablePointer<P.Element>
       ) {
-        piece.gatherTokens(
-          P.self, range, wide, of: source + column, xRow: h, weights: weights, into: out, topK: c.topK, kernels)
+        piece.gatherTokens(P.self, range, wide, of: source + column, xRow: h, weighted: weighted, into: out, kernels)
       }
-      if !c.linear { gather(x, nil, into: xs) }
-      gather(dy, UnsafePointer(routing.weights), into: dys)
+      if !c.linear { gather(x, weighted: c.weightOnInput, into: xs) }
+      gather(dy, weighted: !c.weightOnInput, into: dys)
       let part = tiles.part(range)
       // Where these rows' inner arrays begin.
       let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))

@@ -6,23 +6,20 @@ import CShims
 // In bfloat16 every array of tokens is rounded where it is stored; what is computed from it is what was stored.
 
 struct TiledForward<P: Precision> {
-  let outputs: UnsafeMutablePointer<Float>  // [T*K, outputStride]
-  let outputStride: Int
   private let inner: TiledInner<P>
   private let output: TiledOutput<P>
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<P.Element>?
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<P.Element>?,
+    outputs: UnsafeMutablePointer<Float>
   ) {
     inner = TiledInner(
       &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
       dropout: dropout, kept: kept)
     output = TiledOutput(
       &arena, c, context: context, parameters: parameters, prepared: prepared, dispatch: dispatch,
-      activations: inner.activations)
-    outputs = output.outputs
-    outputStride = padded(c.hidden)
+      activations: inner.activations, outputs: outputs)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -34,10 +31,9 @@ struct TiledForward<P: Precision> {
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
 let gatheredTiles = 32
 
-/// Rows of so many tiles, or of one expert, which no token chooses twice.
-func rows(ofTiles count: Int, in dispatch: Dispatch, _ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) -> Int
-{
-  min(count * Int(kernels.pointee.tile_height), dispatch.pairs / c.topK)
+/// Rows of so many tiles, as far as there are so many.
+func rows(ofTiles count: Int, in dispatch: GroupRows, _ kernels: UnsafePointer<moei_kernels>) -> Int {
+  min(count * Int(kernels.pointee.tile_height), dispatch.most)
 }
 
 /// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
@@ -52,17 +48,17 @@ func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>
 
 /// The first step: gather, up and gate products, activation.
 struct TiledInner<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
   let prepared: PreparedWeights?
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let dropout: Dropout?
   let work: WorkList
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
-  let activations: UnsafeMutablePointer<P.Element>  // [T*K, padded I], tiled
+  let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
@@ -71,8 +67,8 @@ struct TiledInner<P: Precision>: Job {
   let passing: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32], tiled
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, dropout: Dropout?, kept: Preactivations<P.Element>?
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<P.Element>?
   ) {
     self.c = c
     self.prepared = prepared
@@ -83,11 +79,11 @@ struct TiledInner<P: Precision>: Job {
     self.dropout = dropout
     self.kept = kept
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.intermediate),
+      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.intermediate),
       tilesPerPiece: gatheredTiles)
     activations = arena.take(
-      P.Element.self, ExpertPiece.places(dispatch.pairs, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, c, kernels)
+      P.Element.self, ExpertPiece.places(dispatch.most, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, kernels)
     gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
@@ -98,7 +94,7 @@ struct TiledInner<P: Precision>: Job {
     if let prepared {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
         if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
-        throw .badState("the weights of expert \(e) have changed since moe_layer_prepare; prepare the layer again")
+        throw .badState("the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }
     }
     let pieces = work.fill(dispatch, experts: c.experts)
@@ -116,7 +112,7 @@ struct TiledInner<P: Precision>: Job {
     let starts = starts + thread * panelsAtOnce * chunkWidth
     let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
 
-    piece.gather(P.self, piece.range, h, of: x, xRow: h, into: gathered, topK: c.topK, kernels)
+    piece.gather(P.self, piece.range, h, of: x, xRow: h, weighted: c.weightOnInput, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
@@ -195,29 +191,30 @@ private struct LinearInner<P: Precision>: Job {
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)
       P.gather(
-        rows.count, columns, piece.pairs(rows), inner.c.topK, inner.x + first * chunkWidth, xRow: h, weights: nil,
-        into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)
+        rows.count, columns, piece.tokens(rows), inner.x + first * chunkWidth, xRow: h,
+        weights: inner.c.weightOnInput ? piece.weights(rows) : nil, into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)
     }
   }
 }
 
 /// The second step: the outputs, row after row.
 struct TiledOutput<P: Precision>: Job {
-  let c: Configuration
+  let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let prepared: PreparedWeights?
-  let dispatch: Dispatch
+  let dispatch: GroupRows
   let work: WorkList
-  let activations: UnsafePointer<P.Element>  // [T*K, padded I], tiled
-  let outputs: UnsafeMutablePointer<Float>  // [T*K, padded H]
+  let activations: UnsafePointer<P.Element>  // [rows, padded I], tiled
+  let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
   // Scratch of each thread.
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
   let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: Dispatch, activations: UnsafePointer<P.Element>
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters,
+    prepared: PreparedWeights?, dispatch: GroupRows, activations: UnsafePointer<P.Element>,
+    outputs: UnsafeMutablePointer<Float>
   ) {
     self.c = c
     self.prepared = prepared
@@ -226,9 +223,9 @@ struct TiledOutput<P: Precision>: Job {
     self.dispatch = dispatch
     self.activations = activations
     work = WorkList(
-      &arena, c, context: context, pairs: dispatch.pairs, unit: P.unit, chunks: chunks(of: c.hidden),
+      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
       tilesPerPiece: gatheredTiles)
-    outputs = arena.take(Float.self, dispatch.pairs, padded(c.hidden))
+    self.outputs = outputs
     packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
     starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
   }

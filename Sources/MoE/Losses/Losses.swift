@@ -7,31 +7,34 @@ public struct Report {
   public var zLoss: Float = 0
   public var auxLoss: Float = 0
   public var entropy: Float = 0
+  public var valid = 0
 }
 
 extension Report {
   /// Balance loss over all K choices, E * sum of f_e P_e [Switch 2021]; z-loss, mean of logsumexp^2 [ST-MoE 2022].
-  /// `mean` [E] is where P_e is summed.
+  /// `mean` [E] is where P_e is summed, `counts` [E] where choices are counted.
   init(
-    _ c: Configuration, routing: Routing, dispatch: Dispatch, entropy: UnsafePointer<Float>,
-    mean: UnsafeMutablePointer<Double>
+    _ c: Configuration, routing: Routing, entropy: UnsafePointer<Float>, mean: UnsafeMutablePointer<Double>,
+    counts: UnsafeMutablePointer<Int>
   ) {
     let (tokens, experts) = (routing.tokens, c.experts)
     mean.initialize(repeating: 0, count: experts)
-    if tokens == 0 { return }
+    routing.count(into: counts, experts: experts)
+    valid = routing.validCount.pointee
+    if valid == 0 || !c.hasGate { return }
     var squares = 0.0
     var entropies = 0.0
-    for t in 0..<tokens {
+    for t in 0..<tokens where routing.isValid(t) {
       let p = routing.probabilities + t * experts
       for e in 0..<experts { mean[e] += Double(p[e]) }
       squares += Double(routing.logSumExp[t]) * Double(routing.logSumExp[t])
       entropies += Double(entropy[t])
     }
-    let perToken = 1 / Double(tokens)
+    let perToken = 1 / Double(valid)
     var balance = 0.0
     for e in 0..<experts {
       mean[e] *= perToken
-      balance += Double(dispatch.count(ofExpert: e)) * perToken * mean[e]
+      balance += Double(counts[e]) * perToken * mean[e]
     }
     balanceLoss = Float(balance * Double(experts))
     zLoss = Float(squares * perToken)
@@ -40,29 +43,64 @@ extension Report {
   }
 }
 
+extension Routing {
+  /// Tokens that chose each expert, dropped or not; a token that names one twice counts once.
+  func count(into counts: UnsafeMutablePointer<Int>, experts: Int) {
+    counts.initialize(repeating: 0, count: experts)
+    for t in 0..<tokens {
+      let own = indices + t * slots
+      for slot in 0..<choices where own[slot] != .noExpert {
+        var again = false
+        for before in 0..<slot where own[before].chosen == own[slot].chosen { again = true }
+        if !again { counts[Int(own[slot].chosen)] += 1 }
+      }
+    }
+  }
+}
+
 // MARK: backward
 
 /// Gradient of d_aux_loss * aux_loss. Counts are constants; the balance loss is reached through P alone.
 struct LossGradient {
-  /// d / d p[t,e] of the balance loss: the same for every token.
-  let probability: UnsafeMutablePointer<Float>  // [E]
+  /// d / d p[t,e]: the same for every token.
+  private let probability: UnsafeMutablePointer<Float>  // [E]
+  private let counts: UnsafeMutablePointer<Int>  // [E]
   private let zFactor: Float
+  private let c: Configuration
+  private let routing: Routing
+  private let dAuxLoss: Float
+  private let dMeanProbability: UnsafePointer<Float>?  // [E]
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dAuxLoss: Float) {
+  init(
+    _ arena: inout Arena, _ c: Configuration, routing: Routing, dAuxLoss: Float, validTokens: Int,
+    dMeanProbability: UnsafePointer<Float>?
+  ) {
     probability = arena.take(Float.self, c.experts)
-    zFactor = tokens == 0 ? 0 : Float(Double(dAuxLoss) * Double(c.zCoefficient) * 2 / Double(tokens))
+    counts = arena.take(Int.self, c.experts)
+    zFactor = validTokens == 0 ? 0 : Float(Double(dAuxLoss) * Double(c.zCoefficient) * 2 / Double(validTokens))
+    self.c = c
+    self.routing = routing
+    self.dAuxLoss = dAuxLoss
+    self.dMeanProbability = dMeanProbability
   }
 
   /// balance = E * sum of (count_e / T) * (sum over t of p[t,e] / T)
-  func prepare(_ c: Configuration, dispatch: Dispatch, tokens: Int, dAuxLoss: Float) {
-    let factor = Double(dAuxLoss) * Double(c.balanceCoefficient) * Double(c.experts) / Double(tokens) / Double(tokens)
-    for e in 0..<c.experts { probability[e] = Float(factor * Double(dispatch.count(ofExpert: e))) }
+  func prepare() {
+    let tokens = Double(max(routing.validCount.pointee, 1))
+    routing.count(into: counts, experts: c.experts)
+    let factor = Double(dAuxLoss) * Double(c.balanceCoefficient) * Double(c.experts) / tokens / tokens
+    for e in 0..<c.experts {
+      probability[e] = Float(factor * Double(counts[e]) + Double(dMeanProbability?[e] ?? 0) / tokens)
+    }
   }
 
-  func setProbabilityGradient(_ dp: UnsafeMutablePointer<Float>, count: Int) {
-    dp.update(from: probability, count: count)
+  func setProbabilityGradient(_ t: Int, _ dp: UnsafeMutablePointer<Float>) {
+    dp.update(from: probability, count: c.experts)
   }
 
   /// d z-loss / d lse[t]; lse's own gradient with respect to the logits is p.
   func logSumExpGradient(_ logSumExp: Float) -> Float { zFactor * logSumExp }
+
+  /// The gradient of losses of the weights.
+  func addToWeights(_ dw: UnsafeMutablePointer<Float>, _ indices: UnsafePointer<Int32>, _ count: Int) {}
 }

@@ -77,7 +77,7 @@ struct Matmul {
     for tile in 0..<tiles.count {
       let rows = tiles.rows(tile)
       kernels.pointee.gather(
-        Int64(rows.count), Int64(k), nil, 1, a + rows.lowerBound * lda, Int64(lda), nil,
+        Int64(rows.count), Int64(k), nil, a + rows.lowerBound * lda, Int64(lda), nil,
         scratch + rows.lowerBound * padded(k))
     }
     let products = PanelProducts<F32>(

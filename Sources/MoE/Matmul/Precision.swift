@@ -14,11 +14,11 @@ protocol Precision {
 
   /// `columns` columns of some rows, in chunks [chunk][m][32]; see `gather` in moei.h.
   static func gather(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
   /// The same for sums over tokens: [chunk][m / unit][32][unit].
   static func gatherTokens(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
   /// panel [depth / unit][32][unit] of `columns` rows, if transposed, or columns of `weights`.
   static func pack(
@@ -59,17 +59,17 @@ enum F32: Precision {
   static var unit: Int { 1 }
 
   static func gather(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels
   ) {
-    kernels.pointee.gather(Int64(m), Int64(columns), pairs, Int64(topK), x, Int64(xRow), weights, out)
+    kernels.pointee.gather(Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, out)
   }
 
   static func gatherTokens(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels
   ) {
-    gather(m, columns, pairs, topK, x, xRow: xRow, weights: weights, into: out, kernels)
+    gather(m, columns, tokens, x, xRow: xRow, weights: weights, into: out, kernels)
   }
 
   static func pack(
@@ -120,18 +120,18 @@ enum BF16: Precision {
   static var unit: Int { 2 }
 
   static func gather(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels
   ) {
-    kernels.pointee.gather_bf16(Int64(m), Int64(columns), pairs, Int64(topK), x, Int64(xRow), weights, out)
+    kernels.pointee.gather_bf16(Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, out)
   }
 
   static func gatherTokens(
-    _ m: Int, _ columns: Int, _ pairs: UnsafePointer<Int32>?, _ topK: Int, _ x: Floats, xRow: Int, weights: Floats?,
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels
   ) {
     kernels.pointee.gather_token_pairs(
-      Int64(m), Int64(columns), pairs, Int64(topK), x, Int64(xRow), weights, words(out))
+      Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, words(out))
   }
 
   static func pack(
@@ -173,7 +173,7 @@ enum BF16: Precision {
     kernels.pointee.to_bf16(Int64(n), values, array)
   }
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {
-    gatherTokens(m, chunkWidth, nil, 1, values, xRow: chunkWidth, weights: nil, into: array, kernels)
+    gatherTokens(m, chunkWidth, nil, values, xRow: chunkWidth, weights: nil, into: array, kernels)
   }
 
   static func addTokens(

@@ -22,6 +22,12 @@ struct Arena {
     return memory.bindMemory(to: T.self, capacity: count)
   }
 
+  /// Takes what a copy of this arena took further on: several such copies share the same memory, one after the other.
+  mutating func cover(_ copy: Arena) {
+    bytes = max(bytes, copy.bytes)
+    overflow = overflow || copy.overflow
+  }
+
   /// Bytes taken, or an error when no address space could hold them.
   func total() throws(Fault) -> Int {
     if overflow { throw .outOfMemory(bytes: .max) }

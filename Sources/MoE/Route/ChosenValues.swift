@@ -1,6 +1,7 @@
 import CShims
 
 /// What the weights of a token's chosen experts are made from: their scores, or a softmax or sigmoid over their logits.
+/// (SparseMixer.swift has those that look at other experts too.)
 struct ChosenValues {
   let choice: TokenChoice
   let kernels: UnsafePointer<moei_kernels>
@@ -17,6 +18,7 @@ struct ChosenValues {
     case (.topKSigmoid, _), (.scores, .sigmoid): kernels.pointee.sigmoid(Int64(k), logits, v)
     case (.scores, .sqrtSoftplus): kernels.pointee.sqrt_softplus(Int64(k), logits, v)
     case (.scores, .identity): v.update(from: logits, count: k)
+    case (.equal, _), (.sparseMixer, _): v.update(repeating: 1, count: k)
     case (.scores, .softmax): for slot in 0..<k { v[slot] = p[Int(indices[slot])] }
     }
   }
@@ -44,7 +46,8 @@ struct ChosenValues {
         kernels.pointee.sigmoid(1, logits + slot, &s)
         dv[slot] = v[slot] == 0 ? 0 : dv[slot] * s / (2 * v[slot])
       }
-    case (.scores, .identity), (.scores, .softmax): break
+    case (.equal, _): dv.update(repeating: 0, count: k)
+    case (.scores, .identity), (.scores, .softmax), (.sparseMixer, _): break
     }
   }
 }

@@ -1,20 +1,51 @@
-/// What the router decided for T tokens: made once in forward, replayed ever after.
+/// What the router decided for T tokens: made once in forward, replayed ever after. A token has a slot for each of its
+/// choices, then one for each shared expert.
 struct Routing {
   let tokens: Int  // T
-  let indices: UnsafeMutablePointer<Int32>  // [T,K] chosen experts, best first
-  let weights: UnsafeMutablePointer<Float>  // [T,K]
-  let chosenLogits: UnsafeMutablePointer<Float>  // [T,K]
-  let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits
+  let choices: Int  // K, or E where experts choose
+  let slots: Int  // and the shared experts
+  let indices: UnsafeMutablePointer<Int32>  // [T,slots] experts, best first; see below
+  let weights: UnsafeMutablePointer<Float>  // [T,slots], 0 where nothing is computed
+  let chosenLogits: UnsafeMutablePointer<Float>  // [T,choices]
+  let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
   let logSumExp: UnsafeMutablePointer<Float>  // [T]
+  let sharedLogits: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
+  let valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
+  let validCount: UnsafeMutablePointer<Int>  // 1
+  let norm: UnsafeMutablePointer<Float>  // [2,H] mean and 1 / deviation of a batch-normalised gate's input
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int) {
-    self.tokens = tokens
-    indices = arena.take(Int32.self, tokens, c.topK)
-    weights = arena.take(Float.self, tokens, c.topK)
-    chosenLogits = arena.take(Float.self, tokens, c.topK)
-    probabilities = arena.take(Float.self, tokens, c.experts)
-    logSumExp = arena.take(Float.self, tokens)
+  init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
+    tokens = call.tokens
+    choices = c.choices
+    slots = c.slots
+    indices = arena.take(Int32.self, tokens, c.slots)
+    weights = arena.take(Float.self, tokens, c.slots)
+    chosenLogits = arena.take(Float.self, tokens, c.choices)
+    probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
+    logSumExp = arena.take(Float.self, c.hasGate ? tokens : 0)
+    sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
+    valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
+    validCount = arena.take(Int.self, 1)
+    norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 2, c.hidden)
   }
+
+  /// The caller's mask is copied: it need not live until backward.
+  func start(_ call: Call) {
+    if let valid { valid.update(from: call.validMask!, count: tokens) }
+    validCount.pointee = call.valid(in: 0..<tokens)
+  }
+
+  func isValid(_ t: Int) -> Bool { valid.map { $0[t] != 0 } ?? true }
+}
+
+/// A slot holds an expert's number, none, or, below that, the number of an expert that had no room.
+extension Int32 {
+  static var noExpert: Int32 { -1 }
+  var isExpert: Bool { self >= 0 }
+  var wasDropped: Bool { self < -1 }
+  var dropped: Int32 { -2 - self }
+  /// The expert that was chosen, dropped or not.
+  var chosen: Int32 { wasDropped ? -2 - self : self }
 }
 
 /// Tokens are routed, combined and so on in blocks of this many rows: large enough for the matrix products, small enough

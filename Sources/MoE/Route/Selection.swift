@@ -6,9 +6,11 @@ struct Selection {
   private let choice: TokenChoice
   private let experts: Int
   private let kernels: UnsafePointer<moei_kernels>
-  private let bias: UnsafePointer<Float>?  // [E]
+  let bias: UnsafePointer<Float>?  // [E]
+  /// Where groups are those of a hierarchy, its own gate chooses among them.
+  private let groups: TokenChoice.Groups?
   // Scratch of each thread.
-  private let values: UnsafeMutablePointer<Float>  // [lanes, E]
+  private let lanes: UnsafeMutablePointer<Float>  // [lanes, E]
   private let groupScores: UnsafeMutablePointer<Float>  // [lanes, groups]
   private let best: UnsafeMutablePointer<Float>  // [lanes, E]
   private let places: UnsafeMutablePointer<Int32>  // [lanes, E]
@@ -18,24 +20,38 @@ struct Selection {
     experts = c.experts
     kernels = context.kernels
     bias = parameters.data(.selectionBias).map { UnsafePointer($0) }
+    groups = c.router == .hierarchical ? nil : c.choice.groups
     let rows = c.choice.selectsByLogits ? 0 : context.lanes
-    values = arena.take(Float.self, rows, c.experts)
+    lanes = arena.take(Float.self, rows, c.experts)
     groupScores = arena.take(Float.self, rows, c.choice.groups?.count ?? 0)
     best = arena.take(Float.self, rows, c.experts)
     places = arena.take(Int32.self, rows, c.experts)
   }
 
-  /// [E] for one token; `scores` are of its `logits`.
+  /// [E] for one token: in memory of the thread's, or the logits themselves where their order is the same.
   func values(
-    logits: UnsafePointer<Float>, scores: UnsafePointer<Float>, lane: Int
+    logits: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>, lane: Int
   ) -> UnsafePointer<Float> {
     if choice.selectsByLogits { return logits }
-    let values = values + lane * experts
-    values.update(from: choice.weights == .scores ? scores : logits, count: experts)
+    let values = lanes + lane * experts
+    fill(values, logits: logits, probabilities: p)
+    if let groups { exclude(groups, values, lane: lane) }
+    return UnsafePointer(values)
+  }
+
+  /// Scores plus bias, for all experts.
+  func fill(
+    _ values: UnsafeMutablePointer<Float>, logits: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>
+  ) {
+    switch (choice.weights, choice.score) {
+    case (.scores, .softmax), (.equal, .softmax): values.update(from: p, count: experts)
+    case (.scores, .sigmoid), (.equal, .sigmoid): kernels.pointee.sigmoid(Int64(experts), logits, values)
+    case (.scores, .sqrtSoftplus), (.equal, .sqrtSoftplus):
+      kernels.pointee.sqrt_softplus(Int64(experts), logits, values)
+    default: values.update(from: logits, count: experts)
+    }
     if let bias { kernels.pointee.add(Int64(experts), bias, values) }
     for e in 0..<experts where logits[e] == -.infinity { values[e] = -.infinity }
-    if let groups = choice.groups { exclude(groups, values, lane: lane) }
-    return UnsafePointer(values)
   }
 
   private func exclude(_ groups: TokenChoice.Groups, _ values: UnsafeMutablePointer<Float>, lane: Int) {
@@ -55,5 +71,12 @@ struct Selection {
       if isChosen { continue }
       (values + g * size).update(repeating: groups.excludedAreZero ? 0 : -.infinity, count: size)
     }
+  }
+
+  /// The bias, checked once: what it is added to is finite.
+  func check() throws(Fault) {
+    guard let bias else { return }
+    let e = Int(kernels.pointee.first_not_finite(Int64(experts), bias))
+    if e < experts { throw Fault(.notFinite, "router.selection_bias is NaN or plus infinity for expert \(e)") }
   }
 }

@@ -19,6 +19,8 @@ public struct TokenChoice {
     case scores = 0
     case topKSoftmax = 1
     case topKSigmoid = 2
+    case equal = 3
+    case sparseMixer = 4
   }
 
   /// Numbers as in moe_normalize.
@@ -27,6 +29,7 @@ public struct TokenChoice {
     case none = 1
     case norm1 = 2
     case norm2 = 3
+    case normP = 4
   }
 
   /// Numbers as in moe_epsilon.
@@ -53,12 +56,14 @@ public struct TokenChoice {
   public var score = Score.softmax
   public var weights = Weights.scores
   public var normalization = Normalization.sum
+  public var normP: Float = 0  // of .normP
   public var epsilon: Float = 0
   public var epsilonForm = EpsilonForm.added
   public var scale: Float = 1
   public var selectionBias = false
   public var groups: Groups?
   public var expertScale = false
+  public var maskThreshold: Float = 0  // of .sparseMixer
 
   public init() {}
 

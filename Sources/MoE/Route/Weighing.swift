@@ -5,9 +5,13 @@ import CShims
 struct Weighing {
   private let choice: TokenChoice
   private let expertScale: UnsafePointer<Float>?  // [E]
+  private let kernels: UnsafePointer<moei_kernels>
+  let experts: Int
 
-  init(_ c: Configuration, parameters: Parameters) {
+  init(_ c: Configuration, parameters: Parameters, kernels: UnsafePointer<moei_kernels>) {
     choice = c.choice
+    experts = c.experts
+    self.kernels = kernels
     expertScale = parameters.data(.expertScale).map { UnsafePointer($0) }
   }
 
@@ -45,23 +49,36 @@ struct Weighing {
     case .norm2:
       for slot in 0..<k { total += v[slot] * v[slot] }
       total = total.squareRoot()
+    case .normP:
+      // Relative to the largest, so that no power is too small for a float.
+      var largest: Float = 0
+      for slot in 0..<k { largest = max(largest, abs(v[slot])) }
+      if largest == 0 { return 0 }
+      for slot in 0..<k { total += power(abs(v[slot]) / largest, choice.normP) }
+      total = largest * power(total, 1 / choice.normP)
     }
     return total
   }
 
+  private func power(_ v: Float, _ exponent: Float) -> Float {
+    var (v, result) = (v, Float(0))
+    kernels.pointee.power(1, exponent, &v, &result)
+    return result
+  }
+
   // MARK: backward
 
-  /// dv from dw; `dFactors` gets the gradient of each chosen expert's scale.
+  /// dv from dw, which may be the same memory; `share` gets the gradient of each chosen expert's scale.
   /// With D the divisor and g_k = dw_k * factor_k:  dv_k = (g_k - (sum over j of g_j n_j) dD/dv_k) / D.
   func backward(
     _ v: UnsafePointer<Float>, _ dw: UnsafePointer<Float>, _ indices: UnsafePointer<Int32>, _ k: Int,
-    into dv: UnsafeMutablePointer<Float>, dFactors: UnsafeMutablePointer<Float>?
+    into dv: UnsafeMutablePointer<Float>, share: (Int, Float) -> Void
   ) {
     let (size, divisor) = (size(v, k), divisor(v, k))
     var mean: Float = 0
     for slot in 0..<k {
       let n = v[slot] / divisor
-      dFactors?[slot] = dw[slot] * n * choice.scale
+      share(slot, dw[slot] * n * choice.scale)
       dv[slot] = dw[slot] * factor(indices[slot])
       mean += dv[slot] * n
     }
@@ -73,6 +90,9 @@ struct Weighing {
       case .sum: slope = 1
       case .norm1: slope = v[slot] < 0 ? -1 : v[slot] > 0 ? 1 : 0
       case .norm2: slope = size == 0 ? 0 : v[slot] / size
+      case .normP:
+        let share = size == 0 ? 0 : power(abs(v[slot]) / size, choice.normP - 1)
+        slope = v[slot] < 0 ? -share : share
       }
       dv[slot] = (constant ? dv[slot] : dv[slot] - mean * slope) / divisor
     }

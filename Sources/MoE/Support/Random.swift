@@ -24,22 +24,39 @@ struct Random {
     kernels.pointee.uniform(Int64(count), numbers, UInt64(from / 4), bound, values)
   }
 
-  /// values[i] normal with mean 0. Marsaglia's polar method: a point in the unit disc, tried until one falls inside; the
-  /// try takes the place of the step.
+  /// values[i] normal with mean 0, the tries in place of the step: for initial values, which have none.
   func fillNormal(_ values: UnsafeMutablePointer<Float>, count: Int, deviation: Double) {
-    func coordinate(_ word: UInt32) -> Double { (Double(word) + 0.5) * 0x1p-31 - 1 }
     for i in 0..<count {
-      var attempt: UInt64 = 0
-      while true {
-        let w = Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(i))
-        let (u, v) = (coordinate(w.0), coordinate(w.1))
-        let s = u * u + v * v
-        if s < 1 {
-          values[i] = Float(u * (-2 * naturalLogarithm(s) / s).squareRoot() * deviation)
-          break
-        }
-        attempt += 1
-      }
+      values[i] = Float(
+        Self.normal { attempt in
+          Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(i))
+        } * deviation)
+    }
+  }
+
+  /// Number `index`, below 2^32, normal with mean 0 and deviation 1; tries count in the upper half of the index.
+  func normal(_ index: UInt64) -> Float { Float(Self.normal { attempt in twoWords(index | attempt << 32) }) }
+
+  /// Marsaglia's polar method: a point in the unit disc, tried until one falls inside.
+  private static func normal(_ words: (UInt64) -> (UInt32, UInt32)) -> Double {
+    func coordinate(_ word: UInt32) -> Double { (Double(word) + 0.5) * 0x1p-31 - 1 }
+    var attempt: UInt64 = 0
+    while true {
+      let w = words(attempt)
+      let (u, v) = (coordinate(w.0), coordinate(w.1))
+      let s = u * u + v * v
+      if s < 1 { return u * (-2 * naturalLogarithm(s) / s).squareRoot() }
+      attempt += 1
+    }
+  }
+
+  /// Word `index`, one of four from each counter.
+  func word(_ index: UInt64) -> UInt32 {
+    var words: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
+    return withUnsafeMutableBytes(of: &words) {
+      let first = $0.baseAddress!.assumingMemoryBound(to: UInt32.self)
+      kernels.pointee.random_words(4, numbers, index / 4, first)
+      return first[Int(index % 4)]
     }
   }
 
@@ -51,6 +68,27 @@ struct Random {
     }
     return words
   }
+}
+
+/// The random numbers of one call, by what they are for.
+struct Draws {
+  let kernels: UnsafePointer<moei_kernels>
+  let seed: UInt64
+  let step: UInt64
+  let training: Bool
+
+  /// Behind the streams of the first parameters.
+  enum Stream: UInt8 {
+    case expertDropout = 16
+    case jitter = 17
+    case routerDropout = 18
+    case noise = 19
+    case secondChoice = 20
+    case dropOrder = 21
+    case hashTable = 22
+  }
+
+  func of(_ stream: Stream) -> Random { Random(kernels: kernels, seed: seed, stream: stream.rawValue, step: step) }
 }
 
 /// ln x for normal x > 0 with IEEE operations alone, so that initial parameters do not depend on a libm:

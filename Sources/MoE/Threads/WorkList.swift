@@ -34,7 +34,7 @@ struct WorkList {
 
   /// `tilesPerPiece` and `chunksPerPiece` bound what a thread holds at once.
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, pairs: Int, unit: Int, chunks: Int,
+    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, rows: Int, unit: Int, chunks: Int,
     tilesPerPiece: Int = unbounded, chunksPerPiece: Int = unbounded
   ) {
     self.unit = unit
@@ -44,14 +44,14 @@ struct WorkList {
     lanes = context.lanes
     maxHeight = Int(context.kernels.pointee.tile_height)
     // Pieces that the bounds make necessary, then those cut for the threads' sake.
-    let needed = (min(c.experts, pairs) + pairs / tilesPerPiece) * (2 + (chunks - 1) / chunksPerPiece)
+    let needed = (min(c.experts, rows) + rows / tilesPerPiece) * (2 + (chunks - 1) / chunksPerPiece)
     let most = needed + 2 * lanes * Self.piecesPerLane
     pieces = arena.take(Piece.self, most)
     unsorted = arena.take(Piece.self, most)
   }
 
   /// Cuts all rows' chunks of outputs and returns how many pieces there are.
-  func fill(_ dispatch: Dispatch, experts: Int) -> Int {
+  func fill(_ dispatch: GroupRows, experts: Int) -> Int {
     func size(_ rows: Int, _ chunks: Int) -> Int { (rows + Self.packingRows) * chunks }
     func blocks(_ tiles: Tiles) -> Int { (tiles.count + tilesPerPiece - 1) / tilesPerPiece }
 
@@ -98,7 +98,7 @@ struct WorkList {
     return count
   }
 
-  func piece(_ i: Int, _ dispatch: Dispatch) -> ExpertPiece {
+  func piece(_ i: Int, _ dispatch: GroupRows) -> ExpertPiece {
     ExpertPiece(pieces[i], dispatch, maxHeight: maxHeight, unit: unit)
   }
 }

@@ -1,0 +1,51 @@
+import CShims
+
+/// What one call brings beside x. The boundary has checked sizes and values.
+public struct Call {
+  public let tokens: Int  // T
+  public var step: UInt64 = 0
+  public var training = false
+  public var validMask: UnsafePointer<UInt8>?  // [T]
+  public var tokenIds: UnsafePointer<Int64>?  // [T]
+  /// The choice is this one: [T,K], -1 for none.
+  public var givenIndices: UnsafePointer<Int32>?
+  public var givenWeights: UnsafePointer<Float>?  // [T,K]
+  public var sequenceLength: Int  // a divisor of T
+  public var globalCounts: UnsafePointer<Int64>?  // [E]
+  public var record: RoutingRecordPointer?
+
+  public init(tokens: Int) {
+    self.tokens = tokens
+    sequenceLength = tokens
+  }
+
+  func isValid(_ token: Int) -> Bool { validMask.map { $0[token] != 0 } ?? true }
+
+  /// Real tokens among some.
+  func valid(in range: Range<Int>) -> Int {
+    guard let validMask else { return range.count }
+    var count = 0
+    for t in range where validMask[t] != 0 { count += 1 }
+    return count
+  }
+
+  /// Sequences, or all tokens as one.
+  func sequences(apart: Bool) -> Int { apart && tokens > 0 ? tokens / sequenceLength : 1 }
+  func tokens(ofSequence s: Int, apart: Bool) -> Range<Int> {
+    apart ? s * sequenceLength..<(s + 1) * sequenceLength : 0..<tokens
+  }
+}
+
+extension Configuration {
+  func draws(_ call: Call, _ kernels: UnsafePointer<moei_kernels>) -> Draws {
+    Draws(kernels: kernels, seed: seed, step: call.step, training: call.training)
+  }
+
+  /// Rows that a call's tokens have at most.
+
+  /// Whether a choice may come without a row.
+  func mayLeaveSlotsEmpty(_ call: Call) -> Bool {
+    call.validMask != nil || call.givenIndices != nil || router == .expertChoice || dynamicK != nil || capacity != nil
+      || exploration.randomSecond
+  }
+}

@@ -1,0 +1,52 @@
+import CShims
+
+/// Experts of one kind and width: a stretch of the experts' numbers. The shared experts, which every token uses, are the
+/// last group.
+public struct ExpertGroup {
+  /// Numbers as in moe_expert_kind.
+  public enum Kind: Int32 {
+    case mlp = 0
+    case gated = 1
+    case linear = 2
+    case identity = 3
+    case zero = 4
+    case constant = 5
+  }
+
+  public let kind: Kind
+  public let hidden: Int  // H
+  public let intermediate: Int  // I
+  public let experts: Int  // of the group
+  public let activation: moei_activation
+  public let hasBias: Bool
+  public let dropout: Float
+  /// Of the matrices, and of the arrays of tokens that are multiplied with them.
+  public let weights: ElementType
+  /// expert(w x) in place of w expert(x)
+  public let weightOnInput: Bool
+  public let isShared: Bool
+  public internal(set) var first = 0  // number of the first expert
+  public internal(set) var index = 0  // of the group
+
+  public init(
+    kind: Kind, hidden: Int, intermediate: Int, experts: Int, activation: moei_activation, hasBias: Bool,
+    dropout: Float, weights: ElementType, weightOnInput: Bool, isShared: Bool
+  ) {
+    self.kind = kind
+    self.hidden = hidden
+    self.intermediate = intermediate
+    self.experts = experts
+    self.activation = activation
+    self.hasBias = hasBias
+    self.dropout = dropout
+    self.weights = weights
+    self.weightOnInput = weightOnInput
+    self.isShared = isShared
+  }
+
+  var gated: Bool { kind == .gated }
+  /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
+  var linear: Bool { kind == .linear }
+  /// Whether there are matrices to multiply with.
+  var multiplies: Bool { kind == .mlp || kind == .gated || kind == .linear }
+}

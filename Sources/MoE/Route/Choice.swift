@@ -1,0 +1,73 @@
+/// How experts and tokens find each other. A new router is a file with a struct that fills the routing's indices, and its
+/// line here: token by token, or for all tokens together once their logits are known.
+enum Choice {
+  case topK(TopKChoice)
+  case hierarchical(HierarchicalChoice)
+  case hash(HashChoice)
+  case given(GivenChoice)
+  case experts(ExpertChoice)
+  case sinkhorn(SinkhornChoice)
+
+  /// What a choice is made from.
+  struct Inputs {
+    let c: Configuration
+    let call: Call
+    let context: ContextPointer
+    let x: UnsafePointer<Float>  // [T,H]
+    let routing: Routing
+    let selection: Selection
+    let allValues: UnsafePointer<Float>  // [T,E], where choices are made together
+  }
+
+  init(_ arena: inout Arena, _ inputs: Inputs) {
+    let (c, context, routing) = (inputs.c, inputs.context, inputs.routing)
+    if let given = inputs.call.givenIndices {
+      self = .given(GivenChoice(c: c, routing: routing, indices: given))
+      return
+    }
+    switch (c.router, c.choice.groups) {
+    case (.expertChoice, _):
+      self = .experts(
+        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: inputs.allValues))
+    case (.hierarchical, .some(let groups)):
+      self = .hierarchical(
+        HierarchicalChoice(
+          &arena, c, groups, context: context, routing: routing, hierarchy: Hierarchy(c, groups, context.kernels)))
+    case (.hash, _):
+      self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds!))
+    case (.sinkhorn, _) where inputs.call.training:
+      self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing))
+    default:
+      self = .topK(
+        TopKChoice(&arena, c, context: context, routing: routing, selection: inputs.selection, x: inputs.x))
+    }
+  }
+
+  /// Whether tokens are chosen for all together.
+  static func isTogether(_ c: Configuration, _ call: Call) -> Bool {
+    call.givenIndices == nil && (c.router == .expertChoice || c.router == .sinkhorn && call.training)
+  }
+
+  func prepare(in context: ContextPointer) throws(Fault) {
+    if case .topK(let choice) = self { try choice.prepare(in: context) }
+  }
+
+  /// For one block of tokens; nothing where choices are made together.
+  func choose(_ block: TokenBlock) -> RoutingFailure? {
+    switch self {
+    case .topK(let choice): choice.choose(block)
+    case .hierarchical(let choice): choice.choose(block)
+    case .hash(let choice): choice.choose(block)
+    case .given(let choice): choice.choose(block)
+    case .experts, .sinkhorn: nil
+    }
+  }
+
+  func chooseTogether(in context: ContextPointer) throws(Fault) {
+    switch self {
+    case .experts(let choice): try choice.run(in: context)
+    case .sinkhorn(let choice): try choice.run(in: context)
+    default: break
+    }
+  }
+}

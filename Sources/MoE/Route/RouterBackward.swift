@@ -1,0 +1,187 @@
+import CShims
+
+/// From the gradients of the chosen weights, and of the losses, to those of the logits, the gates and x.
+struct RouterBackward: Job {
+  let c: Configuration
+  let kernels: UnsafePointer<moei_kernels>
+  let routing: Routing
+  let losses: LossGradient
+  private let parameters: Parameters
+  private let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
+  private let dLogits: UnsafeMutablePointer<Float>  // [T,E]
+  private let dCoarse: UnsafeMutablePointer<Float>  // [T,G]
+  private let dNoise: UnsafeMutablePointer<Float>  // [T,E]
+  private let dShared: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
+  private let dFactors: UnsafeMutablePointer<Float>?  // [T,slots] shares of the expert scales' gradients
+  private let dInput: UnsafeMutablePointer<Float>?  // [T,H] of what the gate read, where that is not x itself
+  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E] logits, where weights need them all
+  private let input: RouterInput
+  private let logits: Logits
+  private let shared: SharedGate
+  private let weigher: Weigher
+  private let weightsAreGiven: Bool
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
+    tape: TapeContents, losses: LossGradient, dWeights: UnsafeMutablePointer<Float>
+  ) {
+    self.c = c
+    self.parameters = parameters
+    kernels = context.kernels
+    routing = tape.routing
+    self.losses = losses
+    self.dWeights = dWeights
+    weightsAreGiven = tape.weightsAreGiven
+    let tokens = routing.tokens
+    let learned = tape.draws.training && c.exploration.noise == .learned
+    dLogits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
+    dCoarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
+    dNoise = arena.take(Float.self, learned ? tokens : 0, c.experts)
+    dShared = arena.take(Float.self, tokens, c.sharedGates)
+    dFactors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
+    input = RouterInput(&arena, c, tape.draws, context: context, x: x, parameters: parameters, routing: routing)
+    dInput = input.own == nil ? nil : arena.take(Float.self, tokens, c.hidden)
+    logits = Logits(
+      &arena, c, tape.draws, context: context, parameters: parameters, input: input.rows, tokens: tokens,
+      active: tape.activeExperts)
+    shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
+    weigher = Weigher(
+      &arena, c, context: context, parameters: parameters, routing: routing,
+      mayLeaveSlotsEmpty: tape.mayLeaveSlotsEmpty)
+    z = arena.take(Float.self, weigher.mixer == nil ? 0 : context.lanes * rowsPerBlock, c.experts)
+  }
+
+  /// The gradients of logits for all tokens, then the gates' own, then what flows on to x where the gate read something else.
+  func run(in context: ContextPointer, dispatch: Dispatch) throws(Fault) {
+    try input.run(in: context, again: true)
+    try context.run(blocks(of: routing.tokens), self)
+    try addGradient(logits.gate, dLogits, in: context)
+    try addGradient(logits.coarseGate, dCoarse, in: context)
+    try addGradient(logits.noiseGate, dNoise, in: context)
+    try addGradient(shared.gate, dShared, in: context)
+    if let dFactors, !weightsAreGiven {
+      addExpertScaleGradient(dFactors, dispatch, experts: c.experts, to: parameters.grad(.expertScale)!)
+    }
+    if let dInput {
+      try context.run(blocks(of: routing.tokens), GateInputGradient(router: self, dInput: dInput))
+      try input.backward(dInput, in: context)
+    }
+  }
+
+  private func addGradient(_ gate: Gate?, _ dz: UnsafePointer<Float>, in context: ContextPointer) throws(Fault) {
+    guard let gate else { return }
+    try context.run(
+      (gate.hidden + GateGradient.width - 1) / GateGradient.width,
+      GateGradient(
+        gate: gate, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels, logits: logits))
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let lane = lane.pointee.index
+    let e = c.experts
+    let tokens = rows(ofBlock: block, in: routing.tokens)
+    let z = z + lane * rowsPerBlock * e
+    if weigher.mixer != nil { logits.fill(z, tokens, routing, lane) }
+    let learned = logits.learnedAgain(tokens, lane)
+    for t in tokens {
+      let row = t - tokens.lowerBound
+      let dz = dLogits + t * e
+      guard routing.isValid(t) else {
+        leaveOut(t)
+        continue
+      }
+      differentiate(t, weigher.mixer == nil ? nil : UnsafePointer(z + row * e), lane)
+      guard c.hasGate else { continue }
+      if let hierarchy = logits.hierarchy {
+        hierarchy.split(dz, probabilities: routing.probabilities + t * e, du: dCoarse + t * hierarchy.groups)
+      }
+    }
+    if !c.hasGate { return }
+    logits.dropout?.apply(
+      dLogits + tokens.lowerBound * e, first: tokens.lowerBound * e, count: tokens.count * e)
+    if let noise = logits.noise, let learned {
+      for t in tokens where routing.isValid(t) {
+        noise.backward(
+          t, dz: dLogits + t * e, learned: learned + (t - tokens.lowerBound) * e, into: dNoise + t * e)
+      }
+    }
+  }
+
+  /// Padding: nothing depends on it.
+  private func leaveOut(_ t: Int) {
+    if c.hasGate { (dLogits + t * c.experts).update(repeating: 0, count: c.experts) }
+    if let groups = logits.hierarchy?.groups { (dCoarse + t * groups).update(repeating: 0, count: groups) }
+    if logits.noiseGate != nil { (dNoise + t * c.experts).update(repeating: 0, count: c.experts) }
+    (dShared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
+  }
+
+  /// Logits of one token, from its weights' gradients and the losses'. z [E] are its logits where weights need them.
+  private func differentiate(_ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) {
+    let e = c.experts
+    let dw = dWeights + t * routing.slots
+    let chosen = weigher.chosen(t, lane)
+    if c.shared > 0 {
+      let before = c.sharedGate == .residual && !weightsAreGiven ? weigher.weights(chosen, t, z, lane) : nil
+      shared.backward(t, dw, into: dShared + t * c.sharedGates, chosen, before)
+    }
+    guard c.hasGate else { return }
+    losses.addToWeights(dw, routing.indices + t * routing.slots, routing.choices)
+    let p = routing.probabilities + t * e
+    let dz = dLogits + t * e
+    // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
+    losses.setProbabilityGradient(t, dz)
+    if weightsAreGiven || chosen.count == 0 {
+      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+      return
+    }
+    let (v, dv) = weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
+    // ... and from the weights, where they are made from probabilities.
+    let throughSoftmax = weigher.chosenValues.passThroughSoftmax
+    if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
+    // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
+    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+    // Other values reach the chosen logits directly, or those of a softmax of their own.
+    if let mixer = weigher.mixer, let z {
+      mixer.backward(dv, z, chosen.indices, chosen.count, addTo: dz, lane)
+    } else if !throughSoftmax {
+      weigher.chosenValues.differentiate(dv, v: v, logits: chosen.logits, chosen.count)
+      for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] }
+    }
+  }
+
+  /// dx[t] += what comes through the gates that read x itself, for one block of tokens.
+  func addInputGradient(_ block: Int, to dx: UnsafeMutablePointer<Float>, _ lane: UnsafeMutablePointer<Lane>) {
+    let tokens = rows(ofBlock: block, in: routing.tokens)
+    let scratch = logits.scratch(lane.pointee.index)
+    shared.gate?.addInputGradient(tokens, dShared, to: dx, logits.matmul, scratch)
+    if let dInput {
+      let first = tokens.lowerBound * c.hidden
+      kernels.pointee.add(Int64(tokens.count * c.hidden), dInput + first, dx + first)
+    } else {
+      addGateGradient(tokens, to: dx, scratch)
+    }
+  }
+
+  fileprivate func addGateGradient(
+    _ tokens: Range<Int>, to dr: UnsafeMutablePointer<Float>, _ scratch: UnsafeMutablePointer<Float>
+  ) {
+    logits.gate?.addInputGradient(tokens, dLogits, to: dr, logits.matmul, scratch)
+    logits.coarseGate?.addInputGradient(tokens, dCoarse, to: dr, logits.matmul, scratch)
+    logits.noiseGate?.addInputGradient(tokens, dNoise, to: dr, logits.matmul, scratch)
+  }
+
+  fileprivate func scratch(_ lane: Int) -> UnsafeMutablePointer<Float> { logits.scratch(lane) }
+}
+
+/// dr of what the gate read, where that is not x itself.
+private struct GateInputGradient: Job {
+  let router: RouterBackward
+  let dInput: UnsafeMutablePointer<Float>  // [T,H]
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let tokens = rows(ofBlock: block, in: router.routing.tokens)
+    let h = router.c.hidden
+    (dInput + tokens.lowerBound * h).update(repeating: 0, count: tokens.count * h)
+    router.addGateGradient(tokens, to: dInput, router.scratch(lane.pointee.index))
+  }
+}

@@ -1,0 +1,164 @@
+import CShims
+
+// What the gate reads: x, or x after jitter, batch normalisation and dropout. Without these nothing is copied.
+
+/// Every element times a number from 1 - jitter to 1 + jitter [Switch 2021].
+struct Jitter {
+  let random: Random
+  let size: Float
+
+  init?(_ c: Configuration, _ draws: Draws) {
+    guard draws.training && c.exploration.jitter > 0 else { return nil }
+    random = draws.of(.jitter)
+    size = c.exploration.jitter
+  }
+
+  /// Elements `first` (a multiple of 4) ..< first + count of the array that `values` are from.
+  func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
+    let stretch = 256  // so that the memory is the stack's
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { factors in
+      for from in stride(from: 0, to: count, by: stretch) {
+        let n = min(stretch, count - from)
+        random.fillUniform(factors.baseAddress!, from: first + from, count: n, bound: size)
+        for i in 0..<n { values[from + i] *= 1 + factors[i] }
+      }
+    }
+  }
+}
+
+/// Inverted dropout on an array of the gate's: forward on values, backward on their gradients.
+struct RouterDropout {
+  let random: Random
+  private let threshold: UInt32
+  private let scale: Float
+
+  init?(_ c: Configuration, _ draws: Draws, onLogits: Bool) {
+    guard draws.training && c.exploration.dropout > 0 && c.exploration.dropoutOnLogits == onLogits else { return nil }
+    random = draws.of(.routerDropout)
+    threshold = UInt32(Double(c.exploration.dropout) * 0x1p32)
+    scale = Float(1 / (1 - Double(c.exploration.dropout)))
+  }
+
+  func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
+    random.drop(values, count: count, first: UInt64(first / 4), threshold: threshold, scale: scale)
+  }
+}
+
+/// x [T,H] with jitter, for the experts too.
+struct JitteredTokens: Job {
+  let rows: UnsafePointer<Float>  // [T,H]
+  private let c: Configuration
+  private let x: UnsafePointer<Float>
+  private let own: UnsafeMutablePointer<Float>?
+  private let jitter: Jitter?
+  private let tokens: Int
+
+  init(_ arena: inout Arena, _ c: Configuration, _ draws: Draws, x: UnsafePointer<Float>, tokens: Int) {
+    self.c = c
+    self.x = x
+    self.tokens = tokens
+    jitter = c.exploration.jitterExperts ? Jitter(c, draws) : nil
+    own = jitter == nil ? nil : arena.take(Float.self, tokens, c.hidden)
+    rows = own.map { UnsafePointer($0) } ?? x
+  }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    if jitter != nil { try context.run(blocks(of: tokens), self) }
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let range = MoE.rows(ofBlock: block, in: tokens)
+    let (first, count) = (range.lowerBound * c.hidden, range.count * c.hidden)
+    (own! + first).update(from: x + first, count: count)
+    jitter!.apply(own! + first, first: first, count: count)
+  }
+
+  // MARK: backward
+
+  /// dx of x itself, in place, for one block.
+  func backward(_ block: Int, _ dx: UnsafeMutablePointer<Float>) {
+    let range = MoE.rows(ofBlock: block, in: tokens)
+    jitter?.apply(dx + range.lowerBound * c.hidden, first: range.lowerBound * c.hidden, count: range.count * c.hidden)
+  }
+}
+
+struct RouterInput: Job {
+  let rows: UnsafePointer<Float>  // [T,H], x itself where there is nothing to do
+  let own: UnsafeMutablePointer<Float>?
+  let jitter: Jitter?
+  let norm: BatchNorm?
+  let dropout: RouterDropout?
+  let c: Configuration
+  let x: UnsafePointer<Float>
+  let tokens: Int
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ draws: Draws, context: ContextPointer, x: UnsafePointer<Float>,
+    parameters: Parameters, routing: Routing
+  ) {
+    self.c = c
+    self.x = x
+    tokens = routing.tokens
+    jitter = c.exploration.jitterExperts ? nil : Jitter(c, draws)
+    norm = c.exploration.batchNorm.map {
+      BatchNorm(c: c, plan: $0, kernels: context.kernels, training: draws.training, parameters: parameters, routing: routing)
+    }
+    dropout = RouterDropout(c, draws, onLogits: false)
+    own =
+      jitter == nil && norm == nil && dropout == nil ? nil : arena.take(Float.self, routing.tokens, c.hidden)
+    rows = own.map { UnsafePointer($0) } ?? x
+  }
+
+  /// `again`: in backward, where the statistics are known and running ones stay as they are.
+  func run(in context: ContextPointer, again: Bool) throws(Fault) {
+    guard let own else { return }
+    try context.run(blocks(of: tokens), self)
+    if let norm {
+      if !again { try norm.measure(own, in: context) }
+      try context.run(blocks(of: tokens), NormalizeRows(norm: norm, rows: own))
+    }
+    if dropout != nil { try context.run(blocks(of: tokens), DropRows(input: self, rows: own)) }
+  }
+
+  /// The gate's own copy of x.
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let range = MoE.rows(ofBlock: block, in: tokens)
+    let (first, count) = (range.lowerBound * c.hidden, range.count * c.hidden)
+    (own! + first).update(from: x + first, count: count)
+    jitter?.apply(own! + first, first: first, count: count)
+  }
+
+  // MARK: backward
+
+  /// From the gradient of what the gate read to that of x, in place; and those of the batch norm's parameters.
+  func backward(_ dRows: UnsafeMutablePointer<Float>, in context: ContextPointer) throws(Fault) {
+    if dropout != nil { try context.run(blocks(of: tokens), DropRows(input: self, rows: dRows)) }
+    if let norm {
+      try context.run(blocks(of: tokens), self)  // what was normalised, once more
+      try norm.backward(dRows, own!, in: context)
+    }
+    if jitter != nil { try context.run(blocks(of: tokens), JitterRows(input: self, rows: dRows)) }
+  }
+}
+
+private struct DropRows: Job {
+  let input: RouterInput
+  let rows: UnsafeMutablePointer<Float>
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let range = MoE.rows(ofBlock: block, in: input.tokens)
+    let first = range.lowerBound * input.c.hidden
+    input.dropout!.apply(rows + first, first: first, count: range.count * input.c.hidden)
+  }
+}
+
+private struct JitterRows: Job {
+  let input: RouterInput
+  let rows: UnsafeMutablePointer<Float>
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let range = MoE.rows(ofBlock: block, in: input.tokens)
+    let first = range.lowerBound * input.c.hidden
+    input.jitter!.apply(rows + first, first: first, count: range.count * input.c.hidden)
+  }
+}
