@@ -236,8 +236,8 @@ struct OutOfMemoryTests {
   }
 
   @Test func handlesMayBeFreedInAnyOrder() throws {
-    // The last two before everything else or behind it.
-    for order in permutations([0, 1, 2, 3, 4]).flatMap({ [[5] + $0 + [6], [6] + $0 + [5]] }) {
+    // The last two: one before everything else, the other behind it.
+    for order in permutations([0, 1, 2, 3, 4]).map({ $0[0] < 2 ? [5] + $0 + [6] : [6] + $0 + [5] }) {
       let life = Life()
       for call in Life.calls { try check(try call.run(life)) }
       let frees = life.frees()
