@@ -19,7 +19,7 @@ public struct Call {
     sequenceLength = tokens
   }
 
-  func isValid(_ token: Int) -> Bool { validMask.map { $0[token] != 0 } ?? true }
+  public func isValid(_ token: Int) -> Bool { validMask.map { $0[token] != 0 } ?? true }
 
   /// Real tokens among some.
   func valid(in range: Range<Int>) -> Int {

@@ -1,3 +1,5 @@
+import CShims
+
 // The story of a token on one page: route, dispatch, compute, combine; then the same backwards.
 
 public struct Layer {
@@ -5,7 +7,7 @@ public struct Layer {
   let context: ContextPointer
   let number: Int64
   let parameters: Parameters
-  private var prepared: PreparedWeights?
+  private var prepared: PreparedGroups
   fileprivate var preparedMemory: UnsafeMutableRawPointer?
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
@@ -15,46 +17,49 @@ public struct Layer {
     self.context = context
     number = context.numberForLayer()
     self.parameters = parameters
+    prepared = PreparedGroups(configuration)
   }
 
   /// Arrays of one call that the caller may want to see; nil where not.
   public struct Details {
     public var tokensPerExpert: UnsafeMutablePointer<Int64>?  // [E]
+    public var droppedPerExpert: UnsafeMutablePointer<Int64>?  // [E]
     public var meanProbability: UnsafeMutablePointer<Float>?  // [E]
-    public var indices: UnsafeMutablePointer<Int32>?  // [T,K]
-    public var weights: UnsafeMutablePointer<Float>?  // [T,K]
+    public var indices: UnsafeMutablePointer<Int32>?  // [T,choices]
+    public var weights: UnsafeMutablePointer<Float>?  // [T,choices]
+    public var losses: UnsafeMutablePointer<Float>?  // [losses]
 
     public init() {}
   }
 
   // MARK: forward
 
-  /// y = layer(x), x and y [T,H] of the configuration's type. `step` and `training` govern dropout.
+  /// y = layer(x), x and y [T,H] of the configuration's type.
   public func forward(
-    _ x: UnsafeRawPointer, tokens: Int, step: UInt64, training: Bool, y: UnsafeMutableRawPointer,
-    tape: TapePointer?, details: Details
+    _ x: UnsafeRawPointer, _ call: Call, y: UnsafeMutableRawPointer, tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
     let c = configuration
-    let dropout = Dropout(c, kernels: context.kernels, step: step, training: training)
-    let form = ExpertForm(c, context: context, prepared: prepared)
-    if tape != nil && c.weights == .f32 && form == .tiledBF16 {
+    let draws = c.draws(call, context.kernels)
+    if tape != nil && prepared.roundsFloats {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
-    let taped = try tape?.pointee.prepare(c, tokens: tokens, dropout: dropout, form: form)
+    let taped = try tape?.pointee.prepare(c, call, parameters, draws)
 
     func layout(_ arena: inout Arena) -> ForwardStages {
-      let input = TokensIn(&arena, c, context: context, x, tokens: tokens)
-      let routing = taped?.routing ?? Routing(&arena, c, tokens: tokens)
-      let dispatch = taped?.dispatch ?? Dispatch(&arena, c, tokens: tokens)
+      let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
+      let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
+      let routing = taped?.routing ?? Routing(&arena, c, call)
+      let dispatch = taped?.dispatch ?? Dispatch(&arena, c, call)
       return ForwardStages(
-        input: input,
-        route: RouterForward(&arena, c, context: context, x: input.floats, parameters: parameters, routing: routing),
+        input: input, jittered: jittered,
+        route: RouterForward(
+          &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing),
         dispatch: dispatch,
         compute: ExpertsForward(
-          &arena, c, context: context, x: input.floats, parameters: parameters, prepared: prepared,
-          dispatch: dispatch, dropout: dropout, kept: taped?.preactivations),
-        output: TokensOut(&arena, c, context: context, y, tokens: tokens),
-        meanProbability: arena.take(Double.self, c.experts))
+          &arena, c, context: context, x: jittered.rows, parameters: parameters, prepared: prepared,
+          dispatch: dispatch, draws: draws, kept: taped?.preactivations, tokens: call.tokens),
+        output: TokensOut(&arena, c, context: context, y, tokens: call.tokens),
+        statistics: CallStatistics(&arena, c))
     }
     var measure = Arena()
     _ = layout(&measure)
@@ -63,22 +68,30 @@ public struct Layer {
       var arena = Arena(memory)
       let stages = layout(&arena)
       try stages.input.run(in: context)
+      try stages.jittered.run(in: context)
       try stages.route.run(in: context)
-      stages.dispatch.group(stages.route.routing.indices, experts: c.experts)
+      stages.dispatch.group(stages.route.routing)
       try stages.compute.run(in: context)
       try CombineForward(
         c: c, kernels: context.kernels, routing: stages.route.routing, dispatch: stages.dispatch,
-        outputs: stages.compute.outputs, outputStride: stages.compute.outputStride,
-        y: stages.output.floats
+        outputs: stages.compute.outputs, bias: parameters.data(.outputBias), y: stages.output.floats
       ).run(in: context)
       try stages.output.run(in: context)
       report = Report(
-        c, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
-        mean: stages.meanProbability)
+        c, call, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
+        stages.statistics)
       details.write(c, stages)
+      try call.record?.pointee.store(
+        stages.route.routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
     }
     if let taped { tape!.pointee.fill(taped) }
+    noteActiveExperts(call)
     return report
+  }
+
+  private func noteActiveExperts(_ call: Call) {
+    guard call.training, configuration.warmup != nil else { return }
+    parameters.data(.activeExperts)![0] = Float(configuration.activeExperts(call, parameters))
   }
 
   /// Numbers as in moe_prepared.
@@ -92,16 +105,16 @@ public struct Layer {
   public mutating func prepare(_ wanted: Preparation) throws(Fault) {
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
-    var packed: PreparedWeights?
+    var packed = PreparedGroups(configuration)
     if wanted != .none && context.packsWeights {
       let allocator = context.pointee.allocator
       var measure = Arena()
-      _ = PreparedWeights(&measure, configuration, bf16: wanted == .bf16)
+      _ = PreparedGroups(&measure, configuration, bf16: wanted == .bf16)
       memory = try allocator.allocate(bytes: try measure.total())
       var arena = Arena(memory!)
-      packed = PreparedWeights(&arena, configuration, bf16: wanted == .bf16)
+      packed = PreparedGroups(&arena, configuration, bf16: wanted == .bf16)
       do throws(Fault) {
-        try pack(packed!)
+        try packed.pack(parameters, in: context)
       } catch {
         allocator.deallocate(memory)
         throw error
@@ -111,28 +124,13 @@ public struct Layer {
     (prepared, preparedMemory) = (packed, memory)
   }
 
-  private func pack(_ prepared: PreparedWeights) throws(Fault) {
-    if prepared.bf16 { try pack(prepared, BF16.self) } else { try pack(prepared, F32.self) }
-  }
-
-  private func pack<P: Precision>(_ prepared: PreparedWeights, _: P.Type) throws(Fault) {
-    func layout(_ arena: inout Arena) -> PrepareWeights<P> {
-      PrepareWeights(&arena, configuration, context: context, parameters: parameters, prepared: prepared)
-    }
-    var measure = Arena()
-    _ = layout(&measure)
-    try context.withScratch(try measure.total()) { memory in
-      var arena = Arena(memory)
-      layout(&arena).run(in: context)
-    }
-  }
-
   // MARK: backward
 
   /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
   public func backward(
     _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dAuxLoss: Float,
-    dx: UnsafeMutableRawPointer?
+    dx: UnsafeMutableRawPointer?, dMeanProbability: UnsafePointer<Float>?,
+    dExpertWeights: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
     let c = configuration
     let taped = tape.pointee.contents!
@@ -142,15 +140,17 @@ public struct Layer {
     let (context, parameters) = (context, parameters)
     func layout(_ arena: inout Arena) -> BackwardStages {
       let x = TokensIn(&arena, c, context: context, x, tokens: tokens)
+      let jittered = JitteredTokens(&arena, c, taped.draws, x: x.floats, tokens: tokens)
       let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
       let compute = ExpertsBackward(
-        &arena, c, context: context, x: x.floats, dy: dy.floats, parameters: parameters, tape: taped)
-      let losses = LossGradient(&arena, c, tokens: tokens, dAuxLoss: dAuxLoss)
+        &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped)
+      let losses = LossGradient(
+        &arena, c, tape: taped, dAuxLoss: dAuxLoss, dMeanProbability: dMeanProbability)
       let route = RouterBackward(
-        &arena, c, context: context, x: x.floats, parameters: parameters, routing: taped.routing, losses: losses,
-        dWeights: compute.dWeights)
+        &arena, c, context: context, x: jittered.rows, parameters: parameters, tape: taped, losses: losses,
+        dWeights: compute.gradients.dWeights)
       return BackwardStages(
-        x: x, dy: dy, compute: compute, losses: losses, route: route,
+        x: x, jittered: jittered, dy: dy, compute: compute, losses: losses, route: route,
         dx: dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) })
     }
     var measure = Arena()
@@ -162,14 +162,19 @@ public struct Layer {
       var arena = Arena(memory)
       let stages = layout(&arena)
       try stages.x.run(in: context)
+      try stages.jittered.run(in: context)
       try stages.dy.run(in: context)
       try stages.compute.run(in: context, needInputGradient: dx != nil)
-      stages.losses.prepare(c, dispatch: taped.dispatch, tokens: tokens, dAuxLoss: dAuxLoss)
-      try stages.route.run(in: context, parameters: parameters, dispatch: taped.dispatch)
+      stages.losses.prepare()
+      try stages.route.run(in: context, dispatch: taped.dispatch)
+      if let dExpertWeights { stages.route.copyWeightGradients(to: dExpertWeights) }
+      if c.outputBias {
+        addOutputBiasGradient(stages.dy.floats, taped.routing, c, context.kernels, to: parameters.grad(.outputBias)!)
+      }
       if let dx = stages.dx {
         try CombineBackward(
-          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.dRows,
-          dRowStride: stages.compute.dRowStride, router: stages.route, dx: dx.floats
+          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.gradients.dRows,
+          router: stages.route, jittered: stages.jittered, dx: dx.floats
         ).run(in: context)
         try dx.run(in: context)
       }
@@ -179,15 +184,17 @@ public struct Layer {
 
 private struct ForwardStages {
   let input: TokensIn
+  let jittered: JitteredTokens
   let route: RouterForward
   let dispatch: Dispatch
   let compute: ExpertsForward
   let output: TokensOut
-  let meanProbability: UnsafeMutablePointer<Double>  // [E]
+  let statistics: CallStatistics
 }
 
 private struct BackwardStages {
   let x: TokensIn
+  let jittered: JitteredTokens
   let dy: TokensIn
   let compute: ExpertsBackward
   let losses: LossGradient
@@ -197,13 +204,18 @@ private struct BackwardStages {
 
 extension Layer.Details {
   fileprivate func write(_ c: Configuration, _ stages: ForwardStages) {
-    let routing = stages.route.routing
-    for e in 0..<c.experts {
-      tokensPerExpert?[e] = Int64(stages.dispatch.count(ofExpert: e))
-      meanProbability?[e] = Float(stages.meanProbability[e])
+    let (routing, statistics) = (stages.route.routing, stages.statistics)
+    for e in 0..<c.experts { meanProbability?[e] = Float(statistics.meanProbability[e]) }
+    tokensPerExpert?.update(from: statistics.computed, count: c.experts)
+    droppedPerExpert?.update(from: statistics.dropped, count: c.experts)
+    losses?.update(from: statistics.losses, count: c.lossCount)
+    if indices == nil && weights == nil { return }
+    for t in 0..<routing.tokens {
+      let (own, to) = (t * routing.slots, t * routing.choices)
+      weights.map { ($0 + to).update(from: routing.weights + own, count: routing.choices) }
+      guard let indices else { continue }
+      for slot in 0..<routing.choices { indices[to + slot] = max(routing.indices[own + slot], .noExpert) }
     }
-    indices?.update(from: routing.indices, count: stages.dispatch.pairs)
-    weights?.update(from: routing.weights, count: stages.dispatch.pairs)
   }
 }
 
@@ -214,15 +226,14 @@ public typealias LayerPointer = UnsafeMutablePointer<Layer>
 extension UnsafeMutablePointer where Pointee == Layer {
   public static func create(_ c: Configuration, in context: ContextPointer) throws(Fault) -> LayerPointer {
     let allocator = context.pointee.allocator
-    func layout(_ arena: inout Arena) -> (LayerPointer, UnsafeMutablePointer<Parameter?>, Lock) {
-      (arena.take(Layer.self, 1), arena.take(Parameter?.self, Parameters.capacity), Lock(&arena))
-    }
     var measure = Arena()
-    _ = layout(&measure)
+    _ = LayerParts(&measure, c)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (layer, slots, turn) = layout(&arena)
-    turn.initialise()
-    let parameters = Parameters(slots)
+    let parts = LayerParts(&arena, c)
+    let (layer, parameters) = (parts.layer, parts.parameters)
+    parts.turn.initialise()
+    parameters.clear()
+    let c = parts.copyLists(c, context.kernels)
     do throws(Fault) {
       try parameters.allocate(c, allocator: allocator)
     } catch {
@@ -231,7 +242,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
       throw error
     }
     parameters.initialise(c, context.kernels)
-    layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: turn))
+    layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
     context.retain()
     return layer
   }
@@ -242,6 +253,47 @@ extension UnsafeMutablePointer where Pointee == Layer {
     context.pointee.allocator.deallocate(pointee.preparedMemory)
     context.pointee.allocator.deallocate(self)
     context.release()
+  }
+}
+
+/// One block of memory: the layer, then what it points at.
+private struct LayerParts {
+  let layer: LayerPointer
+  let parameters: Parameters
+  let turn: Lock
+  private let groups: UnsafeMutablePointer<ExpertGroup>
+  private let losses: UnsafeMutablePointer<LossTerm>
+  private let hashTable: UnsafeMutablePointer<Int32>
+
+  init(_ arena: inout Arena, _ c: Configuration) {
+    layer = arena.take(Layer.self, 1)
+    parameters = Parameters(&arena, groups: c.groupCount)
+    turn = Lock(&arena)
+    groups = arena.take(ExpertGroup.self, c.groupCount)
+    losses = arena.take(LossTerm.self, c.lossCount)
+    hashTable = arena.take(Int32.self, c.vocabulary, c.topK)
+  }
+
+  /// The configuration with lists in the layer's own memory.
+  func copyLists(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) -> Configuration {
+    var own = c
+    var first = 0
+    for index in 0..<c.groupCount {
+      (groups + index).initialize(to: c.groups[index])
+      groups[index].index = index
+      groups[index].first = first
+      first += groups[index].experts
+    }
+    own.groups = UnsafePointer(groups)
+    if let given = c.losses { losses.update(from: given, count: c.lossCount) }
+    own.losses = UnsafePointer(losses)
+    if let given = c.hashTable {
+      hashTable.update(from: given, count: c.vocabulary * c.topK)
+    } else {
+      fillHashTable(hashTable, c, kernels)
+    }
+    own.hashTable = UnsafePointer(hashTable)
+    return own
   }
 }
 
@@ -271,6 +323,7 @@ extension Layer {
     tape.pointee.layerNumber == number && tape.pointee.context == context
   }
   public func isFilled(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents != nil }
+  public func weightsWereGiven(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents?.weightsAreGiven ?? false }
   public func tokens(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.routing.tokens ?? 0 }
   /// Empties the tape: after an error there is nothing to go back from.
   public func clear(_ tape: TapePointer) { tape.pointee.clear() }

@@ -71,11 +71,25 @@ func requireApart(
   _ output: UnsafeRawPointer?, _ outputBytes: Int, _ outputName: StaticString, _ other: UnsafeRawPointer?,
   _ otherBytes: Int, _ otherName: StaticString
 ) throws(Fault) {
-  guard let output, let other, outputBytes > 0, otherBytes > 0 else { return }
-  let (a, b) = (UInt(bitPattern: output), UInt(bitPattern: other))
+  if overlap(output, outputBytes, other, otherBytes) { throw .invalid("\(outputName) overlaps \(otherName)") }
+}
+
+/// The same for the memory of a parameter.
+func requireApart(
+  _ output: UnsafeRawPointer?, _ outputBytes: Int, _ outputName: StaticString, from parameter: Parameter
+) throws(Fault) {
+  if overlap(output, outputBytes, parameter.data, parameter.bytes)
+    || overlap(output, outputBytes, parameter.grad, 4 * parameter.count)
+  {
+    throw .invalid("\(outputName) overlaps \(parameter.name)")
+  }
+}
+
+private func overlap(_ a: UnsafeRawPointer?, _ aBytes: Int, _ b: UnsafeRawPointer?, _ bBytes: Int) -> Bool {
+  guard let a, let b, aBytes > 0, bBytes > 0 else { return false }
+  let (first, second) = (UInt(bitPattern: a), UInt(bitPattern: b))
   // Distances rather than ends: an end could lie beyond the address space.
-  let apart = a < b ? b - a >= UInt(outputBytes) : a - b >= UInt(otherBytes)
-  if !apart { throw .invalid("\(outputName) overlaps \(otherName)") }
+  return first < second ? second - first < UInt(aBytes) : first - second < UInt(bBytes)
 }
 
 // MARK: handles

@@ -51,8 +51,8 @@ private func forward(
   _ y: UnsafeMutableRawPointer?, _ tape: TapePointer?, _ report: UnsafeMutablePointer<moe_report>?
 ) throws(Fault) {
   let c = layer.pointee.configuration
-  // T K is counted in 32 bits, as are OpenBLAS's sizes.
-  try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.topK)
+  // Pairs of tokens and slots are counted in 32 bits, as are OpenBLAS's sizes.
+  try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
   let tokens = Int(n_tokens)
   let elements = try product(tokens, c.hidden, "n_tokens * hidden_size")
   let x = try array(x, count: elements, of: c.tokens, "x")
@@ -61,31 +61,29 @@ private func forward(
   try requireApart(y, bytes, "y", x, bytes, "x")
   try requireApartFromParameters(y, bytes, "y", layer)
 
-  var (step, training) = (UInt64(0), false)
-  if options != nil {
-    let options = try read(options, "options")
-    training = try flag(options.training, "training")
-    step = options.step
-    if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
-    if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
-  }
-
+  let call = try Call(options, tokens: tokens, c)
   var details = Layer.Details()
   var asked = moe_report()
   if report != nil {
     asked = try read(report.map { UnsafePointer($0) }, "report")
     details.tokensPerExpert = try optional(asked.tokens_per_expert, "report.tokens_per_expert")
+    details.droppedPerExpert = try optional(asked.dropped_per_expert, "report.dropped_per_expert")
     details.meanProbability = try optional(asked.mean_probability, "report.mean_probability")
     details.indices = try optional(asked.expert_indices, "report.expert_indices")
     details.weights = try optional(asked.expert_weights, "report.expert_weights")
+    details.losses = try optional(asked.losses, "report.losses")
   }
-  let found = try layer.pointee.forward(
-    x, tokens: tokens, step: step, training: training, y: y, tape: tape, details: details)
+  let found = try layer.pointee.forward(x, call, y: y, tape: tape, details: details)
   if let report {
     asked.balance_loss = found.balanceLoss
     asked.z_loss = found.zLoss
     asked.aux_loss = found.auxLoss
     asked.entropy = found.entropy
+    asked.n_dropped = Int64(found.dropped)
+    asked.n_valid = Int64(found.valid)
+    asked.max_over_mean = found.load.maxOverMean
+    asked.variation = found.load.variation
+    asked.dead_share = found.load.deadShare
     report.pointee = asked
   }
 }
@@ -107,12 +105,28 @@ public func moe_layer_backward(
     let x = try array(x, count: elements, of: c.tokens, "x")
     let dy = try array(dy, count: elements, of: c.tokens, "dy")
     guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
+    var (dMeanProbability, dExpertWeights): (UnsafePointer<Float>?, UnsafeMutablePointer<Float>?) = (nil, nil)
+    if options != nil {
+      let options = try read(options, "options")
+      dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
+        try required(p, "options.d_mean_probability")
+      }
+      dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
+      if dMeanProbability != nil && !c.hasGate {
+        throw .invalid("options.d_mean_probability: the layer has no gate")
+      }
+      if dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
+        throw .badState("options.d_expert_weights: forward was given no expert_weights")
+      }
+    }
     let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
     let bytes = elements * c.tokens.size
     try requireApart(dx, bytes, "dx", x, bytes, "x")
     try requireApart(dx, bytes, "dx", dy, bytes, "dy")
     try requireApartFromParameters(dx, bytes, "dx", layer)
-    try layer.pointee.backward(tape, x: x, dy: dy, dAuxLoss: d_aux_loss, dx: dx)
+    try layer.pointee.backward(
+      tape, x: x, dy: dy, dAuxLoss: d_aux_loss, dx: dx, dMeanProbability: dMeanProbability,
+      dExpertWeights: dExpertWeights)
   }
 }
 
@@ -126,8 +140,6 @@ private func requireApartFromParameters(
   _ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString, _ layer: LayerPointer
 ) throws(Fault) {
   for index in 0..<layer.pointee.parameterCount {
-    let parameter = layer.pointee.parameter(index)
-    try requireApart(output, bytes, name, parameter.data, parameter.bytes, parameter.name)
-    try requireApart(output, bytes, name, parameter.grad, 4 * parameter.count, parameter.name)
+    try requireApart(output, bytes, name, from: layer.pointee.parameter(index))
   }
 }

@@ -11,7 +11,7 @@ extension moe_tensor {
   init(_ parameter: Parameter, struct_size: Int) {
     self.init()
     self.struct_size = struct_size
-    name = UnsafeRawPointer(parameter.name.utf8Start).assumingMemoryBound(to: CChar.self)
+    name = parameter.name
     dtype = parameter.type.rawValue
     rank = Int32(truncatingIfNeeded: parameter.rank)
     let (a, b, c) = parameter.shape

@@ -2,14 +2,14 @@ import CMoE
 import MoE
 
 extension TokenChoice {
-  /// The one place where the fields about routing become a plan, and where contradictions are found.
-  init(_ config: moe_layer_config) throws(Fault) {
+  /// Which experts are chosen, and how they weigh.
+  init(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     self.init()
     score = try named(config.score, "score", "moe_score")
     weights = try named(config.router_weights, "router_weights", "moe_router_weights")
     normalization = try named(config.router_normalize, "router_normalize", "moe_normalize")
     epsilonForm = try named(config.epsilon_form, "epsilon_form", "moe_epsilon")
-    if weights != .scores && score != .softmax {
+    if weights != .scores && weights != .equal && score != .softmax {
       throw .invalid(
         "score = \(Int(config.score)) has no use with router_weights = \(Int(config.router_weights)) of the logits")
     }
@@ -20,10 +20,54 @@ extension TokenChoice {
       throw .invalid(
         "normalize_epsilon = \(Double(epsilon)) has no use where router_normalize or router_weights do not divide")
     }
+    try require(Double(config.normalize_p), "normalize_p", atLeast: 0)
+    if normalization == .normP ? config.normalize_p < 1 : config.normalize_p != 0 {
+      throw .invalid(
+        "normalize_p = \(Double(config.normalize_p)) beside router_normalize = \(Int(config.router_normalize)): MOE_NORMALIZE_NORMP has one of at least 1"
+      )
+    }
+    normP = config.normalize_p
+    try require(Double(config.mask_threshold), "mask_threshold", atLeast: 0)
+    if (weights == .sparseMixer) != (config.mask_threshold > 0) {
+      throw .invalid(
+        "mask_threshold = \(Double(config.mask_threshold)) beside router_weights = \(Int(config.router_weights)): MOE_ROUTER_WEIGHTS_SPARSEMIXER has one above 0"
+      )
+    }
+    maskThreshold = config.mask_threshold
     scale = config.routed_scale == 0 ? 1 : config.routed_scale
     selectionBias = try flag(config.selection_bias, "selection_bias")
     expertScale = try flag(config.expert_scale, "expert_scale")
     groups = try Groups(config)
+    try refuse(config, router)
+  }
+
+  /// What has no meaning beside the router.
+  private func refuse(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
+    func no(_ name: StaticString) -> Fault { .invalid("\(name) has no use with router = \(Int(config.router))") }
+    if selectionBias && router != .tokenChoice && router != .expertChoice { throw no("selection_bias") }
+    if weights == .sparseMixer && router != .tokenChoice { throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER") }
+    switch router {
+    case .tokenChoice: break
+    case .hierarchical:
+      guard let groups else { throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups") }
+      if groups.best > 1 { throw no("group_top_m") }
+      if groups.excludedAreZero { throw no("group_mask") }
+      let perGroup = Int(config.top_k) / groups.chosen
+      if perGroup * groups.chosen != Int(config.top_k) {
+        throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
+      }
+      if perGroup > Int(config.n_experts) / groups.count {
+        throw .invalid("top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
+      }
+    case .external:
+      if groups != nil { throw no("n_groups") }
+      if expertScale { throw no("expert_scale") }
+      if weights != .scores { throw no("router_weights") }
+      if score != .softmax { throw no("score") }
+      if config.routed_scale != 0 { throw no("routed_scale") }
+    case .expertChoice, .hash, .sinkhorn:
+      if groups != nil { throw no("n_groups") }
+    }
   }
 }
 
@@ -51,11 +95,4 @@ extension TokenChoice.Groups {
     self.init(
       count: count, chosen: chosen, best: max(1, Int(config.group_top_m)), excludedAreZero: config.group_mask == 1)
   }
-}
-
-private func named<E: RawRepresentable>(
-  _ value: Int32, _ field: StaticString, _ type: StaticString
-) throws(Fault) -> E where E.RawValue == Int32 {
-  guard let found = E(rawValue: value) else { throw .invalid("\(field) = \(Int(value)) is not a \(type)") }
-  return found
 }

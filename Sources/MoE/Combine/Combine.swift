@@ -1,14 +1,14 @@
 import CShims
 
-// The weighted sum back to tokens, in slot order:  y[t] = sum over k of w[t,k] * out[row of (t,k)].
+// The weighted sum back to tokens, in slot order:  y[t] = sum over slots of w[t,slot] * out[row of (t,slot)].
 
 struct CombineForward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let routing: Routing
   let dispatch: Dispatch
-  let outputs: UnsafePointer<Float>  // [T*K, outputStride] the experts' outputs
-  let outputStride: Int
+  let outputs: UnsafePointer<Float>  // [rows, padded H] the experts' outputs
+  let bias: UnsafePointer<Float>?  // [H], where sums of real tokens begin
   let y: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -16,31 +16,38 @@ struct CombineForward: Job {
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, k) = (c.hidden, c.topK)
+    let (h, stride) = (c.hidden, padded(c.hidden))
     for t in rows(ofBlock: block, in: routing.tokens) {
-      for slot in 0..<k {
-        let out = outputs + Int(dispatch.rowOfPair[t * k + slot]) * outputStride
-        let weight = routing.weights[t * k + slot]
-        if slot == 0 {
-          kernels.pointee.scale(Int64(h), weight, out, y + t * h)
+      let own = y + t * h
+      var begun = bias != nil && routing.isValid(t)
+      if begun { own.update(from: bias!, count: h) }
+      for pair in t * routing.slots..<(t + 1) * routing.slots {
+        let row = dispatch.rowOfPair[pair]
+        if row == Dispatch.noRow { continue }
+        let out = outputs + Int(row) * stride
+        let weight = c.weightOnInput ? 1 : routing.weights[pair]
+        if begun {
+          kernels.pointee.add_scaled(Int64(h), weight, out, own)
         } else {
-          kernels.pointee.add_scaled(Int64(h), weight, out, y + t * h)
+          kernels.pointee.scale(Int64(h), weight, out, own)
         }
+        begun = true
       }
+      if !begun { own.update(repeating: 0, count: h) }
     }
   }
 }
 
 // MARK: backward
 
-/// dx[t] = sum over k of the gradients of token t's rows, in slot order, then the router's share.
+/// dx[t] = sum over slots of the gradients of token t's rows, in slot order, then the router's share.
 struct CombineBackward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let dispatch: Dispatch
-  let dRows: UnsafePointer<Float>  // [T*K, dRowStride]
-  let dRowStride: Int
+  let dRows: UnsafePointer<Float>  // [rows, padded H]
   let router: RouterBackward
+  let jittered: JitteredTokens
   let dx: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -48,17 +55,31 @@ struct CombineBackward: Job {
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, k) = (c.hidden, c.topK)
+    let (h, slots) = (c.hidden, c.slots)
     for t in rows(ofBlock: block, in: router.routing.tokens) {
-      for slot in 0..<k {
-        let row = dRows + Int(dispatch.rowOfPair[t * k + slot]) * dRowStride
-        if slot == 0 {
-          (dx + t * h).update(from: row, count: h)
-        } else {
+      var begun = false
+      for pair in t * slots..<(t + 1) * slots where dispatch.rowOfPair[pair] != Dispatch.noRow {
+        let row = dRows + Int(dispatch.rowOfPair[pair]) * padded(h)
+        if begun {
           kernels.pointee.add(Int64(h), row, dx + t * h)
+        } else {
+          (dx + t * h).update(from: row, count: h)
         }
+        begun = true
       }
+      if !begun { (dx + t * h).update(repeating: 0, count: h) }
     }
     router.addInputGradient(block, to: dx, lane)
+    jittered.backward(block, dx)
+  }
+}
+
+/// d output.bias += dy of the real tokens, in ascending order.
+func addOutputBiasGradient(
+  _ dy: UnsafePointer<Float>, _ routing: Routing, _ c: Configuration, _ kernels: UnsafePointer<moei_kernels>,
+  to grad: UnsafeMutablePointer<Float>
+) {
+  for t in 0..<routing.tokens where routing.isValid(t) {
+    kernels.pointee.add(Int64(c.hidden), dy + t * c.hidden, grad)
   }
 }

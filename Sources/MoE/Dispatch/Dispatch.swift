@@ -13,9 +13,9 @@ struct Dispatch {
 
   static var noRow: Int32 { -1 }
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int) {
-    pairs = tokens * c.slots
-    mostRows = c.mostRows(tokens)
+  init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
+    pairs = call.tokens * c.slots
+    mostRows = c.mostRows(call)
     experts = c.experts + c.shared
     offsets = arena.take(Int32.self, experts + 1)
     rowOfPair = arena.take(Int32.self, pairs)

@@ -48,5 +48,5 @@ public struct ExpertGroup {
   /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
   var linear: Bool { kind == .linear }
   /// Whether there are matrices to multiply with.
-  var multiplies: Bool { kind == .mlp || kind == .gated || kind == .linear }
+  public var multiplies: Bool { kind == .mlp || kind == .gated || kind == .linear }
 }

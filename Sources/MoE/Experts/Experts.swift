@@ -279,7 +279,7 @@ struct ExpertsBackward {
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    if c.mayLeaveSlotsEmpty { gradients.dWeights.update(repeating: 0, count: tape.dispatch.pairs) }
+    if tape.mayLeaveSlotsEmpty { gradients.dWeights.update(repeating: 0, count: tape.dispatch.pairs) }
     for index in 0..<c.groupCount {
       var own = arena
       try group(index, &own, context).run(in: context, needInputGradient: needInputGradient)

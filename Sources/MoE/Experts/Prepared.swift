@@ -58,6 +58,67 @@ struct PreparedWeights {
   }
 }
 
+/// The packed copies of all groups; none of any where nothing was prepared.
+struct PreparedGroups {
+  private let arena: Arena?
+  private let c: Configuration
+  private let bf16: Bool
+
+  init(_ c: Configuration) {
+    self.c = c
+    arena = nil
+    bf16 = false
+  }
+
+  init(_ arena: inout Arena, _ c: Configuration, bf16: Bool) {
+    self.c = c
+    self.arena = arena
+    self.bf16 = bf16
+    for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
+  }
+
+  /// Whether forward computes in bfloat16 what backward would compute in float32.
+  var roundsFloats: Bool { arena != nil && bf16 && c.groups[0].weights == .f32 }
+
+  /// Found by laying the groups out again.
+  func of(_ group: ExpertGroup) -> PreparedWeights? {
+    guard var arena else { return nil }
+    for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    return take(&arena, group)
+  }
+
+  private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
+    group.multiplies ? PreparedWeights(&arena, group, bf16: bf16) : nil
+  }
+
+  func pack(_ parameters: Parameters, in context: ContextPointer) throws(Fault) {
+    for index in 0..<c.groupCount {
+      let group = c.groups[index]
+      guard let prepared = of(group) else { continue }
+      if bf16 {
+        try pack(group, prepared, parameters, in: context, BF16.self)
+      } else {
+        try pack(group, prepared, parameters, in: context, F32.self)
+      }
+    }
+  }
+
+  private func pack<P: Precision>(
+    _ group: ExpertGroup, _ prepared: PreparedWeights, _ parameters: Parameters, in context: ContextPointer,
+    _: P.Type
+  ) throws(Fault) {
+    func layout(_ arena: inout Arena) -> PrepareWeights<P> {
+      PrepareWeights(&arena, group, context: context, parameters: parameters.of(group), prepared: prepared)
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    try context.withScratch(try measure.total()) { memory in
+      var arena = Arena(memory)
+      layout(&arena).run(in: context)
+    }
+  }
+}
+
 /// The panels of one precision: H or I rows of 32.
 struct PreparedPanels<P: Precision> {
   private let prepared: PreparedWeights

@@ -8,6 +8,9 @@ public struct Load {
   /// Share of the experts with n = 0.
   public let deadShare: Float
 
+  /// No tokens.
+  init() { (maxOverMean, variation, deadShare) = (0, 0, 0) }
+
   /// `counts` [E], none negative.
   public init(_ counts: UnsafePointer<Int64>, experts: Int) {
     var sum = 0.0

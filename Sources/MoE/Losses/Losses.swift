@@ -8,18 +8,55 @@ public struct Report {
   public var auxLoss: Float = 0
   public var entropy: Float = 0
   public var valid = 0
+  public var dropped = 0
+  public var load = Load()
+}
+
+/// What is counted in one call.
+struct CallStatistics {
+  let meanProbability: UnsafeMutablePointer<Double>  // [E]
+  let counts: UnsafeMutablePointer<Int>  // [E] tokens that chose
+  let computed: UnsafeMutablePointer<Int64>  // [E]
+  let dropped: UnsafeMutablePointer<Int64>  // [E]
+  let losses: UnsafeMutablePointer<Float>  // [losses]
+  private let experts: Int
+
+  init(_ arena: inout Arena, _ c: Configuration) {
+    experts = c.experts
+    meanProbability = arena.take(Double.self, c.experts)
+    counts = arena.take(Int.self, c.experts)
+    computed = arena.take(Int64.self, c.experts)
+    dropped = arena.take(Int64.self, c.experts)
+    losses = arena.take(Float.self, c.lossCount)
+  }
+
+  /// What is computed and what was dropped; returns the sum of the latter.
+  fileprivate func count(_ routing: Routing, _ dispatch: Dispatch) -> Int {
+    var total = 0
+    dropped.initialize(repeating: 0, count: experts)
+    for e in 0..<experts { computed[e] = Int64(dispatch.count(ofExpert: e)) }
+    for t in 0..<routing.tokens {
+      for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].wasDropped {
+        dropped[Int(routing.indices[pair].chosen)] += 1
+        total += 1
+      }
+    }
+    return total
+  }
 }
 
 extension Report {
   /// Balance loss over all K choices, E * sum of f_e P_e [Switch 2021]; z-loss, mean of logsumexp^2 [ST-MoE 2022].
-  /// `mean` [E] is where P_e is summed, `counts` [E] where choices are counted.
   init(
-    _ c: Configuration, routing: Routing, entropy: UnsafePointer<Float>, mean: UnsafeMutablePointer<Double>,
-    counts: UnsafeMutablePointer<Int>
+    _ c: Configuration, _ call: Call, routing: Routing, dispatch: Dispatch, entropy: UnsafePointer<Float>,
+    _ statistics: CallStatistics
   ) {
     let (tokens, experts) = (routing.tokens, c.experts)
+    let (mean, counts) = (statistics.meanProbability, statistics.counts)
     mean.initialize(repeating: 0, count: experts)
     routing.count(into: counts, experts: experts)
+    dropped = statistics.count(routing, dispatch)
+    load = Load(statistics.computed, experts: experts)
     valid = routing.validCount.pointee
     if valid == 0 || !c.hasGate { return }
     var squares = 0.0
@@ -51,7 +88,7 @@ extension Routing {
       let own = indices + t * slots
       for slot in 0..<choices where own[slot] != .noExpert {
         var again = false
-        for before in 0..<slot where own[before].chosen == own[slot].chosen { again = true }
+        if mayRepeat { for before in 0..<slot where own[before].chosen == own[slot].chosen { again = true } }
         if !again { counts[Int(own[slot].chosen)] += 1 }
       }
     }
@@ -65,21 +102,19 @@ struct LossGradient {
   /// d / d p[t,e]: the same for every token.
   private let probability: UnsafeMutablePointer<Float>  // [E]
   private let counts: UnsafeMutablePointer<Int>  // [E]
-  private let zFactor: Float
   private let c: Configuration
   private let routing: Routing
   private let dAuxLoss: Float
   private let dMeanProbability: UnsafePointer<Float>?  // [E]
 
   init(
-    _ arena: inout Arena, _ c: Configuration, routing: Routing, dAuxLoss: Float, validTokens: Int,
+    _ arena: inout Arena, _ c: Configuration, tape: TapeContents, dAuxLoss: Float,
     dMeanProbability: UnsafePointer<Float>?
   ) {
     probability = arena.take(Float.self, c.experts)
     counts = arena.take(Int.self, c.experts)
-    zFactor = validTokens == 0 ? 0 : Float(Double(dAuxLoss) * Double(c.zCoefficient) * 2 / Double(validTokens))
     self.c = c
-    self.routing = routing
+    routing = tape.routing
     self.dAuxLoss = dAuxLoss
     self.dMeanProbability = dMeanProbability
   }
@@ -99,7 +134,9 @@ struct LossGradient {
   }
 
   /// d z-loss / d lse[t]; lse's own gradient with respect to the logits is p.
-  func logSumExpGradient(_ logSumExp: Float) -> Float { zFactor * logSumExp }
+  func logSumExpGradient(_ logSumExp: Float) -> Float {
+    Float(Double(dAuxLoss) * Double(c.zCoefficient) * 2 / Double(routing.validCount.pointee)) * logSumExp
+  }
 
   /// The gradient of losses of the weights.
   func addToWeights(_ dw: UnsafeMutablePointer<Float>, _ indices: UnsafePointer<Int32>, _ count: Int) {}

@@ -11,13 +11,15 @@ public struct Tape {
     layerNumber = layer.number
   }
 
-  /// Memory for a call of `tokens` tokens, with pre-activations of that form. The tape counts as empty until `fill`.
+  /// Memory for a call. The tape counts as empty until `fill`.
   mutating func prepare(
-    _ c: Configuration, tokens: Int, dropout: Dropout?, form: ExpertForm
+    _ c: Configuration, _ call: Call, _ parameters: Parameters, _ draws: Draws
   ) throws(Fault) -> TapeContents {
     contents = nil
+    let active = c.activeExperts(call, parameters)
+    let packsWeights = context.packsWeights
     var measure = Arena()
-    _ = TapeContents(&measure, c, tokens: tokens, dropout: dropout, form: form)
+    _ = TapeContents(&measure, c, call, draws, activeExperts: active, packsWeights: packsWeights)
     let needed = try measure.total()
     if memory == nil || needed > bytes {
       let allocator = context.pointee.allocator
@@ -27,7 +29,7 @@ public struct Tape {
       bytes = needed
     }
     var arena = Arena(memory!)
-    return TapeContents(&arena, c, tokens: tokens, dropout: dropout, form: form)
+    return TapeContents(&arena, c, call, draws, activeExperts: active, packsWeights: packsWeights)
   }
 
   mutating func fill(_ contents: TapeContents) { self.contents = contents }
@@ -38,14 +40,25 @@ public struct Tape {
 struct TapeContents {
   let routing: Routing
   let dispatch: Dispatch
-  let preactivations: KeptPreactivations
-  let dropout: Dropout?
+  let preactivations: KeptGroups
+  let draws: Draws
+  let activeExperts: Int
+  let weightsAreGiven: Bool
+  let mayLeaveSlotsEmpty: Bool
+  let sequenceLength: Int
 
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, dropout: Dropout?, form: ExpertForm) {
-    routing = Routing(&arena, c, tokens: tokens)
-    dispatch = Dispatch(&arena, c, tokens: tokens)
-    preactivations = form.preactivations(&arena, c, pairs: dispatch.pairs)
-    self.dropout = dropout
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, activeExperts: Int, packsWeights: Bool
+  ) {
+    routing = Routing(&arena, c, call)
+    dispatch = Dispatch(&arena, c, call)
+    preactivations = KeptGroups(
+      &arena, c, tokens: call.tokens, mostRows: dispatch.mostRows, packsWeights: packsWeights)
+    self.draws = draws
+    self.activeExperts = activeExperts
+    weightsAreGiven = call.givenWeights != nil
+    mayLeaveSlotsEmpty = c.mayLeaveSlotsEmpty(call)
+    sequenceLength = call.sequenceLength
   }
 }
 

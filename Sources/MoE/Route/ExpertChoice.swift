@@ -68,6 +68,11 @@ extension Configuration {
 
   /// Rows that a call's tokens have at most.
   func mostRows(_ call: Call) -> Int {
+    if let given = call.givenIndices {
+      var rows = call.tokens * shared
+      for pair in 0..<call.tokens * choices where given[pair].isExpert { rows += 1 }
+      return rows
+    }
     guard router == .expertChoice else { return call.tokens * slots }
     let apart = capacity?.perSequence ?? false
     let tokens = apart ? call.sequenceLength : call.tokens

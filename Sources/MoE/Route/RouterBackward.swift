@@ -107,6 +107,13 @@ struct RouterBackward: Job {
     }
   }
 
+  /// Those of the weights that forward was given, [T, choices].
+  func copyWeightGradients(to out: UnsafeMutablePointer<Float>) {
+    for t in 0..<routing.tokens {
+      (out + t * routing.choices).update(from: dWeights + t * routing.slots, count: routing.choices)
+    }
+  }
+
   /// Padding: nothing depends on it.
   private func leaveOut(_ t: Int) {
     if c.hasGate { (dLogits + t * c.experts).update(repeating: 0, count: c.experts) }

@@ -2,6 +2,8 @@
 /// choices, then one for each shared expert.
 struct Routing {
   let tokens: Int  // T
+  /// Whether a token may name an expert twice.
+  let mayRepeat: Bool
   let choices: Int  // K, or E where experts choose
   let slots: Int  // and the shared experts
   let indices: UnsafeMutablePointer<Int32>  // [T,slots] experts, best first; see below
@@ -16,6 +18,7 @@ struct Routing {
 
   init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
     tokens = call.tokens
+    mayRepeat = call.givenIndices != nil || c.router == .hash
     choices = c.choices
     slots = c.slots
     indices = arena.take(Int32.self, tokens, c.slots)

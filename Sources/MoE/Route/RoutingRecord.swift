@@ -10,7 +10,8 @@ public struct RoutingRecord {
 
   fileprivate init(_ context: ContextPointer) { self.context = context }
 
-  /// [T,C], -1 for none; nil while nothing is recorded.
+  /// [T,C] as in Routing, which tells none and dropped apart: replayed weights share a divisor with what was dropped.
+  /// nil while nothing is recorded.
   public var indices: UnsafePointer<Int32>? { memory.map { UnsafePointer($0) } }
   var count: Int { tokens * choices }
 
@@ -96,7 +97,7 @@ extension RoutingRecord {
     if sum != Self.checksum(bytes, needed) { throw .invalid("memory: wrong checksum, so bytes have changed") }
     for i in 0..<Int(count) {
       let index = Self.index(bytes, i)
-      guard index >= -1 && Int(index) < experts else {
+      guard Int(index) >= -1 - experts && Int(index) < experts else {
         throw .invalid("memory: expert \(Int(index)) of token \(i / choices) is not one of \(experts)")
       }
     }

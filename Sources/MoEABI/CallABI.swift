@@ -1,0 +1,97 @@
+import CMoE
+import MoE
+
+extension Call {
+  /// What the caller brings to a forward, checked against the layer.
+  init(_ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
+    self.init(tokens: tokens)
+    if options != nil {
+      let options = try read(options, "options")
+      training = try flag(options.training, "training")
+      step = options.step
+      if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
+      if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
+      try takeMask(options)
+      try takeTokenIds(options, c)
+      try takeSequences(options, c)
+      try takeChoice(options, c)
+    }
+    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
+      throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
+    }
+    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
+      throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
+    }
+    if c.exploration.noise != .none && training && tokens > Int(UInt32.max) / c.experts {
+      throw .invalid("n_tokens = \(tokens) times n_experts = \(c.experts) exceeds 2^32 numbers of noise")
+    }
+  }
+
+  private mutating func takeMask(_ options: moe_forward_options) throws(Fault) {
+    guard let mask = options.valid_mask, tokens > 0 else { return }
+    for t in 0..<tokens where mask[t] > 1 {
+      throw .invalid("options.valid_mask[\(t)] = \(Int(mask[t])) is neither 0 nor 1")
+    }
+    validMask = mask
+  }
+
+  private mutating func takeTokenIds(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+    guard options.token_ids != nil, tokens > 0 else { return }
+    let ids = try required(options.token_ids, "options.token_ids")
+    if c.router != .hash { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
+    for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
+      if !isValid(t) { continue }  // padding has no id
+      throw .invalid("options.token_ids[\(t)] = \(Int(ids[t])) is not one of vocabulary_size = \(c.vocabulary)")
+    }
+    tokenIds = ids
+  }
+
+  private mutating func takeSequences(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+    try require(Int(options.sequence_length), "options.sequence_length", from: 0, to: Int(Int32.max))
+    if options.sequence_length > 0 && tokens > 0 {
+      sequenceLength = Int(options.sequence_length)
+      if tokens % sequenceLength != 0 {
+        throw .invalid("options.sequence_length = \(sequenceLength) does not divide n_tokens = \(tokens)")
+      }
+    }
+    guard options.global_counts != nil else { return }
+    let counts = try required(options.global_counts, "options.global_counts")
+    for e in 0..<c.experts where counts[e] < 0 {
+      throw .invalid("options.global_counts[\(e)] = \(Int(counts[e])) is negative")
+    }
+    globalCounts = counts
+  }
+
+  private mutating func takeChoice(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+    if let record = options.record { self.record = try handle(record, "options.record", as: RoutingRecord.self) }
+    if let replay = options.replay {
+      if options.expert_indices != nil { throw .invalid("options.replay and expert_indices: one of them is NULL") }
+      let record = try handle(replay, "options.replay", as: RoutingRecord.self).pointee
+      guard record.tokens == tokens, record.choices == c.choices, record.experts == c.experts else {
+        throw .badState(
+          "options.replay holds \(record.tokens) tokens, \(record.choices) choices and \(record.experts) experts; this call has \(tokens), \(c.choices) and \(c.experts)"
+        )
+      }
+      givenIndices = record.indices
+    } else if options.expert_indices != nil && tokens > 0 {
+      let indices = try required(options.expert_indices, "options.expert_indices")
+      for pair in 0..<tokens * c.choices where indices[pair] < -1 || indices[pair] >= c.experts {
+        throw .invalid(
+          "options.expert_indices: \(Int(indices[pair])) of token \(pair / c.choices) is neither -1 nor one of n_experts = \(c.experts)"
+        )
+      }
+      if c.router == .expertChoice {
+        throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
+      }
+      givenIndices = indices
+    }
+    if options.expert_weights != nil && tokens > 0 {
+      if givenIndices == nil { throw .invalid("options.expert_weights is not NULL, but expert_indices is") }
+      let weights = try required(options.expert_weights, "options.expert_weights")
+      for pair in 0..<tokens * c.choices where !weights[pair].isFinite {
+        throw Fault(.notFinite, "options.expert_weights: that of token \(pair / c.choices) is not finite")
+      }
+      givenWeights = weights
+    }
+  }
+}

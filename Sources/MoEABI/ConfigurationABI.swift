@@ -1,0 +1,107 @@
+import CMoE
+import MoE
+
+// The one place where moe_layer_config becomes a plan, and where contradictions are found: a field that would have no
+// effect beside another is refused by both names, since a number that is silently ignored is found late.
+
+extension Configuration {
+  /// `groups` lives as long as the call.
+  init(_ config: moe_layer_config, _ groups: UnsafePointer<ExpertGroup>, count: Int) throws(Fault) {
+    try require(Int(config.top_k), "top_k", from: 1, to: Int(Int32.max))
+    if config.top_k > config.n_experts {
+      throw .invalid("top_k = \(Int(config.top_k)) exceeds n_experts = \(Int(config.n_experts))")
+    }
+    self.init(
+      hidden: Int(config.hidden_size), experts: Int(config.n_experts), topK: Int(config.top_k), groups: groups,
+      groupCount: count)
+    groupsAreListed = config.n_expert_groups > 0
+    shared = Int(config.n_shared_experts)
+    sharedGate = try named(config.shared_gate, "shared_gate", "moe_shared_gate")
+    if sharedGate == .residual && shared != 1 {
+      throw .invalid("shared_gate = MOE_SHARED_RESIDUAL, but n_shared_experts = \(shared) is not 1")
+    }
+    outputBias = try flag(config.output_bias, "output_bias")
+
+    router = try named(config.router, "router", "moe_router")
+    choice = try TokenChoice(config, router)
+    let hasBiasByDefault = hasGate
+    routerBias = try bias(config.router_bias, "router_bias", default: hasBiasByDefault)
+    dynamicK = try DynamicK(config, router)
+    warmup = try Warmup(config, router)
+    exploration = try Exploration(config, router)
+    capacity = try Capacity(config, router)
+    try readHashTable(config)
+    if !hasGate { try refuseWithoutGate(config) }
+
+    tokens = try elementType(config.io_dtype, "io_dtype")
+    trainable = !(try flag(config.inference_only, "inference_only"))
+    try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
+    try require(Double(config.z_coef), "z_coef", atLeast: 0)
+    balanceCoefficient = config.balance_coef
+    zCoefficient = config.z_coef
+    try readLosses(config)
+    seed = config.seed
+  }
+
+  private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {
+    guard router == .hash else {
+      if config.vocabulary_size != 0 {
+        throw .invalid("vocabulary_size = \(Int(config.vocabulary_size)), but router is not MOE_ROUTER_HASH")
+      }
+      if config.hash_table != nil { throw .invalid("hash_table is not NULL, but router is not MOE_ROUTER_HASH") }
+      return
+    }
+    try require(Int(config.vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
+    vocabulary = Int(config.vocabulary_size)
+    let entries = try product(vocabulary, topK, "vocabulary_size * top_k")
+    guard let table = try optional(UnsafeMutablePointer(mutating: config.hash_table), "hash_table") else { return }
+    for i in 0..<entries where table[i] < 0 || table[i] >= experts {
+      throw .invalid("hash_table[\(i)] = \(Int(table[i])) is not one of n_experts = \(experts) experts")
+    }
+    hashTable = UnsafePointer(table)
+  }
+
+  /// What only a gate's logits give.
+  private func refuseWithoutGate(_ config: moe_layer_config) throws(Fault) {
+    func refuse(_ name: StaticString) -> Fault {
+      router == .external
+        ? .invalid("\(name) has no use with router = MOE_ROUTER_EXTERNAL, which has no gate")
+        : .invalid("\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
+    }
+    if routerBias { throw refuse("router_bias") }
+    if exploration.noise != .none { throw refuse("noise") }
+    if exploration.jitter > 0 && !exploration.jitterExperts { throw refuse("jitter") }
+    if exploration.dropout > 0 { throw refuse("router_dropout") }
+    if exploration.batchNorm != nil { throw refuse("router_batch_norm") }
+    if capacity?.nextBest == true { throw refuse("overflow") }
+  }
+
+  private mutating func readLosses(_ config: moe_layer_config) throws(Fault) {
+    try require(Int(config.n_losses), "n_losses", from: 0, to: 16)
+    lossCount = Int(config.n_losses)
+    if lossCount == 0 {
+      if config.losses != nil { throw .invalid("n_losses = 0, but losses is not NULL") }
+      return
+    }
+    let terms = try required(config.losses, "losses")
+    for i in 0..<lossCount {
+      let loss: LossTerm.Kind = try named(terms[i].kind, "losses: kind", "moe_loss")
+      try require(Double(terms[i].coefficient), "losses: coefficient", atLeast: 0)
+      if !hasGate && loss.needsGate {
+        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs a gate's probabilities, but router has no gate")
+      }
+      if loss.needsNoise && (exploration.noise == .none || router != .tokenChoice) {
+        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))")
+      }
+    }
+    // The same layout, in the engine's name.
+    losses = UnsafeRawPointer(terms).assumingMemoryBound(to: LossTerm.self)
+  }
+}
+
+func named<E: RawRepresentable>(
+  _ value: Int32, _ field: StaticString, _ type: StaticString
+) throws(Fault) -> E where E.RawValue == Int32 {
+  guard let found = E(rawValue: value) else { throw .invalid("\(field) = \(Int(value)) is not a \(type)") }
+  return found
+}

@@ -1,0 +1,95 @@
+import CMoE
+import MoE
+
+extension Exploration {
+  init(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
+    self.init()
+    noise = try named(config.noise, "noise", "moe_noise")
+    try require(Double(config.noise_std), "noise_std", atLeast: 0)
+    if (noise == .gaussian) != (config.noise_std > 0) {
+      throw .invalid("noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
+    }
+    noiseDeviation = config.noise_std
+    try requireShare(Double(config.jitter), "jitter")
+    jitter = config.jitter
+    jitterExperts = try flag(config.jitter_experts, "jitter_experts")
+    if jitterExperts && jitter == 0 { throw .invalid("jitter_experts = 1, but jitter = 0") }
+    try requireShare(Double(config.router_dropout), "router_dropout")
+    dropout = config.router_dropout
+    try require(Int(config.router_dropout_on), "router_dropout_on", from: 0, to: 1)
+    dropoutOnLogits = config.router_dropout_on == Int32(MOE_ROUTER_DROPOUT_LOGITS.rawValue)
+    if dropoutOnLogits && dropout == 0 {
+      throw .invalid("router_dropout_on = \(Int(config.router_dropout_on)), but router_dropout = 0")
+    }
+    batchNorm = try BatchNorm(config)
+    randomSecond = try flag(config.random_second, "random_second")
+    if randomSecond && (config.top_k != 2 || router != .tokenChoice) {
+      throw .invalid("random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
+    }
+  }
+}
+
+extension Exploration.BatchNorm {
+  /// nil where there is none.
+  fileprivate init?(_ config: moe_layer_config) throws(Fault) {
+    let (momentum, epsilon) = (config.batch_norm_momentum, config.batch_norm_epsilon)
+    try require(Double(epsilon), "batch_norm_epsilon", atLeast: 0)
+    guard momentum >= 0 && momentum <= 1 else {
+      throw .invalid("batch_norm_momentum = \(Double(momentum)) is not in [0, 1]")
+    }
+    guard try flag(config.router_batch_norm, "router_batch_norm") else {
+      if momentum != 0 { throw .invalid("batch_norm_momentum = \(Double(momentum)), but router_batch_norm = 0") }
+      if epsilon != 0 { throw .invalid("batch_norm_epsilon = \(Double(epsilon)), but router_batch_norm = 0") }
+      return nil
+    }
+    self.init(momentum: momentum == 0 ? 0.1 : momentum, epsilon: epsilon == 0 ? 1e-5 : epsilon)
+  }
+}
+
+extension DynamicK {
+  /// nil where every token has K.
+  init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
+    try require(Double(config.dynamic_value), "dynamic_value", atLeast: 0)
+    try require(Int(config.min_k), "min_k", from: 0, to: Int(config.top_k))
+    if config.dynamic_k == 0 {
+      if config.dynamic_value != 0 {
+        throw .invalid("dynamic_value = \(Double(config.dynamic_value)), but dynamic_k = MOE_DYNAMIC_K_NONE")
+      }
+      if config.min_k != 0 { throw .invalid("min_k = \(Int(config.min_k)), but dynamic_k = MOE_DYNAMIC_K_NONE") }
+      return nil
+    }
+    let rule: Rule = try named(config.dynamic_k, "dynamic_k", "moe_dynamic_k")
+    if router != .tokenChoice {
+      throw .invalid("dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
+    }
+    if config.dynamic_value == 0 && rule != .complexity {
+      throw .invalid("dynamic_value = 0, but dynamic_k = \(Int(config.dynamic_k)) needs one above 0")
+    }
+    self.init(
+      rule: rule, value: config.dynamic_value == 0 ? 10 : config.dynamic_value, least: max(1, Int(config.min_k)))
+  }
+}
+
+extension Warmup {
+  /// nil where all experts are in use from the start.
+  init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
+    try require(Int(config.warmup_steps), "warmup_steps", from: 0, to: Int(Int32.max))
+    if config.warmup_steps == 0 {
+      if config.warmup_experts != 0 {
+        throw .invalid("warmup_experts = \(Int(config.warmup_experts)), but warmup_steps = 0")
+      }
+      return nil
+    }
+    if config.warmup_experts != 0 {
+      try require(Int(config.warmup_experts), "warmup_experts", from: Int(config.top_k), to: Int(config.n_experts))
+    }
+    if config.n_groups != 0 {
+      throw .invalid("warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed")
+    }
+    if router == .hash || router == .external {
+      throw .invalid("warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
+    }
+    self.init(
+      steps: Int(config.warmup_steps), start: Int(config.warmup_experts == 0 ? config.top_k : config.warmup_experts))
+  }
+}
