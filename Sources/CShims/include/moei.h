@@ -59,6 +59,11 @@ int32_t moei_available_processors(void);
 /* Milliseconds of a clock that never goes back. */
 int64_t moei_milliseconds(void);
 
+/* ---- presets ------------------------------------------------------------------------------------------------ */
+
+/* The two moe_expert_group of moe_preset_longcat_flash: static memory, which Swift has no spelling for. */
+const void *moei_longcat_flash_groups(void);
+
 /* ---- instructions without a spelling in Swift: these inline to one ------------------------------------------ */
 
 typedef float moei_f32x16 __attribute__((ext_vector_type(16)));

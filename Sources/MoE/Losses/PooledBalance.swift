@@ -1,0 +1,49 @@
+/// The balance loss of L layers taken together, as transformers' load_balancing_loss_func pools them. With n_l the
+/// valid tokens, c_le the counts and P_le the mean probabilities of layer l, and N the sum of n_l:
+///
+///     f_e = (sum over l of c_le) / N      P_e = (sum over l of n_l P_le) / N      loss = E * sum over e of f_e P_e
+///     d loss / d P_le = E f_e n_l / N
+///
+/// K at perfect balance; loss and gradient are 0 where N = 0. Counts are constants, as in every loss of balance.
+public struct PooledBalance {
+  let layers: Int  // L
+  let experts: Int  // E
+  let counts: UnsafePointer<Int64>  // [L,E]
+  let valid: UnsafePointer<Int64>  // [L]
+  let probability: UnsafePointer<Float>  // [L,E]
+
+  public init(
+    layers: Int, experts: Int, counts: UnsafePointer<Int64>, valid: UnsafePointer<Int64>,
+    probability: UnsafePointer<Float>
+  ) {
+    self.layers = layers
+    self.experts = experts
+    self.counts = counts
+    self.valid = valid
+    self.probability = probability
+  }
+
+  /// The loss; writes its gradient [L,E] where there is room for it.
+  public func loss(gradient: UnsafeMutablePointer<Float>?) -> Float {
+    var tokens = 0.0
+    for l in 0..<layers { tokens += Double(valid[l]) }
+    if tokens == 0 {
+      gradient?.initialize(repeating: 0, count: layers * experts)
+      return 0
+    }
+    var sum = 0.0
+    for e in 0..<experts {
+      var (chosen, probable) = (0.0, 0.0)
+      for l in 0..<layers {
+        chosen += Double(counts[l * experts + e])
+        probable += Double(valid[l]) * Double(probability[l * experts + e])
+      }
+      let share = chosen / tokens
+      sum += share * (probable / tokens)
+      guard let gradient else { continue }
+      let factor = Double(experts) * share / tokens
+      for l in 0..<layers { gradient[l * experts + e] = Float(factor * Double(valid[l])) }
+    }
+    return Float(Double(experts) * sum)
+  }
+}

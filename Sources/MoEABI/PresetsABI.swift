@@ -1,0 +1,193 @@
+import CMoE
+import CShims
+
+// Whole configurations of known models, in the order of the header. Sizes are those of the checkpoint named.
+
+/// Mixtral-8x7B-v0.1
+@implementation @_cdecl("moe_preset_mixtral")
+public func moe_preset_mixtral(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_layer_config(hidden: 4096, intermediate: 14336, experts: 8, topK: 2))
+}
+
+/// Qwen2-57B-A14B
+@implementation @_cdecl("moe_preset_qwen2_moe")
+public func moe_preset_qwen2_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 3584, intermediate: 2560, experts: 64, topK: 8)
+  c.setNotNormalized()
+  c.setShared(width: 20480)
+  c.shared_gate = number(MOE_SHARED_SIGMOID)
+  initialise(config, struct_size, c)
+}
+
+/// Qwen3-235B-A22B
+@implementation @_cdecl("moe_preset_qwen3_moe")
+public func moe_preset_qwen3_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_layer_config(hidden: 4096, intermediate: 1536, experts: 128, topK: 8))
+}
+
+/// OLMoE-1B-7B-0924
+@implementation @_cdecl("moe_preset_olmoe")
+public func moe_preset_olmoe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 1024, experts: 64, topK: 8)
+  c.setNotNormalized()
+  initialise(config, struct_size, c)
+}
+
+/// DeepSeek-V2
+@implementation @_cdecl("moe_preset_deepseek_v2")
+public func moe_preset_deepseek_v2(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 5120, intermediate: 1536, experts: 160, topK: 6)
+  c.setNotNormalized()
+  c.n_groups = 8
+  c.top_groups = 3
+  c.group_mask = number(MOE_GROUP_MASK_ZERO)
+  c.routed_scale = 16
+  c.setShared(width: 2 * 1536)
+  initialise(config, struct_size, c)
+}
+
+/// DeepSeek-V3
+@implementation @_cdecl("moe_preset_deepseek_v3")
+public func moe_preset_deepseek_v3(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 7168, intermediate: 2048, experts: 256, topK: 8)
+  c.setDeepSeekV3Gate(scale: 2.5)
+  c.n_groups = 8
+  c.top_groups = 4
+  c.group_top_m = 2
+  c.setShared(width: 2048)
+  initialise(config, struct_size, c)
+}
+
+/// GLM-4.5
+@implementation @_cdecl("moe_preset_glm4_moe")
+public func moe_preset_glm4_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 5120, intermediate: 1536, experts: 160, topK: 8)
+  c.setDeepSeekV3Gate(scale: 2.5)
+  c.setShared(width: 1536)
+  initialise(config, struct_size, c)
+}
+
+/// gpt-oss-120b
+@implementation @_cdecl("moe_preset_gpt_oss")
+public func moe_preset_gpt_oss(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2880, intermediate: 2880, experts: 128, topK: 4)
+  c.setTopKSoftmax()
+  c.router_bias = number(MOE_BIAS_ON)
+  c.expert_bias = number(MOE_BIAS_ON)
+  c.glu_limit = 7
+  c.glu_alpha = 1.702
+  c.glu_offset = 1
+  initialise(config, struct_size, c)
+}
+
+/// granite-3.1-3b-a800m
+@implementation @_cdecl("moe_preset_granite_moe")
+public func moe_preset_granite_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 1536, intermediate: 512, experts: 40, topK: 8)
+  c.setTopKSoftmax()
+  initialise(config, struct_size, c)
+}
+
+/// JetMoE-8b
+@implementation @_cdecl("moe_preset_jetmoe")
+public func moe_preset_jetmoe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 5632, experts: 8, topK: 2)
+  c.setTopKSoftmax()
+  c.output_bias = 1
+  initialise(config, struct_size, c)
+}
+
+/// Phi-3.5-MoE-instruct, in evaluation
+@implementation @_cdecl("moe_preset_phimoe")
+public func moe_preset_phimoe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 6400, experts: 16, topK: 2)
+  c.router_weights = number(MOE_ROUTER_WEIGHTS_SPARSEMIXER)
+  c.setNotNormalized()
+  c.mask_threshold = 0.01
+  initialise(config, struct_size, c)
+}
+
+/// DBRX
+@implementation @_cdecl("moe_preset_dbrx")
+public func moe_preset_dbrx(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 6144, intermediate: 10752, experts: 16, topK: 4)
+  c.router_normalize = number(MOE_NORMALIZE_NORM1)
+  initialise(config, struct_size, c)
+}
+
+/// Llama-4-Maverick-17B-128E
+@implementation @_cdecl("moe_preset_llama4")
+public func moe_preset_llama4(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 5120, intermediate: 8192, experts: 128, topK: 1)
+  c.router_weights = number(MOE_ROUTER_WEIGHTS_TOPK_SIGMOID)
+  c.setNotNormalized()
+  c.weight_on_input = 1
+  c.setShared(width: 8192)
+  initialise(config, struct_size, c)
+}
+
+/// MiniMax-M2
+@implementation @_cdecl("moe_preset_minimax_m2")
+public func moe_preset_minimax_m2(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 3072, intermediate: 1536, experts: 256, topK: 8)
+  c.score = number(MOE_SCORE_SIGMOID)
+  c.selection_bias = 1
+  initialise(config, struct_size, c)
+}
+
+/// ERNIE-4.5-21B-A3B
+@implementation @_cdecl("moe_preset_ernie4_5")
+public func moe_preset_ernie4_5(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2560, intermediate: 1536, experts: 64, topK: 6)
+  c.selection_bias = 1
+  c.epsilon_form = number(MOE_EPSILON_LEAST)
+  c.normalize_epsilon = 1e-12
+  c.setShared(width: 2 * 1536)
+  initialise(config, struct_size, c)
+}
+
+/// LongCat-Flash-Chat: 512 experts, then 256 that give back what they get
+@implementation @_cdecl("moe_preset_longcat_flash")
+public func moe_preset_longcat_flash(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 6144, intermediate: 0, experts: 768, topK: 12)
+  c.expert_kind = 0  // as the groups say
+  c.activation = 0
+  c.expert_groups = moei_longcat_flash_groups().assumingMemoryBound(to: moe_expert_group.self)
+  c.n_expert_groups = 2
+  c.selection_bias = 1
+  c.setNotNormalized()
+  c.routed_scale = 6
+  initialise(config, struct_size, c)
+}
+
+/// switch-c-2048
+@implementation @_cdecl("moe_preset_switch")
+public func moe_preset_switch(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2080, intermediate: 6144, experts: 2048, topK: 1)
+  c.expert_kind = number(MOE_EXPERT_MLP)
+  c.activation = number(MOE_ACTIVATION_RELU)
+  c.expert_bias = number(MOE_BIAS_OFF)
+  c.setNotNormalized()
+  c.capacity_formula = number(MOE_CAPACITY_CONSTANT)
+  c.capacity = 64
+  c.capacity_per_sequence = 1
+  c.jitter = 0.01
+  initialise(config, struct_size, c)
+}
+
+/// Jamba-v0.1
+@implementation @_cdecl("moe_preset_jamba")
+public func moe_preset_jamba(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 14336, experts: 16, topK: 2)
+  c.setNotNormalized()
+  initialise(config, struct_size, c)
+}
+
+/// llama.cpp's gate for Mixtral: the sum of the weights is at least 2^-14, the smallest normal float16
+@implementation @_cdecl("moe_preset_llama_cpp")
+public func moe_preset_llama_cpp(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 14336, experts: 8, topK: 2)
+  c.epsilon_form = number(MOE_EPSILON_LEAST)
+  c.normalize_epsilon = 0x1p-14
+  initialise(config, struct_size, c)
+}
