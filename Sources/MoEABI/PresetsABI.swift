@@ -80,7 +80,7 @@ public func moe_preset_gpt_oss(_ config: UnsafeMutablePointer<moe_layer_config>?
   initialise(config, struct_size, c)
 }
 
-/// granite-3.1-3b-a800m
+/// granite-3.0-3b-a800m
 @implementation @_cdecl("moe_preset_granite_moe")
 public func moe_preset_granite_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
   var c = moe_layer_config(hidden: 1536, intermediate: 512, experts: 40, topK: 8)
@@ -160,13 +160,14 @@ public func moe_preset_longcat_flash(_ config: UnsafeMutablePointer<moe_layer_co
   initialise(config, struct_size, c)
 }
 
-/// switch-c-2048
+/// switch-base-8
 @implementation @_cdecl("moe_preset_switch")
 public func moe_preset_switch(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
-  var c = moe_layer_config(hidden: 2080, intermediate: 6144, experts: 2048, topK: 1)
+  var c = moe_layer_config(hidden: 768, intermediate: 3072, experts: 8, topK: 1)
   c.expert_kind = number(MOE_EXPERT_MLP)
   c.activation = number(MOE_ACTIVATION_RELU)
   c.expert_bias = number(MOE_BIAS_OFF)
+  c.dropout = 0.1
   c.setNotNormalized()
   c.capacity_formula = number(MOE_CAPACITY_CONSTANT)
   c.capacity = 64
