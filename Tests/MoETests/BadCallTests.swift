@@ -75,6 +75,21 @@ final class BadCallTests {
     try stillWorks()
   }
 
+  @Test func bindParameterWithoutAGradient() throws {
+    let biased = try Layer { $0.selection_bias = 1 }
+    var index: Int64 = -1
+    try check(moe_layer_find_parameter(biased.layer, "router.selection_bias", &index))
+    let before = try biased.parameter("router.selection_bias")
+    let bias = Variable("bias", [1, 2, 3, 4], grad: [0, 0, 0, 0])
+    #expect(
+      moe_layer_bind_parameter(biased.layer, index, bias.data.baseAddress, bias.grad.baseAddress)
+        == MOE_ERROR_INVALID_ARGUMENT)
+    #expect(lastError() == "grad must be NULL: router.selection_bias has no gradient")
+    #expect(try biased.parameter("router.selection_bias").data == before.data)
+    try check(moe_layer_bind_parameter(biased.layer, index, bias.data.baseAddress, nil))
+    #expect(try Array(biased.parameter("router.selection_bias").values) == [1, 2, 3, 4])
+  }
+
   @Test func zeroGrad() throws {
     refused("layer", moe_layer_zero_grad(nil))
     let inference = try Layer { $0.inference_only = 1 }

@@ -22,8 +22,17 @@ struct ContextTests {
     moe_layer_config_init(nil, MemoryLayout<moe_layer_config>.size)
     moe_forward_options_init(nil, MemoryLayout<moe_forward_options>.size)
     moe_report_init(nil, MemoryLayout<moe_report>.size)
+    moe_backward_options_init(nil, MemoryLayout<moe_backward_options>.size)
     moe_adamw_config_init(nil, MemoryLayout<moe_adamw_config>.size)
     moe_sgd_config_init(nil, MemoryLayout<moe_sgd_config>.size)
+  }
+
+  @Test func backwardsOptionsAreNone() {
+    let floats = UnsafeMutablePointer<Float>(bitPattern: 64)
+    var options = moe_backward_options(struct_size: 1, d_mean_probability: floats, d_expert_weights: floats)
+    moe_backward_options_init(&options, MemoryLayout<moe_backward_options>.size)
+    #expect(options.struct_size == MemoryLayout<moe_backward_options>.size)
+    #expect(options.d_mean_probability == nil && options.d_expert_weights == nil)
   }
 
   @Test func initialisingStaysWithinTheCallersStruct() throws {

@@ -12,7 +12,7 @@ struct OutOfMemoryTests {
     var y = [Float](repeating: .nan, count: 20 * 5)
     var dx = [Float](repeating: .nan, count: 20 * 5)
     var norm = 0.0
-    var context, layer, tape, adamw, sgd: OpaquePointer?
+    var context, layer, tape, adamw, sgd, statistics, routing: OpaquePointer?
 
     init(_ type: moe_dtype = MOE_DTYPE_F32) { self.type = type }
 
@@ -30,6 +30,8 @@ struct OutOfMemoryTests {
       ("moe_clip_grad_norm", { moe_clip_grad_norm($0.context, try $0.tensors(), try $0.count(), 1, &$0.norm) }),
       ("moe_optimizer_step", { moe_optimizer_step($0.adamw, try $0.tensors(), try $0.count()) }),
       ("moe_optimizer_step", { moe_optimizer_step($0.sgd, try $0.tensors(), try $0.count()) }),
+      ("moe_statistics_create", { moe_statistics_create($0.context, 4, &$0.statistics) }),
+      ("moe_routing_create", { moe_routing_create($0.context, &$0.routing) }),
     ]
 
     private func createContext() -> moe_status {
@@ -77,6 +79,7 @@ struct OutOfMemoryTests {
       [
         { moe_context_free(self.context) }, { moe_layer_free(self.layer) }, { moe_tape_free(self.tape) },
         { moe_optimizer_free(self.adamw) }, { moe_optimizer_free(self.sgd) },
+        { moe_statistics_free(self.statistics) }, { moe_routing_free(self.routing) },
       ]
     }
   }
@@ -115,7 +118,10 @@ struct OutOfMemoryTests {
       }
       #expect(allocator.live == expectedLive, "after \(call.name)")
     }
-    for name in ["moe_layer_create", "moe_layer_forward", "moe_adamw_create"] {
+    let hungry = [
+      "moe_layer_create", "moe_layer_forward", "moe_adamw_create", "moe_statistics_create", "moe_routing_create",
+    ]
+    for name in hungry {
       #expect(failures[name, default: 0] > 0, "\(name) takes no memory from the allocator?")
     }
     #expect(try life.results() == expected, "failures leave no trace")
@@ -140,7 +146,9 @@ struct OutOfMemoryTests {
         case "moe_layer_create": #expect(life.layer == nil)
         case "moe_tape_create": #expect(life.tape == nil)
         case "moe_adamw_create": #expect(life.adamw == nil)
-        default: #expect(life.sgd == nil)
+        case "moe_sgd_create": #expect(life.sgd == nil)
+        case "moe_statistics_create": #expect(life.statistics == nil)
+        default: #expect(life.routing == nil)
         }
         try check(try call.run(life))
       }
@@ -194,8 +202,25 @@ struct OutOfMemoryTests {
     try check(moe_optimizer_set_learning_rate(life.sgd, 0.5))
     try check(moe_layer_bind_parameter(life.layer, index, data.baseAddress, nil))
     try check(moe_layer_zero_grad(life.layer))
+    try checkStatisticsAndRouting(life)
     for free in life.frees() { free() }
     #expect(life.allocator.live == 0)
+  }
+
+  private func checkStatisticsAndRouting(_ life: Life) throws {
+    var counts: [Int64] = [1, 2, 3, 4]
+    try counts.withUnsafeMutableBufferPointer { counts in
+      var report = moe_report()
+      moe_report_init(&report, MemoryLayout<moe_report>.size)
+      report.tokens_per_expert = counts.baseAddress
+      try check(moe_statistics_add(life.statistics, &report))
+      try check(moe_statistics_read(life.statistics, &report))
+      try check(moe_statistics_reset(life.statistics))
+    }
+    var size = 0
+    try check(moe_routing_saved_size(life.routing, &size))
+    var memory = [UInt8](repeating: 0, count: size)
+    try check(moe_routing_save(life.routing, &memory, size))
   }
 
   @Test func anAbsurdLayerIsOutOfMemory() throws {
@@ -211,7 +236,8 @@ struct OutOfMemoryTests {
   }
 
   @Test func handlesMayBeFreedInAnyOrder() throws {
-    for order in permutations([0, 1, 2, 3, 4]) {
+    // The last two: one before everything else, the other behind it.
+    for order in permutations([0, 1, 2, 3, 4]).map({ $0[0] < 2 ? [5] + $0 + [6] : [6] + $0 + [5] }) {
       let life = Life()
       for call in Life.calls { try check(try call.run(life)) }
       let frees = life.frees()
