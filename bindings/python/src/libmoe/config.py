@@ -150,7 +150,7 @@ def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
     if not groups:
         return None
     listed = (_abi.moe_expert_group * len(groups))()
-    for index, (c_group, group) in enumerate(zip(listed, groups)):  # noqa: B905  (Python 3.9 has no strict)
+    for index, (c_group, group) in enumerate(zip(listed, groups)):
         owner = f"expert_groups[{index}]"
         if not isinstance(group, Mapping):
             raise TypeError(f"{owner}: expected a dict, got {type(group).__name__}; use libmoe.ExpertGroup")
