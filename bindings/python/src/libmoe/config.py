@@ -112,7 +112,9 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
 
 def from_c(config: _abi.moe_layer_config) -> dict[str, Any]:
     """Return what :func:`to_c` would make this struct of; a hash table is left out."""
-    return {_keyword(field): _word(config, field) for field, _ in _fields(config) if field != "hash_table"}
+    return {
+        _keyword(name): _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"
+    }
 
 
 def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:
@@ -142,7 +144,9 @@ def _field(field: str, ctype: Any, value: Any, owner: str = "") -> Any:
         return _losses(value)
     if field == "hash_table":
         return None if value is None else _check.array(name, value, dtype="i32").ctypes.data
-    return _check.number(name, value) if ctype is ctypes.c_float else _check.integer(name, value, ctype)
+    if ctype in (ctypes.c_float, ctypes.c_double):
+        return _check.number(name, value)
+    return _check.integer(name, value, ctype)
 
 
 def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
@@ -195,7 +199,7 @@ def _vocabulary(config: _abi.moe_layer_config, table: NDArray[np.int32]) -> int:
     return len(table)
 
 
-def _word(struct: ctypes.Structure, field: str) -> Any:
+def _word(struct: ctypes.Structure, field: str, ctype: Any) -> Any:
     """Return the field as the keyword argument it comes from."""
     value = getattr(struct, field)
     if field in _WORDS:
@@ -212,14 +216,17 @@ def _word(struct: ctypes.Structure, field: str) -> Any:
         words = {number: word for word, number in _abi.LOSS.items()}
         terms = [config.losses[index] for index in range(config.n_losses)]
         return {words[term.kind]: _shortest(term.coefficient) for term in terms} or None
-    return _shortest(value) if isinstance(value, float) else value
+    return _shortest(value) if ctype is ctypes.c_float else value
 
 
 def _group(c_group: _abi.moe_expert_group) -> ExpertGroup:
     """Return what is not the default."""
-    words = {field: _word(c_group, field) for field, _ in _fields(c_group)}
-    defaults = {field: _word(_abi.moe_expert_group(), field) for field in words}
-    return cast(ExpertGroup, {field: word for field, word in words.items() if word != defaults[field]})
+    default, own = _abi.moe_expert_group(), {}
+    for field, ctype in _fields(c_group):
+        word = _word(c_group, field, ctype)
+        if word != _word(default, field, ctype):
+            own[field] = word
+    return cast(ExpertGroup, own)
 
 
 def _shortest(value: float) -> float:
