@@ -478,17 +478,16 @@ typedef struct moe_layer_config {
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
   int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0 */
   int32_t capacity_formula;    /**< a moe_capacity */
-  float capacity_factor;       /**< 0 = as capacity_formula says, or 1 */
-  float eval_capacity_factor;  /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
+  double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */
+  double eval_capacity_factor; /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
   int32_t drop;                /**< a moe_drop */
   int32_t overflow;            /**< a moe_overflow */
   int32_t renormalize;         /**< a moe_renormalize */
   int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C tokens chose has room for
                                     adaptive_high_factor C, one that fewer than adaptive_low C chose for adaptive_low_factor C */
-  float adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
-  float adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
-  int32_t reserved;                          /**< 0 */
+  double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
+  double adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
   const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random by
                                   seed */
   int64_t vocabulary_size;   /**< token ids are below it; else 0 */
@@ -516,8 +515,7 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0.0f, 0, NULL, 0, NULL, \
-    0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU

@@ -4,7 +4,7 @@
 
 _Static_assert(sizeof(moe_context_config) == 80, "moe_context_config layout is ABI");
 _Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
-_Static_assert(sizeof(moe_layer_config) == 376, "moe_layer_config layout is ABI");
+_Static_assert(sizeof(moe_layer_config) == 392, "moe_layer_config layout is ABI");
 _Static_assert(sizeof(moe_forward_options) == 88, "moe_forward_options layout is ABI");
 _Static_assert(sizeof(moe_report) == 104, "moe_report layout is ABI");
 _Static_assert(sizeof(moe_backward_options) == 24, "moe_backward_options layout is ABI");

@@ -59,7 +59,6 @@ extension Configuration {
     }
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
     try require(Double(config.z_coef), "z_coef", atLeast: 0)
-    try require(Int(config.reserved), "reserved", from: 0, to: 0)
     self.init(
       hidden: Int(config.hidden_size), intermediate: intermediate, experts: Int(config.n_experts),
       topK: Int(config.top_k), choice: choice,

@@ -196,7 +196,6 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sequence_length": 5}, libmoe.InvalidArgumentError, "sequence_length = 5"),
     ({"expert_indices": np.full((B, S, K), E, np.int32)}, libmoe.InvalidArgumentError, "expert_indices"),
     ({"expert_weights": np.zeros((B, S, K), np.float32)}, libmoe.InvalidArgumentError, "expert_weights"),
-    ({"valid_mask": np.full((B, S), 2, np.uint8)}, libmoe.InvalidArgumentError, "valid_mask"),
 ]
 
 
