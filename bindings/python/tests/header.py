@@ -39,8 +39,9 @@ def structs() -> dict[str, dict[str, str | tuple[str, list[str]]]]:
                 kind, stars, name, args = callback.groups()
                 fields[struct][name] = (f"{kind} {stars}".strip(), split_arguments(args))
             else:
-                kind, name = split_declaration(field)
-                fields[struct][name] = kind
+                first, *others = field.split(",")  # "float a, b" is two fields of one type
+                kind, name = split_declaration(first)
+                fields[struct].update(dict.fromkeys([name, *map(str.strip, others)], kind))
     return fields
 
 
@@ -50,6 +51,16 @@ def enums() -> dict[str, dict[str, int]]:
         name: {constant: int(value) for constant, value in re.findall(r"(\w+) = (\d+)", body)}
         for body, name in re.findall(r"typedef enum \w+ \{([^}]*)\} (\w+);", TEXT)
     }
+
+
+def buffers() -> set[str]:
+    """Parameters without a gradient: those marked * in the comment of moe_layer_parameter_count."""
+    return set(re.findall(r"([\w.]+) \[\w+\]\*", PATH.read_text()))
+
+
+def presets() -> list[str]:
+    """Models with a function moe_preset_..., in order."""
+    return [name[len("moe_preset_") :] for name in functions() if name.startswith("moe_preset_")]
 
 
 def macro(name: str) -> str:

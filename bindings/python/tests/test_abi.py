@@ -17,7 +17,8 @@ from libmoe import _abi
 from libmoe._library import lib
 
 STRUCTS = header.structs()
-HANDLES = ["moe_context", "moe_layer", "moe_tape", "moe_optimizer"]
+HANDLES = ["moe_context", "moe_layer", "moe_tape", "moe_routing", "moe_statistics", "moe_optimizer"]
+SIZED = [name for name, fields in STRUCTS.items() if "struct_size" in fields]
 C_TYPES: dict[str, list[Any]] = {
     "void": [None],
     "int32_t": [ctypes.c_int32],
@@ -30,10 +31,12 @@ C_TYPES: dict[str, list[Any]] = {
     "char *": [ctypes.c_char_p],
     # An array goes by its address; where one number comes out, by a pointer to it.
     "void *": [ctypes.c_void_p, ctypes.py_object],
-    "float *": [ctypes.c_void_p],
+    "float *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)],
+    "uint8_t *": [ctypes.c_void_p],
     "int32_t *": [ctypes.c_void_p],
     "int64_t *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)],
     "double *": [ctypes.POINTER(ctypes.c_double)],
+    "size_t *": [ctypes.POINTER(ctypes.c_size_t)],
     "int64_t [4]": [ctypes.c_int64 * 4],
     **{f"{name} *": [ctypes.POINTER(getattr(_abi, name))] for name in [*STRUCTS, *HANDLES]},
     **{f"{name} **": [ctypes.POINTER(ctypes.POINTER(getattr(_abi, name)))] for name in HANDLES},
@@ -96,6 +99,16 @@ ENUMS = {
     "moe_log_level": ("MOE_LOG", _abi.LOG),
     "moe_dtype": ("MOE_DTYPE", _abi.DTYPE),
     "moe_router_weights": ("MOE_ROUTER_WEIGHTS", _abi.ROUTER_WEIGHTS),
+    "moe_router": ("MOE_ROUTER", _abi.ROUTER),
+    "moe_noise": ("MOE_NOISE", _abi.NOISE),
+    "moe_router_dropout": ("MOE_ROUTER_DROPOUT", _abi.ROUTER_DROPOUT),
+    "moe_dynamic_k": ("MOE_DYNAMIC_K", _abi.DYNAMIC_K),
+    "moe_capacity": ("MOE_CAPACITY", _abi.CAPACITY),
+    "moe_drop": ("MOE_DROP", _abi.DROP),
+    "moe_overflow": ("MOE_OVERFLOW", _abi.OVERFLOW),
+    "moe_renormalize": ("MOE_RENORMALIZE", _abi.RENORMALIZE),
+    "moe_shared_gate": ("MOE_SHARED", _abi.SHARED),
+    "moe_loss": ("MOE_LOSS", _abi.LOSS),
     "moe_score": ("MOE_SCORE", _abi.SCORE),
     "moe_epsilon": ("MOE_EPSILON", _abi.EPSILON),
     "moe_group_mask": ("MOE_GROUP_MASK", _abi.GROUP_MASK),
@@ -131,7 +144,11 @@ def test_one_version() -> None:
     assert libmoe.__version__ in libmoe.build_info()
 
 
-@pytest.mark.parametrize("name", STRUCTS)
+def test_every_struct_has_a_size_or_belongs_to_one_that_has() -> None:
+    assert set(STRUCTS) - set(SIZED) == {"moe_loss_term", "moe_expert_group"}
+
+
+@pytest.mark.parametrize("name", SIZED)
 def test_init_functions_give_the_defaults_of_python(name: str) -> None:
     """What the library fills in is what a struct holds whose fields nobody names, and what signatures say."""
     filled = getattr(_abi, name)()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import header
 import libmoe
 from arrays import normal
 
@@ -168,6 +169,116 @@ def test_parameters(options: dict[str, object], names: list[str]) -> None:
     assert [p.data.shape for p in parameters.values()] == [shapes[name] for name in names]
     assert [p.grad.shape for p in parameters.values()] == [shapes[name] for name in names]
     assert [p.name for p in parameters.values()] == list(parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"expert_kind": "linear", "intermediate_size": 0},
+            {"experts.weight": (E, H, H), "experts.bias": (E, H)},
+        ),
+        (
+            {
+                "intermediate_size": 0,
+                "expert_groups": [
+                    libmoe.ExpertGroup(
+                        n_experts=1, intermediate_size=4, expert_kind="gated", activation="silu"
+                    ),
+                    libmoe.ExpertGroup(n_experts=2, expert_kind="constant"),
+                ],
+            },
+            {
+                "experts.0.gate.weight": (1, 4, H),
+                "experts.0.up.weight": (1, 4, H),
+                "experts.0.down.weight": (1, H, 4),
+                "experts.1.constant": (2, H),
+            },
+        ),
+        (
+            {
+                "n_shared_experts": 2,
+                "shared_intermediate_size": 4,
+                "shared_gate": "sigmoid",
+                "expert_bias": False,
+            },
+            {"shared.up.weight": (2, 4, H), "shared.down.weight": (2, H, 4), "shared.router.weight": (2, H)},
+        ),
+        (
+            {"n_shared_experts": 1, "shared_gate": "residual"},
+            {"shared.up.bias": (1, I), "shared.router.weight": (2, H), "shared.router.bias": (2,)},
+        ),
+        ({"expert_scale": True, "output_bias": True}, {"router.expert_scale": (E,), "output.bias": (H,)}),
+        ({"noise": "learned"}, {"router.noise.weight": (E, H)}),
+        ({"router_batch_norm": True}, {"router.norm.weight": (H,), "router.norm.bias": (H,)}),
+        (
+            {"router": "hierarchical", "n_groups": 3, "top_groups": 2},
+            {"router.coarse.weight": (3, H), "router.coarse.bias": (3,)},
+        ),
+    ],
+)
+def test_parameters_of_options(options: dict[str, object], expected: dict[str, tuple[int, ...]]) -> None:
+    sizes = {"hidden_size": H, "intermediate_size": I, "n_experts": E, "top_k": K}
+    shapes = {
+        name: p.data.shape
+        for name, p in libmoe.Layer(**{**sizes, **options}).parameters.items()  # type: ignore[arg-type]
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+
+
+def test_buffers_are_the_parameters_without_a_gradient() -> None:
+    layer = make_layer(selection_bias=True, router_batch_norm=True, warmup_steps=10)
+    assert layer.buffers.keys() == header.buffers()
+    assert all(p.grad.shape == p.data.shape for p in layer.parameters.values())
+    assert layer.state_dict().keys() == layer.parameters.keys() | layer.buffers.keys()
+    for name in layer.buffers:
+        assert layer._tensors()[name]._grad is None, name
+    # An inference_only layer, which has no gradients at all, draws the same line.
+    other = make_layer(selection_bias=True, router_batch_norm=True, warmup_steps=10, inference_only=True)
+    assert list(other.parameters) == list(layer.parameters)
+
+
+def test_buffers_follow_training() -> None:
+    layer = make_layer(router_batch_norm=True)
+    before = layer.buffers["router.norm.running_mean"].copy()
+    x = normal(50, H) + 3
+    layer.forward(x)
+    np.testing.assert_array_equal(layer.buffers["router.norm.running_mean"], before)
+    layer.forward(x, training=True)
+    np.testing.assert_allclose(
+        layer.buffers["router.norm.running_mean"], 0.9 * before + 0.1 * x.mean(0), rtol=1e-5
+    )
+
+
+def test_reports_name_the_losses() -> None:
+    layer = make_layer(losses={"z": 0.5, "switch": 0.25}, balance_coef=0.0, z_coef=0.0)
+    report = layer.forward(normal(20, H)).report
+    assert list(report.losses) == ["z", "switch"]
+    assert report.losses["z"] == pytest.approx(report.z_loss, rel=1e-6)
+    assert report.aux_loss == pytest.approx(
+        0.5 * report.losses["z"] + 0.25 * report.losses["switch"], rel=1e-6
+    )
+    assert make_layer().forward(normal(20, H)).report.losses == {}
+
+
+def test_reports_measure_the_load() -> None:
+    report = make_layer().forward(normal(20, H)).report
+    counts = report.tokens_per_expert
+    assert report.n_valid == 20
+    assert report.n_dropped == 0
+    np.testing.assert_array_equal(report.dropped_per_expert, [0] * E)
+    assert report.max_over_mean == pytest.approx(counts.max() / counts.mean(), rel=1e-6)
+    assert report.variation == pytest.approx(counts.std() / counts.mean(), rel=1e-5)
+    assert report.dead_share == np.float32((counts == 0).mean())
+
+
+def test_expert_choice_reports_all_experts_of_a_token() -> None:
+    """Each expert takes ceil(T K / E) tokens; a token's row lists as many experts as took it."""
+    report = make_layer(router="expert_choice", balance_coef=0.0).forward(normal(10, H)).report
+    assert report.expert_indices.shape == report.expert_weights.shape == (10, E)
+    np.testing.assert_array_equal(report.tokens_per_expert, [7] * E)
+    listed = report.expert_indices[report.expert_indices >= 0]
+    np.testing.assert_array_equal(np.bincount(listed, minlength=E), [7] * E)
 
 
 def test_parameters_are_the_memory_of_the_layer() -> None:

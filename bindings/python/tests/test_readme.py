@@ -35,8 +35,10 @@ def test_the_training_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("module", ["libmoe.layer", "libmoe.parameter"])
+@pytest.mark.parametrize(
+    "module", ["config", "layer", "losses", "parameter", "presets", "routing", "statistics"]
+)
 def test_the_examples_of_docstrings(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(module))
+    result = doctest.testmod(importlib.import_module(f"libmoe.{module}"))
     assert result.attempted > 0
     assert result.failed == 0

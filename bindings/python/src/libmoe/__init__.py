@@ -5,13 +5,20 @@ A :class:`Layer` computes forwards and backwards on numpy arrays, without copies
 where that is asked for.  The work is done by the native library ``libmoe.so``, which the package carries.
 """
 
+from . import presets, words
 from ._version import __version__
 from .bfloat16 import from_bfloat16, to_bfloat16
+from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context
 from .errors import BadStateError, InvalidArgumentError, MoeError, NotFiniteError, OutOfMemoryError
-from .layer import Layer, Output, Report, Tape
+from .layer import Layer
+from .losses import pooled_balance_loss
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter
+from .report import Output, Report, Summary
+from .routing import Routing
+from .statistics import Statistics
+from .tape import Tape
 
 __all__ = [
     "ALL_THREADS",
@@ -19,6 +26,7 @@ __all__ = [
     "AdamW",
     "BadStateError",
     "Context",
+    "ExpertGroup",
     "InvalidArgumentError",
     "Layer",
     "MoeError",
@@ -27,11 +35,17 @@ __all__ = [
     "Output",
     "Parameter",
     "Report",
+    "Routing",
+    "Statistics",
+    "Summary",
     "Tape",
     "__version__",
     "build_info",
     "clip_grad_norm",
     "default_context",
     "from_bfloat16",
+    "pooled_balance_loss",
+    "presets",
     "to_bfloat16",
+    "words",
 ]

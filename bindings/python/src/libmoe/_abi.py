@@ -30,15 +30,87 @@ PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG = {"info": 0}
 DTYPE = {"f32": 0, "bf16": 1}
-ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2}
+ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4}
+ROUTER = {
+    "token_choice": 0,
+    "expert_choice": 1,
+    "hierarchical": 2,
+    "hash": 3,
+    "sinkhorn": 4,
+    "external": 5,
+}
+NOISE = {"none": 0, "gaussian": 1, "learned": 2}
+ROUTER_DROPOUT = {"input": 0, "logits": 1}
+DYNAMIC_K = {"none": 0, "top_p": 1, "threshold": 2, "complexity": 3}
+CAPACITY = {
+    "none": 0,
+    "constant": 1,
+    "megatron": 2,
+    "deepspeed": 3,
+    "megablocks": 4,
+    "tutel": 5,
+    "fastmoe": 6,
+    "lucidrains": 7,
+    "nllb": 8,
+    "flaxformer": 9,
+    "classic": 10,
+    "classic_total": 11,
+}
+DROP = {"position": 0, "choice_position": 1, "probability": 2, "batch_prioritized": 3, "random": 4}
+OVERFLOW = {"drop": 0, "next_best": 1}
+RENORMALIZE = {"before": 0, "after": 1}
+SHARED = {"plain": 0, "sigmoid": 1, "residual": 2}
+LOSS = {
+    "balance": 0,
+    "balance_count": 1,
+    "transformers": 2,
+    "switch": 3,
+    "switch_sequence": 4,
+    "gshard": 5,
+    "deepspeed": 6,
+    "megatron": 7,
+    "megatron_sequence": 8,
+    "megatron_global": 9,
+    "variance": 10,
+    "importance": 11,
+    "load": 12,
+    "shazeer": 13,
+    "tutel_gshard": 14,
+    "tutel_importance_load": 15,
+    "z": 16,
+    "z_switch": 17,
+}
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
-NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3}
+NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
 EPSILON = {"added": 0, "least": 1}
 GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
-EXPERT = {"mlp": 0, "gated": 1, "linear": 2}
+EXPERT = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 THREADS_ALL = -1
+
+# Models with a function moe_preset_...
+PRESETS = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe",
+    "gpt_oss",
+    "granite_moe",
+    "jetmoe",
+    "phimoe",
+    "dbrx",
+    "llama4",
+    "minimax_m2",
+    "ernie4_5",
+    "longcat_flash",
+    "switch",
+    "jamba",
+    "llama_cpp",
+]
 
 
 class Status(c_int):
@@ -55,6 +127,14 @@ class moe_layer(ctypes.Structure):
 
 
 class moe_tape(ctypes.Structure):
+    """Opaque."""
+
+
+class moe_routing(ctypes.Structure):
+    """Opaque."""
+
+
+class moe_statistics(ctypes.Structure):
     """Opaque."""
 
 
@@ -109,6 +189,29 @@ class moe_tensor(_Sized):
     ]
 
 
+class moe_loss_term(ctypes.Structure):
+    """A loss and its coefficient."""
+
+    _fields_ = [("kind", c_int32), ("coefficient", c_float)]
+
+
+class moe_expert_group(ctypes.Structure):
+    """Experts of one kind and width."""
+
+    _fields_ = [
+        ("n_experts", c_int64),
+        ("intermediate_size", c_int64),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("expert_bias", c_int32),
+        ("dropout", c_float),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("reserved", c_int32),
+    ]
+
+
 class moe_layer_config(_Sized):
     """How a layer is made."""
 
@@ -144,18 +247,68 @@ class moe_layer_config(_Sized):
         ("epsilon_form", c_int32),
         ("normalize_epsilon", c_float),
         ("routed_scale", c_float),
-        ("reserved", c_int32),
+        ("router", c_int32),
+        ("expert_groups", POINTER(moe_expert_group)),
+        ("n_expert_groups", c_int64),
+        ("n_shared_experts", c_int64),
+        ("shared_intermediate_size", c_int64),
+        ("shared_gate", c_int32),
+        ("output_bias", c_int32),
+        ("weight_on_input", c_int32),
+        ("normalize_p", c_float),
+        ("mask_threshold", c_float),
+        ("random_second", c_int32),
+        ("noise", c_int32),
+        ("noise_std", c_float),
+        ("jitter", c_float),
+        ("jitter_experts", c_int32),
+        ("router_dropout", c_float),
+        ("router_dropout_on", c_int32),
+        ("router_batch_norm", c_int32),
+        ("batch_norm_momentum", c_float),
+        ("batch_norm_epsilon", c_float),
+        ("dynamic_k", c_int32),
+        ("dynamic_value", c_float),
+        ("min_k", c_int32),
+        ("warmup_steps", c_int64),
+        ("warmup_experts", c_int64),
+        ("capacity", c_int64),
+        ("min_capacity", c_int64),
+        ("capacity_formula", c_int32),
+        ("capacity_per_sequence", c_int32),
+        ("capacity_factor", c_double),
+        ("eval_capacity_factor", c_double),
+        ("drop", c_int32),
+        ("overflow", c_int32),
+        ("renormalize", c_int32),
+        ("adaptive_capacity", c_int32),
+        ("adaptive_high", c_double),
+        ("adaptive_high_factor", c_double),
+        ("adaptive_low", c_double),
+        ("adaptive_low_factor", c_double),
+        ("hash_table", c_void_p),
+        ("vocabulary_size", c_int64),
+        ("losses", POINTER(moe_loss_term)),
+        ("n_losses", c_int64),
     ]
 
 
 class moe_forward_options(_Sized):
-    """Training or evaluation."""
+    """What one forward call is given besides x."""
 
     _fields_ = [
         ("struct_size", c_size_t),
         ("step", c_uint64),
         ("training", c_int32),
         ("reserved", c_int32),
+        ("valid_mask", c_void_p),
+        ("token_ids", c_void_p),
+        ("expert_indices", c_void_p),
+        ("expert_weights", c_void_p),
+        ("sequence_length", c_int64),
+        ("global_counts", c_void_p),
+        ("record", POINTER(moe_routing)),
+        ("replay", POINTER(moe_routing)),
     ]
 
 
@@ -172,6 +325,24 @@ class moe_report(_Sized):
         ("mean_probability", c_void_p),
         ("expert_indices", c_void_p),
         ("expert_weights", c_void_p),
+        ("dropped_per_expert", c_void_p),
+        ("losses", c_void_p),
+        ("n_dropped", c_int64),
+        ("n_valid", c_int64),
+        ("max_over_mean", c_float),
+        ("variation", c_float),
+        ("dead_share", c_float),
+        ("reserved", c_int32),
+    ]
+
+
+class moe_backward_options(_Sized):
+    """What one backward call is given besides dy."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("d_mean_probability", c_void_p),
+        ("d_expert_weights", c_void_p),
     ]
 
 
@@ -223,8 +394,14 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
+    **{f"moe_preset_{model}": (None, [POINTER(moe_layer_config), c_size_t]) for model in PRESETS},
     "moe_tape_create": (Status, [POINTER(moe_layer), POINTER(POINTER(moe_tape))]),
     "moe_tape_free": (None, [POINTER(moe_tape)]),
+    "moe_routing_create": (Status, [POINTER(moe_context), POINTER(POINTER(moe_routing))]),
+    "moe_routing_free": (None, [POINTER(moe_routing)]),
+    "moe_routing_saved_size": (Status, [POINTER(moe_routing), POINTER(c_size_t)]),
+    "moe_routing_save": (Status, [POINTER(moe_routing), c_void_p, c_size_t]),
+    "moe_routing_load": (Status, [POINTER(moe_routing), c_void_p, c_size_t]),
     "moe_forward_options_init": (None, [POINTER(moe_forward_options), c_size_t]),
     "moe_report_init": (None, [POINTER(moe_report), c_size_t]),
     "moe_layer_forward": (
@@ -239,10 +416,31 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             POINTER(moe_report),
         ],
     ),
+    "moe_backward_options_init": (None, [POINTER(moe_backward_options), c_size_t]),
     "moe_layer_backward": (
         Status,
-        [POINTER(moe_layer), POINTER(moe_tape), c_void_p, c_void_p, c_float, c_void_p],
+        [
+            POINTER(moe_layer),
+            POINTER(moe_tape),
+            c_void_p,
+            c_void_p,
+            c_float,
+            c_void_p,
+            POINTER(moe_backward_options),
+        ],
     ),
+    "moe_pooled_balance_loss": (
+        Status,
+        [c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
+    ),
+    "moe_statistics_create": (
+        Status,
+        [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))],
+    ),
+    "moe_statistics_free": (None, [POINTER(moe_statistics)]),
+    "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
+    "moe_statistics_reset": (Status, [POINTER(moe_statistics)]),
+    "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
     "moe_adamw_create": (

@@ -18,6 +18,16 @@ Array = NDArray[Any]
 """float32, or bfloat16 where a layer or a parameter has that."""
 
 
+# What an element may be: its types, what messages call them, and what numpy is asked for to get them.
+_TYPES: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "f32": ((np.float32,), "float32", "numpy.float32"),
+    "bf16": ((np.uint16,), "bfloat16 (as uint16)", "numpy.float32"),
+    "i32": ((np.int32,), "int32", "numpy.int32"),
+    "i64": ((np.int64,), "int64", "numpy.int64"),
+    "mask": ((np.bool_, np.uint8), "bool or uint8", "bool"),
+}
+
+
 def array(
     name: str, value: Any, shape: tuple[int, ...] | None = None, *, write: bool = False, dtype: str = "f32"
 ) -> Any:
@@ -33,20 +43,17 @@ def array(
         The shape it must have.
     write : bool
         Whether the library writes into it.
-    dtype : {"f32", "bf16"}
-        float32, or bfloat16 as uint16 or as the type of that name in ``ml_dtypes``.
+    dtype : {"f32", "bf16", "i32", "i64", "mask"}
+        float32; bfloat16 as uint16 or as the type of that name in ``ml_dtypes``; int32; int64; bool or uint8.
     """
+    types, expected, asked = _TYPES[dtype]
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected a numpy array, got {type(value).__name__}; "
-            f"use numpy.asarray({name}, numpy.float32)"
+            f"{name}: expected a numpy array, got {type(value).__name__}; use numpy.asarray({name}, {asked})"
         )
-    if dtype == "f32" and value.dtype != np.float32:
-        raise TypeError(f"{name}: expected float32, got {value.dtype}; use {name}.astype(numpy.float32)")
-    if dtype == "bf16" and value.dtype != np.uint16 and value.dtype.name != "bfloat16":
-        raise TypeError(
-            f"{name}: expected bfloat16 (as uint16), got {value.dtype}; use libmoe.to_bfloat16({name})"
-        )
+    if value.dtype not in types and not (dtype == "bf16" and value.dtype.name == "bfloat16"):
+        mend = f"libmoe.to_bfloat16({name})" if dtype == "bf16" else f"{name}.astype({asked})"
+        raise TypeError(f"{name}: expected {expected}, got {value.dtype}; use {mend}")
     if shape is not None and value.shape != shape:
         wanted = math.prod(shape)
         mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
@@ -58,6 +65,15 @@ def array(
     if write and not value.flags.writeable:
         raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return value
+
+
+def address(
+    name: str, value: Any, shape: tuple[int, ...], *, write: bool = False, dtype: str = "f32"
+) -> int | None:
+    """Return where an array's memory is that the caller may leave out; the caller keeps it alive."""
+    if value is None:
+        return None
+    return int(array(name, value, shape, write=write, dtype=dtype).ctypes.data)
 
 
 def tokens(name: str, value: Any, hidden_size: int, dtype: str) -> int:

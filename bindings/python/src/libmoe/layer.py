@@ -1,129 +1,67 @@
-"""The Mixture-of-Experts layer: parameters, forward and backward."""
+"""The Mixture-of-Experts layer: forward and backward."""
 
 from __future__ import annotations
 
 import ctypes
-import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check
+from . import _abi, _check, config, words
 from ._callbacks import raised
 from ._check import Array, FloatArray
-from ._library import Handle, Native, lib
+from ._library import Handle, lib
+from ._weights import Weights
 from .context import Context, default_context
 from .errors import BadStateError
-from .parameter import Parameter
+from .report import Blank, Output, Report
+from .routing import Routing
+from .tape import Tape
 
 
-@dataclass(frozen=True)
-class Report:
-    """Losses and statistics of one forward call.  T tokens, E experts, K choices per token.
-
-    Attributes
-    ----------
-    balance_loss : float
-        E * sum over e of f_e P_e, where f_e is the share of the T tokens that chose expert e and P_e its mean
-        probability (arXiv:2101.03961, over all K choices).  Perfect balance gives K.
-    z_loss : float
-        Mean over tokens of logsumexp(logits)^2 (arXiv:2202.08906).
-    aux_loss : float
-        balance_coef * balance_loss + z_coef * z_loss: add it to the objective.
-    entropy : float
-        Mean over tokens of the entropy of the router's softmax, in nats: 0 to ln E.
-    tokens_per_expert : ndarray of int64, [E]
-        How many tokens chose e; they sum to T * K.
-    mean_probability : ndarray of float32, [E]
-        P_e.
-    expert_indices : ndarray of int32, [T, K]
-        The chosen experts, best first.
-    expert_weights : ndarray of float32, [T, K]
-        Their weights in y.
-    """
-
-    balance_loss: float
-    z_loss: float
-    aux_loss: float
-    entropy: float
-    tokens_per_expert: NDArray[np.int64]
-    mean_probability: FloatArray
-    expert_indices: NDArray[np.int32]
-    expert_weights: FloatArray
-
-
-@dataclass(frozen=True)
-class Output:
-    """What forward gives: ``y`` of x's shape, and the ``report``."""
-
-    y: Array
-    report: Report
-
-
-class Tape(Native):
-    """What forward leaves for backward.  Made by :meth:`Layer.tape`, filled again at every forward.
-
-    It also holds the x of that forward, which must not change until backward.  It serves one thread at a
-    time, may outlive its layer, and keeps its memory, that of the largest call so far, until it is closed or
-    dropped.
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        handle = layer._handle
-        context = handle.keep["context"]
-        self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
-
-    @property
-    def _x(self) -> Array | None:
-        """The x of the forward that filled the tape; None while it is empty."""
-        x: Array | None = self._handle.keep.get("x")
-        return x
-
-    @_x.setter
-    def _x(self, x: Array | None) -> None:
-        self._handle.keep["x"] = x
-
-
-class _View:
-    """Memory of a layer as numpy takes it: arrays made from it keep it, and it keeps the layer's handle."""
-
-    def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
-        self._handle = handle
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": np.dtype(dtype).str,
-            "shape": shape,
-            "data": (address, False),
-        }
-
-
-class Layer(Native):
+class Layer(Weights):
     """A router and E experts, each a small network, of which every token x uses K.
 
     ::
 
-        logits = x W_r^T + b_r                                  x [T, H]   logits [T, E]
-        i, w = the K largest of them, and their weights         i, w [T, K]
-        y[t] = sum over k of w[t, k] * expert(i[t, k])(x[t])    y [T, H]
+        z = x W_r^T + b_r                                       x [T, H]   z [T, E], the logits
+        s = score(z)                                            s [T, E]
+        i = the K largest of s + selection bias, within the top_groups best groups    i [T, K]
+        w = s[i] / (their sum, or as normalize says) * routed_scale * expert scale    w [T, K]
+        y[t] = sum over k of w[t, k] * expert(i[t, k])(x[t]) + shared experts         y [T, H]
 
         expert "mlp":     W_down act(W_up x + b_up) + b_down
         expert "gated":   W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
         expert "linear":  W x + b
 
+    Every 0, and every first word, is the classic router; :mod:`libmoe.presets` has those of known models.
+
     Parameters
     ----------
     hidden_size, intermediate_size, n_experts, top_k : int
         H, I (the experts' width), E and K; each at least 1, and K at most E.  ``"linear"`` experts have no
-        width: give 0, or H.
-    router_weights : {"scores", "topk_softmax", "topk_sigmoid"}
-        What the K chosen experts weigh: their scores among all E, or a softmax or the sigmoid of their
-        logits.
-    normalize : bool or {"sum", "none", "norm1", "norm2"}
+        width: give 0, or H.  With ``expert_groups`` give 0.
+    router : {"token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external"}
+        How experts and tokens find each other.  Each token takes its K best experts; each expert its best
+        tokens, as many as it has room for (arXiv:2202.09368); a gate chooses ``top_groups`` of ``n_groups``
+        groups, then each group's gate its experts; a table by token id (arXiv:2106.04426); in training the K
+        best after Sinkhorn's iteration towards equal loads, as Megatron-Core; forward is given indices and
+        weights.
+    router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer"}
+        What the K chosen experts weigh: their scores among all E; a softmax or the sigmoid of their logits;
+        1; or each its share in a softmax over the experts not chosen before it whose logits are near its own
+        (PhiMoE).
+    mask_threshold : float
+        Of ``"sparsemixer"``, above 0: near is (best - z) / max(|z|, best) <= 2 mask_threshold.
+    normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
         What the chosen values are divided by: their sum (True), nothing (False), the sum of their
-        magnitudes, or the root of the sum of their squares.
+        magnitudes, the root of the sum of their squares, or (sum of |v|^normalize_p)^(1/normalize_p).
+    normalize_p : float
+        Of ``"normp"``, at least 1.
+    normalize_epsilon, epsilon_form : float, {"added", "least"}
+        Added to the divisor, or the least it may be.
     score : {"softmax", "sigmoid", "sqrt_softplus", "identity"}
         Scores of all experts, from the logits.
     selection_bias : bool
@@ -133,28 +71,95 @@ class Layer(Native):
         Whether there is a trained factor ``router.expert_scale`` for each expert's weight.
     n_groups, top_groups, group_top_m : int
         With n_groups, experts are chosen within the top_groups groups of neighbours whose group_top_m largest
-        scores have the largest sum.
+        scores (0: 1) have the largest sum.
     group_mask : {"minus_infinity", "zero"}
         What takes the place of the other groups' scores.
-    normalize_epsilon, epsilon_form : float, {"added", "least"}
-        Added to the divisor, or the least it may be.
     routed_scale : float
-        Multiplies all weights.
+        Multiplies all weights; 0 means 1.
+    weight_on_input : bool
+        Whether it is expert(w x) in place of w expert(x) (Llama-4).
     router_bias, expert_bias : bool, optional
         Whether there are biases.  By default ``"gated"`` experts have none, all others and the router do.
+    output_bias : bool
+        Whether a trained vector ``output.bias`` is added to y (JetMoE).
     expert_kind : {"mlp", "gated", "linear"}
         ``"gated"`` with ``"silu"`` is SwiGLU, with ``"gelu"`` GeGLU.  ``"linear"`` experts have no activation
-        and no dropout.
+        and no dropout.  Within ``expert_groups`` also ``"identity"``, which is x, ``"zero"``, which is 0, and
+        ``"constant"``, a trained vector (arXiv:2410.07348).
     activation : {"gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"}
         act.  ``"relu2"`` is max(v, 0)^2, ``"quick_gelu"`` v sigmoid(1.702 v).
+    glu_limit, glu_alpha, glu_offset : float
+        Of ``"gated"`` experts, at least 0.  With a limit L the gate is at most L before the activation, the
+        up projection within -L and L; 0 means no limit.  ``glu_alpha``, with ``"silu"`` alone, makes the
+        activation v sigmoid(alpha v); 0 means 1.  ``glu_offset`` is added to the up projection afterwards.
+        gpt-oss has 7, 1.702 and 1, DeepSeek-V4 a limit of 10.
+    expert_groups : sequence of ExpertGroup, optional
+        Experts of several kinds and widths, in the order of their numbers: at most 16 groups, whose
+        ``n_experts`` add up to E.  Each says its own kind, width, activation, bias, dropout and glu numbers,
+        in place of the layer's.
+    n_shared_experts, shared_intermediate_size : int
+        Experts that every token uses, of the same kind (of the first group's), and their width (0: I).
+    shared_gate : {"plain", "sigmoid", "residual"}
+        ``y += shared(x)``; ``y += sigmoid(x w^T) shared(x)`` (Qwen2); or ``y = c_0 y + c_1 shared(x)`` with
+        ``c = softmax(x W^T + b)`` and one shared expert (arXiv:2201.05596).
     inference_only : bool
         No memory for gradients, and no backward.
     dropout : float
         Share of the experts' inner activations that is dropped in training, in [0, 1).
+    noise, noise_std : {"none", "gaussian", "learned"}, float
+        Added to the logits in training: noise_std N(0, 1), or N(0, 1) (softplus(x W_n^T) + 0.01) with the
+        parameter ``router.noise.weight`` (arXiv:1701.06538).
+    jitter, jitter_experts : float, bool
+        In training the gate reads x times numbers from 1 - jitter to 1 + jitter; the experts too (Mixtral).
+    router_dropout, router_dropout_on : float, {"input", "logits"}
+        Share of the gate's input, or of the logits, that is 0 in training, in [0, 1).
+    router_batch_norm, batch_norm_momentum, batch_norm_epsilon : bool, float, float
+        Whether the gate reads a batch-normalised x.  A forward in training then changes ``buffers``, so it
+        wants the layer for itself.  0 means 0.1, and 1e-5.
+    random_second : bool
+        With K = 2, whether in training a second choice of weight w is kept with probability min(1, 2 w)
+        (arXiv:2006.16668).
+    dynamic_k, dynamic_value, min_k : {"none", "top_p", "threshold", "complexity"}, float, int
+        Fewer than K experts for some tokens, at least min_k (0: 1): the fewest whose scores add up to
+        dynamic_value, those that reach it, or floor(mean norm of x / dynamic_value) for all tokens (0: 10).
+    warmup_steps, warmup_experts : int
+        Over so many steps of training the experts that may be chosen grow from warmup_experts (0: K) to E.
+    capacity_formula : str
+        Room C of an expert for tokens, f being capacity_factor: ``"none"``, no limit; ``"constant"``,
+        ``capacity``; or as others compute it: ``"megatron"`` ceil(T K / E f), ``"deepspeed"``
+        max(ceil(T K / E f), min_capacity), ``"megablocks"`` int(f K T / E), ``"tutel"`` K int(f ceil(T / E)),
+        ``"fastmoe"`` ceil(f T) K // E, ``"lucidrains"`` max(min(T, int(T f / E)), min_capacity), ``"nllb"``
+        2 ceil(T / E), ``"flaxformer"`` max(round(f T / E), min_capacity), ``"classic"`` int(f T / E),
+        ``"classic_total"`` int(f T).
+    capacity, min_capacity : int
+        Of these formulas; the capacity of ``"constant"`` alone; 0 is the formula's own least.
+    capacity_factor, eval_capacity_factor : float
+        f in training and in evaluation; 0 is the formula's own, or 1.
+    capacity_per_sequence : bool
+        Whether each sequence has room of its own; see ``sequence_length`` of :meth:`forward`.
+    drop : {"position", "choice_position", "probability", "batch_prioritized", "random"}
+        Who goes first where room is short: earlier tokens; first choices, then second ones; larger weights;
+        tokens by their largest weight (arXiv:2106.05974); anyone.
+    overflow : {"drop", "next_best"}
+        A choice without room is dropped, or goes to the token's next best expert that has room.
+    renormalize : {"before", "after"}
+        Whether weights are divided before choices are dropped, or after.
+    adaptive_capacity : bool
+        Whether an expert that more than adaptive_high C tokens chose has room for adaptive_high_factor C, and
+        one that fewer than adaptive_low C chose for adaptive_low_factor C.
+    adaptive_high, adaptive_high_factor, adaptive_low, adaptive_low_factor : float
+        0 means 1.5, 1.2, 0.5 and 0.8.
+    hash_table : ndarray of int32, [V, K], optional
+        Experts of each token id, for ``"hash"``; copied.  Without it distinct experts at random by seed.
+    vocabulary_size : int
+        V; the table's rows where there is a table.
     balance_coef, z_coef : float
         Weights of the two losses in ``report.aux_loss``, at least 0.
+    losses : mapping of str to float, optional
+        Coefficients, at least 0, of further losses in ``report.aux_loss``, such as ``{"switch": 0.01}``;
+        :data:`libmoe.words.Loss` lists the names, include/moe.h the equations.
     seed : int
-        Of the initial parameters and of dropout: the same seed gives the same bits.
+        Of the initial parameters and of all that is random: the same seed gives the same bits.
     weight_dtype : {"f32", "bf16"}
         Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied
         with, are bfloat16, and their products are added up in float32: half the memory, and faster where
@@ -162,18 +167,13 @@ class Layer(Native):
         keep float32 copies.
     io_dtype : {"f32", "bf16"}
         Of x, y and their gradients.
-    glu_limit, glu_alpha, glu_offset : float
-        Of ``"gated"`` experts, at least 0.  With a limit L the gate is at most L before the activation, the
-        up projection within -L and L; 0 means no limit.  ``glu_alpha``, with ``"silu"`` alone, makes the
-        activation v sigmoid(alpha v); 0 means 1.  ``glu_offset`` is added to the up projection afterwards.
-        gpt-oss has 7, 1.702 and 1, DeepSeek-V4 a limit of 10.
     context : Context, optional
         Whose threads compute; by default the shared one.  The layer keeps it alive.
 
     Raises
     ------
-    InvalidArgumentError
-        A size, word or number is out of range; the text names it and its value.
+    TypeError, InvalidArgumentError
+        A size, word or number is out of range, or options do not go together; the text names them.
     OutOfMemoryError
         There is no memory for the parameters and their gradients.
 
@@ -207,77 +207,89 @@ class Layer(Native):
         n_experts: int,
         top_k: int,
         *,
-        router_weights: Literal["scores", "topk_softmax", "topk_sigmoid"] = "scores",
-        normalize: bool | Literal["sum", "none", "norm1", "norm2"] = True,
-        score: Literal["softmax", "sigmoid", "sqrt_softplus", "identity"] = "softmax",
+        router: words.Router = "token_choice",
+        router_weights: words.RouterWeights = "scores",
+        mask_threshold: float = 0.0,
+        normalize: bool | words.Normalize = "sum",
+        normalize_p: float = 0.0,
+        normalize_epsilon: float = 0.0,
+        epsilon_form: words.EpsilonForm = "added",
+        score: words.Score = "softmax",
         selection_bias: bool = False,
         expert_scale: bool = False,
         n_groups: int = 0,
         top_groups: int = 0,
         group_top_m: int = 0,
-        group_mask: Literal["minus_infinity", "zero"] = "minus_infinity",
-        normalize_epsilon: float = 0.0,
-        epsilon_form: Literal["added", "least"] = "added",
-        routed_scale: float = 1.0,
+        group_mask: words.GroupMask = "minus_infinity",
+        routed_scale: float = 0.0,
+        weight_on_input: bool = False,
         router_bias: bool | None = None,
-        expert_kind: Literal["mlp", "gated", "linear"] = "mlp",
-        activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"] = "gelu",
         expert_bias: bool | None = None,
-        inference_only: bool = False,
-        dropout: float = 0.0,
-        balance_coef: float = 0.01,
-        z_coef: float = 0.001,
-        seed: int = 0,
-        weight_dtype: Literal["f32", "bf16"] = "f32",
-        io_dtype: Literal["f32", "bf16"] = "f32",
+        output_bias: bool = False,
+        expert_kind: words.ExpertKind = "mlp",
+        activation: words.Activation = "gelu",
         glu_limit: float = 0.0,
         glu_alpha: float = 0.0,
         glu_offset: float = 0.0,
+        expert_groups: Sequence[config.ExpertGroup] | None = None,
+        n_shared_experts: int = 0,
+        shared_intermediate_size: int = 0,
+        shared_gate: words.SharedGate = "plain",
+        inference_only: bool = False,
+        dropout: float = 0.0,
+        noise: words.Noise = "none",
+        noise_std: float = 0.0,
+        jitter: float = 0.0,
+        jitter_experts: bool = False,
+        router_dropout: float = 0.0,
+        router_dropout_on: words.RouterDropout = "input",
+        router_batch_norm: bool = False,
+        batch_norm_momentum: float = 0.0,
+        batch_norm_epsilon: float = 0.0,
+        random_second: bool = False,
+        dynamic_k: words.DynamicK = "none",
+        dynamic_value: float = 0.0,
+        min_k: int = 0,
+        warmup_steps: int = 0,
+        warmup_experts: int = 0,
+        capacity_formula: words.Capacity = "none",
+        capacity: int = 0,
+        min_capacity: int = 0,
+        capacity_factor: float = 0.0,
+        eval_capacity_factor: float = 0.0,
+        capacity_per_sequence: bool = False,
+        drop: words.Drop = "position",
+        overflow: words.Overflow = "drop",
+        renormalize: words.Renormalize = "before",
+        adaptive_capacity: bool = False,
+        adaptive_high: float = 0.0,
+        adaptive_high_factor: float = 0.0,
+        adaptive_low: float = 0.0,
+        adaptive_low_factor: float = 0.0,
+        hash_table: NDArray[np.int32] | None = None,
+        vocabulary_size: int = 0,
+        balance_coef: float = 0.01,
+        z_coef: float = 0.001,
+        losses: Mapping[words.Loss, float] | None = None,
+        seed: int = 0,
+        weight_dtype: words.DType = "f32",
+        io_dtype: words.DType = "f32",
         context: Context | None = None,
     ) -> None:
-        config = _abi.moe_layer_config(
-            hidden_size=_check.integer("hidden_size", hidden_size, ctypes.c_int64),
-            intermediate_size=_check.integer("intermediate_size", intermediate_size, ctypes.c_int64),
-            n_experts=_check.integer("n_experts", n_experts, ctypes.c_int64),
-            top_k=_check.integer("top_k", top_k, ctypes.c_int64),
-            router_weights=_check.choice("router_weights", router_weights, _abi.ROUTER_WEIGHTS),
-            router_normalize=_check.choice("normalize", _normalize(normalize), _abi.NORMALIZE),
-            score=_check.choice("score", score, _abi.SCORE),
-            selection_bias=bool(selection_bias),
-            expert_scale=bool(expert_scale),
-            n_groups=_check.integer("n_groups", n_groups, ctypes.c_int32),
-            top_groups=_check.integer("top_groups", top_groups, ctypes.c_int32),
-            group_top_m=_check.integer("group_top_m", group_top_m, ctypes.c_int32),
-            group_mask=_check.choice("group_mask", group_mask, _abi.GROUP_MASK),
-            epsilon_form=_check.choice("epsilon_form", epsilon_form, _abi.EPSILON),
-            normalize_epsilon=_check.number("normalize_epsilon", normalize_epsilon),
-            routed_scale=_check.number("routed_scale", routed_scale),
-            router_bias=_bias(router_bias),
-            expert_kind=_check.choice("expert_kind", expert_kind, _abi.EXPERT),
-            activation=_check.choice("activation", activation, _abi.ACTIVATION),
-            expert_bias=_bias(expert_bias),
-            inference_only=bool(inference_only),
-            dropout=_check.number("dropout", dropout),
-            balance_coef=_check.number("balance_coef", balance_coef),
-            z_coef=_check.number("z_coef", z_coef),
-            seed=_check.integer("seed", seed, ctypes.c_uint64),
-            weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.DTYPE),
-            io_dtype=_check.choice("io_dtype", io_dtype, _abi.DTYPE),
-            glu_limit=_check.number("glu_limit", glu_limit),
-            glu_alpha=_check.number("glu_alpha", glu_alpha),
-            glu_offset=_check.number("glu_offset", glu_offset),
-        )
+        options = dict(locals())  # all arguments by name, as long as nothing else is there
+        self._config = config.to_c(options)
         parent = (context or default_context())._handle
-        self._open_handle = Handle(
-            lib.moe_layer_create,
-            lib.moe_layer_free,
-            parent,
-            ctypes.byref(config),
-            keep={"context": parent},
+        super().__init__(
+            Handle(
+                lib.moe_layer_create,
+                lib.moe_layer_free,
+                parent,
+                ctypes.byref(self._config),
+                keep={"context": parent},
+            )
         )
-        self._config = config
         self._io_dtype = io_dtype
-        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+        self._losses = list(losses or ())
 
     # Read-only: the memory that a call reads and writes follows from them.
     @property
@@ -328,6 +340,14 @@ class Layer(Native):
         training: bool = False,
         step: int = 0,
         out: Array | None = None,
+        valid_mask: NDArray[np.bool_] | NDArray[np.uint8] | None = None,
+        token_ids: NDArray[np.int64] | None = None,
+        expert_indices: NDArray[np.int32] | None = None,
+        expert_weights: FloatArray | None = None,
+        sequence_length: int = 0,
+        global_counts: NDArray[np.int64] | None = None,
+        record: Routing | None = None,
+        replay: Routing | None = None,
     ) -> Output:
         """Return y = layer(x) with its losses and statistics.
 
@@ -338,12 +358,28 @@ class Layer(Native):
         tape : Tape, optional
             Filled for :meth:`backward`; it holds x, which must not change until then.
         training : bool
-            Whether dropout acts.
+            Whether dropout and exploration act.
         step : int
-            Which training step this is, 0 to 2^56 - 1: dropout differs from step to step, and only by this
-            number.
+            Which training step this is, 0 to 2^56 - 1: random numbers differ from step to step, and only by
+            this number.
         out : ndarray of x's type and shape, optional
             Memory for y; must overlap neither x nor a parameter.
+        valid_mask : ndarray of bool or uint8, [...], optional
+            1 for real tokens.  No expert sees the others: their y and dx are 0, and they count nowhere.
+        token_ids : ndarray of int64, [...], optional
+            Of router ``"hash"``, below its vocabulary_size.
+        expert_indices : ndarray of int32, [..., K], optional
+            These experts are used, -1 for none, and nothing is dropped.  Required by router ``"external"``.
+        expert_weights : ndarray of float32, [..., K], optional
+            With expert_indices: their weights, in place of the router's.  Required by router ``"external"``.
+        sequence_length : int
+            Tokens of each sequence, a divisor of T; 0 means T.
+        global_counts : ndarray of int64, [E], optional
+            Of the loss ``"megatron_global"``: choices counted elsewhere, to which this call's are added.
+        record : Routing, optional
+            Gets the experts that each token used.
+        replay : Routing, optional
+            In place of expert_indices, the record of a call with as many tokens and choices.
 
         Returns
         -------
@@ -353,7 +389,8 @@ class Layer(Native):
         Raises
         ------
         TypeError, ValueError
-            An array has the wrong type, shape or layout, or overlaps another.
+            An array has the wrong type, shape or layout, or overlaps another; or what the router needs is
+            missing.
         BadStateError
             The tape is another layer's, or something is closed.
         NotFiniteError
@@ -363,34 +400,32 @@ class Layer(Native):
 
         After any of these the tape is empty.
         """
-        options = _abi.moe_forward_options(
-            training=bool(training), step=_check.integer("step", step, ctypes.c_uint64)
-        )
         n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
-        tokens_per_expert = np.empty(self.n_experts, np.int64)
-        mean_probability = np.empty(self.n_experts, np.float32)
-        expert_indices = np.empty((n_tokens, self.top_k), np.int32)
-        expert_weights = np.empty((n_tokens, self.top_k), np.float32)
-        report = _abi.moe_report(
-            tokens_per_expert=tokens_per_expert.ctypes.data,
-            mean_probability=mean_probability.ctypes.data,
-            expert_indices=expert_indices.ctypes.data,
-            expert_weights=expert_weights.ctypes.data,
+        recorder, replayed = _handle("record", record), _handle("replay", replay)
+        every, choices = x.shape[:-1], (*x.shape[:-1], self.top_k)
+        options = _abi.moe_forward_options(
+            training=bool(training),
+            step=_check.integer("step", step, ctypes.c_uint64),
+            valid_mask=_check.address("valid_mask", valid_mask, every, dtype="mask"),
+            token_ids=_check.address("token_ids", token_ids, every, dtype="i64"),
+            expert_indices=_check.address("expert_indices", expert_indices, choices, dtype="i32"),
+            expert_weights=_check.address("expert_weights", expert_weights, choices),
+            sequence_length=_check.integer("sequence_length", sequence_length, ctypes.c_int64),
+            global_counts=_check.address("global_counts", global_counts, (self.n_experts,), dtype="i64"),
+            record=None if recorder is None else recorder._as_parameter_,
+            replay=None if replayed is None else replayed._as_parameter_,
         )
-        y = self._forward(x, options, out, tape, report)
-        return Output(
-            y,
-            Report(
-                balance_loss=report.balance_loss,
-                z_loss=report.z_loss,
-                aux_loss=report.aux_loss,
-                entropy=report.entropy,
-                tokens_per_expert=tokens_per_expert,
-                mean_probability=mean_probability,
-                expert_indices=expert_indices,
-                expert_weights=expert_weights,
-            ),
+        listed = self.n_experts if self._config.router == _abi.ROUTER["expert_choice"] else self.top_k
+        blank = Blank(
+            self.n_experts,
+            losses=np.empty(len(self._losses), np.float32),
+            expert_indices=np.empty((n_tokens, listed), np.int32),
+            expert_weights=np.empty((n_tokens, listed), np.float32),
         )
+        y = self._forward(x, options, out, tape, blank.c_report)
+        filled = blank.filled()
+        filled["losses"] = dict(zip(self._losses, filled["losses"].tolist()))
+        return Output(y, Report(**filled))
 
     def _forward(
         self,
@@ -431,8 +466,10 @@ class Layer(Native):
         dy: Array,
         *,
         d_aux_loss: float = 1.0,
-        out: Array | None = None,
         need_dx: bool = True,
+        out: Array | None = None,
+        d_mean_probability: FloatArray | None = None,
+        d_expert_weights: FloatArray | None = None,
     ) -> Array | None:
         """Add the gradients of L = <dy, y> + d_aux_loss * aux_loss to those of the parameters.
 
@@ -444,10 +481,15 @@ class Layer(Native):
             Gradient of the objective with respect to y.
         d_aux_loss : float
             Gradient of the objective with respect to ``report.aux_loss``: 1 when it is simply added.
-        out : ndarray of x's type and shape, optional
-            Memory for dx; must overlap neither x nor dy.
         need_dx : bool
             False saves the time of dx, and returns None.
+        out : ndarray of x's type and shape, optional
+            Memory for dx; must overlap neither x nor dy.
+        d_mean_probability : ndarray of float32, [E], optional
+            Gradient of the objective with respect to ``report.mean_probability``, for losses of your own and
+            :func:`pooled_balance_loss`.
+        d_expert_weights : ndarray of float32, [..., K], optional
+            Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
 
         Returns
         -------
@@ -457,7 +499,8 @@ class Layer(Native):
         Raises
         ------
         TypeError, ValueError
-            An array has the wrong type, shape or layout, or overlaps another; or d_aux_loss is not finite.
+            An array has the wrong type, shape or layout, or overlaps another; d_aux_loss is not finite; or
+            d_expert_weights is given, and forward was not given weights.
         BadStateError
             The tape is empty or another layer's, the layer is inference_only, or something is closed.
         OutOfMemoryError
@@ -475,6 +518,11 @@ class Layer(Native):
             dx = self._tokens("out", out, x.shape, write=True)
         elif need_dx:
             dx = np.empty_like(x)
+        choices = (*x.shape[:-1], self.top_k)
+        options = _abi.moe_backward_options(
+            d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
+            d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
+        )
         _run(
             lib.moe_layer_backward,
             self._handle,
@@ -483,38 +531,9 @@ class Layer(Native):
             dy.ctypes.data,
             _check.number("d_aux_loss", d_aux_loss),
             None if dx is None else dx.ctypes.data,
+            options,
         )
         return dx
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The parameters by name, their arrays being the layer's memory itself.
-
-        Those that the configuration has of::
-
-            router.weight [E, H]           router.bias [E]
-            experts.gate.weight [E, I, H]  experts.gate.bias [E, I]     (gated experts)
-            experts.up.weight [E, I, H]    experts.up.bias [E, I]
-            experts.down.weight [E, H, I]  experts.down.bias [E, H]
-
-            router.expert_scale [E]
-
-        The layer owns that memory; the arrays keep it alive, also after the layer is closed.
-        """
-        return {name: parameter for name, parameter in self._tensors().items() if name not in _BUFFERS}
-
-    @property
-    def buffers(self) -> dict[str, NDArray[Any]]:
-        """What belongs to the layer's state and is not trained by gradients: ``router.selection_bias`` [E].
-
-        The arrays are the layer's memory itself.
-        """
-        return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
-
-    def _tensors(self) -> dict[str, Parameter]:
-        count = ctypes.c_int64()
-        lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
-        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
 
     def update_selection_bias(
         self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
@@ -545,146 +564,12 @@ class Layer(Native):
         rate = _check.number("rate", rate)
         lib.moe_layer_update_selection_bias(self._handle, counts.ctypes.data, rate, bool(zero_sum))
 
-    def _parameter(self, index: int) -> Parameter:
-        tensor = self._tensor(index)
-        name = tensor.name.decode()
-        grad = self._array(name, "grad", tensor) if tensor.grad else None
-        return Parameter._of_layer(name, self._array(name, "data", tensor), grad)
 
-    def _tensor(self, index: int) -> _abi.moe_tensor:
-        tensor = _abi.moe_tensor()
-        lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
-        return tensor
-
-    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
-        """Return what the caller bound, else an array over the library's memory."""
-        bound: Array | None = self._handle.keep.get((name, part))
-        if bound is not None:
-            return bound
-        view = self._views.get((name, part))
-        if view is None:
-            half = part == "data" and tensor.dtype == _abi.DTYPE["bf16"]
-            dtype = np.uint16 if half else np.float32
-            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]), dtype)
-            self._views[name, part] = view
-        return np.asarray(view)
-
-    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
-        """Use the caller's arrays as a parameter, without a copy, with the values they have.
-
-        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
-        memory behind them is freed.
-
-        Parameters
-        ----------
-        name : str
-            One of ``parameters``.
-        data : ndarray of the parameter's type and shape
-            Its values from now on; the layer holds the array.
-        grad : ndarray of float32, of the parameter's shape, optional
-            Its gradient from now on; where it is not given, the gradient stays where it is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such parameter, or an array has the wrong type, shape or layout.
-        BadStateError
-            Arrays that were taken from ``parameters`` are still in use.
-        """
-        index = ctypes.c_int64()
-        lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
-        tensor = self._tensor(index.value)
-        name = tensor.name.decode()  # C compared up to the first NUL only
-        shape = tuple(tensor.shape[: tensor.rank])
-        dtype = "bf16" if tensor.dtype == _abi.DTYPE["bf16"] else "f32"
-        arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
-        if grad is not None:
-            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
-        for key in arrays:
-            if key in self._views:
-                raise BadStateError(
-                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
-                )
-        lib.moe_layer_bind_parameter(
-            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
-        )
-        self._handle.keep.update(arrays)
-
-    def prepare(self, prepared: Literal["none", "f32", "bf16"] = "f32") -> None:
-        """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
-
-        Few tokens gain most: their time is that of reading the weights.  The copy takes 4 or 2 bytes for each
-        weight and does not follow them: after a change prepare again.
-
-        Parameters
-        ----------
-        prepared : {"none", "f32", "bf16"}
-            ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
-            ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
-            the others without a tape only.  ``"none"``: no copy.
-
-        Raises
-        ------
-        InvalidArgumentError
-            ``"f32"`` for weights that are bfloat16.
-        OutOfMemoryError
-            There is no memory for the copy; the layer is as it was.
-        BadStateError
-            The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
-            it compares 16 values of each matrix.
-        """
-        lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
-
-    def zero_grad(self) -> None:
-        """Set every gradient to 0.
-
-        Raises
-        ------
-        BadStateError
-            The layer is inference_only, or closed.
-        """
-        lib.moe_layer_zero_grad(self._handle)
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
-        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
-
-        Parameters
-        ----------
-        state : mapping of str to ndarray
-            As :meth:`state_dict` gives it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            A name is missing or unknown, or an array has the wrong type, shape or layout.
-        """
-        parameters = self._tensors()
-        if parameters.keys() != state.keys():
-            missing = sorted(parameters.keys() - state.keys())
-            unknown = sorted(state.keys() - parameters.keys())
-            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
-        for name, parameter in parameters.items():
-            dtype = _check.dtype_of(parameter.data)
-            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
-        for name, parameter in parameters.items():
-            parameter.data[...] = state[name].view(parameter.data.dtype)
-
-
-_BUFFERS = {"router.selection_bias"}
-
-
-def _normalize(wanted: bool | str) -> str:
-    """Return the word; True and False are the usual ones."""
-    return wanted if isinstance(wanted, str) else "sum" if wanted else "none"
-
-
-def _bias(wanted: bool | None) -> int:
-    """Return the enum value; None is the default."""
-    return _abi.BIAS["default" if wanted is None else "on" if wanted else "off"]
+def _handle(name: str, routing: Routing | None) -> Handle | None:
+    """Return the handle of a record, to be held while the library uses it."""
+    if routing is not None and not isinstance(routing, Routing):
+        raise TypeError(f"{name}: expected a libmoe.Routing, got {type(routing).__name__}")
+    return None if routing is None else routing._handle
 
 
 def _run(function: Any, *arguments: Any) -> None:

@@ -1,0 +1,219 @@
+"""The parameters of a layer: read, written, bound, saved and loaded in place."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _abi, _check
+from ._check import Array, FloatArray
+from ._library import Handle, Native, lib
+from .errors import BadStateError
+from .parameter import Parameter
+from .words import Prepared
+
+# Parameters without a gradient.
+_BUFFERS = {
+    "router.selection_bias",
+    "router.norm.running_mean",
+    "router.norm.running_var",
+    "router.active_experts",
+}
+
+
+class _View:
+    """Memory of a layer as numpy takes it: arrays made from it keep it, and it keeps the layer's handle."""
+
+    def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
+        self._handle = handle
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(dtype).str,
+            "shape": shape,
+            "data": (address, False),
+        }
+
+
+class Weights(Native):
+    """What :class:`Layer` has of parameters; it has a layer's handle."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._open_handle = handle
+        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, their arrays being the layer's memory itself.
+
+        Those that the configuration has of::
+
+            router.weight [E, H]           router.bias [E]
+            experts.gate.weight [E, I, H]  experts.gate.bias [E, I]    (gated experts)
+            experts.up.weight [E, I, H]    experts.up.bias [E, I]
+            experts.down.weight [E, H, I]  experts.down.bias [E, H]
+            experts.weight [E, H, H]       experts.bias [E, H]         (linear experts, in place of the above)
+            experts.0.gate.weight ...      experts.1.constant [n, H]   (by group, with expert_groups)
+            shared.gate.weight [S, I, H] ...                           (shared experts, named likewise)
+            router.expert_scale [E]
+            router.coarse.weight [G, H]    router.coarse.bias [G]      (hierarchical)
+            router.noise.weight [E, H]                                 (learned noise)
+            router.norm.weight [H]         router.norm.bias [H]        (router_batch_norm)
+            shared.router.weight [S, H]                                (shared_gate "sigmoid")
+            shared.router.weight [2, H]    shared.router.bias [2]      (shared_gate "residual")
+            output.bias [H]
+
+        The layer owns that memory; the arrays keep it alive, also after the layer is closed.
+        """
+        return {name: parameter for name, parameter in self._tensors().items() if name not in _BUFFERS}
+
+    @property
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """What belongs to the layer's state and is not trained by gradients, by name.
+
+        Those that the configuration has of::
+
+            router.selection_bias [E]      moved by update_selection_bias
+            router.norm.running_mean [H]   router.norm.running_var [H], moved by forward in training
+            router.active_experts [1]      the warm-up's, likewise
+
+        The arrays are the layer's memory itself.
+        """
+        return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
+
+    def _tensors(self) -> dict[str, Parameter]:
+        count = ctypes.c_int64()
+        lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
+        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
+
+    def _parameter(self, index: int) -> Parameter:
+        tensor = self._tensor(index)
+        name = tensor.name.decode()
+        grad = self._array(name, "grad", tensor) if tensor.grad else None
+        return Parameter._of_layer(name, self._array(name, "data", tensor), grad)
+
+    def _tensor(self, index: int) -> _abi.moe_tensor:
+        tensor = _abi.moe_tensor()
+        lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
+        return tensor
+
+    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
+        """Return what the caller bound, else an array over the library's memory."""
+        bound: Array | None = self._handle.keep.get((name, part))
+        if bound is not None:
+            return bound
+        view = self._views.get((name, part))
+        if view is None:
+            half = part == "data" and tensor.dtype == _abi.DTYPE["bf16"]
+            dtype = np.uint16 if half else np.float32
+            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]), dtype)
+            self._views[name, part] = view
+        return np.asarray(view)
+
+    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
+        """Use the caller's arrays as a parameter, without a copy, with the values they have.
+
+        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
+        memory behind them is freed.
+
+        Parameters
+        ----------
+        name : str
+            One of ``parameters`` or ``buffers``.
+        data : ndarray of the parameter's type and shape
+            Its values from now on; the layer holds the array.
+        grad : ndarray of float32, of the parameter's shape, optional
+            Its gradient from now on; where it is not given, the gradient stays where it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such parameter, or an array has the wrong type, shape or layout.
+        BadStateError
+            Arrays that were taken from ``parameters`` are still in use.
+        """
+        index = ctypes.c_int64()
+        lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
+        tensor = self._tensor(index.value)
+        name = tensor.name.decode()  # C compared up to the first NUL only
+        shape = tuple(tensor.shape[: tensor.rank])
+        dtype = "bf16" if tensor.dtype == _abi.DTYPE["bf16"] else "f32"
+        arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
+        if grad is not None:
+            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
+        for key in arrays:
+            if key in self._views:
+                raise BadStateError(
+                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
+                )
+        lib.moe_layer_bind_parameter(
+            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
+        )
+        self._handle.keep.update(arrays)
+
+    def prepare(self, prepared: Prepared = "f32") -> None:
+        """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
+
+        Few tokens gain most: their time is that of reading the weights.  The copy takes 4 or 2 bytes for each
+        weight and does not follow them: after a change prepare again.
+
+        Parameters
+        ----------
+        prepared : {"none", "f32", "bf16"}
+            ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
+            ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
+            the others without a tape only.  ``"none"``: no copy.
+
+        Raises
+        ------
+        InvalidArgumentError
+            ``"f32"`` for weights that are bfloat16.
+        OutOfMemoryError
+            There is no memory for the copy; the layer is as it was.
+        BadStateError
+            The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
+            it compares 16 values of each matrix.
+        """
+        lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
+
+    def zero_grad(self) -> None:
+        """Set every gradient to 0.
+
+        Raises
+        ------
+        BadStateError
+            The layer is inference_only, or closed.
+        """
+        lib.moe_layer_zero_grad(self._handle)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
+        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            As :meth:`state_dict` gives it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
+        """
+        parameters = self._tensors()
+        if parameters.keys() != state.keys():
+            missing = sorted(parameters.keys() - state.keys())
+            unknown = sorted(state.keys() - parameters.keys())
+            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+        for name, parameter in parameters.items():
+            dtype = _check.dtype_of(parameter.data)
+            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
+        for name, parameter in parameters.items():
+            parameter.data[...] = state[name].view(parameter.data.dtype)

@@ -1,0 +1,91 @@
+"""Losses over several layers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._check import FloatArray
+from ._library import lib
+
+Integers = Union[NDArray[np.int64], Sequence[NDArray[np.int64]]]
+Floats = Union[FloatArray, Sequence[FloatArray]]
+
+
+def pooled_balance_loss(
+    tokens_per_expert: Integers, n_valid: NDArray[np.int64] | Sequence[int], mean_probability: Floats
+) -> tuple[float, FloatArray]:
+    """Return transformers' ``load_balancing_loss_func`` over several layers, and its gradient.
+
+    With L layers of E experts, n_l the layer's tokens and N their sum::
+
+        f_e = sum over l of tokens_per_expert[l, e] / N
+        P_e = sum over l of n_l mean_probability[l, e] / N
+        loss = E sum over e of f_e P_e
+
+    f and P are pooled over the layers before they are multiplied, which is not the mean of the layers' own
+    losses.  Perfect balance gives K; no tokens give 0.
+
+    Parameters
+    ----------
+    tokens_per_expert : array of int64, [L, E]
+        Of the layers' reports.
+    n_valid : array of int64, [L]
+        Of the layers' reports.
+    mean_probability : array of float32, [L, E]
+        Of the layers' reports.
+
+    Returns
+    -------
+    loss : float
+    d_mean_probability : ndarray of float32, [L, E]
+        The gradient: row l times the loss's coefficient is what ``backward`` of layer l takes as
+        ``d_mean_probability``.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit together.
+    InvalidArgumentError
+        A count is negative.
+
+    Examples
+    --------
+    >>> import libmoe, numpy
+    >>> layers = [libmoe.Layer(64, 256, n_experts=8, top_k=2, seed=seed) for seed in range(2)]
+    >>> tapes = [layer.tape() for layer in layers]
+    >>> x = numpy.ones((5, 64), numpy.float32)
+    >>> reports = []
+    >>> for layer, tape in zip(layers, tapes):
+    ...     reports.append(layer.forward(x, tape=tape, training=True).report)
+    >>> loss, gradient = libmoe.pooled_balance_loss(
+    ...     [report.tokens_per_expert for report in reports],
+    ...     [report.n_valid for report in reports],
+    ...     [report.mean_probability for report in reports],
+    ... )
+    >>> for layer, tape, row in zip(layers, tapes, gradient):
+    ...     dx = layer.backward(tape, x, d_mean_probability=0.001 * row)
+    """
+    counts = np.ascontiguousarray(tokens_per_expert, np.int64)
+    tokens = np.ascontiguousarray(n_valid, np.int64)
+    probabilities = np.ascontiguousarray(mean_probability, np.float32)
+    if counts.ndim != 2:
+        raise ValueError(f"tokens_per_expert: expected shape [layers, experts], got {counts.shape}")
+    if tokens.shape != counts.shape[:1]:
+        raise ValueError(f"n_valid: expected shape {counts.shape[:1]}, got {tokens.shape}")
+    if probabilities.shape != counts.shape:
+        raise ValueError(f"mean_probability: expected shape {counts.shape}, got {probabilities.shape}")
+    loss, gradient = ctypes.c_float(), np.empty(counts.shape, np.float32)
+    lib.moe_pooled_balance_loss(
+        *counts.shape,
+        counts.ctypes.data,
+        tokens.ctypes.data,
+        probabilities.ctypes.data,
+        ctypes.byref(loss),
+        gradient.ctypes.data,
+    )
+    return loss.value, gradient

@@ -1,0 +1,123 @@
+"""What forward tells about a call: its losses, and where the tokens went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _abi
+from ._check import Array, FloatArray
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Losses and loads of one forward call, or of several together.  T tokens, E experts, K choices a token.
+
+    Attributes
+    ----------
+    balance_loss : float
+        E * sum over e of f_e P_e, where f_e is the share of the tokens that chose expert e, before dropping,
+        and P_e its mean probability (arXiv:2101.03961, over all K choices).  Perfect balance gives K.
+    z_loss : float
+        Mean over tokens of logsumexp(logits)^2 (arXiv:2202.08906).
+    aux_loss : float
+        balance_coef * balance_loss + z_coef * z_loss + the layer's ``losses``, each times its coefficient:
+        add it to the objective.
+    entropy : float
+        Mean over tokens of the entropy of the router's softmax, in nats: 0 to ln E.
+    n_dropped : int
+        Choices that found no room.
+    n_valid : int
+        Tokens that are no padding.
+    max_over_mean : float
+        Largest of ``tokens_per_expert`` / their mean: 1 at perfect balance.
+    variation : float
+        Their standard deviation / their mean: 0 at perfect balance.
+    dead_share : float
+        Share of the experts without a token.
+    tokens_per_expert : ndarray of int64, [E]
+        How many tokens e computes; dropped ones are not among them.
+    mean_probability : ndarray of float32, [E]
+        P_e.
+    dropped_per_expert : ndarray of int64, [E]
+        Choices of e that found no room.
+    """
+
+    balance_loss: float
+    z_loss: float
+    aux_loss: float
+    entropy: float
+    n_dropped: int
+    n_valid: int
+    max_over_mean: float
+    variation: float
+    dead_share: float
+    tokens_per_expert: NDArray[np.int64]
+    mean_probability: FloatArray
+    dropped_per_expert: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Report(Summary):
+    """A :class:`Summary` of one forward call, with the choices.  C = K, or E of ``"expert_choice"``.
+
+    Attributes
+    ----------
+    losses : dict of str to float
+        The layer's ``losses`` by name, without their coefficients.
+    expert_indices : ndarray of int32, [T, C]
+        The chosen experts, best first; -1 for a choice that was dropped or is none.
+    expert_weights : ndarray of float32, [T, C]
+        Their weights in y; 0 for those.
+    """
+
+    losses: dict[str, float]
+    expert_indices: NDArray[np.int32]
+    expert_weights: FloatArray
+
+
+@dataclass(frozen=True)
+class Output:
+    """What forward gives: ``y`` of x's shape, and the ``report``."""
+
+    y: Array
+    report: Report
+
+
+_ARRAYS_OF_EXPERTS = {
+    "tokens_per_expert": np.int64,
+    "mean_probability": np.float32,
+    "dropped_per_expert": np.int64,
+}
+_SCALARS = [name for name in Summary.__dataclass_fields__ if name not in _ARRAYS_OF_EXPERTS]
+
+
+class Blank:
+    """A report for the library to fill, with the arrays it writes to.
+
+    Attributes
+    ----------
+    c_report : moe_report
+        Its pointers are those of the arrays.
+    """
+
+    def __init__(self, n_experts: int, **more: NDArray[Any]) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.empty(n_experts, dtype) for name, dtype in _ARRAYS_OF_EXPERTS.items()
+        }
+        self.arrays.update(more)
+        self.c_report = _abi.moe_report(**{name: array.ctypes.data for name, array in self.arrays.items()})
+
+    def filled(self) -> dict[str, Any]:
+        """Return what the library has written, by name."""
+        return {name: getattr(self.c_report, name) for name in _SCALARS} | self.arrays
+
+
+def to_c(summary: Summary) -> _abi.moe_report:
+    """Return a summary as the library reads it; its arrays belong to the summary."""
+    scalars = {name: getattr(summary, name) for name in _SCALARS}
+    arrays = {name: getattr(summary, name).ctypes.data for name in _ARRAYS_OF_EXPERTS}
+    return _abi.moe_report(**scalars, **arrays)

@@ -1,0 +1,178 @@
+"""A layer's options, on the way to the C struct and back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from typing import Any
+
+import numpy as np
+import pytest
+
+import libmoe
+from libmoe import _abi, config, words
+
+DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(libmoe.Layer).parameters.items()
+    if name != "context"
+}
+SIZES = {"hidden_size": 3, "intermediate_size": 4, "n_experts": 5, "top_k": 2}
+
+
+def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
+    fields = {field[0] for field in _abi.moe_layer_config._fields_}
+    fields -= {"struct_size", "reserved", "n_expert_groups", "n_losses"}
+    assert {"router_normalize" if name == "normalize" else name for name in DEFAULTS} == fields
+
+
+def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
+    filled, untouched = config.to_c({**DEFAULTS, **SIZES}), _abi.moe_layer_config(**SIZES)
+    assert filled.balance_coef == np.float32(0.01)
+    assert filled.z_coef == np.float32(0.001)
+    filled.balance_coef = filled.z_coef = 0
+    assert bytes(filled) == bytes(untouched)
+
+
+@pytest.mark.parametrize(
+    ("words_of", "choices"),
+    [
+        (words.Router, _abi.ROUTER),
+        (words.RouterWeights, _abi.ROUTER_WEIGHTS),
+        (words.Score, _abi.SCORE),
+        (words.Normalize, _abi.NORMALIZE),
+        (words.EpsilonForm, _abi.EPSILON),
+        (words.GroupMask, _abi.GROUP_MASK),
+        (words.ExpertKind, _abi.EXPERT),
+        (words.Activation, _abi.ACTIVATION),
+        (words.SharedGate, _abi.SHARED),
+        (words.Noise, _abi.NOISE),
+        (words.RouterDropout, _abi.ROUTER_DROPOUT),
+        (words.DynamicK, _abi.DYNAMIC_K),
+        (words.Capacity, _abi.CAPACITY),
+        (words.Drop, _abi.DROP),
+        (words.Overflow, _abi.OVERFLOW),
+        (words.Renormalize, _abi.RENORMALIZE),
+        (words.Loss, _abi.LOSS),
+        (words.DType, _abi.DTYPE),
+        (words.Prepared, _abi.PREPARED),
+    ],
+)
+def test_the_types_of_words_are_those_of_the_header(words_of: Any, choices: dict[str, int]) -> None:
+    assert list(typing.get_args(words_of)) == list(choices)
+
+
+def other(name: str, default: Any) -> Any:
+    """Return a value of the option that is not its default."""
+    if name == "expert_groups":
+        return [
+            {"n_experts": 2, "expert_kind": "gated", "dropout": 0.1, "expert_bias": True},
+            {"n_experts": 3},
+        ]
+    if name == "losses":
+        return {"switch": 0.01, "z_switch": 0.5}
+    if default is None or isinstance(default, bool):
+        return not default
+    if isinstance(default, str):
+        annotation = inspect.signature(libmoe.Layer).parameters[name].annotation
+        return typing.get_args(getattr(words, annotation.split(".")[-1]))[-1]
+    return 0.3 if isinstance(default, float) else 7
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name not in {*SIZES, "hash_table"}])
+def test_every_option_arrives_and_comes_back(name: str) -> None:
+    value = other(name, DEFAULTS[name])
+    options = {**DEFAULTS, **SIZES}
+    assert bytes(config.to_c({**options, name: value})) != bytes(config.to_c(options))
+    del options["hash_table"]
+    assert config.from_c(config.to_c({**options, name: value, "hash_table": None})) == {
+        **options,
+        name: value,
+    }
+
+
+def test_groups_and_losses_arrive_with_their_numbers() -> None:
+    filled = config.to_c(
+        {
+            **DEFAULTS,
+            **SIZES,
+            "expert_groups": other("expert_groups", None),
+            "losses": {"gshard": 0.25, "z": 2.0},
+        }
+    )
+    gated, plain = filled.expert_groups[: filled.n_expert_groups]
+    assert (gated.n_experts, gated.expert_kind, gated.expert_bias) == (2, _abi.EXPERT["gated"], 2)
+    assert gated.dropout == np.float32(0.1)
+    assert bytes(plain) == bytes(_abi.moe_expert_group(n_experts=3))
+    terms = [(term.kind, term.coefficient) for term in filled.losses[: filled.n_losses]]
+    assert terms == [(_abi.LOSS["gshard"], 0.25), (_abi.LOSS["z"], 2.0)]
+
+
+def test_a_hash_table_is_passed_as_it_is_and_counts_the_token_ids() -> None:
+    table = np.zeros((9, 2), np.int32)
+    filled = config.to_c({**DEFAULTS, **SIZES, "hash_table": table})
+    assert filled.hash_table == table.ctypes.data
+    assert filled.vocabulary_size == 9
+
+
+@pytest.mark.parametrize(
+    ("wanted", "word"), [(True, "sum"), (False, "none"), *zip(_abi.NORMALIZE, _abi.NORMALIZE)]
+)
+def test_normalize_takes_yes_and_no(wanted: Any, word: str) -> None:
+    filled = config.to_c({**DEFAULTS, **SIZES, "normalize": wanted})
+    assert filled.router_normalize == _abi.NORMALIZE[word]
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "text"),
+    [
+        (
+            {"losses": {"swich": 0.1}},
+            libmoe.InvalidArgumentError,
+            "losses = 'swich'; choose one of 'balance'",
+        ),
+        ({"losses": {"switch": "1"}}, TypeError, "losses['switch']: expected a float, got str"),
+        ({"losses": [("switch", 0.1)]}, TypeError, "losses: expected a dict of coefficients, got list; use"),
+        (
+            {"expert_groups": [3]},
+            TypeError,
+            "expert_groups[0]: expected a dict, got int; use libmoe.ExpertGroup",
+        ),
+        (
+            {"expert_groups": [{"n_experts": 3}, {"n_experts": 2, "kind": "mlp"}]},
+            libmoe.InvalidArgumentError,
+            "expert_groups[1]: unknown names ['kind']; choose from ['n_experts', 'intermediate_size', ",
+        ),
+        (
+            {"expert_groups": [{"expert_kind": "zero"}]},
+            libmoe.InvalidArgumentError,
+            "expert_groups[0]: n_experts is missing",
+        ),
+        (
+            {"expert_groups": [{"n_experts": 5, "activation": "tanh"}]},
+            libmoe.InvalidArgumentError,
+            "expert_groups[0].activation = 'tanh'; choose one of 'gelu'",
+        ),
+        (
+            {"hash_table": np.zeros((9, 2))},
+            TypeError,
+            "hash_table: expected int32, got float64; use hash_table.",
+        ),
+        (
+            {"hash_table": np.zeros((9, 3), np.int32)},
+            ValueError,
+            "hash_table: expected shape [vocabulary_size, top_k = 2], got (9, 3)",
+        ),
+        (
+            {"hash_table": np.zeros((9, 2), np.int32), "vocabulary_size": 8},
+            libmoe.InvalidArgumentError,
+            "vocabulary_size = 8, but hash_table has 9 rows",
+        ),
+        ({"min_k": 2**31}, libmoe.InvalidArgumentError, "min_k = 2147483648 is out of range"),
+        ({"noise_std": "1"}, TypeError, "noise_std: expected a float, got str"),
+    ],
+)
+def test_wrong_options(option: dict[str, Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match="^" + re.escape(text)):
+        libmoe.Layer(**{**SIZES, **option})
