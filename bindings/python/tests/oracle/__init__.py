@@ -22,12 +22,15 @@ the gradient.
 
 from .activations import ACTIVATIONS
 from .batch import Draws, Options
-from .layer import Forward, backward, forward
+from .layer import BUFFERS, Forward, backward, forward
+from .losses import LOSSES
 from .philox import draw
 from .settings import Array, Parameters, Settings
 
 __all__ = [
     "ACTIVATIONS",
+    "BUFFERS",
+    "LOSSES",
     "Array",
     "Draws",
     "Forward",

@@ -27,8 +27,7 @@ def room(settings: Settings, n_tokens: int, n_experts: int, training: bool, full
     t, e, k = n_tokens, n_experts, settings.top_k
     formula = settings.capacity_formula
     own = 0.0 if training else settings.eval_capacity_factor
-    factor = own or settings.capacity_factor or FACTORS.get(formula, (1.0, 1.0))[0 if training else 1]
-    f = single(factor)
+    f = single(own or settings.capacity_factor) or FACTORS.get(formula, (1.0, 1.0))[0 if training else 1]
     if formula == "none":
         c = math.ceil(t * k / e)  # of expert choice
     elif formula == "constant":

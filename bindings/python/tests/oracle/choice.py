@@ -43,8 +43,8 @@ def gap_of(values: Array, chosen: int) -> float:
     descending = -np.sort(-values, axis=1)[:, : chosen + 1]
     with np.errstate(invalid="ignore"):
         steps = descending[:, :-1] - descending[:, 1:]
-    # What is shut out, -inf beside -inf, gives NaN: no rounding can swap those.
-    return float(np.min(steps, where=~np.isnan(steps), initial=np.inf))
+    # No rounding can swap what is shut out, -inf beside -inf, or equal by design, as dropped logits are.
+    return float(np.min(steps, where=steps > 0, initial=np.inf))
 
 
 def choose(settings: Settings, parameters: Parameters, batch: Batch, said: Logits) -> Choice:

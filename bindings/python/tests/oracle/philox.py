@@ -23,7 +23,12 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> 
     k0, k1 = key
     for _ in range(10):
         a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0), b & HALF, (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1), a & HALF
+        c0, c1, c2, c3 = (
+            (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            b & HALF,
+            (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            a & HALF,
+        )
         k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
     return np.stack([c0, c1, c2, c3], axis=1)
 
