@@ -9,6 +9,7 @@ import pytest
 
 import oracle
 from oracle import capacity, choice, losses, philox, weights
+from rooms import ROOMS
 
 E, K, T = 8, 2, 64
 
@@ -141,40 +142,10 @@ def test_norms() -> None:
 # Capacity
 # ------------------------------------------------------------------------------------------------------------
 
-# T, E, K, training, settings, C: worked out on paper.
-ROOMS: list[tuple[int, int, int, bool, dict[str, Any], int]] = [
-    (10, 4, 2, True, {"capacity_formula": "none"}, 5),
-    (10, 4, 2, True, {"capacity_formula": "constant", "capacity": 3}, 3),
-    (10, 4, 2, True, {"capacity_formula": "megatron"}, 5),
-    (10, 4, 2, True, {"capacity_formula": "megatron", "capacity_factor": 1.5}, 8),  # ceil 7.5
-    (10, 4, 1, True, {"capacity_formula": "deepspeed"}, 4),  # ceil 2.5 is 3
-    (10, 4, 1, True, {"capacity_formula": "deepspeed", "min_capacity": 2}, 3),
-    (10, 4, 2, True, {"capacity_formula": "megablocks", "capacity_factor": 1.5}, 7),  # int 7.5
-    (10, 4, 2, True, {"capacity_formula": "tutel", "capacity_factor": 1.5}, 8),  # 2 int(1.5 * 3)
-    (10, 4, 2, True, {"capacity_formula": "tutel"}, 9),  # the fullest
-    (10, 4, 2, True, {"capacity_formula": "tutel", "capacity_factor": -1.5}, 8),
-    (10, 4, 2, True, {"capacity_formula": "tutel", "capacity_factor": -2.0}, 9),
-    (11, 4, 2, True, {"capacity_formula": "fastmoe"}, 7),  # 14 * 2 // 4
-    (11, 4, 2, False, {"capacity_formula": "fastmoe"}, 13),  # 27 * 2 // 4
-    (40, 4, 2, True, {"capacity_formula": "lucidrains"}, 12),  # int 12.5
-    (40, 4, 2, False, {"capacity_formula": "lucidrains"}, 20),
-    (3, 4, 2, True, {"capacity_formula": "lucidrains"}, 4),
-    (10, 4, 2, True, {"capacity_formula": "nllb"}, 6),
-    (10, 4, 2, False, {"capacity_formula": "nllb"}, 6),
-    (10, 4, 2, False, {"capacity_formula": "nllb", "eval_capacity_factor": 0.25}, 3),
-    (40, 4, 2, True, {"capacity_formula": "flaxformer"}, 12),  # 12.5 to even
-    (44, 4, 2, True, {"capacity_formula": "flaxformer"}, 14),  # 13.75
-    (40, 4, 2, False, {"capacity_formula": "flaxformer"}, 20),
-    (30, 4, 2, True, {"capacity_formula": "classic"}, 9),  # int 9.375
-    (30, 4, 2, True, {"capacity_formula": "classic_total"}, 37),  # int 37.5
-    (30, 4, 2, False, {"capacity_formula": "classic", "eval_capacity_factor": 2.0}, 15),
-    (30, 4, 2, False, {"capacity_formula": "classic", "capacity_factor": 1.0}, 7),
-]
-
 
 @pytest.mark.parametrize(("t", "e", "k", "training", "settings", "expected"), ROOMS)
 def test_rooms(t: int, e: int, k: int, training: bool, settings: dict[str, Any], expected: int) -> None:
-    assert capacity.room(oracle.Settings(k, **settings), t, e, training, fullest=9) == expected
+    assert capacity.room(oracle.Settings(k, **settings), t, e, training, fullest=t) == expected
 
 
 def test_adaptive_rooms() -> None:

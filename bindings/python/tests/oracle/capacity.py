@@ -27,7 +27,7 @@ def room(settings: Settings, n_tokens: int, n_experts: int, training: bool, full
     t, e, k = n_tokens, n_experts, settings.top_k
     formula = settings.capacity_formula
     own = 0.0 if training else settings.eval_capacity_factor
-    f = single(own or settings.capacity_factor) or FACTORS.get(formula, (1.0, 1.0))[0 if training else 1]
+    f = own or settings.capacity_factor or FACTORS.get(formula, (1.0, 1.0))[0 if training else 1]
     if formula == "none":
         c = math.ceil(t * k / e)  # of expert choice
     elif formula == "constant":
@@ -55,19 +55,14 @@ def room(settings: Settings, n_tokens: int, n_experts: int, training: bool, full
     return max(c, settings.min_capacity or LEAST.get(formula, 0))
 
 
-def single(v: float) -> float:
-    """What a float field of the configuration holds."""
-    return float(np.float32(v))
-
-
 def rooms(settings: Settings, loads: Integers, n_tokens: int, training: bool) -> Integers:
     """C of each expert [E], which adapts to how many chose it where the settings say so."""
     c = room(settings, n_tokens, len(loads), training, int(loads.max(initial=0)))
     if not settings.adaptive_capacity:
         return np.full(len(loads), c)
-    more = int(single(settings.adaptive_high_factor or 1.2) * c)
-    less = int(single(settings.adaptive_low_factor or 0.8) * c)
-    high, low = single(settings.adaptive_high or 1.5), single(settings.adaptive_low or 0.5)
+    more = int((settings.adaptive_high_factor or 1.2) * c)
+    less = int((settings.adaptive_low_factor or 0.8) * c)
+    high, low = settings.adaptive_high or 1.5, settings.adaptive_low or 0.5
     return np.where(loads > high * c, more, np.where(loads < low * c, less, c))
 
 
