@@ -26,22 +26,15 @@ def inputs(n_tokens: int, hidden_size: int, seed: int = 0) -> tuple[Float32, Flo
 
 
 def unsettle(layer: libmoe.Layer, seed: int = 3) -> None:
-    """Move what begins at 0 or 1 away from there, far enough to change choices."""
+    """Give every parameter random values: none that begins at 0 or 1 stays there."""
     random = np.random.default_rng(seed)
-    starts = {
-        "router.selection_bias": -0.1,
-        "router.expert_scale": 1.0,
-        "router.norm.weight": 1.0,
-        "router.norm.bias": 0.0,
-        "router.norm.running_mean": 0.0,
-        "router.norm.running_var": 2.0,
-        "router.noise.weight": 0.0,
-        "output.bias": 0.0,
-    }
+    means = {"router.selection_bias": -0.1, "router.norm.running_var": 2.0}
+    means |= {"router.expert_scale": 1.0, "router.norm.weight": 1.0}
     tensors = {name: parameter.data for name, parameter in layer.parameters.items()} | dict(layer.buffers)
-    for name, values in tensors.items():
-        if name in starts or name.endswith(".constant"):
-            values[...] = random.normal(starts.get(name, 0.0), 0.3, values.shape)
+    for name in sorted(tensors.keys() - {"router.active_experts"}):
+        values = tensors[name]
+        deviation = values.shape[-1] ** -0.5 if name.endswith(".weight") and values.ndim > 1 else 0.3
+        values[...] = random.normal(means.get(name, 0.0), deviation, values.shape)
 
 
 def oracle_of(layer: libmoe.Layer, arguments: Arguments, x: Float32, call: Arguments) -> oracle.Forward:
@@ -88,9 +81,11 @@ def compare(
     return truth
 
 
-def check(arguments: Arguments, matmul: Any = "native", n_tokens: int = 40, **call: Any) -> oracle.Forward:
-    """Make a layer, move it away from its beginning, and compare it."""
+def check(
+    arguments: Arguments, matmul: Any = "native", n_tokens: int = 40, seed: int = 3, **call: Any
+) -> oracle.Forward:
+    """Make a layer with random parameters and compare it."""
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
         layer = libmoe.Layer(**arguments, context=context)
-        unsettle(layer)
-        return compare(layer, arguments, *inputs(n_tokens, layer.hidden_size), -1.5, **call)
+        unsettle(layer, seed)
+        return compare(layer, arguments, *inputs(n_tokens, layer.hidden_size, seed), -1.5, **call)

@@ -82,7 +82,7 @@ def test_as_if_the_padding_were_not_there(name: str) -> None:
         layer = libmoe.Layer(**{**SIZES, **arguments})
         unsettle(layer)
         rows = slice(None) if masked else MASK
-        options = {key: np.ascontiguousarray(value[rows]) for key, value in by_token.items()}
+        options: Arguments = {key: np.ascontiguousarray(value[rows]) for key, value in by_token.items()}
         options |= {"valid_mask": MASK} if masked else {}
         tape = layer.tape()
         output = layer.forward(np.ascontiguousarray(x[rows]), tape=tape, **options, **call)
@@ -116,7 +116,7 @@ def test_a_mask_that_masks_nothing_changes_no_bit() -> None:
 
 
 def test_what_padding_holds_does_not_matter() -> None:
-    layer = libmoe.Layer(**SIZES, noise="learned", losses=OF_LOADS)
+    layer = libmoe.Layer(**{**SIZES, "noise": "learned", "losses": OF_LOADS})
     x, dy = inputs(T, H)
     other = x.copy()
     other[~MASK] = 100

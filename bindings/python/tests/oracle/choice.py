@@ -10,7 +10,7 @@ import numpy as np
 from .batch import Batch
 from .capacity import room
 from .linear import sigmoid, softmax, softplus
-from .logits import Logits
+from .logits import Logits, in_groups
 from .settings import Array, Booleans, Integers, Parameters, Settings
 
 
@@ -100,7 +100,7 @@ def active_experts(
 
 def within_groups(settings: Settings, by: Array) -> tuple[Array, float]:
     """Shut all groups but the best: by the sum of a group's group_top_m largest."""
-    grouped = by.reshape(len(by), settings.n_groups, -1)  # [T,G,E/G]
+    grouped = in_groups(by, settings.n_groups)
     best = -np.sort(-grouped, axis=2)[:, :, : max(1, settings.group_top_m)].sum(axis=2)  # [T,G]
     shut = 0.0 if settings.group_mask == "zero" else -np.inf
     masked = np.where(opened(best, settings.top_groups)[:, :, None], grouped, shut)
@@ -116,7 +116,7 @@ def opened(values: Array, count: int) -> Booleans:
 
 def choose_hierarchically(settings: Settings, said: Logits) -> Choice:
     """The best groups by the coarse gate, then the best experts of each; together best first."""
-    grouped = said.z.reshape(*said.coarse.shape, -1)  # [T,G,E/G]
+    grouped = in_groups(said.z, settings.n_groups)
     each = settings.top_k // settings.top_groups
     inside = grouped.reshape(-1, grouped.shape[2])  # [T*G,E/G]
     open_groups = opened(said.coarse, settings.top_groups)[:, :, None]

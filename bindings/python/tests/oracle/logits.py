@@ -25,13 +25,19 @@ class Logits:
     raw_spread: Array  # [T,E], x W_n^T, else empty
 
 
+def in_groups(of_experts: Array, n_groups: int) -> Array:
+    """[T,E] -> [T,G,E/G]."""
+    n_tokens, n_experts = of_experts.shape
+    return of_experts.reshape(n_tokens, n_groups, n_experts // n_groups)
+
+
 def gate(settings: Settings, parameters: Parameters, batch: Batch, x: Array) -> Logits:
     """The gate's input x [T,H] -> logits: linear, hierarchy, dropout, noise, in this order."""
     z = linear(parameters, "router", x)
     coarse, shares = np.empty((len(x), 0)), np.empty((len(x), 0, 0))
     if settings.router == "hierarchical":
         coarse = linear(parameters, "router.coarse", x)  # [T,G]
-        grouped = z.reshape(*coarse.shape, -1)  # [T,G,E/G]
+        grouped = in_groups(z, settings.n_groups)
         shares = softmax(grouped)
         # ln of softmax(coarse)_g * share, but for logsumexp of coarse, which is the same for all experts.
         z = (coarse[:, :, None] + grouped - logsumexp(grouped)[:, :, None]).reshape(z.shape)
