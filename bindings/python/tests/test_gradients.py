@@ -7,14 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import libmoe
 import oracle
-from comparison import assert_all_close, assert_close, gradients_of
-
-Float32 = NDArray[np.float32]
-Arguments = dict[str, Any]  # of libmoe.Layer
+from against_oracle import Arguments, compare, inputs
+from comparison import assert_close, gradients_of
 
 SIZES: Arguments = {"hidden_size": 7, "intermediate_size": 11, "n_experts": 5, "top_k": 2}
 ROUTERS: list[Arguments] = [
@@ -63,35 +60,6 @@ def context(request: pytest.FixtureRequest) -> Iterator[libmoe.Context]:
     matmul, n_threads = request.param
     with libmoe.Context(n_threads=n_threads, matmul=matmul) as context:
         yield context
-
-
-def inputs(n_tokens: int, hidden_size: int, seed: int = 0) -> tuple[Float32, Float32]:
-    """X and dy, [T,H]."""
-    x, dy = np.random.default_rng(seed).standard_normal((2, n_tokens, hidden_size), dtype=np.float32)
-    return x, dy
-
-
-def compare(
-    layer: libmoe.Layer, arguments: Arguments, x: Float32, dy: Float32, d_aux_loss: float = 1.0
-) -> oracle.Forward:
-    """Run the layer and the oracle on the same numbers and compare all that they say."""
-    tape = layer.tape()
-    output = layer.forward(x, tape=tape)
-    dx = layer.backward(tape, dy, d_aux_loss=d_aux_loss)
-
-    truth = oracle.forward(oracle.Settings.of(arguments), layer.state_dict(), x)
-    # Far from a near tie float32 must choose what float64 chooses.
-    assert truth.routing.margin() > 1e-5, "choose another seed"
-    np.testing.assert_array_equal(output.report.expert_indices, truth.routing.indices)
-    assert_close("y", output.y, truth.y)
-    assert_close("expert_weights", output.report.expert_weights, truth.routing.weights)
-    np.testing.assert_array_equal(output.report.tokens_per_expert, truth.report.tokens_per_expert)
-    for name in ("mean_probability", "balance_loss", "z_loss", "aux_loss", "entropy"):
-        assert_close(name, getattr(output.report, name), getattr(truth.report, name))
-
-    d_x, gradients = oracle.backward(truth, dy, d_aux_loss)
-    assert_all_close(gradients_of(layer, dx), {"x": d_x} | gradients)
-    return truth
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""What the gate reads: x with jitter, then batch normalisation, then dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .batch import Batch
+from .settings import Array, Parameters, Settings
+
+
+@dataclass(frozen=True)
+class RouterInput:
+    """The gate's input and the way to it."""
+
+    x: Array  # [T,H], what the gate reads
+    jitter: Array  # [T,H] or [1,1], factors of the layer's x
+    kept: Array  # the same, factors of router dropout
+    standard: Array | None  # [T,H], (x - mean) / deviation of a batch-normalised gate
+    deviation: Array | None  # [H]
+    changed: Parameters = field(default_factory=dict)  # running statistics after a training call
+
+
+def dropout_factors(settings: Settings, batch: Batch, on: str) -> Array:
+    """0, or 1 / (1 - rate)."""
+    if settings.router_dropout_on != on or batch.draws.kept is None:
+        return np.ones((1, 1))
+    return batch.draws.kept / (1 - settings.router_dropout)
+
+
+def read(settings: Settings, parameters: Parameters, batch: Batch) -> RouterInput:
+    """x [T,H] of a batch -> the gate's input."""
+    ones = np.ones((1, 1))
+    jitter = ones if batch.draws.jitter is None else 1 + settings.jitter * batch.draws.jitter
+    kept = dropout_factors(settings, batch, "input")
+    x = batch.x * jitter
+    if not settings.router_batch_norm:
+        return RouterInput(x * kept, jitter, kept, None, None)
+    mean, variance = parameters["router.norm.running_mean"], parameters["router.norm.running_var"]
+    changed: Parameters = {}
+    if batch.training and len(x):
+        momentum = settings.batch_norm_momentum or 0.1
+        share = len(x) / max(len(x) - 1, 1)  # the running variance is the unbiased one, as torch keeps it
+        changed["router.norm.running_mean"] = (1 - momentum) * mean + momentum * x.mean(axis=0)
+        changed["router.norm.running_var"] = (1 - momentum) * variance + momentum * share * x.var(axis=0)
+        mean, variance = x.mean(axis=0), x.var(axis=0)
+    deviation = np.sqrt(variance + (settings.batch_norm_epsilon or 1e-5))
+    standard = (x - mean) / deviation
+    normal = standard * parameters["router.norm.weight"] + parameters["router.norm.bias"]
+    return RouterInput(normal * kept, jitter, kept, standard, deviation, changed)
+
+
+def read_backward(
+    parameters: Parameters, gradients: Parameters, batch: Batch, made: RouterInput, d_read: Array
+) -> Array:
+    """Add to the gradients of the normalisation; return the gate's share of d_x [T,H]."""
+    d_x = d_read * made.kept
+    if made.standard is not None and made.deviation is not None:
+        gradients["router.norm.weight"] += (d_x * made.standard).sum(axis=0)
+        gradients["router.norm.bias"] += d_x.sum(axis=0)
+        d_x = d_x * parameters["router.norm.weight"] / made.deviation
+        if batch.training and len(d_x):  # mean and variance depend on x
+            d_x = d_x - d_x.mean(axis=0) - made.standard * (d_x * made.standard).mean(axis=0)
+    return d_x * made.jitter

@@ -1,0 +1,130 @@
+"""Padding: no expert sees it, and it counts nowhere, whatever else the layer does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import libmoe
+import oracle
+from against_oracle import MATMULS, Arguments, check, inputs, unsettle
+from comparison import assert_all_close, assert_close, gradients_of
+
+E, K, T, H = 8, 2, 40, 7
+SIZES: Arguments = {"hidden_size": H, "intermediate_size": 11, "n_experts": E, "top_k": K}
+RANDOM = np.random.default_rng(4)
+MASK = RANDOM.random(T) < 0.7
+MASK[16:24] = False  # the third sequence of eight is all padding
+GIVEN = RANDOM.integers(-1, E, (T, K)).astype(np.int32)
+WEIGHTS = RANDOM.normal(size=(T, K)).astype(np.float32)
+TABLE = np.array([RANDOM.permutation(E)[:K] for _ in range(5)], np.int32)
+TIGHT: Arguments = {"capacity_formula": "megatron", "capacity_factor": 0.7}
+OF_LOADS = {"load": 0.2, "shazeer": 0.3, "tutel_importance_load": 0.4}
+LOSSES = {kind: 0.7 for kind in oracle.LOSSES if kind not in OF_LOADS}
+
+# Arguments of the layer, options of the call by token, options of the call.
+LAYERS: dict[str, tuple[Arguments, Arguments, Arguments]] = {
+    "classic": ({}, {}, {}),
+    "groups": ({"n_groups": 4, "top_groups": 2, "selection_bias": True}, {}, {}),
+    "expert choice": ({"router": "expert_choice"}, {}, {}),
+    "hierarchical": ({"router": "hierarchical", "n_groups": 4, "top_groups": 1}, {}, {}),
+    "hash": ({"router": "hash", "hash_table": TABLE}, {"token_ids": RANDOM.integers(0, 5, T)}, {}),
+    "sinkhorn": ({"router": "sinkhorn"}, {}, {"training": True}),
+    "external": ({"router": "external"}, {"expert_indices": GIVEN, "expert_weights": WEIGHTS}, {}),
+    "given experts": ({}, {"expert_indices": GIVEN}, {}),
+    "complexity": ({"dynamic_k": "complexity", "dynamic_value": 1.1, "top_k": 4}, {}, {}),
+    "batch norm": ({"router_batch_norm": True}, {}, {"training": True}),
+    "dropping": ({**TIGHT, "drop": "batch_prioritized"}, {}, {}),
+    "next best": ({**TIGHT, "overflow": "next_best", "renormalize": "after"}, {}, {}),
+    "tutel": ({"capacity_formula": "tutel", "capacity_factor": -0.8}, {}, {}),
+    "shared experts": ({"n_shared_experts": 2, "shared_gate": "sigmoid", "output_bias": True}, {}, {}),
+    "residual": ({"n_shared_experts": 1, "shared_gate": "residual", "weight_on_input": True}, {}, {}),
+    "losses": ({"losses": {kind: c for kind, c in LOSSES.items() if "sequence" not in kind}}, {}, {}),
+    "losses of loads": ({"losses": OF_LOADS, "noise": "learned"}, {}, {}),
+}
+# Where random numbers, or the places of tokens in the call, decide too.
+PLACES: dict[str, tuple[Arguments, Arguments]] = {
+    "losses of sequences": ({"losses": {k: c for k, c in LOSSES.items() if "sequence" in k}}, {}),
+    "capacity of sequences": ({**TIGHT, "capacity_per_sequence": True}, {}),
+    "experts choose in sequences": ({**TIGHT, "capacity_per_sequence": True, "router": "expert_choice"}, {}),
+    "jitter": ({"jitter": 0.3, "jitter_experts": True}, {"training": True}),
+    "dropout of the input": ({"router_dropout": 0.2}, {"training": True}),
+    "dropout of the logits": ({"router_dropout": 0.2, "router_dropout_on": "logits"}, {"training": True}),
+    "noise": ({"noise": "learned", "losses": OF_LOADS}, {"training": True}),
+    "random second": ({"random_second": True}, {"training": True}),
+    "random order": ({**TIGHT, "drop": "random"}, {"training": True}),
+}
+
+
+@pytest.mark.parametrize("matmul", MATMULS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_against_the_oracle(name: str, matmul: str) -> None:
+    arguments, by_token, call = LAYERS[name]
+    truth = check({**SIZES, **arguments}, matmul, T, valid_mask=MASK, **by_token, **call)
+    assert truth.report.n_valid == MASK.sum()
+    assert not truth.y[~MASK].any()
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_of_tokens(name: str) -> None:
+    arguments, call = PLACES[name]
+    check({**SIZES, **arguments}, "native", T, valid_mask=MASK, sequence_length=8, **call)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_as_if_the_padding_were_not_there(name: str) -> None:
+    arguments, by_token, call = LAYERS[name]
+    if name == "losses":  # but this one divides by the number of all tokens
+        arguments = {"losses": {k: c for k, c in arguments["losses"].items() if k != "z_switch"}}
+    x, dy = inputs(T, H)
+    results = []
+    for masked in (True, False):
+        layer = libmoe.Layer(**{**SIZES, **arguments})
+        unsettle(layer)
+        rows = slice(None) if masked else MASK
+        options: Arguments = {key: np.ascontiguousarray(value[rows]) for key, value in by_token.items()}
+        options |= {"valid_mask": MASK} if masked else {}
+        tape = layer.tape()
+        output = layer.forward(np.ascontiguousarray(x[rows]), tape=tape, **options, **call)
+        dx = layer.backward(tape, np.ascontiguousarray(dy[rows]))
+        results.append((output, gradients_of(layer, dx)))
+    (padded, with_padding), (bare, without) = results
+
+    for name, rows_of in (("y", padded.y), ("dx", with_padding["x"])):
+        np.testing.assert_array_equal(rows_of[~MASK], 0, err_msg=name)
+    np.testing.assert_array_equal(padded.report.expert_indices[~MASK], -1)
+    np.testing.assert_array_equal(padded.report.expert_weights[~MASK], 0)
+    np.testing.assert_array_equal(padded.report.expert_indices[MASK], bare.report.expert_indices)
+    np.testing.assert_array_equal(padded.report.tokens_per_expert, bare.report.tokens_per_expert)
+    assert_close("y", padded.y[MASK], bare.y)
+    assert_close("aux_loss", padded.report.aux_loss, bare.report.aux_loss)
+    assert_close("mean_probability", padded.report.mean_probability, bare.report.mean_probability)
+    assert_all_close({**with_padding, "x": with_padding["x"][MASK]}, without)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_but_padding(name: str) -> None:
+    arguments, by_token, call = LAYERS[name]
+    truth = check({**SIZES, **arguments}, "native", T, valid_mask=np.zeros(T, bool), **by_token, **call)
+    assert truth.report.n_valid == 0 and truth.report.aux_loss == 0
+
+
+def test_a_mask_that_masks_nothing_changes_no_bit() -> None:
+    layer = libmoe.Layer(**SIZES)
+    x, _ = inputs(T, H)
+    np.testing.assert_array_equal(layer.forward(x, valid_mask=np.ones(T, np.uint8)).y, layer(x))
+
+
+def test_what_padding_holds_does_not_matter() -> None:
+    layer = libmoe.Layer(**{**SIZES, "noise": "learned", "losses": OF_LOADS})
+    x, dy = inputs(T, H)
+    other = x.copy()
+    other[~MASK] = 100
+    results = []
+    for values in (x, other):
+        tape = layer.tape()
+        layer.zero_grad()
+        y = layer.forward(values, tape=tape, valid_mask=MASK).y
+        results.append({"y": y} | gradients_of(layer, layer.backward(tape, dy)))
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(results[1][name], array, err_msg=name)
