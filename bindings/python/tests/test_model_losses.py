@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+import oracle
 from comparison import assert_close
 
 Array = NDArray[Any]
@@ -63,7 +64,7 @@ def test_pooled_balance_loss(torch: dict[str, Array], masked: bool) -> None:
 
     loss, d_means = libmoe.pooled_balance_loss(counts, n_valid, means.astype(np.float32))
 
-    assert loss == pytest.approx(float(torch[f"{expected}/loss"]), rel=1e-6)
+    assert_close("loss", loss, torch[f"{expected}/loss"])
     # To the logits: the mean over valid tokens, then the softmax.
     d_p = valid[:, None] * d_means[:, None] / valid.sum()
     d_logits = p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
@@ -85,7 +86,7 @@ def test_pooled_balance_loss_of_layers(torch: dict[str, Array]) -> None:
         [report.mean_probability for report in reports],
     )
 
-    assert loss == pytest.approx(float(torch["pooled_masked/loss"]), rel=1e-6)
+    assert_close("loss", loss, torch["pooled_masked/loss"])
     for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
         dx = layer.backward(tape, np.zeros_like(x), d_mean_probability=d_means[number])
         assert_gate(layer, x, dx, torch["pooled_masked/d_logits"][number])
@@ -106,7 +107,26 @@ def test_loss_of_a_layer(torch: dict[str, Array], loss: str, number: int) -> Non
     report = layer.forward(x, tape=tape, valid_mask=mask, sequence_length=LENGTH).report
     dx = layer.backward(tape, np.zeros_like(x))
 
-    expected = float(torch[f"{loss}/{number}/loss"])
-    assert report.losses[loss] == pytest.approx(expected, rel=1e-6)
-    assert report.aux_loss == pytest.approx(expected, rel=1e-6)
+    assert_close("loss", report.losses[loss], torch[f"{loss}/{number}/loss"])
+    assert_close("aux_loss", report.aux_loss, torch[f"{loss}/{number}/loss"])
     assert_gate(layer, x, dx, torch[f"{loss}/{number}/d_logits"])
+
+
+@pytest.mark.parametrize("number", range(N_LAYERS))
+@pytest.mark.parametrize("loss", ["transformers", "switch_sequence", "z_switch"])
+def test_oracle(torch: dict[str, Array], loss: str, number: int) -> None:
+    """The oracle of the other tests agrees, as closely as float32 can hold transformers' float64 results."""
+    weight, x = torch["router"][number], torch["x"][number]
+    mask = torch["mask"] if loss == "transformers" else None
+    settings = oracle.Settings(TOP_K, balance_coef=0, z_coef=0, losses={loss: 1.0})
+    options = oracle.Options(valid_mask=mask, sequence_length=LENGTH)
+
+    done = oracle.forward(settings, make_layer(weight).state_dict(), x, options=options)
+    dx, gradients = oracle.backward(done, np.zeros_like(x))
+
+    half_ulp = 2.0**-24
+    d_logits = torch[f"{loss}/{number}/d_logits"].astype(np.float64)
+    assert_close("loss", done.report.losses[loss], torch[f"{loss}/{number}/loss"], half_ulp)
+    # Sums of rounded d_logits.
+    assert_close("dx", dx, d_logits @ weight, 4 * half_ulp)
+    assert_close("router.weight", gradients["router.weight"], d_logits.T @ x, 4 * half_ulp)

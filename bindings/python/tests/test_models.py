@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+import oracle
 from comparison import assert_all_close, assert_close, gradients_of
 
 Arrays = dict[str, NDArray[Any]]
@@ -89,6 +90,31 @@ def test_model(model: str, case: str) -> None:
     gradients, expected_gradients = gradients_of(layer, dx), folder(expected, "gradient/")
     assert_close("dx", gradients.pop("x"), expected_gradients.pop("x"), settings["dx_tolerance"])
     assert_all_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(("model", "case"), CASES)
+def test_oracle(model: str, case: str) -> None:
+    """The oracle of the other tests agrees too, as closely as float32 can hold the blocks' results."""
+    expected = folder(load(model), f"{case}/")
+    settings = json.loads(str(expected["settings"]))
+    done = oracle.forward(
+        oracle.Settings.of(getattr(libmoe.presets, model)(**settings["arguments"])),
+        {**folder(expected, "parameter/"), **folder(expected, "buffer/")},
+        expected["x"],
+        options=oracle.Options(
+            sequence_length=settings["sequence_length"],
+            expert_indices=expected["expert_indices"] if settings["forced"] else None,
+        ),
+    )
+    dx, gradients = oracle.backward(done, expected["dy"], d_aux_loss=0.0)
+
+    half_ulp = 2.0**-24
+    assert_close("y", done.y, expected["y"], half_ulp)
+    indices, weights = by_expert(done.report.expert_indices, done.report.expert_weights)
+    expected_indices, expected_weights = by_expert(expected["expert_indices"], expected["expert_weights"])
+    np.testing.assert_array_equal(indices, expected_indices)
+    assert_close("weights", weights, expected_weights, half_ulp)
+    assert_all_close({"x": dx} | gradients, folder(expected, "gradient/"), half_ulp)
 
 
 def test_drops_are_counted() -> None:

@@ -51,8 +51,11 @@ DEEPSEEK_V3 = Model(
     **SIGMOID,
     cases={
         **NEGATIVE_BIAS,
-        # Not with normalisation, which would divide by what is left of it.
-        "unnormalized": Case(ordinary, config={"norm_topk_prob": False}, arguments={"normalize": "none"}),
+        "unnormalized": Case(
+            ordinary,
+            config={"norm_topk_prob": False},
+            arguments={"normalize": "none", "normalize_epsilon": 0.0},
+        ),
     },
 )
 
