@@ -92,12 +92,11 @@ def test_model(model: str, case: str) -> None:
     assert_all_close(gradients, expected_gradients)
 
 
-@pytest.mark.parametrize(("model", "case"), CASES)
-def test_oracle(model: str, case: str) -> None:
-    """The oracle of the other tests agrees too, as closely as float32 can hold the blocks' results."""
+def by_oracle(model: str, case: str) -> oracle.Forward:
+    """Forward by the oracle of the other tests."""
     expected = folder(load(model), f"{case}/")
     settings = json.loads(str(expected["settings"]))
-    done = oracle.forward(
+    return oracle.forward(
         oracle.Settings.of(getattr(libmoe.presets, model)(**settings["arguments"])),
         {**folder(expected, "parameter/"), **folder(expected, "buffer/")},
         expected["x"],
@@ -106,6 +105,13 @@ def test_oracle(model: str, case: str) -> None:
             expert_indices=expected["expert_indices"] if settings["forced"] else None,
         ),
     )
+
+
+@pytest.mark.parametrize(("model", "case"), CASES)
+def test_oracle(model: str, case: str) -> None:
+    """The oracle agrees too, as closely as float32 can hold the blocks' float64 results."""
+    expected = folder(load(model), f"{case}/")
+    done = by_oracle(model, case)
     dx, gradients = oracle.backward(done, expected["dy"], d_aux_loss=0.0)
 
     half_ulp = 2.0**-24
@@ -115,6 +121,13 @@ def test_oracle(model: str, case: str) -> None:
     np.testing.assert_array_equal(indices, expected_indices)
     assert_close("weights", weights, expected_weights, half_ulp)
     assert_all_close({"x": dx} | gradients, folder(expected, "gradient/"), half_ulp)
+
+
+def test_values_on_both_sides_of_the_clamps() -> None:
+    calls, limit = by_oracle("gpt_oss", "clamps").calls, 7.0
+    gates, ups = (np.concatenate([getattr(call, part).ravel() for call in calls]) for part in ("gate", "up"))
+    for beyond in (gates > limit, ups > limit, ups < -limit):
+        assert 0.03 < np.mean(beyond) < 0.5
 
 
 def test_drops_are_counted() -> None:
