@@ -472,7 +472,8 @@ typedef struct moe_layer_config {
   int32_t min_k;             /**< 0 = 1; at most top_k */
   int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
                                   the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
-                                  notes it in router.active_experts [1] (no gradient), which evaluation follows.  0 = none */
+                                  notes it in router.active_experts [1] (no gradient), which evaluation follows, and so wants the
+                                  layer for itself.  0 = none */
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
@@ -703,7 +704,7 @@ typedef struct moe_forward_options {
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
 
 /** Losses and statistics of one forward call.  Scalars are written; arrays are written where the caller gives memory.
- *  C choices a token: K, or E for MOE_ROUTER_EXPERT_CHOICE. */
+ *  C choices a token: K, or E for MOE_ROUTER_EXPERT_CHOICE, whose choice number e is expert e or none. */
 typedef struct moe_report {
   size_t struct_size;
   float balance_loss; /**< MOE_LOSS_BALANCE.  0 for T = 0. */
@@ -715,9 +716,9 @@ typedef struct moe_report {
   float *mean_probability;    /**< [E], nullable: P_e */
   int32_t *expert_indices;    /**< [T,C], nullable: chosen experts, best first; -1 for a choice that was dropped or is none */
   float *expert_weights;      /**< [T,C], nullable: their weights; 0 for those */
-  int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room */
+  int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
   float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
-  int64_t n_dropped;           /**< choices that found no room */
+  int64_t n_dropped;           /**< their sum */
   int64_t n_valid;             /**< tokens that are no padding */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
   float variation;             /**< their standard deviation / mean (CV) */
@@ -752,7 +753,7 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
 typedef struct moe_backward_options {
   size_t struct_size;
   const float *d_mean_probability; /**< [E], nullable: gradient of the objective with respect to mean_probability, for losses
-                                        of your own and moe_pooled_balance_loss */
+                                        of your own and moe_pooled_balance_loss; without a gate it goes nowhere */
   float *d_expert_weights;         /**< [out] [T,K], nullable: gradient with respect to the weights that forward was given;
                                         overwritten; only for such a call */
 } moe_backward_options;

@@ -38,6 +38,8 @@ public struct Configuration {
   public var exploration = Exploration()
   public var warmup: Warmup?
   public var capacity: Capacity?
+  /// Weights of the choices that are left are divided, in place of those of all.
+  public var renormalizeAfter = false
   /// [vocabulary, K]; memory as that of `groups`.
   public var hashTable: UnsafePointer<Int32>?
   public var vocabulary = 0

@@ -31,12 +31,10 @@ extension Capacity {
     order = try named(config.drop, "drop", "moe_drop")
     try require(Int(config.overflow), "overflow", from: 0, to: 1)
     nextBest = config.overflow == Int32(MOE_OVERFLOW_NEXT_BEST.rawValue)
-    try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
-    renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
     adaptive = try Adaptive(config)
     if router == .expertChoice {
       let name: StaticString? =
-        order != .position ? "drop" : nextBest ? "overflow" : renormalizeAfter ? "renormalize" : adaptive != nil ? "adaptive_capacity" : nil
+        order != .position ? "drop" : nextBest ? "overflow" : config.renormalize != 0 ? "renormalize" : adaptive != nil ? "adaptive_capacity" : nil
       if let name { throw .invalid("\(name) has no use with router = MOE_ROUTER_EXPERT_CHOICE, which drops nothing") }
     }
   }
@@ -61,7 +59,7 @@ private func refuseAll(_ config: moe_layer_config) throws(Fault) {
     config.capacity != 0 ? "capacity" : config.min_capacity != 0 ? "min_capacity"
     : config.capacity_factor != 0 ? "capacity_factor" : config.eval_capacity_factor != 0 ? "eval_capacity_factor"
     : config.capacity_per_sequence != 0 ? "capacity_per_sequence" : config.drop != 0 ? "drop"
-    : config.overflow != 0 ? "overflow" : config.renormalize != 0 ? "renormalize"
+    : config.overflow != 0 ? "overflow"
     : config.adaptive_capacity != 0 ? "adaptive_capacity" : nil
   if let name { throw .invalid("\(name) is not 0, but capacity_formula = MOE_CAPACITY_NONE") }
   _ = try Capacity.Adaptive(config)

@@ -30,6 +30,11 @@ extension Configuration {
     warmup = try Warmup(config, router)
     exploration = try Exploration(config, router)
     capacity = try Capacity(config, router)
+    try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
+    renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
+    if renormalizeAfter && capacity == nil && !exploration.randomSecond {
+      throw .invalid("renormalize = 1, but capacity_formula = MOE_CAPACITY_NONE and random_second = 0: nothing is dropped")
+    }
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
 

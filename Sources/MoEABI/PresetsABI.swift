@@ -122,7 +122,7 @@ public func moe_preset_llama4(_ config: UnsafeMutablePointer<moe_layer_config>?,
   c.router_weights = number(MOE_ROUTER_WEIGHTS_TOPK_SIGMOID)
   c.setNotNormalized()
   c.weight_on_input = 1
-  c.setShared(width: 8192)
+  c.setShared(width: 0)
   initialise(config, struct_size, c)
 }
 

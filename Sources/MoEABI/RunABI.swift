@@ -112,9 +112,6 @@ public func moe_layer_backward(
         try required(p, "options.d_mean_probability")
       }
       dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
-      if dMeanProbability != nil && !c.hasGate {
-        throw .invalid("options.d_mean_probability: the layer has no gate")
-      }
       if dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
         throw .badState("options.d_expert_weights: forward was given no expert_weights")
       }

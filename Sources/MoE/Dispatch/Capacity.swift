@@ -47,7 +47,6 @@ public struct Capacity {
   public var perSequence = false
   public var order = Order.position
   public var nextBest = false
-  public var renormalizeAfter = false
   public var adaptive: Adaptive?
 
   public init(formula: Formula) { self.formula = formula }

@@ -22,7 +22,7 @@ struct Weigher {
   ) {
     self.routing = routing
     self.mayLeaveSlotsEmpty = mayLeaveSlotsEmpty
-    renormalizeAfter = c.capacity?.renormalizeAfter ?? false
+    renormalizeAfter = c.renormalizeAfter
     chosenValues = ChosenValues(choice: c.choice, kernels: context.kernels)
     weighing = Weighing(c, parameters: parameters, kernels: context.kernels)
     mixer = SparseMixer(&arena, c, context: context)
