@@ -46,7 +46,7 @@ class Forward:
     @property
     def changed(self) -> Parameters:
         """Parameters without gradients that a training call changes."""
-        return self.routing.made.changed | self.routing.choice.changed
+        return self.routing.made.changed | self.routing.gate.changed
 
 
 def forward(
