@@ -65,8 +65,7 @@ ROUTERS: dict[str, Arguments] = {
 @pytest.mark.parametrize("router", ROUTERS)
 def test_all_losses_together(router: str) -> None:
     """Counts are those before dropping; the importance is that of the weights in use."""
-    kinds = [kind for kind in oracle.LOSSES if kind not in ("load", "tutel_importance_load")]
-    check(with_loss(*kinds, noise="learned", **ROUTERS[router]), "native", T, **TRAINING)
+    check(with_loss(*OTHERS, noise="learned", **ROUTERS[router]), "native", T, **TRAINING)
 
 
 @pytest.mark.parametrize("kind", oracle.LOSSES)

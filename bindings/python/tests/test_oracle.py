@@ -48,6 +48,14 @@ CASES: dict[str, tuple[Arguments, Arguments]] = {  # settings, options
     "top_p": ({"dynamic_k": "top_p", "dynamic_value": 0.5, "top_k": 3, "min_k": 2}, {}),
     "threshold": ({"dynamic_k": "threshold", "dynamic_value": 0.3}, {}),
     "complexity": ({"dynamic_k": "complexity", "dynamic_value": 0.9, "top_k": 4}, {}),
+    "hierarchical, warm-up": (
+        {"router": "hierarchical", "n_groups": 3, "top_groups": 1, "warmup_steps": 10, "warmup_experts": 5},
+        {**TRAINING, "step": 5},
+    ),
+    "noise and dropout": (
+        {"noise": "learned", "router_dropout": 0.3, "router_dropout_on": "logits"},
+        TRAINING,
+    ),
     "warm-up": ({"warmup_steps": 10, "warmup_experts": 3}, {**TRAINING, "step": 5}),
     "random second": ({"random_second": True}, TRAINING),
     "random second, after": ({"random_second": True, "renormalize": "after"}, TRAINING),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +21,6 @@ class Choice:
     indices: Integers  # [T,C], best first; -1 for none
     by: Array  # [T,E], minus infinity for experts that may not be chosen
     gap: float  # how far the choice is from changing
-    changed: Parameters = field(default_factory=dict)  # router.active_experts after a training call
 
 
 SCORES: dict[str, Callable[[Array], Array]] = {
@@ -61,16 +60,14 @@ def choose(settings: Settings, parameters: Parameters, batch: Batch, said: Logit
         by = sinkhorn(logits)
     else:
         by = values_to_choose_by(settings, parameters, logits)
-    active, changed = active_experts(settings, parameters, batch, logits.shape[1])
-    by = np.where(np.arange(logits.shape[1]) < active, by, -np.inf)
     if settings.router == "expert_choice":
         indices, gap = experts_choose(settings, batch, by)
-        return Choice(indices, by, gap, changed)
+        return Choice(indices, by, gap)
     gap = np.inf
     if settings.n_groups:
         by, gap = within_groups(settings, by)
     indices, trimming_gap = trim(settings, batch, logits, largest(by, settings.top_k))
-    return Choice(indices, by, min(gap, gap_of(by, settings.top_k), trimming_gap), changed)
+    return Choice(indices, by, min(gap, gap_of(by, settings.top_k), trimming_gap))
 
 
 def values_to_choose_by(settings: Settings, parameters: Parameters, logits: Array) -> Array:
@@ -80,22 +77,9 @@ def values_to_choose_by(settings: Settings, parameters: Parameters, logits: Arra
     )  # where tokens are compared: scores and logits differ in order
     if "router.selection_bias" not in parameters and not settings.n_groups and not column:
         return logits  # scores rise with their logits
-    by = logits if settings.router_weights.startswith("topk") else SCORES[settings.score](logits)
+    by = SCORES[settings.score](logits) if settings.router_weights in ("scores", "equal") else logits
     by = by + parameters.get("router.selection_bias", np.float64(0))
     return np.where(logits == -np.inf, -np.inf, by)
-
-
-def active_experts(
-    settings: Settings, parameters: Parameters, batch: Batch, n_experts: int
-) -> tuple[int, Parameters]:
-    """How many experts warm-up lets be chosen: it grows in training, and stays in evaluation."""
-    if not settings.warmup_steps:
-        return n_experts, {}
-    if not batch.training:
-        return int(parameters["router.active_experts"][0]), {}
-    first = settings.warmup_experts or settings.top_k
-    more = (n_experts - first) * min(batch.step, settings.warmup_steps) // settings.warmup_steps
-    return first + more, {"router.active_experts": np.array([first + more], np.float64)}
 
 
 def within_groups(settings: Settings, by: Array) -> tuple[Array, float]:
@@ -115,16 +99,15 @@ def opened(values: Array, count: int) -> Booleans:
 
 
 def choose_hierarchically(settings: Settings, said: Logits) -> Choice:
-    """The best groups by the coarse gate, then the best experts of each; together best first."""
+    """The best groups by the coarse gate, then the best experts of each, group by group."""
     grouped = in_groups(said.z, settings.n_groups)
+    n_tokens, n_groups, size = grouped.shape
     each = settings.top_k // settings.top_groups
-    inside = grouped.reshape(-1, grouped.shape[2])  # [T*G,E/G]
-    open_groups = opened(said.coarse, settings.top_groups)[:, :, None]
-    by = np.where(open_groups, grouped, -np.inf).reshape(said.z.shape)
-    best = np.where(open_groups & opened(inside, each).reshape(grouped.shape), grouped, -np.inf)
-    best = best.reshape(said.z.shape)
-    gap = min(gap_of(said.coarse, settings.top_groups), gap_of(inside, each), gap_of(best, settings.top_k))
-    return Choice(largest(best, settings.top_k), by, gap)
+    groups = largest(said.coarse, settings.top_groups)  # [T,topG]
+    inside = grouped.reshape(n_tokens * n_groups, size)
+    best = largest(inside, each).reshape(n_tokens, n_groups, each) + size * np.arange(n_groups)[:, None]
+    indices = np.take_along_axis(best, groups[:, :, None], axis=1).reshape(n_tokens, settings.top_k)
+    return Choice(indices, said.z, min(gap_of(said.coarse, settings.top_groups), gap_of(inside, each)))
 
 
 def sinkhorn(logits: Array) -> Array:

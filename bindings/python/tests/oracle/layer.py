@@ -46,7 +46,7 @@ class Forward:
     @property
     def changed(self) -> Parameters:
         """Parameters without gradients that a training call changes."""
-        return self.routing.made.changed | self.routing.choice.changed
+        return self.routing.made.changed | self.routing.gate.changed
 
 
 def forward(
@@ -78,7 +78,7 @@ def backward(
     done: Forward,
     d_y: ArrayLike,
     d_aux_loss: float = 1.0,
-    d_mean_probability: ArrayLike = 0.0,
+    d_mean_probability: ArrayLike | None = None,
     d_expert_weights: Array | None = None,
 ) -> tuple[Array, Parameters]:
     """d_x [T,H] and the parameters' gradients, for the objective <d_y, y> + d_aux_loss * aux_loss.
@@ -93,9 +93,8 @@ def backward(
     d_read, d_mixture = join_backward(settings, p, gradients, done.shared, done.read, d_y)
     d_mixed_x, d_weights = mix_backward(settings, p, gradients, routing, done.parts, done.read, d_mixture)
     d_read += d_mixed_x
-    d_routing = report_backward(
-        settings, batch, routing, d_aux_loss, np.asarray(d_mean_probability, np.float64)
-    )
+    own_loss = np.asarray(0.0 if d_mean_probability is None else d_mean_probability, np.float64)
+    d_routing = report_backward(settings, batch, routing, d_aux_loss, own_loss)
     d_routing.weights[...] += d_weights
     if d_expert_weights is not None:
         d_expert_weights[...] = 0

@@ -181,6 +181,7 @@ def load(settings: Settings, batch: Batch, routing: Routing) -> Loss:
     the K best and the K-th for the others [Shazeer 2017, appendix A].
     """
     said, k = routing.gate, settings.top_k
+    assert settings.router != "hierarchical" and said.kept.shape == (1, 1)  # z is clean but for the noise
     n_experts = said.z.shape[1]
     if k == n_experts:
         return variation(np.full(n_experts, float(len(said.z))))[0], nothing(routing)

@@ -41,9 +41,10 @@ def read(settings: Settings, parameters: Parameters, batch: Batch) -> RouterInpu
     changed: Parameters = {}
     if batch.training and len(x):
         momentum = settings.batch_norm_momentum or 0.1
-        share = len(x) / max(len(x) - 1, 1)  # the running variance is the unbiased one, as torch keeps it
         changed["router.norm.running_mean"] = (1 - momentum) * mean + momentum * x.mean(axis=0)
-        changed["router.norm.running_var"] = (1 - momentum) * variance + momentum * share * x.var(axis=0)
+        # The running variance is the unbiased one, as torch keeps it; of a single token there is none.
+        unbiased = x.var(axis=0, ddof=1) if len(x) > 1 else variance
+        changed["router.norm.running_var"] = (1 - momentum) * variance + momentum * unbiased
         mean, variance = x.mean(axis=0), x.var(axis=0)
     deviation = np.sqrt(variance + (settings.batch_norm_epsilon or 1e-5))
     standard = (x - mean) / deviation

@@ -47,7 +47,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
         probabilities, lse = softmax(said.z), logsumexp(said.z)
     else:
         zeros = np.zeros((len(batch.x), n_experts))
-        said = Logits(zeros, zeros, zeros, zeros, zeros, zeros, zeros)
+        said = Logits(zeros, zeros, zeros, zeros, zeros, zeros, zeros, {})
         probabilities, lse = zeros, np.zeros(len(batch.x))
     choice = choose(settings, parameters, batch, said)
     present = choice.indices >= 0

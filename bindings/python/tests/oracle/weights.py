@@ -87,7 +87,8 @@ def values_of(settings: Settings, logits: Array, indices: Integers, counted: Boo
         return sigmoid(chosen)
     if settings.router_weights == "sparsemixer":
         slots = range(indices.shape[1])
-        shares = [at(sparse_softmax(settings, logits, indices, k), indices[:, [k]]) for k in slots]
+        counting = np.where(counted, indices, -1)
+        shares = [at(sparse_softmax(settings, logits, counting, k), counting[:, [k]]) for k in slots]
         return np.concatenate(shares, axis=1)
     return at(SCORES[settings.score](logits), indices)
 
@@ -117,10 +118,10 @@ def values_backward(settings: Settings, logits: Array, made: Weights, d_values: 
     if settings.router_weights == "topk_softmax":
         return spread(softmax_backward(values, d_values), indices, n_experts)
     if settings.router_weights == "sparsemixer":
-        d_logits = np.zeros_like(logits)
+        d_logits, counting = np.zeros_like(logits), np.where(made.counted, indices, -1)
         for k in range(indices.shape[1]):
-            d_share = spread(d_values[:, [k]], indices[:, [k]], n_experts)
-            d_logits += softmax_backward(sparse_softmax(settings, logits, indices, k), d_share)
+            d_share = spread(d_values[:, [k]], counting[:, [k]], n_experts)
+            d_logits += softmax_backward(sparse_softmax(settings, logits, counting, k), d_share)
         return d_logits
     if settings.router_weights == "topk_sigmoid":
         return spread(d_values * values * (1 - values), indices, n_experts)
