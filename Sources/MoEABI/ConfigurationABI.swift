@@ -20,6 +20,9 @@ extension Configuration {
     if sharedGate == .residual && shared != 1 {
       throw .invalid("shared_gate = MOE_SHARED_RESIDUAL, but n_shared_experts = \(shared) is not 1")
     }
+    if sharedGate == .residual && config.weight_on_input != 0 {
+      throw .invalid("shared_gate = MOE_SHARED_RESIDUAL beside weight_on_input = 1: which of them would the weights be on?")
+    }
     outputBias = try flag(config.output_bias, "output_bias")
 
     router = try named(config.router, "router", "moe_router")

@@ -148,7 +148,7 @@ extension ExpertGroup {
       kind: kind, hidden: Int(config.hidden_size), intermediate: intermediate, experts: Int(group.n_experts),
       activation: try between(group), hasBias: hasBias, dropout: group.dropout,
       weights: try elementType(config.weight_dtype, "weight_dtype"),
-      weightOnInput: try flag(config.weight_on_input, "weight_on_input"), isShared: shared)
+      weightOnInput: try flag(config.weight_on_input, "weight_on_input") && !shared, isShared: shared)
   }
 }
 

@@ -1,6 +1,6 @@
 import CShims
 
-// The weighted sum back to tokens, in slot order:  y[t] = sum over slots of w[t,slot] * out[row of (t,slot)].
+// The weighted sum back to tokens, in slot order:  y[t] = sum over slots of w * out, both of the row of (t,slot).
 
 struct CombineForward: Job {
   let c: Configuration
@@ -21,11 +21,12 @@ struct CombineForward: Job {
       let own = y + t * h
       var begun = bias != nil && routing.isValid(t)
       if begun { own.update(from: bias!, count: h) }
-      for pair in t * routing.slots..<(t + 1) * routing.slots {
-        let row = dispatch.rowOfPair[pair]
+      for slot in 0..<routing.slots {
+        let row = dispatch.rowOfPair[t * routing.slots + slot]
         if row == Dispatch.noRow { continue }
         let out = outputs + Int(row) * stride
-        let weight = c.weightOnInput ? 1 : routing.weights[pair]
+        // Chosen experts may have had it on what they read.
+        let weight = c.weightOnInput && slot < routing.choices ? 1 : dispatch.weightOfRow[Int(row)]
         if begun {
           kernels.pointee.add_scaled(Int64(h), weight, out, own)
         } else {

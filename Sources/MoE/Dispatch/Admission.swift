@@ -31,6 +31,7 @@ struct Admission {
 
   /// Weights have to be made again afterwards.
   func run() {
+    if c.movesChoices(call) { routing.wanted.update(from: routing.indices, count: routing.tokens * routing.slots) }
     if let second { leaveSecondsOut(second) }
     if let capacity = c.capacity {
       for sequence in 0..<call.sequences(apart: capacity.perSequence) {

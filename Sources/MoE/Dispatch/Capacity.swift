@@ -56,14 +56,17 @@ public struct Capacity {
     let (t, k, e) = (Double(tokens), Double(topK), Double(experts))
     let c: Double
     switch formula {
-    case .constant: return constant
+    case .constant: c = Double(constant)
     case .megatron: c = ((t * k / e) * factor(training, 1, 1)).rounded(.up)
-    case .deepSpeed: c = max((t / e * (factor(training, 1, 1) * k)).rounded(.up), Double(least ?? 4))
+    case .deepSpeed:
+      // In float32, as its tensors are.
+      let c32 = (Float(t / e) * Float(factor(training, 1, 1) * k)).rounded(.up)
+      c = max(Double(c32), Double(least ?? 4))
     case .megaBlocks: c = (factor(training, 1, 1) * (k * t / e)).rounded(.down)
     case .tutel:
       let f = factor(training, 0, 0)
       let limited = k * (abs(f) * (t / e).rounded(.up)).rounded(.down)
-      return f > 0 ? bounded(limited) : f == 0 ? load : min(load, bounded(limited))
+      c = f > 0 ? limited : f == 0 ? Double(load) : min(Double(load), limited)
     case .fastMoE: c = ((factor(training, 1.2, 2.4) * t).rounded(.up) * k / e).rounded(.down)
     case .lucidrains:
       c = max(min(t, (t * factor(training, 1.25, 2) / e).rounded(.down)), Double(least ?? 4))

@@ -8,7 +8,7 @@ struct Dispatch {
   let rowOfPair: UnsafeMutablePointer<Int32>  // [pairs], noRow where there is none
   let pairOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
   let tokenOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
-  let weightOfRow: UnsafeMutablePointer<Float>  // [mostRows]
+  let weightOfRow: UnsafeMutablePointer<Float>  // [mostRows] what the expert's output is multiplied by
   private let experts: Int
 
   static var noRow: Int32 { -1 }
@@ -32,14 +32,15 @@ struct Dispatch {
     // offsets[e] serves as the next free row of e, which leaves it at the start of e + 1; shifted back below.
     var pair = 0
     for token in 0..<routing.tokens {
-      for _ in 0..<routing.slots {
+      let coefficient = routing.coefficients.map { $0[token] } ?? 1
+      for slot in 0..<routing.slots {
         let expert = routing.indices[pair]
         if expert.isExpert {
           let row = offsets[Int(expert)]
           offsets[Int(expert)] = row + 1
           pairOfRow[Int(row)] = Int32(truncatingIfNeeded: pair)
           tokenOfRow[Int(row)] = Int32(truncatingIfNeeded: token)
-          weightOfRow[Int(row)] = routing.weights[pair]
+          weightOfRow[Int(row)] = slot < routing.choices ? routing.weights[pair] * coefficient : routing.weights[pair]
           rowOfPair[pair] = row
         } else {
           rowOfPair[pair] = Self.noRow

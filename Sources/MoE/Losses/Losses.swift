@@ -85,7 +85,7 @@ extension Routing {
   func count(into counts: UnsafeMutablePointer<Int>, experts: Int) {
     counts.initialize(repeating: 0, count: experts)
     for t in 0..<tokens {
-      let own = indices + t * slots
+      let own = wanted + t * slots
       for slot in 0..<choices where own[slot] != .noExpert {
         var again = false
         if mayRepeat { for before in 0..<slot where own[before].chosen == own[slot].chosen { again = true } }

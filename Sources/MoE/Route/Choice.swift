@@ -16,7 +16,7 @@ enum Choice {
     let x: UnsafePointer<Float>  // [T,H]
     let routing: Routing
     let selection: Selection
-    let allValues: UnsafePointer<Float>  // [T,E], where choices are made together
+    let values: UnsafeMutablePointer<Float>  // [T,E], where choices are made together
   }
 
   init(_ arena: inout Arena, _ inputs: Inputs) {
@@ -28,7 +28,7 @@ enum Choice {
     switch (c.router, c.choice.groups) {
     case (.expertChoice, _):
       self = .experts(
-        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: inputs.allValues))
+        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: UnsafePointer(inputs.values)))
     case (.hierarchical, .some(let groups)):
       self = .hierarchical(
         HierarchicalChoice(
@@ -36,7 +36,7 @@ enum Choice {
     case (.hash, _):
       self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds!))
     case (.sinkhorn, _) where inputs.call.training:
-      self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing))
+      self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing, values: inputs.values))
     default:
       self = .topK(
         TopKChoice(&arena, c, context: context, routing: routing, selection: inputs.selection, x: inputs.x))

@@ -47,18 +47,18 @@ struct DynamicChoice {
     _ indices: UnsafeMutablePointer<Int32>, logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>,
     _ lane: Int
   ) {
-    var kept = plan.rule == .complexity ? count.pointee : plan.least
-    if plan.rule != .complexity {
-      let (logits, scores) = (logits + lane * c.topK, scores + lane * c.topK)
-      for slot in 0..<c.topK { logits[slot] = z[Int(indices[slot])] }
-      chosenValues.fill(scores, logits: logits, probabilities: p, indices: indices, c.topK)
-      var sum: Float = 0
-      for slot in 0..<c.topK {
-        if plan.rule == .topP ? sum >= plan.value : scores[slot] < plan.value { break }
-        sum += scores[slot]
-        kept = max(kept, slot + 1)
-      }
+    if plan.rule == .complexity {
+      for slot in count.pointee..<c.topK { indices[slot] = .noExpert }
+      return
     }
-    for slot in kept..<c.topK { indices[slot] = .noExpert }
+    let (logits, scores) = (logits + lane * c.topK, scores + lane * c.topK)
+    for slot in 0..<c.topK { logits[slot] = z[Int(indices[slot])] }
+    chosenValues.fill(scores, logits: logits, probabilities: p, indices: indices, c.topK)
+    var sum: Float = 0
+    for slot in 0..<c.topK {
+      let goesOn = plan.rule == .topP ? sum < plan.value : scores[slot] >= plan.value
+      sum += scores[slot]
+      if slot >= plan.least && !goesOn { indices[slot] = .noExpert }
+    }
   }
 }

@@ -9,6 +9,10 @@ struct HashChoice {
 
   func choose(_ block: TokenBlock) -> RoutingFailure? {
     for t in block.tokens where routing.isValid(t) {
+      if let kept = block.values {
+        let z = block.logits + (t - block.tokens.lowerBound) * c.experts
+        (kept + t * c.experts).update(from: z, count: c.experts)
+      }
       (routing.indices + t * routing.slots).update(from: table + Int(tokenIds[t]) * c.topK, count: c.topK)
     }
     return nil

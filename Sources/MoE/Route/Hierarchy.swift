@@ -71,6 +71,8 @@ struct HierarchicalChoice {
     let perGroup = c.topK / chosenGroups
     for t in block.tokens where routing.isValid(t) {
       let row = t - block.tokens.lowerBound
+      let kept = block.values.map { $0 + t * c.experts }
+      kept?.update(repeating: -.infinity, count: c.experts)
       kernels.pointee.top_k(
         Int64(hierarchy.groups), Int64(chosenGroups), block.coarse! + row * hierarchy.groups, groups, best)
       for i in 0..<chosenGroups {
@@ -80,6 +82,7 @@ struct HierarchicalChoice {
           Int64(hierarchy.size), Int64(perGroup), block.logits + row * c.experts + first, indices, best)
         if best[perGroup - 1] == -.infinity { return RoutingFailure(token: t, reason: .tooFewLeft) }
         for k in 0..<perGroup { indices[k] += Int32(truncatingIfNeeded: first) }
+        if let kept { (kept + first).update(from: block.logits + row * c.experts + first, count: hierarchy.size) }
       }
     }
     return nil

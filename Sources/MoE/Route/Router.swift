@@ -99,7 +99,7 @@ struct RouteTokens: Job {
       &arena,
       Choice.Inputs(
         c: c, call: call, context: context, x: x, routing: routing, selection: selection,
-        allValues: UnsafePointer(allValues)))
+        values: allValues))
     failures = arena.take(RoutingFailure.self, blocks(of: call.tokens))
   }
 
@@ -149,10 +149,12 @@ struct RouteTokens: Job {
       }
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
-      if keepsAll { selection.fill(allValues + t * e, logits: row, probabilities: p) }
+      if c.router == .expertChoice { selection.fill(allValues + t * e, logits: row, probabilities: p) }
     }
     if let failure = choice.choose(
-      TokenBlock(tokens: tokens, logits: z, coarse: logits.coarse(lane).map { UnsafePointer($0) }, lane: lane))
+      TokenBlock(
+        tokens: tokens, logits: z, coarse: logits.coarse(lane).map { UnsafePointer($0) },
+        values: keepsAll ? allValues : nil, lane: lane))
     {
       failures[block] = failure
     } else if weighsNow {
@@ -180,7 +182,6 @@ struct RouteTokens: Job {
         failures[block] = RoutingFailure(token: t, reason: .noWeight)
         return
       }
-      shared.scale(t)
     }
   }
 
@@ -205,6 +206,9 @@ struct WeighTokens: Job {
 }
 
 extension Configuration {
+  /// Whether choices may go to other experts than those chosen.
+  func movesChoices(_ call: Call) -> Bool { admits(call) && capacity?.nextBest == true }
+
   /// Experts that may be chosen. Training notes the number, and evaluation follows it.
   func activeExperts(_ call: Call, _ parameters: Parameters) -> Int {
     guard let warmup, let noted = parameters.data(.activeExperts) else { return experts }

@@ -126,12 +126,9 @@ struct RouterBackward: Job {
   private func differentiate(_ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) {
     let e = c.experts
     let dw = dWeights + t * routing.slots
-    let chosen = weigher.chosen(t, lane)
-    if c.shared > 0 {
-      let before = c.sharedGate == .residual && !weightsAreGiven ? weigher.weights(chosen, t, z, lane) : nil
-      shared.backward(t, dw, into: dShared + t * c.sharedGates, chosen, before)
-    }
+    if c.shared > 0 { shared.backward(t, dw, into: dShared + t * c.sharedGates) }
     guard c.hasGate else { return }
+    let chosen = weigher.chosen(t, lane)
     losses.addToWeights(dw, routing.indices + t * routing.slots, routing.choices)
     let p = routing.probabilities + t * e
     let dz = dLogits + t * e

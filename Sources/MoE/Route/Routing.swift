@@ -12,6 +12,10 @@ struct Routing {
   let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
   let logSumExp: UnsafeMutablePointer<Float>  // [T]
   let sharedLogits: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
+  /// In a residual layer what all choices of a token are multiplied by beside their weights.
+  let coefficients: UnsafeMutablePointer<Float>?  // [T]
+  /// What was chosen before some choices found another expert; else the same as `indices`.
+  let wanted: UnsafeMutablePointer<Int32>  // [T,slots]
   let valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
   let validCount: UnsafeMutablePointer<Int>  // 1
   let norm: UnsafeMutablePointer<Float>  // [2,H] mean and 1 / deviation of a batch-normalised gate's input
@@ -27,6 +31,8 @@ struct Routing {
     probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
     logSumExp = arena.take(Float.self, c.hasGate ? tokens : 0)
     sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
+    coefficients = c.sharedGate == .residual ? arena.take(Float.self, tokens) : nil
+    wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
     valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
     validCount = arena.take(Int.self, 1)
     norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 2, c.hidden)

@@ -30,17 +30,12 @@ struct SharedGate {
       switch c.sharedGate {
       case .plain: break
       case .sigmoid: kernels.pointee.sigmoid(Int64(c.shared), z, routing.weights + first)
-      case .residual: routing.weights[first] = coefficients(z).shared
+      case .residual:
+        let share = coefficients(z)
+        routing.coefficients![t] = share.chosen
+        routing.weights[first] = share.shared
       }
     }
-  }
-
-  /// The chosen experts' share of a residual layer, after they are weighed.
-  func scale(_ t: Int) {
-    guard c.sharedGate == .residual else { return }
-    let weights = routing.weights + t * routing.slots
-    let chosen = coefficients(routing.sharedLogits + t * c.sharedGates).chosen
-    for slot in 0..<routing.choices { weights[slot] *= chosen }
   }
 
   /// softmax of two logits
@@ -55,28 +50,20 @@ struct SharedGate {
   // MARK: backward
 
   /// dz of token t's gate from dw [slots]; in a residual layer the chosen experts' dw becomes that of their weights
-  /// before the coefficient, which are `before` in the order of the choices (nil: those that the caller gave).
-  func backward(
-    _ t: Int, _ dw: UnsafeMutablePointer<Float>, into dz: UnsafeMutablePointer<Float>, _ chosen: Weigher.Chosen,
-    _ before: UnsafePointer<Float>?
-  ) {
-    let z = routing.sharedLogits + t * c.sharedGates
+  /// without the coefficient.
+  func backward(_ t: Int, _ dw: UnsafeMutablePointer<Float>, into dz: UnsafeMutablePointer<Float>) {
+    let weights = routing.weights + t * routing.slots
     switch c.sharedGate {
     case .plain: return
     case .sigmoid:
       for s in 0..<c.shared {
-        let w = routing.weights[t * routing.slots + routing.choices + s]
+        let w = weights[routing.choices + s]
         dz[s] = dw[routing.choices + s] * w * (1 - w)
       }
     case .residual:
-      let share = coefficients(z)
+      let share = coefficients(routing.sharedLogits + t * c.sharedGates)
       var dChosen: Float = 0
-      for i in 0..<chosen.count {
-        let slot = chosen.slot(i)
-        // A coefficient that is 0 hides what it multiplied; its own slope is 0 then.
-        let weight = before.map { $0[i] } ?? routing.weights[t * routing.slots + slot] / max(share.chosen, .leastNormalMagnitude)
-        dChosen += dw[slot] * weight
-      }
+      for slot in 0..<routing.choices { dChosen += dw[slot] * weights[slot] }
       let d = share.chosen * share.shared * (dChosen - dw[routing.choices])
       (dz[0], dz[1]) = (d, -d)
       for slot in 0..<routing.choices { dw[slot] *= share.chosen }

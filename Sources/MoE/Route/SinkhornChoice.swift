@@ -1,8 +1,8 @@
 import CShims
 
 /// Sinkhorn's iteration scales rows and columns of p = softmax(z) until all experts have equal loads; a token then takes
-/// its K largest. As Megatron-Core has it, which starts from exp(z): p differs by a factor for each row, which the row's own scale
-/// takes back. Within a row the order is that of p times the columns' scales, so [T,E] is not written again.
+/// its K largest. As Megatron-Core has it, which starts from exp(z): p differs by a factor for each row, which the row's
+/// own scale takes back. Within a row the order is that of p times the columns' scales.
 struct SinkhornChoice {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
@@ -10,21 +10,24 @@ struct SinkhornChoice {
   private let rowScales: UnsafeMutablePointer<Double>  // [T]
   private let columnScales: UnsafeMutablePointer<Double>  // [E]
   private let sums: UnsafeMutablePointer<Double>  // [E]
-  private let values: UnsafeMutablePointer<Float>  // [lanes, E]
+  private let values: UnsafeMutablePointer<Float>  // [T,E]
   private let best: UnsafeMutablePointer<Float>  // [lanes, K]
 
   private static var tolerance: Double { 1e-4 }
   private static var epsilon: Double { 1e-8 }
   private static var most: Int { 100 }  // iterations
 
-  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer, routing: Routing) {
+  init(
+    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, routing: Routing,
+    values: UnsafeMutablePointer<Float>
+  ) {
     self.c = c
     kernels = context.kernels
     self.routing = routing
     rowScales = arena.take(Double.self, routing.tokens)
     columnScales = arena.take(Double.self, c.experts)
     sums = arena.take(Double.self, c.experts)
-    values = arena.take(Float.self, context.lanes, c.experts)
+    self.values = values
     best = arena.take(Float.self, context.lanes, c.topK)
   }
 
@@ -58,12 +61,10 @@ struct SinkhornChoice {
 
 extension SinkhornChoice: Job {
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let values = values + lane.pointee.index * c.experts
     let best = best + lane.pointee.index * c.topK
     for t in rows(ofBlock: block, in: routing.tokens) where routing.isValid(t) {
-      let p = routing.probabilities + t * c.experts
-      // In place of p = 0, where the logit may be minus infinity, a value that comes last.
-      for e in 0..<c.experts { values[e] = p[e] == 0 ? -1 : Float(columnScales[e] * Double(p[e])) }
+      let (p, values) = (routing.probabilities + t * c.experts, values + t * c.experts)
+      for e in 0..<c.experts { values[e] = p[e] == 0 ? -.infinity : Float(columnScales[e] * Double(p[e])) }
       kernels.pointee.top_k(
         Int64(c.experts), Int64(c.topK), values, routing.indices + t * routing.slots, best)
     }

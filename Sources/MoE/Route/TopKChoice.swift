@@ -5,6 +5,8 @@ struct TokenBlock {
   let tokens: Range<Int>
   let logits: UnsafePointer<Float>  // [tokens, E]; unused without a gate
   let coarse: UnsafePointer<Float>?  // [tokens, G] of a hierarchy
+  /// Where what tokens choose by is kept, [T,E] of all tokens, for those who find another expert later.
+  let values: UnsafeMutablePointer<Float>?
   let lane: Int
 }
 
@@ -46,8 +48,9 @@ struct TopKChoice {
       let z = block.logits + (t - block.tokens.lowerBound) * e
       let p = routing.probabilities + t * e
       let indices = routing.indices + t * routing.slots
-      kernels.pointee.top_k(
-        Int64(e), Int64(k), selection.values(logits: z, probabilities: p, lane: block.lane), indices, chosen)
+      let values = selection.values(logits: z, probabilities: p, lane: block.lane)
+      kernels.pointee.top_k(Int64(e), Int64(k), values, indices, chosen)
+      if let kept = block.values { (kept + t * e).update(from: values, count: e) }
       if chosen[k - 1] == -.infinity { return RoutingFailure(token: t, reason: .tooFewLeft) }
       dynamic?.shorten(indices, logits: z, probabilities: p, block.lane)
     }

@@ -100,13 +100,6 @@ struct Weigher {
     return values
   }
 
-  /// The weights before a residual layer's coefficient, in choice order.
-  func weights(_ chosen: Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) -> UnsafePointer<Float> {
-    let results = results + lane * routing.choices
-    _ = weigh(chosen, t, z, into: results, lane)
-    return UnsafePointer(results)
-  }
-
   // MARK: backward
 
   /// dw [slots] of token t's weights becomes dv [count] of its chosen values, in memory of the thread's.

@@ -139,7 +139,12 @@ def test_weight_on_input(weights: str, kind: str) -> None:
 @pytest.mark.parametrize("more", ["output_bias", "weight_on_input"])
 @pytest.mark.parametrize("shared", [{}, *SHARED.values()], ids=["none", *SHARED])
 def test_beside_shared_experts(shared: Arguments, more: str) -> None:
-    check({"hidden_size": H, "n_experts": 5, "top_k": 2, **GATED, **shared, more: True})
+    arguments: Arguments = {"hidden_size": H, "n_experts": 5, "top_k": 2, **GATED, **shared, more: True}
+    if more == "weight_on_input" and shared.get("shared_gate") == "residual":
+        with pytest.raises(libmoe.InvalidArgumentError, match=r"shared_gate.*weight_on_input"):
+            check(arguments)
+    else:
+        check(arguments)
 
 
 def test_an_expert_may_be_named_twice() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -54,6 +54,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
     first = weigh(settings, parameters, said.z, choice.indices, present)
     kept, near = keep_second(settings, batch, present, first.weights)
     admission = admit(settings, batch, choice.by, choice.indices, kept, first.weights)
+    admission = replace(admission, dropped=admission.dropped | (present & ~kept))
     there = admission.indices >= 0
     weighed = weigh(
         settings,
@@ -71,7 +72,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
         has_gate,
         probabilities,
         lse,
-        np.where(kept, choice.indices, -1),
+        choice.indices,
         admission.indices,
         np.where(there, weights, 0.0),
         weighed,
