@@ -110,7 +110,7 @@ struct BadConfigTests {
       refused("balance_coef", createLayer { $0.balance_coef = value })
       refused("z_coef", createLayer { $0.z_coef = value })
     }
-    refused("reserved", createLayer { $0.reserved = 1 })
+    refused("renormalize", createLayer { $0.renormalize = 2 })
   }
 
   @Test func clamps() throws {

@@ -16,30 +16,31 @@ struct ExpertTensors<Weight> {
   let downWeight: UnsafeMutablePointer<Weight>  // [H,I]
   let downBias: UnsafeMutablePointer<Float>?  // [H]
 
-  private init(
-    _ c: ExpertGroup, _ e: Int, weight: (Parameters.Role) -> UnsafeMutableRawPointer?,
-    bias: (Parameters.Role) -> UnsafeMutablePointer<Float>?
-  ) {
+  init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
     let (h, i) = (c.hidden, c.intermediate)
-    func matrix(_ role: Parameters.Role) -> UnsafeMutablePointer<Weight>? {
-      weight(role).map { $0.assumingMemoryBound(to: Weight.self) + e * i * h }
-    }
-    gateWeight = matrix(.gateWeight)
-    gateBias = bias(.gateBias).map { $0 + e * i }
-    upWeight = matrix(c.linear ? .downWeight : .upWeight)!
-    upBias = bias(.upBias).map { $0 + e * i }
-    downWeight = matrix(.downWeight)!
-    downBias = bias(.downBias).map { $0 + e * h }
+    gateWeight = Self.part(parameters.memory(.gateWeight), e * i * h)
+    gateBias = Self.part(parameters.data(.gateBias), e * i)
+    upWeight = Self.part(parameters.memory(c.linear ? .downWeight : .upWeight), e * i * h)!
+    upBias = Self.part(parameters.data(.upBias), e * i)
+    downWeight = Self.part(parameters.memory(.downWeight), e * i * h)!
+    downBias = Self.part(parameters.data(.downBias), e * h)
   }
 
-  init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
-    self.init(c, e, weight: parameters.memory, bias: parameters.data)
+  fileprivate static func part<T>(_ tensor: UnsafeMutableRawPointer?, _ place: Int) -> UnsafeMutablePointer<T>? {
+    guard let tensor else { return nil }
+    return tensor.assumingMemoryBound(to: T.self) + place
   }
 }
 
 extension ExpertTensors where Weight == Float {
   init(gradientsIn parameters: Parameters, _ c: ExpertGroup, expert e: Int) {
-    self.init(c, e, weight: { UnsafeMutableRawPointer(parameters.grad($0)) }, bias: parameters.grad)
+    let (h, i) = (c.hidden, c.intermediate)
+    gateWeight = Self.part(parameters.grad(.gateWeight), e * i * h)
+    gateBias = Self.part(parameters.grad(.gateBias), e * i)
+    upWeight = Self.part(parameters.grad(c.linear ? .downWeight : .upWeight), e * i * h)!
+    upBias = Self.part(parameters.grad(.upBias), e * i)
+    downWeight = Self.part(parameters.grad(.downWeight), e * i * h)!
+    downBias = Self.part(parameters.grad(.downBias), e * h)
   }
 }
 
