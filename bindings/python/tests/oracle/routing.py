@@ -71,7 +71,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
         has_gate,
         probabilities,
         lse,
-        np.where(kept, choice.indices, -1),
+        choice.indices,
         admission.indices,
         np.where(there, weights, 0.0),
         weighed,
