@@ -142,7 +142,9 @@ def experts_choose(settings: Settings, batch: Batch, by: Array) -> tuple[Integer
         n = columns.shape[1]
         count = min(n, room(settings, n, by.shape[1], batch.training, 0))
         takes[tokens] = opened(columns, count).T & (columns.T > -np.inf)
-        gap = min(gap, gap_of(columns, count))
+        if 0 < count < n:  # the order among those that are taken does not matter
+            last = -np.sort(-columns, axis=1)[:, count - 1 : count + 1]
+            gap = min(gap, gap_of(last, 1))
     return np.where(takes, np.arange(by.shape[1]), -1), gap
 
 
