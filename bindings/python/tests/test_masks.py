@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[Arguments, Arguments, Arguments]] = {
     "next best": ({**TIGHT, "overflow": "next_best", "renormalize": "after"}, {}, {}),
     "tutel": ({"capacity_formula": "tutel", "capacity_factor": -0.8}, {}, {}),
     "shared experts": ({"n_shared_experts": 2, "shared_gate": "sigmoid", "output_bias": True}, {}, {}),
-    "residual": ({"n_shared_experts": 1, "shared_gate": "residual", "weight_on_input": True}, {}, {}),
+    "residual": ({"n_shared_experts": 1, "shared_gate": "residual"}, {}, {}),
     "losses": ({"losses": {kind: c for kind, c in LOSSES.items() if "sequence" not in kind}}, {}, {}),
     "losses of loads": ({"losses": OF_LOADS, "noise": "learned"}, {}, {}),
 }

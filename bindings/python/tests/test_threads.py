@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[Arguments, Arguments]] = {
     "dropping": ({**TIGHT, "drop": "random", "renormalize": "after"}, {}),
     "next best": ({**TIGHT, "drop": "choice_position", "overflow": "next_best"}, {}),
     "mixed": ({"expert_groups": MIXED, "intermediate_size": 0, "n_shared_experts": 2}, {}),
-    "residual": ({"n_shared_experts": 1, "shared_gate": "residual", "weight_on_input": True}, {}),
+    "residual": ({"n_shared_experts": 1, "shared_gate": "residual"}, {}),
     "losses": (
         {"losses": {"shazeer": 0.1, "megatron_sequence": 0.2, "variance": 0.3, "z": 0.4}, "noise": "learned"},
         {"sequence_length": 37},
