@@ -93,10 +93,10 @@ struct BadConfigTests {
       refused("io_dtype", createLayer { $0.io_dtype = value })
     }
     // The first value behind the last of each.
-    refused("router_weights", createLayer { $0.router_weights = 3 })
-    refused("router_normalize", createLayer { $0.router_normalize = 4 })
+    refused("router_weights", createLayer { $0.router_weights = 5 })
+    refused("router_normalize", createLayer { $0.router_normalize = 5 })
     refused("router_bias", createLayer { $0.router_bias = 3 })
-    refused("expert_kind", createLayer { $0.expert_kind = 3 })
+    refused("expert_kind", createLayer { $0.expert_kind = 6 })
     refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })

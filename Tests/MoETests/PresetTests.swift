@@ -61,7 +61,6 @@ struct PresetTests {
       name: "llama4", fill: moe_preset_llama4, sizes: [5120, 8192, 128, 1],
       fields: [
         "router_weights": 2, "router_normalize": 1, "weight_on_input": 1, "n_shared_experts": 1,
-        "shared_intermediate_size": 8192,
       ]),
     Preset(
       name: "minimax_m2", fill: moe_preset_minimax_m2, sizes: [3072, 1536, 256, 8],

@@ -56,7 +56,7 @@ FORMULAS += ["flaxformer", "classic", "classic_total"]
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_formulas(formula: str, training: bool) -> None:
-    arguments: Arguments = {**SIZES, "capacity_formula": formula, "capacity_factor": 0.6}
+    arguments: Arguments = {**SIZES, "capacity_formula": formula, "capacity_factor": 0.55}
     arguments |= {"eval_capacity_factor": 0.45}
     if formula == "constant":
         arguments = {**SIZES, "capacity_formula": formula, "capacity": 9}

@@ -29,12 +29,7 @@ EXPLORATIONS: dict[str, Arguments] = {
         "batch_norm_epsilon": 0.3,
     },
     "random second": {"random_second": True},
-    "random second, after": {
-        "random_second": True,
-        "renormalize": "after",
-        "capacity_formula": "constant",  # with room for all
-        "capacity": T,
-    },
+    "random second, after": {"random_second": True, "renormalize": "after"},
     "random second, capacity": {"random_second": True, "capacity_formula": "classic", "capacity_factor": 1.2},
     "random order": {"drop": "random", "capacity_formula": "classic"},
     "all of the input's": {"jitter": 0.2, "router_batch_norm": True, "router_dropout": 0.2},

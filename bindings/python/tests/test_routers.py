@@ -60,6 +60,10 @@ ROUTERS: dict[str, tuple[Arguments, Arguments]] = {
     "given experts": ({}, {"expert_indices": GIVEN}),
     "given experts, topk_softmax": ({"router_weights": "topk_softmax"}, {"expert_indices": GIVEN}),
     "given experts and weights": ({}, {"expert_indices": GIVEN, "expert_weights": WEIGHTS}),
+    "given experts, nothing at random": (
+        {"top_k": 2, "random_second": True},
+        {"expert_indices": np.ascontiguousarray(GIVEN[:, :2]), **TRAINING},
+    ),
     "equal": ({"router_weights": "equal"}, {}),
     "equal, 1 each": ({"router_weights": "equal", "normalize": False}, {}),
     "sparsemixer": ({"router_weights": "sparsemixer", "mask_threshold": 0.3, "normalize": False}, {}),

@@ -8,7 +8,8 @@ files in the order of the data flow, each backward under its forward:
     router_input, logits    what the gate reads and says, with exploration
     choice, capacity        which experts each token gets
     weights, routing        with what weights; the router as a whole
-    experts, shared         what the experts compute
+    experts, mixture        what experts compute, and the weighted sum back to tokens
+    shared                  experts that all tokens use, and how they join in
     losses, report          what is said about the routing
     layer                   all of it: forward and backward
     philox                  the random numbers of a training call

@@ -71,7 +71,7 @@ class Admission:
     """Who computes what, after all."""
 
     indices: Integers  # [T,C], the expert that takes each choice: another one after an overflow, -1 for none
-    dropped: Booleans  # [T,C], choices that found no room
+    dropped: Booleans  # [T,C], choices that were not kept or found no room
     gap: float  # how far from another order
 
 
@@ -108,7 +108,7 @@ def admit(
     chosen, weights [T,C]; kept says which choices there are; by [T,E] finds the next best.
     """
     taken = np.where(kept, chosen, -1)
-    dropped = np.zeros(chosen.shape, bool)
+    dropped = (chosen >= 0) & ~kept
     limited = settings.capacity_formula != "none" and settings.router != "expert_choice"
     if not limited or batch.expert_indices is not None:
         return Admission(taken, dropped, np.inf)

@@ -18,7 +18,7 @@ from .settings import Array, Booleans, Integers, Parameters, Settings
 class Choice:
     """The experts of T tokens, and what they were chosen by."""
 
-    indices: Integers  # [T,C], best first; -1 for none
+    indices: Integers  # [T,C], best first, or in expert choice e in column e; -1 for none
     by: Array  # [T,E], minus infinity for experts that may not be chosen
     gap: float  # how far the choice is from changing
 
@@ -99,7 +99,10 @@ def opened(values: Array, count: int) -> Booleans:
 
 
 def choose_hierarchically(settings: Settings, said: Logits) -> Choice:
-    """The best groups by the coarse gate, then the best experts of each, group by group."""
+    """The best groups by the coarse gate, then the best experts of each, group by group.
+
+    The next best is another one of these groups.
+    """
     grouped = in_groups(said.z, settings.n_groups)
     n_tokens, n_groups, size = grouped.shape
     each = settings.top_k // settings.top_groups
@@ -107,8 +110,13 @@ def choose_hierarchically(settings: Settings, said: Logits) -> Choice:
     inside = grouped.reshape(n_tokens * n_groups, size)
     best = largest(inside, each).reshape(n_tokens, n_groups, each) + size * np.arange(n_groups)[:, None]
     indices = np.take_along_axis(best, groups[:, :, None], axis=1).reshape(n_tokens, settings.top_k)
+<<<<<<< HEAD
     chosen_groups = opened(said.coarse, settings.top_groups)[:, :, None]
     by = np.where(chosen_groups, grouped, -np.inf).reshape(said.z.shape)
+=======
+    open_groups = opened(said.coarse, settings.top_groups)[:, :, None]
+    by = np.where(open_groups, grouped, -np.inf).reshape(said.z.shape)
+>>>>>>> oracle
     return Choice(indices, by, min(gap_of(said.coarse, settings.top_groups), gap_of(inside, each)))
 
 
@@ -131,7 +139,11 @@ def sinkhorn(logits: Array) -> Array:
 
 
 def experts_choose(settings: Settings, batch: Batch, by: Array) -> tuple[Integers, float]:
+<<<<<<< HEAD
     """Each expert's C best tokens of each sequence that has room of its own; [T,E], expert e in column e."""
+=======
+    """Each expert's C best tokens of each sequence that has room of its own; [T,E], e in column e or none."""
+>>>>>>> oracle
     takes = np.zeros(by.shape, bool)
     gap = np.inf
     for _, tokens in batch_parts(settings, batch):
@@ -139,7 +151,13 @@ def experts_choose(settings: Settings, batch: Batch, by: Array) -> tuple[Integer
         n = columns.shape[1]
         count = min(n, room(settings, n, by.shape[1], batch.training, 0))
         takes[tokens] = opened(columns, count).T & (columns.T > -np.inf)
+<<<<<<< HEAD
         gap = min(gap, gap_of(columns, count))
+=======
+        if 0 < count < n:  # the order among those that are taken does not matter
+            last = -np.sort(-columns, axis=1)[:, count - 1 : count + 1]
+            gap = min(gap, gap_of(last, 1))
+>>>>>>> oracle
     return np.where(takes, np.arange(by.shape[1]), -1), gap
 
 

@@ -25,13 +25,17 @@ class Routing:
     has_gate: bool  # without one the logits are 0, and so is all that comes from them
     probabilities: Array  # [T,E], softmax over all experts
     logsumexp: Array  # [T]
-    chosen: Integers  # [T,C], before dropping: what losses count; -1 for none
     indices: Integers  # [T,C], who computes; -1 for none
     weights: Array  # [T,C], 0 for none
     weighed: Weights
     choice: Choice
     admission: Admission
     near: float  # smallest distance of a decision here from another one
+
+    @property
+    def chosen(self) -> Integers:
+        """The experts [T,C] before dropping: what losses count; -1 for none."""
+        return self.choice.indices
 
     def margin(self) -> float:
         """How far the router is from deciding otherwise."""
@@ -52,7 +56,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
     choice = choose(settings, parameters, batch, said)
     present = choice.indices >= 0
     first = weigh(settings, parameters, said.z, choice.indices, present)
-    kept, near = keep_second(settings, batch, present, first.weights)
+    kept, near = keep_second(batch, present, first.weights)
     admission = admit(settings, batch, choice.by, choice.indices, kept, first.weights)
     admission = replace(admission, dropped=admission.dropped | (present & ~kept))
     there = admission.indices >= 0
@@ -72,7 +76,10 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
         has_gate,
         probabilities,
         lse,
+<<<<<<< HEAD
         choice.indices,
+=======
+>>>>>>> oracle
         admission.indices,
         np.where(there, weights, 0.0),
         weighed,
@@ -82,11 +89,9 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
     )
 
 
-def keep_second(
-    settings: Settings, batch: Batch, present: Booleans, weights: Array
-) -> tuple[Booleans, float]:
+def keep_second(batch: Batch, present: Booleans, weights: Array) -> tuple[Booleans, float]:
     """GShard's second choice of weight w stays with probability min(1, 2 w); and how near that was."""
-    if not settings.random_second or batch.draws.second is None or not len(weights):
+    if batch.draws.second is None or batch.expert_indices is not None or not len(weights):
         return present, np.inf
     distance = 2 * weights[:, 1] - batch.draws.second
     kept = present.copy()
