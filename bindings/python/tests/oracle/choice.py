@@ -110,13 +110,8 @@ def choose_hierarchically(settings: Settings, said: Logits) -> Choice:
     inside = grouped.reshape(n_tokens * n_groups, size)
     best = largest(inside, each).reshape(n_tokens, n_groups, each) + size * np.arange(n_groups)[:, None]
     indices = np.take_along_axis(best, groups[:, :, None], axis=1).reshape(n_tokens, settings.top_k)
-<<<<<<< HEAD
-    chosen_groups = opened(said.coarse, settings.top_groups)[:, :, None]
-    by = np.where(chosen_groups, grouped, -np.inf).reshape(said.z.shape)
-=======
     open_groups = opened(said.coarse, settings.top_groups)[:, :, None]
     by = np.where(open_groups, grouped, -np.inf).reshape(said.z.shape)
->>>>>>> oracle
     return Choice(indices, by, min(gap_of(said.coarse, settings.top_groups), gap_of(inside, each)))
 
 
@@ -139,11 +134,7 @@ def sinkhorn(logits: Array) -> Array:
 
 
 def experts_choose(settings: Settings, batch: Batch, by: Array) -> tuple[Integers, float]:
-<<<<<<< HEAD
-    """Each expert's C best tokens of each sequence that has room of its own; [T,E], expert e in column e."""
-=======
     """Each expert's C best tokens of each sequence that has room of its own; [T,E], e in column e or none."""
->>>>>>> oracle
     takes = np.zeros(by.shape, bool)
     gap = np.inf
     for _, tokens in batch_parts(settings, batch):
@@ -151,13 +142,9 @@ def experts_choose(settings: Settings, batch: Batch, by: Array) -> tuple[Integer
         n = columns.shape[1]
         count = min(n, room(settings, n, by.shape[1], batch.training, 0))
         takes[tokens] = opened(columns, count).T & (columns.T > -np.inf)
-<<<<<<< HEAD
-        gap = min(gap, gap_of(columns, count))
-=======
         if 0 < count < n:  # the order among those that are taken does not matter
             last = -np.sort(-columns, axis=1)[:, count - 1 : count + 1]
             gap = min(gap, gap_of(last, 1))
->>>>>>> oracle
     return np.where(takes, np.arange(by.shape[1]), -1), gap
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -58,7 +58,6 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
     first = weigh(settings, parameters, said.z, choice.indices, present)
     kept, near = keep_second(batch, present, first.weights)
     admission = admit(settings, batch, choice.by, choice.indices, kept, first.weights)
-    admission = replace(admission, dropped=admission.dropped | (present & ~kept))
     there = admission.indices >= 0
     weighed = weigh(
         settings,
@@ -76,10 +75,6 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
         has_gate,
         probabilities,
         lse,
-<<<<<<< HEAD
-        choice.indices,
-=======
->>>>>>> oracle
         admission.indices,
         np.where(there, weights, 0.0),
         weighed,
