@@ -83,15 +83,10 @@ public struct Layer {
       details.write(c, stages)
       try call.record?.pointee.store(
         stages.route.routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
+      stages.route.note()
     }
     if let taped { tape!.pointee.fill(taped) }
-    noteActiveExperts(call)
     return report
-  }
-
-  private func noteActiveExperts(_ call: Call) {
-    guard call.training, configuration.warmup != nil else { return }
-    parameters.data(.activeExperts)![0] = Float(configuration.activeExperts(call, parameters))
   }
 
   /// Numbers as in moe_prepared.

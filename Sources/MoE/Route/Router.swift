@@ -7,8 +7,8 @@ struct RouterForward {
   let call: Call
   let routing: Routing
   let entropy: UnsafeMutablePointer<Float>  // [T]
-  private let parameters: Parameters
-  private let input: RouterInput
+  fileprivate let parameters: Parameters
+  fileprivate let input: RouterInput
   private let tokens: RouteTokens
   private let weigh: WeighTokens
   private let admission: Admission?
@@ -52,6 +52,15 @@ struct RouterForward {
       admission.run()
       try weigh.run(in: context)
     }
+  }
+}
+
+extension RouterForward {
+  /// What a training call leaves behind in the layer; once nothing can fail any more.
+  func note() {
+    input.norm?.note()
+    guard call.training, c.warmup != nil else { return }
+    parameters.data(.activeExperts)![0] = Float(c.activeExperts(call, parameters))
   }
 }
 

@@ -127,8 +127,12 @@ struct RouterBackward: Job {
     let e = c.experts
     let dw = dWeights + t * routing.slots
     if c.shared > 0 { shared.backward(t, dw, into: dShared + t * c.sharedGates) }
-    guard c.hasGate else { return }
     let chosen = weigher.chosen(t, lane)
+    guard c.hasGate else {
+      // Equal weights of a table's experts, which have trained scales at most.
+      if dFactors != nil && !weightsAreGiven { _ = back(chosen, t, nil, dw, lane) }
+      return
+    }
     losses.addToWeights(dw, routing.indices + t * routing.slots, routing.choices)
     let p = routing.probabilities + t * e
     let dz = dLogits + t * e
@@ -138,7 +142,7 @@ struct RouterBackward: Job {
       kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
       return
     }
-    let (v, dv) = weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
+    let (v, dv) = back(chosen, t, z, dw, lane)
     // ... and from the weights, where they are made from probabilities.
     let throughSoftmax = weigher.chosenValues.passThroughSoftmax
     if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
@@ -151,6 +155,12 @@ struct RouterBackward: Job {
       weigher.chosenValues.differentiate(dv, v: v, logits: chosen.logits, chosen.count)
       for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] }
     }
+  }
+
+  private func back(
+    _ chosen: Weigher.Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ dw: UnsafePointer<Float>, _ lane: Int
+  ) -> (v: UnsafePointer<Float>, dv: UnsafeMutablePointer<Float>) {
+    weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
   }
 
   /// dx[t] += what comes through the gates that read x itself, for one block of tokens.
