@@ -150,11 +150,11 @@ struct RouteTokens: Job {
         failures[block] = RoutingFailure(token: t, expert: bad)
         return
       }
-      let p = routing.probabilities + t * e
-      kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
       let inBlock = t - tokens.lowerBound
       measures.measure(
         t, row: inBlock, row, deviations: logits.learned(lane).map { UnsafePointer($0 + inBlock * e) }, lane)
+      let p = routing.probabilities + t * e
+      kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
       if keepsAll { selection.fill(allValues + t * e, logits: row, probabilities: p) }
     }
     if let failure = choice.choose(
