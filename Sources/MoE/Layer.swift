@@ -78,8 +78,7 @@ public struct Layer {
       ).run(in: context)
       try stages.output.run(in: context)
       report = Report(
-        c, call, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
-        stages.statistics)
+        c, call, context.kernels, stages.route, dispatch: stages.dispatch, stages.statistics, taped?.slopes)
       details.write(c, stages)
       try call.record?.pointee.store(
         stages.route.routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
