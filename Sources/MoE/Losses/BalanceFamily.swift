@@ -67,8 +67,7 @@ extension Losses {
         let slope = factor * statistics.counts[e]
         value += slope * mean[e]
         slopes?.add(
-          coefficient * slope / tokens, toShares: toShares, e,
-          sequence: family.bySequence ? s : nil)
+          coefficient * slope / tokens, toShares: toShares, e, sequence: family.bySequence ? s : nil)
       }
     }
     return value
