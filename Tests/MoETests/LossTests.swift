@@ -165,15 +165,16 @@ struct LossTests {
 
   // MARK: bits
 
-  @Test(arguments: [(score: MOE_SCORE_SOFTMAX, noise: MOE_NOISE_LEARNED), (MOE_SCORE_SIGMOID, MOE_NOISE_LEARNED)])
-  func threadsChangeNoBit(score: moe_score, noise kind: moe_noise) throws {
+  @Test(.enabled(if: Processor.hasFMA), arguments: [MOE_SCORE_SOFTMAX, MOE_SCORE_SIGMOID])
+  func threadsAndInstructionsChangeNoBit(score: moe_score) throws {
     let kinds: [Int32] = [1, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17]
     var expected: [[UInt32]] = []
-    for threads: Int32 in [1, 3] {
+    for (threads, instructions) in [(1, MOE_INSTRUCTIONS_ALL), (3, MOE_INSTRUCTIONS_ALL), (3, MOE_INSTRUCTIONS_AVX2)] {
       let layer = try layer(
-        kinds.map { moe_loss_term(kind: $0, coefficient: 0.1 * Float($0)) }, in: contextConfig(threads: threads)
+        kinds.map { moe_loss_term(kind: $0, coefficient: 0.1 * Float($0)) },
+        in: contextConfig(threads: Int32(threads), instructions: instructions)
       ) {
-        ($0.score, $0.noise) = (score.int32, kind.int32)
+        ($0.score, $0.noise) = (score.int32, MOE_NOISE_LEARNED.int32)
       }
       let random = noise(layer.experts * layer.hidden, seed: 5)
       _ = try layer.parameter("router.noise.weight").values.update(fromContentsOf: random)

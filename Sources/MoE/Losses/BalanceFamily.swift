@@ -54,6 +54,7 @@ extension Losses {
   func balance(_ family: BalanceFamily, _ coefficient: Double) -> Double {
     let sequences = call.sequences(apart: family.bySequence)
     let p = UnsafePointer(family.ofShares ? measures.shares : routing.probabilities)
+    let toShares = family.ofShares && c.hasScoreShares
     var value = 0.0
     for s in 0..<sequences {
       let range = call.tokens(ofSequence: s, apart: family.bySequence)
@@ -66,8 +67,7 @@ extension Losses {
         let slope = factor * statistics.counts[e]
         value += slope * mean[e]
         slopes?.add(
-          coefficient * slope / tokens, toShares: family.ofShares && c.hasScoreShares, e,
-          sequence: family.bySequence ? s : nil)
+          coefficient * slope / tokens, toShares: toShares, e, sequence: family.bySequence ? s : nil)
       }
     }
     return value
