@@ -762,9 +762,9 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
  *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
  *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; a replay of another size; the
- *          weights have changed since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE,
- *          CANCELLED.  After an error this layer's tape is empty. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
+ *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
+ *          error this layer's tape is empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
@@ -793,8 +793,8 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  The routing is replayed, not decided again, and random numbers are drawn again as they were.  Choices and counts are
  *  constants: the router learns through the weights of the chosen experts and through the losses.
  *  Calls on one layer take turns.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only,
- *          d_expert_weights without given weights), CANCELLED (gradients are then partly added: zero them). */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
+ *          (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
                                                 float d_aux_loss, void *dx, const moe_backward_options *options);
 
