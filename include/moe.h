@@ -435,7 +435,7 @@ typedef struct moe_layer_config {
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
-  int32_t epsilon_form;    /**< a moe_epsilon */
+  int32_t epsilon_form;    /**< a moe_epsilon; 0 without normalize_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
   float routed_scale;      /**< > 0; 0 = 1 */
   int32_t router;          /**< a moe_router */
@@ -477,14 +477,14 @@ typedef struct moe_layer_config {
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
-  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0 */
+  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
   int32_t capacity_formula;    /**< a moe_capacity */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
   double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */
   double eval_capacity_factor; /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
   int32_t drop;                /**< a moe_drop */
   int32_t overflow;            /**< a moe_overflow */
-  int32_t renormalize;         /**< a moe_renormalize */
+  int32_t renormalize;         /**< a moe_renormalize; 0 where nothing is divided or dropped */
   int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C tokens chose has room for
                                     adaptive_high_factor C, one that fewer than adaptive_low C chose for adaptive_low_factor C */
   double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
