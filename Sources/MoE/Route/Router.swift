@@ -149,7 +149,8 @@ struct RouteTokens: Job {
       }
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
-      if c.router == .expertChoice { selection.fill(allValues + t * e, logits: row, probabilities: p) }
+      // A replay chooses nothing and keeps no values.
+      if c.router == .expertChoice && keepsAll { selection.fill(allValues + t * e, logits: row, probabilities: p) }
     }
     if let failure = choice.choose(
       TokenBlock(
