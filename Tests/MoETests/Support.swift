@@ -259,8 +259,8 @@ func noise(_ count: Int, seed: UInt64 = 1) -> [Float] {
   }
 }
 
-/// For comparisons that mean the same bits, not the same numbers.
-func bits(_ values: [Float]) -> [UInt32] { values.map(\.bitPattern) }
+/// For comparisons that mean the same bits, not the same numbers. Copied whole: there are many.
+func bits(_ values: [Float]) -> [UInt32] { values.withUnsafeBytes { Array($0.bindMemory(to: UInt32.self)) } }
 
 /// Every entry is within `tolerance`, relative to the largest expected magnitude.
 func expectClose(
