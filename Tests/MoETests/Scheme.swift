@@ -33,9 +33,9 @@ struct Scheme: Sendable, CustomStringConvertible {
     return layer
   }
 
-  /// The options of a call, and memory behind them.
-  final class Inputs {
-    private(set) var options: moe_forward_options
+  /// The options of a call, and memory behind them, which nobody writes any more.
+  final class Inputs: @unchecked Sendable {
+    let options: moe_forward_options
     private let mask: UnsafeMutablePointer<UInt8>
     private let ids: UnsafeMutablePointer<Int64>
     private let indices: UnsafeMutablePointer<Int32>
@@ -43,7 +43,7 @@ struct Scheme: Sendable, CustomStringConvertible {
 
     /// A third of the tokens is padding where `masked`; sequences are of a third of the tokens.
     fileprivate init(_ need: Need, tokens: Int, training: Bool, masked: Bool) {
-      options = forwardOptions(training: training, step: 3)
+      var options = forwardOptions(training: training, step: 3)
       (mask, ids) = (.allocate(capacity: tokens), .allocate(capacity: tokens))
       (indices, weights) = (.allocate(capacity: tokens * 2), .allocate(capacity: tokens * 2))
       let random = noise(tokens * 5, seed: 21)
@@ -60,6 +60,7 @@ struct Scheme: Sendable, CustomStringConvertible {
       if need == .tokenIds { options.token_ids = UnsafePointer(ids) }
       if need == .indices || need == .indicesAndWeights { options.expert_indices = UnsafePointer(indices) }
       if need == .indicesAndWeights { options.expert_weights = UnsafePointer(weights) }
+      self.options = options
     }
 
     deinit {
