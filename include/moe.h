@@ -484,7 +484,7 @@ typedef struct moe_layer_config {
   double eval_capacity_factor; /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
   int32_t drop;                /**< a moe_drop */
   int32_t overflow;            /**< a moe_overflow */
-  int32_t renormalize;         /**< a moe_renormalize; 0 where nothing is divided or dropped */
+  int32_t renormalize;         /**< a moe_renormalize */
   int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C tokens chose has room for
                                     adaptive_high_factor C, one that fewer than adaptive_low C chose for adaptive_low_factor C */
   double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
@@ -693,9 +693,8 @@ typedef struct moe_forward_options {
   const int64_t *global_counts;  /**< [E], of MOE_LOSS_MEGATRON_GLOBAL: choices counted elsewhere (earlier micro-batches,
                                       other ranks); this call's are added.  NULL = none */
   moe_routing *record;           /**< [out], nullable: gets the experts that each token used */
-  const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens, choices
-                                      and experts.  The same call gives the same bits again, but for losses that count
-                                      choices and MOE_OVERFLOW_NEXT_BEST: they count the expert that was used. */
+  const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens and
+                                      choices */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
@@ -745,8 +744,8 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
  *  and so are fewer than K experts above minus infinity.
  *  Thread-safe with distinct tapes, outputs and reports.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16; a replay of another size), NOT_FINITE,
- *          CANCELLED.  After an error this layer's tape is empty. */
+ *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
+ *          error this layer's tape is empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);

@@ -25,7 +25,8 @@ extension TokenChoice {
     }
     if weights == .topKSoftmax && normalization != .sum && normalization != .none {
       throw .invalid(
-        "router_normalize = \(Int(config.router_normalize)) has no use with router_weights = MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX")
+        "router_normalize = \(Int(config.router_normalize)) has no use with router_weights = MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX"
+      )
     }
     try require(Double(config.normalize_p), "normalize_p", atLeast: 0)
     if normalization == .normP ? config.normalize_p < 1 : config.normalize_p != 0 {
@@ -72,7 +73,7 @@ extension TokenChoice {
       if weights != .scores { throw no("router_weights") }
       if score != .softmax { throw no("score") }
       if config.routed_scale != 0 { throw no("routed_scale") }
-      if normalization != .sum { throw no("router_normalize") }
+      if normalization != .sum && normalization != .none { throw no("router_normalize") }
       if epsilon > 0 { throw no("normalize_epsilon") }
     case .expertChoice, .hash, .sinkhorn:
       if groups != nil { throw no("n_groups") }

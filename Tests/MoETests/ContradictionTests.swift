@@ -247,7 +247,7 @@ final class ContradictionTests {
       contradictGate("expert_scale") { $0.expert_scale = 1 }
       contradictGate("router_weights") { $0.router_weights = MOE_ROUTER_WEIGHTS_EQUAL.int32 }
       contradictGate("routed_scale") { $0.routed_scale = 2 }
-      contradictGate("router_normalize") { $0.router_normalize = MOE_NORMALIZE_NONE.int32 }
+      contradictGate("router_normalize") { $0.router_normalize = MOE_NORMALIZE_NORM2.int32 }
       contradictGate("normalize_epsilon") { $0.normalize_epsilon = 0.1 }
     }
   }

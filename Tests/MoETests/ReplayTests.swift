@@ -68,6 +68,18 @@ final class ReplayTests {
     }
   }
 
+  /// A record may be replayed and filled by the same call.
+  @Test(arguments: Scheme.all, [0, 63])
+  func aRecordOfItself(scheme: Scheme, tokens: Int) throws {
+    let inputs = scheme.inputs(tokens: tokens, training: false, masked: true)
+    let (layer, x) = (try scheme.layer(), noise(tokens * 13))
+    var options = inputs.options
+    options.record = recorded
+    let first = try layer.forward(x, options: options)
+    options = replaying(recorded, options)
+    for _ in 0..<2 { #expect(bits(try layer.forward(x, options: options).y) == bits(first.y)) }
+  }
+
   /// A router that has learned since would choose otherwise; its weights are its own, the experts those of the record.
   @Test(arguments: Scheme.all)
   func theChoicesOfAnotherRouter(scheme: Scheme) throws {
