@@ -448,7 +448,7 @@ typedef struct moe_layer_config {
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
-  int32_t epsilon_form;    /**< a moe_epsilon */
+  int32_t epsilon_form;    /**< a moe_epsilon; 0 without normalize_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
   float routed_scale;      /**< > 0; 0 = 1 */
   int32_t router;          /**< a moe_router */
@@ -490,7 +490,7 @@ typedef struct moe_layer_config {
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
-  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0 */
+  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
   int32_t capacity_formula;    /**< a moe_capacity */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
   double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */

@@ -15,7 +15,14 @@ extension Capacity {
     }
     let largest = Int(Int32.max)
     if formula == .constant {
-      try require(Int(config.capacity), "capacity", from: 1, to: largest)
+      guard config.capacity >= 1 && config.capacity <= largest else {
+        throw .invalid(
+          "capacity = \(Int(config.capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT takes 1 to \(largest)")
+      }
+      if config.min_capacity != 0 {
+        throw .invalid(
+          "min_capacity = \(Int(config.min_capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT has capacity alone")
+      }
       constant = Int(config.capacity)
     } else if config.capacity != 0 {
       throw .invalid("capacity = \(Int(config.capacity)), but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_CONSTANT")

@@ -38,6 +38,9 @@ extension Configuration {
     if renormalizeAfter && capacity == nil && !exploration.randomSecond {
       throw .invalid("renormalize = 1, but capacity_formula = MOE_CAPACITY_NONE and random_second = 0: nothing is dropped")
     }
+    if renormalizeAfter && !choice.dependsOnTheOthers {
+      throw .invalid("renormalize = 1, but router_normalize = MOE_NORMALIZE_NONE: nothing is divided")
+    }
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
 
@@ -59,6 +62,7 @@ extension Configuration {
       if config.hash_table != nil { throw .invalid("hash_table is not NULL, but router is not MOE_ROUTER_HASH") }
       return
     }
+    if config.vocabulary_size == 0 { throw .invalid("vocabulary_size = 0, but router = MOE_ROUTER_HASH") }
     try require(Int(config.vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
     vocabulary = Int(config.vocabulary_size)
     let entries = try product(vocabulary, topK, "vocabulary_size * top_k")
@@ -77,6 +81,7 @@ extension Configuration {
         : .invalid("\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
     }
     if routerBias { throw refuse("router_bias") }
+    if choice.score != .softmax { throw refuse("score") }
     if exploration.noise != .none { throw refuse("noise") }
     if exploration.jitter > 0 && !exploration.jitterExperts { throw refuse("jitter") }
     if exploration.dropout > 0 { throw refuse("router_dropout") }
@@ -91,6 +96,7 @@ extension Configuration {
       if config.losses != nil { throw .invalid("n_losses = 0, but losses is not NULL") }
       return
     }
+    if config.losses == nil { throw .invalid("n_losses = \(lossCount), but losses is NULL") }
     let terms = try required(config.losses, "losses")
     for i in 0..<lossCount {
       let loss: LossTerm.Kind = try named(terms[i].kind, "losses: kind", "moe_loss")

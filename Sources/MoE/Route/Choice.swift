@@ -34,7 +34,7 @@ enum Choice {
         HierarchicalChoice(
           &arena, c, groups, context: context, routing: routing, hierarchy: Hierarchy(c, groups, context.kernels)))
     case (.hash, _):
-      self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds!))
+      self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds))
     case (.sinkhorn, _) where inputs.call.training:
       self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing, values: inputs.values))
     default:
