@@ -310,16 +310,20 @@ typedef enum moe_loss {
                                         was chosen; balanced K.  For layers together: moe_pooled_balance_loss */
   MOE_LOSS_SWITCH = 3,             /**< E sum f_e P_e of the largest probability alone; balanced 1 [Switch 2021] */
   MOE_LOSS_SWITCH_SEQUENCE = 4,    /**< the mean of that over sequences; balanced 1 (Switch in transformers) */
-  MOE_LOSS_GSHARD = 5,             /**< E^2 mean over e of f_e P_e, first choices alone; balanced 1 [GShard 2020] */
+  MOE_LOSS_GSHARD = 5,             /**< E^2 mean over e of f_e P_e, first choices alone (with MOE_ROUTER_EXPERT_CHOICE, of the
+                                        experts that took the token the most probable); balanced 1 [GShard 2020] */
   MOE_LOSS_DEEPSPEED = 6,          /**< K <= 2: as GSHARD; else E^2 / K mean over e of f_e P_e, all choices; balanced 1 */
-  MOE_LOSS_MEGATRON = 7,           /**< E / K sum f_e P_e, P of the scores, divided by their sum + 1e-20; f from the K
-                                        largest scores; balanced 1 */
+  MOE_LOSS_MEGATRON = 7,           /**< E / K sum f_e P_e, P of the scores (not MOE_SCORE_IDENTITY), divided by their sum
+                                        + 1e-20; f from the K largest scores; balanced 1 */
   MOE_LOSS_MEGATRON_SEQUENCE = 8,  /**< the mean of that over sequences; balanced 1 */
   MOE_LOSS_MEGATRON_GLOBAL = 9,    /**< the same with f from moe_forward_options.global_counts; balanced 1 */
   MOE_LOSS_VARIANCE = 10,          /**< unbiased variance of the counts / (T K / E)^2; no gradient; balanced 0 */
   MOE_LOSS_IMPORTANCE = 11,        /**< CV^2 of the sums of weights; CV^2(v) = unbiased variance / (mean^2 + 1e-10);
                                         balanced 0 [Shazeer 2017] */
-  MOE_LOSS_LOAD = 12,              /**< CV^2 of the smooth loads; needs MOE_NOISE_LEARNED or GAUSSIAN; balanced 0 */
+  MOE_LOSS_LOAD = 12,              /**< CV^2 of the smooth loads, load_e = sum over t of the chance that e is among the K
+                                        largest logits if its noise were drawn once more; in evaluation of the noise that
+                                        training would have.  Needs TOKEN_CHOICE, MOE_NOISE_LEARNED or GAUSSIAN, and no
+                                        dropout of logits; balanced 0 */
   MOE_LOSS_SHAZEER = 13,           /**< IMPORTANCE + LOAD; balanced 0 */
   MOE_LOSS_TUTEL_GSHARD = 14,      /**< sum over e of (sum p_te) (first choices of e * E / T) / T; balanced 1 */
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */

@@ -11,14 +11,10 @@ protocol Activation {
 
 /// v Phi(v), Phi the normal distribution function [Hendrycks and Gimpel 2016].
 struct GELU: Activation {
-  @inline(__always) func value(_ v: V) -> V { v * distribution(v) }
+  @inline(__always) func value(_ v: V) -> V { v * normalDistribution(v) }
   @inline(__always) func slope(_ v: V) -> V {
     // Phi(v) + v phi(v), phi(v) = exp(-v^2 / 2) / sqrt(2 pi)
-    fma(v * 0.398942280, exponential(v * v * -0.5), distribution(v))
-  }
-  @_transparent private func distribution(_ v: V) -> V {
-    let half = V(repeating: 0.5)
-    return fma(errorFunction(v * 0.707106781), half, half)
+    fma(v * 0.398942280, exponential(v * v * -0.5), normalDistribution(v))
   }
 }
 

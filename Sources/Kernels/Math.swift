@@ -95,3 +95,9 @@
   let large = withSign(1 - exponentialOfModerate(q * b), of: x)
   return small.replacing(with: large, where: a .> 0.875)
 }
+
+/// Phi(x) = (1 + erf(x / sqrt 2)) / 2
+@_transparent func normalDistribution(_ x: V) -> V {
+  let half = V(repeating: 0.5)
+  return fma(errorFunction(x * 0.707106781), half, half)
+}

@@ -28,3 +28,9 @@ import CShims
     return p == 0 ? V(repeating: 1) : value.replacing(with: zero, where: x .== zero)
   }
 }
+
+/// chance = Phi(q), density = exp(-q^2 / 2) / sqrt(2 pi)
+@inline(never) func normal(_ n: Int, _ q: Source, _ chance: Target, _ density: Target) {
+  map(n, q, chance) { normalDistribution($0) }
+  map(n, q, density) { exponential($0 * $0 * -0.5) * 0.398942280 }
+}

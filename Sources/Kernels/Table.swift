@@ -29,6 +29,7 @@ import CShims
       sigmoid: { sigmoid(Int($0), $1, $2) },
       sqrt_softplus: { sqrtSoftplus(Int($0), $1, $2) },
       power: { power(Int($0), $1, $2, $3) },
+      normal: { normal(Int($0), $1, $2, $3) },
       first_not_finite: { Int64(firstNotFinite(Int($0), $1)) },
       top_k: { topK(Int($0), Int($1), $2, $3, $4) },
       softmax_backward: { softmaxBackward(Int($0), $1, $2, $3) },

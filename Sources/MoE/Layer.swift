@@ -78,20 +78,14 @@ public struct Layer {
       ).run(in: context)
       try stages.output.run(in: context)
       report = Report(
-        c, call, routing: stages.route.routing, dispatch: stages.dispatch, entropy: stages.route.entropy,
-        stages.statistics)
+        c, call, context.kernels, stages.route, dispatch: stages.dispatch, stages.statistics, taped?.slopes)
       details.write(c, stages)
       try call.record?.pointee.store(
         stages.route.routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
+      stages.route.note()
     }
     if let taped { tape!.pointee.fill(taped) }
-    noteActiveExperts(call)
     return report
-  }
-
-  private func noteActiveExperts(_ call: Call) {
-    guard call.training, configuration.warmup != nil else { return }
-    parameters.data(.activeExperts)![0] = Float(configuration.activeExperts(call, parameters))
   }
 
   /// Numbers as in moe_prepared.

@@ -68,7 +68,7 @@ extension Call {
       if options.expert_indices != nil { throw .invalid("options.replay and expert_indices: one of them is NULL") }
       let record = try handle(replay, "options.replay", as: RoutingRecord.self).pointee
       guard record.tokens == tokens, record.choices == c.choices, record.experts == c.experts else {
-        throw .badState(
+        throw .invalid(
           "options.replay holds \(record.tokens) tokens, \(record.choices) choices and \(record.experts) experts; this call has \(tokens), \(c.choices) and \(c.experts)"
         )
       }

@@ -101,6 +101,12 @@ extension Configuration {
       if loss.needsNoise && (exploration.noise == .none || router != .tokenChoice) {
         throw .invalid("losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))")
       }
+      if loss.needsNoise && exploration.dropoutOnLogits {
+        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs all logits, but router_dropout_on = \(Int(config.router_dropout_on))")
+      }
+      if loss.needsShares && choice.score == .identity {
+        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs scores that are no less than 0, but score = \(Int(config.score))")
+      }
     }
     // The same layout, in the engine's name.
     losses = UnsafeRawPointer(terms).assumingMemoryBound(to: LossTerm.self)

@@ -197,6 +197,8 @@ typedef struct moei_kernels {
   void (*sqrt_softplus)(int64_t n, const float *z, float *s);
   /* y = x^p, x and p >= 0 */
   void (*power)(int64_t n, float p, const float *x, float *y);
+  /* the normal distribution:  chance = Phi(q),  density = exp(-q^2 / 2) / sqrt(2 pi) */
+  void (*normal)(int64_t n, const float *q, float *chance, float *density);
   /* index of the first element that is NaN or plus infinity, or n */
   int64_t (*first_not_finite)(int64_t n, const float *z);
   /* the k largest of z, largest first, the lowest index first among equals: where they are, and what; 1 <= k <= n */

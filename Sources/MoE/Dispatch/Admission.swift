@@ -9,8 +9,7 @@ struct Admission {
   private let values: UnsafePointer<Float>  // [T,E] what experts are chosen by, for the next best
   private let second: Random?
   private let shuffle: Random?
-  private let keys: UnsafeMutablePointer<UInt64>  // [T*K] order and pair
-  private let sorted: UnsafeMutablePointer<UInt64>
+  private let ranking: Ranking  // of pairs, or of tokens
   private let room: UnsafeMutablePointer<Int>  // [E] that is left
 
   init(
@@ -24,8 +23,7 @@ struct Admission {
     second = c.exploration.randomSecond && call.training ? draws.of(.secondChoice) : nil
     shuffle = c.capacity?.order == .random && call.training ? draws.of(.dropOrder) : nil
     let pairs = c.capacity == nil ? 0 : call.tokens * c.topK
-    keys = arena.take(UInt64.self, pairs)
-    sorted = arena.take(UInt64.self, pairs)
+    ranking = Ranking(&arena, pairs)
     room = arena.take(Int.self, c.experts)
   }
 
@@ -55,7 +53,7 @@ struct Admission {
     setRoom(capacity, tokens)
     let count = order(capacity, tokens)
     for i in 0..<count {
-      let pair = Int(truncatingIfNeeded: keys[i] & 0xFFFF_FFFF)
+      let pair = ranking[i]
       let (t, slot) = (pair / c.topK, pair % c.topK)
       let own = index(t, slot)
       if room[Int(own.pointee)] == 0, capacity.nextBest, let next = nextBest(t) { own.pointee = next }
@@ -91,74 +89,39 @@ struct Admission {
 
   // MARK: the order
 
-  /// Sorts the tokens' choices into `keys` and returns how many there are.
+  /// Ranks the tokens' choices and returns how many there are.
   private func order(_ capacity: Capacity, _ tokens: Range<Int>) -> Int {
     var count = 0
     func add(_ t: Int, _ slot: Int, _ priority: UInt32) {
       guard index(t, slot).pointee.isExpert else { return }
-      keys[count] = UInt64(priority) << 32 | UInt64(t * c.topK + slot)
+      ranking.set(count, t * c.topK + slot, priority)
       count += 1
     }
     switch capacity.order {
     case .random where shuffle != nil:
       for t in tokens { for slot in 0..<c.topK { add(t, slot, shuffle!.word(UInt64(t * c.topK + slot))) } }
-      sort(count)
+      ranking.sort(count)
     case .position, .random:
       for t in tokens { for slot in 0..<c.topK { add(t, slot, 0) } }
     case .choicePosition:
       for slot in 0..<c.topK { for t in tokens { add(t, slot, 0) } }
     case .probability:
-      for t in tokens { for slot in 0..<c.topK { add(t, slot, descending(weight(t, slot))) } }
-      sort(count)
+      for t in tokens { for slot in 0..<c.topK { add(t, slot, Ranking.descending(weight(t, slot))) } }
+      ranking.sort(count)
     case .batchPrioritized:
       // First the tokens among themselves, then slot by slot in that order.
       for t in tokens {
         var largest = -Float.infinity
         for slot in 0..<c.topK where index(t, slot).pointee.isExpert { largest = max(largest, weight(t, slot)) }
-        keys[count] = UInt64(descending(largest)) << 32 | UInt64(t)
+        ranking.set(count, t, Ranking.descending(largest))
         count += 1
       }
-      sort(count)
-      let ranked = sorted
-      ranked.update(from: keys, count: count)
+      ranking.sort(count)
       let all = count
+      ranking.keepAside(all)
       count = 0
-      for slot in 0..<c.topK {
-        for i in 0..<all { add(Int(truncatingIfNeeded: ranked[i] & 0xFFFF_FFFF), slot, 0) }
-      }
+      for slot in 0..<c.topK { for i in 0..<all { add(ranking.aside(i), slot, 0) } }
     }
     return count
-  }
-
-  /// Smaller for larger numbers.
-  private func descending(_ v: Float) -> UInt32 {
-    let bits = (v == 0 ? 0 : v).bitPattern
-    return bits & 0x8000_0000 == 0 ? ~(bits | 0x8000_0000) : bits
-  }
-
-  /// keys [count] in ascending order: merged run by run.
-  private func sort(_ count: Int) {
-    var (from, to) = (keys, sorted)
-    var width = 1
-    while width < count {
-      var start = 0
-      while start < count {
-        let (middle, end) = (min(start + width, count), min(start + 2 * width, count))
-        var (i, j) = (start, middle)
-        for k in start..<end {
-          if i < middle && (j >= end || from[i] <= from[j]) {
-            to[k] = from[i]
-            i += 1
-          } else {
-            to[k] = from[j]
-            j += 1
-          }
-        }
-        start = end
-      }
-      swap(&from, &to)
-      width *= 2
-    }
-    if from != keys { keys.update(from: from, count: count) }
   }
 }

@@ -12,7 +12,7 @@ struct Dropout {
   /// nil where nothing is dropped.
   init?(_ c: ExpertGroup, _ draws: Draws) {
     guard draws.training && c.dropout > 0 else { return nil }
-    random = draws.of(.expertDropout)
+    random = draws.ofDropout(inGroup: c.index)
     threshold = UInt32(Double(c.dropout) * 0x1p32)
     scale = Float(1 / (1 - Double(c.dropout)))
     width = c.intermediate

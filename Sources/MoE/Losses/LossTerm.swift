@@ -21,9 +21,30 @@ public struct LossTerm {
     case zSwitch = 17
 
     public var needsGate: Bool { self != .variance && self != .importance }
+    /// Of smooth loads.
     public var needsNoise: Bool { self == .load || self == .shazeer || self == .tutelImportanceLoad }
+    /// Of scores as shares.
+    public var needsShares: Bool { self == .megatron || self == .megatronSequence || self == .megatronGlobal }
+    var isBySequence: Bool { self == .switchSequence || self == .megatronSequence }
   }
 
   public let kind: Int32
   public let coefficient: Float
+}
+
+extension Configuration {
+  /// Of term number i of the list; the boundary has checked it.
+  func lossKind(_ i: Int) -> LossTerm.Kind { LossTerm.Kind(rawValue: losses![i].kind)! }
+
+  private func anyLoss(_ has: (LossTerm.Kind) -> Bool) -> Bool {
+    for i in 0..<lossCount where has(lossKind(i)) { return true }
+    return false
+  }
+
+  /// Where all experts are chosen, the loads are equal without being measured.
+  var hasSmoothLoads: Bool { topK < experts && anyLoss { $0.needsNoise } }
+  /// The softmax's shares are the probabilities themselves.
+  var hasScoreShares: Bool { choice.score != .softmax && anyLoss { $0.needsShares } }
+  var hasLossesBySequence: Bool { anyLoss { $0.isBySequence } }
+  var hasLossesOfWeights: Bool { anyLoss { $0 == .importance || $0 == .shazeer } }
 }

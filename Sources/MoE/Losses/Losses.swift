@@ -1,5 +1,9 @@
+import CShims
+
 // Losses that keep the router healthy, and the statistics that show whether it is. Sums over tokens run in ascending
-// order and in double, so that they do not depend on how the tokens were divided.
+// order and in double, so that they do not depend on how the tokens were divided. Each loss gives its value and adds to
+// the slopes that its gradient is made from; backward has only to apply them. A new loss is a case of LossTerm.Kind and
+// its line in `value` below.
 
 /// Losses and statistics of one call.
 public struct Report {
@@ -12,132 +16,76 @@ public struct Report {
   public var load = Load()
 }
 
-/// What is counted in one call.
-struct CallStatistics {
-  let meanProbability: UnsafeMutablePointer<Double>  // [E]
-  let counts: UnsafeMutablePointer<Int>  // [E] tokens that chose
-  let computed: UnsafeMutablePointer<Int64>  // [E]
-  let dropped: UnsafeMutablePointer<Int64>  // [E]
-  let losses: UnsafeMutablePointer<Float>  // [losses]
-  private let experts: Int
-
-  init(_ arena: inout Arena, _ c: Configuration) {
-    experts = c.experts
-    meanProbability = arena.take(Double.self, c.experts)
-    counts = arena.take(Int.self, c.experts)
-    computed = arena.take(Int64.self, c.experts)
-    dropped = arena.take(Int64.self, c.experts)
-    losses = arena.take(Float.self, c.lossCount)
-  }
-
-  /// What is computed and what was dropped; returns the sum of the latter.
-  fileprivate func count(_ routing: Routing, _ dispatch: Dispatch) -> Int {
-    var total = 0
-    dropped.initialize(repeating: 0, count: experts)
-    for e in 0..<experts { computed[e] = Int64(dispatch.count(ofExpert: e)) }
-    for t in 0..<routing.tokens {
-      for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].wasDropped {
-        dropped[Int(routing.indices[pair].chosen)] += 1
-        total += 1
-      }
-    }
-    return total
-  }
-}
-
 extension Report {
-  /// Balance loss over all K choices, E * sum of f_e P_e [Switch 2021]; z-loss, mean of logsumexp^2 [ST-MoE 2022].
+  /// `slopes` where there will be a backward.
   init(
-    _ c: Configuration, _ call: Call, routing: Routing, dispatch: Dispatch, entropy: UnsafePointer<Float>,
-    _ statistics: CallStatistics
+    _ c: Configuration, _ call: Call, _ kernels: UnsafePointer<moei_kernels>, _ route: RouterForward,
+    dispatch: Dispatch, _ statistics: CallStatistics, _ slopes: LossSlopes?
   ) {
-    let (tokens, experts) = (routing.tokens, c.experts)
-    let (mean, counts) = (statistics.meanProbability, statistics.counts)
-    mean.initialize(repeating: 0, count: experts)
-    routing.count(into: counts, experts: experts)
+    let routing = route.routing
+    let mean = statistics.meanProbability
+    mean.initialize(repeating: 0, count: c.experts)
+    statistics.losses.initialize(repeating: 0, count: c.lossCount)
+    slopes?.clear(c)
     dropped = statistics.count(routing, dispatch)
-    load = Load(statistics.computed, experts: experts)
+    load = Load(statistics.computed, experts: c.experts)
     valid = routing.validCount.pointee
-    if valid == 0 || !c.hasGate { return }
+    if valid == 0 { return }
     var squares = 0.0
     var entropies = 0.0
-    for t in 0..<tokens where routing.isValid(t) {
-      let p = routing.probabilities + t * experts
-      for e in 0..<experts { mean[e] += Double(p[e]) }
-      squares += Double(routing.logSumExp[t]) * Double(routing.logSumExp[t])
-      entropies += Double(entropy[t])
-    }
-    let perToken = 1 / Double(valid)
-    var balance = 0.0
-    for e in 0..<experts {
-      mean[e] *= perToken
-      balance += Double(counts[e]) * perToken * mean[e]
-    }
-    balanceLoss = Float(balance * Double(experts))
-    zLoss = Float(squares * perToken)
-    auxLoss = c.balanceCoefficient * balanceLoss + c.zCoefficient * zLoss
-    self.entropy = Float(entropies * perToken)
-  }
-}
-
-extension Routing {
-  /// Tokens that chose each expert, dropped or not; a token that names one twice counts once.
-  func count(into counts: UnsafeMutablePointer<Int>, experts: Int) {
-    counts.initialize(repeating: 0, count: experts)
-    for t in 0..<tokens {
-      let own = wanted + t * slots
-      for slot in 0..<choices where own[slot] != .noExpert {
-        var again = false
-        if mayRepeat { for before in 0..<slot where own[before].chosen == own[slot].chosen { again = true } }
-        if !again { counts[Int(own[slot].chosen)] += 1 }
+    if c.hasGate {
+      for t in 0..<routing.tokens where routing.isValid(t) {
+        let p = routing.probabilities + t * c.experts
+        for e in 0..<c.experts { mean[e] += Double(p[e]) }
+        squares += Double(routing.logSumExp[t]) * Double(routing.logSumExp[t])
+        entropies += Double(route.entropy[t])
       }
+      for e in 0..<c.experts { mean[e] /= Double(valid) }
     }
+    entropy = Float(entropies / Double(valid))
+
+    let losses = Losses(
+      c: c, call: call, kernels: kernels, routing: routing, measures: route.measures, statistics: statistics,
+      slopes: slopes, squares: squares)
+    var objective = 0.0
+    func add(_ kind: LossTerm.Kind, _ coefficient: Float) -> Float {
+      let value = losses.value(kind, Double(coefficient))
+      objective += Double(coefficient) * value
+      return Float(value)
+    }
+    if c.hasGate {
+      balanceLoss = add(.balance, c.balanceCoefficient)
+      zLoss = add(.z, c.zCoefficient)
+    }
+    for i in 0..<c.lossCount { statistics.losses[i] = add(c.lossKind(i), c.losses![i].coefficient) }
+    auxLoss = Float(objective)
   }
 }
 
-// MARK: backward
+/// What the losses of a call with T > 0 valid tokens are made from.
+struct Losses {
+  let c: Configuration
+  let call: Call
+  let kernels: UnsafePointer<moei_kernels>
+  let routing: Routing
+  let measures: LogitMeasures
+  let statistics: CallStatistics
+  let slopes: LossSlopes?
+  let squares: Double  // the sum of logsumexp^2
 
-/// Gradient of d_aux_loss * aux_loss. Counts are constants; the balance loss is reached through P alone.
-struct LossGradient {
-  /// d / d p[t,e]: the same for every token.
-  private let probability: UnsafeMutablePointer<Float>  // [E]
-  private let counts: UnsafeMutablePointer<Int>  // [E]
-  private let c: Configuration
-  private let routing: Routing
-  private let dAuxLoss: Float
-  private let dMeanProbability: UnsafePointer<Float>?  // [E]
+  var valid: Double { Double(routing.validCount.pointee) }
 
-  init(
-    _ arena: inout Arena, _ c: Configuration, tape: TapeContents, dAuxLoss: Float,
-    dMeanProbability: UnsafePointer<Float>?
-  ) {
-    probability = arena.take(Float.self, c.experts)
-    counts = arena.take(Int.self, c.experts)
-    self.c = c
-    routing = tape.routing
-    self.dAuxLoss = dAuxLoss
-    self.dMeanProbability = dMeanProbability
-  }
-
-  /// balance = E * sum of (count_e / T) * (sum over t of p[t,e] / T)
-  func prepare() {
-    let tokens = Double(max(routing.validCount.pointee, 1))
-    routing.count(into: counts, experts: c.experts)
-    let factor = Double(dAuxLoss) * Double(c.balanceCoefficient) * Double(c.experts) / tokens / tokens
-    for e in 0..<c.experts {
-      probability[e] = Float(factor * Double(counts[e]) + Double(dMeanProbability?[e] ?? 0) / tokens)
+  /// The loss; adds coefficient * its slopes.
+  func value(_ kind: LossTerm.Kind, _ coefficient: Double) -> Double {
+    if let family = kind.balanceFamily(topK: c.topK) { return balance(family, coefficient) }
+    switch kind {
+    case .variance: return variance()
+    case .importance: return importance(coefficient)
+    case .load: return load(coefficient)
+    case .shazeer: return importance(coefficient) + load(coefficient)
+    case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
+    case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
+    default: return squaredLogSumExp(coefficient, tokens: valid)
     }
   }
-
-  func setProbabilityGradient(_ t: Int, _ dp: UnsafeMutablePointer<Float>) {
-    dp.update(from: probability, count: c.experts)
-  }
-
-  /// d z-loss / d lse[t]; lse's own gradient with respect to the logits is p.
-  func logSumExpGradient(_ logSumExp: Float) -> Float {
-    Float(Double(dAuxLoss) * Double(c.zCoefficient) * 2 / Double(routing.validCount.pointee)) * logSumExp
-  }
-
-  /// The gradient of losses of the weights.
-  func addToWeights(_ dw: UnsafeMutablePointer<Float>, _ indices: UnsafePointer<Int32>, _ count: Int) {}
 }

@@ -41,11 +41,11 @@ struct TapeContents {
   let routing: Routing
   let dispatch: Dispatch
   let preactivations: KeptGroups
+  let slopes: LossSlopes
   let draws: Draws
   let activeExperts: Int
   let weightsAreGiven: Bool
   let mayLeaveSlotsEmpty: Bool
-  let sequenceLength: Int
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, activeExperts: Int, packsWeights: Bool
@@ -54,11 +54,11 @@ struct TapeContents {
     dispatch = Dispatch(&arena, c, call)
     preactivations = KeptGroups(
       &arena, c, tokens: call.tokens, mostRows: dispatch.mostRows, packsWeights: packsWeights)
+    slopes = LossSlopes(&arena, c, call)
     self.draws = draws
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
     mayLeaveSlotsEmpty = c.mayLeaveSlotsEmpty(call)
-    sequenceLength = call.sequenceLength
   }
 }
 

@@ -20,6 +20,8 @@ struct BatchNorm {
   var mean: UnsafeMutablePointer<Float> { routing.norm }  // [H]
   var inverse: UnsafeMutablePointer<Float> { routing.norm + c.hidden }  // [H] 1 / sqrt(variance + epsilon)
 
+  var variance: UnsafeMutablePointer<Float> { routing.norm + 2 * c.hidden }  // [H] unbiased, of the call's tokens
+
   /// Statistics of `rows` [T,H], or the running ones.
   func measure(_ rows: UnsafePointer<Float>, in context: ContextPointer) throws(Fault) {
     if training && routing.validCount.pointee > 0 {
@@ -29,6 +31,17 @@ struct BatchNorm {
         mean[f] = parameters.data(.runningMean)![f]
         inverse[f] = 1 / (parameters.data(.runningVariance)![f] + plan.epsilon).squareRoot()
       }
+    }
+  }
+
+  /// The running statistics follow the call's: after all else, so that a call that fails leaves them as they were.
+  func note() {
+    guard training && routing.validCount.pointee > 0 else { return }
+    let (runningMean, runningVariance) = (parameters.data(.runningMean)!, parameters.data(.runningVariance)!)
+    for f in 0..<c.hidden {
+      runningMean[f] += plan.momentum * (mean[f] - runningMean[f])
+      // One token has no unbiased variance.
+      if routing.validCount.pointee > 1 { runningVariance[f] += plan.momentum * (variance[f] - runningVariance[f]) }
     }
   }
 
@@ -60,13 +73,7 @@ private struct MeasureFeatures: Job {
       let variance = squares / count
       norm.mean[f] = Float(mean)
       norm.inverse[f] = Float(1 / (variance + Double(norm.plan.epsilon)).squareRoot())
-      let (running, momentum) = (norm.parameters.data(.runningMean)!, norm.plan.momentum)
-      running[f] += momentum * (Float(mean) - running[f])
-      // One token has no unbiased variance.
-      if count > 1 {
-        let running = norm.parameters.data(.runningVariance)!
-        running[f] += momentum * (Float(squares / (count - 1)) - running[f])
-      }
+      norm.variance[f] = Float(squares / max(count - 1, 1))
     }
   }
 }

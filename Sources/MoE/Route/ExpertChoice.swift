@@ -5,12 +5,9 @@ import CShims
 struct ExpertChoice {
   let c: Configuration
   let call: Call
-  let kernels: UnsafePointer<moei_kernels>
   let routing: Routing
   let values: UnsafePointer<Float>  // [T,E]
-  private let column: UnsafeMutablePointer<Float>  // [lanes, T]
-  private let best: UnsafeMutablePointer<Float>  // [lanes, T]
-  private let places: UnsafeMutablePointer<Int32>  // [lanes, T]
+  private let rankings: Ranking  // of tokens, one for each thread
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, context: ContextPointer, routing: Routing,
@@ -18,12 +15,9 @@ struct ExpertChoice {
   ) {
     self.c = c
     self.call = call
-    kernels = context.kernels
     self.routing = routing
     self.values = values
-    column = arena.take(Float.self, context.lanes, call.tokens)
-    best = arena.take(Float.self, context.lanes, call.tokens)
-    places = arena.take(Int32.self, context.lanes, call.tokens)
+    rankings = Ranking(&arena, call.tokens, lanes: context.lanes)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -36,24 +30,20 @@ struct ExpertChoice {
 
 extension ExpertChoice: Job {
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let index = lane.pointee.index
-    let (column, best, places) = (
-      column + index * call.tokens, best + index * call.tokens, places + index * call.tokens
-    )
+    let ranking = rankings.of(lane.pointee.index)
     let apart = c.capacity?.perSequence ?? false
     for sequence in 0..<call.sequences(apart: apart) {
       if lane.pointee.shouldStop() { return }
       let tokens = call.tokens(ofSequence: sequence, apart: apart)
-      let valid = call.valid(in: tokens)
-      let room = min(c.room(tokens: valid, training: call.training), valid)
-      if room == 0 { continue }
-      for t in tokens {
-        column[t - tokens.lowerBound] = routing.isValid(t) ? values[t * c.experts + expert] : -.infinity
+      let room = c.room(tokens: call.valid(in: tokens), training: call.training)
+      var count = 0
+      for t in tokens where routing.isValid(t) && values[t * c.experts + expert] != -.infinity {
+        ranking.set(count, t, Ranking.descending(values[t * c.experts + expert]))
+        count += 1
       }
-      kernels.pointee.top_k(Int64(tokens.count), Int64(room), column, places, best)
-      for i in 0..<room where best[i] != -.infinity {
-        let t = tokens.lowerBound + Int(places[i])
-        routing.indices[t * routing.slots + expert] = Int32(truncatingIfNeeded: expert)
+      ranking.sort(count)
+      for i in 0..<min(room, count) {
+        routing.indices[ranking[i] * routing.slots + expert] = Int32(truncatingIfNeeded: expert)
       }
     }
   }

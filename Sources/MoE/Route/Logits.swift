@@ -51,11 +51,15 @@ struct Logits {
     noiseGate.map { learned + lane * rowsPerBlock * $0.outputs }
   }
 
-  /// z [tokens, E]
-  func fill(_ z: UnsafeMutablePointer<Float>, _ tokens: Range<Int>, _ routing: Routing, _ lane: Int) {
+  /// z [tokens, E]; and, for those who look behind the noise, what they were without it.
+  func fill(
+    _ z: UnsafeMutablePointer<Float>, _ tokens: Range<Int>, _ routing: Routing, _ lane: Int,
+    clean: UnsafeMutablePointer<Float>? = nil
+  ) {
     guard let gate else { return }
     let e = c.experts
     gate.forward(tokens, into: z, matmul, scratch(lane))
+    clean?.update(from: z, count: tokens.count * e)
     if let coarseGate { coarseGate.forward(tokens, into: coarse(lane)!, matmul, scratch(lane)) }
     if let noiseGate { noiseGate.forward(tokens, into: learned(lane)!, matmul, scratch(lane)) }
     if let noise {

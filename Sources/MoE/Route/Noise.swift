@@ -1,20 +1,24 @@
 import CShims
 
 /// Noise on the logits, in training:  z + deviation * N(0,1), the deviation given or, learned, softplus(n) + 0.01 with
-/// n = r W_n^T [Shazeer 2017]. Element (t, e) draws number t * E + e.
+/// n = r W_n^T [Shazeer 2017]. Element (t, e) draws number t * E + e. In evaluation nothing is drawn, but losses of
+/// smooth loads ask for the deviations all the same.
 struct Noise {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
-  let random: Random
+  private let random: Random?
 
   static var least: Float { 0.01 }
 
   init?(_ c: Configuration, _ draws: Draws) {
-    guard draws.training && c.exploration.noise != .none else { return nil }
+    guard c.exploration.noise != .none && (draws.training || c.hasSmoothLoads) else { return nil }
     self.c = c
     kernels = draws.kernels
-    random = draws.of(.noise)
+    random = draws.training ? draws.of(.noise) : nil
   }
+
+  /// The number of token t and expert e, normal with deviation 1.
+  func draw(_ t: Int, _ e: Int) -> Float { random.map { $0.normal(UInt64(t * c.experts + e)) } ?? 0 }
 
   /// z [E] of one token; n [E] of the learned noise becomes the deviations.
   func add(_ t: Int, to z: UnsafeMutablePointer<Float>, learned n: UnsafeMutablePointer<Float>?) {
@@ -24,7 +28,7 @@ struct Noise {
         deviation = softplus(n[e]) + Self.least
         n[e] = deviation
       }
-      z[e] += deviation * random.normal(UInt64(t * c.experts + e))
+      if let random { z[e] += deviation * random.normal(UInt64(t * c.experts + e)) }
     }
   }
 
@@ -36,11 +40,12 @@ struct Noise {
 
   // MARK: backward
 
-  /// dn [E] from dz [E] of one token, and from n.
+  /// dn [E] from dz [E] of one token, from n, and from what losses want of the deviations.
   func backward(
-    _ t: Int, dz: UnsafePointer<Float>, learned n: UnsafePointer<Float>, into dn: UnsafeMutablePointer<Float>
+    _ t: Int, dz: UnsafePointer<Float>, dDeviations: UnsafePointer<Float>?, learned n: UnsafePointer<Float>,
+    into dn: UnsafeMutablePointer<Float>
   ) {
     kernels.pointee.sigmoid(Int64(c.experts), n, dn)
-    for e in 0..<c.experts { dn[e] *= dz[e] * random.normal(UInt64(t * c.experts + e)) }
+    for e in 0..<c.experts { dn[e] *= dz[e] * draw(t, e) + (dDeviations?[e] ?? 0) }
   }
 }

@@ -7,11 +7,12 @@ struct RouterForward {
   let call: Call
   let routing: Routing
   let entropy: UnsafeMutablePointer<Float>  // [T]
-  private let parameters: Parameters
-  private let input: RouterInput
+  fileprivate let parameters: Parameters
+  fileprivate let input: RouterInput
   private let tokens: RouteTokens
   private let weigh: WeighTokens
   private let admission: Admission?
+  var measures: LogitMeasures { tokens.measures }
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, context: ContextPointer, x: UnsafePointer<Float>,
@@ -55,6 +56,15 @@ struct RouterForward {
   }
 }
 
+extension RouterForward {
+  /// What a training call leaves behind in the layer; once nothing can fail any more.
+  func note() {
+    input.norm?.note()
+    guard call.training, c.warmup != nil else { return }
+    parameters.data(.activeExperts)![0] = Float(c.activeExperts(call, parameters))
+  }
+}
+
 /// Logits, and what follows from them token by token, for one block of tokens per item.
 struct RouteTokens: Job {
   let c: Configuration
@@ -64,6 +74,7 @@ struct RouteTokens: Job {
   let selection: Selection
   let choice: Choice
   let allValues: UnsafeMutablePointer<Float>  // [T,E] selection values, where they are kept
+  let measures: LogitMeasures
   private let logits: Logits
   private let shared: SharedGate
   private let weigher: Weigher
@@ -90,6 +101,7 @@ struct RouteTokens: Job {
     logits = Logits(
       &arena, c, draws, context: context, parameters: parameters, input: input, tokens: call.tokens,
       active: c.activeExperts(call, parameters))
+    measures = LogitMeasures(&arena, c, context: context, routing: routing)
     selection = Selection(&arena, c, context: context, parameters: parameters)
     shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
     z = arena.take(
@@ -134,7 +146,7 @@ struct RouteTokens: Job {
     let tokens = rows(ofBlock: block, in: call.tokens)
     let z = z + (keepsAll ? tokens.lowerBound : lane * rowsPerBlock) * e  // [rows, E]
     shared.forward(tokens, logits.matmul, logits.scratch(lane))
-    logits.fill(z, tokens, routing, lane)
+    logits.fill(z, tokens, routing, lane, clean: measures.clean(lane))
     for t in tokens {
       if !routing.isValid(t) {
         leaveOut(t)
@@ -147,6 +159,9 @@ struct RouteTokens: Job {
         failures[block] = RoutingFailure(token: t, expert: bad)
         return
       }
+      let inBlock = t - tokens.lowerBound
+      measures.measure(
+        t, row: inBlock, row, deviations: logits.learned(lane).map { UnsafePointer($0 + inBlock * e) }, lane)
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
       if c.router == .expertChoice { selection.fill(allValues + t * e, logits: row, probabilities: p) }

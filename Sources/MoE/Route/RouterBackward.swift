@@ -14,7 +14,10 @@ struct RouterBackward: Job {
   private let dShared: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
   private let dFactors: UnsafeMutablePointer<Float>?  // [T,slots] shares of the expert scales' gradients
   private let dInput: UnsafeMutablePointer<Float>?  // [T,H] of what the gate read, where that is not x itself
-  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E] logits, where weights need them all
+  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E] logits, where weights or losses need them all
+  private let needsLogits: Bool
+  private let scoreShares: ScoreShares?
+  private let smoothLoad: SmoothLoad?
   private let input: RouterInput
   private let logits: Logits
   private let shared: SharedGate
@@ -33,10 +36,8 @@ struct RouterBackward: Job {
     self.dWeights = dWeights
     weightsAreGiven = tape.weightsAreGiven
     let tokens = routing.tokens
-    let learned = tape.draws.training && c.exploration.noise == .learned
     dLogits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
     dCoarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
-    dNoise = arena.take(Float.self, learned ? tokens : 0, c.experts)
     dShared = arena.take(Float.self, tokens, c.sharedGates)
     dFactors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
     input = RouterInput(&arena, c, tape.draws, context: context, x: x, parameters: parameters, routing: routing)
@@ -44,11 +45,15 @@ struct RouterBackward: Job {
     logits = Logits(
       &arena, c, tape.draws, context: context, parameters: parameters, input: input.rows, tokens: tokens,
       active: tape.activeExperts)
+    dNoise = arena.take(Float.self, logits.noiseGate == nil ? 0 : tokens, c.experts)
     shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
     weigher = Weigher(
       &arena, c, context: context, parameters: parameters, routing: routing,
       mayLeaveSlotsEmpty: tape.mayLeaveSlotsEmpty)
-    z = arena.take(Float.self, weigher.mixer == nil ? 0 : context.lanes * rowsPerBlock, c.experts)
+    scoreShares = ScoreShares(&arena, c, context: context)
+    smoothLoad = SmoothLoad(&arena, c, context: context, backward: true)
+    needsLogits = weigher.mixer != nil || scoreShares != nil || smoothLoad != nil
+    z = arena.take(Float.self, needsLogits ? context.lanes * rowsPerBlock : 0, c.experts)
   }
 
   /// The gradients of logits for all tokens, then the gates' own, then what flows on to x where the gate read something else.
@@ -81,7 +86,8 @@ struct RouterBackward: Job {
     let e = c.experts
     let tokens = rows(ofBlock: block, in: routing.tokens)
     let z = z + lane * rowsPerBlock * e
-    if weigher.mixer != nil { logits.fill(z, tokens, routing, lane) }
+    if needsLogits { logits.fill(z, tokens, routing, lane, clean: smoothLoad?.clean(lane)) }
+    differentiateLoads(tokens, z, lane)
     let learned = logits.learnedAgain(tokens, lane)
     for t in tokens {
       let row = t - tokens.lowerBound
@@ -92,6 +98,7 @@ struct RouterBackward: Job {
       }
       differentiate(t, weigher.mixer == nil ? nil : UnsafePointer(z + row * e), lane)
       guard c.hasGate else { continue }
+      scoreShares?.backward(losses.shareSlopes(t), scale: losses.scale, logits: z + row * e, addTo: dz, lane)
       if let hierarchy = logits.hierarchy {
         hierarchy.split(dz, probabilities: routing.probabilities + t * e, du: dCoarse + t * hierarchy.groups)
       }
@@ -101,9 +108,28 @@ struct RouterBackward: Job {
       dLogits + tokens.lowerBound * e, first: tokens.lowerBound * e, count: tokens.count * e)
     if let noise = logits.noise, let learned {
       for t in tokens where routing.isValid(t) {
+        let row = (t - tokens.lowerBound) * e
         noise.backward(
-          t, dz: dLogits + t * e, learned: learned + (t - tokens.lowerBound) * e, into: dNoise + t * e)
+          t, dz: dLogits + t * e, dDeviations: smoothLoad?.dDeviations(lane).map { UnsafePointer($0 + row) },
+          learned: learned + row, into: dNoise + t * e)
       }
+    }
+    if let smoothLoad {
+      for t in tokens where routing.isValid(t) {
+        kernels.pointee.add(Int64(e), smoothLoad.dClean(lane) + (t - tokens.lowerBound) * e, dLogits + t * e)
+      }
+    }
+  }
+
+  /// Gradients of smooth loads, which pass the noise by, in the thread's memory.
+  private func differentiateLoads(_ tokens: Range<Int>, _ z: UnsafePointer<Float>, _ lane: Int) {
+    guard let smoothLoad, let noise = logits.noise, let slopes = losses.loadSlopes else { return }
+    for t in tokens where routing.isValid(t) {
+      let row = t - tokens.lowerBound
+      let token = SmoothLoad.Token(
+        number: t, row: row, z: z + row * c.experts,
+        deviations: logits.learned(lane).map { UnsafePointer($0 + row * c.experts) })
+      smoothLoad.backward(slopes, scale: losses.scale, token, noise: noise, lane)
     }
   }
 
@@ -127,9 +153,13 @@ struct RouterBackward: Job {
     let e = c.experts
     let dw = dWeights + t * routing.slots
     if c.shared > 0 { shared.backward(t, dw, into: dShared + t * c.sharedGates) }
-    guard c.hasGate else { return }
+    losses.addToWeights(t, dw)
     let chosen = weigher.chosen(t, lane)
-    losses.addToWeights(dw, routing.indices + t * routing.slots, routing.choices)
+    guard c.hasGate else {
+      // Equal weights of a table's experts, which have trained scales at most.
+      if dFactors != nil && !weightsAreGiven { _ = back(chosen, t, nil, dw, lane) }
+      return
+    }
     let p = routing.probabilities + t * e
     let dz = dLogits + t * e
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
@@ -138,7 +168,7 @@ struct RouterBackward: Job {
       kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
       return
     }
-    let (v, dv) = weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
+    let (v, dv) = back(chosen, t, z, dw, lane)
     // ... and from the weights, where they are made from probabilities.
     let throughSoftmax = weigher.chosenValues.passThroughSoftmax
     if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
@@ -151,6 +181,12 @@ struct RouterBackward: Job {
       weigher.chosenValues.differentiate(dv, v: v, logits: chosen.logits, chosen.count)
       for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] }
     }
+  }
+
+  private func back(
+    _ chosen: Weigher.Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ dw: UnsafePointer<Float>, _ lane: Int
+  ) -> (v: UnsafePointer<Float>, dv: UnsafeMutablePointer<Float>) {
+    weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
   }
 
   /// dx[t] += what comes through the gates that read x itself, for one block of tokens.

@@ -18,7 +18,7 @@ struct Routing {
   let wanted: UnsafeMutablePointer<Int32>  // [T,slots]
   let valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
   let validCount: UnsafeMutablePointer<Int>  // 1
-  let norm: UnsafeMutablePointer<Float>  // [2,H] mean and 1 / deviation of a batch-normalised gate's input
+  let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
 
   init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
     tokens = call.tokens
@@ -35,7 +35,7 @@ struct Routing {
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
     valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
     validCount = arena.take(Int.self, 1)
-    norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 2, c.hidden)
+    norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 3, c.hidden)
   }
 
   /// The caller's mask is copied: it need not live until backward.

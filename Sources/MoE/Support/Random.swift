@@ -88,6 +88,12 @@ struct Draws {
     case hashTable = 22
   }
 
+  /// Groups count elements by their own widths, so each has numbers of its own.
+  func ofDropout(inGroup index: Int) -> Random {
+    let stream = index == 0 ? Stream.expertDropout.rawValue : 152 + UInt8(index)
+    return Random(kernels: kernels, seed: seed, stream: stream, step: step)
+  }
+
   func of(_ stream: Stream) -> Random { Random(kernels: kernels, seed: seed, stream: stream.rawValue, step: step) }
 }
 

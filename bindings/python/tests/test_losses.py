@@ -125,3 +125,18 @@ def test_perfect_balance(kind: str) -> None:
     assert report.losses[kind] == pytest.approx(BALANCED[kind], abs=1e-5)
     assert (report.max_over_mean, report.dead_share) == (1, 0)
     assert report.variation == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_many_tokens_in_sequences_with_padding(score: str) -> None:
+    """More tokens than are routed at a time, in sequences that lie across; the second one is all padding."""
+    mask = np.random.default_rng(1).random(300) < 0.8
+    mask[50:100] = False
+    call: Arguments = {**CALL, "sequence_length": 50, "valid_mask": mask}
+    check(with_loss(*OTHERS, score=score), "native", 300, **call)
+
+
+def test_many_tokens_of_smooth_loads() -> None:
+    mask = np.random.default_rng(1).random(300) < 0.8
+    arguments = with_loss(*OF_LOADS, "importance", noise="learned")
+    check(arguments, "native", 300, valid_mask=mask, training=True)

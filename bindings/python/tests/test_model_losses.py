@@ -31,8 +31,9 @@ def torch() -> dict[str, Array]:
 def make_layer(weight: Array, losses: Mapping[Any, float] | None = None) -> libmoe.Layer:
     """A layer with that gate, whose experts are of no interest here."""
     n_experts, hidden_size = weight.shape
+    arguments: dict[str, Any] = {"balance_coef": 0.0, "z_coef": 0.0, "losses": losses}
     layer = libmoe.Layer(
-        hidden_size, 4, n_experts, TOP_K, router_bias=False, selection_bias=True, losses=losses
+        hidden_size, 4, n_experts, TOP_K, router_bias=False, selection_bias=True, **arguments
     )
     layer.parameters["router.weight"].data[...] = weight
     return layer

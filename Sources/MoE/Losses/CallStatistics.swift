@@ -1,0 +1,39 @@
+/// What is counted and measured in one call.
+struct CallStatistics {
+  let meanProbability: UnsafeMutablePointer<Double>  // [E]
+  let computed: UnsafeMutablePointer<Int64>  // [E]
+  let dropped: UnsafeMutablePointer<Int64>  // [E]
+  let losses: UnsafeMutablePointer<Float>  // [losses]
+  // Scratch of one loss.
+  let counts: UnsafeMutablePointer<Double>  // [E]
+  let means: UnsafeMutablePointer<Double>  // [E]
+  let places: UnsafeMutablePointer<Int32>  // [K]
+  let best: UnsafeMutablePointer<Float>  // [K]
+  private let experts: Int
+
+  init(_ arena: inout Arena, _ c: Configuration) {
+    experts = c.experts
+    meanProbability = arena.take(Double.self, c.experts)
+    computed = arena.take(Int64.self, c.experts)
+    dropped = arena.take(Int64.self, c.experts)
+    losses = arena.take(Float.self, c.lossCount)
+    counts = arena.take(Double.self, c.experts)
+    means = arena.take(Double.self, c.lossCount == 0 ? 0 : c.experts)
+    places = arena.take(Int32.self, c.lossCount == 0 ? 0 : c.topK)
+    best = arena.take(Float.self, c.lossCount == 0 ? 0 : c.topK)
+  }
+
+  /// What is computed and what was dropped; returns the sum of the latter.
+  func count(_ routing: Routing, _ dispatch: Dispatch) -> Int {
+    var total = 0
+    dropped.initialize(repeating: 0, count: experts)
+    for e in 0..<experts { computed[e] = Int64(dispatch.count(ofExpert: e)) }
+    for t in 0..<routing.tokens {
+      for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].wasDropped {
+        dropped[Int(routing.indices[pair].chosen)] += 1
+        total += 1
+      }
+    }
+    return total
+  }
+}

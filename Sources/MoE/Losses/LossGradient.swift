@@ -1,0 +1,53 @@
+/// Gradient of d_aux_loss * aux_loss, and of what the caller adds to mean_probability.
+struct LossGradient {
+  private let slopes: LossSlopes
+  private let c: Configuration
+  private let routing: Routing
+  private let dAuxLoss: Float
+  private let dMeanProbability: UnsafePointer<Float>?  // [E]
+  private let probability: UnsafeMutablePointer<Float>  // [parts,E] d / d p[t,e]
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, tape: TapeContents, dAuxLoss: Float,
+    dMeanProbability: UnsafePointer<Float>?
+  ) {
+    self.c = c
+    self.dAuxLoss = dAuxLoss
+    self.dMeanProbability = dMeanProbability
+    routing = tape.routing
+    slopes = tape.slopes
+    probability = arena.take(Float.self, c.hasGate ? slopes.parts : 0, c.experts)
+  }
+
+  func prepare() {
+    guard c.hasGate else { return }
+    let tokens = Double(max(routing.validCount.pointee, 1))
+    for part in 0..<slopes.parts {
+      for e in 0..<c.experts {
+        let i = part * c.experts + e
+        let own = Double(dMeanProbability?[e] ?? 0) / tokens
+        probability[i] = Float(Double(dAuxLoss) * Double(slopes.probability[i]) + own)
+      }
+    }
+  }
+
+  func setProbabilityGradient(_ t: Int, _ dp: UnsafeMutablePointer<Float>) {
+    dp.update(from: probability + slopes.part(of: t) * c.experts, count: c.experts)
+  }
+
+  /// lse's own gradient with respect to the logits is p.
+  func logSumExpGradient(_ logSumExp: Float) -> Float { dAuxLoss * slopes.logSumExp.pointee * logSumExp }
+
+  /// dw [slots] += the gradient of losses of the weights in use.
+  func addToWeights(_ t: Int, _ dw: UnsafeMutablePointer<Float>) {
+    guard let slope = slopes.weight else { return }
+    let own = routing.indices + t * routing.slots
+    for slot in 0..<routing.choices where own[slot].isExpert { dw[slot] += dAuxLoss * slope[Int(own[slot])] }
+  }
+
+  // For those that go on to the logits by themselves: slopes along share[t,e] and along the loads, to be multiplied by
+  // `scale`.
+  func shareSlopes(_ t: Int) -> UnsafePointer<Float> { UnsafePointer(slopes.share + slopes.part(of: t) * c.experts) }
+  var loadSlopes: UnsafePointer<Float>? { slopes.load.map { UnsafePointer($0) } }
+  var scale: Float { dAuxLoss }
+}
