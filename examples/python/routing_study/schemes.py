@@ -30,13 +30,13 @@ class Scheme:
     changes: dict[str, Any] = field(default_factory=dict)  # to the arguments of the classic layer
     given: Callable[[Bytes], dict[str, Any]] = lambda contexts: {}  # what forward is told of [T,CONTEXT]
     bias_rate: float = 0.0  # of the selection bias's updates, after every step
-    head_start: float = 0.0  # added to the logit of expert 0 at the beginning
+    head_start: float = 0.0  # added to the logits of the first TOP_K experts at the beginning
 
     def layer(self, seed: int, context: libmoe.Context) -> libmoe.Layer:
         """Return a new layer of this scheme."""
         layer = libmoe.Layer(HIDDEN, **self._arguments(), seed=seed, context=context)
         if self.head_start:
-            layer.parameters["router.bias"].data[0] += self.head_start
+            layer.parameters["router.bias"].data[:TOP_K] += self.head_start
         return layer
 
     def widths(self) -> NDArray[np.int64]:
@@ -88,16 +88,13 @@ _BESIDE_SHARED: dict[str, Any] = {"top_k": 1, "normalize": "none", "n_shared_exp
 # A quarter more room than perfect balance needs: int(f T / E), where f counts every one of the K choices.
 _CAPACITY: dict[str, Any] = {"capacity_formula": "classic", "capacity_factor": 1.25 * TOP_K}
 _NO_LOSS: dict[str, Any] = {"balance_coef": 0.0}
+_BIASED: dict[str, Any] = {**_NO_LOSS, "score": "sigmoid", "selection_bias": True}
 
 SCHEMES = [
     DENSE,
     CLASSIC,
     Scheme("no balance loss", _NO_LOSS),
-    Scheme(
-        "selection bias instead of a loss (DeepSeek-V3)",
-        {**_NO_LOSS, "score": "sigmoid", "selection_bias": True},
-        bias_rate=0.01,
-    ),
+    Scheme("selection bias instead of a loss (DeepSeek-V3)", _BIASED, bias_rate=0.01),
     Scheme("top-1, Switch loss", {**_NO_LOSS, **_TOP_1, "losses": {"switch": 0.01}}),
     Scheme("expert choice", {**_NO_LOSS, "router": "expert_choice", "normalize": "none"}),
     Scheme("hierarchical: 2 of 4 groups", {"router": "hierarchical", "n_groups": 4, "top_groups": 2}),
@@ -154,16 +151,11 @@ SCHEMES = [
     ),
 ]
 
-# Collapse: with one expert a token and a head start of expert 0, and three cures.
+# Collapse: TOP_K experts have a head start that nothing takes from them, and three cures.
 _AHEAD = 4.0
 COLLAPSE = [
-    Scheme("head start, no balance loss", {**_NO_LOSS, **_TOP_1}, head_start=_AHEAD),
-    Scheme("head start, balance loss", _TOP_1, head_start=_AHEAD),
-    Scheme(
-        "head start, selection bias",
-        {**_NO_LOSS, **_TOP_1, "score": "sigmoid", "selection_bias": True},
-        bias_rate=0.01,
-        head_start=_AHEAD,
-    ),
-    Scheme("head start, expert choice", {**_NO_LOSS, **_TOP_1, "router": "expert_choice"}, head_start=_AHEAD),
+    Scheme("head start, no balance loss", _NO_LOSS, head_start=_AHEAD),
+    Scheme("head start, balance loss", head_start=_AHEAD),
+    Scheme("head start, selection bias", _BIASED, bias_rate=0.01, head_start=_AHEAD),
+    Scheme("head start, Sinkhorn", {**_NO_LOSS, "router": "sinkhorn"}, head_start=_AHEAD),
 ]
