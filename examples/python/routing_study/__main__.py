@@ -85,7 +85,7 @@ def study(corpus: Corpus, steps: int, output: Path) -> None:
     bits_picture(compared, repeats, output / "bits.png")
     routed = [result for result in compared if len(result.points[0].shares) > 1]
     share_picture(routed, 4, "Experts' shares of the tokens while training", output / "shares.png")
-    title = "One expert a token, and a head start for one of them"
+    title = "Two of the experts have a head start"
     share_picture(collapse, len(collapse), title, output / "collapse.png")
     print("\n" + table)
 
