@@ -3,8 +3,10 @@
     python routing_study [FILES OR FOLDERS...] [--steps N] [--output FOLDER]
 
 Every run sees the same bytes in the same order; what differs is the layer.  One scheme is trained with three
-seeds, to see how much is chance.  Without names the text is the demo's.  In the output folder it leaves the table
-(table.md), all points (points.csv) and three pictures (bits.png, shares.png, collapse.png).
+seeds, to see how much is chance.  Without names the text is the demo's.  In the output folder it leaves the
+table (table.md), all points (points.csv) and three pictures (bits.png, shares.png, collapse.png).
+
+The exit status is 0, or 1 when something is wrong with the text or the folder, or 130 after Ctrl-C.
 """
 
 from __future__ import annotations

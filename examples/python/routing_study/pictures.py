@@ -41,8 +41,8 @@ def share_picture(results: Sequence[Result], columns: int, title: str, path: Pat
 
 
 def bits_picture(results: Sequence[Result], repeats: Sequence[Result], path: Path) -> None:
-    """Held-out bits per byte, best first; a band covers the repeats of one scheme, which differ by seed alone."""
-    ordered = sorted(results, key=lambda result: result.bits, reverse=True)  # the best on top
+    """Held-out bits per byte, the best on top; a band covers the repeats, which differ by seed alone."""
+    ordered = sorted(results, key=lambda result: result.bits, reverse=True)
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.26 * len(ordered)), layout="constrained")
     low, high = min(r.bits for r in repeats), max(r.bits for r in repeats)
     axes.axvspan(low, high, color="#deebf7", label=f"{len(repeats)} seeds of: {repeats[0].scheme.name}")

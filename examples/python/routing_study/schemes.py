@@ -1,8 +1,8 @@
 """The schemes: what differs from one training to the next.
 
-All others are the classic layer with one thing changed: softmax, the best TOP_K of N_EXPERTS experts, their
-probabilities divided by their sum, balance loss 0.01, z-loss 0.001.  Each is made so that at most as much width
-is active for a token as in the dense layer they are compared with, unless its routing decides about that.
+Each is the classic layer with few things changed.  Classic: softmax, the best TOP_K of N_EXPERTS experts,
+their probabilities divided by their sum, balance loss 0.01, z-loss 0.001.  Where the width of experts is
+changed, then so that a token uses ACTIVE inner features, as many as the dense layer has.
 """
 
 from __future__ import annotations
@@ -112,7 +112,13 @@ SCHEMES = [
     Scheme("capacity 1.25, drops", _CAPACITY),
     Scheme(
         "capacity 1.25, random second choice (GShard)",
-        {**_NO_LOSS, **_CAPACITY, "drop": "choice_position", "random_second": True, "losses": {"gshard": 0.01}},
+        {
+            **_NO_LOSS,
+            **_CAPACITY,
+            "drop": "choice_position",
+            "random_second": True,
+            "losses": {"gshard": 0.01},
+        },
     ),
     Scheme("capacity 1.25, overflow to the next best", {**_CAPACITY, "overflow": "next_best"}),
     Scheme("dynamic k: top-p 0.5, at most 4", {"top_k": 4, "dynamic_k": "top_p", "dynamic_value": 0.5}),

@@ -47,7 +47,7 @@ class TextModel:
     def __init__(self, shares: NDArray[np.float64], seed: int, moe: libmoe.Layer | None = None) -> None:
         """Begin as the unigram model with these shares [256] of the bytes.
 
-        moe is the layer in the middle, of HIDDEN features; without one it is the layer of the constants above.
+        moe is the layer in the middle, of HIDDEN features; without one it is that of the constants above.
         """
         rng = np.random.default_rng(seed)
         self.moe = moe or libmoe.Layer(
