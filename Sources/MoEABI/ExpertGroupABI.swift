@@ -85,7 +85,8 @@ struct GroupList {
     }
     var own = config.n_expert_groups > 0 ? config.expert_groups![0] : moe_expert_group(describedBy: config)
     if !groups[0].multiplies {
-      throw .invalid("n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
+      throw .invalid(
+        "n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
     }
     own.n_experts = config.n_shared_experts
     if config.shared_intermediate_size != 0 { own.intermediate_size = config.shared_intermediate_size }
@@ -135,7 +136,8 @@ extension ExpertGroup {
     try requireShare(Double(group.dropout), "dropout")
     if kind != .mlp && kind != .gated {
       if group.dropout != 0 {
-        throw .invalid("dropout = \(Double(group.dropout)), but expert_kind = \(Int(group.expert_kind)) has no inner features")
+        throw .invalid(
+          "dropout = \(Double(group.dropout)), but expert_kind = \(Int(group.expert_kind)) has no inner features")
       }
       if group.activation != 0 {
         throw .invalid(
@@ -144,7 +146,8 @@ extension ExpertGroup {
     }
     let hasBias = try bias(group.expert_bias, "expert_bias", default: multiplies && kind != .gated)
     if hasBias && !multiplies {
-      throw .invalid("expert_bias = \(Int(group.expert_bias)), but expert_kind = \(Int(group.expert_kind)) has no matrices")
+      throw .invalid(
+        "expert_bias = \(Int(group.expert_bias)), but expert_kind = \(Int(group.expert_kind)) has no matrices")
     }
     if group.reserved != 0 { throw .invalid("expert_groups: reserved = \(Int(group.reserved)) is not 0") }
     self.init(

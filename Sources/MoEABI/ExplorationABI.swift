@@ -7,7 +7,8 @@ extension Exploration {
     noise = try named(config.noise, "noise", "moe_noise")
     try require(Double(config.noise_std), "noise_std", atLeast: 0)
     if (noise == .gaussian) != (config.noise_std > 0) {
-      throw .invalid("noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
+      throw .invalid(
+        "noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
     }
     noiseDeviation = config.noise_std
     try requireShare(Double(config.jitter), "jitter")
@@ -24,7 +25,8 @@ extension Exploration {
     batchNorm = try BatchNorm(config)
     randomSecond = try flag(config.random_second, "random_second")
     if randomSecond && (config.top_k != 2 || router != .tokenChoice) {
-      throw .invalid("random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
+      throw .invalid(
+        "random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
     }
   }
 }
@@ -63,7 +65,8 @@ extension DynamicK {
     }
     let rule: Rule = try named(config.dynamic_k, "dynamic_k", "moe_dynamic_k")
     if router != .tokenChoice {
-      throw .invalid("dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
+      throw .invalid(
+        "dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
     }
     if config.dynamic_value == 0 && rule != .complexity {
       throw .invalid("dynamic_value = 0, but dynamic_k = \(Int(config.dynamic_k)) needs one above 0")
@@ -90,10 +93,13 @@ extension Warmup {
       )
     }
     if config.n_groups != 0 {
-      throw .invalid("warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed")
+      throw .invalid(
+        "warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed"
+      )
     }
     if router == .hash || router == .external {
-      throw .invalid("warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
+      throw .invalid(
+        "warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
     }
     self.init(steps: Int(config.warmup_steps), start: Int(start))
   }

@@ -57,7 +57,9 @@ extension TokenChoice {
     switch router {
     case .tokenChoice: break
     case .hierarchical:
-      guard let groups else { throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups") }
+      guard let groups else {
+        throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
+      }
       if groups.best > 1 { throw no("group_top_m") }
       if groups.excludedAreZero { throw no("group_mask") }
       let perGroup = Int(config.top_k) / groups.chosen
@@ -65,7 +67,8 @@ extension TokenChoice {
         throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
       }
       if perGroup > Int(config.n_experts) / groups.count {
-        throw .invalid("top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
+        throw .invalid(
+          "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
       }
     case .external:
       if groups != nil { throw no("n_groups") }
