@@ -113,7 +113,7 @@ public func moe_layer_backward(
       }
       dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
       if dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
-        throw .badState("options.d_expert_weights: forward was given no expert_weights")
+        throw .invalid("options.d_expert_weights: forward was given no expert_weights")
       }
     }
     let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
