@@ -85,7 +85,8 @@ struct GroupList {
     }
     var own = config.n_expert_groups > 0 ? config.expert_groups![0] : moe_expert_group(describedBy: config)
     if !groups[0].multiplies {
-      throw .invalid("n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
+      throw .invalid(
+        "n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
     }
     own.n_experts = config.n_shared_experts
     if config.shared_intermediate_size != 0 { own.intermediate_size = config.shared_intermediate_size }
