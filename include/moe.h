@@ -262,7 +262,7 @@ typedef enum moe_dynamic_k {
 } moe_dynamic_k;
 
 /** The room C of an expert, for T (valid) tokens; f is capacity_factor, 1 where nothing else is said.  int is towards 0,
- *  // rounds down.  min_capacity, where it is set, is the least C of every formula. */
+ *  // rounds down.  min_capacity, where it is set, is the least C of every formula but CONSTANT. */
 typedef enum moe_capacity {
   MOE_CAPACITY_NONE = 0,
   MOE_CAPACITY_CONSTANT = 1,    /**< capacity; with capacity_per_sequence as Switch in transformers */
@@ -668,7 +668,8 @@ MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **
 
 MOE_API void moe_tape_free(moe_tape *tape);
 
-/** The experts that the tokens of one call chose: recorded by one forward, replayed by others, saved and loaded.
+/** The experts that the tokens of one call used: recorded by one forward, replayed by others, saved and loaded.  (After
+ *  MOE_OVERFLOW_NEXT_BEST these are not all those chosen: a replay has the same y, but losses count the experts used.)
  *  [T,C] as in moe_report, but a choice of expert e that was dropped is -2 - e and not -1: it is not computed in a replay
  *  either, and counts in the divisor of the others' weights as it did (see moe_renormalize). */
 typedef struct moe_routing moe_routing;
