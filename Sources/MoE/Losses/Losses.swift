@@ -20,14 +20,14 @@ extension Report {
   /// `slopes` where there will be a backward.
   init(
     _ c: Configuration, _ call: Call, _ kernels: UnsafePointer<moei_kernels>, _ route: RouterForward,
-    dispatch: Dispatch, _ statistics: CallStatistics, _ slopes: LossSlopes?
+    _ statistics: CallStatistics, _ slopes: LossSlopes?
   ) {
     let routing = route.routing
     let mean = statistics.meanProbability
     mean.initialize(repeating: 0, count: c.experts)
     statistics.losses.initialize(repeating: 0, count: c.lossCount)
     slopes?.clear(c)
-    dropped = statistics.count(routing, dispatch)
+    dropped = statistics.count(routing)
     load = Load(statistics.computed, experts: c.experts)
     valid = routing.validCount.pointee
     if valid == 0 { return }

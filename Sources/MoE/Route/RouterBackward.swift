@@ -57,7 +57,7 @@ struct RouterBackward: Job {
   }
 
   /// The gradients of logits for all tokens, then the gates' own, then what flows on to x where the gate read something else.
-  func run(in context: ContextPointer, dispatch: Dispatch) throws(Fault) {
+  func run(in context: ContextPointer) throws(Fault) {
     try input.run(in: context, again: true)
     try context.run(blocks(of: routing.tokens), self)
     try addGradient(logits.gate, dLogits, in: context)
@@ -65,7 +65,7 @@ struct RouterBackward: Job {
     try addGradient(logits.noiseGate, dNoise, in: context)
     try addGradient(shared.gate, dShared, in: context)
     if let dFactors, !weightsAreGiven {
-      addExpertScaleGradient(dFactors, dispatch, experts: c.experts, to: parameters.grad(.expertScale)!)
+      addExpertScaleGradient(dFactors, routing, to: parameters.grad(.expertScale)!)
     }
     if let dInput {
       try context.run(blocks(of: routing.tokens), GateInputGradient(router: self, dInput: dInput))
