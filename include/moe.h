@@ -3,7 +3,7 @@
  * A layer of E experts reads T tokens of H features and writes T tokens of H features:
  *
  *     logits = x W_r^T + b_r                               x [T,H]   W_r [E,H]   logits [T,E]
- *     every token chooses its K best experts, with weights w [T,K]
+ *     every token chooses its K best experts, with weights w [T,K]       (moe_router has the other ways)
  *     y[t]   = sum over k of  w[t,k] * expert(i[t,k])(x[t])                      y [T,H]
  *
  * The library computes it forwards and backwards and steps an optimiser.  A first program:
@@ -31,9 +31,10 @@
  *   Ownership  what a ..._create function makes, the matching ..._free function frees; NULL is a no-op there.
  *              Handles may be freed in any order.  No pointer you pass is kept after the call returns, unless
  *              the comment says so.
- *   Threads    a layer's forward may run in several threads at once, each with its own tape and outputs.
- *              Backward calls on one layer take turns.  Everything that changes a handle (bind, zero_grad,
- *              optimiser steps, free) wants that handle, and the tensors it changes, for itself.
+ *   Threads    a layer's forward may run in several threads at once, each with its own tape and outputs (in training
+ *              not with router_batch_norm or warmup_steps, which keep what they have seen).  Backward calls on one
+ *              layer take turns.  Everything that changes a handle (bind, zero_grad, optimiser steps, free) wants that
+ *              handle, and the tensors it changes, for itself.
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *
@@ -42,8 +43,10 @@
  *
  * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
  * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
- * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668; [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022]
- * arXiv:2202.09368; [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415; [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
+ * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668;
+ * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
+ * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
+ * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -206,8 +209,8 @@ MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
 /** A router, E experts and their parameters.  Keeps its context alive. */
 typedef struct moe_layer moe_layer;
 
-/** Where the weights of the K chosen experts come from.  The choice is the same in both: the K largest logits, the
- *  lowest index first among equals. */
+/** What the weights of the chosen experts are made from.  TOPK_SOFTMAX, TOPK_SIGMOID and SPARSEMIXER choose by the logits,
+ *  the other two by the scores; see moe_layer_config. */
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
   MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
@@ -258,18 +261,22 @@ typedef enum moe_dynamic_k {
   MOE_DYNAMIC_K_COMPLEXITY = 3 /**< for all tokens of the call  floor(mean norm of x / dynamic_value) */
 } moe_dynamic_k;
 
-/** The room C of an expert, for T (valid) tokens; f is capacity_factor.  int is towards 0, // rounds down. */
+/** The room C of an expert, for T (valid) tokens; f is capacity_factor, 1 where nothing else is said.  int is towards 0,
+ *  // rounds down.  min_capacity, where it is set, is the least C of every formula. */
 typedef enum moe_capacity {
   MOE_CAPACITY_NONE = 0,
   MOE_CAPACITY_CONSTANT = 1,    /**< capacity; with capacity_per_sequence as Switch in transformers */
   MOE_CAPACITY_MEGATRON = 2,    /**< ceil(T K / E * f) */
   MOE_CAPACITY_DEEPSPEED = 3,   /**< max(ceil(T K / E * f), min_capacity), min_capacity 4 */
   MOE_CAPACITY_MEGABLOCKS = 4,  /**< int(f K T / E) */
-  MOE_CAPACITY_TUTEL = 5,       /**< K int(f ceil(T / E)); f = 0: what the fullest needs; f < 0: the smaller of both, by |f| */
+  MOE_CAPACITY_TUTEL = 5,       /**< K int(f ceil(T / E)); f 0, its own: what the fullest needs; f < 0: the smaller of both,
+                                     by |f| */
   MOE_CAPACITY_FASTMOE = 6,     /**< ceil(f T) K // E; f 1.2, in evaluation 2.4 */
   MOE_CAPACITY_LUCIDRAINS = 7,  /**< max(min(T, int(T f / E)), min_capacity); f 1.25, in evaluation 2; min_capacity 4 */
-  MOE_CAPACITY_NLLB = 8,        /**< 2 ceil(T / E); in evaluation, with eval_capacity_factor, ceil(f T) */
-  MOE_CAPACITY_FLAXFORMER = 9,  /**< max(round(f T / E), min_capacity), halves to even; f 1.25, in evaluation 2; min_capacity 4 */
+  MOE_CAPACITY_NLLB = 8,        /**< 2 ceil(T / E); in evaluation, with eval_capacity_factor f, ceil(f T); capacity_factor
+                                     is 0 */
+  MOE_CAPACITY_FLAXFORMER = 9,  /**< max(round(f T / E), min_capacity), halves to even; f 1.25, in evaluation 2;
+                                     min_capacity 4 */
   MOE_CAPACITY_CLASSIC = 10,    /**< int(f T / E); f 1.25 */
   MOE_CAPACITY_CLASSIC_TOTAL = 11 /**< int(f T); f 1.25 */
 } moe_capacity;
@@ -316,7 +323,8 @@ typedef enum moe_loss {
   MOE_LOSS_MEGATRON = 7,           /**< E / K sum f_e P_e, P of the scores (not MOE_SCORE_IDENTITY), divided by their sum
                                         + 1e-20; f from the K largest scores; balanced 1 */
   MOE_LOSS_MEGATRON_SEQUENCE = 8,  /**< the mean of that over sequences; balanced 1 */
-  MOE_LOSS_MEGATRON_GLOBAL = 9,    /**< the same with f from moe_forward_options.global_counts; balanced 1 */
+  MOE_LOSS_MEGATRON_GLOBAL = 9,    /**< E sum g_e P_e, g_e the share of e in all choices, this call's and
+                                        moe_forward_options.global_counts together; balanced 1 */
   MOE_LOSS_VARIANCE = 10,          /**< unbiased variance of the counts / (T K / E)^2; no gradient; balanced 0 */
   MOE_LOSS_IMPORTANCE = 11,        /**< CV^2 of the sums of weights; CV^2(v) = unbiased variance / (mean^2 + 1e-10);
                                         balanced 0 [Shazeer 2017] */
@@ -344,7 +352,7 @@ typedef enum moe_score {
   MOE_SCORE_IDENTITY = 3       /**< z_e */
 } moe_score;
 
-/** What is done to chosen probabilities (nothing is left to do after MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX). */
+/** What is done to the values of the chosen experts (nothing is left to do after MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX). */
 typedef enum moe_normalize {
   MOE_NORMALIZE_SUM = 0, /**< divided by their sum, so that a token's weights add up to 1 */
   MOE_NORMALIZE_NONE = 1, /**< used as they are */
@@ -376,8 +384,8 @@ typedef enum moe_expert_kind {
   MOE_EXPERT_GATED = 1, /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
                              with clamps: see glu_limit */
   MOE_EXPERT_LINEAR = 2, /**< W x + b: no inner features, no activation, no dropout */
-  MOE_EXPERT_IDENTITY = 3, /**< x; as the next two only in expert_groups, without parameters (LongCat-Flash) */
-  MOE_EXPERT_ZERO = 4,     /**< 0 [MoE++ 2024] */
+  MOE_EXPERT_IDENTITY = 3, /**< x, without parameters; as the next two only in expert_groups (LongCat-Flash) */
+  MOE_EXPERT_ZERO = 4,     /**< 0, without parameters [MoE++ 2024] */
   MOE_EXPERT_CONSTANT = 5  /**< a trained vector experts.G.constant [n,H], 0 at first, whatever x is */
 } moe_expert_kind;
 
@@ -405,7 +413,8 @@ typedef struct moe_expert_group {
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
-  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1; linear experts have none: 0 or H */
+  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1; linear experts have none: 0 or H; 0
+                                  with expert_groups */
   int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
   int64_t top_k;             /**< K, 1 to E */
   int32_t router_weights;    /**< a moe_router_weights */
@@ -418,7 +427,7 @@ typedef struct moe_layer_config {
   float dropout;             /**< share of the experts' inner activations dropped in training, [0, 1) */
   float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
   float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
-  uint64_t seed;             /**< of the initial parameters and of dropout */
+  uint64_t seed;             /**< of the initial parameters and of all that is random */
   int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
   int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx; goes with either weight_dtype */
   float glu_limit;           /**< L of gated experts, >= 0; 0 = no clamps; see below */
@@ -429,9 +438,9 @@ typedef struct moe_layer_config {
    *   chosen = the K largest of s + selection bias, within the top_groups best of n_groups
    *   v = s of the chosen, without the bias, or as router_weights says
    *   w = v / D * routed_scale * expert scale         D as router_normalize says
-   * With the weights from the logits (TOPK_...) the choice goes by the logits too, in place of s.
-   * A logit of minus infinity means "never", whatever the bias. */
-  int32_t score;           /**< a moe_score; SOFTMAX with TOPK_... weights */
+   * With the weights from the logits (TOPK_..., SPARSEMIXER) the choice goes by the logits too, in place of s.
+   * Among equals the lowest index is first.  A logit of minus infinity means "never", whatever the bias. */
+  int32_t score;           /**< a moe_score; SOFTMAX with TOPK_... and SPARSEMIXER weights */
   int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
                                 gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
   int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
@@ -462,13 +471,13 @@ typedef struct moe_layer_config {
   int32_t noise;            /**< a moe_noise */
   float noise_std;          /**< of MOE_NOISE_GAUSSIAN, > 0; the classic value is 0.01 */
   float jitter;             /**< x is multiplied by numbers from 1 - jitter to 1 + jitter, for the gate; [0, 1) */
-  int32_t jitter_experts;   /**< 1 = for the experts too (Mixtral) */
-  float router_dropout;     /**< [0, 1) */
+  int32_t jitter_experts;   /**< 1 = for the chosen and the shared experts too (Mixtral) */
+  float router_dropout;     /**< share that is 0, [0, 1); the rest is divided by 1 - router_dropout */
   int32_t router_dropout_on; /**< a moe_router_dropout */
   int32_t router_batch_norm; /**< 1 = the gate reads (x - mean) / sqrt(variance + epsilon) * router.norm.weight [H] +
                                   router.norm.bias [H]: of the call's tokens in training, of router.norm.running_mean and
-                                  running_var [H] (without gradients) in evaluation.  A training forward changes those,
-                                  so it wants the layer for itself. */
+                                  running_var [H] (without gradients) in evaluation; 1, 0, 0 and 1 at first.  A training
+                                  forward changes those, so it wants the layer for itself. */
   float batch_norm_momentum; /**< [0, 1]; 0 = 0.1 */
   float batch_norm_epsilon;  /**< > 0; 0 = 1e-5 */
   int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
@@ -476,8 +485,8 @@ typedef struct moe_layer_config {
   int32_t min_k;             /**< 0 = 1; at most top_k */
   int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
                                   the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
-                                  notes it in router.active_experts [1] (no gradient), which evaluation follows, and so wants the
-                                  layer for itself.  0 = none */
+                                  notes it in router.active_experts [1] (no gradient), which evaluation follows, and so
+                                  wants the layer for itself.  The others' logits are minus infinity.  0 = none */
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
@@ -489,8 +498,9 @@ typedef struct moe_layer_config {
   int32_t drop;                /**< a moe_drop */
   int32_t overflow;            /**< a moe_overflow */
   int32_t renormalize;         /**< a moe_renormalize */
-  int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C tokens chose has room for
-                                    adaptive_high_factor C, one that fewer than adaptive_low C chose for adaptive_low_factor C */
+  int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C choices fell on has room for
+                                    adaptive_high_factor C, one with fewer than adaptive_low C for adaptive_low_factor C;
+                                    both rounded down */
   double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
   double adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
   const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random by
@@ -530,6 +540,7 @@ MOE_API void moe_layer_config_init(moe_layer_config *config, size_t struct_size)
 /** Create a layer with initialised parameters.
  *  Router weight: normal, standard deviation 1/sqrt(H) (Kaiming, fan in).  Expert weights: uniform within
  *  sqrt(6 / (fan_in + fan_out)) (Xavier), each expert by itself.  Biases: uniform within 1/sqrt(fan_in), as PyTorch does.
+ *  The coarse gate and that of shared experts as the router; other parameters as they are described where they are turned on.
  *  Numbers come from Philox4x32-10 keyed by (seed, tensor, element): the same seed gives the same bits everywhere.
  *  Bfloat16 weights are those numbers rounded.
  *  @param context [in] is kept alive by the layer.
@@ -657,7 +668,9 @@ MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **
 
 MOE_API void moe_tape_free(moe_tape *tape);
 
-/** The experts that the tokens of one call used: recorded by one forward, replayed by others, saved and loaded. */
+/** The experts that the tokens of one call chose: recorded by one forward, replayed by others, saved and loaded.
+ *  [T,C] as in moe_report, but a choice of expert e that was dropped is -2 - e and not -1: it is not computed in a replay
+ *  either, and counts in the divisor of the others' weights as it did (see moe_renormalize). */
 typedef struct moe_routing moe_routing;
 
 /** Create an empty record; free it with moe_routing_free.  Keeps its context alive; grows to the largest call.
@@ -676,29 +689,32 @@ MOE_API MOE_CHECK moe_status moe_routing_saved_size(const moe_routing *routing, 
 MOE_API MOE_CHECK moe_status moe_routing_save(const moe_routing *routing, void *memory, size_t size);
 
 /** Read what moe_routing_save wrote.  Checked whole before the record changes.
- *  @return MOE_OK, INVALID_ARGUMENT (not a record, cut off, or changed), OUT_OF_MEMORY. */
+ *  @return MOE_OK, INVALID_ARGUMENT (not a record, cut off, changed, or with numbers that are neither -1, nor e, nor
+ *          -2 - e of an expert e), OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_routing_load(moe_routing *routing, const void *memory, size_t size);
 
 typedef struct moe_forward_options {
   size_t struct_size;
   uint64_t step;     /**< which training step this is, below 2^56: random numbers differ from step to step, and only by this
                           number */
-  int32_t training;  /**< 1 = dropout and exploration act; 0 = they do not */
+  int32_t training;  /**< 1 = dropout, exploration and Sinkhorn's iteration act; 0 = they do not, and capacity goes by
+                          eval_capacity_factor */
   int32_t reserved;  /**< 0 */
   const uint8_t *valid_mask;     /**< [T], nullable: 1 = a real token, 0 = padding, which no expert sees: its y and dx are 0,
                                       and it counts nowhere.  Its x must be finite all the same. */
   const int64_t *token_ids;      /**< [T], 0 to vocabulary_size - 1; of MOE_ROUTER_HASH, else NULL */
   const int32_t *expert_indices; /**< [T,K], nullable: the choice is this, -1 for none, and nothing is dropped; a token may
-                                      name an expert twice.  Required by MOE_ROUTER_EXTERNAL. */
+                                      name an expert twice.  Required by MOE_ROUTER_EXTERNAL, refused by
+                                      MOE_ROUTER_EXPERT_CHOICE, which takes a replay. */
   const float *expert_weights;   /**< [T,K], with expert_indices: the weights too, which are then constants to the router
                                       (see moe_backward_options); NULL = as the router weighs.  Required by
                                       MOE_ROUTER_EXTERNAL. */
   int64_t sequence_length;       /**< tokens of each sequence, a divisor of T; 0 = T, one sequence */
   const int64_t *global_counts;  /**< [E], of MOE_LOSS_MEGATRON_GLOBAL: choices counted elsewhere (earlier micro-batches,
                                       other ranks); this call's are added.  NULL = none */
-  moe_routing *record;           /**< [out], nullable: gets the experts that each token used */
-  const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens and
-                                      choices */
+  moe_routing *record;           /**< [out], nullable: gets the experts that each token chose */
+  const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens,
+                                      choices and experts */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
@@ -708,7 +724,8 @@ typedef struct moe_forward_options {
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
 
 /** Losses and statistics of one forward call.  Scalars are written; arrays are written where the caller gives memory.
- *  C choices a token: K, or E for MOE_ROUTER_EXPERT_CHOICE, whose choice number e is expert e or none. */
+ *  C choices a token: K, or E for MOE_ROUTER_EXPERT_CHOICE, whose choice number e is expert e or none.  Shared experts are
+ *  in none of it. */
 typedef struct moe_report {
   size_t struct_size;
   float balance_loss; /**< MOE_LOSS_BALANCE.  0 for T = 0. */
@@ -717,12 +734,14 @@ typedef struct moe_report {
                            add it to the objective */
   float entropy;      /**< mean over tokens of -sum p ln p of the router's softmax, in nats: 0 to ln E */
   int64_t *tokens_per_expert; /**< [E], nullable: how many tokens e computes (dropped ones are not among them) */
-  float *mean_probability;    /**< [E], nullable: P_e */
-  int32_t *expert_indices;    /**< [T,C], nullable: chosen experts, best first; -1 for a choice that was dropped or is none */
+  float *mean_probability;    /**< [E], nullable: P_e, the mean of the router's softmax over the valid tokens; 0 without a
+                                   gate, as are entropy, balance_loss and z_loss */
+  int32_t *expert_indices;    /**< [T,C], nullable: chosen experts, best first (of MOE_ROUTER_HIERARCHICAL within each group);
+                                   -1 for a choice that was dropped or is none */
   float *expert_weights;      /**< [T,C], nullable: their weights; 0 for those */
   int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
   float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
-  int64_t n_dropped;           /**< their sum */
+  int64_t n_dropped;           /**< the sum of dropped_per_expert */
   int64_t n_valid;             /**< tokens that are no padding */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
   float variation;             /**< their standard deviation / mean (CV) */
@@ -739,14 +758,14 @@ MOE_API void moe_report_init(moe_report *report, size_t struct_size);
 /** y = layer(x).
  *  @param layer    [in]
  *  @param x        [in]  [T,H] of the layer's io_dtype; may be NULL when T = 0
- *  @param n_tokens [in]  T >= 0, T * K < 2^31
+ *  @param n_tokens [in]  T >= 0, T * (C + S) < 2^31, C the choices of a token (see moe_report), S the shared experts
  *  @param options  [in, nullable] NULL = evaluation
  *  @param y        [out] [T,H] of the same dtype; overlaps neither x nor a parameter
  *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
  *  @param report   [out, nullable]
  *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
- *  and so are fewer than K experts above minus infinity.
- *  Thread-safe with distinct tapes, outputs and reports.
+ *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
+ *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
  *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
  *          error this layer's tape is empty. */
@@ -758,8 +777,8 @@ typedef struct moe_backward_options {
   size_t struct_size;
   const float *d_mean_probability; /**< [E], nullable: gradient of the objective with respect to mean_probability, for losses
                                         of your own and moe_pooled_balance_loss; without a gate it goes nowhere */
-  float *d_expert_weights;         /**< [out] [T,K], nullable: gradient with respect to the weights that forward was given;
-                                        overwritten; only for such a call */
+  float *d_expert_weights;         /**< [out] [T,K], nullable: gradient with respect to the weights that forward was given, 0
+                                        where there was no expert; overwritten; refused after any other forward */
 } moe_backward_options;
 
 #define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL }
@@ -775,8 +794,8 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  @param d_aux_loss [in]  gradient of the objective with respect to aux_loss: 1 when it is simply added
  *  @param dx         [out, nullable] [T,H] of the same dtype, overwritten; overlaps neither x, dy, a parameter nor a gradient
  *  @param options    [in, nullable]
- *  The routing is replayed, not decided again.  Choices and counts are constants: the router learns through the weights
- *  of the chosen experts, the probabilities in balance_loss, and z_loss.
+ *  The routing is replayed, not decided again, and random numbers are drawn again as they were.  Choices and counts are
+ *  constants: the router learns through the weights of the chosen experts and through the losses.
  *  Calls on one layer take turns.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
  *          (gradients are then partly added: zero them). */

@@ -41,8 +41,6 @@ extension Configuration {
     Draws(kernels: kernels, seed: seed, step: call.step, training: call.training)
   }
 
-  /// Rows that a call's tokens have at most.
-
   /// Whether a choice may come without a row.
   func mayLeaveSlotsEmpty(_ call: Call) -> Bool {
     call.validMask != nil || call.givenIndices != nil || router == .expertChoice || dynamicK != nil || capacity != nil

@@ -123,10 +123,10 @@ struct RouteTokens: Job {
   }
 
   func throwFailure() throws(Fault) {
-    for block in 0..<blocks(of: call.tokens) where failures[block].token >= 0 { throw fault(failures[block]) }
+    for block in 0..<blocks(of: call.tokens) where failures[block].token >= 0 { throw Self.fault(failures[block], c) }
   }
 
-  private func fault(_ failure: RoutingFailure) -> Fault {
+  static func fault(_ failure: RoutingFailure, _ c: Configuration) -> Fault {
     let (token, expert) = (failure.token, failure.expert)
     switch failure.reason {
     case .logit:
@@ -164,7 +164,7 @@ struct RouteTokens: Job {
         t, row: inBlock, row, deviations: logits.learned(lane).map { UnsafePointer($0 + inBlock * e) }, lane)
       let p = routing.probabilities + t * e
       kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
-      if c.router == .expertChoice { selection.fill(allValues + t * e, logits: row, probabilities: p) }
+      if keepsAll { measureForAll(t, row, p) }
     }
     if let failure = choice.choose(
       TokenBlock(
@@ -174,6 +174,16 @@ struct RouteTokens: Job {
       failures[block] = failure
     } else if weighsNow {
       weigh(block, c.hasGate ? UnsafePointer(z) : nil, lane)
+    }
+  }
+
+  /// What choices for all tokens together begin with; other choices write it themselves.
+  private func measureForAll(_ t: Int, _ z: UnsafePointer<Float>, _ p: UnsafePointer<Float>) {
+    let values = allValues + t * c.experts
+    switch choice {
+    case .experts: selection.fill(values, logits: z, probabilities: p)
+    case .sinkhorn: for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
+    default: break
     }
   }
 

@@ -10,6 +10,7 @@ struct SinkhornChoice {
   private let rowScales: UnsafeMutablePointer<Double>  // [T]
   private let columnScales: UnsafeMutablePointer<Double>  // [E]
   private let sums: UnsafeMutablePointer<Double>  // [E]
+  /// p, or minus infinity where the logit is; then times the columns' scales.
   private let values: UnsafeMutablePointer<Float>  // [T,E]
   private let best: UnsafeMutablePointer<Float>  // [lanes, K]
 
@@ -34,6 +35,12 @@ struct SinkhornChoice {
   func run(in context: ContextPointer) throws(Fault) {
     iterate()
     try context.run(blocks(of: routing.tokens), self)
+    for t in 0..<routing.tokens where routing.isValid(t) {
+      let last = Int(routing.indices[t * routing.slots + c.topK - 1])
+      if values[t * c.experts + last] == -.infinity {
+        throw RouteTokens.fault(RoutingFailure(token: t, reason: .tooFewLeft), c)
+      }
+    }
   }
 
   private func iterate() {
@@ -63,8 +70,10 @@ extension SinkhornChoice: Job {
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let best = best + lane.pointee.index * c.topK
     for t in rows(ofBlock: block, in: routing.tokens) where routing.isValid(t) {
-      let (p, values) = (routing.probabilities + t * c.experts, values + t * c.experts)
-      for e in 0..<c.experts { values[e] = p[e] == 0 ? -.infinity : Float(columnScales[e] * Double(p[e])) }
+      let values = values + t * c.experts
+      for e in 0..<c.experts where values[e] != -.infinity {
+        values[e] = Float(columnScales[e] * Double(values[e]))
+      }
       kernels.pointee.top_k(
         Int64(c.experts), Int64(c.topK), values, routing.indices + t * routing.slots, best)
     }

@@ -1,4 +1,4 @@
-/// How a token's K experts are chosen and weighed. One set of options covers the routers of the field; docs/functions.md
+/// How a token's K experts are chosen and weighed. One set of options covers the routers of the field; docs/presets.md
 /// says which model sets what.
 ///
 ///     s = score(z)                             z [E] the token's logits

@@ -1,4 +1,4 @@
-"""The Python programs of the READMEs run as they stand there; so do the examples in the docstrings."""
+"""The Python programs of the documents run as they stand there; so do the examples in the docstrings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 
 
-def run_programs(readme: Path) -> None:
+def run_programs(page: Path) -> None:
     """One after the other, as a reader would type them."""
-    programs = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert programs, f"{readme} shows no Python"
+    programs = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert programs, f"{page} shows no Python"
     names: dict[str, object] = {}
     for program in programs:
-        exec(compile(program, str(readme), "exec"), names)
+        exec(compile(program, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("readme", ["README.md", "bindings/python/README.md"])
-def test_the_programs_run(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "bindings/python/README.md", "docs/routing.md", "docs/losses.md", "docs/numerics.md"],
+)
+def test_the_programs_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_programs(CHECKOUT / readme)
+    run_programs(CHECKOUT / page)
 
 
 def test_the_training_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
