@@ -2,8 +2,7 @@
 /// rows of its expert. Within an expert rows are in ascending token order, so that sums over rows are too. Choices that
 /// are none, or were dropped, have no row.
 struct Dispatch {
-  let tokens: Int  // of a chunk, at most
-  let mostRows: Int
+  let size: ChunkSize
   let offsets: UnsafeMutablePointer<Int32>  // [experts + 1]: expert e has rows offsets[e] ..< offsets[e+1]
   let rowOfPair: UnsafeMutablePointer<Int32>  // [tokens, slots], counted from the chunk's first; noRow where there is none
   let pairOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
@@ -13,16 +12,14 @@ struct Dispatch {
 
   static var noRow: Int32 { -1 }
 
-  /// For chunks of so many tokens.
-  init(_ arena: inout Arena, _ c: Configuration, mostRows: Int, tokens: Int) {
-    self.tokens = tokens
-    self.mostRows = mostRows
+  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize) {
+    self.size = size
     experts = c.experts + c.shared
     offsets = arena.take(Int32.self, experts + 1)
-    rowOfPair = arena.take(Int32.self, tokens, c.slots)
-    pairOfRow = arena.take(Int32.self, mostRows)
-    tokenOfRow = arena.take(Int32.self, mostRows)
-    weightOfRow = arena.take(Float.self, mostRows)
+    rowOfPair = arena.take(Int32.self, size.tokens, c.slots)
+    pairOfRow = arena.take(Int32.self, size.mostRows)
+    tokenOfRow = arena.take(Int32.self, size.mostRows)
+    weightOfRow = arena.take(Float.self, size.mostRows)
   }
 
   /// A counting sort by expert: stable, O(tokens slots + E).
@@ -64,7 +61,7 @@ struct Dispatch {
   /// What the experts of a group see.
   func rows(of group: ExpertGroup) -> GroupRows {
     GroupRows(
-      most: group.isShared ? tokens * group.experts : mostRows, offsets: offsets + group.first, pairOfRow: pairOfRow,
+      most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
       tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
   }
 }

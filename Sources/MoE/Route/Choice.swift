@@ -21,8 +21,9 @@ enum Choice {
 
   init(_ arena: inout Arena, _ inputs: Inputs) {
     let (c, context, routing) = (inputs.c, inputs.context, inputs.routing)
-    if let given = inputs.call.givenIndices {
-      self = .given(GivenChoice(c: c, routing: routing, indices: given))
+    // A call that is only planned may come without its arrays.
+    if inputs.call.givenIndices != nil || c.router == .external {
+      self = .given(GivenChoice(c: c, routing: routing, indices: inputs.call.givenIndices))
       return
     }
     switch (c.router, c.choice.groups) {
@@ -34,7 +35,7 @@ enum Choice {
         HierarchicalChoice(
           &arena, c, groups, context: context, routing: routing, hierarchy: Hierarchy(c, groups, context.kernels)))
     case (.hash, _):
-      self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds!))
+      self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds))
     case (.sinkhorn, _) where inputs.call.training:
       self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing, values: inputs.values))
     default:

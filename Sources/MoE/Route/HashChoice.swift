@@ -5,7 +5,7 @@ struct HashChoice {
   let c: Configuration
   let routing: Routing
   let table: UnsafePointer<Int32>  // [V,K]
-  let tokenIds: UnsafePointer<Int64>  // [T], checked
+  let tokenIds: UnsafePointer<Int64>?  // [T], checked
 
   func choose(_ block: TokenBlock) -> RoutingFailure? {
     for t in block.tokens where routing.isValid(t) {
@@ -13,7 +13,7 @@ struct HashChoice {
         let z = block.logits + (t - block.tokens.lowerBound) * c.experts
         (kept + t * c.experts).update(from: z, count: c.experts)
       }
-      (routing.indices + t * routing.slots).update(from: table + Int(tokenIds[t]) * c.topK, count: c.topK)
+      (routing.indices + t * routing.slots).update(from: table + Int(tokenIds![t]) * c.topK, count: c.topK)
     }
     return nil
   }
