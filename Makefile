@@ -4,7 +4,7 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo test lint bench bench-peers test-asan test-tsan check-arm64 install clean
+.PHONY: help lib demo study test lint bench bench-peers test-asan test-tsan check-arm64 install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include/moe.h
 
 demo: ## train a language model on real text
 	scripts/demo
+
+study: ## compare the routing schemes on real text
+	scripts/study
 
 test: ## everything a merge has to pass
 	scripts/test

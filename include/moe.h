@@ -271,7 +271,7 @@ typedef enum moe_dynamic_k {
 } moe_dynamic_k;
 
 /** The room C of an expert, for T (valid) tokens; f is capacity_factor, 1 where nothing else is said.  int is towards 0,
- *  // rounds down.  min_capacity, where it is set, is the least C of every formula. */
+ *  // rounds down.  min_capacity, where it is set, is the least C of every formula but CONSTANT. */
 typedef enum moe_capacity {
   MOE_CAPACITY_NONE = 0,
   MOE_CAPACITY_CONSTANT = 1,    /**< capacity; with capacity_per_sequence as Switch in transformers */
@@ -457,7 +457,7 @@ typedef struct moe_layer_config {
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
-  int32_t epsilon_form;    /**< a moe_epsilon */
+  int32_t epsilon_form;    /**< a moe_epsilon; 0 without normalize_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
   float routed_scale;      /**< > 0; 0 = 1 */
   int32_t router;          /**< a moe_router */
@@ -499,7 +499,7 @@ typedef struct moe_layer_config {
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
   int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
-  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0 */
+  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
   int32_t capacity_formula;    /**< a moe_capacity */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
   double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */
@@ -691,7 +691,8 @@ typedef enum moe_tape_policy {
   MOE_TAPE_LEAN = 2  /**< nothing: backward computes them again from x, with the same bits */
 } moe_tape_policy;
 
-/** The experts that the tokens of one call chose: recorded by one forward, replayed by others, saved and loaded.
+/** The experts that the tokens of one call used: recorded by one forward, replayed by others, saved and loaded.  (After
+ *  MOE_OVERFLOW_NEXT_BEST these are not all those chosen: a replay has the same y, but losses count the experts used.)
  *  [T,C] as in moe_report, but a choice of expert e that was dropped is -2 - e and not -1: it is not computed in a replay
  *  either, and counts in the divisor of the others' weights as it did (see moe_renormalize). */
 typedef struct moe_routing moe_routing;

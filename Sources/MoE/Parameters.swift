@@ -157,7 +157,8 @@ struct Parameters {
 
   func allocate(_ c: Configuration, allocator: Allocator) throws(Fault) {
     let (e, h) = (c.experts, c.hidden)
-    func add(_ role: Role, _ name: StaticString, _ rows: Int, _ columns: Int? = nil, buffer: Bool = false) throws(Fault) {
+    func add(_ role: Role, _ name: StaticString, _ rows: Int, _ columns: Int? = nil, buffer: Bool = false) throws(Fault)
+    {
       try self.add(
         role, "", nil, name, (rows, columns ?? 1, 1), rank: columns == nil ? 1 : 2, .f32,
         gradient: c.trainable && !buffer, allocator)

@@ -88,19 +88,22 @@ extension Call {
       }
       givenIndices = record.indices
     } else if options.expert_indices != nil && tokens > 0 {
+      if c.router == .expertChoice {
+        throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
+      }
       let indices = try required(options.expert_indices, "options.expert_indices")
       for pair in 0..<tokens * c.choices where indices[pair] < -1 || indices[pair] >= c.experts {
         throw .invalid(
           "options.expert_indices: \(Int(indices[pair])) of token \(pair / c.choices) is neither -1 nor one of n_experts = \(c.experts)"
         )
       }
-      if c.router == .expertChoice {
-        throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
-      }
       givenIndices = indices
     }
     if options.expert_weights != nil && tokens > 0 {
       if givenIndices == nil { throw .invalid("options.expert_weights is not NULL, but expert_indices is") }
+      if c.router == .expertChoice {
+        throw .invalid("options.expert_weights is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE")
+      }
       let weights = try required(options.expert_weights, "options.expert_weights")
       for pair in 0..<tokens * c.choices where !weights[pair].isFinite {
         throw Fault(.notFinite, "options.expert_weights: that of token \(pair / c.choices) is not finite")

@@ -11,21 +11,33 @@ extension Capacity {
     let formula: Formula = try named(config.capacity_formula, "capacity_formula", "moe_capacity")
     self.init(formula: formula)
     if router == .external {
-      throw .invalid("capacity_formula = \(Int(config.capacity_formula)), but router = MOE_ROUTER_EXTERNAL: its choices are final")
+      throw .invalid(
+        "capacity_formula = \(Int(config.capacity_formula)), but router = MOE_ROUTER_EXTERNAL: its choices are final")
     }
     let largest = Int(Int32.max)
     if formula == .constant {
-      try require(Int(config.capacity), "capacity", from: 1, to: largest)
+      guard config.capacity >= 1 && config.capacity <= largest else {
+        throw .invalid(
+          "capacity = \(Int(config.capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT takes 1 to \(largest)")
+      }
+      if config.min_capacity != 0 {
+        throw .invalid(
+          "min_capacity = \(Int(config.min_capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT has capacity alone")
+      }
       constant = Int(config.capacity)
     } else if config.capacity != 0 {
-      throw .invalid("capacity = \(Int(config.capacity)), but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_CONSTANT")
+      throw .invalid(
+        "capacity = \(Int(config.capacity)), but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_CONSTANT"
+      )
     }
     try require(Int(config.min_capacity), "min_capacity", from: 0, to: largest)
     least = config.min_capacity == 0 ? nil : Int(config.min_capacity)
     factor = try factorOf(config.capacity_factor, "capacity_factor", config)
     evaluationFactor = try factorOf(config.eval_capacity_factor, "eval_capacity_factor", config)
     if formula == .nllb && factor != nil {
-      throw .invalid("capacity_factor = \(config.capacity_factor), but capacity_formula = MOE_CAPACITY_NLLB has eval_capacity_factor alone")
+      throw .invalid(
+        "capacity_factor = \(config.capacity_factor), but capacity_formula = MOE_CAPACITY_NLLB has eval_capacity_factor alone"
+      )
     }
     perSequence = try flag(config.capacity_per_sequence, "capacity_per_sequence")
     order = try named(config.drop, "drop", "moe_drop")
@@ -34,7 +46,9 @@ extension Capacity {
     adaptive = try Adaptive(config)
     if router == .expertChoice {
       let name: StaticString? =
-        order != .position ? "drop" : nextBest ? "overflow" : config.renormalize != 0 ? "renormalize" : adaptive != nil ? "adaptive_capacity" : nil
+        order != .position
+        ? "drop"
+        : nextBest ? "overflow" : config.renormalize != 0 ? "renormalize" : adaptive != nil ? "adaptive_capacity" : nil
       if let name { throw .invalid("\(name) has no use with router = MOE_ROUTER_EXPERT_CHOICE, which drops nothing") }
     }
   }
@@ -45,7 +59,9 @@ private func factorOf(_ value: Double, _ name: StaticString, _ config: moe_layer
   if value == 0 { return nil }
   guard value.isFinite else { throw .invalid("\(name) = \(value) is not finite") }
   if value < 0 && config.capacity_formula != Int32(MOE_CAPACITY_TUTEL.rawValue) {
-    throw .invalid("\(name) = \(value) is negative, but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_TUTEL")
+    throw .invalid(
+      "\(name) = \(value) is negative, but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_TUTEL"
+    )
   }
   if config.capacity_formula == Int32(MOE_CAPACITY_CONSTANT.rawValue) {
     throw .invalid("\(name) = \(value), but capacity_formula = MOE_CAPACITY_CONSTANT")
@@ -56,11 +72,21 @@ private func factorOf(_ value: Double, _ name: StaticString, _ config: moe_layer
 /// Without capacity every other field about it is 0.
 private func refuseAll(_ config: moe_layer_config) throws(Fault) {
   let name: StaticString? =
-    config.capacity != 0 ? "capacity" : config.min_capacity != 0 ? "min_capacity"
-    : config.capacity_factor != 0 ? "capacity_factor" : config.eval_capacity_factor != 0 ? "eval_capacity_factor"
-    : config.capacity_per_sequence != 0 ? "capacity_per_sequence" : config.drop != 0 ? "drop"
-    : config.overflow != 0 ? "overflow"
-    : config.adaptive_capacity != 0 ? "adaptive_capacity" : nil
+    config.capacity != 0
+    ? "capacity"
+    : config.min_capacity != 0
+      ? "min_capacity"
+      : config.capacity_factor != 0
+        ? "capacity_factor"
+        : config.eval_capacity_factor != 0
+          ? "eval_capacity_factor"
+          : config.capacity_per_sequence != 0
+            ? "capacity_per_sequence"
+            : config.drop != 0
+              ? "drop"
+              : config.overflow != 0
+                ? "overflow"
+                : config.adaptive_capacity != 0 ? "adaptive_capacity" : nil
   if let name { throw .invalid("\(name) is not 0, but capacity_formula = MOE_CAPACITY_NONE") }
   _ = try Capacity.Adaptive(config)
 }

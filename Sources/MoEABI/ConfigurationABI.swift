@@ -21,7 +21,8 @@ extension Configuration {
       throw .invalid("shared_gate = MOE_SHARED_RESIDUAL, but n_shared_experts = \(shared) is not 1")
     }
     if sharedGate == .residual && config.weight_on_input != 0 {
-      throw .invalid("shared_gate = MOE_SHARED_RESIDUAL beside weight_on_input = 1: which of them would the weights be on?")
+      throw .invalid(
+        "shared_gate = MOE_SHARED_RESIDUAL beside weight_on_input = 1: which of them would the weights be on?")
     }
     outputBias = try flag(config.output_bias, "output_bias")
 
@@ -36,7 +37,11 @@ extension Configuration {
     try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
     renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
     if renormalizeAfter && capacity == nil && !exploration.randomSecond {
-      throw .invalid("renormalize = 1, but capacity_formula = MOE_CAPACITY_NONE and random_second = 0: nothing is dropped")
+      throw .invalid(
+        "renormalize = 1, but capacity_formula = MOE_CAPACITY_NONE and random_second = 0: nothing is dropped")
+    }
+    if renormalizeAfter && !choice.dependsOnTheOthers {
+      throw .invalid("renormalize = 1, but router_normalize = MOE_NORMALIZE_NONE: nothing is divided")
     }
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
@@ -59,6 +64,7 @@ extension Configuration {
       if config.hash_table != nil { throw .invalid("hash_table is not NULL, but router is not MOE_ROUTER_HASH") }
       return
     }
+    if config.vocabulary_size == 0 { throw .invalid("vocabulary_size = 0, but router = MOE_ROUTER_HASH") }
     try require(Int(config.vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
     vocabulary = Int(config.vocabulary_size)
     let entries = try product(vocabulary, topK, "vocabulary_size * top_k")
@@ -74,9 +80,11 @@ extension Configuration {
     func refuse(_ name: StaticString) -> Fault {
       router == .external
         ? .invalid("\(name) has no use with router = MOE_ROUTER_EXTERNAL, which has no gate")
-        : .invalid("\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
+        : .invalid(
+          "\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
     }
     if routerBias { throw refuse("router_bias") }
+    if choice.score != .softmax { throw refuse("score") }
     if exploration.noise != .none { throw refuse("noise") }
     if exploration.jitter > 0 && !exploration.jitterExperts { throw refuse("jitter") }
     if exploration.dropout > 0 { throw refuse("router_dropout") }
@@ -91,6 +99,7 @@ extension Configuration {
       if config.losses != nil { throw .invalid("n_losses = 0, but losses is not NULL") }
       return
     }
+    if config.losses == nil { throw .invalid("n_losses = \(lossCount), but losses is NULL") }
     let terms = try required(config.losses, "losses")
     for i in 0..<lossCount {
       let loss: LossTerm.Kind = try named(terms[i].kind, "losses: kind", "moe_loss")
@@ -99,13 +108,18 @@ extension Configuration {
         throw .invalid("losses: kind = \(Int(terms[i].kind)) needs a gate's probabilities, but router has no gate")
       }
       if loss.needsNoise && (exploration.noise == .none || router != .tokenChoice) {
-        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))")
+        throw .invalid(
+          "losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))"
+        )
       }
       if loss.needsNoise && exploration.dropoutOnLogits {
-        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs all logits, but router_dropout_on = \(Int(config.router_dropout_on))")
+        throw .invalid(
+          "losses: kind = \(Int(terms[i].kind)) needs all logits, but router_dropout_on = \(Int(config.router_dropout_on))"
+        )
       }
       if loss.needsShares && choice.score == .identity {
-        throw .invalid("losses: kind = \(Int(terms[i].kind)) needs scores that are no less than 0, but score = \(Int(config.score))")
+        throw .invalid(
+          "losses: kind = \(Int(terms[i].kind)) needs scores that are no less than 0, but score = \(Int(config.score))")
       }
     }
     // The same layout, in the engine's name.

@@ -46,6 +46,9 @@ struct GroupList {
   }
 
   private mutating func fillFromList(_ config: moe_layer_config) throws(Fault) {
+    if config.expert_groups == nil {
+      throw .invalid("n_expert_groups = \(Int(config.n_expert_groups)), but expert_groups is NULL")
+    }
     let list = try required(config.expert_groups, "expert_groups")
     try requireZero(Int(config.intermediate_size), "intermediate_size")
     try requireZero(Int(config.expert_kind), "expert_kind")
@@ -57,7 +60,7 @@ struct GroupList {
     try requireZero(config.glu_offset, "glu_offset")
     var total = 0
     for g in 0..<Int(config.n_expert_groups) {
-      try require(Int(list[g].n_experts), "expert_groups: n_experts", from: 1, to: Int(config.n_experts))
+      try require(Int(list[g].n_experts), "expert_groups: n_experts", from: 1, to: Int(Int32.max))
       groups[g] = try ExpertGroup(list[g], config, shared: false)
       total += Int(list[g].n_experts)
     }
@@ -81,12 +84,13 @@ struct GroupList {
       return
     }
     var own = config.n_expert_groups > 0 ? config.expert_groups![0] : moe_expert_group(describedBy: config)
+    if !groups[0].multiplies {
+      throw .invalid(
+        "n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
+    }
     own.n_experts = config.n_shared_experts
     if config.shared_intermediate_size != 0 { own.intermediate_size = config.shared_intermediate_size }
     groups[count] = try ExpertGroup(own, config, shared: true)
-    if !groups[count].multiplies {
-      throw .invalid("n_shared_experts = \(Int(config.n_shared_experts)), but the first of expert_groups has no matrices")
-    }
     count += 1
   }
 }
@@ -119,9 +123,9 @@ extension ExpertGroup {
       throw .invalid("expert_kind = \(Int(group.expert_kind)) is not a moe_expert_kind")
     }
     let multiplies = kind == .mlp || kind == .gated || kind == .linear
-    let intermediate = try intermediateSize(group, config, kind)
-    try require(
-      intermediate, shared ? "shared_intermediate_size" : "intermediate_size", from: 1, to: Int(Int32.max))
+    let width: StaticString = shared ? "shared_intermediate_size" : "intermediate_size"
+    let intermediate = try intermediateSize(group, config, kind, width)
+    try require(intermediate, width, from: 1, to: Int(Int32.max))
     // 2^62 at most, so the first product fits; the largest tensor's bytes may not.
     let largestMatrix = Int(config.hidden_size) * intermediate
     let elements = try product(largestMatrix, Int(group.n_experts), "hidden_size * intermediate_size * n_experts")
@@ -132,7 +136,8 @@ extension ExpertGroup {
     try requireShare(Double(group.dropout), "dropout")
     if kind != .mlp && kind != .gated {
       if group.dropout != 0 {
-        throw .invalid("dropout = \(Double(group.dropout)), but expert_kind = \(Int(group.expert_kind)) has no inner features")
+        throw .invalid(
+          "dropout = \(Double(group.dropout)), but expert_kind = \(Int(group.expert_kind)) has no inner features")
       }
       if group.activation != 0 {
         throw .invalid(
@@ -141,7 +146,8 @@ extension ExpertGroup {
     }
     let hasBias = try bias(group.expert_bias, "expert_bias", default: multiplies && kind != .gated)
     if hasBias && !multiplies {
-      throw .invalid("expert_bias = \(Int(group.expert_bias)), but expert_kind = \(Int(group.expert_kind)) has no matrices")
+      throw .invalid(
+        "expert_bias = \(Int(group.expert_bias)), but expert_kind = \(Int(group.expert_kind)) has no matrices")
     }
     if group.reserved != 0 { throw .invalid("expert_groups: reserved = \(Int(group.reserved)) is not 0") }
     self.init(
@@ -153,21 +159,21 @@ extension ExpertGroup {
 }
 
 private func intermediateSize(
-  _ group: moe_expert_group, _ config: moe_layer_config, _ kind: ExpertGroup.Kind
+  _ group: moe_expert_group, _ config: moe_layer_config, _ kind: ExpertGroup.Kind, _ name: StaticString
 ) throws(Fault) -> Int {
   switch kind {
   case .mlp, .gated: return Int(group.intermediate_size)
   case .linear:
     guard group.intermediate_size == 0 || group.intermediate_size == config.hidden_size else {
       throw .invalid(
-        "intermediate_size = \(Int(group.intermediate_size)) of linear experts is neither 0 nor hidden_size = \(Int(config.hidden_size))"
+        "\(name) = \(Int(group.intermediate_size)) of linear experts is neither 0 nor hidden_size = \(Int(config.hidden_size))"
       )
     }
     return Int(config.hidden_size)
   case .identity, .zero, .constant:
     if group.intermediate_size != 0 {
       throw .invalid(
-        "intermediate_size = \(Int(group.intermediate_size)), but expert_kind = \(Int(group.expert_kind)) has no inner features"
+        "\(name) = \(Int(group.intermediate_size)), but expert_kind = \(Int(group.expert_kind)) has no inner features"
       )
     }
     return 1

@@ -7,7 +7,8 @@ extension Exploration {
     noise = try named(config.noise, "noise", "moe_noise")
     try require(Double(config.noise_std), "noise_std", atLeast: 0)
     if (noise == .gaussian) != (config.noise_std > 0) {
-      throw .invalid("noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
+      throw .invalid(
+        "noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
     }
     noiseDeviation = config.noise_std
     try requireShare(Double(config.jitter), "jitter")
@@ -24,7 +25,8 @@ extension Exploration {
     batchNorm = try BatchNorm(config)
     randomSecond = try flag(config.random_second, "random_second")
     if randomSecond && (config.top_k != 2 || router != .tokenChoice) {
-      throw .invalid("random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
+      throw .invalid(
+        "random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
     }
   }
 }
@@ -50,7 +52,7 @@ extension DynamicK {
   /// nil where every token has K.
   init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     try require(Double(config.dynamic_value), "dynamic_value", atLeast: 0)
-    try require(Int(config.min_k), "min_k", from: 0, to: Int(config.top_k))
+    try require(Int(config.min_k), "min_k", from: 0, to: Int(Int32.max))
     if config.dynamic_k == 0 {
       if config.dynamic_value != 0 {
         throw .invalid("dynamic_value = \(Double(config.dynamic_value)), but dynamic_k = MOE_DYNAMIC_K_NONE")
@@ -58,9 +60,13 @@ extension DynamicK {
       if config.min_k != 0 { throw .invalid("min_k = \(Int(config.min_k)), but dynamic_k = MOE_DYNAMIC_K_NONE") }
       return nil
     }
+    if config.min_k > config.top_k {
+      throw .invalid("min_k = \(Int(config.min_k)) exceeds top_k = \(Int(config.top_k))")
+    }
     let rule: Rule = try named(config.dynamic_k, "dynamic_k", "moe_dynamic_k")
     if router != .tokenChoice {
-      throw .invalid("dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
+      throw .invalid(
+        "dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
     }
     if config.dynamic_value == 0 && rule != .complexity {
       throw .invalid("dynamic_value = 0, but dynamic_k = \(Int(config.dynamic_k)) needs one above 0")
@@ -80,16 +86,21 @@ extension Warmup {
       }
       return nil
     }
-    if config.warmup_experts != 0 {
-      try require(Int(config.warmup_experts), "warmup_experts", from: Int(config.top_k), to: Int(config.n_experts))
+    let start = config.warmup_experts == 0 ? config.top_k : config.warmup_experts
+    if start < config.top_k || start > config.n_experts {
+      throw .invalid(
+        "warmup_experts = \(Int(config.warmup_experts)) is not from top_k = \(Int(config.top_k)) to n_experts = \(Int(config.n_experts))"
+      )
     }
     if config.n_groups != 0 {
-      throw .invalid("warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed")
+      throw .invalid(
+        "warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed"
+      )
     }
     if router == .hash || router == .external {
-      throw .invalid("warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
+      throw .invalid(
+        "warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
     }
-    self.init(
-      steps: Int(config.warmup_steps), start: Int(config.warmup_experts == 0 ? config.top_k : config.warmup_experts))
+    self.init(steps: Int(config.warmup_steps), start: Int(start))
   }
 }

@@ -20,6 +20,14 @@ extension TokenChoice {
       throw .invalid(
         "normalize_epsilon = \(Double(epsilon)) has no use where router_normalize or router_weights do not divide")
     }
+    if epsilon == 0 && epsilonForm != .added {
+      throw .invalid("epsilon_form = \(Int(config.epsilon_form)), but normalize_epsilon = 0")
+    }
+    if weights == .topKSoftmax && normalization != .sum && normalization != .none {
+      throw .invalid(
+        "router_normalize = \(Int(config.router_normalize)) has no use with router_weights = MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX"
+      )
+    }
     try require(Double(config.normalize_p), "normalize_p", atLeast: 0)
     if normalization == .normP ? config.normalize_p < 1 : config.normalize_p != 0 {
       throw .invalid(
@@ -49,7 +57,9 @@ extension TokenChoice {
     switch router {
     case .tokenChoice: break
     case .hierarchical:
-      guard let groups else { throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups") }
+      guard let groups else {
+        throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
+      }
       if groups.best > 1 { throw no("group_top_m") }
       if groups.excludedAreZero { throw no("group_mask") }
       let perGroup = Int(config.top_k) / groups.chosen
@@ -57,7 +67,8 @@ extension TokenChoice {
         throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
       }
       if perGroup > Int(config.n_experts) / groups.count {
-        throw .invalid("top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
+        throw .invalid(
+          "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
       }
     case .external:
       if groups != nil { throw no("n_groups") }
@@ -65,6 +76,8 @@ extension TokenChoice {
       if weights != .scores { throw no("router_weights") }
       if score != .softmax { throw no("score") }
       if config.routed_scale != 0 { throw no("routed_scale") }
+      if normalization != .sum && normalization != .none { throw no("router_normalize") }
+      if epsilon > 0 { throw no("normalize_epsilon") }
     case .expertChoice, .hash, .sinkhorn:
       if groups != nil { throw no("n_groups") }
     }
@@ -81,14 +94,18 @@ extension TokenChoice.Groups {
       }
       return nil
     }
-    try require(count, "n_groups", from: 1, to: experts)
+    try require(count, "n_groups", from: 1, to: Int(Int32.max))
     if experts % count != 0 { throw .invalid("n_groups = \(count) does not divide n_experts = \(experts)") }
     let (size, chosen) = (experts / count, Int(config.top_groups))
-    try require(chosen, "top_groups", from: 1, to: count)
+    guard chosen >= 1 && chosen <= count else {
+      throw .invalid("top_groups = \(chosen) is not from 1 to n_groups = \(count)")
+    }
     if chosen * size < Int(config.top_k) {
       throw .invalid("top_k = \(Int(config.top_k)) exceeds the \(chosen * size) experts of top_groups = \(chosen)")
     }
-    try require(Int(config.group_top_m), "group_top_m", from: 0, to: size)
+    guard config.group_top_m >= 0 && config.group_top_m <= size else {
+      throw .invalid("group_top_m = \(Int(config.group_top_m)) of the \(size) experts in each of n_groups = \(count)")
+    }
     guard config.group_mask == 0 || config.group_mask == 1 else {
       throw .invalid("group_mask = \(Int(config.group_mask)) is not a moe_group_mask")
     }

@@ -63,8 +63,9 @@ struct BFloat16Tests {
     }
   }
 
-  /// Rounding is off by 2^-9 at most, and what comes out has been rounded up to four times on its way; a square doubles
-  /// what two of them did.
+  /// One rounding is off by 2^-9 of the number at most: eight significant bits, and half of the last. The most of them
+  /// meet in the gradient of W_down, a sum of (dy times a weight) a: those of x, of the pre-activation and of a, and that
+  /// of dy, four in all. A square doubles the relative error of what it is of, which two have rounded before: six.
   @Test func float32IsNear() throws {
     // The slope of ReLU jumps at 0, that of clamps at their limits; the terms of the router bias's gradient cancel out.
     for (expert, size) in Self.cases where !expert.hasJumps {

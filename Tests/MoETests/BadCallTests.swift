@@ -159,6 +159,7 @@ final class BadCallTests {
     var (wide, narrow, floats) = ([Int64](repeating: 0, count: 8), [Int32](repeating: 0, count: 8), noise(8))
     wide.withUnsafeMutableBufferPointer { wide in
       refused("tokens_per_expert", report { $0.tokens_per_expert = misaligned(wide.baseAddress!) })
+      refused("dropped_per_expert", report { $0.dropped_per_expert = misaligned(wide.baseAddress!) })
     }
     narrow.withUnsafeMutableBufferPointer { narrow in
       refused("expert_indices", report { $0.expert_indices = misaligned(narrow.baseAddress!) })
@@ -166,6 +167,7 @@ final class BadCallTests {
     floats.withUnsafeMutableBufferPointer { floats in
       refused("mean_probability", report { $0.mean_probability = misaligned(floats.baseAddress!) })
       refused("expert_weights", report { $0.expert_weights = misaligned(floats.baseAddress!) })
+      refused("losses", report { $0.losses = misaligned(floats.baseAddress!) })
     }
     try stillWorks()
   }

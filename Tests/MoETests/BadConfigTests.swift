@@ -173,21 +173,6 @@ struct BadConfigTests {
     refused("n_groups", groups(0, 1))
   }
 
-  @Test func contradictionsNameBothFields() {
-    func expect(_ first: String, _ second: String, _ change: (inout moe_layer_config) -> Void) {
-      #expect(createLayer(change) == MOE_ERROR_INVALID_ARGUMENT)
-      let message = lastError()
-      #expect(message.contains(first) && message.contains(second), "\(message)")
-    }
-    expect("score", "router_weights") {
-      ($0.router_weights, $0.score) = (MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX.int32, MOE_SCORE_SIGMOID.int32)
-    }
-    expect("normalize_epsilon", "router_normalize") {
-      ($0.router_normalize, $0.normalize_epsilon) = (MOE_NORMALIZE_NONE.int32, 0.1)
-    }
-    expect("top_k", "top_groups") { ($0.n_groups, $0.top_groups) = (4, 1) }
-  }
-
   @Test func linearExperts() {
     func createLinear(_ change: (inout moe_layer_config) -> Void) -> moe_status {
       createLayer {

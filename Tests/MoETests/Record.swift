@@ -6,28 +6,42 @@ import Testing
 struct Record {
   private(set) var parts: [String: [UInt32]] = [:]
   private(set) var tokensPerExpert: [Int64] = []  // of the first call, [E]
+  private(set) var dropped: Int64 = 0  // in the first call
   private(set) var indices: [Int32] = []  // of the first call, [T,K]
 
   /// Forward, backward with losses, gradients.
-  init(ofOnePassOver layer: Layer, tokens: Int) throws {
-    try self.init(ofPassesOver: layer, tokens: tokens, piece: tokens, dAuxLoss: 0.7, reports: true)
-  }
-
-  /// The same tokens in calls of `piece` of them.
   init(
-    ofPassesOver layer: Layer, tokens: Int, piece: Int, dAuxLoss: Float = 0, reports: Bool = false
+    ofOnePassOver layer: Layer, tokens: Int, _ options: moe_forward_options = forwardOptions(training: true, step: 3)
   ) throws {
     let x = noise(tokens * layer.hidden, seed: 11)  // [T,H]
     let dy = noise(x.count, seed: 12)  // [T,H]
-    for first in tokens == 0 ? [0] : Array(stride(from: 0, to: tokens, by: piece)) {
+    let output = try layer.forward(x, options: options)
+    add(reportOf: output)
+    add("y", output.y)
+    add("indices", output.indices.map(Float.init))
+    add("weights", output.weights)
+    if options.expert_weights == nil {
+      add("dx", try layer.backward(x, dy: dy, dAuxLoss: 0.7))
+    } else {
+      let (dx, dWeights) = try layer.backwardToWeights(x, dy: dy, dAuxLoss: 0.7)
+      add("dx", dx)
+      add("d_expert_weights", dWeights)
+    }
+    try add(gradientsOf: layer)
+  }
+
+  /// The same tokens in calls of `piece` of them, without losses, which are means over one call.
+  init(ofPassesOver layer: Layer, tokens: Int, piece: Int) throws {
+    let x = noise(tokens * layer.hidden, seed: 11)  // [T,H]
+    let dy = noise(x.count, seed: 12)  // [T,H]
+    for first in stride(from: 0, to: tokens, by: piece) {
       let range = first * layer.hidden..<min(first + piece, tokens) * layer.hidden
       let xs = Array(x[range])
       let output = try layer.forward(xs, options: forwardOptions(training: true, step: 3))
-      if reports { add(reportOf: output) }
       add("y", output.y)
       add("indices", output.indices.map(Float.init))
       add("weights", output.weights)
-      add("dx", try layer.backward(xs, dy: Array(dy[range]), dAuxLoss: dAuxLoss))
+      add("dx", try layer.backward(xs, dy: Array(dy[range])))
     }
     try add(gradientsOf: layer)
   }
@@ -62,11 +76,19 @@ struct Record {
     add("losses and entropy", [report.balance_loss, report.z_loss, report.aux_loss, report.entropy])
     add("mean_probability", output.meanProbability)
     add("tokens_per_expert", output.tokensPerExpert.map(Float.init))
-    if indices.isEmpty { (tokensPerExpert, indices) = (output.tokensPerExpert, output.indices) }
+    add("dropped_per_expert", output.droppedPerExpert.map(Float.init))
+    add("load", [report.max_over_mean, report.variation, report.dead_share, Float(report.n_valid)])
+    if indices.isEmpty {
+      (tokensPerExpert, dropped, indices) = (output.tokensPerExpert, report.n_dropped, output.indices)
+    }
   }
 
   private mutating func add(gradientsOf layer: Layer) throws {
-    for tensor in try layer.tensors() { add("gradient of " + String(cString: tensor.name), Array(tensor.gradient)) }
+    for tensor in try layer.tensors() {
+      let name = String(cString: tensor.name)
+      add("gradient of " + name, Array(tensor.gradient))
+      if tensor.grad == nil { add(name, Array(tensor.values)) }  // forward may have moved it
+    }
   }
 }
 

@@ -82,6 +82,8 @@ final class Layer: @unchecked Sendable {
   var hidden: Int { Int(config.hidden_size) }
   var experts: Int { Int(config.n_experts) }
   var topK: Int { Int(config.top_k) }
+  /// Of a token in the report: K, or E where experts choose.
+  var choices: Int { config.router == MOE_ROUTER_EXPERT_CHOICE.int32 ? experts : topK }
 
   init(
     hidden: Int64 = 5, intermediate: Int64 = 7, experts: Int64 = 4, topK: Int64 = 2,
@@ -121,9 +123,10 @@ final class Layer: @unchecked Sendable {
     var y: [Float]  // [T,H]
     var report: moe_report  // the scalars
     var tokensPerExpert: [Int64]  // [E]
+    var droppedPerExpert: [Int64]  // [E]
     var meanProbability: [Float]  // [E]
-    var indices: [Int32]  // [T,K]
-    var weights: [Float]  // [T,K]
+    var indices: [Int32]  // [T,choices]
+    var weights: [Float]  // [T,choices]
   }
 
   /// Forward of x [T,H]; fills the layer's own tape unless another is given.
@@ -131,29 +134,33 @@ final class Layer: @unchecked Sendable {
     let tokens = x.count / hidden
     var y = [Float](repeating: .nan, count: x.count)
     var tokensPerExpert = [Int64](repeating: -1, count: experts)
+    var droppedPerExpert = tokensPerExpert
     var meanProbability = [Float](repeating: .nan, count: experts)
-    var indices = [Int32](repeating: -1, count: tokens * topK)
-    var weights = [Float](repeating: .nan, count: tokens * topK)
+    var indices = [Int32](repeating: -1, count: tokens * choices)
+    var weights = [Float](repeating: .nan, count: tokens * choices)
     var report = moe_report()
     moe_report_init(&report, MemoryLayout<moe_report>.size)
     var options = options ?? forwardOptions()
 
     try tokensPerExpert.withUnsafeMutableBufferPointer { tokensPerExpert in
-      try meanProbability.withUnsafeMutableBufferPointer { meanProbability in
-        try indices.withUnsafeMutableBufferPointer { indices in
-          try weights.withUnsafeMutableBufferPointer { weights in
-            report.tokens_per_expert = tokensPerExpert.baseAddress
-            report.mean_probability = meanProbability.baseAddress
-            report.expert_indices = indices.baseAddress
-            report.expert_weights = weights.baseAddress
-            try check(moe_layer_forward(layer, x, Int64(tokens), &options, &y, other ?? tape, &report))
+      try droppedPerExpert.withUnsafeMutableBufferPointer { droppedPerExpert in
+        try meanProbability.withUnsafeMutableBufferPointer { meanProbability in
+          try indices.withUnsafeMutableBufferPointer { indices in
+            try weights.withUnsafeMutableBufferPointer { weights in
+              report.tokens_per_expert = tokensPerExpert.baseAddress
+              report.dropped_per_expert = droppedPerExpert.baseAddress
+              report.mean_probability = meanProbability.baseAddress
+              report.expert_indices = indices.baseAddress
+              report.expert_weights = weights.baseAddress
+              try check(moe_layer_forward(layer, x, Int64(tokens), &options, &y, other ?? tape, &report))
+            }
           }
         }
       }
     }
     return Output(
-      y: y, report: report, tokensPerExpert: tokensPerExpert, meanProbability: meanProbability,
-      indices: indices, weights: weights)
+      y: y, report: report, tokensPerExpert: tokensPerExpert, droppedPerExpert: droppedPerExpert,
+      meanProbability: meanProbability, indices: indices, weights: weights)
   }
 
   /// y [T,H] of a call without a tape.
@@ -168,6 +175,28 @@ final class Layer: @unchecked Sendable {
     var dx = [Float](repeating: .nan, count: x.count)
     try check(moe_layer_backward(layer, other ?? tape, x, dy, dAuxLoss, &dx, nil))
     return dx
+  }
+
+  /// The same for a call that was given the experts' weights; also their gradient [T,K].
+  func backwardToWeights(_ x: [Float], dy: [Float], dAuxLoss: Float = 0) throws -> (dx: [Float], dWeights: [Float]) {
+    var dx = [Float](repeating: .nan, count: x.count)
+    var dWeights = [Float](repeating: .nan, count: x.count / hidden * topK)
+    try dWeights.withUnsafeMutableBufferPointer {
+      var options = moe_backward_options()
+      moe_backward_options_init(&options, MemoryLayout<moe_backward_options>.size)
+      options.d_expert_weights = $0.baseAddress
+      try check(moe_layer_backward(layer, tape, x, dy, dAuxLoss, &dx, &options))
+    }
+    return (dx, dWeights)
+  }
+
+  /// Adds noise to parameters that are the same all over, as biases and scales are at first: every element counts then.
+  func stir() throws {
+    for (seed, tensor) in try tensors().enumerated() where tensor.dtype == MOE_DTYPE_F32.int32 && tensor.count > 1 {
+      let values = tensor.values
+      guard values.allSatisfy({ $0 == values[0] }) else { continue }
+      for (i, v) in noise(tensor.count, seed: UInt64(500 + seed)).enumerated() { values[i] += 0.3 * v }
+    }
   }
 
   /// All parameters, in the library's order.
@@ -230,8 +259,8 @@ func noise(_ count: Int, seed: UInt64 = 1) -> [Float] {
   }
 }
 
-/// For comparisons that mean the same bits, not the same numbers.
-func bits(_ values: [Float]) -> [UInt32] { values.map(\.bitPattern) }
+/// For comparisons that mean the same bits, not the same numbers. Copied whole: there are many.
+func bits(_ values: [Float]) -> [UInt32] { values.withUnsafeBytes { Array($0.bindMemory(to: UInt32.self)) } }
 
 /// Every entry is within `tolerance`, relative to the largest expected magnitude.
 func expectClose(

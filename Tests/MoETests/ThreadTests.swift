@@ -48,6 +48,40 @@ struct ThreadTests {
     #expect(mismatches.value == 0)
   }
 
+  /// The same for layers with all that routing has; each call with its own mask, sequences, report and record. Warm-up and
+  /// batch norm note something in the layer when they train, so that these calls are in evaluation.
+  @Test(arguments: Scheme.all)
+  func everySchemeServesSeveralThreadsAtOnce(scheme: Scheme) throws {
+    let layer = try scheme.layer(in: contextConfig(threads: 2))
+    let sizes = [30, 63, 300]
+    let calls = try sizes.map { tokens in
+      let inputs = scheme.inputs(tokens: tokens, training: false, masked: true)
+      let x = noise(tokens * layer.hidden, seed: UInt64(tokens))
+      return (tokens: tokens, x: x, inputs: inputs, y: bits(try layer.forward(x, options: inputs.options).y))
+    }
+    let mismatches = Counter()
+    DispatchQueue.concurrentPerform(iterations: 2 * sizes.count) { i in
+      let call = calls[i % sizes.count]
+      var (tape, record): (OpaquePointer?, OpaquePointer?)
+      var failed = moe_tape_create(layer.layer, &tape) != MOE_OK || moe_routing_create(layer.context, &record) != MOE_OK
+      for _ in 0..<5 {
+        var options = call.inputs.options
+        options.record = record
+        var (y, replayed) = (call.x, call.x)
+        failed = failed || moe_layer_forward(layer.layer, call.x, Int64(call.tokens), &options, &y, tape, nil) != MOE_OK
+        (options.record, options.replay, options.expert_indices) = (nil, record, nil)
+        failed =
+          failed
+          || moe_layer_forward(layer.layer, call.x, Int64(call.tokens), &options, &replayed, tape, nil) != MOE_OK
+          || bits(y) != call.y || bits(replayed) != call.y
+      }
+      moe_tape_free(tape)
+      moe_routing_free(record)
+      if failed { mismatches.increment() }
+    }
+    #expect(mismatches.value == 0)
+  }
+
   @Test func backwardCallsTakeTurns() throws {
     let layer = try Self.layer(threads: 2)
     let alone = try Self.layer(threads: 1)

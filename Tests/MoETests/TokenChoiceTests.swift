@@ -3,9 +3,12 @@ import Testing
 
 @Suite("Token choice")
 struct TokenChoiceTests {
-  /// One expert per group is left to choose from where a bias decides.
+  /// Every logit is 0 and so every score 1/2: the bias alone tells experts apart, and weighs nothing.
   @Test func aBiasDecidesTheChoiceAndNotTheWeight() throws {
-    let layer = try Layer { ($0.score, $0.router_normalize, $0.selection_bias) = (1, MOE_NORMALIZE_NONE.int32, 1) }
+    let layer = try Layer {
+      ($0.score, $0.router_normalize) = (MOE_SCORE_SIGMOID.int32, MOE_NORMALIZE_NONE.int32)
+      $0.selection_bias = 1
+    }
     for name in ["router.weight", "router.bias"] { try layer.parameter(name).values.update(repeating: 0) }
     let bias = try layer.parameter("router.selection_bias")
     #expect(bias.grad == nil)

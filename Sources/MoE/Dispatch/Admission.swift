@@ -38,7 +38,9 @@ struct Admission {
     }
   }
 
-  private func index(_ t: Int, _ slot: Int) -> UnsafeMutablePointer<Int32> { routing.indices + t * routing.slots + slot }
+  private func index(_ t: Int, _ slot: Int) -> UnsafeMutablePointer<Int32> {
+    routing.indices + t * routing.slots + slot
+  }
   private func weight(_ t: Int, _ slot: Int) -> Float { routing.weights[t * routing.slots + slot] }
 
   /// A second choice of weight w is kept with probability 2 w [GShard 2020]; the first keeps its weight.

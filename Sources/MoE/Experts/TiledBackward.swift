@@ -148,7 +148,8 @@ struct TiledInnerGradient<P: Precision>: Job {
           let rows = piece.tiles.rows(tile)
           differentiate(
             result(chunk - run.lowerBound, rows), at: place(chunk, rows),
-            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), piece: piece, rows: rows, chunk: chunk, columns: columns(chunk), thread)
+            tokensAt: piece.placeOfTokens(P.self, chunk, rows, width: padded(i)), piece: piece, rows: rows,
+            chunk: chunk, columns: columns(chunk), thread)
         }
       }
     }
@@ -184,14 +185,16 @@ struct TiledInnerGradient<P: Precision>: Job {
     P.storeTokens(count, a, into: activations + tokens, kernels)
     for r in 0..<count {
       let da = da + r * chunkWidth
-      slopes[(piece.rowInGroup(rows) + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(width, da, a + r * chunkWidth)
+      slopes[(piece.rowInGroup(rows) + r) * chunks(of: c.intermediate) + chunk] = kernels.pointee.dot(
+        width, da, a + r * chunkWidth)
       // From here on with the routing weight: the gradient of this expert's own output, and what follows from it.
       if !c.weightOnInput { kernels.pointee.scale(width, weights[r], da, da) }
       dropout?.apply(da, pair: Int(pairs[r]), from: chunk * chunkWidth, count: columns)
     }
     guard let pre else {
       for r in 0..<count {
-        (dRows + (piece.row(rows) + r) * padded(c.hidden) + chunk * chunkWidth).update(from: da + r * chunkWidth, count: chunkWidth)
+        (dRows + (piece.row(rows) + r) * padded(c.hidden) + chunk * chunkWidth).update(
+          from: da + r * chunkWidth, count: chunkWidth)
       }
       return
     }

@@ -100,7 +100,8 @@ struct TiledInner<P: Precision>: Job {
     if let prepared {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
         if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
-        throw .badState("the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
+        throw .badState(
+          "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }
     }
     let pieces = work.fill(dispatch, experts: c.experts)
@@ -198,7 +199,8 @@ private struct LinearInner<P: Precision>: Job {
       let rows = piece.tiles.rows(tile)
       P.gather(
         rows.count, columns, piece.tokens(rows), inner.x + first * chunkWidth, xRow: h,
-        weights: inner.c.weightOnInput ? piece.weights(rows) : nil, into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)
+        weights: inner.c.weightOnInput ? piece.weights(rows) : nil,
+        into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)
     }
   }
 }

@@ -52,7 +52,9 @@ extension ExpertChoice: Job {
 extension Configuration {
   /// Tokens that an expert takes when experts choose: without a formula K experts a token on average.
   fileprivate func room(tokens: Int, training: Bool) -> Int {
-    if let capacity { return capacity.room(tokens: tokens, topK: topK, experts: experts, training: training, load: tokens) }
+    if let capacity {
+      return capacity.room(tokens: tokens, topK: topK, experts: experts, training: training, load: tokens)
+    }
     return Int((Double(tokens) * Double(topK) / Double(experts)).rounded(.up))
   }
 

@@ -27,7 +27,8 @@ struct Hierarchy {
   // MARK: backward
 
   /// From dl [E] to dz, in place, and du [G]; p = softmax(l).
-  func split(_ dl: UnsafeMutablePointer<Float>, probabilities p: UnsafePointer<Float>, du: UnsafeMutablePointer<Float>) {
+  func split(_ dl: UnsafeMutablePointer<Float>, probabilities p: UnsafePointer<Float>, du: UnsafeMutablePointer<Float>)
+  {
     for g in 0..<groups {
       let (own, p) = (dl + g * size, p + g * size)
       var (sum, mass): (Float, Float) = (0, 0)

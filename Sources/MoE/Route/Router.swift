@@ -35,7 +35,8 @@ struct RouterForward {
       // Who chooses for all tokens, or finds another expert for some, needs everything.
       keepsAll: together || c.capacity?.nextBest == true || c.admits(call) && weigher.mixer != nil)
     weigh = WeighTokens(tokens: tokens)
-    admission = c.admits(call)
+    admission =
+      c.admits(call)
       ? Admission(&arena, c, call, draws, routing: routing, values: UnsafePointer(tokens.allValues)) : nil
   }
 

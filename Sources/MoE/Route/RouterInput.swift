@@ -101,7 +101,8 @@ struct RouterInput: Job {
     tokens = routing.tokens
     jitter = c.exploration.jitterExperts ? nil : Jitter(c, draws)
     norm = c.exploration.batchNorm.map {
-      BatchNorm(c: c, plan: $0, kernels: context.kernels, training: draws.training, parameters: parameters, routing: routing)
+      BatchNorm(
+        c: c, plan: $0, kernels: context.kernels, training: draws.training, parameters: parameters, routing: routing)
     }
     dropout = RouterDropout(c, draws, onLogits: false)
     own =

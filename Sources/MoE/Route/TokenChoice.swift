@@ -67,6 +67,11 @@ public struct TokenChoice {
 
   public init() {}
 
+  /// Whether a choice's weight depends on which others there are.
+  public var dependsOnTheOthers: Bool {
+    normalization != .none || weights == .topKSoftmax || weights == .sparseMixer
+  }
+
   /// Whether the order of the logits is that of what is selected by.
   var selectsByLogits: Bool { !selectionBias && groups == nil }
 }

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import libmoe
+import oracle
 from train_text.kinds import KINDS, kinds
 from train_text.model import TOP_K, TextModel
 from train_text.text import Bytes, bigram_bits, load, unigram, unigram_bits
 from train_text.training import generate
-
-import libmoe
-import oracle
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "train_text"
 BINDING = Path(libmoe.__file__).resolve().parents[1]

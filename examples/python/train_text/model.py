@@ -44,10 +44,13 @@ class Activations:
 class TextModel:
     """Probabilities of the next byte, and their gradients."""
 
-    def __init__(self, shares: NDArray[np.float64], seed: int) -> None:
-        """Begin as the unigram model with these shares [256] of the bytes."""
+    def __init__(self, shares: NDArray[np.float64], seed: int, moe: libmoe.Layer | None = None) -> None:
+        """Begin as the unigram model with these shares [256] of the bytes.
+
+        moe is the layer in the middle, of HIDDEN features; without one it is that of the constants above.
+        """
         rng = np.random.default_rng(seed)
-        self.moe = libmoe.Layer(
+        self.moe = moe or libmoe.Layer(
             HIDDEN, INTERMEDIATE, N_EXPERTS, TOP_K, balance_coef=0.01, z_coef=0.001, seed=seed
         )
         self.tape = self.moe.tape()
@@ -94,10 +97,14 @@ class TextModel:
         x = self.embedding.data[contexts].reshape(-1, HIDDEN)  # [T,H]
         norm_x = rms_norm(x, self.gain_x.data)
         tape = self.tape if training else None
-        moe = self.moe.forward(norm_x.y, tape=tape, training=training, step=step)
+        moe = self.moe.forward(norm_x.y, tape=tape, training=training, step=step, **self.given(contexts))
         norm_h = rms_norm(x + moe.y, self.gain_h.data)
         probabilities = softmax(norm_h.y @ self.weight.data.T + self.bias.data)  # [T,256]
         return Activations(contexts, norm_x, norm_h, probabilities, moe.report)
+
+    def given(self, contexts: Bytes) -> dict[str, Any]:
+        """Return what the router has to be told of contexts [T,CONTEXT]: nothing, but of some routers."""
+        return {}
 
     def backward(self, a: Activations, targets: Bytes) -> None:
         """Add the gradients of  mean cross-entropy with targets [T]  +  the layer's auxiliary loss."""

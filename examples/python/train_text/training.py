@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import libmoe
-from train_text.model import CONTEXT, N_EXPERTS, TextModel
+from train_text.model import CONTEXT, N_EXPERTS, Activations, TextModel
 from train_text.text import END_OF_FILE, Bytes, Corpus, contexts
 
 BATCH = 1024  # tokens per step
@@ -42,13 +42,26 @@ def default_steps(corpus: Corpus) -> int:
     return min(STEPS, math.ceil(MOST_PASSES * len(corpus.training) / BATCH))
 
 
+def learning_rate(step: int, steps: int) -> float:
+    """Rate of a step: it warms up linearly, then falls along half a cosine to 0 at the last step."""
+    return LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def train_step(
+    model: TextModel, optimizer: libmoe.AdamW, text: Bytes, positions: NDArray[np.int64], step: int
+) -> Activations:
+    """Learn to predict the bytes of `text` at `positions` [T] from those before them, by one step."""
+    model.zero_grad()
+    a = model.forward(contexts(text, positions, CONTEXT), training=True, step=step)
+    model.backward(a, text[positions])
+    optimizer.step(max_norm=1.0)
+    return a
+
+
 def train(
     model: TextModel, corpus: Corpus, *, steps: int, seed: int, show: Callable[[float, str], None]
 ) -> tuple[list[Record], bool]:
-    """Train for `steps`, or until Ctrl-C: the loss curve, and whether that came.
-
-    The learning rate warms up linearly, then falls along half a cosine to 0 at the last step.
-    """
+    """Train for `steps`, or until Ctrl-C: the loss curve, and whether that came."""
     rng = np.random.default_rng(seed)
     optimizer = libmoe.AdamW(model.parameters, LEARNING_RATE, betas=(0.9, 0.99))
     sample = sample_positions(corpus.held_out, EVALUATED)
@@ -59,15 +72,10 @@ def train(
     try:
         for step in range(steps):
             start = time.monotonic()
-            warm_up = min(1, (step + 1) / WARM_UP)
-            optimizer.learning_rate = LEARNING_RATE * warm_up * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.learning_rate = learning_rate(step, steps)
             positions = rng.integers(len(corpus.training), size=BATCH)
-            targets = corpus.training[positions]
-            model.zero_grad()
-            a = model.forward(contexts(corpus.training, positions, CONTEXT), training=True, step=step)
-            model.backward(a, targets)
-            optimizer.step(max_norm=1.0)
-            bits.append(bits_per_byte(a.probabilities, targets))
+            a = train_step(model, optimizer, corpus.training, positions, step)
+            bits.append(bits_per_byte(a.probabilities, corpus.training[positions]))
             load += a.report.tokens_per_expert
             seconds += time.monotonic() - start
 

@@ -1,0 +1,1 @@
+"""Train one small language model under many routing schemes; __main__.py tells the story."""
