@@ -63,7 +63,7 @@ public struct Layer {
     let draws = c.draws(call, context.kernels)
     let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
     let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
-    let routing = taped?.routing ?? Routing(&arena, c, call)
+    let routing = taped?.routing ?? Routing(&arena, c, call, taped: false)
     let output = TokensOut(&arena, c, context: context, y, tokens: call.tokens)
     let statistics = CallStatistics(&arena, c)
     let route = RouterForward(

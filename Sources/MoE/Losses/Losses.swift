@@ -37,10 +37,12 @@ extension Report {
       for t in 0..<routing.tokens where routing.isValid(t) {
         let p = routing.probabilities + t * c.experts
         for e in 0..<c.experts { mean[e] += Double(p[e]) }
-        squares += Double(routing.logSumExp[t]) * Double(routing.logSumExp[t])
-        entropies += Double(route.entropy[t])
       }
       for e in 0..<c.experts { mean[e] /= Double(valid) }
+      for block in 0..<blocks(of: routing.tokens) {
+        squares += route.sums[block].squares
+        entropies += route.sums[block].entropy
+      }
     }
     entropy = Float(entropies / Double(valid))
 

@@ -26,12 +26,13 @@ extension Layer {
       return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: lean ? Self.leanChunk : whole)
     }
     var best: Plan?
-    if call.tapePolicy != .lean { best = try largest(.full, limit, call, taped: taped) }
+    // Without a tape there is nothing to keep, and no policy.
+    if !taped || call.tapePolicy != .lean { best = try largest(.full, limit, call, taped: taped) }
     if taped && call.tapePolicy != .full && (best?.chunk.tokens ?? 0) < min(whole, Self.smallChunk) {
       best = try largest(.lean, limit, call, taped: taped) ?? best
     }
     if let best { return best }
-    let least = Plan(c, call, policy: call.tapePolicy ?? .lean, chunkTokens: rowsPerBlock)
+    let least = Plan(c, call, policy: taped ? call.tapePolicy ?? .lean : .full, chunkTokens: rowsPerBlock)
     throw .invalid(
       "memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(try memory(least, call, taped: taped).total)"
     )

@@ -66,7 +66,7 @@ struct TapeContents {
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int
   ) {
     self.plan = plan
-    routing = Routing(&arena, c, call)
+    routing = Routing(&arena, c, call, taped: true)
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full

@@ -165,7 +165,7 @@ struct RouterBackward: Job {
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
     losses.setProbabilityGradient(t, dz)
     if weightsAreGiven || chosen.count == 0 {
-      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
       return
     }
     let (v, dv) = back(chosen, t, z, dw, lane)
@@ -173,7 +173,7 @@ struct RouterBackward: Job {
     let throughSoftmax = weigher.chosenValues.passThroughSoftmax
     if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
     // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
-    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
     // Other values reach the chosen logits directly, or those of a softmax of their own.
     if let mixer = weigher.mixer, let z {
       mixer.backward(dv, z, chosen.indices, chosen.count, addTo: dz, lane)

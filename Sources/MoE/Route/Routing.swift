@@ -10,7 +10,7 @@ struct Routing {
   let weights: UnsafeMutablePointer<Float>  // [T,slots], 0 where nothing is computed
   let chosenLogits: UnsafeMutablePointer<Float>  // [T,choices]
   let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
-  let logSumExp: UnsafeMutablePointer<Float>  // [T]
+  let logSumExp: UnsafeMutablePointer<Float>?  // [T], for backward
   let sharedLogits: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
   /// In a residual layer what all choices of a token are multiplied by beside their weights.
   let coefficients: UnsafeMutablePointer<Float>?  // [T]
@@ -20,7 +20,7 @@ struct Routing {
   let validCount: UnsafeMutablePointer<Int>  // 1
   let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
 
-  init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
+  init(_ arena: inout Arena, _ c: Configuration, _ call: Call, taped: Bool) {
     tokens = call.tokens
     mayRepeat = call.givenIndices != nil || c.router == .hash
     choices = c.choices
@@ -29,7 +29,7 @@ struct Routing {
     weights = arena.take(Float.self, tokens, c.slots)
     chosenLogits = arena.take(Float.self, tokens, c.choices)
     probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-    logSumExp = arena.take(Float.self, c.hasGate ? tokens : 0)
+    logSumExp = c.hasGate && taped ? arena.take(Float.self, tokens) : nil
     sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
     coefficients = c.sharedGate == .residual ? arena.take(Float.self, tokens) : nil
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
