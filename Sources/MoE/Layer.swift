@@ -63,7 +63,8 @@ public struct Layer {
     let draws = c.draws(call, context.kernels)
     let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
     let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
-    let routing = taped?.routing ?? Routing(&arena, c, call, taped: false)
+    var routing = taped?.routing ?? Routing(&arena, c, call)
+    if taped?.keeps != true { routing.takeMeasures(&arena, c, forBackward: false) }
     let output = TokensOut(&arena, c, context: context, y, tokens: call.tokens)
     let statistics = CallStatistics(&arena, c)
     let route = RouterForward(
@@ -173,22 +174,29 @@ public struct Layer {
     let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
     let dWeights = arena.take(Float.self, tokens, c.slots)
     let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
-    // The experts' chunks are done before the router begins: both use the same memory.
+    let losses = LossGradient(
+      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
+    // A chunk's experts are done before its router begins: both use the same memory.
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let compute = ExpertsBackward(
       &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped,
       dispatch: dispatch, dWeights: dWeights)
-    var behind = start
-    let losses = LossGradient(
-      &behind, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
-    let route = RouterBackward(
-      &behind, c, context: context, x: jittered.rows, parameters: parameters, tape: taped, losses: losses,
-      dWeights: dWeights)
-    arena.cover(behind)
-    return BackwardStages(
+    let stages = BackwardStages(
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
-      route: route, dx: out)
+      dx: out, routerArena: start)
+    var behind = start
+    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne ? tokens : plan.chunk.tokens))
+    arena.cover(behind)
+    return stages
+  }
+
+  private func router(
+    _ arena: inout Arena, _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
+  ) -> RouterBackward {
+    RouterBackward(
+      &arena, configuration, context: context, x: stages.jittered.rows, parameters: parameters, tape: taped,
+      chunk: chunk, losses: stages.losses, dWeights: stages.dWeights)
   }
 
   private func run(
@@ -199,6 +207,7 @@ public struct Layer {
     try stages.jittered.run(in: context)
     try stages.dy.run(in: context)
     if taped.mayLeaveSlotsEmpty { stages.dWeights.update(repeating: 0, count: routing.tokens * routing.slots) }
+    stages.losses.prepare()
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       stages.dispatch.group(routing, chunk)
@@ -209,17 +218,31 @@ public struct Layer {
           dRows: stages.compute.gradients.dRows, dx: dx.floats
         ).run(in: context)
       }
+      if !c.routesBackInOne { try routeBack(stages, taped, chunk) }
     }
-    stages.losses.prepare()
-    try stages.route.run(in: context)
-    if let out = call.dExpertWeights { stages.route.copyWeightGradients(to: out) }
+    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens) }
+    if let out = call.dExpertWeights {
+      for t in 0..<routing.tokens {
+        (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
+      }
+    }
     if c.outputBias {
       addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: parameters.grad(.outputBias)!)
     }
-    if let dx = stages.dx {
-      try RouterShare(router: stages.route, jittered: stages.jittered, dx: dx.floats).run(in: context)
-      try dx.run(in: context)
-    }
+    try stages.dx?.run(in: context)
+  }
+
+  /// The router's part for one chunk, whose experts are done.
+  private func routeBack(
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
+  ) throws(Fault) {
+    var arena = stages.routerArena
+    let route = router(&arena, stages, taped, chunk)
+    try route.run(in: context)
+    guard let dx = stages.dx else { return }
+    try RouterShare(
+      router: route, jittered: stages.jittered, firstBlock: chunk.lowerBound / rowsPerBlock, dx: dx.floats
+    ).run(in: context)
   }
 }
 
@@ -241,8 +264,13 @@ struct BackwardStages {
   let compute: ExpertsBackward
   let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
   let losses: LossGradient
-  let route: RouterBackward
   let dx: TokensOut?
+  let routerArena: Arena  // where the router's memory begins
+}
+
+extension Configuration {
+  /// Means over all tokens stand in the way of chunks.
+  fileprivate var routesBackInOne: Bool { exploration.batchNorm != nil }
 }
 
 extension Layer.Details {

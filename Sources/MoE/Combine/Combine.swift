@@ -75,10 +75,11 @@ struct CombineBackward: Job {
   }
 }
 
-/// dx += the router's share; then what jitter did to x.
+/// dx of one chunk += the router's share; then what jitter did to x.
 struct RouterShare: Job {
   let router: RouterBackward
   let jittered: JitteredTokens
+  let firstBlock: Int  // of the chunk
   let dx: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -86,8 +87,8 @@ struct RouterShare: Job {
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    router.addInputGradient(block, to: dx, lane)
-    jittered.backward(block, dx)
+    router.addInputGradient(block, to: dx + firstBlock * rowsPerBlock * router.c.hidden, lane)
+    jittered.backward(firstBlock + block, dx)
   }
 }
 

@@ -51,10 +51,10 @@ public struct Tape {
   mutating func clear() { contents = nil }
 }
 
-/// The routing and probabilities of one call, and, unless they are to be computed again, its pre-activations.
+/// The routing of one call, and, unless they are to be computed again, its probabilities and pre-activations.
 struct TapeContents {
   let plan: Plan
-  let routing: Routing
+  private(set) var routing: Routing
   private let preactivations: KeptChunks?
   let slopes: LossSlopes
   let draws: Draws
@@ -66,11 +66,12 @@ struct TapeContents {
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int
   ) {
     self.plan = plan
-    routing = Routing(&arena, c, call, taped: true)
+    routing = Routing(&arena, c, call)
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full
       ? KeptChunks(&arena, c, plan.chunk, chunks: plan.chunks, packsWeights: context.packsWeights) : nil
+    if plan.policy == .full { routing.takeMeasures(&arena, c, forBackward: true) }
     draws = c.draws(call, context.kernels)
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
