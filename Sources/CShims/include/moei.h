@@ -48,6 +48,7 @@ static inline void moei_pause(void) {
 
 /* Sleep while *word == value; may return early. */
 void moei_futex_wait(int32_t *word, int32_t value);
+void moei_futex_wait_briefly(int32_t *word, int32_t value, int32_t milliseconds);
 void moei_futex_wake(int32_t *word, int32_t count);
 
 /* Start a thread that takes no signals (the host's handlers run in the host's threads).  0 = started. */
