@@ -153,9 +153,11 @@ typedef struct moe_context_config {
   void *cancel_user;
   int32_t instructions; /**< a moe_instructions: the most that may be used, for tests and comparisons */
   int32_t reserved;     /**< 0 */
+  size_t memory_limit;  /**< bytes of scratch and tape that a call may take, see moe_layer_plan; 0 = no limit */
 } moe_context_config;
 
-#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0 }
+#define MOE_CONTEXT_CONFIG_INIT \
+  { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0 }
 
 /** Fill `config` with the defaults, as MOE_CONTEXT_CONFIG_INIT does.  NULL is ignored.
  *  For languages without C's macros; give sizeof of the struct as you compiled it. */
@@ -170,6 +172,13 @@ MOE_API MOE_CHECK moe_status moe_context_create(const moe_context_config *config
 
 /** Free a context.  Layers, tapes and optimisers created in it stay usable; its memory goes with the last of them. */
 MOE_API void moe_context_free(moe_context *context);
+
+/** Bytes that the handles created in a context hold now, and the most they have held at once: what was asked of alloc,
+ *  without the 64 bytes that each block has in front, and without the context itself.  Scratch stays with the context
+ *  between calls.
+ *  @param current [out, nullable]   @param peak [out, nullable]
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_context_memory(const moe_context *context, size_t *current, size_t *peak);
 
 /** One line about the library: version and Swift mode; given a context also what it runs with: the kernels'
  *  instruction set, the matrix products and the threads.
@@ -668,6 +677,20 @@ MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **
 
 MOE_API void moe_tape_free(moe_tape *tape);
 
+/** Keep what forward leaves in the caller's memory from the next forward on, in place of the library's.
+ *  @param memory [in, nullable] aligned to 64 bytes, kept until the tape is freed or bound again; NULL = the library's own
+ *  @param size   [in] at least moe_plan.tape_bytes of the calls to come; a call that needs more is refused
+ *  Empties the tape.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_tape_bind(moe_tape *tape, void *memory, size_t size);
+
+/** What a tape keeps beside the routing. */
+typedef enum moe_tape_policy {
+  MOE_TAPE_AUTO = 0, /**< FULL; or LEAN, where a memory limit is kept by it alone, or with larger chunks */
+  MOE_TAPE_FULL = 1, /**< the experts' pre-activations: backward need not compute them again */
+  MOE_TAPE_LEAN = 2  /**< nothing: backward computes them again from x, with the same bits */
+} moe_tape_policy;
+
 /** The experts that the tokens of one call used: recorded by one forward, replayed by others, saved and loaded.  (After
  *  MOE_OVERFLOW_NEXT_BEST these are not all those chosen: a replay has the same y, but losses count the experts used.)
  *  [T,C] as in moe_report, but a choice of expert e that was dropped is -2 - e and not -1: it is not computed in a replay
@@ -716,10 +739,15 @@ typedef struct moe_forward_options {
   moe_routing *record;           /**< [out], nullable: gets the experts that each token chose */
   const moe_routing *replay;     /**< nullable: in place of expert_indices, a record of a call with as many tokens,
                                       choices and experts */
+  size_t memory_limit;           /**< bytes of scratch and tape together, for this call and its backward; 0 = the context's */
+  void *scratch;                 /**< [scratch_size], nullable, aligned to 64 bytes: used in place of the library's memory */
+  size_t scratch_size;           /**< at least moe_plan.forward_bytes */
+  int32_t tape_policy;           /**< a moe_tape_policy */
+  int32_t reserved2;             /**< 0 */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
-  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL }
+  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0 }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
@@ -756,6 +784,37 @@ typedef struct moe_report {
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
 
+/** Memory of a call, in bytes: exactly what forward and backward will ask for. */
+typedef struct moe_plan {
+  size_t struct_size;
+  size_t forward_bytes;  /**< scratch of forward */
+  size_t backward_bytes; /**< scratch of backward with dx; 0 without a tape */
+  size_t tape_bytes;     /**< what the tape holds from forward to backward; 0 without */
+  size_t total_bytes;    /**< tape and the larger of both scratches: what a memory limit bounds */
+  int64_t chunk_tokens;  /**< tokens that experts compute at once */
+  int32_t tape_policy;   /**< MOE_TAPE_FULL or LEAN, as chosen */
+  int32_t reserved;      /**< 0 */
+} moe_plan;
+
+#define MOE_PLAN_INIT { sizeof(moe_plan), 0, 0, 0, 0, 0, 0, 0 }
+
+/** Fill `plan` with 0.  NULL is ignored. */
+MOE_API void moe_plan_init(moe_plan *plan, size_t struct_size);
+
+/** What a forward of n_tokens tokens with these options will take, and the backward after it; nothing is allocated.
+ *  A memory limit (of the options, or else of the context) is kept in this order: everything at once with a FULL tape; in
+ *  chunks of tokens; with a LEAN tape, where that allows larger chunks.  Chunks and tape policies do not change a bit of any
+ *  result, with float32 weights (with bfloat16 weights, gradients of weights: see moe_layer_config).
+ *  @param layer    [in]
+ *  @param n_tokens [in] T
+ *  @param options  [in, nullable] as for the forward: the limit and the policy count, and what changes the sizes
+ *  @param taped    [in] 1 = forward will have a tape
+ *  @param plan     [in, out] struct_size in, the rest out
+ *  @return MOE_OK, INVALID_ARGUMENT (also where the limit is too small: the message says what would do), OUT_OF_MEMORY
+ *          (no address space holds it).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_layer_plan(const moe_layer *layer, int64_t n_tokens, const moe_forward_options *options,
+                                            int32_t taped, moe_plan *plan);
+
 /** y = layer(x).
  *  @param layer    [in]
  *  @param x        [in]  [T,H] of the layer's io_dtype; may be NULL when T = 0
@@ -780,9 +839,11 @@ typedef struct moe_backward_options {
                                         of your own and moe_pooled_balance_loss; without a gate it goes nowhere */
   float *d_expert_weights;         /**< [out] [T,K], nullable: gradient with respect to the weights that forward was given, 0
                                         where there was no expert; overwritten; refused after any other forward */
+  void *scratch;                   /**< [scratch_size], nullable, aligned to 64 bytes: used in place of the library's memory */
+  size_t scratch_size;             /**< at least moe_plan.backward_bytes */
 } moe_backward_options;
 
-#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL }
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0 }
 
 /** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);

@@ -36,6 +36,13 @@ void moei_futex_wait(int32_t *word, int32_t value) {
   errno = saved;
 }
 
+void moei_futex_wait_briefly(int32_t *word, int32_t value, int32_t milliseconds) {
+  int saved = errno;
+  struct timespec most = { milliseconds / 1000, milliseconds % 1000 * 1000000L };
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &most, NULL, 0);
+  errno = saved;
+}
+
 void moei_futex_wake(int32_t *word, int32_t count) {
   int saved = errno;
   syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);

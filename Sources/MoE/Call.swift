@@ -13,6 +13,10 @@ public struct Call {
   public var sequenceLength: Int  // a divisor of T
   public var globalCounts: UnsafePointer<Int64>?  // [E]
   public var record: RoutingRecordPointer?
+  /// Bytes of scratch and tape together; nil = as the context has it.
+  public var limit: Int?
+  public var tapePolicy: Plan.TapePolicy?  // nil = as the limit allows
+  public var scratch: CallerMemory?
 
   public init(tokens: Int) {
     self.tokens = tokens

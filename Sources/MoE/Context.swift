@@ -13,6 +13,7 @@ public struct Context {
   fileprivate let references: SharedWord
   fileprivate let layersMade: SharedCounter
   public let info: UnsafeMutablePointer<CChar>
+  fileprivate let memoryLimit: Int?
 
   public struct Configuration {
     /// nil = as many as the process may use.
@@ -22,6 +23,8 @@ public struct Context {
     public var allocator = Allocator()
     public var cancel = Cancel()
     public var log = Log()
+    /// Bytes of scratch and tape of a call; nil = none.
+    public var memoryLimit: Int?
 
     public init() {}
   }
@@ -55,6 +58,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     _ = ContextParts(&measure)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
     let parts = ContextParts(&arena)
+    let counted = allocator.counting(in: parts.memoryCounts)
     let (context, kernels, info) = (parts.context, parts.kernels, parts.info)
     Self.fill(kernels, atMost: configuration.instructions)
     let backend: Matmul.Backend
@@ -70,16 +74,16 @@ extension UnsafeMutablePointer where Pointee == Context {
     }
     context.initialize(
       to: Context(
-        allocator: allocator, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
+        allocator: counted, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
         backend: backend, pool: parts.pool, scratch: parts.scratch, references: parts.references,
-        layersMade: parts.layersMade, info: info))
+        layersMade: parts.layersMade, info: info, memoryLimit: configuration.memoryLimit))
     parts.pool.initialize(to: parts.words)
     parts.scratch.initialise()
     parts.references.set(1)
     parts.layersMade.set(0)
     do throws(Fault) {
       let threads = configuration.threads ?? Int(moei_available_processors())
-      try Pool.start(parts.pool, threads: threads, allocator: allocator)
+      try Pool.start(parts.pool, threads: threads, allocator: counted)
     } catch {
       allocator.deallocate(context)
       throw error
@@ -135,6 +139,11 @@ extension UnsafeMutablePointer where Pointee == Context {
   var kernels: UnsafePointer<moei_kernels> { UnsafePointer(pointee.kernels) }
   var matmul: Matmul { Matmul(backend: pointee.backend, kernels: kernels) }
 
+  var memoryLimit: Int? { pointee.memoryLimit }
+
+  /// Bytes that the context's handles hold now, and have held at most.
+  public func memoryInUse() -> (current: Int, peak: Int) { pointee.allocator.inUse }
+
   /// Whether matrix products want their weights packed.
   var packsWeights: Bool { pointee.backend == .native }
 
@@ -145,15 +154,23 @@ extension UnsafeMutablePointer where Pointee == Context {
   func numberForLayer() -> Int64 { pointee.layersMade.next() + 1 }
 
   /// Runs `body` with scratch memory of at least `bytes` bytes and OpenBLAS set to one thread per calling thread.
-  func withScratch(_ bytes: Int, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void) throws(Fault) {
+  func withScratch(
+    _ bytes: Int, _ lent: CallerMemory? = nil, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void
+  ) throws(Fault) {
+    if let lent {
+      if lent.bytes < bytes { throw .invalid("scratch_size = \(lent.bytes), but the call needs \(bytes) bytes") }
+      return try withBLAS { () throws(Fault) in try body(lent.memory) }
+    }
     let scratch = try pointee.scratch.take(bytes, from: pointee.allocator)
+    defer { pointee.scratch.put(scratch, allocator: pointee.allocator) }
+    try withBLAS { () throws(Fault) in try body(scratch.memory) }
+  }
+
+  private func withBLAS(_ body: () throws(Fault) -> Void) throws(Fault) {
     let blas = pointee.backend == .openBLAS
     if blas { OpenBLAS.enter() }
-    defer {
-      if blas { OpenBLAS.leave() }
-      pointee.scratch.put(scratch, allocator: pointee.allocator)
-    }
-    try body(scratch.memory)
+    defer { if blas { OpenBLAS.leave() } }
+    try body()
   }
 
   /// Shares out items 0 ..< count of `job` over the context's threads.
@@ -181,6 +198,7 @@ private struct ContextParts {
   let scratch: ScratchCache
   let references: SharedWord
   let layersMade: SharedCounter
+  let memoryCounts: UnsafeMutablePointer<Int64>  // current, peak
 
   init(_ arena: inout Arena) {
     context = arena.take(Context.self, 1)
@@ -191,6 +209,7 @@ private struct ContextParts {
     scratch = ScratchCache(&arena)
     references = SharedWord(&arena)
     layersMade = SharedCounter(&arena)
+    memoryCounts = arena.take(Int64.self, 2)
   }
 }
 

@@ -38,53 +38,68 @@ public struct Layer {
   public func forward(
     _ x: UnsafeRawPointer, _ call: Call, y: UnsafeMutableRawPointer, tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
-    let c = configuration
-    let draws = c.draws(call, context.kernels)
     if tape != nil && prepared.roundsFloats {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
-    let taped = try tape?.pointee.prepare(c, call, parameters, draws)
-
-    func layout(_ arena: inout Arena) -> ForwardStages {
-      let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
-      let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
-      let routing = taped?.routing ?? Routing(&arena, c, call)
-      let dispatch = taped?.dispatch ?? Dispatch(&arena, c, call)
-      return ForwardStages(
-        input: input, jittered: jittered,
-        route: RouterForward(
-          &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing),
-        dispatch: dispatch,
-        compute: ExpertsForward(
-          &arena, c, context: context, x: jittered.rows, parameters: parameters, prepared: prepared,
-          dispatch: dispatch, draws: draws, kept: taped?.preactivations, tokens: call.tokens),
-        output: TokensOut(&arena, c, context: context, y, tokens: call.tokens),
-        statistics: CallStatistics(&arena, c))
-    }
+    let plan = try plan(call, taped: tape != nil)
+    let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
     var measure = Arena()
-    _ = layout(&measure)
+    _ = forwardStages(&measure, x, call, plan, y: y, taped: taped)
     var report = Report()
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
+    try context.withScratch(try measure.total(), call.scratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
-      let stages = layout(&arena)
-      try stages.input.run(in: context)
-      try stages.jittered.run(in: context)
-      try stages.route.run(in: context)
-      stages.dispatch.group(stages.route.routing)
-      try stages.compute.run(in: context)
-      try CombineForward(
-        c: c, kernels: context.kernels, routing: stages.route.routing, dispatch: stages.dispatch,
-        outputs: stages.compute.outputs, bias: parameters.data(.outputBias), y: stages.output.floats
-      ).run(in: context)
-      try stages.output.run(in: context)
-      report = Report(
-        c, call, context.kernels, stages.route, dispatch: stages.dispatch, stages.statistics, taped?.slopes)
-      details.write(c, stages)
-      try call.record?.pointee.store(
-        stages.route.routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
-      stages.route.note()
+      let stages = forwardStages(&arena, x, call, plan, y: y, taped: taped)
+      report = try run(stages, call, plan, taped, details)
     }
     if let taped { tape!.pointee.fill(taped) }
+    return report
+  }
+
+  func forwardStages(
+    _ arena: inout Arena, _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer,
+    taped: TapeContents?
+  ) -> ForwardStages {
+    let c = configuration
+    let draws = c.draws(call, context.kernels)
+    let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
+    let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
+    var routing = taped?.routing ?? Routing(&arena, c, call)
+    if taped?.keeps != true { routing.takeMeasures(&arena, c, forBackward: false) }
+    let output = TokensOut(&arena, c, context: context, y, tokens: call.tokens)
+    let statistics = CallStatistics(&arena, c)
+    let route = RouterForward(
+      &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing)
+    let dispatch = Dispatch(&arena, c, plan.chunk)
+    return ForwardStages(
+      input: input, jittered: jittered, route: route, dispatch: dispatch,
+      compute: ExpertsForward(
+        &arena, c, context: context, x: jittered.rows, parameters: parameters, prepared: prepared,
+        dispatch: dispatch, draws: draws, keeps: taped?.keeps ?? false),
+      output: output, statistics: statistics)
+  }
+
+  private func run(
+    _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
+  ) throws(Fault) -> Report {
+    let (c, routing) = (configuration, stages.route.routing)
+    try stages.input.run(in: context)
+    try stages.jittered.run(in: context)
+    try stages.route.run(in: context)
+    for i in 0..<plan.chunks {
+      let chunk = plan.tokens(ofChunk: i)
+      stages.dispatch.group(routing, chunk)
+      try stages.compute.run(in: context, kept: taped?.kept(i))
+      try CombineForward(
+        c: c, kernels: context.kernels, routing: routing, chunk: chunk, dispatch: stages.dispatch,
+        outputs: stages.compute.outputs, bias: parameters.data(.outputBias), y: stages.output.floats
+      ).run(in: context)
+    }
+    try stages.output.run(in: context)
+    let report = Report(c, call, context.kernels, stages.route, stages.statistics, taped?.slopes)
+    details.write(c, stages)
+    try call.record?.pointee.store(
+      routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
+    stages.route.note()
     return report
   }
 
@@ -120,63 +135,118 @@ public struct Layer {
 
   // MARK: backward
 
+  /// What a caller brings to a backward, and wants of it.
+  public struct BackwardCall {
+    public var dAuxLoss: Float = 0
+    public var dMeanProbability: UnsafePointer<Float>?  // [E]
+    public var dExpertWeights: UnsafeMutablePointer<Float>?  // [T,choices]
+    public var scratch: CallerMemory?
+
+    public init() {}
+  }
+
   /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
   public func backward(
-    _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dAuxLoss: Float,
-    dx: UnsafeMutableRawPointer?, dMeanProbability: UnsafePointer<Float>?,
-    dExpertWeights: UnsafeMutablePointer<Float>?
+    _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
+    _ call: BackwardCall
   ) throws(Fault) {
-    let c = configuration
     let taped = tape.pointee.contents!
-    let tokens = taped.routing.tokens
-    if tokens == 0 { return }
-
-    let (context, parameters) = (context, parameters)
-    func layout(_ arena: inout Arena) -> BackwardStages {
-      let x = TokensIn(&arena, c, context: context, x, tokens: tokens)
-      let jittered = JitteredTokens(&arena, c, taped.draws, x: x.floats, tokens: tokens)
-      let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
-      let compute = ExpertsBackward(
-        &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped)
-      let losses = LossGradient(
-        &arena, c, tape: taped, dAuxLoss: dAuxLoss, dMeanProbability: dMeanProbability)
-      let route = RouterBackward(
-        &arena, c, context: context, x: jittered.rows, parameters: parameters, tape: taped, losses: losses,
-        dWeights: compute.gradients.dWeights)
-      return BackwardStages(
-        x: x, jittered: jittered, dy: dy, compute: compute, losses: losses, route: route,
-        dx: dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) })
-    }
+    if taped.routing.tokens == 0 { return }
+    let plan = taped.plan  // backward's chunks are forward's
     var measure = Arena()
-    _ = layout(&measure)
+    _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
     let bytes = try measure.total()
     turn.acquire()
     defer { turn.release() }
-    try context.withScratch(bytes) { (memory) throws(Fault) in
+    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
-      let stages = layout(&arena)
-      try stages.x.run(in: context)
-      try stages.jittered.run(in: context)
-      try stages.dy.run(in: context)
-      try stages.compute.run(in: context, needInputGradient: dx != nil)
-      stages.losses.prepare()
-      try stages.route.run(in: context, dispatch: taped.dispatch)
-      if let dExpertWeights { stages.route.copyWeightGradients(to: dExpertWeights) }
-      if c.outputBias {
-        addOutputBiasGradient(stages.dy.floats, taped.routing, c, context.kernels, to: parameters.grad(.outputBias)!)
-      }
+      try run(backwardStages(&arena, taped, plan, x: x, dy: dy, dx: dx, call), taped, plan, call)
+    }
+  }
+
+  func backwardStages(
+    _ arena: inout Arena, _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer, dy: UnsafeRawPointer,
+    dx: UnsafeMutableRawPointer?, _ call: BackwardCall
+  ) -> BackwardStages {
+    let (c, tokens) = (configuration, taped.routing.tokens)
+    let x = TokensIn(&arena, c, context: context, x, tokens: tokens)
+    let jittered = JitteredTokens(&arena, c, taped.draws, x: x.floats, tokens: tokens)
+    let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
+    let dWeights = arena.take(Float.self, tokens, c.slots)
+    let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
+    let losses = LossGradient(
+      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
+    // A chunk's experts are done before its router begins: both use the same memory.
+    let start = arena
+    let dispatch = Dispatch(&arena, c, plan.chunk)
+    let compute = ExpertsBackward(
+      &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped,
+      dispatch: dispatch, dWeights: dWeights)
+    let stages = BackwardStages(
+      x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
+      dx: out, routerArena: start)
+    var behind = start
+    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne ? tokens : plan.chunk.tokens))
+    arena.cover(behind)
+    return stages
+  }
+
+  private func router(
+    _ arena: inout Arena, _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
+  ) -> RouterBackward {
+    RouterBackward(
+      &arena, configuration, context: context, x: stages.jittered.rows, parameters: parameters, tape: taped,
+      chunk: chunk, losses: stages.losses, dWeights: stages.dWeights)
+  }
+
+  private func run(
+    _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
+  ) throws(Fault) {
+    let (c, routing) = (configuration, taped.routing)
+    try stages.x.run(in: context)
+    try stages.jittered.run(in: context)
+    try stages.dy.run(in: context)
+    if taped.mayLeaveSlotsEmpty { stages.dWeights.update(repeating: 0, count: routing.tokens * routing.slots) }
+    stages.losses.prepare()
+    for i in 0..<plan.chunks {
+      let chunk = plan.tokens(ofChunk: i)
+      stages.dispatch.group(routing, chunk)
+      try stages.compute.run(in: context, kept: taped.kept(i), needInputGradient: stages.dx != nil)
       if let dx = stages.dx {
         try CombineBackward(
-          c: c, kernels: context.kernels, dispatch: taped.dispatch, dRows: stages.compute.gradients.dRows,
-          router: stages.route, jittered: stages.jittered, dx: dx.floats
+          c: c, kernels: context.kernels, chunk: chunk, dispatch: stages.dispatch,
+          dRows: stages.compute.gradients.dRows, dx: dx.floats
         ).run(in: context)
-        try dx.run(in: context)
+      }
+      if !c.routesBackInOne { try routeBack(stages, taped, chunk) }
+    }
+    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens) }
+    if let out = call.dExpertWeights {
+      for t in 0..<routing.tokens {
+        (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
       }
     }
+    if c.outputBias {
+      addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: parameters.grad(.outputBias)!)
+    }
+    try stages.dx?.run(in: context)
+  }
+
+  /// The router's part for one chunk, whose experts are done.
+  private func routeBack(
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
+  ) throws(Fault) {
+    var arena = stages.routerArena
+    let route = router(&arena, stages, taped, chunk)
+    try route.run(in: context)
+    guard let dx = stages.dx else { return }
+    try RouterShare(
+      router: route, jittered: stages.jittered, firstBlock: chunk.lowerBound / rowsPerBlock, dx: dx.floats
+    ).run(in: context)
   }
 }
 
-private struct ForwardStages {
+struct ForwardStages {
   let input: TokensIn
   let jittered: JitteredTokens
   let route: RouterForward
@@ -186,14 +256,21 @@ private struct ForwardStages {
   let statistics: CallStatistics
 }
 
-private struct BackwardStages {
+struct BackwardStages {
   let x: TokensIn
   let jittered: JitteredTokens
   let dy: TokensIn
+  let dispatch: Dispatch
   let compute: ExpertsBackward
+  let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
   let losses: LossGradient
-  let route: RouterBackward
   let dx: TokensOut?
+  let routerArena: Arena  // where the router's memory begins
+}
+
+extension Configuration {
+  /// Means over all tokens stand in the way of chunks.
+  fileprivate var routesBackInOne: Bool { exploration.batchNorm != nil }
 }
 
 extension Layer.Details {

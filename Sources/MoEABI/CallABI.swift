@@ -4,6 +4,20 @@ import MoE
 extension Call {
   /// What the caller brings to a forward, checked against the layer.
   init(_ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
+    try self.init(planning: options, tokens: tokens, c)
+    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
+      throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
+    }
+    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
+      throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
+    }
+    if c.exploration.noise != .none && training && tokens > Int(UInt32.max) / c.experts {
+      throw .invalid("n_tokens = \(tokens) times n_experts = \(c.experts) exceeds 2^32 numbers of noise")
+    }
+  }
+
+  /// The same for a call that is not made: what it needs may be missing.
+  init(planning options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
     self.init(tokens: tokens)
     if options != nil {
       let options = try read(options, "options")
@@ -15,16 +29,16 @@ extension Call {
       try takeTokenIds(options, c)
       try takeSequences(options, c)
       try takeChoice(options, c)
+      try takeMemory(options)
     }
-    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
-      throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
-    }
-    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
-      throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
-    }
-    if c.exploration.noise != .none && training && tokens > Int(UInt32.max) / c.experts {
-      throw .invalid("n_tokens = \(tokens) times n_experts = \(c.experts) exceeds 2^32 numbers of noise")
-    }
+  }
+
+  private mutating func takeMemory(_ options: moe_forward_options) throws(Fault) {
+    if options.memory_limit > 0 { limit = Int(clamping: options.memory_limit) }
+    try require(Int(options.tape_policy), "options.tape_policy", from: 0, to: 2)
+    tapePolicy = Plan.TapePolicy(rawValue: options.tape_policy)
+    if options.reserved2 != 0 { throw .invalid("options: reserved2 = \(Int(options.reserved2)) is not 0") }
+    scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
   }
 
   private mutating func takeMask(_ options: moe_forward_options) throws(Fault) {
@@ -97,4 +111,14 @@ extension Call {
       givenWeights = weights
     }
   }
+}
+
+/// Memory of the caller's, or nil.
+func lent(_ memory: UnsafeMutableRawPointer?, _ size: Int, _ name: StaticString) throws(Fault) -> CallerMemory? {
+  guard let memory else {
+    if size != 0 { throw .invalid("\(name) is NULL, but its size is \(size)") }
+    return nil
+  }
+  if Int(bitPattern: memory) % 64 != 0 { throw .invalid("\(name) is not aligned to 64 bytes") }
+  return CallerMemory(memory, bytes: Int(clamping: size))
 }

@@ -45,7 +45,20 @@ extension Context.Configuration {
     case (nil, _): throw .invalid("alloc is NULL and dealloc is not: both or neither")
     case (_, nil): throw .invalid("dealloc is NULL and alloc is not: both or neither")
     }
+    if config.memory_limit > 0 { memoryLimit = Int(clamping: config.memory_limit) }
     cancel = Cancel(config.cancel, user: config.cancel_user)
     log = Log(config.log, user: config.log_user)
+  }
+}
+
+@implementation @_cdecl("moe_context_memory")
+public func moe_context_memory(
+  _ context: OpaquePointer?, _ current: UnsafeMutablePointer<Int>?, _ peak: UnsafeMutablePointer<Int>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let inUse = try handle(context, "context", as: Context.self).memoryInUse()
+    let (current, peak) = (try optional(current, "current"), try optional(peak, "peak"))
+    current?.pointee = inUse.current
+    peak?.pointee = inUse.peak
   }
 }

@@ -18,6 +18,42 @@ public func moe_tape_free(_ tape: OpaquePointer?) {
   TapePointer(tape).free()
 }
 
+@implementation @_cdecl("moe_tape_bind")
+public func moe_tape_bind(_ tape: OpaquePointer?, _ memory: UnsafeMutableRawPointer?, _ size: Int) -> moe_status {
+  attempt { () throws(Fault) in
+    let tape = try handle(tape, "tape", as: Tape.self)
+    tape.bind(try lent(memory, size, "memory"))
+  }
+}
+
+@implementation @_cdecl("moe_plan_init")
+public func moe_plan_init(_ plan: UnsafeMutablePointer<moe_plan>?, _ struct_size: Int) {
+  initialise(plan, struct_size, moe_plan())
+}
+
+@implementation @_cdecl("moe_layer_plan")
+public func moe_layer_plan(
+  _ layer: OpaquePointer?, _ n_tokens: Int64, _ options: UnsafePointer<moe_forward_options>?, _ taped: Int32,
+  _ plan: UnsafeMutablePointer<moe_plan>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let c = layer.pointee.configuration
+    try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
+    let plan = try required(plan, "plan")
+    var wanted = try read(UnsafePointer(plan), "plan")
+    let call = try Call(planning: options, tokens: Int(n_tokens), c)
+    let found = try layer.pointee.memoryPlan(call, taped: try flag(taped, "taped"))
+    wanted.forward_bytes = found.forwardScratch
+    wanted.backward_bytes = found.backwardScratch
+    wanted.tape_bytes = found.tape
+    wanted.total_bytes = found.total
+    wanted.chunk_tokens = Int64(found.chunkTokens)
+    wanted.tape_policy = Int32(found.keepsActivations ? MOE_TAPE_FULL.rawValue : MOE_TAPE_LEAN.rawValue)
+    plan.pointee = wanted
+  }
+}
+
 @implementation @_cdecl("moe_forward_options_init")
 public func moe_forward_options_init(_ options: UnsafeMutablePointer<moe_forward_options>?, _ struct_size: Int) {
   initialise(options, struct_size, moe_forward_options())
@@ -105,25 +141,25 @@ public func moe_layer_backward(
     let x = try array(x, count: elements, of: c.tokens, "x")
     let dy = try array(dy, count: elements, of: c.tokens, "dy")
     guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
-    var (dMeanProbability, dExpertWeights): (UnsafePointer<Float>?, UnsafeMutablePointer<Float>?) = (nil, nil)
+    var call = Layer.BackwardCall()
+    call.dAuxLoss = d_aux_loss
     if options != nil {
       let options = try read(options, "options")
-      dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
+      call.dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
         try required(p, "options.d_mean_probability")
       }
-      dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
-      if dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
+      call.dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
+      if call.dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
         throw .invalid("options.d_expert_weights: forward was given no expert_weights")
       }
+      call.scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
     }
     let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
     let bytes = elements * c.tokens.size
     try requireApart(dx, bytes, "dx", x, bytes, "x")
     try requireApart(dx, bytes, "dx", dy, bytes, "dy")
     try requireApartFromParameters(dx, bytes, "dx", layer)
-    try layer.pointee.backward(
-      tape, x: x, dy: dy, dAuxLoss: d_aux_loss, dx: dx, dMeanProbability: dMeanProbability,
-      dExpertWeights: dExpertWeights)
+    try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
   }
 }
 

@@ -31,6 +31,11 @@ static inline int32_t moei_swap_if(int32_t *p, int32_t expected, int32_t v) {
   return __atomic_compare_exchange_n(p, &expected, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 static inline int64_t moei_fetch_add64(int64_t *p, int64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
+/* *p = max(*p, v) */
+static inline void moei_raise64(int64_t *p, int64_t v) {
+  int64_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
+  while (old < v && !__atomic_compare_exchange_n(p, &old, v, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
+}
 static inline void moei_pause(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -43,6 +48,7 @@ static inline void moei_pause(void) {
 
 /* Sleep while *word == value; may return early. */
 void moei_futex_wait(int32_t *word, int32_t value);
+void moei_futex_wait_briefly(int32_t *word, int32_t value, int32_t milliseconds);
 void moei_futex_wake(int32_t *word, int32_t count);
 
 /* Start a thread that takes no signals (the host's handlers run in the host's threads).  0 = started. */

@@ -6,23 +6,25 @@ struct CombineForward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   let routing: Routing
+  let chunk: Range<Int>  // of tokens
   let dispatch: Dispatch
   let outputs: UnsafePointer<Float>  // [rows, padded H] the experts' outputs
   let bias: UnsafePointer<Float>?  // [H], where sums of real tokens begin
   let y: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(blocks(of: routing.tokens), self)
+    try context.run(blocks(of: chunk.count), self)
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, stride) = (c.hidden, padded(c.hidden))
-    for t in rows(ofBlock: block, in: routing.tokens) {
+    for place in rows(ofBlock: block, in: chunk.count) {
+      let t = chunk.lowerBound + place
       let own = y + t * h
       var begun = bias != nil && routing.isValid(t)
       if begun { own.update(from: bias!, count: h) }
       for slot in 0..<routing.slots {
-        let row = dispatch.rowOfPair[t * routing.slots + slot]
+        let row = dispatch.rowOfPair[place * routing.slots + slot]
         if row == Dispatch.noRow { continue }
         let out = outputs + Int(row) * stride
         // Chosen experts may have had it on what they read.
@@ -41,25 +43,25 @@ struct CombineForward: Job {
 
 // MARK: backward
 
-/// dx[t] = sum over slots of the gradients of token t's rows, in slot order, then the router's share.
+/// dx[t] = sum over slots of the gradients of token t's rows, in slot order.
 struct CombineBackward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
+  let chunk: Range<Int>  // of tokens
   let dispatch: Dispatch
   let dRows: UnsafePointer<Float>  // [rows, padded H]
-  let router: RouterBackward
-  let jittered: JitteredTokens
   let dx: UnsafeMutablePointer<Float>  // [T,H]
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(blocks(of: router.routing.tokens), self)
+    try context.run(blocks(of: chunk.count), self)
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, slots) = (c.hidden, c.slots)
-    for t in rows(ofBlock: block, in: router.routing.tokens) {
+    for place in rows(ofBlock: block, in: chunk.count) {
+      let t = chunk.lowerBound + place
       var begun = false
-      for pair in t * slots..<(t + 1) * slots where dispatch.rowOfPair[pair] != Dispatch.noRow {
+      for pair in place * slots..<(place + 1) * slots where dispatch.rowOfPair[pair] != Dispatch.noRow {
         let row = dRows + Int(dispatch.rowOfPair[pair]) * padded(h)
         if begun {
           kernels.pointee.add(Int64(h), row, dx + t * h)
@@ -70,8 +72,23 @@ struct CombineBackward: Job {
       }
       if !begun { (dx + t * h).update(repeating: 0, count: h) }
     }
-    router.addInputGradient(block, to: dx, lane)
-    jittered.backward(block, dx)
+  }
+}
+
+/// dx of one chunk += the router's share; then what jitter did to x.
+struct RouterShare: Job {
+  let router: RouterBackward
+  let jittered: JitteredTokens
+  let firstBlock: Int  // of the chunk
+  let dx: UnsafeMutablePointer<Float>  // [T,H]
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run(blocks(of: router.routing.tokens), self)
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    router.addInputGradient(block, to: dx + firstBlock * rowsPerBlock * router.c.hidden, lane)
+    jittered.backward(firstBlock + block, dx)
   }
 }
 

@@ -1,11 +1,10 @@
-/// Tokens grouped by expert. A *pair* is one choice of one token, number t * slots + slot; a *row* is its place among the
+/// The tokens of one chunk grouped by expert. A *pair* is one choice of one token, number t * slots + slot; a *row* is its place among the
 /// rows of its expert. Within an expert rows are in ascending token order, so that sums over rows are too. Choices that
 /// are none, or were dropped, have no row.
 struct Dispatch {
-  let pairs: Int  // T * slots
-  let mostRows: Int
+  let size: ChunkSize
   let offsets: UnsafeMutablePointer<Int32>  // [experts + 1]: expert e has rows offsets[e] ..< offsets[e+1]
-  let rowOfPair: UnsafeMutablePointer<Int32>  // [pairs], noRow where there is none
+  let rowOfPair: UnsafeMutablePointer<Int32>  // [tokens, slots], counted from the chunk's first; noRow where there is none
   let pairOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
   let tokenOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
   let weightOfRow: UnsafeMutablePointer<Float>  // [mostRows] what the expert's output is multiplied by
@@ -13,25 +12,25 @@ struct Dispatch {
 
   static var noRow: Int32 { -1 }
 
-  init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
-    pairs = call.tokens * c.slots
-    mostRows = c.mostRows(call)
+  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize) {
+    self.size = size
     experts = c.experts + c.shared
     offsets = arena.take(Int32.self, experts + 1)
-    rowOfPair = arena.take(Int32.self, pairs)
-    pairOfRow = arena.take(Int32.self, mostRows)
-    tokenOfRow = arena.take(Int32.self, mostRows)
-    weightOfRow = arena.take(Float.self, mostRows)
+    rowOfPair = arena.take(Int32.self, size.tokens, c.slots)
+    pairOfRow = arena.take(Int32.self, size.mostRows)
+    tokenOfRow = arena.take(Int32.self, size.mostRows)
+    weightOfRow = arena.take(Float.self, size.mostRows)
   }
 
-  /// A counting sort by expert: stable, O(T slots + E).
-  func group(_ routing: Routing) {
+  /// A counting sort by expert: stable, O(tokens slots + E).
+  func group(_ routing: Routing, _ chunk: Range<Int>) {
     offsets.initialize(repeating: 0, count: experts + 1)
-    for pair in 0..<pairs where routing.indices[pair].isExpert { offsets[Int(routing.indices[pair]) + 1] += 1 }
+    let pairs = chunk.lowerBound * routing.slots..<chunk.upperBound * routing.slots
+    for pair in pairs where routing.indices[pair].isExpert { offsets[Int(routing.indices[pair]) + 1] += 1 }
     for e in 0..<experts { offsets[e + 1] += offsets[e] }
     // offsets[e] serves as the next free row of e, which leaves it at the start of e + 1; shifted back below.
-    var pair = 0
-    for token in 0..<routing.tokens {
+    var pair = pairs.lowerBound
+    for token in chunk {
       let coefficient = routing.coefficients.map { $0[token] } ?? 1
       for slot in 0..<routing.slots {
         let expert = routing.indices[pair]
@@ -41,9 +40,9 @@ struct Dispatch {
           pairOfRow[Int(row)] = Int32(truncatingIfNeeded: pair)
           tokenOfRow[Int(row)] = Int32(truncatingIfNeeded: token)
           weightOfRow[Int(row)] = slot < routing.choices ? routing.weights[pair] * coefficient : routing.weights[pair]
-          rowOfPair[pair] = row
+          rowOfPair[pair - pairs.lowerBound] = row
         } else {
-          rowOfPair[pair] = Self.noRow
+          rowOfPair[pair - pairs.lowerBound] = Self.noRow
         }
         pair += 1
       }
@@ -60,9 +59,9 @@ struct Dispatch {
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
   /// What the experts of a group see.
-  func rows(of group: ExpertGroup, tokens: Int) -> GroupRows {
+  func rows(of group: ExpertGroup) -> GroupRows {
     GroupRows(
-      most: group.isShared ? tokens * group.experts : mostRows, offsets: offsets + group.first, pairOfRow: pairOfRow,
+      most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
       tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
   }
 }

@@ -102,44 +102,44 @@ struct ExpertsForward {
   private let prepared: PreparedGroups
   private let dispatch: Dispatch
   private let draws: Draws
-  private let kept: KeptGroups?
-  private let tokens: Int
   private let arena: Arena  // where every group begins
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedGroups, dispatch: Dispatch, draws: Draws, kept: KeptGroups?, tokens: Int
+    prepared: PreparedGroups, dispatch: Dispatch, draws: Draws, keeps: Bool
   ) {
-    outputs = arena.take(Float.self, dispatch.mostRows, padded(c.hidden))
+    outputs = arena.take(Float.self, dispatch.size.mostRows, padded(c.hidden))
     self.c = c
     self.x = x
     self.parameters = parameters
     self.prepared = prepared
     self.dispatch = dispatch
     self.draws = draws
-    self.kept = kept
-    self.tokens = tokens
     self.arena = arena
+    // What is kept elsewhere takes no memory here, whatever place it is at.
+    let kept = keeps ? KeptGroups(c, dispatch.size, packsWeights: context.packsWeights) : nil
     for index in 0..<c.groupCount {
       var own = self.arena
-      _ = group(index, &own, context)
+      _ = group(index, &own, context, kept)
       arena.cover(own)
     }
   }
 
-  func run(in context: ContextPointer) throws(Fault) {
+  /// `kept`: where the chunk's pre-activations go.
+  func run(in context: ContextPointer, kept: KeptGroups?) throws(Fault) {
     for index in 0..<c.groupCount {
       var own = arena
-      try group(index, &own, context).run(in: context)
+      try group(index, &own, context, kept).run(in: context)
     }
   }
 
-  private func group(_ index: Int, _ arena: inout Arena, _ context: ContextPointer) -> GroupForward {
+  private func group(
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups?
+  ) -> GroupForward {
     let group = c.groups[index]
     return GroupForward(
       &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: prepared.of(group),
-      dispatch: dispatch.rows(of: group, tokens: tokens), dropout: Dropout(group, draws),
-      kept: kept?.of(group), outputs: outputs)
+      dispatch: dispatch.rows(of: group), dropout: Dropout(group, draws), kept: kept?.of(group), outputs: outputs)
   }
 }
 
@@ -154,7 +154,7 @@ enum GroupForward {
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
     prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: KeptPreactivations?,
-    outputs: UnsafeMutablePointer<Float>
+    outputs: UnsafeMutablePointer<Float>?
   ) {
     switch ExpertForm(c, context: context, prepared: prepared) {
     case .tiled:
@@ -187,6 +187,16 @@ enum GroupForward {
     case .free(let forward): try forward.run(in: context)
     }
   }
+
+  /// The pre-activations alone.
+  func runInner(in context: ContextPointer) throws(Fault) {
+    switch self {
+    case .tiled(let forward): try forward.runInner(in: context)
+    case .tiledBF16(let forward): try forward.runInner(in: context)
+    case .plain(let forward): try forward.run(in: context)
+    case .free: break
+    }
+  }
 }
 
 /// Which of the ways a group takes. The raw type is for the linker: without one the enum brings its own Hashable,
@@ -205,43 +215,6 @@ enum ExpertForm: Int32 {
   }
 }
 
-/// The pre-activations of all groups on a tape. They are found by laying them out again.
-struct KeptGroups {
-  private let arena: Arena
-  private let c: Configuration
-  private let tokens: Int
-  private let mostRows: Int
-  private let packsWeights: Bool
-
-  init(_ arena: inout Arena, _ c: Configuration, tokens: Int, mostRows: Int, packsWeights: Bool) {
-    self.arena = arena
-    self.c = c
-    self.tokens = tokens
-    self.mostRows = mostRows
-    self.packsWeights = packsWeights
-    for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
-  }
-
-  func of(_ group: ExpertGroup) -> KeptPreactivations? {
-    var arena = arena
-    for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
-    return take(&arena, group)
-  }
-
-  private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
-    guard group.multiplies else { return nil }
-    let rows = group.isShared ? tokens * group.experts : mostRows
-    if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: group.intermediate)) }
-    let width = padded(group.intermediate)
-    switch group.weights {
-    case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
-    case .bf16:
-      let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)
-      return .bf16(Preactivations(&arena, group, rows: places, width: width))
-    }
-  }
-}
-
 // MARK: backward
 
 /// What the experts find for each row, or its pair.
@@ -250,49 +223,75 @@ struct RowGradients {
   let dRows: UnsafeMutablePointer<Float>  // [rows, padded H] of x
 }
 
+/// All groups for one chunk of tokens, one after another in the same scratch.
 struct ExpertsBackward {
   let gradients: RowGradients
   private let c: Configuration
   private let x: UnsafePointer<Float>  // [T,H]
   private let dy: UnsafePointer<Float>  // [T,H]
   private let parameters: Parameters
-  private let tape: TapeContents
+  private let dispatch: Dispatch
+  private let draws: Draws
+  /// Where pre-activations are computed again.
+  private let again: KeptGroups?
   private let arena: Arena  // where every group begins
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents
+    dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, dispatch: Dispatch,
+    dWeights: UnsafeMutablePointer<Float>
   ) {
     gradients = RowGradients(
-      dWeights: arena.take(Float.self, tape.dispatch.pairs),
-      dRows: arena.take(Float.self, tape.dispatch.mostRows, padded(c.hidden)))
+      dWeights: dWeights, dRows: arena.take(Float.self, dispatch.size.mostRows, padded(c.hidden)))
     self.c = c
     self.x = x
     self.dy = dy
     self.parameters = parameters
-    self.tape = tape
+    self.dispatch = dispatch
+    draws = tape.draws
+    let packsWeights = context.packsWeights
+    again = tape.keeps ? nil : KeptGroups(&arena, c, dispatch.size, packsWeights: packsWeights)
     self.arena = arena
+    let kept = again ?? KeptGroups(c, dispatch.size, packsWeights: packsWeights)
     for index in 0..<c.groupCount {
       var own = self.arena
-      _ = group(index, &own, context)
+      _ = inner(index, &own, context, kept)
+      arena.cover(own)
+      own = self.arena
+      _ = group(index, &own, context, kept)
       arena.cover(own)
     }
   }
 
-  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    if tape.mayLeaveSlotsEmpty { gradients.dWeights.update(repeating: 0, count: tape.dispatch.pairs) }
+  /// `kept`: the chunk's pre-activations; nil where they are computed again.
+  func run(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
+    guard let kept = kept ?? again else { return }
     for index in 0..<c.groupCount {
+      if again != nil {
+        var own = arena
+        try inner(index, &own, context, kept).runInner(in: context)
+      }
       var own = arena
-      try group(index, &own, context).run(in: context, needInputGradient: needInputGradient)
+      try group(index, &own, context, kept).run(in: context, needInputGradient: needInputGradient)
     }
   }
 
-  private func group(_ index: Int, _ arena: inout Arena, _ context: ContextPointer) -> GroupBackward {
+  private func inner(
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups
+  ) -> GroupForward {
+    let group = c.groups[index]
+    return GroupForward(
+      &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: nil,
+      dispatch: dispatch.rows(of: group), dropout: nil, kept: kept.of(group), outputs: nil)
+  }
+
+  private func group(
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups
+  ) -> GroupBackward {
     let group = c.groups[index]
     return GroupBackward(
       &arena, group, context: context, x: x, dy: dy, parameters: parameters.of(group),
-      dispatch: tape.dispatch.rows(of: group, tokens: tape.routing.tokens), dropout: Dropout(group, tape.draws),
-      kept: tape.preactivations.of(group), gradients: gradients)
+      dispatch: dispatch.rows(of: group), dropout: Dropout(group, draws), kept: kept.of(group), gradients: gradients)
   }
 }
 

@@ -9,11 +9,12 @@ struct FreeForward: Job {
   let x: UnsafePointer<Float>  // [T,H]
   let parameters: Parameters
   let dispatch: GroupRows
-  let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
+  let outputs: UnsafeMutablePointer<Float>?  // [rows, padded H]; nil where there is nothing to do
 
   func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    guard let outputs else { return }
     let (rows, h) = (dispatch.rows(ofExpert: expert), c.hidden)
     let (tokens, weights) = (dispatch.tokens(from: rows.lowerBound), dispatch.weights(from: rows.lowerBound))
     for r in 0..<rows.count {

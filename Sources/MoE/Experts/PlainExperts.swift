@@ -46,11 +46,11 @@ struct PlainForward: Job {
   let numbers: PlainNumbers
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
-  let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
+  let outputs: UnsafeMutablePointer<Float>?  // [rows, padded H]; nil where pre-activations alone are wanted
 
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<Float>?, outputs: UnsafeMutablePointer<Float>
+    dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<Float>?, outputs: UnsafeMutablePointer<Float>?
   ) {
     self.c = c
     kernels = context.kernels
@@ -85,8 +85,6 @@ struct PlainForward: Job {
       let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
       let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
       let pre = kept?.from(row: first - dispatch.first, c) ?? passing!.from(row: lane.pointee.index * rowsPerBlock, c)
-      let out = outputs + first * padded(h)  // [n, padded H]
-
       let onInput = c.weightOnInput ? dispatch.weights(from: first) : nil
       gather(self.x, tokens, weights: onInput, count: n, c, into: x, stride: h, kernels)
       numbers.round(x, n * h)
@@ -102,6 +100,7 @@ struct PlainForward: Job {
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
         numbers.round(a, n * i)
       }
+      guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
       start(out, count: n, width: h, stride: padded(h), with: w.downBias)
       matmul.addABt(n, h, i, a, lda: i, numbers.matrix(.downWeight, expert, index), ldb: i, out, ldc: padded(h))
     }

@@ -7,16 +7,20 @@ import CShims
 
 struct TiledForward<P: Precision> {
   private let inner: TiledInner<P>
-  private let output: TiledOutput<P>
+  private let output: TiledOutput<P>?
 
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
     prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<P.Element>?,
-    outputs: UnsafeMutablePointer<Float>
+    outputs: UnsafeMutablePointer<Float>?
   ) {
     inner = TiledInner(
       &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
       dropout: dropout, kept: kept)
+    guard let outputs else {
+      output = nil
+      return
+    }
     output = TiledOutput(
       &arena, c, context: context, parameters: parameters, prepared: prepared, dispatch: dispatch,
       activations: inner.activations, outputs: outputs)
@@ -24,8 +28,10 @@ struct TiledForward<P: Precision> {
 
   func run(in context: ContextPointer) throws(Fault) {
     try inner.run(in: context)
-    try output.run(in: context)
+    try output?.run(in: context)
   }
+
+  func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context) }
 }
 
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.

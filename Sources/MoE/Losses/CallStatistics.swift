@@ -24,14 +24,18 @@ struct CallStatistics {
   }
 
   /// What is computed and what was dropped; returns the sum of the latter.
-  func count(_ routing: Routing, _ dispatch: Dispatch) -> Int {
+  func count(_ routing: Routing) -> Int {
     var total = 0
     dropped.initialize(repeating: 0, count: experts)
-    for e in 0..<experts { computed[e] = Int64(dispatch.count(ofExpert: e)) }
+    computed.initialize(repeating: 0, count: experts)
     for t in 0..<routing.tokens {
-      for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].wasDropped {
-        dropped[Int(routing.indices[pair].chosen)] += 1
-        total += 1
+      for pair in t * routing.slots..<t * routing.slots + routing.choices {
+        let index = routing.indices[pair]
+        if index.isExpert { computed[Int(index)] += 1 }
+        if index.wasDropped {
+          dropped[Int(index.chosen)] += 1
+          total += 1
+        }
       }
     }
     return total

@@ -2,7 +2,8 @@
 struct LossGradient {
   private let slopes: LossSlopes
   private let c: Configuration
-  private let routing: Routing
+  private var routing: Routing
+  private var firstToken = 0
   private let dAuxLoss: Float
   private let dMeanProbability: UnsafePointer<Float>?  // [E]
   private let probability: UnsafeMutablePointer<Float>  // [parts,E] d / d p[t,e]
@@ -19,6 +20,14 @@ struct LossGradient {
     probability = arena.take(Float.self, c.hasGate ? slopes.parts : 0, c.experts)
   }
 
+  /// The same for one chunk, whose first token is number 0.
+  func part(_ chunk: Range<Int>, _ routing: Routing) -> LossGradient {
+    var own = self
+    own.routing = routing
+    own.firstToken = chunk.lowerBound
+    return own
+  }
+
   func prepare() {
     guard c.hasGate else { return }
     let tokens = Double(max(routing.validCount.pointee, 1))
@@ -32,7 +41,7 @@ struct LossGradient {
   }
 
   func setProbabilityGradient(_ t: Int, _ dp: UnsafeMutablePointer<Float>) {
-    dp.update(from: probability + slopes.part(of: t) * c.experts, count: c.experts)
+    dp.update(from: probability + slopes.part(of: firstToken + t) * c.experts, count: c.experts)
   }
 
   /// lse's own gradient with respect to the logits is p.
@@ -47,7 +56,7 @@ struct LossGradient {
 
   // For those that go on to the logits by themselves: slopes along share[t,e] and along the loads, to be multiplied by
   // `scale`.
-  func shareSlopes(_ t: Int) -> UnsafePointer<Float> { UnsafePointer(slopes.share + slopes.part(of: t) * c.experts) }
+  func shareSlopes(_ t: Int) -> UnsafePointer<Float> { UnsafePointer(slopes.share + slopes.part(of: firstToken + t) * c.experts) }
   var loadSlopes: UnsafePointer<Float>? { slopes.load.map { UnsafePointer($0) } }
   var scale: Float { dAuxLoss }
 }

@@ -20,14 +20,14 @@ extension Report {
   /// `slopes` where there will be a backward.
   init(
     _ c: Configuration, _ call: Call, _ kernels: UnsafePointer<moei_kernels>, _ route: RouterForward,
-    dispatch: Dispatch, _ statistics: CallStatistics, _ slopes: LossSlopes?
+    _ statistics: CallStatistics, _ slopes: LossSlopes?
   ) {
     let routing = route.routing
     let mean = statistics.meanProbability
     mean.initialize(repeating: 0, count: c.experts)
     statistics.losses.initialize(repeating: 0, count: c.lossCount)
     slopes?.clear(c)
-    dropped = statistics.count(routing, dispatch)
+    dropped = statistics.count(routing)
     load = Load(statistics.computed, experts: c.experts)
     valid = routing.validCount.pointee
     if valid == 0 { return }
@@ -37,10 +37,12 @@ extension Report {
       for t in 0..<routing.tokens where routing.isValid(t) {
         let p = routing.probabilities + t * c.experts
         for e in 0..<c.experts { mean[e] += Double(p[e]) }
-        squares += Double(routing.logSumExp[t]) * Double(routing.logSumExp[t])
-        entropies += Double(route.entropy[t])
       }
       for e in 0..<c.experts { mean[e] /= Double(valid) }
+      for block in 0..<blocks(of: routing.tokens) {
+        squares += route.sums[block].squares
+        entropies += route.sums[block].entropy
+      }
     }
     entropy = Float(entropies / Double(valid))
 

@@ -6,6 +6,8 @@ public struct Allocator {
   public typealias Allocate = @convention(c) (UnsafeMutableRawPointer?, Int, Int) -> UnsafeMutableRawPointer?
   public typealias Deallocate = @convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) -> Void
 
+  /// Bytes handed out and not given back, and the most there have been; nil before the context that counts them is there.
+  private var counts: UnsafeMutablePointer<Int64>?
   private let custom: (allocate: Allocate, deallocate: Deallocate)?
   private let user: UnsafeMutableRawPointer?
 
@@ -23,15 +25,34 @@ public struct Allocator {
   }
 
   func allocate(bytes: Int) throws(Fault) -> UnsafeMutableRawPointer {
-    // A caller's allocator is never asked for nothing: what it would return is anyone's guess.
-    let size = max(bytes, Self.alignment)
+    // In front of the block stands its size, for the count.
+    let (size, tooLarge) = bytes.addingReportingOverflow(Self.alignment)
+    if tooLarge { throw .outOfMemory(bytes: bytes) }
     let memory = custom.map { $0.allocate(user, size, Self.alignment) } ?? moei_allocate(size, Self.alignment)
     guard let memory else { throw .outOfMemory(bytes: bytes) }
     if Int(bitPattern: memory) % Self.alignment != 0 {
-      deallocate(memory)
+      release(memory)
       throw .invalid("alloc returned memory that is not aligned to \(Self.alignment) bytes")
     }
-    return memory
+    memory.storeBytes(of: bytes, as: Int.self)
+    if let counts {
+      let now = moei_fetch_add64(counts, Int64(bytes)) + Int64(bytes)
+      moei_raise64(counts + 1, now)
+    }
+    return memory + Self.alignment
+  }
+
+  /// The same, counting what it hands out. The block that holds the counts is not among it.
+  func counting(in counts: UnsafeMutablePointer<Int64>) -> Allocator {
+    counts.initialize(repeating: 0, count: 2)
+    var own = self
+    own.counts = counts
+    return own
+  }
+
+  var inUse: (current: Int, peak: Int) {
+    guard let counts else { return (0, 0) }
+    return (Int(moei_fetch_add64(counts, 0)), Int(moei_fetch_add64(counts + 1, 0)))
   }
 
   /// Memory for one value, initialised.
@@ -49,6 +70,12 @@ public struct Allocator {
 
   func deallocate(_ memory: UnsafeMutableRawPointer?) {
     guard let memory else { return }
-    if let custom { custom.deallocate(user, memory) } else { moei_deallocate(memory) }
+    let start = memory - Self.alignment
+    if let counts { _ = moei_fetch_add64(counts, -Int64(start.load(as: Int.self))) }
+    release(start)
+  }
+
+  private func release(_ start: UnsafeMutableRawPointer) {
+    if let custom { custom.deallocate(user, start) } else { moei_deallocate(start) }
   }
 }

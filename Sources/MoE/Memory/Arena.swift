@@ -28,6 +28,15 @@ struct Arena {
     overflow = overflow || copy.overflow
   }
 
+  /// Takes as much as `other` did.
+  mutating func cover(after other: Arena) {
+    let (end, tooMany) = bytes.addingReportingOverflow(other.bytes)
+    if tooMany || other.overflow { overflow = true } else { bytes = end }
+  }
+
+  /// Leaves some bytes, which fit, out.
+  mutating func skip(_ bytes: Int) { self.bytes += bytes }
+
   /// Bytes taken, or an error when no address space could hold them.
   func total() throws(Fault) -> Int {
     if overflow { throw .outOfMemory(bytes: .max) }

@@ -5,6 +5,17 @@ struct Scratch {
   let bytes: Int
 }
 
+/// Memory that the caller lends for a call.
+public struct CallerMemory {
+  let memory: UnsafeMutableRawPointer
+  let bytes: Int
+
+  public init(_ memory: UnsafeMutableRawPointer, bytes: Int) {
+    self.memory = memory
+    self.bytes = bytes
+  }
+}
+
 struct ScratchCache {
   private let lock: Lock
   private let kept: UnsafeMutablePointer<Scratch?>

@@ -5,6 +5,7 @@ public struct Tape {
   private(set) var contents: TapeContents?
   fileprivate var memory: UnsafeMutableRawPointer?
   private var bytes = 0
+  private var lent: CallerMemory?
 
   fileprivate init(_ layer: Layer) {
     context = layer.context
@@ -13,14 +14,20 @@ public struct Tape {
 
   /// Memory for a call. The tape counts as empty until `fill`.
   mutating func prepare(
-    _ c: Configuration, _ call: Call, _ parameters: Parameters, _ draws: Draws
+    _ c: Configuration, _ call: Call, _ plan: Plan, _ parameters: Parameters
   ) throws(Fault) -> TapeContents {
     contents = nil
     let active = c.activeExperts(call, parameters)
-    let packsWeights = context.packsWeights
     var measure = Arena()
-    _ = TapeContents(&measure, c, call, draws, activeExperts: active, packsWeights: packsWeights)
+    _ = TapeContents(&measure, c, call, plan, context: context, activeExperts: active)
     let needed = try measure.total()
+    if let lent {
+      if lent.bytes < needed {
+        throw .invalid("tape: the memory bound to it has \(lent.bytes) bytes, but the call needs \(needed)")
+      }
+      var arena = Arena(lent.memory)
+      return TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+    }
     if memory == nil || needed > bytes {
       let allocator = context.pointee.allocator
       allocator.deallocate(memory)  // first: the old and the new block need not exist at once
@@ -29,18 +36,26 @@ public struct Tape {
       bytes = needed
     }
     var arena = Arena(memory!)
-    return TapeContents(&arena, c, call, draws, activeExperts: active, packsWeights: packsWeights)
+    return TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+  }
+
+  fileprivate mutating func bind(_ lent: CallerMemory?) {
+    contents = nil
+    context.pointee.allocator.deallocate(memory)
+    memory = nil
+    bytes = 0
+    self.lent = lent
   }
 
   mutating func fill(_ contents: TapeContents) { self.contents = contents }
   mutating func clear() { contents = nil }
 }
 
-/// The routing, probabilities and pre-activations of one call.
+/// The routing of one call, and, unless they are to be computed again, its probabilities and pre-activations.
 struct TapeContents {
-  let routing: Routing
-  let dispatch: Dispatch
-  let preactivations: KeptGroups
+  let plan: Plan
+  private(set) var routing: Routing
+  private let preactivations: KeptChunks?
   let slopes: LossSlopes
   let draws: Draws
   let activeExperts: Int
@@ -48,18 +63,23 @@ struct TapeContents {
   let mayLeaveSlotsEmpty: Bool
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, activeExperts: Int, packsWeights: Bool
+    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int
   ) {
+    self.plan = plan
     routing = Routing(&arena, c, call)
-    dispatch = Dispatch(&arena, c, call)
-    preactivations = KeptGroups(
-      &arena, c, tokens: call.tokens, mostRows: dispatch.mostRows, packsWeights: packsWeights)
     slopes = LossSlopes(&arena, c, call)
-    self.draws = draws
+    preactivations =
+      plan.policy == .full
+      ? KeptChunks(&arena, c, plan.chunk, chunks: plan.chunks, packsWeights: context.packsWeights) : nil
+    if plan.policy == .full { routing.takeMeasures(&arena, c, forBackward: true) }
+    draws = c.draws(call, context.kernels)
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
     mayLeaveSlotsEmpty = c.mayLeaveSlotsEmpty(call)
   }
+
+  var keeps: Bool { preactivations != nil }
+  func kept(_ chunk: Int) -> KeptGroups? { preactivations?[chunk] }
 }
 
 public typealias TapePointer = UnsafeMutablePointer<Tape>
@@ -71,6 +91,9 @@ extension UnsafeMutablePointer where Pointee == Tape {
     context.retain()
     return tape
   }
+
+  /// Uses the caller's memory, or the library's again.
+  public func bind(_ memory: CallerMemory?) { pointee.bind(memory) }
 
   public func free() {
     let context = pointee.context

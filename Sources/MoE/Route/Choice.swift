@@ -21,8 +21,9 @@ enum Choice {
 
   init(_ arena: inout Arena, _ inputs: Inputs) {
     let (c, context, routing) = (inputs.c, inputs.context, inputs.routing)
-    if let given = inputs.call.givenIndices {
-      self = .given(GivenChoice(c: c, routing: routing, indices: given))
+    // A call that is only planned may come without its arrays.
+    if inputs.call.givenIndices != nil || c.router == .external {
+      self = .given(GivenChoice(c: c, routing: routing, indices: inputs.call.givenIndices))
       return
     }
     switch (c.router, c.choice.groups) {

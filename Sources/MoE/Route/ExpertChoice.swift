@@ -58,8 +58,10 @@ extension Configuration {
     return Int((Double(tokens) * Double(topK) / Double(experts)).rounded(.up))
   }
 
-  /// Rows that a call's tokens have at most.
-  func mostRows(_ call: Call) -> Int {
+  /// Rows that so many of a call's tokens have at most.
+  func mostRows(_ call: Call, of chunk: Int) -> Int { min(chunk * slots, mostRows(call)) }
+
+  private func mostRows(_ call: Call) -> Int {
     if let given = call.givenIndices {
       var rows = call.tokens * shared
       for pair in 0..<call.tokens * choices where given[pair].isExpert { rows += 1 }

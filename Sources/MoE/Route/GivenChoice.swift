@@ -2,11 +2,11 @@
 struct GivenChoice {
   let c: Configuration
   let routing: Routing
-  let indices: UnsafePointer<Int32>  // [T, choices], checked
+  let indices: UnsafePointer<Int32>?  // [T, choices], checked
 
   func choose(_ block: TokenBlock) -> RoutingFailure? {
     for t in block.tokens where routing.isValid(t) {
-      (routing.indices + t * routing.slots).update(from: indices + t * c.choices, count: c.choices)
+      (routing.indices + t * routing.slots).update(from: indices! + t * c.choices, count: c.choices)
     }
     return nil
   }

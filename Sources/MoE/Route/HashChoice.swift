@@ -5,7 +5,7 @@ struct HashChoice {
   let c: Configuration
   let routing: Routing
   let table: UnsafePointer<Int32>  // [V,K]
-  let tokenIds: UnsafePointer<Int64>?  // [T], checked; nil where T = 0
+  let tokenIds: UnsafePointer<Int64>?  // [T], checked; nil where T = 0, or the call is only planned
 
   func choose(_ block: TokenBlock) -> RoutingFailure? {
     for t in block.tokens where routing.isValid(t) {

@@ -7,6 +7,7 @@ struct Noise {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
   private let random: Random?
+  private let firstToken: Int
 
   static var least: Float { 0.01 }
 
@@ -15,10 +16,11 @@ struct Noise {
     self.c = c
     kernels = draws.kernels
     random = draws.training ? draws.of(.noise) : nil
+    firstToken = draws.firstToken
   }
 
   /// The number of token t and expert e, normal with deviation 1.
-  func draw(_ t: Int, _ e: Int) -> Float { random.map { $0.normal(UInt64(t * c.experts + e)) } ?? 0 }
+  func draw(_ t: Int, _ e: Int) -> Float { random.map { $0.normal(UInt64((firstToken + t) * c.experts + e)) } ?? 0 }
 
   /// z [E] of one token; n [E] of the learned noise becomes the deviations.
   func add(_ t: Int, to z: UnsafeMutablePointer<Float>, learned n: UnsafeMutablePointer<Float>?) {
@@ -28,7 +30,7 @@ struct Noise {
         deviation = softplus(n[e]) + Self.least
         n[e] = deviation
       }
-      if let random { z[e] += deviation * random.normal(UInt64(t * c.experts + e)) }
+      if let random { z[e] += deviation * random.normal(UInt64((firstToken + t) * c.experts + e)) }
     }
   }
 

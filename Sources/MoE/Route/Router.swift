@@ -6,7 +6,7 @@ struct RouterForward {
   let c: Configuration
   let call: Call
   let routing: Routing
-  let entropy: UnsafeMutablePointer<Float>  // [T]
+  let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
   fileprivate let parameters: Parameters
   fileprivate let input: RouterInput
   private let tokens: RouteTokens
@@ -23,7 +23,7 @@ struct RouterForward {
     self.routing = routing
     self.parameters = parameters
     let draws = c.draws(call, context.kernels)
-    entropy = arena.take(Float.self, c.hasGate ? call.tokens : 0)
+    sums = arena.take(BlockSums.self, c.hasGate ? blocks(of: call.tokens) : 0)
     input = RouterInput(&arena, c, draws, context: context, x: x, parameters: parameters, routing: routing)
     let weigher = Weigher(
       &arena, c, context: context, parameters: parameters, routing: routing,
@@ -31,7 +31,7 @@ struct RouterForward {
     let together = Choice.isTogether(c, call)
     tokens = RouteTokens(
       &arena, c, call, draws, context: context, x: x, input: input.rows, parameters: parameters, routing: routing,
-      entropy: entropy, weigher: weigher, weighsNow: !together,
+      sums: sums, weigher: weigher, weighsNow: !together,
       // Who chooses for all tokens, or finds another expert for some, needs everything.
       keepsAll: together || c.capacity?.nextBest == true || c.admits(call) && weigher.mixer != nil)
     weigh = WeighTokens(tokens: tokens)
@@ -66,6 +66,12 @@ extension RouterForward {
   }
 }
 
+/// What is added up over the tokens of one block; blocks are then added in their order.
+struct BlockSums {
+  var squares = 0.0  // of logsumexp
+  var entropy = 0.0
+}
+
 /// Logits, and what follows from them token by token, for one block of tokens per item.
 struct RouteTokens: Job {
   let c: Configuration
@@ -81,7 +87,7 @@ struct RouteTokens: Job {
   private let weigher: Weigher
   private let weighsNow: Bool
   private let keepsAll: Bool
-  private let entropy: UnsafeMutablePointer<Float>  // [T]
+  private let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
   private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E], or [T,E]
   /// Per block the first token that cannot be routed, or -1, and why.
   private let failures: UnsafeMutablePointer<RoutingFailure>  // [blocks]
@@ -89,12 +95,12 @@ struct RouteTokens: Job {
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, context: ContextPointer,
     x: UnsafePointer<Float>, input: UnsafePointer<Float>, parameters: Parameters, routing: Routing,
-    entropy: UnsafeMutablePointer<Float>, weigher: Weigher, weighsNow: Bool, keepsAll: Bool
+    sums: UnsafeMutablePointer<BlockSums>, weigher: Weigher, weighsNow: Bool, keepsAll: Bool
   ) {
     self.c = c
     self.call = call
     self.routing = routing
-    self.entropy = entropy
+    self.sums = sums
     self.weigher = weigher
     self.weighsNow = weighsNow
     self.keepsAll = keepsAll
@@ -148,6 +154,7 @@ struct RouteTokens: Job {
     let z = z + (keepsAll ? tokens.lowerBound : lane * rowsPerBlock) * e  // [rows, E]
     shared.forward(tokens, logits.matmul, logits.scratch(lane))
     logits.fill(z, tokens, routing, lane, clean: measures.clean(lane))
+    var ofBlock = BlockSums()
     for t in tokens {
       if !routing.isValid(t) {
         leaveOut(t)
@@ -164,9 +171,14 @@ struct RouteTokens: Job {
       measures.measure(
         t, row: inBlock, row, deviations: logits.learned(lane).map { UnsafePointer($0 + inBlock * e) }, lane)
       let p = routing.probabilities + t * e
-      kernels.pointee.softmax(Int64(e), row, p, routing.logSumExp + t, entropy + t)
+      var (logSumExp, entropy): (Float, Float) = (0, 0)
+      kernels.pointee.softmax(Int64(e), row, p, &logSumExp, &entropy)
+      routing.logSumExp?[t] = logSumExp
+      ofBlock.squares += Double(logSumExp) * Double(logSumExp)
+      ofBlock.entropy += Double(entropy)
       if keepsAll { measureForAll(t, row, p) }
     }
+    if c.hasGate { sums[block] = ofBlock }
     if let failure = choice.choose(
       TokenBlock(
         tokens: tokens, logits: z, coarse: logits.coarse(lane).map { UnsafePointer($0) },
@@ -194,7 +206,7 @@ struct RouteTokens: Job {
     (routing.weights + t * routing.slots).update(repeating: 0, count: routing.slots)
     guard c.hasGate else { return }
     (routing.probabilities + t * c.experts).update(repeating: 0, count: c.experts)
-    (routing.logSumExp[t], entropy[t]) = (0, 0)
+    routing.logSumExp?[t] = 0
   }
 
   /// z: the block's logits; nil where they are not at hand, and the choices as they were.

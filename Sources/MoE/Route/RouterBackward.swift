@@ -1,6 +1,7 @@
 import CShims
 
-/// From the gradients of the chosen weights, and of the losses, to those of the logits, the gates and x.
+/// From the gradients of the chosen weights, and of the losses, to those of the logits, the gates and x; for one chunk of
+/// tokens, which are counted from its first.
 struct RouterBackward: Job {
   let c: Configuration
   let kernels: UnsafePointer<moei_kernels>
@@ -23,27 +24,35 @@ struct RouterBackward: Job {
   private let shared: SharedGate
   private let weigher: Weigher
   private let weightsAreGiven: Bool
+  private let measuresAgain: Bool
 
+  /// x and dWeights of the whole call.
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    tape: TapeContents, losses: LossGradient, dWeights: UnsafeMutablePointer<Float>
+    tape: TapeContents, chunk: Range<Int>, losses: LossGradient, dWeights: UnsafeMutablePointer<Float>
   ) {
+    let x = x + chunk.lowerBound * c.hidden
+    var draws = tape.draws
+    draws.firstToken = chunk.lowerBound
+    var routing = tape.routing.part(chunk, c)
+    measuresAgain = c.hasGate && !tape.keeps
+    if !tape.keeps { routing.takeMeasures(&arena, c, forBackward: true) }
     self.c = c
     self.parameters = parameters
     kernels = context.kernels
-    routing = tape.routing
-    self.losses = losses
-    self.dWeights = dWeights
+    self.routing = routing
+    self.losses = losses.part(chunk, routing)
+    self.dWeights = dWeights + chunk.lowerBound * c.slots
     weightsAreGiven = tape.weightsAreGiven
     let tokens = routing.tokens
     dLogits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
     dCoarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
     dShared = arena.take(Float.self, tokens, c.sharedGates)
     dFactors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
-    input = RouterInput(&arena, c, tape.draws, context: context, x: x, parameters: parameters, routing: routing)
+    input = RouterInput(&arena, c, draws, context: context, x: x, parameters: parameters, routing: routing)
     dInput = input.own == nil ? nil : arena.take(Float.self, tokens, c.hidden)
     logits = Logits(
-      &arena, c, tape.draws, context: context, parameters: parameters, input: input.rows, tokens: tokens,
+      &arena, c, draws, context: context, parameters: parameters, input: input.rows, tokens: tokens,
       active: tape.activeExperts)
     dNoise = arena.take(Float.self, logits.noiseGate == nil ? 0 : tokens, c.experts)
     shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
@@ -52,12 +61,12 @@ struct RouterBackward: Job {
       mayLeaveSlotsEmpty: tape.mayLeaveSlotsEmpty)
     scoreShares = ScoreShares(&arena, c, context: context)
     smoothLoad = SmoothLoad(&arena, c, context: context, backward: true)
-    needsLogits = weigher.mixer != nil || scoreShares != nil || smoothLoad != nil
+    needsLogits = weigher.mixer != nil || scoreShares != nil || smoothLoad != nil || measuresAgain
     z = arena.take(Float.self, needsLogits ? context.lanes * rowsPerBlock : 0, c.experts)
   }
 
   /// The gradients of logits for all tokens, then the gates' own, then what flows on to x where the gate read something else.
-  func run(in context: ContextPointer, dispatch: Dispatch) throws(Fault) {
+  func run(in context: ContextPointer) throws(Fault) {
     try input.run(in: context, again: true)
     try context.run(blocks(of: routing.tokens), self)
     try addGradient(logits.gate, dLogits, in: context)
@@ -65,7 +74,7 @@ struct RouterBackward: Job {
     try addGradient(logits.noiseGate, dNoise, in: context)
     try addGradient(shared.gate, dShared, in: context)
     if let dFactors, !weightsAreGiven {
-      addExpertScaleGradient(dFactors, dispatch, experts: c.experts, to: parameters.grad(.expertScale)!)
+      addExpertScaleGradient(dFactors, routing, to: parameters.grad(.expertScale)!)
     }
     if let dInput {
       try context.run(blocks(of: routing.tokens), GateInputGradient(router: self, dInput: dInput))
@@ -87,6 +96,7 @@ struct RouterBackward: Job {
     let tokens = rows(ofBlock: block, in: routing.tokens)
     let z = z + lane * rowsPerBlock * e
     if needsLogits { logits.fill(z, tokens, routing, lane, clean: smoothLoad?.clean(lane)) }
+    if measuresAgain { measure(tokens, z) }
     differentiateLoads(tokens, z, lane)
     let learned = logits.learnedAgain(tokens, lane)
     for t in tokens {
@@ -121,6 +131,20 @@ struct RouterBackward: Job {
     }
   }
 
+  /// What forward had of the logits.
+  private func measure(_ tokens: Range<Int>, _ z: UnsafePointer<Float>) {
+    for t in tokens where routing.isValid(t) {
+      let row = z + (t - tokens.lowerBound) * c.experts
+      var entropy: Float = 0
+      kernels.pointee.softmax(
+        Int64(c.experts), row, routing.probabilities + t * c.experts, routing.logSumExp! + t, &entropy)
+      let own = routing.indices + t * routing.slots
+      for slot in 0..<routing.choices where own[slot] != .noExpert {
+        routing.chosenLogits[t * routing.choices + slot] = row[Int(own[slot].chosen)]
+      }
+    }
+  }
+
   /// Gradients of smooth loads, which pass the noise by, in the thread's memory.
   private func differentiateLoads(_ tokens: Range<Int>, _ z: UnsafePointer<Float>, _ lane: Int) {
     guard let smoothLoad, let noise = logits.noise, let slopes = losses.loadSlopes else { return }
@@ -130,13 +154,6 @@ struct RouterBackward: Job {
         number: t, row: row, z: z + row * c.experts,
         deviations: logits.learned(lane).map { UnsafePointer($0 + row * c.experts) })
       smoothLoad.backward(slopes, scale: losses.scale, token, noise: noise, lane)
-    }
-  }
-
-  /// Those of the weights that forward was given, [T, choices].
-  func copyWeightGradients(to out: UnsafeMutablePointer<Float>) {
-    for t in 0..<routing.tokens {
-      (out + t * routing.choices).update(from: dWeights + t * routing.slots, count: routing.choices)
     }
   }
 
@@ -165,7 +182,7 @@ struct RouterBackward: Job {
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
     losses.setProbabilityGradient(t, dz)
     if weightsAreGiven || chosen.count == 0 {
-      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
       return
     }
     let (v, dv) = back(chosen, t, z, dw, lane)
@@ -173,7 +190,7 @@ struct RouterBackward: Job {
     let throughSoftmax = weigher.chosenValues.passThroughSoftmax
     if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
     // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
-    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp[t]), dz)
+    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
     // Other values reach the chosen logits directly, or those of a softmax of their own.
     if let mixer = weigher.mixer, let z {
       mixer.backward(dv, z, chosen.indices, chosen.count, addTo: dz, lane)

@@ -6,11 +6,13 @@ import CShims
 struct Jitter {
   let random: Random
   let size: Float
+  private let base: Int  // of the first element
 
   init?(_ c: Configuration, _ draws: Draws) {
     guard draws.training && c.exploration.jitter > 0 else { return nil }
     random = draws.of(.jitter)
     size = c.exploration.jitter
+    base = draws.firstToken * c.hidden
   }
 
   /// Elements `first` (a multiple of 4) ..< first + count of the array that `values` are from.
@@ -19,7 +21,7 @@ struct Jitter {
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { factors in
       for from in stride(from: 0, to: count, by: stretch) {
         let n = min(stretch, count - from)
-        random.fillUniform(factors.baseAddress!, from: first + from, count: n, bound: size)
+        random.fillUniform(factors.baseAddress!, from: base + first + from, count: n, bound: size)
         for i in 0..<n { values[from + i] *= 1 + factors[i] }
       }
     }
@@ -31,16 +33,18 @@ struct RouterDropout {
   let random: Random
   private let threshold: UInt32
   private let scale: Float
+  private let base: Int  // of the first element
 
   init?(_ c: Configuration, _ draws: Draws, onLogits: Bool) {
     guard draws.training && c.exploration.dropout > 0 && c.exploration.dropoutOnLogits == onLogits else { return nil }
     random = draws.of(.routerDropout)
     threshold = UInt32(Double(c.exploration.dropout) * 0x1p32)
     scale = Float(1 / (1 - Double(c.exploration.dropout)))
+    base = draws.firstToken * (onLogits ? c.experts : c.hidden)
   }
 
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
-    random.drop(values, count: count, first: UInt64(first / 4), threshold: threshold, scale: scale)
+    random.drop(values, count: count, first: UInt64((base + first) / 4), threshold: threshold, scale: scale)
   }
 }
 

@@ -1,25 +1,28 @@
 /// What the router decided for T tokens: made once in forward, replayed ever after. A token has a slot for each of its
-/// choices, then one for each shared expert.
+/// choices, then one for each shared expert. Beside the decisions stand the measures they were made from, which are kept
+/// for backward or made again there, chunk by chunk.
 struct Routing {
-  let tokens: Int  // T
+  private(set) var tokens: Int  // T
   /// Whether a token may name an expert twice.
   let mayRepeat: Bool
   let choices: Int  // K, or E where experts choose
   let slots: Int  // and the shared experts
-  let indices: UnsafeMutablePointer<Int32>  // [T,slots] experts, best first; see below
-  let weights: UnsafeMutablePointer<Float>  // [T,slots], 0 where nothing is computed
-  let chosenLogits: UnsafeMutablePointer<Float>  // [T,choices]
-  let probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
-  let logSumExp: UnsafeMutablePointer<Float>  // [T]
-  let sharedLogits: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
+  private(set) var indices: UnsafeMutablePointer<Int32>  // [T,slots] experts, best first; see below
+  private(set) var weights: UnsafeMutablePointer<Float>  // [T,slots], 0 where nothing is computed
+  private(set) var sharedLogits: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
   /// In a residual layer what all choices of a token are multiplied by beside their weights.
-  let coefficients: UnsafeMutablePointer<Float>?  // [T]
+  private(set) var coefficients: UnsafeMutablePointer<Float>?  // [T]
   /// What was chosen before some choices found another expert; else the same as `indices`.
-  let wanted: UnsafeMutablePointer<Int32>  // [T,slots]
-  let valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
+  private(set) var wanted: UnsafeMutablePointer<Int32>  // [T,slots]
+  private(set) var valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
   let validCount: UnsafeMutablePointer<Int>  // 1
   let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
+  // The measures:
+  private(set) var chosenLogits: UnsafeMutablePointer<Float>  // [T,choices]
+  private(set) var probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
+  private(set) var logSumExp: UnsafeMutablePointer<Float>?  // [T], for backward
 
+  /// The decisions.
   init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
     tokens = call.tokens
     mayRepeat = call.givenIndices != nil || c.router == .hash
@@ -27,15 +30,37 @@ struct Routing {
     slots = c.slots
     indices = arena.take(Int32.self, tokens, c.slots)
     weights = arena.take(Float.self, tokens, c.slots)
-    chosenLogits = arena.take(Float.self, tokens, c.choices)
-    probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-    logSumExp = arena.take(Float.self, c.hasGate ? tokens : 0)
+    chosenLogits = arena.take(Float.self, 0)
+    probabilities = chosenLogits
     sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
     coefficients = c.sharedGate == .residual ? arena.take(Float.self, tokens) : nil
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
     valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
     validCount = arena.take(Int.self, 1)
     norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 3, c.hidden)
+  }
+
+  mutating func takeMeasures(_ arena: inout Arena, _ c: Configuration, forBackward: Bool) {
+    chosenLogits = arena.take(Float.self, tokens, c.choices)
+    probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
+    logSumExp = c.hasGate && forBackward ? arena.take(Float.self, tokens) : nil
+  }
+
+  /// The same for one chunk, whose first token is number 0.
+  func part(_ chunk: Range<Int>, _ c: Configuration) -> Routing {
+    var own = self
+    let first = chunk.lowerBound
+    own.tokens = chunk.count
+    own.indices += first * slots
+    own.weights += first * slots
+    own.wanted += first * slots
+    own.sharedLogits += first * c.sharedGates
+    own.coefficients = coefficients.map { $0 + first }
+    own.valid = valid.map { $0 + first }
+    own.chosenLogits += first * choices
+    own.probabilities += c.hasGate ? first * c.experts : 0
+    own.logSumExp = logSumExp.map { $0 + first }
+    return own
   }
 
   /// The caller's mask is copied: it need not live until backward.

@@ -101,9 +101,11 @@ struct Weighing {
 
 /// d expert scale += each expert's share, tokens in ascending order.
 func addExpertScaleGradient(
-  _ dFactors: UnsafePointer<Float>, _ dispatch: Dispatch, experts: Int, to grad: UnsafeMutablePointer<Float>
+  _ dFactors: UnsafePointer<Float>, _ routing: Routing, to grad: UnsafeMutablePointer<Float>
 ) {
-  for e in 0..<experts {
-    for row in dispatch.rows(ofExpert: e) { grad[e] += dFactors[Int(dispatch.pairOfRow[row])] }
+  for t in 0..<routing.tokens {
+    for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].isExpert {
+      grad[Int(routing.indices[pair])] += dFactors[pair]
+    }
   }
 }

@@ -76,6 +76,8 @@ struct Draws {
   let seed: UInt64
   let step: UInt64
   let training: Bool
+  /// What the first token is called: chunks of a call go on counting.
+  var firstToken = 0
 
   /// Behind the streams of the first parameters.
   enum Stream: UInt8 {

@@ -85,8 +85,10 @@ struct Pool {
     run.pointee.items = count
     working.set(workers)
     announce()
-    Self.work(run.pointee, lane: 0, cancel: cancel)
-    Self.wait(working) { $0 == 0 }
+    var lane = Lane(run.pointee, index: 0, cancel: cancel)
+    Self.work(run.pointee, &lane)
+    // The others may still be at work for long: the callback is asked all the while.
+    Self.wait(working, asking: &lane)
     let wasCancelled = cancelled.value != 0
     run.pointee.body = nil  // ordinary Swift counts references to it
     busy.release()
@@ -99,14 +101,14 @@ struct Pool {
       withUnsafeMutablePointer(to: &stopped) { stopped in
         let run = Run(
           body: body, job: job, items: count, nextItem: SharedCounter(at: next), cancelled: SharedWord(at: stopped))
-        Self.work(run, lane: 0, cancel: cancel)
+        var lane = Lane(run, index: 0, cancel: cancel)
+        Self.work(run, &lane)
         return run.cancelled.value != 0
       }
     }
   }
 
-  private static func work(_ run: Run, lane index: Int, cancel: Cancel) {
-    var lane = Lane(run, index: index, cancel: cancel)
+  private static func work(_ run: Run, _ lane: inout Lane) {
     while !lane.shouldStop() {
       let item = Int(run.nextItem.next())
       if item >= run.items { break }
@@ -115,14 +117,29 @@ struct Pool {
   }
 
   fileprivate func serve() {
-    let lane = Int(lanesTaken.add(1))
+    let index = Int(lanesTaken.add(1))
     var seen: Int32 = 0
     while true {
       let last = seen
       seen = Self.wait(generation) { $0 != last }
       if stop.value != 0 { return }
-      Self.work(run.pointee, lane: lane, cancel: Cancel())
+      var lane = Lane(run.pointee, index: index, cancel: Cancel())
+      Self.work(run.pointee, &lane)
       if working.add(-1) == 0 { working.wake(1) }
+    }
+  }
+
+  /// Waits for 0, as below.
+  private static func wait(_ word: SharedWord, asking lane: inout Lane) {
+    var spun = 0
+    while word.value != 0 {
+      if spun < spins {
+        spun += 1
+        moei_pause()
+      } else {
+        _ = lane.shouldStop()
+        word.sleepBriefly(while: word.value, milliseconds: Lane.millisecondsBetweenQuestions)
+      }
     }
   }
 
@@ -187,7 +204,7 @@ struct Lane {
   private var asked: Int64 = 0
 
   /// Asking may be dear to the host (Python takes its lock), so not more often than this.
-  private static let millisecondsBetweenQuestions: Int64 = 5
+  fileprivate static var millisecondsBetweenQuestions: Int32 { 5 }
 
   init(_ run: Run, index: Int, cancel: Cancel) {
     self.index = index
@@ -199,7 +216,7 @@ struct Lane {
     if cancelled.value != 0 { return true }
     guard let callback = cancel.callback else { return false }
     let now = moei_milliseconds()
-    if now - asked < Self.millisecondsBetweenQuestions { return false }
+    if now - asked < Int64(Self.millisecondsBetweenQuestions) { return false }
     asked = now
     if callback(cancel.user) == 0 { return false }
     cancelled.set(1)

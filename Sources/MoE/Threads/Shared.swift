@@ -21,6 +21,8 @@ struct SharedWord {
 
   /// Sleeps while it is `value`; may wake early.
   func sleep(while value: Int32) { moei_futex_wait(address, value) }
+  /// The same for a few milliseconds at most.
+  func sleepBriefly(while value: Int32, milliseconds: Int32) { moei_futex_wait_briefly(address, value, milliseconds) }
   func wake(_ count: Int32) { moei_futex_wake(address, count) }
 }
 

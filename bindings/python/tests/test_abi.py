@@ -95,6 +95,7 @@ ENUMS = {
     "moe_status": ("MOE_ERROR", _abi.STATUS),
     "moe_matmul": ("MOE_MATMUL", _abi.MATMUL),
     "moe_prepared": ("MOE_PREPARED", _abi.PREPARED),
+    "moe_tape_policy": ("MOE_TAPE", _abi.TAPE),
     "moe_instructions": ("MOE_INSTRUCTIONS", _abi.INSTRUCTIONS),
     "moe_log_level": ("MOE_LOG", _abi.LOG),
     "moe_dtype": ("MOE_DTYPE", _abi.DTYPE),

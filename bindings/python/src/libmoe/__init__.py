@@ -13,6 +13,7 @@ from .context import ALL_THREADS, Context, build_info, default_context
 from .errors import BadStateError, InvalidArgumentError, MoeError, NotFiniteError, OutOfMemoryError
 from .layer import Layer
 from .losses import pooled_balance_loss
+from .memory import Plan
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter
 from .report import Output, Report, Summary
@@ -34,6 +35,7 @@ __all__ = [
     "OutOfMemoryError",
     "Output",
     "Parameter",
+    "Plan",
     "Report",
     "Routing",
     "Statistics",

@@ -87,6 +87,7 @@ GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
+TAPE = {"auto": 0, "full": 1, "lean": 2}
 THREADS_ALL = -1
 
 # Models with a function moe_preset_...
@@ -171,6 +172,7 @@ class moe_context_config(_Sized):
         ("cancel_user", py_object),
         ("instructions", c_int32),
         ("reserved", c_int32),
+        ("memory_limit", c_size_t),
     ]
 
 
@@ -309,6 +311,26 @@ class moe_forward_options(_Sized):
         ("global_counts", c_void_p),
         ("record", POINTER(moe_routing)),
         ("replay", POINTER(moe_routing)),
+        ("memory_limit", c_size_t),
+        ("scratch", c_void_p),
+        ("scratch_size", c_size_t),
+        ("tape_policy", c_int32),
+        ("reserved2", c_int32),
+    ]
+
+
+class moe_plan(_Sized):
+    """Memory of one call."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("forward_bytes", c_size_t),
+        ("backward_bytes", c_size_t),
+        ("tape_bytes", c_size_t),
+        ("total_bytes", c_size_t),
+        ("chunk_tokens", c_int64),
+        ("tape_policy", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -343,6 +365,8 @@ class moe_backward_options(_Sized):
         ("struct_size", c_size_t),
         ("d_mean_probability", c_void_p),
         ("d_expert_weights", c_void_p),
+        ("scratch", c_void_p),
+        ("scratch_size", c_size_t),
     ]
 
 
@@ -379,6 +403,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_context_config_init": (None, [POINTER(moe_context_config), c_size_t]),
     "moe_context_create": (Status, [POINTER(moe_context_config), POINTER(POINTER(moe_context))]),
     "moe_context_free": (None, [POINTER(moe_context)]),
+    "moe_context_memory": (Status, [POINTER(moe_context), POINTER(c_size_t), POINTER(c_size_t)]),
     "moe_build_info": (c_char_p, [POINTER(moe_context)]),
     "moe_tensor_init": (None, [POINTER(moe_tensor), c_size_t]),
     "moe_layer_config_init": (None, [POINTER(moe_layer_config), c_size_t]),
@@ -397,6 +422,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     **{f"moe_preset_{model}": (None, [POINTER(moe_layer_config), c_size_t]) for model in PRESETS},
     "moe_tape_create": (Status, [POINTER(moe_layer), POINTER(POINTER(moe_tape))]),
     "moe_tape_free": (None, [POINTER(moe_tape)]),
+    "moe_tape_bind": (Status, [POINTER(moe_tape), c_void_p, c_size_t]),
     "moe_routing_create": (Status, [POINTER(moe_context), POINTER(POINTER(moe_routing))]),
     "moe_routing_free": (None, [POINTER(moe_routing)]),
     "moe_routing_saved_size": (Status, [POINTER(moe_routing), POINTER(c_size_t)]),
@@ -404,6 +430,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_routing_load": (Status, [POINTER(moe_routing), c_void_p, c_size_t]),
     "moe_forward_options_init": (None, [POINTER(moe_forward_options), c_size_t]),
     "moe_report_init": (None, [POINTER(moe_report), c_size_t]),
+    "moe_plan_init": (None, [POINTER(moe_plan), c_size_t]),
+    "moe_layer_plan": (
+        Status,
+        [POINTER(moe_layer), c_int64, POINTER(moe_forward_options), c_int32, POINTER(moe_plan)],
+    ),
     "moe_layer_forward": (
         Status,
         [

@@ -29,6 +29,8 @@ class Context(Native):
         loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
     instructions : {"all", "base", "avx2", "avx512"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
+    memory_limit : int
+        Bytes of scratch and tape that a call may take, see :meth:`Layer.plan`; 0 means no limit.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
 
@@ -52,6 +54,7 @@ class Context(Native):
         matmul: Literal["auto", "native", "openblas", "reference"] = "auto",
         *,
         instructions: Literal["all", "base", "avx2", "avx512"] = "all",
+        memory_limit: int = 0,
         log: _callbacks.Log | None = None,
     ) -> None:
         log_function = _callbacks.log_function(log)
@@ -59,6 +62,7 @@ class Context(Native):
             n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
             matmul=_check.choice("matmul", matmul, _abi.MATMUL),
             instructions=_check.choice("instructions", instructions, _abi.INSTRUCTIONS),
+            memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
             log=log_function,
             cancel=_callbacks.cancel,
             cancel_user=_callbacks.raised,
@@ -66,6 +70,12 @@ class Context(Native):
         self._open_handle = Handle(
             lib.moe_context_create, lib.moe_context_free, ctypes.byref(config), keep={"log": log_function}
         )
+
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes that everything made in this context holds now, and the most it has held."""
+        current, peak = ctypes.c_size_t(), ctypes.c_size_t()
+        lib.moe_context_memory(self._handle, ctypes.byref(current), ctypes.byref(peak))
+        return current.value, peak.value
 
     def build_info(self) -> str:
         """One line about the library and what this context runs with: kernels, matrix products, threads."""

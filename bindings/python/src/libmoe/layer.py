@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ._library import Handle, lib
 from ._weights import Weights
 from .context import Context, default_context
 from .errors import BadStateError
+from .memory import Plan, planned
 from .report import Blank, Output, Report
 from .routing import Routing
 from .tape import Tape
@@ -348,6 +349,8 @@ class Layer(Weights):
         global_counts: NDArray[np.int64] | None = None,
         record: Routing | None = None,
         replay: Routing | None = None,
+        memory_limit: int = 0,
+        tape_policy: Literal["auto", "full", "lean"] = "auto",
     ) -> Output:
         """Return y = layer(x) with its losses and statistics.
 
@@ -380,6 +383,11 @@ class Layer(Weights):
             Gets the experts that each token used.
         replay : Routing, optional
             In place of expert_indices, the record of a call with as many tokens and choices.
+        memory_limit : int
+            Bytes of scratch and tape together, for this call and its backward; 0 means the context's limit.
+            The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
+        tape_policy : {"auto", "full", "lean"}
+            Whether the tape keeps the experts' pre-activations, or backward computes them again.
 
         Returns
         -------
@@ -401,19 +409,20 @@ class Layer(Weights):
         After any of these the tape is empty.
         """
         n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
-        recorder, replayed = _handle("record", record), _handle("replay", replay)
-        every, choices = x.shape[:-1], (*x.shape[:-1], self.top_k)
-        options = _abi.moe_forward_options(
-            training=bool(training),
-            step=_check.integer("step", step, ctypes.c_uint64),
-            valid_mask=_check.address("valid_mask", valid_mask, every, dtype="mask"),
-            token_ids=_check.address("token_ids", token_ids, every, dtype="i64"),
-            expert_indices=_check.address("expert_indices", expert_indices, choices, dtype="i32"),
-            expert_weights=_check.address("expert_weights", expert_weights, choices),
-            sequence_length=_check.integer("sequence_length", sequence_length, ctypes.c_int64),
-            global_counts=_check.address("global_counts", global_counts, (self.n_experts,), dtype="i64"),
-            record=None if recorder is None else recorder._as_parameter_,
-            replay=None if replayed is None else replayed._as_parameter_,
+        options = self._options(
+            x.shape[:-1],
+            training=training,
+            step=step,
+            valid_mask=valid_mask,
+            token_ids=token_ids,
+            expert_indices=expert_indices,
+            expert_weights=expert_weights,
+            sequence_length=sequence_length,
+            global_counts=global_counts,
+            record=record,
+            replay=replay,
+            memory_limit=memory_limit,
+            tape_policy=tape_policy,
         )
         listed = self.n_experts if self._config.router == _abi.ROUTER["expert_choice"] else self.top_k
         blank = Blank(
@@ -455,6 +464,62 @@ class Layer(Weights):
 
     def _tokens(self, name: str, value: Any, shape: tuple[int, ...], *, write: bool = False) -> Any:
         return _check.array(name, value, shape, write=write, dtype=self._io_dtype)
+
+    def _options(
+        self,
+        every: tuple[int, ...],
+        *,
+        training: bool = False,
+        step: int = 0,
+        valid_mask: Any = None,
+        token_ids: Any = None,
+        expert_indices: Any = None,
+        expert_weights: Any = None,
+        sequence_length: int = 0,
+        global_counts: Any = None,
+        record: Routing | None = None,
+        replay: Routing | None = None,
+        memory_limit: int = 0,
+        tape_policy: str = "auto",
+    ) -> _abi.moe_forward_options:
+        """What a forward of tokens [every] is given, checked."""
+        recorder, replayed = _handle("record", record), _handle("replay", replay)
+        choices = (*every, self.top_k)
+        return _abi.moe_forward_options(
+            training=bool(training),
+            step=_check.integer("step", step, ctypes.c_uint64),
+            valid_mask=_check.address("valid_mask", valid_mask, every, dtype="mask"),
+            token_ids=_check.address("token_ids", token_ids, every, dtype="i64"),
+            expert_indices=_check.address("expert_indices", expert_indices, choices, dtype="i32"),
+            expert_weights=_check.address("expert_weights", expert_weights, choices),
+            sequence_length=_check.integer("sequence_length", sequence_length, ctypes.c_int64),
+            global_counts=_check.address("global_counts", global_counts, (self.n_experts,), dtype="i64"),
+            record=None if recorder is None else recorder._as_parameter_,
+            replay=None if replayed is None else replayed._as_parameter_,
+            memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
+            tape_policy=_check.choice("tape_policy", tape_policy, _abi.TAPE),
+        )
+
+    def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
+        """Return the memory of a forward and backward of n_tokens tokens; nothing is allocated.
+
+        Parameters
+        ----------
+        n_tokens : int
+            T.
+        taped : bool
+            Whether forward will have a tape.
+        **options
+            As of :meth:`forward`: memory_limit and tape_policy, and what else changes sizes (training,
+            valid_mask, sequence_length, expert_indices).
+
+        Raises
+        ------
+        InvalidArgumentError
+            The limit is too small; the text says what would do.
+        """
+        n_tokens = _check.integer("n_tokens", n_tokens, ctypes.c_int64)
+        return planned(self._handle, n_tokens, taped, self._options((n_tokens,), **options))
 
     def tape(self) -> Tape:
         """Return an empty tape for :meth:`forward` to fill; one serves step after step."""

@@ -1,0 +1,66 @@
+/// The pre-activations of all groups, for the rows of one chunk. Each group's are found by laying them out again.
+struct KeptGroups {
+  private let arena: Arena
+  private let c: Configuration
+  private let size: ChunkSize
+  private let packsWeights: Bool
+
+  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, packsWeights: Bool) {
+    self.arena = arena
+    self.c = c
+    self.size = size
+    self.packsWeights = packsWeights
+    for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
+  }
+
+  /// In place of those that are elsewhere, while memory is measured.
+  init(_ c: Configuration, _ size: ChunkSize, packsWeights: Bool) {
+    var arena = Arena()
+    self.init(&arena, c, size, packsWeights: packsWeights)
+  }
+
+  func of(_ group: ExpertGroup) -> KeptPreactivations? {
+    var arena = arena
+    for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    return take(&arena, group)
+  }
+
+  private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
+    guard group.multiplies else { return nil }
+    let rows = size.rows(of: group)
+    if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: group.intermediate)) }
+    let width = padded(group.intermediate)
+    switch group.weights {
+    case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
+    case .bf16:
+      let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)
+      return .bf16(Preactivations(&arena, group, rows: places, width: width))
+    }
+  }
+}
+
+/// Those of all chunks on a tape, one after the other.
+struct KeptChunks {
+  private let arena: Arena
+  private let c: Configuration
+  private let size: ChunkSize
+  private let packsWeights: Bool
+  private let bytesPerChunk: Int
+
+  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, chunks: Int, packsWeights: Bool) {
+    self.c = c
+    self.size = size
+    self.packsWeights = packsWeights
+    self.arena = arena
+    var one = Arena()
+    _ = KeptGroups(&one, c, size, packsWeights: packsWeights)
+    bytesPerChunk = one.bytes
+    for _ in 0..<chunks { arena.cover(after: one) }
+  }
+
+  subscript(chunk: Int) -> KeptGroups {
+    var own = arena
+    own.skip(chunk * bytesPerChunk)
+    return KeptGroups(&own, c, size, packsWeights: packsWeights)
+  }
+}

@@ -1,0 +1,33 @@
+/// How a call is divided: tokens are computed chunk by chunk, and forward leaves more or less for backward. Neither
+/// changes a bit of the result: chunks begin at a multiple of the blocks in which tokens are routed, and sums over tokens
+/// go on where the chunk before left them.
+public struct Plan {
+  /// Numbers as in moe_tape_policy.
+  public enum TapePolicy: Int32 {
+    case full = 1  // pre-activations are kept
+    case lean = 2  // they are computed again
+  }
+
+  let policy: TapePolicy
+  let chunk: ChunkSize
+  let tokens: Int  // T
+
+  init(_ c: Configuration, _ call: Call, policy: TapePolicy, chunkTokens: Int) {
+    self.policy = policy
+    tokens = call.tokens
+    let size = min(chunkTokens, call.tokens)
+    chunk = ChunkSize(tokens: size, mostRows: c.mostRows(call, of: size))
+  }
+
+  var chunks: Int { chunk.tokens == 0 ? 1 : (tokens + chunk.tokens - 1) / chunk.tokens }
+  func tokens(ofChunk i: Int) -> Range<Int> { i * chunk.tokens..<min((i + 1) * chunk.tokens, tokens) }
+}
+
+/// What memory for one chunk has to hold.
+struct ChunkSize {
+  let tokens: Int
+  let mostRows: Int
+
+  /// A token may name a chosen expert twice, a shared one never.
+  func rows(of group: ExpertGroup) -> Int { group.isShared ? tokens * group.experts : mostRows }
+}

@@ -1,0 +1,87 @@
+/// Memory of a call, in bytes, before anything is allocated.
+public struct MemoryPlan {
+  public let forwardScratch: Int
+  public let backwardScratch: Int  // 0 without a tape
+  public let tape: Int
+  public let chunkTokens: Int
+  public let keepsActivations: Bool
+
+  /// What exists at once at most.
+  public var total: Int { tape + max(forwardScratch, backwardScratch) }
+}
+
+extension Layer {
+  /// The memory that a forward will take, and a backward after it.
+  public func memoryPlan(_ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
+    try memory(try plan(call, taped: taped), call, taped: taped)
+  }
+
+  /// The fastest way that keeps to the limit: everything kept and all tokens at once; then in chunks; then, where these
+  /// would be small, with activations computed again.
+  func plan(_ call: Call, taped: Bool) throws(Fault) -> Plan {
+    let c = configuration
+    let whole = max(call.tokens, 1)
+    guard let limit = call.limit ?? context.memoryLimit else {
+      let lean = call.tapePolicy == .lean
+      return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: lean ? Self.leanChunk : whole)
+    }
+    var best: Plan?
+    // Without a tape there is nothing to keep, and no policy.
+    if !taped || call.tapePolicy != .lean { best = try largest(.full, limit, call, taped: taped) }
+    if taped && call.tapePolicy != .full && (best?.chunk.tokens ?? 0) < min(whole, Self.smallChunk) {
+      best = try largest(.lean, limit, call, taped: taped) ?? best
+    }
+    if let best { return best }
+    let least = Plan(c, call, policy: taped ? call.tapePolicy ?? .lean : .full, chunkTokens: rowsPerBlock)
+    throw .invalid(
+      "memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(try memory(least, call, taped: taped).total)"
+    )
+  }
+
+  /// Chunks that activations are computed again for, where no limit says how large they may be.
+  private static var leanChunk: Int { 4096 }
+  /// Below this experts get too few tokens at once to be fast.
+  private static var smallChunk: Int { 2048 }
+
+  /// The largest chunks with which a call keeps to the limit: whole blocks, found by bisection.
+  private func largest(
+    _ policy: Plan.TapePolicy, _ limit: Int, _ call: Call, taped: Bool
+  ) throws(Fault) -> Plan? {
+    func fits(_ blocks: Int) throws(Fault) -> Plan? {
+      let plan = Plan(configuration, call, policy: policy, chunkTokens: blocks * rowsPerBlock)
+      return try memory(plan, call, taped: taped).total <= limit ? plan : nil
+    }
+    var most = max(blocks(of: call.tokens), 1)
+    if let all = try fits(most) { return all }
+    var (best, least): (Plan?, Int) = (nil, 1)
+    most -= 1
+    while least <= most {
+      let middle = (least + most) / 2
+      if let found = try fits(middle) {
+        best = found
+        least = middle + 1
+      } else {
+        most = middle - 1
+      }
+    }
+    return best
+  }
+
+  private func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
+    let c = configuration
+    let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
+    var (tape, forward, backward) = (Arena(), Arena(), Arena())
+    var contents: TapeContents?
+    if taped {
+      contents = TapeContents(
+        &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
+    }
+    _ = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
+    if let contents, call.tokens > 0 {
+      _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+    }
+    return MemoryPlan(
+      forwardScratch: try forward.total(), backwardScratch: try backward.total(), tape: try tape.total(),
+      chunkTokens: plan.chunk.tokens, keepsActivations: taped && plan.policy == .full)
+  }
+}

@@ -1,0 +1,140 @@
+"""Memory that is named in advance; chunks and tapes that change no bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import libmoe
+from against_oracle import Arguments, inputs, unsettle
+from comparison import assert_close
+
+H, I, E, K = 33, 45, 6, 2  # noqa: E741
+T = 700  # tokens: two chunks of 256, and a rest
+SIZES: Arguments = {"hidden_size": H, "intermediate_size": I, "n_experts": E, "top_k": K}
+TRAINING: Arguments = {"training": True, "step": 3}
+IDS = np.arange(T, dtype=np.int64) % 7
+
+# Arguments of the layer, options of the call: all that looks at more than one token, and all kinds of experts.
+SCHEMES: dict[str, tuple[Arguments, Arguments]] = {
+    "classic": ({}, {}),
+    "gated, dropout": ({"expert_kind": "gated", "activation": "silu", "dropout": 0.2}, TRAINING),
+    "linear": ({"expert_kind": "linear", "intermediate_size": 0}, {}),
+    "shared, sigmoid": ({"n_shared_experts": 2, "shared_gate": "sigmoid", "output_bias": True}, {}),
+    "residual": ({"n_shared_experts": 1, "shared_gate": "residual", "shared_intermediate_size": 70}, {}),
+    "groups of experts": (
+        {
+            "intermediate_size": 0,
+            "expert_groups": [
+                {"n_experts": 2, "intermediate_size": 20},
+                {"n_experts": 2, "intermediate_size": 50, "expert_kind": "gated"},
+                {"n_experts": 1, "expert_kind": "identity"},
+                {"n_experts": 1, "expert_kind": "constant"},
+            ],
+        },
+        {},
+    ),
+    "weight on input": ({"weight_on_input": True, "normalize": False}, {}),
+    "expert choice": ({"router": "expert_choice"}, {}),
+    "hierarchical": ({"router": "hierarchical", "n_groups": 2, "top_groups": 1}, {}),
+    "hash": (
+        {"router": "hash", "vocabulary_size": 7},
+        {"token_ids": IDS},
+    ),
+    "sinkhorn": ({"router": "sinkhorn"}, TRAINING),
+    "capacity": ({"capacity_formula": "classic", "capacity_factor": 1.0, "drop": "probability"}, {}),
+    "next best": ({"capacity_formula": "classic", "capacity_factor": 1.5, "overflow": "next_best"}, {}),
+    "exploration": (
+        {"noise": "learned", "jitter": 0.1, "jitter_experts": True, "router_dropout": 0.1, "router_batch_norm": True},
+        TRAINING,
+    ),
+    "dynamic k": ({"dynamic_k": "top_p", "dynamic_value": 0.4}, {}),
+    "losses": ({"losses": {"switch_sequence": 0.3, "importance": 0.1, "megatron": 0.2}}, {"sequence_length": 100}),
+    "padding": ({}, {"valid_mask": np.arange(T) % 5 != 0}),
+}
+
+
+def run(arguments: Arguments, matmul: Any, divided: Arguments, **call: Any) -> dict[str, Any]:
+    """Everything that one training step says; divided with a limit of None, in the smallest chunks there are."""
+    with libmoe.Context(n_threads=2, matmul=matmul) as context:
+        layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
+        unsettle(layer)
+        x, dy = inputs(T, H)
+        tape = layer.tape()
+        if "memory_limit" in divided:
+            limit = least(layer, T, **call, tape_policy=divided["tape_policy"])
+            divided = {**divided, "memory_limit": limit}
+            if divided["tape_policy"] == "lean":  # a full tape hardly shrinks with the chunks
+                assert layer.plan(T, **call, **divided).chunk_tokens == 256
+        output = layer.forward(x, tape=tape, **call, **divided)
+        dx = layer.backward(tape, dy)
+        report = {name: getattr(output.report, name) for name in ("aux_loss", "entropy", "expert_indices")}
+        gradients = {name: p.grad for name, p in layer.parameters.items()}
+        return {"y": output.y.copy(), "dx": dx} | report | {n: g.copy() for n, g in gradients.items() if g is not None}
+
+
+def least(layer: libmoe.Layer, n_tokens: int, **options: Any) -> int:
+    """The smallest workable limit, as the refusal names it."""
+    with pytest.raises(libmoe.InvalidArgumentError, match="memory_limit") as refusal:
+        layer.plan(n_tokens, memory_limit=1, **options)
+    return int(str(refusal.value).split()[-1])
+
+
+@pytest.mark.parametrize("matmul", ["native", "reference"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_chunks_and_tapes_change_no_bit(scheme: str, matmul: Any) -> None:
+    arguments, call = SCHEMES[scheme]
+    expected = run(arguments, matmul, {}, **call)
+    for divided in (
+        {"tape_policy": "lean"},
+        {"tape_policy": "full", "memory_limit": None},
+        {"tape_policy": "lean", "memory_limit": None},
+    ):
+        found = run(arguments, matmul, divided, **call)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{name}, {divided}")
+
+
+@pytest.mark.parametrize("limit", [0, None], ids=["no limit", "the smallest limit"])
+@pytest.mark.parametrize("tape_policy", ["full", "lean"])
+@pytest.mark.parametrize("scheme", ["classic", "groups of experts", "expert choice", "exploration", "losses"])
+def test_the_promise_is_kept_to_the_byte(scheme: str, tape_policy: Any, limit: int | None) -> None:
+    arguments, call = SCHEMES[scheme]
+    with libmoe.Context(n_threads=2) as context:
+        layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
+        tape = layer.tape()
+        if limit is None:
+            limit = least(layer, T, **call, tape_policy=tape_policy)
+        options: Arguments = {"memory_limit": limit, "tape_policy": tape_policy}
+        plan = layer.plan(T, **call, **options)
+        assert not limit or plan.total_bytes <= limit
+        before, _ = context.memory()
+        x, dy = inputs(T, H)
+        layer.forward(x, tape=tape, **call, **options)
+        assert context.memory()[1] - before == plan.tape_bytes + plan.forward_bytes
+        layer.backward(tape, dy)
+        # The context keeps the larger scratch; a smaller one is given back first.
+        assert context.memory()[1] - before == plan.total_bytes
+
+
+def test_limits_of_a_context_hold_for_its_calls() -> None:
+    limit = 16 * 2**20
+    with libmoe.Context(n_threads=1, memory_limit=limit) as context:
+        layer = libmoe.Layer(256, 1024, 8, 2, context=context)
+        plan = layer.plan(5000)
+        assert plan.total_bytes <= limit < layer.plan(5000, memory_limit=2**40).total_bytes
+        before, _ = context.memory()
+        layer(np.ones((5000, 256), np.float32))
+        assert context.memory()[1] - before <= limit
+
+
+@pytest.mark.parametrize("scheme", ["classic", "gated, dropout"])
+def test_openblas_agrees_to_rounding(scheme: str) -> None:
+    """Its bits depend on how many rows it gets at once."""
+    arguments, call = SCHEMES[scheme]
+    expected = run(arguments, "openblas", {}, **call)
+    found = run(arguments, "openblas", {"tape_policy": "lean", "memory_limit": None}, **call)
+    for name in ("y", "dx", "experts.up.weight", "router.weight"):
+        assert_close(name, found[name], expected[name])
