@@ -41,7 +41,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "limit": limit,
+                "tokens": TOKENS,
                 "promised": plan.total_bytes,
                 "asked_for": context.memory()[1] - before,
                 "resident": grown,

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def status(field: str) -> int:
-    """Return a field of /proc/self/status in bytes: VmRSS, what is resident now, or VmHWM, the most there was."""
+    """Return a field of /proc/self/status in bytes: VmRSS, what is resident, or VmHWM, the most there was."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, value = line.split(":", 1)
         if name == field:

@@ -1,4 +1,6 @@
-"""libmoe by the rules of the peers, with the memory that a step takes:  libmoe_memory.py POLICY LIMIT FOLDER ...
+"""libmoe by the rules of the peers, with the memory that a step takes.
+
+    libmoe_memory.py POLICY LIMIT FOLDER ...
 
 POLICY is a tape policy, LIMIT bytes of scratch and tape, 0 for none.
 """

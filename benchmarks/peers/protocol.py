@@ -10,8 +10,8 @@ or bf16.  FOLDER holds x, dy and the parameters under libmoe's names; for an opt
 and their gradients, TENSORS of one size behind each other.  All are raw float32 without a header.  The peer
 works once and writes its answer: a layer's is y (and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an
 optimiser's is how far p has moved after CHECKED steps of AdamW, in FOLDER/peer.p.  It prints
-{"version": ...}, with what else it has found out.  Then, for each line it reads, it runs for a while and prints {"seconds": the median of a
-run}, until its input ends.
+{"version": ...}, with what else it has found out.  Then, for each line it reads, it runs for a while and
+prints {"seconds": the median of a run}, until its input ends.
 """
 
 from __future__ import annotations

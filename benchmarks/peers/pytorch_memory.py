@@ -1,4 +1,6 @@
-"""The PyTorch loop, with the memory that a step takes:  pytorch_memory.py plain|checkpointed FOLDER ...
+"""The PyTorch loop, with the memory that a step takes.
+
+    pytorch_memory.py plain|checkpointed FOLDER ...
 
 Checkpointed, each expert keeps its tokens' numbers and weights, and computes the rest again in backward.
 """
