@@ -58,7 +58,7 @@ def measure(cases: dict[str, list[str]], folder: Path, threads: int) -> list[dic
     lines = []
     for name, command in cases.items():
         case = running[name] = Running(command, work)
-        outputs = outputs or case.outputs
+        outputs = outputs or list(case.outputs)
         difference = max(
             float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
             for theirs, ours in zip(case.outputs, outputs)

@@ -300,11 +300,17 @@ struct MemoryTests {
         refused("tape", moe_layer_backward(layer.layer, layer.tape, x, x, 0, nil, nil), MOE_ERROR_BAD_STATE)
       }
       #expect(failures > 0)
+      // Backward asks for memory where forward's scratch is too small for it.
+      let plan = try plan(layer, Self.tokens, options)
+      let needsMore = plan.backward_bytes > plan.forward_bytes
       allocator.fail(at: 1)
       var dx = x
-      #expect(moe_layer_backward(layer.layer, layer.tape, x, x, 0, &dx, nil) == MOE_ERROR_OUT_OF_MEMORY)
+      let status = moe_layer_backward(layer.layer, layer.tape, x, x, 0, &dx, nil)
       allocator.fail(at: nil)
-      #expect(try layer.gradients().allSatisfy { $0 == 0 }, "nothing has been added")
+      #expect(status == (needsMore ? MOE_ERROR_OUT_OF_MEMORY : MOE_OK))
+      #expect(try layer.gradients().allSatisfy { $0 == 0 } == needsMore, "an error adds nothing")
+      if policy == MOE_TAPE_LEAN { #expect(needsMore) }
+      try check(moe_layer_zero_grad(layer.layer))
       #expect(try Pass(layer, x, options) == expected)
     }()
     #expect(allocator.live == 0)
@@ -322,7 +328,7 @@ struct MemoryTests {
 
   @Test(.enabled(if: Processor.hasFMA), arguments: someSchemes)
   func chunksAndTapesChangeNoBit(scheme: Scheme) throws {
-    let tokens = 603
+    let tokens = 1203  // of which those that experts choose make more rows than one chunk can
     let inputs = scheme.inputs(tokens: tokens, masked: true)
     try withExtendedLifetime(inputs) {
       let expected = try Record(ofOnePassOver: scheme.layer(in: Way().context), tokens: tokens, inputs.options)
