@@ -122,10 +122,10 @@ struct MemoryTests {
     let layer = try layer(in: config)
     let bound = try plan(layer, Self.tokens)
     #expect(bound.total_bytes < free.total_bytes)
-    #expect(bound.chunk_tokens < Self.tokens)
+    #expect(bound.chunk_tokens < Self.tokens || bound.tape_policy == MOE_TAPE_LEAN.int32)
     let loosened = try plan(layer, Self.tokens, options(limit: free.total_bytes))
     #expect(loosened.total_bytes == free.total_bytes)
-    #expect(loosened.chunk_tokens == Self.tokens)
+    #expect(loosened.chunk_tokens == Self.tokens && loosened.tape_policy == MOE_TAPE_FULL.int32)
   }
 
   @Test func withoutATapeThereIsNothingToKeep() throws {
