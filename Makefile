@@ -4,7 +4,7 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo study test lint bench bench-peers test-asan test-tsan check-arm64 install clean
+.PHONY: help lib demo study test lint bench bench-peers bench-memory test-asan test-tsan check-arm64 install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: lib ## how fast the layer is on this machine
 
 bench-peers: lib ## how fast others are beside it, on the same work
 	benchmarks/run-peers
+
+bench-memory: lib ## how much memory a training step takes
+	benchmarks/run-memory
 
 install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
 	install -d $(lib)/pkgconfig $(DESTDIR)$(PREFIX)/include

@@ -158,7 +158,7 @@ class Running:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.version: str = self._read()["version"]
+        self.facts = self._read()
         files = [work.folder / f"peer.{name}" for name in work.outputs]
         self.outputs: list[Array] = [np.fromfile(file, np.float32) for file in files]
         for file in files:
@@ -204,7 +204,7 @@ def compare(work: Task, our_command: list[str], name: str, command: list[str]) -
     return {
         "work": work.name,
         "peer": name,
-        "version": theirs.version,
+        "version": theirs.facts["version"],
         "ours_seconds": mine,
         "theirs_seconds": their_own,
         "ratio": their_own / mine,

@@ -83,7 +83,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     parts.layersMade.set(0)
     do throws(Fault) {
       let threads = configuration.threads ?? Int(moei_available_processors())
-      try Pool.start(parts.pool, threads: threads, allocator: counted)
+      try Pool.start(parts.pool, threads: threads, allocator: allocator)
     } catch {
       allocator.deallocate(context)
       throw error
@@ -97,9 +97,9 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   public func release() {
     guard pointee.references.add(-1) == 0 else { return }
-    let allocator = pointee.allocator
+    pointee.scratch.free(allocator: pointee.allocator)
+    let allocator = pointee.allocator.uncounted
     pointee.pool.pointee.finish(allocator: allocator)
-    pointee.scratch.free(allocator: allocator)
     allocator.deallocate(self)
   }
 

@@ -10,8 +10,8 @@ or bf16.  FOLDER holds x, dy and the parameters under libmoe's names; for an opt
 and their gradients, TENSORS of one size behind each other.  All are raw float32 without a header.  The peer
 works once and writes its answer: a layer's is y (and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an
 optimiser's is how far p has moved after CHECKED steps of AdamW, in FOLDER/peer.p.  It prints
-{"version": ...}.  Then, for each line it reads, it runs for a while and prints {"seconds": the median of a
-run}, until its input ends.
+{"version": ...}, with what else it has found out.  Then, for each line it reads, it runs for a while and
+prints {"seconds": the median of a run}, until its input ends.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ Task = Union[Work, Step]
 
 def serve(work: Work, version: str, run: Callable[[], tuple[Array, Array | None]]) -> None:
     """Answer with one run, then run when asked.  `run` returns y and, for train, dx."""
-    listen(work, version, run(), run)
+    listen(work, {"version": version}, run(), run)
 
 
 def tensors(array: Array) -> list[Array]:
@@ -160,14 +160,16 @@ def serve_steps(work: Step, version: str, step: Callable[[], object], p: Array, 
     for _ in range(CHECKED):
         step()
         g *= -0.5
-    listen(work, version, [p - start], step)
+    listen(work, {"version": version}, [p - start], step)
 
 
-def listen(task: Task, version: str, answer: Iterable[Array | None], run: Callable[[], object]) -> None:
+def listen(
+    task: Task, facts: dict[str, Any], answer: Iterable[Array | None], run: Callable[[], object]
+) -> None:
     """Write the answer, then run when asked."""
     for name, array in zip(task.outputs, answer):
         if array is not None:
             array.astype(np.float32, copy=False).tofile(task.folder / f"peer.{name}")
-    print(json.dumps({"version": version}), flush=True)
+    print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         print(json.dumps({"seconds": statistics.median(turn(run))}), flush=True)

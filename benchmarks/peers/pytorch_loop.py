@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from protocol import Array, Work, serve
@@ -44,10 +45,20 @@ def main() -> None:
     serve(work, f"torch {torch.__version__}", run)
 
 
+def weighted(x: Tensor, token: Tensor, weight: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Return one expert's part of y [n,H] for its tokens' numbers and weights [n]."""
+    return expert(x[token], parameters).float() * weight[:, None]
+
+
 def forward(
-    x: Tensor, router: list[Tensor], experts: list[list[Tensor]], top_k: int, dtype: torch.dtype
+    x: Tensor,
+    router: list[Tensor],
+    experts: list[list[Tensor]],
+    top_k: int,
+    dtype: torch.dtype,
+    part: Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor] = weighted,
 ) -> Tensor:
-    """Return y [T,H] of x [T,H]."""
+    """Return y [T,H] of x [T,H]; `part` computes what `weighted` does."""
     scores = functional.softmax(functional.linear(x, *router), dim=-1)  # [T,E]
     weights, chosen = scores.topk(top_k, dim=-1)  # [T,K]
     weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -56,8 +67,7 @@ def forward(
     for e, parameters in enumerate(experts):
         token, slot = torch.where(chosen == e)
         if len(token):
-            output = expert(inputs[token], parameters)
-            y.index_add_(0, token, output.float() * weights[token, slot, None])
+            y.index_add_(0, token, part(inputs, token, weights[token, slot], parameters))
     return y
 
 
@@ -71,4 +81,5 @@ def expert(x: Tensor, parameters: list[Tensor]) -> Tensor:
     return functional.linear(functional.gelu(functional.linear(x, up, up_bias)), down, down_bias)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -50,6 +50,13 @@ public struct Allocator {
     return own
   }
 
+  /// The same without counting, for what is the context's own.
+  var uncounted: Allocator {
+    var own = self
+    own.counts = nil
+    return own
+  }
+
   var inUse: (current: Int, peak: Int) {
     guard let counts else { return (0, 0) }
     return (Int(moei_fetch_add64(counts, 0)), Int(moei_fetch_add64(counts + 1, 0)))

@@ -24,7 +24,14 @@ def run_programs(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "bindings/python/README.md", "docs/routing.md", "docs/losses.md", "docs/numerics.md"],
+    [
+        "README.md",
+        "bindings/python/README.md",
+        "docs/routing.md",
+        "docs/losses.md",
+        "docs/memory.md",
+        "docs/numerics.md",
+    ],
 )
 def test_the_programs_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
