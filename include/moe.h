@@ -1005,13 +1005,14 @@ typedef enum moe_layout {
   MOE_LAYOUT_DEEPSEEK = 5,      /**< DeepSeek-V2 and V3, GLM-4.5: the same, mlp.shared_experts, e_score_correction_bias */
   MOE_LAYOUT_GPT_OSS = 6,       /**< mlp.experts.gate_up_proj [E,H,2I], gate and up columns in turn */
   MOE_LAYOUT_GPT_OSS_MXFP4 = 7, /**< the same in MXFP4 [MX 2023], as published: gate_up_proj_blocks [E,2I,H/32,16]; loading only */
-  MOE_LAYOUT_LLAMA4 = 8,        /**< feed_forward.experts.gate_up_proj [E,H,2I], gate columns first */
+  MOE_LAYOUT_LLAMA4 = 8,        /**< language_model.model.layers.L.feed_forward.experts.gate_up_proj [E,H,2I], gate columns first */
   MOE_LAYOUT_GRANITE_MOE = 9,   /**< block_sparse_moe.input_linear.weight [E,2I,H] */
   MOE_LAYOUT_DBRX = 10,         /**< ffn.experts.mlp.w1 [E I,H], w2 not transposed */
   MOE_LAYOUT_SWITCH_ENCODER = 11, /**< encoder.block.L.layer.1.mlp.experts.expert_N.wi.weight */
   MOE_LAYOUT_SWITCH_DECODER = 12, /**< decoder.block.L.layer.2.mlp.experts.expert_N.wi.weight */
-  MOE_LAYOUT_TRANSFORMERS_5 = 13  /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
+  MOE_LAYOUT_TRANSFORMERS_5 = 13, /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
                                        as Qwen2's, without one as DeepSeek's */
+  MOE_LAYOUT_LLAMA4_TEXT = 14     /**< as LLAMA4, model.layers.L: the language model by itself */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */

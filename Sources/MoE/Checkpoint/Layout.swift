@@ -15,6 +15,7 @@ public enum Layout: Int32 {
   case switchEncoder = 11
   case switchDecoder = 12
   case transformers5 = 13
+  case llama4Text = 14
 
   /// What stands before and behind the layer's number at the beginning of each name.
   private var prefix: (StaticString, StaticString) {
@@ -23,6 +24,7 @@ public enum Layout: Int32 {
     case .mixtral, .graniteMoE: ("model.layers.", ".block_sparse_moe.")
     case .qwen2MoE, .qwen3MoE, .olmoe, .deepSeek, .gptOSS, .gptOSSMXFP4, .transformers5: ("model.layers.", ".mlp.")
     case .llama4: ("language_model.model.layers.", ".feed_forward.")
+    case .llama4Text: ("model.layers.", ".feed_forward.")
     case .dbrx: ("transformer.blocks.", ".ffn.")
     case .switchEncoder: ("encoder.block.", ".layer.1.mlp.")
     case .switchDecoder: ("decoder.block.", ".layer.2.mlp.")
@@ -60,7 +62,7 @@ public enum Layout: Int32 {
       try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias"))
       try Self.shared("shared_experts.", visit)
     case .gptOSS, .gptOSSMXFP4: try gptOSS(visit)
-    case .llama4:
+    case .llama4, .llama4Text:
       try visit(TensorRule("router.weight", .plain, "router.weight"))
       try visit(
         TensorRule("experts.gate_up_proj", .stacked, "experts.gate.weight", "experts.up.weight", transposed: true))

@@ -17,9 +17,9 @@ public struct CallerTensor {
 /// What a run consists of.
 public struct TrainingState {
   public struct Counts {
-    let layers: Int
-    let optimizers: Int
-    let statistics: Int
+    public let layers: Int
+    public let optimizers: Int
+    public let statistics: Int
     let tensors: Int
 
     public init(layers: Int, optimizers: Int, statistics: Int, tensors: Int) {
