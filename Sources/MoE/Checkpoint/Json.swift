@@ -108,10 +108,9 @@ struct JSONReader {
     }
   }
 
-  /// A whole number from 0 to 2^63 - 1, without a sign, a point or an exponent.
+  /// A whole number from 0 to 2^63 - 1, without a sign, a point, an exponent or a 0 before it.
   mutating func wholeNumber() throws(Fault) -> Int {
     skipSpace()
-    let leadingZero = isNext(UInt8(ascii: "0"))
     let first = at
     var value = 0
     while at < count, start[at] >= UInt8(ascii: "0"), start[at] <= UInt8(ascii: "9") {
@@ -121,11 +120,9 @@ struct JSONReader {
       value = sum
       at += 1
     }
-    if at == first || leadingZero && at > first + 1 || isNext(UInt8(ascii: ".")) || isNext(UInt8(ascii: "e"))
-      || isNext(UInt8(ascii: "E"))
-    {
-      throw fault("a whole number of at least 0 is expected")
-    }
+    let goesOn = isNext(UInt8(ascii: ".")) || isNext(UInt8(ascii: "e")) || isNext(UInt8(ascii: "E"))
+    let zeroFirst = at > first + 1 && start[first] == UInt8(ascii: "0")
+    if at == first || goesOn || zeroFirst { throw fault("a whole number of at least 0 is expected") }
     return value
   }
 

@@ -50,7 +50,10 @@ struct LayerTensors {
     try layout.rules(layer) { (rule) throws(Fault) in
       let first = layer.parameter(named: rule.first)
       let second = rule.second.flatMap { layer.parameter(named: $0) }
-      guard let first else { return try absent(rule) }
+      guard let first else {
+        if rule.isOptional { return try absent(rule) }
+        throw .invalid("layout: it has \(rule.first), the layer does not")
+      }
       if let name = rule.second, second == nil {
         throw .invalid("layout: it has \(name) beside \(rule.first), the layer does not")
       }

@@ -55,11 +55,11 @@ public enum Layout: Int32 {
     case .qwen2MoE:
       try Self.numbered(visit)
       try Self.shared("shared_expert.", visit)
-      try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight"))
+      try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight", isOptional: true))
     case .qwen3MoE, .olmoe: try Self.numbered(visit)
     case .deepSeek:
       try Self.numbered(visit)
-      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias"))
+      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias", isOptional: true))
       try Self.shared("shared_experts.", visit)
     case .gptOSS, .gptOSSMXFP4: try gptOSS(visit)
     case .llama4, .llama4Text:
@@ -83,13 +83,13 @@ public enum Layout: Int32 {
       try visit(TensorRule("experts.expert_", .numbered(".wo.weight"), "experts.down.weight"))
     case .transformers5:
       try visit(TensorRule("gate.weight", .plain, "router.weight"))
-      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias"))
+      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias", isOptional: true))
       try visit(TensorRule("experts.gate_up_proj", .stacked, "experts.gate.weight", "experts.up.weight"))
       try visit(TensorRule("experts.down_proj", .stacked, "experts.down.weight"))
       // Qwen2's shared expert has a gate, DeepSeek's has none and another name.
       if layer.configuration.sharedGate == .sigmoid {
         try Self.shared("shared_expert.", visit)
-        try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight"))
+        try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight", isOptional: true))
       } else {
         try Self.shared("shared_experts.", visit)
       }
@@ -107,9 +107,9 @@ public enum Layout: Int32 {
     _ name: StaticString, _ visit: (TensorRule) throws(Fault) -> Void
   ) throws(Fault) {
     // A shared expert is like one more of the numbered ones, without a number.
-    try visit(TensorRule(name, .single("gate_proj.weight"), "shared.gate.weight"))
-    try visit(TensorRule(name, .single("up_proj.weight"), "shared.up.weight"))
-    try visit(TensorRule(name, .single("down_proj.weight"), "shared.down.weight"))
+    try visit(TensorRule(name, .single("gate_proj.weight"), "shared.gate.weight", isOptional: true))
+    try visit(TensorRule(name, .single("up_proj.weight"), "shared.up.weight", isOptional: true))
+    try visit(TensorRule(name, .single("down_proj.weight"), "shared.down.weight", isOptional: true))
   }
 
   private func gptOSS(_ visit: (TensorRule) throws(Fault) -> Void) throws(Fault) {
@@ -120,9 +120,9 @@ public enum Layout: Int32 {
     try visit(
       TensorRule(
         "experts.gate_up_proj", packed ? .mxfp4 : .stacked, "experts.gate.weight", "experts.up.weight",
-        rows: .interleaved, transposed: !packed))
+        interleaved: true, transposed: !packed))
     try visit(
-      TensorRule("experts.gate_up_proj_bias", .stacked, "experts.gate.bias", "experts.up.bias", rows: .interleaved))
+      TensorRule("experts.gate_up_proj_bias", .stacked, "experts.gate.bias", "experts.up.bias", interleaved: true))
     try visit(
       TensorRule("experts.down_proj", packed ? .mxfp4 : .stacked, "experts.down.weight", transposed: !packed))
     try visit(TensorRule("experts.down_proj_bias", .stacked, "experts.down.bias"))

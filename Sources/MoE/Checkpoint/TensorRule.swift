@@ -17,41 +17,38 @@ struct TensorRule {
     case mxfp4
   }
 
-  /// Where the rows of two parameters are.
-  enum Rows {
-    /// All of the first, then all of the second.
-    case halves
-    /// In turn.
-    case interleaved
-  }
-
   let name: UnsafePointer<CChar>
   let listing: Listing
   let first: UnsafePointer<CChar>
   /// Of the same shape as the first.
   let second: UnsafePointer<CChar>?
-  let rows: Rows
+  /// The rows of both in turn, in place of all of the first, then all of the second.
+  let interleaved: Bool
   /// [columns, rows] in place of [rows, columns].
   let transposed: Bool
+  /// Whether layers of this layout may do without.
+  let isOptional: Bool
 
   init(
     _ name: UnsafePointer<CChar>, _ listing: Listing, _ first: UnsafePointer<CChar>,
-    _ second: UnsafePointer<CChar>? = nil, rows: Rows = .halves, transposed: Bool = false
+    _ second: UnsafePointer<CChar>? = nil, interleaved: Bool = false, transposed: Bool = false, isOptional: Bool = false
   ) {
     self.name = name
     self.listing = listing
     self.first = first
     self.second = second
-    self.rows = rows
+    self.interleaved = interleaved
     self.transposed = transposed
+    self.isOptional = isOptional
   }
 
   init(
     _ name: StaticString, _ listing: Listing, _ first: StaticString, _ second: StaticString? = nil,
-    rows: Rows = .halves, transposed: Bool = false
+    interleaved: Bool = false, transposed: Bool = false, isOptional: Bool = false
   ) {
     self.init(
-      cText(name), listing, cText(first), second.map { cText($0) }, rows: rows, transposed: transposed)
+      cText(name), listing, cText(first), second.map { cText($0) }, interleaved: interleaved, transposed: transposed,
+      isOptional: isOptional)
   }
 }
 
@@ -69,7 +66,7 @@ struct FusedMatrices {
   init(_ rule: TensorRule, _ first: Parameter, _ second: Parameter?) {
     self.first = first
     self.second = second
-    if case .interleaved = rule.rows { interleaved = true } else { interleaved = false }
+    interleaved = rule.interleaved
     transposed = rule.transposed
     if case .plain = rule.listing {
       (experts, rows, columns) = (1, first.count, 1)
