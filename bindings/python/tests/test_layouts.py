@@ -17,9 +17,14 @@ from arrays import normal
 from comparison import assert_close
 
 FOLDER = Path(__file__).with_name("parity") / "checkpoints"
-H, I, E, K = 8, 12, 4, 2
-SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": I, "n_experts": E, "top_k": K}
-SWITCH: dict[str, Any] = {"capacity_formula": "none", "capacity": 0, "capacity_per_sequence": False, "top_k": 1}
+H, WIDTH, E, K = 8, 12, 4, 2
+SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K}
+SWITCH: dict[str, Any] = {
+    "capacity_formula": "none",
+    "capacity": 0,
+    "capacity_per_sequence": False,
+    "top_k": 1,
+}
 
 # The preset, and what is different in the small model of tests/parity/generate_checkpoints.py.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,10 +32,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", {"shared_intermediate_size": 6}),
     "qwen3_moe": ("qwen3_moe", {}),
     "olmoe": ("olmoe", {}),
-    "deepseek": ("deepseek_v3", {"n_groups": 0, "top_groups": 0, "group_top_m": 0, "shared_intermediate_size": I}),
+    "deepseek": (
+        "deepseek_v3",
+        {"n_groups": 0, "top_groups": 0, "group_top_m": 0, "shared_intermediate_size": WIDTH},
+    ),
     "gpt_oss": ("gpt_oss", {}),
     "granite_moe": ("granite_moe", {}),
-    "llama4_text": ("llama4", {"top_k": 1, "shared_intermediate_size": I}),
+    "llama4_text": ("llama4", {"top_k": 1, "shared_intermediate_size": WIDTH}),
     "dbrx": ("dbrx", {}),
     "switch_encoder": ("switch", SWITCH),
     "switch_decoder": ("switch", SWITCH),
@@ -91,7 +99,8 @@ def decoded(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.
     """[..., rows, columns / 32, 16] and [..., rows, columns / 32] -> [..., rows, columns]"""
     pairs = np.stack([VALUES[blocks & 15], VALUES[blocks >> 4]], axis=-1).reshape(*blocks.shape[:-1], 32)
     numbers = np.ldexp(pairs, scales.astype(np.int32)[..., None] - 127).astype(np.float32)
-    return numbers.reshape(*blocks.shape[:-2], -1)
+    whole: NDArray[np.float32] = numbers.reshape(*blocks.shape[:-2], -1)
+    return whole
 
 
 def test_mxfp4(tmp_path: Path) -> None:
@@ -108,7 +117,9 @@ def test_mxfp4(tmp_path: Path) -> None:
         f"{base}experts.down_proj_bias": normal(E, hidden, seed=3),
     }
     for name, rows, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
-        tensors[f"{base}experts.{name}_blocks"] = random.integers(0, 256, (E, rows, columns // 32, 16), np.uint8)
+        tensors[f"{base}experts.{name}_blocks"] = random.integers(
+            0, 256, (E, rows, columns // 32, 16), np.uint8
+        )
         # From denormal numbers to infinity.
         tensors[f"{base}experts.{name}_scales"] = random.integers(0, 255, (E, rows, columns // 32), np.uint8)
     save_file(tensors, tmp_path / "a")
@@ -137,8 +148,8 @@ def test_mxfp4(tmp_path: Path) -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="MXFP4"):
         layer.save(tmp_path / "b", layout="gpt_oss_mxfp4", layer=5)
     fitting = {name: array for name, array in tensors.items() if "gate_up" not in name}
-    fitting[f"{base}experts.gate_up_proj_bias"] = normal(E, 2 * I)
-    for part, shape in (("blocks", (E, 2 * I, 2, 16)), ("scales", (E, 2 * I, 2))):
+    fitting[f"{base}experts.gate_up_proj_bias"] = normal(E, 2 * WIDTH)
+    for part, shape in (("blocks", (E, 2 * WIDTH, 2, 16)), ("scales", (E, 2 * WIDTH, 2))):
         fitting[f"{base}experts.gate_up_proj_{part}"] = np.zeros(shape, np.uint8)
     save_file(fitting, tmp_path / "b")
     narrow = make("gpt_oss", hidden_size=hidden)  # 12 columns of down_proj are no block
@@ -175,7 +186,9 @@ def test_types_are_converted(stored: str, weight_dtype: Any, layout: Any, tmp_pa
     source = make("gpt_oss" if layout == "gpt_oss" else "mixtral", **wide)
     source.save(tmp_path / "a", layout=layout, layer=2)
     dtype = ml_dtypes.bfloat16 if stored == "bf16" else stored
-    save_file({name: array.astype(dtype) for name, array in load_file(tmp_path / "a").items()}, tmp_path / "b")
+    save_file(
+        {name: array.astype(dtype) for name, array in load_file(tmp_path / "a").items()}, tmp_path / "b"
+    )
     layer = make("gpt_oss" if layout == "gpt_oss" else "mixtral", weight_dtype=weight_dtype, seed=9, **wide)
     layer.load(tmp_path / "b", layout=layout, layer=2)
     for name, array in source.state_dict().items():
@@ -201,7 +214,8 @@ def test_any_layer_in_its_own_layout(tmp_path: Path) -> None:
     ]
     options: dict[str, Any] = {"expert_groups": groups, "selection_bias": True, "warmup_steps": 5}
     one, other = (
-        libmoe.Layer(H, 0, 4, 2, router_batch_norm=True, noise="learned", seed=seed, **options) for seed in (1, 2)
+        libmoe.Layer(H, 0, 4, 2, router_batch_norm=True, noise="learned", seed=seed, **options)
+        for seed in (1, 2)
     )
     one.save(tmp_path / "a", layer=3)
     other.load(tmp_path / "a", layer=3)
@@ -222,12 +236,21 @@ def test_buffers_stay_float32(tmp_path: Path) -> None:
 Change = Callable[[dict[str, Any]], None]
 LAYER = "model.layers.1.mlp."
 DAMAGE: dict[str, tuple[Change, str]] = {
-    "missing": (lambda t: t.pop(f"{LAYER}experts.3.up_proj.weight"), "experts.3.up_proj.weight: the checkpoint has no"),
+    "missing": (
+        lambda t: t.pop(f"{LAYER}experts.3.up_proj.weight"),
+        "experts.3.up_proj.weight: the checkpoint has no",
+    ),
     "shape": (lambda t: t.update({f"{LAYER}gate.weight": normal(E, H + 1)}), "gate.weight: dimension 1 is 9"),
     "rank": (lambda t: t.update({f"{LAYER}gate.weight": normal(E)}), "gate.weight: 1 dimensions"),
     "type": (lambda t: t.update({f"{LAYER}gate.weight": np.zeros((E, H), np.int32)}), "gate.weight: I32"),
-    "one more": (lambda t: t.update({f"{LAYER}experts.4.gate_proj.weight": normal(I, H)}), "more experts"),
-    "unknown bias": (lambda t: t.update({f"{LAYER}gate.e_score_correction_bias": normal(E)}), "selection_bias"),
+    "one more": (
+        lambda t: t.update({f"{LAYER}experts.4.gate_proj.weight": normal(WIDTH, H)}),
+        "more experts",
+    ),
+    "unknown bias": (
+        lambda t: t.update({f"{LAYER}gate.e_score_correction_bias": normal(E)}),
+        "selection_bias",
+    ),
 }
 
 
@@ -259,7 +282,9 @@ def test_layouts_that_do_not_go_with_the_layer(tmp_path: Path) -> None:
     refused(make("mixtral"), "mixtral", "layer_number", None)
     refused(make("mixtral"), "mixtral", "layer_number", -2)
     refused(make("mixtral"), "guessed", "layout")
-    groups = [libmoe.ExpertGroup(n_experts=2, expert_kind="gated", activation="silu", intermediate_size=5)] * 2
+    groups = [
+        libmoe.ExpertGroup(n_experts=2, expert_kind="gated", activation="silu", intermediate_size=5)
+    ] * 2
     refused(libmoe.Layer(H, 0, 4, 2, expert_groups=groups), "mixtral", "expert_groups")
 
 
@@ -285,7 +310,7 @@ def test_shards_of_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("kind", ["mlp", "gated", "linear"])
 def test_upcycling(kind: Any, dtype: Any) -> None:
-    layer = libmoe.Layer(H, 0 if kind == "linear" else I, E, K, expert_kind=kind, weight_dtype=dtype)
+    layer = libmoe.Layer(H, 0 if kind == "linear" else WIDTH, E, K, expert_kind=kind, weight_dtype=dtype)
     names = [name[len("experts.") :] for name in layer.parameters if name.startswith("experts.")]
     shapes = {name: layer.parameters[f"experts.{name}"].data.shape[1:] for name in names}
     dense = {name: normal(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
@@ -297,7 +322,7 @@ def test_upcycling(kind: Any, dtype: Any) -> None:
         assert all((found[e] == expected).all() for e in range(E)), name
     assert (layer.parameters["router.weight"].data == router).all()
 
-    alone = libmoe.Layer(H, 0 if kind == "linear" else I, 1, 1, expert_kind=kind, weight_dtype=dtype)
+    alone = libmoe.Layer(H, 0 if kind == "linear" else WIDTH, 1, 1, expert_kind=kind, weight_dtype=dtype)
     alone.upcycle(dense)
     assert_close("y", layer(normal(20, H)), alone(normal(20, H)), 1e-5)
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints/: small models of transformers as transformers saves them, and what their blocks compute.
+"""Write checkpoints/: small models as transformers saves them, and what their blocks compute.
 
     pip install -r requirements.txt
     python generate_checkpoints.py
@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers.models.dbrx.modeling_dbrx import DbrxFFN
 
 FOLDER = Path(__file__).with_name("checkpoints")
-H, I, E, K = 8, 12, 4, 2
+H, WIDTH, E, K = 8, 12, 4, 2
 SIZES: dict[str, Any] = dict(
     hidden_size=H,
-    intermediate_size=I,
+    intermediate_size=WIDTH,
     num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=2,
@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = dict(
 )
 DEEPSEEK = dict(
     n_routed_experts=E,
-    moe_intermediate_size=I,
+    moe_intermediate_size=WIDTH,
     first_k_dense_replace=0,
     n_group=1,
     topk_group=1,
@@ -46,7 +46,7 @@ DEEPSEEK = dict(
 )
 SWITCH = dict(
     d_model=H,
-    d_ff=I,
+    d_ff=WIDTH,
     d_kv=4,
     num_heads=2,
     num_experts=E,
@@ -67,13 +67,13 @@ def models() -> dict[str, tuple[str, Any, str]]:
         "qwen2_moe": (
             "Qwen2MoeForCausalLM",
             t.Qwen2MoeConfig(
-                num_experts=E, moe_intermediate_size=I, shared_expert_intermediate_size=6, **SIZES
+                num_experts=E, moe_intermediate_size=WIDTH, shared_expert_intermediate_size=6, **SIZES
             ),
             mlp,
         ),
         "qwen3_moe": (
             "Qwen3MoeForCausalLM",
-            t.Qwen3MoeConfig(num_experts=E, moe_intermediate_size=I, norm_topk_prob=True, **SIZES),
+            t.Qwen3MoeConfig(num_experts=E, moe_intermediate_size=WIDTH, norm_topk_prob=True, **SIZES),
             mlp,
         ),
         "olmoe": ("OlmoeForCausalLM", t.OlmoeConfig(num_experts=E, **SIZES), mlp),
@@ -112,7 +112,7 @@ def save_dbrx(arrays: dict[str, Any]) -> None:
     torch.manual_seed(100)
     config = transformers.DbrxConfig(
         d_model=H,
-        ffn_config={"ffn_hidden_size": I, "moe_num_experts": E, "moe_top_k": K, "hidden_size": H},
+        ffn_config={"ffn_hidden_size": WIDTH, "moe_num_experts": E, "moe_top_k": K, "hidden_size": H},
     )
     block = DbrxFFN(config).eval()
     for tensor in block.parameters():
@@ -129,7 +129,7 @@ def save_dbrx(arrays: dict[str, Any]) -> None:
 def main() -> None:
     """Write every model's file, and x and y of all of them."""
     FOLDER.mkdir(exist_ok=True)
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Any] = {}
     for number, (name, (kind, config, path)) in enumerate(models().items()):
         torch.manual_seed(number)
         config._attn_implementation = config._experts_implementation = "eager"
