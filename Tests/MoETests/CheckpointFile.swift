@@ -30,12 +30,11 @@ func safetensors(_ header: String, _ data: [UInt8] = []) -> [UInt8] {
   return (0..<8).map { UInt8(truncatingIfNeeded: length >> UInt64(8 * $0)) } + text + data
 }
 
-/// What a checkpoint has of a tensor; the name is copied.
+/// What a checkpoint has of a tensor; name and bytes are copied, so that it may be closed.
 struct Stored {
   let name: String
   let tensor: moe_stored_tensor
-
-  var bytes: [UInt8] { Array(UnsafeRawBufferPointer(start: tensor.data, count: tensor.size)) }
+  let bytes: [UInt8]
 }
 
 /// An open file, freed with this.
@@ -57,7 +56,8 @@ final class OpenCheckpoint {
       var tensor = moe_stored_tensor()
       moe_stored_tensor_init(&tensor, MemoryLayout<moe_stored_tensor>.size)
       try check(moe_checkpoint_tensor(handle, index, &tensor))
-      return Stored(name: String(cString: tensor.name), tensor: tensor)
+      let bytes = Array(UnsafeRawBufferPointer(start: tensor.data, count: tensor.size))
+      return Stored(name: String(cString: tensor.name), tensor: tensor, bytes: bytes)
     }
   }
 }
