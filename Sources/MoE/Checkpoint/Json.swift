@@ -62,7 +62,7 @@ struct JSONReader {
 
   /// Any value, which nobody wants.
   mutating func skip(depth: Int = 0) throws(Fault) {
-    if depth > Self.deepest { throw fault("objects and arrays are nested too deeply") }
+    if depth == Self.deepest { throw fault("objects and arrays are nested too deeply") }
     skipSpace()
     switch at < count ? start[at] : 0 {
     case UInt8(ascii: "{"):

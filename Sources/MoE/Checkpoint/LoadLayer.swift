@@ -8,6 +8,7 @@ extension Layer {
     try tensors.entries(
       { (entry) throws(Fault) in try loading.check(entry) },
       absent: { (rule) throws(Fault) in try loading.requireAbsent(rule) })
+    if layout == .libmoe { try loading.requireNothingElse() }
     try tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
   }
 }
@@ -35,6 +36,24 @@ private struct Loading {
     try tensors.withName(rule, expert: 0, part: "_blocks") { (name) throws(Fault) in
       if checkpoint.find(name) != nil {
         throw .invalid("\(name): the checkpoint has it, the layer has no \(rule.first)")
+      }
+    }
+  }
+
+  /// The same for libmoe's own layout, whose rules are the layer's parameters.
+  func requireNothingElse() throws(Fault) {
+    try withText { (text: inout TextBuffer) in
+      tensors.layout.begin(&text, layer: tensors.number)
+    } body: { (begin) throws(Fault) in
+      for index in 0..<checkpoint.count {
+        let name = checkpoint[index].name
+        guard let own = text(name, after: begin) else { continue }
+        let isParameter =
+          text(own, after: cText("router.")) != nil || text(own, after: cText("experts.")) != nil
+          || text(own, after: cText("shared.")) != nil || text(own, after: cText("output.")) != nil
+        if isParameter && tensors.layer.parameter(named: own) == nil {
+          throw .invalid("\(name): the checkpoint has it, the layer has no \(own)")
+        }
       }
     }
   }

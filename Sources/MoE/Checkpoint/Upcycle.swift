@@ -17,13 +17,9 @@ extension Layer {
   public func forEachExpertParameter<E: Error>(
     _ body: (Parameter, UnsafePointer<CChar>) throws(E) -> Void
   ) throws(E) {
-    let prefix: StaticString = "experts."
     for index in 0..<parameterCount {
       let parameter = parameter(index)
-      var isExperts = true
-      for i in 0..<prefix.utf8CodeUnitCount
-      where isExperts && UInt8(bitPattern: parameter.name[i]) != prefix.utf8Start[i] { isExperts = false }
-      if isExperts { try body(parameter, parameter.name + prefix.utf8CodeUnitCount) }
+      if let name = text(parameter.name, after: cText("experts.")) { try body(parameter, name) }
     }
   }
 }

@@ -13,6 +13,16 @@ func textLength(_ text: UnsafePointer<CChar>) -> Int {
   return length
 }
 
+/// What follows `prefix`, or nil where `text` does not begin with it.
+func text(_ text: UnsafePointer<CChar>, after prefix: UnsafePointer<CChar>) -> UnsafePointer<CChar>? {
+  var i = 0
+  while prefix[i] != 0 {
+    if text[i] != prefix[i] { return nil }
+    i += 1
+  }
+  return text + i
+}
+
 /// A literal as a C string: static memory.
 func cText(_ text: StaticString) -> UnsafePointer<CChar> {
   UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)

@@ -226,6 +226,19 @@ def test_any_layer_in_its_own_layout(tmp_path: Path) -> None:
     assert {name for name, array in saved.items() if array.dtype == np.float32} == one.buffers.keys()
 
 
+@pytest.mark.parametrize("number", [None, 3])
+def test_what_the_layer_does_not_have_is_not_lost(number: int | None, tmp_path: Path) -> None:
+    biased, plain = (libmoe.Layer(H, WIDTH, E, K, router_bias=bias) for bias in (True, False))
+    biased.save(tmp_path / "a", layer=number)
+    with pytest.raises(libmoe.InvalidArgumentError, match="router.bias: the checkpoint has it"):
+        plain.load(tmp_path / "a", layer=number)
+    # Tensors of the rest of a model are no parameters of a layer, and layer 30 is not layer 3.
+    plain.save(tmp_path / "b", layer=number)
+    others = {"embedding": normal(3), "layers.3.seed": normal(1), "layers.30.router.bias": normal(E)}
+    save_file({**load_file(tmp_path / "b"), **others}, tmp_path / "c")
+    plain.load(tmp_path / "c", layer=number)
+
+
 def test_buffers_stay_float32(tmp_path: Path) -> None:
     make("deepseek").save(tmp_path / "a", layout="deepseek", layer=0, dtype="bf16")
     found = {name: array.dtype.name for name, array in load_file(tmp_path / "a").items()}
