@@ -55,6 +55,8 @@ DTYPE = {
     "f8_e5m2": 14,
     "f8_e8m0": 15,
 }
+# Those of layers; the others are of tensors in checkpoints alone.
+LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
 LAYOUT = {
     "libmoe": 0,
     "mixtral": 1,

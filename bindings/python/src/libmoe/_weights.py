@@ -246,7 +246,7 @@ class Weights(Native):
             encoded(path),
             _check.choice("layout", layout, _abi.LAYOUT),
             _layer_number(layer),
-            _check.choice("dtype", dtype, {"f32": _abi.DTYPE["f32"], "bf16": _abi.DTYPE["bf16"]}),
+            _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
         )
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
