@@ -44,8 +44,7 @@ public enum Layout: Int32 {
     switch self {
     case .libmoe:
       for index in 0..<layer.parameterCount {
-        let name = layer.parameter(index).name
-        try visit(TensorRule(name, .plain, name))
+        try visit(TensorRule(of: layer.parameter(index)))
       }
     case .mixtral:
       try visit(TensorRule("gate.weight", .plain, "router.weight"))

@@ -30,25 +30,28 @@ struct TensorRule {
   let isOptional: Bool
 
   init(
-    _ name: UnsafePointer<CChar>, _ listing: Listing, _ first: UnsafePointer<CChar>,
-    _ second: UnsafePointer<CChar>? = nil, interleaved: Bool = false, transposed: Bool = false, isOptional: Bool = false
+    _ name: StaticString, _ listing: Listing, _ first: StaticString, _ second: StaticString? = nil,
+    interleaved: Bool = false, transposed: Bool = false, isOptional: Bool = false
   ) {
-    self.name = name
+    self.name = cText(name)
     self.listing = listing
-    self.first = first
-    self.second = second
+    self.first = cText(first)
+    self.second = second.map { cText($0) }
     self.interleaved = interleaved
     self.transposed = transposed
     self.isOptional = isOptional
   }
 
-  init(
-    _ name: StaticString, _ listing: Listing, _ first: StaticString, _ second: StaticString? = nil,
-    interleaved: Bool = false, transposed: Bool = false, isOptional: Bool = false
-  ) {
-    self.init(
-      cText(name), listing, cText(first), second.map { cText($0) }, interleaved: interleaved, transposed: transposed,
-      isOptional: isOptional)
+  /// A parameter as it is, under its own name. Not an initialiser without a label: ordinary Swift would let literals become
+  /// pointers that do not last.
+  init(of parameter: Parameter) {
+    name = parameter.name
+    listing = .plain
+    first = parameter.name
+    second = nil
+    interleaved = false
+    transposed = false
+    isOptional = false
   }
 }
 
