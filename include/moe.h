@@ -46,7 +46,8 @@
  * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668;
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
- * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11.
+ * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11;
+ * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -85,7 +86,8 @@ typedef enum moe_status {
   MOE_ERROR_BAD_STATE = 3,        /**< right arguments at the wrong time: backward before forward, another layer's tape */
   MOE_ERROR_NOT_FINITE = 4,       /**< NaN or +infinity where a number is needed, or too many -infinity; the message
                                        names the token */
-  MOE_ERROR_CANCELLED = 5         /**< the cancel callback said so */
+  MOE_ERROR_CANCELLED = 5,        /**< the cancel callback said so */
+  MOE_ERROR_IO = 6                /**< the system refused a file; the message has its reason and the path */
 } moe_status;
 
 /** Version of the loaded library, to compare with MOE_VERSION.  Never fails; any thread. */
@@ -192,13 +194,28 @@ MOE_API const char *moe_build_info(const moe_context *context);
 
 typedef enum moe_dtype {
   MOE_DTYPE_F32 = 0, /**< IEEE 754 binary32 */
-  MOE_DTYPE_BF16 = 1 /**< bfloat16, the upper half of a float32, as uint16_t */
+  MOE_DTYPE_BF16 = 1, /**< bfloat16, the upper half of a float32, as uint16_t */
+  /* Of tensors in checkpoints alone: */
+  MOE_DTYPE_F16 = 2, /**< IEEE 754 binary16 */
+  MOE_DTYPE_F64 = 3, /**< IEEE 754 binary64 */
+  MOE_DTYPE_I64 = 4,
+  MOE_DTYPE_I32 = 5,
+  MOE_DTYPE_I16 = 6,
+  MOE_DTYPE_I8 = 7,
+  MOE_DTYPE_U64 = 8,
+  MOE_DTYPE_U32 = 9,
+  MOE_DTYPE_U16 = 10,
+  MOE_DTYPE_U8 = 11,
+  MOE_DTYPE_BOOL = 12,    /**< one byte */
+  MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
+  MOE_DTYPE_F8_E5M2 = 14,
+  MOE_DTYPE_F8_E8M0 = 15
 } moe_dtype;
 
 typedef struct moe_tensor {
   size_t struct_size;
   const char *name; /**< for messages; may be NULL in tensors of the caller's */
-  int32_t dtype;    /**< a moe_dtype */
+  int32_t dtype;    /**< MOE_DTYPE_F32 or BF16 */
   int32_t rank;     /**< number of dimensions, 1 to 4 */
   int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
@@ -437,8 +454,8 @@ typedef struct moe_layer_config {
   float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
   float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   uint64_t seed;             /**< of the initial parameters and of all that is random */
-  int32_t weight_dtype;      /**< a moe_dtype, of the experts' weight matrices; BF16: see below */
-  int32_t io_dtype;          /**< a moe_dtype, of x, y, dy and dx; goes with either weight_dtype */
+  int32_t weight_dtype;      /**< MOE_DTYPE_F32 or BF16, of the experts' weight matrices; BF16: see below */
+  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with either weight_dtype */
   float glu_limit;           /**< L of gated experts, >= 0; 0 = no clamps; see below */
   float glu_alpha;           /**< of gated experts with SILU, >= 0: act(v) = v / (1 + exp(-glu_alpha v)); 0 = 1 */
   float glu_offset;          /**< of gated experts, >= 0: added to the clamped up projection */
@@ -989,6 +1006,170 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *opti
  *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
 MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
                                                 double max_norm, double *norm);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Checkpoints: safetensors files, layers in the layouts of known models, training states
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/* Files are written whole or not at all: into a new file beside `path`, which is fsynced, checked and renamed, and then the
+ * folder is fsynced.  Killed at any moment, `path` holds the old file or the new one; what may be left over is a file
+ * called path.<process>-<time>.tmp.  Files are read through a mapping, without a copy; nothing in them is believed
+ * before it has been checked.  Do not cut short or overwrite in place a file that is open: a mapping cannot survive that.
+ * Replacing it, as the functions here do, is harmless. */
+
+/** An open safetensors file, or several that an index file names: mapped, read-only.  Keeps its context alive. */
+typedef struct moe_checkpoint moe_checkpoint;
+
+/** A tensor in a checkpoint: row-major without gaps. */
+typedef struct moe_stored_tensor {
+  size_t struct_size;
+  const char *name;
+  int32_t dtype;    /**< a moe_dtype */
+  int32_t rank;     /**< number of dimensions, 0 to 8; 0 is one element */
+  int64_t shape[8]; /**< entries from `rank` on: 0 where given, not read where taken */
+  const void *data; /**< aligned to its elements where given; any where taken */
+  size_t size;      /**< bytes; 0 where taken = what dtype and shape come to */
+} moe_stored_tensor;
+
+#define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0 }
+
+/** Fill `tensor` as MOE_STORED_TENSOR_INIT does.  NULL is ignored. */
+MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_size);
+
+/** Open a safetensors file, or, where `path` ends in ".json", an index file {"weight_map": {tensor: file}} and the files
+ *  beside it that it names.
+ *  @param context [in] is kept alive
+ *  @param path    [in]
+ *  @param out     [out] free it with moe_checkpoint_free
+ *  Refused: a header of more than 100 MB or beyond the file's end, JSON that is not as the format has it, a dtype that is no
+ *  moe_dtype, more than 8 dimensions, sizes beyond 63 bits, tensors that overlap, leave gaps, are not aligned to
+ *  their elements or have one name.
+ *  @return MOE_OK, INVALID_ARGUMENT (the file is none, or damaged; the message names the tensor or the byte),
+ *          IO, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_open(moe_context *context, const char *path, moe_checkpoint **out);
+
+MOE_API void moe_checkpoint_free(moe_checkpoint *checkpoint);
+
+/** Number of tensors.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_tensor_count(const moe_checkpoint *checkpoint, int64_t *count);
+
+/** Describe tensor `index`; they stand in the order of their names' bytes.
+ *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the checkpoint is freed; the memory must
+ *                not be written to.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_tensor(const moe_checkpoint *checkpoint, int64_t index,
+                                                   moe_stored_tensor *tensor);
+
+/** Index of the tensor called `name`.
+ *  @return MOE_OK, INVALID_ARGUMENT (there is none). */
+MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *checkpoint, const char *name,
+                                                        int64_t *index);
+
+/** Write tensors of yours to a safetensors file.
+ *  @param context [in]
+ *  @param path    [in]
+ *  @param tensors [in] [count], each with a name of its own in UTF-8
+ *  @param count   [in] >= 0
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_write(moe_context *context, const char *path,
+                                                  const moe_stored_tensor *tensors, int64_t count);
+
+/** Names and forms of a layer's tensors; docs/checkpoints.md lists them.  L is the layer's number.  A layout is never guessed:
+ *  the same shapes may mean different things. */
+typedef enum moe_layout {
+  MOE_LAYOUT_LIBMOE = 0,        /**< layers.L. and the parameter's name; any layer */
+  MOE_LAYOUT_MIXTRAL = 1,       /**< Mixtral, PhiMoE: block_sparse_moe.experts.N.w1.weight */
+  MOE_LAYOUT_QWEN2_MOE = 2,     /**< mlp.experts.N.gate_proj.weight, mlp.shared_expert, its gate */
+  MOE_LAYOUT_QWEN3_MOE = 3,     /**< mlp.experts.N.gate_proj.weight */
+  MOE_LAYOUT_OLMOE = 4,         /**< the same names */
+  MOE_LAYOUT_DEEPSEEK = 5,      /**< DeepSeek-V2 and V3, GLM-4.5: the same, mlp.shared_experts, e_score_correction_bias */
+  MOE_LAYOUT_GPT_OSS = 6,       /**< mlp.experts.gate_up_proj [E,H,2I], gate and up columns in turn */
+  MOE_LAYOUT_GPT_OSS_MXFP4 = 7, /**< the same in MXFP4 [MX 2023], as published: gate_up_proj_blocks [E,2I,H/32,16]; loading only */
+  MOE_LAYOUT_LLAMA4 = 8,        /**< language_model.model.layers.L.feed_forward.experts.gate_up_proj [E,H,2I], gate columns first */
+  MOE_LAYOUT_GRANITE_MOE = 9,   /**< block_sparse_moe.input_linear.weight [E,2I,H] */
+  MOE_LAYOUT_DBRX = 10,         /**< ffn.experts.mlp.w1 [E I,H], w2 not transposed */
+  MOE_LAYOUT_SWITCH_ENCODER = 11, /**< encoder.block.L.layer.1.mlp.experts.expert_N.wi.weight */
+  MOE_LAYOUT_SWITCH_DECODER = 12, /**< decoder.block.L.layer.2.mlp.experts.expert_N.wi.weight */
+  MOE_LAYOUT_TRANSFORMERS_5 = 13, /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
+                                       as Qwen2's, without one as DeepSeek's */
+  MOE_LAYOUT_LLAMA4_TEXT = 14     /**< as LLAMA4, model.layers.L: the language model by itself */
+} moe_layout;
+
+/** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */
+#define MOE_NO_LAYER_NUMBER (-1)
+
+/** Overwrite a layer's parameters with a checkpoint's.
+ *  @param layer        [in] as the model has it (a preset with the model's sizes)
+ *  @param checkpoint   [in]
+ *  @param layout       [in] a moe_layout
+ *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
+ *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
+ *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions; what the
+ *  layout has for this layer beyond them, an expert more or a bias, is refused.  Gradients stay as they are.  Wants the
+ *  layer for itself; prepare it again afterwards.
+ *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                            int64_t layer_number);
+
+/** Write a layer's parameters to a safetensors file.
+ *  @param layer        [in]
+ *  @param path         [in]
+ *  @param layout       [in] a moe_layout
+ *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
+ *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
+                                            int64_t layer_number, int32_t dtype);
+
+/** Make every expert a copy of one dense network [Sparse upcycling 2023]; router and shared experts stay as they are.  Where
+ *  the weights of a token add up to 1, y is then what the dense network gives.
+ *  @param layer [in] without expert_groups
+ *  @param dense [in] [count], one for each of the layer's parameters experts.X, called X, with the dimensions of one expert:
+ *               up.weight [I,H] and so on; F32 or BF16
+ *  @param count [in]
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tensor *dense, int64_t count);
+
+/** What a training run goes on from: with the same layers, optimisers and inputs, a run that was stopped, saved and loaded
+ *  gives the bits of one that was not.  In the file:
+ *    step [1] U64
+ *    layers.N.X              every parameter X of layer N, in its own dtype; with them warm-up, running statistics of
+ *                            normalisation and selection biases
+ *    layers.N.seed [1] U64   the key of its random numbers; loading wants a layer with the same
+ *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
+ *    optimizers.N.I [R,count] F32       of its tensor I: the float32 copy of BF16, then the moments
+ *    statistics.N.counts, .dropped [E] I64, .probability [E] F64, .tokens [2] I64, .sums [5] F64
+ *    tensors.N               the data of your own tensor N */
+typedef struct moe_training {
+  size_t struct_size;
+  uint64_t step;                 /**< yours: the number of the next step; written by loading */
+  moe_layer **layers;            /**< [n_layers] */
+  int64_t n_layers;
+  moe_optimizer **optimizers;    /**< [n_optimizers] */
+  int64_t n_optimizers;
+  moe_statistics **statistics;   /**< [n_statistics] */
+  int64_t n_statistics;
+  const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
+  int64_t n_tensors;
+} moe_training;
+
+#define MOE_TRAINING_INIT { sizeof(moe_training), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+
+/** Fill `training` with 0 and NULL.  NULL is ignored. */
+MOE_API void moe_training_init(moe_training *training, size_t struct_size);
+
+/** Write a training state to a safetensors file.
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
+
+/** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
+ *  itself.  Prepared weights are to be prepared again.
+ *  @param training [in, out] step is written
+ *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY; after an error
+ *          everything is as it was. */
+MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
 
 #ifdef __cplusplus
 }

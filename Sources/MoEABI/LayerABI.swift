@@ -140,7 +140,7 @@ private func parameter(of layer: LayerPointer, _ index: Int64) throws(Fault) -> 
   return layer.pointee.parameter(Int(index))
 }
 
-private func equal(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Bool {
+func equal(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Bool {
   var i = 0
   while a[i] != 0 && a[i] == b[i] { i += 1 }
   return a[i] == b[i]

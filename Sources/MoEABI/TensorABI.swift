@@ -48,7 +48,7 @@ struct TensorList {
     }
     let tensor = pointer(index).pointee
     if ElementType(rawValue: tensor.dtype) == nil {
-      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
+      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
     }
     guard tensor.rank >= 1 && tensor.rank <= 4 else {
       throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 1 to 4")
@@ -83,6 +83,17 @@ struct TensorList {
 
   func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
+  func index(of name: UnsafePointer<CChar>) -> Int? {
+    for index in 0..<count { if let own = self.name(index), equal(own, name) { return index } }
+    return nil
+  }
+
+  func shape(_ index: Int) -> StoredShape {
+    let tensor = pointer(index).pointee
+    var shape = StoredShape()
+    for dimension in 0..<Int(tensor.rank) { shape.append(Int(tensor.extent(dimension))) }
+    return shape
+  }
 
   /// Call `requireGrad` first, and `requireData`.
   func grad(_ index: Int) -> UnsafeMutablePointer<Float> {

@@ -24,6 +24,7 @@ public func moe_status_name(_ status: moe_status) -> UnsafePointer<CChar>! {
   case MOE_ERROR_BAD_STATE: cString("MOE_ERROR_BAD_STATE")
   case MOE_ERROR_NOT_FINITE: cString("MOE_ERROR_NOT_FINITE")
   case MOE_ERROR_CANCELLED: cString("MOE_ERROR_CANCELLED")
+  case MOE_ERROR_IO: cString("MOE_ERROR_IO")
   default: cString("unknown status")
   }
 }

@@ -17,7 +17,8 @@ struct VersionTests {
     (MOE_ERROR_BAD_STATE, "MOE_ERROR_BAD_STATE"),
     (MOE_ERROR_NOT_FINITE, "MOE_ERROR_NOT_FINITE"),
     (MOE_ERROR_CANCELLED, "MOE_ERROR_CANCELLED"),
-    (moe_status(rawValue: 6), "unknown status"),
+    (MOE_ERROR_IO, "MOE_ERROR_IO"),
+    (moe_status(rawValue: 7), "unknown status"),
     (moe_status(rawValue: .max), "unknown status"),
   ])
   func everyStatusHasItsName(status: moe_status, name: String) {

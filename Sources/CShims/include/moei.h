@@ -65,6 +65,25 @@ int32_t moei_available_processors(void);
 /* Milliseconds of a clock that never goes back. */
 int64_t moei_milliseconds(void);
 
+/* ---- files --------------------------------------------------------------------------------------------------- */
+
+/* Of those that return a number: 0 or an errno.  errno itself stays as it was. */
+
+/* Map a regular file for reading; an empty one has no memory. */
+int32_t moei_file_map(const char *path, const void *_Nullable *_Nonnull memory, int64_t *size);
+void moei_file_unmap(const void *memory, int64_t size);
+/* Open a new file beside `path`, whose name comes out in `temporary`. */
+enum { MOEI_PATH_SIZE = 4096 };
+int32_t moei_file_create(const char *path, char *temporary, size_t capacity, int32_t *file);
+int32_t moei_file_write(int32_t file, const void *data, int64_t size);
+/* fsync and close. */
+int32_t moei_file_finish(int32_t file);
+void moei_file_remove(const char *path);
+/* Rename, then fsync the folder.  `to` is shorter than MOEI_PATH_SIZE. */
+int32_t moei_file_rename(const char *from, const char *to);
+/* What the system calls an errno, in `text` or in static memory. */
+const char *moei_error_name(int32_t error, char *text, size_t capacity);
+
 /* ---- presets ------------------------------------------------------------------------------------------------ */
 
 /* The two moe_expert_group of moe_preset_longcat_flash: static memory, which Swift has no spelling for. */

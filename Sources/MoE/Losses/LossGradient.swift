@@ -56,7 +56,9 @@ struct LossGradient {
 
   // For those that go on to the logits by themselves: slopes along share[t,e] and along the loads, to be multiplied by
   // `scale`.
-  func shareSlopes(_ t: Int) -> UnsafePointer<Float> { UnsafePointer(slopes.share + slopes.part(of: firstToken + t) * c.experts) }
+  func shareSlopes(_ t: Int) -> UnsafePointer<Float> {
+    UnsafePointer(slopes.share + slopes.part(of: firstToken + t) * c.experts)
+  }
   var loadSlopes: UnsafePointer<Float>? { slopes.load.map { UnsafePointer($0) } }
   var scale: Float { dAuxLoss }
 }

@@ -22,9 +22,9 @@ public struct Statistics {
 
   fileprivate let context: ContextPointer
   public let experts: Int
-  private let counts: UnsafeMutablePointer<Int64>  // [E]
-  private let dropped: UnsafeMutablePointer<Int64>  // [E]
-  private let probability: UnsafeMutablePointer<Double>  // [E], summed over tokens
+  let counts: UnsafeMutablePointer<Int64>  // [E]
+  let dropped: UnsafeMutablePointer<Int64>  // [E]
+  let probability: UnsafeMutablePointer<Double>  // [E], summed over tokens
   private var probabilityTokens = 0.0  // of the calls that had probabilities
   private var sums = Call()
 
@@ -87,6 +87,22 @@ public struct Statistics {
     call.dropped = sums.dropped
     if sums.valid > 0 { call.addMeans(of: sums, times: 1 / Double(sums.valid)) }
     return call
+  }
+
+  /// What a training state holds beside the arrays: tokens, dropped choices; sums.
+  static var wholeSums: Int { 2 }
+  static var realSums: Int { 5 }
+
+  func getSums(_ whole: UnsafeMutablePointer<Int64>, _ real: UnsafeMutablePointer<Double>) {
+    (whole[0], whole[1]) = (sums.valid, sums.dropped)
+    (real[0], real[1], real[2], real[3]) = (sums.balanceLoss, sums.zLoss, sums.auxLoss, sums.entropy)
+    real[4] = probabilityTokens
+  }
+
+  mutating func setSums(_ whole: UnsafePointer<Int64>, _ real: UnsafePointer<Double>) {
+    (sums.valid, sums.dropped) = (whole[0], whole[1])
+    (sums.balanceLoss, sums.zLoss, sums.auxLoss, sums.entropy) = (real[0], real[1], real[2], real[3])
+    probabilityTokens = real[4]
   }
 
   public var load: Load { Load(counts, experts: experts) }

@@ -55,6 +55,35 @@ public struct Optimizer {
     }
   }
 
+  // MARK: what a training state holds
+
+  /// Floats of state for each element of a tensor: the master of bfloat16, then the moments.
+  func stateRows(ofTensor index: Int) -> Int { rule.moments + (shapes[index].type == .bf16 ? 1 : 0) }
+
+  /// [stateRows, count]
+  func state(ofTensor index: Int) -> UnsafeMutablePointer<Float> {
+    var place = state
+    for earlier in 0..<index { place += stateRows(ofTensor: earlier) * shapes[earlier].count }
+    return place
+  }
+
+  /// Everything else: the rule's numbers, and how far its powers are.
+  static var numbers: Int { 7 }
+  var isAdamW: Bool { rule.moments == 2 }
+
+  func getNumbers(_ out: UnsafeMutablePointer<Double>) {
+    switch rule {
+    case .adamw(let adamw): adamw.getNumbers(out)
+    case .sgd(let sgd): sgd.getNumbers(out)
+    }
+  }
+
+  mutating func setNumbers(_ numbers: UnsafePointer<Double>) {
+    rule = isAdamW ? .adamw(AdamW(numbers)) : .sgd(SGD(numbers))
+  }
+
+  // MARK: steps
+
   /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm.
   /// Throws `notFinite(i)`, with nothing changed, when the gradient of tensor i is not finite.
   public mutating func step(
@@ -158,6 +187,19 @@ public struct AdamW {
     self.weightDecay = weightDecay
   }
 
+  /// As `getNumbers` gave them.
+  fileprivate init(_ numbers: UnsafePointer<Double>) {
+    self.init(
+      learningRate: numbers[0], beta1: numbers[1], beta2: numbers[2], epsilon: numbers[3], weightDecay: numbers[4])
+    beta1Power = numbers[5]
+    beta2Power = numbers[6]
+  }
+
+  fileprivate func getNumbers(_ out: UnsafeMutablePointer<Double>) {
+    (out[0], out[1], out[2], out[3], out[4]) = (learningRate, beta1, beta2, epsilon, weightDecay)
+    (out[5], out[6]) = (beta1Power, beta2Power)
+  }
+
   mutating func beginStep() {
     beta1Power *= beta1
     beta2Power *= beta2
@@ -181,6 +223,16 @@ public struct SGD {
     self.learningRate = learningRate
     self.momentum = momentum
     self.weightDecay = weightDecay
+  }
+
+  /// As `getNumbers` gave them.
+  fileprivate init(_ numbers: UnsafePointer<Double>) {
+    self.init(learningRate: numbers[0], momentum: numbers[1], weightDecay: numbers[2])
+  }
+
+  fileprivate func getNumbers(_ out: UnsafeMutablePointer<Double>) {
+    out.update(repeating: 0, count: Optimizer.numbers)
+    (out[0], out[1], out[2]) = (learningRate, momentum, weightDecay)
   }
 
   var decay: Float { Float(1 - learningRate * weightDecay) }

@@ -10,6 +10,7 @@ public struct Fault: Error {
     case badState = 3
     case notFinite = 4
     case cancelled = 5
+    case io = 6
   }
 
   public let kind: Kind
@@ -24,6 +25,13 @@ extension Fault {
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
   public static func outOfMemory(bytes: Int) -> Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
+  }
+
+  /// What the system said about a file.
+  static func io(_ action: StaticString, _ path: UnsafePointer<CChar>, _ error: Int32) -> Fault {
+    withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { text in
+      Fault(.io, "\(action): \(moei_error_name(error, text.baseAddress!, 128)): \(path)")
+    }
   }
 }
 

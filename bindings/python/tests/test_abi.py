@@ -17,7 +17,15 @@ from libmoe import _abi
 from libmoe._library import lib
 
 STRUCTS = header.structs()
-HANDLES = ["moe_context", "moe_layer", "moe_tape", "moe_routing", "moe_statistics", "moe_optimizer"]
+HANDLES = [
+    "moe_context",
+    "moe_layer",
+    "moe_tape",
+    "moe_routing",
+    "moe_statistics",
+    "moe_optimizer",
+    "moe_checkpoint",
+]
 SIZED = [name for name, fields in STRUCTS.items() if "struct_size" in fields]
 C_TYPES: dict[str, list[Any]] = {
     "void": [None],
@@ -38,6 +46,7 @@ C_TYPES: dict[str, list[Any]] = {
     "double *": [ctypes.POINTER(ctypes.c_double)],
     "size_t *": [ctypes.POINTER(ctypes.c_size_t)],
     "int64_t [4]": [ctypes.c_int64 * 4],
+    "int64_t [8]": [ctypes.c_int64 * 8],
     **{f"{name} *": [ctypes.POINTER(getattr(_abi, name))] for name in [*STRUCTS, *HANDLES]},
     **{f"{name} **": [ctypes.POINTER(ctypes.POINTER(getattr(_abi, name)))] for name in HANDLES},
 }
@@ -117,6 +126,7 @@ ENUMS = {
     "moe_bias": ("MOE_BIAS", _abi.BIAS),
     "moe_expert_kind": ("MOE_EXPERT", _abi.EXPERT),
     "moe_activation": ("MOE_ACTIVATION", _abi.ACTIVATION),
+    "moe_layout": ("MOE_LAYOUT", _abi.LAYOUT),
 }
 
 
@@ -134,6 +144,7 @@ def test_enum(enum: str) -> None:
 
 def test_constants() -> None:
     assert header.macro("MOE_THREADS_ALL") == f"({libmoe.ALL_THREADS})"
+    assert header.macro("MOE_NO_LAYER_NUMBER") == f"({_abi.NO_LAYER_NUMBER})"
 
 
 def test_one_version() -> None:

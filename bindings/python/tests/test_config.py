@@ -55,7 +55,8 @@ def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
         (words.Overflow, _abi.OVERFLOW),
         (words.Renormalize, _abi.RENORMALIZE),
         (words.Loss, _abi.LOSS),
-        (words.DType, _abi.DTYPE),
+        (words.DType, _abi.LAYER_DTYPE),
+        (words.Layout, _abi.LAYOUT),
         (words.Prepared, _abi.PREPARED),
     ],
 )

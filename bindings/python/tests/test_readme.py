@@ -46,7 +46,8 @@ def test_the_training_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "layer", "losses", "parameter", "presets", "routing", "statistics"]
+    "module",
+    ["checkpoint", "config", "layer", "losses", "parameter", "presets", "routing", "statistics"],
 )
 def test_the_examples_of_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"libmoe.{module}"))

@@ -8,9 +8,17 @@ where that is asked for.  The work is done by the native library ``libmoe.so``, 
 from . import presets, words
 from ._version import __version__
 from .bfloat16 import from_bfloat16, to_bfloat16
+from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context
-from .errors import BadStateError, InvalidArgumentError, MoeError, NotFiniteError, OutOfMemoryError
+from .errors import (
+    BadStateError,
+    FileError,
+    InvalidArgumentError,
+    MoeError,
+    NotFiniteError,
+    OutOfMemoryError,
+)
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import Plan
@@ -20,14 +28,17 @@ from .report import Output, Report, Summary
 from .routing import Routing
 from .statistics import Statistics
 from .tape import Tape
+from .training import load_training, save_training
 
 __all__ = [
     "ALL_THREADS",
     "SGD",
     "AdamW",
     "BadStateError",
+    "Checkpoint",
     "Context",
     "ExpertGroup",
+    "FileError",
     "InvalidArgumentError",
     "Layer",
     "MoeError",
@@ -46,8 +57,11 @@ __all__ = [
     "clip_grad_norm",
     "default_context",
     "from_bfloat16",
+    "load_training",
     "pooled_balance_loss",
     "presets",
+    "save",
+    "save_training",
     "to_bfloat16",
     "words",
 ]

@@ -24,12 +24,57 @@ from ctypes import (
 from typing import Any
 
 # Enums: the C constant is the prefix and the name in capitals, MOE_MATMUL_AUTO.
-STATUS = {"ok": 0, "invalid_argument": 1, "out_of_memory": 2, "bad_state": 3, "not_finite": 4, "cancelled": 5}
+STATUS = {
+    "ok": 0,
+    "invalid_argument": 1,
+    "out_of_memory": 2,
+    "bad_state": 3,
+    "not_finite": 4,
+    "cancelled": 5,
+    "io": 6,
+}
 MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
 PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG = {"info": 0}
-DTYPE = {"f32": 0, "bf16": 1}
+DTYPE = {
+    "f32": 0,
+    "bf16": 1,
+    "f16": 2,
+    "f64": 3,
+    "i64": 4,
+    "i32": 5,
+    "i16": 6,
+    "i8": 7,
+    "u64": 8,
+    "u32": 9,
+    "u16": 10,
+    "u8": 11,
+    "bool": 12,
+    "f8_e4m3": 13,
+    "f8_e5m2": 14,
+    "f8_e8m0": 15,
+}
+# Those of layers; the others are of tensors in checkpoints alone.
+LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
+LAYOUT = {
+    "libmoe": 0,
+    "mixtral": 1,
+    "qwen2_moe": 2,
+    "qwen3_moe": 3,
+    "olmoe": 4,
+    "deepseek": 5,
+    "gpt_oss": 6,
+    "gpt_oss_mxfp4": 7,
+    "llama4": 8,
+    "granite_moe": 9,
+    "dbrx": 10,
+    "switch_encoder": 11,
+    "switch_decoder": 12,
+    "transformers_5": 13,
+    "llama4_text": 14,
+}
+NO_LAYER_NUMBER = -1
 ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4}
 ROUTER = {
     "token_choice": 0,
@@ -140,6 +185,10 @@ class moe_statistics(ctypes.Structure):
 
 
 class moe_optimizer(ctypes.Structure):
+    """Opaque."""
+
+
+class moe_checkpoint(ctypes.Structure):
     """Opaque."""
 
 
@@ -394,6 +443,37 @@ class moe_sgd_config(_Sized):
     ]
 
 
+class moe_stored_tensor(_Sized):
+    """Name, type, shape and memory of a tensor in a checkpoint."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("dtype", c_int32),
+        ("rank", c_int32),
+        ("shape", c_int64 * 8),
+        ("data", c_void_p),
+        ("size", c_size_t),
+    ]
+
+
+class moe_training(_Sized):
+    """What a training run goes on from."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("step", c_uint64),
+        ("layers", POINTER(POINTER(moe_layer))),
+        ("n_layers", c_int64),
+        ("optimizers", POINTER(POINTER(moe_optimizer))),
+        ("n_optimizers", c_int64),
+        ("statistics", POINTER(POINTER(moe_statistics))),
+        ("n_statistics", c_int64),
+        ("tensors", POINTER(moe_tensor)),
+        ("n_tensors", c_int64),
+    ]
+
+
 # What a function returns, and what it takes.
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_version": (c_int32, []),
@@ -505,4 +585,17 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         Status,
         [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
+    "moe_stored_tensor_init": (None, [POINTER(moe_stored_tensor), c_size_t]),
+    "moe_checkpoint_open": (Status, [POINTER(moe_context), c_char_p, POINTER(POINTER(moe_checkpoint))]),
+    "moe_checkpoint_free": (None, [POINTER(moe_checkpoint)]),
+    "moe_checkpoint_tensor_count": (Status, [POINTER(moe_checkpoint), POINTER(c_int64)]),
+    "moe_checkpoint_tensor": (Status, [POINTER(moe_checkpoint), c_int64, POINTER(moe_stored_tensor)]),
+    "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, POINTER(c_int64)]),
+    "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
+    "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
+    "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
+    "moe_layer_upcycle": (Status, [POINTER(moe_layer), POINTER(moe_tensor), c_int64]),
+    "moe_training_init": (None, [POINTER(moe_training), c_size_t]),
+    "moe_training_save": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
+    "moe_training_load": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
 }

@@ -58,13 +58,18 @@ def array(
         wanted = math.prod(shape)
         mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}; {mend}")
-    if not value.flags.c_contiguous:
-        raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
+    contiguous(name, value)
     if not value.flags.aligned:
         raise ValueError(f"{name}: expected memory aligned to {value.itemsize} bytes; use {name}.copy()")
     if write and not value.flags.writeable:
         raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return value
+
+
+def contiguous(name: str, value: NDArray[Any]) -> None:
+    """Refuse an array with gaps or in another order."""
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
 
 
 def address(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from . import _abi, _check
 from ._check import Array, FloatArray
 from ._library import Handle, Native, lib
+from .checkpoint import Checkpoint, Path, encoded
 from .errors import BadStateError
 from .parameter import Parameter
-from .words import Prepared
+from .words import DType, Layout, Prepared
 
 # Parameters without a gradient.
 _BUFFERS = {
@@ -190,6 +191,94 @@ class Weights(Native):
         """
         lib.moe_layer_zero_grad(self._handle)
 
+    def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
+        """Overwrite the parameters with a checkpoint's.
+
+        Parameters
+        ----------
+        source : path or Checkpoint
+            A safetensors file or an index file; to load several layers, open it once.
+        layout : str
+            Whose names and forms the tensors have, :data:`libmoe.words.Layout`; docs/checkpoints.md lists
+            them.
+        layer : int, optional
+            Number of the layer in the model.  Only ``"libmoe"`` does without: names are then the
+            parameters' own.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A tensor is missing, has other dimensions or a type that cannot be loaded, or the checkpoint has
+            more for this layer than the layer holds; the text names it.  The layer is as it was.
+        FileError
+            The file cannot be opened.
+
+        Float16, bfloat16 and float32 become the parameters' type; what :meth:`prepare` packed does not
+        follow.
+        """
+        checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+        number = _check.choice("layout", layout, _abi.LAYOUT)
+        lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
+
+    def save(
+        self, path: Path, *, layout: Layout = "libmoe", layer: int | None = None, dtype: DType = "f32"
+    ) -> None:
+        """Write the parameters to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Replaced if it is there.
+        layout, layer
+            As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
+        dtype : {"f32", "bf16"}
+            Of all tensors but those of ``buffers``, which stay float32.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The layout has no tensor for a parameter of this layer.
+        FileError
+            The file cannot be written; ``path`` is as it was.
+        """
+        lib.moe_layer_save(
+            self._handle,
+            encoded(path),
+            _check.choice("layout", layout, _abi.LAYOUT),
+            _layer_number(layer),
+            _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
+        )
+
+    def upcycle(self, dense: Mapping[str, Array]) -> None:
+        """Make every expert a copy of one dense network (arXiv:2212.05055).
+
+        Where the weights of a token add up to 1, y is then what the dense network gives.  Router and shared
+        experts stay as they are.
+
+        Parameters
+        ----------
+        dense : mapping of str to ndarray
+            For each parameter ``experts.X``, called X, an array with the dimensions of one expert:
+            ``up.weight`` [I, H] and so on; float32, or bfloat16 as uint16.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
+        """
+        described = (_abi.moe_tensor * len(dense))()
+        for index, (name, array) in enumerate(dense.items()):
+            dtype = "bf16" if isinstance(array, np.ndarray) and _check.dtype_of(array) == "bf16" else "f32"
+            _check.array(f"dense[{name!r}]", array, dtype=dtype)
+            described[index] = _abi.moe_tensor(
+                name=name.encode(),
+                dtype=_abi.DTYPE[dtype],
+                rank=array.ndim,
+                shape=array.shape,
+                data=array.ctypes.data,
+            )
+        lib.moe_layer_upcycle(self._handle, described, len(described))
+
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
         return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
@@ -217,3 +306,7 @@ class Weights(Native):
             _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
         for name, parameter in parameters.items():
             parameter.data[...] = state[name].view(parameter.data.dtype)
+
+
+def _layer_number(layer: int | None) -> int:
+    return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)

@@ -61,8 +61,8 @@ _WORDS = {
     "drop": _abi.DROP,
     "overflow": _abi.OVERFLOW,
     "renormalize": _abi.RENORMALIZE,
-    "weight_dtype": _abi.DTYPE,
-    "io_dtype": _abi.DTYPE,
+    "weight_dtype": _abi.LAYER_DTYPE,
+    "io_dtype": _abi.LAYER_DTYPE,
 }
 _FLAGS = {
     "inference_only",

@@ -39,9 +39,15 @@ class NotFiniteError(MoeError, ArithmeticError):
     status = 4
 
 
+class FileError(MoeError, OSError):
+    """The system refused a file; the text has its reason and the path."""
+
+    status = 6
+
+
 def error_for(status: int, message: str) -> MoeError:
     """Exception for a status other than 0."""
-    for kind in (InvalidArgumentError, OutOfMemoryError, BadStateError, NotFiniteError):
+    for kind in (InvalidArgumentError, OutOfMemoryError, BadStateError, NotFiniteError, FileError):
         if kind.status == status:
             return kind(message)
     error = MoeError(message)

@@ -55,3 +55,20 @@ Loss = Literal[
 ]
 DType = Literal["f32", "bf16"]
 Prepared = Literal["none", "f32", "bf16"]
+Layout = Literal[
+    "libmoe",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek",
+    "gpt_oss",
+    "gpt_oss_mxfp4",
+    "llama4",
+    "granite_moe",
+    "dbrx",
+    "switch_encoder",
+    "switch_decoder",
+    "transformers_5",
+    "llama4_text",
+]

@@ -1,0 +1,218 @@
+import CShims
+
+/// A safetensors file, or several that an index file holds together. Mapped, not copied; read-only.
+public struct Checkpoint {
+  fileprivate let context: ContextPointer
+  fileprivate let files: UnsafeMutablePointer<SafetensorsFile>
+  fileprivate let fileCount: Int
+  /// [count], sorted by name.
+  private let tensors: UnsafePointer<StoredTensor>
+  public let count: Int
+
+  fileprivate init(
+    _ context: ContextPointer, files: UnsafeMutablePointer<SafetensorsFile>, fileCount: Int,
+    tensors: UnsafePointer<StoredTensor>, count: Int
+  ) {
+    self.context = context
+    self.files = files
+    self.fileCount = fileCount
+    self.tensors = tensors
+    self.count = count
+  }
+
+  public subscript(index: Int) -> StoredTensor { tensors[index] }
+
+  public func find(_ name: UnsafePointer<CChar>) -> Int? { MoE.find(name, in: tensors, count: count) }
+
+  func tensor(_ name: UnsafePointer<CChar>) -> StoredTensor? { find(name).map { tensors[$0] } }
+}
+
+public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>
+
+extension UnsafeMutablePointer where Pointee == Checkpoint {
+  /// `path`: an index file where it ends in ".json".
+  public static func open(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) -> CheckpointPointer {
+    let length = textLength(path)
+    let isIndex = length >= 5 && compareText(path + length - 5, cText(".json")) == 0
+    let checkpoint = isIndex ? try openIndex(path, in: context) : try openFile(path, in: context)
+    context.retain()
+    return checkpoint
+  }
+
+  public func free() {
+    let context = pointee.context
+    for i in 0..<pointee.fileCount { pointee.files[i].close(allocator: context.pointee.allocator) }
+    context.pointee.allocator.deallocate(self)
+    context.release()
+  }
+
+  private static func openFile(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault)
+    -> CheckpointPointer
+  {
+    let allocator = context.pointee.allocator
+    let parts = try CheckpointParts.allocate(files: 1, tensors: 0, folder: 0, longestName: 0, allocator)
+    do throws(Fault) {
+      parts.files.initialize(to: try SafetensorsFile(path: path, allocator: allocator))
+    } catch {
+      allocator.deallocate(parts.checkpoint)
+      throw error
+    }
+    let file = parts.files.pointee
+    parts.checkpoint.initialize(
+      to: Checkpoint(context, files: parts.files, fileCount: 1, tensors: file.tensors, count: file.count))
+    return parts.checkpoint
+  }
+
+  private static func openIndex(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault)
+    -> CheckpointPointer
+  {
+    let allocator = context.pointee.allocator
+    let index = try IndexFile(path)
+    defer { index.file.unmap() }
+    var (entries, longest) = (0, 0)
+    try index.entries { (tensor, file) throws(Fault) in
+      entries += 1
+      longest = max(longest, tensor.count, file.count)
+    }
+    let parts = try CheckpointParts.allocate(
+      files: entries, tensors: entries, folder: textLength(path), longestName: longest, allocator)
+    var shards = Shards(parts, path: path, allocator: allocator)
+    do throws(Fault) {
+      try index.entries { (tensor, file) throws(Fault) in try shards.add(tensor, in: file) }
+      try shards.sort()
+    } catch {
+      shards.close()
+      allocator.deallocate(parts.checkpoint)
+      throw error
+    }
+    parts.checkpoint.initialize(
+      to: Checkpoint(
+        context, files: parts.files, fileCount: shards.fileCount, tensors: parts.tensors, count: shards.count))
+    return parts.checkpoint
+  }
+}
+
+/// {"metadata": {...}, "weight_map": {"name of a tensor": "name of its file", ...}}, as transformers writes it.
+private struct IndexFile {
+  let file: MappedFile
+  private let path: UnsafePointer<CChar>
+
+  init(_ path: UnsafePointer<CChar>) throws(Fault) {
+    self.path = path
+    file = try MappedFile(path: path)
+    if file.count > SafetensorsFile.largestHeader {
+      let count = file.count
+      file.unmap()
+      throw .invalid("index of \(count) bytes, more than \(SafetensorsFile.largestHeader): \(path)")
+    }
+  }
+
+  func entries(_ body: (JSONText, JSONText) throws(Fault) -> Void) throws(Fault) {
+    var json = JSONReader(file.bytes, count: file.count, path: path)
+    var maps = 0
+    try json.members { (json, key) throws(Fault) in
+      guard key == "weight_map" else { return try json.skip() }
+      maps += 1
+      try json.members { (json, tensor) throws(Fault) in
+        let file = try json.text()
+        try body(tensor, file)
+      }
+    }
+    try json.end()
+    if maps != 1 { throw json.fault("one weight_map is expected") }
+  }
+}
+
+/// The files of an index, opened as its entries name them.
+private struct Shards {
+  private let parts: CheckpointParts
+  private let path: UnsafePointer<CChar>
+  private let folder: Int  // how much of the path is its folder, with the slash
+  private let allocator: Allocator
+  private(set) var fileCount = 0
+  private(set) var count = 0
+  private var latest = 0
+
+  init(_ parts: CheckpointParts, path: UnsafePointer<CChar>, allocator: Allocator) {
+    self.parts = parts
+    self.path = path
+    self.allocator = allocator
+    var folder = 0
+    for i in 0..<textLength(path) where path[i] == CChar(UInt8(ascii: "/")) { folder = i + 1 }
+    self.folder = folder
+  }
+
+  mutating func add(_ name: JSONText, in file: JSONText) throws(Fault) {
+    let number = try number(of: file)
+    _ = name.decode(to: parts.text)
+    let shard = parts.files[number]
+    guard let place = find(parts.text, in: shard.tensors, count: shard.count) else {
+      throw .invalid("\(parts.text): the index names it, but its file does not have it: \(path)")
+    }
+    (parts.tensors + count).initialize(to: shard.tensors[place])
+    count += 1
+  }
+
+  private mutating func number(of file: JSONText) throws(Fault) -> Int {
+    // Tensors of one file mostly stand together.
+    if latest < fileCount && parts.fileNames[latest] == file { return latest }
+    for i in 0..<fileCount where parts.fileNames[i] == file {
+      latest = i
+      return i
+    }
+    parts.path.update(from: path, count: folder)
+    let name = parts.path + folder
+    _ = file.decode(to: name)
+    // A name of the same folder: an index from elsewhere must not reach other places.
+    var isName = name[0] != 0 && compareText(name, cText(".")) != 0 && compareText(name, cText("..")) != 0
+    for i in 0..<textLength(name) where name[i] == CChar(UInt8(ascii: "/")) { isName = false }
+    if !isName { throw .invalid("weight_map: \(name) is not a file of the index's folder: \(path)") }
+    (parts.files + fileCount).initialize(to: try SafetensorsFile(path: parts.path, allocator: allocator))
+    (parts.fileNames + fileCount).initialize(to: file)
+    latest = fileCount
+    fileCount += 1
+    return latest
+  }
+
+  func sort() throws(Fault) {
+    let tensors = parts.tensors
+    heapSort(
+      count, isLess: { compareText(tensors[$0].name, tensors[$1].name) < 0 },
+      exchange: { swapAt(tensors, $0, $1) })
+    for i in 1..<max(count, 1) where compareText(tensors[i - 1].name, tensors[i].name) == 0 {
+      throw .invalid("\(tensors[i].name): weight_map names it twice: \(path)")
+    }
+  }
+
+  func close() {
+    for i in 0..<fileCount { parts.files[i].close(allocator: allocator) }
+  }
+}
+
+/// One block of memory: the checkpoint, then what it points at.
+private struct CheckpointParts {
+  let checkpoint: CheckpointPointer
+  let files: UnsafeMutablePointer<SafetensorsFile>
+  let fileNames: UnsafeMutablePointer<JSONText>  // while an index is read
+  let tensors: UnsafeMutablePointer<StoredTensor>
+  let text: UnsafeMutablePointer<CChar>  // a tensor's name, while an index is read
+  let path: UnsafeMutablePointer<CChar>  // a file's path, while an index is read
+
+  private init(_ arena: inout Arena, files: Int, tensors: Int, folder: Int, longestName: Int) {
+    checkpoint = arena.take(Checkpoint.self, 1)
+    self.files = arena.take(SafetensorsFile.self, files)
+    fileNames = arena.take(JSONText.self, files)
+    self.tensors = arena.take(StoredTensor.self, tensors)
+    text = arena.take(CChar.self, longestName + 1)
+    path = arena.take(CChar.self, folder + longestName + 1)
+  }
+
+  static func allocate(
+    files: Int, tensors: Int, folder: Int, longestName: Int, _ allocator: Allocator
+  ) throws(Fault) -> CheckpointParts {
+    var measure = Arena()
+    _ = CheckpointParts(&measure, files: files, tensors: tensors, folder: folder, longestName: longestName)
+    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
+    return CheckpointParts(&arena, files: files, tensors: tensors, folder: folder, longestName: longestName)
+  }
+}

@@ -1,0 +1,130 @@
+import CShims
+
+extension Layer {
+  /// Writes a safetensors file of this layer alone.
+  public func save(
+    to path: UnsafePointer<CChar>, _ layout: Layout, number: Int?, type: ElementType
+  ) throws(Fault) {
+    if layout == .gptOSSMXFP4 {
+      throw .invalid("layout = MOE_LAYOUT_GPT_OSS_MXFP4 is for loading; save with MOE_LAYOUT_GPT_OSS")
+    }
+    let tensors = LayerTensors(layer: self, layout: layout, number: number)
+    try writeSafetensors(
+      LayerOutgoing(tensors: tensors, type: type, kernels: context.kernels), to: path, in: context)
+  }
+}
+
+private struct LayerOutgoing: OutgoingTensors {
+  let tensors: LayerTensors
+  let type: ElementType
+  let kernels: UnsafePointer<moei_kernels>
+
+  func visit(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    try tensors.entries { (entry) throws(Fault) in
+      let shape = entry.matrices.shape(entry.rule.listing)
+      for number in 0..<entry.count {
+        let experts = entry.count == 1 ? 0..<entry.matrices.experts : number..<number + 1
+        try tensors.withName(entry.rule, expert: number) { (name) throws(Fault) in
+          try body(
+            OutgoingTensor(
+              name: name, type: StoredType(isBuffer(entry.rule.first) ? .f32 : type), shape: shape,
+              contents: .matrices(OutgoingMatrices(matrices: entry.matrices, experts: experts, kernels: kernels))))
+        }
+      }
+    }
+  }
+
+  /// What no gradient moves stays float32, as transformers keeps it: small steps would be lost.
+  private func isBuffer(_ name: UnsafePointer<CChar>) -> Bool {
+    compareText(name, cText("router.selection_bias")) == 0 || compareText(name, cText("router.norm.running_mean")) == 0
+      || compareText(name, cText("router.norm.running_var")) == 0
+      || compareText(name, cText("router.active_experts")) == 0
+  }
+}
+
+/// The matrices of some experts, as a tensor holds them.
+struct OutgoingMatrices {
+  let matrices: FusedMatrices
+  let experts: Range<Int>
+  let kernels: UnsafePointer<moei_kernels>
+
+  /// So that the memory is the stack's.
+  private static var stretch: Int { 128 }
+
+  func write(_ type: StoredType, to output: inout FileOutput) throws(Fault) {
+    for expert in experts {
+      if matrices.transposed {
+        for column in 0..<matrices.columns { try writeColumn(expert, column, type, to: &output) }
+      } else {
+        for row in 0..<matrices.fusedRows {
+          let (part, r) =
+            matrices.interleaved
+            ? (row % matrices.parts, row / matrices.parts) : (row / matrices.rows, row % matrices.rows)
+          let first = (expert * matrices.rows + r) * matrices.columns
+          // Without a partner, rows follow one another.
+          let count = matrices.parts == 1 ? matrices.rows * matrices.columns : matrices.columns
+          try writeRun(matrices.part(part), first, count, type, to: &output)
+          if matrices.parts == 1 { break }
+        }
+      }
+    }
+  }
+
+  private func writeRun(
+    _ parameter: Parameter, _ first: Int, _ count: Int, _ type: StoredType, to output: inout FileOutput
+  ) throws(Fault) {
+    if StoredType(parameter.type) == type {
+      return try output.write(parameter.data! + first * type.size, count: count * type.size)
+    }
+    for start in stride(from: 0, to: count, by: Self.stretch) {
+      let some = min(Self.stretch, count - start)
+      try write(some, type, to: &output) { parameter.value(first + start + $0) }
+    }
+  }
+
+  /// Row `column` of the transposed matrix.
+  private func writeColumn(
+    _ expert: Int, _ column: Int, _ type: StoredType, to output: inout FileOutput
+  ) throws(Fault) {
+    let m = matrices
+    for start in stride(from: 0, to: m.fusedRows, by: Self.stretch) {
+      try write(min(Self.stretch, m.fusedRows - start), type, to: &output) {
+        let row = start + $0
+        let (part, r) = m.interleaved ? (row % m.parts, row / m.parts) : (row / m.rows, row % m.rows)
+        return m.part(part).value((expert * m.rows + r) * m.columns + column)
+      }
+    }
+  }
+
+  /// `count` values, at most a stretch.
+  private func write(
+    _ count: Int, _ type: StoredType, to output: inout FileOutput, _ value: (Int) -> Float
+  ) throws(Fault) {
+    var fault: Fault?
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in
+      withUnsafeTemporaryAllocation(of: UInt16.self, capacity: Self.stretch) { halves in
+        for i in 0..<count { values[i] = value(i) }
+        do throws(Fault) {
+          if type == .f32 {
+            try output.write(values.baseAddress!, count: 4 * count)
+          } else {
+            kernels.pointee.to_bf16(Int64(count), values.baseAddress!, halves.baseAddress!)
+            try output.write(halves.baseAddress!, count: 2 * count)
+          }
+        } catch {
+          fault = error
+        }
+      }
+    }
+    if let fault { throw fault }
+  }
+}
+
+extension Parameter {
+  fileprivate func value(_ index: Int) -> Float {
+    switch type {
+    case .f32: data!.assumingMemoryBound(to: Float.self)[index]
+    case .bf16: Float(bitPattern: UInt32(data!.assumingMemoryBound(to: UInt16.self)[index]) << 16)
+    }
+  }
+}

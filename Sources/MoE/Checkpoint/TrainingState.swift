@@ -1,0 +1,260 @@
+// Everything that a training run goes on from, in one file; moe.h lists the tensors. One list of them serves both ways: each
+// is memory that is written to the file or filled from it.
+
+/// A tensor of the caller's own.
+public struct CallerTensor {
+  let data: UnsafeMutableRawPointer
+  let type: ElementType
+  let shape: StoredShape
+
+  public init(data: UnsafeMutableRawPointer, type: ElementType, shape: StoredShape) {
+    self.data = data
+    self.type = type
+    self.shape = shape
+  }
+}
+
+/// What a run consists of.
+public struct TrainingState {
+  public struct Counts {
+    public let layers: Int
+    public let optimizers: Int
+    public let statistics: Int
+    let tensors: Int
+
+    public init(layers: Int, optimizers: Int, statistics: Int, tensors: Int) {
+      self.layers = layers
+      self.optimizers = optimizers
+      self.statistics = statistics
+      self.tensors = tensors
+    }
+  }
+
+  private let count: Counts
+  private let context: ContextPointer
+  private let layers: UnsafeMutablePointer<LayerPointer>
+  private let optimizers: UnsafeMutablePointer<OptimizerPointer>
+  private let statistics: UnsafeMutablePointer<StatisticsPointer>
+  private let tensors: UnsafeMutablePointer<CallerTensor>
+  // Numbers on their way between file and handles.
+  private let step: UnsafeMutablePointer<UInt64>  // [1]
+  private let seeds: UnsafeMutablePointer<UInt64>  // [layers]
+  private let rules: UnsafeMutablePointer<Double>  // [optimizers, Optimizer.numbers]
+  private let wholeSums: UnsafeMutablePointer<Int64>  // [statistics, Statistics.wholeSums]
+  private let realSums: UnsafeMutablePointer<Double>  // [statistics, Statistics.realSums]
+
+  private init(_ arena: inout Arena, _ count: Counts, _ context: ContextPointer) {
+    self.count = count
+    self.context = context
+    layers = arena.take(LayerPointer.self, count.layers)
+    optimizers = arena.take(OptimizerPointer.self, count.optimizers)
+    statistics = arena.take(StatisticsPointer.self, count.statistics)
+    tensors = arena.take(CallerTensor.self, count.tensors)
+    step = arena.take(UInt64.self, 1)
+    seeds = arena.take(UInt64.self, count.layers)
+    rules = arena.take(Double.self, count.optimizers, Optimizer.numbers)
+    wholeSums = arena.take(Int64.self, count.statistics, Statistics.wholeSums)
+    realSums = arena.take(Double.self, count.statistics, Statistics.realSums)
+  }
+
+  /// Runs `body` with the state that the four functions describe; handles and tensors are looked at once, here.
+  public static func with(
+    _ count: Counts, in context: ContextPointer, layer: (Int) throws(Fault) -> LayerPointer,
+    optimizer: (Int) throws(Fault) -> OptimizerPointer, statistics: (Int) throws(Fault) -> StatisticsPointer,
+    tensor: (Int) throws(Fault) -> CallerTensor, _ body: (TrainingState) throws(Fault) -> Void
+  ) throws(Fault) {
+    let allocator = context.pointee.allocator
+    var measure = Arena()
+    _ = TrainingState(&measure, count, context)
+    let memory = try allocator.allocate(bytes: try measure.total())
+    defer { allocator.deallocate(memory) }
+    var arena = Arena(memory)
+    let state = TrainingState(&arena, count, context)
+    for n in 0..<count.layers { (state.layers + n).initialize(to: try layer(n)) }
+    for n in 0..<count.optimizers { (state.optimizers + n).initialize(to: try optimizer(n)) }
+    for n in 0..<count.statistics { (state.statistics + n).initialize(to: try statistics(n)) }
+    for n in 0..<count.tensors { (state.tensors + n).initialize(to: try tensor(n)) }
+    try body(state)
+  }
+
+  public func save(to path: UnsafePointer<CChar>, step number: UInt64) throws(Fault) {
+    step.pointee = number
+    for n in 0..<count.layers { seeds[n] = layers[n].pointee.configuration.seed }
+    for n in 0..<count.optimizers { optimizers[n].pointee.getNumbers(rules + n * Optimizer.numbers) }
+    for n in 0..<count.statistics {
+      statistics[n].pointee.getSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
+    }
+    try writeSafetensors(self, to: path, in: context)
+  }
+
+  /// Returns the step. On an error nothing has changed.
+  public func load(from path: UnsafePointer<CChar>) throws(Fault) -> UInt64 {
+    let checkpoint = try CheckpointPointer.open(path, in: context)
+    defer { checkpoint.free() }
+    let stored = checkpoint.pointee
+    var expected = 0
+    try visit { (tensor) throws(Fault) in
+      try stored.require(tensor, path)
+      expected += 1
+    }
+    if stored.count != expected {
+      throw .invalid("\(stored.count) tensors in the file, \(expected) in the training state: \(path)")
+    }
+    // The numbers first, to look at them before anything changes that is not this state's own.
+    try visitNumbers { (tensor) throws(Fault) in stored.copy(tensor) }
+    try checkNumbers(path)
+    try visitStatistics { (tensor) throws(Fault) in try stored.requireNotNegative(tensor, path) }
+    try visitHandles { (tensor) throws(Fault) in stored.copy(tensor) }
+    for n in 0..<count.optimizers { optimizers[n].pointee.setNumbers(rules + n * Optimizer.numbers) }
+    for n in 0..<count.statistics {
+      statistics[n].pointee.setSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
+    }
+    return step.pointee
+  }
+
+  private func checkNumbers(_ path: UnsafePointer<CChar>) throws(Fault) {
+    for n in 0..<count.layers where seeds[n] != layers[n].pointee.configuration.seed {
+      throw .invalid(
+        "layers[\(n)]: seed \(seeds[n]) in the file, \(layers[n].pointee.configuration.seed) here: \(path)")
+    }
+    for i in 0..<count.optimizers * Optimizer.numbers where !(rules[i] >= 0 && rules[i].isFinite) {
+      throw .invalid("optimizers[\(i / Optimizer.numbers)]: \(rules[i]) is none of its numbers: \(path)")
+    }
+    // Counts that are negative could not be added to.
+    for i in 0..<count.statistics * Statistics.wholeSums where wholeSums[i] < 0 {
+      throw .invalid("statistics[\(i / Statistics.wholeSums)]: \(Int(wholeSums[i])) is negative: \(path)")
+    }
+  }
+}
+
+// MARK: the list
+
+extension TrainingState: OutgoingTensors {
+  func visit(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    try visitNumbers(body)
+    try visitHandles(body)
+  }
+
+  private func visitNumbers(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    try one(StateName(kind: "step"), .u64, StoredShape(1), step, body)
+    for n in 0..<count.layers {
+      try one(StateName(kind: "layers.", n: n, part: ".seed"), .u64, StoredShape(1), seeds + n, body)
+    }
+    for n in 0..<count.optimizers {
+      let kind: StaticString = optimizers[n].pointee.isAdamW ? ".adamw" : ".sgd"
+      try one(
+        StateName(kind: "optimizers.", n: n, part: kind), .f64, StoredShape(Optimizer.numbers),
+        rules + n * Optimizer.numbers, body)
+    }
+    for n in 0..<count.statistics {
+      try one(
+        StateName(kind: "statistics.", n: n, part: ".tokens"), .i64, StoredShape(Statistics.wholeSums),
+        wholeSums + n * Statistics.wholeSums, body
+      )
+      try one(
+        StateName(kind: "statistics.", n: n, part: ".sums"), .f64, StoredShape(Statistics.realSums),
+        realSums + n * Statistics.realSums, body)
+    }
+  }
+
+  private func visitHandles(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    for n in 0..<count.layers {
+      let layer = layers[n].pointee
+      for index in 0..<layer.parameterCount {
+        let parameter = layer.parameter(index)
+        try one(
+          StateName(kind: "layers.", n: n, part: ".", parameter: parameter.name), StoredType(parameter.type),
+          parameter.storedShape, parameter.data!, body)
+      }
+    }
+    for n in 0..<count.optimizers {
+      let optimizer = optimizers[n].pointee
+      for index in 0..<optimizer.tensorCount {
+        let shape = StoredShape(optimizer.stateRows(ofTensor: index), optimizer.count(ofTensor: index))
+        try one(
+          StateName(kind: "optimizers.", n: n, part: ".", tensor: index), .f32, shape, optimizer.state(ofTensor: index),
+          body)
+      }
+    }
+    try visitStatistics(body)
+    for n in 0..<count.tensors {
+      let tensor = tensors[n]
+      try one(StateName(kind: "tensors.", n: n), StoredType(tensor.type), tensor.shape, tensor.data, body)
+    }
+  }
+
+  private func visitStatistics(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    for n in 0..<count.statistics {
+      let own = statistics[n].pointee
+      try one(StateName(kind: "statistics.", n: n, part: ".counts"), .i64, StoredShape(own.experts), own.counts, body)
+      try one(StateName(kind: "statistics.", n: n, part: ".dropped"), .i64, StoredShape(own.experts), own.dropped, body)
+      try one(
+        StateName(kind: "statistics.", n: n, part: ".probability"), .f64, StoredShape(own.experts), own.probability,
+        body)
+    }
+  }
+
+  private func one(
+    _ name: StateName, _ type: StoredType, _ shape: StoredShape, _ memory: UnsafeMutableRawPointer,
+    _ body: (OutgoingTensor) throws(Fault) -> Void
+  ) throws(Fault) {
+    try withText { (text: inout TextBuffer) in
+      name.append(to: &text)
+    } body: { (name) throws(Fault) in
+      try body(OutgoingTensor(name: name, type: type, shape: shape, contents: .memory(memory)))
+    }
+  }
+}
+
+/// "layers.", 3, ".", "router.weight" in one, or with a number at the end.
+private struct StateName {
+  let kind: StaticString
+  var n: Int?
+  var part: StaticString = ""
+  var parameter: UnsafePointer<CChar>?
+  var tensor: Int?
+
+  func append(to text: inout TextBuffer) {
+    text.append(kind)
+    if let n { text.append(n) }
+    text.append(part)
+    if let parameter { text.append(parameter) }
+    if let tensor { text.append(tensor) }
+  }
+}
+
+extension Parameter {
+  var storedShape: StoredShape {
+    var stored = StoredShape(shape.0)
+    if rank > 1 { stored.append(shape.1) }
+    if rank > 2 { stored.append(shape.2) }
+    return stored
+  }
+}
+
+extension Checkpoint {
+  fileprivate func require(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
+    guard let found = tensor(wanted.name) else {
+      throw .invalid("\(wanted.name): the training state has it, the file does not: \(path)")
+    }
+    if found.type != wanted.type {
+      throw .invalid("\(wanted.name): \(found.type.name) in the file, \(wanted.type.name) here: \(path)")
+    }
+    if found.shape != wanted.shape { throw .invalid("\(wanted.name): other dimensions in the file: \(path)") }
+  }
+
+  /// `wanted` has passed `require`.
+  fileprivate func copy(_ wanted: OutgoingTensor) {
+    guard case .memory(let memory) = wanted.contents else { return }
+    UnsafeMutableRawPointer(mutating: memory).copyMemory(from: tensor(wanted.name)!.data, byteCount: wanted.bytes)
+  }
+
+  fileprivate func requireNotNegative(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
+    guard wanted.type == .i64 else { return }
+    let found = tensor(wanted.name)!
+    let values = found.data.assumingMemoryBound(to: Int64.self)
+    for i in 0..<wanted.bytes / 8 where values[i] < 0 {
+      throw .invalid("\(wanted.name): \(Int(values[i])) is negative: \(path)")
+    }
+  }
+}

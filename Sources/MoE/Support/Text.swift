@@ -1,0 +1,47 @@
+// C strings, as names of tensors and files come.
+
+/// Negative, 0 or positive: the order of their bytes.
+func compareText(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Int {
+  var i = 0
+  while a[i] != 0 && a[i] == b[i] { i += 1 }
+  return Int(UInt8(bitPattern: a[i])) - Int(UInt8(bitPattern: b[i]))
+}
+
+func textLength(_ text: UnsafePointer<CChar>) -> Int {
+  var length = 0
+  while text[length] != 0 { length += 1 }
+  return length
+}
+
+/// What follows `prefix`, or nil where `text` does not begin with it.
+func text(_ text: UnsafePointer<CChar>, after prefix: UnsafePointer<CChar>) -> UnsafePointer<CChar>? {
+  var i = 0
+  while prefix[i] != 0 {
+    if text[i] != prefix[i] { return nil }
+    i += 1
+  }
+  return text + i
+}
+
+/// A literal as a C string: static memory.
+func cText(_ text: StaticString) -> UnsafePointer<CChar> {
+  UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
+}
+
+/// Puts a text together on the stack, cut off at 255 bytes, and hands it over.
+func withText<R>(
+  _ write: (inout TextBuffer) -> Void, body: (UnsafePointer<CChar>) throws(Fault) -> R
+) throws(Fault) -> R {
+  // Typed errors do not pass through withUnsafeTemporaryAllocation.
+  var result: Result<R, Fault>?
+  withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { memory in
+    var text = TextBuffer(memory.baseAddress!, capacity: memory.count)
+    write(&text)
+    do throws(Fault) {
+      result = .success(try body(memory.baseAddress!))
+    } catch {
+      result = .failure(error)
+    }
+  }
+  return try result!.get()
+}

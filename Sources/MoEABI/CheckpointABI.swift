@@ -1,0 +1,216 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_stored_tensor_init")
+public func moe_stored_tensor_init(_ tensor: UnsafeMutablePointer<moe_stored_tensor>?, _ struct_size: Int) {
+  initialise(tensor, struct_size, moe_stored_tensor())
+}
+
+@implementation @_cdecl("moe_checkpoint_open")
+public func moe_checkpoint_open(
+  _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let path = try required(path, "path")
+    let out = try required(out, "out")
+    out.pointee = OpaquePointer(try CheckpointPointer.open(path, in: context))
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_free")
+public func moe_checkpoint_free(_ checkpoint: OpaquePointer?) {
+  guard let checkpoint else { return }
+  CheckpointPointer(checkpoint).free()
+}
+
+@implementation @_cdecl("moe_checkpoint_tensor_count")
+public func moe_checkpoint_tensor_count(
+  _ checkpoint: OpaquePointer?, _ count: UnsafeMutablePointer<Int64>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    try required(count, "count").pointee = Int64(checkpoint.pointee.count)
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_tensor")
+public func moe_checkpoint_tensor(
+  _ checkpoint: OpaquePointer?, _ index: Int64, _ tensor: UnsafeMutablePointer<moe_stored_tensor>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    let tensor = try required(tensor, "tensor")
+    let size = try requireSize(tensor, "tensor")
+    try require(Int(index), "index", from: 0, to: checkpoint.pointee.count - 1)
+    tensor.pointee = moe_stored_tensor(checkpoint.pointee[Int(index)], struct_size: size)
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_find_tensor")
+public func moe_checkpoint_find_tensor(
+  _ checkpoint: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ index: UnsafeMutablePointer<Int64>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    let name = try required(name, "name")
+    let index = try required(index, "index")
+    guard let found = checkpoint.pointee.find(name) else {
+      throw .invalid("name: the checkpoint has no tensor called \(name)")
+    }
+    index.pointee = Int64(found)
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_write")
+public func moe_checkpoint_write(
+  _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ tensors: UnsafePointer<moe_stored_tensor>?,
+  _ count: Int64
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let path = try required(path, "path")
+    try require(Int(count), "count", from: 0, to: Int(Int32.max))
+    let tensors = try array(tensors, count: Int(count), "tensors")
+    let distance = count == 0 ? 0 : try requireSize(tensors, "tensors[0]")
+    func tensor(_ index: Int) -> UnsafePointer<moe_stored_tensor> {
+      (UnsafeRawPointer(tensors) + index * distance).assumingMemoryBound(to: moe_stored_tensor.self)
+    }
+    for index in 0..<Int(count) {
+      let size = try requireSize(tensor(index), "tensors")
+      if size != distance {
+        throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
+      }
+      _ = try StoredTensor(tensor(index).pointee, index)
+    }
+    try writeCheckpoint(to: path, in: context, count: Int(count)) { (index) throws(Fault) in
+      try StoredTensor(tensor(index).pointee, index)
+    }
+  }
+}
+
+extension moe_stored_tensor {
+  fileprivate init(_ tensor: StoredTensor, struct_size: Int) {
+    self.init()
+    self.struct_size = struct_size
+    name = tensor.name
+    dtype = tensor.type.rawValue
+    rank = Int32(truncatingIfNeeded: tensor.shape.rank)
+    let s = tensor.shape
+    shape = (
+      Int64(s[0]), Int64(s[1]), Int64(s[2]), Int64(s[3]), Int64(s[4]), Int64(s[5]), Int64(s[6]), Int64(s[7])
+    )
+    data = tensor.data
+    size = tensor.bytes
+  }
+
+  fileprivate func extent(_ dimension: Int) -> Int64 {
+    switch dimension {
+    case 0: shape.0
+    case 1: shape.1
+    case 2: shape.2
+    case 3: shape.3
+    case 4: shape.4
+    case 5: shape.5
+    case 6: shape.6
+    default: shape.7
+    }
+  }
+}
+
+extension StoredTensor {
+  /// Number `index` of the caller's tensors, checked.
+  fileprivate init(_ tensor: moe_stored_tensor, _ index: Int) throws(Fault) {
+    guard let name = tensor.name, name.pointee != 0 else { throw .invalid("tensors[\(index)]: name is NULL or empty") }
+    guard let type = StoredType(rawValue: tensor.dtype) else {
+      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
+    }
+    guard tensor.rank >= 0 && tensor.rank <= StoredShape.mostDimensions else {
+      throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 0 to \(StoredShape.mostDimensions)")
+    }
+    var shape = StoredShape()
+    for dimension in 0..<Int(tensor.rank) {
+      let extent = Int(tensor.extent(dimension))
+      if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
+      shape.append(extent)
+    }
+    guard let bytes = shape.bytes(type.size) else {
+      throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
+    }
+    if tensor.size != 0 && tensor.size != bytes {
+      throw .invalid("tensors[\(index)]: size = \(tensor.size), but dtype and shape come to \(bytes)")
+    }
+    if tensor.data == nil && bytes > 0 { throw .invalid("tensors[\(index)]: data is NULL") }
+    // A tensor of no bytes has no memory; any address stands for it.
+    self.init(name: name, type: type, shape: shape, data: tensor.data ?? UnsafeRawPointer(name), bytes: bytes)
+  }
+}
+
+// MARK: layers
+
+@implementation @_cdecl("moe_layer_load")
+public func moe_layer_load(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ layer_number: Int64
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    let (layout, number) = try place(layout, layer_number)
+    try layer.pointee.load(checkpoint.pointee, layout, number: number)
+  }
+}
+
+@implementation @_cdecl("moe_layer_save")
+public func moe_layer_save(
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ layer_number: Int64, _ dtype: Int32
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let path = try required(path, "path")
+    let (layout, number) = try place(layout, layer_number)
+    guard let type = ElementType(rawValue: dtype) else {
+      throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+    }
+    try layer.pointee.save(to: path, layout, number: number, type: type)
+  }
+}
+
+private func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {
+  guard let found = Layout(rawValue: layout) else { throw .invalid("layout = \(Int(layout)) is not a moe_layout") }
+  if number == Int64(MOE_NO_LAYER_NUMBER) && found == .libmoe { return (found, nil) }
+  try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
+  return (found, Int(number))
+}
+
+@implementation @_cdecl("moe_layer_upcycle")
+public func moe_layer_upcycle(
+  _ layer: OpaquePointer?, _ dense: UnsafePointer<moe_tensor>?, _ count: Int64
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let list = try TensorList(dense, count: count)
+    if layer.pointee.configuration.groupsAreListed {
+      throw .invalid("layer: experts of expert_groups cannot be copies of one network")
+    }
+    var wanted = 0
+    try layer.pointee.forEachExpertParameter { (parameter, name) throws(Fault) in
+      wanted += 1
+      guard let index = list.index(of: name) else { throw .invalid("dense: there is no tensor called \(name)") }
+      try list.requireData(index)
+      let (_, rows, columns) = parameter.shape
+      if list.shape(index) != (parameter.rank > 2 ? StoredShape(rows, columns) : StoredShape(rows)) {
+        throw .invalid("tensors[\(index)] (\(name)): shape is not that of one expert")
+      }
+      try requireApart(
+        parameter.data, parameter.bytes, "experts", list.data(index), list.type(index).size * list.elements(index),
+        "dense")
+    }
+    if wanted != list.count {
+      throw .invalid("count = \(list.count), but an expert of the layer has \(wanted) parameters")
+    }
+    layer.pointee.upcycle { name in
+      let index = list.index(of: name)!
+      return (UnsafeRawPointer(list.data(index)), list.type(index))
+    }
+  }
+}

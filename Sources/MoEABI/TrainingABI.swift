@@ -1,0 +1,57 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_training_init")
+public func moe_training_init(_ training: UnsafeMutablePointer<moe_training>?, _ struct_size: Int) {
+  initialise(training, struct_size, moe_training())
+}
+
+@implementation @_cdecl("moe_training_save")
+public func moe_training_save(
+  _ context: OpaquePointer?, _ training: UnsafePointer<moe_training>?, _ path: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let training = try read(training, "training")
+    let path = try required(path, "path")
+    try withState(training, in: context) { (state) throws(Fault) in try state.save(to: path, step: training.step) }
+  }
+}
+
+@implementation @_cdecl("moe_training_load")
+public func moe_training_load(
+  _ context: OpaquePointer?, _ training: UnsafeMutablePointer<moe_training>?, _ path: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let training = try required(training, "training")
+    let parts = try read(UnsafePointer(training), "training")
+    let path = try required(path, "path")
+    try withState(parts, in: context) { (state) throws(Fault) in training.pointee.step = try state.load(from: path) }
+  }
+}
+
+private func withState(
+  _ training: moe_training, in context: ContextPointer, _ body: (TrainingState) throws(Fault) -> Void
+) throws(Fault) {
+  let most = Int(Int32.max)
+  try require(Int(training.n_layers), "training.n_layers", from: 0, to: most)
+  try require(Int(training.n_optimizers), "training.n_optimizers", from: 0, to: most)
+  try require(Int(training.n_statistics), "training.n_statistics", from: 0, to: most)
+  let counts = TrainingState.Counts(
+    layers: Int(training.n_layers), optimizers: Int(training.n_optimizers), statistics: Int(training.n_statistics),
+    tensors: Int(training.n_tensors))
+  let layers = try array(training.layers, count: counts.layers, "training.layers")
+  let optimizers = try array(training.optimizers, count: counts.optimizers, "training.optimizers")
+  let statistics = try array(training.statistics, count: counts.statistics, "training.statistics")
+  let tensors = try TensorList(training.tensors, count: training.n_tensors)
+  try TrainingState.with(
+    counts, in: context,
+    layer: { (n) throws(Fault) in try handle(layers[n], "training.layers", as: Layer.self) },
+    optimizer: { (n) throws(Fault) in try handle(optimizers[n], "training.optimizers", as: Optimizer.self) },
+    statistics: { (n) throws(Fault) in try handle(statistics[n], "training.statistics", as: Statistics.self) },
+    tensor: { (n) throws(Fault) in
+      try tensors.requireData(n)
+      return CallerTensor(data: tensors.data(n), type: tensors.type(n), shape: tensors.shape(n))
+    }, body)
+}

@@ -1,0 +1,125 @@
+"""Training states: all that a run goes on from, in one safetensors file."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import _abi, _check
+from ._library import Native, lib
+from .checkpoint import Checkpoint, Path, encoded
+from .context import Context, default_context
+from .layer import Layer
+from .optim import Optimizer
+from .parameter import Parameters, tensors
+from .statistics import Statistics
+
+
+def save_training(
+    path: Path,
+    *,
+    step: int,
+    layers: Sequence[Layer] = (),
+    optimizers: Sequence[Optimizer] = (),
+    statistics: Sequence[Statistics] = (),
+    parameters: Parameters = (),
+    context: Context | None = None,
+) -> None:
+    """Write a training state to a safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Replaced if it is there.
+    step : int
+        Number of the next step, 0 to 2^64 - 1.
+    layers : sequence of Layer
+        Parameters and buffers: warm-up, running statistics, selection biases; and the seeds.
+    optimizers : sequence of AdamW or SGD
+        Moments, float32 copies of bfloat16, their numbers and the step count.
+    statistics : sequence of Statistics
+        Their sums.
+    parameters : iterable of Parameter
+        The user's own.
+    context : Context, optional
+        By default the shared one.
+
+    Raises
+    ------
+    FileError
+        The file cannot be written; ``path`` is as it was.
+    """
+    parts = _Parts(layers, optimizers, statistics, parameters)
+    parts.c.step = _check.integer("step", step, ctypes.c_uint64)
+    lib.moe_training_save((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
+
+
+def load_training(
+    path: Path,
+    *,
+    layers: Sequence[Layer] = (),
+    optimizers: Sequence[Optimizer] = (),
+    statistics: Sequence[Statistics] = (),
+    parameters: Parameters = (),
+    context: Context | None = None,
+) -> int:
+    """Read a training state into objects made as those that were saved, in the same order.
+
+    A run that goes on from there gives the bits of one that was never stopped.
+
+    Parameters
+    ----------
+    path : path
+        Of :func:`save_training`.
+    layers, optimizers, statistics, parameters, context
+        As there; the layers with the same seeds.
+
+    Returns
+    -------
+    int
+        The step that was saved.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The file has other tensors, sizes, types or seeds; nothing has changed.
+    FileError
+        The file cannot be opened.
+    """
+    parts = _Parts(layers, optimizers, statistics, parameters)
+    lib.moe_training_load((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
+    with Checkpoint(path, context=context) as checkpoint:
+        for number, optimizer in enumerate(optimizers):
+            numbers = checkpoint[f"optimizers.{number}.{type(optimizer).__name__.lower()}"]
+            optimizer._learning_rate = float(numbers[0])
+    return int(parts.c.step)
+
+
+class _Parts:
+    """The struct, and what must stay alive while it is used."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        optimizers: Sequence[Optimizer],
+        statistics: Sequence[Statistics],
+        parameters: Parameters,
+    ) -> None:
+        self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
+        self._listed, described = tensors(parameters)
+        self.c = _abi.moe_training(
+            layers=_array(_abi.moe_layer, layers),
+            n_layers=len(layers),
+            optimizers=_array(_abi.moe_optimizer, optimizers),
+            n_optimizers=len(optimizers),
+            statistics=_array(_abi.moe_statistics, statistics),
+            n_statistics=len(statistics),
+            tensors=described,
+            n_tensors=len(described),
+        )
+
+
+def _array(kind: Any, items: Iterable[Native]) -> Any:
+    pointers = [item._handle._as_parameter_ for item in items]
+    return (ctypes.POINTER(kind) * len(pointers))(*pointers)
