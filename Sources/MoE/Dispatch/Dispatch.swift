@@ -4,7 +4,7 @@
 struct Dispatch {
   let size: ChunkSize
   let offsets: UnsafeMutablePointer<Int32>  // [experts + 1]: expert e has rows offsets[e] ..< offsets[e+1]
-  let rowOfPair: UnsafeMutablePointer<Int32>  // [tokens, slots], counted from the chunk's first; noRow where there is none
+  let rowOfPair: UnsafeMutablePointer<Int32>  // [tokens, slots] from the chunk's first on; noRow where there is none
   let pairOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
   let tokenOfRow: UnsafeMutablePointer<Int32>  // [mostRows]
   let weightOfRow: UnsafeMutablePointer<Float>  // [mostRows] what the expert's output is multiplied by

@@ -17,7 +17,7 @@ SIZES: Arguments = {"hidden_size": H, "intermediate_size": I, "n_experts": E, "t
 TRAINING: Arguments = {"training": True, "step": 3}
 IDS = np.arange(T, dtype=np.int64) % 7
 
-# Arguments of the layer, options of the call: all that looks at more than one token, and all kinds of experts.
+# Arguments of the layer, options of the call: what looks at more than one token, and all kinds of experts.
 SCHEMES: dict[str, tuple[Arguments, Arguments]] = {
     "classic": ({}, {}),
     "gated, dropout": ({"expert_kind": "gated", "activation": "silu", "dropout": 0.2}, TRAINING),
@@ -47,17 +47,26 @@ SCHEMES: dict[str, tuple[Arguments, Arguments]] = {
     "capacity": ({"capacity_formula": "classic", "capacity_factor": 1.0, "drop": "probability"}, {}),
     "next best": ({"capacity_formula": "classic", "capacity_factor": 1.5, "overflow": "next_best"}, {}),
     "exploration": (
-        {"noise": "learned", "jitter": 0.1, "jitter_experts": True, "router_dropout": 0.1, "router_batch_norm": True},
+        {
+            "noise": "learned",
+            "jitter": 0.1,
+            "jitter_experts": True,
+            "router_dropout": 0.1,
+            "router_batch_norm": True,
+        },
         TRAINING,
     ),
     "dynamic k": ({"dynamic_k": "top_p", "dynamic_value": 0.4}, {}),
-    "losses": ({"losses": {"switch_sequence": 0.3, "importance": 0.1, "megatron": 0.2}}, {"sequence_length": 100}),
+    "losses": (
+        {"losses": {"switch_sequence": 0.3, "importance": 0.1, "megatron": 0.2}},
+        {"sequence_length": 100},
+    ),
     "padding": ({}, {"valid_mask": np.arange(T) % 5 != 0}),
 }
 
 
 def run(arguments: Arguments, matmul: Any, divided: Arguments, **call: Any) -> dict[str, Any]:
-    """Everything that one training step says; divided with a limit of None, in the smallest chunks there are."""
+    """Everything that one training step says; with a limit of None in the smallest chunks there are."""
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
         layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
         unsettle(layer)
@@ -72,7 +81,11 @@ def run(arguments: Arguments, matmul: Any, divided: Arguments, **call: Any) -> d
         dx = layer.backward(tape, dy)
         report = {name: getattr(output.report, name) for name in ("aux_loss", "entropy", "expert_indices")}
         gradients = {name: p.grad for name, p in layer.parameters.items()}
-        return {"y": output.y.copy(), "dx": dx} | report | {n: g.copy() for n, g in gradients.items() if g is not None}
+        return (
+            {"y": output.y.copy(), "dx": dx}
+            | report
+            | {n: g.copy() for n, g in gradients.items() if g is not None}
+        )
 
 
 def least(layer: libmoe.Layer, n_tokens: int, **options: Any) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _abi, _check, config, words
-from ._callbacks import raised
 from ._check import Array, FloatArray
 from ._library import Handle, lib
 from ._weights import Weights
+from .calls import forward_options, run
 from .context import Context, default_context
 from .errors import BadStateError
 from .memory import Plan, planned
@@ -448,7 +448,7 @@ class Layer(Weights):
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
         if tape is not None:
             tape._x = None  # a forward that fails leaves the tape empty
-        _run(
+        run(
             lib.moe_layer_forward,
             self._handle,
             x.ctypes.data,
@@ -465,40 +465,8 @@ class Layer(Weights):
     def _tokens(self, name: str, value: Any, shape: tuple[int, ...], *, write: bool = False) -> Any:
         return _check.array(name, value, shape, write=write, dtype=self._io_dtype)
 
-    def _options(
-        self,
-        every: tuple[int, ...],
-        *,
-        training: bool = False,
-        step: int = 0,
-        valid_mask: Any = None,
-        token_ids: Any = None,
-        expert_indices: Any = None,
-        expert_weights: Any = None,
-        sequence_length: int = 0,
-        global_counts: Any = None,
-        record: Routing | None = None,
-        replay: Routing | None = None,
-        memory_limit: int = 0,
-        tape_policy: str = "auto",
-    ) -> _abi.moe_forward_options:
-        """What a forward of tokens [every] is given, checked."""
-        recorder, replayed = _handle("record", record), _handle("replay", replay)
-        choices = (*every, self.top_k)
-        return _abi.moe_forward_options(
-            training=bool(training),
-            step=_check.integer("step", step, ctypes.c_uint64),
-            valid_mask=_check.address("valid_mask", valid_mask, every, dtype="mask"),
-            token_ids=_check.address("token_ids", token_ids, every, dtype="i64"),
-            expert_indices=_check.address("expert_indices", expert_indices, choices, dtype="i32"),
-            expert_weights=_check.address("expert_weights", expert_weights, choices),
-            sequence_length=_check.integer("sequence_length", sequence_length, ctypes.c_int64),
-            global_counts=_check.address("global_counts", global_counts, (self.n_experts,), dtype="i64"),
-            record=None if recorder is None else recorder._as_parameter_,
-            replay=None if replayed is None else replayed._as_parameter_,
-            memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
-            tape_policy=_check.choice("tape_policy", tape_policy, _abi.TAPE),
-        )
+    def _options(self, every: tuple[int, ...], **options: Any) -> _abi.moe_forward_options:
+        return forward_options(every, self.top_k, self.n_experts, **options)
 
     def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
         """Return the memory of a forward and backward of n_tokens tokens; nothing is allocated.
@@ -588,7 +556,7 @@ class Layer(Weights):
             d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
             d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
         )
-        _run(
+        run(
             lib.moe_layer_backward,
             self._handle,
             tape._handle,
@@ -628,16 +596,3 @@ class Layer(Weights):
             raise ValueError(f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}")
         rate = _check.number("rate", rate)
         lib.moe_layer_update_selection_bias(self._handle, counts.ctypes.data, rate, bool(zero_sum))
-
-
-def _handle(name: str, routing: Routing | None) -> Handle | None:
-    """Return the handle of a record, to be held while the library uses it."""
-    if routing is not None and not isinstance(routing, Routing):
-        raise TypeError(f"{name}: expected a libmoe.Routing, got {type(routing).__name__}")
-    return None if routing is None else routing._handle
-
-
-def _run(function: Any, *arguments: Any) -> None:
-    """Call a function that asks the cancel callback."""
-    raised.take()  # of two signals in a row, an earlier call may have raised the second and left the first
-    function(*arguments)

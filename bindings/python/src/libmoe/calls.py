@@ -1,0 +1,63 @@
+"""Calls that take long: their options, and how they are made."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from . import _abi, _check
+from ._callbacks import raised
+from ._library import Handle
+from .routing import Routing
+
+
+def forward_options(
+    every: tuple[int, ...],
+    top_k: int,
+    n_experts: int,
+    *,
+    training: bool = False,
+    step: int = 0,
+    valid_mask: Any = None,
+    token_ids: Any = None,
+    expert_indices: Any = None,
+    expert_weights: Any = None,
+    sequence_length: int = 0,
+    global_counts: Any = None,
+    record: Routing | None = None,
+    replay: Routing | None = None,
+    memory_limit: int = 0,
+    tape_policy: str = "auto",
+) -> _abi.moe_forward_options:
+    """Check what a forward of tokens [every] is given."""
+    recorder, replayed = _handle("record", record), _handle("replay", replay)
+    choices = (*every, top_k)
+    options = _abi.moe_forward_options(
+        training=bool(training),
+        step=_check.integer("step", step, ctypes.c_uint64),
+        valid_mask=_check.address("valid_mask", valid_mask, every, dtype="mask"),
+        token_ids=_check.address("token_ids", token_ids, every, dtype="i64"),
+        expert_indices=_check.address("expert_indices", expert_indices, choices, dtype="i32"),
+        expert_weights=_check.address("expert_weights", expert_weights, choices),
+        sequence_length=_check.integer("sequence_length", sequence_length, ctypes.c_int64),
+        global_counts=_check.address("global_counts", global_counts, (n_experts,), dtype="i64"),
+        record=None if recorder is None else recorder._as_parameter_,
+        replay=None if replayed is None else replayed._as_parameter_,
+        memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
+        tape_policy=_check.choice("tape_policy", tape_policy, _abi.TAPE),
+    )
+    options.handles = (recorder, replayed)  # which nobody frees while the library uses them
+    return options
+
+
+def _handle(name: str, routing: Routing | None) -> Handle | None:
+    """Return the handle of a record, to be held while the library uses it."""
+    if routing is not None and not isinstance(routing, Routing):
+        raise TypeError(f"{name}: expected a libmoe.Routing, got {type(routing).__name__}")
+    return None if routing is None else routing._handle
+
+
+def run(function: Any, *arguments: Any) -> None:
+    """Call a function that asks the cancel callback."""
+    raised.take()  # of two signals in a row, an earlier call may have raised the second and left the first
+    function(*arguments)
