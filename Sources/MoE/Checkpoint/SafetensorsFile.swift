@@ -1,4 +1,4 @@
-// The safetensors format (github.com/huggingface/safetensors):
+// The safetensors format (Hugging Face, 2022):
 //     8 bytes            length N of the header, little-endian
 //     N bytes            JSON {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...,
 //                        "__metadata__": {text: text}}, spaces behind it

@@ -50,7 +50,7 @@ def test_the_options_are_the_struct(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "published"),
     [
-        (  # huggingface.co/mistralai/Mixtral-8x7B-v0.1, config.json
+        (  # config.json of mistralai/Mixtral-8x7B-v0.1
             "mixtral",
             {
                 "hidden_size": 4096,
@@ -75,7 +75,7 @@ def test_the_options_are_the_struct(model: str) -> None:
                 "routed_scale": 2.5,
             },
         ),
-        (  # huggingface.co/openai/gpt-oss-120b, config.json
+        (  # config.json of openai/gpt-oss-120b
             "gpt_oss",
             {
                 "hidden_size": 2880,

@@ -163,6 +163,7 @@ def describe_model(model: TextModel) -> None:
         f"{N_EXPERTS} experts, {TOP_K} per byte"
     )
     print(libmoe.default_context().build_info())
+    print(f"memory of the layer's steps: {model.moe.plan(BATCH, training=True)}")
     print("peak load = tokens of the fullest expert over the mean; 1x is perfect balance\n", flush=True)
 
 
