@@ -160,7 +160,7 @@ final class CheckpointTests {
   @Test func wrongTensorsAreRefusedAndTheFileStays() throws {
     let path = try folder.write("file", small)
     let values = noise(4)
-    try values.withUnsafeBufferPointer { values in
+    values.withUnsafeBufferPointer { values in
       func write(_ change: (inout moe_stored_tensor) -> Void, second: Bool = false) -> moe_status {
         var tensor = stored("x", values.baseAddress!, [4])
         change(&tensor)

@@ -208,7 +208,7 @@ struct LayerFileTests {
     let other = try Run(type: MOE_DTYPE_F32, seed: 5)
     let before = try other.everything()
     let context = other.layer.context
-    try other.with {
+    other.with {
       refused("seed", moe_training_load(context, &$0, folder.file("a")))
       refused("opening", moe_training_load(context, &$0, folder.file("b")), MOE_ERROR_IO)
       $0.n_optimizers = 0
