@@ -71,7 +71,9 @@ struct GroupList {
   }
 
   private mutating func addShared(_ config: moe_layer_config) throws(Fault) {
-    try require(Int(config.n_shared_experts), "n_shared_experts", from: 0, to: Int(Int32.max))
+    // Experts of both kinds are numbered in 32 bits together.
+    try require(
+      Int(config.n_shared_experts), "n_shared_experts", from: 0, to: Int(Int32.max) - Int(config.n_experts))
     try require(Int(config.shared_intermediate_size), "shared_intermediate_size", from: 0, to: Int(Int32.max))
     guard config.n_shared_experts > 0 else {
       if config.shared_intermediate_size != 0 {

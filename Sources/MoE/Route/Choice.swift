@@ -1,5 +1,5 @@
-/// How experts and tokens find each other. A new router is a file with a struct that fills the routing's indices, and its
-/// line here: token by token, or for all tokens together once their logits are known.
+/// How experts and tokens find each other. A new router is a file with a struct that fills the routing's indices, and a
+/// case here with its lines: token by token, or for all tokens together once their logits are known.
 enum Choice {
   case topK(TopKChoice)
   case hierarchical(HierarchicalChoice)

@@ -46,7 +46,7 @@ struct Logits {
   func coarse(_ lane: Int) -> UnsafeMutablePointer<Float>? {
     coarseGate.map { coarse + lane * rowsPerBlock * $0.outputs }
   }
-  /// The deviations of a block's learned noise; before `fill`, or with `raw`, what they are made from.
+  /// The deviations of a block's learned noise, once `fill` has made them.
   func learned(_ lane: Int) -> UnsafeMutablePointer<Float>? {
     noiseGate.map { learned + lane * rowsPerBlock * $0.outputs }
   }

@@ -2,8 +2,14 @@ import CShims
 
 // What the gate reads: x, or x after jitter, batch normalisation and dropout. Without these nothing is copied.
 
+/// The same forward on values and backward on their gradients. Elements are `first` (a multiple of 4) ..< first + count of
+/// the array that `values` are from.
+protocol ElementChange {
+  func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int)
+}
+
 /// Every element times a number from 1 - jitter to 1 + jitter [Switch 2021].
-struct Jitter {
+struct Jitter: ElementChange {
   let random: Random
   let size: Float
   private let base: Int  // of the first element
@@ -15,7 +21,6 @@ struct Jitter {
     base = draws.firstToken * c.hidden
   }
 
-  /// Elements `first` (a multiple of 4) ..< first + count of the array that `values` are from.
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
     let stretch = 256  // so that the memory is the stack's
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { factors in
@@ -28,8 +33,8 @@ struct Jitter {
   }
 }
 
-/// Inverted dropout on an array of the gate's: forward on values, backward on their gradients.
-struct RouterDropout {
+/// Inverted dropout on an array of the gate's.
+struct RouterDropout: ElementChange {
   let random: Random
   private let threshold: UInt32
   private let scale: Float
@@ -122,7 +127,7 @@ struct RouterInput: Job {
       if !again { try norm.measure(own, in: context) }
       try context.run(blocks(of: tokens), NormalizeRows(norm: norm, rows: own))
     }
-    if dropout != nil { try context.run(blocks(of: tokens), DropRows(input: self, rows: own)) }
+    try change(own, by: dropout, in: context)
   }
 
   /// The gate's own copy of x.
@@ -137,33 +142,32 @@ struct RouterInput: Job {
 
   /// From the gradient of what the gate read to that of x, in place; and those of the batch norm's parameters.
   func backward(_ dRows: UnsafeMutablePointer<Float>, in context: ContextPointer) throws(Fault) {
-    if dropout != nil { try context.run(blocks(of: tokens), DropRows(input: self, rows: dRows)) }
+    try change(dRows, by: dropout, in: context)
     if let norm {
       try context.run(blocks(of: tokens), self)  // what was normalised, once more
       try norm.backward(dRows, own!, in: context)
     }
-    if jitter != nil { try context.run(blocks(of: tokens), JitterRows(input: self, rows: dRows)) }
+    try change(dRows, by: jitter, in: context)
+  }
+
+  private func change<C: ElementChange>(
+    _ rows: UnsafeMutablePointer<Float>, by change: C?, in context: ContextPointer
+  ) throws(Fault) {
+    guard let change else { return }
+    try context.run(blocks(of: tokens), ChangeRows(change: change, rows: rows, hidden: c.hidden, tokens: tokens))
   }
 }
 
-private struct DropRows: Job {
-  let input: RouterInput
+/// A change of each element by its place, for all rows of an array [T,H].
+private struct ChangeRows<C: ElementChange>: Job {
+  let change: C
   let rows: UnsafeMutablePointer<Float>
+  let hidden: Int
+  let tokens: Int
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let range = MoE.rows(ofBlock: block, in: input.tokens)
-    let first = range.lowerBound * input.c.hidden
-    input.dropout!.apply(rows + first, first: first, count: range.count * input.c.hidden)
-  }
-}
-
-private struct JitterRows: Job {
-  let input: RouterInput
-  let rows: UnsafeMutablePointer<Float>
-
-  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let range = MoE.rows(ofBlock: block, in: input.tokens)
-    let first = range.lowerBound * input.c.hidden
-    input.jitter!.apply(rows + first, first: first, count: range.count * input.c.hidden)
+    let range = MoE.rows(ofBlock: block, in: tokens)
+    let first = range.lowerBound * hidden
+    change.apply(rows + first, first: first, count: range.count * hidden)
   }
 }

@@ -14,6 +14,7 @@ runs as it is, both ways, and numpy gets its numbers as float32.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,9 @@ class MixtureOfExperts(nn.Module):
 class ModelLayer(MixtureOfExperts):
     """The same around experts of transformers, which come as one module with gate and up in one matrix."""
 
+    @abstractmethod
     def make_model_experts(self) -> nn.Module:
         """Return that module."""
-        raise NotImplementedError
 
     def make_experts(self) -> nn.Module:
         """With weights so large that values go beyond the clamps."""
