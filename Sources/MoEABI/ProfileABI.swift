@@ -3,22 +3,7 @@ import MoE
 
 @implementation @_cdecl("moe_phase_name")
 public func moe_phase_name(_ phase: Int32) -> UnsafePointer<CChar>? {
-  let name: StaticString =
-    switch Phase(rawValue: phase) {
-    case .route: "route"
-    case .dispatch: "dispatch"
-    case .gateUp: "gate/up"
-    case .down: "down"
-    case .combine: "combine"
-    case .projection: "projection"
-    case .attention: "attention"
-    case .norm: "norm"
-    case .embedding: "embedding"
-    case .loss: "loss"
-    case .optimizer: "optimizer"
-    case nil: "unknown phase"
-    }
-  return cText(name)
+  Phase.name(phase)
 }
 
 @implementation @_cdecl("moe_phase_time_init")

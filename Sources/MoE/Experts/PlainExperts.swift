@@ -69,7 +69,9 @@ struct PlainForward: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(c.experts, self)
+    try context.measureExperts(backward: false, gateUp: c.gateUpWork(dispatch), down: c.downWork(dispatch)) {
+      () throws(Fault) in try context.run(c.experts, self)
+    }
   }
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -157,8 +159,12 @@ struct PlainBackward: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(c.experts, self)
-    if c.weightOnInput { try inputWeights.run(in: context) }
+    try context.measureExperts(
+      backward: true, gateUp: c.gateUpWork(dispatch).twice, down: c.downWork(dispatch).twice
+    ) { () throws(Fault) in
+      try context.run(c.experts, self)
+      if c.weightOnInput { try inputWeights.run(in: context) }
+    }
   }
 
   func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {

@@ -38,11 +38,18 @@ struct TiledBackward<P: Precision> {
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    try inner.run(in: context)
-    if !c.weightOnInput { try slopes.run(in: context) }
-    if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
-    if c.weightOnInput { try inputWeights.run(in: context) }
-    try weights.run(in: context)
+    let rows = inner.dispatch
+    try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in
+      try inner.run(in: context)
+      if !c.weightOnInput { try slopes.run(in: context) }
+    }
+    try context.measure(.gateUp, backward: true, c.gateUpWork(rows)) { () throws(Fault) in
+      if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
+      if c.weightOnInput { try inputWeights.run(in: context) }
+    }
+    try context.measureExperts(backward: true, gateUp: c.gateUpWork(rows), down: c.downWork(rows)) { () throws(Fault) in
+      try weights.run(in: context)
+    }
   }
 }
 

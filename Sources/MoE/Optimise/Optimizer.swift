@@ -102,6 +102,8 @@ public struct Optimizer {
       adamw.beginStep()
       rule = .adamw(adamw)
     }
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     var place = state
     for index in 0..<tensorCount {
       let (count, type) = shapes[index]

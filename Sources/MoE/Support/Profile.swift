@@ -15,12 +15,32 @@ public enum Phase: Int32 {
   case optimizer = 10
 
   public static var count: Int { 11 }
+
+  public static func name(_ number: Int32) -> UnsafePointer<CChar> {
+    switch Phase(rawValue: number) {
+    case .route: cText("route")
+    case .dispatch: cText("dispatch")
+    case .gateUp: cText("gate/up")
+    case .down: cText("down")
+    case .combine: cText("combine")
+    case .projection: cText("projection")
+    case .attention: cText("attention")
+    case .norm: cText("norm")
+    case .embedding: cText("embedding")
+    case .loss: cText("loss")
+    case .optimizer: cText("optimizer")
+    case nil: cText("unknown phase")
+    }
+  }
 }
 
 /// What a part of a call had to do: for GFLOP/s and GB/s.
 struct Work {
   var flops = 0  // a multiplication and an addition count as two
   var bytes = 0  // read and written once each, whatever the caches make of it
+
+  /// Of a backward in one job: for what is multiplied, and for the weights.
+  var twice: Work { Work(flops: 2 * flops, bytes: 2 * bytes) }
 }
 
 /// Where the time of a context's calls goes. It is taken by the calling thread around each part that is shared out to the
@@ -91,7 +111,18 @@ struct Profile {
   func begin() -> Int64 { on.value == 0 ? 0 : moei_nanoseconds() }
 
   func end(_ begun: Int64, _ phase: Phase, backward: Bool, _ work: Work) {
+    add(phase, backward, work, from: begun, moei_nanoseconds() - begun)
+  }
+
+  func end(_ begun: Int64, gateUp: Work, down: Work, backward: Bool) {
     let duration = moei_nanoseconds() - begun
+    let all = gateUp.flops + down.flops
+    let first = all == 0 ? 0 : Int64(Double(duration) * Double(gateUp.flops) / Double(all))
+    add(.gateUp, backward, gateUp, from: begun, first)
+    add(.down, backward, down, from: begun + first, duration - first)
+  }
+
+  private func add(_ phase: Phase, _ backward: Bool, _ work: Work, from begun: Int64, _ duration: Int64) {
     let own = sums + (Int(phase.rawValue) * 2 + (backward ? 1 : 0))
     own.withMemoryRebound(to: Int64.self, capacity: 4) {
       _ = moei_fetch_add64($0, 1)
@@ -130,6 +161,16 @@ extension UnsafeMutablePointer where Pointee == Context {
     try profile.start(events: events, allocator: pointee.allocator)
   }
   public func stopProfile() { profile.stop() }
+
+  /// The same for both of the experts' phases at once, where the same jobs do both: the time is divided as their products are.
+  @inline(__always)
+  func measureExperts(
+    backward: Bool, gateUp: @autoclosure () -> Work, down: @autoclosure () -> Work, _ body: () throws(Fault) -> Void
+  ) throws(Fault) {
+    let begun = profile.begin()
+    try body()
+    if begun != 0 { profile.end(begun, gateUp: gateUp(), down: down(), backward: backward) }
+  }
 
   public typealias PhaseSums = (calls: Int64, nanoseconds: Int64, flops: Int64, bytes: Int64)
   public func profiled(_ phase: Phase, backward: Bool) -> PhaseSums {
