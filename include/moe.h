@@ -238,7 +238,7 @@ typedef struct moe_profile_event {
 } moe_profile_event;
 
 /** Measure from now on, from 0; what was measured before is forgotten.  Costs two looks at a clock for each part of a call.
- *  @param max_events [in] >= 0: so many events are kept (56 bytes each), later ones count in the sums alone
+ *  @param max_events [in] >= 0: so many events are kept (48 bytes each), later ones count in the sums alone
  *  Wants the context for itself, as moe_profile_stop and reading do for numbers that belong together.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_profile_start(moe_context *context, int64_t max_events);

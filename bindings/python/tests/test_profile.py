@@ -19,7 +19,7 @@ def trained(matmul: str, max_events: int = 100) -> tuple[libmoe.Profile, float]:
     """Profile one step of a gated layer; returns the profile and how long it was entered."""
     context = libmoe.Context(2, matmul)  # type: ignore[arg-type]
     layer = libmoe.Layer(H, I, E, K, expert_kind="gated", context=context)
-    optimizer = libmoe.AdamW(layer.parameters)
+    optimizer = libmoe.AdamW(layer.parameters, context=context)
     x, tape = normal(T, H), layer.tape()
     begun = time.perf_counter()
     with context.profile(max_events) as profile:
