@@ -12,13 +12,13 @@ import pytest
 import libmoe
 from arrays import normal
 
-T, H, I, E, K = 64, 32, 48, 4, 2
+T, H, INNER, E, K = 64, 32, 48, 4, 2
 
 
 def trained(matmul: str, max_events: int = 100) -> tuple[libmoe.Profile, float]:
     """Profile one step of a gated layer; returns the profile and how long it was entered."""
     context = libmoe.Context(2, matmul)  # type: ignore[arg-type]
-    layer = libmoe.Layer(H, I, E, K, expert_kind="gated", context=context)
+    layer = libmoe.Layer(H, INNER, E, K, expert_kind="gated", context=context)
     optimizer = libmoe.AdamW(layer.parameters, context=context)
     x, tape = normal(T, H), layer.tape()
     begun = time.perf_counter()
@@ -35,7 +35,7 @@ def trained(matmul: str, max_events: int = 100) -> tuple[libmoe.Profile, float]:
 def test_work_is_what_can_be_counted(matmul: str) -> None:
     """T K rows meet three matrices forwards; backwards each twice: for the rows, and for the weights."""
     profile, entered = trained(matmul)
-    product = 2 * T * K * H * I
+    product = 2 * T * K * H * INNER
     flops = {(p.phase, p.backward): round(p.gflops * p.seconds * 1e9) for p in profile.phases}
     assert flops == {
         ("route", False): 0,
@@ -50,7 +50,7 @@ def test_work_is_what_can_be_counted(matmul: str) -> None:
         ("optimizer", False): 0,
         ("dispatch", True): 0,
     }
-    weights = 3 * E * H * I * 4  # bytes, once forwards
+    weights = 3 * E * H * INNER * 4  # bytes, once forwards
     forward = [p for p in profile.phases if p.phase in ("gate/up", "down") and not p.backward]
     assert sum(p.gbytes * p.seconds * 1e9 for p in forward) > weights
     assert 0 < sum(p.seconds for p in profile.phases) < entered
@@ -59,7 +59,7 @@ def test_work_is_what_can_be_counted(matmul: str) -> None:
 
 def test_bits_are_the_same_while_it_measures() -> None:
     context = libmoe.Context(2)
-    layer = libmoe.Layer(H, I, E, K, context=context)
+    layer = libmoe.Layer(H, INNER, E, K, context=context)
     x = normal(T, H)
     with context.profile():
         measured = layer.forward(x).y
@@ -99,7 +99,7 @@ def test_events_beyond_the_room_count_in_the_sums(tmp_path: Path) -> None:
 
 def test_beginning_again_forgets() -> None:
     context = libmoe.Context(1)
-    layer = libmoe.Layer(H, I, E, K, context=context)
+    layer = libmoe.Layer(H, INNER, E, K, context=context)
     with context.profile():
         layer.forward(normal(T, H))
     with context.profile() as profile:
