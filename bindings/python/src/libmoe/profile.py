@@ -20,8 +20,8 @@ class PhaseTime:
     Attributes
     ----------
     phase : str
-        ``"route"``, ``"dispatch"``, ``"gate/up"``, ``"down"``, ``"combine"``, ``"projection"``, ``"attention"``,
-        ``"norm"``, ``"embedding"``, ``"loss"`` or ``"optimizer"``.
+        ``"route"``, ``"dispatch"``, ``"gate/up"``, ``"down"``, ``"combine"``, ``"projection"``,
+        ``"attention"``, ``"norm"``, ``"embedding"``, ``"loss"`` or ``"optimizer"``.
     backward : bool
         Whether it belongs to a backward.
     calls : int
@@ -52,7 +52,7 @@ class Profile:
     ...     layer.forward(x)
     >>> print(profile.table())
 
-    It costs two looks at a clock for each part of a call.  A second profile of the same context begins from 0.
+    It costs two looks at a clock for each part of a call.  A second profile of a context begins from 0.
     """
 
     def __init__(self, context: Handle, max_events: int) -> None:
@@ -125,7 +125,7 @@ class Profile:
         return json.dumps([asdict(phase) for phase in self.phases])
 
     def save_trace(self, path: str | Path) -> None:
-        """Write the events in Chrome's trace format, which chrome://tracing and Perfetto show as a time line."""
+        """Write the events in Chrome's trace format: a time line for chrome://tracing and Perfetto."""
         events = [
             {
                 "name": f"{_name(event.phase)} backward" if event.backward else _name(event.phase),
