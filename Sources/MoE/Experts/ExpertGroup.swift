@@ -49,4 +49,10 @@ public struct ExpertGroup {
   var linear: Bool { kind == .linear }
   /// Whether there are matrices to multiply with.
   public var multiplies: Bool { kind == .mlp || kind == .gated || kind == .linear }
+  /// Elements of the matrices and biases of one expert.
+  var elementsOfOne: Int {
+    guard multiplies else { return 0 }
+    let inner = gated ? 2 : linear ? 0 : 1  // matrices before the activation
+    return (inner + 1) * intermediate * hidden + (hasBias ? inner * intermediate + hidden : 0)
+  }
 }
