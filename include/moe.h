@@ -189,6 +189,80 @@ MOE_API MOE_CHECK moe_status moe_context_memory(const moe_context *context, size
 MOE_API const char *moe_build_info(const moe_context *context);
 
 /* ------------------------------------------------------------------------------------------------------------
+ * Profile: where the time of a context's calls goes
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** The parts of calls.  None lies within another; what is in none (conversions, copies) is in the caller's own total alone. */
+typedef enum moe_phase {
+  MOE_PHASE_ROUTE = 0,      /**< gate, choice, capacity, losses; backward: through them */
+  MOE_PHASE_DISPATCH = 1,   /**< tokens grouped by expert */
+  MOE_PHASE_GATE_UP = 2,    /**< the experts' first products and activations; backward: of x and of their weights */
+  MOE_PHASE_DOWN = 3,       /**< the experts' last product; backward: of the activations, and of its weights */
+  MOE_PHASE_COMBINE = 4,    /**< the weighted sum back to tokens */
+  MOE_PHASE_PROJECTION = 5, /**< moe_linear, and attention's products with matrices */
+  MOE_PHASE_ATTENTION = 6,  /**< moe_attention, moe_rotate */
+  MOE_PHASE_NORM = 7,       /**< moe_norm, dropout and residual sums */
+  MOE_PHASE_EMBEDDING = 8,  /**< moe_embedding */
+  MOE_PHASE_LOSS = 9,       /**< moe_cross_entropy, with its product */
+  MOE_PHASE_OPTIMIZER = 10  /**< steps and clipping */
+} moe_phase;
+
+#define MOE_PHASES 11
+
+/** "route", "dispatch", "gate/up" ...; "unknown phase" for other numbers.  Static memory; any thread. */
+MOE_API const char *moe_phase_name(int32_t phase);
+
+/** What one phase came to in one direction, over all calls since moe_profile_start. */
+typedef struct moe_phase_time {
+  size_t struct_size;
+  int64_t calls;
+  double seconds; /**< of the calling threads: a part that n threads share counts once */
+  double flops;   /**< of matrix products, an addition and a multiplication counting as two; 0 where there are none */
+  double bytes;   /**< weights and tokens, each read or written once: the least that memory had to move; 0 where it is not known */
+} moe_phase_time;
+
+#define MOE_PHASE_TIME_INIT { sizeof(moe_phase_time), 0, 0.0, 0.0, 0.0 }
+
+/** Fill `time` with 0.  NULL is ignored. */
+MOE_API void moe_phase_time_init(moe_phase_time *time, size_t struct_size);
+
+/** One run of one phase, for a time line (Chrome's trace format, say). */
+typedef struct moe_profile_event {
+  int32_t phase;    /**< a moe_phase */
+  int32_t backward; /**< 1 = backward */
+  int64_t thread;   /**< the system's number of the calling thread */
+  double start;     /**< seconds since moe_profile_start */
+  double seconds;
+  double flops;
+  double bytes;
+} moe_profile_event;
+
+/** Measure from now on, from 0; what was measured before is forgotten.  Costs two looks at a clock for each part of a call.
+ *  @param max_events [in] >= 0: so many events are kept (48 bytes each), later ones count in the sums alone
+ *  Wants the context for itself, as moe_profile_stop and reading do for numbers that belong together.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_profile_start(moe_context *context, int64_t max_events);
+
+/** Measure no more; the numbers stay.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_profile_stop(moe_context *context);
+
+/** @param phase    [in] a moe_phase
+ *  @param backward [in] 0 or 1
+ *  @param time     [in, out] struct_size in, the rest out
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_profile_phase(const moe_context *context, int32_t phase, int32_t backward,
+                                               moe_phase_time *time);
+
+/** The events kept so far, in the order in which they ended.
+ *  @param first    [in] number of the first that is wanted
+ *  @param events   [out, nullable] [capacity]
+ *  @param count    [out] how many there are from `first` on; as many as fit are written
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_profile_events(const moe_context *context, int64_t first, moe_profile_event *events,
+                                                int64_t capacity, int64_t *count);
+
+/* ------------------------------------------------------------------------------------------------------------
  * Tensors: one description for parameters, gradients and the caller's own arrays
  * ---------------------------------------------------------------------------------------------------------- */
 

@@ -70,6 +70,14 @@ int64_t moei_milliseconds(void) {
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+int64_t moei_nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t moei_thread_id(void) { return syscall(SYS_gettid); }
+
 int32_t *moei_openblas_lock(void) {
   static int32_t word;
   return &word;

@@ -12,6 +12,7 @@ public struct Context {
   fileprivate let scratch: ScratchCache
   fileprivate let references: SharedWord
   fileprivate let layersMade: SharedCounter
+  fileprivate let profile: Profile
   public let info: UnsafeMutablePointer<CChar>
   fileprivate let memoryLimit: Int?
 
@@ -76,11 +77,12 @@ extension UnsafeMutablePointer where Pointee == Context {
       to: Context(
         allocator: counted, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
         backend: backend, pool: parts.pool, scratch: parts.scratch, references: parts.references,
-        layersMade: parts.layersMade, info: info, memoryLimit: configuration.memoryLimit))
+        layersMade: parts.layersMade, profile: parts.profile, info: info, memoryLimit: configuration.memoryLimit))
     parts.pool.initialize(to: parts.words)
     parts.scratch.initialise()
     parts.references.set(1)
     parts.layersMade.set(0)
+    parts.profile.initialise()
     do throws(Fault) {
       let threads = configuration.threads ?? Int(moei_available_processors())
       try Pool.start(parts.pool, threads: threads, allocator: allocator)
@@ -98,6 +100,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   public func release() {
     guard pointee.references.add(-1) == 0 else { return }
     pointee.scratch.free(allocator: pointee.allocator)
+    pointee.profile.free(allocator: pointee.allocator)
     let allocator = pointee.allocator.uncounted
     pointee.pool.pointee.finish(allocator: allocator)
     allocator.deallocate(self)
@@ -138,6 +141,8 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   var kernels: UnsafePointer<moei_kernels> { UnsafePointer(pointee.kernels) }
   var matmul: Matmul { Matmul(backend: pointee.backend, kernels: kernels) }
+
+  var profile: Profile { pointee.profile }
 
   var memoryLimit: Int? { pointee.memoryLimit }
 
@@ -205,6 +210,7 @@ private struct ContextParts {
   let scratch: ScratchCache
   let references: SharedWord
   let layersMade: SharedCounter
+  let profile: Profile
   let memoryCounts: UnsafeMutablePointer<Int64>  // current, peak
 
   init(_ arena: inout Arena) {
@@ -216,6 +222,7 @@ private struct ContextParts {
     scratch = ScratchCache(&arena)
     references = SharedWord(&arena)
     layersMade = SharedCounter(&arena)
+    profile = Profile(&arena)
     memoryCounts = arena.take(Int64.self, 2)
   }
 }

@@ -84,15 +84,17 @@ public struct Layer {
     let (c, routing) = (configuration, stages.route.routing)
     try stages.input.run(in: context)
     try stages.jittered.run(in: context)
-    try stages.route.run(in: context)
+    try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context) }
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
-      stages.dispatch.group(routing, chunk)
+      try context.measure(.dispatch) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
       try stages.compute.run(in: context, kept: taped?.kept(i))
-      try CombineForward(
-        c: c, kernels: context.kernels, routing: routing, chunk: chunk, dispatch: stages.dispatch,
-        outputs: stages.compute.outputs, bias: parameters.data(.outputBias), y: stages.output.floats
-      ).run(in: context)
+      try context.measure(.combine) { () throws(Fault) in
+        try CombineForward(
+          c: c, kernels: context.kernels, routing: routing, chunk: chunk, dispatch: stages.dispatch,
+          outputs: stages.compute.outputs, bias: parameters.data(.outputBias), y: stages.output.floats
+        ).run(in: context)
+      }
     }
     try stages.output.run(in: context)
     let report = Report(c, call, context.kernels, stages.route, stages.statistics, taped?.slopes)
@@ -216,7 +218,7 @@ public struct Layer {
     stages.losses.prepare()
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
-      stages.dispatch.group(routing, chunk)
+      try context.measure(.dispatch, backward: true) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
       let (kept, needInputGradient) = (taped.kept(i), stages.dx != nil)
       if steps == nil {
         try stages.compute.run(in: context, kept: kept, needInputGradient: needInputGradient)
@@ -227,10 +229,12 @@ public struct Layer {
         try stages.compute.runInputs(in: context, kept: kept, needInputGradient: needInputGradient)
       }
       if let dx = stages.dx {
-        try CombineBackward(
-          c: c, kernels: context.kernels, chunk: chunk, dispatch: stages.dispatch,
-          dRows: stages.compute.gradients.dRows, dx: dx.floats
-        ).run(in: context)
+        try context.measure(.combine, backward: true) { () throws(Fault) in
+          try CombineBackward(
+            c: c, kernels: context.kernels, chunk: chunk, dispatch: stages.dispatch,
+            dRows: stages.compute.gradients.dRows, dx: dx.floats
+          ).run(in: context)
+        }
       }
       if !c.routesBackInOne { try routeBack(stages, taped, chunk, in: context) }
     }
@@ -256,7 +260,9 @@ public struct Layer {
     for index in 0..<configuration.groupCount where configuration.groups[index].multiplies {
       for expert in 0..<configuration.groups[index].experts {
         for i in 0..<plan.chunks {
-          stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
+          try context.measure(.dispatch, backward: true) { () throws(Fault) in
+            stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
+          }
           try stages.compute.addWeightGradient(
             ofExpert: expert, inGroup: index, in: context, kept: taped.kept(i))
         }
@@ -291,11 +297,13 @@ public struct Layer {
   ) throws(Fault) {
     var arena = stages.routerArena
     let route = router(&arena, stages, taped, chunk)
-    try route.run(in: context)
-    guard let dx = stages.dx else { return }
-    try RouterShare(
-      router: route, jittered: stages.jittered, firstBlock: chunk.lowerBound / rowsPerBlock, dx: dx.floats
-    ).run(in: context)
+    try context.measure(.route, backward: true) { () throws(Fault) in
+      try route.run(in: context)
+      guard let dx = stages.dx else { return }
+      try RouterShare(
+        router: route, jittered: stages.jittered, firstBlock: chunk.lowerBound / rowsPerBlock, dx: dx.floats
+      ).run(in: context)
+    }
   }
 }
 

@@ -64,6 +64,8 @@ int32_t moei_available_processors(void);
 
 /* Milliseconds of a clock that never goes back. */
 int64_t moei_milliseconds(void);
+int64_t moei_nanoseconds(void); /* of a clock that only goes forward */
+int64_t moei_thread_id(void);
 
 /* ---- files --------------------------------------------------------------------------------------------------- */
 

@@ -56,3 +56,22 @@ public struct ExpertGroup {
     return (inner + 1) * intermediate * hidden + (hasBias ? inner * intermediate + hidden : 0)
   }
 }
+
+// What the products over some rows have to do; in backward the same for the rows' gradients and for the weights'.
+extension ExpertGroup {
+  func gateUpWork(_ dispatch: GroupRows) -> Work { linear ? Work() : work(dispatch, matrices: gated ? 2 : 1) }
+  func downWork(_ dispatch: GroupRows) -> Work { work(dispatch, matrices: 1) }
+
+  private func work(_ dispatch: GroupRows, matrices: Int) -> Work {
+    if !multiplies { return Work() }
+    var (rows, used) = (0, 0)
+    for e in dispatch.experts where dispatch.count(ofExpert: e) > 0 {
+      rows += dispatch.count(ofExpert: e)
+      used += 1
+    }
+    let weightSize = weights == .bf16 ? 2 : 4
+    return Work(
+      flops: 2 * rows * hidden * intermediate * matrices,
+      bytes: used * hidden * intermediate * matrices * weightSize + rows * (hidden + matrices * intermediate) * 4)
+  }
+}

@@ -36,6 +36,8 @@ struct FusedStep {
 
   /// Applies the gradient of one expert, and leaves 0 for the next one.
   func step(_ group: ExpertGroup, expert: Int) {
+    let begun = scratch.context.profile.begin()
+    defer { if begun != 0 { scratch.context.profile.end(begun, .optimizer, backward: false, Work()) } }
     let parameters = parameters.of(group)
     var grad = scratch.gradient
     for raw in Parameters.Role.ofMatrices {
@@ -50,7 +52,9 @@ struct FusedStep {
 
   /// Steps everything else, whose gradients are complete by now.
   mutating func finish(in context: ContextPointer) {
-    _ = begin(in: context)
+    let context = begin(in: context)
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     for index in 0..<parameters.trainedCount {
       let parameter = parameters.trained(index)
       if parameter.isOfMatrices { continue }

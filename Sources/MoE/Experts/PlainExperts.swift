@@ -69,7 +69,9 @@ struct PlainForward: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(dispatch.experts.count, self)
+    try context.measureExperts(backward: false, gateUp: c.gateUpWork(dispatch), down: c.downWork(dispatch)) {
+      () throws(Fault) in try context.run(dispatch.experts.count, self)
+    }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -163,9 +165,15 @@ struct PlainBackward: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(dispatch.experts.count, self)
-    if c.weightOnInput && findsInputs { try inputWeights.run(in: context) }
+    try context.measureExperts(
+      backward: true, gateUp: ofHalves(c.gateUpWork(dispatch)), down: ofHalves(c.downWork(dispatch))
+    ) { () throws(Fault) in
+      try context.run(dispatch.experts.count, self)
+      if c.weightOnInput && findsInputs { try inputWeights.run(in: context) }
+    }
   }
+
+  private func ofHalves(_ work: Work) -> Work { findsInputs && addsWeights ? work.twice : work }
 
   func runInputs(in context: ContextPointer) throws(Fault) {
     var half = self

@@ -40,21 +40,31 @@ struct TiledBackward<P: Precision> {
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     try runInputs(in: context, needInputGradient: needInputGradient)
-    try weights.run(in: context)
+    try runWeights(in: context, again: false)
   }
 
   /// Steps 1 to 3.
   func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    try inner.run(in: context)
-    if !c.weightOnInput { try slopes.run(in: context) }
-    if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
-    if c.weightOnInput { try inputWeights.run(in: context) }
+    let rows = inner.dispatch
+    try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in
+      try inner.run(in: context)
+      if !c.weightOnInput { try slopes.run(in: context) }
+    }
+    try context.measure(.gateUp, backward: true, c.gateUpWork(rows)) { () throws(Fault) in
+      if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
+      if c.weightOnInput { try inputWeights.run(in: context) }
+    }
   }
 
   /// Step 4, where `again` with the first one before it, whose results are gone.
   func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
-    if again { try inner.run(in: context) }
-    try weights.run(in: context)
+    let rows = inner.dispatch
+    if again {
+      try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in try inner.run(in: context) }
+    }
+    try context.measureExperts(backward: true, gateUp: c.gateUpWork(rows), down: c.downWork(rows)) { () throws(Fault) in
+      try weights.run(in: context)
+    }
   }
 }
 

@@ -27,8 +27,13 @@ struct TiledForward<P: Precision> {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try inner.run(in: context)
-    try output?.run(in: context)
+    try context.measure(.gateUp, inner.c.gateUpWork(inner.dispatch)) { () throws(Fault) in
+      try inner.run(in: context)
+    }
+    guard let output else { return }
+    try context.measure(.down, inner.c.downWork(inner.dispatch)) { () throws(Fault) in
+      try output.run(in: context)
+    }
   }
 
   func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context) }

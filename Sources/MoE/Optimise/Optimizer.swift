@@ -99,6 +99,8 @@ public struct Optimizer {
   /// that.
   public mutating func step(clip: Float = 1, _ tensor: (Int) -> TrainedTensor) {
     beginStep()
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     var place = state
     for index in 0..<tensorCount {
       let tensor = tensor(index)

@@ -33,6 +33,7 @@ struct SharedCounter {
   init(at address: UnsafeMutablePointer<Int64>) { self.address = address }
 
   func set(_ value: Int64) { address.pointee = value }
+  var value: Int64 { moei_fetch_add64(address, 0) }
   /// The old value.
   func next() -> Int64 { moei_fetch_add64(address, 1) }
 }

@@ -107,6 +107,7 @@ ENUMS = {
     "moe_tape_policy": ("MOE_TAPE", _abi.TAPE),
     "moe_instructions": ("MOE_INSTRUCTIONS", _abi.INSTRUCTIONS),
     "moe_log_level": ("MOE_LOG", _abi.LOG),
+    "moe_phase": ("MOE_PHASE", _abi.PHASE),
     "moe_dtype": ("MOE_DTYPE", _abi.DTYPE),
     "moe_router_weights": ("MOE_ROUTER_WEIGHTS", _abi.ROUTER_WEIGHTS),
     "moe_router": ("MOE_ROUTER", _abi.ROUTER),
@@ -158,7 +159,7 @@ def test_one_version() -> None:
 
 
 def test_every_struct_has_a_size_or_belongs_to_one_that_has() -> None:
-    assert set(STRUCTS) - set(SIZED) == {"moe_loss_term", "moe_expert_group"}
+    assert set(STRUCTS) - set(SIZED) == {"moe_loss_term", "moe_expert_group", "moe_profile_event"}
 
 
 @pytest.mark.parametrize("name", SIZED)

@@ -24,6 +24,7 @@ from .losses import pooled_balance_loss
 from .memory import Plan
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter
+from .profile import PhaseTime, Profile
 from .report import Output, Report, Summary
 from .routing import Routing
 from .statistics import Statistics
@@ -46,7 +47,9 @@ __all__ = [
     "OutOfMemoryError",
     "Output",
     "Parameter",
+    "PhaseTime",
     "Plan",
+    "Profile",
     "Report",
     "Routing",
     "Statistics",

@@ -37,6 +37,19 @@ MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
 PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG = {"info": 0}
+PHASE = {
+    "route": 0,
+    "dispatch": 1,
+    "gate_up": 2,
+    "down": 3,
+    "combine": 4,
+    "projection": 5,
+    "attention": 6,
+    "norm": 7,
+    "embedding": 8,
+    "loss": 9,
+    "optimizer": 10,
+}
 DTYPE = {
     "f32": 0,
     "bf16": 1,
@@ -364,6 +377,32 @@ class moe_forward_options(_Sized):
     ]
 
 
+class moe_phase_time(_Sized):
+    """What one phase came to."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("calls", c_int64),
+        ("seconds", c_double),
+        ("flops", c_double),
+        ("bytes", c_double),
+    ]
+
+
+class moe_profile_event(ctypes.Structure):
+    """One run of one phase."""
+
+    _fields_ = [
+        ("phase", c_int32),
+        ("backward", c_int32),
+        ("thread", c_int64),
+        ("start", c_double),
+        ("seconds", c_double),
+        ("flops", c_double),
+        ("bytes", c_double),
+    ]
+
+
 class moe_plan(_Sized):
     """Memory of one call."""
 
@@ -484,6 +523,15 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_context_free": (None, [POINTER(moe_context)]),
     "moe_context_memory": (Status, [POINTER(moe_context), POINTER(c_size_t), POINTER(c_size_t)]),
     "moe_build_info": (c_char_p, [POINTER(moe_context)]),
+    "moe_phase_name": (c_char_p, [c_int32]),
+    "moe_phase_time_init": (None, [POINTER(moe_phase_time), c_size_t]),
+    "moe_profile_start": (Status, [POINTER(moe_context), c_int64]),
+    "moe_profile_stop": (Status, [POINTER(moe_context)]),
+    "moe_profile_phase": (Status, [POINTER(moe_context), c_int32, c_int32, POINTER(moe_phase_time)]),
+    "moe_profile_events": (
+        Status,
+        [POINTER(moe_context), c_int64, POINTER(moe_profile_event), c_int64, POINTER(c_int64)],
+    ),
     "moe_tensor_init": (None, [POINTER(moe_tensor), c_size_t]),
     "moe_layer_config_init": (None, [POINTER(moe_layer_config), c_size_t]),
     "moe_layer_create": (

@@ -8,6 +8,7 @@ from typing import Literal
 
 from . import _abi, _callbacks, _check
 from ._library import Handle, Native, lib
+from .profile import Profile
 
 ALL_THREADS = _abi.THREADS_ALL
 """``n_threads``: as many as the affinity mask and the cgroup's processor quota allow."""
@@ -76,6 +77,16 @@ class Context(Native):
         current, peak = ctypes.c_size_t(), ctypes.c_size_t()
         lib.moe_context_memory(self._handle, ctypes.byref(current), ctypes.byref(peak))
         return current.value, peak.value
+
+    def profile(self, max_events: int = 0) -> Profile:
+        """Measure where the time of this context's calls goes, see :class:`Profile`.
+
+        Parameters
+        ----------
+        max_events : int
+            Events kept for a time line; the sums need none.
+        """
+        return Profile(self._handle, max_events)
 
     def build_info(self) -> str:
         """One line about the library and what this context runs with: kernels, matrix products, threads."""
