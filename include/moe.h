@@ -510,6 +510,13 @@ typedef struct moe_expert_group {
   int32_t reserved; /**< 0 */
 } moe_expert_group;
 
+/** Memory that a layer goes without; a sum of these. */
+typedef enum moe_unallocated {
+  MOE_UNALLOCATED_EXPERT_GRADIENTS = 1 /**< gradients of the experts' weights and biases, shared experts' among them: their
+                                            moe_tensor.grad is NULL.  moe_layer_backward then wants an optimizer, which it
+                                            steps expert by expert, or all these gradients bound. */
+} moe_unallocated;
+
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -608,6 +615,8 @@ typedef struct moe_layer_config {
   int64_t vocabulary_size;   /**< token ids are below it; else 0 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
+  int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
+  int32_t reserved;            /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -630,7 +639,7 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -654,6 +663,8 @@ MOE_API void moe_layer_free(moe_layer *layer);
 
 /** Number of parameter tensors.
  *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
+ *  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X too: optimisers
+ *  take what has a gradient, and all whose name does not begin with "router.".
  *    router.weight [E,H]              router.bias [E]             the gate
  *    experts.gate.weight [E,I,H]      experts.gate.bias [E,I]     gated experts
  *    experts.up.weight [E,I,H]        experts.up.bias [E,I]
@@ -674,7 +685,7 @@ MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, i
 
 /** Describe parameter `index`.  `data` and `grad` point at the values themselves: read and write them there.
  *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the layer is freed or that
- *                parameter is bound elsewhere; grad is NULL in an inference_only layer.
+ *                parameter is bound elsewhere; grad is NULL in an inference_only layer, and see moe_unallocated.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter(const moe_layer *layer, int64_t index, moe_tensor *tensor);
 
@@ -924,6 +935,9 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
 
+/** Steps parameters by their gradients; see Optimisers below. */
+typedef struct moe_optimizer moe_optimizer;
+
 typedef struct moe_backward_options {
   size_t struct_size;
   const float *d_mean_probability; /**< [E], nullable: gradient of the objective with respect to mean_probability, for losses
@@ -932,9 +946,14 @@ typedef struct moe_backward_options {
                                         where there was no expert; overwritten; refused after any other forward */
   void *scratch;                   /**< [scratch_size], nullable, aligned to 64 bytes: used in place of the library's memory */
   size_t scratch_size;             /**< at least moe_plan.backward_bytes */
+  moe_optimizer *optimizer;        /**< nullable: backward and step in one, see moe_layer_backward; of a layer with
+                                        MOE_UNALLOCATED_EXPERT_GRADIENTS.  Made for exactly the layer's parameters but
+                                        those marked * at moe_layer_parameter_count, in their order. */
+  float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
+  int32_t reserved;                /**< 0 */
 } moe_backward_options;
 
-#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0 }
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0 }
 
 /** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);
@@ -950,8 +969,17 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  The routing is replayed, not decided again, and random numbers are drawn again as they were.  Choices and counts are
  *  constants: the router learns through the weights of the chosen experts and through the losses.
  *  Calls on one layer take turns.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
- *          (gradients are then partly added: zero them). */
+ *
+ *  With options.optimizer the call also makes one step: the bits of moe_layer_zero_grad, this function and
+ *  moe_optimizer_step with gradients times clip_factor, but the gradient of an expert exists only until its step, and the
+ *  next expert's takes its place.  Experts without a token are stepped too.  Other gradients, of the router for instance,
+ *  are kept until the next call; gradients bound for experts are left alone.  The call wants the layer and the optimiser
+ *  for itself.  The cancel callback is asked until the first expert is stepped, and no more after that: CANCELLED means
+ *  that no parameter has changed and no step was counted.  After a step the tape is of no more use: parameters have moved.
+ *  In several chunks of tokens (see moe_plan) the experts' inner gradients are computed twice.
+ *  @return MOE_OK, INVALID_ARGUMENT (also an optimizer for other tensors), OUT_OF_MEMORY, BAD_STATE (empty or another
+ *          layer's tape, inference_only; no optimizer and no memory for some gradient; an optimizer and a layer without
+ *          MOE_UNALLOCATED_EXPERT_GRADIENTS), CANCELLED (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
                                                 float d_aux_loss, void *dx, const moe_backward_options *options);
 
@@ -1001,11 +1029,10 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  * Optimisers: over any tensors, the layer's and the caller's own
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
+/* moe_optimizer: moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
  *  Of BF16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
  *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
  *  the last step wrote (you have set it since) is taken over first. */
-typedef struct moe_optimizer moe_optimizer;
 
 /** AdamW [AdamW 2019], as torch.optim.AdamW:
  *    p -= lr * weight_decay * p;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
@@ -1040,7 +1067,7 @@ MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
  *  @param config  [in, nullable] NULL = the defaults
- *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept
+ *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept; data and grad may be NULL
  *  @param count   [in] >= 0
  *  @param out     [out] free it with moe_optimizer_free
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */

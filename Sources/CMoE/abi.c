@@ -4,12 +4,12 @@
 
 _Static_assert(sizeof(moe_context_config) == 88, "moe_context_config layout is ABI");
 _Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
-_Static_assert(sizeof(moe_layer_config) == 392, "moe_layer_config layout is ABI");
+_Static_assert(sizeof(moe_layer_config) == 400, "moe_layer_config layout is ABI");
 _Static_assert(sizeof(moe_forward_options) == 120, "moe_forward_options layout is ABI");
 _Static_assert(sizeof(moe_report) == 104, "moe_report layout is ABI");
 _Static_assert(sizeof(moe_phase_time) == 40, "moe_phase_time layout is ABI");
 _Static_assert(sizeof(moe_profile_event) == 48, "moe_profile_event layout is ABI");
-_Static_assert(sizeof(moe_backward_options) == 40, "moe_backward_options layout is ABI");
+_Static_assert(sizeof(moe_backward_options) == 56, "moe_backward_options layout is ABI");
 _Static_assert(sizeof(moe_expert_group) == 48, "moe_expert_group layout is ABI");
 _Static_assert(sizeof(moe_adamw_config) == 48, "moe_adamw_config layout is ABI");
 _Static_assert(sizeof(moe_sgd_config) == 32, "moe_sgd_config layout is ABI");

@@ -47,6 +47,9 @@ public struct Configuration {
   /// Of x, y and their gradients.
   public var tokens = ElementType.f32
   public var trainable = true
+  /// Whether there is memory for the gradients of all experts' matrices and biases. If not, backward steps an optimiser
+  /// expert by expert.
+  public var keepsExpertGradients = true
   public var balanceCoefficient: Float = 0
   public var zCoefficient: Float = 0
   public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`

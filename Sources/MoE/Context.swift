@@ -4,7 +4,7 @@ import CShims
 /// Counted: it lives until the last handle made in it is freed, so that hosts may free in any order.
 public struct Context {
   public let allocator: Allocator
-  let cancel: Cancel
+  fileprivate(set) var cancel: Cancel
   let log: Log
   fileprivate let kernels: UnsafeMutablePointer<moei_kernels>
   fileprivate let backend: Matmul.Backend
@@ -176,6 +176,13 @@ extension UnsafeMutablePointer where Pointee == Context {
     if blas { OpenBLAS.enter() }
     defer { if blas { OpenBLAS.leave() } }
     try body()
+  }
+
+  /// The same context in other memory, but nobody is asked whether to go on: for stages that must not stop half-way.
+  func uncancelled(in memory: ContextPointer) -> ContextPointer {
+    memory.initialize(to: pointee)
+    memory.pointee.cancel = Cancel()
+    return memory
   }
 
   /// Shares out items 0 ..< count of `job` over the context's threads.

@@ -142,18 +142,20 @@ public struct Layer {
     public var dAuxLoss: Float = 0
     public var dMeanProbability: UnsafePointer<Float>?  // [E]
     public var dExpertWeights: UnsafeMutablePointer<Float>?  // [T,choices]
+    public var step: FusedCall?
     public var scratch: CallerMemory?
 
     public init() {}
   }
 
-  /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x.
+  /// Adds the gradients of <dy, y> + dAuxLoss * auxLoss to the parameters' and overwrites dx with that of x. With a step
+  /// the gradients begin at 0 and are applied.
   public func backward(
     _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
     _ call: BackwardCall
   ) throws(Fault) {
     let taped = tape.pointee.contents!
-    if taped.routing.tokens == 0 { return }
+    if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
     let plan = taped.plan  // backward's chunks are forward's
     var measure = Arena()
     _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
@@ -176,6 +178,7 @@ public struct Layer {
     let dy = TokensIn(&arena, c, context: context, dy, tokens: tokens)
     let dWeights = arena.take(Float.self, tokens, c.slots)
     let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
+    let fused = c.keepsExpertGradients ? nil : FusedScratch(&arena, c)
     let losses = LossGradient(
       &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
     // A chunk's experts are done before its router begins: both use the same memory.
@@ -183,10 +186,10 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let compute = ExpertsBackward(
       &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped,
-      dispatch: dispatch, dWeights: dWeights)
+      dispatch: dispatch, dWeights: dWeights, passing: fused?.gradient)
     let stages = BackwardStages(
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
-      dx: out, routerArena: start)
+      dx: out, fused: fused, routerArena: start)
     var behind = start
     _ = router(&behind, stages, taped, 0..<(c.routesBackInOne ? tokens : plan.chunk.tokens))
     arena.cover(behind)
@@ -205,6 +208,9 @@ public struct Layer {
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
   ) throws(Fault) {
     let (c, routing) = (configuration, taped.routing)
+    var context = context
+    var steps: FusedStep?
+    if let step = call.step { steps = FusedStep(step, c, parameters, stages.fused!) }
     try stages.x.run(in: context)
     try stages.jittered.run(in: context)
     try stages.dy.run(in: context)
@@ -213,7 +219,15 @@ public struct Layer {
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       try context.measure(.dispatch, backward: true) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
-      try stages.compute.run(in: context, kept: taped.kept(i), needInputGradient: stages.dx != nil)
+      let (kept, needInputGradient) = (taped.kept(i), stages.dx != nil)
+      if steps == nil {
+        try stages.compute.run(in: context, kept: kept, needInputGradient: needInputGradient)
+      } else if plan.chunks == 1 {
+        context = try stages.compute.runWithSteps(
+          &steps!, in: context, kept: kept, needInputGradient: needInputGradient)
+      } else {
+        try stages.compute.runInputs(in: context, kept: kept, needInputGradient: needInputGradient)
+      }
       if let dx = stages.dx {
         try context.measure(.combine, backward: true) { () throws(Fault) in
           try CombineBackward(
@@ -222,9 +236,9 @@ public struct Layer {
           ).run(in: context)
         }
       }
-      if !c.routesBackInOne { try routeBack(stages, taped, chunk) }
+      if !c.routesBackInOne { try routeBack(stages, taped, chunk, in: context) }
     }
-    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens) }
+    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens, in: context) }
     if let out = call.dExpertWeights {
       for t in 0..<routing.tokens {
         (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
@@ -234,11 +248,52 @@ public struct Layer {
       addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: parameters.grad(.outputBias)!)
     }
     try stages.dx?.run(in: context)
+    if plan.chunks > 1 && steps != nil { try stepExperts(stages, taped, plan, &steps!) }
+    steps?.finish(in: context)
+  }
+
+  /// A second pass over the chunks for each expert, since its gradient is complete only after the last of them.
+  private func stepExperts(
+    _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ steps: inout FusedStep
+  ) throws(Fault) {
+    let context = steps.begin(in: context)
+    for index in 0..<configuration.groupCount where configuration.groups[index].multiplies {
+      for expert in 0..<configuration.groups[index].experts {
+        for i in 0..<plan.chunks {
+          try context.measure(.dispatch, backward: true) { () throws(Fault) in
+            stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
+          }
+          try stages.compute.addWeightGradient(
+            ofExpert: expert, inGroup: index, in: context, kept: taped.kept(i))
+        }
+        steps.step(configuration.groups[index], expert: expert)
+      }
+    }
+  }
+
+  /// Every gradient is 0, but moments fade and weights decay.
+  private func stepWithoutTokens(_ call: BackwardCall) throws(Fault) {
+    guard let step = call.step else { return }
+    let c = configuration
+    var measure = Arena()
+    _ = FusedScratch(&measure, c)
+    let bytes = try measure.total()
+    turn.acquire()
+    defer { turn.release() }
+    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      var steps = FusedStep(step, c, parameters, FusedScratch(&arena, c))
+      _ = steps.begin(in: context)
+      for index in 0..<c.groupCount where c.groups[index].multiplies {
+        for expert in 0..<c.groups[index].experts { steps.step(c.groups[index], expert: expert) }
+      }
+      steps.finish(in: context)
+    }
   }
 
   /// The router's part for one chunk, whose experts are done.
   private func routeBack(
-    _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>, in context: ContextPointer
   ) throws(Fault) {
     var arena = stages.routerArena
     let route = router(&arena, stages, taped, chunk)
@@ -271,6 +326,7 @@ struct BackwardStages {
   let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
   let losses: LossGradient
   let dx: TokensOut?
+  let fused: FusedScratch?  // where experts' gradients have no memory of their own
   let routerArena: Arena  // where the router's memory begins
 }
 
@@ -390,6 +446,9 @@ extension Layer {
   public var parameterCount: Int { parameters.count }
   public func parameter(_ index: Int) -> Parameter { parameters[index] }
   public func zeroGrad() { parameters.zeroGrad() }
+  /// Those that an optimiser steps: all but buffers, in the same order.
+  public var trainedCount: Int { parameters.trainedCount }
+  public func trained(_ index: Int) -> Parameter { parameters.trained(index) }
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
     parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)

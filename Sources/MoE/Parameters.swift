@@ -18,8 +18,10 @@ public struct Parameter {
   public var bytes: Int { count * type.size }
   /// Buffers, which no optimiser moves, have none.
   public let hasGradient: Bool
+  /// Matrices and biases of experts: backward may step them expert by expert, with no memory for the whole gradient.
+  public let isOfMatrices: Bool
   public fileprivate(set) var data: UnsafeMutableRawPointer?
-  public fileprivate(set) var grad: UnsafeMutablePointer<Float>?
+  public fileprivate(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
   fileprivate var ownsData = true
   fileprivate var ownsGrad = true
 }
@@ -55,6 +57,8 @@ struct Parameters {
     static var count: Int { 22 }
     private static var firstOfGroup: Int { Role.gateWeight.rawValue }
     private static var perGroup: Int { Role.selectionBias.rawValue - firstOfGroup }
+    /// Those of an expert with matrices stand one after another.
+    static var ofMatrices: ClosedRange<Int> { Role.gateWeight.rawValue...Role.downBias.rawValue }
     private var ofGroup: Bool { rawValue >= Self.firstOfGroup && rawValue < Self.firstOfGroup + Self.perGroup }
 
     static func slots(groups: Int) -> Int { count + (groups - 1) * perGroup }
@@ -131,6 +135,33 @@ struct Parameters {
     return 0
   }
 
+  // MARK: those that optimisers step, which are all but buffers, in the same order
+
+  var trainedCount: Int {
+    var count = 0
+    for slot in 0..<capacity where slots[slot]?.hasGradient == true { count += 1 }
+    return count
+  }
+
+  func trained(_ index: Int) -> Parameter {
+    var left = index
+    var slot = 0
+    while true {
+      if let parameter = slots[slot], parameter.hasGradient {
+        if left == 0 { return parameter }
+        left -= 1
+      }
+      slot += 1
+    }
+  }
+
+  /// Number among them.
+  func trainedIndex(_ role: Role) -> Int {
+    var index = 0
+    for slot in 0..<slot(role) where slots[slot]?.hasGradient == true { index += 1 }
+    return index
+  }
+
   func bind(
     _ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
@@ -161,7 +192,7 @@ struct Parameters {
     {
       try self.add(
         role, "", nil, name, (rows, columns ?? 1, 1), rank: columns == nil ? 1 : 2, .f32,
-        gradient: c.trainable && !buffer, allocator)
+        hasGradient: c.trainable && !buffer, c, allocator)
     }
     if c.hasGate {
       try add(.routerWeight, "router.weight", e, h)
@@ -194,8 +225,8 @@ struct Parameters {
       // One group needs no number.
       let number = group.isShared || !c.groupsAreListed ? nil : group.index
       try self.add(
-        role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32, gradient: c.trainable,
-        allocator)
+        role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32,
+        hasGradient: c.trainable, c, allocator)
     }
     if group.kind == .constant { try add(.constant, "constant", (e, h, 1), rank: 2) }
     if !group.multiplies { return }
@@ -213,7 +244,7 @@ struct Parameters {
 
   private func add(
     _ role: Role, _ prefix: StaticString, _ number: Int?, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int,
-    _ type: ElementType, gradient: Bool, _ allocator: Allocator
+    _ type: ElementType, hasGradient: Bool, _ c: Configuration, _ allocator: Allocator
   ) throws(Fault) {
     let slot = slot(role)
     var text = TextBuffer(names + slot * Self.nameSize, capacity: Self.nameSize)
@@ -224,11 +255,14 @@ struct Parameters {
     }
     text.append(name)
     let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
+    let isOfMatrices = Role.ofMatrices.contains(role.rawValue)
     var parameter = Parameter(
-      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type, hasGradient: gradient)
+      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type,
+      hasGradient: hasGradient, isOfMatrices: isOfMatrices)
     parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
     slots[slot] = parameter  // from here on `free` sees it
-    if gradient { slots[slot]!.grad = try allocator.allocate(Float.self, count: count) }
+    if !hasGradient || isOfMatrices && !c.keepsExpertGradients { return }
+    slots[slot]!.grad = try allocator.allocate(Float.self, count: count)
   }
 
   func free(allocator: Allocator) {

@@ -48,12 +48,25 @@ extension Configuration {
 
     tokens = try elementType(config.io_dtype, "io_dtype")
     trainable = !(try flag(config.inference_only, "inference_only"))
+    try readUnallocated(config)
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
     try require(Double(config.z_coef), "z_coef", atLeast: 0)
     balanceCoefficient = config.balance_coef
     zCoefficient = config.z_coef
     try readLosses(config)
     seed = config.seed
+  }
+
+  private mutating func readUnallocated(_ config: moe_layer_config) throws(Fault) {
+    let known = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
+    if config.unallocated & ~known != 0 {
+      throw .invalid("unallocated = \(Int(config.unallocated)) is not a sum of moe_unallocated")
+    }
+    keepsExpertGradients = config.unallocated & Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue) == 0
+    if !keepsExpertGradients && !trainable {
+      throw .invalid("unallocated has MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only = 1: there are no gradients")
+    }
+    if config.reserved != 0 { throw .invalid("reserved = \(Int(config.reserved)) is not 0") }
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {

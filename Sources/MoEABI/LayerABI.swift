@@ -100,7 +100,7 @@ public func moe_layer_bind_parameter(
     if grad != nil && !layer.pointee.configuration.trainable {
       throw .invalid("grad must be NULL: the layer was created inference_only")
     }
-    if grad != nil && parameter.grad == nil {
+    if grad != nil && !parameter.hasGradient {
       throw .invalid("grad must be NULL: \(parameter.name) has no gradient")
     }
     try requireApart(grad ?? parameter.grad, 4 * parameter.count, "grad", data, parameter.bytes, "data")

@@ -100,6 +100,8 @@ struct BadConfigTests {
     refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
+    for sum: Int32 in [-1, 1 << 30, .min, .max] { refused("unallocated", createLayer { $0.unallocated = sum }) }
+    refused("reserved", createLayer { $0.reserved = 1 })
     refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
     refused("io_dtype", createLayer { $0.io_dtype = 2 })
 

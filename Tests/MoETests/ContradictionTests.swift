@@ -343,6 +343,14 @@ final class ContradictionTests {
     contradict("adaptive_low", "adaptive_high", tight { ($0.adaptive_capacity, $0.adaptive_low) = (1, 2) })
   }
 
+  // MARK: memory
+
+  @Test func gradientsOfALayerWithoutAny() {
+    contradict("unallocated", "inference_only") {
+      ($0.unallocated, $0.inference_only) = (MOE_UNALLOCATED_EXPERT_GRADIENTS.int32, 1)
+    }
+  }
+
   // MARK: losses
 
   @Test func losses() {

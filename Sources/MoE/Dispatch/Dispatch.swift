@@ -58,16 +58,18 @@ struct Dispatch {
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
-  /// What the experts of a group see.
-  func rows(of group: ExpertGroup) -> GroupRows {
+  /// What the experts of a group see, or one of them alone.
+  func rows(of group: ExpertGroup, only expert: Int? = nil) -> GroupRows {
     GroupRows(
-      most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
+      experts: expert.map { $0..<$0 + 1 } ?? 0..<group.experts, most: size.rows(of: group),
+      offsets: offsets + group.first, pairOfRow: pairOfRow,
       tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
   }
 }
 
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
 struct GroupRows {
+  let experts: Range<Int>  // whose work is to be done
   let most: Int  // rows at most
   private let offsets: UnsafePointer<Int32>  // [experts of the group + 1]
   private let pairOfRow: UnsafePointer<Int32>
@@ -75,9 +77,10 @@ struct GroupRows {
   private let weightOfRow: UnsafePointer<Float>
 
   fileprivate init(
-    most: Int, offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>,
-    weightOfRow: UnsafePointer<Float>
+    experts: Range<Int>, most: Int, offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>,
+    tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
   ) {
+    self.experts = experts
     self.most = most
     self.offsets = offsets
     self.pairOfRow = pairOfRow

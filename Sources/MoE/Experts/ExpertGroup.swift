@@ -49,6 +49,12 @@ public struct ExpertGroup {
   var linear: Bool { kind == .linear }
   /// Whether there are matrices to multiply with.
   public var multiplies: Bool { kind == .mlp || kind == .gated || kind == .linear }
+  /// Elements of the matrices and biases of one expert.
+  var elementsOfOne: Int {
+    guard multiplies else { return 0 }
+    let inner = gated ? 2 : linear ? 0 : 1  // matrices before the activation
+    return (inner + 1) * intermediate * hidden + (hasBias ? inner * intermediate + hidden : 0)
+  }
 }
 
 // What the products over some rows have to do; in backward the same for the rows' gradients and for the weights'.
@@ -59,7 +65,7 @@ extension ExpertGroup {
   private func work(_ dispatch: GroupRows, matrices: Int) -> Work {
     if !multiplies { return Work() }
     var (rows, used) = (0, 0)
-    for e in 0..<experts where dispatch.count(ofExpert: e) > 0 {
+    for e in dispatch.experts where dispatch.count(ofExpert: e) > 0 {
       rows += dispatch.count(ofExpert: e)
       used += 1
     }

@@ -42,6 +42,22 @@ extension ExpertTensors where Weight == Float {
     downWeight = Self.part(parameters.grad(.downWeight), e * i * h)!
     downBias = Self.part(parameters.grad(.downBias), e * h)
   }
+
+  /// One expert's gradients in memory for one expert, tensor after tensor as above.
+  init(passing memory: UnsafeMutablePointer<Float>, _ c: ExpertGroup) {
+    let (matrix, bias) = (c.intermediate * c.hidden, c.hasBias ? c.intermediate : 0)
+    var place = memory
+    gateWeight = c.gated ? place : nil
+    if c.gated { place += matrix }
+    gateBias = c.gated && c.hasBias ? place : nil
+    if c.gated { place += bias }
+    upWeight = place
+    if !c.linear { place += matrix }
+    upBias = c.hasBias && !c.linear ? place : nil
+    if !c.linear { place += bias }
+    downWeight = place
+    downBias = c.hasBias ? place + matrix : nil
+  }
 }
 
 /// W x + b before the activation, for all rows or for a part of them: what backward needs of forward. Nothing where
@@ -232,6 +248,8 @@ struct ExpertsBackward {
   private let parameters: Parameters
   private let dispatch: Dispatch
   private let draws: Draws
+  /// One expert's gradient, where an optimiser takes it before the next expert's is begun.
+  private let passing: UnsafeMutablePointer<Float>?
   /// Where pre-activations are computed again.
   private let again: KeptGroups?
   private let arena: Arena  // where every group begins
@@ -239,7 +257,7 @@ struct ExpertsBackward {
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, tape: TapeContents, dispatch: Dispatch,
-    dWeights: UnsafeMutablePointer<Float>
+    dWeights: UnsafeMutablePointer<Float>, passing: UnsafeMutablePointer<Float>?
   ) {
     gradients = RowGradients(
       dWeights: dWeights, dRows: arena.take(Float.self, dispatch.size.mostRows, padded(c.hidden)))
@@ -248,6 +266,7 @@ struct ExpertsBackward {
     self.dy = dy
     self.parameters = parameters
     self.dispatch = dispatch
+    self.passing = passing
     draws = tape.draws
     let packsWeights = context.packsWeights
     again = tape.keeps ? nil : KeptGroups(&arena, c, dispatch.size, packsWeights: packsWeights)
@@ -267,31 +286,85 @@ struct ExpertsBackward {
   func run(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
     guard let kept = kept ?? again else { return }
     for index in 0..<c.groupCount {
-      if again != nil {
-        var own = arena
-        try inner(index, &own, context, kept).runInner(in: context)
-      }
+      try computeAgain(index, in: context, kept)
       var own = arena
       try group(index, &own, context, kept).run(in: context, needInputGradient: needInputGradient)
     }
   }
 
+  /// The same without the gradients of matrices and their biases.
+  func runInputs(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
+    guard let kept = kept ?? again else { return }
+    for index in 0..<c.groupCount { try runInputs(index, in: context, kept, needInputGradient) }
+  }
+
+  /// Everything, for all tokens at once, and the steps of the experts with matrices, each with its gradient. Returns where
+  /// the rest of the call has to run.
+  func runWithSteps(
+    _ steps: inout FusedStep, in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool
+  ) throws(Fault) -> ContextPointer {
+    guard let kept = kept ?? again else { return context }
+    var context = context
+    for index in 0..<c.groupCount {
+      try runInputs(index, in: context, kept, needInputGradient)
+      if !c.groups[index].multiplies { continue }
+      context = steps.begin(in: context)
+      for expert in 0..<c.groups[index].experts {
+        var own = arena
+        let backward = group(index, &own, context, kept, only: expert)
+        try backward.runWeights(in: context, again: false)
+        steps.step(c.groups[index], expert: expert)
+      }
+    }
+    return context
+  }
+
+  /// One chunk's part of one expert's gradient, after `runInputs` of other chunks.
+  func addWeightGradient(
+    ofExpert expert: Int, inGroup index: Int, in context: ContextPointer, kept: KeptGroups?
+  ) throws(Fault) {
+    guard let kept = kept ?? again else { return }
+    if dispatch.rows(of: c.groups[index]).count(ofExpert: expert) == 0 { return }
+    try computeAgain(index, in: context, kept, only: expert)
+    var own = arena
+    try group(index, &own, context, kept, only: expert).runWeights(in: context, again: true)
+  }
+
+  private func runInputs(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool
+  ) throws(Fault) {
+    try computeAgain(index, in: context, kept)
+    var own = arena
+    try group(index, &own, context, kept).runInputs(in: context, needInputGradient: needInputGradient)
+  }
+
+  /// Pre-activations that are not on the tape.
+  private func computeAgain(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
+  ) throws(Fault) {
+    if again == nil { return }
+    var own = arena
+    try inner(index, &own, context, kept, only: expert).runInner(in: context)
+  }
+
   private func inner(
-    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
   ) -> GroupForward {
     let group = c.groups[index]
     return GroupForward(
       &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: nil,
-      dispatch: dispatch.rows(of: group), dropout: nil, kept: kept.of(group), outputs: nil)
+      dispatch: dispatch.rows(of: group, only: expert), dropout: nil, kept: kept.of(group), outputs: nil)
   }
 
+  /// Of one expert alone the gradient is the passing one.
   private func group(
-    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
   ) -> GroupBackward {
     let group = c.groups[index]
     return GroupBackward(
       &arena, group, context: context, x: x, dy: dy, parameters: parameters.of(group),
-      dispatch: dispatch.rows(of: group), dropout: Dropout(group, draws), kept: kept.of(group), gradients: gradients)
+      dispatch: dispatch.rows(of: group, only: expert), dropout: Dropout(group, draws), kept: kept.of(group),
+      gradients: gradients, passing: expert == nil ? nil : passing)
   }
 }
 
@@ -304,25 +377,25 @@ enum GroupBackward {
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: KeptPreactivations?, gradients: RowGradients
+    kept: KeptPreactivations?, gradients: RowGradients, passing: UnsafeMutablePointer<Float>?
   ) {
     switch kept {
     case .bf16(let kept):
       self = .tiledBF16(
         TiledBackward(
           &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
-          kept: kept, gradients: gradients))
+          kept: kept, gradients: gradients, passing: passing))
     case .float(let kept):
       if context.packsWeights {
         self = .tiled(
           TiledBackward(
             &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
-            kept: kept, gradients: gradients))
+            kept: kept, gradients: gradients, passing: passing))
       } else {
         self = .plain(
           PlainBackward(
             &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, dropout: dropout,
-            kept: kept, gradients: gradients))
+            kept: kept, gradients: gradients, passing: passing))
       }
     case nil:
       self = .free(
@@ -338,6 +411,26 @@ enum GroupBackward {
     case .tiledBF16(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
     case .plain(let backward): try backward.run(in: context)
     case .free(let backward): try backward.run(in: context)
+    }
+  }
+
+  /// What the rows find, and the gradients of constants.
+  func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    switch self {
+    case .tiled(let backward): try backward.runInputs(in: context, needInputGradient: needInputGradient)
+    case .tiledBF16(let backward): try backward.runInputs(in: context, needInputGradient: needInputGradient)
+    case .plain(let backward): try backward.runInputs(in: context)
+    case .free(let backward): try backward.run(in: context)
+    }
+  }
+
+  /// The gradients of matrices and their biases. `again`: something else has used the scratch since `runInputs`.
+  func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
+    switch self {
+    case .tiled(let backward): try backward.runWeights(in: context, again: again)
+    case .tiledBF16(let backward): try backward.runWeights(in: context, again: again)
+    case .plain(let backward): try backward.runWeights(in: context)
+    case .free: break
     }
   }
 }

@@ -70,11 +70,12 @@ struct PlainForward: Job {
 
   func run(in context: ContextPointer) throws(Fault) {
     try context.measureExperts(backward: false, gateUp: c.gateUpWork(dispatch), down: c.downWork(dispatch)) {
-      () throws(Fault) in try context.run(c.experts, self)
+      () throws(Fault) in try context.run(dispatch.experts.count, self)
     }
   }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
     let index = lane.pointee.index
@@ -131,11 +132,15 @@ struct PlainBackward: Job {
   let dOutputs: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H] rows of dy
   let gradients: RowGradients
   let inputWeights: InputWeightGradient
+  let passing: UnsafeMutablePointer<Float>?  // of one expert; nil where the parameters have memory for all
+  // Either half may be left out.
+  private var findsInputs = true  // gradients of the routing weights and of x
+  private var addsWeights = true  // those of matrices and biases
 
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: Preactivations<Float>, gradients: RowGradients
+    kept: Preactivations<Float>, gradients: RowGradients, passing: UnsafeMutablePointer<Float>?
   ) {
     self.c = c
     kernels = context.kernels
@@ -146,6 +151,7 @@ struct PlainBackward: Job {
     self.dispatch = dispatch
     self.dropout = dropout
     self.gradients = gradients
+    self.passing = passing
     inputWeights = InputWeightGradient(
       c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
     self.kept = kept
@@ -160,17 +166,34 @@ struct PlainBackward: Job {
 
   func run(in context: ContextPointer) throws(Fault) {
     try context.measureExperts(
-      backward: true, gateUp: c.gateUpWork(dispatch).twice, down: c.downWork(dispatch).twice
+      backward: true, gateUp: ofHalves(c.gateUpWork(dispatch)), down: ofHalves(c.downWork(dispatch))
     ) { () throws(Fault) in
-      try context.run(c.experts, self)
-      if c.weightOnInput { try inputWeights.run(in: context) }
+      try context.run(dispatch.experts.count, self)
+      if c.weightOnInput && findsInputs { try inputWeights.run(in: context) }
     }
   }
 
-  func run(_ expert: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  private func ofHalves(_ work: Work) -> Work { findsInputs && addsWeights ? work.twice : work }
+
+  func runInputs(in context: ContextPointer) throws(Fault) {
+    var half = self
+    half.addsWeights = false
+    try half.run(in: context)
+  }
+
+  func runWeights(in context: ContextPointer) throws(Fault) {
+    var half = self
+    half.findsInputs = false
+    try half.run(in: context)
+  }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
-    let grad = ExpertTensors(gradientsIn: parameters, c, expert: expert)
+    let grad =
+      !addsWeights
+      ? nil : passing.map { ExpertTensors(passing: $0, c) } ?? ExpertTensors(gradientsIn: parameters, c, expert: expert)
     let mine = dispatch.rows(ofExpert: expert)
     let index = lane.pointee.index
     let x = gathered + index * rowsPerBlock * h  // [n,H]
@@ -201,9 +224,11 @@ struct PlainBackward: Job {
       for row in 0..<n {
         let (pair, dy) = (Int(pairs[row]), dy + Int(tokens[row]) * h)
         if !c.weightOnInput {
-          var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
-          if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy, bias) }
-          gradients.dWeights[pair] = slope
+          if findsInputs {
+            var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
+            if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy, bias) }
+            gradients.dWeights[pair] = slope
+          }
           // From here on with the weight: the gradient of this expert's own output, and what follows from it.
           kernels.pointee.scale(Int64(h), weights[row], dy, rows + row * h)
           kernels.pointee.scale(Int64(i), weights[row], da + row * i, da + row * i)
@@ -211,29 +236,40 @@ struct PlainBackward: Job {
         if let dropout { dropout.apply(da + row * i, pair: pair, from: 0, count: i) }
       }
       numbers.round(rows, n * h)
-      matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
-      if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
+      if let grad {
+        matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
+        if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
+      }
 
       if c.linear {
+        if !findsInputs { continue }
         for row in 0..<n { (dx + row * padded(h)).update(from: da + row * h, count: h) }
         continue
       }
       // Through the activation. da becomes the gradient of the up projection.
-      start(dx, count: n, width: h, stride: padded(h), with: nil)
+      if findsInputs { start(dx, count: n, width: h, stride: padded(h), with: nil) }
       if let gate = pre.gate {
         let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
         kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
         numbers.round(dGate, n * i)
-        matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
-        if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, dx, ldc: padded(h))
+        if let grad {
+          matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
+          if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
+        }
+        if findsInputs {
+          matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, dx, ldc: padded(h))
+        }
       } else {
         kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
       }
       numbers.round(da, n * i)
-      matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
-      if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, dx, ldc: padded(h))
+      if let grad {
+        matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
+        if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
+      }
+      if findsInputs {
+        matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, dx, ldc: padded(h))
+      }
     }
   }
 

@@ -20,7 +20,7 @@ struct TiledBackward<P: Precision> {
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: Preactivations<P.Element>, gradients: RowGradients
+    kept: Preactivations<P.Element>, gradients: RowGradients, passing: UnsafeMutablePointer<Float>?
   ) {
     self.c = c
     inner = TiledInnerGradient(
@@ -34,10 +34,17 @@ struct TiledBackward<P: Precision> {
     inputWeights = InputWeightGradient(
       c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
     weights = TiledWeightGradient(
-      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, inner: inner)
+      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, inner: inner,
+      passing: passing)
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    try runInputs(in: context, needInputGradient: needInputGradient)
+    try runWeights(in: context, again: false)
+  }
+
+  /// Steps 1 to 3.
+  func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     let rows = inner.dispatch
     try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in
       try inner.run(in: context)
@@ -46,6 +53,14 @@ struct TiledBackward<P: Precision> {
     try context.measure(.gateUp, backward: true, c.gateUpWork(rows)) { () throws(Fault) in
       if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
       if c.weightOnInput { try inputWeights.run(in: context) }
+    }
+  }
+
+  /// Step 4, where `again` with the first one before it, whose results are gone.
+  func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
+    let rows = inner.dispatch
+    if again {
+      try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in try inner.run(in: context) }
     }
     try context.measureExperts(backward: true, gateUp: c.gateUpWork(rows), down: c.downWork(rows)) { () throws(Fault) in
       try weights.run(in: context)
@@ -115,7 +130,7 @@ struct TiledInnerGradient<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch, experts: c.experts), self)
+    try context.run(work.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -276,7 +291,7 @@ struct TiledInputGradient<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch, experts: c.experts), self)
+    try context.run(work.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -326,6 +341,7 @@ struct TiledWeightGradient<P: Precision>: Job {
   let parameters: Parameters
   let dispatch: GroupRows
   let inner: TiledInnerGradient<P>
+  let passing: UnsafeMutablePointer<Float>?  // of one expert; nil where the parameters have memory for all
   let work: WorkList
   // Scratch of each thread: rows of x, and of dy times the routing weights, tiled for sums over tokens.
   let xs: UnsafeMutablePointer<P.Element>
@@ -338,7 +354,8 @@ struct TiledWeightGradient<P: Precision>: Job {
 
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, inner: TiledInnerGradient<P>
+    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, inner: TiledInnerGradient<P>,
+    passing: UnsafeMutablePointer<Float>?
   ) {
     self.c = c
     kernels = context.kernels
@@ -347,6 +364,7 @@ struct TiledWeightGradient<P: Precision>: Job {
     self.parameters = parameters
     self.dispatch = dispatch
     self.inner = inner
+    self.passing = passing
     work = WorkList(
       &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
       chunksPerPiece: Self.chunksPerPiece)
@@ -357,13 +375,15 @@ struct TiledWeightGradient<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch, experts: c.experts), self)
+    try context.run(work.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let grad = ExpertTensors(gradientsIn: parameters, c, expert: piece.expert)
+    let grad =
+      passing.map { ExpertTensors(passing: $0, c) }
+      ?? ExpertTensors(gradientsIn: parameters, c, expert: piece.expert)
     let tiles = piece.tiles
     let column = piece.chunks.lowerBound * chunkWidth
     let width = piece.chunks.count * chunkWidth  // of the gathered rows

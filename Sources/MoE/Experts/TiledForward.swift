@@ -109,7 +109,7 @@ struct TiledInner<P: Precision>: Job {
           "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }
     }
-    let pieces = work.fill(dispatch, experts: c.experts)
+    let pieces = work.fill(dispatch)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
   }
 
@@ -244,7 +244,7 @@ struct TiledOutput<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch, experts: c.experts), self)
+    try context.run(work.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {

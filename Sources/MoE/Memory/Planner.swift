@@ -79,6 +79,8 @@ extension Layer {
     _ = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
     if let contents, call.tokens > 0 {
       _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+    } else if contents != nil && !c.keepsExpertGradients {
+      _ = FusedScratch(&backward, c)
     }
     return MemoryPlan(
       forwardScratch: try forward.total(), backwardScratch: try backward.total(), tape: try tape.total(),

@@ -98,23 +98,43 @@ public struct Optimizer {
   /// One step with gradients times `clip`. The tensors are as many and as long as at creation: the boundary has seen to
   /// that.
   public mutating func step(clip: Float = 1, _ tensor: (Int) -> TrainedTensor) {
-    if case .adamw(var adamw) = rule {
-      adamw.beginStep()
-      rule = .adamw(adamw)
-    }
+    beginStep()
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     var place = state
     for index in 0..<tensorCount {
-      let (count, type) = shapes[index]
-      let master = type == .bf16 ? place : nil
-      if master != nil { place += count }
-      context.runToTheEnd(
-        (count + Self.stretch - 1) / Self.stretch,
-        OptimizerStep(
-          kernels: context.kernels, rule: rule, clip: clip, tensor: tensor(index), master: master, moments: place))
-      place += rule.moments * count
+      let tensor = tensor(index)
+      step(index, state: place, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
+      place += stateRows(ofTensor: index) * tensor.count
     }
+  }
+
+  /// Once before the tensors of a step.
+  mutating func beginStep() {
+    guard case .adamw(var adamw) = rule else { return }
+    adamw.beginStep()
+    rule = .adamw(adamw)
+  }
+
+  /// A part of a step: some elements of one tensor. `data` is the whole tensor; `grad` begins with the first of the
+  /// elements, and is 0 afterwards if it `clears`.
+  func step(
+    _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
+    clip: Float, clears: Bool
+  ) {
+    step(index, state: state(ofTensor: index), elements, data: data, grad: grad, clip: clip, clears: clears)
+  }
+
+  private func step(
+    _ index: Int, state: UnsafeMutablePointer<Float>, _ elements: Range<Int>, data: UnsafeMutableRawPointer,
+    grad: UnsafeMutablePointer<Float>, clip: Float, clears: Bool
+  ) {
+    let (count, type) = shapes[index]
+    context.runToTheEnd(
+      (elements.count + Self.stretch - 1) / Self.stretch,
+      OptimizerStep(
+        kernels: context.kernels, rule: rule, clip: clip, elements: elements, count: count, data: data, grad: grad,
+        master: type == .bf16 ? state : nil, moments: type == .bf16 ? state + count : state, clears: clears))
   }
 
   fileprivate init(
@@ -129,25 +149,29 @@ public struct Optimizer {
   }
 }
 
-/// Updates one stretch of one tensor per item.
+/// Updates one stretch of some elements of a tensor per item.
 private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
   let clip: Float
-  let tensor: TrainedTensor
+  let elements: Range<Int>
+  let count: Int  // of the whole tensor
+  let data: UnsafeMutableRawPointer  // [count]
+  let grad: UnsafeMutablePointer<Float>  // [elements]
   let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
   let moments: UnsafeMutablePointer<Float>  // [rule.moments, count]
+  let clears: Bool  // the gradient is 0 afterwards
 
   /// Elements that stay in the first-level cache between a master's three passes.
   private static var run: Int { 1024 }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let start = item * Optimizer.stretch
-    let end = min(start + Optimizer.stretch, tensor.count)
+    let start = elements.lowerBound + item * Optimizer.stretch
+    let end = min(start + Optimizer.stretch, elements.upperBound)
     guard let master else {
-      return step(tensor.data.assumingMemoryBound(to: Float.self) + start, start, end - start)
+      return step(data.assumingMemoryBound(to: Float.self) + start, start, end - start)
     }
-    let data = tensor.data.assumingMemoryBound(to: UInt16.self)
+    let data = data.assumingMemoryBound(to: UInt16.self)
     for first in stride(from: start, to: end, by: Self.run) {
       let count = min(Self.run, end - first)
       kernels.pointee.follow_bf16(Int64(count), data + first, master + first)
@@ -157,16 +181,17 @@ private struct OptimizerStep: Job {
   }
 
   /// `data`: the values from `start` on.
-  private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ count: Int) {
-    let n = Int64(count)
-    let (grad, first) = (tensor.grad + start, moments + start)
+  private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ length: Int) {
+    let n = Int64(length)
+    let (grad, first) = (grad + start - elements.lowerBound, moments + start)
     switch rule {
     case .adamw(let adamw):
       var factors = adamw.factors(clip: clip)
-      kernels.pointee.adamw(n, &factors, data, grad, first, first + tensor.count)
+      kernels.pointee.adamw(n, &factors, data, grad, first, first + count)
     case .sgd(let sgd):
       kernels.pointee.sgd(n, clip, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
     }
+    if clears { grad.update(repeating: 0, count: length) }
   }
 }
 

@@ -51,12 +51,12 @@ struct WorkList {
   }
 
   /// Cuts all rows' chunks of outputs and returns how many pieces there are.
-  func fill(_ dispatch: GroupRows, experts: Int) -> Int {
+  func fill(_ dispatch: GroupRows) -> Int {
     func size(_ rows: Int, _ chunks: Int) -> Int { (rows + Self.packingRows) * chunks }
     func blocks(_ tiles: Tiles) -> Int { (tiles.count + tilesPerPiece - 1) / tilesPerPiece }
 
     var total = 0
-    for e in 0..<experts {
+    for e in dispatch.experts {
       let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight, unit: unit)
       total += (tiles.rows + blocks(tiles) * Self.packingRows) * chunks
     }
@@ -64,7 +64,7 @@ struct WorkList {
 
     var count = 0
     var largest = 1
-    for e in 0..<experts {
+    for e in dispatch.experts {
       let tiles = Tiles(rows: dispatch.count(ofExpert: e), maxHeight: maxHeight, unit: unit)
       let blocks = blocks(tiles)
       for block in 0..<blocks {

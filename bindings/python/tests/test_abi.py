@@ -128,6 +128,7 @@ ENUMS = {
     "moe_expert_kind": ("MOE_EXPERT", _abi.EXPERT),
     "moe_activation": ("MOE_ACTIVATION", _abi.ACTIVATION),
     "moe_layout": ("MOE_LAYOUT", _abi.LAYOUT),
+    "moe_unallocated": ("MOE_UNALLOCATED", _abi.UNALLOCATED),
 }
 
 

@@ -89,14 +89,7 @@ LAYOUT = {
 }
 NO_LAYER_NUMBER = -1
 ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4}
-ROUTER = {
-    "token_choice": 0,
-    "expert_choice": 1,
-    "hierarchical": 2,
-    "hash": 3,
-    "sinkhorn": 4,
-    "external": 5,
-}
+ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
 DYNAMIC_K = {"none": 0, "top_p": 1, "threshold": 2, "complexity": 3}
@@ -145,6 +138,7 @@ GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
+UNALLOCATED = {"expert_gradients": 1}
 TAPE = {"auto": 0, "full": 1, "lean": 2}
 THREADS_ALL = -1
 
@@ -354,6 +348,8 @@ class moe_layer_config(_Sized):
         ("vocabulary_size", c_int64),
         ("losses", POINTER(moe_loss_term)),
         ("n_losses", c_int64),
+        ("unallocated", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -455,6 +451,9 @@ class moe_backward_options(_Sized):
         ("d_expert_weights", c_void_p),
         ("scratch", c_void_p),
         ("scratch_size", c_size_t),
+        ("optimizer", POINTER(moe_optimizer)),
+        ("clip_factor", c_float),
+        ("reserved", c_int32),
     ]
 
 
@@ -592,10 +591,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         Status,
         [c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
     ),
-    "moe_statistics_create": (
-        Status,
-        [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))],
-    ),
+    "moe_statistics_create": (Status, [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))]),
     "moe_statistics_free": (None, [POINTER(moe_statistics)]),
     "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_statistics_reset": (Status, [POINTER(moe_statistics)]),

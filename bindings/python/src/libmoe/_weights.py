@@ -43,9 +43,31 @@ class _View:
 class Weights(Native):
     """What :class:`Layer` has of parameters; it has a layer's handle."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, config: _abi.moe_layer_config) -> None:
         self._open_handle = handle
+        self._config = config
         self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    # Read-only: the memory that a call reads and writes follows from them.
+    @property
+    def hidden_size(self) -> int:
+        """H, the features of a token."""
+        return int(self._config.hidden_size)
+
+    @property
+    def intermediate_size(self) -> int:
+        """I, the experts' width; of linear experts what was given."""
+        return int(self._config.intermediate_size)
+
+    @property
+    def n_experts(self) -> int:
+        """E, the experts there are."""
+        return int(self._config.n_experts)
+
+    @property
+    def top_k(self) -> int:
+        """K, the experts that each token uses."""
+        return int(self._config.top_k)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -95,7 +117,8 @@ class Weights(Native):
         tensor = self._tensor(index)
         name = tensor.name.decode()
         grad = self._array(name, "grad", tensor) if tensor.grad else None
-        return Parameter._of_layer(name, self._array(name, "data", tensor), grad)
+        trainable = not self._config.inference_only
+        return Parameter._of_layer(name, self._array(name, "data", tensor), grad, trainable=trainable)
 
     def _tensor(self, index: int) -> _abi.moe_tensor:
         tensor = _abi.moe_tensor()

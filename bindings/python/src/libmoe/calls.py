@@ -8,6 +8,7 @@ from typing import Any
 from . import _abi, _check
 from ._callbacks import raised
 from ._library import Handle
+from .optim import Optimizer
 from .routing import Routing
 
 
@@ -47,6 +48,22 @@ def forward_options(
         tape_policy=_check.choice("tape_policy", tape_policy, _abi.TAPE),
     )
     options.handles = (recorder, replayed)  # which nobody frees while the library uses them
+    return options
+
+
+def backward_options(
+    optimizer: Optimizer | None, clip_factor: float, **arrays: Any
+) -> _abi.moe_backward_options:
+    """Check what a backward is given besides dy."""
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected a libmoe.AdamW or SGD, got {type(optimizer).__name__}")
+    handle = None if optimizer is None else optimizer._handle
+    options = _abi.moe_backward_options(
+        optimizer=None if handle is None else handle._as_parameter_,
+        clip_factor=_check.number("clip_factor", clip_factor),
+        **arrays,
+    )
+    options.handles = (handle,)
     return options
 
 

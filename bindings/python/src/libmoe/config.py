@@ -78,8 +78,10 @@ _FLAGS = {
 }
 _BIASES = {"router_bias", "expert_bias"}
 _BIAS = {None: _abi.BIAS["default"], False: _abi.BIAS["off"], True: _abi.BIAS["on"]}
-# Fields that say how long a list is: Python's lists know it themselves.
-_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses"}
+# Memory that is there unless it is turned off, by the flag in `unallocated`.
+_MEMORY = {"expert_gradients": _abi.UNALLOCATED["expert_gradients"]}
+# Fields that say how long a list is, which Python's lists know themselves; and that of _MEMORY.
+_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses", "unallocated"}
 
 
 def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
@@ -105,6 +107,7 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
         setattr(config, field, _field(field, ctype, options[_keyword(field)]))
     config.n_expert_groups = len(options["expert_groups"] or ())
     config.n_losses = len(options["losses"] or ())
+    config.unallocated = sum(flag for name, flag in _MEMORY.items() if not options[name])
     if options["hash_table"] is not None:
         config.vocabulary_size = _vocabulary(config, options["hash_table"])
     return config
@@ -112,9 +115,10 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
 
 def from_c(config: _abi.moe_layer_config) -> dict[str, Any]:
     """Return what :func:`to_c` would make this struct of; a hash table is left out."""
-    return {
+    options = {
         _keyword(name): _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"
     }
+    return options | {name: not config.unallocated & flag for name, flag in _MEMORY.items()}
 
 
 def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:

@@ -13,10 +13,11 @@ from . import _abi, _check, config, words
 from ._check import Array, FloatArray
 from ._library import Handle, lib
 from ._weights import Weights
-from .calls import forward_options, run
+from .calls import backward_options, forward_options, run
 from .context import Context, default_context
 from .errors import BadStateError
 from .memory import Plan, planned
+from .optim import Optimizer
 from .report import Blank, Output, Report
 from .routing import Routing
 from .tape import Tape
@@ -105,6 +106,9 @@ class Layer(Weights):
         ``c = softmax(x W^T + b)`` and one shared expert (arXiv:2201.05596).
     inference_only : bool
         No memory for gradients, and no backward.
+    expert_gradients : bool
+        Whether there is memory for the gradients of the experts' weights and biases.  Without it
+        :meth:`backward` is given an optimiser, which it steps expert by expert.
     dropout : float
         Share of the experts' inner activations that is dropped in training, in [0, 1).
     noise, noise_std : {"none", "gaussian", "learned"}, float
@@ -237,6 +241,7 @@ class Layer(Weights):
         shared_intermediate_size: int = 0,
         shared_gate: words.SharedGate = "plain",
         inference_only: bool = False,
+        expert_gradients: bool = True,
         dropout: float = 0.0,
         noise: words.Noise = "none",
         noise_std: float = 0.0,
@@ -278,40 +283,20 @@ class Layer(Weights):
         context: Context | None = None,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
-        self._config = config.to_c(options)
+        c_config = config.to_c(options)
         parent = (context or default_context())._handle
         super().__init__(
             Handle(
                 lib.moe_layer_create,
                 lib.moe_layer_free,
                 parent,
-                ctypes.byref(self._config),
+                ctypes.byref(c_config),
                 keep={"context": parent},
-            )
+            ),
+            c_config,
         )
         self._io_dtype = io_dtype
         self._losses = list(losses or ())
-
-    # Read-only: the memory that a call reads and writes follows from them.
-    @property
-    def hidden_size(self) -> int:
-        """H, the features of a token."""
-        return int(self._config.hidden_size)
-
-    @property
-    def intermediate_size(self) -> int:
-        """I, the experts' width; of linear experts what was given."""
-        return int(self._config.intermediate_size)
-
-    @property
-    def n_experts(self) -> int:
-        """E, the experts there are."""
-        return int(self._config.n_experts)
-
-    @property
-    def top_k(self) -> int:
-        """K, the experts that each token uses."""
-        return int(self._config.top_k)
 
     def __call__(self, x: Array) -> Array:
         """Return y = layer(x), for evaluation.
@@ -503,6 +488,8 @@ class Layer(Weights):
         out: Array | None = None,
         d_mean_probability: FloatArray | None = None,
         d_expert_weights: FloatArray | None = None,
+        optimizer: Optimizer | None = None,
+        clip_factor: float = 0.0,
     ) -> Array | None:
         """Add the gradients of L = <dy, y> + d_aux_loss * aux_loss to those of the parameters.
 
@@ -523,6 +510,12 @@ class Layer(Weights):
             :func:`pooled_balance_loss`.
         d_expert_weights : ndarray of float32, [..., K], optional
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
+        optimizer : AdamW or SGD, optional
+            Made from ``layer.parameters`` of a layer with ``expert_gradients=False``: the call is
+            :meth:`zero_grad`, backward and a step in one, with the same bits, and has the gradient of one
+            expert at a time.  Afterwards the tape is of no more use.
+        clip_factor : float
+            Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
 
         Returns
         -------
@@ -535,12 +528,15 @@ class Layer(Weights):
             An array has the wrong type, shape or layout, or overlaps another; d_aux_loss is not finite; or
             d_expert_weights is given, and forward was not given weights.
         BadStateError
-            The tape is empty or another layer's, the layer is inference_only, or something is closed.
+            The tape is empty or another layer's, the layer is inference_only, or something is closed; the
+            layer has no memory for some gradient and there is no optimizer, or has it for all and there is
+            one.
         OutOfMemoryError
             There is no memory for the call.
 
         After an exception of a signal handler, such as KeyboardInterrupt, the gradients are partly added:
-        call :meth:`zero_grad`.
+        call :meth:`zero_grad`.  With an optimizer it may also be that the step has been made: signals are
+        looked after until the first expert is stepped, and again after the last.
         """
         x = tape._x
         if x is None:
@@ -552,7 +548,9 @@ class Layer(Weights):
         elif need_dx:
             dx = np.empty_like(x)
         choices = (*x.shape[:-1], self.top_k)
-        options = _abi.moe_backward_options(
+        options = backward_options(
+            optimizer,
+            clip_factor,
             d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
             d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
         )

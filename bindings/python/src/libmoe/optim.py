@@ -19,7 +19,7 @@ class Optimizer(Native):
     """
 
     def __init__(self, create: Any, parameters: Parameters, config: Any, context: Context | None) -> None:
-        self._parameters, self._tensors = tensors(parameters)
+        self._parameters, self._tensors = tensors(parameters, gradients=False)
         self._learning_rate: float = config.learning_rate
         handle = (context or default_context())._handle
         self._open_handle = Handle(
@@ -57,7 +57,8 @@ class Optimizer(Native):
         BadStateError
             The optimiser is closed.
         InvalidArgumentError
-            ``max_norm`` is not above 0.
+            ``max_norm`` is not above 0; or a parameter has no memory for its gradient: :meth:`Layer.backward`
+            makes the steps of such a layer.
         NotFiniteError
             ``max_norm`` is given and some gradient is not finite; the text names the parameter, and nothing
             has changed.

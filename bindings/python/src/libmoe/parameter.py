@@ -47,12 +47,14 @@ class Parameter:
             grad = np.zeros(data.shape, np.float32)
         self._grad: FloatArray | None = _check.array("grad", grad, data.shape, write=True)
         self._name = name
+        self._trainable = True
 
     @classmethod
-    def _of_layer(cls, name: str, data: Array, grad: FloatArray | None) -> Parameter:
-        """Parameter of a layer, which has no gradient where the layer is for inference only."""
+    def _of_layer(cls, name: str, data: Array, grad: FloatArray | None, *, trainable: bool) -> Parameter:
+        """Parameter of a layer, which may have no gradient, or no memory for it."""
         parameter = cls.__new__(cls)
         parameter._name, parameter._data, parameter._grad = name, data, grad
+        parameter._trainable = trainable
         return parameter
 
     @property
@@ -72,10 +74,13 @@ class Parameter:
         Raises
         ------
         BadStateError
-            It is a parameter of an inference_only layer, which has none.
+            It is a parameter of an inference_only layer, which has none, or of one with
+            ``expert_gradients=False``, which has none of its experts.
         """
-        if self._grad is None:
+        if not self._trainable:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
+        if self._grad is None:
+            raise BadStateError(f"{self._name}: a layer with expert_gradients=False has no memory for it")
         return self._grad
 
 
@@ -83,8 +88,11 @@ Parameters = Union[Iterable[Parameter], Mapping[str, Parameter]]
 """A list of parameters, or ``layer.parameters`` as it is."""
 
 
-def tensors(parameters: Parameters) -> tuple[list[Parameter], Any]:
-    """Return the parameters as a list, which keeps their memory alive, and as an array of ``moe_tensor``."""
+def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Parameter], Any]:
+    """Return the parameters as a list, which keeps their memory alive, and as an array of ``moe_tensor``.
+
+    Without ``gradients`` these may have no memory, and are NULL then.
+    """
     listed = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
     described = (_abi.moe_tensor * len(listed))()
     for index, parameter in enumerate(listed):
@@ -99,6 +107,12 @@ def tensors(parameters: Parameters) -> tuple[list[Parameter], Any]:
             rank=parameter.data.ndim,
             shape=parameter.data.shape,
             data=parameter.data.ctypes.data,
-            grad=parameter.grad.ctypes.data,
+            grad=_gradient(parameter, needed=gradients),
         )
     return listed, described
+
+
+def _gradient(parameter: Parameter, *, needed: bool) -> int | None:
+    if not needed and parameter._trainable and parameter._grad is None:
+        return None
+    return parameter.grad.ctypes.data

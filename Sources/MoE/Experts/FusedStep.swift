@@ -1,0 +1,91 @@
+/// A backward that steps an optimiser itself: the gradient of an expert is summed up in scratch, applied and forgotten
+/// before the next expert's is begun, so that the gradient of all experts never exists. Steps are elementwise: they give
+/// the bits of one step after a whole backward.
+struct FusedStep {
+  private let optimizer: OptimizerPointer
+  private let clip: Float
+  private let c: Configuration
+  private let parameters: Parameters
+  private let scratch: FusedScratch
+  private var hasBegun = false
+
+  /// Sets gradients to 0 that have memory to stay in: of all but the experts' matrices and their biases.
+  init(_ call: FusedCall, _ c: Configuration, _ parameters: Parameters, _ scratch: FusedScratch) {
+    optimizer = call.optimizer
+    clip = call.clip
+    self.c = c
+    self.parameters = parameters
+    self.scratch = scratch
+    for index in 0..<parameters.trainedCount {
+      let parameter = parameters.trained(index)
+      if !parameter.isOfMatrices { parameter.grad!.update(repeating: 0, count: parameter.count) }
+    }
+  }
+
+  /// Before the first expert's step. A half-made step could not be repaired, so from here on the call runs to its end, in
+  /// the context that this returns.
+  mutating func begin(in context: ContextPointer) -> ContextPointer {
+    if !hasBegun {
+      hasBegun = true
+      _ = context.uncancelled(in: scratch.context)
+      scratch.gradient.update(repeating: 0, count: scratch.count)
+      optimizer.pointee.beginStep()
+    }
+    return scratch.context
+  }
+
+  /// Applies the gradient of one expert, and leaves 0 for the next one.
+  func step(_ group: ExpertGroup, expert: Int) {
+    let begun = scratch.context.profile.begin()
+    defer { if begun != 0 { scratch.context.profile.end(begun, .optimizer, backward: false, Work()) } }
+    let parameters = parameters.of(group)
+    var grad = scratch.gradient
+    for raw in Parameters.Role.ofMatrices {
+      guard let role = Parameters.Role(rawValue: raw), let parameter = parameters[role] else { continue }
+      let size = parameter.count / group.experts
+      optimizer.pointee.step(
+        parameters.trainedIndex(role), expert * size..<(expert + 1) * size, data: parameter.data!, grad: grad,
+        clip: clip, clears: true)
+      grad += size
+    }
+  }
+
+  /// Steps everything else, whose gradients are complete by now.
+  mutating func finish(in context: ContextPointer) {
+    let context = begin(in: context)
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
+    for index in 0..<parameters.trainedCount {
+      let parameter = parameters.trained(index)
+      if parameter.isOfMatrices { continue }
+      optimizer.pointee.step(
+        index, 0..<parameter.count, data: parameter.data!, grad: parameter.grad!, clip: clip, clears: false)
+    }
+  }
+}
+
+/// What a caller gives to a backward that steps: an optimiser of exactly the layer's trained parameters, in their order,
+/// and what gradients are multiplied by.
+public struct FusedCall {
+  let optimizer: OptimizerPointer
+  let clip: Float
+
+  public init(_ optimizer: OptimizerPointer, clip: Float) {
+    self.optimizer = optimizer
+    self.clip = clip
+  }
+}
+
+struct FusedScratch {
+  let gradient: UnsafeMutablePointer<Float>  // [count] of one expert, tensor after tensor
+  let count: Int  // of the largest expert
+  let context: ContextPointer  // where nobody asks whether to go on
+
+  init(_ arena: inout Arena, _ c: Configuration) {
+    var most = 0
+    for index in 0..<c.groupCount { most = max(most, c.groups[index].elementsOfOne) }
+    count = most
+    gradient = arena.take(Float.self, count)
+    context = arena.take(Context.self, 1)
+  }
+}
