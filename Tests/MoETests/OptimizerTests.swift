@@ -46,6 +46,7 @@ final class OptimizerTests {
     #expect(adamw.struct_size == MemoryLayout<moe_adamw_config>.size)
     #expect(adamw.learning_rate == 1e-3 && adamw.beta1 == 0.9 && adamw.beta2 == 0.999)
     #expect(adamw.epsilon == 1e-8 && adamw.weight_decay == 0.01)
+    #expect(adamw.state_dtype == MOE_DTYPE_F32.int32 && adamw.seed == 0)
     var sgd = moe_sgd_config()
     moe_sgd_config_init(&sgd, MemoryLayout<moe_sgd_config>.size)
     #expect(sgd.struct_size == MemoryLayout<moe_sgd_config>.size)

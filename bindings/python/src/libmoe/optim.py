@@ -101,6 +101,11 @@ class AdamW(Optimizer):
         As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
+    state_dtype : {"f32", "bf16"}
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
+        by chance, with the mean right.
+    seed : int
+        Of that chance; give each optimiser another one.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -111,7 +116,7 @@ class AdamW(Optimizer):
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
-        There is no memory for the moments, twice that of the parameters.
+        There is no memory for the moments: 8 bytes for each element, or 4 with ``"bf16"``.
     """
 
     def __init__(
@@ -122,6 +127,8 @@ class AdamW(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         *,
+        state_dtype: str = "f32",
+        seed: int = 0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_adamw_config(
@@ -130,6 +137,8 @@ class AdamW(Optimizer):
             beta2=_check.number("betas[1]", betas[1]),
             epsilon=_check.number("epsilon", epsilon),
             weight_decay=_check.number("weight_decay", weight_decay),
+            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
+            seed=_check.integer("seed", seed, ctypes.c_uint64),
         )
         super().__init__(lib.moe_adamw_create, parameters, config, context)
 
@@ -151,6 +160,11 @@ class SGD(Optimizer):
         What is optimised.
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
+    state_dtype : {"f32", "bf16"}
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
+        by chance, with the mean right.
+    seed : int
+        Of that chance; give each optimiser another one.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -161,7 +175,7 @@ class SGD(Optimizer):
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
-        There is no memory for the velocities.
+        There is no memory for the velocities: 4 bytes for each element, or 2 with ``"bf16"``.
     """
 
     def __init__(
@@ -171,12 +185,16 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,
+        state_dtype: str = "f32",
+        seed: int = 0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_sgd_config(
             learning_rate=_check.number("learning_rate", learning_rate),
             momentum=_check.number("momentum", momentum),
             weight_decay=_check.number("weight_decay", weight_decay),
+            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
+            seed=_check.integer("seed", seed, ctypes.c_uint64),
         )
         super().__init__(lib.moe_sgd_create, parameters, config, context)
 
