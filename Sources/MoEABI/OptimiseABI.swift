@@ -174,6 +174,26 @@ public func moe_optimizer_set_learning_rate(_ optimizer: OpaquePointer?, _ learn
   }
 }
 
+@implementation @_cdecl("moe_optimizer_set_group")
+public func moe_optimizer_set_group(
+  _ optimizer: OpaquePointer?, _ indices: UnsafePointer<Int64>?, _ count: Int64, _ learning_rate_scale: Double,
+  _ weight_decay: Double
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try require(Int(count), "count", from: 0, to: Int(Int32.max))
+    let indices = try array(indices, count: Int(count), "indices")
+    try require(learning_rate_scale, "learning_rate_scale", atLeast: 0)
+    try require(weight_decay, "weight_decay", atLeast: 0)
+    let tensors = optimizer.pointee.tensorCount
+    for i in 0..<Int(count) where indices[i] < 0 || indices[i] >= Int64(tensors) {
+      throw .invalid("indices[\(i)] = \(Int(indices[i])) is none of the optimizer's \(tensors) tensors")
+    }
+    let group = Optimizer.Group(learningRateScale: learning_rate_scale, weightDecay: weight_decay)
+    for i in 0..<Int(count) { optimizer.pointee.setGroup(ofTensor: Int(indices[i]), group) }
+  }
+}
+
 @implementation @_cdecl("moe_clip_grad_norm")
 public func moe_clip_grad_norm(
   _ context: OpaquePointer?, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ max_norm: Double,

@@ -137,6 +137,21 @@ final class OptimizerTests {
     #expect(Array(w.data) == [0.34375])
   }
 
+  @Test func groupsHaveRatesAndDecaysOfTheirOwn() throws {
+    let variables = ["a", "b", "c"].map { Variable($0, [2], grad: [1]) }
+    let optimizer = try sgd(variables) {
+      $0.learning_rate = 0.5
+      $0.weight_decay = 0.25
+    }
+    defer { moe_optimizer_free(optimizer) }
+    try check(moe_optimizer_set_group(optimizer, [1], 1, 0.5, 0))
+    try check(moe_optimizer_set_group(optimizer, [2], 1, 0, 1))
+    try step(optimizer, variables)
+    #expect(variables[0].data[0] == 2 - 0.5 * 0.25 * 2 - 0.5)
+    #expect(variables[1].data[0] == 2 - 0.25)
+    #expect(variables[2].data[0] == 2)
+  }
+
   @Test func theLearningRateMayChangeBetweenSteps() throws {
     let w = Variable("w", [1], grad: [1])
     let optimizer = try sgd([w]) { $0.learning_rate = 0.5 }

@@ -108,6 +108,7 @@ public struct TrainingState {
     // The numbers first, to look at them before anything changes that is not this state's own.
     try visitNumbers { (tensor) throws(Fault) in stored.copy(tensor) }
     try checkNumbers(path)
+    try visitGroups { (tensor) throws(Fault) in try stored.requireAmounts(tensor, path) }
     try visitStatistics { (tensor) throws(Fault) in try stored.requireNotNegative(tensor, path) }
     try visitHandles { (tensor) throws(Fault) in stored.copy(tensor) }
     for n in 0..<count.optimizers {
@@ -182,6 +183,7 @@ extension TrainingState: OutgoingTensors {
           parameter.storedShape, parameter.data!, body)
       }
     }
+    try visitGroups(body)
     for n in 0..<count.optimizers {
       let optimizer = optimizers[n].pointee
       for index in 0..<optimizer.tensorCount {
@@ -201,6 +203,15 @@ extension TrainingState: OutgoingTensors {
     for n in 0..<count.tensors {
       let tensor = tensors[n]
       try one(StateName(kind: "tensors.", n: n), StoredType(tensor.type), tensor.shape, tensor.data, body)
+    }
+  }
+
+  private func visitGroups(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    for n in 0..<count.optimizers {
+      let optimizer = optimizers[n].pointee
+      try one(
+        StateName(kind: "optimizers.", n: n, part: ".groups"), .f64, StoredShape(optimizer.tensorCount, 2),
+        optimizer.groups, body)
     }
   }
 
@@ -270,6 +281,14 @@ extension Checkpoint {
   fileprivate func copy(_ wanted: OutgoingTensor) {
     guard case .memory(let memory) = wanted.contents else { return }
     UnsafeMutableRawPointer(mutating: memory).copyMemory(from: tensor(wanted.name)!.data, byteCount: wanted.bytes)
+  }
+
+  /// Numbers that are finite and not negative.
+  fileprivate func requireAmounts(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
+    let values = tensor(wanted.name)!.data.assumingMemoryBound(to: Double.self)
+    for i in 0..<wanted.bytes / 8 where !(values[i] >= 0 && values[i].isFinite) {
+      throw .invalid("\(wanted.name): \(values[i]) is not a number of at least 0: \(path)")
+    }
   }
 
   fileprivate func requireNotNegative(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {

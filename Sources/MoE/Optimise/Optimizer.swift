@@ -21,6 +21,13 @@ public struct Optimizer {
     case adamw(AdamW)
     case sgd(SGD)
 
+    fileprivate var weightDecay: Double {
+      switch self {
+      case .adamw(let adamw): adamw.weightDecay
+      case .sgd(let sgd): sgd.weightDecay
+      }
+    }
+
     /// How many moments each parameter has.
     var moments: Int {
       switch self {
@@ -33,6 +40,7 @@ public struct Optimizer {
   let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
+  let groups: UnsafeMutablePointer<Group>  // [tensorCount]
   /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
   private let state: UnsafeMutablePointer<Float>
   let momentType: ElementType
@@ -45,6 +53,20 @@ public struct Optimizer {
   fileprivate static let stretch = 32_768
 
   public typealias Shape = (count: Int, type: ElementType)
+
+  /// What a tensor has of its own. Training states hold it as two numbers.
+  public struct Group {
+    let learningRateScale: Double
+    let weightDecay: Double
+
+    public init(learningRateScale: Double, weightDecay: Double) {
+      self.learningRateScale = learningRateScale
+      self.weightDecay = weightDecay
+    }
+  }
+
+  /// The group of tensor `index` from the next step on.
+  public func setGroup(ofTensor index: Int, _ group: Group) { groups[index] = group }
 
   public func count(ofTensor index: Int) -> Int { shapes[index].count }
   public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
@@ -136,7 +158,7 @@ public struct Optimizer {
       context.runToTheEnd(
         (count + Self.stretch - 1) / Self.stretch,
         OptimizerStep(
-          kernels: context.kernels, rule: rule, clip: clip, tensor: tensor(index), master: master,
+          kernels: context.kernels, rule: rule, group: groups[index], clip: clip, tensor: tensor(index), master: master,
           moments: Moments(
             start: moments, type: momentType, rows: rule.moments, count: count, random: random, firstWord: firstWord)))
       place += words(ofTensor: index)
@@ -146,7 +168,7 @@ public struct Optimizer {
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
-    shapes: UnsafeMutablePointer<Shape>, state: UnsafeMutablePointer<Float>
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>
   ) {
     self.context = context
     self.rule = rule
@@ -154,6 +176,7 @@ public struct Optimizer {
     self.seed = seed
     self.tensorCount = tensorCount
     self.shapes = shapes
+    self.groups = groups
     self.state = state
   }
 }
@@ -162,6 +185,7 @@ public struct Optimizer {
 private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
+  let group: Optimizer.Group
   let clip: Float
   let tensor: TrainedTensor
   let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
@@ -192,10 +216,12 @@ private struct OptimizerStep: Job {
       let (data, grad) = (data + offset, tensor.grad + start + offset)
       switch rule {
       case .adamw(let adamw):
-        var factors = adamw.factors(clip: clip)
+        var factors = adamw.factors(clip: clip, group)
         kernels.pointee.adamw(n, &factors, data, grad, first, second)
       case .sgd(let sgd):
-        kernels.pointee.sgd(n, clip, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
+        let rate = sgd.learningRate * group.learningRateScale
+        kernels.pointee.sgd(
+          n, clip, Float(1 - rate * group.weightDecay), Float(sgd.momentum), Float(rate), data, grad, first)
       }
     }
   }
@@ -238,10 +264,11 @@ public struct AdamW {
     beta2Power *= beta2
   }
 
-  func factors(clip: Float) -> moei_adamw {
-    moei_adamw(
-      clip: clip, decay: Float(1 - learningRate * weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
-      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(learningRate / (1 - beta1Power)),
+  func factors(clip: Float, _ group: Optimizer.Group) -> moei_adamw {
+    let rate = learningRate * group.learningRateScale
+    return moei_adamw(
+      clip: clip, decay: Float(1 - rate * group.weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
+      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(rate / (1 - beta1Power)),
       root_scale: Float(1 / (1 - beta2Power).squareRoot()), epsilon: Float(epsilon))
   }
 }
@@ -267,8 +294,6 @@ public struct SGD {
     out.update(repeating: 0, count: Optimizer.numbers)
     (out[0], out[1], out[2]) = (learningRate, momentum, weightDecay)
   }
-
-  var decay: Float { Float(1 - learningRate * weightDecay) }
 }
 
 // MARK: life
@@ -289,20 +314,29 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
       if overflow { throw .outOfMemory(bytes: .max) }
       total = sum
     }
-    typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
+    typealias Parts = (
+      OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
+      UnsafeMutablePointer<Float>
+    )
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, total))
+      (
+        arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, total)
+      )
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, state) = layout(&arena)
+    let (optimizer, shapes, groups, state) = layout(&arena)
     for index in 0..<tensorCount { shapes[index] = shape(index) }
+    groups.initialize(
+      repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
     state.initialize(repeating: 0, count: total)
     optimizer.initialize(
       to: Optimizer(
-        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, state: state))
+        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
+        state: state))
     context.retain()
     return optimizer
   }

@@ -43,7 +43,11 @@ class Run:
                     parameter.data[...] += 0.1 * normal(*parameter.data.shape, seed=seed + n + len(name))
         table = libmoe.Parameter(normal(10, H, seed=seed), name="table")
         adamw = libmoe.AdamW(
-            [*layers[0].parameters.values(), table], learning_rate=0.01, state_dtype=state_dtype, seed=seed + 1
+            [*layers[0].parameters.values(), table],
+            learning_rate=0.01,
+            groups=[{"parameters": [table], "learning_rate": 0.005 + seed, "weight_decay": 0.2 + seed}],
+            state_dtype=state_dtype,
+            seed=seed + 1,
         )
         sgd = libmoe.SGD(layers[1].parameters, learning_rate=1e-4, momentum=0.9, state_dtype=state_dtype)
         return cls(layers, table, [adamw, sgd], [libmoe.Statistics(E)])
@@ -104,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(state_dtype: str, tmp
     halfway = stopped.bits()
     stopped.advance(1)  # saving has changed nothing, and what follows does not change the file
 
-    resumed = Run.begin(seed=77, state_dtype=state_dtype)  # the optimiser's seed is the file's, too
+    resumed = Run.begin(seed=77, state_dtype=state_dtype)  # seed and groups of the optimiser are the file's, too
     resumed.advance(2)
     resumed.load(tmp_path / "state")
     assert resumed.step == 3
@@ -134,7 +138,7 @@ def test_the_file_is_what_the_header_says(tmp_path: Path) -> None:
         names |= {f"layers.{n}.{name}" for name in (*layer.parameters, *layer.buffers, "seed")}
     counts = [len(run.layers[0].parameters) + 1, len(run.layers[1].parameters)]
     names |= {f"optimizers.{n}.{i}.moments" for n in range(2) for i in range(counts[n])}
-    names |= {"optimizers.0.adamw", "optimizers.1.sgd", "optimizers.0.random", "optimizers.1.random"}
+    names |= {"optimizers.0.groups", "optimizers.1.groups", "optimizers.0.adamw", "optimizers.1.sgd", "optimizers.0.random", "optimizers.1.random"}
     halves = [i for i, p in enumerate(run.layers[0].parameters.values()) if p.data.dtype == np.uint16]
     names |= {f"optimizers.0.{i}.master" for i in halves}
     names |= {f"statistics.0.{part}" for part in ("counts", "dropped", "probability", "tokens", "sums")}
@@ -145,6 +149,9 @@ def test_the_file_is_what_the_header_says(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(found["optimizers.1.sgd"], [0.81e-4, 0.9, 0, 0, 0, 0, 0], rtol=1e-12)
     np.testing.assert_array_equal(found["optimizers.0.random"], [1, 2])  # seed, steps
+    np.testing.assert_array_equal(
+        found["optimizers.0.groups"], [[1, 0.01]] * (counts[0] - 1) + [[0.5, 0.2]]
+    )
     assert (found["tensors.0"] == run.table.data).all()
     assert found[f"optimizers.0.{counts[0] - 1}.moments"].shape == (2, 10 * H)
     assert found["optimizers.1.0.moments"].shape == (1, E * H)
@@ -183,6 +190,8 @@ def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[An
         ("optimizers.0.adamw", np.full(7, np.nan), "nan is none of its numbers"),
         ("optimizers.1.sgd", np.full(7, -1.0), "-1 is none of its numbers"),
         ("optimizers.0.0.moments", np.zeros((1, E * H), np.float32), "0.0.moments: other dimensions"),
+        ("optimizers.1.groups", np.full((8, 2), np.inf), "optimizers.1.groups: inf is not a number"),
+        ("optimizers.1.groups", np.full((8, 2), -2.0), "optimizers.1.groups: -2 is not a number"),
         ("optimizers.0.random", np.array([1, 2**56], np.uint64), "72057594037927936 steps are too many"),
         ("statistics.0.counts", np.full(E, -1, np.int64), "statistics.0.counts: -1 is negative"),
         ("statistics.0.tokens", np.full(2, -5, np.int64), "-5 is negative"),

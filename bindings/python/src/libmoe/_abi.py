@@ -587,6 +587,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_optimizer_set_group": (
+        Status,
+        [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double],
+    ),
     "moe_clip_grad_norm": (
         Status,
         [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
