@@ -46,7 +46,8 @@
  * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668;
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
- * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11;
+ * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
+ * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
  * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
@@ -1032,7 +1033,14 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
 /* moe_optimizer: moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
  *  Of BF16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
  *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
- *  the last step wrote (you have set it since) is taken over first. */
+ *  the last step wrote (you have set it since) is taken over first.
+ *
+ *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD one).  With state_dtype MOE_DTYPE_BF16 it is 2,
+ *  half of it; a step computes in float32 and rounds the new moments up or down by chance, with the mean right
+ *  [Zamirai 2020]: the nearest bfloat16 of v would mostly be the old one, since beta2 v differs from v by less than half a
+ *  step.  Each moment then has a relative error of up to 2^-7 (AdamW's updates, of some 0.3 %, which average out).
+ *  Chance is the generator of [Philox 2011], keyed by (seed, step, element), so that bits do not depend on
+ *  n_threads.  Making it takes time: in one thread a step of AdamW took 2.2 times as long as with F32, one of SGD 1.7. */
 
 /** AdamW [AdamW 2019], as torch.optim.AdamW:
  *    p -= lr * weight_decay * p;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
@@ -1044,9 +1052,12 @@ typedef struct moe_adamw_config {
   double beta2;         /**< [0, 1) */
   double epsilon;       /**< > 0 */
   double weight_decay;  /**< >= 0, decoupled */
+  int32_t state_dtype;  /**< of m and v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t reserved;     /**< 0 */
+  uint64_t seed;        /**< of BF16's rounding; any, another one for another optimiser */
 } moe_adamw_config;
 
-#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01 }
+#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01, MOE_DTYPE_F32, 0, 0 }
 
 /** SGD with momentum and decoupled weight decay:
  *    p -= lr * weight_decay * p;   v = momentum v + g;   p -= lr * v
@@ -1056,9 +1067,12 @@ typedef struct moe_sgd_config {
   double learning_rate; /**< >= 0 */
   double momentum;      /**< [0, 1) */
   double weight_decay;  /**< >= 0, decoupled */
+  int32_t state_dtype;  /**< of v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t reserved;     /**< 0 */
+  uint64_t seed;        /**< of BF16's rounding; any, another one for another optimiser */
 } moe_sgd_config;
 
-#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0 }
+#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
 
 /** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
@@ -1098,6 +1112,57 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
+/** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */
+typedef enum moe_schedule_kind {
+  /* First, while t < warmup_steps, lr t / warmup_steps; then with w = (t - warmup_steps) / (n - warmup_steps), at most 1,
+   * and f = final_fraction */
+  MOE_SCHEDULE_CONSTANT = 0,        /**< lr */
+  MOE_SCHEDULE_LINEAR = 1,          /**< lr (f + (1 - f) (1 - w)); transformers' linear schedule */
+  MOE_SCHEDULE_COSINE = 2,          /**< lr (f + (1 - f) (1 + cos(pi w)) / 2); [SGDR 2017], transformers' cosine schedule */
+  /* [1cycle 2017], torch.optim.lr_scheduler.OneCycleLR: from lr / div_factor up to lr at step top = pct_start n - 1,
+   * then down to lr / div_factor / final_div_factor at step n - 1, and so on from there.  Each way from a to b is */
+  MOE_SCHEDULE_ONE_CYCLE = 3,       /**< b + (a - b) (1 + cos(pi w)) / 2, w from 0 to 1 */
+  MOE_SCHEDULE_ONE_CYCLE_LINEAR = 4 /**< a + (b - a) w */
+} moe_schedule_kind;
+
+/** A learning rate for every step. */
+typedef struct moe_schedule {
+  size_t struct_size;
+  int32_t kind;            /**< a moe_schedule_kind */
+  int32_t reserved;        /**< 0 */
+  double learning_rate;    /**< the peak lr, >= 0 */
+  int64_t warmup_steps;    /**< >= 0; 0 for one cycle */
+  int64_t total_steps;     /**< n >= 1, >= warmup_steps; not read by CONSTANT */
+  double final_fraction;   /**< [0, 1], of LINEAR and COSINE */
+  double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
+  double div_factor;       /**< > 0, of one cycle */
+  double final_div_factor; /**< > 0, of one cycle */
+} moe_schedule;
+
+#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4 }
+
+/** Fill `schedule` as MOE_SCHEDULE_INIT does.  NULL is ignored. */
+MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
+
+/** The learning rate of a step, for moe_optimizer_set_learning_rate.  A pure function, any thread; its cosine is the library's
+ *  own, and the bits are the same on every processor.
+ *  @param schedule [in]
+ *  @param step     [in] >= 0, steps taken before
+ *  @param out      [out]
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_learning_rate(const moe_schedule *schedule, int64_t step, double *out);
+
+/** Make some tensors a group of their own: their learning rate is learning_rate_scale times the optimiser's, and their weight
+ *  decay is this one.  (Decay 0 is usual for biases, norms and gains.)  A tensor in no group has 1 and the config's weight_decay.
+ *  Training states keep groups.
+ *  @param indices             [in] [count], places in the list of tensors at creation
+ *  @param count               [in] >= 0
+ *  @param learning_rate_scale [in] >= 0; 0 leaves the values as they are and moves the moments
+ *  @param weight_decay        [in] >= 0, decoupled: p -= learning_rate_scale * lr * weight_decay * p
+ *  @return MOE_OK, INVALID_ARGUMENT (nothing is changed). */
+MOE_API MOE_CHECK moe_status moe_optimizer_set_group(moe_optimizer *optimizer, const int64_t *indices, int64_t count,
+                                                     double learning_rate_scale, double weight_decay);
+
 /** Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm = the 2-norm over all of them together, as
  *  torch.nn.utils.clip_grad_norm_.
  *  @param context  [in]
@@ -1107,6 +1172,46 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *opti
  *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
 MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
                                                 double max_norm, double *norm);
+
+/** A clipping threshold that follows the norms it sees, after [ZClip 2025]: losses of balance, and training itself, move the
+ *  norms, and a fixed threshold then cuts always or never.  It is yours, and is saved by saving it.
+ *    The first warmup_steps norms pass; mean and variance are theirs.  Then with z = (norm - mean) / sqrt(variance)
+ *      max_norm = mean + sqrt(variance) threshold^2 / z   where z > threshold and variance > 0;   else INFINITY
+ *      g = min(norm, mean + threshold sqrt(variance)) (norm, where variance is 0)
+ *      mean = decay mean + (1 - decay) g;   variance = decay variance + (1 - decay) (g - mean)^2
+ *  The further a norm is beyond the threshold, the nearer to the mean it is brought.  (The paper has g = min(norm, max_norm),
+ *  which makes the variance smaller the more there is to clip: after a rise of the norms to another level it would clip for
+ *  ever.  Here the variance grows until the new level is none to clip, as long as decay * threshold > 1.) */
+typedef struct moe_clip_state {
+  size_t struct_size;
+  double decay;         /**< [0, 1) */
+  double threshold;     /**< > 1, in standard deviations */
+  int64_t warmup_steps; /**< >= 1 */
+  double mean;          /**< of the norms; written, 0 at first */
+  double variance;      /**< written, 0 at first */
+  int64_t count;        /**< norms seen, up to warmup_steps; written, 0 at first */
+} moe_clip_state;
+
+#define MOE_CLIP_STATE_INIT { sizeof(moe_clip_state), 0.97, 2.5, 25, 0.0, 0.0, 0 }
+
+/** Fill `state` with the paper's numbers, as MOE_CLIP_STATE_INIT does.  NULL is ignored. */
+MOE_API void moe_clip_state_init(moe_clip_state *state, size_t struct_size);
+
+/** What this step's norm may be at most, for moe_optimizer_step_clipped; the state takes note of the norm.  No state but yours,
+ *  which the call wants for itself.
+ *  @param state    [in, out]
+ *  @param norm     [in] >= 0, of all gradients of this step: moe_clip_grad_norm with INFINITY measures it
+ *  @param max_norm [out] > 0; INFINITY where nothing is to be clipped
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (the norm is not, or its square is not; the state is as it was). */
+MOE_API MOE_CHECK moe_status moe_adaptive_clip(moe_clip_state *state, double norm, double *max_norm);
+
+/** moe_optimizer_step_clipped with what moe_adaptive_clip makes of the norm; it is measured once.
+ *  @param tensors [in] [count], as in moe_optimizer_step
+ *  @param state   [in, out]
+ *  @param norm    [out, nullable] before scaling
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (as those two; nothing is changed, the state neither). */
+MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimizer, const moe_tensor *tensors,
+                                                         int64_t count, moe_clip_state *state, double *norm);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Checkpoints: safetensors files, layers in the layouts of known models, training states
@@ -1240,7 +1345,10 @@ MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tenso
  *                            normalisation and selection biases
  *    layers.N.seed [1] U64   the key of its random numbers; loading wants a layer with the same
  *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
- *    optimizers.N.I [R,count] F32       of its tensor I: the float32 copy of BF16, then the moments
+ *    optimizers.N.groups [count,2] F64  of each of its tensors, learning_rate_scale and weight_decay
+ *    optimizers.N.random [2] U64        seed, and steps taken
+ *    optimizers.N.I.master [count] F32  of its tensor I, where that is BF16: its values in float32
+ *    optimizers.N.I.moments [1 or 2,count]  m and v, or v, in state_dtype
  *    statistics.N.counts, .dropped [E] I64, .probability [E] F64, .tokens [2] I64, .sums [5] F64
  *    tensors.N               the data of your own tensor N */
 typedef struct moe_training {

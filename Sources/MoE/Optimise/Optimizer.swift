@@ -15,10 +15,18 @@ public struct TrainedTensor {
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
 /// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
+/// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
   public enum Rule {
     case adamw(AdamW)
     case sgd(SGD)
+
+    fileprivate var weightDecay: Double {
+      switch self {
+      case .adamw(let adamw): adamw.weightDecay
+      case .sgd(let sgd): sgd.weightDecay
+      }
+    }
 
     /// How many moments each parameter has.
     var moments: Int {
@@ -32,14 +40,33 @@ public struct Optimizer {
   let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
-  /// Per tensor the master of bfloat16, then all first moments, then all second ones.
+  let groups: UnsafeMutablePointer<Group>  // [tensorCount]
+  /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
   private let state: UnsafeMutablePointer<Float>
+  let momentType: ElementType
   private var rule: Rule
+  /// What moments are rounded by.
+  private var seed: UInt64
+  private var steps: UInt64 = 0  // taken so far
 
   /// Elements one item of work updates.
   fileprivate static let stretch = 32_768
 
   public typealias Shape = (count: Int, type: ElementType)
+
+  /// What a tensor has of its own. Training states hold it as two numbers.
+  public struct Group {
+    let learningRateScale: Double
+    let weightDecay: Double
+
+    public init(learningRateScale: Double, weightDecay: Double) {
+      self.learningRateScale = learningRateScale
+      self.weightDecay = weightDecay
+    }
+  }
+
+  /// The group of tensor `index` from the next step on.
+  public func setGroup(ofTensor index: Int, _ group: Group) { groups[index] = group }
 
   public func count(ofTensor index: Int) -> Int { shapes[index].count }
   public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
@@ -57,19 +84,52 @@ public struct Optimizer {
 
   // MARK: what a training state holds
 
-  /// Floats of state for each element of a tensor: the master of bfloat16, then the moments.
-  func stateRows(ofTensor index: Int) -> Int { rule.moments + (shapes[index].type == .bf16 ? 1 : 0) }
+  /// How many moments each element has.
+  var momentCount: Int { rule.moments }
 
-  /// [stateRows, count]
-  func state(ofTensor index: Int) -> UnsafeMutablePointer<Float> {
-    var place = state
-    for earlier in 0..<index { place += stateRows(ofTensor: earlier) * shapes[earlier].count }
+  /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
+  func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
+    parts(ofTensor: index, at: place(ofTensor: index))
+  }
+
+  /// Where a tensor's part of the state begins, and of the random words.
+  private struct Place {
+    var word = 0
+    var firstWord = 0
+  }
+
+  private func place(ofTensor index: Int) -> Place {
+    var place = Place()
+    for earlier in 0..<index { place = self.place(behind: earlier, place) }
     return place
   }
 
-  /// Everything else: the rule's numbers, and how far its powers are.
+  private func place(behind index: Int, _ place: Place) -> Place {
+    Place(word: place.word + words(ofTensor: index), firstWord: place.firstWord + Moments.words(shapes[index].count))
+  }
+
+  private func parts(
+    ofTensor index: Int, at place: Place
+  ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
+    let (count, type) = shapes[index]
+    let start = state + place.word
+    return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
+  }
+
+  private func words(ofTensor index: Int) -> Int { Self.words(shapes[index], rule, momentType) }
+
+  /// Words of 4 bytes that a tensor's state takes.
+  fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
+    (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
+  }
+
+  /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
   static var numbers: Int { 7 }
+  static var chances: Int { 2 }
   var isAdamW: Bool { rule.moments == 2 }
+
+  func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
+  mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
 
   func getNumbers(_ out: UnsafeMutablePointer<Double>) {
     switch rule {
@@ -84,14 +144,15 @@ public struct Optimizer {
 
   // MARK: steps
 
-  /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm.
+  /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm, which `maxNorm` is
+  /// told first.
   /// Throws `notFinite(i)`, with nothing changed, when the gradient of tensor i is not finite.
   public mutating func step(
-    maxNorm: Double, _ tensor: (Int) -> TrainedTensor, notFinite: (Int) -> Fault
+    maxNorm: (Double) throws(Fault) -> Double, _ tensor: (Int) -> TrainedTensor, notFinite: (Int) -> Fault
   ) throws(Fault) -> Double {
     let norm = try gradNorm(
       tensorCount, { (grad: tensor($0).grad, count: tensor($0).count) }, in: context, notFinite: notFinite)
-    step(clip: clipFactor(norm: norm, maxNorm: maxNorm), tensor)
+    step(clip: clipFactor(norm: norm, maxNorm: try maxNorm(norm)), tensor)
     return norm
   }
 
@@ -101,16 +162,17 @@ public struct Optimizer {
     beginStep()
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
-    var place = state
+    var place = Place()
     for index in 0..<tensorCount {
       let tensor = tensor(index)
-      step(index, state: place, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
-      place += stateRows(ofTensor: index) * tensor.count
+      step(index, at: place, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
+      place = self.place(behind: index, place)
     }
   }
 
   /// Once before the tensors of a step.
   mutating func beginStep() {
+    steps += 1
     guard case .adamw(var adamw) = rule else { return }
     adamw.beginStep()
     rule = .adamw(adamw)
@@ -122,29 +184,38 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
-    step(index, state: state(ofTensor: index), elements, data: data, grad: grad, clip: clip, clears: clears)
+    step(index, at: place(ofTensor: index), elements, data: data, grad: grad, clip: clip, clears: clears)
   }
 
   private func step(
-    _ index: Int, state: UnsafeMutablePointer<Float>, _ elements: Range<Int>, data: UnsafeMutableRawPointer,
+    _ index: Int, at place: Place, _ elements: Range<Int>, data: UnsafeMutableRawPointer,
     grad: UnsafeMutablePointer<Float>, clip: Float, clears: Bool
   ) {
-    let (count, type) = shapes[index]
+    let count = shapes[index].count
+    let (master, moments) = parts(ofTensor: index, at: place)
+    let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
     context.runToTheEnd(
       (elements.count + Self.stretch - 1) / Self.stretch,
       OptimizerStep(
-        kernels: context.kernels, rule: rule, clip: clip, elements: elements, count: count, data: data, grad: grad,
-        master: type == .bf16 ? state : nil, moments: type == .bf16 ? state + count : state, clears: clears))
+        kernels: context.kernels, rule: rule, group: groups[index], clip: clip, elements: elements, count: count,
+        data: data, grad: grad, master: master,
+        moments: Moments(
+          start: moments, type: momentType, rows: rule.moments, count: count, random: random,
+          firstWord: place.firstWord),
+        clears: clears))
   }
 
   fileprivate init(
-    _ context: ContextPointer, _ rule: Rule, tensorCount: Int, shapes: UnsafeMutablePointer<Shape>,
-    state: UnsafeMutablePointer<Float>
+    _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>
   ) {
     self.context = context
     self.rule = rule
+    self.momentType = momentType
+    self.seed = seed
     self.tensorCount = tensorCount
     self.shapes = shapes
+    self.groups = groups
     self.state = state
   }
 }
@@ -153,13 +224,14 @@ public struct Optimizer {
 private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
+  let group: Optimizer.Group
   let clip: Float
   let elements: Range<Int>
   let count: Int  // of the whole tensor
   let data: UnsafeMutableRawPointer  // [count]
   let grad: UnsafeMutablePointer<Float>  // [elements]
   let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
-  let moments: UnsafeMutablePointer<Float>  // [rule.moments, count]
+  let moments: Moments
   let clears: Bool  // the gradient is 0 afterwards
 
   /// Elements that stay in the first-level cache between a master's three passes.
@@ -182,14 +254,19 @@ private struct OptimizerStep: Job {
 
   /// `data`: the values from `start` on.
   private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ length: Int) {
-    let n = Int64(length)
-    let (grad, first) = (grad + start - elements.lowerBound, moments + start)
-    switch rule {
-    case .adamw(let adamw):
-      var factors = adamw.factors(clip: clip)
-      kernels.pointee.adamw(n, &factors, data, grad, first, first + count)
-    case .sgd(let sgd):
-      kernels.pointee.sgd(n, clip, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
+    let grad = grad + start - elements.lowerBound
+    moments.update(start, length) { offset, count, first, second in
+      let n = Int64(count)
+      let (data, grad) = (data + offset, grad + offset)
+      switch rule {
+      case .adamw(let adamw):
+        var factors = adamw.factors(clip: clip, group)
+        kernels.pointee.adamw(n, &factors, data, grad, first, second)
+      case .sgd(let sgd):
+        let rate = sgd.learningRate * group.learningRateScale
+        kernels.pointee.sgd(
+          n, clip, Float(1 - rate * group.weightDecay), Float(sgd.momentum), Float(rate), data, grad, first)
+      }
     }
     if clears { grad.update(repeating: 0, count: length) }
   }
@@ -232,10 +309,11 @@ public struct AdamW {
     beta2Power *= beta2
   }
 
-  func factors(clip: Float) -> moei_adamw {
-    moei_adamw(
-      clip: clip, decay: Float(1 - learningRate * weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
-      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(learningRate / (1 - beta1Power)),
+  func factors(clip: Float, _ group: Optimizer.Group) -> moei_adamw {
+    let rate = learningRate * group.learningRateScale
+    return moei_adamw(
+      clip: clip, decay: Float(1 - rate * group.weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
+      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(rate / (1 - beta1Power)),
       root_scale: Float(1 / (1 - beta2Power).squareRoot()), epsilon: Float(epsilon))
   }
 }
@@ -261,8 +339,6 @@ public struct SGD {
     out.update(repeating: 0, count: Optimizer.numbers)
     (out[0], out[1], out[2]) = (learningRate, momentum, weightDecay)
   }
-
-  var decay: Float { Float(1 - learningRate * weightDecay) }
 }
 
 // MARK: life
@@ -271,28 +347,41 @@ public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 
 extension UnsafeMutablePointer where Pointee == Optimizer {
   public static func create(
-    _ rule: Optimizer.Rule, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
+    _ rule: Optimizer.Rule, momentType: ElementType, seed: UInt64, tensorCount: Int, in context: ContextPointer,
+    shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
-    var total = 0  // floats of state
+    var total = 0  // words of state
     for index in 0..<tensorCount {
-      let (count, type) = shape(index)
-      let (floats, tooMany) = count.multipliedReportingOverflow(by: rule.moments + (type == .bf16 ? 1 : 0))
-      let (sum, overflow) = total.addingReportingOverflow(floats)
-      if tooMany || overflow { throw .outOfMemory(bytes: .max) }
+      let shape = shape(index)
+      // 4 bytes for each of three numbers are the most that an element has.
+      if shape.count > Int.max / 16 { throw .outOfMemory(bytes: .max) }
+      let (sum, overflow) = total.addingReportingOverflow(Optimizer.words(shape, rule, momentType))
+      if overflow { throw .outOfMemory(bytes: .max) }
       total = sum
     }
-    typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
+    typealias Parts = (
+      OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
+      UnsafeMutablePointer<Float>
+    )
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, total))
+      (
+        arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, total)
+      )
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, state) = layout(&arena)
+    let (optimizer, shapes, groups, state) = layout(&arena)
     for index in 0..<tensorCount { shapes[index] = shape(index) }
+    groups.initialize(
+      repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
     state.initialize(repeating: 0, count: total)
-    optimizer.initialize(to: Optimizer(context, rule, tensorCount: tensorCount, shapes: shapes, state: state))
+    optimizer.initialize(
+      to: Optimizer(
+        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
+        state: state))
     context.retain()
     return optimizer
   }
