@@ -71,7 +71,7 @@ struct TapeContents {
     preactivations =
       plan.policy == .full
       ? KeptChunks(&arena, c, plan.chunk, chunks: plan.chunks, packsWeights: context.packsWeights) : nil
-    if plan.policy == .full { routing.takeMeasures(&arena, c, forBackward: true) }
+    if plan.policy == .full { routing.takeMeasures(&arena, c) }
     draws = c.draws(call, context.kernels)
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
