@@ -70,7 +70,7 @@ struct TapeContents {
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full
-      ? KeptChunks(&arena, c, plan.chunk, chunks: plan.chunks, packsWeights: context.packsWeights) : nil
+      ? KeptChunks(&arena, c, plan, packsWeights: context.packsWeights) : nil
     if plan.policy == .full { routing.takeMeasures(&arena, c) }
     draws = c.draws(call, context.kernels)
     self.activeExperts = activeExperts
