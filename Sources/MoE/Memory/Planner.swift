@@ -1,5 +1,6 @@
 /// Memory of a call, in bytes, before anything is allocated.
 public struct MemoryPlan {
+  public let tokens: Int  // T
   public let forwardScratch: Int
   public let backwardScratch: Int  // 0 without a tape
   public let tape: Int
@@ -73,7 +74,8 @@ extension Layer {
       _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
     }
     return MemoryPlan(
-      forwardScratch: try forward.total(), backwardScratch: try backward.total(), tape: try tape.total(),
+      tokens: call.tokens, forwardScratch: try forward.total(), backwardScratch: try backward.total(),
+      tape: try tape.total(),
       chunkTokens: plan.chunk.tokens, keepsActivations: taped && plan.policy == .full)
   }
 }
