@@ -20,7 +20,8 @@ struct Routing {
   // The measures:
   /// What a choice's weight is made from, see ChosenValues; nil where nobody looks at it again.
   private(set) var chosen: UnsafeMutablePointer<Float>?  // [T,choices]
-  private(set) var probabilities: TokenRows  // softmax over all logits, of all tokens or of a wave; empty without a gate
+  /// Softmax over all logits, of all tokens or of a wave; empty without a gate.
+  private(set) var probabilities: TokenRows
   private(set) var logSumExp: UnsafeMutablePointer<Float>?  // [T], for backward
 
   /// The decisions.

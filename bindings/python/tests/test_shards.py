@@ -67,7 +67,11 @@ def test_no_tensors_need_no_shards(tmp_path: Path) -> None:
 
 def test_a_set_replaces_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / INDEX
-    foreign = ["model-00001-of-00002.safetensors.old", "modelling-00001-of-00002.safetensors", "x.safetensors"]
+    foreign = [
+        "model-00001-of-00002.safetensors.old",
+        "modelling-00001-of-00002.safetensors",
+        "x.safetensors",
+    ]
     for name in foreign:
         (tmp_path / name).write_bytes(b"not ours")
     for turn, generation in enumerate(["", ".1", "", ".1"]):
