@@ -897,16 +897,17 @@ typedef struct moe_plan {
   int64_t chunk_tokens;  /**< tokens that experts compute at once */
   int32_t tape_policy;   /**< MOE_TAPE_FULL or LEAN, as chosen */
   int32_t reserved;      /**< 0 */
+  int64_t n_tokens;      /**< T */
 } moe_plan;
 
-#define MOE_PLAN_INIT { sizeof(moe_plan), 0, 0, 0, 0, 0, 0, 0 }
+#define MOE_PLAN_INIT { sizeof(moe_plan), 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Fill `plan` with 0.  NULL is ignored. */
 MOE_API void moe_plan_init(moe_plan *plan, size_t struct_size);
 
 /** What a forward of n_tokens tokens with these options will take, and the backward after it; nothing is allocated.
  *  A memory limit (of the options, or else of the context) is kept in this order: everything at once with a FULL tape; in
- *  chunks of tokens; with a LEAN tape, where that allows larger chunks.  Chunks and tape policies do not change a bit of any
+ *  as few chunks of tokens as fit; with a LEAN tape, where that allows larger chunks.  Chunks and tape policies do not change a bit of any
  *  result, with float32 weights (with bfloat16 weights, gradients of weights: see moe_layer_config).
  *  @param layer    [in]
  *  @param n_tokens [in] T
@@ -917,6 +918,15 @@ MOE_API void moe_plan_init(moe_plan *plan, size_t struct_size);
  *          (no address space holds it).  Any thread. */
 MOE_API MOE_CHECK moe_status moe_layer_plan(const moe_layer *layer, int64_t n_tokens, const moe_forward_options *options,
                                             int32_t taped, moe_plan *plan);
+
+/** A plan as a line of text for people, such as "16384 tokens in 32 chunks of 512, lean tape; scratch 41.2 MiB forward,
+ *  42.0 MiB backward; tape 1.5 MiB; 43.5 MiB in all".  Its words may change from version to version.
+ *  @param plan   [in]  as moe_layer_plan has filled it
+ *  @param text   [out] [size], nullable where size is 0: cut off where it is full, and always terminated
+ *  @param size   [in]  bytes of text; 160 are enough for what fits in memory
+ *  @param length [out, nullable] bytes of the whole line without its end, as snprintf returns it
+ *  @return MOE_OK, INVALID_ARGUMENT (text NULL with a size; a plan that is not filled).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text, size_t size, size_t *length);
 
 /** y = layer(x).
  *  @param layer    [in]
@@ -1281,6 +1291,20 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *ch
 MOE_API MOE_CHECK moe_status moe_checkpoint_write(moe_context *context, const char *path,
                                                   const moe_stored_tensor *tensors, int64_t count);
 
+/** The same in several files, as transformers has them: `path` is the index, NAME.safetensors.index.json, with
+ *  metadata.total_size and weight_map, and beside it stand the shards, NAME-00001-of-0000N.safetensors.
+ *  @param path           [in] ends in ".safetensors.index.json" behind a name
+ *  @param max_shard_size [in] >= 1: bytes of tensors in one file at most, but for a file of one tensor that has more
+ *  Tensors go into shards in their order.  Each shard is written whole, under a name that no file has (NAME.1-00001-of- ...,
+ *  NAME.2- ... where there are such shards already), and the index last.  Killed at any moment, `path` is the old index with
+ *  all its shards or the new one with all of its own.  When the new index is in place, the shards of this NAME that the
+ *  old one named are removed.  A killed process may leave shards behind that no index names, and .tmp files.  One writer
+ *  for an index at a time; a reader that has opened the old index, but not yet its shards, may find them gone.
+ *  @return as moe_checkpoint_write; INVALID_ARGUMENT also for another ending, and for more than 99999 shards. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_write_sharded(moe_context *context, const char *path,
+                                                          const moe_stored_tensor *tensors, int64_t count,
+                                                          size_t max_shard_size);
+
 /** Names and forms of a layer's tensors; docs/checkpoints.md lists them.  L is the layer's number.  A layout is never guessed:
  *  the same shapes may mean different things. */
 typedef enum moe_layout {
@@ -1327,6 +1351,11 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
  *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
                                             int64_t layer_number, int32_t dtype);
+
+/** The same in several files, see moe_checkpoint_write_sharded.
+ *  @return as moe_layer_save and moe_checkpoint_write_sharded. */
+MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, const char *path, int32_t layout,
+                                                    int64_t layer_number, int32_t dtype, size_t max_shard_size);
 
 /** Make every expert a copy of one dense network [Sparse upcycling 2023]; router and shared experts stay as they are.  Where
  *  the weights of a token add up to 1, y is then what the dense network gives.

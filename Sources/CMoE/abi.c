@@ -17,6 +17,7 @@ _Static_assert(sizeof(moe_schedule) == 72, "moe_schedule layout is ABI");
 _Static_assert(sizeof(moe_clip_state) == 56, "moe_clip_state layout is ABI");
 _Static_assert(sizeof(moe_stored_tensor) == 104, "moe_stored_tensor layout is ABI");
 _Static_assert(sizeof(moe_training) == 80, "moe_training layout is ABI");
+_Static_assert(sizeof(moe_plan) == 64, "moe_plan layout is ABI");
 _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_layer_config, glu_limit) == 96, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");

@@ -84,6 +84,13 @@ int32_t moei_file_finish(int32_t file) {
   return error;
 }
 
+int32_t moei_file_exists(const char *path) {
+  int saved = errno;
+  int32_t found = access(path, F_OK) == 0;
+  errno = saved;
+  return found;
+}
+
 void moei_file_remove(const char *path) {
   int saved = errno;
   unlink(path);

@@ -38,6 +38,19 @@ public struct Call {
   func tokens(ofSequence s: Int, apart: Bool) -> Range<Int> {
     apart ? s * sequenceLength..<(s + 1) * sequenceLength : 0..<tokens
   }
+
+  /// The sequences that some tokens are from, in order, each with its part of them.
+  func forSequences<E: Error>(
+    of part: Range<Int>, apart: Bool, _ body: (_ sequence: Range<Int>, _ part: Range<Int>) throws(E) -> Void
+  ) throws(E) {
+    var first = part.lowerBound
+    while first < part.upperBound {
+      let sequence = tokens(ofSequence: apart ? first / sequenceLength : 0, apart: apart)
+      let end = min(sequence.upperBound, part.upperBound)
+      try body(sequence, first..<end)
+      first = end
+    }
+  }
 }
 
 extension Configuration {

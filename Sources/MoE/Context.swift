@@ -154,6 +154,8 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   /// Threads a job of this context runs on at most: so many pieces of scratch a stage needs.
   var lanes: Int { pointee.pool.pointee.threadCount }
+  /// Tokens that are routed at once: a block for each thread.
+  var waveTokens: Int { lanes * rowsPerBlock }
 
   /// A number no other layer of this context has, by which a tape knows its layer.
   func numberForLayer() -> Int64 { pointee.layersMade.next() + 1 }

@@ -64,11 +64,15 @@ public struct Layer {
     let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
     let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
     var routing = taped?.routing ?? Routing(&arena, c, call)
-    if taped?.keeps != true { routing.takeMeasures(&arena, c, forBackward: false) }
+    if taped?.keeps != true {
+      routing.takeMeasures(
+        &arena, c, wave: context.waveTokens, keepsChosen: c.admits(call) && !c.weighsFromLogits(call))
+    }
     let output = TokensOut(&arena, c, context: context, y, tokens: call.tokens)
     let statistics = CallStatistics(&arena, c)
     let route = RouterForward(
-      &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing)
+      &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing,
+      statistics: statistics, slopes: taped?.slopes)
     let dispatch = Dispatch(&arena, c, plan.chunk)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
@@ -97,7 +101,7 @@ public struct Layer {
       }
     }
     try stages.output.run(in: context)
-    let report = Report(c, call, context.kernels, stages.route, stages.statistics, taped?.slopes)
+    let report = Report(c, call, stages.route, stages.statistics, taped?.slopes)
     details.write(c, stages)
     try call.record?.pointee.store(
       routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)

@@ -67,25 +67,45 @@ public func moe_checkpoint_write(
   _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ tensors: UnsafePointer<moe_stored_tensor>?,
   _ count: Int64
 ) -> moe_status {
+  attempt { () throws(Fault) in try write(context, path, tensors, count, shardBytes: nil) }
+}
+
+@implementation @_cdecl("moe_checkpoint_write_sharded")
+public func moe_checkpoint_write_sharded(
+  _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ tensors: UnsafePointer<moe_stored_tensor>?,
+  _ count: Int64, _ max_shard_size: Int
+) -> moe_status {
   attempt { () throws(Fault) in
-    let context = try handle(context, "context", as: Context.self)
-    let path = try required(path, "path")
-    try require(Int(count), "count", from: 0, to: Int(Int32.max))
-    let tensors = try array(tensors, count: Int(count), "tensors")
-    let distance = count == 0 ? 0 : try requireSize(tensors, "tensors[0]")
-    func tensor(_ index: Int) -> UnsafePointer<moe_stored_tensor> {
-      (UnsafeRawPointer(tensors) + index * distance).assumingMemoryBound(to: moe_stored_tensor.self)
+    try write(context, path, tensors, count, shardBytes: try shardBytes(max_shard_size))
+  }
+}
+
+private func shardBytes(_ size: Int) throws(Fault) -> Int {
+  try require(size, "max_shard_size", from: 1, to: .max)
+  return size
+}
+
+private func write(
+  _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ tensors: UnsafePointer<moe_stored_tensor>?,
+  _ count: Int64, shardBytes: Int?
+) throws(Fault) {
+  let context = try handle(context, "context", as: Context.self)
+  let path = try required(path, "path")
+  try require(Int(count), "count", from: 0, to: Int(Int32.max))
+  let tensors = try array(tensors, count: Int(count), "tensors")
+  let distance = count == 0 ? 0 : try requireSize(tensors, "tensors[0]")
+  func tensor(_ index: Int) -> UnsafePointer<moe_stored_tensor> {
+    (UnsafeRawPointer(tensors) + index * distance).assumingMemoryBound(to: moe_stored_tensor.self)
+  }
+  for index in 0..<Int(count) {
+    let size = try requireSize(tensor(index), "tensors")
+    if size != distance {
+      throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
-    for index in 0..<Int(count) {
-      let size = try requireSize(tensor(index), "tensors")
-      if size != distance {
-        throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
-      }
-      _ = try StoredTensor(tensor(index).pointee, index)
-    }
-    try writeCheckpoint(to: path, in: context, count: Int(count)) { (index) throws(Fault) in
-      try StoredTensor(tensor(index).pointee, index)
-    }
+    _ = try StoredTensor(tensor(index).pointee, index)
+  }
+  try writeCheckpoint(to: path, in: context, count: Int(count), shardBytes: shardBytes) { (index) throws(Fault) in
+    try StoredTensor(tensor(index).pointee, index)
   }
 }
 
@@ -164,15 +184,30 @@ public func moe_layer_load(
 public func moe_layer_save(
   _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ layer_number: Int64, _ dtype: Int32
 ) -> moe_status {
+  attempt { () throws(Fault) in try save(layer, path, layout, layer_number, dtype, shardBytes: nil) }
+}
+
+@implementation @_cdecl("moe_layer_save_sharded")
+public func moe_layer_save_sharded(
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ layer_number: Int64, _ dtype: Int32,
+  _ max_shard_size: Int
+) -> moe_status {
   attempt { () throws(Fault) in
-    let layer = try handle(layer, "layer", as: Layer.self)
-    let path = try required(path, "path")
-    let (layout, number) = try place(layout, layer_number)
-    guard let type = ElementType(rawValue: dtype) else {
-      throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-    }
-    try layer.pointee.save(to: path, layout, number: number, type: type)
+    try save(layer, path, layout, layer_number, dtype, shardBytes: try shardBytes(max_shard_size))
   }
+}
+
+private func save(
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ number: Int64, _ dtype: Int32,
+  shardBytes: Int?
+) throws(Fault) {
+  let layer = try handle(layer, "layer", as: Layer.self)
+  let path = try required(path, "path")
+  let (layout, number) = try place(layout, number)
+  guard let type = ElementType(rawValue: dtype) else {
+    throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+  }
+  try layer.pointee.save(to: path, layout, number: number, type: type, shardBytes: shardBytes)
 }
 
 private func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {

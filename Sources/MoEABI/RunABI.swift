@@ -49,6 +49,7 @@ public func moe_layer_plan(
     wanted.tape_bytes = found.tape
     wanted.total_bytes = found.total
     wanted.chunk_tokens = Int64(found.chunkTokens)
+    wanted.n_tokens = Int64(found.tokens)
     wanted.tape_policy = Int32(found.keepsActivations ? MOE_TAPE_FULL.rawValue : MOE_TAPE_LEAN.rawValue)
     plan.pointee = wanted
   }

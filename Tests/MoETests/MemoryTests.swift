@@ -68,6 +68,51 @@ struct MemoryTests {
     #expect(plan.total_bytes == 0)
   }
 
+  /// What moe_plan_describe writes into so many bytes, and the length that it names.
+  private func describe(_ plan: moe_plan, _ size: Int = 256) throws -> (text: String, length: Int) {
+    var (plan, length) = (plan, -1)
+    var bytes = [CChar](repeating: 77, count: size + 1)
+    try check(moe_plan_describe(&plan, &bytes, size, &length))
+    #expect(bytes[size] == 77)
+    return (size == 0 ? "" : String(cString: bytes), length)
+  }
+
+  @Test func plansAsText() throws {
+    var plan = emptyPlan()
+    (plan.n_tokens, plan.chunk_tokens, plan.tape_policy) = (16385, 512, MOE_TAPE_LEAN.int32)
+    (plan.forward_bytes, plan.backward_bytes, plan.tape_bytes) = (43_200_000, 44_040_192, 1_572_864)
+    plan.total_bytes = 45_613_056
+    let whole = """
+      16385 tokens in 33 chunks of 512, lean tape; scratch 41.2 MiB forward, 42.0 MiB backward; tape 1.5 MiB; \
+      43.5 MiB in all
+      """
+    #expect(try describe(plan) == (whole, whole.utf8.count))
+    #expect(try describe(plan, whole.utf8.count + 1).text == whole)
+    #expect(try describe(plan, 10) == (String(whole.prefix(9)), whole.utf8.count))
+    #expect(try describe(plan, 1) == ("", whole.utf8.count))
+    #expect(try describe(plan, 0).length == whole.utf8.count)
+    #expect(moe_plan_describe(&plan, nil, 0, nil) == MOE_OK)
+    (plan.n_tokens, plan.tape_policy) = (512, MOE_TAPE_FULL.int32)
+    #expect(try describe(plan).text.hasPrefix("512 tokens at once, full tape;"))
+    (plan.backward_bytes, plan.tape_bytes, plan.total_bytes) = (0, 0, 43_200_000)
+    #expect(try describe(plan).text == "512 tokens at once, no tape; scratch 41.2 MiB forward; 41.2 MiB in all")
+    #expect(try describe(self.plan(layer(), 10)).text.hasPrefix("10 tokens at once, full tape; scratch "))
+    #expect(try describe(self.plan(layer(), 0)).text.hasPrefix("0 tokens at once"))
+
+    refused("text", moe_plan_describe(&plan, nil, 5, nil))
+    refused("plan", moe_plan_describe(nil, nil, 0, nil))
+    plan.tape_policy = 0
+    refused("tape_policy", moe_plan_describe(&plan, nil, 0, nil))
+    (plan.tape_policy, plan.chunk_tokens) = (1, 0)
+    refused("chunk_tokens", moe_plan_describe(&plan, nil, 0, nil))
+    (plan.chunk_tokens, plan.n_tokens) = (1, -1)
+    refused("n_tokens", moe_plan_describe(&plan, nil, 0, nil))
+    // The longest line there can be.
+    (plan.n_tokens, plan.tape_policy) = (.max, MOE_TAPE_LEAN.int32)
+    (plan.forward_bytes, plan.backward_bytes, plan.tape_bytes, plan.total_bytes) = (-1, -1, -1, -1)
+    #expect(try describe(plan).length < 255)
+  }
+
   @Test func aLaterHostsPlanIsFilledWhereItIsKnown() throws {
     let layer = try layer()
     let expected = try self.plan(layer, 10)

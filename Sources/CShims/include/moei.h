@@ -80,6 +80,8 @@ int32_t moei_file_create(const char *path, char *temporary, size_t capacity, int
 int32_t moei_file_write(int32_t file, const void *data, int64_t size);
 /* fsync and close. */
 int32_t moei_file_finish(int32_t file);
+/* 1 or 0. */
+int32_t moei_file_exists(const char *path);
 void moei_file_remove(const char *path);
 /* Rename, then fsync the folder.  `to` is shorter than MOEI_PATH_SIZE. */
 int32_t moei_file_rename(const char *from, const char *to);

@@ -39,6 +39,13 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     return checkpoint
   }
 
+  /// Whether an index and its files are whole.
+  static func checkIndex(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
+    let checkpoint = try openIndex(path, in: context)
+    context.retain()
+    checkpoint.free()
+  }
+
   public func free() {
     let context = pointee.context
     for i in 0..<pointee.fileCount { pointee.files[i].close(allocator: context.pointee.allocator) }
@@ -93,7 +100,7 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
 }
 
 /// {"metadata": {...}, "weight_map": {"name of a tensor": "name of its file", ...}}, as transformers writes it.
-private struct IndexFile {
+struct IndexFile {
   let file: MappedFile
   private let path: UnsafePointer<CChar>
 

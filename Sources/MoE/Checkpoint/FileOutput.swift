@@ -6,6 +6,8 @@ struct FileOutput {
   private(set) var count = 0
   private var file: Int32 = -1
   private var filled = 0
+  /// Whether the file has its name, though it may not be known to last.
+  private(set) var isInPlace = false
   private let path: UnsafePointer<CChar>
   private let allocator: Allocator
   /// The temporary file's path, then bytes that wait.
@@ -80,6 +82,7 @@ struct FileOutput {
     if finished != 0 { throw .io("writing a file", path, finished) }
     try check(temporary)
     let renamed = moei_file_rename(temporary, path)
+    isInPlace = moei_file_exists(temporary) == 0
     if renamed != 0 { throw .io("renaming a file", path, renamed) }
     allocator.deallocate(memory)
   }

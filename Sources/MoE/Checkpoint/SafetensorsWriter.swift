@@ -90,7 +90,7 @@ private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout File
   try output.write("}")
 }
 
-private func writeText(_ text: UnsafePointer<CChar>, to output: inout FileOutput) throws(Fault) {
+func writeText(_ text: UnsafePointer<CChar>, to output: inout FileOutput) throws(Fault) {
   try output.write("\"")
   for i in 0..<textLength(text) {
     let byte = UInt8(bitPattern: text[i])

@@ -6,7 +6,7 @@ struct Admission {
   private let c: Configuration
   private let call: Call
   private let routing: Routing
-  private let values: UnsafePointer<Float>  // [T,E] what experts are chosen by, for the next best
+  private let values: TokenRows  // what experts are chosen by, of all tokens, for the next best
   private let second: Random?
   private let shuffle: Random?
   private let ranking: Ranking  // of pairs, or of tokens
@@ -14,7 +14,7 @@ struct Admission {
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, routing: Routing,
-    values: UnsafePointer<Float>
+    values: TokenRows
   ) {
     self.c = c
     self.call = call
@@ -79,12 +79,13 @@ struct Admission {
   private func nextBest(_ t: Int) -> Int32? {
     var best: Int32?
     var bestValue = -Float.infinity
-    for e in 0..<c.experts where room[e] > 0 && values[t * c.experts + e] > bestValue {
+    let values = values.of(t)
+    for e in 0..<c.experts where room[e] > 0 && values[e] > bestValue {
       var held = false
       for slot in 0..<c.topK where index(t, slot).pointee == Int32(truncatingIfNeeded: e) { held = true }
       if held { continue }
       best = Int32(truncatingIfNeeded: e)
-      bestValue = values[t * c.experts + e]
+      bestValue = values[e]
     }
     return best
   }

@@ -43,24 +43,27 @@ struct KeptGroups {
 struct KeptChunks {
   private let arena: Arena
   private let c: Configuration
-  private let size: ChunkSize
+  private let plan: Plan
   private let packsWeights: Bool
   private let bytesPerChunk: Int
 
-  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, chunks: Int, packsWeights: Bool) {
+  init(_ arena: inout Arena, _ c: Configuration, _ plan: Plan, packsWeights: Bool) {
     self.c = c
-    self.size = size
+    self.plan = plan
     self.packsWeights = packsWeights
     self.arena = arena
-    var one = Arena()
-    _ = KeptGroups(&one, c, size, packsWeights: packsWeights)
+    var (one, last) = (Arena(), Arena())
+    _ = KeptGroups(&one, c, plan.chunk, packsWeights: packsWeights)
+    _ = KeptGroups(&last, c, plan.lastChunk, packsWeights: packsWeights)
     bytesPerChunk = one.bytes
-    for _ in 0..<chunks { arena.cover(after: one) }
+    for _ in 0..<plan.chunks - 1 { arena.cover(after: one) }
+    arena.cover(after: last)
   }
 
   subscript(chunk: Int) -> KeptGroups {
     var own = arena
     own.skip(chunk * bytesPerChunk)
-    return KeptGroups(&own, c, size, packsWeights: packsWeights)
+    return KeptGroups(
+      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, packsWeights: packsWeights)
   }
 }

@@ -26,6 +26,26 @@ struct BalanceFamily {
   /// P are the scores divided by their sum, in place of the probabilities.
   var ofShares = false
   var bySequence = false
+
+  /// Whether its counts are of probabilities, and not of choices.
+  var countsLargest: Bool { counts == .largest || counts == .kLargest }
+
+  /// What counts [E] are divided by; adds what was counted elsewhere, too, where that is asked for.
+  func divisor(
+    _ counts: UnsafeMutablePointer<Double>, tokens: Double, _ c: Configuration, _ call: Call
+  ) -> Double {
+    switch divisor {
+    case .tokens: return tokens
+    case .choices: return tokens * Double(c.topK)
+    case .counted:
+      var total = 0.0
+      for e in 0..<c.experts {
+        counts[e] += Double(call.globalCounts?[e] ?? 0)
+        total += counts[e]
+      }
+      return total
+    }
+  }
 }
 
 extension LossTerm.Kind {
@@ -51,56 +71,24 @@ extension LossTerm.Kind {
 }
 
 extension Losses {
-  func balance(_ family: BalanceFamily, _ coefficient: Double) -> Double {
-    let sequences = call.sequences(apart: family.bySequence)
-    let p = UnsafePointer(family.ofShares ? measures.shares : routing.probabilities)
-    let toShares = family.ofShares && c.hasScoreShares
+  /// A loss of the whole call has its slopes now; one of sequences was made as they ended.
+  func balance(_ family: BalanceFamily, _ coefficient: Double, term: Int?) -> Double {
+    if family.bySequence { return sums.ofSequences(term!, family, slopes) }
+    let counts: UnsafeMutablePointer<Double>
+    if family.countsLargest {
+      counts = sums.counts(term!)
+    } else {
+      counts = statistics.counts
+      count(family.counts)
+    }
+    let factor = Double(c.experts) / family.divisor(counts, tokens: valid, c, call)
     var value = 0.0
-    for s in 0..<sequences {
-      let range = call.tokens(ofSequence: s, apart: family.bySequence)
-      let tokens = Double(call.valid(in: range))
-      if tokens == 0 { continue }
-      count(family.counts, of: p, in: range)
-      let mean = means(of: p, in: range, tokens: tokens)
-      let factor = Double(c.experts) / (divisor(family.divisor, tokens: tokens) * Double(sequences))
-      for e in 0..<c.experts {
-        let slope = factor * statistics.counts[e]
-        value += slope * mean[e]
-        slopes?.add(
-          coefficient * slope / tokens, toShares: toShares, e, sequence: family.bySequence ? s : nil)
-      }
+    for e in 0..<c.experts {
+      let slope = factor * counts[e]
+      let mean = sums.hasOwnMeans(family) ? sums.values(term!)[e] / valid : statistics.meanProbability[e]
+      value += slope * mean
+      slopes?.add(coefficient * slope / valid, toShares: family.ofShares && c.hasScoreShares, e, sequence: nil)
     }
     return value
-  }
-
-  /// Adds what was counted elsewhere, too, where that is asked for.
-  private func divisor(_ divisor: BalanceFamily.Divisor, tokens: Double) -> Double {
-    switch divisor {
-    case .tokens: return tokens
-    case .choices: return tokens * Double(c.topK)
-    case .counted:
-      var total = 0.0
-      for e in 0..<c.experts {
-        statistics.counts[e] += Double(call.globalCounts?[e] ?? 0)
-        total += statistics.counts[e]
-      }
-      return total
-    }
-  }
-
-  /// [E] of some tokens; those of the whole call are known.
-  private func means(
-    of p: UnsafePointer<Float>, in range: Range<Int>, tokens: Double
-  ) -> UnsafePointer<Double> {
-    if p == UnsafePointer(routing.probabilities) && range.count == routing.tokens {
-      return UnsafePointer(statistics.meanProbability)
-    }
-    let means = statistics.means
-    means.initialize(repeating: 0, count: c.experts)
-    for t in range where routing.isValid(t) {
-      for e in 0..<c.experts { means[e] += Double(p[t * c.experts + e]) }
-    }
-    for e in 0..<c.experts { means[e] /= tokens }
-    return UnsafePointer(means)
   }
 }

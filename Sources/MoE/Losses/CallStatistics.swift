@@ -7,8 +7,6 @@ struct CallStatistics {
   // Scratch of one loss.
   let counts: UnsafeMutablePointer<Double>  // [E]
   let means: UnsafeMutablePointer<Double>  // [E]
-  let places: UnsafeMutablePointer<Int32>  // [K]
-  let best: UnsafeMutablePointer<Float>  // [K]
   private let experts: Int
 
   init(_ arena: inout Arena, _ c: Configuration) {
@@ -19,8 +17,6 @@ struct CallStatistics {
     losses = arena.take(Float.self, c.lossCount)
     counts = arena.take(Double.self, c.experts)
     means = arena.take(Double.self, c.lossCount == 0 ? 0 : c.experts)
-    places = arena.take(Int32.self, c.lossCount == 0 ? 0 : c.topK)
-    best = arena.take(Float.self, c.lossCount == 0 ? 0 : c.topK)
   }
 
   /// What is computed and what was dropped; returns the sum of the latter.

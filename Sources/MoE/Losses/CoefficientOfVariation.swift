@@ -27,7 +27,7 @@ extension Losses {
 
   /// var(counts) / (T K / E)^2, every choice counted; constants have no gradient.
   func variance() -> Double {
-    count(.every, of: routing.probabilities, in: 0..<routing.tokens)
+    count(.every)
     let even = valid * Double(c.topK) / Double(c.experts)
     return meanAndVariance(statistics.counts).variance / (even * even)
   }
@@ -57,12 +57,9 @@ extension Losses {
 
   /// Of the smooth loads, see SmoothLoad.
   func load(_ coefficient: Double) -> Double {
-    guard let chances = measures.chances else { return 0 }  // every expert has all tokens
+    guard let loads = self.sums.loads else { return 0 }  // every expert has all tokens
     let sums = statistics.means
-    sums.initialize(repeating: 0, count: c.experts)
-    for t in 0..<routing.tokens where routing.isValid(t) {
-      for e in 0..<c.experts { sums[e] += Double(chances[t * c.experts + e]) }
-    }
+    sums.update(from: loads, count: c.experts)
     let value = variation()
     if let slope = slopes?.load { for e in 0..<c.experts { slope[e] += Float(coefficient * sums[e]) } }
     return value

@@ -46,5 +46,12 @@ extension Configuration {
   /// The softmax's shares are the probabilities themselves.
   var hasScoreShares: Bool { choice.score != .softmax && anyLoss { $0.needsShares } }
   var hasLossesBySequence: Bool { anyLoss { $0.isBySequence } }
+  /// Such terms among the first n.
+  func lossesBySequence(among n: Int) -> Int {
+    var count = 0
+    for i in 0..<n where lossKind(i).isBySequence { count += 1 }
+    return count
+  }
+  var hasLossesOfFirstChoices: Bool { anyLoss { $0.balanceFamily(topK: topK)?.counts == .first } }
   var hasLossesOfWeights: Bool { anyLoss { $0 == .importance || $0 == .shazeer } }
 }

@@ -1,7 +1,6 @@
-import CShims
-
 // Losses that keep the router healthy, and the statistics that show whether it is. Sums over tokens run in ascending
-// order and in double, so that they do not depend on how the tokens were divided. Each loss gives its value and adds to
+// order and in double, so that they do not depend on how the tokens were divided; those over [T,E] arrays run while a
+// wave of tokens is routed (TokenSums.swift). Each loss gives its value and adds to
 // the slopes that its gradient is made from; backward has only to apply them. A new loss is a case of LossTerm.Kind and
 // its line in `value` below.
 
@@ -19,12 +18,9 @@ public struct Report {
 extension Report {
   /// `slopes` where there will be a backward.
   init(
-    _ c: Configuration, _ call: Call, _ kernels: UnsafePointer<moei_kernels>, _ route: RouterForward,
-    _ statistics: CallStatistics, _ slopes: LossSlopes?
+    _ c: Configuration, _ call: Call, _ route: RouterForward, _ statistics: CallStatistics, _ slopes: LossSlopes?
   ) {
     let routing = route.routing
-    let mean = statistics.meanProbability
-    mean.initialize(repeating: 0, count: c.experts)
     statistics.losses.initialize(repeating: 0, count: c.lossCount)
     slopes?.clear(c)
     dropped = statistics.count(routing)
@@ -34,11 +30,7 @@ extension Report {
     var squares = 0.0
     var entropies = 0.0
     if c.hasGate {
-      for t in 0..<routing.tokens where routing.isValid(t) {
-        let p = routing.probabilities + t * c.experts
-        for e in 0..<c.experts { mean[e] += Double(p[e]) }
-      }
-      for e in 0..<c.experts { mean[e] /= Double(valid) }
+      for e in 0..<c.experts { statistics.meanProbability[e] /= Double(valid) }
       for block in 0..<blocks(of: routing.tokens) {
         squares += route.sums[block].squares
         entropies += route.sums[block].entropy
@@ -47,11 +39,11 @@ extension Report {
     entropy = Float(entropies / Double(valid))
 
     let losses = Losses(
-      c: c, call: call, kernels: kernels, routing: routing, measures: route.measures, statistics: statistics,
+      c: c, call: call, routing: routing, firstTaken: route.firstTaken, sums: route.tokenSums, statistics: statistics,
       slopes: slopes, squares: squares)
     var objective = 0.0
-    func add(_ kind: LossTerm.Kind, _ coefficient: Float) -> Float {
-      let value = losses.value(kind, Double(coefficient))
+    func add(_ kind: LossTerm.Kind, _ coefficient: Float, term: Int? = nil) -> Float {
+      let value = losses.value(kind, Double(coefficient), term: term)
       objective += Double(coefficient) * value
       return Float(value)
     }
@@ -59,7 +51,7 @@ extension Report {
       balanceLoss = add(.balance, c.balanceCoefficient)
       zLoss = add(.z, c.zCoefficient)
     }
-    for i in 0..<c.lossCount { statistics.losses[i] = add(c.lossKind(i), c.losses![i].coefficient) }
+    for i in 0..<c.lossCount { statistics.losses[i] = add(c.lossKind(i), c.losses![i].coefficient, term: i) }
     auxLoss = Float(objective)
   }
 }
@@ -68,18 +60,18 @@ extension Report {
 struct Losses {
   let c: Configuration
   let call: Call
-  let kernels: UnsafePointer<moei_kernels>
   let routing: Routing
-  let measures: LogitMeasures
+  let firstTaken: UnsafePointer<Int32>?  // [T] where experts choose
+  let sums: TokenSums
   let statistics: CallStatistics
   let slopes: LossSlopes?
   let squares: Double  // the sum of logsumexp^2
 
   var valid: Double { Double(routing.validCount.pointee) }
 
-  /// The loss; adds coefficient * its slopes.
-  func value(_ kind: LossTerm.Kind, _ coefficient: Double) -> Double {
-    if let family = kind.balanceFamily(topK: c.topK) { return balance(family, coefficient) }
+  /// The loss; adds coefficient * its slopes. `term` is its number in the list.
+  func value(_ kind: LossTerm.Kind, _ coefficient: Double, term: Int?) -> Double {
+    if let family = kind.balanceFamily(topK: c.topK) { return balance(family, coefficient, term: term) }
     switch kind {
     case .variance: return variance()
     case .importance: return importance(coefficient)

@@ -10,6 +10,7 @@ public struct Plan {
 
   let policy: TapePolicy
   let chunk: ChunkSize
+  let lastChunk: ChunkSize
   let tokens: Int  // T
 
   init(_ c: Configuration, _ call: Call, policy: TapePolicy, chunkTokens: Int) {
@@ -17,6 +18,8 @@ public struct Plan {
     tokens = call.tokens
     let size = min(chunkTokens, call.tokens)
     chunk = ChunkSize(tokens: size, mostRows: c.mostRows(call, of: size))
+    let rest = size == 0 ? 0 : tokens % size
+    lastChunk = rest == 0 ? chunk : ChunkSize(tokens: rest, mostRows: c.mostRows(call, of: rest))
   }
 
   var chunks: Int { chunk.tokens == 0 ? 1 : (tokens + chunk.tokens - 1) / chunk.tokens }

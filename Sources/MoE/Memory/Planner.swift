@@ -1,5 +1,6 @@
 /// Memory of a call, in bytes, before anything is allocated.
 public struct MemoryPlan {
+  public let tokens: Int  // T
   public let forwardScratch: Int
   public let backwardScratch: Int  // 0 without a tape
   public let tape: Int
@@ -26,16 +27,14 @@ extension Layer {
       return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: lean ? Self.leanChunk : whole)
     }
     var best: Plan?
+    var least = Int.max
     // Without a tape there is nothing to keep, and no policy.
-    if !taped || call.tapePolicy != .lean { best = try largest(.full, limit, call, taped: taped) }
+    if !taped || call.tapePolicy != .lean { best = try fewestChunks(.full, limit, call, taped: taped, &least) }
     if taped && call.tapePolicy != .full && (best?.chunk.tokens ?? 0) < min(whole, Self.smallChunk) {
-      best = try largest(.lean, limit, call, taped: taped) ?? best
+      best = try fewestChunks(.lean, limit, call, taped: taped, &least) ?? best
     }
     if let best { return best }
-    let least = Plan(c, call, policy: taped ? call.tapePolicy ?? .lean : .full, chunkTokens: rowsPerBlock)
-    throw .invalid(
-      "memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(try memory(least, call, taped: taped).total)"
-    )
+    throw .invalid("memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(least)")
   }
 
   /// Chunks that activations are computed again for, where no limit says how large they may be.
@@ -43,28 +42,22 @@ extension Layer {
   /// Below this experts get too few tokens at once to be fast.
   private static var smallChunk: Int { 2048 }
 
-  /// The largest chunks with which a call keeps to the limit: whole blocks, found by bisection.
-  private func largest(
-    _ policy: Plan.TapePolicy, _ limit: Int, _ call: Call, taped: Bool
+  /// The fewest chunks with which a call keeps to the limit, as even as whole blocks let them be. More chunks do not
+  /// always need less, so every number of them is tried. Lowers `least` to what the smallest of them need.
+  private func fewestChunks(
+    _ policy: Plan.TapePolicy, _ limit: Int, _ call: Call, taped: Bool, _ least: inout Int
   ) throws(Fault) -> Plan? {
-    func fits(_ blocks: Int) throws(Fault) -> Plan? {
-      let plan = Plan(configuration, call, policy: policy, chunkTokens: blocks * rowsPerBlock)
-      return try memory(plan, call, taped: taped).total <= limit ? plan : nil
+    let all = max(blocks(of: call.tokens), 1)
+    var size = all  // blocks of a chunk
+    while true {
+      let plan = Plan(configuration, call, policy: policy, chunkTokens: size * rowsPerBlock)
+      let needed = try memory(plan, call, taped: taped).total
+      if needed <= limit { return plan }
+      least = min(least, needed)
+      if size == 1 { return nil }
+      let chunks = (all + size - 2) / (size - 1)  // that smaller ones make
+      size = (all + chunks - 1) / chunks
     }
-    var most = max(blocks(of: call.tokens), 1)
-    if let all = try fits(most) { return all }
-    var (best, least): (Plan?, Int) = (nil, 1)
-    most -= 1
-    while least <= most {
-      let middle = (least + most) / 2
-      if let found = try fits(middle) {
-        best = found
-        least = middle + 1
-      } else {
-        most = middle - 1
-      }
-    }
-    return best
   }
 
   private func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
@@ -83,7 +76,8 @@ extension Layer {
       _ = FusedScratch(&backward, c)
     }
     return MemoryPlan(
-      forwardScratch: try forward.total(), backwardScratch: try backward.total(), tape: try tape.total(),
+      tokens: call.tokens, forwardScratch: try forward.total(), backwardScratch: try backward.total(),
+      tape: try tape.total(),
       chunkTokens: plan.chunk.tokens, keepsActivations: taped && plan.policy == .full)
   }
 }

@@ -70,8 +70,8 @@ struct TapeContents {
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full
-      ? KeptChunks(&arena, c, plan.chunk, chunks: plan.chunks, packsWeights: context.packsWeights) : nil
-    if plan.policy == .full { routing.takeMeasures(&arena, c, forBackward: true) }
+      ? KeptChunks(&arena, c, plan, packsWeights: context.packsWeights) : nil
+    if plan.policy == .full { routing.takeMeasures(&arena, c) }
     draws = c.draws(call, context.kernels)
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil

@@ -1,5 +1,5 @@
 /// How experts and tokens find each other. A new router is a file with a struct that fills the routing's indices, and a
-/// case here with its lines: token by token, or for all tokens together once their logits are known.
+/// case here with its lines: token by token, wave by wave, or for all tokens together once their logits are known.
 enum Choice {
   case topK(TopKChoice)
   case hierarchical(HierarchicalChoice)
@@ -16,7 +16,7 @@ enum Choice {
     let x: UnsafePointer<Float>  // [T,H]
     let routing: Routing
     let selection: Selection
-    let values: UnsafeMutablePointer<Float>  // [T,E], where choices are made together
+    let values: TokenRows  // what is chosen by, where choices are made together
   }
 
   init(_ arena: inout Arena, _ inputs: Inputs) {
@@ -29,7 +29,7 @@ enum Choice {
     switch (c.router, c.choice.groups) {
     case (.expertChoice, _):
       self = .experts(
-        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: UnsafePointer(inputs.values)))
+        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: inputs.values))
     case (.hierarchical, .some(let groups)):
       self = .hierarchical(
         HierarchicalChoice(
@@ -50,7 +50,11 @@ enum Choice {
   }
 
   func prepare(in context: ContextPointer) throws(Fault) {
-    if case .topK(let choice) = self { try choice.prepare(in: context) }
+    switch self {
+    case .topK(let choice): try choice.prepare(in: context)
+    case .experts(let choice): choice.prepare()
+    default: break
+    }
   }
 
   /// For one block of tokens; nothing where choices are made together.
@@ -64,11 +68,13 @@ enum Choice {
     }
   }
 
+  /// For a wave of tokens, whose blocks are done.
+  func offer(_ tokens: Range<Int>) throws(Fault) {
+    if case .experts(let choice) = self { try choice.offer(tokens) }
+  }
+
+  /// After the last token.
   func chooseTogether(in context: ContextPointer) throws(Fault) {
-    switch self {
-    case .experts(let choice): try choice.run(in: context)
-    case .sinkhorn(let choice): try choice.run(in: context)
-    default: break
-    }
+    if case .sinkhorn(let choice) = self { try choice.run(in: context) }
   }
 }

@@ -6,20 +6,21 @@ struct ChosenValues {
   let choice: TokenChoice
   let kernels: UnsafePointer<moei_kernels>
 
-  /// v [K] from the chosen logits, or from the probabilities p [E] of all.
-  func fill(
-    _ v: UnsafeMutablePointer<Float>, logits: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>,
-    indices: UnsafePointer<Int32>, _ k: Int
-  ) {
+  /// Of which numbers the chosen ones are wanted: the logits z [E] of a token or its probabilities p [E].
+  func source(logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>) -> UnsafePointer<Float> {
+    passThroughSoftmax ? p : z
+  }
+
+  /// v [K] from the chosen numbers of the source.
+  func fill(_ v: UnsafeMutablePointer<Float>, _ chosen: UnsafePointer<Float>, _ k: Int) {
     switch (choice.weights, choice.score) {
     case (.topKSoftmax, _):
       var unused: (lse: Float, entropy: Float) = (0, 0)
-      kernels.pointee.softmax(Int64(k), logits, v, &unused.lse, &unused.entropy)
-    case (.topKSigmoid, _), (.scores, .sigmoid): kernels.pointee.sigmoid(Int64(k), logits, v)
-    case (.scores, .sqrtSoftplus): kernels.pointee.sqrt_softplus(Int64(k), logits, v)
-    case (.scores, .identity): v.update(from: logits, count: k)
+      kernels.pointee.softmax(Int64(k), chosen, v, &unused.lse, &unused.entropy)
+    case (.topKSigmoid, _), (.scores, .sigmoid): kernels.pointee.sigmoid(Int64(k), chosen, v)
+    case (.scores, .sqrtSoftplus): kernels.pointee.sqrt_softplus(Int64(k), chosen, v)
+    case (.scores, .identity), (.scores, .softmax): v.update(from: chosen, count: k)
     case (.equal, _), (.sparseMixer, _): v.update(repeating: 1, count: k)
-    case (.scores, .softmax): for slot in 0..<k { v[slot] = p[Int(indices[slot])] }
     }
   }
 

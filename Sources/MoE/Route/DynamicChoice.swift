@@ -9,7 +9,7 @@ struct DynamicChoice {
   private let routing: Routing
   private let x: UnsafePointer<Float>  // [T,H]
   private let count: UnsafeMutablePointer<Int>  // 1: experts of every token, by complexity
-  private let logits: UnsafeMutablePointer<Float>  // [lanes, K]
+  private let chosen: UnsafeMutablePointer<Float>  // [lanes, K]
   private let scores: UnsafeMutablePointer<Float>  // [lanes, K]
   private let chosenValues: ChosenValues
 
@@ -23,7 +23,7 @@ struct DynamicChoice {
     self.routing = routing
     self.x = x
     count = arena.take(Int.self, 1)
-    logits = arena.take(Float.self, context.lanes, c.topK)
+    chosen = arena.take(Float.self, context.lanes, c.topK)
     scores = arena.take(Float.self, context.lanes, c.topK)
     var choice = c.choice
     choice.weights = .scores  // what is added up or compared, whatever weighs
@@ -51,9 +51,10 @@ struct DynamicChoice {
       for slot in count.pointee..<c.topK { indices[slot] = .noExpert }
       return
     }
-    let (logits, scores) = (logits + lane * c.topK, scores + lane * c.topK)
-    for slot in 0..<c.topK { logits[slot] = z[Int(indices[slot])] }
-    chosenValues.fill(scores, logits: logits, probabilities: p, indices: indices, c.topK)
+    let (chosen, scores) = (chosen + lane * c.topK, scores + lane * c.topK)
+    let source = chosenValues.source(logits: z, probabilities: p)
+    for slot in 0..<c.topK { chosen[slot] = source[Int(indices[slot])] }
+    chosenValues.fill(scores, chosen, c.topK)
     var sum: Float = 0
     for slot in 0..<c.topK {
       let goesOn = plan.rule == .topP ? sum < plan.value : scores[slot] >= plan.value

@@ -11,7 +11,7 @@ struct HashChoice {
     for t in block.tokens where routing.isValid(t) {
       if let kept = block.values {
         let z = block.logits + (t - block.tokens.lowerBound) * c.experts
-        (kept + t * c.experts).update(from: z, count: c.experts)
+        kept.of(t).update(from: z, count: c.experts)
       }
       (routing.indices + t * routing.slots).update(from: table + Int(tokenIds![t]) * c.topK, count: c.topK)
     }

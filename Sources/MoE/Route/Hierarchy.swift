@@ -72,7 +72,7 @@ struct HierarchicalChoice {
     let perGroup = c.topK / chosenGroups
     for t in block.tokens where routing.isValid(t) {
       let row = t - block.tokens.lowerBound
-      let kept = block.values.map { $0 + t * c.experts }
+      let kept = block.values?.of(t)
       kept?.update(repeating: -.infinity, count: c.experts)
       kernels.pointee.top_k(
         Int64(hierarchy.groups), Int64(chosenGroups), block.coarse! + row * hierarchy.groups, groups, best)

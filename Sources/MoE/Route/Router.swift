@@ -9,14 +9,16 @@ struct RouterForward {
   let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
   fileprivate let parameters: Parameters
   fileprivate let input: RouterInput
+  let tokenSums: TokenSums
   private let tokens: RouteTokens
   private let weigh: WeighTokens
   private let admission: Admission?
-  var measures: LogitMeasures { tokens.measures }
+  var firstTaken: UnsafePointer<Int32>? { tokens.firstTaken.map { UnsafePointer($0) } }
 
+  /// `slopes` where there will be a backward.
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, context: ContextPointer, x: UnsafePointer<Float>,
-    parameters: Parameters, routing: Routing
+    parameters: Parameters, routing: Routing, statistics: CallStatistics, slopes: LossSlopes?
   ) {
     self.c = c
     self.call = call
@@ -28,24 +30,24 @@ struct RouterForward {
     let weigher = Weigher(
       &arena, c, context: context, parameters: parameters, routing: routing,
       mayLeaveSlotsEmpty: c.mayLeaveSlotsEmpty(call))
-    let together = Choice.isTogether(c, call)
     tokens = RouteTokens(
       &arena, c, call, draws, context: context, x: x, input: input.rows, parameters: parameters, routing: routing,
-      sums: sums, weigher: weigher, weighsNow: !together,
-      // Who chooses for all tokens, or finds another expert for some, needs everything.
-      keepsAll: together || c.capacity?.nextBest == true || c.admits(call) && weigher.mixer != nil)
-    weigh = WeighTokens(tokens: tokens)
+      sums: sums, weigher: weigher)
+    tokenSums = TokenSums(
+      &arena, c, call, kernels: context.kernels, routing: routing, measures: tokens.measures, statistics: statistics,
+      slopes: slopes)
+    weigh = WeighTokens(&arena, tokens, lanes: context.lanes)
     admission =
-      c.admits(call)
-      ? Admission(&arena, c, call, draws, routing: routing, values: UnsafePointer(tokens.allValues)) : nil
+      c.admits(call) ? Admission(&arena, c, call, draws, routing: routing, values: tokens.values) : nil
   }
 
   func run(in context: ContextPointer) throws(Fault) {
     routing.start(call)
+    tokenSums.start()
     try tokens.selection.check()
     try input.run(in: context, again: false)
     try tokens.choice.prepare(in: context)
-    try tokens.run(in: context)
+    try tokens.run(in: context, tokenSums)
     if Choice.isTogether(c, call) {
       try tokens.choice.chooseTogether(in: context)
       try weigh.run(in: context)
@@ -72,7 +74,8 @@ struct BlockSums {
   var entropy = 0.0
 }
 
-/// Logits, and what follows from them token by token, for one block of tokens per item.
+/// Logits, and what follows from them token by token, for one block of tokens per item. Blocks come in waves, one for each
+/// thread: what is added up over tokens follows after each wave, in token order, and its [wave,E] arrays serve the next.
 struct RouteTokens: Job {
   let c: Configuration
   let call: Call
@@ -80,30 +83,31 @@ struct RouteTokens: Job {
   let routing: Routing
   let selection: Selection
   let choice: Choice
-  let allValues: UnsafeMutablePointer<Float>  // [T,E] selection values, where they are kept
+  /// What is chosen by: of a wave where experts choose, of all tokens for Sinkhorn's iteration and the next best, or else
+  /// of none.
+  let values: TokenRows
   let measures: LogitMeasures
-  private let logits: Logits
+  /// Where experts choose, the most probable of those that took a token, or none; nil where no loss asks.
+  let firstTaken: UnsafeMutablePointer<Int32>?  // [T]
+  fileprivate let logits: Logits
   private let shared: SharedGate
-  private let weigher: Weigher
-  private let weighsNow: Bool
-  private let keepsAll: Bool
+  fileprivate let weigher: Weigher
   private let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
-  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E], or [T,E]
+  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E]
   /// Per block the first token that cannot be routed, or -1, and why.
-  private let failures: UnsafeMutablePointer<RoutingFailure>  // [blocks]
+  fileprivate let failures: UnsafeMutablePointer<RoutingFailure>  // [blocks]
+  private var firstBlock = 0  // of the wave
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, context: ContextPointer,
     x: UnsafePointer<Float>, input: UnsafePointer<Float>, parameters: Parameters, routing: Routing,
-    sums: UnsafeMutablePointer<BlockSums>, weigher: Weigher, weighsNow: Bool, keepsAll: Bool
+    sums: UnsafeMutablePointer<BlockSums>, weigher: Weigher
   ) {
     self.c = c
     self.call = call
     self.routing = routing
     self.sums = sums
     self.weigher = weigher
-    self.weighsNow = weighsNow
-    self.keepsAll = keepsAll
     kernels = context.kernels
     logits = Logits(
       &arena, c, draws, context: context, parameters: parameters, input: input, tokens: call.tokens,
@@ -111,26 +115,37 @@ struct RouteTokens: Job {
     measures = LogitMeasures(&arena, c, context: context, routing: routing)
     selection = Selection(&arena, c, context: context, parameters: parameters)
     shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
-    z = arena.take(
-      Float.self, !c.hasGate ? 0 : keepsAll ? call.tokens : context.lanes * rowsPerBlock, c.experts)
-    allValues = arena.take(Float.self, keepsAll ? call.tokens : 0, c.experts)
+    z = arena.take(Float.self, c.hasGate ? context.waveTokens : 0, c.experts)
+    let together = Choice.isTogether(c, call)
+    let keepsValues = c.movesChoices(call) || together && c.router == .sinkhorn
+    values = TokenRows(
+      &arena, rows: keepsValues ? call.tokens : together ? min(call.tokens, context.waveTokens) : 0, experts: c.experts)
+    firstTaken =
+      c.router == .expertChoice && c.hasLossesOfFirstChoices ? arena.take(Int32.self, call.tokens) : nil
     choice = Choice(
       &arena,
       Choice.Inputs(
-        c: c, call: call, context: context, x: x, routing: routing, selection: selection,
-        values: allValues))
+        c: c, call: call, context: context, x: x, routing: routing, selection: selection, values: values))
     failures = arena.take(RoutingFailure.self, blocks(of: call.tokens))
   }
 
-  func run(in context: ContextPointer) throws(Fault) {
+  func run(in context: ContextPointer, _ tokenSums: TokenSums) throws(Fault) {
     let blocks = blocks(of: call.tokens)
     failures.initialize(repeating: RoutingFailure(), count: blocks)
-    try context.run(blocks, self)
-    try throwFailure()
+    for first in stride(from: 0, to: blocks, by: context.lanes) {
+      var wave = self
+      wave.firstBlock = first
+      let end = min(first + context.lanes, blocks)
+      try context.run(end - first, wave)
+      try throwFailure(first..<end)
+      let tokens = first * rowsPerBlock..<min(end * rowsPerBlock, call.tokens)
+      tokenSums.add(tokens)
+      try choice.offer(tokens)
+    }
   }
 
-  func throwFailure() throws(Fault) {
-    for block in 0..<blocks(of: call.tokens) where failures[block].token >= 0 { throw Self.fault(failures[block], c) }
+  func throwFailure(_ blocks: Range<Int>) throws(Fault) {
+    for block in blocks where failures[block].token >= 0 { throw Self.fault(failures[block], c) }
   }
 
   static func fault(_ failure: RoutingFailure, _ c: Configuration) -> Fault {
@@ -147,11 +162,12 @@ struct RouteTokens: Job {
     }
   }
 
-  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let lane = lane.pointee.index
     let e = c.experts
+    let block = firstBlock + item
     let tokens = rows(ofBlock: block, in: call.tokens)
-    let z = z + (keepsAll ? tokens.lowerBound : lane * rowsPerBlock) * e  // [rows, E]
+    let z = z(lane)
     shared.forward(tokens, logits.matmul, logits.scratch(lane))
     logits.fill(z, tokens, routing, lane, clean: measures.clean(lane))
     var ofBlock = BlockSums()
@@ -170,32 +186,45 @@ struct RouteTokens: Job {
       let inBlock = t - tokens.lowerBound
       measures.measure(
         t, row: inBlock, row, deviations: logits.learned(lane).map { UnsafePointer($0 + inBlock * e) }, lane)
-      let p = routing.probabilities + t * e
+      let p = routing.probabilities.of(t)
       var (logSumExp, entropy): (Float, Float) = (0, 0)
       kernels.pointee.softmax(Int64(e), row, p, &logSumExp, &entropy)
       routing.logSumExp?[t] = logSumExp
       ofBlock.squares += Double(logSumExp) * Double(logSumExp)
       ofBlock.entropy += Double(entropy)
-      if keepsAll { measureForAll(t, row, p) }
+      measureForAll(t, row, p)
     }
     if c.hasGate { sums[block] = ofBlock }
     if let failure = choice.choose(
       TokenBlock(
         tokens: tokens, logits: z, coarse: logits.coarse(lane).map { UnsafePointer($0) },
-        values: keepsAll ? allValues : nil, lane: lane))
+        values: c.movesChoices(call) ? values : nil, lane: lane))
     {
       failures[block] = failure
-    } else if weighsNow {
-      weigh(block, c.hasGate ? UnsafePointer(z) : nil, lane)
+      return
+    }
+    if Choice.isTogether(c, call) { return }
+    for t in tokens where routing.isValid(t) {
+      let z = c.hasGate ? z + (t - tokens.lowerBound) * e : nil
+      if let z {
+        let p = routing.probabilities.of(t)
+        weigher.gather(t, logits: z, probabilities: p, lane)
+        noteFirst(t, p)
+      }
+      if !weigh(t, z, lane) { return failures[block] = RoutingFailure(token: t, reason: .noWeight) }
     }
   }
 
+  /// Logits of a block, [rows, E].
+  fileprivate func z(_ lane: Int) -> UnsafeMutablePointer<Float> { z + lane * rowsPerBlock * c.experts }
+
   /// What choices for all tokens together begin with; other choices write it themselves.
   private func measureForAll(_ t: Int, _ z: UnsafePointer<Float>, _ p: UnsafePointer<Float>) {
-    let values = allValues + t * c.experts
     switch choice {
-    case .experts: selection.fill(values, logits: z, probabilities: p)
-    case .sinkhorn: for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
+    case .experts: selection.fill(values.of(t), logits: z, probabilities: p)
+    case .sinkhorn:
+      let values = values.of(t)
+      for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
     default: break
     }
   }
@@ -205,47 +234,75 @@ struct RouteTokens: Job {
     (routing.indices + t * routing.slots).update(repeating: .noExpert, count: routing.slots)
     (routing.weights + t * routing.slots).update(repeating: 0, count: routing.slots)
     guard c.hasGate else { return }
-    (routing.probabilities + t * c.experts).update(repeating: 0, count: c.experts)
+    routing.probabilities.of(t).update(repeating: 0, count: c.experts)
     routing.logSumExp?[t] = 0
   }
 
-  /// z: the block's logits; nil where they are not at hand, and the choices as they were.
-  func weigh(_ block: Int, _ z: UnsafePointer<Float>?, _ lane: Int) {
-    let tokens = rows(ofBlock: block, in: call.tokens)
-    for t in tokens where routing.isValid(t) {
-      if let given = call.givenWeights {
-        let (own, weights) = (routing.indices + t * routing.slots, routing.weights + t * routing.slots)
-        for slot in 0..<c.choices { weights[slot] = own[slot].isExpert ? given[t * c.choices + slot] : 0 }
-      } else if !weigher.weigh(t, z.map { $0 + (t - tokens.lowerBound) * c.experts }, lane) {
-        failures[block] = RoutingFailure(token: t, reason: .noWeight)
-        return
-      }
-    }
+  fileprivate func noteFirst(_ t: Int, _ p: UnsafePointer<Float>) {
+    guard let firstTaken else { return }
+    let own = routing.indices + t * routing.slots
+    var first: Int?
+    for e in 0..<c.experts where own[e] != .noExpert && (first == nil || p[e] > p[first!]) { first = e }
+    firstTaken[t] = Int32(truncatingIfNeeded: first ?? -1)
   }
 
-  /// Logits of a block, where they are kept.
-  fileprivate func keptLogits(_ block: Int) -> UnsafePointer<Float>? {
-    keepsAll ? UnsafePointer(z + block * rowsPerBlock * c.experts) : nil
+  /// The weights of token t, given or made; z [E] its logits where they are at hand.
+  fileprivate func weigh(_ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) -> Bool {
+    guard let given = call.givenWeights else { return weigher.weigh(t, z, lane) }
+    let (own, weights) = (routing.indices + t * routing.slots, routing.weights + t * routing.slots)
+    for slot in 0..<c.choices { weights[slot] = own[slot].isExpert ? given[t * c.choices + slot] : 0 }
+    return true
   }
 }
 
-/// The weights once more, or at last, for choices that were made or moved after all logits were known.
+/// The weights once more, or at last, for choices that were made or moved after all logits were known. Where other
+/// logits are wanted than those of the first choices, they are computed again: the same product has the same bits.
 struct WeighTokens: Job {
-  let tokens: RouteTokens
+  private let tokens: RouteTokens
+  private let fromLogits: Bool
+  private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token
+
+  init(_ arena: inout Arena, _ tokens: RouteTokens, lanes: Int) {
+    self.tokens = tokens
+    fromLogits = tokens.c.weighsFromLogits(tokens.call)
+    probabilities = arena.take(Float.self, fromLogits ? lanes : 0, tokens.c.experts)
+  }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(blocks(of: tokens.call.tokens), self)
-    try tokens.throwFailure()
+    let blocks = blocks(of: tokens.call.tokens)
+    try context.run(blocks, self)
+    try tokens.throwFailure(0..<blocks)
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    tokens.weigh(block, tokens.keptLogits(block), lane.pointee.index)
+    let lane = lane.pointee.index
+    let (e, routing) = (tokens.c.experts, tokens.routing)
+    let range = rows(ofBlock: block, in: routing.tokens)
+    if fromLogits { tokens.logits.fill(tokens.z(lane), range, routing, lane) }
+    for t in range where routing.isValid(t) {
+      let z = fromLogits ? tokens.z(lane) + (t - range.lowerBound) * e : nil
+      if let z {
+        let p = probabilities + lane * e
+        var unused: (lse: Float, entropy: Float) = (0, 0)
+        tokens.kernels.pointee.softmax(Int64(e), z, p, &unused.lse, &unused.entropy)
+        tokens.weigher.gather(t, logits: z, probabilities: p, lane)
+        tokens.noteFirst(t, p)
+      }
+      if !tokens.weigh(t, z, lane) {
+        return tokens.failures[block] = RoutingFailure(token: t, reason: .noWeight)
+      }
+    }
   }
 }
 
 extension Configuration {
   /// Whether choices may go to other experts than those chosen.
   func movesChoices(_ call: Call) -> Bool { admits(call) && capacity?.nextBest == true }
+
+  /// Whether weights follow after the choices, from other logits than those at hand when these were made.
+  func weighsFromLogits(_ call: Call) -> Bool {
+    Choice.isTogether(self, call) || movesChoices(call) || admits(call) && choice.weights == .sparseMixer
+  }
 
   /// Experts that may be chosen. Training notes the number, and evaluation follows it.
   func activeExperts(_ call: Call, _ parameters: Parameters) -> Int {

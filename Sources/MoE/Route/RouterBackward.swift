@@ -36,7 +36,7 @@ struct RouterBackward: Job {
     draws.firstToken = chunk.lowerBound
     var routing = tape.routing.part(chunk, c)
     measuresAgain = c.hasGate && !tape.keeps
-    if !tape.keeps { routing.takeMeasures(&arena, c, forBackward: true) }
+    if !tape.keeps { routing.takeMeasures(&arena, c) }
     self.c = c
     self.parameters = parameters
     kernels = context.kernels
@@ -96,7 +96,7 @@ struct RouterBackward: Job {
     let tokens = rows(ofBlock: block, in: routing.tokens)
     let z = z + lane * rowsPerBlock * e
     if needsLogits { logits.fill(z, tokens, routing, lane, clean: smoothLoad?.clean(lane)) }
-    if measuresAgain { measure(tokens, z) }
+    if measuresAgain { measure(tokens, z, lane) }
     differentiateLoads(tokens, z, lane)
     let learned = logits.learnedAgain(tokens, lane)
     for t in tokens {
@@ -110,7 +110,7 @@ struct RouterBackward: Job {
       guard c.hasGate else { continue }
       scoreShares?.backward(losses.shareSlopes(t), scale: losses.scale, logits: z + row * e, addTo: dz, lane)
       if let hierarchy = logits.hierarchy {
-        hierarchy.split(dz, probabilities: routing.probabilities + t * e, du: dCoarse + t * hierarchy.groups)
+        hierarchy.split(dz, probabilities: routing.probabilities.of(t), du: dCoarse + t * hierarchy.groups)
       }
     }
     if !c.hasGate { return }
@@ -132,16 +132,12 @@ struct RouterBackward: Job {
   }
 
   /// What forward had of the logits.
-  private func measure(_ tokens: Range<Int>, _ z: UnsafePointer<Float>) {
+  private func measure(_ tokens: Range<Int>, _ z: UnsafePointer<Float>, _ lane: Int) {
     for t in tokens where routing.isValid(t) {
-      let row = z + (t - tokens.lowerBound) * c.experts
+      let (row, p) = (z + (t - tokens.lowerBound) * c.experts, routing.probabilities.of(t))
       var entropy: Float = 0
-      kernels.pointee.softmax(
-        Int64(c.experts), row, routing.probabilities + t * c.experts, routing.logSumExp! + t, &entropy)
-      let own = routing.indices + t * routing.slots
-      for slot in 0..<routing.choices where own[slot] != .noExpert {
-        routing.chosenLogits[t * routing.choices + slot] = row[Int(own[slot].chosen)]
-      }
+      kernels.pointee.softmax(Int64(c.experts), row, p, routing.logSumExp! + t, &entropy)
+      weigher.gather(t, logits: row, probabilities: p, lane)
     }
   }
 
@@ -177,7 +173,7 @@ struct RouterBackward: Job {
       if dFactors != nil && !weightsAreGiven { _ = back(chosen, t, nil, dw, lane) }
       return
     }
-    let p = routing.probabilities + t * e
+    let p = routing.probabilities.of(t)
     let dz = dLogits + t * e
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
     losses.setProbabilityGradient(t, dz)
@@ -195,7 +191,7 @@ struct RouterBackward: Job {
     if let mixer = weigher.mixer, let z {
       mixer.backward(dv, z, chosen.indices, chosen.count, addTo: dz, lane)
     } else if !throughSoftmax {
-      weigher.chosenValues.differentiate(dv, v: v, logits: chosen.logits, chosen.count)
+      weigher.chosenValues.differentiate(dv, v: v, logits: chosen.inputs, chosen.count)
       for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] }
     }
   }
@@ -203,7 +199,7 @@ struct RouterBackward: Job {
   private func back(
     _ chosen: Weigher.Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ dw: UnsafePointer<Float>, _ lane: Int
   ) -> (v: UnsafePointer<Float>, dv: UnsafeMutablePointer<Float>) {
-    weigher.backward(chosen, t, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
+    weigher.backward(chosen, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
   }
 
   /// dx[t] += what comes through the gates that read x itself, for one block of tokens.

@@ -1,6 +1,6 @@
 /// What the router decided for T tokens: made once in forward, replayed ever after. A token has a slot for each of its
 /// choices, then one for each shared expert. Beside the decisions stand the measures they were made from, which are kept
-/// for backward or made again there, chunk by chunk.
+/// for backward, or made for some tokens at a time: in forward for a wave, and again in backward for a chunk.
 struct Routing {
   private(set) var tokens: Int  // T
   /// Whether a token may name an expert twice.
@@ -18,8 +18,10 @@ struct Routing {
   let validCount: UnsafeMutablePointer<Int>  // 1
   let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
   // The measures:
-  private(set) var chosenLogits: UnsafeMutablePointer<Float>  // [T,choices]
-  private(set) var probabilities: UnsafeMutablePointer<Float>  // [T,E] softmax over all logits; empty without a gate
+  /// What a choice's weight is made from, see ChosenValues; nil where nobody looks at it again.
+  private(set) var chosen: UnsafeMutablePointer<Float>?  // [T,choices]
+  /// Softmax over all logits, of all tokens or of a wave; empty without a gate.
+  private(set) var probabilities: TokenRows
   private(set) var logSumExp: UnsafeMutablePointer<Float>?  // [T], for backward
 
   /// The decisions.
@@ -30,8 +32,7 @@ struct Routing {
     slots = c.slots
     indices = arena.take(Int32.self, tokens, c.slots)
     weights = arena.take(Float.self, tokens, c.slots)
-    chosenLogits = arena.take(Float.self, 0)
-    probabilities = chosenLogits
+    probabilities = TokenRows(&arena, rows: 0, experts: c.experts)
     sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
     coefficients = c.sharedGate == .residual ? arena.take(Float.self, tokens) : nil
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
@@ -40,10 +41,17 @@ struct Routing {
     norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 3, c.hidden)
   }
 
-  mutating func takeMeasures(_ arena: inout Arena, _ c: Configuration, forBackward: Bool) {
-    chosenLogits = arena.take(Float.self, tokens, c.choices)
-    probabilities = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-    logSumExp = c.hasGate && forBackward ? arena.take(Float.self, tokens) : nil
+  /// Memory for the measures of all tokens, as backward has them.
+  mutating func takeMeasures(_ arena: inout Arena, _ c: Configuration) {
+    chosen = arena.take(Float.self, tokens, c.choices)
+    probabilities = TokenRows(&arena, rows: c.hasGate ? tokens : 0, experts: c.experts)
+    logSumExp = c.hasGate ? arena.take(Float.self, tokens) : nil
+  }
+
+  /// Memory for those of a wave of tokens, which forward makes and lets go of.
+  mutating func takeMeasures(_ arena: inout Arena, _ c: Configuration, wave: Int, keepsChosen: Bool) {
+    chosen = keepsChosen ? arena.take(Float.self, tokens, c.choices) : nil
+    probabilities = TokenRows(&arena, rows: c.hasGate ? min(tokens, wave) : 0, experts: c.experts)
   }
 
   /// The same for one chunk, whose first token is number 0.
@@ -57,8 +65,8 @@ struct Routing {
     own.sharedLogits += first * c.sharedGates
     own.coefficients = coefficients.map { $0 + first }
     own.valid = valid.map { $0 + first }
-    own.chosenLogits += first * choices
-    own.probabilities += c.hasGate ? first * c.experts : 0
+    own.chosen = chosen.map { $0 + first * choices }
+    own.probabilities = probabilities.part(from: c.hasGate ? first : 0)
     own.logSumExp = logSumExp.map { $0 + first }
     return own
   }

@@ -10,8 +10,9 @@ struct SinkhornChoice {
   private let rowScales: UnsafeMutablePointer<Double>  // [T]
   private let columnScales: UnsafeMutablePointer<Double>  // [E]
   private let sums: UnsafeMutablePointer<Double>  // [E]
-  /// p, or minus infinity where the logit is; then times the columns' scales.
-  private let values: UnsafeMutablePointer<Float>  // [T,E]
+  /// p, or minus infinity where the logit is; then times the columns' scales. Of all tokens: each iteration reads them,
+  /// and there may be a hundred.
+  private let values: TokenRows
   private let best: UnsafeMutablePointer<Float>  // [lanes, K]
 
   private static var tolerance: Double { 1e-4 }
@@ -20,7 +21,7 @@ struct SinkhornChoice {
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, routing: Routing,
-    values: UnsafeMutablePointer<Float>
+    values: TokenRows
   ) {
     self.c = c
     kernels = context.kernels
@@ -37,7 +38,7 @@ struct SinkhornChoice {
     try context.run(blocks(of: routing.tokens), self)
     for t in 0..<routing.tokens where routing.isValid(t) {
       let last = Int(routing.indices[t * routing.slots + c.topK - 1])
-      if values[t * c.experts + last] == -.infinity {
+      if values.of(t)[last] == -.infinity {
         throw RouteTokens.fault(RoutingFailure(token: t, reason: .tooFewLeft), c)
       }
     }
@@ -49,11 +50,12 @@ struct SinkhornChoice {
     for _ in 0..<Self.most {
       sums.update(repeating: 0, count: experts)
       for t in 0..<routing.tokens where routing.isValid(t) {
-        let p = routing.probabilities + t * experts
+        let values = values.of(t)
+        func p(_ e: Int) -> Double { Double(max(values[e], 0)) }
         var sum = 0.0
-        for e in 0..<experts { sum += columnScales[e] * Double(p[e]) }
+        for e in 0..<experts { sum += columnScales[e] * p(e) }
         rowScales[t] = 1 / Double(tokens) / (sum + Self.epsilon)
-        for e in 0..<experts { sums[e] += rowScales[t] * Double(p[e]) }
+        for e in 0..<experts { sums[e] += rowScales[t] * p(e) }
       }
       var change = 0.0
       for e in 0..<experts {
@@ -70,7 +72,7 @@ extension SinkhornChoice: Job {
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let best = best + lane.pointee.index * c.topK
     for t in rows(ofBlock: block, in: routing.tokens) where routing.isValid(t) {
-      let values = values + t * c.experts
+      let values = values.of(t)
       for e in 0..<c.experts where values[e] != -.infinity {
         values[e] = Float(columnScales[e] * Double(values[e]))
       }

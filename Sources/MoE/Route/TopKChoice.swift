@@ -6,7 +6,7 @@ struct TokenBlock {
   let logits: UnsafePointer<Float>  // [tokens, E]; unused without a gate
   let coarse: UnsafePointer<Float>?  // [tokens, G] of a hierarchy
   /// Where what tokens choose by is kept, [T,E] of all tokens, for those who find another expert later.
-  let values: UnsafeMutablePointer<Float>?
+  let values: TokenRows?
   let lane: Int
 }
 
@@ -46,11 +46,11 @@ struct TopKChoice {
     let chosen = chosen + block.lane * k
     for t in block.tokens where routing.isValid(t) {
       let z = block.logits + (t - block.tokens.lowerBound) * e
-      let p = routing.probabilities + t * e
+      let p = routing.probabilities.of(t)
       let indices = routing.indices + t * routing.slots
       let values = selection.values(logits: z, probabilities: p, lane: block.lane)
       kernels.pointee.top_k(Int64(e), Int64(k), values, indices, chosen)
-      if let kept = block.values { (kept + t * e).update(from: values, count: e) }
+      block.values?.of(t).update(from: values, count: e)
       if chosen[k - 1] == -.infinity { return RoutingFailure(token: t, reason: .tooFewLeft) }
       dynamic?.shorten(indices, logits: z, probabilities: p, block.lane)
     }

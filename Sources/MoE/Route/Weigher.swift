@@ -12,7 +12,8 @@ struct Weigher {
   // Scratch of each thread, [lanes, choices].
   private let indices: UnsafeMutablePointer<Int32>
   private let places: UnsafeMutablePointer<Int32>
-  private let logits: UnsafeMutablePointer<Float>
+  private let gathered: UnsafeMutablePointer<Float>
+  private let packed: UnsafeMutablePointer<Float>
   private let values: UnsafeMutablePointer<Float>
   private let results: UnsafeMutablePointer<Float>
 
@@ -28,7 +29,8 @@ struct Weigher {
     mixer = SparseMixer(&arena, c, context: context)
     indices = arena.take(Int32.self, context.lanes, c.choices)
     places = arena.take(Int32.self, context.lanes, c.choices)
-    logits = arena.take(Float.self, context.lanes, c.choices)
+    gathered = arena.take(Float.self, context.lanes, c.choices)
+    packed = arena.take(Float.self, context.lanes, c.choices)
     values = arena.take(Float.self, context.lanes, c.choices)
     results = arena.take(Float.self, context.lanes, c.choices)
   }
@@ -37,77 +39,84 @@ struct Weigher {
   struct Chosen {
     let count: Int
     let indices: UnsafePointer<Int32>
-    let logits: UnsafePointer<Float>
+    let inputs: UnsafePointer<Float>  // see ChosenValues.source
     /// Their slots; nil where every slot takes part.
     let places: UnsafePointer<Int32>?
 
     func slot(_ i: Int) -> Int { places.map { Int($0[i]) } ?? i }
   }
 
+  /// [choices] of token t: where the routing keeps them, or in the thread's memory until the next token.
+  private func inputs(_ t: Int, _ lane: Int) -> UnsafeMutablePointer<Float> {
+    (routing.chosen.map { $0 + t * routing.choices }) ?? gathered + lane * routing.choices
+  }
+
+  func gather(_ t: Int, logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>, _ lane: Int) {
+    let own = routing.indices + t * routing.slots
+    let (source, inputs) = (chosenValues.source(logits: z, probabilities: p), inputs(t, lane))
+    for slot in 0..<routing.choices where own[slot] != .noExpert { inputs[slot] = source[Int(own[slot].chosen)] }
+  }
+
+  /// Of what `gather` found.
   func chosen(_ t: Int, _ lane: Int) -> Chosen {
     let own = routing.indices + t * routing.slots
-    let ownLogits = routing.chosenLogits + t * routing.choices
+    let inputs = inputs(t, lane)
     if !mayLeaveSlotsEmpty {
-      return Chosen(count: routing.choices, indices: own, logits: ownLogits, places: nil)
+      return Chosen(count: routing.choices, indices: own, inputs: inputs, places: nil)
     }
     let start = lane * routing.choices
     var count = 0
     for slot in 0..<routing.choices where renormalizeAfter ? own[slot].isExpert : own[slot] != .noExpert {
       indices[start + count] = own[slot].chosen
       places[start + count] = Int32(truncatingIfNeeded: slot)
-      logits[start + count] = ownLogits[slot]
+      packed[start + count] = inputs[slot]
       count += 1
     }
-    return Chosen(count: count, indices: indices + start, logits: logits + start, places: places + start)
+    return Chosen(count: count, indices: indices + start, inputs: packed + start, places: places + start)
   }
 
-  /// Weights of token t's choices; z [E] are its logits, nil without a gate. False where they cannot be divided.
+  /// Weights of token t's choices, for which `gather` was called where there is a gate; z [E] are its logits where a mixer
+  /// needs them. False where they cannot be divided.
   func weigh(_ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) -> Bool {
     let own = routing.indices + t * routing.slots
     let weights = routing.weights + t * routing.slots
-    if let z {
-      let logits = routing.chosenLogits + t * routing.choices
-      for slot in 0..<routing.choices where own[slot] != .noExpert { logits[slot] = z[Int(own[slot].chosen)] }
-    }
     let chosen = chosen(t, lane)
-    guard chosen.places != nil else { return weigh(chosen, t, z, into: weights, lane) }
+    guard chosen.places != nil else { return weigh(chosen, z, into: weights, lane) }
     weights.update(repeating: 0, count: routing.choices)
     if chosen.count == 0 { return true }
     let results = results + lane * routing.choices
-    if !weigh(chosen, t, z, into: results, lane) { return false }
+    if !weigh(chosen, z, into: results, lane) { return false }
     for i in 0..<chosen.count where own[chosen.slot(i)].isExpert { weights[chosen.slot(i)] = results[i] }
     return true
   }
 
   private func weigh(
-    _ chosen: Chosen, _ t: Int, _ z: UnsafePointer<Float>?, into weights: UnsafeMutablePointer<Float>, _ lane: Int
+    _ chosen: Chosen, _ z: UnsafePointer<Float>?, into weights: UnsafeMutablePointer<Float>, _ lane: Int
   ) -> Bool {
-    let values = self.values(chosen, t, z, lane)
+    let values = self.values(chosen, z, lane)
     return weighing.weigh(values, chosen.indices, chosen.count, into: weights)
   }
 
   private func values(
-    _ chosen: Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int
+    _ chosen: Chosen, _ z: UnsafePointer<Float>?, _ lane: Int
   ) -> UnsafeMutablePointer<Float> {
     let values = values + lane * routing.choices
     if let mixer, let z {
       mixer.fill(values, z, chosen.indices, chosen.count, lane)
     } else {
-      chosenValues.fill(
-        values, logits: chosen.logits, probabilities: routing.probabilities + t * weighing.experts,
-        indices: chosen.indices, chosen.count)
+      chosenValues.fill(values, chosen.inputs, chosen.count)
     }
     return values
   }
 
   // MARK: backward
 
-  /// dw [slots] of token t's weights becomes dv [count] of its chosen values, in memory of the thread's.
+  /// dw [slots] of a token's weights becomes dv [count] of its chosen values, in memory of the thread's.
   func backward(
-    _ chosen: Chosen, _ t: Int, _ z: UnsafePointer<Float>?, dw: UnsafePointer<Float>,
+    _ chosen: Chosen, _ z: UnsafePointer<Float>?, dw: UnsafePointer<Float>,
     dFactors: UnsafeMutablePointer<Float>?, _ lane: Int
   ) -> (v: UnsafePointer<Float>, dv: UnsafeMutablePointer<Float>) {
-    let v = values(chosen, t, z, lane)
+    let v = values(chosen, z, lane)
     let dv = results + lane * routing.choices
     for i in 0..<chosen.count { dv[i] = dw[chosen.slot(i)] }
     weighing.backward(v, dv, chosen.indices, chosen.count, into: dv) { i, share in

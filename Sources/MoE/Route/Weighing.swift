@@ -6,11 +6,9 @@ struct Weighing {
   private let choice: TokenChoice
   private let expertScale: UnsafePointer<Float>?  // [E]
   private let kernels: UnsafePointer<moei_kernels>
-  let experts: Int
 
   init(_ c: Configuration, parameters: Parameters, kernels: UnsafePointer<moei_kernels>) {
     choice = c.choice
-    experts = c.experts
     self.kernels = kernels
     expertScale = parameters.data(.expertScale).map { UnsafePointer($0) }
   }

@@ -4,28 +4,21 @@ struct Ranking {
   private let keys: UnsafeMutablePointer<UInt64>  // priority, then number
   private let spare: UnsafeMutablePointer<UInt64>
 
-  private let most: Int
-
-  /// One for each of some threads.
-  init(_ arena: inout Arena, _ most: Int, lanes: Int = 1) {
-    self.most = most
-    keys = arena.take(UInt64.self, lanes, most)
-    spare = arena.take(UInt64.self, lanes, most)
+  init(_ arena: inout Arena, _ most: Int) {
+    keys = arena.take(UInt64.self, most)
+    spare = arena.take(UInt64.self, most)
   }
 
-  private init(keys: UnsafeMutablePointer<UInt64>, spare: UnsafeMutablePointer<UInt64>, most: Int) {
-    (self.keys, self.spare, self.most) = (keys, spare, most)
-  }
+  static func key(_ number: Int, _ priority: UInt32) -> UInt64 { UInt64(priority) << 32 | UInt64(number) }
+  static func number(_ key: UInt64) -> Int { Int(truncatingIfNeeded: key & 0xFFFF_FFFF) }
 
-  func of(_ lane: Int) -> Ranking { Ranking(keys: keys + lane * most, spare: spare + lane * most, most: most) }
+  subscript(i: Int) -> Int { Self.number(keys[i]) }
 
-  subscript(i: Int) -> Int { Int(truncatingIfNeeded: keys[i] & 0xFFFF_FFFF) }
-
-  func set(_ i: Int, _ number: Int, _ priority: UInt32) { keys[i] = UInt64(priority) << 32 | UInt64(number) }
+  func set(_ i: Int, _ number: Int, _ priority: UInt32) { keys[i] = Self.key(number, priority) }
 
   /// A copy that `set` leaves alone, until the next sort.
   func keepAside(_ count: Int) { spare.update(from: keys, count: count) }
-  func aside(_ i: Int) -> Int { Int(truncatingIfNeeded: spare[i] & 0xFFFF_FFFF) }
+  func aside(_ i: Int) -> Int { Self.number(spare[i]) }
 
   /// Smaller for larger numbers; 0 and -0 are one.
   static func descending(_ v: Float) -> UInt32 {

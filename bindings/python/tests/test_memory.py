@@ -151,3 +151,83 @@ def test_openblas_agrees_to_rounding(scheme: str) -> None:
     found = run(arguments, "openblas", {"tape_policy": "lean", "memory_limit": None}, **call)
     for name in ("y", "dx", "experts.up.weight", "router.weight"):
         assert_close(name, found[name], expected[name])
+
+
+# What looks at tokens in its own way, with options of its call, and the bytes that scratch may take for a token
+# and an expert: 0 but for arrays that docs/memory.md names.
+LOOKS: dict[str, tuple[Arguments, Arguments, int]] = {
+    "token choice": ({}, {}, 0),
+    "scores": ({"score": "sigmoid", "n_groups": 4, "top_groups": 2, "selection_bias": True}, {}, 0),
+    "hierarchical": ({"router": "hierarchical", "n_groups": 2, "top_groups": 1}, {}, 0),
+    "hash": ({"router": "hash", "vocabulary_size": 7}, {}, 0),
+    "dynamic k": ({"dynamic_k": "top_p", "dynamic_value": 0.4}, {}, 0),
+    "capacity": ({"capacity_formula": "classic", "drop": "probability"}, {}, 0),
+    "sparse mixer, capacity": (
+        {"router_weights": "sparsemixer", "mask_threshold": 0.1, "capacity_formula": "classic"},
+        {},
+        0,
+    ),
+    "exploration": ({"noise": "learned", "router_dropout": 0.1, "router_batch_norm": True}, TRAINING, 0),
+    "losses": (
+        {
+            "score": "sigmoid",
+            "noise": "gaussian",
+            "noise_std": 0.1,
+            "losses": {"switch_sequence": 0.1, "megatron_sequence": 0.1, "megatron": 0.1, "shazeer": 0.1},
+        },
+        TRAINING | {"sequence_length": 64},
+        0,
+    ),
+    # Expert and weight of each slot, and the row of each: a token has a slot for every expert.
+    "expert choice": ({"router": "expert_choice"}, {}, 12),
+    "expert choice, losses": ({"router": "expert_choice", "losses": {"gshard": 0.1}}, {}, 12),
+    "sinkhorn": ({"router": "sinkhorn"}, TRAINING, 4),
+    "sinkhorn, evaluation": ({"router": "sinkhorn"}, {}, 0),
+    "next best": ({"capacity_formula": "classic", "overflow": "next_best"}, {}, 4),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_scratch_goes_by_tokens_and_not_by_their_experts(look: str) -> None:
+    arguments, call, bytes_per_expert = LOOKS[look]
+    few, many, tokens = 8, 128, 2048
+
+    def per_token(n_experts: int) -> float:
+        with libmoe.Context(n_threads=2) as context:
+            layer = libmoe.Layer(32, 32, n_experts, 2, **arguments, context=context)
+            one, two = (layer.plan(n * tokens, taped=False, **call).forward_bytes for n in (1, 2))
+            return (two - one) / tokens
+
+    assert per_token(many) - per_token(few) == bytes_per_expert * (many - few)
+
+
+@pytest.mark.parametrize("tape_policy", ["full", "lean"])
+@pytest.mark.parametrize("scheme", ["classic", "groups of experts", "expert choice", "losses"])
+def test_the_least_that_is_named_is_the_least(scheme: str, tape_policy: Any) -> None:
+    arguments, call = SCHEMES[scheme]
+    with libmoe.Context(n_threads=2) as context:
+        layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
+        options: Arguments = {**call, "tape_policy": tape_policy}
+        limit = least(layer, T, **options)
+        assert layer.plan(T, **options, memory_limit=limit).total_bytes == limit
+        assert limit <= layer.plan(T, **options).total_bytes
+        with pytest.raises(libmoe.InvalidArgumentError, match=str(limit)):
+            layer.plan(T, **options, memory_limit=limit - 1)
+
+
+def test_the_last_chunk_keeps_no_more_than_it_has() -> None:
+    with libmoe.Context(n_threads=1) as context:
+        layer = libmoe.Layer(32, 64, 4, 2, context=context)
+        whole = layer.plan(257, tape_policy="full")
+        divided = layer.plan(257, tape_policy="full", memory_limit=whole.total_bytes - 1)
+        assert (whole.chunk_tokens, divided.chunk_tokens) == (257, 256)
+        assert divided.tape_bytes == whole.tape_bytes
+
+
+def test_chunks_are_even() -> None:
+    """Of as many chunks, even ones take least."""
+    with libmoe.Context(n_threads=1) as context:
+        layer = libmoe.Layer(32, 64, 4, 2, context=context)
+        whole = layer.plan(10 * 256, taped=False)
+        divided = layer.plan(10 * 256, taped=False, memory_limit=whole.total_bytes - 1)
+        assert divided.chunk_tokens == 5 * 256

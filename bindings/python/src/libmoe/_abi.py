@@ -416,6 +416,7 @@ class moe_plan(_Sized):
         ("chunk_tokens", c_int64),
         ("tape_policy", c_int32),
         ("reserved", c_int32),
+        ("n_tokens", c_int64),
     ]
 
 
@@ -600,6 +601,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         Status,
         [POINTER(moe_layer), c_int64, POINTER(moe_forward_options), c_int32, POINTER(moe_plan)],
     ),
+    "moe_plan_describe": (Status, [POINTER(moe_plan), c_char_p, c_size_t, POINTER(c_size_t)]),
     "moe_layer_forward": (
         Status,
         [
@@ -689,8 +691,16 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_checkpoint_tensor": (Status, [POINTER(moe_checkpoint), c_int64, POINTER(moe_stored_tensor)]),
     "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, POINTER(c_int64)]),
     "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
+    "moe_checkpoint_write_sharded": (
+        Status,
+        [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64, c_size_t],
+    ),
     "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
+    "moe_layer_save_sharded": (
+        Status,
+        [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32, c_size_t],
+    ),
     "moe_layer_upcycle": (Status, [POINTER(moe_layer), POINTER(moe_tensor), c_int64]),
     "moe_training_init": (None, [POINTER(moe_training), c_size_t]),
     "moe_training_save": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),

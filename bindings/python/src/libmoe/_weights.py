@@ -244,18 +244,26 @@ class Weights(Native):
         lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
 
     def save(
-        self, path: Path, *, layout: Layout = "libmoe", layer: int | None = None, dtype: DType = "f32"
+        self,
+        path: Path,
+        *,
+        layout: Layout = "libmoe",
+        layer: int | None = None,
+        dtype: DType = "f32",
+        max_shard_size: int = 0,
     ) -> None:
-        """Write the parameters to a safetensors file, whole or not at all.
+        """Write the parameters to a safetensors file, or to several with an index; whole or not at all.
 
         Parameters
         ----------
         path : path
-            Replaced if it is there.
+            Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
         layout, layer
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
         dtype : {"f32", "bf16"}
             Of all tensors but those of ``buffers``, which stay float32.
+        max_shard_size : int
+            As of :func:`save`: bytes of one file at most; 0 writes one file.
 
         Raises
         ------
@@ -264,13 +272,18 @@ class Weights(Native):
         FileError
             The file cannot be written; ``path`` is as it was.
         """
-        lib.moe_layer_save(
+        size = _check.integer("max_shard_size", max_shard_size, ctypes.c_int64)
+        arguments = (
             self._handle,
             encoded(path),
             _check.choice("layout", layout, _abi.LAYOUT),
             _layer_number(layer),
             _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
         )
+        if size == 0:
+            lib.moe_layer_save(*arguments)
+        else:
+            lib.moe_layer_save_sharded(*arguments, size)
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
         """Make every expert a copy of one dense network (arXiv:2212.05055).

@@ -145,16 +145,26 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
         return None
 
 
-def save(path: Path, tensors: Mapping[str, NDArray[Any]], *, context: Context | None = None) -> None:
-    """Write arrays to a safetensors file, whole or not at all.
+def save(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    max_shard_size: int = 0,
+    context: Context | None = None,
+) -> None:
+    """Write arrays to a safetensors file, or to several with an index; whole or not at all.
 
     Parameters
     ----------
     path : path
-        Replaced if it is there.
+        Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
     tensors : mapping of str to ndarray
         Floats of 2, 4 and 8 bytes, integers and bool, of at most 8 dimensions, C-contiguous; ``uint16`` is
         bfloat16, as everywhere here.
+    max_shard_size : int
+        Bytes of tensors in one file at most, but for a file of one larger tensor: the files are
+        ``NAME-00001-of-0000N.safetensors``, and those of an index that is replaced are removed.
+        0 writes one file.
     context : Context, optional
         By default the shared one.
 
@@ -165,6 +175,7 @@ def save(path: Path, tensors: Mapping[str, NDArray[Any]], *, context: Context | 
     FileError
         The file cannot be written; ``path`` is as it was.
     """
+    size = _check.integer("max_shard_size", max_shard_size, ctypes.c_int64)
     described = (_abi.moe_stored_tensor * len(tensors))()
     for index, (name, array) in enumerate(tensors.items()):
         if not isinstance(array, np.ndarray):
@@ -182,7 +193,10 @@ def save(path: Path, tensors: Mapping[str, NDArray[Any]], *, context: Context | 
             data=array.ctypes.data,
         )
     handle = (context or default_context())._handle
-    lib.moe_checkpoint_write(handle, encoded(path), described, len(described))
+    if size == 0:
+        lib.moe_checkpoint_write(handle, encoded(path), described, len(described))
+    else:
+        lib.moe_checkpoint_write_sharded(handle, encoded(path), described, len(described), size)
 
 
 def _word(name: str, array: NDArray[Any]) -> str:

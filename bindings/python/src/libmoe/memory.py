@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 from . import _abi
@@ -24,6 +25,8 @@ class Plan:
         Tokens that experts compute at once.
     tape_policy : {"full", "lean"}
         Whether pre-activations are kept, or computed again in backward.
+    n_tokens : int
+        T.
     """
 
     forward_bytes: int
@@ -32,11 +35,20 @@ class Plan:
     total_bytes: int
     chunk_tokens: int
     tape_policy: str
+    n_tokens: int
 
     def __str__(self) -> str:
-        """One line for people."""
-        mib = self.total_bytes / 2**20
-        return f"{mib:.1f} MiB: chunks of {self.chunk_tokens} tokens, {self.tape_policy} tape"
+        """One line for people, as ``moe_plan_describe`` has it."""
+        plan = _abi.moe_plan()
+        for name in _SAME:
+            setattr(plan, name, getattr(self, name))
+        plan.tape_policy = _abi.TAPE[self.tape_policy]
+        text = ctypes.create_string_buffer(256)
+        lib.moe_plan_describe(plan, text, len(text), None)
+        return text.value.decode()
+
+
+_SAME = ("forward_bytes", "backward_bytes", "tape_bytes", "total_bytes", "chunk_tokens", "n_tokens")
 
 
 def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward_options) -> Plan:
@@ -44,11 +56,4 @@ def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward
     plan = _abi.moe_plan()
     lib.moe_layer_plan(layer, n_tokens, options, int(bool(taped)), plan)
     words = {number: word for word, number in _abi.TAPE.items()}
-    return Plan(
-        forward_bytes=plan.forward_bytes,
-        backward_bytes=plan.backward_bytes,
-        tape_bytes=plan.tape_bytes,
-        total_bytes=plan.total_bytes,
-        chunk_tokens=plan.chunk_tokens,
-        tape_policy=words[plan.tape_policy],
-    )
+    return Plan(tape_policy=words[plan.tape_policy], **{name: getattr(plan, name) for name in _SAME})
