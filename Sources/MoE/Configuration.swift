@@ -2,6 +2,12 @@ import CShims
 
 /// What a layer is. The boundary has checked it: sizes are at least 1 and below 2^31, K <= E.
 public struct Configuration {
+  /// What the library has no memory for. Numbers as in moe_unallocated.
+  public enum Unallocated: Int32 {
+    case nothing = 0
+    case expertWeights = 2
+  }
+
   /// Numbers as in moe_router.
   public enum RouterKind: Int32 {
     case tokenChoice = 0
@@ -52,6 +58,7 @@ public struct Configuration {
   public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`
   public var lossCount = 0
   public var seed: UInt64 = 0
+  public var unallocated = Unallocated.nothing
 
   public init(hidden: Int, experts: Int, topK: Int, groups: UnsafePointer<ExpertGroup>, groupCount: Int) {
     self.hidden = hidden

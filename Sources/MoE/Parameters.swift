@@ -18,6 +18,8 @@ public struct Parameter {
   public var bytes: Int { count * type.size }
   /// Buffers, which no optimiser moves, have none.
   public let hasGradient: Bool
+  /// Whether its memory is the caller's to bind, and that of its gradient.
+  public let isUnallocated: Bool
   public fileprivate(set) var data: UnsafeMutableRawPointer?
   public fileprivate(set) var grad: UnsafeMutablePointer<Float>?
   fileprivate var ownsData = true
@@ -74,6 +76,8 @@ struct Parameters {
   private let names: UnsafeMutablePointer<CChar>  // [slots, nameSize]
   private let groups: Int
   private var group = 0  // whose experts' parameters are meant
+  /// Where matrices lie that come from a file.
+  var offloaded: ExpertSlots?
 
   private static var nameSize: Int { 32 }
 
@@ -102,7 +106,19 @@ struct Parameters {
   /// A float32 tensor's values.
   func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
   /// Those of a tensor of either type.
-  func memory(_ role: Role) -> UnsafeMutableRawPointer? { self[role]?.data }
+  func memory(_ role: Role) -> UnsafeMutableRawPointer? { ownSlots?.matrices(role) ?? self[role]?.data }
+  /// Where an expert's matrices lie among those of the group in `memory`.
+  func place(ofExpert expert: Int) -> Int { ownSlots.map { Int($0.slotOf[expert]) } ?? expert }
+  /// Whether the group's matrices come from a file.
+  var areOffloaded: Bool { ownSlots != nil }
+  private var ownSlots: ExpertSlots? { offloaded?.group == group ? offloaded : nil }
+
+  /// Of the group's experts' matrices, that which the parameter is.
+  func role(of parameter: Parameter) -> Role {
+    if self[.gateWeight]?.name == parameter.name { return .gateWeight }
+    return self[.upWeight]?.name == parameter.name ? .upWeight : .downWeight
+  }
+
   func value(_ role: Role, _ index: Int) -> Float {
     let p = self[role]!
     switch p.type {
@@ -147,6 +163,20 @@ struct Parameters {
     slots[slot]!.ownsGrad = false
   }
 
+  /// The first without memory; nil where all have some.
+  var withoutMemory: Parameter? {
+    for slot in 0..<capacity { if let parameter = slots[slot], parameter.data == nil { return parameter } }
+    return nil
+  }
+
+  /// The first that wants a gradient and has no memory for it.
+  var withoutGradient: Parameter? {
+    for slot in 0..<capacity {
+      if let parameter = slots[slot], parameter.hasGradient, parameter.grad == nil { return parameter }
+    }
+    return nil
+  }
+
   func zeroGrad() {
     for slot in 0..<capacity {
       if let parameter = slots[slot], let grad = parameter.grad { grad.update(repeating: 0, count: parameter.count) }
@@ -161,7 +191,7 @@ struct Parameters {
     {
       try self.add(
         role, "", nil, name, (rows, columns ?? 1, 1), rank: columns == nil ? 1 : 2, .f32,
-        gradient: c.trainable && !buffer, allocator)
+        gradient: c.trainable && !buffer, unallocated: false, allocator)
     }
     if c.hasGate {
       try add(.routerWeight, "router.weight", e, h)
@@ -195,7 +225,7 @@ struct Parameters {
       let number = group.isShared || !c.groupsAreListed ? nil : group.index
       try self.add(
         role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32, gradient: c.trainable,
-        allocator)
+        unallocated: c.unallocated == .expertWeights && rank == 3 && !group.isShared, allocator)
     }
     if group.kind == .constant { try add(.constant, "constant", (e, h, 1), rank: 2) }
     if !group.multiplies { return }
@@ -213,7 +243,7 @@ struct Parameters {
 
   private func add(
     _ role: Role, _ prefix: StaticString, _ number: Int?, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int,
-    _ type: ElementType, gradient: Bool, _ allocator: Allocator
+    _ type: ElementType, gradient: Bool, unallocated: Bool, _ allocator: Allocator
   ) throws(Fault) {
     let slot = slot(role)
     var text = TextBuffer(names + slot * Self.nameSize, capacity: Self.nameSize)
@@ -225,7 +255,12 @@ struct Parameters {
     text.append(name)
     let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
     var parameter = Parameter(
-      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type, hasGradient: gradient)
+      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type, hasGradient: gradient,
+      isUnallocated: unallocated)
+    if unallocated {
+      slots[slot] = parameter
+      return
+    }
     parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
     slots[slot] = parameter  // from here on `free` sees it
     if gradient { slots[slot]!.grad = try allocator.allocate(Float.self, count: count) }
@@ -287,7 +322,7 @@ struct Parameters {
 
   /// Uniform values, in bfloat16 the same ones rounded.
   private func fill(_ role: Role, _ bound: Double, _ random: Random) {
-    guard let p = self[role] else { return }
+    guard let p = self[role], p.data != nil else { return }
     let random = stream(role, random)
     guard p.type == .bf16 else {
       return random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))

@@ -58,11 +58,11 @@ struct Dispatch {
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
-  /// What the experts of a group see.
-  func rows(of group: ExpertGroup) -> GroupRows {
+  /// What the experts of a group see, or some of them, which have a true in `only`.
+  func rows(of group: ExpertGroup, only: UnsafePointer<Bool>? = nil) -> GroupRows {
     GroupRows(
       most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
-      tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
+      tokenOfRow: tokenOfRow, weightOfRow: weightOfRow, only: only)
   }
 }
 
@@ -73,22 +73,27 @@ struct GroupRows {
   private let pairOfRow: UnsafePointer<Int32>
   private let tokenOfRow: UnsafePointer<Int32>
   private let weightOfRow: UnsafePointer<Float>
+  private let only: UnsafePointer<Bool>?  // [experts of the group]: the others have no rows
 
   fileprivate init(
     most: Int, offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>,
-    weightOfRow: UnsafePointer<Float>
+    weightOfRow: UnsafePointer<Float>, only: UnsafePointer<Bool>?
   ) {
     self.most = most
     self.offsets = offsets
     self.pairOfRow = pairOfRow
     self.tokenOfRow = tokenOfRow
     self.weightOfRow = weightOfRow
+    self.only = only
   }
 
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
-  func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
-  func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
+  func rows(ofExpert e: Int) -> Range<Int> {
+    let isWanted = only?[e] ?? true
+    return Int(offsets[e])..<Int(offsets[isWanted ? e + 1 : e])
+  }
+  func count(ofExpert e: Int) -> Int { rows(ofExpert: e).count }
   func pairs(from row: Int) -> UnsafePointer<Int32> { pairOfRow + row }
   func tokens(from row: Int) -> UnsafePointer<Int32> { tokenOfRow + row }
   func weights(from row: Int) -> UnsafePointer<Float> { weightOfRow + row }
