@@ -436,6 +436,13 @@ typedef struct moe_expert_group {
   int32_t reserved; /**< 0 */
 } moe_expert_group;
 
+/** What of a layer has no memory of the library's, until the caller binds some with moe_layer_bind_parameter.  A bit mask. */
+typedef enum moe_unallocated {
+  MOE_UNALLOCATED_NONE = 0,
+  MOE_UNALLOCATED_EXPERT_WEIGHTS = 2 /**< the matrices of the routed experts (parameters experts.X of rank 3; data is NULL) and
+                                          their gradients: for files mapped by moe_mapping_create, or moe_layer_offload */
+} moe_unallocated;
+
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -534,6 +541,8 @@ typedef struct moe_layer_config {
   int64_t vocabulary_size;   /**< token ids are below it; else 0 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
+  int32_t unallocated;         /**< of moe_unallocated */
+  int32_t reserved;            /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -556,7 +565,7 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -577,6 +586,11 @@ MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_la
 
 /** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
 MOE_API void moe_layer_free(moe_layer *layer);
+
+/** Give all parameters that have memory the values of a new layer with this seed, and gradients 0: for memory that was bound.
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
 
 /** Number of parameter tensors.
  *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
@@ -614,7 +628,7 @@ MOE_API MOE_CHECK moe_status moe_layer_find_parameter(const moe_layer *layer, co
  *  @param grad [in, nullable] the same for the gradient, float32; NULL keeps the gradient where it is.  Must be NULL in an
  *              inference_only layer.  Must not overlap `data`.
  *  Memory that the library owned for it is freed, so fetch values you want to keep first.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the parameter is offloaded). */
 MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t index, void *data, float *grad);
 
 /** Set every gradient of the layer to 0.
@@ -649,8 +663,11 @@ typedef enum moe_prepared {
  *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
  *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
+ *  An offloaded layer's slots then hold this form, as many as the limit allows, empty at first: prepare it right after
+ *  moe_layer_offload, since old and new slots exist at once for a moment.
  *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance), OUT_OF_MEMORY (the layer is as it was). */
+ *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance; a limit too small for two slots), OUT_OF_MEMORY,
+ *          BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -844,8 +861,9 @@ MOE_API MOE_CHECK moe_status moe_layer_plan(const moe_layer *layer, int64_t n_to
  *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
- *          error this layer's tape is empty. */
+ *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter
+ *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
+ *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
@@ -876,7 +894,8 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  The routing is replayed, not decided again, and random numbers are drawn again as they were.  Choices and counts are
  *  constants: the router learns through the weights of the chosen experts and through the losses.
  *  Calls on one layer take turns.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only), CANCELLED
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another layer's tape, inference_only, a
+ *          gradient has no memory), CANCELLED
  *          (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
                                                 float d_aux_loss, void *dx, const moe_backward_options *options);
@@ -943,9 +962,11 @@ typedef struct moe_adamw_config {
   double beta2;         /**< [0, 1) */
   double epsilon;       /**< > 0 */
   double weight_decay;  /**< >= 0, decoupled */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  int32_t reserved;          /**< 0 */
 } moe_adamw_config;
 
-#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01 }
+#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01, 0, 0 }
 
 /** SGD with momentum and decoupled weight decay:
  *    p -= lr * weight_decay * p;   v = momentum v + g;   p -= lr * v
@@ -955,9 +976,11 @@ typedef struct moe_sgd_config {
   double learning_rate; /**< >= 0 */
   double momentum;      /**< [0, 1) */
   double weight_decay;  /**< >= 0, decoupled */
+  int32_t unallocated_state; /**< as above */
+  int32_t reserved;          /**< 0 */
 } moe_sgd_config;
 
-#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0 }
+#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, 0, 0 }
 
 /** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
@@ -977,10 +1000,23 @@ MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_
 
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
 
+/** Bytes of an optimiser's state: its moments and float32 copies.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_state_size(const moe_optimizer *optimizer, size_t *size);
+
+/** Use the caller's memory as an optimiser's state, as it is: bytes of 0, a new file's for instance, are the state of a new
+ *  optimiser; others go on from there.  The step count is not among it: moe_training_load restores that.
+ *  @param optimizer [in] created with unallocated_state = 1; without memory its steps are refused
+ *  @param memory    [in] aligned to 4 bytes; kept until the optimiser is freed or bound again
+ *  @param size      [in] at least moe_optimizer_state_size
+ *  Wants the optimiser for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (it has memory of its own). */
+MOE_API MOE_CHECK moe_status moe_optimizer_bind_state(moe_optimizer *optimizer, void *memory, size_t size);
+
 /** One step: reads each tensor's grad, changes its data.
  *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes and dtypes may
  *                 not); every data and grad set.  Checked whole before anything changes.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory; so moe_optimizer_step_clipped). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 
 /** One step with clipped gradients: the bits of moe_clip_grad_norm followed by moe_optimizer_step, in one pass over the
@@ -1112,6 +1148,46 @@ typedef enum moe_layout {
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
 
+/** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
+ *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
+ *  thread of its own reads the missing ones in place of those that are not needed any more and were used least, late uses
+ *  counting more [LRFU, Lee et al. 2001].  The bits are those of the layer in memory.
+ *  @param layer          [in] with unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS, nothing bound to them, of whose expert_groups
+ *                        at most one has matrices
+ *  @param checkpoint     [in] may be freed afterwards: the layer keeps the files open that it needs, one descriptor each.
+ *                        F32, F16, BF16 and MXFP4, converted as moe_layer_load does where an expert is read
+ *  @param layout         [in] a moe_layout
+ *  @param layer_number   [in] >= 0, or MOE_NO_LAYER_NUMBER
+ *  @param resident_limit [in] bytes of memory for experts: two of them at least, and what reading one takes where a file
+ *                        does not hold matrices as they are used (transposed, of another type, prepared).  More than all
+ *                        need is not taken.  moe_layer_plan counts none of it
+ *  A layer stays offloaded.  It is for inference: a tape is refused.  Forward calls on it take turns; in moe_layer_prepare's
+ *  forms a slot holds packed matrices.  Files must not be changed in place; replacing them is harmless.
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT (also a limit too small: the message says what would do), OUT_OF_MEMORY, IO, BAD_STATE
+ *          (the matrices have memory, or are offloaded already); after an error the layer is as it was. */
+MOE_API MOE_CHECK moe_status moe_layer_offload(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                               int64_t layer_number, size_t resident_limit);
+
+/** What an offloaded layer's forward calls have found since moe_layer_offload. */
+typedef struct moe_offload_statistics {
+  size_t struct_size;
+  int64_t hits;       /**< experts that were needed (once for each chunk of tokens) and there */
+  int64_t misses;     /**< those that were not */
+  int64_t bytes_read; /**< from the files, in the files' types */
+  int64_t n_slots;    /**< experts for which there is room */
+} moe_offload_statistics;
+
+#define MOE_OFFLOAD_STATISTICS_INIT { sizeof(moe_offload_statistics), 0, 0, 0, 0 }
+
+/** Fill `statistics` with 0.  NULL is ignored. */
+MOE_API void moe_offload_statistics_init(moe_offload_statistics *statistics, size_t struct_size);
+
+/** Read them; a call that is running counts as far as it is.
+ *  @param statistics [in, out] struct_size in, the rest out
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the layer is not offloaded).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer, moe_offload_statistics *statistics);
+
 /** Write a layer's parameters to a safetensors file.
  *  @param layer        [in]
  *  @param path         [in]
@@ -1153,15 +1229,20 @@ typedef struct moe_training {
   int64_t n_statistics;
   const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
   int64_t n_tensors;
+  int32_t without_unallocated;   /**< 1 = parameters of MOE_UNALLOCATED_EXPERT_WEIGHTS and states of optimisers with
+                                      unallocated_state are left out: they are in memory of yours, a moe_mapping for
+                                      instance, which keeps them */
+  int32_t reserved;              /**< 0 */
 } moe_training;
 
-#define MOE_TRAINING_INIT { sizeof(moe_training), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+#define MOE_TRAINING_INIT { sizeof(moe_training), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
 
 /** Fill `training` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_training_init(moe_training *training, size_t struct_size);
 
 /** Write a training state to a safetensors file.
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, BAD_STATE (something of it has no memory); after an error `path` is
+ *          as it was. */
 MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
 
 /** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
@@ -1170,6 +1251,36 @@ MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_t
  *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY; after an error
  *          everything is as it was. */
 MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Files as memory: parameters and optimiser states larger than memory, in training
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** A file mapped for reading and writing.  The system brings its pages in as they are used and writes them back when it
+ *  needs room.  Keeps its context alive. */
+typedef struct moe_mapping moe_mapping;
+
+/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, with all its blocks and filled with zeros.
+ *  @param context [in] is kept alive
+ *  @param path    [in]
+ *  @param size    [in] >= 1
+ *  @param out     [out] free it with moe_mapping_free
+ *  What is written is in the file after moe_mapping_flush, or some time later.  A file is not written whole or not at all,
+ *  as checkpoints are: after a crash it is a mixture of old and new, so go on from a copy that was made after a flush.  Two
+ *  processes that write to one file are the caller's mistake.
+ *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error no file has been made. */
+MOE_API MOE_CHECK moe_status moe_mapping_create(moe_context *context, const char *path, size_t size, moe_mapping **out);
+
+/** Unmap.  Nothing may use the memory any more: free or bind elsewhere what was bound to it first. */
+MOE_API void moe_mapping_free(moe_mapping *mapping);
+
+/** The memory, aligned to a page; it lives until the mapping is freed.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_mapping_data(const moe_mapping *mapping, void **data);
+
+/** Bring what was written to the disk; returns when it is there.
+ *  @return MOE_OK, INVALID_ARGUMENT, IO.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_mapping_flush(const moe_mapping *mapping);
 
 #ifdef __cplusplus
 }

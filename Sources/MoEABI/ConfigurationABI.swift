@@ -54,6 +54,8 @@ extension Configuration {
     zCoefficient = config.z_coef
     try readLosses(config)
     seed = config.seed
+    unallocated = try named(config.unallocated, "unallocated", "moe_unallocated")
+    try require(Int(config.reserved), "reserved", from: 0, to: 0)
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {

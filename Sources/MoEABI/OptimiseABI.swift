@@ -16,7 +16,7 @@ extension moe_adamw_config {
   fileprivate static var standard: moe_adamw_config {
     moe_adamw_config(
       struct_size: MemoryLayout<moe_adamw_config>.size, learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8,
-      weight_decay: 0.01)
+      weight_decay: 0.01, unallocated_state: 0, reserved: 0)
   }
 }
 
@@ -24,7 +24,8 @@ extension moe_sgd_config {
   /// MOE_SGD_CONFIG_INIT.
   fileprivate static var standard: moe_sgd_config {
     moe_sgd_config(
-      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0)
+      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0,
+      unallocated_state: 0, reserved: 0)
   }
 }
 
@@ -45,7 +46,9 @@ public func moe_adamw_create(
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    try create(.adamw(rule), context, tensors, count, out)
+    let allocates = try !flag(config.unallocated_state, "unallocated_state")
+    try require(Int(config.reserved), "reserved", from: 0, to: 0)
+    try create(.adamw(rule), allocates, context, tensors, count, out)
   }
 }
 
@@ -62,24 +65,53 @@ public func moe_sgd_create(
     try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    try create(.sgd(rule), context, tensors, count, out)
+    let allocates = try !flag(config.unallocated_state, "unallocated_state")
+    try require(Int(config.reserved), "reserved", from: 0, to: 0)
+    try create(.sgd(rule), allocates, context, tensors, count, out)
   }
 }
 
 private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
+  _ rule: Optimizer.Rule, _ allocates: Bool, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
   _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
   out.pointee = OpaquePointer(
-    try OptimizerPointer.create(rule, tensorCount: list.count, in: context) { (list.elements($0), list.type($0)) })
+    try OptimizerPointer.create(rule, allocates: allocates, tensorCount: list.count, in: context) {
+      (list.elements($0), list.type($0))
+    })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
 public func moe_optimizer_free(_ optimizer: OpaquePointer?) {
   guard let optimizer else { return }
   OptimizerPointer(optimizer).free()
+}
+
+@implementation @_cdecl("moe_optimizer_state_size")
+public func moe_optimizer_state_size(_ optimizer: OpaquePointer?, _ size: UnsafeMutablePointer<Int>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try required(size, "size").pointee = optimizer.pointee.stateBytes
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_bind_state")
+public func moe_optimizer_bind_state(
+  _ optimizer: OpaquePointer?, _ memory: UnsafeMutableRawPointer?, _ size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    let memory = try required(memory?.assumingMemoryBound(to: Float.self), "memory")
+    if !optimizer.pointee.hasUnallocatedState {
+      throw .badState("the optimizer was created without unallocated_state: it has memory of its own")
+    }
+    if UInt(bitPattern: size) < UInt(optimizer.pointee.stateBytes) {
+      throw .invalid("size = \(UInt64(bitPattern: Int64(size))), but the state has \(optimizer.pointee.stateBytes) bytes")
+    }
+    optimizer.pointee.bindState(memory)
+  }
 }
 
 @implementation @_cdecl("moe_optimizer_step")
@@ -112,6 +144,7 @@ public func moe_optimizer_step_clipped(
 private func trained(
   _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer
 ) throws(Fault) -> TensorList {
+  try optimizer.pointee.requireState()
   // Before the list is read: with a count too large, reading would go beyond it.
   let expected = optimizer.pointee.tensorCount
   if Int(count) != expected {

@@ -133,6 +133,7 @@ public func moe_layer_backward(
     let layer = try handle(layer, "layer", as: Layer.self)
     let tape = try own(tape, of: layer)
     try requireTrainable(layer)
+    try layer.pointee.requireGradients()
     guard layer.pointee.isFilled(tape) else {
       throw .badState("tape is empty: a forward call with this tape comes first")
     }

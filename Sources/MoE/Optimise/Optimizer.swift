@@ -33,7 +33,10 @@ public struct Optimizer {
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   /// Per tensor the master of bfloat16, then all first moments, then all second ones.
-  private let state: UnsafeMutablePointer<Float>
+  private var state: UnsafeMutablePointer<Float>?
+  private let stateCount: Int
+  /// Whether the state's memory is the caller's to bind.
+  public let hasUnallocatedState: Bool
   private var rule: Rule
 
   /// Elements one item of work updates.
@@ -62,9 +65,20 @@ public struct Optimizer {
 
   /// [stateRows, count]
   func state(ofTensor index: Int) -> UnsafeMutablePointer<Float> {
-    var place = state
+    var place = state!
     for earlier in 0..<index { place += stateRows(ofTensor: earlier) * shapes[earlier].count }
     return place
+  }
+
+  public var stateBytes: Int { stateCount * MemoryLayout<Float>.size }
+
+  /// Values as they are: zeros are the state of a new optimiser.
+  public mutating func bindState(_ memory: UnsafeMutablePointer<Float>) { state = memory }
+
+  public func requireState() throws(Fault) {
+    if state == nil {
+      throw .badState("the optimizer's state has no memory (unallocated_state): bind it with moe_optimizer_bind_state")
+    }
   }
 
   /// Everything else: the rule's numbers, and how far its powers are.
@@ -102,7 +116,7 @@ public struct Optimizer {
       adamw.beginStep()
       rule = .adamw(adamw)
     }
-    var place = state
+    var place = state!
     for index in 0..<tensorCount {
       let (count, type) = shapes[index]
       let master = type == .bf16 ? place : nil
@@ -117,13 +131,15 @@ public struct Optimizer {
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, tensorCount: Int, shapes: UnsafeMutablePointer<Shape>,
-    state: UnsafeMutablePointer<Float>
+    state: UnsafeMutablePointer<Float>?, stateCount: Int
   ) {
     self.context = context
     self.rule = rule
     self.tensorCount = tensorCount
     self.shapes = shapes
     self.state = state
+    self.stateCount = stateCount
+    hasUnallocatedState = state == nil
   }
 }
 
@@ -243,20 +259,21 @@ public struct SGD {
 public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 
 extension UnsafeMutablePointer where Pointee == Optimizer {
+  /// `allocates`: memory for the state; otherwise the caller will bind it.
   public static func create(
-    _ rule: Optimizer.Rule, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
+    _ rule: Optimizer.Rule, allocates: Bool, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
     var total = 0  // floats of state
     for index in 0..<tensorCount {
       let (count, type) = shape(index)
       let (floats, tooMany) = count.multipliedReportingOverflow(by: rule.moments + (type == .bf16 ? 1 : 0))
       let (sum, overflow) = total.addingReportingOverflow(floats)
-      if tooMany || overflow { throw .outOfMemory(bytes: .max) }
+      if tooMany || overflow || sum > Int.max / MemoryLayout<Float>.size { throw .outOfMemory(bytes: .max) }
       total = sum
     }
     typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, total))
+      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, allocates ? total : 0))
     }
     var measure = Arena()
     _ = layout(&measure)
@@ -264,8 +281,10 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     let (optimizer, shapes, state) = layout(&arena)
     for index in 0..<tensorCount { shapes[index] = shape(index) }
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
-    state.initialize(repeating: 0, count: total)
-    optimizer.initialize(to: Optimizer(context, rule, tensorCount: tensorCount, shapes: shapes, state: state))
+    if allocates { state.initialize(repeating: 0, count: total) }
+    optimizer.initialize(
+      to: Optimizer(
+        context, rule, tensorCount: tensorCount, shapes: shapes, state: allocates ? state : nil, stateCount: total))
     context.retain()
     return optimizer
   }

@@ -21,7 +21,7 @@ from .errors import (
 )
 from .layer import Layer
 from .losses import pooled_balance_loss
-from .memory import Plan
+from .memory import MappedFile, OffloadStatistics, Plan
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter
 from .report import Output, Report, Summary
@@ -41,8 +41,10 @@ __all__ = [
     "FileError",
     "InvalidArgumentError",
     "Layer",
+    "MappedFile",
     "MoeError",
     "NotFiniteError",
+    "OffloadStatistics",
     "OutOfMemoryError",
     "Output",
     "Parameter",

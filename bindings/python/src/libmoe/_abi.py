@@ -132,6 +132,7 @@ GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
+UNALLOCATED = {"none": 0, "expert_weights": 2}
 TAPE = {"auto": 0, "full": 1, "lean": 2}
 THREADS_ALL = -1
 
@@ -189,6 +190,10 @@ class moe_optimizer(ctypes.Structure):
 
 
 class moe_checkpoint(ctypes.Structure):
+    """Opaque."""
+
+
+class moe_mapping(ctypes.Structure):
     """Opaque."""
 
 
@@ -341,6 +346,8 @@ class moe_layer_config(_Sized):
         ("vocabulary_size", c_int64),
         ("losses", POINTER(moe_loss_term)),
         ("n_losses", c_int64),
+        ("unallocated", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -429,6 +436,8 @@ class moe_adamw_config(_Sized):
         ("beta2", c_double),
         ("epsilon", c_double),
         ("weight_decay", c_double),
+        ("unallocated_state", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -440,6 +449,8 @@ class moe_sgd_config(_Sized):
         ("learning_rate", c_double),
         ("momentum", c_double),
         ("weight_decay", c_double),
+        ("unallocated_state", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -457,6 +468,18 @@ class moe_stored_tensor(_Sized):
     ]
 
 
+class moe_offload_statistics(_Sized):
+    """What an offloaded layer's calls have found."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hits", c_int64),
+        ("misses", c_int64),
+        ("bytes_read", c_int64),
+        ("n_slots", c_int64),
+    ]
+
+
 class moe_training(_Sized):
     """What a training run goes on from."""
 
@@ -471,6 +494,8 @@ class moe_training(_Sized):
         ("n_statistics", c_int64),
         ("tensors", POINTER(moe_tensor)),
         ("n_tensors", c_int64),
+        ("without_unallocated", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -492,6 +517,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_context), POINTER(moe_layer_config), POINTER(POINTER(moe_layer))],
     ),
     "moe_layer_free": (None, [POINTER(moe_layer)]),
+    "moe_layer_initialize": (Status, [POINTER(moe_layer)]),
     "moe_layer_parameter_count": (Status, [POINTER(moe_layer), POINTER(c_int64)]),
     "moe_layer_parameter": (Status, [POINTER(moe_layer), c_int64, POINTER(moe_tensor)]),
     "moe_layer_find_parameter": (Status, [POINTER(moe_layer), c_char_p, POINTER(c_int64)]),
@@ -575,6 +601,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         ],
     ),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
+    "moe_optimizer_state_size": (Status, [POINTER(moe_optimizer), POINTER(c_size_t)]),
+    "moe_optimizer_bind_state": (Status, [POINTER(moe_optimizer), c_void_p, c_size_t]),
     "moe_optimizer_step": (Status, [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64]),
     "moe_optimizer_step_clipped": (
         Status,
@@ -593,9 +621,22 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, POINTER(c_int64)]),
     "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
     "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
+    "moe_layer_offload": (
+        Status,
+        [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t],
+    ),
+    "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
     "moe_layer_upcycle": (Status, [POINTER(moe_layer), POINTER(moe_tensor), c_int64]),
     "moe_training_init": (None, [POINTER(moe_training), c_size_t]),
     "moe_training_save": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
     "moe_training_load": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
+    "moe_mapping_create": (
+        Status,
+        [POINTER(moe_context), c_char_p, c_size_t, POINTER(POINTER(moe_mapping))],
+    ),
+    "moe_mapping_free": (None, [POINTER(moe_mapping)]),
+    "moe_mapping_data": (Status, [POINTER(moe_mapping), POINTER(c_void_p)]),
+    "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
 }

@@ -61,6 +61,7 @@ _WORDS = {
     "drop": _abi.DROP,
     "overflow": _abi.OVERFLOW,
     "renormalize": _abi.RENORMALIZE,
+    "unallocated": _abi.UNALLOCATED,
     "weight_dtype": _abi.LAYER_DTYPE,
     "io_dtype": _abi.LAYER_DTYPE,
 }

@@ -161,6 +161,9 @@ class Layer(Weights):
         :data:`libmoe.words.Loss` lists the names, include/moe.h the equations.
     seed : int
         Of the initial parameters and of all that is random: the same seed gives the same bits.
+    unallocated : {"none", "expert_weights"}
+        ``"expert_weights"``: no memory for the routed experts' matrices and their gradients, until
+        :meth:`bind` or :meth:`offload`.
     weight_dtype : {"f32", "bf16"}
         Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied
         with, are bfloat16, and their products are added up in float32: half the memory, and faster where
@@ -273,6 +276,7 @@ class Layer(Weights):
         z_coef: float = 0.001,
         losses: Mapping[words.Loss, float] | None = None,
         seed: int = 0,
+        unallocated: words.Unallocated = "none",
         weight_dtype: words.DType = "f32",
         io_dtype: words.DType = "f32",
         context: Context | None = None,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, overload
 
+import numpy as np
+
 from . import _abi, _check
+from ._check import Array
 from ._library import Handle, Native, lib
 from .context import Context, default_context
 from .parameter import Parameters, tensors
@@ -31,6 +34,36 @@ class Optimizer(Native):
             len(self._tensors),
             keep={"context": handle},
         )
+
+    @property
+    def state_size(self) -> int:
+        """Bytes of its state: moments, and float32 copies of bfloat16 parameters."""
+        size = ctypes.c_size_t()
+        lib.moe_optimizer_state_size(self._handle, ctypes.byref(size))
+        return size.value
+
+    def bind_state(self, memory: Array) -> None:
+        """Use the caller's memory as the state, as it is: zeros are the state of a new optimiser.
+
+        Parameters
+        ----------
+        memory : ndarray
+            Of at least :attr:`state_size` bytes, C-contiguous, aligned to 4 bytes; the optimiser holds it.
+
+        Raises
+        ------
+        BadStateError
+            The optimiser was made without ``unallocated_state=True``.
+        InvalidArgumentError
+            The memory is too small.
+        """
+        if not isinstance(memory, np.ndarray):
+            raise TypeError(f"memory: expected a numpy array, got {type(memory).__name__}")
+        _check.contiguous("memory", memory)
+        if not memory.flags.writeable:
+            raise ValueError("memory: expected a writable array")
+        lib.moe_optimizer_bind_state(self._handle, memory.ctypes.data, memory.nbytes)
+        self._handle.keep["state"] = memory
 
     @overload
     def step(self) -> None: ...
@@ -101,6 +134,8 @@ class AdamW(Optimizer):
         As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
+    unallocated_state : bool
+        Whether the state's memory is the caller's: see :meth:`bind_state`.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -122,6 +157,7 @@ class AdamW(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         *,
+        unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_adamw_config(
@@ -130,6 +166,7 @@ class AdamW(Optimizer):
             beta2=_check.number("betas[1]", betas[1]),
             epsilon=_check.number("epsilon", epsilon),
             weight_decay=_check.number("weight_decay", weight_decay),
+            unallocated_state=bool(unallocated_state),
         )
         super().__init__(lib.moe_adamw_create, parameters, config, context)
 
@@ -151,6 +188,8 @@ class SGD(Optimizer):
         What is optimised.
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
+    unallocated_state : bool
+        Whether the state's memory is the caller's: see :meth:`bind_state`.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -171,12 +210,14 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,
+        unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_sgd_config(
             learning_rate=_check.number("learning_rate", learning_rate),
             momentum=_check.number("momentum", momentum),
             weight_decay=_check.number("weight_decay", weight_decay),
+            unallocated_state=bool(unallocated_state),
         )
         super().__init__(lib.moe_sgd_create, parameters, config, context)
 

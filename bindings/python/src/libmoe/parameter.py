@@ -40,7 +40,7 @@ class Parameter:
 
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
-        self._data: Array = _check.array("data", data, write=True, dtype=dtype)
+        self._data: Array | None = _check.array("data", data, write=True, dtype=dtype)
         if not 1 <= data.ndim <= 4:
             raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -49,7 +49,7 @@ class Parameter:
         self._name = name
 
     @classmethod
-    def _of_layer(cls, name: str, data: Array, grad: FloatArray | None) -> Parameter:
+    def _of_layer(cls, name: str, data: Array | None, grad: FloatArray | None) -> Parameter:
         """Parameter of a layer, which has no gradient where the layer is for inference only."""
         parameter = cls.__new__(cls)
         parameter._name, parameter._data, parameter._grad = name, data, grad
@@ -62,7 +62,15 @@ class Parameter:
 
     @property
     def data(self) -> Array:
-        """The values themselves: what is written here, the layer uses."""
+        """The values themselves: what is written here, the layer uses.
+
+        Raises
+        ------
+        BadStateError
+            It is offloaded, or was not allocated and is not bound.
+        """
+        if self._data is None:
+            raise BadStateError(f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind")
         return self._data
 
     @property
@@ -72,10 +80,12 @@ class Parameter:
         Raises
         ------
         BadStateError
-            It is a parameter of an inference_only layer, which has none.
+            It is a parameter of an inference_only layer, which has none, or has not been bound.
         """
         if self._grad is None:
-            raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
+            raise BadStateError(
+                f"{self._name}: an inference_only layer has no gradients; an unallocated one is to be bound"
+            )
         return self._grad
 
 

@@ -54,6 +54,7 @@ Loss = Literal[
     "z_switch",
 ]
 DType = Literal["f32", "bf16"]
+Unallocated = Literal["none", "expert_weights"]
 Prepared = Literal["none", "f32", "bf16"]
 Layout = Literal[
     "libmoe",
