@@ -1,9 +1,9 @@
-"""How fast a layer is whose experts do not fit into memory: beside the same layer in memory, by room and form.
+"""How fast a layer is whose experts do not fit into memory: beside the same layer in memory, by form.
 
     python offload.py FOLDER
 
-FOLDER is where the experts and offload.json go.  Routing is Zipf's: expert n is chosen as often as 1 / (n + 1).
-The file is in the page cache; a disk may be slower.
+FOLDER is where the experts and offload.json go.  Routing is Zipf's: chances of expert n go as 1 / (n + 1).  The
+file is in the page cache; a disk may be slower.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> int:
         "inference_only": True,
     }
     print(f"SwiGLU, H {HIDDEN} I {INNER} E {EXPERTS} K {TOP_K}, room for a quarter of the experts; ms a call")
-    print(f"{'weights':8} {'prepared':9} {'tokens':>6} {'in memory':>10} {'offloaded':>10} {'speed':>6} {'hits':>6}")
+    print("weights  prepared  tokens  in memory  offloaded  speed   hits")
     lines = []
     for weights, prepared in FORMS:
         path = target / f"offload-{weights}.safetensors"
@@ -77,8 +77,8 @@ def main() -> int:
             after = layer.offload_statistics
             hits, misses = after.hits - before.hits, after.misses - before.misses
             memory, file = (statistics.median(column) for column in zip(*turns))
-            line = {"weights": weights, "prepared": prepared, "tokens": tokens, "memory": memory, "file": file}
-            lines.append({**line, "hits": hits, "misses": misses})
+            line = {"weights": weights, "prepared": prepared, "tokens": tokens, "hits": hits}
+            lines.append({**line, "misses": misses, "memory": memory, "file": file})
             print(
                 f"{weights:8} {prepared:9} {tokens:6} {1e3 * memory:10.2f} {1e3 * file:10.2f} "
                 f"{memory / file:6.2f} {hits / (hits + misses):6.2f}"

@@ -409,7 +409,8 @@ extension Layer {
 
   public func requireGradients() throws(Fault) {
     guard let parameter = parameters.withoutGradient else { return }
-    throw .badState("\(parameter.name): its gradient has no memory (unallocated); bind it with moe_layer_bind_parameter")
+    throw .badState(
+      "\(parameter.name): its gradient has no memory (unallocated): bind it with moe_layer_bind_parameter")
   }
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {

@@ -72,7 +72,8 @@ public func moe_sgd_create(
 }
 
 private func create(
-  _ rule: Optimizer.Rule, _ allocates: Bool, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
+  _ rule: Optimizer.Rule, _ allocates: Bool, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?,
+  _ count: Int64,
   _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
@@ -108,7 +109,8 @@ public func moe_optimizer_bind_state(
       throw .badState("the optimizer was created without unallocated_state: it has memory of its own")
     }
     if UInt(bitPattern: size) < UInt(optimizer.pointee.stateBytes) {
-      throw .invalid("size = \(UInt64(bitPattern: Int64(size))), but the state has \(optimizer.pointee.stateBytes) bytes")
+      throw .invalid(
+        "size = \(UInt64(bitPattern: Int64(size))), but the state has \(optimizer.pointee.stateBytes) bytes")
     }
     optimizer.pointee.bindState(memory)
   }

@@ -36,7 +36,7 @@ struct StoredExperts {
 
   let group: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
-  private let files: UnsafeMutablePointer<Int32>  // [fileCount] descriptors of our own; -1 = none of the experts' are there
+  private let files: UnsafeMutablePointer<Int32>  // [fileCount] descriptors of our own; -1 = nothing of theirs is there
   private let fileCount: Int
   private let tensors: UnsafeMutablePointer<Tensor?>  // [mostTensors]
   private let places: UnsafeMutablePointer<Place>  // [mostTensors, experts]
@@ -94,9 +94,10 @@ struct StoredExperts {
       case .mxfp4(let bytes): (form, scales) = (.mxfp4, UnsafeRawPointer(bytes))
       }
       let (file, offset) = try place(stored.data, loading.checkpoint)
-      let (scalesFile, scalesOffset) = try scales.map { (data) throws(Fault) in
-        try place(data, loading.checkpoint)
-      } ?? (file, 0)
+      let (scalesFile, scalesOffset) =
+        try scales.map { (data) throws(Fault) in
+          try place(data, loading.checkpoint)
+        } ?? (file, 0)
       (places + number * group.experts + expert).initialize(
         to: Place(
           form: form, file: file, offset: offset + form.bytes(start), scalesFile: scalesFile,

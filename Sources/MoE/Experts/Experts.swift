@@ -150,7 +150,8 @@ struct ExpertsForward {
     let group = c.groups[index]
     return GroupForward(
       &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: prepared.of(group),
-      dispatch: dispatch.rows(of: group, only: only), dropout: Dropout(group, draws), kept: kept?.of(group), outputs: outputs)
+      dispatch: dispatch.rows(of: group, only: only), dropout: Dropout(group, draws), kept: kept?.of(group),
+      outputs: outputs)
   }
 }
 

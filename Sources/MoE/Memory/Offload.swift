@@ -269,7 +269,8 @@ private struct Waves {
       ask()
       take()
       let read = 0..<taken
-      let wave = asked < missing
+      let wave =
+        asked < missing
         ? offload.pointee.nextWave(atMost: atOnce, of: read) : offload.pointee.lastWave(of: read)
       if wave.count > 0 {
         try body(offload.pointee.wave)
@@ -311,7 +312,7 @@ private struct Waves {
   /// Notes what has arrived.
   private mutating func take() {
     let o = offload.pointee
-    while taken < o.fetching.countArrived {
+    while taken < asked && taken < o.fetching.countArrived {
       let (expert, slot) = o.fetches[taken]
       o.slotOf[expert] = Int32(truncatingIfNeeded: slot)
       o.stage[expert] = .ready
@@ -322,7 +323,7 @@ private struct Waves {
   /// What has not arrived never will.
   mutating func end(abandon: Bool) {
     if hasHelper { offload.pointee.fetching.finish(abandon: abandon) }
-    if missing > 0 { take() }
+    take()
     for i in taken..<asked { offload.pointee.expertIn[offload.pointee.fetches[i].slot] = -1 }
   }
 }

@@ -261,7 +261,8 @@ public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 extension UnsafeMutablePointer where Pointee == Optimizer {
   /// `allocates`: memory for the state; otherwise the caller will bind it.
   public static func create(
-    _ rule: Optimizer.Rule, allocates: Bool, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
+    _ rule: Optimizer.Rule, allocates: Bool, tensorCount: Int, in context: ContextPointer,
+    shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
     var total = 0  // floats of state
     for index in 0..<tensorCount {
@@ -273,7 +274,10 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     }
     typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, allocates ? total : 0))
+      (
+        arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
+        arena.take(Float.self, allocates ? total : 0)
+      )
     }
     var measure = Arena()
     _ = layout(&measure)

@@ -72,7 +72,9 @@ def test_a_run_goes_on_in_another_process(kind: str, tmp_path: Path) -> None:
     state: Any = {"layers": [layer], "optimizers": [optimizer], "without_unallocated": True}
     step = libmoe.load_training(tmp_path / "small", **state)
     assert step == 3
-    assert not any("experts" in name and name.endswith("weight") for name in libmoe.Checkpoint(tmp_path / "small"))
+    assert not any(
+        "experts" in name and name.endswith("weight") for name in libmoe.Checkpoint(tmp_path / "small")
+    )
     steps(layer, optimizer, range(step, 6))
     for name, values in whole.state_dict().items():
         np.testing.assert_array_equal(layer.state_dict()[name], values, err_msg=name)

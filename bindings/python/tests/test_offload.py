@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_layouts import BLOCKS, FOLDER, MODELS, make
 
 import libmoe
 from arrays import normal
-from test_layouts import BLOCKS, FOLDER, MODELS, make
 
 H, WIDTH, E, K, T = 40, 48, 12, 2, 700
 SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K}

@@ -88,7 +88,7 @@ class Weights(Native):
         return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
 
     def initialize(self) -> None:
-        """Give all parameters that have memory a new layer's values, and gradients of 0: after :meth:`bind`."""
+        """Give all parameters that have memory a new layer's values, gradients 0: after :meth:`bind`."""
         lib.moe_layer_initialize(self._handle)
 
     def _tensors(self) -> dict[str, Parameter]:

@@ -70,7 +70,9 @@ class Parameter:
             It is offloaded, or was not allocated and is not bound.
         """
         if self._data is None:
-            raise BadStateError(f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind")
+            raise BadStateError(
+                f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind"
+            )
         return self._data
 
     @property
