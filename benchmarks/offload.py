@@ -2,8 +2,8 @@
 
     python offload.py FOLDER
 
-FOLDER is where the experts and offload.json go.  Routing is Zipf's: chances of expert n go as 1 / (n + 1).  The
-file is in the page cache; a disk may be slower.
+FOLDER is where the experts and offload.json go.  Expert n's chance goes as 1 / (n + 1) (Zipf).
+The file is in the page cache; a disk may be slower.
 """
 
 from __future__ import annotations

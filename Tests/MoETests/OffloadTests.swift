@@ -44,6 +44,32 @@ struct OffloadTests {
     }
   }
 
+  @Test func aCancelledCallLeavesWhatWasRead() throws {
+    final class Canceller { var left = Int.max }
+    let expected = bits(try whole().untaped(Self.x))
+    let canceller = Canceller()
+    var config = contextConfig(threads: 2)
+    config.cancel_user = Unmanaged.passUnretained(canceller).toOpaque()
+    config.cancel = { user in
+      let canceller = Unmanaged<Canceller>.fromOpaque(user!).takeUnretainedValue()
+      canceller.left -= 1
+      return canceller.left < 0 ? 1 : 0
+    }
+    let layer = try empty(in: config)
+    try check(try offload(layer, limit: 2 * 384))
+    var y = Self.x
+    var cancelled = 0
+    // Wherever a call is cancelled, those after it compute the same.
+    for questions in 0..<40 {
+      canceller.left = questions
+      let status = moe_layer_forward(layer.layer, Self.x, 40, nil, &y, nil, nil)
+      if status == MOE_ERROR_CANCELLED { cancelled += 1 } else { try check(status) }
+      canceller.left = .max
+      #expect(bits(try layer.untaped(Self.x)) == expected)
+    }
+    #expect(cancelled > 3)
+  }
+
   @Test func everyAllocationMayFail() throws {
     let allocator = CountingAllocator()
     let expected = bits(try whole().untaped(Self.x))
