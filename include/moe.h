@@ -511,11 +511,14 @@ typedef struct moe_expert_group {
   int32_t reserved; /**< 0 */
 } moe_expert_group;
 
-/** Memory that a layer goes without; a sum of these. */
+/** Memory that a layer goes without; a sum of these, 0 for nothing. */
 typedef enum moe_unallocated {
-  MOE_UNALLOCATED_EXPERT_GRADIENTS = 1 /**< gradients of the experts' weights and biases, shared experts' among them: their
-                                            moe_tensor.grad is NULL.  moe_layer_backward then wants an optimizer, which it
-                                            steps expert by expert, or all these gradients bound. */
+  MOE_UNALLOCATED_EXPERT_GRADIENTS = 1, /**< gradients of the experts' weights and biases, shared experts' among them: their
+                                             moe_tensor.grad is NULL.  moe_layer_backward then wants an optimizer, which it
+                                             steps expert by expert, or all these gradients bound. */
+  MOE_UNALLOCATED_EXPERT_WEIGHTS = 2    /**< the matrices of the routed experts (parameters experts.X of rank 3) and their
+                                             gradients: moe_tensor's data and grad are NULL until you bind memory, of files
+                                             mapped by moe_mapping_create for instance, or call moe_layer_offload */
 } moe_unallocated;
 
 typedef struct moe_layer_config {
@@ -662,6 +665,11 @@ MOE_API MOE_CHECK moe_status moe_layer_create(moe_context *context, const moe_la
 /** Free a layer and the parameters it owns; memory bound by the caller is the caller's. */
 MOE_API void moe_layer_free(moe_layer *layer);
 
+/** Give all parameters that have memory the values of a new layer with this seed, and gradients 0: for memory that was bound.
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
+
 /** Number of parameter tensors.
  *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
  *  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X too: optimisers
@@ -686,7 +694,8 @@ MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, i
 
 /** Describe parameter `index`.  `data` and `grad` point at the values themselves: read and write them there.
  *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the layer is freed or that
- *                parameter is bound elsewhere; grad is NULL in an inference_only layer, and see moe_unallocated.
+ *                parameter is bound elsewhere; grad is NULL in an inference_only layer; data and grad may be with
+ *                moe_unallocated.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter(const moe_layer *layer, int64_t index, moe_tensor *tensor);
 
@@ -700,7 +709,7 @@ MOE_API MOE_CHECK moe_status moe_layer_find_parameter(const moe_layer *layer, co
  *  @param grad [in, nullable] the same for the gradient, float32; NULL keeps the gradient where it is.  Must be NULL in an
  *              inference_only layer.  Must not overlap `data`.
  *  Memory that the library owned for it is freed, so fetch values you want to keep first.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the parameter is offloaded). */
 MOE_API MOE_CHECK moe_status moe_layer_bind_parameter(moe_layer *layer, int64_t index, void *data, float *grad);
 
 /** Set every gradient of the layer to 0.
@@ -735,8 +744,11 @@ typedef enum moe_prepared {
  *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
  *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
+ *  An offloaded layer's slots then hold this form, as many as the limit allows, empty at first: prepare it right after
+ *  moe_layer_offload, since old and new slots exist at once for a moment.
  *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance), OUT_OF_MEMORY (the layer is as it was). */
+ *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance; a limit too small for two slots), OUT_OF_MEMORY,
+ *          BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -940,8 +952,9 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16), NOT_FINITE, CANCELLED.  After an
- *          error this layer's tape is empty. */
+ *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter
+ *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
+ *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
                                                const moe_forward_options *options, void *y, moe_tape *tape,
                                                moe_report *report);
@@ -989,8 +1002,8 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  that no parameter has changed and no step was counted.  After a step the tape is of no more use: parameters have moved.
  *  In several chunks of tokens (see moe_plan) the experts' inner gradients are computed twice.
  *  @return MOE_OK, INVALID_ARGUMENT (also an optimizer for other tensors), OUT_OF_MEMORY, BAD_STATE (empty or another
- *          layer's tape, inference_only; no optimizer and no memory for some gradient; an optimizer and a layer without
- *          MOE_UNALLOCATED_EXPERT_GRADIENTS), CANCELLED (gradients are then partly added: zero them). */
+ *          layer's tape, inference_only; no optimizer, and no memory for some gradient; an optimizer and a layer without
+ *          MOE_UNALLOCATED_EXPERT_GRADIENTS, or whose state has no memory), CANCELLED (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
                                                 float d_aux_loss, void *dx, const moe_backward_options *options);
 
@@ -1057,14 +1070,14 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  *    p -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon) */
 typedef struct moe_adamw_config {
   size_t struct_size;
-  double learning_rate; /**< >= 0 */
-  double beta1;         /**< [0, 1) */
-  double beta2;         /**< [0, 1) */
-  double epsilon;       /**< > 0 */
-  double weight_decay;  /**< >= 0, decoupled */
-  int32_t state_dtype;  /**< of m and v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
-  int32_t reserved;     /**< 0 */
-  uint64_t seed;        /**< of BF16's rounding; any, another one for another optimiser */
+  double learning_rate;      /**< >= 0 */
+  double beta1;              /**< [0, 1) */
+  double beta2;              /**< [0, 1) */
+  double epsilon;            /**< > 0 */
+  double weight_decay;       /**< >= 0, decoupled */
+  int32_t state_dtype;       /**< of m and v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
 } moe_adamw_config;
 
 #define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01, MOE_DTYPE_F32, 0, 0 }
@@ -1074,12 +1087,12 @@ typedef struct moe_adamw_config {
  *  (torch.optim.SGD adds weight_decay * p to the gradient instead; with weight_decay = 0 they agree.) */
 typedef struct moe_sgd_config {
   size_t struct_size;
-  double learning_rate; /**< >= 0 */
-  double momentum;      /**< [0, 1) */
-  double weight_decay;  /**< >= 0, decoupled */
-  int32_t state_dtype;  /**< of v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
-  int32_t reserved;     /**< 0 */
-  uint64_t seed;        /**< of BF16's rounding; any, another one for another optimiser */
+  double learning_rate;      /**< >= 0 */
+  double momentum;           /**< [0, 1) */
+  double weight_decay;       /**< >= 0, decoupled */
+  int32_t state_dtype;       /**< of v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
 } moe_sgd_config;
 
 #define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
@@ -1102,10 +1115,23 @@ MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_
 
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
 
+/** Bytes of an optimiser's state: its moments and float32 copies.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_state_size(const moe_optimizer *optimizer, size_t *size);
+
+/** Use the caller's memory as an optimiser's state, as it is: bytes of 0, a new file's for instance, are the state of a new
+ *  optimiser; others go on from there.  The step count is not among it: moe_training_load restores that.
+ *  @param optimizer [in] created with unallocated_state = 1; without memory its steps are refused
+ *  @param memory    [in] aligned to 4 bytes; kept until the optimiser is freed or bound again
+ *  @param size      [in] at least moe_optimizer_state_size
+ *  Wants the optimiser for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (it has memory of its own). */
+MOE_API MOE_CHECK moe_status moe_optimizer_bind_state(moe_optimizer *optimizer, void *memory, size_t size);
+
 /** One step: reads each tensor's grad, changes its data.
  *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes and dtypes may
  *                 not); every data and grad set.  Checked whole before anything changes.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory; so moe_optimizer_step_clipped). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 
 /** One step with clipped gradients: the bits of moe_clip_grad_norm followed by moe_optimizer_step, in one pass over the
@@ -1342,6 +1368,46 @@ typedef enum moe_layout {
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
 
+/** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
+ *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
+ *  thread of its own reads the missing ones in place of those that are not needed any more and were used least, late uses
+ *  counting more [LRFU, Lee et al. 2001].  The bits are those of the layer in memory.
+ *  @param layer          [in] with unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS, nothing bound to them, of whose expert_groups
+ *                        at most one has matrices
+ *  @param checkpoint     [in] may be freed afterwards: the layer keeps the files open that it needs, one descriptor each.
+ *                        F32, F16, BF16 and MXFP4, converted as moe_layer_load does where an expert is read
+ *  @param layout         [in] a moe_layout
+ *  @param layer_number   [in] >= 0, or MOE_NO_LAYER_NUMBER
+ *  @param resident_limit [in] bytes of memory for experts: two of them at least, and what reading one takes where a file
+ *                        does not hold matrices as they are used (transposed, of another type, prepared).  More than all
+ *                        need is not taken.  moe_layer_plan counts none of it
+ *  A layer stays offloaded.  It is for inference: a tape is refused.  Forward calls on it take turns; in moe_layer_prepare's
+ *  forms a slot holds packed matrices.  Files must not be changed in place; replacing them is harmless.
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT (also a limit too small: the message says what would do), OUT_OF_MEMORY, IO, BAD_STATE
+ *          (the matrices have memory, or are offloaded already); after an error the layer is as it was. */
+MOE_API MOE_CHECK moe_status moe_layer_offload(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                               int64_t layer_number, size_t resident_limit);
+
+/** What an offloaded layer's forward calls have found since moe_layer_offload. */
+typedef struct moe_offload_statistics {
+  size_t struct_size;
+  int64_t hits;       /**< experts that were needed (once for each chunk of tokens) and there */
+  int64_t misses;     /**< those that were not */
+  int64_t bytes_read; /**< from the files, in the files' types */
+  int64_t n_slots;    /**< experts for which there is room */
+} moe_offload_statistics;
+
+#define MOE_OFFLOAD_STATISTICS_INIT { sizeof(moe_offload_statistics), 0, 0, 0, 0 }
+
+/** Fill `statistics` with 0.  NULL is ignored. */
+MOE_API void moe_offload_statistics_init(moe_offload_statistics *statistics, size_t struct_size);
+
+/** Read them; a call that is running counts as far as it is.
+ *  @param statistics [in, out] struct_size in, the rest out
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the layer is not offloaded).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer, moe_offload_statistics *statistics);
+
 /** Write a layer's parameters to a safetensors file.
  *  @param layer        [in]
  *  @param path         [in]
@@ -1391,15 +1457,20 @@ typedef struct moe_training {
   int64_t n_statistics;
   const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
   int64_t n_tensors;
+  int32_t without_unallocated;   /**< 1 = parameters of MOE_UNALLOCATED_EXPERT_WEIGHTS and states of optimisers with
+                                      unallocated_state are left out: they are in memory of yours, a moe_mapping for
+                                      instance, which keeps them */
+  int32_t reserved;              /**< 0 */
 } moe_training;
 
-#define MOE_TRAINING_INIT { sizeof(moe_training), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+#define MOE_TRAINING_INIT { sizeof(moe_training), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
 
 /** Fill `training` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_training_init(moe_training *training, size_t struct_size);
 
 /** Write a training state to a safetensors file.
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, BAD_STATE (something of it has no memory); after an error `path` is
+ *          as it was. */
 MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
 
 /** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
@@ -1408,6 +1479,36 @@ MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_t
  *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY; after an error
  *          everything is as it was. */
 MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Files as memory: parameters and optimiser states larger than memory, in training
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** A file mapped for reading and writing.  The system brings its pages in as they are used and writes them back when it
+ *  needs room.  Keeps its context alive. */
+typedef struct moe_mapping moe_mapping;
+
+/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, with all its blocks and filled with zeros.
+ *  @param context [in] is kept alive
+ *  @param path    [in]
+ *  @param size    [in] >= 1
+ *  @param out     [out] free it with moe_mapping_free
+ *  What is written is in the file after moe_mapping_flush, or some time later.  A file is not written whole or not at all,
+ *  as checkpoints are: after a crash it is a mixture of old and new, so go on from a copy that was made after a flush.  Two
+ *  processes that write to one file are the caller's mistake.
+ *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error no file has been made. */
+MOE_API MOE_CHECK moe_status moe_mapping_create(moe_context *context, const char *path, size_t size, moe_mapping **out);
+
+/** Unmap.  Nothing may use the memory any more: free or bind elsewhere what was bound to it first. */
+MOE_API void moe_mapping_free(moe_mapping *mapping);
+
+/** The memory, aligned to a page; it lives until the mapping is freed.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_mapping_data(const moe_mapping *mapping, void **data);
+
+/** Bring what was written to the disk; returns when it is there.
+ *  @return MOE_OK, INVALID_ARGUMENT, IO.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_mapping_flush(const moe_mapping *mapping);
 
 #ifdef __cplusplus
 }

@@ -50,6 +50,9 @@ public struct Configuration {
   /// Whether there is memory for the gradients of all experts' matrices and biases. If not, backward steps an optimiser
   /// expert by expert.
   public var keepsExpertGradients = true
+  /// Whether there is memory for the routed experts' matrices and their gradients. If not, the caller binds some, or they
+  /// are offloaded.
+  public var keepsExpertWeights = true
   public var balanceCoefficient: Float = 0
   public var zCoefficient: Float = 0
   public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`

@@ -191,7 +191,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   func run<J: Job>(_ count: Int, _ job: J) throws(Fault) {
     var job = job
     if pointee.pool.pointee.run(count, &job, cancel: pointee.cancel) {
-      throw Fault(.cancelled, "cancelled by the context's cancel callback")
+      throw .cancelled
     }
   }
 
@@ -199,6 +199,11 @@ extension UnsafeMutablePointer where Pointee == Context {
   func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
     var job = job
     _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())
+  }
+
+  /// Asks the cancel callback, where the calling thread waits for something else than a job.
+  func askWhetherToStop() throws(Fault) {
+    if let callback = pointee.cancel.callback, callback(pointee.cancel.user) != 0 { throw .cancelled }
   }
 }
 

@@ -6,9 +6,10 @@ public struct Layer {
   public let configuration: Configuration
   let context: ContextPointer
   let number: Int64
-  let parameters: Parameters
+  var parameters: Parameters
   private var prepared: PreparedGroups
   fileprivate var preparedMemory: UnsafeMutableRawPointer?
+  var offload: OffloadPointer?
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters, turn: Lock) {
@@ -38,6 +39,10 @@ public struct Layer {
   public func forward(
     _ x: UnsafeRawPointer, _ call: Call, y: UnsafeMutableRawPointer, tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
+    if tape != nil && offload != nil {
+      throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
+    }
+    if offload == nil { try requireMemory() }
     if tape != nil && prepared.roundsFloats {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
@@ -78,7 +83,7 @@ public struct Layer {
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(
         &arena, c, context: context, x: jittered.rows, parameters: parameters, prepared: prepared,
-        dispatch: dispatch, draws: draws, keeps: taped?.keeps ?? false),
+        offload: offload, dispatch: dispatch, draws: draws, keeps: taped?.keeps ?? false),
       output: output, statistics: statistics)
   }
 
@@ -118,6 +123,8 @@ public struct Layer {
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
   public mutating func prepare(_ wanted: Preparation) throws(Fault) {
+    if let offload { return try useSlots(offload, form: context.packsWeights ? wanted : .none) }
+    try requireMemory()
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed = PreparedGroups(configuration)
@@ -135,6 +142,10 @@ public struct Layer {
         throw error
       }
     }
+    replacePrepared(packed, memory)
+  }
+
+  mutating func replacePrepared(_ packed: PreparedGroups, _ memory: UnsafeMutableRawPointer?) {
     context.pointee.allocator.deallocate(preparedMemory)
     (prepared, preparedMemory) = (packed, memory)
   }
@@ -386,6 +397,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
 
   public func free() {
     let context = pointee.context
+    pointee.offload?.free(context.pointee.allocator)
     pointee.parameters.free(allocator: context.pointee.allocator)
     context.pointee.allocator.deallocate(pointee.preparedMemory)
     context.pointee.allocator.deallocate(self)
@@ -453,6 +465,16 @@ extension Layer {
   /// Those that an optimiser steps: all but buffers, in the same order.
   public var trainedCount: Int { parameters.trainedCount }
   public func trained(_ index: Int) -> Parameter { parameters.trained(index) }
+  /// The values that a new layer has, in all parameters that have memory, and gradients of 0.
+  public func initialise() { parameters.initialise(configuration, context.kernels) }
+
+  /// Refuses what reads or writes all parameters as long as some have no memory.
+  public func requireMemory() throws(Fault) {
+    guard let parameter = parameters.withoutMemory else { return }
+    if isOffloaded { throw .badState("\(parameter.name) is offloaded: it has no memory") }
+    throw .badState(
+      "\(parameter.name) has no memory (unallocated): bind it with moe_layer_bind_parameter, or offload the layer")
+  }
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
     parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)

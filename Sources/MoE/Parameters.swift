@@ -20,6 +20,8 @@ public struct Parameter {
   public let hasGradient: Bool
   /// Matrices and biases of experts: backward may step them expert by expert, with no memory for the whole gradient.
   public let isOfMatrices: Bool
+  /// Whether its memory is the caller's to bind, and that of its gradient.
+  public let isUnallocated: Bool
   public fileprivate(set) var data: UnsafeMutableRawPointer?
   public fileprivate(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
   fileprivate var ownsData = true
@@ -78,6 +80,8 @@ struct Parameters {
   private let names: UnsafeMutablePointer<CChar>  // [slots, nameSize]
   private let groups: Int
   private var group = 0  // whose experts' parameters are meant
+  /// Where matrices lie that come from a file.
+  var offloaded: ExpertSlots?
 
   private static var nameSize: Int { 32 }
 
@@ -106,7 +110,19 @@ struct Parameters {
   /// A float32 tensor's values.
   func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
   /// Those of a tensor of either type.
-  func memory(_ role: Role) -> UnsafeMutableRawPointer? { self[role]?.data }
+  func memory(_ role: Role) -> UnsafeMutableRawPointer? { ownSlots?.matrices(role) ?? self[role]?.data }
+  /// Where an expert's matrices lie among those of the group in `memory`.
+  func place(ofExpert expert: Int) -> Int { ownSlots.map { Int($0.slotOf[expert]) } ?? expert }
+  /// Whether the group's matrices come from a file.
+  var areOffloaded: Bool { ownSlots != nil }
+  private var ownSlots: ExpertSlots? { offloaded?.group == group ? offloaded : nil }
+
+  /// Of the group's experts' matrices, that which the parameter is.
+  func role(of parameter: Parameter) -> Role {
+    if self[.gateWeight]?.name == parameter.name { return .gateWeight }
+    return self[.upWeight]?.name == parameter.name ? .upWeight : .downWeight
+  }
+
   func value(_ role: Role, _ index: Int) -> Float {
     let p = self[role]!
     switch p.type {
@@ -178,6 +194,12 @@ struct Parameters {
     slots[slot]!.ownsGrad = false
   }
 
+  /// The first without memory; nil where all have some.
+  var withoutMemory: Parameter? {
+    for slot in 0..<capacity { if let parameter = slots[slot], parameter.data == nil { return parameter } }
+    return nil
+  }
+
   func zeroGrad() {
     for slot in 0..<capacity {
       if let parameter = slots[slot], let grad = parameter.grad { grad.update(repeating: 0, count: parameter.count) }
@@ -192,7 +214,7 @@ struct Parameters {
     {
       try self.add(
         role, "", nil, name, (rows, columns ?? 1, 1), rank: columns == nil ? 1 : 2, .f32,
-        hasGradient: c.trainable && !buffer, c, allocator)
+        hasGradient: c.trainable && !buffer, isUnallocated: false, c, allocator)
     }
     if c.hasGate {
       try add(.routerWeight, "router.weight", e, h)
@@ -225,8 +247,8 @@ struct Parameters {
       // One group needs no number.
       let number = group.isShared || !c.groupsAreListed ? nil : group.index
       try self.add(
-        role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32,
-        hasGradient: c.trainable, c, allocator)
+        role, prefix, number, name, shape, rank: rank, rank == 3 ? group.weights : .f32, hasGradient: c.trainable,
+        isUnallocated: !c.keepsExpertWeights && rank == 3 && !group.isShared, c, allocator)
     }
     if group.kind == .constant { try add(.constant, "constant", (e, h, 1), rank: 2) }
     if !group.multiplies { return }
@@ -244,7 +266,7 @@ struct Parameters {
 
   private func add(
     _ role: Role, _ prefix: StaticString, _ number: Int?, _ name: StaticString, _ shape: (Int, Int, Int), rank: Int,
-    _ type: ElementType, hasGradient: Bool, _ c: Configuration, _ allocator: Allocator
+    _ type: ElementType, hasGradient: Bool, isUnallocated: Bool, _ c: Configuration, _ allocator: Allocator
   ) throws(Fault) {
     let slot = slot(role)
     var text = TextBuffer(names + slot * Self.nameSize, capacity: Self.nameSize)
@@ -258,7 +280,11 @@ struct Parameters {
     let isOfMatrices = Role.ofMatrices.contains(role.rawValue)
     var parameter = Parameter(
       name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type,
-      hasGradient: hasGradient, isOfMatrices: isOfMatrices)
+      hasGradient: hasGradient, isOfMatrices: isOfMatrices, isUnallocated: isUnallocated)
+    if isUnallocated {
+      slots[slot] = parameter
+      return
+    }
     parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
     slots[slot] = parameter  // from here on `free` sees it
     if !hasGradient || isOfMatrices && !c.keepsExpertGradients { return }
@@ -321,7 +347,7 @@ struct Parameters {
 
   /// Uniform values, in bfloat16 the same ones rounded.
   private func fill(_ role: Role, _ bound: Double, _ random: Random) {
-    guard let p = self[role] else { return }
+    guard let p = self[role], p.data != nil else { return }
     let random = stream(role, random)
     guard p.type == .bf16 else {
       return random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))

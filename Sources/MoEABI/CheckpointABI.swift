@@ -176,6 +176,7 @@ public func moe_layer_load(
     let layer = try handle(layer, "layer", as: Layer.self)
     let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
     let (layout, number) = try place(layout, layer_number)
+    try layer.pointee.requireMemory()
     try layer.pointee.load(checkpoint.pointee, layout, number: number)
   }
 }
@@ -207,10 +208,11 @@ private func save(
   guard let type = ElementType(rawValue: dtype) else {
     throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
   }
+  try layer.pointee.requireMemory()
   try layer.pointee.save(to: path, layout, number: number, type: type, shardBytes: shardBytes)
 }
 
-private func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {
+func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {
   guard let found = Layout(rawValue: layout) else { throw .invalid("layout = \(Int(layout)) is not a moe_layout") }
   if number == Int64(MOE_NO_LAYER_NUMBER) && found == .libmoe { return (found, nil) }
   try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
@@ -224,6 +226,7 @@ public func moe_layer_upcycle(
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     let list = try TensorList(dense, count: count)
+    try layer.pointee.requireMemory()
     if layer.pointee.configuration.groupsAreListed {
       throw .invalid("layer: experts of expert_groups cannot be copies of one network")
     }

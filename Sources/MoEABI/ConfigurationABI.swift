@@ -58,11 +58,13 @@ extension Configuration {
   }
 
   private mutating func readUnallocated(_ config: moe_layer_config) throws(Fault) {
-    let known = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
-    if config.unallocated & ~known != 0 {
+    let gradients = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
+    let weights = Int32(MOE_UNALLOCATED_EXPERT_WEIGHTS.rawValue)
+    if config.unallocated & ~(gradients | weights) != 0 {
       throw .invalid("unallocated = \(Int(config.unallocated)) is not a sum of moe_unallocated")
     }
-    keepsExpertGradients = config.unallocated & Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue) == 0
+    keepsExpertGradients = config.unallocated & gradients == 0
+    keepsExpertWeights = config.unallocated & weights == 0
     if !keepsExpertGradients && !trainable {
       throw .invalid("unallocated has MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only = 1: there are no gradients")
     }

@@ -30,6 +30,11 @@ public func moe_layer_free(_ layer: OpaquePointer?) {
   LayerPointer(layer).free()
 }
 
+@implementation @_cdecl("moe_layer_initialize")
+public func moe_layer_initialize(_ layer: OpaquePointer?) -> moe_status {
+  attempt { () throws(Fault) in try handle(layer, "layer", as: Layer.self).pointee.initialise() }
+}
+
 @implementation @_cdecl("moe_layer_update_selection_bias")
 public func moe_layer_update_selection_bias(
   _ layer: OpaquePointer?, _ tokens_per_expert: UnsafePointer<Int64>?, _ rate: Float, _ zero_sum: Int32
@@ -99,6 +104,9 @@ public func moe_layer_bind_parameter(
     let grad = try optional(grad, "grad")
     if grad != nil && !layer.pointee.configuration.trainable {
       throw .invalid("grad must be NULL: the layer was created inference_only")
+    }
+    if layer.pointee.isOffloaded && parameter.isUnallocated {
+      throw .badState("\(parameter.name) is offloaded: there is nothing to bind")
     }
     if grad != nil && !parameter.hasGradient {
       throw .invalid("grad must be NULL: \(parameter.name) has no gradient")

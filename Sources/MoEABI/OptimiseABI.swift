@@ -16,7 +16,7 @@ extension moe_adamw_config {
   fileprivate static var standard: moe_adamw_config {
     moe_adamw_config(
       struct_size: MemoryLayout<moe_adamw_config>.size, learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8,
-      weight_decay: 0.01, state_dtype: ElementType.f32.rawValue, reserved: 0, seed: 0)
+      weight_decay: 0.01, state_dtype: ElementType.f32.rawValue, unallocated_state: 0, seed: 0)
   }
 }
 
@@ -25,7 +25,7 @@ extension moe_sgd_config {
   fileprivate static var standard: moe_sgd_config {
     moe_sgd_config(
       struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0,
-      state_dtype: ElementType.f32.rawValue, reserved: 0, seed: 0)
+      state_dtype: ElementType.f32.rawValue, unallocated_state: 0, seed: 0)
   }
 }
 
@@ -47,8 +47,8 @@ public func moe_adamw_create(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
     try create(
-      .adamw(rule), context, momentType: try momentType(config.state_dtype, config.reserved), seed: config.seed,
-      tensors, count, out)
+      .adamw(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
 }
 
@@ -66,28 +66,27 @@ public func moe_sgd_create(
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
     try create(
-      .sgd(rule), context, momentType: try momentType(config.state_dtype, config.reserved), seed: config.seed,
-      tensors, count, out)
+      .sgd(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
 }
 
-private func momentType(_ state_dtype: Int32, _ reserved: Int32) throws(Fault) -> ElementType {
+private func momentType(_ state_dtype: Int32) throws(Fault) -> ElementType {
   guard let type = ElementType(rawValue: state_dtype) else {
     throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
   }
-  if reserved != 0 { throw .invalid("reserved = \(Int(reserved)) is not 0") }
   return type
 }
 
 private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64,
+  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64, allocates: Bool,
   _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
-      rule, momentType: momentType, seed: seed, tensorCount: list.count, in: context
+      rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
     ) { (list.elements($0), list.type($0)) })
 }
 
@@ -95,6 +94,32 @@ private func create(
 public func moe_optimizer_free(_ optimizer: OpaquePointer?) {
   guard let optimizer else { return }
   OptimizerPointer(optimizer).free()
+}
+
+@implementation @_cdecl("moe_optimizer_state_size")
+public func moe_optimizer_state_size(_ optimizer: OpaquePointer?, _ size: UnsafeMutablePointer<Int>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try required(size, "size").pointee = optimizer.pointee.stateBytes
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_bind_state")
+public func moe_optimizer_bind_state(
+  _ optimizer: OpaquePointer?, _ memory: UnsafeMutableRawPointer?, _ size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    let memory = try required(memory?.assumingMemoryBound(to: Float.self), "memory")
+    if !optimizer.pointee.hasUnallocatedState {
+      throw .badState("the optimizer was created without unallocated_state: it has memory of its own")
+    }
+    if UInt(bitPattern: size) < UInt(optimizer.pointee.stateBytes) {
+      throw .invalid(
+        "size = \(UInt64(bitPattern: Int64(size))), but the state has \(optimizer.pointee.stateBytes) bytes")
+    }
+    optimizer.pointee.bindState(memory)
+  }
 }
 
 @implementation @_cdecl("moe_optimizer_step")
@@ -127,6 +152,7 @@ public func moe_optimizer_step_clipped(
 func trained(
   _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer
 ) throws(Fault) -> TensorList {
+  try optimizer.pointee.requireState()
   // Before the list is read: with a count too large, reading would go beyond it.
   let expected = optimizer.pointee.tensorCount
   if Int(count) != expected {

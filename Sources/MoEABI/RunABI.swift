@@ -177,6 +177,7 @@ private func step(of layer: LayerPointer, _ options: moe_backward_options) throw
     return nil
   }
   let optimizer = try handle(options.optimizer, "options.optimizer", as: Optimizer.self)
+  try optimizer.pointee.requireState()
   if layer.pointee.configuration.keepsExpertGradients {
     throw .badState(
       "options.optimizer: the layer was created without MOE_UNALLOCATED_EXPERT_GRADIENTS; step after this call")

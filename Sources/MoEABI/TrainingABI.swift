@@ -38,17 +38,27 @@ private func withState(
   try require(Int(training.n_layers), "training.n_layers", from: 0, to: most)
   try require(Int(training.n_optimizers), "training.n_optimizers", from: 0, to: most)
   try require(Int(training.n_statistics), "training.n_statistics", from: 0, to: most)
+  let partial = try flag(training.without_unallocated, "training.without_unallocated")
+  try require(Int(training.reserved), "training.reserved", from: 0, to: 0)
   let counts = TrainingState.Counts(
     layers: Int(training.n_layers), optimizers: Int(training.n_optimizers), statistics: Int(training.n_statistics),
-    tensors: Int(training.n_tensors))
+    tensors: Int(training.n_tensors), withoutUnallocated: partial)
   let layers = try array(training.layers, count: counts.layers, "training.layers")
   let optimizers = try array(training.optimizers, count: counts.optimizers, "training.optimizers")
   let statistics = try array(training.statistics, count: counts.statistics, "training.statistics")
   let tensors = try TensorList(training.tensors, count: training.n_tensors)
   try TrainingState.with(
     counts, in: context,
-    layer: { (n) throws(Fault) in try handle(layers[n], "training.layers", as: Layer.self) },
-    optimizer: { (n) throws(Fault) in try handle(optimizers[n], "training.optimizers", as: Optimizer.self) },
+    layer: { (n) throws(Fault) in
+      let layer = try handle(layers[n], "training.layers", as: Layer.self)
+      if !partial { try layer.pointee.requireMemory() }
+      return layer
+    },
+    optimizer: { (n) throws(Fault) in
+      let optimizer = try handle(optimizers[n], "training.optimizers", as: Optimizer.self)
+      if !partial { try optimizer.pointee.requireState() }
+      return optimizer
+    },
     statistics: { (n) throws(Fault) in try handle(statistics[n], "training.statistics", as: Statistics.self) },
     tensor: { (n) throws(Fault) in
       try tensors.requireData(n)

@@ -100,7 +100,9 @@ struct BadConfigTests {
     refused("activation", createLayer { $0.activation = 6 })
     refused("expert_bias", createLayer { $0.expert_bias = 3 })
     refused("inference_only", createLayer { $0.inference_only = 2 })
-    for sum: Int32 in [-1, 1 << 30, .min, .max] { refused("unallocated", createLayer { $0.unallocated = sum }) }
+    for sum: Int32 in [-1, 4, 1 << 30, .min, .max] {
+      refused("unallocated", createLayer { $0.unallocated = sum })
+    }
     refused("reserved", createLayer { $0.reserved = 1 })
     refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
     refused("io_dtype", createLayer { $0.io_dtype = 2 })
@@ -218,7 +220,7 @@ struct BadConfigTests {
     }
     refused("epsilon", createAdamW { $0.epsilon = 0 })
     for type: Int32 in [-1, 2, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
-    refused("reserved", createAdamW { $0.reserved = 1 })
+    for flag: Int32 in [-1, 2] { refused("unallocated_state", createAdamW { $0.unallocated_state = flag }) }
   }
 
   private func createSGD(_ change: (inout moe_sgd_config) -> Void) -> moe_status {
@@ -239,7 +241,7 @@ struct BadConfigTests {
     }
     for value: Double in [.nan, -0.1, 1, .infinity] { refused("momentum", createSGD { $0.momentum = value }) }
     for type: Int32 in [-1, 2, .max] { refused("state_dtype", createSGD { $0.state_dtype = type }) }
-    refused("reserved", createSGD { $0.reserved = 1 })
+    for flag: Int32 in [-1, 2] { refused("unallocated_state", createSGD { $0.unallocated_state = flag }) }
   }
 
   // MARK: Structs of a later header

@@ -71,9 +71,22 @@ int64_t moei_thread_id(void);
 
 /* Of those that return a number: 0 or an errno.  errno itself stays as it was. */
 
-/* Map a regular file for reading; an empty one has no memory. */
-int32_t moei_file_map(const char *path, const void *_Nullable *_Nonnull memory, int64_t *size);
-void moei_file_unmap(const void *memory, int64_t size);
+/* Map a regular file for reading; an empty one has no memory.  The descriptor stays open until it is unmapped. */
+int32_t moei_file_map(const char *path, const void *_Nullable *_Nonnull memory, int64_t *size, int32_t *file);
+void moei_file_unmap(const void *memory, int64_t size, int32_t file);
+int32_t moei_file_duplicate(int32_t file, int32_t *copy);
+void moei_file_close(int32_t file);
+/* Errors that no errno stands for. */
+enum { MOEI_FILE_ENDED = -1, MOEI_FILE_OTHER_SIZE = -2 };
+/* Read `size` bytes from `offset` on, or MOEI_FILE_ENDED where there are not as many. */
+int32_t moei_file_read(int32_t file, void *memory, int64_t size, int64_t offset);
+/* The path of an open file, or "". */
+void moei_file_name(int32_t file, char *path, size_t capacity);
+/* Map a file for reading and writing; where there is none, or an empty one, it is made, `size` zeros.  One of another size
+ * is MOEI_FILE_OTHER_SIZE, its own in `size`. */
+int32_t moei_file_share(const char *path, int64_t *size, void *_Nullable *_Nonnull memory, int32_t *file);
+/* To the disk: msync, then fsync. */
+int32_t moei_file_flush(void *memory, int64_t size, int32_t file);
 /* Open a new file beside `path`, whose name comes out in `temporary`. */
 enum { MOEI_PATH_SIZE = 4096 };
 int32_t moei_file_create(const char *path, char *temporary, size_t capacity, int32_t *file);

@@ -4,7 +4,7 @@ import CShims
 public struct Checkpoint {
   fileprivate let context: ContextPointer
   fileprivate let files: UnsafeMutablePointer<SafetensorsFile>
-  fileprivate let fileCount: Int
+  let fileCount: Int
   /// [count], sorted by name.
   private let tensors: UnsafePointer<StoredTensor>
   public let count: Int
@@ -25,6 +25,17 @@ public struct Checkpoint {
   public func find(_ name: UnsafePointer<CChar>) -> Int? { MoE.find(name, in: tensors, count: count) }
 
   func tensor(_ name: UnsafePointer<CChar>) -> StoredTensor? { find(name).map { tensors[$0] } }
+
+  /// Which file holds a tensor's data, and where.
+  func place(of data: UnsafeRawPointer) -> (file: Int, offset: Int) {
+    var file = 0
+    while true {
+      if let offset = files[file].offset(of: data) { return (file, offset) }
+      file += 1
+    }
+  }
+
+  func descriptor(_ file: Int) -> Int32 { files[file].descriptor }
 }
 
 public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>

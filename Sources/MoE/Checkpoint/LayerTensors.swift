@@ -16,6 +16,8 @@ struct LayerTensors {
       if case .numbered = rule.listing { return matrices.experts }
       return 1
     }
+    /// Whether each expert has a tensor of its own.
+    var isNumbered: Bool { count > 1 || matrices.experts == 1 }
   }
 
   /// The name of a rule's tensor; `part` is one of MXFP4's two.

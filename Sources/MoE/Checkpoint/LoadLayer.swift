@@ -3,24 +3,34 @@ import CShims
 extension Layer {
   /// Overwrites the parameters with a checkpoint's; on an error none of them.
   public func load(_ checkpoint: Checkpoint, _ layout: Layout, number: Int?) throws(Fault) {
-    let tensors = LayerTensors(layer: self, layout: layout, number: number)
-    let loading = Loading(tensors: tensors, checkpoint: checkpoint, kernels: context.kernels)
-    try tensors.entries(
-      { (entry) throws(Fault) in try loading.check(entry) },
-      absent: { (rule) throws(Fault) in try loading.requireAbsent(rule) })
-    if layout == .libmoe { try loading.requireNothingElse() }
-    try tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
+    let loading = Loading(self, checkpoint, layout, number: number)
+    try loading.check()
+    try loading.tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
   }
 }
 
-private struct Loading {
+/// A checkpoint's tensors on their way into a layer.
+struct Loading {
   let tensors: LayerTensors
   let checkpoint: Checkpoint
   let kernels: UnsafePointer<moei_kernels>
 
+  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, number: Int?) {
+    tensors = LayerTensors(layer: layer, layout: layout, number: number)
+    self.checkpoint = checkpoint
+    kernels = layer.context.kernels
+  }
+
   // MARK: checks
 
-  func check(_ entry: LayerTensors.Entry) throws(Fault) {
+  /// Whether the checkpoint has what the layer has, and nothing else for it.
+  func check() throws(Fault) {
+    try tensors.entries(
+      { (entry) throws(Fault) in try check(entry) }, absent: { (rule) throws(Fault) in try requireAbsent(rule) })
+    if tensors.layout == .libmoe { try requireNothingElse() }
+  }
+
+  private func check(_ entry: LayerTensors.Entry) throws(Fault) {
     for expert in 0..<entry.count { _ = try values(entry, expert) }
     if case .numbered = entry.rule.listing {
       try tensors.withName(entry.rule, expert: entry.count) { (name) throws(Fault) in
@@ -58,7 +68,7 @@ private struct Loading {
     }
   }
 
-  private func values(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredValues {
+  func values(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredValues {
     let shape = entry.matrices.shape(entry.rule.listing)
     if case .mxfp4 = entry.rule.listing { return try packedValues(entry, shape) }
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
@@ -112,35 +122,36 @@ private struct Loading {
   func copy(_ entry: LayerTensors.Entry) throws(Fault) {
     let matrices = entry.matrices
     for expert in 0..<matrices.experts {
-      let isNumbered = entry.count > 1 || matrices.experts == 1
-      let stored = try values(entry, isNumbered ? expert : 0)
+      let stored = try values(entry, entry.isNumbered ? expert : 0)
       for part in 0..<matrices.parts {
-        let target = ParameterValues(matrices.part(part), kernels)
-        copy(matrices, part, expert, from: stored, at: isNumbered ? 0 : expert * matrices.elements, to: target)
+        matrices.copy(
+          part, from: stored, at: entry.isNumbered ? 0 : expert * matrices.elements,
+          to: ParameterValues(matrices.part(part), kernels), at: expert * matrices.rows * matrices.columns)
       }
     }
   }
+}
 
-  /// One expert's matrix of one parameter, which begins at element `start` of the tensor together with the other's.
-  private func copy(
-    _ m: FusedMatrices, _ part: Int, _ expert: Int, from stored: StoredValues, at start: Int, to target: ParameterValues
+extension FusedMatrices {
+  /// One expert's matrix of one parameter, which begins at element `start` of what is stored together with the other's, to
+  /// element `own` of `target` and what follows.
+  func copy(
+    _ part: Int, from stored: StoredValues, at start: Int, to target: ParameterValues, at own: Int
   ) {
-    let own = expert * m.rows * m.columns
-    if m.parts == 1 && !m.transposed { return target.write(own, m.rows * m.columns, from: stored, start, stride: 1) }
-    if !m.transposed {
-      for r in 0..<m.rows {
-        target.write(
-          own + r * m.columns, m.columns, from: stored, start + m.fusedRow(part, r) * m.columns, stride: 1)
+    if parts == 1 && !transposed { return target.write(own, rows * columns, from: stored, start, stride: 1) }
+    if !transposed {
+      for r in 0..<rows {
+        target.write(own + r * columns, columns, from: stored, start + fusedRow(part, r) * columns, stride: 1)
       }
       return
     }
     // Some columns at a time, so that what is read stays in the cache until its neighbours are wanted.
     let width = 64
-    for first in stride(from: 0, to: m.columns, by: width) {
-      for r in 0..<m.rows {
+    for first in stride(from: 0, to: columns, by: width) {
+      for r in 0..<rows {
         target.write(
-          own + r * m.columns + first, min(width, m.columns - first), from: stored,
-          start + first * m.fusedRows + m.fusedRow(part, r), stride: m.fusedRows)
+          own + r * columns + first, min(width, columns - first), from: stored,
+          start + first * fusedRows + fusedRow(part, r), stride: fusedRows)
       }
     }
   }
@@ -148,11 +159,17 @@ private struct Loading {
 
 /// A parameter's memory, of either type.
 struct ParameterValues {
-  private let parameter: Parameter
+  private let data: UnsafeMutableRawPointer
+  private let type: ElementType
   private let kernels: UnsafePointer<moei_kernels>
 
   init(_ parameter: Parameter, _ kernels: UnsafePointer<moei_kernels>) {
-    self.parameter = parameter
+    self.init(parameter.data!, parameter.type, kernels)
+  }
+
+  init(_ data: UnsafeMutableRawPointer, _ type: ElementType, _ kernels: UnsafePointer<moei_kernels>) {
+    self.data = data
+    self.type = type
     self.kernels = kernels
   }
 
@@ -161,8 +178,7 @@ struct ParameterValues {
 
   /// Elements place ..< place + count become those of `stored`, rounded where they must be.
   func write(_ place: Int, _ count: Int, from stored: StoredValues, _ first: Int, stride: Int) {
-    let data = parameter.data!
-    switch (parameter.type, stored.form) {
+    switch (type, stored.form) {
     case (.f32, _):
       stored.read(first, stride: stride, count: count, to: data.assumingMemoryBound(to: Float.self) + place)
     case (.bf16, .bf16):

@@ -5,18 +5,20 @@ import CShims
 struct MappedFile {
   let bytes: UnsafePointer<UInt8>
   let count: Int
+  /// For reading without the mapping.
+  let descriptor: Int32
 
   init(path: UnsafePointer<CChar>) throws(Fault) {
     var memory: UnsafeRawPointer?
     var size: Int64 = 0
-    let error = moei_file_map(path, &memory, &size)
+    var descriptor: Int32 = -1
+    let error = moei_file_map(path, &memory, &size, &descriptor)
     if error != 0 { throw .io("opening a file", path, error) }
     count = Int(size)
+    self.descriptor = descriptor
     // An empty file has no memory; any address stands for it.
     bytes = (memory ?? UnsafeRawPointer(bitPattern: 8)!).assumingMemoryBound(to: UInt8.self)
   }
 
-  func unmap() {
-    if count > 0 { moei_file_unmap(bytes, Int64(count)) }
-  }
+  func unmap() { moei_file_unmap(bytes, Int64(count), descriptor) }
 }

@@ -48,6 +48,14 @@ struct SafetensorsFile {
     }
   }
 
+  /// Where in the file a tensor's bytes are; nil where they are another file's.
+  func offset(of data: UnsafeRawPointer) -> Int? {
+    let offset = data - UnsafeRawPointer(file.bytes)
+    return offset >= 0 && offset < file.count ? offset : nil
+  }
+
+  var descriptor: Int32 { file.descriptor }
+
   func close(allocator: Allocator) {
     allocator.deallocate(tensors)
     file.unmap()

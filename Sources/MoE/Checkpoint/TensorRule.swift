@@ -66,12 +66,13 @@ struct FusedMatrices {
   let rows: Int
   let columns: Int
 
-  init(_ rule: TensorRule, _ first: Parameter, _ second: Parameter?) {
+  /// `byExpert`: a parameter as it is, too, is seen as its experts' matrices.
+  init(_ rule: TensorRule, _ first: Parameter, _ second: Parameter?, byExpert: Bool = false) {
     self.first = first
     self.second = second
     interleaved = rule.interleaved
     transposed = rule.transposed
-    if case .plain = rule.listing {
+    if case .plain = rule.listing, !byExpert {
       (experts, rows, columns) = (1, first.count, 1)
     } else {
       (experts, rows, columns) = first.shape

@@ -21,12 +21,15 @@ public struct TrainingState {
     public let optimizers: Int
     public let statistics: Int
     let tensors: Int
+    /// What is in memory that the caller bound is not part of the file.
+    public let withoutUnallocated: Bool
 
-    public init(layers: Int, optimizers: Int, statistics: Int, tensors: Int) {
+    public init(layers: Int, optimizers: Int, statistics: Int, tensors: Int, withoutUnallocated: Bool) {
       self.layers = layers
       self.optimizers = optimizers
       self.statistics = statistics
       self.tensors = tensors
+      self.withoutUnallocated = withoutUnallocated
     }
   }
 
@@ -178,6 +181,7 @@ extension TrainingState: OutgoingTensors {
       let layer = layers[n].pointee
       for index in 0..<layer.parameterCount {
         let parameter = layer.parameter(index)
+        if count.withoutUnallocated && parameter.isUnallocated { continue }
         try one(
           StateName(kind: "layers.", n: n, part: ".", parameter: parameter.name), StoredType(parameter.type),
           parameter.storedShape, parameter.data!, body)
@@ -186,6 +190,7 @@ extension TrainingState: OutgoingTensors {
     try visitGroups(body)
     for n in 0..<count.optimizers {
       let optimizer = optimizers[n].pointee
+      if count.withoutUnallocated && optimizer.hasUnallocatedState { continue }
       for index in 0..<optimizer.tensorCount {
         let count = optimizer.count(ofTensor: index)
         let (master, moments) = optimizer.state(ofTensor: index)

@@ -58,13 +58,19 @@ struct Dispatch {
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
   func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
 
-  /// What the experts of a group see, or one of them alone.
-  func rows(of group: ExpertGroup, only expert: Int? = nil) -> GroupRows {
+  /// What the experts of a group see, or some of them alone.
+  func rows(of group: ExpertGroup, only wanted: WantedExperts = .all) -> GroupRows {
     GroupRows(
-      experts: expert.map { $0..<$0 + 1 } ?? 0..<group.experts, most: size.rows(of: group),
-      offsets: offsets + group.first, pairOfRow: pairOfRow,
+      of: wanted, in: group, most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
       tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
   }
+}
+
+/// Of a group's experts, those whose work is to be done.
+enum WantedExperts {
+  case all
+  case one(Int)
+  case marked(UnsafePointer<Bool>)  // [experts of the group]: those with a true
 }
 
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
@@ -75,12 +81,17 @@ struct GroupRows {
   private let pairOfRow: UnsafePointer<Int32>
   private let tokenOfRow: UnsafePointer<Int32>
   private let weightOfRow: UnsafePointer<Float>
+  private let marks: UnsafePointer<Bool>?  // [experts of the group]: those without have no rows
 
   fileprivate init(
-    experts: Range<Int>, most: Int, offsets: UnsafePointer<Int32>, pairOfRow: UnsafePointer<Int32>,
-    tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
+    of wanted: WantedExperts, in group: ExpertGroup, most: Int, offsets: UnsafePointer<Int32>,
+    pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
   ) {
-    self.experts = experts
+    switch wanted {
+    case .all: (experts, marks) = (0..<group.experts, nil)
+    case .one(let expert): (experts, marks) = (expert..<expert + 1, nil)
+    case .marked(let marks): (experts, self.marks) = (0..<group.experts, marks)
+    }
     self.most = most
     self.offsets = offsets
     self.pairOfRow = pairOfRow
@@ -90,8 +101,11 @@ struct GroupRows {
 
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
-  func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }
-  func count(ofExpert e: Int) -> Int { Int(offsets[e + 1] - offsets[e]) }
+  func rows(ofExpert e: Int) -> Range<Int> {
+    let isWanted = marks?[e] ?? true
+    return Int(offsets[e])..<Int(offsets[isWanted ? e + 1 : e])
+  }
+  func count(ofExpert e: Int) -> Int { rows(ofExpert: e).count }
   func pairs(from row: Int) -> UnsafePointer<Int32> { pairOfRow + row }
   func tokens(from row: Int) -> UnsafePointer<Int32> { tokenOfRow + row }
   func weights(from row: Int) -> UnsafePointer<Float> { weightOfRow + row }

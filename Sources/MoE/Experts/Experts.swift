@@ -17,12 +17,12 @@ struct ExpertTensors<Weight> {
   let downBias: UnsafeMutablePointer<Float>?  // [H]
 
   init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
-    let (h, i) = (c.hidden, c.intermediate)
-    gateWeight = Self.part(parameters.memory(.gateWeight), e * i * h)
+    let (h, i, place) = (c.hidden, c.intermediate, parameters.place(ofExpert: e))
+    gateWeight = Self.part(parameters.memory(.gateWeight), place * i * h)
     gateBias = Self.part(parameters.data(.gateBias), e * i)
-    upWeight = Self.part(parameters.memory(c.linear ? .downWeight : .upWeight), e * i * h)!
+    upWeight = Self.part(parameters.memory(c.linear ? .downWeight : .upWeight), place * i * h)!
     upBias = Self.part(parameters.data(.upBias), e * i)
-    downWeight = Self.part(parameters.memory(.downWeight), e * i * h)!
+    downWeight = Self.part(parameters.memory(.downWeight), place * i * h)!
     downBias = Self.part(parameters.data(.downBias), e * h)
   }
 
@@ -116,19 +116,21 @@ struct ExpertsForward {
   private let x: UnsafePointer<Float>  // [T,H]
   private let parameters: Parameters
   private let prepared: PreparedGroups
+  private let offload: OffloadPointer?
   private let dispatch: Dispatch
   private let draws: Draws
   private let arena: Arena  // where every group begins
 
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedGroups, dispatch: Dispatch, draws: Draws, keeps: Bool
+    prepared: PreparedGroups, offload: OffloadPointer?, dispatch: Dispatch, draws: Draws, keeps: Bool
   ) {
     outputs = arena.take(Float.self, dispatch.size.mostRows, padded(c.hidden))
     self.c = c
     self.x = x
     self.parameters = parameters
     self.prepared = prepared
+    self.offload = offload
     self.dispatch = dispatch
     self.draws = draws
     self.arena = arena
@@ -144,18 +146,27 @@ struct ExpertsForward {
   /// `kept`: where the chunk's pre-activations go.
   func run(in context: ContextPointer, kept: KeptGroups?) throws(Fault) {
     for index in 0..<c.groupCount {
-      var own = arena
-      try group(index, &own, context, kept).run(in: context)
+      if let offload, offload.pointee.group == index {
+        try offload.forEachWave(dispatch.rows(of: c.groups[index]), in: context) { (wave) throws(Fault) in
+          var own = arena
+          try group(index, &own, context, kept, only: .marked(wave)).run(in: context)
+        }
+      } else {
+        var own = arena
+        try group(index, &own, context, kept).run(in: context)
+      }
     }
   }
 
   private func group(
-    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups?
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups?,
+    only wanted: WantedExperts = .all
   ) -> GroupForward {
     let group = c.groups[index]
     return GroupForward(
       &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: prepared.of(group),
-      dispatch: dispatch.rows(of: group), dropout: Dropout(group, draws), kept: kept?.of(group), outputs: outputs)
+      dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws), kept: kept?.of(group),
+      outputs: outputs)
   }
 }
 
@@ -353,7 +364,8 @@ struct ExpertsBackward {
     let group = c.groups[index]
     return GroupForward(
       &arena, group, context: context, x: x, parameters: parameters.of(group), prepared: nil,
-      dispatch: dispatch.rows(of: group, only: expert), dropout: nil, kept: kept.of(group), outputs: nil)
+      dispatch: dispatch.rows(of: group, only: expert.map(WantedExperts.one) ?? .all), dropout: nil,
+      kept: kept.of(group), outputs: nil)
   }
 
   /// Of one expert alone the gradient is the passing one.
@@ -363,7 +375,8 @@ struct ExpertsBackward {
     let group = c.groups[index]
     return GroupBackward(
       &arena, group, context: context, x: x, dy: dy, parameters: parameters.of(group),
-      dispatch: dispatch.rows(of: group, only: expert), dropout: Dropout(group, draws), kept: kept.of(group),
+      dispatch: dispatch.rows(of: group, only: expert.map(WantedExperts.one) ?? .all), dropout: Dropout(group, draws),
+      kept: kept.of(group),
       gradients: gradients, passing: expert == nil ? nil : passing)
   }
 }

@@ -18,8 +18,9 @@ struct PlainNumbers {
   /// An expert's matrix, until the thread's next call.
   func matrix(_ role: Parameters.Role, _ expert: Int, _ lane: Int) -> UnsafePointer<Float> {
     let size = c.hidden * c.intermediate
-    guard let floats else { return UnsafePointer(parameters.data(role)!) + expert * size }
-    let weights = parameters.memory(role)!.assumingMemoryBound(to: UInt16.self) + expert * size
+    let start = parameters.place(ofExpert: expert) * size
+    guard let floats else { return UnsafePointer(parameters.data(role)!) + start }
+    let weights = parameters.memory(role)!.assumingMemoryBound(to: UInt16.self) + start
     kernels.pointee.from_bf16(Int64(size), weights, floats + lane * size)
     return UnsafePointer(floats + lane * size)
   }

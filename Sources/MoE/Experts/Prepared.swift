@@ -12,9 +12,10 @@ struct PreparedWeights {
 
   fileprivate static var samplesPerMatrix: Int { 16 }
 
-  init(_ arena: inout Arena, _ c: ExpertGroup, bf16: Bool) {
+  /// `experts`: for how many of the group's there is room.
+  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, bf16: Bool) {
     func take<P: Precision>(_: P.Type, _ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      UnsafeMutableRawPointer(arena.take(P.Element.self, c.experts * padded(rows), P.filledUp(columns)))
+      UnsafeMutableRawPointer(arena.take(P.Element.self, experts * padded(rows), P.filledUp(columns)))
     }
     func take(_ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
       bf16 ? take(BF16.self, rows, columns) : take(F32.self, rows, columns)
@@ -23,7 +24,7 @@ struct PreparedWeights {
     gate = c.gated ? take(c.intermediate, c.hidden) : nil
     up = take(c.linear ? 0 : c.intermediate, c.hidden)
     down = take(c.hidden, c.intermediate)
-    samples = arena.take(Float.self, c.experts, 3 * Self.samplesPerMatrix)
+    samples = arena.take(Float.self, experts, 3 * Self.samplesPerMatrix)
   }
 
   func panels<P: Precision>(_: P.Type, _ c: ExpertGroup) -> PreparedPanels<P> { PreparedPanels(self, c) }
@@ -63,17 +64,23 @@ struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
   private let bf16: Bool
+  private let slots: Slots?
+
+  /// Of a group that has room for some experts alone, which come from a file.
+  typealias Slots = (group: Int, count: Int)
 
   init(_ c: Configuration) {
     self.c = c
     arena = nil
     bf16 = false
+    slots = nil
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, bf16: Bool) {
+  init(_ arena: inout Arena, _ c: Configuration, bf16: Bool, slots: Slots? = nil) {
     self.c = c
     self.arena = arena
     self.bf16 = bf16
+    self.slots = slots
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
@@ -88,11 +95,16 @@ struct PreparedGroups {
   }
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
-    group.multiplies ? PreparedWeights(&arena, group, bf16: bf16) : nil
+    guard group.multiplies else { return nil }
+    let experts = hasSlots(group) ? slots!.count : group.experts
+    return PreparedWeights(&arena, group, experts: experts, bf16: bf16)
   }
 
+  private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
+
+  /// All that is in memory.
   func pack(_ parameters: Parameters, in context: ContextPointer) throws(Fault) {
-    for index in 0..<c.groupCount {
+    for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
       let group = c.groups[index]
       guard let prepared = of(group) else { continue }
       if bf16 {
@@ -129,14 +141,15 @@ struct PreparedPanels<P: Precision> {
     self.c = c
   }
 
-  func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.gate!, expert, chunk)) }
-  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: inner(prepared.up, expert, chunk)) }
+  func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: innerGate(expert, chunk)) }
+  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: innerUp(expert, chunk)) }
   func down(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: outer(expert, chunk)) }
 
-  fileprivate func inner(
-    _ matrix: UnsafeMutableRawPointer, _ expert: Int, _ chunk: Int
-  ) -> UnsafeMutablePointer<P.Element> {
-    place(matrix, expert, chunk, c.intermediate, c.hidden)
+  fileprivate func innerGate(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
+    place(prepared.gate!, expert, chunk, c.intermediate, c.hidden)
+  }
+  fileprivate func innerUp(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
+    place(prepared.up, expert, chunk, c.intermediate, c.hidden)
   }
   fileprivate func outer(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
     place(prepared.down, expert, chunk, c.hidden, c.intermediate)
@@ -151,70 +164,80 @@ struct PreparedPanels<P: Precision> {
 
 /// Packs one chunk of columns of one expert per item: those of gate and up, then those of down.
 struct PrepareWeights<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
   let parameters: Parameters
   let prepared: PreparedWeights
+  private let packing: Packing<P>
   let buffers: UnsafeMutablePointer<P.Element>?  // [lanes, 32, panelDepth], where weights are rounded first
 
   init(
     _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights
   ) {
-    self.c = c
-    kernels = context.kernels
     self.parameters = parameters
     self.prepared = prepared
+    packing = Packing(c: c, kernels: context.kernels, panels: prepared.panels(P.self, c))
     let rounds = prepared.bf16 && c.weights == .f32
     buffers = rounds ? arena.take(P.Element.self, context.lanes * chunkWidth, P.panelDepth) : nil
   }
 
   func run(in context: ContextPointer) {
-    context.runToTheEnd(c.experts * (innerChunks + chunks(of: c.hidden)), self)
+    context.runToTheEnd(packing.c.experts * packing.chunksPerExpert, self)
   }
 
-  private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
-
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (h, i) = (c.hidden, c.intermediate)
-    let perExpert = innerChunks + chunks(of: h)
-    let (expert, place) = (item / perExpert, item % perExpert)
-    let panels = prepared.panels(P.self, c)
-    let buffer = buffers.map { $0 + lane.pointee.index * chunkWidth * P.panelDepth }
-    if place < innerChunks {
-      if let gate = prepared.gate {
-        pack(.gateWeight, expert, i, h, place, into: panels.inner(gate, expert, place), buffer)
-      }
-      pack(.upWeight, expert, i, h, place, into: panels.inner(prepared.up, expert, place), buffer)
-    } else {
-      let chunk = place - innerChunks
-      pack(.downWeight, expert, h, i, chunk, into: panels.outer(expert, chunk), buffer)
+    let c = packing.c
+    let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
+    packing.run(
+      chunk, place: expert, buffer: buffers.map { $0 + lane.pointee.index * chunkWidth * P.panelDepth }
+    ) { role in
+      UnsafeRawPointer(parameters.memory(role)! + expert * c.matrixBytes)
     }
-    if place == 0 {
+    if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
       PreparedWeights.sample(c, expert: expert, parameters, into: prepared.samples + expert * count)
     }
   }
+}
 
-  /// One panel of an expert's matrix [rows, depth], piece by piece.
+/// From one expert's row-major matrices to the panels at one place.
+struct Packing<P: Precision> {
+  let c: ExpertGroup
+  let kernels: UnsafePointer<moei_kernels>
+  let panels: PreparedPanels<P>
+
+  typealias Buffer = UnsafeMutablePointer<P.Element>  // [32, panelDepth]
+
+  private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
+  var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
+
+  /// One chunk of columns. `buffer`: where weights are rounded first; not used where they are not.
+  func run(_ chunk: Int, place: Int, buffer: Buffer?, _ matrix: (Parameters.Role) -> UnsafeRawPointer) {
+    let (h, i) = (c.hidden, c.intermediate)
+    if chunk >= innerChunks {
+      let outer = chunk - innerChunks
+      return pack(matrix(.downWeight), h, i, outer, into: panels.outer(place, outer), buffer)
+    }
+    if c.gated { pack(matrix(.gateWeight), i, h, chunk, into: panels.innerGate(place, chunk), buffer) }
+    pack(matrix(.upWeight), i, h, chunk, into: panels.innerUp(place, chunk), buffer)
+  }
+
+  /// One panel of a matrix [rows, depth], piece by piece.
   private func pack(
-    _ role: Parameters.Role, _ expert: Int, _ rows: Int, _ depth: Int, _ chunk: Int,
-    into panel: UnsafeMutablePointer<P.Element>, _ buffer: UnsafeMutablePointer<P.Element>?
+    _ matrix: UnsafeRawPointer, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: Buffer, _ buffer: Buffer?
   ) {
-    let first = (expert * rows + chunk * chunkWidth) * depth
+    let first = chunk * chunkWidth * depth
     let columns = min(chunkWidth, rows - chunk * chunkWidth)
+    let rounds = MemoryLayout<P.Element>.size < c.weights.size
     for p in stride(from: 0, to: depth, by: P.panelDepth) {
       let piece = min(P.panelDepth, depth - p)
-      if let buffer {
-        let weights = parameters.data(role)! + first + p
+      if rounds, let buffer {
+        let weights = UnsafeMutablePointer(mutating: matrix.assumingMemoryBound(to: Float.self) + first + p)
         for row in 0..<columns { P.store(piece, weights + row * depth, into: buffer + row * P.panelDepth, kernels) }
         P.pack(
           columns, piece, UnsafePointer(buffer), rowStride: P.panelDepth, transposed: true,
           into: panel + p * chunkWidth, kernels)
       } else {
-        let weights = parameters.memory(role)!.assumingMemoryBound(to: P.Element.self) + first + p
-        P.pack(
-          columns, piece, UnsafePointer(weights), rowStride: depth, transposed: true, into: panel + p * chunkWidth,
-          kernels)
+        let weights = matrix.assumingMemoryBound(to: P.Element.self) + first + p
+        P.pack(columns, piece, weights, rowStride: depth, transposed: true, into: panel + p * chunkWidth, kernels)
       }
     }
   }

@@ -102,7 +102,8 @@ struct TiledInner<P: Precision>: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    if let prepared {
+    // What came from a file is as it was.
+    if let prepared, !parameters.areOffloaded {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
         if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
         throw .badState(
@@ -125,12 +126,13 @@ struct TiledInner<P: Precision>: Job {
     let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
 
     piece.gather(P.self, piece.range, h, of: x, xRow: h, weighted: c.weightOnInput, into: gathered, kernels)
+    let place = parameters.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel<P> {
       if let prepared = prepared?.panels(P.self, c) {
-        return kind == kinds - 1 ? prepared.up(piece.expert, chunk) : prepared.gate(piece.expert, chunk)
+        return kind == kinds - 1 ? prepared.up(place, chunk) : prepared.gate(place, chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(
@@ -252,9 +254,10 @@ struct TiledOutput<P: Precision>: Job {
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
+    let place = parameters.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      if let prepared = prepared?.panels(P.self, c) { return prepared.down(piece.expert, chunk) }
+      if let prepared = prepared?.panels(P.self, c) { return prepared.down(place, chunk) }
       return WeightPanel(
         w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
     }

@@ -42,7 +42,10 @@ public struct Optimizer {
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
   /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
-  private let state: UnsafeMutablePointer<Float>
+  private var state: UnsafeMutablePointer<Float>?  // [stateWords]
+  private let stateWords: Int
+  /// Whether the state's memory is the caller's to bind.
+  public let hasUnallocatedState: Bool
   let momentType: ElementType
   private var rule: Rule
   /// What moments are rounded by.
@@ -112,7 +115,7 @@ public struct Optimizer {
     ofTensor index: Int, at place: Place
   ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     let (count, type) = shapes[index]
-    let start = state + place.word
+    let start = state! + place.word
     return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
@@ -121,6 +124,17 @@ public struct Optimizer {
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
     (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
+  }
+
+  public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }
+
+  /// Values as they are: zeros are the state of a new optimiser.
+  public mutating func bindState(_ memory: UnsafeMutablePointer<Float>) { state = memory }
+
+  public func requireState() throws(Fault) {
+    if state == nil {
+      throw .badState("the optimizer's state has no memory (unallocated_state): bind it with moe_optimizer_bind_state")
+    }
   }
 
   /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
@@ -207,7 +221,8 @@ public struct Optimizer {
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
-    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>?,
+    stateWords: Int
   ) {
     self.context = context
     self.rule = rule
@@ -217,6 +232,8 @@ public struct Optimizer {
     self.shapes = shapes
     self.groups = groups
     self.state = state
+    self.stateWords = stateWords
+    hasUnallocatedState = state == nil
   }
 }
 
@@ -346,8 +363,10 @@ public struct SGD {
 public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 
 extension UnsafeMutablePointer where Pointee == Optimizer {
+  /// `allocates`: memory for the state; otherwise the caller will bind it.
   public static func create(
-    _ rule: Optimizer.Rule, momentType: ElementType, seed: UInt64, tensorCount: Int, in context: ContextPointer,
+    _ rule: Optimizer.Rule, momentType: ElementType, seed: UInt64, allocates: Bool, tensorCount: Int,
+    in context: ContextPointer,
     shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
     var total = 0  // words of state
@@ -356,7 +375,7 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
       // 4 bytes for each of three numbers are the most that an element has.
       if shape.count > Int.max / 16 { throw .outOfMemory(bytes: .max) }
       let (sum, overflow) = total.addingReportingOverflow(Optimizer.words(shape, rule, momentType))
-      if overflow { throw .outOfMemory(bytes: .max) }
+      if overflow || sum > Int.max / MemoryLayout<Float>.size { throw .outOfMemory(bytes: .max) }
       total = sum
     }
     typealias Parts = (
@@ -366,7 +385,7 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     func layout(_ arena: inout Arena) -> Parts {
       (
         arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
-        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, total)
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, allocates ? total : 0)
       )
     }
     var measure = Arena()
@@ -377,11 +396,11 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     groups.initialize(
       repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
-    state.initialize(repeating: 0, count: total)
+    if allocates { state.initialize(repeating: 0, count: total) }
     optimizer.initialize(
       to: Optimizer(
         context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
-        state: state))
+        state: allocates ? state : nil, stateWords: total))
     context.retain()
     return optimizer
   }

@@ -23,6 +23,7 @@ public struct Fault: Error {
 extension Fault {
   public static func invalid(_ text: ErrorText) -> Fault { Fault(.invalidArgument, text) }
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
+  static var cancelled: Fault { Fault(.cancelled, "cancelled by the context's cancel callback") }
   public static func outOfMemory(bytes: Int) -> Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
   }

@@ -36,6 +36,8 @@ struct SharedCounter {
   var value: Int64 { moei_fetch_add64(address, 0) }
   /// The old value.
   func next() -> Int64 { moei_fetch_add64(address, 1) }
+  func add(_ difference: Int) { _ = moei_fetch_add64(address, Int64(difference)) }
+  var value: Int { Int(moei_fetch_add64(address, 0)) }
 }
 
 /// A lock that sleeps in the kernel when it must wait.

@@ -26,6 +26,7 @@ HANDLES = [
     "moe_statistics",
     "moe_optimizer",
     "moe_checkpoint",
+    "moe_mapping",
 ]
 SIZED = [name for name, fields in STRUCTS.items() if "struct_size" in fields]
 C_TYPES: dict[str, list[Any]] = {
@@ -41,6 +42,7 @@ C_TYPES: dict[str, list[Any]] = {
     # An array goes by its address; where one number comes out, by a pointer to it.
     "void *": [ctypes.c_void_p, ctypes.py_object],
     "float *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)],
+    "void **": [ctypes.POINTER(ctypes.c_void_p)],
     "uint8_t *": [ctypes.c_void_p],
     "int32_t *": [ctypes.c_void_p],
     "int64_t *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)],
@@ -105,6 +107,7 @@ ENUMS = {
     "moe_status": ("MOE_ERROR", _abi.STATUS),
     "moe_matmul": ("MOE_MATMUL", _abi.MATMUL),
     "moe_prepared": ("MOE_PREPARED", _abi.PREPARED),
+    "moe_unallocated": ("MOE_UNALLOCATED", _abi.UNALLOCATED),
     "moe_tape_policy": ("MOE_TAPE", _abi.TAPE),
     "moe_instructions": ("MOE_INSTRUCTIONS", _abi.INSTRUCTIONS),
     "moe_log_level": ("MOE_LOG", _abi.LOG),
@@ -129,7 +132,6 @@ ENUMS = {
     "moe_expert_kind": ("MOE_EXPERT", _abi.EXPERT),
     "moe_activation": ("MOE_ACTIVATION", _abi.ACTIVATION),
     "moe_layout": ("MOE_LAYOUT", _abi.LAYOUT),
-    "moe_unallocated": ("MOE_UNALLOCATED", _abi.UNALLOCATED),
     "moe_schedule_kind": ("MOE_SCHEDULE", _abi.SCHEDULE),
 }
 

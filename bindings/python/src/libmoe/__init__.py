@@ -22,7 +22,7 @@ from .errors import (
 )
 from .layer import Layer
 from .losses import pooled_balance_loss
-from .memory import Plan
+from .memory import MappedFile, OffloadStatistics, Plan
 from .optim import SGD, AdamW, Group, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
@@ -46,8 +46,10 @@ __all__ = [
     "Group",
     "InvalidArgumentError",
     "Layer",
+    "MappedFile",
     "MoeError",
     "NotFiniteError",
+    "OffloadStatistics",
     "OutOfMemoryError",
     "Output",
     "Parameter",

@@ -139,7 +139,7 @@ GROUP_MASK = {"minus_infinity": 0, "zero": 1}
 BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
-UNALLOCATED = {"expert_gradients": 1}
+UNALLOCATED = {"expert_gradients": 1, "expert_weights": 2}
 TAPE = {"auto": 0, "full": 1, "lean": 2}
 THREADS_ALL = -1
 
@@ -197,6 +197,10 @@ class moe_optimizer(ctypes.Structure):
 
 
 class moe_checkpoint(ctypes.Structure):
+    """Opaque."""
+
+
+class moe_mapping(ctypes.Structure):
     """Opaque."""
 
 
@@ -470,7 +474,7 @@ class moe_adamw_config(_Sized):
         ("epsilon", c_double),
         ("weight_decay", c_double),
         ("state_dtype", c_int32),
-        ("reserved", c_int32),
+        ("unallocated_state", c_int32),
         ("seed", c_uint64),
     ]
 
@@ -484,7 +488,7 @@ class moe_sgd_config(_Sized):
         ("momentum", c_double),
         ("weight_decay", c_double),
         ("state_dtype", c_int32),
-        ("reserved", c_int32),
+        ("unallocated_state", c_int32),
         ("seed", c_uint64),
     ]
 
@@ -534,6 +538,18 @@ class moe_stored_tensor(_Sized):
     ]
 
 
+class moe_offload_statistics(_Sized):
+    """What an offloaded layer's calls have found."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hits", c_int64),
+        ("misses", c_int64),
+        ("bytes_read", c_int64),
+        ("n_slots", c_int64),
+    ]
+
+
 class moe_training(_Sized):
     """What a training run goes on from."""
 
@@ -548,6 +564,8 @@ class moe_training(_Sized):
         ("n_statistics", c_int64),
         ("tensors", POINTER(moe_tensor)),
         ("n_tensors", c_int64),
+        ("without_unallocated", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -578,6 +596,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_context), POINTER(moe_layer_config), POINTER(POINTER(moe_layer))],
     ),
     "moe_layer_free": (None, [POINTER(moe_layer)]),
+    "moe_layer_initialize": (Status, [POINTER(moe_layer)]),
     "moe_layer_parameter_count": (Status, [POINTER(moe_layer), POINTER(c_int64)]),
     "moe_layer_parameter": (Status, [POINTER(moe_layer), c_int64, POINTER(moe_tensor)]),
     "moe_layer_find_parameter": (Status, [POINTER(moe_layer), c_char_p, POINTER(c_int64)]),
@@ -659,6 +678,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         ],
     ),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
+    "moe_optimizer_state_size": (Status, [POINTER(moe_optimizer), POINTER(c_size_t)]),
+    "moe_optimizer_bind_state": (Status, [POINTER(moe_optimizer), c_void_p, c_size_t]),
     "moe_optimizer_step": (Status, [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64]),
     "moe_optimizer_step_clipped": (
         Status,
@@ -696,6 +717,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64, c_size_t],
     ),
     "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
+    "moe_layer_offload": (
+        Status,
+        [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t],
+    ),
+    "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
     "moe_layer_save_sharded": (
         Status,
@@ -705,4 +732,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_training_init": (None, [POINTER(moe_training), c_size_t]),
     "moe_training_save": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
     "moe_training_load": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
+    "moe_mapping_create": (
+        Status,
+        [POINTER(moe_context), c_char_p, c_size_t, POINTER(POINTER(moe_mapping))],
+    ),
+    "moe_mapping_free": (None, [POINTER(moe_mapping)]),
+    "moe_mapping_data": (Status, [POINTER(moe_mapping), POINTER(c_void_p)]),
+    "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
 }

@@ -15,6 +15,7 @@ from ._check import Array, FloatArray
 from ._library import Handle, Native, lib
 from .checkpoint import Checkpoint, Path, encoded
 from .errors import BadStateError
+from .memory import OffloadStatistics
 from .parameter import Parameter
 from .words import DType, Layout, Prepared
 
@@ -108,6 +109,10 @@ class Weights(Native):
         """
         return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
 
+    def initialize(self) -> None:
+        """Give all parameters that have memory a new layer's values, gradients 0: after :meth:`bind`."""
+        lib.moe_layer_initialize(self._handle)
+
     def _tensors(self) -> dict[str, Parameter]:
         count = ctypes.c_int64()
         lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
@@ -117,8 +122,8 @@ class Weights(Native):
         tensor = self._tensor(index)
         name = tensor.name.decode()
         grad = self._array(name, "grad", tensor) if tensor.grad else None
-        trainable = not self._config.inference_only
-        return Parameter._of_layer(name, self._array(name, "data", tensor), grad, trainable=trainable)
+        data = self._array(name, "data", tensor) if tensor.data else None
+        return Parameter._of_layer(name, data, grad, trainable=not self._config.inference_only)
 
     def _tensor(self, index: int) -> _abi.moe_tensor:
         tensor = _abi.moe_tensor()
@@ -158,7 +163,7 @@ class Weights(Native):
         TypeError, ValueError
             There is no such parameter, or an array has the wrong type, shape or layout.
         BadStateError
-            Arrays that were taken from ``parameters`` are still in use.
+            Arrays that were taken from ``parameters`` are still in use, or the parameter is offloaded.
         """
         index = ctypes.c_int64()
         lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
@@ -242,6 +247,56 @@ class Weights(Native):
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
         lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
+
+    def offload(
+        self,
+        source: Path | Checkpoint,
+        *,
+        resident_limit: int,
+        layout: Layout = "libmoe",
+        layer: int | None = None,
+    ) -> None:
+        """Leave the routed experts' matrices in a checkpoint's files, and load all other parameters.
+
+        Forward computes first with the experts that are in memory, while a thread reads the missing ones in
+        place of those that were used least.  The bits are those of the layer in memory.  For inference: a
+        tape is refused.
+
+        Parameters
+        ----------
+        source, layout, layer
+            As of :meth:`load`; a checkpoint may be closed afterwards.
+        resident_limit : int
+            Bytes of memory for experts, at least for two.  :meth:`prepare` afterwards, if at all: packed
+            matrices then take the same room.
+
+        Raises
+        ------
+        InvalidArgumentError
+            As :meth:`load`, or the limit is too small; the text says what would do.
+        BadStateError
+            The layer was made without ``unallocated="expert_weights"``, or its matrices are bound or
+            offloaded already.
+        FileError, OutOfMemoryError
+            The file cannot be opened; there is no memory.  The layer is as it was.
+        """
+        checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+        number = _check.choice("layout", layout, _abi.LAYOUT)
+        limit = _check.integer("resident_limit", resident_limit, ctypes.c_size_t)
+        lib.moe_layer_offload(self._handle, checkpoint._handle, number, _layer_number(layer), limit)
+
+    @property
+    def offload_statistics(self) -> OffloadStatistics:
+        """What the calls since :meth:`offload` have found, and read.
+
+        Raises
+        ------
+        BadStateError
+            The layer is not offloaded.
+        """
+        found = _abi.moe_offload_statistics()
+        lib.moe_layer_offload_statistics(self._handle, found)
+        return OffloadStatistics(found.hits, found.misses, found.bytes_read, found.n_slots)
 
     def save(
         self,

@@ -78,10 +78,8 @@ _FLAGS = {
 }
 _BIASES = {"router_bias", "expert_bias"}
 _BIAS = {None: _abi.BIAS["default"], False: _abi.BIAS["off"], True: _abi.BIAS["on"]}
-# Memory that is there unless it is turned off, by the flag in `unallocated`.
-_MEMORY = {"expert_gradients": _abi.UNALLOCATED["expert_gradients"]}
-# Fields that say how long a list is, which Python's lists know themselves; and that of _MEMORY.
-_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses", "unallocated"}
+# Fields that say how long a list is, which Python's lists know themselves.
+_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses"}
 
 
 def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
@@ -107,7 +105,6 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
         setattr(config, field, _field(field, ctype, options[_keyword(field)]))
     config.n_expert_groups = len(options["expert_groups"] or ())
     config.n_losses = len(options["losses"] or ())
-    config.unallocated = sum(flag for name, flag in _MEMORY.items() if not options[name])
     if options["hash_table"] is not None:
         config.vocabulary_size = _vocabulary(config, options["hash_table"])
     return config
@@ -115,10 +112,9 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
 
 def from_c(config: _abi.moe_layer_config) -> dict[str, Any]:
     """Return what :func:`to_c` would make this struct of; a hash table is left out."""
-    options = {
+    return {
         _keyword(name): _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"
     }
-    return options | {name: not config.unallocated & flag for name, flag in _MEMORY.items()}
 
 
 def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:
@@ -142,6 +138,9 @@ def _field(field: str, ctype: Any, value: Any, owner: str = "") -> Any:
         return _BIAS[None if value is None else bool(value)]
     if field in _FLAGS:
         return bool(value)
+    if field == "unallocated":
+        listed = [value] if isinstance(value, str) else value
+        return sum({_check.choice(name, word, _abi.UNALLOCATED) for word in listed})
     if field == "expert_groups":
         return _expert_groups(value)
     if field == "losses":
@@ -212,6 +211,8 @@ def _word(struct: ctypes.Structure, field: str, ctype: Any) -> Any:
         return next(wanted for wanted, number in _BIAS.items() if number == value)
     if field in _FLAGS:
         return bool(value)
+    if field == "unallocated":
+        return tuple(word for word, flag in _abi.UNALLOCATED.items() if value & flag)
     if field == "expert_groups":
         config = cast(_abi.moe_layer_config, struct)
         return [_group(config.expert_groups[index]) for index in range(config.n_expert_groups)] or None

@@ -106,9 +106,6 @@ class Layer(Weights):
         ``c = softmax(x W^T + b)`` and one shared expert (arXiv:2201.05596).
     inference_only : bool
         No memory for gradients, and no backward.
-    expert_gradients : bool
-        Whether there is memory for the gradients of the experts' weights and biases.  Without it
-        :meth:`backward` is given an optimiser, which it steps expert by expert.
     dropout : float
         Share of the experts' inner activations that is dropped in training, in [0, 1).
     noise, noise_std : {"none", "gaussian", "learned"}, float
@@ -165,6 +162,11 @@ class Layer(Weights):
         :data:`libmoe.words.Loss` lists the names, include/moe.h the equations.
     seed : int
         Of the initial parameters and of all that is random: the same seed gives the same bits.
+    unallocated : {"expert_gradients", "expert_weights"}, or both in a tuple
+        What there is no memory for.  ``"expert_gradients"``: the gradients of the experts' weights and
+        biases; :meth:`backward` is given an optimiser, which it steps expert by expert.
+        ``"expert_weights"``: the routed experts' matrices and their gradients, until :meth:`bind` or
+        :meth:`offload`.
     weight_dtype : {"f32", "bf16"}
         Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied
         with, are bfloat16, and their products are added up in float32: half the memory, and faster where
@@ -241,7 +243,6 @@ class Layer(Weights):
         shared_intermediate_size: int = 0,
         shared_gate: words.SharedGate = "plain",
         inference_only: bool = False,
-        expert_gradients: bool = True,
         dropout: float = 0.0,
         noise: words.Noise = "none",
         noise_std: float = 0.0,
@@ -278,6 +279,7 @@ class Layer(Weights):
         z_coef: float = 0.001,
         losses: Mapping[words.Loss, float] | None = None,
         seed: int = 0,
+        unallocated: words.Unallocated | Sequence[words.Unallocated] = (),
         weight_dtype: words.DType = "f32",
         io_dtype: words.DType = "f32",
         context: Context | None = None,
@@ -511,9 +513,9 @@ class Layer(Weights):
         d_expert_weights : ndarray of float32, [..., K], optional
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
         optimizer : AdamW or SGD, optional
-            Made from ``layer.parameters`` of a layer with ``expert_gradients=False``: the call is
-            :meth:`zero_grad`, backward and a step in one, with the same bits, and has the gradient of one
-            expert at a time.  Afterwards the tape is of no more use.
+            Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
+            ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
+            and has the gradient of one expert at a time.  Afterwards the tape is of no more use.
         clip_factor : float
             Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
 

@@ -1,12 +1,17 @@
-"""Memory of a call: how much it takes, known before anything is allocated."""
+"""Memory: how much a call takes, what an offloaded layer has read, and files as memory."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
-from . import _abi
-from ._library import Handle, lib
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _abi, _check
+from ._library import Handle, Native, lib
+from .checkpoint import Path, encoded
+from .context import Context, default_context
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,100 @@ def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward
     lib.moe_layer_plan(layer, n_tokens, options, int(bool(taped)), plan)
     words = {number: word for word, number in _abi.TAPE.items()}
     return Plan(tape_policy=words[plan.tape_policy], **{name: getattr(plan, name) for name in _SAME})
+
+
+@dataclass(frozen=True)
+class OffloadStatistics:
+    """What the calls of an offloaded layer have found, see :attr:`Layer.offload_statistics`.
+
+    Attributes
+    ----------
+    hits, misses : int
+        Experts that were needed, once for each chunk of tokens, and were in memory or not.
+    bytes_read : int
+        From the files, in the files' types.
+    n_slots : int
+        Experts for which there is room.
+    """
+
+    hits: int
+    misses: int
+    bytes_read: int
+    n_slots: int
+
+
+class MappedFile(Native):
+    """A file as memory, for parameters and optimiser states larger than memory.
+
+    The system brings pages in as they are used, and writes them back when it needs room.  After a crash the
+    file is a mixture of old and new: go on from a copy that was made after :meth:`flush`.
+
+    Parameters
+    ----------
+    path : path
+        A file of exactly ``size`` bytes; made, and filled with zeros, where there is none.
+    size : int
+        Bytes, at least 1.
+    context : Context, optional
+        By default the shared one.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The file has another size.
+    FileError
+        The file cannot be made or opened.
+
+    Examples
+    --------
+    >>> import libmoe, numpy, tempfile
+    >>> layer = libmoe.Layer(8, 16, 4, 2, unallocated="expert_weights")
+    >>> path = tempfile.mkdtemp() + "/up"
+    >>> file = libmoe.MappedFile(path, 2 * 4 * 4 * 16 * 8)  # values, then gradients
+    >>> data, grad = file.data.view(numpy.float32).reshape(2, 4, 16, 8)
+    >>> layer.bind("experts.up.weight", data, grad)
+    >>> layer.initialize()
+    >>> file.flush()
+    """
+
+    def __init__(self, path: Path, size: int, *, context: Context | None = None) -> None:
+        parent = (context or default_context())._handle
+        self._size = _check.integer("size", size, ctypes.c_size_t)
+        self._open_handle = Handle(
+            lib.moe_mapping_create,
+            lib.moe_mapping_free,
+            parent,
+            encoded(path),
+            self._size,
+            keep={"context": parent},
+        )
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The bytes: what is written here is in the file.  Arrays made from it keep the file mapped."""
+        address = ctypes.c_void_p()
+        lib.moe_mapping_data(self._handle, ctypes.byref(address))
+        return np.asarray(_Bytes(self._handle, address.value, self._size))
+
+    def flush(self) -> None:
+        """Bring what was written to the disk; returns when it is there.
+
+        Raises
+        ------
+        FileError
+            The system could not write it.
+        """
+        lib.moe_mapping_flush(self._handle)
+
+
+class _Bytes:
+    """Memory of a mapping as numpy takes it: arrays made from it keep it."""
+
+    def __init__(self, handle: Handle, address: int | None, size: int) -> None:
+        self._handle = handle
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (size,),
+            "data": (address, False),
+        }

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, overload
 import numpy as np
 
 from . import _abi, _check, words
+from ._check import Array
 from ._library import Handle, Native, lib
 from .adaptive_clip import AdaptiveClip
 from .context import Context, default_context
@@ -83,6 +84,36 @@ class Optimizer(Native):
             decay = _check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
             chosen = np.array(indices, np.int64)
             lib.moe_optimizer_set_group(self._handle, chosen.ctypes.data, len(chosen), scale, decay)
+
+    @property
+    def state_size(self) -> int:
+        """Bytes of its state: moments, and float32 copies of bfloat16 parameters."""
+        size = ctypes.c_size_t()
+        lib.moe_optimizer_state_size(self._handle, ctypes.byref(size))
+        return size.value
+
+    def bind_state(self, memory: Array) -> None:
+        """Use the caller's memory as the state, as it is: zeros are the state of a new optimiser.
+
+        Parameters
+        ----------
+        memory : ndarray
+            Of at least :attr:`state_size` bytes, C-contiguous, aligned to 4 bytes; the optimiser holds it.
+
+        Raises
+        ------
+        BadStateError
+            The optimiser was made without ``unallocated_state=True``.
+        InvalidArgumentError
+            The memory is too small.
+        """
+        if not isinstance(memory, np.ndarray):
+            raise TypeError(f"memory: expected a numpy array, got {type(memory).__name__}")
+        _check.contiguous("memory", memory)
+        if not memory.flags.writeable:
+            raise ValueError("memory: expected a writable array")
+        lib.moe_optimizer_bind_state(self._handle, memory.ctypes.data, memory.nbytes)
+        self._handle.keep["state"] = memory
 
     @overload
     def step(self) -> None: ...
@@ -169,6 +200,8 @@ class AdamW(Optimizer):
         down by chance, with the mean right.
     seed : int
         Of that chance; give each optimiser another one.
+    unallocated_state : bool
+        Whether the state's memory is the caller's: see :meth:`bind_state`.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -193,6 +226,7 @@ class AdamW(Optimizer):
         groups: Sequence[Group] = (),
         state_dtype: words.DType = "f32",
         seed: int = 0,
+        unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_adamw_config(
@@ -203,6 +237,7 @@ class AdamW(Optimizer):
             weight_decay=_check.number("weight_decay", weight_decay),
             state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
             seed=_check.integer("seed", seed, ctypes.c_uint64),
+            unallocated_state=bool(unallocated_state),
         )
         super().__init__(lib.moe_adamw_create, parameters, config, groups, context)
 
@@ -233,6 +268,8 @@ class SGD(Optimizer):
         down by chance, with the mean right.
     seed : int
         Of that chance; give each optimiser another one.
+    unallocated_state : bool
+        Whether the state's memory is the caller's: see :meth:`bind_state`.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
@@ -256,6 +293,7 @@ class SGD(Optimizer):
         groups: Sequence[Group] = (),
         state_dtype: words.DType = "f32",
         seed: int = 0,
+        unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_sgd_config(
@@ -264,6 +302,7 @@ class SGD(Optimizer):
             weight_decay=_check.number("weight_decay", weight_decay),
             state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
             seed=_check.integer("seed", seed, ctypes.c_uint64),
+            unallocated_state=bool(unallocated_state),
         )
         super().__init__(lib.moe_sgd_create, parameters, config, groups, context)
 

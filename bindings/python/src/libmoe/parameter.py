@@ -40,7 +40,7 @@ class Parameter:
 
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
-        self._data: Array = _check.array("data", data, write=True, dtype=dtype)
+        self._data: Array | None = _check.array("data", data, write=True, dtype=dtype)
         if not 1 <= data.ndim <= 4:
             raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -50,8 +50,10 @@ class Parameter:
         self._trainable = True
 
     @classmethod
-    def _of_layer(cls, name: str, data: Array, grad: FloatArray | None, *, trainable: bool) -> Parameter:
-        """Parameter of a layer, which may have no gradient, or no memory for it."""
+    def _of_layer(
+        cls, name: str, data: Array | None, grad: FloatArray | None, *, trainable: bool
+    ) -> Parameter:
+        """Parameter of a layer, which may have no gradient, or no memory for it or for the values."""
         parameter = cls.__new__(cls)
         parameter._name, parameter._data, parameter._grad = name, data, grad
         parameter._trainable = trainable
@@ -64,7 +66,17 @@ class Parameter:
 
     @property
     def data(self) -> Array:
-        """The values themselves: what is written here, the layer uses."""
+        """The values themselves: what is written here, the layer uses.
+
+        Raises
+        ------
+        BadStateError
+            It is offloaded, or was not allocated and is not bound.
+        """
+        if self._data is None:
+            raise BadStateError(
+                f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind"
+            )
         return self._data
 
     @property
@@ -74,13 +86,15 @@ class Parameter:
         Raises
         ------
         BadStateError
-            It is a parameter of an inference_only layer, which has none, or of one with
-            ``expert_gradients=False``, which has none of its experts.
+            It is a parameter of an inference_only layer, which has none, or has no memory, see the layer's
+            ``unallocated``, and has not been bound.
         """
         if not self._trainable:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
         if self._grad is None:
-            raise BadStateError(f"{self._name}: a layer with expert_gradients=False has no memory for it")
+            raise BadStateError(
+                f"{self._name}: its gradient has no memory (unallocated); bind some with Layer.bind"
+            )
         return self._grad
 
 

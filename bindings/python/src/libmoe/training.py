@@ -24,6 +24,7 @@ def save_training(
     optimizers: Sequence[Optimizer] = (),
     statistics: Sequence[Statistics] = (),
     parameters: Parameters = (),
+    without_unallocated: bool = False,
     context: Context | None = None,
 ) -> None:
     """Write a training state to a safetensors file, whole or not at all.
@@ -42,6 +43,9 @@ def save_training(
         Their sums.
     parameters : iterable of Parameter
         The user's own.
+    without_unallocated : bool
+        Whether parameters of layers with ``unallocated="expert_weights"`` and states of optimisers with
+        ``unallocated_state=True`` are left out: a :class:`MappedFile` keeps them.
     context : Context, optional
         By default the shared one.
 
@@ -50,7 +54,7 @@ def save_training(
     FileError
         The file cannot be written; ``path`` is as it was.
     """
-    parts = _Parts(layers, optimizers, statistics, parameters)
+    parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
     parts.c.step = _check.integer("step", step, ctypes.c_uint64)
     lib.moe_training_save((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
 
@@ -62,6 +66,7 @@ def load_training(
     optimizers: Sequence[Optimizer] = (),
     statistics: Sequence[Statistics] = (),
     parameters: Parameters = (),
+    without_unallocated: bool = False,
     context: Context | None = None,
 ) -> int:
     """Read a training state into objects made as those that were saved, in the same order.
@@ -72,7 +77,7 @@ def load_training(
     ----------
     path : path
         Of :func:`save_training`.
-    layers, optimizers, statistics, parameters, context
+    layers, optimizers, statistics, parameters, without_unallocated, context
         As there; the layers with the same seeds.
 
     Returns
@@ -87,7 +92,7 @@ def load_training(
     FileError
         The file cannot be opened.
     """
-    parts = _Parts(layers, optimizers, statistics, parameters)
+    parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
     lib.moe_training_load((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
     with Checkpoint(path, context=context) as checkpoint:
         for number, optimizer in enumerate(optimizers):
@@ -105,6 +110,7 @@ class _Parts:
         optimizers: Sequence[Optimizer],
         statistics: Sequence[Statistics],
         parameters: Parameters,
+        without_unallocated: bool,
     ) -> None:
         self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
         self._listed, described = tensors(parameters)
@@ -117,6 +123,7 @@ class _Parts:
             n_statistics=len(statistics),
             tensors=described,
             n_tensors=len(described),
+            without_unallocated=bool(without_unallocated),
         )
 
 

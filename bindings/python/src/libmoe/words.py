@@ -55,6 +55,7 @@ Loss = Literal[
 ]
 DType = Literal["f32", "bf16"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]
+Unallocated = Literal["expert_gradients", "expert_weights"]
 Prepared = Literal["none", "f32", "bf16"]
 Layout = Literal[
     "libmoe",

@@ -1,0 +1,84 @@
+/// Row-major matrices of some experts of a group, in the weights' type.
+struct ExpertMatrices {
+  let gate: UnsafeMutableRawPointer?  // [n,I,H], gated experts only
+  let up: UnsafeMutableRawPointer  // [n,I,H]; the same as `down` where experts are linear
+  let down: UnsafeMutableRawPointer  // [n,H,I]
+
+  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int) {
+    func take() -> UnsafeMutableRawPointer {
+      UnsafeMutableRawPointer(arena.take(UInt8.self, experts, c.matrixBytes))
+    }
+    gate = c.gated ? take() : nil
+    down = take()
+    up = c.linear ? down : take()
+  }
+
+  /// Addresses that nobody reads.
+  fileprivate init(_ c: ExpertGroup, unread: UnsafeMutableRawPointer) {
+    (gate, up, down) = (c.gated ? unread : nil, unread, unread)
+  }
+
+  subscript(role: Parameters.Role) -> UnsafeMutableRawPointer? {
+    switch role {
+    case .gateWeight: gate
+    case .upWeight: up
+    case .downWeight: down
+    default: nil
+    }
+  }
+}
+
+extension ExpertGroup {
+  /// Of one matrix of one expert, in bytes. The boundary has seen to it that those of all experts fit.
+  var matrixBytes: Int { hidden * intermediate * weights.size }
+}
+
+/// Memory for some experts of a group in place of all: a slot holds one expert's matrices, in the form that the kernels read,
+/// so that an expert that is there already costs nothing.
+struct ExpertSlots {
+  let group: Int
+  /// [experts of the group]: -1 = not in memory
+  let slotOf: UnsafeMutablePointer<Int32>
+  private let own: ExpertMatrices  // unread where slots hold panels
+
+  fileprivate init(_ c: ExpertGroup, _ slotOf: UnsafeMutablePointer<Int32>, _ matrices: ExpertMatrices) {
+    group = c.index
+    self.slotOf = slotOf
+    own = matrices
+  }
+
+  func matrices(_ role: Parameters.Role) -> UnsafeMutableRawPointer? { own[role] }
+}
+
+/// One block of memory: slots, and what reading one expert takes beside them.
+struct SlotMemory {
+  let slots: ExpertSlots
+  /// The slots as panels; none where they are row-major. With it the panels of the other groups.
+  let prepared: PreparedGroups
+  let count: Int
+  /// Where an expert's matrices are put: slot by slot; or one expert's, on their way into panels.
+  let rows: ExpertMatrices
+  let form: Layer.Preparation  // .none = row-major
+  /// What a file holds of a matrix, where it is not what is wanted.
+  let raw: UnsafeMutableRawPointer
+  let rounding: UnsafeMutableRawPointer
+
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ group: ExpertGroup, form: Layer.Preparation, count: Int,
+    slotOf: UnsafeMutablePointer<Int32>, rawBytes: Int
+  ) {
+    self.form = form
+    self.count = count
+    raw = UnsafeMutableRawPointer(arena.take(UInt8.self, rawBytes))
+    let isPacked = form != .none
+    rounding = UnsafeMutableRawPointer(arena.take(UInt16.self, isPacked ? chunkWidth : 0, BF16.panelDepth))
+    rows = ExpertMatrices(&arena, group, experts: isPacked ? 1 : count)
+    if isPacked {
+      prepared = PreparedGroups(&arena, c, bf16: form == .bf16, slots: (group.index, count))
+      slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))
+    } else {
+      prepared = PreparedGroups(c)
+      slots = ExpertSlots(group, slotOf, rows)
+    }
+  }
+}

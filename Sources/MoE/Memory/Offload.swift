@@ -1,0 +1,413 @@
+import CShims
+
+// Experts larger than memory: their matrices stay in a file, and some are in slots. A chunk's experts are computed in waves:
+// those that are there first, while a helper thread reads the others into slots of experts that are not needed any more.
+// Each expert's rows are computed by themselves, so waves change no bit.
+
+/// What a layer has whose experts' matrices are in a file.
+public struct Offload {
+  let stored: StoredExperts
+  private let limit: Int  // bytes of slots, and of what reading takes
+  fileprivate let turn: Lock  // forward calls share the slots, so they take turns
+  fileprivate let fetching: Fetching
+  fileprivate let fetches: UnsafeMutablePointer<Fetch>  // [experts] of one chunk, in the order in which they are read
+  fileprivate let missing: UnsafeMutablePointer<Int>  // [1] how many there will be
+  fileprivate let failure: UnsafeMutablePointer<Failure>
+  fileprivate let slotOf: UnsafeMutablePointer<Int32>  // [experts]: -1 = not in memory
+  fileprivate let expertIn: UnsafeMutablePointer<Int32>  // [slots, at most experts]: -1 = none
+  fileprivate let stage: UnsafeMutablePointer<Stage>  // [experts]
+  fileprivate let wave: UnsafeMutablePointer<Bool>  // [experts]
+  /// [experts] tokens of each, a chunk's counting more than those of the chunk before.
+  fileprivate let score: UnsafeMutablePointer<Float>
+  private let counters: (hits: SharedCounter, misses: SharedCounter, bytes: SharedCounter)
+  fileprivate var slots: SlotMemory?
+
+  typealias Fetch = (expert: Int, slot: Int)
+  typealias Failure = (error: Int32, file: Int32)
+
+  /// Of an expert in a chunk. The raw type is for the linker, see ExpertForm.
+  fileprivate enum Stage: UInt8 {
+    case unused, missing, asked, ready, done
+  }
+
+  /// Frequency and recency in one number, the sum of 0.875^age over uses [Lee et al. 2001, LRFU, IEEE Trans. Computers 50(12)].
+  fileprivate static var fading: Float { 0.875 }
+
+  init(
+    _ arena: inout Arena, _ group: ExpertGroup, _ kernels: UnsafePointer<moei_kernels>, files: Int, limit: Int
+  ) {
+    let experts = group.experts
+    stored = StoredExperts(&arena, group, kernels, files: files)
+    self.limit = limit
+    turn = Lock(&arena)
+    fetching = Fetching(&arena)
+    fetches = arena.take(Fetch.self, experts)
+    missing = arena.take(Int.self, 1)
+    failure = arena.take(Failure.self, 1)
+    slotOf = arena.take(Int32.self, experts)
+    expertIn = arena.take(Int32.self, experts)
+    stage = arena.take(Stage.self, experts)
+    wave = arena.take(Bool.self, experts)
+    score = arena.take(Float.self, experts)
+    counters = (SharedCounter(&arena), SharedCounter(&arena), SharedCounter(&arena))
+  }
+
+  func initialise() {
+    turn.initialise()
+    score.initialize(repeating: 0, count: stored.group.experts)
+    counters.hits.set(0)
+    counters.misses.set(0)
+    counters.bytes.set(0)
+  }
+
+  var group: Int { stored.group.index }
+  private var experts: Int { stored.group.experts }
+
+  // MARK: slots
+
+  /// Slots of a form, as many as the limit allows, and the size of their memory.
+  func layOut(_ c: Configuration, form: Layer.Preparation) throws(Fault) -> (count: Int, bytes: Int) {
+    func bytes(_ count: Int) throws(Fault) -> Int {
+      var measure = Arena()
+      _ = memory(&measure, c, form, count)
+      return try measure.total()
+    }
+    // Panels of other groups, which are no part of the limit.
+    var others = Arena()
+    if form != .none { _ = PreparedGroups(&others, c, bf16: form == .bf16, slots: (group, 0)) }
+    let none = try bytes(0)
+    let beside = none - (try others.total())
+    let one = try bytes(1) - none
+    let least = min(Self.fewestSlots, experts)
+    guard limit >= beside + least * one else {
+      throw .invalid(
+        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + least * one)")
+    }
+    let count = min((limit - beside) / one, experts)
+    return (count, try bytes(count))
+  }
+
+  /// One to compute, one to read.
+  private static var fewestSlots: Int { 2 }
+
+  func memory(_ arena: inout Arena, _ c: Configuration, _ form: Layer.Preparation, _ count: Int) -> SlotMemory {
+    SlotMemory(
+      &arena, c, stored.group, form: form, count: count, slotOf: slotOf, rawBytes: stored.rawBytes)
+  }
+
+  /// Empty slots, in place of those there were.
+  mutating func use(_ memory: SlotMemory) {
+    slots = memory
+    slotOf.initialize(repeating: -1, count: experts)
+    expertIn.initialize(repeating: -1, count: memory.count)
+  }
+
+  // MARK: statistics
+
+  public struct Statistics {
+    public let hits: Int
+    public let misses: Int
+    public let bytes: Int
+    public let slots: Int
+  }
+
+  var statistics: Statistics {
+    Statistics(
+      hits: counters.hits.value, misses: counters.misses.value, bytes: counters.bytes.value, slots: slots?.count ?? 0)
+  }
+
+  // MARK: reading, by the helper or the caller
+
+  fileprivate func fetch(_ i: Int) -> Bool {
+    let (expert, slot) = fetches[i]
+    let slots = slots!
+    let isPacked = slots.form != .none
+    let found = stored.read(expert, to: slots.rows, at: isPacked ? 0 : slot, raw: slots.raw)
+    failure.pointee = found
+    if found.error != 0 { return false }
+    counters.bytes.add(stored.bytes(expert))
+    if isPacked {
+      let prepared = slots.prepared.of(stored.group)!
+      if prepared.bf16 { pack(prepared, slot, BF16.self) } else { pack(prepared, slot, F32.self) }
+    }
+    return true
+  }
+
+  private func pack<P: Precision>(_ prepared: PreparedWeights, _ slot: Int, _: P.Type) {
+    let slots = slots!
+    let packing = Packing<P>(c: stored.group, kernels: stored.kernels, panels: prepared.panels(P.self, stored.group))
+    for chunk in 0..<packing.chunksPerExpert {
+      packing.run(chunk, place: slot, buffer: slots.rounding.assumingMemoryBound(to: P.Element.self)) { role in
+        UnsafeRawPointer(slots.rows[role]!)
+      }
+    }
+  }
+
+  // MARK: stages
+
+  /// Notes what a chunk needs; returns how many experts are not there.
+  fileprivate func begin(_ rows: GroupRows) -> Int {
+    var (hits, misses) = (0, 0)
+    for e in 0..<experts {
+      let count = rows.count(ofExpert: e)
+      score[e] = score[e] * Self.fading + Float(count)
+      stage[e] = count == 0 ? .unused : slotOf[e] < 0 ? .missing : .ready
+      if stage[e] == .missing { misses += 1 }
+      if stage[e] == .ready { hits += 1 }
+    }
+    counters.hits.add(hits)
+    counters.misses.add(misses)
+    return misses
+  }
+
+  /// A slot whose expert is not needed any more in this chunk: empty, or the one of the lowest score.
+  fileprivate func freeSlot() -> Int? {
+    var best: Int?
+    for slot in 0..<slots!.count {
+      let expert = Int(expertIn[slot])
+      if expert < 0 { return slot }
+      guard stage[expert] == .unused || stage[expert] == .done else { continue }
+      if let found = best, score[Int(expertIn[found])] <= score[expert] { continue }
+      best = slot
+    }
+    return best
+  }
+
+  /// Marks at most `most` experts that can be computed as the next wave: of those that were read first, since the slots they
+  /// are in are wanted again, then those of the lowest score. Returns how many, and how many of them were read.
+  fileprivate func nextWave(atMost most: Int, of read: Range<Int>) -> (count: Int, read: Int) {
+    wave.update(repeating: false, count: experts)
+    var (count, ofRead) = (0, 0)
+    for i in read where count < most && stage[fetches[i].expert] == .ready {
+      wave[fetches[i].expert] = true
+      count += 1
+      ofRead += 1
+    }
+    while count < most {
+      var lowest: Int?
+      for e in 0..<experts where stage[e] == .ready && !wave[e] {
+        if let found = lowest, score[found] <= score[e] { continue }
+        lowest = e
+      }
+      guard let lowest else { break }
+      wave[lowest] = true
+      count += 1
+    }
+    return (count, ofRead)
+  }
+
+  /// The same with all that can be computed.
+  fileprivate func lastWave(of read: Range<Int>) -> (count: Int, read: Int) {
+    var (count, ofRead) = (0, 0)
+    for e in 0..<experts {
+      wave[e] = stage[e] == .ready
+      if wave[e] { count += 1 }
+    }
+    for i in read where wave[fetches[i].expert] { ofRead += 1 }
+    return (count, ofRead)
+  }
+
+  fileprivate func markWaveDone() {
+    for e in 0..<experts where wave[e] { stage[e] = .done }
+  }
+}
+
+public typealias OffloadPointer = UnsafeMutablePointer<Offload>
+
+extension UnsafeMutablePointer where Pointee == Offload {
+  /// Runs `body` over waves of the group's experts, until all that have rows have been in one. `body` gets [experts], true for
+  /// those of the wave.
+  func forEachWave(
+    _ rows: GroupRows, in context: ContextPointer, _ body: (UnsafePointer<Bool>) throws(Fault) -> Void
+  ) throws(Fault) {
+    pointee.turn.acquire()
+    defer { pointee.turn.release() }
+    var waves = Waves(self, rows)
+    do throws(Fault) {
+      try waves.run(in: context, body)
+    } catch {
+      waves.end(abandon: true)
+      throw error
+    }
+    waves.end(abandon: false)
+  }
+}
+
+private func serveFetches(_ offload: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+  let offload = offload!.assumingMemoryBound(to: Offload.self)
+  offload.pointee.fetching.serve(offload.pointee.missing.pointee) { offload.pointee.fetch($0) }
+  return nil
+}
+
+/// One chunk's experts.
+private struct Waves {
+  private let offload: OffloadPointer
+  private let missing: Int
+  private let hasHelper: Bool
+  // Of the missing ones:
+  private var asked = 0
+  private var taken = 0  // have arrived, and we know
+  private var computed = 0
+  private var next = 0  // expert with which to look for another
+
+  /// Slots that are being read into, or were and have not been computed, and experts of a wave while others are missing: few, so
+  /// that experts with many tokens stay.
+  private var atOnce: Int { max(1, min(4, offload.pointee.slots!.count / 2)) }
+
+  init(_ offload: OffloadPointer, _ rows: GroupRows) {
+    self.offload = offload
+    missing = offload.pointee.begin(rows)
+    offload.pointee.missing.pointee = missing
+    hasHelper = missing > 0 && offload.pointee.fetching.start(serveFetches, offload)
+  }
+
+  mutating func run(
+    in context: ContextPointer, _ body: (UnsafePointer<Bool>) throws(Fault) -> Void
+  ) throws(Fault) {
+    let fetching = offload.pointee.fetching
+    while true {
+      ask()
+      take()
+      let read = 0..<taken
+      let wave =
+        asked < missing
+        ? offload.pointee.nextWave(atMost: atOnce, of: read) : offload.pointee.lastWave(of: read)
+      if wave.count > 0 {
+        try body(offload.pointee.wave)
+        offload.pointee.markWaveDone()
+        computed += wave.read
+      } else if computed == missing {
+        return
+      } else if hasHelper {
+        fetching.wait(forMoreThan: taken)
+        if fetching.hasFailed && fetching.countArrived == taken { throw failure }
+        try context.askWhetherToStop()
+      } else {
+        let offload = offload
+        if !fetching.perform(taken, { offload.pointee.fetch($0) }) { throw failure }
+      }
+    }
+  }
+
+  private var failure: Fault {
+    let failure = offload.pointee.failure.pointee
+    return .io("reading an expert", failure.file, failure.error)
+  }
+
+  /// Asks for missing experts as far as there are slots for them.
+  private mutating func ask() {
+    let o = offload.pointee
+    while asked < missing && asked - computed < atOnce, let slot = o.freeSlot() {
+      while o.stage[next] != .missing { next += 1 }
+      let before = Int(o.expertIn[slot])
+      if before >= 0 { o.slotOf[before] = -1 }
+      o.expertIn[slot] = Int32(truncatingIfNeeded: next)
+      o.stage[next] = .asked
+      o.fetches[asked] = (next, slot)
+      asked += 1
+      if hasHelper { o.fetching.ask() }
+    }
+  }
+
+  /// Notes what has arrived.
+  private mutating func take() {
+    let o = offload.pointee
+    while taken < asked && taken < o.fetching.countArrived {
+      let (expert, slot) = o.fetches[taken]
+      o.slotOf[expert] = Int32(truncatingIfNeeded: slot)
+      o.stage[expert] = .ready
+      taken += 1
+    }
+  }
+
+  /// What has not arrived never will.
+  mutating func end(abandon: Bool) {
+    if hasHelper { offload.pointee.fetching.finish(abandon: abandon) }
+    take()
+    for i in taken..<asked { offload.pointee.expertIn[offload.pointee.fetches[i].slot] = -1 }
+  }
+}
+
+// MARK: layers
+
+extension Layer {
+  /// Takes all but the experts' matrices from a checkpoint, and those, expert by expert, when they are needed. On an error
+  /// nothing has changed.
+  public mutating func offload(
+    _ checkpoint: Checkpoint, _ layout: Layout, number: Int?, residentLimit: Int
+  ) throws(Fault) {
+    let loading = Loading(self, checkpoint, layout, number: number)
+    try loading.check()
+    let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
+    func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
+      let pointer = arena.take(Offload.self, 1)
+      return (
+        pointer, Offload(&arena, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit)
+      )
+    }
+    var measure = Arena()
+    _ = layOut(&measure)
+    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
+    let (pointer, contents) = layOut(&arena)
+    pointer.initialize(to: contents)
+    pointer.pointee.initialise()
+    do throws(Fault) {
+      try contents.stored.open(loading, parameters.of(group))
+    } catch {
+      allocator.deallocate(pointer)
+      throw error
+    }
+    do throws(Fault) {
+      try useSlots(pointer, form: .none)
+    } catch {
+      pointer.free(allocator)
+      throw error
+    }
+    offload = pointer
+    do throws(Fault) {
+      try loading.tensors.entries { (entry) throws(Fault) in
+        if !entry.matrices.first.isUnallocated { try loading.copy(entry) }
+      }
+    } catch {}  // `check` has found them all
+  }
+
+  /// New slots of another form, in place of those there are.
+  mutating func useSlots(_ offload: OffloadPointer, form: Preparation) throws(Fault) {
+    let c = configuration
+    let (count, bytes) = try offload.pointee.layOut(c, form: form)
+    let memory = try context.pointee.allocator.allocate(bytes: bytes)
+    var arena = Arena(memory)
+    let slots = offload.pointee.memory(&arena, c, form, count)
+    do throws(Fault) {
+      try slots.prepared.pack(parameters, in: context)
+    } catch {
+      context.pointee.allocator.deallocate(memory)
+      throw error
+    }
+    offload.pointee.use(slots)
+    parameters.offloaded = slots.slots
+    replacePrepared(slots.prepared, memory)
+  }
+
+  /// The one group of experts that can be offloaded; nil where there are several, or none has matrices.
+  public var offloadedGroup: ExpertGroup? {
+    var found: ExpertGroup?
+    for index in 0..<configuration.groupCount {
+      let group = configuration.groups[index]
+      if group.isShared || !group.multiplies { continue }
+      if found != nil { return nil }
+      found = group
+    }
+    return found
+  }
+
+  public var isOffloaded: Bool { offload != nil }
+  public var offloadStatistics: Offload.Statistics? { offload?.pointee.statistics }
+}
+
+extension UnsafeMutablePointer where Pointee == Offload {
+  func free(_ allocator: Allocator) {
+    pointee.stored.close()
+    allocator.deallocate(self)
+  }
+}

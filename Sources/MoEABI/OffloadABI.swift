@@ -1,0 +1,91 @@
+import CMoE
+import MoE
+
+// Experts in a checkpoint's files, and files as memory.
+
+@implementation @_cdecl("moe_layer_offload")
+public func moe_layer_offload(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ layer_number: Int64, _ resident_limit: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    let (layout, number) = try place(layout, layer_number)
+    try requireOffloadable(layer)
+    try layer.pointee.offload(
+      checkpoint.pointee, layout, number: number, residentLimit: Int(clamping: UInt(bitPattern: resident_limit)))
+  }
+}
+
+private func requireOffloadable(_ layer: LayerPointer) throws(Fault) {
+  if layer.pointee.isOffloaded { throw .badState("the layer is offloaded already") }
+  if layer.pointee.configuration.keepsExpertWeights {
+    throw .badState("the layer was created without MOE_UNALLOCATED_EXPERT_WEIGHTS")
+  }
+  guard layer.pointee.offloadedGroup != nil else {
+    throw .invalid("layer: exactly one group of its experts must have matrices, to be offloaded")
+  }
+  for index in 0..<layer.pointee.parameterCount {
+    let parameter = layer.pointee.parameter(index)
+    if parameter.isUnallocated && parameter.data != nil { throw .badState("\(parameter.name) has been bound") }
+  }
+}
+
+@implementation @_cdecl("moe_offload_statistics_init")
+public func moe_offload_statistics_init(
+  _ statistics: UnsafeMutablePointer<moe_offload_statistics>?, _ struct_size: Int
+) {
+  initialise(statistics, struct_size, moe_offload_statistics())
+}
+
+@implementation @_cdecl("moe_layer_offload_statistics")
+public func moe_layer_offload_statistics(
+  _ layer: OpaquePointer?, _ statistics: UnsafeMutablePointer<moe_offload_statistics>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let statistics = try required(statistics, "statistics")
+    let size = try requireSize(statistics, "statistics")
+    guard let found = layer.pointee.offloadStatistics else { throw .badState("the layer is not offloaded") }
+    statistics.pointee = moe_offload_statistics(
+      struct_size: size, hits: Int64(found.hits), misses: Int64(found.misses), bytes_read: Int64(found.bytes),
+      n_slots: Int64(found.slots))
+  }
+}
+
+// MARK: files as memory
+
+@implementation @_cdecl("moe_mapping_create")
+public func moe_mapping_create(
+  _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ size: Int, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let path = try required(path, "path")
+    let out = try required(out, "out")
+    // Beyond 63 bits it is negative here.
+    if size <= 0 { throw .invalid("size = \(UInt64(bitPattern: Int64(size))) is not 1 to 2^63 - 1") }
+    out.pointee = OpaquePointer(try SharedFilePointer.create(path, bytes: size, in: context))
+  }
+}
+
+@implementation @_cdecl("moe_mapping_free")
+public func moe_mapping_free(_ mapping: OpaquePointer?) {
+  guard let mapping else { return }
+  SharedFilePointer(mapping).free()
+}
+
+@implementation @_cdecl("moe_mapping_data")
+public func moe_mapping_data(
+  _ mapping: OpaquePointer?, _ data: UnsafeMutablePointer<UnsafeMutableRawPointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let mapping = try handle(mapping, "mapping", as: SharedFile.self)
+    try required(data, "data").pointee = mapping.pointee.memory
+  }
+}
+
+@implementation @_cdecl("moe_mapping_flush")
+public func moe_mapping_flush(_ mapping: OpaquePointer?) -> moe_status {
+  attempt { () throws(Fault) in try handle(mapping, "mapping", as: SharedFile.self).pointee.flush() }
+}
