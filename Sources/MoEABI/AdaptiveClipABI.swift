@@ -66,7 +66,9 @@ extension AdaptiveClip {
   fileprivate mutating func checkedLimit(_ norm: Double) throws(Fault) -> Double {
     var next = self
     let limit = next.limit(norm)
-    if !(next.mean.isFinite && next.variance.isFinite) { throw Fault(.notFinite, "norm = \(norm) is out of range") }
+    guard (norm * norm).isFinite && next.mean.isFinite && next.variance.isFinite else {
+      throw Fault(.notFinite, "norm = \(norm) has no finite square")
+    }
     self = next
     return limit
   }

@@ -15,8 +15,8 @@ class AdaptiveClip:
     It keeps an exponential mean and variance of the norms.  A norm more than ``threshold`` standard
     deviations above the mean is a spike: with z its distance in standard deviations, it is brought back to
     mean + deviation * threshold^2 / z, and counts as mean + deviation * threshold.  The first
-    ``warmup_steps`` norms pass.  Balance losses and training itself move the norms, and a fixed threshold then
-    clips always or never.
+    ``warmup_steps`` norms pass.  Balance losses and training itself move the norms, and a fixed threshold
+    then clips always or never.
 
     Give it to the optimiser in place of a number: ``optimizer.step(max_norm=clip)``.
 
