@@ -153,7 +153,7 @@ def test_openblas_agrees_to_rounding(scheme: str) -> None:
         assert_close(name, found[name], expected[name])
 
 
-# What looks at tokens in its own way, with options of its call, and the bytes of scratch that may go by tokens
+# What looks at tokens in its own way, options of its call, and the bytes of scratch that may go by tokens
 # and experts: 0 but for arrays that docs/memory.md names.
 LOOKS: dict[str, tuple[Arguments, Arguments, int]] = {
     "token choice": ({}, {}, 0),
