@@ -153,8 +153,8 @@ def test_openblas_agrees_to_rounding(scheme: str) -> None:
         assert_close(name, found[name], expected[name])
 
 
-# What looks at tokens in its own way, with options of its call, and the bytes that scratch may take for a token
-# and an expert: 0 but for arrays that docs/memory.md names.
+# What looks at tokens in its own way, options of its call, and the bytes of scratch that may go by tokens
+# and experts: 0 but for arrays that docs/memory.md names.
 LOOKS: dict[str, tuple[Arguments, Arguments, int]] = {
     "token choice": ({}, {}, 0),
     "scores": ({"score": "sigmoid", "n_groups": 4, "top_groups": 2, "selection_bias": True}, {}, 0),

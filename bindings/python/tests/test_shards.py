@@ -56,7 +56,9 @@ def test_they_read_our_shards(tmp_path: Path) -> None:
                 assert checkpoint[name].tobytes() == array.tobytes()
         for path in folder.glob("*.safetensors"):
             held = load_file(path)
-            assert len(held) == 1 or sum(t.nbytes for t in held.values()) <= size
+            assert (
+                sum(t.nbytes > 0 for t in held.values()) == 1 or sum(t.nbytes for t in held.values()) <= size
+            )
 
 
 def test_no_tensors_need_no_shards(tmp_path: Path) -> None:
@@ -110,14 +112,14 @@ def test_layers_in_shards(tmp_path: Path) -> None:
     with libmoe.Context(n_threads=1) as context:
         one = libmoe.Layer(16, 32, 4, 2, expert_kind="gated", seed=1, context=context)
         two = libmoe.Layer(16, 32, 4, 2, expert_kind="gated", seed=2, context=context)
-        one.save(tmp_path / "one", layout="mixtral", layer=3)
-        one.save(tmp_path / INDEX, layout="mixtral", layer=3, max_shard_size=6000)
+        one.save(tmp_path / "one", layer=3)
+        one.save(tmp_path / INDEX, layer=3, max_shard_size=6000)
         expected = load_file(tmp_path / "one")
         found = read(tmp_path / INDEX)
         assert len(list(tmp_path.glob("model-*"))) > 2
         assert found.keys() == expected.keys()
         assert all((found[name] == expected[name]).all() for name in expected)
-        two.load(libmoe.Checkpoint(tmp_path / INDEX, context=context), layout="mixtral", layer=3)
+        two.load(libmoe.Checkpoint(tmp_path / INDEX, context=context), layer=3)
         for name, parameter in one.parameters.items():
             assert (two.parameters[name].data == parameter.data).all()
 
