@@ -1370,7 +1370,7 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
 
 /** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
  *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
- *  thread of its own reads the missing ones in place of those that are not needed any more and were used least, late uses
+ *  thread of its own (and the calling one, when it has nothing to compute) reads the missing ones in place of those that are not needed any more and were used least, late uses
  *  counting more [LRFU, Lee et al. 2001].  The bits are those of the layer in memory.
  *  @param layer          [in] with unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS, nothing bound to them, of whose expert_groups
  *                        at most one has matrices
@@ -1378,9 +1378,9 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
  *                        F32, F16, BF16 and MXFP4, converted as moe_layer_load does where an expert is read
  *  @param layout         [in] a moe_layout
  *  @param layer_number   [in] >= 0, or MOE_NO_LAYER_NUMBER
- *  @param resident_limit [in] bytes of memory for experts: two of them at least, and what reading one takes where a file
- *                        does not hold matrices as they are used (transposed, of another type, prepared).  More than all
- *                        need is not taken.  moe_layer_plan counts none of it
+ *  @param resident_limit [in] bytes of memory for experts: two of them at least, and what reading takes where a file does
+ *                        not hold matrices as they are used (transposed, of another type, prepared).  More than all need
+ *                        is not taken.  moe_layer_plan counts none of it
  *  A layer stays offloaded.  It is for inference: a tape is refused.  Forward calls on it take turns; in moe_layer_prepare's
  *  forms a slot holds packed matrices.  Files must not be changed in place; replacing them is harmless.
  *  Wants the layer for itself.

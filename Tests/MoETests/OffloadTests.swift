@@ -122,7 +122,7 @@ struct OffloadTests {
     refused("checkpoint", moe_layer_offload(layer.layer, nil, 0, 1, 4096))
     refused("layout", moe_layer_offload(layer.layer, checkpoint.handle, 99, 1, 4096))
     refused("layer_number", moe_layer_offload(layer.layer, checkpoint.handle, 0, -2, 4096))
-    refused("router.weight", moe_layer_offload(layer.layer, checkpoint.handle, 0, 2, 4096))
+    refused("weight", moe_layer_offload(layer.layer, checkpoint.handle, 0, 2, 4096))
     refused("resident_limit", moe_layer_offload(layer.layer, checkpoint.handle, 0, 1, 767))
     refused("statistics", moe_layer_offload_statistics(layer.layer, nil))
     refused("layer", moe_layer_initialize(nil))

@@ -50,17 +50,19 @@ struct ExpertSlots {
   func matrices(_ role: Parameters.Role) -> UnsafeMutableRawPointer? { own[role] }
 }
 
-/// One block of memory: slots, and what reading one expert takes beside them.
+/// One block of memory: slots, and what reading takes beside them.
 struct SlotMemory {
   let slots: ExpertSlots
   /// The slots as panels; none where they are row-major. With it the panels of the other groups.
   let prepared: PreparedGroups
   let count: Int
-  /// Where an expert's matrices are put: slot by slot; or one expert's, on their way into panels.
+  /// Where an expert's matrices are put: slot by slot; or one expert's of each reader, on their way into panels.
   let rows: ExpertMatrices
   let form: Layer.Preparation  // .none = row-major
-  /// What a file holds of a matrix, where it is not what is wanted.
-  let raw: UnsafeMutableRawPointer
+  // For each reader:
+  let rawBytes: Int
+  let raw: UnsafeMutableRawPointer  // what a file holds of a matrix, where it is not what is wanted
+  let roundingBytes = chunkWidth * BF16.panelDepth * MemoryLayout<UInt16>.size
   let rounding: UnsafeMutableRawPointer
 
   init(
@@ -69,10 +71,11 @@ struct SlotMemory {
   ) {
     self.form = form
     self.count = count
-    raw = UnsafeMutableRawPointer(arena.take(UInt8.self, rawBytes))
+    self.rawBytes = (rawBytes + Allocator.alignment - 1) / Allocator.alignment * Allocator.alignment
+    raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
     let isPacked = form != .none
-    rounding = UnsafeMutableRawPointer(arena.take(UInt16.self, isPacked ? chunkWidth : 0, BF16.panelDepth))
-    rows = ExpertMatrices(&arena, group, experts: isPacked ? 1 : count)
+    rounding = UnsafeMutableRawPointer(arena.take(UInt8.self, isPacked ? Offload.readers : 0, roundingBytes))
+    rows = ExpertMatrices(&arena, group, experts: isPacked ? Offload.readers : count)
     if isPacked {
       prepared = PreparedGroups(&arena, c, bf16: form == .bf16, slots: (group.index, count))
       slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))

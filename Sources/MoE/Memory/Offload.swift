@@ -12,7 +12,7 @@ public struct Offload {
   fileprivate let fetching: Fetching
   fileprivate let fetches: UnsafeMutablePointer<Fetch>  // [experts] of one chunk, in the order in which they are read
   fileprivate let missing: UnsafeMutablePointer<Int>  // [1] how many there will be
-  fileprivate let failure: UnsafeMutablePointer<Failure>
+  fileprivate let failure: UnsafeMutablePointer<Failure>  // [readers]
   fileprivate let slotOf: UnsafeMutablePointer<Int32>  // [experts]: -1 = not in memory
   fileprivate let expertIn: UnsafeMutablePointer<Int32>  // [slots, at most experts]: -1 = none
   fileprivate let stage: UnsafeMutablePointer<Stage>  // [experts]
@@ -30,6 +30,9 @@ public struct Offload {
     case unused, missing, asked, ready, done
   }
 
+  /// The helper is 0, the calling thread 1.
+  static var readers: Int { 2 }
+
   /// Frequency and recency in one number, the sum of 0.875^age over uses [Lee et al. 2001, LRFU, IEEE Trans. Computers 50(12)].
   fileprivate static var fading: Float { 0.875 }
 
@@ -40,10 +43,10 @@ public struct Offload {
     stored = StoredExperts(&arena, group, kernels, files: files)
     self.limit = limit
     turn = Lock(&arena)
-    fetching = Fetching(&arena)
+    fetching = Fetching(&arena, most: experts)
     fetches = arena.take(Fetch.self, experts)
     missing = arena.take(Int.self, 1)
-    failure = arena.take(Failure.self, 1)
+    failure = arena.take(Failure.self, Self.readers)
     slotOf = arena.take(Int32.self, experts)
     expertIn = arena.take(Int32.self, experts)
     stage = arena.take(Stage.self, experts)
@@ -118,27 +121,29 @@ public struct Offload {
 
   // MARK: reading, by the helper or the caller
 
-  fileprivate func fetch(_ i: Int) -> Bool {
+  fileprivate func fetch(_ i: Int, reader: Int) -> Bool {
     let (expert, slot) = fetches[i]
     let slots = slots!
     let isPacked = slots.form != .none
-    let found = stored.read(expert, to: slots.rows, at: isPacked ? 0 : slot, raw: slots.raw)
-    failure.pointee = found
+    let raw = slots.raw + reader * slots.rawBytes
+    let found = stored.read(expert, to: slots.rows, at: isPacked ? reader : slot, raw: raw)
+    failure[reader] = found
     if found.error != 0 { return false }
     counters.bytes.add(stored.bytes(expert))
     if isPacked {
       let prepared = slots.prepared.of(stored.group)!
-      if prepared.bf16 { pack(prepared, slot, BF16.self) } else { pack(prepared, slot, F32.self) }
+      if prepared.bf16 { pack(prepared, slot, reader, BF16.self) } else { pack(prepared, slot, reader, F32.self) }
     }
     return true
   }
 
-  private func pack<P: Precision>(_ prepared: PreparedWeights, _ slot: Int, _: P.Type) {
+  private func pack<P: Precision>(_ prepared: PreparedWeights, _ slot: Int, _ reader: Int, _: P.Type) {
     let slots = slots!
     let packing = Packing<P>(c: stored.group, kernels: stored.kernels, panels: prepared.panels(P.self, stored.group))
+    let rounding = (slots.rounding + reader * slots.roundingBytes).assumingMemoryBound(to: P.Element.self)
     for chunk in 0..<packing.chunksPerExpert {
-      packing.run(chunk, place: slot, buffer: slots.rounding.assumingMemoryBound(to: P.Element.self)) { role in
-        UnsafeRawPointer(slots.rows[role]!)
+      packing.run(chunk, place: slot, buffer: rounding) { role in
+        UnsafeRawPointer(slots.rows[role]! + reader * stored.group.matrixBytes)
       }
     }
   }
@@ -235,7 +240,7 @@ extension UnsafeMutablePointer where Pointee == Offload {
 
 private func serveFetches(_ offload: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
   let offload = offload!.assumingMemoryBound(to: Offload.self)
-  offload.pointee.fetching.serve(offload.pointee.missing.pointee) { offload.pointee.fetch($0) }
+  offload.pointee.fetching.serve(offload.pointee.missing.pointee) { offload.pointee.fetch($0, reader: 0) }
   return nil
 }
 
@@ -258,7 +263,7 @@ private struct Waves {
     self.offload = offload
     missing = offload.pointee.begin(rows)
     offload.pointee.missing.pointee = missing
-    hasHelper = missing > 0 && offload.pointee.fetching.start(serveFetches, offload)
+    hasHelper = missing > 0 && offload.pointee.fetching.start(missing, serveFetches, offload)
   }
 
   mutating func run(
@@ -268,7 +273,7 @@ private struct Waves {
     while true {
       ask()
       take()
-      let read = 0..<taken
+      let read = 0..<asked
       let wave =
         asked < missing
         ? offload.pointee.nextWave(atMost: atOnce, of: read) : offload.pointee.lastWave(of: read)
@@ -278,19 +283,20 @@ private struct Waves {
         computed += wave.read
       } else if computed == missing {
         return
-      } else if hasHelper {
-        fetching.wait(forMoreThan: taken)
-        if fetching.hasFailed && fetching.countArrived == taken { throw failure }
-        try context.askWhetherToStop()
+      } else if let i = fetching.claim(of: asked) {
+        // Two read faster than one, and the helper may not have been given a processor yet.
+        if !offload.pointee.fetch(i, reader: 1) { throw failure(of: 1) }
+        fetching.note(i)
       } else {
-        let offload = offload
-        if !fetching.perform(taken, { offload.pointee.fetch($0) }) { throw failure }
+        fetching.wait(forMoreThan: taken)
+        if fetching.hasFailed && fetching.countArrived == taken { throw failure(of: 0) }
+        try context.askWhetherToStop()
       }
     }
   }
 
-  private var failure: Fault {
-    let failure = offload.pointee.failure.pointee
+  private func failure(of reader: Int) -> Fault {
+    let failure = offload.pointee.failure[reader]
     return .io("reading an expert", failure.file, failure.error)
   }
 
@@ -305,15 +311,17 @@ private struct Waves {
       o.stage[next] = .asked
       o.fetches[asked] = (next, slot)
       asked += 1
-      if hasHelper { o.fetching.ask() }
+      o.fetching.ask()
     }
   }
 
   /// Notes what has arrived.
   private mutating func take() {
     let o = offload.pointee
-    while taken < asked && taken < o.fetching.countArrived {
-      let (expert, slot) = o.fetches[taken]
+    if taken == asked { return }
+    for i in 0..<asked {
+      let (expert, slot) = o.fetches[i]
+      guard o.stage[expert] == .asked && o.fetching.isDone(i) else { continue }
       o.slotOf[expert] = Int32(truncatingIfNeeded: slot)
       o.stage[expert] = .ready
       taken += 1
@@ -324,7 +332,8 @@ private struct Waves {
   mutating func end(abandon: Bool) {
     if hasHelper { offload.pointee.fetching.finish(abandon: abandon) }
     take()
-    for i in taken..<asked { offload.pointee.expertIn[offload.pointee.fetches[i].slot] = -1 }
+    let o = offload.pointee
+    for i in 0..<asked where o.stage[o.fetches[i].expert] == .asked { o.expertIn[o.fetches[i].slot] = -1 }
   }
 }
 

@@ -1,33 +1,39 @@
 import CShims
 
-/// Work that a helper thread does, in the order in which it is asked for, while the calling thread computes. The thread lives
-/// as long as that: nobody has to keep it, and a forked child is not left without it. Where the system has no thread to
-/// give, the calling thread does the work itself when it wants the result.
+/// Work that a helper thread does ahead while the calling thread computes, and both do when the calling thread has nothing to
+/// compute. The thread lives as long as that: nobody has to keep it, and a forked child is not left without it. Where the
+/// system has no thread to give, the calling thread does all of the work.
 struct Fetching {
-  private let asked: SharedWord  // so many have been asked for; the helper waits for more
+  private let asked: SharedWord  // items 0 ..< asked may be done; the helper waits for more
+  private let claimed: SharedWord  // items 0 ..< claimed have somebody who does them
   private let arrived: SharedWord  // so many are done; the caller waits for more
-  private let failed: SharedWord  // 1: the next one could not be done, and none after it will be
+  private let failed: SharedWord  // 1: the helper could not do one, and has ended
   private let abandoned: SharedWord  // 1: what has been asked for is not wanted any more
+  private let done: UnsafeMutablePointer<Int32>  // [most] 1: the item is done
   private let thread: UnsafeMutablePointer<UInt64>
 
   typealias Body = @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer?
 
-  init(_ arena: inout Arena) {
+  init(_ arena: inout Arena, most: Int) {
     asked = SharedWord(&arena)
+    claimed = SharedWord(&arena)
     arrived = SharedWord(&arena)
     failed = SharedWord(&arena)
     abandoned = SharedWord(&arena)
+    done = arena.take(Int32.self, most)
     thread = arena.take(UInt64.self, 1)
   }
 
   // MARK: the caller's
 
-  /// `body` calls `serve`. Returns whether there is a thread.
-  func start(_ body: Body, _ argument: UnsafeMutableRawPointer) -> Bool {
+  /// For `count` items. `body` calls `serve`. Returns whether there is a thread.
+  func start(_ count: Int, _ body: Body, _ argument: UnsafeMutableRawPointer) -> Bool {
     asked.set(0)
+    claimed.set(0)
     arrived.set(0)
     failed.set(0)
     abandoned.set(0)
+    done.update(repeating: 0, count: count)
     return moei_thread_start(thread, body, argument) == 0
   }
 
@@ -38,6 +44,7 @@ struct Fetching {
 
   var countArrived: Int { Int(arrived.value) }
   var hasFailed: Bool { failed.value != 0 }
+  func isDone(_ i: Int) -> Bool { SharedWord(at: done + i).value != 0 }
 
   /// Sleeps while no more than `count` are done; may wake early.
   func wait(forMoreThan count: Int) {
@@ -56,20 +63,38 @@ struct Fetching {
 
   // MARK: the helper's
 
-  /// Does items 0 ..< count one after another as they are asked for, until `item` returns false.
+  /// Does items of 0 ..< count as they are asked for, until all have somebody or `item` returns false.
   func serve(_ count: Int, _ item: (Int) -> Bool) {
-    for i in 0..<count {
-      while Int(asked.value) <= i { asked.sleep(while: Int32(truncatingIfNeeded: i)) }
-      if abandoned.value != 0 || !perform(i, item) { return }
+    while true {
+      let next = claimed.value
+      if Int(next) >= count { return }
+      let wanted = asked.value
+      if abandoned.value != 0 { return }
+      if wanted <= next {
+        asked.sleep(while: wanted)
+      } else if let i = claim(of: Int(wanted)) {
+        if !item(i) {
+          failed.set(1)
+          arrived.wake(1)
+          return
+        }
+        note(i)
+      }
     }
   }
 
-  /// Does item i, in whatever thread; false where it failed.
-  @discardableResult
-  func perform(_ i: Int, _ item: (Int) -> Bool) -> Bool {
-    let done = item(i)
-    if done { _ = arrived.add(1) } else { failed.set(1) }
+  // MARK: both
+
+  /// One of items 0 ..< count, which have been asked for, that has nobody yet; nil where there is none.
+  func claim(of count: Int) -> Int? {
+    let next = claimed.value
+    return Int(next) < count && claimed.change(next, to: next + 1) ? Int(next) : nil
+  }
+
+  /// Item i is done.
+  func note(_ i: Int) {
+    SharedWord(at: done + i).set(1)
+    _ = arrived.add(1)
     arrived.wake(1)
-    return done
   }
 }

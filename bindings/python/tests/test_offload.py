@@ -88,7 +88,8 @@ def test_prepared_and_every_backend(weights: Any, prepared: Any, matmul: Any, tm
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
         reference = saved(tmp_path / "a", context=context, **arguments)
         reference.prepare(prepared)
-        layer = offloaded(tmp_path / "a", 1 << 17, context=context, **arguments)
+        limit = 200_000 if weights == "f32" else 125_000
+        layer = offloaded(tmp_path / "a", limit, context=context, **arguments)
         before = layer(normal(9, H))
         layer.prepare(prepared)
         assert 2 <= layer.offload_statistics.n_slots < E
