@@ -193,7 +193,8 @@ MOE_API const char *moe_build_info(const moe_context *context);
  * Profile: where the time of a context's calls goes
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** The parts of calls.  None lies within another; what is in none (conversions, copies) is in the caller's own total alone. */
+/** The parts of calls.  None lies within another; what is in none (conversions, copies, waiting for an offloaded layer's file)
+ *  is in the caller's own total alone. */
 typedef enum moe_phase {
   MOE_PHASE_ROUTE = 0,      /**< gate, choice, capacity, losses; backward: through them */
   MOE_PHASE_DISPATCH = 1,   /**< tokens grouped by expert */

@@ -140,7 +140,7 @@ struct Profile {
   }
 
   func sums(_ phase: Phase, backward: Bool) -> Sums { sums[Int(phase.rawValue) * 2 + (backward ? 1 : 0)] }
-  var eventCount: Int { min(Int(recorded.value), record.pointee.capacity) }
+  var eventCount: Int { min(recorded.value, record.pointee.capacity) }
   func event(_ index: Int) -> Event { record.pointee.events![index] }
 }
 

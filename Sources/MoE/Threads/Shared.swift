@@ -33,7 +33,6 @@ struct SharedCounter {
   init(at address: UnsafeMutablePointer<Int64>) { self.address = address }
 
   func set(_ value: Int64) { address.pointee = value }
-  var value: Int64 { moei_fetch_add64(address, 0) }
   /// The old value.
   func next() -> Int64 { moei_fetch_add64(address, 1) }
   func add(_ difference: Int) { _ = moei_fetch_add64(address, Int64(difference)) }
