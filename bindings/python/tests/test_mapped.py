@@ -56,7 +56,7 @@ def first_half(folder: Path, kind: str) -> None:
     steps(layer, optimizer, range(3))
     for file in files:
         file.flush()
-    state = {"layers": [layer], "optimizers": [optimizer], "without_unallocated": True}
+    state: Any = {"layers": [layer], "optimizers": [optimizer], "without_unallocated": True}
     libmoe.save_training(folder / "small", step=3, **state)
 
 
