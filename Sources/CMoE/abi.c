@@ -1,6 +1,6 @@
 /* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts that other
  * languages copy (ctypes among them) are pinned here.  Structs only grow at the end. */
-#include "moe.h"
+#include "moe_model.h"
 
 _Static_assert(sizeof(moe_context_config) == 88, "moe_context_config layout is ABI");
 _Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
