@@ -55,7 +55,7 @@ def enums() -> dict[str, dict[str, int]]:
 
 def buffers() -> set[str]:
     """Parameters without a gradient: those marked * in the comment of moe_layer_parameter_count."""
-    return set(re.findall(r"([\w.]+) \[\w+\]\*", PATH.read_text()))
+    return set(re.findall(r"([\w.]+) \[\w+\]\*", PATHS[0].read_text()))
 
 
 def presets() -> list[str]:

@@ -82,7 +82,7 @@ def test_struct_fields(name: str) -> None:
 
 
 def test_struct_layout_is_what_a_c_compiler_makes_of_it(tmp_path: Path) -> None:
-    lines = ["#include <moe.h>", "#include <stdio.h>", "int main(void) {"]
+    lines = ["#include <moe_model.h>", "#include <stdio.h>", "int main(void) {"]
     ours = {}
     for struct, fields in STRUCTS.items():
         lines.append(f'printf("{struct} %zu\\n", sizeof({struct}));')
@@ -94,7 +94,7 @@ def test_struct_layout_is_what_a_c_compiler_makes_of_it(tmp_path: Path) -> None:
     source.write_text("\n".join([*lines, "return 0; }"]))
 
     program = tmp_path / "layout"
-    command = [compiler.PATH, f"-I{header.PATH.parent}", str(source), "-o", str(program)]
+    command = [compiler.PATH, f"-I{header.PATHS[0].parent}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     assert {name: int(number) for name, number in map(str.split, printed.splitlines())} == ours
