@@ -292,7 +292,7 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
             continue
         default = "" if each.default == "" else f" (default {each.default})"
         kind = type(each.default)
-        metavar = None if choices else {int: "N", float: "X", str: "NAME"}[kind]
+        metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
         made[group].add_argument(
             _option(each.name), type=kind, choices=choices or None, metavar=metavar, help=text + default
         )
@@ -302,8 +302,14 @@ def _given(asked: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that the command line has."""
     names = {each.name for each in fields(Settings)}
     given = {name: value for name, value in vars(asked).items() if name in names and value is not None}
-    if not given.get("files", True):
-        del given["files"]
+    # Absolute, so that the run can be taken up from anywhere.
+    for name in ("files", "tokenizer"):
+        if not given.get(name, True):
+            del given[name]
+    if "files" in given:
+        given["files"] = tuple(map(os.path.abspath, given["files"]))
+    if "tokenizer" in given:
+        given["tokenizer"] = os.path.abspath(given["tokenizer"])
     if "moe" in given:
         given["moe"] = dict(given["moe"])
     return given

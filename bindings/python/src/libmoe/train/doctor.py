@@ -81,10 +81,11 @@ def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
             f"{_calmer(settings)}",
         )
     elif stop["why"] == "memory limit":
-        least = math.ceil(stop["unlimited"] / 2**20)
+        roomy = math.ceil(stop["unlimited"] / 2**20)
         yield Hint(
             f"the memory limit of {settings.memory_limit} MiB is too small ({stop['message']})",
-            f"memory_limit {least} keeps everything, or {_smaller_batch(settings)}",
+            f"memory_limit {stop['least']} is the least that would do, {roomy} computes nothing twice; or "
+            + _smaller_batch(settings),
         )
     elif stop["why"] == "OutOfMemoryError":
         plans = of_kind(records, "plan")

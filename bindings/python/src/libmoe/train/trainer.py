@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import libmoe
 
-from . import config, log
+from . import log
 from .config import Settings, UserError
 from .data import Corpus, load
 from .evaluate import bits_per_byte
@@ -227,12 +227,13 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Make the folder and its log."""
-        if (self.folder / config.FILE).exists():
+        """Make the folder and its log; one that never came to a checkpoint has nothing to lose."""
+        if (self.folder / LAST).exists():
             raise UserError(
                 f"there is a run in {str(self.folder)!r} already: resume it, or give another folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / log.FILE).unlink(missing_ok=True)
         self.settings.save(self.folder)
         parameters = self.model.parameters.values()
         self._log.write(
@@ -267,14 +268,38 @@ class Trainer:
     def _check_memory(self) -> None:
         """Refuse a limit that is too small before anything is trained, and log the plan."""
         settings = self.settings
-        shape = (settings.sequences, settings.sequence_length)
-        free = self.model.plan(*shape, training=True, memory_limit=UNLIMITED).total_bytes
+        free = self._plan(UNLIMITED).total_bytes
         try:
-            plan = self.model.plan(*shape, training=True, memory_limit=memory_limit(settings))
+            plan = self._plan(memory_limit(settings))
         except libmoe.InvalidArgumentError as error:
-            self._log.write("stop", self.step, why="memory limit", message=str(error), unlimited=free)
+            self._log.write(
+                "stop",
+                self.step,
+                why="memory limit",
+                message=str(error),
+                least=self._least_limit(free),
+                unlimited=free,
+            )
             raise UserError(f"memory_limit = {settings.memory_limit} MiB: {error}") from None
         self._log.write("plan", self.step, total=plan.total_bytes, unlimited=free, keep=plan.keep)
+
+    def _plan(self, limit: int | None) -> libmoe.ModelPlan:
+        settings = self.settings
+        return self.model.plan(
+            settings.sequences, settings.sequence_length, training=True, memory_limit=limit
+        )
+
+    def _least_limit(self, free: int) -> int:
+        """Return the least limit that would do, in whole MiB as the setting is."""
+        too_small, enough = self.settings.memory_limit, math.ceil(free / 2**20)
+        while enough - too_small > 1:
+            middle = (too_small + enough) // 2
+            try:
+                self._plan(middle << 20)
+                enough = middle
+            except libmoe.InvalidArgumentError:
+                too_small = middle
+        return enough
 
 
 class _Since:
