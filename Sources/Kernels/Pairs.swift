@@ -62,6 +62,32 @@ import CShims
   }
 }
 
+/// Rounded up or down by 16 bits of each word, from bit `shift` on: the mean over all words is x.
+@inline(never) func toBF16ByChance(
+  _ n: Int, _ words: UnsafePointer<UInt32>, _ shift: UInt32, _ x: Source, _ y: UnsafeMutablePointer<UInt16>
+) {
+  let shift = Words(repeating: shift)
+  var i = 0
+  while i &+ 16 <= n {
+    let chance = (loadWords(words + i) &>> shift) & 0xFFFF
+    moei_store_upper_halves(moei_round_to_bf16_by_chance(load(x + i), chance), y + i)
+    i &+= 16
+  }
+  var chance = Words(repeating: 0)
+  var lane = 0
+  while i &+ lane < n {
+    chance[lane] = words[i &+ lane]
+    lane &+= 1
+  }
+  chance = (chance &>> shift) & 0xFFFF
+  let rest = moei_round_to_bf16_by_chance(load(x + i, n &- i), chance)
+  lane = 0
+  while i &+ lane < n {
+    y[i &+ lane] = UInt16(truncatingIfNeeded: rest[lane] >> 16)
+    lane &+= 1
+  }
+}
+
 /// master = x wherever x is not the master rounded.
 @inline(never) func followBF16(_ n: Int, _ x: UnsafePointer<UInt16>, _ master: Target) {
   var i = 0

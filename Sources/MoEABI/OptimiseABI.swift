@@ -16,7 +16,7 @@ extension moe_adamw_config {
   fileprivate static var standard: moe_adamw_config {
     moe_adamw_config(
       struct_size: MemoryLayout<moe_adamw_config>.size, learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8,
-      weight_decay: 0.01)
+      weight_decay: 0.01, state_dtype: ElementType.f32.rawValue, reserved: 0, seed: 0)
   }
 }
 
@@ -24,7 +24,8 @@ extension moe_sgd_config {
   /// MOE_SGD_CONFIG_INIT.
   fileprivate static var standard: moe_sgd_config {
     moe_sgd_config(
-      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0)
+      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0,
+      state_dtype: ElementType.f32.rawValue, reserved: 0, seed: 0)
   }
 }
 
@@ -45,7 +46,9 @@ public func moe_adamw_create(
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    try create(.adamw(rule), context, tensors, count, out)
+    try create(
+      .adamw(rule), context, momentType: try momentType(config.state_dtype, config.reserved), seed: config.seed,
+      tensors, count, out)
   }
 }
 
@@ -62,18 +65,30 @@ public func moe_sgd_create(
     try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    try create(.sgd(rule), context, tensors, count, out)
+    try create(
+      .sgd(rule), context, momentType: try momentType(config.state_dtype, config.reserved), seed: config.seed,
+      tensors, count, out)
   }
 }
 
+private func momentType(_ state_dtype: Int32, _ reserved: Int32) throws(Fault) -> ElementType {
+  guard let type = ElementType(rawValue: state_dtype) else {
+    throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+  }
+  if reserved != 0 { throw .invalid("reserved = \(Int(reserved)) is not 0") }
+  return type
+}
+
 private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
-  _ out: UnsafeMutablePointer<OpaquePointer?>?
+  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64,
+  _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
   out.pointee = OpaquePointer(
-    try OptimizerPointer.create(rule, tensorCount: list.count, in: context) { (list.elements($0), list.type($0)) })
+    try OptimizerPointer.create(
+      rule, momentType: momentType, seed: seed, tensorCount: list.count, in: context
+    ) { (list.elements($0), list.type($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
@@ -156,6 +171,26 @@ public func moe_optimizer_set_learning_rate(_ optimizer: OpaquePointer?, _ learn
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try require(learning_rate, "learning_rate", atLeast: 0)
     optimizer.pointee.setLearningRate(learning_rate)
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_set_group")
+public func moe_optimizer_set_group(
+  _ optimizer: OpaquePointer?, _ indices: UnsafePointer<Int64>?, _ count: Int64, _ learning_rate_scale: Double,
+  _ weight_decay: Double
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try require(Int(count), "count", from: 0, to: Int(Int32.max))
+    let indices = try array(indices, count: Int(count), "indices")
+    try require(learning_rate_scale, "learning_rate_scale", atLeast: 0)
+    try require(weight_decay, "weight_decay", atLeast: 0)
+    let tensors = optimizer.pointee.tensorCount
+    for i in 0..<Int(count) where indices[i] < 0 || indices[i] >= Int64(tensors) {
+      throw .invalid("indices[\(i)] = \(Int(indices[i])) is none of the optimizer's \(tensors) tensors")
+    }
+    let group = Optimizer.Group(learningRateScale: learning_rate_scale, weightDecay: weight_decay)
+    for i in 0..<Int(count) { optimizer.pointee.setGroup(ofTensor: Int(indices[i]), group) }
   }
 }
 

@@ -215,6 +215,8 @@ struct BadConfigTests {
       refused("beta2", createAdamW { $0.beta2 = value })
     }
     refused("epsilon", createAdamW { $0.epsilon = 0 })
+    for type: Int32 in [-1, 2, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
+    refused("reserved", createAdamW { $0.reserved = 1 })
   }
 
   private func createSGD(_ change: (inout moe_sgd_config) -> Void) -> moe_status {
@@ -234,6 +236,8 @@ struct BadConfigTests {
       refused("weight_decay", createSGD { $0.weight_decay = value })
     }
     for value: Double in [.nan, -0.1, 1, .infinity] { refused("momentum", createSGD { $0.momentum = value }) }
+    for type: Int32 in [-1, 2, .max] { refused("state_dtype", createSGD { $0.state_dtype = type }) }
+    refused("reserved", createSGD { $0.reserved = 1 })
   }
 
   // MARK: Structs of a later header

@@ -125,6 +125,24 @@ final class BadTensorTests {
     expectClose(Array(a.data), [0.999, 1.999, 2.999], within: 1e-6)
   }
 
+  @Test func setGroup() throws {
+    let indices: [Int64] = [0, 1]
+    refused("optimizer", moe_optimizer_set_group(nil, indices, 2, 1, 0))
+    refused("indices", moe_optimizer_set_group(optimizer, nil, 1, 1, 0))
+    refused("count", moe_optimizer_set_group(optimizer, indices, -1, 1, 0))
+    for wrong: Int64 in [-1, 2, .max, .min] {
+      refused("indices", moe_optimizer_set_group(optimizer, [0, wrong], 2, 1, 0))
+    }
+    for value: Double in [.nan, -1, .infinity, -.infinity] {
+      refused("learning_rate_scale", moe_optimizer_set_group(optimizer, indices, 2, value, 0))
+      refused("weight_decay", moe_optimizer_set_group(optimizer, indices, 2, 1, value))
+    }
+    try check(moe_optimizer_set_group(optimizer, nil, 0, 0, 0))
+    // No tensor has another rate.
+    try check(moe_optimizer_step(optimizer, list, 2))
+    expectClose(Array(a.data), [0.999, 1.999, 2.999], within: 1e-6)
+  }
+
   @Test func clip() throws {
     var norm = -7.0
     refused("context", moe_clip_grad_norm(nil, list, 2, 1, &norm))

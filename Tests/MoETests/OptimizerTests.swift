@@ -46,6 +46,7 @@ final class OptimizerTests {
     #expect(adamw.struct_size == MemoryLayout<moe_adamw_config>.size)
     #expect(adamw.learning_rate == 1e-3 && adamw.beta1 == 0.9 && adamw.beta2 == 0.999)
     #expect(adamw.epsilon == 1e-8 && adamw.weight_decay == 0.01)
+    #expect(adamw.state_dtype == MOE_DTYPE_F32.int32 && adamw.seed == 0)
     var sgd = moe_sgd_config()
     moe_sgd_config_init(&sgd, MemoryLayout<moe_sgd_config>.size)
     #expect(sgd.struct_size == MemoryLayout<moe_sgd_config>.size)
@@ -134,6 +135,21 @@ final class OptimizerTests {
     #expect(Array(w.data) == [1.25])
     try step(optimizer, [w])  // 1.25 * 0.875 - 0.5 * 1.5
     #expect(Array(w.data) == [0.34375])
+  }
+
+  @Test func groupsHaveRatesAndDecaysOfTheirOwn() throws {
+    let variables = ["a", "b", "c"].map { Variable($0, [2], grad: [1]) }
+    let optimizer = try sgd(variables) {
+      $0.learning_rate = 0.5
+      $0.weight_decay = 0.25
+    }
+    defer { moe_optimizer_free(optimizer) }
+    try check(moe_optimizer_set_group(optimizer, [1], 1, 0.5, 0))
+    try check(moe_optimizer_set_group(optimizer, [2], 1, 0, 1))
+    try step(optimizer, variables)
+    #expect(variables[0].data[0] == 2 - 0.5 * 0.25 * 2 - 0.5)
+    #expect(variables[1].data[0] == 2 - 0.25)
+    #expect(variables[2].data[0] == 2)
   }
 
   @Test func theLearningRateMayChangeBetweenSteps() throws {

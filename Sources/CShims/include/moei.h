@@ -109,9 +109,18 @@ static inline __attribute__((always_inline)) moei_u32x16 moei_round_to_bf16(moei
   moei_u32x16 nan = (moei_u32x16)(v != v);
   return (nan & (bits | 0x400000)) | (~nan & (bits + 0x7FFF + ((bits >> 16) & 1)));
 }
-static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
-  moei_u16x16 half = __builtin_convertvector(moei_round_to_bf16(v) >> 16, moei_u16x16);
+/* The same, but away from 0 with the probability that the lower half is of a step: `chance` is uniform below 2^16. */
+static inline __attribute__((always_inline)) moei_u32x16 moei_round_to_bf16_by_chance(moei_f32x16 v, moei_u32x16 chance) {
+  moei_u32x16 bits = (moei_u32x16)v;
+  moei_u32x16 nan = (moei_u32x16)(v != v);
+  return (nan & (bits | 0x400000)) | (~nan & (bits + chance));
+}
+static inline __attribute__((always_inline)) void moei_store_upper_halves(moei_u32x16 words, uint16_t *p) {
+  moei_u16x16 half = __builtin_convertvector(words >> 16, moei_u16x16);
   __builtin_memcpy(p, &half, sizeof half);
+}
+static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
+  moei_store_upper_halves(moei_round_to_bf16(v), p);
 }
 /* Words whose lower and upper halves are a and b. */
 static inline __attribute__((always_inline)) moei_u32x16 moei_pair(const uint16_t *a, const uint16_t *b) {
@@ -272,6 +281,8 @@ typedef struct moei_kernels {
                                    int64_t c_stride, const float *c_next);
   void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
+  /* rounded up or down so that the mean is x, by 16 bits of each word, from bit `shift` on: 0 or 16 */
+  void (*to_bf16_by_chance)(int64_t n, const uint32_t *words, int32_t shift, const float *x, uint16_t *y);
   /* master = x wherever x is not the master rounded: somebody has set it since */
   void (*follow_bf16)(int64_t n, const uint16_t *x, float *master);
   /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */

@@ -40,6 +40,7 @@ public struct TrainingState {
   private let step: UnsafeMutablePointer<UInt64>  // [1]
   private let seeds: UnsafeMutablePointer<UInt64>  // [layers]
   private let rules: UnsafeMutablePointer<Double>  // [optimizers, Optimizer.numbers]
+  private let chances: UnsafeMutablePointer<UInt64>  // [optimizers, Optimizer.chances]
   private let wholeSums: UnsafeMutablePointer<Int64>  // [statistics, Statistics.wholeSums]
   private let realSums: UnsafeMutablePointer<Double>  // [statistics, Statistics.realSums]
 
@@ -53,6 +54,7 @@ public struct TrainingState {
     step = arena.take(UInt64.self, 1)
     seeds = arena.take(UInt64.self, count.layers)
     rules = arena.take(Double.self, count.optimizers, Optimizer.numbers)
+    chances = arena.take(UInt64.self, count.optimizers, Optimizer.chances)
     wholeSums = arena.take(Int64.self, count.statistics, Statistics.wholeSums)
     realSums = arena.take(Double.self, count.statistics, Statistics.realSums)
   }
@@ -80,7 +82,10 @@ public struct TrainingState {
   public func save(to path: UnsafePointer<CChar>, step number: UInt64) throws(Fault) {
     step.pointee = number
     for n in 0..<count.layers { seeds[n] = layers[n].pointee.configuration.seed }
-    for n in 0..<count.optimizers { optimizers[n].pointee.getNumbers(rules + n * Optimizer.numbers) }
+    for n in 0..<count.optimizers {
+      optimizers[n].pointee.getNumbers(rules + n * Optimizer.numbers)
+      optimizers[n].pointee.getChances(chances + n * Optimizer.chances)
+    }
     for n in 0..<count.statistics {
       statistics[n].pointee.getSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
     }
@@ -103,9 +108,13 @@ public struct TrainingState {
     // The numbers first, to look at them before anything changes that is not this state's own.
     try visitNumbers { (tensor) throws(Fault) in stored.copy(tensor) }
     try checkNumbers(path)
+    try visitGroups { (tensor) throws(Fault) in try stored.requireAmounts(tensor, path) }
     try visitStatistics { (tensor) throws(Fault) in try stored.requireNotNegative(tensor, path) }
     try visitHandles { (tensor) throws(Fault) in stored.copy(tensor) }
-    for n in 0..<count.optimizers { optimizers[n].pointee.setNumbers(rules + n * Optimizer.numbers) }
+    for n in 0..<count.optimizers {
+      optimizers[n].pointee.setNumbers(rules + n * Optimizer.numbers)
+      optimizers[n].pointee.setChances(chances + n * Optimizer.chances)
+    }
     for n in 0..<count.statistics {
       statistics[n].pointee.setSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
     }
@@ -119,6 +128,10 @@ public struct TrainingState {
     }
     for i in 0..<count.optimizers * Optimizer.numbers where !(rules[i] >= 0 && rules[i].isFinite) {
       throw .invalid("optimizers[\(i / Optimizer.numbers)]: \(rules[i]) is none of its numbers: \(path)")
+    }
+    // Random numbers count steps in 56 bits.
+    for n in 0..<count.optimizers where chances[n * Optimizer.chances + 1] >> 56 != 0 {
+      throw .invalid("optimizers[\(n)]: \(chances[n * Optimizer.chances + 1]) steps are too many: \(path)")
     }
     // Counts that are negative could not be added to.
     for i in 0..<count.statistics * Statistics.wholeSums where wholeSums[i] < 0 {
@@ -145,6 +158,9 @@ extension TrainingState: OutgoingTensors {
       try one(
         StateName(kind: "optimizers.", n: n, part: kind), .f64, StoredShape(Optimizer.numbers),
         rules + n * Optimizer.numbers, body)
+      try one(
+        StateName(kind: "optimizers.", n: n, part: ".random"), .u64, StoredShape(Optimizer.chances),
+        chances + n * Optimizer.chances, body)
     }
     for n in 0..<count.statistics {
       try one(
@@ -167,19 +183,35 @@ extension TrainingState: OutgoingTensors {
           parameter.storedShape, parameter.data!, body)
       }
     }
+    try visitGroups(body)
     for n in 0..<count.optimizers {
       let optimizer = optimizers[n].pointee
       for index in 0..<optimizer.tensorCount {
-        let shape = StoredShape(optimizer.stateRows(ofTensor: index), optimizer.count(ofTensor: index))
+        let count = optimizer.count(ofTensor: index)
+        let (master, moments) = optimizer.state(ofTensor: index)
+        if let master {
+          try one(
+            StateName(kind: "optimizers.", n: n, part: ".", tensor: index, end: ".master"), .f32, StoredShape(count),
+            master, body)
+        }
         try one(
-          StateName(kind: "optimizers.", n: n, part: ".", tensor: index), .f32, shape, optimizer.state(ofTensor: index),
-          body)
+          StateName(kind: "optimizers.", n: n, part: ".", tensor: index, end: ".moments"),
+          StoredType(optimizer.momentType), StoredShape(optimizer.momentCount, count), moments, body)
       }
     }
     try visitStatistics(body)
     for n in 0..<count.tensors {
       let tensor = tensors[n]
       try one(StateName(kind: "tensors.", n: n), StoredType(tensor.type), tensor.shape, tensor.data, body)
+    }
+  }
+
+  private func visitGroups(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
+    for n in 0..<count.optimizers {
+      let optimizer = optimizers[n].pointee
+      try one(
+        StateName(kind: "optimizers.", n: n, part: ".groups"), .f64, StoredShape(optimizer.tensorCount, 2),
+        optimizer.groups, body)
     }
   }
 
@@ -206,13 +238,14 @@ extension TrainingState: OutgoingTensors {
   }
 }
 
-/// "layers.", 3, ".", "router.weight" in one, or with a number at the end.
+/// "layers.", 3, ".", "router.weight" in one, or "optimizers.", 0, ".", 7, ".moments".
 private struct StateName {
   let kind: StaticString
   var n: Int?
   var part: StaticString = ""
   var parameter: UnsafePointer<CChar>?
   var tensor: Int?
+  var end: StaticString = ""
 
   func append(to text: inout TextBuffer) {
     text.append(kind)
@@ -220,6 +253,7 @@ private struct StateName {
     text.append(part)
     if let parameter { text.append(parameter) }
     if let tensor { text.append(tensor) }
+    text.append(end)
   }
 }
 
@@ -247,6 +281,14 @@ extension Checkpoint {
   fileprivate func copy(_ wanted: OutgoingTensor) {
     guard case .memory(let memory) = wanted.contents else { return }
     UnsafeMutableRawPointer(mutating: memory).copyMemory(from: tensor(wanted.name)!.data, byteCount: wanted.bytes)
+  }
+
+  /// Numbers that are finite and not negative.
+  fileprivate func requireAmounts(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
+    let values = tensor(wanted.name)!.data.assumingMemoryBound(to: Double.self)
+    for i in 0..<wanted.bytes / 8 where !(values[i] >= 0 && values[i].isFinite) {
+      throw .invalid("\(wanted.name): \(values[i]) is not a number of at least 0: \(path)")
+    }
   }
 
   fileprivate func requireNotNegative(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {

@@ -15,10 +15,18 @@ public struct TrainedTensor {
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
 /// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
+/// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
   public enum Rule {
     case adamw(AdamW)
     case sgd(SGD)
+
+    fileprivate var weightDecay: Double {
+      switch self {
+      case .adamw(let adamw): adamw.weightDecay
+      case .sgd(let sgd): sgd.weightDecay
+      }
+    }
 
     /// How many moments each parameter has.
     var moments: Int {
@@ -32,14 +40,33 @@ public struct Optimizer {
   let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
-  /// Per tensor the master of bfloat16, then all first moments, then all second ones.
+  let groups: UnsafeMutablePointer<Group>  // [tensorCount]
+  /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
   private let state: UnsafeMutablePointer<Float>
+  let momentType: ElementType
   private var rule: Rule
+  /// What moments are rounded by.
+  private var seed: UInt64
+  private var steps: UInt64 = 0  // taken so far
 
   /// Elements one item of work updates.
   fileprivate static let stretch = 32_768
 
   public typealias Shape = (count: Int, type: ElementType)
+
+  /// What a tensor has of its own. Training states hold it as two numbers.
+  public struct Group {
+    let learningRateScale: Double
+    let weightDecay: Double
+
+    public init(learningRateScale: Double, weightDecay: Double) {
+      self.learningRateScale = learningRateScale
+      self.weightDecay = weightDecay
+    }
+  }
+
+  /// The group of tensor `index` from the next step on.
+  public func setGroup(ofTensor index: Int, _ group: Group) { groups[index] = group }
 
   public func count(ofTensor index: Int) -> Int { shapes[index].count }
   public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
@@ -57,19 +84,37 @@ public struct Optimizer {
 
   // MARK: what a training state holds
 
-  /// Floats of state for each element of a tensor: the master of bfloat16, then the moments.
-  func stateRows(ofTensor index: Int) -> Int { rule.moments + (shapes[index].type == .bf16 ? 1 : 0) }
+  /// How many moments each element has.
+  var momentCount: Int { rule.moments }
 
-  /// [stateRows, count]
-  func state(ofTensor index: Int) -> UnsafeMutablePointer<Float> {
+  /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
+  func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     var place = state
-    for earlier in 0..<index { place += stateRows(ofTensor: earlier) * shapes[earlier].count }
-    return place
+    for earlier in 0..<index { place += words(ofTensor: earlier) }
+    return parts(ofTensor: index, at: place)
   }
 
-  /// Everything else: the rule's numbers, and how far its powers are.
+  private func parts(
+    ofTensor index: Int, at place: UnsafeMutablePointer<Float>
+  ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
+    let (count, type) = shapes[index]
+    return type == .bf16 ? (place, UnsafeMutableRawPointer(place + count)) : (nil, UnsafeMutableRawPointer(place))
+  }
+
+  private func words(ofTensor index: Int) -> Int { Self.words(shapes[index], rule, momentType) }
+
+  /// Words of 4 bytes that a tensor's state takes.
+  fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
+    (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
+  }
+
+  /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
   static var numbers: Int { 7 }
+  static var chances: Int { 2 }
   var isAdamW: Bool { rule.moments == 2 }
+
+  func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
+  mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
 
   func getNumbers(_ out: UnsafeMutablePointer<Double>) {
     switch rule {
@@ -102,27 +147,36 @@ public struct Optimizer {
       adamw.beginStep()
       rule = .adamw(adamw)
     }
+    steps += 1
+    let random = Random(
+      kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
     var place = state
+    var firstWord = 0
     for index in 0..<tensorCount {
-      let (count, type) = shapes[index]
-      let master = type == .bf16 ? place : nil
-      if master != nil { place += count }
+      let count = shapes[index].count
+      let (master, moments) = parts(ofTensor: index, at: place)
       context.runToTheEnd(
         (count + Self.stretch - 1) / Self.stretch,
         OptimizerStep(
-          kernels: context.kernels, rule: rule, clip: clip, tensor: tensor(index), master: master, moments: place))
-      place += rule.moments * count
+          kernels: context.kernels, rule: rule, group: groups[index], clip: clip, tensor: tensor(index), master: master,
+          moments: Moments(
+            start: moments, type: momentType, rows: rule.moments, count: count, random: random, firstWord: firstWord)))
+      place += words(ofTensor: index)
+      firstWord += Moments.words(count)
     }
   }
 
   fileprivate init(
-    _ context: ContextPointer, _ rule: Rule, tensorCount: Int, shapes: UnsafeMutablePointer<Shape>,
-    state: UnsafeMutablePointer<Float>
+    _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>
   ) {
     self.context = context
     self.rule = rule
+    self.momentType = momentType
+    self.seed = seed
     self.tensorCount = tensorCount
     self.shapes = shapes
+    self.groups = groups
     self.state = state
   }
 }
@@ -131,10 +185,11 @@ public struct Optimizer {
 private struct OptimizerStep: Job {
   let kernels: UnsafePointer<moei_kernels>
   let rule: Optimizer.Rule
+  let group: Optimizer.Group
   let clip: Float
   let tensor: TrainedTensor
   let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
-  let moments: UnsafeMutablePointer<Float>  // [rule.moments, count]
+  let moments: Moments
 
   /// Elements that stay in the first-level cache between a master's three passes.
   private static var run: Int { 1024 }
@@ -156,14 +211,18 @@ private struct OptimizerStep: Job {
 
   /// `data`: the values from `start` on.
   private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ count: Int) {
-    let n = Int64(count)
-    let (grad, first) = (tensor.grad + start, moments + start)
-    switch rule {
-    case .adamw(let adamw):
-      var factors = adamw.factors(clip: clip)
-      kernels.pointee.adamw(n, &factors, data, grad, first, first + tensor.count)
-    case .sgd(let sgd):
-      kernels.pointee.sgd(n, clip, sgd.decay, Float(sgd.momentum), Float(sgd.learningRate), data, grad, first)
+    moments.update(start, count) { offset, count, first, second in
+      let n = Int64(count)
+      let (data, grad) = (data + offset, tensor.grad + start + offset)
+      switch rule {
+      case .adamw(let adamw):
+        var factors = adamw.factors(clip: clip, group)
+        kernels.pointee.adamw(n, &factors, data, grad, first, second)
+      case .sgd(let sgd):
+        let rate = sgd.learningRate * group.learningRateScale
+        kernels.pointee.sgd(
+          n, clip, Float(1 - rate * group.weightDecay), Float(sgd.momentum), Float(rate), data, grad, first)
+      }
     }
   }
 }
@@ -205,10 +264,11 @@ public struct AdamW {
     beta2Power *= beta2
   }
 
-  func factors(clip: Float) -> moei_adamw {
-    moei_adamw(
-      clip: clip, decay: Float(1 - learningRate * weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
-      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(learningRate / (1 - beta1Power)),
+  func factors(clip: Float, _ group: Optimizer.Group) -> moei_adamw {
+    let rate = learningRate * group.learningRateScale
+    return moei_adamw(
+      clip: clip, decay: Float(1 - rate * group.weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
+      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(rate / (1 - beta1Power)),
       root_scale: Float(1 / (1 - beta2Power).squareRoot()), epsilon: Float(epsilon))
   }
 }
@@ -234,8 +294,6 @@ public struct SGD {
     out.update(repeating: 0, count: Optimizer.numbers)
     (out[0], out[1], out[2]) = (learningRate, momentum, weightDecay)
   }
-
-  var decay: Float { Float(1 - learningRate * weightDecay) }
 }
 
 // MARK: life
@@ -244,28 +302,41 @@ public typealias OptimizerPointer = UnsafeMutablePointer<Optimizer>
 
 extension UnsafeMutablePointer where Pointee == Optimizer {
   public static func create(
-    _ rule: Optimizer.Rule, tensorCount: Int, in context: ContextPointer, shape: (Int) -> Optimizer.Shape
+    _ rule: Optimizer.Rule, momentType: ElementType, seed: UInt64, tensorCount: Int, in context: ContextPointer,
+    shape: (Int) -> Optimizer.Shape
   ) throws(Fault) -> OptimizerPointer {
-    var total = 0  // floats of state
+    var total = 0  // words of state
     for index in 0..<tensorCount {
-      let (count, type) = shape(index)
-      let (floats, tooMany) = count.multipliedReportingOverflow(by: rule.moments + (type == .bf16 ? 1 : 0))
-      let (sum, overflow) = total.addingReportingOverflow(floats)
-      if tooMany || overflow { throw .outOfMemory(bytes: .max) }
+      let shape = shape(index)
+      // 4 bytes for each of three numbers are the most that an element has.
+      if shape.count > Int.max / 16 { throw .outOfMemory(bytes: .max) }
+      let (sum, overflow) = total.addingReportingOverflow(Optimizer.words(shape, rule, momentType))
+      if overflow { throw .outOfMemory(bytes: .max) }
       total = sum
     }
-    typealias Parts = (OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Float>)
+    typealias Parts = (
+      OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
+      UnsafeMutablePointer<Float>
+    )
     func layout(_ arena: inout Arena) -> Parts {
-      (arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount), arena.take(Float.self, total))
+      (
+        arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, total)
+      )
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, state) = layout(&arena)
+    let (optimizer, shapes, groups, state) = layout(&arena)
     for index in 0..<tensorCount { shapes[index] = shape(index) }
+    groups.initialize(
+      repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
     state.initialize(repeating: 0, count: total)
-    optimizer.initialize(to: Optimizer(context, rule, tensorCount: tensorCount, shapes: shapes, state: state))
+    optimizer.initialize(
+      to: Optimizer(
+        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
+        state: state))
     context.retain()
     return optimizer
   }

@@ -50,6 +50,11 @@ struct Random {
     }
   }
 
+  /// words[i] = word `from` + i, four from each counter. `from` is a multiple of 4.
+  func fill(_ words: UnsafeMutablePointer<UInt32>, from: Int, count: Int) {
+    kernels.pointee.random_words(Int64(count), numbers, UInt64(from / 4), words)
+  }
+
   /// Word `index`, one of four from each counter.
   func word(_ index: UInt64) -> UInt32 {
     var words: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
@@ -88,6 +93,7 @@ struct Draws {
     case secondChoice = 20
     case dropOrder = 21
     case hashTable = 22
+    case moments = 23
   }
 
   /// Groups count elements by their own widths, so each has numbers of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,76 @@ def test_steps_follow_the_equations(kind: str) -> None:
         optimizer.step()
     for p, value in zip(parameters, expected):  # noqa: B905
         np.testing.assert_allclose(p.data, value, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_groups_are_optimisers_of_their_own(kind: str) -> None:
+    """Each group has the bits of an optimiser for it alone; the rate of all changes by one factor."""
+    grouped, alone = own_parameters(), own_parameters()
+    make = getattr(libmoe, kind)
+    one = make(
+        grouped,
+        learning_rate=0.5,
+        weight_decay=0.1,
+        groups=[
+            {"parameters": [grouped[0], grouped[2]], "weight_decay": 0.0},
+            {"parameters": [grouped[1]], "learning_rate": 0.125},
+        ],
+    )
+    others = [
+        make([alone[0]], learning_rate=0.5, weight_decay=0.0),
+        make([alone[1]], learning_rate=0.125, weight_decay=0.1),
+        make([alone[2]], learning_rate=0.5, weight_decay=0.0),
+        make([alone[3]], learning_rate=0.5, weight_decay=0.1),
+    ]
+    for step in range(6):
+        if step == 3:
+            for optimizer in (one, *others):
+                optimizer.learning_rate /= 4
+        for i, (a, b) in enumerate(zip(grouped, alone)):  # noqa: B905
+            a.grad[...] = b.grad[...] = normal(*a.data.shape, seed=10 * step + i)
+        one.step()
+        for other in others:
+            other.step()
+        for a, b in zip(grouped, alone):  # noqa: B905
+            np.testing.assert_array_equal(a.data, b.data)
+
+
+def test_a_group_of_a_layers_parameters() -> None:
+    """The layer makes new objects for the same memory. Without gradients a value moves by its decay alone."""
+    layer = libmoe.Layer(4, 8, 3, 2, expert_kind="mlp")
+    biases = {name: p for name, p in layer.parameters.items() if name.endswith("bias")}
+    for p in layer.parameters.values():
+        p.data[...] = 1
+    optimizer = libmoe.SGD(
+        layer.parameters,
+        learning_rate=0.5,
+        weight_decay=0.5,
+        groups=[{"parameters": biases, "weight_decay": 0.0}],
+    )
+    layer.zero_grad()
+    optimizer.step()
+    assert biases
+    for name, p in layer.parameters.items():
+        assert (p.data == (1 if name in biases else 0.75)).all()
+
+
+def test_groups_that_are_none() -> None:
+    a, b = (libmoe.Parameter(normal(3), name=name) for name in "ab")
+    cases: list[tuple[list[Any], str]] = [
+        ([{"parameters": [b]}], "'b' is not among the parameters"),
+        ([{"parameters": [a]}, {"parameters": [a]}], "groups.1.: 'a' is in groups.0. as well"),
+        ([{"parameters": [a], "learning_rate": -1.0}], "learning_rate_scale = -1000"),
+        ([{"parameters": [a], "weight_decay": math.nan}], "weight_decay = nan"),
+    ]
+    for groups, message in cases:
+        with pytest.raises(libmoe.InvalidArgumentError, match=message):
+            libmoe.AdamW([a], groups=groups)
+    with pytest.raises(libmoe.InvalidArgumentError, match="no multiple of the optimiser's, which is 0"):
+        libmoe.AdamW([a], learning_rate=0.0, groups=[{"parameters": [a], "learning_rate": 0.1}])
+    unknown: Any = [{"parameters": [a], "lr": 0.1}]
+    with pytest.raises(TypeError, match="groups.0.: unknown 'lr'"):
+        libmoe.AdamW([a], groups=unknown)
 
 
 def test_parameters_wrap_arrays_without_a_copy() -> None:

@@ -120,6 +120,18 @@ def adamw_tuned(parameters: list[libmoe.Parameter]) -> libmoe.AdamW:
     return libmoe.AdamW(parameters, betas=(0.8, 0.95), epsilon=1e-3, weight_decay=0.3)
 
 
+def adamw_groups(parameters: list[libmoe.Parameter]) -> libmoe.AdamW:
+    first, second = parameters
+    return libmoe.AdamW(
+        parameters,
+        weight_decay=0.3,
+        groups=[
+            {"parameters": [first], "weight_decay": 0.0},
+            {"parameters": [second], "learning_rate": 1e-4},  # a tenth
+        ],
+    )
+
+
 def sgd(parameters: list[libmoe.Parameter]) -> libmoe.SGD:
     return libmoe.SGD(parameters)
 
@@ -128,7 +140,7 @@ def sgd_momentum(parameters: list[libmoe.Parameter]) -> libmoe.SGD:
     return libmoe.SGD(parameters, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [adamw, adamw_tuned, sgd, sgd_momentum])
+@pytest.mark.parametrize("make", [adamw, adamw_tuned, adamw_groups, sgd, sgd_momentum])
 def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmoe.SGD]) -> None:
     """Ten steps over two tensors under a falling learning rate, compared after each."""
     torch = load(make.__name__)
@@ -141,6 +153,16 @@ def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmo
         optimizer.step()
         for i, parameter in enumerate(parameters):
             assert_close(f"tensor {i} after step {step}", parameter.data, torch[f"after/{i}"][step])
+
+
+def test_schedules() -> None:
+    """Of torch.optim.lr_scheduler.OneCycleLR, and of transformers."""
+    torch = load("schedules")
+    for i, options in enumerate(json.loads(str(torch["config"]))):
+        expected = torch[f"learning_rates/{i}"]
+        schedule = libmoe.Schedule(**options)
+        actual = [schedule(step) for step in range(len(expected))]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-17, err_msg=str(options))
 
 
 @pytest.mark.parametrize("name", ["clip_acts", "clip_idle"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (makes bfloat16 a type that numpy and safetensors know)
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,15 +35,21 @@ class Run:
     step: int = 0
 
     @classmethod
-    def begin(cls, seed: int = 0) -> Run:
+    def begin(cls, seed: int = 0, state_dtype: str = "f32") -> Run:
         layers = [libmoe.Layer(H, WIDTH, E, K, **options) for options in LAYERS]
         for n, layer in enumerate(layers):  # other values than those a new layer has
             for name, parameter in layer.parameters.items():
                 if parameter.data.dtype == np.float32:
                     parameter.data[...] += 0.1 * normal(*parameter.data.shape, seed=seed + n + len(name))
         table = libmoe.Parameter(normal(10, H, seed=seed), name="table")
-        adamw = libmoe.AdamW([*layers[0].parameters.values(), table], learning_rate=0.01)
-        sgd = libmoe.SGD(layers[1].parameters, learning_rate=1e-4, momentum=0.9)
+        adamw = libmoe.AdamW(
+            [*layers[0].parameters.values(), table],
+            learning_rate=0.01,
+            groups=[{"parameters": [table], "learning_rate": 0.005 + seed, "weight_decay": 0.2 + seed}],
+            state_dtype=state_dtype,
+            seed=seed + 1,
+        )
+        sgd = libmoe.SGD(layers[1].parameters, learning_rate=1e-4, momentum=0.9, state_dtype=state_dtype)
         return cls(layers, table, [adamw, sgd], [libmoe.Statistics(E)])
 
     def advance(self, steps: int) -> None:
@@ -90,17 +97,18 @@ class Run:
         return found
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    uninterrupted = Run.begin()
+@pytest.mark.parametrize("state_dtype", ["f32", "bf16"])
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(state_dtype: str, tmp_path: Path) -> None:
+    uninterrupted = Run.begin(state_dtype=state_dtype)
     uninterrupted.advance(7)
 
-    stopped = Run.begin()
+    stopped = Run.begin(state_dtype=state_dtype)
     stopped.advance(3)
     stopped.save(tmp_path / "state")
     halfway = stopped.bits()
     stopped.advance(1)  # saving has changed nothing, and what follows does not change the file
 
-    resumed = Run.begin(seed=77)
+    resumed = Run.begin(seed=77, state_dtype=state_dtype)  # seed and groups of the optimiser are the file's, too
     resumed.advance(2)
     resumed.load(tmp_path / "state")
     assert resumed.step == 3
@@ -109,9 +117,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> No
     assert resumed.bits() == uninterrupted.bits()
 
     # And the test can tell: without the optimisers' moments the bits are others.
-    forgetful = Run.begin()
+    forgetful = Run.begin(state_dtype=state_dtype)
     forgetful.advance(3)
-    fresh = Run.begin()
+    fresh = Run.begin(state_dtype=state_dtype)
     for ours, theirs in zip(fresh.layers, forgetful.layers):  # noqa: B905
         ours.load_state_dict(theirs.state_dict())
     fresh.table.data[...] = forgetful.table.data
@@ -129,8 +137,10 @@ def test_the_file_is_what_the_header_says(tmp_path: Path) -> None:
     for n, layer in enumerate(run.layers):
         names |= {f"layers.{n}.{name}" for name in (*layer.parameters, *layer.buffers, "seed")}
     counts = [len(run.layers[0].parameters) + 1, len(run.layers[1].parameters)]
-    names |= {f"optimizers.{n}.{i}" for n in range(2) for i in range(counts[n])}
-    names |= {"optimizers.0.adamw", "optimizers.1.sgd"}
+    names |= {f"optimizers.{n}.{i}.moments" for n in range(2) for i in range(counts[n])}
+    names |= {"optimizers.0.groups", "optimizers.1.groups", "optimizers.0.adamw", "optimizers.1.sgd", "optimizers.0.random", "optimizers.1.random"}
+    halves = [i for i, p in enumerate(run.layers[0].parameters.values()) if p.data.dtype == np.uint16]
+    names |= {f"optimizers.0.{i}.master" for i in halves}
     names |= {f"statistics.0.{part}" for part in ("counts", "dropped", "probability", "tokens", "sums")}
     assert found.keys() == names
     assert found["step"] == [2] and found["layers.0.seed"] == [5] and found["layers.1.seed"] == [6]
@@ -138,14 +148,24 @@ def test_the_file_is_what_the_header_says(tmp_path: Path) -> None:
         found["optimizers.0.adamw"], [0.0081, 0.9, 0.999, 1e-8, 0.01, 0.9**2, 0.999**2], rtol=1e-12
     )
     np.testing.assert_allclose(found["optimizers.1.sgd"], [0.81e-4, 0.9, 0, 0, 0, 0, 0], rtol=1e-12)
+    np.testing.assert_array_equal(found["optimizers.0.random"], [1, 2])  # seed, steps
+    np.testing.assert_array_equal(
+        found["optimizers.0.groups"], [[1, 0.01]] * (counts[0] - 1) + [[0.5, 0.2]]
+    )
     assert (found["tensors.0"] == run.table.data).all()
-    table = found[f"optimizers.0.{counts[0] - 1}"]  # two moments, float32
-    assert table.shape == (2, 10 * H)
+    assert found[f"optimizers.0.{counts[0] - 1}.moments"].shape == (2, 10 * H)
+    assert found["optimizers.1.0.moments"].shape == (1, E * H)
     index = list(run.layers[0].parameters).index("experts.up.weight")
-    master = found[f"optimizers.0.{index}"]  # a master before them, bfloat16
-    assert master.shape == (3, E * WIDTH * H)
+    assert found[f"optimizers.0.{index}.moments"].shape == (2, E * WIDTH * H)
+    master = found[f"optimizers.0.{index}.master"]
     stored = run.layers[0].parameters["experts.up.weight"].data
-    assert (libmoe.to_bfloat16(np.ascontiguousarray(master[0])) == stored.reshape(-1)).all()
+    assert (libmoe.to_bfloat16(master) == stored.reshape(-1)).all()
+
+
+def test_moments_are_loaded_into_their_own_type(tmp_path: Path) -> None:
+    Run.begin().save(tmp_path / "state")
+    with pytest.raises(libmoe.InvalidArgumentError, match="moments: F32 in the file, BF16 here"):
+        Run.begin(state_dtype="bf16").load(tmp_path / "state")
 
 
 def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
@@ -169,7 +189,10 @@ def changed(tensors: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[An
         ("optimizers.0.adamw", None, "optimizers.0.adamw"),
         ("optimizers.0.adamw", np.full(7, np.nan), "nan is none of its numbers"),
         ("optimizers.1.sgd", np.full(7, -1.0), "-1 is none of its numbers"),
-        ("optimizers.0.0", np.zeros((1, E * H), np.float32), "optimizers.0.0: other dimensions"),
+        ("optimizers.0.0.moments", np.zeros((1, E * H), np.float32), "0.0.moments: other dimensions"),
+        ("optimizers.1.groups", np.full((8, 2), np.inf), "optimizers.1.groups: inf is not a number"),
+        ("optimizers.1.groups", np.full((8, 2), -2.0), "optimizers.1.groups: -2 is not a number"),
+        ("optimizers.0.random", np.array([1, 2**56], np.uint64), "72057594037927936 steps are too many"),
         ("statistics.0.counts", np.full(E, -1, np.int64), "statistics.0.counts: -1 is negative"),
         ("statistics.0.tokens", np.full(2, -5, np.int64), "-5 is negative"),
         ("layers.2.router.weight", np.zeros((E, H), np.float32), "tensors in the file"),

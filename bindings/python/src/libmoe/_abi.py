@@ -55,7 +55,7 @@ DTYPE = {
     "f8_e5m2": 14,
     "f8_e8m0": 15,
 }
-# Those of layers; the others are of tensors in checkpoints alone.
+# Those of layers and optimisers; the others are of tensors in checkpoints alone.
 LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
 LAYOUT = {
     "libmoe": 0,
@@ -429,6 +429,9 @@ class moe_adamw_config(_Sized):
         ("beta2", c_double),
         ("epsilon", c_double),
         ("weight_decay", c_double),
+        ("state_dtype", c_int32),
+        ("reserved", c_int32),
+        ("seed", c_uint64),
     ]
 
 
@@ -440,6 +443,9 @@ class moe_sgd_config(_Sized):
         ("learning_rate", c_double),
         ("momentum", c_double),
         ("weight_decay", c_double),
+        ("state_dtype", c_int32),
+        ("reserved", c_int32),
+        ("seed", c_uint64),
     ]
 
 
@@ -581,6 +587,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_optimizer_set_group": (
+        Status,
+        [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double],
+    ),
     "moe_clip_grad_norm": (
         Status,
         [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any, TypedDict, overload
+
+import numpy as np
 
 from . import _abi, _check
 from ._library import Handle, Native, lib
 from .context import Context, default_context
-from .parameter import Parameters, tensors
+from .errors import InvalidArgumentError
+from .parameter import Parameter, Parameters, tensors
+
+
+class _Own(TypedDict, total=False):
+    learning_rate: float
+    weight_decay: float
+
+
+class Group(_Own):
+    """Some of an optimiser's parameters, with a learning rate, a weight decay or both of their own."""
+
+    parameters: Parameters
 
 
 class Optimizer(Native):
@@ -18,7 +33,14 @@ class Optimizer(Native):
     optimiser and the parameters for itself: no other thread may use them meanwhile.
     """
 
-    def __init__(self, create: Any, parameters: Parameters, config: Any, context: Context | None) -> None:
+    def __init__(
+        self,
+        create: Any,
+        parameters: Parameters,
+        config: Any,
+        groups: Sequence[Group],
+        context: Context | None,
+    ) -> None:
         self._parameters, self._tensors = tensors(parameters)
         self._learning_rate: float = config.learning_rate
         handle = (context or default_context())._handle
@@ -31,6 +53,35 @@ class Optimizer(Native):
             len(self._tensors),
             keep={"context": handle},
         )
+        self._set_groups(groups, config.weight_decay)
+
+    def _set_groups(self, groups: Sequence[Group], weight_decay: float) -> None:
+        places = {_memory(parameter): index for index, parameter in enumerate(self._parameters)}
+        seen: dict[int, int] = {}
+        for n, group in enumerate(groups):
+            for name in group.keys() - {"parameters", "learning_rate", "weight_decay"}:
+                raise TypeError(f"groups[{n}]: unknown {name!r}; use parameters, learning_rate, weight_decay")
+            indices = []
+            for parameter in tensors(group["parameters"])[0]:
+                index = places.get(_memory(parameter))
+                if index is None:
+                    raise InvalidArgumentError(f"groups[{n}]: {parameter.name!r} is not among the parameters")
+                if seen.setdefault(index, n) != n:
+                    raise InvalidArgumentError(
+                        f"groups[{n}]: {parameter.name!r} is in groups[{seen[index]}] as well"
+                    )
+                indices.append(index)
+            scale = 1.0
+            if "learning_rate" in group:
+                own = _check.number(f"groups[{n}]: learning_rate", group["learning_rate"])
+                if self._learning_rate == 0:
+                    raise InvalidArgumentError(
+                        f"groups[{n}]: learning_rate = {own:g} is no multiple of the optimiser's, which is 0"
+                    )
+                scale = own / self._learning_rate
+            decay = _check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
+            chosen = np.array(indices, np.int64)
+            lib.moe_optimizer_set_group(self._handle, chosen.ctypes.data, len(chosen), scale, decay)
 
     @overload
     def step(self) -> None: ...
@@ -74,7 +125,10 @@ class Optimizer(Native):
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the steps to come, at least 0; assign to it to follow a schedule."""
+        """Learning rate of the steps to come, at least 0; assign to it to follow a schedule.
+
+        Groups with a learning rate of their own go along: they keep their ratio to it.
+        """
         return self._learning_rate
 
     @learning_rate.setter
@@ -101,17 +155,26 @@ class AdamW(Optimizer):
         As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
+    groups : sequence of dict
+        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have in
+        place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Parameters in no
+        group have those above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
+    state_dtype : {"f32", "bf16"}
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
+        by chance, with the mean right.
+    seed : int
+        Of that chance; give each optimiser another one.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
     Raises
     ------
     InvalidArgumentError
-        A number is out of range.
+        A number is out of range, or a group's parameter is not among the parameters or in two groups.
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
-        There is no memory for the moments, twice that of the parameters.
+        There is no memory for the moments: 8 bytes for each element, or 4 with ``"bf16"``.
     """
 
     def __init__(
@@ -122,6 +185,9 @@ class AdamW(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         *,
+        groups: Sequence[Group] = (),
+        state_dtype: str = "f32",
+        seed: int = 0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_adamw_config(
@@ -130,8 +196,10 @@ class AdamW(Optimizer):
             beta2=_check.number("betas[1]", betas[1]),
             epsilon=_check.number("epsilon", epsilon),
             weight_decay=_check.number("weight_decay", weight_decay),
+            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
+            seed=_check.integer("seed", seed, ctypes.c_uint64),
         )
-        super().__init__(lib.moe_adamw_create, parameters, config, context)
+        super().__init__(lib.moe_adamw_create, parameters, config, groups, context)
 
 
 class SGD(Optimizer):
@@ -151,17 +219,26 @@ class SGD(Optimizer):
         What is optimised.
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
+    groups : sequence of dict
+        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have in
+        place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Parameters in no
+        group have those above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
+    state_dtype : {"f32", "bf16"}
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
+        by chance, with the mean right.
+    seed : int
+        Of that chance; give each optimiser another one.
     context : Context, optional
         Whose threads compute; by default the shared one.
 
     Raises
     ------
     InvalidArgumentError
-        A number is out of range.
+        A number is out of range, or a group's parameter is not among the parameters or in two groups.
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
-        There is no memory for the velocities.
+        There is no memory for the velocities: 4 bytes for each element, or 2 with ``"bf16"``.
     """
 
     def __init__(
@@ -171,14 +248,24 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,
+        groups: Sequence[Group] = (),
+        state_dtype: str = "f32",
+        seed: int = 0,
         context: Context | None = None,
     ) -> None:
         config = _abi.moe_sgd_config(
             learning_rate=_check.number("learning_rate", learning_rate),
             momentum=_check.number("momentum", momentum),
             weight_decay=_check.number("weight_decay", weight_decay),
+            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
+            seed=_check.integer("seed", seed, ctypes.c_uint64),
         )
-        super().__init__(lib.moe_sgd_create, parameters, config, context)
+        super().__init__(lib.moe_sgd_create, parameters, config, groups, context)
+
+
+def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:
+    """What tells parameters apart: a layer makes new objects each time it is asked for them."""
+    return parameter.data.ctypes.data, parameter.data.shape
 
 
 def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context | None = None) -> float:

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Config, DeepseekV4Experts
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
+from transformers.optimization import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 HERE = Path(__file__).parent
-Arrays = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
 
 # Arguments of libmoe.Layer.
 LAYERS: dict[str, dict[str, Any]] = {
@@ -303,8 +305,13 @@ SHAPES = ((7, 5), (11,))
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "adamw_tuned": {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+    "adamw_groups": {"weight_decay": 0.3},
     "sgd": {},
     "sgd_momentum": {"momentum": 0.9},
+}
+# What each tensor has of its own: its learning rate over the common one, and arguments.
+GROUPS: dict[str, list[tuple[float, dict[str, Any]]]] = {
+    "adamw_groups": [(1.0, {"weight_decay": 0.0}), (0.1, {})],
 }
 LEARNING_RATES = np.linspace(0.05, 0.01, N_STEPS)
 
@@ -321,10 +328,13 @@ def optimizer_case(name: str, arguments: dict[str, Any]) -> Arrays:
         arrays[f"gradients/{i}"] = gradients[i].numpy()
         p.data = p.data.double()
 
-    optimizer = make(parameters, lr=0.0, **arguments)
+    own = GROUPS.get(name, [(1.0, {})] * len(SHAPES))
+    groups = [{"params": [p], **more} for p, (_, more) in zip(parameters, own, strict=True)]
+    optimizer = make(groups, lr=0.0, **arguments)
     trajectories: list[list[Tensor]] = [[] for _ in SHAPES]
     for step, learning_rate in enumerate(LEARNING_RATES):
-        optimizer.param_groups[0]["lr"] = float(learning_rate)
+        for group, (scale, _) in zip(optimizer.param_groups, own, strict=True):
+            group["lr"] = scale * float(learning_rate)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient[step].double()
         optimizer.step()
@@ -333,6 +343,45 @@ def optimizer_case(name: str, arguments: dict[str, Any]) -> Arrays:
     return arrays | {
         f"after/{i}": torch.stack(trajectory).numpy() for i, trajectory in enumerate(trajectories)
     }
+
+
+# Arguments of libmoe.Schedule.
+SCHEDULES: list[dict[str, Any]] = [
+    {"kind": "linear", "learning_rate": 0.3, "warmup_steps": 7, "total_steps": 40},
+    {"kind": "linear", "learning_rate": 0.01, "total_steps": 13},
+    {"kind": "cosine", "learning_rate": 0.3, "warmup_steps": 7, "total_steps": 40},
+    {"kind": "cosine", "learning_rate": 3e-4, "warmup_steps": 1, "total_steps": 1001},
+    {"kind": "one_cycle", "learning_rate": 0.3, "total_steps": 40},
+    {"kind": "one_cycle_linear", "learning_rate": 0.3, "total_steps": 40},
+    {"kind": "one_cycle", "learning_rate": 0.01, "total_steps": 333}
+    | {"pct_start": 0.45, "div_factor": 10.0, "final_div_factor": 50.0},
+    {"kind": "one_cycle_linear", "learning_rate": 0.01, "total_steps": 17}
+    | {"pct_start": 0.0, "div_factor": 2.0, "final_div_factor": 4.0},
+    {"kind": "one_cycle", "learning_rate": 0.01, "total_steps": 17, "pct_start": 1.0},
+]
+
+
+def schedule_case(kind: str, learning_rate: float, total_steps: int, **options: Any) -> Array:
+    """The learning rate of every step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=learning_rate)
+    if kind.startswith("one_cycle"):
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=learning_rate,
+            total_steps=total_steps,
+            anneal_strategy="linear" if kind == "one_cycle_linear" else "cos",
+            **options,
+        )
+    else:
+        make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[kind]
+        scheduler = make(optimizer, options.get("warmup_steps", 0), total_steps)
+    rates = []
+    for _ in range(total_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < total_steps:
+            scheduler.step()
+    return np.array(rates)
 
 
 def clip_case(max_norm: float) -> Arrays:
@@ -364,7 +413,7 @@ def save(name: str, arrays: Arrays) -> None:
     """Write one .npz: float64 was for the computing, float32 keeps the file small."""
     exact = ("learning_rates", "max_norm", "norm")
     small = {
-        key: a.astype(np.float32) if a.dtype == np.float64 and key not in exact else a
+        key: a.astype(np.float32) if a.dtype == np.float64 and key.split("/")[0] not in exact else a
         for key, a in arrays.items()
     }
     np.savez_compressed(HERE / f"{name}.npz", **small)  # type: ignore[arg-type]
@@ -389,6 +438,10 @@ def main() -> None:
     for name, max_norm in (("clip_acts", 1.0), ("clip_idle", 100.0)):
         torch.manual_seed(200)
         save(name, clip_case(max_norm))
+    schedules: Arrays = {"config": np.array(json.dumps(SCHEDULES))}
+    for i, options in enumerate(SCHEDULES):
+        schedules[f"learning_rates/{i}"] = schedule_case(**options)
+    save("schedules", schedules)
 
 
 if __name__ == "__main__":
