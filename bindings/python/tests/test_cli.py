@@ -23,7 +23,9 @@ SMALL = (
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run."""
     folder = tmp_path_factory.mktemp("cli")
-    status, out, err = finished("train", text(folder), "--output", str(folder / "run"), "--steps", "8", *SMALL)
+    status, out, err = finished(
+        "train", text(folder), "--output", str(folder / "run"), "--steps", "8", *SMALL
+    )
     assert status == 0, err
     assert re.search(r"\d\d,\d+ bytes to train on", out) and "finished at step 8" in out
     assert "step 8: held-out" in err
@@ -50,7 +52,9 @@ def test_version() -> None:
 def test_options_become_settings(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     moe = ["--moe", "noise=gaussian", "noise_std=0.5", "selection_bias=true"]
-    status, _, err = finished("train", text(tmp_path), "--output", out, "--steps", "1", "--clip", "none", *moe, *SMALL)
+    status, _, err = finished(
+        "train", text(tmp_path), "--output", out, "--steps", "1", "--clip", "none", *moe, *SMALL
+    )
     assert status == 0, err
     found = Settings.load(tmp_path / "run")
     assert found == settings(
@@ -129,7 +133,11 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
         (["train"], 1, "libmoe train: no text: name files"),
         (["train", "TEXT", "--hidden-size", "15"], 1, "libmoe train: the model: .*15"),
         (["train", "TEXT", "--steps", "0"], 1, "libmoe train: steps = 0: at least 1"),
-        (["train", "TEXT", "--sequence-length", "99999"], 1, "libmoe train: sequence_length 99999: no 100000 tokens"),
+        (
+            ["train", "TEXT", "--sequence-length", "99999"],
+            1,
+            "libmoe train: sequence_length 99999: no 100000 tokens",
+        ),
         (["train", "TEXT", "--tokenizer", "none.json"], 1, "libmoe train: tokenizer.*none.json"),
         (["train", "TEXT", "--steps", "many"], 2, "invalid int value: 'many'"),
         (["train", "TEXT", "--moe", "noise"], 2, "expected NAME=VALUE"),
@@ -139,9 +147,7 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
         (["nonsense"], 2, "invalid choice: 'nonsense'"),
     ],
 )
-def test_errors_are_one_line(
-    tmp_path: Path, run: Path, arguments: list[str], status: int, says: str
-) -> None:
+def test_errors_are_one_line(tmp_path: Path, run: Path, arguments: list[str], status: int, says: str) -> None:
     places = {"TEXT": text(tmp_path), "RUN": str(run)}
     more = ["--output", str(tmp_path / "out")] if arguments[0] == "train" else []
     found, _, err = finished(*(places.get(argument, argument) for argument in arguments), *more)

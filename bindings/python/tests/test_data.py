@@ -35,7 +35,7 @@ def test_the_split_does_not_leak_and_loses_nothing(tmp_path: Path) -> None:
     assert training | held_out == set(range(1, 50 * SMALLEST_BLOCK // 4 + 1))
     assert corpus.held_out.n_bytes == 5 * SMALLEST_BLOCK  # a tenth of 50 blocks
 
-    # No window of a step reaches into held-out text: its numbers are neighbours, and all of the training side.
+    # No window of a step reaches into held-out text: its numbers are neighbours of the training side.
     for step in range(20):
         for window in corpus.training.batch(0, step, 8, 64):
             inside = window.astype(np.uint8).tobytes()

@@ -123,7 +123,12 @@ def test_text_that_is_learnt_by_heart(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(256, size=9000).astype(np.uint8)
     (tmp_path / "noise").write_bytes(noise.tobytes())
     given = settings(
-        tmp_path, files=(str(tmp_path / "noise"),), steps=300, evaluate_every=50, learning_rate=0.03, log_every=50
+        tmp_path,
+        files=(str(tmp_path / "noise"),),
+        steps=300,
+        evaluate_every=50,
+        learning_rate=0.03,
+        log_every=50,
     )
     run = tmp_path / "run"
     outcome = Trainer(given, run).train()
@@ -181,7 +186,9 @@ def test_layers_that_are_computed_twice(tmp_path: Path) -> None:
     limit = whole * 3 // 4 >> 20
     Trainer(settings(tmp_path, memory_limit=limit, **many), run).train()
     hint = only(hints(run), r"of 2 layers are computed twice")
-    assert f"keep to {limit} MiB" in hint.sign and f"memory_limit {limit} -> {-(-whole // 2**20)}" in hint.cure
+    assert (
+        f"keep to {limit} MiB" in hint.sign and f"memory_limit {limit} -> {-(-whole // 2**20)}" in hint.cure
+    )
 
 
 def test_idle_processors(tmp_path: Path) -> None:

@@ -32,9 +32,7 @@ def test_it_learns_and_the_best_weights_are_those_of_the_best_evaluation(tmp_pat
     assert (outcome.why, outcome.step) == ("finished", 60)
     assert outcome.best_bits < 6  # of 8; English words of 13 letters have less than 4
     trainer_text = Trainer(given, tmp_path / "again").corpus.held_out
-    again = bits_per_byte(
-        open_run(run).model, trainer_text, sequence_length=16, sequences=4, most_tokens=256
-    )
+    again = bits_per_byte(open_run(run).model, trainer_text, sequence_length=16, sequences=4, most_tokens=256)
     assert again == outcome.best_bits
 
 
@@ -72,7 +70,10 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path, chang
     assert state(tmp_path / "stopped") == state(tmp_path / "whole")
 
     # The logs say the same, times and memory apart.
-    for kind, names in (("step", ("loss", "norm", "learning_rate", "layers")), ("evaluation", ("bits_per_byte",))):
+    for kind, names in (
+        ("step", ("loss", "norm", "learning_rate", "layers")),
+        ("evaluation", ("bits_per_byte",)),
+    ):
         whole, halves = (of_kind(tmp_path / run, kind) for run in ("whole", "stopped"))
         assert [r["step"] for r in whole] == [r["step"] for r in halves]
         for name in names:
@@ -242,6 +243,8 @@ def test_bad_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="last.safetensors' does not fit the settings"):
         Trainer(settings(tmp_path, n_layers=3), run, resume=True)
     text(tmp_path, 50_000)
-    with pytest.raises(UserError, match="the text has changed: the run began with 60,000 bytes, now there are 50,000"):
+    with pytest.raises(
+        UserError, match="the text has changed: the run began with 60,000 bytes, now there are 50,000"
+    ):
         Trainer(given, run, resume=True)
     assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST}

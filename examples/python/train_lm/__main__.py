@@ -2,10 +2,11 @@
 
     python train_lm [FILES OR FOLDERS...] [--steps N] [--seed N] [--output FOLDER] [--alone]
 
-Without names it reads Python's own sources and the licence texts of the machine.  It prints a sample and the held-out bits
-per byte beside those of two models that only count, of the model of ../train_text, and of a dense transformer
-of the same work per token, trained for the same time; --alone leaves the last two out.  In the output folder it
-leaves the runs moe/ and dense/, which ``python -m libmoe inspect`` and ``sample`` read, and pictures of the former.
+Without names it reads Python's own sources and the licence texts of the machine.  It prints a sample and the
+held-out bits per byte beside those of two models that only count, of the model of ../train_text, and of a dense
+transformer of the same work per token, trained for the same time; --alone leaves the last two out.  In the
+output folder it leaves the runs moe/ and dense/, which ``python -m libmoe inspect`` and ``sample`` read, and
+pictures of the former.
 
 The exit status is 0 when the model beats both counting models, 1 when it does not or something is wrong, and
 130 after Ctrl-C, which keeps what was learnt.
@@ -26,9 +27,8 @@ if not __package__:  # run as a folder: the modules are found as those of a pack
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import libmoe
-from libmoe.train import Settings, Trainer, UserError, diagnose, open_run, sample
+from libmoe.train import Settings, Trainer, UserError, diagnose, open_run, plots, sample
 from libmoe.train import log as logs
-from libmoe.train import plots
 from libmoe.train.evaluate import bits_per_byte
 from libmoe.train.sample import printable
 from train_lm.peers import EVALUATED, counting_bits, dense_run, joined, window_bits
@@ -69,7 +69,9 @@ def parse_arguments() -> argparse.Namespace:
         "--output", type=Path, default=Path("build/demo"), help="folder for the results (default build/demo)"
     )
     parser.add_argument(
-        "--alone", action="store_true", help="without the dense transformer and the earlier model: half the time"
+        "--alone",
+        action="store_true",
+        help="without the dense transformer and the earlier model: half the time",
     )
     return parser.parse_args()
 
@@ -162,7 +164,9 @@ def write(trainer: Trainer) -> None:
     trained = open_run(trainer.folder)
     text = bytes(joined(trainer.corpus.held_out)[:4096])
     prompt = text[: text.find(b"\n") + 1] or text[:16]
-    pieces = sample(trained.model, trained.tokenizer, prompt, 600, temperature=0.7, seed=trainer.settings.seed)
+    pieces = sample(
+        trained.model, trained.tokenizer, prompt, 600, temperature=0.7, seed=trainer.settings.seed
+    )
     print("\nA sample, at temperature 0.7:\n")
     print(printable(prompt + b"".join(pieces)))
 

@@ -1,4 +1,4 @@
-"""What the model stands beside: two that only count, the window model of train_text, and a dense transformer."""
+"""What the model stands beside: two that only count, the model of train_text, and a dense transformer."""
 
 from __future__ import annotations
 

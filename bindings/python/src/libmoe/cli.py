@@ -47,9 +47,9 @@ examples:
   python -m libmoe train book.txt --output runs/dense --n-experts 0
   python -m libmoe train --resume runs/book --steps 2000
 
-RUN/config.json has the settings, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors and
-RUN/best.safetensors are the checkpoints.  Ctrl-C finishes the step, saves, and leaves with status 130; a second one
-leaves at once.
+RUN/config.json has the settings, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors
+and RUN/best.safetensors are the checkpoints.  Ctrl-C finishes the step, saves, and leaves with status 130; a
+second one leaves at once.
 """
 
 
@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(asked.run(asked))
     except (UserError, libmoe.MoeError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough; nothing more can be flushed to it
+        if isinstance(
+            error, BrokenPipeError
+        ):  # the reader has seen enough; nothing more can be flushed to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(f"libmoe {asked.command}: {error}", file=sys.stderr)
@@ -94,7 +96,10 @@ def _train(asked: argparse.Namespace) -> int:
         outcome = trainer.train()
     finally:
         _print_hints(folder, settings)
-    print(f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; in {folder}")
+    print(
+        f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; "
+        f"in {folder}"
+    )
     return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -111,9 +116,16 @@ def _describe(trainer: Trainer) -> None:
     print(
         f"{corpus.training.n_bytes:,} bytes to train on, {corpus.held_out.n_bytes:,} held out, of "
         f"{corpus.n_files:,} files"
-        + (f" ({corpus.passed_over:,} passed over: copies, empty, binary or unreadable)" if corpus.passed_over else "")
+        + (
+            f" ({corpus.passed_over:,} passed over: copies, empty, binary or unreadable)"
+            if corpus.passed_over
+            else ""
+        )
     )
-    print(f"{sum(parameter.data.size for parameter in parameters):,} weights; {trainer.context.build_info()}", flush=True)
+    print(
+        f"{sum(parameter.data.size for parameter in parameters):,} weights; {trainer.context.build_info()}",
+        flush=True,
+    )
 
 
 def _print_hints(folder: Path, settings: Settings) -> None:
@@ -184,7 +196,9 @@ def _inspect(asked: argparse.Namespace) -> int:
         )
         for layer in last["layers"]:
             load = " ".join(f"{share:.0%}" for share in _shares(layer["load"]))
-            print(f"  layer {layer['layer']}: load {load}, dropped {layer['dropped']:.1%}, dead {layer['dead']}")
+            print(
+                f"  layer {layer['layer']}: load {load}, dropped {layer['dropped']:.1%}, dead {layer['dead']}"
+            )
     if evaluations:
         best = min(evaluations, key=lambda record: record["bits_per_byte"])
         print(f"best: {best['bits_per_byte']:.4f} held-out bits per byte, at step {best['step']}")
@@ -239,9 +253,13 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     train = command("train", _train, "train a model on text", TRAIN_EXAMPLES)
-    train.add_argument("files", nargs="*", metavar="FILE", default=None, help="text files, or folders of them")
+    train.add_argument(
+        "files", nargs="*", metavar="FILE", default=None, help="text files, or folders of them"
+    )
     train.add_argument("--output", type=Path, metavar="RUN", help="folder of the run (default run)")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, with the settings it has")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run, with the settings it has"
+    )
     _add_settings(train, ("text", "model", "training", "evaluation", "machine"))
 
     evaluate = command("eval", _eval, "bits per byte of held-out text, or of other files")

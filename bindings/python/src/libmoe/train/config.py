@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of :class:`Settings`: its default, and what ``--help`` says of it, and where."""
+    """Return a field of :class:`Settings`: its default, and what ``--help`` says of it, and where."""
     about = {"group": group, "help": text, "choices": choices}
     if isinstance(default, (tuple, str, int, float)):
         return field(default=default, metadata=about)
@@ -26,7 +26,7 @@ def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ())
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run depends on.  ``python -m libmoe train --help`` lists the fields with their units."""
+    """Everything that a run depends on; ``python -m libmoe train --help`` lists it with its units."""
 
     files: tuple[str, ...] = _setting((), "text", "text files, and folders whose text files are read")
     tokenizer: str = _setting("", "text", "file of the package tokenizers; without it tokens are bytes")
@@ -168,4 +168,3 @@ class Settings:
             raise UserError(f"unknown setting {unknown[0]!r}")
         listed = {"files": tuple(values["files"])} if "files" in values else {}
         return replace(self, **{**values, **listed})
-

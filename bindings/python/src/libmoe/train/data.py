@@ -1,8 +1,8 @@
 """Text to train on: files, mapped; which of it is held out; and which windows of it a step sees.
 
-Every file is cut into blocks of neighbouring bytes.  A share of all blocks, drawn by the seed, is held out; no
-window of tokens reaches from one side to the other.  Tokens are the bytes themselves, or those of a file of the
-package ``tokenizers``.
+Every file is cut into blocks of neighbouring bytes.  A share of all blocks, drawn by the seed, is held out;
+no window of tokens reaches from one side to the other.  Tokens are the bytes themselves, or those of a file of
+the package ``tokenizers``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPLIT, _BATCHES = 1, 2  # streams of random numbers
 
 
 def random_words(seed: int, stream: int, step: int, count: int) -> NDArray[np.uint64]:
-    """Philox4x64-10 keyed by (seed, stream), counted from step: the same numbers whatever was drawn before."""
+    """Philox4x64-10 keyed by (seed, stream), counted from step: no draw depends on those before."""
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step])
     words: NDArray[np.uint64] = generator.random_raw(count)
     return words
@@ -97,9 +97,7 @@ class Part:
             )
         return counts
 
-    def _windows(
-        self, index: NDArray[np.int64], places: NDArray[np.int64], length: int
-    ) -> NDArray[np.int32]:
+    def _windows(self, index: NDArray[np.int64], places: NDArray[np.int64], length: int) -> NDArray[np.int32]:
         windows = np.empty((len(index), length), np.int32)
         of = np.searchsorted(places, index, side="right")
         for row, (span, place) in enumerate(zip(of, index)):
@@ -246,7 +244,7 @@ def _mapped(names: Sequence[str]) -> tuple[list[Tokens], int]:
 
 
 def _paths(names: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """The files, and whether the user named them; those of folders sorted, without hidden ones."""
+    """List the files, and whether the user named them; those of folders sorted, without hidden ones."""
     for name in names:
         if not os.path.exists(name):
             raise UserError(f"no such file or folder: {name!r}")

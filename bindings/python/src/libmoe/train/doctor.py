@@ -1,7 +1,7 @@
 """What a run's log says is wrong, in plain words, and what helps; every hint has the number that caused it.
 
-The signs are those that the field's tables of troubleshooting list: an unstable router, idle experts, slow steps, too
-little memory; and text that is learnt by heart.
+The signs are those that the field's tables of troubleshooting list: an unstable router, idle experts, slow
+steps, too little memory; and text that is learnt by heart.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def diagnose(settings: Settings, records: list[Record]) -> list[Hint]:
 
 
 def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
-    """A run that could not go on: numbers that are none, or no memory."""
+    """Find a run that could not go on: numbers that are none, or no memory."""
     stops = of_kind(records, "stop")
     if not stops:
         return
@@ -97,7 +97,7 @@ def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
 
 
 def _unstable(settings: Settings, records: list[Record], steps: list[Record]) -> Iterator[Hint]:
-    """Loss that rises or leaps: router gradients too large, a bad beginning, too quick a start."""
+    """Find loss that rises or leaps: router gradients too large, a bad beginning, too quick a start."""
     (start,) = of_kind(records, "start")
     guessing = math.log(start["vocabulary_size"])
     first = steps[0]["loss"]
@@ -120,7 +120,8 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
     highest = max((record["norm_max"] or 0.0, record["step"]) for record in steps)
     if norms and highest[0] > SPIKE * median(norms):
         yield Hint(
-            f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is {median(norms):.3g}",
+            f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is "
+            f"{median(norms):.3g}",
             _calmer(settings),
         )
     for layer in steps[-1]["layers"]:
@@ -133,7 +134,7 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
 
 
 def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
-    """Experts with nothing to do, experts with too much, choices without room: over the last quarter."""
+    """Find experts with nothing to do, experts with too much, choices without room: over the last quarter."""
     last = steps[-max(1, len(steps) // 4) :]
     for n, layer in enumerate(last[-1]["layers"]):
         columns = zip(*(record["layers"][n]["load"] for record in last))
@@ -157,7 +158,7 @@ def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
 
 
 def _overfitted(settings: Settings, records: list[Record]) -> Iterator[Hint]:
-    """Held-out text that gets worse while the training goes on."""
+    """Find held-out text that gets worse while the training goes on."""
     bits = [record["bits_per_byte"] for record in of_kind(records, "evaluation")]
     if bits and bits[-1] > OVERFITTED * min(bits):
         yield Hint(
@@ -168,7 +169,7 @@ def _overfitted(settings: Settings, records: list[Record]) -> Iterator[Hint]:
 
 
 def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
-    """Steps that could be faster: idle processors, layers computed twice."""
+    """Find steps that could be faster: idle processors, layers computed twice."""
     steps, starts, plans = (of_kind(records, kind) for kind in ("step", "start", "plan"))
     if not steps:
         return
@@ -176,7 +177,8 @@ def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     threads, processors = starts[0]["threads"], starts[0]["processors"]
     if threads < processors:
         yield Hint(
-            f"{speed} with {threads} of {processors} processors", f"threads {threads} -> {processors}, the same bits"
+            f"{speed} with {threads} of {processors} processors",
+            f"threads {threads} -> {processors}, the same bits",
         )
     again = sum(kept != "all" for kept in plans[-1]["keep"]) if plans else 0
     if again:
@@ -229,9 +231,13 @@ def _larger(settings: Settings) -> str:
 def _smaller_batch(settings: Settings) -> str:
     half = max(1, settings.sequences // 2)
     if half == settings.sequences:
-        return f"shorter sequences (sequence_length {settings.sequence_length} -> {settings.sequence_length // 2})"
-    doubled = settings.accumulate * settings.sequences // half
-    return f"half the batch, twice (sequences {settings.sequences} -> {half}, accumulate {settings.accumulate} -> {doubled})"
+        length = settings.sequence_length
+        return f"shorter sequences (sequence_length {length} -> {length // 2})"
+    before = settings.accumulate
+    return (
+        f"half the batch, twice (sequences {settings.sequences} -> {half}, "
+        f"accumulate {before} -> {before * settings.sequences // half})"
+    )
 
 
 def _mib(count: int) -> str:

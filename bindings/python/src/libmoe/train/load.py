@@ -25,8 +25,8 @@ class Load:
     def take(self) -> list[dict[str, Any]]:
         """Return the sums as the log has them, one object for each layer, and begin anew.
 
-        layer, load [E] (tokens of each expert), dropped (share of the choices), dead (experts without a token),
-        peak (load of the fullest over the mean), z_loss, balance_loss, entropy (nats)
+        layer, load [E] (tokens of each expert), dropped (share of the choices), dead (experts without a
+        token), peak (load of the fullest over the mean), z_loss, balance_loss, entropy (nats)
         """
         taken = []
         for number, statistics in self._sums.items():

@@ -37,8 +37,8 @@ def draw(
     Returns
     -------
     list of path
-        loss.png, gradients.png, load.png, and bytes.png where there are a model and a text; without experts only
-        the first two.
+        loss.png, gradients.png, load.png, and bytes.png where there are a model and a text; without experts
+        only the first two.
 
     Raises
     ------
@@ -114,7 +114,12 @@ def _load(plt: Any, steps: list[Record]) -> Any:
     """For each layer the experts' shares of the tokens over time; below, the experts without a token."""
     layers = steps[0]["layers"]
     figure, rows = plt.subplots(
-        len(layers) + 1, 1, sharex=True, squeeze=False, figsize=(8, 1.2 * len(layers) + 2), layout="constrained"
+        len(layers) + 1,
+        1,
+        sharex=True,
+        squeeze=False,
+        figsize=(8, 1.2 * len(layers) + 2),
+        layout="constrained",
     )
     last = steps[-1]["step"]
     for n, (axes,) in enumerate(rows[:-1]):

@@ -1,4 +1,4 @@
-"""Progress of a run on the standard error: one line that changes on a terminal, a line now and then elsewhere."""
+"""Progress of a run on the standard error: one line that changes on a terminal, now and then one that stays."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Progress:
         left = (now - self._started) / (done - self._first) * (self._steps - done)
         bar = "#" * round(BAR * share)
         line = f"[{bar:-<{BAR}}] {done}/{self._steps}  {text}  {clock(left)} left"
-        print("\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
+        print(
+            "\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True
+        )
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
@@ -58,4 +60,6 @@ class Progress:
 def clock(seconds: float) -> str:
     """Minutes and seconds, or hours and minutes."""
     whole = round(seconds)
-    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d} h"
+    return (
+        f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d} h"
+    )

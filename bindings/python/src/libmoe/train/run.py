@@ -40,7 +40,7 @@ def memory_limit(settings: Settings) -> int | None:
 
 
 def saved_parts(model: libmoe.Model) -> dict[str, Any]:
-    """Return a model's parts as save_training takes them: its ffn with their buffers, and the other parameters."""
+    """Return a model's parts as save_training takes them: its ffn with their buffers, and the rest."""
     others = [parameter for name, parameter in model.parameters.items() if ".ffn." not in name]
     return {"layers": list(model.layers), "parameters": others}
 

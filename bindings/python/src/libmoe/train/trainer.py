@@ -51,8 +51,8 @@ class Outcome:
 class Trainer:
     """One run: a text, a model, its optimiser, and a folder with what comes of them.
 
-    The same settings and the same text give the same bits, for any number of threads, and also when the run was
-    stopped and taken up again.
+    The same settings and the same text give the same bits, for any number of threads, and also when the run
+    was stopped and taken up again.
 
     Parameters
     ----------

@@ -41,7 +41,11 @@ class Update:
         parameters = model.parameters.values()
         self._parameters = list(parameters)
         self.optimizer = libmoe.AdamW(
-            self._parameters, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, context=context
+            self._parameters,
+            settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
+            context=context,
         )
         self.numbers: list[NDArray[np.float64]] = []
         self._bound = {"norm": settings.max_norm, "none": math.inf, "adaptive": 1.0}[settings.clip]
