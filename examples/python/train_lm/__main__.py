@@ -3,10 +3,10 @@
     python train_lm [FILES OR FOLDERS...] [--steps N] [--seed N] [--output FOLDER] [--alone]
 
 Without names it reads Python's own sources and the licence texts of the machine.  It prints a sample and the
-held-out bits per byte beside those of two models that only count, of the model of ../train_text, and of a dense
-transformer of the same work per token, trained for the same time; --alone leaves the last two out.  In the
-output folder it leaves the runs moe/ and dense/, which ``python -m libmoe inspect`` and ``sample`` read, and
-pictures of the former.
+held-out bits per byte beside those of two models that only count, of the model of ../train_text, and of a
+dense transformer of the same work per token, trained for the same time; --alone leaves the last two out.  In
+the output folder it leaves the runs moe/ and dense/, which ``python -m libmoe inspect`` and ``sample`` read,
+and pictures of the former.
 
 The exit status is 0 when the model beats both counting models, 1 when it does not or something is wrong, and
 130 after Ctrl-C, which keeps what was learnt.
@@ -73,7 +73,10 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="without the dense transformer and the earlier model: half the time",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error("--steps must be above 0")
+    return arguments
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -117,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = [("unigram model", unigram, ""), ("bigram model", bigram, "")]
     if not arguments.alone:
         print("\nThe model of train_text, one layer over a window of 16 bytes:", flush=True)
-        bits, seconds = window_bits(corpus, arguments.seed)
+        bits, seconds = window_bits(corpus, arguments.seed, arguments.steps / STEPS)
         table.append(("window of 16 bytes", bits, f"{seconds:.0f} s"))
         print("\nA dense transformer, as much work for each byte, for as long:", flush=True)
         dense = dense_run(settings, trainer.seconds, output / "dense")

@@ -28,12 +28,12 @@ def counting_bits(corpus: Corpus) -> tuple[float, float]:
     )
 
 
-def window_bits(corpus: Corpus, seed: int) -> tuple[float, float]:
-    """Train the model of train_text, one layer over a window of 16 bytes: bits per byte, and seconds."""
+def window_bits(corpus: Corpus, seed: int, share: float) -> tuple[float, float]:
+    """Train the model of train_text for a share of its steps: bits per byte, and seconds."""
     text = counting.Corpus(joined(corpus.training), joined(corpus.held_out), corpus.n_files, [], False)
     model = TextModel(counting.unigram(text.training), seed)
     with Progress() as progress:
-        records, _ = train(model, text, steps=STEPS, seed=seed, show=progress.show)
+        records, _ = train(model, text, steps=max(1, round(share * STEPS)), seed=seed, show=progress.show)
     positions = sample_positions(text.held_out, EVALUATED)
     return evaluate(model, text.held_out, positions).bits, records[-1].seconds
 

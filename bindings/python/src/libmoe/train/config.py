@@ -60,8 +60,8 @@ class Settings:
     schedule: str = _setting(
         "cosine", "training", "how it falls after the warm-up", ("constant", "linear", "cosine", "one_cycle")
     )
-    warmup_steps: int = _setting(50, "training", "steps over which it rises")
-    final_fraction: float = _setting(0.1, "training", "of the highest rate, at the end")
+    warmup_steps: int = _setting(50, "training", "steps over which it rises; with one_cycle to the top")
+    final_fraction: float = _setting(0.1, "training", "of the highest rate, at the end of linear and cosine")
     weight_decay: float = _setting(0.1, "training", "of matrices; norms and biases have none")
     clip: str = _setting(
         "norm",
@@ -121,6 +121,8 @@ class Settings:
             "activation": "silu",
             "balance_coef": self.balance_coef,
             "z_coef": self.z_coef,
+            # One weight divided by itself is 1 and teaches the router nothing.
+            "normalize": self.top_k > 1,
             **self.moe,
         }
         return {

@@ -1,8 +1,8 @@
 """Text to train on: files, mapped; which of it is held out; and which windows of it a step sees.
 
 Every file is cut into blocks of neighbouring bytes.  A share of all blocks, drawn by the seed, is held out;
-no window of tokens reaches from one side to the other.  Tokens are the bytes themselves, or those of a file of
-the package ``tokenizers``.
+no window of tokens reaches from one side to the other.  Tokens are the bytes themselves, or those of a file
+of the package ``tokenizers``.
 """
 
 from __future__ import annotations

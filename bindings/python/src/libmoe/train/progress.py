@@ -1,4 +1,4 @@
-"""Progress of a run on the standard error: one line that changes on a terminal, now and then one that stays."""
+"""Progress of a run on the standard error: one line that changes on a terminal, sometimes one that stays."""
 
 from __future__ import annotations
 

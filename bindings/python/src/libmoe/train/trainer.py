@@ -216,7 +216,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         parts = saved_parts(self.model)
-        own = [self._numbers, *self.update.numbers]
+        own = [self.update.numbers, self._numbers]
         # The file takes float32 and bfloat16, whose bits it keeps: a double is four of the latter.
         as_parameters = [libmoe.Parameter(array.view(np.uint16)) for array in own]
         parts["parameters"] = [*parts["parameters"], *as_parameters]
@@ -262,6 +262,7 @@ class Trainer:
             self.step = libmoe.load_training(path, context=self.context, **self._parts())
         except libmoe.InvalidArgumentError as error:
             raise UserError(f"{str(path)!r} does not fit the settings: {error}") from None
+        self.update.take_up()
         self._log.rewind(self.step)
         self.settings.save(self.folder)
 

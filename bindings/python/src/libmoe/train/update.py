@@ -11,6 +11,8 @@ import libmoe
 
 from .config import Settings
 
+BETAS = (0.9, 0.95)
+
 
 class Update:
     """AdamW with a run's schedule and clipping.
@@ -26,33 +28,47 @@ class Update:
     Attributes
     ----------
     optimizer : AdamW
-    numbers : list of ndarray of float64
-        What else has to be saved: of adaptive clipping its state.
+    numbers : ndarray of float64, [3]
+        What has to be saved beside it: count, mean and variance of adaptive clipping.
     """
 
     def __init__(self, settings: Settings, model: libmoe.Model, context: libmoe.Context) -> None:
+        rises = min(settings.warmup_steps, settings.steps)
+        if settings.schedule == "one_cycle":
+            how = {"pct_start": rises / settings.steps}
+        else:
+            how = {"warmup_steps": rises, "final_fraction": settings.final_fraction}
         self._schedule = libmoe.Schedule(
-            settings.schedule,
-            settings.learning_rate,
-            settings.steps,
-            warmup_steps=settings.warmup_steps,
-            final_fraction=settings.final_fraction,
+            settings.schedule, settings.learning_rate, total_steps=settings.steps, **how
         )
-        parameters = model.parameters.values()
-        self._parameters = list(parameters)
+        undecayed = [p for name, p in model.parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
         self.optimizer = libmoe.AdamW(
-            self._parameters,
+            model.parameters,
             settings.learning_rate,
-            betas=(0.9, 0.95),
+            BETAS,
             weight_decay=settings.weight_decay,
+            groups=[{"parameters": undecayed, "weight_decay": 0.0}],
             context=context,
         )
-        self.numbers: list[NDArray[np.float64]] = []
-        self._bound = {"norm": settings.max_norm, "none": math.inf, "adaptive": 1.0}[settings.clip]
+        self._fixed = settings.max_norm if settings.clip == "norm" else math.inf
+        self._clip = libmoe.AdaptiveClip() if settings.clip == "adaptive" else None
+        self.numbers: NDArray[np.float64] = np.zeros(3)
 
     def __call__(self, step: int) -> tuple[float, float, float]:
         """Step, and return the rate, the norm of all gradients, and the bound they were scaled down to."""
         rate = self._schedule(step)
         self.optimizer.learning_rate = rate
-        norm = self.optimizer.step(max_norm=self._bound)
-        return rate, norm, self._bound
+        if self._clip is None:
+            return rate, self.optimizer.step(max_norm=self._fixed), self._fixed
+        before = libmoe.AdaptiveClip()
+        before.load_state_dict(self._clip.state_dict())
+        norm = self.optimizer.step(max_norm=self._clip)
+        self.numbers[:] = [self._clip.state_dict()[name] for name in ("count", "mean", "variance")]
+        return rate, norm, before.max_norm(norm)
+
+    def take_up(self) -> None:
+        """Go on from what `numbers` says, after a training state was read into it."""
+        if self._clip is not None:
+            count, mean, variance = self.numbers.tolist()
+            state = {"count": int(count), "mean": mean, "variance": variance}
+            self._clip.load_state_dict({**self._clip.state_dict(), **state})
