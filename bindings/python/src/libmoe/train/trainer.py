@@ -108,32 +108,38 @@ class Trainer:
         NotFiniteError, OutOfMemoryError, InvalidArgumentError
             Of a step; the log says why, and the last checkpoint is as it was.
         """
-        settings = self.settings
         self._check_memory()
-        with Interrupt() as interrupt, Progress(settings.steps) as progress:
-            since = _Since()
-            why = "early stop" if self._patience_is_over() else "finished"
-            while why != "early stop" and self.step < settings.steps and not interrupt.signal:
-                try:
-                    self._one_step(since)
-                except libmoe.MoeError as error:
-                    self._log.write("stop", self.step, why=type(error).__name__, message=str(error))
-                    raise
-                progress.step(self.step, since.text())
-                last = self.step == settings.steps or bool(interrupt.signal)
-                due = self.step % settings.evaluate_every == 0 or last
-                if due or self.step % settings.log_every == 0:
-                    self._log.write("step", self.step, **self._measured(since))
-                    since = _Since()
-                if due and not interrupt.signal:
-                    self._evaluate(progress)
-                    why = "early stop" if self._patience_is_over() else why
-                if due:
-                    self._save(LAST)
-        if interrupt.signal:
-            why = "interrupted"
+        with Interrupt() as interrupt, Progress(self.settings.steps) as progress:
+            try:
+                why = self._loop(interrupt, progress)
+            except libmoe.MoeError as error:
+                self._log.write("stop", self.step, why=type(error).__name__, message=str(error))
+                raise
         self._log.write("stop", self.step, why=why, best_bits=self.best_bits)
         return Outcome(why, self.step, self.best_bits, interrupt.signal)
+
+    def _loop(self, interrupt: Interrupt, progress: Progress) -> str:
+        """Step, log, evaluate and save, each when it is due; return why it is over."""
+        settings = self.settings
+        since = _Since()
+        while self.step < settings.steps and not interrupt.signal:
+            if self._patience_is_over():
+                return "early stop"
+            self._one_step(since)
+            progress.step(self.step, since.text())
+            due = self.step % settings.evaluate_every == 0 or self.step == settings.steps
+            if due or self.step % settings.log_every == 0:
+                self._log.write("step", self.step, **self._measured(since))
+                since = _Since()
+            if due:
+                self._evaluate(progress)
+                self._save(LAST)
+        if not interrupt.signal:
+            return "finished"
+        if since.steps:
+            self._log.write("step", self.step, **self._measured(since))
+        self._save(LAST)
+        return "interrupted"
 
     # --------------------------------------------------------------------------------------------------------
     # A step
@@ -308,11 +314,11 @@ class _Since:
 
     def __init__(self) -> None:
         self.loss = self.objective = self._seconds = self._norm = self._norm_max = self._rate = 0.0
-        self._steps = self._tokens = self._clipped = 0
+        self.steps = self._tokens = self._clipped = 0
 
     def add(self, tokens: int, seconds: float, rate: float, norm: float, bound: float) -> None:
         """Count one step: gradients of norm `norm` were scaled down to `bound`, where they were above it."""
-        self._steps += 1
+        self.steps += 1
         self._tokens += tokens
         self._seconds += seconds
         self._rate = rate
@@ -322,7 +328,7 @@ class _Since:
 
     def means(self) -> dict[str, Any]:
         """Return what the log says; the rate is the last step's."""
-        n = self._steps
+        n = self.steps
         return {
             "loss": self.loss / n,
             "objective": self.objective / n,
