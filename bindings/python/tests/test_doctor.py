@@ -46,9 +46,9 @@ def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
     wild = {"learning_rate": 3.0, "clip": "none", "warmup_steps": 0, "steps": 60, "schedule": "constant"}
     run = tmp_path / "run"
     Trainer(settings(tmp_path, **wild), run).train()
-    hint = only(hints(run), r"training loss rose from [\d.]+ to [\d.]+ nats")
-    low, high = map(float, re.findall(r"\d+\.\d+", hint.sign))
-    assert high > 1.05 * low
+    hint = only(hints(run), r"training loss rose")
+    found = re.search(r"from (\S+) to (\S+) nats", hint.sign)
+    assert found and float(found[2]) > 1.05 * float(found[1])
     assert "learning_rate (3 -> 1)" in hint.cure and "z_coef 0.001 -> 0.01" in hint.cure
     assert "clip none -> norm" in hint.cure and "warmup_steps 0 -> 3" in hint.cure
 
@@ -122,14 +122,8 @@ def test_text_that_is_learnt_by_heart(tmp_path: Path) -> None:
     # Noise: there is nothing to learn but the training text itself.
     noise = np.random.default_rng(0).integers(256, size=9000).astype(np.uint8)
     (tmp_path / "noise").write_bytes(noise.tobytes())
-    given = settings(
-        tmp_path,
-        files=(str(tmp_path / "noise"),),
-        steps=300,
-        evaluate_every=50,
-        learning_rate=0.03,
-        log_every=50,
-    )
+    noisy = {"files": (str(tmp_path / "noise"),), "hidden_size": 32, "sequences": 16, "learning_rate": 0.03}
+    given = settings(tmp_path, steps=200, evaluate_every=25, log_every=50, **noisy)
     run = tmp_path / "run"
     outcome = Trainer(given, run).train()
     hint = only(hints(run), "held-out text got worse")

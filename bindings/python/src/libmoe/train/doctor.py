@@ -16,7 +16,7 @@ from .config import Settings
 from .log import Record, of_kind
 
 # From when on a number is a sign.
-RISE = 1.05  # training loss at the end over the lowest: noise of a window of steps stays below
+RISE = 1.05  # mean training loss of a quarter of the run over the lowest before: noise stays below
 SPIKE = 10  # a gradient norm over the median
 LARGE_LOGITS = 10  # root of the z loss, which is about the log of the sum of E exponentials; ln 64 is 4.2
 WORSE_THAN_GUESSING = 1.2  # first loss over ln V
@@ -110,9 +110,15 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
     losses = [record["loss"] for record in steps if record["loss"] is not None]
     quarter = max(1, len(losses) // 4)
     means = [fmean(losses[i : i + quarter]) for i in range(len(losses) - quarter + 1)]
-    if means and means[-1] > RISE * min(means):
+    rise, low, high = 1.0, 0.0, 0.0
+    lowest = losses[0] if losses else 0.0
+    for mean in means:  # the steepest way up, also of a run that came down again
+        lowest = min(lowest, mean)
+        if mean > rise * lowest:
+            rise, low, high = mean / lowest, lowest, mean
+    if rise > RISE:
         yield Hint(
-            f"the training loss rose from {min(means):.3f} to {means[-1]:.3f} nats",
+            f"the training loss rose from {low:.4g} to {high:.4g} nats",
             f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 3:g}), "
             f"{_calmer(settings)}",
         )
