@@ -46,6 +46,7 @@
  * [DeepSeek-V3 2024] arXiv:2412.19437 balance by a selection bias; [GShard 2020] arXiv:2006.16668;
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
+ * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
  * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
  * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
@@ -1010,6 +1011,46 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
+/** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */
+typedef enum moe_schedule_kind {
+  /* First, while t < warmup_steps, lr t / warmup_steps; then with w = (t - warmup_steps) / (n - warmup_steps), at most 1,
+   * and f = final_fraction */
+  MOE_SCHEDULE_CONSTANT = 0,        /**< lr */
+  MOE_SCHEDULE_LINEAR = 1,          /**< lr (f + (1 - f) (1 - w)); transformers' linear schedule */
+  MOE_SCHEDULE_COSINE = 2,          /**< lr (f + (1 - f) (1 + cos(pi w)) / 2); [SGDR 2017], transformers' cosine schedule */
+  /* [1cycle 2017], torch.optim.lr_scheduler.OneCycleLR: from lr / div_factor up to lr at step top = pct_start n - 1,
+   * then down to lr / div_factor / final_div_factor at step n - 1, and so on from there.  Each way from a to b is */
+  MOE_SCHEDULE_ONE_CYCLE = 3,       /**< b + (a - b) (1 + cos(pi w)) / 2, w from 0 to 1 */
+  MOE_SCHEDULE_ONE_CYCLE_LINEAR = 4 /**< a + (b - a) w */
+} moe_schedule_kind;
+
+/** A learning rate for every step. */
+typedef struct moe_schedule {
+  size_t struct_size;
+  int32_t kind;            /**< a moe_schedule_kind */
+  int32_t reserved;        /**< 0 */
+  double learning_rate;    /**< the peak lr, >= 0 */
+  int64_t warmup_steps;    /**< >= 0; 0 for one cycle */
+  int64_t total_steps;     /**< n >= 1, >= warmup_steps; not read by CONSTANT */
+  double final_fraction;   /**< [0, 1], of LINEAR and COSINE */
+  double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
+  double div_factor;       /**< > 0, of one cycle */
+  double final_div_factor; /**< > 0, of one cycle */
+} moe_schedule;
+
+#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4 }
+
+/** Fill `schedule` as MOE_SCHEDULE_INIT does.  NULL is ignored. */
+MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
+
+/** The learning rate of a step, for moe_optimizer_set_learning_rate.  A pure function, any thread; its cosine is the library's
+ *  own, and the bits are the same on every processor.
+ *  @param schedule [in]
+ *  @param step     [in] >= 0, steps taken before
+ *  @param out      [out]
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_learning_rate(const moe_schedule *schedule, int64_t step, double *out);
+
 /** Make some tensors a group of their own: their learning rate is learning_rate_scale times the optimiser's, and their weight
  *  decay is this one.  (Decay 0 is usual for biases, norms and gains.)  A tensor in no group has 1 and the config's weight_decay.
  *  Training states keep groups.
@@ -1030,6 +1071,46 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_group(moe_optimizer *optimizer, c
  *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
 MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
                                                 double max_norm, double *norm);
+
+/** A clipping threshold that follows the norms it sees, after [ZClip 2025]: losses of balance, and training itself, move the
+ *  norms, and a fixed threshold then cuts always or never.  It is yours, and is saved by saving it.
+ *    The first warmup_steps norms pass; mean and variance are theirs.  Then with z = (norm - mean) / sqrt(variance)
+ *      max_norm = mean + sqrt(variance) threshold^2 / z   where z > threshold and variance > 0;   else INFINITY
+ *      g = min(norm, mean + threshold sqrt(variance)) (norm, where variance is 0)
+ *      mean = decay mean + (1 - decay) g;   variance = decay variance + (1 - decay) (g - mean)^2
+ *  The further a norm is beyond the threshold, the nearer to the mean it is brought.  (The paper has g = min(norm, max_norm),
+ *  which makes the variance smaller the more there is to clip: after a rise of the norms to another level it would clip for
+ *  ever.  Here the variance grows until the new level is none to clip, as long as decay * threshold > 1.) */
+typedef struct moe_clip_state {
+  size_t struct_size;
+  double decay;         /**< [0, 1) */
+  double threshold;     /**< > 1, in standard deviations */
+  int64_t warmup_steps; /**< >= 1 */
+  double mean;          /**< of the norms; written, 0 at first */
+  double variance;      /**< written, 0 at first */
+  int64_t count;        /**< norms seen, up to warmup_steps; written, 0 at first */
+} moe_clip_state;
+
+#define MOE_CLIP_STATE_INIT { sizeof(moe_clip_state), 0.97, 2.5, 25, 0.0, 0.0, 0 }
+
+/** Fill `state` with the paper's numbers, as MOE_CLIP_STATE_INIT does.  NULL is ignored. */
+MOE_API void moe_clip_state_init(moe_clip_state *state, size_t struct_size);
+
+/** What this step's norm may be at most, for moe_optimizer_step_clipped; the state takes note of the norm.  No state but yours,
+ *  which the call wants for itself.
+ *  @param state    [in, out]
+ *  @param norm     [in] >= 0, of all gradients of this step: moe_clip_grad_norm with INFINITY measures it
+ *  @param max_norm [out] > 0; INFINITY where nothing is to be clipped
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (the norm is not, or its square is not; the state is as it was). */
+MOE_API MOE_CHECK moe_status moe_adaptive_clip(moe_clip_state *state, double norm, double *max_norm);
+
+/** moe_optimizer_step_clipped with what moe_adaptive_clip makes of the norm; it is measured once.
+ *  @param tensors [in] [count], as in moe_optimizer_step
+ *  @param state   [in, out]
+ *  @param norm    [out, nullable] before scaling
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (as those two; nothing is changed, the state neither). */
+MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimizer, const moe_tensor *tensors,
+                                                         int64_t count, moe_clip_state *state, double *norm);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Checkpoints: safetensors files, layers in the layouts of known models, training states

@@ -11,6 +11,8 @@ _Static_assert(sizeof(moe_backward_options) == 40, "moe_backward_options layout 
 _Static_assert(sizeof(moe_expert_group) == 48, "moe_expert_group layout is ABI");
 _Static_assert(sizeof(moe_adamw_config) == 64, "moe_adamw_config layout is ABI");
 _Static_assert(sizeof(moe_sgd_config) == 48, "moe_sgd_config layout is ABI");
+_Static_assert(sizeof(moe_schedule) == 72, "moe_schedule layout is ABI");
+_Static_assert(sizeof(moe_clip_state) == 56, "moe_clip_state layout is ABI");
 _Static_assert(sizeof(moe_stored_tensor) == 104, "moe_stored_tensor layout is ABI");
 _Static_assert(sizeof(moe_training) == 80, "moe_training layout is ABI");
 _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layout is ABI");

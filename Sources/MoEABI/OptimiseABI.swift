@@ -118,13 +118,13 @@ public func moe_optimizer_step_clipped(
     let list = try trained(tensors, count: count, by: optimizer)
     try requireMaxNorm(max_norm)
     let norm = try optional(norm, "norm")
-    let found = try optimizer.pointee.step(maxNorm: max_norm, { list.trained($0) }, notFinite: list.notFinite)
+    let found = try optimizer.pointee.step(maxNorm: { _ in max_norm }, { list.trained($0) }, notFinite: list.notFinite)
     norm?.pointee = found
   }
 }
 
 /// The list of a step, checked whole: the same tensors as at creation, with values and gradients.
-private func trained(
+func trained(
   _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer
 ) throws(Fault) -> TensorList {
   // Before the list is read: with a count too large, reading would go beyond it.
@@ -152,11 +152,11 @@ private func trained(
 }
 
 extension TensorList {
-  fileprivate func trained(_ index: Int) -> TrainedTensor {
+  func trained(_ index: Int) -> TrainedTensor {
     TrainedTensor(data: data(index), grad: grad(index), count: elements(index))
   }
 
-  fileprivate func notFinite(_ index: Int) -> Fault {
+  func notFinite(_ index: Int) -> Fault {
     Fault(.notFinite, "tensors[\(index)] (\(name(index))): the gradient is not finite")
   }
 }

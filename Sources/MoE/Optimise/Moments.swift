@@ -15,11 +15,12 @@ struct Moments {
   /// Words a tensor takes up: four come at a time.
   static func words(_ count: Int) -> Int { (count + 3) / 4 * 4 }
 
-  /// Elements that are widened at a time: 1024 bytes on the stack for either moment, and for the words.
-  private static var run: Int { 256 }
+  /// Elements that are widened at a time: a multiple of the 32 words that are made at once, and with the words of up to three
+  /// elements before them at most 1024 bytes on the stack.
+  private static var run: Int { 224 }
 
   /// Calls `body` for all elements from `first` on, piece by piece: where a piece begins behind `first`, how long it is, and
-  /// its moments in float32 (the same ones twice where there is one). `first` is a multiple of 4.
+  /// its moments in float32 (the second ones mean nothing where there is one).
   func update(
     _ first: Int, _ count: Int,
     _ body: (_ offset: Int, _ count: Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>) -> Void
@@ -30,16 +31,17 @@ struct Moments {
     }
     withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.run) { one in
       withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.run) { two in
-        withUnsafeTemporaryAllocation(of: UInt32.self, capacity: Self.run) { words in
+        withUnsafeTemporaryAllocation(of: UInt32.self, capacity: Self.run + 3) { words in
           let (one, two, words) = (one.baseAddress!, two.baseAddress!, words.baseAddress!)
+          let skipped = first % 4
           for offset in stride(from: 0, to: count, by: Self.run) {
             let piece = min(Self.run, count - offset)
             widen(0, first + offset, piece, one)
             if rows == 2 { widen(1, first + offset, piece, two) }
             body(offset, piece, one, two)
-            random.fill(words, from: firstWord + first + offset, count: piece)
-            round(0, first + offset, piece, words, one)
-            if rows == 2 { round(1, first + offset, piece, words, two) }
+            random.fill(words, from: firstWord + first + offset - skipped, count: skipped + piece)
+            round(0, first + offset, piece, words + skipped, one)
+            if rows == 2 { round(1, first + offset, piece, words + skipped, two) }
           }
         }
       }

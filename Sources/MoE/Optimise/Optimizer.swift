@@ -129,14 +129,15 @@ public struct Optimizer {
 
   // MARK: steps
 
-  /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm.
+  /// One step with gradients scaled by `clipFactor` on the way, and left as they are; returns their norm, which `maxNorm` is
+  /// told first.
   /// Throws `notFinite(i)`, with nothing changed, when the gradient of tensor i is not finite.
   public mutating func step(
-    maxNorm: Double, _ tensor: (Int) -> TrainedTensor, notFinite: (Int) -> Fault
+    maxNorm: (Double) throws(Fault) -> Double, _ tensor: (Int) -> TrainedTensor, notFinite: (Int) -> Fault
   ) throws(Fault) -> Double {
     let norm = try gradNorm(
       tensorCount, { (grad: tensor($0).grad, count: tensor($0).count) }, in: context, notFinite: notFinite)
-    step(clip: clipFactor(norm: norm, maxNorm: maxNorm), tensor)
+    step(clip: clipFactor(norm: norm, maxNorm: try maxNorm(norm)), tensor)
     return norm
   }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import inspect
 import subprocess
 from pathlib import Path
@@ -127,6 +128,7 @@ ENUMS = {
     "moe_expert_kind": ("MOE_EXPERT", _abi.EXPERT),
     "moe_activation": ("MOE_ACTIVATION", _abi.ACTIVATION),
     "moe_layout": ("MOE_LAYOUT", _abi.LAYOUT),
+    "moe_schedule_kind": ("MOE_SCHEDULE", _abi.SCHEDULE),
 }
 
 
@@ -176,6 +178,12 @@ def test_init_functions_give_the_defaults_of_python(name: str) -> None:
     elif name == "moe_sgd_config":
         signature = inspect.signature(libmoe.SGD).parameters
         defaults = {key: signature[key].default for key in ("learning_rate", "momentum", "weight_decay")}
+    elif name == "moe_schedule":
+        defaults = {field.name: field.default for field in dataclasses.fields(libmoe.Schedule)}
+        defaults["kind"] = _abi.SCHEDULE[defaults["kind"]]
+    elif name == "moe_clip_state":
+        signature = inspect.signature(libmoe.AdaptiveClip).parameters
+        defaults = {key: parameter.default for key, parameter in signature.items()}
     assert bytes(filled) == bytes(getattr(_abi, name)(**defaults))
 
 

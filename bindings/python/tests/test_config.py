@@ -56,6 +56,7 @@ def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
         (words.Renormalize, _abi.RENORMALIZE),
         (words.Loss, _abi.LOSS),
         (words.DType, _abi.LAYER_DTYPE),
+        (words.ScheduleKind, _abi.SCHEDULE),
         (words.Layout, _abi.LAYOUT),
         (words.Prepared, _abi.PREPARED),
     ],

@@ -201,6 +201,9 @@ def test_numbers_are_floats() -> None:
         "betas[1]": lambda: libmoe.AdamW(mine, betas=(0.9, wrong)),
         "momentum": lambda: libmoe.SGD(mine, momentum=wrong),
         "max_norm": lambda: libmoe.clip_grad_norm(mine, wrong),
+        "final_fraction": lambda: libmoe.Schedule(final_fraction=wrong),
+        "threshold": lambda: libmoe.AdaptiveClip(threshold=wrong),
+        "norm": lambda: libmoe.AdaptiveClip().max_norm(wrong),
     }
     for name, call in [*calls.items(), ("max_norm", lambda: optimizer.step(max_norm=wrong))]:
         text = f"{name}: expected a float, got str; use float({name})"

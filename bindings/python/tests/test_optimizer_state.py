@@ -22,7 +22,7 @@ F, D = np.float32, np.float64
 
 
 def by_chance(values: Floats, chance: NDArray[np.uint64]) -> Floats:
-    """The bfloat16 towards 0, or the next one away from it with the probability of how far the value is on the way."""
+    """The bfloat16 towards 0, or the next one away from it: likely as far as the value is on the way."""
     near = (values.view(np.uint32) & np.uint32(0xFFFF_0000)).view(np.float32)
     far = ((near.view(np.uint32) >> np.uint32(16)) + np.uint32(1) << np.uint32(16)).view(np.float32)
     way = (values.astype(D) - near) / (far.astype(D) - near)
@@ -106,7 +106,7 @@ def test_steps_follow_the_definitions(kind: str, half: bool, tmp_path: Path) -> 
 
 
 def test_the_mean_is_right(tmp_path: Path) -> None:
-    """Velocity after one step is the gradient: rounded to its neighbours, so often that the mean comes out."""
+    """Velocity after one step is the gradient, rounded to its neighbours so often that the mean comes out."""
     n = 200_000
     for value in (1.001, -3.14159, 1e-20, 7e-39):
         parameter = libmoe.Parameter(np.zeros(n, F), np.full(n, value, F))
@@ -132,7 +132,7 @@ def test_numbers_that_need_no_rounding(tmp_path: Path) -> None:
 
 
 def test_small_changes_add_up(tmp_path: Path) -> None:
-    """v grows by less than half a step of bfloat16 and would stand still if it were rounded to the nearest."""
+    """v grows by less than half a step of bfloat16 and would stand still, rounded to the nearest."""
     n, steps, beta2 = 4096, 2500, 0.999
     parameter = libmoe.Parameter(np.zeros(n, F), np.ones(n, F))
     optimizer = libmoe.AdamW([parameter], betas=(0.9, beta2), state_dtype="bf16", seed=SEED)
@@ -151,7 +151,7 @@ def test_small_changes_add_up(tmp_path: Path) -> None:
 def test_the_same_bits_for_threads_and_instructions(kind: str, tmp_path: Path) -> None:
     found = set()
     for options in ({"n_threads": 1}, {"n_threads": 3}, {"n_threads": 7, "instructions": "avx2"}):
-        context = libmoe.Context(**options)  # type: ignore[arg-type]
+        context = libmoe.Context(**options)
         parameter = libmoe.Parameter(normal(100_003))
         optimizer = make(kind, [parameter], context=context)
         for step in range(3):
@@ -186,6 +186,6 @@ def test_half_the_memory(kind: str, bytes_each: int) -> None:
 
 def test_refused() -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="state_dtype = 'f16'; choose one of 'f32', 'bf16'"):
-        libmoe.AdamW([], state_dtype="f16")
+        libmoe.AdamW([], state_dtype="f16")  # type: ignore[arg-type]
     with pytest.raises(libmoe.InvalidArgumentError, match="seed = -1 is out of range"):
         libmoe.SGD([], seed=-1)

@@ -47,7 +47,18 @@ def test_the_training_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["checkpoint", "config", "layer", "losses", "parameter", "presets", "routing", "statistics"],
+    [
+        "adaptive_clip",
+        "checkpoint",
+        "config",
+        "layer",
+        "losses",
+        "parameter",
+        "presets",
+        "routing",
+        "schedule",
+        "statistics",
+    ],
 )
 def test_the_examples_of_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"libmoe.{module}"))

@@ -7,6 +7,7 @@ where that is asked for.  The work is done by the native library ``libmoe.so``, 
 
 from . import presets, words
 from ._version import __version__
+from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
@@ -22,10 +23,11 @@ from .errors import (
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import Plan
-from .optim import SGD, AdamW, clip_grad_norm
+from .optim import SGD, AdamW, Group, clip_grad_norm
 from .parameter import Parameter
 from .report import Output, Report, Summary
 from .routing import Routing
+from .schedule import Schedule
 from .statistics import Statistics
 from .tape import Tape
 from .training import load_training, save_training
@@ -34,11 +36,13 @@ __all__ = [
     "ALL_THREADS",
     "SGD",
     "AdamW",
+    "AdaptiveClip",
     "BadStateError",
     "Checkpoint",
     "Context",
     "ExpertGroup",
     "FileError",
+    "Group",
     "InvalidArgumentError",
     "Layer",
     "MoeError",
@@ -49,6 +53,7 @@ __all__ = [
     "Plan",
     "Report",
     "Routing",
+    "Schedule",
     "Statistics",
     "Summary",
     "Tape",

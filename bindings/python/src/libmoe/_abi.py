@@ -57,6 +57,7 @@ DTYPE = {
 }
 # Those of layers and optimisers; the others are of tensors in checkpoints alone.
 LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
+SCHEDULE = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
 LAYOUT = {
     "libmoe": 0,
     "mixtral": 1,
@@ -449,6 +450,37 @@ class moe_sgd_config(_Sized):
     ]
 
 
+class moe_schedule(_Sized):
+    """A learning rate for every step."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("kind", c_int32),
+        ("reserved", c_int32),
+        ("learning_rate", c_double),
+        ("warmup_steps", c_int64),
+        ("total_steps", c_int64),
+        ("final_fraction", c_double),
+        ("pct_start", c_double),
+        ("div_factor", c_double),
+        ("final_div_factor", c_double),
+    ]
+
+
+class moe_clip_state(_Sized):
+    """A clipping threshold that follows the norms."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("decay", c_double),
+        ("threshold", c_double),
+        ("warmup_steps", c_int64),
+        ("mean", c_double),
+        ("variance", c_double),
+        ("count", c_int64),
+    ]
+
+
 class moe_stored_tensor(_Sized):
     """Name, type, shape and memory of a tensor in a checkpoint."""
 
@@ -587,13 +619,24 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
-    "moe_optimizer_set_group": (
-        Status,
-        [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double],
-    ),
+    "moe_schedule_init": (None, [POINTER(moe_schedule), c_size_t]),
+    "moe_learning_rate": (Status, [POINTER(moe_schedule), c_int64, POINTER(c_double)]),
+    "moe_optimizer_set_group": (Status, [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double]),
     "moe_clip_grad_norm": (
         Status,
         [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
+    ),
+    "moe_clip_state_init": (None, [POINTER(moe_clip_state), c_size_t]),
+    "moe_adaptive_clip": (Status, [POINTER(moe_clip_state), c_double, POINTER(c_double)]),
+    "moe_optimizer_step_adaptive": (
+        Status,
+        [
+            POINTER(moe_optimizer),
+            POINTER(moe_tensor),
+            c_int64,
+            POINTER(moe_clip_state),
+            POINTER(c_double),
+        ],
     ),
     "moe_stored_tensor_init": (None, [POINTER(moe_stored_tensor), c_size_t]),
     "moe_checkpoint_open": (Status, [POINTER(moe_context), c_char_p, POINTER(POINTER(moe_checkpoint))]),

@@ -8,8 +8,9 @@ from typing import Any, TypedDict, overload
 
 import numpy as np
 
-from . import _abi, _check
+from . import _abi, _check, words
 from ._library import Handle, Native, lib
+from .adaptive_clip import AdaptiveClip
 from .context import Context, default_context
 from .errors import InvalidArgumentError
 from .parameter import Parameter, Parameters, tensors
@@ -87,16 +88,17 @@ class Optimizer(Native):
     def step(self) -> None: ...
 
     @overload
-    def step(self, *, max_norm: float) -> float: ...
+    def step(self, *, max_norm: float | AdaptiveClip) -> float: ...
 
-    def step(self, *, max_norm: float | None = None) -> float | None:
+    def step(self, *, max_norm: float | AdaptiveClip | None = None) -> float | None:
         """Change every parameter by its gradient; the gradients stay as they are.
 
         Parameters
         ----------
-        max_norm : float, optional
+        max_norm : float or AdaptiveClip, optional
             Gradients count times min(1, max_norm / (norm + 1e-6)), as after :func:`clip_grad_norm`, and take
-            one pass over memory less.  Above 0; ``math.inf`` only measures.
+            one pass over memory less.  Above 0; ``math.inf`` only measures.  An :class:`AdaptiveClip` takes
+            note of the norm and says what it may be.
 
         Returns
         -------
@@ -117,10 +119,12 @@ class Optimizer(Native):
             lib.moe_optimizer_step(self._handle, self._tensors, len(self._tensors))
             return None
         norm = ctypes.c_double()
-        most = _check.number("max_norm", max_norm)
-        lib.moe_optimizer_step_clipped(
-            self._handle, self._tensors, len(self._tensors), most, ctypes.byref(norm)
-        )
+        arguments = (self._handle, self._tensors, len(self._tensors))
+        if isinstance(max_norm, AdaptiveClip):
+            lib.moe_optimizer_step_adaptive(*arguments, ctypes.byref(max_norm._state), ctypes.byref(norm))
+        else:
+            most = _check.number("max_norm", max_norm)
+            lib.moe_optimizer_step_clipped(*arguments, most, ctypes.byref(norm))
         return norm.value
 
     @property
@@ -156,12 +160,12 @@ class AdamW(Optimizer):
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
     groups : sequence of dict
-        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have in
-        place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Parameters in no
-        group have those above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
+        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have
+        in place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Those in
+        no group have the numbers above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
     state_dtype : {"f32", "bf16"}
-        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
-        by chance, with the mean right.
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or
+        down by chance, with the mean right.
     seed : int
         Of that chance; give each optimiser another one.
     context : Context, optional
@@ -186,7 +190,7 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
         *,
         groups: Sequence[Group] = (),
-        state_dtype: str = "f32",
+        state_dtype: words.DType = "f32",
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
@@ -220,12 +224,12 @@ class SGD(Optimizer):
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
     groups : sequence of dict
-        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have in
-        place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Parameters in no
-        group have those above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
+        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have
+        in place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Those in
+        no group have the numbers above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
     state_dtype : {"f32", "bf16"}
-        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or down
-        by chance, with the mean right.
+        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or
+        down by chance, with the mean right.
     seed : int
         Of that chance; give each optimiser another one.
     context : Context, optional
@@ -249,7 +253,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         *,
         groups: Sequence[Group] = (),
-        state_dtype: str = "f32",
+        state_dtype: words.DType = "f32",
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
@@ -264,7 +268,7 @@ class SGD(Optimizer):
 
 
 def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:
-    """What tells parameters apart: a layer makes new objects each time it is asked for them."""
+    """Return what tells parameters apart: a layer makes new objects each time it is asked for them."""
     return parameter.data.ctypes.data, parameter.data.shape
 
 

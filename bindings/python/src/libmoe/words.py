@@ -54,6 +54,7 @@ Loss = Literal[
     "z_switch",
 ]
 DType = Literal["f32", "bf16"]
+ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]
 Prepared = Literal["none", "f32", "bf16"]
 Layout = Literal[
     "libmoe",

@@ -1,0 +1,81 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_clip_state_init")
+public func moe_clip_state_init(_ state: UnsafeMutablePointer<moe_clip_state>?, _ struct_size: Int) {
+  // MOE_CLIP_STATE_INIT, which Swift cannot import.
+  initialise(
+    state, struct_size,
+    moe_clip_state(
+      struct_size: MemoryLayout<moe_clip_state>.size, decay: 0.97, threshold: 2.5, warmup_steps: 25, mean: 0,
+      variance: 0, count: 0))
+}
+
+@implementation @_cdecl("moe_adaptive_clip")
+public func moe_adaptive_clip(
+  _ state: UnsafeMutablePointer<moe_clip_state>?, _ norm: Double, _ max_norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let state = try required(state, "state")
+    var clip = try checked(state)
+    let out = try required(max_norm, "max_norm")
+    if norm < 0 { throw .invalid("norm = \(norm) is negative") }
+    if !norm.isFinite { throw Fault(.notFinite, "norm = \(norm) is not finite") }
+    let limit = try clip.checkedLimit(norm)
+    state.write(clip)
+    out.pointee = limit
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_step_adaptive")
+public func moe_optimizer_step_adaptive(
+  _ optimizer: OpaquePointer?, _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64,
+  _ state: UnsafeMutablePointer<moe_clip_state>?, _ norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    let list = try trained(tensors, count: count, by: optimizer)
+    let state = try required(state, "state")
+    var clip = try checked(state)
+    let norm = try optional(norm, "norm")
+    let found = try optimizer.pointee.step(
+      maxNorm: { (norm) throws(Fault) in try clip.checkedLimit(norm) }, { list.trained($0) }, notFinite: list.notFinite)
+    state.write(clip)
+    norm?.pointee = found
+  }
+}
+
+/// The caller's state may come out of a file.
+private func checked(_ pointer: UnsafeMutablePointer<moe_clip_state>) throws(Fault) -> AdaptiveClip {
+  let state = try read(UnsafePointer(pointer), "state")
+  try requireShare(state.decay, "decay")
+  guard state.threshold > 1 && state.threshold.isFinite else {
+    throw .invalid("threshold = \(state.threshold) is not a number above 1")
+  }
+  try require(Int(state.warmup_steps), "warmup_steps", from: 1, to: .max)
+  try require(state.mean, "mean", atLeast: 0)
+  try require(state.variance, "variance", atLeast: 0)
+  try require(Int(state.count), "count", from: 0, to: Int(state.warmup_steps))
+  return AdaptiveClip(
+    decay: state.decay, threshold: state.threshold, warmupSteps: Int(state.warmup_steps), mean: state.mean,
+    variance: state.variance, count: Int(state.count))
+}
+
+extension AdaptiveClip {
+  /// Norms whose squares leave double's range must not get into the state.
+  fileprivate mutating func checkedLimit(_ norm: Double) throws(Fault) -> Double {
+    var next = self
+    let limit = next.limit(norm)
+    if !(next.mean.isFinite && next.variance.isFinite) { throw Fault(.notFinite, "norm = \(norm) is out of range") }
+    self = next
+    return limit
+  }
+}
+
+extension UnsafeMutablePointer where Pointee == moe_clip_state {
+  fileprivate func write(_ clip: AdaptiveClip) {
+    pointee.mean = clip.mean
+    pointee.variance = clip.variance
+    pointee.count = Int64(clip.count)
+  }
+}

@@ -1,0 +1,59 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_schedule_init")
+public func moe_schedule_init(_ schedule: UnsafeMutablePointer<moe_schedule>?, _ struct_size: Int) {
+  // MOE_SCHEDULE_INIT, which Swift cannot import.
+  initialise(
+    schedule, struct_size,
+    moe_schedule(
+      struct_size: MemoryLayout<moe_schedule>.size, kind: Schedule.Kind.constant.rawValue, reserved: 0,
+      learning_rate: 1e-3, warmup_steps: 0, total_steps: 0, final_fraction: 0, pct_start: 0.3, div_factor: 25,
+      final_div_factor: 1e4))
+}
+
+@implementation @_cdecl("moe_learning_rate")
+public func moe_learning_rate(
+  _ schedule: UnsafePointer<moe_schedule>?, _ step: Int64, _ out: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let schedule = try checked(try read(schedule, "schedule"))
+    try require(Int(step), "step", from: 0, to: .max)
+    let out = try required(out, "out")
+    out.pointee = schedule.learningRate(at: Int(step))
+  }
+}
+
+private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
+  guard let kind = Schedule.Kind(rawValue: c.kind) else { throw .invalid("kind = \(Int(c.kind)) is no schedule") }
+  if c.reserved != 0 { throw .invalid("reserved = \(Int(c.reserved)) is not 0") }
+  try require(c.learning_rate, "learning_rate", atLeast: 0)
+  try require(Int(c.warmup_steps), "warmup_steps", from: 0, to: .max)
+  if kind != .constant {
+    try require(Int(c.total_steps), "total_steps", from: 1, to: .max)
+    if c.warmup_steps > c.total_steps {
+      throw .invalid("warmup_steps = \(Int(c.warmup_steps)) exceeds total_steps = \(Int(c.total_steps))")
+    }
+  }
+  if kind.isOneCycle {
+    if c.warmup_steps != 0 {
+      throw .invalid("warmup_steps = \(Int(c.warmup_steps)): a cycle rises for pct_start of its steps instead")
+    }
+    try requireFraction(c.pct_start, "pct_start")
+    try requireDivisor(c.div_factor, "div_factor")
+    try requireDivisor(c.final_div_factor, "final_div_factor")
+  } else {
+    try requireFraction(c.final_fraction, "final_fraction")
+  }
+  return Schedule(
+    kind: kind, peak: c.learning_rate, warmupSteps: Int(c.warmup_steps), totalSteps: Int(c.total_steps),
+    finalFraction: c.final_fraction, pctStart: c.pct_start, divFactor: c.div_factor, finalDivFactor: c.final_div_factor)
+}
+
+private func requireFraction(_ value: Double, _ name: StaticString) throws(Fault) {
+  guard value >= 0 && value <= 1 else { throw .invalid("\(name) = \(value) is not in [0, 1]") }
+}
+
+private func requireDivisor(_ value: Double, _ name: StaticString) throws(Fault) {
+  guard value > 0 && value.isFinite else { throw .invalid("\(name) = \(value) is not a number above 0") }
+}

@@ -1,0 +1,92 @@
+"""Learning rates that go with the step."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from . import _abi, _check, words
+from ._library import lib
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate for every step; with t steps taken before, ``schedule(t)``.
+
+    ``"constant"``, ``"linear"`` and ``"cosine"`` first rise for ``warmup_steps`` from 0 to ``learning_rate``.
+    The last two then fall to ``final_fraction`` of it at ``total_steps`` (arXiv:1608.03983 for the cosine),
+    where they stay; they are transformers' schedules of these names.  ``"one_cycle"`` (arXiv:1708.07120) is
+    ``torch.optim.lr_scheduler.OneCycleLR``: from ``learning_rate / div_factor`` up for ``pct_start`` of the
+    steps, then down to ``learning_rate / div_factor / final_div_factor``, both ways as a cosine, or straight
+    as ``"one_cycle_linear"``.  The formulas stand in ``include/moe.h``.
+
+    Parameters
+    ----------
+    kind : str
+        A word of the above.
+    learning_rate : float
+        The largest, at least 0.
+    warmup_steps : int
+        At least 0, at most ``total_steps``; 0 for one cycle.
+    total_steps : int
+        At least 1; not read for ``"constant"``.
+    final_fraction : float
+        From 0 to 1, for linear and cosine.
+    pct_start : float
+        From 0 to 1, for one cycle.
+    div_factor, final_div_factor : float
+        Above 0, for one cycle.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number is out of range, or the word unknown.
+
+    Examples
+    --------
+    >>> import libmoe
+    >>> schedule = libmoe.Schedule("cosine", learning_rate=0.5, warmup_steps=2, total_steps=10)
+    >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10, 11)]
+    [0.0, 0.25, 0.5, 0.25, 0.0, 0.0]
+    """
+
+    kind: words.ScheduleKind = "constant"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    total_steps: int = 0
+    final_fraction: float = 0.0
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+
+    def __post_init__(self) -> None:
+        """Let the library look at the numbers."""
+        self(0)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of the step that comes after ``step`` others.
+
+        Parameters
+        ----------
+        step : int
+            At least 0.
+
+        Raises
+        ------
+        InvalidArgumentError
+            It is negative.
+        """
+        described = _abi.moe_schedule(
+            kind=_check.choice("kind", self.kind, _abi.SCHEDULE),
+            learning_rate=_check.number("learning_rate", self.learning_rate),
+            warmup_steps=_check.integer("warmup_steps", self.warmup_steps, ctypes.c_int64),
+            total_steps=_check.integer("total_steps", self.total_steps, ctypes.c_int64),
+            final_fraction=_check.number("final_fraction", self.final_fraction),
+            pct_start=_check.number("pct_start", self.pct_start),
+            div_factor=_check.number("div_factor", self.div_factor),
+            final_div_factor=_check.number("final_div_factor", self.final_div_factor),
+        )
+        rate = ctypes.c_double()
+        count = _check.integer("step", step, ctypes.c_int64)
+        lib.moe_learning_rate(ctypes.byref(described), count, ctypes.byref(rate))
+        return rate.value
