@@ -163,7 +163,7 @@ def test_no_memory_at_all(tmp_path: Path) -> None:
     def step(_: Any) -> None:
         raise libmoe.OutOfMemoryError("no memory for 1234 bytes")
 
-    trainer._one_step = step  # type: ignore[method-assign]
+    trainer._one_step = step  # type: ignore[method-assign,assignment]
     with pytest.raises(libmoe.OutOfMemoryError):
         trainer.train()
     hint = only(hints(run), "found no memory")

@@ -89,7 +89,7 @@ def stop_after(trainer: Trainer, steps: int) -> None:
             signal.raise_signal(signal.SIGINT)
         one_step(*arguments)
 
-    trainer._one_step = step  # type: ignore[method-assign]
+    trainer._one_step = step  # type: ignore[method-assign,assignment]
 
 
 def test_threads_and_a_memory_limit_change_no_bit(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from ..words import ScheduleKind
 
 FILE = "config.json"
 
@@ -57,8 +59,8 @@ class Settings:
     sequences: int = _setting(8, "training", "sequences of one forward")
     accumulate: int = _setting(1, "training", "forwards whose gradients make one step")
     learning_rate: float = _setting(1e-3, "training", "of AdamW, the highest")
-    schedule: str = _setting(
-        "cosine", "training", "how it falls after the warm-up", ("constant", "linear", "cosine", "one_cycle")
+    schedule: ScheduleKind = _setting(
+        "cosine", "training", "how it falls after the warm-up", get_args(ScheduleKind)
     )
     warmup_steps: int = _setting(50, "training", "steps over which it rises; with one_cycle to the top")
     final_fraction: float = _setting(0.1, "training", "of the highest rate, at the end of linear and cosine")

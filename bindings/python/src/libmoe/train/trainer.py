@@ -215,7 +215,7 @@ class Trainer:
         )
 
     def _patience_is_over(self) -> bool:
-        return 0 < self.settings.patience <= self._numbers[1]
+        return bool(0 < self.settings.patience <= self._numbers[1])
 
     def _save(self, name: str) -> None:
         libmoe.save_training(self.folder / name, step=self.step, context=self.context, **self._parts())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ class Update:
 
     def __init__(self, settings: Settings, model: libmoe.Model, context: libmoe.Context) -> None:
         rises = min(settings.warmup_steps, settings.steps)
-        if settings.schedule == "one_cycle":
-            how = {"pct_start": rises / settings.steps}
+        if settings.schedule.startswith("one_cycle"):
+            how: dict[str, Any] = {"pct_start": rises / settings.steps}
         else:
             how = {"warmup_steps": rises, "final_fraction": settings.final_fraction}
         self._schedule = libmoe.Schedule(
