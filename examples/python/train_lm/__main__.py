@@ -171,7 +171,7 @@ def write(trainer: Trainer) -> None:
         trained.model, trained.tokenizer, prompt, 600, temperature=0.7, seed=trainer.settings.seed
     )
     print("\nA sample, at temperature 0.7:\n")
-    print(printable(prompt + b"".join(pieces)))
+    print("".join(printable([prompt, *pieces])))
 
 
 def row(name: str, trainer: Trainer) -> tuple[str, float, str]:

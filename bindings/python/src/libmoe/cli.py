@@ -169,8 +169,8 @@ def _sample(asked: argparse.Namespace) -> int:
         seed=asked.seed,
     )
     print(asked.prompt, end="")
-    for piece in pieces:
-        print(printable(piece), end="", flush=True)
+    for piece in printable(pieces):
+        print(piece, end="", flush=True)
     print()
     return 0
 
@@ -184,10 +184,10 @@ def _inspect(asked: argparse.Namespace) -> int:
     print(f"{asked.folder}: {done} of {settings.steps} steps, {state}")
     print(f"{start['weights']:,} weights, {start['training_bytes']:,} bytes of text to train on")
     vocabulary_size = start["vocabulary_size"]
-    with make_context(settings) as context, make_model(settings, vocabulary_size, context) as model:
-        limit = memory_limit(settings)
-        plan = model.plan(settings.sequences, settings.sequence_length, training=True, memory_limit=limit)
-        print(f"a step: {settings.tokens_per_step:,} tokens; activations {plan}")
+    model = make_model(settings, vocabulary_size, make_context(settings))
+    limit = memory_limit(settings)
+    plan = model.plan(settings.sequences, settings.sequence_length, training=True, memory_limit=limit)
+    print(f"a step: {settings.tokens_per_step:,} tokens; activations {plan}")
     if steps:
         last = steps[-1]
         print(

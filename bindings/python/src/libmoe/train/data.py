@@ -8,7 +8,7 @@ of the package ``tokenizers``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,21 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """Bytes of tokens."""
+        return b"".join(self.pieces(tokens))
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[bytes]:
+        """Bytes of tokens as they come."""
         if self._coder is None:
-            return bytes(tokens)
-        return str(self._coder.decode(list(tokens), skip_special_tokens=False)).encode()
+            yield from (bytes([token]) for token in tokens)
+            return
+        seen: list[int] = []
+        written = ""  # what stands for a token depends on those before it
+        for token in tokens:
+            seen.append(token)
+            text = self._coder.decode(seen, skip_special_tokens=False)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a letter that is not whole yet
+                yield text[len(written) :].encode()
+                written = text
 
 
 def _tokenizer(path: str) -> Any:

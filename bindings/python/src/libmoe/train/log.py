@@ -53,13 +53,19 @@ def read(folder: Path) -> list[Record]:
     Raises
     ------
     UserError
-        There is no log.
+        There is no log, or it is damaged.
     """
     try:
         lines = (folder / FILE).read_text().split("\n")
     except OSError as error:
         raise UserError(f"no run in {str(folder)!r}: {FILE}: {error.strerror}") from None
-    return [json.loads(line) for line in lines[:-1]]
+    records = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{str(folder / FILE)!r}: line {number} is no JSON: {error}") from None
+    return records
 
 
 def of_kind(records: list[Record], kind: str) -> list[Record]:

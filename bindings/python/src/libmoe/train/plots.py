@@ -77,18 +77,14 @@ def _loss(plt: Any, records: list[Record]) -> Any:
     steps, evaluations = of_kind(records, "step"), of_kind(records, "evaluation")
     (start,) = of_kind(records, "start")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    numbers = [(record["step"], record["loss"]) for record in steps if record["loss"] is not None]
-    axes.plot(*zip(*numbers), color="#9ecae1", label="training text, nats per token")
+    # A token that is a byte: both in the same unit.
+    scale, unit = (BITS, "bits per byte") if start["vocabulary_size"] == 256 else (1, "nats per token")
+    numbers = [(record["step"], scale * record["loss"]) for record in steps if record["loss"] is not None]
+    axes.plot(*zip(*numbers), color="#9ecae1", label=f"training text, {unit}")
     if evaluations:
         held_out = [record["bits_per_byte"] for record in evaluations]
         where = [record["step"] for record in evaluations]
         axes.plot(where, held_out, "o-", color="#08519c", markersize=3, label="held-out text, bits per byte")
-    if start["vocabulary_size"] == 256:  # a token is a byte: both in bits
-        line = axes.lines[0]
-        line.set_ydata(np.asarray(line.get_ydata()) * BITS)
-        line.set_label("training text, bits per byte")
-        axes.relim()
-        axes.autoscale_view()
     axes.set(xlabel="step", ylabel="loss", title="Loss")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -134,7 +130,7 @@ def _load(plt: Any, steps: list[Record]) -> Any:
     for n, layer in enumerate(layers):
         dead = [record["layers"][n]["dead"] for record in steps]
         rows[-1, 0].plot([record["step"] for record in steps], dead, label=f"layer {layer['layer']}")
-    rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token")
+    rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token", ylim=(-0.1, None))
     rows[-1, 0].legend(frameon=False, ncols=4, fontsize=8)
     return figure
 
@@ -173,8 +169,9 @@ def _bytes(plt: Any, model: libmoe.Model, text: Part) -> Any:
     figure, rows = plt.subplots(
         1, len(shares), sharey=True, squeeze=False, figsize=(2 + 2.2 * len(shares), 6), layout="constrained"
     )
+    highest = max(float(table[frequent].max()) for _, table in shares)
     for axes, (number, table) in zip(rows[0], shares):
-        image = axes.imshow(table[frequent], aspect="auto", cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(table[frequent], aspect="auto", cmap="Blues", vmin=0, vmax=highest)
         axes.set(title=f"layer {number}", xlabel="expert")
     rows[0, 0].set_yticks(range(len(frequent)), list(_names(frequent.tolist())))
     figure.colorbar(image, ax=rows[0].tolist(), label="share of the byte's choices")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -45,15 +46,15 @@ def sample(
     tokens = np.asarray(tokenizer.encode(np.frombuffer(prompt, np.uint8)), np.int32)
     if len(tokens) == 0:
         raise UserError("the prompt is empty; give it at least one character")
-    for token in model.generate(
-        tokens, n_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    ):
-        yield tokenizer.decode([token])
+    drawn = model.generate(tokens, n_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    yield from tokenizer.pieces(drawn)
 
 
-def printable(text: bytes) -> str:
-    """Text for a terminal: what would steer it is replaced."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for c in text.decode(errors="replace")
-    )
+def printable(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Text for a terminal, as it comes: what would steer it, and what is no text, is replaced."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        yield "".join(
+            c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+            for c in decoder.decode(piece)
+        )
