@@ -24,12 +24,13 @@ struct Random {
     kernels.pointee.uniform(Int64(count), numbers, UInt64(from / 4), bound, values)
   }
 
-  /// values[i] normal with mean 0, the tries in place of the step: for initial values, which have none.
-  func fillNormal(_ values: UnsafeMutablePointer<Float>, count: Int, deviation: Double) {
+  /// values[i] = number `from` + i, normal with mean 0, the tries in place of the step: for initial values, which have
+  /// none.
+  func fillNormal(_ values: UnsafeMutablePointer<Float>, from: Int, count: Int, deviation: Double) {
     for i in 0..<count {
       values[i] = Float(
         Self.normal { attempt in
-          Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(i))
+          Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(from + i))
         } * deviation)
     }
   }
