@@ -44,6 +44,12 @@ import CShims
       scale: { scale(Int($0), $1, $2, $3) },
       add_scaled: { addScaled(Int($0), $1, $2, $3) },
       add: { add(Int($0), $1, $2) },
+      sum: { sumOfRow(Int($0), $1) },
+      sum_of_squares: { sumOfSquares(Int($0), $1, $2) },
+      normalize: { normalize(Int($0), $1, $2, $3, $4, $5, $6) },
+      normalize_sums: { normalizeSums(Int($0), $1, $2, $3, $4, $5, $6, $7) },
+      normalize_backward: { normalizeBackward(Int($0), $1, $2, $3, $4, $5, $6, $7, $8) },
+      add_normalized: { addNormalized(Int($0), $1, $2, $3, $4, $5) },
       matmul: {
         matmul(Int($0), Int($1), Int($2), $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10))
       },
