@@ -138,14 +138,14 @@ struct ModelParameters {
     self[.normBias]?.set(to: 0)
     if let output = self[.output] { project(output, c, random(c.seed, Role.output.rawValue)) }
     for n in 0..<c.layers {
-      func random(_ role: LayerRole) -> Random { random(c.seed(ofLayer: n), role.rawValue) }
+      func ofLayer(_ role: LayerRole) -> Random { random(c.seed(ofLayer: n), role.rawValue) }
       self[n, .norm1Weight]?.set(to: 1)
       self[n, .norm1Bias]?.set(to: 0)
-      project(self[n, .qkvWeight]!, c, random(.qkvWeight))
+      project(self[n, .qkvWeight]!, c, ofLayer(.qkvWeight))
       self[n, .qkvBias]?.set(to: 0)
       self[n, .queryNorm]?.set(to: 1)
       self[n, .keyNorm]?.set(to: 1)
-      project(self[n, .outputWeight]!, c, random(.outputWeight))
+      project(self[n, .outputWeight]!, c, ofLayer(.outputWeight))
       self[n, .outputBias]?.set(to: 0)
       self[n, .norm2Weight]?.set(to: 1)
       self[n, .norm2Bias]?.set(to: 0)

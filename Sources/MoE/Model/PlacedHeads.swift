@@ -31,14 +31,16 @@ struct PlacedHeads {
     queryStatistics = statistics ? arena.take(Float.self, tokens, 2 * c.heads) : nil
     keyStatistics = statistics ? arena.take(Float.self, tokens, 2 * c.keyHeads) : nil
     // Queries and keys stand side by side.
-    var rotary = c.theta.map {
-      Rotary(
-        heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: nil, sequenceLength: length,
-        firstPosition: firstPosition, theta: $0, inverse: false)
+    guard let theta = c.theta else {
+      (rotation, rotationBack) = (nil, nil)
+      return
     }
-    rotation = rotary.map { Rotation(&arena, $0, in: model.context) }
-    rotary?.inverse = true
-    rotationBack = forBackward ? rotary.map { Rotation(&arena, $0, in: model.context) } : nil
+    var rotary = Rotary(
+      heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: nil, sequenceLength: length,
+      firstPosition: firstPosition, theta: theta, inverse: false)
+    rotation = Rotation(&arena, rotary, in: model.context)
+    rotary.inverse = true
+    rotationBack = forBackward ? Rotation(&arena, rotary, in: model.context) : nil
   }
 
   var query: UnsafeMutablePointer<Float> { placed ?? projected }

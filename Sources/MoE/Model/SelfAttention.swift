@@ -28,7 +28,7 @@ struct SelfAttentionForward {
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    let (c, p) = (model.configuration, model.parameters)
+    let p = model.parameters
     context = model.context
     self.arrays = arrays
     heads = PlacedHeads(
