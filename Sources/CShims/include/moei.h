@@ -231,6 +231,17 @@ typedef struct moei_kernels {
   /* dz = p (dp - sum of dp p + dlse), with dp in dz: through p = softmax(z) and its log-sum-exp */
   void (*softmax_backward)(int64_t n, const float *p, float dlse, float *dz);
 
+  /* Attention's softmax over tiles [rows][32] (Sources/Kernels/Attention.swift), z = scale * score + bias:
+   * keys in rows, queries in columns: p = exp(z - maximum), times kept, in place of scores; maximum, total and factor are
+   * those of the queries so far [32]
+   * log_sum = maximum + ln total, inverse = 1 / total of 32 queries
+   * queries in rows: p, times kept, in place of scores, scale p (kept * slope - mean) in place of slopes */
+  void (*attention_weights)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, float *maximum, float *total, float *factor);
+  void (*attention_sums)(const float *maximum, const float *total, float *log_sum, float *inverse);
+  void (*attention_gradients)(int64_t rows, float scale, const float *_Nullable bias, const float *_Nullable kept, const float *log_sums, const float *means, float *scores, float *slopes);
+  /* low, high = low cos - high sin, low sin + high cos */
+  void (*rotate)(int64_t n, const float *cosines, const float *sines, float *low, float *high);
+
   /* n random words, four from each counter, the first of which has `first` as words 0 and 1; `uniform` turns them into
    * values within (-bound, bound); `dropout` makes a value 0 where its word is below `threshold`, else scales it */
   void (*random_words)(int64_t n, moei_random random, uint64_t first, uint32_t *words);

@@ -88,6 +88,7 @@ struct Draws {
     case secondChoice = 20
     case dropOrder = 21
     case hashTable = 22
+    case attentionDropout = 23
   }
 
   /// Groups count elements by their own widths, so each has numbers of its own.
@@ -101,7 +102,7 @@ struct Draws {
 
 /// ln x for normal x > 0 with IEEE operations alone, so that initial parameters do not depend on a libm:
 /// x = m 2^n, ln m = 2 atanh((m - 1) / (m + 1)).
-private func naturalLogarithm(_ x: Double) -> Double {
+func naturalLogarithm(_ x: Double) -> Double {
   let m = x.significand
   let t = (m - 1) / (m + 1)  // below 1/3
   let square = t * t
