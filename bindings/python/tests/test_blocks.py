@@ -16,7 +16,7 @@ from libmoe import blocks
 Arrays = dict[str, Any]
 Double = NDArray[np.float64]
 
-# Ways that promise the same bits; OpenBLAS has its own, and so have pairs of bfloat16 where the processor adds them at once.
+# Ways that promise the same bits.  OpenBLAS has its own; so have pairs of bfloat16 that the processor adds at once.
 SAME: list[dict[str, Any]] = [{"n_threads": n, "instructions": "avx512"} for n in (1, 2, 3, 7)]
 SAME += [{"n_threads": n, "instructions": "avx2"} for n in (1, 3)]
 SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]
@@ -43,7 +43,7 @@ def check(
             np.testing.assert_array_equal(found[name], values, err_msg=f"{name} with {way}")
 
 
-# ---- norms ------------------------------------------------------------------------------------------------------
+# ---- norms -----------------------------------------------------------------------------------------------
 
 
 class Norm:
@@ -70,7 +70,7 @@ class Norm:
 @pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 1), (1, 33), (300, 67), (300, 256), (7, 1000)])
 def test_norm(kind: str, tokens: int, width: int) -> None:
     x, dy = normal(tokens, width) + np.float32(0.5), normal(tokens, width, seed=1)
-    weight = 1 + normal(width, seed=2) / 4
+    weight = normal(width, seed=2) / np.float32(4) + np.float32(1)
     bias = normal(width, seed=3) if kind == "layer" else None
     exact = Norm(x, weight, bias, kind, 1e-2)
     dx, dweight, dbias = exact.backward(dy)
@@ -125,7 +125,7 @@ def test_bad_norms() -> None:
         blocks.norm_backward(x, weight, statistics, y, dweight=(same := weight.copy()), dbias=same)
 
 
-# ---- products with a matrix ---------------------------------------------------------------------------------------
+# ---- products with a matrix ------------------------------------------------------------------------------
 
 SIZES = [(0, 5, 7), (1, 1, 1), (1, 300, 1100), (5, 64, 32), (300, 33, 65), (1000, 70, 300)]
 
