@@ -17,3 +17,4 @@ _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layo
 _Static_assert(offsetof(moe_layer_config, glu_limit) == 96, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");
 _Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config layout is ABI");
+_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling layout is ABI");

@@ -26,6 +26,7 @@ import CShims
       activate_gated: { activateGated($0, Int($1), $2, $3, $4) },
       activate_gated_backward: { activateGatedBackward($0, Int($1), $2, $3, $4, $5, $6) },
       softmax: { softmax(Int($0), $1, $2, $3, $4) },
+      exponentials: { exponentialsOfRow(Int($0), $1, $2) },
       sigmoid: { sigmoid(Int($0), $1, $2) },
       sqrt_softplus: { sqrtSoftplus(Int($0), $1, $2) },
       power: { power(Int($0), $1, $2, $3) },

@@ -217,6 +217,8 @@ typedef struct moei_kernels {
 
   /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);
+  /* exp(z - max) in place of z;  sums: max, the exponentials' sum, its logarithm, the sum of z - max */
+  void (*exponentials)(int64_t n, float *z, float *sums);
   /* s = 1 / (1 + exp(-z));  s = sqrt(ln(1 + exp z)) */
   void (*sigmoid)(int64_t n, const float *z, float *s);
   void (*sqrt_softplus)(int64_t n, const float *z, float *s);

@@ -20,7 +20,7 @@ struct RowPlaces {
 }
 
 /// Sums over rows are shared out by columns, so that each runs through the rows in ascending order whoever computes it.
-let columnsPerItem = 128
+let columnsPerItem = 64
 
 func columnItems(_ width: Int) -> Int { (width + columnsPerItem - 1) / columnsPerItem }
 

@@ -51,6 +51,12 @@ struct Random {
     }
   }
 
+  /// Uniform in [0, 1), a multiple of 2^-53: counter `index`, of any size, has one.
+  func uniform(_ index: UInt64) -> Double {
+    let (low, high) = twoWords(index)
+    return Double((UInt64(high) << 32 | UInt64(low)) >> 11) * 0x1p-53
+  }
+
   /// Word `index`, one of four from each counter.
   func word(_ index: UInt64) -> UInt32 {
     var words: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
@@ -90,6 +96,7 @@ struct Draws {
     case dropOrder = 21
     case hashTable = 22
     case attentionDropout = 23
+    case sampling = 24
   }
 
   /// Groups count elements by their own widths, so each has numbers of its own.

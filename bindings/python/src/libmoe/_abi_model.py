@@ -38,9 +38,7 @@ class moe_attention_config(_Sized):
 ATTENTION_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_rotate": (
         Status,
-        [POINTER(moe_context), c_void_p]
-        + [c_int64] * 4
-        + [c_void_p, c_int64, c_int64, c_double, c_int32],
+        [POINTER(moe_context), c_void_p] + [c_int64] * 4 + [c_void_p, c_int64, c_int64, c_double, c_int32],
     ),
     "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
     "moe_attention_forward": (
@@ -53,4 +51,56 @@ ATTENTION_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     ),
 }
 
-FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {**ATTENTION_FUNCTIONS}
+# Norms, products with a matrix, embeddings, the loss, sampling.
+NORM = {"layer": 0, "rms": 1}
+
+
+class moe_sampling(_Sized):
+    """How the next token is drawn."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("temperature", c_double),
+        ("top_k", c_int64),
+        ("top_p", c_double),
+        ("seed", c_uint64),
+    ]
+
+
+_CONTEXT = POINTER(moe_context)
+BLOCK_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "moe_norm_forward": (
+        Status,
+        [_CONTEXT, c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_double, c_void_p, c_void_p],
+    ),
+    "moe_norm_backward": (Status, [_CONTEXT, c_int32, c_void_p, c_int64, c_int64] + [c_void_p] * 6),
+    "moe_linear_forward": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p],
+    ),
+    "moe_linear_backward": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32] + [c_void_p] * 4,
+    ),
+    "moe_embedding_forward": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p] + [c_int64] * 3 + [c_void_p],
+    ),
+    "moe_embedding_backward": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p] + [c_int64] * 3,
+    ),
+    "moe_cross_entropy": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_int32]
+        + [c_double, c_double, POINTER(c_double), POINTER(c_int64)]
+        + [c_void_p] * 3,
+    ),
+    "moe_sampling_init": (None, [POINTER(moe_sampling), c_size_t]),
+    "moe_sample": (
+        Status,
+        [_CONTEXT, c_void_p, c_int64, POINTER(moe_sampling), c_uint64, c_void_p],
+    ),
+}
+
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {**BLOCK_FUNCTIONS, **ATTENTION_FUNCTIONS}

@@ -8,11 +8,172 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi_model, _check
+from . import _abi, _abi_model, _check
+from ._check import Array
 from ._library import lib
 from .context import Context, default_context
 
 Floats = NDArray[np.float32]
+
+# -----------------------------------------------------------------------------------------------------------
+# Norms and products with a matrix
+# -----------------------------------------------------------------------------------------------------------
+
+
+def norm(
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None = None,
+    *,
+    kind: str = "layer",
+    epsilon: float = 1e-5,
+    context: Context | None = None,
+) -> tuple[Floats, Floats]:
+    """Each row normalised by itself: LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467).
+
+    ``"layer"``: y = (x - mean) / sqrt(variance + epsilon) * weight + bias;
+    ``"rms"``: y = x / sqrt(mean of x^2 + epsilon) * weight.
+
+    Parameters
+    ----------
+    x : array of float32, [T, H]
+    weight : array of float32, [H]
+    bias : array of float32, [H], optional
+        Not with ``"rms"``.
+
+    Returns
+    -------
+    y : array of float32, [T, H]
+    statistics : array of float32, [T, 2]
+        Mean and 1 / root of each row, for :func:`norm_backward`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``epsilon`` is not above 0, or RMSNorm is given a bias.
+    """
+    tokens, width = matrix("x", x)
+    y, statistics = np.empty_like(x), np.empty((tokens, 2), np.float32)
+    lib.moe_norm_forward(
+        (context or default_context())._handle,
+        _check.choice("kind", kind, _abi_model.NORM),
+        x.ctypes.data,
+        tokens,
+        width,
+        _check.address("weight", weight, (width,)),
+        _check.address("bias", bias, (width,)),
+        _check.number("epsilon", epsilon),
+        y.ctypes.data,
+        statistics.ctypes.data,
+    )
+    return y, statistics
+
+
+def norm_backward(
+    x: Floats,
+    weight: Floats,
+    statistics: Floats,
+    dy: Floats,
+    *,
+    kind: str = "layer",
+    dweight: Floats | None = None,
+    dbias: Floats | None = None,
+    context: Context | None = None,
+) -> Floats:
+    """Return the gradient of :func:`norm` in x; add those in weight and bias to ``dweight`` and ``dbias``."""
+    tokens, width = matrix("x", x)
+    dx = np.empty_like(x)
+    lib.moe_norm_backward(
+        (context or default_context())._handle,
+        _check.choice("kind", kind, _abi_model.NORM),
+        x.ctypes.data,
+        tokens,
+        width,
+        _check.address("weight", weight, (width,)),
+        _check.address("statistics", statistics, (tokens, 2)),
+        _check.address("dy", dy, x.shape),
+        dx.ctypes.data,
+        _check.address("dweight", dweight, (width,), write=True),
+        _check.address("dbias", dbias, (width,), write=True),
+    )
+    return dx
+
+
+def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Context | None = None) -> Floats:
+    """Return x W^T + b.
+
+    Parameters
+    ----------
+    x : array of float32, [T, inputs]
+    weight : array of float32 or bfloat16, [outputs, inputs]
+        With bfloat16, x is rounded to it for the product; sums are float32.
+    bias : array of float32, [outputs], optional
+
+    Returns
+    -------
+    array of float32, [T, outputs]
+    """
+    tokens, inputs = matrix("x", x)
+    outputs, dtype = weight_of(weight, inputs)
+    y = np.empty((tokens, outputs), np.float32)
+    lib.moe_linear_forward(
+        (context or default_context())._handle,
+        x.ctypes.data,
+        tokens,
+        inputs,
+        outputs,
+        weight.ctypes.data,
+        dtype,
+        _check.address("bias", bias, (outputs,)),
+        y.ctypes.data,
+    )
+    return y
+
+
+def linear_backward(
+    x: Floats,
+    weight: Array,
+    dy: Floats,
+    *,
+    dweight: Floats | None = None,
+    dbias: Floats | None = None,
+    context: Context | None = None,
+) -> Floats:
+    """Return dx = dy W of :func:`linear`; add dy^T x to ``dweight`` and the sum of dy's rows to ``dbias``."""
+    tokens, inputs = matrix("x", x)
+    outputs, dtype = weight_of(weight, inputs)
+    dx = np.empty_like(x)
+    lib.moe_linear_backward(
+        (context or default_context())._handle,
+        x.ctypes.data,
+        tokens,
+        inputs,
+        outputs,
+        weight.ctypes.data,
+        dtype,
+        _check.address("dy", dy, (tokens, outputs)),
+        dx.ctypes.data,
+        _check.address("dweight", dweight, (outputs, inputs), write=True),
+        _check.address("dbias", dbias, (outputs,), write=True),
+    )
+    return dx
+
+
+def matrix(name: str, value: Any) -> tuple[int, int]:
+    """Rows and columns of an array that has them."""
+    shape = _check.array(name, value).shape
+    if len(shape) != 2:
+        raise ValueError(f"{name}: expected two dimensions, got shape {shape}")
+    return int(shape[0]), int(shape[1])
+
+
+def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
+    """Outputs and element type of a matrix of products."""
+    dtype = _check.dtype_of(_check.array("weight", weight, dtype=_check.dtype_of(weight)))
+    if weight.ndim != 2 or weight.shape[1] != inputs:
+        raise ValueError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")
+    return int(weight.shape[0]), _abi.DTYPE[dtype]
+
 
 # --------------------------------------------------------------------------------------------------------------
 # Positions and attention
