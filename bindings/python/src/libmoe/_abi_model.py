@@ -38,9 +38,7 @@ class moe_attention_config(_Sized):
 ATTENTION_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_rotate": (
         Status,
-        [POINTER(moe_context), c_void_p]
-        + [c_int64] * 4
-        + [c_void_p, c_int64, c_int64, c_double, c_int32],
+        [POINTER(moe_context), c_void_p] + [c_int64] * 4 + [c_void_p, c_int64, c_int64, c_double, c_int32],
     ),
     "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
     "moe_attention_forward": (
