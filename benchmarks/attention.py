@@ -39,7 +39,9 @@ def ours(threads: int, rounds: int, inputs: list[Any], causal: bool) -> tuple[fl
     output, log_sums = blocks.attention(query, key, value, causal=causal, context=context)
     into = np.empty_like(query), np.empty_like(key), np.empty_like(value)
     forward = least(
-        rounds, threads, lambda: blocks.attention(query, key, value, causal=causal, out=output, context=context)
+        rounds,
+        threads,
+        lambda: blocks.attention(query, key, value, causal=causal, out=output, context=context),
     )
     backward = least(
         rounds,

@@ -407,7 +407,9 @@ def _rows(name: str, value: Floats, *, write: bool = False) -> tuple[int, int]:
     # numpy says nothing about the strides of axes with one element.
     fits = all(n == 1 or a == w for n, a, w in zip(value.shape, value.strides, wanted))  # noqa: B905
     if not fits or stride < h * d or not value.flags.aligned:
-        raise ValueError(f"{name}: tokens must be rows at equal distances; use numpy.ascontiguousarray({name})")
+        raise ValueError(
+            f"{name}: tokens must be rows at equal distances; use numpy.ascontiguousarray({name})"
+        )
     if write and not value.flags.writeable:
         raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return int(value.ctypes.data), stride
