@@ -52,17 +52,8 @@ extension ModelInput {
     try require(Int(given.n_sequences), "input.n_sequences", from: 1, to: most)
     try require(Int(given.sequence_length), "input.sequence_length", from: 1, to: most)
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
-    // Pairs of tokens and choices are counted in 32 bits.
-    for n in 0..<c.layers {
-      guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
-      if tokens > most / layer.slots {
-        throw .invalid("input: \(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
-      }
-      if layer.exploration.noise != .none && given.training == 1 && tokens > Int(UInt32.max) / layer.experts {
-        throw .invalid("input: \(tokens) tokens times n_experts = \(layer.experts) exceed 2^32 numbers of noise")
-      }
-    }
     try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
+    try requireFew(tokens, model, training: given.training == 1)
     if c.positions > 0 && length > c.positions {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
     }
@@ -107,6 +98,19 @@ extension ModelInput {
     if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
     if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }
     if hidden != forward.hidden { throw .invalid("input.hidden is not the array that forward had") }
+  }
+}
+
+/// Pairs of tokens and choices are counted in 32 bits, and so are the numbers of noise.
+func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fault) {
+  for n in 0..<model.pointee.configuration.layers {
+    guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
+    if tokens > Int(Int32.max) / layer.slots {
+      throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
+    }
+    if layer.exploration.noise != .none && training && tokens > Int(UInt32.max) / layer.experts {
+      throw .invalid("\(tokens) tokens times n_experts = \(layer.experts) exceed 2^32 numbers of noise")
+    }
   }
 }
 

@@ -39,13 +39,13 @@ private struct AttentionHalf {
   /// `normed` [T,H] is what attention reads where norms come before.
   init(
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
+    cache: CachedLayer? = nil, x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
     let c = model.configuration
     context = model.context
     norm = c.normPlace == .before ? model.norm1(n, input, x, to: normed) : nil
     attention = SelfAttentionForward(
-      &arena, model, n, input, arrays, x: norm == nil ? x : UnsafePointer(normed), y: y)
+      &arena, model, n, input, arrays, cache: cache, x: norm == nil ? x : UnsafePointer(normed), y: y)
     sum =
       c.hasResidual
       ? ResidualSum(
@@ -72,10 +72,10 @@ struct BlockForward {
   private let after: UnsafeMutablePointer<Float>  // [T,H] what the ffn's output is added up in
   private let y: UnsafeMutablePointer<Float>
 
-  /// y may be x.
+  /// y may be x. With a cache, attention sees the tokens in it too.
   init(
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ feedForward: FeedForward?,
-    tape: BlockTape?, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+    tape: BlockTape?, cache: CachedLayer?, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
     let c = model.configuration
     self.model = model
@@ -89,7 +89,7 @@ struct BlockForward {
     // Attention is done before the ffn begins: both use the same memory.
     var (first, second) = (arena, arena)
     let arrays = tape?.attention ?? KeptAttention(&first, c, input, forBackward: false)
-    half = AttentionHalf(&first, model, n, input, arrays, x: x, normed: normed, y: sum)
+    half = AttentionHalf(&first, model, n, input, arrays, cache: cache, x: x, normed: normed, y: sum)
     scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
     arena.cover(first)
     arena.cover(second)

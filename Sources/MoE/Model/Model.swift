@@ -45,8 +45,7 @@ public struct Model {
         report.auxLoss += Double(frame.reports[n].auxLoss)
       }
       report.pooledBalanceLoss = frame.pooled?.loss(gradient: taped?.frame.pooledGradient) ?? 0
-      let end = ForwardEnd(&arena, self, input, frame)
-      try end.run(self, input, outputs, &report)
+      try ForwardEnd(&arena, self, input, x: frame.x(configuration.layers), outputs).run(self, input, &report)
       for n in 0..<configuration.layers { note(n, frame.reports[n]) }
     }
     report.objective =
@@ -55,14 +54,16 @@ public struct Model {
     return report
   }
 
-  private func forward(
+  /// Layer n.
+  func forward(
     _ n: Int, _ input: ModelInput, _ plan: ModelPlan, _ frame: ForwardFrame, _ taped: ModelTapeContents?,
-    _ arena: Arena, _ asked: Layer.Details
+    _ arena: Arena, _ asked: Layer.Details, cache: CachedLayer? = nil
   ) throws(Fault) {
     var arena = arena
     let feedForward = FeedForward(self, n, input, frame.shared, plan)
     let block = BlockForward(
-      &arena, self, n, input, feedForward, tape: taped?.blocks[n], x: frame.x(n), y: frame.y(n))
+      &arena, self, n, input, feedForward, tape: taped?.blocks[n], cache: cache, x: frame.x(n),
+      y: frame.y(n))
     let isMoE = configuration.isMoE(n)
     let pooled = isMoE ? frame.pooled : nil
     let report = try block.run(tape: taped.map { $0.tapes + n }, pooled?.take(asked, n, self) ?? asked)
@@ -71,11 +72,13 @@ public struct Model {
   }
 
   /// x(0) [T,H], where tokens come in.
-  private func embed(_ input: ModelInput, to x: UnsafeMutablePointer<Float>) throws(Fault) {
+  func embed(_ input: ModelInput, firstPosition: Int = 0, to x: UnsafeMutablePointer<Float>) throws(Fault) {
     guard let ids = input.ids, let table = parameters[.embedding] else { return }
     try EmbeddingForward(
-      Embedding(self, length: input.length), context: context, tokens: ids, count: input.tokens,
-      table: table.constants, positions: parameters[.positions]?.constants, y: x
+      Embedding(
+        tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length,
+        firstPosition: firstPosition),
+      context: context, table: table.constants, positions: parameters[.positions]?.constants, y: x
     ).run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
@@ -101,8 +104,9 @@ public struct Model {
       var arena = Arena(memory)
       let frame = BackwardFrame(&arena, self, input)
       var behind = arena
-      try BackwardEnd(&behind, self, input, frame).run(
-        self, input, taped.frame, dObjective: dObjective, dHidden: dHidden)
+      try BackwardEnd(
+        &behind, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
+      ).run(self, input, dHidden: dHidden)
       var n = configuration.layers - 1
       while n >= 0 {
         try backward(n, input, frame, taped, arena, dObjective)
@@ -136,8 +140,8 @@ public struct Model {
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: d
     ).run(in: context)
     try EmbeddingBackward(
-      Embedding(self, length: input.length), context: context, tokens: ids, count: input.tokens, dy: d,
-      dTable: table.grad, dPositions: parameters[.positions]?.grad
+      Embedding(tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length),
+      context: context, dy: d, dTable: table.grad, dPositions: parameters[.positions]?.grad
     ).run(in: context)
   }
 }

@@ -70,46 +70,60 @@ struct PooledArrays {
 /// After the last layer: the final norm, the loss, the logits.
 struct ForwardEnd {
   private let x: UnsafePointer<Float>  // [T,H]
-  private let normed: UnsafeMutablePointer<Float>  // [T,H] where there is a final norm
-  private let loss: ModelLoss?
+  private let normed: UnsafeMutablePointer<Float>?  // [T,H] where there is a final norm
+  private let loss: CrossEntropy?
   private let logits: LinearForward?
+  private let outputs: ModelOutputs
 
-  init(_ arena: inout Arena, _ model: Model, _ input: ModelInput, _ frame: ForwardFrame) {
+  /// `x` [T,H] is what the last layer wrote.
+  init(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, x: UnsafePointer<Float>, _ outputs: ModelOutputs
+  ) {
     let c = model.configuration
-    x = frame.x(c.layers)
-    normed = arena.take(Float.self, c.finalNorm ? input.tokens : 0, c.hidden)
+    self.outputs = outputs
+    self.x = x
+    normed = c.finalNorm ? arena.take(Float.self, input.tokens, c.hidden) : nil
     var (first, second) = (arena, arena)
-    loss = input.targets == nil ? nil : ModelLoss(&first, model, input, withGradients: false)
+    loss = CrossEntropy(
+      &first, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: 0,
+      CrossEntropy.Targets(tokenLosses: outputs.tokenLosses, dx: nil, dWeight: nil))
     logits = model.outputWeight.map {
       LinearForward(
-        &second,
-        LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type),
+        &second, LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type),
         context: model.context)
     }
     arena.cover(first)
     arena.cover(second)
   }
 
-  func run(
-    _ model: Model, _ input: ModelInput, _ outputs: ModelOutputs, _ report: inout ModelReport
-  ) throws(Fault) {
-    let (c, context) = (model.configuration, model.context)
-    var last = x
-    if c.finalNorm {
-      let p = model.parameters
+  func run(_ model: Model, _ input: ModelInput, _ report: inout ModelReport) throws(Fault) {
+    let (c, p, context) = (model.configuration, model.parameters, model.context)
+    if let normed {
       try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed).run(in: context)
-      last = UnsafePointer(normed)
     }
+    let last = normed.map { UnsafePointer($0) } ?? x
     if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
-    if let loss {
-      let found = try loss.run(model, input, last, dLoss: 0, tokenLosses: outputs.tokenLosses, dx: nil)
-      (report.loss, report.targets) = (found.loss, found.counted)
-    }
+    if let loss { (report.loss, report.targets) = try loss.run(in: context) }
     if let target = outputs.logits {
       try logits!.run(
         tokens: input.tokens, x: TokenRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
         y: TokenTargets(target, stride: c.vocabulary), in: context)
     }
+  }
+}
+
+extension CrossEntropy {
+  /// Of a model's call; nil without targets.
+  fileprivate init?(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, x: UnsafePointer<Float>, dLoss: Double,
+    _ wanted: Targets
+  ) {
+    guard let targets = input.targets, let weight = model.outputWeight else { return nil }
+    let c = model.configuration
+    let problem = Problem(
+      x: x, tokens: input.tokens, hidden: c.hidden, weight: weight.data!, weights: weight.type,
+      vocabulary: c.vocabulary, targets: targets, ignored: input.ignoreIndex, smoothing: input.smoothing, dLoss: dLoss)
+    self.init(&arena, problem, wanted, context: model.context)
   }
 }
 
@@ -130,40 +144,40 @@ struct BackwardFrame {
 
 /// Before the last layer: the loss, then the final norm.
 struct BackwardEnd {
+  private let x: UnsafePointer<Float>  // [T,H]
   private let d: UnsafeMutablePointer<Float>  // [T,H]
-  private let normed: UnsafeMutablePointer<Float>  // [T,H] where there is a final norm
+  private let normed: UnsafeMutablePointer<Float>?  // [T,H] where there is a final norm
   private let statistics: UnsafeMutablePointer<Float>  // [T,2]
-  private let loss: ModelLoss?
+  private let loss: CrossEntropy?
 
-  init(_ arena: inout Arena, _ model: Model, _ input: ModelInput, _ frame: BackwardFrame) {
+  /// `x` is what the last layer wrote.
+  init(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, _ frame: BackwardFrame, x: UnsafePointer<Float>,
+    dObjective: Double
+  ) {
     let c = model.configuration
+    self.x = x
     d = frame.d
-    let rows = c.finalNorm ? input.tokens : 0
-    normed = arena.take(Float.self, rows, c.hidden)
-    statistics = arena.take(Float.self, rows, 2)
-    loss = input.targets == nil ? nil : ModelLoss(&arena, model, input, withGradients: true)
+    normed = c.finalNorm ? arena.take(Float.self, input.tokens, c.hidden) : nil
+    statistics = arena.take(Float.self, c.finalNorm ? input.tokens : 0, 2)
+    loss = CrossEntropy(
+      &arena, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: dObjective,
+      CrossEntropy.Targets(tokenLosses: nil, dx: d, dWeight: model.outputWeight?.grad))
   }
 
-  func run(
-    _ model: Model, _ input: ModelInput, _ tape: TapeFrame, dObjective: Double, dHidden: UnsafePointer<Float>?
-  ) throws(Fault) {
+  func run(_ model: Model, _ input: ModelInput, dHidden: UnsafePointer<Float>?) throws(Fault) {
     let (c, p, context) = (model.configuration, model.parameters, model.context)
-    let x = tape.x(c.layers)
-    if c.finalNorm {
+    let elements = input.tokens * c.hidden
+    if let normed {
       try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed, statistics).run(in: context)
     }
-    let elements = input.tokens * c.hidden
     if let loss {
-      _ = try loss.run(
-        model, input, c.finalNorm ? UnsafePointer(normed) : x, dLoss: dObjective, tokenLosses: nil, dx: d)
-    } else if dHidden == nil {
+      _ = try loss.run(in: context)
+      try ResidualSum(kernels: context.kernels, count: elements, dropout: nil, x: dHidden, y: d).run(in: context)
+    } else if let dHidden {
+      d.update(from: dHidden, count: elements)
+    } else {
       d.update(repeating: 0, count: elements)
-    }
-    if let dHidden {
-      try ResidualSum(
-        kernels: context.kernels, count: elements, from: loss == nil ? dHidden : nil, dropout: nil,
-        x: loss == nil ? nil : dHidden, y: d
-      ).run(in: context)
     }
     if c.finalNorm {
       try model.normBackward(p[.normWeight]!, p[.normBias], input, x, statistics, d).run(in: context)

@@ -27,7 +27,9 @@ struct LayerMemory {
   let forward: Int
   let backward: Int
 
-  init(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
+  init(
+    _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?
+  ) throws(Fault) {
     let nowhere = UnsafeMutablePointer<Float>(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
     var arena = Arena()
     let shared = SharedArrays(&arena, model, input)
@@ -39,7 +41,7 @@ struct LayerMemory {
       kept = BlockTape(
         &tape, model.configuration, input, choice.keep, feedForwardBytes: part?.memory.tape ?? 0, x: nowhere)
     }
-    _ = BlockForward(&forward, model, n, input, part, tape: kept, x: nowhere, y: nowhere)
+    _ = BlockForward(&forward, model, n, input, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
     if let kept { _ = BlockBackward(&backward, model, n, input, part, tape: kept, d: nowhere) }
     self.tape = try tape.total()
     self.forward = try forward.total()
@@ -81,21 +83,26 @@ struct KindsOfLayers {
 extension Model {
   /// The fastest way that keeps to the limit.
   public func plan(_ input: ModelInput, taped: Bool) throws(Fault) -> ModelPlan {
+    try plan(input, taped: taped, cache: nil)
+  }
+
+  /// The same for tokens that go behind those in a cache, any layer of which tells its sizes.
+  func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
     let (n, whole) = (configuration.layers, max(input.tokens, 1))
     var kinds = KindsOfLayers()
     guard let limit = input.limit ?? context.memoryLimit else {
-      return try plan(input, taped: taped, lean: 0, input: 0, chunk: whole, &kinds)
+      return try plan(input, taped: taped, lean: 0, input: 0, chunk: whole, cache, &kinds)
     }
     // Without a tape there is nothing to keep.
     let levels = taped ? 2 * n : 0
     for level in 0...levels {
-      let found = try plan(input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: whole, &kinds)
+      let found = try plan(input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: whole, cache, &kinds)
       if found.total <= limit { return found }
     }
     func inChunks(_ blocks: Int) throws(Fault) -> ModelPlan {
       var kinds = KindsOfLayers()
       let kept = taped ? n : 0
-      return try plan(input, taped: taped, lean: kept, input: kept, chunk: blocks * rowsPerBlock, &kinds)
+      return try plan(input, taped: taped, lean: kept, input: kept, chunk: blocks * rowsPerBlock, cache, &kinds)
     }
     // The largest chunks that fit, by bisection.
     var best = try inChunks(1)
@@ -119,23 +126,29 @@ extension Model {
   }
 
   private func plan(
-    _ input: ModelInput, taped: Bool, lean: Int, input inputs: Int, chunk: Int, _ kinds: inout KindsOfLayers
+    _ input: ModelInput, taped: Bool, lean: Int, input inputs: Int, chunk: Int, _ cache: CachedLayer?,
+    _ kinds: inout KindsOfLayers
   ) throws(Fault) -> ModelPlan {
     var plan = ModelPlan(taped: taped, lean: lean, input: inputs, chunk: chunk, layers: kinds)
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     let kept = taped ? TapeFrame(&tape, self, input) : nil
     let frame = ForwardFrame(&forward, self, input, tape: kept)
     var (behind, layers) = (forward, forward)
-    _ = ForwardEnd(&behind, self, input, frame)
+    let last = frame.x(configuration.layers)
+    if cache == nil {
+      _ = ForwardEnd(&behind, self, input, x: last, ModelOutputs())
+    } else {
+      _ = ReadEnd(&behind, self, input, last, logits: nil)
+    }
     layers.cover(behind)
     let back = BackwardFrame(&backward, self, input)
     var (behindBack, layersBack) = (backward, backward)
-    _ = BackwardEnd(&behindBack, self, input, back)
+    _ = BackwardEnd(&behindBack, self, input, back, x: UnsafePointer(back.d), dObjective: 0)
     layersBack.cover(behindBack)
     for n in 0..<configuration.layers {
       let (isMoE, keep) = (configuration.isMoE(n), plan.keep(n))
       if plan.layers[isMoE, keep] == nil {
-        plan.layers[isMoE, keep] = try LayerMemory(self, n, input, plan.choice(n), taped: taped)
+        plan.layers[isMoE, keep] = try LayerMemory(self, n, input, plan.choice(n), taped: taped, cache: cache)
       }
       let memory = plan.layers[isMoE, keep]!
       tape.skip(memory.tape)

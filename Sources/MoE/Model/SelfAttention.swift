@@ -23,21 +23,29 @@ struct SelfAttentionForward {
   private let attend: AttentionForward
   private let arrays: KeptAttention
   private let output: ProjectionForward
+  private let cache: CachedLayer?
+  private let input: ModelInput
+  private let c: ModelConfiguration
 
   init(
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+    cache: CachedLayer? = nil, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
+    c = model.configuration
+    self.cache = cache
+    self.input = input
     let p = model.parameters
     context = model.context
     self.arrays = arrays
     heads = PlacedHeads(
-      &arena, model, n, tokens: input.tokens, length: input.length, projected: arrays.projected, forBackward: false)
+      &arena, model, n, tokens: input.tokens, length: input.length,
+      firstPosition: cache?.length ?? 0, projected: arrays.projected, forBackward: false)
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
       &first, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
-    attend = AttentionForward(&second, AttentionCall(model, n, input), in: context)
+    attend = AttentionForward(
+      &second, cache.map { AttentionCall(model, input, $0) } ?? AttentionCall(model, n, input), in: context)
     output = ProjectionForward(
       &third, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
     arena.cover(first)
@@ -48,8 +56,25 @@ struct SelfAttentionForward {
   func run() throws(Fault) {
     try project.run()
     try heads.run()
-    try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
+    if let cache {
+      try attend(to: cache)
+    } else {
+      try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
+    }
     try output.run()
+  }
+
+  /// Sequence by sequence, since those in the cache do not stand close together.
+  private func attend(to cache: CachedLayer) throws(Fault) {
+    cache.append(heads, sequences: input.sequences, count: input.length, stride: c.projected)
+    for sequence in 0..<input.sequences {
+      let first = sequence * input.length
+      try attend.run(
+        AttentionArrays(
+          query: heads.query + first * c.projected, key: cache.keys + cache.place(sequence, 0),
+          value: cache.values + cache.place(sequence, 0), output: arrays.output + first * c.queries),
+        logSums: nil, in: context)
+    }
   }
 }
 
@@ -113,6 +138,18 @@ extension AttentionCall {
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
     dropout = input.training ? c.attentionDropout : 0
     (seed, step) = (c.seed(ofLayer: n), input.step)
+  }
+}
+
+extension AttentionCall {
+  /// Attention of one sequence's new tokens over those in the cache and themselves.
+  fileprivate init(_ model: Model, _ input: ModelInput, _ cache: CachedLayer) {
+    let c = model.configuration
+    self.init(
+      sequences: 1, queries: input.length, keys: cache.length + input.length, heads: c.heads, keyHeads: c.keyHeads,
+      headSize: c.headSize)
+    queryStride = c.projected
+    masks.causal = true
   }
 }
 
