@@ -90,8 +90,8 @@ MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const flo
  *  in place.  The backward is the same with inverse = 1: a turn by -a.
  *  @param x          [in, out] [T, n_heads, D], rows of tokens `stride` floats apart (0: n_heads * D)
  *  @param head_size  [in] D, even
- *  @param positions  [in, nullable] [T], >= 0; NULL: t % sequence_length + first_position
- *  @param theta      [in] > 0; 10000 is usual
+ *  @param positions  [in, nullable] [T], 0 to 2^31 - 1; NULL: t % sequence_length + first_position
+ *  @param theta      [in] >= 1; 10000 is usual
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, float *x, int64_t n_tokens, int64_t n_heads,
                                         int64_t head_size, int64_t stride, const int64_t *positions,
@@ -228,20 +228,26 @@ typedef struct moe_model_config {
   int32_t dense_kind;      /**< ffn of layers that are not MoE: MOE_EXPERT_MLP or MOE_EXPERT_GATED */
   int32_t dense_activation; /**< a moe_activation */
   int32_t dense_no_bias;   /**< 1: without biases */
+  float dense_dropout;     /**< on the inner activations of dense layers; that of experts is in `moe` */
+  int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
   int64_t dense_intermediate_size; /**< I of dense layers */
-  const moe_layer_config *moe; /**< ffn of MoE layers, copied; hidden_size 0 or H; NULL: every layer is dense */
+  const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
+                                    io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
+                                    vocabulary_size V */
   int64_t moe_every;       /**< layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
   double pooled_balance_coef; /**< times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */
   double init_deviation;   /**< of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
                                 embeddings and Xavier's uniform for projections */
-  uint64_t seed;           /**< initialisation and dropout; experts' seeds derive from it */
+  uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
+                                moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
+                                g = 0x9e3779b97f4a7c15, modulo 2^64 */
 } moe_model_config;
 
 #define MOE_MODEL_CONFIG_INIT \
   { \
-    sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0, NULL, 0, \
-    0.0, 0.0, 0 \
+    sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0, 0, \
+    NULL, 0, 0.0, 0.0, 0 \
   }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */

@@ -18,3 +18,5 @@ _Static_assert(sizeof(moe_training) == 80, "moe_training layout is ABI");
 _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_layer_config, glu_limit) == 96, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");
+_Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config layout is ABI");
+_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling layout is ABI");

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import _abi
+from . import _abi, _abi_model
 from ._callbacks import raised
 from ._version import __version__
 from .errors import BadStateError, error_for
@@ -51,7 +51,7 @@ def _load() -> ctypes.CDLL:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Give every function its types, and every status its exception."""
-    for name, (result, arguments) in _abi.FUNCTIONS.items():
+    for name, (result, arguments) in {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}.items():
         function = getattr(library, name)
         function.restype = result
         function.argtypes = arguments
