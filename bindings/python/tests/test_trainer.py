@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ import libmoe
 from libmoe.train import Settings, Trainer, UserError, open_run
 from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
+from libmoe.train.interrupt import Interrupt
 from libmoe.train.run import BEST, LAST
 from tiny import settings, state, text
 
@@ -138,6 +140,16 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
     assert resumed.step == outcome.step
 
 
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # the handler of before
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_early_stop(tmp_path: Path) -> None:
     # A rate of 0 makes no evaluation better than the first.
     given = settings(tmp_path, learning_rate=0.0, patience=2, steps=100)
@@ -248,3 +260,13 @@ def test_bad_runs_are_named(tmp_path: Path) -> None:
     ):
         Trainer(given, run, resume=True)
     assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST}
+
+
+def test_the_program_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "training.md"
+    (program,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert "steps=500" in program and "300))" in program
+    text(tmp_path, name="book.txt")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program.replace("steps=500", "steps=2").replace("300))", "3))"), str(page), "exec"), {})
+    assert (tmp_path / "runs" / "book" / BEST).exists()
