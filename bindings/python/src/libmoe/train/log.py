@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 
 class Log:
-    """Appends records to a run's log; every line is on disk before the next step.
+    """Appends records to a run's log; every line is in the file before the next step.
 
     Parameters
     ----------
