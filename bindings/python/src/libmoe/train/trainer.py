@@ -170,7 +170,6 @@ class Trainer:
                     chosen[number] = chosen.get(number, 0) + report.tokens_per_expert
             since.loss += output.loss / settings.accumulate
             since.objective += output.objective / settings.accumulate
-            del output  # its tape goes before the next forward makes another
         rate, norm, bound = self.update(self.step)
         if settings.moe.get("selection_bias"):
             for number, counts in chosen.items():
