@@ -19,9 +19,12 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
+from .generation import Cache
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import Plan
+from .model import EncoderLayer, Model
+from .model_call import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter
 from .report import Output, Report, Summary
@@ -35,12 +38,18 @@ __all__ = [
     "SGD",
     "AdamW",
     "BadStateError",
+    "Cache",
     "Checkpoint",
     "Context",
+    "EncoderLayer",
     "ExpertGroup",
     "FileError",
     "InvalidArgumentError",
     "Layer",
+    "Model",
+    "ModelOutput",
+    "ModelPlan",
+    "ModelTape",
     "MoeError",
     "NotFiniteError",
     "OutOfMemoryError",
