@@ -20,9 +20,12 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
+from .generation import Cache
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import Plan
+from .model import EncoderLayer, Model
+from .model_call import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, clip_grad_norm
 from .parameter import Parameter
 from .report import Output, Report, Summary
@@ -38,13 +41,19 @@ __all__ = [
     "AdamW",
     "AdaptiveClip",
     "BadStateError",
+    "Cache",
     "Checkpoint",
     "Context",
+    "EncoderLayer",
     "ExpertGroup",
     "FileError",
     "Group",
     "InvalidArgumentError",
     "Layer",
+    "Model",
+    "ModelOutput",
+    "ModelPlan",
+    "ModelTape",
     "MoeError",
     "NotFiniteError",
     "OutOfMemoryError",

@@ -100,6 +100,25 @@ class Handle:
             finalizer.atexit = False  # a daemon thread may still compute while the interpreter exits
 
 
+class Borrowed(Handle):
+    """Part of another native object, which it keeps alive: nothing is freed with it.
+
+    Parameters
+    ----------
+    pointer
+        The native object.
+    owner
+        To whom it belongs.
+    keep
+        As of :class:`Handle`; the owner has it too.
+    """
+
+    def __init__(self, pointer: Any, owner: Handle, keep: dict[Any, Any]) -> None:
+        self._as_parameter_ = pointer
+        self._owner = owner
+        self.keep = keep
+
+
 class Native:
     """Base of the classes that stand for a native object; ``with`` or :meth:`close` lets go of it early."""
 

@@ -1,11 +1,11 @@
-"""The parameters of a layer: read, written, bound, saved and loaded in place."""
+"""The parameters of a layer or a model: read, written, bound, saved and loaded in place."""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,17 @@ from .errors import BadStateError
 from .parameter import Parameter
 from .words import DType, Layout, Prepared
 
-# Parameters without a gradient.
-_BUFFERS = {
+# Parameters without a gradient: of a layer, or of a model's ffn, whose name has them at its end.
+_BUFFERS = (
     "router.selection_bias",
     "router.norm.running_mean",
     "router.norm.running_var",
     "router.active_experts",
-}
+)
 
 
 class _View:
-    """Memory of a layer as numpy takes it: arrays made from it keep it, and it keeps the layer's handle."""
+    """The library's memory as numpy takes it: arrays made from it keep it, and it keeps its owner's handle."""
 
     def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
         self._handle = handle
@@ -40,55 +40,31 @@ class _View:
         }
 
 
-class Weights(Native):
-    """What :class:`Layer` has of parameters; it has a layer's handle."""
+class Tensors(Native):
+    """What :class:`Layer` and :class:`Model` have of parameters."""
+
+    _prefix: ClassVar[str]  # of the library's functions
 
     def __init__(self, handle: Handle) -> None:
         self._open_handle = handle
         self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
 
+    def _function(self, name: str) -> Any:
+        return getattr(lib, f"{self._prefix}_{name}")
+
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The parameters by name, their arrays being the layer's memory itself.
-
-        Those that the configuration has of::
-
-            router.weight [E, H]           router.bias [E]
-            experts.gate.weight [E, I, H]  experts.gate.bias [E, I]    (gated experts)
-            experts.up.weight [E, I, H]    experts.up.bias [E, I]
-            experts.down.weight [E, H, I]  experts.down.bias [E, H]
-            experts.weight [E, H, H]       experts.bias [E, H]         (linear experts, in place of the above)
-            experts.0.gate.weight ...      experts.1.constant [n, H]   (by group, with expert_groups)
-            shared.gate.weight [S, I, H] ...                           (shared experts, named likewise)
-            router.expert_scale [E]
-            router.coarse.weight [G, H]    router.coarse.bias [G]      (hierarchical)
-            router.noise.weight [E, H]                                 (learned noise)
-            router.norm.weight [H]         router.norm.bias [H]        (router_batch_norm)
-            shared.router.weight [S, H]                                (shared_gate "sigmoid")
-            shared.router.weight [2, H]    shared.router.bias [2]      (shared_gate "residual")
-            output.bias [H]
-
-        The layer owns that memory; the arrays keep it alive, also after the layer is closed.
-        """
-        return {name: parameter for name, parameter in self._tensors().items() if name not in _BUFFERS}
+        """The parameters by name, their arrays being the owner's memory itself."""
+        return {name: tensor for name, tensor in self._tensors().items() if not name.endswith(_BUFFERS)}
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
-        """What belongs to the layer's state and is not trained by gradients, by name.
-
-        Those that the configuration has of::
-
-            router.selection_bias [E]      moved by update_selection_bias
-            router.norm.running_mean [H]   router.norm.running_var [H], moved by forward in training
-            router.active_experts [1]      the warm-up's, likewise
-
-        The arrays are the layer's memory itself.
-        """
-        return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
+        """What belongs to the state and is not trained by gradients, by name, likewise."""
+        return {name: tensor.data for name, tensor in self._tensors().items() if name.endswith(_BUFFERS)}
 
     def _tensors(self) -> dict[str, Parameter]:
         count = ctypes.c_int64()
-        lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
+        self._function("parameter_count")(self._handle, ctypes.byref(count))
         return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
 
     def _parameter(self, index: int) -> Parameter:
@@ -99,7 +75,7 @@ class Weights(Native):
 
     def _tensor(self, index: int) -> _abi.moe_tensor:
         tensor = _abi.moe_tensor()
-        lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
+        self._function("parameter")(self._handle, index, ctypes.byref(tensor))
         return tensor
 
     def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
@@ -126,7 +102,7 @@ class Weights(Native):
         name : str
             One of ``parameters`` or ``buffers``.
         data : ndarray of the parameter's type and shape
-            Its values from now on; the layer holds the array.
+            Its values from now on; its owner holds the array.
         grad : ndarray of float32, of the parameter's shape, optional
             Its gradient from now on; where it is not given, the gradient stays where it is.
 
@@ -138,7 +114,7 @@ class Weights(Native):
             Arrays that were taken from ``parameters`` are still in use.
         """
         index = ctypes.c_int64()
-        lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
+        self._function("find_parameter")(self._handle, name.encode(), ctypes.byref(index))
         tensor = self._tensor(index.value)
         name = tensor.name.decode()  # C compared up to the first NUL only
         shape = tuple(tensor.shape[: tensor.rank])
@@ -151,10 +127,93 @@ class Weights(Native):
                 raise BadStateError(
                     f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
                 )
-        lib.moe_layer_bind_parameter(
+        self._function("bind_parameter")(
             self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
         )
         self._handle.keep.update(arrays)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to 0.
+
+        Raises
+        ------
+        BadStateError
+            It is inference_only, or closed.
+        """
+        self._function("zero_grad")(self._handle)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
+        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            As :meth:`state_dict` gives it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
+        """
+        parameters = self._tensors()
+        if parameters.keys() != state.keys():
+            missing = sorted(parameters.keys() - state.keys())
+            unknown = sorted(state.keys() - parameters.keys())
+            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+        for name, parameter in parameters.items():
+            dtype = _check.dtype_of(parameter.data)
+            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
+        for name, parameter in parameters.items():
+            parameter.data[...] = state[name].view(parameter.data.dtype)
+
+
+class Weights(Tensors):
+    """What :class:`Layer` has of parameters; it has a layer's handle."""
+
+    _prefix = "moe_layer"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, their arrays being the layer's memory itself.
+
+        Those that the configuration has of::
+
+            router.weight [E, H]           router.bias [E]
+            experts.gate.weight [E, I, H]  experts.gate.bias [E, I]    (gated experts)
+            experts.up.weight [E, I, H]    experts.up.bias [E, I]
+            experts.down.weight [E, H, I]  experts.down.bias [E, H]
+            experts.weight [E, H, H]       experts.bias [E, H]         (linear experts, in place of the above)
+            experts.0.gate.weight ...      experts.1.constant [n, H]   (by group, with expert_groups)
+            shared.gate.weight [S, I, H] ...                           (shared experts, named likewise)
+            router.expert_scale [E]
+            router.coarse.weight [G, H]    router.coarse.bias [G]      (hierarchical)
+            router.noise.weight [E, H]                                 (learned noise)
+            router.norm.weight [H]         router.norm.bias [H]        (router_batch_norm)
+            shared.router.weight [S, H]                                (shared_gate "sigmoid")
+            shared.router.weight [2, H]    shared.router.bias [2]      (shared_gate "residual")
+            output.bias [H]
+
+        The layer owns that memory; the arrays keep it alive, also after the layer is closed.
+        """
+        return super().parameters
+
+    @property
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """What belongs to the layer's state and is not trained by gradients, by name.
+
+        Those that the configuration has of::
+
+            router.selection_bias [E]      moved by update_selection_bias
+            router.norm.running_mean [H]   router.norm.running_var [H], moved by forward in training
+            router.active_experts [1]      the warm-up's, likewise
+
+        The arrays are the layer's memory itself.
+        """
+        return super().buffers
 
     def prepare(self, prepared: Prepared = "f32") -> None:
         """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
@@ -180,16 +239,6 @@ class Weights(Native):
             it compares 16 values of each matrix.
         """
         lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
-
-    def zero_grad(self) -> None:
-        """Set every gradient to 0.
-
-        Raises
-        ------
-        BadStateError
-            The layer is inference_only, or closed.
-        """
-        lib.moe_layer_zero_grad(self._handle)
 
     def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
         """Overwrite the parameters with a checkpoint's.
@@ -278,34 +327,6 @@ class Weights(Native):
                 data=array.ctypes.data,
             )
         lib.moe_layer_upcycle(self._handle, described, len(described))
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
-        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
-
-        Parameters
-        ----------
-        state : mapping of str to ndarray
-            As :meth:`state_dict` gives it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            A name is missing or unknown, or an array has the wrong type, shape or layout.
-        """
-        parameters = self._tensors()
-        if parameters.keys() != state.keys():
-            missing = sorted(parameters.keys() - state.keys())
-            unknown = sorted(state.keys() - parameters.keys())
-            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
-        for name, parameter in parameters.items():
-            dtype = _check.dtype_of(parameter.data)
-            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
-        for name, parameter in parameters.items():
-            parameter.data[...] = state[name].view(parameter.data.dtype)
 
 
 def _layer_number(layer: int | None) -> int:
