@@ -122,8 +122,8 @@ def test_text_that_is_learnt_by_heart(tmp_path: Path) -> None:
     # Noise: there is nothing to learn but the training text itself.
     noise = np.random.default_rng(0).integers(256, size=9000).astype(np.uint8)
     (tmp_path / "noise").write_bytes(noise.tobytes())
-    noisy = {"files": (str(tmp_path / "noise"),), "hidden_size": 32, "sequences": 16, "learning_rate": 0.03}
-    given = settings(tmp_path, steps=200, evaluate_every=25, log_every=50, **noisy)
+    noisy = {"files": (str(tmp_path / "noise"),), "hidden_size": 64, "intermediate_size": 64, "sequences": 16}
+    given = settings(tmp_path, steps=300, evaluate_every=50, learning_rate=0.01, log_every=50, **noisy)
     run = tmp_path / "run"
     outcome = Trainer(given, run).train()
     hint = only(hints(run), "held-out text got worse")
@@ -189,5 +189,5 @@ def test_idle_processors(tmp_path: Path) -> None:
     Trainer(settings(tmp_path, steps=2), tmp_path / "run").train()
     records = logs.read(tmp_path / "run")
     records[0]["processors"] = 8  # as on such a machine
-    (hint,) = diagnose(Settings.load(tmp_path / "run"), records)
+    hint = only(diagnose(Settings.load(tmp_path / "run"), records), "processors")
     assert "with 1 of 8 processors" in hint.sign and "threads 1 -> 8" in hint.cure
