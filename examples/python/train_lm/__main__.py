@@ -34,7 +34,7 @@ from libmoe.train.sample import printable
 from train_lm.peers import EVALUATED, counting_bits, dense_run, joined, window_bits
 from train_text.text import default_files
 
-STEPS = 2400  # some four minutes on two cores
+STEPS = 2000  # some four minutes on two cores
 
 
 def main() -> int:
