@@ -216,21 +216,29 @@ static void train(run *r, const text *training, const text *held_out) {
   }
 }
 
-/* Continue `prompt`, n bytes, one byte at a time. */
+/* Continue the first n bytes of `prompt`, one byte at a time.  The model knows no places beyond S: when S bytes are full,
+ * the last half of them is read anew. */
 static void sample(run *r, const unsigned char *prompt, int n, int length) {
   static float logits[BYTES];
+  int full = 0; /* bytes that the cache holds */
   moe_cache *cache;
   moe_sampling sampling = MOE_SAMPLING_INIT;
   sampling.temperature = 0.7;
   sampling.seed = 1;
-  CHECK(moe_cache_create(r->model, 1, n + length, &cache));
+  CHECK(moe_cache_create(r->model, 1, S, &cache));
   for (int i = 0; i < n; i++) tokens[i] = prompt[i];
-  CHECK(moe_model_read(r->model, cache, tokens, n, logits));
   for (int i = 0; i < length; i++) {
+    if (n == S) {
+      for (n = 0; n < S / 2; n++) tokens[n] = tokens[S / 2 + n];
+      CHECK(moe_cache_truncate(cache, 0));
+      full = 0;
+    }
+    CHECK(moe_model_read(r->model, cache, tokens + full, n - full, logits));
+    full = n;
     int32_t byte;
     CHECK(moe_sample(r->context, logits, BYTES, &sampling, (uint64_t)i, &byte));
     putchar(isprint(byte) || byte == '\n' ? byte : ' '); /* nothing that would steer the terminal */
-    CHECK(moe_model_read(r->model, cache, &byte, 1, logits));
+    tokens[n++] = byte;
   }
   putchar('\n');
   moe_cache_free(cache);

@@ -167,9 +167,7 @@ def write(trainer: Trainer) -> None:
     trained = open_run(trainer.folder)
     text = bytes(joined(trainer.corpus.held_out)[:4096])
     prompt = text[: text.find(b"\n") + 1] or text[:16]
-    pieces = sample(
-        trained.model, trained.tokenizer, prompt, 600, temperature=0.7, seed=trainer.settings.seed
-    )
+    pieces = sample(trained, prompt, 600, temperature=0.7, seed=trainer.settings.seed)
     print("\nA sample, at temperature 0.7:\n")
     print("".join(printable([prompt, *pieces])))
 

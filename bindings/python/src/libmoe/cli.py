@@ -159,8 +159,7 @@ def _eval(asked: argparse.Namespace) -> int:
 def _sample(asked: argparse.Namespace) -> int:
     trained = open_run(asked.folder, asked.weights)
     pieces = sample(
-        trained.model,
-        trained.tokenizer,
+        trained,
         asked.prompt.encode("utf-8", "surrogateescape"),
         asked.tokens,
         temperature=asked.temperature,

@@ -122,8 +122,10 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
             f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 3:g}), "
             f"{_calmer(settings)}",
         )
-    norms = [record["norm"] for record in steps if record["norm"] is not None]
-    highest = max((record["norm_max"] or 0.0, record["step"]) for record in steps)
+    # While the rate warms up norms are large by nature.
+    warm = [record for record in steps if record["step"] > settings.warmup_steps and record["norm"]]
+    norms = [record["norm"] for record in warm]
+    highest = max(((record["norm_max"], record["step"]) for record in warm), default=(0.0, 0))
     if norms and highest[0] > SPIKE * median(norms):
         yield Hint(
             f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is "

@@ -75,6 +75,7 @@ class Trained:
     settings: Settings
     model: libmoe.Model
     tokenizer: Tokenizer
+    context: libmoe.Context
 
 
 def open_run(folder: Path, weights: str = "best") -> Trained:
@@ -94,6 +95,7 @@ def open_run(folder: Path, weights: str = "best") -> Trained:
     """
     settings = Settings.load(folder)
     tokenizer = Tokenizer(settings.tokenizer)
-    model = make_model(settings, tokenizer.vocabulary_size, make_context(settings))
+    context = make_context(settings)
+    model = make_model(settings, tokenizer.vocabulary_size, context)
     read_weights(model, folder / {"best": BEST, "last": LAST}[weights])
-    return Trained(settings, model, tokenizer)
+    return Trained(settings, model, tokenizer, context)

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-import libmoe
-
+from ..language import sample as drawn
 from .config import UserError
-from .data import Tokenizer
+from .run import Trained
 
 
 def sample(
-    model: libmoe.Model,
-    tokenizer: Tokenizer,
+    trained: Trained,
     prompt: bytes,
     n_tokens: int,
     *,
@@ -26,11 +24,13 @@ def sample(
 ) -> Iterator[bytes]:
     """Continue a prompt, piece by piece as it is written.
 
+    A model knows no places beyond the sequences it was trained on: when S tokens are full, it reads the last
+    S / 2 of them anew and goes on from there.
+
     Parameters
     ----------
-    model : Model
-    tokenizer : Tokenizer
-        As the model was trained with.
+    trained : Trained
+        A run's model.
     prompt : bytes
         Not empty.
     n_tokens : int
@@ -43,11 +43,33 @@ def sample(
     UserError
         The prompt has no token.
     """
-    tokens = np.asarray(tokenizer.encode(np.frombuffer(prompt, np.uint8)), np.int32)
-    if len(tokens) == 0:
+    model, room = trained.model, trained.settings.sequence_length
+    tokens = trained.tokenizer.encode(np.frombuffer(prompt, np.uint8)).tolist()
+    if not tokens:
         raise UserError("the prompt is empty; give it at least one character")
-    drawn = model.generate(tokens, n_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    yield from tokenizer.pieces(drawn)
+    cache = model.cache(1, room)
+
+    def written() -> Iterator[int]:
+        unread = tokens[-room:]
+        for number in range(n_tokens):
+            if cache.length + len(unread) > room:
+                cache.truncate(0)
+                unread = tokens[-max(1, room // 2) :]
+            logits = model.read(cache, np.array([unread], np.int32))[0]
+            token = drawn(
+                logits,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                draw=number,
+                context=trained.context,
+            )
+            tokens.append(token)
+            unread = [token]
+            yield token
+
+    yield from trained.tokenizer.pieces(written())
 
 
 def printable(pieces: Iterable[bytes]) -> Iterator[str]:
