@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import libmoe
-from libmoe.train import Settings, Trainer, UserError, open_run
+from libmoe.train import Settings, Trainer, UserError, open_run, sample
 from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
 from libmoe.train.interrupt import Interrupt
@@ -210,6 +210,21 @@ def test_a_step_that_fails_leaves_the_checkpoint(tmp_path: Path) -> None:
         resumed.train()
     assert state(tmp_path / "run") == before
     assert logs.read(tmp_path / "run")[-1]["why"] == "NotFiniteError"
+
+
+def test_a_sample_reads_no_further_than_a_sequence(tmp_path: Path) -> None:
+    Trainer(settings(tmp_path, steps=30), tmp_path / "run").train()
+    trained = open_run(tmp_path / "run")
+    window = list(b"the ")
+    for piece in sample(trained, b"the ", 40, temperature=0):
+        if len(window) > 16:  # S tokens were full: the last half, and what came then
+            window = window[-8:]
+        logits = trained.model.forward(np.array([window], np.int32), logits=True).logits
+        assert logits is not None
+        assert piece == bytes([int(logits[0, -1].argmax())])
+        window += piece
+    with pytest.raises(UserError, match="prompt is empty"):
+        list(sample(trained, b"", 1))
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
