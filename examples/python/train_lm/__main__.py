@@ -95,7 +95,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         steps=arguments.steps,
         learning_rate=3e-3,
         warmup_steps=min(100, arguments.steps // 10),
-        evaluate_every=max(1, arguments.steps // 12),
+        evaluate_every=max(10, arguments.steps // 120 * 10),
         seed=arguments.seed,
     )
 

@@ -117,14 +117,11 @@ def _load(plt: Any, steps: list[Record]) -> Any:
         figsize=(8, 1.2 * len(layers) + 2),
         layout="constrained",
     )
-    last = steps[-1]["step"]
+    edges = [0, *(record["step"] for record in steps)]  # a line of the log is about the steps before it
     for n, (axes,) in enumerate(rows[:-1]):
         load = np.array([record["layers"][n]["load"] for record in steps], np.float64).T  # [E, steps]
         share = load * len(load) / np.maximum(1, load.sum(0))  # 1 is perfect balance
-        image = axes.imshow(
-            share, aspect="auto", cmap="Blues", vmin=0, vmax=3, origin="lower",
-            extent=(0, last, -0.5, len(load) - 0.5), interpolation="nearest",
-        )  # fmt: skip
+        image = axes.pcolormesh(edges, np.arange(len(load) + 1) - 0.5, share, cmap="Blues", vmin=0, vmax=3)
         axes.set_ylabel(f"layer {layers[n]['layer']}\nexpert")
     figure.colorbar(image, ax=rows[:-1, 0].tolist(), label="load over the mean")
     for n, layer in enumerate(layers):
