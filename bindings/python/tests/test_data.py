@@ -58,6 +58,7 @@ def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.batch(3, 7, 4, 33), drawn)
     assert (part.batch(3, 8, 4, 33) != drawn).any() and (part.batch(4, 7, 4, 33) != drawn).any()
     assert drawn.dtype == np.int32 and drawn.shape == (4, 33)
+    assert part.batch((1 << 64) - 1, (1 << 56) - 1, 1, 33).shape == (1, 33)
 
 
 def test_every_place_is_equally_likely() -> None:

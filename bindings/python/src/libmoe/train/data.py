@@ -31,7 +31,8 @@ _SPLIT, _BATCHES = 1, 2  # streams of random numbers
 
 def random_words(seed: int, stream: int, step: int, count: int) -> NDArray[np.uint64]:
     """Philox4x64-10 keyed by (seed, stream), counted from step: no draw depends on those before."""
-    generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step])
+    key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, 0, step], np.uint64)
+    generator = np.random.Philox(key=key, counter=counter)
     words: NDArray[np.uint64] = generator.random_raw(count)
     return words
 

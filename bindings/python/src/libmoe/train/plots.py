@@ -128,7 +128,7 @@ def _load(plt: Any, steps: list[Record]) -> Any:
         dead = [record["layers"][n]["dead"] for record in steps]
         rows[-1, 0].plot([record["step"] for record in steps], dead, label=f"layer {layer['layer']}")
     rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token", ylim=(-0.1, None))
-    rows[-1, 0].legend(frameon=False, ncols=4, fontsize=8)
+    rows[-1, 0].legend(frameon=False, ncol=4, fontsize=8)
     return figure
 
 
