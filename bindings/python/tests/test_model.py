@@ -184,15 +184,18 @@ def test_the_same_bits(case: str) -> None:
     with libmoe.Context(n_threads=2) as context:
         model = libmoe.Model(**arguments, context=context)
         free = model.plan(5, 131).total_bytes
-        kept = set()
-        for limit in range(free, 0, -free // 12):
+        kept: set[tuple[str, ...]] = set()
+        seen = set()
+        for limit in range(free, 0, -free // 60):
             try:
                 plan = model.plan(5, 131, memory_limit=limit)
             except libmoe.InvalidArgumentError:
                 break
             assert plan.total_bytes <= limit
             kept.add(tuple(plan.keep))
-            assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
+            if plan.total_bytes not in seen:
+                assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
+            seen.add(plan.total_bytes)
     assert len(kept) > 1
     assert any("input" in keep for keep in kept)
 
