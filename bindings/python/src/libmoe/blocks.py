@@ -14,9 +14,9 @@ from .context import Context, default_context
 
 Floats = NDArray[np.float32]
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Positions and attention
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 def rotate(
@@ -92,8 +92,8 @@ def attention(
     context : Context, optional
         Whose threads compute; by default the shared one.
     **options
-        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default 1 / sqrt(D).
-        ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32, [S, U]): added to
+        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default
+        1 / sqrt(D).  ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32, [S, U]): added to
         scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False = padding.  ``dropout``
         (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and what decides it.
 
@@ -185,7 +185,7 @@ def _attention(
         if array.shape != (n_sequences, n_keys, n_kv_heads, head_size):
             wanted = (n_sequences, n_keys, n_kv_heads, head_size)
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-    given = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
+    given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask")))
     for name in options:
         if name not in given:
