@@ -93,9 +93,10 @@ def attention(
         Whose threads compute; by default the shared one.
     **options
         ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default
-        1 / sqrt(D).  ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32, [S, U]): added to
-        scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False = padding.  ``dropout``
-        (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and what decides it.
+        1 / sqrt(D).  ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32,
+        [S, U]): added to scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False =
+        padding.  ``dropout`` (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and
+        what decides it.
 
     Returns
     -------
