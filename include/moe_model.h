@@ -90,8 +90,8 @@ MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const flo
  *  in place.  The backward is the same with inverse = 1: a turn by -a.
  *  @param x          [in, out] [T, n_heads, D], rows of tokens `stride` floats apart (0: n_heads * D)
  *  @param head_size  [in] D, even
- *  @param positions  [in, nullable] [T], >= 0; NULL: t % sequence_length + first_position
- *  @param theta      [in] > 0; 10000 is usual
+ *  @param positions  [in, nullable] [T], 0 to 2^31 - 1; NULL: t % sequence_length + first_position
+ *  @param theta      [in] >= 1; 10000 is usual
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, float *x, int64_t n_tokens, int64_t n_heads,
                                         int64_t head_size, int64_t stride, const int64_t *positions,

@@ -19,11 +19,11 @@ public func moe_attention_forward(
     let key = try Tokens(key, "key", call.ofKeys(call.keyStride))
     let value = try Tokens(value, "value", call.ofKeys(call.valueStride))
     let output = try Tokens(output, "output", call.ofQueries(call.outputStride))
-    for input in [query, key, value] as InlineArray<3, Tokens> { try output.requireApart(from: input) }
+    try output.requireApart(from: [query, key, value])
     try output.requireApart(from: call.masks, call.sequences)
     let log_sums = try optional(log_sums, "log_sums")
     let sums = Line(log_sums, call.sequences * call.heads * call.queries, "log_sums")
-    for rows in [query, key, value, output] as InlineArray<4, Tokens> { try rows.requireApart(from: sums) }
+    try forEach([query, key, value, output]) { rows throws(Fault) in try rows.requireApart(from: sums) }
     try sums.requireApart(from: call.masks, call.sequences)
     let arrays = AttentionArrays(query: query.start, key: key.start, value: value.start, output: output.start)
     try AttentionForward.run(call, arrays, logSums: log_sums, in: context)
@@ -50,10 +50,8 @@ public func moe_attention_backward(
     let dquery = try Tokens(dquery, "dquery", call.ofQueries(call.queryStride))
     let dkey = try Tokens(dkey, "dkey", call.ofKeys(call.keyStride))
     let dvalue = try Tokens(dvalue, "dvalue", call.ofKeys(call.valueStride))
-    for gradient in [dquery, dkey, dvalue] as InlineArray<3, Tokens> {
-      for input in [query, key, value, output, doutput] as InlineArray<5, Tokens> {
-        try gradient.requireApart(from: input)
-      }
+    try forEach([dquery, dkey, dvalue]) { gradient throws(Fault) in
+      try gradient.requireApart(from: [query, key, value, output, doutput])
       try gradient.requireApart(from: sums)
       try gradient.requireApart(from: call.masks, call.sequences)
     }
@@ -168,6 +166,12 @@ extension AttentionCall {
   fileprivate func ofKeys(_ stride: Int) -> Rows { (sequences * keys, keyHeads * headSize, stride) }
 }
 
+private func forEach<let count: Int>(
+  _ arrays: InlineArray<count, Tokens>, _ body: (Tokens) throws(Fault) -> Void
+) throws(Fault) {
+  for i in 0..<count { try body(arrays[i]) }
+}
+
 /// Rows of `width` floats, one for each token, `stride` floats apart.
 private struct Tokens {
   let start: UnsafeMutablePointer<Float>
@@ -196,6 +200,10 @@ private struct Tokens {
       if offset >= width && offset + other.width <= stride { return }
     }
     try MoEABI.requireApart(start, bytes, name, other.start, other.bytes, other.name)
+  }
+
+  func requireApart<let count: Int>(from others: InlineArray<count, Tokens>) throws(Fault) {
+    try forEach(others) { other throws(Fault) in try requireApart(from: other) }
   }
 
   func requireApart(from line: Line) throws(Fault) {

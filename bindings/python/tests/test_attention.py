@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ from numpy.typing import NDArray
 import libmoe
 from arrays import normal
 from comparison import assert_close
-from libmoe import blocks
+from libmoe import _abi_model, blocks
+from libmoe._library import lib
 from oracle.attention import Attention
 
 Floats = NDArray[np.float32]
+Inputs = tuple[Floats, Floats, Floats, Floats]  # query, key, value, doutput
 RANDOM = np.random.default_rng(3)
 
 # B, S, U, heads, key heads, D
@@ -30,8 +34,7 @@ SHAPES = [
 MASKS = ["none", "causal", "boolean", "added", "padding", "all"]
 
 
-def arrays(shape: tuple[int, ...]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Query, key, value, doutput."""
+def arrays(shape: tuple[int, ...]) -> Inputs:
     b, s, u, heads, kv_heads, d = shape
     return (
         normal(b, s, heads, d, seed=1),
@@ -59,7 +62,7 @@ def options(mask: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return found
 
 
-def everything(inputs: tuple[Floats, ...], context: Any, given: dict[str, Any]) -> dict[str, Floats]:
+def everything(inputs: Inputs, context: Any, given: dict[str, Any]) -> dict[str, Floats]:
     query, key, value, doutput = inputs
     output, log_sums = blocks.attention(query, key, value, context=context, **given)
     gradients = blocks.attention_backward(
@@ -69,7 +72,7 @@ def everything(inputs: tuple[Floats, ...], context: Any, given: dict[str, Any]) 
     return found | dict(zip(("dquery", "dkey", "dvalue"), gradients))  # noqa: B905
 
 
-def check(shape: tuple[int, ...], given: dict[str, Any], inputs: tuple[Floats, ...] | None = None) -> None:
+def check(shape: tuple[int, ...], given: dict[str, Any], inputs: Inputs | None = None) -> None:
     query, key, value, doutput = inputs or arrays(shape)
     found = everything((query, key, value, doutput), None, given)
     expected = Attention(query, key, value, given)
@@ -91,7 +94,7 @@ def test_against_float64(shape: tuple[int, ...], mask: str) -> None:
 
 
 @pytest.mark.parametrize("mask", ["none", "all"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[1:])  # with a single key gradients are 0 but for rounding
 def test_dropout(shape: tuple[int, ...], mask: str) -> None:
     check(shape, {**options(mask, shape), "dropout": 0.3, "seed": 2**63 + 5, "step": 2**40 + 7})
 
@@ -124,7 +127,9 @@ def test_same_bits(mask: str, dropout: float) -> None:
             with libmoe.Context(**way) as context:
                 found = everything(inputs, context, given)
             for name, array in expected.items():
-                np.testing.assert_array_equal(array.view(np.int32), found[name].view(np.int32), f"{name} {way}")
+                np.testing.assert_array_equal(
+                    array.view(np.int32), found[name].view(np.int32), f"{name} {way}"
+                )
 
 
 def test_openblas_and_base() -> None:
@@ -155,18 +160,18 @@ def test_packed_projections() -> None:
     # Queries, keys and values, and their gradients, side by side in the rows of one array.
     b, s, heads, kv_heads, d = 2, 50, 4, 2, 24
     qkv = normal(b, s, heads + 2 * kv_heads, d, seed=6)
-    parts = np.split(qkv, [heads, heads + kv_heads], axis=2)
+    query, key, value = np.split(qkv, [heads, heads + kv_heads], axis=2)
     dqkv = np.full_like(qkv, np.nan)
-    into = np.split(dqkv, [heads, heads + kv_heads], axis=2)
+    dquery, dkey, dvalue = np.split(dqkv, [heads, heads + kv_heads], axis=2)
     room = np.zeros((b, s, heads + 1, d), np.float32)
     doutput = np.zeros_like(room)
     doutput[:, :, :heads] = normal(b, s, heads, d, seed=7)
-    output, log_sums = blocks.attention(*parts, causal=True, out=room[:, :, :heads])
-    blocks.attention_backward(
-        *parts, output, log_sums, doutput[:, :, :heads], causal=True, into=tuple(into)
-    )
-    tight = tuple(part.copy() for part in parts)
-    expected = everything((*tight, doutput[:, :, :heads].copy()), None, {"causal": True})
+    into = (dquery, dkey, dvalue)
+    given = doutput[:, :, :heads]
+    output, log_sums = blocks.attention(query, key, value, causal=True, out=room[:, :, :heads])
+    blocks.attention_backward(query, key, value, output, log_sums, given, causal=True, into=into)
+    tight = (query.copy(), key.copy(), value.copy(), given.copy())
+    expected = everything(tight, None, {"causal": True})
     np.testing.assert_array_equal(output, expected["output"])
     np.testing.assert_array_equal(room[:, :, heads:], 0)
     for part, name in zip(into, ("dquery", "dkey", "dvalue")):  # noqa: B905
@@ -218,7 +223,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 
 
 # What is wrong, and what the message says.
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
     "no sequences": ({"n_sequences": 0}, "n_sequences = 0 is below 1"),
     "no queries": ({"n_queries": 0}, "n_queries = 0 is below 1"),
@@ -233,9 +238,9 @@ BAD = {
     "output stride": ({"output_stride": 5}, "output_stride = 5 is below the 32 floats of a token"),
     "huge stride": ({"query_stride": 2**62}, "query does not fit in 63 bits"),
     "scale": ({"scale": float("nan")}, "scale = nan is not finite"),
-    "large scale": ({"scale": 1e39}, "scale = 1e+39 is not finite"),
+    "large scale": ({"scale": 1e39}, "scale = 1e39 is not finite"),
     "causal": ({"causal": 2}, "causal = 2 exceeds 1"),
-    "dropout": ({"dropout": 1.0}, r"dropout = 1 is not in \[0, 1\)"),
+    "dropout": ({"dropout": 1.0}, "dropout = 1 is not in [0, 1)"),
     "step": ({"step": 2**56}, "step = 72057594037927936 is not below 2^56"),
     "added mask": ({"added_mask": 2}, "added_mask is not aligned to 4 bytes"),
     "struct": ({"struct_size": 8}, "config: struct_size = 8, but 144 is expected"),
@@ -244,11 +249,6 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configs(name: str) -> None:
-    import ctypes
-
-    from libmoe import _abi_model
-    from libmoe._library import lib
-
     fields, message = BAD[name]
     config = _abi_model.moe_attention_config(n_sequences=2, n_queries=3, n_heads=4, n_kv_heads=2, head_size=8)
     for field, value in fields.items():
@@ -257,17 +257,12 @@ def test_bad_configs(name: str) -> None:
     places = [array.ctypes.data for array in memory]
     handle = libmoe.default_context()._handle
     for function, count in ((lib.moe_attention_forward, 5), (lib.moe_attention_backward, 9)):
-        with pytest.raises(libmoe.InvalidArgumentError, match=message.replace("+", r"\+")):
+        with pytest.raises(libmoe.InvalidArgumentError, match=re.escape(message)):
             function(handle, ctypes.byref(config), *places[:count])
 
 
 @pytest.mark.parametrize("nothing", range(9))
 def test_null(nothing: int) -> None:
-    import ctypes
-
-    from libmoe import _abi_model
-    from libmoe._library import lib
-
     config = _abi_model.moe_attention_config(n_sequences=1, n_queries=3, n_heads=1, head_size=8)
     memory = [np.ones(3 * 8, np.float32) for _ in range(9)]
     places = [array.ctypes.data for array in memory]
@@ -296,11 +291,17 @@ def test_arrays_that_overlap() -> None:
     wide = np.zeros((1, 6, 3, 4), np.float32)
     with pytest.raises(libmoe.InvalidArgumentError, match="dvalue overlaps dkey"):
         blocks.attention_backward(
-            query, wide[:, :, :2], wide.copy()[:, :, :2], output, log_sums, doutput, into=(query.copy(), *parts)
+            query,
+            wide[:, :, :2],
+            wide.copy()[:, :, :2],
+            output,
+            log_sums,
+            doutput,
+            into=(query.copy(), *parts),
         )
 
 
-# ---- rotary positions ---------------------------------------------------------------------------------------
+# ---- rotary positions ----------------------------------------------------------
 
 
 def rotated(x: Floats, positions: NDArray[np.int64], theta: float, sign: float = 1.0) -> NDArray[np.float64]:

@@ -175,9 +175,9 @@ def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
     return int(weight.shape[0]), _abi.DTYPE[dtype]
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Positions and attention
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 def rotate(
@@ -253,10 +253,11 @@ def attention(
     context : Context, optional
         Whose threads compute; by default the shared one.
     **options
-        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default 1 / sqrt(D).
-        ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32, [S, U]): added to
-        scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False = padding.  ``dropout``
-        (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and what decides it.
+        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default
+        1 / sqrt(D).  ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32,
+        [S, U]): added to scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False =
+        padding.  ``dropout`` (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and
+        what decides it.
 
     Returns
     -------
@@ -346,7 +347,7 @@ def _attention(
         if array.shape != (n_sequences, n_keys, n_kv_heads, head_size):
             wanted = (n_sequences, n_keys, n_kv_heads, head_size)
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-    given = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
+    given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask")))
     for name in options:
         if name not in given:
@@ -407,7 +408,9 @@ def _rows(name: str, value: Floats, *, write: bool = False) -> tuple[int, int]:
     # numpy says nothing about the strides of axes with one element.
     fits = all(n == 1 or a == w for n, a, w in zip(value.shape, value.strides, wanted))  # noqa: B905
     if not fits or stride < h * d or not value.flags.aligned:
-        raise ValueError(f"{name}: tokens must be rows at equal distances; use numpy.ascontiguousarray({name})")
+        raise ValueError(
+            f"{name}: tokens must be rows at equal distances; use numpy.ascontiguousarray({name})"
+        )
     if write and not value.flags.writeable:
         raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return int(value.ctypes.data), stride
