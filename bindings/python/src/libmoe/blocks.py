@@ -160,7 +160,7 @@ def linear_backward(
 
 
 def matrix(name: str, value: Any) -> tuple[int, int]:
-    """Rows and columns of an array that has them."""
+    """Return rows and columns of an array that has them."""
     shape = _check.array(name, value).shape
     if len(shape) != 2:
         raise ValueError(f"{name}: expected two dimensions, got shape {shape}")
@@ -168,7 +168,7 @@ def matrix(name: str, value: Any) -> tuple[int, int]:
 
 
 def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
-    """Outputs and element type of a matrix of products."""
+    """Return outputs and element type of a matrix of products."""
     dtype = _check.dtype_of(_check.array("weight", weight, dtype=_check.dtype_of(weight)))
     if weight.ndim != 2 or weight.shape[1] != inputs:
         raise ValueError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")

@@ -208,7 +208,7 @@ def sample(
 
 
 def _tokens(tokens: Any) -> tuple[int, int]:
-    """Sequences and their length."""
+    """Return the number of sequences and their length."""
     shape = _check.array("tokens", tokens, dtype="i32").shape
     if len(shape) != 2:
         raise ValueError(f"tokens: expected shape [sequences, length], got {shape}")
