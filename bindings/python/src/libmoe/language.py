@@ -56,7 +56,7 @@ def embedding(
         rows,
         _check.address("positions", positions, (places, width)),
         places,
-        length,
+        max(length, 1),
         _check.integer("first_position", first_position, ctypes.c_int64),
         y.ctypes.data,
     )
@@ -91,7 +91,7 @@ def embedding_backward(
         _check.integer("n_rows", rows, ctypes.c_int64),
         _check.address("dpositions", dpositions, (places, width), write=True),
         places,
-        length,
+        max(length, 1),
         _check.integer("first_position", first_position, ctypes.c_int64),
     )
 
