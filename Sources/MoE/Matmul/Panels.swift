@@ -95,11 +95,9 @@ struct PanelProducts<P: Precision> {
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
     var pieces = InlineArray<4, Source>(repeating: Source(packed))  // panelsAtOnce
-    // With few rows packing is most of the work: pieces that stay in the first-level cache then, weights and copy.
-    let step = tiles.rows(range).count <= 4 ? P.panelDepth / 4 : P.panelDepth
-    for p in stride(from: 0, to: depth, by: step) {
-      let depth = min(step, self.depth - p)
-      let last = p + step >= self.depth
+    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+      let depth = min(P.panelDepth, self.depth - p)
+      let last = p + P.panelDepth >= self.depth
       for i in 0..<panels {
         pieces[i] = panel(i).piece(p, depth, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
       }
@@ -111,7 +109,7 @@ struct PanelProducts<P: Precision> {
           let out = c(i, rows)
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-          let ahead = coming?.ahead(last ? 0 : p + step, half: half)
+          let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
           P.product(
             rows.count, columns(i), depth, here, pieces[i], start: begin ?? Floats(out),
             startStride: begin == nil ? cStride : 0, out, cStride: cStride,
