@@ -101,11 +101,11 @@ public struct AttentionMasks {
         for j in 0..<seen { row[j * keyStep] = 0 }
       }
       if let mask {
-        for j in 0..<seen where mask[place + j] == 0 { row[j * keyStep] = -.infinity }
+        for j in 0..<seen { row[j * keyStep] = mask[place + j] == 0 ? -.infinity : row[j * keyStep] }
       }
       if let valid {
         let valid = valid + (sequence * self.keys + keys.lowerBound)
-        for j in 0..<seen where valid[j] == 0 { row[j * keyStep] = -.infinity }
+        for j in 0..<seen { row[j * keyStep] = valid[j] == 0 ? -.infinity : row[j * keyStep] }
       }
       for j in seen..<keys.count { row[j * keyStep] = -.infinity }
     }
