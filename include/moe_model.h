@@ -392,8 +392,8 @@ MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
- *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, to rounding (experts with a
- *                capacity apart)
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
+ *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
  *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
  *          CANCELLED; on an error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,

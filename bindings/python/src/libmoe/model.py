@@ -446,8 +446,8 @@ class Model(Tensors):
         Returns
         -------
         ndarray of float32, [B, V]
-            Logits of the last token: those of :meth:`forward` over the whole sequence, to rounding (experts
-            with a capacity apart).
+            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
 
         Raises
         ------
