@@ -191,7 +191,9 @@ def test_init_functions_give_the_defaults_of_python(name: str) -> None:
         signature = inspect.signature(libmoe.SGD).parameters
         defaults = {key: signature[key].default for key in ("learning_rate", "momentum", "weight_decay")}
     elif name == "moe_model_input":
-        defaults = {"ignore_index": inspect.signature(libmoe.Model.forward).parameters["ignore_index"].default}
+        defaults = {
+            "ignore_index": inspect.signature(libmoe.Model.forward).parameters["ignore_index"].default
+        }
     assert bytes(filled) == bytes(declared(name)(**defaults))
 
 

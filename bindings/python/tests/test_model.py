@@ -273,7 +273,7 @@ def test_generating() -> None:
 
 
 def test_bfloat16() -> None:
-    """The weights of products are bfloat16, and the model computes what one with these weights in float32 does."""
+    """The weights of products are bfloat16; the model computes what one with these in float32 does."""
     arguments = {**CASES["every second"], "tied_output": False, "hidden_size": 32, "head_size": 16}
     call = call_of(arguments)
     with libmoe.Context(n_threads=2) as context:
@@ -325,9 +325,10 @@ def test_layers_are_the_models_own() -> None:
         assert [layer.n_experts for layer in model.layers] == [1, 4, 1]
         layer = model.layers[1]
         layer.update_selection_bias(np.array([9, 0, 0, 0]), 0.5)
-        assert model.buffers["layers.1.ffn.router.selection_bias"].tolist() == layer.buffers[
-            "router.selection_bias"
-        ].tolist()
+        assert (
+            model.buffers["layers.1.ffn.router.selection_bias"].tolist()
+            == layer.buffers["router.selection_bias"].tolist()
+        )
         bias = layer.buffers["router.selection_bias"]
         del model, layer
         assert np.isfinite(bias).all()  # the array keeps all of it alive
