@@ -39,7 +39,7 @@ typedef enum moe_norm {
  *  @param x          [in]  [T,H]
  *  @param weight     [in]  [H]
  *  @param bias       [in, nullable] [H]; NULL with RMS
- *  @param epsilon    [in]  > 0
+ *  @param epsilon    [in]  > 0: at least the smallest normal float, 1.2e-38
  *  @param y          [out] [T,H]; may be x
  *  @param statistics [out, nullable] [T,2]: mean (0 with RMS) and 1 / root, for the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
@@ -73,6 +73,7 @@ MOE_API MOE_CHECK moe_status moe_linear_forward(moe_context *context, const floa
                                                 const float *bias, float *y);
 
 /** dx = dy W;  dW += dy^T x;  db += sum over tokens of dy.
+ *  With bfloat16 weights the products read x and dy rounded; db adds dy as it is.
  *  @param dx      [out, nullable] [T,inputs]
  *  @param dweight [in, out, nullable] [outputs,inputs], float32
  *  @param dbias   [in, out, nullable] [outputs]
@@ -173,16 +174,17 @@ MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const 
 /** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
  *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
  *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
- *  With dx, gradients of d_loss * loss too: dx is overwritten, dweight added to.
+ *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
  *  @param x       [in]  [T,H]
  *  @param weight  [in]  [V,H] of weight_dtype, as in moe_linear_forward
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
  *  @param loss    [out] in nats; 0 where n = 0
  *  @param counted [out, nullable] n
  *  @param token_losses [out, nullable] [T] of each token, 0 where ignored
- *  @param dx      [out, nullable] [T,H]; NULL: no gradients
+ *  @param dx      [out, nullable] [T,H]
  *  @param dweight [in, out, nullable] [V,H] float32
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token), CANCELLED. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token; gradients are then partly written),
+ *          CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const float *x, int64_t n_tokens,
                                                int64_t hidden_size, const void *weight, int32_t weight_dtype,
                                                int64_t vocabulary_size, const int32_t *targets, int32_t ignore_index,
@@ -254,7 +256,7 @@ typedef struct moe_model_config {
 MOE_API void moe_model_config_init(moe_model_config *config, size_t struct_size);
 
 /** Fill `config` as torch.nn.TransformerEncoderLayer has it, one layer: LayerNorm after (POST), biases everywhere,
- *  dropout 0.1, ReLU MLP.  Set the sizes, and `moe` to have experts in place of the MLP. */
+ *  dropout 0.1 everywhere, ReLU MLP.  Set the sizes, and `moe` to have experts in place of the MLP. */
 MOE_API void moe_encoder_layer_config_init(moe_model_config *config, size_t struct_size);
 
 /** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
@@ -293,8 +295,8 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 /** One call: what goes in. */
 typedef struct moe_model_input {
   size_t struct_size;
-  int64_t n_sequences;       /**< B */
-  int64_t sequence_length;   /**< S */
+  int64_t n_sequences;       /**< B >= 1 */
+  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
   const int32_t *targets;    /**< [B,S], nullable: the loss is computed */
@@ -321,7 +323,8 @@ typedef struct moe_model_report {
   double aux_loss;             /**< the sum over layers of moe_report.aux_loss */
   double pooled_balance_loss;  /**< 0 where its coefficient is 0 */
   int64_t n_targets;           /**< that counted */
-  moe_report *layers;          /**< [n_layers], nullable, each with struct_size set; of dense layers all 0 */
+  moe_report *layers;          /**< [n_layers], nullable, each with struct_size set; of dense layers all 0, and no array is
+                                    written */
   float *token_losses;         /**< [B,S], nullable */
 } moe_model_report;
 
@@ -367,7 +370,7 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
                                                float *logits, moe_model_tape *tape, moe_model_report *report);
 
 /** Gradients of  d_objective * objective + <dhidden, hidden>, added to the parameters'.
- *  @param input   [in] as in forward
+ *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
  *  @return as moe_layer_backward. */
@@ -389,8 +392,8 @@ MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
- *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, to rounding (experts with a
- *                capacity apart)
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
+ *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
  *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
  *          CANCELLED; on an error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,
