@@ -9,7 +9,7 @@ lib := $(DESTDIR)$(PREFIX)/lib
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include/moe.h
+lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include
 	scripts/lib
 
 demo: ## train a language model on real text
@@ -48,7 +48,7 @@ install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
 	ln -sf libmoe.so.$(version) $(lib)/$(soname)
 	ln -sf $(soname) $(lib)/libmoe.so
 	scripts/pkgconfig $(PREFIX) >$(lib)/pkgconfig/libmoe.pc
-	install -m 644 include/moe.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/*.h $(DESTDIR)$(PREFIX)/include/
 
 clean: ## remove everything that was built
 	rm -rf build .build

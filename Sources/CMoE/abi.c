@@ -1,6 +1,6 @@
 /* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts that other
  * languages copy (ctypes among them) are pinned here.  Structs only grow at the end. */
-#include "moe.h"
+#include "moe_model.h"
 
 _Static_assert(sizeof(moe_context_config) == 88, "moe_context_config layout is ABI");
 _Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
@@ -22,3 +22,9 @@ _Static_assert(sizeof(moe_offload_statistics) == 40, "moe_offload_statistics lay
 _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_layer_config, glu_limit) == 96, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");
+_Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config layout is ABI");
+_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling layout is ABI");
+_Static_assert(sizeof(moe_model_config) == 192, "moe_model_config layout is ABI");
+_Static_assert(sizeof(moe_model_input) == 104, "moe_model_input layout is ABI");
+_Static_assert(sizeof(moe_model_report) == 64, "moe_model_report layout is ABI");
+_Static_assert(sizeof(moe_model_plan) == 72, "moe_model_plan layout is ABI");

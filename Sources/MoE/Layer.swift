@@ -39,6 +39,14 @@ public struct Layer {
   public func forward(
     _ x: UnsafeRawPointer, _ call: Call, y: UnsafeMutableRawPointer, tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
+    try forward(x, call, try plan(call, taped: tape != nil), y: y, tape: tape, details: details)
+  }
+
+  /// The same with a plan of the caller's.
+  func forward(
+    _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, tape: TapePointer?,
+    details: Details
+  ) throws(Fault) -> Report {
     if tape != nil && offload != nil {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
@@ -46,7 +54,6 @@ public struct Layer {
     if tape != nil && prepared.roundsFloats {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
-    let plan = try plan(call, taped: tape != nil)
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
     var measure = Arena()
     _ = forwardStages(&measure, x, call, plan, y: y, taped: taped)

@@ -1,33 +1,5 @@
 import CShims
 
-/// What a tensor's elements are. Numbers as in moe_dtype.
-public enum ElementType: Int32 {
-  case f32 = 0
-  case bf16 = 1
-
-  public var size: Int { self == .f32 ? 4 : 2 }
-}
-
-/// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
-public struct Parameter {
-  public let name: UnsafePointer<CChar>  // memory of the layer
-  public let rank: Int
-  public let shape: (Int, Int, Int)  // entries from `rank` on are 1
-  public let count: Int
-  public let type: ElementType
-  public var bytes: Int { count * type.size }
-  /// Buffers, which no optimiser moves, have none.
-  public let hasGradient: Bool
-  /// Matrices and biases of experts: backward may step them expert by expert, with no memory for the whole gradient.
-  public let isOfMatrices: Bool
-  /// Whether its memory is the caller's to bind, and that of its gradient.
-  public let isUnallocated: Bool
-  public fileprivate(set) var data: UnsafeMutableRawPointer?
-  public fileprivate(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
-  fileprivate var ownsData = true
-  fileprivate var ownsGrad = true
-}
-
 /// The layer's parameters, in the order of the list in moe.h.
 struct Parameters {
   enum Role: Int {
@@ -181,17 +153,7 @@ struct Parameters {
   func bind(
     _ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
-    let slot = slot(index)
-    // What is bound already, the library's own memory perhaps, stays as it is.
-    if slots[slot]!.data != data {
-      if slots[slot]!.ownsData { allocator.deallocate(slots[slot]!.data) }
-      slots[slot]!.data = data
-      slots[slot]!.ownsData = false
-    }
-    guard let grad, slots[slot]!.grad != grad else { return }
-    if slots[slot]!.ownsGrad { allocator.deallocate(slots[slot]!.grad) }
-    slots[slot]!.grad = grad
-    slots[slot]!.ownsGrad = false
+    slots[slot(index)]!.bind(data: data, grad: grad, allocator: allocator)
   }
 
   /// The first without memory; nil where all have some.
@@ -201,9 +163,7 @@ struct Parameters {
   }
 
   func zeroGrad() {
-    for slot in 0..<capacity {
-      if let parameter = slots[slot], let grad = parameter.grad { grad.update(repeating: 0, count: parameter.count) }
-    }
+    for slot in 0..<capacity { slots[slot]?.zeroGrad() }
   }
 
   // MARK: life
@@ -276,27 +236,16 @@ struct Parameters {
       text.append(".")
     }
     text.append(name)
-    let count = shape.0 * shape.1 * shape.2  // fits: the boundary has seen to that
     let isOfMatrices = Role.ofMatrices.contains(role.rawValue)
-    var parameter = Parameter(
-      name: names + slot * Self.nameSize, rank: rank, shape: shape, count: count, type: type,
-      hasGradient: hasGradient, isOfMatrices: isOfMatrices, isUnallocated: isUnallocated)
-    if isUnallocated {
-      slots[slot] = parameter
-      return
-    }
-    parameter.data = try allocator.allocate(bytes: count * type.size)  // fits, as count does in float32
-    slots[slot] = parameter  // from here on `free` sees it
-    if !hasGradient || isOfMatrices && !c.keepsExpertGradients { return }
-    slots[slot]!.grad = try allocator.allocate(Float.self, count: count)
+    slots[slot] = Parameter(
+      name: names + slot * Self.nameSize, rank: rank, shape: shape, type: type, hasGradient: hasGradient,
+      isOfMatrices: isOfMatrices, isUnallocated: isUnallocated)
+    if isUnallocated { return }
+    try slots[slot]!.allocate(allocator, gradient: !isOfMatrices || c.keepsExpertGradients)
   }
 
   func free(allocator: Allocator) {
-    for slot in 0..<capacity {
-      guard let parameter = slots[slot] else { continue }
-      if parameter.ownsData { allocator.deallocate(parameter.data) }
-      if parameter.ownsGrad { allocator.deallocate(parameter.grad) }
-    }
+    for slot in 0..<capacity { slots[slot]?.free(allocator) }
   }
 
   // MARK: initial values
@@ -337,30 +286,14 @@ struct Parameters {
     set(.constant, to: 0)
   }
 
-  private func set(_ role: Role, to value: Float) {
-    if let p = self[role] { data(role)!.update(repeating: value, count: p.count) }
-  }
+  private func set(_ role: Role, to value: Float) { self[role]?.set(to: value) }
 
   private func fillNormal(_ role: Role, _ deviation: Double, _ random: Random) {
-    if let p = self[role] { stream(role, random).fillNormal(data(role)!, count: p.count, deviation: deviation) }
+    self[role]?.fillNormal(deviation, stream(role, random))
   }
 
-  /// Uniform values, in bfloat16 the same ones rounded.
   private func fill(_ role: Role, _ bound: Double, _ random: Random) {
-    guard let p = self[role], p.data != nil else { return }
-    let random = stream(role, random)
-    guard p.type == .bf16 else {
-      return random.fillUniform(data(role)!, from: 0, count: p.count, bound: Float(bound))
-    }
-    let stretch = 256  // so that the memory is the stack's
-    let data = p.data!.assumingMemoryBound(to: UInt16.self)
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
-      for first in Swift.stride(from: 0, to: p.count, by: stretch) {
-        let count = min(stretch, p.count - first)
-        random.fillUniform(values.baseAddress!, from: first, count: count, bound: Float(bound))
-        random.kernels.pointee.to_bf16(Int64(count), values.baseAddress!, data + first)
-      }
-    }
+    if let p = self[role], p.data != nil { p.fillUniform(bound, stream(role, random)) }
   }
 
   /// Each parameter has a stream of its own.

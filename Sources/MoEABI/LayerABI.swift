@@ -99,20 +99,14 @@ public func moe_layer_bind_parameter(
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     let parameter = try parameter(of: layer, index)
-    guard data != nil else { throw .invalid("data is NULL") }
-    let data = try array(data, count: parameter.count, of: parameter.type, "data")
-    let grad = try optional(grad, "grad")
+    let bound = try Binding(parameter, data, grad)
     if grad != nil && !layer.pointee.configuration.trainable {
       throw .invalid("grad must be NULL: the layer was created inference_only")
     }
     if layer.pointee.isOffloaded && parameter.isUnallocated {
       throw .badState("\(parameter.name) is offloaded: there is nothing to bind")
     }
-    if grad != nil && !parameter.hasGradient {
-      throw .invalid("grad must be NULL: \(parameter.name) has no gradient")
-    }
-    try requireApart(grad ?? parameter.grad, 4 * parameter.count, "grad", data, parameter.bytes, "data")
-    layer.pointee.bind(Int(index), data: data, grad: grad)
+    layer.pointee.bind(Int(index), data: bound.data, grad: bound.grad)
   }
 }
 
@@ -141,6 +135,24 @@ public func moe_layer_zero_grad(_ layer: OpaquePointer?) -> moe_status {
 
 func requireTrainable(_ layer: LayerPointer) throws(Fault) {
   if !layer.pointee.configuration.trainable { throw .badState("the layer was created inference_only") }
+}
+
+/// The caller's memory for a parameter, checked.
+struct Binding {
+  let data: UnsafeMutableRawPointer
+  let grad: UnsafeMutablePointer<Float>?
+
+  init(
+    _ parameter: Parameter, _ data: UnsafeMutableRawPointer?, _ grad: UnsafeMutablePointer<Float>?
+  ) throws(Fault) {
+    guard data != nil else { throw .invalid("data is NULL") }
+    self.data = try array(data, count: parameter.count, of: parameter.type, "data")
+    self.grad = try optional(grad, "grad")
+    if grad != nil && !parameter.hasGradient {
+      throw .invalid("grad must be NULL: \(parameter.name) has no gradient")
+    }
+    try requireApart(grad ?? parameter.grad, 4 * parameter.count, "grad", data, parameter.bytes, "data")
+  }
 }
 
 private func parameter(of layer: LayerPointer, _ index: Int64) throws(Fault) -> Parameter {

@@ -103,25 +103,39 @@ private func forward(
   var asked = moe_report()
   if report != nil {
     asked = try read(report.map { UnsafePointer($0) }, "report")
-    details.tokensPerExpert = try optional(asked.tokens_per_expert, "report.tokens_per_expert")
-    details.droppedPerExpert = try optional(asked.dropped_per_expert, "report.dropped_per_expert")
-    details.meanProbability = try optional(asked.mean_probability, "report.mean_probability")
-    details.indices = try optional(asked.expert_indices, "report.expert_indices")
-    details.weights = try optional(asked.expert_weights, "report.expert_weights")
-    details.losses = try optional(asked.losses, "report.losses")
+    details = try Layer.Details(asked)
   }
   let found = try layer.pointee.forward(x, call, y: y, tape: tape, details: details)
   if let report {
-    asked.balance_loss = found.balanceLoss
-    asked.z_loss = found.zLoss
-    asked.aux_loss = found.auxLoss
-    asked.entropy = found.entropy
-    asked.n_dropped = Int64(found.dropped)
-    asked.n_valid = Int64(found.valid)
-    asked.max_over_mean = found.load.maxOverMean
-    asked.variation = found.load.variation
-    asked.dead_share = found.load.deadShare
+    asked.set(found)
     report.pointee = asked
+  }
+}
+
+extension Layer.Details {
+  /// Where the caller wants the arrays of a report.
+  init(_ asked: moe_report) throws(Fault) {
+    self.init()
+    tokensPerExpert = try optional(asked.tokens_per_expert, "report.tokens_per_expert")
+    droppedPerExpert = try optional(asked.dropped_per_expert, "report.dropped_per_expert")
+    meanProbability = try optional(asked.mean_probability, "report.mean_probability")
+    indices = try optional(asked.expert_indices, "report.expert_indices")
+    weights = try optional(asked.expert_weights, "report.expert_weights")
+    losses = try optional(asked.losses, "report.losses")
+  }
+}
+
+extension moe_report {
+  mutating func set(_ found: Report) {
+    balance_loss = found.balanceLoss
+    z_loss = found.zLoss
+    aux_loss = found.auxLoss
+    entropy = found.entropy
+    n_dropped = Int64(found.dropped)
+    n_valid = Int64(found.valid)
+    max_over_mean = found.load.maxOverMean
+    variation = found.load.variation
+    dead_share = found.load.deadShare
   }
 }
 

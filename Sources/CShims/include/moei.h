@@ -243,6 +243,8 @@ typedef struct moei_kernels {
 
   /* p = softmax(z), log-sum-exp of z and entropy of p in nats; z has a finite largest element */
   void (*softmax)(int64_t n, const float *z, float *p, float *lse, float *entropy);
+  /* exp(z - max) in place of z;  sums: max, the exponentials' sum, its logarithm, the sum of z - max */
+  void (*exponentials)(int64_t n, float *z, float *sums);
   /* s = 1 / (1 + exp(-z));  s = sqrt(ln(1 + exp z)) */
   void (*sigmoid)(int64_t n, const float *z, float *s);
   void (*sqrt_softplus)(int64_t n, const float *z, float *s);
@@ -257,6 +259,17 @@ typedef struct moei_kernels {
   /* dz = p (dp - sum of dp p + dlse), with dp in dz: through p = softmax(z) and its log-sum-exp */
   void (*softmax_backward)(int64_t n, const float *p, float dlse, float *dz);
 
+  /* Attention's softmax over tiles [rows][32] (Sources/Kernels/Attention.swift), z = scale * score + bias:
+   * keys in rows, queries in columns: p = exp(z - maximum), times kept, in place of scores; maximum, total and factor are
+   * those of the queries so far [32]
+   * log_sum = maximum + ln total, inverse = 1 / total of 32 queries
+   * queries in rows: p, times kept, in place of scores, scale p (kept * slope - mean) in place of slopes */
+  void (*attention_weights)(int64_t keys, float scale, const float *_Nullable bias, const float *_Nullable kept, float *scores, float *maximum, float *total, float *factor);
+  void (*attention_sums)(const float *maximum, const float *total, float *log_sum, float *inverse);
+  void (*attention_gradients)(int64_t rows, float scale, const float *_Nullable bias, const float *_Nullable kept, const float *log_sums, const float *means, float *scores, float *slopes);
+  /* low, high = low cos - high sin, low sin + high cos */
+  void (*rotate)(int64_t n, const float *cosines, const float *sines, float *low, float *high);
+
   /* n random words, four from each counter, the first of which has `first` as words 0 and 1; `uniform` turns them into
    * values within (-bound, bound); `dropout` makes a value 0 where its word is below `threshold`, else scales it */
   void (*random_words)(int64_t n, moei_random random, uint64_t first, uint32_t *words);
@@ -267,6 +280,17 @@ typedef struct moei_kernels {
   void (*scale)(int64_t n, float s, const float *x, float *y);            /* y = s x */
   void (*add_scaled)(int64_t n, float s, const float *x, float *y);       /* y = fma(s, x, y) */
   void (*add)(int64_t n, const float *x, float *y);                       /* y = y + x */
+
+  /* A row's norm, n = (x - mean) * scale:  sum of x;  sum of (x - mean)^2;  y = n weight + bias, y may be x */
+  float (*sum)(int64_t n, const float *x);
+  float (*sum_of_squares)(int64_t n, float mean, const float *x);
+  void (*normalize)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *_Nullable bias, float *y);
+  /* with g = dy weight:  sums of g and of g n;  dx = (g - mean_g - n mean_gn) scale, dx may be dy;  dweight += dy n */
+  void (*normalize_sums)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *dy,
+                         float *sum_g, float *sum_gn);
+  void (*normalize_backward)(int64_t n, float mean, float scale, const float *x, const float *weight, const float *dy,
+                             float mean_g, float mean_gn, float *dx);
+  void (*add_normalized)(int64_t n, float mean, float scale, const float *x, const float *dy, float *dweight);
 
   /* C[i,j] = the chain over p = 0, 1, ... k-1 of fma(A[i,p], B[p,j], .) starting from C[i,j]; strides in elements */
   void (*matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b,

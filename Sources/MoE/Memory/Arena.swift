@@ -34,8 +34,11 @@ struct Arena {
     if tooMany || other.overflow { overflow = true } else { bytes = end }
   }
 
-  /// Leaves some bytes, which fit, out.
-  mutating func skip(_ bytes: Int) { self.bytes += bytes }
+  /// Leaves some bytes out, which another arena has counted.
+  mutating func skip(_ bytes: Int) {
+    let (end, tooMany) = self.bytes.addingReportingOverflow(bytes)
+    if tooMany { overflow = true } else { self.bytes = end }
+  }
 
   /// Bytes taken, or an error when no address space could hold them.
   func total() throws(Fault) -> Int {

@@ -38,7 +38,7 @@ extension Layer {
   }
 
   /// Chunks that activations are computed again for, where no limit says how large they may be.
-  private static var leanChunk: Int { 4096 }
+  static var leanChunk: Int { 4096 }
   /// Below this experts get too few tokens at once to be fast.
   private static var smallChunk: Int { 2048 }
 
@@ -60,7 +60,8 @@ extension Layer {
     }
   }
 
-  private func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
+  /// The memory of a call that is divided in this way.
+  func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
     let c = configuration
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
     var (tape, forward, backward) = (Arena(), Arena(), Arena())

@@ -7,7 +7,7 @@ public struct Tape {
   private var bytes = 0
   private var lent: CallerMemory?
 
-  fileprivate init(_ layer: Layer) {
+  init(_ layer: Layer) {
     context = layer.context
     layerNumber = layer.number
   }

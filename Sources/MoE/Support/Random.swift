@@ -24,12 +24,13 @@ struct Random {
     kernels.pointee.uniform(Int64(count), numbers, UInt64(from / 4), bound, values)
   }
 
-  /// values[i] normal with mean 0, the tries in place of the step: for initial values, which have none.
-  func fillNormal(_ values: UnsafeMutablePointer<Float>, count: Int, deviation: Double) {
+  /// values[i] = number `from` + i, normal with mean 0, the tries in place of the step: for initial values, which have
+  /// none.
+  func fillNormal(_ values: UnsafeMutablePointer<Float>, from: Int, count: Int, deviation: Double) {
     for i in 0..<count {
       values[i] = Float(
         Self.normal { attempt in
-          Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(i))
+          Random(kernels: kernels, seed: seed, stream: stream, step: attempt).twoWords(UInt64(from + i))
         } * deviation)
     }
   }
@@ -53,6 +54,12 @@ struct Random {
   /// words[i] = word `from` + i, four from each counter. `from` is a multiple of 4.
   func fill(_ words: UnsafeMutablePointer<UInt32>, from: Int, count: Int) {
     kernels.pointee.random_words(Int64(count), numbers, UInt64(from / 4), words)
+  }
+
+  /// Uniform in [0, 1), a multiple of 2^-53: counter `index`, of any size, has one.
+  func uniform(_ index: UInt64) -> Double {
+    let (low, high) = twoWords(index)
+    return Double((UInt64(high) << 32 | UInt64(low)) >> 11) * 0x1p-53
   }
 
   /// Word `index`, one of four from each counter.
@@ -93,7 +100,9 @@ struct Draws {
     case secondChoice = 20
     case dropOrder = 21
     case hashTable = 22
-    case moments = 23
+    case attentionDropout = 23
+    case sampling = 24
+    case moments = 25
   }
 
   /// Groups count elements by their own widths, so each has numbers of its own.
@@ -107,7 +116,7 @@ struct Draws {
 
 /// ln x for normal x > 0 with IEEE operations alone, so that initial parameters do not depend on a libm:
 /// x = m 2^n, ln m = 2 atanh((m - 1) / (m + 1)).
-private func naturalLogarithm(_ x: Double) -> Double {
+func naturalLogarithm(_ x: Double) -> Double {
   let m = x.significand
   let t = (m - 1) / (m + 1)  // below 1/3
   let square = t * t

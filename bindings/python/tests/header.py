@@ -1,12 +1,12 @@
-"""include/moe.h taken apart: what the tests compare the ctypes declarations with."""
+"""The headers taken apart: what the tests compare the ctypes declarations with."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PATH = Path(__file__).resolve().parents[3] / "include" / "moe.h"
-TEXT = re.sub(r"/\*.*?\*/", "", PATH.read_text(), flags=re.DOTALL)
+PATHS = [Path(__file__).resolve().parents[3] / "include" / name for name in ("moe.h", "moe_model.h")]
+TEXT = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in PATHS), flags=re.DOTALL)
 
 
 def split_declaration(declaration: str) -> tuple[str, str]:
@@ -55,7 +55,7 @@ def enums() -> dict[str, dict[str, int]]:
 
 def buffers() -> set[str]:
     """Parameters without a gradient: those marked * in the comment of moe_layer_parameter_count."""
-    return set(re.findall(r"([\w.]+) \[\w+\]\*", PATH.read_text()))
+    return set(re.findall(r"([\w.]+) \[\w+\]\*", PATHS[0].read_text()))
 
 
 def presets() -> list[str]:

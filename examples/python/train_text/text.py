@@ -51,7 +51,7 @@ def load(names: Sequence[str]) -> Corpus:
     passed_over: list[Path] = []
     seen: set[int] = set()
     room = LARGEST_TEXT
-    for path in _files(names) if names else _default_files():
+    for path in _files(names) if names else default_files():
         if room == 0:
             break
         text = _read(path, room)
@@ -74,7 +74,7 @@ def load(names: Sequence[str]) -> Corpus:
     return Corpus(training, held_out, len(texts), passed_over, room == 0)
 
 
-def _default_files() -> Iterator[Path]:
+def default_files() -> Iterator[Path]:
     """Text on every machine that runs this: Python's own sources and, on Debian's kin, the licences."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in _files([str(library)]):

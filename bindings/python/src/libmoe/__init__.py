@@ -12,6 +12,7 @@ from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context
+from .encoder import EncoderLayer
 from .errors import (
     BadStateError,
     FileError,
@@ -20,9 +21,12 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
+from .generation import Cache
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import MappedFile, OffloadStatistics, Plan
+from .model import Model
+from .model_call import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
@@ -39,14 +43,20 @@ __all__ = [
     "AdamW",
     "AdaptiveClip",
     "BadStateError",
+    "Cache",
     "Checkpoint",
     "Context",
+    "EncoderLayer",
     "ExpertGroup",
     "FileError",
     "Group",
     "InvalidArgumentError",
     "Layer",
     "MappedFile",
+    "Model",
+    "ModelOutput",
+    "ModelPlan",
+    "ModelTape",
     "MoeError",
     "NotFiniteError",
     "OffloadStatistics",

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import _abi
+from . import _abi, _abi_model
 from ._callbacks import raised
 from ._version import __version__
 from .errors import BadStateError, error_for
@@ -51,7 +51,7 @@ def _load() -> ctypes.CDLL:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Give every function its types, and every status its exception."""
-    for name, (result, arguments) in _abi.FUNCTIONS.items():
+    for name, (result, arguments) in {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}.items():
         function = getattr(library, name)
         function.restype = result
         function.argtypes = arguments
@@ -98,6 +98,25 @@ class Handle:
         finally:  # a log callback may have raised although the object was made; freeing NULL is harmless
             finalizer = weakref.finalize(self, free, self._as_parameter_)
             finalizer.atexit = False  # a daemon thread may still compute while the interpreter exits
+
+
+class Borrowed(Handle):
+    """Part of another native object, which it keeps alive: nothing is freed with it.
+
+    Parameters
+    ----------
+    pointer
+        The native object.
+    owner
+        To whom it belongs.
+    keep
+        As of :class:`Handle`; the owner has it too.
+    """
+
+    def __init__(self, pointer: Any, owner: Handle, keep: dict[Any, Any]) -> None:
+        self._as_parameter_ = pointer
+        self._owner = owner
+        self.keep = keep
 
 
 class Native:

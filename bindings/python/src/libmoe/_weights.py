@@ -1,11 +1,11 @@
-"""The parameters of a layer: read, written, bound, saved and loaded in place."""
+"""The parameters of a layer or a model: read, written, bound, saved and loaded in place."""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,17 @@ from .memory import OffloadStatistics
 from .parameter import Parameter
 from .words import DType, Layout, Prepared
 
-# Parameters without a gradient.
-_BUFFERS = {
+# Parameters without a gradient: of a layer, or of a model's ffn, whose name has them at its end.
+_BUFFERS = (
     "router.selection_bias",
     "router.norm.running_mean",
     "router.norm.running_var",
     "router.active_experts",
-}
+)
 
 
 class _View:
-    """Memory of a layer as numpy takes it: arrays made from it keep it, and it keeps the layer's handle."""
+    """The library's memory as numpy takes it: arrays made from it keep it, and it keeps the handle."""
 
     def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
         self._handle = handle
@@ -41,13 +41,147 @@ class _View:
         }
 
 
-class Weights(Native):
+class Tensors(Native):
+    """What :class:`Layer` and :class:`Model` have of parameters."""
+
+    _prefix: ClassVar[str]  # of the library's functions
+
+    def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
+        self._open_handle = handle
+        self._trainable = trainable
+        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    def _function(self, name: str) -> Any:
+        return getattr(lib, f"{self._prefix}_{name}")
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, their arrays being the owner's memory itself."""
+        return {name: tensor for name, tensor in self._tensors().items() if not name.endswith(_BUFFERS)}
+
+    @property
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """What belongs to the state and is not trained by gradients, by name, likewise."""
+        return {name: tensor.data for name, tensor in self._tensors().items() if name.endswith(_BUFFERS)}
+
+    def _tensors(self) -> dict[str, Parameter]:
+        count = ctypes.c_int64()
+        self._function("parameter_count")(self._handle, ctypes.byref(count))
+        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
+
+    def _parameter(self, index: int) -> Parameter:
+        tensor = self._tensor(index)
+        name = tensor.name.decode()
+        grad = self._array(name, "grad", tensor) if tensor.grad else None
+        data = self._array(name, "data", tensor) if tensor.data else None
+        return Parameter._of_layer(name, data, grad, trainable=self._trainable)
+
+    def _tensor(self, index: int) -> _abi.moe_tensor:
+        tensor = _abi.moe_tensor()
+        self._function("parameter")(self._handle, index, ctypes.byref(tensor))
+        return tensor
+
+    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
+        """Return what the caller bound, else an array over the library's memory."""
+        bound: Array | None = self._handle.keep.get((name, part))
+        if bound is not None:
+            return bound
+        view = self._views.get((name, part))
+        if view is None:
+            half = part == "data" and tensor.dtype == _abi.DTYPE["bf16"]
+            dtype = np.uint16 if half else np.float32
+            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]), dtype)
+            self._views[name, part] = view
+        return np.asarray(view)
+
+    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
+        """Use the caller's arrays as a parameter, without a copy, with the values they have.
+
+        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
+        memory behind them is freed.
+
+        Parameters
+        ----------
+        name : str
+            One of ``parameters`` or ``buffers``.
+        data : ndarray of the parameter's type and shape
+            Its values from now on; its owner holds the array.
+        grad : ndarray of float32, of the parameter's shape, optional
+            Its gradient from now on; where it is not given, the gradient stays where it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such parameter, or an array has the wrong type, shape or layout.
+        BadStateError
+            Arrays that were taken from ``parameters`` are still in use, or the parameter is offloaded.
+        """
+        index = ctypes.c_int64()
+        self._function("find_parameter")(self._handle, name.encode(), ctypes.byref(index))
+        tensor = self._tensor(index.value)
+        name = tensor.name.decode()  # C compared up to the first NUL only
+        shape = tuple(tensor.shape[: tensor.rank])
+        dtype = "bf16" if tensor.dtype == _abi.DTYPE["bf16"] else "f32"
+        arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
+        if grad is not None:
+            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
+        for key in arrays:
+            if key in self._views:
+                raise BadStateError(
+                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
+                )
+        self._function("bind_parameter")(
+            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
+        )
+        self._handle.keep.update(arrays)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to 0.
+
+        Raises
+        ------
+        BadStateError
+            It is inference_only, or closed.
+        """
+        self._function("zero_grad")(self._handle)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
+        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            As :meth:`state_dict` gives it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
+        """
+        parameters = self._tensors()
+        if parameters.keys() != state.keys():
+            missing = sorted(parameters.keys() - state.keys())
+            unknown = sorted(state.keys() - parameters.keys())
+            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+        for name, parameter in parameters.items():
+            dtype = _check.dtype_of(parameter.data)
+            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
+        for name, parameter in parameters.items():
+            parameter.data[...] = state[name].view(parameter.data.dtype)
+
+
+class Weights(Tensors):
     """What :class:`Layer` has of parameters; it has a layer's handle."""
 
+    _prefix = "moe_layer"
+
     def __init__(self, handle: Handle, config: _abi.moe_layer_config) -> None:
-        self._open_handle = handle
+        super().__init__(handle, trainable=not config.inference_only)
         self._config = config
-        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
 
     # Read-only: the memory that a call reads and writes follows from them.
     @property
@@ -93,7 +227,7 @@ class Weights(Native):
 
         The layer owns that memory; the arrays keep it alive, also after the layer is closed.
         """
-        return {name: parameter for name, parameter in self._tensors().items() if name not in _BUFFERS}
+        return super().parameters
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
@@ -107,82 +241,11 @@ class Weights(Native):
 
         The arrays are the layer's memory itself.
         """
-        return {name: parameter.data for name, parameter in self._tensors().items() if name in _BUFFERS}
+        return super().buffers
 
     def initialize(self) -> None:
         """Give all parameters that have memory a new layer's values, gradients 0: after :meth:`bind`."""
         lib.moe_layer_initialize(self._handle)
-
-    def _tensors(self) -> dict[str, Parameter]:
-        count = ctypes.c_int64()
-        lib.moe_layer_parameter_count(self._handle, ctypes.byref(count))
-        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
-
-    def _parameter(self, index: int) -> Parameter:
-        tensor = self._tensor(index)
-        name = tensor.name.decode()
-        grad = self._array(name, "grad", tensor) if tensor.grad else None
-        data = self._array(name, "data", tensor) if tensor.data else None
-        return Parameter._of_layer(name, data, grad, trainable=not self._config.inference_only)
-
-    def _tensor(self, index: int) -> _abi.moe_tensor:
-        tensor = _abi.moe_tensor()
-        lib.moe_layer_parameter(self._handle, index, ctypes.byref(tensor))
-        return tensor
-
-    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
-        """Return what the caller bound, else an array over the library's memory."""
-        bound: Array | None = self._handle.keep.get((name, part))
-        if bound is not None:
-            return bound
-        view = self._views.get((name, part))
-        if view is None:
-            half = part == "data" and tensor.dtype == _abi.DTYPE["bf16"]
-            dtype = np.uint16 if half else np.float32
-            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]), dtype)
-            self._views[name, part] = view
-        return np.asarray(view)
-
-    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
-        """Use the caller's arrays as a parameter, without a copy, with the values they have.
-
-        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
-        memory behind them is freed.
-
-        Parameters
-        ----------
-        name : str
-            One of ``parameters`` or ``buffers``.
-        data : ndarray of the parameter's type and shape
-            Its values from now on; the layer holds the array.
-        grad : ndarray of float32, of the parameter's shape, optional
-            Its gradient from now on; where it is not given, the gradient stays where it is.
-
-        Raises
-        ------
-        TypeError, ValueError
-            There is no such parameter, or an array has the wrong type, shape or layout.
-        BadStateError
-            Arrays that were taken from ``parameters`` are still in use, or the parameter is offloaded.
-        """
-        index = ctypes.c_int64()
-        lib.moe_layer_find_parameter(self._handle, name.encode(), ctypes.byref(index))
-        tensor = self._tensor(index.value)
-        name = tensor.name.decode()  # C compared up to the first NUL only
-        shape = tuple(tensor.shape[: tensor.rank])
-        dtype = "bf16" if tensor.dtype == _abi.DTYPE["bf16"] else "f32"
-        arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
-        if grad is not None:
-            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
-        for key in arrays:
-            if key in self._views:
-                raise BadStateError(
-                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
-                )
-        lib.moe_layer_bind_parameter(
-            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
-        )
-        self._handle.keep.update(arrays)
 
     def prepare(self, prepared: Prepared = "f32") -> None:
         """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
@@ -208,16 +271,6 @@ class Weights(Native):
             it compares 16 values of each matrix.
         """
         lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
-
-    def zero_grad(self) -> None:
-        """Set every gradient to 0.
-
-        Raises
-        ------
-        BadStateError
-            The layer is inference_only, or closed.
-        """
-        lib.moe_layer_zero_grad(self._handle)
 
     def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
         """Overwrite the parameters with a checkpoint's.
@@ -369,34 +422,6 @@ class Weights(Native):
                 data=array.ctypes.data,
             )
         lib.moe_layer_upcycle(self._handle, described, len(described))
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
-        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
-
-        Parameters
-        ----------
-        state : mapping of str to ndarray
-            As :meth:`state_dict` gives it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            A name is missing or unknown, or an array has the wrong type, shape or layout.
-        """
-        parameters = self._tensors()
-        if parameters.keys() != state.keys():
-            missing = sorted(parameters.keys() - state.keys())
-            unknown = sorted(state.keys() - parameters.keys())
-            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
-        for name, parameter in parameters.items():
-            dtype = _check.dtype_of(parameter.data)
-            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
-        for name, parameter in parameters.items():
-            parameter.data[...] = state[name].view(parameter.data.dtype)
 
 
 def _layer_number(layer: int | None) -> int:

@@ -1,0 +1,318 @@
+import CShims
+
+/// Gradients of AttentionForward [FlashAttention 2022]. With P the weights, dP = dO V^T and m = <dO, O> of each query:
+///     dV = P^T dO;   dS = scale P (dP - m);   dK = dS^T Q;   dQ = dS K
+/// Dropout multiplies P in dV, and dP. Each element is one chain: of dQ over the keys, of dK and dV over the query heads that
+/// share them and then over the queries, all ascending.
+///
+/// One pass over (key block, query block) gives all three, with a key head for an item. Where there are too few key heads for
+/// the threads, one pass over key blocks gives dK and dV, and another over query blocks gives dQ, from weights computed
+/// twice: the chains are the same.
+public struct AttentionBackward {
+  private let call: AttentionCall
+  private let products: TileProducts
+  private let memory: LaneMemory
+
+  init(_ arena: inout Arena, _ call: AttentionCall, in context: ContextPointer) {
+    self.call = call
+    products = TileProducts(&arena, context)
+    var measure = Arena()
+    _ = BackwardTiles(&measure, call)
+    memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
+  }
+
+  /// A call with memory of its own.
+  public static func run(
+    _ call: AttentionCall, _ arrays: AttentionGradients, in context: ContextPointer
+  ) throws(Fault) {
+    var measure = Arena()
+    _ = AttentionBackward(&measure, call, in: context)
+    try context.withScratch(try measure.total()) { memory throws(Fault) in
+      var arena = Arena(memory)
+      try AttentionBackward(&arena, call, in: context).run(arrays, in: context)
+    }
+  }
+
+  func run(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
+    products.initialise()
+    func job(_ part: BackwardJob.Part) -> BackwardJob {
+      BackwardJob(
+        call: call, arrays: arrays, products: products, dropout: AttentionDropout(call, context.kernels),
+        memory: memory, part: part)
+    }
+    let keyHeads = call.sequences * call.keyHeads
+    let rounds = (keyHeads + context.lanes - 1) / context.lanes
+    // One pass takes 5 products where two take 7.
+    if 7 * keyHeads >= 5 * rounds * context.lanes {
+      try context.run(keyHeads, job(.all))
+    } else {
+      try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
+      try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
+    }
+  }
+}
+
+public struct AttentionGradients {
+  let arrays: AttentionArrays  // output is only read
+  let logSums: UnsafePointer<Float>  // [B,n_heads,S]
+  let doutput: UnsafePointer<Float>  // [B,S,n_heads,D], rows as output's
+  let dquery: UnsafeMutablePointer<Float>  // as query
+  let dkey: UnsafeMutablePointer<Float>  // as key
+  let dvalue: UnsafeMutablePointer<Float>  // as value
+
+  public init(
+    _ arrays: AttentionArrays, logSums: UnsafePointer<Float>, doutput: UnsafePointer<Float>,
+    dquery: UnsafeMutablePointer<Float>, dkey: UnsafeMutablePointer<Float>, dvalue: UnsafeMutablePointer<Float>
+  ) {
+    (self.arrays, self.logSums, self.doutput) = (arrays, logSums, doutput)
+    (self.dquery, self.dkey, self.dvalue) = (dquery, dkey, dvalue)
+  }
+}
+
+/// What a thread holds at a time: a block of keys and a block of queries.
+private struct BackwardTiles {
+  let keyPanels: UnsafeMutablePointer<Float>  // [panel][D][32], of 32 keys
+  let valuePanels: UnsafeMutablePointer<Float>  // [panel][D][32]
+  let key: UnsafeMutablePointer<Float>  // [chunk][block][32]
+  let query: UnsafeMutablePointer<Float>  // tiles
+  let doutput: UnsafeMutablePointer<Float>  // tiles
+  let weights: UnsafeMutablePointer<Float>  // tiles of scores, then of weights
+  let slopes: UnsafeMutablePointer<Float>  // tiles of dP, then of dS
+  let logSums: UnsafeMutablePointer<Float>  // [queries]
+  let means: UnsafeMutablePointer<Float>  // [queries]
+  let bias: UnsafeMutablePointer<Float>  // [height][32]
+  let kept: UnsafeMutablePointer<Float>  // [height][32]
+
+  /// Keys and queries of a block, and queries that share what is packed of the keys.
+  static let keys = 256
+  static let queries = 96
+  static let run = 4 * queries
+
+  static func keyBlocks(_ call: AttentionCall) -> Int { (call.keys + keys - 1) / keys }
+  static func queryRuns(_ call: AttentionCall) -> Int { (call.queries + run - 1) / run }
+
+  init(_ arena: inout Arena, _ call: AttentionCall) {
+    keyPanels = arena.take(Float.self, Self.keys, call.width)
+    valuePanels = arena.take(Float.self, Self.keys, call.width)
+    key = arena.take(Float.self, Self.keys, call.width)
+    query = arena.take(Float.self, Self.queries, call.width)
+    doutput = arena.take(Float.self, Self.queries, call.width)
+    weights = arena.take(Float.self, Self.queries, Self.keys)
+    slopes = arena.take(Float.self, Self.queries, Self.keys)
+    logSums = arena.take(Float.self, Self.queries)
+    means = arena.take(Float.self, Self.queries)
+    bias = arena.take(Float.self, TileProducts.height, chunkWidth)
+    kept = arena.take(Float.self, TileProducts.height, chunkWidth)
+  }
+}
+
+private struct BackwardJob: Job {
+  enum Part: UInt8 {
+    /// Items are key heads.
+    case all
+    /// Items are key blocks, for dK and dV.
+    case keys
+    /// Items are runs of queries, for dQ.
+    case queries
+  }
+
+  let call: AttentionCall
+  let arrays: AttentionGradients
+  let products: TileProducts
+  let dropout: AttentionDropout?
+  let memory: LaneMemory
+  let part: Part
+
+  private var kernels: UnsafePointer<moei_kernels> { products.kernels }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    var arena = memory.arena(lane.pointee.index)
+    let tiles = BackwardTiles(&arena, call)
+    switch part {
+    case .all:
+      let (sequence, keyHead) = (item / call.keyHeads, item % call.keyHeads)
+      let heads = keyHead * call.group..<(keyHead + 1) * call.group
+      run(sequence, keyHead, heads, 0..<call.queries, 0..<call.keys, tiles, lane)
+    case .keys:
+      let keyHeads = call.sequences * call.keyHeads
+      let (sequence, keyHead) = (item % keyHeads / call.keyHeads, item % call.keyHeads)
+      let heads = keyHead * call.group..<(keyHead + 1) * call.group
+      // The first keys first: where attention is causal most queries see them.
+      let start = item / keyHeads * BackwardTiles.keys
+      let keys = start..<min(call.keys, start + BackwardTiles.keys)
+      run(sequence, keyHead, heads, 0..<call.queries, keys, tiles, lane)
+    case .queries:
+      let heads = call.sequences * call.heads
+      let (sequence, head) = (item % heads / call.heads, item % call.heads)
+      let start = (BackwardTiles.queryRuns(call) - 1 - item / heads) * BackwardTiles.run
+      let queries = start..<min(call.queries, start + BackwardTiles.run)
+      run(sequence, head / call.group, head..<head + 1, queries, 0..<call.keys, tiles, lane)
+    }
+  }
+
+  private func run(
+    _ sequence: Int, _ keyHead: Int, _ heads: Range<Int>, _ queries: Range<Int>, _ keys: Range<Int>,
+    _ tiles: BackwardTiles, _ lane: UnsafeMutablePointer<Lane>
+  ) {
+    if part != .keys {
+      for head in heads {
+        for query in queries { clear(arrays.dquery + call.query(sequence, query, head)) }
+      }
+    }
+    for start in stride(from: keys.lowerBound, to: keys.upperBound, by: BackwardTiles.keys) {
+      let block = KeyBlock(
+        sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + BackwardTiles.keys))
+      if part != .queries {
+        for key in block.keys {
+          clear(arrays.dkey + call.key(sequence, key, keyHead))
+          clear(arrays.dvalue + call.value(sequence, key, keyHead))
+        }
+      }
+      if call.masks.hideAll(sequence, block.keys) { continue }
+      pack(block, tiles)
+      for head in heads {
+        for first in stride(from: queries.lowerBound, to: queries.upperBound, by: BackwardTiles.queries) {
+          if lane.pointee.shouldStop() { return }
+          let queries = first..<min(queries.upperBound, first + BackwardTiles.queries)
+          if call.masks.limit(queries.upperBound - 1) > block.keys.lowerBound { go(head, queries, block, tiles) }
+        }
+      }
+    }
+  }
+
+  private func clear(_ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: call.headSize) }
+
+  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) {
+    let key = arrays.arrays.key + call.key(block.sequence, block.keys.lowerBound, block.head)
+    let value = arrays.arrays.value + call.value(block.sequence, block.keys.lowerBound, block.head)
+    for panel in 0..<block.panels {
+      let place = panel * chunkWidth
+      kernels.pointee.pack_transposed(
+        Int64(block.columns(panel)), Int64(call.headSize), key + place * call.keyStride, Int64(call.keyStride),
+        tiles.keyPanels + place * call.width)
+      kernels.pointee.pack_transposed(
+        Int64(block.columns(panel)), Int64(call.headSize), value + place * call.valueStride, Int64(call.valueStride),
+        tiles.valuePanels + place * call.width)
+    }
+    kernels.pointee.gather(
+      Int64(block.keys.count), Int64(call.headSize), nil, key, Int64(call.keyStride), nil, tiles.key)
+  }
+
+  /// One block of queries and one of keys.
+  private func go(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
+    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
+    gather(head, queries, block.sequence, rows, tiles)
+    for tile in 0..<rows.count {
+      let within = rows.rows(tile)
+      weigh(head, queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound, within, block, tiles)
+    }
+    if part != .queries {
+      for panel in 0..<block.panels { addToKeys(panel, queries, rows, block, tiles) }
+    }
+    if part != .keys {
+      for chunk in 0..<call.columns {
+        for tile in 0..<rows.count {
+          let within = rows.rows(tile)
+          let seen = min(block.keys.count, panelsSeen(queries.lowerBound + within.upperBound - 1, block) * chunkWidth)
+          products.add(
+            within.count, call.columns(chunk), seen, tiles.slopes + within.lowerBound * BackwardTiles.keys,
+            tiles.key + chunk * block.keys.count * chunkWidth,
+            arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
+              + chunk * chunkWidth, cStride: call.queryStride)
+        }
+      }
+    }
+  }
+
+  /// Panels of the block with keys that the query's place does not hide.
+  private func panelsSeen(_ query: Int, _ block: KeyBlock) -> Int {
+    min(block.panels, chunks(of: max(0, call.masks.limit(query) - block.keys.lowerBound)))
+  }
+
+  private func gather(
+    _ head: Int, _ queries: Range<Int>, _ sequence: Int, _ rows: Tiles, _ tiles: BackwardTiles
+  ) {
+    let output = call.output(sequence, queries.lowerBound, head)
+    products.gather(
+      rows, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
+      stride: call.queryStride, into: tiles.query)
+    products.gather(
+      rows, call.headSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
+    for i in 0..<queries.count {
+      let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
+      // A query that sees nothing: its weights are exp(minus infinity - 0).
+      tiles.logSums[i] = logSum == -.infinity ? 0 : logSum
+      tiles.means[i] = kernels.pointee.dot(
+        Int64(call.headSize), arrays.doutput + (output + i * call.outputStride),
+        arrays.arrays.output + (output + i * call.outputStride))
+    }
+  }
+
+  /// Weights and dS of one tile of queries. `within`: its rows of the block.
+  private func weigh(
+    _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
+  ) {
+    let (query, doutput) = (
+      tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.width
+    )
+    for panel in 0..<panelsSeen(queries.upperBound - 1, block) {
+      let place = within.lowerBound * BackwardTiles.keys + panel * within.count * chunkWidth
+      let (weights, slopes) = (tiles.weights + place, tiles.slopes + place)
+      let packed = panel * chunkWidth * call.width
+      products.set(within.count, call.headSize, query, tiles.keyPanels + packed, weights)
+      products.set(within.count, call.headSize, doutput, tiles.valuePanels + packed, slopes)
+      let start = block.keys.lowerBound + panel * chunkWidth
+      let keys = start..<start + block.columns(panel)
+      let masked = !call.masks.doNothing(block.sequence, queries, keys)
+      if masked {
+        call.masks.fill(tiles.bias, block.sequence, queries, queryStep: chunkWidth, keys, keyStep: 1)
+      }
+      if let dropout {
+        for (i, query) in queries.enumerated() {
+          dropout.fill(
+            tiles.kept + i * chunkWidth, row: call.row(block.sequence, head, query), first: start, count: keys.count)
+        }
+      }
+      kernels.pointee.attention_gradients(
+        Int64(within.count), call.scale, masked ? tiles.bias : nil, dropout == nil ? nil : tiles.kept,
+        tiles.logSums + within.lowerBound, tiles.means + within.lowerBound, weights, slopes)
+    }
+  }
+
+  /// dV += P^T dO and dK += dS^T Q for one panel of keys, from the first tile of queries that sees it on.
+  private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles)
+  {
+    var first = 0
+    while first < rows.count && panelsSeen(queries.lowerBound + rows.rows(first).upperBound - 1, block) <= panel {
+      first += 1
+    }
+    if first == rows.count { return }
+    let part = rows.part(first..<rows.count)
+    let (start, key) = (rows.start(first), block.keys.lowerBound + panel * chunkWidth)
+    func add(
+      _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>, _ c: UnsafeMutablePointer<Float>,
+      cStride: Int
+    ) {
+      for chunk in 0..<call.columns {
+        products.addOverRows(
+          block.columns(panel), call.columns(chunk), part, a + start * BackwardTiles.keys, width: BackwardTiles.keys,
+          chunk: panel, b + start * call.width, width: call.width, chunk: chunk, c + chunk * chunkWidth,
+          cStride: cStride)
+      }
+    }
+    let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)
+    add(tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
+    let dkey = arrays.dkey + call.key(block.sequence, key, block.head)
+    add(tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
+  }
+}
+
+/// Some keys of one head, in panels of 32.
+private struct KeyBlock {
+  let sequence: Int
+  let head: Int
+  let keys: Range<Int>
+
+  var panels: Int { chunks(of: keys.count) }
+  func columns(_ panel: Int) -> Int { min(chunkWidth, keys.count - panel * chunkWidth) }
+}

@@ -1,0 +1,145 @@
+import CShims
+
+/// What attention is asked for: moe_attention_config, with every default filled in.
+public struct AttentionCall {
+  public var sequences: Int  // B
+  public var queries: Int  // S of each sequence
+  public var keys: Int  // U of each sequence
+  public var heads: Int
+  public var keyHeads: Int  // a divisor of heads
+  public var headSize: Int  // D
+  /// Floats from one token's heads to the next token's.
+  public var queryStride: Int
+  public var keyStride: Int
+  public var valueStride: Int
+  public var outputStride: Int
+  public var scale: Float
+  public var masks: AttentionMasks
+  /// Of the softmax's weights.
+  public var dropout: Float
+  public var seed: UInt64
+  public var step: UInt64  // below 2^56
+
+  /// Rows one token after the other, nothing masked, nothing dropped, scale 1 / sqrt(D).
+  public init(sequences: Int, queries: Int, keys: Int, heads: Int, keyHeads: Int, headSize: Int) {
+    (self.sequences, self.queries, self.keys) = (sequences, queries, keys)
+    (self.heads, self.keyHeads, self.headSize) = (heads, keyHeads, headSize)
+    (queryStride, outputStride) = (heads * headSize, heads * headSize)
+    (keyStride, valueStride) = (keyHeads * headSize, keyHeads * headSize)
+    scale = Float(1 / Double(headSize).squareRoot())
+    masks = AttentionMasks(queries: queries, keys: keys)
+    (dropout, seed, step) = (0, 0, 0)
+  }
+
+  /// Query heads that share a key head.
+  var group: Int { heads / keyHeads }
+  /// Floats of one head's row in tiles.
+  var width: Int { padded(headSize) }
+  var columns: Int { chunks(of: headSize) }
+  /// Of head sizes that are no multiple of 32, the last chunk has fewer.
+  func columns(_ chunk: Int) -> Int { min(chunkWidth, headSize - chunk * chunkWidth) }
+
+  // First element of a token's head.
+  func query(_ sequence: Int, _ token: Int, _ head: Int) -> Int {
+    (sequence * queries + token) * queryStride + head * headSize
+  }
+  func output(_ sequence: Int, _ token: Int, _ head: Int) -> Int {
+    (sequence * queries + token) * outputStride + head * headSize
+  }
+  func key(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
+    (sequence * keys + token) * keyStride + keyHead * headSize
+  }
+  func value(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
+    (sequence * keys + token) * valueStride + keyHead * headSize
+  }
+  /// Of [B,n_heads,S].
+  func row(_ sequence: Int, _ head: Int, _ token: Int) -> Int { (sequence * heads + head) * queries + token }
+}
+
+/// Which keys a query sees.
+public struct AttentionMasks {
+  public typealias Bytes = UnsafePointer<UInt8>
+
+  public let queries: Int
+  public let keys: Int
+  /// Query s sees keys 0 ... s + U - S.
+  public var causal = false
+  public var mask: Bytes?  // [S,U], 1 = seen
+  public var added: UnsafePointer<Float>?  // [S,U], added to the score; minus infinity = never
+  public var valid: Bytes?  // [B,U], 1 = a real key
+
+  public init(queries: Int, keys: Int) { (self.queries, self.keys) = (queries, keys) }
+
+  /// So many keys, from the first on, are not hidden from the query by its place.
+  func limit(_ query: Int) -> Int { causal ? min(keys, max(0, query + 1 + keys - queries)) : keys }
+
+  /// Whether padding hides all of these keys.
+  func hideAll(_ sequence: Int, _ keys: Range<Int>) -> Bool {
+    guard let valid else { return false }
+    return !keys.contains { valid[sequence * self.keys + $0] != 0 }
+  }
+
+  /// Whether every query sees every key, its score being what it is.
+  func doNothing(_ sequence: Int, _ queries: Range<Int>, _ keys: Range<Int>) -> Bool {
+    if mask != nil || added != nil || limit(queries.lowerBound) < keys.upperBound { return false }
+    guard let valid else { return true }
+    return keys.allSatisfy { valid[sequence * self.keys + $0] != 0 }
+  }
+
+  /// bias of a tile: what is added to the score of query i and key j of the ranges is bias[i * queryStep + j * keyStep].
+  func fill(
+    _ bias: UnsafeMutablePointer<Float>, _ sequence: Int, _ queries: Range<Int>, queryStep: Int, _ keys: Range<Int>,
+    keyStep: Int
+  ) {
+    for (i, query) in queries.enumerated() {
+      let row = bias + i * queryStep
+      let seen = max(0, min(keys.count, limit(query) - keys.lowerBound))
+      let place = query * self.keys + keys.lowerBound
+      if let added {
+        for j in 0..<seen { row[j * keyStep] = added[place + j] }
+      } else {
+        for j in 0..<seen { row[j * keyStep] = 0 }
+      }
+      if let mask {
+        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], mask[place + j]) }
+      }
+      if let valid {
+        let valid = valid + (sequence * self.keys + keys.lowerBound)
+        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], valid[j]) }
+      }
+      for j in seen..<keys.count { row[j * keyStep] = -.infinity }
+    }
+  }
+
+  /// bias, or minus infinity where the mask is 0: by its bits, since nothing foretells a branch on a mask.
+  @inline(__always) private static func hidden(_ bias: Float, _ mask: UInt8) -> Float {
+    let keep = 0 &- UInt32(truncatingIfNeeded: (UInt(mask) &+ 255) >> 8)  // all ones, or 0
+    return Float(bitPattern: bias.bitPattern & keep | (-Float.infinity).bitPattern & ~keep)
+  }
+}
+
+/// Inverted dropout of the softmax's weights. Nothing is stored: the backward draws again.
+struct AttentionDropout {
+  private let random: Random
+  private let threshold: UInt32  // dropped below
+  private let scale: Float
+  private let countersPerRow: Int
+
+  /// nil where nothing is dropped.
+  init?(_ call: AttentionCall, _ kernels: UnsafePointer<moei_kernels>) {
+    guard call.dropout > 0 else { return nil }
+    let draws = Draws(kernels: kernels, seed: call.seed, step: call.step, training: true)
+    random = draws.of(.attentionDropout)
+    threshold = UInt32(Double(call.dropout) * 0x1p32)
+    scale = Float(1 / (1 - Double(call.dropout)))
+    countersPerRow = (call.keys + 3) / 4
+  }
+
+  /// What the weights of `count` keys from `first` (a multiple of 4) on are multiplied by; `row`: of [B,n_heads,S].
+  func fill(_ kept: UnsafeMutablePointer<Float>, row: Int, first: Int, count: Int) {
+    kept.update(repeating: 1, count: count)
+    random.drop(
+      kept, count: count, first: UInt64(row) &* UInt64(countersPerRow) &+ UInt64(first / 4), threshold: threshold,
+      scale: scale)
+  }
+}

@@ -1,0 +1,279 @@
+import CShims
+
+// One transformer layer, x [T,H] to y [T,H]; the residual stream is float32.
+//     before  h = x + attention(norm1(x))    y = h + ffn(norm2(h))      [Pre-LN 2020]
+//     after   h = norm1(x + attention(x))    y = norm2(h + ffn(h))      [Attention 2017]
+//     none    y = attention(x)
+// with dropout on what attention and ffn add.
+
+/// What forward leaves for backward in a tape; what is nil is computed again. Normed rows and the norms' statistics always are:
+/// that is one cheap pass.
+struct BlockTape {
+  let x: UnsafePointer<Float>  // [T,H]
+  let attention: KeptAttention?
+  let sum: UnsafeMutablePointer<Float>?  // [T,H] x + attention
+  let after: UnsafeMutablePointer<Float>?  // [T,H] h + ffn(h), of norms after
+  let feedForward: UnsafeMutablePointer<UInt8>  // the ffn's tape
+  let feedForwardBytes: Int
+
+  init(
+    _ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, _ keep: Keep, feedForwardBytes: Int,
+    x: UnsafePointer<Float>
+  ) {
+    self.x = x
+    attention = keep == .input ? nil : KeptAttention(&arena, c, input, forBackward: true)
+    sum = keep == .input || !c.hasFeedForward ? nil : arena.take(Float.self, input.tokens, c.hidden)
+    after = c.normPlace == .after ? arena.take(Float.self, input.tokens, c.hidden) : nil
+    self.feedForwardBytes = feedForwardBytes
+    feedForward = arena.take(UInt8.self, feedForwardBytes)
+  }
+}
+
+/// The first half: up to x + attention, with norms after before norm1.
+private struct AttentionHalf {
+  let attention: SelfAttentionForward
+  private let context: ContextPointer
+  private let norm: NormForward?
+  private let sum: ResidualSum?
+
+  /// `normed` [T,H] is what attention reads where norms come before.
+  init(
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
+    cache: CachedLayer? = nil, x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>,
+    y: UnsafeMutablePointer<Float>
+  ) {
+    let c = model.configuration
+    context = model.context
+    norm = c.normPlace == .before ? model.norm1(n, input, x, to: normed) : nil
+    attention = SelfAttentionForward(
+      &arena, model, n, input, arrays, cache: cache, x: norm == nil ? x : UnsafePointer(normed), y: y)
+    sum =
+      c.hasResidual
+      ? ResidualSum(
+        kernels: context.kernels, count: input.tokens * c.hidden,
+        dropout: model.dropout(n, input, .attentionOutputDropout), x: x, y: y) : nil
+  }
+
+  func run() throws(Fault) {
+    try norm?.run(in: context)
+    try attention.run()
+    try sum?.run(in: context)
+  }
+}
+
+struct BlockForward {
+  private let model: Model
+  private let n: Int
+  private let input: ModelInput
+  private let half: AttentionHalf
+  private let feedForward: FeedForward?
+  private let scratch: UnsafeMutablePointer<UInt8>  // of the ffn
+  private let sum: UnsafeMutablePointer<Float>  // [T,H]
+  private let normed: UnsafeMutablePointer<Float>  // [T,H]
+  private let after: UnsafeMutablePointer<Float>  // [T,H] what the ffn's output is added up in
+  private let y: UnsafeMutablePointer<Float>
+
+  /// y may be x. With a cache, attention sees the tokens in it too.
+  init(
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ feedForward: FeedForward?,
+    tape: BlockTape?, cache: CachedLayer?, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+  ) {
+    let c = model.configuration
+    self.model = model
+    self.n = n
+    self.input = input
+    self.feedForward = feedForward
+    self.y = y
+    normed = arena.take(Float.self, c.hasFeedForward ? input.tokens : 0, c.hidden)
+    sum = c.hasFeedForward ? tape?.sum ?? arena.take(Float.self, input.tokens, c.hidden) : y
+    after = tape?.after ?? y
+    // Attention is done before the ffn begins: both use the same memory.
+    var (first, second) = (arena, arena)
+    let arrays = tape?.attention ?? KeptAttention(&first, c, input, forBackward: false)
+    half = AttentionHalf(&first, model, n, input, arrays, cache: cache, x: x, normed: normed, y: sum)
+    scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
+    arena.cover(first)
+    arena.cover(second)
+  }
+
+  /// Returns the ffn's report.
+  func run(tape: TapePointer?, _ details: Layer.Details) throws(Fault) -> Report {
+    try half.run()
+    guard let feedForward else { return Report() }
+    let isBefore = model.configuration.normPlace == .before
+    try (isBefore ? model.norm2(n, input, sum, to: normed) : model.norm1(n, input, sum, to: normed)).run(
+      in: model.context)
+    let report = try feedForward.forward(normed, y: after, tape: tape, scratch: scratch, details)
+    try ResidualSum(
+      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden,
+      dropout: model.dropout(n, input, .feedForwardDropout), x: isBefore ? sum : normed, y: after
+    ).run(in: model.context)
+    if !isBefore { try model.norm2(n, input, after, to: y).run(in: model.context) }
+    return report
+  }
+}
+
+// MARK: backward
+
+struct BlockBackward {
+  private let model: Model
+  private let n: Int
+  private let input: ModelInput
+  private let tape: BlockTape
+  private let feedForward: FeedForward?
+  private let again: AttentionHalf?  // where attention was not kept
+  private let attention: SelfAttentionBackward
+  private let scratch: UnsafeMutablePointer<UInt8>  // of the ffn
+  private let sum: UnsafeMutablePointer<Float>  // [T,H]
+  private let normed: UnsafeMutablePointer<Float>  // [T,H]
+  private let statistics: UnsafeMutablePointer<Float>  // [T,2]
+  private let dropped: UnsafeMutablePointer<Float>  // [T,H] d after dropout; d itself where nothing is dropped
+  private let part: UnsafeMutablePointer<Float>  // [T,H] what a half adds to d
+  private let d: UnsafeMutablePointer<Float>
+
+  /// d [T,H], the gradient with respect to y, becomes that with respect to x.
+  init(
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ feedForward: FeedForward?,
+    tape: BlockTape, d: UnsafeMutablePointer<Float>
+  ) {
+    let (c, tokens) = (model.configuration, input.tokens)
+    self.model = model
+    self.n = n
+    self.input = input
+    self.feedForward = feedForward
+    self.tape = tape
+    self.d = d
+    let rows = c.hasFeedForward ? tokens : 0
+    normed = arena.take(Float.self, rows, c.hidden)
+    statistics = arena.take(Float.self, rows, 2)
+    part = c.hasFeedForward ? arena.take(Float.self, tokens, c.hidden) : d
+    let drops = input.training && c.dropout > 0
+    dropped = drops ? arena.take(Float.self, tokens, c.hidden) : d
+    let arrays = tape.attention ?? KeptAttention(&arena, c, input, forBackward: true)
+    sum = tape.sum ?? arena.take(Float.self, tape.attention == nil ? tokens : 0, c.hidden)
+    var (first, second, third) = (arena, arena, arena)
+    again =
+      tape.attention == nil
+      ? AttentionHalf(&first, model, n, input, arrays, x: tape.x, normed: normed, y: sum) : nil
+    scratch = second.take(UInt8.self, feedForward?.memory.backwardScratch ?? 0)
+    attention = SelfAttentionBackward(
+      &third, model, n, input, arrays, x: c.normPlace == .before ? UnsafePointer(normed) : tape.x, dy: dropped,
+      dx: part)
+    arena.cover(first)
+    arena.cover(second)
+    arena.cover(third)
+  }
+
+  func run(tape feedForwardTape: TapePointer?, dAuxLoss: Float, dMeanProbability: UnsafePointer<Float>?) throws(Fault) {
+    try again?.run()
+    switch model.configuration.normPlace {
+    case .before:
+      try normAgain(.norm2Weight, sum)
+      try feedForwardBackward(feedForwardTape, dAuxLoss, dMeanProbability)
+      try normBackward(.norm2Weight, .norm2Bias, sum, part)
+      try add()
+      try normAgain(.norm1Weight, tape.x)
+      try drop(.attentionOutputDropout)
+      try attention.run()
+      try normBackward(.norm1Weight, .norm1Bias, tape.x, part)
+      try add()
+    case .after:
+      try normAgain(.norm2Weight, tape.after!)
+      try normBackward(.norm2Weight, .norm2Bias, tape.after!, d)
+      try normAgain(.norm1Weight, sum)
+      try feedForwardBackward(feedForwardTape, dAuxLoss, dMeanProbability)
+      try add()
+      try normBackward(.norm1Weight, .norm1Bias, sum, d)
+      try drop(.attentionOutputDropout)
+      try attention.run()
+      try add()
+    case .none:
+      try attention.run()
+    }
+  }
+
+  private func normAgain(_ weight: ModelParameters.LayerRole, _ x: UnsafePointer<Float>) throws(Fault) {
+    let norm =
+      weight == .norm1Weight
+      ? model.norm1(n, input, x, to: normed, statistics) : model.norm2(n, input, x, to: normed, statistics)
+    try norm.run(in: model.context)
+  }
+
+  private func normBackward(
+    _ weight: ModelParameters.LayerRole, _ bias: ModelParameters.LayerRole, _ x: UnsafePointer<Float>,
+    _ gradient: UnsafeMutablePointer<Float>
+  ) throws(Fault) {
+    let p = model.parameters
+    try model.normBackward(p[n, weight]!, p[n, bias], input, x, statistics, gradient).run(in: model.context)
+  }
+
+  /// part = gradient with respect to the ffn's input, which is in `normed`.
+  private func feedForwardBackward(
+    _ tape: TapePointer?, _ dAuxLoss: Float, _ dMeanProbability: UnsafePointer<Float>?
+  ) throws(Fault) {
+    try drop(.feedForwardDropout)
+    try feedForward!.backward(
+      normed, dy: dropped, dx: part, tape: tape!, scratch: scratch, dAuxLoss: dAuxLoss,
+      dMeanProbability: dMeanProbability)
+  }
+
+  private func drop(_ stream: ModelStream) throws(Fault) {
+    guard dropped != d else { return }
+    try ResidualSum(
+      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, from: UnsafePointer(d),
+      dropout: model.dropout(n, input, stream), y: dropped
+    ).run(in: model.context)
+  }
+
+  /// d += part
+  private func add() throws(Fault) {
+    try ResidualSum(
+      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, dropout: nil, x: part, y: d
+    ).run(in: model.context)
+  }
+}
+
+// MARK: norms and dropout of a layer
+
+extension Model {
+  var normKind: Norm {
+    Norm(configuration.norm, hidden: configuration.hidden, epsilon: configuration.epsilon)
+  }
+
+  func norm(
+    _ weight: Parameter, _ bias: Parameter?, rows: Int, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
+    _ statistics: UnsafeMutablePointer<Float>? = nil
+  ) -> NormForward {
+    NormForward(
+      normKind, context: context, rows: rows, x: x, weight: weight.floats, bias: bias?.constants, y: y,
+      statistics: statistics)
+  }
+
+  func norm1(
+    _ n: Int, _ input: ModelInput, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
+    _ statistics: UnsafeMutablePointer<Float>? = nil
+  ) -> NormForward {
+    norm(parameters[n, .norm1Weight]!, parameters[n, .norm1Bias], rows: input.tokens, x, to: y, statistics)
+  }
+
+  func norm2(
+    _ n: Int, _ input: ModelInput, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
+    _ statistics: UnsafeMutablePointer<Float>? = nil
+  ) -> NormForward {
+    norm(parameters[n, .norm2Weight]!, parameters[n, .norm2Bias], rows: input.tokens, x, to: y, statistics)
+  }
+
+  /// The gradient with respect to y becomes that with respect to x.
+  func normBackward(
+    _ weight: Parameter, _ bias: Parameter?, _ input: ModelInput, _ x: UnsafePointer<Float>,
+    _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
+  ) -> NormBackward {
+    NormBackward(
+      normKind, context: context, rows: input.tokens, x: x, weight: weight.floats, statistics: statistics,
+      dy: gradient, dx: gradient, dWeight: weight.grad, dBias: bias?.grad)
+  }
+
+  func dropout(_ n: Int, _ input: ModelInput, _ stream: ModelStream) -> ResidualDropout? {
+    ResidualDropout(configuration, input, seed: configuration.seed(ofLayer: n), stream, context: context)
+  }
+}

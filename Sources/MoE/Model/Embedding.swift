@@ -1,0 +1,91 @@
+import CShims
+
+/// y[t] = table[tokens[t]] + positions[t % sequenceLength + firstPosition]
+public struct Embedding {
+  let tokens: UnsafePointer<Int32>  // [T], rows of the table
+  let count: Int  // T
+  let hidden: Int  // H
+  let sequenceLength: Int
+  let firstPosition: Int
+
+  public init(
+    tokens: UnsafePointer<Int32>, count: Int, hidden: Int, sequenceLength: Int = 1, firstPosition: Int = 0
+  ) {
+    self.tokens = tokens
+    self.count = count
+    self.hidden = hidden
+    self.sequenceLength = sequenceLength
+    self.firstPosition = firstPosition
+  }
+
+  /// Where token t's row of the table begins, and that of its position.
+  func row(_ t: Int) -> Int { Int(tokens[t]) * hidden }
+  func position(_ t: Int) -> Int { (t % sequenceLength + firstPosition) * hidden }
+}
+
+public struct EmbeddingForward: Job {
+  let embedding: Embedding
+  let kernels: UnsafePointer<moei_kernels>
+  let table: UnsafePointer<Float>  // [rows,H]
+  let positions: UnsafePointer<Float>?  // [positions,H]
+  let y: UnsafeMutablePointer<Float>  // [T,H]
+
+  private static var tokensPerItem: Int { 64 }
+
+  public init(
+    _ embedding: Embedding, context: ContextPointer, table: UnsafePointer<Float>, positions: UnsafePointer<Float>?,
+    y: UnsafeMutablePointer<Float>
+  ) {
+    self.embedding = embedding
+    kernels = context.kernels
+    self.table = table
+    self.positions = positions
+    self.y = y
+  }
+
+  public func run(in context: ContextPointer) throws(Fault) {
+    try context.run((embedding.count + Self.tokensPerItem - 1) / Self.tokensPerItem, self)
+  }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let h = embedding.hidden
+    for t in item * Self.tokensPerItem..<min((item + 1) * Self.tokensPerItem, embedding.count) {
+      (y + t * h).update(from: table + embedding.row(t), count: h)
+      if let positions { kernels.pointee.add(Int64(h), positions + embedding.position(t), y + t * h) }
+    }
+  }
+}
+
+// MARK: backward
+
+/// Rows of dy added to those of the tables, in ascending order of t: an item is some columns of all of them.
+public struct EmbeddingBackward: Job {
+  let embedding: Embedding
+  let kernels: UnsafePointer<moei_kernels>
+  let dy: UnsafePointer<Float>  // [T,H]
+  let dTable: UnsafeMutablePointer<Float>?  // [rows,H]
+  let dPositions: UnsafeMutablePointer<Float>?  // [positions,H]
+
+  public init(
+    _ embedding: Embedding, context: ContextPointer, dy: UnsafePointer<Float>, dTable: UnsafeMutablePointer<Float>?,
+    dPositions: UnsafeMutablePointer<Float>?
+  ) {
+    self.embedding = embedding
+    kernels = context.kernels
+    self.dy = dy
+    self.dTable = dTable
+    self.dPositions = dPositions
+  }
+
+  public func run(in context: ContextPointer) throws(Fault) { try context.run(columnItems(embedding.hidden), self) }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let columns = columns(ofItem: item, in: embedding.hidden)
+    let (first, n) = (columns.lowerBound, Int64(columns.count))
+    for t in 0..<embedding.count {
+      let dy = dy + t * embedding.hidden + first
+      if let dTable { kernels.pointee.add(n, dy, dTable + embedding.row(t) + first) }
+      if let dPositions { kernels.pointee.add(n, dy, dPositions + embedding.position(t) + first) }
+    }
+  }
+}

@@ -1,0 +1,103 @@
+import CShims
+
+/// The ffn of a transformer layer is a Layer: of experts, or, where it is dense, of the only expert that every token uses
+/// with the weight 1. So a dense ffn has the experts' kernels, tapes and plans.
+struct FeedForward {
+  let layer: LayerPointer
+  let memory: MemoryPlan
+  private let plan: Plan
+  private let call: Call
+  private let shared: SharedArrays?  // of a dense ffn, when it is run
+
+  /// nil where transformer layers have none. Measures what the call takes.
+  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
+    guard let layer = model.feedForwards[n] else { return nil }
+    self.layer = layer
+    shared = nil
+    call = Call(input)
+    plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
+    memory = try layer.pointee.memory(plan, call, taped: taped)
+  }
+
+  /// As it was planned; without shared arrays for backward.
+  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays?, _ plan: ModelPlan) {
+    guard let layer = model.feedForwards[n] else { return nil }
+    self.layer = layer
+    var call = Call(input)
+    let isMoE = model.configuration.isMoE(n)
+    self.shared = isMoE ? nil : shared
+    if isMoE { call.tokenIds = shared?.longIds.map { UnsafePointer($0) } }
+    self.call = call
+    self.plan = Plan(layer.pointee.configuration, call, plan.choice(n), taped: plan.taped)
+    memory = plan.layers[model.configuration.isMoE(n), plan.keep(n)]!.feedForward!
+  }
+
+  /// y = ffn(x), both [T,H].
+  func forward(
+    _ x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>, tape: TapePointer?, scratch: UnsafeMutableRawPointer,
+    _ details: Layer.Details
+  ) throws(Fault) -> Report {
+    var call = call
+    // Only now: a plan would count the rows of indices that are given, and in a dense ffn all tokens have one.
+    if let shared {
+      call.givenIndices = UnsafePointer(shared.zeros)
+      call.givenWeights = UnsafePointer(shared.ones)
+    }
+    call.scratch = CallerMemory(scratch, bytes: memory.forwardScratch)
+    return try layer.pointee.forward(x, call, plan, y: y, tape: tape, details: details)
+  }
+
+  /// dx = gradient with respect to x, [T,H] each.
+  func backward(
+    _ x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, tape: TapePointer,
+    scratch: UnsafeMutableRawPointer, dAuxLoss: Float, dMeanProbability: UnsafePointer<Float>?
+  ) throws(Fault) {
+    var call = Layer.BackwardCall()
+    call.dAuxLoss = dAuxLoss
+    call.dMeanProbability = dMeanProbability
+    call.scratch = CallerMemory(scratch, bytes: memory.backwardScratch)
+    try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
+  }
+}
+
+extension Call {
+  fileprivate init(_ input: ModelInput) {
+    self.init(tokens: input.tokens)
+    step = input.step
+    training = input.training
+    validMask = input.validMask
+    sequenceLength = input.length
+  }
+}
+
+extension Plan {
+  fileprivate init(_ c: Configuration, _ call: Call, _ choice: LayerChoice, taped: Bool) {
+    self.init(c, call, policy: taped && choice.keep != .all ? .lean : .full, chunkTokens: choice.chunk)
+  }
+}
+
+/// What the ffn's of all layers are given beside x.
+struct SharedArrays {
+  let zeros: UnsafeMutablePointer<Int32>  // [T] the dense ffn's choice
+  let ones: UnsafeMutablePointer<Float>  // [T] its weight
+  let longIds: UnsafeMutablePointer<Int64>?  // [T] tokens as a hash router takes them
+  private let ids: UnsafePointer<Int32>?
+  private let dense: Int  // T, or 0
+  private let tokens: Int
+
+  init(_ arena: inout Arena, _ model: Model, _ input: ModelInput) {
+    let c = model.configuration
+    tokens = input.tokens
+    dense = c.hasFeedForward && model.hasDenseLayers ? tokens : 0
+    zeros = arena.take(Int32.self, dense)
+    ones = arena.take(Float.self, dense)
+    longIds = model.hashesTokens ? arena.take(Int64.self, tokens) : nil
+    ids = input.ids
+  }
+
+  func fill() {
+    zeros.update(repeating: 0, count: dense)
+    ones.update(repeating: 1, count: dense)
+    if let longIds, let ids { for t in 0..<tokens { longIds[t] = Int64(ids[t]) } }
+  }
+}

@@ -1,0 +1,153 @@
+import CShims
+
+// Products of tokens with one matrix.
+//   forward    y = x W^T + b
+//   backward   dx = dy W;  dW += dy^T x;  db += sum over tokens of dy
+// In bfloat16 the products read x and dy rounded to it; sums, y, dx and the gradients are float32.
+
+/// Sizes of a product.
+public struct LinearShape {
+  let tokens: Int  // T, the most of one run
+  let inputs: Int
+  let outputs: Int
+  let weights: ElementType
+
+  public init(tokens: Int, inputs: Int, outputs: Int, weights: ElementType) {
+    self.tokens = tokens
+    self.inputs = inputs
+    self.outputs = outputs
+    self.weights = weights
+  }
+}
+
+/// Rows of floats, `stride` apart.
+public struct TokenRows {
+  let start: UnsafePointer<Float>
+  let stride: Int
+
+  public init(_ start: UnsafePointer<Float>, stride: Int) {
+    self.start = start
+    self.stride = stride
+  }
+}
+
+/// Rows of floats that are written.
+public struct TokenTargets {
+  let start: UnsafeMutablePointer<Float>
+  let stride: Int
+
+  public init(_ start: UnsafeMutablePointer<Float>, stride: Int) {
+    self.start = start
+    self.stride = stride
+  }
+}
+
+/// y = x W^T + b. The scratch is taken once; any number of runs may follow, one at a time.
+public struct LinearForward {
+  private enum Form {
+    case plain(PlainLinear)
+    case f32(TiledLinear<F32>)
+    case bf16(TiledLinear<BF16>)
+  }
+
+  private let form: Form
+
+  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    if !context.packsWeights {
+      form = .plain(PlainLinear(&arena, shape, context: context))
+    } else if shape.weights == .f32 {
+      form = .f32(TiledLinear(&arena, shape, context: context))
+    } else {
+      form = .bf16(TiledLinear(&arena, shape, context: context))
+    }
+  }
+
+  /// `weight`: [outputs, inputs] of the shape's type; `bias`: [outputs].
+  func run(
+    tokens: Int, x: TokenRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    in context: ContextPointer
+  ) throws(Fault) {
+    switch form {
+    case .plain(let plain): try plain.forward(tokens, x, weight, bias, y, in: context)
+    case .f32(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+    case .bf16(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+    }
+  }
+}
+
+// MARK: backward
+
+/// The gradients; those of W and b are added to what is there.
+public struct LinearBackward {
+  private enum Form {
+    case plain(PlainLinear)
+    case f32(TiledLinearBackward<F32>)
+    case bf16(TiledLinearBackward<BF16>)
+  }
+
+  private let form: Form
+  private let outputs: Int
+  private let kernels: UnsafePointer<moei_kernels>
+
+  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    outputs = shape.outputs
+    kernels = context.kernels
+    if !context.packsWeights {
+      form = .plain(PlainLinear(&arena, shape, context: context))
+    } else if shape.weights == .f32 {
+      form = .f32(TiledLinearBackward(&arena, shape, context: context))
+    } else {
+      form = .bf16(TiledLinearBackward(&arena, shape, context: context))
+    }
+  }
+
+  /// What is not wanted is nil. `dWeight`: [outputs, inputs]; `dBias`: [outputs].
+  func run(
+    tokens: Int, x: TokenRows, weight: UnsafeRawPointer, dy: TokenRows, dx: TokenTargets?,
+    dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
+  ) throws(Fault) {
+    switch form {
+    case .plain(let plain): try plain.backward(tokens, x, weight, dy, dx, dWeight, in: context)
+    case .f32(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
+    case .bf16(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
+    }
+    if let dBias {
+      let places = RowPlaces(width: outputs, stride: dy.stride)
+      try ColumnSums(kernels: kernels, x: dy.start, rows: tokens, places: places, sums: dBias).run(in: context)
+    }
+  }
+}
+
+// MARK: calls
+
+extension LinearForward {
+  /// One call with scratch of its own.
+  public static func call(
+    _ shape: LinearShape, x: TokenRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    in context: ContextPointer
+  ) throws(Fault) {
+    var measure = Arena()
+    _ = LinearForward(&measure, shape, context: context)
+    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      try LinearForward(&arena, shape, context: context).run(
+        tokens: shape.tokens, x: x, weight: weight, bias: bias, y: y, in: context)
+    }
+  }
+}
+
+extension LinearBackward {
+  /// One call with scratch of its own.
+  public static func call(
+    _ shape: LinearShape, x: TokenRows, weight: UnsafeRawPointer, dy: TokenRows, dx: TokenTargets?,
+    dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
+  ) throws(Fault) {
+    var measure = Arena()
+    _ = LinearBackward(&measure, shape, context: context)
+    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      try LinearBackward(&arena, shape, context: context).run(
+        tokens: shape.tokens, x: x, weight: weight, dy: dy, dx: dx, dWeight: dWeight, dBias: dBias, in: context)
+    }
+  }
+}

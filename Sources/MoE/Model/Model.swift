@@ -1,0 +1,163 @@
+import CShims
+
+// The story of a sequence on one page: embedding, layers, final norm, loss; then the same backwards.
+
+public struct Model {
+  public let configuration: ModelConfiguration
+  let context: ContextPointer
+  let number: Int64
+  let parameters: ModelParameters
+  let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
+  let list: ParameterList
+  fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
+
+  init(
+    _ c: ModelConfiguration, context: ContextPointer, parameters: ModelParameters,
+    feedForwards: UnsafeMutablePointer<LayerPointer?>, list: ParameterList, turn: Lock
+  ) {
+    configuration = c
+    self.context = context
+    number = context.numberForLayer()
+    self.parameters = parameters
+    self.feedForwards = feedForwards
+    self.list = list
+    self.turn = turn
+  }
+
+  // MARK: forward
+
+  /// `asked` tells where the arrays of layer n's report go; `note` gets the report, once all has gone well.
+  public func forward(
+    _ input: ModelInput, _ outputs: ModelOutputs, tape: ModelTapePointer?, asked: (Int) -> Layer.Details,
+    note: (Int, Report) -> Void
+  ) throws(Fault) -> ModelReport {
+    let plan = try plan(input, taped: tape != nil)
+    let taped = try tape?.pointee.prepare(self, input, plan)
+    var report = ModelReport()
+    try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      let frame = ForwardFrame(&arena, self, input, tape: taped?.frame)
+      frame.shared.fill()
+      try embed(input, to: frame.y(-1))
+      for n in 0..<configuration.layers {
+        let wanted = configuration.isMoE(n) ? asked(n) : Layer.Details()
+        try forward(n, input, plan, frame, taped, arena, wanted)
+        report.auxLoss += Double(frame.reports[n].auxLoss)
+      }
+      report.pooledBalanceLoss = frame.pooled?.loss(gradient: taped?.frame.pooledGradient) ?? 0
+      try ForwardEnd(&arena, self, input, x: frame.x(configuration.layers), outputs).run(self, input, &report)
+      for n in 0..<configuration.layers { note(n, frame.reports[n]) }
+    }
+    report.objective =
+      report.loss + report.auxLoss + configuration.pooledCoefficient * report.pooledBalanceLoss
+    if let taped { tape!.pointee.fill(taped) }
+    return report
+  }
+
+  /// Layer n.
+  func forward(
+    _ n: Int, _ input: ModelInput, _ plan: ModelPlan, _ frame: ForwardFrame, _ taped: ModelTapeContents?,
+    _ arena: Arena, _ asked: Layer.Details, cache: CachedLayer? = nil
+  ) throws(Fault) {
+    var arena = arena
+    let feedForward = FeedForward(self, n, input, frame.shared, plan)
+    let block = BlockForward(
+      &arena, self, n, input, feedForward, tape: taped?.blocks[n], cache: cache, x: frame.x(n),
+      y: frame.y(n))
+    let isMoE = configuration.isMoE(n)
+    let pooled = isMoE ? frame.pooled : nil
+    let report = try block.run(tape: taped.map { $0.tapes + n }, pooled?.take(asked, n, self) ?? asked)
+    pooled?.note(report, n, self, asked)
+    (frame.reports + n).initialize(to: isMoE ? report : Report())
+  }
+
+  /// x(0) [T,H], where tokens come in.
+  func embed(_ input: ModelInput, firstPosition: Int = 0, to x: UnsafeMutablePointer<Float>) throws(Fault) {
+    guard let ids = input.ids, let table = parameters[.embedding] else { return }
+    try EmbeddingForward(
+      Embedding(
+        tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length,
+        firstPosition: firstPosition),
+      context: context, table: table.constants, positions: parameters[.positions]?.constants, y: x
+    ).run(in: context)
+    try ResidualSum(
+      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
+    ).run(in: context)
+  }
+
+  private func embeddingDropout(_ input: ModelInput) -> ResidualDropout? {
+    ResidualDropout(configuration, input, seed: configuration.seed, .embeddingDropout, context: context)
+  }
+
+  // MARK: backward
+
+  /// Adds the gradients of dObjective * objective + <dHidden, hidden> to the parameters', and overwrites dInput [B,S,H], where
+  /// hidden states came in.
+  public func backward(
+    _ tape: UnsafePointer<ModelTape>, _ input: ModelInput, dObjective: Double, dHidden: UnsafePointer<Float>?,
+    dInput: UnsafeMutablePointer<Float>?
+  ) throws(Fault) {
+    let taped = tape.pointee.contents!
+    turn.acquire()
+    defer { turn.release() }
+    try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      let frame = BackwardFrame(&arena, self, input)
+      var behind = arena
+      try BackwardEnd(
+        &behind, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
+      ).run(self, input, dHidden: dHidden)
+      var n = configuration.layers - 1
+      while n >= 0 {
+        try backward(n, input, frame, taped, arena, dObjective)
+        n -= 1
+      }
+      try embedBackward(input, frame.d)
+      if let dInput { dInput.update(from: frame.d, count: input.tokens * configuration.hidden) }
+    }
+  }
+
+  private func backward(
+    _ n: Int, _ input: ModelInput, _ frame: BackwardFrame, _ taped: ModelTapeContents, _ arena: Arena,
+    _ dObjective: Double
+  ) throws(Fault) {
+    var arena = arena
+    let feedForward = FeedForward(self, n, input, nil, taped.plan)
+    let pooled = configuration.isMoE(n) ? taped.frame.pooledGradient : nil
+    if let pooled {
+      let factor = Float(dObjective * configuration.pooledCoefficient)
+      let own = pooled + placeAmongMoE(n) * pooledExperts
+      for e in 0..<pooledExperts { frame.dMeanProbability[e] = factor * own[e] }
+    }
+    try BlockBackward(&arena, self, n, input, feedForward, tape: taped.blocks[n], d: frame.d).run(
+      tape: taped.tapes + n, dAuxLoss: Float(dObjective),
+      dMeanProbability: pooled == nil ? nil : UnsafePointer(frame.dMeanProbability))
+  }
+
+  private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
+    guard let ids = input.ids, let table = parameters[.embedding] else { return }
+    try ResidualSum(
+      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: d
+    ).run(in: context)
+    try EmbeddingBackward(
+      Embedding(tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length),
+      context: context, dy: d, dTable: table.grad, dPositions: parameters[.positions]?.grad
+    ).run(in: context)
+  }
+}
+
+extension Model {
+  var hasDenseLayers: Bool { countMoE < configuration.layers }
+  var countMoE: Int { configuration.moeEvery.map { configuration.layers / $0 } ?? 0 }
+  /// Number of MoE layer n among these.
+  func placeAmongMoE(_ n: Int) -> Int { n / configuration.moeEvery! }
+  /// E of the MoE layers, which are alike.
+  var pooledExperts: Int {
+    guard let every = configuration.moeEvery else { return 0 }
+    return feedForwards[every - 1]!.pointee.configuration.experts
+  }
+  var hashesTokens: Bool {
+    guard let every = configuration.moeEvery else { return false }
+    return feedForwards[every - 1]!.pointee.configuration.router == .hash
+  }
+}

@@ -1,0 +1,42 @@
+/// What one call of a model brings. The boundary has checked sizes and values.
+public struct ModelInput {
+  public let sequences: Int  // B
+  public let length: Int  // S
+  public var ids: UnsafePointer<Int32>?  // [B,S] of a model with a vocabulary
+  public var hidden: UnsafePointer<Float>?  // [B,S,H] of one without
+  public var targets: UnsafePointer<Int32>?  // [B,S]
+  public var ignoreIndex: Int32 = -100
+  public var smoothing = 0.0
+  public var training = false
+  public var step: UInt64 = 0
+  public var mask: UnsafePointer<UInt8>?  // [S,S]
+  public var addedMask: UnsafePointer<Float>?  // [S,S]
+  public var validMask: UnsafePointer<UInt8>?  // [B,S]
+  /// Bytes of scratch and tape together; nil = as the context has it.
+  public var limit: Int?
+
+  public init(sequences: Int, length: Int) {
+    self.sequences = sequences
+    self.length = length
+  }
+
+  public var tokens: Int { sequences * length }  // T
+}
+
+/// What is learned from a call.
+public struct ModelReport {
+  public var loss = 0.0
+  public var auxLoss = 0.0
+  public var pooledBalanceLoss = 0.0
+  public var objective = 0.0
+  public var targets = 0
+}
+
+/// Where the arrays of one call go that the caller wants; nil where not.
+public struct ModelOutputs {
+  public var hidden: UnsafeMutablePointer<Float>?  // [B,S,H]
+  public var logits: UnsafeMutablePointer<Float>?  // [B,S,V]
+  public var tokenLosses: UnsafeMutablePointer<Float>?  // [B,S]
+
+  public init() {}
+}

@@ -1,0 +1,149 @@
+import CShims
+
+/// Products with one matrix through the seam of row-major products: OpenBLAS, or the plain reference. All three are cut
+/// into the same blocks for any number of threads, since OpenBLAS's bits depend on them.
+struct PlainLinear {
+  let shape: LinearShape
+  private let factors: UnsafeMutablePointer<Float>  // [lanes, 2, block, block], where bfloat16 is widened and rounded
+
+  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    self.shape = shape
+    factors = arena.take(
+      Float.self, shape.weights == .bf16 ? context.lanes * 2 * rowsPerBlock : 0, rowsPerBlock)
+  }
+
+  /// An array of tokens: as it is, or rounded.
+  private func tokens(_ rows: TokenRows) -> PlainFactor {
+    PlainFactor(
+      memory: UnsafeRawPointer(rows.start), form: shape.weights == .f32 ? .floats : .rounded, stride: rows.stride)
+  }
+
+  private func matrix(_ weight: UnsafeRawPointer) -> PlainFactor {
+    PlainFactor(memory: weight, form: shape.weights == .f32 ? .floats : .halves, stride: shape.inputs)
+  }
+
+  func forward(
+    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    in context: ContextPointer
+  ) throws(Fault) {
+    try PlainProduct(
+      kind: .forward, matmul: context.matmul, factors: factors, a: self.tokens(x), b: matrix(weight), bias: bias,
+      c: y, rows: tokens, columns: shape.outputs, depth: shape.inputs
+    ).run(in: context)
+  }
+
+  // MARK: backward
+
+  func backward(
+    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ dy: TokenRows, _ dx: TokenTargets?,
+    _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
+  ) throws(Fault) {
+    if let dx {
+      try PlainProduct(
+        kind: .input, matmul: context.matmul, factors: factors, a: self.tokens(dy), b: matrix(weight), bias: nil,
+        c: dx, rows: tokens, columns: shape.inputs, depth: shape.outputs
+      ).run(in: context)
+    }
+    if let dWeight {
+      try PlainProduct(
+        kind: .weight, matmul: context.matmul, factors: factors, a: self.tokens(dy), b: self.tokens(x), bias: nil,
+        c: TokenTargets(dWeight, stride: shape.inputs), rows: shape.outputs, columns: shape.inputs, depth: tokens
+      ).run(in: context)
+    }
+  }
+}
+
+/// A row-major matrix that a product reads.
+private struct PlainFactor {
+  enum Form: Int32 {
+    case floats
+    case rounded  // floats, to bfloat16
+    case halves  // bfloat16
+  }
+
+  let memory: UnsafeRawPointer
+  let form: Form
+  let stride: Int
+
+  /// Some rows and columns, at most a block of each, as floats: where they lie, or in `copy`.
+  func part(
+    _ rows: Range<Int>, _ columns: Range<Int>, copy: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) -> (start: UnsafePointer<Float>, stride: Int) {
+    let floats = memory.assumingMemoryBound(to: Float.self)
+    if form == .floats { return (floats + rows.lowerBound * stride + columns.lowerBound, stride) }
+    let n = Int64(columns.count)
+    withUnsafeTemporaryAllocation(of: UInt16.self, capacity: rowsPerBlock) { halves in
+      for row in rows {
+        let (place, to) = (row * stride + columns.lowerBound, copy + (row - rows.lowerBound) * rowsPerBlock)
+        if form == .halves {
+          kernels.pointee.from_bf16(n, memory.assumingMemoryBound(to: UInt16.self) + place, to)
+        } else {
+          kernels.pointee.to_bf16(n, floats + place, halves.baseAddress!)
+          kernels.pointee.from_bf16(n, halves.baseAddress!, to)
+        }
+      }
+    }
+    return (UnsafePointer(copy), rowsPerBlock)
+  }
+}
+
+/// One of the three products. An item is one block of rows and columns of C.
+private struct PlainProduct: Job {
+  enum Kind: Int32 {
+    case forward  // C = bias + A B^T
+    case input  // C = A B
+    case weight  // C += A^T B
+  }
+
+  let kind: Kind
+  let matmul: Matmul
+  let factors: UnsafeMutablePointer<Float>
+  let a: PlainFactor
+  let b: PlainFactor
+  let bias: UnsafePointer<Float>?
+  let c: TokenTargets
+  let rows: Int
+  let columns: Int
+  let depth: Int
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run(blocks(of: rows) * blocks(of: columns), self)
+  }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let block = (down: item / blocks(of: columns), across: item % blocks(of: columns))
+    let rows = MoE.rows(ofBlock: block.down, in: rows)
+    let columns = MoE.rows(ofBlock: block.across, in: columns)
+    let (m, n) = (rows.count, columns.count)
+    let out = c.start + rows.lowerBound * c.stride + columns.lowerBound
+    if kind != .weight {
+      for row in 0..<m {
+        if let bias {
+          (out + row * c.stride).update(from: bias + columns.lowerBound, count: n)
+        } else {
+          (out + row * c.stride).update(repeating: 0, count: n)
+        }
+      }
+    }
+    let size = rowsPerBlock * rowsPerBlock
+    let aCopy = factors + lane.pointee.index * 2 * size
+    let bCopy = aCopy + size
+    for step in 0..<blocks(of: depth) {
+      if lane.pointee.shouldStop() { return }
+      let range = MoE.rows(ofBlock: step, in: depth)
+      let k = range.count
+      let a =
+        kind == .weight
+        ? a.part(range, rows, copy: aCopy, matmul.kernels) : a.part(rows, range, copy: aCopy, matmul.kernels)
+      let b =
+        kind == .forward
+        ? b.part(columns, range, copy: bCopy, matmul.kernels) : b.part(range, columns, copy: bCopy, matmul.kernels)
+      switch kind {
+      case .forward: matmul.addABt(m, n, k, a.start, lda: a.stride, b.start, ldb: b.stride, out, ldc: c.stride)
+      case .input: matmul.addAB(m, n, k, a.start, lda: a.stride, b.start, ldb: b.stride, out, ldc: c.stride)
+      case .weight: matmul.addAtB(m, n, k, a.start, lda: a.stride, b.start, ldb: b.stride, out, ldc: c.stride)
+      }
+    }
+  }
+}

@@ -1,0 +1,66 @@
+import CShims
+
+// Products with a model's matrices, whose arrays are known when the scratch is cut.
+
+/// y = x W^T + b for rows without gaps.
+struct ProjectionForward {
+  private let context: ContextPointer
+  private let linear: LinearForward
+  private let rows: Int
+  private let x: TokenRows
+  private let weight: Parameter
+  private let bias: Parameter?
+  private let y: TokenTargets
+
+  init(
+    _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
+    x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+  ) {
+    self.context = context
+    self.rows = rows
+    self.weight = weight
+    self.bias = bias
+    let (outputs, inputs, _) = weight.shape
+    self.x = TokenRows(x, stride: inputs)
+    self.y = TokenTargets(y, stride: outputs)
+    linear = LinearForward(
+      &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
+  }
+
+  func run() throws(Fault) {
+    try linear.run(tokens: rows, x: x, weight: weight.data!, bias: bias.map { $0.constants }, y: y, in: context)
+  }
+}
+
+/// Its gradients.
+struct ProjectionBackward {
+  private let context: ContextPointer
+  private let linear: LinearBackward
+  private let rows: Int
+  private let x: TokenRows
+  private let weight: Parameter
+  private let bias: Parameter?
+  private let dy: TokenRows
+  private let dx: TokenTargets
+
+  init(
+    _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
+    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
+  ) {
+    self.context = context
+    self.rows = rows
+    self.weight = weight
+    self.bias = bias
+    let (outputs, inputs, _) = weight.shape
+    self.x = TokenRows(x, stride: inputs)
+    self.dy = TokenRows(dy, stride: outputs)
+    self.dx = TokenTargets(dx, stride: inputs)
+    linear = LinearBackward(
+      &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
+  }
+
+  func run() throws(Fault) {
+    try linear.run(
+      tokens: rows, x: x, weight: weight.data!, dy: dy, dx: dx, dWeight: weight.grad, dBias: bias?.grad, in: context)
+  }
+}

@@ -1,0 +1,165 @@
+import CShims
+
+/// Rotary positions [RoPE 2021]: pair i of a head, of floats i and i + D/2, turns by position * theta^(-2i/D).
+public struct Rotary {
+  public var heads: Int
+  public var headSize: Int  // D, even
+  public var stride: Int  // floats from one token to the next
+  public var positions: UnsafePointer<Int64>?  // [T], each below 2^31
+  public var sequenceLength: Int
+  public var firstPosition: Int
+  public var theta: Double  // at least 1
+  public var inverse: Bool
+
+  public init(
+    heads: Int, headSize: Int, stride: Int, positions: UnsafePointer<Int64>?, sequenceLength: Int, firstPosition: Int,
+    theta: Double, inverse: Bool
+  ) {
+    (self.heads, self.headSize, self.stride) = (heads, headSize, stride)
+    (self.positions, self.sequenceLength, self.firstPosition) = (positions, sequenceLength, firstPosition)
+    (self.theta, self.inverse) = (theta, inverse)
+  }
+
+  func position(_ token: Int) -> Int {
+    if let positions { return Int(positions[token]) }
+    return token % sequenceLength + firstPosition
+  }
+
+  /// A call with memory of its own. x: [T,n_heads,D], in place.
+  public func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
+    var measure = Arena()
+    _ = Rotation(&measure, self, in: context)
+    try context.withScratch(try measure.total()) { memory throws(Fault) in
+      var arena = Arena(memory)
+      try Rotation(&arena, self, in: context).run(x, tokens: tokens, in: context)
+    }
+  }
+}
+
+/// Sines and cosines are taken in double of 64 steps of position, and of every 64th position as it comes; what lies between
+/// is one complex product. They depend on the position alone. For a few tokens there is no table of the steps.
+struct Rotation {
+  private let rotary: Rotary
+  private let frequencies: UnsafeMutablePointer<Double>  // [D/2]
+  private let steps: UnsafeMutablePointer<Turn>  // [64][D/2]
+  private let memory: LaneMemory
+
+  fileprivate static let stepCount = 64
+
+  init(_ arena: inout Arena, _ rotary: Rotary, in context: ContextPointer) {
+    self.rotary = rotary
+    frequencies = arena.take(Double.self, rotary.headSize / 2)
+    steps = arena.take(Turn.self, Self.stepCount, rotary.headSize / 2)
+    var measure = Arena()
+    _ = RotationRow(&measure, pairs: rotary.headSize / 2)
+    memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
+  }
+
+  func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
+    let pairs = rotary.headSize / 2
+    let logTheta = naturalLogarithm(rotary.theta)
+    for i in 0..<pairs {
+      frequencies[i] = exponential(-Double(2 * i) / Double(rotary.headSize) * logTheta)
+      if tokens >= Self.stepCount {
+        for step in 0..<Self.stepCount { steps[step * pairs + i] = Turn(Double(step) * frequencies[i]) }
+      }
+    }
+    let job = RotationJob(
+      rotary: rotary, kernels: context.kernels, x: x, tokens: tokens, frequencies: frequencies,
+      steps: tokens >= Self.stepCount ? steps : nil, memory: memory)
+    try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
+  }
+}
+
+/// A turn by an angle, as a complex number.
+private struct Turn {
+  let cosine: Double
+  let sine: Double
+
+  /// 0 <= angle < 2^31. Within 2e-16 of the exact values.
+  init(_ angle: Double) {
+    // angle = n pi/2 + r, with pi/2 in two pieces: fused, n times the first one loses nothing.
+    let n = (angle * 0.636619772367581343).rounded()
+    let r = (0.0).addingProduct(-n, 6.123233995736766e-17) + angle.addingProduct(-n, 1.5707963267948966)
+    let square = r * r
+    var (s, c) = (0.0, 0.0)
+    var k = 17.0
+    // Taylor, from the smallest term on; |r| <= pi/4.
+    while k >= 1 {
+      s = (1 - s) * square / (k * (k + 1))
+      c = (1 - c) * square / ((k + 1) * (k + 2))
+      k -= 2
+    }
+    // s is now 1 - cos r, and c is 1 - sin r / r.
+    let (sine, cosine) = (r - r * c, 1 - s)
+    switch Int(n) & 3 {
+    case 0: (self.cosine, self.sine) = (cosine, sine)
+    case 1: (self.cosine, self.sine) = (-sine, cosine)
+    case 2: (self.cosine, self.sine) = (-cosine, -sine)
+    default: (self.cosine, self.sine) = (sine, -cosine)
+    }
+  }
+}
+
+/// exp x for x of -745 ... 0, within 1e-15 of itself.
+private func exponential(_ x: Double) -> Double {
+  let n = (x * 1.44269504088896341).rounded()
+  let r = x - n * 0.693147180369123816 - n * 1.90821492927058770e-10  // ln 2: n times the first piece is exact
+  var sum = 1.0
+  var k = 18.0
+  while k >= 1 {
+    sum = 1 + sum * r / k
+    k -= 1
+  }
+  return Double(sign: .plus, exponent: Int(n), significand: sum)
+}
+
+private struct RotationRow {
+  let base: UnsafeMutablePointer<Turn>  // [D/2] of a multiple of 64
+  let cosines: UnsafeMutablePointer<Float>  // [D/2]
+  let sines: UnsafeMutablePointer<Float>  // [D/2]
+
+  init(_ arena: inout Arena, pairs: Int) {
+    base = arena.take(Turn.self, pairs)
+    cosines = arena.take(Float.self, pairs)
+    sines = arena.take(Float.self, pairs)
+  }
+}
+
+private struct RotationJob: Job {
+  let rotary: Rotary
+  let kernels: UnsafePointer<moei_kernels>
+  let x: UnsafeMutablePointer<Float>
+  let tokens: Int
+  let frequencies: UnsafeMutablePointer<Double>
+  let steps: UnsafeMutablePointer<Turn>?
+  let memory: LaneMemory
+
+  /// Tokens of one item.
+  static let run = 64
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let pairs = rotary.headSize / 2
+    var arena = memory.arena(lane.pointee.index)
+    let row = RotationRow(&arena, pairs: pairs)
+    var baseNow = -1
+    for token in item * Self.run..<min(tokens, (item + 1) * Self.run) {
+      let position = rotary.position(token)
+      let (base, step) = (position / Rotation.stepCount, position % Rotation.stepCount)
+      if base != baseNow {
+        for i in 0..<pairs { row.base[i] = Turn(Double(base * Rotation.stepCount) * frequencies[i]) }
+        baseNow = base
+      }
+      for i in 0..<pairs {
+        let (a, b) = (row.base[i], steps?[step * pairs + i] ?? Turn(Double(step) * frequencies[i]))
+        row.cosines[i] = Float(a.cosine * b.cosine - a.sine * b.sine)
+        let sine = Float(a.sine * b.cosine + a.cosine * b.sine)
+        row.sines[i] = rotary.inverse ? -sine : sine
+      }
+      for head in 0..<rotary.heads {
+        let values = x + (token * rotary.stride + head * rotary.headSize)
+        kernels.pointee.rotate(Int64(pairs), row.cosines, row.sines, values, values + pairs)
+      }
+    }
+  }
+}

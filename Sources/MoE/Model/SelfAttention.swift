@@ -1,0 +1,160 @@
+import CShims
+
+// Attention of one layer between its projections:
+//     q, k, v = x W_qkv^T + b;   o = attention(turn(norm(q)), turn(norm(k)), v);   y = o W_o^T + b_o
+
+/// What forward makes and backward reads.
+struct KeptAttention {
+  let projected: UnsafeMutablePointer<Float>  // [T, queries + 2 keys]
+  let output: UnsafeMutablePointer<Float>  // [T, queries]
+  let logSums: UnsafeMutablePointer<Float>?  // [B, heads, S], for backward
+
+  init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, forBackward: Bool) {
+    projected = arena.take(Float.self, input.tokens, c.projected)
+    output = arena.take(Float.self, input.tokens, c.queries)
+    logSums = forBackward ? arena.take(Float.self, input.tokens, c.heads) : nil
+  }
+}
+
+struct SelfAttentionForward {
+  private let context: ContextPointer
+  private let project: ProjectionForward
+  private let heads: PlacedHeads
+  private let attend: AttentionForward
+  private let arrays: KeptAttention
+  private let output: ProjectionForward
+  private let cache: CachedLayer?
+  private let input: ModelInput
+  private let c: ModelConfiguration
+
+  init(
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
+    cache: CachedLayer? = nil, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+  ) {
+    c = model.configuration
+    self.cache = cache
+    self.input = input
+    let p = model.parameters
+    context = model.context
+    self.arrays = arrays
+    heads = PlacedHeads(
+      &arena, model, n, tokens: input.tokens, length: input.length,
+      firstPosition: cache?.length ?? 0, projected: arrays.projected, forBackward: false)
+    // One after the other, in the same memory.
+    var (first, second, third) = (arena, arena, arena)
+    project = ProjectionForward(
+      &first, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
+    attend = AttentionForward(
+      &second, cache.map { AttentionCall(model, input, $0) } ?? AttentionCall(model, n, input), in: context)
+    output = ProjectionForward(
+      &third, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
+    arena.cover(first)
+    arena.cover(second)
+    arena.cover(third)
+  }
+
+  func run() throws(Fault) {
+    try project.run()
+    try heads.run()
+    if let cache {
+      try attend(to: cache)
+    } else {
+      try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
+    }
+    try output.run()
+  }
+
+  /// Sequence by sequence, since those in the cache do not stand close together.
+  private func attend(to cache: CachedLayer) throws(Fault) {
+    cache.append(heads, sequences: input.sequences, count: input.length, stride: c.projected)
+    for sequence in 0..<input.sequences {
+      let first = sequence * input.length
+      try attend.run(
+        AttentionArrays(
+          query: heads.query + first * c.projected, key: cache.keys + cache.place(sequence, 0),
+          value: cache.values + cache.place(sequence, 0), output: arrays.output + first * c.queries),
+        logSums: nil, in: context)
+    }
+  }
+}
+
+// MARK: backward
+
+struct SelfAttentionBackward {
+  private let context: ContextPointer
+  private let output: ProjectionBackward
+  private let heads: PlacedHeads
+  private let attend: AttentionBackward
+  private let gradients: AttentionGradients
+  private let project: ProjectionBackward
+  private let dProjected: UnsafeMutablePointer<Float>  // [T, queries + 2 keys]
+  private let replaces: Bool
+
+  /// dx may be dy.
+  init(
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
+    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
+  ) {
+    let (c, p, tokens) = (model.configuration, model.parameters, input.tokens)
+    context = model.context
+    replaces = c.headNorm
+    heads = PlacedHeads(
+      &arena, model, n, tokens: tokens, length: input.length, projected: arrays.projected, forBackward: true)
+    dProjected = arena.take(Float.self, tokens, c.projected)
+    let dOutput = arena.take(Float.self, tokens, c.queries)
+    var (first, second, third) = (arena, arena, arena)
+    output = ProjectionBackward(
+      &first, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: tokens, x: arrays.output, dy: dy,
+      dx: dOutput)
+    attend = AttentionBackward(&second, AttentionCall(model, n, input), in: context)
+    gradients = AttentionGradients(
+      AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
+      dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys)
+    project = ProjectionBackward(
+      &third, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
+    arena.cover(first)
+    arena.cover(second)
+    arena.cover(third)
+  }
+
+  func run() throws(Fault) {
+    try output.run()
+    if replaces { try heads.run() }  // from the projections, which were kept as they were
+    try attend.run(gradients, in: context)
+    try heads.backward(dProjected)
+    try project.run()
+  }
+}
+
+extension AttentionCall {
+  /// Attention of a layer over the tokens of one call.
+  init(_ model: Model, _ n: Int, _ input: ModelInput) {
+    let c = model.configuration
+    self.init(
+      sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
+      headSize: c.headSize)
+    (queryStride, keyStride, valueStride) = (c.projected, c.projected, c.projected)
+    masks.causal = c.causal
+    (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
+    dropout = input.training ? c.attentionDropout : 0
+    (seed, step) = (c.seed(ofLayer: n), input.step)
+  }
+}
+
+extension AttentionCall {
+  /// Attention of one sequence's new tokens over those in the cache and themselves.
+  fileprivate init(_ model: Model, _ input: ModelInput, _ cache: CachedLayer) {
+    let c = model.configuration
+    self.init(
+      sequences: 1, queries: input.length, keys: cache.length + input.length, heads: c.heads, keyHeads: c.keyHeads,
+      headSize: c.headSize)
+    queryStride = c.projected
+    masks.causal = true
+  }
+}
+
+extension AttentionArrays {
+  fileprivate init(_ heads: PlacedHeads, _ arrays: KeptAttention) {
+    self.init(query: heads.query, key: heads.key, value: heads.value, output: arrays.output)
+  }
+}

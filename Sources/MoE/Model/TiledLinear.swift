@@ -1,0 +1,262 @@
+import CShims
+
+// Products with one matrix through our own kernels. Tokens go block by block: all threads together put a block's rows
+// into tiles, then share out the panels of the matrix, so scratch is bounded by the number of threads.
+
+/// Rows one block has at most.
+private func rowsAtOnce(_ tokens: Int, context: ContextPointer) -> Int {
+  min(tokens, context.lanes * gatheredTiles * Int(context.kernels.pointee.tile_height))
+}
+
+/// The tokens in blocks, each cut into tiles.
+private func forEachBlock<P: Precision>(
+  _: P.Type, of tokens: Int, context: ContextPointer, _ body: (Int, Tiles) throws(Fault) -> Void
+) throws(Fault) {
+  let most = rowsAtOnce(tokens, context: context)
+  for first in stride(from: 0, to: tokens, by: max(1, most)) {
+    let height = Int(context.kernels.pointee.tile_height)
+    try body(first, Tiles(rows: min(most, tokens - first), maxHeight: height, unit: P.unit))
+  }
+}
+
+/// y = x W^T + b
+struct TiledLinear<P: Precision> {
+  let shape: LinearShape
+  let x: UnsafeMutablePointer<P.Element>  // [rows of a block, padded inputs], tiled
+  let space: PanelSpace<P>
+
+  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    self.shape = shape
+    x = arena.take(P.Element.self, rowsAtOnce(shape.tokens, context: context), padded(shape.inputs))
+    space = PanelSpace(&arena, context: context)
+  }
+
+  func forward(
+    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    in context: ContextPointer
+  ) throws(Fault) {
+    try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
+      try TileRows<P>(
+        kernels: context.kernels, tiles: tiles, rows: x.start + first * x.stride, stride: x.stride,
+        width: shape.inputs, overTokens: false, out: self.x
+      ).run(in: context)
+      try TiledProduct<P>(
+        context: context, space: space, tiles: tiles, a: self.x, depth: shape.inputs,
+        matrix: weight.assumingMemoryBound(to: P.Element.self), rowStride: shape.inputs, transposed: true, bias: bias,
+        c: y.start + first * y.stride, cStride: y.stride, columns: shape.outputs
+      ).run(in: context)
+    }
+  }
+}
+
+/// What a thread multiplies with.
+struct PanelSpace<P: Precision> {
+  private let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
+  private let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
+
+  init(_ arena: inout Arena, context: ContextPointer) {
+    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
+    starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
+  }
+
+  func packed(_ lane: Int) -> UnsafeMutablePointer<P.Element> { packed + lane * P.panelsSize }
+  func starts(_ lane: Int) -> UnsafeMutablePointer<Float> { starts + lane * panelsAtOnce * chunkWidth }
+}
+
+/// Rows put into tiles: [tile][chunk][row][32], or, for sums over tokens, in pairs of rows where numbers are bfloat16.
+private struct TileRows<P: Precision>: Job {
+  let kernels: UnsafePointer<moei_kernels>
+  let tiles: Tiles
+  let rows: UnsafePointer<Float>
+  let stride: Int
+  let width: Int
+  let overTokens: Bool
+  let out: UnsafeMutablePointer<P.Element>
+
+  private static var tilesPerItem: Int { 4 }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run((tiles.count + Self.tilesPerItem - 1) / Self.tilesPerItem, self)
+  }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    for tile in item * Self.tilesPerItem..<min((item + 1) * Self.tilesPerItem, tiles.count) {
+      let range = tiles.rows(tile)
+      let (from, to) = (rows + range.lowerBound * stride, out + range.lowerBound * padded(width))
+      if overTokens {
+        P.gatherTokens(range.count, width, nil, from, xRow: stride, weights: nil, into: to, kernels)
+      } else {
+        P.gather(range.count, width, nil, from, xRow: stride, weights: nil, into: to, kernels)
+      }
+    }
+  }
+}
+
+/// C = bias + A W^T, or C = A W, for the tiles of one block. An item is some tiles times some panels.
+private struct TiledProduct<P: Precision>: Job {
+  let space: PanelSpace<P>
+  let kernels: UnsafePointer<moei_kernels>
+  let tiles: Tiles
+  let a: UnsafePointer<P.Element>  // [rows, padded depth], tiled
+  let depth: Int
+  let matrix: UnsafePointer<P.Element>
+  let rowStride: Int  // of the matrix
+  let transposed: Bool
+  let bias: UnsafePointer<Float>?  // [columns]
+  let c: UnsafeMutablePointer<Float>
+  let cStride: Int
+  let columns: Int
+  private let groups: Int  // of tiles
+  private let parts: Int  // of panels
+  private let panelsPerRun: Int
+
+  /// So many items for each thread, so that the last ones to finish do so nearly together.
+  private static var itemsPerLane: Int { 8 }
+
+  init(
+    context: ContextPointer, space: PanelSpace<P>, tiles: Tiles, a: UnsafePointer<P.Element>, depth: Int,
+    matrix: UnsafePointer<P.Element>, rowStride: Int, transposed: Bool, bias: UnsafePointer<Float>?,
+    c: UnsafeMutablePointer<Float>, cStride: Int, columns: Int
+  ) {
+    self.space = space
+    kernels = context.kernels
+    self.tiles = tiles
+    self.a = a
+    self.depth = depth
+    self.matrix = matrix
+    self.rowStride = rowStride
+    self.transposed = transposed
+    self.bias = bias
+    self.c = c
+    self.cStride = cStride
+    self.columns = columns
+    groups = (tiles.count + gatheredTiles - 1) / gatheredTiles
+    // A single tile stays in the cache by itself: panels are then read from end to end, as memory likes to be read.
+    panelsPerRun = tiles.count == 1 ? 1 : panelsAtOnce
+    let runs = (chunks(of: columns) + panelsPerRun - 1) / panelsPerRun
+    parts = context.lanes == 1 ? 1 : min(runs, (context.lanes * Self.itemsPerLane + groups - 1) / max(1, groups))
+  }
+
+  func run(in context: ContextPointer) throws(Fault) { try context.run(groups * parts, self) }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let (group, part) = (item / parts, item % parts)
+    let range = tiles.count * group / groups..<tiles.count * (group + 1) / groups
+    let runs = (chunks(of: columns) + panelsPerRun - 1) / panelsPerRun
+    let end = min(chunks(of: columns), runs * (part + 1) / parts * panelsPerRun)
+    let starts = space.starts(lane.pointee.index)
+    func width(_ chunk: Int) -> Int { min(chunkWidth, columns - chunk * chunkWidth) }
+    func panel(_ chunk: Int) -> WeightPanel<P> {
+      WeightPanel(
+        matrix + chunk * chunkWidth * (transposed ? rowStride : 1), rowStride: rowStride, transposed: transposed,
+        columns: width(chunk))
+    }
+    let products = PanelProducts<P>(
+      kernels: kernels, tiles: tiles, range: range, depth: depth, packed: space.packed(lane.pointee.index))
+    (runs * part / parts * panelsPerRun..<end).forEachRun(of: panelsPerRun) { run in
+      if lane.pointee.shouldStop() { return }
+      for chunk in run {
+        start(
+          starts + (chunk - run.lowerBound) * chunkWidth, with: bias.map { $0 + chunk * chunkWidth }, width(chunk))
+      }
+      products.run(
+        run.count, { panel(run.lowerBound + $0) },
+        next: { run.upperBound + $0 < end ? panel(run.upperBound + $0) : nil },
+        a: { a + $0.lowerBound * padded(depth) }, start: { UnsafePointer(starts + $0 * chunkWidth) },
+        c: { c + $1.lowerBound * cStride + (run.lowerBound + $0) * chunkWidth }, cStride: cStride,
+        columns: { width(run.lowerBound + $0) })
+    }
+  }
+}
+
+// MARK: backward
+
+/// dx = dy W;  dW += dy^T x
+struct TiledLinearBackward<P: Precision> {
+  let shape: LinearShape
+  // A block's rows, tiled for products of features, and for sums over tokens; the same array in float32.
+  let dy: UnsafeMutablePointer<P.Element>  // [rows, padded outputs]
+  let dyTokens: UnsafeMutablePointer<P.Element>
+  let xTokens: UnsafeMutablePointer<P.Element>  // [rows, padded inputs]
+  let space: PanelSpace<P>
+
+  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    self.shape = shape
+    let rows = P.filledUp(rowsAtOnce(shape.tokens, context: context))
+    dy = arena.take(P.Element.self, rows, padded(shape.outputs))
+    dyTokens = P.unit == 1 ? dy : arena.take(P.Element.self, rows, padded(shape.outputs))
+    xTokens = arena.take(P.Element.self, rows, padded(shape.inputs))
+    space = PanelSpace(&arena, context: context)
+  }
+
+  func run(
+    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ dy: TokenRows, _ dx: TokenTargets?,
+    _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
+  ) throws(Fault) {
+    try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
+      func tile(
+        _ rows: TokenRows, _ width: Int, overTokens: Bool, _ out: UnsafeMutablePointer<P.Element>
+      ) throws(Fault) {
+        try TileRows<P>(
+          kernels: context.kernels, tiles: tiles, rows: rows.start + first * rows.stride, stride: rows.stride,
+          width: width, overTokens: overTokens, out: out
+        ).run(in: context)
+      }
+      if let dx {
+        try tile(dy, shape.outputs, overTokens: false, self.dy)
+        try TiledProduct<P>(
+          context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
+          matrix: weight.assumingMemoryBound(to: P.Element.self), rowStride: shape.inputs, transposed: false,
+          bias: nil, c: dx.start + first * dx.stride, cStride: dx.stride, columns: shape.inputs
+        ).run(in: context)
+      }
+      if let dWeight {
+        if dx == nil || P.unit > 1 { try tile(dy, shape.outputs, overTokens: true, dyTokens) }
+        try tile(x, shape.inputs, overTokens: true, xTokens)
+        try TiledWeightSums<P>(
+          kernels: context.kernels, tiles: tiles, dy: dyTokens, x: xTokens, dWeight: dWeight, inputs: shape.inputs,
+          outputs: shape.outputs
+        ).run(in: context)
+      }
+    }
+  }
+}
+
+/// dW += dy^T x over the tokens of one block, ascending. An item is a rectangle of dW.
+private struct TiledWeightSums<P: Precision>: Job {
+  let kernels: UnsafePointer<moei_kernels>
+  let tiles: Tiles
+  let dy: UnsafePointer<P.Element>  // [rows, padded outputs], tiled
+  let x: UnsafePointer<P.Element>  // [rows, padded inputs], tiled
+  let dWeight: UnsafeMutablePointer<Float>  // [outputs, inputs]
+  let inputs: Int
+  let outputs: Int
+
+  /// Chunks of 32 an item has.
+  private static var down: Int { 8 }
+  private static var across: Int { 4 }
+
+  private var itemsAcross: Int { (chunks(of: inputs) + Self.across - 1) / Self.across }
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run((chunks(of: outputs) + Self.down - 1) / Self.down * itemsAcross, self)
+  }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let (top, left) = (item / itemsAcross * Self.down, item % itemsAcross * Self.across)
+    // Between the tiles that are summed at once the sums wait in the gradient's own memory.
+    (0..<tiles.count).forEachRun(of: gatheredTiles) { range in
+      let first = tiles.start(range.lowerBound)
+      for column in left..<min(left + Self.across, chunks(of: inputs)) {
+        if lane.pointee.shouldStop() { return }
+        for row in top..<min(top + Self.down, chunks(of: outputs)) {
+          let c = dWeight + row * chunkWidth * inputs + column * chunkWidth
+          P.productOverTokens(
+            min(chunkWidth, outputs - row * chunkWidth), min(chunkWidth, inputs - column * chunkWidth),
+            tiles.part(range), dy + first * padded(outputs), padded(outputs), row, x + first * padded(inputs),
+            padded(inputs), column, c, cStride: inputs, next: c + chunkWidth * inputs, kernels)
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,113 @@
+import CShims
+
+/// What a tensor's elements are. Numbers as in moe_dtype.
+public enum ElementType: Int32 {
+  case f32 = 0
+  case bf16 = 1
+
+  public var size: Int { self == .f32 ? 4 : 2 }
+}
+
+/// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
+public struct Parameter {
+  public let name: UnsafePointer<CChar>  // memory of the layer or model
+  public let rank: Int
+  public let shape: (Int, Int, Int)  // entries from `rank` on are 1
+  public let count: Int
+  public let type: ElementType
+  public var bytes: Int { count * type.size }
+  /// Buffers, which no optimiser moves, have none.
+  public let hasGradient: Bool
+  /// Matrices and biases of experts: backward may step them expert by expert, with no memory for the whole gradient.
+  public let isOfMatrices: Bool
+  /// Whether its memory is the caller's to bind, and that of its gradient.
+  public let isUnallocated: Bool
+  public private(set) var data: UnsafeMutableRawPointer?
+  public private(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
+  private var ownsData = true
+  private var ownsGrad = true
+
+  /// The boundary has seen to it that the bytes fit.
+  init(
+    name: UnsafePointer<CChar>, rank: Int, shape: (Int, Int, Int), type: ElementType, hasGradient: Bool,
+    isOfMatrices: Bool = false, isUnallocated: Bool = false
+  ) {
+    self.name = name
+    self.rank = rank
+    self.shape = shape
+    count = shape.0 * shape.1 * shape.2
+    self.type = type
+    self.hasGradient = hasGradient
+    self.isOfMatrices = isOfMatrices
+    self.isUnallocated = isUnallocated
+  }
+
+  /// The same under another name.
+  func named(_ name: UnsafePointer<CChar>) -> Parameter {
+    var own = Parameter(
+      name: name, rank: rank, shape: shape, type: type, hasGradient: hasGradient, isOfMatrices: isOfMatrices,
+      isUnallocated: isUnallocated)
+    (own.data, own.grad) = (data, grad)
+    return own
+  }
+
+  // MARK: life
+
+  /// Once; on an error `free` finds what is there.
+  mutating func allocate(_ allocator: Allocator, gradient: Bool = true) throws(Fault) {
+    data = try allocator.allocate(bytes: bytes)
+    if hasGradient && gradient { grad = try allocator.allocate(Float.self, count: count) }
+  }
+
+  /// What is bound already, the library's own memory perhaps, stays as it is.
+  mutating func bind(data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator) {
+    if self.data != data {
+      if ownsData { allocator.deallocate(self.data) }
+      self.data = data
+      ownsData = false
+    }
+    guard let grad, self.grad != grad else { return }
+    if ownsGrad { allocator.deallocate(self.grad) }
+    self.grad = grad
+    ownsGrad = false
+  }
+
+  func free(_ allocator: Allocator) {
+    if ownsData { allocator.deallocate(data) }
+    if ownsGrad { allocator.deallocate(grad) }
+  }
+
+  // MARK: values
+
+  /// Those of a float32 tensor.
+  var floats: UnsafeMutablePointer<Float> { data!.assumingMemoryBound(to: Float.self) }
+  var constants: UnsafePointer<Float> { UnsafePointer(floats) }
+
+  func zeroGrad() { grad?.update(repeating: 0, count: count) }
+
+  /// Of a float32 tensor.
+  func set(to value: Float) { floats.update(repeating: value, count: count) }
+
+  /// Random values with mean 0, in bfloat16 the same ones rounded.
+  func fillNormal(_ deviation: Double, _ random: Random) {
+    fill(random) { random.fillNormal($0, from: $1, count: $2, deviation: deviation) }
+  }
+
+  /// Uniform within the bound, likewise.
+  func fillUniform(_ bound: Double, _ random: Random) {
+    fill(random) { random.fillUniform($0, from: $1, count: $2, bound: Float(bound)) }
+  }
+
+  private func fill(_ random: Random, _ write: (UnsafeMutablePointer<Float>, Int, Int) -> Void) {
+    guard type == .bf16 else { return write(floats, 0, count) }
+    let stretch = 256  // so that the memory is the stack's
+    let data = data!.assumingMemoryBound(to: UInt16.self)
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
+      for first in Swift.stride(from: 0, to: count, by: stretch) {
+        let part = min(stretch, count - first)
+        write(values.baseAddress!, first, part)
+        random.kernels.pointee.to_bf16(Int64(part), values.baseAddress!, data + first)
+      }
+    }
+  }
+}

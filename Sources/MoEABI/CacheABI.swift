@@ -1,0 +1,67 @@
+import CMoE
+import MoE
+
+// Generation: keys and values of the tokens so far.
+
+@implementation @_cdecl("moe_cache_create")
+public func moe_cache_create(
+  _ model: OpaquePointer?, _ n_sequences: Int64, _ max_length: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let out = try required(out, "out")
+    let c = model.pointee.configuration
+    if !c.causal || c.vocabulary == 0 {
+      throw .invalid("model: a cache is for causal models with a vocabulary")
+    }
+    let most = Int(Int32.max)
+    try require(Int(n_sequences), "n_sequences", from: 1, to: most)
+    try require(Int(max_length), "max_length", from: 1, to: c.positions > 0 ? c.positions : most)
+    try require(Int(n_sequences) * Int(max_length), "n_sequences * max_length", from: 1, to: most)
+    out.pointee = OpaquePointer(
+      try CachePointer.create(for: model, sequences: Int(n_sequences), capacity: Int(max_length)))
+  }
+}
+
+@implementation @_cdecl("moe_cache_free")
+public func moe_cache_free(_ cache: OpaquePointer?) {
+  guard let cache else { return }
+  CachePointer(cache).free()
+}
+
+@implementation @_cdecl("moe_cache_truncate")
+public func moe_cache_truncate(_ cache: OpaquePointer?, _ length: Int64) -> moe_status {
+  attempt { () throws(Fault) in
+    let cache = try handle(cache, "cache", as: Cache.self)
+    if length < 0 || length > cache.pointee.length {
+      throw .invalid("length = \(Int(length)) is not from 0 to the \(cache.pointee.length) tokens in the cache")
+    }
+    cache.truncate(Int(length))
+  }
+}
+
+@implementation @_cdecl("moe_model_read")
+public func moe_model_read(
+  _ model: OpaquePointer?, _ cache: OpaquePointer?, _ tokens: UnsafePointer<Int32>?, _ n: Int64,
+  _ logits: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let cache = try handle(cache, "cache", as: Cache.self)
+    if !model.pointee.owns(cache) { throw .badState("cache belongs to another model") }
+    let tokens = try required(tokens, "tokens")
+    let logits = try required(logits, "logits")
+    let (length, capacity) = (cache.pointee.length, cache.pointee.capacity)
+    if n < 1 || n > capacity - length {
+      throw .invalid("n = \(Int(n)) tokens behind \(length) in a cache with max_length = \(capacity)")
+    }
+    let (c, count) = (model.pointee.configuration, cache.pointee.sequences * Int(n))
+    try requireFew(count, model, training: false)
+    for t in 0..<count where tokens[t] < 0 || tokens[t] >= c.vocabulary {
+      throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of vocabulary_size = \(c.vocabulary)")
+    }
+    let bytes = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
+    try requireApart(logits, bytes, "logits", tokens, 4 * count, "tokens")
+    try model.pointee.read(cache, tokens, count: Int(n), logits: logits)
+  }
+}

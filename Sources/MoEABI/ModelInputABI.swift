@@ -1,0 +1,161 @@
+import CMoE
+import MoE
+
+// What a call of a model brings, checked against the model; and what its report wants.
+
+@implementation @_cdecl("moe_model_input_init")
+public func moe_model_input_init(_ input: UnsafeMutablePointer<moe_model_input>?, _ struct_size: Int) {
+  var defaults = moe_model_input()
+  defaults.ignore_index = -100
+  initialise(input, struct_size, defaults)
+}
+
+@implementation @_cdecl("moe_model_report_init")
+public func moe_model_report_init(_ report: UnsafeMutablePointer<moe_model_report>?, _ struct_size: Int) {
+  initialise(report, struct_size, moe_model_report())
+}
+
+@implementation @_cdecl("moe_model_plan_init")
+public func moe_model_plan_init(_ plan: UnsafeMutablePointer<moe_model_plan>?, _ struct_size: Int) {
+  initialise(plan, struct_size, moe_model_plan())
+}
+
+extension ModelInput {
+  /// A call that is made.
+  init(_ input: UnsafePointer<moe_model_input>?, _ model: ModelPointer) throws(Fault) {
+    let given = try read(input, "input")
+    try self.init(planning: given, model)
+    let c = model.pointee.configuration
+    if c.vocabulary > 0 {
+      let ids = try required(given.tokens, "input.tokens")
+      for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
+        throw .invalid("input.tokens[\(t)] = \(Int(ids[t])) is not one of vocabulary_size = \(c.vocabulary)")
+      }
+    } else {
+      hidden = try required(given.hidden, "input.hidden")
+    }
+    if let targets {
+      for t in 0..<tokens where (targets[t] < 0 || targets[t] >= c.vocabulary) && targets[t] != ignoreIndex {
+        throw .invalid(
+          "input.targets[\(t)] = \(Int(targets[t])) is neither one of vocabulary_size = \(c.vocabulary) nor ignore_index = \(Int(ignoreIndex))"
+        )
+      }
+    }
+    try requireBits(mask, length * length, "input.mask")
+    try requireBits(validMask, tokens, "input.valid_mask")
+  }
+
+  /// The same for a call that is not made: tokens and hidden states may be missing.
+  init(planning given: moe_model_input, _ model: ModelPointer) throws(Fault) {
+    let c = model.pointee.configuration
+    let most = Int(Int32.max)
+    try require(Int(given.n_sequences), "input.n_sequences", from: 1, to: most)
+    try require(Int(given.sequence_length), "input.sequence_length", from: 1, to: most)
+    self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
+    try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
+    try requireFew(tokens, model, training: given.training == 1)
+    if c.positions > 0 && length > c.positions {
+      throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
+    }
+    try takeArrays(given, c)
+    training = try flag(given.training, "input.training")
+    try requireShare(given.label_smoothing, "input.label_smoothing")
+    smoothing = given.label_smoothing
+    step = given.step
+    if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
+    if given.memory_limit > 0 { limit = Int(clamping: given.memory_limit) }
+  }
+
+  private mutating func takeArrays(_ given: moe_model_input, _ c: ModelConfiguration) throws(Fault) {
+    if c.vocabulary > 0 {
+      if given.hidden != nil { throw .invalid("input.hidden is not NULL, but the model reads tokens") }
+      ids = try given.tokens.map { (p) throws(Fault) in try required(p, "input.tokens") }
+      targets = try given.targets.map { (p) throws(Fault) in try required(p, "input.targets") }
+      ignoreIndex = given.ignore_index
+    } else {
+      if given.tokens != nil { throw .invalid("input.tokens is not NULL, but the model reads hidden states") }
+      if given.targets != nil { throw .invalid("input.targets is not NULL, but vocabulary_size = 0") }
+      hidden = try given.hidden.map { (p) throws(Fault) in try required(p, "input.hidden") }
+    }
+    if targets == nil && given.label_smoothing != 0 {
+      throw .invalid("input.label_smoothing = \(given.label_smoothing), but targets is NULL")
+    }
+    mask = given.mask
+    addedMask = try given.added_mask.map { (p) throws(Fault) in try required(p, "input.added_mask") }
+    validMask = given.valid_mask
+  }
+
+  /// The call that filled the tape must be this one.
+  func requireSame(as forward: ModelInput) throws(Fault) {
+    if sequences != forward.sequences || length != forward.length {
+      throw .invalid(
+        "input: \(sequences) sequences of \(length) tokens, but forward had \(forward.sequences) of \(forward.length)")
+    }
+    if step != forward.step { throw .invalid("input.step = \(step), but forward had \(forward.step)") }
+    if training != forward.training { throw .invalid("input.training is not as in forward") }
+    if (targets == nil) != (forward.targets == nil) { throw .invalid("input.targets are not as in forward") }
+    if (mask == nil) != (forward.mask == nil) { throw .invalid("input.mask is not as in forward") }
+    if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
+    if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }
+    if hidden != forward.hidden { throw .invalid("input.hidden is not the array that forward had") }
+  }
+}
+
+/// Pairs of tokens and choices are counted in 32 bits, and so are the numbers of noise.
+func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fault) {
+  for n in 0..<model.pointee.configuration.layers {
+    guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
+    if tokens > Int(Int32.max) / layer.slots {
+      throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
+    }
+    if layer.exploration.noise != .none && training && tokens > Int(UInt32.max) / layer.experts {
+      throw .invalid("\(tokens) tokens times n_experts = \(layer.experts) exceed 2^32 numbers of noise")
+    }
+  }
+}
+
+private func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: StaticString) throws(Fault) {
+  guard let mask else { return }
+  for i in 0..<count where mask[i] > 1 { throw .invalid("\(name)[\(i)] = \(Int(mask[i])) is neither 0 nor 1") }
+}
+
+/// The reports of the layers: the caller's array, whose elements are as far apart as the caller's struct is large.
+struct LayerReports {
+  private let start: UnsafeMutableRawPointer?
+  private let distance: Int
+
+  init(_ reports: UnsafeMutablePointer<moe_report>?, count: Int) throws(Fault) {
+    start = try optional(reports, "report.layers").map { UnsafeMutableRawPointer($0) }
+    guard let reports else {
+      distance = 0
+      return
+    }
+    distance = try requireSize(UnsafePointer(reports), "report.layers[0]")
+    for n in 0..<count {
+      let size = try requireSize(UnsafePointer(pointer(n)!), "report.layers")
+      if size != distance {
+        throw .invalid("report.layers[\(n)]: struct_size = \(size) differs from layers[0]'s \(distance)")
+      }
+      _ = try Layer.Details(pointer(n)!.pointee)
+    }
+  }
+
+  private func pointer(_ n: Int) -> UnsafeMutablePointer<moe_report>? {
+    start.map { ($0 + n * distance).assumingMemoryBound(to: moe_report.self) }
+  }
+
+  /// Where the arrays of layer n's report go.
+  func details(_ n: Int) -> Layer.Details {
+    guard let report = pointer(n)?.pointee else { return Layer.Details() }
+    var details = Layer.Details()
+    details.tokensPerExpert = report.tokens_per_expert
+    details.droppedPerExpert = report.dropped_per_expert
+    details.meanProbability = report.mean_probability
+    details.indices = report.expert_indices
+    details.weights = report.expert_weights
+    details.losses = report.losses
+    return details
+  }
+
+  func set(_ n: Int, _ report: Report) { pointer(n)?.pointee.set(report) }
+}

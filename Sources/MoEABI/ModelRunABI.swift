@@ -1,0 +1,141 @@
+import CMoE
+import MoE
+
+// A model's forward, backward and the tape between them.
+
+@implementation @_cdecl("moe_model_tape_create")
+public func moe_model_tape_create(_ model: OpaquePointer?, _ out: UnsafeMutablePointer<OpaquePointer?>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let out = try required(out, "out")
+    out.pointee = OpaquePointer(try ModelTapePointer.create(for: model))
+  }
+}
+
+@implementation @_cdecl("moe_model_tape_free")
+public func moe_model_tape_free(_ tape: OpaquePointer?) {
+  guard let tape else { return }
+  ModelTapePointer(tape).free()
+}
+
+@implementation @_cdecl("moe_model_plan_memory")
+public func moe_model_plan_memory(
+  _ model: OpaquePointer?, _ input: UnsafePointer<moe_model_input>?, _ taped: Int32,
+  _ plan: UnsafeMutablePointer<moe_model_plan>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let plan = try required(plan, "plan")
+    var wanted = try read(UnsafePointer(plan), "plan")
+    let keep = try optional(wanted.keep, "plan.keep")
+    let call = try ModelInput(planning: try read(input, "input"), model)
+    let found = try model.pointee.plan(call, taped: try flag(taped, "taped"))
+    let layers = model.pointee.configuration.layers
+    wanted.forward_bytes = found.forwardScratch
+    wanted.backward_bytes = found.backwardScratch
+    wanted.tape_bytes = found.tape
+    wanted.total_bytes = found.total
+    wanted.kept_input = Int64(found.input)
+    wanted.kept_lean = Int64(found.lean - found.input)
+    wanted.kept_all = Int64(layers - found.lean)
+    if let keep { for n in 0..<layers { keep[n] = found.keep(n).rawValue } }
+    plan.pointee = wanted
+  }
+}
+
+@implementation @_cdecl("moe_model_forward")
+public func moe_model_forward(
+  _ model: OpaquePointer?, _ input: UnsafePointer<moe_model_input>?, _ hidden: UnsafeMutablePointer<Float>?,
+  _ logits: UnsafeMutablePointer<Float>?, _ tape: OpaquePointer?, _ report: UnsafeMutablePointer<moe_model_report>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let tape = tape == nil ? nil : try own(tape, of: model)
+    do throws(Fault) {
+      try forward(model, input, hidden, logits, tape, report)
+    } catch {
+      if let tape { model.pointee.clear(tape) }  // there is nothing to go back from
+      throw error
+    }
+  }
+}
+
+private func forward(
+  _ model: ModelPointer, _ input: UnsafePointer<moe_model_input>?, _ hidden: UnsafeMutablePointer<Float>?,
+  _ logits: UnsafeMutablePointer<Float>?, _ tape: ModelTapePointer?, _ report: UnsafeMutablePointer<moe_model_report>?
+) throws(Fault) {
+  let c = model.pointee.configuration
+  let call = try ModelInput(input, model)
+  var outputs = ModelOutputs()
+  outputs.hidden = try optional(hidden, "hidden")
+  outputs.logits = try optional(logits, "logits")
+  if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
+  let bytes = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
+  let logitBytes = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
+  try requireApart(hidden, bytes, "hidden", call.hidden, bytes, "input.hidden")
+  try requireApart(hidden, bytes, "hidden", logits, logitBytes, "logits")
+  try requireApart(logits, logitBytes, "logits", call.ids, 4 * call.tokens, "input.tokens")
+  try requireApartFromParameters(hidden, bytes, "hidden", model)
+  try requireApartFromParameters(logits, logitBytes, "logits", model)
+  var asked = moe_model_report()
+  if report != nil {
+    asked = try read(report.map { UnsafePointer($0) }, "report")
+    outputs.tokenLosses = try optional(asked.token_losses, "report.token_losses")
+    if outputs.tokenLosses != nil && call.targets == nil {
+      throw .invalid("report.token_losses is not NULL, but input.targets is")
+    }
+  }
+  let reports = try LayerReports(asked.layers, count: c.layers)
+  let found = try model.pointee.forward(
+    call, outputs, tape: tape, asked: { reports.details($0) }, note: { reports.set($0, $1) })
+  if let report {
+    asked.loss = found.loss
+    asked.objective = found.objective
+    asked.aux_loss = found.auxLoss
+    asked.pooled_balance_loss = found.pooledBalanceLoss
+    asked.n_targets = Int64(found.targets)
+    report.pointee = asked
+  }
+}
+
+@implementation @_cdecl("moe_model_backward")
+public func moe_model_backward(
+  _ model: OpaquePointer?, _ tape: OpaquePointer?, _ input: UnsafePointer<moe_model_input>?, _ d_objective: Double,
+  _ dhidden: UnsafePointer<Float>?, _ dinput: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let tape = try own(tape, of: model)
+    try requireTrainable(model)
+    guard let before = tape.pointee.input else {
+      throw .badState("tape is empty: a forward call with this tape comes first")
+    }
+    let call = try ModelInput(input, model)
+    try call.requireSame(as: before)
+    guard Float(d_objective).isFinite else { throw .invalid("d_objective = \(d_objective) is not finite") }
+    let c = model.pointee.configuration
+    let dHidden = try dhidden.map { (p) throws(Fault) in try required(p, "dhidden") }
+    let dInput = try optional(dinput, "dinput")
+    if dInput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
+    let bytes = 4 * call.tokens * c.hidden  // as forward checked it
+    try requireApart(dInput, bytes, "dinput", dHidden, bytes, "dhidden")
+    try requireApart(dInput, bytes, "dinput", call.hidden, bytes, "input.hidden")
+    try requireApartFromParameters(dInput, bytes, "dinput", model)
+    try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
+  }
+}
+
+private func own(_ tape: OpaquePointer?, of model: ModelPointer) throws(Fault) -> ModelTapePointer {
+  let tape = try handle(tape, "tape", as: ModelTape.self)
+  if !model.pointee.owns(tape) { throw .badState("tape belongs to another model") }
+  return tape
+}
+
+private func requireApartFromParameters(
+  _ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString, _ model: ModelPointer
+) throws(Fault) {
+  if output == nil { return }
+  for index in 0..<model.pointee.parameterCount {
+    try requireApart(output, bytes, name, from: model.pointee.parameter(index))
+  }
+}

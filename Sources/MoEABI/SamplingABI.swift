@@ -1,0 +1,30 @@
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_sampling_init")
+public func moe_sampling_init(_ sampling: UnsafeMutablePointer<moe_sampling>?, _ struct_size: Int) {
+  initialise(sampling, struct_size, moe_sampling())
+}
+
+@implementation @_cdecl("moe_sample")
+public func moe_sample(
+  _ context: OpaquePointer?, _ logits: UnsafePointer<Float>?, _ vocabulary_size: Int64,
+  _ sampling: UnsafePointer<moe_sampling>?, _ draw: UInt64, _ token: UnsafeMutablePointer<Int32>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    try require(Int(vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
+    let logits = try required(logits, "logits")
+    let wanted = try read(sampling, "sampling")
+    try require(wanted.temperature, "sampling: temperature", atLeast: 0)
+    try require(Int(wanted.top_k), "sampling: top_k", from: 0, to: Int.max)
+    guard wanted.top_p >= 0 && wanted.top_p <= 1 else {
+      throw .invalid("sampling: top_p = \(wanted.top_p) is not in [0, 1]")
+    }
+    let token = try required(token, "token")
+    let rule = Sampling(
+      temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p == 0 ? 1 : wanted.top_p,
+      seed: wanted.seed)
+    token.pointee = try rule.token(logits, Int(vocabulary_size), draw: draw, in: context)
+  }
+}

@@ -1,0 +1,161 @@
+import CMoE
+import Foundation
+import Testing
+
+/// Norms, products with a matrix, embeddings, cross-entropy and sampling: each function against a loop in double. What
+/// they promise in every way to compute: bindings/python/tests/test_blocks.py and test_language.py.
+@Suite("Blocks")
+struct BlockTests {
+  private static let (tokens, width, outputs) = (40, 7, 35)
+  private let t = Int64(tokens)
+  private let h = Int64(width)
+  private let o = Int64(outputs)
+
+  private func withContext(_ config: moe_context_config? = nil, _ body: (OpaquePointer) throws -> Void) throws {
+    var config = config ?? defaultContextConfig()
+    var context: OpaquePointer?
+    try check(moe_context_create(&config, &context))
+    defer { moe_context_free(context) }
+    try body(try #require(context))
+  }
+
+  @Test(arguments: [MOE_NORM_LAYER, MOE_NORM_RMS])
+  func norms(norm: moe_norm) throws {
+    let (x, dy, weight) = (noise(Self.tokens * Self.width), noise(Self.tokens * Self.width, seed: 2), noise(Self.width))
+    var (y, dx) = ([Float](repeating: .nan, count: x.count), [Float](repeating: .nan, count: x.count))
+    var statistics = [Float](repeating: .nan, count: 2 * Self.tokens)
+    var dweight = [Float](repeating: 1, count: Self.width)
+    try withContext {
+      try check(moe_norm_forward($0, norm.int32, x, t, h, weight, nil, 1e-3, &y, &statistics))
+      try check(moe_norm_backward($0, norm.int32, x, t, h, weight, statistics, dy, &dx, &dweight, nil))
+    }
+    var expected = (y: [Double](), dx: [Double](), dweight: [Double](repeating: 1, count: Self.width))
+    for row in 0..<Self.tokens {
+      let places = row * Self.width..<(row + 1) * Self.width
+      let n = Double(Self.width)
+      let mean = norm == MOE_NORM_LAYER ? places.reduce(0.0) { $0 + Double(x[$1]) } / n : 0
+      let root = (places.reduce(0.0) { $0 + pow(Double(x[$1]) - mean, 2) } / n + 1e-3).squareRoot()
+      let normalized = places.map { (Double(x[$0]) - mean) / root }
+      let g = places.map { Double(dy[$0]) * Double(weight[$0 - places.lowerBound]) }
+      let meanG = norm == MOE_NORM_LAYER ? g.reduce(0, +) / n : 0
+      let meanGN = zip(g, normalized).reduce(0.0) { $0 + $1.0 * $1.1 } / n
+      for j in 0..<Self.width {
+        expected.y.append(normalized[j] * Double(weight[j]))
+        expected.dx.append((g[j] - meanG - normalized[j] * meanGN) / root)
+        expected.dweight[j] += Double(dy[places.lowerBound + j]) * normalized[j]
+      }
+    }
+    expectClose(y, expected.y, within: 1e-6, "y")
+    expectClose(dx, expected.dx, within: 1e-5, "dx")
+    expectClose(dweight, expected.dweight, within: 1e-5, "dweight")
+  }
+
+  @Test(arguments: everyInstructionSet)
+  func products(instructions: moe_instructions) throws {
+    let (x, weight) = (noise(Self.tokens * Self.width), noise(Self.outputs * Self.width, seed: 2))
+    let (bias, dy) = (noise(Self.outputs, seed: 3), noise(Self.tokens * Self.outputs, seed: 4))
+    var (y, dx) = ([Float](repeating: .nan, count: dy.count), [Float](repeating: .nan, count: x.count))
+    var (dweight, dbias) = ([Float](repeating: 1, count: weight.count), [Float](repeating: 1, count: bias.count))
+    try withContext(contextConfig(threads: 2, instructions: instructions)) {
+      try check(moe_linear_forward($0, x, t, h, o, weight, MOE_DTYPE_F32.int32, bias, &y))
+      try check(moe_linear_backward($0, x, t, h, o, weight, MOE_DTYPE_F32.int32, dy, &dx, &dweight, &dbias))
+    }
+    func at(_ array: [Float], _ row: Int, _ column: Int, _ width: Int) -> Double { Double(array[row * width + column]) }
+    let (tokens, width, outputs) = (0..<Self.tokens, 0..<Self.width, 0..<Self.outputs)
+    let (w, n) = (Self.width, Self.outputs)
+    expectClose(
+      y,
+      tokens.flatMap { t in
+        outputs.map { i in width.reduce(Double(bias[i])) { $0 + at(x, t, $1, w) * at(weight, i, $1, w) } }
+      },
+      within: 1e-6, "y")
+    expectClose(
+      dx,
+      tokens.flatMap { t in width.map { j in outputs.reduce(0.0) { $0 + at(dy, t, $1, n) * at(weight, $1, j, w) } } },
+      within: 1e-6, "dx")
+    expectClose(
+      dweight,
+      outputs.flatMap { i in width.map { j in tokens.reduce(1.0) { $0 + at(dy, $1, i, n) * at(x, $1, j, w) } } },
+      within: 1e-6, "dweight")
+    expectClose(dbias, outputs.map { i in tokens.reduce(1.0) { $0 + at(dy, $1, i, n) } }, within: 1e-6, "dbias")
+  }
+
+  @Test func embeddings() throws {
+    let (table, positions) = (noise(3 * Self.width), noise(5 * Self.width, seed: 2))
+    let tokens: [Int32] = [2, 0, 2, 1]  // two sequences of two
+    var y = [Float](repeating: .nan, count: 4 * Self.width)
+    var (dtable, dpositions) = (
+      [Float](repeating: 1, count: table.count), [Float](repeating: 1, count: positions.count)
+    )
+    try withContext {
+      try check(moe_embedding_forward($0, tokens, 4, h, table, 3, positions, 5, 2, 3, &y))
+      try check(moe_embedding_backward($0, tokens, 4, h, y, &dtable, 3, &dpositions, 5, 2, 3))
+      #expect(moe_embedding_forward($0, tokens, 4, h, table, 2, nil, 0, 0, 0, &y) == MOE_ERROR_INVALID_ARGUMENT)
+      #expect(lastError() == "tokens[0] = 2 is not one of n_rows = 2")
+    }
+    var expected = (table: [Float](repeating: 1, count: table.count), positions: dpositions.map { _ in Float(1) })
+    for (t, token) in tokens.enumerated() {
+      for j in 0..<Self.width {
+        let (row, place) = (Int(token) * Self.width + j, (t % 2 + 3) * Self.width + j)
+        #expect(y[t * Self.width + j] == table[row] + positions[place])
+        expected.table[row] += y[t * Self.width + j]
+        expected.positions[place] += y[t * Self.width + j]
+      }
+    }
+    #expect(dtable == expected.table)
+    #expect(dpositions == expected.positions)
+  }
+
+  @Test func crossEntropy() throws {
+    let (x, weight) = (noise(Self.tokens * Self.width), noise(Self.outputs * Self.width, seed: 2))
+    let targets = (0..<Self.tokens).map { $0 % 3 == 0 ? Int32(-1) : Int32($0 % Self.outputs) }
+    var (loss, counted, dx) = (Double.nan, Int64(-1), [Float](repeating: .nan, count: x.count))
+    var dweight = [Float](repeating: 0, count: weight.count)
+    try withContext {
+      try check(
+        moe_cross_entropy(
+          $0, x, t, h, weight, MOE_DTYPE_F32.int32, o, targets, -1, 0, 1, &loss, &counted, nil, &dx, &dweight))
+    }
+    func value(_ weight: [Float]) -> Double {
+      var sum = 0.0
+      for (t, target) in targets.enumerated() where target >= 0 {
+        let z = (0..<Self.outputs).map { v in
+          (0..<Self.width).reduce(0.0) { $0 + Double(x[t * Self.width + $1]) * Double(weight[v * Self.width + $1]) }
+        }
+        sum += log(z.reduce(0.0) { $0 + exp($1) }) - z[Int(target)]
+      }
+      return sum / Double(counted)
+    }
+    #expect(counted == Int64(targets.filter { $0 >= 0 }.count))
+    expectClose([Float(loss)], [value(weight)], within: 1e-6, "loss")
+    for place in [0, 11, weight.count - 1] {
+      var (above, below) = (weight, weight)
+      above[place] += 1e-2
+      below[place] -= 1e-2
+      let slope = (value(above) - value(below)) / Double(above[place] - below[place])
+      #expect(abs(Double(dweight[place]) - slope) < 1e-5)
+    }
+    #expect(dx[0..<Self.width].allSatisfy { $0 == 0 })
+  }
+
+  @Test func sampling() throws {
+    let z: [Float] = [0, 3, 2, 3]
+    var sampling = moe_sampling()
+    moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
+    var token: Int32 = -1
+    try withContext { context in
+      try check(moe_sample(context, z, 4, &sampling, 0, &token))
+      #expect(token == 1)
+      sampling.temperature = 1
+      sampling.top_k = 2
+      let drawn = try (0..<UInt64(40)).map { draw in
+        try check(moe_sample(context, z, 4, &sampling, draw, &token))
+        return token
+      }
+      #expect(Set(drawn) == [1, 3])
+      sampling.top_p = 2
+      #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
+      #expect(lastError() == "sampling: top_p = 2 is not in [0, 1]")
+    }
+  }
+}

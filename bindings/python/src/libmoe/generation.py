@@ -1,0 +1,48 @@
+"""Generation: what a model has read so far."""
+
+from __future__ import annotations
+
+import ctypes
+
+from . import _check
+from ._library import Handle, Native, lib
+
+
+class Cache(Native):
+    """Keys and values of the tokens so far, of sequences that grow together.  Made by :meth:`Model.cache`.
+
+    Attributes
+    ----------
+    n_sequences, max_length : int
+        B, and how many tokens of each there is room for.
+    """
+
+    def __init__(self, model: Handle, n_sequences: int, max_length: int) -> None:
+        self.n_sequences = _check.integer("n_sequences", n_sequences, ctypes.c_int64)
+        self.max_length = _check.integer("max_length", max_length, ctypes.c_int64)
+        self._open_handle = Handle(
+            lib.moe_cache_create,
+            lib.moe_cache_free,
+            model,
+            self.n_sequences,
+            self.max_length,
+            keep={"context": model.keep["context"]},
+        )
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that have been read, of each sequence."""
+        return self._length
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There are not so many.
+        """
+        length = _check.integer("length", length, ctypes.c_int64)
+        lib.moe_cache_truncate(self._handle, length)
+        self._length = length

@@ -1,0 +1,506 @@
+"""Whole models: a stack of transformer layers, dense or MoE, as an encoder or a language model."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _abi, _abi_model, _check, config, words
+from ._check import FloatArray
+from ._ffn import dense_options, layer_of, moe_options
+from ._library import Borrowed, Handle, lib
+from ._weights import Tensors
+from .calls import run
+from .context import Context, default_context
+from .errors import BadStateError, InvalidArgumentError
+from .generation import Cache
+from .language import sample
+from .layer import Layer
+from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
+
+_DTYPE = {"float32": _abi.DTYPE["f32"], "bfloat16": _abi.DTYPE["bf16"]}
+
+
+class Model(Tensors):
+    """A stack of N transformer layers on B sequences of S tokens of H features.
+
+    ::
+
+        norm_place "pre":   h = x + attention(norm(x))   y = h + ffn(norm(h))     (arXiv:2002.04745)
+        norm_place "post":  h = norm(x + attention(x))   y = norm(h + ffn(h))     (arXiv:1706.03762)
+        norm_place "none":  y = attention(x)
+
+    Parameters
+    ----------
+    hidden_size, n_layers, n_heads : int
+        H, N and the attention's heads.
+    vocabulary_size : int
+        V: tokens in, logits out.  0: an encoder, hidden states in and out.
+    moe : mapping, optional
+        The ffn of MoE layers: what :class:`Layer` takes, without hidden_size, seed, io_dtype,
+        inference_only and context.  Without it every layer is dense.
+    moe_every : int
+        Layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0.
+    dense_kind, dense_activation, dense_intermediate_size, dense_bias, dense_dropout
+        The ffn of the layers that are not MoE: {"mlp", "gated"}, what is between, its width, whether it has
+        biases (by default those of ``"mlp"`` have), and dropout of its inner activations.
+    n_kv_heads, head_size : int
+        Heads of keys and values, a divisor of n_heads (0: n_heads), and their width (0: H / n_heads).
+    max_positions : int
+        Rows of a learned embedding of positions; 0: none.
+    rope_theta : float
+        Of rotary positions in every attention, at least 1; 0: none.
+    norm, norm_place, norm_epsilon, final_norm
+        {"layer", "rms"}, {"pre", "post", "none"}, above 0 (0: 1e-5), and whether there is a norm after the
+        last layer.
+    causal : bool
+        Whether tokens see themselves and earlier ones only.
+    qkv_bias, output_bias, qk_norm : bool
+        Biases of attention's projections, and RMS norms over each head's queries and keys (Qwen3).
+    tied_output : bool
+        Whether the output product uses the token embedding.
+    weight_dtype : {"float32", "bfloat16"}
+        Of projections, ffn's and an untied output; sums, residuals and gradients are float32.
+    dropout, attention_dropout : float
+        In training: on embeddings and what attention and ffn add, and on attention's weights.
+    pooled_balance_coef : float
+        Times :func:`pooled_balance_loss` over the MoE layers, as transformers adds it.
+    init_deviation : float
+        Of the initial embeddings and projections; 0: 0.02, and Xavier's uniform distribution.
+    inference_only : bool
+        No memory for gradients, and no backward.
+    seed : int
+        Of the initial parameters and of all that is random.
+    context : Context, optional
+        Whose threads compute; by default the shared one.
+
+    Raises
+    ------
+    TypeError, InvalidArgumentError
+        A size, word or number is out of range, or options do not go together; the text names them.
+    OutOfMemoryError
+        There is no memory for the parameters.
+
+    Examples
+    --------
+    >>> import libmoe, numpy
+    >>> model = libmoe.Model(64, 2, 4, vocabulary_size=256, rope_theta=1e4,
+    ...                      moe=dict(n_experts=8, top_k=2, intermediate_size=128))
+    >>> tokens = numpy.zeros((4, 33), numpy.int32)
+    >>> output = model.forward(tokens[:, :-1].copy(), tokens[:, 1:].copy(), training=True, tape=True)
+    >>> model.backward(output)
+    """
+
+    _prefix = "moe_model"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_layers: int,
+        n_heads: int,
+        *,
+        vocabulary_size: int = 0,
+        moe: Mapping[str, Any] | None = None,
+        moe_every: int = 1,
+        dense_kind: Literal["mlp", "gated"] = "gated",
+        dense_activation: words.Activation = "silu",
+        dense_intermediate_size: int = 0,
+        dense_bias: bool | None = None,
+        dense_dropout: float = 0.0,
+        n_kv_heads: int = 0,
+        head_size: int = 0,
+        max_positions: int = 0,
+        rope_theta: float = 1e4,
+        norm: Literal["layer", "rms"] = "rms",
+        norm_place: Literal["pre", "post", "none"] = "pre",
+        norm_epsilon: float = 0.0,
+        final_norm: bool = True,
+        causal: bool = True,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        qk_norm: bool = False,
+        tied_output: bool = True,
+        weight_dtype: Literal["float32", "bfloat16"] = "float32",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        pooled_balance_coef: float = 0.0,
+        init_deviation: float = 0.0,
+        inference_only: bool = False,
+        seed: int = 0,
+        context: Context | None = None,
+    ) -> None:
+        def whole(name: str, value: Any, ctype: Any = ctypes.c_int64) -> int:
+            return _check.integer(name, value, ctype)
+
+        c_config = _abi_model.moe_model_config(
+            hidden_size=whole("hidden_size", hidden_size),
+            n_layers=whole("n_layers", n_layers),
+            n_heads=whole("n_heads", n_heads),
+            n_kv_heads=whole("n_kv_heads", n_kv_heads),
+            head_size=whole("head_size", head_size),
+            vocabulary_size=whole("vocabulary_size", vocabulary_size),
+            max_positions=whole("max_positions", max_positions),
+            rope_theta=_check.number("rope_theta", rope_theta),
+            norm_epsilon=_check.number("norm_epsilon", norm_epsilon),
+            norm=_check.choice("norm", norm, _abi_model.NORM),
+            norm_place=_check.choice("norm_place", norm_place, _abi_model.NORM_PLACE),
+            final_norm=bool(final_norm),
+            causal=bool(causal),
+            qkv_bias=bool(qkv_bias),
+            output_bias=bool(output_bias),
+            qk_norm=bool(qk_norm),
+            tied_output=bool(tied_output and vocabulary_size),
+            weight_dtype=_check.choice("weight_dtype", weight_dtype, _DTYPE),
+            dropout=_check.number("dropout", dropout),
+            attention_dropout=_check.number("attention_dropout", attention_dropout),
+            pooled_balance_coef=_check.number("pooled_balance_coef", pooled_balance_coef),
+            init_deviation=_check.number("init_deviation", init_deviation),
+            inference_only=bool(inference_only),
+            seed=whole("seed", seed, ctypes.c_uint64),
+        )
+        self._moe: dict[str, Any] | None = None
+        if moe is not None:
+            self._moe = moe_options(moe, hidden_size)
+            c_config.moe = ctypes.pointer(config.to_c(self._moe))
+            c_config.moe_every = whole("moe_every", moe_every)
+        if norm_place != "none" and (moe is None or moe_every != 1):
+            c_config.dense_intermediate_size = whole("dense_intermediate_size", dense_intermediate_size)
+            c_config.dense_kind = _check.choice("dense_kind", dense_kind, {"mlp": 0, "gated": 1})
+            c_config.dense_activation = _check.choice("dense_activation", dense_activation, _abi.ACTIVATION)
+            c_config.dense_no_bias = dense_kind == "gated" if dense_bias is None else not dense_bias
+            c_config.dense_dropout = _check.number("dense_dropout", dense_dropout)
+        parent = (context or default_context())._handle
+        super().__init__(
+            Handle(
+                lib.moe_model_create,
+                lib.moe_model_free,
+                parent,
+                ctypes.byref(c_config),
+                keep={"context": parent},
+            ),
+            trainable=not c_config.inference_only,
+        )
+        self._config = c_config
+        self._context = context or default_context()
+        self._own_tape: ModelTape | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the features of a token."""
+        return int(self._config.hidden_size)
+
+    @property
+    def n_layers(self) -> int:
+        """N."""
+        return int(self._config.n_layers)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V; 0 of an encoder."""
+        return int(self._config.vocabulary_size)
+
+    def _is_moe(self, n: int) -> bool:
+        return self._moe is not None and (n + 1) % self._config.moe_every == 0
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The ffn of each layer, which belongs to the model: for its parameters, ``prepare`` and the like.
+
+        A dense one is a layer of one expert whose router is ``"external"``.
+        """
+        if self._config.norm_place == _abi_model.NORM_PLACE["none"]:
+            return []
+        return [self._layer(n) for n in range(self.n_layers)]
+
+    def _layer(self, n: int) -> Layer:
+        pointer = ctypes.POINTER(_abi.moe_layer)()
+        lib.moe_model_layer(self._handle, n, ctypes.byref(pointer))
+        keep = self._handle.keep.setdefault(("ffn", n), {"context": self._handle.keep["context"]})
+        options = self._moe if self._is_moe(n) else None
+        if options is None:
+            options = dense_options(self._config)
+        return layer_of(Borrowed(pointer, self._handle, keep), options)
+
+    # ----------------------------------------------------------------------------------------------------
+    # Forward and backward
+    # ----------------------------------------------------------------------------------------------------
+
+    def tape(self) -> ModelTape:
+        """Return an empty tape for :meth:`forward` to fill; one serves step after step."""
+        return ModelTape(self._handle)
+
+    def forward(
+        self,
+        tokens: Integers | FloatArray,
+        targets: Integers | None = None,
+        *,
+        training: bool = False,
+        step: int = 0,
+        tape: ModelTape | Literal[True] | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        valid_mask: Mask | None = None,
+        mask: Mask | None = None,
+        added_mask: FloatArray | None = None,
+        memory_limit: int | None = None,
+        logits: bool = False,
+        hidden: bool = False,
+    ) -> ModelOutput:
+        """Run the model, and compute the loss where there are targets.
+
+        Parameters
+        ----------
+        tokens : ndarray of int32, [B, S]; of an encoder ndarray of float32, [B, S, H]
+        targets : ndarray of int32, [B, S], optional
+            The loss is the mean cross-entropy of those that are not ``ignore_index``.
+        training : bool
+            Whether dropout and exploration act.
+        step : int
+            Which training step this is, 0 to 2^56 - 1: random numbers differ from step to step.
+        tape : ModelTape or True, optional
+            Filled for :meth:`backward`.  True is the model's own, which the next such forward fills again.
+            The arrays must not change until backward.
+        label_smoothing : float
+            Share of each target that is spread over the vocabulary, in [0, 1) (arXiv:1512.00567).
+        valid_mask : ndarray of bool, [B, S], optional
+            False for padding, which no query sees and no expert computes; leave it out of targets yourself.
+        mask, added_mask : ndarray of bool, of float32, [S, S], optional
+            Which key (column) a query (row) may see, and what is added to its score.
+        memory_limit : int, optional
+            Bytes of scratch and tape together, for this call and its backward, in place of the context's.
+            See :meth:`plan`; it changes no bit of the result.
+        logits, hidden : bool
+            Whether they are wanted; an encoder's hidden states always are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array has the wrong type, shape or layout, a token is beyond the vocabulary, or a limit too
+            small; the text names it.
+        NotFiniteError
+            A number that should be finite is not; the text says where.
+        OutOfMemoryError
+            There is no memory for the call.
+        """
+        call = self._call(
+            tokens,
+            targets=targets,
+            training=training,
+            step=step,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            valid_mask=valid_mask,
+            mask=mask,
+            added_mask=added_mask,
+            memory_limit=memory_limit,
+        )
+        if tape is True:
+            self._own_tape = self._own_tape or self.tape()
+            tape = self._own_tape
+        n_sequences, length = call.shape
+        # hidden states are all that an encoder gives
+        states = (
+            np.empty((n_sequences, length, self.hidden_size), np.float32)
+            if hidden or not self.vocabulary_size
+            else None
+        )
+        scores = np.empty((n_sequences, length, self.vocabulary_size), np.float32) if logits else None
+        reports = Reports([self._experts(n) for n in range(self.n_layers)], n_sequences * length)
+        if tape is not None:
+            tape._call = None  # a forward that fails leaves the tape empty
+        run(
+            lib.moe_model_forward,
+            self._handle,
+            call.c_input,
+            None if states is None else states.ctypes.data,
+            None if scores is None else scores.ctypes.data,
+            None if tape is None else tape._handle,
+            reports.c_report,
+        )
+        if tape is not None:
+            tape._call = call
+        report = reports.c_report
+        return ModelOutput(
+            loss=report.loss,
+            objective=report.objective,
+            aux_loss=report.aux_loss,
+            pooled_balance_loss=report.pooled_balance_loss,
+            n_targets=report.n_targets,
+            logits=scores,
+            hidden=states,
+            layers=reports.filled(),
+            tape=tape,
+            _call=call,
+        )
+
+    def _call(self, tokens: Any, **options: Any) -> Call:
+        if self.vocabulary_size:
+            array = _check.array("tokens", tokens, dtype="i32")
+            if array.ndim != 2:
+                raise ValueError(f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape")
+            return Call(array.shape, tokens=array, **options)
+        _check.tokens("tokens", tokens, self.hidden_size, "f32")
+        if tokens.ndim != 3:
+            raise ValueError(f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape")
+        return Call(tokens.shape[:2], hidden=tokens, **options)
+
+    def _experts(self, n: int) -> tuple[int, int, list[str]] | None:
+        """Return experts, choices and losses of layer n; None where it is dense."""
+        if self._moe is None or not self._is_moe(n):
+            return None
+        n_experts, top_k = self._moe["n_experts"], self._moe["top_k"]
+        choices = n_experts if self._moe["router"] == "expert_choice" else top_k
+        return n_experts, choices, list(self._moe["losses"] or ())
+
+    def backward(
+        self, output: ModelOutput, d_objective: float = 1.0, dhidden: FloatArray | None = None
+    ) -> FloatArray | None:
+        """Add the gradients of d_objective * objective + <dhidden, hidden> to those of the parameters.
+
+        Parameters
+        ----------
+        output : ModelOutput
+            Of a forward with a tape; the parameters must be as they were then.
+        d_objective : float
+        dhidden : ndarray of float32, [B, S, H], optional
+
+        Returns
+        -------
+        ndarray of float32, [B, S, H], or None
+            The gradient with respect to an encoder's input.
+
+        Raises
+        ------
+        BadStateError
+            The output has no tape, or it has been filled again; or the model is inference_only, or closed.
+        """
+        tape, call = output.tape, output._call
+        if tape is None:
+            raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
+        if tape._call is not call:
+            raise BadStateError(
+                "output: its tape was filled by another forward since; give each a tape of its own"
+            )
+        shape = (*call.shape, self.hidden_size)
+        dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
+        run(
+            lib.moe_model_backward,
+            self._handle,
+            tape._handle,
+            call.c_input,
+            _check.number("d_objective", d_objective),
+            _check.address("dhidden", dhidden, shape),
+            None if dinput is None else dinput.ctypes.data,
+        )
+        return dinput
+
+    def plan(
+        self,
+        n_sequences: int,
+        sequence_length: int,
+        *,
+        training: bool = True,
+        memory_limit: int | None = None,
+    ) -> ModelPlan:
+        """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
+
+        A limit is kept by keeping less for backward in as few layers as possible: first of the ffn, from
+        the first layer on, then of attention; then by chunks of tokens within the ffn.  No choice changes a
+        bit of the result.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The limit is too small; the text says what would do.
+        """
+        shape = (
+            _check.integer("n_sequences", n_sequences, ctypes.c_int64),
+            _check.integer("sequence_length", sequence_length, ctypes.c_int64),
+        )
+        call = Call(shape, training=training, memory_limit=memory_limit)
+        some = np.zeros(1, np.int32)  # whether there are targets counts, not which
+        if self.vocabulary_size:
+            call.c_input.targets = some.ctypes.data
+        return planned(self._handle, self.n_layers, call, training)
+
+    # ----------------------------------------------------------------------------------------------------
+    # Generation
+    # ----------------------------------------------------------------------------------------------------
+
+    def cache(self, n_sequences: int, max_length: int) -> Cache:
+        """Return an empty cache for :meth:`read`, with room for max_length tokens of each sequence."""
+        return Cache(self._handle, n_sequences, max_length)
+
+    def read(self, cache: Cache, tokens: Integers) -> FloatArray:
+        """Read more tokens of each sequence of a causal model; evaluation.
+
+        Parameters
+        ----------
+        cache : Cache
+            Of this model.
+        tokens : ndarray of int32, [B, n]
+
+        Returns
+        -------
+        ndarray of float32, [B, V]
+            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
+
+        Raises
+        ------
+        InvalidArgumentError
+            The cache is full, or a token is beyond the vocabulary.
+        BadStateError
+            The cache is another model's.
+        """
+        count = np.shape(tokens)[-1] if np.ndim(tokens) else 0
+        _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
+        logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
+        run(lib.moe_model_read, self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data)
+        cache._length += count
+        return logits
+
+    def generate(
+        self,
+        prompt: Sequence[int] | NDArray[Any],
+        n_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Yield the n_tokens tokens after the prompt, each as soon as it is drawn.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            At least one token.
+        temperature, top_k, top_p
+            As of :func:`sample`.
+        seed : int
+            The same seed draws the same tokens.
+        """
+        tokens = np.array(prompt, np.int32).reshape(1, -1)
+        if tokens.size == 0:
+            raise InvalidArgumentError("prompt: is empty; give at least one token")
+        if n_tokens < 1:
+            return
+        cache = self.cache(1, tokens.size + n_tokens - 1)
+        for number in range(n_tokens):
+            logits = self.read(cache, tokens)[0]
+            token = sample(
+                logits,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                draw=number,
+                context=self._context,
+            )
+            yield token
+            tokens = np.array([[token]], np.int32)

@@ -1,0 +1,34 @@
+"""Training of language models: text in, a run's folder out.  ``python -m libmoe`` is its command line.
+
+Examples
+--------
+::
+
+    from pathlib import Path
+    from libmoe.train import Settings, Trainer
+
+    outcome = Trainer(Settings(files=("book.txt",), steps=500), Path("runs/book")).train()
+    print(outcome.best_bits, "bits per byte")
+"""
+
+from .config import Settings, UserError
+from .data import Corpus, Part, Tokenizer
+from .doctor import Hint, diagnose
+from .run import Trained, open_run
+from .sample import sample
+from .trainer import Outcome, Trainer
+
+__all__ = [
+    "Corpus",
+    "Hint",
+    "Outcome",
+    "Part",
+    "Settings",
+    "Tokenizer",
+    "Trained",
+    "Trainer",
+    "UserError",
+    "diagnose",
+    "open_run",
+    "sample",
+]

@@ -1,0 +1,85 @@
+"""How fast a model of given settings is on this machine, and what memory it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from .config import Settings
+from .run import make_context, make_model, memory_limit
+
+GENERATED = 32  # tokens
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second, medians of several rounds, and bytes.
+
+    Attributes
+    ----------
+    evaluation : float
+        Forward alone.
+    training : float
+        Forward and backward.
+    generation : float
+        One sequence, token by token.
+    step_bytes : int
+        Activations of a training step: exactly what the library will ask for.
+    weights : int
+        Number of parameters.
+    """
+
+    evaluation: float
+    training: float
+    generation: float
+    step_bytes: int
+    weights: int
+
+
+def bench(settings: Settings, rounds: int = 5) -> Speed:
+    """Measure random tokens; the first round of each kind is not counted.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of which the text is not needed.
+    rounds : int
+        At least 1.
+    """
+    vocabulary_size = 256
+    model = make_model(settings, vocabulary_size, make_context(settings))
+    shape = (settings.sequences, settings.sequence_length)
+    tokens = np.random.default_rng(0).integers(vocabulary_size, size=shape).astype(np.int32)
+    limit = memory_limit(settings)
+
+    def evaluate() -> None:
+        model.forward(tokens, tokens, memory_limit=limit)
+
+    def train() -> None:
+        model.backward(model.forward(tokens, tokens, training=True, tape=True, memory_limit=limit))
+
+    def generate() -> None:
+        for _ in model.generate(tokens[0, :1], GENERATED):
+            pass
+
+    return Speed(
+        evaluation=tokens.size / _seconds(evaluate, rounds),
+        training=tokens.size / _seconds(train, rounds),
+        generation=GENERATED / _seconds(generate, rounds),
+        step_bytes=model.plan(*shape, training=True, memory_limit=limit).total_bytes,
+        weights=sum(parameter.data.size for parameter in model.parameters.values()),
+    )
+
+
+def _seconds(work: Callable[[], None], rounds: int) -> float:
+    work()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return median(times)

@@ -1,0 +1,174 @@
+"""Settings of a run: one dataclass, which is also the command line and a JSON file beside the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..words import ScheduleKind
+
+FILE = "config.json"
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used: one line says what, and what would do."""
+
+
+def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """Return a field of :class:`Settings`: its default, and what ``--help`` says of it, and where."""
+    about = {"group": group, "help": text, "choices": choices}
+    if isinstance(default, (tuple, str, int, float)):
+        return field(default=default, metadata=about)
+    return field(default_factory=lambda: dict(default), metadata=about)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run depends on; ``python -m libmoe train --help`` lists it with its units."""
+
+    files: tuple[str, ...] = _setting((), "text", "text files, and folders whose text files are read")
+    tokenizer: str = _setting("", "text", "file of the package tokenizers; without it tokens are bytes")
+    held_out: float = _setting(0.1, "text", "share of the text that is held out, in blocks drawn by the seed")
+    seed: int = _setting(0, "text", "of the split, the batches, the first weights and all that is random")
+
+    hidden_size: int = _setting(128, "model", "features of a token, H")
+    n_layers: int = _setting(4, "model", "transformer layers")
+    n_heads: int = _setting(4, "model", "attention heads, a divisor of H")
+    n_kv_heads: int = _setting(0, "model", "heads of keys and values; 0: as many as heads")
+    n_experts: int = _setting(8, "model", "experts of each layer, E; 0: a dense transformer")
+    top_k: int = _setting(2, "model", "experts that each token uses, K")
+    intermediate_size: int = _setting(256, "model", "width of an expert, I")
+    dense_intermediate_size: int = _setting(
+        0, "model", "width of layers without experts; 0: K I, the same work for each token"
+    )
+    moe_every: int = _setting(1, "model", "every how many layers has experts")
+    dropout: float = _setting(0.0, "model", "share that is dropped from embeddings and residuals")
+    weight_dtype: str = _setting("float32", "model", "of projections and experts", ("float32", "bfloat16"))
+    balance_coef: float = _setting(0.01, "model", "weight of the balance loss")
+    z_coef: float = _setting(0.001, "model", "weight of the router's z loss")
+    moe: Mapping[str, Any] = _setting(
+        {}, "model", "any other argument of libmoe.Layer, such as noise=gaussian noise_std=0.1"
+    )
+
+    steps: int = _setting(1000, "training", "optimiser steps")
+    sequence_length: int = _setting(128, "training", "tokens of a sequence, S")
+    sequences: int = _setting(8, "training", "sequences of one forward")
+    accumulate: int = _setting(1, "training", "forwards whose gradients make one step")
+    learning_rate: float = _setting(1e-3, "training", "of AdamW, the highest")
+    schedule: ScheduleKind = _setting(
+        "cosine", "training", "how it falls after the warm-up", get_args(ScheduleKind)
+    )
+    warmup_steps: int = _setting(50, "training", "steps over which it rises; with one_cycle to the top")
+    final_fraction: float = _setting(0.1, "training", "of the highest rate, at the end of linear and cosine")
+    weight_decay: float = _setting(0.1, "training", "of matrices; norms and biases have none")
+    clip: str = _setting(
+        "norm",
+        "training",
+        "gradients are scaled down to max_norm, to a bound that follows their norms, or never",
+        ("norm", "adaptive", "none"),
+    )
+    max_norm: float = _setting(1.0, "training", "of all gradients together, with clip norm")
+    selection_bias_rate: float = _setting(
+        1e-3, "training", "of the balance without a loss, with --moe selection_bias=true"
+    )
+
+    evaluate_every: int = _setting(100, "evaluation", "steps from one evaluation and checkpoint to the next")
+    evaluate_tokens: int = _setting(32768, "evaluation", "held-out tokens of an evaluation")
+    patience: int = _setting(0, "evaluation", "stop after so many evaluations without a better one; 0: never")
+    log_every: int = _setting(10, "evaluation", "steps from one line of the log to the next")
+
+    threads: int = _setting(0, "machine", "that compute; 0: all this process may use")
+    memory_limit: int = _setting(0, "machine", "MiB of activations in a step; 0: no limit")
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have; the library checks the rest."""
+        least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
+        least |= {"patience": 0, "threads": 0, "memory_limit": 0, "seed": 0}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(each.default, int) and not (
+                isinstance(value, int) and value >= least.get(each.name, 1)
+            ):
+                raise UserError(f"{each.name} = {value!r}: at least {least.get(each.name, 1)}, and whole")
+            if isinstance(each.default, float) and not (
+                isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+            ):
+                raise UserError(f"{each.name} = {value!r}: at least 0, and finite")
+            choices = each.metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"{each.name} = {value!r}: one of {', '.join(choices)}")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out = {self.held_out}: above 0 and below 1")
+        if self.seed >= 1 << 64:
+            raise UserError(f"seed = {self.seed}: below 2^64")
+        if self.clip == "norm" and self.max_norm == 0:
+            raise UserError("max_norm = 0: above 0, or clip none")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step learns from."""
+        return self.sequences * self.sequence_length * self.accumulate
+
+    def model_arguments(self, vocabulary_size: int) -> dict[str, Any]:
+        """Return what :class:`libmoe.Model` is made with."""
+        experts = {
+            "n_experts": self.n_experts,
+            "top_k": self.top_k,
+            "intermediate_size": self.intermediate_size,
+            "expert_kind": "gated",
+            "activation": "silu",
+            "balance_coef": self.balance_coef,
+            "z_coef": self.z_coef,
+            # One weight divided by itself is 1 and teaches the router nothing.
+            "normalize": self.top_k > 1,
+            **self.moe,
+        }
+        return {
+            "hidden_size": self.hidden_size,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "vocabulary_size": vocabulary_size,
+            "moe": experts if self.n_experts else None,
+            "moe_every": self.moe_every,
+            "dense_kind": "gated",
+            "dense_intermediate_size": self.dense_intermediate_size or self.top_k * self.intermediate_size,
+            "weight_dtype": self.weight_dtype,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, whole or not at all."""
+        unfinished = folder / (FILE + ".unfinished")
+        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        unfinished.replace(folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Settings:
+        """Read config.json.
+
+        Raises
+        ------
+        UserError
+            There is none, or it has a setting that is none.
+        """
+        try:
+            found = json.loads((folder / FILE).read_text())
+        except OSError as error:
+            raise UserError(f"no run in {str(folder)!r}: {FILE}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"{str(folder / FILE)!r} is no JSON: {error}") from None
+        return cls().changed(found)
+
+    def changed(self, values: Mapping[str, Any]) -> Settings:
+        """Return these settings with other values for some of them."""
+        unknown = sorted(values.keys() - {each.name for each in fields(self)})
+        if unknown:
+            raise UserError(f"unknown setting {unknown[0]!r}")
+        listed = {"files": tuple(values["files"])} if "files" in values else {}
+        return replace(self, **{**values, **listed})

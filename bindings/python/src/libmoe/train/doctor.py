@@ -1,0 +1,252 @@
+"""What a run's log says is wrong, in plain words, and what helps; every hint has the number that caused it.
+
+The signs are those that the field's tables of troubleshooting list: an unstable router, idle experts, slow
+steps, too little memory; and text that is learnt by heart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from .config import Settings
+from .log import Record, of_kind
+
+# From when on a number is a sign.
+RISE = 1.05  # mean training loss of a quarter of the run over the lowest before: noise stays below
+SPIKE = 10  # a gradient norm over the median
+LARGE_LOGITS = 10  # root of the z loss, which is about the log of the sum of E exponentials; ln 64 is 4.2
+WORSE_THAN_GUESSING = 1.2  # first loss over ln V
+PEAK = 3  # fullest expert over the mean
+DROPPED = 0.05  # share of the choices
+OVERFITTED = 1.02  # held-out loss at the end over the best
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One finding.
+
+    Attributes
+    ----------
+    sign : str
+        What was seen, with its numbers.
+    cure : str
+        What helps, with the settings' names and values to try.
+    """
+
+    sign: str
+    cure: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.sign}: {self.cure}"
+
+
+def diagnose(settings: Settings, records: list[Record]) -> list[Hint]:
+    """Read a run's log.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the run.
+    records : list of dict
+        As :func:`libmoe.train.log.read` gives them.
+
+    Returns
+    -------
+    list of Hint
+        The gravest first; empty when nothing is wrong.
+    """
+    steps = of_kind(records, "step")
+    hints = [*_ended_badly(settings, records)]
+    if steps:
+        hints += _unstable(settings, records, steps)
+        hints += _idle(settings, steps)
+    return [*hints, *_overfitted(settings, records), *_slow(settings, records)]
+
+
+def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
+    """Find a run that could not go on: numbers that are none, or no memory."""
+    stops = of_kind(records, "stop")
+    if not stops:
+        return
+    stop = stops[-1]
+    if stop["why"] == "NotFiniteError":
+        yield Hint(
+            f"step {stop['step']} met a number that is not finite ({stop['message']})",
+            f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 10:g}), "
+            f"{_calmer(settings)}",
+        )
+    elif stop["why"] == "memory limit":
+        roomy = math.ceil(stop["unlimited"] / 2**20)
+        yield Hint(
+            f"the memory limit of {settings.memory_limit} MiB is too small ({stop['message']})",
+            f"memory_limit {stop['least']} is the least that would do, {roomy} computes nothing twice; or "
+            + _smaller_batch(settings),
+        )
+    elif stop["why"] == "OutOfMemoryError":
+        plans = of_kind(records, "plan")
+        wanted = f"; its activations alone are {_mib(plans[-1]['total'])}" if plans else ""
+        yield Hint(
+            f"step {stop['step']} found no memory ({stop['message']}{wanted})",
+            f"memory_limit, which computes again rather than keep, or {_smaller_batch(settings)}",
+        )
+
+
+def _unstable(settings: Settings, records: list[Record], steps: list[Record]) -> Iterator[Hint]:
+    """Find loss that rises or leaps: router gradients too large, a bad beginning, too quick a start."""
+    (start,) = of_kind(records, "start")
+    guessing = math.log(start["vocabulary_size"])
+    first = steps[0]["loss"]
+    if first is not None and first > WORSE_THAN_GUESSING * guessing:
+        yield Hint(
+            f"the first loss, {first:.2f} nats, is worse than guessing, {guessing:.2f}",
+            f"check the initialisation, and warm the rate up (warmup_steps {settings.warmup_steps} -> "
+            f"{max(100, settings.steps // 20)})",
+        )
+    losses = [record["loss"] for record in steps if record["loss"] is not None]
+    quarter = max(1, len(losses) // 4)
+    means = [fmean(losses[i : i + quarter]) for i in range(len(losses) - quarter + 1)]
+    rise, low, high = 1.0, 0.0, 0.0
+    lowest = losses[0] if losses else 0.0
+    for mean in means:  # the steepest way up, also of a run that came down again
+        lowest = min(lowest, mean)
+        if mean > rise * lowest:
+            rise, low, high = mean / lowest, lowest, mean
+    if rise > RISE:
+        yield Hint(
+            f"the training loss rose from {low:.4g} to {high:.4g} nats",
+            f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 3:g}), "
+            f"{_calmer(settings)}",
+        )
+    # While the rate warms up norms are large by nature.
+    warm = [record for record in steps if record["step"] > settings.warmup_steps and record["norm"]]
+    norms = [record["norm"] for record in warm]
+    highest = max(((record["norm_max"], record["step"]) for record in warm), default=(0.0, 0))
+    if norms and highest[0] > SPIKE * median(norms):
+        yield Hint(
+            f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is "
+            f"{median(norms):.3g}",
+            _calmer(settings),
+        )
+    for layer in steps[-1]["layers"]:
+        size = math.sqrt(layer["z_loss"])
+        if size > LARGE_LOGITS:
+            yield Hint(
+                f"layer {layer['layer']}: router logits are large, their log-sum-exp is about {size:.1f}",
+                _larger_z(settings),
+            )
+
+
+def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
+    """Find experts with nothing to do, experts with too much, choices without room: over the last quarter."""
+    last = steps[-max(1, len(steps) // 4) :]
+    for n, layer in enumerate(last[-1]["layers"]):
+        columns = zip(*(record["layers"][n]["load"] for record in last))
+        load = [sum(column) for column in columns]  # [E]
+        mean = sum(load) / len(load)
+        idle, peak = load.count(0), max(load) / mean if mean else 0.0
+        if idle or peak > min(PEAK, 0.9 * len(load) / settings.top_k):
+            yield Hint(
+                f"layer {layer['layer']}: {idle} of {len(load)} experts got no token in the last {len(last)} "
+                f"lines of the log, the fullest {peak:.1f} times the mean",
+                _more_balance(settings),
+            )
+        dropped = fmean(record["layers"][n]["dropped"] for record in last)
+        if dropped > DROPPED:
+            factor = float(settings.moe.get("capacity_factor", 0) or 1)
+            yield Hint(
+                f"layer {layer['layer']}: {dropped:.1%} of the choices found no room",
+                f"more room (moe capacity_factor={factor:g} -> {1.5 * factor:g}), moe overflow=next_best, or "
+                + _more_balance(settings),
+            )
+
+
+def _overfitted(settings: Settings, records: list[Record]) -> Iterator[Hint]:
+    """Find held-out text that gets worse while the training goes on."""
+    bits = [record["bits_per_byte"] for record in of_kind(records, "evaluation")]
+    if bits and bits[-1] > OVERFITTED * min(bits):
+        yield Hint(
+            f"held-out text got worse, from {min(bits):.3f} to {bits[-1]:.3f} bits per byte",
+            f"more text, dropout ({settings.dropout:g} -> {settings.dropout + 0.1:g}), or an early stop "
+            f"(patience {settings.patience} -> {settings.patience or 3}); best.safetensors has the best",
+        )
+
+
+def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
+    """Find steps that could be faster: idle processors, layers computed twice."""
+    steps, starts, plans = (of_kind(records, kind) for kind in ("step", "start", "plan"))
+    if not steps:
+        return
+    speed = f"{median(record['tokens_per_second'] for record in steps):,.0f} tokens/s"
+    threads, processors = starts[0]["threads"], starts[0]["processors"]
+    if threads < processors:
+        yield Hint(
+            f"{speed} with {threads} of {processors} processors",
+            f"threads {threads} -> {processors}, the same bits",
+        )
+    again = sum(kept != "all" for kept in plans[-1]["keep"]) if plans else 0
+    if again:
+        yield Hint(
+            f"{speed}, and {again} of {len(plans[-1]['keep'])} layers are computed twice to keep to "
+            f"{settings.memory_limit} MiB",
+            f"memory_limit {settings.memory_limit} -> {math.ceil(plans[-1]['unlimited'] / 2**20)}, or "
+            + _smaller_batch(settings),
+        )
+
+
+# What helps, in terms of the settings.
+
+
+def _calmer(settings: Settings) -> str:
+    cures = [_larger_z(settings)]
+    if settings.clip == "none":
+        cures.append("clipping (clip none -> norm)")
+    elif settings.clip == "norm" and settings.max_norm > 1:
+        cures.append(f"clipping (max_norm {settings.max_norm:g} -> 1)")
+    if settings.warmup_steps < settings.steps // 20:
+        cures.append(f"a longer warm-up (warmup_steps {settings.warmup_steps} -> {settings.steps // 20})")
+    return ", ".join(cures)
+
+
+def _larger_z(settings: Settings) -> str:
+    if not settings.n_experts:
+        return "smaller first weights"
+    return f"a larger z loss (z_coef {settings.z_coef:g} -> {10 * settings.z_coef or 1e-3:g})"
+
+
+def _more_balance(settings: Settings) -> str:
+    cures = [f"a larger balance loss (balance_coef {settings.balance_coef:g} -> {_larger(settings)})"]
+    moe: dict[str, Any] = dict(settings.moe)
+    if not moe.get("router_dropout"):
+        cures.append("moe router_dropout=0.1")
+    if moe.get("noise", "none") == "none":
+        cures.append("moe noise=gaussian noise_std=0.1")
+    if not moe.get("warmup_steps"):
+        cures.append(f"experts that join later (moe warmup_steps={max(10, settings.steps // 10)})")
+    if moe.get("capacity_formula", "none") == "none":
+        cures.append("a capacity (moe capacity_formula=megatron capacity_factor=1.25)")
+    return ", ".join(cures)
+
+
+def _larger(settings: Settings) -> str:
+    return f"{10 * settings.balance_coef or 0.01:g}"
+
+
+def _smaller_batch(settings: Settings) -> str:
+    half = max(1, settings.sequences // 2)
+    if half == settings.sequences:
+        length = settings.sequence_length
+        return f"shorter sequences (sequence_length {length} -> {length // 2})"
+    before = settings.accumulate
+    return (
+        f"half the batch, twice (sequences {settings.sequences} -> {half}, "
+        f"accumulate {before} -> {before * settings.sequences // half})"
+    )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,49 @@
+"""Held-out text in bits per byte."""
+
+from __future__ import annotations
+
+import math
+
+import libmoe
+
+from .data import Part
+
+
+def bits_per_byte(
+    model: libmoe.Model,
+    part: Part,
+    *,
+    sequence_length: int,
+    sequences: int,
+    most_tokens: int,
+    memory_limit: int | None = None,
+) -> float:
+    """Mean cross-entropy of windows that lie evenly over a text, in bits for each of its bytes.
+
+    ::
+
+        bits per byte = nats per token / ln 2 * tokens of the text / bytes of the text
+
+    so that tokenizers of different vocabularies can be compared; of byte tokens the last factor is 1.  The
+    first byte of each window is only read, and each byte is predicted from those before it in its window.
+
+    Parameters
+    ----------
+    model : Model
+    part : Part
+        The text.
+    sequence_length, sequences : int
+        Tokens that are predicted in a window, and windows of one forward.
+    most_tokens : int
+        Of the text; fewer where there are not so many.
+    memory_limit : int, optional
+        Bytes of a call.
+    """
+    windows = part.spread(max(1, most_tokens // sequence_length), sequence_length + 1)
+    nats, count = 0.0, 0
+    for first in range(0, len(windows), sequences):
+        rows = windows[first : first + sequences]
+        output = model.forward(rows[:, :-1].copy(), rows[:, 1:].copy(), memory_limit=memory_limit)
+        nats += output.loss * output.n_targets
+        count += output.n_targets
+    return nats / count / math.log(2) * part.n_tokens / part.n_bytes

@@ -1,0 +1,75 @@
+"""One optimiser step: the rate of the schedule, the bound of the gradients, AdamW."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import libmoe
+
+from .config import Settings
+
+BETAS = (0.9, 0.95)
+
+
+class Update:
+    """AdamW with a run's schedule and clipping.
+
+    Parameters
+    ----------
+    settings : Settings
+    model : Model
+        Whose parameters are stepped.
+    context : Context
+        Whose threads compute.
+
+    Attributes
+    ----------
+    optimizer : AdamW
+    numbers : ndarray of float64, [3]
+        What has to be saved beside it: count, mean and variance of adaptive clipping.
+    """
+
+    def __init__(self, settings: Settings, model: libmoe.Model, context: libmoe.Context) -> None:
+        rises = min(settings.warmup_steps, settings.steps)
+        if settings.schedule.startswith("one_cycle"):
+            how: dict[str, Any] = {"pct_start": rises / settings.steps}
+        else:
+            how = {"warmup_steps": rises, "final_fraction": settings.final_fraction}
+        self._schedule = libmoe.Schedule(
+            settings.schedule, settings.learning_rate, total_steps=settings.steps, **how
+        )
+        undecayed = [p for name, p in model.parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
+        self.optimizer = libmoe.AdamW(
+            model.parameters,
+            settings.learning_rate,
+            BETAS,
+            weight_decay=settings.weight_decay,
+            groups=[{"parameters": undecayed, "weight_decay": 0.0}],
+            context=context,
+        )
+        self._fixed = settings.max_norm if settings.clip == "norm" else math.inf
+        self._clip = libmoe.AdaptiveClip() if settings.clip == "adaptive" else None
+        self.numbers: NDArray[np.float64] = np.zeros(3)
+
+    def __call__(self, step: int) -> tuple[float, float, float]:
+        """Step, and return the rate, the norm of all gradients, and the bound they were scaled down to."""
+        rate = self._schedule(step)
+        self.optimizer.learning_rate = rate
+        if self._clip is None:
+            return rate, self.optimizer.step(max_norm=self._fixed), self._fixed
+        before = libmoe.AdaptiveClip()
+        before.load_state_dict(self._clip.state_dict())
+        norm = self.optimizer.step(max_norm=self._clip)
+        self.numbers[:] = [self._clip.state_dict()[name] for name in ("count", "mean", "variance")]
+        return rate, norm, before.max_norm(norm)
+
+    def take_up(self) -> None:
+        """Go on from what `numbers` says, after a training state was read into it."""
+        if self._clip is not None:
+            count, mean, variance = self.numbers.tolist()
+            state = {"count": int(count), "mean": mean, "variance": variance}
+            self._clip.load_state_dict({**self._clip.state_dict(), **state})

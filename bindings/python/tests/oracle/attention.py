@@ -1,0 +1,64 @@
+"""Attention in float64 as the textbook has it: the whole matrix of weights, head by head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .philox import words
+from .settings import Array
+
+DROPOUT = 23  # stream
+Floats = NDArray[np.float32]
+
+
+class Attention:
+    """Forward at construction; `backward` after it."""
+
+    def __init__(self, query: Floats, key: Floats, value: Floats, options: dict[str, Any]) -> None:
+        b, s, heads, d = query.shape
+        u, self.kv_heads = key.shape[1:3]
+        self.group = heads // self.kv_heads
+        self.scale = options.get("scale") or 1 / np.sqrt(d)
+        self.q = query.astype(np.float64).transpose(0, 2, 1, 3)  # [B,heads,S,D]
+        self.k = np.repeat(key.astype(np.float64).transpose(0, 2, 1, 3), self.group, axis=1)
+        self.v = np.repeat(value.astype(np.float64).transpose(0, 2, 1, 3), self.group, axis=1)
+        scores = self.scale * self.q @ self.k.transpose(0, 1, 3, 2)  # [B,heads,S,U]
+        seen = np.ones((b, 1, s, u), bool)
+        if options.get("causal"):
+            seen &= np.tri(s, u, u - s, dtype=bool)
+        if options.get("mask") is not None:
+            seen &= options["mask"]
+        if options.get("valid_mask") is not None:
+            seen &= options["valid_mask"][:, None, None, :]
+        if options.get("added_mask") is not None:
+            scores = scores + options["added_mask"]
+        scores = np.where(seen, scores, -np.inf)
+        top = scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isinf(top), 0, top))
+        total = weights.sum(axis=-1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            self.log_sums = (np.where(np.isinf(top), 0, top) + np.log(total))[..., 0]
+        self.weights = weights / np.where(total == 0, 1, total)
+        self.kept: Array = np.ones_like(self.weights)
+        rate = float(np.float32(options.get("dropout", 0)))
+        if rate:
+            drawn = words(options["seed"], DROPOUT, options["step"], b, heads, s, -(-u // 4) * 4)[..., :u]
+            self.kept = (drawn >= np.uint64(rate * 2**32)) / (1 - rate)
+        self.output = (self.weights * self.kept @ self.v).transpose(0, 2, 1, 3)
+
+    def backward(self, doutput: Floats) -> tuple[Array, Array, Array]:
+        d_out = doutput.astype(np.float64).transpose(0, 2, 1, 3)
+        d_weights = d_out @ self.v.transpose(0, 1, 3, 2) * self.kept
+        mean = (d_weights * self.weights).sum(axis=-1, keepdims=True)
+        d_scores = self.weights * (d_weights - mean) * self.scale
+        d_key = self._over_groups(d_scores.transpose(0, 1, 3, 2) @ self.q)
+        d_value = self._over_groups((self.weights * self.kept).transpose(0, 1, 3, 2) @ d_out)
+        return (d_scores @ self.k).transpose(0, 2, 1, 3), d_key, d_value
+
+    def _over_groups(self, gradient: Array) -> Array:
+        b, _, u, d = gradient.shape
+        summed: Array = gradient.reshape(b, self.kv_heads, self.group, u, d).sum(axis=2).transpose(0, 2, 1, 3)
+        return summed

@@ -1,0 +1,157 @@
+"""The command line: every command, its help, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+import libmoe
+from libmoe.train import Settings
+from tiny import command, finished, settings, text
+
+SMALL = (
+    "--hidden-size 16 --n-layers 2 --n-heads 2 --n-experts 4 --intermediate-size 16 --sequence-length 16 "
+    "--sequences 4 --warmup-steps 2 --evaluate-every 4 --evaluate-tokens 256 --log-every 1 --threads 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    status, out, err = finished(
+        "train", text(folder), "--output", str(folder / "run"), "--steps", "8", *SMALL
+    )
+    assert status == 0, err
+    assert re.search(r"\d\d,\d+ bytes to train on", out) and "finished at step 8" in out
+    assert "step 8: held-out" in err
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["", "train", "eval", "sample", "inspect", "bench"])
+def test_help_has_what_a_newcomer_needs(name: str) -> None:
+    status, out, err = finished(*filter(None, [name]), "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: python -m libmoe {name}".rstrip() in out
+    if name in ("", "train"):
+        assert "examples:\n" in out
+    for each in Settings.__dataclass_fields__.values():
+        if name == "train" and each.name not in ("files", "moe"):
+            assert "--" + each.name.replace("_", "-") in out
+            assert each.default == "" or f"(default {each.default})" in re.sub(r"\s+", " ", out)
+
+
+def test_version() -> None:
+    assert finished("--version")[:2] == (0, f"{libmoe.__version__}\n")
+
+
+def test_options_become_settings(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    moe = ["--moe", "noise=gaussian", "noise_std=0.5", "selection_bias=true"]
+    status, _, err = finished(
+        "train", text(tmp_path), "--output", out, "--steps", "1", "--clip", "none", *moe, *SMALL
+    )
+    assert status == 0, err
+    found = Settings.load(tmp_path / "run")
+    assert found == settings(
+        tmp_path,
+        steps=1,
+        learning_rate=1e-3,
+        clip="none",
+        moe={"noise": "gaussian", "noise_std": 0.5, "selection_bias": True},
+    )
+
+
+def test_eval_of_held_out_text_is_the_runs_best(run: Path) -> None:
+    evaluations = [
+        record["bits_per_byte"]
+        for record in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        if record["kind"] == "evaluation"
+    ]
+    status, out, _ = finished("eval", str(run), "--tokens", "256")
+    assert status == 0 and out.startswith(f"{min(evaluations):.4f} bits per byte of held-out text")
+    other = text(run.parent, 5000, "other.txt")
+    status, out, _ = finished("eval", str(run), other, "--weights", "last")
+    assert status == 0 and "of the files, 5,000 bytes" in out
+
+
+def test_sample_goes_on_from_the_prompt_and_follows_its_seed(run: Path) -> None:
+    written = [finished("sample", str(run), "--prompt", "the ", "--tokens", "30", "--seed", s) for s in "112"]
+    assert [status for status, _, _ in written] == [0, 0, 0]
+    texts = [out for _, out, _ in written]
+    assert texts[0] == texts[1] != texts[2] and all(out.startswith("the ") for out in texts)
+
+
+def test_inspect_tells_and_draws(run: Path) -> None:
+    status, out, _ = finished("inspect", str(run), "--plots")
+    assert status == 0
+    for says in ("8 of 8 steps, finished", "layer 1: load", "best: ", "tokens/s", "loss.png"):
+        assert says in out
+    for name in ("loss.png", "gradients.png", "load.png", "bytes.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_measures() -> None:
+    sizes = ["--hidden-size", "16", "--n-layers", "1", "--n-heads", "2", "--intermediate-size", "16"]
+    status, out, err = finished("bench", "--rounds", "1", "--sequence-length", "16", *sizes)
+    assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["training", "evaluation", "generation"]
+
+
+def test_a_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    assert finished("train", text(tmp_path), "--output", out, "--steps", "4", *SMALL)[0] == 0
+    status, said, _ = finished("train", "--resume", out, "--steps", "6")
+    assert status == 0 and "finished at step 6" in said
+    status, _, err = finished("train", "--resume", out, "--hidden-size", "32")
+    assert (status, err) == (1, "libmoe train: --hidden-size: cannot change in a run that goes on\n")
+
+
+def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    child = command("train", text(tmp_path), "--output", str(out), "--steps", "100000", *SMALL)
+    try:
+        assert child.stderr
+        assert child.stderr.readline().startswith("step 4: held-out")
+        child.send_signal(signal.SIGINT)
+        said, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "Traceback" not in err and "interrupted at step" in said
+    assert (out / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["train", "nothing.txt"], 1, "libmoe train: no such file or folder: '.*nothing.txt'"),
+        (["train"], 1, "libmoe train: no text: name files"),
+        (["train", "TEXT", "--hidden-size", "15"], 1, "libmoe train: the model: .*15"),
+        (["train", "TEXT", "--steps", "0"], 1, "libmoe train: steps = 0: at least 1"),
+        (
+            ["train", "TEXT", "--sequence-length", "99999"],
+            1,
+            "libmoe train: sequence_length 99999: no 100000 tokens",
+        ),
+        (["train", "TEXT", "--tokenizer", "none.json"], 1, "libmoe train: tokenizer.*none.json"),
+        (["train", "TEXT", "--steps", "many"], 2, "invalid int value: 'many'"),
+        (["train", "TEXT", "--moe", "noise"], 2, "expected NAME=VALUE"),
+        (["eval", "nowhere"], 1, "libmoe eval: no run in 'nowhere'"),
+        (["sample", "RUN", "--prompt", ""], 1, "libmoe sample: the prompt is empty"),
+        (["sample", "RUN", "--temperature", "-1"], 1, "libmoe sample: .*temperature"),
+        (["nonsense"], 2, "invalid choice: 'nonsense'"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, run: Path, arguments: list[str], status: int, says: str) -> None:
+    places = {"TEXT": text(tmp_path), "RUN": str(run)}
+    more = ["--output", str(tmp_path / "out")] if arguments[0] == "train" else []
+    found, _, err = finished(*(places.get(argument, argument) for argument in arguments), *more)
+    assert found == status
+    *_, last = err.splitlines()
+    assert re.search(says, last), err
+    assert "Traceback" not in err and (status == 2 or err.count("\n") == 1)

@@ -1,0 +1,348 @@
+"""Whole models against float64, and the same bits however they are computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import libmoe
+from comparison import assert_all_close, assert_close
+from oracle.model import Model as Oracle
+
+MOE: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10, expert_kind="gated", activation="silu")
+LANGUAGE: dict[str, Any] = dict(hidden_size=12, n_layers=3, n_heads=3, vocabulary_size=17, seed=5)
+ENCODER: dict[str, Any] = dict(
+    hidden_size=12, n_layers=2, n_heads=2, norm="layer", causal=False, rope_theta=0.0
+)
+DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
+CASES: dict[str, dict[str, Any]] = {
+    "language": {**LANGUAGE, "moe": MOE},
+    "untied, grouped heads, biases": {
+        **LANGUAGE,
+        "moe": MOE,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "head_size": 4,
+        "tied_output": False,
+        "qkv_bias": True,
+        "output_bias": True,
+    },
+    "normed heads": {**LANGUAGE, "moe": MOE, "head_size": 8, "qk_norm": True},
+    "learned positions": {
+        **LANGUAGE,
+        "moe": MOE,
+        "head_size": 5,
+        "max_positions": 9,
+        "rope_theta": 0.0,
+        "norm": "layer",
+    },
+    "every second": {**LANGUAGE, **DENSE, "moe": MOE, "moe_every": 2},
+    "pooled": {**LANGUAGE, "moe": {**MOE, "balance_coef": 0.0}, "head_size": 4, "pooled_balance_coef": 0.3},
+    "by sequence": {**LANGUAGE, "moe": {**MOE, "losses": {"switch_sequence": 0.5}}, "head_size": 4},
+    "encoder": {**ENCODER, **DENSE},
+    "encoder after": {**ENCODER, **DENSE, "norm_place": "post", "final_norm": False},
+    "encoder of experts": {**ENCODER, "moe": MOE, "norm_place": "post", "qkv_bias": True},
+    "attention alone": {**ENCODER, "norm_place": "none", "final_norm": False},
+}
+for case in CASES.values():
+    case.setdefault("head_size", 4)
+
+
+def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
+    """A model with random parameters, none of which is what it begins with."""
+    model = libmoe.Model(**arguments, context=context)
+    random = np.random.default_rng(2)
+    for name, parameter in model.parameters.items():
+        values = parameter.data
+        deviation = values.shape[-1] ** -0.5 if values.ndim > 1 else 0.3
+        values[...] = random.normal(
+            float("norm" in name and name.endswith("weight")), deviation, values.shape
+        )
+    return model
+
+
+def call_of(arguments: dict[str, Any], b: int = 3, s: int = 9) -> dict[str, Any]:
+    random = np.random.default_rng(7)
+    v = arguments.get("vocabulary_size")
+    if not v:
+        return {"tokens": random.standard_normal((b, s, arguments["hidden_size"])).astype(np.float32)}
+    targets = random.integers(0, v, (b, s)).astype(np.int32)
+    targets[0, :2] = -100
+    return {"tokens": random.integers(0, v, (b, s)).astype(np.int32), "targets": targets}
+
+
+def compare(arguments: dict[str, Any], call: dict[str, Any], d_objective: float = 1.0) -> None:
+    with libmoe.Context(n_threads=2) as context:
+        model = made(arguments, context)
+        truth = Oracle(arguments, model.state_dict(), **call)
+        for block in truth.blocks:
+            if block.ffn and block.ffn.is_moe:
+                assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
+        output = model.forward(**call, tape=True, hidden=True, logits=bool(model.vocabulary_size))
+        assert output.hidden is not None
+        assert_close("hidden", output.hidden, truth.hidden)
+        if output.logits is not None:
+            assert_close("logits", output.logits, truth.logits)
+        for name in ("loss", "aux_loss", "pooled_balance_loss", "objective"):
+            expected = truth.pooled if name == "pooled_balance_loss" else getattr(truth, name)
+            assert_close(name, getattr(output, name), expected)
+        assert output.n_targets == truth.n_targets
+        d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
+        dinput = model.backward(output, d_objective, d_hidden)
+        d, gradients = truth.backward(d_objective, d_hidden)
+        if dinput is not None:
+            assert_close("dinput", dinput, d)
+        found = {name: parameter.grad for name, parameter in model.parameters.items()}
+        assert_all_close(found, gradients, 2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_float64(case: str) -> None:
+    compare(CASES[case], call_of(CASES[case]), 1.5)
+
+
+@pytest.mark.parametrize("case", ["language", "encoder after", "attention alone"])
+def test_masks(case: str) -> None:
+    call = call_of(CASES[case])
+    b, s = call["tokens"].shape[:2]
+    random = np.random.default_rng(1)
+    call["mask"] = (random.random((s, s)) < 0.8) | np.eye(s, dtype=bool)
+    call["added_mask"] = random.standard_normal((s, s)).astype(np.float32)
+    call["valid_mask"] = np.arange(s) < np.array([[s], [s - 3], [2]])
+    if "targets" in call:
+        call["targets"][~call["valid_mask"]] = -100
+        call["label_smoothing"] = 0.1
+    compare(CASES[case], call)
+
+
+@pytest.mark.parametrize("case", ["language", "encoder after", "every second"])
+def test_dropout(case: str) -> None:
+    arguments = {**CASES[case], "dropout": 0.2, "attention_dropout": 0.3}
+    compare(arguments, {**call_of(arguments), "training": True, "step": 11})
+
+
+def test_the_loss_falls_as_its_gradient_says() -> None:
+    """Finite differences of the objective along random directions, in the library's own float32."""
+    arguments = {**CASES["normed heads"], "moe": {**MOE, "balance_coef": 0.0, "z_coef": 0.0, "top_k": 4}}
+    with libmoe.Context(n_threads=1) as context:
+        model = made(arguments, context)
+        call = call_of(arguments)
+        model.backward(model.forward(**call, tape=True))
+        for name, parameter in model.parameters.items():
+            direction = np.random.default_rng(len(name)).standard_normal(parameter.data.shape)
+            direction /= np.linalg.norm(direction)
+            before, size = parameter.data.copy(), 1e-2
+            sides = []
+            for sign in (1, -1):
+                parameter.data[...] = before + sign * size * direction
+                sides.append(model.forward(**call).objective)
+            parameter.data[...] = before
+            slope = (sides[0] - sides[1]) / (2 * size)
+            np.testing.assert_allclose(
+                slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name
+            )
+
+
+def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[str, bytes]:
+    """All that a step computes."""
+    limit = how.pop("memory_limit", None)
+    with libmoe.Context(**how) as context:
+        model = made(arguments, context)
+        output = model.forward(
+            **call,
+            tape=True,
+            hidden=True,
+            training=True,
+            step=3,
+            memory_limit=limit,
+            logits=bool(model.vocabulary_size),
+        )
+        assert output.hidden is not None
+        found = {"hidden": output.hidden.tobytes(), "objective": np.float64(output.objective).tobytes()}
+        if output.logits is not None:
+            found["logits"] = output.logits.tobytes()
+        dinput = model.backward(output, 1.0, np.ones_like(output.hidden))
+        if dinput is not None:
+            found["dinput"] = dinput.tobytes()
+        return found | {name: parameter.grad.tobytes() for name, parameter in model.parameters.items()}
+
+
+@pytest.mark.parametrize("case", ["normed heads", "encoder after", "every second", "attention alone"])
+def test_the_same_bits(case: str) -> None:
+    """For any threads, instruction sets and limits: everything kept, less in some layers, and chunks."""
+    arguments = {**CASES[case], "attention_dropout": 0.1}
+    if case != "attention alone":
+        arguments["dropout"] = 0.1
+    call = call_of(arguments, 5, 131)
+    if "max_positions" in arguments:
+        call = call_of(arguments, 70, 9)
+    expected = bits(arguments, call, n_threads=1)
+    assert bits(arguments, call, n_threads=3) == expected
+    assert bits(arguments, call, n_threads=2, instructions="avx2") == expected
+    with libmoe.Context(n_threads=2) as context:
+        model = libmoe.Model(**arguments, context=context)
+        free = model.plan(5, 131).total_bytes
+        kept: set[tuple[str, ...]] = set()
+        seen = set()
+        for limit in range(free, 0, -free // 60):
+            try:
+                plan = model.plan(5, 131, memory_limit=limit)
+            except libmoe.InvalidArgumentError:
+                break
+            assert plan.total_bytes <= limit
+            kept.add(tuple(plan.keep))
+            if plan.total_bytes not in seen:
+                assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
+            seen.add(plan.total_bytes)
+    assert len(kept) > 1
+    assert any("input" in keep for keep in kept)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("case", ["language", "encoder after"])
+def test_memory_is_what_was_promised(case: str, share: float) -> None:
+    arguments = CASES[case]
+    with libmoe.Context(n_threads=2) as context:
+        model = made(arguments, context)
+        call = call_of(arguments, 4, 200)
+        plan = model.plan(4, 200)
+        if share < 1:
+            least = least_limit(model, plan.total_bytes)
+            limit = int(least + share * (plan.total_bytes - least))
+            plan = model.plan(4, 200, memory_limit=limit)
+            assert plan.total_bytes <= limit
+            call["memory_limit"] = limit
+        tape = model.tape()
+        before, _ = context.memory()
+        output = model.forward(**call, training=True, tape=tape)
+        model.backward(output)
+        after, peak = context.memory()
+        assert peak == after == before + plan.total_bytes
+
+
+def least_limit(model: libmoe.Model, enough: int) -> int:
+    too_small = 0
+    while enough - too_small > 1:
+        middle = (too_small + enough) // 2
+        try:
+            model.plan(4, 200, memory_limit=middle)
+            enough = middle
+        except libmoe.InvalidArgumentError:
+            too_small = middle
+    return enough
+
+
+@pytest.mark.parametrize(
+    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions"]
+)
+def test_reading_token_by_token_gives_the_bits_of_forward(case: str) -> None:
+    arguments = CASES[case]
+    with libmoe.Context(n_threads=2) as context:
+        model = made(arguments, context)
+        tokens = call_of(arguments)["tokens"]
+        logits = model.forward(tokens, logits=True).logits
+        assert logits is not None
+        cache = model.cache(*tokens.shape)
+        first = model.read(cache, tokens[:, :4].copy())
+        np.testing.assert_array_equal(first, logits[:, 3])
+        for t in range(4, tokens.shape[1]):
+            np.testing.assert_array_equal(model.read(cache, tokens[:, t : t + 1].copy()), logits[:, t])
+        cache.truncate(5)
+        again = model.read(cache, tokens[:, 5:].copy())
+        np.testing.assert_array_equal(again, logits[:, -1])
+        with pytest.raises(
+            libmoe.InvalidArgumentError, match="n = 1 tokens behind 9 in a cache with max_length = 9"
+        ):
+            model.read(cache, tokens[:, :1].copy())
+
+
+def test_generating() -> None:
+    with libmoe.Context(n_threads=1) as context:
+        model = made(CASES["language"], context)
+        greedy = list(model.generate([3, 1, 4], 6, temperature=0))
+        tokens = [3, 1, 4]
+        for token in greedy:
+            logits = model.forward(np.array([tokens], np.int32), logits=True).logits
+            assert logits is not None and token == logits[0, -1].argmax()
+            tokens.append(token)
+        drawn = list(model.generate([3], 9, seed=4))
+        assert drawn == list(model.generate([3], 9, seed=4))
+        assert drawn != list(model.generate([3], 9, seed=5))
+
+
+def test_bfloat16() -> None:
+    """The weights of products are bfloat16; the model computes what one with these in float32 does."""
+    arguments = {**CASES["every second"], "tied_output": False, "hidden_size": 32, "head_size": 16}
+    call = call_of(arguments)
+    with libmoe.Context(n_threads=2) as context:
+        half = libmoe.Model(**arguments, weight_dtype="bfloat16", init_deviation=0.2, context=context)
+        whole = libmoe.Model(**arguments, context=context)
+        for name, parameter in half.parameters.items():
+            matrix = "attention" in name or "experts" in name or name == "output.weight"
+            matrix = matrix and name.endswith(".weight")
+            assert (parameter.data.dtype == np.uint16) == matrix, name
+            values = libmoe.from_bfloat16(parameter.data) if matrix else parameter.data
+            whole.parameters[name].data[...] = values
+        outputs = [model.forward(**call, tape=True, logits=True) for model in (half, whole)]
+        assert outputs[0].logits is not None and outputs[1].logits is not None
+        assert_close("logits", outputs[0].logits, outputs[1].logits, 0.02)
+        assert_close("loss", outputs[0].loss, outputs[1].loss, 0.02)
+        for model, output in zip((half, whole), outputs):
+            model.backward(output)
+        for name, parameter in whole.parameters.items():
+            assert_close(name, half.parameters[name].grad, parameter.grad, 0.06)
+
+
+def test_a_hash_router_reads_the_tokens() -> None:
+    table = np.arange(17 * 2, dtype=np.int32).reshape(17, 2) % 4
+    moe = {**MOE, "router": "hash", "hash_table": table}
+    arguments = {**CASES["language"], "moe": moe}
+    with libmoe.Context(n_threads=1) as context:
+        model = made(arguments, context)
+        tokens = call_of(arguments)["tokens"]
+        report = model.forward(tokens, logits=True).layers[2]
+        assert report is not None
+        np.testing.assert_array_equal(report.expert_indices, table[tokens.reshape(-1)])
+
+
+def test_inference_only() -> None:
+    arguments = CASES["every second"]
+    with libmoe.Context(n_threads=1) as context:
+        model = made(arguments, context)
+        frozen = libmoe.Model(**arguments, inference_only=True, context=context)
+        frozen.load_state_dict(model.state_dict())
+        for layer in frozen.layers:
+            layer.prepare()
+        prompt = [3, 1, 4, 1]
+        assert list(frozen.generate(prompt, 8, seed=1)) == list(model.generate(prompt, 8, seed=1))
+
+
+def test_layers_are_the_models_own() -> None:
+    with libmoe.Context(n_threads=1) as context:
+        model = made({**CASES["every second"], "moe": {**MOE, "selection_bias": True}}, context)
+        assert [layer.n_experts for layer in model.layers] == [1, 4, 1]
+        layer = model.layers[1]
+        layer.update_selection_bias(np.array([9, 0, 0, 0]), 0.5)
+        assert (
+            model.buffers["layers.1.ffn.router.selection_bias"].tolist()
+            == layer.buffers["router.selection_bias"].tolist()
+        )
+        bias = layer.buffers["router.selection_bias"]
+        del model, layer
+        assert np.isfinite(bias).all()  # the array keeps all of it alive
+
+
+def test_an_optimiser_lowers_the_loss() -> None:
+    with libmoe.Context(n_threads=2) as context:
+        model = libmoe.Model(**CASES["language"], context=context)
+        optimizer = libmoe.AdamW(model.parameters, 2e-2, context=context)
+        call, losses = call_of(CASES["language"]), []
+        for step in range(30):
+            model.zero_grad()
+            output = model.forward(**call, training=True, step=step, tape=True)
+            model.backward(output)
+            optimizer.step(max_norm=1.0)
+            losses.append(output.loss)
+        assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,424 @@
+/* moe_model.h: what stands around the layer of moe.h in a transformer, and whole models.
+ *
+ *   Blocks   norms, rotary positions, attention, products with a matrix, embeddings, cross-entropy: functions over the
+ *            caller's arrays, forward and backward, without a handle.
+ *   Models   a stack of transformer layers, dense or MoE, as an encoder or a decoder-only language model: a handle with
+ *            parameters, a tape, a memory plan and generation.
+ *
+ * The rules of moe.h hold.  In particular the same inputs give the same bits on every run, for every n_threads and on every
+ * instruction set; gradients of parameters are added (+=), gradients of activations are overwritten; arrays of one call
+ * do not overlap unless the comment says so.  The blocks' arrays are float32.  Every block is thread-safe with distinct
+ * outputs, and may be cancelled (MOE_ERROR_CANCELLED; gradients are then partly added).
+ * B sequences of S tokens each are T = B * S tokens; token t is position t % S of sequence t / S.
+ *
+ * References: [Attention 2017] arXiv:1706.03762; [LayerNorm 2016] arXiv:1607.06450; [RMSNorm 2019] arXiv:1910.07467;
+ * [RoPE 2021] arXiv:2104.09864; [GQA 2023] arXiv:2305.13245; [Online softmax 2018] arXiv:1805.02867;
+ * [FlashAttention 2022] arXiv:2205.14135; [Pre-LN 2020] arXiv:2002.04745; [Label smoothing 2015] arXiv:1512.00567;
+ * [Top-p 2019] arXiv:1904.09751.
+ */
+#ifndef MOE_MODEL_H
+#define MOE_MODEL_H
+
+#include "moe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Norms
+ * ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum moe_norm {
+  MOE_NORM_LAYER = 0, /**< y = (x - mean) / sqrt(variance + epsilon) * weight + bias  [LayerNorm 2016]; biased variance */
+  MOE_NORM_RMS = 1    /**< y = x / sqrt(mean of x^2 + epsilon) * weight  [RMSNorm 2019] */
+} moe_norm;
+
+/** Each row normalised by itself.
+ *  @param norm       [in]  a moe_norm
+ *  @param x          [in]  [T,H]
+ *  @param weight     [in]  [H]
+ *  @param bias       [in, nullable] [H]; NULL with RMS
+ *  @param epsilon    [in]  > 0: at least the smallest normal float, 1.2e-38
+ *  @param y          [out] [T,H]; may be x
+ *  @param statistics [out, nullable] [T,2]: mean (0 with RMS) and 1 / root, for the backward
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_norm_forward(moe_context *context, int32_t norm, const float *x, int64_t n_tokens,
+                                              int64_t hidden_size, const float *weight, const float *bias,
+                                              double epsilon, float *y, float *statistics);
+
+/** Its gradients.
+ *  @param dy      [in]  [T,H]
+ *  @param dx      [out, nullable] [T,H]; may be dy
+ *  @param dweight [in, out, nullable] [H], added to
+ *  @param dbias   [in, out, nullable] [H], added to; NULL with RMS
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_norm_backward(moe_context *context, int32_t norm, const float *x, int64_t n_tokens,
+                                               int64_t hidden_size, const float *weight, const float *statistics,
+                                               const float *dy, float *dx, float *dweight, float *dbias);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Products with a matrix
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** y = x W^T + b.
+ *  @param x            [in]  [T,inputs]
+ *  @param weight       [in]  [outputs,inputs] of weight_dtype
+ *  @param weight_dtype [in]  MOE_DTYPE_F32, or BF16: then x is rounded to bfloat16 for the product, sums are float32
+ *  @param bias         [in, nullable] [outputs]
+ *  @param y            [out] [T,outputs]
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_linear_forward(moe_context *context, const float *x, int64_t n_tokens, int64_t inputs,
+                                                int64_t outputs, const void *weight, int32_t weight_dtype,
+                                                const float *bias, float *y);
+
+/** dx = dy W;  dW += dy^T x;  db += sum over tokens of dy.
+ *  With bfloat16 weights the products read x and dy rounded; db adds dy as it is.
+ *  @param dx      [out, nullable] [T,inputs]
+ *  @param dweight [in, out, nullable] [outputs,inputs], float32
+ *  @param dbias   [in, out, nullable] [outputs]
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const float *x, int64_t n_tokens, int64_t inputs,
+                                                 int64_t outputs, const void *weight, int32_t weight_dtype,
+                                                 const float *dy, float *dx, float *dweight, float *dbias);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Positions and attention
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Rotary positions [RoPE 2021] in the form of Llama: for i < D/2, with a = position * theta^(-2i/D),
+ *      x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a,  x[i + D/2] cos a + x[i] sin a
+ *  in place.  The backward is the same with inverse = 1: a turn by -a.
+ *  @param x          [in, out] [T, n_heads, D], rows of tokens `stride` floats apart (0: n_heads * D)
+ *  @param head_size  [in] D, even
+ *  @param positions  [in, nullable] [T], 0 to 2^31 - 1; NULL: t % sequence_length + first_position
+ *  @param theta      [in] >= 1; 10000 is usual
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, float *x, int64_t n_tokens, int64_t n_heads,
+                                        int64_t head_size, int64_t stride, const int64_t *positions,
+                                        int64_t sequence_length, int64_t first_position, double theta, int32_t inverse);
+
+/** What attention is asked for.  Heads are D wide; several query heads share a key/value head where n_kv_heads is smaller
+ *  [GQA 2023]: query head h reads head h / (n_heads / n_kv_heads). */
+typedef struct moe_attention_config {
+  size_t struct_size;
+  int64_t n_sequences;     /**< B */
+  int64_t n_queries;       /**< S, of each sequence */
+  int64_t n_keys;          /**< U, of each sequence; 0 = n_queries */
+  int64_t n_heads;
+  int64_t n_kv_heads;      /**< a divisor of n_heads; 0 = n_heads */
+  int64_t head_size;       /**< D */
+  int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
+  int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
+  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
+  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
+  double scale;            /**< of q . k; 0 = 1 / sqrt(D) */
+  int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
+  float dropout;           /**< probability that a weight is dropped, the others scaled; 0 <= p < 1 */
+  uint64_t seed;           /**< of dropout */
+  uint64_t step;           /**< below 2^56 */
+  const uint8_t *mask;     /**< [S,U], nullable: 1 = the query may see the key */
+  const float *added_mask; /**< [S,U], nullable: added to scale * q . k; minus infinity = never */
+  const uint8_t *valid_mask; /**< [B,U], nullable: 1 = a real key, 0 = padding, which no query sees */
+} moe_attention_config;
+
+#define MOE_ATTENTION_CONFIG_INIT \
+  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL }
+
+/** Fill `config` with the defaults (0).  NULL is ignored. */
+MOE_API void moe_attention_config_init(moe_attention_config *config, size_t struct_size);
+
+/** output = softmax(scale * Q K^T + masks) V for each head [Attention 2017], in tiles with a running softmax
+ *  [Online softmax 2018, FlashAttention 2022]: memory beside the arrays depends on neither S nor U.
+ *  @param query    [in]  [B,S,n_heads,D]
+ *  @param key      [in]  [B,U,n_kv_heads,D]
+ *  @param value    [in]  [B,U,n_kv_heads,D]
+ *  @param output   [out] [B,S,n_heads,D]; a query that sees no key gets 0
+ *  @param log_sums [out, nullable] [B,n_heads,S] log of the softmax's divisor (minus infinity where no key is seen), for
+ *                  the backward
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming sequence, head and query), CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_attention_forward(moe_context *context, const moe_attention_config *config,
+                                                   const float *query, const float *key, const float *value,
+                                                   float *output, float *log_sums);
+
+/** Its gradients; scores are computed again, dropout is drawn again.
+ *  @param doutput [in]  [B,S,n_heads,D]
+ *  @param dquery, dkey, dvalue [out] overwritten
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const moe_attention_config *config,
+                                                    const float *query, const float *key, const float *value,
+                                                    const float *output, const float *log_sums, const float *doutput,
+                                                    float *dquery, float *dkey, float *dvalue);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Tokens in, and the loss
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** y[t] = table[tokens[t]] + positions[t % sequence_length + first_position].
+ *  @param tokens    [in]  [T], 0 to n_rows - 1
+ *  @param table     [in]  [n_rows,H]
+ *  @param positions [in, nullable] [n_positions,H]
+ *  @param y         [out] [T,H]
+ *  @return MOE_OK, INVALID_ARGUMENT (a token or a position beyond its table: the message names it), CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_embedding_forward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
+                                                   int64_t hidden_size, const float *table, int64_t n_rows,
+                                                   const float *positions, int64_t n_positions,
+                                                   int64_t sequence_length, int64_t first_position, float *y);
+
+/** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t. */
+MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
+                                                    int64_t hidden_size, const float *dy, float *dtable, int64_t n_rows,
+                                                    float *dpositions, int64_t n_positions, int64_t sequence_length,
+                                                    int64_t first_position);
+
+/** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
+ *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
+ *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
+ *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
+ *  @param x       [in]  [T,H]
+ *  @param weight  [in]  [V,H] of weight_dtype, as in moe_linear_forward
+ *  @param targets [in]  [T], 0 to V - 1, or ignore_index
+ *  @param loss    [out] in nats; 0 where n = 0
+ *  @param counted [out, nullable] n
+ *  @param token_losses [out, nullable] [T] of each token, 0 where ignored
+ *  @param dx      [out, nullable] [T,H]
+ *  @param dweight [in, out, nullable] [V,H] float32
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token; gradients are then partly written),
+ *          CANCELLED. */
+MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const float *x, int64_t n_tokens,
+                                               int64_t hidden_size, const void *weight, int32_t weight_dtype,
+                                               int64_t vocabulary_size, const int32_t *targets, int32_t ignore_index,
+                                               double label_smoothing, double d_loss, double *loss, int64_t *counted,
+                                               float *token_losses, float *dx, float *dweight);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Models
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** A stack of transformer layers and its parameters.  Keeps its context alive. */
+typedef struct moe_model moe_model;
+
+typedef enum moe_norm_place {
+  MOE_NORM_PRE = 0,  /**< h = x + attention(norm(x));  y = h + ffn(norm(h))  [Pre-LN 2020] */
+  MOE_NORM_POST = 1, /**< h = norm(x + attention(x));  y = norm(h + ffn(h))  [Attention 2017] */
+  MOE_NORM_NONE = 2  /**< y = attention(x) alone, without residual and ffn: torch.nn.MultiheadAttention */
+} moe_norm_place;
+
+typedef struct moe_model_config {
+  size_t struct_size;
+  int64_t hidden_size;     /**< H */
+  int64_t n_layers;        /**< N >= 1 */
+  int64_t n_heads;
+  int64_t n_kv_heads;      /**< 0 = n_heads */
+  int64_t head_size;       /**< D; 0 = H / n_heads */
+  int64_t vocabulary_size; /**< V: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
+  int64_t max_positions;   /**< rows of a learned position embedding, with V; 0 = none */
+  double rope_theta;       /**< rotary positions in every attention; 0 = none */
+  double norm_epsilon;     /**< 0 = 1e-5 */
+  int32_t norm;            /**< a moe_norm */
+  int32_t norm_place;      /**< a moe_norm_place */
+  int32_t final_norm;      /**< 1: a norm after the last layer */
+  int32_t causal;          /**< 1: tokens see themselves and earlier ones */
+  int32_t qkv_bias;        /**< 1: queries, keys and values have biases */
+  int32_t output_bias;     /**< 1: attention's output projection has one */
+  int32_t qk_norm;         /**< 1: RMS norms over each head's queries and keys, before rotation (Qwen3) */
+  int32_t tied_output;     /**< 1: the output product uses the token embedding */
+  int32_t weight_dtype;    /**< MOE_DTYPE_F32, or BF16: projections, dense ffn, experts and an untied output in bfloat16 (mixed
+                                precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
+  float dropout;           /**< on embeddings, and on what attention and ffn add to the residual */
+  float attention_dropout; /**< on attention's weights */
+  int32_t dense_kind;      /**< ffn of layers that are not MoE: MOE_EXPERT_MLP or MOE_EXPERT_GATED */
+  int32_t dense_activation; /**< a moe_activation */
+  int32_t dense_no_bias;   /**< 1: without biases */
+  float dense_dropout;     /**< on the inner activations of dense layers; that of experts is in `moe` */
+  int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
+  int64_t dense_intermediate_size; /**< I of dense layers */
+  const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
+                                    io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
+                                    vocabulary_size V */
+  int64_t moe_every;       /**< layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
+  double pooled_balance_coef; /**< times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
+                                   does */
+  double init_deviation;   /**< of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
+                                embeddings and Xavier's uniform for projections */
+  uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
+                                moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
+                                g = 0x9e3779b97f4a7c15, modulo 2^64 */
+} moe_model_config;
+
+#define MOE_MODEL_CONFIG_INIT \
+  { \
+    sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0, 0, \
+    NULL, 0, 0.0, 0.0, 0 \
+  }
+
+/** Fill `config` with the defaults (0).  NULL is ignored. */
+MOE_API void moe_model_config_init(moe_model_config *config, size_t struct_size);
+
+/** Fill `config` as torch.nn.TransformerEncoderLayer has it, one layer: LayerNorm after (POST), biases everywhere,
+ *  dropout 0.1 everywhere, ReLU MLP.  Set the sizes, and `moe` to have experts in place of the MLP. */
+MOE_API void moe_encoder_layer_config_init(moe_model_config *config, size_t struct_size);
+
+/** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_model_create(moe_context *context, const moe_model_config *config, moe_model **out);
+MOE_API void moe_model_free(moe_model *model);
+
+/** Number of parameter tensors.  In order, those the configuration has:
+ *    embed.weight [V,H]        positions.weight [P,H]
+ *    for each layer n:
+ *    layers.n.norm1.weight [H]           layers.n.norm1.bias [H]              before, or after, attention
+ *    layers.n.attention.qkv.weight [(heads + 2 kv_heads) D, H]   ...qkv.bias  rows of queries, then keys, then values
+ *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]
+ *    layers.n.attention.output.weight [H, heads D]               ...output.bias [H]
+ *    layers.n.norm2.weight [H]           layers.n.norm2.bias [H]
+ *    layers.n.ffn.<as moe_layer_parameter_count names them>: of a dense layer experts.up.weight [1,I,H] and so on
+ *    norm.weight [H]           norm.bias [H]                                  final norm
+ *    output.weight [V,H]                                                      untied
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_model_parameter_count(const moe_model *model, int64_t *count);
+/** As moe_layer_parameter, moe_layer_find_parameter, moe_layer_bind_parameter and moe_layer_zero_grad. */
+MOE_API MOE_CHECK moe_status moe_model_parameter(const moe_model *model, int64_t index, moe_tensor *tensor);
+MOE_API MOE_CHECK moe_status moe_model_find_parameter(const moe_model *model, const char *name, int64_t *index);
+MOE_API MOE_CHECK moe_status moe_model_bind_parameter(moe_model *model, int64_t index, void *data, float *grad);
+MOE_API MOE_CHECK moe_status moe_model_zero_grad(moe_model *model);
+
+/** The ffn of layer n, for moe_layer_update_selection_bias, moe_layer_prepare and the like.  It belongs to the model:
+ *  do not free it, and do not call its forward in training.
+ *  @return MOE_OK, INVALID_ARGUMENT (no such layer, or one without an ffn). */
+MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, moe_layer **layer);
+
+/** What forward leaves for backward.  Keeps its model's context alive. */
+typedef struct moe_model_tape moe_model_tape;
+MOE_API MOE_CHECK moe_status moe_model_tape_create(const moe_model *model, moe_model_tape **out);
+MOE_API void moe_model_tape_free(moe_model_tape *tape);
+
+/** One call: what goes in. */
+typedef struct moe_model_input {
+  size_t struct_size;
+  int64_t n_sequences;       /**< B >= 1 */
+  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any */
+  const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
+  const float *hidden;       /**< [B,S,H] of one without, else NULL */
+  const int32_t *targets;    /**< [B,S], nullable: the loss is computed */
+  int32_t ignore_index;      /**< targets that do not count; -100 in MOE_MODEL_INPUT_INIT */
+  int32_t training;          /**< 1: dropout and exploration act */
+  double label_smoothing;
+  uint64_t step;             /**< as in moe_forward_options */
+  const uint8_t *mask;       /**< [S,S], nullable; as in moe_attention_config */
+  const float *added_mask;   /**< [S,S], nullable */
+  const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding: no query sees it, no expert computes it */
+  size_t memory_limit;       /**< bytes of scratch and tape together, of this call and its backward; 0 = the context's */
+} moe_model_input;
+
+#define MOE_MODEL_INPUT_INIT \
+  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0 }
+
+MOE_API void moe_model_input_init(moe_model_input *input, size_t struct_size);
+
+/** One call: what is learned from it. */
+typedef struct moe_model_report {
+  size_t struct_size;
+  double loss;                 /**< cross-entropy, mean in nats; 0 without targets */
+  double objective;            /**< loss + aux_loss + pooled_balance_coef * pooled_balance_loss */
+  double aux_loss;             /**< the sum over layers of moe_report.aux_loss */
+  double pooled_balance_loss;  /**< 0 where its coefficient is 0 */
+  int64_t n_targets;           /**< that counted */
+  moe_report *layers;          /**< [n_layers], nullable, each with struct_size set; of dense layers all 0, and no array is
+                                    written */
+  float *token_losses;         /**< [B,S], nullable */
+} moe_model_report;
+
+#define MOE_MODEL_REPORT_INIT { sizeof(moe_model_report), 0.0, 0.0, 0.0, 0.0, 0, NULL, NULL }
+
+MOE_API void moe_model_report_init(moe_model_report *report, size_t struct_size);
+
+/** What a layer keeps from forward to backward. */
+typedef enum moe_keep {
+  MOE_KEEP_ALL = 0,     /**< everything backward needs */
+  MOE_KEEP_LEAN = 1,    /**< attention's arrays, of the ffn its routing (a LEAN tape) */
+  MOE_KEEP_INPUT = 2    /**< the layer's input and the routing: attention is computed again */
+} moe_keep;
+
+typedef struct moe_model_plan {
+  size_t struct_size;
+  size_t forward_bytes;
+  size_t backward_bytes; /**< 0 without a tape */
+  size_t tape_bytes;     /**< 0 without */
+  size_t total_bytes;    /**< tape and the larger scratch: what a memory limit bounds */
+  int32_t *keep;         /**< [n_layers], nullable, [out]: a moe_keep each */
+  int64_t kept_all;      /**< layers with MOE_KEEP_ALL */
+  int64_t kept_lean;
+  int64_t kept_input;
+} moe_model_plan;
+
+#define MOE_MODEL_PLAN_INIT { sizeof(moe_model_plan), 0, 0, 0, 0, NULL, 0, 0, 0 }
+
+MOE_API void moe_model_plan_init(moe_model_plan *plan, size_t struct_size);
+
+/** As moe_layer_plan, for the whole model.  A limit is kept by keeping less in as few layers as possible: first LEAN from
+ *  the first layer on, then INPUT; chunks of tokens within the ffn where that is not enough.  No choice changes a bit.
+ *  @return MOE_OK, INVALID_ARGUMENT (also a limit that is too small: the message says what would do), OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_model_plan_memory(const moe_model *model, const moe_model_input *input, int32_t taped,
+                                                   moe_model_plan *plan);
+
+/** @param hidden [out, nullable] [B,S,H] after the last layer and the final norm
+ *  @param logits [out, nullable] [B,S,V]; of a model with a vocabulary
+ *  @param tape   [out, nullable]
+ *  @param report [out, nullable]
+ *  @return as moe_layer_forward. */
+MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe_model_input *input, float *hidden,
+                                               float *logits, moe_model_tape *tape, moe_model_report *report);
+
+/** Gradients of  d_objective * objective + <dhidden, hidden>, added to the parameters'.
+ *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
+ *  @param dhidden [in, nullable] [B,S,H]
+ *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
+ *  @return as moe_layer_backward. */
+MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_model_tape *tape,
+                                                const moe_model_input *input, double d_objective, const float *dhidden,
+                                                float *dinput);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Generation
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Keys and values of the tokens so far, of B sequences that grow together. */
+typedef struct moe_cache moe_cache;
+MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,
+                                              moe_cache **out);
+MOE_API void moe_cache_free(moe_cache *cache);
+/** Forget all but the first `length` tokens. */
+MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length);
+
+/** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
+ *  @param tokens [in]  [B,n]
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
+ *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
+ *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
+ *          CANCELLED; on an error the cache is as it was. */
+MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,
+                                            float *logits);
+
+/** How the next token is drawn. */
+typedef struct moe_sampling {
+  size_t struct_size;
+  double temperature; /**< 0: greedy, the largest logit, the lowest index among equals */
+  int64_t top_k;      /**< of the k largest logits; 0 = all */
+  double top_p;       /**< of the fewest, most likely tokens whose probabilities reach p [Top-p 2019]; 0 = 1 = all */
+  uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
+} moe_sampling;
+
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 0.0, 0 }
+
+MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
+
+/** @param logits [in]  [V]
+ *  @param draw   [in]  number of the token, so that every draw has a random number of its own
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE. */
+MOE_API MOE_CHECK moe_status moe_sample(moe_context *context, const float *logits, int64_t vocabulary_size,
+                                        const moe_sampling *sampling, uint64_t draw, int32_t *token);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* MOE_MODEL_H */
