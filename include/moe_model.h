@@ -336,7 +336,7 @@ MOE_API void moe_model_report_init(moe_model_report *report, size_t struct_size)
 typedef enum moe_keep {
   MOE_KEEP_ALL = 0,     /**< everything backward needs */
   MOE_KEEP_LEAN = 1,    /**< attention's arrays, of the ffn its routing (a LEAN tape) */
-  MOE_KEEP_INPUT = 2    /**< the layer's input and the routing: attention is computed again */
+  MOE_KEEP_INPUT = 2    /**< the layer's input and the routing (with POST, h + ffn(h) too): attention is computed again */
 } moe_keep;
 
 typedef struct moe_model_plan {

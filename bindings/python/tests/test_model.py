@@ -346,3 +346,16 @@ def test_an_optimiser_lowers_the_loss() -> None:
             optimizer.step(max_norm=1.0)
             losses.append(output.loss)
         assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("case", ["language", "encoder after", "attention alone"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_limit_that_a_refusal_names_will_do(case: str, training: bool) -> None:
+    model = libmoe.Model(**CASES[case])
+    with pytest.raises(libmoe.InvalidArgumentError) as refusal:
+        model.plan(4, 200, training=training, memory_limit=1)
+    least = int(str(refusal.value).split()[-1])
+    assert model.plan(4, 200, training=training, memory_limit=least).total_bytes == least
+    with pytest.raises(libmoe.InvalidArgumentError, match=f"need at least {least}"):
+        model.plan(4, 200, training=training, memory_limit=least - 1)
+    assert least <= model.plan(4, 200, training=training).total_bytes
