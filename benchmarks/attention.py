@@ -2,9 +2,12 @@
 
     python benchmarks/attention.py [--threads 2] [--rounds 5]
 
-prints milliseconds of processor time per call and thread, the least of some rounds, and GFLOP/s of the products an
-ideal implementation needs (forward 2, backward 5; half of them where attention is causal).
+prints milliseconds of processor time per call and thread, the least of some rounds, and GFLOP/s of the
+products an ideal implementation needs (forward 2, backward 5; half of them where attention is causal).
 """
+
+# Types are checked where PyTorch need not be installed.
+# mypy: disable-error-code="import-not-found"
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ SHAPES = [(1, 2048, 8, 8, 64), (4, 512, 8, 2, 64), (1, 1024, 4, 4, 128)]
 
 
 def least(rounds: int, threads: int, call: Callable[[], Any]) -> float:
-    """Milliseconds of the fastest round, by the clock of the processors: others on the machine matter less."""
+    """Return milliseconds of the fastest round, by a clock on which others on the machine weigh less."""
     times = []
     for _ in range(rounds + 1):
         start = time.process_time()
@@ -33,7 +36,7 @@ def least(rounds: int, threads: int, call: Callable[[], Any]) -> float:
 
 
 def ours(threads: int, rounds: int, inputs: list[Any], causal: bool) -> tuple[float, float]:
-    """Milliseconds of forward and of backward."""
+    """Return milliseconds of forward and of backward."""
     query, key, value, doutput = inputs
     context = libmoe.Context(n_threads=threads)
     output, log_sums = blocks.attention(query, key, value, causal=causal, context=context)
@@ -54,7 +57,7 @@ def ours(threads: int, rounds: int, inputs: list[Any], causal: bool) -> tuple[fl
 
 
 def theirs(threads: int, rounds: int, inputs: list[Any], causal: bool) -> tuple[float, float]:
-    """The same of torch.nn.functional.scaled_dot_product_attention."""
+    """Return those of torch.nn.functional.scaled_dot_product_attention."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 

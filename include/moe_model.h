@@ -39,7 +39,7 @@ typedef enum moe_norm {
  *  @param x          [in]  [T,H]
  *  @param weight     [in]  [H]
  *  @param bias       [in, nullable] [H]; NULL with RMS
- *  @param epsilon    [in]  > 0
+ *  @param epsilon    [in]  > 0: at least the smallest normal float, 1.2e-38
  *  @param y          [out] [T,H]; may be x
  *  @param statistics [out, nullable] [T,2]: mean (0 with RMS) and 1 / root, for the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
@@ -73,6 +73,7 @@ MOE_API MOE_CHECK moe_status moe_linear_forward(moe_context *context, const floa
                                                 const float *bias, float *y);
 
 /** dx = dy W;  dW += dy^T x;  db += sum over tokens of dy.
+ *  With bfloat16 weights the products read x and dy rounded; db adds dy as it is.
  *  @param dx      [out, nullable] [T,inputs]
  *  @param dweight [in, out, nullable] [outputs,inputs], float32
  *  @param dbias   [in, out, nullable] [outputs]
@@ -173,16 +174,17 @@ MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const 
 /** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
  *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
  *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
- *  With dx, gradients of d_loss * loss too: dx is overwritten, dweight added to.
+ *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
  *  @param x       [in]  [T,H]
  *  @param weight  [in]  [V,H] of weight_dtype, as in moe_linear_forward
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
  *  @param loss    [out] in nats; 0 where n = 0
  *  @param counted [out, nullable] n
  *  @param token_losses [out, nullable] [T] of each token, 0 where ignored
- *  @param dx      [out, nullable] [T,H]; NULL: no gradients
+ *  @param dx      [out, nullable] [T,H]
  *  @param dweight [in, out, nullable] [V,H] float32
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token), CANCELLED. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token; gradients are then partly written),
+ *          CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const float *x, int64_t n_tokens,
                                                int64_t hidden_size, const void *weight, int32_t weight_dtype,
                                                int64_t vocabulary_size, const int32_t *targets, int32_t ignore_index,

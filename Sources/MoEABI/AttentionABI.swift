@@ -79,7 +79,7 @@ public func moe_rotate(
     if head_size % 2 != 0 { throw .invalid("head_size = \(Int(head_size)) is odd") }
     let (tokens, width) = (Int(n_tokens), Int(n_heads * head_size))
     let stride = try stride == 0 ? width : rowStride(Int(stride), "stride", width)
-    _ = try product(4 * stride, tokens, "the size of x")
+    let bytes = try product(4, try product(stride, tokens, "the size of x"), "the size of x")
     let x = try array(x, count: tokens, "x")
     let positions = try optional(UnsafeMutablePointer(mutating: positions), "positions")
     let lastPosition = Int(Int32.max)
@@ -87,7 +87,7 @@ public func moe_rotate(
       for t in 0..<tokens where positions[t] < 0 || positions[t] > lastPosition {
         throw .invalid("positions[\(t)] = \(Int(positions[t])) is not in 0 ... \(lastPosition)")
       }
-      try requireApart(x, 4 * stride * tokens, "x", positions, 8 * tokens, "positions")
+      try requireApart(x, bytes, "x", positions, 8 * tokens, "positions")
     } else {
       try require(Int(sequence_length), "sequence_length", from: 1, to: lastPosition)
       try require(Int(first_position), "first_position", from: 0, to: lastPosition)
@@ -195,7 +195,7 @@ private struct Tokens {
   /// Rows of two arrays may take turns, as queries, keys and values do that one product has made.
   func requireApart(from other: Tokens) throws(Fault) {
     if stride == other.stride {
-      let floats = (Int(bitPattern: other.start) - Int(bitPattern: start)) / 4
+      let floats = (Int(bitPattern: other.start) &- Int(bitPattern: start)) / 4
       let offset = (floats % stride + stride) % stride
       if offset >= width && offset + other.width <= stride { return }
     }

@@ -19,7 +19,7 @@ public func moe_cross_entropy(
     let targets = try array(targets, count: ofX.rows, "targets")
     for t in 0..<ofX.rows where targets[t] != ignore_index && (targets[t] < 0 || Int(targets[t]) >= ofWeight.rows) {
       throw .invalid(
-        "targets[\(t)] = \(Int(targets[t])) is neither one of vocabulary_size = \(ofWeight.rows) nor ignore_index = \(Int(ignore_index))"
+        "targets[\(t)] = \(Int(targets[t])) is not one of vocabulary_size = \(ofWeight.rows), nor ignore_index = \(Int(ignore_index))"
       )
     }
     guard label_smoothing >= 0 && label_smoothing <= 1 else {

@@ -7,7 +7,9 @@ import Testing
 @Suite("Blocks")
 struct BlockTests {
   private static let (tokens, width, outputs) = (40, 7, 35)
-  private let (t, h, o) = (Int64(tokens), Int64(width), Int64(outputs))
+  private let t = Int64(tokens)
+  private let h = Int64(width)
+  private let o = Int64(outputs)
 
   private func withContext(_ config: moe_context_config? = nil, _ body: (OpaquePointer) throws -> Void) throws {
     var config = config ?? defaultContextConfig()
@@ -60,7 +62,7 @@ struct BlockTests {
     }
     func at(_ array: [Float], _ row: Int, _ column: Int, _ width: Int) -> Double { Double(array[row * width + column]) }
     let (tokens, width, outputs) = (0..<Self.tokens, 0..<Self.width, 0..<Self.outputs)
-    let (w, o) = (Self.width, Self.outputs)
+    let (w, n) = (Self.width, Self.outputs)
     expectClose(
       y,
       tokens.flatMap { t in
@@ -69,13 +71,13 @@ struct BlockTests {
       within: 1e-6, "y")
     expectClose(
       dx,
-      tokens.flatMap { t in width.map { j in outputs.reduce(0.0) { $0 + at(dy, t, $1, o) * at(weight, $1, j, w) } } },
+      tokens.flatMap { t in width.map { j in outputs.reduce(0.0) { $0 + at(dy, t, $1, n) * at(weight, $1, j, w) } } },
       within: 1e-6, "dx")
     expectClose(
       dweight,
-      outputs.flatMap { i in width.map { j in tokens.reduce(1.0) { $0 + at(dy, $1, i, o) * at(x, $1, j, w) } } },
+      outputs.flatMap { i in width.map { j in tokens.reduce(1.0) { $0 + at(dy, $1, i, n) * at(x, $1, j, w) } } },
       within: 1e-6, "dweight")
-    expectClose(dbias, outputs.map { i in tokens.reduce(1.0) { $0 + at(dy, $1, i, o) } }, within: 1e-6, "dbias")
+    expectClose(dbias, outputs.map { i in tokens.reduce(1.0) { $0 + at(dy, $1, i, n) } }, within: 1e-6, "dbias")
   }
 
   @Test func embeddings() throws {
@@ -146,7 +148,7 @@ struct BlockTests {
       #expect(token == 1)
       sampling.temperature = 1
       sampling.top_k = 2
-      let drawn = try (0..<40).map { draw in
+      let drawn = try (0..<UInt64(40)).map { draw in
         try check(moe_sample(context, z, 4, &sampling, draw, &token))
         return token
       }

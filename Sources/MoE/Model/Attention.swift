@@ -3,6 +3,8 @@ import CShims
 /// output = softmax(scale * Q K^T + masks) V, head by head [Attention 2017], without the matrix of weights
 /// [FlashAttention 2022]. 32 queries at a time meet one block of keys after the other. Scores lie with keys in rows and
 /// queries in columns: maxima and sums then run down the columns, and neither keys nor weights need to be transposed.
+/// A few queries, as there are when text is generated, would leave most columns empty: they are the rows of their products,
+/// which are the same chains.
 public struct AttentionForward {
   private let call: AttentionCall
   private let products: TileProducts
@@ -12,6 +14,9 @@ public struct AttentionForward {
 
   /// Keys of a block: part of the numeric contract, as the running sums are scaled from block to block.
   static let block = 128
+
+  /// So few queries are rows.
+  fileprivate static let few = 4
 
   init(_ arena: inout Arena, _ call: AttentionCall, in context: ContextPointer) {
     self.call = call
@@ -83,13 +88,14 @@ public struct AttentionArrays {
 
 /// What a thread holds at a time.
 private struct ForwardTiles {
-  let query: UnsafeMutablePointer<Float>  // [panel][D][32]
+  let query: UnsafeMutablePointer<Float>  // [panel][D][32], or few rows in chunks
   let output: UnsafeMutablePointer<Float>  // [panel][32][width], not yet divided by the totals
   let maximum: UnsafeMutablePointer<Float>  // [panel][32]
   let total: UnsafeMutablePointer<Float>  // [panel][32]
-  let key: UnsafeMutablePointer<Float>  // tiles of a block
+  let key: UnsafeMutablePointer<Float>  // tiles of a block, or [panel][D][32] for few queries
   let value: UnsafeMutablePointer<Float>  // [chunk][block][32]
   let scores: UnsafeMutablePointer<Float>  // [block][32]
+  let rows: UnsafeMutablePointer<Float>  // [block / 32][few][32]: scores, and weights, of few queries
   let factor: UnsafeMutablePointer<Float>  // [32]
   let inverse: UnsafeMutablePointer<Float>  // [32]
   let logSums: UnsafeMutablePointer<Float>  // [32]
@@ -106,6 +112,7 @@ private struct ForwardTiles {
     key = arena.take(Float.self, block, call.width)
     value = arena.take(Float.self, block, call.width)
     scores = arena.take(Float.self, block, chunkWidth)
+    rows = arena.take(Float.self, block, AttentionForward.few)
     factor = arena.take(Float.self, chunkWidth)
     inverse = arena.take(Float.self, chunkWidth)
     logSums = arena.take(Float.self, chunkWidth)
@@ -129,6 +136,7 @@ private struct ForwardJob: Job {
   let blocks: Int
 
   private var kernels: UnsafePointer<moei_kernels> { products.kernels }
+  private var few: Bool { call.queries <= AttentionForward.few }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
@@ -163,9 +171,15 @@ private struct ForwardJob: Job {
 
   private func begin(_ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: ForwardTiles) {
     forEachPanel(queries) { panel, queries in
-      kernels.pointee.pack_transposed(
-        Int64(queries.count), Int64(call.headSize), arrays.query + call.query(sequence, queries.lowerBound, head),
-        Int64(call.queryStride), tiles.query + panel * call.width * chunkWidth)
+      let query = arrays.query + call.query(sequence, queries.lowerBound, head)
+      if few {
+        kernels.pointee.gather(
+          Int64(queries.count), Int64(call.headSize), nil, query, Int64(call.queryStride), nil, tiles.query)
+      } else {
+        kernels.pointee.pack_transposed(
+          Int64(queries.count), Int64(call.headSize), query, Int64(call.queryStride),
+          tiles.query + panel * call.width * chunkWidth)
+      }
     }
     tiles.output.update(repeating: 0, count: panels * call.width * chunkWidth)
     tiles.maximum.update(repeating: -.infinity, count: panels * chunkWidth)
@@ -174,9 +188,16 @@ private struct ForwardJob: Job {
 
   private func gather(_ sequence: Int, _ keyHead: Int, _ keys: Range<Int>, _ tiles: ForwardTiles) -> Tiles {
     let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: 1)
-    products.gather(
-      keyTiles, call.headSize, arrays.key + call.key(sequence, keys.lowerBound, keyHead), stride: call.keyStride,
-      into: tiles.key)
+    let key = arrays.key + call.key(sequence, keys.lowerBound, keyHead)
+    if few {
+      for place in stride(from: 0, to: keys.count, by: chunkWidth) {
+        kernels.pointee.pack_transposed(
+          Int64(min(chunkWidth, keys.count - place)), Int64(call.headSize), key + place * call.keyStride,
+          Int64(call.keyStride), tiles.key + place * call.width)
+      }
+    } else {
+      products.gather(keyTiles, call.headSize, key, stride: call.keyStride, into: tiles.key)
+    }
     kernels.pointee.gather(
       Int64(keys.count), Int64(call.headSize), nil, arrays.value + call.value(sequence, keys.lowerBound, keyHead),
       Int64(call.valueStride), nil, tiles.value)
@@ -188,15 +209,11 @@ private struct ForwardJob: Job {
     _ sequence: Int, _ head: Int, _ panel: Int, _ queries: Range<Int>, _ keys: Range<Int>, _ keyTiles: Tiles,
     _ tiles: ForwardTiles, room: Int
   ) {
-    let query = tiles.query + panel * call.width * chunkWidth
-    for tile in 0..<keyTiles.count {
-      let rows = keyTiles.rows(tile)
-      if rows.lowerBound >= keys.count { break }
-      products.set(
-        rows.count, call.headSize, tiles.key + rows.lowerBound * call.width, query,
-        tiles.scores + rows.lowerBound * chunkWidth)
+    if few {
+      scoreRows(queries.count, keys.count, tiles)
+    } else {
+      scoreColumns(panel, keys.count, keyTiles, tiles)
     }
-
     let masked = !call.masks.doNothing(sequence, queries, keys)
     if masked {
       call.masks.fill(tiles.bias, sequence, queries, queryStep: 1, keys, keyStep: chunkWidth)
@@ -210,12 +227,60 @@ private struct ForwardJob: Job {
     for i in 0..<queries.count where tiles.factor[i] != 1 {
       kernels.pointee.scale(Int64(call.width), tiles.factor[i], output + i * call.width, output + i * call.width)
     }
-    let height = moei_tiles(count: 1, tall: 1, height: Int32(keys.count))
+    if few {
+      addRows(queries.count, keys.count, tiles, room: room)
+    } else {
+      addColumns(queries.count, keys.count, output, tiles, room: room)
+    }
+  }
+
+  private func scoreColumns(_ panel: Int, _ keys: Int, _ keyTiles: Tiles, _ tiles: ForwardTiles) {
+    let query = tiles.query + panel * call.width * chunkWidth
+    for tile in 0..<keyTiles.count {
+      let rows = keyTiles.rows(tile)
+      if rows.lowerBound >= keys { break }
+      products.set(
+        rows.count, call.headSize, tiles.key + rows.lowerBound * call.width, query,
+        tiles.scores + rows.lowerBound * chunkWidth)
+    }
+  }
+
+  /// output[query, :] += the sum over keys of weight * value
+  private func addColumns(
+    _ queries: Int, _ keys: Int, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles, room: Int
+  ) {
+    let height = moei_tiles(count: 1, tall: 1, height: Int32(keys))
     for chunk in 0..<call.columns {
       products.addOverRows(
-        queries.count, chunkWidth, height, tiles.scores, width: chunkWidth, chunk: 0,
+        queries, chunkWidth, height, tiles.scores, width: chunkWidth, chunk: 0,
         tiles.value + chunk * room * chunkWidth, width: chunkWidth, chunk: 0, output + chunk * chunkWidth,
         cStride: call.width)
+    }
+  }
+
+  // MARK: few queries
+
+  private func scoreRows(_ queries: Int, _ keys: Int, _ tiles: ForwardTiles) {
+    for place in stride(from: 0, to: keys, by: chunkWidth) {
+      let rows = tiles.rows + place * queries
+      products.set(queries, call.headSize, tiles.query, tiles.key + place * call.width, rows)
+      for key in 0..<min(chunkWidth, keys - place) {
+        for i in 0..<queries { tiles.scores[(place + key) * chunkWidth + i] = rows[i * chunkWidth + key] }
+      }
+    }
+  }
+
+  private func addRows(_ queries: Int, _ keys: Int, _ tiles: ForwardTiles, room: Int) {
+    for place in stride(from: 0, to: keys, by: chunkWidth) {
+      let rows = tiles.rows + place * queries
+      for key in 0..<min(chunkWidth, keys - place) {
+        for i in 0..<queries { rows[i * chunkWidth + key] = tiles.scores[(place + key) * chunkWidth + i] }
+      }
+    }
+    for chunk in 0..<call.columns {
+      products.add(
+        queries, chunkWidth, keys, tiles.rows, tiles.value + chunk * room * chunkWidth,
+        tiles.output + chunk * chunkWidth, cStride: call.width)
     }
   }
 

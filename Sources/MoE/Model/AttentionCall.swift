@@ -101,14 +101,20 @@ public struct AttentionMasks {
         for j in 0..<seen { row[j * keyStep] = 0 }
       }
       if let mask {
-        for j in 0..<seen where mask[place + j] == 0 { row[j * keyStep] = -.infinity }
+        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], mask[place + j]) }
       }
       if let valid {
         let valid = valid + (sequence * self.keys + keys.lowerBound)
-        for j in 0..<seen where valid[j] == 0 { row[j * keyStep] = -.infinity }
+        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], valid[j]) }
       }
       for j in seen..<keys.count { row[j * keyStep] = -.infinity }
     }
+  }
+
+  /// bias, or minus infinity where the mask is 0: by its bits, since nothing foretells a branch on a mask.
+  @inline(__always) private static func hidden(_ bias: Float, _ mask: UInt8) -> Float {
+    let keep = 0 &- UInt32(truncatingIfNeeded: (UInt(mask) &+ 255) >> 8)  // all ones, or 0
+    return Float(bitPattern: bias.bitPattern & keep | (-Float.infinity).bitPattern & ~keep)
   }
 }
 

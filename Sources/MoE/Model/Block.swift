@@ -39,7 +39,8 @@ private struct AttentionHalf {
   /// `normed` [T,H] is what attention reads where norms come before.
   init(
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    cache: CachedLayer? = nil, x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
+    cache: CachedLayer? = nil, x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>,
+    y: UnsafeMutablePointer<Float>
   ) {
     let c = model.configuration
     context = model.context

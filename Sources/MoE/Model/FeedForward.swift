@@ -4,26 +4,30 @@ import CShims
 /// with the weight 1. So a dense ffn has the experts' kernels, tapes and plans.
 struct FeedForward {
   let layer: LayerPointer
-  let call: Call
-  let plan: Plan
   let memory: MemoryPlan
+  private let plan: Plan
+  private let call: Call
+  private let shared: SharedArrays?  // of a dense ffn, when it is run
 
   /// nil where transformer layers have none. Measures what the call takes.
-  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays, _ choice: LayerChoice, taped: Bool)
-    throws(Fault)
-  {
+  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
-    call = Call(model, n, input, shared)
+    shared = nil
+    call = Call(input)
     plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
     memory = try layer.pointee.memory(plan, call, taped: taped)
   }
 
-  /// As it was planned.
-  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays, _ plan: ModelPlan) {
+  /// As it was planned; without shared arrays for backward.
+  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays?, _ plan: ModelPlan) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
-    call = Call(model, n, input, shared)
+    var call = Call(input)
+    let isMoE = model.configuration.isMoE(n)
+    self.shared = isMoE ? nil : shared
+    if isMoE { call.tokenIds = shared?.longIds.map { UnsafePointer($0) } }
+    self.call = call
     self.plan = Plan(layer.pointee.configuration, call, plan.choice(n), taped: plan.taped)
     memory = plan.layers[model.configuration.isMoE(n), plan.keep(n)]!.feedForward!
   }
@@ -34,6 +38,11 @@ struct FeedForward {
     _ details: Layer.Details
   ) throws(Fault) -> Report {
     var call = call
+    // Only now: a plan would count the rows of indices that are given, and in a dense ffn all tokens have one.
+    if let shared {
+      call.givenIndices = UnsafePointer(shared.zeros)
+      call.givenWeights = UnsafePointer(shared.ones)
+    }
     call.scratch = CallerMemory(scratch, bytes: memory.forwardScratch)
     return try layer.pointee.forward(x, call, plan, y: y, tape: tape, details: details)
   }
@@ -52,18 +61,12 @@ struct FeedForward {
 }
 
 extension Call {
-  fileprivate init(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays) {
+  fileprivate init(_ input: ModelInput) {
     self.init(tokens: input.tokens)
     step = input.step
     training = input.training
     validMask = input.validMask
     sequenceLength = input.length
-    if model.configuration.isMoE(n) {
-      tokenIds = shared.longIds.map { UnsafePointer($0) }
-    } else {
-      givenIndices = UnsafePointer(shared.zeros)
-      givenWeights = UnsafePointer(shared.ones)
-    }
   }
 }
 

@@ -122,7 +122,7 @@ public struct Model {
     _ dObjective: Double
   ) throws(Fault) {
     var arena = arena
-    let feedForward = FeedForward(self, n, input, frame.shared, taped.plan)
+    let feedForward = FeedForward(self, n, input, nil, taped.plan)
     let pooled = configuration.isMoE(n) ? taped.frame.pooledGradient : nil
     if let pooled {
       let factor = Float(dObjective * configuration.pooledCoefficient)

@@ -130,13 +130,10 @@ extension CrossEntropy {
 // MARK: backward
 
 struct BackwardFrame {
-  let shared: SharedArrays  // what tells the ffn's calls apart; their arrays are on the tape
   let d: UnsafeMutablePointer<Float>  // [T,H] the gradient with respect to the residual stream
   let dMeanProbability: UnsafeMutablePointer<Float>  // [E] of one layer
 
   init(_ arena: inout Arena, _ model: Model, _ input: ModelInput) {
-    var nowhere = Arena()
-    shared = SharedArrays(&nowhere, model, input)
     d = arena.take(Float.self, input.tokens, model.configuration.hidden)
     dMeanProbability = arena.take(Float.self, model.pooledExperts)
   }

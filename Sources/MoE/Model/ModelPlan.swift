@@ -31,9 +31,7 @@ struct LayerMemory {
     _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?
   ) throws(Fault) {
     let nowhere = UnsafeMutablePointer<Float>(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
-    var arena = Arena()
-    let shared = SharedArrays(&arena, model, input)
-    let part = try FeedForward(model, n, input, shared, choice, taped: taped)
+    let part = try FeedForward(model, n, input, choice, taped: taped)
     feedForward = part?.memory
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     var kept: BlockTape?
@@ -96,7 +94,8 @@ extension Model {
     // Without a tape there is nothing to keep.
     let levels = taped ? 2 * n : 0
     for level in 0...levels {
-      let found = try plan(input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: whole, cache, &kinds)
+      let found = try plan(
+        input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: whole, cache, &kinds)
       if found.total <= limit { return found }
     }
     func inChunks(_ blocks: Int) throws(Fault) -> ModelPlan {

@@ -18,6 +18,7 @@ from libmoe._library import lib
 from oracle.attention import Attention
 
 Floats = NDArray[np.float32]
+Inputs = tuple[Floats, Floats, Floats, Floats]  # query, key, value, doutput
 RANDOM = np.random.default_rng(3)
 
 # B, S, U, heads, key heads, D
@@ -33,8 +34,7 @@ SHAPES = [
 MASKS = ["none", "causal", "boolean", "added", "padding", "all"]
 
 
-def arrays(shape: tuple[int, ...]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Query, key, value, doutput."""
+def arrays(shape: tuple[int, ...]) -> Inputs:
     b, s, u, heads, kv_heads, d = shape
     return (
         normal(b, s, heads, d, seed=1),
@@ -62,7 +62,7 @@ def options(mask: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return found
 
 
-def everything(inputs: tuple[Floats, ...], context: Any, given: dict[str, Any]) -> dict[str, Floats]:
+def everything(inputs: Inputs, context: Any, given: dict[str, Any]) -> dict[str, Floats]:
     query, key, value, doutput = inputs
     output, log_sums = blocks.attention(query, key, value, context=context, **given)
     gradients = blocks.attention_backward(
@@ -72,7 +72,7 @@ def everything(inputs: tuple[Floats, ...], context: Any, given: dict[str, Any]) 
     return found | dict(zip(("dquery", "dkey", "dvalue"), gradients))  # noqa: B905
 
 
-def check(shape: tuple[int, ...], given: dict[str, Any], inputs: tuple[Floats, ...] | None = None) -> None:
+def check(shape: tuple[int, ...], given: dict[str, Any], inputs: Inputs | None = None) -> None:
     query, key, value, doutput = inputs or arrays(shape)
     found = everything((query, key, value, doutput), None, given)
     expected = Attention(query, key, value, given)
@@ -160,16 +160,18 @@ def test_packed_projections() -> None:
     # Queries, keys and values, and their gradients, side by side in the rows of one array.
     b, s, heads, kv_heads, d = 2, 50, 4, 2, 24
     qkv = normal(b, s, heads + 2 * kv_heads, d, seed=6)
-    parts = np.split(qkv, [heads, heads + kv_heads], axis=2)
+    query, key, value = np.split(qkv, [heads, heads + kv_heads], axis=2)
     dqkv = np.full_like(qkv, np.nan)
-    into = np.split(dqkv, [heads, heads + kv_heads], axis=2)
+    dquery, dkey, dvalue = np.split(dqkv, [heads, heads + kv_heads], axis=2)
     room = np.zeros((b, s, heads + 1, d), np.float32)
     doutput = np.zeros_like(room)
     doutput[:, :, :heads] = normal(b, s, heads, d, seed=7)
-    output, log_sums = blocks.attention(*parts, causal=True, out=room[:, :, :heads])
-    blocks.attention_backward(*parts, output, log_sums, doutput[:, :, :heads], causal=True, into=tuple(into))
-    tight = tuple(part.copy() for part in parts)
-    expected = everything((*tight, doutput[:, :, :heads].copy()), None, {"causal": True})
+    into = (dquery, dkey, dvalue)
+    given = doutput[:, :, :heads]
+    output, log_sums = blocks.attention(query, key, value, causal=True, out=room[:, :, :heads])
+    blocks.attention_backward(query, key, value, output, log_sums, given, causal=True, into=into)
+    tight = (query.copy(), key.copy(), value.copy(), given.copy())
+    expected = everything(tight, None, {"causal": True})
     np.testing.assert_array_equal(output, expected["output"])
     np.testing.assert_array_equal(room[:, :, heads:], 0)
     for part, name in zip(into, ("dquery", "dkey", "dvalue")):  # noqa: B905
@@ -221,7 +223,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 
 
 # What is wrong, and what the message says.
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
     "no sequences": ({"n_sequences": 0}, "n_sequences = 0 is below 1"),
     "no queries": ({"n_queries": 0}, "n_queries = 0 is below 1"),
@@ -299,7 +301,7 @@ def test_arrays_that_overlap() -> None:
         )
 
 
-# ---- rotary positions ---------------------------------------------------------------------------------------
+# ---- rotary positions ----------------------------------------------------------
 
 
 def rotated(x: Floats, positions: NDArray[np.int64], theta: float, sign: float = 1.0) -> NDArray[np.float64]:

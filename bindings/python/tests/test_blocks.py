@@ -16,7 +16,7 @@ from libmoe import blocks
 Arrays = dict[str, Any]
 Double = NDArray[np.float64]
 
-# Ways that promise the same bits.  OpenBLAS has its own; so have pairs of bfloat16 that the processor adds at once.
+# Ways that promise the same bits.  OpenBLAS has its own; so have pairs of bfloat16 added at once.
 SAME: list[dict[str, Any]] = [{"n_threads": n, "instructions": "avx512"} for n in (1, 2, 3, 7)]
 SAME += [{"n_threads": n, "instructions": "avx2"} for n in (1, 3)]
 SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]

@@ -13,7 +13,9 @@ from oracle.model import Model as Oracle
 
 MOE: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10, expert_kind="gated", activation="silu")
 LANGUAGE: dict[str, Any] = dict(hidden_size=12, n_layers=3, n_heads=3, vocabulary_size=17, seed=5)
-ENCODER: dict[str, Any] = dict(hidden_size=12, n_layers=2, n_heads=2, norm="layer", causal=False, rope_theta=0.0)
+ENCODER: dict[str, Any] = dict(
+    hidden_size=12, n_layers=2, n_heads=2, norm="layer", causal=False, rope_theta=0.0
+)
 DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
 CASES: dict[str, dict[str, Any]] = {
     "language": {**LANGUAGE, "moe": MOE},
@@ -28,7 +30,14 @@ CASES: dict[str, dict[str, Any]] = {
         "output_bias": True,
     },
     "normed heads": {**LANGUAGE, "moe": MOE, "head_size": 8, "qk_norm": True},
-    "learned positions": {**LANGUAGE, "moe": MOE, "head_size": 5, "max_positions": 9, "rope_theta": 0.0, "norm": "layer"},
+    "learned positions": {
+        **LANGUAGE,
+        "moe": MOE,
+        "head_size": 5,
+        "max_positions": 9,
+        "rope_theta": 0.0,
+        "norm": "layer",
+    },
     "every second": {**LANGUAGE, **DENSE, "moe": MOE, "moe_every": 2},
     "pooled": {**LANGUAGE, "moe": {**MOE, "balance_coef": 0.0}, "head_size": 4, "pooled_balance_coef": 0.3},
     "by sequence": {**LANGUAGE, "moe": {**MOE, "losses": {"switch_sequence": 0.5}}, "head_size": 4},
@@ -48,7 +57,9 @@ def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
     for name, parameter in model.parameters.items():
         values = parameter.data
         deviation = values.shape[-1] ** -0.5 if values.ndim > 1 else 0.3
-        values[...] = random.normal(float("norm" in name and name.endswith("weight")), deviation, values.shape)
+        values[...] = random.normal(
+            float("norm" in name and name.endswith("weight")), deviation, values.shape
+        )
     return model
 
 
@@ -129,7 +140,9 @@ def test_the_loss_falls_as_its_gradient_says() -> None:
                 sides.append(model.forward(**call).objective)
             parameter.data[...] = before
             slope = (sides[0] - sides[1]) / (2 * size)
-            np.testing.assert_allclose(slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name)
+            np.testing.assert_allclose(
+                slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name
+            )
 
 
 def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[str, bytes]:
@@ -138,7 +151,13 @@ def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[st
     with libmoe.Context(**how) as context:
         model = made(arguments, context)
         output = model.forward(
-            **call, tape=True, hidden=True, training=True, step=3, memory_limit=limit, logits=bool(model.vocabulary_size)
+            **call,
+            tape=True,
+            hidden=True,
+            training=True,
+            step=3,
+            memory_limit=limit,
+            logits=bool(model.vocabulary_size),
         )
         assert output.hidden is not None
         found = {"hidden": output.hidden.tobytes(), "objective": np.float64(output.objective).tobytes()}
@@ -165,15 +184,18 @@ def test_the_same_bits(case: str) -> None:
     with libmoe.Context(n_threads=2) as context:
         model = libmoe.Model(**arguments, context=context)
         free = model.plan(5, 131).total_bytes
-        kept = set()
-        for limit in range(free, 0, -free // 12):
+        kept: set[tuple[str, ...]] = set()
+        seen = set()
+        for limit in range(free, 0, -free // 60):
             try:
                 plan = model.plan(5, 131, memory_limit=limit)
             except libmoe.InvalidArgumentError:
                 break
             assert plan.total_bytes <= limit
             kept.add(tuple(plan.keep))
-            assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
+            if plan.total_bytes not in seen:
+                assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
+            seen.add(plan.total_bytes)
     assert len(kept) > 1
     assert any("input" in keep for keep in kept)
 
@@ -212,7 +234,9 @@ def least_limit(model: libmoe.Model, enough: int) -> int:
     return enough
 
 
-@pytest.mark.parametrize("case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions"])
+@pytest.mark.parametrize(
+    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions"]
+)
 def test_reading_token_by_token_gives_the_same_logits(case: str) -> None:
     arguments = CASES[case]
     with libmoe.Context(n_threads=2) as context:
@@ -228,7 +252,9 @@ def test_reading_token_by_token_gives_the_same_logits(case: str) -> None:
         cache.truncate(5)
         again = model.read(cache, tokens[:, 5:].copy())
         assert_close("again", again, logits[:, -1])
-        with pytest.raises(libmoe.InvalidArgumentError, match="n = 1 tokens behind 9 in a cache with max_length = 9"):
+        with pytest.raises(
+            libmoe.InvalidArgumentError, match="n = 1 tokens behind 9 in a cache with max_length = 9"
+        ):
             model.read(cache, tokens[:, :1].copy())
 
 

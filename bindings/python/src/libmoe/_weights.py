@@ -28,7 +28,7 @@ _BUFFERS = (
 
 
 class _View:
-    """The library's memory as numpy takes it: arrays made from it keep it, and it keeps its owner's handle."""
+    """The library's memory as numpy takes it: arrays made from it keep it, and it keeps the handle."""
 
     def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
         self._handle = handle

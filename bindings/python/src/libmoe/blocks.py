@@ -160,7 +160,7 @@ def linear_backward(
 
 
 def matrix(name: str, value: Any) -> tuple[int, int]:
-    """Rows and columns of an array that has them."""
+    """Return rows and columns of an array that has them."""
     shape = _check.array(name, value).shape
     if len(shape) != 2:
         raise ValueError(f"{name}: expected two dimensions, got shape {shape}")
@@ -168,16 +168,16 @@ def matrix(name: str, value: Any) -> tuple[int, int]:
 
 
 def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
-    """Outputs and element type of a matrix of products."""
+    """Return outputs and element type of a matrix of products."""
     dtype = _check.dtype_of(_check.array("weight", weight, dtype=_check.dtype_of(weight)))
     if weight.ndim != 2 or weight.shape[1] != inputs:
         raise ValueError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")
     return int(weight.shape[0]), _abi.DTYPE[dtype]
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Positions and attention
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 def rotate(
@@ -253,10 +253,11 @@ def attention(
     context : Context, optional
         Whose threads compute; by default the shared one.
     **options
-        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default 1 / sqrt(D).
-        ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32, [S, U]): added to
-        scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False = padding.  ``dropout``
-        (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and what decides it.
+        ``causal`` (bool): query s sees keys 0 to s + U - S.  ``scale`` (float): of q . k, by default
+        1 / sqrt(D).  ``mask`` (bool, [S, U]): True = the query may see the key.  ``added_mask`` (float32,
+        [S, U]): added to scale * q . k; minus infinity = never.  ``valid_mask`` (bool, [B, U]): False =
+        padding.  ``dropout`` (float), ``seed``, ``step`` (int): the probability that a weight is dropped, and
+        what decides it.
 
     Returns
     -------
@@ -346,7 +347,7 @@ def _attention(
         if array.shape != (n_sequences, n_keys, n_kv_heads, head_size):
             wanted = (n_sequences, n_keys, n_kv_heads, head_size)
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-    given = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
+    given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask")))
     for name in options:
         if name not in given:

@@ -56,7 +56,7 @@ def embedding(
         rows,
         _check.address("positions", positions, (places, width)),
         places,
-        length,
+        max(length, 1),
         _check.integer("first_position", first_position, ctypes.c_int64),
         y.ctypes.data,
     )
@@ -91,7 +91,7 @@ def embedding_backward(
         _check.integer("n_rows", rows, ctypes.c_int64),
         _check.address("dpositions", dpositions, (places, width), write=True),
         places,
-        length,
+        max(length, 1),
         _check.integer("first_position", first_position, ctypes.c_int64),
     )
 
@@ -208,7 +208,7 @@ def sample(
 
 
 def _tokens(tokens: Any) -> tuple[int, int]:
-    """Sequences and their length."""
+    """Return the number of sequences and their length."""
     shape = _check.array("tokens", tokens, dtype="i32").shape
     if len(shape) != 2:
         raise ValueError(f"tokens: expected shape [sequences, length], got {shape}")

@@ -224,9 +224,9 @@ class Model(Tensors):
         losses = list(options["losses"] or ())
         return Layer._of_model(Borrowed(pointer, self._handle, keep), config.to_c(options), losses)
 
-    # ----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------
     # Forward and backward
-    # ----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------
 
     def tape(self) -> ModelTape:
         """Return an empty tape for :meth:`forward` to fill; one serves step after step."""
@@ -381,7 +381,9 @@ class Model(Tensors):
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
         if tape._call is not call:
-            raise BadStateError("output: its tape was filled by another forward since; give each a tape of its own")
+            raise BadStateError(
+                "output: its tape was filled by another forward since; give each a tape of its own"
+            )
         shape = (*call.shape, self.hidden_size)
         dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
         run(
@@ -396,7 +398,12 @@ class Model(Tensors):
         return dinput
 
     def plan(
-        self, n_sequences: int, sequence_length: int, *, training: bool = True, memory_limit: int | None = None
+        self,
+        n_sequences: int,
+        sequence_length: int,
+        *,
+        training: bool = True,
+        memory_limit: int | None = None,
     ) -> ModelPlan:
         """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
 
@@ -419,9 +426,9 @@ class Model(Tensors):
             call.c_input.targets = some.ctypes.data
         return planned(self._handle, self.n_layers, call, training)
 
-    # ----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------
     # Generation
-    # ----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------
 
     def cache(self, n_sequences: int, max_length: int) -> Cache:
         """Return an empty cache for :meth:`read`, with room for max_length tokens of each sequence."""
@@ -452,9 +459,7 @@ class Model(Tensors):
         count = np.shape(tokens)[-1] if np.ndim(tokens) else 0
         _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
-        run(
-            lib.moe_model_read, self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data
-        )
+        run(lib.moe_model_read, self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data)
         cache._length += count
         return logits
 
@@ -503,7 +508,9 @@ class Model(Tensors):
 def _moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
     """Return all options of the MoE layers' ffn."""
     if not isinstance(moe, Mapping):
-        raise TypeError(f"moe: expected a dict, got {type(moe).__name__}; use dict(n_experts=8, top_k=2, ...)")
+        raise TypeError(
+            f"moe: expected a dict, got {type(moe).__name__}; use dict(n_experts=8, top_k=2, ...)"
+        )
     if moe.get("context") is not None:
         raise InvalidArgumentError("moe: context is the model's")
     return options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")

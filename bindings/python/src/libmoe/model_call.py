@@ -177,7 +177,9 @@ class ModelPlan:
 
     def __str__(self) -> str:
         """One line for people."""
-        kept = ", ".join(f"{self.keep.count(word)} keep {word}" for word in _abi_model.KEEP if word in self.keep)
+        kept = ", ".join(
+            f"{self.keep.count(word)} keep {word}" for word in _abi_model.KEEP if word in self.keep
+        )
         return f"{self.total_bytes / 2**20:.1f} MiB; of {len(self.keep)} layers {kept}"
 
 

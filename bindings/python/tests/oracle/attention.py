@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .philox import words
 from .settings import Array
 
 DROPOUT = 23  # stream
+Floats = NDArray[np.float32]
 
 
 class Attention:
     """Forward at construction; `backward` after it."""
 
-    def __init__(self, query: Array, key: Array, value: Array, options: dict[str, Any]) -> None:
+    def __init__(self, query: Floats, key: Floats, value: Floats, options: dict[str, Any]) -> None:
         b, s, heads, d = query.shape
         u, self.kv_heads = key.shape[1:3]
         self.group = heads // self.kv_heads
@@ -47,7 +49,7 @@ class Attention:
             self.kept = (drawn >= np.uint64(rate * 2**32)) / (1 - rate)
         self.output = (self.weights * self.kept @ self.v).transpose(0, 2, 1, 3)
 
-    def backward(self, doutput: Array) -> tuple[Array, Array, Array]:
+    def backward(self, doutput: Floats) -> tuple[Array, Array, Array]:
         d_out = doutput.astype(np.float64).transpose(0, 2, 1, 3)
         d_weights = d_out @ self.v.transpose(0, 1, 3, 2) * self.kept
         mean = (d_weights * self.weights).sum(axis=-1, keepdims=True)

@@ -56,7 +56,9 @@ def turn(x: Array, theta: float, back: bool = False) -> Array:
 class Call:
     """What the model's arguments and the call's options say, and the draws they lead to."""
 
-    def __init__(self, arguments: dict[str, Any], p: Parameters, shape: tuple[int, int], call: dict[str, Any]) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], p: Parameters, shape: tuple[int, int], call: dict[str, Any]
+    ) -> None:
         self.a, self.p, self.shape, self.options = arguments, p, shape, call
         self.heads = arguments["n_heads"]
         self.kv_heads = arguments.get("n_kv_heads") or self.heads
@@ -72,7 +74,7 @@ class Call:
         return Norm(self.p, name, self.norm_kind, self.epsilon, x)
 
     def seed_of(self, number: int) -> int:
-        return (self.seed + GOLDEN * number) % 2**64
+        return int(self.seed + GOLDEN * number) % 2**64
 
     def kept(self, seed: int, stream: int, shape: tuple[int, ...]) -> Array | float:
         """What dropout multiplies by."""
@@ -97,7 +99,9 @@ class SelfAttention:
         q, k, v = q.reshape(b, s, h, d), k.reshape(b, s, kv, d), v.reshape(b, s, kv, d)
         self.norms = None
         if call.a.get("qk_norm"):
-            self.norms = [Norm(call.p, f"{self.name}.{w}_norm", "rms", call.epsilon, y) for w, y in (("q", q), ("k", k))]
+            self.norms = [
+                Norm(call.p, f"{self.name}.{w}_norm", "rms", call.epsilon, y) for w, y in (("q", q), ("k", k))
+            ]
             q, k = (norm.y for norm in self.norms)
         if call.theta:
             q, k = turn(q, call.theta), turn(k, call.theta)
@@ -112,7 +116,11 @@ class SelfAttention:
         call, (b, s) = self.call, self.call.shape
         width = d_y.shape[-1]
         d_output = linear_backward(
-            call.p, gradients, f"{self.name}.output", self.output.reshape(b * s, -1), d_y.reshape(b * s, width)
+            call.p,
+            gradients,
+            f"{self.name}.output",
+            self.output.reshape(b * s, -1),
+            d_y.reshape(b * s, width),
         )
         d_q, d_k, d_v = self.attention.backward(d_output.reshape(b, s, call.heads, call.head_size))
         if call.theta:
@@ -120,7 +128,9 @@ class SelfAttention:
         if self.norms:
             d_q, d_k = (norm.backward(gradients, d) for norm, d in zip(self.norms, (d_q, d_k)))
         d_projected = np.concatenate([d.reshape(b * s, -1) for d in (d_q, d_k, d_v)], axis=-1)
-        d_x = linear_backward(call.p, gradients, f"{self.name}.qkv", self.x.reshape(b * s, width), d_projected)
+        d_x = linear_backward(
+            call.p, gradients, f"{self.name}.qkv", self.x.reshape(b * s, width), d_projected
+        )
         return d_x.reshape(b, s, width)
 
 
@@ -133,7 +143,11 @@ class FeedForward:
         self.is_moe = moe is not None and (n + 1) % call.a.get("moe_every", 1) == 0
         own = {name[len(self.prefix) :]: v for name, v in call.p.items() if name.startswith(self.prefix)}
         tokens = x.reshape(-1, x.shape[-1])
-        options: dict[str, Any] = {"training": call.training, "step": call.step, "sequence_length": call.shape[1]}
+        options: dict[str, Any] = {
+            "training": call.training,
+            "step": call.step,
+            "sequence_length": call.shape[1],
+        }
         if call.options.get("valid_mask") is not None:
             options["valid_mask"] = call.options["valid_mask"].reshape(-1)
         if self.is_moe and moe is not None:
@@ -148,9 +162,7 @@ class FeedForward:
         self.y = self.done.y.reshape(x.shape)
         self.aux_loss = self.done.report.aux_loss if self.is_moe else 0.0
 
-    def backward(
-        self, gradients: Parameters, d_y: Array, d_aux_loss: float, d_mean: Array | None
-    ) -> Array:
+    def backward(self, gradients: Parameters, d_y: Array, d_aux_loss: float, d_mean: Array | None) -> Array:
         d_x, own = layer.backward(self.done, d_y.reshape(-1, d_y.shape[-1]), d_aux_loss, d_mean)
         for name, gradient in own.items():
             gradients[self.prefix + name] += gradient
@@ -200,7 +212,12 @@ class Model:
     """All of it.  arguments: those of libmoe.Model by name; tokens [B,S], or hidden states [B,S,H]."""
 
     def __init__(
-        self, arguments: dict[str, Any], parameters: dict[str, Any], tokens: Any, targets: Any = None, **options: Any
+        self,
+        arguments: dict[str, Any],
+        parameters: dict[str, Any],
+        tokens: Any,
+        targets: Any = None,
+        **options: Any,
     ) -> None:
         self.a = arguments
         self.p: Parameters = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
@@ -259,7 +276,9 @@ class Model:
 
     def backward(self, d_objective: float = 1.0, d_hidden: Any = None) -> tuple[Array, Parameters]:
         """Gradient with respect to what went into the first layer, and the parameters'."""
-        gradients = {name: np.zeros_like(value) for name, value in self.p.items() if not name.endswith(layer.BUFFERS)}
+        gradients = {
+            name: np.zeros_like(value) for name, value in self.p.items() if not name.endswith(layer.BUFFERS)
+        }
         d = np.zeros_like(self.hidden) if d_hidden is None else np.asarray(d_hidden, np.float64)
         if self.targets is not None:
             d_logits = d_objective * self.d_logits

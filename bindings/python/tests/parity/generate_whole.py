@@ -22,10 +22,16 @@ from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 HERE = Path(__file__).parent / "whole"
-H, N, HEADS, KV, E, I, V, B, S = 16, 2, 4, 2, 4, 24, 32, 3, 7
+H, N, HEADS, KV, E, WIDTH, V, B, S = 16, 2, 4, 2, 4, 24, 32, 3, 7
 COEFFICIENT = 0.02
 Arrays = dict[str, Any]
-EXPERTS = {"n_experts": E, "top_k": 2, "intermediate_size": I, "expert_kind": "gated", "activation": "silu"}
+EXPERTS = {
+    "n_experts": E,
+    "top_k": 2,
+    "intermediate_size": WIDTH,
+    "expert_kind": "gated",
+    "activation": "silu",
+}
 EXPERTS |= {"router_bias": False, "balance_coef": 0.0, "z_coef": 0.0}
 
 
@@ -86,7 +92,7 @@ def language(model: nn.Module, arguments: Arrays) -> Arrays:
 def mixtral() -> Arrays:
     config = MixtralConfig(
         hidden_size=H,
-        intermediate_size=I,
+        intermediate_size=WIDTH,
         num_hidden_layers=N,
         num_attention_heads=HEADS,
         num_key_value_heads=KV,
@@ -106,8 +112,8 @@ def mixtral() -> Arrays:
 def qwen3_moe() -> Arrays:
     config = Qwen3MoeConfig(
         hidden_size=H,
-        intermediate_size=I,
-        moe_intermediate_size=I,
+        intermediate_size=WIDTH,
+        moe_intermediate_size=WIDTH,
         num_hidden_layers=N,
         num_attention_heads=HEADS,
         num_key_value_heads=KV,
@@ -136,7 +142,9 @@ def states() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x.requires_grad_(), dy, padding
 
 
-def encoded(module: nn.Module, y: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, settings: Arrays) -> Arrays:
+def encoded(
+    module: nn.Module, y: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, settings: Arrays
+) -> Arrays:
     (y * dy).sum().backward()
     assert x.grad is not None
     return {
@@ -151,18 +159,24 @@ def encoded(module: nn.Module, y: torch.Tensor, x: torch.Tensor, dy: torch.Tenso
 
 def encoder(norm_first: bool, experts: bool) -> Arrays:
     layer = nn.TransformerEncoderLayer(
-        H, HEADS, I, dropout=0.0, activation="relu", batch_first=True, norm_first=norm_first
+        H, HEADS, WIDTH, dropout=0.0, activation="relu", batch_first=True, norm_first=norm_first
     )
     if experts:
         del layer.linear1, layer.linear2
         layer.moe = MixtralSparseMoeBlock(
-            MixtralConfig(hidden_size=H, intermediate_size=I, num_local_experts=E, num_experts_per_tok=2, experts_implementation="eager")
+            MixtralConfig(
+                hidden_size=H,
+                intermediate_size=WIDTH,
+                num_local_experts=E,
+                num_experts_per_tok=2,
+                experts_implementation="eager",
+            )
         )
         layer._ff_block = lambda x: mixed(layer.moe(x))  # noqa: E731
     unsettle(layer)
     x, dy, _ = states()
     settings: Arrays = {"hidden_size": H, "n_heads": HEADS, "dropout": 0.0, "norm_first": norm_first}
-    settings |= {"moe": EXPERTS} if experts else {"intermediate_size": I}
+    settings |= {"moe": EXPERTS} if experts else {"intermediate_size": WIDTH}
     return encoded(layer, layer(x), x, dy, settings)
 
 
@@ -195,7 +209,7 @@ CASES = {
 def main() -> None:
     HERE.mkdir(exist_ok=True)
     for name, make in CASES.items():
-        arrays = {
+        arrays: Arrays = {
             key: value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
             for key, value in make().items()
         }

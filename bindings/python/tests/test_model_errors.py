@@ -1,0 +1,169 @@
+"""Everything that can be wrong about a model, wrong once: refused by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import libmoe
+
+MOE: dict[str, Any] = {"n_experts": 4, "top_k": 2, "intermediate_size": 8}
+GOOD: dict[str, Any] = {"hidden_size": 8, "n_layers": 2, "n_heads": 2, "vocabulary_size": 11, "moe": MOE}
+INVALID = libmoe.InvalidArgumentError
+
+CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": 0}, "hidden_size = 0 is below 1"),
+    ({"n_layers": 0}, "n_layers = 0 is below 1"),
+    ({"n_heads": 0}, "n_heads = 0 is below 1"),
+    ({"n_heads": 3}, "n_heads = 3 does not divide hidden_size = 8, and head_size = 0"),
+    ({"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 2"),
+    ({"n_kv_heads": -1}, "n_kv_heads = -1 is below 0"),
+    ({"head_size": 3}, "head_size = 3 is odd, but rope_theta turns pairs"),
+    ({"head_size": 2**31 - 1, "rope_theta": 0.0}, "(n_heads + 2 n_kv_heads) * head_size ="),
+    ({"vocabulary_size": -1}, "vocabulary_size = -1 is below 0"),
+    ({"vocabulary_size": 0, "max_positions": 4}, "max_positions = 4, but vocabulary_size = 0"),
+    ({"max_positions": -4}, "max_positions = -4 is below 0"),
+    ({"rope_theta": 0.5}, "rope_theta = 0.5"),
+    ({"norm_epsilon": -1.0}, "norm_epsilon = -1"),
+    ({"norm": "batch"}, "norm = 'batch'; choose one of"),
+    ({"norm_place": "within"}, "norm_place = 'within'; choose one of"),
+    ({"weight_dtype": "int8"}, "weight_dtype = 'int8'; choose one of"),
+    ({"dropout": 1.0}, "dropout = 1 is not in [0, 1)"),
+    ({"attention_dropout": -0.5}, "attention_dropout = -0.5 is not in [0, 1)"),
+    ({"init_deviation": float("nan")}, "init_deviation = nan"),
+    ({"pooled_balance_coef": -1.0}, "pooled_balance_coef = -1"),
+    ({"moe": None}, "dense_intermediate_size = 0 is below 1"),
+    ({"moe": None, "dense_intermediate_size": 8, "pooled_balance_coef": 1.0}, "but moe is NULL"),
+    (
+        {"moe": None, "dense_intermediate_size": 8, "dense_kind": "linear"},
+        "dense_kind = 'linear'; choose one of",
+    ),
+    ({"moe": None, "dense_intermediate_size": 8, "dense_dropout": 2.0}, "dense_dropout = 2 is not in [0, 1)"),
+    ({"moe_every": 3, "dense_intermediate_size": 8}, "moe_every = 3 exceeds n_layers = 2"),
+    ({"moe_every": -1, "dense_intermediate_size": 8}, "moe_every = -1 is below 0"),
+    ({"norm_place": "none"}, "moe is not NULL, but norm_place = MOE_NORM_NONE has no ffn"),
+    ({"norm_place": "none", "moe": None, "dropout": 0.1}, "has no residual to add to"),
+    ({"moe": {**MOE, "hidden_size": 9}}, "moe: hidden_size = 9 is neither 0 nor the model's 8"),
+    ({"moe": {**MOE, "seed": 1}}, "moe: seed = 1, but the experts' seeds derive from the model's"),
+    ({"moe": {**MOE, "io_dtype": "bf16"}}, "moe: io_dtype = 1, but a model's hidden states are float32"),
+    ({"moe": {**MOE, "inference_only": True}}, "moe: inference_only = 1: set the model's"),
+    ({"moe": {**MOE, "router": "external"}}, "moe: router = MOE_ROUTER_EXTERNAL"),
+    (
+        {"moe": {**MOE, "router": "hash", "vocabulary_size": 5}},
+        "moe: vocabulary_size = 5 is not the model's 11",
+    ),
+    ({"moe": {**MOE, "top_k": 5}}, "top_k = 5 exceeds n_experts = 4"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CONFIGURATIONS)
+def test_configuration(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(INVALID, match=re.escape(message)):
+        libmoe.Model(**{**GOOD, **change})
+
+
+def test_names_within_moe() -> None:
+    with pytest.raises(TypeError, match="moe: unknown names \\['experts'\\]"):
+        libmoe.Model(**{**GOOD, "moe": {**MOE, "experts": 3}})
+    with pytest.raises(TypeError, match="moe: top_k is missing"):
+        libmoe.Model(**{**GOOD, "moe": {"n_experts": 3, "intermediate_size": 3}})
+
+
+TOKENS = np.zeros((2, 3), np.int32)
+CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": TOKENS + 11}, "input.tokens[0] = 11 is not one of vocabulary_size = 11"),
+    ({"tokens": TOKENS - 1}, "input.tokens[0] = -1 is not one of vocabulary_size = 11"),
+    ({"tokens": TOKENS[:0]}, "input.n_sequences = 0 is below 1"),
+    ({"tokens": TOKENS[:, :0].copy()}, "input.sequence_length = 0 is below 1"),
+    ({"tokens": np.zeros((1, 5), np.int32)}, "input.sequence_length = 5 exceeds max_positions = 4"),
+    (
+        {"targets": TOKENS + 11},
+        "input.targets[0] = 11 is neither one of vocabulary_size = 11 nor ignore_index = -100",
+    ),
+    ({"targets": TOKENS - 1, "ignore_index": -2}, "nor ignore_index = -2"),
+    ({"label_smoothing": 0.1}, "input.label_smoothing = 0.1, but targets is NULL"),
+    ({"targets": TOKENS, "label_smoothing": 1.0}, "input.label_smoothing = 1 is not in [0, 1)"),
+    ({"step": 2**56}, "input.step = 72057594037927936 is not below 2^56"),
+    ({"valid_mask": np.full((2, 3), 2, np.uint8)}, "input.valid_mask[0] = 2 is neither 0 nor 1"),
+    ({"mask": np.full((3, 3), 2, np.uint8)}, "input.mask[0] = 2 is neither 0 nor 1"),
+    ({"memory_limit": 100}, "memory_limit = 100 bytes, but 2 sequences of 3 tokens need at least"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CALLS)
+def test_call(change: dict[str, Any], message: str) -> None:
+    model = libmoe.Model(**GOOD, max_positions=4)
+    output = model.forward(TOKENS, tape=True)
+    with pytest.raises(INVALID, match=re.escape(message)):
+        model.forward(**{"tokens": TOKENS, "tape": True, **change})
+    with pytest.raises(libmoe.BadStateError, match="filled by another forward since"):
+        model.backward(output)
+
+
+def test_types_and_shapes() -> None:
+    model = libmoe.Model(**GOOD)
+    with pytest.raises(TypeError, match="tokens: expected int32, got int64"):
+        model.forward(np.zeros((2, 3), np.int64))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tokens: expected shape \\[B, S\\], got \\(3,\\)"):
+        model.forward(np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match="targets: expected shape \\(2, 3\\), got \\(2, 4\\)"):
+        model.forward(TOKENS, np.zeros((2, 4), np.int32))
+    encoder = libmoe.EncoderLayer(8, 2, 16)
+    with pytest.raises(ValueError, match="tokens: expected shape \\[..., 8\\], got \\(2, 3, 7\\)"):
+        encoder.forward(np.zeros((2, 3, 7), np.float32))
+
+
+def test_states() -> None:
+    model, other = libmoe.Model(**GOOD), libmoe.Model(**GOOD)
+    with pytest.raises(libmoe.BadStateError, match="has no tape"):
+        model.backward(model.forward(TOKENS))
+    with pytest.raises(libmoe.BadStateError, match="tape belongs to another model"):
+        model.forward(TOKENS, tape=other.tape())
+    with pytest.raises(libmoe.BadStateError, match="cache belongs to another model"):
+        model.read(other.cache(2, 3), TOKENS)
+    frozen = libmoe.Model(**GOOD, inference_only=True)
+    with pytest.raises(libmoe.BadStateError, match="the model was created inference_only"):
+        frozen.backward(frozen.forward(TOKENS, tape=True))
+    with pytest.raises(libmoe.BadStateError, match="the model was created inference_only"):
+        frozen.zero_grad()
+    with pytest.raises(INVALID, match="d_objective = nan is not finite"):
+        model.backward(model.forward(TOKENS, tape=True), float("nan"))
+
+
+def test_generation() -> None:
+    model = libmoe.Model(**GOOD, max_positions=5)
+    with pytest.raises(INVALID, match="n_sequences = 0 is below 1"):
+        model.cache(0, 3)
+    with pytest.raises(INVALID, match="max_length = 6 exceeds 5"):
+        model.cache(1, 6)
+    with pytest.raises(INVALID, match="a cache is for causal models with a vocabulary"):
+        libmoe.Model(**{**GOOD, "causal": False}).cache(1, 3)
+    cache = model.cache(2, 3)
+    with pytest.raises(INVALID, match="tokens\\[5\\] = 11 is not one of vocabulary_size = 11"):
+        model.read(cache, np.array([[0, 1, 2], [3, 4, 11]], np.int32))
+    assert cache.length == 0
+    model.read(cache, TOKENS)
+    with pytest.raises(INVALID, match="length = 4 is not from 0 to the 3 tokens in the cache"):
+        cache.truncate(4)
+    with pytest.raises(INVALID, match="prompt: is empty"):
+        list(model.generate([], 3))
+
+
+def test_parameters() -> None:
+    model = libmoe.Model(**GOOD)
+    with pytest.raises(INVALID, match="the model has no parameter called output.weight"):
+        model.bind("output.weight", np.zeros((11, 8), np.float32))
+    values = np.ones((11, 8), np.float32)
+    model.bind("embed.weight", values)
+    values[0] = 3
+    assert (model.parameters["embed.weight"].data[0] == 3).all()
+    router = np.zeros((4, 8), np.float32)
+    model.bind("layers.1.ffn.router.weight", router)
+    assert model.layers[1].parameters["router.weight"].data.ctypes.data == router.ctypes.data
+    assert "layers.1.ffn.router.weight" in model.parameters
+    names = list(model.parameters)
+    assert names[:3] == ["embed.weight", "layers.0.norm1.weight", "layers.0.attention.qkv.weight"]
+    assert names[-1] == "norm.weight"
