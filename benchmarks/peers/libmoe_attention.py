@@ -24,9 +24,7 @@ def main() -> None:
         into = (gradients[0][:, :tokens], gradients[1][:, :tokens], gradients[2][:, :tokens])
         q, k, v, y, dy = (array[:, :tokens] for array in (query, key, value, output, doutput))
         _, log_sums = blocks.attention(q, k, v, causal=work.causal, out=y, context=context)
-        blocks.attention_backward(
-            q, k, v, y, log_sums, dy, causal=work.causal, into=into, context=context
-        )
+        blocks.attention_backward(q, k, v, y, log_sums, dy, causal=work.causal, into=into, context=context)
         return output, gradients
 
     step(1)  # loads the code that a step runs

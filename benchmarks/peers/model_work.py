@@ -4,13 +4,13 @@ A peer is a program that answers and then runs when asked, as protocol.py says:
 
     PEER train FOLDER DTYPE THREADS          a step: forward, backward, AdamW
     PEER generate FOLDER DTYPE THREADS       greedy tokens of one sequence, after a prompt
-    PEER FOLDER S MASK THREADS               attention over S tokens, forward and backward; MASK causal or full
+    PEER FOLDER S MASK THREADS               attention over S tokens, both ways; MASK causal or full
 
 DTYPE is f32, or bf16: mixed precision.  FOLDER holds model.npz, the parameters under libmoe's names, and
 tokens.npy [B,S+1]; for attention attention.npy, which is query, key, value and the output's gradient, each
 [1,S,heads,D].  The answers: of training the logits of all tokens and the token embedding's gradient; of
-generation the logits of each of CHECKED tokens, read one by one after the prompt; of attention the output, and
-the gradients of query, key and value behind each other.
+generation the logits of each of CHECKED tokens, read one by one after the prompt; of attention the output,
+and the gradients of query, key and value behind each other.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class ModelWork:
     folder: Path
     dtype: Dtype
     threads: int
+    unit = "billion tokens/s"
 
     @property
     def name(self) -> str:
@@ -92,6 +93,7 @@ class AttentionWork:
     tokens: int  # S
     causal: bool
     threads: int
+    unit = "GFLOP/s"
     outputs = ("y", "dx")
     limit = LIMITS["f32"]
 

@@ -8,8 +8,9 @@ import sys
 
 import torch
 from model_work import AttentionWork
-from protocol import Array, listen
+from protocol import listen
 from resident import growth
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     torch.set_num_threads(work.threads)
     arrays = [torch.from_numpy(array).transpose(1, 2) for array in work.load()]  # [1,heads,S,D]
 
-    def step(tokens: int) -> tuple[Array, Array]:
+    def step(tokens: int) -> tuple[Tensor, list[Tensor]]:
         *inputs, doutput = (array[:, :, :tokens].detach() for array in arrays)
         for tensor in inputs:
             tensor.requires_grad_()

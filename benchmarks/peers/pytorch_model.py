@@ -1,6 +1,6 @@
 """PyTorch's language model, by the rules of model_work.py; bf16 is autocast."""
 # Types are checked where PyTorch need not be installed.
-# mypy: disable-error-code="import-not-found, misc"
+# mypy: disable-error-code="import-not-found, misc, untyped-decorator"
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The model of model_work.py as one writes it in PyTorch: fused attention, a loop over the experts with tokens."""
+"""The model of model_work.py as one writes it in PyTorch: fused attention, a loop over the experts."""
 # Types are checked where PyTorch need not be installed.
-# mypy: disable-error-code="import-not-found, misc, no-any-return"
+# mypy: disable-error-code="import-not-found, misc, no-any-return, untyped-decorator"
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class Attention(nn.Module):
             store[0, :, :, start : start + length] = key
             store[1, :, :, start : start + length] = value
             key, value = store[:, :, :, : start + length]
-        y = functional.scaled_dot_product_attention(
-            query, key, value.to(key.dtype), is_causal=length > 1
-        )
+        y = functional.scaled_dot_product_attention(query, key, value.to(key.dtype), is_causal=length > 1)
         return self.output(y.transpose(1, 2).reshape(batch, length, HIDDEN))
 
 
