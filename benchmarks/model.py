@@ -36,7 +36,7 @@ from shapes import Dtype  # noqa: E402
 
 import libmoe  # noqa: E402
 
-ROUNDS = 5
+ROUNDS = 1
 MIB = 2**20
 LIMIT = 128 * MIB  # of scratch and tape, for training with a memory limit
 TIMED = 2048  # tokens of the attention that is timed

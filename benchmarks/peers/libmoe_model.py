@@ -45,7 +45,9 @@ def model_of(context: libmoe.Context, dtype: str, *, inference_only: bool = Fals
             "intermediate_size": INNER,
             "expert_kind": "gated",
             "activation": "silu",
+            "router_bias": False,
             "balance_coef": 0.0,
+            "z_coef": 0.0,
         },
         rope_theta=THETA,
         norm_epsilon=EPSILON,
@@ -83,12 +85,10 @@ def train(work: ModelWork, model: libmoe.Model, context: libmoe.Context, limit: 
 
     step(x[:1, :8].copy(), targets[:1, :8].copy(), model.tape())  # moments have been written to
     tape = model.tape()
-    before, _ = context.memory()
     grown, _ = growth(lambda: step(x, targets, tape))
     facts = {
         "version": libmoe.__version__,
         "resident": grown,
-        "asked_for": context.memory()[1] - before,
         "promised": model.plan(*x.shape, memory_limit=limit).total_bytes,
     }
     gradient = model.parameters["embed.weight"].grad
