@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Protocol
 
 import numpy as np
 from measure import turn
@@ -138,7 +138,39 @@ class Step:
         return np.fromfile(self.folder / name, np.float32, self.count)
 
 
-Task = Union[Work, Step]
+class Task(Protocol):
+    """What is run: Work, Step, and those of model_work.py."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the inputs and the answers are."""
+
+    @property
+    def threads(self) -> int:
+        """With how many."""
+
+    @property
+    def amount(self) -> float:
+        """How much of it there is."""
+
+    @property
+    def unit(self) -> str:
+        """What a billion of the amount in a second is called."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """What the answer consists of."""
+
+    @property
+    def limit(self) -> float:
+        """How far a peer's answer may be from ours."""
+
+    def arguments(self) -> list[str]:
+        """Return the command line of a peer."""
 
 
 def serve(work: Work, version: str, run: Callable[[], tuple[Array, Array | None]]) -> None:

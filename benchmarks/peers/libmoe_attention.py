@@ -1,0 +1,36 @@
+"""libmoe's attention, by the rules of model_work.py."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from model_work import AttentionWork
+from protocol import Array, listen
+from resident import growth
+
+import libmoe
+from libmoe import blocks
+
+
+def main() -> None:
+    """Measure the first run, answer with it, run when asked."""
+    work = AttentionWork.of(sys.argv[1:])
+    context = libmoe.Context(work.threads)
+    query, key, value, doutput = work.load()
+    output, gradients = np.zeros_like(query), np.zeros((3, *query.shape), np.float32)
+
+    def step(tokens: int) -> tuple[Array, Array]:
+        into = (gradients[0][:, :tokens], gradients[1][:, :tokens], gradients[2][:, :tokens])
+        q, k, v, y, dy = (array[:, :tokens] for array in (query, key, value, output, doutput))
+        _, log_sums = blocks.attention(q, k, v, causal=work.causal, out=y, context=context)
+        blocks.attention_backward(q, k, v, y, log_sums, dy, causal=work.causal, into=into, context=context)
+        return output, gradients
+
+    step(1)  # loads the code that a step runs
+    grown, answer = growth(lambda: step(work.tokens))
+    facts = {"version": libmoe.__version__, "resident": grown}
+    listen(work, facts, answer, lambda: step(work.tokens))
+
+
+main()
