@@ -256,7 +256,7 @@ typedef struct moe_model_config {
 MOE_API void moe_model_config_init(moe_model_config *config, size_t struct_size);
 
 /** Fill `config` as torch.nn.TransformerEncoderLayer has it, one layer: LayerNorm after (POST), biases everywhere,
- *  dropout 0.1, ReLU MLP.  Set the sizes, and `moe` to have experts in place of the MLP. */
+ *  dropout 0.1 everywhere, ReLU MLP.  Set the sizes, and `moe` to have experts in place of the MLP. */
 MOE_API void moe_encoder_layer_config_init(moe_model_config *config, size_t struct_size);
 
 /** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
@@ -295,8 +295,8 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 /** One call: what goes in. */
 typedef struct moe_model_input {
   size_t struct_size;
-  int64_t n_sequences;       /**< B */
-  int64_t sequence_length;   /**< S */
+  int64_t n_sequences;       /**< B >= 1 */
+  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
   const int32_t *targets;    /**< [B,S], nullable: the loss is computed */
@@ -323,7 +323,8 @@ typedef struct moe_model_report {
   double aux_loss;             /**< the sum over layers of moe_report.aux_loss */
   double pooled_balance_loss;  /**< 0 where its coefficient is 0 */
   int64_t n_targets;           /**< that counted */
-  moe_report *layers;          /**< [n_layers], nullable, each with struct_size set; of dense layers all 0 */
+  moe_report *layers;          /**< [n_layers], nullable, each with struct_size set; of dense layers all 0, and no array is
+                                    written */
   float *token_losses;         /**< [B,S], nullable */
 } moe_model_report;
 
@@ -335,7 +336,7 @@ MOE_API void moe_model_report_init(moe_model_report *report, size_t struct_size)
 typedef enum moe_keep {
   MOE_KEEP_ALL = 0,     /**< everything backward needs */
   MOE_KEEP_LEAN = 1,    /**< attention's arrays, of the ffn its routing (a LEAN tape) */
-  MOE_KEEP_INPUT = 2    /**< the layer's input and the routing: attention is computed again */
+  MOE_KEEP_INPUT = 2    /**< the layer's input and the routing (with POST, h + ffn(h) too): attention is computed again */
 } moe_keep;
 
 typedef struct moe_model_plan {
@@ -369,7 +370,7 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
                                                float *logits, moe_model_tape *tape, moe_model_report *report);
 
 /** Gradients of  d_objective * objective + <dhidden, hidden>, added to the parameters'.
- *  @param input   [in] as in forward
+ *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
  *  @return as moe_layer_backward. */
@@ -391,8 +392,8 @@ MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
- *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, to rounding (experts with a
- *                capacity apart)
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
+ *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
  *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
  *          CANCELLED; on an error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,

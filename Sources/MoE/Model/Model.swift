@@ -66,7 +66,12 @@ public struct Model {
       y: frame.y(n))
     let isMoE = configuration.isMoE(n)
     let pooled = isMoE ? frame.pooled : nil
-    let report = try block.run(tape: taped.map { $0.tapes + n }, pooled?.take(asked, n, self) ?? asked)
+    var report = Report()
+    do throws(Fault) {
+      report = try block.run(tape: taped.map { $0.tapes + n }, pooled?.take(asked, n, self) ?? asked)
+    } catch {
+      throw error.inLayer(n)
+    }
     pooled?.note(report, n, self, asked)
     (frame.reports + n).initialize(to: isMoE ? report : Report())
   }

@@ -91,29 +91,33 @@ extension Model {
     guard let limit = input.limit ?? context.memoryLimit else {
       return try plan(input, taped: taped, lean: 0, input: 0, chunk: whole, cache, &kinds)
     }
-    // Without a tape there is nothing to keep.
-    let levels = taped ? 2 * n : 0
+    func atLevel(_ level: Int, chunk: Int, _ kinds: inout KindsOfLayers) throws(Fault) -> ModelPlan {
+      try plan(
+        input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: chunk, cache, &kinds)
+    }
+    let levels = taped ? 2 * n : 0  // without a tape there is nothing to keep
     for level in 0...levels {
-      let found = try plan(
-        input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: whole, cache, &kinds)
+      let found = try atLevel(level, chunk: whole, &kinds)
       if found.total <= limit { return found }
     }
-    func inChunks(_ blocks: Int) throws(Fault) -> ModelPlan {
-      var kinds = KindsOfLayers()
-      let kept = taped ? n : 0
-      return try plan(input, taped: taped, lean: kept, input: kept, chunk: blocks * rowsPerBlock, cache, &kinds)
+    // In chunks, of the level that takes least: with few layers what is computed again may take more than it saves.
+    kinds = KindsOfLayers()
+    var (best, bestLevel) = (try atLevel(0, chunk: rowsPerBlock, &kinds), 0)
+    for level in 0...levels {
+      let found = try atLevel(level, chunk: rowsPerBlock, &kinds)
+      if found.total < best.total { (best, bestLevel) = (found, level) }
     }
-    // The largest chunks that fit, by bisection.
-    var best = try inChunks(1)
     if best.total > limit {
       throw .invalid(
         "memory_limit = \(limit) bytes, but \(input.sequences) sequences of \(input.length) tokens need at least \(best.total)"
       )
     }
+    // The largest chunks that fit, by bisection.
     var (least, most) = (2, blocks(of: whole) - 1)
     while least <= most {
       let middle = (least + most) / 2
-      let found = try inChunks(middle)
+      kinds = KindsOfLayers()
+      let found = try atLevel(bestLevel, chunk: middle * rowsPerBlock, &kinds)
       if found.total <= limit {
         best = found
         least = middle + 1

@@ -27,6 +27,16 @@ extension Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
   }
 
+  /// The same, its text beginning with the number of a model's layer where it speaks of one layer's numbers.
+  func inLayer(_ n: Int) -> Fault {
+    if kind != .notFinite && kind != .badState { return self }
+    let size = Int(MOEI_TEXT_SIZE)
+    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
+      text.baseAddress!.update(from: moei_error_text(), count: size)
+      return Fault(kind, "layers.\(n): \(UnsafePointer(text.baseAddress))")
+    }
+  }
+
   /// What the system said about a file.
   static func io(_ action: StaticString, _ path: UnsafePointer<CChar>, _ error: Int32) -> Fault {
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { text in

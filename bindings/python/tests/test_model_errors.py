@@ -133,6 +133,21 @@ def test_states() -> None:
         model.backward(model.forward(TOKENS, tape=True), float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("layers.1.attention.qkv.weight", "layers.1: attention: a score of sequence 0, head 0, query 0"),
+        ("layers.0.ffn.router.weight", "layers.0: x: token 0 gets a logit that is NaN"),
+        ("norm.weight", "token 0 has a loss that is not finite"),
+    ],
+)
+def test_what_is_not_finite_is_found(name: str, message: str) -> None:
+    model = libmoe.Model(**GOOD)
+    model.parameters[name].data[...] = np.nan
+    with pytest.raises(libmoe.NotFiniteError, match=message):
+        model.forward(TOKENS, TOKENS)
+
+
 def test_generation() -> None:
     model = libmoe.Model(**GOOD, max_positions=5)
     with pytest.raises(INVALID, match="n_sequences = 0 is below 1"):

@@ -11,6 +11,7 @@ from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context
+from .encoder import EncoderLayer
 from .errors import (
     BadStateError,
     FileError,
@@ -23,7 +24,7 @@ from .generation import Cache
 from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import Plan
-from .model import EncoderLayer, Model
+from .model import Model
 from .model_call import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, clip_grad_norm
 from .parameter import Parameter

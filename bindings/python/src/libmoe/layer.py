@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _abi, _check, config, words
 from ._check import Array, FloatArray
-from ._library import Borrowed, Handle, lib
+from ._library import Handle, lib
 from ._weights import Weights
 from .calls import forward_options, run
 from .context import Context, default_context
@@ -291,16 +291,6 @@ class Layer(Weights):
         )
         self._io_dtype = io_dtype
         self._losses = list(losses or ())
-
-    @classmethod
-    def _of_model(cls, handle: Borrowed, c_config: _abi.moe_layer_config, losses: list[words.Loss]) -> Layer:
-        """Return the ffn of a model, to which it belongs."""
-        layer = cls.__new__(cls)
-        layer._config = c_config
-        Weights.__init__(layer, handle)
-        layer._io_dtype = "f32"
-        layer._losses = losses
-        return layer
 
     # Read-only: the memory that a call reads and writes follows from them.
     @property

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import _abi, _abi_model, _check, config, words
 from ._check import FloatArray
+from ._ffn import dense_options, layer_of, moe_options
 from ._library import Borrowed, Handle, lib
 from ._weights import Tensors
 from .calls import run
@@ -19,7 +20,7 @@ from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
 from .language import sample
 from .layer import Layer
-from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, options_of, planned
+from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
 
 _DTYPE = {"float32": _abi.DTYPE["f32"], "bfloat16": _abi.DTYPE["bf16"]}
 
@@ -163,7 +164,7 @@ class Model(Tensors):
         )
         self._moe: dict[str, Any] | None = None
         if moe is not None:
-            self._moe = _moe_options(moe, hidden_size)
+            self._moe = moe_options(moe, hidden_size)
             c_config.moe = ctypes.pointer(config.to_c(self._moe))
             c_config.moe_every = whole("moe_every", moe_every)
         if norm_place != "none" and (moe is None or moe_every != 1):
@@ -220,9 +221,8 @@ class Model(Tensors):
         keep = self._handle.keep.setdefault(("ffn", n), {"context": self._handle.keep["context"]})
         options = self._moe if self._is_moe(n) else None
         if options is None:
-            options = _dense_options(self._config)
-        losses = list(options["losses"] or ())
-        return Layer._of_model(Borrowed(pointer, self._handle, keep), config.to_c(options), losses)
+            options = dense_options(self._config)
+        return layer_of(Borrowed(pointer, self._handle, keep), options)
 
     # ----------------------------------------------------------------------------------------------------
     # Forward and backward
@@ -446,8 +446,8 @@ class Model(Tensors):
         Returns
         -------
         ndarray of float32, [B, V]
-            Logits of the last token: those of :meth:`forward` over the whole sequence, to rounding (experts
-            with a capacity apart).
+            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
 
         Raises
         ------
@@ -503,107 +503,3 @@ class Model(Tensors):
             )
             yield token
             tokens = np.array([[token]], np.int32)
-
-
-def _moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
-    """Return all options of the MoE layers' ffn."""
-    if not isinstance(moe, Mapping):
-        raise TypeError(
-            f"moe: expected a dict, got {type(moe).__name__}; use dict(n_experts=8, top_k=2, ...)"
-        )
-    if moe.get("context") is not None:
-        raise InvalidArgumentError("moe: context is the model's")
-    return options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
-
-
-def _dense_options(c_config: _abi_model.moe_model_config) -> dict[str, Any]:
-    """Return the options of a dense ffn."""
-    kinds = {number: word for word, number in _abi.EXPERT.items()}
-    activations = {number: word for word, number in _abi.ACTIVATION.items()}
-    dense = {
-        "hidden_size": c_config.hidden_size,
-        "intermediate_size": c_config.dense_intermediate_size,
-        "n_experts": 1,
-        "top_k": 1,
-        "router": "external",
-        "expert_kind": kinds[c_config.dense_kind],
-        "activation": activations[c_config.dense_activation],
-        "expert_bias": not c_config.dense_no_bias,
-        "dropout": c_config.dense_dropout,
-    }
-    return options_of(Layer, dense, "dense")
-
-
-class EncoderLayer(Model):
-    """One transformer layer as ``torch.nn.TransformerEncoderLayer`` has it, with an MLP or with experts.
-
-    Parameters
-    ----------
-    hidden_size, n_heads, intermediate_size : int
-        H, the heads, and the MLP's width (0 with ``moe``).
-    moe : mapping, optional
-        Experts in place of the MLP, as of :class:`Model`.
-    activation : {"relu", "gelu", ...}
-        Of the MLP.
-    dropout : float
-        On attention's weights, within the MLP, and on what both add.
-    norm_first : bool
-        Whether norms come before attention and ffn.
-    norm_epsilon : float
-        Above 0.
-    bias : bool
-        Whether attention and MLP have biases.
-    seed, context
-        As of :class:`Model`.
-
-    Examples
-    --------
-    >>> import libmoe, numpy
-    >>> layer = libmoe.EncoderLayer(64, 4, 256)
-    >>> y = layer(numpy.zeros((2, 8, 64), numpy.float32))
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        n_heads: int,
-        intermediate_size: int = 0,
-        *,
-        moe: Mapping[str, Any] | None = None,
-        activation: words.Activation = "relu",
-        dropout: float = 0.1,
-        norm_first: bool = False,
-        norm_epsilon: float = 1e-5,
-        bias: bool = True,
-        seed: int = 0,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(
-            hidden_size,
-            1,
-            n_heads,
-            moe=moe,
-            dense_kind="mlp",
-            dense_activation=activation,
-            dense_intermediate_size=intermediate_size,
-            dense_bias=bias,
-            dense_dropout=dropout,
-            rope_theta=0.0,
-            norm="layer",
-            norm_place="pre" if norm_first else "post",
-            norm_epsilon=norm_epsilon,
-            final_norm=False,
-            causal=False,
-            qkv_bias=bias,
-            output_bias=bias,
-            dropout=dropout,
-            attention_dropout=dropout,
-            seed=seed,
-            context=context,
-        )
-
-    def __call__(self, x: FloatArray, **options: Any) -> FloatArray:
-        """Return y [B, S, H] of x [B, S, H], for evaluation; options as of :meth:`Model.forward`."""
-        y = self.forward(x, **options).hidden
-        assert y is not None
-        return y

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,15 +194,3 @@ def planned(model: Handle, n_layers: int, call: Call, taped: bool) -> ModelPlan:
         total_bytes=plan.total_bytes,
         keep=[words[number] for number in keep.tolist()],
     )
-
-
-def options_of(kind: type, given: dict[str, Any], owner: str) -> dict[str, Any]:
-    """Return all keyword arguments of a class, the defaults where nothing is given."""
-    known = inspect.signature(kind).parameters
-    unknown = sorted(given.keys() - known.keys())
-    if unknown:
-        raise TypeError(f"{owner}: unknown names {unknown}; choose from {list(known)}")
-    missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
-    if missing:
-        raise TypeError(f"{owner}: {missing[0]} is missing")
-    return {name: given.get(name, parameter.default) for name, parameter in known.items()}

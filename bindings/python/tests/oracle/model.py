@@ -95,6 +95,9 @@ class SelfAttention:
         b, s = call.shape
         h, kv, d = call.heads, call.kv_heads, call.head_size
         projected = linear(call.p, f"{self.name}.qkv", x)
+        q: Any
+        k: Any
+        v: Any
         q, k, v = np.split(projected, [h * d, (h + kv) * d], axis=-1)
         q, k, v = q.reshape(b, s, h, d), k.reshape(b, s, kv, d), v.reshape(b, s, kv, d)
         self.norms = None
@@ -122,7 +125,8 @@ class SelfAttention:
             self.output.reshape(b * s, -1),
             d_y.reshape(b * s, width),
         )
-        d_q, d_k, d_v = self.attention.backward(d_output.reshape(b, s, call.heads, call.head_size))
+        by_head: Any = d_output.reshape(b, s, call.heads, call.head_size)
+        d_q, d_k, d_v = self.attention.backward(by_head)
         if call.theta:
             d_q, d_k = turn(d_q, call.theta, back=True), turn(d_k, call.theta, back=True)
         if self.norms:

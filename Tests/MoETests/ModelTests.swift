@@ -1,0 +1,245 @@
+import CMoE
+import Testing
+
+/// A small language model: one dense layer, one MoE layer.
+private final class ModelLife {
+  let allocator = CountingAllocator()
+  let (sequences, length, vocabulary) = (2, 5, 11)
+  var context, model, tape, cache: OpaquePointer?
+  var tokens: [Int32] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+  var targets: [Int32] = [2, 3, 4, 5, 6, 7, 8, 9, 10, -100]
+  var logits = [Float](repeating: .nan, count: 2 * 5 * 11)
+  var last = [Float](repeating: .nan, count: 2 * 11)
+  var report = moe_model_report()
+
+  init() { moe_model_report_init(&report, MemoryLayout<moe_model_report>.size) }
+
+  deinit { free() }
+
+  func free() {
+    moe_cache_free(cache)
+    moe_model_tape_free(tape)
+    moe_model_free(model)
+    moe_context_free(context)
+    (cache, tape, model, context) = (nil, nil, nil, nil)
+  }
+
+  func create(_ change: (inout moe_model_config) -> Void = { _ in }) -> moe_status {
+    var moe = moe_layer_config()
+    moe_layer_config_init(&moe, MemoryLayout<moe_layer_config>.size)
+    (moe.n_experts, moe.top_k, moe.intermediate_size, moe.balance_coef) = (4, 2, 7, 0.01)
+    var config = moe_model_config()
+    moe_model_config_init(&config, MemoryLayout<moe_model_config>.size)
+    (config.hidden_size, config.n_layers, config.n_heads, config.vocabulary_size) = (8, 2, 2, Int64(vocabulary))
+    (config.causal, config.tied_output, config.final_norm, config.rope_theta) = (1, 1, 1, 10000)
+    (config.dense_intermediate_size, config.moe_every, config.pooled_balance_coef) = (9, 2, 0.1)
+    return withUnsafePointer(to: moe) {
+      config.moe = $0
+      change(&config)
+      return moe_model_create(context, &config, &model)
+    }
+  }
+
+  func withInput<R>(_ body: (UnsafeMutablePointer<moe_model_input>) -> R) -> R {
+    tokens.withUnsafeBufferPointer { tokens in
+      targets.withUnsafeBufferPointer { targets in
+        var input = moe_model_input()
+        moe_model_input_init(&input, MemoryLayout<moe_model_input>.size)
+        (input.n_sequences, input.sequence_length) = (Int64(sequences), Int64(length))
+        (input.tokens, input.targets) = (tokens.baseAddress, targets.baseAddress)
+        return body(&input)
+      }
+    }
+  }
+
+  func forward() -> moe_status {
+    withInput { input in
+      logits.withUnsafeMutableBufferPointer {
+        moe_model_forward(model, input, nil, $0.baseAddress, tape, &report)
+      }
+    }
+  }
+
+  func backward() -> moe_status { withInput { moe_model_backward(model, tape, $0, 1, nil, nil) } }
+
+  func read() -> moe_status {
+    tokens.withUnsafeBufferPointer { tokens in
+      last.withUnsafeMutableBufferPointer {
+        moe_model_read(model, cache, tokens.baseAddress, Int64(length), $0.baseAddress)
+      }
+    }
+  }
+
+  /// Call by call.
+  var calls: [(ModelLife) -> moe_status] {
+    [
+      { life in
+        var config = life.allocator.contextConfig
+        config.n_threads = 2
+        return moe_context_create(&config, &life.context)
+      },
+      { $0.create() },
+      { moe_model_tape_create($0.model, &$0.tape) },
+      { $0.forward() },
+      { $0.backward() },
+      { moe_cache_create($0.model, Int64($0.sequences), Int64($0.length), &$0.cache) },
+      { $0.read() },
+    ]
+  }
+}
+
+@Suite("Models")
+struct ModelTests {
+  @Test("a life: parameters, a step, memory as planned, reading")
+  func life() throws {
+    let life = ModelLife()
+    for call in life.calls.prefix(3) { try check(call(life)) }
+
+    var count: Int64 = 0
+    try check(moe_model_parameter_count(life.model, &count))
+    // embed; twice two norms with biases, qkv, output; up and down with biases; router, up and down with biases; norm
+    #expect(count == 1 + 2 * 6 + 4 + 6 + 2)
+    var index: Int64 = -1
+    try check(moe_model_find_parameter(life.model, "layers.1.ffn.router.weight", &index))
+    var tensor = moe_tensor()
+    moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+    try check(moe_model_parameter(life.model, index, &tensor))
+    #expect(tensor.dimensions == [4, 8] && String(cString: tensor.name) == "layers.1.ffn.router.weight")
+    let own = Variable("router", Array(tensor.values), grad: Array(tensor.gradient))
+    try check(moe_model_bind_parameter(life.model, index, own.data.baseAddress, own.grad.baseAddress))
+
+    var keep: [Int32] = [-1, -1]
+    var plan = moe_model_plan()
+    moe_model_plan_init(&plan, MemoryLayout<moe_model_plan>.size)
+    try keep.withUnsafeMutableBufferPointer { keep in
+      plan.keep = keep.baseAddress
+      try check(life.withInput { moe_model_plan_memory(life.model, $0, 1, &plan) })
+    }
+    #expect(keep == [MOE_KEEP_ALL.int32, MOE_KEEP_ALL.int32] && plan.kept_all == 2)
+    var (before, after) = (0, 0)
+    try check(moe_context_memory(life.context, &before, nil))
+    try check(life.forward())
+    try check(life.backward())
+    try check(moe_context_memory(life.context, &after, nil))
+    #expect(after - before == plan.total_bytes)
+    #expect(life.report.n_targets == 9 && life.report.loss > 0 && life.report.loss < 4)
+    #expect(life.report.objective > life.report.loss + life.report.aux_loss && life.report.aux_loss > 0)
+    #expect(own.grad.contains { $0 != 0 })
+    try check(moe_model_zero_grad(life.model))
+    #expect(own.grad.allSatisfy { $0 == 0 })
+
+    var layer: OpaquePointer?
+    try check(moe_model_layer(life.model, 1, &layer))
+    try check(moe_layer_prepare(layer, MOE_PREPARED_F32.int32))
+
+    for call in life.calls.suffix(2) { try check(call(life)) }
+    for (b, v) in (0..<2).flatMap({ b in (0..<11).map { (b, $0) } }) {
+      #expect(abs(life.last[b * 11 + v] - life.logits[(b * 5 + 4) * 11 + v]) < 1e-5)
+    }
+    try check(moe_cache_truncate(life.cache, 0))
+    let first = life.last
+    try check(life.read())
+    #expect(life.last == first)
+    life.free()
+    #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
+  }
+
+  @Test("an encoder layer as PyTorch has it")
+  func encoderLayer() throws {
+    var config = moe_model_config()
+    moe_encoder_layer_config_init(&config, MemoryLayout<moe_model_config>.size)
+    #expect(config.norm_place == MOE_NORM_POST.int32 && config.n_layers == 1 && config.dense_dropout == 0.1)
+    (config.hidden_size, config.n_heads, config.dense_intermediate_size) = (8, 2, 9)
+    let life = ModelLife()
+    try check(moe_context_create(nil, &life.context))
+    try check(moe_model_create(life.context, &config, &life.model))
+    let x = noise(6 * 8)
+    var y = [Float](repeating: .nan, count: x.count)
+    try x.withUnsafeBufferPointer { x in
+      var input = moe_model_input()
+      moe_model_input_init(&input, MemoryLayout<moe_model_input>.size)
+      (input.n_sequences, input.sequence_length, input.hidden) = (2, 3, x.baseAddress)
+      try check(moe_model_forward(life.model, &input, &y, nil, nil, nil))
+    }
+    // LayerNorm comes last: every row has mean 0 and variance 1.
+    for t in 0..<6 {
+      let row = y[t * 8..<(t + 1) * 8]
+      #expect(abs(row.reduce(0, +)) < 1e-4 && abs(row.reduce(0) { $0 + $1 * $1 } - 8) < 1e-2)
+    }
+  }
+
+  @Test("whichever allocation fails, the call says so, nothing is lost, and it works when tried again")
+  func outOfMemory() throws {
+    for step in 0..<ModelLife().calls.count {
+      var k = 1
+      while true {
+        let life = ModelLife()
+        for call in life.calls.prefix(step) { try check(call(life)) }
+        let live = life.allocator.live
+        life.allocator.fail(at: k)
+        let status = life.calls[step](life)
+        let failed = life.allocator.hasFailed
+        life.allocator.fail(at: nil)
+        if !failed {
+          try check(status)
+          break
+        }
+        // A context starts fewer threads rather than to fail.
+        if status != MOE_OK { #expect(status == MOE_ERROR_OUT_OF_MEMORY) }
+        if step == 1 { #expect(life.allocator.live == live) }
+        if status != MOE_OK { try check(life.calls[step](life)) }
+        life.free()
+        #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
+        k += 1
+      }
+      // Backward and reading may find enough in the context's scratch.
+      if step != 4 && step != 6 { #expect(k > 1, "call \(step) takes no memory") }
+    }
+  }
+
+  @Test("NULL, sizes and states are refused by name")
+  func refusals() throws {
+    let life = ModelLife()
+    for call in life.calls.prefix(3) { try check(call(life)) }
+    var (count, index): (Int64, Int64) = (0, 0)
+    var out = untouched
+    refused("context", moe_model_create(nil, nil, &out))
+    refused("config", moe_model_create(life.context, nil, &out))
+    refused("hidden_size", life.create { $0.hidden_size = 0 })
+    refused("struct_size", life.create { $0.struct_size = 8 })
+    refused("dense_kind", life.create { $0.dense_kind = MOE_EXPERT_LINEAR.int32 })
+    refused("dense_activation", life.create { $0.dense_activation = 6 })
+    refused("tied_output", life.create { ($0.vocabulary_size, $0.tied_output) = (0, 1) })
+    refused("moe_every", life.create { $0.moe = nil })
+    refused("norm_place", life.create { $0.norm_place = 3 })
+    refused("model", moe_model_parameter_count(nil, &count))
+    refused("index", moe_model_parameter(life.model, 99, nil), MOE_ERROR_INVALID_ARGUMENT, orName: "tensor")
+    refused("name", moe_model_find_parameter(life.model, "none", &index))
+    refused("data", moe_model_bind_parameter(life.model, 0, nil, nil))
+    refused("model", moe_model_zero_grad(nil))
+    refused("n", moe_model_layer(life.model, 2, &out))
+    refused("model", moe_model_tape_create(nil, &out))
+    refused("input", moe_model_forward(life.model, nil, nil, nil, nil, nil))
+    refused("input", moe_model_plan_memory(life.model, nil, 1, nil), MOE_ERROR_INVALID_ARGUMENT, orName: "plan")
+    refused("tape", life.backward(), MOE_ERROR_BAD_STATE)
+    try check(life.forward())
+    life.targets[0] = 11
+    refused("targets", life.forward())
+    life.targets[0] = 2
+    refused("tape", life.backward(), MOE_ERROR_BAD_STATE)  // emptied by the error
+    refused("max_length", moe_cache_create(life.model, 1, 0, &out))
+    refused("cache", moe_model_read(life.model, nil, life.tokens, 1, &life.last))
+    refused("cache", moe_cache_truncate(nil, 0))
+    #expect(out == untouched)
+  }
+}
+
+/// Of two arguments that are wrong, either may be named.
+private func refused(
+  _ argument: String, _ actual: moe_status, _ expected: moe_status, orName other: String,
+  sourceLocation: SourceLocation = #_sourceLocation
+) {
+  let text = lastError()
+  #expect(actual == expected, sourceLocation: sourceLocation)
+  #expect(text.contains(argument) || text.contains(other), "\(text)", sourceLocation: sourceLocation)
+}
