@@ -4,7 +4,7 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo study test lint bench bench-peers bench-memory test-asan test-tsan check-arm64 install clean
+.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan check-arm64 install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench-peers: lib ## how fast others are beside it, on the same work
 
 bench-memory: lib ## how much memory a training step takes
 	benchmarks/run-memory
+
+bench-model: lib ## whole models beside PyTorch: training, attention, generation
+	benchmarks/run-model
 
 install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
 	install -d $(lib)/pkgconfig $(DESTDIR)$(PREFIX)/include

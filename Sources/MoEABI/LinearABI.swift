@@ -50,7 +50,7 @@ public func moe_linear_forward(
     try requireApart(y, ofY.bytes, "y", bias, 4 * ofY.width, "bias")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearForward.call(
-      shape, x: TokenRows(x, stride: ofX.width), weight: weight, bias: bias, y: TokenTargets(y, stride: ofY.width),
+      shape, x: StridedRows(x, stride: ofX.width), weight: weight, bias: bias, y: TokenTargets(y, stride: ofY.width),
       in: context)
   }
 }
@@ -86,7 +86,7 @@ public func moe_linear_backward(
     try requireApart(dbias, 4 * ofY.width, "dbias", dweight, ofWeight.bytes, "dweight")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearBackward.call(
-      shape, x: TokenRows(x, stride: ofX.width), weight: weight, dy: TokenRows(dy, stride: ofY.width),
+      shape, x: StridedRows(x, stride: ofX.width), weight: weight, dy: StridedRows(dy, stride: ofY.width),
       dx: dx.map { TokenTargets($0, stride: ofX.width) }, dWeight: dweight, dBias: dbias, in: context)
   }
 }

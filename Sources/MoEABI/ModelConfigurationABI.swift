@@ -128,7 +128,7 @@ extension moe_layer_config {
     if io_dtype != 0 { throw .invalid("moe: io_dtype = \(Int(io_dtype)), but a model's hidden states are float32") }
     if inference_only != 0 { throw .invalid("moe: inference_only = \(Int(inference_only)): set the model's") }
     if unallocated != 0 {
-      throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for all their parameters")
+      throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for everything")
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
     if router == Int32(MOE_ROUTER_EXTERNAL.rawValue) {

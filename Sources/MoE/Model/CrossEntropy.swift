@@ -131,7 +131,7 @@ public struct CrossEntropy {
     if !together {
       for row in 0..<count { (x + row * h).update(from: problem.x + Int(chunk[row]) * h, count: h) }
     }
-    let x = TokenRows(together ? problem.x + first * h : UnsafePointer(self.x), stride: h)
+    let x = StridedRows(together ? problem.x + first * h : UnsafePointer(self.x), stride: h)
     try forward.run(
       tokens: count, x: x, weight: problem.weight, bias: nil,
       y: TokenTargets(logits, stride: problem.vocabulary), in: context)
@@ -151,7 +151,7 @@ public struct CrossEntropy {
     guard let backward else { return sum }
     let dx = targets.dx.map { together ? $0 + first * h : self.dx }
     try backward.run(
-      tokens: count, x: x, weight: problem.weight, dy: TokenRows(logits, stride: problem.vocabulary),
+      tokens: count, x: x, weight: problem.weight, dy: StridedRows(logits, stride: problem.vocabulary),
       dx: dx.map { TokenTargets($0, stride: h) }, dWeight: targets.dWeight, dBias: nil, in: context)
     if let all = targets.dx, !together {
       for row in 0..<count { (all + Int(chunk[row]) * h).update(from: self.dx + row * h, count: h) }

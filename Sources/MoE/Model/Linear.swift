@@ -21,7 +21,7 @@ public struct LinearShape {
 }
 
 /// Rows of floats, `stride` apart.
-public struct TokenRows {
+public struct StridedRows {
   let start: UnsafePointer<Float>
   let stride: Int
 
@@ -64,7 +64,7 @@ public struct LinearForward {
 
   /// `weight`: [outputs, inputs] of the shape's type; `bias`: [outputs].
   func run(
-    tokens: Int, x: TokenRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
     switch form {
@@ -103,7 +103,7 @@ public struct LinearBackward {
 
   /// What is not wanted is nil. `dWeight`: [outputs, inputs]; `dBias`: [outputs].
   func run(
-    tokens: Int, x: TokenRows, weight: UnsafeRawPointer, dy: TokenRows, dx: TokenTargets?,
+    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     switch form {
@@ -123,7 +123,7 @@ public struct LinearBackward {
 extension LinearForward {
   /// One call with scratch of its own.
   public static func call(
-    _ shape: LinearShape, x: TokenRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
     var measure = Arena()
@@ -139,7 +139,7 @@ extension LinearForward {
 extension LinearBackward {
   /// One call with scratch of its own.
   public static func call(
-    _ shape: LinearShape, x: TokenRows, weight: UnsafeRawPointer, dy: TokenRows, dx: TokenTargets?,
+    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     var measure = Arena()

@@ -106,7 +106,7 @@ struct ForwardEnd {
     if let loss { (report.loss, report.targets) = try loss.run(in: context) }
     if let target = outputs.logits {
       try logits!.run(
-        tokens: input.tokens, x: TokenRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
+        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
         y: TokenTargets(target, stride: c.vocabulary), in: context)
     }
   }

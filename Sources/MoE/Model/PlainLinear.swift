@@ -13,7 +13,7 @@ struct PlainLinear {
   }
 
   /// An array of tokens: as it is, or rounded.
-  private func tokens(_ rows: TokenRows) -> PlainFactor {
+  private func tokens(_ rows: StridedRows) -> PlainFactor {
     PlainFactor(
       memory: UnsafeRawPointer(rows.start), form: shape.weights == .f32 ? .floats : .rounded, stride: rows.stride)
   }
@@ -23,7 +23,7 @@ struct PlainLinear {
   }
 
   func forward(
-    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try PlainProduct(
@@ -35,7 +35,7 @@ struct PlainLinear {
   // MARK: backward
 
   func backward(
-    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ dy: TokenRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     if let dx {

@@ -7,7 +7,7 @@ struct ProjectionForward {
   private let context: ContextPointer
   private let linear: LinearForward
   private let rows: Int
-  private let x: TokenRows
+  private let x: StridedRows
   private let weight: Parameter
   private let bias: Parameter?
   private let y: TokenTargets
@@ -21,7 +21,7 @@ struct ProjectionForward {
     self.weight = weight
     self.bias = bias
     let (outputs, inputs, _) = weight.shape
-    self.x = TokenRows(x, stride: inputs)
+    self.x = StridedRows(x, stride: inputs)
     self.y = TokenTargets(y, stride: outputs)
     linear = LinearForward(
       &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
@@ -37,10 +37,10 @@ struct ProjectionBackward {
   private let context: ContextPointer
   private let linear: LinearBackward
   private let rows: Int
-  private let x: TokenRows
+  private let x: StridedRows
   private let weight: Parameter
   private let bias: Parameter?
-  private let dy: TokenRows
+  private let dy: StridedRows
   private let dx: TokenTargets
 
   init(
@@ -52,8 +52,8 @@ struct ProjectionBackward {
     self.weight = weight
     self.bias = bias
     let (outputs, inputs, _) = weight.shape
-    self.x = TokenRows(x, stride: inputs)
-    self.dy = TokenRows(dy, stride: outputs)
+    self.x = StridedRows(x, stride: inputs)
+    self.dy = StridedRows(dy, stride: outputs)
     self.dx = TokenTargets(dx, stride: inputs)
     linear = LinearBackward(
       &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)

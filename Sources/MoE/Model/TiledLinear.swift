@@ -32,7 +32,7 @@ struct TiledLinear<P: Precision> {
   }
 
   func forward(
-    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
@@ -190,12 +190,12 @@ struct TiledLinearBackward<P: Precision> {
   }
 
   func run(
-    _ tokens: Int, _ x: TokenRows, _ weight: UnsafeRawPointer, _ dy: TokenRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
       func tile(
-        _ rows: TokenRows, _ width: Int, overTokens: Bool, _ out: UnsafeMutablePointer<P.Element>
+        _ rows: StridedRows, _ width: Int, overTokens: Bool, _ out: UnsafeMutablePointer<P.Element>
       ) throws(Fault) {
         try TileRows<P>(
           kernels: context.kernels, tiles: tiles, rows: rows.start + first * rows.stride, stride: rows.stride,

@@ -16,8 +16,7 @@ from .layer import Layer
 def layer_of(handle: Borrowed, options: Mapping[str, Any]) -> Layer:
     """Return a layer that belongs to a model."""
     layer = Layer.__new__(Layer)
-    Weights.__init__(layer, handle)
-    layer._config = config.to_c(options)
+    Weights.__init__(layer, handle, config.to_c(options))
     layer._io_dtype = "f32"
     layer._losses = list(options["losses"] or ())
     return layer
