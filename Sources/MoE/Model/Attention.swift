@@ -54,12 +54,12 @@ public struct AttentionForward {
     products.initialise()
     failed.update(repeating: Int.max, count: context.lanes)
     let blocks = (chunks(of: call.queries) + panels - 1) / panels
-    try context.run(
-      blocks * call.sequences * call.heads,
-      ForwardJob(
-        call: call, arrays: arrays, logSums: logSums, products: products,
-        dropout: AttentionDropout(call, context.kernels), memory: memory, failed: failed, panels: panels, blocks: blocks
-      ))
+    let job = ForwardJob(
+      call: call, arrays: arrays, logSums: logSums, products: products,
+      dropout: AttentionDropout(call, context.kernels), memory: memory, failed: failed, panels: panels, blocks: blocks)
+    try context.measure(.attention, call.work(products: 2)) { () throws(Fault) in
+      try context.run(blocks * call.sequences * call.heads, job)
+    }
     var first = Int.max
     for lane in 0..<context.lanes { first = min(first, failed[lane]) }
     if first < Int.max {

@@ -43,11 +43,14 @@ public struct AttentionBackward {
     let keyHeads = call.sequences * call.keyHeads
     let rounds = (keyHeads + context.lanes - 1) / context.lanes
     // One pass takes 5 products where two take 7.
-    if 7 * keyHeads >= 5 * rounds * context.lanes {
-      try context.run(keyHeads, job(.all))
-    } else {
-      try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
-      try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
+    let inOne = 7 * keyHeads >= 5 * rounds * context.lanes
+    try context.measure(.attention, backward: true, call.work(products: inOne ? 5 : 7)) { () throws(Fault) in
+      if inOne {
+        try context.run(keyHeads, job(.all))
+      } else {
+        try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
+        try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
+      }
     }
   }
 }

@@ -39,6 +39,15 @@ public struct AttentionCall {
   /// Of head sizes that are no multiple of 32, the last chunk has fewer.
   func columns(_ chunk: Int) -> Int { min(chunkWidth, headSize - chunk * chunkWidth) }
 
+  /// What so many products of all queries with all keys they may see by their place have to do.
+  func work(products: Int) -> Work {
+    var seen = queries * keys
+    if masks.causal { seen -= queries * (queries - 1) / 2 }
+    return Work(
+      flops: 2 * products * sequences * heads * seen * headSize,
+      bytes: 4 * sequences * headSize * (2 * queries * heads + 2 * keys * keyHeads))
+  }
+
   // First element of a token's head.
   func query(_ sequence: Int, _ token: Int, _ head: Int) -> Int {
     (sequence * queries + token) * queryStride + head * headSize

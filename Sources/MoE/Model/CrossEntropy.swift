@@ -86,7 +86,8 @@ public struct CrossEntropy {
     losses = arena.take(Double.self, most)
     x = arena.take(Float.self, most, h)
     dx = arena.take(Float.self, targets.dx == nil ? 0 : most, h)
-    let shape = LinearShape(tokens: most, inputs: h, outputs: v, weights: problem.weights)
+    var shape = LinearShape(tokens: most, inputs: h, outputs: v, weights: problem.weights)
+    shape.phase = .loss
     // Forward and backward take turns.
     var (a, b) = (arena, arena)
     forward = LinearForward(&a, shape, context: context)
@@ -135,10 +136,12 @@ public struct CrossEntropy {
     try forward.run(
       tokens: count, x: x, weight: problem.weight, bias: nil,
       y: TokenTargets(logits, stride: problem.vocabulary), in: context)
-    try LossRows(
-      kernels: context.kernels, problem: problem, chunk: chunk, rows: count, logits: logits, losses: losses,
-      gradient: targets.hasGradients ? problem.dLoss / Double(n) : nil
-    ).run(in: context)
+    try context.measure(.loss) { () throws(Fault) in
+      try LossRows(
+        kernels: context.kernels, problem: problem, chunk: chunk, rows: count, logits: logits, losses: losses,
+        gradient: targets.hasGradients ? problem.dLoss / Double(n) : nil
+      ).run(in: context)
+    }
 
     var sum = 0.0
     for row in 0..<count {

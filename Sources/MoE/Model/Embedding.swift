@@ -44,7 +44,9 @@ public struct EmbeddingForward: Job {
   }
 
   public func run(in context: ContextPointer) throws(Fault) {
-    try context.run((embedding.count + Self.tokensPerItem - 1) / Self.tokensPerItem, self)
+    try context.measure(.embedding) { () throws(Fault) in
+      try context.run((embedding.count + Self.tokensPerItem - 1) / Self.tokensPerItem, self)
+    }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -77,7 +79,11 @@ public struct EmbeddingBackward: Job {
     self.dPositions = dPositions
   }
 
-  public func run(in context: ContextPointer) throws(Fault) { try context.run(columnItems(embedding.hidden), self) }
+  public func run(in context: ContextPointer) throws(Fault) {
+    try context.measure(.embedding, backward: true) { () throws(Fault) in
+      try context.run(columnItems(embedding.hidden), self)
+    }
+  }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let columns = columns(ofItem: item, in: embedding.hidden)

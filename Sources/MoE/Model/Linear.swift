@@ -11,12 +11,20 @@ public struct LinearShape {
   let inputs: Int
   let outputs: Int
   let weights: ElementType
+  /// Whose product it is, in a profile.
+  var phase = Phase.projection
 
   public init(tokens: Int, inputs: Int, outputs: Int, weights: ElementType) {
     self.tokens = tokens
     self.inputs = inputs
     self.outputs = outputs
     self.weights = weights
+  }
+
+  func work(_ tokens: Int, products: Int = 1) -> Work {
+    Work(
+      flops: 2 * products * tokens * inputs * outputs,
+      bytes: products * inputs * outputs * weights.size + tokens * (inputs + outputs) * 4)
   }
 }
 
@@ -51,8 +59,10 @@ public struct LinearForward {
   }
 
   private let form: Form
+  private let shape: LinearShape
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+    self.shape = shape
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
     } else if shape.weights == .f32 {
@@ -67,10 +77,12 @@ public struct LinearForward {
     tokens: Int, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
-    switch form {
-    case .plain(let plain): try plain.forward(tokens, x, weight, bias, y, in: context)
-    case .f32(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
-    case .bf16(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+    try context.measure(shape.phase, shape.work(tokens)) { () throws(Fault) in
+      switch form {
+      case .plain(let plain): try plain.forward(tokens, x, weight, bias, y, in: context)
+      case .f32(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+      case .bf16(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+      }
     }
   }
 }
@@ -86,11 +98,11 @@ public struct LinearBackward {
   }
 
   private let form: Form
-  private let outputs: Int
+  private let shape: LinearShape
   private let kernels: UnsafePointer<moei_kernels>
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
-    outputs = shape.outputs
+    self.shape = shape
     kernels = context.kernels
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
@@ -106,14 +118,17 @@ public struct LinearBackward {
     tokens: Int, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
-    switch form {
-    case .plain(let plain): try plain.backward(tokens, x, weight, dy, dx, dWeight, in: context)
-    case .f32(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
-    case .bf16(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
-    }
-    if let dBias {
-      let places = RowPlaces(width: outputs, stride: dy.stride)
-      try ColumnSums(kernels: kernels, x: dy.start, rows: tokens, places: places, sums: dBias).run(in: context)
+    let products = (dx == nil ? 0 : 1) + (dWeight == nil ? 0 : 1)
+    try context.measure(shape.phase, backward: true, shape.work(tokens, products: products)) { () throws(Fault) in
+      switch form {
+      case .plain(let plain): try plain.backward(tokens, x, weight, dy, dx, dWeight, in: context)
+      case .f32(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
+      case .bf16(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
+      }
+      if let dBias {
+        let places = RowPlaces(width: shape.outputs, stride: dy.stride)
+        try ColumnSums(kernels: kernels, x: dy.start, rows: tokens, places: places, sums: dBias).run(in: context)
+      }
     }
   }
 }

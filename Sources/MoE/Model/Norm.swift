@@ -66,7 +66,9 @@ public struct NormForward: Job {
   }
 
   public func run(in context: ContextPointer) throws(Fault) {
-    try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, self)
+    try context.measure(.norm) { () throws(Fault) in
+      try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, self)
+    }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -134,12 +136,14 @@ public struct NormBackward {
 
   /// The parameters' gradients first, since dx may take the place of dy.
   public func run(in context: ContextPointer) throws(Fault) {
-    if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
-    if let dBias {
-      try ColumnSums(kernels: kernels, x: dy, rows: rows, places: dyPlaces, sums: dBias).run(in: context)
-    }
-    if let dx {
-      try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, NormInputGradient(norm: self, dx: dx))
+    try context.measure(.norm, backward: true) { () throws(Fault) in
+      if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
+      if let dBias {
+        try ColumnSums(kernels: kernels, x: dy, rows: rows, places: dyPlaces, sums: dBias).run(in: context)
+      }
+      if let dx {
+        try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, NormInputGradient(norm: self, dx: dx))
+      }
     }
   }
 }

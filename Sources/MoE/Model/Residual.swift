@@ -35,7 +35,9 @@ struct ResidualSum: Job {
 
   func run(in context: ContextPointer) throws(Fault) {
     if from == nil && dropout == nil && x == nil { return }
-    try context.run((count + Self.elementsPerItem - 1) / Self.elementsPerItem, self)
+    try context.measure(.norm) { () throws(Fault) in
+      try context.run((count + Self.elementsPerItem - 1) / Self.elementsPerItem, self)
+    }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {

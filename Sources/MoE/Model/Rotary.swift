@@ -67,7 +67,9 @@ struct Rotation {
     let job = RotationJob(
       rotary: rotary, kernels: context.kernels, x: x, tokens: tokens, frequencies: frequencies,
       steps: tokens >= Self.stepCount ? steps : nil, memory: memory)
-    try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
+    try context.measure(.attention, backward: rotary.inverse) { () throws(Fault) in
+      try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
+    }
   }
 }
 

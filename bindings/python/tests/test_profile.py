@@ -110,3 +110,32 @@ def test_beginning_again_forgets() -> None:
 def test_negative_room_is_refused() -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="max_events"), libmoe.Context(1).profile(-1):
         pass
+
+
+def test_a_model_takes_part() -> None:
+    """Counted by hand: H H products of queries, keys, values and output; 8 and 20 S S D of causal attention."""
+    context = libmoe.Context(2)
+    heads, sequence, vocabulary = 4, 16, 32
+    model = libmoe.Model(
+        hidden_size=H,
+        n_layers=2,
+        n_heads=heads,
+        vocabulary_size=vocabulary,
+        causal=True,
+        rope_theta=1e4,
+        tied_output=True,
+        moe={"n_experts": E, "top_k": K, "intermediate_size": INNER},
+        context=context,
+    )
+    tokens = np.arange(T, dtype=np.int32).reshape(-1, sequence) % vocabulary
+    with context.profile() as profile:
+        model.backward(model.forward(tokens, targets=tokens, tape=True, training=True))
+    flops = {(p.phase, p.backward): round(p.gflops * p.seconds * 1e9) for p in profile.phases}
+    seen = sequence * (sequence + 1) // 2
+    assert flops["projection", False] == 2 * 2 * T * 4 * H * H
+    assert flops["projection", True] == 2 * flops["projection", False]
+    assert flops["attention", False] == 2 * 4 * (T // sequence) * seen * H
+    assert flops["attention", True] == flops["attention", False] // 2 * 5
+    # The logits are computed in forward, and again in backward with two products more.
+    assert flops["loss", False] + flops["loss", True] == 4 * 2 * T * H * vocabulary
+    assert {"norm", "embedding", "route", "gate/up", "down"} <= {p.phase for p in profile.phases}
