@@ -51,7 +51,7 @@ def model_of(context: libmoe.Context, dtype: str, *, inference_only: bool = Fals
         },
         rope_theta=THETA,
         norm_epsilon=EPSILON,
-        weight_dtype="bfloat16" if dtype == "bf16" else "float32",
+        weight_dtype=dtype,
         inference_only=inference_only,
         context=context,
     )

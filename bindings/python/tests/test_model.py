@@ -277,7 +277,7 @@ def test_bfloat16() -> None:
     arguments = {**CASES["every second"], "tied_output": False, "hidden_size": 32, "head_size": 16}
     call = call_of(arguments)
     with libmoe.Context(n_threads=2) as context:
-        half = libmoe.Model(**arguments, weight_dtype="bfloat16", init_deviation=0.2, context=context)
+        half = libmoe.Model(**arguments, weight_dtype="bf16", init_deviation=0.2, context=context)
         whole = libmoe.Model(**arguments, context=context)
         for name, parameter in half.parameters.items():
             matrix = "attention" in name or "experts" in name or name == "output.weight"

@@ -51,7 +51,7 @@ def test_bits_per_byte_is_the_mean_over_all_predicted_bytes(tmp_path: Path) -> N
 # Everything that a run remembers: dropout, noise, warm-up of experts, selection bias, adaptive clipping.
 REMEMBERED: list[dict[str, Any]] = [
     {"dropout": 0.1, "moe": {"noise": "gaussian", "noise_std": 0.1, "router_dropout": 0.1}},
-    {"moe": {"selection_bias": True}, "accumulate": 2, "weight_dtype": "bfloat16"},
+    {"moe": {"selection_bias": True}, "accumulate": 2, "weight_dtype": "bf16"},
     {"moe": {"warmup_steps": 8}, "clip": "adaptive", "schedule": "one_cycle"},
     {"n_experts": 0, "schedule": "linear", "clip": "none"},
 ]

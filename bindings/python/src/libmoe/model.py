@@ -22,8 +22,6 @@ from .language import sample
 from .layer import Layer
 from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
 
-_DTYPE = {"float32": _abi.DTYPE["f32"], "bfloat16": _abi.DTYPE["bf16"]}
-
 
 class Model(Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
@@ -63,7 +61,7 @@ class Model(Tensors):
         Biases of attention's projections, and RMS norms over each head's queries and keys (Qwen3).
     tied_output : bool
         Whether the output product uses the token embedding.
-    weight_dtype : {"float32", "bfloat16"}
+    weight_dtype : {"f32", "bf16"}
         Of projections, ffn's and an untied output; sums, residuals and gradients are float32.
     dropout, attention_dropout : float
         In training: on embeddings and what attention and ffn add, and on attention's weights.
@@ -124,7 +122,7 @@ class Model(Tensors):
         output_bias: bool = False,
         qk_norm: bool = False,
         tied_output: bool = True,
-        weight_dtype: Literal["float32", "bfloat16"] = "float32",
+        weight_dtype: words.DType = "f32",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         pooled_balance_coef: float = 0.0,
@@ -154,7 +152,7 @@ class Model(Tensors):
             output_bias=bool(output_bias),
             qk_norm=bool(qk_norm),
             tied_output=bool(tied_output and vocabulary_size),
-            weight_dtype=_check.choice("weight_dtype", weight_dtype, _DTYPE),
+            weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.LAYER_DTYPE),
             dropout=_check.number("dropout", dropout),
             attention_dropout=_check.number("attention_dropout", attention_dropout),
             pooled_balance_coef=_check.number("pooled_balance_coef", pooled_balance_coef),

@@ -47,7 +47,7 @@ class Settings:
     )
     moe_every: int = _setting(1, "model", "every how many layers has experts")
     dropout: float = _setting(0.0, "model", "share that is dropped from embeddings and residuals")
-    weight_dtype: str = _setting("float32", "model", "of projections and experts", ("float32", "bfloat16"))
+    weight_dtype: str = _setting("f32", "model", "of projections and experts", ("f32", "bf16"))
     balance_coef: float = _setting(0.01, "model", "weight of the balance loss")
     z_coef: float = _setting(0.001, "model", "weight of the router's z loss")
     moe: Mapping[str, Any] = _setting(
