@@ -113,7 +113,7 @@ def test_negative_room_is_refused() -> None:
 
 
 def test_a_model_takes_part() -> None:
-    """Counted by hand: H H products of queries, keys, values and output; 8 and 20 S S D of causal attention."""
+    """Counted by hand: H H products of queries, keys, values, output; 4 and 10 S S D of causal attention."""
     context = libmoe.Context(2)
     heads, sequence, vocabulary = 4, 16, 32
     model = libmoe.Model(
