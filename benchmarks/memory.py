@@ -98,7 +98,23 @@ def main() -> int:
         f"{long['promised'] / MIB:.1f} MiB, asked for {long['asked_for'] / MIB:.1f}, resident "
         f"{long['resident'] / MIB:.1f}; x alone has {long['x_bytes'] / MIB:.1f}; {long['seconds']:.1f} s"
     )
-    everything = {"threads": threads, "load_average_after": os.getloadavg(), "lines": lines, "long": long}
+    steps = [
+        json.loads(subprocess.check_output([sys.executable, str(HERE / "fused_step.py"), way]))
+        for way in ("apart", "fused")
+    ]
+    print("\nthe same step with AdamW, full tape: all that libmoe holds, and all that is resident")
+    for line in steps:
+        print(
+            f"{line['way']:6} {line['asked_for'] / MIB:8.1f} MiB {line['resident'] / MIB:8.1f} MiB "
+            f"{line['seconds']:6.2f} s  parameters {line['parameters'][:16]}"
+        )
+    everything = {
+        "threads": threads,
+        "load_average_after": os.getloadavg(),
+        "lines": lines,
+        "long": long,
+        "steps": steps,
+    }
     (target / "memory.json").write_text(json.dumps(everything, indent=1) + "\n")
     draw({name: record(SHAPE, threads, *policy) for name, policy in POLICIES.items()}, target / "memory.png")
     print(f"\nWritten: {target}/memory.json, {target}/memory.png")
@@ -108,6 +124,9 @@ def main() -> int:
         print(f"{name} does not do the same work")
     for line in broken:
         print(f"asked for {line['asked_for']} bytes and promised {line['promised']}")
+    if steps[0]["parameters"] != steps[1]["parameters"]:
+        print("the step within backward has other bits")
+        return 1
     return 1 if wrong or broken else 0
 
 
