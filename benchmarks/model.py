@@ -81,9 +81,10 @@ def train(folder: Path, threads: int) -> Iterator[Line]:
     )
     for dtype, least in LIMITS.items():
         work = ModelWork("train", folder, dtype, threads)
-        for limit in (0, least):
-            line = compare(work, script("libmoe_model.py", str(limit)), script("pytorch_model.py"), ROUNDS)
-            line["work"] += f", limit {limit // MIB} MiB" if limit else ""
+        for limit, way in ((0, "eager"), (0, "compiled"), (least, "eager")):
+            ours, theirs = script("libmoe_model.py", str(limit)), script("pytorch_model.py", way)
+            line = compare(work, ours, theirs, ROUNDS)
+            line["work"] += f", limit {limit // MIB} MiB" if limit else f", {way}"
             mine, other = (facts["resident"] / MIB for facts in line["facts"])
             print(f"{rates(line)} {mine:8.1f} {other:8.1f} {mine / other:6.2f} {line['difference']:11.1e}")
             yield line
@@ -95,7 +96,7 @@ def generate(folder: Path, threads: int) -> Iterator[Line]:
     print("\ngeneration of one sequence, greedy: tokens/s")
     print(f"{'':28} {'ours':>8} {'theirs':>8} {'ratio':>6} {'difference':>11}")
     work = ModelWork("generate", folder, "f32", threads)
-    line = compare(work, script("libmoe_model.py", "0"), script("pytorch_model.py"), ROUNDS)
+    line = compare(work, script("libmoe_model.py", "0"), script("pytorch_model.py", "eager"), ROUNDS)
     print(f"{rates(line)} {line['difference']:11.1e}")
     yield line
 
