@@ -8,9 +8,9 @@ A peer is a program that answers and then runs when asked, as protocol.py says:
 
 DTYPE is f32, or bf16: mixed precision.  FOLDER holds model.npz, the parameters under libmoe's names, and
 tokens.npy [B,S+1]; for attention attention.npy, which is query, key, value and the output's gradient, each
-[1,S,heads,D].  The answers: of training the logits of all tokens and, of f32, the token embedding's gradient; of
-generation the logits of each of CHECKED tokens, read one by one after the prompt; of attention the output,
-and the gradients of query, key and value behind each other.
+[1,S,heads,D].  The answers: of training the logits of all tokens and, of f32, the token embedding's
+gradient; of generation the logits of each of CHECKED tokens, read one by one after the prompt; of attention
+the output, and the gradients of query, key and value behind each other.
 """
 
 from __future__ import annotations
