@@ -1,10 +1,17 @@
-"""PyTorch's language model, by the rules of model_work.py; bf16 is autocast."""
+"""PyTorch's language model, by the rules of model_work.py; bf16 is autocast.
+
+    pytorch_model.py eager|compiled train|generate FOLDER ...
+
+Compiled, training goes through torch.compile, which wants a C++ compiler.
+"""
 # Types are checked where PyTorch need not be installed.
 # mypy: disable-error-code="import-not-found, misc, untyped-decorator"
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 from model_work import CHECKED, GENERATED, HEADS, LAYERS, PROMPT, ModelWork
@@ -19,13 +26,17 @@ VERSION = f"torch {torch.__version__}"
 
 def main() -> None:
     """Measure, answer, run when asked."""
-    work = ModelWork.of(sys.argv[1:])
+    compiled = sys.argv[1] == "compiled"
+    work = ModelWork.of(sys.argv[2:])
     torch.set_num_threads(work.threads)
     model = Transformer().load(work.parameters())
-    (train if work.part == "train" else generate)(work, model)
+    if work.part == "train":
+        train(work, model, torch.compile(model) if compiled else model)
+    else:
+        generate(work, model)
 
 
-def train(work: ModelWork, model: Transformer) -> None:
+def train(work: ModelWork, model: Transformer, forward: Callable[[Tensor], Tensor]) -> None:
     """Run steps whose learning rate is 0, so that all do the same work."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     tokens = torch.from_numpy(work.tokens()).long()
@@ -33,15 +44,16 @@ def train(work: ModelWork, model: Transformer) -> None:
 
     def logits_of(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=work.dtype == "bf16"):
-            logits: Tensor = model(x)
-        return logits
+            return forward(x)
 
     def step(x: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
         functional.cross_entropy(logits_of(x).view(targets.numel(), -1), targets.view(-1)).backward()
         optimizer.step()
 
-    step(tokens[:, :8], tokens[:, 8:16].contiguous())  # gradients and moments have been written to
+    for _ in range(2):
+        step(x, targets)  # code has been compiled, gradients and moments have been written to
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, to be counted when it is taken again
     grown, _ = growth(lambda: step(x, targets))
     with torch.no_grad():
         logits = logits_of(x)
