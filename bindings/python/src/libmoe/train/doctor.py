@@ -68,6 +68,14 @@ def diagnose(settings: Settings, records: list[Record]) -> list[Hint]:
     return [*hints, *_overfitted(settings, records), *_slow(settings, records)]
 
 
+def told(hints: list[Hint]) -> str:
+    """Return hints as lines for people: signs that ask for the same cure stand above it together."""
+    signs: dict[str, list[str]] = {}
+    for hint in hints:
+        signs.setdefault(hint.cure, []).append(hint.sign)
+    return "\n".join("hint: " + "\n      ".join([*seen, f"try: {cure}"]) for cure, seen in signs.items())
+
+
 def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     """Find a run that could not go on: numbers that are none, or no memory."""
     stops = of_kind(records, "stop")
