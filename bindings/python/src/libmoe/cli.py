@@ -100,16 +100,17 @@ def _train(asked: argparse.Namespace) -> int:
     try:
         with measuring as profile:
             outcome = trainer.train()
+        if profile is not None:
+            print(profile.table())
+            (folder / "profile.json").write_text(profile.json() + "\n")
+            profile.save_trace(folder / "trace.json")
+        print(
+            f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; "
+            f"in {folder}",
+            flush=True,
+        )
     finally:
         _print_hints(folder, settings)
-    if profile is not None:
-        print(profile.table())
-        (folder / "profile.json").write_text(profile.json() + "\n")
-        profile.save_trace(folder / "trace.json")
-    print(
-        f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; "
-        f"in {folder}"
-    )
     return 128 + outcome.signal if outcome.signal else 0
 
 
