@@ -42,13 +42,9 @@ int main(void) {
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
 
   moe_tensor parameters[N_PARAMETERS];
-  int64_t count = 0;
-  CHECK(moe_layer_parameter_count(layer, &count) == MOE_OK && count <= N_PARAMETERS);
-  for (int64_t i = 0; i < count; i++) {
-    moe_tensor_init(&parameters[i], sizeof parameters[i]);
-    CHECK(moe_layer_parameter(layer, i, &parameters[i]) == MOE_OK);
+  int64_t count = parameters_of(layer, parameters, N_PARAMETERS);
+  for (int64_t i = 0; i < count; i++)
     CHECK(parameters[i].dtype == (parameters[i].rank == 3 ? MOE_DTYPE_BF16 : MOE_DTYPE_F32));
-  }
   moe_adamw_config adamw = MOE_ADAMW_CONFIG_INIT;
   adamw.weight_decay = 0;
   moe_optimizer *optimizer = NULL;

@@ -30,12 +30,7 @@ static void train(moe_context *context, const moe_layer_config *config, int plai
   CHECK(moe_layer_create(context, config, &layer) == MOE_OK);
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
   moe_tensor parameters[N_PARAMETERS];
-  int64_t count = 0;
-  CHECK(moe_layer_parameter_count(layer, &count) == MOE_OK && count <= N_PARAMETERS);
-  for (int64_t i = 0; i < count; i++) {
-    moe_tensor_init(&parameters[i], sizeof parameters[i]);
-    CHECK(moe_layer_parameter(layer, i, &parameters[i]) == MOE_OK);
-  }
+  int64_t count = parameters_of(layer, parameters, N_PARAMETERS);
   moe_optimizer *optimizer = NULL;
   if (plain) {
     moe_sgd_config sgd = MOE_SGD_CONFIG_INIT;

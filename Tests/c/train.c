@@ -54,12 +54,7 @@ int main(void) {
   CHECK(moe_tape_create(layer, &tape) == MOE_OK);
 
   moe_tensor parameters[N_PARAMETERS];
-  int64_t count = 0;
-  CHECK(moe_layer_parameter_count(layer, &count) == MOE_OK && count <= N_PARAMETERS);
-  for (int64_t i = 0; i < count; i++) {
-    moe_tensor_init(&parameters[i], sizeof parameters[i]);
-    CHECK(moe_layer_parameter(layer, i, &parameters[i]) == MOE_OK);
-  }
+  int64_t count = parameters_of(layer, parameters, N_PARAMETERS);
   moe_adamw_config adamw = MOE_ADAMW_CONFIG_INIT;
   adamw.learning_rate = 0.01;
   moe_optimizer *optimizer = NULL;

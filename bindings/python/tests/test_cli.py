@@ -100,13 +100,48 @@ def test_bench_measures() -> None:
     status, out, err = finished("bench", "--rounds", "1", "--sequence-length", "16", *sizes)
     assert status == 0, err
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["training", "evaluation", "generation"]
+    out = finished("bench", "--rounds", "1", "--sequence-length", "16", "--profile", *sizes)[1]
+    assert "\nphase " in out and "\nattention backward " in out and "\noptimizer " not in out
+
+
+def test_a_profile_is_printed_and_written(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--output", str(folder), "--steps", "2", "--profile", *SMALL]
+    status, out, err = finished("train", text(tmp_path), *arguments)
+    assert status == 0, err
+    assert re.search(r"^optimizer +2 ", out, re.MULTILINE)
+    found = {
+        (p["phase"], p["backward"]): p["calls"] for p in json.loads((folder / "profile.json").read_text())
+    }
+    assert found["optimizer", False] == 2  # one for each step
+    assert (
+        found["gate/up", False] > found["dispatch", True] == 4
+    )  # 2 layers of experts in each; evaluation too
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum(event["name"] == "optimizer" for event in events) == 2
+
+
+def test_a_limit_that_is_too_small_is_refused_and_explained(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    arguments = ["--output", folder, *SMALL, "--sequences", "400", "--memory-limit", "1"]
+    status, _, err = finished("train", text(tmp_path), *arguments)
+    assert status == 1 and "hint: the memory limit of 1 MiB is too small" in err
+    status, out, err = finished("inspect", folder)
+    assert (status, err) == (0, "")
+    assert "0 of 1000 steps, memory limit" in out and "      try: memory_limit " in out
+
+
+def test_a_second_run_in_one_folder_is_refused_without_the_firsts_hints(run: Path, tmp_path: Path) -> None:
+    status, out, err = finished("train", text(tmp_path), "--output", str(run), *SMALL)
+    assert (status, out) == (1, "")
+    assert err.startswith("libmoe train: there is a run in ") and err.count("\n") == 1
 
 
 def test_a_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     assert finished("train", text(tmp_path), "--output", out, "--steps", "4", *SMALL)[0] == 0
     status, said, _ = finished("train", "--resume", out, "--steps", "6")
-    assert status == 0 and "finished at step 6" in said
+    assert status == 0 and "goes on after step 4\n" in said and "finished at step 6" in said
     status, _, err = finished("train", "--resume", out, "--hidden-size", "32")
     assert (status, err) == (1, "libmoe train: --hidden-size: cannot change in a run that goes on\n")
 
@@ -116,6 +151,7 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
     child = command("train", text(tmp_path), "--output", str(out), "--steps", "100000", *SMALL)
     try:
         assert child.stderr
+        assert child.stderr.readline().startswith("a step: 64 tokens; activations ")
         assert child.stderr.readline().startswith("step 4: held-out")
         child.send_signal(signal.SIGINT)
         said, err = child.communicate(timeout=60)

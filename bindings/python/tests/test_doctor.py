@@ -13,6 +13,7 @@ import pytest
 import libmoe
 from libmoe.train import Hint, Settings, Trainer, UserError, diagnose
 from libmoe.train import log as logs
+from libmoe.train.doctor import told
 from tiny import settings
 
 
@@ -191,3 +192,13 @@ def test_idle_processors(tmp_path: Path) -> None:
     records[0]["processors"] = 8  # as on such a machine
     hint = only(diagnose(Settings.load(tmp_path / "run"), records), "processors")
     assert "with 1 of 8 processors" in hint.sign and "threads 1 -> 8" in hint.cure
+
+
+def test_signs_with_one_cure_are_told_together() -> None:
+    assert told([]) == ""
+    found = [Hint("layer 0: 7 idle", "more balance"), Hint("1 of 2", "threads 1 -> 2")]
+    found.append(Hint("layer 3: 5 idle", "more balance"))
+    assert told(found) == (
+        "hint: layer 0: 7 idle\n      layer 3: 5 idle\n      try: more balance\n"
+        "hint: 1 of 2\n      try: threads 1 -> 2"
+    )

@@ -38,11 +38,14 @@ def test_the_programs_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     run_programs(CHECKOUT / page)
 
 
-def test_the_training_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_training_loops_learn(capsys: pytest.CaptureFixture[str]) -> None:
     run_programs(PACKAGE / "README.md")
-    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[1]) for line in lines if line[0].isdigit()]
     assert len(losses) == 20
     assert losses[-1] < losses[0]
+    (language,) = (float(line.split()[1]) for line in lines if line.startswith("loss "))
+    assert language < 3  # nats; guessing is ln 256 = 5.5
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ if not __package__:  # run as a folder: the modules are found as those of a pack
 import libmoe
 from libmoe.train import Settings, Trainer, UserError, diagnose, open_run, plots, sample
 from libmoe.train import log as logs
+from libmoe.train.doctor import told
 from libmoe.train.evaluate import bits_per_byte
 from libmoe.train.sample import printable
 from train_lm.peers import EVALUATED, counting_bits, dense_run, joined, window_bits
@@ -107,11 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
         shutil.rmtree(output / name, ignore_errors=True)
     trainer = Trainer(settings, output / "moe")
     describe(trainer)
-    outcome = trainer.train()
+    with trainer.context.profile(max_events=20_000) as profile:
+        outcome = trainer.train()
     if outcome.signal:
         print(f"\ninterrupted: python -m libmoe train --resume {output / 'moe'}", file=sys.stderr)
         return 128 + outcome.signal
-    # A profile of the steps belongs here.
+    print(f"\nWhere the time went, evaluations included:\n\n{profile.table()}")
+    profile.save_trace(trainer.folder / "trace.json")
     draw(trainer)
     write(trainer)
 
@@ -129,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nHeld-out bits per byte, over {min(EVALUATED, corpus.held_out.n_bytes):,} bytes:")
     for name, bits, more in (*table, ours):
         print(f"    {name:20}  {bits:.3f}  {more}")
-    print(f"\nIn {output}: moe/ with the weights, the log and pictures")
+    print(f"\nIn {output}: moe/ with the weights, the log, pictures, and trace.json for Perfetto")
     if ours[1] >= min(unigram, bigram):
         print("train_lm: the model did not beat both counting models", file=sys.stderr)
         return 1
@@ -145,9 +148,7 @@ def describe(trainer: Trainer) -> None:
         f"{weights(trainer):,} weights: {settings.n_layers} layers, H = {settings.hidden_size}, I = "
         f"{settings.intermediate_size}, {settings.n_experts} experts, {settings.top_k} per byte"
     )
-    print(trainer.context.build_info())
-    plan = trainer.model.plan(settings.sequences, settings.sequence_length, training=True)
-    print(f"memory of a step of {settings.tokens_per_step:,} bytes: {plan}\n", flush=True)
+    print(f"{trainer.context.build_info()}\n", flush=True)
 
 
 def draw(trainer: Trainer) -> None:
@@ -158,8 +159,9 @@ def draw(trainer: Trainer) -> None:
         print("\ndrawn:", *drawn)
     except UserError as error:
         print(f"\nno pictures: {error}")
-    for hint in diagnose(trainer.settings, records):
-        print(f"hint: {hint}")
+    hints = diagnose(trainer.settings, records)
+    if hints:
+        print(told(hints))
 
 
 def write(trainer: Trainer) -> None:

@@ -1,8 +1,10 @@
-"""libmoe: a Mixture-of-Experts layer for the CPU that trains.
+"""libmoe: a Mixture-of-Experts layer for the CPU that trains, and transformers of such layers.
 
 A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW` and
-:class:`SGD` step its parameters and the user's own.  Arrays are row-major and float32, some of them bfloat16
-where that is asked for.  The work is done by the native library ``libmoe.so``, which the package carries.
+:class:`SGD` step its parameters and the user's own.  A :class:`Model` is a whole encoder or language model;
+``libmoe.blocks`` and ``libmoe.language`` have its parts, ``libmoe.train`` a trainer.  Arrays are row-major
+and float32, some of them bfloat16 where that is asked for.  The work is done by the native library
+``libmoe.so``, which the package carries.
 """
 
 from . import presets, words

@@ -6,6 +6,7 @@ The exit status is 0, or 1 for an error, 2 for a wrong command line, 130 after C
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,13 +21,14 @@ from .train import log, plots
 from .train.bench import bench
 from .train.config import Settings, UserError
 from .train.data import load, load_whole
-from .train.doctor import diagnose
+from .train.doctor import diagnose, told
 from .train.evaluate import bits_per_byte
 from .train.run import make_context, make_model, memory_limit, open_run
 from .train.sample import printable, sample
 from .train.trainer import Trainer
 
 INTERRUPTED = 130
+EVENTS = 20_000  # of a time line, the first ones: what a browser still shows with ease
 
 EXAMPLES = """\
 examples:
@@ -90,16 +92,25 @@ def _train(asked: argparse.Namespace) -> int:
         settings = Settings().changed(given)
         if not settings.files:
             raise UserError("no text: name files or folders, or a run to --resume")
+    trainer = Trainer(settings, folder, resume=asked.resume is not None)
+    _describe(trainer)
+    measuring: contextlib.AbstractContextManager[libmoe.Profile | None] = contextlib.nullcontext()
+    if asked.profile:
+        measuring = trainer.context.profile(EVENTS)
     try:
-        trainer = Trainer(settings, folder, resume=asked.resume is not None)
-        _describe(trainer)
-        outcome = trainer.train()
+        with measuring as profile:
+            outcome = trainer.train()
+        if profile is not None:
+            print(profile.table())
+            (folder / "profile.json").write_text(profile.json() + "\n")
+            profile.save_trace(folder / "trace.json")
+        print(
+            f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; "
+            f"in {folder}",
+            flush=True,
+        )
     finally:
         _print_hints(folder, settings)
-    print(
-        f"{outcome.why} at step {outcome.step}; best held-out bits per byte {outcome.best_bits:.4f}; "
-        f"in {folder}"
-    )
     return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -126,12 +137,14 @@ def _describe(trainer: Trainer) -> None:
         f"{sum(parameter.data.size for parameter in parameters):,} weights; {trainer.context.build_info()}",
         flush=True,
     )
+    if trainer.step:
+        print(f"goes on after step {trainer.step}", flush=True)
 
 
 def _print_hints(folder: Path, settings: Settings) -> None:
-    if (folder / log.FILE).exists():
-        for hint in diagnose(settings, log.read(folder)):
-            print(f"hint: {hint}", file=sys.stderr)
+    hints = diagnose(settings, log.read(folder))
+    if hints:
+        print(told(hints), file=sys.stderr)
 
 
 def _eval(asked: argparse.Namespace) -> int:
@@ -182,11 +195,11 @@ def _inspect(asked: argparse.Namespace) -> int:
     state = stops[-1]["why"] if stops else "running, or killed"
     print(f"{asked.folder}: {done} of {settings.steps} steps, {state}")
     print(f"{start['weights']:,} weights, {start['training_bytes']:,} bytes of text to train on")
-    vocabulary_size = start["vocabulary_size"]
-    model = make_model(settings, vocabulary_size, make_context(settings))
-    limit = memory_limit(settings)
-    plan = model.plan(settings.sequences, settings.sequence_length, training=True, memory_limit=limit)
-    print(f"a step: {settings.tokens_per_step:,} tokens; activations {plan}")
+    if log.of_kind(records, "plan"):  # else the limit was too small, as the hint says
+        model = make_model(settings, start["vocabulary_size"], make_context(settings))
+        limit = memory_limit(settings)
+        plan = model.plan(settings.sequences, settings.sequence_length, training=True, memory_limit=limit)
+        print(f"a step: {settings.tokens_per_step:,} tokens; activations {plan}")
     if steps:
         last = steps[-1]
         print(
@@ -202,7 +215,7 @@ def _inspect(asked: argparse.Namespace) -> int:
         best = min(evaluations, key=lambda record: record["bits_per_byte"])
         print(f"best: {best['bits_per_byte']:.4f} held-out bits per byte, at step {best['step']}")
     hints = diagnose(settings, records)
-    print("\n".join(f"hint: {hint}" for hint in hints) or "nothing is wrong that the log shows")
+    print(told(hints) or "nothing is wrong that the log shows")
     if asked.plots:
         print("drawn:", *_plots(asked.folder, settings, records))
     return 0
@@ -227,6 +240,8 @@ def _bench(asked: argparse.Namespace) -> int:
     print(f"training    {speed.training:12,.0f} tokens/s, activations {speed.step_bytes / 2**20:.1f} MiB")
     print(f"evaluation  {speed.evaluation:12,.0f} tokens/s")
     print(f"generation  {speed.generation:12,.0f} tokens/s, one sequence")
+    if asked.profile:
+        print(f"\ntraining, phase by phase:\n{speed.profile.table()}")
     return 0
 
 
@@ -259,6 +274,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run, with the settings it has"
     )
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="print where the time went; also RUN/profile.json, and RUN/trace.json for Perfetto",
+    )
     _add_settings(train, ("text", "model", "training", "evaluation", "machine"))
 
     evaluate = command("eval", _eval, "bits per byte of held-out text, or of other files")
@@ -283,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
     time = command("bench", _bench, "how fast a model of given sizes is on this machine")
     time.add_argument("--rounds", type=_positive, default=5, help="whose median counts (default 5)")
+    time.add_argument("--profile", action="store_true", help="print where the time of training goes")
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
     return parser
 

@@ -9,6 +9,8 @@ from statistics import median
 
 import numpy as np
 
+import libmoe
+
 from .config import Settings
 from .run import make_context, make_model, memory_limit
 
@@ -31,6 +33,8 @@ class Speed:
         Activations of a training step: exactly what the library will ask for.
     weights : int
         Number of parameters.
+    profile : Profile
+        Of training, phase by phase.
     """
 
     evaluation: float
@@ -38,6 +42,7 @@ class Speed:
     generation: float
     step_bytes: int
     weights: int
+    profile: libmoe.Profile
 
 
 def bench(settings: Settings, rounds: int = 5) -> Speed:
@@ -51,7 +56,8 @@ def bench(settings: Settings, rounds: int = 5) -> Speed:
         At least 1.
     """
     vocabulary_size = 256
-    model = make_model(settings, vocabulary_size, make_context(settings))
+    context = make_context(settings)
+    model = make_model(settings, vocabulary_size, context)
     shape = (settings.sequences, settings.sequence_length)
     tokens = np.random.default_rng(0).integers(vocabulary_size, size=shape).astype(np.int32)
     limit = memory_limit(settings)
@@ -66,12 +72,16 @@ def bench(settings: Settings, rounds: int = 5) -> Speed:
         for _ in model.generate(tokens[0, :1], GENERATED):
             pass
 
+    train()  # the profile does not count the first round either
+    with context.profile() as profile:
+        training = _seconds(train, rounds)
     return Speed(
         evaluation=tokens.size / _seconds(evaluate, rounds),
-        training=tokens.size / _seconds(train, rounds),
+        training=tokens.size / training,
         generation=GENERATED / _seconds(generate, rounds),
         step_bytes=model.plan(*shape, training=True, memory_limit=limit).total_bytes,
         weights=sum(parameter.data.size for parameter in model.parameters.values()),
+        profile=profile,
     )
 
 

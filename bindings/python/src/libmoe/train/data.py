@@ -93,8 +93,8 @@ class Part:
         if len(counts) == 0 or counts[-1] == 0:
             longest = max((len(span) for span in self.spans), default=0)
             raise UserError(
-                f"sequence_length {length - 1}: no {length} tokens stand together on one side of the split, "
-                f"{longest} at most; use shorter sequences or more text"
+                f"sequence_length {length - 1}: no {length} tokens stand together in the text, or on one "
+                f"side of its split, {longest} at most; give more text, or train on shorter sequences"
             )
         return counts
 

@@ -68,6 +68,14 @@ def diagnose(settings: Settings, records: list[Record]) -> list[Hint]:
     return [*hints, *_overfitted(settings, records), *_slow(settings, records)]
 
 
+def told(hints: list[Hint]) -> str:
+    """Return hints as lines for people: signs that ask for the same cure stand above it together."""
+    signs: dict[str, list[str]] = {}
+    for hint in hints:
+        signs.setdefault(hint.cure, []).append(hint.sign)
+    return "\n".join("hint: " + "\n      ".join([*seen, f"try: {cure}"]) for cure, seen in signs.items())
+
+
 def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     """Find a run that could not go on: numbers that are none, or no memory."""
     stops = of_kind(records, "stop")
@@ -143,16 +151,18 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
 
 def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
     """Find experts with nothing to do, experts with too much, choices without room: over the last quarter."""
-    last = steps[-max(1, len(steps) // 4) :]
+    count = max(1, len(steps) // 4)
+    last = steps[-count:]
+    since = steps[-count - 1]["step"] if count < len(steps) else 0
     for n, layer in enumerate(last[-1]["layers"]):
         columns = zip(*(record["layers"][n]["load"] for record in last))
         load = [sum(column) for column in columns]  # [E]
         mean = sum(load) / len(load)
         idle, peak = load.count(0), max(load) / mean if mean else 0.0
         if idle or peak > min(PEAK, 0.9 * len(load) / settings.top_k):
+            idlers = f"{idle} of {len(load)} experts got no token, " if idle else ""
             yield Hint(
-                f"layer {layer['layer']}: {idle} of {len(load)} experts got no token in the last {len(last)} "
-                f"lines of the log, the fullest {peak:.1f} times the mean",
+                f"layer {layer['layer']}: {idlers}the fullest {peak:.1f} times the mean after step {since}",
                 _more_balance(settings),
             )
         dropped = fmean(record["layers"][n]["dropped"] for record in last)

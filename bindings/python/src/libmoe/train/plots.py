@@ -95,8 +95,8 @@ def _gradients(plt: Any, steps: list[Record]) -> Any:
     """Gradient norm and learning rate over the steps."""
     where = [record["step"] for record in steps]
     figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
-    for name, color in (("norm_max", "#fdd0a2"), ("norm", "#d94801")):
-        upper.plot(where, [record[name] for record in steps], color=color, label=name.replace("_", " "))
+    for name, label, color in (("norm_max", "largest", "#fdd0a2"), ("norm", "mean", "#d94801")):
+        upper.plot(where, [record[name] for record in steps], color=color, label=label)
     upper.set(yscale="log", ylabel="gradient norm")
     upper.legend(frameon=False)
     lower.plot(where, [record["learning_rate"] for record in steps], color="#238b45")
@@ -123,11 +123,14 @@ def _load(plt: Any, steps: list[Record]) -> Any:
         share = load * len(load) / np.maximum(1, load.sum(0))  # 1 is perfect balance
         image = axes.pcolormesh(edges, np.arange(len(load) + 1) - 0.5, share, cmap="Blues", vmin=0, vmax=3)
         axes.set_ylabel(f"layer {layers[n]['layer']}\nexpert")
-    figure.colorbar(image, ax=rows[:-1, 0].tolist(), label="load over the mean")
+    figure.colorbar(image, ax=rows[:-1, 0].tolist(), label="load over the mean", extend="max")
+    most = 0
     for n, layer in enumerate(layers):
         dead = [record["layers"][n]["dead"] for record in steps]
+        most = max(most, *dead)
         rows[-1, 0].plot([record["step"] for record in steps], dead, label=f"layer {layer['layer']}")
-    rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token", ylim=(-0.1, None))
+    rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token", ylim=(-0.1, 1.1 * max(1, most)))
+    rows[-1, 0].yaxis.get_major_locator().set_params(integer=True)
     rows[-1, 0].legend(frameon=False, ncol=4, fontsize=8)
     return figure
 

@@ -108,8 +108,9 @@ class Trainer:
         NotFiniteError, OutOfMemoryError, InvalidArgumentError
             Of a step; the log says why, and the last checkpoint is as it was.
         """
-        self._check_memory()
+        plan = self._check_memory()
         with Interrupt() as interrupt, Progress(self.settings.steps) as progress:
+            progress.line(f"a step: {self.settings.tokens_per_step:,} tokens; activations {plan}")
             try:
                 why = self._loop(interrupt, progress)
             except libmoe.MoeError as error:
@@ -272,8 +273,8 @@ class Trainer:
         self._log.rewind(self.step)
         self.settings.save(self.folder)
 
-    def _check_memory(self) -> None:
-        """Refuse a limit that is too small before anything is trained, and log the plan."""
+    def _check_memory(self) -> libmoe.ModelPlan:
+        """Refuse a limit that is too small before anything is trained; log the plan and return it."""
         settings = self.settings
         free = self._plan(UNLIMITED).total_bytes
         try:
@@ -289,6 +290,7 @@ class Trainer:
             )
             raise UserError(f"memory_limit = {settings.memory_limit} MiB: {error}") from None
         self._log.write("plan", self.step, total=plan.total_bytes, unlimited=free, keep=plan.keep)
+        return plan
 
     def _plan(self, limit: int | None) -> libmoe.ModelPlan:
         settings = self.settings
