@@ -227,6 +227,9 @@ typedef struct moei_tiles {
   int32_t count, tall, height;
 } moei_tiles;
 
+/* So few rows are multiplied by weights that are not packed. */
+enum { MOEI_FEW = 4 };
+
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
 typedef struct moei_kernels {
@@ -302,6 +305,10 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  /* C[m,32] = start + A W^T for m <= MOEI_FEW rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
+   * `next`: the 32 rows that will be wanted next, as far apart */
+  void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
+                              int64_t start_stride, float *c, int64_t c_stride, const void *next);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
    * c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
@@ -317,6 +324,9 @@ typedef struct moei_kernels {
    * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
   void (*product_of_pairs)(int64_t m, int64_t columns, int64_t k, const uint32_t *a, const uint32_t *b, const float *start,
                            int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  void (*product_of_few_rows_of_pairs)(int64_t m, int64_t chunks, const uint32_t *a, const uint16_t *w, int64_t w_row,
+                                       const float *start, int64_t start_stride, float *c, int64_t c_stride,
+                                       const void *next);
   void (*product_over_token_pairs)(int64_t rows, int64_t columns, moei_tiles tiles, const uint32_t *a, int64_t a_width,
                                    int64_t a_chunk, const uint32_t *b, int64_t b_width, int64_t b_chunk, float *c,
                                    int64_t c_stride, const float *c_next);

@@ -374,6 +374,27 @@ def test_inference_only() -> None:
         libmoe.SGD(layer.parameters)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kind", ["mlp", "gated"])
+def test_few_tokens_have_the_bits_they_have_among_many(kind: Any, dtype: Any) -> None:
+    """An expert with up to four tokens reads its weights where they lie."""
+    x = normal(40, 97)
+    for instructions in ("avx2", "avx512", "all"):
+        with libmoe.Context(n_threads=2, instructions=instructions) as context:
+            layer = libmoe.Layer(
+                97, 4, 2, 166, expert_kind=kind, expert_bias=True, weight_dtype=dtype, context=context
+            )
+            for parameter in layer.parameters.values():
+                if parameter.name.endswith("bias"):
+                    parameter.data[...] = normal(*parameter.data.shape)
+            many = layer.forward(x)[0]
+            for first, count in ((0, 1), (38, 2), (9, 3), (20, 7)):
+                few = layer.forward(x[first : first + count])[0]
+                np.testing.assert_array_equal(few, many[first : first + count], err_msg=f"{count}")
+            layer.prepare("f32" if dtype == "f32" else "bf16")
+            np.testing.assert_array_equal(layer.forward(x[:1])[0], many[:1])
+
+
 def test_prepared_layers_give_the_same_bits_and_notice_changes() -> None:
     layer = libmoe.Layer(40, 50, 4, 2)
     x = normal(9, 40)
