@@ -45,10 +45,10 @@ struct Columns {
   @inline(__always) fileprivate init(_ a: V, _ b: V, _ c: V, _ d: V) {
     let (abLow, abHigh) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
     let (cdLow, cdHigh) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
-    column0 = moei_pairs_low(abLow, cdLow)
-    column1 = moei_pairs_high(abLow, cdLow)
-    column2 = moei_pairs_low(abHigh, cdHigh)
-    column3 = moei_pairs_high(abHigh, cdHigh)
+    column0 = moei_opaque(moei_pairs_low(abLow, cdLow))
+    column1 = moei_opaque(moei_pairs_high(abLow, cdLow))
+    column2 = moei_opaque(moei_pairs_low(abHigh, cdHigh))
+    column3 = moei_opaque(moei_pairs_high(abHigh, cdHigh))
   }
 
   /// As rows of a panel.

@@ -186,6 +186,21 @@ MOEI_QUARTERS(moei_quarters_even, 0, 8)
 MOEI_QUARTERS(moei_quarters_odd, 4, 12)
 #undef MOEI_QUARTERS
 
+/* v as it is, of which the compiler forgets how it came about: products of transposed floats it would take apart, one float
+ * at a time. */
+static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16 v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__AVX2__)
+  typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
+  moei_f32x8 low = v.lo, high = v.hi;
+  __asm__("" : "+x"(low), "+x"(high));
+  v.lo = low;
+  v.hi = high;
+#endif
+  return v;
+}
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
