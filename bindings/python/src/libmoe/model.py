@@ -224,7 +224,7 @@ class Model(Tensors):
         ----------
         prepared : {"none", "f32", "bf16"}
             ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others half
-            the memory to read, and bits of its own, without a tape.  ``"none"``: no copies.
+            the memory to read, other bits, and no tape.  ``"none"``: no copies.
 
         Raises
         ------
@@ -233,7 +233,8 @@ class Model(Tensors):
         OutOfMemoryError
             There is no memory for a copy.
         BadStateError
-            The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights have changed since.
+            The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
+            have changed since.
         """
         for layer in self.layers:
             layer.prepare(prepared)
