@@ -223,8 +223,8 @@ class Model(Tensors):
         Parameters
         ----------
         prepared : {"none", "f32", "bf16"}
-            ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others half
-            the memory to read, other bits, and no tape.  ``"none"``: no copies.
+            ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others
+            half the memory to read, other bits, and no tape.  ``"none"``: no copies.
 
         Raises
         ------
