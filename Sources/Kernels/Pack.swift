@@ -35,43 +35,13 @@ import CShims
   }
 }
 
-/// out[32 p + j] = element p of row j for 16 x 16 elements. Whole rows are loaded at once: with rows a power of two apart the
-/// cache could not hold on to them until their next quarter is wanted.
+/// out[32 p + j] = element p of row j for 16 x 16 elements.
 @inline(__always) private func transpose16(_ w: UnsafeRawPointer, _ wRow: Int, _ out: Target) {
-  let a = Quad(w, wRow)
-  let b = Quad(w + 4 &* wRow, wRow)
-  let c = Quad(w + 8 &* wRow, wRow)
-  let d = Quad(w + 12 &* wRow, wRow)
-  spread(a.column0, b.column0, c.column0, d.column0, out)
-  spread(a.column1, b.column1, c.column1, d.column1, out + 32)
-  spread(a.column2, b.column2, c.column2, d.column2, out + 64)
-  spread(a.column3, b.column3, c.column3, d.column3, out + 96)
-}
-
-/// Four rows of 16; lanes 4 q ..< 4 q + 4 of column c hold element 4 q + c of each of them.
-private struct Quad {
-  let column0, column1, column2, column3: V
-
-  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int) {
-    func row(_ i: Int) -> V { (w + i &* wRow).loadUnaligned(as: V.self) }
-    let (a, b, c, d) = (row(0), row(1), row(2), row(3))
-    let (abLow, abHigh) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
-    let (cdLow, cdHigh) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
-    column0 = moei_pairs_low(abLow, cdLow)
-    column1 = moei_pairs_high(abLow, cdLow)
-    column2 = moei_pairs_low(abHigh, cdHigh)
-    column3 = moei_pairs_high(abHigh, cdHigh)
-  }
-}
-
-/// Quarter q of a, b, c and d side by side in row 4 q of the panel.
-@inline(__always) private func spread(_ a: V, _ b: V, _ c: V, _ d: V, _ out: Target) {
-  let (ab01, ab23) = (moei_quarters_low(a, b), moei_quarters_high(a, b))
-  let (cd01, cd23) = (moei_quarters_low(c, d), moei_quarters_high(c, d))
-  store(out, moei_quarters_even(ab01, cd01))
-  store(out + 4 &* 32, moei_quarters_odd(ab01, cd01))
-  store(out + 8 &* 32, moei_quarters_even(ab23, cd23))
-  store(out + 12 &* 32, moei_quarters_odd(ab23, cd23))
+  let square = Square(w, wRow)
+  square.first.write(out)
+  square.second.write(out + 4 &* 32)
+  square.third.write(out + 8 &* 32)
+  square.fourth.write(out + 12 &* 32)
 }
 
 /// panel[p][j] = w[p][j] for `columns` <= 32 columns; the others are 0.

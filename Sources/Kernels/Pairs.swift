@@ -16,6 +16,9 @@ import CShims
       high = moei_add_products(high, a, b.high)
     }
   }
+  @inline(__always) func addProducts(_ sum: inout V, _ a: UInt32, _ b: Words) {
+    sum = moei_add_products(sum, Words(repeating: a), b)
+  }
 #else
   /// Without an instruction for it: the lower halves as floats, then the upper ones.
   struct PairLanes {
@@ -30,6 +33,10 @@ import CShims
       accumulate(Float(bitPattern: factors << 16), b.even)
       accumulate(Float(bitPattern: factors & 0xFFFF_0000), b.odd)
     }
+  }
+  @inline(__always) func addProducts(_ sum: inout V, _ a: UInt32, _ b: Words) {
+    sum = fma(V(repeating: Float(bitPattern: a << 16)), lowerHalves(b), sum)
+    sum = fma(V(repeating: Float(bitPattern: a & 0xFFFF_0000)), upperHalves(b), sum)
   }
 #endif
 

@@ -56,6 +56,9 @@ import CShims
       },
       tile_height: Int64(tileHeight),
       product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product_of_few_rows: {
+        productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
+      },
       product_over_tokens: {
         productOverTokens(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
       },
@@ -63,6 +66,9 @@ import CShims
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
       gather: { gather(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       product_of_pairs: { productOfPairs(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product_of_few_rows_of_pairs: {
+        productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
+      },
       product_over_token_pairs: {
         productOverTokenPairs(Int($0), Int($1), $2, $3, Int($4), Int($5), $6, Int($7), Int($8), $9, Int($10), $11)
       },

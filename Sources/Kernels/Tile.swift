@@ -156,11 +156,16 @@ protocol Factors {
   /// Words of a row's 32 features.
   static var perChunk: Int { get }
   static func accumulate<R: Rows>(_ rows: inout R, _ a: UnsafePointer<Word>, _ step: Int, _ b: UnsafePointer<Word>)
+  /// The same for one row's word and 16 of B's, which are in a register.
+  static func accumulate(_ sum: inout V, _ a: Word, _ b: V)
 }
 enum Floats: Factors {
   static var perChunk: Int { 32 }
   @inline(__always) static func accumulate<R: Rows>(_ rows: inout R, _ a: Source, _ step: Int, _ b: Source) {
     rows.accumulate(a, step, Lanes(b))
+  }
+  @inline(__always) static func accumulate(_ sum: inout V, _ a: Float, _ b: V) {
+    sum = fma(V(repeating: a), b, sum)
   }
 }
 enum Pairs: Factors {
@@ -169,6 +174,9 @@ enum Pairs: Factors {
     _ rows: inout R, _ a: UnsafePointer<UInt32>, _ step: Int, _ b: UnsafePointer<UInt32>
   ) {
     rows.accumulate(a, step, PairLanes(b))
+  }
+  @inline(__always) static func accumulate(_ sum: inout V, _ a: UInt32, _ b: V) {
+    addProducts(&sum, a, unsafeBitCast(b, to: Words.self))
   }
 }
 

@@ -101,9 +101,9 @@ public func moe_rotate(
     try require(theta, "theta", atLeast: 1)
     let rotary = Rotary(
       heads: Int(n_heads), headSize: Int(head_size), stride: stride, positions: UnsafePointer(positions),
-      sequenceLength: Int(sequence_length), firstPosition: Int(first_position), theta: theta,
+      sequenceLength: Int(sequence_length), firstPosition: Int(first_position),
       inverse: try flag(inverse, "inverse"))
-    try rotary.run(x, tokens: tokens, in: context)
+    try rotary.run(x, tokens: tokens, theta: theta, in: context)
   }
 }
 

@@ -186,6 +186,21 @@ MOEI_QUARTERS(moei_quarters_even, 0, 8)
 MOEI_QUARTERS(moei_quarters_odd, 4, 12)
 #undef MOEI_QUARTERS
 
+/* v as it is, of which the compiler forgets how it came about: products of transposed floats it would take apart, one float
+ * at a time. */
+static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16 v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__AVX2__)
+  typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
+  moei_f32x8 low = v.lo, high = v.hi;
+  __asm__("" : "+x"(low), "+x"(high));
+  v.lo = low;
+  v.hi = high;
+#endif
+  return v;
+}
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
@@ -226,6 +241,9 @@ static inline __attribute__((always_inline)) void moei_prefetch_to_write(const f
 typedef struct moei_tiles {
   int32_t count, tall, height;
 } moei_tiles;
+
+/* So few rows are multiplied by weights that are not packed. */
+enum { MOEI_FEW = 4 };
 
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
@@ -302,6 +320,10 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  /* C[m,32] = start + A W^T for m <= MOEI_FEW rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
+   * `next`: the 32 rows that will be wanted next, as far apart */
+  void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
+                              int64_t start_stride, float *c, int64_t c_stride, const void *next);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
    * c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
@@ -317,6 +339,9 @@ typedef struct moei_kernels {
    * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
   void (*product_of_pairs)(int64_t m, int64_t columns, int64_t k, const uint32_t *a, const uint32_t *b, const float *start,
                            int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+  void (*product_of_few_rows_of_pairs)(int64_t m, int64_t chunks, const uint32_t *a, const uint16_t *w, int64_t w_row,
+                                       const float *start, int64_t start_stride, float *c, int64_t c_stride,
+                                       const void *next);
   void (*product_over_token_pairs)(int64_t rows, int64_t columns, moei_tiles tiles, const uint32_t *a, int64_t a_width,
                                    int64_t a_chunk, const uint32_t *b, int64_t b_width, int64_t b_chunk, float *c,
                                    int64_t c_stride, const float *c_next);

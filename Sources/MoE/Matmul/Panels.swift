@@ -37,6 +37,12 @@ struct WeightPanel<P: Precision> {
     form = .packed
   }
 
+  /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge.
+  fileprivate var rows: (start: UnsafePointer<P.Element>, stride: Int)? {
+    guard case .matrix(let rowStride, transposed: true, columns: chunkWidth) = form else { return nil }
+    return (start, rowStride)
+  }
+
   /// The piece from p on, [depth][32], where it lies or in `buffer`.
   fileprivate func piece(
     _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
@@ -95,7 +101,8 @@ struct PanelProducts<P: Precision> {
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
     var pieces = InlineArray<4, Source>(repeating: Source(packed))  // panelsAtOnce
-    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+    let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
+    for p in stride(from: done, to: depth, by: P.panelDepth) {
       let depth = min(P.panelDepth, self.depth - p)
       let last = p + P.panelDepth >= self.depth
       for i in 0..<panels {
@@ -117,6 +124,28 @@ struct PanelProducts<P: Precision> {
         }
       }
     }
+  }
+
+  /// A tile of few rows, whose weights are not worth packing. Returns how many contraction indices are done: whole chunks, or
+  /// none.
+  private func multiplyFewRows(
+    _ panels: Int, _ panel: (Int) -> WeightPanel<P>, next: (Int) -> WeightPanel<P>?, a: (Range<Int>) -> Source,
+    start: (Int) -> Floats?, c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int
+  ) -> Int {
+    guard range.count == 1, depth >= chunkWidth else { return 0 }
+    let rows = tiles.rows(range.lowerBound)
+    guard rows.count <= Int(MOEI_FEW) else { return 0 }
+    for i in 0..<panels where panel(i).rows == nil { return 0 }
+    let done = depth / chunkWidth * chunkWidth
+    for i in 0..<panels {
+      let (weights, stride) = panel(i).rows!
+      let (out, begin) = (c(i, rows), start(i))
+      let coming = i + 1 < panels ? panel(i + 1) : next(0)
+      P.productOfFewRows(
+        rows.count, done, a(rows), weights, rowStride: stride, start: begin ?? Floats(out),
+        startStride: begin == nil ? cStride : 0, out, cStride: cStride, next: coming?.rows?.start ?? weights, kernels)
+    }
+    return done
   }
 
   /// The cache lines of a tile of A from p on; none at the end.

@@ -28,6 +28,11 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
     _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels)
+  /// C[m, 32] = start + A W^T for at most MOEI_FEW rows and 32 rows of weights where they lie; depth is a multiple of 32. The
+  /// rows at `next` are wanted next.
+  static func productOfFewRows(
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
+    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels)
   /// C[rows, columns] += sum over tokens of A^T B
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
@@ -91,6 +96,15 @@ enum F32: Precision {
       Int64(m), Int64(columns), Int64(depth), a, b, start, Int64(startStride), c, Int64(cStride), ahead)
   }
 
+  static func productOfFewRows(
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
+    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+  ) {
+    kernels.pointee.product_of_few_rows(
+      Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start, Int64(startStride), c, Int64(cStride),
+      next)
+  }
+
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
     _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels
@@ -152,6 +166,15 @@ enum BF16: Precision {
     kernels.pointee.product_of_pairs(
       Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start, Int64(startStride), c,
       Int64(cStride), ahead)
+  }
+
+  static func productOfFewRows(
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
+    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+  ) {
+    kernels.pointee.product_of_few_rows_of_pairs(
+      Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start, Int64(startStride), c,
+      Int64(cStride), next)
   }
 
   static func productOverTokens(

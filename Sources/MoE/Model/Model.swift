@@ -9,11 +9,13 @@ public struct Model {
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
+  let rotaryTable: RotaryTable?  // of all layers
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   init(
     _ c: ModelConfiguration, context: ContextPointer, parameters: ModelParameters,
-    feedForwards: UnsafeMutablePointer<LayerPointer?>, list: ParameterList, turn: Lock
+    feedForwards: UnsafeMutablePointer<LayerPointer?>, list: ParameterList,
+    rotaryTable: RotaryTable?, turn: Lock
   ) {
     configuration = c
     self.context = context
@@ -21,6 +23,7 @@ public struct Model {
     self.parameters = parameters
     self.feedForwards = feedForwards
     self.list = list
+    self.rotaryTable = rotaryTable
     self.turn = turn
   }
 

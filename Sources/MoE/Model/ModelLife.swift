@@ -8,12 +8,14 @@ private struct ModelParts {
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>
   let turn: Lock
+  let rotaryTable: RotaryTable?
 
   init(_ arena: inout Arena, _ c: ModelConfiguration) {
     model = arena.take(Model.self, 1)
     parameters = ModelParameters(&arena, c)
     feedForwards = arena.take(LayerPointer?.self, c.layers)
     turn = Lock(&arena)
+    rotaryTable = c.theta == nil ? nil : RotaryTable(&arena, headSize: c.headSize, steps: true)
   }
 
   func free(_ allocator: Allocator, layers: Int) {
@@ -47,12 +49,13 @@ extension UnsafeMutablePointer where Pointee == Model {
       parts.model.initialize(
         to: Model(
           c, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards, list: list,
-          turn: parts.turn))
+          rotaryTable: parts.rotaryTable, turn: parts.turn))
     } catch {
       parts.free(allocator, layers: c.layers)
       throw error
     }
     parts.parameters.initialise(c, context.kernels)
+    if let theta = c.theta { parts.rotaryTable!.fill(theta: theta) }
     context.retain()
     return parts.model
   }

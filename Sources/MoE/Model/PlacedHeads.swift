@@ -31,16 +31,16 @@ struct PlacedHeads {
     queryStatistics = statistics ? arena.take(Float.self, tokens, 2 * c.heads) : nil
     keyStatistics = statistics ? arena.take(Float.self, tokens, 2 * c.keyHeads) : nil
     // Queries and keys stand side by side.
-    guard let theta = c.theta else {
+    guard let table = model.rotaryTable else {
       (rotation, rotationBack) = (nil, nil)
       return
     }
     var rotary = Rotary(
       heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: nil, sequenceLength: length,
-      firstPosition: firstPosition, theta: theta, inverse: false)
-    rotation = Rotation(&arena, rotary, in: model.context)
+      firstPosition: firstPosition, inverse: false)
+    rotation = Rotation(&arena, rotary, table, in: model.context)
     rotary.inverse = true
-    rotationBack = forBackward ? Rotation(&arena, rotary, in: model.context) : nil
+    rotationBack = forBackward ? Rotation(&arena, rotary, table, in: model.context) : nil
   }
 
   var query: UnsafeMutablePointer<Float> { placed ?? projected }

@@ -8,16 +8,15 @@ public struct Rotary {
   public var positions: UnsafePointer<Int64>?  // [T], each below 2^31
   public var sequenceLength: Int
   public var firstPosition: Int
-  public var theta: Double  // at least 1
   public var inverse: Bool
 
   public init(
     heads: Int, headSize: Int, stride: Int, positions: UnsafePointer<Int64>?, sequenceLength: Int, firstPosition: Int,
-    theta: Double, inverse: Bool
+    inverse: Bool
   ) {
     (self.heads, self.headSize, self.stride) = (heads, headSize, stride)
     (self.positions, self.sequenceLength, self.firstPosition) = (positions, sequenceLength, firstPosition)
-    (self.theta, self.inverse) = (theta, inverse)
+    self.inverse = inverse
   }
 
   func position(_ token: Int) -> Int {
@@ -25,48 +24,70 @@ public struct Rotary {
     return token % sequenceLength + firstPosition
   }
 
-  /// A call with memory of its own. x: [T,n_heads,D], in place.
-  public func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
+  /// A call with memory of its own. x: [T,n_heads,D], in place; theta is at least 1.
+  public func run(
+    _ x: UnsafeMutablePointer<Float>, tokens: Int, theta: Double, in context: ContextPointer
+  ) throws(Fault) {
+    func cut(_ arena: inout Arena) -> (RotaryTable, Rotation) {
+      // For a few tokens the steps are not worth a table.
+      let table = RotaryTable(&arena, headSize: headSize, steps: tokens >= RotaryTable.stepCount)
+      return (table, Rotation(&arena, self, table, in: context))
+    }
     var measure = Arena()
-    _ = Rotation(&measure, self, in: context)
+    _ = cut(&measure)
     try context.withScratch(try measure.total()) { memory throws(Fault) in
       var arena = Arena(memory)
-      try Rotation(&arena, self, in: context).run(x, tokens: tokens, in: context)
+      let (table, rotation) = cut(&arena)
+      table.fill(theta: theta)
+      try rotation.run(x, tokens: tokens, in: context)
     }
   }
 }
 
-/// Sines and cosines are taken in double of 64 steps of position, and of every 64th position as it comes; what lies between
-/// is one complex product. They depend on the position alone. For a few tokens there is no table of the steps.
-struct Rotation {
-  private let rotary: Rotary
-  private let frequencies: UnsafeMutablePointer<Double>  // [D/2]
-  private let steps: UnsafeMutablePointer<Turn>  // [64][D/2]
-  private let memory: LaneMemory
+/// What all rotations by one theta share. Sines and cosines are taken in double of 64 steps of position, and of every 64th
+/// position as it comes; what lies between is one complex product. They depend on the position alone.
+struct RotaryTable {
+  fileprivate let frequencies: UnsafeMutablePointer<Double>  // [D/2]
+  fileprivate let steps: UnsafeMutablePointer<Turn>?  // [64][D/2]; without it they are computed as they come
+  private let headSize: Int
 
   fileprivate static let stepCount = 64
 
-  init(_ arena: inout Arena, _ rotary: Rotary, in context: ContextPointer) {
+  init(_ arena: inout Arena, headSize: Int, steps: Bool) {
+    self.headSize = headSize
+    frequencies = arena.take(Double.self, headSize / 2)
+    self.steps = steps ? arena.take(Turn.self, Self.stepCount, headSize / 2) : nil
+  }
+
+  /// Once, before the first use.
+  func fill(theta: Double) {
+    let pairs = headSize / 2
+    let logTheta = naturalLogarithm(theta)
+    for i in 0..<pairs {
+      frequencies[i] = exponential(-Double(2 * i) / Double(headSize) * logTheta)
+      guard let steps else { continue }
+      for step in 0..<Self.stepCount { steps[step * pairs + i] = Turn(Double(step) * frequencies[i]) }
+    }
+  }
+}
+
+/// One array's rotation.
+struct Rotation {
+  private let rotary: Rotary
+  private let table: RotaryTable
+  private let memory: LaneMemory
+
+  init(_ arena: inout Arena, _ rotary: Rotary, _ table: RotaryTable, in context: ContextPointer) {
     self.rotary = rotary
-    frequencies = arena.take(Double.self, rotary.headSize / 2)
-    steps = arena.take(Turn.self, Self.stepCount, rotary.headSize / 2)
+    self.table = table
     var measure = Arena()
     _ = RotationRow(&measure, pairs: rotary.headSize / 2)
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
   }
 
   func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
-    let pairs = rotary.headSize / 2
-    let logTheta = naturalLogarithm(rotary.theta)
-    for i in 0..<pairs {
-      frequencies[i] = exponential(-Double(2 * i) / Double(rotary.headSize) * logTheta)
-      if tokens >= Self.stepCount {
-        for step in 0..<Self.stepCount { steps[step * pairs + i] = Turn(Double(step) * frequencies[i]) }
-      }
-    }
     let job = RotationJob(
-      rotary: rotary, kernels: context.kernels, x: x, tokens: tokens, frequencies: frequencies,
-      steps: tokens >= Self.stepCount ? steps : nil, memory: memory)
+      rotary: rotary, table: table, kernels: context.kernels, x: x, tokens: tokens, memory: memory)
     try context.measure(.attention, backward: rotary.inverse) { () throws(Fault) in
       try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
     }
@@ -74,7 +95,7 @@ struct Rotation {
 }
 
 /// A turn by an angle, as a complex number.
-private struct Turn {
+fileprivate struct Turn {
   let cosine: Double
   let sine: Double
 
@@ -130,11 +151,10 @@ private struct RotationRow {
 
 private struct RotationJob: Job {
   let rotary: Rotary
+  let table: RotaryTable
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafeMutablePointer<Float>
   let tokens: Int
-  let frequencies: UnsafeMutablePointer<Double>
-  let steps: UnsafeMutablePointer<Turn>?
   let memory: LaneMemory
 
   /// Tokens of one item.
@@ -147,13 +167,14 @@ private struct RotationJob: Job {
     var baseNow = -1
     for token in item * Self.run..<min(tokens, (item + 1) * Self.run) {
       let position = rotary.position(token)
-      let (base, step) = (position / Rotation.stepCount, position % Rotation.stepCount)
+      let (base, step) = (position / RotaryTable.stepCount, position % RotaryTable.stepCount)
       if base != baseNow {
-        for i in 0..<pairs { row.base[i] = Turn(Double(base * Rotation.stepCount) * frequencies[i]) }
+        for i in 0..<pairs { row.base[i] = Turn(Double(base * RotaryTable.stepCount) * table.frequencies[i]) }
         baseNow = base
       }
       for i in 0..<pairs {
-        let (a, b) = (row.base[i], steps?[step * pairs + i] ?? Turn(Double(step) * frequencies[i]))
+        let b = table.steps?[step * pairs + i] ?? Turn(Double(step) * table.frequencies[i])
+        let a = row.base[i]
         row.cosines[i] = Float(a.cosine * b.cosine - a.sine * b.sine)
         let sine = Float(a.sine * b.cosine + a.cosine * b.sine)
         row.sines[i] = rotary.inverse ? -sine : sine

@@ -174,6 +174,33 @@ def test_tokens_in_two_calls_give_the_gradient_of_one(matmul: Any) -> None:
     assert_close("dweight", twice, once)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 96), (31, 64), (33, 65), (345, 128), (1030, 70)])
+def test_few_tokens_have_the_bits_they_have_among_many(inputs: int, outputs: int, dtype: str) -> None:
+    """Up to four tokens read the weights where they lie: the chains are those of many, and of plain loops."""
+    x, matrix, bias = normal(29, inputs), normal(outputs, inputs, seed=1), normal(outputs, seed=2)
+    weight: Any = matrix if dtype == "f32" else libmoe.to_bfloat16(matrix)
+    for instructions in ("avx2", "avx512", "all"):
+        with libmoe.Context(n_threads=2, instructions=instructions) as context:
+            many = blocks.linear(x, weight, bias, context=context)
+            for first, count in ((0, 1), (28, 1), (3, 2), (7, 3), (11, 4), (2, 5)):
+                few = blocks.linear(x[first : first + count], weight, bias, context=context)
+                np.testing.assert_array_equal(few, many[first : first + count], err_msg=f"{count}")
+        if dtype == "f32" or instructions != "all":
+            with libmoe.Context(matmul="reference", instructions="avx2") as context:
+                np.testing.assert_array_equal(many, blocks.linear(x, weight, bias, context=context))
+
+
+def test_few_tokens_and_weights_that_are_not_finite() -> None:
+    """They reach the outputs they belong to, and no other."""
+    weight = np.ones((64, 40), np.float32)
+    weight[5, 39], weight[40, 3] = np.inf, np.nan
+    y = blocks.linear(np.ones((2, 40), np.float32), weight)
+    expected = np.full((2, 64), 40, np.float32)
+    expected[:, 5], expected[:, 40] = np.inf, np.nan
+    np.testing.assert_array_equal(y, expected)
+
+
 def test_linear_without_some_outputs() -> None:
     x, dy, weight = normal(40, 19), normal(40, 35, seed=1), normal(35, 19, seed=2)
     np.testing.assert_array_equal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -372,6 +373,27 @@ def test_inference_only() -> None:
         _ = layer.parameters["router.weight"].grad
     with pytest.raises(libmoe.BadStateError):
         libmoe.SGD(layer.parameters)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kind", ["mlp", "gated"])
+def test_few_tokens_have_the_bits_they_have_among_many(kind: Any, dtype: Any) -> None:
+    """An expert with up to four tokens reads its weights where they lie."""
+    x = normal(40, 97)
+    for instructions in ("avx2", "avx512", "all"):
+        with libmoe.Context(n_threads=2, instructions=instructions) as context:
+            layer = libmoe.Layer(
+                97, 166, 4, 2, expert_kind=kind, expert_bias=True, weight_dtype=dtype, context=context
+            )
+            for name, parameter in layer.parameters.items():
+                if name.startswith("experts") and name.endswith("bias"):
+                    parameter.data[...] = normal(*parameter.data.shape)
+            many = layer(x)
+            for first, count in ((0, 1), (38, 2), (9, 3), (20, 7)):
+                few = layer(x[first : first + count])
+                np.testing.assert_array_equal(few, many[first : first + count], err_msg=f"{count}")
+            layer.prepare("f32" if dtype == "f32" else "bf16")
+            np.testing.assert_array_equal(layer(x[:1]), many[:1])
 
 
 def test_prepared_layers_give_the_same_bits_and_notice_changes() -> None:

@@ -313,10 +313,34 @@ def test_inference_only() -> None:
         model = made(arguments, context)
         frozen = libmoe.Model(**arguments, inference_only=True, context=context)
         frozen.load_state_dict(model.state_dict())
-        for layer in frozen.layers:
-            layer.prepare()
         prompt = [3, 1, 4, 1]
         assert list(frozen.generate(prompt, 8, seed=1)) == list(model.generate(prompt, 8, seed=1))
+
+
+def test_prepared_models_give_the_same_bits_and_notice_changes() -> None:
+    arguments = CASES["every second"]
+    with libmoe.Context(n_threads=1) as context:
+        model = made(arguments, context)
+        call = call_of(arguments)
+        before = model.forward(**call, logits=True).logits
+        model.prepare()
+        np.testing.assert_array_equal(model.forward(**call, logits=True).logits, before)
+        for n, name in ((1, "layers.1.ffn.experts.down.weight"), (2, "layers.2.ffn.experts.down.weight")):
+            model.parameters[name].data[...] += 1
+            with pytest.raises(libmoe.BadStateError, match=f"layer {n}.*moe_layer_prepare"):
+                model.forward(**call)
+            model.prepare()
+        after = model.forward(**call, logits=True).logits
+        assert after is not None and before is not None and after.tobytes() != before.tobytes()
+        model.prepare("none")
+        model.parameters["layers.1.ffn.experts.down.weight"].data[...] -= 1
+        model.forward(**call)
+        half = libmoe.Model(**arguments, weight_dtype="bf16", context=context)
+        with pytest.raises(libmoe.InvalidArgumentError, match="MOE_PREPARED_F32"):
+            half.prepare()
+        before = half.forward(**call, logits=True).logits
+        half.prepare("bf16")
+        np.testing.assert_array_equal(half.forward(**call, logits=True).logits, before)
 
 
 def test_layers_are_the_models_own() -> None:

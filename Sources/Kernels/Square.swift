@@ -1,0 +1,61 @@
+import CShims
+
+// Transposition in registers, of words whatever they hold.
+
+/// 16 x 16 words, rows `wRow` bytes apart, seen column by column. Whole rows are loaded at once: with rows a power of two apart
+/// the cache could not hold on to them until their next quarter is wanted.
+struct Square {
+  private let a, b, c, d: Quarters
+
+  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int) {
+    a = Quarters(w, wRow)
+    b = Quarters(w + wRow, wRow)
+    c = Quarters(w + 2 &* wRow, wRow)
+    d = Quarters(w + 3 &* wRow, wRow)
+  }
+
+  // Columns 0 ... 3, 4 ... 7, and so on.
+  var first: Columns { @inline(__always) get { Columns(a.first, b.first, c.first, d.first) } }
+  var second: Columns { @inline(__always) get { Columns(a.second, b.second, c.second, d.second) } }
+  var third: Columns { @inline(__always) get { Columns(a.third, b.third, c.third, d.third) } }
+  var fourth: Columns { @inline(__always) get { Columns(a.fourth, b.fourth, c.fourth, d.fourth) } }
+}
+
+/// Rows 0, 4, 8 and 12: their first quarters side by side, and so on.
+private struct Quarters {
+  let first, second, third, fourth: V
+
+  @inline(__always) init(_ w: UnsafeRawPointer, _ wRow: Int) {
+    func row(_ i: Int) -> V { (w + i &* wRow).loadUnaligned(as: V.self) }
+    let (a, b, c, d) = (row(0), row(4), row(8), row(12))
+    let (ab01, ab23) = (moei_quarters_low(a, b), moei_quarters_high(a, b))
+    let (cd01, cd23) = (moei_quarters_low(c, d), moei_quarters_high(c, d))
+    first = moei_quarters_even(ab01, cd01)
+    second = moei_quarters_odd(ab01, cd01)
+    third = moei_quarters_even(ab23, cd23)
+    fourth = moei_quarters_odd(ab23, cd23)
+  }
+}
+
+/// Four columns of 16 rows.
+struct Columns {
+  let column0, column1, column2, column3: V
+
+  /// Within each quarter, four words of four rows become four rows of four words.
+  @inline(__always) fileprivate init(_ a: V, _ b: V, _ c: V, _ d: V) {
+    let (abLow, abHigh) = (moei_interleave_low(a, b), moei_interleave_high(a, b))
+    let (cdLow, cdHigh) = (moei_interleave_low(c, d), moei_interleave_high(c, d))
+    column0 = moei_opaque(moei_pairs_low(abLow, cdLow))
+    column1 = moei_opaque(moei_pairs_high(abLow, cdLow))
+    column2 = moei_opaque(moei_pairs_low(abHigh, cdHigh))
+    column3 = moei_opaque(moei_pairs_high(abHigh, cdHigh))
+  }
+
+  /// As rows of a panel.
+  @inline(__always) func write(_ out: Target) {
+    store(out, column0)
+    store(out + 32, column1)
+    store(out + 64, column2)
+    store(out + 96, column3)
+  }
+}
