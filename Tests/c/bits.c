@@ -5,23 +5,9 @@
 #include <string.h>
 
 #include "check.h"
+#include "numbers.h"
 
 enum { N_TOKENS = 67, H = 37, I = 45, N_STEPS = 4, N_PARAMETERS = 8 };
-
-static uint64_t hash; /* FNV-1a */
-
-static void add(const void *data, size_t size) {
-  const unsigned char *bytes = (const unsigned char *)data;
-  for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
-}
-
-/* n numbers in [-1, 1) that are the same everywhere. */
-static void fill(float *values, int n, uint32_t seed) {
-  for (int i = 0; i < n; i++) {
-    seed = seed * 1664525u + 1013904223u;
-    values[i] = (float)(seed >> 8) / (float)(1 << 23) - 1;
-  }
-}
 
 static void train(moe_context *context, const moe_layer_config *config, int plain) {
   static float x[N_TOKENS * H], y[N_TOKENS * H], dx[N_TOKENS * H]; /* [T,H] each */
@@ -40,7 +26,7 @@ static void train(moe_context *context, const moe_layer_config *config, int plai
     CHECK(moe_adamw_create(context, NULL, parameters, count, &optimizer) == MOE_OK);
   }
 
-  hash = 0xcbf29ce484222325u;
+  begin_hash();
   for (int step = 0; step < N_STEPS; step++) {
     moe_forward_options options = MOE_FORWARD_OPTIONS_INIT;
     options.training = 1;
