@@ -1,8 +1,15 @@
 import CShims
 
 // Few rows times W^T, with W [outputs, inputs] as it lies in memory: what generation does, token by token. Each weight is
-// used at most four times, so it does not stay in a panel: it goes through the registers, transposed on the way, straight
+// used a few times only, so it does not stay in a panel: it goes through the registers, transposed on the way, straight
 // into its chains, which are those of `product`.
+
+/// The most rows of one call. AVX2 has half the registers: what waits in them would go to memory and back.
+#if MOE_AVX512
+  var fewRows: Int { 4 }
+#else
+  var fewRows: Int { 2 }
+#endif
 
 /// The sums of up to four rows for 16 outputs.
 private struct FewSums {
@@ -77,7 +84,7 @@ private var bytesAhead: Int { 512 }
   sums.write(m, c, cStride)
 }
 
-/// C[m,32] = start + A W^T for 32 rows of W, `wRow` bytes apart, and m <= 4 rows of A in `chunks` chunks.
+/// C[m,32] = start + A W^T for 32 rows of W, `wRow` bytes apart, and m <= `fewRows` rows of A in `chunks` chunks.
 @inline(__always) private func productOfFewRows<F: Factors>(
   _: F.Type, _ m: Int, _ chunks: Int, _ a: UnsafePointer<F.Word>, _ w: UnsafeRawPointer, _ wRow: Int,
   _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ next: UnsafeRawPointer
@@ -88,9 +95,13 @@ private var bytesAhead: Int { 512 }
     let next = column == 0 ? w + 16 &* wRow : next
     switch m {
     case 1: sixteenOutputs(F.self, 1, chunks, a, w, wRow, s, startStride, c, cStride, next)
-    case 2: sixteenOutputs(F.self, 2, chunks, a, w, wRow, s, startStride, c, cStride, next)
-    case 3: sixteenOutputs(F.self, 3, chunks, a, w, wRow, s, startStride, c, cStride, next)
-    default: sixteenOutputs(F.self, 4, chunks, a, w, wRow, s, startStride, c, cStride, next)
+    #if MOE_AVX512
+      case 2: sixteenOutputs(F.self, 2, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      case 3: sixteenOutputs(F.self, 3, chunks, a, w, wRow, s, startStride, c, cStride, next)
+      default: sixteenOutputs(F.self, 4, chunks, a, w, wRow, s, startStride, c, cStride, next)
+    #else
+      default: sixteenOutputs(F.self, 2, chunks, a, w, wRow, s, startStride, c, cStride, next)
+    #endif
     }
     column &+= 16
   }

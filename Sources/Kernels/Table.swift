@@ -56,6 +56,7 @@ import CShims
       },
       tile_height: Int64(tileHeight),
       product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      few_rows: Int64(fewRows),
       product_of_few_rows: {
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },

@@ -242,9 +242,6 @@ typedef struct moei_tiles {
   int32_t count, tall, height;
 } moei_tiles;
 
-/* So few rows are multiplied by weights that are not packed. */
-enum { MOEI_FEW = 4 };
-
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
 typedef struct moei_kernels {
@@ -320,8 +317,9 @@ typedef struct moei_kernels {
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
-  /* C[m,32] = start + A W^T for m <= MOEI_FEW rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
+  /* C[m,32] = start + A W^T for m <= few_rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
    * `next`: the 32 rows that will be wanted next, as far apart */
+  int64_t few_rows;
   void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
                               int64_t start_stride, float *c, int64_t c_stride, const void *next);
   /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;

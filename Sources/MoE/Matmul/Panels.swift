@@ -134,7 +134,7 @@ struct PanelProducts<P: Precision> {
   ) -> Int {
     guard range.count == 1, depth >= chunkWidth else { return 0 }
     let rows = tiles.rows(range.lowerBound)
-    guard rows.count <= Int(MOEI_FEW) else { return 0 }
+    guard rows.count <= Int(kernels.pointee.few_rows) else { return 0 }
     for i in 0..<panels where panel(i).rows == nil { return 0 }
     let done = depth / chunkWidth * chunkWidth
     for i in 0..<panels {

@@ -28,7 +28,7 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
     _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels)
-  /// C[m, 32] = start + A W^T for at most MOEI_FEW rows and 32 rows of weights where they lie; depth is a multiple of 32. The
+  /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,

@@ -177,7 +177,7 @@ def test_tokens_in_two_calls_give_the_gradient_of_one(matmul: Any) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 96), (31, 64), (33, 65), (345, 128), (1030, 70)])
 def test_few_tokens_have_the_bits_they_have_among_many(inputs: int, outputs: int, dtype: str) -> None:
-    """Up to four tokens read the weights where they lie: the chains are those of many, and of plain loops."""
+    """A few tokens read the weights where they lie: the chains are those of many, and of plain loops."""
     x, matrix, bias = normal(29, inputs), normal(outputs, inputs, seed=1), normal(outputs, seed=2)
     weight: Any = matrix if dtype == "f32" else libmoe.to_bfloat16(matrix)
     for instructions in ("avx2", "avx512", "all"):

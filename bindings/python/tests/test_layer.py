@@ -378,7 +378,7 @@ def test_inference_only() -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("kind", ["mlp", "gated"])
 def test_few_tokens_have_the_bits_they_have_among_many(kind: Any, dtype: Any) -> None:
-    """An expert with up to four tokens reads its weights where they lie."""
+    """An expert with a few tokens reads its weights where they lie."""
     x = normal(40, 97)
     for instructions in ("avx2", "avx512", "all"):
         with libmoe.Context(n_threads=2, instructions=instructions) as context:

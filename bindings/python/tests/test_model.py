@@ -327,7 +327,7 @@ def test_prepared_models_give_the_same_bits_and_notice_changes() -> None:
         np.testing.assert_array_equal(model.forward(**call, logits=True).logits, before)
         for n, name in ((1, "layers.1.ffn.experts.down.weight"), (2, "layers.2.ffn.experts.down.weight")):
             model.parameters[name].data[...] += 1
-            with pytest.raises(libmoe.BadStateError, match=f"layer {n}.*moe_layer_prepare"):
+            with pytest.raises(libmoe.BadStateError, match=f"layers.{n}: .*moe_layer_prepare"):
                 model.forward(**call)
             model.prepare()
         after = model.forward(**call, logits=True).logits
