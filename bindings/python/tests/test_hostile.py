@@ -10,11 +10,12 @@ from pathlib import Path
 import libmoe
 
 
-def test_no_argument_ends_the_process() -> None:
+def test_no_argument_ends_the_process(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     child = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("hostile_calls.py"))],
         env=environment,
+        cwd=tmp_path,  # some of the arguments are names of files
         capture_output=True,
         text=True,
         timeout=600,

@@ -35,7 +35,7 @@ from libmoe.train.sample import printable
 from train_lm.peers import EVALUATED, counting_bits, dense_run, joined, window_bits
 from train_text.text import default_files
 
-STEPS = 2000  # some four minutes on two cores
+STEPS = 4000  # some four minutes on two cores
 
 
 def main() -> int:
@@ -92,9 +92,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         top_k=2,
         intermediate_size=256,
         sequence_length=128,
-        sequences=16,
+        sequences=8,
         steps=arguments.steps,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         warmup_steps=min(100, arguments.steps // 10),
         evaluate_every=max(10, arguments.steps // 120 * 10),
         seed=arguments.seed,
