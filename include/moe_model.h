@@ -214,7 +214,7 @@ typedef struct moe_model_config {
   int64_t vocabulary_size; /**< V: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
   int64_t max_positions;   /**< rows of a learned position embedding, with V; 0 = none */
   double rope_theta;       /**< rotary positions in every attention; 0 = none */
-  double norm_epsilon;     /**< 0 = 1e-5 */
+  double norm_epsilon;     /**< 0 = 1e-5; else as in moe_norm_forward */
   int32_t norm;            /**< a moe_norm */
   int32_t norm_place;      /**< a moe_norm_place */
   int32_t final_norm;      /**< 1: a norm after the last layer */

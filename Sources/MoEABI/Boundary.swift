@@ -149,6 +149,12 @@ func require(_ value: Double, _ name: StaticString, atLeast low: Double) throws(
   guard value >= low && value.isFinite else { throw .invalid("\(name) = \(value) is not a number of at least \(low)") }
 }
 
+/// The same for what is computed with in float32.
+func requireFloat(_ value: Double, _ name: StaticString, atLeast low: Double) throws(Fault) {
+  try require(value, name, atLeast: low)
+  if !Float(value).isFinite { throw .invalid("\(name) = \(value) exceeds float32") }
+}
+
 /// [0, 1)
 func requireShare(_ value: Double, _ name: StaticString) throws(Fault) {
   guard value >= 0 && value < 1 else { throw .invalid("\(name) = \(value) is not in [0, 1)") }

@@ -25,7 +25,7 @@ public func moe_cross_entropy(
     guard label_smoothing >= 0 && label_smoothing <= 1 else {
       throw .invalid("label_smoothing = \(label_smoothing) is not in [0, 1]")
     }
-    if !d_loss.isFinite { throw .invalid("d_loss = \(d_loss) is not finite") }
+    if !Float(d_loss).isFinite { throw .invalid("d_loss = \(d_loss) is not finite") }
     let loss = try required(loss, "loss")
     let counted = try optional(counted, "counted")
     let losses = try optional(token_losses, "token_losses")

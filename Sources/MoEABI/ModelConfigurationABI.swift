@@ -62,7 +62,7 @@ extension ModelConfiguration {
     try requireShare(Double(config.dropout), "dropout")
     try requireShare(Double(config.attention_dropout), "attention_dropout")
     (dropout, attentionDropout) = (config.dropout, config.attention_dropout)
-    try require(config.init_deviation, "init_deviation", atLeast: 0)
+    try requireFloat(config.init_deviation, "init_deviation", atLeast: 0)
     if config.init_deviation > 0 { initDeviation = config.init_deviation }
     seed = config.seed
     guard config.rope_theta != 0 else { return }
@@ -87,8 +87,10 @@ extension ModelConfiguration {
     norm = try named(config.norm, "norm", "moe_norm")
     normPlace = try named(config.norm_place, "norm_place", "moe_norm_place")
     finalNorm = try flag(config.final_norm, "final_norm")
-    try require(config.norm_epsilon, "norm_epsilon", atLeast: 0)
-    if config.norm_epsilon > 0 { epsilon = config.norm_epsilon }
+    if config.norm_epsilon != 0 {
+      try requireNormEpsilon(config.norm_epsilon, "norm_epsilon")
+      epsilon = config.norm_epsilon
+    }
     if normPlace == .none && dropout > 0 {
       throw .invalid("dropout = \(Double(dropout)), but norm_place = MOE_NORM_NONE has no residual to add to")
     }
@@ -104,7 +106,7 @@ extension ModelConfiguration {
     } else if config.moe_every != 0 {
       throw .invalid("moe_every = \(Int(config.moe_every)), but moe is NULL")
     }
-    try require(config.pooled_balance_coef, "pooled_balance_coef", atLeast: 0)
+    try requireFloat(config.pooled_balance_coef, "pooled_balance_coef", atLeast: 0)
     pooledCoefficient = config.pooled_balance_coef
     if pooledCoefficient > 0 && moeEvery == nil {
       throw .invalid("pooled_balance_coef = \(pooledCoefficient), but moe is NULL")

@@ -15,8 +15,7 @@ public func moe_norm_forward(
     let weight = try required(weight, "weight")
     try requireNone(bias, "bias", kind)
     let bias = bias == nil ? nil : try required(bias, "bias")
-    // Below this 1 / root could leave float32's range.
-    try require(epsilon, "epsilon", atLeast: Double(Float.leastNormalMagnitude))
+    try requireNormEpsilon(epsilon, "epsilon")
     let y = try array(y, count: size.elements, "y")
     let statistics = try optional(statistics, "statistics")
     let (ofStatistics, ofWeight) = (8 * size.rows, 4 * size.width)
@@ -72,6 +71,11 @@ public func moe_norm_backward(
       statistics: statistics, dy: dy, dx: dx, dWeight: dweight, dBias: dbias
     ).run(in: context)
   }
+}
+
+/// Below this 1 / root could leave float32's range.
+func requireNormEpsilon(_ epsilon: Double, _ name: StaticString) throws(Fault) {
+  try require(epsilon, name, atLeast: Double(Float.leastNormalMagnitude))
 }
 
 private func kind(_ norm: Int32) throws(Fault) -> Norm.Kind {

@@ -57,4 +57,31 @@ struct FileMemoryTests {
     #expect(allocator.live == 0)
     #expect(allocator.complaints.isEmpty, "\(allocator.complaints)")
   }
+
+  /// A set of shards is written over another one: whichever allocation fails, the old one is there, and nothing else.
+  @Test func shardsAreWrittenWholeOrNotAtAll() throws {
+    let (allocator, folder) = (CountingAllocator(), try Folder())
+    do {
+      let layer = try Layer(in: allocator.contextConfig)
+      let index = folder.file("m.safetensors.index.json")
+      let tensors = try layer.tensors().count
+      for type in [MOE_DTYPE_F32, MOE_DTYPE_BF16] {
+        let before = try folder.contents().filter { $0.contains("-of-") }
+        // Each file has memory of its own, the index among them.
+        #expect(
+          try starve(allocator, folder) { moe_layer_save_sharded(layer.layer, index, 0, 1, type.int32, 1) } > tensors)
+        let after = try folder.contents().filter { $0.contains("-of-") }
+        #expect(after.count == tensors && Set(after).isDisjoint(with: before))
+        let live = allocator.live
+        var opened: OpaquePointer?
+        #expect(try starve(allocator, folder) { moe_checkpoint_open(layer.context, index, &opened) } > tensors)
+        moe_checkpoint_free(opened)
+        #expect(allocator.live == live)
+      }
+      #expect(
+        try starve(allocator, folder) { moe_checkpoint_write_sharded(layer.context, index, nil, 0, 1) } > 1)
+    }
+    #expect(allocator.live == 0)
+    #expect(allocator.complaints.isEmpty, "\(allocator.complaints)")
+  }
 }

@@ -100,6 +100,9 @@ struct OffloadTests {
       }
       #expect(failures == 2)
       #expect(bits(Array(router.values)) != before)
+      var y = Self.x
+      #expect(try starve { moe_layer_forward(layer.layer, Self.x, 40, nil, &y, nil, nil) } == 1)
+      #expect(bits(y) == expected)
       #expect(bits(try layer.untaped(Self.x)) == expected)
       for form in [MOE_PREPARED_F32, MOE_PREPARED_NONE] {
         #expect(try starve { moe_layer_prepare(layer.layer, form.int32) } > 0)

@@ -1,0 +1,25 @@
+"""Whatever C functions are given, the process that calls them lives on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import libmoe
+
+
+def test_no_argument_ends_the_process() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
+    child = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("hostile.py"))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    lines = child.stdout.splitlines()
+    assert child.returncode == 0, f"{lines[-1:]} {child.stderr[-2000:]}"
+    assert lines[-1] == "finished"
+    assert len(lines) > 2000
