@@ -58,7 +58,7 @@ public func moe_profile_events(
       for index in 0..<min(there, Int(capacity)) {
         let event = context.profileEvent(Int(first) + index)
         events[index] = moe_profile_event(
-          phase: event.phase, backward: event.backward ? 1 : 0, thread: event.thread, start: Double(event.start) * 1e-9,
+          phase: event.phase, backward: event.backward, thread: event.thread, start: Double(event.start) * 1e-9,
           seconds: Double(event.nanoseconds) * 1e-9, flops: Double(event.flops), bytes: Double(event.bytes))
       }
     }

@@ -72,10 +72,11 @@ int main(void) {
   CHECK(moe_profile_start(context, N_EVENTS) == MOE_OK);
   pthread_t threads[N_THREADS];
   for (int j = 0; j < N_THREADS; j++) CHECK(pthread_create(&threads[j], NULL, call_often, &jobs[j]) == 0);
+  moe_phase_time route = MOE_PHASE_TIME_INIT;
+  CHECK(moe_profile_phase(context, MOE_PHASE_ROUTE, 0, &route) == MOE_OK);
   for (int j = 0; j < N_THREADS; j++) CHECK(pthread_join(threads[j], NULL) == 0);
   CHECK(moe_profile_stop(context) == MOE_OK);
 
-  moe_phase_time route = MOE_PHASE_TIME_INIT;
   CHECK(moe_profile_phase(context, MOE_PHASE_ROUTE, 0, &route) == MOE_OK);
   CHECK(route.calls == 2 * 2 * N_CALLS * N_THREADS); /* layers, functions */
   int64_t count = 0;

@@ -54,9 +54,10 @@ struct Profile {
     var bytes: Int64 = 0
   }
 
+  /// Numbers only: read before it is written, which a host can bring about, it is nonsense and no more.
   struct Event {
-    let phase: Phase
-    let backward: Bool
+    let phase: Int32
+    let backward: Int32
     let thread: Int64
     let start: Int64  // nanoseconds since the profile began
     let nanoseconds: Int64
@@ -135,11 +136,19 @@ struct Profile {
     if place >= record.pointee.capacity { return }
     (events + place).initialize(
       to: Event(
-        phase: phase, backward: backward, thread: moei_thread_id(), start: begun - record.pointee.began,
-        nanoseconds: duration, flops: Int64(work.flops), bytes: Int64(work.bytes)))
+        phase: phase.rawValue, backward: backward ? 1 : 0, thread: moei_thread_id(),
+        start: begun - record.pointee.began, nanoseconds: duration, flops: Int64(work.flops), bytes: Int64(work.bytes)))
   }
 
-  func sums(_ phase: Phase, backward: Bool) -> Sums { sums[Int(phase.rawValue) * 2 + (backward ? 1 : 0)] }
+  /// May be called while others add.
+  func sums(_ phase: Phase, backward: Bool) -> Sums {
+    let own = sums + (Int(phase.rawValue) * 2 + (backward ? 1 : 0))
+    return own.withMemoryRebound(to: Int64.self, capacity: 4) { number in
+      Sums(
+        calls: moei_fetch_add64(number, 0), nanoseconds: moei_fetch_add64(number + 1, 0),
+        flops: moei_fetch_add64(number + 2, 0), bytes: moei_fetch_add64(number + 3, 0))
+    }
+  }
   var eventCount: Int { min(recorded.value, record.pointee.capacity) }
   func event(_ index: Int) -> Event { record.pointee.events![index] }
 }
@@ -179,13 +188,13 @@ extension UnsafeMutablePointer where Pointee == Context {
   }
 
   public typealias ProfileEvent = (
-    phase: Int32, backward: Bool, thread: Int64, start: Int64, nanoseconds: Int64, flops: Int64, bytes: Int64
+    phase: Int32, backward: Int32, thread: Int64, start: Int64, nanoseconds: Int64, flops: Int64, bytes: Int64
   )
   public var profileEventCount: Int { profile.eventCount }
   public func profileEvent(_ index: Int) -> ProfileEvent {
     let event = profile.event(index)
     return (
-      event.phase.rawValue, event.backward, event.thread, event.start, event.nanoseconds, event.flops, event.bytes
+      event.phase, event.backward, event.thread, event.start, event.nanoseconds, event.flops, event.bytes
     )
   }
 }
