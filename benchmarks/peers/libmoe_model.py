@@ -30,9 +30,10 @@ from protocol import listen
 from resident import growth
 
 import libmoe
+from libmoe import words
 
 
-def model_of(context: libmoe.Context, dtype: str, *, inference_only: bool = False) -> libmoe.Model:
+def model_of(context: libmoe.Context, dtype: words.DType, *, inference_only: bool = False) -> libmoe.Model:
     """Return the model with its initial parameters."""
     return libmoe.Model(
         HIDDEN,
@@ -62,7 +63,8 @@ def main() -> None:
     limit = int(sys.argv[1])
     work = ModelWork.of(sys.argv[2:])
     context = libmoe.Context(work.threads)
-    model = model_of(context, work.dtype, inference_only=work.part == "generate")
+    dtype: words.DType = "bf16" if work.dtype == "bf16" else "f32"
+    model = model_of(context, dtype, inference_only=work.part == "generate")
     for name, values in work.parameters().items():
         data = model.parameters[name].data
         data[...] = values if data.dtype == np.float32 else libmoe.to_bfloat16(values)
