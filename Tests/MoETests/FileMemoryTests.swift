@@ -64,19 +64,6 @@ struct FileMemoryTests {
     do {
       let layer = try Layer(in: allocator.contextConfig)
       let index = folder.file("m.safetensors.index.json")
-<<<<<<< HEAD
-      let tensors = try layer.tensors().count
-      for type in [MOE_DTYPE_F32, MOE_DTYPE_BF16] {
-        let before = try folder.contents().filter { $0.contains("-of-") }
-        // Each file has memory of its own, the index among them.
-        #expect(
-          try starve(allocator, folder) { moe_layer_save_sharded(layer.layer, index, 0, 1, type.int32, 1) } > tensors)
-        let after = try folder.contents().filter { $0.contains("-of-") }
-        #expect(after.count == tensors && Set(after).isDisjoint(with: before))
-        let live = allocator.live
-        var opened: OpaquePointer?
-        #expect(try starve(allocator, folder) { moe_checkpoint_open(layer.context, index, &opened) } > tensors)
-=======
       // A gate, two matrices of 4 experts and their biases: three shards, in either type.
       for (type, size) in [(MOE_DTYPE_F32, 700), (MOE_DTYPE_BF16, 350)] {
         let before = try folder.contents().filter { $0.contains("-of-") }
@@ -88,7 +75,6 @@ struct FileMemoryTests {
         let live = allocator.live
         var opened: OpaquePointer?
         #expect(try starve(allocator, folder) { moe_checkpoint_open(layer.context, index, &opened) } > 3)
->>>>>>> sanitize
         moe_checkpoint_free(opened)
         #expect(allocator.live == live)
       }

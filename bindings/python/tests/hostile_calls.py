@@ -295,10 +295,7 @@ def main() -> None:
     if "ASAN_OPTIONS" not in os.environ:  # the sanitizer maps terabytes, and has a limit of its own
         resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # what is too large fails at once
     with tempfile.TemporaryDirectory() as folder:
-<<<<<<< HEAD
-=======
         os.chdir(folder)  # bad names may be good ones, of files made here
->>>>>>> sanitize
         functions = all_functions(Path(folder))
         for function in functions:
             function.torture()

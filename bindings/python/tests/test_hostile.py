@@ -10,19 +10,11 @@ from pathlib import Path
 import libmoe
 
 
-<<<<<<< HEAD
-def test_no_argument_ends_the_process(tmp_path: Path) -> None:
-=======
 def test_no_argument_ends_the_process() -> None:
->>>>>>> sanitize
     environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     child = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("hostile_calls.py"))],
         env=environment,
-<<<<<<< HEAD
-        cwd=tmp_path,  # some of the arguments are names of files
-=======
->>>>>>> sanitize
         capture_output=True,
         text=True,
         timeout=600,
