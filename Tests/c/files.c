@@ -42,16 +42,6 @@ static moe_layer *new_layer(moe_context *context, int32_t unallocated) {
   return layer;
 }
 
-static int64_t parameters_of(const moe_layer *layer, moe_tensor *parameters) {
-  int64_t count = 0;
-  CHECK(moe_layer_parameter_count(layer, &count) == MOE_OK && count <= N_PARAMETERS);
-  for (int64_t i = 0; i < count; i++) {
-    moe_tensor_init(&parameters[i], sizeof parameters[i]);
-    CHECK(moe_layer_parameter(layer, i, &parameters[i]) == MOE_OK);
-  }
-  return count;
-}
-
 /* ---- Experts in shards ------------------------------------------------------------------------------------- */
 
 static void offload(moe_context *context) {
@@ -95,7 +85,7 @@ static void *map(moe_context *context, size_t size) {
 /* Leaves the last y in `result`. */
 static void train(moe_context *context, moe_layer *layer, int mapped, float *result) {
   moe_tensor parameters[N_PARAMETERS];
-  const int64_t count = parameters_of(layer, parameters);
+  const int64_t count = parameters_of(layer, parameters, N_PARAMETERS);
   moe_adamw_config adamw = MOE_ADAMW_CONFIG_INIT;
   adamw.unallocated_state = mapped;
   moe_optimizer *optimizer = NULL;
@@ -130,7 +120,7 @@ static void train_in_files(moe_context *context) {
 
   moe_layer *layer = new_layer(context, MOE_UNALLOCATED_EXPERT_WEIGHTS | MOE_UNALLOCATED_EXPERT_GRADIENTS);
   moe_tensor parameters[N_PARAMETERS];
-  const int64_t count = parameters_of(layer, parameters);
+  const int64_t count = parameters_of(layer, parameters, N_PARAMETERS);
   for (int64_t i = 0; i < count; i++) {
     if (parameters[i].data != NULL) continue;
     size_t size = sizeof(float);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from child import ENVIRONMENT
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -215,12 +215,11 @@ while True:
 
 def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     command = [sys.executable, "-c", SAVES, str(path)]
     delays = np.random.default_rng(0).uniform(0, 0.03, 12)
     seen = set()
     for delay in delays:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         time.sleep(delay)
         process.kill()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import libmoe
+from child import ENVIRONMENT
 
 
 def test_no_argument_ends_the_process() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     child = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("hostile_calls.py"))],
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,

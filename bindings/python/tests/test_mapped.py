@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child import ENVIRONMENT
 
 import libmoe
 from arrays import normal
@@ -67,7 +68,7 @@ def test_a_run_goes_on_in_another_process(kind: str, tmp_path: Path) -> None:
 
     code = "import sys, pathlib, test_mapped; test_mapped.first_half(pathlib.Path(sys.argv[1]), sys.argv[2])"
     command = [sys.executable, "-c", code, str(tmp_path), kind]
-    subprocess.run(command, check=True, cwd=Path(__file__).parent)
+    subprocess.run(command, check=True, cwd=Path(__file__).parent, env=ENVIRONMENT)
     layer, optimizer, _ = mapped(tmp_path, kind)
     state: Any = {"layers": [layer], "optimizers": [optimizer], "without_unallocated": True}
     step = libmoe.load_training(tmp_path / "small", **state)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child import ENVIRONMENT
 from numpy.typing import NDArray
 from test_layouts import BLOCKS, FOLDER, MODELS, make
 
@@ -293,6 +294,7 @@ def test_resident_memory_keeps_to_the_limit(tmp_path: Path) -> None:
     layer.close()
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path / "a"), str(Path(__file__).parent)],
+        env=ENVIRONMENT,
         check=True,
         capture_output=True,
         text=True,

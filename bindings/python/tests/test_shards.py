@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child import ENVIRONMENT
 from safetensors.numpy import load_file
 
 import libmoe
@@ -162,11 +162,10 @@ while True:
 
 def test_killed_at_any_moment_there_is_a_whole_set(tmp_path: Path) -> None:
     path = tmp_path / INDEX
-    environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     seen = set()
     for turn, delay in enumerate(np.random.default_rng(0).uniform(0, 0.03, 12)):
         command = [sys.executable, "-c", SAVES, str(path), str(turn)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
         assert process.stdout is not None and process.stdout.readline() == b"saved\n"
         time.sleep(delay)
         process.kill()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from child import ENVIRONMENT
 
 import libmoe
 from arrays import normal
@@ -33,10 +32,9 @@ print("still works", bool(np.isfinite(y).all()), flush=True)
 
 
 def test_ctrl_c_ends_a_long_forward() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
-        env=environment,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -34,7 +34,7 @@ def test_the_whole_job(tmp_path: Path) -> None:
     ours, unigram, bigram = (float(found[name]) for name in (names[-1], *names[:2]))
     assert ours < unigram and bigram < unigram
     assert done.returncode == int(ours >= bigram), done.stderr
-    assert "a step: 2,048 tokens; activations " in done.stderr and "A sample, at temperature" in done.stdout
+    assert "a step: 1,024 tokens; activations " in done.stderr and "A sample, at temperature" in done.stdout
     assert re.search(r"^optimizer +24 ", done.stdout, re.MULTILINE)  # of the profile
     for name in ("loss.png", "gradients.png", "load.png", "bytes.png", "best.safetensors", "trace.json"):
         assert (tmp_path / "out" / "moe" / name).exists()
