@@ -99,10 +99,10 @@ public func moe_layer_bind_parameter(
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     let parameter = try parameter(of: layer, index)
-    let bound = try Binding(parameter, data, grad)
     if grad != nil && !layer.pointee.configuration.trainable {
       throw .invalid("grad must be NULL: the layer was created inference_only")
     }
+    let bound = try Binding(parameter, data, grad)
     if layer.pointee.isOffloaded && parameter.isUnallocated {
       throw .badState("\(parameter.name) is offloaded: there is nothing to bind")
     }
