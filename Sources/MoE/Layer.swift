@@ -4,7 +4,7 @@ import CShims
 
 public struct Layer {
   public let configuration: Configuration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   var parameters: Parameters
   private var prepared: PreparedGroups

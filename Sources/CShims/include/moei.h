@@ -203,12 +203,19 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16
 
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
-/* Numbers as in moe_activation. */
-enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3, MOEI_RELU2 = 4, MOEI_QUICK_GELU = 5 };
+/* Numbers as in moe_activation.  Closed: a switch over it in Swift has every case or does not compile. */
+typedef enum __attribute__((enum_extensibility(closed))) moei_activation_kind {
+  MOEI_GELU = 0,
+  MOEI_GELU_TANH = 1,
+  MOEI_SILU = 2,
+  MOEI_RELU = 3,
+  MOEI_RELU2 = 4,
+  MOEI_QUICK_GELU = 5
+} moei_activation_kind;
 
 /* What experts do between their products; in gated ones both projections are clamped before, see glu_limit in moe.h. */
 typedef struct moei_activation {
-  int32_t kind;
+  moei_activation_kind kind;
   float alpha;  /* of MOEI_SILU: v sigmoid(alpha v) */
   float limit;  /* infinity where there is none */
   float offset;

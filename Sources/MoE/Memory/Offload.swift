@@ -82,9 +82,11 @@ public struct Offload {
     let beside = none - (try others.total())
     let one = try bytes(1) - none
     let least = min(Self.fewestSlots, experts)
-    guard limit >= beside + least * one else {
+    let (slots, overflow) = one.multipliedReportingOverflow(by: least)
+    if overflow || slots > .max - beside { throw .outOfMemory(bytes: .max) }
+    guard limit >= beside + slots else {
       throw .invalid(
-        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + least * one)")
+        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + slots)")
     }
     let count = min((limit - beside) / one, experts)
     return (count, try bytes(count))

@@ -4,7 +4,7 @@ import CShims
 
 public struct Model {
   public let configuration: ModelConfiguration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
