@@ -116,8 +116,10 @@ typedef struct moe_context moe_context;
 
 /** Who computes the matrix products. */
 typedef enum moe_matmul {
-  MOE_MATMUL_AUTO = 0,      /**< NATIVE where the processor has fused multiply-add, otherwise OPENBLAS */
-  MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
+  MOE_MATMUL_AUTO = 0,      /**< NATIVE where the processor has fused multiply-add, otherwise OPENBLAS, or REFERENCE
+                                 where OpenBLAS is not installed or cannot start */
+  MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS, which is loaded by the first context that asks for it (libopenblas.so.0, with
+                                 one thread): same bits on every run and for every n_threads on one kind of processor */
   MOE_MATMUL_REFERENCE = 2, /**< plain loops, one chain of fused multiply-adds per output: slow; the bits of NATIVE */
   MOE_MATMUL_NATIVE = 3     /**< this library's kernels: the same bits on every processor with fused multiply-add, for
                                  every instruction set, every n_threads and however tokens are divided into calls;
@@ -127,21 +129,28 @@ typedef enum moe_matmul {
 /** Instruction sets of x86-64.  More than the processor has means what it has; other processors have one set. */
 typedef enum moe_instructions {
   MOE_INSTRUCTIONS_ALL = 0,  /**< what the processor has */
-  MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS computes the matrix products */
+  MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS or REFERENCE computes the matrix products */
   MOE_INSTRUCTIONS_AVX2 = 2, /**< x86-64-v3: AVX2 and FMA */
   MOE_INSTRUCTIONS_AVX512 = 3, /**< x86-64-v4: AVX-512 */
   MOE_INSTRUCTIONS_AVX512_BF16 = 4 /**< the same with AVX512-BF16, which multiplies two bfloat16 at once; used for
                                         bfloat16 weights only */
 } moe_instructions;
 
-/** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
+/** n_threads: as many as moe_processors says. */
 #define MOE_THREADS_ALL (-1)
+
+/** Processors that this process may use now: those of the affinity mask, but no more than the processor quotas of its
+ *  cgroup and of the cgroups that one lies in (version 1 or 2), rounded up; at least 1.  Never fails; any thread. */
+MOE_API int32_t moe_processors(void);
 
 typedef enum moe_log_level { MOE_LOG_INFO = 0 } moe_log_level;
 
 typedef struct moe_context_config {
   size_t struct_size;
-  int32_t n_threads; /**< threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024 */
+  /** Threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024.  More than 4 for each of
+   *  moe_processors() are not started, nor those the system refuses: moe_context_threads, moe_build_info and the log
+   *  say how many there are. */
+  int32_t n_threads;
   int32_t matmul;    /**< a moe_matmul */
   /** Memory for everything the library keeps or borrows: returns `size` bytes aligned to `alignment` (a power of
    *  two, at most 64), or NULL.  Both or neither of alloc and dealloc.  Called from any thread that calls the library. */
@@ -172,11 +181,15 @@ MOE_API void moe_context_config_init(moe_context_config *config, size_t struct_s
  *  @param config  [in, nullable] NULL = the defaults: one thread, malloc, silent.
  *  @param out     [out] the new context; free it with moe_context_free.
  *  The callbacks and their user pointers are kept until the context and all that was created in it are freed.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY; where OpenBLAS is asked for: IO = there is none, BAD_STATE = it
+ *          cannot start.  The message says what helps. */
 MOE_API MOE_CHECK moe_status moe_context_create(const moe_context_config *config, moe_context **out);
 
 /** Free a context.  Layers, tapes and optimisers created in it stay usable; its memory goes with the last of them. */
 MOE_API void moe_context_free(moe_context *context);
+
+/** Threads that a call in this context may use, the caller's included; 0 for NULL.  Any thread. */
+MOE_API int32_t moe_context_threads(const moe_context *context);
 
 /** Bytes that the handles created in a context hold now, and the most they have held at once: what was asked of alloc,
  *  without the 64 bytes that each block has in front, and without the context itself.  Scratch stays with the context
@@ -186,7 +199,7 @@ MOE_API void moe_context_free(moe_context *context);
 MOE_API MOE_CHECK moe_status moe_context_memory(const moe_context *context, size_t *current, size_t *peak);
 
 /** One line about the library: version and Swift mode; given a context also what it runs with: the kernels'
- *  instruction set, the matrix products and the threads.
+ *  instruction set, the matrix products (of OpenBLAS, which one was found) and the threads.
  *  @param context [in, nullable] NULL = the library alone.
  *  @return text that lives as long as the context (static for NULL).  Any thread. */
 MOE_API const char *moe_build_info(const moe_context *context);

@@ -65,3 +65,11 @@ public func moe_context_memory(
     peak?.pointee = inUse.peak
   }
 }
+
+@implementation @_cdecl("moe_context_threads")
+public func moe_context_threads(_ context: OpaquePointer?) -> Int32 {
+  context.map { Int32(ContextPointer($0).threads) } ?? 0
+}
+
+@implementation @_cdecl("moe_processors")
+public func moe_processors() -> Int32 { Int32(Library.processors) }

@@ -227,7 +227,7 @@ extension UnsafeMutablePointer where Pointee == Offload {
   func forEachWave(
     _ rows: GroupRows, in context: ContextPointer, _ body: (UnsafePointer<Bool>) throws(Fault) -> Void
   ) throws(Fault) {
-    pointee.turn.acquire()
+    try pointee.turn.acquire(for: "layer")
     defer { pointee.turn.release() }
     var waves = Waves(self, rows)
     do throws(Fault) {
@@ -290,6 +290,7 @@ private struct Waves {
         if !offload.pointee.fetch(i, reader: 1) { throw failure(of: 1) }
         fetching.note(i)
       } else {
+        if fetching.isInParent { throw .forkedWithin }
         fetching.wait(forMoreThan: taken)
         if fetching.hasFailed && fetching.countArrived == taken { throw failure(of: 0) }
         try context.askWhetherToStop()

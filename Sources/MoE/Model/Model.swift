@@ -106,7 +106,7 @@ public struct Model {
     dInput: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
     let taped = tape.pointee.contents!
-    turn.acquire()
+    try turn.acquire(for: "model")
     defer { turn.release() }
     try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
