@@ -20,7 +20,17 @@ from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
 from .language import sample
 from .layer import Layer
-from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
+from .model_call import (
+    Call,
+    Integers,
+    Mask,
+    ModelOutput,
+    ModelPlan,
+    ModelTape,
+    Positions,
+    Reports,
+    planned,
+)
 
 
 class Model(Tensors):
@@ -269,6 +279,7 @@ class Model(Tensors):
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
+        positions: Positions | None = None,
         memory_limit: int | None = None,
         logits: bool = False,
         hidden: bool = False,
@@ -290,9 +301,13 @@ class Model(Tensors):
         label_smoothing : float
             Share of each target that is spread over the vocabulary, in [0, 1) (arXiv:1512.00567).
         valid_mask : ndarray of bool, [B, S], optional
-            False for padding, which no query sees and no expert computes; leave it out of targets yourself.
+            False for padding, which no query sees and no expert computes, wherever it stands; leave it out of
+            targets yourself.
         mask, added_mask : ndarray of bool, of float32, [S, S], optional
             Which key (column) a query (row) may see, and what is added to its score.
+        positions : ndarray of int64, [B, S], optional
+            Of the tokens; by default counted over those that are no padding, so that a padded sequence has
+            what it has alone.
         memory_limit : int, optional
             Bytes of scratch and tape together, for this call and its backward, in place of the context's.
             See :meth:`plan`; it changes no bit of the result.
@@ -319,6 +334,7 @@ class Model(Tensors):
             valid_mask=valid_mask,
             mask=mask,
             added_mask=added_mask,
+            positions=positions,
             memory_limit=memory_limit,
         )
         if tape is True:
@@ -458,7 +474,14 @@ class Model(Tensors):
         """Return an empty cache for :meth:`read`, with room for max_length tokens of each sequence."""
         return Cache(self._handle, n_sequences, max_length)
 
-    def read(self, cache: Cache, tokens: Integers) -> FloatArray:
+    def read(
+        self,
+        cache: Cache,
+        tokens: Integers,
+        *,
+        valid_mask: Mask | None = None,
+        positions: Positions | None = None,
+    ) -> FloatArray:
         """Read more tokens of each sequence of a causal model; evaluation.
 
         Parameters
@@ -466,11 +489,16 @@ class Model(Tensors):
         cache : Cache
             Of this model.
         tokens : ndarray of int32, [B, n]
+        valid_mask : ndarray of bool, [B, n], optional
+            False for padding: in front of a prompt, behind one, or in every step of one that has ended.
+        positions : ndarray of int64, [B, n], optional
+            Of the tokens; by default counted over all that were read and are no padding.
 
         Returns
         -------
         ndarray of float32, [B, V]
-            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            Logits of the last token that is no padding, as if each sequence had been read alone (0 where all
+            are padding): those of :meth:`forward` over the whole sequence, bit for bit with
             matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
 
         Raises
@@ -482,8 +510,20 @@ class Model(Tensors):
         """
         count = np.shape(tokens)[-1] if np.ndim(tokens) else 0
         _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
+        options = _abi_model.moe_read_options(
+            valid_mask=_check.address("valid_mask", valid_mask, tokens.shape, dtype="mask"),
+            positions=_check.address("positions", positions, tokens.shape, dtype="i64"),
+        )
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
-        run(lib.moe_model_read, self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data)
+        run(
+            lib.moe_model_read_with,
+            self._handle,
+            cache._handle,
+            tokens.ctypes.data,
+            count,
+            options,
+            logits.ctypes.data,
+        )
         cache._length += count
         return logits
 
@@ -529,3 +569,63 @@ class Model(Tensors):
             )
             yield token
             tokens = np.array([[token]], np.int32)
+
+    def generate_batch(
+        self,
+        prompts: Integers,
+        n_tokens: int,
+        *,
+        valid_mask: Mask | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[Integers]:
+        """Yield, n_tokens times, the next token of each of B sequences, ndarray of int32, [B].
+
+        Sequence b gets the tokens that :meth:`generate` gives for it alone with the seed ``seed + b``.
+
+        Parameters
+        ----------
+        prompts : ndarray of int32, [B, S]
+        n_tokens : int
+        valid_mask : ndarray of bool, [B, S], optional
+            False for padding, in front of the shorter prompts or behind them; each has one token at least.
+        temperature, top_k, top_p
+            As of :func:`sample`.
+        seed : int
+            The same seed draws the same tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array has the wrong type, shape or layout, or a prompt is all padding.
+        """
+        prompts = _check.array("prompts", prompts, dtype="i32")
+        if prompts.ndim != 2 or prompts.size == 0:
+            raise InvalidArgumentError(
+                f"prompts: expected shape [B, S], at least one token each, got {prompts.shape}"
+            )
+        if valid_mask is not None:
+            _check.array("valid_mask", valid_mask, prompts.shape, dtype="mask")
+            empty = np.flatnonzero(~valid_mask.astype(bool).any(axis=1))
+            if empty.size:
+                raise InvalidArgumentError(f"valid_mask: prompt {empty[0]} is all padding; give it a token")
+        return self._batch(
+            prompts, n_tokens, valid_mask, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+
+    def _batch(
+        self, tokens: Integers, n_tokens: int, valid_mask: Mask | None, *, seed: int, **how: Any
+    ) -> Iterator[Integers]:
+        if n_tokens < 1:
+            return
+        cache = self.cache(tokens.shape[0], tokens.shape[1] + n_tokens - 1)
+        for number in range(n_tokens):
+            logits = self.read(cache, tokens, valid_mask=valid_mask)
+            drawn = [
+                sample(row, seed=(seed + b) % 2**64, draw=number, context=self._context, **how)
+                for b, row in enumerate(logits)
+            ]
+            yield np.array(drawn, np.int32)
+            tokens, valid_mask = np.array(drawn, np.int32).reshape(-1, 1), None
