@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import libmoe
 from libmoe._library import lib
 
 N = 16_000
-SMALL = dict(n_heads=1, rope_theta=0.0, norm_place="pre", dense_kind="gated", dense_intermediate_size=1)
+SMALL: dict[str, Any] = dict(
+    n_heads=1, rope_theta=0.0, norm_place="pre", dense_kind="gated", dense_intermediate_size=1
+)
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def within(seconds: float) -> Iterator[None]:
 def deep() -> Iterator[libmoe.Model]:
     moe = dict(n_experts=2, top_k=1, intermediate_size=1)
     with libmoe.Context(n_threads=1) as context, within(20):
-        yield libmoe.Model(2, N, moe=moe, moe_every=2, vocabulary_size=3, **SMALL, context=context)  # type: ignore[arg-type]
+        yield libmoe.Model(2, N, moe=moe, moe_every=2, vocabulary_size=3, **SMALL, context=context)
 
 
 def test_plans(deep: libmoe.Model) -> None:
@@ -62,7 +65,7 @@ def test_what_is_planned_is_what_is_taken() -> None:
                 vocabulary_size=3,
                 **{**SMALL, "dense_intermediate_size": 5 * (every > 1)},
                 context=context,
-            )  # type: ignore[arg-type]
+            )
             whole = model.plan(1, 600).total_bytes
             for limit in range(whole * 2 // 5, whole, whole // 23):
                 try:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from test_attention import Inputs, arrays, everything, options
-from test_masks import LAYERS, MASK, PLACES, SIZES, H, T, inputs, unsettle
+from test_masks import LAYERS, MASK, PLACES, SIZES, H, T
 
 import libmoe
+from against_oracle import inputs, unsettle
 from comparison import gradients_of
 
 SHAPES = [(2, 37, 300, 4, 2, 40), (1, 300, 300, 2, 1, 64), (2, 3, 70, 3, 3, 5), (1, 200, 33, 2, 2, 16)]
@@ -36,6 +37,10 @@ def seen_of(given: dict[str, Any], shape: tuple[int, ...]) -> Seen:
     if "valid_mask" in given:
         seen &= given["valid_mask"][:, None, :]
     return seen
+
+
+def none(of: Seen, axis: int) -> Seen:
+    return np.asarray(np.logical_not(of.any(axis=axis)))
 
 
 def compare(
@@ -69,8 +74,8 @@ def test_values_that_some_queries_do_not_see(
     b, _, u, *_ = shape
     rows = np.zeros((b, u), bool)
     rows[:, [u // 4, u // 2, u - 1]] = True
-    queries = ~(seen & rows[:, None, :]).any(axis=2)  # that see none of them
-    keys = ~(seen & ~queries[:, :, None]).any(axis=1)  # that none of the others sees
+    queries = none(seen & rows[:, None, :], 2)  # that see none of them
+    keys = none(seen & ~queries[:, :, None], 1)  # that none of the others sees
     assert queries.any()
     compare(
         shape,
@@ -95,7 +100,7 @@ def test_keys_that_no_query_sees(shape: tuple[int, ...], mask: str, odd: float) 
         given["added_mask"][:, hidden] = -np.inf
     else:
         given["valid_mask"][:, hidden] = False
-    rows = ~seen_of(given, shape).any(axis=1)
+    rows = none(seen_of(given, shape), 1)
     assert rows[:, hidden].all()
     query, key, value, doutput = arrays(shape)
     everybody = np.ones(query.shape[:2], bool), np.ones((b, u), bool)
@@ -110,7 +115,7 @@ def test_queries_that_see_no_key(mask: str, shape: tuple[int, ...], odd: float) 
     given = options(mask, shape)
     if "added_mask" in given:
         given["added_mask"][shape[1] // 2] = -np.inf
-    rows = ~seen_of(given, shape).any(axis=2)
+    rows = none(seen_of(given, shape), 2)
     if not rows.any():
         assert mask == "causal" and shape[1] <= shape[2]
         return
@@ -128,7 +133,7 @@ def test_gradients_that_come_from_some_queries(shape: tuple[int, ...], mask: str
     query, key, value, doutput = arrays(shape)
     rows = np.zeros(query.shape[:2], bool)
     rows[:, shape[1] // 3] = True
-    keys = ~(seen_of(given, shape) & rows[:, :, None]).any(axis=1)
+    keys = none(seen_of(given, shape) & rows[:, :, None], 1)
     compare(
         shape,
         given,
@@ -166,7 +171,7 @@ CALLS |= {name: (a, {}, {**c, "sequence_length": 8}) for name, (a, c) in PLACES.
 @pytest.mark.parametrize("matmul", ["native", "reference", "openblas"])
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 @pytest.mark.parametrize("name", CALLS)
-def test_padding_of_a_layer_that_is_not_finite(name: str, odd: float, matmul: str, policy: Any) -> None:
+def test_padding_of_a_layer_that_is_not_finite(name: str, odd: float, matmul: Any, policy: Any) -> None:
     arguments, by_token, call = CALLS[name]
     results = []
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
@@ -198,7 +203,7 @@ def test_padding_of_a_layer_that_is_not_finite(name: str, odd: float, matmul: st
         {"router_batch_norm": True},
     ],
 )
-def test_a_router_weight_of_minus_infinity(arguments: dict[str, Any], matmul: str) -> None:
+def test_a_router_weight_of_minus_infinity(arguments: dict[str, Any], matmul: Any) -> None:
     """An expert whose logits are minus infinity passes nothing on, as one whose bias says so."""
     x, dy = inputs(T, H)
     x = np.abs(x) + np.float32(0.1)
