@@ -308,10 +308,13 @@ typedef struct moe_model_input {
   const float *added_mask;   /**< [S,S], nullable */
   const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding: no query sees it, no expert computes it */
   size_t memory_limit;       /**< bytes of scratch and tape together, of this call and its backward; 0 = the context's */
+  const uint8_t *loss_mask;  /**< [B,S], nullable: the tokens that count in the layers' auxiliary losses and reports, as in
+                                  moe_forward_options; which targets count is ignore_index's */
+  int64_t chunk_tokens;      /**< tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
 } moe_model_input;
 
 #define MOE_MODEL_INPUT_INIT \
-  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0 }
+  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0, NULL, 0 }
 
 MOE_API void moe_model_input_init(moe_model_input *input, size_t struct_size);
 

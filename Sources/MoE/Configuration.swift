@@ -36,6 +36,7 @@ public struct Configuration {
   public var choice = TokenChoice()
   public var dynamicK: DynamicK?
   public var exploration = Exploration()
+  public var routerNorm: RouterNorm.Options?
   public var warmup: Warmup?
   public var capacity: Capacity?
   /// Weights of the choices that are left are divided, in place of those of all.

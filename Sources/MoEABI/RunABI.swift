@@ -122,6 +122,9 @@ extension Layer.Details {
     indices = try optional(asked.expert_indices, "report.expert_indices")
     weights = try optional(asked.expert_weights, "report.expert_weights")
     losses = try optional(asked.losses, "report.losses")
+    bySequence.counts = try optional(asked.sequence_counts, "report.sequence_counts")
+    bySequence.probability = try optional(asked.sequence_probability, "report.sequence_probability")
+    bySequence.valid = try optional(asked.sequence_valid, "report.sequence_valid")
   }
 }
 
@@ -162,6 +165,9 @@ public func moe_layer_backward(
       let options = try read(options, "options")
       call.dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
         try required(p, "options.d_mean_probability")
+      }
+      call.dSequenceProbability = try options.d_sequence_probability.map { (p) throws(Fault) in
+        try required(p, "options.d_sequence_probability")
       }
       call.dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
       if call.dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {

@@ -86,7 +86,8 @@ extension Model {
 
   /// The same for tokens that go behind those in a cache, any layer of which tells its sizes.
   func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
-    let (n, whole) = (configuration.layers, max(input.tokens, 1))
+    let asked = input.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
+    let (n, whole) = (configuration.layers, min(max(input.tokens, 1), asked ?? .max))
     var kinds = KindsOfLayers()
     guard let limit = input.limit ?? context.memoryLimit else {
       return try plan(input, taped: taped, lean: 0, input: 0, chunk: whole, cache, &kinds)

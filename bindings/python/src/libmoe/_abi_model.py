@@ -188,6 +188,8 @@ class moe_model_input(_Sized):
         ("added_mask", c_void_p),
         ("valid_mask", c_void_p),
         ("memory_limit", c_size_t),
+        ("loss_mask", c_void_p),
+        ("chunk_tokens", c_int64),
     ]
 
 
