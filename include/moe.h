@@ -327,15 +327,18 @@ MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
 /** A router, E experts and their parameters.  Keeps its context alive. */
 typedef struct moe_layer moe_layer;
 
-/** What the weights of the chosen experts are made from.  TOPK_SOFTMAX, TOPK_SIGMOID and SPARSEMIXER choose by the logits,
- *  the other two by the scores; see moe_layer_config. */
+/** What the weights of the chosen experts are made from.  SCORES and EQUAL choose by the scores, the others by the logits;
+ *  see moe_layer_config. */
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
   MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
   MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2, /**< top-k, then the sigmoid of each chosen logit */
   MOE_ROUTER_WEIGHTS_EQUAL = 3,       /**< 1 each; divided by their sum, 1/K each */
-  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4  /**< each choice's share in a softmax over the experts not chosen before it whose
+  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4, /**< each choice's share in a softmax over the experts not chosen before it whose
                                            logits are near enough to its own, see mask_threshold; of PhiMoE in evaluation */
+  MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX = 5 /**< of MOE_ROUTER_HIERARCHICAL: softmax(u)_g, the coarse gate's weight of the group,
+                                           times a softmax over the chosen experts of g alone; divided by their sum as
+                                           router_normalize says, the chosen groups' weights add up to 1 */
 } moe_router_weights;
 
 /** How experts and tokens find each other. */
@@ -364,6 +367,13 @@ typedef enum moe_noise {
   MOE_NOISE_LEARNED = 2   /**< z + N(0,1) * (softplus(x W_n^T) + 0.01), W_n the parameter router.noise.weight [E,H], 0 at
                                first [Shazeer 2017] */
 } moe_noise;
+
+/** A norm of the gate's own, on what it reads alone. */
+typedef enum moe_router_norm {
+  MOE_ROUTER_NORM_NONE = 0,
+  MOE_ROUTER_NORM_RMS = 1,       /**< x / sqrt(mean of x^2 + router_norm_epsilon) * router_norm_scale */
+  MOE_ROUTER_NORM_RMS_WEIGHT = 2 /**< the same times a trained parameter router.norm.weight [H], 1 at first (Gemma 4) */
+} moe_router_norm;
 
 /** Where router_dropout acts, in training: kept values are divided by 1 - router_dropout, others are 0. */
 typedef enum moe_router_dropout {
@@ -427,7 +437,7 @@ typedef enum moe_shared_gate {
 } moe_shared_gate;
 
 /** Losses for moe_loss_term.  P_e: mean probability.  f_e: share of the tokens that chose e, before dropping.  Counts are
- *  constants for the gradient.  Masked tokens count nowhere.  "Balanced" is the value at perfect balance. */
+ *  constants for the gradient.  Masked tokens count nowhere, unless moe_forward_options.loss_mask says so.  "Balanced" is the value at perfect balance. */
 typedef enum moe_loss {
   MOE_LOSS_BALANCE = 0,            /**< E sum f_e P_e over all K choices, an expert once a token; balanced K */
   MOE_LOSS_BALANCE_COUNT = 1,      /**< the same, every choice counted; balanced K */
@@ -454,7 +464,9 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_GSHARD = 14,      /**< sum over e of (sum p_te) (first choices of e * E / T) / T; balanced 1 */
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
-  MOE_LOSS_Z_SWITCH = 17           /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+                                        that were dropped, or that weigh nothing */
 } moe_loss;
 
 typedef struct moe_loss_term {
@@ -538,6 +550,9 @@ typedef enum moe_unallocated {
                                              mapped by moe_mapping_create for instance, or call moe_layer_offload */
 } moe_unallocated;
 
+/** n_groups of a preset's model without its groups: DeepSeek-V2-Lite, say, in this one field of moe_preset_deepseek_v2. */
+#define MOE_NO_GROUPS (-1)
+
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -572,7 +587,8 @@ typedef struct moe_layer_config {
   int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
                                 gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
   int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
-  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups */
+  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
+                                whatever the next three are */
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
@@ -638,6 +654,10 @@ typedef struct moe_layer_config {
   int64_t n_losses;            /**< at most 16 */
   int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
   int32_t reserved;            /**< 0 */
+  int32_t router_norm;         /**< a moe_router_norm, after jitter and before router_dropout; not with router_batch_norm */
+  float router_norm_scale;     /**< >= 0; 0 = 1 / sqrt(H), which is Gemma 4's */
+  float router_norm_epsilon;   /**< >= 0; 0 = 1e-6 */
+  int32_t reserved2;           /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -660,7 +680,8 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, \
+    0, 0.0f, 0.0f, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -701,7 +722,7 @@ MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
  *    router.selection_bias [E]*       router.expert_scale [E]
  *    router.coarse.weight [G,H]       router.coarse.bias [G]      hierarchical: the groups' gate
  *    router.noise.weight [E,H]                                    learned noise
- *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate
+ *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate; ROUTER_NORM_RMS_WEIGHT: the first
  *    router.norm.running_mean [H]*    router.norm.running_var [H]*
  *    router.active_experts [1]*                                   warm-up
  *    shared.router.weight [S,H]       shared.router.bias [2]      gated shared experts; RESIDUAL: [2,H] and the bias
@@ -794,6 +815,7 @@ MOE_API void moe_preset_longcat_flash(moe_layer_config *config, size_t struct_si
 MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_gemma4(moe_layer_config *config, size_t struct_size);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
@@ -876,10 +898,23 @@ typedef struct moe_forward_options {
   size_t scratch_size;           /**< at least moe_plan.forward_bytes */
   int32_t tape_policy;           /**< a moe_tape_policy */
   int32_t reserved2;             /**< 0 */
+  const uint8_t *loss_mask;      /**< [T], nullable = valid_mask: 1 = the token counts in losses and in the report, 0 = it is
+                                      routed and computed, and counts in neither.  Padding that has 1 is routed for the sake
+                                      of the losses alone: its probabilities and choices count (of HASH, SINKHORN in training
+                                      and EXPERT_CHOICE its probabilities), no expert computes it, its y is 0, and
+                                      its dx is what the losses' gradient comes to. */
+  /* Numbers of yours in place of drawn ones, with training = 1 alone; gradients go through them as ever. */
+  const float *noise;            /**< [T,E], nullable: the N(0,1) of moe_noise; with MOE_NOISE_NONE added to the logits as it is */
+  const float *jitter;           /**< [T,H], nullable: u in  x * (1 + moe_layer_config.jitter * u) */
+  const float *second;           /**< [T], nullable: random_second keeps a second choice of weight w where 2 w >= this */
+  int64_t chunk_tokens;          /**< tokens that experts compute at once, rounded up to a multiple of 256; fewer where a memory
+                                      limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
-  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0 }
+  { \
+    sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 \
+  }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
@@ -903,15 +938,21 @@ typedef struct moe_report {
   int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
   float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
   int64_t n_dropped;           /**< the sum of dropped_per_expert */
-  int64_t n_valid;             /**< tokens that are no padding */
+  int64_t n_valid;             /**< tokens that are no padding; with moe_forward_options.loss_mask those that count, and so
+                                    is all that stands here but expert_indices and expert_weights of these */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
   float variation;             /**< their standard deviation / mean (CV) */
   float dead_share;            /**< share of the experts without a token */
   int32_t reserved;            /**< 0 */
+  /* Of each of the B = T / sequence_length sequences by itself (B = 1 for sequence_length 0), for moe_pooled_sequence_loss; 0
+   * without a gate. */
+  int64_t *sequence_counts;    /**< [B,E], nullable: tokens whose most probable expert is e, the lowest among equals */
+  float *sequence_probability; /**< [B,E], nullable: mean of the router's softmax over the sequence's tokens */
+  int64_t *sequence_valid;     /**< [B], nullable: tokens of the sequence that count */
 } moe_report;
 
 #define MOE_REPORT_INIT \
-  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
+  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0, NULL, NULL, NULL }
 
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
@@ -993,9 +1034,11 @@ typedef struct moe_backward_options {
                                         those marked * at moe_layer_parameter_count, in their order. */
   float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
   int32_t reserved;                /**< 0 */
+  const float *d_sequence_probability; /**< [B,E], nullable: gradient of the objective with respect to
+                                            moe_report.sequence_probability */
 } moe_backward_options;
 
-#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0 }
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0, NULL }
 
 /** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);
@@ -1039,6 +1082,23 @@ MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape
 MOE_API MOE_CHECK moe_status moe_pooled_balance_loss(int64_t n_layers, int64_t n_experts, const int64_t *tokens_per_expert,
                                                      const int64_t *n_valid, const float *mean_probability, float *loss,
                                                      float *d_mean_probability);
+
+/** The same for each sequence by itself, then the mean over sequences:  1/B sum over b of E sum over e of f_be P_be.  With the
+ *  reports' sequence_counts it is the loss of Switch in transformers, whose layers' tokens stand one behind the other in
+ *  each sequence; balanced 1.
+ *  @param n_layers           [in] L >= 0
+ *  @param n_sequences        [in] B >= 1; one without tokens counts as 0
+ *  @param n_experts          [in] E
+ *  @param counts             [in] [L,B,E] sequence_counts of the layers' reports
+ *  @param n_valid            [in] [L,B] sequence_valid
+ *  @param mean_probability   [in] [L,B,E] sequence_probability
+ *  @param loss               [out] 0 where there are no tokens
+ *  @param d_mean_probability [out, nullable] [L,B,E] its gradient, for each layer's moe_backward_options.d_sequence_probability
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_pooled_sequence_loss(int64_t n_layers, int64_t n_sequences, int64_t n_experts,
+                                                      const int64_t *counts, const int64_t *n_valid,
+                                                      const float *mean_probability, float *loss,
+                                                      float *d_mean_probability);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Running statistics
@@ -1168,6 +1228,12 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
+/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+ *  step t, as torch.optim.AdamW does.
+ *  @param momentum [in] [0, 1)
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_set_momentum(moe_optimizer *optimizer, double momentum);
+
 /** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */
 typedef enum moe_schedule_kind {
   /* First, while t < warmup_steps, lr t / warmup_steps; then with w = (t - warmup_steps) / (n - warmup_steps), at most 1,
@@ -1193,9 +1259,11 @@ typedef struct moe_schedule {
   double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
   double div_factor;       /**< > 0, of one cycle */
   double final_div_factor; /**< > 0, of one cycle */
+  double base_momentum;    /**< [0, 1), of one cycle: the momentum at the top, */
+  double max_momentum;     /**< [0, 1), and at both ends; see moe_momentum */
 } moe_schedule;
 
-#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4 }
+#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4, 0.85, 0.95 }
 
 /** Fill `schedule` as MOE_SCHEDULE_INIT does.  NULL is ignored. */
 MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
@@ -1207,6 +1275,14 @@ MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
  *  @param out      [out]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_learning_rate(const moe_schedule *schedule, int64_t step, double *out);
+
+/** The momentum of a step of one cycle, for moe_optimizer_set_momentum: from max_momentum down to base_momentum while the rate
+ *  rises, and back while it falls, in the same way; as torch.optim.lr_scheduler.OneCycleLR cycles beta1, or SGD's momentum.
+ *  @param schedule [in] MOE_SCHEDULE_ONE_CYCLE or ONE_CYCLE_LINEAR: the others leave momentum alone
+ *  @param step     [in] >= 0, steps taken before
+ *  @param out      [out]
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_momentum(const moe_schedule *schedule, int64_t step, double *out);
 
 /** Make some tensors a group of their own: their learning rate is learning_rate_scale times the optimiser's, and their weight
  *  decay is this one.  (Decay 0 is usual for biases, norms and gains.)  A tensor in no group has 1 and the config's weight_decay.

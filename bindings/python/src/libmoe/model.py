@@ -283,6 +283,8 @@ class Model(Batches, Tensors):
         memory_limit: int | None = None,
         logits: bool = False,
         hidden: bool = False,
+        loss_mask: Mask | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelOutput:
         """Run the model, and compute the loss where there are targets.
 
@@ -313,6 +315,10 @@ class Model(Batches, Tensors):
             See :meth:`plan`; it changes no bit of the result.
         logits, hidden : bool
             Whether they are wanted; an encoder's hidden states always are.
+        loss_mask : ndarray of bool, [B, S], optional
+            The tokens that count in the layers' auxiliary losses and reports, as in :meth:`Layer.forward`.
+        chunk_tokens : int
+            Tokens that an ffn computes at once at most, as in :meth:`Layer.forward`; 0 means as planned.
 
         Raises
         ------
@@ -336,6 +342,8 @@ class Model(Batches, Tensors):
             added_mask=added_mask,
             positions=positions,
             memory_limit=memory_limit,
+            loss_mask=loss_mask,
+            chunk_tokens=chunk_tokens,
         )
         if tape is True:
             self._own_tape = self._own_tape or self.tape()
@@ -444,6 +452,7 @@ class Model(Batches, Tensors):
         *,
         training: bool = True,
         memory_limit: int | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelPlan:
         """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
 
@@ -460,7 +469,7 @@ class Model(Batches, Tensors):
             _check.integer("n_sequences", n_sequences, ctypes.c_int64),
             _check.integer("sequence_length", sequence_length, ctypes.c_int64),
         )
-        call = Call(shape, training=training, memory_limit=memory_limit)
+        call = Call(shape, training=training, memory_limit=memory_limit, chunk_tokens=chunk_tokens)
         some = np.zeros(1, np.int32)  # whether there are targets counts, not which
         if self.vocabulary_size:
             call.c_input.targets = some.ctypes.data

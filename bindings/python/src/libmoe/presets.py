@@ -33,6 +33,13 @@ def _preset(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     getattr(lib, f"moe_preset_{model}")(ctypes.byref(filled), ctypes.sizeof(filled))
     defaults = inspect.signature(Layer).parameters
     own = {name: value for name, value in config.from_c(filled).items() if value != defaults[name].default}
+    if "n_groups" in overrides and overrides["n_groups"] in (0, 1, None, _abi.NO_GROUPS):
+        # What describes the model's groups goes with them.  One group is all experts.
+        for name in ("n_groups", "top_groups", "group_top_m", "group_mask"):
+            own.pop(name, None)
+        own["top_groups"] = 1
+        if overrides["n_groups"] != 1:
+            del overrides["n_groups"], own["top_groups"]
     return {**own, **overrides}
 
 
@@ -57,12 +64,12 @@ def olmoe(**overrides: Any) -> dict[str, Any]:
 
 
 def deepseek_v2(**overrides: Any) -> dict[str, Any]:
-    """Return the options of DeepSeek-V2."""
+    """Return the options of DeepSeek-V2; with ``n_groups=None`` without groups, as DeepSeek-V2-Lite is."""
     return _preset("deepseek_v2", overrides)
 
 
 def deepseek_v3(**overrides: Any) -> dict[str, Any]:
-    """Return the options of DeepSeek-V3."""
+    """Return the options of DeepSeek-V3; with ``n_groups=None`` without groups."""
     return _preset("deepseek_v3", overrides)
 
 
@@ -124,6 +131,11 @@ def switch(**overrides: Any) -> dict[str, Any]:
 def jamba(**overrides: Any) -> dict[str, Any]:
     """Return the options of Jamba."""
     return _preset("jamba", overrides)
+
+
+def gemma4(**overrides: Any) -> dict[str, Any]:
+    """Return the options of Gemma 4."""
+    return _preset("gemma4", overrides)
 
 
 def llama_cpp(**overrides: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Tape(Native):
         handle = layer._handle
         context = handle.keep["context"]
         self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
+        self._sequences = 1  # of the forward that filled it
 
     @property
     def _x(self) -> Array | None:
