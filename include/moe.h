@@ -816,6 +816,15 @@ MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_gemma4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_vl_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_5_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_dots1(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_hunyuan(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nemotron_h(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_lfm2_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_afmoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_deepseek_v4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nllb_moe(moe_layer_config *config, size_t struct_size);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
@@ -1429,7 +1438,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_write_sharded(moe_context *context, 
                                                           size_t max_shard_size);
 
 /** Names and forms of a layer's tensors; docs/checkpoints.md lists them.  L is the layer's number.  A layout is never guessed:
- *  the same shapes may mean different things. */
+ *  the same shapes may mean different things.  Where a tensor is missing, the message says which layout the file looks like. */
 typedef enum moe_layout {
   MOE_LAYOUT_LIBMOE = 0,        /**< layers.L. and the parameter's name; any layer */
   MOE_LAYOUT_MIXTRAL = 1,       /**< Mixtral, PhiMoE: block_sparse_moe.experts.N.w1.weight */
@@ -1446,7 +1455,21 @@ typedef enum moe_layout {
   MOE_LAYOUT_SWITCH_DECODER = 12, /**< decoder.block.L.layer.2.mlp.experts.expert_N.wi.weight */
   MOE_LAYOUT_TRANSFORMERS_5 = 13, /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
                                        as Qwen2's, without one as DeepSeek's */
-  MOE_LAYOUT_LLAMA4_TEXT = 14     /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_LLAMA4_TEXT = 14,    /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_JETMOE = 15,         /**< mlp.input_linear.weight [E,2I,H], mlp.bias */
+  MOE_LAYOUT_MINIMAX_M2 = 16,     /**< as MIXTRAL, block_sparse_moe.e_score_correction_bias */
+  MOE_LAYOUT_ERNIE4_5 = 17,       /**< ERNIE-4.5: as DEEPSEEK, mlp.moe_statics.e_score_correction_bias [1,E] */
+  MOE_LAYOUT_LONGCAT_FLASH = 18,  /**< LongCat-Flash: mlp.router.classifier.weight [E + identities,H] */
+  MOE_LAYOUT_JAMBA = 19,          /**< feed_forward.router.weight, feed_forward.experts.N.gate_proj.weight */
+  MOE_LAYOUT_HUNYUAN = 20,        /**< HunYuan-A13B: mlp.gate.wg.weight, mlp.shared_mlp */
+  MOE_LAYOUT_NEMOTRON_H = 21,     /**< Nemotron-H: backbone.layers.L.mixer.experts.N.up_proj.weight */
+  MOE_LAYOUT_LFM2_MOE = 22,       /**< LFM2-MoE: feed_forward.experts.N.w1.weight, feed_forward.expert_bias */
+  MOE_LAYOUT_AFMOE = 23,          /**< AFMoE: mlp.router.gate.weight, mlp.expert_bias */
+  MOE_LAYOUT_DEEPSEEK_V4 = 24,    /**< DeepSeek-V4: layers.L.ffn.experts.N.w1.weight, ffn.gate.bias for the choice alone */
+  MOE_LAYOUT_NLLB_ENCODER = 25,   /**< model.encoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_NLLB_DECODER = 26,   /**< model.decoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_QWEN3_VL_MOE = 27,   /**< model.language_model.layers.L.mlp.experts.gate_up_proj [E,H,2I], as published, or [E,2I,H] */
+  MOE_LAYOUT_QWEN3_5_MOE = 28     /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */
@@ -1458,12 +1481,20 @@ typedef enum moe_layout {
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
- *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions; what the
- *  layout has for this layer beyond them, an expert more or a bias, is refused.  Gradients stay as they are.  Wants the
- *  layer for itself; prepare it again afterwards.
+ *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
+ *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
+ *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
+ *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
+
+/** The same for names that begin in another way than the layout says.
+ *  @param prefix [in] what stands before the layer's own names, with the last dot: "model.language_model.layers.3.mlp."; at
+ *                most 160 bytes
+ *  @return as moe_layer_load. */
+MOE_API MOE_CHECK moe_status moe_layer_load_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                   const char *prefix);
 
 /** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
  *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
@@ -1485,6 +1516,11 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
  *          (the matrices have memory, or are offloaded already); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_offload(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                                int64_t layer_number, size_t resident_limit);
+
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @return as moe_layer_offload. */
+MOE_API MOE_CHECK moe_status moe_layer_offload_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                      const char *prefix, size_t resident_limit);
 
 /** What an offloaded layer's forward calls have found since moe_layer_offload. */
 typedef struct moe_offload_statistics {
@@ -1520,6 +1556,12 @@ MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *
  *  @return as moe_layer_save and moe_checkpoint_write_sharded. */
 MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, const char *path, int32_t layout,
                                                     int64_t layer_number, int32_t dtype, size_t max_shard_size);
+
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @param max_shard_size [in] 0: one file, as moe_layer_save writes
+ *  @return as moe_layer_save, or moe_layer_save_sharded. */
+MOE_API MOE_CHECK moe_status moe_layer_save_prefix(const moe_layer *layer, const char *path, int32_t layout,
+                                                   const char *prefix, int32_t dtype, size_t max_shard_size);
 
 /** Make every expert a copy of one dense network [Sparse upcycling 2023]; router and shared experts stay as they are.  Where
  *  the weights of a token add up to 1, y is then what the dense network gives.

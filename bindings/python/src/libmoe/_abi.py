@@ -87,6 +87,20 @@ LAYOUT = {
     "switch_decoder": 12,
     "transformers_5": 13,
     "llama4_text": 14,
+    "jetmoe": 15,
+    "minimax_m2": 16,
+    "ernie4_5": 17,
+    "longcat_flash": 18,
+    "jamba": 19,
+    "hunyuan": 20,
+    "nemotron_h": 21,
+    "lfm2_moe": 22,
+    "afmoe": 23,
+    "deepseek_v4": 24,
+    "nllb_encoder": 25,
+    "nllb_decoder": 26,
+    "qwen3_vl_moe": 27,
+    "qwen3_5_moe": 28,
 }
 NO_LAYER_NUMBER = -1
 ROUTER_WEIGHTS = {
@@ -175,6 +189,15 @@ PRESETS = [
     "jamba",
     "llama_cpp",
     "gemma4",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "dots1",
+    "hunyuan",
+    "nemotron_h",
+    "lfm2_moe",
+    "afmoe",
+    "deepseek_v4",
+    "nllb_moe",
 ]
 
 
@@ -756,6 +779,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t],
     ),
     "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_load_prefix": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p]),
+    "moe_layer_offload_prefix": (
+        Status,
+        [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p, c_size_t],
+    ),
+    "moe_layer_save_prefix": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_char_p, c_int32, c_size_t]),
     "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
     "moe_layer_save_sharded": (

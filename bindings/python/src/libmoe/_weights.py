@@ -272,7 +272,14 @@ class Weights(Tensors):
         """
         lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
 
-    def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
+    def load(
+        self,
+        source: Path | Checkpoint,
+        *,
+        layout: Layout = "libmoe",
+        layer: int | None = None,
+        prefix: str | None = None,
+    ) -> None:
         """Overwrite the parameters with a checkpoint's.
 
         Parameters
@@ -285,12 +292,16 @@ class Weights(Tensors):
         layer : int, optional
             Number of the layer in the model.  Only ``"libmoe"`` does without: names are then the
             parameters' own.
+        prefix : str, optional
+            In place of ``layer``: what the layer's names begin with, where that is not as the layout has it,
+            with the last dot: ``"model.language_model.layers.3.mlp."``.
 
         Raises
         ------
         InvalidArgumentError
             A tensor is missing, has other dimensions or a type that cannot be loaded, or the checkpoint has
-            more for this layer than the layer holds; the text names it.  The layer is as it was.
+            more for this layer than the layer holds; the text names it and says what would use it, or which
+            layout the checkpoint looks like.  The layer is as it was.
         FileError
             The file cannot be opened.
 
@@ -299,7 +310,11 @@ class Weights(Tensors):
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
-        lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_load(*arguments, _layer_number(layer))
+        else:
+            lib.moe_layer_load_prefix(*arguments, _prefix(prefix, layer))
 
     def offload(
         self,
@@ -308,6 +323,7 @@ class Weights(Tensors):
         resident_limit: int,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
     ) -> None:
         """Leave the routed experts' matrices in a checkpoint's files, and load all other parameters.
 
@@ -317,7 +333,7 @@ class Weights(Tensors):
 
         Parameters
         ----------
-        source, layout, layer
+        source, layout, layer, prefix
             As of :meth:`load`; a checkpoint may be closed afterwards.
         resident_limit : int
             Bytes of memory for experts, at least for two.  :meth:`prepare` afterwards, if at all: packed
@@ -336,7 +352,11 @@ class Weights(Tensors):
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
         limit = _check.integer("resident_limit", resident_limit, ctypes.c_size_t)
-        lib.moe_layer_offload(self._handle, checkpoint._handle, number, _layer_number(layer), limit)
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_offload(*arguments, _layer_number(layer), limit)
+        else:
+            lib.moe_layer_offload_prefix(*arguments, _prefix(prefix, layer), limit)
 
     @property
     def offload_statistics(self) -> OffloadStatistics:
@@ -357,6 +377,7 @@ class Weights(Tensors):
         *,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
         dtype: DType = "f32",
         max_shard_size: int = 0,
     ) -> None:
@@ -366,7 +387,7 @@ class Weights(Tensors):
         ----------
         path : path
             Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
-        layout, layer
+        layout, layer, prefix
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
         dtype : {"f32", "bf16"}
             Of all tensors but those of ``buffers``, which stay float32.
@@ -381,17 +402,14 @@ class Weights(Tensors):
             The file cannot be written; ``path`` is as it was.
         """
         size = _check.integer("max_shard_size", max_shard_size, ctypes.c_int64)
-        arguments = (
-            self._handle,
-            encoded(path),
-            _check.choice("layout", layout, _abi.LAYOUT),
-            _layer_number(layer),
-            _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
-        )
-        if size == 0:
-            lib.moe_layer_save(*arguments)
+        head = (self._handle, encoded(path), _check.choice("layout", layout, _abi.LAYOUT))
+        number = _check.choice("dtype", dtype, _abi.LAYER_DTYPE)
+        if prefix is not None:
+            lib.moe_layer_save_prefix(*head, _prefix(prefix, layer), number, size)
+        elif size == 0:
+            lib.moe_layer_save(*head, _layer_number(layer), number)
         else:
-            lib.moe_layer_save_sharded(*arguments, size)
+            lib.moe_layer_save_sharded(*head, _layer_number(layer), number, size)
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
         """Make every expert a copy of one dense network (arXiv:2212.05055).
@@ -426,3 +444,13 @@ class Weights(Tensors):
 
 def _layer_number(layer: int | None) -> int:
     return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)
+
+
+def _prefix(prefix: str, layer: int | None) -> bytes:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
+    if layer is not None:
+        raise ValueError("layer, prefix: a prefix has the layer's number in it; give one of the two")
+    if "\0" in prefix:
+        raise ValueError(f"prefix: {prefix!r} contains the character 0")
+    return prefix.encode()
