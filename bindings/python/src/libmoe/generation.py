@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 
 from . import _check
+from ._keywords import keywords
 from ._library import Handle, Native, lib
 
 
+@keywords
 class Cache(Native):
     """Keys and values of the tokens so far, of sequences that grow together.  Made by :meth:`Model.cache`.
 
@@ -29,6 +31,11 @@ class Cache(Native):
             keep={"context": model.keep["context"]},
         )
         self._length = 0
+
+    _instead = "make one with model.cache(...) and read the tokens again"
+
+    def _told(self) -> str:
+        return f"{self.n_sequences} sequences, {self._length} of {self.max_length} tokens each"
 
     @property
     def length(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from . import _abi, _abi_model, _check
 from ._check import FloatArray
 from ._library import Handle, Native, lib
+from ._repr import Briefly
+from .errors import ArgumentTypeError
 from .report import Blank, Report
 
 Integers = NDArray[np.int32]
@@ -30,6 +33,13 @@ class ModelTape(Native):
         )
         self._call: Call | None = None  # that filled it
 
+    _instead = "make one with model.tape() and run forward again"
+
+    def _told(self) -> str:
+        return (
+            "empty" if self._call is None else f"of {self._call.shape[0]} sequences of {self._call.shape[1]}"
+        )
+
 
 class Call:
     """The arguments of a forward as the library reads them, kept for backward."""
@@ -48,7 +58,7 @@ class Call:
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
     ) -> None:
         self.shape = shape  # B, S
         length = shape[1]
@@ -60,18 +70,18 @@ class Call:
             hidden=None if hidden is None else hidden.ctypes.data,
             targets=_check.address("targets", targets, shape, dtype="i32"),
             ignore_index=_check.integer("ignore_index", ignore_index, ctypes.c_int32),
-            training=bool(training),
+            training=_check.flag("training", training),
             label_smoothing=_check.number("label_smoothing", label_smoothing),
             step=_check.integer("step", step, ctypes.c_uint64),
             mask=_check.address("mask", mask, (length, length), dtype="mask"),
             added_mask=_check.address("added_mask", added_mask, (length, length)),
             valid_mask=_check.address("valid_mask", valid_mask, shape, dtype="mask"),
-            memory_limit=_check.integer("memory_limit", memory_limit or 0, ctypes.c_size_t),
+            memory_limit=0 if memory_limit is None else _check.byte_count("memory_limit", memory_limit),
         )
 
 
-@dataclass(frozen=True)
-class ModelOutput:
+@dataclass(frozen=True, repr=False)
+class ModelOutput(Briefly):
     """What a model's forward gives.  B sequences of S tokens, T = B S.
 
     Attributes
@@ -105,6 +115,13 @@ class ModelOutput:
     layers: list[Report | None]
     tape: ModelTape | None
     _call: Call
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: what backward needs is of this process."""
+        raise ArgumentTypeError(
+            "a libmoe.ModelOutput cannot be pickled or copied, since backward needs its tape; take "
+            "what you need of it: output.loss, output.logits, output.hidden, output.layers"
+        )
 
 
 class Reports:
@@ -150,8 +167,8 @@ class Reports:
         return reports
 
 
-@dataclass(frozen=True)
-class ModelPlan:
+@dataclass(frozen=True, repr=False)
+class ModelPlan(Briefly):
     """What :meth:`Model.plan` says a call will take, in bytes: exactly what the library will ask for.
 
     Attributes

@@ -6,9 +6,11 @@ import ctypes
 from dataclasses import dataclass
 
 from . import _abi, _check, words
+from ._keywords import keywords
 from ._library import lib
 
 
+@keywords
 @dataclass(frozen=True)
 class Schedule:
     """A learning rate for every step; with t steps taken before, ``schedule(t)``.
