@@ -1,4 +1,4 @@
-"""The end of the interpreter, handlers that call the library while a call runs, forks and sub-interpreters."""
+"""The end of the interpreter, signal handlers that call the library, forks and sub-interpreters."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ import atexit, threading, time
 lock = threading.Lock()
 atexit.register(lambda: print("freed", lock.acquire(timeout=30), flush=True))
 import numpy as np, libmoe
-layer, x = libmoe.Layer(64, 256, 8, 2, context=libmoe.Context(1, "reference")), np.ones((10**6, 64), np.float32)
+layer = libmoe.Layer(64, 256, 8, 2, context=libmoe.Context(1, "reference"))
+x = np.ones((10**6, 64), np.float32)
 def work():
     with lock:
         layer(x)
@@ -83,7 +84,7 @@ time.sleep(0.2)
 def test_functions_that_run_at_exit_may_compute() -> None:
     program = """
 import atexit
-atexit.register(lambda: print(layer(x).shape, flush=True))  # runs after the guard, which libmoe registers later
+atexit.register(lambda: print(layer(x).shape, flush=True))  # after the guard
 import numpy as np, libmoe
 layer, x = libmoe.Layer(4, 8, 4, 2), np.ones((3, 4), np.float32)
 class Late:
@@ -100,7 +101,8 @@ def test_a_forked_child_ends_though_a_thread_of_its_parent_computes() -> None:
     program = """
 import os, sys, threading, time
 import numpy as np, libmoe
-layer, x = libmoe.Layer(64, 256, 8, 2, context=libmoe.Context(1, "reference")), np.ones((10**6, 64), np.float32)
+layer = libmoe.Layer(64, 256, 8, 2, context=libmoe.Context(1, "reference"))
+x = np.ones((10**6, 64), np.float32)
 threading.Thread(target=lambda: layer(x), daemon=True).start()
 time.sleep(0.2)
 child = os.fork()

@@ -1,4 +1,4 @@
-"""What objects say of themselves: a line with sizes and words, never an address or the numbers of an array."""
+"""What objects say of themselves: a line of sizes and words, no address, and no numbers of an array."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ EXPECTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "model output": (
         lambda _: model_output(),
-        r"ModelOutput\(loss=.*logits=float32 \[2, 5, 16\], hidden=None, layers=\[Report\(.*tape=ModelTape\(.*\)\)",
+        r"ModelOutput\(loss=.*logits=float32 \[2, 5, 16\], hidden=None, layers=\[Report\(.*"
+        r"tape=ModelTape\(.*\)\)",
     ),
     "summary": (lambda _: libmoe.Statistics(3).read(), r"Summary\(balance_loss=.*\)"),
 }

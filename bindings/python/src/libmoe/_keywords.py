@@ -25,7 +25,14 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         found = [ours for ours in meant if ours in choices and ours != name]
         if found:
             return found
-    return difflib.get_close_matches(plain, choices, n=3, cutoff=0.7)
+    alike = difflib.get_close_matches(plain, choices, n=3, cutoff=0.7)
+    return (
+        alike or [ours for ours in choices if len(ours) > 3 and len(plain) > 3 and _within(ours, plain)][:3]
+    )
+
+
+def _within(one: str, other: str) -> bool:
+    return one in other or other in one
 
 
 def unknown(owner: str, name: str, known: Iterable[str]) -> str:

@@ -227,12 +227,14 @@ def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -
     )
     if not 0 <= sampling.temperature < math.inf:
         raise InvalidArgumentError(
-            f"temperature = {temperature} is not a number of at least 0; 0 takes the best"
+            f"sampling: temperature = {temperature} is not a number of at least 0; 0 takes the best"
         )
     if sampling.top_k < 0:
-        raise InvalidArgumentError(f"top_k = {top_k} is negative; 0 means all tokens")
+        raise InvalidArgumentError(f"sampling: top_k = {top_k} is negative; 0 means all tokens")
     if not 0 <= sampling.top_p <= 1:
-        raise InvalidArgumentError(f"top_p = {top_p} is not in [0, 1]; 1 means all tokens, 0 the best alone")
+        raise InvalidArgumentError(
+            f"sampling: top_p = {top_p} is not in [0, 1]; 1 means all tokens, 0 the best alone"
+        )
     return sampling
 
 

@@ -61,7 +61,7 @@ _SAME = ("forward_bytes", "backward_bytes", "tape_bytes", "total_bytes", "chunk_
 def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward_options) -> Plan:
     """Ask the library, see :meth:`Layer.plan`."""
     plan = _abi.moe_plan()
-    lib.moe_layer_plan(layer, n_tokens, options, int(bool(taped)), plan)
+    lib.moe_layer_plan(layer, n_tokens, options, int(_check.flag("taped", taped)), plan)
     words = {number: word for word, number in _abi.TAPE.items()}
     return Plan(tape_policy=words[plan.tape_policy], **{name: getattr(plan, name) for name in _SAME})
 

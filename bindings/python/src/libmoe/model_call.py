@@ -202,7 +202,7 @@ def planned(model: Handle, n_layers: int, call: Call, taped: bool) -> ModelPlan:
     """Ask the library, see :meth:`Model.plan`."""
     keep = np.empty(n_layers, np.int32)
     plan = _abi_model.moe_model_plan(keep=keep.ctypes.data)
-    lib.moe_model_plan_memory(model, call.c_input, int(taped), plan)
+    lib.moe_model_plan_memory(model, call.c_input, int(_check.flag("training", taped)), plan)
     words = {number: word for word, number in _abi_model.KEEP.items()}
     return ModelPlan(
         forward_bytes=plan.forward_bytes,

@@ -48,6 +48,7 @@ class Optimizer(Native):
     ) -> None:
         self._parameters, self._tensors = tensors(parameters, gradients=False)
         require_apart(self._parameters, values=True)
+        self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = config.learning_rate
         handle = handle_of(context)
         self._open_handle = Handle(
@@ -95,11 +96,12 @@ class Optimizer(Native):
 
     def _followed(self) -> tuple[Any, int]:
         """Return the tensors where they are now: ``bind`` may have moved some."""
-        moved = [index for index, parameter in enumerate(self._parameters) if parameter._follow()]
-        for index in moved:
-            self._tensors[index] = tensor(self._parameters[index], gradients=False)
-        if moved:
+        binds = [parameter.binds for parameter in self._parameters]
+        if binds != self._binds:
             require_apart(self._parameters, values=True)
+            for index, parameter in enumerate(self._parameters):
+                self._tensors[index] = tensor(parameter, gradients=False)
+            self._binds = binds
         return self._tensors, len(self._tensors)
 
     _instead = "use libmoe.save_training and load_training for its state"

@@ -79,24 +79,26 @@ class Parameter:
         self._binds = source.binds
         self._name, self._data, self._grad = source.read()
 
-    def _follow(self) -> bool:
-        """Look again where the memory is, if some has been bound since; return whether it was."""
-        if self._source is None or self._source.binds == self._binds:
-            return False
-        self._read(self._source)
-        return True
+    @property
+    def binds(self) -> int:
+        """How often memory had been bound in the layer when this parameter's was read last: now."""
+        self._now()
+        return self._binds
 
     def __repr__(self) -> str:
         """Name, type and shape."""
-        self._follow()
-        data = self._data
-        kind = "no memory" if data is None else f"{self._dtype} {list(data.shape)}"
+        data, _ = self._now()
+        kind = "no memory"
+        if data is not None:
+            word = {"f32": "float32", "bf16": "bfloat16"}[_check.dtype_of(data)]
+            kind = f"{word} {list(data.shape)}"
         return described(self, f"{self._name!r}, {kind}")
 
-    @property
-    def _dtype(self) -> str:
-        assert self._data is not None
-        return {"f32": "float32", "bf16": "bfloat16"}[_check.dtype_of(self._data)]
+    def _now(self) -> tuple[Array | None, FloatArray | None]:
+        """Return values and gradient where they are now."""
+        if self._source is not None and self._source.binds != self._binds:
+            self._read(self._source)
+        return self._data, self._grad
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: a copy would be another memory than the one that a layer and an optimiser use."""
@@ -119,12 +121,12 @@ class Parameter:
         BadStateError
             It is offloaded, or was not allocated and is not bound.
         """
-        self._follow()
-        if self._data is None:
+        data, _ = self._now()
+        if data is None:
             raise BadStateError(
                 f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind"
             )
-        return self._data
+        return data
 
     @property
     def grad(self) -> FloatArray:
@@ -136,14 +138,14 @@ class Parameter:
             It is a parameter of an inference_only layer, which has none, or has no memory, see the layer's
             ``unallocated``, and has not been bound.
         """
-        self._follow()
         if not self._trainable:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
-        if self._grad is None:
+        _, grad = self._now()
+        if grad is None:
             raise BadStateError(
                 f"{self._name}: its gradient has no memory (unallocated); bind some with Layer.bind"
             )
-        return self._grad
+        return grad
 
 
 Parameters = Union[Iterable[Parameter], Mapping[str, Parameter]]
@@ -206,7 +208,7 @@ def require_apart(parameters: list[Parameter], *, values: bool) -> None:
     parts = [
         (array.ctypes.data, array.nbytes, f"parameters[{index}], {parameter.name!r}", part)
         for index, parameter in enumerate(parameters)
-        for part, array in (("data", parameter._data), ("grad", parameter._grad))
+        for part, array in zip(("data", "grad"), parameter._now())
         if array is not None and array.nbytes and (values or part == "grad")
     ]
     parts.sort()
@@ -222,6 +224,6 @@ def require_apart(parameters: list[Parameter], *, values: bool) -> None:
 
 
 def _gradient(parameter: Parameter, *, needed: bool) -> int | None:
-    if not needed and parameter._trainable and parameter._grad is None:
+    if not needed and parameter._trainable and parameter._now()[1] is None:
         return None
     return parameter.grad.ctypes.data

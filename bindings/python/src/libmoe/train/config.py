@@ -124,7 +124,7 @@ class Settings:
             "balance_coef": self.balance_coef,
             "z_coef": self.z_coef,
             # One weight divided by itself is 1 and teaches the router nothing.
-            "normalize": self.top_k > 1,
+            "router_normalize": self.top_k > 1,
             **self.moe,
         }
         return {
