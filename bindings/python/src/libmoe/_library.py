@@ -41,12 +41,12 @@ def _load() -> ctypes.CDLL:
             library = ctypes.CDLL(str(path))
             library.moe_version_string.restype = ctypes.c_char_p
             version = library.moe_version_string().decode()
+            if version == __version__:
+                return _declare(library)
         except (OSError, AttributeError) as failure:
             failures.append(f"{path}: {failure}")
             reasons.append(_cure(path, str(failure)))
             continue
-        if version == __version__:
-            return _declare(library)
         failures.append(f"{path}: is version {version}, but this package needs {__version__}")
         reasons.append(
             "Build the library and install the package from one checkout: `make lib`, then "
