@@ -29,7 +29,8 @@ def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
 
 def test_the_old_name_of_router_normalize_is_taken() -> None:
     """In the arguments, in a model's ``moe`` and in a preset's, which old runs and programs have."""
-    for options in ({"normalize": False}, {"normalize": "none"}, {"router_normalize": False}):
+    spelled: list[dict[str, Any]] = [{"normalize": False}, {"normalize": "none"}, {"router_normalize": False}]
+    for options in spelled:
         layer = libmoe.Layer(**{**SIZES, **options})
         assert layer._config.router_normalize == _abi.NORMALIZE["none"]
         model = libmoe.Model(4, 1, 2, moe={**SIZES, "hidden_size": 4, **options})

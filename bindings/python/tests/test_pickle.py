@@ -51,7 +51,7 @@ def test_layers(kind: str, way: str) -> None:
     for buffer in layer.buffers.values():
         buffer += 0.25
     made = WAYS[way](layer)
-    ids = {"token_ids": np.arange(5)} if kind == "hash" else {}
+    ids: dict[str, Any] = {"token_ids": np.arange(5)} if kind == "hash" else {}
     x = normal(5, 8)
     np.testing.assert_array_equal(made.forward(x, **ids).y, layer.forward(x, **ids).y)
     assert repr(made) == repr(layer)

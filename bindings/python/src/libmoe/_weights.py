@@ -368,6 +368,39 @@ class Weights(Tensors):
         """
         lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
 
+    def update_selection_bias(
+        self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
+    ) -> None:
+        """Balance without a loss: favour experts with fewer tokens than the mean in the choices to come.
+
+        ``bias += d`` with ``d = rate * sign(mean(n) - n)`` (arXiv:2412.19437), or ``d - mean(d)``.
+
+        Parameters
+        ----------
+        tokens_per_expert : ndarray of int64, [E]
+            n, the reports' counts since the last update added up; once per optimiser step.
+        rate : float
+            At least 0.
+        zero_sum : bool
+            Whether the biases' mean stays as it is.
+
+        Raises
+        ------
+        BadStateError
+            The layer has no selection_bias, or is closed.
+        InvalidArgumentError
+            A count or the rate is negative.
+        """
+        counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+        if counts.shape != (self.n_experts,):
+            raise InvalidArgumentError(
+                f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}"
+            )
+        rate = _check.number("rate", rate)
+        lib.moe_layer_update_selection_bias(
+            self._handle, counts.ctypes.data, rate, _check.flag("zero_sum", zero_sum)
+        )
+
     def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
         """Overwrite the parameters with a checkpoint's.
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from . import words
+from . import _check, words
 from ._check import FloatArray
 from ._keywords import keywords
 from .context import Context
@@ -71,7 +71,7 @@ class EncoderLayer(Model):
             dense_dropout=dropout,
             rope_theta=0.0,
             norm="layer",
-            norm_place="pre" if norm_first else "post",
+            norm_place="pre" if _check.flag("norm_first", norm_first) else "post",
             norm_epsilon=norm_epsilon,
             final_norm=False,
             causal=False,

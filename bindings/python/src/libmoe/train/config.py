@@ -29,7 +29,7 @@ def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ())
 
 
 def mebibytes(text: str) -> int:
-    """Return a memory limit in MiB: a number of them, or a text with a unit such as ``"1GB"``, rounded down."""
+    """Return a memory limit in MiB: a number of them, or a text with a unit such as ``"1GB"``."""
     if text.strip().isdigit():
         return int(text)
     try:
