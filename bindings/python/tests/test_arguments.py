@@ -127,7 +127,7 @@ def test_unknown_names(call: Callable[..., object], name: str, meant: str) -> No
     ):
         more = (5,)
     refused(
-        lambda: call(*more, **{name: 1}), rf"unknown names \['{name}'\]; did you mean (\w+ or )*{meant}\b"
+        lambda: call(*more, **{name: 1}), rf"unknown names \['{name}'\]; (.*; )?did you mean (\w+ or )*{meant}\b"
     )
 
 

@@ -39,8 +39,10 @@ def unknown(owner: str, name: str, known: Iterable[str]) -> str:
     """Return what to say about a name that is not known."""
     choices = list(known)
     near = nearest(name, choices)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {choices}"
-    return f"{owner}: unknown names [{name!r}]; {hint}"
+    hints = [f"choose from {choices}"] if len(choices) < 12 or not near else []  # a long list hides the answer
+    if near:
+        hints.append(f"did you mean {' or '.join(near)}?")
+    return f"{owner}: unknown names [{name!r}]; {'; '.join(hints)}"
 
 
 def renamed(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
