@@ -54,12 +54,11 @@ let package = Package(
     // The public header, and C where Swift has no spelling.
     .target(name: "CMoE"),
     .target(name: "CShims", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"] + tls)]),
-    .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
   ] + kernelTargets + [
     // The engine, and the boundary around it.
     .target(
       name: "MoE",
-      dependencies: ["CShims", "COpenBLAS"] + kernelTargets.map { .target(name: $0.name) },
+      dependencies: ["CShims"] + kernelTargets.map { .target(name: $0.name) },
       swiftSettings: engine, linkerSettings: [.linkedLibrary("m")]),
     .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "MoE"], swiftSettings: engine),
 

@@ -21,7 +21,9 @@
  *
  * Rules that hold everywhere
  *   Arrays     are row-major without gaps, [rows, columns], aligned to their element.  They are float32, except where
- *              a moe_dtype makes them bfloat16.
+ *              a moe_dtype makes them bfloat16.  What a call writes (outputs, reports, gradients, memory it was lent)
+ *              shares no memory with anything else that it reads or writes, unless the comment says so: INVALID_ARGUMENT
+ *              names both.  Inputs may overlap.
  *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
  *   Status     every function that can fail returns a moe_status and nothing else.  On an error, handles and
  *              scalar outputs are as they were; the contents of output *arrays* are unspecified.
@@ -114,8 +116,10 @@ typedef struct moe_context moe_context;
 
 /** Who computes the matrix products. */
 typedef enum moe_matmul {
-  MOE_MATMUL_AUTO = 0,      /**< NATIVE where the processor has fused multiply-add, otherwise OPENBLAS */
-  MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS: same bits on every run and for every n_threads on one kind of processor */
+  MOE_MATMUL_AUTO = 0,      /**< NATIVE where the processor has fused multiply-add, otherwise OPENBLAS, or REFERENCE
+                                 where OpenBLAS is not installed or cannot start */
+  MOE_MATMUL_OPENBLAS = 1,  /**< OpenBLAS, which is loaded by the first context that asks for it (libopenblas.so.0, with
+                                 one thread): same bits on every run and for every n_threads on one kind of processor */
   MOE_MATMUL_REFERENCE = 2, /**< plain loops, one chain of fused multiply-adds per output: slow; the bits of NATIVE */
   MOE_MATMUL_NATIVE = 3     /**< this library's kernels: the same bits on every processor with fused multiply-add, for
                                  every instruction set, every n_threads and however tokens are divided into calls;
@@ -125,21 +129,28 @@ typedef enum moe_matmul {
 /** Instruction sets of x86-64.  More than the processor has means what it has; other processors have one set. */
 typedef enum moe_instructions {
   MOE_INSTRUCTIONS_ALL = 0,  /**< what the processor has */
-  MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS computes the matrix products */
+  MOE_INSTRUCTIONS_BASE = 1, /**< x86-64: no fused multiply-add, so OPENBLAS or REFERENCE computes the matrix products */
   MOE_INSTRUCTIONS_AVX2 = 2, /**< x86-64-v3: AVX2 and FMA */
   MOE_INSTRUCTIONS_AVX512 = 3, /**< x86-64-v4: AVX-512 */
   MOE_INSTRUCTIONS_AVX512_BF16 = 4 /**< the same with AVX512-BF16, which multiplies two bfloat16 at once; used for
                                         bfloat16 weights only */
 } moe_instructions;
 
-/** n_threads: as many as the affinity mask and the cgroup's processor quota allow. */
+/** n_threads: as many as moe_processors says. */
 #define MOE_THREADS_ALL (-1)
+
+/** Processors that this process may use now: those of the affinity mask, but no more than the processor quotas of its
+ *  cgroup and of the cgroups that one lies in (version 1 or 2), rounded up; at least 1.  Never fails; any thread. */
+MOE_API int32_t moe_processors(void);
 
 typedef enum moe_log_level { MOE_LOG_INFO = 0 } moe_log_level;
 
 typedef struct moe_context_config {
   size_t struct_size;
-  int32_t n_threads; /**< threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024 */
+  /** Threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024.  More than 4 for each of
+   *  moe_processors() are not started, nor those the system refuses: moe_context_threads, moe_build_info and the log
+   *  say how many there are. */
+  int32_t n_threads;
   int32_t matmul;    /**< a moe_matmul */
   /** Memory for everything the library keeps or borrows: returns `size` bytes aligned to `alignment` (a power of
    *  two, at most 64), or NULL.  Both or neither of alloc and dealloc.  Called from any thread that calls the library. */
@@ -170,11 +181,15 @@ MOE_API void moe_context_config_init(moe_context_config *config, size_t struct_s
  *  @param config  [in, nullable] NULL = the defaults: one thread, malloc, silent.
  *  @param out     [out] the new context; free it with moe_context_free.
  *  The callbacks and their user pointers are kept until the context and all that was created in it are freed.
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY; where OpenBLAS is asked for: IO = there is none, BAD_STATE = it
+ *          cannot start.  The message says what helps. */
 MOE_API MOE_CHECK moe_status moe_context_create(const moe_context_config *config, moe_context **out);
 
 /** Free a context.  Layers, tapes and optimisers created in it stay usable; its memory goes with the last of them. */
 MOE_API void moe_context_free(moe_context *context);
+
+/** Threads that a call in this context may use, the caller's included; 0 for NULL.  Any thread. */
+MOE_API int32_t moe_context_threads(const moe_context *context);
 
 /** Bytes that the handles created in a context hold now, and the most they have held at once: what was asked of alloc,
  *  without the 64 bytes that each block has in front, and without the context itself.  Scratch stays with the context
@@ -184,7 +199,7 @@ MOE_API void moe_context_free(moe_context *context);
 MOE_API MOE_CHECK moe_status moe_context_memory(const moe_context *context, size_t *current, size_t *peak);
 
 /** One line about the library: version and Swift mode; given a context also what it runs with: the kernels'
- *  instruction set, the matrix products and the threads.
+ *  instruction set, the matrix products (of OpenBLAS, which one was found) and the threads.
  *  @param context [in, nullable] NULL = the library alone.
  *  @return text that lives as long as the context (static for NULL).  Any thread. */
 MOE_API const char *moe_build_info(const moe_context *context);
@@ -928,7 +943,7 @@ MOE_API void moe_plan_init(moe_plan *plan, size_t struct_size);
  *  @param taped    [in] 1 = forward will have a tape
  *  @param plan     [in, out] struct_size in, the rest out
  *  @return MOE_OK, INVALID_ARGUMENT (also where the limit is too small: the message says what would do), OUT_OF_MEMORY
- *          (no address space holds it).  Any thread. */
+ *          (no address space holds it), NOT_FINITE (options.expert_weights).  Any thread. */
 MOE_API MOE_CHECK moe_status moe_layer_plan(const moe_layer *layer, int64_t n_tokens, const moe_forward_options *options,
                                             int32_t taped, moe_plan *plan);
 
@@ -1105,7 +1120,8 @@ MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
  *  @param config  [in, nullable] NULL = the defaults
- *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept; data and grad may be NULL
+ *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept; data and grad may be NULL.
+ *                 Each is listed once: tensors that share memory are refused here, in every step and in clipping
  *  @param count   [in] >= 0
  *  @param out     [out] free it with moe_optimizer_free
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
@@ -1132,7 +1148,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_bind_state(moe_optimizer *optimizer, 
 /** One step: reads each tensor's grad, changes its data.
  *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes and dtypes may
  *                 not); every data and grad set.  Checked whole before anything changes.
- *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory; so moe_optimizer_step_clipped). */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory), OUT_OF_MEMORY (a list of more than 16 tensors is
+ *          sorted in scratch; nothing is changed). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 
 /** One step with clipped gradients: the bits of moe_clip_grad_norm followed by moe_optimizer_step, in one pass over the
@@ -1140,8 +1157,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const 
  *  @param tensors  [in] [count], as in moe_optimizer_step
  *  @param max_norm [in] > 0; INFINITY only measures, and steps
  *  @param norm     [out, nullable] the 2-norm over all gradients together, before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is changed and no step counted, the
- *          message names the tensor). */
+ *  @return as moe_optimizer_step; NOT_FINITE (some gradient is not; nothing is changed and no step counted, the message names
+ *          the tensor). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer, const moe_tensor *tensors,
                                                         int64_t count, double max_norm, double *norm);
 
@@ -1206,7 +1223,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_group(moe_optimizer *optimizer, c
  *  @param tensors  [in] [count], every grad set
  *  @param max_norm [in] > 0; INFINITY only measures
  *  @param norm     [out, nullable] the norm before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; the message names the tensor), OUT_OF_MEMORY (as
+ *          moe_optimizer_step); after an error nothing is scaled. */
 MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
                                                 double max_norm, double *norm);
 
@@ -1246,7 +1264,7 @@ MOE_API MOE_CHECK moe_status moe_adaptive_clip(moe_clip_state *state, double nor
  *  @param tensors [in] [count], as in moe_optimizer_step
  *  @param state   [in, out]
  *  @param norm    [out, nullable] before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (as those two; nothing is changed, the state neither). */
+ *  @return as moe_optimizer_step_clipped; NOT_FINITE (as those two; nothing is changed, the state neither). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimizer, const moe_tensor *tensors,
                                                          int64_t count, moe_clip_state *state, double *norm);
 
@@ -1365,7 +1383,7 @@ typedef enum moe_layout {
  *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions; what the
  *  layout has for this layer beyond them, an expert more or a bias, is refused.  Gradients stay as they are.  Wants the
  *  layer for itself; prepare it again afterwards.
- *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
 
@@ -1415,7 +1433,8 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, BAD_STATE (a parameter has no memory); after an error `path` is as it
+ *          was. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
                                             int64_t layer_number, int32_t dtype);
 
@@ -1431,7 +1450,7 @@ MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, cons
  *               up.weight [I,H] and so on; F32 or BF16
  *  @param count [in]
  *  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tensor *dense, int64_t count);
 
 /** What a training run goes on from: with the same layers, optimisers and inputs, a run that was stopped, saved and loaded
@@ -1475,10 +1494,10 @@ MOE_API void moe_training_init(moe_training *training, size_t struct_size);
 MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
 
 /** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
- *  itself.  Prepared weights are to be prepared again.
+ *  itself, and each once.  Prepared weights are to be prepared again.
  *  @param training [in, out] step is written
- *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY; after an error
- *          everything is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY, BAD_STATE
+ *          (something of it has no memory); after an error everything is as it was. */
 MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
 
 /* ------------------------------------------------------------------------------------------------------------

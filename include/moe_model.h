@@ -165,7 +165,8 @@ MOE_API MOE_CHECK moe_status moe_embedding_forward(moe_context *context, const i
                                                    const float *positions, int64_t n_positions,
                                                    int64_t sequence_length, int64_t first_position, float *y);
 
-/** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t. */
+/** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t.
+ *  @return as moe_embedding_forward. */
 MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
                                                     int64_t hidden_size, const float *dy, float *dtable, int64_t n_rows,
                                                     float *dpositions, int64_t n_positions, int64_t sequence_length,
@@ -289,6 +290,7 @@ MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, 
 
 /** What forward leaves for backward.  Keeps its model's context alive. */
 typedef struct moe_model_tape moe_model_tape;
+/** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_model_tape_create(const moe_model *model, moe_model_tape **out);
 MOE_API void moe_model_tape_free(moe_model_tape *tape);
 
@@ -373,7 +375,9 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
  *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
- *  @return as moe_layer_backward. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another model's tape, inference_only), NOT_FINITE (the
+ *          loss of a token: parameters are no longer those of forward), CANCELLED; gradients are then partly added: zero
+ *          them. */
 MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_model_tape *tape,
                                                 const moe_model_input *input, double d_objective, const float *dhidden,
                                                 float *dinput);
@@ -384,10 +388,12 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
 
 /** Keys and values of the tokens so far, of B sequences that grow together. */
 typedef struct moe_cache moe_cache;
+/** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,
                                               moe_cache **out);
 MOE_API void moe_cache_free(moe_cache *cache);
-/** Forget all but the first `length` tokens. */
+/** Forget all but the first `length` tokens.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length);
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.

@@ -105,13 +105,13 @@ protocol Loop {
   _ loop: L, with parameters: moei_activation, _ clamps: C
 ) {
   switch parameters.kind {
-  case Int32(MOEI_GELU): loop.run(GELU(), clamps)
-  case Int32(MOEI_GELU_TANH): loop.run(TanhGELU(), clamps)
-  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU(), clamps)
-  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
-  case Int32(MOEI_RELU): loop.run(ReLU(), clamps)
-  case Int32(MOEI_RELU2): loop.run(SquaredReLU(), clamps)
-  default: loop.run(ScaledSiLU(alpha: 1.702), clamps)
+  case .MOEI_GELU: loop.run(GELU(), clamps)
+  case .MOEI_GELU_TANH: loop.run(TanhGELU(), clamps)
+  case .MOEI_SILU where parameters.alpha == 1: loop.run(SiLU(), clamps)
+  case .MOEI_SILU: loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
+  case .MOEI_RELU: loop.run(ReLU(), clamps)
+  case .MOEI_RELU2: loop.run(SquaredReLU(), clamps)
+  case .MOEI_QUICK_GELU: loop.run(ScaledSiLU(alpha: 1.702), clamps)
   }
 }
 

@@ -4,7 +4,7 @@ import CShims
 
 public struct Layer {
   public let configuration: Configuration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   var parameters: Parameters
   private var prepared: PreparedGroups
@@ -182,7 +182,7 @@ public struct Layer {
     var measure = Arena()
     _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
     let bytes = try measure.total()
-    turn.acquire()
+    try turn.acquire(for: "layer")
     defer { turn.release() }
     try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
@@ -300,7 +300,7 @@ public struct Layer {
     var measure = Arena()
     _ = FusedScratch(&measure, c)
     let bytes = try measure.total()
-    turn.acquire()
+    try turn.acquire(for: "layer")
     defer { turn.release() }
     try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
       var arena = Arena(memory)

@@ -60,8 +60,11 @@ public func moe_model_read(
     for t in 0..<count where tokens[t] < 0 || tokens[t] >= c.vocabulary {
       throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of vocabulary_size = \(c.vocabulary)")
     }
-    let bytes = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
-    try requireApart(logits, bytes, "logits", tokens, 4 * count, "tokens")
+    _ = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
+    var operands = Operands()
+    try operands.reads(tokens, count, "tokens")
+    try operands.writes(logits, cache.pointee.sequences * c.vocabulary, "logits")
+    try operands.requireApart(fromParametersOf: model)
     try model.pointee.read(cache, tokens, count: Int(n), logits: logits)
   }
 }

@@ -34,7 +34,7 @@ extension Call {
   }
 
   private mutating func takeMemory(_ options: moe_forward_options) throws(Fault) {
-    if options.memory_limit > 0 { limit = Int(clamping: options.memory_limit) }
+    limit = MoEABI.limit(options.memory_limit)
     try require(Int(options.tape_policy), "options.tape_policy", from: 0, to: 2)
     tapePolicy = Plan.TapePolicy(rawValue: options.tape_policy)
     if options.reserved2 != 0 { throw .invalid("options: reserved2 = \(Int(options.reserved2)) is not 0") }
@@ -120,5 +120,21 @@ func lent(_ memory: UnsafeMutableRawPointer?, _ size: Int, _ name: StaticString)
     return nil
   }
   if Int(bitPattern: memory) % 64 != 0 { throw .invalid("\(name) is not aligned to 64 bytes") }
-  return CallerMemory(memory, bytes: Int(clamping: size))
+  return CallerMemory(memory, bytes: Int(clamping: UInt(bitPattern: size)))
+}
+
+extension Operands {
+  /// What a forward reads beside x, and its scratch.
+  mutating func add(_ call: Call, _ options: UnsafePointer<moe_forward_options>?, _ c: Configuration) throws(Fault) {
+    try reads(options, 1, "options")
+    try reads(call.validMask, call.tokens, "options.valid_mask")
+    try reads(call.tokenIds, call.tokens, "options.token_ids")
+    try reads(call.globalCounts, c.experts, "options.global_counts")
+    // A replay's indices are the record's own.
+    if options?.pointee.replay == nil {
+      try reads(call.givenIndices, call.tokens * c.choices, "options.expert_indices")
+    }
+    try reads(call.givenWeights, call.tokens * c.choices, "options.expert_weights")
+    try writes(call.scratch, "options.scratch")
+  }
 }

@@ -81,8 +81,8 @@ public func moe_checkpoint_write_sharded(
 }
 
 private func shardBytes(_ size: Int) throws(Fault) -> Int {
-  try require(size, "max_shard_size", from: 1, to: .max)
-  return size
+  guard let most = limit(size) else { throw .invalid("max_shard_size = 0 is below 1") }
+  return most
 }
 
 private func write(
@@ -239,13 +239,18 @@ public func moe_layer_upcycle(
       if list.shape(index) != (parameter.rank > 2 ? StoredShape(rows, columns) : StoredShape(rows)) {
         throw .invalid("tensors[\(index)] (\(name)): shape is not that of one expert")
       }
-      try requireApart(
-        parameter.data, parameter.bytes, "experts", list.data(index), list.type(index).size * list.elements(index),
-        "dense")
     }
     if wanted != list.count {
       throw .invalid("count = \(list.count), but an expert of the layer has \(wanted) parameters")
     }
+    var operands = Operands()
+    try list.addStructs(to: &operands)
+    for index in 0..<list.count {
+      try operands.add(list.dataOperand(index, writes: false))
+      // It is looked at while parameters are written.
+      try operands.reads(list.name(index), textLength(list.name(index)!) + 1, "the name of a tensor of dense")
+    }
+    try operands.requireApart(fromParametersOf: layer, steps: true, gradients: false)
     layer.pointee.upcycle { name in
       let index = list.index(of: name)!
       return (UnsafeRawPointer(list.data(index)), list.type(index))

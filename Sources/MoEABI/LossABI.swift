@@ -17,7 +17,7 @@ public func moe_pooled_balance_loss(
     try require(Int(n_experts), "n_experts", from: 1, to: Int(Int32.max))
     let (layers, experts) = (Int(n_layers), Int(n_experts))
     let elements = layers * experts  // below 2^62; its bytes may be too many
-    let bytes = try product(8, elements, "the size of n_layers * n_experts counts")
+    _ = try product(8, elements, "the size of n_layers * n_experts counts")
     let counts = try array(tokens_per_expert, count: elements, "tokens_per_expert")
     let valid = try array(n_valid, count: layers, "n_valid")
     let probability = try array(mean_probability, count: elements, "mean_probability")
@@ -28,11 +28,12 @@ public func moe_pooled_balance_loss(
     for i in 0..<elements where !probability[i].isFinite {
       throw .invalid("mean_probability[\(i)] = \(Double(probability[i])) is not finite")
     }
-    let floats = bytes / 2
-    try requireApart(gradient, floats, "d_mean_probability", probability, floats, "mean_probability")
-    try requireApart(gradient, floats, "d_mean_probability", counts, bytes, "tokens_per_expert")
-    try requireApart(gradient, floats, "d_mean_probability", valid, 8 * layers, "n_valid")
-    try requireApart(gradient, floats, "d_mean_probability", loss, 4, "loss")
+    var operands = Operands()
+    try operands.reads(counts, elements, "tokens_per_expert")
+    try operands.reads(valid, layers, "n_valid")
+    try operands.reads(probability, elements, "mean_probability")
+    try operands.writes(loss, 1, "loss")
+    try operands.writes(gradient, elements, "d_mean_probability")
     let pooled = PooledBalance(
       layers: layers, experts: experts, counts: counts, valid: valid, probability: probability)
     loss.pointee = pooled.loss(gradient: gradient)

@@ -63,7 +63,7 @@ extension ModelInput {
     smoothing = given.label_smoothing
     step = given.step
     if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
-    if given.memory_limit > 0 { limit = Int(clamping: given.memory_limit) }
+    limit = MoEABI.limit(given.memory_limit)
   }
 
   private mutating func takeArrays(_ given: moe_model_input, _ c: ModelConfiguration) throws(Fault) {
@@ -123,9 +123,11 @@ private func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: St
 struct LayerReports {
   private let start: UnsafeMutableRawPointer?
   private let distance: Int
+  private let count: Int
 
   init(_ reports: UnsafeMutablePointer<moe_report>?, count: Int) throws(Fault) {
     start = try optional(reports, "report.layers").map { UnsafeMutableRawPointer($0) }
+    self.count = count
     guard let reports else {
       distance = 0
       return
@@ -139,6 +141,10 @@ struct LayerReports {
       _ = try Layer.Details(pointer(n)!.pointee)
     }
   }
+
+  /// The structs themselves.
+  var structs: UnsafeMutableRawPointer? { start }
+  var bytes: UInt { byteCount(count, distance) }
 
   private func pointer(_ n: Int) -> UnsafeMutablePointer<moe_report>? {
     start.map { ($0 + n * distance).assumingMemoryBound(to: moe_report.self) }

@@ -25,6 +25,10 @@ public func moe_sample(
       throw .invalid("sampling: top_p = \(wanted.top_p) is not in [0, 1]")
     }
     let token = try required(token, "token")
+    var operands = Operands()
+    try operands.reads(logits, Int(vocabulary_size), "logits")
+    try operands.reads(sampling, 1, "sampling")
+    try operands.writes(token, 1, "token")
     let rule = Sampling(
       temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p, seed: wanted.seed)
     token.pointee = try rule.token(logits, Int(vocabulary_size), draw: draw, in: context)

@@ -42,6 +42,12 @@ private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
     try requireFraction(c.pct_start, "pct_start")
     try requireDivisor(c.div_factor, "div_factor")
     try requireDivisor(c.final_div_factor, "final_div_factor")
+    let (first, last) = (c.learning_rate / c.div_factor, c.learning_rate / c.div_factor / c.final_div_factor)
+    guard first.isFinite && last.isFinite else {
+      throw .invalid(
+        "learning_rate = \(c.learning_rate) divided by div_factor = \(c.div_factor) and final_div_factor = \(c.final_div_factor) exceeds float64; take larger divisors"
+      )
+    }
   } else {
     try requireFraction(c.final_fraction, "final_fraction")
   }

@@ -55,17 +55,52 @@ void moei_futex_wake(int32_t *word, int32_t count);
 int32_t moei_thread_start(uint64_t *thread, void *_Nullable (*_Nonnull body)(void *_Nullable), void *argument);
 void moei_thread_join(uint64_t thread);
 
-/* The word that guards OpenBLAS's one thread setting. */
-int32_t *moei_openblas_lock(void);
-
 int64_t moei_process_id(void);
-/* Processors this process may use: the affinity mask, lowered by the cgroup's quota; at least 1. */
+/* Processors this process may use: the affinity mask, lowered by the quotas of the cgroup and of those it lies in; at
+ * least 1. */
 int32_t moei_available_processors(void);
 
 /* Milliseconds of a clock that never goes back. */
 int64_t moei_milliseconds(void);
 int64_t moei_nanoseconds(void); /* of a clock that only goes forward */
 int64_t moei_thread_id(void);
+
+/* ---- OpenBLAS, loaded on request ---------------------------------------------------------------------------- */
+
+/* OpenBLAS has one thread setting and one set of buffers per process, so there is one of these too. */
+typedef struct moei_openblas {
+  int32_t lock;         /* guards all of it */
+  int32_t users;        /* calls that use it now */
+  int32_t lanes;        /* threads of these calls */
+  int32_t reserved;     /* threads for which it has buffers */
+  int32_t host_threads; /* its setting before the first of these calls */
+  int64_t process;      /* in which they are */
+
+  const char *_Nullable config; /* what it says of itself; NULL = not loaded */
+  const char *_Nullable path;
+  void (*_Nullable sgemm)(int32_t order, int32_t transpose_a, int32_t transpose_b, int32_t m, int32_t n, int32_t k,
+                          float alpha, const float *a, int32_t lda, const float *b, int32_t ldb, float beta, float *c,
+                          int32_t ldc);
+  int (*_Nullable get_num_threads)(void);
+  void (*_Nullable set_num_threads)(int count);
+  void *_Nullable (*_Nullable memory_alloc)(int unused);
+  void (*_Nullable memory_free)(void *buffer);
+} moei_openblas;
+
+moei_openblas *moei_openblas_state(void);
+
+enum {
+  MOEI_OPENBLAS_FOUND = 0,
+  MOEI_OPENBLAS_MISSING = 1,   /* the system found or opened none: `reason` */
+  MOEI_OPENBLAS_OTHER = 2,     /* it lacks functions, or counts in 64 bits */
+  MOEI_OPENBLAS_NO_MEMORY = 3, /* there is no room for it */
+  MOEI_OPENBLAS_WIDE = 4       /* it would start threads */
+};
+/* Load it where it is not; with the lock held. */
+int32_t moei_openblas_load(moei_openblas *state, char *reason, size_t room);
+/* Have it map buffers for `count` threads at once; for how many it could. */
+int32_t moei_openblas_reserve(moei_openblas *state, int32_t count);
+int64_t moei_openblas_buffer_bytes(void);
 
 /* ---- files --------------------------------------------------------------------------------------------------- */
 
@@ -203,12 +238,19 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16
 
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
-/* Numbers as in moe_activation. */
-enum { MOEI_GELU = 0, MOEI_GELU_TANH = 1, MOEI_SILU = 2, MOEI_RELU = 3, MOEI_RELU2 = 4, MOEI_QUICK_GELU = 5 };
+/* Numbers as in moe_activation.  Closed: a switch over it in Swift has every case or does not compile. */
+typedef enum __attribute__((enum_extensibility(closed))) moei_activation_kind {
+  MOEI_GELU = 0,
+  MOEI_GELU_TANH = 1,
+  MOEI_SILU = 2,
+  MOEI_RELU = 3,
+  MOEI_RELU2 = 4,
+  MOEI_QUICK_GELU = 5
+} moei_activation_kind;
 
 /* What experts do between their products; in gated ones both projections are clamped before, see glu_limit in moe.h. */
 typedef struct moei_activation {
-  int32_t kind;
+  moei_activation_kind kind;
   float alpha;  /* of MOEI_SILU: v sigmoid(alpha v) */
   float limit;  /* infinity where there is none */
   float offset;

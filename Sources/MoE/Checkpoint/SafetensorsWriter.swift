@@ -25,16 +25,19 @@ func writeSafetensors<T: OutgoingTensors>(
 ) throws(Fault) {
   let allocator = context.pointee.allocator
   var measure = FileOutput(counting: allocator)
-  try writeHeader(tensors, to: &measure)
+  let contents = try writeHeader(tensors, to: &measure)
   let padding = -measure.count & 7
   if measure.count + padding > SafetensorsFile.largestHeader {
     throw .invalid("the header would have more than \(SafetensorsFile.largestHeader) bytes: \(path)")
+  }
+  if contents > Int.max - measure.count - padding - 8 {
+    throw .invalid("header and tensors together would have more than 2^63 bytes: \(path)")
   }
   var output = try FileOutput(path, allocator: allocator)
   do throws(Fault) {
     var length = UInt64(measure.count + padding).littleEndian
     try output.write(&length, count: 8)
-    try writeHeader(tensors, to: &output)
+    _ = try writeHeader(tensors, to: &output)
     for _ in 0..<padding { try output.write(UInt8(ascii: " ")) }
     try visitLargestFirst(tensors) { (tensor) throws(Fault) in
       switch tensor.contents {
@@ -64,7 +67,8 @@ private func visitLargestFirst<T: OutgoingTensors>(
   }
 }
 
-private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout FileOutput) throws(Fault) {
+/// Returns how many bytes the tensors have behind it.
+private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout FileOutput) throws(Fault) -> Int {
   // transformers refuses files that do not say which framework they are for; this is its usual one.
   try output.write("{\"__metadata__\":{\"format\":\"pt\"}")
   var begin = 0
@@ -88,6 +92,7 @@ private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout File
     begin = end
   }
   try output.write("}")
+  return begin
 }
 
 func writeText(_ text: UnsafePointer<CChar>, to output: inout FileOutput) throws(Fault) {

@@ -19,7 +19,12 @@ public enum StoredType: Int32 {
 
   static var count: Int32 { 16 }
 
-  public init(_ type: ElementType) { self = type == .f32 ? .f32 : .bf16 }
+  public init(_ type: ElementType) {
+    switch type {
+    case .f32: self = .f32
+    case .bf16: self = .bf16
+    }
+  }
 
   public var size: Int {
     switch self {

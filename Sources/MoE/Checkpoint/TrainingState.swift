@@ -157,9 +157,9 @@ extension TrainingState: OutgoingTensors {
       try one(StateName(kind: "layers.", n: n, part: ".seed"), .u64, StoredShape(1), seeds + n, body)
     }
     for n in 0..<count.optimizers {
-      let kind: StaticString = optimizers[n].pointee.isAdamW ? ".adamw" : ".sgd"
       try one(
-        StateName(kind: "optimizers.", n: n, part: kind), .f64, StoredShape(Optimizer.numbers),
+        StateName(kind: "optimizers.", n: n, part: optimizers[n].pointee.ruleName), .f64,
+        StoredShape(Optimizer.numbers),
         rules + n * Optimizer.numbers, body)
       try one(
         StateName(kind: "optimizers.", n: n, part: ".random"), .u64, StoredShape(Optimizer.chances),

@@ -79,7 +79,10 @@ struct Losses {
     case .shazeer: return importance(coefficient) + load(coefficient)
     case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
     case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
-    default: return squaredLogSumExp(coefficient, tokens: valid)
+    case .z: return squaredLogSumExp(coefficient, tokens: valid)
+    case .balance, .balanceCount, .transformers, .switchTransformer, .switchSequence, .gShard, .deepSpeed, .megatron,
+      .megatronSequence, .megatronGlobal, .tutelGShard:
+      return 0  // families, which have been returned above
     }
   }
 }

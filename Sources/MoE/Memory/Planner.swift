@@ -8,7 +8,15 @@ public struct MemoryPlan {
   public let keepsActivations: Bool
 
   /// What exists at once at most.
-  public var total: Int { tape + max(forwardScratch, backwardScratch) }
+  public let total: Int
+
+  init(_ plan: Plan, forward: Int, backward: Int, tape: Int, keepsActivations: Bool) throws(Fault) {
+    let (total, overflow) = tape.addingReportingOverflow(max(forward, backward))
+    if overflow { throw .outOfMemory(bytes: .max) }
+    (tokens, chunkTokens) = (plan.tokens, plan.chunk.tokens)
+    (forwardScratch, backwardScratch, self.tape, self.total) = (forward, backward, tape, total)
+    self.keepsActivations = keepsActivations
+  }
 }
 
 extension Layer {
@@ -51,12 +59,22 @@ extension Layer {
     var size = all  // blocks of a chunk
     while true {
       let plan = Plan(configuration, call, policy: policy, chunkTokens: size * rowsPerBlock)
-      let needed = try memory(plan, call, taped: taped).total
+      let needed = try bytes(plan, call, taped: taped)
       if needed <= limit { return plan }
       least = min(least, needed)
       if size == 1 { return nil }
       let chunks = (all + size - 2) / (size - 1)  // that smaller ones make
       size = (all + chunks - 1) / chunks
+    }
+  }
+
+  /// What a call that is divided in this way takes; the largest number where no address space holds it.
+  private func bytes(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> Int {
+    do throws(Fault) {
+      return try memory(plan, call, taped: taped).total
+    } catch {
+      if error.kind == .outOfMemory { return .max }
+      throw error
     }
   }
 
@@ -76,9 +94,8 @@ extension Layer {
     } else if contents != nil && !c.keepsExpertGradients {
       _ = FusedScratch(&backward, c)
     }
-    return MemoryPlan(
-      tokens: call.tokens, forwardScratch: try forward.total(), backwardScratch: try backward.total(),
-      tape: try tape.total(),
-      chunkTokens: plan.chunk.tokens, keepsActivations: taped && plan.policy == .full)
+    return try MemoryPlan(
+      plan, forward: try forward.total(), backward: try backward.total(), tape: try tape.total(),
+      keepsActivations: taped && plan.policy == .full)
   }
 }

@@ -5,7 +5,8 @@ public struct Tape {
   private(set) var contents: TapeContents?
   fileprivate var memory: UnsafeMutableRawPointer?
   private var bytes = 0
-  private var lent: CallerMemory?
+  /// The caller's, in place of `memory`.
+  public private(set) var lent: CallerMemory?
 
   init(_ layer: Layer) {
     context = layer.context

@@ -4,7 +4,7 @@ import CShims
 
 public struct Model {
   public let configuration: ModelConfiguration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
@@ -106,7 +106,7 @@ public struct Model {
     dInput: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
     let taped = tape.pointee.contents!
-    turn.acquire()
+    try turn.acquire(for: "model")
     defer { turn.release() }
     try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)

@@ -37,7 +37,7 @@ public struct Optimizer {
     }
   }
 
-  let context: ContextPointer
+  public let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
@@ -127,6 +127,7 @@ public struct Optimizer {
   }
 
   public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }
+  public var stateMemory: UnsafeMutableRawPointer? { UnsafeMutableRawPointer(state) }
 
   /// Values as they are: zeros are the state of a new optimiser.
   public mutating func bindState(_ memory: UnsafeMutablePointer<Float>) { state = memory }
@@ -140,7 +141,13 @@ public struct Optimizer {
   /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
   static var numbers: Int { 7 }
   static var chances: Int { 2 }
-  var isAdamW: Bool { rule.moments == 2 }
+  /// What states of this rule are called in training states.
+  var ruleName: StaticString {
+    switch rule {
+    case .adamw: ".adamw"
+    case .sgd: ".sgd"
+    }
+  }
 
   func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
   mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
@@ -153,7 +160,10 @@ public struct Optimizer {
   }
 
   mutating func setNumbers(_ numbers: UnsafePointer<Double>) {
-    rule = isAdamW ? .adamw(AdamW(numbers)) : .sgd(SGD(numbers))
+    switch rule {
+    case .adamw: rule = .adamw(AdamW(numbers))
+    case .sgd: rule = .sgd(SGD(numbers))
+    }
   }
 
   // MARK: steps

@@ -225,7 +225,7 @@ struct RouteTokens: Job {
     case .sinkhorn:
       let values = values.of(t)
       for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
-    default: break
+    case .topK, .hierarchical, .hash, .given: break
     }
   }
 

@@ -17,7 +17,7 @@ from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
-from .context import ALL_THREADS, Context, build_info, default_context
+from .context import ALL_THREADS, Context, build_info, default_context, processors
 from .encoder import EncoderLayer
 from .errors import (
     ArgumentTypeError,
@@ -87,6 +87,7 @@ __all__ = [
     "from_bfloat16",
     "load_training",
     "pooled_balance_loss",
+    "processors",
     "presets",
     "save",
     "save_training",

@@ -579,6 +579,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_context_create": (Status, [POINTER(moe_context_config), POINTER(POINTER(moe_context))]),
     "moe_context_free": (None, [POINTER(moe_context)]),
     "moe_context_memory": (Status, [POINTER(moe_context), POINTER(c_size_t), POINTER(c_size_t)]),
+    "moe_context_threads": (c_int32, [POINTER(moe_context)]),
+    "moe_processors": (c_int32, []),
     "moe_build_info": (c_char_p, [POINTER(moe_context)]),
     "moe_phase_name": (c_char_p, [c_int32]),
     "moe_phase_time_init": (None, [POINTER(moe_phase_time), c_size_t]),

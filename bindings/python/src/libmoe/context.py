@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import warnings
 from typing import Literal
 
 from . import _abi, _callbacks, _check
@@ -27,11 +28,13 @@ class Context(Native):
     Parameters
     ----------
     n_threads : int
-        Threads that a call may use, the caller's included.
+        Threads that a call may use, the caller's included; more than :func:`processors` are warned of, and
+        more than four times as many are not started.
     matmul : {"auto", "native", "openblas", "reference"}
         Who computes the matrix products.  ``"native"`` is this library's own kernels, fast and with the same
         bits on every processor that has fused multiply-add; ``"reference"`` gives these bits with plain
-        loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
+        loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.  OpenBLAS
+        is loaded when it is asked for.
     instructions : {"all", "base", "avx2", "avx512"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
     memory_limit : int or str
@@ -46,7 +49,9 @@ class Context(Native):
         ``n_threads`` is beyond 1024 or below -1, ``matmul`` or ``instructions`` is not one of the words, or
         ``"native"`` is asked of a processor without fused multiply-add.
     OutOfMemoryError
-        There is no memory.
+        There is no memory, or none for OpenBLAS.
+    FileError
+        OpenBLAS is asked for and not installed.
 
     Notes
     -----
@@ -75,11 +80,23 @@ class Context(Native):
         )
         self._told_by = f"n_threads={n_threads}, matmul={matmul!r}"
         self._open_handle = ContextHandle(ctypes.byref(config), log=log_function)
+        if n_threads > processors():
+            warnings.warn(
+                f"n_threads = {n_threads}, but this process may use {processors()} processors; "
+                f"{self.threads} threads compute, and not faster: leave n_threads out to take what there is",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     _instead = "make one in each process: libmoe.Context(n_threads=...)"
 
     def _told(self) -> str:
         return self._told_by
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call uses at most, the caller's included."""
+        return int(lib.moe_context_threads(self._handle))
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes that everything made in this context holds now, and the most it has held."""
@@ -130,6 +147,11 @@ def handle_of(context: Context | None) -> ContextHandle:
         context = default_context()
     handle: ContextHandle = instance("context", context, Context, "libmoe.Context()")._handle
     return handle
+
+
+def processors() -> int:
+    """Return how many processors this process may use: by its affinity mask and its cgroup's quotas."""
+    return int(lib.moe_processors())
 
 
 def build_info() -> str:
