@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -127,7 +128,8 @@ def test_unknown_names(call: Callable[..., object], name: str, meant: str) -> No
     ):
         more = (5,)
     refused(
-        lambda: call(*more, **{name: 1}), rf"unknown names \['{name}'\]; (.*; )?did you mean (\w+ or )*{meant}\b"
+        lambda: call(*more, **{name: 1}),
+        rf"unknown names \['{name}'\]; (.*; )?did you mean (\w+ or )*{meant}\b",
     )
 
 
@@ -208,14 +210,9 @@ def test_one_thing_where_several_are_expected(tmp_path: Path) -> None:
     refused(lambda: libmoe.AdamW(P, groups={"parameters": P}), "groups: expected a sequence, got dict")
     refused(lambda: libmoe.clip_grad_norm(5, 1.0), "parameters: expected a sequence, got int")
     for name in ("layers", "optimizers", "statistics"):
-        refused(
-            lambda n=name: libmoe.save_training(path, step=0, **{n: some}),
-            f"{name}: expected a sequence, got Layer",
-        )
-        refused(
-            lambda n=name: libmoe.save_training(path, step=0, **{n: "abc"}),
-            f"{name}: expected a sequence, got str",
-        )
+        for wrong, kind in ((some, "Layer"), ("abc", "str")):
+            save = functools.partial(libmoe.save_training, path, step=0, **{name: wrong})
+            refused(save, f"{name}: expected a sequence, got {kind}")
     refused(
         lambda: libmoe.save_training(path, step=0, layers=[P]),
         r"layers\[0\]: expected a libmoe.Layer, got list",

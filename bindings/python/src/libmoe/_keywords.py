@@ -39,7 +39,9 @@ def unknown(owner: str, name: str, known: Iterable[str]) -> str:
     """Return what to say about a name that is not known."""
     choices = list(known)
     near = nearest(name, choices)
-    hints = [f"choose from {choices}"] if len(choices) < 12 or not near else []  # a long list hides the answer
+    hints = (
+        [f"choose from {choices}"] if len(choices) < 12 or not near else []
+    )  # a long list hides the answer
     if near:
         hints.append(f"did you mean {' or '.join(near)}?")
     return f"{owner}: unknown names [{name!r}]; {'; '.join(hints)}"
