@@ -438,14 +438,16 @@ MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cac
 /** How the next token is drawn. */
 typedef struct moe_sampling {
   size_t struct_size;
-  double temperature; /**< 0: greedy, the largest logit, the lowest index among equals */
-  int64_t top_k;      /**< of the k largest logits; 0 = all */
-  double top_p;       /**< of the fewest, most likely tokens whose probabilities reach p [Top-p 2019]; 0 = 1 = all */
+  double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
+  int64_t top_k;      /**< of the k largest logits; 0, and V or more = all */
+  double top_p;       /**< 0 to 1: of the fewest, most likely tokens whose probabilities reach p, at least one
+                           [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
 } moe_sampling;
 
-#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 0.0, 0 }
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0 }
 
+/** Fill `sampling` as MOE_SAMPLING_INIT does.  NULL is ignored. */
 MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
 
 /** @param logits [in]  [V]

@@ -77,6 +77,9 @@ class moe_sampling(_Sized):
         ("seed", c_uint64),
     ]
 
+    def __init__(self, top_p: float = 1.0, **fields: Any) -> None:
+        super().__init__(top_p=top_p, **fields)
+
 
 _CONTEXT = POINTER(moe_context)
 BLOCK_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _abi, _check
+from ._foreign import cure
+from ._keywords import keywords
 from ._library import Handle, Native, lib
-from .context import Context, default_context
+from .context import Context, handle_of
+from .errors import ArgumentTypeError, InvalidArgumentError
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -40,9 +43,12 @@ _WORDS = {number: word for word, number in _abi.DTYPE.items()}
 
 def encoded(path: Path) -> bytes:
     """Return the path as C takes it."""
-    bytes_ = os.fsencode(path)
+    try:
+        bytes_ = os.fsencode(path)
+    except TypeError:
+        raise ArgumentTypeError(f"path: expected a str or path, got {type(path).__name__}") from None
     if b"\0" in bytes_:
-        raise ValueError(f"path: {path!r} contains the character 0")
+        raise InvalidArgumentError(f"path: {path!r} contains the character 0")
     return bytes_
 
 
@@ -59,6 +65,7 @@ class _Memory:
         }
 
 
+@keywords
 class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     """A safetensors file, or several that an index file names, as a mapping of names to read-only arrays.
 
@@ -90,7 +97,7 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     """
 
     def __init__(self, path: Path, *, context: Context | None = None) -> None:
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         self._open_handle = Handle(
             lib.moe_checkpoint_open,
             lib.moe_checkpoint_free,
@@ -98,6 +105,12 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
             encoded(path),
             keep={"context": parent},
         )
+        self._path = os.fspath(path)
+
+    _instead = "open it again from its path: libmoe.Checkpoint(path)"
+
+    def _told(self) -> str:
+        return f"{self._path!r}, {len(self)} tensors"
 
     def __len__(self) -> int:
         """Return the number of tensors."""
@@ -145,11 +158,12 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
         return None
 
 
+@keywords
 def save(
     path: Path,
     tensors: Mapping[str, NDArray[Any]],
     *,
-    max_shard_size: int = 0,
+    max_shard_size: int | str = 0,
     context: Context | None = None,
 ) -> None:
     """Write arrays to a safetensors file, or to several with an index; whole or not at all.
@@ -161,9 +175,9 @@ def save(
     tensors : mapping of str to ndarray
         Floats of 2, 4 and 8 bytes, integers and bool, of at most 8 dimensions, C-contiguous; ``uint16`` is
         bfloat16, as everywhere here.
-    max_shard_size : int
-        Bytes of tensors in one file at most, but for a file of one larger tensor: the files are
-        ``NAME-00001-of-0000N.safetensors``, and those of an index that is replaced are removed.
+    max_shard_size : int or str
+        Bytes, also as ``"4GB"``, of tensors in one file at most, but for a file of one larger tensor: the
+        files are ``NAME-00001-of-0000N.safetensors``, and those of an index that is replaced are removed.
         0 writes one file.
     context : Context, optional
         By default the shared one.
@@ -175,16 +189,20 @@ def save(
     FileError
         The file cannot be written; ``path`` is as it was.
     """
-    size = _check.integer("max_shard_size", max_shard_size, ctypes.c_int64)
+    size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
+    _check.mapping("tensors", tensors, "a dict of arrays by name")
     described = (_abi.moe_stored_tensor * len(tensors))()
     for index, (name, array) in enumerate(tensors.items()):
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"tensors[{name!r}]: expected a numpy array, got {type(array).__name__}")
+            raise ArgumentTypeError(
+                f"tensors[{name!r}]: expected a numpy array, got {type(array).__name__}; "
+                f"use {cure('it', array, 'f32', False)}"
+            )
         if "\0" in name:
-            raise ValueError(f"tensors: {name!r} contains the character 0")
+            raise InvalidArgumentError(f"tensors: {name!r} contains the character 0")
         _check.contiguous(f"tensors[{name!r}]", array)
         if array.ndim > 8:
-            raise ValueError(f"tensors[{name!r}]: expected at most 8 dimensions, got {array.ndim}")
+            raise InvalidArgumentError(f"tensors[{name!r}]: expected at most 8 dimensions, got {array.ndim}")
         described[index] = _abi.moe_stored_tensor(
             name=name.encode(),
             dtype=_abi.DTYPE[_word(name, array)],
@@ -192,7 +210,7 @@ def save(
             shape=array.shape,
             data=array.ctypes.data,
         )
-    handle = (context or default_context())._handle
+    handle = handle_of(context)
     if size == 0:
         lib.moe_checkpoint_write(handle, encoded(path), described, len(described))
     else:
@@ -205,4 +223,4 @@ def _word(name: str, array: NDArray[Any]) -> str:
     for word, dtype in _NUMPY.items():
         if array.dtype == dtype:
             return word
-    raise TypeError(f"tensors[{name!r}]: {array.dtype} cannot be saved; use float32")
+    raise ArgumentTypeError(f"tensors[{name!r}]: {array.dtype} cannot be saved; use float32")

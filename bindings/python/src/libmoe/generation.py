@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _check
 from ._check import FloatArray
+from ._keywords import keywords
 from ._library import Handle, Native, lib
 from .context import Context
 from .errors import InvalidArgumentError
@@ -17,6 +18,7 @@ from .language import sample
 from .model_call import Integers, Mask
 
 
+@keywords
 class Cache(Native):
     """Keys and values of the tokens so far, of sequences that grow together.  Made by :meth:`Model.cache`.
 
@@ -38,6 +40,11 @@ class Cache(Native):
             keep={"context": model.keep["context"]},
         )
         self._length = 0
+
+    _instead = "make one with model.cache(...) and read the tokens again"
+
+    def _told(self) -> str:
+        return f"{self.n_sequences} sequences, {self._length} of {self.max_length} tokens each"
 
     @property
     def length(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from . import _abi, _check, config, words
 from ._check import Array, FloatArray
+from ._keywords import keywords
 from ._library import Handle, lib
 from ._weights import Weights
-from .calls import backward_options, forward_options, run
-from .context import Context, default_context
+from .calls import backward_options, forward_options
+from .context import Context, default_context, handle_of
 from .errors import BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
@@ -23,6 +25,7 @@ from .routing import Routing
 from .tape import Tape
 
 
+@keywords
 class Layer(Weights):
     """A router and E experts, each a small network, of which every token x uses K.
 
@@ -31,7 +34,7 @@ class Layer(Weights):
         z = x W_r^T + b_r                                       x [T, H]   z [T, E], the logits
         s = score(z)                                            s [T, E]
         i = the K largest of s + selection bias, within the top_groups best groups    i [T, K]
-        w = s[i] / (their sum, or as normalize says) * routed_scale * expert scale    w [T, K]
+        w = s[i] / (their sum, or as router_normalize says) * routed_scale * expert scale    w [T, K]
         y[t] = sum over k of w[t, k] * expert(i[t, k])(x[t]) + shared experts         y [T, H]
 
         expert "mlp":     W_down act(W_up x + b_up) + b_down
@@ -58,7 +61,7 @@ class Layer(Weights):
         over the chosen experts of the group alone.
     mask_threshold : float
         Of ``"sparsemixer"``, above 0: near is (best - z) / max(|z|, best) <= 2 mask_threshold.
-    normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
+    router_normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
         What the chosen values are divided by: their sum (True), nothing (False), the sum of their
         magnitudes, the root of the sum of their squares, or (sum of |v|^normalize_p)^(1/normalize_p).
     normalize_p : float
@@ -222,7 +225,7 @@ class Layer(Weights):
         router: words.Router = "token_choice",
         router_weights: words.RouterWeights = "scores",
         mask_threshold: float = 0.0,
-        normalize: bool | words.Normalize = "sum",
+        router_normalize: bool | words.Normalize = "sum",
         normalize_p: float = 0.0,
         normalize_epsilon: float = 0.0,
         epsilon_form: words.EpsilonForm = "added",
@@ -293,8 +296,10 @@ class Layer(Weights):
         context: Context | None = None,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
+        if isinstance(hash_table, np.ndarray):
+            options["hash_table"] = hash_table.copy()  # of the caller's, who may change it
         c_config = config.to_c(options)
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         super().__init__(
             Handle(
                 lib.moe_layer_create,
@@ -305,6 +310,10 @@ class Layer(Weights):
             ),
             c_config,
         )
+        self._made_with = {
+            name: options[name] for name in inspect.signature(Layer).parameters if name != "context"
+        }
+        self._context = context or default_context()
         self._io_dtype = io_dtype
         self._losses = list(losses or ())
 
@@ -344,7 +353,7 @@ class Layer(Weights):
         global_counts: NDArray[np.int64] | None = None,
         record: Routing | None = None,
         replay: Routing | None = None,
-        memory_limit: int = 0,
+        memory_limit: int | str = 0,
         tape_policy: Literal["auto", "full", "lean"] = "auto",
         loss_mask: NDArray[np.bool_] | NDArray[np.uint8] | None = None,
         noise: FloatArray | None = None,
@@ -383,8 +392,9 @@ class Layer(Weights):
             Gets the experts that each token used.
         replay : Routing, optional
             In place of expert_indices, the record of a call with as many tokens and choices.
-        memory_limit : int
-            Bytes of scratch and tape together, for this call and its backward; 0 means the context's limit.
+        memory_limit : int or str
+            Bytes of scratch and tape together, for this call and its backward, also as ``"512 MiB"`` or
+            ``"1GB"``; 0 means the context's limit.
             The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
         tape_policy : {"auto", "full", "lean"}
             Whether the tape keeps the experts' pre-activations, or backward computes them again.
@@ -465,11 +475,12 @@ class Layer(Weights):
         report: _abi.moe_report | None,
     ) -> Array:
         n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
+        if tape is not None:
+            _check.instance("tape", tape, Tape, "layer.tape()")
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
         if tape is not None:
             tape._x = None  # a forward that fails leaves the tape empty
-        run(
-            lib.moe_layer_forward,
+        lib.moe_layer_forward(
             self._handle,
             x.ctypes.data,
             n_tokens,
@@ -578,14 +589,14 @@ class Layer(Weights):
         call :meth:`zero_grad`.  With an optimizer it may also be that the step has been made: signals are
         looked after until the first expert is stepped, and again after the last.
         """
-        x = tape._x
+        x = _check.instance("tape", tape, Tape, "layer.tape()")._x
         if x is None:
             raise BadStateError("tape: is empty; run layer.forward(x, tape=tape) first")
         dy = self._tokens("dy", dy, x.shape)
         dx = None
         if out is not None:
             dx = self._tokens("out", out, x.shape, write=True)
-        elif need_dx:
+        elif _check.flag("need_dx", need_dx):
             dx = np.empty_like(x)
         choices = (*x.shape[:-1], self.top_k)
         options = backward_options(
@@ -597,8 +608,7 @@ class Layer(Weights):
                 "d_sequence_probability", d_sequence_probability, (tape._sequences, self.n_experts)
             ),
         )
-        run(
-            lib.moe_layer_backward,
+        lib.moe_layer_backward(
             self._handle,
             tape._handle,
             x.ctypes.data,
@@ -608,32 +618,3 @@ class Layer(Weights):
             options,
         )
         return dx
-
-    def update_selection_bias(
-        self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
-    ) -> None:
-        """Balance without a loss: favour experts with fewer tokens than the mean in the choices to come.
-
-        ``bias += d`` with ``d = rate * sign(mean(n) - n)`` (arXiv:2412.19437), or ``d - mean(d)``.
-
-        Parameters
-        ----------
-        tokens_per_expert : ndarray of int64, [E]
-            n, the reports' counts since the last update added up; once per optimiser step.
-        rate : float
-            At least 0.
-        zero_sum : bool
-            Whether the biases' mean stays as it is.
-
-        Raises
-        ------
-        BadStateError
-            The layer has no selection_bias, or is closed.
-        InvalidArgumentError
-            A count or the rate is negative.
-        """
-        counts = np.ascontiguousarray(tokens_per_expert, np.int64)
-        if counts.shape != (self.n_experts,):
-            raise ValueError(f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}")
-        rate = _check.number("rate", rate)
-        lib.moe_layer_update_selection_bias(self._handle, counts.ctypes.data, rate, bool(zero_sum))

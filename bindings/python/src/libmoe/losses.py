@@ -9,13 +9,17 @@ from typing import Union
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _check
 from ._check import FloatArray
+from ._keywords import keywords
 from ._library import lib
+from .errors import ArgumentTypeError, InvalidArgumentError
 
 Integers = Union[NDArray[np.int64], Sequence[NDArray[np.int64]]]
 Floats = Union[FloatArray, Sequence[FloatArray]]
 
 
+@keywords
 def pooled_balance_loss(
     tokens_per_expert: Integers, n_valid: Integers | Sequence[int], mean_probability: Floats
 ) -> tuple[float, FloatArray]:
@@ -74,18 +78,25 @@ def pooled_balance_loss(
     >>> for layer, tape, row in zip(layers, tapes, gradient):
     ...     dx = layer.backward(tape, x, d_mean_probability=0.001 * row)
     """
-    counts = np.ascontiguousarray(tokens_per_expert, np.int64)
-    tokens = np.ascontiguousarray(n_valid, np.int64)
-    probabilities = np.ascontiguousarray(mean_probability, np.float32)
+    counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+    tokens = _check.integers("n_valid", n_valid, np.int64)
+    try:
+        probabilities = np.ascontiguousarray(mean_probability, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"mean_probability: expected numbers in rows of one length ({error})"
+        ) from None
     if counts.ndim not in (2, 3):
-        raise ValueError(
-            "tokens_per_expert: expected shape [layers, experts] or [layers, sequences, experts],"
-            f" got {counts.shape}"
+        raise InvalidArgumentError(
+            "tokens_per_expert: expected shape [layers, experts] or [layers, sequences, experts], "
+            f"got {counts.shape}"
         )
     if tokens.shape != counts.shape[:-1]:
-        raise ValueError(f"n_valid: expected shape {counts.shape[:-1]}, got {tokens.shape}")
+        raise InvalidArgumentError(f"n_valid: expected shape {counts.shape[:-1]}, got {tokens.shape}")
     if probabilities.shape != counts.shape:
-        raise ValueError(f"mean_probability: expected shape {counts.shape}, got {probabilities.shape}")
+        raise InvalidArgumentError(
+            f"mean_probability: expected shape {counts.shape}, got {probabilities.shape}"
+        )
     loss, gradient = ctypes.c_float(), np.empty(counts.shape, np.float32)
     function = lib.moe_pooled_balance_loss if counts.ndim == 2 else lib.moe_pooled_sequence_loss
     function(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from . import _abi, _abi_model, _check, config, words
 from ._check import FloatArray
 from ._ffn import dense_options, layer_of, moe_options
+from ._keywords import keywords
 from ._library import Borrowed, Handle, lib
 from ._weights import Tensors
-from .calls import run
-from .context import Context, default_context
+from .context import Context, default_context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache
-from .language import sample
+from .language import check_sampling, sample
 from .layer import Layer
 from .model_call import (
     Call,
@@ -33,6 +34,7 @@ from .model_call import (
 )
 
 
+@keywords
 class Model(Batches, Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
@@ -141,6 +143,8 @@ class Model(Batches, Tensors):
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
+        made_with = dict(locals())  # all arguments by name, as long as nothing else is there
+
         def whole(name: str, value: Any, ctype: Any = ctypes.c_int64) -> int:
             return _check.integer(name, value, ctype)
 
@@ -156,18 +160,18 @@ class Model(Batches, Tensors):
             norm_epsilon=_check.number("norm_epsilon", norm_epsilon),
             norm=_check.choice("norm", norm, _abi_model.NORM),
             norm_place=_check.choice("norm_place", norm_place, _abi_model.NORM_PLACE),
-            final_norm=bool(final_norm),
-            causal=bool(causal),
-            qkv_bias=bool(qkv_bias),
-            output_bias=bool(output_bias),
-            qk_norm=bool(qk_norm),
-            tied_output=bool(tied_output and vocabulary_size),
+            final_norm=_check.flag("final_norm", final_norm),
+            causal=_check.flag("causal", causal),
+            qkv_bias=_check.flag("qkv_bias", qkv_bias),
+            output_bias=_check.flag("output_bias", output_bias),
+            qk_norm=_check.flag("qk_norm", qk_norm),
+            tied_output=_check.flag("tied_output", tied_output) and vocabulary_size != 0,
             weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.LAYER_DTYPE),
             dropout=_check.number("dropout", dropout),
             attention_dropout=_check.number("attention_dropout", attention_dropout),
             pooled_balance_coef=_check.number("pooled_balance_coef", pooled_balance_coef),
             init_deviation=_check.number("init_deviation", init_deviation),
-            inference_only=bool(inference_only),
+            inference_only=_check.flag("inference_only", inference_only),
             seed=whole("seed", seed, ctypes.c_uint64),
         )
         self._moe: dict[str, Any] | None = None
@@ -179,9 +183,11 @@ class Model(Batches, Tensors):
             c_config.dense_intermediate_size = whole("dense_intermediate_size", dense_intermediate_size)
             c_config.dense_kind = _check.choice("dense_kind", dense_kind, {"mlp": 0, "gated": 1})
             c_config.dense_activation = _check.choice("dense_activation", dense_activation, _abi.ACTIVATION)
-            c_config.dense_no_bias = dense_kind == "gated" if dense_bias is None else not dense_bias
+            c_config.dense_no_bias = (
+                dense_kind == "gated" if dense_bias is None else not _check.flag("dense_bias", dense_bias)
+            )
             c_config.dense_dropout = _check.number("dense_dropout", dense_dropout)
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         super().__init__(
             Handle(
                 lib.moe_model_create,
@@ -193,6 +199,9 @@ class Model(Batches, Tensors):
             trainable=not c_config.inference_only,
         )
         self._config = c_config
+        self._made_with = {
+            name: made_with[name] for name in inspect.signature(Model).parameters if name != "context"
+        }
         self._context = context or default_context()
         self._own_tape: ModelTape | None = None
 
@@ -256,7 +265,7 @@ class Model(Batches, Tensors):
         options = self._moe if self._is_moe(n) else None
         if options is None:
             options = dense_options(self._config)
-        return layer_of(Borrowed(pointer, self._handle, keep), options)
+        return layer_of(Borrowed(pointer, self._handle, keep), options, self._context)
 
     # ----------------------------------------------------------------------------------------------------
     # Forward and backward
@@ -280,7 +289,7 @@ class Model(Batches, Tensors):
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
         positions: Positions | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
         logits: bool = False,
         hidden: bool = False,
         loss_mask: Mask | None = None,
@@ -310,8 +319,9 @@ class Model(Batches, Tensors):
         positions : ndarray of int64, [B, S], optional
             Of the tokens; by default counted over those that are no padding, so that a padded sequence has
             what it has alone.
-        memory_limit : int, optional
-            Bytes of scratch and tape together, for this call and its backward, in place of the context's.
+        memory_limit : int or str, optional
+            Bytes of scratch and tape together, for this call and its backward, also as ``"512 MiB"`` or
+            ``"1GB"``, in place of the context's.
             See :meth:`plan`; it changes no bit of the result.
         logits, hidden : bool
             Whether they are wanted; an encoder's hidden states always are.
@@ -345,6 +355,8 @@ class Model(Batches, Tensors):
             loss_mask=loss_mask,
             chunk_tokens=chunk_tokens,
         )
+        if tape is not None and tape is not True:
+            _check.instance("tape", tape, ModelTape, "model.tape(), or True")
         if tape is True:
             self._own_tape = self._own_tape or self.tape()
             tape = self._own_tape
@@ -359,8 +371,7 @@ class Model(Batches, Tensors):
         reports = Reports([self._experts(n) for n in range(self.n_layers)], n_sequences * length)
         if tape is not None:
             tape._call = None  # a forward that fails leaves the tape empty
-        run(
-            lib.moe_model_forward,
+        lib.moe_model_forward(
             self._handle,
             call.c_input,
             None if states is None else states.ctypes.data,
@@ -388,11 +399,15 @@ class Model(Batches, Tensors):
         if self.vocabulary_size:
             array = _check.array("tokens", tokens, dtype="i32")
             if array.ndim != 2:
-                raise ValueError(f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape")
+                raise InvalidArgumentError(
+                    f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape"
+                )
             return Call(array.shape, tokens=array, **options)
         _check.tokens("tokens", tokens, self.hidden_size, "f32")
         if tokens.ndim != 3:
-            raise ValueError(f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape")
+            raise InvalidArgumentError(
+                f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape"
+            )
         return Call(tokens.shape[:2], hidden=tokens, **options)
 
     def _experts(self, n: int) -> tuple[int, int, list[str]] | None:
@@ -425,6 +440,7 @@ class Model(Batches, Tensors):
         BadStateError
             The output has no tape, or it has been filled again; or the model is inference_only, or closed.
         """
+        _check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
         tape, call = output.tape, output._call
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
@@ -434,8 +450,7 @@ class Model(Batches, Tensors):
             )
         shape = (*call.shape, self.hidden_size)
         dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
-        run(
-            lib.moe_model_backward,
+        lib.moe_model_backward(
             self._handle,
             tape._handle,
             call.c_input,
@@ -451,7 +466,7 @@ class Model(Batches, Tensors):
         sequence_length: int,
         *,
         training: bool = True,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
         chunk_tokens: int = 0,
     ) -> ModelPlan:
         """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
@@ -517,20 +532,21 @@ class Model(Batches, Tensors):
         BadStateError
             The cache is another model's.
         """
-        count = np.shape(tokens)[-1] if np.ndim(tokens) else 0
+        _check.instance("cache", cache, Cache, "model.cache(n_sequences, max_length)")
+        shape = _check.array("tokens", tokens, dtype="i32").shape
+        count = shape[-1] if shape else 0
         _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
         options = _abi_model.moe_read_options(
             valid_mask=_check.address("valid_mask", valid_mask, tokens.shape, dtype="mask"),
             positions=_check.address("positions", positions, tokens.shape, dtype="i64"),
         )
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
-        run(
-            lib.moe_model_read_with,
+        lib.moe_model_read_with(
             self._handle,
             cache._handle,
             tokens.ctypes.data,
             count,
-            options,
+            ctypes.byref(options),
             logits.ctypes.data,
         )
         cache._length += count
@@ -553,28 +569,36 @@ class Model(Batches, Tensors):
         Parameters
         ----------
         prompt : sequence of int
-            At least one token.
+            At least one token, of one sequence; an array of shape [1, n] is one too.
+        n_tokens : int
+            How many; 0 yields none.
         temperature, top_k, top_p
             As of :func:`sample`.
         seed : int
             The same seed draws the same tokens.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The prompt is empty, several sequences, or not of ints that are tokens; a number is out of range.
         """
-        tokens = np.array(prompt, np.int32).reshape(1, -1)
+        tokens = _check.integers("prompt", prompt, np.int32)
+        if tokens.ndim != 1 and tokens.shape[:-1] != (1,):
+            raise InvalidArgumentError(
+                f"prompt: expected one sequence of tokens, got shape {tokens.shape}; "
+                "call generate for each row"
+            )
         if tokens.size == 0:
             raise InvalidArgumentError("prompt: is empty; give at least one token")
-        if n_tokens < 1:
+        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        check_sampling(**how)
+        return self._generated(tokens.reshape(1, -1), _check.count("n_tokens", n_tokens), how)
+
+    def _generated(self, tokens: Integers, n_tokens: int, how: dict[str, Any]) -> Iterator[int]:
+        if n_tokens == 0:
             return
         cache = self.cache(1, tokens.size + n_tokens - 1)
         for number in range(n_tokens):
-            logits = self.read(cache, tokens)[0]
-            token = sample(
-                logits,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                draw=number,
-                context=self._context,
-            )
+            token = sample(self.read(cache, tokens)[0], **how, draw=number, context=self._context)
             yield token
             tokens = np.array([[token]], np.int32)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from . import _abi
 from ._check import Array, FloatArray
+from ._repr import Briefly
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Briefly):
     """Losses and loads of one forward call, or of several together.  T tokens, E experts, K choices a token.
 
     Attributes
@@ -60,7 +61,7 @@ class Summary:
     dropped_per_expert: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Summary):
     """A :class:`Summary` of one forward call, with the choices.  C = K, or E of ``"expert_choice"``.
 
@@ -106,8 +107,8 @@ def sequence_arrays(n_tokens: int, sequence_length: int, n_experts: int) -> dict
     }
 
 
-@dataclass(frozen=True)
-class Output:
+@dataclass(frozen=True, repr=False)
+class Output(Briefly):
     """What forward gives: ``y`` of x's shape, and the ``report``."""
 
     y: Array

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _abi, _check, words
+from ._keywords import keywords
 from ._library import lib
 
 
+@keywords
 @dataclass(frozen=True)
 class Schedule:
     """A learning rate for every step; with t steps taken before, ``schedule(t)``.

@@ -177,7 +177,7 @@ def score_backward(settings: Settings, logits: Array, d_scores: Array) -> Array:
 
 def divisor(settings: Settings, values: Array, counted: Booleans) -> tuple[Array, Array]:
     """D [T,1] of the values [T,C] that count, and its slopes with respect to them; 1 where none does."""
-    wanted = settings.normalize
+    wanted = settings.router_normalize
     kind = wanted if isinstance(wanted, str) else "sum" if wanted else "none"
     if kind == "none" or settings.router_weights == "topk_softmax":
         return np.ones_like(values[:, :1]), np.zeros_like(values)

@@ -37,12 +37,12 @@ LAYERS: dict[str, dict[str, Any]] = {
     "classic_all_experts": {"hidden_size": 12, "intermediate_size": 31, "n_experts": 3, "top_k": 3},
     # Chosen probabilities as they are: with one expert per token, the Switch Transformer's router.
     "switch": {"hidden_size": 11, "intermediate_size": 19, "n_experts": 6, "top_k": 1}
-    | {"normalize": False, "activation": "relu"},
+    | {"router_normalize": False, "activation": "relu"},
     # SwiGLU experts behind a softmax over the chosen logits, no bias anywhere: as in Mixtral.
     "swiglu_topk_softmax": {"hidden_size": 11, "intermediate_size": 17, "n_experts": 7, "top_k": 2}
     | {"router_weights": "topk_softmax", "router_bias": False, "expert_kind": "gated", "activation": "silu"},
     "geglu_unnormalized": {"hidden_size": 10, "intermediate_size": 15, "n_experts": 6, "top_k": 3}
-    | {"normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
+    | {"router_normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
 }
 BFLOAT16_LAYERS: dict[str, dict[str, Any]] = {
     "bfloat16_classic": {"hidden_size": 33, "intermediate_size": 45, "n_experts": 3, "top_k": 2},
@@ -133,7 +133,7 @@ class MixtureOfExperts(nn.Module):
             weights = functional.softmax(chosen, dim=-1)
         else:
             weights, indices = torch.topk(probabilities, top_k, dim=-1)  # [T,K]
-            if self.config.get("normalize", True):
+            if self.config.get("router_normalize", True):
                 weights = weights / weights.sum(dim=-1, keepdim=True)
 
         y = self.mix(x, indices, weights)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from .._check import byte_count
+from ..errors import InvalidArgumentError
 from ..words import ScheduleKind
 
 FILE = "config.json"
@@ -24,6 +26,16 @@ def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ())
     if isinstance(default, (tuple, str, int, float)):
         return field(default=default, metadata=about)
     return field(default_factory=lambda: dict(default), metadata=about)
+
+
+def mebibytes(text: str) -> int:
+    """Return a memory limit in MiB: a number of them, or a text with a unit such as ``"1GB"``."""
+    if text.strip().isdigit():
+        return int(text)
+    try:
+        return max(byte_count("memory_limit", text) >> 20, 1)
+    except InvalidArgumentError as error:
+        raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ class Settings:
         """Refuse what no run can have; the library checks the rest."""
         least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
         least |= {"patience": 0, "threads": 0, "memory_limit": 0, "seed": 0}
+        if isinstance(self.memory_limit, str):
+            object.__setattr__(self, "memory_limit", mebibytes(self.memory_limit))
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(each.default, int) and not (
@@ -124,7 +138,7 @@ class Settings:
             "balance_coef": self.balance_coef,
             "z_coef": self.z_coef,
             # One weight divided by itself is 1 and teaches the router nothing.
-            "normalize": self.top_k > 1,
+            "router_normalize": self.top_k > 1,
             **self.moe,
         }
         return {
