@@ -11,12 +11,7 @@ import pytest
 
 import libmoe
 from libmoe.train import Settings
-from tiny import command, finished, settings, text
-
-SMALL = (
-    "--hidden-size 16 --n-layers 2 --n-heads 2 --n-experts 4 --intermediate-size 16 --sequence-length 16 "
-    "--sequences 4 --warmup-steps 2 --evaluate-every 4 --evaluate-tokens 256 --log-every 1 --threads 1"
-).split()
+from tiny import SMALL, command, finished, settings, text
 
 
 @pytest.fixture(scope="module")

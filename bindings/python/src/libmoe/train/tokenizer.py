@@ -21,7 +21,6 @@ END_OF_TEXT = 0  # the byte between two texts in one window: no text has it
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "</s>", "<eos>", "[SEP]", "[EOS]")
 WHOLE = 4  # tokens, after which a letter that is not whole yet will never be: UTF-8 has 4 bytes at most
 SEEN = 32  # tokens before another that decide how it is written
-WHITE = np.array([ord(c) for c in map(chr, range(0x3001)) if c.isspace()], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Tokenizer:
     def __init__(self, path: str = "") -> None:
         self.path = path
         self._coder: Any = None
+        self._dropped: dict[str, bool] = {}  # whether no token stands for a character
         self.vocabulary_size = 256
         self.separator: int | None = END_OF_TEXT
         if path:
@@ -112,9 +112,8 @@ class Tokenizer:
                 f"byte {error.object[error.start]:#04x} at {error.start:,} is not UTF-8, which a tokenizer "
                 "wants: write the text anew as UTF-8 (iconv -f LATIN1 -t UTF-8)"
             ) from None
-        encoding = self._coder.encode(letters, add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int32)
-        return ids, self._unseen(letters, ids, encoding.offsets)
+        ids = np.array(self._coder.encode(letters, add_special_tokens=False).ids, np.int32)
+        return ids, self._unseen(letters, ids)
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """Bytes of tokens."""
@@ -145,14 +144,22 @@ class Tokenizer:
     def _written(self, tokens: Sequence[int]) -> str:
         return str(self._coder.decode(list(tokens), skip_special_tokens=False))
 
-    def _unseen(self, letters: str, ids: Tokens, offsets: Sequence[tuple[int, int]]) -> Unseen:
-        """Compare a text with its tokens' places in it."""
-        codes = np.frombuffer(letters.encode("utf-32-le"), np.uint32)
-        shown = ~np.isin(codes, WHITE)
-        places = np.array(offsets, np.int64).reshape(-1, 2)
-        begun, ended = (np.bincount(places[:, side], minlength=len(codes) + 1) for side in (0, 1))
-        dropped = shown & (np.cumsum(begun - ended)[:-1] == 0)
-        return Unseen(int(shown.sum()), int(dropped.sum()), int((ids == self._unknown).sum()))
+    def _unseen(self, letters: str, ids: Tokens) -> Unseen:
+        """Count what is left out, by encoding each character of the text alone."""
+        codes, counts = np.unique(np.frombuffer(letters.encode("utf-32-le"), np.uint32), return_counts=True)
+        characters = dropped = 0
+        for code, count in zip(codes.tolist(), counts.tolist()):
+            if chr(code).isspace():
+                continue
+            characters += count
+            dropped += count * self._drops(chr(code))
+        return Unseen(characters, dropped, int((ids == self._unknown).sum()))
+
+    def _drops(self, character: str) -> bool:
+        if character not in self._dropped:
+            tokens = self._coder.encode(character, add_special_tokens=False).ids
+            self._dropped[character] = not self._written(tokens).strip(" \N{LOWER ONE EIGHTH BLOCK}")
+        return self._dropped[character]
 
 
 def _opened(path: str) -> Any:
