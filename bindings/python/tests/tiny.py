@@ -69,6 +69,7 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{Path(libmoe.__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}",
+        **options.pop("env", {}),
     }
     outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(

@@ -36,9 +36,12 @@ examples:
   python -m libmoe train book.txt --output runs/dense --n-experts 0
   python -m libmoe train --resume runs/book --steps 2000
 
-RUN/config.json has the settings, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors
-and RUN/best.safetensors are the checkpoints.  Ctrl-C finishes the step, saves, and leaves with status 130; a
-second one leaves at once.
+RUN must be new or empty.  RUN/config.json has the settings, RUN/texts.json names, sizes and checksums of the
+text, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors and RUN/best.safetensors are
+the checkpoints.
+
+Ctrl-C finishes the step, saves, and leaves with status 130; a second one leaves at once.  SIGTERM (143) and a
+terminal that is closed (129) do so too.  Where nobody reads what is printed any more, training goes on.
 """
 
 
@@ -85,9 +88,13 @@ def _parser(
 
     train = command("train", "train a model on text", TRAIN_EXAMPLES)
     train.add_argument(
-        "files", nargs="*", metavar="FILE", default=None, help="text files, or folders of them"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        default=None,
+        help="text files, UTF-8 with a tokenizer, or folders of them",
     )
-    train.add_argument("--output", type=Path, metavar="RUN", help="folder of the run (default run)")
+    train.add_argument("--output", type=Path, metavar="RUN", help="new folder of the run (default run)")
     train.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run, with the settings it has"
     )
@@ -101,7 +108,7 @@ def _parser(
     evaluate = command("eval", "bits per byte of held-out text, or of other files")
     _add_folder(evaluate)
     evaluate.add_argument("files", nargs="*", metavar="FILE", help="in place of the run's held-out text")
-    evaluate.add_argument("--tokens", type=_positive, help="at most so many (default all)")
+    evaluate.add_argument("--tokens", type=_positive, help="at most so many, in whole windows (default all)")
 
     write = command("sample", "let a model write")
     _add_folder(write)

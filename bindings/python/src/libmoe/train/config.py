@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -79,10 +79,19 @@ class Settings:
     evaluate_every: int = _setting(100, "evaluation", "steps from one evaluation and checkpoint to the next")
     evaluate_tokens: int = _setting(32768, "evaluation", "held-out tokens of an evaluation")
     patience: int = _setting(0, "evaluation", "stop after so many evaluations without a better one; 0: never")
-    log_every: int = _setting(10, "evaluation", "steps from one line of the log to the next")
+    log_every: int = _setting(
+        10,
+        "evaluation",
+        "steps from one line of the log, or of output to a pipe, to the next",
+    )
 
-    threads: int = _setting(0, "machine", "that compute; 0: all this process may use")
+    threads: int = _setting(0, "machine", "that compute, at most the processors there are; 0: all of these")
     memory_limit: int = _setting(0, "machine", "MiB of activations in a step; 0: no limit")
+
+    def __new__(cls, *_: Any, **given: Any) -> Settings:
+        """Answer an unknown name with the one that is likely meant."""
+        _refuse_unknown(given)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Refuse what no run can have; the library checks the rest."""
@@ -192,13 +201,17 @@ class Settings:
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """Return these settings with other values for some of them."""
-        known = [each.name for each in fields(self)]
-        for name in values:
-            if name not in known:
-                instead, remark = meant(name, known)
-                raise UserError(
-                    f"unknown setting {name!r}"
-                    + (f"; did you mean {instead!r}?" if instead else "")
-                    + (f" ({remark})" if remark else "")
-                )
+        _refuse_unknown(values)
         return replace(self, **values)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = [each.name for each in fields(Settings)]
+    for name in names:
+        if name not in known:
+            instead, remark = meant(name, known)
+            raise UserError(
+                f"unknown setting {name!r}"
+                + (f"; did you mean {instead!r}?" if instead else "")
+                + (f" ({remark})" if remark else "")
+            )

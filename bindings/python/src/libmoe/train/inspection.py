@@ -13,10 +13,10 @@ from .config import Settings
 from .data import load_recorded
 from .doctor import diagnose, told
 from .errors import UserError
-from .folder import BEST, LAST, is_training
+from .folder import BEST, is_training
 from .limits import limited_plan
 from .record import Record, compare
-from .run import make_context, make_model, open_run
+from .run import latest, make_context, make_model, open_run
 
 
 class Inspection:
@@ -78,8 +78,9 @@ class Inspection:
         return log.of_kind(self.records, kind)
 
     def _saved_steps(self) -> int:
-        path = self.folder / LAST
-        if not path.exists():
+        try:
+            path = latest(self.folder)
+        except UserError:
             return 0
         with libmoe.Checkpoint(path) as checkpoint:
             return int(checkpoint["step"][0])

@@ -55,13 +55,13 @@ class Log:
         UserError
             It cannot be written; the text has the path and the reason.
         """
-        record = {"kind": kind, "step": step, **values}
+        line = _line({"kind": kind, "step": step, **values})
         try:
             with self._path.open("a") as file:
-                file.write(_line(record))
+                file.write(line)
         except OSError as error:
             raise UserError(f"cannot write {str(self._path)!r}: {error.strerror}") from None
-        return record
+        return json.loads(line)  # type: ignore[no-any-return]
 
     def sync(self) -> None:
         """Have the lines on the disk before a checkpoint says what they end with."""

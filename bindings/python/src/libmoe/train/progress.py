@@ -71,7 +71,7 @@ def fitted(done: int, steps: int, parts: list[str], columns: int) -> str:
         if len(line) + 2 + len(part) + (bar and bar + 3) <= columns:
             line += "  " + part
         room = columns - len(line) - 3  # for the bar, between brackets, and a space
-        if number == 0 and room >= SMALLEST_BAR:
+        if number == 0 and line.endswith(part) and room >= SMALLEST_BAR:
             bar = SMALLEST_BAR
     if bar:
         bar = min(BAR, columns - len(line) - 3)

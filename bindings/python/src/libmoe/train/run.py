@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from .tokenizer import Tokenizer
 
 def processors() -> int:
     """Return how many processors this process may use, as the library counts them."""
-    return len(os.sched_getaffinity(0))
+    told = libmoe.Context(libmoe.ALL_THREADS).build_info()
+    return int(re.findall(r"threads: (\d+)", told)[0])
 
 
 def used_threads(settings: Settings) -> int:
@@ -51,6 +52,20 @@ def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context
 def memory_limit(settings: Settings) -> int | None:
     """Return bytes of scratch and tape that a call may take, or None."""
     return settings.memory_limit << 20 or None
+
+
+def latest(folder: Path) -> Path:
+    """Return the checkpoint that a run goes on from: where it ended before the first was whole, its best.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"nothing to resume: no such file: {str(folder / LAST)!r}")
 
 
 def saved_parts(model: libmoe.Model) -> dict[str, Any]:

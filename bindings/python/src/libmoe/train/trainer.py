@@ -26,6 +26,7 @@ from .limits import least_limit, limited_plan, unlimited_bytes
 from .load import Load
 from .progress import Progress
 from .run import (
+    latest,
     make_context,
     make_model,
     memory_limit,
@@ -104,8 +105,7 @@ class Trainer:
         self._lock: Lock | None = None
         self._quiet, self._on_record = quiet, on_record
         if resume:
-            if not (self.folder / LAST).exists():
-                raise UserError(f"nothing to resume: no such file: {str(self.folder / LAST)!r}")
+            latest(self.folder)
             self._lock = Lock(self.folder)
         else:
             check_new(self.folder)
@@ -203,7 +203,9 @@ class Trainer:
 
     def _write(self, kind: str, **values: Any) -> None:
         """Log a record, and let the caller have it."""
-        record = self._log.write(kind, self.step, **values)
+        self._tell(self._log.write(kind, self.step, **values))
+
+    def _tell(self, record: log.Record) -> None:
         if self._on_record is not None:
             self._on_record(record)
 
@@ -222,8 +224,9 @@ class Trainer:
                 self._write("step", **self._measured(since))
                 since = Since(self.corpus.training.bits)
             if due:
-                self._evaluate(progress)
+                evaluation = self._evaluate(progress)
                 self._save(LAST)
+                self._tell(evaluation)
         if not interrupt.signal:
             return "finished"
         if since.steps:
@@ -284,7 +287,8 @@ class Trainer:
     # Evaluation and checkpoints
     # --------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, progress: Progress) -> None:
+    def _evaluate(self, progress: Progress) -> log.Record:
+        """Evaluate, keep the best weights, and return what the log says of it."""
         settings = self.settings
         bits = bits_per_byte(
             self.model,
@@ -299,10 +303,10 @@ class Trainer:
         if better:
             self._numbers[:2] = bits, 0
             self._save(BEST)
-        self._write("evaluation", bits_per_byte=bits, best=better)
         progress.line(
             f"step {self.step}: held-out {bits:.4f} bits per byte" + (", the best so far" if better else "")
         )
+        return self._log.write("evaluation", self.step, bits_per_byte=bits, best=better)
 
     def _patience_is_over(self) -> bool:
         return bool(0 < self.settings.patience <= self._numbers[1])
@@ -351,7 +355,7 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        path = self.folder / LAST
+        path = latest(self.folder)
         try:
             self.step = libmoe.load_training(path, context=self.context, **self._parts())
         except libmoe.InvalidArgumentError as error:
