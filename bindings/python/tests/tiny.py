@@ -12,7 +12,7 @@ import numpy as np
 
 import libmoe
 from libmoe.train import Settings
-from libmoe.train.run import LAST
+from libmoe.train.folder import LAST
 
 WORDS = b"the model routes every token to its experts and the experts learn what they see\n".split(b" ")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 
 import libmoe
 
-from .config import UserError
 from .data import Part
+from .errors import UserError
 from .log import Record, of_kind
 
-BITS = 1 / math.log(2)
 SHOWN = 24  # bytes in the picture of which bytes go where: the most frequent
 
 
@@ -75,17 +73,15 @@ def _matplotlib() -> Any:
 def _loss(plt: Any, records: list[Record]) -> Any:
     """Training loss and held-out loss over the steps."""
     steps, evaluations = of_kind(records, "step"), of_kind(records, "evaluation")
-    (start,) = of_kind(records, "start")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    # A token that is a byte: both in the same unit.
-    scale, unit = (BITS, "bits per byte") if start["vocabulary_size"] == 256 else (1, "nats per token")
-    numbers = [(record["step"], scale * record["loss"]) for record in steps if record["loss"] is not None]
-    axes.plot(*zip(*numbers), color="#9ecae1", label=f"training text, {unit}")
+    numbers = [(r["step"], r["bits_per_byte"]) for r in steps if r["bits_per_byte"] is not None]
+    if numbers:
+        axes.plot(*zip(*numbers), color="#9ecae1", label="training text")
     if evaluations:
-        held_out = [record["bits_per_byte"] for record in evaluations]
+        held_out = [_drawn(record["bits_per_byte"]) for record in evaluations]
         where = [record["step"] for record in evaluations]
-        axes.plot(where, held_out, "o-", color="#08519c", markersize=3, label="held-out text, bits per byte")
-    axes.set(xlabel="step", ylabel="loss", title="Loss")
+        axes.plot(where, held_out, "o-", color="#08519c", markersize=3, label="held-out text")
+    axes.set(xlabel="step", ylabel="bits per byte", title="Loss")
     axes.set_ylim(*where_the_action_is([value for _, value in numbers], held_out if evaluations else []))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -102,15 +98,20 @@ def where_the_action_is(*curves: Sequence[float]) -> tuple[float | None, float |
     return low - margin, high + margin
 
 
+def _drawn(value: float | None) -> float:
+    """Leave a gap in a curve where the log has null, for what is not finite."""
+    return np.nan if value is None else value
+
+
 def _gradients(plt: Any, steps: list[Record]) -> Any:
     """Gradient norm and learning rate over the steps."""
     where = [record["step"] for record in steps]
     figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
     for name, label, color in (("norm_max", "largest", "#fdd0a2"), ("norm", "mean", "#d94801")):
-        upper.plot(where, [record[name] for record in steps], color=color, label=label)
+        upper.plot(where, [_drawn(record[name]) for record in steps], color=color, label=label)
     upper.set(yscale="log", ylabel="gradient norm")
     upper.legend(frameon=False)
-    lower.plot(where, [record["learning_rate"] for record in steps], color="#238b45")
+    lower.plot(where, [_drawn(record["learning_rate"]) for record in steps], color="#238b45")
     lower.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     for axes in (upper, lower):
         axes.grid(alpha=0.25)

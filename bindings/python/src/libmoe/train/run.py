@@ -1,29 +1,43 @@
-"""A run's folder, and the model in it.
-
-config.json         the settings
-log.jsonl           what happened, see log.py
-last.safetensors    training state of the last checkpoint, from which a run goes on with the same bits
-best.safetensors    that of the best evaluation
-"""
+"""The model of a run: made, and filled from its checkpoints."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import libmoe
 
-from .config import Settings, UserError
-from .data import Tokenizer
+from .config import Settings
+from .errors import UserError
+from .folder import BEST, LAST
+from .tokenizer import Tokenizer
 
-LAST, BEST = "last.safetensors", "best.safetensors"
-UNLIMITED = 1 << 62  # bytes
+
+def processors() -> int:
+    """Return how many processors this process may use, as the library counts them."""
+    return len(os.sched_getaffinity(0))
+
+
+def used_threads(settings: Settings) -> int:
+    """Return how many threads compute: no more than there are processors, which would only take memory."""
+    return min(settings.threads or processors(), processors())
 
 
 def make_context(settings: Settings) -> libmoe.Context:
     """Return a context with the run's threads."""
-    return libmoe.Context(settings.threads or libmoe.ALL_THREADS)
+    return libmoe.Context(used_threads(settings))
+
+
+def threads_note(settings: Settings) -> str:
+    """Say that there are more threads than processors, or nothing."""
+    if settings.threads <= processors():
+        return ""
+    return (
+        f"threads {settings.threads}: this process may use {processors()} processors, and so many threads "
+        "compute; more would take memory and time, and give the same bits"
+    )
 
 
 def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
