@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _loss(plt: Any, records: list[Record]) -> Any:
 
 
 def where_the_action_is(*curves: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return limits of a loss axis: the first tenth of a curve, where it falls steeply, may lie above them."""
+    """Return limits of a loss axis: the first tenth of a curve, where it falls, may lie above them."""
     late = [value for curve in curves for value in curve[len(curve) // 10 :] if math.isfinite(value)]
     if not late:
         return None, None
