@@ -45,7 +45,7 @@ class Outcome:
 
     Attributes
     ----------
-    why : {"finished", "early stop", "interrupted"}
+    why : {"finished", "early stop", "interrupted", "paused"}
     step : int
         Optimiser steps done.
     best_bits : float
@@ -104,6 +104,7 @@ class Trainer:
         self.folder = Path(folder)
         self._lock: Lock | None = None
         self._quiet, self._on_record = quiet, on_record
+        self._plan: libmoe.ModelPlan | None = None  # what a step's activations take, once it is known
         if resume:
             latest(self.folder)
             self._lock = Lock(self.folder)
@@ -174,8 +175,14 @@ class Trainer:
         """Of training so far, without evaluations."""
         return float(self._numbers[2])
 
-    def train(self) -> Outcome:
+    def train(self, *, until: int | None = None) -> Outcome:
         """Train to the end, an early stop or a signal; save; say how it ended.
+
+        Parameters
+        ----------
+        until : int, optional
+            Pause when so many steps are done, without saving, so that several runs can train by turns: the
+            next call goes on.
 
         Raises
         ------
@@ -184,19 +191,20 @@ class Trainer:
         """
         self._lock = self._lock or Lock(self.folder)
         try:
-            plan = self._check_memory()
+            plan = self._plan = self._plan or self._check_memory()
             with Interrupt() as interrupt, Progress(self.settings.steps, quiet=self._quiet) as progress:
                 progress.line(f"a step: {self.settings.tokens_per_step:,} tokens; activations {plan}")
-                why = self._to_the_end(interrupt, progress)
-            self._write("stop", why=why, best_bits=self.best_bits)
+                why = self._to_the_end(interrupt, progress, until)
+            if why != "paused":
+                self._write("stop", why=why, best_bits=self.best_bits)
             self._log.sync()
         finally:
             self._unlock()
         return Outcome(why, self.step, self.best_bits, interrupt.signal)
 
-    def _to_the_end(self, interrupt: Interrupt, progress: Progress) -> str:
+    def _to_the_end(self, interrupt: Interrupt, progress: Progress, until: int | None) -> str:
         try:
-            return self._loop(interrupt, progress)
+            return self._loop(interrupt, progress, until)
         except Exception as error:
             self._write("stop", why=type(error).__name__, message=str(error))
             raise
@@ -209,11 +217,12 @@ class Trainer:
         if self._on_record is not None:
             self._on_record(record)
 
-    def _loop(self, interrupt: Interrupt, progress: Progress) -> str:
+    def _loop(self, interrupt: Interrupt, progress: Progress, until: int | None) -> str:
         """Step, log, evaluate and save, each when it is due; return why it is over."""
         settings = self.settings
+        end = settings.steps if until is None else min(until, settings.steps)
         since = Since(self.corpus.training.bits)
-        while self.step < settings.steps and not interrupt.signal:
+        while self.step < end and not interrupt.signal:
             if self._patience_is_over():
                 return "early stop"
             self._one_step(since)
@@ -227,10 +236,12 @@ class Trainer:
                 evaluation = self._evaluate(progress)
                 self._save(LAST)
                 self._tell(evaluation)
-        if not interrupt.signal:
+        if self.step == settings.steps and not interrupt.signal:
             return "finished"
         if since.steps:
             self._write("step", **self._measured(since))
+        if not interrupt.signal:
+            return "paused"
         self._save(LAST)
         return "interrupted"
 
