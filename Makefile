@@ -4,7 +4,7 @@ version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include
 soname := libmoe.so.$(firstword $(subst ., ,$(version)))
 lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan check-arm64 install clean
+.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan fuzz check-arm64 install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ lint: ## swift format, ruff, mypy, shellcheck
 
 test-asan: ## the Swift and C tests under the address sanitizer
 	scripts/test-asan
+
+fuzz: ## coverage-guided fuzzing of the C interface and the file formats, a minute each
+	scripts/fuzz
 
 test-tsan: ## the tests of threads under the thread sanitizer
 	scripts/test-tsan
