@@ -37,6 +37,8 @@ static inline moe_layer_config small_layer(int32_t layout) {
   if (layout == MOE_LAYOUT_LLAMA4 || layout == MOE_LAYOUT_LLAMA4_TEXT) moe_preset_llama4(&config, sizeof config);
   if (layout == MOE_LAYOUT_GRANITE_MOE) moe_preset_granite_moe(&config, sizeof config);
   if (layout == MOE_LAYOUT_DBRX) moe_preset_dbrx(&config, sizeof config);
+  if (layout == MOE_LAYOUT_SWITCH_ENCODER || layout == MOE_LAYOUT_SWITCH_DECODER) moe_preset_switch(&config, sizeof config);
+  if (layout == MOE_LAYOUT_TRANSFORMERS_5) moe_preset_qwen3_moe(&config, sizeof config);
   config.hidden_size = layout == MOE_LAYOUT_GPT_OSS_MXFP4 ? 32 : 4;
   config.intermediate_size = layout == MOE_LAYOUT_GPT_OSS_MXFP4 ? 32 : 4;
   config.n_experts = 2;
