@@ -16,6 +16,7 @@ static void (*const presets[])(moe_layer_config *, size_t) = {
     moe_preset_deepseek_v3,   moe_preset_gpt_oss,    moe_preset_granite_moe,   moe_preset_phimoe,
     moe_preset_llama4,        moe_preset_ernie4_5,   moe_preset_longcat_flash, moe_preset_switch,
     moe_preset_jetmoe,        moe_preset_jamba,      moe_preset_dbrx,          moe_preset_llama_cpp,
+    moe_preset_gemma4,        moe_preset_nemotron_h, moe_preset_deepseek_v4,   moe_preset_nllb_moe,
 };
 
 static int64_t choices(void) { return config.router == MOE_ROUTER_EXPERT_CHOICE ? config.n_experts : config.top_k; }
@@ -65,7 +66,8 @@ static void disturb_options(moe_forward_options *options) {
           offsetof(moe_forward_options, expert_indices), offsetof(moe_forward_options, expert_weights),
           offsetof(moe_forward_options, global_counts), offsetof(moe_forward_options, record),
           offsetof(moe_forward_options, replay), offsetof(moe_forward_options, scratch),
-          offsetof(moe_forward_options, scratch_size));
+          offsetof(moe_forward_options, scratch_size), offsetof(moe_forward_options, loss_mask),
+          offsetof(moe_forward_options, noise), offsetof(moe_forward_options, jitter), offsetof(moe_forward_options, second));
 }
 
 static void plan(void) {
@@ -97,6 +99,11 @@ static void forward(void) {
     options.scratch_size = (size_t)decide() << decide() % 14;
     options.scratch = array(options.scratch_size, 1);
   }
+  uint8_t numbers = decide();
+  if (numbers & 1) options.loss_mask = mask(tokens);
+  if (numbers & 2) options.noise = array(tokens * config.n_experts, 4);
+  if (numbers & 4) options.jitter = array(tokens * config.hidden_size, 4);
+  if (numbers & 8) options.second = array(tokens, 4);
   moe_report wanted = MOE_REPORT_INIT;
   uint8_t reported = decide();
   if (reported & 1) wanted.tokens_per_expert = array(config.n_experts, 8);
@@ -105,6 +112,10 @@ static void forward(void) {
   if (reported & 8) wanted.expert_weights = array(tokens * choices(), 4);
   if (reported & 16) wanted.dropped_per_expert = array(config.n_experts, 8);
   if (reported & 32) wanted.losses = array(config.n_losses, 4);
+  /* At most as many sequences as tokens. */
+  if (numbers & 16) wanted.sequence_counts = array((tokens + 1) * config.n_experts, 8);
+  if (numbers & 32) wanted.sequence_probability = array((tokens + 1) * config.n_experts, 4);
+  if (numbers & 64) wanted.sequence_valid = array(tokens + 1, 8);
   const void *x = array(tokens * config.hidden_size, token_bytes());
   void *y = array(tokens * config.hidden_size, token_bytes());
   if (is_impossible) return;
@@ -117,7 +128,7 @@ static void backward(void) {
   moe_backward_options options = MOE_BACKWARD_OPTIONS_INIT;
   DISTURB(options, offsetof(moe_backward_options, d_mean_probability), offsetof(moe_backward_options, d_expert_weights),
           offsetof(moe_backward_options, scratch), offsetof(moe_backward_options, scratch_size),
-          offsetof(moe_backward_options, optimizer));
+          offsetof(moe_backward_options, optimizer), offsetof(moe_backward_options, d_sequence_probability));
   uint8_t given = decide();
   __int128 values = (__int128)most_tokens * config.hidden_size;
   if (given & 1) options.d_mean_probability = array(config.n_experts, 4);
@@ -127,6 +138,7 @@ static void backward(void) {
     options.scratch = array(options.scratch_size, 1);
   }
   if (given & 8) options.optimizer = optimizer;
+  if (given & 64) options.d_sequence_probability = array(((__int128)most_tokens + 1) * config.n_experts, 4);
   const void *x = array(values, token_bytes());
   const void *dy = array(values, token_bytes());
   void *dx = given & 16 ? array(values, token_bytes()) : NULL;
@@ -187,7 +199,9 @@ static void count(void) {
   moe_report given = report, sums = MOE_REPORT_INIT;
   DISTURB(given, offsetof(moe_report, tokens_per_expert), offsetof(moe_report, mean_probability),
           offsetof(moe_report, expert_indices), offsetof(moe_report, expert_weights),
-          offsetof(moe_report, dropped_per_expert), offsetof(moe_report, losses));
+          offsetof(moe_report, dropped_per_expert), offsetof(moe_report, losses),
+          offsetof(moe_report, sequence_counts), offsetof(moe_report, sequence_probability),
+          offsetof(moe_report, sequence_valid));
   check(moe_statistics_add(statistics, &given));
   if (decide() % 8 == 1) check(moe_statistics_reset(statistics));
   if (decide() & 1) sums.tokens_per_expert = array(config.n_experts, 8);

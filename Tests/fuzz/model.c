@@ -50,11 +50,21 @@ static void fill(moe_model_input *input) {
   if (given & 2) input->mask = mask(square);
   if (given & 4) input->added_mask = array(square, 4);
   if (given & 8) input->valid_mask = mask(tokens);
+  if (given & 16) input->positions = indices(tokens, 8, config.max_positions ? config.max_positions : 50);
+  if (given & 32) input->loss_mask = mask(tokens);
 }
 
 #define DISTURB_INPUT(input) \
   DISTURB(input, offsetof(moe_model_input, tokens), offsetof(moe_model_input, hidden), offsetof(moe_model_input, targets), \
-          offsetof(moe_model_input, mask), offsetof(moe_model_input, added_mask), offsetof(moe_model_input, valid_mask))
+          offsetof(moe_model_input, mask), offsetof(moe_model_input, added_mask), offsetof(moe_model_input, valid_mask), \
+          offsetof(moe_model_input, positions), offsetof(moe_model_input, loss_mask))
+
+static void forget(moe_model_input *input) {
+  input->tokens = input->targets = NULL;
+  input->hidden = input->added_mask = NULL;
+  input->mask = input->valid_mask = input->loss_mask = NULL;
+  input->positions = NULL;
+}
 
 static moe_model_input new_input(void) {
   moe_model_input input = MOE_MODEL_INPUT_INIT;
@@ -71,7 +81,7 @@ static void plan(void) {
   DISTURB(found, offsetof(moe_model_plan, keep));
   if (decide() & 1) found.keep = array(config.n_layers, 4);
   fill(&input);
-  if (is_impossible) input.tokens = input.targets = NULL, input.hidden = NULL, input.mask = input.valid_mask = NULL, input.added_mask = NULL;
+  if (is_impossible) forget(&input);
   check(moe_model_plan_memory(model, &input, decide() & 1, &found));
 }
 
@@ -104,10 +114,7 @@ static void backward(void) {
   /* Of other sizes than the tape's the call has to be refused; its arrays are as long as either asks for. */
   __int128 tokens = tokens_of(&input) > tokens_of(&taped) ? tokens_of(&input) : tokens_of(&taped);
   if (tokens != tokens_of(&taped) || input.sequence_length != taped.sequence_length) {
-    input.tokens = input.targets = NULL;
-    input.hidden = NULL;
-    input.mask = input.valid_mask = NULL;
-    input.added_mask = NULL;
+    forget(&input);
     fill(&input);
   }
   uint8_t wanted = decide();
@@ -124,7 +131,11 @@ static void read(void) {
   int64_t n = decide() % 8 ? decide() % 5 : integer();
   const int32_t *tokens = indices(n < 0 ? 0 : times(cached, n), 4, config.vocabulary_size);
   float *logits = array(times(cached, config.vocabulary_size), 4);
-  if (!is_impossible) check(moe_model_read(model, cache, tokens, n, logits));
+  moe_read_options options = MOE_READ_OPTIONS_INIT;
+  uint8_t given = decide();
+  if (given & 1) options.valid_mask = mask(n < 0 ? 0 : times(cached, n));
+  if (given & 2) options.positions = indices(n < 0 ? 0 : times(cached, n), 8, 50);
+  if (!is_impossible) check(moe_model_read_with(model, cache, tokens, n, given & 4 ? NULL : &options, logits));
   if (decide() % 4 == 1) check(moe_cache_truncate(cache, decide() & 1 ? 0 : integer()));
 }
 

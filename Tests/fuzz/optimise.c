@@ -35,6 +35,7 @@ static void rate(void) {
   schedule.total_steps = decide();
   DISTURB(schedule, 0);
   check(moe_learning_rate(&schedule, integer(), &found));
+  check(moe_momentum(&schedule, integer(), &found));
 }
 
 static void clip(void) {
@@ -47,14 +48,20 @@ static void clip(void) {
 }
 
 static void pool(void) {
-  int64_t layers = decide() % 4 ? decide() % 4 : integer(), experts = decide() % 4 ? decide() % 9 : integer();
-  __int128 cells = layers < 0 || experts < 0 ? 0 : (__int128)layers * experts;
+  int64_t sizes[3]; /* layers, sequences, experts */
+  __int128 rows = 1, cells = 1;
+  for (int i = 0; i < 3; i++) {
+    sizes[i] = decide() % 4 ? decide() % 9 : integer();
+    if (i < 2) rows = sizes[i] < 0 ? 0 : rows * sizes[i];
+    cells = sizes[i] < 0 ? 0 : cells > (__int128)1 << 64 ? cells : cells * sizes[i];
+  }
   float loss;
-  const int64_t *counts = indices(cells, 8, 100), *valid = indices(layers, 8, 100);
+  const int64_t *counts = indices(cells, 8, 100), *valid = indices(rows, 8, 100);
   const float *means = array(cells, 4);
   float *slopes = decide() & 1 ? array(cells, 4) : NULL;
   if (is_impossible && cells < (__int128)1 << 62) return;
-  check(moe_pooled_balance_loss(layers, experts, counts, valid, means, &loss, slopes));
+  check(moe_pooled_sequence_loss(sizes[0], sizes[1], sizes[2], counts, valid, means, &loss, slopes));
+  if (sizes[1] == 1) check(moe_pooled_balance_loss(sizes[0], sizes[2], counts, valid, means, &loss, slopes));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -103,6 +110,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
           break;
         case 5:
           if (optimizer) check(moe_optimizer_set_learning_rate(optimizer, real()));
+          if (optimizer) check(moe_optimizer_set_momentum(optimizer, real()));
           break;
         case 6: rate(); break;
         case 7: clip(); break;
