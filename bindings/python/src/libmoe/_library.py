@@ -66,7 +66,8 @@ def _raise_failure(status: _abi.Status, function: Any, arguments: Any) -> None:
     if exception is not None:
         raise exception
     if status.value != 0:
-        raise error_for(status.value, lib.moe_last_error_message().decode())
+        # Names in it may be cut off within a character, or be no UTF-8.
+        raise error_for(status.value, lib.moe_last_error_message().decode(errors="replace"))
 
 
 lib = _load()
