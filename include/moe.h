@@ -37,6 +37,7 @@
  *              not with router_batch_norm or warmup_steps, which keep what they have seen).  Backward calls on one
  *              layer take turns.  Everything that changes a handle (bind, zero_grad, optimiser steps, free) wants that
  *              handle, and the tensors it changes, for itself.
+ *   Stack      a call needs less than 64 KiB of its thread's stack, what your callbacks take beside.
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *
@@ -964,8 +965,9 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  @param y        [out] [T,H] of the same dtype; overlaps neither x nor a parameter
  *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
  *  @param report   [out, nullable]
- *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
- *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
+ *  A logit of minus infinity (a router bias may be, and a weight that meets nothing but numbers above 0) means "never": the
+ *  expert gets no gradient by it and passes none on to x.  A NaN or plus infinity is an error naming the token, and so are
+ *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
  *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter

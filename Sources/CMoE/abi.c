@@ -25,6 +25,7 @@ _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");
 _Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config layout is ABI");
 _Static_assert(sizeof(moe_sampling) == 40, "moe_sampling layout is ABI");
 _Static_assert(sizeof(moe_model_config) == 192, "moe_model_config layout is ABI");
-_Static_assert(sizeof(moe_model_input) == 104, "moe_model_input layout is ABI");
+_Static_assert(sizeof(moe_model_input) == 112, "moe_model_input layout is ABI");
+_Static_assert(sizeof(moe_read_options) == 24, "moe_read_options layout is ABI");
 _Static_assert(sizeof(moe_model_report) == 64, "moe_model_report layout is ABI");
 _Static_assert(sizeof(moe_model_plan) == 72, "moe_model_plan layout is ABI");

@@ -96,7 +96,8 @@ private struct Limits: Clamps {
   @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
 }
 
-/// What is done with an activation and clamps, once it is known which.
+/// What is done with an activation and clamps, once it is known which. A function for each, so that a call's stack holds what
+/// one of them needs and not all.
 protocol Loop {
   func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C)
 }
@@ -122,7 +123,7 @@ private struct Forward: Loop {
   let v: Source
   let a: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     map(n, v, a) { activation.value($0) }
   }
 }
@@ -132,7 +133,7 @@ private struct Backward: Loop {
   let v: Source
   let da: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     update(n, v, da) { v, da in da * activation.slope(v) }
   }
 }
@@ -153,7 +154,7 @@ private struct GatedForward: Loop {
   let up: Source
   let a: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i
@@ -172,7 +173,7 @@ private struct GatedBackward: Loop {
   let dgate: Target
   let dup: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i

@@ -17,6 +17,8 @@ public struct Call {
   public var limit: Int?
   public var tapePolicy: Plan.TapePolicy?  // nil = as the limit allows
   public var scratch: CallerMemory?
+  /// Where a model keeps what it will let the layer note (TrainingNotes.swift); nil: the layer does so at once.
+  var notes: UnsafeMutablePointer<Float>?  // [2,H]
 
   public init(tokens: Int) {
     self.tokens = tokens

@@ -4,7 +4,7 @@ import MoE
 // The one place where moe_layer_config becomes a plan, and where contradictions are found: a field that would have no
 // effect beside another is refused by both names, since a number that is silently ignored is found late.
 
-extension Configuration {
+extension Configuration.Values {
   /// `groups` lives as long as the call.
   init(_ config: moe_layer_config, _ groups: UnsafePointer<ExpertGroup>, count: Int) throws(Fault) {
     try require(Int(config.top_k), "top_k", from: 1, to: Int(Int32.max))

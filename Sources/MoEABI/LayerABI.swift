@@ -18,7 +18,7 @@ public func moe_layer_create(
     var groups = GroupList()
     try groups.fill(config)
     try groups.withPointer { (groups, count) throws(Fault) in
-      let configuration = try Configuration(config, groups, count: count)
+      let configuration = try Configuration.Values(config, groups, count: count)
       out.pointee = OpaquePointer(try LayerPointer.create(configuration, in: context))
     }
   }

@@ -43,6 +43,34 @@ extension ModelInput {
     }
     try requireBits(mask, length * length, "input.mask")
     try requireBits(validMask, tokens, "input.valid_mask")
+    try requirePositions(c, "input")
+  }
+
+  /// Of what a model has room for: those given, or as many as a sequence has tokens.
+  func requirePositions(_ c: ModelConfiguration, _ name: StaticString) throws(Fault) {
+    let most = c.positions > 0 ? c.positions : Int(Int32.max) + 1
+    if let positions {
+      for t in 0..<tokens where positions[t] < 0 || positions[t] >= most {
+        throw .invalid("\(name).positions[\(t)] = \(Int(positions[t])) is not in 0 ... \(most - 1)")
+      }
+    } else if validMask != nil && length > most {
+      for b in 0..<sequences where count(ofSequence: b) > most {
+        throw .invalid(
+          "\(name).valid_mask: sequence \(b) has \(count(ofSequence: b)) real tokens, which exceeds max_positions = \(most)"
+        )
+      }
+    }
+  }
+
+  /// Positions of the caller's for a model that has any.
+  static func positions(
+    _ given: UnsafePointer<Int64>?, _ c: ModelConfiguration, _ name: StaticString
+  ) throws(Fault) -> UnsafePointer<Int64>? {
+    guard let given else { return nil }
+    if !c.placesTokens {
+      throw .invalid("\(name) is not NULL, but max_positions = 0 and rope_theta = 0: the model has no positions")
+    }
+    return try required(given, name)
   }
 
   /// The same for a call that is not made: tokens and hidden states may be missing.
@@ -54,7 +82,7 @@ extension ModelInput {
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
     try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
     try requireFew(tokens, model, training: given.training == 1)
-    if c.positions > 0 && length > c.positions {
+    if c.positions > 0 && length > c.positions && given.positions == nil && given.valid_mask == nil {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
     }
     try takeArrays(given, c)
@@ -83,6 +111,7 @@ extension ModelInput {
     mask = given.mask
     addedMask = try given.added_mask.map { (p) throws(Fault) in try required(p, "input.added_mask") }
     validMask = given.valid_mask
+    positions = try Self.positions(given.positions, c, "input.positions")
   }
 
   /// The call that filled the tape must be this one.
@@ -97,13 +126,15 @@ extension ModelInput {
     if (mask == nil) != (forward.mask == nil) { throw .invalid("input.mask is not as in forward") }
     if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
     if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }
+    if (positions == nil) != (forward.positions == nil) { throw .invalid("input.positions are not as in forward") }
     if hidden != forward.hidden { throw .invalid("input.hidden is not the array that forward had") }
   }
 }
 
 /// Pairs of tokens and choices are counted in 32 bits, and so are the numbers of noise.
 func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fault) {
-  for n in 0..<model.pointee.configuration.layers {
+  // Dense layers are alike, and MoE layers are; the first ones up to the first MoE layer are both.
+  for n in 0..<(model.pointee.configuration.moeEvery ?? 1) {
     guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
     if tokens > Int(Int32.max) / layer.slots {
       throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
@@ -114,7 +145,7 @@ func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fau
   }
 }
 
-private func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: StaticString) throws(Fault) {
+func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: StaticString) throws(Fault) {
   guard let mask else { return }
   for i in 0..<count where mask[i] > 1 { throw .invalid("\(name)[\(i)] = \(Int(mask[i])) is neither 0 nor 1") }
 }

@@ -157,6 +157,7 @@ extension Operands {
     try reads(call.mask, call.length * call.length, "input.mask")
     try reads(call.addedMask, call.length * call.length, "input.added_mask")
     try reads(call.validMask, call.tokens, "input.valid_mask")
+    try reads(call.positions, call.tokens, "input.positions")
   }
 
   /// `gradients`: the call adds to the parameters' gradients.

@@ -82,20 +82,20 @@ extension Layer {
   func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
     let c = configuration
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
-    var (tape, forward, backward) = (Arena(), Arena(), Arena())
+    var (tape, backward) = (Arena(), Arena())
     var contents: TapeContents?
     if taped {
       contents = TapeContents(
         &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
     }
-    _ = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
+    let forward = try forwardBytes(nowhere, call, plan, y: nowhere, contents)
     if let contents, call.tokens > 0 {
-      _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+      backward.skip(try backwardBytes(contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall()))
     } else if contents != nil && !c.keepsExpertGradients {
       _ = FusedScratch(&backward, c)
     }
     return try MemoryPlan(
-      plan, forward: try forward.total(), backward: try backward.total(), tape: try tape.total(),
+      plan, forward: forward, backward: try backward.total(), tape: try tape.total(),
       keepsActivations: taped && plan.policy == .full)
   }
 }

@@ -12,6 +12,10 @@ public struct ModelInput {
   public var mask: UnsafePointer<UInt8>?  // [S,S]
   public var addedMask: UnsafePointer<Float>?  // [S,S]
   public var validMask: UnsafePointer<UInt8>?  // [B,S]
+  /// Of the tokens in their sequences; nil: counted (Positions.swift).
+  public var positions: UnsafePointer<Int64>?  // [B,S]
+  /// Real tokens that a cache has of each sequence.
+  var known: UnsafePointer<Int>?  // [B]
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?
 

@@ -40,6 +40,7 @@ public struct Optimizer {
   public let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
+  private let places: UnsafeMutablePointer<Place>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
   /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
@@ -92,23 +93,13 @@ public struct Optimizer {
 
   /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
-    parts(ofTensor: index, at: place(ofTensor: index))
+    parts(ofTensor: index, at: places[index])
   }
 
   /// Where a tensor's part of the state begins, and of the random words.
-  private struct Place {
+  fileprivate struct Place {
     var word = 0
     var firstWord = 0
-  }
-
-  private func place(ofTensor index: Int) -> Place {
-    var place = Place()
-    for earlier in 0..<index { place = self.place(behind: earlier, place) }
-    return place
-  }
-
-  private func place(behind index: Int, _ place: Place) -> Place {
-    Place(word: place.word + words(ofTensor: index), firstWord: place.firstWord + Moments.words(shapes[index].count))
   }
 
   private func parts(
@@ -118,8 +109,6 @@ public struct Optimizer {
     let start = state! + place.word
     return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
   }
-
-  private func words(ofTensor index: Int) -> Int { Self.words(shapes[index], rule, momentType) }
 
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
@@ -186,11 +175,9 @@ public struct Optimizer {
     beginStep()
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
-    var place = Place()
     for index in 0..<tensorCount {
       let tensor = tensor(index)
-      step(index, at: place, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
-      place = self.place(behind: index, place)
+      step(index, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
     }
   }
 
@@ -208,14 +195,7 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
-    step(index, at: place(ofTensor: index), elements, data: data, grad: grad, clip: clip, clears: clears)
-  }
-
-  private func step(
-    _ index: Int, at place: Place, _ elements: Range<Int>, data: UnsafeMutableRawPointer,
-    grad: UnsafeMutablePointer<Float>, clip: Float, clears: Bool
-  ) {
-    let count = shapes[index].count
+    let (count, place) = (shapes[index].count, places[index])
     let (master, moments) = parts(ofTensor: index, at: place)
     let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
     context.runToTheEnd(
@@ -231,8 +211,8 @@ public struct Optimizer {
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
-    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>?,
-    stateWords: Int
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, places: UnsafeMutablePointer<Place>,
+    state: UnsafeMutablePointer<Float>?, stateWords: Int
   ) {
     self.context = context
     self.rule = rule
@@ -241,6 +221,7 @@ public struct Optimizer {
     self.tensorCount = tensorCount
     self.shapes = shapes
     self.groups = groups
+    self.places = places
     self.state = state
     self.stateWords = stateWords
     hasUnallocatedState = state == nil
@@ -390,19 +371,26 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     }
     typealias Parts = (
       OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
-      UnsafeMutablePointer<Float>
+      UnsafeMutablePointer<Optimizer.Place>, UnsafeMutablePointer<Float>
     )
     func layout(_ arena: inout Arena) -> Parts {
       (
         arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
-        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, allocates ? total : 0)
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Optimizer.Place.self, tensorCount),
+        arena.take(Float.self, allocates ? total : 0)
       )
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, groups, state) = layout(&arena)
-    for index in 0..<tensorCount { shapes[index] = shape(index) }
+    let (optimizer, shapes, groups, places, state) = layout(&arena)
+    var place = Optimizer.Place()
+    for index in 0..<tensorCount {
+      shapes[index] = shape(index)
+      places[index] = place
+      place.word += Optimizer.words(shapes[index], rule, momentType)
+      place.firstWord += Moments.words(shapes[index].count)
+    }
     groups.initialize(
       repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
@@ -410,7 +398,7 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     optimizer.initialize(
       to: Optimizer(
         context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
-        state: allocates ? state : nil, stateWords: total))
+        places: places, state: allocates ? state : nil, stateWords: total))
     context.retain()
     return optimizer
   }

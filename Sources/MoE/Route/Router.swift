@@ -59,15 +59,6 @@ struct RouterForward {
   }
 }
 
-extension RouterForward {
-  /// What a training call leaves behind in the layer; once nothing can fail any more.
-  func note() {
-    input.norm?.note()
-    guard call.training, c.warmup != nil else { return }
-    parameters.data(.activeExperts)![0] = Float(c.activeExperts(call, parameters))
-  }
-}
-
 /// What is added up over the tokens of one block; blocks are then added in their order.
 struct BlockSums {
   var squares = 0.0  // of logsumexp

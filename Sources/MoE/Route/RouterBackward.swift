@@ -87,7 +87,8 @@ struct RouterBackward: Job {
     try context.run(
       (gate.hidden + GateGradient.width - 1) / GateGradient.width,
       GateGradient(
-        gate: gate, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels, logits: logits))
+        gate: gate, routing: routing, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels,
+        logits: logits))
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {

@@ -16,7 +16,7 @@ struct Routing {
   private(set) var wanted: UnsafeMutablePointer<Int32>  // [T,slots]
   private(set) var valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
   let validCount: UnsafeMutablePointer<Int>  // 1
-  let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
+  let norm: UnsafeMutablePointer<Float>  // [3,H] mean, unbiased variance and 1 / deviation of a gate's normalised input
   // The measures:
   /// What a choice's weight is made from, see ChosenValues; nil where nobody looks at it again.
   private(set) var chosen: UnsafeMutablePointer<Float>?  // [T,choices]

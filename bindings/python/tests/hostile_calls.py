@@ -263,6 +263,10 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_cache_create", lambda: [model, 2, 3, room()]),
         Function("moe_cache_truncate", lambda: [cache, 0]),
         Function("moe_model_read", lambda: [model, emptied_cache(), room(), 3, room()]),
+        Function(
+            "moe_model_read_with",
+            lambda: [model, emptied_cache(), room(), 3, _abi_model.moe_read_options(), room()],
+        ),
         Function("moe_model_backward", lambda: [model, filled_tape(), model_input(), 1.0, room(), None]),
         Function("moe_model_bind_parameter", lambda: [bound_model, 1, room(), room()]),
         Function("moe_profile_start", lambda: [context, 3]),

@@ -18,14 +18,23 @@ from ._library import Borrowed, Handle, lib
 from ._weights import Tensors
 from .context import Context, default_context, handle_of
 from .errors import BadStateError, InvalidArgumentError
-from .generation import Cache
-from .language import check_sampling, sample
+from .generation import Batches, Cache
 from .layer import Layer
-from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
+from .model_call import (
+    Call,
+    Integers,
+    Mask,
+    ModelOutput,
+    ModelPlan,
+    ModelTape,
+    Positions,
+    Reports,
+    planned,
+)
 
 
 @keywords
-class Model(Tensors):
+class Model(Batches, Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
     ::
@@ -278,6 +287,7 @@ class Model(Tensors):
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
+        positions: Positions | None = None,
         memory_limit: int | str | None = None,
         logits: bool = False,
         hidden: bool = False,
@@ -299,9 +309,13 @@ class Model(Tensors):
         label_smoothing : float
             Share of each target that is spread over the vocabulary, in [0, 1) (arXiv:1512.00567).
         valid_mask : ndarray of bool, [B, S], optional
-            False for padding, which no query sees and no expert computes; leave it out of targets yourself.
+            False for padding, which no query sees and no expert computes, wherever it stands; leave it out of
+            targets yourself.
         mask, added_mask : ndarray of bool, of float32, [S, S], optional
             Which key (column) a query (row) may see, and what is added to its score.
+        positions : ndarray of int64, [B, S], optional
+            Of the tokens; by default counted over those that are no padding, so that a padded sequence has
+            what it has alone.
         memory_limit : int or str, optional
             Bytes of scratch and tape together, for this call and its backward, also as ``"512 MiB"`` or
             ``"1GB"``, in place of the context's.
@@ -329,6 +343,7 @@ class Model(Tensors):
             valid_mask=valid_mask,
             mask=mask,
             added_mask=added_mask,
+            positions=positions,
             memory_limit=memory_limit,
         )
         if tape is not None and tape is not True:
@@ -473,7 +488,14 @@ class Model(Tensors):
         """Return an empty cache for :meth:`read`, with room for max_length tokens of each sequence."""
         return Cache(self._handle, n_sequences, max_length)
 
-    def read(self, cache: Cache, tokens: Integers) -> FloatArray:
+    def read(
+        self,
+        cache: Cache,
+        tokens: Integers,
+        *,
+        valid_mask: Mask | None = None,
+        positions: Positions | None = None,
+    ) -> FloatArray:
         """Read more tokens of each sequence of a causal model; evaluation.
 
         Parameters
@@ -481,11 +503,16 @@ class Model(Tensors):
         cache : Cache
             Of this model.
         tokens : ndarray of int32, [B, n]
+        valid_mask : ndarray of bool, [B, n], optional
+            False for padding: in front of a prompt, behind one, or in every step of one that has ended.
+        positions : ndarray of int64, [B, n], optional
+            Of the tokens; by default counted over all that were read and are no padding.
 
         Returns
         -------
         ndarray of float32, [B, V]
-            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            Logits of the last token that is no padding, as if each sequence had been read alone (0 where all
+            are padding): those of :meth:`forward` over the whole sequence, bit for bit with
             matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
 
         Raises
@@ -499,8 +526,14 @@ class Model(Tensors):
         shape = _check.array("tokens", tokens, dtype="i32").shape
         count = shape[-1] if shape else 0
         _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
+        options = _abi_model.moe_read_options(
+            valid_mask=_check.address("valid_mask", valid_mask, tokens.shape, dtype="mask"),
+            positions=_check.address("positions", positions, tokens.shape, dtype="i64"),
+        )
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
-        lib.moe_model_read(self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data)
+        lib.moe_model_read_with(
+            self._handle, cache._handle, tokens.ctypes.data, count, options, logits.ctypes.data
+        )
         cache._length += count
         return logits
 
@@ -538,7 +571,7 @@ class Model(Tensors):
         if tokens.ndim != 1 and tokens.shape[:-1] != (1,):
             raise InvalidArgumentError(
                 f"prompt: expected one sequence of tokens, got shape {tokens.shape}; "
-                "call generate for each row"
+                "use generate_batch for several"
             )
         if tokens.size == 0:
             raise InvalidArgumentError("prompt: is empty; give at least one token")

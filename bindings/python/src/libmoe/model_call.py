@@ -17,6 +17,7 @@ from .errors import ArgumentTypeError
 from .report import Blank, Report
 
 Integers = NDArray[np.int32]
+Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
@@ -58,11 +59,13 @@ class Call:
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
+        positions: Positions | None = None,
         memory_limit: int | str | None = None,
     ) -> None:
         self.shape = shape  # B, S
         length = shape[1]
-        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask)  # whose memory is used
+        # whose memory is used
+        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask, positions)
         self.c_input = _abi_model.moe_model_input(
             n_sequences=shape[0],
             sequence_length=length,
@@ -76,6 +79,7 @@ class Call:
             mask=_check.address("mask", mask, (length, length), dtype="mask"),
             added_mask=_check.address("added_mask", added_mask, (length, length)),
             valid_mask=_check.address("valid_mask", valid_mask, shape, dtype="mask"),
+            positions=_check.address("positions", positions, shape, dtype="i64"),
             memory_limit=0 if memory_limit is None else _check.byte_count("memory_limit", memory_limit),
         )
 
