@@ -19,6 +19,7 @@ from ._weights import Tensors
 from .context import Context, default_context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache
+from .language import check_sampling, sample
 from .layer import Layer
 from .model_call import (
     Call,
