@@ -327,15 +327,18 @@ MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
 /** A router, E experts and their parameters.  Keeps its context alive. */
 typedef struct moe_layer moe_layer;
 
-/** What the weights of the chosen experts are made from.  TOPK_SOFTMAX, TOPK_SIGMOID and SPARSEMIXER choose by the logits,
- *  the other two by the scores; see moe_layer_config. */
+/** What the weights of the chosen experts are made from.  SCORES and EQUAL choose by the scores, the others by the logits;
+ *  see moe_layer_config. */
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
   MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
   MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2, /**< top-k, then the sigmoid of each chosen logit */
   MOE_ROUTER_WEIGHTS_EQUAL = 3,       /**< 1 each; divided by their sum, 1/K each */
-  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4  /**< each choice's share in a softmax over the experts not chosen before it whose
+  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4, /**< each choice's share in a softmax over the experts not chosen before it whose
                                            logits are near enough to its own, see mask_threshold; of PhiMoE in evaluation */
+  MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX = 5 /**< of MOE_ROUTER_HIERARCHICAL: softmax(u)_g, the coarse gate's weight of the group,
+                                           times a softmax over the chosen experts of g alone; divided by their sum as
+                                           router_normalize says, the chosen groups' weights add up to 1 */
 } moe_router_weights;
 
 /** How experts and tokens find each other. */
@@ -364,6 +367,13 @@ typedef enum moe_noise {
   MOE_NOISE_LEARNED = 2   /**< z + N(0,1) * (softplus(x W_n^T) + 0.01), W_n the parameter router.noise.weight [E,H], 0 at
                                first [Shazeer 2017] */
 } moe_noise;
+
+/** A norm of the gate's own, on what it reads alone. */
+typedef enum moe_router_norm {
+  MOE_ROUTER_NORM_NONE = 0,
+  MOE_ROUTER_NORM_RMS = 1,       /**< x / sqrt(mean of x^2 + router_norm_epsilon) * router_norm_scale */
+  MOE_ROUTER_NORM_RMS_WEIGHT = 2 /**< the same times a trained parameter router.norm.weight [H], 1 at first (Gemma 4) */
+} moe_router_norm;
 
 /** Where router_dropout acts, in training: kept values are divided by 1 - router_dropout, others are 0. */
 typedef enum moe_router_dropout {
@@ -427,7 +437,7 @@ typedef enum moe_shared_gate {
 } moe_shared_gate;
 
 /** Losses for moe_loss_term.  P_e: mean probability.  f_e: share of the tokens that chose e, before dropping.  Counts are
- *  constants for the gradient.  Masked tokens count nowhere.  "Balanced" is the value at perfect balance. */
+ *  constants for the gradient.  Masked tokens count nowhere, unless moe_forward_options.loss_mask says so.  "Balanced" is the value at perfect balance. */
 typedef enum moe_loss {
   MOE_LOSS_BALANCE = 0,            /**< E sum f_e P_e over all K choices, an expert once a token; balanced K */
   MOE_LOSS_BALANCE_COUNT = 1,      /**< the same, every choice counted; balanced K */
@@ -454,7 +464,9 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_GSHARD = 14,      /**< sum over e of (sum p_te) (first choices of e * E / T) / T; balanced 1 */
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
-  MOE_LOSS_Z_SWITCH = 17           /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+                                        that were dropped, or that weigh nothing */
 } moe_loss;
 
 typedef struct moe_loss_term {
@@ -538,6 +550,9 @@ typedef enum moe_unallocated {
                                              mapped by moe_mapping_create for instance, or call moe_layer_offload */
 } moe_unallocated;
 
+/** n_groups of a preset's model without its groups: DeepSeek-V2-Lite, say, in this one field of moe_preset_deepseek_v2. */
+#define MOE_NO_GROUPS (-1)
+
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -572,7 +587,8 @@ typedef struct moe_layer_config {
   int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
                                 gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
   int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
-  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups */
+  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
+                                whatever the next three are */
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
@@ -638,6 +654,10 @@ typedef struct moe_layer_config {
   int64_t n_losses;            /**< at most 16 */
   int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
   int32_t reserved;            /**< 0 */
+  int32_t router_norm;         /**< a moe_router_norm, after jitter and before router_dropout; not with router_batch_norm */
+  float router_norm_scale;     /**< >= 0; 0 = 1 / sqrt(H), which is Gemma 4's */
+  float router_norm_epsilon;   /**< >= 0; 0 = 1e-6 */
+  int32_t reserved2;           /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -660,7 +680,8 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, \
+    0, 0.0f, 0.0f, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -701,7 +722,7 @@ MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
  *    router.selection_bias [E]*       router.expert_scale [E]
  *    router.coarse.weight [G,H]       router.coarse.bias [G]      hierarchical: the groups' gate
  *    router.noise.weight [E,H]                                    learned noise
- *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate
+ *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate; ROUTER_NORM_RMS_WEIGHT: the first
  *    router.norm.running_mean [H]*    router.norm.running_var [H]*
  *    router.active_experts [1]*                                   warm-up
  *    shared.router.weight [S,H]       shared.router.bias [2]      gated shared experts; RESIDUAL: [2,H] and the bias
@@ -794,6 +815,16 @@ MOE_API void moe_preset_longcat_flash(moe_layer_config *config, size_t struct_si
 MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_gemma4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_vl_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_5_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_dots1(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_hunyuan(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nemotron_h(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_lfm2_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_afmoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_deepseek_v4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nllb_moe(moe_layer_config *config, size_t struct_size);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
@@ -876,10 +907,23 @@ typedef struct moe_forward_options {
   size_t scratch_size;           /**< at least moe_plan.forward_bytes */
   int32_t tape_policy;           /**< a moe_tape_policy */
   int32_t reserved2;             /**< 0 */
+  const uint8_t *loss_mask;      /**< [T], nullable = valid_mask: 1 = the token counts in losses and in the report, 0 = it is
+                                      routed and computed, and counts in neither.  Padding that has 1 is routed for the sake
+                                      of the losses alone: its probabilities and choices count (of HASH, SINKHORN in training
+                                      and EXPERT_CHOICE its probabilities), no expert computes it, its y is 0, and
+                                      its dx is what the losses' gradient comes to. */
+  /* Numbers of yours in place of drawn ones, with training = 1 alone; gradients go through them as ever. */
+  const float *noise;            /**< [T,E], nullable: the N(0,1) of moe_noise; with MOE_NOISE_NONE added to the logits as it is */
+  const float *jitter;           /**< [T,H], nullable: u in  x * (1 + moe_layer_config.jitter * u) */
+  const float *second;           /**< [T], nullable: random_second keeps a second choice of weight w where 2 w >= this */
+  int64_t chunk_tokens;          /**< tokens that experts compute at once, rounded up to a multiple of 256; fewer where a memory
+                                      limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
-  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0 }
+  { \
+    sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 \
+  }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
@@ -903,15 +947,21 @@ typedef struct moe_report {
   int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
   float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
   int64_t n_dropped;           /**< the sum of dropped_per_expert */
-  int64_t n_valid;             /**< tokens that are no padding */
+  int64_t n_valid;             /**< tokens that are no padding; with moe_forward_options.loss_mask those that count, and so
+                                    is all that stands here but expert_indices and expert_weights of these */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
   float variation;             /**< their standard deviation / mean (CV) */
   float dead_share;            /**< share of the experts without a token */
   int32_t reserved;            /**< 0 */
+  /* Of each of the B = T / sequence_length sequences by itself (B = 1 for sequence_length 0), for moe_pooled_sequence_loss; 0
+   * without a gate. */
+  int64_t *sequence_counts;    /**< [B,E], nullable: tokens whose most probable expert is e, the lowest among equals */
+  float *sequence_probability; /**< [B,E], nullable: mean of the router's softmax over the sequence's tokens */
+  int64_t *sequence_valid;     /**< [B], nullable: tokens of the sequence that count */
 } moe_report;
 
 #define MOE_REPORT_INIT \
-  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
+  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0, NULL, NULL, NULL }
 
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
@@ -993,9 +1043,11 @@ typedef struct moe_backward_options {
                                         those marked * at moe_layer_parameter_count, in their order. */
   float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
   int32_t reserved;                /**< 0 */
+  const float *d_sequence_probability; /**< [B,E], nullable: gradient of the objective with respect to
+                                            moe_report.sequence_probability */
 } moe_backward_options;
 
-#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0 }
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0, NULL }
 
 /** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);
@@ -1039,6 +1091,23 @@ MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape
 MOE_API MOE_CHECK moe_status moe_pooled_balance_loss(int64_t n_layers, int64_t n_experts, const int64_t *tokens_per_expert,
                                                      const int64_t *n_valid, const float *mean_probability, float *loss,
                                                      float *d_mean_probability);
+
+/** The same for each sequence by itself, then the mean over sequences:  1/B sum over b of E sum over e of f_be P_be.  With the
+ *  reports' sequence_counts it is the loss of Switch in transformers, whose layers' tokens stand one behind the other in
+ *  each sequence; balanced 1.
+ *  @param n_layers           [in] L >= 0
+ *  @param n_sequences        [in] B >= 1; one without tokens counts as 0
+ *  @param n_experts          [in] E
+ *  @param counts             [in] [L,B,E] sequence_counts of the layers' reports
+ *  @param n_valid            [in] [L,B] sequence_valid
+ *  @param mean_probability   [in] [L,B,E] sequence_probability
+ *  @param loss               [out] 0 where there are no tokens
+ *  @param d_mean_probability [out, nullable] [L,B,E] its gradient, for each layer's moe_backward_options.d_sequence_probability
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_pooled_sequence_loss(int64_t n_layers, int64_t n_sequences, int64_t n_experts,
+                                                      const int64_t *counts, const int64_t *n_valid,
+                                                      const float *mean_probability, float *loss,
+                                                      float *d_mean_probability);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Running statistics
@@ -1168,6 +1237,12 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
+/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+ *  step t, as torch.optim.AdamW does.
+ *  @param momentum [in] [0, 1)
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_set_momentum(moe_optimizer *optimizer, double momentum);
+
 /** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */
 typedef enum moe_schedule_kind {
   /* First, while t < warmup_steps, lr t / warmup_steps; then with w = (t - warmup_steps) / (n - warmup_steps), at most 1,
@@ -1193,9 +1268,11 @@ typedef struct moe_schedule {
   double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
   double div_factor;       /**< > 0, of one cycle */
   double final_div_factor; /**< > 0, of one cycle */
+  double base_momentum;    /**< [0, 1), of one cycle: the momentum at the top, */
+  double max_momentum;     /**< [0, 1), and at both ends; see moe_momentum */
 } moe_schedule;
 
-#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4 }
+#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4, 0.85, 0.95 }
 
 /** Fill `schedule` as MOE_SCHEDULE_INIT does.  NULL is ignored. */
 MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
@@ -1207,6 +1284,14 @@ MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
  *  @param out      [out]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_learning_rate(const moe_schedule *schedule, int64_t step, double *out);
+
+/** The momentum of a step of one cycle, for moe_optimizer_set_momentum: from max_momentum down to base_momentum while the rate
+ *  rises, and back while it falls, in the same way; as torch.optim.lr_scheduler.OneCycleLR cycles beta1, or SGD's momentum.
+ *  @param schedule [in] MOE_SCHEDULE_ONE_CYCLE or ONE_CYCLE_LINEAR: the others leave momentum alone
+ *  @param step     [in] >= 0, steps taken before
+ *  @param out      [out]
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_momentum(const moe_schedule *schedule, int64_t step, double *out);
 
 /** Make some tensors a group of their own: their learning rate is learning_rate_scale times the optimiser's, and their weight
  *  decay is this one.  (Decay 0 is usual for biases, norms and gains.)  A tensor in no group has 1 and the config's weight_decay.
@@ -1353,7 +1438,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_write_sharded(moe_context *context, 
                                                           size_t max_shard_size);
 
 /** Names and forms of a layer's tensors; docs/checkpoints.md lists them.  L is the layer's number.  A layout is never guessed:
- *  the same shapes may mean different things. */
+ *  the same shapes may mean different things.  Where a tensor is missing, the message says which layout the file looks like. */
 typedef enum moe_layout {
   MOE_LAYOUT_LIBMOE = 0,        /**< layers.L. and the parameter's name; any layer */
   MOE_LAYOUT_MIXTRAL = 1,       /**< Mixtral, PhiMoE: block_sparse_moe.experts.N.w1.weight */
@@ -1370,7 +1455,21 @@ typedef enum moe_layout {
   MOE_LAYOUT_SWITCH_DECODER = 12, /**< decoder.block.L.layer.2.mlp.experts.expert_N.wi.weight */
   MOE_LAYOUT_TRANSFORMERS_5 = 13, /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
                                        as Qwen2's, without one as DeepSeek's */
-  MOE_LAYOUT_LLAMA4_TEXT = 14     /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_LLAMA4_TEXT = 14,    /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_JETMOE = 15,         /**< mlp.input_linear.weight [E,2I,H], mlp.bias */
+  MOE_LAYOUT_MINIMAX_M2 = 16,     /**< as MIXTRAL, block_sparse_moe.e_score_correction_bias */
+  MOE_LAYOUT_ERNIE4_5 = 17,       /**< ERNIE-4.5: as DEEPSEEK, mlp.moe_statics.e_score_correction_bias [1,E] */
+  MOE_LAYOUT_LONGCAT_FLASH = 18,  /**< LongCat-Flash: mlp.router.classifier.weight [E + identities,H] */
+  MOE_LAYOUT_JAMBA = 19,          /**< feed_forward.router.weight, feed_forward.experts.N.gate_proj.weight */
+  MOE_LAYOUT_HUNYUAN = 20,        /**< HunYuan-A13B: mlp.gate.wg.weight, mlp.shared_mlp */
+  MOE_LAYOUT_NEMOTRON_H = 21,     /**< Nemotron-H: backbone.layers.L.mixer.experts.N.up_proj.weight */
+  MOE_LAYOUT_LFM2_MOE = 22,       /**< LFM2-MoE: feed_forward.experts.N.w1.weight, feed_forward.expert_bias */
+  MOE_LAYOUT_AFMOE = 23,          /**< AFMoE: mlp.router.gate.weight, mlp.expert_bias */
+  MOE_LAYOUT_DEEPSEEK_V4 = 24,    /**< DeepSeek-V4: layers.L.ffn.experts.N.w1.weight, ffn.gate.bias for the choice alone */
+  MOE_LAYOUT_NLLB_ENCODER = 25,   /**< model.encoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_NLLB_DECODER = 26,   /**< model.decoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_QWEN3_VL_MOE = 27,   /**< model.language_model.layers.L.mlp.experts.gate_up_proj [E,H,2I], as published, or [E,2I,H] */
+  MOE_LAYOUT_QWEN3_5_MOE = 28     /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */
@@ -1382,12 +1481,20 @@ typedef enum moe_layout {
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
- *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions; what the
- *  layout has for this layer beyond them, an expert more or a bias, is refused.  Gradients stay as they are.  Wants the
- *  layer for itself; prepare it again afterwards.
+ *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
+ *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
+ *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
+ *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
+
+/** The same for names that begin in another way than the layout says.
+ *  @param prefix [in] what stands before the layer's own names, with the last dot: "model.language_model.layers.3.mlp."; at
+ *                most 160 bytes
+ *  @return as moe_layer_load. */
+MOE_API MOE_CHECK moe_status moe_layer_load_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                   const char *prefix);
 
 /** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
  *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
@@ -1409,6 +1516,11 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
  *          (the matrices have memory, or are offloaded already); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_offload(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                                int64_t layer_number, size_t resident_limit);
+
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @return as moe_layer_offload. */
+MOE_API MOE_CHECK moe_status moe_layer_offload_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                      const char *prefix, size_t resident_limit);
 
 /** What an offloaded layer's forward calls have found since moe_layer_offload. */
 typedef struct moe_offload_statistics {
@@ -1444,6 +1556,12 @@ MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *
  *  @return as moe_layer_save and moe_checkpoint_write_sharded. */
 MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, const char *path, int32_t layout,
                                                     int64_t layer_number, int32_t dtype, size_t max_shard_size);
+
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @param max_shard_size [in] 0: one file, as moe_layer_save writes
+ *  @return as moe_layer_save, or moe_layer_save_sharded. */
+MOE_API MOE_CHECK moe_status moe_layer_save_prefix(const moe_layer *layer, const char *path, int32_t layout,
+                                                   const char *prefix, int32_t dtype, size_t max_shard_size);
 
 /** Make every expert a copy of one dense network [Sparse upcycling 2023]; router and shared experts stay as they are.  Where
  *  the weights of a token add up to 1, y is then what the dense network gives.

@@ -317,10 +317,13 @@ typedef struct moe_model_input {
                                   tokens before it in its sequence, padding not among them, so that a sequence padded in front
                                   or behind has the hidden states of the sequence alone, bit for bit where dropout does not act
                                   (and, of a float32 model, the gradients) */
+  const uint8_t *loss_mask;  /**< [B,S], nullable: the tokens that count in the layers' auxiliary losses and reports, as in
+                                  moe_forward_options; which targets count is ignore_index's */
+  int64_t chunk_tokens;      /**< tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
 } moe_model_input;
 
 #define MOE_MODEL_INPUT_INIT \
-  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0, NULL }
+  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0, NULL, NULL, 0 }
 
 MOE_API void moe_model_input_init(moe_model_input *input, size_t struct_size);
 

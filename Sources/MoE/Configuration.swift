@@ -40,6 +40,7 @@ public struct Configuration {
   public var choice: TokenChoice { values.pointee.choice }
   public var dynamicK: DynamicK? { values.pointee.dynamicK }
   public var exploration: Exploration { values.pointee.exploration }
+  public var routerNorm: RouterNorm.Options? { values.pointee.routerNorm }
   public var warmup: Warmup? { values.pointee.warmup }
   public var capacity: Capacity? { values.pointee.capacity }
   public var renormalizeAfter: Bool { values.pointee.renormalizeAfter }
@@ -74,6 +75,7 @@ public struct Configuration {
     public var choice = TokenChoice()
     public var dynamicK: DynamicK?
     public var exploration = Exploration()
+    public var routerNorm: RouterNorm.Options?
     public var warmup: Warmup?
     public var capacity: Capacity?
     /// Weights of the choices that are left are divided, in place of those of all.

@@ -29,6 +29,7 @@ public struct Layer {
     public var indices: UnsafeMutablePointer<Int32>?  // [T,choices]
     public var weights: UnsafeMutablePointer<Float>?  // [T,choices]
     public var losses: UnsafeMutablePointer<Float>?  // [losses]
+    public var bySequence = SequenceDetails()
 
     public init() {}
   }
@@ -114,9 +115,10 @@ public struct Layer {
     _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
   ) throws(Fault) -> Report {
     let (c, routing) = (configuration, stages.route.routing)
+    taped?.keepNumbers(of: call, c)
     try stages.input.run(in: context)
     try stages.jittered.run(in: context)
-    try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context) }
+    try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context, details.bySequence) }
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       try context.measure(.dispatch) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
@@ -183,6 +185,7 @@ public struct Layer {
   public struct BackwardCall {
     public var dAuxLoss: Float = 0
     public var dMeanProbability: UnsafePointer<Float>?  // [E]
+    public var dSequenceProbability: UnsafePointer<Float>?  // [sequences,E]
     public var dExpertWeights: UnsafeMutablePointer<Float>?  // [T,choices]
     public var step: FusedCall?
     public var scratch: CallerMemory?
@@ -236,7 +239,8 @@ public struct Layer {
     let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
     let fused = c.keepsExpertGradients ? nil : FusedScratch(&arena, c)
     let losses = LossGradient(
-      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
+      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability,
+      dSequenceProbability: call.dSequenceProbability)
     // A chunk's experts are done before its router begins: both use the same memory.
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
@@ -532,6 +536,7 @@ extension Layer {
   public func isFilled(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents != nil }
   public func weightsWereGiven(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents?.weightsAreGiven ?? false }
   public func tokens(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.routing.tokens ?? 0 }
+  public func sequences(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.slopes.sequences ?? 0 }
   /// Empties the tape: after an error there is nothing to go back from.
   public func clear(_ tape: TapePointer) { tape.pointee.clear() }
 }

@@ -172,20 +172,31 @@ extension StoredTensor {
 public func moe_layer_load(
   _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ layer_number: Int64
 ) -> moe_status {
-  attempt { () throws(Fault) in
-    let layer = try handle(layer, "layer", as: Layer.self)
-    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
-    let (layout, number) = try place(layout, layer_number)
-    try layer.pointee.requireMemory()
-    try layer.pointee.load(checkpoint.pointee, layout, number: number)
-  }
+  attempt { () throws(Fault) in try load(layer, checkpoint, try numbered(layout, layer_number)) }
+}
+
+@implementation @_cdecl("moe_layer_load_prefix")
+public func moe_layer_load_prefix(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ prefix: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in try load(layer, checkpoint, try prefixed(layout, prefix)) }
+}
+
+private func load(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ target: (Layout, LayerPlace)
+) throws(Fault) {
+  let layer = try handle(layer, "layer", as: Layer.self)
+  let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+  let (layout, place) = target
+  try layer.pointee.requireMemory()
+  try layer.pointee.load(checkpoint.pointee, layout, place)
 }
 
 @implementation @_cdecl("moe_layer_save")
 public func moe_layer_save(
   _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ layer_number: Int64, _ dtype: Int32
 ) -> moe_status {
-  attempt { () throws(Fault) in try save(layer, path, layout, layer_number, dtype, shardBytes: nil) }
+  attempt { () throws(Fault) in try save(layer, path, try numbered(layout, layer_number), dtype, shardBytes: nil) }
 }
 
 @implementation @_cdecl("moe_layer_save_sharded")
@@ -194,30 +205,58 @@ public func moe_layer_save_sharded(
   _ max_shard_size: Int
 ) -> moe_status {
   attempt { () throws(Fault) in
-    try save(layer, path, layout, layer_number, dtype, shardBytes: try shardBytes(max_shard_size))
+    try save(layer, path, try numbered(layout, layer_number), dtype, shardBytes: try shardBytes(max_shard_size))
+  }
+}
+
+@implementation @_cdecl("moe_layer_save_prefix")
+public func moe_layer_save_prefix(
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ prefix: UnsafePointer<CChar>?,
+  _ dtype: Int32, _ max_shard_size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let bytes = max_shard_size == 0 ? nil : try shardBytes(max_shard_size)
+    try save(layer, path, try prefixed(layout, prefix), dtype, shardBytes: bytes)
   }
 }
 
 private func save(
-  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ number: Int64, _ dtype: Int32,
-  shardBytes: Int?
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?,
+  _ target: (Layout, LayerPlace), _ dtype: Int32, shardBytes: Int?
 ) throws(Fault) {
   let layer = try handle(layer, "layer", as: Layer.self)
   let path = try required(path, "path")
-  let (layout, number) = try place(layout, number)
+  let (layout, place) = target
   guard let type = ElementType(rawValue: dtype) else {
     throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
   }
   try layer.pointee.requireMemory()
-  try layer.pointee.save(to: path, layout, number: number, type: type, shardBytes: shardBytes)
+  try layer.pointee.save(to: path, layout, place, type: type, shardBytes: shardBytes)
 }
 
-func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {
-  guard let found = Layout(rawValue: layout) else { throw .invalid("layout = \(Int(layout)) is not a moe_layout") }
-  if number == Int64(MOE_NO_LAYER_NUMBER) && found == .libmoe { return (found, nil) }
-  try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
-  return (found, Int(number))
+private func layout(_ number: Int32) throws(Fault) -> Layout {
+  guard let found = Layout(rawValue: number) else { throw .invalid("layout = \(Int(number)) is not a moe_layout") }
+  return found
 }
+
+func numbered(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, LayerPlace) {
+  let found = try MoEABI.layout(layout)
+  if number == Int64(MOE_NO_LAYER_NUMBER) && found.isLibmoe { return (found, .bare) }
+  try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
+  return (found, .number(Int(number)))
+}
+
+func prefixed(_ layout: Int32, _ prefix: UnsafePointer<CChar>?) throws(Fault) -> (Layout, LayerPlace) {
+  let found = try MoEABI.layout(layout)
+  let prefix = try required(prefix, "prefix")
+  // So that whole names fit where they are put together.
+  var length = 0
+  while prefix[length] != 0 && length <= longestPrefix { length += 1 }
+  if length > longestPrefix { throw .invalid("prefix: more than \(longestPrefix) bytes") }
+  return (found, .prefix(prefix))
+}
+
+private var longestPrefix: Int { 160 }
 
 @implementation @_cdecl("moe_layer_upcycle")
 public func moe_layer_upcycle(
@@ -240,9 +279,7 @@ public func moe_layer_upcycle(
         throw .invalid("tensors[\(index)] (\(name)): shape is not that of one expert")
       }
     }
-    if wanted != list.count {
-      throw .invalid("count = \(list.count), but an expert of the layer has \(wanted) parameters")
-    }
+    if wanted != list.count { try refuseExtra(of: list, layer, wanted) }
     var operands = Operands()
     try list.addStructs(to: &operands)
     for index in 0..<list.count {
@@ -254,6 +291,22 @@ public func moe_layer_upcycle(
     layer.pointee.upcycle { name in
       let index = list.index(of: name)!
       return (UnsafeRawPointer(list.data(index)), list.type(index))
+    }
+  }
+}
+
+/// Names the first tensor that the layer's experts have not.
+private func refuseExtra(of list: TensorList, _ layer: LayerPointer, _ wanted: Int) throws(Fault) {
+  for index in 0..<list.count {
+    let name = list.name(index)
+    var isWanted = false
+    layer.pointee.forEachExpertParameter { (_, own) in if list.index(of: own) == index { isWanted = true } }
+    if !isWanted {
+      throw .invalid(
+        """
+        dense: tensors[\(index)] (\(name)): count = \(list.count), but an expert of the layer has \(wanted) parameters, \
+        and this is none of them
+        """)
     }
   }
 }

@@ -33,6 +33,7 @@ extension Configuration.Values {
     dynamicK = try DynamicK(config, router)
     warmup = try Warmup(config, router)
     exploration = try Exploration(config, router)
+    routerNorm = try RouterNorm.Options(config)
     capacity = try Capacity(config, router)
     try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
     renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
@@ -69,6 +70,7 @@ extension Configuration.Values {
       throw .invalid("unallocated has MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only = 1: there are no gradients")
     }
     if config.reserved != 0 { throw .invalid("reserved = \(Int(config.reserved)) is not 0") }
+    if config.reserved2 != 0 { throw .invalid("reserved2 = \(Int(config.reserved2)) is not 0") }
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {
@@ -104,6 +106,7 @@ extension Configuration.Values {
     if exploration.jitter > 0 && !exploration.jitterExperts { throw refuse("jitter") }
     if exploration.dropout > 0 { throw refuse("router_dropout") }
     if exploration.batchNorm != nil { throw refuse("router_batch_norm") }
+    if routerNorm != nil { throw refuse("router_norm") }
     if capacity?.nextBest == true { throw refuse("overflow") }
   }
 

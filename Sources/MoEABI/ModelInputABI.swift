@@ -43,6 +43,7 @@ extension ModelInput {
     }
     try requireBits(mask, length * length, "input.mask")
     try requireBits(validMask, tokens, "input.valid_mask")
+    try requireBits(lossMask, tokens, "input.loss_mask")
     try requirePositions(c, "input")
   }
 
@@ -92,6 +93,8 @@ extension ModelInput {
     step = given.step
     if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
     limit = MoEABI.limit(given.memory_limit)
+    try require(Int(given.chunk_tokens), "input.chunk_tokens", from: 0, to: most)
+    if given.chunk_tokens > 0 { chunkTokens = Int(given.chunk_tokens) }
   }
 
   private mutating func takeArrays(_ given: moe_model_input, _ c: ModelConfiguration) throws(Fault) {
@@ -112,6 +115,7 @@ extension ModelInput {
     addedMask = try given.added_mask.map { (p) throws(Fault) in try required(p, "input.added_mask") }
     validMask = given.valid_mask
     positions = try Self.positions(given.positions, c, "input.positions")
+    lossMask = given.loss_mask
   }
 
   /// The call that filled the tape must be this one.
@@ -127,6 +131,8 @@ extension ModelInput {
     if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
     if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }
     if (positions == nil) != (forward.positions == nil) { throw .invalid("input.positions are not as in forward") }
+    if (lossMask == nil) != (forward.lossMask == nil) { throw .invalid("input.loss_mask is not as in forward") }
+    if chunkTokens != forward.chunkTokens { throw .invalid("input.chunk_tokens is not as in forward") }
     if hidden != forward.hidden { throw .invalid("input.hidden is not the array that forward had") }
   }
 }
@@ -191,6 +197,9 @@ struct LayerReports {
     details.indices = report.expert_indices
     details.weights = report.expert_weights
     details.losses = report.losses
+    details.bySequence.counts = report.sequence_counts
+    details.bySequence.probability = report.sequence_probability
+    details.bySequence.valid = report.sequence_valid
     return details
   }
 

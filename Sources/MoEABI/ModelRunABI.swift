@@ -157,6 +157,7 @@ extension Operands {
     try reads(call.mask, call.length * call.length, "input.mask")
     try reads(call.addedMask, call.length * call.length, "input.added_mask")
     try reads(call.validMask, call.tokens, "input.valid_mask")
+    try reads(call.lossMask, call.tokens, "input.loss_mask")
     try reads(call.positions, call.tokens, "input.positions")
   }
 
@@ -175,10 +176,11 @@ private struct ModelReports: OperandList {
   let call: ModelInput
 
   func visit(_ body: (Operand) -> Void) {
-    let call = Call(tokens: call.tokens)
+    var ofLayer = Call(tokens: call.tokens)
+    ofLayer.sequenceLength = call.length
     for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
       guard let layer = model.pointee.layer(n)?.pointee else { continue }
-      reports.details(n).forEachArray(of: call, layer.configuration) { memory, bytes, name in
+      reports.details(n).forEachArray(of: ofLayer, layer.configuration) { memory, bytes, name in
         body(Operand(memory, bytes: bytes, cText(name), writes: true, part: .ofLayerReport, index: n))
       }
     }

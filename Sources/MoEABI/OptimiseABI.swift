@@ -231,6 +231,15 @@ public func moe_optimizer_set_learning_rate(_ optimizer: OpaquePointer?, _ learn
   }
 }
 
+@implementation @_cdecl("moe_optimizer_set_momentum")
+public func moe_optimizer_set_momentum(_ optimizer: OpaquePointer?, _ momentum: Double) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try requireShare(momentum, "momentum")
+    optimizer.pointee.setMomentum(momentum)
+  }
+}
+
 @implementation @_cdecl("moe_optimizer_set_group")
 public func moe_optimizer_set_group(
   _ optimizer: OpaquePointer?, _ indices: UnsafePointer<Int64>?, _ count: Int64, _ learning_rate_scale: Double,

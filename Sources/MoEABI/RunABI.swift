@@ -131,6 +131,9 @@ extension Layer.Details {
     indices = try optional(asked.expert_indices, "report.expert_indices")
     weights = try optional(asked.expert_weights, "report.expert_weights")
     losses = try optional(asked.losses, "report.losses")
+    bySequence.counts = try optional(asked.sequence_counts, "report.sequence_counts")
+    bySequence.probability = try optional(asked.sequence_probability, "report.sequence_probability")
+    bySequence.valid = try optional(asked.sequence_valid, "report.sequence_valid")
   }
 
   /// Where there is an array, its bytes and its name within moe_report.
@@ -144,6 +147,10 @@ extension Layer.Details {
     try body(indices, byteCount(pairs, 4), "expert_indices")
     try body(weights, byteCount(pairs, 4), "expert_weights")
     try body(losses, byteCount(c.lossCount, 4), "losses")
+    let sequences = call.sequences(apart: true)
+    try body(bySequence.counts, byteCount(sequences * c.experts, 8), "sequence_counts")
+    try body(bySequence.probability, byteCount(sequences * c.experts, 4), "sequence_probability")
+    try body(bySequence.valid, byteCount(sequences, 8), "sequence_valid")
   }
 }
 
@@ -186,6 +193,9 @@ public func moe_layer_backward(
       call.dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
         try required(p, "options.d_mean_probability")
       }
+      call.dSequenceProbability = try options.d_sequence_probability.map { (p) throws(Fault) in
+        try required(p, "options.d_sequence_probability")
+      }
       call.dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
       if call.dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
         throw .invalid("options.d_expert_weights: forward was given no expert_weights")
@@ -201,6 +211,8 @@ public func moe_layer_backward(
     try operands.reads(x, bytes: bytes, "x")
     try operands.reads(dy, bytes: bytes, "dy")
     try operands.reads(call.dMeanProbability, c.experts, "options.d_mean_probability")
+    let sequences = layer.pointee.sequences(on: tape)
+    try operands.reads(call.dSequenceProbability, sequences * c.experts, "options.d_sequence_probability")
     try operands.reads(tape.pointee.lent, "the memory bound to tape")
     try operands.writes(call.scratch, "options.scratch")
     try operands.writes(dx, bytes: bytes, "dx")

@@ -36,6 +36,13 @@ public struct Checkpoint {
   }
 
   func descriptor(_ file: Int) -> Int32 { files[file].descriptor }
+
+  /// What a file holds, whether an index names it or not: sorted by name.
+  func tensors(ofFile file: Int) -> UnsafeBufferPointer<StoredTensor> {
+    UnsafeBufferPointer(start: files[file].tensors, count: files[file].count)
+  }
+
+  var all: UnsafeBufferPointer<StoredTensor> { UnsafeBufferPointer(start: tensors, count: count) }
 }
 
 public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>

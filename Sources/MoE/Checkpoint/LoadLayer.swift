@@ -2,8 +2,8 @@ import CShims
 
 extension Layer {
   /// Overwrites the parameters with a checkpoint's; on an error none of them.
-  public func load(_ checkpoint: Checkpoint, _ layout: Layout, number: Int?) throws(Fault) {
-    let loading = Loading(self, checkpoint, layout, number: number)
+  public func load(_ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) throws(Fault) {
+    let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     try loading.tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
   }
@@ -15,8 +15,8 @@ struct Loading {
   let checkpoint: Checkpoint
   let kernels: UnsafePointer<moei_kernels>
 
-  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, number: Int?) {
-    tensors = LayerTensors(layer: layer, layout: layout, number: number)
+  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) {
+    tensors = LayerTensors(layer, layout, place, in: checkpoint)
     self.checkpoint = checkpoint
     kernels = layer.context.kernels
   }
@@ -25,59 +25,25 @@ struct Loading {
 
   /// Whether the checkpoint has what the layer has, and nothing else for it.
   func check() throws(Fault) {
-    try tensors.entries(
-      { (entry) throws(Fault) in try check(entry) }, absent: { (rule) throws(Fault) in try requireAbsent(rule) })
-    if tensors.layout == .libmoe { try requireNothingElse() }
-  }
-
-  private func check(_ entry: LayerTensors.Entry) throws(Fault) {
-    for expert in 0..<entry.count { _ = try values(entry, expert) }
-    if case .numbered = entry.rule.listing {
-      try tensors.withName(entry.rule, expert: entry.count) { (name) throws(Fault) in
-        if checkpoint.find(name) != nil {
-          throw .invalid("\(name): the checkpoint has more experts than the layer's \(entry.count)")
-        }
-      }
+    try tensors.requireFit()
+    try tensors.entries { (entry) throws(Fault) in
+      for expert in 0..<entry.count { _ = try values(entry, expert) }
     }
-  }
-
-  /// What the checkpoint has and the layer has not would be lost without a word.
-  func requireAbsent(_ rule: TensorRule) throws(Fault) {
-    try tensors.withName(rule, expert: 0, part: "_blocks") { (name) throws(Fault) in
-      if checkpoint.find(name) != nil {
-        throw .invalid("\(name): the checkpoint has it, the layer has no \(rule.first)")
-      }
-    }
-  }
-
-  /// The same for libmoe's own layout, whose rules are the layer's parameters.
-  func requireNothingElse() throws(Fault) {
-    try withText { (text: inout TextBuffer) in
-      tensors.layout.begin(&text, layer: tensors.number)
-    } body: { (begin) throws(Fault) in
-      for index in 0..<checkpoint.count {
-        let name = checkpoint[index].name
-        guard let own = text(name, after: begin) else { continue }
-        let isParameter =
-          text(own, after: cText("router.")) != nil || text(own, after: cText("experts.")) != nil
-          || text(own, after: cText("shared.")) != nil || text(own, after: cText("output.")) != nil
-        if isParameter && tensors.layer.parameter(named: own) == nil {
-          throw .invalid("\(name): the checkpoint has it, the layer has no \(own)")
-        }
-      }
-    }
+    try requireNothingElse()
   }
 
   func values(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredValues {
     let shape = entry.matrices.shape(entry.rule.listing)
     if case .mxfp4 = entry.rule.listing { return try packedValues(entry, shape) }
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
-      let tensor = try find(name, shape)
+      let tensor = try find(entry.rule, name, shape)
       switch tensor.type {
       case .f32: return StoredValues(form: .f32, data: tensor.data)
       case .bf16: return StoredValues(form: .bf16, data: tensor.data)
       case .f16: return StoredValues(form: .f16, data: tensor.data)
-      default: throw .invalid("\(name): \(tensor.type.name) is none of F32, F16 and BF16")
+      default:
+        throw .invalid(
+          "\(name): \(tensor.type.name) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
       }
     }
   }
@@ -98,21 +64,21 @@ struct Loading {
     _ rule: TensorRule, _ part: StaticString, _ shape: StoredShape
   ) throws(Fault) -> UnsafeRawPointer {
     try tensors.withName(rule, expert: 0, part: part) { (name) throws(Fault) in
-      let tensor = try find(name, shape)
+      let tensor = try find(rule, name, shape)
       if tensor.type != .u8 { throw .invalid("\(name): \(tensor.type.name) is not U8") }
       return tensor.data
     }
   }
 
-  private func find(_ name: UnsafePointer<CChar>, _ shape: StoredShape) throws(Fault) -> StoredTensor {
-    guard let tensor = checkpoint.tensor(name) else { throw .invalid("\(name): the checkpoint has no such tensor") }
+  private func find(_ rule: TensorRule, _ name: UnsafePointer<CChar>, _ shape: StoredShape) throws(Fault)
+    -> StoredTensor
+  {
+    guard let tensor = checkpoint.tensor(name) else { throw missing(rule, name) }
     if tensor.shape.rank != shape.rank {
       throw .invalid("\(name): \(tensor.shape.rank) dimensions in the checkpoint, \(shape.rank) in the layer")
     }
     for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
-      throw .invalid(
-        "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the checkpoint, \(shape[dimension]) in the layer"
-      )
+      throw misshapen(name, dimension: dimension, stored: tensor.shape[dimension], wanted: shape[dimension])
     }
     return tensor
   }

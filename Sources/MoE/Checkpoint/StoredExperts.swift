@@ -82,7 +82,7 @@ struct StoredExperts {
       second: matrices.second.map { parameters.role(of: $0) })
     // A parameter as it is holds all its experts in one tensor, however many there are.
     var isNumbered = entry.isNumbered
-    if case .plain = entry.rule.listing { isNumbered = false }
+    if entry.rule.listing == .plain { isNumbered = false }
     for expert in 0..<group.experts {
       let stored = try loading.values(entry, isNumbered ? expert : 0)
       let start = isNumbered ? 0 : expert * matrices.elements

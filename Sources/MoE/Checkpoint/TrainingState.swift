@@ -105,9 +105,7 @@ public struct TrainingState {
       try stored.require(tensor, path)
       expected += 1
     }
-    if stored.count != expected {
-      throw .invalid("\(stored.count) tensors in the file, \(expected) in the training state: \(path)")
-    }
+    if stored.count != expected { throw extra(stored, path) }
     // The numbers first, to look at them before anything changes that is not this state's own.
     try visitNumbers { (tensor) throws(Fault) in stored.copy(tensor) }
     try checkNumbers(path)
@@ -122,6 +120,23 @@ public struct TrainingState {
       statistics[n].pointee.setSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
     }
     return step.pointee
+  }
+
+  /// Names the first tensor that nothing here would take up.
+  private func extra(_ stored: Checkpoint, _ path: UnsafePointer<CChar>) -> Fault {
+    for tensor in stored.all {
+      var isOurs = false
+      // Nothing is thrown.
+      try? visit { (own) throws(Fault) in if compareText(own.name, tensor.name) == 0 { isOurs = true } }
+      if !isOurs {
+        return .invalid(
+          """
+          \(tensor.name): the file has it, the training state does not: load with the layers, optimisers, statistics and \
+          tensors that were saved: \(path)
+          """)
+      }
+    }
+    return .invalid("\(path): a tensor is there twice")
   }
 
   private func checkNumbers(_ path: UnsafePointer<CChar>) throws(Fault) {

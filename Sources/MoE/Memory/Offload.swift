@@ -346,9 +346,9 @@ extension Layer {
   /// Takes all but the experts' matrices from a checkpoint, and those, expert by expert, when they are needed. On an error
   /// nothing has changed.
   public mutating func offload(
-    _ checkpoint: Checkpoint, _ layout: Layout, number: Int?, residentLimit: Int
+    _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace, residentLimit: Int
   ) throws(Fault) {
-    let loading = Loading(self, checkpoint, layout, number: number)
+    let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
     func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {

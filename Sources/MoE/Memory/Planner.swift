@@ -29,17 +29,20 @@ extension Layer {
   /// would be small, with activations computed again.
   func plan(_ call: Call, taped: Bool) throws(Fault) -> Plan {
     let c = configuration
-    let whole = max(call.tokens, 1)
+    let asked = call.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
+    let whole = min(max(call.tokens, 1), asked ?? .max)
     guard let limit = call.limit ?? context.memoryLimit else {
       let lean = call.tapePolicy == .lean
-      return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: lean ? Self.leanChunk : whole)
+      return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: asked ?? (lean ? Self.leanChunk : whole))
     }
     var best: Plan?
     var least = Int.max
     // Without a tape there is nothing to keep, and no policy.
-    if !taped || call.tapePolicy != .lean { best = try fewestChunks(.full, limit, call, taped: taped, &least) }
+    if !taped || call.tapePolicy != .lean {
+      best = try fewestChunks(.full, of: whole, limit, call, taped: taped, &least)
+    }
     if taped && call.tapePolicy != .full && (best?.chunk.tokens ?? 0) < min(whole, Self.smallChunk) {
-      best = try fewestChunks(.lean, limit, call, taped: taped, &least) ?? best
+      best = try fewestChunks(.lean, of: whole, limit, call, taped: taped, &least) ?? best
     }
     if let best { return best }
     throw .invalid("memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(least)")
@@ -50,13 +53,13 @@ extension Layer {
   /// Below this experts get too few tokens at once to be fast.
   private static var smallChunk: Int { 2048 }
 
-  /// The fewest chunks with which a call keeps to the limit, as even as whole blocks let them be. More chunks do not
+  /// The fewest chunks, of so many tokens at most, with which a call keeps to the limit, as even as whole blocks let them be. More chunks do not
   /// always need less, so every number of them is tried. Lowers `least` to what the smallest of them need.
   private func fewestChunks(
-    _ policy: Plan.TapePolicy, _ limit: Int, _ call: Call, taped: Bool, _ least: inout Int
+    _ policy: Plan.TapePolicy, of largest: Int, _ limit: Int, _ call: Call, taped: Bool, _ least: inout Int
   ) throws(Fault) -> Plan? {
     let all = max(blocks(of: call.tokens), 1)
-    var size = all  // blocks of a chunk
+    var size = min(all, blocks(of: largest))  // blocks of a chunk
     while true {
       let plan = Plan(configuration, call, policy: policy, chunkTokens: size * rowsPerBlock)
       let needed = try bytes(plan, call, taped: taped)

@@ -69,6 +69,7 @@ extension Call {
     step = input.step
     training = input.training
     validMask = input.validMask
+    lossMask = input.lossMask
     sequenceLength = input.length
   }
 }

@@ -16,8 +16,11 @@ public struct ModelInput {
   public var positions: UnsafePointer<Int64>?  // [B,S]
   /// Real tokens that a cache has of each sequence.
   var known: UnsafePointer<Int>?  // [B]
+  public var lossMask: UnsafePointer<UInt8>?  // [B,S] tokens that count in auxiliary losses
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?
+  /// Tokens that an ffn computes at once at most.
+  public var chunkTokens: Int?
 
   public init(sequences: Int, length: Int) {
     self.sequences = sequences

@@ -154,7 +154,8 @@ private struct ModelPlanner {
   }
 
   func plan(_ limit: Int?) throws(Fault) -> ModelPlan {
-    let whole = max(input.tokens, 1)
+    let asked = input.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
+    let whole = min(max(input.tokens, 1), asked ?? .max)
     var kinds = KindsOfLayers()
     guard let limit else { return try plan(0, chunk: whole, &kinds) }
     // Without a tape there is nothing to keep: level 2 n keeps the least.

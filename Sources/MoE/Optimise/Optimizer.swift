@@ -86,6 +86,18 @@ public struct Optimizer {
     }
   }
 
+  /// AdamW's beta1, or SGD's momentum, of the steps to come.
+  public mutating func setMomentum(_ momentum: Double) {
+    switch rule {
+    case .adamw(var adamw):
+      adamw.setBeta1(momentum, afterSteps: steps)
+      rule = .adamw(adamw)
+    case .sgd(var sgd):
+      sgd.momentum = momentum
+      rule = .sgd(sgd)
+    }
+  }
+
   // MARK: what a training state holds
 
   /// How many moments each element has.
@@ -283,7 +295,7 @@ private struct OptimizerStep: Job {
 /// AdamW [Loshchilov and Hutter 2019]; the formula stands in include/moe.h.
 public struct AdamW {
   public var learningRate: Double
-  let beta1: Double
+  private(set) var beta1: Double
   let beta2: Double
   let epsilon: Double
   let weightDecay: Double
@@ -312,6 +324,19 @@ public struct AdamW {
     (out[5], out[6]) = (beta1Power, beta2Power)
   }
 
+  /// The power is then that of the new beta1, by squaring.
+  fileprivate mutating func setBeta1(_ beta1: Double, afterSteps steps: UInt64) {
+    if beta1 == self.beta1 { return }
+    self.beta1 = beta1
+    beta1Power = 1
+    var (square, left) = (beta1, steps)
+    while left > 0 {
+      if left & 1 == 1 { beta1Power *= square }
+      square *= square
+      left >>= 1
+    }
+  }
+
   mutating func beginStep() {
     beta1Power *= beta1
     beta2Power *= beta2
@@ -329,7 +354,7 @@ public struct AdamW {
 /// SGD with momentum and decoupled weight decay; the formula stands in include/moe.h.
 public struct SGD {
   public var learningRate: Double
-  let momentum: Double
+  var momentum: Double
   let weightDecay: Double
 
   public init(learningRate: Double, momentum: Double, weightDecay: Double) {

@@ -92,16 +92,18 @@ private struct DifferentiateFeatures: Job {
       let (mean, inverse) = (norm.mean[f], norm.inverse[f])
       let weight = norm.parameters.data(.normWeight)![f]
       var (sum, products) = (0.0, 0.0)
-      for t in 0..<routing.tokens where routing.isValid(t) {
+      for t in 0..<routing.tokens where routing.isRouted(t) {
         sum += Double(d[t * h + f])
         products += Double(d[t * h + f]) * Double((rows[t * h + f] - mean) * inverse)
       }
       norm.parameters.grad(.normBias)![f] += Float(sum)
       norm.parameters.grad(.normWeight)![f] += Float(products)
       let (meanGradient, meanProduct) = norm.training ? (Float(sum / count), Float(products / count)) : (0, 0)
-      for t in 0..<routing.tokens where routing.isValid(t) {
+      for t in 0..<routing.tokens where routing.isRouted(t) {
+        // The means are not padding's.
         let n = (rows[t * h + f] - mean) * inverse
-        d[t * h + f] = (d[t * h + f] - meanGradient - n * meanProduct) * inverse * weight
+        let ofMeans = routing.isValid(t) ? meanGradient + n * meanProduct : 0
+        d[t * h + f] = (d[t * h + f] - ofMeans) * inverse * weight
       }
     }
   }

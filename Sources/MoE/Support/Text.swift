@@ -23,21 +23,37 @@ func text(_ text: UnsafePointer<CChar>, after prefix: UnsafePointer<CChar>) -> U
   return text + i
 }
 
+/// Whether `text` ends so.
+func hasEnd(_ text: UnsafePointer<CChar>, _ end: UnsafePointer<CChar>) -> Bool {
+  let (length, endLength) = (textLength(text), textLength(end))
+  return length >= endLength && compareText(text + length - endLength, end) == 0
+}
+
+/// Whether `part` is anywhere in `text`.
+func hasPart(_ whole: UnsafePointer<CChar>, _ part: UnsafePointer<CChar>) -> Bool {
+  var i = 0
+  while whole[i] != 0 {
+    if text(whole + i, after: part) != nil { return true }
+    i += 1
+  }
+  return false
+}
+
 /// A literal as a C string: static memory.
 public func cText(_ text: StaticString) -> UnsafePointer<CChar> {
   UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
 }
 
 /// Puts a text together on the stack, cut off at 255 bytes, and hands it over.
-func withText<R>(
-  _ write: (inout TextBuffer) -> Void, body: (UnsafePointer<CChar>) throws(Fault) -> R
-) throws(Fault) -> R {
+func withText<R, E: Error>(
+  _ write: (inout TextBuffer) -> Void, body: (UnsafePointer<CChar>) throws(E) -> R
+) throws(E) -> R {
   // Typed errors do not pass through withUnsafeTemporaryAllocation.
-  var result: Result<R, Fault>?
+  var result: Result<R, E>?
   withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { memory in
     var text = TextBuffer(memory.baseAddress!, capacity: memory.count)
     write(&text)
-    do throws(Fault) {
+    do throws(E) {
       result = .success(try body(memory.baseAddress!))
     } catch {
       result = .failure(error)

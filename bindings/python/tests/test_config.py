@@ -23,7 +23,7 @@ SIZES = {"hidden_size": 3, "intermediate_size": 4, "n_experts": 5, "top_k": 2}
 
 def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
     fields = {field[0] for field in _abi.moe_layer_config._fields_}
-    fields -= {"struct_size", "reserved", "n_expert_groups", "n_losses"}
+    fields -= {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
     assert set(DEFAULTS) == fields
 
 
@@ -62,6 +62,7 @@ def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
         (words.SharedGate, _abi.SHARED),
         (words.Noise, _abi.NOISE),
         (words.RouterDropout, _abi.ROUTER_DROPOUT),
+        (words.RouterNorm, _abi.ROUTER_NORM),
         (words.DynamicK, _abi.DYNAMIC_K),
         (words.Capacity, _abi.CAPACITY),
         (words.Drop, _abi.DROP),

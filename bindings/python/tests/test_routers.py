@@ -44,6 +44,42 @@ ROUTERS: dict[str, tuple[Arguments, Arguments]] = {
         {"router": "hierarchical", **GROUPED, "router_weights": "topk_softmax"},
         {},
     ),
+    "hierarchical, gates apart": (
+        {"router": "hierarchical", **GROUPED, "router_weights": "group_softmax"},
+        {},
+    ),
+    "hierarchical, gates apart, as they are": (
+        {"router": "hierarchical", **GROUPED, "router_weights": "group_softmax", "normalize": False},
+        {},
+    ),
+    "hierarchical, gates apart, dropping": (
+        {
+            "router": "hierarchical",
+            **GROUPED,
+            "router_weights": "group_softmax",
+            "capacity_formula": "megatron",
+            "capacity_factor": 0.8,
+            "renormalize": "after",
+            "expert_scale": True,
+        },
+        {},
+    ),
+    "hierarchical, gates apart, next best": (
+        {
+            "router": "hierarchical",
+            **GROUPED,
+            "router_weights": "group_softmax",
+            "normalize": False,
+            "capacity_formula": "megatron",
+            "capacity_factor": 0.8,
+            "overflow": "next_best",
+        },
+        {},
+    ),
+    "hierarchical, gates apart, given": (
+        {"router": "hierarchical", **GROUPED, "router_weights": "group_softmax"},
+        {"expert_indices": GIVEN},
+    ),
     "hierarchical, one group": ({"router": "hierarchical", "n_groups": 3, "top_groups": 1}, {}),
     "hash": (HASH, {"token_ids": TOKEN_IDS}),
     "hash, sigmoid": ({**HASH, "score": "sigmoid", "router_normalize": False}, {"token_ids": TOKEN_IDS}),

@@ -20,6 +20,7 @@ from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
 from libmoe.train.interrupt import Interrupt
 from libmoe.train.run import BEST, LAST
+from libmoe.train.update import Update
 from tiny import settings, state, text
 
 
@@ -46,6 +47,19 @@ def test_bits_per_byte_is_the_mean_over_all_predicted_bytes(tmp_path: Path) -> N
         trainer.model, trainer.corpus.held_out, sequence_length=16, sequences=4, most_tokens=6 * 16
     )
     assert found == pytest.approx(np.mean(each) / math.log(2), rel=1e-6)
+
+
+def test_one_cycle_moves_beta1_and_other_schedules_leave_it(tmp_path: Path) -> None:
+    for schedule, expected in (("one_cycle", [0.95, 0.85, 0.95]), ("cosine", [0.9, 0.9, 0.9])):
+        given = settings(tmp_path, schedule=schedule, warmup_steps=4)  # of 12
+        trainer = Trainer(given, tmp_path / schedule)
+        with libmoe.Context() as context:
+            update = Update(given, trainer.model, context)
+            found = []
+            for step in (0, 3, 11):
+                update(step)
+                found.append(update.optimizer.momentum)
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
 # Everything that a run remembers: dropout, noise, warm-up of experts, selection bias, adaptive clipping.

@@ -87,9 +87,30 @@ LAYOUT = {
     "switch_decoder": 12,
     "transformers_5": 13,
     "llama4_text": 14,
+    "jetmoe": 15,
+    "minimax_m2": 16,
+    "ernie4_5": 17,
+    "longcat_flash": 18,
+    "jamba": 19,
+    "hunyuan": 20,
+    "nemotron_h": 21,
+    "lfm2_moe": 22,
+    "afmoe": 23,
+    "deepseek_v4": 24,
+    "nllb_encoder": 25,
+    "nllb_decoder": 26,
+    "qwen3_vl_moe": 27,
+    "qwen3_5_moe": 28,
 }
 NO_LAYER_NUMBER = -1
-ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4}
+ROUTER_WEIGHTS = {
+    "scores": 0,
+    "topk_softmax": 1,
+    "topk_sigmoid": 2,
+    "equal": 3,
+    "sparsemixer": 4,
+    "group_softmax": 5,
+}
 ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
@@ -131,7 +152,10 @@ LOSS = {
     "tutel_importance_load": 15,
     "z": 16,
     "z_switch": 17,
+    "balance_positive": 18,
 }
+ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
+NO_GROUPS = -1
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
 EPSILON = {"added": 0, "least": 1}
@@ -164,6 +188,16 @@ PRESETS = [
     "switch",
     "jamba",
     "llama_cpp",
+    "gemma4",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "dots1",
+    "hunyuan",
+    "nemotron_h",
+    "lfm2_moe",
+    "afmoe",
+    "deepseek_v4",
+    "nllb_moe",
 ]
 
 
@@ -355,6 +389,10 @@ class moe_layer_config(_Sized):
         ("n_losses", c_int64),
         ("unallocated", c_int32),
         ("reserved", c_int32),
+        ("router_norm", c_int32),
+        ("router_norm_scale", c_float),
+        ("router_norm_epsilon", c_float),
+        ("reserved2", c_int32),
     ]
 
 
@@ -379,6 +417,11 @@ class moe_forward_options(_Sized):
         ("scratch_size", c_size_t),
         ("tape_policy", c_int32),
         ("reserved2", c_int32),
+        ("loss_mask", c_void_p),
+        ("noise", c_void_p),
+        ("jitter", c_void_p),
+        ("second", c_void_p),
+        ("chunk_tokens", c_int64),
     ]
 
 
@@ -445,6 +488,9 @@ class moe_report(_Sized):
         ("variation", c_float),
         ("dead_share", c_float),
         ("reserved", c_int32),
+        ("sequence_counts", c_void_p),
+        ("sequence_probability", c_void_p),
+        ("sequence_valid", c_void_p),
     ]
 
 
@@ -460,6 +506,7 @@ class moe_backward_options(_Sized):
         ("optimizer", POINTER(moe_optimizer)),
         ("clip_factor", c_float),
         ("reserved", c_int32),
+        ("d_sequence_probability", c_void_p),
     ]
 
 
@@ -507,6 +554,8 @@ class moe_schedule(_Sized):
         ("pct_start", c_double),
         ("div_factor", c_double),
         ("final_div_factor", c_double),
+        ("base_momentum", c_double),
+        ("max_momentum", c_double),
     ]
 
 
@@ -652,6 +701,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         Status,
         [c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
     ),
+    "moe_pooled_sequence_loss": (
+        Status,
+        [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
+    ),
     "moe_statistics_create": (Status, [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))]),
     "moe_statistics_free": (None, [POINTER(moe_statistics)]),
     "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
@@ -688,6 +741,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_optimizer_set_momentum": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_momentum": (Status, [POINTER(moe_schedule), c_int64, POINTER(c_double)]),
     "moe_schedule_init": (None, [POINTER(moe_schedule), c_size_t]),
     "moe_learning_rate": (Status, [POINTER(moe_schedule), c_int64, POINTER(c_double)]),
     "moe_optimizer_set_group": (Status, [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double]),
@@ -724,6 +779,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t],
     ),
     "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_load_prefix": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p]),
+    "moe_layer_offload_prefix": (
+        Status,
+        [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p, c_size_t],
+    ),
+    "moe_layer_save_prefix": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_char_p, c_int32, c_size_t]),
     "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
     "moe_layer_save_sharded": (

@@ -192,6 +192,8 @@ class moe_model_input(_Sized):
         ("valid_mask", c_void_p),
         ("memory_limit", c_size_t),
         ("positions", c_void_p),
+        ("loss_mask", c_void_p),
+        ("chunk_tokens", c_int64),
     ]
 
 

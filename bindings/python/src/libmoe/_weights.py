@@ -401,7 +401,14 @@ class Weights(Tensors):
             self._handle, counts.ctypes.data, rate, _check.flag("zero_sum", zero_sum)
         )
 
-    def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
+    def load(
+        self,
+        source: Path | Checkpoint,
+        *,
+        layout: Layout = "libmoe",
+        layer: int | None = None,
+        prefix: str | None = None,
+    ) -> None:
         """Overwrite the parameters with a checkpoint's.
 
         Parameters
@@ -414,12 +421,16 @@ class Weights(Tensors):
         layer : int, optional
             Number of the layer in the model.  Only ``"libmoe"`` does without: names are then the
             parameters' own.
+        prefix : str, optional
+            In place of ``layer``: what the layer's names begin with, where that is not as the layout has it,
+            with the last dot: ``"model.language_model.layers.3.mlp."``.
 
         Raises
         ------
         InvalidArgumentError
             A tensor is missing, has other dimensions or a type that cannot be loaded, or the checkpoint has
-            more for this layer than the layer holds; the text names it.  The layer is as it was.
+            more for this layer than the layer holds; the text names it and says what would use it, or which
+            layout the checkpoint looks like.  The layer is as it was.
         FileError
             The file cannot be opened.
 
@@ -428,7 +439,11 @@ class Weights(Tensors):
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
-        lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_load(*arguments, _layer_number(layer))
+        else:
+            lib.moe_layer_load_prefix(*arguments, _prefix(prefix, layer))
 
     def offload(
         self,
@@ -437,6 +452,7 @@ class Weights(Tensors):
         resident_limit: int | str,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
     ) -> None:
         """Leave the routed experts' matrices in a checkpoint's files, and load all other parameters.
 
@@ -446,7 +462,7 @@ class Weights(Tensors):
 
         Parameters
         ----------
-        source, layout, layer
+        source, layout, layer, prefix
             As of :meth:`load`; a checkpoint may be closed afterwards.
         resident_limit : int or str
             Bytes, also as ``"2GiB"``, of memory for experts, at least for two.  :meth:`prepare` afterwards,
@@ -465,7 +481,11 @@ class Weights(Tensors):
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
         limit = _check.byte_count("resident_limit", resident_limit)
-        lib.moe_layer_offload(self._handle, checkpoint._handle, number, _layer_number(layer), limit)
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_offload(*arguments, _layer_number(layer), limit)
+        else:
+            lib.moe_layer_offload_prefix(*arguments, _prefix(prefix, layer), limit)
         self._handle.owner.keep["offloaded"] = True
 
     @property
@@ -487,6 +507,7 @@ class Weights(Tensors):
         *,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
         dtype: DType = "f32",
         max_shard_size: int | str = 0,
     ) -> None:
@@ -496,7 +517,7 @@ class Weights(Tensors):
         ----------
         path : path
             Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
-        layout, layer
+        layout, layer, prefix
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
         dtype : {"f32", "bf16"}
             Of all tensors but those of ``buffers``, which stay float32.
@@ -511,17 +532,14 @@ class Weights(Tensors):
             The file cannot be written; ``path`` is as it was.
         """
         size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
-        arguments = (
-            self._handle,
-            encoded(path),
-            _check.choice("layout", layout, _abi.LAYOUT),
-            _layer_number(layer),
-            _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
-        )
-        if size == 0:
-            lib.moe_layer_save(*arguments)
+        head = (self._handle, encoded(path), _check.choice("layout", layout, _abi.LAYOUT))
+        number = _check.choice("dtype", dtype, _abi.LAYER_DTYPE)
+        if prefix is not None:
+            lib.moe_layer_save_prefix(*head, _prefix(prefix, layer), number, size)
+        elif size == 0:
+            lib.moe_layer_save(*head, _layer_number(layer), number)
         else:
-            lib.moe_layer_save_sharded(*arguments, size)
+            lib.moe_layer_save_sharded(*head, _layer_number(layer), number, size)
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
         """Make every expert a copy of one dense network (arXiv:2212.05055).
@@ -557,3 +575,13 @@ class Weights(Tensors):
 
 def _layer_number(layer: int | None) -> int:
     return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)
+
+
+def _prefix(prefix: str, layer: int | None) -> bytes:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
+    if layer is not None:
+        raise ValueError("layer, prefix: a prefix has the layer's number in it; give one of the two")
+    if "\0" in prefix:
+        raise ValueError(f"prefix: {prefix!r} contains the character 0")
+    return prefix.encode()

@@ -17,6 +17,7 @@ def forward_options(
     every: tuple[int, ...],
     top_k: int,
     n_experts: int,
+    hidden_size: int,
     *,
     training: bool = False,
     step: int = 0,
@@ -30,6 +31,11 @@ def forward_options(
     replay: Routing | None = None,
     memory_limit: int | str = 0,
     tape_policy: str = "auto",
+    loss_mask: Any = None,
+    noise: Any = None,
+    jitter: Any = None,
+    second: Any = None,
+    chunk_tokens: int = 0,
 ) -> _abi.moe_forward_options:
     """Check what a forward of tokens [every] is given."""
     recorder, replayed = _handle("record", record), _handle("replay", replay)
@@ -47,6 +53,11 @@ def forward_options(
         replay=None if replayed is None else replayed._as_parameter_,
         memory_limit=_check.byte_count("memory_limit", memory_limit),
         tape_policy=_check.choice("tape_policy", tape_policy, _abi.TAPE),
+        loss_mask=_check.address("loss_mask", loss_mask, every, dtype="mask"),
+        noise=_check.address("noise", noise, (*every, n_experts)),
+        jitter=_check.address("jitter", jitter, (*every, hidden_size)),
+        second=_check.address("second", second, every),
+        chunk_tokens=_check.integer("chunk_tokens", chunk_tokens, ctypes.c_int64),
     )
     options.handles = (recorder, replayed)  # which nobody frees while the library uses them
     return options

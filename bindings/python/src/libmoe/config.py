@@ -57,6 +57,7 @@ _WORDS = {
     "shared_gate": _abi.SHARED,
     "noise": _abi.NOISE,
     "router_dropout_on": _abi.ROUTER_DROPOUT,
+    "router_norm": _abi.ROUTER_NORM,
     "dynamic_k": _abi.DYNAMIC_K,
     "capacity_formula": _abi.CAPACITY,
     "drop": _abi.DROP,
@@ -80,7 +81,7 @@ _FLAGS = {
 _BIASES = {"router_bias", "expert_bias"}
 _BIAS = {None: _abi.BIAS["default"], False: _abi.BIAS["off"], True: _abi.BIAS["on"]}
 # Fields that say how long a list is, which Python's lists know themselves.
-_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses"}
+_UNNAMED = {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
 
 
 def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:

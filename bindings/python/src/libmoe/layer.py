@@ -20,7 +20,7 @@ from .context import Context, default_context, handle_of
 from .errors import BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
-from .report import Blank, Output, Report
+from .report import Blank, Output, Report, n_sequences, sequence_arrays
 from .routing import Routing
 from .tape import Tape
 
@@ -54,10 +54,11 @@ class Layer(Weights):
         groups, then each group's gate its experts; a table by token id (arXiv:2106.04426); in training the K
         best after Sinkhorn's iteration towards equal loads, as Megatron-Core; forward is given indices and
         weights.
-    router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer"}
+    router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"}
         What the K chosen experts weigh: their scores among all E; a softmax or the sigmoid of their logits;
-        1; or each its share in a softmax over the experts not chosen before it whose logits are near its own
-        (PhiMoE).
+        1; each its share in a softmax over the experts not chosen before it whose logits are near its own
+        (PhiMoE); or, of router ``"hierarchical"``, the coarse gate's probability of the group times a softmax
+        over the chosen experts of the group alone.
     mask_threshold : float
         Of ``"sparsemixer"``, above 0: near is (best - z) / max(|z|, best) <= 2 mask_threshold.
     router_normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
@@ -76,7 +77,7 @@ class Layer(Weights):
         Whether there is a trained factor ``router.expert_scale`` for each expert's weight.
     n_groups, top_groups, group_top_m : int
         With n_groups, experts are chosen within the top_groups groups of neighbours whose group_top_m largest
-        scores (0: 1) have the largest sum.
+        scores (0: 1) have the largest sum.  -1 is none, whatever the other two and group_mask are.
     group_mask : {"minus_infinity", "zero"}
         What takes the place of the other groups' scores.
     routed_scale : float
@@ -121,6 +122,10 @@ class Layer(Weights):
     router_batch_norm, batch_norm_momentum, batch_norm_epsilon : bool, float, float
         Whether the gate reads a batch-normalised x.  A forward in training then changes ``buffers``, so it
         wants the layer for itself.  0 means 0.1, and 1e-5.
+    router_norm, router_norm_scale, router_norm_epsilon : {"none", "rms", "rms_weight"}, float, float
+        An RMS norm of what the gate alone reads: x / sqrt(mean(x^2) + epsilon) * scale, and with
+        ``"rms_weight"`` times a trained ``router.norm.weight``.  0 means 1 / sqrt(H), which is Gemma 4's, and
+        1e-6.
     random_second : bool
         With K = 2, whether in training a second choice of weight w is kept with probability min(1, 2 w)
         (arXiv:2006.16668).
@@ -256,6 +261,9 @@ class Layer(Weights):
         router_batch_norm: bool = False,
         batch_norm_momentum: float = 0.0,
         batch_norm_epsilon: float = 0.0,
+        router_norm: words.RouterNorm = "none",
+        router_norm_scale: float = 0.0,
+        router_norm_epsilon: float = 0.0,
         random_second: bool = False,
         dynamic_k: words.DynamicK = "none",
         dynamic_value: float = 0.0,
@@ -347,6 +355,11 @@ class Layer(Weights):
         replay: Routing | None = None,
         memory_limit: int | str = 0,
         tape_policy: Literal["auto", "full", "lean"] = "auto",
+        loss_mask: NDArray[np.bool_] | NDArray[np.uint8] | None = None,
+        noise: FloatArray | None = None,
+        jitter: FloatArray | None = None,
+        second: FloatArray | None = None,
+        chunk_tokens: int = 0,
     ) -> Output:
         """Return y = layer(x) with its losses and statistics.
 
@@ -385,6 +398,20 @@ class Layer(Weights):
             The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
         tape_policy : {"auto", "full", "lean"}
             Whether the tape keeps the experts' pre-activations, or backward computes them again.
+        loss_mask : ndarray of bool or uint8, [...], optional
+            1 for tokens that count in losses and in the report, in place of valid_mask: a real token with 0
+            is computed all the same, and padding with 1 is routed for the losses alone.
+        noise : ndarray of float32, [..., E], optional
+            In training, in place of the normal numbers that ``noise`` draws; with ``noise="none"`` it is
+            added to the logits as it is.
+        jitter : ndarray of float32, [..., H], optional
+            In training, u in x (1 + jitter u), in place of numbers drawn from -1 to 1.
+        second : ndarray of float32, [...], optional
+            In training, with ``random_second``: a second choice of weight w is kept where 2 w is at least
+            this number, in place of one drawn from 0 to 1.
+        chunk_tokens : int
+            Tokens that experts compute at once, rounded up to a multiple of 256; 0 means as planned.  It
+            changes no bit that a memory limit would not.
 
         Returns
         -------
@@ -420,6 +447,11 @@ class Layer(Weights):
             replay=replay,
             memory_limit=memory_limit,
             tape_policy=tape_policy,
+            loss_mask=loss_mask,
+            noise=noise,
+            jitter=jitter,
+            second=second,
+            chunk_tokens=chunk_tokens,
         )
         listed = self.n_experts if self._config.router == _abi.ROUTER["expert_choice"] else self.top_k
         blank = Blank(
@@ -427,6 +459,7 @@ class Layer(Weights):
             losses=np.empty(len(self._losses), np.float32),
             expert_indices=np.empty((n_tokens, listed), np.int32),
             expert_weights=np.empty((n_tokens, listed), np.float32),
+            **sequence_arrays(n_tokens, sequence_length, self.n_experts),
         )
         y = self._forward(x, options, out, tape, blank.c_report)
         filled = blank.filled()
@@ -458,13 +491,15 @@ class Layer(Weights):
         )
         if tape is not None:
             tape._x = x
+            length = 0 if options is None else options.sequence_length
+            tape._sequences = n_sequences(n_tokens, length)
         return y
 
     def _tokens(self, name: str, value: Any, shape: tuple[int, ...], *, write: bool = False) -> Any:
         return _check.array(name, value, shape, write=write, dtype=self._io_dtype)
 
     def _options(self, every: tuple[int, ...], **options: Any) -> _abi.moe_forward_options:
-        return forward_options(every, self.top_k, self.n_experts, **options)
+        return forward_options(every, self.top_k, self.n_experts, self.hidden_size, **options)
 
     def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
         """Return the memory of a forward and backward of n_tokens tokens; nothing is allocated.
@@ -476,8 +511,8 @@ class Layer(Weights):
         taped : bool
             Whether forward will have a tape.
         **options
-            As of :meth:`forward`: memory_limit and tape_policy, and what else changes sizes (training,
-            valid_mask, sequence_length, expert_indices).
+            As of :meth:`forward`: memory_limit, tape_policy and chunk_tokens, and what else changes sizes
+            (training, masks, sequence_length, expert_indices, noise, jitter).
 
         Raises
         ------
@@ -501,6 +536,7 @@ class Layer(Weights):
         out: Array | None = None,
         d_mean_probability: FloatArray | None = None,
         d_expert_weights: FloatArray | None = None,
+        d_sequence_probability: FloatArray | None = None,
         optimizer: Optimizer | None = None,
         clip_factor: float = 0.0,
     ) -> Array | None:
@@ -523,6 +559,8 @@ class Layer(Weights):
             :func:`pooled_balance_loss`.
         d_expert_weights : ndarray of float32, [..., K], optional
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
+        d_sequence_probability : ndarray of float32, [B, E], optional
+            Gradient of the objective with respect to ``report.sequence_probability``.
         optimizer : AdamW or SGD, optional
             Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
@@ -566,6 +604,9 @@ class Layer(Weights):
             clip_factor,
             d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
             d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
+            d_sequence_probability=_check.address(
+                "d_sequence_probability", d_sequence_probability, (tape._sequences, self.n_experts)
+            ),
         )
         lib.moe_layer_backward(
             self._handle,

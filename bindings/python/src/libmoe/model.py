@@ -292,6 +292,8 @@ class Model(Batches, Tensors):
         memory_limit: int | str | None = None,
         logits: bool = False,
         hidden: bool = False,
+        loss_mask: Mask | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelOutput:
         """Run the model, and compute the loss where there are targets.
 
@@ -323,6 +325,10 @@ class Model(Batches, Tensors):
             See :meth:`plan`; it changes no bit of the result.
         logits, hidden : bool
             Whether they are wanted; an encoder's hidden states always are.
+        loss_mask : ndarray of bool, [B, S], optional
+            The tokens that count in the layers' auxiliary losses and reports, as in :meth:`Layer.forward`.
+        chunk_tokens : int
+            Tokens that an ffn computes at once at most, as in :meth:`Layer.forward`; 0 means as planned.
 
         Raises
         ------
@@ -346,6 +352,8 @@ class Model(Batches, Tensors):
             added_mask=added_mask,
             positions=positions,
             memory_limit=memory_limit,
+            loss_mask=loss_mask,
+            chunk_tokens=chunk_tokens,
         )
         if tape is not None and tape is not True:
             _check.instance("tape", tape, ModelTape, "model.tape(), or True")
@@ -459,6 +467,7 @@ class Model(Batches, Tensors):
         *,
         training: bool = True,
         memory_limit: int | str | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelPlan:
         """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
 
@@ -475,7 +484,7 @@ class Model(Batches, Tensors):
             _check.integer("n_sequences", n_sequences, ctypes.c_int64),
             _check.integer("sequence_length", sequence_length, ctypes.c_int64),
         )
-        call = Call(shape, training=training, memory_limit=memory_limit)
+        call = Call(shape, training=training, memory_limit=memory_limit, chunk_tokens=chunk_tokens)
         some = np.zeros(1, np.int32)  # whether there are targets counts, not which
         if self.vocabulary_size:
             call.c_input.targets = some.ctypes.data
@@ -533,7 +542,12 @@ class Model(Batches, Tensors):
         )
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
         lib.moe_model_read_with(
-            self._handle, cache._handle, tokens.ctypes.data, count, options, logits.ctypes.data
+            self._handle,
+            cache._handle,
+            tokens.ctypes.data,
+            count,
+            ctypes.byref(options),
+            logits.ctypes.data,
         )
         cache._length += count
         return logits

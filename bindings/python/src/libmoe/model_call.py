@@ -61,11 +61,13 @@ class Call:
         added_mask: FloatArray | None = None,
         positions: Positions | None = None,
         memory_limit: int | str | None = None,
+        loss_mask: Mask | None = None,
+        chunk_tokens: int = 0,
     ) -> None:
         self.shape = shape  # B, S
         length = shape[1]
         # whose memory is used
-        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask, positions)
+        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask, positions, loss_mask)
         self.c_input = _abi_model.moe_model_input(
             n_sequences=shape[0],
             sequence_length=length,
@@ -81,6 +83,8 @@ class Call:
             valid_mask=_check.address("valid_mask", valid_mask, shape, dtype="mask"),
             positions=_check.address("positions", positions, shape, dtype="i64"),
             memory_limit=0 if memory_limit is None else _check.byte_count("memory_limit", memory_limit),
+            loss_mask=_check.address("loss_mask", loss_mask, shape, dtype="mask"),
+            chunk_tokens=_check.integer("chunk_tokens", chunk_tokens, ctypes.c_int64),
         )
 
 

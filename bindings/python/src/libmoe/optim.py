@@ -50,6 +50,7 @@ class Optimizer(Native):
         require_apart(self._parameters, values=True)
         self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = config.learning_rate
+        self._momentum: float = config.beta1 if isinstance(config, _abi.moe_adamw_config) else config.momentum
         handle = handle_of(context)
         self._open_handle = Handle(
             create,
@@ -199,6 +200,17 @@ class Optimizer(Native):
         value = _check.number("learning_rate", value)
         lib.moe_optimizer_set_learning_rate(self._handle, value)
         self._learning_rate = value
+
+    @property
+    def momentum(self) -> float:
+        """AdamW's beta1, or SGD's momentum, of the steps to come, in [0, 1); assign to it to cycle it."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        value = _check.number("momentum", value)
+        lib.moe_optimizer_set_momentum(self._handle, value)
+        self._momentum = value
 
 
 @keywords

@@ -20,6 +20,7 @@ class Tape(Native):
         handle = instance("layer", layer, Native, "layer.tape()")._handle
         context = handle.keep["context"]
         self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
+        self._sequences = 1  # of the forward that filled it
 
     _instead = "make one with layer.tape() and run forward again"
 

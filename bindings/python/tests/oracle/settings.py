@@ -67,6 +67,9 @@ class Settings:
     router_batch_norm: bool = False
     batch_norm_momentum: float = 0.0
     batch_norm_epsilon: float = 0.0
+    router_norm: str = "none"
+    router_norm_scale: float = 0.0
+    router_norm_epsilon: float = 0.0
     dynamic_k: str = "none"
     dynamic_value: float = 0.0
     min_k: int = 0
