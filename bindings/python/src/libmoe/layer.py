@@ -299,15 +299,9 @@ class Layer(Weights):
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         parent = handle_of(context)
+        create, free = lib.moe_layer_create, lib.moe_layer_free
         super().__init__(
-            Handle(
-                lib.moe_layer_create,
-                lib.moe_layer_free,
-                parent,
-                ctypes.byref(c_config),
-                keep={"context": parent},
-            ),
-            c_config,
+            Handle(create, free, parent, ctypes.byref(c_config), keep={"context": parent}), c_config
         )
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype
@@ -376,7 +370,7 @@ class Layer(Weights):
         replay : Routing, optional
             In place of expert_indices, the record of a call with as many tokens and choices.
         memory_limit : int or str
-            Bytes (or ``"512 MiB"``) of scratch and tape for this call and its backward; 0: the context's limit.
+            Bytes (or ``"2 GB"``) of scratch and tape for this call and its backward; 0: the context's limit.
             The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
         tape_policy : {"auto", "full", "lean"}
             Whether the tape keeps the experts' pre-activations, or backward computes them again.
