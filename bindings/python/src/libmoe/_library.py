@@ -139,7 +139,7 @@ def _within(outer: list[Arguments], function: Any, arguments: Arguments) -> Any:
 
 # What reads an object that an interrupted call uses too, as another thread may do at the same time.
 _READING = re.compile(
-    "moe_(layer|model)_(forward|read|plan|plan_memory|parameter|parameter_count|find_parameter|layer|save|"
+    "moe_(layer|model)_(forward|read|read_with|plan|plan_memory|parameter|parameter_count|find_parameter|layer|save|"
     "save_sharded)|moe_optimizer_state_size|moe_checkpoint_.*|moe_context_memory"
 )
 
