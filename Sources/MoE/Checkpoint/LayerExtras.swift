@@ -90,12 +90,11 @@ extension Loading {
         "\(name): the checkpoint has it, the layer does not choose by token id: make the layer with router = HASH and it"
       )
     }
-    var isSame = stored.shape == StoredShape(c.vocabulary, c.topK)
-    for index in 0..<(isSame ? c.vocabulary * c.topK : 0) {
-      switch stored.type {
-      case .i64: isSame = isSame && stored.data.loadUnaligned(fromByteOffset: 8 * index, as: Int64.self) == table[index]
-      case .i32: isSame = isSame && stored.data.loadUnaligned(fromByteOffset: 4 * index, as: Int32.self) == table[index]
-      default: isSame = false
+    var isSame = stored.shape == StoredShape(c.vocabulary, c.topK) && (stored.type == .i64 || stored.type == .i32)
+    if isSame {
+      try checkpoint.forEachElement(stored) { (index, element) in
+        let expert = stored.type == .i64 ? Int(element.load(as: Int64.self)) : Int(element.load(as: Int32.self))
+        isSame = isSame && expert == Int(table[index])
       }
     }
     if !isSame { throw .invalid("\(name) is another table than the layer's hash_table: make the layer with it") }
@@ -118,7 +117,7 @@ extension Loading {
       return .invalid(
         "\(name): the checkpoint has no such tensor: make the layer \(LayerOption.without(rule.first))")
     }
-    return .invalid("\(name): the checkpoint has no such tensor")
+    return checkpoint.missing(name)
   }
 
   func misshapen(_ name: UnsafePointer<CChar>, dimension: Int, stored: Int, wanted: Int) -> Fault {

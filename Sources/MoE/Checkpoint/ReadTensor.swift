@@ -60,4 +60,26 @@ extension Checkpoint {
     let error = input(file).read(offset, bytes, to: memory)
     if error != 0 { throw .io("reading a tensor", input(file).descriptor, error) }
   }
+
+  /// Hands over the elements of a tensor one after the other, read some at a time: their number, and where they are, aligned.
+  func forEachElement(
+    _ tensor: StoredTensor, _ body: (Int, UnsafeRawPointer) throws(Fault) -> Void
+  ) throws(Fault) {
+    let (input, size, stretch) = (input(tensor.file), tensor.type.size, 512)
+    for start in stride(from: 0, to: tensor.bytes, by: stretch) {
+      let bytes = min(stretch, tensor.bytes - start)
+      var fault: Fault?
+      withUnsafeTemporaryAllocation(byteCount: stretch, alignment: 8) { memory in
+        let some = memory.baseAddress!
+        do throws(Fault) {
+          let error = input.read(tensor.offset + start, bytes, to: some)
+          if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+          for at in stride(from: 0, to: bytes, by: size) { try body((start + at) / size, some + at) }
+        } catch {
+          fault = error
+        }
+      }
+      if let fault { throw fault }
+    }
+  }
 }

@@ -309,8 +309,8 @@ extension Checkpoint {
 
   /// Numbers that are finite and not negative.
   fileprivate func requireAmounts(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
-    try forEachWord(wanted) { (word) throws(Fault) in
-      let value = Double(bitPattern: word)
+    try forEachElement(tensor(wanted.name)!) { (_, element) throws(Fault) in
+      let value = element.load(as: Double.self)
       if !(value >= 0 && value.isFinite) {
         throw .invalid("\(wanted.name): \(value) is not a number of at least 0: \(path)")
       }
@@ -319,31 +319,9 @@ extension Checkpoint {
 
   fileprivate func requireNotNegative(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
     guard wanted.type == .i64 else { return }
-    try forEachWord(wanted) { (word) throws(Fault) in
-      let value = Int(Int64(bitPattern: word))
+    try forEachElement(tensor(wanted.name)!) { (_, element) throws(Fault) in
+      let value = Int(element.load(as: Int64.self))
       if value < 0 { throw .invalid("\(wanted.name): \(value) is negative: \(path)") }
-    }
-  }
-
-  /// The elements of 8 bytes, read a stretch at a time.
-  private func forEachWord(
-    _ wanted: OutgoingTensor, _ body: (UInt64) throws(Fault) -> Void
-  ) throws(Fault) {
-    let (found, stretch) = (tensor(wanted.name)!, 64)
-    let input = input(found.file)
-    for first in stride(from: 0, to: found.bytes / 8, by: stretch) {
-      let count = min(stretch, found.bytes / 8 - first)
-      var fault: Fault?
-      withUnsafeTemporaryAllocation(of: UInt64.self, capacity: stretch) { words in
-        do throws(Fault) {
-          let error = input.read(found.offset + 8 * first, 8 * count, to: words.baseAddress!)
-          if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
-          for i in 0..<count { try body(words[i]) }
-        } catch {
-          fault = error
-        }
-      }
-      if let fault { throw fault }
     }
   }
 }

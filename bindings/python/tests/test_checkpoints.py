@@ -419,7 +419,7 @@ def test_a_download_that_broke_off(tmp_path: Path) -> None:
     (tmp_path / "i.json").write_bytes(data)
     with pytest.raises(libmoe.InvalidArgumentError, match="a safetensors file, no index"):
         libmoe.Checkpoint(tmp_path / "i.json")
-    with pytest.raises(libmoe.FileError, match="Is a directory; name the file in it"):
+    with pytest.raises(libmoe.FileError, match="Is a directory; name a file in it"):
         libmoe.Checkpoint(tmp_path)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  safetensors asks numpy for bfloat16 by name
 import numpy as np
 import pytest
 from child import ENVIRONMENT
@@ -123,7 +124,7 @@ def test_rights_of_a_group_are_not_for_another(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder != Path("/tmp") and str(folder).startswith("/tmp"):
             folder.chmod(0o777)
-    run("leave_root(); libmoe.save(sys.argv[1], {'a': numpy.zeros(1, numpy.float32)})", path)
+    run("numpy.random; leave_root(); libmoe.save(sys.argv[1], {'a': numpy.zeros(1, numpy.float32)})", path)
     assert path.stat().st_gid == 65534 and mode(path) == 0o644
 
 
@@ -262,6 +263,7 @@ sys.path.insert(0, sys.argv[3])
 import test_files
 path = Path(sys.argv[1])
 before = test_files.contents(path.parent)
+test_files.normal(1)  # what is imported late
 free = os.open("/", os.O_RDONLY)
 refused = 0
 most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -307,6 +309,7 @@ def test_folders_of_few_rights(
     code = """
 sys.path.insert(0, sys.argv[3])
 import test_files
+test_files.normal(1)  # what is imported late, from where nobody may read
 leave_root()
 try:
     test_files.SAVES[sys.argv[2]][1](Path(sys.argv[1]))
