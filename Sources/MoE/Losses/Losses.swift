@@ -81,7 +81,7 @@ struct Losses {
     case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
     case .z: return squaredLogSumExp(coefficient, tokens: valid)
     case .balance, .balanceCount, .transformers, .switchTransformer, .switchSequence, .gShard, .deepSpeed, .megatron,
-      .megatronSequence, .megatronGlobal, .tutelGShard:
+      .megatronSequence, .megatronGlobal, .tutelGShard, .balancePositive:
       return 0  // families, which have been returned above
     }
   }
