@@ -13,7 +13,8 @@ struct StoredExperts {
 
   let group: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
-  private let files: UnsafeMutablePointer<InputFile?>  // [fileCount] opened for ourselves; nil = nothing of theirs is there
+  // [fileCount] opened for ourselves; nil = nothing of theirs is there
+  private let files: UnsafeMutablePointer<InputFile?>
   private let fileCount: Int
   private let tensors: UnsafeMutablePointer<Tensor?>  // [mostTensors]
   private let places: UnsafeMutablePointer<StoredPlace>  // [mostTensors, experts]
