@@ -19,7 +19,7 @@ import libmoe
 
 from .train import log, plots
 from .train.bench import bench
-from .train.config import Settings, UserError
+from .train.config import Settings, UserError, mebibytes
 from .train.data import load, load_whole
 from .train.doctor import diagnose, told
 from .train.evaluate import bits_per_byte
@@ -331,8 +331,9 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
         default = "" if each.default == "" else f" (default {each.default})"
         kind = type(each.default)
         metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
+        parse = _mebibytes if each.name == "memory_limit" else kind
         made[group].add_argument(
-            _option(each.name), type=kind, choices=choices or None, metavar=metavar, help=text + default
+            _option(each.name), type=parse, choices=choices or None, metavar=metavar, help=text + default
         )
 
 
@@ -366,6 +367,13 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _mebibytes(text: str) -> int:
+    try:
+        return mebibytes(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

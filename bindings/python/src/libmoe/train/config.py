@@ -94,7 +94,9 @@ class Settings:
     log_every: int = _setting(10, "evaluation", "steps from one line of the log to the next")
 
     threads: int = _setting(0, "machine", "that compute; 0: all this process may use")
-    memory_limit: int = _setting(0, "machine", "MiB of activations in a step; 0: no limit")
+    memory_limit: int = _setting(
+        0, "machine", "MiB of activations in a step, or with a unit such as 1GB; 0: no limit"
+    )
 
     def __post_init__(self) -> None:
         """Refuse what no run can have; the library checks the rest."""
