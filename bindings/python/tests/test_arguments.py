@@ -18,7 +18,8 @@ import libmoe as package
 from arrays import normal
 from libmoe._check import byte_count
 from libmoe.cli import main
-from libmoe.train.config import Settings, UserError
+from libmoe.train.config import Settings
+from libmoe.train.errors import UserError
 
 # The calls below are wrong, which their types would say before.
 libmoe: Any = package

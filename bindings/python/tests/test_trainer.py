@@ -18,8 +18,8 @@ import libmoe
 from libmoe.train import Settings, Trainer, UserError, open_run, sample
 from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
+from libmoe.train.folder import BEST, LAST, LOCK, RECORD
 from libmoe.train.interrupt import Interrupt
-from libmoe.train.run import BEST, LAST
 from libmoe.train.update import Update
 from tiny import settings, state, text
 
@@ -203,8 +203,8 @@ def test_lines_after_the_last_checkpoint_are_forgotten(tmp_path: Path) -> None:
     given = settings(tmp_path, steps=6)
     Trainer(given, run).train()
     log = logs.Log(run)
-    log.write("step", 7, loss=math.inf)
-    assert logs.read(run)[-1]["loss"] is None  # JSON has no infinity
+    log.write("evaluation", 7, bits_per_byte=math.inf)
+    assert logs.read(run)[-1]["bits_per_byte"] is None  # JSON has no infinity
     with (run / logs.FILE).open("a") as file:
         file.write('{"kind":"step","st')  # killed while it wrote
     resumed = Trainer(given.changed({"steps": 8}), run, resume=True)
@@ -284,11 +284,9 @@ def test_bad_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="last.safetensors' does not fit the settings"):
         Trainer(settings(tmp_path, n_layers=3), run, resume=True)
     text(tmp_path, 50_000)
-    with pytest.raises(
-        UserError, match="the text has changed: the run began with 60,000 bytes, now there are 50,000"
-    ):
+    with pytest.raises(UserError, match="changed: .*text.txt' .60,000 bytes then, 50,000 now"):
         Trainer(given, run, resume=True)
-    assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST}
+    assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST, RECORD, LOCK}
 
 
 def test_the_program_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

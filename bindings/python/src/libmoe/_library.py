@@ -186,7 +186,8 @@ def _raise_failure(status: _abi.Status, function: Any, arguments: Any) -> None:
     if status.value == _abi.STATUS["cancelled"] and running.must_stop():
         raise SystemExit  # which ends a thread without a word
     if status.value != 0:
-        raise error_for(status.value, lib.moe_last_error_message().decode())
+        # Names in it may be cut off within a character, or be no UTF-8.
+        raise error_for(status.value, lib.moe_last_error_message().decode(errors="replace"))
 
 
 lib = _load()
