@@ -17,6 +17,9 @@ import pytest
 import libmoe as package
 from arrays import normal
 from libmoe._check import byte_count
+from libmoe.cli import main
+from libmoe.train.config import Settings
+from libmoe.train.errors import UserError
 
 # The calls below are wrong, which their types would say before.
 libmoe: Any = package
@@ -388,6 +391,20 @@ def test_a_limit_in_words_is_the_limit_in_bytes() -> None:
     assert mine.plan(5000, memory_limit="2.5 MiB") == mine.plan(5000, memory_limit=5 * 2**19)
     np.testing.assert_array_equal(mine.forward(x, memory_limit="1GB").y, mine.forward(x).y)
     refused(lambda: mine.plan(5000, memory_limit="1k"), "memory_limit", ValueError)
+
+
+@pytest.mark.parametrize(
+    ("given", "mebibytes"), [("512", 512), ("1GiB", 1024), ("1.5g", 1536), ("1GB", 953), ("1k", 1)]
+)
+def test_limits_of_runs(given: str, mebibytes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers alone are MiB there, as they were."""
+    assert Settings(memory_limit=given).memory_limit == mebibytes  # type: ignore[arg-type]
+    for wrong in ("much", "1 XB", "-1GB"):
+        with pytest.raises(UserError, match="memory_limit = .* is no size"):
+            Settings(memory_limit=wrong)  # type: ignore[arg-type]
+        with pytest.raises(SystemExit):
+            main(["bench", f"--memory-limit={wrong}"])
+        assert f"memory_limit = '{wrong}' is no size" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------

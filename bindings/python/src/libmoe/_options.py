@@ -12,7 +12,8 @@ from typing import Any
 
 import libmoe
 
-from .train.config import Settings
+from .train.config import Settings, mebibytes
+from .train.errors import UserError
 from .train.names import meant
 
 Command = Callable[[argparse.Namespace], int]
@@ -155,8 +156,9 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
         default = "" if each.default == "" else f" (default {each.default})"
         kind = type(each.default)
         metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
+        parse = _mebibytes if each.name == "memory_limit" else kind
         made[group].add_argument(
-            option(each.name), type=kind, choices=choices or None, metavar=metavar, help=text + default
+            option(each.name), type=parse, choices=choices or None, metavar=metavar, help=text + default
         )
 
 
@@ -191,6 +193,13 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _mebibytes(text: str) -> int:
+    try:
+        return mebibytes(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:
