@@ -40,7 +40,7 @@ struct HugeNumberTests {
 
   /// Tape and scratch each fit in 63 bits, and their sum does not.
   @Test func plansBeyondTheAddressSpace() throws {
-    let layer = try Layer(hidden: 1, intermediate: 354_202_707, experts: 1, topK: 1) {
+    let layer = try Layer(hidden: 1, intermediate: 355_000_000, experts: 1, topK: 1) {
       $0.unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS.int32
     }
     let tokens = Int64(Int32.max)
