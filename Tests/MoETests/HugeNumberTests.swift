@@ -40,7 +40,7 @@ struct HugeNumberTests {
 
   /// Tape and scratch each fit in 63 bits, and their sum does not.
   @Test func plansBeyondTheAddressSpace() throws {
-    let layer = try Layer(hidden: 1, intermediate: 354_202_707, experts: 1, topK: 1) {
+    let layer = try Layer(hidden: 1, intermediate: 355_000_000, experts: 1, topK: 1) {
       $0.unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS.int32
     }
     let tokens = Int64(Int32.max)
@@ -129,10 +129,10 @@ struct HugeNumberTests {
   @Test func aFileBeyond63Bits() throws {
     let (layer, folder) = (try Layer(), try Folder())
     var value: Float = 0
-    try withUnsafeBytes(of: &value) { memory in
+    withUnsafeBytes(of: &value) { memory in
       for (dtype, shape) in [(MOE_DTYPE_U8, Int64.max), (MOE_DTYPE_F32, Int64.max / 4), (MOE_DTYPE_U8, .max - 64)] {
         for path in ["one", "many.safetensors.index.json"] {
-          try "t".withCString { name in
+          "t".withCString { name in
             var tensor = moe_stored_tensor()
             moe_stored_tensor_init(&tensor, MemoryLayout<moe_stored_tensor>.size)
             (tensor.name, tensor.dtype, tensor.rank) = (name, dtype.int32, 1)
@@ -145,11 +145,11 @@ struct HugeNumberTests {
               : moe_checkpoint_write_sharded(layer.context, file, &tensor, 1, -1)  // SIZE_MAX
             #expect(status == MOE_ERROR_INVALID_ARGUMENT, "\(lastError())")
             #expect(lastError().contains("2^63"), "\(lastError())")
-            #expect(try folder.contents() == [])
           }
         }
       }
     }
+    #expect(try folder.contents() == [])
   }
 
   /// A size_t from 2^63 on arrives negative: it is large, not none.

@@ -8,7 +8,7 @@ final class OverlapTests {
   let tokens: Int64 = 3
   /// Room for all arrays of a call, aligned as lent memory must be.
   static let room = 4 << 20
-  let memory = UnsafeMutableRawPointer.allocate(byteCount: room, alignment: 64)
+  let memory = UnsafeMutableRawPointer.allocate(byteCount: OverlapTests.room, alignment: 64)
   /// Where what is lent begins and how long it is, and where x, y, dy and dx are.
   let (tapeBytes, scratch, scratchBytes) = (1 << 16, 1 << 16, 1 << 20)
   let (x, y, dy, dx) = (3 << 20, 3 << 20 + 4096, 3 << 20 + 8192, 3 << 20 + 12288)
