@@ -1,10 +1,7 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
-version := $(shell sed -n 's/^\#define MOE_VERSION_STRING "\(.*\)"/\1/p' include/moe.h)
-soname := libmoe.so.$(firstword $(subst ., ,$(version)))
-lib := $(DESTDIR)$(PREFIX)/lib
 
-.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan check-arm64 install clean
+.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan fuzz check-arm64 install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +24,9 @@ lint: ## swift format, ruff, mypy, shellcheck
 test-asan: ## the Swift and C tests under the address sanitizer
 	scripts/test-asan
 
+fuzz: ## coverage-guided fuzzing of the C interface and the file formats, a minute each
+	scripts/fuzz
+
 test-tsan: ## the tests of threads under the thread sanitizer
 	scripts/test-tsan
 
@@ -45,13 +45,11 @@ bench-memory: lib ## how much memory a training step takes
 bench-model: lib ## whole models beside PyTorch: training, attention, generation
 	benchmarks/run-model
 
-install: lib ## the library, header and pkg-config file into PREFIX (/usr/local)
-	install -d $(lib)/pkgconfig $(DESTDIR)$(PREFIX)/include
-	install -m 755 build/lib/libmoe.so.$(version) $(lib)/
-	ln -sf libmoe.so.$(version) $(lib)/$(soname)
-	ln -sf $(soname) $(lib)/libmoe.so
-	scripts/pkgconfig $(PREFIX) >$(lib)/pkgconfig/libmoe.pc
-	install -m 644 include/*.h $(DESTDIR)$(PREFIX)/include/
+install: ## what make lib has built, into PREFIX (/usr/local), below DESTDIR for packages
+	scripts/install '$(PREFIX)' '$(DESTDIR)'
+
+uninstall: ## removes it from there
+	scripts/uninstall '$(PREFIX)' '$(DESTDIR)'
 
 clean: ## remove everything that was built
 	rm -rf build .build

@@ -12,13 +12,19 @@ need_swift() {
 # Debian or Ubuntu packages, installed when this is root, named in one line when it is not.
 need_packages() {
   missing=
-  has_library openblas || missing="$missing libopenblas-dev"
-  has_library pthread-stubs || missing="$missing libpthread-stubs0-dev"
   command -v make >/dev/null 2>&1 || missing="$missing make"
   command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
   command -v strip >/dev/null 2>&1 || missing="$missing binutils"
   command -v python3 >/dev/null 2>&1 || missing="$missing python3"
   python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+  install_missing
+}
+
+# The library loads OpenBLAS on request only: for tests of that, and for comparisons.
+need_openblas() {
+  missing=
+  has_library openblas || missing="$missing libopenblas-dev"
+  has_library pthread-stubs || missing="$missing libpthread-stubs0-dev"
   install_missing
 }
 

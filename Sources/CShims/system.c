@@ -49,12 +49,24 @@ void moei_futex_wake(int32_t *word, int32_t count) {
   errno = saved;
 }
 
+/* Kernels and file readers need little; the system's 8 MiB would be counted against limits of the address space, and
+ * pages of 2 MiB could come to lie in it. */
+enum { STACK_SIZE = 512 << 10 };
+
 int32_t moei_thread_start(uint64_t *thread, void *(*body)(void *), void *argument) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_attr_t attributes;
   pthread_t id;
-  int failed = pthread_create(&id, NULL, body, argument);
+  int failed = pthread_attr_init(&attributes);
+  if (!failed) {
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    failed = pthread_create(&id, &attributes, body, argument);
+    pthread_attr_destroy(&attributes);
+  }
+  /* The host's thread-local variables lie in the stack too, and may be larger than that. */
+  if (failed == EINVAL) failed = pthread_create(&id, NULL, body, argument);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (!failed) *thread = (uint64_t)id;
   return failed;
@@ -77,8 +89,3 @@ int64_t moei_nanoseconds(void) {
 }
 
 int64_t moei_thread_id(void) { return syscall(SYS_gettid); }
-
-int32_t *moei_openblas_lock(void) {
-  static int32_t word;
-  return &word;
-}

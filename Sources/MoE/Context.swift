@@ -16,6 +16,9 @@ public struct Context {
   public let info: UnsafeMutablePointer<CChar>
   fileprivate let memoryLimit: Int?
 
+  /// More threads than processors take memory and time and give nothing, but a host may come to be allowed more processors.
+  fileprivate static var mostThreadsPerProcessor: Int { 4 }
+
   public struct Configuration {
     /// nil = as many as the process may use.
     public var threads: Int? = 1
@@ -63,15 +66,11 @@ extension UnsafeMutablePointer where Pointee == Context {
     let (context, kernels, info) = (parts.context, parts.kernels, parts.info)
     Self.fill(kernels, atMost: configuration.instructions)
     let backend: Matmul.Backend
-    switch configuration.matmul {
-    case .fastest: backend = kernels.pointee.tile_height > 0 ? .native : .openBLAS
-    case .openBLAS: backend = .openBLAS
-    case .reference: backend = .reference
-    case .native: backend = .native
-    }
-    if backend == .native && kernels.pointee.tile_height == 0 {
+    do throws(Fault) {
+      backend = try Self.backend(configuration.matmul, hasTiles: kernels.pointee.tile_height > 0)
+    } catch {
       allocator.deallocate(context)
-      throw .invalid("matmul = MOE_MATMUL_NATIVE needs fused multiply-add, which the instructions here do not have")
+      throw error
     }
     context.initialize(
       to: Context(
@@ -83,14 +82,16 @@ extension UnsafeMutablePointer where Pointee == Context {
     parts.references.set(1)
     parts.layersMade.set(0)
     parts.profile.initialise()
+    let processors = Library.processors
+    let asked = configuration.threads ?? processors
     do throws(Fault) {
-      let threads = configuration.threads ?? Int(moei_available_processors())
-      try Pool.start(parts.pool, threads: threads, allocator: allocator)
+      let most = processors * Context.mostThreadsPerProcessor
+      try Pool.start(parts.pool, threads: min(asked, most), allocator: allocator)
     } catch {
       allocator.deallocate(context)
       throw error
     }
-    context.describe()
+    context.describe(asked: asked, processors: processors)
     configuration.log.write(info)
     return context
   }
@@ -104,6 +105,30 @@ extension UnsafeMutablePointer where Pointee == Context {
     let allocator = pointee.allocator.uncounted
     pointee.pool.pointee.finish(allocator: allocator)
     allocator.deallocate(self)
+  }
+
+  /// Who computes the products, found and able to. Without fused multiply-add and without OpenBLAS the plain loops do: slowly,
+  /// but a host need not install anything.
+  private static func backend(
+    _ choice: Context.MatmulChoice, hasTiles: Bool
+  ) throws(Fault) -> Matmul.Backend {
+    switch choice {
+    case .fastest:
+      if hasTiles { return .native }
+      do throws(Fault) {
+        try OpenBLAS.load()
+        return .openBLAS
+      } catch {
+        return .reference
+      }
+    case .openBLAS:
+      try OpenBLAS.load()
+      return .openBLAS
+    case .reference: return .reference
+    case .native:
+      if hasTiles { return .native }
+      throw .invalid("matmul = MOE_MATMUL_NATIVE needs fused multiply-add, which the instructions here do not have")
+    }
   }
 
   private static func fill(_ kernels: UnsafeMutablePointer<moei_kernels>, atMost wanted: Context.Instructions) {
@@ -120,22 +145,31 @@ extension UnsafeMutablePointer where Pointee == Context {
     #endif
   }
 
-  fileprivate static var infoCapacity: Int { 256 }
+  fileprivate static var infoCapacity: Int { 768 }
 
-  private func describe() {
+  private func describe(asked: Int, processors: Int) {
     var text = TextBuffer(pointee.info, capacity: Self.infoCapacity)
     text.append(Library.description)
     text.append("; kernels: ")
     text.append(pointee.kernels.pointee.name)
     text.append("; matrix products: ")
     switch pointee.backend {
-    case .openBLAS: text.append("OpenBLAS")
+    case .openBLAS: OpenBLAS.describe(&text)
     case .reference: text.append("reference")
     case .native: text.append("libmoe")
     }
     text.append("; threads: ")
-    text.append(pointee.pool.pointee.threadCount)
+    text.append(threads)
+    if asked == threads && asked <= processors { return }
+    text.append(" of ")
+    text.append(asked)
+    text.append(" asked for, on ")
+    text.append(processors)
+    text.append(" processors")
   }
+
+  /// Threads that a call may use, the caller's included.
+  public var threads: Int { pointee.pool.pointee.threadCount }
 
   // MARK: what a call borrows
 
@@ -161,7 +195,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   func numberForLayer() -> Int64 { pointee.layersMade.next() + 1 }
 
   /// Runs `body` with scratch memory of at least `bytes` bytes and OpenBLAS set to one thread per calling thread.
-  func withScratch(
+  public func withScratch(
     _ bytes: Int, _ lent: CallerMemory? = nil, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void
   ) throws(Fault) {
     if let lent {
@@ -175,8 +209,8 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   private func withBLAS(_ body: () throws(Fault) -> Void) throws(Fault) {
     let blas = pointee.backend == .openBLAS
-    if blas { OpenBLAS.enter() }
-    defer { if blas { OpenBLAS.leave() } }
+    if blas { try OpenBLAS.enter(lanes: lanes) }
+    defer { if blas { OpenBLAS.leave(lanes: lanes) } }
     try body()
   }
 
@@ -190,8 +224,10 @@ extension UnsafeMutablePointer where Pointee == Context {
   /// Shares out items 0 ..< count of `job` over the context's threads.
   func run<J: Job>(_ count: Int, _ job: J) throws(Fault) {
     var job = job
-    if pointee.pool.pointee.run(count, &job, cancel: pointee.cancel) {
-      throw .cancelled
+    switch pointee.pool.pointee.run(count, &job, cancel: pointee.cancel) {
+    case .done: break
+    case .cancelled: throw .cancelled
+    case .forked: throw .forkedWithin
     }
   }
 
@@ -252,6 +288,9 @@ public struct Log {
 /// What this library is, whatever the context.
 public enum Library {
   public static var version: StaticString { "0.1.0" }
+
+  /// That this process may use.
+  public static var processors: Int { Int(moei_available_processors()) }
 
   #if hasFeature(Embedded)
     public static var description: StaticString { "libmoe 0.1.0; Embedded Swift" }

@@ -184,6 +184,16 @@ public func moe_preset_jamba(_ config: UnsafeMutablePointer<moe_layer_config>?, 
   initialise(config, struct_size, c)
 }
 
+/// gemma-4-26B-A4B
+@implementation @_cdecl("moe_preset_gemma4")
+public func moe_preset_gemma4(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2816, intermediate: 704, experts: 128, topK: 8)
+  c.activation = number(MOE_ACTIVATION_GELU_TANH)
+  c.router_norm = number(MOE_ROUTER_NORM_RMS_WEIGHT)
+  c.expert_scale = 1
+  initialise(config, struct_size, c)
+}
+
 /// llama.cpp's gate for Mixtral: the sum of the weights is at least 2^-14, the smallest normal float16
 @implementation @_cdecl("moe_preset_llama_cpp")
 public func moe_preset_llama_cpp(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {

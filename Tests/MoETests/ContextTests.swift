@@ -68,6 +68,21 @@ struct ContextTests {
     #expect(inContext.lowercased().contains("reference"))
   }
 
+  @Test func threadsAreBoundedByTheProcessors() throws {
+    let processors = moe_processors()
+    #expect(processors >= 1 && processors <= Int32(ProcessInfo.processInfo.processorCount))
+    for (asked, threads): (Int32, Int32) in [
+      (0, 1), (1, 1), (processors, processors), (MOE_THREADS_ALL, processors), (1024, min(1024, 4 * processors)),
+    ] {
+      let layer = try Layer(in: contextConfig(threads: asked))
+      #expect(moe_context_threads(layer.context) == threads)
+      let info = String(cString: moe_build_info(layer.context))
+      #expect(info.contains("threads: \(threads)"))
+      #expect(info.contains("\(asked) asked for, on \(processors) processors") == (asked > processors))
+    }
+    #expect(moe_context_threads(nil) == 0)
+  }
+
   @Test(arguments: [0, 1, 2, MOE_THREADS_ALL, 1024])
   func everyNumberOfThreadsWorks(threads: Int32) throws {
     let layer = try Layer(in: contextConfig(threads: threads))

@@ -86,6 +86,9 @@ struct PresetTests {
       gated: false),
     Preset(name: "jamba", fill: moe_preset_jamba, sizes: [4096, 14336, 16, 2], fields: ["router_normalize": 1]),
     Preset(
+      name: "gemma4", fill: moe_preset_gemma4, sizes: [2816, 704, 128, 8],
+      fields: ["activation": 1, "router_norm": 2, "expert_scale": 1]),
+    Preset(
       name: "llama_cpp", fill: moe_preset_llama_cpp, sizes: [4096, 14336, 8, 2],
       fields: ["epsilon_form": 1, "normalize_epsilon": 6.103515625e-5]),
     Preset(name: "qwen3_vl_moe", fill: moe_preset_qwen3_vl_moe, sizes: [2048, 768, 128, 8], fields: [:]),

@@ -5,6 +5,7 @@
 #include <moe.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Ends the program when something is not as it should be. */
 #define CHECK(condition)                                                                                 \
@@ -14,6 +15,16 @@
       exit(1);                                                                                           \
     }                                                                                                    \
   } while (0)
+
+/* Under a sanitizer memory is kept on purpose, and address space is taken by terabytes. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
+/* Does `text` contain `part`? */
+static inline int contains(const char *text, const char *part) { return strstr(text, part) != NULL; }
 
 /* Fills `tensors` with the layer's parameters, at most `room`, and returns how many there are. */
 static inline int64_t parameters_of(const moe_layer *layer, moe_tensor *tensors, int64_t room) {

@@ -8,12 +8,6 @@
 
 #include "check.h"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED
-#endif
-#endif
-
 enum { N_CONTEXTS = 10000, H = 8 };
 
 static void live_and_die(void) {

@@ -82,9 +82,11 @@ public struct Offload {
     let beside = none - (try others.total())
     let one = try bytes(1) - none
     let least = min(Self.fewestSlots, experts)
-    guard limit >= beside + least * one else {
+    let (slots, overflow) = one.multipliedReportingOverflow(by: least)
+    if overflow || slots > .max - beside { throw .outOfMemory(bytes: .max) }
+    guard limit >= beside + slots else {
       throw .invalid(
-        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + least * one)")
+        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + slots)")
     }
     let count = min((limit - beside) / one, experts)
     return (count, try bytes(count))
@@ -225,7 +227,7 @@ extension UnsafeMutablePointer where Pointee == Offload {
   func forEachWave(
     _ rows: GroupRows, in context: ContextPointer, _ body: (UnsafePointer<Bool>) throws(Fault) -> Void
   ) throws(Fault) {
-    pointee.turn.acquire()
+    try pointee.turn.acquire(for: "layer")
     defer { pointee.turn.release() }
     var waves = Waves(self, rows)
     do throws(Fault) {
@@ -288,6 +290,7 @@ private struct Waves {
         if !offload.pointee.fetch(i, reader: 1) { throw failure(of: 1) }
         fetching.note(i)
       } else {
+        if fetching.isInParent { throw .forkedWithin }
         fetching.wait(forMoreThan: taken)
         if fetching.hasFailed && fetching.countArrived == taken { throw failure(of: 0) }
         try context.askWhetherToStop()
@@ -348,6 +351,8 @@ extension Layer {
     let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
+    let staged = try Staged(loading, allocator)
+    defer { staged.free(allocator) }
     func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
       let pointer = arena.take(Offload.self, 1)
       return (
@@ -373,11 +378,7 @@ extension Layer {
       throw error
     }
     offload = pointer
-    do throws(Fault) {
-      try loading.tensors.entries { (entry) throws(Fault) in
-        if !entry.matrices.first.isUnallocated { try loading.copy(entry) }
-      }
-    } catch {}  // `check` has found them all
+    staged.commit()
   }
 
   /// New slots of another form, in place of those there are.

@@ -7,8 +7,8 @@ struct Scratch {
 
 /// Memory that the caller lends for a call.
 public struct CallerMemory {
-  let memory: UnsafeMutableRawPointer
-  let bytes: Int
+  public let memory: UnsafeMutableRawPointer
+  public let bytes: Int
 
   public init(_ memory: UnsafeMutableRawPointer, bytes: Int) {
     self.memory = memory
@@ -31,12 +31,16 @@ struct ScratchCache {
     kept.initialize(to: nil)
   }
 
+  // In a process that was forked while another thread held the lock, nothing is kept: calls bring their own.
+
   /// At least `bytes` bytes. Give it back with `put`.
   func take(_ bytes: Int, from allocator: Allocator) throws(Fault) -> Scratch {
-    lock.acquire()
-    let found = kept.pointee
-    kept.pointee = nil
-    lock.release()
+    var found: Scratch?
+    if lock.acquire() {
+      found = kept.pointee
+      kept.pointee = nil
+      lock.release()
+    }
     if let found {
       if found.bytes >= bytes { return found }
       // Freed first: the old and the new block need not exist at once.
@@ -47,15 +51,18 @@ struct ScratchCache {
 
   /// Keeps the larger of the block and what is kept already.
   func put(_ scratch: Scratch, allocator: Allocator) {
-    lock.acquire()
     var surplus: Scratch? = scratch
-    if (kept.pointee?.bytes ?? -1) < scratch.bytes {
-      surplus = kept.pointee
-      kept.pointee = scratch
+    if lock.acquire() {
+      if (kept.pointee?.bytes ?? -1) < scratch.bytes {
+        surplus = kept.pointee
+        kept.pointee = scratch
+      }
+      lock.release()
     }
-    lock.release()
     allocator.deallocate(surplus?.memory)
   }
 
-  func free(allocator: Allocator) { allocator.deallocate(kept.pointee?.memory) }
+  func free(allocator: Allocator) {
+    if lock.acquire() { allocator.deallocate(kept.pointee?.memory) }
+  }
 }

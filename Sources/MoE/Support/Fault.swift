@@ -24,6 +24,13 @@ extension Fault {
   public static func invalid(_ text: ErrorText) -> Fault { Fault(.invalidArgument, text) }
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
   static var cancelled: Fault { Fault(.cancelled, "cancelled by the context's cancel callback") }
+  /// In a child of a process that was forked by a callback of the call.
+  static var forkedWithin: Fault {
+    Fault(
+      .badState,
+      "the process was forked within this call, whose other threads are not in the child: make a new context there, or fork while no call runs"
+    )
+  }
   public static func outOfMemory(bytes: Int) -> Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
   }

@@ -7,7 +7,7 @@ func compareText(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Int {
   return Int(UInt8(bitPattern: a[i])) - Int(UInt8(bitPattern: b[i]))
 }
 
-func textLength(_ text: UnsafePointer<CChar>) -> Int {
+public func textLength(_ text: UnsafePointer<CChar>) -> Int {
   var length = 0
   while text[length] != 0 { length += 1 }
   return length
@@ -40,7 +40,7 @@ func hasPart(_ whole: UnsafePointer<CChar>, _ part: UnsafePointer<CChar>) -> Boo
 }
 
 /// A literal as a C string: static memory.
-func cText(_ text: StaticString) -> UnsafePointer<CChar> {
+public func cText(_ text: StaticString) -> UnsafePointer<CChar> {
   UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
 }
 

@@ -11,6 +11,7 @@ struct Fetching {
   private let abandoned: SharedWord  // 1: what has been asked for is not wanted any more
   private let done: UnsafeMutablePointer<Int32>  // [most] 1: the item is done
   private let thread: UnsafeMutablePointer<UInt64>
+  private let process: UnsafeMutablePointer<Int64>  // the thread's
 
   typealias Body = @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer?
 
@@ -22,6 +23,7 @@ struct Fetching {
     abandoned = SharedWord(&arena)
     done = arena.take(Int32.self, most)
     thread = arena.take(UInt64.self, 1)
+    process = arena.take(Int64.self, 1)
   }
 
   // MARK: the caller's
@@ -34,6 +36,7 @@ struct Fetching {
     failed.set(0)
     abandoned.set(0)
     done.update(repeating: 0, count: count)
+    process.pointee = moei_process_id()
     return moei_thread_start(thread, body, argument) == 0
   }
 
@@ -46,6 +49,9 @@ struct Fetching {
   var hasFailed: Bool { failed.value != 0 }
   func isDone(_ i: Int) -> Bool { SharedWord(at: done + i).value != 0 }
 
+  /// A forked child has no helper: what it was doing will not be done.
+  var isInParent: Bool { process.pointee != moei_process_id() }
+
   /// Sleeps while no more than `count` are done; may wake early.
   func wait(forMoreThan count: Int) {
     if hasFailed { return }
@@ -54,6 +60,7 @@ struct Fetching {
 
   /// The helper ends after what it is doing; returns then.
   func finish(abandon: Bool) {
+    if isInParent { return }
     if abandon {
       abandoned.set(1)
       ask()

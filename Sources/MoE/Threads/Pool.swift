@@ -69,10 +69,16 @@ struct Pool {
 
   // MARK: work
 
-  /// Runs `body` for items 0 ..< count, each once, and returns whether the callback cancelled it; some items have
-  /// not run then. If another thread is using the pool, the caller does all items itself.
-  func run<J: Job>(_ count: Int, _ job: UnsafePointer<J>, cancel: Cancel) -> Bool {
-    if count <= 0 { return false }
+  /// How a job ended. But for `done`, some items have not run.
+  enum Ending {
+    case done
+    case cancelled  // by the callback
+    case forked  // by the callback: this is the child, and the others' items are done in the parent
+  }
+
+  /// Runs `body` for items 0 ..< count, each once. If another thread is using the pool, the caller does all items itself.
+  func run<J: Job>(_ count: Int, _ job: UnsafePointer<J>, cancel: Cancel) -> Ending {
+    if count <= 0 { return .done }
     // Captures nothing, so that no memory is needed for it.
     let body: Run.Body = { job, item, lane in job.assumingMemoryBound(to: J.self).pointee.run(item, lane) }
     if count == 1 || workers == 0 || processID != moei_process_id() || !busy.tryAcquire() {
@@ -88,14 +94,14 @@ struct Pool {
     var lane = Lane(run.pointee, index: 0, cancel: cancel)
     Self.work(run.pointee, &lane)
     // The others may still be at work for long: the callback is asked all the while.
-    Self.wait(working, asking: &lane)
+    let isWhole = wait(forWorkersAsking: &lane)
     let wasCancelled = cancelled.value != 0
     run.pointee.body = nil  // ordinary Swift counts references to it
     busy.release()
-    return wasCancelled
+    return !isWhole ? .forked : wasCancelled ? .cancelled : .done
   }
 
-  private func alone(_ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: Cancel) -> Bool {
+  private func alone(_ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: Cancel) -> Ending {
     var (next, stopped): (Int64, Int32) = (0, 0)
     return withUnsafeMutablePointer(to: &next) { next in
       withUnsafeMutablePointer(to: &stopped) { stopped in
@@ -103,7 +109,7 @@ struct Pool {
           body: body, job: job, items: count, nextItem: SharedCounter(at: next), cancelled: SharedWord(at: stopped))
         var lane = Lane(run, index: 0, cancel: cancel)
         Self.work(run, &lane)
-        return run.cancelled.value != 0
+        return run.cancelled.value != 0 ? .cancelled : .done
       }
     }
   }
@@ -129,18 +135,20 @@ struct Pool {
     }
   }
 
-  /// Waits for 0, as below.
-  private static func wait(_ word: SharedWord, asking lane: inout Lane) {
+  /// Waits, as below, until no worker is at work; false where that will never be, in a child that the callback forked.
+  private func wait(forWorkersAsking lane: inout Lane) -> Bool {
     var spun = 0
-    while word.value != 0 {
-      if spun < spins {
+    while working.value != 0 {
+      if spun < Self.spins {
         spun += 1
         moei_pause()
       } else {
         _ = lane.shouldStop()
-        word.sleepBriefly(while: word.value, milliseconds: Lane.millisecondsBetweenQuestions)
+        if processID != moei_process_id() { return false }
+        working.sleepBriefly(while: working.value, milliseconds: Lane.millisecondsBetweenQuestions)
       }
     }
+    return true
   }
 
   /// Spins for a bounded while, then sleeps, until the word satisfies the condition; returns the word.

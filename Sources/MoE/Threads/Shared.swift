@@ -40,7 +40,9 @@ struct SharedCounter {
 }
 
 /// A lock that sleeps in the kernel when it must wait.
-/// The word is 0 free, 1 held, 2 held with someone waiting (Drepper, "Futexes are tricky", 2011).
+/// The word is 0 where it is free, else twice the holder's process, plus 1 with someone waiting; compare Drepper, "Futexes
+/// are tricky", 2011. A forked child has the parent's words, not its threads: what another thread held stays held, and the
+/// child knows it by the process.
 struct Lock {
   private let word: SharedWord
 
@@ -50,15 +52,33 @@ struct Lock {
   /// Once, before the first use.
   func initialise() { word.set(0) }
 
-  func acquire() {
-    if word.change(0, to: 1) { return }
-    while word.exchange(2) != 0 { word.sleep(while: 2) }
+  /// False when a process holds it that this one was forked from: nobody will release it.
+  func acquire() -> Bool {
+    let held = Int32(truncatingIfNeeded: moei_process_id()) << 1  // at most 2^22 processes
+    let waitedFor = held | 1
+    if word.change(0, to: held) { return true }
+    // Whoever has waited does not know whether others do.
+    while !word.change(0, to: waitedFor) {
+      let found = word.value
+      if found == 0 { continue }
+      if found | 1 != waitedFor { return false }
+      if found == waitedFor || word.change(held, to: waitedFor) { word.sleep(while: waitedFor) }
+    }
+    return true
+  }
+
+  /// The same; `what` is the kind of handle whose calls take turns.
+  func acquire(for what: StaticString) throws(Fault) {
+    if acquire() { return }
+    throw .badState(
+      "another thread was in a call on this \(what) when this process was forked, so that the \(what) stays taken here: make a new context and \(what) in the child, or fork while no call runs"
+    )
   }
 
   func release() {
-    if word.exchange(0) == 2 { word.wake(1) }
+    if word.exchange(0) & 1 == 1 { word.wake(1) }
   }
 
   /// True when the lock was free and is now held.
-  func tryAcquire() -> Bool { word.change(0, to: 1) }
+  func tryAcquire() -> Bool { word.change(0, to: Int32(truncatingIfNeeded: moei_process_id()) << 1) }
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +22,30 @@ def test_build_info() -> None:
     assert "\n" not in libmoe.build_info()
     for matmul in ("openblas", "reference"):
         assert matmul in libmoe.Context(2, matmul).build_info().lower()
+
+
+def test_processors() -> None:
+    assert 1 <= libmoe.processors() <= len(os.sched_getaffinity(0))
+
+
+def test_threads_beyond_the_processors_are_said_and_bounded() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert libmoe.Context().threads == libmoe.Context(libmoe.processors()).threads == libmoe.processors()
+        assert libmoe.Context(1).threads == 1
+    with pytest.warns(RuntimeWarning, match=f"n_threads = 999.* may use {libmoe.processors()} processors"):
+        context = libmoe.Context(999)
+    assert context.threads == min(999, 4 * libmoe.processors())
+    assert f"threads: {context.threads} of 999 asked for" in context.build_info()
+
+
+def test_one_processor_is_one_thread() -> None:
+    """A process bound to one processor: the system's own tool is the judge."""
+    program = "import libmoe; print(libmoe.processors(), libmoe.Context().threads)"
+    one = str(min(os.sched_getaffinity(0)))
+    command = ["taskset", "-c", one, sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output(command, text=True, env=environment).split() == ["1", "1"]
 
 
 def test_log() -> None:

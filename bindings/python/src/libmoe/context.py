@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import warnings
 from typing import Literal
 
 from . import _abi, _callbacks, _check
-from ._library import Handle, Native, lib
+from ._keywords import keywords
+from ._library import ContextHandle, Native, lib
+from ._numbers import instance
 from .profile import Profile
 
 ALL_THREADS = _abi.THREADS_ALL
 """``n_threads``: as many as the affinity mask and the cgroup's processor quota allow."""
 
 
+@keywords
 class Context(Native):
     """Owns the threads and the log of the layers and optimisers created in it.
 
@@ -23,15 +28,18 @@ class Context(Native):
     Parameters
     ----------
     n_threads : int
-        Threads that a call may use, the caller's included.
+        Threads that a call may use, the caller's included; more than :func:`processors` are warned of, and
+        more than four times as many are not started.
     matmul : {"auto", "native", "openblas", "reference"}
         Who computes the matrix products.  ``"native"`` is this library's own kernels, fast and with the same
         bits on every processor that has fused multiply-add; ``"reference"`` gives these bits with plain
-        loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.
+        loops, slowly.  ``"auto"``: native, or OpenBLAS on a processor without fused multiply-add.  OpenBLAS
+        is loaded when it is asked for.
     instructions : {"all", "base", "avx2", "avx512"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
-    memory_limit : int
-        Bytes of scratch and tape that a call may take, see :meth:`Layer.plan`; 0 means no limit.
+    memory_limit : int or str
+        Bytes of scratch and tape that a call may take, also as ``"512 MiB"`` or ``"1GB"``, see
+        :meth:`Layer.plan`; 0 means no limit.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
 
@@ -41,7 +49,9 @@ class Context(Native):
         ``n_threads`` is beyond 1024 or below -1, ``matmul`` or ``instructions`` is not one of the words, or
         ``"native"`` is asked of a processor without fused multiply-add.
     OutOfMemoryError
-        There is no memory.
+        There is no memory, or none for OpenBLAS.
+    FileError
+        OpenBLAS is asked for and not installed.
 
     Notes
     -----
@@ -55,7 +65,7 @@ class Context(Native):
         matmul: Literal["auto", "native", "openblas", "reference"] = "auto",
         *,
         instructions: Literal["all", "base", "avx2", "avx512"] = "all",
-        memory_limit: int = 0,
+        memory_limit: int | str = 0,
         log: _callbacks.Log | None = None,
     ) -> None:
         log_function = _callbacks.log_function(log)
@@ -63,14 +73,30 @@ class Context(Native):
             n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
             matmul=_check.choice("matmul", matmul, _abi.MATMUL),
             instructions=_check.choice("instructions", instructions, _abi.INSTRUCTIONS),
-            memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
+            memory_limit=_check.byte_count("memory_limit", memory_limit),
             log=log_function,
             cancel=_callbacks.cancel,
             cancel_user=_callbacks.raised,
         )
-        self._open_handle = Handle(
-            lib.moe_context_create, lib.moe_context_free, ctypes.byref(config), keep={"log": log_function}
-        )
+        self._told_by = f"n_threads={n_threads}, matmul={matmul!r}"
+        self._open_handle = ContextHandle(ctypes.byref(config), log=log_function)
+        if n_threads > processors():
+            warnings.warn(
+                f"n_threads = {n_threads}, but this process may use {processors()} processors; "
+                f"{self.threads} threads compute, and not faster: leave n_threads out to take what there is",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    _instead = "make one in each process: libmoe.Context(n_threads=...)"
+
+    def _told(self) -> str:
+        return self._told_by
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call uses at most, the caller's included."""
+        return int(lib.moe_context_threads(self._handle))
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes that everything made in this context holds now, and the most it has held."""
@@ -97,6 +123,15 @@ _default: Context | None = None
 _default_lock = threading.Lock()
 
 
+def _forked() -> None:
+    """Have a lock that no thread holds: a forked child does not have the one that may have held it."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def default_context() -> Context:
     """Return the context of everything that is given none: all threads, made on first use."""
     global _default
@@ -104,6 +139,19 @@ def default_context() -> Context:
         if _default is None or _default._open_handle is None:
             _default = Context()
         return _default
+
+
+def handle_of(context: Context | None) -> ContextHandle:
+    """Return the native context of an argument ``context``, whose default is the shared one."""
+    if context is None:
+        context = default_context()
+    handle: ContextHandle = instance("context", context, Context, "libmoe.Context()")._handle
+    return handle
+
+
+def processors() -> int:
+    """Return how many processors this process may use: by its affinity mask and its cgroup's quotas."""
+    return int(lib.moe_processors())
 
 
 def build_info() -> str:

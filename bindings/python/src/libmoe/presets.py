@@ -4,8 +4,8 @@ They are the model's own, sizes included; what is passed takes their place, so
 ``libmoe.Layer(**libmoe.presets.mixtral(hidden_size=64, intermediate_size=256))`` is a small Mixtral layer.
 ``docs/presets.md`` lists what each one sets and from where.
 
-Every function takes keyword arguments of :class:`Layer`, which are not looked at until it gets them, and
-returns a dict: what the model has that differs from the defaults of :class:`Layer`, and these.
+Every function takes keyword arguments of :class:`Layer`, whose values are not looked at until it gets them,
+and returns a dict: what the model has that differs from the defaults of :class:`Layer`, and these.
 
 Examples
 --------
@@ -22,8 +22,9 @@ import ctypes
 import inspect
 from typing import Any
 
-from . import _abi, config
+from . import _abi, _keywords, config
 from ._library import lib
+from .errors import ArgumentTypeError
 from .layer import Layer
 from .words import Layout
 
@@ -68,6 +69,16 @@ def _preset(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     getattr(lib, f"moe_preset_{model}")(ctypes.byref(filled), ctypes.sizeof(filled))
     defaults = inspect.signature(Layer).parameters
     own = {name: value for name, value in config.from_c(filled).items() if value != defaults[name].default}
+    overrides = _keywords.renamed(overrides, defaults)
+    for name in overrides.keys() - defaults.keys():
+        raise ArgumentTypeError(_keywords.unknown(f"presets.{model}", name, defaults))
+    if "n_groups" in overrides and overrides["n_groups"] in (0, 1, None, _abi.NO_GROUPS):
+        # What describes the model's groups goes with them.  One group is all experts.
+        for name in ("n_groups", "top_groups", "group_top_m", "group_mask"):
+            own.pop(name, None)
+        own["top_groups"] = 1
+        if overrides["n_groups"] != 1:
+            del overrides["n_groups"], own["top_groups"]
     return {**own, **overrides}
 
 
@@ -92,12 +103,12 @@ def olmoe(**overrides: Any) -> dict[str, Any]:
 
 
 def deepseek_v2(**overrides: Any) -> dict[str, Any]:
-    """Return the options of DeepSeek-V2."""
+    """Return the options of DeepSeek-V2; with ``n_groups=None`` without groups, as DeepSeek-V2-Lite is."""
     return _preset("deepseek_v2", overrides)
 
 
 def deepseek_v3(**overrides: Any) -> dict[str, Any]:
-    """Return the options of DeepSeek-V3."""
+    """Return the options of DeepSeek-V3; with ``n_groups=None`` without groups."""
     return _preset("deepseek_v3", overrides)
 
 
@@ -159,6 +170,11 @@ def switch(**overrides: Any) -> dict[str, Any]:
 def jamba(**overrides: Any) -> dict[str, Any]:
     """Return the options of Jamba."""
     return _preset("jamba", overrides)
+
+
+def gemma4(**overrides: Any) -> dict[str, Any]:
+    """Return the options of Gemma 4."""
+    return _preset("gemma4", overrides)
 
 
 def llama_cpp(**overrides: Any) -> dict[str, Any]:
