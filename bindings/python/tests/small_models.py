@@ -59,6 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v4": ("deepseek_v4", {"shared_intermediate_size": WIDTH, "glu_limit": 1.0}),
     "nllb_encoder": ("nllb_moe", {}),
     "nllb_decoder": ("nllb_moe", {}),
+    "gemma4": ("gemma4", {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "qwen3_5_moe": ("qwen3_5_moe", {"shared_intermediate_size": 6}),
 }
