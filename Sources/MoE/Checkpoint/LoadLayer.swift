@@ -49,7 +49,8 @@ struct Loading {
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
       let tensor = try find(entry.rule, name, shape)
       guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
-        throw .invalid("\(name): \(tensor.typeName) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
+        throw .invalid(
+          "\(name): \(tensor.typeName) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
       }
       return StoredPlace(form: form, file: tensor.file, offset: tensor.offset)
     }
