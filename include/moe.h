@@ -1491,7 +1491,8 @@ typedef enum moe_layout {
   MOE_LAYOUT_NLLB_ENCODER = 25,   /**< model.encoder.layers.L.ffn.experts.expert_N.fc1.weight */
   MOE_LAYOUT_NLLB_DECODER = 26,   /**< model.decoder.layers.L.ffn.experts.expert_N.fc1.weight */
   MOE_LAYOUT_QWEN3_VL_MOE = 27,   /**< model.language_model.layers.L.mlp.experts.gate_up_proj [E,H,2I], as published, or [E,2I,H] */
-  MOE_LAYOUT_QWEN3_5_MOE = 28     /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
+  MOE_LAYOUT_QWEN3_5_MOE = 28,    /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
+  MOE_LAYOUT_GEMMA4 = 29          /**< Gemma 4: model.language_model.layers.L.router.proj.weight, experts.gate_up_proj [E,2I,H] */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */

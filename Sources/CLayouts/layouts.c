@@ -129,6 +129,14 @@ static const moei_rule dbrx[] = {
 static const moei_rule switch_transformers[] = {GATE("router.classifier"), UP_AND_DOWN("experts.expert_", "wi", "wo")};
 static const moei_rule nllb_moe[] = {GATE("router.classifier"), UP_AND_DOWN("experts.expert_", "fc1", "fc2")};
 
+/* Gemma 4's router and experts stand in its layer, between other parts. */
+static const moei_rule gemma4[] = {
+    PLAIN("router.proj.weight", "router.weight", 0),
+    PLAIN("router.scale", "router.norm.weight", 0),
+    PLAIN("router.per_expert_scale", "router.expert_scale", 0),
+    FUSED,
+};
+
 #define FORM(rules) {rules, sizeof(rules) / sizeof(rules)[0]}
 #define MLP .starts = {"model.layers."}, .end = ".mlp."
 #define LANGUAGE_MODEL .starts = {"model.language_model.layers.", "model.layers.", "language_model.model.layers."}
@@ -182,6 +190,8 @@ static const moei_layout layouts[] = {
                                  .forms = {FORM(qwen3_vl_moe), FORM(fused)}},
     [MOE_LAYOUT_QWEN3_5_MOE] = {"MOE_LAYOUT_QWEN3_5_MOE", LANGUAGE_MODEL, .end = ".mlp.",
                                 .forms = {FORM(qwen2_moe), FORM(qwen2_moe_fused)}},
+    [MOE_LAYOUT_GEMMA4] = {"MOE_LAYOUT_GEMMA4", LANGUAGE_MODEL, .end = ".", .parts = {"router.", "experts."},
+                           .forms = {FORM(gemma4)}},
 };
 
 const moei_layout *moei_layout_at(int32_t number) {

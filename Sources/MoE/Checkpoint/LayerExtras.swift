@@ -55,6 +55,10 @@ extension Loading {
 
   private func unknown(_ name: UnsafePointer<CChar>, _ own: UnsafePointer<CChar>) -> Fault {
     if hasPart(own, cText("lora_")) { return adapter(name) }
+    if tensors.layout.isLibmoe && LayerOption.isParameter(own) {
+      return .invalid(
+        "\(name): the checkpoint has it, the layer has no \(own): make the layer \(LayerOption.with(own))")
+    }
     if isQuantised(own) {
       return .invalid(
         "\(name): quantised weights are not supported; convert the checkpoint to bfloat16 or float32 first")

@@ -8,7 +8,7 @@ enum LayerOption {
     case .expertScale: "with expert_scale"
     case .coarse: "with a hierarchical router (router, n_groups)"
     case .noise: "with learned noise (noise)"
-    case .norm: "with router_batch_norm"
+    case .norm: "with router_batch_norm or router_norm"
     case .warmup: "with warmup_steps"
     case .sharedGate: "with a shared_gate"
     case .expertBias: "with expert_bias"
@@ -27,7 +27,7 @@ enum LayerOption {
     case .expertScale: "without expert_scale"
     case .coarse: "with another router (router)"
     case .noise: "without learned noise (noise)"
-    case .norm: "without router_batch_norm"
+    case .norm: "without router_batch_norm and router_norm"
     case .warmup: "without warmup_steps"
     case .sharedGate: "with a plain shared_gate"
     case .expertBias: "without expert_bias"
@@ -36,6 +36,14 @@ enum LayerOption {
     case .experts: "with experts of another kind (expert_kind, expert_groups)"
     case .outputBias: "without output_bias"
     }
+  }
+
+  /// Whether some layer may have a parameter that is called so, as far as its end shows.
+  static func isParameter(_ name: UnsafePointer<CChar>) -> Bool {
+    func ends(_ part: StaticString) -> Bool { hasEnd(name, cText(part)) }
+    return ends(".weight") || ends(".bias") || ends("_bias") || ends("_scale") || ends(".constant")
+      || ends(".running_mean")
+      || ends(".running_var") || ends(".active_experts")
   }
 
   private enum Origin {

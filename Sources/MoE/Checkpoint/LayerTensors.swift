@@ -29,9 +29,11 @@ struct LayerTensors {
         index += 1
       }
     }
-    if form == 0, layout.form(1) != nil, misfit(form: 1) == nil, !isThere(in: checkpoint) {
+    // Of two forms that the layer fits, that of which the checkpoint has more.
+    if form == 0, layout.form(1) != nil, misfit(form: 1) == nil,
+      count(form: 1, in: checkpoint) > count(form: 0, in: checkpoint)
+    {
       form = 1
-      if !isThere(in: checkpoint) { form = 0 }
     }
   }
 
@@ -190,10 +192,11 @@ struct LayerTensors {
     }
   }
 
-  /// Whether the first tensor of every rule is there, with the layer's dimensions.
-  private func isThere(in checkpoint: Checkpoint) -> Bool {
-    for index in 0..<ruleCount {
-      let rule = rule(index)
+  /// Rules whose first tensor is there with the layer's dimensions.
+  private func count(form: Int, in checkpoint: Checkpoint) -> Int {
+    var count = 0
+    for index in 0..<layout.form(form)!.count {
+      let rule = rule(index, form: form)
       guard !rule.isOptional, let entry = entry(rule) else { continue }
       let tensor = withText {
         begin(&$0)
@@ -201,10 +204,9 @@ struct LayerTensors {
       } body: {
         checkpoint.tensor($0)
       }
-      guard let tensor else { return false }
-      if rule.listing != .mxfp4 && tensor.shape != entry.matrices.shape(rule.listing) { return false }
+      if let tensor, rule.listing == .mxfp4 || tensor.shape == entry.matrices.shape(rule.listing) { count += 1 }
     }
-    return true
+    return count
   }
 }
 

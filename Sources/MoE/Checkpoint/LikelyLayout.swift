@@ -69,7 +69,7 @@ extension Checkpoint {
     } body: {
       count(of: rules, beginning: $0)
     }
-    let rank = (layout == own ? 1000 : 0) + (hasBeginning(of: layout, name, length) ? 100 : 0) - absent
+    let rank = (layout == own ? 60 : 0) + (hasBeginning(of: layout, name, length) ? 100 : 0) - 10 * absent
     return LikelyLayout(layout: layout, name: name, length: length, known: known, rank: rank)
   }
 
@@ -116,13 +116,10 @@ extension Checkpoint {
   }
 
   private func hasBeginning(of layout: Layout, _ name: UnsafePointer<CChar>, _ length: Int) -> Bool {
-    var index = 0
-    while let start = layout.start(index) {
-      index += 1
-      guard let rest = text(name, after: start), let (_, behind) = leadingNumber(rest) else { continue }
-      if let own = text(behind, after: layout.end), own == name + length { return true }
-    }
-    return false
+    guard let start = layout.start(0), let rest = text(name, after: start), let (_, behind) = leadingNumber(rest),
+      let own = text(behind, after: layout.end)
+    else { return false }
+    return own == name + length
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v4": ("deepseek_v4", {"shared_intermediate_size": WIDTH, "glu_limit": 1.0}),
     "nllb_encoder": ("nllb_moe", {}),
     "nllb_decoder": ("nllb_moe", {}),
+    "gemma4": ("gemma4", {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "qwen3_5_moe": ("qwen3_5_moe", {"shared_intermediate_size": 6}),
 }
@@ -81,11 +83,9 @@ def file_of(model: str) -> dict[str, NDArray[Any]]:
 
 def beginning_of(model: str) -> str:
     """What the names of layer 1 begin with in the file."""
-    names = [name for name in file_of(model) if "experts." in name or "input_linear" in name]
-    ends = ("shared_experts.", "experts.", "block_sparse_moe.input_linear", "input_linear")
-    name = next(name for name in names if ".1." in name.split("experts.")[0])
-    end = next(end for end in ends if end in name)
-    return name.split(end)[0]
+    names = [name for name in file_of(model) if re.search(r"\.(layers|blocks?)\.1\.", name)]
+    ends = ("shared_experts.", "experts.", "input_linear")
+    return min((name.split(end)[0] for name in names for end in ends if end in name), key=len)
 
 
 def of_layer_1(model: str) -> dict[str, NDArray[Any]]:

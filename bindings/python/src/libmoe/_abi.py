@@ -102,6 +102,7 @@ LAYOUT = {
     "nllb_decoder": 26,
     "qwen3_vl_moe": 27,
     "qwen3_5_moe": 28,
+    "gemma4": 29,
 }
 NO_LAYER_NUMBER = -1
 ROUTER_WEIGHTS = {

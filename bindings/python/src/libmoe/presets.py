@@ -51,6 +51,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "switch": ("switch_encoder", "switch_decoder"),
     "jamba": ("jamba",),
     "llama_cpp": ("mixtral",),
+    "gemma4": ("gemma4",),
     "qwen3_vl_moe": ("qwen3_vl_moe",),
     "qwen3_5_moe": ("qwen3_5_moe",),
     "dots1": _DEEPSEEK,

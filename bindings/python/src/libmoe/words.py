@@ -89,4 +89,5 @@ Layout = Literal[
     "nllb_decoder",
     "qwen3_vl_moe",
     "qwen3_5_moe",
+    "gemma4",
 ]

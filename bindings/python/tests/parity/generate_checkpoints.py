@@ -289,6 +289,27 @@ def later_models() -> dict[str, tuple[str, Any, str]]:
         ),
         "nllb_encoder": ("NllbMoeForConditionalGeneration", nllb, "model.encoder.layers.1.ffn"),
         "nllb_decoder": ("NllbMoeForConditionalGeneration", nllb, "model.decoder.layers.1.ffn"),
+        "gemma4": (
+            "Gemma4ForConditionalGeneration",
+            t.Gemma4Config(
+                text_config=dict(
+                    few,
+                    intermediate_size=6,
+                    moe_intermediate_size=WIDTH,
+                    num_experts=E,
+                    top_k_experts=K,
+                    enable_moe_block=True,
+                    head_dim=4,
+                    global_head_dim=4,
+                    hidden_size_per_layer_input=0,
+                    layer_types=full,
+                    num_kv_shared_layers=0,
+                ),
+                vision_config=None,
+                audio_config=None,
+            ),
+            "model.language_model.layers.1",
+        ),
         "qwen3_vl_moe": (
             "Qwen3VLMoeForConditionalGeneration",
             t.Qwen3VLMoeConfig(
@@ -338,6 +359,20 @@ def nllb(block: Any, x: Any) -> Any:
     return sum(outputs) * (1 - block.experts.moe_token_dropout)
 
 
+def gemma4(layer: Any, x: Any) -> Any:
+    """Return what Gemma 4's router and experts compute of the same x: they have no block of their own."""
+    flat = x.reshape(-1, H)
+    _, weights, indices = layer.router(flat)
+    return layer.experts(flat, indices, weights)
+
+
+def outputs_of(name: str, block: Any, x: Any) -> Any:
+    """Return a block's y."""
+    own = {"nllb_encoder": nllb, "nllb_decoder": nllb, "gemma4": gemma4}.get(name)
+    y = own(block, x) if own else block(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
 def set_eager(config: Any) -> None:
     """Let attention and experts be the loops that are the reference."""
     for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
@@ -359,8 +394,7 @@ def main() -> None:
         block = model.get_submodule(path)
         x = torch.randn(1, 10, H)
         with torch.no_grad():
-            y = nllb(block, x) if name.startswith("nllb") else block(x)
-        y = y[0] if isinstance(y, tuple) else y
+            y = outputs_of(name, block, x)
         arrays[f"{name}.x"] = x.reshape(10, H).numpy()
         arrays[f"{name}.y"] = y.reshape(10, H).numpy()
         with tempfile.TemporaryDirectory() as folder:
@@ -371,6 +405,8 @@ def main() -> None:
         half = name.rpartition("_")[2]
         if half in ("encoder", "decoder"):
             kept = {key: value for key, value in kept.items() if key.startswith((half, f"model.{half}"))}
+        if name == "gemma4":
+            kept = {key: value for key, value in saved.items() if ".router." in key or ".experts." in key}
         kept = {key: value for key, value in kept.items() if "visual" not in key}
         save_file(kept, FOLDER / f"{name}.safetensors", metadata={"format": "pt"})
         if name in ("mixtral", "qwen2_moe", "deepseek"):
