@@ -54,11 +54,13 @@ let package = Package(
     // The public header, and C where Swift has no spelling.
     .target(name: "CMoE"),
     .target(name: "CShims", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"] + tls)]),
+    // Tables, apart from what the kernels see: a new layout does not compile them again.
+    .target(name: "CLayouts", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"])]),
   ] + kernelTargets + [
     // The engine, and the boundary around it.
     .target(
       name: "MoE",
-      dependencies: ["CShims"] + kernelTargets.map { .target(name: $0.name) },
+      dependencies: ["CShims", "CLayouts"] + kernelTargets.map { .target(name: $0.name) },
       swiftSettings: engine, linkerSettings: [.linkedLibrary("m")]),
     .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "MoE"], swiftSettings: engine),
 

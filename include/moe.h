@@ -21,7 +21,9 @@
  *
  * Rules that hold everywhere
  *   Arrays     are row-major without gaps, [rows, columns], aligned to their element.  They are float32, except where
- *              a moe_dtype makes them bfloat16.
+ *              a moe_dtype makes them bfloat16.  What a call writes (outputs, reports, gradients, memory it was lent)
+ *              shares no memory with anything else that it reads or writes, unless the comment says so: INVALID_ARGUMENT
+ *              names both.  Inputs may overlap.
  *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
  *   Status     every function that can fail returns a moe_status and nothing else.  On an error, handles and
  *              scalar outputs are as they were; the contents of output *arrays* are unspecified.
@@ -35,6 +37,7 @@
  *              not with router_batch_norm or warmup_steps, which keep what they have seen).  Backward calls on one
  *              layer take turns.  Everything that changes a handle (bind, zero_grad, optimiser steps, free) wants that
  *              handle, and the tensors it changes, for itself.
+ *   Stack      a call needs less than 64 KiB of its thread's stack, what your callbacks take beside.
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *
@@ -298,7 +301,8 @@ typedef enum moe_dtype {
   MOE_DTYPE_BOOL = 12,    /**< one byte */
   MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
   MOE_DTYPE_F8_E5M2 = 14,
-  MOE_DTYPE_F8_E8M0 = 15
+  MOE_DTYPE_F8_E8M0 = 15,
+  MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
 } moe_dtype;
 
 typedef struct moe_tensor {
@@ -324,15 +328,18 @@ MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
 /** A router, E experts and their parameters.  Keeps its context alive. */
 typedef struct moe_layer moe_layer;
 
-/** What the weights of the chosen experts are made from.  TOPK_SOFTMAX, TOPK_SIGMOID and SPARSEMIXER choose by the logits,
- *  the other two by the scores; see moe_layer_config. */
+/** What the weights of the chosen experts are made from.  SCORES and EQUAL choose by the scores, the others by the logits;
+ *  see moe_layer_config. */
 typedef enum moe_router_weights {
   MOE_ROUTER_WEIGHTS_SCORES = 0,      /**< softmax over all E logits, then top-k: the chosen probabilities */
   MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX = 1, /**< top-k, then softmax over the K chosen logits */
   MOE_ROUTER_WEIGHTS_TOPK_SIGMOID = 2, /**< top-k, then the sigmoid of each chosen logit */
   MOE_ROUTER_WEIGHTS_EQUAL = 3,       /**< 1 each; divided by their sum, 1/K each */
-  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4  /**< each choice's share in a softmax over the experts not chosen before it whose
+  MOE_ROUTER_WEIGHTS_SPARSEMIXER = 4, /**< each choice's share in a softmax over the experts not chosen before it whose
                                            logits are near enough to its own, see mask_threshold; of PhiMoE in evaluation */
+  MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX = 5 /**< of MOE_ROUTER_HIERARCHICAL: softmax(u)_g, the coarse gate's weight of the group,
+                                           times a softmax over the chosen experts of g alone; divided by their sum as
+                                           router_normalize says, the chosen groups' weights add up to 1 */
 } moe_router_weights;
 
 /** How experts and tokens find each other. */
@@ -361,6 +368,13 @@ typedef enum moe_noise {
   MOE_NOISE_LEARNED = 2   /**< z + N(0,1) * (softplus(x W_n^T) + 0.01), W_n the parameter router.noise.weight [E,H], 0 at
                                first [Shazeer 2017] */
 } moe_noise;
+
+/** A norm of the gate's own, on what it reads alone. */
+typedef enum moe_router_norm {
+  MOE_ROUTER_NORM_NONE = 0,
+  MOE_ROUTER_NORM_RMS = 1,       /**< x / sqrt(mean of x^2 + router_norm_epsilon) * router_norm_scale */
+  MOE_ROUTER_NORM_RMS_WEIGHT = 2 /**< the same times a trained parameter router.norm.weight [H], 1 at first (Gemma 4) */
+} moe_router_norm;
 
 /** Where router_dropout acts, in training: kept values are divided by 1 - router_dropout, others are 0. */
 typedef enum moe_router_dropout {
@@ -424,7 +438,7 @@ typedef enum moe_shared_gate {
 } moe_shared_gate;
 
 /** Losses for moe_loss_term.  P_e: mean probability.  f_e: share of the tokens that chose e, before dropping.  Counts are
- *  constants for the gradient.  Masked tokens count nowhere.  "Balanced" is the value at perfect balance. */
+ *  constants for the gradient.  Masked tokens count nowhere, unless moe_forward_options.loss_mask says so.  "Balanced" is the value at perfect balance. */
 typedef enum moe_loss {
   MOE_LOSS_BALANCE = 0,            /**< E sum f_e P_e over all K choices, an expert once a token; balanced K */
   MOE_LOSS_BALANCE_COUNT = 1,      /**< the same, every choice counted; balanced K */
@@ -451,7 +465,9 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_GSHARD = 14,      /**< sum over e of (sum p_te) (first choices of e * E / T) / T; balanced 1 */
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
-  MOE_LOSS_Z_SWITCH = 17           /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
+  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+                                        that were dropped, or that weigh nothing */
 } moe_loss;
 
 typedef struct moe_loss_term {
@@ -535,6 +551,9 @@ typedef enum moe_unallocated {
                                              mapped by moe_mapping_create for instance, or call moe_layer_offload */
 } moe_unallocated;
 
+/** n_groups of a preset's model without its groups: DeepSeek-V2-Lite, say, in this one field of moe_preset_deepseek_v2. */
+#define MOE_NO_GROUPS (-1)
+
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -569,7 +588,8 @@ typedef struct moe_layer_config {
   int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
                                 gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
   int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
-  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups */
+  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
+                                whatever the next three are */
   int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
   int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
@@ -635,6 +655,10 @@ typedef struct moe_layer_config {
   int64_t n_losses;            /**< at most 16 */
   int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
   int32_t reserved;            /**< 0 */
+  int32_t router_norm;         /**< a moe_router_norm, after jitter and before router_dropout; not with router_batch_norm */
+  float router_norm_scale;     /**< >= 0; 0 = 1 / sqrt(H), which is Gemma 4's */
+  float router_norm_epsilon;   /**< >= 0; 0 = 1e-6 */
+  int32_t reserved2;           /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -657,7 +681,8 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
     0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0 \
+    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, \
+    0, 0.0f, 0.0f, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -698,7 +723,7 @@ MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
  *    router.selection_bias [E]*       router.expert_scale [E]
  *    router.coarse.weight [G,H]       router.coarse.bias [G]      hierarchical: the groups' gate
  *    router.noise.weight [E,H]                                    learned noise
- *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate
+ *    router.norm.weight [H]           router.norm.bias [H]        batch-normalised gate; ROUTER_NORM_RMS_WEIGHT: the first
  *    router.norm.running_mean [H]*    router.norm.running_var [H]*
  *    router.active_experts [1]*                                   warm-up
  *    shared.router.weight [S,H]       shared.router.bias [2]      gated shared experts; RESIDUAL: [2,H] and the bias
@@ -791,6 +816,16 @@ MOE_API void moe_preset_longcat_flash(moe_layer_config *config, size_t struct_si
 MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
 MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_gemma4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_vl_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_qwen3_5_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_dots1(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_hunyuan(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nemotron_h(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_lfm2_moe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_afmoe(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_deepseek_v4(moe_layer_config *config, size_t struct_size);
+MOE_API void moe_preset_nllb_moe(moe_layer_config *config, size_t struct_size);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
@@ -873,10 +908,23 @@ typedef struct moe_forward_options {
   size_t scratch_size;           /**< at least moe_plan.forward_bytes */
   int32_t tape_policy;           /**< a moe_tape_policy */
   int32_t reserved2;             /**< 0 */
+  const uint8_t *loss_mask;      /**< [T], nullable = valid_mask: 1 = the token counts in losses and in the report, 0 = it is
+                                      routed and computed, and counts in neither.  Padding that has 1 is routed for the sake
+                                      of the losses alone: its probabilities and choices count (of HASH, SINKHORN in training
+                                      and EXPERT_CHOICE its probabilities), no expert computes it, its y is 0, and
+                                      its dx is what the losses' gradient comes to. */
+  /* Numbers of yours in place of drawn ones, with training = 1 alone; gradients go through them as ever. */
+  const float *noise;            /**< [T,E], nullable: the N(0,1) of moe_noise; with MOE_NOISE_NONE added to the logits as it is */
+  const float *jitter;           /**< [T,H], nullable: u in  x * (1 + moe_layer_config.jitter * u) */
+  const float *second;           /**< [T], nullable: random_second keeps a second choice of weight w where 2 w >= this */
+  int64_t chunk_tokens;          /**< tokens that experts compute at once, rounded up to a multiple of 256; fewer where a memory
+                                      limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
-  { sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0 }
+  { \
+    sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 \
+  }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
 MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struct_size);
@@ -900,15 +948,21 @@ typedef struct moe_report {
   int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
   float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
   int64_t n_dropped;           /**< the sum of dropped_per_expert */
-  int64_t n_valid;             /**< tokens that are no padding */
+  int64_t n_valid;             /**< tokens that are no padding; with moe_forward_options.loss_mask those that count, and so
+                                    is all that stands here but expert_indices and expert_weights of these */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
   float variation;             /**< their standard deviation / mean (CV) */
   float dead_share;            /**< share of the experts without a token */
   int32_t reserved;            /**< 0 */
+  /* Of each of the B = T / sequence_length sequences by itself (B = 1 for sequence_length 0), for moe_pooled_sequence_loss; 0
+   * without a gate. */
+  int64_t *sequence_counts;    /**< [B,E], nullable: tokens whose most probable expert is e, the lowest among equals */
+  float *sequence_probability; /**< [B,E], nullable: mean of the router's softmax over the sequence's tokens */
+  int64_t *sequence_valid;     /**< [B], nullable: tokens of the sequence that count */
 } moe_report;
 
 #define MOE_REPORT_INIT \
-  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0 }
+  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0, NULL, NULL, NULL }
 
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
@@ -941,7 +995,7 @@ MOE_API void moe_plan_init(moe_plan *plan, size_t struct_size);
  *  @param taped    [in] 1 = forward will have a tape
  *  @param plan     [in, out] struct_size in, the rest out
  *  @return MOE_OK, INVALID_ARGUMENT (also where the limit is too small: the message says what would do), OUT_OF_MEMORY
- *          (no address space holds it).  Any thread. */
+ *          (no address space holds it), NOT_FINITE (options.expert_weights).  Any thread. */
 MOE_API MOE_CHECK moe_status moe_layer_plan(const moe_layer *layer, int64_t n_tokens, const moe_forward_options *options,
                                             int32_t taped, moe_plan *plan);
 
@@ -962,8 +1016,9 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  @param y        [out] [T,H] of the same dtype; overlaps neither x nor a parameter
  *  @param tape     [out, nullable] filled for moe_layer_backward; NULL when there will be none
  *  @param report   [out, nullable]
- *  A logit of minus infinity (a router bias may be) means "never"; a NaN or plus infinity is an error naming the token,
- *  and so are fewer than K experts above minus infinity, and weights whose divisor is 0.
+ *  A logit of minus infinity (a router bias may be, and a weight that meets nothing but numbers above 0) means "never": the
+ *  expert gets no gradient by it and passes none on to x.  A NaN or plus infinity is an error naming the token, and so are
+ *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
  *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter
@@ -989,9 +1044,11 @@ typedef struct moe_backward_options {
                                         those marked * at moe_layer_parameter_count, in their order. */
   float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
   int32_t reserved;                /**< 0 */
+  const float *d_sequence_probability; /**< [B,E], nullable: gradient of the objective with respect to
+                                            moe_report.sequence_probability */
 } moe_backward_options;
 
-#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0 }
+#define MOE_BACKWARD_OPTIONS_INIT { sizeof(moe_backward_options), NULL, NULL, NULL, 0, NULL, 0.0f, 0, NULL }
 
 /** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_backward_options_init(moe_backward_options *options, size_t struct_size);
@@ -1035,6 +1092,23 @@ MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape
 MOE_API MOE_CHECK moe_status moe_pooled_balance_loss(int64_t n_layers, int64_t n_experts, const int64_t *tokens_per_expert,
                                                      const int64_t *n_valid, const float *mean_probability, float *loss,
                                                      float *d_mean_probability);
+
+/** The same for each sequence by itself, then the mean over sequences:  1/B sum over b of E sum over e of f_be P_be.  With the
+ *  reports' sequence_counts it is the loss of Switch in transformers, whose layers' tokens stand one behind the other in
+ *  each sequence; balanced 1.
+ *  @param n_layers           [in] L >= 0
+ *  @param n_sequences        [in] B >= 1; one without tokens counts as 0
+ *  @param n_experts          [in] E
+ *  @param counts             [in] [L,B,E] sequence_counts of the layers' reports
+ *  @param n_valid            [in] [L,B] sequence_valid
+ *  @param mean_probability   [in] [L,B,E] sequence_probability
+ *  @param loss               [out] 0 where there are no tokens
+ *  @param d_mean_probability [out, nullable] [L,B,E] its gradient, for each layer's moe_backward_options.d_sequence_probability
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_pooled_sequence_loss(int64_t n_layers, int64_t n_sequences, int64_t n_experts,
+                                                      const int64_t *counts, const int64_t *n_valid,
+                                                      const float *mean_probability, float *loss,
+                                                      float *d_mean_probability);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Running statistics
@@ -1118,7 +1192,8 @@ MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
  *  @param config  [in, nullable] NULL = the defaults
- *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept; data and grad may be NULL
+ *  @param tensors [in] [count], of which shapes and dtypes are remembered and no pointer is kept; data and grad may be NULL.
+ *                 Each is listed once: tensors that share memory are refused here, in every step and in clipping
  *  @param count   [in] >= 0
  *  @param out     [out] free it with moe_optimizer_free
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
@@ -1145,7 +1220,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_bind_state(moe_optimizer *optimizer, 
 /** One step: reads each tensor's grad, changes its data.
  *  @param tensors [in] [count], the same list in the same order as at creation (pointers may differ, sizes and dtypes may
  *                 not); every data and grad set.  Checked whole before anything changes.
- *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory; so moe_optimizer_step_clipped). */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (the state has no memory), OUT_OF_MEMORY (a list of more than 16 tensors is
+ *          sorted in scratch; nothing is changed). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const moe_tensor *tensors, int64_t count);
 
 /** One step with clipped gradients: the bits of moe_clip_grad_norm followed by moe_optimizer_step, in one pass over the
@@ -1153,14 +1229,20 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step(moe_optimizer *optimizer, const 
  *  @param tensors  [in] [count], as in moe_optimizer_step
  *  @param max_norm [in] > 0; INFINITY only measures, and steps
  *  @param norm     [out, nullable] the 2-norm over all gradients together, before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is changed and no step counted, the
- *          message names the tensor). */
+ *  @return as moe_optimizer_step; NOT_FINITE (some gradient is not; nothing is changed and no step counted, the message names
+ *          the tensor). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer, const moe_tensor *tensors,
                                                         int64_t count, double max_norm, double *norm);
 
 /** Set the learning rate of the steps to come, for schedules.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
+
+/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+ *  step t, as torch.optim.AdamW does.
+ *  @param momentum [in] [0, 1)
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_optimizer_set_momentum(moe_optimizer *optimizer, double momentum);
 
 /** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */
 typedef enum moe_schedule_kind {
@@ -1187,9 +1269,11 @@ typedef struct moe_schedule {
   double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
   double div_factor;       /**< > 0, of one cycle */
   double final_div_factor; /**< > 0, of one cycle */
+  double base_momentum;    /**< [0, 1), of one cycle: the momentum at the top, */
+  double max_momentum;     /**< [0, 1), and at both ends; see moe_momentum */
 } moe_schedule;
 
-#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4 }
+#define MOE_SCHEDULE_INIT { sizeof(moe_schedule), MOE_SCHEDULE_CONSTANT, 0, 1e-3, 0, 0, 0.0, 0.3, 25.0, 1e4, 0.85, 0.95 }
 
 /** Fill `schedule` as MOE_SCHEDULE_INIT does.  NULL is ignored. */
 MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
@@ -1201,6 +1285,14 @@ MOE_API void moe_schedule_init(moe_schedule *schedule, size_t struct_size);
  *  @param out      [out]
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_learning_rate(const moe_schedule *schedule, int64_t step, double *out);
+
+/** The momentum of a step of one cycle, for moe_optimizer_set_momentum: from max_momentum down to base_momentum while the rate
+ *  rises, and back while it falls, in the same way; as torch.optim.lr_scheduler.OneCycleLR cycles beta1, or SGD's momentum.
+ *  @param schedule [in] MOE_SCHEDULE_ONE_CYCLE or ONE_CYCLE_LINEAR: the others leave momentum alone
+ *  @param step     [in] >= 0, steps taken before
+ *  @param out      [out]
+ *  @return MOE_OK, INVALID_ARGUMENT.  Any thread. */
+MOE_API MOE_CHECK moe_status moe_momentum(const moe_schedule *schedule, int64_t step, double *out);
 
 /** Make some tensors a group of their own: their learning rate is learning_rate_scale times the optimiser's, and their weight
  *  decay is this one.  (Decay 0 is usual for biases, norms and gains.)  A tensor in no group has 1 and the config's weight_decay.
@@ -1219,7 +1311,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_group(moe_optimizer *optimizer, c
  *  @param tensors  [in] [count], every grad set
  *  @param max_norm [in] > 0; INFINITY only measures
  *  @param norm     [out, nullable] the norm before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; nothing is scaled, the message names the tensor). */
+ *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (some gradient is not; the message names the tensor), OUT_OF_MEMORY (as
+ *          moe_optimizer_step); after an error nothing is scaled. */
 MOE_API MOE_CHECK moe_status moe_clip_grad_norm(moe_context *context, const moe_tensor *tensors, int64_t count,
                                                 double max_norm, double *norm);
 
@@ -1259,7 +1352,7 @@ MOE_API MOE_CHECK moe_status moe_adaptive_clip(moe_clip_state *state, double nor
  *  @param tensors [in] [count], as in moe_optimizer_step
  *  @param state   [in, out]
  *  @param norm    [out, nullable] before scaling
- *  @return MOE_OK, INVALID_ARGUMENT, NOT_FINITE (as those two; nothing is changed, the state neither). */
+ *  @return as moe_optimizer_step_clipped; NOT_FINITE (as those two; nothing is changed, the state neither). */
 MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimizer, const moe_tensor *tensors,
                                                          int64_t count, moe_clip_state *state, double *norm);
 
@@ -1269,11 +1362,18 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimize
 
 /* Files are written whole or not at all: into a new file beside `path`, which is fsynced, checked and renamed, and then the
  * folder is fsynced.  Killed at any moment, `path` holds the old file or the new one; what may be left over is a file
- * called path.<process>-<time>.tmp.  Files are read through a mapping, without a copy; nothing in them is believed
- * before it has been checked.  Do not cut short or overwrite in place a file that is open: a mapping cannot survive that.
- * Replacing it, as the functions here do, is harmless. */
+ * NAME.<process>-<time>.tmp, NAME being the first 60 bytes of the file's.  Where `path` is a link, the file behind it is
+ * replaced; a new file has mode and owner of the one it replaces, as far as the system lets us.  Other names of the old file
+ * (hard links) keep the old one.  Devices, pipes, sockets and folders are refused, and never replaced.
+ *
+ * Nothing in a file is believed before it has been checked, and what has been checked is read once, into memory.  All that
+ * is copied is read with pread: a file that was cut short, or written to since it was opened, is MOE_ERROR_IO.  (It is told
+ * by its size and the time of its last change, so that a change within one tick of the clock is not seen.)  What cannot be
+ * guarded is memory that is the file itself, `data` of moe_checkpoint_tensor and moe_mapping_data: who cuts such a file
+ * short while it is open makes reading there a SIGBUS, and who overwrites it changes it.  Replacing a file, as the functions
+ * here do, is harmless. */
 
-/** An open safetensors file, or several that an index file names: mapped, read-only.  Keeps its context alive. */
+/** An open safetensors file, or several that an index file names: read-only.  Keeps its context alive. */
 typedef struct moe_checkpoint moe_checkpoint;
 
 /** A tensor in a checkpoint: row-major without gaps. */
@@ -1283,11 +1383,13 @@ typedef struct moe_stored_tensor {
   int32_t dtype;    /**< a moe_dtype */
   int32_t rank;     /**< number of dimensions, 0 to 8; 0 is one element */
   int64_t shape[8]; /**< entries from `rank` on: 0 where given, not read where taken */
-  const void *data; /**< aligned to its elements where given; any where taken */
-  size_t size;      /**< bytes; 0 where taken = what dtype and shape come to */
+  const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
+                         tensors.  moe_checkpoint_read_tensor makes an aligned copy */
+  size_t size;      /**< bytes; 0 where taken = what dtype and shape come to.  Of MOE_DTYPE_OTHER it is always read */
+  const char *dtype_name; /**< as the file has it, "BF16" or "F4"; taken with MOE_DTYPE_OTHER alone, which wants it */
 } moe_stored_tensor;
 
-#define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0 }
+#define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0, NULL }
 
 /** Fill `tensor` as MOE_STORED_TENSOR_INIT does.  NULL is ignored. */
 MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_size);
@@ -1297,11 +1399,11 @@ MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_siz
  *  @param context [in] is kept alive
  *  @param path    [in]
  *  @param out     [out] free it with moe_checkpoint_free
- *  Refused: a header of more than 100 MB or beyond the file's end, JSON that is not as the format has it, a dtype that is no
- *  moe_dtype, more than 8 dimensions, sizes beyond 63 bits, tensors that overlap, leave gaps, are not aligned to
- *  their elements or have one name.
- *  @return MOE_OK, INVALID_ARGUMENT (the file is none, or damaged; the message names the tensor or the byte),
- *          IO, OUT_OF_MEMORY. */
+ *  Refused: a header of more than 100 MB or beyond the file's end, JSON that is not as the format has it, more than 8
+ *  dimensions, sizes beyond 63 bits, tensors that overlap, leave gaps or have one name.  A tensor of a dtype that this
+ *  library does not know is listed as MOE_DTYPE_OTHER, and refused where its numbers are wanted.
+ *  @return MOE_OK, INVALID_ARGUMENT (the file is none, or damaged; the message names the tensor or the byte, or says what
+ *          the file is instead), IO, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_checkpoint_open(moe_context *context, const char *path, moe_checkpoint **out);
 
 MOE_API void moe_checkpoint_free(moe_checkpoint *checkpoint);
@@ -1313,21 +1415,33 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_tensor_count(const moe_checkpoint *c
 /** Describe tensor `index`; they stand in the order of their names' bytes.
  *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the checkpoint is freed; the memory must
  *                not be written to.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO (the file has been cut short or changed since it was opened). */
 MOE_API MOE_CHECK moe_status moe_checkpoint_tensor(const moe_checkpoint *checkpoint, int64_t index,
                                                    moe_stored_tensor *tensor);
 
 /** Index of the tensor called `name`.
- *  @return MOE_OK, INVALID_ARGUMENT (there is none). */
+ *  @return MOE_OK, INVALID_ARGUMENT (there is none; the message has the nearest name, or the same under another prefix). */
 MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *checkpoint, const char *name,
                                                         int64_t *index);
+
+/** Copy the elements of tensor `index` into memory of yours, wherever they lie in the file.
+ *  @param dtype [in] the tensor's own: its bytes as they are.  Or MOE_DTYPE_F32, for F16, BF16, F8_E4M3, F8_E5M2 and F8_E8M0:
+ *               its numbers, exactly
+ *  @param data  [out] aligned to an element of `dtype`; NULL where there are none
+ *  @param size  [in] bytes of them, in `dtype`
+ *  @return MOE_OK, INVALID_ARGUMENT, IO (also where the file has been cut short or changed since it was opened; `data` may
+ *          hold some of it then).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_read_tensor(const moe_checkpoint *checkpoint, int64_t index, int32_t dtype,
+                                                        void *data, size_t size);
 
 /** Write tensors of yours to a safetensors file.
  *  @param context [in]
  *  @param path    [in]
  *  @param tensors [in] [count], each with a name of its own in UTF-8
  *  @param count   [in] >= 0
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was.  (Where the folder cannot be
+ *          synced the old file is brought back; on file systems that cannot exchange two files the message says that `path`
+ *          has been replaced, but may not last.) */
 MOE_API MOE_CHECK moe_status moe_checkpoint_write(moe_context *context, const char *path,
                                                   const moe_stored_tensor *tensors, int64_t count);
 
@@ -1346,7 +1460,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_write_sharded(moe_context *context, 
                                                           size_t max_shard_size);
 
 /** Names and forms of a layer's tensors; docs/checkpoints.md lists them.  L is the layer's number.  A layout is never guessed:
- *  the same shapes may mean different things. */
+ *  the same shapes may mean different things.  Where a tensor is missing, the message says which layout the file looks like. */
 typedef enum moe_layout {
   MOE_LAYOUT_LIBMOE = 0,        /**< layers.L. and the parameter's name; any layer */
   MOE_LAYOUT_MIXTRAL = 1,       /**< Mixtral, PhiMoE: block_sparse_moe.experts.N.w1.weight */
@@ -1363,7 +1477,21 @@ typedef enum moe_layout {
   MOE_LAYOUT_SWITCH_DECODER = 12, /**< decoder.block.L.layer.2.mlp.experts.expert_N.wi.weight */
   MOE_LAYOUT_TRANSFORMERS_5 = 13, /**< transformers 5 in memory: mlp.experts.gate_up_proj [E,2I,H]; a shared expert with a gate
                                        as Qwen2's, without one as DeepSeek's */
-  MOE_LAYOUT_LLAMA4_TEXT = 14     /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_LLAMA4_TEXT = 14,    /**< as LLAMA4, model.layers.L: the language model by itself */
+  MOE_LAYOUT_JETMOE = 15,         /**< mlp.input_linear.weight [E,2I,H], mlp.bias */
+  MOE_LAYOUT_MINIMAX_M2 = 16,     /**< as MIXTRAL, block_sparse_moe.e_score_correction_bias */
+  MOE_LAYOUT_ERNIE4_5 = 17,       /**< ERNIE-4.5: as DEEPSEEK, mlp.moe_statics.e_score_correction_bias [1,E] */
+  MOE_LAYOUT_LONGCAT_FLASH = 18,  /**< LongCat-Flash: mlp.router.classifier.weight [E + identities,H] */
+  MOE_LAYOUT_JAMBA = 19,          /**< feed_forward.router.weight, feed_forward.experts.N.gate_proj.weight */
+  MOE_LAYOUT_HUNYUAN = 20,        /**< HunYuan-A13B: mlp.gate.wg.weight, mlp.shared_mlp */
+  MOE_LAYOUT_NEMOTRON_H = 21,     /**< Nemotron-H: backbone.layers.L.mixer.experts.N.up_proj.weight */
+  MOE_LAYOUT_LFM2_MOE = 22,       /**< LFM2-MoE: feed_forward.experts.N.w1.weight, feed_forward.expert_bias */
+  MOE_LAYOUT_AFMOE = 23,          /**< AFMoE: mlp.router.gate.weight, mlp.expert_bias */
+  MOE_LAYOUT_DEEPSEEK_V4 = 24,    /**< DeepSeek-V4: layers.L.ffn.experts.N.w1.weight, ffn.gate.bias for the choice alone */
+  MOE_LAYOUT_NLLB_ENCODER = 25,   /**< model.encoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_NLLB_DECODER = 26,   /**< model.decoder.layers.L.ffn.experts.expert_N.fc1.weight */
+  MOE_LAYOUT_QWEN3_VL_MOE = 27,   /**< model.language_model.layers.L.mlp.experts.gate_up_proj [E,H,2I], as published, or [E,2I,H] */
+  MOE_LAYOUT_QWEN3_5_MOE = 28     /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */
@@ -1375,12 +1503,23 @@ typedef enum moe_layout {
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
- *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions; what the
- *  layout has for this layer beyond them, an expert more or a bias, is refused.  Gradients stay as they are.  Wants the
- *  layer for itself; prepare it again afterwards.
- *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+ *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
+ *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
+ *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
+ *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.  Takes memory for one
+ *  expert's matrices while it reads.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), OUT_OF_MEMORY, IO; after an error the layer is as
+ *          it was, but after an IO in the middle of reading (a disk that fails, a file cut short meanwhile), which the
+ *          message says. */
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
+
+/** The same for names that begin in another way than the layout says.
+ *  @param prefix [in] what stands before the layer's own names, with the last dot: "model.language_model.layers.3.mlp."; at
+ *                most 160 bytes
+ *  @return as moe_layer_load. */
+MOE_API MOE_CHECK moe_status moe_layer_load_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                   const char *prefix);
 
 /** Experts larger than memory: leave the routed experts' matrices in a checkpoint's files, with room for some of them; load
  *  all other parameters as moe_layer_load does.  Forward then computes first with the experts that are there, while a
@@ -1402,6 +1541,11 @@ MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoi
  *          (the matrices have memory, or are offloaded already); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_offload(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                                int64_t layer_number, size_t resident_limit);
+
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @return as moe_layer_offload. */
+MOE_API MOE_CHECK moe_status moe_layer_offload_prefix(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
+                                                      const char *prefix, size_t resident_limit);
 
 /** What an offloaded layer's forward calls have found since moe_layer_offload. */
 typedef struct moe_offload_statistics {
@@ -1428,7 +1572,8 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY; after an error `path` is as it
+ *          was, see moe_checkpoint_write. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
                                             int64_t layer_number, int32_t dtype);
 
@@ -1437,6 +1582,12 @@ MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *
 MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, const char *path, int32_t layout,
                                                     int64_t layer_number, int32_t dtype, size_t max_shard_size);
 
+/** The same with a prefix, as moe_layer_load_prefix has it.
+ *  @param max_shard_size [in] 0: one file, as moe_layer_save writes
+ *  @return as moe_layer_save, or moe_layer_save_sharded. */
+MOE_API MOE_CHECK moe_status moe_layer_save_prefix(const moe_layer *layer, const char *path, int32_t layout,
+                                                   const char *prefix, int32_t dtype, size_t max_shard_size);
+
 /** Make every expert a copy of one dense network [Sparse upcycling 2023]; router and shared experts stay as they are.  Where
  *  the weights of a token add up to 1, y is then what the dense network gives.
  *  @param layer [in] without expert_groups
@@ -1444,7 +1595,7 @@ MOE_API MOE_CHECK moe_status moe_layer_save_sharded(const moe_layer *layer, cons
  *               up.weight [I,H] and so on; F32 or BF16
  *  @param count [in]
  *  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT; after an error the layer is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tensor *dense, int64_t count);
 
 /** What a training run goes on from: with the same layers, optimisers and inputs, a run that was stopped, saved and loaded
@@ -1488,10 +1639,11 @@ MOE_API void moe_training_init(moe_training *training, size_t struct_size);
 MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_training *training, const char *path);
 
 /** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
- *  itself.  Prepared weights are to be prepared again.
+ *  itself, and each once.  Prepared weights are to be prepared again.
  *  @param training [in, out] step is written
- *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY; after an error
- *          everything is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), BAD_STATE (something of it has no
+ *          memory), IO, OUT_OF_MEMORY; after an error everything is as it was, but after an IO in the middle of reading, which
+ *          the message says. */
 MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -1502,7 +1654,8 @@ MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_trainin
  *  needs room.  Keeps its context alive. */
 typedef struct moe_mapping moe_mapping;
 
-/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, with all its blocks and filled with zeros.
+/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, filled with zeros.  It gets all its blocks
+ *  here, also where it had holes, so that a full disk is an error now and not a fault when the memory is written to.
  *  @param context [in] is kept alive
  *  @param path    [in]
  *  @param size    [in] >= 1
@@ -1510,7 +1663,8 @@ typedef struct moe_mapping moe_mapping;
  *  What is written is in the file after moe_mapping_flush, or some time later.  A file is not written whole or not at all,
  *  as checkpoints are: after a crash it is a mixture of old and new, so go on from a copy that was made after a flush.  Two
  *  processes that write to one file are the caller's mistake.
- *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error no file has been made. */
+ *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error the file is as it
+ *          was, or not there. */
 MOE_API MOE_CHECK moe_status moe_mapping_create(moe_context *context, const char *path, size_t size, moe_mapping **out);
 
 /** Unmap.  Nothing may use the memory any more: free or bind elsewhere what was bound to it first. */

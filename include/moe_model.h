@@ -165,7 +165,8 @@ MOE_API MOE_CHECK moe_status moe_embedding_forward(moe_context *context, const i
                                                    const float *positions, int64_t n_positions,
                                                    int64_t sequence_length, int64_t first_position, float *y);
 
-/** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t. */
+/** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t.
+ *  @return as moe_embedding_forward. */
 MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
                                                     int64_t hidden_size, const float *dy, float *dtable, int64_t n_rows,
                                                     float *dpositions, int64_t n_positions, int64_t sequence_length,
@@ -289,6 +290,7 @@ MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, 
 
 /** What forward leaves for backward.  Keeps its model's context alive. */
 typedef struct moe_model_tape moe_model_tape;
+/** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_model_tape_create(const moe_model *model, moe_model_tape **out);
 MOE_API void moe_model_tape_free(moe_model_tape *tape);
 
@@ -296,7 +298,8 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 typedef struct moe_model_input {
   size_t struct_size;
   int64_t n_sequences;       /**< B >= 1 */
-  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any */
+  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
+                                  with positions each of these below it */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
   const int32_t *targets;    /**< [B,S], nullable: the loss is computed */
@@ -306,12 +309,21 @@ typedef struct moe_model_input {
   uint64_t step;             /**< as in moe_forward_options */
   const uint8_t *mask;       /**< [S,S], nullable; as in moe_attention_config */
   const float *added_mask;   /**< [S,S], nullable */
-  const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding: no query sees it, no expert computes it */
+  const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding, wherever it stands: no query sees it, no expert computes it, and
+                                  rows of it in hidden or dhidden that are not finite count as 0.  Leave it out of targets
+                                  yourself */
   size_t memory_limit;       /**< bytes of scratch and tape together, of this call and its backward; 0 = the context's */
+  const int64_t *positions;  /**< [B,S], nullable: each token's position, for max_positions and rope_theta.  NULL: the number of
+                                  tokens before it in its sequence, padding not among them, so that a sequence padded in front
+                                  or behind has the hidden states of the sequence alone, bit for bit where dropout does not act
+                                  (and, of a float32 model, the gradients) */
+  const uint8_t *loss_mask;  /**< [B,S], nullable: the tokens that count in the layers' auxiliary losses and reports, as in
+                                  moe_forward_options; which targets count is ignore_index's */
+  int64_t chunk_tokens;      /**< tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
 } moe_model_input;
 
 #define MOE_MODEL_INPUT_INIT \
-  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0 }
+  { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0, NULL, NULL, 0 }
 
 MOE_API void moe_model_input_init(moe_model_input *input, size_t struct_size);
 
@@ -373,7 +385,9 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
  *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
- *  @return as moe_layer_backward. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another model's tape, inference_only), NOT_FINITE (the
+ *          loss of a token: parameters are no longer those of forward), CANCELLED; gradients are then partly added: zero
+ *          them. */
 MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_model_tape *tape,
                                                 const moe_model_input *input, double d_objective, const float *dhidden,
                                                 float *dinput);
@@ -382,12 +396,14 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
  * Generation
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Keys and values of the tokens so far, of B sequences that grow together. */
+/** Keys and values of the tokens so far, of B sequences that grow together.  Padding takes room, but has no keys. */
 typedef struct moe_cache moe_cache;
+/** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,
                                               moe_cache **out);
 MOE_API void moe_cache_free(moe_cache *cache);
-/** Forget all but the first `length` tokens. */
+/** Forget all but the first `length` tokens.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length);
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
@@ -399,17 +415,39 @@ MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,
                                             float *logits);
 
+/** What moe_model_read_with is told beside the tokens. */
+typedef struct moe_read_options {
+  size_t struct_size;
+  const uint8_t *valid_mask; /**< [B,n], nullable: 0 = padding, as in moe_model_input: in front of a prompt, behind one, or in
+                                  every step of a sequence that has ended */
+  const int64_t *positions;  /**< [B,n], nullable, as in moe_model_input; NULL: the number of real tokens before, those in the
+                                  cache among them */
+} moe_read_options;
+
+#define MOE_READ_OPTIONS_INIT { sizeof(moe_read_options), NULL, NULL }
+
+MOE_API void moe_read_options_init(moe_read_options *options, size_t struct_size);
+
+/** moe_model_read for sequences of different lengths.
+ *  @param options [in, nullable]
+ *  @param logits  [out] [B,V] of each sequence's last real token among these, as if it had been read alone; 0 where there is none
+ *  @return as moe_model_read. */
+MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cache *cache, const int32_t *tokens,
+                                                 int64_t n, const moe_read_options *options, float *logits);
+
 /** How the next token is drawn. */
 typedef struct moe_sampling {
   size_t struct_size;
-  double temperature; /**< 0: greedy, the largest logit, the lowest index among equals */
-  int64_t top_k;      /**< of the k largest logits; 0 = all */
-  double top_p;       /**< of the fewest, most likely tokens whose probabilities reach p [Top-p 2019]; 0 = 1 = all */
+  double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
+  int64_t top_k;      /**< of the k largest logits; 0, and V or more = all */
+  double top_p;       /**< 0 to 1: of the fewest, most likely tokens whose probabilities reach p, at least one
+                           [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
 } moe_sampling;
 
-#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 0.0, 0 }
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0 }
 
+/** Fill `sampling` as MOE_SAMPLING_INIT does.  NULL is ignored. */
 MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
 
 /** @param logits [in]  [V]

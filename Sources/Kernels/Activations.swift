@@ -96,7 +96,8 @@ private struct Limits: Clamps {
   @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
 }
 
-/// What is done with an activation and clamps, once it is known which.
+/// What is done with an activation and clamps, once it is known which. A function for each, so that a call's stack holds what
+/// one of them needs and not all.
 protocol Loop {
   func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C)
 }
@@ -105,13 +106,13 @@ protocol Loop {
   _ loop: L, with parameters: moei_activation, _ clamps: C
 ) {
   switch parameters.kind {
-  case Int32(MOEI_GELU): loop.run(GELU(), clamps)
-  case Int32(MOEI_GELU_TANH): loop.run(TanhGELU(), clamps)
-  case Int32(MOEI_SILU) where parameters.alpha == 1: loop.run(SiLU(), clamps)
-  case Int32(MOEI_SILU): loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
-  case Int32(MOEI_RELU): loop.run(ReLU(), clamps)
-  case Int32(MOEI_RELU2): loop.run(SquaredReLU(), clamps)
-  default: loop.run(ScaledSiLU(alpha: 1.702), clamps)
+  case .MOEI_GELU: loop.run(GELU(), clamps)
+  case .MOEI_GELU_TANH: loop.run(TanhGELU(), clamps)
+  case .MOEI_SILU where parameters.alpha == 1: loop.run(SiLU(), clamps)
+  case .MOEI_SILU: loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
+  case .MOEI_RELU: loop.run(ReLU(), clamps)
+  case .MOEI_RELU2: loop.run(SquaredReLU(), clamps)
+  case .MOEI_QUICK_GELU: loop.run(ScaledSiLU(alpha: 1.702), clamps)
   }
 }
 
@@ -122,7 +123,7 @@ private struct Forward: Loop {
   let v: Source
   let a: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     map(n, v, a) { activation.value($0) }
   }
 }
@@ -132,7 +133,7 @@ private struct Backward: Loop {
   let v: Source
   let da: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     update(n, v, da) { v, da in da * activation.slope(v) }
   }
 }
@@ -153,7 +154,7 @@ private struct GatedForward: Loop {
   let up: Source
   let a: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i
@@ -172,7 +173,7 @@ private struct GatedBackward: Loop {
   let dgate: Target
   let dup: Target
 
-  @inline(__always) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
+  @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
     var i = 0
     while i < n {
       let left = n &- i

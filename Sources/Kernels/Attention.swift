@@ -84,7 +84,10 @@ import CShims
       } else {
         store(scores + at, p)
       }
-      store(slopes + at, p * (slope - mean) * scale)
+      var gradient = p * (slope - mean) * scale
+      // Of a pair that is hidden dout . v may be no number, and 0 times that is none.
+      if let bias { gradient = gradient.replacing(with: 0, where: load(bias + at) .== -.infinity) }
+      store(slopes + at, gradient)
       at &+= 16
     }
     r &+= 1

@@ -6,6 +6,9 @@ public struct Call {
   public var step: UInt64 = 0
   public var training = false
   public var validMask: UnsafePointer<UInt8>?  // [T]
+  /// Tokens that count in losses and statistics; nil: those that are valid.
+  public var lossMask: UnsafePointer<UInt8>?  // [T]
+  public var given = GivenNumbers()
   public var tokenIds: UnsafePointer<Int64>?  // [T]
   /// The choice is this one: [T,K], -1 for none.
   public var givenIndices: UnsafePointer<Int32>?
@@ -16,7 +19,11 @@ public struct Call {
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?
   public var tapePolicy: Plan.TapePolicy?  // nil = as the limit allows
+  /// Tokens that experts compute at once at most; nil = as the limit allows.
+  public var chunkTokens: Int?
   public var scratch: CallerMemory?
+  /// Where a model keeps what it will let the layer note (TrainingNotes.swift); nil: the layer does so at once.
+  var notes: UnsafeMutablePointer<Float>?  // [2,H]
 
   public init(tokens: Int) {
     self.tokens = tokens
@@ -26,15 +33,19 @@ public struct Call {
   public func isValid(_ token: Int) -> Bool { validMask.map { $0[token] != 0 } ?? true }
 
   /// Real tokens among some.
-  func valid(in range: Range<Int>) -> Int {
-    guard let validMask else { return range.count }
+  func valid(in range: Range<Int>) -> Int { ones(of: validMask, in: range) }
+  /// Those among some that count in losses.
+  func counted(in range: Range<Int>) -> Int { ones(of: lossMask ?? validMask, in: range) }
+
+  private func ones(of mask: UnsafePointer<UInt8>?, in range: Range<Int>) -> Int {
+    guard let mask else { return range.count }
     var count = 0
-    for t in range where validMask[t] != 0 { count += 1 }
+    for t in range where mask[t] != 0 { count += 1 }
     return count
   }
 
   /// Sequences, or all tokens as one.
-  func sequences(apart: Bool) -> Int { apart && tokens > 0 ? tokens / sequenceLength : 1 }
+  public func sequences(apart: Bool) -> Int { apart && tokens > 0 ? tokens / sequenceLength : 1 }
   func tokens(ofSequence s: Int, apart: Bool) -> Range<Int> {
     apart ? s * sequenceLength..<(s + 1) * sequenceLength : 0..<tokens
   }
@@ -55,7 +66,7 @@ public struct Call {
 
 extension Configuration {
   func draws(_ call: Call, _ kernels: UnsafePointer<moei_kernels>) -> Draws {
-    Draws(kernels: kernels, seed: seed, step: call.step, training: call.training)
+    Draws(kernels: kernels, seed: seed, step: call.step, training: call.training, given: call.given)
   }
 
   /// Whether a choice may come without a row.

@@ -195,7 +195,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   func numberForLayer() -> Int64 { pointee.layersMade.next() + 1 }
 
   /// Runs `body` with scratch memory of at least `bytes` bytes and OpenBLAS set to one thread per calling thread.
-  func withScratch(
+  public func withScratch(
     _ bytes: Int, _ lent: CallerMemory? = nil, _ body: (UnsafeMutableRawPointer) throws(Fault) -> Void
   ) throws(Fault) {
     if let lent {

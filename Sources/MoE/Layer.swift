@@ -4,7 +4,7 @@ import CShims
 
 public struct Layer {
   public let configuration: Configuration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   var parameters: Parameters
   private var prepared: PreparedGroups
@@ -29,6 +29,7 @@ public struct Layer {
     public var indices: UnsafeMutablePointer<Int32>?  // [T,choices]
     public var weights: UnsafeMutablePointer<Float>?  // [T,choices]
     public var losses: UnsafeMutablePointer<Float>?  // [losses]
+    public var bySequence = SequenceDetails()
 
     public init() {}
   }
@@ -55,19 +56,35 @@ public struct Layer {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
-    var measure = Arena()
-    _ = forwardStages(&measure, x, call, plan, y: y, taped: taped)
+    let bytes = try forwardBytes(x, call, plan, y: y, taped)
     var report = Report()
-    try context.withScratch(try measure.total(), call.scratch) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      let stages = forwardStages(&arena, x, call, plan, y: y, taped: taped)
-      report = try run(stages, call, plan, taped, details)
+    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
+      try run(forwardIn: memory, x, call, plan, y: y, taped, details, &report)
     }
     if let taped { tape!.pointee.fill(taped) }
     return report
   }
 
-  func forwardStages(
+  // All stages together are several kilobytes. Measured and run in frames of their own (never inlined), they are on the stack
+  // once at a time.
+
+  @inline(never) func forwardBytes(
+    _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, _ taped: TapeContents?
+  ) throws(Fault) -> Int {
+    var measure = Arena()
+    _ = forwardStages(&measure, x, call, plan, y: y, taped: taped)
+    return try measure.total()
+  }
+
+  @inline(never) private func run(
+    forwardIn memory: UnsafeMutableRawPointer, _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan,
+    y: UnsafeMutableRawPointer, _ taped: TapeContents?, _ details: Details, _ report: inout Report
+  ) throws(Fault) {
+    var arena = Arena(memory)
+    report = try run(forwardStages(&arena, x, call, plan, y: y, taped: taped), call, plan, taped, details)
+  }
+
+  private func forwardStages(
     _ arena: inout Arena, _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer,
     taped: TapeContents?
   ) -> ForwardStages {
@@ -98,9 +115,10 @@ public struct Layer {
     _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
   ) throws(Fault) -> Report {
     let (c, routing) = (configuration, stages.route.routing)
+    taped?.keepNumbers(of: call, c)
     try stages.input.run(in: context)
     try stages.jittered.run(in: context)
-    try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context) }
+    try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context, details.bySequence) }
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       try context.measure(.dispatch) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
@@ -117,7 +135,11 @@ public struct Layer {
     details.write(c, stages)
     try call.record?.pointee.store(
       routing.indices, stride: c.slots, tokens: call.tokens, choices: c.choices, experts: c.experts)
-    stages.route.note()
+    if let notes = call.notes {
+      notes.update(from: routing.norm, count: c.notedFloats)
+    } else {
+      note(call, measured: routing.norm)
+    }
     return report
   }
 
@@ -163,6 +185,7 @@ public struct Layer {
   public struct BackwardCall {
     public var dAuxLoss: Float = 0
     public var dMeanProbability: UnsafePointer<Float>?  // [E]
+    public var dSequenceProbability: UnsafePointer<Float>?  // [sequences,E]
     public var dExpertWeights: UnsafeMutablePointer<Float>?  // [T,choices]
     public var step: FusedCall?
     public var scratch: CallerMemory?
@@ -179,18 +202,32 @@ public struct Layer {
     let taped = tape.pointee.contents!
     if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
     let plan = taped.plan  // backward's chunks are forward's
-    var measure = Arena()
-    _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
-    let bytes = try measure.total()
+    let bytes = try backwardBytes(taped, plan, x: x, dy: dy, dx: dx, call)
     try turn.acquire(for: "layer")
     defer { turn.release() }
     try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      try run(backwardStages(&arena, taped, plan, x: x, dy: dy, dx: dx, call), taped, plan, call)
+      try run(backwardIn: memory, taped, plan, x: x, dy: dy, dx: dx, call)
     }
   }
 
-  func backwardStages(
+  @inline(never) func backwardBytes(
+    _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
+    _ call: BackwardCall
+  ) throws(Fault) -> Int {
+    var measure = Arena()
+    _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
+    return try measure.total()
+  }
+
+  @inline(never) private func run(
+    backwardIn memory: UnsafeMutableRawPointer, _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer,
+    dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?, _ call: BackwardCall
+  ) throws(Fault) {
+    var arena = Arena(memory)
+    try run(backwardStages(&arena, taped, plan, x: x, dy: dy, dx: dx, call), taped, plan, call)
+  }
+
+  private func backwardStages(
     _ arena: inout Arena, _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer, dy: UnsafeRawPointer,
     dx: UnsafeMutableRawPointer?, _ call: BackwardCall
   ) -> BackwardStages {
@@ -202,7 +239,8 @@ public struct Layer {
     let out = dx.map { TokensOut(&arena, c, context: context, $0, tokens: tokens) }
     let fused = c.keepsExpertGradients ? nil : FusedScratch(&arena, c)
     let losses = LossGradient(
-      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability)
+      &arena, c, tape: taped, dAuxLoss: call.dAuxLoss, dMeanProbability: call.dMeanProbability,
+      dSequenceProbability: call.dSequenceProbability)
     // A chunk's experts are done before its router begins: both use the same memory.
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
@@ -275,7 +313,7 @@ public struct Layer {
   }
 
   /// A second pass over the chunks for each expert, since its gradient is complete only after the last of them.
-  private func stepExperts(
+  @inline(never) private func stepExperts(
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ steps: inout FusedStep
   ) throws(Fault) {
     let context = steps.begin(in: context)
@@ -314,7 +352,7 @@ public struct Layer {
   }
 
   /// The router's part for one chunk, whose experts are done.
-  private func routeBack(
+  @inline(never) private func routeBack(
     _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>, in context: ContextPointer
   ) throws(Fault) {
     var arena = stages.routerArena
@@ -379,16 +417,16 @@ extension Layer.Details {
 public typealias LayerPointer = UnsafeMutablePointer<Layer>
 
 extension UnsafeMutablePointer where Pointee == Layer {
-  public static func create(_ c: Configuration, in context: ContextPointer) throws(Fault) -> LayerPointer {
+  public static func create(_ wanted: Configuration.Values, in context: ContextPointer) throws(Fault) -> LayerPointer {
     let allocator = context.pointee.allocator
     var measure = Arena()
-    _ = LayerParts(&measure, c)
+    _ = LayerParts(&measure, wanted)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = LayerParts(&arena, c)
+    let parts = LayerParts(&arena, wanted)
     let (layer, parameters) = (parts.layer, parts.parameters)
     parts.turn.initialise()
     parameters.clear()
-    let c = parts.copyLists(c, context.kernels)
+    let c = parts.copy(wanted, context.kernels)
     do throws(Fault) {
       try parameters.allocate(c, allocator: allocator)
     } catch {
@@ -420,9 +458,11 @@ private struct LayerParts {
   private let groups: UnsafeMutablePointer<ExpertGroup>
   private let losses: UnsafeMutablePointer<LossTerm>
   private let hashTable: UnsafeMutablePointer<Int32>
+  private let values: UnsafeMutablePointer<Configuration.Values>
 
-  init(_ arena: inout Arena, _ c: Configuration) {
+  init(_ arena: inout Arena, _ c: Configuration.Values) {
     layer = arena.take(Layer.self, 1)
+    values = arena.take(Configuration.Values.self, 1)
     parameters = Parameters(&arena, groups: c.groupCount)
     turn = Lock(&arena)
     groups = arena.take(ExpertGroup.self, c.groupCount)
@@ -430,8 +470,8 @@ private struct LayerParts {
     hashTable = arena.take(Int32.self, c.vocabulary, c.topK)
   }
 
-  /// The configuration with lists in the layer's own memory.
-  func copyLists(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) -> Configuration {
+  /// The configuration in the layer's own memory, with its lists.
+  func copy(_ c: Configuration.Values, _ kernels: UnsafePointer<moei_kernels>) -> Configuration {
     var own = c
     var first = 0
     for index in 0..<c.groupCount {
@@ -443,13 +483,15 @@ private struct LayerParts {
     own.groups = UnsafePointer(groups)
     if let given = c.losses { losses.update(from: given, count: c.lossCount) }
     own.losses = UnsafePointer(losses)
+    own.hashTable = UnsafePointer(hashTable)
+    values.initialize(to: own)
+    let made = Configuration(values)
     if let given = c.hashTable {
       hashTable.update(from: given, count: c.vocabulary * c.topK)
     } else {
-      fillHashTable(hashTable, c, kernels)
+      fillHashTable(hashTable, made, kernels)
     }
-    own.hashTable = UnsafePointer(hashTable)
-    return own
+    return made
   }
 }
 
@@ -494,6 +536,7 @@ extension Layer {
   public func isFilled(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents != nil }
   public func weightsWereGiven(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents?.weightsAreGiven ?? false }
   public func tokens(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.routing.tokens ?? 0 }
+  public func sequences(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.slopes.sequences ?? 0 }
   /// Empties the tape: after an error there is nothing to go back from.
   public func clear(_ tape: TapePointer) { tape.pointee.clear() }
 }

@@ -5,7 +5,12 @@ public enum ElementType: Int32 {
   case f32 = 0
   case bf16 = 1
 
-  public var size: Int { self == .f32 ? 4 : 2 }
+  public var size: Int {
+    switch self {
+    case .f32: 4
+    case .bf16: 2
+    }
+  }
 }
 
 /// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.

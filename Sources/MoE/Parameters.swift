@@ -194,6 +194,7 @@ struct Parameters {
       try add(.runningMean, "router.norm.running_mean", h, buffer: true)
       try add(.runningVariance, "router.norm.running_var", h, buffer: true)
     }
+    if c.routerNorm?.hasWeight == true { try add(.normWeight, "router.norm.weight", h) }
     if c.warmup != nil { try add(.activeExperts, "router.active_experts", 1, buffer: true) }
     if c.sharedGates > 0 { try add(.sharedRouterWeight, "shared.router.weight", c.sharedGates, h) }
     if c.sharedGate == .residual { try add(.sharedRouterBias, "shared.router.bias", 2) }

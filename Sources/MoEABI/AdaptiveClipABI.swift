@@ -19,6 +19,9 @@ public func moe_adaptive_clip(
     let state = try required(state, "state")
     var clip = try checked(state)
     let out = try required(max_norm, "max_norm")
+    var operands = Operands()
+    try operands.writes(state, 1, "state")
+    try operands.writes(out, 1, "max_norm")
     if norm < 0 { throw .invalid("norm = \(norm) is negative") }
     if !norm.isFinite { throw Fault(.notFinite, "norm = \(norm) is not finite") }
     let limit = try clip.checkedLimit(norm)
@@ -34,10 +37,13 @@ public func moe_optimizer_step_adaptive(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let list = try trained(tensors, count: count, by: optimizer)
     let state = try required(state, "state")
     var clip = try checked(state)
     let norm = try optional(norm, "norm")
+    var operands = Operands()
+    try operands.writes(state, 1, "state")
+    try operands.writes(norm, 1, "norm")
+    let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(
       maxNorm: { (norm) throws(Fault) in try clip.checkedLimit(norm) }, { list.trained($0) }, notFinite: list.notFinite)
     state.write(clip)

@@ -19,12 +19,15 @@ public func moe_attention_forward(
     let key = try Tokens(key, "key", call.ofKeys(call.keyStride))
     let value = try Tokens(value, "value", call.ofKeys(call.valueStride))
     let output = try Tokens(output, "output", call.ofQueries(call.outputStride))
-    try output.requireApart(from: [query, key, value])
-    try output.requireApart(from: call.masks, call.sequences)
     let log_sums = try optional(log_sums, "log_sums")
-    let sums = Line(log_sums, call.sequences * call.heads * call.queries, "log_sums")
-    try forEach([query, key, value, output]) { rows throws(Fault) in try rows.requireApart(from: sums) }
-    try sums.requireApart(from: call.masks, call.sequences)
+    var operands = Operands()
+    try operands.reads(config, 1, "config")
+    try operands.reads(call.masks, call.sequences)
+    try operands.reads(query)
+    try operands.reads(key)
+    try operands.reads(value)
+    try operands.writes(output)
+    try operands.writes(log_sums, call.sums, "log_sums")
     let arrays = AttentionArrays(query: query.start, key: key.start, value: value.start, output: output.start)
     try AttentionForward.run(call, arrays, logSums: log_sums, in: context)
   }
@@ -46,18 +49,21 @@ public func moe_attention_backward(
     let output = try Tokens(output, "output", call.ofQueries(call.outputStride))
     let doutput = try Tokens(doutput, "doutput", call.ofQueries(call.outputStride))
     let log_sums = try required(log_sums, "log_sums")
-    let sums = Line(log_sums, call.sequences * call.heads * call.queries, "log_sums")
     let dquery = try Tokens(dquery, "dquery", call.ofQueries(call.queryStride))
     let dkey = try Tokens(dkey, "dkey", call.ofKeys(call.keyStride))
     let dvalue = try Tokens(dvalue, "dvalue", call.ofKeys(call.valueStride))
-    try forEach([dquery, dkey, dvalue]) { gradient throws(Fault) in
-      try gradient.requireApart(from: [query, key, value, output, doutput])
-      try gradient.requireApart(from: sums)
-      try gradient.requireApart(from: call.masks, call.sequences)
-    }
-    try dkey.requireApart(from: dquery)
-    try dvalue.requireApart(from: dquery)
-    try dvalue.requireApart(from: dkey)
+    var operands = Operands()
+    try operands.reads(config, 1, "config")
+    try operands.reads(call.masks, call.sequences)
+    try operands.reads(query)
+    try operands.reads(key)
+    try operands.reads(value)
+    try operands.reads(output)
+    try operands.reads(doutput)
+    try operands.reads(log_sums, call.sums, "log_sums")
+    try operands.writes(dquery)
+    try operands.writes(dkey)
+    try operands.writes(dvalue)
     let arrays = AttentionArrays(query: query.start, key: key.start, value: value.start, output: output.start)
     let gradients = AttentionGradients(
       arrays, logSums: log_sums, doutput: doutput.start, dquery: dquery.start, dkey: dkey.start, dvalue: dvalue.start)
@@ -83,11 +89,13 @@ public func moe_rotate(
     let x = try array(x, count: tokens, "x")
     let positions = try optional(UnsafeMutablePointer(mutating: positions), "positions")
     let lastPosition = Int(Int32.max)
+    var operands = Operands()
+    try operands.reads(UnsafePointer(positions), tokens, "positions")
+    try operands.writes(x, bytes: UInt(bytes), "x")
     if let positions {
       for t in 0..<tokens where positions[t] < 0 || positions[t] > lastPosition {
         throw .invalid("positions[\(t)] = \(Int(positions[t])) is not in 0 ... \(lastPosition)")
       }
-      try requireApart(x, bytes, "x", positions, 8 * tokens, "positions")
     } else {
       try require(Int(sequence_length), "sequence_length", from: 1, to: lastPosition)
       try require(Int(first_position), "first_position", from: 0, to: lastPosition)
@@ -157,33 +165,18 @@ private func rowStride(_ stride: Int, _ name: StaticString, _ width: Int) throws
   return stride
 }
 
-// MARK: what the arrays share
-
-extension AttentionCall {
-  fileprivate typealias Rows = (count: Int, width: Int, stride: Int)
-
-  fileprivate func ofQueries(_ stride: Int) -> Rows { (sequences * queries, heads * headSize, stride) }
-  fileprivate func ofKeys(_ stride: Int) -> Rows { (sequences * keys, keyHeads * headSize, stride) }
-}
-
-private func forEach<let count: Int>(
-  _ arrays: InlineArray<count, Tokens>, _ body: (Tokens) throws(Fault) -> Void
-) throws(Fault) {
-  for i in 0..<count { try body(arrays[i]) }
-}
+// MARK: the arrays
 
 /// Rows of `width` floats, one for each token, `stride` floats apart.
 private struct Tokens {
   let start: UnsafeMutablePointer<Float>
-  let name: StaticString
-  let width: Int
-  let stride: Int
-  let bytes: Int  // from the first row's begin to the last row's end
+  private let name: StaticString
+  private let rows: AttentionCall.Rows
+  private let bytes: Int  // from the first row's begin to the last row's end
 
   init(_ start: UnsafePointer<Float>?, _ name: StaticString, _ rows: AttentionCall.Rows) throws(Fault) {
     self.start = UnsafeMutablePointer(mutating: try required(start, name))
-    self.name = name
-    (width, stride) = (rows.width, rows.stride)
+    (self.name, self.rows) = (name, rows)
     let floats = try product(rows.stride, rows.count, name)
     bytes = try product(4, floats, name) - 4 * (rows.stride - rows.width)
   }
@@ -192,43 +185,28 @@ private struct Tokens {
     try self.init(UnsafePointer(start), name, rows)
   }
 
-  /// Rows of two arrays may take turns, as queries, keys and values do that one product has made.
-  func requireApart(from other: Tokens) throws(Fault) {
-    if stride == other.stride {
-      let floats = (Int(bitPattern: other.start) &- Int(bitPattern: start)) / 4
-      let offset = (floats % stride + stride) % stride
-      if offset >= width && offset + other.width <= stride { return }
-    }
-    try MoEABI.requireApart(start, bytes, name, other.start, other.bytes, other.name)
-  }
-
-  func requireApart<let count: Int>(from others: InlineArray<count, Tokens>) throws(Fault) {
-    try forEach(others) { other throws(Fault) in try requireApart(from: other) }
-  }
-
-  func requireApart(from line: Line) throws(Fault) {
-    try MoEABI.requireApart(start, bytes, name, line.start, line.bytes, line.name)
-  }
-
-  func requireApart(from masks: AttentionMasks, _ sequences: Int) throws(Fault) {
-    try Line(start, bytes / 4, name).requireApart(from: masks, sequences)
+  func operand(writes: Bool) -> Operand {
+    Operand(start, bytes: UInt(bytes), cText(name), writes: writes).inRows(
+      of: byteCount(rows.width, 4), stride: byteCount(rows.stride, 4))
   }
 }
 
-/// An array without gaps; NULL shares no memory.
-private struct Line {
-  let start: UnsafeRawPointer?
-  let bytes: Int
-  let name: StaticString
+extension AttentionCall {
+  fileprivate typealias Rows = (count: Int, width: Int, stride: Int)
 
-  init(_ start: UnsafePointer<Float>?, _ count: Int, _ name: StaticString) {
-    (self.start, bytes, self.name) = (UnsafeRawPointer(start), 4 * count, name)
-  }
+  fileprivate func ofQueries(_ stride: Int) -> Rows { (sequences * queries, heads * headSize, stride) }
+  fileprivate func ofKeys(_ stride: Int) -> Rows { (sequences * keys, keyHeads * headSize, stride) }
+  fileprivate var sums: Int { sequences * heads * queries }
+}
 
-  func requireApart(from masks: AttentionMasks, _ sequences: Int) throws(Fault) {
+extension Operands {
+  fileprivate mutating func reads(_ tokens: Tokens) throws(Fault) { try add(tokens.operand(writes: false)) }
+  fileprivate mutating func writes(_ tokens: Tokens) throws(Fault) { try add(tokens.operand(writes: true)) }
+
+  fileprivate mutating func reads(_ masks: AttentionMasks, _ sequences: Int) throws(Fault) {
     let pairs = masks.queries * masks.keys
-    try MoEABI.requireApart(start, bytes, name, masks.mask, pairs, "mask")
-    try MoEABI.requireApart(start, bytes, name, masks.added, 4 * pairs, "added_mask")
-    try MoEABI.requireApart(start, bytes, name, masks.valid, sequences * masks.keys, "valid_mask")
+    try reads(masks.mask, pairs, "mask")
+    try reads(masks.added, pairs, "added_mask")
+    try reads(masks.valid, sequences * masks.keys, "valid_mask")
   }
 }

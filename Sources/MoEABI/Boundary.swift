@@ -66,32 +66,6 @@ private func isAligned(_ pointer: UnsafeRawPointer, _ alignment: Int) -> Bool {
   Int(bitPattern: pointer) % alignment == 0
 }
 
-/// Refuses `output` when it shares memory with `other`.
-func requireApart(
-  _ output: UnsafeRawPointer?, _ outputBytes: Int, _ outputName: StaticString, _ other: UnsafeRawPointer?,
-  _ otherBytes: Int, _ otherName: StaticString
-) throws(Fault) {
-  if overlap(output, outputBytes, other, otherBytes) { throw .invalid("\(outputName) overlaps \(otherName)") }
-}
-
-/// The same for the memory of a parameter.
-func requireApart(
-  _ output: UnsafeRawPointer?, _ outputBytes: Int, _ outputName: StaticString, from parameter: Parameter
-) throws(Fault) {
-  if overlap(output, outputBytes, parameter.data, parameter.bytes)
-    || overlap(output, outputBytes, parameter.grad, 4 * parameter.count)
-  {
-    throw .invalid("\(outputName) overlaps \(parameter.name)")
-  }
-}
-
-private func overlap(_ a: UnsafeRawPointer?, _ aBytes: Int, _ b: UnsafeRawPointer?, _ bBytes: Int) -> Bool {
-  guard let a, let b, aBytes > 0, bBytes > 0 else { return false }
-  let (first, second) = (UInt(bitPattern: a), UInt(bitPattern: b))
-  // Distances rather than ends: an end could lie beyond the address space.
-  return first < second ? second - first < UInt(aBytes) : first - second < UInt(bBytes)
-}
-
 // MARK: handles
 
 func handle<T>(
@@ -164,6 +138,9 @@ func flag(_ value: Int32, _ name: StaticString) throws(Fault) -> Bool {
   try require(Int(value), name, from: 0, to: 1)
   return value == 1
 }
+
+/// Of bytes, from a size_t: none where it is 0, and any size beyond 63 bits is as good as the largest.
+func limit(_ bytes: Int) -> Int? { bytes == 0 ? nil : Int(clamping: UInt(bitPattern: bytes)) }
 
 func product(_ a: Int, _ b: Int, _ name: StaticString) throws(Fault) -> Int {
   let (product, overflow) = a.multipliedReportingOverflow(by: b)

@@ -40,10 +40,23 @@ public func moe_cache_truncate(_ cache: OpaquePointer?, _ length: Int64) -> moe_
   }
 }
 
+@implementation @_cdecl("moe_read_options_init")
+public func moe_read_options_init(_ options: UnsafeMutablePointer<moe_read_options>?, _ struct_size: Int) {
+  initialise(options, struct_size, moe_read_options())
+}
+
 @implementation @_cdecl("moe_model_read")
 public func moe_model_read(
   _ model: OpaquePointer?, _ cache: OpaquePointer?, _ tokens: UnsafePointer<Int32>?, _ n: Int64,
   _ logits: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  moe_model_read_with(model, cache, tokens, n, nil, logits)
+}
+
+@implementation @_cdecl("moe_model_read_with")
+public func moe_model_read_with(
+  _ model: OpaquePointer?, _ cache: OpaquePointer?, _ tokens: UnsafePointer<Int32>?, _ n: Int64,
+  _ options: UnsafePointer<moe_read_options>?, _ logits: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
@@ -60,8 +73,22 @@ public func moe_model_read(
     for t in 0..<count where tokens[t] < 0 || tokens[t] >= c.vocabulary {
       throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of vocabulary_size = \(c.vocabulary)")
     }
-    let bytes = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
-    try requireApart(logits, bytes, "logits", tokens, 4 * count, "tokens")
-    try model.pointee.read(cache, tokens, count: Int(n), logits: logits)
+    _ = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
+    var input = ModelInput(sequences: cache.pointee.sequences, length: Int(n))
+    input.ids = tokens
+    if options != nil {
+      let given = try read(options, "options")
+      input.validMask = given.valid_mask
+      input.positions = try ModelInput.positions(given.positions, c, "options.positions")
+      try requireBits(input.validMask, count, "options.valid_mask")
+      try input.requirePositions(c, "options")
+    }
+    var operands = Operands()
+    try operands.reads(tokens, count, "tokens")
+    try operands.reads(input.validMask, count, "options.valid_mask")
+    try operands.reads(input.positions, count, "options.positions")
+    try operands.writes(logits, cache.pointee.sequences * c.vocabulary, "logits")
+    try operands.requireApart(fromParametersOf: model)
+    try model.pointee.read(cache, input, logits: logits)
   }
 }

@@ -11,6 +11,9 @@ extension Call {
     if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
       throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
     }
+    try requireFinite(given.noise, tokens, c.experts, "options.noise")
+    try requireFinite(given.jitter, tokens, c.hidden, "options.jitter")
+    try requireFinite(given.second, tokens, 1, "options.second")
     if c.exploration.noise != .none && training && tokens > Int(UInt32.max) / c.experts {
       throw .invalid("n_tokens = \(tokens) times n_experts = \(c.experts) exceeds 2^32 numbers of noise")
     }
@@ -25,7 +28,9 @@ extension Call {
       step = options.step
       if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
       if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
-      try takeMask(options)
+      validMask = try mask(options.valid_mask, "options.valid_mask")
+      lossMask = try mask(options.loss_mask, "options.loss_mask")
+      try takeNumbers(options, c)
       try takeTokenIds(options, c)
       try takeSequences(options, c)
       try takeChoice(options, c)
@@ -34,19 +39,35 @@ extension Call {
   }
 
   private mutating func takeMemory(_ options: moe_forward_options) throws(Fault) {
-    if options.memory_limit > 0 { limit = Int(clamping: options.memory_limit) }
+    limit = MoEABI.limit(options.memory_limit)
+    try require(Int(options.chunk_tokens), "options.chunk_tokens", from: 0, to: Int(Int32.max))
+    if options.chunk_tokens > 0 { chunkTokens = Int(options.chunk_tokens) }
     try require(Int(options.tape_policy), "options.tape_policy", from: 0, to: 2)
     tapePolicy = Plan.TapePolicy(rawValue: options.tape_policy)
     if options.reserved2 != 0 { throw .invalid("options: reserved2 = \(Int(options.reserved2)) is not 0") }
     scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
   }
 
-  private mutating func takeMask(_ options: moe_forward_options) throws(Fault) {
-    guard let mask = options.valid_mask, tokens > 0 else { return }
-    for t in 0..<tokens where mask[t] > 1 {
-      throw .invalid("options.valid_mask[\(t)] = \(Int(mask[t])) is neither 0 nor 1")
+  private func mask(_ mask: UnsafePointer<UInt8>?, _ name: StaticString) throws(Fault) -> UnsafePointer<UInt8>? {
+    guard let mask, tokens > 0 else { return nil }
+    for t in 0..<tokens where mask[t] > 1 { throw .invalid("\(name)[\(t)] = \(Int(mask[t])) is neither 0 nor 1") }
+    return mask
+  }
+
+  /// The caller's numbers in place of drawn ones.
+  private mutating func takeNumbers(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+    func take(
+      _ numbers: UnsafePointer<Float>?, _ name: StaticString, _ missing: StaticString?
+    ) throws(Fault) -> UnsafePointer<Float>? {
+      guard numbers != nil else { return nil }
+      if let missing { throw .invalid("\(name) is not NULL, but \(missing)") }
+      if !training { throw .invalid("\(name) is not NULL, but training = 0, where nothing is drawn") }
+      return tokens == 0 ? nil : try required(numbers, name)
     }
-    validMask = mask
+    given.noise = try take(options.noise, "options.noise", c.hasGate ? nil : "the router has no gate and so no logits")
+    given.jitter = try take(options.jitter, "options.jitter", c.exploration.jitter > 0 ? nil : "the layer's jitter = 0")
+    given.second = try take(
+      options.second, "options.second", c.exploration.randomSecond ? nil : "the layer's random_second = 0")
   }
 
   private mutating func takeTokenIds(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
@@ -113,6 +134,17 @@ extension Call {
   }
 }
 
+private func requireFinite(
+  _ numbers: UnsafePointer<Float>?, _ tokens: Int, _ width: Int, _ name: StaticString
+) throws(Fault) {
+  guard let numbers else { return }
+  // As many as the layer's own arrays have, which the memory's plan counts; and each is read.
+  let count = try product(tokens, width, name)
+  for i in 0..<count where !numbers[i].isFinite {
+    throw Fault(.notFinite, "\(name): a number of token \(i / width) is not finite")
+  }
+}
+
 /// Memory of the caller's, or nil.
 func lent(_ memory: UnsafeMutableRawPointer?, _ size: Int, _ name: StaticString) throws(Fault) -> CallerMemory? {
   guard let memory else {
@@ -120,5 +152,25 @@ func lent(_ memory: UnsafeMutableRawPointer?, _ size: Int, _ name: StaticString)
     return nil
   }
   if Int(bitPattern: memory) % 64 != 0 { throw .invalid("\(name) is not aligned to 64 bytes") }
-  return CallerMemory(memory, bytes: Int(clamping: size))
+  return CallerMemory(memory, bytes: Int(clamping: UInt(bitPattern: size)))
+}
+
+extension Operands {
+  /// What a forward reads beside x, and its scratch.
+  mutating func add(_ call: Call, _ options: UnsafePointer<moe_forward_options>?, _ c: Configuration) throws(Fault) {
+    try reads(options, 1, "options")
+    try reads(call.validMask, call.tokens, "options.valid_mask")
+    try reads(call.lossMask, call.tokens, "options.loss_mask")
+    try reads(call.given.noise, call.tokens * c.experts, "options.noise")
+    try reads(call.given.jitter, call.tokens * c.hidden, "options.jitter")
+    try reads(call.given.second, call.tokens, "options.second")
+    try reads(call.tokenIds, call.tokens, "options.token_ids")
+    try reads(call.globalCounts, c.experts, "options.global_counts")
+    // A replay's indices are the record's own.
+    if options?.pointee.replay == nil {
+      try reads(call.givenIndices, call.tokens * c.choices, "options.expert_indices")
+    }
+    try reads(call.givenWeights, call.tokens * c.choices, "options.expert_weights")
+    try writes(call.scratch, "options.scratch")
+  }
 }

@@ -43,7 +43,8 @@ public func moe_checkpoint_tensor(
     let tensor = try required(tensor, "tensor")
     let size = try requireSize(tensor, "tensor")
     try require(Int(index), "index", from: 0, to: checkpoint.pointee.count - 1)
-    tensor.pointee = moe_stored_tensor(checkpoint.pointee[Int(index)], struct_size: size)
+    let found = checkpoint.pointee[Int(index)]
+    tensor.pointee = moe_stored_tensor(found, try checkpoint.pointee.data(found), struct_size: size)
   }
 }
 
@@ -56,9 +57,31 @@ public func moe_checkpoint_find_tensor(
     let name = try required(name, "name")
     let index = try required(index, "index")
     guard let found = checkpoint.pointee.find(name) else {
-      throw .invalid("name: the checkpoint has no tensor called \(name)")
+      throw checkpoint.pointee.missing(name)
     }
     index.pointee = Int64(found)
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_read_tensor")
+public func moe_checkpoint_read_tensor(
+  _ checkpoint: OpaquePointer?, _ index: Int64, _ dtype: Int32, _ data: UnsafeMutableRawPointer?, _ size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    try require(Int(index), "index", from: 0, to: checkpoint.pointee.count - 1)
+    let tensor = checkpoint.pointee[Int(index)]
+    guard let type = StoredType(rawValue: dtype) else {
+      throw .invalid("dtype = \(Int(dtype)) is not a moe_dtype")
+    }
+    let bytes = try checkpoint.pointee.bytes(tensor, as: type)
+    if size != bytes {
+      throw .invalid("size = \(size), but \(tensor.name) comes to \(bytes) bytes")
+    }
+    if bytes == 0 { return }
+    guard let data else { throw .invalid("data is NULL") }
+    if Int(bitPattern: data) % type.size != 0 { throw .invalid("data is not aligned to \(type.size) bytes") }
+    try checkpoint.pointee.read(tensor, as: type, to: data)
   }
 }
 
@@ -81,8 +104,8 @@ public func moe_checkpoint_write_sharded(
 }
 
 private func shardBytes(_ size: Int) throws(Fault) -> Int {
-  try require(size, "max_shard_size", from: 1, to: .max)
-  return size
+  guard let most = limit(size) else { throw .invalid("max_shard_size = 0 is below 1") }
+  return most
 }
 
 private func write(
@@ -102,15 +125,15 @@ private func write(
     if size != distance {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
-    _ = try StoredTensor(tensor(index).pointee, index)
+    _ = try OutgoingTensor(tensor(index).pointee, index)
   }
   try writeCheckpoint(to: path, in: context, count: Int(count), shardBytes: shardBytes) { (index) throws(Fault) in
-    try StoredTensor(tensor(index).pointee, index)
+    try OutgoingTensor(tensor(index).pointee, index)
   }
 }
 
 extension moe_stored_tensor {
-  fileprivate init(_ tensor: StoredTensor, struct_size: Int) {
+  fileprivate init(_ tensor: StoredTensor, _ memory: UnsafeRawPointer, struct_size: Int) {
     self.init()
     self.struct_size = struct_size
     name = tensor.name
@@ -120,8 +143,9 @@ extension moe_stored_tensor {
     shape = (
       Int64(s[0]), Int64(s[1]), Int64(s[2]), Int64(s[3]), Int64(s[4]), Int64(s[5]), Int64(s[6]), Int64(s[7])
     )
-    data = tensor.data
+    data = memory
     size = tensor.bytes
+    dtype_name = tensor.typeName
   }
 
   fileprivate func extent(_ dimension: Int) -> Int64 {
@@ -138,7 +162,7 @@ extension moe_stored_tensor {
   }
 }
 
-extension StoredTensor {
+extension OutgoingTensor {
   /// Number `index` of the caller's tensors, checked.
   fileprivate init(_ tensor: moe_stored_tensor, _ index: Int) throws(Fault) {
     guard let name = tensor.name, name.pointee != 0 else { throw .invalid("tensors[\(index)]: name is NULL or empty") }
@@ -154,15 +178,28 @@ extension StoredTensor {
       if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
       shape.append(extent)
     }
-    guard let bytes = shape.bytes(type.size) else {
+    guard let product = shape.bytes(type.size) else {
       throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
     }
-    if tensor.size != 0 && tensor.size != bytes {
+    let bytes = type == .other ? try Self.otherBytes(tensor, index) : product
+    if type != .other && tensor.size != 0 && tensor.size != bytes {
       throw .invalid("tensors[\(index)]: size = \(tensor.size), but dtype and shape come to \(bytes)")
     }
     if tensor.data == nil && bytes > 0 { throw .invalid("tensors[\(index)]: data is NULL") }
     // A tensor of no bytes has no memory; any address stands for it.
-    self.init(name: name, type: type, shape: shape, data: tensor.data ?? UnsafeRawPointer(name), bytes: bytes)
+    self.init(
+      name: name, type: type, typeName: type == .other ? tensor.dtype_name : nil, shape: shape, bytes: bytes,
+      data: tensor.data ?? UnsafeRawPointer(name))
+  }
+
+  /// Of a type that only has a name.
+  private static func otherBytes(_ tensor: moe_stored_tensor, _ index: Int) throws(Fault) -> Int {
+    guard let name = tensor.dtype_name, name.pointee != 0 else {
+      throw .invalid("tensors[\(index)]: dtype = MOE_DTYPE_OTHER, but dtype_name is NULL or empty")
+    }
+    let size = tensor.size
+    if size < 0 { throw .invalid("tensors[\(index)]: size does not fit in 63 bits") }
+    return size
   }
 }
 
@@ -172,20 +209,31 @@ extension StoredTensor {
 public func moe_layer_load(
   _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ layer_number: Int64
 ) -> moe_status {
-  attempt { () throws(Fault) in
-    let layer = try handle(layer, "layer", as: Layer.self)
-    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
-    let (layout, number) = try place(layout, layer_number)
-    try layer.pointee.requireMemory()
-    try layer.pointee.load(checkpoint.pointee, layout, number: number)
-  }
+  attempt { () throws(Fault) in try load(layer, checkpoint, try numbered(layout, layer_number)) }
+}
+
+@implementation @_cdecl("moe_layer_load_prefix")
+public func moe_layer_load_prefix(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ prefix: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in try load(layer, checkpoint, try prefixed(layout, prefix)) }
+}
+
+private func load(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ target: (Layout, LayerPlace)
+) throws(Fault) {
+  let layer = try handle(layer, "layer", as: Layer.self)
+  let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+  let (layout, place) = target
+  try layer.pointee.requireMemory()
+  try layer.pointee.load(checkpoint.pointee, layout, place)
 }
 
 @implementation @_cdecl("moe_layer_save")
 public func moe_layer_save(
   _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ layer_number: Int64, _ dtype: Int32
 ) -> moe_status {
-  attempt { () throws(Fault) in try save(layer, path, layout, layer_number, dtype, shardBytes: nil) }
+  attempt { () throws(Fault) in try save(layer, path, try numbered(layout, layer_number), dtype, shardBytes: nil) }
 }
 
 @implementation @_cdecl("moe_layer_save_sharded")
@@ -194,30 +242,58 @@ public func moe_layer_save_sharded(
   _ max_shard_size: Int
 ) -> moe_status {
   attempt { () throws(Fault) in
-    try save(layer, path, layout, layer_number, dtype, shardBytes: try shardBytes(max_shard_size))
+    try save(layer, path, try numbered(layout, layer_number), dtype, shardBytes: try shardBytes(max_shard_size))
+  }
+}
+
+@implementation @_cdecl("moe_layer_save_prefix")
+public func moe_layer_save_prefix(
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ prefix: UnsafePointer<CChar>?,
+  _ dtype: Int32, _ max_shard_size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let bytes = max_shard_size == 0 ? nil : try shardBytes(max_shard_size)
+    try save(layer, path, try prefixed(layout, prefix), dtype, shardBytes: bytes)
   }
 }
 
 private func save(
-  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ layout: Int32, _ number: Int64, _ dtype: Int32,
-  shardBytes: Int?
+  _ layer: OpaquePointer?, _ path: UnsafePointer<CChar>?,
+  _ target: (Layout, LayerPlace), _ dtype: Int32, shardBytes: Int?
 ) throws(Fault) {
   let layer = try handle(layer, "layer", as: Layer.self)
   let path = try required(path, "path")
-  let (layout, number) = try place(layout, number)
+  let (layout, place) = target
   guard let type = ElementType(rawValue: dtype) else {
     throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
   }
   try layer.pointee.requireMemory()
-  try layer.pointee.save(to: path, layout, number: number, type: type, shardBytes: shardBytes)
+  try layer.pointee.save(to: path, layout, place, type: type, shardBytes: shardBytes)
 }
 
-func place(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, Int?) {
-  guard let found = Layout(rawValue: layout) else { throw .invalid("layout = \(Int(layout)) is not a moe_layout") }
-  if number == Int64(MOE_NO_LAYER_NUMBER) && found == .libmoe { return (found, nil) }
-  try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
-  return (found, Int(number))
+private func layout(_ number: Int32) throws(Fault) -> Layout {
+  guard let found = Layout(rawValue: number) else { throw .invalid("layout = \(Int(number)) is not a moe_layout") }
+  return found
 }
+
+func numbered(_ layout: Int32, _ number: Int64) throws(Fault) -> (Layout, LayerPlace) {
+  let found = try MoEABI.layout(layout)
+  if number == Int64(MOE_NO_LAYER_NUMBER) && found.isLibmoe { return (found, .bare) }
+  try require(Int(number), "layer_number", from: 0, to: Int(Int32.max))
+  return (found, .number(Int(number)))
+}
+
+func prefixed(_ layout: Int32, _ prefix: UnsafePointer<CChar>?) throws(Fault) -> (Layout, LayerPlace) {
+  let found = try MoEABI.layout(layout)
+  let prefix = try required(prefix, "prefix")
+  // So that whole names fit where they are put together.
+  var length = 0
+  while prefix[length] != 0 && length <= longestPrefix { length += 1 }
+  if length > longestPrefix { throw .invalid("prefix: more than \(longestPrefix) bytes") }
+  return (found, .prefix(prefix))
+}
+
+private var longestPrefix: Int { 160 }
 
 @implementation @_cdecl("moe_layer_upcycle")
 public func moe_layer_upcycle(
@@ -239,16 +315,35 @@ public func moe_layer_upcycle(
       if list.shape(index) != (parameter.rank > 2 ? StoredShape(rows, columns) : StoredShape(rows)) {
         throw .invalid("tensors[\(index)] (\(name)): shape is not that of one expert")
       }
-      try requireApart(
-        parameter.data, parameter.bytes, "experts", list.data(index), list.type(index).size * list.elements(index),
-        "dense")
     }
-    if wanted != list.count {
-      throw .invalid("count = \(list.count), but an expert of the layer has \(wanted) parameters")
+    if wanted != list.count { try refuseExtra(of: list, layer, wanted) }
+    var operands = Operands()
+    try list.addStructs(to: &operands)
+    for index in 0..<list.count {
+      try operands.add(list.dataOperand(index, writes: false))
+      // It is looked at while parameters are written.
+      try operands.reads(list.name(index), textLength(list.name(index)!) + 1, "the name of a tensor of dense")
     }
+    try operands.requireApart(fromParametersOf: layer, steps: true, gradients: false)
     layer.pointee.upcycle { name in
       let index = list.index(of: name)!
       return (UnsafeRawPointer(list.data(index)), list.type(index))
+    }
+  }
+}
+
+/// Names the first tensor that the layer's experts have not.
+private func refuseExtra(of list: TensorList, _ layer: LayerPointer, _ wanted: Int) throws(Fault) {
+  for index in 0..<list.count {
+    let name = list.name(index)
+    var isWanted = false
+    layer.pointee.forEachExpertParameter { (_, own) in if list.index(of: own) == index { isWanted = true } }
+    if !isWanted {
+      throw .invalid(
+        """
+        dense: tensors[\(index)] (\(name)): count = \(list.count), but an expert of the layer has \(wanted) parameters, \
+        and this is none of them
+        """)
     }
   }
 }

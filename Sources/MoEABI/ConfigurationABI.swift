@@ -4,7 +4,7 @@ import MoE
 // The one place where moe_layer_config becomes a plan, and where contradictions are found: a field that would have no
 // effect beside another is refused by both names, since a number that is silently ignored is found late.
 
-extension Configuration {
+extension Configuration.Values {
   /// `groups` lives as long as the call.
   init(_ config: moe_layer_config, _ groups: UnsafePointer<ExpertGroup>, count: Int) throws(Fault) {
     try require(Int(config.top_k), "top_k", from: 1, to: Int(Int32.max))
@@ -33,6 +33,7 @@ extension Configuration {
     dynamicK = try DynamicK(config, router)
     warmup = try Warmup(config, router)
     exploration = try Exploration(config, router)
+    routerNorm = try RouterNorm.Options(config)
     capacity = try Capacity(config, router)
     try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
     renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
@@ -69,6 +70,7 @@ extension Configuration {
       throw .invalid("unallocated has MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only = 1: there are no gradients")
     }
     if config.reserved != 0 { throw .invalid("reserved = \(Int(config.reserved)) is not 0") }
+    if config.reserved2 != 0 { throw .invalid("reserved2 = \(Int(config.reserved2)) is not 0") }
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {
@@ -104,6 +106,7 @@ extension Configuration {
     if exploration.jitter > 0 && !exploration.jitterExperts { throw refuse("jitter") }
     if exploration.dropout > 0 { throw refuse("router_dropout") }
     if exploration.batchNorm != nil { throw refuse("router_batch_norm") }
+    if routerNorm != nil { throw refuse("router_norm") }
     if capacity?.nextBest == true { throw refuse("overflow") }
   }
 

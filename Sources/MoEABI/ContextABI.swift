@@ -45,7 +45,7 @@ extension Context.Configuration {
     case (nil, _): throw .invalid("alloc is NULL and dealloc is not: both or neither")
     case (_, nil): throw .invalid("dealloc is NULL and alloc is not: both or neither")
     }
-    if config.memory_limit > 0 { memoryLimit = Int(clamping: config.memory_limit) }
+    memoryLimit = limit(config.memory_limit)
     cancel = Cancel(config.cancel, user: config.cancel_user)
     log = Log(config.log, user: config.log_user)
   }
@@ -58,6 +58,9 @@ public func moe_context_memory(
   attempt { () throws(Fault) in
     let inUse = try handle(context, "context", as: Context.self).memoryInUse()
     let (current, peak) = (try optional(current, "current"), try optional(peak, "peak"))
+    var operands = Operands()
+    try operands.writes(current, 1, "current")
+    try operands.writes(peak, 1, "peak")
     current?.pointee = inUse.current
     peak?.pointee = inUse.peak
   }

@@ -31,19 +31,15 @@ public func moe_cross_entropy(
     let losses = try optional(token_losses, "token_losses")
     let dx = try optional(dx, "dx")
     let dweight = try optional(dweight, "dweight")
-    func apart(_ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString) throws(Fault) {
-      try requireApart(output, bytes, name, x, ofX.bytes, "x")
-      try requireApart(output, bytes, name, weight, type.size * ofWeight.elements, "weight")
-      try requireApart(output, bytes, name, targets, 4 * ofX.rows, "targets")
-    }
-    try apart(loss, 8, "loss")
-    try apart(counted, 8, "counted")
-    try apart(losses, 4 * ofX.rows, "token_losses")
-    try apart(dx, ofX.bytes, "dx")
-    try apart(dweight, ofWeight.bytes, "dweight")
-    try requireApart(dweight, ofWeight.bytes, "dweight", dx, ofX.bytes, "dx")
-    try requireApart(losses, 4 * ofX.rows, "token_losses", dx, ofX.bytes, "dx")
-    try requireApart(losses, 4 * ofX.rows, "token_losses", dweight, ofWeight.bytes, "dweight")
+    var operands = Operands()
+    try operands.reads(x, ofX.elements, "x")
+    try operands.reads(weight, bytes: byteCount(ofWeight.elements, type.size), "weight")
+    try operands.reads(targets, ofX.rows, "targets")
+    try operands.writes(loss, 1, "loss")
+    try operands.writes(counted, 1, "counted")
+    try operands.writes(losses, ofX.rows, "token_losses")
+    try operands.writes(dx, ofX.elements, "dx")
+    try operands.writes(dweight, ofWeight.elements, "dweight")
     let found = try CrossEntropy.call(
       CrossEntropy.Problem(
         x: x, tokens: ofX.rows, hidden: ofX.width, weight: weight, weights: type, vocabulary: ofWeight.rows,

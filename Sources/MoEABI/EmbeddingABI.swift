@@ -17,9 +17,11 @@ public func moe_embedding_forward(
     let places = try Positions(
       positions != nil, tokens: size.rows, hidden_size, n_positions, sequence_length, first_position)
     let y = try array(y, count: size.elements, "y")
-    try requireApart(y, size.bytes, "y", tokens, 4 * size.rows, "tokens")
-    try requireApart(y, size.bytes, "y", table, ofTable.bytes, "table")
-    try requireApart(y, size.bytes, "y", positions, places.bytes, "positions")
+    var operands = Operands()
+    try operands.reads(tokens, size.rows, "tokens")
+    try operands.reads(table, ofTable.elements, "table")
+    try operands.reads(positions, places.elements, "positions")
+    try operands.writes(y, size.elements, "y")
     try EmbeddingForward(
       Embedding(
         tokens: tokens, count: size.rows, hidden: size.width, sequenceLength: places.sequenceLength,
@@ -44,11 +46,11 @@ public func moe_embedding_backward(
     let dpositions = try optional(dpositions, "dpositions")
     let places = try Positions(
       dpositions != nil, tokens: size.rows, hidden_size, n_positions, sequence_length, first_position)
-    try requireApart(dtable, ofTable.bytes, "dtable", tokens, 4 * size.rows, "tokens")
-    try requireApart(dtable, ofTable.bytes, "dtable", dy, size.bytes, "dy")
-    try requireApart(dpositions, places.bytes, "dpositions", tokens, 4 * size.rows, "tokens")
-    try requireApart(dpositions, places.bytes, "dpositions", dy, size.bytes, "dy")
-    try requireApart(dpositions, places.bytes, "dpositions", dtable, ofTable.bytes, "dtable")
+    var operands = Operands()
+    try operands.reads(tokens, size.rows, "tokens")
+    try operands.reads(dy, size.elements, "dy")
+    try operands.writes(dtable, ofTable.elements, "dtable")
+    try operands.writes(dpositions, places.elements, "dpositions")
     try EmbeddingBackward(
       Embedding(
         tokens: tokens, count: size.rows, hidden: size.width, sequenceLength: places.sequenceLength,
@@ -71,7 +73,7 @@ private func requireTokens(
 private struct Positions {
   var sequenceLength = 1
   var first = 0
-  var bytes = 0
+  var elements = 0
 
   init(
     _ given: Bool, tokens: Int, _ hidden_size: Int64, _ n_positions: Int64, _ sequence_length: Int64,
@@ -81,7 +83,7 @@ private struct Positions {
     let size = try ArraySize(n_positions, "n_positions", hidden_size, "hidden_size", fewest: 1)
     try require(Int(sequence_length), "sequence_length", from: 1, to: Int(Int32.max))
     try require(Int(first_position), "first_position", from: 0, to: Int(Int32.max))
-    (sequenceLength, first, bytes) = (Int(sequence_length), Int(first_position), size.bytes)
+    (sequenceLength, first, elements) = (Int(sequence_length), Int(first_position), size.elements)
     let last = first + min(tokens, sequenceLength) - 1
     if tokens > 0 && last >= size.rows {
       throw .invalid(

@@ -30,6 +30,8 @@ struct GroupList {
     let largest = Int(Int32.max)
     try require(Int(config.hidden_size), "hidden_size", from: 1, to: largest)
     try require(Int(config.n_experts), "n_experts", from: 1, to: largest)
+    _ = try product(
+      Int(config.n_experts) * Int(config.hidden_size), 4, "the size of n_experts * hidden_size floats of a gate")
     try require(Int(config.n_expert_groups), "n_expert_groups", from: 0, to: 16)
     if config.n_expert_groups == 0 {
       if config.expert_groups != nil { throw .invalid("n_expert_groups = 0, but expert_groups is not NULL") }
@@ -132,9 +134,7 @@ extension ExpertGroup {
     let largestMatrix = Int(config.hidden_size) * intermediate
     let elements = try product(largestMatrix, Int(group.n_experts), "hidden_size * intermediate_size * n_experts")
     _ = try product(elements, 4, "the size of hidden_size * intermediate_size * n_experts floats")
-    guard group.activation >= 0 && group.activation <= 5 else {
-      throw .invalid("activation = \(Int(group.activation)) is not a moe_activation")
-    }
+    let activation = try activationKind(group.activation, "activation")
     try requireShare(Double(group.dropout), "dropout")
     if kind != .mlp && kind != .gated {
       if group.dropout != 0 {
@@ -154,7 +154,7 @@ extension ExpertGroup {
     if group.reserved != 0 { throw .invalid("expert_groups: reserved = \(Int(group.reserved)) is not 0") }
     self.init(
       kind: kind, hidden: Int(config.hidden_size), intermediate: intermediate, experts: Int(group.n_experts),
-      activation: try between(group), hasBias: hasBias, dropout: group.dropout,
+      activation: try between(group, activation), hasBias: hasBias, dropout: group.dropout,
       weights: try elementType(config.weight_dtype, "weight_dtype"),
       weightOnInput: try flag(config.weight_on_input, "weight_on_input") && !shared, isShared: shared)
   }
@@ -183,7 +183,7 @@ private func intermediateSize(
 }
 
 /// What experts do between their products.
-private func between(_ group: moe_expert_group) throws(Fault) -> moei_activation {
+private func between(_ group: moe_expert_group, _ kind: moei_activation_kind) throws(Fault) -> moei_activation {
   func check(_ value: Float, _ name: StaticString) throws(Fault) {
     try require(Double(value), name, atLeast: 0)
     if value != 0 && group.expert_kind != Int32(MOE_EXPERT_GATED.rawValue) {
@@ -197,8 +197,16 @@ private func between(_ group: moe_expert_group) throws(Fault) -> moei_activation
     throw .invalid("glu_alpha = \(Double(group.glu_alpha)), but activation is not MOE_ACTIVATION_SILU")
   }
   return moei_activation(
-    kind: group.activation, alpha: group.glu_alpha == 0 ? 1 : group.glu_alpha,
+    kind: kind, alpha: group.glu_alpha == 0 ? 1 : group.glu_alpha,
     limit: group.glu_limit == 0 ? .infinity : group.glu_limit, offset: group.glu_offset)
+}
+
+func activationKind(_ value: Int32, _ name: StaticString) throws(Fault) -> moei_activation_kind {
+  // An enum of C's takes any number, so the range is looked at first.
+  guard value >= 0 && value <= MOE_ACTIVATION_QUICK_GELU.rawValue,
+    let kind = moei_activation_kind(rawValue: UInt32(value))
+  else { throw .invalid("\(name) = \(Int(value)) is not a moe_activation") }
+  return kind
 }
 
 func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> Bool {

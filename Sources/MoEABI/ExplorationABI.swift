@@ -76,6 +76,31 @@ extension DynamicK {
   }
 }
 
+extension RouterNorm.Options {
+  /// nil where there is none.
+  init?(_ config: moe_layer_config) throws(Fault) {
+    try require(Int(config.router_norm), "router_norm", from: 0, to: Int(MOE_ROUTER_NORM_RMS_WEIGHT.rawValue))
+    try require(Double(config.router_norm_scale), "router_norm_scale", atLeast: 0)
+    try require(Double(config.router_norm_epsilon), "router_norm_epsilon", atLeast: 0)
+    if config.router_norm == 0 {
+      func refuse(_ name: StaticString, _ value: Float) throws(Fault) {
+        if value != 0 { throw .invalid("\(name) = \(Double(value)), but router_norm = MOE_ROUTER_NORM_NONE") }
+      }
+      try refuse("router_norm_scale", config.router_norm_scale)
+      try refuse("router_norm_epsilon", config.router_norm_epsilon)
+      return nil
+    }
+    if config.router_batch_norm != 0 {
+      throw .invalid("router_norm = \(Int(config.router_norm)) beside router_batch_norm = 1: the gate has one norm")
+    }
+    self.init(
+      hasWeight: config.router_norm == Int32(MOE_ROUTER_NORM_RMS_WEIGHT.rawValue),
+      scale: config.router_norm_scale == 0
+        ? Float(1 / Double(config.hidden_size).squareRoot()) : config.router_norm_scale,
+      epsilon: config.router_norm_epsilon == 0 ? 1e-6 : Double(config.router_norm_epsilon))
+  }
+}
+
 extension Warmup {
   /// nil where all experts are in use from the start.
   init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
@@ -92,7 +117,7 @@ extension Warmup {
         "warmup_experts = \(Int(config.warmup_experts)) is not from top_k = \(Int(config.top_k)) to n_experts = \(Int(config.n_experts))"
       )
     }
-    if config.n_groups != 0 {
+    if config.n_groups > 0 {
       throw .invalid(
         "warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed"
       )

@@ -18,7 +18,7 @@ public func moe_layer_create(
     var groups = GroupList()
     try groups.fill(config)
     try groups.withPointer { (groups, count) throws(Fault) in
-      let configuration = try Configuration(config, groups, count: count)
+      let configuration = try Configuration.Values(config, groups, count: count)
       out.pointee = OpaquePointer(try LayerPointer.create(configuration, in: context))
     }
   }
@@ -50,6 +50,9 @@ public func moe_layer_update_selection_bias(
     for e in 0..<layer.pointee.configuration.experts where counts[e] < 0 {
       throw .invalid("tokens_per_expert[\(e)] = \(Int(counts[e])) is negative")
     }
+    var operands = Operands()
+    try operands.reads(counts, layer.pointee.configuration.experts, "tokens_per_expert")
+    try operands.requireApart(fromParametersOf: layer, steps: true, gradients: false)
     layer.pointee.updateSelectionBias(counts, rate: rate, zeroSum: zeroSum)
   }
 }
@@ -151,13 +154,24 @@ struct Binding {
     if grad != nil && !parameter.hasGradient {
       throw .invalid("grad must be NULL: \(parameter.name) has no gradient")
     }
-    try requireApart(grad ?? parameter.grad, 4 * parameter.count, "grad", data, parameter.bytes, "data")
+    var operands = Operands()
+    try operands.writes(self.data, bytes: UInt(parameter.bytes), "data")
+    try operands.writes(grad ?? parameter.grad, parameter.count, "grad")
   }
 }
 
 private func parameter(of layer: LayerPointer, _ index: Int64) throws(Fault) -> Parameter {
   try require(Int(index), "index", from: 0, to: layer.pointee.parameterCount - 1)
   return layer.pointee.parameter(Int(index))
+}
+
+extension Operands {
+  /// `steps`: the call changes parameters; `gradients`: it adds to their gradients.
+  func requireApart(fromParametersOf layer: LayerPointer, steps: Bool, gradients: Bool) throws(Fault) {
+    for index in 0..<layer.pointee.parameterCount {
+      try requireApart(from: layer.pointee.parameter(index), steps: steps, gradients: gradients)
+    }
+  }
 }
 
 func equal(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Bool {

@@ -6,7 +6,6 @@ struct ArraySize {
   let rows: Int
   let width: Int
   var elements: Int { rows * width }
-  var bytes: Int { 4 * elements }
 
   /// Rows from 0 (`fewest`) on, columns from 1 on; both fit in 31 bits, as the matrix products want it.
   init(
@@ -45,9 +44,11 @@ public func moe_linear_forward(
     let weight = try array(weight, count: ofWeight.elements, of: type, "weight")
     let bias = bias == nil ? nil : try required(bias, "bias")
     let y = try array(y, count: ofY.elements, "y")
-    try requireApart(y, ofY.bytes, "y", x, ofX.bytes, "x")
-    try requireApart(y, ofY.bytes, "y", weight, type.size * ofWeight.elements, "weight")
-    try requireApart(y, ofY.bytes, "y", bias, 4 * ofY.width, "bias")
+    var operands = Operands()
+    try operands.reads(x, ofX.elements, "x")
+    try operands.reads(weight, bytes: byteCount(ofWeight.elements, type.size), "weight")
+    try operands.reads(bias, ofY.width, "bias")
+    try operands.writes(y, ofY.elements, "y")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearForward.call(
       shape, x: StridedRows(x, stride: ofX.width), weight: weight, bias: bias, y: TokenTargets(y, stride: ofY.width),
@@ -73,17 +74,13 @@ public func moe_linear_backward(
     let dx = try optional(dx, "dx")
     let dweight = try optional(dweight, "dweight")
     let dbias = try optional(dbias, "dbias")
-    func apart(_ output: UnsafePointer<Float>?, _ bytes: Int, _ name: StaticString) throws(Fault) {
-      try requireApart(output, bytes, name, x, ofX.bytes, "x")
-      try requireApart(output, bytes, name, weight, type.size * ofWeight.elements, "weight")
-      try requireApart(output, bytes, name, dy, ofY.bytes, "dy")
-    }
-    try apart(dx, ofX.bytes, "dx")
-    try apart(dweight, ofWeight.bytes, "dweight")
-    try apart(dbias, 4 * ofY.width, "dbias")
-    try requireApart(dweight, ofWeight.bytes, "dweight", dx, ofX.bytes, "dx")
-    try requireApart(dbias, 4 * ofY.width, "dbias", dx, ofX.bytes, "dx")
-    try requireApart(dbias, 4 * ofY.width, "dbias", dweight, ofWeight.bytes, "dweight")
+    var operands = Operands()
+    try operands.reads(x, ofX.elements, "x")
+    try operands.reads(weight, bytes: byteCount(ofWeight.elements, type.size), "weight")
+    try operands.reads(dy, ofY.elements, "dy")
+    try operands.writes(dx, ofX.elements, "dx")
+    try operands.writes(dweight, ofWeight.elements, "dweight")
+    try operands.writes(dbias, ofY.width, "dbias")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearBackward.call(
       shape, x: StridedRows(x, stride: ofX.width), weight: weight, dy: StridedRows(dy, stride: ofY.width),

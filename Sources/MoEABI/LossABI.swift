@@ -13,30 +13,56 @@ public func moe_pooled_balance_loss(
   _ d_mean_probability: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in
-    try require(Int(n_layers), "n_layers", from: 0, to: Int(Int32.max))
-    try require(Int(n_experts), "n_experts", from: 1, to: Int(Int32.max))
-    let (layers, experts) = (Int(n_layers), Int(n_experts))
-    let elements = layers * experts  // below 2^62; its bytes may be too many
-    let bytes = try product(8, elements, "the size of n_layers * n_experts counts")
-    let counts = try array(tokens_per_expert, count: elements, "tokens_per_expert")
-    let valid = try array(n_valid, count: layers, "n_valid")
-    let probability = try array(mean_probability, count: elements, "mean_probability")
-    let loss = try required(loss, "loss")
-    let gradient = try optional(d_mean_probability, "d_mean_probability")
-    try requireCounts(counts, elements, "tokens_per_expert")
-    try requireCounts(valid, layers, "n_valid")
-    for i in 0..<elements where !probability[i].isFinite {
-      throw .invalid("mean_probability[\(i)] = \(Double(probability[i])) is not finite")
-    }
-    let floats = bytes / 2
-    try requireApart(gradient, floats, "d_mean_probability", probability, floats, "mean_probability")
-    try requireApart(gradient, floats, "d_mean_probability", counts, bytes, "tokens_per_expert")
-    try requireApart(gradient, floats, "d_mean_probability", valid, 8 * layers, "n_valid")
-    try requireApart(gradient, floats, "d_mean_probability", loss, 4, "loss")
-    let pooled = PooledBalance(
-      layers: layers, experts: experts, counts: counts, valid: valid, probability: probability)
-    loss.pointee = pooled.loss(gradient: gradient)
+    try pool(
+      n_layers, 1, n_experts, tokens_per_expert, "tokens_per_expert", n_valid, mean_probability, loss,
+      d_mean_probability)
   }
+}
+
+@implementation @_cdecl("moe_pooled_sequence_loss")
+public func moe_pooled_sequence_loss(
+  _ n_layers: Int64, _ n_sequences: Int64, _ n_experts: Int64, _ counts: UnsafePointer<Int64>?,
+  _ n_valid: UnsafePointer<Int64>?, _ mean_probability: UnsafePointer<Float>?, _ loss: UnsafeMutablePointer<Float>?,
+  _ d_mean_probability: UnsafeMutablePointer<Float>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    try pool(
+      n_layers, n_sequences, n_experts, counts, "counts", n_valid, mean_probability, loss, d_mean_probability)
+  }
+}
+
+private func pool(
+  _ n_layers: Int64, _ n_sequences: Int64, _ n_experts: Int64, _ counts: UnsafePointer<Int64>?,
+  _ countsName: StaticString, _ n_valid: UnsafePointer<Int64>?, _ mean_probability: UnsafePointer<Float>?,
+  _ loss: UnsafeMutablePointer<Float>?, _ d_mean_probability: UnsafeMutablePointer<Float>?
+) throws(Fault) {
+  try require(Int(n_layers), "n_layers", from: 0, to: Int(Int32.max))
+  try require(Int(n_sequences), "n_sequences", from: 1, to: Int(Int32.max))
+  try require(Int(n_experts), "n_experts", from: 1, to: Int(Int32.max))
+  let (sequences, experts) = (Int(n_sequences), Int(n_experts))
+  let rows = Int(n_layers) * sequences  // below 2^62
+  let elements = try product(rows, experts, "n_layers * n_sequences * n_experts")
+  _ = try product(8, elements, "the size of n_layers * n_sequences * n_experts counts")
+  let counts = try array(counts, count: elements, countsName)
+  let valid = try array(n_valid, count: rows, "n_valid")
+  let probability = try array(mean_probability, count: elements, "mean_probability")
+  let loss = try required(loss, "loss")
+  let gradient = try optional(d_mean_probability, "d_mean_probability")
+  try requireCounts(counts, elements, countsName)
+  try requireCounts(valid, rows, "n_valid")
+  for i in 0..<elements where !probability[i].isFinite {
+    throw .invalid("mean_probability[\(i)] = \(Double(probability[i])) is not finite")
+  }
+  var operands = Operands()
+  try operands.reads(counts, elements, countsName)
+  try operands.reads(valid, rows, "n_valid")
+  try operands.reads(probability, elements, "mean_probability")
+  try operands.writes(loss, 1, "loss")
+  try operands.writes(gradient, elements, "d_mean_probability")
+  let pooled = PooledBalance(
+    layers: Int(n_layers), sequences: sequences, experts: experts, counts: counts, valid: valid,
+    probability: probability)
+  loss.pointee = pooled.loss(gradient: gradient)
 }
 
 private func requireCounts(_ counts: UnsafePointer<Int64>, _ count: Int, _ name: StaticString) throws(Fault) {

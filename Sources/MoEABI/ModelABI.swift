@@ -30,13 +30,13 @@ public func moe_model_create(
 
 /// A layer's configuration, whose lists live as long as `body` runs.
 private func withLayer(
-  _ config: moe_layer_config?, _ body: (Configuration?) throws(Fault) -> Void
+  _ config: moe_layer_config?, _ body: (Configuration.Values?) throws(Fault) -> Void
 ) throws(Fault) {
   guard let config else { return try body(nil) }
   var groups = GroupList()
   try groups.fill(config)
   try groups.withPointer { (groups, count) throws(Fault) in
-    try body(try Configuration(config, groups, count: count))
+    try body(try Configuration.Values(config, groups, count: count))
   }
 }
 
@@ -74,11 +74,10 @@ public func moe_model_find_parameter(
     let model = try handle(model, "model", as: Model.self)
     let name = try required(name, "name")
     let index = try required(index, "index")
-    for i in 0..<model.pointee.parameterCount where equal(model.pointee.parameter(i).name, name) {
-      index.pointee = Int64(i)
-      return
+    guard let found = model.pointee.find(name) else {
+      throw .invalid("name: the model has no parameter called \(name)")
     }
-    throw .invalid("name: the model has no parameter called \(name)")
+    index.pointee = Int64(found)
   }
 }
 

@@ -152,9 +152,7 @@ extension moe_layer_config {
     guard config.dense_kind == MOE_EXPERT_MLP.rawValue || config.dense_kind == MOE_EXPERT_GATED.rawValue else {
       throw .invalid("dense_kind = \(Int(config.dense_kind)) is neither MOE_EXPERT_MLP nor MOE_EXPERT_GATED")
     }
-    guard config.dense_activation >= 0 && config.dense_activation <= MOE_ACTIVATION_QUICK_GELU.rawValue else {
-      throw .invalid("dense_activation = \(Int(config.dense_activation)) is not a moe_activation")
-    }
+    _ = try activationKind(config.dense_activation, "dense_activation")
     try requireShare(Double(config.dense_dropout), "dense_dropout")
     let noBias = try flag(config.dense_no_bias, "dense_no_bias")
     self.init()

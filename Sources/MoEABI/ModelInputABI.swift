@@ -43,6 +43,35 @@ extension ModelInput {
     }
     try requireBits(mask, length * length, "input.mask")
     try requireBits(validMask, tokens, "input.valid_mask")
+    try requireBits(lossMask, tokens, "input.loss_mask")
+    try requirePositions(c, "input")
+  }
+
+  /// Of what a model has room for: those given, or as many as a sequence has tokens.
+  func requirePositions(_ c: ModelConfiguration, _ name: StaticString) throws(Fault) {
+    let most = c.positions > 0 ? c.positions : Int(Int32.max) + 1
+    if let positions {
+      for t in 0..<tokens where positions[t] < 0 || positions[t] >= most {
+        throw .invalid("\(name).positions[\(t)] = \(Int(positions[t])) is not in 0 ... \(most - 1)")
+      }
+    } else if validMask != nil && length > most {
+      for b in 0..<sequences where count(ofSequence: b) > most {
+        throw .invalid(
+          "\(name).valid_mask: sequence \(b) has \(count(ofSequence: b)) real tokens, which exceeds max_positions = \(most)"
+        )
+      }
+    }
+  }
+
+  /// Positions of the caller's for a model that has any.
+  static func positions(
+    _ given: UnsafePointer<Int64>?, _ c: ModelConfiguration, _ name: StaticString
+  ) throws(Fault) -> UnsafePointer<Int64>? {
+    guard let given else { return nil }
+    if !c.placesTokens {
+      throw .invalid("\(name) is not NULL, but max_positions = 0 and rope_theta = 0: the model has no positions")
+    }
+    return try required(given, name)
   }
 
   /// The same for a call that is not made: tokens and hidden states may be missing.
@@ -54,7 +83,7 @@ extension ModelInput {
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
     try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
     try requireFew(tokens, model, training: given.training == 1)
-    if c.positions > 0 && length > c.positions {
+    if c.positions > 0 && length > c.positions && given.positions == nil && given.valid_mask == nil {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
     }
     try takeArrays(given, c)
@@ -63,7 +92,9 @@ extension ModelInput {
     smoothing = given.label_smoothing
     step = given.step
     if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
-    if given.memory_limit > 0 { limit = Int(clamping: given.memory_limit) }
+    limit = MoEABI.limit(given.memory_limit)
+    try require(Int(given.chunk_tokens), "input.chunk_tokens", from: 0, to: most)
+    if given.chunk_tokens > 0 { chunkTokens = Int(given.chunk_tokens) }
   }
 
   private mutating func takeArrays(_ given: moe_model_input, _ c: ModelConfiguration) throws(Fault) {
@@ -83,6 +114,8 @@ extension ModelInput {
     mask = given.mask
     addedMask = try given.added_mask.map { (p) throws(Fault) in try required(p, "input.added_mask") }
     validMask = given.valid_mask
+    positions = try Self.positions(given.positions, c, "input.positions")
+    lossMask = given.loss_mask
   }
 
   /// The call that filled the tape must be this one.
@@ -97,13 +130,17 @@ extension ModelInput {
     if (mask == nil) != (forward.mask == nil) { throw .invalid("input.mask is not as in forward") }
     if (addedMask == nil) != (forward.addedMask == nil) { throw .invalid("input.added_mask is not as in forward") }
     if (validMask == nil) != (forward.validMask == nil) { throw .invalid("input.valid_mask is not as in forward") }
+    if (positions == nil) != (forward.positions == nil) { throw .invalid("input.positions are not as in forward") }
+    if (lossMask == nil) != (forward.lossMask == nil) { throw .invalid("input.loss_mask is not as in forward") }
+    if chunkTokens != forward.chunkTokens { throw .invalid("input.chunk_tokens is not as in forward") }
     if hidden != forward.hidden { throw .invalid("input.hidden is not the array that forward had") }
   }
 }
 
 /// Pairs of tokens and choices are counted in 32 bits, and so are the numbers of noise.
 func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fault) {
-  for n in 0..<model.pointee.configuration.layers {
+  // Dense layers are alike, and MoE layers are; the first ones up to the first MoE layer are both.
+  for n in 0..<(model.pointee.configuration.moeEvery ?? 1) {
     guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
     if tokens > Int(Int32.max) / layer.slots {
       throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
@@ -114,7 +151,7 @@ func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fau
   }
 }
 
-private func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: StaticString) throws(Fault) {
+func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: StaticString) throws(Fault) {
   guard let mask else { return }
   for i in 0..<count where mask[i] > 1 { throw .invalid("\(name)[\(i)] = \(Int(mask[i])) is neither 0 nor 1") }
 }
@@ -123,9 +160,11 @@ private func requireBits(_ mask: UnsafePointer<UInt8>?, _ count: Int, _ name: St
 struct LayerReports {
   private let start: UnsafeMutableRawPointer?
   private let distance: Int
+  private let count: Int
 
   init(_ reports: UnsafeMutablePointer<moe_report>?, count: Int) throws(Fault) {
     start = try optional(reports, "report.layers").map { UnsafeMutableRawPointer($0) }
+    self.count = count
     guard let reports else {
       distance = 0
       return
@@ -139,6 +178,10 @@ struct LayerReports {
       _ = try Layer.Details(pointer(n)!.pointee)
     }
   }
+
+  /// The structs themselves.
+  var structs: UnsafeMutableRawPointer? { start }
+  var bytes: UInt { byteCount(count, distance) }
 
   private func pointer(_ n: Int) -> UnsafeMutablePointer<moe_report>? {
     start.map { ($0 + n * distance).assumingMemoryBound(to: moe_report.self) }
@@ -154,6 +197,9 @@ struct LayerReports {
     details.indices = report.expert_indices
     details.weights = report.expert_weights
     details.losses = report.losses
+    details.bySequence.counts = report.sequence_counts
+    details.bySequence.probability = report.sequence_probability
+    details.bySequence.valid = report.sequence_valid
     return details
   }
 

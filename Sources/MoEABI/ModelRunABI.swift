@@ -29,8 +29,13 @@ public func moe_model_plan_memory(
     var wanted = try read(UnsafePointer(plan), "plan")
     let keep = try optional(wanted.keep, "plan.keep")
     let call = try ModelInput(planning: try read(input, "input"), model)
-    let found = try model.pointee.plan(call, taped: try flag(taped, "taped"))
     let layers = model.pointee.configuration.layers
+    var operands = Operands()
+    try operands.reads(input, 1, "input")
+    try operands.writes(plan, 1, "plan")
+    try operands.writes(keep, layers, "plan.keep")
+    let found = try model.pointee.plan(call, taped: try flag(taped, "taped"))
+    if found.total == .max { throw .outOfMemory(bytes: found.total) }
     wanted.forward_bytes = found.forwardScratch
     wanted.backward_bytes = found.backwardScratch
     wanted.tape_bytes = found.tape
@@ -70,13 +75,8 @@ private func forward(
   outputs.hidden = try optional(hidden, "hidden")
   outputs.logits = try optional(logits, "logits")
   if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
-  let bytes = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
-  let logitBytes = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
-  try requireApart(hidden, bytes, "hidden", call.hidden, bytes, "input.hidden")
-  try requireApart(hidden, bytes, "hidden", logits, logitBytes, "logits")
-  try requireApart(logits, logitBytes, "logits", call.ids, 4 * call.tokens, "input.tokens")
-  try requireApartFromParameters(hidden, bytes, "hidden", model)
-  try requireApartFromParameters(logits, logitBytes, "logits", model)
+  _ = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
+  _ = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
   var asked = moe_model_report()
   if report != nil {
     asked = try read(report.map { UnsafePointer($0) }, "report")
@@ -86,6 +86,18 @@ private func forward(
     }
   }
   let reports = try LayerReports(asked.layers, count: c.layers)
+  var operands = Operands()
+  try operands.add(call, input, c)
+  try operands.writes(outputs.hidden, call.tokens * c.hidden, "hidden")
+  try operands.writes(outputs.logits, call.tokens * c.vocabulary, "logits")
+  try operands.writes(report, 1, "report")
+  try operands.writes(outputs.tokenLosses, call.tokens, "report.token_losses")
+  try operands.writes(reports.structs, bytes: reports.bytes, "report.layers")
+  if reports.structs == nil {
+    try operands.requireApart(fromParametersOf: model)
+  } else {
+    try operands.requireApart(ModelReports(model: model, reports: reports, call: call), in: model.pointee.context)
+  }
   let found = try model.pointee.forward(
     call, outputs, tape: tape, asked: { reports.details($0) }, note: { reports.set($0, $1) })
   if let report {
@@ -117,10 +129,12 @@ public func moe_model_backward(
     let dHidden = try dhidden.map { (p) throws(Fault) in try required(p, "dhidden") }
     let dInput = try optional(dinput, "dinput")
     if dInput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
-    let bytes = 4 * call.tokens * c.hidden  // as forward checked it
-    try requireApart(dInput, bytes, "dinput", dHidden, bytes, "dhidden")
-    try requireApart(dInput, bytes, "dinput", call.hidden, bytes, "input.hidden")
-    try requireApartFromParameters(dInput, bytes, "dinput", model)
+    let elements = call.tokens * c.hidden  // as forward checked it
+    var operands = Operands()
+    try operands.add(call, input, c)
+    try operands.reads(dHidden, elements, "dhidden")
+    try operands.writes(dInput, elements, "dinput")
+    try operands.requireApart(fromParametersOf: model, gradients: true)
     try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
   }
 }
@@ -131,11 +145,49 @@ private func own(_ tape: OpaquePointer?, of model: ModelPointer) throws(Fault) -
   return tape
 }
 
-private func requireApartFromParameters(
-  _ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString, _ model: ModelPointer
-) throws(Fault) {
-  if output == nil { return }
-  for index in 0..<model.pointee.parameterCount {
-    try requireApart(output, bytes, name, from: model.pointee.parameter(index))
+extension Operands {
+  /// What forward and backward of a model read.
+  fileprivate mutating func add(
+    _ call: ModelInput, _ input: UnsafePointer<moe_model_input>?, _ c: ModelConfiguration
+  ) throws(Fault) {
+    try reads(input, 1, "input")
+    try reads(call.ids, call.tokens, "input.tokens")
+    try reads(call.hidden, call.tokens * c.hidden, "input.hidden")
+    try reads(call.targets, call.tokens, "input.targets")
+    try reads(call.mask, call.length * call.length, "input.mask")
+    try reads(call.addedMask, call.length * call.length, "input.added_mask")
+    try reads(call.validMask, call.tokens, "input.valid_mask")
+    try reads(call.lossMask, call.tokens, "input.loss_mask")
+    try reads(call.positions, call.tokens, "input.positions")
+  }
+
+  /// `gradients`: the call adds to the parameters' gradients.
+  func requireApart(fromParametersOf model: ModelPointer, gradients: Bool = false) throws(Fault) {
+    for index in 0..<model.pointee.parameterCount {
+      try requireApart(from: model.pointee.parameter(index), gradients: gradients)
+    }
+  }
+}
+
+/// The arrays of all layers' reports, which forward writes, and the parameters, which it reads.
+private struct ModelReports: OperandList {
+  let model: ModelPointer
+  let reports: LayerReports
+  let call: ModelInput
+
+  func visit(_ body: (Operand) -> Void) {
+    var ofLayer = Call(tokens: call.tokens)
+    ofLayer.sequenceLength = call.length
+    for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
+      guard let layer = model.pointee.layer(n)?.pointee else { continue }
+      reports.details(n).forEachArray(of: ofLayer, layer.configuration) { memory, bytes, name in
+        body(Operand(memory, bytes: bytes, cText(name), writes: true, part: .ofLayerReport, index: n))
+      }
+    }
+    for index in 0..<model.pointee.parameterCount {
+      let parameter = model.pointee.parameter(index)
+      body(Operand(data: parameter, writes: false))
+      body(Operand(gradientOf: parameter, writes: false))
+    }
   }
 }

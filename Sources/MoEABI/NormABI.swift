@@ -18,14 +18,12 @@ public func moe_norm_forward(
     try requireNormEpsilon(epsilon, "epsilon")
     let y = try array(y, count: size.elements, "y")
     let statistics = try optional(statistics, "statistics")
-    let (ofStatistics, ofWeight) = (8 * size.rows, 4 * size.width)
-    if UnsafePointer(y) != x { try requireApart(y, size.bytes, "y", x, size.bytes, "x") }
-    try requireApart(y, size.bytes, "y", weight, ofWeight, "weight")
-    try requireApart(y, size.bytes, "y", bias, ofWeight, "bias")
-    try requireApart(statistics, ofStatistics, "statistics", x, size.bytes, "x")
-    try requireApart(statistics, ofStatistics, "statistics", y, size.bytes, "y")
-    try requireApart(statistics, ofStatistics, "statistics", weight, ofWeight, "weight")
-    try requireApart(statistics, ofStatistics, "statistics", bias, ofWeight, "bias")
+    var operands = Operands()
+    let placeOfX = try operands.reads(x, size.elements, "x")
+    try operands.reads(weight, size.width, "weight")
+    try operands.reads(bias, size.width, "bias")
+    try operands.writes(y, size.elements, "y", inPlaceOf: placeOfX)
+    try operands.writes(statistics, 2 * size.rows, "statistics")
     try NormForward(
       Norm(kind, hidden: size.width, epsilon: epsilon), context: context, rows: size.rows, x: x, weight: weight,
       bias: bias, y: y, statistics: statistics
@@ -51,21 +49,14 @@ public func moe_norm_backward(
     let dweight = try optional(dweight, "dweight")
     try requireNone(UnsafePointer(dbias), "dbias", kind)
     let dbias = try optional(dbias, "dbias")
-    let (ofStatistics, ofWeight) = (8 * size.rows, 4 * size.width)
-    func apart(_ output: UnsafePointer<Float>?, _ bytes: Int, _ name: StaticString) throws(Fault) {
-      try requireApart(output, bytes, name, x, size.bytes, "x")
-      try requireApart(output, bytes, name, weight, ofWeight, "weight")
-      try requireApart(output, bytes, name, statistics, ofStatistics, "statistics")
-    }
-    try apart(dx, size.bytes, "dx")
-    try apart(dweight, ofWeight, "dweight")
-    try apart(dbias, ofWeight, "dbias")
-    if UnsafePointer(dx) != dy { try requireApart(dx, size.bytes, "dx", dy, size.bytes, "dy") }
-    try requireApart(dweight, ofWeight, "dweight", dy, size.bytes, "dy")
-    try requireApart(dbias, ofWeight, "dbias", dy, size.bytes, "dy")
-    try requireApart(dweight, ofWeight, "dweight", dx, size.bytes, "dx")
-    try requireApart(dbias, ofWeight, "dbias", dx, size.bytes, "dx")
-    try requireApart(dbias, ofWeight, "dbias", dweight, ofWeight, "dweight")
+    var operands = Operands()
+    try operands.reads(x, size.elements, "x")
+    try operands.reads(weight, size.width, "weight")
+    try operands.reads(statistics, 2 * size.rows, "statistics")
+    let placeOfDy = try operands.reads(dy, size.elements, "dy")
+    try operands.writes(dx, size.elements, "dx", inPlaceOf: placeOfDy)
+    try operands.writes(dweight, size.width, "dweight")
+    try operands.writes(dbias, size.width, "dbias")
     try NormBackward(
       Norm(kind, hidden: size.width, epsilon: 0), context: context, rows: size.rows, x: x, weight: weight,
       statistics: statistics, dy: dy, dx: dx, dWeight: dweight, dBias: dbias

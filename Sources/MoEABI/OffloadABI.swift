@@ -7,14 +7,27 @@ import MoE
 public func moe_layer_offload(
   _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ layer_number: Int64, _ resident_limit: Int
 ) -> moe_status {
-  attempt { () throws(Fault) in
-    let layer = try handle(layer, "layer", as: Layer.self)
-    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
-    let (layout, number) = try place(layout, layer_number)
-    try requireOffloadable(layer)
-    try layer.pointee.offload(
-      checkpoint.pointee, layout, number: number, residentLimit: Int(clamping: UInt(bitPattern: resident_limit)))
-  }
+  attempt { () throws(Fault) in try offload(layer, checkpoint, try numbered(layout, layer_number), resident_limit) }
+}
+
+@implementation @_cdecl("moe_layer_offload_prefix")
+public func moe_layer_offload_prefix(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ layout: Int32, _ prefix: UnsafePointer<CChar>?,
+  _ resident_limit: Int
+) -> moe_status {
+  attempt { () throws(Fault) in try offload(layer, checkpoint, try prefixed(layout, prefix), resident_limit) }
+}
+
+private func offload(
+  _ layer: OpaquePointer?, _ checkpoint: OpaquePointer?, _ target: (Layout, LayerPlace),
+  _ limit: Int
+) throws(Fault) {
+  let layer = try handle(layer, "layer", as: Layer.self)
+  let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+  let (layout, place) = target
+  try requireOffloadable(layer)
+  try layer.pointee.offload(
+    checkpoint.pointee, layout, place, residentLimit: Int(clamping: UInt(bitPattern: limit)))
 }
 
 private func requireOffloadable(_ layer: LayerPointer) throws(Fault) {

@@ -84,6 +84,9 @@ private func create(
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
+  var operands = Operands()
+  try operands.writes(out, 1, "out")
+  try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
       rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
@@ -128,7 +131,8 @@ public func moe_optimizer_step(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let list = try trained(tensors, count: count, by: optimizer)
+    var operands = Operands()
+    let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     optimizer.pointee.step { list.trained($0) }
   }
 }
@@ -140,17 +144,19 @@ public func moe_optimizer_step_clipped(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let list = try trained(tensors, count: count, by: optimizer)
     try requireMaxNorm(max_norm)
     let norm = try optional(norm, "norm")
+    var operands = Operands()
+    try operands.writes(norm, 1, "norm")
+    let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(maxNorm: { _ in max_norm }, { list.trained($0) }, notFinite: list.notFinite)
     norm?.pointee = found
   }
 }
 
-/// The list of a step, checked whole: the same tensors as at creation, with values and gradients.
+/// The list of a step, checked whole: the same tensors as at creation, with values and gradients, none of them twice.
 func trained(
-  _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer
+  _ tensors: UnsafePointer<moe_tensor>?, count: Int64, by optimizer: OptimizerPointer, beside operands: inout Operands
 ) throws(Fault) -> TensorList {
   try optimizer.pointee.requireState()
   // Before the list is read: with a count too large, reading would go beyond it.
@@ -171,10 +177,35 @@ func trained(
       throw .invalid(
         "tensors[\(index)]: dtype = \(Int(type.rawValue)) differs from that when the optimizer was created")
     }
-    try requireApart(
-      list.data(index), type.size * now, "tensors: data", list.grad(index), 4 * now, "grad of the same tensor")
   }
+  try operands.add(stateOf: optimizer)
+  try operands.requireApart(fromTrained: list, in: optimizer.pointee.context)
   return list
+}
+
+extension Operands {
+  mutating func add(stateOf optimizer: OptimizerPointer) throws(Fault) {
+    try writes(
+      optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), "the optimizer's state")
+  }
+
+  /// Refuses a tensor that is listed twice, or shares memory with another: it would be stepped or counted twice.
+  mutating func requireApart(fromTrained list: TensorList, in context: ContextPointer) throws(Fault) {
+    try list.addStructs(to: &self)
+    try requireApart(TrainedOperands(tensors: list), in: context)
+  }
+}
+
+/// Every tensor's data and gradient, each by itself whether they are written or not.
+private struct TrainedOperands: OperandList {
+  let tensors: TensorList
+
+  func visit(_ body: (Operand) -> Void) {
+    for index in 0..<tensors.count {
+      body(tensors.dataOperand(index, writes: true))
+      body(tensors.gradOperand(index, writes: true))
+    }
+  }
 }
 
 extension TensorList {
@@ -197,6 +228,15 @@ public func moe_optimizer_set_learning_rate(_ optimizer: OpaquePointer?, _ learn
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try require(learning_rate, "learning_rate", atLeast: 0)
     optimizer.pointee.setLearningRate(learning_rate)
+  }
+}
+
+@implementation @_cdecl("moe_optimizer_set_momentum")
+public func moe_optimizer_set_momentum(_ optimizer: OpaquePointer?, _ momentum: Double) -> moe_status {
+  attempt { () throws(Fault) in
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try requireShare(momentum, "momentum")
+    optimizer.pointee.setMomentum(momentum)
   }
 }
 
@@ -231,6 +271,9 @@ public func moe_clip_grad_norm(
     for index in 0..<list.count { try list.requireGrad(index) }
     try requireMaxNorm(max_norm)
     let norm = try optional(norm, "norm")
+    var operands = Operands()
+    try operands.writes(norm, 1, "norm")
+    try operands.requireApart(fromTrained: list, in: context)
     let found = try clipGradNorm(
       list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context,
       notFinite: list.notFinite)

@@ -3,13 +3,17 @@ import MoE
 
 // A plan as a line for people.
 
+/// Bytes of the longest line, and its end.
+private let longestLine = 256
+
 @implementation @_cdecl("moe_plan_describe")
 public func moe_plan_describe(
   _ plan: UnsafePointer<moe_plan>?, _ text: UnsafeMutablePointer<CChar>?, _ size: Int,
   _ length: UnsafeMutablePointer<Int>?
 ) -> moe_status {
   attempt { () throws(Fault) in
-    let plan = try read(plan, "plan")
+    let memory = plan
+    let plan = try read(memory, "plan")
     try require(Int(plan.n_tokens), "plan.n_tokens", from: 0, to: .max)
     try require(Int(plan.chunk_tokens), "plan.chunk_tokens", from: plan.n_tokens == 0 ? 0 : 1, to: .max)
     guard let policy = Plan.TapePolicy(rawValue: plan.tape_policy) else {
@@ -17,7 +21,11 @@ public func moe_plan_describe(
     }
     let text = size == 0 ? nil : try required(text, "text")
     let wanted = try optional(length, "length")
-    withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { memory in
+    var operands = Operands()
+    try operands.reads(memory, 1, "plan")
+    try operands.writes(text, min(size < 0 ? .max : size, longestLine), "text")
+    try operands.writes(wanted, 1, "length")
+    withUnsafeTemporaryAllocation(of: CChar.self, capacity: longestLine) { memory in
       var line = TextBuffer(memory.baseAddress!, capacity: memory.count)
       line.append(plan, policy)
       var count = 0

@@ -184,11 +184,107 @@ public func moe_preset_jamba(_ config: UnsafeMutablePointer<moe_layer_config>?, 
   initialise(config, struct_size, c)
 }
 
+/// gemma-4-26B-A4B
+@implementation @_cdecl("moe_preset_gemma4")
+public func moe_preset_gemma4(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2816, intermediate: 704, experts: 128, topK: 8)
+  c.activation = number(MOE_ACTIVATION_GELU_TANH)
+  c.router_norm = number(MOE_ROUTER_NORM_RMS_WEIGHT)
+  c.expert_scale = 1
+  initialise(config, struct_size, c)
+}
+
 /// llama.cpp's gate for Mixtral: the sum of the weights is at least 2^-14, the smallest normal float16
 @implementation @_cdecl("moe_preset_llama_cpp")
 public func moe_preset_llama_cpp(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
   var c = moe_layer_config(hidden: 4096, intermediate: 14336, experts: 8, topK: 2)
   c.epsilon_form = number(MOE_EPSILON_LEAST)
   c.normalize_epsilon = 0x1p-14
+  initialise(config, struct_size, c)
+}
+
+/// Qwen3-VL-30B-A3B-Instruct
+@implementation @_cdecl("moe_preset_qwen3_vl_moe")
+public func moe_preset_qwen3_vl_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_layer_config(hidden: 2048, intermediate: 768, experts: 128, topK: 8))
+}
+
+/// Qwen3.5-35B-A3B
+@implementation @_cdecl("moe_preset_qwen3_5_moe")
+public func moe_preset_qwen3_5_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 512, experts: 256, topK: 8)
+  c.setShared(width: 512)
+  c.shared_gate = number(MOE_SHARED_SIGMOID)
+  initialise(config, struct_size, c)
+}
+
+/// dots.llm1
+@implementation @_cdecl("moe_preset_dots1")
+public func moe_preset_dots1(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 1408, experts: 128, topK: 6)
+  c.setDeepSeekV3Gate(scale: 2.5)
+  c.setShared(width: 2 * 1408)
+  initialise(config, struct_size, c)
+}
+
+/// Hunyuan-A13B
+@implementation @_cdecl("moe_preset_hunyuan")
+public func moe_preset_hunyuan(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 3072, experts: 64, topK: 8)
+  c.setShared(width: 3072)
+  initialise(config, struct_size, c)
+}
+
+/// Nemotron-3-Nano-30B-A3B
+@implementation @_cdecl("moe_preset_nemotron_h")
+public func moe_preset_nemotron_h(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2688, intermediate: 1856, experts: 128, topK: 6)
+  c.expert_kind = number(MOE_EXPERT_MLP)
+  c.activation = number(MOE_ACTIVATION_RELU2)
+  c.expert_bias = number(MOE_BIAS_OFF)
+  c.setDeepSeekV3Gate(scale: 2.5)
+  c.setShared(width: 3712)
+  initialise(config, struct_size, c)
+}
+
+/// LFM2-8B-A1B
+@implementation @_cdecl("moe_preset_lfm2_moe")
+public func moe_preset_lfm2_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 1792, experts: 32, topK: 4)
+  c.score = number(MOE_SCORE_SIGMOID)
+  c.selection_bias = 1
+  c.normalize_epsilon = 1e-6
+  initialise(config, struct_size, c)
+}
+
+/// Trinity-Mini
+@implementation @_cdecl("moe_preset_afmoe")
+public func moe_preset_afmoe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 1024, experts: 128, topK: 8)
+  c.setDeepSeekV3Gate(scale: 2.826)
+  c.setShared(width: 1024)
+  initialise(config, struct_size, c)
+}
+
+/// DeepSeek-V4-Flash, its layers that choose by logits
+@implementation @_cdecl("moe_preset_deepseek_v4")
+public func moe_preset_deepseek_v4(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 4096, intermediate: 2048, experts: 256, topK: 6)
+  c.setDeepSeekV3Gate(scale: 1.5)
+  c.score = number(MOE_SCORE_SQRT_SOFTPLUS)
+  c.glu_limit = 10
+  c.setShared(width: 2048)
+  initialise(config, struct_size, c)
+}
+
+/// NLLB-MoE-54B, in evaluation: outputs times 0.8, for the tokens that training drops
+@implementation @_cdecl("moe_preset_nllb_moe")
+public func moe_preset_nllb_moe(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
+  var c = moe_layer_config(hidden: 2048, intermediate: 8192, experts: 128, topK: 2)
+  c.expert_kind = number(MOE_EXPERT_MLP)
+  c.activation = number(MOE_ACTIVATION_RELU)
+  c.epsilon_form = number(MOE_EPSILON_LEAST)
+  c.normalize_epsilon = 0x1p-23
+  c.routed_scale = 0.8
   initialise(config, struct_size, c)
 }

@@ -42,6 +42,9 @@ public func moe_layer_plan(
     try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
     let plan = try required(plan, "plan")
     var wanted = try read(UnsafePointer(plan), "plan")
+    var operands = Operands()
+    try operands.reads(options, 1, "options")
+    try operands.writes(plan, 1, "plan")
     let call = try Call(planning: options, tokens: Int(n_tokens), c)
     let found = try layer.pointee.memoryPlan(call, taped: try flag(taped, "taped"))
     wanted.forward_bytes = found.forwardScratch
@@ -94,10 +97,6 @@ private func forward(
   let elements = try product(tokens, c.hidden, "n_tokens * hidden_size")
   let x = try array(x, count: elements, of: c.tokens, "x")
   let y = try array(y, count: elements, of: c.tokens, "y")
-  let bytes = elements * c.tokens.size
-  try requireApart(y, bytes, "y", x, bytes, "x")
-  try requireApartFromParameters(y, bytes, "y", layer)
-
   let call = try Call(options, tokens: tokens, c)
   var details = Layer.Details()
   var asked = moe_report()
@@ -105,6 +104,16 @@ private func forward(
     asked = try read(report.map { UnsafePointer($0) }, "report")
     details = try Layer.Details(asked)
   }
+  var operands = Operands()
+  try operands.reads(x, bytes: byteCount(elements, c.tokens.size), "x")
+  try operands.writes(y, bytes: byteCount(elements, c.tokens.size), "y")
+  try operands.writes(tape?.pointee.lent, "the memory bound to tape")
+  try operands.add(call, options, c)
+  try operands.writes(report, 1, "report")
+  try details.forEachArray(of: call, c) { (memory, bytes, name) throws(Fault) in
+    try operands.add(Operand(memory, bytes: bytes, cText(name), writes: true, part: .ofReport))
+  }
+  try operands.requireApart(fromParametersOf: layer, steps: false, gradients: false)
   let found = try layer.pointee.forward(x, call, y: y, tape: tape, details: details)
   if let report {
     asked.set(found)
@@ -122,6 +131,26 @@ extension Layer.Details {
     indices = try optional(asked.expert_indices, "report.expert_indices")
     weights = try optional(asked.expert_weights, "report.expert_weights")
     losses = try optional(asked.losses, "report.losses")
+    bySequence.counts = try optional(asked.sequence_counts, "report.sequence_counts")
+    bySequence.probability = try optional(asked.sequence_probability, "report.sequence_probability")
+    bySequence.valid = try optional(asked.sequence_valid, "report.sequence_valid")
+  }
+
+  /// Where there is an array, its bytes and its name within moe_report.
+  func forEachArray<E: Error>(
+    of call: Call, _ c: Configuration, _ body: (UnsafeMutableRawPointer?, UInt, StaticString) throws(E) -> Void
+  ) throws(E) {
+    let pairs = call.tokens * c.choices
+    try body(tokensPerExpert, byteCount(c.experts, 8), "tokens_per_expert")
+    try body(droppedPerExpert, byteCount(c.experts, 8), "dropped_per_expert")
+    try body(meanProbability, byteCount(c.experts, 4), "mean_probability")
+    try body(indices, byteCount(pairs, 4), "expert_indices")
+    try body(weights, byteCount(pairs, 4), "expert_weights")
+    try body(losses, byteCount(c.lossCount, 4), "losses")
+    let sequences = call.sequences(apart: true)
+    try body(bySequence.counts, byteCount(sequences * c.experts, 8), "sequence_counts")
+    try body(bySequence.probability, byteCount(sequences * c.experts, 4), "sequence_probability")
+    try body(bySequence.valid, byteCount(sequences, 8), "sequence_valid")
   }
 }
 
@@ -158,10 +187,14 @@ public func moe_layer_backward(
     guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
     var call = Layer.BackwardCall()
     call.dAuxLoss = d_aux_loss
+    let given = options
     if options != nil {
       let options = try read(options, "options")
       call.dMeanProbability = try options.d_mean_probability.map { (p) throws(Fault) in
         try required(p, "options.d_mean_probability")
+      }
+      call.dSequenceProbability = try options.d_sequence_probability.map { (p) throws(Fault) in
+        try required(p, "options.d_sequence_probability")
       }
       call.dExpertWeights = try optional(options.d_expert_weights, "options.d_expert_weights")
       if call.dExpertWeights != nil && !layer.pointee.weightsWereGiven(tape) {
@@ -172,10 +205,20 @@ public func moe_layer_backward(
     }
     if call.step == nil { try requireGradients(layer) }
     let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
-    let bytes = elements * c.tokens.size
-    try requireApart(dx, bytes, "dx", x, bytes, "x")
-    try requireApart(dx, bytes, "dx", dy, bytes, "dy")
-    try requireApartFromParameters(dx, bytes, "dx", layer)
+    let (bytes, pairs) = (byteCount(elements, c.tokens.size), layer.pointee.tokens(on: tape) * c.choices)
+    var operands = Operands()
+    try operands.reads(given, 1, "options")
+    try operands.reads(x, bytes: bytes, "x")
+    try operands.reads(dy, bytes: bytes, "dy")
+    try operands.reads(call.dMeanProbability, c.experts, "options.d_mean_probability")
+    let sequences = layer.pointee.sequences(on: tape)
+    try operands.reads(call.dSequenceProbability, sequences * c.experts, "options.d_sequence_probability")
+    try operands.reads(tape.pointee.lent, "the memory bound to tape")
+    try operands.writes(call.scratch, "options.scratch")
+    try operands.writes(dx, bytes: bytes, "dx")
+    try operands.writes(call.dExpertWeights, pairs, "options.d_expert_weights")
+    if let optimizer = call.step?.optimizer { try operands.add(stateOf: optimizer) }
+    try operands.requireApart(fromParametersOf: layer, steps: call.step != nil, gradients: true)
     try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
   }
 }
@@ -228,12 +271,4 @@ private func own(_ tape: OpaquePointer?, of layer: LayerPointer) throws(Fault) -
   let tape = try handle(tape, "tape", as: Tape.self)
   if !layer.pointee.owns(tape) { throw .badState("tape belongs to another layer") }
   return tape
-}
-
-private func requireApartFromParameters(
-  _ output: UnsafeRawPointer?, _ bytes: Int, _ name: StaticString, _ layer: LayerPointer
-) throws(Fault) {
-  for index in 0..<layer.pointee.parameterCount {
-    try requireApart(output, bytes, name, from: layer.pointee.parameter(index))
-  }
 }

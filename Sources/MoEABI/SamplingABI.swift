@@ -3,7 +3,10 @@ import MoE
 
 @implementation @_cdecl("moe_sampling_init")
 public func moe_sampling_init(_ sampling: UnsafeMutablePointer<moe_sampling>?, _ struct_size: Int) {
-  initialise(sampling, struct_size, moe_sampling())
+  // MOE_SAMPLING_INIT, which Swift cannot import.
+  initialise(
+    sampling, struct_size,
+    moe_sampling(struct_size: MemoryLayout<moe_sampling>.size, temperature: 0, top_k: 0, top_p: 1, seed: 0))
 }
 
 @implementation @_cdecl("moe_sample")
@@ -22,9 +25,12 @@ public func moe_sample(
       throw .invalid("sampling: top_p = \(wanted.top_p) is not in [0, 1]")
     }
     let token = try required(token, "token")
+    var operands = Operands()
+    try operands.reads(logits, Int(vocabulary_size), "logits")
+    try operands.reads(sampling, 1, "sampling")
+    try operands.writes(token, 1, "token")
     let rule = Sampling(
-      temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p == 0 ? 1 : wanted.top_p,
-      seed: wanted.seed)
+      temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p, seed: wanted.seed)
     token.pointee = try rule.token(logits, Int(vocabulary_size), draw: draw, in: context)
   }
 }

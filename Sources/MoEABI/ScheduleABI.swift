@@ -9,7 +9,7 @@ public func moe_schedule_init(_ schedule: UnsafeMutablePointer<moe_schedule>?, _
     moe_schedule(
       struct_size: MemoryLayout<moe_schedule>.size, kind: Schedule.Kind.constant.rawValue, reserved: 0,
       learning_rate: 1e-3, warmup_steps: 0, total_steps: 0, final_fraction: 0, pct_start: 0.3, div_factor: 25,
-      final_div_factor: 1e4))
+      final_div_factor: 1e4, base_momentum: 0.85, max_momentum: 0.95))
 }
 
 @implementation @_cdecl("moe_learning_rate")
@@ -21,6 +21,22 @@ public func moe_learning_rate(
     try require(Int(step), "step", from: 0, to: .max)
     let out = try required(out, "out")
     out.pointee = schedule.learningRate(at: Int(step))
+  }
+}
+
+@implementation @_cdecl("moe_momentum")
+public func moe_momentum(
+  _ schedule: UnsafePointer<moe_schedule>?, _ step: Int64, _ out: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let given = try read(schedule, "schedule")
+    let schedule = try checked(given)
+    if !schedule.kind.isOneCycle {
+      throw .invalid("kind = \(Int(given.kind)) leaves momentum alone: MOE_SCHEDULE_ONE_CYCLE and its like cycle it")
+    }
+    try require(Int(step), "step", from: 0, to: .max)
+    let out = try required(out, "out")
+    out.pointee = schedule.momentum(at: Int(step))
   }
 }
 
@@ -42,12 +58,21 @@ private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
     try requireFraction(c.pct_start, "pct_start")
     try requireDivisor(c.div_factor, "div_factor")
     try requireDivisor(c.final_div_factor, "final_div_factor")
+    let (first, last) = (c.learning_rate / c.div_factor, c.learning_rate / c.div_factor / c.final_div_factor)
+    guard first.isFinite && last.isFinite else {
+      throw .invalid(
+        "learning_rate = \(c.learning_rate) divided by div_factor = \(c.div_factor) and final_div_factor = \(c.final_div_factor) exceeds float64; take larger divisors"
+      )
+    }
+    try requireShare(c.base_momentum, "base_momentum")
+    try requireShare(c.max_momentum, "max_momentum")
   } else {
     try requireFraction(c.final_fraction, "final_fraction")
   }
   return Schedule(
     kind: kind, peak: c.learning_rate, warmupSteps: Int(c.warmup_steps), totalSteps: Int(c.total_steps),
-    finalFraction: c.final_fraction, pctStart: c.pct_start, divFactor: c.div_factor, finalDivFactor: c.final_div_factor)
+    finalFraction: c.final_fraction, pctStart: c.pct_start, divFactor: c.div_factor, finalDivFactor: c.final_div_factor,
+    baseMomentum: c.base_momentum, maxMomentum: c.max_momentum)
 }
 
 private func requireFraction(_ value: Double, _ name: StaticString) throws(Fault) {

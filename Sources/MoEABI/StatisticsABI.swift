@@ -47,10 +47,16 @@ public func moe_statistics_read(_ statistics: OpaquePointer?, _ report: UnsafeMu
     let statistics = try handle(statistics, "statistics", as: Statistics.self)
     let report = try required(report, "report")
     var filled = try read(UnsafePointer(report), "report")
-    let call = statistics.pointee.read(
-      counts: try optional(filled.tokens_per_expert, "report.tokens_per_expert"),
-      dropped: try optional(filled.dropped_per_expert, "report.dropped_per_expert"),
-      probability: try optional(filled.mean_probability, "report.mean_probability"))
+    let counts = try optional(filled.tokens_per_expert, "report.tokens_per_expert")
+    let dropped = try optional(filled.dropped_per_expert, "report.dropped_per_expert")
+    let probability = try optional(filled.mean_probability, "report.mean_probability")
+    let experts = statistics.pointee.experts
+    var operands = Operands()
+    try operands.writes(report, 1, "report")
+    try operands.writes(counts, experts, "report.tokens_per_expert")
+    try operands.writes(dropped, experts, "report.dropped_per_expert")
+    try operands.writes(probability, experts, "report.mean_probability")
+    let call = statistics.pointee.read(counts: counts, dropped: dropped, probability: probability)
     filled.set(call, statistics.pointee.load)
     report.pointee = filled
   }

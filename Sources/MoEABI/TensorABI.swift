@@ -56,24 +56,27 @@ struct TensorList {
     // Row-major without gaps: the last stride is 1, each other one the product of the dimensions behind it.
     var product = 1
     var dimension = Int(tensor.rank) - 1
-    var gapless = true
+    var (gapless, isEmpty) = (true, false)
     while dimension >= 0 {
       let extent = Int(tensor.extent(dimension))
       if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
       if Int(tensor.stride(dimension)) != product && extent > 1 { gapless = false }
-      let (next, overflow) = product.multipliedReportingOverflow(by: extent)
+      // A 0 makes the tensor empty, and the other dimensions no smaller.
+      let (next, overflow) = product.multipliedReportingOverflow(by: max(extent, 1))
       if overflow || next > Int.max / MemoryLayout<Float>.size {
         throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
       }
       product = next
+      if extent == 0 { isEmpty = true }
       dimension -= 1
     }
     let unset = tensor.strides.0 == 0 && tensor.strides.1 == 0 && tensor.strides.2 == 0 && tensor.strides.3 == 0
-    if !gapless && !unset && product > 0 {
+    if !gapless && !unset && !isEmpty {
       throw .invalid("tensors[\(index)]: strides are not row-major without gaps (all 0 stands for that)")
     }
   }
 
+  /// Fits in 63 bits: the dimensions' product does, that of an empty tensor's too where a 0 counts as 1.
   func elements(_ index: Int) -> Int {
     let tensor = pointer(index).pointee
     var product = 1
@@ -104,6 +107,26 @@ struct TensorList {
   func requireGrad(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.grad, .f32, index, "grad") }
   func requireData(_ index: Int) throws(Fault) {
     try requireValues(pointer(index).pointee.data, type(index), index, "data")
+  }
+
+  /// The structs themselves.
+  func addStructs(to operands: inout Operands) throws(Fault) {
+    try operands.reads(start, bytes: byteCount(count, distance), "tensors")
+  }
+
+  /// What a call reads or writes of tensor `index`; NULL has no memory.
+  func dataOperand(_ index: Int, writes: Bool) -> Operand {
+    let tensor = pointer(index).pointee
+    return Operand(
+      tensor.data, bytes: byteCount(elements(index), type(index).size), tensor.name, writes: writes,
+      part: .tensorData, index: index)
+  }
+
+  func gradOperand(_ index: Int, writes: Bool) -> Operand {
+    let tensor = pointer(index).pointee
+    return Operand(
+      tensor.grad, bytes: byteCount(elements(index), MemoryLayout<Float>.size), tensor.name, writes: writes,
+      part: .tensorGrad, index: index)
   }
 
   private func requireValues(

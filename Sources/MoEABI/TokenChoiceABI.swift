@@ -53,6 +53,9 @@ extension TokenChoice {
   private func refuse(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     func no(_ name: StaticString) -> Fault { .invalid("\(name) has no use with router = \(Int(config.router))") }
     if selectionBias && router != .tokenChoice && router != .expertChoice { throw no("selection_bias") }
+    if weights == .groupSoftmax && router != .hierarchical {
+      throw no("router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX")
+    }
     if weights == .sparseMixer && router != .tokenChoice { throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER") }
     switch router {
     case .tokenChoice: break
@@ -88,6 +91,7 @@ extension TokenChoice.Groups {
   /// nil where there are none.
   fileprivate init?(_ config: moe_layer_config) throws(Fault) {
     let (experts, count) = (Int(config.n_experts), Int(config.n_groups))
+    if count == Int(MOE_NO_GROUPS) { return nil }
     guard count != 0 else {
       if config.top_groups != 0 || config.group_top_m != 0 || config.group_mask != 0 {
         throw .invalid("top_groups, group_top_m and group_mask are 0 where n_groups = 0")

@@ -14,7 +14,7 @@ public func moe_training_save(
     let context = try handle(context, "context", as: Context.self)
     let training = try read(training, "training")
     let path = try required(path, "path")
-    try withState(training, in: context) { (state) throws(Fault) in try state.save(to: path, step: training.step) }
+    try withState(training, in: context) { (state, _) throws(Fault) in try state.save(to: path, step: training.step) }
   }
 }
 
@@ -27,12 +27,17 @@ public func moe_training_load(
     let training = try required(training, "training")
     let parts = try read(UnsafePointer(training), "training")
     let path = try required(path, "path")
-    try withState(parts, in: context) { (state) throws(Fault) in training.pointee.step = try state.load(from: path) }
+    var operands = Operands()
+    try operands.writes(training, 1, "training")
+    try withState(parts, in: context) { (state, lists) throws(Fault) in
+      try operands.requireApart(lists, in: context)
+      training.pointee.step = try state.load(from: path)
+    }
   }
 }
 
 private func withState(
-  _ training: moe_training, in context: ContextPointer, _ body: (TrainingState) throws(Fault) -> Void
+  _ training: moe_training, in context: ContextPointer, _ body: (TrainingState, TrainingOperands) throws(Fault) -> Void
 ) throws(Fault) {
   let most = Int(Int32.max)
   try require(Int(training.n_layers), "training.n_layers", from: 0, to: most)
@@ -63,5 +68,41 @@ private func withState(
     tensor: { (n) throws(Fault) in
       try tensors.requireData(n)
       return CallerTensor(data: tensors.data(n), type: tensors.type(n), shape: tensors.shape(n))
-    }, body)
+    },
+    { (state) throws(Fault) in
+      try body(
+        state,
+        TrainingOperands(
+          counts: counts, layers: layers, optimizers: optimizers, statistics: statistics, tensors: tensors))
+    })
+}
+
+/// What loading overwrites. A handle that is listed twice would be loaded twice.
+private struct TrainingOperands: OperandList {
+  let counts: TrainingState.Counts
+  let layers: UnsafePointer<OpaquePointer?>
+  let optimizers: UnsafePointer<OpaquePointer?>
+  let statistics: UnsafePointer<OpaquePointer?>
+  let tensors: TensorList
+
+  func visit(_ body: (Operand) -> Void) {
+    func handle(_ pointer: OpaquePointer?, _ name: StaticString, _ n: Int) {
+      body(Operand(UnsafeRawPointer(pointer), bytes: 1, cText(name), writes: true, part: .ofTraining, index: n))
+    }
+    for n in 0..<counts.layers {
+      handle(layers[n], "layers", n)
+      let layer = LayerPointer(layers[n]!).pointee
+      for index in 0..<layer.parameterCount { body(Operand(data: layer.parameter(index), writes: true)) }
+    }
+    for n in 0..<counts.optimizers {
+      handle(optimizers[n], "optimizers", n)
+      let optimizer = OptimizerPointer(optimizers[n]!).pointee
+      body(
+        Operand(
+          optimizer.stateMemory, bytes: UInt(optimizer.stateBytes), cText("optimizers' states"), writes: true,
+          part: .ofTraining, index: n))
+    }
+    for n in 0..<counts.statistics { handle(statistics[n], "statistics", n) }
+    for n in 0..<tensors.count { body(tensors.dataOperand(n, writes: true)) }
+  }
 }

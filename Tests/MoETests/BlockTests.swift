@@ -153,9 +153,54 @@ struct BlockTests {
         return token
       }
       #expect(Set(drawn) == [1, 3])
-      sampling.top_p = 2
+      sampling.top_k = 99  // more than there are: all
+      let all = try (0..<UInt64(400)).map { draw in
+        try check(moe_sample(context, z, 4, &sampling, draw, &token))
+        return token
+      }
+      #expect(Set(all) == [0, 1, 2, 3])
+      for topK in [0, 2, 4] as [Int64] {  // no share at all is the best token alone
+        sampling.top_k = topK
+        sampling.top_p = 0
+        let best = try (0..<UInt64(40)).map { draw in
+          try check(moe_sample(context, z, 4, &sampling, draw, &token))
+          return token
+        }
+        #expect(Set(best) == [1])
+      }
+      for (wrong, text) in [(2.0, "2"), (-0.5, "-0.5"), (Double.nan, "nan")] {
+        sampling.top_p = wrong
+        #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
+        #expect(lastError() == "sampling: top_p = \(text) is not in [0, 1]")
+      }
+      sampling.top_p = 1
+      for temperature in [-1, .nan, .infinity] as [Double] {
+        sampling.temperature = temperature
+        #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
+        #expect(lastError().hasPrefix("sampling: temperature = "))
+      }
+    }
+  }
+
+  /// What the macro has: all tokens are drawn from, at temperature 0 the best.
+  @Test func samplingDefaults() {
+    var sampling = moe_sampling()
+    moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
+    #expect(sampling.struct_size == MemoryLayout<moe_sampling>.size)
+    #expect((sampling.temperature, sampling.top_k, sampling.top_p) == (0, 0, 1))
+    #expect(sampling.seed == 0)
+    moe_sampling_init(nil, MemoryLayout<moe_sampling>.size)
+  }
+
+  @Test func samplingKnowsItsBounds() throws {
+    let z: [Float] = [0, 3, 2, 3]
+    var sampling = moe_sampling()
+    moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
+    var token: Int32 = -1
+    try withContext { context in
+      sampling.top_k = -1
       #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-      #expect(lastError() == "sampling: top_p = 2 is not in [0, 1]")
+      #expect(lastError() == "sampling: top_k = -1 is below 0")
     }
   }
 }

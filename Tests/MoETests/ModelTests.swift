@@ -70,6 +70,11 @@ private final class ModelLife {
     }
   }
 
+  /// One token more.
+  func readWith(_ cache: OpaquePointer?, _ options: UnsafePointer<moe_read_options>) -> moe_status {
+    moe_model_read_with(model, cache, [1], 1, options, &last)
+  }
+
   /// Call by call.
   var calls: [(ModelLife) -> moe_status] {
     [
@@ -142,6 +147,46 @@ struct ModelTests {
     #expect(life.last == first)
     life.free()
     #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
+  }
+
+  @Test("a padded prompt is read as the prompt alone, and what follows it too")
+  func readsPadded() throws {
+    let life = ModelLife()
+    for call in life.calls.prefix(2) { try check(call(life)) }
+    var options = moe_read_options()
+    moe_read_options_init(&options, MemoryLayout<moe_read_options>.size)
+    // Two prompts, padded in front and behind, then a token each; and the second of them alone.
+    try check(moe_cache_create(life.model, 2, 6, &life.cache))
+    let valid: [UInt8] = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+    var steps = [[Float]]()
+    try valid.withUnsafeBufferPointer { valid in
+      options.valid_mask = valid.baseAddress
+      try check(moe_model_read_with(life.model, life.cache, life.tokens, 5, &options, &life.last))
+    }
+    steps.append(Array(life.last[11...]))
+    try check(moe_model_read_with(life.model, life.cache, [1, 9], 1, nil, &life.last))
+    steps.append(Array(life.last[11...]))
+    var alone: OpaquePointer?
+    try check(moe_cache_create(life.model, 1, 6, &alone))
+    defer { moe_cache_free(alone) }
+    let positions: [Int64] = [0, 1, 2]
+    try positions.withUnsafeBufferPointer { positions in
+      (options.valid_mask, options.positions) = (nil, positions.baseAddress)
+      try check(moe_model_read_with(life.model, alone, Array(life.tokens[5..<8]), 3, &options, &life.last))
+      for v in 0..<11 { #expect(abs(life.last[v] - steps[0][v]) < 1e-5) }
+      try check(moe_model_read(life.model, alone, [9], 1, &life.last))
+      for v in 0..<11 { #expect(abs(life.last[v] - steps[1][v]) < 1e-5) }
+    }
+    options.positions = nil
+    refused("struct_size", withChanged(options, { $0.struct_size = 4 }) { life.readWith(alone, $0) })
+    let two: [UInt8] = [2]
+    two.withUnsafeBufferPointer { two in
+      refused("valid_mask", withChanged(options, { $0.valid_mask = two.baseAddress }) { life.readWith(alone, $0) })
+    }
+    let far: [Int64] = [1 << 40]
+    far.withUnsafeBufferPointer { far in
+      refused("positions", withChanged(options, { $0.positions = far.baseAddress }) { life.readWith(alone, $0) })
+    }
   }
 
   @Test("an encoder layer as PyTorch has it")
@@ -232,6 +277,15 @@ struct ModelTests {
     refused("cache", moe_cache_truncate(nil, 0))
     #expect(out == untouched)
   }
+}
+
+private func withChanged(
+  _ options: moe_read_options, _ change: (inout moe_read_options) -> Void,
+  read: (UnsafePointer<moe_read_options>) -> moe_status
+) -> moe_status {
+  var own = options
+  change(&own)
+  return read(&own)
 }
 
 /// Of two arguments that are wrong, either may be named.

@@ -164,6 +164,20 @@ final class OptimizerTests {
     #expect(Array(w.data) == [0.75])
   }
 
+  @Test func theMomentumMayChangeBetweenSteps() throws {
+    let w = Variable("w", [1], grad: [1])
+    let optimizer = try sgd([w]) { ($0.learning_rate, $0.momentum) = (1, 0.5) }
+    defer { moe_optimizer_free(optimizer) }
+    try step(optimizer, [w])  // v = 1
+    try check(moe_optimizer_set_momentum(optimizer, 0.25))
+    try step(optimizer, [w])  // v = 0.25 + 1
+    #expect(Array(w.data) == [1 - 1 - 1.25])
+    for momentum in [1, -0.1, Double.nan, .infinity] {
+      refused("momentum", moe_optimizer_set_momentum(optimizer, momentum))
+    }
+    refused("optimizer", moe_optimizer_set_momentum(nil, 0.5))
+  }
+
   @Test func tensorsMayMoveBetweenSteps() throws {
     // Moments belong to the place in the list, not to an address.
     let (stays, before) = (Variable("w", [1, 2], grad: [1, -1]), Variable("w", [1, 2], grad: [1, -1]))

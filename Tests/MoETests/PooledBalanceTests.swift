@@ -64,6 +64,25 @@ struct PooledBalanceTests {
     #expect(without == found.loss)
   }
 
+  @Test func bySequenceItIsTheMeanOfTheSequences() throws {
+    // Layers of two sequences of 4 experts, the second of which is one expert's alone in both layers.
+    let counts: [Int64] = [1, 2, 0, 1, 5, 0, 0, 0, 1, 1, 1, 1, 3, 0, 0, 0]
+    let valid: [Int64] = [4, 5, 4, 3]
+    let means: [Float] = [0.2, 0.4, 0.1, 0.3, 0.7, 0.1, 0.1, 0.1, 0.25, 0.25, 0.25, 0.25, 0.4, 0.2, 0.2, 0.2]
+    var (loss, gradient) = (Float.nan, [Float](repeating: .nan, count: 16))
+    try check(moe_pooled_sequence_loss(2, 2, 4, counts, valid, means, &loss, &gradient))
+    // By hand: f = (2, 3, 1, 2) / 8, P = (0.225, 0.325, 0.175, 0.275); then f = (1, 0, 0, 0), P_0 = (5 * 0.7 + 3 * 0.4) / 8.
+    let first = 4 * (2 * 0.225 + 3 * 0.325 + 0.175 + 2 * 0.275) / 8
+    expectClose([loss], [(first + 4 * 4.7 / 8) / 2], within: 1e-6)
+    expectClose(Array(gradient[0..<4]), [2, 3, 1, 2].map { 4 * $0 / 8 * 0.5 / 2 }, within: 1e-6)
+    expectClose(Array(gradient[4..<8]), [4 * 5.0 / 8 / 2, 0, 0, 0], within: 1e-6)
+    expectClose(Array(gradient[12..<16]), [4 * 3.0 / 8 / 2, 0, 0, 0], within: 1e-6)
+    refused("n_sequences", moe_pooled_sequence_loss(2, 0, 4, counts, valid, means, &loss, nil))
+    refused("counts", moe_pooled_sequence_loss(2, 2, 4, nil, valid, means, &loss, nil))
+    let most: Int64 = 1 << 31 - 1
+    refused("n_layers", moe_pooled_sequence_loss(most, most, most, counts, valid, means, &loss, nil))
+  }
+
   @Test func theMeanOfTheLayersLossesIsSomethingElse() throws {
     // Each layer has its own favourite: terribly balanced by itself, perfectly so together.
     let counts: [Int64] = [8, 0, 0, 8]

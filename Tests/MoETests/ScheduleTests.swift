@@ -84,6 +84,31 @@ struct ScheduleTests {
     }
   }
 
+  @Test(arguments: [MOE_SCHEDULE_ONE_CYCLE, MOE_SCHEDULE_ONE_CYCLE_LINEAR])
+  func momentumGoesTheOtherWay(kind: moe_schedule_kind) throws {
+    var schedule = schedule(kind) { ($0.total_steps, $0.pct_start) = (21, 11.0 / 21) }
+    for (step, expected) in [(0, 0.95), (5, 0.9), (10, 0.85), (15, 0.9), (20, 0.95), (1000, 0.95)] as [(Int64, Double)]
+    {
+      var momentum = -1.0
+      try check(moe_momentum(&schedule, step, &momentum))
+      #expect(abs(momentum - expected) < 1e-15, "step \(step)")
+    }
+    var momentum = -7.0
+    for value in [1, -0.1, Double.nan] {
+      schedule.base_momentum = value
+      refused("base_momentum", moe_momentum(&schedule, 0, &momentum))
+      (schedule.base_momentum, schedule.max_momentum) = (0.85, value)
+      refused("max_momentum", moe_momentum(&schedule, 0, &momentum))
+      schedule.max_momentum = 0.95
+    }
+    refused("step", moe_momentum(&schedule, -1, &momentum))
+    refused("out", moe_momentum(&schedule, 0, nil))
+    refused("schedule", moe_momentum(nil, 0, &momentum))
+    schedule.kind = Int32(MOE_SCHEDULE_COSINE.rawValue)
+    refused("kind", moe_momentum(&schedule, 0, &momentum))
+    #expect(momentum == -7)
+  }
+
   @Test func refusals() throws {
     func learningRate(_ kind: moe_schedule_kind, _ change: (inout moe_schedule) -> Void) -> moe_status {
       var schedule = schedule(kind) {

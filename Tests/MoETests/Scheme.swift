@@ -99,6 +99,14 @@ extension Scheme {
     Scheme("hierarchical, two of a group") {
       ($0.router, $0.n_groups, $0.top_groups) = (MOE_ROUTER_HIERARCHICAL.int32, 2, 1)
     },
+    Scheme("hierarchical, gates apart") {
+      ($0.router, $0.n_groups, $0.top_groups) = (MOE_ROUTER_HIERARCHICAL.int32, 3, 2)
+      $0.router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX.int32
+    },
+    Scheme("norm of the gate") { $0.router_norm = MOE_ROUTER_NORM_RMS.int32 },
+    Scheme("norm of the gate, weight, jitter") {
+      ($0.router_norm, $0.router_norm_scale, $0.jitter) = (MOE_ROUTER_NORM_RMS_WEIGHT.int32, 1.5, 0.1)
+    },
     Scheme("hash", needs: .tokenIds) { ($0.router, $0.vocabulary_size) = (MOE_ROUTER_HASH.int32, 11) },
     Scheme("hash without a gate", needs: .tokenIds) {
       ($0.router, $0.vocabulary_size, $0.router_weights) = (MOE_ROUTER_HASH.int32, 11, MOE_ROUTER_WEIGHTS_EQUAL.int32)

@@ -1,129 +1,81 @@
-/// Names and forms of a layer's tensors in the checkpoints of known models; sources in docs/checkpoints.md. Never guessed:
-/// the same shapes may mean different things. Numbers as in moe_layout.
-public enum Layout: Int32 {
-  case libmoe = 0
-  case mixtral = 1
-  case qwen2MoE = 2
-  case qwen3MoE = 3
-  case olmoe = 4
-  case deepSeek = 5
-  case gptOSS = 6
-  case gptOSSMXFP4 = 7
-  case llama4 = 8
-  case graniteMoE = 9
-  case dbrx = 10
-  case switchEncoder = 11
-  case switchDecoder = 12
-  case transformers5 = 13
-  case llama4Text = 14
+import CLayouts
 
-  /// What stands before and behind the layer's number at the beginning of each name.
-  private var prefix: (StaticString, StaticString) {
-    switch self {
-    case .libmoe: ("layers.", ".")
-    case .mixtral, .graniteMoE: ("model.layers.", ".block_sparse_moe.")
-    case .qwen2MoE, .qwen3MoE, .olmoe, .deepSeek, .gptOSS, .gptOSSMXFP4, .transformers5: ("model.layers.", ".mlp.")
-    case .llama4: ("language_model.model.layers.", ".feed_forward.")
-    case .llama4Text: ("model.layers.", ".feed_forward.")
-    case .dbrx: ("transformer.blocks.", ".ffn.")
-    case .switchEncoder: ("encoder.block.", ".layer.1.mlp.")
-    case .switchDecoder: ("decoder.block.", ".layer.2.mlp.")
+/// Names and forms of a layer's tensors in the checkpoints of known models: a row of CLayouts/layouts.c. Never guessed: the same
+/// shapes may mean different things.
+public struct Layout: Equatable {
+  let number: Int32
+  private let table: UnsafePointer<moei_layout>
+
+  /// Number as in moe_layout.
+  public init?(rawValue: Int32) {
+    guard let table = moei_layout_at(rawValue) else { return nil }
+    number = rawValue
+    self.table = table
+  }
+
+  public static func == (a: Layout, b: Layout) -> Bool { a.number == b.number }
+
+  /// Every parameter by its own name.
+  public var isLibmoe: Bool { number == 0 }
+  /// As the header calls it.
+  public var name: UnsafePointer<CChar> { table.pointee.name }
+  var isForLoadingOnly: Bool { table.pointee.flags & Int32(MOEI_LOADING_ONLY) != 0 }
+  /// Whether experts without parameters may follow those of the names.
+  var holdsIdentities: Bool { table.pointee.flags & Int32(MOEI_IDENTITIES) != 0 }
+
+  /// What may stand before the layer's number; the first is what is written.
+  func start(_ index: Int) -> UnsafePointer<CChar>? {
+    let all = table.pointee.starts
+    switch index {
+    case 0: return all.0
+    case 1: return all.1
+    case 2: return all.2
+    default: return nil
     }
   }
+  /// What stands behind it.
+  var end: UnsafePointer<CChar> { table.pointee.end }
 
-  /// The beginning of a tensor's name; without a number (of libmoe's layout alone) there is none.
-  func begin(_ text: inout TextBuffer, layer: Int?) {
-    guard let layer else { return }
-    text.append(prefix.0)
-    text.append(layer)
-    text.append(prefix.1)
+  /// Whether a name without its beginning is one of the layer's.
+  func isOwn(_ name: UnsafePointer<CChar>) -> Bool {
+    let all = table.pointee.parts
+    guard let first = all.0 else { return true }
+    return begins(name, with: first) || begins(name, with: all.1) || begins(name, with: all.2)
+      || begins(name, with: all.3)
   }
 
-  /// Hands over every rule. Tensors of parameters that a layer does not have are not there.
-  func rules(_ layer: Layer, _ visit: (TensorRule) throws(Fault) -> Void) throws(Fault) {
-    switch self {
-    case .libmoe:
-      for index in 0..<layer.parameterCount {
-        try visit(TensorRule(of: layer.parameter(index)))
-      }
-    case .mixtral:
-      try visit(TensorRule("gate.weight", .plain, "router.weight"))
-      try visit(TensorRule("experts.", .numbered(".w1.weight"), "experts.gate.weight"))
-      try visit(TensorRule("experts.", .numbered(".w3.weight"), "experts.up.weight"))
-      try visit(TensorRule("experts.", .numbered(".w2.weight"), "experts.down.weight"))
-    case .qwen2MoE:
-      try Self.numbered(visit)
-      try Self.shared("shared_expert.", visit)
-      try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight", isOptional: true))
-    case .qwen3MoE, .olmoe: try Self.numbered(visit)
-    case .deepSeek:
-      try Self.numbered(visit)
-      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias", isOptional: true))
-      try Self.shared("shared_experts.", visit)
-    case .gptOSS, .gptOSSMXFP4: try gptOSS(visit)
-    case .llama4, .llama4Text:
-      try visit(TensorRule("router.weight", .plain, "router.weight"))
-      try visit(
-        TensorRule("experts.gate_up_proj", .stacked, "experts.gate.weight", "experts.up.weight", transposed: true))
-      try visit(TensorRule("experts.down_proj", .stacked, "experts.down.weight", transposed: true))
-      try Self.shared("shared_expert.", visit)
-    case .graniteMoE:
-      try visit(TensorRule("router.layer.weight", .plain, "router.weight"))
-      try visit(TensorRule("input_linear.weight", .stacked, "experts.gate.weight", "experts.up.weight"))
-      try visit(TensorRule("output_linear.weight", .stacked, "experts.down.weight"))
-    case .dbrx:
-      try visit(TensorRule("router.layer.weight", .plain, "router.weight"))
-      try visit(TensorRule("experts.mlp.w1", .flattened, "experts.gate.weight"))
-      try visit(TensorRule("experts.mlp.v1", .flattened, "experts.up.weight"))
-      try visit(TensorRule("experts.mlp.w2", .flattened, "experts.down.weight", transposed: true))
-    case .switchEncoder, .switchDecoder:
-      try visit(TensorRule("router.classifier.weight", .plain, "router.weight"))
-      try visit(TensorRule("experts.expert_", .numbered(".wi.weight"), "experts.up.weight"))
-      try visit(TensorRule("experts.expert_", .numbered(".wo.weight"), "experts.down.weight"))
-    case .transformers5:
-      try visit(TensorRule("gate.weight", .plain, "router.weight"))
-      try visit(TensorRule("gate.e_score_correction_bias", .plain, "router.selection_bias", isOptional: true))
-      try visit(TensorRule("experts.gate_up_proj", .stacked, "experts.gate.weight", "experts.up.weight"))
-      try visit(TensorRule("experts.down_proj", .stacked, "experts.down.weight"))
-      // Qwen2's shared expert has a gate, DeepSeek's has none and another name.
-      if layer.configuration.sharedGate == .sigmoid {
-        try Self.shared("shared_expert.", visit)
-        try visit(TensorRule("shared_expert_gate.weight", .plain, "shared.router.weight", isOptional: true))
-      } else {
-        try Self.shared("shared_experts.", visit)
-      }
-    }
+  private func begins(_ name: UnsafePointer<CChar>, with part: UnsafePointer<CChar>?) -> Bool {
+    part.map { text(name, after: $0) != nil } ?? false
   }
 
-  private static func numbered(_ visit: (TensorRule) throws(Fault) -> Void) throws(Fault) {
-    try visit(TensorRule("gate.weight", .plain, "router.weight"))
-    try visit(TensorRule("experts.", .numbered(".gate_proj.weight"), "experts.gate.weight"))
-    try visit(TensorRule("experts.", .numbered(".up_proj.weight"), "experts.up.weight"))
-    try visit(TensorRule("experts.", .numbered(".down_proj.weight"), "experts.down.weight"))
+  /// The forms that a file may have; the first that fits the layer is what is written. libmoe's own is in no table.
+  func form(_ index: Int) -> LayoutForm? {
+    let all = table.pointee.forms
+    let form = index == 0 ? all.0 : all.1
+    if index > 1 || form.rules == nil { return nil }
+    return LayoutForm(rules: form.rules, count: Int(form.count))
+  }
+}
+
+/// The rules of a layout, or of one of two.
+struct LayoutForm {
+  private let rules: UnsafePointer<moei_rule>
+  let count: Int
+
+  init(rules: UnsafePointer<moei_rule>, count: Int) {
+    self.rules = rules
+    self.count = count
   }
 
-  private static func shared(
-    _ name: StaticString, _ visit: (TensorRule) throws(Fault) -> Void
-  ) throws(Fault) {
-    // A shared expert is like one more of the numbered ones, without a number.
-    try visit(TensorRule(name, .single("gate_proj.weight"), "shared.gate.weight", isOptional: true))
-    try visit(TensorRule(name, .single("up_proj.weight"), "shared.up.weight", isOptional: true))
-    try visit(TensorRule(name, .single("down_proj.weight"), "shared.down.weight", isOptional: true))
-  }
+  subscript(index: Int) -> TensorRule { TensorRule(rules[index]) }
+}
 
-  private func gptOSS(_ visit: (TensorRule) throws(Fault) -> Void) throws(Fault) {
-    let packed = self == .gptOSSMXFP4
-    try visit(TensorRule("router.weight", .plain, "router.weight"))
-    try visit(TensorRule("router.bias", .plain, "router.bias"))
-    // Packed matrices are not transposed: the numbers of a block stand along what is summed.
-    try visit(
-      TensorRule(
-        "experts.gate_up_proj", packed ? .mxfp4 : .stacked, "experts.gate.weight", "experts.up.weight",
-        interleaved: true, transposed: !packed))
-    try visit(
-      TensorRule("experts.gate_up_proj_bias", .stacked, "experts.gate.bias", "experts.up.bias", interleaved: true))
-    try visit(
-      TensorRule("experts.down_proj", packed ? .mxfp4 : .stacked, "experts.down.weight", transposed: !packed))
-    try visit(TensorRule("experts.down_proj_bias", .stacked, "experts.down.bias"))
-  }
+/// What stands before a layer's own names.
+public enum LayerPlace {
+  /// Nothing.
+  case bare
+  /// What the layout says, with the layer's number.
+  case number(Int)
+  /// Text of the caller's.
+  case prefix(UnsafePointer<CChar>)
 }

@@ -1,11 +1,21 @@
 import CShims
 
 extension Layer {
-  /// Overwrites the parameters with a checkpoint's; on an error none of them.
-  public func load(_ checkpoint: Checkpoint, _ layout: Layout, number: Int?) throws(Fault) {
-    let loading = Loading(self, checkpoint, layout, number: number)
+  /// Overwrites the parameters with a checkpoint's; on an error none of them, but where a disk fails on the way.
+  public func load(_ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) throws(Fault) {
+    let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
-    try loading.tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
+    try checkpoint.requireUnchanged()
+    let allocator = context.pointee.allocator
+    let raw = try allocator.allocate(bytes: try loading.rawBytes())
+    defer { allocator.deallocate(raw) }
+    do throws(Fault) {
+      try loading.tensors.entries { (entry) throws(Fault) in
+        try loading.copy(entry, raw: raw) { entry.matrices.part($0).data! }
+      }
+    } catch {
+      throw error.whileOverwriting("the layer's parameters are")
+    }
   }
 }
 
@@ -15,8 +25,8 @@ struct Loading {
   let checkpoint: Checkpoint
   let kernels: UnsafePointer<moei_kernels>
 
-  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, number: Int?) {
-    tensors = LayerTensors(layer: layer, layout: layout, number: number)
+  init(_ layer: Layer, _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) {
+    tensors = LayerTensors(layer, layout, place, in: checkpoint)
     self.checkpoint = checkpoint
     kernels = layer.context.kernels
   }
@@ -25,64 +35,27 @@ struct Loading {
 
   /// Whether the checkpoint has what the layer has, and nothing else for it.
   func check() throws(Fault) {
-    try tensors.entries(
-      { (entry) throws(Fault) in try check(entry) }, absent: { (rule) throws(Fault) in try requireAbsent(rule) })
-    if tensors.layout == .libmoe { try requireNothingElse() }
-  }
-
-  private func check(_ entry: LayerTensors.Entry) throws(Fault) {
-    for expert in 0..<entry.count { _ = try values(entry, expert) }
-    if case .numbered = entry.rule.listing {
-      try tensors.withName(entry.rule, expert: entry.count) { (name) throws(Fault) in
-        if checkpoint.find(name) != nil {
-          throw .invalid("\(name): the checkpoint has more experts than the layer's \(entry.count)")
-        }
-      }
+    try tensors.requireFit()
+    try tensors.entries { (entry) throws(Fault) in
+      for expert in 0..<entry.count { _ = try place(entry, expert) }
     }
+    try requireNothingElse()
   }
 
-  /// What the checkpoint has and the layer has not would be lost without a word.
-  func requireAbsent(_ rule: TensorRule) throws(Fault) {
-    try tensors.withName(rule, expert: 0, part: "_blocks") { (name) throws(Fault) in
-      if checkpoint.find(name) != nil {
-        throw .invalid("\(name): the checkpoint has it, the layer has no \(rule.first)")
-      }
-    }
-  }
-
-  /// The same for libmoe's own layout, whose rules are the layer's parameters.
-  func requireNothingElse() throws(Fault) {
-    try withText { (text: inout TextBuffer) in
-      tensors.layout.begin(&text, layer: tensors.number)
-    } body: { (begin) throws(Fault) in
-      for index in 0..<checkpoint.count {
-        let name = checkpoint[index].name
-        guard let own = text(name, after: begin) else { continue }
-        let isParameter =
-          text(own, after: cText("router.")) != nil || text(own, after: cText("experts.")) != nil
-          || text(own, after: cText("shared.")) != nil || text(own, after: cText("output.")) != nil
-        if isParameter && tensors.layer.parameter(named: own) == nil {
-          throw .invalid("\(name): the checkpoint has it, the layer has no \(own)")
-        }
-      }
-    }
-  }
-
-  func values(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredValues {
+  /// Where an entry's numbers are, or one expert's where each has a tensor.
+  func place(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredPlace {
     let shape = entry.matrices.shape(entry.rule.listing)
-    if case .mxfp4 = entry.rule.listing { return try packedValues(entry, shape) }
+    if case .mxfp4 = entry.rule.listing { return try packedPlace(entry, shape) }
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
-      let tensor = try find(name, shape)
-      switch tensor.type {
-      case .f32: return StoredValues(form: .f32, data: tensor.data)
-      case .bf16: return StoredValues(form: .bf16, data: tensor.data)
-      case .f16: return StoredValues(form: .f16, data: tensor.data)
-      default: throw .invalid("\(name): \(tensor.type.name) is none of F32, F16 and BF16")
+      let tensor = try find(entry.rule, name, shape)
+      guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
+        throw .invalid("\(name): \(tensor.typeName) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
       }
+      return StoredPlace(form: form, file: tensor.file, offset: tensor.offset)
     }
   }
 
-  private func packedValues(_ entry: LayerTensors.Entry, _ shape: StoredShape) throws(Fault) -> StoredValues {
+  private func packedPlace(_ entry: LayerTensors.Entry, _ shape: StoredShape) throws(Fault) -> StoredPlace {
     if shape[2] % MXFP4.block != 0 {
       throw .invalid("layout: MXFP4 has blocks of \(MXFP4.block) numbers, and \(shape[2]) is no multiple")
     }
@@ -91,54 +64,85 @@ struct Loading {
     blocksShape.append(MXFP4.block / 2)
     let blocks = try bytes(entry.rule, "_blocks", blocksShape)
     let scales = try bytes(entry.rule, "_scales", scalesShape)
-    return StoredValues(form: .mxfp4(scales: scales.assumingMemoryBound(to: UInt8.self)), data: blocks)
+    return StoredPlace(
+      form: .mxfp4, file: blocks.file, offset: blocks.offset, scalesFile: scales.file, scalesOffset: scales.offset)
   }
 
   private func bytes(
     _ rule: TensorRule, _ part: StaticString, _ shape: StoredShape
-  ) throws(Fault) -> UnsafeRawPointer {
+  ) throws(Fault) -> StoredTensor {
     try tensors.withName(rule, expert: 0, part: part) { (name) throws(Fault) in
-      let tensor = try find(name, shape)
-      if tensor.type != .u8 { throw .invalid("\(name): \(tensor.type.name) is not U8") }
-      return tensor.data
+      let tensor = try find(rule, name, shape)
+      if tensor.type != .u8 { throw .invalid("\(name): \(tensor.typeName) is not U8") }
+      return tensor
     }
   }
 
-  private func find(_ name: UnsafePointer<CChar>, _ shape: StoredShape) throws(Fault) -> StoredTensor {
-    guard let tensor = checkpoint.tensor(name) else { throw .invalid("\(name): the checkpoint has no such tensor") }
+  private func find(_ rule: TensorRule, _ name: UnsafePointer<CChar>, _ shape: StoredShape) throws(Fault)
+    -> StoredTensor
+  {
+    guard let tensor = checkpoint.tensor(name) else { throw missing(rule, name) }
     if tensor.shape.rank != shape.rank {
       throw .invalid("\(name): \(tensor.shape.rank) dimensions in the checkpoint, \(shape.rank) in the layer")
     }
     for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
-      throw .invalid(
-        "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the checkpoint, \(shape[dimension]) in the layer"
-      )
+      throw misshapen(name, dimension: dimension, stored: tensor.shape[dimension], wanted: shape[dimension])
     }
     return tensor
   }
 
   // MARK: copies
 
-  func copy(_ entry: LayerTensors.Entry) throws(Fault) {
+  /// Elements that are read at once where they may be cut anywhere: a multiple of MXFP4's blocks.
+  private static var stretch: Int { 1 << 18 }
+
+  /// What copying takes: room for what is read at once. `inMemory`: of parameters that are never unallocated alone.
+  func rawBytes(inMemory: Bool = false) throws(Fault) -> Int {
+    var most = 0
+    try tensors.entries { (entry) throws(Fault) in
+      if inMemory && entry.matrices.first.isUnallocated { return }
+      let elements = entry.matrices.elements
+      most = max(most, 4 * (entry.matrices.isFlat ? min(elements, Self.stretch) : elements))
+    }
+    return most
+  }
+
+  /// `raw`: [rawBytes]; `memory`: where the values of a part go.
+  func copy(
+    _ entry: LayerTensors.Entry, raw: UnsafeMutableRawPointer, to memory: (Int) -> UnsafeMutableRawPointer
+  ) throws(Fault) {
     let matrices = entry.matrices
     for expert in 0..<matrices.experts {
-      let stored = try values(entry, entry.isNumbered ? expert : 0)
-      for part in 0..<matrices.parts {
-        matrices.copy(
-          part, from: stored, at: entry.isNumbered ? 0 : expert * matrices.elements,
-          to: ParameterValues(matrices.part(part), kernels), at: expert * matrices.rows * matrices.columns)
+      let start = entry.isNumbered ? 0 : expert * matrices.elements
+      let stored = try place(entry, entry.isNumbered ? expert : 0).from(start)
+      let own = expert * matrices.rows * matrices.columns
+      func target(_ part: Int) -> ParameterValues {
+        ParameterValues(memory(part), matrices.part(part).type, kernels)
+      }
+      if matrices.isFlat {
+        for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
+          let count = min(Self.stretch, matrices.elements - first)
+          let values = try checkpoint.values(stored.from(first), count, raw: raw)
+          target(0).write(own + first, count, from: values, 0, stride: 1)
+        }
+      } else {
+        let values = try checkpoint.values(stored, matrices.elements, raw: raw)
+        for part in 0..<matrices.parts { matrices.copy(part, from: values, at: 0, to: target(part), at: own) }
       }
     }
   }
 }
 
 extension FusedMatrices {
+  /// Whether elements are stored in their parameter's order.
+  var isFlat: Bool { parts == 1 && !transposed }
+
   /// One expert's matrix of one parameter, which begins at element `start` of what is stored together with the other's, to
   /// element `own` of `target` and what follows.
   func copy(
     _ part: Int, from stored: StoredValues, at start: Int, to target: ParameterValues, at own: Int
   ) {
-    if parts == 1 && !transposed { return target.write(own, rows * columns, from: stored, start, stride: 1) }
+    if isFlat { return target.write(own, rows * columns, from: stored, start, stride: 1) }
     if !transposed {
       for r in 0..<rows {
         target.write(own + r * columns, columns, from: stored, start + fusedRow(part, r) * columns, stride: 1)

@@ -3,12 +3,13 @@ import CShims
 extension Layer {
   /// Writes a safetensors file of this layer alone; or, where a shard's size is given, an index and its shards.
   public func save(
-    to path: UnsafePointer<CChar>, _ layout: Layout, number: Int?, type: ElementType, shardBytes: Int?
+    to path: UnsafePointer<CChar>, _ layout: Layout, _ place: LayerPlace, type: ElementType, shardBytes: Int?
   ) throws(Fault) {
-    if layout == .gptOSSMXFP4 {
+    if layout.isForLoadingOnly {
       throw .invalid("layout = MOE_LAYOUT_GPT_OSS_MXFP4 is for loading; save with MOE_LAYOUT_GPT_OSS")
     }
-    let tensors = LayerTensors(layer: self, layout: layout, number: number)
+    let tensors = LayerTensors(self, layout, place)
+    try tensors.requireFit()
     let outgoing = LayerOutgoing(tensors: tensors, type: type, kernels: context.kernels)
     if let shardBytes {
       try writeShards(outgoing, to: path, mostBytes: shardBytes, in: context)

@@ -8,6 +8,7 @@ struct Admission {
   private let routing: Routing
   private let values: TokenRows  // what experts are chosen by, of all tokens, for the next best
   private let second: Random?
+  private let givenSecond: UnsafePointer<Float>?  // [T]
   private let shuffle: Random?
   private let ranking: Ranking  // of pairs, or of tokens
   private let room: UnsafeMutablePointer<Int>  // [E] that is left
@@ -21,6 +22,7 @@ struct Admission {
     self.routing = routing
     self.values = values
     second = c.exploration.randomSecond && call.training ? draws.of(.secondChoice) : nil
+    givenSecond = draws.given.second
     shuffle = c.capacity?.order == .random && call.training ? draws.of(.dropOrder) : nil
     let pairs = c.capacity == nil ? 0 : call.tokens * c.topK
     ranking = Ranking(&arena, pairs)
@@ -46,7 +48,7 @@ struct Admission {
   /// A second choice of weight w is kept with probability 2 w [GShard 2020]; the first keeps its weight.
   private func leaveSecondsOut(_ random: Random) {
     for t in 0..<call.tokens where routing.isValid(t) && index(t, 1).pointee.isExpert {
-      let uniform = Float(random.word(UInt64(t)) >> 9) * 0x1p-23
+      let uniform = givenSecond?[t] ?? Float(random.word(UInt64(t)) >> 9) * 0x1p-23
       if 2 * weight(t, 1) < uniform { index(t, 1).pointee = index(t, 1).pointee.dropped }
     }
   }

@@ -60,7 +60,8 @@ public struct Capacity {
     case .megatron: c = ((t * k / e) * factor(training, 1, 1)).rounded(.up)
     case .deepSpeed:
       // In float32, as its tensors are.
-      let c32 = (Float(t / e) * Float(factor(training, 1, 1) * k)).rounded(.up)
+      // A factor beyond float32 is infinite there, and of no tokens no capacity.
+      let c32 = tokens == 0 ? 0 : (Float(t / e) * Float(factor(training, 1, 1) * k)).rounded(.up)
       c = max(Double(c32), Double(least ?? 4))
     case .megaBlocks: c = (factor(training, 1, 1) * (k * t / e)).rounded(.down)
     case .tutel:
@@ -85,8 +86,8 @@ public struct Capacity {
     training ? factor ?? usual : evaluationFactor ?? factor ?? usualInEvaluation
   }
 
-  /// Factors may be as large as they like; places are not.
-  private func bounded(_ c: Double) -> Int { Int(min(max(c, 0), Double(Int32.max))) }
+  /// Factors may be as large as they like; places are not. What is no number is no place.
+  private func bounded(_ c: Double) -> Int { c > 0 ? Int(min(c, Double(Int32.max))) : 0 }
 
   /// C of an expert that `load` choices fell on.
   func adapted(_ room: Int, load: Int) -> Int {

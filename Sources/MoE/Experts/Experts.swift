@@ -5,7 +5,8 @@ import CShims
 //   gated:  out = W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down
 //   linear: out = W_down x + b_down
 //   without matrices: FreeExperts.swift
-// Groups of experts run one after another, over their own rows of the same outputs.
+// Groups of experts run one after another, over their own rows of the same outputs. What one group's run holds is dear on a
+// small stack, so each has a frame of its own (never inlined).
 
 /// One expert's parameters, or their gradients.
 struct ExpertTensors<Weight> {
@@ -148,14 +149,19 @@ struct ExpertsForward {
     for index in 0..<c.groupCount {
       if let offload, offload.pointee.group == index {
         try offload.forEachWave(dispatch.rows(of: c.groups[index]), in: context) { (wave) throws(Fault) in
-          var own = arena
-          try group(index, &own, context, kept, only: .marked(wave)).run(in: context)
+          try run(index, in: context, kept, only: .marked(wave))
         }
       } else {
-        var own = arena
-        try group(index, &own, context, kept).run(in: context)
+        try run(index, in: context, kept, only: .all)
       }
     }
+  }
+
+  @inline(never) private func run(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups?, only wanted: WantedExperts
+  ) throws(Fault) {
+    var own = arena
+    try group(index, &own, context, kept, only: wanted).run(in: context)
   }
 
   private func group(
@@ -206,7 +212,7 @@ enum GroupForward {
     }
   }
 
-  func run(in context: ContextPointer) throws(Fault) {
+  @inline(never) func run(in context: ContextPointer) throws(Fault) {
     switch self {
     case .tiled(let forward): try forward.run(in: context)
     case .tiledBF16(let forward): try forward.run(in: context)
@@ -216,7 +222,7 @@ enum GroupForward {
   }
 
   /// The pre-activations alone.
-  func runInner(in context: ContextPointer) throws(Fault) {
+  @inline(never) func runInner(in context: ContextPointer) throws(Fault) {
     switch self {
     case .tiled(let forward): try forward.runInner(in: context)
     case .tiledBF16(let forward): try forward.runInner(in: context)
@@ -298,9 +304,15 @@ struct ExpertsBackward {
     guard let kept = kept ?? again else { return }
     for index in 0..<c.groupCount {
       try computeAgain(index, in: context, kept)
-      var own = arena
-      try group(index, &own, context, kept).run(in: context, needInputGradient: needInputGradient)
+      try run(index, in: context, kept, needInputGradient)
     }
+  }
+
+  @inline(never) private func run(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool
+  ) throws(Fault) {
+    var own = arena
+    try group(index, &own, context, kept).run(in: context, needInputGradient: needInputGradient)
   }
 
   /// The same without the gradients of matrices and their biases.
@@ -321,9 +333,7 @@ struct ExpertsBackward {
       if !c.groups[index].multiplies { continue }
       context = steps.begin(in: context)
       for expert in 0..<c.groups[index].experts {
-        var own = arena
-        let backward = group(index, &own, context, kept, only: expert)
-        try backward.runWeights(in: context, again: false)
+        try runWeights(index, in: context, kept, only: expert, again: false)
         steps.step(c.groups[index], expert: expert)
       }
     }
@@ -337,11 +347,17 @@ struct ExpertsBackward {
     guard let kept = kept ?? again else { return }
     if dispatch.rows(of: c.groups[index]).count(ofExpert: expert) == 0 { return }
     try computeAgain(index, in: context, kept, only: expert)
-    var own = arena
-    try group(index, &own, context, kept, only: expert).runWeights(in: context, again: true)
+    try runWeights(index, in: context, kept, only: expert, again: true)
   }
 
-  private func runInputs(
+  @inline(never) private func runWeights(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int, again: Bool
+  ) throws(Fault) {
+    var own = arena
+    try group(index, &own, context, kept, only: expert).runWeights(in: context, again: again)
+  }
+
+  @inline(never) private func runInputs(
     _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool
   ) throws(Fault) {
     try computeAgain(index, in: context, kept)
@@ -350,7 +366,7 @@ struct ExpertsBackward {
   }
 
   /// Pre-activations that are not on the tape.
-  private func computeAgain(
+  @inline(never) private func computeAgain(
     _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
   ) throws(Fault) {
     if again == nil { return }
@@ -418,7 +434,7 @@ enum GroupBackward {
     }
   }
 
-  func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+  @inline(never) func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     switch self {
     case .tiled(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
     case .tiledBF16(let backward): try backward.run(in: context, needInputGradient: needInputGradient)
@@ -428,7 +444,7 @@ enum GroupBackward {
   }
 
   /// What the rows find, and the gradients of constants.
-  func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+  @inline(never) func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     switch self {
     case .tiled(let backward): try backward.runInputs(in: context, needInputGradient: needInputGradient)
     case .tiledBF16(let backward): try backward.runInputs(in: context, needInputGradient: needInputGradient)
@@ -438,7 +454,7 @@ enum GroupBackward {
   }
 
   /// The gradients of matrices and their biases. `again`: something else has used the scratch since `runInputs`.
-  func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
+  @inline(never) func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
     switch self {
     case .tiled(let backward): try backward.runWeights(in: context, again: again)
     case .tiledBF16(let backward): try backward.runWeights(in: context, again: again)

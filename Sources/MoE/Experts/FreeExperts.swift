@@ -22,7 +22,8 @@ struct FreeForward: Job {
       switch c.kind {
       case .identity: kernels.pointee.scale(Int64(h), c.weightOnInput ? weights[r] : 1, x + Int(tokens[r]) * h, out)
       case .constant: out.update(from: parameters.data(.constant)! + expert * h, count: h)
-      default: out.update(repeating: 0, count: h)
+      case .zero: out.update(repeating: 0, count: h)
+      case .mlp, .gated, .linear: break  // not free: computed by their products
       }
     }
   }
@@ -61,7 +62,8 @@ struct FreeBackward: Job {
         kernels.pointee.add_scaled(
           Int64(h), c.weightOnInput ? 1 : weights[r], dy, parameters.grad(.constant)! + expert * h)
         dRow.update(repeating: 0, count: h)
-      default: dRow.update(repeating: 0, count: h)
+      case .zero: dRow.update(repeating: 0, count: h)
+      case .mlp, .gated, .linear: break  // not free: computed by their products
       }
       gradients.dWeights[Int(pairs[r])] = slope
     }

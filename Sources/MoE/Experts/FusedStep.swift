@@ -67,7 +67,7 @@ struct FusedStep {
 /// What a caller gives to a backward that steps: an optimiser of exactly the layer's trained parameters, in their order,
 /// and what gradients are multiplied by.
 public struct FusedCall {
-  let optimizer: OptimizerPointer
+  public let optimizer: OptimizerPointer
   let clip: Float
 
   public init(_ optimizer: OptimizerPointer, clip: Float) {

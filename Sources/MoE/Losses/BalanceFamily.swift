@@ -9,6 +9,7 @@ struct BalanceFamily {
   enum Counts: UInt8 {
     case distinct  // tokens that chose e, once each
     case every  // choices of e
+    case weighed  // tokens in which e has a weight above 0
     case first  // tokens whose first choice is e
     case largest  // tokens whose largest P is that of e
     case kLargest  // tokens with e among their K largest P
@@ -54,6 +55,7 @@ extension LossTerm.Kind {
     switch self {
     case .balance: BalanceFamily(counts: .distinct)
     case .balanceCount: BalanceFamily(counts: .every)
+    case .balancePositive: BalanceFamily(counts: .weighed)
     case .transformers: BalanceFamily(counts: .kLargest)
     case .switchTransformer: BalanceFamily(counts: .largest)
     case .switchSequence: BalanceFamily(counts: .largest, bySequence: true)

@@ -19,16 +19,18 @@ struct CallStatistics {
     means = arena.take(Double.self, c.lossCount == 0 ? 0 : c.experts)
   }
 
-  /// What is computed and what was dropped; returns the sum of the latter.
+  /// What is computed and what was dropped, of the tokens that count; returns the sum of the latter. Padding that counts has
+  /// its choices among the former.
   func count(_ routing: Routing) -> Int {
     var total = 0
     dropped.initialize(repeating: 0, count: experts)
     computed.initialize(repeating: 0, count: experts)
-    for t in 0..<routing.tokens {
+    for t in 0..<routing.tokens where routing.counts(t) {
       for pair in t * routing.slots..<t * routing.slots + routing.choices {
         let index = routing.indices[pair]
-        if index.isExpert { computed[Int(index)] += 1 }
-        if index.wasDropped {
+        if index.isExpert || index.wasDropped && !routing.isValid(t) {
+          computed[Int(index.chosen)] += 1
+        } else if index.wasDropped {
           dropped[Int(index.chosen)] += 1
           total += 1
         }

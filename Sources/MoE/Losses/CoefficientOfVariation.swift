@@ -36,7 +36,7 @@ extension Losses {
   func importance(_ coefficient: Double) -> Double {
     let sums = statistics.means
     sums.initialize(repeating: 0, count: c.experts)
-    for t in 0..<routing.tokens where routing.isValid(t) {
+    for t in 0..<routing.tokens where routing.counts(t) {
       for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].isExpert {
         sums[Int(routing.indices[pair])] += Double(routing.weights[pair])
       }

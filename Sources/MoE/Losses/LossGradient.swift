@@ -7,10 +7,12 @@ struct LossGradient {
   private let dAuxLoss: Float
   private let dMeanProbability: UnsafePointer<Float>?  // [E]
   private let probability: UnsafeMutablePointer<Float>  // [parts,E] d / d p[t,e]
+  private let dSequenceProbability: UnsafePointer<Float>?  // [sequences,E]
+  private let sequenceTokens: UnsafeMutablePointer<Int>  // [sequences] that count
 
   init(
     _ arena: inout Arena, _ c: Configuration, tape: TapeContents, dAuxLoss: Float,
-    dMeanProbability: UnsafePointer<Float>?
+    dMeanProbability: UnsafePointer<Float>?, dSequenceProbability: UnsafePointer<Float>?
   ) {
     self.c = c
     self.dAuxLoss = dAuxLoss
@@ -18,6 +20,8 @@ struct LossGradient {
     routing = tape.routing
     slopes = tape.slopes
     probability = arena.take(Float.self, c.hasGate ? slopes.parts : 0, c.experts)
+    self.dSequenceProbability = dSequenceProbability
+    sequenceTokens = arena.take(Int.self, c.hasGate ? slopes.sequences : 0)
   }
 
   /// The same for one chunk, whose first token is number 0.
@@ -30,7 +34,7 @@ struct LossGradient {
 
   func prepare() {
     guard c.hasGate else { return }
-    let tokens = Double(max(routing.validCount.pointee, 1))
+    let tokens = Double(max(routing.countedCount.pointee, 1))
     for part in 0..<slopes.parts {
       for e in 0..<c.experts {
         let i = part * c.experts + e
@@ -38,18 +42,28 @@ struct LossGradient {
         probability[i] = Float(Double(dAuxLoss) * Double(slopes.probability[i]) + own)
       }
     }
+    guard dSequenceProbability != nil else { return }
+    sequenceTokens.initialize(repeating: 0, count: slopes.sequences)
+    for t in 0..<routing.tokens where routing.counts(t) { sequenceTokens[slopes.sequence(of: t)] += 1 }
   }
 
   func setProbabilityGradient(_ t: Int, _ dp: UnsafeMutablePointer<Float>) {
+    guard routing.counts(t) else { return dp.update(repeating: 0, count: c.experts) }
     dp.update(from: probability + slopes.part(of: firstToken + t) * c.experts, count: c.experts)
+    guard let dSequenceProbability else { return }
+    let sequence = slopes.sequence(of: firstToken + t)
+    let share = 1 / Float(sequenceTokens[sequence])
+    for e in 0..<c.experts { dp[e] += dSequenceProbability[sequence * c.experts + e] * share }
   }
 
   /// lse's own gradient with respect to the logits is p.
-  func logSumExpGradient(_ logSumExp: Float) -> Float { dAuxLoss * slopes.logSumExp.pointee * logSumExp }
+  func logSumExpGradient(_ t: Int) -> Float {
+    routing.counts(t) ? dAuxLoss * slopes.logSumExp.pointee * routing.logSumExp![t] : 0
+  }
 
   /// dw [slots] += the gradient of losses of the weights in use.
   func addToWeights(_ t: Int, _ dw: UnsafeMutablePointer<Float>) {
-    guard let slope = slopes.weight else { return }
+    guard let slope = slopes.weight, routing.counts(t) else { return }
     let own = routing.indices + t * routing.slots
     for slot in 0..<routing.choices where own[slot].isExpert { dw[slot] += dAuxLoss * slope[Int(own[slot])] }
   }

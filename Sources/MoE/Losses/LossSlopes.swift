@@ -4,6 +4,8 @@ struct LossSlopes {
   /// Sequences that have slopes of their own; 1 where losses are of the whole call.
   let parts: Int
   private let tokensPerPart: Int
+  let sequences: Int
+  private let sequenceLength: Int
   let experts: Int
   let probability: UnsafeMutablePointer<Float>  // [parts,E] along p[t,e]; empty without a gate
   let share: UnsafeMutablePointer<Float>  // [parts,E] along scores divided by their sum
@@ -15,6 +17,8 @@ struct LossSlopes {
     let apart = c.hasLossesBySequence
     parts = call.sequences(apart: apart)
     tokensPerPart = apart ? max(call.sequenceLength, 1) : max(call.tokens, 1)
+    sequences = call.sequences(apart: true)
+    sequenceLength = max(call.sequenceLength, 1)
     experts = c.experts
     probability = arena.take(Float.self, c.hasGate ? parts : 0, c.experts)
     share = arena.take(Float.self, c.hasScoreShares ? parts : 0, c.experts)
@@ -32,6 +36,7 @@ struct LossSlopes {
   }
 
   func part(of t: Int) -> Int { t / tokensPerPart }
+  func sequence(of t: Int) -> Int { t / sequenceLength }
 
   /// A loss of one sequence reaches the slopes of that one, a loss of the whole call those of all.
   func add(_ slope: Double, toShares: Bool, _ e: Int, sequence: Int?) {

@@ -19,6 +19,7 @@ public struct LossTerm {
     case tutelImportanceLoad = 15
     case z = 16
     case zSwitch = 17
+    case balancePositive = 18
 
     public var needsGate: Bool { self != .variance && self != .importance }
     /// Of smooth loads.

@@ -25,7 +25,7 @@ extension Report {
     slopes?.clear(c)
     dropped = statistics.count(routing)
     load = Load(statistics.computed, experts: c.experts)
-    valid = routing.validCount.pointee
+    valid = routing.countedCount.pointee
     if valid == 0 { return }
     var squares = 0.0
     var entropies = 0.0
@@ -56,7 +56,7 @@ extension Report {
   }
 }
 
-/// What the losses of a call with T > 0 valid tokens are made from.
+/// What the losses of a call with T > 0 tokens that count are made from.
 struct Losses {
   let c: Configuration
   let call: Call
@@ -67,7 +67,7 @@ struct Losses {
   let slopes: LossSlopes?
   let squares: Double  // the sum of logsumexp^2
 
-  var valid: Double { Double(routing.validCount.pointee) }
+  var valid: Double { Double(routing.countedCount.pointee) }
 
   /// The loss; adds coefficient * its slopes. `term` is its number in the list.
   func value(_ kind: LossTerm.Kind, _ coefficient: Double, term: Int?) -> Double {
@@ -79,7 +79,10 @@ struct Losses {
     case .shazeer: return importance(coefficient) + load(coefficient)
     case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
     case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
-    default: return squaredLogSumExp(coefficient, tokens: valid)
+    case .z: return squaredLogSumExp(coefficient, tokens: valid)
+    case .balance, .balanceCount, .transformers, .switchTransformer, .switchSequence, .gShard, .deepSpeed, .megatron,
+      .megatronSequence, .megatronGlobal, .tutelGShard:
+      return 0  // families, which have been returned above
     }
   }
 }

@@ -11,6 +11,7 @@ struct TokenSums {
   private let sequenceLosses: UnsafeMutablePointer<Double>  // [losses] of the sequences that have ended
   private let sequenceSlopes: UnsafeMutablePointer<Float>?  // [losses by sequence, sequences, E], for backward
   private let sequences: Int
+  private let ofSequence: UnsafeMutablePointer<Double>  // [E] sums of the sequence that has begun, for its report
   private let places: UnsafeMutablePointer<Int32>  // [K]
   private let best: UnsafeMutablePointer<Float>  // [K]
   private let c: Configuration
@@ -33,11 +34,14 @@ struct TokenSums {
     let bySequence = c.lossesBySequence(among: c.lossCount)
     sequenceSlopes =
       slopes == nil || bySequence == 0 ? nil : arena.take(Float.self, bySequence * sequences, c.experts)
+    ofSequence = arena.take(Double.self, c.experts)
     places = arena.take(Int32.self, c.lossCount == 0 ? 0 : c.topK)
     best = arena.take(Float.self, c.lossCount == 0 ? 0 : c.topK)
   }
 
-  func start() {
+  func start(_ bySequence: SequenceDetails) {
+    ofSequence.initialize(repeating: 0, count: c.experts)
+    bySequence.clear(sequences, c.experts)
     probability.initialize(repeating: 0, count: c.experts)
     loads?.initialize(repeating: 0, count: c.experts)
     ownCounts.initialize(repeating: 0, count: c.lossCount * c.experts)
@@ -48,7 +52,8 @@ struct TokenSums {
   }
 
   /// The tokens of a wave.
-  func add(_ tokens: Range<Int>) {
+  func add(_ tokens: Range<Int>, _ bySequence: SequenceDetails) {
+    if bySequence.isWanted { add(tokens, to: bySequence) }
     guard c.hasGate else { return }
     add(routing.probabilities, tokens, to: probability)
     if let loads, let chances = measures.chances { add(chances, tokens, to: loads) }
@@ -63,9 +68,38 @@ struct TokenSums {
   }
 
   private func add(_ rows: TokenRows, _ tokens: Range<Int>, to sums: UnsafeMutablePointer<Double>) {
-    for t in tokens where routing.isValid(t) {
+    for t in tokens where routing.counts(t) {
       let row = rows.of(t)
       for e in 0..<c.experts { sums[e] += Double(row[e]) }
+    }
+  }
+
+  // MARK: the report by sequence
+
+  private func add(_ tokens: Range<Int>, to bySequence: SequenceDetails) {
+    call.forSequences(of: tokens, apart: true) { sequence, part in
+      let number = sequence.lowerBound / max(sequence.count, 1)
+      if c.hasGate {
+        add(routing.probabilities, part, to: ofSequence)
+        if let counts = bySequence.counts { countLargest(part, counts + number * c.experts) }
+      }
+      guard part.upperBound == sequence.upperBound else { return }
+      let valid = call.counted(in: sequence)
+      bySequence.valid?[number] = Int64(valid)
+      for e in 0..<c.experts {
+        bySequence.probability?[number * c.experts + e] = valid == 0 ? 0 : Float(ofSequence[e] / Double(valid))
+      }
+      ofSequence.update(repeating: 0, count: c.experts)
+    }
+  }
+
+  /// counts [E] += the tokens whose most probable expert is e, the lowest among equals.
+  private func countLargest(_ tokens: Range<Int>, _ counts: UnsafeMutablePointer<Int64>) {
+    for t in tokens where routing.counts(t) {
+      let p = routing.probabilities.of(t)
+      var best = 0
+      for e in 1..<max(c.experts, 1) where p[e] > p[best] { best = e }
+      counts[best] += 1
     }
   }
 
@@ -83,7 +117,7 @@ struct TokenSums {
     if hasOwnMeans(family) { add(rows, tokens, to: values(term)) }
     guard family.countsLargest else { return }
     let (counts, k) = (counts(term), family.counts == .largest ? 1 : c.topK)
-    for t in tokens where routing.isValid(t) {
+    for t in tokens where routing.counts(t) {
       kernels.pointee.top_k(Int64(c.experts), Int64(k), rows.of(t), places, best)
       for i in 0..<k { counts[Int(places[i])] += 1 }
     }
@@ -98,7 +132,7 @@ struct TokenSums {
 
   /// The loss of a sequence is known; the next one begins.
   private func end(_ sequence: Range<Int>, _ term: Int, _ family: BalanceFamily) {
-    let tokens = Double(call.valid(in: sequence))
+    let tokens = Double(call.counted(in: sequence))
     if tokens == 0 { return }
     let (counts, values) = (counts(term), values(term))
     let slopes = slopes(term).map { $0 + sequence.lowerBound / sequence.count * c.experts }

@@ -35,9 +35,10 @@ struct Arena {
   }
 
   /// Leaves some bytes out, which another arena has counted.
-  mutating func skip(_ bytes: Int) {
-    let (end, tooMany) = self.bytes.addingReportingOverflow(bytes)
-    if tooMany { overflow = true } else { self.bytes = end }
+  mutating func skip(_ bytes: Int, times: Int = 1) {
+    let (all, tooLarge) = bytes.multipliedReportingOverflow(by: times)
+    let (end, tooMany) = self.bytes.addingReportingOverflow(all)
+    if tooLarge || tooMany { overflow = true } else { self.bytes = end }
   }
 
   /// Bytes taken, or an error when no address space could hold them.

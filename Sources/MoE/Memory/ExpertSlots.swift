@@ -23,7 +23,10 @@ struct ExpertMatrices {
     case .gateWeight: gate
     case .upWeight: up
     case .downWeight: down
-    default: nil
+    case .routerWeight, .routerBias, .gateBias, .upBias, .downBias, .constant, .selectionBias, .expertScale,
+      .coarseWeight, .coarseBias, .noiseWeight, .normWeight, .normBias, .runningMean, .runningVariance,
+      .activeExperts, .sharedRouterWeight, .sharedRouterBias, .outputBias:
+      nil
     }
   }
 }

@@ -82,9 +82,11 @@ public struct Offload {
     let beside = none - (try others.total())
     let one = try bytes(1) - none
     let least = min(Self.fewestSlots, experts)
-    guard limit >= beside + least * one else {
+    let (slots, overflow) = one.multipliedReportingOverflow(by: least)
+    if overflow || slots > .max - beside { throw .outOfMemory(bytes: .max) }
+    guard limit >= beside + slots else {
       throw .invalid(
-        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + least * one)")
+        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + slots)")
     }
     let count = min((limit - beside) / one, experts)
     return (count, try bytes(count))
@@ -344,11 +346,13 @@ extension Layer {
   /// Takes all but the experts' matrices from a checkpoint, and those, expert by expert, when they are needed. On an error
   /// nothing has changed.
   public mutating func offload(
-    _ checkpoint: Checkpoint, _ layout: Layout, number: Int?, residentLimit: Int
+    _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace, residentLimit: Int
   ) throws(Fault) {
-    let loading = Loading(self, checkpoint, layout, number: number)
+    let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
+    let staged = try Staged(loading, allocator)
+    defer { staged.free(allocator) }
     func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
       let pointer = arena.take(Offload.self, 1)
       return (
@@ -374,11 +378,7 @@ extension Layer {
       throw error
     }
     offload = pointer
-    do throws(Fault) {
-      try loading.tensors.entries { (entry) throws(Fault) in
-        if !entry.matrices.first.isUnallocated { try loading.copy(entry) }
-      }
-    } catch {}  // `check` has found them all
+    staged.commit()
   }
 
   /// New slots of another form, in place of those there are.

@@ -8,7 +8,15 @@ public struct MemoryPlan {
   public let keepsActivations: Bool
 
   /// What exists at once at most.
-  public var total: Int { tape + max(forwardScratch, backwardScratch) }
+  public let total: Int
+
+  init(_ plan: Plan, forward: Int, backward: Int, tape: Int, keepsActivations: Bool) throws(Fault) {
+    let (total, overflow) = tape.addingReportingOverflow(max(forward, backward))
+    if overflow { throw .outOfMemory(bytes: .max) }
+    (tokens, chunkTokens) = (plan.tokens, plan.chunk.tokens)
+    (forwardScratch, backwardScratch, self.tape, self.total) = (forward, backward, tape, total)
+    self.keepsActivations = keepsActivations
+  }
 }
 
 extension Layer {
@@ -21,17 +29,20 @@ extension Layer {
   /// would be small, with activations computed again.
   func plan(_ call: Call, taped: Bool) throws(Fault) -> Plan {
     let c = configuration
-    let whole = max(call.tokens, 1)
+    let asked = call.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
+    let whole = min(max(call.tokens, 1), asked ?? .max)
     guard let limit = call.limit ?? context.memoryLimit else {
       let lean = call.tapePolicy == .lean
-      return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: lean ? Self.leanChunk : whole)
+      return Plan(c, call, policy: lean ? .lean : .full, chunkTokens: asked ?? (lean ? Self.leanChunk : whole))
     }
     var best: Plan?
     var least = Int.max
     // Without a tape there is nothing to keep, and no policy.
-    if !taped || call.tapePolicy != .lean { best = try fewestChunks(.full, limit, call, taped: taped, &least) }
+    if !taped || call.tapePolicy != .lean {
+      best = try fewestChunks(.full, of: whole, limit, call, taped: taped, &least)
+    }
     if taped && call.tapePolicy != .full && (best?.chunk.tokens ?? 0) < min(whole, Self.smallChunk) {
-      best = try fewestChunks(.lean, limit, call, taped: taped, &least) ?? best
+      best = try fewestChunks(.lean, of: whole, limit, call, taped: taped, &least) ?? best
     }
     if let best { return best }
     throw .invalid("memory_limit = \(limit) bytes, but \(call.tokens) tokens need at least \(least)")
@@ -42,16 +53,16 @@ extension Layer {
   /// Below this experts get too few tokens at once to be fast.
   private static var smallChunk: Int { 2048 }
 
-  /// The fewest chunks with which a call keeps to the limit, as even as whole blocks let them be. More chunks do not
+  /// The fewest chunks, of so many tokens at most, with which a call keeps to the limit, as even as whole blocks let them be. More chunks do not
   /// always need less, so every number of them is tried. Lowers `least` to what the smallest of them need.
   private func fewestChunks(
-    _ policy: Plan.TapePolicy, _ limit: Int, _ call: Call, taped: Bool, _ least: inout Int
+    _ policy: Plan.TapePolicy, of largest: Int, _ limit: Int, _ call: Call, taped: Bool, _ least: inout Int
   ) throws(Fault) -> Plan? {
     let all = max(blocks(of: call.tokens), 1)
-    var size = all  // blocks of a chunk
+    var size = min(all, blocks(of: largest))  // blocks of a chunk
     while true {
       let plan = Plan(configuration, call, policy: policy, chunkTokens: size * rowsPerBlock)
-      let needed = try memory(plan, call, taped: taped).total
+      let needed = try bytes(plan, call, taped: taped)
       if needed <= limit { return plan }
       least = min(least, needed)
       if size == 1 { return nil }
@@ -60,25 +71,34 @@ extension Layer {
     }
   }
 
+  /// What a call that is divided in this way takes; the largest number where no address space holds it.
+  private func bytes(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> Int {
+    do throws(Fault) {
+      return try memory(plan, call, taped: taped).total
+    } catch {
+      if error.kind == .outOfMemory { return .max }
+      throw error
+    }
+  }
+
   /// The memory of a call that is divided in this way.
   func memory(_ plan: Plan, _ call: Call, taped: Bool) throws(Fault) -> MemoryPlan {
     let c = configuration
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
-    var (tape, forward, backward) = (Arena(), Arena(), Arena())
+    var (tape, backward) = (Arena(), Arena())
     var contents: TapeContents?
     if taped {
       contents = TapeContents(
         &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
     }
-    _ = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
+    let forward = try forwardBytes(nowhere, call, plan, y: nowhere, contents)
     if let contents, call.tokens > 0 {
-      _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+      backward.skip(try backwardBytes(contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall()))
     } else if contents != nil && !c.keepsExpertGradients {
       _ = FusedScratch(&backward, c)
     }
-    return MemoryPlan(
-      tokens: call.tokens, forwardScratch: try forward.total(), backwardScratch: try backward.total(),
-      tape: try tape.total(),
-      chunkTokens: plan.chunk.tokens, keepsActivations: taped && plan.policy == .full)
+    return try MemoryPlan(
+      plan, forward: forward, backward: try backward.total(), tape: try tape.total(),
+      keepsActivations: taped && plan.policy == .full)
   }
 }

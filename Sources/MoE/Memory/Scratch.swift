@@ -7,8 +7,8 @@ struct Scratch {
 
 /// Memory that the caller lends for a call.
 public struct CallerMemory {
-  let memory: UnsafeMutableRawPointer
-  let bytes: Int
+  public let memory: UnsafeMutableRawPointer
+  public let bytes: Int
 
   public init(_ memory: UnsafeMutableRawPointer, bytes: Int) {
     self.memory = memory

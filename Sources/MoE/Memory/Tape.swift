@@ -5,7 +5,8 @@ public struct Tape {
   private(set) var contents: TapeContents?
   fileprivate var memory: UnsafeMutableRawPointer?
   private var bytes = 0
-  private var lent: CallerMemory?
+  /// The caller's, in place of `memory`.
+  public private(set) var lent: CallerMemory?
 
   init(_ layer: Layer) {
     context = layer.context
@@ -61,6 +62,9 @@ struct TapeContents {
   let activeExperts: Int
   let weightsAreGiven: Bool
   let mayLeaveSlotsEmpty: Bool
+  // The caller's numbers, which need not live until backward.
+  private let noise: UnsafeMutablePointer<Float>?  // [T,E]
+  private let jitter: UnsafeMutablePointer<Float>?  // [T,H]
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int
@@ -72,10 +76,21 @@ struct TapeContents {
       plan.policy == .full
       ? KeptChunks(&arena, c, plan, packsWeights: context.packsWeights) : nil
     if plan.policy == .full { routing.takeMeasures(&arena, c) }
-    draws = c.draws(call, context.kernels)
+    var draws = c.draws(call, context.kernels)
+    let jitters = call.given.jitter != nil && c.exploration.jitter > 0
+    noise = call.given.noise == nil ? nil : arena.take(Float.self, call.tokens, c.experts)
+    jitter = jitters ? arena.take(Float.self, call.tokens, c.hidden) : nil
+    draws.given.noise = noise.map { UnsafePointer($0) }
+    draws.given.jitter = jitter.map { UnsafePointer($0) }
+    self.draws = draws
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
     mayLeaveSlotsEmpty = c.mayLeaveSlotsEmpty(call)
+  }
+
+  func keepNumbers(of call: Call, _ c: Configuration) {
+    noise?.update(from: call.given.noise!, count: call.tokens * c.experts)
+    jitter?.update(from: call.given.jitter!, count: call.tokens * c.hidden)
   }
 
   var keeps: Bool { preactivations != nil }

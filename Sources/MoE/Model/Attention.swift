@@ -6,7 +6,7 @@ import CShims
 /// A few queries, as there are when text is generated, would leave most columns empty: they are the rows of their products,
 /// which are the same chains.
 public struct AttentionForward {
-  private let call: AttentionCall
+  private var call: AttentionCall
   private let products: TileProducts
   private let memory: LaneMemory
   private let failed: UnsafeMutablePointer<Int>  // of each lane, the first row of [B,n_heads,S] that failed
@@ -26,6 +26,13 @@ public struct AttentionForward {
     var measure = Arena()
     _ = ForwardTiles(&measure, call, panels: panels)
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
+  }
+
+  /// The same for another call, with no more queries, in the same memory.
+  func over(_ call: AttentionCall) -> AttentionForward {
+    var own = self
+    own.call = call
+    return own
   }
 
   /// Many panels share what is gathered of keys and values; few panels share the work out evenly.
@@ -146,20 +153,53 @@ private struct ForwardJob: Job {
     let (sequence, head) = (item % heads / call.heads, item % call.heads)
     let first = (blocks - 1 - item / heads) * panels * chunkWidth
     let queries = first..<min(call.queries, first + panels * chunkWidth)
+    if !attend(sequence, head, queries, tiles, lane, clears: false) { return }
+    end(sequence, head, queries, tiles, lane.pointee.index)
+    if !call.masks.hideAny { return }
+    // A weight of 0 is no shield against a value that is not finite. Where some output is none, those of queries that may
+    // not have seen what made it so are computed again, one by one.
+    for query in queries where !isFinite(sequence, head, query) {
+      if !attend(sequence, head, query..<query + 1, tiles, lane, clears: true) { return }
+      end(sequence, head, query..<query + 1, tiles, lane.pointee.index)
+    }
+  }
+
+  /// Some queries over all keys, into the tiles; false where it was stopped. `clears`: the values that the only query does not
+  /// see count as 0.
+  private func attend(
+    _ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: ForwardTiles, _ lane: UnsafeMutablePointer<Lane>,
+    clears: Bool
+  ) -> Bool {
     begin(sequence, head, queries, tiles)
     let limit = call.masks.limit(queries.upperBound - 1)
-    for start in stride(from: 0, to: limit, by: AttentionForward.block) {
-      if lane.pointee.shouldStop() { return }
+    // Dropout is drawn for fours of keys from the first on.
+    let first = dropout == nil ? call.masks.firstKey(sequence) : 0
+    for start in stride(from: first, to: limit, by: AttentionForward.block) {
+      if lane.pointee.shouldStop() { return false }
       let keys = start..<min(limit, start + AttentionForward.block)
       if call.masks.hideAll(sequence, keys) { continue }
       let keyTiles = gather(sequence, head / call.group, keys, tiles)
+      if clears { clearHidden(sequence, queries.lowerBound, keys, tiles) }
       forEachPanel(queries) { panel, queries in
         // Of the keys those that some query of the panel sees.
         let seen = min(keys.upperBound, call.masks.limit(queries.upperBound - 1)) - start
         if seen > 0 { attend(sequence, head, panel, queries, start..<start + seen, keyTiles, tiles, room: keys.count) }
       }
     }
-    end(sequence, head, queries, tiles, lane.pointee.index)
+    return true
+  }
+
+  /// Whether an output is finite; false, too, where only its sum is none.
+  private func isFinite(_ sequence: Int, _ head: Int, _ query: Int) -> Bool {
+    kernels.pointee.sum(Int64(call.headSize), arrays.output + call.output(sequence, query, head)).isFinite
+  }
+
+  private func clearHidden(_ sequence: Int, _ query: Int, _ keys: Range<Int>, _ tiles: ForwardTiles) {
+    for (row, key) in keys.enumerated() where !call.masks.sees(sequence, query, key) {
+      for chunk in 0..<call.columns {
+        (tiles.value + (chunk * keys.count + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
+      }
+    }
   }
 
   private func forEachPanel(_ queries: Range<Int>, _ body: (Int, Range<Int>) -> Void) {

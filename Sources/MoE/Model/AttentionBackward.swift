@@ -172,12 +172,15 @@ private struct BackwardJob: Job {
         }
       }
       if call.masks.hideAll(sequence, block.keys) { continue }
-      pack(block, tiles)
+      let hasOddKeys = pack(block, tiles)
       for head in heads {
         for first in stride(from: queries.lowerBound, to: queries.upperBound, by: BackwardTiles.queries) {
           if lane.pointee.shouldStop() { return }
           let queries = first..<min(queries.upperBound, first + BackwardTiles.queries)
-          if call.masks.limit(queries.upperBound - 1) > block.keys.lowerBound { go(head, queries, block, tiles) }
+          if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { continue }
+          let hasOddQueries = go(head, queries, block, tiles)
+          if hasOddKeys && part != .keys { addOddKeys(head, queries, block, tiles) }
+          if hasOddQueries && part != .queries { addOddQueries(head, queries, block, tiles) }
         }
       }
     }
@@ -185,7 +188,8 @@ private struct BackwardJob: Job {
 
   private func clear(_ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: call.headSize) }
 
-  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) {
+  /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
+  private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
     let key = arrays.arrays.key + call.key(block.sequence, block.keys.lowerBound, block.head)
     let value = arrays.arrays.value + call.value(block.sequence, block.keys.lowerBound, block.head)
     for panel in 0..<block.panels {
@@ -199,16 +203,25 @@ private struct BackwardJob: Job {
     }
     kernels.pointee.gather(
       Int64(block.keys.count), Int64(call.headSize), nil, key, Int64(call.keyStride), nil, tiles.key)
+    if !call.masks.hideAny || kernels.pointee.sum(Int64(block.keys.count * call.width), tiles.key).isFinite {
+      return false
+    }
+    for (row, key) in block.keys.enumerated() where isOdd(key, block) {
+      clearRow(row, of: block.keys.count, tiles.key)
+    }
+    return true
   }
 
-  /// One block of queries and one of keys.
-  private func go(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
+  /// One block of queries and one of keys. Returns whether there are queries that are not finite, for `addOddQueries`.
+  private func go(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
     let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
     gather(head, queries, block.sequence, rows, tiles)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       weigh(head, queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound, within, block, tiles)
     }
+    let hasOddQueries = call.masks.hideAny && !(0..<queries.count).allSatisfy { tiles.means[$0].isFinite }
+    if hasOddQueries { clearQueries(rows, tiles) { !tiles.means[$0].isFinite } }
     if part != .queries {
       for panel in 0..<block.panels { addToKeys(panel, queries, rows, block, tiles) }
     }
@@ -222,6 +235,79 @@ private struct BackwardJob: Job {
             tiles.key + chunk * block.keys.count * chunkWidth,
             arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
               + chunk * chunkWidth, cStride: call.queryStride)
+        }
+      }
+    }
+    return hasOddQueries
+  }
+
+  // MARK: what is not finite
+
+  // A weight of 0 is no shield against a value that is not finite: keys and queries with such values are left out of the
+  // products, and then added to those alone that they are not hidden from.
+
+  private func isOdd(_ key: Int, _ block: KeyBlock) -> Bool {
+    !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
+  }
+
+  /// Of [chunk][rows][32].
+  private func clearRow(_ row: Int, of rows: Int, _ chunks: UnsafeMutablePointer<Float>) {
+    for chunk in 0..<call.columns {
+      (chunks + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
+    }
+  }
+
+  /// Some rows of what has been gathered of the queries.
+  private func clearQueries(_ rows: Tiles, _ tiles: BackwardTiles, where isCleared: (Int) -> Bool) {
+    for tile in 0..<rows.count {
+      let within = rows.rows(tile)
+      for i in within where isCleared(i) {
+        let place = within.lowerBound * call.width
+        clearRow(i - within.lowerBound, of: within.count, tiles.query + place)
+        clearRow(i - within.lowerBound, of: within.count, tiles.doutput + place)
+      }
+    }
+  }
+
+  /// dQ += dS K for the keys that are not finite.
+  private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
+    for key in block.keys where isOdd(key, block) {
+      forEachPair(queries, key..<key + 1, block) { query, key, place in
+        kernels.pointee.add_scaled(
+          Int64(call.headSize), tiles.slopes[place], arrays.arrays.key + call.key(block.sequence, key, block.head),
+          arrays.dquery + call.query(block.sequence, query, head))
+      }
+    }
+  }
+
+  /// dV += P^T dO and dK += dS^T Q for the queries that are not finite.
+  private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
+    forEachPair(queries, block.keys, block) { query, key, place in
+      if tiles.means[query - queries.lowerBound].isFinite { return }
+      kernels.pointee.add_scaled(
+        Int64(call.headSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
+        arrays.dvalue + call.value(block.sequence, key, block.head))
+      kernels.pointee.add_scaled(
+        Int64(call.headSize), tiles.slopes[place], arrays.arrays.query + call.query(block.sequence, query, head),
+        arrays.dkey + call.key(block.sequence, key, block.head))
+    }
+  }
+
+  /// Queries and the keys that each sees, and where the tiles have their weight.
+  private func forEachPair(
+    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock,
+    _ body: (_ query: Int, _ key: Int, _ place: Int) -> Void
+  ) {
+    let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
+    for tile in 0..<rows.count {
+      let within = rows.rows(tile)
+      for i in within {
+        for key in keys where call.masks.sees(block.sequence, queries.lowerBound + i, key) {
+          let (panel, column) = (key - block.keys.lowerBound).quotientAndRemainder(dividingBy: chunkWidth)
+          body(
+            queries.lowerBound + i, key,
+            within.lowerBound * BackwardTiles.keys + (panel * within.count + i - within.lowerBound) * chunkWidth
+              + column)
         }
       }
     }
@@ -243,11 +329,18 @@ private struct BackwardJob: Job {
       rows, call.headSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
     for i in 0..<queries.count {
       let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
-      // A query that sees nothing: its weights are exp(minus infinity - 0).
-      tiles.logSums[i] = logSum == -.infinity ? 0 : logSum
+      if logSum == -.infinity {
+        // A query that sees nothing: its weights are exp(minus infinity - 0), whatever it is itself.
+        (tiles.logSums[i], tiles.means[i]) = (0, 0)
+        continue
+      }
+      tiles.logSums[i] = logSum
       tiles.means[i] = kernels.pointee.dot(
         Int64(call.headSize), arrays.doutput + (output + i * call.outputStride),
         arrays.arrays.output + (output + i * call.outputStride))
+    }
+    clearQueries(rows, tiles) {
+      arrays.logSums[call.row(sequence, head, queries.lowerBound + $0)] == -.infinity
     }
   }
 

@@ -82,6 +82,24 @@ public struct AttentionMasks {
   /// So many keys, from the first on, are not hidden from the query by its place.
   func limit(_ query: Int) -> Int { causal ? min(keys, max(0, query + 1 + keys - queries)) : keys }
 
+  /// Whether any query may be hidden from a key.
+  var hideAny: Bool { causal && queries > 1 || mask != nil || added != nil || valid != nil }
+
+  /// Whether a query sees a key.
+  func sees(_ sequence: Int, _ query: Int, _ key: Int) -> Bool {
+    let place = query * keys + key
+    return key < limit(query) && mask.map { $0[place] != 0 } ?? true && added.map { $0[place] != -.infinity } ?? true
+      && valid.map { $0[sequence * keys + key] != 0 } ?? true
+  }
+
+  /// The keys before it are padding. Blocks of keys begin with it, so that padding in front changes no bit.
+  func firstKey(_ sequence: Int) -> Int {
+    guard let valid else { return 0 }
+    var first = 0
+    while first < keys && valid[sequence * keys + first] == 0 { first += 1 }
+    return first
+  }
+
   /// Whether padding hides all of these keys.
   func hideAll(_ sequence: Int, _ keys: Range<Int>) -> Bool {
     guard let valid else { return false }

@@ -54,7 +54,7 @@ private struct AttentionHalf {
         dropout: model.dropout(n, input, .attentionOutputDropout), x: x, y: y) : nil
   }
 
-  func run() throws(Fault) {
+  @inline(never) func run() throws(Fault) {
     try norm?.run(in: context)
     try attention.run()
     try sum?.run(in: context)
@@ -192,14 +192,14 @@ struct BlockBackward {
     }
   }
 
-  private func normAgain(_ weight: ModelParameters.LayerRole, _ x: UnsafePointer<Float>) throws(Fault) {
+  @inline(never) private func normAgain(_ weight: ModelParameters.LayerRole, _ x: UnsafePointer<Float>) throws(Fault) {
     let norm =
       weight == .norm1Weight
       ? model.norm1(n, input, x, to: normed, statistics) : model.norm2(n, input, x, to: normed, statistics)
     try norm.run(in: model.context)
   }
 
-  private func normBackward(
+  @inline(never) private func normBackward(
     _ weight: ModelParameters.LayerRole, _ bias: ModelParameters.LayerRole, _ x: UnsafePointer<Float>,
     _ gradient: UnsafeMutablePointer<Float>
   ) throws(Fault) {
@@ -208,7 +208,7 @@ struct BlockBackward {
   }
 
   /// part = gradient with respect to the ffn's input, which is in `normed`.
-  private func feedForwardBackward(
+  @inline(never) private func feedForwardBackward(
     _ tape: TapePointer?, _ dAuxLoss: Float, _ dMeanProbability: UnsafePointer<Float>?
   ) throws(Fault) {
     try drop(.feedForwardDropout)
@@ -217,7 +217,7 @@ struct BlockBackward {
       dMeanProbability: dMeanProbability)
   }
 
-  private func drop(_ stream: ModelStream) throws(Fault) {
+  @inline(never) private func drop(_ stream: ModelStream) throws(Fault) {
     guard dropped != d else { return }
     try ResidualSum(
       kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, from: UnsafePointer(d),
@@ -226,7 +226,7 @@ struct BlockBackward {
   }
 
   /// d += part
-  private func add() throws(Fault) {
+  @inline(never) private func add() throws(Fault) {
     try ResidualSum(
       kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, dropout: nil, x: part, y: d
     ).run(in: model.context)

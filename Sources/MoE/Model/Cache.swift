@@ -4,9 +4,12 @@ public struct Cache {
   let modelNumber: Int64
   public let sequences: Int  // B
   public let capacity: Int  // tokens of each sequence
+  /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
   private let keys: Int  // of a token, in one layer
-  private let memory: UnsafeMutablePointer<Float>  // [N, 2, B, capacity, keys]
+  private let memory: UnsafeMutablePointer<Float>  // [N, 2, B, capacity, keys], of real tokens without gaps
+  private let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
+  fileprivate let known: UnsafeMutablePointer<Int>  // [B] real ones
 
   fileprivate init(_ model: Model, _ parts: CacheParts, sequences: Int, capacity: Int) {
     context = model.context
@@ -15,12 +18,36 @@ public struct Cache {
     self.capacity = capacity
     keys = model.configuration.keys
     memory = parts.memory
+    valid = parts.valid
+    known = parts.known
+    known.initialize(repeating: 0, count: sequences)
+  }
+
+  /// The tokens of a call are there.
+  fileprivate mutating func add(_ input: ModelInput) {
+    for sequence in 0..<sequences {
+      for i in 0..<input.length {
+        let isValid = input.isValid(sequence * input.length + i)
+        valid[sequence * capacity + length + i] = isValid ? 1 : 0
+        if isValid { known[sequence] += 1 }
+      }
+    }
+    length += input.length
+  }
+
+  fileprivate mutating func truncate(_ length: Int) {
+    self.length = length
+    for sequence in 0..<sequences {
+      known[sequence] = 0
+      for i in 0..<length where valid[sequence * capacity + i] != 0 { known[sequence] += 1 }
+    }
   }
 
   func layer(_ n: Int) -> CachedLayer {
     let size = sequences * capacity * keys
     return CachedLayer(
-      keys: memory + 2 * n * size, values: memory + (2 * n + 1) * size, width: keys, capacity: capacity, length: length)
+      keys: memory + 2 * n * size, values: memory + (2 * n + 1) * size, width: keys, capacity: capacity, length: length,
+      known: UnsafePointer(known))
   }
 }
 
@@ -31,16 +58,19 @@ struct CachedLayer {
   let width: Int
   let capacity: Int
   let length: Int
+  let known: UnsafePointer<Int>  // [B] real tokens, whose keys are there
 
   func place(_ sequence: Int, _ token: Int) -> Int { (sequence * capacity + token) * width }
 
-  /// Puts `count` new tokens of each sequence behind those that are there.
-  func append(_ heads: PlacedHeads, sequences: Int, count: Int, stride: Int) {
-    for sequence in 0..<sequences {
-      for token in 0..<count {
-        let (from, to) = ((sequence * count + token) * stride, place(sequence, length + token))
-        (keys + to).update(from: heads.key + from, count: width)
-        (values + to).update(from: heads.value + from, count: width)
+  /// Puts the real tokens of a call behind those that are there.
+  func append(_ heads: PlacedHeads, _ input: ModelInput, stride: Int) {
+    for sequence in 0..<input.sequences {
+      var next = known[sequence]
+      for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
+        let to = place(sequence, next)
+        (keys + to).update(from: heads.key + t * stride, count: width)
+        (values + to).update(from: heads.value + t * stride, count: width)
+        next += 1
       }
     }
   }
@@ -52,11 +82,15 @@ public typealias CachePointer = UnsafeMutablePointer<Cache>
 private struct CacheParts {
   let cache: CachePointer
   let memory: UnsafeMutablePointer<Float>
+  let valid: UnsafeMutablePointer<UInt8>
+  let known: UnsafeMutablePointer<Int>
 
   init(_ arena: inout Arena, _ c: ModelConfiguration, sequences: Int, capacity: Int) {
     cache = arena.take(Cache.self, 1)
     // Tokens are at most 2^31 - 1, and a token's keys too.
     memory = arena.take(Float.self, sequences * capacity * c.keys, 2 * c.layers)
+    valid = arena.take(UInt8.self, sequences, capacity)
+    known = arena.take(Int.self, sequences)
   }
 }
 
@@ -76,7 +110,7 @@ extension UnsafeMutablePointer where Pointee == Cache {
   }
 
   /// Forgets all but the first tokens.
-  public func truncate(_ length: Int) { pointee.length = length }
+  public func truncate(_ length: Int) { pointee.truncate(length) }
 
   public func free() {
     let context = pointee.context
@@ -92,33 +126,35 @@ extension Model {
     cache.pointee.modelNumber == number && cache.pointee.context == context
   }
 
-  /// Reads n more tokens of each sequence; logits [B,V] of the last ones. On an error the cache is as it was.
+  /// Reads more tokens of each sequence; logits [B,V] of the last real ones. On an error the cache is as it was.
   public func read(
-    _ cache: CachePointer, _ ids: UnsafePointer<Int32>, count n: Int, logits: UnsafeMutablePointer<Float>
+    _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>
   ) throws(Fault) {
-    var input = ModelInput(sequences: cache.pointee.sequences, length: n)
-    input.ids = ids
+    var input = input
+    input.known = UnsafePointer(cache.pointee.known)
     let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: nil)
       frame.shared.fill()
-      try embed(input, firstPosition: cache.pointee.length, to: frame.y(-1))
+      let input = input.placed(in: frame.positions, configuration)
+      try embed(input, to: frame.y(-1))
       for n in 0..<configuration.layers {
         try forward(n, input, plan, frame, nil, arena, Layer.Details(), cache: cache.pointee.layer(n))
       }
       try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
     }
-    cache.pointee.length += n
+    cache.pointee.add(input)
   }
 }
 
-/// The last token of each sequence: the final norm, and the logits.
+/// The last real token of each sequence: the final norm, and the logits.
 struct ReadEnd {
   private let x: UnsafePointer<Float>  // [B,n,H]
   private let last: UnsafeMutablePointer<Float>  // [B,H]
-  private let length: Int  // n
+  private let read: ModelInput
   private let input: ModelInput  // of the last tokens
+  private let logits: UnsafeMutablePointer<Float>?  // [B,V]
   private let end: ForwardEnd
 
   init(
@@ -126,7 +162,8 @@ struct ReadEnd {
     logits: UnsafeMutablePointer<Float>?
   ) {
     self.x = x
-    length = input.length
+    read = input
+    self.logits = logits
     self.input = ModelInput(sequences: input.sequences, length: 1)
     last = arena.take(Float.self, input.sequences, model.configuration.hidden)
     var outputs = ModelOutputs()
@@ -137,9 +174,27 @@ struct ReadEnd {
   func run(_ model: Model) throws(Fault) {
     let h = model.configuration.hidden
     for sequence in 0..<input.sequences {
-      (last + sequence * h).update(from: x + ((sequence + 1) * length - 1) * h, count: h)
+      if let t = lastToken(sequence) {
+        (last + sequence * h).update(from: x + t * h, count: h)
+      } else {
+        (last + sequence * h).update(repeating: 0, count: h)
+      }
     }
     var report = ModelReport()
     try end.run(model, input, &report)
+    let v = model.configuration.vocabulary
+    for sequence in 0..<input.sequences where lastToken(sequence) == nil {
+      (logits! + sequence * v).update(repeating: 0, count: v)
+    }
+  }
+
+  /// nil of a sequence that was all padding.
+  private func lastToken(_ sequence: Int) -> Int? {
+    var t = (sequence + 1) * read.length - 1
+    while t >= sequence * read.length {
+      if read.isValid(t) { return t }
+      t -= 1
+    }
+    return nil
   }
 }

@@ -1,26 +1,29 @@
 import CShims
 
-/// y[t] = table[tokens[t]] + positions[t % sequenceLength + firstPosition]
+/// y[t] = table[tokens[t]] + positions[p(t)], p(t) = t % sequenceLength + firstPosition unless it is given
 public struct Embedding {
   let tokens: UnsafePointer<Int32>  // [T], rows of the table
   let count: Int  // T
   let hidden: Int  // H
   let sequenceLength: Int
   let firstPosition: Int
+  let given: UnsafePointer<Int64>?  // [T] positions
 
   public init(
-    tokens: UnsafePointer<Int32>, count: Int, hidden: Int, sequenceLength: Int = 1, firstPosition: Int = 0
+    tokens: UnsafePointer<Int32>, count: Int, hidden: Int, sequenceLength: Int = 1, firstPosition: Int = 0,
+    positions given: UnsafePointer<Int64>? = nil
   ) {
     self.tokens = tokens
     self.count = count
     self.hidden = hidden
     self.sequenceLength = sequenceLength
     self.firstPosition = firstPosition
+    self.given = given
   }
 
   /// Where token t's row of the table begins, and that of its position.
   func row(_ t: Int) -> Int { Int(tokens[t]) * hidden }
-  func position(_ t: Int) -> Int { (t % sequenceLength + firstPosition) * hidden }
+  func position(_ t: Int) -> Int { (given.map { Int($0[t]) } ?? t % sequenceLength + firstPosition) * hidden }
 }
 
 public struct EmbeddingForward: Job {

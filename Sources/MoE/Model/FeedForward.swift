@@ -26,14 +26,17 @@ struct FeedForward {
     var call = Call(input)
     let isMoE = model.configuration.isMoE(n)
     self.shared = isMoE ? nil : shared
-    if isMoE { call.tokenIds = shared?.longIds.map { UnsafePointer($0) } }
+    if isMoE {
+      call.tokenIds = shared?.longIds.map { UnsafePointer($0) }
+      call.notes = shared?.notes(model.placeAmongMoE(n))
+    }
     self.call = call
     self.plan = Plan(layer.pointee.configuration, call, plan.choice(n), taped: plan.taped)
     memory = plan.layers[model.configuration.isMoE(n), plan.keep(n)]!.feedForward!
   }
 
   /// y = ffn(x), both [T,H].
-  func forward(
+  @inline(never) func forward(
     _ x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>, tape: TapePointer?, scratch: UnsafeMutableRawPointer,
     _ details: Layer.Details
   ) throws(Fault) -> Report {
@@ -48,7 +51,7 @@ struct FeedForward {
   }
 
   /// dx = gradient with respect to x, [T,H] each.
-  func backward(
+  @inline(never) func backward(
     _ x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, tape: TapePointer,
     scratch: UnsafeMutableRawPointer, dAuxLoss: Float, dMeanProbability: UnsafePointer<Float>?
   ) throws(Fault) {
@@ -66,6 +69,7 @@ extension Call {
     step = input.step
     training = input.training
     validMask = input.validMask
+    lossMask = input.lossMask
     sequenceLength = input.length
   }
 }
@@ -81,6 +85,8 @@ struct SharedArrays {
   let zeros: UnsafeMutablePointer<Int32>  // [T] the dense ffn's choice
   let ones: UnsafeMutablePointer<Float>  // [T] its weight
   let longIds: UnsafeMutablePointer<Int64>?  // [T] tokens as a hash router takes them
+  private let notes: UnsafeMutablePointer<Float>?  // [MoE layers, notedFloats] where a call has something to note
+  private let notedFloats: Int
   private let ids: UnsafePointer<Int32>?
   private let dense: Int  // T, or 0
   private let tokens: Int
@@ -92,12 +98,28 @@ struct SharedArrays {
     zeros = arena.take(Int32.self, dense)
     ones = arena.take(Float.self, dense)
     longIds = model.hashesTokens ? arena.take(Int64.self, tokens) : nil
+    let noted = input.training ? model.moeConfiguration.flatMap { $0.takesNotes ? $0 : nil } : nil
+    notedFloats = noted?.notedFloats ?? 0
+    notes = noted == nil ? nil : arena.take(Float.self, model.countMoE, notedFloats)
     ids = input.ids
   }
+
+  /// What the MoE layer of this number among them has to note.
+  func notes(_ place: Int) -> UnsafeMutablePointer<Float>? { notes.map { $0 + place * notedFloats } }
 
   func fill() {
     zeros.update(repeating: 0, count: dense)
     ones.update(repeating: 1, count: dense)
     if let longIds, let ids { for t in 0..<tokens { longIds[t] = Int64(ids[t]) } }
+  }
+}
+
+extension Model {
+  /// What the layers have to note of a training call, after all of it has gone well.
+  func noteTraining(_ input: ModelInput, _ shared: SharedArrays) {
+    for place in 0..<countMoE {
+      guard let measured = shared.notes(place), let every = configuration.moeEvery else { return }
+      feedForwards[(place + 1) * every - 1]!.pointee.note(Call(input), measured: measured)
+    }
   }
 }

@@ -4,7 +4,7 @@ import CShims
 
 public struct Model {
   public let configuration: ModelConfiguration
-  let context: ContextPointer
+  public let context: ContextPointer
   let number: Int64
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
@@ -41,6 +41,7 @@ public struct Model {
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: taped?.frame)
       frame.shared.fill()
+      let input = input.placed(in: frame.positions, configuration)
       try embed(input, to: frame.y(-1))
       for n in 0..<configuration.layers {
         let wanted = configuration.isMoE(n) ? asked(n) : Layer.Details()
@@ -50,6 +51,7 @@ public struct Model {
       report.pooledBalanceLoss = frame.pooled?.loss(gradient: taped?.frame.pooledGradient) ?? 0
       try ForwardEnd(&arena, self, input, x: frame.x(configuration.layers), outputs).run(self, input, &report)
       for n in 0..<configuration.layers { note(n, frame.reports[n]) }
+      noteTraining(input, frame.shared)
     }
     report.objective =
       report.loss + report.auxLoss + configuration.pooledCoefficient * report.pooledBalanceLoss
@@ -58,7 +60,7 @@ public struct Model {
   }
 
   /// Layer n.
-  func forward(
+  @inline(never) func forward(
     _ n: Int, _ input: ModelInput, _ plan: ModelPlan, _ frame: ForwardFrame, _ taped: ModelTapeContents?,
     _ arena: Arena, _ asked: Layer.Details, cache: CachedLayer? = nil
   ) throws(Fault) {
@@ -80,17 +82,25 @@ public struct Model {
   }
 
   /// x(0) [T,H], where tokens come in.
-  func embed(_ input: ModelInput, firstPosition: Int = 0, to x: UnsafeMutablePointer<Float>) throws(Fault) {
-    guard let ids = input.ids, let table = parameters[.embedding] else { return }
+  func embed(_ input: ModelInput, to x: UnsafeMutablePointer<Float>) throws(Fault) {
+    if !readsItsOwn(input) { return }
+    if let hidden = input.hidden { x.update(from: hidden, count: input.tokens * configuration.hidden) }
+    defer { input.clearOddPadding(x, width: configuration.hidden, context.kernels) }
+    guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
     try EmbeddingForward(
-      Embedding(
-        tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length,
-        firstPosition: firstPosition),
-      context: context, table: table.constants, positions: parameters[.positions]?.constants, y: x
+      embedding, context: context, table: table.constants, positions: parameters[.positions]?.constants, y: x
     ).run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
     ).run(in: context)
+  }
+
+  private func embedding(_ input: ModelInput) -> Embedding? {
+    input.ids.map {
+      Embedding(
+        tokens: $0, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length,
+        positions: input.positions)
+    }
   }
 
   private func embeddingDropout(_ input: ModelInput) -> ResidualDropout? {
@@ -111,6 +121,7 @@ public struct Model {
     try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = BackwardFrame(&arena, self, input)
+      let input = input.placed(in: frame.positions, configuration)
       var behind = arena
       try BackwardEnd(
         &behind, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
@@ -125,7 +136,7 @@ public struct Model {
     }
   }
 
-  private func backward(
+  @inline(never) private func backward(
     _ n: Int, _ input: ModelInput, _ frame: BackwardFrame, _ taped: ModelTapeContents, _ arena: Arena,
     _ dObjective: Double
   ) throws(Fault) {
@@ -143,13 +154,12 @@ public struct Model {
   }
 
   private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
-    guard let ids = input.ids, let table = parameters[.embedding] else { return }
+    guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: d
     ).run(in: context)
     try EmbeddingBackward(
-      Embedding(tokens: ids, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length),
-      context: context, dy: d, dTable: table.grad, dPositions: parameters[.positions]?.grad
+      embedding, context: context, dy: d, dTable: table.grad, dPositions: parameters[.positions]?.grad
     ).run(in: context)
   }
 }
@@ -159,13 +169,10 @@ extension Model {
   var countMoE: Int { configuration.moeEvery.map { configuration.layers / $0 } ?? 0 }
   /// Number of MoE layer n among these.
   func placeAmongMoE(_ n: Int) -> Int { n / configuration.moeEvery! }
-  /// E of the MoE layers, which are alike.
-  var pooledExperts: Int {
-    guard let every = configuration.moeEvery else { return 0 }
-    return feedForwards[every - 1]!.pointee.configuration.experts
+  /// Of the MoE layers, which are alike.
+  public var moeConfiguration: Configuration? {
+    configuration.moeEvery.map { feedForwards[$0 - 1]!.pointee.configuration }
   }
-  var hashesTokens: Bool {
-    guard let every = configuration.moeEvery else { return false }
-    return feedForwards[every - 1]!.pointee.configuration.router == .hash
-  }
+  var pooledExperts: Int { moeConfiguration?.experts ?? 0 }
+  var hashesTokens: Bool { moeConfiguration?.router == .hash }
 }

@@ -7,8 +7,9 @@ struct ForwardFrame {
   let shared: SharedArrays
   let pooled: PooledArrays?
   let reports: UnsafeMutablePointer<Report>  // [N]
+  let positions: UnsafeMutablePointer<Int64>?  // [T] where they are counted
   private let tape: TapeFrame?
-  private let first: UnsafePointer<Float>?  // [T,H] the caller's, where there are no embeddings
+  private let first: UnsafePointer<Float>?  // [T,H] the caller's, where there are neither embeddings nor padding
   private let stream: UnsafeMutablePointer<Float>  // [T,H] without a tape: each layer's y takes the place of its x
 
   init(_ arena: inout Arena, _ model: Model, _ input: ModelInput, tape: TapeFrame?) {
@@ -16,7 +17,8 @@ struct ForwardFrame {
     shared = SharedArrays(&arena, model, input)
     pooled = PooledArrays(&arena, model)
     reports = arena.take(Report.self, model.configuration.layers)
-    first = model.configuration.vocabulary > 0 ? nil : input.hidden
+    positions = input.countsPositions(model.configuration) ? arena.take(Int64.self, input.tokens) : nil
+    first = model.readsItsOwn(input) ? nil : input.hidden
     stream = arena.take(Float.self, tape == nil ? input.tokens : 0, model.configuration.hidden)
   }
 
@@ -132,10 +134,12 @@ extension CrossEntropy {
 struct BackwardFrame {
   let d: UnsafeMutablePointer<Float>  // [T,H] the gradient with respect to the residual stream
   let dMeanProbability: UnsafeMutablePointer<Float>  // [E] of one layer
+  let positions: UnsafeMutablePointer<Int64>?  // [T] where they are counted
 
   init(_ arena: inout Arena, _ model: Model, _ input: ModelInput) {
     d = arena.take(Float.self, input.tokens, model.configuration.hidden)
     dMeanProbability = arena.take(Float.self, model.pooledExperts)
+    positions = input.countsPositions(model.configuration) ? arena.take(Int64.self, input.tokens) : nil
   }
 }
 
@@ -176,6 +180,7 @@ struct BackwardEnd {
     } else {
       d.update(repeating: 0, count: elements)
     }
+    input.clearOddPadding(d, width: c.hidden, context.kernels)
     if c.finalNorm {
       try model.normBackward(p[.normWeight]!, p[.normBias], input, x, statistics, d).run(in: context)
     }
@@ -183,6 +188,9 @@ struct BackwardEnd {
 }
 
 extension Model {
+  /// Whether layer 0 reads what the model wrote: embeddings, or a copy of hidden states whose padding may be cleared.
+  func readsItsOwn(_ input: ModelInput) -> Bool { configuration.vocabulary > 0 || input.validMask != nil }
+
   /// [V,H]; nil without a vocabulary.
   var outputWeight: Parameter? { parameters[configuration.tiedOutput ? .embedding : .output] }
 }

@@ -12,8 +12,15 @@ public struct ModelInput {
   public var mask: UnsafePointer<UInt8>?  // [S,S]
   public var addedMask: UnsafePointer<Float>?  // [S,S]
   public var validMask: UnsafePointer<UInt8>?  // [B,S]
+  /// Of the tokens in their sequences; nil: counted (Positions.swift).
+  public var positions: UnsafePointer<Int64>?  // [B,S]
+  /// Real tokens that a cache has of each sequence.
+  var known: UnsafePointer<Int>?  // [B]
+  public var lossMask: UnsafePointer<UInt8>?  // [B,S] tokens that count in auxiliary losses
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?
+  /// Tokens that an ffn computes at once at most.
+  public var chunkTokens: Int?
 
   public init(sequences: Int, length: Int) {
     self.sequences = sequences

@@ -28,7 +28,7 @@ private struct ModelParts {
 extension UnsafeMutablePointer where Pointee == Model {
   /// `moe` and `dense` are the ffn's, their seeds aside; nil where the model has none of them.
   public static func create(
-    _ c: ModelConfiguration, moe: Configuration?, dense: Configuration?, in context: ContextPointer
+    _ c: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, in context: ContextPointer
   ) throws(Fault) -> ModelPointer {
     let allocator = context.pointee.allocator
     var measure = Arena()
@@ -81,6 +81,11 @@ extension Model {
     case .own(let slot): parameters[slot]!
     case .feedForward(let n, let own): feedForwards[n]!.pointee.parameter(own).named(list.name(index))
     }
+  }
+
+  public func find(_ name: UnsafePointer<CChar>) -> Int? {
+    for index in list.candidates(name) where compareText(parameter(index).name, name) == 0 { return index }
+    return nil
   }
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {

@@ -27,7 +27,7 @@ struct LayerMemory {
   let forward: Int
   let backward: Int
 
-  init(
+  @inline(never) init(
     _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?
   ) throws(Fault) {
     let nowhere = UnsafeMutablePointer<Float>(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
@@ -72,9 +72,60 @@ public struct ModelPlan {
 struct KindsOfLayers {
   private var measured = InlineArray<6, LayerMemory?>(repeating: nil)
 
+  static var count: Int { 6 }
+  static func kind(_ number: Int) -> (isMoE: Bool, keep: Keep) {
+    (number >= 3, Keep(rawValue: Int32(truncatingIfNeeded: number % 3))!)
+  }
+
   subscript(isMoE: Bool, keep: Keep) -> LayerMemory? {
     get { measured[(isMoE ? 3 : 0) + Int(keep.rawValue)] }
     set { measured[(isMoE ? 3 : 0) + Int(keep.rawValue)] = newValue }
+  }
+}
+
+/// What a call takes beside its layers: the same at every level and with every chunk.
+private struct FrameMemory {
+  private let tape: Arena
+  private let forward: Arena
+  private let backward: Arena
+  private let behind: Arena  // forward's, with what comes after the last layer
+  private let behindBack: Arena
+
+  @inline(never) init(_ model: Model, _ input: ModelInput, taped: Bool, reads: Bool) {
+    var (tape, forward, backward) = (Arena(), Arena(), Arena())
+    let kept = taped ? TapeFrame(&tape, model, input) : nil
+    let frame = ForwardFrame(&forward, model, input, tape: kept)
+    var behind = forward
+    let last = frame.x(model.configuration.layers)
+    if reads {
+      _ = ReadEnd(&behind, model, input, last, logits: nil)
+    } else {
+      _ = ForwardEnd(&behind, model, input, x: last, ModelOutputs())
+    }
+    let back = BackwardFrame(&backward, model, input)
+    var behindBack = backward
+    _ = BackwardEnd(&behindBack, model, input, back, x: UnsafePointer(back.d), dObjective: 0)
+    (self.tape, self.forward, self.backward) = (tape, forward, backward)
+    (self.behind, self.behindBack) = (behind, behindBack)
+  }
+
+  /// Adds all layers. Those of a kind are counted, not visited: a search tries many levels.
+  func complete(_ plan: inout ModelPlan, _ c: ModelConfiguration) throws(Fault) {
+    var (tape, front, back) = (tape, behind, behindBack)
+    for kind in 0..<KindsOfLayers.count {
+      let (isMoE, keep) = KindsOfLayers.kind(kind)
+      let layers = plan.count(isMoE, keep, c)
+      guard layers > 0, let memory = plan.layers[isMoE, keep] else { continue }
+      tape.skip(memory.tape, times: layers)
+      var (own, ownBack) = (forward, backward)
+      own.skip(memory.forward)
+      front.cover(own)
+      ownBack.skip(memory.backward)
+      back.cover(ownBack)
+    }
+    plan.forwardScratch = try front.total()
+    plan.backwardScratch = plan.taped ? try back.total() : 0
+    plan.tape = try tape.total()
   }
 }
 
@@ -86,25 +137,38 @@ extension Model {
 
   /// The same for tokens that go behind those in a cache, any layer of which tells its sizes.
   func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
-    let (n, whole) = (configuration.layers, max(input.tokens, 1))
+    try ModelPlanner(model: self, input: input, taped: taped, cache: cache).plan(input.limit ?? context.memoryLimit)
+  }
+}
+
+private struct ModelPlanner {
+  private let model: Model
+  private let input: ModelInput
+  private let taped: Bool
+  private let cache: CachedLayer?
+  private let frames: FrameMemory
+
+  init(model: Model, input: ModelInput, taped: Bool, cache: CachedLayer?) {
+    (self.model, self.input, self.taped, self.cache) = (model, input, taped, cache)
+    frames = FrameMemory(model, input, taped: taped, reads: cache != nil)
+  }
+
+  func plan(_ limit: Int?) throws(Fault) -> ModelPlan {
+    let asked = input.chunkTokens.map { blocks(of: $0) * rowsPerBlock }
+    let whole = min(max(input.tokens, 1), asked ?? .max)
     var kinds = KindsOfLayers()
-    guard let limit = input.limit ?? context.memoryLimit else {
-      return try plan(input, taped: taped, lean: 0, input: 0, chunk: whole, cache, &kinds)
-    }
-    func atLevel(_ level: Int, chunk: Int, _ kinds: inout KindsOfLayers) throws(Fault) -> ModelPlan {
-      try plan(
-        input, taped: taped, lean: min(level, n), input: max(level - n, 0), chunk: chunk, cache, &kinds)
-    }
-    let levels = taped ? 2 * n : 0  // without a tape there is nothing to keep
+    guard let limit else { return try plan(0, chunk: whole, &kinds) }
+    // Without a tape there is nothing to keep: level 2 n keeps the least.
+    let levels = taped ? 2 * model.configuration.layers : 0
     for level in 0...levels {
-      let found = try atLevel(level, chunk: whole, &kinds)
+      let found = try plan(level, chunk: whole, &kinds)
       if found.total <= limit { return found }
     }
     // In chunks, of the level that takes least: with few layers what is computed again may take more than it saves.
     kinds = KindsOfLayers()
-    var (best, bestLevel) = (try atLevel(0, chunk: rowsPerBlock, &kinds), 0)
+    var (best, bestLevel) = (try plan(0, chunk: rowsPerBlock, &kinds), 0)
     for level in 0...levels {
-      let found = try atLevel(level, chunk: rowsPerBlock, &kinds)
+      let found = try plan(level, chunk: rowsPerBlock, &kinds)
       if found.total < best.total { (best, bestLevel) = (found, level) }
     }
     if best.total > limit {
@@ -117,7 +181,7 @@ extension Model {
     while least <= most {
       let middle = (least + most) / 2
       kinds = KindsOfLayers()
-      let found = try atLevel(bestLevel, chunk: middle * rowsPerBlock, &kinds)
+      let found = try plan(bestLevel, chunk: middle * rowsPerBlock, &kinds)
       if found.total <= limit {
         best = found
         least = middle + 1
@@ -128,43 +192,40 @@ extension Model {
     return best
   }
 
-  private func plan(
-    _ input: ModelInput, taped: Bool, lean: Int, input inputs: Int, chunk: Int, _ cache: CachedLayer?,
-    _ kinds: inout KindsOfLayers
-  ) throws(Fault) -> ModelPlan {
-    var plan = ModelPlan(taped: taped, lean: lean, input: inputs, chunk: chunk, layers: kinds)
-    var (tape, forward, backward) = (Arena(), Arena(), Arena())
-    let kept = taped ? TapeFrame(&tape, self, input) : nil
-    let frame = ForwardFrame(&forward, self, input, tape: kept)
-    var (behind, layers) = (forward, forward)
-    let last = frame.x(configuration.layers)
-    if cache == nil {
-      _ = ForwardEnd(&behind, self, input, x: last, ModelOutputs())
-    } else {
-      _ = ReadEnd(&behind, self, input, last, logits: nil)
-    }
-    layers.cover(behind)
-    let back = BackwardFrame(&backward, self, input)
-    var (behindBack, layersBack) = (backward, backward)
-    _ = BackwardEnd(&behindBack, self, input, back, x: UnsafePointer(back.d), dObjective: 0)
-    layersBack.cover(behindBack)
-    for n in 0..<configuration.layers {
-      let (isMoE, keep) = (configuration.isMoE(n), plan.keep(n))
-      if plan.layers[isMoE, keep] == nil {
-        plan.layers[isMoE, keep] = try LayerMemory(self, n, input, plan.choice(n), taped: taped, cache: cache)
-      }
-      let memory = plan.layers[isMoE, keep]!
-      tape.skip(memory.tape)
-      var (front, backFront) = (forward, backward)
-      front.skip(memory.forward)
-      layers.cover(front)
-      backFront.skip(memory.backward)
-      layersBack.cover(backFront)
+  /// At level 1 ... N the first layers keep no more than LEAN, from N + 1 on the first ones no more than INPUT.
+  private func plan(_ level: Int, chunk: Int, _ kinds: inout KindsOfLayers) throws(Fault) -> ModelPlan {
+    let c = model.configuration
+    var plan = ModelPlan(
+      taped: taped, lean: min(level, c.layers), input: max(level - c.layers, 0), chunk: chunk, layers: kinds)
+    for kind in 0..<KindsOfLayers.count {
+      let (isMoE, keep) = KindsOfLayers.kind(kind)
+      if plan.layers[isMoE, keep] != nil || plan.count(isMoE, keep, c) == 0 { continue }
+      plan.layers[isMoE, keep] = try LayerMemory(
+        model, c.first(isMoE: isMoE), input, LayerChoice(keep, chunk: chunk), taped: taped, cache: cache)
     }
     kinds = plan.layers
-    plan.forwardScratch = try layers.total()
-    plan.backwardScratch = taped ? try layersBack.total() : 0
-    plan.tape = try tape.total()
+    try frames.complete(&plan, c)
     return plan
+  }
+}
+
+extension ModelConfiguration {
+  /// MoE layers among the first n.
+  fileprivate func countMoE(_ n: Int) -> Int { moeEvery.map { n / $0 } ?? 0 }
+  /// The first layer that is MoE, or is not.
+  fileprivate func first(isMoE: Bool) -> Int { isMoE ? moeEvery! - 1 : 0 }
+}
+
+extension ModelPlan {
+  /// Layers that are both.
+  fileprivate func count(_ isMoE: Bool, _ keep: Keep, _ c: ModelConfiguration) -> Int {
+    let range =
+      switch keep {
+      case .input: 0..<input
+      case .lean: input..<lean
+      case .all: lean..<c.layers
+      }
+    let moe = c.countMoE(range.upperBound) - c.countMoE(range.lowerBound)
+    return isMoE ? moe : range.count - moe
   }
 }

@@ -55,7 +55,7 @@ public struct ModelTape {
 /// The residual stream between the layers, and what is not any layer's.
 struct TapeFrame {
   private let streams: UnsafeMutablePointer<Float>  // [N or N + 1, T, H]
-  private let first: UnsafePointer<Float>?  // [T,H] the caller's, where there are no embeddings
+  private let first: UnsafePointer<Float>?  // [T,H] the caller's, where there are neither embeddings nor padding
   private let elements: Int  // T H
   /// Of the pooled balance loss with respect to each MoE layer's mean probabilities.
   let pooledGradient: UnsafeMutablePointer<Float>?  // [MoE layers, E]
@@ -63,8 +63,9 @@ struct TapeFrame {
   init(_ arena: inout Arena, _ model: Model, _ input: ModelInput) {
     let c = model.configuration
     elements = input.tokens * c.hidden  // fits: the boundary has seen to that
-    first = c.vocabulary > 0 ? nil : input.hidden
-    streams = arena.take(Float.self, c.vocabulary > 0 ? c.layers + 1 : c.layers, elements)
+    let readsItsOwn = model.readsItsOwn(input)
+    first = readsItsOwn ? nil : input.hidden
+    streams = arena.take(Float.self, readsItsOwn ? c.layers + 1 : c.layers, elements)
     pooledGradient =
       c.pooledCoefficient > 0 ? arena.take(Float.self, model.countMoE, model.pooledExperts) : nil
   }

@@ -7,12 +7,16 @@ struct ParameterList {
 
   private let places: UnsafeMutablePointer<Place>
   private let names: UnsafeMutablePointer<CChar>  // [count, nameSize], of the ffn's
+  private let firsts: UnsafeMutablePointer<Int>  // [N + 1] where a layer's parameters begin; behind the last one's
+  private let layers: Int
   let count: Int
 
   private static var nameSize: Int { ModelParameters.nameSize }
 
-  private init(_ arena: inout Arena, count: Int) {
+  private init(_ arena: inout Arena, count: Int, layers: Int) {
     self.count = count
+    self.layers = layers
+    firsts = arena.take(Int.self, layers + 1)
     places = arena.take(Place.self, count)
     names = arena.take(CChar.self, count, Self.nameSize)
   }
@@ -25,16 +29,16 @@ struct ParameterList {
     for slot in 0..<parameters.count where parameters[slot] != nil { count += 1 }
     for n in 0..<layers { count += feedForwards[n]?.pointee.parameterCount ?? 0 }
     var measure = Arena()
-    _ = ParameterList(&measure, count: count)
+    _ = ParameterList(&measure, count: count, layers: layers)
     var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let list = ParameterList(&arena, count: count)
-    list.fill(parameters, feedForwards, layers: layers)
+    let list = ParameterList(&arena, count: count, layers: layers)
+    list.fill(parameters, feedForwards)
     return list
   }
 
-  func free(_ allocator: Allocator) { allocator.deallocate(places) }
+  func free(_ allocator: Allocator) { allocator.deallocate(firsts) }
 
-  private func fill(_ parameters: ModelParameters, _ feedForwards: UnsafePointer<LayerPointer?>, layers: Int) {
+  private func fill(_ parameters: ModelParameters, _ feedForwards: UnsafePointer<LayerPointer?>) {
     var next = 0
     func add(_ slot: Int) {
       if parameters[slot] == nil { return }
@@ -44,6 +48,7 @@ struct ParameterList {
     add(ModelParameters.slot(.embedding))
     add(ModelParameters.slot(.positions))
     for n in 0..<layers {
+      firsts[n] = next
       for role in 0..<ModelParameters.LayerRole.count {
         add(ModelParameters.slot(n, ModelParameters.LayerRole(rawValue: role)!))
       }
@@ -57,11 +62,24 @@ struct ParameterList {
         next += 1
       }
     }
+    firsts[layers] = next
     add(ModelParameters.slot(.normWeight))
     add(ModelParameters.slot(.normBias))
     add(ModelParameters.slot(.output))
   }
 
   subscript(index: Int) -> Place { places[index] }
+
+  /// Where a parameter of this name may be: one of a layer's, which the name tells, is looked for among these alone.
+  func candidates(_ name: UnsafePointer<CChar>) -> Range<Int> {
+    let prefix: StaticString = "layers."
+    for i in 0..<prefix.utf8CodeUnitCount where UInt8(bitPattern: name[i]) != prefix.utf8Start[i] { return 0..<count }
+    var (n, digit) = (0, prefix.utf8CodeUnitCount)
+    while n < layers, name[digit] >= 48, name[digit] <= 57 {
+      n = 10 * n + Int(name[digit]) - 48
+      digit += 1
+    }
+    return n < layers ? firsts[n]..<firsts[n + 1] : 0..<0
+  }
   func name(_ index: Int) -> UnsafePointer<CChar> { UnsafePointer(names + index * Self.nameSize) }
 }

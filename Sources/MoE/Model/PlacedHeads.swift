@@ -15,11 +15,11 @@ struct PlacedHeads {
   private let queryStatistics: UnsafeMutablePointer<Float>?  // [T, heads, 2]
   private let keyStatistics: UnsafeMutablePointer<Float>?  // [T, key heads, 2]
 
-  /// `length` tokens a sequence, the first at `firstPosition`.
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, tokens: Int, length: Int, firstPosition: Int = 0,
-    projected: UnsafeMutablePointer<Float>, forBackward: Bool
+    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, projected: UnsafeMutablePointer<Float>,
+    forBackward: Bool
   ) {
+    let tokens = input.tokens
     c = model.configuration
     context = model.context
     parameters = model.parameters
@@ -36,8 +36,8 @@ struct PlacedHeads {
       return
     }
     var rotary = Rotary(
-      heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: nil, sequenceLength: length,
-      firstPosition: firstPosition, inverse: false)
+      heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: input.positions,
+      sequenceLength: input.length, firstPosition: 0, inverse: false)
     rotation = Rotation(&arena, rotary, table, in: model.context)
     rotary.inverse = true
     rotationBack = forBackward ? Rotation(&arena, rotary, table, in: model.context) : nil

@@ -7,7 +7,7 @@ import CShims
 public struct Sampling {
   let temperature: Double
   let topK: Int  // 0 = all
-  let topP: Double  // 1 = all
+  let topP: Double  // 1 = all, 0 = the most likely alone
   let seed: UInt64
 
   public init(temperature: Double, topK: Int, topP: Double, seed: UInt64) {

@@ -31,21 +31,22 @@ struct SelfAttentionForward {
     _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
     cache: CachedLayer? = nil, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    c = model.configuration
+    let c = model.configuration
+    self.c = c
     self.cache = cache
     self.input = input
     let p = model.parameters
     context = model.context
     self.arrays = arrays
-    heads = PlacedHeads(
-      &arena, model, n, tokens: input.tokens, length: input.length,
-      firstPosition: cache?.length ?? 0, projected: arrays.projected, forBackward: false)
+    heads = PlacedHeads(&arena, model, n, input, projected: arrays.projected, forBackward: false)
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
       &first, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
     attend = AttentionForward(
-      &second, cache.map { AttentionCall(model, input, $0) } ?? AttentionCall(model, n, input), in: context)
+      &second,
+      cache.map { AttentionCall(c, queries: input.length, cached: $0.length + input.length) }
+        ?? AttentionCall(model, n, input), in: context)
     output = ProjectionForward(
       &third, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
     arena.cover(first)
@@ -53,7 +54,7 @@ struct SelfAttentionForward {
     arena.cover(third)
   }
 
-  func run() throws(Fault) {
+  @inline(never) func run() throws(Fault) {
     try project.run()
     try heads.run()
     if let cache {
@@ -64,16 +65,22 @@ struct SelfAttentionForward {
     try output.run()
   }
 
-  /// Sequence by sequence, since those in the cache do not stand close together.
+  /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
+  /// the cache has no gaps.
   private func attend(to cache: CachedLayer) throws(Fault) {
-    cache.append(heads, sequences: input.sequences, count: input.length, stride: c.projected)
+    cache.append(heads, input, stride: c.projected)
+    if input.validMask != nil { arrays.output.update(repeating: 0, count: input.tokens * c.queries) }
     for sequence in 0..<input.sequences {
-      let first = sequence * input.length
-      try attend.run(
-        AttentionArrays(
-          query: heads.query + first * c.projected, key: cache.keys + cache.place(sequence, 0),
-          value: cache.values + cache.place(sequence, 0), output: arrays.output + first * c.queries),
-        logSums: nil, in: context)
+      var known = cache.known[sequence]
+      try input.forEachRun(ofSequence: sequence) { (run) throws(Fault) in
+        let first = sequence * input.length + run.lowerBound
+        known += run.count
+        try attend.over(AttentionCall(c, queries: run.count, cached: known)).run(
+          AttentionArrays(
+            query: heads.query + first * c.projected, key: cache.keys + cache.place(sequence, 0),
+            value: cache.values + cache.place(sequence, 0), output: arrays.output + first * c.queries),
+          logSums: nil, in: context)
+      }
     }
   }
 }
@@ -98,8 +105,7 @@ struct SelfAttentionBackward {
     let (c, p, tokens) = (model.configuration, model.parameters, input.tokens)
     context = model.context
     replaces = c.headNorm
-    heads = PlacedHeads(
-      &arena, model, n, tokens: tokens, length: input.length, projected: arrays.projected, forBackward: true)
+    heads = PlacedHeads(&arena, model, n, input, projected: arrays.projected, forBackward: true)
     dProjected = arena.take(Float.self, tokens, c.projected)
     let dOutput = arena.take(Float.self, tokens, c.queries)
     var (first, second, third) = (arena, arena, arena)
@@ -117,7 +123,7 @@ struct SelfAttentionBackward {
     arena.cover(third)
   }
 
-  func run() throws(Fault) {
+  @inline(never) func run() throws(Fault) {
     try output.run()
     if replaces { try heads.run() }  // from the projections, which were kept as they were
     try attend.run(gradients, in: context)
@@ -142,12 +148,10 @@ extension AttentionCall {
 }
 
 extension AttentionCall {
-  /// Attention of one sequence's new tokens over those in the cache and themselves.
-  fileprivate init(_ model: Model, _ input: ModelInput, _ cache: CachedLayer) {
-    let c = model.configuration
+  /// Attention of one sequence's last tokens over all that a cache has of it, these among them.
+  fileprivate init(_ c: ModelConfiguration, queries: Int, cached: Int) {
     self.init(
-      sequences: 1, queries: input.length, keys: cache.length + input.length, heads: c.heads, keyHeads: c.keyHeads,
-      headSize: c.headSize)
+      sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize)
     queryStride = c.projected
     masks.causal = true
   }

@@ -37,9 +37,10 @@ public struct Optimizer {
     }
   }
 
-  let context: ContextPointer
+  public let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
+  private let places: UnsafeMutablePointer<Place>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
   /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
@@ -85,6 +86,18 @@ public struct Optimizer {
     }
   }
 
+  /// AdamW's beta1, or SGD's momentum, of the steps to come.
+  public mutating func setMomentum(_ momentum: Double) {
+    switch rule {
+    case .adamw(var adamw):
+      adamw.setBeta1(momentum, afterSteps: steps)
+      rule = .adamw(adamw)
+    case .sgd(var sgd):
+      sgd.momentum = momentum
+      rule = .sgd(sgd)
+    }
+  }
+
   // MARK: what a training state holds
 
   /// How many moments each element has.
@@ -92,23 +105,13 @@ public struct Optimizer {
 
   /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
-    parts(ofTensor: index, at: place(ofTensor: index))
+    parts(ofTensor: index, at: places[index])
   }
 
   /// Where a tensor's part of the state begins, and of the random words.
-  private struct Place {
+  fileprivate struct Place {
     var word = 0
     var firstWord = 0
-  }
-
-  private func place(ofTensor index: Int) -> Place {
-    var place = Place()
-    for earlier in 0..<index { place = self.place(behind: earlier, place) }
-    return place
-  }
-
-  private func place(behind index: Int, _ place: Place) -> Place {
-    Place(word: place.word + words(ofTensor: index), firstWord: place.firstWord + Moments.words(shapes[index].count))
   }
 
   private func parts(
@@ -119,14 +122,13 @@ public struct Optimizer {
     return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
-  private func words(ofTensor index: Int) -> Int { Self.words(shapes[index], rule, momentType) }
-
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
     (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
   }
 
   public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }
+  public var stateMemory: UnsafeMutableRawPointer? { UnsafeMutableRawPointer(state) }
 
   /// Values as they are: zeros are the state of a new optimiser.
   public mutating func bindState(_ memory: UnsafeMutablePointer<Float>) { state = memory }
@@ -140,7 +142,13 @@ public struct Optimizer {
   /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
   static var numbers: Int { 7 }
   static var chances: Int { 2 }
-  var isAdamW: Bool { rule.moments == 2 }
+  /// What states of this rule are called in training states.
+  var ruleName: StaticString {
+    switch rule {
+    case .adamw: ".adamw"
+    case .sgd: ".sgd"
+    }
+  }
 
   func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
   mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
@@ -153,7 +161,10 @@ public struct Optimizer {
   }
 
   mutating func setNumbers(_ numbers: UnsafePointer<Double>) {
-    rule = isAdamW ? .adamw(AdamW(numbers)) : .sgd(SGD(numbers))
+    switch rule {
+    case .adamw: rule = .adamw(AdamW(numbers))
+    case .sgd: rule = .sgd(SGD(numbers))
+    }
   }
 
   // MARK: steps
@@ -176,11 +187,9 @@ public struct Optimizer {
     beginStep()
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
-    var place = Place()
     for index in 0..<tensorCount {
       let tensor = tensor(index)
-      step(index, at: place, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
-      place = self.place(behind: index, place)
+      step(index, 0..<tensor.count, data: tensor.data, grad: tensor.grad, clip: clip, clears: false)
     }
   }
 
@@ -198,14 +207,7 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
-    step(index, at: place(ofTensor: index), elements, data: data, grad: grad, clip: clip, clears: clears)
-  }
-
-  private func step(
-    _ index: Int, at place: Place, _ elements: Range<Int>, data: UnsafeMutableRawPointer,
-    grad: UnsafeMutablePointer<Float>, clip: Float, clears: Bool
-  ) {
-    let count = shapes[index].count
+    let (count, place) = (shapes[index].count, places[index])
     let (master, moments) = parts(ofTensor: index, at: place)
     let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
     context.runToTheEnd(
@@ -221,8 +223,8 @@ public struct Optimizer {
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
-    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, state: UnsafeMutablePointer<Float>?,
-    stateWords: Int
+    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, places: UnsafeMutablePointer<Place>,
+    state: UnsafeMutablePointer<Float>?, stateWords: Int
   ) {
     self.context = context
     self.rule = rule
@@ -231,6 +233,7 @@ public struct Optimizer {
     self.tensorCount = tensorCount
     self.shapes = shapes
     self.groups = groups
+    self.places = places
     self.state = state
     self.stateWords = stateWords
     hasUnallocatedState = state == nil
@@ -292,7 +295,7 @@ private struct OptimizerStep: Job {
 /// AdamW [Loshchilov and Hutter 2019]; the formula stands in include/moe.h.
 public struct AdamW {
   public var learningRate: Double
-  let beta1: Double
+  private(set) var beta1: Double
   let beta2: Double
   let epsilon: Double
   let weightDecay: Double
@@ -321,6 +324,19 @@ public struct AdamW {
     (out[5], out[6]) = (beta1Power, beta2Power)
   }
 
+  /// The power is then that of the new beta1, by squaring.
+  fileprivate mutating func setBeta1(_ beta1: Double, afterSteps steps: UInt64) {
+    if beta1 == self.beta1 { return }
+    self.beta1 = beta1
+    beta1Power = 1
+    var (square, left) = (beta1, steps)
+    while left > 0 {
+      if left & 1 == 1 { beta1Power *= square }
+      square *= square
+      left >>= 1
+    }
+  }
+
   mutating func beginStep() {
     beta1Power *= beta1
     beta2Power *= beta2
@@ -338,7 +354,7 @@ public struct AdamW {
 /// SGD with momentum and decoupled weight decay; the formula stands in include/moe.h.
 public struct SGD {
   public var learningRate: Double
-  let momentum: Double
+  var momentum: Double
   let weightDecay: Double
 
   public init(learningRate: Double, momentum: Double, weightDecay: Double) {
@@ -380,19 +396,26 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     }
     typealias Parts = (
       OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
-      UnsafeMutablePointer<Float>
+      UnsafeMutablePointer<Optimizer.Place>, UnsafeMutablePointer<Float>
     )
     func layout(_ arena: inout Arena) -> Parts {
       (
         arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
-        arena.take(Optimizer.Group.self, tensorCount), arena.take(Float.self, allocates ? total : 0)
+        arena.take(Optimizer.Group.self, tensorCount), arena.take(Optimizer.Place.self, tensorCount),
+        arena.take(Float.self, allocates ? total : 0)
       )
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, groups, state) = layout(&arena)
-    for index in 0..<tensorCount { shapes[index] = shape(index) }
+    let (optimizer, shapes, groups, places, state) = layout(&arena)
+    var place = Optimizer.Place()
+    for index in 0..<tensorCount {
+      shapes[index] = shape(index)
+      places[index] = place
+      place.word += Optimizer.words(shapes[index], rule, momentType)
+      place.firstWord += Moments.words(shapes[index].count)
+    }
     groups.initialize(
       repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
@@ -400,7 +423,7 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     optimizer.initialize(
       to: Optimizer(
         context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
-        state: allocates ? state : nil, stateWords: total))
+        places: places, state: allocates ? state : nil, stateWords: total))
     context.retain()
     return optimizer
   }

@@ -11,7 +11,7 @@ public struct Schedule {
     public var isOneCycle: Bool { self == .oneCycle || self == .oneCycleLinear }
   }
 
-  let kind: Kind
+  public let kind: Kind
   let peak: Double
   let warmupSteps: Double
   let totalSteps: Double
@@ -19,10 +19,12 @@ public struct Schedule {
   let rise: Double  // share of the steps, of one cycle
   let initial: Double  // the rate that one cycle begins with, and
   let last: Double  // the one it ends with
+  let baseMomentum: Double  // of one cycle at the top, and
+  let maxMomentum: Double  // at both ends
 
   public init(
     kind: Kind, peak: Double, warmupSteps: Int, totalSteps: Int, finalFraction: Double, pctStart: Double,
-    divFactor: Double, finalDivFactor: Double
+    divFactor: Double, finalDivFactor: Double, baseMomentum: Double, maxMomentum: Double
   ) {
     self.kind = kind
     self.peak = peak
@@ -32,12 +34,13 @@ public struct Schedule {
     rise = pctStart
     initial = peak / divFactor
     last = initial / finalDivFactor
+    (self.baseMomentum, self.maxMomentum) = (baseMomentum, maxMomentum)
   }
 
   /// Of the step after `step` others.
   public func learningRate(at step: Int) -> Double {
     let step = Double(step)
-    if kind.isOneCycle { return oneCycle(at: min(step, totalSteps - 1)) }
+    if kind.isOneCycle { return oneCycle(at: step, from: initial, top: peak, to: last) }
     if step < warmupSteps { return peak * (step / warmupSteps) }
     if kind == .constant { return peak }
     // A warm-up of all steps leaves none to decay in.
@@ -46,10 +49,15 @@ public struct Schedule {
     return peak * (finalFraction + (1 - finalFraction) * left)
   }
 
-  private func oneCycle(at step: Double) -> Double {
-    let top = rise * totalSteps - 1
-    if step <= top { return between(initial, peak, top == 0 ? 1 : step / top) }
-    return between(peak, last, (step - top) / (totalSteps - 1 - top))
+  /// Of the step after `step` others, of one cycle.
+  public func momentum(at step: Int) -> Double {
+    oneCycle(at: Double(step), from: maxMomentum, top: baseMomentum, to: maxMomentum)
+  }
+
+  private func oneCycle(at step: Double, from first: Double, top: Double, to last: Double) -> Double {
+    let (step, middle) = (min(step, totalSteps - 1), rise * totalSteps - 1)
+    if step <= middle { return between(first, top, middle == 0 ? 1 : step / middle) }
+    return between(top, last, (step - middle) / (totalSteps - 1 - middle))
   }
 
   private func between(_ from: Double, _ to: Double, _ way: Double) -> Double {

@@ -18,9 +18,8 @@ struct BatchNorm {
   func features(_ item: Int) -> Range<Int> { item * Self.width..<min((item + 1) * Self.width, c.hidden) }
 
   var mean: UnsafeMutablePointer<Float> { routing.norm }  // [H]
-  var inverse: UnsafeMutablePointer<Float> { routing.norm + c.hidden }  // [H] 1 / sqrt(variance + epsilon)
-
-  var variance: UnsafeMutablePointer<Float> { routing.norm + 2 * c.hidden }  // [H] unbiased, of the call's tokens
+  var variance: UnsafeMutablePointer<Float> { routing.norm + c.hidden }  // [H] unbiased, of the call's tokens
+  var inverse: UnsafeMutablePointer<Float> { routing.norm + 2 * c.hidden }  // [H] 1 / sqrt(variance + epsilon)
 
   /// Statistics of `rows` [T,H], or the running ones.
   func measure(_ rows: UnsafePointer<Float>, in context: ContextPointer) throws(Fault) {
@@ -31,17 +30,6 @@ struct BatchNorm {
         mean[f] = parameters.data(.runningMean)![f]
         inverse[f] = 1 / (parameters.data(.runningVariance)![f] + plan.epsilon).squareRoot()
       }
-    }
-  }
-
-  /// The running statistics follow the call's: after all else, so that a call that fails leaves them as they were.
-  func note() {
-    guard training && routing.validCount.pointee > 0 else { return }
-    let (runningMean, runningVariance) = (parameters.data(.runningMean)!, parameters.data(.runningVariance)!)
-    for f in 0..<c.hidden {
-      runningMean[f] += plan.momentum * (mean[f] - runningMean[f])
-      // One token has no unbiased variance.
-      if routing.validCount.pointee > 1 { runningVariance[f] += plan.momentum * (variance[f] - runningVariance[f]) }
     }
   }
 
@@ -104,16 +92,18 @@ private struct DifferentiateFeatures: Job {
       let (mean, inverse) = (norm.mean[f], norm.inverse[f])
       let weight = norm.parameters.data(.normWeight)![f]
       var (sum, products) = (0.0, 0.0)
-      for t in 0..<routing.tokens where routing.isValid(t) {
+      for t in 0..<routing.tokens where routing.isRouted(t) {
         sum += Double(d[t * h + f])
         products += Double(d[t * h + f]) * Double((rows[t * h + f] - mean) * inverse)
       }
       norm.parameters.grad(.normBias)![f] += Float(sum)
       norm.parameters.grad(.normWeight)![f] += Float(products)
       let (meanGradient, meanProduct) = norm.training ? (Float(sum / count), Float(products / count)) : (0, 0)
-      for t in 0..<routing.tokens where routing.isValid(t) {
+      for t in 0..<routing.tokens where routing.isRouted(t) {
+        // The means are not padding's.
         let n = (rows[t * h + f] - mean) * inverse
-        d[t * h + f] = (d[t * h + f] - meanGradient - n * meanProduct) * inverse * weight
+        let ofMeans = routing.isValid(t) ? meanGradient + n * meanProduct : 0
+        d[t * h + f] = (d[t * h + f] - ofMeans) * inverse * weight
       }
     }
   }

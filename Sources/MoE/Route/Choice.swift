@@ -38,7 +38,7 @@ enum Choice {
       self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds))
     case (.sinkhorn, _) where inputs.call.training:
       self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing, values: inputs.values))
-    default:
+    case (.tokenChoice, _), (.sinkhorn, _), (.hierarchical, .none), (.external, _):
       self = .topK(
         TopKChoice(&arena, c, context: context, routing: routing, selection: inputs.selection, x: inputs.x))
     }
@@ -53,7 +53,7 @@ enum Choice {
     switch self {
     case .topK(let choice): try choice.prepare(in: context)
     case .experts(let choice): choice.prepare()
-    default: break
+    case .hierarchical, .hash, .given, .sinkhorn: break
     }
   }
 

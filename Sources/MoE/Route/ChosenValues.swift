@@ -1,7 +1,7 @@
 import CShims
 
 /// What the weights of a token's chosen experts are made from: their scores, or a softmax or sigmoid over their logits.
-/// (SparseMixer.swift has those that look at other experts too.)
+/// (LogitMixer.swift has those that look at other experts too.)
 struct ChosenValues {
   let choice: TokenChoice
   let kernels: UnsafePointer<moei_kernels>
@@ -20,7 +20,7 @@ struct ChosenValues {
     case (.topKSigmoid, _), (.scores, .sigmoid): kernels.pointee.sigmoid(Int64(k), chosen, v)
     case (.scores, .sqrtSoftplus): kernels.pointee.sqrt_softplus(Int64(k), chosen, v)
     case (.scores, .identity), (.scores, .softmax): v.update(from: chosen, count: k)
-    case (.equal, _), (.sparseMixer, _): v.update(repeating: 1, count: k)
+    case (.equal, _), (.sparseMixer, _), (.groupSoftmax, _): v.update(repeating: 1, count: k)
     }
   }
 
@@ -48,7 +48,7 @@ struct ChosenValues {
         dv[slot] = v[slot] == 0 ? 0 : dv[slot] * s / (2 * v[slot])
       }
     case (.equal, _): dv.update(repeating: 0, count: k)
-    case (.scores, .identity), (.scores, .softmax), (.sparseMixer, _): break
+    case (.scores, .identity), (.scores, .softmax), (.sparseMixer, _), (.groupSoftmax, _): break
     }
   }
 }

@@ -36,20 +36,40 @@ struct Gate {
 
   // MARK: backward
 
+  /// Whether all weights are finite; false, too, where only their sum is none.
+  func isFinite(_ kernels: UnsafePointer<moei_kernels>) -> Bool {
+    kernels.pointee.sum(Int64(outputs * hidden), weight).isFinite
+  }
+
   /// dr[t] += dz[t] W for some tokens; dz [T, outputs], dr [T,H]
   func addInputGradient(
     _ tokens: Range<Int>, _ dz: UnsafePointer<Float>, to dr: UnsafeMutablePointer<Float>, _ matmul: Matmul,
     _ scratch: UnsafeMutablePointer<Float>
   ) {
+    if !isFinite(matmul.kernels) { return addInputGradientOfSome(tokens, dz, to: dr, matmul.kernels) }
     matmul.addAB(
       tokens.count, hidden, outputs, dz + tokens.lowerBound * outputs, lda: outputs, weight, ldb: hidden,
       dr + tokens.lowerBound * hidden, ldc: hidden, scratch)
+  }
+
+  /// The same chains without the logits whose gradient is 0: a weight of minus infinity, which makes a logit that and its
+  /// gradient 0, adds nothing.
+  private func addInputGradientOfSome(
+    _ tokens: Range<Int>, _ dz: UnsafePointer<Float>, to dr: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    for t in tokens {
+      for e in 0..<outputs where dz[t * outputs + e] != 0 {
+        kernels.pointee.add_scaled(Int64(hidden), dz[t * outputs + e], weight + e * hidden, dr + t * hidden)
+      }
+    }
   }
 }
 
 /// dW += dz^T r, tokens in ascending order, some features of r for each item;  db += the sum of dz.
 struct GateGradient: Job {
   let gate: Gate
+  let routing: Routing
   let dz: UnsafePointer<Float>  // [T, outputs]
   let tokens: Int
   let matmul: Matmul
@@ -63,13 +83,33 @@ struct GateGradient: Job {
     let column = part * Self.width
     for block in 0..<blocks(of: tokens) {
       let tokens = rows(ofBlock: block, in: tokens)
-      let dz = dz + tokens.lowerBound * e
-      matmul.addAtB(
-        e, min(Self.width, h - column), tokens.count, dz, lda: e, gate.input + tokens.lowerBound * h + column, ldb: h,
-        gate.weightGrad! + column, ldc: h, logits.scratch(lane.pointee.index))
+      let columns = column..<min(h, column + Self.width)
+      if isFinite(tokens, columns) {
+        add(tokens, columns, lane.pointee.index)
+      } else {
+        // 0 times what padding has would be no number.
+        for t in tokens where routing.isValid(t) { add(t..<t + 1, columns, lane.pointee.index) }
+      }
       if let bias = gate.biasGrad, part == 0 {
-        for row in 0..<tokens.count { kernels.pointee.add(Int64(e), dz + row * e, bias) }
+        for t in tokens { kernels.pointee.add(Int64(e), dz + t * e, bias) }
       }
     }
+  }
+
+  private func add(_ tokens: Range<Int>, _ columns: Range<Int>, _ lane: Int) {
+    let (h, e) = (gate.hidden, gate.outputs)
+    matmul.addAtB(
+      e, columns.count, tokens.count, dz + tokens.lowerBound * e, lda: e,
+      gate.input + tokens.lowerBound * h + columns.lowerBound, ldb: h, gate.weightGrad! + columns.lowerBound, ldc: h,
+      logits.scratch(lane))
+  }
+
+  /// Whether what the gate read of padding is; false, too, where only its sum is none.
+  private func isFinite(_ tokens: Range<Int>, _ columns: Range<Int>) -> Bool {
+    for t in tokens where !routing.isValid(t) {
+      let row = gate.input + t * gate.hidden + columns.lowerBound
+      if !kernels.pointee.sum(Int64(columns.count), row).isFinite { return false }
+    }
+    return true
   }
 }

@@ -5,7 +5,7 @@ struct GivenChoice {
   let indices: UnsafePointer<Int32>?  // [T, choices], checked
 
   func choose(_ block: TokenBlock) -> RoutingFailure? {
-    for t in block.tokens where routing.isValid(t) {
+    for t in block.tokens where routing.isRouted(t) {
       (routing.indices + t * routing.slots).update(from: indices! + t * c.choices, count: c.choices)
     }
     return nil

@@ -70,7 +70,7 @@ struct HierarchicalChoice {
     let groups = groups + block.lane * hierarchy.groups
     let best = best + block.lane * c.experts
     let perGroup = c.topK / chosenGroups
-    for t in block.tokens where routing.isValid(t) {
+    for t in block.tokens where routing.isRouted(t) {
       let row = t - block.tokens.lowerBound
       let kept = block.values?.of(t)
       kept?.update(repeating: -.infinity, count: c.experts)

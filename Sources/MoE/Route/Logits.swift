@@ -63,7 +63,7 @@ struct Logits {
     if let coarseGate { coarseGate.forward(tokens, into: coarse(lane)!, matmul, scratch(lane)) }
     if let noiseGate { noiseGate.forward(tokens, into: learned(lane)!, matmul, scratch(lane)) }
     if let noise {
-      for t in tokens where routing.isValid(t) {
+      for t in tokens where routing.isRouted(t) {
         let row = t - tokens.lowerBound
         noise.add(t, to: z + row * e, learned: learned(lane).map { $0 + row * e })
       }

@@ -41,13 +41,14 @@ struct RouterForward {
       c.admits(call) ? Admission(&arena, c, call, draws, routing: routing, values: tokens.values) : nil
   }
 
-  func run(in context: ContextPointer) throws(Fault) {
+  /// Fills the arrays by sequence, where they are wanted.
+  func run(in context: ContextPointer, _ bySequence: SequenceDetails) throws(Fault) {
     routing.start(call)
-    tokenSums.start()
+    tokenSums.start(bySequence)
     try tokens.selection.check()
     try input.run(in: context, again: false)
     try tokens.choice.prepare(in: context)
-    try tokens.run(in: context, tokenSums)
+    try tokens.run(in: context, tokenSums, bySequence)
     if Choice.isTogether(c, call) {
       try tokens.choice.chooseTogether(in: context)
       try weigh.run(in: context)
@@ -56,15 +57,6 @@ struct RouterForward {
       admission.run()
       try weigh.run(in: context)
     }
-  }
-}
-
-extension RouterForward {
-  /// What a training call leaves behind in the layer; once nothing can fail any more.
-  func note() {
-    input.norm?.note()
-    guard call.training, c.warmup != nil else { return }
-    parameters.data(.activeExperts)![0] = Float(c.activeExperts(call, parameters))
   }
 }
 
@@ -129,7 +121,7 @@ struct RouteTokens: Job {
     failures = arena.take(RoutingFailure.self, blocks(of: call.tokens))
   }
 
-  func run(in context: ContextPointer, _ tokenSums: TokenSums) throws(Fault) {
+  func run(in context: ContextPointer, _ tokenSums: TokenSums, _ bySequence: SequenceDetails) throws(Fault) {
     let blocks = blocks(of: call.tokens)
     failures.initialize(repeating: RoutingFailure(), count: blocks)
     for first in stride(from: 0, to: blocks, by: context.lanes) {
@@ -139,7 +131,7 @@ struct RouteTokens: Job {
       try context.run(end - first, wave)
       try throwFailure(first..<end)
       let tokens = first * rowsPerBlock..<min(end * rowsPerBlock, call.tokens)
-      tokenSums.add(tokens)
+      tokenSums.add(tokens, bySequence)
       try choice.offer(tokens)
     }
   }
@@ -174,7 +166,7 @@ struct RouteTokens: Job {
     for t in tokens {
       if !routing.isValid(t) {
         leaveOut(t)
-        continue
+        if !routing.isRouted(t) { continue }
       }
       guard c.hasGate else { continue }
       let row = z + (t - tokens.lowerBound) * e
@@ -190,8 +182,10 @@ struct RouteTokens: Job {
       var (logSumExp, entropy): (Float, Float) = (0, 0)
       kernels.pointee.softmax(Int64(e), row, p, &logSumExp, &entropy)
       routing.logSumExp?[t] = logSumExp
-      ofBlock.squares += Double(logSumExp) * Double(logSumExp)
-      ofBlock.entropy += Double(entropy)
+      if routing.counts(t) {
+        ofBlock.squares += Double(logSumExp) * Double(logSumExp)
+        ofBlock.entropy += Double(entropy)
+      }
       measureForAll(t, row, p)
     }
     if c.hasGate { sums[block] = ofBlock }
@@ -204,6 +198,7 @@ struct RouteTokens: Job {
       return
     }
     if Choice.isTogether(c, call) { return }
+    for t in tokens where !routing.isValid(t) && routing.isRouted(t) { setAside(t) }
     for t in tokens where routing.isValid(t) {
       let z = c.hasGate ? z + (t - tokens.lowerBound) * e : nil
       if let z {
@@ -225,14 +220,21 @@ struct RouteTokens: Job {
     case .sinkhorn:
       let values = values.of(t)
       for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
-    default: break
+    case .topK, .hierarchical, .hash, .given: break
     }
+  }
+
+  /// Padding that counts in losses: its choices are known, and go to no expert.
+  private func setAside(_ t: Int) {
+    let own = routing.indices + t * routing.slots
+    for slot in 0..<routing.choices where own[slot].isExpert { own[slot] = own[slot].dropped }
   }
 
   /// A token that is padding.
   private func leaveOut(_ t: Int) {
     (routing.indices + t * routing.slots).update(repeating: .noExpert, count: routing.slots)
     (routing.weights + t * routing.slots).update(repeating: 0, count: routing.slots)
+    firstTaken?[t] = .noExpert
     guard c.hasGate else { return }
     routing.probabilities.of(t).update(repeating: 0, count: c.experts)
     routing.logSumExp?[t] = 0
@@ -301,7 +303,7 @@ extension Configuration {
 
   /// Whether weights follow after the choices, from other logits than those at hand when these were made.
   func weighsFromLogits(_ call: Call) -> Bool {
-    Choice.isTogether(self, call) || movesChoices(call) || admits(call) && choice.weights == .sparseMixer
+    Choice.isTogether(self, call) || movesChoices(call) || admits(call) && choice.weights.looksAtAllLogits
   }
 
   /// Experts that may be chosen. Training notes the number, and evaluation follows it.

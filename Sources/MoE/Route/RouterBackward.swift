@@ -87,7 +87,8 @@ struct RouterBackward: Job {
     try context.run(
       (gate.hidden + GateGradient.width - 1) / GateGradient.width,
       GateGradient(
-        gate: gate, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels, logits: logits))
+        gate: gate, routing: routing, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels,
+        logits: logits))
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -102,13 +103,19 @@ struct RouterBackward: Job {
     for t in tokens {
       let row = t - tokens.lowerBound
       let dz = dLogits + t * e
-      guard routing.isValid(t) else {
+      guard routing.isRouted(t) else {
         leaveOut(t)
         continue
       }
-      differentiate(t, weigher.mixer == nil ? nil : UnsafePointer(z + row * e), lane)
+      if routing.isValid(t) {
+        differentiate(t, weigher.mixer == nil ? nil : UnsafePointer(z + row * e), lane)
+      } else {
+        differentiateLosses(ofPadding: t)
+      }
       guard c.hasGate else { continue }
-      scoreShares?.backward(losses.shareSlopes(t), scale: losses.scale, logits: z + row * e, addTo: dz, lane)
+      if routing.counts(t) {
+        scoreShares?.backward(losses.shareSlopes(t), scale: losses.scale, logits: z + row * e, addTo: dz, lane)
+      }
       if let hierarchy = logits.hierarchy {
         hierarchy.split(dz, probabilities: routing.probabilities.of(t), du: dCoarse + t * hierarchy.groups)
       }
@@ -117,15 +124,16 @@ struct RouterBackward: Job {
     logits.dropout?.apply(
       dLogits + tokens.lowerBound * e, first: tokens.lowerBound * e, count: tokens.count * e)
     if let noise = logits.noise, let learned {
-      for t in tokens where routing.isValid(t) {
+      for t in tokens where routing.isRouted(t) {
         let row = (t - tokens.lowerBound) * e
+        let ofLoads = routing.counts(t) ? smoothLoad?.dDeviations(lane) : nil
         noise.backward(
-          t, dz: dLogits + t * e, dDeviations: smoothLoad?.dDeviations(lane).map { UnsafePointer($0 + row) },
-          learned: learned + row, into: dNoise + t * e)
+          t, dz: dLogits + t * e, dDeviations: ofLoads.map { UnsafePointer($0 + row) }, learned: learned + row,
+          into: dNoise + t * e)
       }
     }
     if let smoothLoad {
-      for t in tokens where routing.isValid(t) {
+      for t in tokens where routing.counts(t) {
         kernels.pointee.add(Int64(e), smoothLoad.dClean(lane) + (t - tokens.lowerBound) * e, dLogits + t * e)
       }
     }
@@ -133,7 +141,7 @@ struct RouterBackward: Job {
 
   /// What forward had of the logits.
   private func measure(_ tokens: Range<Int>, _ z: UnsafePointer<Float>, _ lane: Int) {
-    for t in tokens where routing.isValid(t) {
+    for t in tokens where routing.isRouted(t) {
       let (row, p) = (z + (t - tokens.lowerBound) * c.experts, routing.probabilities.of(t))
       var entropy: Float = 0
       kernels.pointee.softmax(Int64(c.experts), row, p, routing.logSumExp! + t, &entropy)
@@ -144,7 +152,7 @@ struct RouterBackward: Job {
   /// Gradients of smooth loads, which pass the noise by, in the thread's memory.
   private func differentiateLoads(_ tokens: Range<Int>, _ z: UnsafePointer<Float>, _ lane: Int) {
     guard let smoothLoad, let noise = logits.noise, let slopes = losses.loadSlopes else { return }
-    for t in tokens where routing.isValid(t) {
+    for t in tokens where routing.counts(t) {
       let row = t - tokens.lowerBound
       let token = SmoothLoad.Token(
         number: t, row: row, z: z + row * c.experts,
@@ -159,6 +167,15 @@ struct RouterBackward: Job {
     if let groups = logits.hierarchy?.groups { (dCoarse + t * groups).update(repeating: 0, count: groups) }
     if logits.noiseGate != nil { (dNoise + t * c.experts).update(repeating: 0, count: c.experts) }
     (dShared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
+  }
+
+  /// Padding that counts in losses: nothing else depends on it.
+  private func differentiateLosses(ofPadding t: Int) {
+    (dShared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
+    guard c.hasGate else { return }
+    let dz = dLogits + t * c.experts
+    losses.setProbabilityGradient(t, dz)
+    kernels.pointee.softmax_backward(Int64(c.experts), routing.probabilities.of(t), losses.logSumExpGradient(t), dz)
   }
 
   /// Logits of one token, from its weights' gradients and the losses'. z [E] are its logits where weights need them.
@@ -178,7 +195,7 @@ struct RouterBackward: Job {
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
     losses.setProbabilityGradient(t, dz)
     if weightsAreGiven || chosen.count == 0 {
-      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
+      kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(t), dz)
       return
     }
     let (v, dv) = back(chosen, t, z, dw, lane)
@@ -186,7 +203,7 @@ struct RouterBackward: Job {
     let throughSoftmax = weigher.chosenValues.passThroughSoftmax
     if throughSoftmax { for i in 0..<chosen.count { dz[Int(chosen.indices[i])] += dv[i] } }
     // Softmax: dz_e = p_e (dp_e - sum over j of dp_j p_j), and the z-loss, whose gradient is a multiple of p.
-    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(routing.logSumExp![t]), dz)
+    kernels.pointee.softmax_backward(Int64(e), p, losses.logSumExpGradient(t), dz)
     // Other values reach the chosen logits directly, or those of a softmax of their own.
     if let mixer = weigher.mixer, let z {
       mixer.backward(dv, z, chosen.indices, chosen.count, addTo: dz, lane)

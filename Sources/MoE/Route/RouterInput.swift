@@ -1,6 +1,6 @@
 import CShims
 
-// What the gate reads: x, or x after jitter, batch normalisation and dropout. Without these nothing is copied.
+// What the gate reads: x, or x after jitter, a norm and dropout. Without these nothing is copied.
 
 /// The same forward on values and backward on their gradients. Elements are `first` (a multiple of 4) ..< first + count of
 /// the array that `values` are from.
@@ -12,16 +12,22 @@ protocol ElementChange {
 struct Jitter: ElementChange {
   let random: Random
   let size: Float
+  private let given: UnsafePointer<Float>?  // [T,H] of the whole call
   private let base: Int  // of the first element
 
   init?(_ c: Configuration, _ draws: Draws) {
     guard draws.training && c.exploration.jitter > 0 else { return nil }
     random = draws.of(.jitter)
+    given = draws.given.jitter
     size = c.exploration.jitter
     base = draws.firstToken * c.hidden
   }
 
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
+    if let given {
+      for i in 0..<count { values[i] *= 1 + size * given[base + first + i] }
+      return
+    }
     let stretch = 256  // so that the memory is the stack's
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { factors in
       for from in stride(from: 0, to: count, by: stretch) {
@@ -96,6 +102,7 @@ struct RouterInput: Job {
   let own: UnsafeMutablePointer<Float>?
   let jitter: Jitter?
   let norm: BatchNorm?
+  let rowNorm: RouterNorm?
   let dropout: RouterDropout?
   let c: Configuration
   let x: UnsafePointer<Float>
@@ -113,9 +120,10 @@ struct RouterInput: Job {
       BatchNorm(
         c: c, plan: $0, kernels: context.kernels, training: draws.training, parameters: parameters, routing: routing)
     }
+    rowNorm = RouterNorm(&arena, c, context: context, parameters: parameters, tokens: routing.tokens)
     dropout = RouterDropout(c, draws, onLogits: false)
-    own =
-      jitter == nil && norm == nil && dropout == nil ? nil : arena.take(Float.self, routing.tokens, c.hidden)
+    let changes = jitter != nil || norm != nil || rowNorm != nil || dropout != nil
+    own = changes ? arena.take(Float.self, routing.tokens, c.hidden) : nil
     rows = own.map { UnsafePointer($0) } ?? x
   }
 
@@ -127,6 +135,7 @@ struct RouterInput: Job {
       if !again { try norm.measure(own, in: context) }
       try context.run(blocks(of: tokens), NormalizeRows(norm: norm, rows: own))
     }
+    if let rowNorm { try rowNorm.run(own, in: context) }
     try change(own, by: dropout, in: context)
   }
 
@@ -146,6 +155,10 @@ struct RouterInput: Job {
     if let norm {
       try context.run(blocks(of: tokens), self)  // what was normalised, once more
       try norm.backward(dRows, own!, in: context)
+    }
+    if let rowNorm {
+      try context.run(blocks(of: tokens), self)  // as above
+      try rowNorm.backward(dRows, own!, in: context)
     }
     try change(dRows, by: jitter, in: context)
   }

@@ -16,7 +16,10 @@ struct Routing {
   private(set) var wanted: UnsafeMutablePointer<Int32>  // [T,slots]
   private(set) var valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
   let validCount: UnsafeMutablePointer<Int>  // 1
-  let norm: UnsafeMutablePointer<Float>  // [3,H] mean, 1 / deviation and unbiased variance of a gate's normalised input
+  /// Which tokens count in losses and statistics, where the caller says so.
+  private(set) var counted: UnsafeMutablePointer<UInt8>?  // [T], nil: those that are valid
+  let countedCount: UnsafeMutablePointer<Int>  // 1
+  let norm: UnsafeMutablePointer<Float>  // [3,H] mean, unbiased variance and 1 / deviation of a gate's normalised input
   // The measures:
   /// What a choice's weight is made from, see ChosenValues; nil where nobody looks at it again.
   private(set) var chosen: UnsafeMutablePointer<Float>?  // [T,choices]
@@ -38,6 +41,8 @@ struct Routing {
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
     valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
     validCount = arena.take(Int.self, 1)
+    counted = call.lossMask == nil ? nil : arena.take(UInt8.self, tokens)
+    countedCount = arena.take(Int.self, 1)
     norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 3, c.hidden)
   }
 
@@ -65,19 +70,25 @@ struct Routing {
     own.sharedLogits += first * c.sharedGates
     own.coefficients = coefficients.map { $0 + first }
     own.valid = valid.map { $0 + first }
+    own.counted = counted.map { $0 + first }
     own.chosen = chosen.map { $0 + first * choices }
     own.probabilities = probabilities.part(from: c.hasGate ? first : 0)
     own.logSumExp = logSumExp.map { $0 + first }
     return own
   }
 
-  /// The caller's mask is copied: it need not live until backward.
+  /// The caller's masks are copied: they need not live until backward.
   func start(_ call: Call) {
     if let valid { valid.update(from: call.validMask!, count: tokens) }
+    if let counted { counted.update(from: call.lossMask!, count: tokens) }
     validCount.pointee = call.valid(in: 0..<tokens)
+    countedCount.pointee = call.counted(in: 0..<tokens)
   }
 
   func isValid(_ t: Int) -> Bool { valid.map { $0[t] != 0 } ?? true }
+  func counts(_ t: Int) -> Bool { counted.map { $0[t] != 0 } ?? isValid(t) }
+  /// Whether the gate's word on a token is of interest.
+  func isRouted(_ t: Int) -> Bool { isValid(t) || counts(t) }
 }
 
 /// A slot holds an expert's number, none, or, below that, the number of an expert that had no room.

@@ -48,7 +48,8 @@ struct Selection {
     case (.scores, .sigmoid), (.equal, .sigmoid): kernels.pointee.sigmoid(Int64(experts), logits, values)
     case (.scores, .sqrtSoftplus), (.equal, .sqrtSoftplus):
       kernels.pointee.sqrt_softplus(Int64(experts), logits, values)
-    default: values.update(from: logits, count: experts)
+    case (.scores, .identity), (.equal, .identity), (.topKSoftmax, _), (.topKSigmoid, _), (.sparseMixer, _):
+      values.update(from: logits, count: experts)
     }
     if let bias { kernels.pointee.add(Int64(experts), bias, values) }
     for e in 0..<experts where logits[e] == -.infinity { values[e] = -.infinity }

@@ -10,8 +10,7 @@ struct SparseMixer {
   private let left: UnsafeMutablePointer<Float>  // [lanes, E] logits that count
   private let shares: UnsafeMutablePointer<Float>  // [lanes, E]
 
-  init?(_ arena: inout Arena, _ c: Configuration, context: ContextPointer) {
-    guard c.choice.weights == .sparseMixer else { return nil }
+  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer) {
     experts = c.experts
     threshold = c.choice.maskThreshold
     kernels = context.kernels

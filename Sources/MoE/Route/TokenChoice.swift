@@ -21,6 +21,10 @@ public struct TokenChoice {
     case topKSigmoid = 2
     case equal = 3
     case sparseMixer = 4
+    case groupSoftmax = 5
+
+    /// Whether a weight depends on logits of experts that were not chosen, in other ways than through the softmax of all.
+    var looksAtAllLogits: Bool { self == .sparseMixer || self == .groupSoftmax }
   }
 
   /// Numbers as in moe_normalize.
@@ -69,7 +73,7 @@ public struct TokenChoice {
 
   /// Whether a choice's weight depends on which others there are.
   public var dependsOnTheOthers: Bool {
-    normalization != .none || weights == .topKSoftmax || weights == .sparseMixer
+    normalization != .none || weights == .topKSoftmax || weights.looksAtAllLogits
   }
 
   /// Whether the order of the logits is that of what is selected by.

@@ -44,7 +44,7 @@ struct TopKChoice {
   func choose(_ block: TokenBlock) -> RoutingFailure? {
     let (e, k) = (c.experts, c.topK)
     let chosen = chosen + block.lane * k
-    for t in block.tokens where routing.isValid(t) {
+    for t in block.tokens where routing.isRouted(t) {
       let z = block.logits + (t - block.tokens.lowerBound) * e
       let p = routing.probabilities.of(t)
       let indices = routing.indices + t * routing.slots

@@ -6,7 +6,7 @@ struct Weigher {
   let routing: Routing
   let chosenValues: ChosenValues
   let weighing: Weighing
-  let mixer: SparseMixer?
+  let mixer: LogitMixer?
   private let mayLeaveSlotsEmpty: Bool
   private let renormalizeAfter: Bool
   // Scratch of each thread, [lanes, choices].
@@ -26,7 +26,7 @@ struct Weigher {
     renormalizeAfter = c.renormalizeAfter
     chosenValues = ChosenValues(choice: c.choice, kernels: context.kernels)
     weighing = Weighing(c, parameters: parameters, kernels: context.kernels)
-    mixer = SparseMixer(&arena, c, context: context)
+    mixer = LogitMixer(&arena, c, context: context)
     indices = arena.take(Int32.self, context.lanes, c.choices)
     places = arena.take(Int32.self, context.lanes, c.choices)
     gathered = arena.take(Float.self, context.lanes, c.choices)

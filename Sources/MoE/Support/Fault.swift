@@ -111,6 +111,11 @@ public struct TextBuffer {
     }
   }
 
+  /// Its first `count` bytes.
+  mutating func append(_ text: UnsafePointer<CChar>, count: Int) {
+    for i in 0..<count { append(UInt8(bitPattern: text[i])) }
+  }
+
   public mutating func append(_ number: Int) {
     if number < 0 { append(UInt8(ascii: "-")) }
     append(UInt64(number.magnitude))

@@ -1,5 +1,5 @@
 /// Sorts elements 0 ..< count in place, O(n log n) whatever their order, without memory of its own.
-func heapSort(_ count: Int, isLess: (Int, Int) -> Bool, exchange: (Int, Int) -> Void) {
+public func heapSort(_ count: Int, isLess: (Int, Int) -> Bool, exchange: (Int, Int) -> Void) {
   func siftDown(_ root: Int, _ end: Int) {
     var root = root
     while 2 * root + 1 < end {

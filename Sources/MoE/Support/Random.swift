@@ -82,12 +82,22 @@ struct Random {
   }
 }
 
+/// Numbers of the caller's in place of drawn ones, of all tokens of a call.
+public struct GivenNumbers {
+  public var noise: UnsafePointer<Float>?  // [T,E] normal
+  public var jitter: UnsafePointer<Float>?  // [T,H] from -1 to 1
+  public var second: UnsafePointer<Float>?  // [T] from 0 to 1
+
+  public init() {}
+}
+
 /// The random numbers of one call, by what they are for.
 struct Draws {
   let kernels: UnsafePointer<moei_kernels>
   let seed: UInt64
   let step: UInt64
   let training: Bool
+  var given = GivenNumbers()
   /// What the first token is called: chunks of a call go on counting.
   var firstToken = 0
 

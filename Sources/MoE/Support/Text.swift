@@ -7,7 +7,7 @@ func compareText(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Int {
   return Int(UInt8(bitPattern: a[i])) - Int(UInt8(bitPattern: b[i]))
 }
 
-func textLength(_ text: UnsafePointer<CChar>) -> Int {
+public func textLength(_ text: UnsafePointer<CChar>) -> Int {
   var length = 0
   while text[length] != 0 { length += 1 }
   return length
@@ -23,21 +23,37 @@ func text(_ text: UnsafePointer<CChar>, after prefix: UnsafePointer<CChar>) -> U
   return text + i
 }
 
+/// Whether `text` ends so.
+func hasEnd(_ text: UnsafePointer<CChar>, _ end: UnsafePointer<CChar>) -> Bool {
+  let (length, endLength) = (textLength(text), textLength(end))
+  return length >= endLength && compareText(text + length - endLength, end) == 0
+}
+
+/// Whether `part` is anywhere in `text`.
+func hasPart(_ whole: UnsafePointer<CChar>, _ part: UnsafePointer<CChar>) -> Bool {
+  var i = 0
+  while whole[i] != 0 {
+    if text(whole + i, after: part) != nil { return true }
+    i += 1
+  }
+  return false
+}
+
 /// A literal as a C string: static memory.
-func cText(_ text: StaticString) -> UnsafePointer<CChar> {
+public func cText(_ text: StaticString) -> UnsafePointer<CChar> {
   UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
 }
 
 /// Puts a text together on the stack, cut off at 255 bytes, and hands it over.
-func withText<R>(
-  _ write: (inout TextBuffer) -> Void, body: (UnsafePointer<CChar>) throws(Fault) -> R
-) throws(Fault) -> R {
+func withText<R, E: Error>(
+  _ write: (inout TextBuffer) -> Void, body: (UnsafePointer<CChar>) throws(E) -> R
+) throws(E) -> R {
   // Typed errors do not pass through withUnsafeTemporaryAllocation.
-  var result: Result<R, Fault>?
+  var result: Result<R, E>?
   withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { memory in
     var text = TextBuffer(memory.baseAddress!, capacity: memory.count)
     write(&text)
-    do throws(Fault) {
+    do throws(E) {
       result = .success(try body(memory.baseAddress!))
     } catch {
       result = .failure(error)

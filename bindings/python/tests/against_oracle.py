@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ Arguments = dict[str, Any]  # of libmoe.Layer
 
 MATMULS = ["native", "reference", "openblas"]
 SCALARS = ["balance_loss", "z_loss", "aux_loss", "entropy", "max_over_mean", "variation", "dead_share"]
+GIVEN_NUMBERS = ("noise", "jitter", "second")  # in place of those drawn
+DIVISIONS = ("chunk_tokens", "memory_limit", "tape_policy")  # which change no number
 WHOLE = ["expert_indices", "tokens_per_expert", "dropped_per_expert", "n_dropped", "n_valid"]
 
 
@@ -43,7 +46,11 @@ def oracle_of(layer: libmoe.Layer, arguments: Arguments, x: Float32, call: Argum
     draws = oracle.Draws()
     if call.get("training"):
         draws = oracle.draw(settings, len(x), layer.hidden_size, layer.n_experts, call.get("step", 0))
-    return oracle.forward(settings, layer.state_dict(), x, options=oracle.Options(draws=draws, **call))
+    given = {name: call[name].astype(np.float64) for name in GIVEN_NUMBERS if call.get(name) is not None}
+    options = {name: value for name, value in call.items() if name not in (*GIVEN_NUMBERS, *DIVISIONS)}
+    return oracle.forward(
+        settings, layer.state_dict(), x, options=oracle.Options(draws=replace(draws, **given), **options)
+    )
 
 
 def compare(

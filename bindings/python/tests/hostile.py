@@ -27,6 +27,11 @@ NUMBERS: dict[Any, list[Any]] = {
     c_float: FLOATS,
     c_double: FLOATS,
 }
+# Of tensors of rank 3 whose dimensions say one thing and their product another, or nothing at all.
+SHAPES = [
+    (2**62, 4, 0), (4, 2**62, 0), (0, 2**62, 4), (2**62, 0, 4), (-1, 0, 2), (-(2**63), 1, 1),
+    (2**63 - 1,) * 3, (2**31,) * 3,
+]  # fmt: skip
 STRUCT_SIZES = [0, 1, 8, 4096, 4104, 2**63, 2**64 - 1]
 FILLINGS = [0x00, 0x7F, 0x80, 0xFF]  # of 0x7F floats are huge, of 0xFF they are NaN and integers -1
 
@@ -58,7 +63,16 @@ def is_pointer(kind: Any) -> bool:
 def structs(struct: Any) -> Iterator[tuple[str, int]]:
     """Yield addresses of a struct's copies, each with something wrong, and what that is."""
     yield "tail", placed(struct, 0xFF)
+    if hasattr(struct, "shape"):
+        good_rank, good_shape = struct.rank, tuple(struct.shape)
+        for shape in SHAPES:
+            struct.rank, struct.shape = 3, (*shape, *good_shape[3:])
+            yield f"shape = {shape}", placed(struct)
+        struct.rank, struct.shape = good_rank, good_shape
     for name, kind, *_ in struct._fields_:
+        is_function = hasattr(kind, "_restype_")  # a wrong one would be called
+        if is_function or issubclass(kind, (ctypes.Array, ctypes.py_object)):
+            continue
         good = getattr(struct, name)
         wrong: list[Any]
         if name == "struct_size":
@@ -68,8 +82,6 @@ def structs(struct: Any) -> Iterator[tuple[str, int]]:
             wrong = STRIDES if "stride" in name else NUMBERS[kind]
         elif kind is c_void_p:
             wrong = [None, room() + 1, *(room(filling) for filling in FILLINGS)]
-        elif issubclass(kind, ctypes.Array):
-            continue
         else:  # a pointer to structs
             values = [("NULL", 0), ("odd", room() + 1)]
             if is_sized(kind._type_):
@@ -111,12 +123,19 @@ def wrong_values(kind: Any, good: Any, is_stride: bool) -> Iterator[tuple[str, A
 class Function:
     """A C function and good arguments for it."""
 
-    def __init__(self, name: str, good: Callable[[], list[Any]], strides: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        good: Callable[[], list[Any]],
+        strides: tuple[int, ...] = (),
+        frees: str | None = None,
+    ) -> None:
         declared = {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}[name][1]
         address = ctypes.cast(getattr(lib, name), c_void_p).value
         plain = [c_void_p if is_pointer(kind) else kind for kind in declared]
         assert address
         self.name, self.kinds, self.good, self.strides = name, declared, good, strides
+        self.frees = frees  # what the last argument gets
         self.call = ctypes.CFUNCTYPE(c_int32, *plain)(address)
 
     def attempt(self, arguments: list[Any], what: str) -> int:
@@ -124,7 +143,27 @@ class Function:
         print(f"{self.name}: {what}", flush=True)
         found = self.call(*(placed(a) if isinstance(a, ctypes.Structure) else a for a in arguments))
         assert 0 <= found <= 6
+        if self.frees and found == 0:
+            handle = c_void_p.from_address(arguments[-1]).value
+            getattr(lib, self.frees)(ctypes.cast(handle or 0, self.kinds[-1]._type_))
         return int(found)
+
+    def overlap(self, arrays: list[int]) -> None:
+        """Give arrays in structs the memory of others, there and among the arguments."""
+        for i, good in enumerate(self.good()):
+            if not isinstance(good, ctypes.Structure):
+                continue
+            fields = [name for name, kind, *_ in good._fields_ if kind is c_void_p]
+            for field in fields:
+                for j in arrays:
+                    arguments = self.good()
+                    setattr(arguments[i], field, arguments[j])
+                    self.attempt(arguments, f"argument {i}.{field} is argument {j}")
+                for other in fields:
+                    arguments = self.good()
+                    setattr(arguments[i], field, getattr(arguments[i], other) or room())
+                    setattr(arguments[i], other, getattr(arguments[i], field))
+                    self.attempt(arguments, f"argument {i}.{field} is argument {i}.{other}")
 
     def torture(self) -> None:
         kept = len(alive)
@@ -141,6 +180,7 @@ class Function:
                 arguments = self.good()
                 arguments[i] = arguments[j]
                 self.attempt(arguments, f"argument {i} is argument {j}")
+        self.overlap(arrays)
         sizes = [i for i, kind in enumerate(self.kinds) if kind is c_int64]
         if len(sizes) > 1:
             for value in [*INTEGERS, 2**31 - 1]:

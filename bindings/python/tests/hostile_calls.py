@@ -13,7 +13,7 @@ from ctypes import c_char_p, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from hostile import FILLINGS, ROOM, Function, alive, room
+from hostile import FILLINGS, ROOM, Function, alive, placed, room
 from libmoe import _abi, _abi_model
 from libmoe._library import lib
 
@@ -155,8 +155,56 @@ def all_functions(folder: Path) -> list[Function]:
             name=ctypes.cast(address, c_char_p).value, rank=1, shape=shape, data=room()
         )
 
+    linear_config = _abi.moe_layer_config(
+        hidden_size=4, n_experts=3, top_k=2, expert_kind=2, expert_bias=1
+    )  # each expert is one matrix
+    linear = create("moe_layer_create", _abi.moe_layer, context_handle, ctypes.byref(linear_config))
+
+    def dense() -> Any:
+        return _abi.moe_tensor(name=b"weight", rank=2, shape=(c_int64 * 4)(4, 4), data=room())
+
+    def handles(kind: Any, *addresses: int) -> Any:
+        first = room()  # NULL follows
+        for i, address in enumerate(addresses):
+            c_void_p.from_address(first + 8 * i).value = address
+        return ctypes.cast(first, ctypes.POINTER(ctypes.POINTER(kind)))
+
+    trained_layer, trained_optimizer = a_layer(), new_optimizer(adamw)
+    trained_statistics = create("moe_statistics_create", _abi.moe_statistics, context_handle, 3)
+
+    def training() -> Any:
+        tensor = variable()
+        alive.append(tensor)
+        return _abi.moe_training(
+            step=7,
+            layers=handles(_abi.moe_layer, trained_layer), n_layers=1,
+            optimizers=handles(_abi.moe_optimizer, trained_optimizer), n_optimizers=1,
+            statistics=handles(_abi.moe_statistics, trained_statistics), n_statistics=1,
+            tensors=ctypes.cast(placed(tensor), ctypes.POINTER(_abi.moe_tensor)), n_tensors=1,
+        )  # fmt: skip
+
+    state = str(folder / "state").encode()
+    first_state = training()
+    lib.moe_training_save(context_handle, ctypes.byref(first_state), state)
+    bound_layer, loaded = a_layer(), a_layer()
+
     f32 = 0
     return [
+        Function("moe_context_create", lambda: [context_config, room()], frees="moe_context_free"),
+        Function("moe_layer_load", lambda: [loaded, checkpoint, 0, 0]),
+        Function("moe_layer_upcycle", lambda: [linear, dense(), 1]),
+        Function("moe_training_save", lambda: [context, training(), single]),
+        Function("moe_training_load", lambda: [context, training(), state]),
+        Function("moe_layer_initialize", lambda: [loaded]),
+        Function("moe_layer_zero_grad", lambda: [loaded]),
+        Function("moe_layer_parameter_count", lambda: [loaded, room()]),
+        Function("moe_layer_bind_parameter", lambda: [bound_layer, 1, room(), room()]),
+        Function("moe_tape_create", lambda: [loaded, room()], frees="moe_tape_free"),
+        Function("moe_routing_create", lambda: [context, room()], frees="moe_routing_free"),
+        Function("moe_routing_saved_size", lambda: [record, room()]),
+        Function("moe_statistics_reset", lambda: [trained_statistics]),
+        Function("moe_checkpoint_tensor_count", lambda: [checkpoint, room()]),
+        Function("moe_sgd_create", lambda: [context, defaults("moe_sgd_config"), variable(), 1, room()]),
         Function(
             "moe_norm_forward", lambda: [context, 0, room(), 3, 4, room(), room(), 1e-5, room(), room()]
         ),
@@ -215,6 +263,10 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_cache_create", lambda: [model, 2, 3, room()]),
         Function("moe_cache_truncate", lambda: [cache, 0]),
         Function("moe_model_read", lambda: [model, emptied_cache(), room(), 3, room()]),
+        Function(
+            "moe_model_read_with",
+            lambda: [model, emptied_cache(), room(), 3, _abi_model.moe_read_options(), room()],
+        ),
         Function("moe_model_backward", lambda: [model, filled_tape(), model_input(), 1.0, room(), None]),
         Function("moe_model_bind_parameter", lambda: [bound_model, 1, room(), room()]),
         Function("moe_profile_start", lambda: [context, 3]),
@@ -268,6 +320,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_open", lambda: [context, index, room()]),
         Function("moe_checkpoint_tensor", lambda: [checkpoint, 0, _abi.moe_stored_tensor()]),
         Function("moe_checkpoint_find_tensor", lambda: [checkpoint, b"layers.0.router.weight", room()]),
+        Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 12]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
     ]

@@ -127,6 +127,7 @@ ENUMS = {
     "moe_router_weights": ("MOE_ROUTER_WEIGHTS", _abi.ROUTER_WEIGHTS),
     "moe_router": ("MOE_ROUTER", _abi.ROUTER),
     "moe_noise": ("MOE_NOISE", _abi.NOISE),
+    "moe_router_norm": ("MOE_ROUTER_NORM", _abi.ROUTER_NORM),
     "moe_router_dropout": ("MOE_ROUTER_DROPOUT", _abi.ROUTER_DROPOUT),
     "moe_dynamic_k": ("MOE_DYNAMIC_K", _abi.DYNAMIC_K),
     "moe_capacity": ("MOE_CAPACITY", _abi.CAPACITY),

@@ -150,7 +150,7 @@ def test_clamps(gpt_oss: bool, matmul: Any, instructions: Any) -> None:
 def test_sizes(expert_kind: str, n_tokens: int, sizes: tuple[int, int, int, int]) -> None:
     names = ("hidden_size", "intermediate_size", "n_experts", "top_k")
     arguments: dict[str, Any] = dict(zip(names, sizes))  # noqa: B905
-    arguments |= {"expert_kind": expert_kind, "normalize": False, "weight_dtype": "bf16"}
+    arguments |= {"expert_kind": expert_kind, "router_normalize": False, "weight_dtype": "bf16"}
     compare(libmoe.Layer(**arguments), arguments, n_tokens)
 
 

@@ -17,8 +17,8 @@ TIGHT: Arguments = {**SIZES, "capacity_formula": "megatron", "capacity_factor": 
 TRAINING: Arguments = {"training": True, "step": 2**35 + 3}
 WEIGHTS: dict[str, Arguments] = {
     "scores": {"expert_scale": True},
-    "as they are": {"normalize": False},
-    "norm2": {"normalize": "norm2", "score": "sigmoid"},
+    "as they are": {"router_normalize": False},
+    "norm2": {"router_normalize": "norm2", "score": "sigmoid"},
     "topk_softmax": {"router_weights": "topk_softmax"},
     "topk_sigmoid": {"router_weights": "topk_sigmoid", "normalize_epsilon": 0.1},
     "equal": {"router_weights": "equal"},
@@ -165,12 +165,12 @@ CROWD = np.log(np.array([[0.5, 0.3, 0.2], [0.6, 0.25, 0.15], [0.7, 0.1, 0.2]], n
         ({"drop": "batch_prioritized"}, [[-1, -1], [-1, 1], [0, 2]], [[0, 0], [0, 0.25], [0.7, 0.2]]),
         ({"overflow": "next_best"}, [[0, 1], [2, -1], [-1, -1]], [[0.5, 0.3], [0.15, 0], [0, 0]]),
         (
-            {"normalize": True, "renormalize": "before"},
+            {"router_normalize": True, "renormalize": "before"},
             [[0, 1], [-1, -1], [-1, 2]],
             [[5 / 8, 3 / 8], [0, 0], [0, 2 / 9]],
         ),
         (
-            {"normalize": True, "renormalize": "after"},
+            {"router_normalize": True, "renormalize": "after"},
             [[0, 1], [-1, -1], [-1, 2]],
             [[5 / 8, 3 / 8], [0, 0], [0, 1]],
         ),
@@ -178,7 +178,7 @@ CROWD = np.log(np.array([[0.5, 0.3, 0.2], [0.6, 0.25, 0.15], [0.7, 0.1, 0.2]], n
     ids=["position", "probability", "batch_prioritized", "next_best", "before", "after"],
 )
 def test_by_hand(options: Any, indices: list[list[int]], weights: list[list[float]]) -> None:
-    room: Arguments = {"capacity_formula": "constant", "capacity": 1, "normalize": False}
+    room: Arguments = {"capacity_formula": "constant", "capacity": 1, "router_normalize": False}
     layer = libmoe.Layer(3, 4, 3, 2, router_bias=False, **{**room, **options})
     layer.parameters["router.weight"].data[...] = np.eye(3)
     report = layer.forward(CROWD).report

@@ -23,9 +23,21 @@ SIZES = {"hidden_size": 3, "intermediate_size": 4, "n_experts": 5, "top_k": 2}
 
 def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
     fields = {field[0] for field in _abi.moe_layer_config._fields_}
-    fields -= {"struct_size", "reserved", "n_expert_groups", "n_losses"}
-    names = {"router_normalize" if name == "normalize" else name for name in DEFAULTS}
-    assert names == fields
+    fields -= {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
+    assert set(DEFAULTS) == fields
+
+
+def test_the_old_name_of_router_normalize_is_taken() -> None:
+    """In the arguments, in a model's ``moe`` and in a preset's, which old runs and programs have."""
+    spelled: list[dict[str, Any]] = [{"normalize": False}, {"normalize": "none"}, {"router_normalize": False}]
+    for options in spelled:
+        layer = libmoe.Layer(**{**SIZES, **options})
+        assert layer._config.router_normalize == _abi.NORMALIZE["none"]
+        model = libmoe.Model(4, 1, 2, moe={**SIZES, "hidden_size": 4, **options})
+        assert model.layers[0]._config.router_normalize == _abi.NORMALIZE["none"]
+        preset = libmoe.presets.mixtral(**options)
+        assert preset["router_normalize"] in (False, "none")
+        assert "normalize" not in preset
 
 
 def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
@@ -50,6 +62,7 @@ def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
         (words.SharedGate, _abi.SHARED),
         (words.Noise, _abi.NOISE),
         (words.RouterDropout, _abi.ROUTER_DROPOUT),
+        (words.RouterNorm, _abi.ROUTER_NORM),
         (words.DynamicK, _abi.DYNAMIC_K),
         (words.Capacity, _abi.CAPACITY),
         (words.Drop, _abi.DROP),
@@ -126,7 +139,7 @@ def test_a_hash_table_is_passed_as_it_is_and_counts_the_token_ids() -> None:
     ("wanted", "word"), [(True, "sum"), (False, "none"), *zip(_abi.NORMALIZE, _abi.NORMALIZE)]
 )
 def test_normalize_takes_yes_and_no(wanted: Any, word: str) -> None:
-    filled = config.to_c({**DEFAULTS, **SIZES, "normalize": wanted})
+    filled = config.to_c({**DEFAULTS, **SIZES, "router_normalize": wanted})
     assert filled.router_normalize == _abi.NORMALIZE[word]
 
 

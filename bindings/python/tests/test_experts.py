@@ -132,7 +132,7 @@ def test_tokens_that_are_dropped_still_have_shared_experts() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", ["scores", "topk_sigmoid"])
 def test_weight_on_input(weights: str, kind: str) -> None:
-    arguments: Arguments = {"hidden_size": H, "n_experts": 5, "top_k": 2, "normalize": False}
+    arguments: Arguments = {"hidden_size": H, "n_experts": 5, "top_k": 2, "router_normalize": False}
     check({**arguments, **KINDS[kind], "router_weights": weights, "weight_on_input": True})
 
 

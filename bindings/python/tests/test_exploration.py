@@ -28,6 +28,17 @@ EXPLORATIONS: dict[str, Arguments] = {
         "batch_norm_momentum": 0.4,
         "batch_norm_epsilon": 0.3,
     },
+    "norm of the gate": {"router_norm": "rms"},
+    "norm of the gate, weight": {"router_norm": "rms_weight", "router_norm_scale": 1.7},
+    "norm of the gate, epsilon": {"router_norm": "rms_weight", "router_norm_epsilon": 0.3, "jitter": 0.2},
+    "norm of the gate, dropout": {"router_norm": "rms_weight", "router_dropout": 0.2, "noise": "learned"},
+    "norm of the gate, hierarchical": {
+        "router_norm": "rms_weight",
+        "router_normalize": False,
+        "router": "hierarchical",
+        "n_groups": 3,
+        "top_groups": 1,
+    },
     "random second": {"random_second": True},
     "random second, after": {"random_second": True, "renormalize": "after"},
     "random second, capacity": {"random_second": True, "capacity_formula": "classic", "capacity_factor": 1.2},
@@ -66,7 +77,8 @@ def test_a_training_call_without_tokens(exploration: str) -> None:
     check({**SIZES, **EXPLORATIONS[exploration]}, "native", 0, training=True)
 
 
-RANDOM = [name for name in EXPLORATIONS if not name.startswith("batch norm")]
+FIXED = ("batch norm", "norm of the gate")
+RANDOM = [name for name in EXPLORATIONS if not name.startswith(FIXED)]
 
 
 @pytest.mark.parametrize("exploration", RANDOM)

@@ -15,8 +15,8 @@ from comparison import assert_close, gradients_of
 
 SIZES: Arguments = {"hidden_size": 7, "intermediate_size": 11, "n_experts": 5, "top_k": 2}
 ROUTERS: list[Arguments] = [
-    {"router_weights": "scores", "normalize": True},
-    {"router_weights": "scores", "normalize": False},
+    {"router_weights": "scores", "router_normalize": True},
+    {"router_weights": "scores", "router_normalize": False},
     {"router_weights": "topk_softmax"},
 ]
 ROUTER_NAMES = ["normalized", "unnormalized", "topk_softmax"]
@@ -24,20 +24,20 @@ GROUPS: Arguments = {"n_groups": 3, "top_groups": 2}
 # Every option of token choice, alone and as models combine them; 12 experts.
 CHOICES: dict[str, Arguments] = {
     "sigmoid": {"score": "sigmoid"},
-    "sqrt_softplus": {"score": "sqrt_softplus", "normalize": False},
-    "identity": {"score": "identity", "normalize": False},
-    "identity, norm1": {"score": "identity", "normalize": "norm1"},
-    "identity, norm2": {"score": "identity", "normalize": "norm2", "normalize_epsilon": 0.5},
-    "norm2": {"normalize": "norm2"},
-    "topk_sigmoid": {"router_weights": "topk_sigmoid", "normalize": False},
+    "sqrt_softplus": {"score": "sqrt_softplus", "router_normalize": False},
+    "identity": {"score": "identity", "router_normalize": False},
+    "identity, norm1": {"score": "identity", "router_normalize": "norm1"},
+    "identity, norm2": {"score": "identity", "router_normalize": "norm2", "normalize_epsilon": 0.5},
+    "norm2": {"router_normalize": "norm2"},
+    "topk_sigmoid": {"router_weights": "topk_sigmoid", "router_normalize": False},
     "topk_sigmoid, sum": {"router_weights": "topk_sigmoid"},
     "topk_softmax, scaled": {"router_weights": "topk_softmax", "routed_scale": 1.5, "expert_scale": True},
     "softmax, bias, least": {"selection_bias": True, "normalize_epsilon": 0.2, "epsilon_form": "least"},
     "all below the least": {"normalize_epsilon": 2.0, "epsilon_form": "least"},
     "logits, bias": {"router_weights": "topk_softmax", "selection_bias": True},
     "expert_scale": {"expert_scale": True, "routed_scale": 0.7, "normalize_epsilon": 0.1},
-    "groups by their best": {**GROUPS, "normalize": False, "routed_scale": 2.5},
-    "groups, zero": {**GROUPS, "group_mask": "zero", "normalize": False},
+    "groups by their best": {**GROUPS, "router_normalize": False, "routed_scale": 2.5},
+    "groups, zero": {**GROUPS, "group_mask": "zero", "router_normalize": False},
     "groups, logits": {**GROUPS, "router_weights": "topk_sigmoid", "group_top_m": 3},
     "DeepSeek-V3": {
         **GROUPS,

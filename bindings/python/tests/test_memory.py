@@ -36,7 +36,7 @@ SCHEMES: dict[str, tuple[Arguments, Arguments]] = {
         },
         {},
     ),
-    "weight on input": ({"weight_on_input": True, "normalize": False}, {}),
+    "weight on input": ({"weight_on_input": True, "router_normalize": False}, {}),
     "expert choice": ({"router": "expert_choice"}, {}),
     "hierarchical": ({"router": "hierarchical", "n_groups": 2, "top_groups": 1}, {}),
     "hash": (

@@ -93,6 +93,52 @@ def test_pooled_balance_loss_of_layers(torch: dict[str, Array]) -> None:
         assert_gate(layer, x, dx, torch["pooled_masked/d_logits"][number])
 
 
+def test_pooled_balance_loss_of_what_counts(torch: dict[str, Array]) -> None:
+    """As transformers trains: experts compute the padding too, and the losses alone leave it out."""
+    layers = [make_layer(weight) for weight in torch["router"]]
+    tapes = [layer.tape() for layer in layers]
+    outputs = [
+        layer.forward(x, tape=tape, loss_mask=torch["mask"])
+        for layer, x, tape in zip(layers, torch["x"], tapes)
+    ]
+    for layer, x, output in zip(layers, torch["x"], outputs):
+        np.testing.assert_array_equal(output.y, layer(x))
+    reports = [output.report for output in outputs]
+
+    loss, d_means = libmoe.pooled_balance_loss(
+        [report.tokens_per_expert for report in reports],
+        [report.n_valid for report in reports],
+        [report.mean_probability for report in reports],
+    )
+
+    assert_close("loss", loss, torch["pooled_masked/loss"])
+    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
+        dx = layer.backward(tape, np.zeros_like(x), d_mean_probability=d_means[number])
+        assert_gate(layer, x, dx, torch["pooled_masked/d_logits"][number])
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 1])
+def test_switch_over_layers(torch: dict[str, Array], chunk_tokens: int) -> None:
+    """As SwitchTransformersForConditionalGeneration: layers one behind the other in each sequence."""
+    layers = [make_layer(weight) for weight in torch["router"]]
+    tapes = [layer.tape() for layer in layers]
+    reports = [
+        layer.forward(x, tape=tape, sequence_length=LENGTH, chunk_tokens=chunk_tokens).report
+        for layer, x, tape in zip(layers, torch["x"], tapes)
+    ]
+
+    loss, d_means = libmoe.pooled_balance_loss(
+        [report.sequence_counts for report in reports],
+        [report.sequence_valid for report in reports],
+        [report.sequence_probability for report in reports],
+    )
+
+    assert_close("loss", loss, torch["switch_pooled/loss"])
+    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
+        dx = layer.backward(tape, np.zeros_like(x), d_sequence_probability=d_means[number])
+        assert_gate(layer, x, dx, torch["switch_pooled/d_logits"][number])
+
+
 @pytest.mark.parametrize("number", range(N_LAYERS))
 @pytest.mark.parametrize("loss", ["transformers", "switch_sequence", "z_switch"])
 def test_loss_of_a_layer(torch: dict[str, Array], loss: str, number: int) -> None:

@@ -41,6 +41,7 @@ MODELS: dict[str, list[str]] = {
     "longcat_flash": ["negative_bias", "router_bias"],
     "switch": ["drops", "one_place"],
     "jamba": [],
+    "gemma4": [],
     "llama_cpp": ["negative_bias", "sigmoid", "small_sums"],
 }
 COMMON = ["ordinary", "idle_expert", "huge", "ties"]

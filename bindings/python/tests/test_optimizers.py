@@ -138,7 +138,7 @@ def test_groups_that_are_none() -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="no multiple of the optimiser's, which is 0"):
         libmoe.AdamW([a], learning_rate=0.0, groups=[{"parameters": [a], "learning_rate": 0.1}])
     unknown: Any = [{"parameters": [a], "lr": 0.1}]
-    with pytest.raises(TypeError, match="groups.0.: unknown 'lr'"):
+    with pytest.raises(TypeError, match=r"groups.0.: unknown names \['lr'\]; .*did you mean learning_rate"):
         libmoe.AdamW([a], groups=unknown)
 
 

@@ -16,24 +16,30 @@ Arguments = dict[str, Any]
 # One layer for each path through the oracle. T tokens are one or, with sequence_length, several sequences.
 TRAINING = {"training": True}
 CASES: dict[str, tuple[Arguments, Arguments]] = {  # settings, options
-    "unnormalized": ({"normalize": False}, {}),
+    "unnormalized": ({"router_normalize": False}, {}),
     "topk_softmax": ({"router_weights": "topk_softmax"}, {}),
-    "topk_sigmoid": ({"router_weights": "topk_sigmoid", "normalize": "norm2"}, {}),
-    "sigmoid, normp": ({"score": "sigmoid", "normalize": "normp", "normalize_p": 3.0}, {}),
+    "topk_sigmoid": ({"router_weights": "topk_sigmoid", "router_normalize": "norm2"}, {}),
+    "sigmoid, normp": ({"score": "sigmoid", "router_normalize": "normp", "normalize_p": 3.0}, {}),
     "sqrt_softplus": ({"score": "sqrt_softplus", "routed_scale": 2.5, "selection_bias": True}, {}),
-    "identity, norm1": ({"score": "identity", "normalize": "norm1", "normalize_epsilon": 0.3}, {}),
+    "identity, norm1": ({"score": "identity", "router_normalize": "norm1", "normalize_epsilon": 0.3}, {}),
     "least": ({"normalize_epsilon": 0.9, "epsilon_form": "least", "expert_scale": True}, {}),
     "equal": ({"router_weights": "equal"}, {}),
-    "sparsemixer": ({"router_weights": "sparsemixer", "mask_threshold": 0.4, "normalize": False}, {}),
+    "sparsemixer": ({"router_weights": "sparsemixer", "mask_threshold": 0.4, "router_normalize": False}, {}),
     "groups": ({"n_groups": 3, "top_groups": 2, "group_top_m": 2, "score": "sigmoid"}, {}),
-    "expert choice": ({"router": "expert_choice", "normalize": False}, {}),
+    "expert choice": ({"router": "expert_choice", "router_normalize": False}, {}),
     "expert choice by logits": ({"router": "expert_choice", "router_weights": "topk_softmax"}, {}),
     "hierarchical": ({"router": "hierarchical", "n_groups": 3, "top_groups": 2}, {}),
     "hierarchical, noise": (
-        {"router": "hierarchical", "n_groups": 3, "top_groups": 1, "noise": "learned", "normalize": False},
+        {
+            "router": "hierarchical",
+            "n_groups": 3,
+            "top_groups": 1,
+            "noise": "learned",
+            "router_normalize": False,
+        },
         TRAINING,
     ),
-    "hash": ({"router": "hash", "normalize": False}, {}),
+    "hash": ({"router": "hash", "router_normalize": False}, {}),
     "sinkhorn": ({"router": "sinkhorn", "router_weights": "topk_softmax"}, TRAINING),
     "external": ({"router": "external"}, {}),
     "jitter for the gate": ({"jitter": 0.4}, TRAINING),
@@ -63,7 +69,7 @@ CASES: dict[str, tuple[Arguments, Arguments]] = {  # settings, options
     "shared, sigmoid": ({"n_shared": 2, "shared_gate": "sigmoid"}, {}),
     "shared, residual": ({"n_shared": 1, "shared_gate": "residual", "output_bias": True}, {}),
     "weight on input": ({"weight_on_input": True, "mixed": True}, {}),
-    "mixed": ({"mixed": True, "normalize": False}, {}),
+    "mixed": ({"mixed": True, "router_normalize": False}, {}),
 }
 CAPACITY: Arguments = {"capacity_formula": "megatron", "capacity_factor": 0.7, "expert_scale": True}
 for drop in ("position", "choice_position", "probability", "batch_prioritized", "random"):

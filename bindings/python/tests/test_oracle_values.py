@@ -69,7 +69,7 @@ def test_a_hierarchy_multiplies_probabilities() -> None:
     parameters = {"router.weight": random.normal(size=(6, 4)), "experts.weight": np.zeros((6, 4, 4))}
     parameters["router.coarse.weight"] = random.normal(size=(2, 4))
     x = random.normal(size=(20, 4))
-    settings = oracle.Settings(2, router="hierarchical", n_groups=2, top_groups=1, normalize=False)
+    settings = oracle.Settings(2, router="hierarchical", n_groups=2, top_groups=1, router_normalize=False)
     routing = oracle.forward(settings, parameters, x).routing
     coarse = np.exp(x @ parameters["router.coarse.weight"].T)
     fine = np.exp(x @ parameters["router.weight"].T).reshape(20, 2, 3)
@@ -89,7 +89,7 @@ def test_sinkhorn_balances_experts() -> None:
 
 def test_experts_choose_their_best_tokens() -> None:
     z = np.random.default_rng(0).normal(size=(12, 4))
-    routing = route(z, router="expert_choice", normalize=False).routing
+    routing = route(z, router="expert_choice", router_normalize=False).routing
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     for e in range(4):
         tokens = np.flatnonzero((routing.indices == e).any(axis=1))
@@ -99,7 +99,7 @@ def test_experts_choose_their_best_tokens() -> None:
 def test_sparsemixer_is_that_of_phimoe() -> None:
     """transformers' sparsemixer in evaluation: mask by relative distance, softmax, next without the first."""
     z, epsilon = np.random.default_rng(0).normal(size=(50, E)), 0.3
-    routing = route(z, router_weights="sparsemixer", mask_threshold=epsilon, normalize=False).routing
+    routing = route(z, router_weights="sparsemixer", mask_threshold=epsilon, router_normalize=False).routing
     left = z.copy()
     for k in range(2):
         best = left.max(axis=1, keepdims=True)
@@ -133,7 +133,7 @@ def test_norms() -> None:
     values = np.array([[0.5, -2.0, 1.0]])
     counted = np.ones((1, 3), bool)
     for p, name in ((1.0, "norm1"), (2.0, "norm2"), (3.0, "normp")):
-        settings = oracle.Settings(3, normalize=name, normalize_p=3.0)
+        settings = oracle.Settings(3, router_normalize=name, normalize_p=3.0)
         size, _ = weights.divisor(settings, values, counted)
         assert size.item() == pytest.approx(np.linalg.norm(values[0], p))
 
@@ -168,7 +168,7 @@ CROWD = np.log([[0.5, 0.3, 0.2], [0.6, 0.25, 0.15], [0.7, 0.1, 0.2]])
     ],
 )
 def test_drop_orders_by_hand(drop: str, expected: list[list[int]]) -> None:
-    done = route(CROWD, normalize=False, capacity_formula="constant", capacity=1, drop=drop).report
+    done = route(CROWD, router_normalize=False, capacity_formula="constant", capacity=1, drop=drop).report
     np.testing.assert_array_equal(done.expert_indices, expected)
     assert done.n_dropped == 3 and done.dropped_per_expert.tolist() == [2, 1, 0]
 
@@ -179,7 +179,7 @@ def test_overflow_by_hand() -> None:
         "capacity_formula": "constant",
         "capacity": 1,
         "overflow": "next_best",
-        "normalize": False,
+        "router_normalize": False,
     }
     done = route(CROWD, **crowd).report
     np.testing.assert_array_equal(done.expert_indices, [[0, 1], [2, -1], [-1, -1]])

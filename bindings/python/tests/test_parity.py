@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -140,7 +140,20 @@ def sgd_momentum(parameters: list[libmoe.Parameter]) -> libmoe.SGD:
     return libmoe.SGD(parameters, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [adamw, adamw_tuned, adamw_groups, sgd, sgd_momentum])
+ONE_CYCLE = libmoe.Schedule("one_cycle", 0.05, total_steps=10)
+
+
+def adamw_one_cycle(parameters: list[libmoe.Parameter]) -> libmoe.AdamW:
+    return libmoe.AdamW(parameters)
+
+
+def sgd_one_cycle(parameters: list[libmoe.Parameter]) -> libmoe.SGD:
+    return libmoe.SGD(parameters, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "make", [adamw, adamw_tuned, adamw_groups, adamw_one_cycle, sgd, sgd_momentum, sgd_one_cycle]
+)
 def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmoe.SGD]) -> None:
     """Ten steps over two tensors under a falling learning rate, compared after each."""
     torch = load(make.__name__)
@@ -150,6 +163,8 @@ def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmo
         for i, parameter in enumerate(parameters):
             parameter.grad[...] = torch[f"gradients/{i}"][step]
         optimizer.learning_rate = learning_rate
+        if make.__name__.endswith("one_cycle"):
+            optimizer.momentum = cast(float, ONE_CYCLE.momentum(step))
         optimizer.step()
         for i, parameter in enumerate(parameters):
             assert_close(f"tensor {i} after step {step}", parameter.data, torch[f"after/{i}"][step])
@@ -163,6 +178,13 @@ def test_schedules() -> None:
         schedule = libmoe.Schedule(**options)
         actual = [schedule(step) for step in range(len(expected))]
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-17, err_msg=str(options))
+        momenta = [schedule.momentum(step) for step in range(len(expected))]
+        if options["kind"].startswith("one_cycle"):
+            np.testing.assert_allclose(
+                cast(list[float], momenta), torch[f"momenta/{i}"], rtol=1e-14, err_msg=str(options)
+            )
+        else:
+            assert set(momenta) == {None} and set(torch[f"momenta/{i}"]) == {0.9}  # AdamW's own
 
 
 @pytest.mark.parametrize("name", ["clip_acts", "clip_idle"])

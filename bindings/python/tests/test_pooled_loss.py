@@ -66,7 +66,12 @@ def test_no_tokens_give_no_loss(layers: int) -> None:
 @pytest.mark.parametrize(
     ("counts", "tokens", "means", "text"),
     [
-        ((E,), (1,), (E,), "tokens_per_expert: expected shape [layers, experts], got (5,)"),
+        (
+            (E,),
+            (1,),
+            (E,),
+            "tokens_per_expert: expected shape [layers, experts] or [layers, sequences, experts], got (5,)",
+        ),
         ((2, E), (3,), (2, E), "n_valid: expected shape (2,), got (3,)"),
         ((2, E), (2,), (2, 4), "mean_probability: expected shape (2, 5), got (2, 4)"),
     ],

@@ -38,6 +38,20 @@ LAYERS: dict[str, tuple[Arguments, Arguments]] = {
         {"losses": {"shazeer": 0.1, "megatron_sequence": 0.2, "variance": 0.3, "z": 0.4}, "noise": "learned"},
         {"sequence_length": 37},
     ),
+    "norm of the gate": ({"router_norm": "rms_weight", "jitter": 0.1}, {}),
+    "two gates apart": (
+        {"router": "hierarchical", "n_groups": 3, "top_groups": 2, "router_weights": "group_softmax"},
+        {},
+    ),
+    "a mask of losses": (
+        {"losses": {"balance_positive": 0.3, "switch_sequence": 0.2}, "noise": "learned"},
+        {
+            "valid_mask": RANDOM.random(T) < 0.8,
+            "loss_mask": RANDOM.random(T) < 0.7,
+            "noise": RANDOM.normal(size=(T, E)).astype(np.float32),
+            "sequence_length": 37,
+        },
+    ),
     "padding": ({"selection_bias": True, "output_bias": True}, {"valid_mask": RANDOM.random(T) < 0.8}),
 }
 

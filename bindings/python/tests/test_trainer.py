@@ -18,8 +18,9 @@ import libmoe
 from libmoe.train import Settings, Trainer, UserError, open_run, sample
 from libmoe.train import log as logs
 from libmoe.train.evaluate import bits_per_byte
+from libmoe.train.folder import BEST, LAST, LOCK, RECORD
 from libmoe.train.interrupt import Interrupt
-from libmoe.train.run import BEST, LAST
+from libmoe.train.update import Update
 from tiny import settings, state, text
 
 
@@ -46,6 +47,19 @@ def test_bits_per_byte_is_the_mean_over_all_predicted_bytes(tmp_path: Path) -> N
         trainer.model, trainer.corpus.held_out, sequence_length=16, sequences=4, most_tokens=6 * 16
     )
     assert found == pytest.approx(np.mean(each) / math.log(2), rel=1e-6)
+
+
+def test_one_cycle_moves_beta1_and_other_schedules_leave_it(tmp_path: Path) -> None:
+    for schedule, expected in (("one_cycle", [0.95, 0.85, 0.95]), ("cosine", [0.9, 0.9, 0.9])):
+        given = settings(tmp_path, schedule=schedule, warmup_steps=4)  # of 12
+        trainer = Trainer(given, tmp_path / schedule)
+        with libmoe.Context() as context:
+            update = Update(given, trainer.model, context)
+            found = []
+            for step in (0, 3, 11):
+                update(step)
+                found.append(update.optimizer.momentum)
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
 # Everything that a run remembers: dropout, noise, warm-up of experts, selection bias, adaptive clipping.
@@ -189,8 +203,8 @@ def test_lines_after_the_last_checkpoint_are_forgotten(tmp_path: Path) -> None:
     given = settings(tmp_path, steps=6)
     Trainer(given, run).train()
     log = logs.Log(run)
-    log.write("step", 7, loss=math.inf)
-    assert logs.read(run)[-1]["loss"] is None  # JSON has no infinity
+    log.write("evaluation", 7, bits_per_byte=math.inf)
+    assert logs.read(run)[-1]["bits_per_byte"] is None  # JSON has no infinity
     with (run / logs.FILE).open("a") as file:
         file.write('{"kind":"step","st')  # killed while it wrote
     resumed = Trainer(given.changed({"steps": 8}), run, resume=True)
@@ -270,11 +284,9 @@ def test_bad_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="last.safetensors' does not fit the settings"):
         Trainer(settings(tmp_path, n_layers=3), run, resume=True)
     text(tmp_path, 50_000)
-    with pytest.raises(
-        UserError, match="the text has changed: the run began with 60,000 bytes, now there are 50,000"
-    ):
+    with pytest.raises(UserError, match="changed: .*text.txt' .60,000 bytes then, 50,000 now"):
         Trainer(given, run, resume=True)
-    assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST}
+    assert {path.name for path in run.iterdir()} == {"config.json", logs.FILE, LAST, BEST, RECORD, LOCK}
 
 
 def test_the_program_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

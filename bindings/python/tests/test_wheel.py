@@ -51,6 +51,17 @@ def test_the_wheel_carries_the_library(wheel: Path) -> None:
     assert "Root-Is-Purelib: false" in metadata
 
 
+def test_the_wheel_has_its_licence_and_a_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        assert archive.read(f"{folder}/licenses/LICENSE") == (PACKAGE / ".." / ".." / "LICENSE").read_bytes()
+        lines = archive.read(f"{folder}/METADATA").decode().splitlines()
+        commands = archive.read(f"{folder}/entry_points.txt").decode().splitlines()
+    assert "License-Expression: Apache-2.0" in lines
+    assert "License-File: LICENSE" in lines
+    assert commands == ["[console_scripts]", "libmoe = libmoe.cli:main"]
+
+
 def test_an_installed_wheel_runs_anywhere(wheel: Path, tmp_path: Path) -> None:
     """And numpy is all that it brings along."""
     venv.create(tmp_path / "venv", with_pip=True)
@@ -69,6 +80,18 @@ def test_an_installed_wheel_runs_anywhere(wheel: Path, tmp_path: Path) -> None:
     assert Path(path).parts[-3:] == ("libmoe", "lib", "libmoe.so")
     assert Path(path).is_relative_to((tmp_path / "venv").resolve())
     assert (version, shape) == (libmoe.__version__, "(3, 8)")
+    command = str(tmp_path / "venv" / "bin" / "libmoe")
+    shown = [
+        subprocess.check_output([*said, "--help"], cwd=tmp_path, env=bare)
+        for said in ([command], [python, "-m", "libmoe"])
+    ]
+    assert b"train" in shown[0]
+    assert (
+        subprocess.run(
+            [command, "train", "nowhere.txt"], env=bare, cwd=tmp_path, capture_output=True
+        ).returncode
+        == 1
+    )
 
 
 def test_without_the_library_pip_says_what_to_do(tmp_path: Path) -> None:

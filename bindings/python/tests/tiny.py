@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -11,10 +13,17 @@ from typing import Any
 import numpy as np
 
 import libmoe
+from libmoe import cli
 from libmoe.train import Settings
-from libmoe.train.run import LAST
+from libmoe.train.folder import LAST
 
 WORDS = b"the model routes every token to its experts and the experts learn what they see\n".split(b" ")
+
+# The settings below on a command line.
+SMALL = (
+    "--hidden-size 16 --n-layers 2 --n-heads 2 --n-experts 4 --intermediate-size 16 --sequence-length 16 "
+    "--sequences 4 --warmup-steps 2 --evaluate-every 4 --evaluate-tokens 256 --log-every 1 --threads 1"
+).split()
 
 
 def text(folder: Path, size: int = 60_000, name: str = "text.txt") -> str:
@@ -60,15 +69,23 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{Path(libmoe.__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}",
+        **options.pop("env", {}),
     }
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(
-        [sys.executable, "-m", "libmoe", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        [sys.executable, "-m", "libmoe", *arguments], env=environment, text=True, **outputs
     )
+
+
+def called(*arguments: str) -> tuple[int, str, str]:
+    """Do what ``python -m libmoe`` does, in this process: exit status, output, errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(arguments)
+        except SystemExit as left:
+            status = int(left.code or 0)
+    return status, out.getvalue(), err.getvalue()
 
 
 def finished(*arguments: str) -> tuple[int, str, str]:

@@ -82,9 +82,9 @@ DENSE = Scheme(
 CLASSIC = Scheme("classic: softmax, top-2, balance loss")
 
 # One expert a token, as wide as two. A weight divided by itself would be 1 and teach the router nothing.
-_TOP_1: dict[str, Any] = {"top_k": 1, "normalize": "none", "intermediate_size": ACTIVE}
+_TOP_1: dict[str, Any] = {"top_k": 1, "router_normalize": "none", "intermediate_size": ACTIVE}
 # One routed expert beside one that every token uses.
-_BESIDE_SHARED: dict[str, Any] = {"top_k": 1, "normalize": "none", "n_shared_experts": 1}
+_BESIDE_SHARED: dict[str, Any] = {"top_k": 1, "router_normalize": "none", "n_shared_experts": 1}
 # A quarter more room than perfect balance needs: int(f T / E), where f counts every one of the K choices.
 _CAPACITY: dict[str, Any] = {"capacity_formula": "classic", "capacity_factor": 1.25 * TOP_K}
 _NO_LOSS: dict[str, Any] = {"balance_coef": 0.0}
@@ -96,7 +96,7 @@ SCHEMES = [
     Scheme("no balance loss", _NO_LOSS),
     Scheme("selection bias instead of a loss (DeepSeek-V3)", _BIASED, bias_rate=0.01),
     Scheme("top-1, Switch loss", {**_NO_LOSS, **_TOP_1, "losses": {"switch": 0.01}}),
-    Scheme("expert choice", {**_NO_LOSS, "router": "expert_choice", "normalize": "none"}),
+    Scheme("expert choice", {**_NO_LOSS, "router": "expert_choice", "router_normalize": "none"}),
     Scheme("hierarchical: 2 of 4 groups", {"router": "hierarchical", "n_groups": 4, "top_groups": 2}),
     Scheme(
         "hash of the latest byte",

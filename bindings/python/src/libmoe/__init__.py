@@ -7,7 +7,11 @@ and float32, some of them bfloat16 where that is asked for.  The work is done by
 ``libmoe.so``, which the package carries.
 """
 
-from . import presets, words
+from . import (
+    _interpreter,  # noqa: F401  # before anything that a sub-interpreter cannot load
+    presets,
+    words,
+)
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
@@ -16,6 +20,7 @@ from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context, processors
 from .encoder import EncoderLayer
 from .errors import (
+    ArgumentTypeError,
     BadStateError,
     FileError,
     InvalidArgumentError,
@@ -44,6 +49,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "AdaptiveClip",
+    "ArgumentTypeError",
     "BadStateError",
     "Cache",
     "Checkpoint",

@@ -67,6 +67,7 @@ DTYPE = {
     "f8_e4m3": 13,
     "f8_e5m2": 14,
     "f8_e8m0": 15,
+    "other": 16,
 }
 # Those of layers and optimisers; the others are of tensors in checkpoints alone.
 LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
@@ -87,9 +88,30 @@ LAYOUT = {
     "switch_decoder": 12,
     "transformers_5": 13,
     "llama4_text": 14,
+    "jetmoe": 15,
+    "minimax_m2": 16,
+    "ernie4_5": 17,
+    "longcat_flash": 18,
+    "jamba": 19,
+    "hunyuan": 20,
+    "nemotron_h": 21,
+    "lfm2_moe": 22,
+    "afmoe": 23,
+    "deepseek_v4": 24,
+    "nllb_encoder": 25,
+    "nllb_decoder": 26,
+    "qwen3_vl_moe": 27,
+    "qwen3_5_moe": 28,
 }
 NO_LAYER_NUMBER = -1
-ROUTER_WEIGHTS = {"scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4}
+ROUTER_WEIGHTS = {
+    "scores": 0,
+    "topk_softmax": 1,
+    "topk_sigmoid": 2,
+    "equal": 3,
+    "sparsemixer": 4,
+    "group_softmax": 5,
+}
 ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
@@ -131,7 +153,10 @@ LOSS = {
     "tutel_importance_load": 15,
     "z": 16,
     "z_switch": 17,
+    "balance_positive": 18,
 }
+ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
+NO_GROUPS = -1
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
 EPSILON = {"added": 0, "least": 1}
@@ -164,6 +189,16 @@ PRESETS = [
     "switch",
     "jamba",
     "llama_cpp",
+    "gemma4",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "dots1",
+    "hunyuan",
+    "nemotron_h",
+    "lfm2_moe",
+    "afmoe",
+    "deepseek_v4",
+    "nllb_moe",
 ]
 
 
@@ -355,6 +390,10 @@ class moe_layer_config(_Sized):
         ("n_losses", c_int64),
         ("unallocated", c_int32),
         ("reserved", c_int32),
+        ("router_norm", c_int32),
+        ("router_norm_scale", c_float),
+        ("router_norm_epsilon", c_float),
+        ("reserved2", c_int32),
     ]
 
 
@@ -379,6 +418,11 @@ class moe_forward_options(_Sized):
         ("scratch_size", c_size_t),
         ("tape_policy", c_int32),
         ("reserved2", c_int32),
+        ("loss_mask", c_void_p),
+        ("noise", c_void_p),
+        ("jitter", c_void_p),
+        ("second", c_void_p),
+        ("chunk_tokens", c_int64),
     ]
 
 
@@ -445,6 +489,9 @@ class moe_report(_Sized):
         ("variation", c_float),
         ("dead_share", c_float),
         ("reserved", c_int32),
+        ("sequence_counts", c_void_p),
+        ("sequence_probability", c_void_p),
+        ("sequence_valid", c_void_p),
     ]
 
 
@@ -460,6 +507,7 @@ class moe_backward_options(_Sized):
         ("optimizer", POINTER(moe_optimizer)),
         ("clip_factor", c_float),
         ("reserved", c_int32),
+        ("d_sequence_probability", c_void_p),
     ]
 
 
@@ -507,6 +555,8 @@ class moe_schedule(_Sized):
         ("pct_start", c_double),
         ("div_factor", c_double),
         ("final_div_factor", c_double),
+        ("base_momentum", c_double),
+        ("max_momentum", c_double),
     ]
 
 
@@ -535,6 +585,7 @@ class moe_stored_tensor(_Sized):
         ("shape", c_int64 * 8),
         ("data", c_void_p),
         ("size", c_size_t),
+        ("dtype_name", c_char_p),
     ]
 
 
@@ -652,6 +703,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         Status,
         [c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
     ),
+    "moe_pooled_sequence_loss": (
+        Status,
+        [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(c_float), c_void_p],
+    ),
     "moe_statistics_create": (Status, [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))]),
     "moe_statistics_free": (None, [POINTER(moe_statistics)]),
     "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
@@ -688,6 +743,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, POINTER(c_double)],
     ),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_optimizer_set_momentum": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_momentum": (Status, [POINTER(moe_schedule), c_int64, POINTER(c_double)]),
     "moe_schedule_init": (None, [POINTER(moe_schedule), c_size_t]),
     "moe_learning_rate": (Status, [POINTER(moe_schedule), c_int64, POINTER(c_double)]),
     "moe_optimizer_set_group": (Status, [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double]),
@@ -713,6 +770,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_checkpoint_tensor_count": (Status, [POINTER(moe_checkpoint), POINTER(c_int64)]),
     "moe_checkpoint_tensor": (Status, [POINTER(moe_checkpoint), c_int64, POINTER(moe_stored_tensor)]),
     "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, POINTER(c_int64)]),
+    "moe_checkpoint_read_tensor": (
+        Status,
+        [POINTER(moe_checkpoint), c_int64, c_int32, c_void_p, c_size_t],
+    ),
     "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
     "moe_checkpoint_write_sharded": (
         Status,
@@ -724,6 +785,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t],
     ),
     "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_load_prefix": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p]),
+    "moe_layer_offload_prefix": (
+        Status,
+        [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p, c_size_t],
+    ),
+    "moe_layer_save_prefix": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_char_p, c_int32, c_size_t]),
     "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
     "moe_layer_save_sharded": (

@@ -77,6 +77,9 @@ class moe_sampling(_Sized):
         ("seed", c_uint64),
     ]
 
+    def __init__(self, top_p: float = 1.0, **fields: Any) -> None:
+        super().__init__(top_p=top_p, **fields)
+
 
 _CONTEXT = POINTER(moe_context)
 BLOCK_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
@@ -188,6 +191,19 @@ class moe_model_input(_Sized):
         ("added_mask", c_void_p),
         ("valid_mask", c_void_p),
         ("memory_limit", c_size_t),
+        ("positions", c_void_p),
+        ("loss_mask", c_void_p),
+        ("chunk_tokens", c_int64),
+    ]
+
+
+class moe_read_options(_Sized):
+    """What a read is told beside the tokens."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("valid_mask", c_void_p),
+        ("positions", c_void_p),
     ]
 
 
@@ -251,6 +267,11 @@ MODEL_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_cache_create": (Status, [_MODEL, c_int64, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_cache_free": (None, [POINTER(moe_cache)]),
     "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
+    "moe_read_options_init": (None, [POINTER(moe_read_options), c_size_t]),
+    "moe_model_read_with": (
+        Status,
+        [_MODEL, POINTER(moe_cache), c_void_p, c_int64, POINTER(moe_read_options), c_void_p],
+    ),
     "moe_model_read": (Status, [_MODEL, POINTER(moe_cache), c_void_p, c_int64, c_void_p]),
 }
 

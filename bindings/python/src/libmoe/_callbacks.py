@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import _abi
+from ._running import running
+from .errors import ArgumentTypeError
+
+Kept = tuple[Any, ...]
 
 
 class _Raised(threading.local):
@@ -17,20 +21,36 @@ class _Raised(threading.local):
     library is asked to stop.  A signal handler is the hard case: Python runs it on entry to the next
     function, which would be the callback itself, before any ``try`` of its own is reached.  A generator that
     is resumed is already inside its ``try``; therefore the cancel callback is the ``__next__`` of one, called
-    without a Python function in between.  Each thread has its own: a running generator cannot be resumed.
+    without a Python function in between.  Each thread has its own, and each call that is made within another
+    (by a signal handler): a running generator cannot be resumed.
     """
 
     exception: BaseException | None = None
 
     def __init__(self) -> None:
-        self.poll = self._watch().__next__
-        self.poll()  # as far as the first yield
+        self.poll: Callable[[], bool]
+        self.begin()
+
+    def begin(self) -> None:
+        """Have a generator of one's own, for a call within another; :meth:`put_back` ends it."""
+        self.exception = None
+        poll = self._watch().__next__
+        poll()  # as far as the first yield
+        self.poll = poll
+
+    def kept(self) -> Kept:
+        """Return what the outer call has, for :meth:`put_back`."""
+        return self.poll, self.exception
+
+    def put_back(self, kept: Kept) -> None:
+        """Go on for the outer call."""
+        self.poll, self.exception = kept
 
     def _watch(self) -> Iterator[bool]:
         while True:
             try:
                 while True:
-                    yield self.exception is not None
+                    yield self.exception is not None or running.must_stop()
             except GeneratorExit:
                 return
             except BaseException as exception:
@@ -55,6 +75,10 @@ def log_function(log: Log | None) -> Any:
     """Native function that passes level and line to ``log``; NULL for None."""
     if log is None:
         return _abi.LogFunction()
+    if not callable(log):
+        raise ArgumentTypeError(
+            f"log: expected a function of level and line, got {type(log).__name__}; use print"
+        )
 
     def pass_on(_user: int | None, level: int, message: bytes) -> None:
         try:

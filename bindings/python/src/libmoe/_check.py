@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import operator
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidArgumentError
+from ._foreign import cure
+from ._numbers import (
+    byte_count,
+    choice,
+    count,
+    flag,
+    instance,
+    integer,
+    integers,
+    listed,
+    mapping,
+    number,
+)
+from .errors import ArgumentTypeError, InvalidArgumentError
+
+__all__ = [
+    "Array",
+    "FloatArray",
+    "address",
+    "array",
+    "byte_count",
+    "choice",
+    "contiguous",
+    "count",
+    "dtype_of",
+    "flag",
+    "instance",
+    "integer",
+    "integers",
+    "listed",
+    "mapping",
+    "number",
+    "tokens",
+]
 
 FloatArray = NDArray[np.float32]
 Array = NDArray[Any]
@@ -48,28 +78,42 @@ def array(
     """
     types, expected, asked = _TYPES[dtype]
     if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name}: expected a numpy array, got {type(value).__name__}; use numpy.asarray({name}, {asked})"
+        raise ArgumentTypeError(
+            f"{name}: expected a numpy array, got {type(value).__name__}; "
+            f"use {cure(name, value, dtype, write)}"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise ArgumentTypeError(
+            f"{name}: expected a plain array, got a masked one; use {name}.filled(0), and valid_mask for "
+            "padding"
         )
     if value.dtype not in types and not (dtype == "bf16" and value.dtype.name == "bfloat16"):
+        if dtype in ("i32", "i64") and value.dtype.kind in "iu":
+            integers(name, value, types[0])  # says which number does not fit, if any does not
         mend = f"libmoe.to_bfloat16({name})" if dtype == "bf16" else f"{name}.astype({asked})"
-        raise TypeError(f"{name}: expected {expected}, got {value.dtype}; use {mend}")
+        if dtype == "bf16" and value.dtype != np.float32:
+            mend = f"libmoe.to_bfloat16({name}.astype(numpy.float32))"
+        raise ArgumentTypeError(f"{name}: expected {expected}, got {value.dtype}; use {mend}")
     if shape is not None and value.shape != shape:
         wanted = math.prod(shape)
         mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
-        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}; {mend}")
+        raise InvalidArgumentError(f"{name}: expected shape {shape}, got {value.shape}; {mend}")
     contiguous(name, value)
     if not value.flags.aligned:
-        raise ValueError(f"{name}: expected memory aligned to {value.itemsize} bytes; use {name}.copy()")
+        raise InvalidArgumentError(
+            f"{name}: expected memory aligned to {value.itemsize} bytes; use {name}.copy()"
+        )
     if write and not value.flags.writeable:
-        raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
+        raise InvalidArgumentError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return value
 
 
 def contiguous(name: str, value: NDArray[Any]) -> None:
     """Refuse an array with gaps or in another order."""
     if not value.flags.c_contiguous:
-        raise ValueError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})")
+        raise InvalidArgumentError(
+            f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray({name})"
+        )
 
 
 def address(
@@ -84,7 +128,7 @@ def address(
 def tokens(name: str, value: Any, hidden_size: int, dtype: str) -> int:
     """Return how many tokens an array [..., H] holds."""
     if array(name, value, dtype=dtype).shape[-1:] != (hidden_size,):
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{name}: expected shape [..., {hidden_size}], got {value.shape}; "
             f"its last axis must be hidden_size = {hidden_size}"
         )
@@ -94,29 +138,3 @@ def tokens(name: str, value: Any, hidden_size: int, dtype: str) -> int:
 def dtype_of(value: Any) -> str:
     """Return the name of the array's type, as far as the library has it."""
     return "bf16" if value.dtype == np.uint16 or value.dtype.name == "bfloat16" else "f32"
-
-
-def integer(name: str, value: Any, ctype: Any) -> int:
-    """Return ``value`` as an int that the C type holds; ctypes itself would silently cut off high bits."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}; use int({name})") from None
-    if ctype(number).value != number:
-        raise InvalidArgumentError(f"{name} = {number} is out of range")
-    return number
-
-
-def number(name: str, value: Any) -> float:
-    """Return ``value`` as a float; ctypes itself would not name the argument."""
-    try:
-        return ctypes.c_double(value).value
-    except TypeError:
-        raise TypeError(f"{name}: expected a float, got {type(value).__name__}; use float({name})") from None
-
-
-def choice(name: str, value: str, choices: Mapping[str, int]) -> int:
-    """Return the enum value of a word."""
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} = {value!r}; choose one of {', '.join(map(repr, choices))}")
-    return choices[value]

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _abi, _abi_model, config
+from ._keywords import renamed, unknown
 from ._library import Borrowed
 from ._weights import Weights
-from .errors import InvalidArgumentError
+from .context import Context
+from .errors import ArgumentTypeError, InvalidArgumentError
 from .layer import Layer
 
 
-def layer_of(handle: Borrowed, options: Mapping[str, Any]) -> Layer:
+def layer_of(handle: Borrowed, options: Mapping[str, Any], context: Context) -> Layer:
     """Return a layer that belongs to a model."""
     layer = Layer.__new__(Layer)
     Weights.__init__(layer, handle, config.to_c(options))
+    layer._made_with = {name: value for name, value in options.items() if name != "context"}
+    layer._context = context
     layer._io_dtype = "f32"
     layer._losses = list(options["losses"] or ())
     return layer
@@ -25,7 +29,7 @@ def layer_of(handle: Borrowed, options: Mapping[str, Any]) -> Layer:
 def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
     """Return all options of the MoE layers' ffn."""
     if not isinstance(moe, Mapping):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"moe: expected a dict, got {type(moe).__name__}; use dict(n_experts=8, top_k=2, ...)"
         )
     if moe.get("context") is not None:
@@ -54,10 +58,10 @@ def dense_options(c_config: _abi_model.moe_model_config) -> dict[str, Any]:
 def _options_of(kind: type, given: dict[str, Any], owner: str) -> dict[str, Any]:
     """Return all keyword arguments of a class, the defaults where nothing is given."""
     known = inspect.signature(kind).parameters
-    unknown = sorted(given.keys() - known.keys())
-    if unknown:
-        raise TypeError(f"{owner}: unknown names {unknown}; choose from {list(known)}")
+    given = renamed(given, known)
+    for name in given.keys() - known.keys():
+        raise ArgumentTypeError(unknown(owner, name, known))
     missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
     if missing:
-        raise TypeError(f"{owner}: {missing[0]} is missing")
+        raise ArgumentTypeError(f"{owner}: {missing[0]} is missing")
     return {name: given.get(name, parameter.default) for name, parameter in known.items()}

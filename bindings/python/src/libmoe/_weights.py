@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 
 from . import _abi, _check
 from ._check import Array, FloatArray
+from ._keywords import keywords
 from ._library import Handle, Native, lib
+from ._repr import named
 from .checkpoint import Checkpoint, Path, encoded
-from .errors import BadStateError
+from .context import Context, default_context
+from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .memory import OffloadStatistics
 from .parameter import Parameter
 from .words import DType, Layout, Prepared
@@ -41,15 +45,102 @@ class _View:
         }
 
 
+class _Memory:
+    """Where the parameters of a layer or a model are; a model's layers share that of the model.
+
+    Attributes
+    ----------
+    binds : int
+        How often memory has been bound.
+    views : mapping
+        By address: views of the library's own memory that are in use.
+    bound : mapping
+        By address: arrays of the caller's.
+    """
+
+    def __init__(self) -> None:
+        self.binds = 0
+        self.views: weakref.WeakValueDictionary[int, _View] = weakref.WeakValueDictionary()
+        self.bound: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
+
+
+def _memory(handle: Handle) -> _Memory:
+    memory: _Memory = handle.owner.keep.setdefault("memory", _Memory())
+    return memory
+
+
+class _Place:
+    """A parameter by its number; see :class:`libmoe.parameter.Source`."""
+
+    def __init__(self, handle: Handle, function: Any, index: int) -> None:
+        self._handle, self._function, self._index = handle, function, index
+
+    @property
+    def binds(self) -> int:
+        return _memory(self._handle).binds
+
+    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+        tensor = _abi.moe_tensor()
+        self._function(self._handle, self._index, ctypes.byref(tensor))
+        shape = tuple(tensor.shape[: tensor.rank])
+        kind = np.uint16 if tensor.dtype == _abi.DTYPE["bf16"] else np.float32
+        data, grad = self._array(tensor.data, shape, kind), self._array(tensor.grad, shape, np.float32)
+        return tensor.name.decode(), data, grad
+
+    def _array(self, address: int | None, shape: tuple[int, ...], kind: Any) -> Array | None:
+        """Return what the caller bound, else an array over the library's memory; None where there is none."""
+        if not address:
+            return None
+        memory = _memory(self._handle)
+        bound = memory.bound.get(address)
+        if bound is not None and bound.shape == shape and bound.itemsize == np.dtype(kind).itemsize:
+            return bound
+        view = memory.views.get(address)
+        if view is None:
+            view = memory.views[address] = _View(self._handle, address, shape, kind)
+        return np.asarray(view)
+
+
+@keywords
 class Tensors(Native):
     """What :class:`Layer` and :class:`Model` have of parameters."""
 
     _prefix: ClassVar[str]  # of the library's functions
+    _made_with: dict[str, Any]  # keyword arguments, all but the context
+    _context: Context
 
     def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
         self._open_handle = handle
         self._trainable = trainable
-        self._views: weakref.WeakValueDictionary[tuple[str, str], _View] = weakref.WeakValueDictionary()
+
+    def _remember(self, kind: type, made_with: dict[str, Any], context: Context | None) -> None:
+        """Keep what pickle and repr need: the arguments of the class's ``__init__`` by name."""
+        names = inspect.signature(kind).parameters
+        self._made_with = {name: made_with[name] for name in names if name != "context"}
+        self._context = context or default_context()
+
+    def _told(self) -> str:
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        return named({k: v for k, v in self._made_with.items() if not _same(v, defaults.get(k))})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
+        return _made_again, (type(self), self._made_with, self._own_values(), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return another one with the same values, in the same context; without gradients, as pickle."""
+        return _made_again(type(self), self._made_with, self._own_values(), self._context)
+
+    def _own_values(self) -> dict[str, Array]:
+        if self._open_handle is None:
+            raise ArgumentTypeError(f"this {type(self).__name__} is closed, and cannot be pickled or copied")
+        try:
+            return self.state_dict()
+        except BadStateError as error:
+            raise ArgumentTypeError(
+                f"this libmoe.{type(self).__name__} cannot be pickled or copied: its weights are in files or "
+                f"memory of their own ({error}); make one anew, and bind or offload it there"
+            ) from None
 
     def _function(self, name: str) -> Any:
         return getattr(lib, f"{self._prefix}_{name}")
@@ -67,38 +158,22 @@ class Tensors(Native):
     def _tensors(self) -> dict[str, Parameter]:
         count = ctypes.c_int64()
         self._function("parameter_count")(self._handle, ctypes.byref(count))
-        return {parameter.name: parameter for parameter in map(self._parameter, range(count.value))}
-
-    def _parameter(self, index: int) -> Parameter:
-        tensor = self._tensor(index)
-        name = tensor.name.decode()
-        grad = self._array(name, "grad", tensor) if tensor.grad else None
-        data = self._array(name, "data", tensor) if tensor.data else None
-        return Parameter._of_layer(name, data, grad, trainable=self._trainable)
+        read = self._function("parameter")
+        places = (_Place(self._handle, read, index) for index in range(count.value))
+        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in places)
+        return {parameter.name: parameter for parameter in listed}
 
     def _tensor(self, index: int) -> _abi.moe_tensor:
         tensor = _abi.moe_tensor()
         self._function("parameter")(self._handle, index, ctypes.byref(tensor))
         return tensor
 
-    def _array(self, name: str, part: str, tensor: _abi.moe_tensor) -> Array:
-        """Return what the caller bound, else an array over the library's memory."""
-        bound: Array | None = self._handle.keep.get((name, part))
-        if bound is not None:
-            return bound
-        view = self._views.get((name, part))
-        if view is None:
-            half = part == "data" and tensor.dtype == _abi.DTYPE["bf16"]
-            dtype = np.uint16 if half else np.float32
-            view = _View(self._handle, getattr(tensor, part), tuple(tensor.shape[: tensor.rank]), dtype)
-            self._views[name, part] = view
-        return np.asarray(view)
-
     def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
         """Use the caller's arrays as a parameter, without a copy, with the values they have.
 
         Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
-        memory behind them is freed.
+        memory behind them is freed.  Where memory of the caller's is replaced, nothing is freed, and
+        optimisers go along: each step looks where the parameter is.
 
         Parameters
         ----------
@@ -116,6 +191,8 @@ class Tensors(Native):
         BadStateError
             Arrays that were taken from ``parameters`` are still in use, or the parameter is offloaded.
         """
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name: expected a str, got {type(name).__name__}; use one of parameters")
         index = ctypes.c_int64()
         self._function("find_parameter")(self._handle, name.encode(), ctypes.byref(index))
         tensor = self._tensor(index.value)
@@ -125,15 +202,19 @@ class Tensors(Native):
         arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
         if grad is not None:
             arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
-        for key in arrays:
-            if key in self._views:
+        memory = _memory(self._handle)
+        for _, part in arrays:
+            if getattr(tensor, part) in memory.views:
                 raise BadStateError(
-                    f"{name}: its {key[1]} is still in use by an array or an optimiser; delete it before bind"
+                    f"{name}: its {part} is still in use by an array or an optimiser; delete it before bind, "
+                    "and make the optimiser afterwards"
                 )
         self._function("bind_parameter")(
             self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
         )
         self._handle.keep.update(arrays)
+        memory.bound.update({array.ctypes.data: array for array in arrays.values()})
+        memory.binds += 1
 
     def zero_grad(self) -> None:
         """Set every gradient to 0.
@@ -162,11 +243,12 @@ class Tensors(Native):
         TypeError, ValueError
             A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
+        _check.mapping("state", state, "what state_dict gave")
         parameters = self._tensors()
         if parameters.keys() != state.keys():
             missing = sorted(parameters.keys() - state.keys())
             unknown = sorted(state.keys() - parameters.keys())
-            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+            raise InvalidArgumentError(f"state: missing names {missing}, unknown names {unknown}")
         for name, parameter in parameters.items():
             dtype = _check.dtype_of(parameter.data)
             _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
@@ -174,6 +256,26 @@ class Tensors(Native):
             parameter.data[...] = state[name].view(parameter.data.dtype)
 
 
+def _made_again(
+    kind: Any, made_with: dict[str, Any], values: dict[str, Array], context: Context | None
+) -> Any:
+    """Make what was pickled or is copied."""
+    if "expert_weights" in made_with.get("unallocated", ()):
+        raise ArgumentTypeError(
+            "a layer without memory for its experts cannot be copied; bind another to copies"
+        )
+    made = kind(**made_with, context=context)
+    made.load_state_dict(values)
+    return made
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (
+        type(value) is type(default) and not isinstance(value, np.ndarray) and value == default
+    )
+
+
+@keywords
 class Weights(Tensors):
     """What :class:`Layer` has of parameters; it has a layer's handle."""
 
@@ -272,7 +374,47 @@ class Weights(Tensors):
         """
         lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
 
-    def load(self, source: Path | Checkpoint, *, layout: Layout = "libmoe", layer: int | None = None) -> None:
+    def update_selection_bias(
+        self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
+    ) -> None:
+        """Balance without a loss: favour experts with fewer tokens than the mean in the choices to come.
+
+        ``bias += d`` with ``d = rate * sign(mean(n) - n)`` (arXiv:2412.19437), or ``d - mean(d)``.
+
+        Parameters
+        ----------
+        tokens_per_expert : ndarray of int64, [E]
+            n, the reports' counts since the last update added up; once per optimiser step.
+        rate : float
+            At least 0.
+        zero_sum : bool
+            Whether the biases' mean stays as it is.
+
+        Raises
+        ------
+        BadStateError
+            The layer has no selection_bias, or is closed.
+        InvalidArgumentError
+            A count or the rate is negative.
+        """
+        counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+        if counts.shape != (self.n_experts,):
+            raise InvalidArgumentError(
+                f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}"
+            )
+        rate = _check.number("rate", rate)
+        lib.moe_layer_update_selection_bias(
+            self._handle, counts.ctypes.data, rate, _check.flag("zero_sum", zero_sum)
+        )
+
+    def load(
+        self,
+        source: Path | Checkpoint,
+        *,
+        layout: Layout = "libmoe",
+        layer: int | None = None,
+        prefix: str | None = None,
+    ) -> None:
         """Overwrite the parameters with a checkpoint's.
 
         Parameters
@@ -285,12 +427,16 @@ class Weights(Tensors):
         layer : int, optional
             Number of the layer in the model.  Only ``"libmoe"`` does without: names are then the
             parameters' own.
+        prefix : str, optional
+            In place of ``layer``: what the layer's names begin with, where that is not as the layout has it,
+            with the last dot: ``"model.language_model.layers.3.mlp."``.
 
         Raises
         ------
         InvalidArgumentError
             A tensor is missing, has other dimensions or a type that cannot be loaded, or the checkpoint has
-            more for this layer than the layer holds; the text names it.  The layer is as it was.
+            more for this layer than the layer holds; the text names it and says what would use it, or which
+            layout the checkpoint looks like.  The layer is as it was.
         FileError
             The file cannot be opened.
 
@@ -299,15 +445,20 @@ class Weights(Tensors):
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
-        lib.moe_layer_load(self._handle, checkpoint._handle, number, _layer_number(layer))
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_load(*arguments, _layer_number(layer))
+        else:
+            lib.moe_layer_load_prefix(*arguments, _prefix(prefix, layer))
 
     def offload(
         self,
         source: Path | Checkpoint,
         *,
-        resident_limit: int,
+        resident_limit: int | str,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
     ) -> None:
         """Leave the routed experts' matrices in a checkpoint's files, and load all other parameters.
 
@@ -317,11 +468,11 @@ class Weights(Tensors):
 
         Parameters
         ----------
-        source, layout, layer
+        source, layout, layer, prefix
             As of :meth:`load`; a checkpoint may be closed afterwards.
-        resident_limit : int
-            Bytes of memory for experts, at least for two.  :meth:`prepare` afterwards, if at all: packed
-            matrices then take the same room.
+        resident_limit : int or str
+            Bytes, also as ``"2GiB"``, of memory for experts, at least for two.  :meth:`prepare` afterwards,
+            if at all: packed matrices then take the same room.
 
         Raises
         ------
@@ -335,8 +486,13 @@ class Weights(Tensors):
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         number = _check.choice("layout", layout, _abi.LAYOUT)
-        limit = _check.integer("resident_limit", resident_limit, ctypes.c_size_t)
-        lib.moe_layer_offload(self._handle, checkpoint._handle, number, _layer_number(layer), limit)
+        limit = _check.byte_count("resident_limit", resident_limit)
+        arguments = (self._handle, checkpoint._handle, number)
+        if prefix is None:
+            lib.moe_layer_offload(*arguments, _layer_number(layer), limit)
+        else:
+            lib.moe_layer_offload_prefix(*arguments, _prefix(prefix, layer), limit)
+        self._handle.owner.keep["offloaded"] = True
 
     @property
     def offload_statistics(self) -> OffloadStatistics:
@@ -357,8 +513,9 @@ class Weights(Tensors):
         *,
         layout: Layout = "libmoe",
         layer: int | None = None,
+        prefix: str | None = None,
         dtype: DType = "f32",
-        max_shard_size: int = 0,
+        max_shard_size: int | str = 0,
     ) -> None:
         """Write the parameters to a safetensors file, or to several with an index; whole or not at all.
 
@@ -366,11 +523,11 @@ class Weights(Tensors):
         ----------
         path : path
             Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
-        layout, layer
+        layout, layer, prefix
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
         dtype : {"f32", "bf16"}
             Of all tensors but those of ``buffers``, which stay float32.
-        max_shard_size : int
+        max_shard_size : int or str
             As of :func:`save`: bytes of one file at most; 0 writes one file.
 
         Raises
@@ -380,18 +537,15 @@ class Weights(Tensors):
         FileError
             The file cannot be written; ``path`` is as it was.
         """
-        size = _check.integer("max_shard_size", max_shard_size, ctypes.c_int64)
-        arguments = (
-            self._handle,
-            encoded(path),
-            _check.choice("layout", layout, _abi.LAYOUT),
-            _layer_number(layer),
-            _check.choice("dtype", dtype, _abi.LAYER_DTYPE),
-        )
-        if size == 0:
-            lib.moe_layer_save(*arguments)
+        size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
+        head = (self._handle, encoded(path), _check.choice("layout", layout, _abi.LAYOUT))
+        number = _check.choice("dtype", dtype, _abi.LAYER_DTYPE)
+        if prefix is not None:
+            lib.moe_layer_save_prefix(*head, _prefix(prefix, layer), number, size)
+        elif size == 0:
+            lib.moe_layer_save(*head, _layer_number(layer), number)
         else:
-            lib.moe_layer_save_sharded(*arguments, size)
+            lib.moe_layer_save_sharded(*head, _layer_number(layer), number, size)
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
         """Make every expert a copy of one dense network (arXiv:2212.05055).
@@ -410,6 +564,7 @@ class Weights(Tensors):
         TypeError, ValueError
             A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
+        _check.mapping("dense", dense, "a dict of arrays by name")
         described = (_abi.moe_tensor * len(dense))()
         for index, (name, array) in enumerate(dense.items()):
             dtype = "bf16" if isinstance(array, np.ndarray) and _check.dtype_of(array) == "bf16" else "f32"
@@ -426,3 +581,13 @@ class Weights(Tensors):
 
 def _layer_number(layer: int | None) -> int:
     return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)
+
+
+def _prefix(prefix: str, layer: int | None) -> bytes:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
+    if layer is not None:
+        raise ValueError("layer, prefix: a prefix has the layer's number in it; give one of the two")
+    if "\0" in prefix:
+        raise ValueError(f"prefix: {prefix!r} contains the character 0")
+    return prefix.encode()

@@ -6,9 +6,13 @@ import ctypes
 from typing import Any
 
 from . import _abi, _check
+from ._keywords import keywords
 from ._library import lib
+from ._repr import described
+from .errors import InvalidArgumentError
 
 
+@keywords
 class AdaptiveClip:
     """Brings back norms that stand out from those before (ZClip, arXiv:2504.02507).
 
@@ -77,6 +81,15 @@ class AdaptiveClip:
         lib.moe_adaptive_clip(ctypes.byref(self._state), number, ctypes.byref(most))
         return most.value
 
+    def __repr__(self) -> str:
+        """Give its numbers, and what it has learnt so far."""
+        state = self._state
+        return described(
+            self,
+            f"decay={state.decay:g}, threshold={state.threshold:g}, warmup_steps={state.warmup_steps}; "
+            f"norms so far {state.mean:.3g} with variance {state.variance:.3g}",
+        )
+
     @property
     def mean(self) -> float:
         """Mean of the norms, spikes counting as the furthest that is none."""
@@ -101,9 +114,10 @@ class AdaptiveClip:
         InvalidArgumentError
             A number is out of range; nothing has changed.
         """
+        _check.mapping("state", state, "what state_dict gave")
         missing, unknown = sorted(_FIELDS - state.keys()), sorted(state.keys() - _FIELDS)
         if missing or unknown:
-            raise ValueError(f"state: missing names {missing}, unknown names {unknown}")
+            raise InvalidArgumentError(f"state: missing names {missing}, unknown names {unknown}")
         new = _abi.moe_clip_state(**state)
         _check_state(new)
         self._state = new

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from . import _abi, _abi_model, _check
 from ._check import Array
+from ._keywords import keywords, unknown
 from ._library import lib
-from .context import Context, default_context
+from .context import Context, handle_of
+from .errors import ArgumentTypeError, InvalidArgumentError
 
 Floats = NDArray[np.float32]
 
@@ -20,6 +22,7 @@ Floats = NDArray[np.float32]
 # -----------------------------------------------------------------------------------------------------------
 
 
+@keywords
 def norm(
     x: Floats,
     weight: Floats,
@@ -55,7 +58,7 @@ def norm(
     tokens, width = matrix("x", x)
     y, statistics = np.empty_like(x), np.empty((tokens, 2), np.float32)
     lib.moe_norm_forward(
-        (context or default_context())._handle,
+        handle_of(context),
         _check.choice("kind", kind, _abi_model.NORM),
         x.ctypes.data,
         tokens,
@@ -69,6 +72,7 @@ def norm(
     return y, statistics
 
 
+@keywords
 def norm_backward(
     x: Floats,
     weight: Floats,
@@ -84,7 +88,7 @@ def norm_backward(
     tokens, width = matrix("x", x)
     dx = np.empty_like(x)
     lib.moe_norm_backward(
-        (context or default_context())._handle,
+        handle_of(context),
         _check.choice("kind", kind, _abi_model.NORM),
         x.ctypes.data,
         tokens,
@@ -99,6 +103,7 @@ def norm_backward(
     return dx
 
 
+@keywords
 def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Context | None = None) -> Floats:
     """Return x W^T + b.
 
@@ -117,7 +122,7 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     outputs, dtype = weight_of(weight, inputs)
     y = np.empty((tokens, outputs), np.float32)
     lib.moe_linear_forward(
-        (context or default_context())._handle,
+        handle_of(context),
         x.ctypes.data,
         tokens,
         inputs,
@@ -130,6 +135,7 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     return y
 
 
+@keywords
 def linear_backward(
     x: Floats,
     weight: Array,
@@ -144,7 +150,7 @@ def linear_backward(
     outputs, dtype = weight_of(weight, inputs)
     dx = np.empty_like(x)
     lib.moe_linear_backward(
-        (context or default_context())._handle,
+        handle_of(context),
         x.ctypes.data,
         tokens,
         inputs,
@@ -163,7 +169,7 @@ def matrix(name: str, value: Any) -> tuple[int, int]:
     """Return rows and columns of an array that has them."""
     shape = _check.array(name, value).shape
     if len(shape) != 2:
-        raise ValueError(f"{name}: expected two dimensions, got shape {shape}")
+        raise InvalidArgumentError(f"{name}: expected two dimensions, got shape {shape}")
     return int(shape[0]), int(shape[1])
 
 
@@ -171,7 +177,7 @@ def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
     """Return outputs and element type of a matrix of products."""
     dtype = _check.dtype_of(_check.array("weight", weight, dtype=_check.dtype_of(weight)))
     if weight.ndim != 2 or weight.shape[1] != inputs:
-        raise ValueError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")
+        raise InvalidArgumentError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")
     return int(weight.shape[0]), _abi.DTYPE[dtype]
 
 
@@ -180,6 +186,7 @@ def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------------------
 
 
+@keywords
 def rotate(
     x: Floats,
     *,
@@ -215,7 +222,7 @@ def rotate(
     """
     n_sequences, length, n_heads, head_size = _shape("x", x)
     lib.moe_rotate(
-        (context or default_context())._handle,
+        handle_of(context),
         _rows("x", x, write=True)[0],
         n_sequences * length,
         n_heads,
@@ -225,7 +232,7 @@ def rotate(
         length,
         _check.integer("first_position", first_position, ctypes.c_int64),
         _check.number("theta", theta),
-        int(inverse),
+        _check.flag("inverse", inverse),
     )
 
 
@@ -278,7 +285,7 @@ def attention(
         out = np.empty(shape, np.float32)
     log_sums = np.empty((n_sequences, n_heads, length), np.float32)
     config, places = _attention(query, key, value, options, {"out": (out, True)})
-    handle = (context or default_context())._handle
+    handle = handle_of(context)
     lib.moe_attention_forward(handle, ctypes.byref(config), *places, log_sums.ctypes.data)
     return out, log_sums
 
@@ -324,15 +331,15 @@ def attention_backward(
     config, places = _attention(query, key, value, options, more)
     for name, gradient, of in zip(("query", "key", "value"), into, (query, key, value)):  # noqa: B905
         if _shape(f"d{name}", gradient) != of.shape:
-            raise ValueError(f"d{name}: expected shape {of.shape}, got {gradient.shape}")
+            raise InvalidArgumentError(f"d{name}: expected shape {of.shape}, got {gradient.shape}")
         place, stride = _rows(f"d{name}", gradient, write=True)
         places.append(place)
         if stride != getattr(config, f"{name}_stride"):
             wanted = getattr(config, f"{name}_stride")
-            raise ValueError(f"d{name}: rows lie {stride} floats apart, but {wanted} in {name}")
+            raise InvalidArgumentError(f"d{name}: rows lie {stride} floats apart, but {wanted} in {name}")
     sums = _check.address("log_sums", log_sums, (n_sequences, n_heads, length))
     places.insert(4, sums or 0)
-    handle = (context or default_context())._handle
+    handle = handle_of(context)
     lib.moe_attention_backward(handle, ctypes.byref(config), *places)
     return into
 
@@ -346,12 +353,12 @@ def _attention(
     for name, array in (("key", key), ("value", value)):
         if array.shape != (n_sequences, n_keys, n_kv_heads, head_size):
             wanted = (n_sequences, n_keys, n_kv_heads, head_size)
-            raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+            raise InvalidArgumentError(f"{name}: expected shape {wanted}, got {array.shape}")
     given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask")))
     for name in options:
         if name not in given:
-            raise TypeError(f"attention has no option {name!r}; choose among {', '.join(given)}")
+            raise ArgumentTypeError(unknown("attention", name, [*given, "out", "context"]))
     given.update(options)
     config = _abi_model.moe_attention_config(
         n_sequences=n_sequences,
@@ -360,7 +367,7 @@ def _attention(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_size=head_size,
-        causal=int(given["causal"]),
+        causal=_check.flag("causal", given["causal"]),
         scale=_check.number("scale", given["scale"]),
         dropout=_check.number("dropout", given["dropout"]),
         seed=_check.integer("seed", given["seed"], ctypes.c_uint64),
@@ -376,11 +383,13 @@ def _attention(
         setattr(config, f"{name}_stride", stride)
     for name, (array, write) in more.items():
         if _shape(name, array) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+            raise InvalidArgumentError(f"{name}: expected shape {shape}, got {array.shape}")
         place, stride = _rows(name, array, write=write)
         places.append(place)
         if config.output_stride not in (0, stride):
-            raise ValueError(f"{name}: rows lie {stride} floats apart, but {config.output_stride} in out")
+            raise InvalidArgumentError(
+                f"{name}: rows lie {stride} floats apart, but {config.output_stride} in out"
+            )
         config.output_stride = stride
     return config, places
 
@@ -389,9 +398,11 @@ def _shape(name: str, value: Any) -> tuple[int, int, int, int]:
     """Shape [B, tokens, heads, D] of an array that has one."""
     if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 4:
         found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name}: expected a numpy array of float32, [B, tokens, heads, D], got {found}")
+        raise ArgumentTypeError(
+            f"{name}: expected a numpy array of float32, [B, tokens, heads, D], got {found}"
+        )
     if 0 in value.shape:
-        raise ValueError(f"{name}: shape {value.shape} has no elements")
+        raise InvalidArgumentError(f"{name}: shape {value.shape} has no elements")
     b, s, h, d = value.shape
     return b, s, h, d
 
@@ -408,11 +419,11 @@ def _rows(name: str, value: Floats, *, write: bool = False) -> tuple[int, int]:
     # numpy says nothing about the strides of axes with one element.
     fits = all(n == 1 or a == w for n, a, w in zip(value.shape, value.strides, wanted))  # noqa: B905
     if not fits or stride < h * d or not value.flags.aligned:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{name}: tokens must be rows at equal distances; use numpy.ascontiguousarray({name})"
         )
     if write and not value.flags.writeable:
-        raise ValueError(f"{name}: expected an array that may be written to; use {name}.copy()")
+        raise InvalidArgumentError(f"{name}: expected an array that may be written to; use {name}.copy()")
     return int(value.ctypes.data), stride
 
 

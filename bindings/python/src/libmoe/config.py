@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _abi, _check
-from .errors import InvalidArgumentError
+from ._keywords import renamed, unknown
+from .errors import ArgumentTypeError, InvalidArgumentError
 from .words import Activation, ExpertKind
 
 
@@ -56,6 +57,7 @@ _WORDS = {
     "shared_gate": _abi.SHARED,
     "noise": _abi.NOISE,
     "router_dropout_on": _abi.ROUTER_DROPOUT,
+    "router_norm": _abi.ROUTER_NORM,
     "dynamic_k": _abi.DYNAMIC_K,
     "capacity_formula": _abi.CAPACITY,
     "drop": _abi.DROP,
@@ -79,7 +81,7 @@ _FLAGS = {
 _BIASES = {"router_bias", "expert_bias"}
 _BIAS = {None: _abi.BIAS["default"], False: _abi.BIAS["off"], True: _abi.BIAS["on"]}
 # Fields that say how long a list is, which Python's lists know themselves.
-_UNNAMED = {"struct_size", "reserved", "n_expert_groups", "n_losses"}
+_UNNAMED = {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
 
 
 def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
@@ -101,8 +103,9 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
         A value has the wrong type, a word is unknown, a number does not fit; the text names it.
     """
     config = _abi.moe_layer_config()
+    options = renamed(options, dict(_fields(config)))
     for field, ctype in _fields(config):
-        setattr(config, field, _field(field, ctype, options[_keyword(field)]))
+        setattr(config, field, _field(field, ctype, options[field]))
     config.n_expert_groups = len(options["expert_groups"] or ())
     config.n_losses = len(options["losses"] or ())
     if options["hash_table"] is not None:
@@ -112,9 +115,7 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
 
 def from_c(config: _abi.moe_layer_config) -> dict[str, Any]:
     """Return what :func:`to_c` would make this struct of; a hash table is left out."""
-    return {
-        _keyword(name): _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"
-    }
+    return {name: _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"}
 
 
 def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:
@@ -122,24 +123,19 @@ def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:
     return [(field[0], field[1]) for field in struct._fields_ if field[0] not in _UNNAMED]
 
 
-def _keyword(field: str) -> str:
-    """Return what the field is called in Python."""
-    return "normalize" if field == "router_normalize" else field
-
-
 def _field(field: str, ctype: Any, value: Any, owner: str = "") -> Any:
     """Return the value as the field holds it."""
-    name = owner + _keyword(field)
+    name = owner + field
     if field == "router_normalize" and not isinstance(value, str):
-        value = "sum" if value else "none"
+        value = "sum" if _check.flag(name, value) else "none"
     if field in _WORDS:
         return _check.choice(name, value, _WORDS[field])
     if field in _BIASES:
-        return _BIAS[None if value is None else bool(value)]
+        return _BIAS[None if value is None else _check.flag(name, value)]
     if field in _FLAGS:
-        return bool(value)
+        return _check.flag(name, value)
     if field == "unallocated":
-        listed = [value] if isinstance(value, str) else value
+        listed = [value] if isinstance(value, str) else _check.listed(name, value, "a tuple of words")
         return sum({_check.choice(name, word, _abi.UNALLOCATED) for word in listed})
     if field == "expert_groups":
         return _expert_groups(value)
@@ -154,17 +150,21 @@ def _field(field: str, ctype: Any, value: Any, owner: str = "") -> Any:
 
 def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
     """Return the groups as an array of ``moe_expert_group``; NULL for none."""
+    if groups is None:
+        return None
+    groups = _check.listed("expert_groups", groups, "a list: [libmoe.ExpertGroup(n_experts=8, ...)]")
     if not groups:
         return None
     listed = (_abi.moe_expert_group * len(groups))()
     for index, (c_group, group) in enumerate(zip(listed, groups)):
         owner = f"expert_groups[{index}]"
         if not isinstance(group, Mapping):
-            raise TypeError(f"{owner}: expected a dict, got {type(group).__name__}; use libmoe.ExpertGroup")
+            raise ArgumentTypeError(
+                f"{owner}: expected a dict, got {type(group).__name__}; use libmoe.ExpertGroup"
+            )
         known = {field: ctype for field, ctype in _fields(c_group)}
-        unknown = sorted(group.keys() - known.keys())
-        if unknown:
-            raise InvalidArgumentError(f"{owner}: unknown names {unknown}; choose from {list(known)}")
+        for name in group.keys() - known.keys():
+            raise InvalidArgumentError(unknown(owner, name, known))
         if "n_experts" not in group:
             raise InvalidArgumentError(f"{owner}: n_experts is missing")
         for field, value in group.items():
@@ -174,12 +174,14 @@ def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
 
 def _losses(losses: Mapping[str, float] | None) -> Any:
     """Return the losses as an array of ``moe_loss_term``; NULL for none."""
-    if not losses:
+    if losses is None:
         return None
     if not isinstance(losses, Mapping):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"losses: expected a dict of coefficients, got {type(losses).__name__}; use {{'switch': 0.01}}"
         )
+    if not losses:
+        return None
     terms = [
         _abi.moe_loss_term(
             _check.choice("losses", name, _abi.LOSS), _check.number(f"losses[{name!r}]", value)
@@ -192,7 +194,7 @@ def _losses(losses: Mapping[str, float] | None) -> Any:
 def _vocabulary(config: _abi.moe_layer_config, table: NDArray[np.int32]) -> int:
     """Return how many token ids the table is for."""
     if table.ndim != 2 or table.shape[1] != config.top_k:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"hash_table: expected shape [vocabulary_size, top_k = {config.top_k}], got {table.shape}"
         )
     if config.vocabulary_size not in (0, len(table)):

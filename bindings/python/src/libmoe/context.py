@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import warnings
 from typing import Literal
 
 from . import _abi, _callbacks, _check
-from ._library import Handle, Native, lib
+from ._keywords import keywords
+from ._library import ContextHandle, Native, lib
+from ._numbers import instance
 from .profile import Profile
 
 ALL_THREADS = _abi.THREADS_ALL
 """``n_threads``: as many as the affinity mask and the cgroup's processor quota allow."""
 
 
+@keywords
 class Context(Native):
     """Owns the threads and the log of the layers and optimisers created in it.
 
@@ -33,8 +37,9 @@ class Context(Native):
         is loaded when it is asked for.
     instructions : {"all", "base", "avx2", "avx512"}
         The most that may be used of the processor's instruction sets, for tests and comparisons.
-    memory_limit : int
-        Bytes of scratch and tape that a call may take, see :meth:`Layer.plan`; 0 means no limit.
+    memory_limit : int or str
+        Bytes of scratch and tape that a call may take, also as ``"512 MiB"`` or ``"1GB"``, see
+        :meth:`Layer.plan`; 0 means no limit.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
 
@@ -60,7 +65,7 @@ class Context(Native):
         matmul: Literal["auto", "native", "openblas", "reference"] = "auto",
         *,
         instructions: Literal["all", "base", "avx2", "avx512"] = "all",
-        memory_limit: int = 0,
+        memory_limit: int | str = 0,
         log: _callbacks.Log | None = None,
     ) -> None:
         log_function = _callbacks.log_function(log)
@@ -68,22 +73,25 @@ class Context(Native):
             n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
             matmul=_check.choice("matmul", matmul, _abi.MATMUL),
             instructions=_check.choice("instructions", instructions, _abi.INSTRUCTIONS),
-            memory_limit=_check.integer("memory_limit", memory_limit, ctypes.c_size_t),
+            memory_limit=_check.byte_count("memory_limit", memory_limit),
             log=log_function,
             cancel=_callbacks.cancel,
             cancel_user=_callbacks.raised,
         )
-        self._open_handle = Handle(
-            lib.moe_context_create, lib.moe_context_free, ctypes.byref(config), keep={"log": log_function}
-        )
-
+        self._told_by = f"n_threads={n_threads}, matmul={matmul!r}"
+        self._open_handle = ContextHandle(ctypes.byref(config), log=log_function)
         if n_threads > processors():
             warnings.warn(
                 f"n_threads = {n_threads}, but this process may use {processors()} processors; "
                 f"{self.threads} threads compute, and not faster: leave n_threads out to take what there is",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+
+    _instead = "make one in each process: libmoe.Context(n_threads=...)"
+
+    def _told(self) -> str:
+        return self._told_by
 
     @property
     def threads(self) -> int:
@@ -115,6 +123,15 @@ _default: Context | None = None
 _default_lock = threading.Lock()
 
 
+def _forked() -> None:
+    """Have a lock that no thread holds: a forked child does not have the one that may have held it."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def default_context() -> Context:
     """Return the context of everything that is given none: all threads, made on first use."""
     global _default
@@ -122,6 +139,14 @@ def default_context() -> Context:
         if _default is None or _default._open_handle is None:
             _default = Context()
         return _default
+
+
+def handle_of(context: Context | None) -> ContextHandle:
+    """Return the native context of an argument ``context``, whose default is the shared one."""
+    if context is None:
+        context = default_context()
+    handle: ContextHandle = instance("context", context, Context, "libmoe.Context()")._handle
+    return handle
 
 
 def processors() -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import words
+from . import _check, words
 from ._check import FloatArray
+from ._keywords import keywords
 from .context import Context
 from .model import Model
 
 
+@keywords
 class EncoderLayer(Model):
     """One transformer layer as ``torch.nn.TransformerEncoderLayer`` has it, with an MLP or with experts.
 
@@ -55,6 +57,7 @@ class EncoderLayer(Model):
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
+        made_with = dict(locals())  # all arguments by name, as long as nothing else is there
         super().__init__(
             hidden_size,
             1,
@@ -67,7 +70,7 @@ class EncoderLayer(Model):
             dense_dropout=dropout,
             rope_theta=0.0,
             norm="layer",
-            norm_place="pre" if norm_first else "post",
+            norm_place="pre" if _check.flag("norm_first", norm_first) else "post",
             norm_epsilon=norm_epsilon,
             final_norm=False,
             causal=False,
@@ -78,6 +81,7 @@ class EncoderLayer(Model):
             seed=seed,
             context=context,
         )
+        self._remember(EncoderLayer, made_with, context)
 
     def __call__(self, x: FloatArray, **options: Any) -> FloatArray:
         """Return y [B, S, H] of x [B, S, H], for evaluation; options as of :meth:`Model.forward`."""

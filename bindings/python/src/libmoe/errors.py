@@ -21,6 +21,10 @@ class InvalidArgumentError(MoeError, ValueError):
     status = 1
 
 
+class ArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument is of a type, or an array of a dtype, that cannot be used; the text has the way to one."""
+
+
 class OutOfMemoryError(MoeError, MemoryError):
     """There was no memory; the objects are as they were."""
 

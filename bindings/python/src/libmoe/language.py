@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from . import _abi_model, _check
 from ._check import Array
+from ._keywords import keywords
 from ._library import lib
 from .blocks import Floats, matrix, weight_of
-from .context import Context, default_context
+from .context import Context, handle_of
+from .errors import InvalidArgumentError
 
 Integers = NDArray[np.int32]
 
 
+@keywords
 def embedding(
     tokens: Integers,
     table: Floats,
@@ -48,7 +52,7 @@ def embedding(
     places = 0 if positions is None else matrix("positions", positions)[0]
     y = np.empty((n_sequences, length, width), np.float32)
     lib.moe_embedding_forward(
-        (context or default_context())._handle,
+        handle_of(context),
         tokens.ctypes.data,
         tokens.size,
         width,
@@ -63,6 +67,7 @@ def embedding(
     return y
 
 
+@keywords
 def embedding_backward(
     tokens: Integers,
     dy: Floats,
@@ -79,10 +84,12 @@ def embedding_backward(
     """
     n_sequences, length = _tokens(tokens)
     width = _check.array("dy", dy).shape[-1]
+    if dtable is None and n_rows is None:
+        raise InvalidArgumentError("n_rows: is needed without dtable; give the rows of the table")
     rows = n_rows if dtable is None else matrix("dtable", dtable)[0]
     places = 0 if dpositions is None else matrix("dpositions", dpositions)[0]
     lib.moe_embedding_backward(
-        (context or default_context())._handle,
+        handle_of(context),
         tokens.ctypes.data,
         tokens.size,
         width,
@@ -96,6 +103,7 @@ def embedding_backward(
     )
 
 
+@keywords
 def cross_entropy(
     x: Floats,
     weight: Array,
@@ -145,7 +153,7 @@ def cross_entropy(
     vocabulary, dtype = weight_of(weight, width)
     loss, counted = ctypes.c_double(), ctypes.c_int64()
     lib.moe_cross_entropy(
-        (context or default_context())._handle,
+        handle_of(context),
         x.ctypes.data,
         tokens,
         width,
@@ -165,6 +173,7 @@ def cross_entropy(
     return loss.value, counted.value
 
 
+@keywords
 def sample(
     logits: Floats,
     *,
@@ -178,8 +187,8 @@ def sample(
     """Draw a token from its logits [V].
 
     Temperature 0 takes the largest logit.  Else ``top_k`` keeps the k most likely tokens (0: all), and
-    ``top_p`` (arXiv:1904.09751) the fewest of these that hold that share of their probability.  ``seed`` and
-    ``draw``, the number of the token, decide.
+    ``top_p`` (arXiv:1904.09751), from 0 to 1, the fewest of these that hold that share of their probability,
+    at least one: 0 is the most likely token alone.  ``seed`` and ``draw``, the number of the token, decide.
 
     Raises
     ------
@@ -188,16 +197,17 @@ def sample(
     InvalidArgumentError
         A number is out of range.
     """
-    (size,) = _check.array("logits", logits).shape
-    sampling = _abi_model.moe_sampling(
-        temperature=_check.number("temperature", temperature),
-        top_k=_check.integer("top_k", top_k, ctypes.c_int64),
-        top_p=_check.number("top_p", top_p),
-        seed=_check.integer("seed", seed, ctypes.c_uint64),
-    )
+    shape = _check.array("logits", logits).shape
+    if len(shape) != 1:
+        raise InvalidArgumentError(
+            f"logits: expected those of one token, shape [V], got {shape}; "
+            "draw for each row by itself, logits[0]"
+        )
+    (size,) = shape
+    sampling = check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     token = ctypes.c_int32()
     lib.moe_sample(
-        (context or default_context())._handle,
+        handle_of(context),
         logits.ctypes.data,
         size,
         ctypes.byref(sampling),
@@ -207,9 +217,30 @@ def sample(
     return token.value
 
 
+def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -> _abi_model.moe_sampling:
+    """Return how tokens are drawn as the library reads it; numbers out of range are refused."""
+    sampling = _abi_model.moe_sampling(
+        temperature=_check.number("temperature", temperature),
+        top_k=_check.integer("top_k", top_k, ctypes.c_int64),
+        top_p=_check.number("top_p", top_p),
+        seed=_check.integer("seed", seed, ctypes.c_uint64),
+    )
+    if not 0 <= sampling.temperature < math.inf:
+        raise InvalidArgumentError(
+            f"sampling: temperature = {temperature} is not a number of at least 0; 0 takes the best"
+        )
+    if sampling.top_k < 0:
+        raise InvalidArgumentError(f"sampling: top_k = {top_k} is negative; 0 means all tokens")
+    if not 0 <= sampling.top_p <= 1:
+        raise InvalidArgumentError(
+            f"sampling: top_p = {top_p} is not in [0, 1]; 1 means all tokens, 0 the best alone"
+        )
+    return sampling
+
+
 def _tokens(tokens: Any) -> tuple[int, int]:
     """Return the number of sequences and their length."""
     shape = _check.array("tokens", tokens, dtype="i32").shape
     if len(shape) != 2:
-        raise ValueError(f"tokens: expected shape [sequences, length], got {shape}")
+        raise InvalidArgumentError(f"tokens: expected shape [sequences, length], got {shape}")
     return int(shape[0]), int(shape[1])

@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 
 from . import _abi, _check, config, words
 from ._check import Array, FloatArray
+from ._keywords import keywords
 from ._library import Handle, lib
 from ._weights import Weights
-from .calls import backward_options, forward_options, run
-from .context import Context, default_context
+from .calls import backward_options, forward_options
+from .context import Context, handle_of
 from .errors import BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
-from .report import Blank, Output, Report
+from .report import Blank, Output, Report, n_sequences, sequence_arrays
 from .routing import Routing
 from .tape import Tape
 
 
+@keywords
 class Layer(Weights):
     """A router and E experts, each a small network, of which every token x uses K.
 
@@ -31,7 +33,7 @@ class Layer(Weights):
         z = x W_r^T + b_r                                       x [T, H]   z [T, E], the logits
         s = score(z)                                            s [T, E]
         i = the K largest of s + selection bias, within the top_groups best groups    i [T, K]
-        w = s[i] / (their sum, or as normalize says) * routed_scale * expert scale    w [T, K]
+        w = s[i] / (their sum, or as router_normalize says) * routed_scale * expert scale    w [T, K]
         y[t] = sum over k of w[t, k] * expert(i[t, k])(x[t]) + shared experts         y [T, H]
 
         expert "mlp":     W_down act(W_up x + b_up) + b_down
@@ -51,13 +53,14 @@ class Layer(Weights):
         groups, then each group's gate its experts; a table by token id (arXiv:2106.04426); in training the K
         best after Sinkhorn's iteration towards equal loads, as Megatron-Core; forward is given indices and
         weights.
-    router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer"}
+    router_weights : {"scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"}
         What the K chosen experts weigh: their scores among all E; a softmax or the sigmoid of their logits;
-        1; or each its share in a softmax over the experts not chosen before it whose logits are near its own
-        (PhiMoE).
+        1; each its share in a softmax over the experts not chosen before it whose logits are near its own
+        (PhiMoE); or, of router ``"hierarchical"``, the coarse gate's probability of the group times a softmax
+        over the chosen experts of the group alone.
     mask_threshold : float
         Of ``"sparsemixer"``, above 0: near is (best - z) / max(|z|, best) <= 2 mask_threshold.
-    normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
+    router_normalize : bool or {"sum", "none", "norm1", "norm2", "normp"}
         What the chosen values are divided by: their sum (True), nothing (False), the sum of their
         magnitudes, the root of the sum of their squares, or (sum of |v|^normalize_p)^(1/normalize_p).
     normalize_p : float
@@ -73,7 +76,7 @@ class Layer(Weights):
         Whether there is a trained factor ``router.expert_scale`` for each expert's weight.
     n_groups, top_groups, group_top_m : int
         With n_groups, experts are chosen within the top_groups groups of neighbours whose group_top_m largest
-        scores (0: 1) have the largest sum.
+        scores (0: 1) have the largest sum.  -1 is none, whatever the other two and group_mask are.
     group_mask : {"minus_infinity", "zero"}
         What takes the place of the other groups' scores.
     routed_scale : float
@@ -118,6 +121,10 @@ class Layer(Weights):
     router_batch_norm, batch_norm_momentum, batch_norm_epsilon : bool, float, float
         Whether the gate reads a batch-normalised x.  A forward in training then changes ``buffers``, so it
         wants the layer for itself.  0 means 0.1, and 1e-5.
+    router_norm, router_norm_scale, router_norm_epsilon : {"none", "rms", "rms_weight"}, float, float
+        An RMS norm of what the gate alone reads: x / sqrt(mean(x^2) + epsilon) * scale, and with
+        ``"rms_weight"`` times a trained ``router.norm.weight``.  0 means 1 / sqrt(H), which is Gemma 4's, and
+        1e-6.
     random_second : bool
         With K = 2, whether in training a second choice of weight w is kept with probability min(1, 2 w)
         (arXiv:2006.16668).
@@ -217,7 +224,7 @@ class Layer(Weights):
         router: words.Router = "token_choice",
         router_weights: words.RouterWeights = "scores",
         mask_threshold: float = 0.0,
-        normalize: bool | words.Normalize = "sum",
+        router_normalize: bool | words.Normalize = "sum",
         normalize_p: float = 0.0,
         normalize_epsilon: float = 0.0,
         epsilon_form: words.EpsilonForm = "added",
@@ -253,6 +260,9 @@ class Layer(Weights):
         router_batch_norm: bool = False,
         batch_norm_momentum: float = 0.0,
         batch_norm_epsilon: float = 0.0,
+        router_norm: words.RouterNorm = "none",
+        router_norm_scale: float = 0.0,
+        router_norm_epsilon: float = 0.0,
         random_second: bool = False,
         dynamic_k: words.DynamicK = "none",
         dynamic_value: float = 0.0,
@@ -285,38 +295,22 @@ class Layer(Weights):
         context: Context | None = None,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
+        if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
+            options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
+        create, free = lib.moe_layer_create, lib.moe_layer_free
         super().__init__(
-            Handle(
-                lib.moe_layer_create,
-                lib.moe_layer_free,
-                parent,
-                ctypes.byref(c_config),
-                keep={"context": parent},
-            ),
-            c_config,
+            Handle(create, free, parent, ctypes.byref(c_config), keep={"context": parent}), c_config
         )
+        self._remember(Layer, options, context)
         self._io_dtype = io_dtype
         self._losses = list(losses or ())
 
     def __call__(self, x: Array) -> Array:
-        """Return y = layer(x), for evaluation.
+        """Return y = layer(x), for evaluation: a new array with x's type and shape, [..., H].
 
-        Parameters
-        ----------
-        x : ndarray of io_dtype, [..., H]
-            Any leading dimensions; their product is T.
-
-        Returns
-        -------
-        ndarray of x's type, [..., H]
-            A new array.
-
-        Raises
-        ------
-        TypeError, ValueError, NotFiniteError, OutOfMemoryError
-            As :meth:`forward`.
+        It raises what :meth:`forward` does.
         """
         return self._forward(x, None, None, None, None)
 
@@ -336,8 +330,13 @@ class Layer(Weights):
         global_counts: NDArray[np.int64] | None = None,
         record: Routing | None = None,
         replay: Routing | None = None,
-        memory_limit: int = 0,
+        memory_limit: int | str = 0,
         tape_policy: Literal["auto", "full", "lean"] = "auto",
+        loss_mask: NDArray[np.bool_] | NDArray[np.uint8] | None = None,
+        noise: FloatArray | None = None,
+        jitter: FloatArray | None = None,
+        second: FloatArray | None = None,
+        chunk_tokens: int = 0,
     ) -> Output:
         """Return y = layer(x) with its losses and statistics.
 
@@ -370,11 +369,25 @@ class Layer(Weights):
             Gets the experts that each token used.
         replay : Routing, optional
             In place of expert_indices, the record of a call with as many tokens and choices.
-        memory_limit : int
-            Bytes of scratch and tape together, for this call and its backward; 0 means the context's limit.
+        memory_limit : int or str
+            Bytes (or ``"2 GB"``) of scratch and tape for this call and its backward; 0: the context's limit.
             The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
         tape_policy : {"auto", "full", "lean"}
             Whether the tape keeps the experts' pre-activations, or backward computes them again.
+        loss_mask : ndarray of bool or uint8, [...], optional
+            1 for tokens that count in losses and in the report, in place of valid_mask: a real token with 0
+            is computed all the same, and padding with 1 is routed for the losses alone.
+        noise : ndarray of float32, [..., E], optional
+            In training, in place of the normal numbers that ``noise`` draws; with ``noise="none"`` it is
+            added to the logits as it is.
+        jitter : ndarray of float32, [..., H], optional
+            In training, u in x (1 + jitter u), in place of numbers drawn from -1 to 1.
+        second : ndarray of float32, [...], optional
+            In training, with ``random_second``: a second choice of weight w is kept where 2 w is at least
+            this number, in place of one drawn from 0 to 1.
+        chunk_tokens : int
+            Tokens that experts compute at once, rounded up to a multiple of 256; 0 means as planned.  It
+            changes no bit that a memory limit would not.
 
         Returns
         -------
@@ -410,6 +423,11 @@ class Layer(Weights):
             replay=replay,
             memory_limit=memory_limit,
             tape_policy=tape_policy,
+            loss_mask=loss_mask,
+            noise=noise,
+            jitter=jitter,
+            second=second,
+            chunk_tokens=chunk_tokens,
         )
         listed = self.n_experts if self._config.router == _abi.ROUTER["expert_choice"] else self.top_k
         blank = Blank(
@@ -417,9 +435,9 @@ class Layer(Weights):
             losses=np.empty(len(self._losses), np.float32),
             expert_indices=np.empty((n_tokens, listed), np.int32),
             expert_weights=np.empty((n_tokens, listed), np.float32),
+            **sequence_arrays(n_tokens, sequence_length, self.n_experts),
         )
-        y = self._forward(x, options, out, tape, blank.c_report)
-        filled = blank.filled()
+        y, filled = self._forward(x, options, out, tape, blank.c_report), blank.filled()
         filled["losses"] = dict(zip(self._losses, filled["losses"].tolist()))
         return Output(y, Report(**filled))
 
@@ -432,11 +450,12 @@ class Layer(Weights):
         report: _abi.moe_report | None,
     ) -> Array:
         n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
+        if tape is not None:
+            _check.instance("tape", tape, Tape, "layer.tape()")
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
         if tape is not None:
             tape._x = None  # a forward that fails leaves the tape empty
-        run(
-            lib.moe_layer_forward,
+        lib.moe_layer_forward(
             self._handle,
             x.ctypes.data,
             n_tokens,
@@ -447,13 +466,15 @@ class Layer(Weights):
         )
         if tape is not None:
             tape._x = x
+            length = 0 if options is None else options.sequence_length
+            tape._sequences = n_sequences(n_tokens, length)
         return y
 
     def _tokens(self, name: str, value: Any, shape: tuple[int, ...], *, write: bool = False) -> Any:
         return _check.array(name, value, shape, write=write, dtype=self._io_dtype)
 
     def _options(self, every: tuple[int, ...], **options: Any) -> _abi.moe_forward_options:
-        return forward_options(every, self.top_k, self.n_experts, **options)
+        return forward_options(every, self.top_k, self.n_experts, self.hidden_size, **options)
 
     def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
         """Return the memory of a forward and backward of n_tokens tokens; nothing is allocated.
@@ -465,8 +486,8 @@ class Layer(Weights):
         taped : bool
             Whether forward will have a tape.
         **options
-            As of :meth:`forward`: memory_limit and tape_policy, and what else changes sizes (training,
-            valid_mask, sequence_length, expert_indices).
+            As of :meth:`forward`: memory_limit, tape_policy and chunk_tokens, and what else changes sizes
+            (training, masks, sequence_length, expert_indices, noise, jitter).
 
         Raises
         ------
@@ -490,6 +511,7 @@ class Layer(Weights):
         out: Array | None = None,
         d_mean_probability: FloatArray | None = None,
         d_expert_weights: FloatArray | None = None,
+        d_sequence_probability: FloatArray | None = None,
         optimizer: Optimizer | None = None,
         clip_factor: float = 0.0,
     ) -> Array | None:
@@ -512,6 +534,8 @@ class Layer(Weights):
             :func:`pooled_balance_loss`.
         d_expert_weights : ndarray of float32, [..., K], optional
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
+        d_sequence_probability : ndarray of float32, [B, E], optional
+            Gradient of the objective with respect to ``report.sequence_probability``.
         optimizer : AdamW or SGD, optional
             Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
@@ -540,14 +564,14 @@ class Layer(Weights):
         call :meth:`zero_grad`.  With an optimizer it may also be that the step has been made: signals are
         looked after until the first expert is stepped, and again after the last.
         """
-        x = tape._x
+        x = _check.instance("tape", tape, Tape, "layer.tape()")._x
         if x is None:
             raise BadStateError("tape: is empty; run layer.forward(x, tape=tape) first")
         dy = self._tokens("dy", dy, x.shape)
         dx = None
         if out is not None:
             dx = self._tokens("out", out, x.shape, write=True)
-        elif need_dx:
+        elif _check.flag("need_dx", need_dx):
             dx = np.empty_like(x)
         choices = (*x.shape[:-1], self.top_k)
         options = backward_options(
@@ -555,9 +579,11 @@ class Layer(Weights):
             clip_factor,
             d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
             d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
+            d_sequence_probability=_check.address(
+                "d_sequence_probability", d_sequence_probability, (tape._sequences, self.n_experts)
+            ),
         )
-        run(
-            lib.moe_layer_backward,
+        lib.moe_layer_backward(
             self._handle,
             tape._handle,
             x.ctypes.data,
@@ -567,32 +593,3 @@ class Layer(Weights):
             options,
         )
         return dx
-
-    def update_selection_bias(
-        self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
-    ) -> None:
-        """Balance without a loss: favour experts with fewer tokens than the mean in the choices to come.
-
-        ``bias += d`` with ``d = rate * sign(mean(n) - n)`` (arXiv:2412.19437), or ``d - mean(d)``.
-
-        Parameters
-        ----------
-        tokens_per_expert : ndarray of int64, [E]
-            n, the reports' counts since the last update added up; once per optimiser step.
-        rate : float
-            At least 0.
-        zero_sum : bool
-            Whether the biases' mean stays as it is.
-
-        Raises
-        ------
-        BadStateError
-            The layer has no selection_bias, or is closed.
-        InvalidArgumentError
-            A count or the rate is negative.
-        """
-        counts = np.ascontiguousarray(tokens_per_expert, np.int64)
-        if counts.shape != (self.n_experts,):
-            raise ValueError(f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}")
-        rate = _check.number("rate", rate)
-        lib.moe_layer_update_selection_bias(self._handle, counts.ctypes.data, rate, bool(zero_sum))

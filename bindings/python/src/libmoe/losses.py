@@ -9,15 +9,19 @@ from typing import Union
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _check
 from ._check import FloatArray
+from ._keywords import keywords
 from ._library import lib
+from .errors import ArgumentTypeError, InvalidArgumentError
 
 Integers = Union[NDArray[np.int64], Sequence[NDArray[np.int64]]]
 Floats = Union[FloatArray, Sequence[FloatArray]]
 
 
+@keywords
 def pooled_balance_loss(
-    tokens_per_expert: Integers, n_valid: NDArray[np.int64] | Sequence[int], mean_probability: Floats
+    tokens_per_expert: Integers, n_valid: Integers | Sequence[int], mean_probability: Floats
 ) -> tuple[float, FloatArray]:
     """Return transformers' ``load_balancing_loss_func`` over several layers, and its gradient.
 
@@ -30,19 +34,23 @@ def pooled_balance_loss(
     f and P are pooled over the layers before they are multiplied, which is not the mean of the layers' own
     losses.  Perfect balance gives K; no tokens give 0.
 
+    With the reports' ``sequence_counts`` [L, B, E], ``sequence_valid`` [L, B] and ``sequence_probability``
+    [L, B, E] it is the mean over sequences of what each gives by itself: the loss of Switch in transformers.
+    Perfect balance then gives 1, and row l of the gradient is ``d_sequence_probability`` of ``backward``.
+
     Parameters
     ----------
-    tokens_per_expert : array of int64, [L, E]
+    tokens_per_expert : array of int64, [L, E] or [L, B, E]
         Of the layers' reports.
-    n_valid : array of int64, [L]
+    n_valid : array of int64, [L] or [L, B]
         Of the layers' reports.
-    mean_probability : array of float32, [L, E]
+    mean_probability : array of float32, [L, E] or [L, B, E]
         Of the layers' reports.
 
     Returns
     -------
     loss : float
-    d_mean_probability : ndarray of float32, [L, E]
+    d_mean_probability : ndarray of float32, [L, E] or [L, B, E]
         The gradient: row l times the loss's coefficient is what ``backward`` of layer l takes as
         ``d_mean_probability``.
 
@@ -70,17 +78,28 @@ def pooled_balance_loss(
     >>> for layer, tape, row in zip(layers, tapes, gradient):
     ...     dx = layer.backward(tape, x, d_mean_probability=0.001 * row)
     """
-    counts = np.ascontiguousarray(tokens_per_expert, np.int64)
-    tokens = np.ascontiguousarray(n_valid, np.int64)
-    probabilities = np.ascontiguousarray(mean_probability, np.float32)
-    if counts.ndim != 2:
-        raise ValueError(f"tokens_per_expert: expected shape [layers, experts], got {counts.shape}")
-    if tokens.shape != counts.shape[:1]:
-        raise ValueError(f"n_valid: expected shape {counts.shape[:1]}, got {tokens.shape}")
+    counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+    tokens = _check.integers("n_valid", n_valid, np.int64)
+    try:
+        probabilities = np.ascontiguousarray(mean_probability, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"mean_probability: expected numbers in rows of one length ({error})"
+        ) from None
+    if counts.ndim not in (2, 3):
+        raise InvalidArgumentError(
+            "tokens_per_expert: expected shape [layers, experts] or [layers, sequences, experts], "
+            f"got {counts.shape}"
+        )
+    if tokens.shape != counts.shape[:-1]:
+        raise InvalidArgumentError(f"n_valid: expected shape {counts.shape[:-1]}, got {tokens.shape}")
     if probabilities.shape != counts.shape:
-        raise ValueError(f"mean_probability: expected shape {counts.shape}, got {probabilities.shape}")
+        raise InvalidArgumentError(
+            f"mean_probability: expected shape {counts.shape}, got {probabilities.shape}"
+        )
     loss, gradient = ctypes.c_float(), np.empty(counts.shape, np.float32)
-    lib.moe_pooled_balance_loss(
+    function = lib.moe_pooled_balance_loss if counts.ndim == 2 else lib.moe_pooled_sequence_loss
+    function(
         *counts.shape,
         counts.ctypes.data,
         tokens.ctypes.data,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _abi, _check
+from ._keywords import keywords
 from ._library import Handle, Native, lib
 from .checkpoint import Path, encoded
-from .context import Context, default_context
+from .context import Context, handle_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ _SAME = ("forward_bytes", "backward_bytes", "tape_bytes", "total_bytes", "chunk_
 def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward_options) -> Plan:
     """Ask the library, see :meth:`Layer.plan`."""
     plan = _abi.moe_plan()
-    lib.moe_layer_plan(layer, n_tokens, options, int(bool(taped)), plan)
+    lib.moe_layer_plan(layer, n_tokens, options, int(_check.flag("taped", taped)), plan)
     words = {number: word for word, number in _abi.TAPE.items()}
     return Plan(tape_policy=words[plan.tape_policy], **{name: getattr(plan, name) for name in _SAME})
 
@@ -84,6 +86,7 @@ class OffloadStatistics:
     n_slots: int
 
 
+@keywords
 class MappedFile(Native):
     """A file as memory, for parameters and optimiser states larger than memory.
 
@@ -94,8 +97,8 @@ class MappedFile(Native):
     ----------
     path : path
         A file of exactly ``size`` bytes; made, and filled with zeros, where there is none.
-    size : int
-        Bytes, at least 1.
+    size : int or str
+        Bytes, also as ``"2GiB"``, at least 1.
     context : Context, optional
         By default the shared one.
 
@@ -118,9 +121,9 @@ class MappedFile(Native):
     >>> file.flush()
     """
 
-    def __init__(self, path: Path, size: int, *, context: Context | None = None) -> None:
-        parent = (context or default_context())._handle
-        self._size = _check.integer("size", size, ctypes.c_size_t)
+    def __init__(self, path: Path, size: int | str, *, context: Context | None = None) -> None:
+        parent = handle_of(context)
+        self._size = _check.byte_count("size", size)
         self._open_handle = Handle(
             lib.moe_mapping_create,
             lib.moe_mapping_free,
@@ -129,6 +132,12 @@ class MappedFile(Native):
             self._size,
             keep={"context": parent},
         )
+        self._path = os.fspath(path)
+
+    _instead = "open it again from its path and size"
+
+    def _told(self) -> str:
+        return f"{self._path!r}, {self._size:,} bytes"
 
     @property
     def data(self) -> NDArray[np.uint8]:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _abi, _abi_model, _check, config, words
 from ._check import FloatArray
 from ._ffn import dense_options, layer_of, moe_options
+from ._keywords import keywords
 from ._library import Borrowed, Handle, lib
 from ._weights import Tensors
-from .calls import run
-from .context import Context, default_context
+from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
-from .generation import Cache
-from .language import sample
+from .generation import Batches, Cache
 from .layer import Layer
-from .model_call import Call, Integers, Mask, ModelOutput, ModelPlan, ModelTape, Reports, planned
+from .model_call import (
+    Call,
+    Integers,
+    Mask,
+    ModelOutput,
+    ModelPlan,
+    ModelTape,
+    Positions,
+    Reports,
+    planned,
+)
 
 
-class Model(Tensors):
+@keywords
+class Model(Batches, Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
     ::
@@ -131,6 +140,8 @@ class Model(Tensors):
         seed: int = 0,
         context: Context | None = None,
     ) -> None:
+        made_with = dict(locals())  # all arguments by name, as long as nothing else is there
+
         def whole(name: str, value: Any, ctype: Any = ctypes.c_int64) -> int:
             return _check.integer(name, value, ctype)
 
@@ -146,18 +157,18 @@ class Model(Tensors):
             norm_epsilon=_check.number("norm_epsilon", norm_epsilon),
             norm=_check.choice("norm", norm, _abi_model.NORM),
             norm_place=_check.choice("norm_place", norm_place, _abi_model.NORM_PLACE),
-            final_norm=bool(final_norm),
-            causal=bool(causal),
-            qkv_bias=bool(qkv_bias),
-            output_bias=bool(output_bias),
-            qk_norm=bool(qk_norm),
-            tied_output=bool(tied_output and vocabulary_size),
+            final_norm=_check.flag("final_norm", final_norm),
+            causal=_check.flag("causal", causal),
+            qkv_bias=_check.flag("qkv_bias", qkv_bias),
+            output_bias=_check.flag("output_bias", output_bias),
+            qk_norm=_check.flag("qk_norm", qk_norm),
+            tied_output=_check.flag("tied_output", tied_output) and vocabulary_size != 0,
             weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.LAYER_DTYPE),
             dropout=_check.number("dropout", dropout),
             attention_dropout=_check.number("attention_dropout", attention_dropout),
             pooled_balance_coef=_check.number("pooled_balance_coef", pooled_balance_coef),
             init_deviation=_check.number("init_deviation", init_deviation),
-            inference_only=bool(inference_only),
+            inference_only=_check.flag("inference_only", inference_only),
             seed=whole("seed", seed, ctypes.c_uint64),
         )
         self._moe: dict[str, Any] | None = None
@@ -169,9 +180,11 @@ class Model(Tensors):
             c_config.dense_intermediate_size = whole("dense_intermediate_size", dense_intermediate_size)
             c_config.dense_kind = _check.choice("dense_kind", dense_kind, {"mlp": 0, "gated": 1})
             c_config.dense_activation = _check.choice("dense_activation", dense_activation, _abi.ACTIVATION)
-            c_config.dense_no_bias = dense_kind == "gated" if dense_bias is None else not dense_bias
+            c_config.dense_no_bias = (
+                dense_kind == "gated" if dense_bias is None else not _check.flag("dense_bias", dense_bias)
+            )
             c_config.dense_dropout = _check.number("dense_dropout", dense_dropout)
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         super().__init__(
             Handle(
                 lib.moe_model_create,
@@ -183,7 +196,7 @@ class Model(Tensors):
             trainable=not c_config.inference_only,
         )
         self._config = c_config
-        self._context = context or default_context()
+        self._remember(Model, made_with, context)
         self._own_tape: ModelTape | None = None
 
     @property
@@ -246,7 +259,7 @@ class Model(Tensors):
         options = self._moe if self._is_moe(n) else None
         if options is None:
             options = dense_options(self._config)
-        return layer_of(Borrowed(pointer, self._handle, keep), options)
+        return layer_of(Borrowed(pointer, self._handle, keep), options, self._context)
 
     # ----------------------------------------------------------------------------------------------------
     # Forward and backward
@@ -269,9 +282,12 @@ class Model(Tensors):
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
-        memory_limit: int | None = None,
+        positions: Positions | None = None,
+        memory_limit: int | str | None = None,
         logits: bool = False,
         hidden: bool = False,
+        loss_mask: Mask | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelOutput:
         """Run the model, and compute the loss where there are targets.
 
@@ -290,14 +306,23 @@ class Model(Tensors):
         label_smoothing : float
             Share of each target that is spread over the vocabulary, in [0, 1) (arXiv:1512.00567).
         valid_mask : ndarray of bool, [B, S], optional
-            False for padding, which no query sees and no expert computes; leave it out of targets yourself.
+            False for padding, which no query sees and no expert computes, wherever it stands; leave it out of
+            targets yourself.
         mask, added_mask : ndarray of bool, of float32, [S, S], optional
             Which key (column) a query (row) may see, and what is added to its score.
-        memory_limit : int, optional
-            Bytes of scratch and tape together, for this call and its backward, in place of the context's.
+        positions : ndarray of int64, [B, S], optional
+            Of the tokens; by default counted over those that are no padding, so that a padded sequence has
+            what it has alone.
+        memory_limit : int or str, optional
+            Bytes of scratch and tape together, for this call and its backward, also as ``"512 MiB"`` or
+            ``"1GB"``, in place of the context's.
             See :meth:`plan`; it changes no bit of the result.
         logits, hidden : bool
             Whether they are wanted; an encoder's hidden states always are.
+        loss_mask : ndarray of bool, [B, S], optional
+            The tokens that count in the layers' auxiliary losses and reports, as in :meth:`Layer.forward`.
+        chunk_tokens : int
+            Tokens that an ffn computes at once at most, as in :meth:`Layer.forward`; 0 means as planned.
 
         Raises
         ------
@@ -319,8 +344,13 @@ class Model(Tensors):
             valid_mask=valid_mask,
             mask=mask,
             added_mask=added_mask,
+            positions=positions,
             memory_limit=memory_limit,
+            loss_mask=loss_mask,
+            chunk_tokens=chunk_tokens,
         )
+        if tape is not None and tape is not True:
+            _check.instance("tape", tape, ModelTape, "model.tape(), or True")
         if tape is True:
             self._own_tape = self._own_tape or self.tape()
             tape = self._own_tape
@@ -335,8 +365,7 @@ class Model(Tensors):
         reports = Reports([self._experts(n) for n in range(self.n_layers)], n_sequences * length)
         if tape is not None:
             tape._call = None  # a forward that fails leaves the tape empty
-        run(
-            lib.moe_model_forward,
+        lib.moe_model_forward(
             self._handle,
             call.c_input,
             None if states is None else states.ctypes.data,
@@ -364,11 +393,15 @@ class Model(Tensors):
         if self.vocabulary_size:
             array = _check.array("tokens", tokens, dtype="i32")
             if array.ndim != 2:
-                raise ValueError(f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape")
+                raise InvalidArgumentError(
+                    f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape"
+                )
             return Call(array.shape, tokens=array, **options)
         _check.tokens("tokens", tokens, self.hidden_size, "f32")
         if tokens.ndim != 3:
-            raise ValueError(f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape")
+            raise InvalidArgumentError(
+                f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape"
+            )
         return Call(tokens.shape[:2], hidden=tokens, **options)
 
     def _experts(self, n: int) -> tuple[int, int, list[str]] | None:
@@ -401,6 +434,7 @@ class Model(Tensors):
         BadStateError
             The output has no tape, or it has been filled again; or the model is inference_only, or closed.
         """
+        _check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
         tape, call = output.tape, output._call
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
@@ -410,8 +444,7 @@ class Model(Tensors):
             )
         shape = (*call.shape, self.hidden_size)
         dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
-        run(
-            lib.moe_model_backward,
+        lib.moe_model_backward(
             self._handle,
             tape._handle,
             call.c_input,
@@ -427,7 +460,8 @@ class Model(Tensors):
         sequence_length: int,
         *,
         training: bool = True,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
+        chunk_tokens: int = 0,
     ) -> ModelPlan:
         """Return the memory of a forward, and of a backward after it in training; nothing is allocated.
 
@@ -444,7 +478,7 @@ class Model(Tensors):
             _check.integer("n_sequences", n_sequences, ctypes.c_int64),
             _check.integer("sequence_length", sequence_length, ctypes.c_int64),
         )
-        call = Call(shape, training=training, memory_limit=memory_limit)
+        call = Call(shape, training=training, memory_limit=memory_limit, chunk_tokens=chunk_tokens)
         some = np.zeros(1, np.int32)  # whether there are targets counts, not which
         if self.vocabulary_size:
             call.c_input.targets = some.ctypes.data
@@ -458,7 +492,14 @@ class Model(Tensors):
         """Return an empty cache for :meth:`read`, with room for max_length tokens of each sequence."""
         return Cache(self._handle, n_sequences, max_length)
 
-    def read(self, cache: Cache, tokens: Integers) -> FloatArray:
+    def read(
+        self,
+        cache: Cache,
+        tokens: Integers,
+        *,
+        valid_mask: Mask | None = None,
+        positions: Positions | None = None,
+    ) -> FloatArray:
         """Read more tokens of each sequence of a causal model; evaluation.
 
         Parameters
@@ -466,11 +507,16 @@ class Model(Tensors):
         cache : Cache
             Of this model.
         tokens : ndarray of int32, [B, n]
+        valid_mask : ndarray of bool, [B, n], optional
+            False for padding: in front of a prompt, behind one, or in every step of one that has ended.
+        positions : ndarray of int64, [B, n], optional
+            Of the tokens; by default counted over all that were read and are no padding.
 
         Returns
         -------
         ndarray of float32, [B, V]
-            Logits of the last token: those of :meth:`forward` over the whole sequence, bit for bit with
+            Logits of the last token that is no padding, as if each sequence had been read alone (0 where all
+            are padding): those of :meth:`forward` over the whole sequence, bit for bit with
             matmul ``"native"`` (experts with a capacity, and those that choose their tokens, apart).
 
         Raises
@@ -480,52 +526,22 @@ class Model(Tensors):
         BadStateError
             The cache is another model's.
         """
-        count = np.shape(tokens)[-1] if np.ndim(tokens) else 0
+        _check.instance("cache", cache, Cache, "model.cache(n_sequences, max_length)")
+        shape = _check.array("tokens", tokens, dtype="i32").shape
+        count = shape[-1] if shape else 0
         _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
+        options = _abi_model.moe_read_options(
+            valid_mask=_check.address("valid_mask", valid_mask, tokens.shape, dtype="mask"),
+            positions=_check.address("positions", positions, tokens.shape, dtype="i64"),
+        )
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
-        run(lib.moe_model_read, self._handle, cache._handle, tokens.ctypes.data, count, logits.ctypes.data)
+        lib.moe_model_read_with(
+            self._handle,
+            cache._handle,
+            tokens.ctypes.data,
+            count,
+            ctypes.byref(options),
+            logits.ctypes.data,
+        )
         cache._length += count
         return logits
-
-    def generate(
-        self,
-        prompt: Sequence[int] | NDArray[Any],
-        n_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[int]:
-        """Yield the n_tokens tokens after the prompt, each as soon as it is drawn.
-
-        Its time is that of reading the weights: :meth:`prepare` before makes it faster.
-
-        Parameters
-        ----------
-        prompt : sequence of int
-            At least one token.
-        temperature, top_k, top_p
-            As of :func:`sample`.
-        seed : int
-            The same seed draws the same tokens.
-        """
-        tokens = np.array(prompt, np.int32).reshape(1, -1)
-        if tokens.size == 0:
-            raise InvalidArgumentError("prompt: is empty; give at least one token")
-        if n_tokens < 1:
-            return
-        cache = self.cache(1, tokens.size + n_tokens - 1)
-        for number in range(n_tokens):
-            logits = self.read(cache, tokens)[0]
-            token = sample(
-                logits,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                draw=number,
-                context=self._context,
-            )
-            yield token
-            tokens = np.array([[token]], np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from . import _abi, _abi_model, _check
 from ._check import FloatArray
 from ._library import Handle, Native, lib
+from ._repr import Briefly
+from .errors import ArgumentTypeError
 from .report import Blank, Report
 
 Integers = NDArray[np.int32]
+Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
@@ -29,6 +33,13 @@ class ModelTape(Native):
             lib.moe_model_tape_create, lib.moe_model_tape_free, model, keep={"context": context}
         )
         self._call: Call | None = None  # that filled it
+
+    _instead = "make one with model.tape() and run forward again"
+
+    def _told(self) -> str:
+        return (
+            "empty" if self._call is None else f"of {self._call.shape[0]} sequences of {self._call.shape[1]}"
+        )
 
 
 class Call:
@@ -48,11 +59,15 @@ class Call:
         valid_mask: Mask | None = None,
         mask: Mask | None = None,
         added_mask: FloatArray | None = None,
-        memory_limit: int | None = None,
+        positions: Positions | None = None,
+        memory_limit: int | str | None = None,
+        loss_mask: Mask | None = None,
+        chunk_tokens: int = 0,
     ) -> None:
         self.shape = shape  # B, S
         length = shape[1]
-        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask)  # whose memory is used
+        # whose memory is used
+        self._arrays = (tokens, hidden, targets, valid_mask, mask, added_mask, positions, loss_mask)
         self.c_input = _abi_model.moe_model_input(
             n_sequences=shape[0],
             sequence_length=length,
@@ -60,18 +75,21 @@ class Call:
             hidden=None if hidden is None else hidden.ctypes.data,
             targets=_check.address("targets", targets, shape, dtype="i32"),
             ignore_index=_check.integer("ignore_index", ignore_index, ctypes.c_int32),
-            training=bool(training),
+            training=_check.flag("training", training),
             label_smoothing=_check.number("label_smoothing", label_smoothing),
             step=_check.integer("step", step, ctypes.c_uint64),
             mask=_check.address("mask", mask, (length, length), dtype="mask"),
             added_mask=_check.address("added_mask", added_mask, (length, length)),
             valid_mask=_check.address("valid_mask", valid_mask, shape, dtype="mask"),
-            memory_limit=_check.integer("memory_limit", memory_limit or 0, ctypes.c_size_t),
+            positions=_check.address("positions", positions, shape, dtype="i64"),
+            memory_limit=0 if memory_limit is None else _check.byte_count("memory_limit", memory_limit),
+            loss_mask=_check.address("loss_mask", loss_mask, shape, dtype="mask"),
+            chunk_tokens=_check.integer("chunk_tokens", chunk_tokens, ctypes.c_int64),
         )
 
 
-@dataclass(frozen=True)
-class ModelOutput:
+@dataclass(frozen=True, repr=False)
+class ModelOutput(Briefly):
     """What a model's forward gives.  B sequences of S tokens, T = B S.
 
     Attributes
@@ -105,6 +123,13 @@ class ModelOutput:
     layers: list[Report | None]
     tape: ModelTape | None
     _call: Call
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: what backward needs is of this process."""
+        raise ArgumentTypeError(
+            "a libmoe.ModelOutput cannot be pickled or copied, since backward needs its tape; take "
+            "what you need of it: output.loss, output.logits, output.hidden, output.layers"
+        )
 
 
 class Reports:
@@ -150,8 +175,8 @@ class Reports:
         return reports
 
 
-@dataclass(frozen=True)
-class ModelPlan:
+@dataclass(frozen=True, repr=False)
+class ModelPlan(Briefly):
     """What :meth:`Model.plan` says a call will take, in bytes: exactly what the library will ask for.
 
     Attributes
@@ -185,7 +210,7 @@ def planned(model: Handle, n_layers: int, call: Call, taped: bool) -> ModelPlan:
     """Ask the library, see :meth:`Model.plan`."""
     keep = np.empty(n_layers, np.int32)
     plan = _abi_model.moe_model_plan(keep=keep.ctypes.data)
-    lib.moe_model_plan_memory(model, call.c_input, int(taped), plan)
+    lib.moe_model_plan_memory(model, call.c_input, int(_check.flag("training", taped)), plan)
     words = {number: word for word, number in _abi_model.KEEP.items()}
     return ModelPlan(
         forward_bytes=plan.forward_bytes,

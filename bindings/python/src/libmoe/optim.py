@@ -10,11 +10,12 @@ import numpy as np
 
 from . import _abi, _check, words
 from ._check import Array
+from ._keywords import keywords, unknown
 from ._library import Handle, Native, lib
 from .adaptive_clip import AdaptiveClip
-from .context import Context, default_context
-from .errors import InvalidArgumentError
-from .parameter import Parameter, Parameters, tensors
+from .context import Context, handle_of
+from .errors import ArgumentTypeError, InvalidArgumentError
+from .parameter import Parameter, Parameters, members, require_apart, tensor, tensors
 
 
 class _Own(TypedDict, total=False):
@@ -28,10 +29,12 @@ class Group(_Own):
     parameters: Parameters
 
 
+@keywords
 class Optimizer(Native):
     """What :class:`AdamW` and :class:`SGD` share.
 
-    It holds the parameters, and with them their memory; its own memory is the moments.  A step wants the
+    It holds the parameters, and with them their memory, also where :meth:`Layer.bind` has moved it since; its
+    own memory is the moments.  A step wants the
     optimiser and the parameters for itself: no other thread may use them meanwhile.
     """
 
@@ -44,8 +47,11 @@ class Optimizer(Native):
         context: Context | None,
     ) -> None:
         self._parameters, self._tensors = tensors(parameters, gradients=False)
+        require_apart(self._parameters, values=True)
+        self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = config.learning_rate
-        handle = (context or default_context())._handle
+        self._momentum: float = config.beta1 if isinstance(config, _abi.moe_adamw_config) else config.momentum
+        handle = handle_of(context)
         self._open_handle = Handle(
             create,
             lib.moe_optimizer_free,
@@ -60,11 +66,15 @@ class Optimizer(Native):
     def _set_groups(self, groups: Sequence[Group], weight_decay: float) -> None:
         places = {_memory(parameter): index for index, parameter in enumerate(self._parameters)}
         seen: dict[int, int] = {}
-        for n, group in enumerate(groups):
-            for name in group.keys() - {"parameters", "learning_rate", "weight_decay"}:
-                raise TypeError(f"groups[{n}]: unknown {name!r}; use parameters, learning_rate, weight_decay")
+        known = ("parameters", "learning_rate", "weight_decay")
+        for n, group in enumerate(_check.listed("groups", groups, "a list of dicts: [{'parameters': ...}]")):
+            _check.mapping(f"groups[{n}]", group, "a dict: {'parameters': ...}")
+            for name in group.keys() - set(known):
+                raise ArgumentTypeError(unknown(f"groups[{n}]", name, known))
+            if "parameters" not in group:
+                raise InvalidArgumentError(f"groups[{n}]: parameters is missing")
             indices = []
-            for parameter in tensors(group["parameters"])[0]:
+            for parameter in members(group["parameters"]):
                 index = places.get(_memory(parameter))
                 if index is None:
                     raise InvalidArgumentError(f"groups[{n}]: {parameter.name!r} is not among the parameters")
@@ -84,6 +94,24 @@ class Optimizer(Native):
             decay = _check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
             chosen = np.array(indices, np.int64)
             lib.moe_optimizer_set_group(self._handle, chosen.ctypes.data, len(chosen), scale, decay)
+
+    def _followed(self) -> tuple[Any, int]:
+        """Return the tensors where they are now: ``bind`` may have moved some."""
+        binds = [parameter.binds for parameter in self._parameters]
+        if binds != self._binds:
+            require_apart(self._parameters, values=True)
+            for index, parameter in enumerate(self._parameters):
+                self._tensors[index] = tensor(parameter, gradients=False)
+            self._binds = binds
+        return self._tensors, len(self._tensors)
+
+    _instead = "use libmoe.save_training and load_training for its state"
+
+    def _told(self) -> str:
+        size = sum(parameter.data.size for parameter in self._parameters if parameter._data is not None)
+        return (
+            f"{len(self._parameters)} parameters of {size:,} elements, learning_rate={self._learning_rate:g}"
+        )
 
     @property
     def state_size(self) -> int:
@@ -108,10 +136,10 @@ class Optimizer(Native):
             The memory is too small.
         """
         if not isinstance(memory, np.ndarray):
-            raise TypeError(f"memory: expected a numpy array, got {type(memory).__name__}")
+            raise ArgumentTypeError(f"memory: expected a numpy array, got {type(memory).__name__}")
         _check.contiguous("memory", memory)
         if not memory.flags.writeable:
-            raise ValueError("memory: expected a writable array")
+            raise InvalidArgumentError("memory: expected a writable array")
         lib.moe_optimizer_bind_state(self._handle, memory.ctypes.data, memory.nbytes)
         self._handle.keep["state"] = memory
 
@@ -148,10 +176,10 @@ class Optimizer(Native):
             has changed.
         """
         if max_norm is None:
-            lib.moe_optimizer_step(self._handle, self._tensors, len(self._tensors))
+            lib.moe_optimizer_step(self._handle, *self._followed())
             return None
         norm = ctypes.c_double()
-        arguments = (self._handle, self._tensors, len(self._tensors))
+        arguments = (self._handle, *self._followed())
         if isinstance(max_norm, AdaptiveClip):
             lib.moe_optimizer_step_adaptive(*arguments, ctypes.byref(max_norm._state), ctypes.byref(norm))
         else:
@@ -173,7 +201,19 @@ class Optimizer(Native):
         lib.moe_optimizer_set_learning_rate(self._handle, value)
         self._learning_rate = value
 
+    @property
+    def momentum(self) -> float:
+        """AdamW's beta1, or SGD's momentum, of the steps to come, in [0, 1); assign to it to cycle it."""
+        return self._momentum
 
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        value = _check.number("momentum", value)
+        lib.moe_optimizer_set_momentum(self._handle, value)
+        self._momentum = value
+
+
+@keywords
 class AdamW(Optimizer):
     """AdamW (arXiv:1711.05101), as ``torch.optim.AdamW``.
 
@@ -208,7 +248,8 @@ class AdamW(Optimizer):
     Raises
     ------
     InvalidArgumentError
-        A number is out of range, or a group's parameter is not among the parameters or in two groups.
+        A number is out of range, a parameter or a part of one is given twice, or a group's parameter is not
+        among the parameters or in two groups.
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
@@ -229,19 +270,23 @@ class AdamW(Optimizer):
         unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
+        both = _check.listed("betas", betas, "a pair: (0.9, 0.999)")
+        if len(both) != 2:
+            raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
         config = _abi.moe_adamw_config(
             learning_rate=_check.number("learning_rate", learning_rate),
-            beta1=_check.number("betas[0]", betas[0]),
-            beta2=_check.number("betas[1]", betas[1]),
+            beta1=_check.number("betas[0]", both[0]),
+            beta2=_check.number("betas[1]", both[1]),
             epsilon=_check.number("epsilon", epsilon),
             weight_decay=_check.number("weight_decay", weight_decay),
             state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
             seed=_check.integer("seed", seed, ctypes.c_uint64),
-            unallocated_state=bool(unallocated_state),
+            unallocated_state=_check.flag("unallocated_state", unallocated_state),
         )
         super().__init__(lib.moe_adamw_create, parameters, config, groups, context)
 
 
+@keywords
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum and decoupled weight decay.
 
@@ -276,7 +321,8 @@ class SGD(Optimizer):
     Raises
     ------
     InvalidArgumentError
-        A number is out of range, or a group's parameter is not among the parameters or in two groups.
+        A number is out of range, a parameter or a part of one is given twice, or a group's parameter is not
+        among the parameters or in two groups.
     BadStateError
         A parameter has no gradient: its layer is inference_only.
     OutOfMemoryError
@@ -302,7 +348,7 @@ class SGD(Optimizer):
             weight_decay=_check.number("weight_decay", weight_decay),
             state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
             seed=_check.integer("seed", seed, ctypes.c_uint64),
-            unallocated_state=bool(unallocated_state),
+            unallocated_state=_check.flag("unallocated_state", unallocated_state),
         )
         super().__init__(lib.moe_sgd_create, parameters, config, groups, context)
 
@@ -312,6 +358,7 @@ def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:
     return parameter.data.ctypes.data, parameter.data.shape
 
 
+@keywords
 def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context | None = None) -> float:
     """Scale all gradients together so that their common 2-norm is at most ``max_norm``.
 
@@ -340,8 +387,9 @@ def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context 
         Some gradient is not finite; the text names the parameter, and nothing has been scaled.
     """
     listed, described = tensors(parameters)
+    require_apart(listed, values=False)
     norm = ctypes.c_double()
-    handle = (context or default_context())._handle
+    handle = handle_of(context)
     most = _check.number("max_norm", max_norm)
     lib.moe_clip_grad_norm(handle, described, len(listed), most, ctypes.byref(norm))
     return norm.value

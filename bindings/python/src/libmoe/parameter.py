@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Union
+from typing import Any, Protocol, Union
 
 import numpy as np
 
 from . import _abi, _check
 from ._check import Array, FloatArray
-from .errors import BadStateError
+from ._keywords import keywords
+from ._repr import described
+from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 
 
+class Source(Protocol):
+    """Where a layer's parameter is: other memory after each ``bind``."""
+
+    @property
+    def binds(self) -> int:
+        """How often memory has been bound so far."""
+
+    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+        """Return name, values and gradient as they are now."""
+
+
+@keywords
 class Parameter:
     """An array and its gradient, as the optimisers take them.
 
@@ -42,22 +56,56 @@ class Parameter:
         dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
         self._data: Array | None = _check.array("data", data, write=True, dtype=dtype)
         if not 1 <= data.ndim <= 4:
-            raise ValueError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
+            raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
             grad = np.zeros(data.shape, np.float32)
         self._grad: FloatArray | None = _check.array("grad", grad, data.shape, write=True)
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name: expected a str, got {type(name).__name__}")
         self._name = name
         self._trainable = True
+        self._source: Source | None = None
+        self._binds = 0
 
     @classmethod
-    def _of_layer(
-        cls, name: str, data: Array | None, grad: FloatArray | None, *, trainable: bool
-    ) -> Parameter:
+    def _of_layer(cls, source: Source, *, trainable: bool) -> Parameter:
         """Parameter of a layer, which may have no gradient, or no memory for it or for the values."""
         parameter = cls.__new__(cls)
-        parameter._name, parameter._data, parameter._grad = name, data, grad
-        parameter._trainable = trainable
+        parameter._source, parameter._trainable = source, trainable
+        parameter._read(source)
         return parameter
+
+    def _read(self, source: Source) -> None:
+        self._binds = source.binds
+        self._name, self._data, self._grad = source.read()
+
+    @property
+    def binds(self) -> int:
+        """How often memory had been bound in the layer when this parameter's was read last: now."""
+        self._now()
+        return self._binds
+
+    def __repr__(self) -> str:
+        """Name, type and shape."""
+        data, _ = self._now()
+        kind = "no memory"
+        if data is not None:
+            word = {"f32": "float32", "bf16": "bfloat16"}[_check.dtype_of(data)]
+            kind = f"{word} {list(data.shape)}"
+        return described(self, f"{self._name!r}, {kind}")
+
+    def _now(self) -> tuple[Array | None, FloatArray | None]:
+        """Return values and gradient where they are now."""
+        if self._source is not None and self._source.binds != self._binds:
+            self._read(self._source)
+        return self._data, self._grad
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: a copy would be another memory than the one that a layer and an optimiser use."""
+        raise ArgumentTypeError(
+            f"the libmoe.Parameter {self._name!r} cannot be pickled or copied: its memory is shared with "
+            "what uses it; pickle parameter.data, or the layer, or layer.state_dict()"
+        )
 
     @property
     def name(self) -> str:
@@ -73,11 +121,12 @@ class Parameter:
         BadStateError
             It is offloaded, or was not allocated and is not bound.
         """
-        if self._data is None:
+        data, _ = self._now()
+        if data is None:
             raise BadStateError(
                 f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind"
             )
-        return self._data
+        return data
 
     @property
     def grad(self) -> FloatArray:
@@ -91,15 +140,36 @@ class Parameter:
         """
         if not self._trainable:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
-        if self._grad is None:
+        _, grad = self._now()
+        if grad is None:
             raise BadStateError(
                 f"{self._name}: its gradient has no memory (unallocated); bind some with Layer.bind"
             )
-        return self._grad
+        return grad
 
 
 Parameters = Union[Iterable[Parameter], Mapping[str, Parameter]]
 """A list of parameters, or ``layer.parameters`` as it is."""
+
+
+def members(parameters: Parameters) -> list[Parameter]:
+    """Return the parameters as a list, which keeps their memory alive."""
+    if isinstance(parameters, Mapping):
+        listed = list(parameters.values())
+    elif hasattr(parameters, "parameters"):
+        raise ArgumentTypeError(
+            f"parameters: expected a list of libmoe.Parameter, got a {type(parameters).__name__}; "
+            "use its .parameters"
+        )
+    else:
+        listed = _check.listed("parameters", parameters, "a list: [parameter]")
+    for index, parameter in enumerate(listed):
+        if not isinstance(parameter, Parameter):
+            raise ArgumentTypeError(
+                f"parameters[{index}]: expected a libmoe.Parameter, got {type(parameter).__name__}; "
+                "use libmoe.Parameter(array)"
+            )
+    return listed
 
 
 def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Parameter], Any]:
@@ -107,26 +177,53 @@ def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Par
 
     Without ``gradients`` these may have no memory, and are NULL then.
     """
-    listed = list(parameters.values() if isinstance(parameters, Mapping) else parameters)
+    listed = members(parameters)
     described = (_abi.moe_tensor * len(listed))()
     for index, parameter in enumerate(listed):
-        if not isinstance(parameter, Parameter):
-            raise TypeError(
-                f"parameters[{index}]: expected a libmoe.Parameter, got {type(parameter).__name__}; "
-                "use libmoe.Parameter(array)"
-            )
-        described[index] = _abi.moe_tensor(
-            name=parameter.name.encode(),
-            dtype=_abi.DTYPE[_check.dtype_of(parameter.data)],
-            rank=parameter.data.ndim,
-            shape=parameter.data.shape,
-            data=parameter.data.ctypes.data,
-            grad=_gradient(parameter, needed=gradients),
-        )
+        described[index] = tensor(parameter, gradients=gradients)
     return listed, described
 
 
+def tensor(parameter: Parameter, *, gradients: bool = True) -> _abi.moe_tensor:
+    """Return one parameter as the library reads it."""
+    return _abi.moe_tensor(
+        name=parameter.name.encode(),
+        dtype=_abi.DTYPE[_check.dtype_of(parameter.data)],
+        rank=parameter.data.ndim,
+        shape=parameter.data.shape,
+        data=parameter.data.ctypes.data,
+        grad=_gradient(parameter, needed=gradients),
+    )
+
+
+def require_apart(parameters: list[Parameter], *, values: bool) -> None:
+    """Refuse memory that is given twice: it would be stepped, or counted, twice.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+    values : bool
+        Whether the values count too, or the gradients alone.
+    """
+    parts = [
+        (array.ctypes.data, array.nbytes, f"parameters[{index}], {parameter.name!r}", part)
+        for index, parameter in enumerate(parameters)
+        for part, array in zip(("data", "grad"), parameter._now())
+        if array is not None and array.nbytes and (values or part == "grad")
+    ]
+    parts.sort()
+    end, before = 0, ("", "")
+    for start, size, name, part in parts:
+        if start < end:
+            both = f"{before[0]}: {before[1]}", f"{name}: {part}"
+            raise InvalidArgumentError(
+                f"{both[0]}, and {both[1]}, are the same memory in whole or in part, which would count "
+                "twice; give each array once"
+            )
+        end, before = start + size, (name, part)
+
+
 def _gradient(parameter: Parameter, *, needed: bool) -> int | None:
-    if not needed and parameter._trainable and parameter._grad is None:
+    if not needed and parameter._trainable and parameter._now()[1] is None:
         return None
     return parameter.grad.ctypes.data

@@ -8,9 +8,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from . import _abi, _check
+from ._keywords import keywords
 from ._library import Handle, lib
+from ._repr import described
+from .errors import ArgumentTypeError
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class PhaseTime:
     gbytes: float
 
 
+@keywords
 class Profile:
     """Measures while it is entered; made by :meth:`Context.profile`.
 
@@ -61,6 +66,18 @@ class Profile:
         self._entered = 0.0
         self._phases: list[PhaseTime] = []
         self._events: list[_abi.moe_profile_event] = []
+
+    def __repr__(self) -> str:
+        """Say how much was measured."""
+        seconds = sum(phase.seconds for phase in self._phases)
+        return described(self, f"{len(self._phases)} phases, {seconds:.3g} seconds")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse: it measures calls of this process."""
+        raise ArgumentTypeError(
+            "a libmoe.Profile cannot be pickled or copied; pickle what it measured: profile.phases or "
+            "profile.json()"
+        )
 
     def __enter__(self) -> Profile:
         """Start."""

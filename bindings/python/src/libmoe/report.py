@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from . import _abi
 from ._check import Array, FloatArray
+from ._repr import Briefly
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Briefly):
     """Losses and loads of one forward call, or of several together.  T tokens, E experts, K choices a token.
 
     Attributes
@@ -31,7 +32,7 @@ class Summary:
     n_dropped : int
         Choices that found no room.
     n_valid : int
-        Tokens that are no padding.
+        Tokens that are no padding; with a ``loss_mask`` those that count, and so is all else here.
     max_over_mean : float
         Largest of ``tokens_per_expert`` / their mean: 1 at perfect balance.
     variation : float
@@ -60,7 +61,7 @@ class Summary:
     dropped_per_expert: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Summary):
     """A :class:`Summary` of one forward call, with the choices.  C = K, or E of ``"expert_choice"``.
 
@@ -72,15 +73,42 @@ class Report(Summary):
         The chosen experts, best first; -1 for a choice that was dropped or is none.
     expert_weights : ndarray of float32, [T, C]
         Their weights in y; 0 for those.
+    sequence_counts : ndarray of int64, [B, E]
+        Of each sequence, the tokens whose most probable expert is e; this and the next two are empty without
+        a ``sequence_length``.
+    sequence_probability : ndarray of float32, [B, E]
+        P_e of each sequence's tokens.
+    sequence_valid : ndarray of int64, [B]
+        Tokens of each sequence that count.
     """
 
     losses: dict[str, float]
     expert_indices: NDArray[np.int32]
     expert_weights: FloatArray
+    sequence_counts: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    sequence_probability: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sequence_valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-@dataclass(frozen=True)
-class Output:
+def n_sequences(n_tokens: int, sequence_length: int) -> int:
+    """Return how many sequences the library makes of a call's tokens."""
+    return n_tokens // sequence_length if n_tokens and sequence_length > 0 else 1
+
+
+def sequence_arrays(n_tokens: int, sequence_length: int, n_experts: int) -> dict[str, NDArray[Any]]:
+    """Return room for what a report has by sequence, where there are sequences."""
+    if not sequence_length:
+        return {}
+    count = n_sequences(n_tokens, sequence_length)
+    return {
+        "sequence_counts": np.empty((count, n_experts), np.int64),
+        "sequence_probability": np.empty((count, n_experts), np.float32),
+        "sequence_valid": np.empty(count, np.int64),
+    }
+
+
+@dataclass(frozen=True, repr=False)
+class Output(Briefly):
     """What forward gives: ``y`` of x's shape, and the ``report``."""
 
     y: Array

@@ -6,10 +6,13 @@ import ctypes
 
 import numpy as np
 
+from ._keywords import keywords
 from ._library import Handle, Native, lib
-from .context import Context, default_context
+from .context import Context, handle_of
+from .errors import ArgumentTypeError
 
 
+@keywords
 class Routing(Native):
     """The experts that the tokens of one call used: recorded by one forward, replayed by others.
 
@@ -43,10 +46,12 @@ class Routing(Native):
     """
 
     def __init__(self, *, context: Context | None = None) -> None:
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         self._open_handle = Handle(
             lib.moe_routing_create, lib.moe_routing_free, parent, keep={"context": parent}
         )
+
+    _instead = "pickle the bytes that its save() returns, and load them into another"
 
     def save(self) -> bytes:
         """Return the record as 32 bytes and 4 for each choice, the same on every machine.
@@ -79,5 +84,9 @@ class Routing(Native):
         BadStateError
             The record is closed.
         """
+        if not isinstance(saved, (bytes, bytearray, memoryview)):
+            raise ArgumentTypeError(
+                f"saved: expected bytes, got {type(saved).__name__}; use what Routing.save returned"
+            )
         memory = np.frombuffer(saved, np.uint8)
         lib.moe_routing_load(self._handle, memory.ctypes.data, memory.size)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 from . import _abi, _check, words
+from ._keywords import keywords
 from ._library import lib
 
 
+@keywords
 @dataclass(frozen=True)
 class Schedule:
     """A learning rate for every step; with t steps taken before, ``schedule(t)``.
@@ -18,7 +21,8 @@ class Schedule:
     where they stay; they are transformers' schedules of these names.  ``"one_cycle"`` (arXiv:1708.07120) is
     ``torch.optim.lr_scheduler.OneCycleLR``: from ``learning_rate / div_factor`` up for ``pct_start`` of the
     steps, then down to ``learning_rate / div_factor / final_div_factor``, both ways as a cosine, or straight
-    as ``"one_cycle_linear"``.  The formulas stand in ``include/moe.h``.
+    as ``"one_cycle_linear"``; :meth:`momentum` goes the other way, from ``max_momentum`` down to
+    ``base_momentum`` and back.  The formulas stand in ``include/moe.h``.
 
     Parameters
     ----------
@@ -36,6 +40,8 @@ class Schedule:
         From 0 to 1, for one cycle.
     div_factor, final_div_factor : float
         Above 0, for one cycle.
+    base_momentum, max_momentum : float
+        In [0, 1), for one cycle.
 
     Raises
     ------
@@ -58,6 +64,8 @@ class Schedule:
     pct_start: float = 0.3
     div_factor: float = 25.0
     final_div_factor: float = 1e4
+    base_momentum: float = 0.85
+    max_momentum: float = 0.95
 
     def __post_init__(self) -> None:
         """Let the library look at the numbers."""
@@ -76,6 +84,29 @@ class Schedule:
         InvalidArgumentError
             It is negative.
         """
+        return self._ask(lib.moe_learning_rate, step)
+
+    def momentum(self, step: int) -> float | None:
+        """Return the momentum of that step for ``optimizer.momentum``: AdamW's beta1, SGD's momentum.
+
+        Parameters
+        ----------
+        step : int
+            At least 0.
+
+        Returns
+        -------
+        float or None
+            None for kinds that leave momentum alone: all but one cycle.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The step is negative.
+        """
+        return self._ask(lib.moe_momentum, step) if self.kind.startswith("one_cycle") else None
+
+    def _ask(self, function: Any, step: int) -> float:
         described = _abi.moe_schedule(
             kind=_check.choice("kind", self.kind, _abi.SCHEDULE),
             learning_rate=_check.number("learning_rate", self.learning_rate),
@@ -85,8 +116,10 @@ class Schedule:
             pct_start=_check.number("pct_start", self.pct_start),
             div_factor=_check.number("div_factor", self.div_factor),
             final_div_factor=_check.number("final_div_factor", self.final_div_factor),
+            base_momentum=_check.number("base_momentum", self.base_momentum),
+            max_momentum=_check.number("max_momentum", self.max_momentum),
         )
-        rate = ctypes.c_double()
+        answer = ctypes.c_double()
         count = _check.integer("step", step, ctypes.c_int64)
-        lib.moe_learning_rate(ctypes.byref(described), count, ctypes.byref(rate))
-        return rate.value
+        function(ctypes.byref(described), count, ctypes.byref(answer))
+        return answer.value

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 
 from . import _check
+from ._keywords import keywords
 from ._library import Handle, Native, lib
-from .context import Context, default_context
+from .context import Context, handle_of
+from .errors import ArgumentTypeError, InvalidArgumentError
 from .report import Blank, Summary, to_c
 
 
+@keywords
 class Statistics(Native):
     """Sums of reports over many calls, of a training epoch for instance.
 
@@ -40,7 +43,7 @@ class Statistics(Native):
 
     def __init__(self, n_experts: int, *, context: Context | None = None) -> None:
         self._n_experts = _check.integer("n_experts", n_experts, ctypes.c_int64)
-        parent = (context or default_context())._handle
+        parent = handle_of(context)
         self._open_handle = Handle(
             lib.moe_statistics_create,
             lib.moe_statistics_free,
@@ -48,6 +51,11 @@ class Statistics(Native):
             self._n_experts,
             keep={"context": parent},
         )
+
+    _instead = "pickle what its read() returns"
+
+    def _told(self) -> str:
+        return f"n_experts={self._n_experts}"
 
     @property
     def n_experts(self) -> int:
@@ -70,11 +78,11 @@ class Statistics(Native):
             The statistics are closed.
         """
         if not isinstance(report, Summary):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"report: expected a libmoe.Report, got {type(report).__name__}; use output.report"
             )
         if len(report.tokens_per_expert) != self._n_experts:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"report: expected {self._n_experts} experts, got {len(report.tokens_per_expert)}; "
                 "use libmoe.Statistics(layer.n_experts)"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ._check import Array
 from ._library import Handle, Native, lib
+from ._numbers import instance
+from ._repr import brief
 
 
 class Tape(Native):
@@ -15,9 +17,16 @@ class Tape(Native):
     """
 
     def __init__(self, layer: Native) -> None:
-        handle = layer._handle
+        handle = instance("layer", layer, Native, "layer.tape()")._handle
         context = handle.keep["context"]
         self._open_handle = Handle(lib.moe_tape_create, lib.moe_tape_free, handle, keep={"context": context})
+        self._sequences = 1  # of the forward that filled it
+
+    _instead = "make one with layer.tape() and run forward again"
+
+    def _told(self) -> str:
+        x = self._x
+        return "empty" if x is None else f"of x: {brief(x)}"
 
     @property
     def _x(self) -> Array | None:

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import _abi, _check
+from ._keywords import keywords
 from ._library import Native, lib
 from .checkpoint import Checkpoint, Path, encoded
-from .context import Context, default_context
+from .context import Context, handle_of
 from .layer import Layer
 from .optim import Optimizer
 from .parameter import Parameters, tensors
 from .statistics import Statistics
 
 
+@keywords
 def save_training(
     path: Path,
     *,
@@ -56,9 +58,10 @@ def save_training(
     """
     parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
     parts.c.step = _check.integer("step", step, ctypes.c_uint64)
-    lib.moe_training_save((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
+    lib.moe_training_save(handle_of(context), ctypes.byref(parts.c), encoded(path))
 
 
+@keywords
 def load_training(
     path: Path,
     *,
@@ -93,7 +96,7 @@ def load_training(
         The file cannot be opened.
     """
     parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
-    lib.moe_training_load((context or default_context())._handle, ctypes.byref(parts.c), encoded(path))
+    lib.moe_training_load(handle_of(context), ctypes.byref(parts.c), encoded(path))
     with Checkpoint(path, context=context) as checkpoint:
         for number, optimizer in enumerate(optimizers):
             numbers = checkpoint[f"optimizers.{number}.{type(optimizer).__name__.lower()}"]
@@ -112,6 +115,9 @@ class _Parts:
         parameters: Parameters,
         without_unallocated: bool,
     ) -> None:
+        layers = _members("layers", layers, Layer)
+        optimizers = _members("optimizers", optimizers, Optimizer)
+        statistics = _members("statistics", statistics, Statistics)
         self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
         self._listed, described = tensors(parameters)
         self.c = _abi.moe_training(
@@ -123,8 +129,16 @@ class _Parts:
             n_statistics=len(statistics),
             tensors=described,
             n_tensors=len(described),
-            without_unallocated=bool(without_unallocated),
+            without_unallocated=_check.flag("without_unallocated", without_unallocated),
         )
+
+
+def _members(name: str, items: Any, kind: type) -> list[Any]:
+    """Return the members of a list of layers, optimisers or statistics."""
+    given = _check.listed(name, items, f"a list: {name}=[...]")
+    for index, item in enumerate(given):
+        _check.instance(f"{name}[{index}]", item, kind, f"a list of {kind.__name__}")
+    return given
 
 
 def _array(kind: Any, items: Iterable[Native]) -> Any:

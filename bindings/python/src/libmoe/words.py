@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external"]
-RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer"]
+RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"]
 Score = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
 Normalize = Literal["sum", "none", "norm1", "norm2", "normp"]
 EpsilonForm = Literal["added", "least"]
@@ -14,6 +14,7 @@ ExpertKind = Literal["mlp", "gated", "linear", "identity", "zero", "constant"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"]
 SharedGate = Literal["plain", "sigmoid", "residual"]
 Noise = Literal["none", "gaussian", "learned"]
+RouterNorm = Literal["none", "rms", "rms_weight"]
 RouterDropout = Literal["input", "logits"]
 DynamicK = Literal["none", "top_p", "threshold", "complexity"]
 Capacity = Literal[
@@ -52,6 +53,7 @@ Loss = Literal[
     "tutel_importance_load",
     "z",
     "z_switch",
+    "balance_positive",
 ]
 DType = Literal["f32", "bf16"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]
@@ -73,4 +75,18 @@ Layout = Literal[
     "switch_decoder",
     "transformers_5",
     "llama4_text",
+    "jetmoe",
+    "minimax_m2",
+    "ernie4_5",
+    "longcat_flash",
+    "jamba",
+    "hunyuan",
+    "nemotron_h",
+    "lfm2_moe",
+    "afmoe",
+    "deepseek_v4",
+    "nllb_encoder",
+    "nllb_decoder",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
 ]

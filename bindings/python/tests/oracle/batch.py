@@ -29,6 +29,7 @@ class Options:
     step: int = 0
     draws: Draws = Draws()
     valid_mask: ArrayLike | None = None
+    loss_mask: ArrayLike | None = None
     token_ids: ArrayLike | None = None
     expert_indices: ArrayLike | None = None
     expert_weights: ArrayLike | None = None
@@ -38,9 +39,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Batch:
-    """The T valid tokens of a call, and all that comes with them: padding is simply not there."""
+    """The T routed tokens of a call, and all that comes with them: other padding is simply not there."""
 
     valid: Integers  # [T], their rows in the arrays of the call
+    computed: Booleans  # [T], False for padding that counts in losses
+    counts: Booleans  # [T], in losses and statistics
     n_rows: int  # of the call, with padding
     x: Array  # [T,H]
     training: bool
@@ -59,12 +62,15 @@ def batch_of(x: Array, options: Options, dropout_mask: Array | None) -> Batch:
     """Leave the padding out."""
     n_rows = len(x)
     mask = np.ones(n_rows, bool) if options.valid_mask is None else np.asarray(options.valid_mask, bool)
-    rows = np.flatnonzero(mask)
+    counts = mask if options.loss_mask is None else np.asarray(options.loss_mask, bool)
+    rows = np.flatnonzero(mask | counts)
     draws = options.draws
     length = options.sequence_length or max(n_rows, 1)
     global_counts = options.global_counts
     return Batch(
         valid=rows,
+        computed=mask[rows],
+        counts=counts[rows],
         n_rows=n_rows,
         x=x[rows],
         training=options.training,

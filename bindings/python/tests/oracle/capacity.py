@@ -116,7 +116,8 @@ def admit(
     left = {}  # room that is left in each part
     for s in np.unique(part):
         loads = np.bincount(taken[part == s][kept[part == s]], minlength=by.shape[1])
-        left[s] = rooms(settings, loads, int((part == s).sum()), batch.training)
+        n_tokens = int(((part == s) & batch.computed).sum())
+        left[s] = rooms(settings, loads, n_tokens, batch.training)
     order, gap = order_of(settings, batch, weights, kept)
     for pair in order:
         token, slot = divmod(int(pair), chosen.shape[1])

@@ -69,7 +69,7 @@ def forward(
     mixture, parts = mix(settings, p, routing, n_experts, read, batch.dropout_mask)
     joined, shared = join(settings, p, read, mixture)
     y = np.zeros_like(x)
-    y[batch.valid] = joined + p.get("output.bias", np.float64(0))
+    y[batch.valid] = np.where(batch.computed[:, None], joined + p.get("output.bias", np.float64(0)), 0.0)
     report = report_on(settings, batch, routing)
     return Forward(settings, p, y, batch, read, routing, parts, shared, report)
 
@@ -86,7 +86,7 @@ def backward(
     d_mean_probability [E] is what the objective has beside that; d_expert_weights [T,K] is filled.
     """
     settings, p, batch, routing = done.settings, done.parameters, done.batch, done.routing
-    d_y = np.asarray(d_y, np.float64)[batch.valid]
+    d_y = np.asarray(d_y, np.float64)[batch.valid] * batch.computed[:, None]
     gradients = {name: np.zeros_like(value) for name, value in p.items() if name not in BUFFERS}
     if "output.bias" in gradients:
         gradients["output.bias"] += d_y.sum(axis=0)

@@ -48,7 +48,8 @@ def active_experts(
 def gate(settings: Settings, parameters: Parameters, batch: Batch, x: Array) -> Logits:
     """The gate's input x [T,H] -> logits: linear, noise, dropout, hierarchy, warm-up, in this order."""
     clean = linear(parameters, "router", x)
-    spread, raw = np.full((1, 1), settings.noise_std), np.empty((len(x), 0))
+    own = 1.0 if settings.noise == "none" else settings.noise_std
+    spread, raw = np.full((1, 1), own), np.empty((len(x), 0))
     if settings.noise == "learned":
         raw = linear(parameters, "router.noise", x)
         spread = softplus(raw) + 0.01

@@ -7,7 +7,7 @@ f_e   share of the tokens that chose e, before dropping
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -57,6 +57,13 @@ def along_p(routing: Routing, result: tuple[float, Array]) -> Loss:
 def balance(settings: Settings, batch: Batch, routing: Routing) -> Loss:
     """E sum f_e P_e, an expert once a token."""
     once = np.minimum(choices(routing), 1)
+    return along_p(routing, share_times_mean(once, routing.probabilities, once.shape[1]))
+
+
+def balance_positive(settings: Settings, batch: Batch, routing: Routing) -> Loss:
+    """E sum f_e P_e, f of the tokens in which e has a weight above 0."""
+    used = np.where(routing.weights > 0, routing.indices, -1)
+    once = np.minimum(spread(np.ones(used.shape), used, routing.gate.z.shape[1]), 1)
     return along_p(routing, share_times_mean(once, routing.probabilities, once.shape[1]))
 
 
@@ -238,6 +245,7 @@ def z_switch(settings: Settings, batch: Batch, routing: Routing) -> Loss:
 LOSSES: dict[str, Callable[[Settings, Batch, Routing], Loss]] = {
     "balance": balance,
     "balance_count": balance_count,
+    "balance_positive": balance_positive,
     "transformers": transformers,
     "switch": switch,
     "switch_sequence": switch_sequence,
@@ -258,10 +266,41 @@ LOSSES: dict[str, Callable[[Settings, Batch, Routing], Loss]] = {
 
 
 def loss(kind: str, settings: Settings, batch: Batch, routing: Routing) -> Loss:
-    """A loss by its name; 0 where there are no tokens."""
-    if not len(routing.chosen):
+    """A loss by its name, of the tokens that count; 0 where there are none."""
+    if not batch.counts.any():
         return 0.0, nothing(routing)
-    return LOSSES[kind](settings, batch, routing)
+    value, own = LOSSES[kind](settings, *counted(batch, routing))
+    gradient = nothing(routing)
+    for part in fields(gradient):
+        getattr(gradient, part.name)[batch.counts] = getattr(own, part.name)
+    return value, gradient
+
+
+def counted(batch: Batch, routing: Routing) -> tuple[Batch, Routing]:
+    """What losses look at, of the tokens that count alone."""
+    rows = batch.counts
+
+    def of_tokens(array: Array) -> Array:
+        """[T,...] -> [N,...]; what is the same for all tokens has one row."""
+        return array[rows] if len(array) == len(rows) and array.shape != (1, 1) else array
+
+    said = routing.gate
+    gate = replace(
+        said,
+        z=of_tokens(said.z),
+        clean=of_tokens(said.clean),
+        spread=of_tokens(said.spread),
+        kept=of_tokens(said.kept),
+    )
+    return replace(batch, sequence=batch.sequence[rows]), replace(
+        routing,
+        gate=gate,
+        probabilities=routing.probabilities[rows],
+        logsumexp=routing.logsumexp[rows],
+        indices=routing.indices[rows],
+        weights=routing.weights[rows],
+        choice=replace(routing.choice, indices=routing.choice.indices[rows]),
+    )
 
 
 def pooled_balance(

@@ -40,11 +40,14 @@ def coefficients(settings: Settings) -> list[tuple[str, float]]:
 
 def report_on(settings: Settings, batch: Batch, routing: Routing) -> Report:
     """The losses and statistics; losses are 0 for T = 0, and so are ratios to a mean of 0."""
-    p = routing.probabilities  # [T,E]
+    p = routing.probabilities[batch.counts]  # [N,E]
     n_experts = p.shape[1]
     per_token = 1 / max(len(p), 1)
-    indices, dropped = routing.indices, routing.admission.dropped
-    counts = np.bincount(indices[indices >= 0], minlength=n_experts)
+    indices = routing.indices
+    dropped = routing.admission.dropped & (batch.computed & batch.counts)[:, None]
+    # Padding that counts has its choices, though nothing computes them.
+    used = np.where(batch.computed[:, None], indices, routing.chosen)[batch.counts]
+    counts = np.bincount(used[used >= 0], minlength=n_experts)
     mean = counts.mean() or 1.0
     expert_indices = np.full((batch.n_rows, indices.shape[1]), -1)
     expert_indices[batch.valid] = indices
@@ -77,5 +80,5 @@ def report_backward(
     total = nothing(routing)
     for kind, coefficient in coefficients(settings):
         total = total.plus(d_aux_loss * coefficient, loss(kind, settings, batch, routing)[1])
-    total.probabilities[...] += d_mean_probability / max(len(total.probabilities), 1)
+    total.probabilities[batch.counts] += d_mean_probability / max(int(batch.counts.sum()), 1)
     return total

@@ -57,6 +57,7 @@ def route(settings: Settings, parameters: Parameters, batch: Batch, n_experts: i
     present = choice.indices >= 0
     first = weigh(settings, parameters, said.z, choice.indices, present)
     kept, near = keep_second(batch, present, first.weights)
+    kept = kept & batch.computed[:, None]
     admission = admit(settings, batch, choice.by, choice.indices, kept, first.weights)
     there = admission.indices >= 0
     weighed = weigh(
@@ -113,7 +114,7 @@ class RoutingGradient:
 def nothing(routing: Routing) -> RoutingGradient:
     """No gradient at all."""
     of_logits = np.zeros_like(routing.gate.z)
-    return RoutingGradient(np.zeros_like(routing.weights), *[of_logits] * 4)
+    return RoutingGradient(np.zeros_like(routing.weights), *[of_logits.copy() for _ in range(4)])
 
 
 def route_backward(
@@ -134,4 +135,4 @@ def route_backward(
     d_read = gate_backward(
         settings, parameters, gradients, batch, routing.made.x, routing.gate, d_z, d.clean, d.spread
     )
-    return read_backward(parameters, gradients, batch, routing.made, d_read)
+    return read_backward(settings, parameters, gradients, batch, routing.made, d_read)

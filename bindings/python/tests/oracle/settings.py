@@ -33,7 +33,7 @@ class Settings:
 
     top_k: int
     router_weights: str = "scores"
-    normalize: bool | str = True  # "sum", or False, "none", "norm1", "norm2", "normp"
+    router_normalize: bool | str = True  # "sum", or False, "none", "norm1", "norm2", "normp"
     score: str = "softmax"
     n_experts: int = 0  # 0: as many as router.weight has rows
     n_groups: int = 0
@@ -67,6 +67,9 @@ class Settings:
     router_batch_norm: bool = False
     batch_norm_momentum: float = 0.0
     batch_norm_epsilon: float = 0.0
+    router_norm: str = "none"
+    router_norm_scale: float = 0.0
+    router_norm_epsilon: float = 0.0
     dynamic_k: str = "none"
     dynamic_value: float = 0.0
     min_k: int = 0
@@ -107,6 +110,8 @@ class Settings:
 def taken(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those arguments that are fields of a dataclass."""
     names = {f.name for f in fields(kind)}
+    if "normalize" in arguments:  # as recorded values have it
+        arguments = {**arguments, "router_normalize": arguments["normalize"]}
     return {name: value for name, value in arguments.items() if name in names}
 
 

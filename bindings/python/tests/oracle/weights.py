@@ -8,6 +8,7 @@ import numpy as np
 
 from .choice import SCORES
 from .linear import sigmoid, softmax, softmax_backward
+from .logits import in_groups
 from .settings import Array, Booleans, Integers, Parameters, Settings
 
 
@@ -90,7 +91,27 @@ def values_of(settings: Settings, logits: Array, indices: Integers, counted: Boo
         counting = np.where(counted, indices, -1)
         shares = [at(sparse_softmax(settings, logits, counting, k), counting[:, [k]]) for k in slots]
         return np.concatenate(shares, axis=1)
+    if settings.router_weights == "group_softmax":
+        of_group, share, _ = group_shares(settings, logits, indices, counted)
+        return of_group * share
     return at(SCORES[settings.score](logits), indices)
+
+
+def group_shares(
+    settings: Settings, logits: Array, indices: Integers, counted: Booleans
+) -> tuple[Array, Array, Booleans]:
+    """Of each choice: its group's probability [T,C], its share in a softmax over the group's choices [T,C].
+
+    And which choices [T,C,C] are of one group and count.
+    """
+    size = logits.shape[1] // settings.n_groups
+    group = np.maximum(indices, 0) // size
+    same = (group[:, :, None] == group[:, None, :]) & counted[:, None, :] & counted[:, :, None]
+    chosen = at(logits, indices)
+    exponentials = np.where(counted, np.exp(chosen - row_max(chosen, counted)), 0.0)
+    sums = (same * exponentials[:, None, :]).sum(axis=2)
+    of_groups = in_groups(softmax(logits), settings.n_groups).sum(axis=2)  # [T,G]
+    return np.take_along_axis(of_groups, group, axis=1), exponentials / np.where(sums > 0, sums, 1.0), same
 
 
 def row_max(values: Array, counted: Booleans) -> Array:
@@ -125,6 +146,14 @@ def values_backward(settings: Settings, logits: Array, made: Weights, d_values: 
         return d_logits
     if settings.router_weights == "topk_sigmoid":
         return spread(d_values * values * (1 - values), indices, n_experts)
+    if settings.router_weights == "group_softmax":
+        of_group, share, same = group_shares(settings, logits, indices, made.counted)
+        d_share = d_values * of_group
+        d_chosen = share * (d_share - (same * (d_share * share)[:, None, :]).sum(axis=2))
+        size = n_experts // settings.n_groups
+        group = np.where(made.counted, indices // size, -1)
+        d_p = np.repeat(spread(d_values * share, group, settings.n_groups), size, axis=1)
+        return spread(d_chosen, indices, n_experts) + softmax_backward(softmax(logits), d_p)
     return score_backward(settings, logits, spread(d_values, indices, n_experts))
 
 
@@ -148,7 +177,7 @@ def score_backward(settings: Settings, logits: Array, d_scores: Array) -> Array:
 
 def divisor(settings: Settings, values: Array, counted: Booleans) -> tuple[Array, Array]:
     """D [T,1] of the values [T,C] that count, and its slopes with respect to them; 1 where none does."""
-    wanted = settings.normalize
+    wanted = settings.router_normalize
     kind = wanted if isinstance(wanted, str) else "sum" if wanted else "none"
     if kind == "none" or settings.router_weights == "topk_softmax":
         return np.ones_like(values[:, :1]), np.zeros_like(values)

@@ -37,12 +37,12 @@ LAYERS: dict[str, dict[str, Any]] = {
     "classic_all_experts": {"hidden_size": 12, "intermediate_size": 31, "n_experts": 3, "top_k": 3},
     # Chosen probabilities as they are: with one expert per token, the Switch Transformer's router.
     "switch": {"hidden_size": 11, "intermediate_size": 19, "n_experts": 6, "top_k": 1}
-    | {"normalize": False, "activation": "relu"},
+    | {"router_normalize": False, "activation": "relu"},
     # SwiGLU experts behind a softmax over the chosen logits, no bias anywhere: as in Mixtral.
     "swiglu_topk_softmax": {"hidden_size": 11, "intermediate_size": 17, "n_experts": 7, "top_k": 2}
     | {"router_weights": "topk_softmax", "router_bias": False, "expert_kind": "gated", "activation": "silu"},
     "geglu_unnormalized": {"hidden_size": 10, "intermediate_size": 15, "n_experts": 6, "top_k": 3}
-    | {"normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
+    | {"router_normalize": False, "expert_kind": "gated", "expert_bias": True, "activation": "gelu_tanh"},
 }
 BFLOAT16_LAYERS: dict[str, dict[str, Any]] = {
     "bfloat16_classic": {"hidden_size": 33, "intermediate_size": 45, "n_experts": 3, "top_k": 2},
@@ -133,7 +133,7 @@ class MixtureOfExperts(nn.Module):
             weights = functional.softmax(chosen, dim=-1)
         else:
             weights, indices = torch.topk(probabilities, top_k, dim=-1)  # [T,K]
-            if self.config.get("normalize", True):
+            if self.config.get("router_normalize", True):
                 weights = weights / weights.sum(dim=-1, keepdim=True)
 
         y = self.mix(x, indices, weights)
@@ -308,12 +308,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw_groups": {"weight_decay": 0.3},
     "sgd": {},
     "sgd_momentum": {"momentum": 0.9},
+    "adamw_one_cycle": {},
+    "sgd_one_cycle": {"momentum": 0.9},
 }
 # What each tensor has of its own: its learning rate over the common one, and arguments.
 GROUPS: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "adamw_groups": [(1.0, {"weight_decay": 0.0}), (0.1, {})],
 }
 LEARNING_RATES = np.linspace(0.05, 0.01, N_STEPS)
+ONE_CYCLE = {"max_lr": 0.05, "total_steps": N_STEPS}  # of those that are called so
 
 
 def optimizer_case(name: str, arguments: dict[str, Any]) -> Arrays:
@@ -332,12 +335,20 @@ def optimizer_case(name: str, arguments: dict[str, Any]) -> Arrays:
     groups = [{"params": [p], **more} for p, (_, more) in zip(parameters, own, strict=True)]
     optimizer = make(groups, lr=0.0, **arguments)
     trajectories: list[list[Tensor]] = [[] for _ in SHAPES]
+    cycle = None
+    if name.endswith("one_cycle"):
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, **ONE_CYCLE)
+        arrays["learning_rates"] = np.zeros(N_STEPS)
     for step, learning_rate in enumerate(LEARNING_RATES):
         for group, (scale, _) in zip(optimizer.param_groups, own, strict=True):
-            group["lr"] = scale * float(learning_rate)
+            if cycle is None:
+                group["lr"] = scale * float(learning_rate)
+        arrays["learning_rates"][step] = optimizer.param_groups[0]["lr"] / own[0][0]
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient[step].double()
         optimizer.step()
+        if cycle is not None and step < N_STEPS - 1:
+            cycle.step()
         for p, trajectory in zip(parameters, trajectories, strict=True):
             trajectory.append(p.detach().clone())
     return arrays | {
@@ -358,12 +369,14 @@ SCHEDULES: list[dict[str, Any]] = [
     {"kind": "one_cycle_linear", "learning_rate": 0.01, "total_steps": 17}
     | {"pct_start": 0.0, "div_factor": 2.0, "final_div_factor": 4.0},
     {"kind": "one_cycle", "learning_rate": 0.01, "total_steps": 17, "pct_start": 1.0},
+    {"kind": "one_cycle", "learning_rate": 0.2, "total_steps": 30}
+    | {"base_momentum": 0.5, "max_momentum": 0.8},
 ]
 
 
-def schedule_case(kind: str, learning_rate: float, total_steps: int, **options: Any) -> Array:
-    """The learning rate of every step."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=learning_rate)
+def schedule_case(kind: str, learning_rate: float, total_steps: int, **options: Any) -> tuple[Array, Array]:
+    """The learning rate of every step, and AdamW's beta1."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=learning_rate)
     if kind.startswith("one_cycle"):
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -375,13 +388,14 @@ def schedule_case(kind: str, learning_rate: float, total_steps: int, **options: 
     else:
         make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[kind]
         scheduler = make(optimizer, options.get("warmup_steps", 0), total_steps)
-    rates = []
+    rates, momenta = [], []
     for _ in range(total_steps):
         rates.append(optimizer.param_groups[0]["lr"])
+        momenta.append(optimizer.param_groups[0]["betas"][0])
         optimizer.step()
         if len(rates) < total_steps:
             scheduler.step()
-    return np.array(rates)
+    return np.array(rates), np.array(momenta)
 
 
 def clip_case(max_norm: float) -> Arrays:
@@ -411,7 +425,7 @@ def under(folder: str, arrays: Arrays) -> Arrays:
 
 def save(name: str, arrays: Arrays) -> None:
     """Write one .npz: float64 was for the computing, float32 keeps the file small."""
-    exact = ("learning_rates", "max_norm", "norm")
+    exact = ("learning_rates", "momenta", "max_norm", "norm")
     small = {
         key: a.astype(np.float32) if a.dtype == np.float64 and key.split("/")[0] not in exact else a
         for key, a in arrays.items()
@@ -440,7 +454,7 @@ def main() -> None:
         save(name, clip_case(max_norm))
     schedules: Arrays = {"config": np.array(json.dumps(SCHEDULES))}
     for i, options in enumerate(SCHEDULES):
-        schedules[f"learning_rates/{i}"] = schedule_case(**options)
+        schedules[f"learning_rates/{i}"], schedules[f"momenta/{i}"] = schedule_case(**options)
     save("schedules", schedules)
 
 

@@ -11,11 +11,13 @@ Examples
     print(outcome.best_bits, "bits per byte")
 """
 
-from .config import Settings, UserError
-from .data import Corpus, Part, Tokenizer
+from .config import Settings
+from .data import Corpus, Part
 from .doctor import Hint, diagnose
+from .errors import UserError
 from .run import Trained, open_run
 from .sample import sample
+from .tokenizer import Tokenizer
 from .trainer import Outcome, Trainer
 
 __all__ = [

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from .._check import byte_count
+from ..errors import InvalidArgumentError
 from ..words import ScheduleKind
+from .errors import UserError
+from .folder import LOG, SETTINGS, write_whole
+from .names import meant
 
-FILE = "config.json"
-
-
-class UserError(Exception):
-    """Something the user gave cannot be used: one line says what, and what would do."""
+FILE = SETTINGS
 
 
 def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -24,6 +26,16 @@ def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ())
     if isinstance(default, (tuple, str, int, float)):
         return field(default=default, metadata=about)
     return field(default_factory=lambda: dict(default), metadata=about)
+
+
+def mebibytes(text: str) -> int:
+    """Return a memory limit in MiB: a number of them, or a text with a unit such as ``"1GB"``."""
+    if text.strip().isdigit():
+        return int(text)
+    try:
+        return max(byte_count("memory_limit", text) >> 20, 1)
+    except InvalidArgumentError as error:
+        raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -79,19 +91,41 @@ class Settings:
     evaluate_every: int = _setting(100, "evaluation", "steps from one evaluation and checkpoint to the next")
     evaluate_tokens: int = _setting(32768, "evaluation", "held-out tokens of an evaluation")
     patience: int = _setting(0, "evaluation", "stop after so many evaluations without a better one; 0: never")
-    log_every: int = _setting(10, "evaluation", "steps from one line of the log to the next")
+    log_every: int = _setting(
+        10,
+        "evaluation",
+        "steps from one line of the log, or of output to a pipe, to the next",
+    )
 
-    threads: int = _setting(0, "machine", "that compute; 0: all this process may use")
+    threads: int = _setting(0, "machine", "that compute, at most the processors there are; 0: all of these")
     memory_limit: int = _setting(0, "machine", "MiB of activations in a step; 0: no limit")
+
+    def __new__(cls, *_: Any, **given: Any) -> Settings:
+        """Answer an unknown name with the one that is likely meant."""
+        _refuse_unknown(given)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Refuse what no run can have; the library checks the rest."""
+        # Its letters would be files otherwise.
+        files = [self.files] if isinstance(self.files, (str, os.PathLike)) else self.files
+        if not isinstance(files, (list, tuple)) or not all(isinstance(f, (str, os.PathLike)) for f in files):
+            raise UserError(f"files = {files!r}: names of files and folders, in a tuple")
+        object.__setattr__(self, "files", tuple(map(os.fspath, files)))
+        if isinstance(self.tokenizer, os.PathLike):
+            object.__setattr__(self, "tokenizer", os.fspath(self.tokenizer))
+        if not isinstance(self.moe, Mapping):
+            raise UserError(f"moe = {self.moe!r}: names and values of arguments of libmoe.Layer, in a dict")
         least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
         least |= {"patience": 0, "threads": 0, "memory_limit": 0, "seed": 0}
+        if isinstance(self.memory_limit, str):
+            object.__setattr__(self, "memory_limit", mebibytes(self.memory_limit))
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(each.default, str) and not isinstance(value, str):
+                raise UserError(f"{each.name} = {value!r}: a text is wanted")
             if isinstance(each.default, int) and not (
-                isinstance(value, int) and value >= least.get(each.name, 1)
+                isinstance(value, int) and not isinstance(value, bool) and value >= least.get(each.name, 1)
             ):
                 raise UserError(f"{each.name} = {value!r}: at least {least.get(each.name, 1)}, and whole")
             if isinstance(each.default, float) and not (
@@ -124,7 +158,7 @@ class Settings:
             "balance_coef": self.balance_coef,
             "z_coef": self.z_coef,
             # One weight divided by itself is 1 and teaches the router nothing.
-            "normalize": self.top_k > 1,
+            "router_normalize": self.top_k > 1,
             **self.moe,
         }
         return {
@@ -143,10 +177,11 @@ class Settings:
         }
 
     def save(self, folder: Path) -> None:
-        """Write config.json, whole or not at all."""
-        unfinished = folder / (FILE + ".unfinished")
-        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        unfinished.replace(folder / FILE)
+        """Write config.json, whole or not at all; a tokenizer in the same folder by its name alone."""
+        saved = asdict(self)
+        if self.tokenizer and Path(self.tokenizer).absolute().parent == folder.absolute():
+            saved["tokenizer"] = Path(self.tokenizer).name
+        write_whole(folder / FILE, (json.dumps(saved, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Settings:
@@ -155,20 +190,42 @@ class Settings:
         Raises
         ------
         UserError
-            There is none, or it has a setting that is none.
+            There is none, it is damaged, or it has a setting that is none.
         """
+        path = folder / FILE
+        cure = f"write it anew: the first line of {str(folder / LOG)!r} has the settings"
         try:
-            found = json.loads((folder / FILE).read_text())
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            known = f"; {cure}" if (folder / LOG).exists() else ""
+            raise UserError(f"no run in {str(folder)!r}: no such file: {str(path)!r}{known}") from None
         except OSError as error:
             raise UserError(f"no run in {str(folder)!r}: {FILE}: {error.strerror}") from None
-        except ValueError as error:
-            raise UserError(f"{str(folder / FILE)!r} is no JSON: {error}") from None
-        return cls().changed(found)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{str(path)!r} is no JSON ({error}): {cure}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{str(path)!r} has no settings, which are one JSON object: {cure}")
+        try:
+            settings = cls().changed(found)
+        except UserError as error:
+            raise UserError(f"{str(path)!r}: {error}") from None
+        if settings.tokenizer and not Path(settings.tokenizer).is_absolute():
+            settings = replace(settings, tokenizer=str(folder / settings.tokenizer))
+        return settings
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """Return these settings with other values for some of them."""
-        unknown = sorted(values.keys() - {each.name for each in fields(self)})
-        if unknown:
-            raise UserError(f"unknown setting {unknown[0]!r}")
-        listed = {"files": tuple(values["files"])} if "files" in values else {}
-        return replace(self, **{**values, **listed})
+        _refuse_unknown(values)
+        return replace(self, **values)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = [each.name for each in fields(Settings)]
+    for name in names:
+        if name not in known:
+            instead, remark = meant(name, known)
+            raise UserError(
+                f"unknown setting {name!r}"
+                + (f"; did you mean {instead!r}?" if instead else "")
+                + (f" ({remark})" if remark else "")
+            )

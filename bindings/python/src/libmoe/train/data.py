@@ -1,30 +1,29 @@
 """Text to train on: files, mapped; which of it is held out; and which windows of it a step sees.
 
-Every file is cut into blocks of neighbouring bytes.  A share of all blocks, drawn by the seed, is held out;
-no window of tokens reaches from one side to the other.  Tokens are the bytes themselves, or those of a file
-of the package ``tokenizers``.
+Every file is cut into blocks of neighbouring bytes, between letters.  A share of all blocks, drawn by the
+seed, is held out; no window of tokens reaches from one side to the other.  Tokens are the bytes themselves,
+or those of a file of the package ``tokenizers``.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import UserError
-
-Tokens = NDArray[Any]
-"""uint8 of bytes, int32 of a tokenizer: [n]."""
+from . import texts
+from .config import Settings
+from .errors import UserError
+from .record import Differences, Record, compare, recorded
+from .tokenizer import Tokenizer, Tokens, Unseen
 
 SMALLEST_BLOCK = 4096  # bytes
 LARGEST_BLOCK = 1 << 20
 BLOCKS = 200  # of a text whose blocks lie between these
-LOOKED_AT = 8192  # bytes of a file in a folder: with a NUL among them it is no text
 
 _SPLIT, _BATCHES = 1, 2  # streams of random numbers
 
@@ -40,18 +39,30 @@ def random_words(seed: int, stream: int, step: int, count: int) -> NDArray[np.ui
 class Part:
     """One side of the split: spans of neighbouring tokens.
 
+    A span that is shorter than a window is joined to others, so that every token can be read: the short ones
+    follow each other with a separator between them.
+
     Parameters
     ----------
     spans : sequence of ndarray of uint8 or int32, [n]
         They may be views of mapped files.
     n_bytes : int
         Bytes of text that these tokens stand for.
+    separator : int, optional
+        The token between two spans that are joined.
     """
 
-    def __init__(self, spans: Sequence[Tokens], n_bytes: int) -> None:
+    def __init__(self, spans: Sequence[Tokens], n_bytes: int, separator: int | None = None) -> None:
         self.spans = list(spans)
         self.n_bytes = n_bytes
         self.n_tokens = sum(len(span) for span in spans)
+        self.separator = separator
+        self._of_length: dict[int, tuple[list[Tokens], NDArray[np.int64]]] = {}
+
+    @property
+    def bits(self) -> float:
+        """Bits per byte that a nat per token is."""
+        return self.n_tokens / self.n_bytes / math.log(2)
 
     def batch(self, seed: int, step: int, count: int, length: int) -> NDArray[np.int32]:
         """Return the windows of a step: count starts, each place where a window fits being equally likely.
@@ -67,11 +78,16 @@ class Part:
         -------
         ndarray of int32, [count, length]
         """
-        places = self._places(length)
+        spans, places = self._places(length)
         words = random_words(seed, _BATCHES, step, count)
         # 53 bits of a word as a fraction: the bias is below 2^-20 for a text of a terabyte.
         index = ((words >> np.uint64(11)) * 2.0**-53 * places[-1]).astype(np.int64)
-        return self._windows(index, places, length)
+        windows = np.empty((count, length), np.int32)
+        of = np.searchsorted(places, index, side="right")
+        for row, (span, place) in enumerate(zip(of, index)):
+            start = place - (places[span - 1] if span else 0)
+            windows[row] = spans[span][start : start + length]
+        return windows
 
     def spread(self, most: int, length: int) -> NDArray[np.int32]:
         """Return at most so many windows without a common token, spread evenly over the text.
@@ -80,31 +96,43 @@ class Part:
         -------
         ndarray of int32, [n, length]
         """
-        self._places(length)  # there is one at least
-        of_spans = [np.arange(0, len(span) - length + 1, length) for span in self.spans]
+        spans, _ = self._places(length)  # there is one at least
+        of_spans = [np.arange(0, len(span) - length + 1, length) for span in spans]
         all_of_them = [(n, int(start)) for n, starts in enumerate(of_spans) for start in starts]
         chosen = np.linspace(0, len(all_of_them) - 1, min(most, len(all_of_them))).astype(int)
-        rows = [self.spans[all_of_them[i][0]][all_of_them[i][1] :][:length] for i in chosen]
+        rows = [spans[all_of_them[i][0]][all_of_them[i][1] :][:length] for i in chosen]
         return np.stack(rows).astype(np.int32)
 
-    def _places(self, length: int) -> NDArray[np.int64]:
-        """Return how many places for a window the spans have up to each of them, added up."""
-        counts = np.cumsum([max(0, len(span) - length + 1) for span in self.spans], dtype=np.int64)
-        if len(counts) == 0 or counts[-1] == 0:
-            longest = max((len(span) for span in self.spans), default=0)
-            raise UserError(
-                f"sequence_length {length - 1}: no {length} tokens stand together in the text, or on one "
-                f"side of its split, {longest} at most; give more text, or train on shorter sequences"
-            )
-        return counts
+    def _places(self, length: int) -> tuple[list[Tokens], NDArray[np.int64]]:
+        """Return spans of a window at least, and the places for one up to the end of each, added up."""
+        if length not in self._of_length:
+            spans = self._joined(length)
+            counts = np.cumsum([len(span) - length + 1 for span in spans], dtype=np.int64)
+            self._of_length[length] = spans, counts
+        return self._of_length[length]
 
-    def _windows(self, index: NDArray[np.int64], places: NDArray[np.int64], length: int) -> NDArray[np.int32]:
-        windows = np.empty((len(index), length), np.int32)
-        of = np.searchsorted(places, index, side="right")
-        for row, (span, place) in enumerate(zip(of, index)):
-            start = place - (places[span - 1] if span else 0)
-            windows[row] = self.spans[span][start : start + length]
-        return windows
+    def _joined(self, length: int) -> list[Tokens]:
+        spans = [span for span in self.spans if len(span) >= length]
+        short = [span for span in self.spans if 0 < len(span) < length]
+        if not short:
+            joined = np.empty(0, np.int32)
+        elif sum(map(len, short)) < length and spans:  # with the end of a long one before them
+            joined = self._one([spans[-1][-length:], *short])
+        else:
+            joined = self._one(short)
+        if len(joined) >= length:
+            spans.append(joined)
+        if not spans:
+            raise UserError(
+                f"sequence_length {length - 1}: no {length} tokens are on one side of the text's split, "
+                f"{len(joined)} at most; give more text, or train on shorter sequences"
+            )
+        return spans
+
+    def _one(self, spans: Sequence[Tokens]) -> Tokens:
+        between = [] if self.separator is None else [np.array([self.separator], spans[0].dtype)]
+        parts = [part for span in spans for part in (*between, span)]
+        return np.concatenate(parts[len(between) :])
 
 
 @dataclass(frozen=True)
@@ -116,15 +144,31 @@ class Corpus:
     training, held_out : Part
     vocabulary_size : int
         256 of bytes.
-    n_files, passed_over : int
-        Files that were read; those that were not: unreadable, binary, or copies of others.
+    record : Record
+        Every file that was read, and what was passed over.
+    unseen : Unseen
+        What of the text the tokenizer has no tokens for.
+    differences : Differences
+        Of a recorded text, files that were added since, which are not read.
     """
 
     training: Part
     held_out: Part
     vocabulary_size: int
-    n_files: int
-    passed_over: int
+    record: Record
+    unseen: Unseen
+    differences: Differences = Differences()
+
+    @property
+    def added(self) -> str:
+        """What a user should know of files that were added since the run began, or nothing."""
+        found = self.differences
+        return f"files that were not there when the run began are not read: {found}" if found.added else ""
+
+    @property
+    def n_files(self) -> int:
+        """Files that were read."""
+        return len(self.record.files)
 
     @property
     def n_bytes(self) -> int:
@@ -132,7 +176,9 @@ class Corpus:
         return self.training.n_bytes + self.held_out.n_bytes
 
 
-def load(names: Sequence[str], *, held_out: float, seed: int, tokenizer: str = "") -> Corpus:
+def load(
+    names: Sequence[str], *, held_out: float, seed: int, tokenizer: str = "", own: Path | None = None
+) -> Corpus:
     """Map the files and split them.
 
     Parameters
@@ -145,157 +191,121 @@ def load(names: Sequence[str], *, held_out: float, seed: int, tokenizer: str = "
         Of the choice of these blocks.
     tokenizer : str
         A file of the package ``tokenizers``; empty: tokens are bytes.
+    own : path, optional
+        Folder of the run that reads: what is in it is never text.
 
     Raises
     ------
     UserError
-        A name does not exist, there is too little text, or the tokenizer cannot be used.
+        A name does not exist or is no text, there is too little text, or the tokenizer cannot be used.
     """
     coder = Tokenizer(tokenizer)
-    files, passed_over = _mapped(names)
-    pieces = _pieces([len(file) for file in files])
-    if len(pieces) < 2:
+    found, passed_over = texts.find(names, utf8=bool(tokenizer), own=own)
+    corpus = _split(found, passed_over, coder, held_out, seed)
+    if corpus is None:
+        size = sum(len(text.data) for text in found)
         raise UserError(
-            f"too little text in {', '.join(map(repr, names)) or 'no files'}: "
-            f"{sum(map(len, files)):,} bytes in {len(files)} files; {2 * SMALLEST_BLOCK:,} are the least"
+            f"too little text in {', '.join(map(repr, names)) or 'no files'}: {size:,} bytes in {len(found)} "
+            f"files; two files, or {SMALLEST_BLOCK + 1:,} bytes, are the least, of which one part is held out"
+            + (f"\n{texts.told(passed_over)}" if passed_over else "")
         )
-    keys = random_words(seed, _SPLIT, 0, len(pieces))
-    count = min(max(1, round(held_out * len(pieces))), len(pieces) - 1)
-    chosen = set(np.argsort(keys, kind="stable")[:count].tolist())
-    sides: tuple[list[Tokens], list[Tokens]] = ([], [])
-    for file, start, stop, side in _runs(pieces, chosen):
-        sides[side].append(files[file][start:stop])
-    parts = [Part([coder.encode(s) for s in side], sum(map(len, side))) for side in sides]
-    return Corpus(parts[0], parts[1], coder.vocabulary_size, len(files), passed_over)
+    return corpus
+
+
+def load_recorded(folder: Path, settings: Settings) -> Corpus:
+    """Map the text of a run again, and split it as it was.
+
+    Files that were added since are not read; `differences` of the corpus has them.
+
+    Raises
+    ------
+    UserError
+        Files were changed or removed: what was held out cannot be told from what was trained on.
+    """
+    record = Record.load(folder)
+    found, differences = compare(record, settings.files, folder, utf8=bool(settings.tokenizer))
+    corpus = None
+    if not differences.spoil:
+        coder = Tokenizer(settings.tokenizer)
+        corpus = _split(found, record.passed_over, coder, settings.held_out, settings.seed)
+    if corpus is None:
+        raise UserError(
+            f"the text is not the one this run began with ({differences}), so that held-out text cannot be "
+            "told from what was trained on: put the files back as they were, or name other files for eval"
+        )
+    return replace(corpus, record=record, differences=differences)
 
 
 def load_whole(names: Sequence[str], tokenizer: str = "") -> Part:
     """Map files and split nothing, to evaluate on all of them."""
-    coder = Tokenizer(tokenizer)
-    files, _ = _mapped(names)
-    return Part([coder.encode(file) for file in files], sum(map(len, files)))
+    found, _ = texts.find(names, utf8=bool(tokenizer))
+    return whole(found, Tokenizer(tokenizer))
 
 
-class Tokenizer:
-    """Text to tokens and back: bytes, or as a file of the package ``tokenizers`` says.
-
-    Parameters
-    ----------
-    path : str
-        The file; empty for bytes.
-
-    Raises
-    ------
-    UserError
-        The package is missing, or the file is none of its.
-    """
-
-    def __init__(self, path: str = "") -> None:
-        self._coder: Any = None
-        self.vocabulary_size = 256
-        if path:
-            self._coder = _tokenizer(path)
-            self.vocabulary_size = int(self._coder.get_vocab_size())
-
-    def encode(self, text: Tokens) -> Tokens:
-        """Tokens of bytes [n] uint8; of bytes the array itself, without a copy."""
-        if self._coder is None:
-            return text
-        ids = self._coder.encode(text.tobytes().decode(errors="replace"), add_special_tokens=False).ids
-        return np.array(ids, np.int32)
-
-    def decode(self, tokens: Sequence[int]) -> bytes:
-        """Bytes of tokens."""
-        return b"".join(self.pieces(tokens))
-
-    def pieces(self, tokens: Iterable[int]) -> Iterator[bytes]:
-        """Bytes of tokens as they come."""
-        if self._coder is None:
-            yield from (bytes([token]) for token in tokens)
-            return
-        seen: list[int] = []
-        written = ""  # what stands for a token depends on those before it
-        for token in tokens:
-            seen.append(token)
-            text = self._coder.decode(seen, skip_special_tokens=False)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a letter that is not whole yet
-                yield text[len(written) :].encode()
-                written = text
+def whole(found: Sequence[texts.Text], coder: Tokenizer) -> Part:
+    """Return files as one part, without a split."""
+    if not found:
+        raise UserError("no text in the files that were named")
+    files = [text.data for text in found]
+    return Part([coder.encode(file) for file in files], sum(map(len, files)), coder.separator)
 
 
-def _tokenizer(path: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError(
-            f"tokenizer {path!r}: the package tokenizers is not installed; "
-            "pip install 'libmoe[tokenizers]', or leave the option out to train on bytes"
-        ) from None
-    if not os.path.isfile(path):
-        raise UserError(f"tokenizer: no such file: {path!r}")
-    try:
-        return tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # the package raises plain Exception
-        raise UserError(f"tokenizer {path!r}: {error}") from None
-
-
-def _mapped(names: Sequence[str]) -> tuple[list[Tokens], int]:
-    """Every file that is text and no copy of another, mapped; and how many were passed over."""
-    files: list[Tokens] = []
-    by_size: dict[int, list[Tokens]] = {}
-    passed_over = 0
-    for path, named in _paths(names):
-        mapped = _map(path, named)
-        alike = [] if mapped is None else by_size.setdefault(len(mapped), [])
-        # A second copy of a file would put the same text on both sides of the split.
-        if mapped is None or any(np.array_equal(mapped, other) for other in alike):
-            passed_over += 1
-            continue
-        alike.append(mapped)
-        files.append(mapped)
-    return files, passed_over
-
-
-def _paths(names: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """List the files, and whether the user named them; those of folders sorted, without hidden ones."""
-    for name in names:
-        if not os.path.exists(name):
-            raise UserError(f"no such file or folder: {name!r}")
-        if not os.path.isdir(name):
-            yield Path(name), True
-        for folder, folders, inside in os.walk(name):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            yield from ((Path(folder, f), False) for f in sorted(inside) if not f.startswith("."))
-
-
-def _map(path: Path, named: bool) -> Tokens | None:
-    """Bytes of a file; None for an empty one, and in a folder for what cannot be read or is no text."""
-    if not path.is_file():  # pipes and devices could make open() wait forever
-        if named:
-            raise UserError(f"not a regular file: {str(path)!r}")
+def _split(
+    found: Sequence[texts.Text],
+    passed_over: Sequence[texts.PassedOver],
+    coder: Tokenizer,
+    held_out: float,
+    seed: int,
+) -> Corpus | None:
+    """Split texts into what is trained on and what is held out; None where there is too little."""
+    files = [text.data for text in found]
+    pieces = _pieces(files)
+    if len(pieces) < 2:
         return None
-    if path.stat().st_size == 0:
-        return None
-    try:
-        mapped: Tokens = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-    except OSError as error:
-        if named:
-            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-        return None
-    return None if not named and 0 in mapped[:LOOKED_AT] else mapped
+    keys = random_words(seed, _SPLIT, 0, len(pieces))
+    count = min(max(1, round(held_out * len(pieces))), len(pieces) - 1)
+    chosen = set(np.argsort(keys, kind="stable")[:count].tolist())
+    sides: tuple[list[Tokens], list[Tokens]] = ([], [])
+    n_bytes, unseen = [0, 0], Unseen()
+    for file, start, stop, side in _runs(pieces, chosen):
+        tokens, lost = coder.encoded(files[file][start:stop])
+        sides[side].append(tokens)
+        n_bytes[side] += stop - start
+        unseen += lost
+    training, rest = (Part(spans, size, coder.separator) for spans, size in zip(sides, n_bytes))
+    record = Record(
+        recorded(found),
+        tuple(passed_over),
+        training.n_bytes,
+        rest.n_bytes,
+        training.n_tokens,
+        coder.vocabulary_size,
+    )
+    return Corpus(training, rest, coder.vocabulary_size, record, unseen)
 
 
 _Piece = tuple[int, int, int]  # file, first byte, byte after the last
 
 
-def _pieces(sizes: Sequence[int]) -> list[_Piece]:
+def _pieces(files: Sequence[Tokens]) -> list[_Piece]:
     """Blocks of all files, in order.  The last of a file is as long as what is left."""
-    block = min(max(sum(sizes) // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
-    return [
-        (file, start, min(start + block, size))
-        for file, size in enumerate(sizes)
-        for start in range(0, size, block)
-    ]
+    block = min(max(sum(map(len, files)) // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
+    pieces = []
+    for number, file in enumerate(files):
+        start = 0
+        while start < len(file):
+            stop = _between_letters(file, min(start + block, len(file)))
+            pieces.append((number, start, stop))
+            start = stop
+    return pieces
+
+
+def _between_letters(file: Tokens, place: int) -> int:
+    """Return the place, or the one before the letter of UTF-8 that it would cut in two."""
+    for back in range(4):  # a letter has at most 3 bytes behind its first
+        if place == len(file) or file[place - back] & 0xC0 != 0x80:
+            return place - back
+    return place  # no UTF-8
 
 
 def _runs(pieces: Sequence[_Piece], held_out: set[int]) -> Iterator[tuple[int, int, int, int]]:

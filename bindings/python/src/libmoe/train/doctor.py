@@ -16,6 +16,8 @@ from .config import Settings
 from .log import Record, of_kind
 
 # From when on a number is a sign.
+ENOUGH = 50  # steps: before, losses and loads are those of a model that has not begun to learn, and chance
+TOKENS = 50  # of an expert on average, so that one without any is no chance
 RISE = 1.05  # mean training loss of a quarter of the run over the lowest before: noise stays below
 SPIKE = 10  # a gradient norm over the median
 LARGE_LOGITS = 10  # root of the z loss, which is about the log of the sum of E exponentials; ln 64 is 4.2
@@ -106,16 +108,24 @@ def _ended_badly(settings: Settings, records: list[Record]) -> Iterator[Hint]:
 
 def _unstable(settings: Settings, records: list[Record], steps: list[Record]) -> Iterator[Hint]:
     """Find loss that rises or leaps: router gradients too large, a bad beginning, too quick a start."""
-    (start,) = of_kind(records, "start")
-    guessing = math.log(start["vocabulary_size"])
-    first = steps[0]["loss"]
-    if first is not None and first > WORSE_THAN_GUESSING * guessing:
+    first, bits, guessing = steps[0]["loss"], steps[0]["bits_per_byte"], _guessing(records)
+    if guessing and first is not None and first > WORSE_THAN_GUESSING * guessing:
         yield Hint(
-            f"the first loss, {first:.2f} nats, is worse than guessing, {guessing:.2f}",
+            f"the first loss, {bits:.2f} bits per byte, is worse than guessing, "
+            f"{bits / first * guessing:.2f}",
             f"check the initialisation, and warm the rate up (warmup_steps {settings.warmup_steps} -> "
             f"{max(100, settings.steps // 20)})",
         )
-    losses = [record["loss"] for record in steps if record["loss"] is not None]
+    for layer in steps[-1]["layers"]:
+        size = math.sqrt(layer["z_loss"] or 0)
+        if size > LARGE_LOGITS:
+            yield Hint(
+                f"layer {layer['layer']}: router logits are large, their log-sum-exp is about {size:.1f}",
+                _larger_z(settings),
+            )
+    if steps[-1]["step"] < ENOUGH:
+        return
+    losses = [r["bits_per_byte"] for r in steps if r["bits_per_byte"] is not None]
     quarter = max(1, len(losses) // 4)
     means = [fmean(losses[i : i + quarter]) for i in range(len(losses) - quarter + 1)]
     rise, low, high = 1.0, 0.0, 0.0
@@ -126,7 +136,7 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
             rise, low, high = mean / lowest, lowest, mean
     if rise > RISE:
         yield Hint(
-            f"the training loss rose from {low:.4g} to {high:.4g} nats",
+            f"the training loss rose from {low:.4g} to {high:.4g} bits per byte",
             f"a lower learning_rate ({settings.learning_rate:g} -> {settings.learning_rate / 3:g}), "
             f"{_calmer(settings)}",
         )
@@ -134,23 +144,18 @@ def _unstable(settings: Settings, records: list[Record], steps: list[Record]) ->
     warm = [record for record in steps if record["step"] > settings.warmup_steps and record["norm"]]
     norms = [record["norm"] for record in warm]
     highest = max(((record["norm_max"], record["step"]) for record in warm), default=(0.0, 0))
-    if norms and highest[0] > SPIKE * median(norms):
+    if len(norms) >= 4 and highest[0] > SPIKE * median(norms):
         yield Hint(
             f"gradients leap: a norm of {highest[0]:.3g} up to step {highest[1]}, the median is "
             f"{median(norms):.3g}",
             _calmer(settings),
         )
-    for layer in steps[-1]["layers"]:
-        size = math.sqrt(layer["z_loss"])
-        if size > LARGE_LOGITS:
-            yield Hint(
-                f"layer {layer['layer']}: router logits are large, their log-sum-exp is about {size:.1f}",
-                _larger_z(settings),
-            )
 
 
 def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
     """Find experts with nothing to do, experts with too much, choices without room: over the last quarter."""
+    if steps[-1]["step"] < ENOUGH:
+        return
     count = max(1, len(steps) // 4)
     last = steps[-count:]
     since = steps[-count - 1]["step"] if count < len(steps) else 0
@@ -159,7 +164,7 @@ def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
         load = [sum(column) for column in columns]  # [E]
         mean = sum(load) / len(load)
         idle, peak = load.count(0), max(load) / mean if mean else 0.0
-        if idle or peak > min(PEAK, 0.9 * len(load) / settings.top_k):
+        if mean >= TOKENS and (idle or peak > min(PEAK, 0.9 * len(load) / settings.top_k)):
             idlers = f"{idle} of {len(load)} experts got no token, " if idle else ""
             yield Hint(
                 f"layer {layer['layer']}: {idlers}the fullest {peak:.1f} times the mean after step {since}",
@@ -177,8 +182,9 @@ def _idle(settings: Settings, steps: list[Record]) -> Iterator[Hint]:
 
 def _overfitted(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     """Find held-out text that gets worse while the training goes on."""
-    bits = [record["bits_per_byte"] for record in of_kind(records, "evaluation")]
-    if bits and bits[-1] > OVERFITTED * min(bits):
+    evaluations = [r for r in of_kind(records, "evaluation") if r["bits_per_byte"] is not None]
+    bits = [record["bits_per_byte"] for record in evaluations]
+    if bits and evaluations[-1]["step"] >= ENOUGH and bits[-1] > OVERFITTED * min(bits):
         yield Hint(
             f"held-out text got worse, from {min(bits):.3f} to {bits[-1]:.3f} bits per byte",
             f"more text, dropout ({settings.dropout:g} -> {settings.dropout + 0.1:g}), or an early stop "
@@ -191,8 +197,8 @@ def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     steps, starts, plans = (of_kind(records, kind) for kind in ("step", "start", "plan"))
     if not steps:
         return
-    speed = f"{median(record['tokens_per_second'] for record in steps):,.0f} tokens/s"
-    threads, processors = starts[0]["threads"], starts[0]["processors"]
+    speed = f"{median(record['tokens_per_second'] or 0 for record in steps):,.0f} tokens/s"
+    threads, processors = (starts[0]["threads"], starts[0]["processors"]) if starts else (1, 1)
     if threads < processors:
         yield Hint(
             f"{speed} with {threads} of {processors} processors",
@@ -206,6 +212,12 @@ def _slow(settings: Settings, records: list[Record]) -> Iterator[Hint]:
             f"memory_limit {settings.memory_limit} -> {math.ceil(plans[-1]['unlimited'] / 2**20)}, or "
             + _smaller_batch(settings),
         )
+
+
+def _guessing(records: list[Record]) -> float:
+    """Return the nats per token of guessing, or 0 where the log has lost how many tokens there are."""
+    starts = of_kind(records, "start")
+    return math.log(starts[0]["vocabulary_size"]) if starts else 0.0
 
 
 # What helps, in terms of the settings.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import libmoe
 
 from .data import Part
+
+IGNORED = -100  # a target that is not predicted
 
 
 def bits_per_byte(
@@ -43,7 +43,10 @@ def bits_per_byte(
     nats, count = 0.0, 0
     for first in range(0, len(windows), sequences):
         rows = windows[first : first + sequences]
-        output = model.forward(rows[:, :-1].copy(), rows[:, 1:].copy(), memory_limit=memory_limit)
+        targets = rows[:, 1:].copy()
+        if part.separator is not None:
+            targets[targets == part.separator] = IGNORED  # it is no byte of the text
+        output = model.forward(rows[:, :-1].copy(), targets, ignore_index=IGNORED, memory_limit=memory_limit)
         nats += output.loss * output.n_targets
         count += output.n_targets
-    return nats / count / math.log(2) * part.n_tokens / part.n_bytes
+    return nats / max(1, count) * part.bits

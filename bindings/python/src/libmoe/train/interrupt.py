@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Interrupt:
-    """Within a ``with``, notes SIGINT and SIGTERM; the second one interrupts at once.
+    """Within a ``with``, notes SIGINT, SIGTERM and SIGHUP; a second of the first two interrupts at once.
+
+    A terminal that closes sends SIGHUP, often twice (the system and the shell) and often with a SIGTERM, so
+    it never hastens the end.  Where it is ignored already, as under ``nohup``, it stays so.
 
     Attributes
     ----------
@@ -24,7 +27,9 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         """Handle the signals; only the main thread can, in others they are left alone."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -34,6 +39,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and signal.SIGHUP not in (number, self.signal):
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number

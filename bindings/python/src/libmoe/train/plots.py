@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 import libmoe
 
-from .config import UserError
 from .data import Part
+from .errors import UserError
 from .log import Record, of_kind
 
-BITS = 1 / math.log(2)
 SHOWN = 24  # bytes in the picture of which bytes go where: the most frequent
 
 
@@ -75,20 +74,34 @@ def _matplotlib() -> Any:
 def _loss(plt: Any, records: list[Record]) -> Any:
     """Training loss and held-out loss over the steps."""
     steps, evaluations = of_kind(records, "step"), of_kind(records, "evaluation")
-    (start,) = of_kind(records, "start")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    # A token that is a byte: both in the same unit.
-    scale, unit = (BITS, "bits per byte") if start["vocabulary_size"] == 256 else (1, "nats per token")
-    numbers = [(record["step"], scale * record["loss"]) for record in steps if record["loss"] is not None]
-    axes.plot(*zip(*numbers), color="#9ecae1", label=f"training text, {unit}")
+    numbers = [(r["step"], r["bits_per_byte"]) for r in steps if r["bits_per_byte"] is not None]
+    if numbers:
+        axes.plot(*zip(*numbers), color="#9ecae1", label="training text")
     if evaluations:
-        held_out = [record["bits_per_byte"] for record in evaluations]
+        held_out = [_drawn(record["bits_per_byte"]) for record in evaluations]
         where = [record["step"] for record in evaluations]
-        axes.plot(where, held_out, "o-", color="#08519c", markersize=3, label="held-out text, bits per byte")
-    axes.set(xlabel="step", ylabel="loss", title="Loss")
+        axes.plot(where, held_out, "o-", color="#08519c", markersize=3, label="held-out text")
+    axes.set(xlabel="step", ylabel="bits per byte", title="Loss")
+    axes.set_ylim(*where_the_action_is([value for _, value in numbers], held_out if evaluations else []))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure
+
+
+def where_the_action_is(*curves: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return limits of a loss axis: the first tenth of a curve, where it falls, may lie above them."""
+    late = [value for curve in curves for value in curve[len(curve) // 10 :] if math.isfinite(value)]
+    if not late:
+        return None, None
+    low, high = min(late), max(late)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _drawn(value: float | None) -> float:
+    """Leave a gap in a curve where the log has null, for what is not finite."""
+    return np.nan if value is None else value
 
 
 def _gradients(plt: Any, steps: list[Record]) -> Any:
@@ -96,10 +109,10 @@ def _gradients(plt: Any, steps: list[Record]) -> Any:
     where = [record["step"] for record in steps]
     figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
     for name, label, color in (("norm_max", "largest", "#fdd0a2"), ("norm", "mean", "#d94801")):
-        upper.plot(where, [record[name] for record in steps], color=color, label=label)
+        upper.plot(where, [_drawn(record[name]) for record in steps], color=color, label=label)
     upper.set(yscale="log", ylabel="gradient norm")
     upper.legend(frameon=False)
-    lower.plot(where, [record["learning_rate"] for record in steps], color="#238b45")
+    lower.plot(where, [_drawn(record["learning_rate"]) for record in steps], color="#238b45")
     lower.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
@@ -107,32 +120,43 @@ def _gradients(plt: Any, steps: list[Record]) -> Any:
 
 
 def _load(plt: Any, steps: list[Record]) -> Any:
-    """For each layer the experts' shares of the tokens over time; below, the experts without a token."""
+    """For each layer the experts' shares of the tokens over time; below, how full the fullest of each is."""
     layers = steps[0]["layers"]
     figure, rows = plt.subplots(
         len(layers) + 1,
         1,
         sharex=True,
         squeeze=False,
-        figsize=(8, 1.2 * len(layers) + 2),
+        figsize=(8, 1.2 * len(layers) + 2.6),
         layout="constrained",
     )
     edges = [0, *(record["step"] for record in steps)]  # a line of the log is about the steps before it
+    # White is perfect balance, blue too few tokens, red too many.
+    balanced = plt.matplotlib.colors.TwoSlopeNorm(vcenter=1, vmin=0, vmax=3)
     for n, (axes,) in enumerate(rows[:-1]):
         load = np.array([record["layers"][n]["load"] for record in steps], np.float64).T  # [E, steps]
         share = load * len(load) / np.maximum(1, load.sum(0))  # 1 is perfect balance
-        image = axes.pcolormesh(edges, np.arange(len(load) + 1) - 0.5, share, cmap="Blues", vmin=0, vmax=3)
+        image = axes.pcolormesh(edges, np.arange(len(load) + 1) - 0.5, share, cmap="RdBu_r", norm=balanced)
         axes.set_ylabel(f"layer {layers[n]['layer']}\nexpert")
     figure.colorbar(image, ax=rows[:-1, 0].tolist(), label="load over the mean", extend="max")
-    most = 0
-    for n, layer in enumerate(layers):
-        dead = [record["layers"][n]["dead"] for record in steps]
-        most = max(most, *dead)
-        rows[-1, 0].plot([record["step"] for record in steps], dead, label=f"layer {layer['layer']}")
-    rows[-1, 0].set(xlabel="step", ylabel="experts\nwithout a token", ylim=(-0.1, 1.1 * max(1, most)))
-    rows[-1, 0].yaxis.get_major_locator().set_params(integer=True)
-    rows[-1, 0].legend(frameon=False, ncol=4, fontsize=8)
+    _fullest(plt, rows[-1, 0], steps, layers)
     return figure
+
+
+def _fullest(plt: Any, axes: Any, steps: list[Record], layers: list[Record]) -> None:
+    """Draw how full each layer's fullest expert is, a dot where some expert had no token."""
+    where = [record["step"] for record in steps]
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers)))
+    for n, (layer, color) in enumerate(zip(layers, colors)):
+        peak = [record["layers"][n]["peak"] for record in steps]
+        axes.plot(where, peak, color=color, linewidth=1.2, label=f"layer {layer['layer']}")
+        empty = [(x, y) for x, y, record in zip(where, peak, steps) if record["layers"][n]["dead"]]
+        if empty:
+            axes.plot(*zip(*empty), "o", color=color, markersize=4)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="fullest expert\nover the mean", ylim=(0.9, None))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, ncol=4, fontsize=8, title="a dot: some expert had no token", title_fontsize=8)
 
 
 def byte_shares(

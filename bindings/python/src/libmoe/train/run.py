@@ -1,29 +1,44 @@
-"""A run's folder, and the model in it.
-
-config.json         the settings
-log.jsonl           what happened, see log.py
-last.safetensors    training state of the last checkpoint, from which a run goes on with the same bits
-best.safetensors    that of the best evaluation
-"""
+"""The model of a run: made, and filled from its checkpoints."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import libmoe
 
-from .config import Settings, UserError
-from .data import Tokenizer
+from .config import Settings
+from .errors import UserError
+from .folder import BEST, LAST
+from .tokenizer import Tokenizer
 
-LAST, BEST = "last.safetensors", "best.safetensors"
-UNLIMITED = 1 << 62  # bytes
+
+def processors() -> int:
+    """Return how many processors this process may use, as the library counts them."""
+    told = libmoe.Context(libmoe.ALL_THREADS).build_info()
+    return int(re.findall(r"threads: (\d+)", told)[0])
+
+
+def used_threads(settings: Settings) -> int:
+    """Return how many threads compute: no more than there are processors, which would only take memory."""
+    return min(settings.threads or processors(), processors())
 
 
 def make_context(settings: Settings) -> libmoe.Context:
     """Return a context with the run's threads."""
-    return libmoe.Context(settings.threads or libmoe.ALL_THREADS)
+    return libmoe.Context(used_threads(settings))
+
+
+def threads_note(settings: Settings) -> str:
+    """Say that there are more threads than processors, or nothing."""
+    if settings.threads <= processors():
+        return ""
+    return (
+        f"threads {settings.threads}: this process may use {processors()} processors, and so many threads "
+        "compute; more would take memory and time, and give the same bits"
+    )
 
 
 def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
@@ -37,6 +52,20 @@ def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context
 def memory_limit(settings: Settings) -> int | None:
     """Return bytes of scratch and tape that a call may take, or None."""
     return settings.memory_limit << 20 or None
+
+
+def latest(folder: Path) -> Path:
+    """Return the checkpoint that a run goes on from: where it ended before the first was whole, its best.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"nothing to resume: no such file: {str(folder / LAST)!r}")
 
 
 def saved_parts(model: libmoe.Model) -> dict[str, Any]:
@@ -59,11 +88,10 @@ def read_weights(model: libmoe.Model, path: Path) -> None:
     with libmoe.Checkpoint(path) as checkpoint:
         try:
             for n, layer in enumerate(parts["layers"]):
-                layer.load_state_dict(
-                    {name: checkpoint[f"layers.{n}.{name}"] for name in (*layer.parameters, *layer.buffers)}
-                )
+                names = (*layer.parameters, *layer.buffers)
+                layer.load_state_dict({name: checkpoint.raw(f"layers.{n}.{name}") for name in names})
             for n, parameter in enumerate(parts["parameters"]):
-                parameter.data[...] = checkpoint[f"tensors.{n}"]
+                parameter.data[...] = checkpoint.raw(f"tensors.{n}")
         except (KeyError, ValueError) as error:
             raise UserError(f"{str(path)!r} is of another model: {error}") from None
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..language import sample as drawn
-from .config import UserError
+from .errors import UserError
 from .run import Trained
+from .tokenizer import END_OF_TEXT
 
 
 def sample(
@@ -44,7 +45,12 @@ def sample(
         The prompt has no token.
     """
     model, room = trained.model, trained.settings.sequence_length
-    tokens = trained.tokenizer.encode(np.frombuffer(prompt, np.uint8)).tolist()
+    try:
+        tokens = trained.tokenizer.encode(np.frombuffer(prompt, np.uint8)).tolist()
+    except UserError as error:
+        raise UserError(f"the prompt: {error}") from None
+    if not tokens and prompt and trained.tokenizer.separator is not None:
+        tokens = [trained.tokenizer.separator]  # white space that has no token: a text begins
     if not tokens:
         raise UserError("the prompt is empty; give it at least one character")
     cache = model.cache(1, room)
@@ -69,14 +75,18 @@ def sample(
             unread = [token]
             yield token
 
-    yield from trained.tokenizer.pieces(written())
+    yield from trained.tokenizer.pieces(written(), tokens.copy())
 
 
 def printable(pieces: Iterable[bytes]) -> Iterator[str]:
     """Text for a terminal, as it comes: what would steer it, and what is no text, is replaced."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
-        yield "".join(
-            c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-            for c in decoder.decode(piece)
-        )
+        yield _shown(decoder.decode(piece))
+    yield _shown(decoder.decode(b"", final=True))  # a letter that was not finished
+
+
+def _shown(text: str) -> str:
+    """Text without what would steer a terminal; between two texts stands a line break."""
+    text = text.replace(chr(END_OF_TEXT), "\n")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

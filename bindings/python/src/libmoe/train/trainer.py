@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,28 @@ from numpy.typing import NDArray
 
 import libmoe
 
-from . import log
-from .config import Settings, UserError
-from .data import Corpus, load
+from . import log, texts
+from .config import Settings
+from .data import Corpus, load, load_recorded
+from .errors import UserError
 from .evaluate import bits_per_byte
+from .folder import BEST, LAST, TOKENIZER, Lock, check_new, claim, write_whole
 from .interrupt import Interrupt
+from .limits import least_limit, limited_plan, unlimited_bytes
 from .load import Load
 from .progress import Progress
-from .run import BEST, LAST, UNLIMITED, make_context, make_model, memory_limit, saved_parts
+from .run import (
+    latest,
+    make_context,
+    make_model,
+    memory_limit,
+    processors,
+    saved_parts,
+    threads_note,
+    used_threads,
+)
+from .since import Since
 from .update import Update
-
-BITS = 1 / math.log(2)  # of a nat
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Outcome:
 
     Attributes
     ----------
-    why : {"finished", "early stop", "interrupted"}
+    why : {"finished", "early stop", "interrupted", "paused"}
     step : int
         Optimiser steps done.
     best_bits : float
@@ -47,6 +59,13 @@ class Outcome:
     best_bits: float
     signal: int = 0
 
+    def __str__(self) -> str:
+        """One line for people."""
+        best = f"best held-out bits per byte {self.best_bits:.4f}"
+        if not math.isfinite(self.best_bits):
+            best = "before the first evaluation that gave a number"
+        return f"{self.why} at step {self.step}; {best}"
+
 
 class Trainer:
     """One run: a text, a model, its optimiser, and a folder with what comes of them.
@@ -58,23 +77,50 @@ class Trainer:
     ----------
     settings : Settings
     folder : path
-        Made where it is missing.  It must not have a run yet, unless `resume`.
+        Made where it is missing.  It must have nothing in it yet, unless `resume`.
     resume : bool
         Whether to go on from the folder's last checkpoint.
+    quiet : bool
+        Whether nothing is printed.
+    on_record : callable, optional
+        Called with every record of the log, a dict, as it is written: for TensorBoard, wandb and their like.
 
     Raises
     ------
     UserError
-        The text or a setting cannot be used, the folder has a run, there is nothing to resume, or the text is
-        not the one the run began with.
+        The text or a setting cannot be used, the folder has a run or files of somebody else, another process
+        trains into it, there is nothing to resume, or the text is not the one the run began with.
     """
 
-    def __init__(self, settings: Settings, folder: Path, *, resume: bool = False) -> None:
-        self.settings = settings
-        self.folder = folder
-        self.corpus: Corpus = load(
-            settings.files, held_out=settings.held_out, seed=settings.seed, tokenizer=settings.tokenizer
-        )
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        resume: bool = False,
+        quiet: bool = False,
+        on_record: Callable[[log.Record], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._lock: Lock | None = None
+        self._quiet, self._on_record = quiet, on_record
+        self._plan: libmoe.ModelPlan | None = None  # what a step's activations take, once it is known
+        if resume:
+            latest(self.folder)
+            self._lock = Lock(self.folder)
+        else:
+            check_new(self.folder)
+        try:
+            self._prepare(settings, resume)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _prepare(self, settings: Settings, resume: bool) -> None:
+        """Read the text, make the model, and begin or go on."""
+        # Absolute, so that the run can be taken up from anywhere.
+        self.settings = replace(settings, files=tuple(map(os.path.abspath, settings.files)))
+        self.corpus = self._text(resume)
         for part in (self.corpus.training, self.corpus.held_out):  # rather now than at the first evaluation
             part.spread(1, settings.sequence_length + 1)
         self.context = make_context(settings)
@@ -83,12 +129,41 @@ class Trainer:
         self.step = 0  # steps done
         # Numbers that are saved: best bits per byte, evaluations since then, seconds of training.
         self._numbers: NDArray[np.float64] = np.array([math.inf, 0, 0])
-        self._log = log.Log(folder)
+        self._log = log.Log(self.folder)
         self._load = Load()
         if resume:
             self._resume()
         else:
             self._begin()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _text(self, resume: bool) -> Corpus:
+        settings = self.settings
+        if resume:
+            return load_recorded(self.folder, settings)
+        return load(
+            settings.files,
+            held_out=settings.held_out,
+            seed=settings.seed,
+            tokenizer=settings.tokenizer,
+            own=self.folder,
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the text and the machine, one sentence or list each."""
+        unseen = self.corpus.unseen
+        notes = [texts.told(self.corpus.record.passed_over)]
+        if unseen.dropped or unseen.unknown:
+            notes.append(
+                f"the tokenizer has nothing for {unseen.dropped:,} of {unseen.characters:,} characters, and "
+                f"writes {unseen.unknown:,} tokens for what it does not know: bits per byte do not count them"
+            )
+        return [note for note in (*notes, self.corpus.added, threads_note(self.settings)) if note]
 
     @property
     def best_bits(self) -> float:
@@ -100,45 +175,73 @@ class Trainer:
         """Of training so far, without evaluations."""
         return float(self._numbers[2])
 
-    def train(self) -> Outcome:
+    def train(self, *, until: int | None = None) -> Outcome:
         """Train to the end, an early stop or a signal; save; say how it ended.
+
+        Parameters
+        ----------
+        until : int, optional
+            Pause when so many steps are done, without saving, so that several runs can train by turns: the
+            next call goes on.
 
         Raises
         ------
         NotFiniteError, OutOfMemoryError, InvalidArgumentError
             Of a step; the log says why, and the last checkpoint is as it was.
         """
-        plan = self._check_memory()
-        with Interrupt() as interrupt, Progress(self.settings.steps) as progress:
-            progress.line(f"a step: {self.settings.tokens_per_step:,} tokens; activations {plan}")
-            try:
-                why = self._loop(interrupt, progress)
-            except libmoe.MoeError as error:
-                self._log.write("stop", self.step, why=type(error).__name__, message=str(error))
-                raise
-        self._log.write("stop", self.step, why=why, best_bits=self.best_bits)
+        self._lock = self._lock or Lock(self.folder)
+        try:
+            plan = self._plan = self._plan or self._check_memory()
+            with Interrupt() as interrupt, Progress(self.settings.steps, quiet=self._quiet) as progress:
+                progress.line(f"a step: {self.settings.tokens_per_step:,} tokens; activations {plan}")
+                why = self._to_the_end(interrupt, progress, until)
+            if why != "paused":
+                self._write("stop", why=why, best_bits=self.best_bits)
+            self._log.sync()
+        finally:
+            self._unlock()
         return Outcome(why, self.step, self.best_bits, interrupt.signal)
 
-    def _loop(self, interrupt: Interrupt, progress: Progress) -> str:
+    def _to_the_end(self, interrupt: Interrupt, progress: Progress, until: int | None) -> str:
+        try:
+            return self._loop(interrupt, progress, until)
+        except Exception as error:
+            self._write("stop", why=type(error).__name__, message=str(error))
+            raise
+
+    def _write(self, kind: str, **values: Any) -> None:
+        """Log a record, and let the caller have it."""
+        self._tell(self._log.write(kind, self.step, **values))
+
+    def _tell(self, record: log.Record) -> None:
+        if self._on_record is not None:
+            self._on_record(record)
+
+    def _loop(self, interrupt: Interrupt, progress: Progress, until: int | None) -> str:
         """Step, log, evaluate and save, each when it is due; return why it is over."""
         settings = self.settings
-        since = _Since()
-        while self.step < settings.steps and not interrupt.signal:
+        end = settings.steps if until is None else min(until, settings.steps)
+        since = Since(self.corpus.training.bits)
+        while self.step < end and not interrupt.signal:
             if self._patience_is_over():
                 return "early stop"
             self._one_step(since)
-            progress.step(self.step, since.text())
+            progress.step(self.step, *since.told())
             due = self.step % settings.evaluate_every == 0 or self.step == settings.steps
             if due or self.step % settings.log_every == 0:
-                self._log.write("step", self.step, **self._measured(since))
-                since = _Since()
+                progress.logged(self.step, *since.told())
+                self._write("step", **self._measured(since))
+                since = Since(self.corpus.training.bits)
             if due:
-                self._evaluate(progress)
+                evaluation = self._evaluate(progress)
                 self._save(LAST)
-        if not interrupt.signal:
+                self._tell(evaluation)
+        if self.step == settings.steps and not interrupt.signal:
             return "finished"
         if since.steps:
-            self._log.write("step", self.step, **self._measured(since))
+            self._write("step", **self._measured(since))
+        if not interrupt.signal:
+            return "paused"
         self._save(LAST)
         return "interrupted"
 
@@ -146,7 +249,7 @@ class Trainer:
     # A step
     # --------------------------------------------------------------------------------------------------------
 
-    def _one_step(self, since: _Since) -> None:
+    def _one_step(self, since: Since) -> None:
         """Gradients of `accumulate` forwards, each of `sequences` sequences, then the optimiser."""
         settings = self.settings
         started = time.monotonic()
@@ -180,7 +283,7 @@ class Trainer:
         self._numbers[2] += seconds
         since.add(settings.tokens_per_step, seconds, rate, norm, bound)
 
-    def _measured(self, since: _Since) -> dict[str, Any]:
+    def _measured(self, since: Since) -> dict[str, Any]:
         """Return what the log says of the steps since its last line."""
         current, peak = self.context.memory()
         return {
@@ -195,7 +298,8 @@ class Trainer:
     # Evaluation and checkpoints
     # --------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, progress: Progress) -> None:
+    def _evaluate(self, progress: Progress) -> log.Record:
+        """Evaluate, keep the best weights, and return what the log says of it."""
         settings = self.settings
         bits = bits_per_byte(
             self.model,
@@ -210,15 +314,16 @@ class Trainer:
         if better:
             self._numbers[:2] = bits, 0
             self._save(BEST)
-        self._log.write("evaluation", self.step, bits_per_byte=bits, best=better)
         progress.line(
             f"step {self.step}: held-out {bits:.4f} bits per byte" + (", the best so far" if better else "")
         )
+        return self._log.write("evaluation", self.step, bits_per_byte=bits, best=better)
 
     def _patience_is_over(self) -> bool:
         return bool(0 < self.settings.patience <= self._numbers[1])
 
     def _save(self, name: str) -> None:
+        self._log.sync()
         libmoe.save_training(self.folder / name, step=self.step, context=self.context, **self._parts())
 
     def _parts(self) -> dict[str, Any]:
@@ -234,37 +339,34 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Make the folder and its log; one that never came to a checkpoint has nothing to lose."""
-        if (self.folder / LAST).exists():
-            raise UserError(
-                f"there is a run in {str(self.folder)!r} already: resume it, or give another folder"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / log.FILE).unlink(missing_ok=True)
-        self.settings.save(self.folder)
+        """Make the folder, its record of the text, and its log."""
+        self._lock = claim(self.folder)
         parameters = self.model.parameters.values()
-        self._log.write(
+        if self.settings.tokenizer:  # the run's own: that of the user may change, or go
+            copy = self.folder / TOKENIZER
+            write_whole(copy, Path(self.settings.tokenizer).read_bytes())
+            self.settings = replace(self.settings, tokenizer=str(copy))
+        self.corpus.record.save(self.folder)
+        self.settings.save(self.folder)
+        self._write(
             "start",
-            0,
             training_bytes=self.corpus.training.n_bytes,
             held_out_bytes=self.corpus.held_out.n_bytes,
+            training_tokens=self.corpus.training.n_tokens,
             files=self.corpus.n_files,
-            passed_over=self.corpus.passed_over,
+            passed_over=len(self.corpus.record.passed_over),
+            dropped_characters=self.corpus.unseen.dropped,
+            unknown_tokens=self.corpus.unseen.unknown,
             vocabulary_size=self.corpus.vocabulary_size,
             weights=sum(parameter.data.size for parameter in parameters),
-            threads=self.settings.threads or processors(),
+            threads=used_threads(self.settings),
             processors=processors(),
             library=self.context.build_info(),
+            settings=asdict(self.settings),
         )
 
     def _resume(self) -> None:
-        path = self.folder / LAST
-        if not path.exists():
-            raise UserError(f"nothing to resume: no such file: {str(path)!r}")
-        (start,) = log.of_kind(log.read(self.folder), "start")
-        then, now = start["training_bytes"] + start["held_out_bytes"], self.corpus.n_bytes
-        if then != now:
-            raise UserError(f"the text has changed: the run began with {then:,} bytes, now there are {now:,}")
+        path = latest(self.folder)
         try:
             self.step = libmoe.load_training(path, context=self.context, **self._parts())
         except libmoe.InvalidArgumentError as error:
@@ -275,78 +377,12 @@ class Trainer:
 
     def _check_memory(self) -> libmoe.ModelPlan:
         """Refuse a limit that is too small before anything is trained; log the plan and return it."""
-        settings = self.settings
-        free = self._plan(UNLIMITED).total_bytes
+        settings, free = self.settings, unlimited_bytes(self.model, self.settings)
         try:
-            plan = self._plan(memory_limit(settings))
+            plan = limited_plan(self.model, settings)
         except libmoe.InvalidArgumentError as error:
-            self._log.write(
-                "stop",
-                self.step,
-                why="memory limit",
-                message=str(error),
-                least=self._least_limit(free),
-                unlimited=free,
-            )
+            least = least_limit(self.model, settings)
+            self._write("stop", why="memory limit", message=str(error), least=least, unlimited=free)
             raise UserError(f"memory_limit = {settings.memory_limit} MiB: {error}") from None
-        self._log.write("plan", self.step, total=plan.total_bytes, unlimited=free, keep=plan.keep)
+        self._write("plan", total=plan.total_bytes, unlimited=free, keep=plan.keep)
         return plan
-
-    def _plan(self, limit: int | None) -> libmoe.ModelPlan:
-        settings = self.settings
-        return self.model.plan(
-            settings.sequences, settings.sequence_length, training=True, memory_limit=limit
-        )
-
-    def _least_limit(self, free: int) -> int:
-        """Return the least limit that would do, in whole MiB as the setting is."""
-        too_small, enough = self.settings.memory_limit, math.ceil(free / 2**20)
-        while enough - too_small > 1:
-            middle = (too_small + enough) // 2
-            try:
-                self._plan(middle << 20)
-                enough = middle
-            except libmoe.InvalidArgumentError:
-                too_small = middle
-        return enough
-
-
-class _Since:
-    """Sums over the steps since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.loss = self.objective = self._seconds = self._norm = self._norm_max = self._rate = 0.0
-        self.steps = self._tokens = self._clipped = 0
-
-    def add(self, tokens: int, seconds: float, rate: float, norm: float, bound: float) -> None:
-        """Count one step: gradients of norm `norm` were scaled down to `bound`, where they were above it."""
-        self.steps += 1
-        self._tokens += tokens
-        self._seconds += seconds
-        self._rate = rate
-        self._norm += norm
-        self._norm_max = max(self._norm_max, norm)
-        self._clipped += norm > bound
-
-    def means(self) -> dict[str, Any]:
-        """Return what the log says; the rate is the last step's."""
-        n = self.steps
-        return {
-            "loss": self.loss / n,
-            "objective": self.objective / n,
-            "learning_rate": self._rate,
-            "norm": self._norm / n,
-            "norm_max": self._norm_max,
-            "clipped": self._clipped / n,
-            "tokens_per_second": round(self._tokens / self._seconds, 1),
-        }
-
-    def text(self) -> str:
-        """Return a few words for the line of progress."""
-        means = self.means()
-        return f"loss {means['loss']:.3f} nats  {means['tokens_per_second']:,.0f} tokens/s"
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -59,6 +59,9 @@ class Update:
         """Step, and return the rate, the norm of all gradients, and the bound they were scaled down to."""
         rate = self._schedule(step)
         self.optimizer.learning_rate = rate
+        momentum = self._schedule.momentum(step)
+        if momentum is not None:
+            self.optimizer.momentum = momentum
         if self._clip is None:
             return rate, self.optimizer.step(max_norm=self._fixed), self._fixed
         before = libmoe.AdaptiveClip()

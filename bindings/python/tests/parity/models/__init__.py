@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Model
 from .biased import DEEPSEEK_V3, ERNIE4_5, GLM4_MOE, LONGCAT_FLASH, MINIMAX_M2
+from .gemma import GEMMA4
 from .llama_cpp import LLAMA_CPP
 from .logits import GPT_OSS, GRANITE_MOE, JETMOE, LLAMA4, PHIMOE
 from .softmax import DBRX, DEEPSEEK_V2, JAMBA, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
@@ -29,4 +30,5 @@ MODELS: dict[str, Model] = {
     "switch": SWITCH,
     "jamba": JAMBA,
     "llama_cpp": LLAMA_CPP,
+    "gemma4": GEMMA4,
 }

@@ -54,7 +54,7 @@ DEEPSEEK_V3 = Model(
         "unnormalized": Case(
             ordinary,
             config={"norm_topk_prob": False},
-            arguments={"normalize": "none", "normalize_epsilon": 0.0},
+            arguments={"router_normalize": "none", "normalize_epsilon": 0.0},
         ),
     },
 )

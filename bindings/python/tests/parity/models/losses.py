@@ -52,6 +52,12 @@ def losses() -> Tensors:
         )
         return loss
 
+    def switch_pooled(z: Tensor) -> Tensor:
+        """As it puts layers one behind the other in each sequence."""
+        joined = torch.cat([sequences(layer) for layer in z], dim=1)
+        loss: Tensor = switch.load_balancing_loss_func(joined.softmax(dim=-1), joined.argmax(dim=-1))
+        return loss
+
     results: dict[str, Tensors] = {}
     with (
         mock.patch.object(mixtral, "torch", Wide()),
@@ -60,6 +66,7 @@ def losses() -> Tensors:
     ):
         results["pooled"] = value_and_gradient(lambda z: balance(z, None), logits)
         results["pooled_masked"] = value_and_gradient(lambda z: balance(z, mask), logits)
+        results["switch_pooled"] = value_and_gradient(switch_pooled, logits)
         for layer, z in enumerate(logits):
             results[f"transformers/{layer}"] = value_and_gradient(lambda z: balance(z[None], mask), z)
             results[f"switch_sequence/{layer}"] = value_and_gradient(switch_balance, z)

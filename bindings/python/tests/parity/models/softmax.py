@@ -67,7 +67,7 @@ def qwen2_names(block: nn.Module, part: Part) -> Tensors:
 
 
 # Divided by their sum where the configuration says so.
-NORMALIZED = Case(ordinary, config={"norm_topk_prob": True}, arguments={"normalize": "sum"})
+NORMALIZED = Case(ordinary, config={"norm_topk_prob": True}, arguments={"router_normalize": "sum"})
 
 QWEN2_MOE = Model(
     make_qwen2_moe,
@@ -87,7 +87,11 @@ QWEN3_MOE = Model(
     make_qwen3_moe,
     {"hidden_size": 11, "intermediate_size": 8, "n_experts": 8, "top_k": 3},
     plain_names,
-    cases={"unnormalized": Case(ordinary, config={"norm_topk_prob": False}, arguments={"normalize": "none"})},
+    cases={
+        "unnormalized": Case(
+            ordinary, config={"norm_topk_prob": False}, arguments={"router_normalize": "none"}
+        )
+    },
 )
 
 
@@ -162,9 +166,9 @@ DBRX = Model(
     router_weight="router.layer.weight",
     routing=dbrx_routing,
     cases={
-        "norm2": dbrx_norm(2.0, {"normalize": "norm2"}),
-        "norm3": dbrx_norm(3.0, {"normalize": "normp", "normalize_p": 3.0}),
-        "unnormalized": dbrx_norm(None, {"normalize": "none"}),
+        "norm2": dbrx_norm(2.0, {"router_normalize": "norm2"}),
+        "norm3": dbrx_norm(3.0, {"router_normalize": "normp", "normalize_p": 3.0}),
+        "unnormalized": dbrx_norm(None, {"router_normalize": "none"}),
     },
 )
 

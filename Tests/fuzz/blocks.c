@@ -1,0 +1,156 @@
+/* The blocks around a layer, with any sizes: sizes that no memory could hold are refused, all others get their arrays. */
+#include "fuzz.h"
+
+static moe_context *context;
+static const __int128 beyond = (__int128)1 << 63; /* bytes that no array has */
+static int is_refused;                            /* some array would have to be that long */
+
+/* A size of an argument. */
+static int64_t size_of(void) { return decide() % 16 ? 1 + decide() % 20 : integer(); }
+
+static void *floats(__int128 count) {
+  if (count * 4 >= beyond) is_refused = 1;
+  return array(count, 4);
+}
+
+static __int128 times(int64_t a, int64_t b) { return a < 0 || b < 0 ? 0 : (__int128)a * b; }
+/* Of three sizes; beyond 2^124 it is a number as large. */
+static __int128 times3(int64_t a, int64_t b, int64_t c) {
+  __int128 two = times(a, b);
+  return c <= 0 ? 0 : two > beyond ? beyond : two * c;
+}
+
+/* Whether the call can be made honestly, or has to be refused whatever its arrays are. */
+static int may_call(void) { return !is_impossible || is_refused; }
+
+static void norm(void) {
+  int64_t tokens = size_of(), size = size_of();
+  int32_t kind = decide() % 3;
+  const float *x = floats(times(tokens, size)), *weight = floats(size), *bias = decide() & 1 ? floats(size) : NULL;
+  float *y = decide() & 1 ? (float *)x : floats(times(tokens, size)), *statistics = floats(times(tokens, 2));
+  if (may_call() && check(moe_norm_forward(context, kind, x, tokens, size, weight, bias, real(), y, statistics))) return;
+  const float *dy = floats(times(tokens, size));
+  float *dx = decide() & 1 ? (float *)dy : floats(times(tokens, size)), *dweight = floats(size), *dbias = floats(size);
+  if (may_call()) check(moe_norm_backward(context, kind, x, tokens, size, weight, statistics, dy, dx, dweight, decide() & 1 ? dbias : NULL));
+}
+
+static void linear(void) {
+  int64_t tokens = size_of(), inputs = size_of(), outputs = size_of();
+  int32_t dtype = decide() % 3;
+  const float *x = floats(times(tokens, inputs)), *bias = floats(outputs);
+  const void *weight = floats(times(outputs, inputs));
+  float *y = floats(times(tokens, outputs)), *dx = floats(times(tokens, inputs));
+  float *dweight = floats(times(outputs, inputs)), *dbias = floats(outputs);
+  if (!may_call()) return;
+  check(moe_linear_forward(context, x, tokens, inputs, outputs, weight, dtype, bias, y));
+  check(moe_linear_backward(context, x, tokens, inputs, outputs, weight, dtype, y, dx, dweight, dbias));
+}
+
+static void rotate(void) {
+  int64_t tokens = size_of(), heads = size_of(), size = size_of(), stride = decide() & 1 ? 0 : integer();
+  __int128 width = times(heads, size), row = stride ? stride : width;
+  float *x = floats(row < 0 || row >= beyond ? beyond : times3(tokens, (int64_t)row, 1) + width);
+  const int64_t *positions = decide() & 1 ? indices(tokens, 8, 1000) : NULL;
+  if (may_call())
+    check(moe_rotate(context, x, tokens, heads, size, stride, positions, decide() & 1 ? tokens : integer(),
+                     decide() & 1 ? 0 : integer(), decide() & 1 ? 10000 : real(), decide() % 3));
+}
+
+static void attention(void) {
+  moe_attention_config config = MOE_ATTENTION_CONFIG_INIT;
+  config.n_sequences = 1 + decide() % 3;
+  config.n_queries = 1 + decide() % 40;
+  config.n_keys = decide() & 1 ? 0 : 1 + decide() % 140;
+  config.n_kv_heads = decide() % 3;
+  config.n_heads = config.n_kv_heads ? config.n_kv_heads * (1 + decide() % 3) : 2;
+  config.head_size = 1 + decide() % 20;
+  DISTURB(config, offsetof(moe_attention_config, mask), offsetof(moe_attention_config, added_mask),
+          offsetof(moe_attention_config, valid_mask));
+  int64_t keys = config.n_keys ? config.n_keys : config.n_queries;
+  int64_t kv_heads = config.n_kv_heads ? config.n_kv_heads : config.n_heads;
+  int64_t strides[] = {config.query_stride, config.key_stride, config.value_stride, config.output_stride};
+  float *given[4];
+  for (int i = 0; i < 4; i++) {
+    int is_key = i == 1 || i == 2;
+    __int128 width = times(is_key ? kv_heads : config.n_heads, config.head_size);
+    __int128 row = strides[i] ? strides[i] : width;
+    int64_t rows = times(config.n_sequences, is_key ? keys : config.n_queries) > INT64_MAX
+                       ? INT64_MAX
+                       : (int64_t)times(config.n_sequences, is_key ? keys : config.n_queries);
+    given[i] = floats(row < 0 || row >= beyond ? beyond : times3(rows, (int64_t)row, 1) + width);
+  }
+  uint8_t masks = decide();
+  if (masks & 1) config.mask = mask(times(config.n_queries, keys));
+  if (masks & 2) config.added_mask = floats(times(config.n_queries, keys));
+  if (masks & 4) config.valid_mask = mask(times(config.n_sequences, keys));
+  float *sums = floats(times3(config.n_sequences, config.n_heads, config.n_queries));
+  /* A stride below the width is refused, or of overlapping rows: either way the arrays are long enough. */
+  if (!may_call() || check(moe_attention_forward(context, &config, given[0], given[1], given[2], given[3], sums))) return;
+  float *slopes[4];
+  for (int i = 0; i < 4; i++) {
+    int64_t rows = config.n_sequences * (i == 1 || i == 2 ? keys : config.n_queries);
+    int64_t width = (i == 1 || i == 2 ? kv_heads : config.n_heads) * config.head_size;
+    slopes[i] = floats(times(rows, strides[i] ? strides[i] : width) + width);
+  }
+  if (may_call())
+    check(moe_attention_backward(context, &config, given[0], given[1], given[2], given[3], sums, slopes[3], slopes[0], slopes[1],
+                                 slopes[2]));
+}
+
+static void embedding(void) {
+  int64_t tokens = size_of(), size = size_of(), rows = size_of(), places = size_of();
+  int64_t length = decide() & 1 ? tokens : integer(), first = decide() & 1 ? 0 : integer();
+  const int32_t *ids = indices(tokens, 4, rows);
+  float *table = floats(times(rows, size)), *positions = decide() & 1 ? floats(times(places, size)) : NULL;
+  float *y = floats(times(tokens, size));
+  if (!may_call()) return;
+  check(moe_embedding_forward(context, ids, tokens, size, table, rows, positions, places, length, first, y));
+  check(moe_embedding_backward(context, ids, tokens, size, y, table, rows, positions, places, length, first));
+}
+
+static void cross_entropy(void) {
+  int64_t tokens = size_of(), size = size_of(), vocabulary = size_of(), counted;
+  int32_t dtype = decide() % 3, ignored = decide() & 1 ? -100 : (int32_t)integer();
+  double loss;
+  const float *x = floats(times(tokens, size));
+  const void *weight = floats(times(vocabulary, size));
+  const int32_t *targets = indices(tokens, 4, vocabulary);
+  float *losses = floats(tokens), *dx = floats(times(tokens, size)), *dweight = floats(times(vocabulary, size));
+  double smoothing = decide() & 1 ? 0 : real();
+  if (may_call())
+    check(moe_cross_entropy(context, x, tokens, size, weight, dtype, vocabulary, targets, ignored, smoothing, real(), &loss,
+                            &counted, losses, decide() & 1 ? dx : NULL, decide() & 1 ? dweight : NULL));
+}
+
+static void sample(void) {
+  moe_sampling sampling = MOE_SAMPLING_INIT;
+  sampling.temperature = 1;
+  DISTURB(sampling, 0);
+  int64_t vocabulary = size_of();
+  const float *logits = floats(vocabulary);
+  int32_t token = 0;
+  if (may_call() && !check(moe_sample(context, logits, vocabulary, &sampling, (uint64_t)integer(), &token)) &&
+      (token < 0 || token >= vocabulary))
+    abort();
+}
+
+static void profile(void) {
+  moe_phase_time time = MOE_PHASE_TIME_INIT;
+  moe_profile_event events[4];
+  int64_t found;
+  check(moe_profile_start(context, decide() & 1 ? 4 : integer()));
+  DISTURB(time, 0);
+  check(moe_profile_phase(context, (int32_t)integer(), (int32_t)integer(), &time));
+  check(moe_profile_events(context, integer(), events, decide() % 5, &found));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  static void (*const blocks[])(void) = {norm, linear, rotate, attention, embedding, cross_entropy, sample, profile};
+  begin(data, size);
+  context = new_context();
+  for (int n = 0; context && n < 4 && (n == 0 || bytes_left > 0); n++) {
+    is_impossible = is_refused = 0;
+    blocks[decide() % 8]();
+  }
+  return end(context);
+}

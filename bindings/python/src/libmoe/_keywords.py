@@ -1,0 +1,93 @@
+"""Names of arguments that are not known: answered with the nearest ones, and with what others call them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import Any, TypeVar, cast
+
+from ._names import OTHERS
+from .errors import ArgumentTypeError
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+# Arguments that had another name once: their values are taken as before.
+RENAMED = {"normalize": "router_normalize"}
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return which of the known names may be meant: what others call so, or the most alike ones."""
+    choices = list(known)
+    plain = name.lower().replace("-", "_")
+    for meant in (OTHERS.get(plain.replace("_", ""), []), [plain]):
+        found = [ours for ours in meant if ours in choices and ours != name]
+        if found:
+            return found
+    alike = difflib.get_close_matches(plain, choices, n=3, cutoff=0.7)
+    return (
+        alike or [ours for ours in choices if len(ours) > 3 and len(plain) > 3 and _within(ours, plain)][:3]
+    )
+
+
+def _within(one: str, other: str) -> bool:
+    return one in other or other in one
+
+
+def unknown(owner: str, name: str, known: Iterable[str]) -> str:
+    """Return what to say about a name that is not known."""
+    choices = list(known)
+    near = nearest(name, choices)
+    hints = (
+        [f"choose from {choices}"] if len(choices) < 12 or not near else []
+    )  # a long list hides the answer
+    if near:
+        hints.append(f"did you mean {' or '.join(near)}?")
+    return f"{owner}: unknown names [{name!r}]; {'; '.join(hints)}"
+
+
+def renamed(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return arguments by their present names."""
+    choices = set(known)
+    return {
+        RENAMED[name] if name in RENAMED and name not in choices and RENAMED[name] in choices else name: value
+        for name, value in given.items()
+    }
+
+
+def keywords(decorated: Decorated) -> Decorated:
+    """Have a function, or the public methods of a class, answer unknown keyword arguments with a suggestion.
+
+    Python's own TypeError says which name is wrong, and not which one is right.
+    """
+    if isinstance(decorated, type):
+        for name, method in list(vars(decorated).items()):
+            if isinstance(method, FunctionType) and (name in ("__init__", "__call__") or name[0] != "_"):
+                owner = decorated.__name__ if name == "__init__" else f"{decorated.__name__}.{name}"
+                setattr(decorated, name, _answering(method, owner))
+        return decorated
+    return cast(Decorated, _answering(decorated, decorated.__name__.lstrip("_")))
+
+
+def _answering(function: Any, owner: str) -> Any:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function
+    known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known.pop("self", None)
+    if not known:
+        return function
+
+    @functools.wraps(function)
+    def answering(*positional: Any, **given: Any) -> Any:
+        for name in given:
+            if name not in known:
+                given = renamed(given, known)
+                wrong = next((name for name in given if name not in known), None)
+                if wrong is not None:
+                    raise ArgumentTypeError(unknown(owner, wrong, known))
+                break
+        return function(*positional, **given)
+
+    return answering

@@ -1,0 +1,40 @@
+"""How objects tell what they are, in a line: sizes and words, never the numbers of an array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def described(thing: Any, what: str) -> str:
+    """Return the name of the object's class, and what there is to say in parentheses."""
+    return f"{type(thing).__name__}({what})"
+
+
+def brief(value: Any) -> str:
+    """Return a value as it is written in Python; of an array its type and shape, of long lists the ends."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {brief(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        shown = [brief(each) for each in value]
+        if len(shown) > 6:
+            shown = [*shown[:2], f"... {len(shown) - 3} more ...", shown[-1]]
+        left, right = "[]" if isinstance(value, list) else "()"
+        return f"{left}{', '.join(shown)}{right}"
+    return repr(value)
+
+
+def named(values: dict[str, Any]) -> str:
+    """Return ``name=value`` for each, as the arguments of a call."""
+    return ", ".join(f"{name}={brief(value)}" for name, value in values.items())
+
+
+class Briefly:
+    """Base of dataclasses with arrays among their fields, which are told by type and shape."""
+
+    def __repr__(self) -> str:
+        """Name the fields, those that are private apart."""
+        return described(self, named({k: v for k, v in vars(self).items() if not k.startswith("_")}))

@@ -1,0 +1,31 @@
+"""What a command says, also where nobody reads it any more: a pipe that was closed ends no training."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def say(text: str, *, error: bool = False, end: str = "\n") -> None:
+    """Print a line at once, to the standard error if `error`.
+
+    A reader that is gone (EPIPE of a pipe, EIO of a terminal that was closed) or a full disk under the output
+    is no reason to lose what was learnt: what is said from then on is dropped.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # a process without it
+        return
+    try:
+        print(text, file=stream, end=end, flush=True)
+    except OSError:
+        drop(error=error)
+
+
+def drop(*, error: bool = False) -> None:
+    """Send the rest of an output nowhere, what is buffered too, so that leaving does not fail on it."""
+    stream = sys.stderr if error else sys.stdout
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
