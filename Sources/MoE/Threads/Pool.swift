@@ -69,8 +69,8 @@ struct Pool {
 
   // MARK: work
 
-  /// How a job ended. But for `done`, some items have not run.
-  enum Ending {
+  /// How a job ended. But for `done`, some items have not run. The raw type is for the linker, see ExpertForm.
+  enum Ending: UInt8 {
     case done
     case cancelled  // by the callback
     case forked  // by the callback: this is the child, and the others' items are done in the parent
