@@ -12,7 +12,8 @@ from typing import Any
 
 import libmoe
 
-from .train.config import Settings
+from .train.config import Settings, mebibytes
+from .train.errors import UserError
 from .train.names import meant
 
 Command = Callable[[argparse.Namespace], int]
@@ -153,8 +154,10 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
             made[group].add_argument("--moe", nargs="+", type=_pair, metavar="NAME=VALUE", help=text)
             continue
         default = "" if each.default == "" else f" (default {each.default})"
-        kind = type(each.default)
+        kind: Any = type(each.default)
         metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
+        if each.name == "memory_limit":
+            kind = _memory
         made[group].add_argument(
             option(each.name), type=kind, choices=choices or None, metavar=metavar, help=text + default
         )
@@ -191,6 +194,14 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _memory(text: str) -> int:
+    """MiB, or a number with a unit."""
+    try:
+        return mebibytes(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:
