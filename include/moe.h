@@ -301,7 +301,8 @@ typedef enum moe_dtype {
   MOE_DTYPE_BOOL = 12,    /**< one byte */
   MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
   MOE_DTYPE_F8_E5M2 = 14,
-  MOE_DTYPE_F8_E8M0 = 15
+  MOE_DTYPE_F8_E8M0 = 15,
+  MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
 } moe_dtype;
 
 typedef struct moe_tensor {
@@ -1361,11 +1362,18 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimize
 
 /* Files are written whole or not at all: into a new file beside `path`, which is fsynced, checked and renamed, and then the
  * folder is fsynced.  Killed at any moment, `path` holds the old file or the new one; what may be left over is a file
- * called path.<process>-<time>.tmp.  Files are read through a mapping, without a copy; nothing in them is believed
- * before it has been checked.  Do not cut short or overwrite in place a file that is open: a mapping cannot survive that.
- * Replacing it, as the functions here do, is harmless. */
+ * NAME.<process>-<time>.tmp, NAME being the first 60 bytes of the file's.  Where `path` is a link, the file behind it is
+ * replaced; a new file has mode and owner of the one it replaces, as far as the system lets us.  Other names of the old file
+ * (hard links) keep the old one.  Devices, pipes, sockets and folders are refused, and never replaced.
+ *
+ * Nothing in a file is believed before it has been checked, and what has been checked is read once, into memory.  All that
+ * is copied is read with pread: a file that was cut short, or written to since it was opened, is MOE_ERROR_IO.  (It is told
+ * by its size and the time of its last change, so that a change within one tick of the clock is not seen.)  What cannot be
+ * guarded is memory that is the file itself, `data` of moe_checkpoint_tensor and moe_mapping_data: who cuts such a file
+ * short while it is open makes reading there a SIGBUS, and who overwrites it changes it.  Replacing a file, as the functions
+ * here do, is harmless. */
 
-/** An open safetensors file, or several that an index file names: mapped, read-only.  Keeps its context alive. */
+/** An open safetensors file, or several that an index file names: read-only.  Keeps its context alive. */
 typedef struct moe_checkpoint moe_checkpoint;
 
 /** A tensor in a checkpoint: row-major without gaps. */
@@ -1375,11 +1383,13 @@ typedef struct moe_stored_tensor {
   int32_t dtype;    /**< a moe_dtype */
   int32_t rank;     /**< number of dimensions, 0 to 8; 0 is one element */
   int64_t shape[8]; /**< entries from `rank` on: 0 where given, not read where taken */
-  const void *data; /**< aligned to its elements where given; any where taken */
-  size_t size;      /**< bytes; 0 where taken = what dtype and shape come to */
+  const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
+                         tensors.  moe_checkpoint_read_tensor makes an aligned copy */
+  size_t size;      /**< bytes; 0 where taken = what dtype and shape come to.  Of MOE_DTYPE_OTHER it is always read */
+  const char *dtype_name; /**< as the file has it, "BF16" or "F4"; taken with MOE_DTYPE_OTHER alone, which wants it */
 } moe_stored_tensor;
 
-#define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0 }
+#define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0, NULL }
 
 /** Fill `tensor` as MOE_STORED_TENSOR_INIT does.  NULL is ignored. */
 MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_size);
@@ -1389,11 +1399,11 @@ MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_siz
  *  @param context [in] is kept alive
  *  @param path    [in]
  *  @param out     [out] free it with moe_checkpoint_free
- *  Refused: a header of more than 100 MB or beyond the file's end, JSON that is not as the format has it, a dtype that is no
- *  moe_dtype, more than 8 dimensions, sizes beyond 63 bits, tensors that overlap, leave gaps, are not aligned to
- *  their elements or have one name.
- *  @return MOE_OK, INVALID_ARGUMENT (the file is none, or damaged; the message names the tensor or the byte),
- *          IO, OUT_OF_MEMORY. */
+ *  Refused: a header of more than 100 MB or beyond the file's end, JSON that is not as the format has it, more than 8
+ *  dimensions, sizes beyond 63 bits, tensors that overlap, leave gaps or have one name.  A tensor of a dtype that this
+ *  library does not know is listed as MOE_DTYPE_OTHER, and refused where its numbers are wanted.
+ *  @return MOE_OK, INVALID_ARGUMENT (the file is none, or damaged; the message names the tensor or the byte, or says what
+ *          the file is instead), IO, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_checkpoint_open(moe_context *context, const char *path, moe_checkpoint **out);
 
 MOE_API void moe_checkpoint_free(moe_checkpoint *checkpoint);
@@ -1405,21 +1415,33 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_tensor_count(const moe_checkpoint *c
 /** Describe tensor `index`; they stand in the order of their names' bytes.
  *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the checkpoint is freed; the memory must
  *                not be written to.
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO (the file has been cut short or changed since it was opened). */
 MOE_API MOE_CHECK moe_status moe_checkpoint_tensor(const moe_checkpoint *checkpoint, int64_t index,
                                                    moe_stored_tensor *tensor);
 
 /** Index of the tensor called `name`.
- *  @return MOE_OK, INVALID_ARGUMENT (there is none). */
+ *  @return MOE_OK, INVALID_ARGUMENT (there is none; the message has the nearest name, or the same under another prefix). */
 MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *checkpoint, const char *name,
                                                         int64_t *index);
+
+/** Copy the elements of tensor `index` into memory of yours, wherever they lie in the file.
+ *  @param dtype [in] the tensor's own: its bytes as they are.  Or MOE_DTYPE_F32, for F16, BF16, F8_E4M3, F8_E5M2 and F8_E8M0:
+ *               its numbers, exactly
+ *  @param data  [out] aligned to an element of `dtype`; NULL where there are none
+ *  @param size  [in] bytes of them, in `dtype`
+ *  @return MOE_OK, INVALID_ARGUMENT, IO (also where the file has been cut short or changed since it was opened; `data` may
+ *          hold some of it then).  Any thread. */
+MOE_API MOE_CHECK moe_status moe_checkpoint_read_tensor(const moe_checkpoint *checkpoint, int64_t index, int32_t dtype,
+                                                        void *data, size_t size);
 
 /** Write tensors of yours to a safetensors file.
  *  @param context [in]
  *  @param path    [in]
  *  @param tensors [in] [count], each with a name of its own in UTF-8
  *  @param count   [in] >= 0
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY; after an error `path` is as it was.  (Where the folder cannot be
+ *          synced the old file is brought back; on file systems that cannot exchange two files the message says that `path`
+ *          has been replaced, but may not last.) */
 MOE_API MOE_CHECK moe_status moe_checkpoint_write(moe_context *context, const char *path,
                                                   const moe_stored_tensor *tensors, int64_t count);
 
@@ -1484,8 +1506,11 @@ typedef enum moe_layout {
  *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
  *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
  *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
- *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.
- *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
+ *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.  Takes memory for one
+ *  expert's matrices while it reads.
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), OUT_OF_MEMORY, IO; after an error the layer is as
+ *          it was, but after an IO in the middle of reading (a disk that fails, a file cut short meanwhile), which the
+ *          message says. */
 MOE_API MOE_CHECK moe_status moe_layer_load(moe_layer *layer, const moe_checkpoint *checkpoint, int32_t layout,
                                             int64_t layer_number);
 
@@ -1547,8 +1572,8 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
  *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
- *  @return MOE_OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, BAD_STATE (a parameter has no memory); after an error `path` is as it
- *          was. */
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY; after an error `path` is as it
+ *          was, see moe_checkpoint_write. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
                                             int64_t layer_number, int32_t dtype);
 
@@ -1616,8 +1641,9 @@ MOE_API MOE_CHECK moe_status moe_training_save(moe_context *context, const moe_t
 /** Read a training state into handles and tensors made as those that were saved, in the same order.  Wants all of them for
  *  itself, and each once.  Prepared weights are to be prepared again.
  *  @param training [in, out] step is written
- *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), IO, OUT_OF_MEMORY, BAD_STATE
- *          (something of it has no memory); after an error everything is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT (the file has other tensors, sizes, types or seeds), BAD_STATE (something of it has no
+ *          memory), IO, OUT_OF_MEMORY; after an error everything is as it was, but after an IO in the middle of reading, which
+ *          the message says. */
 MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_training *training, const char *path);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -1628,7 +1654,8 @@ MOE_API MOE_CHECK moe_status moe_training_load(moe_context *context, moe_trainin
  *  needs room.  Keeps its context alive. */
 typedef struct moe_mapping moe_mapping;
 
-/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, with all its blocks and filled with zeros.
+/** Map a file of exactly `size` bytes; one that is not there, or empty, is made, filled with zeros.  It gets all its blocks
+ *  here, also where it had holes, so that a full disk is an error now and not a fault when the memory is written to.
  *  @param context [in] is kept alive
  *  @param path    [in]
  *  @param size    [in] >= 1
@@ -1636,7 +1663,8 @@ typedef struct moe_mapping moe_mapping;
  *  What is written is in the file after moe_mapping_flush, or some time later.  A file is not written whole or not at all,
  *  as checkpoints are: after a crash it is a mixture of old and new, so go on from a copy that was made after a flush.  Two
  *  processes that write to one file are the caller's mistake.
- *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error no file has been made. */
+ *  @return MOE_OK, INVALID_ARGUMENT (a file of another size), IO, OUT_OF_MEMORY; after an error the file is as it
+ *          was, or not there. */
 MOE_API MOE_CHECK moe_status moe_mapping_create(moe_context *context, const char *path, size_t size, moe_mapping **out);
 
 /** Unmap.  Nothing may use the memory any more: free or bind elsewhere what was bound to it first. */

@@ -15,7 +15,7 @@ _Static_assert(sizeof(moe_adamw_config) == 64, "moe_adamw_config layout is ABI")
 _Static_assert(sizeof(moe_sgd_config) == 48, "moe_sgd_config layout is ABI");
 _Static_assert(sizeof(moe_schedule) == 88, "moe_schedule layout is ABI");
 _Static_assert(sizeof(moe_clip_state) == 56, "moe_clip_state layout is ABI");
-_Static_assert(sizeof(moe_stored_tensor) == 104, "moe_stored_tensor layout is ABI");
+_Static_assert(sizeof(moe_stored_tensor) == 112, "moe_stored_tensor layout is ABI");
 _Static_assert(sizeof(moe_training) == 88, "moe_training layout is ABI");
 _Static_assert(sizeof(moe_plan) == 64, "moe_plan layout is ABI");
 _Static_assert(sizeof(moe_offload_statistics) == 40, "moe_offload_statistics layout is ABI");

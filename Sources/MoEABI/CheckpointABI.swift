@@ -43,7 +43,8 @@ public func moe_checkpoint_tensor(
     let tensor = try required(tensor, "tensor")
     let size = try requireSize(tensor, "tensor")
     try require(Int(index), "index", from: 0, to: checkpoint.pointee.count - 1)
-    tensor.pointee = moe_stored_tensor(checkpoint.pointee[Int(index)], struct_size: size)
+    let found = checkpoint.pointee[Int(index)]
+    tensor.pointee = moe_stored_tensor(found, try checkpoint.pointee.data(found), struct_size: size)
   }
 }
 
@@ -56,9 +57,31 @@ public func moe_checkpoint_find_tensor(
     let name = try required(name, "name")
     let index = try required(index, "index")
     guard let found = checkpoint.pointee.find(name) else {
-      throw .invalid("name: the checkpoint has no tensor called \(name)")
+      throw checkpoint.pointee.missing(name)
     }
     index.pointee = Int64(found)
+  }
+}
+
+@implementation @_cdecl("moe_checkpoint_read_tensor")
+public func moe_checkpoint_read_tensor(
+  _ checkpoint: OpaquePointer?, _ index: Int64, _ dtype: Int32, _ data: UnsafeMutableRawPointer?, _ size: Int
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
+    try require(Int(index), "index", from: 0, to: checkpoint.pointee.count - 1)
+    let tensor = checkpoint.pointee[Int(index)]
+    guard let type = StoredType(rawValue: dtype) else {
+      throw .invalid("dtype = \(Int(dtype)) is not a moe_dtype")
+    }
+    let bytes = try checkpoint.pointee.bytes(tensor, as: type)
+    if size != bytes {
+      throw .invalid("size = \(size), but \(tensor.name) comes to \(bytes) bytes")
+    }
+    if bytes == 0 { return }
+    guard let data else { throw .invalid("data is NULL") }
+    if Int(bitPattern: data) % type.size != 0 { throw .invalid("data is not aligned to \(type.size) bytes") }
+    try checkpoint.pointee.read(tensor, as: type, to: data)
   }
 }
 
@@ -102,15 +125,15 @@ private func write(
     if size != distance {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
-    _ = try StoredTensor(tensor(index).pointee, index)
+    _ = try OutgoingTensor(tensor(index).pointee, index)
   }
   try writeCheckpoint(to: path, in: context, count: Int(count), shardBytes: shardBytes) { (index) throws(Fault) in
-    try StoredTensor(tensor(index).pointee, index)
+    try OutgoingTensor(tensor(index).pointee, index)
   }
 }
 
 extension moe_stored_tensor {
-  fileprivate init(_ tensor: StoredTensor, struct_size: Int) {
+  fileprivate init(_ tensor: StoredTensor, _ memory: UnsafeRawPointer, struct_size: Int) {
     self.init()
     self.struct_size = struct_size
     name = tensor.name
@@ -120,8 +143,9 @@ extension moe_stored_tensor {
     shape = (
       Int64(s[0]), Int64(s[1]), Int64(s[2]), Int64(s[3]), Int64(s[4]), Int64(s[5]), Int64(s[6]), Int64(s[7])
     )
-    data = tensor.data
+    data = memory
     size = tensor.bytes
+    dtype_name = tensor.typeName
   }
 
   fileprivate func extent(_ dimension: Int) -> Int64 {
@@ -138,7 +162,7 @@ extension moe_stored_tensor {
   }
 }
 
-extension StoredTensor {
+extension OutgoingTensor {
   /// Number `index` of the caller's tensors, checked.
   fileprivate init(_ tensor: moe_stored_tensor, _ index: Int) throws(Fault) {
     guard let name = tensor.name, name.pointee != 0 else { throw .invalid("tensors[\(index)]: name is NULL or empty") }
@@ -154,15 +178,28 @@ extension StoredTensor {
       if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
       shape.append(extent)
     }
-    guard let bytes = shape.bytes(type.size) else {
+    guard let product = shape.bytes(type.size) else {
       throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
     }
-    if tensor.size != 0 && tensor.size != bytes {
+    let bytes = type == .other ? try Self.otherBytes(tensor, index) : product
+    if type != .other && tensor.size != 0 && tensor.size != bytes {
       throw .invalid("tensors[\(index)]: size = \(tensor.size), but dtype and shape come to \(bytes)")
     }
     if tensor.data == nil && bytes > 0 { throw .invalid("tensors[\(index)]: data is NULL") }
     // A tensor of no bytes has no memory; any address stands for it.
-    self.init(name: name, type: type, shape: shape, data: tensor.data ?? UnsafeRawPointer(name), bytes: bytes)
+    self.init(
+      name: name, type: type, typeName: type == .other ? tensor.dtype_name : nil, shape: shape, bytes: bytes,
+      data: tensor.data ?? UnsafeRawPointer(name))
+  }
+
+  /// Of a type that only has a name.
+  private static func otherBytes(_ tensor: moe_stored_tensor, _ index: Int) throws(Fault) -> Int {
+    guard let name = tensor.dtype_name, name.pointee != 0 else {
+      throw .invalid("tensors[\(index)]: dtype = MOE_DTYPE_OTHER, but dtype_name is NULL or empty")
+    }
+    let size = tensor.size
+    if size < 0 { throw .invalid("tensors[\(index)]: size does not fit in 63 bits") }
+    return size
   }
 }
 

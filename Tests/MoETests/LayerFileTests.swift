@@ -44,6 +44,36 @@ struct LayerFileTests {
     #expect(try checkpoint.tensors().map(\.name) == layer.tensors().map { String(cString: $0.name) }.sorted())
   }
 
+  @Test func aPrefixOfTheCallers() throws {
+    let (one, other) = (try gated(seed: 1), try gated(seed: 2))
+    let (layout, prefix) = (MOE_LAYOUT_QWEN3_MOE.int32, "model.language_model.layers.3.mlp.")
+    let (path, index) = (folder.file("a"), folder.file("a.safetensors.index.json"))
+    try check(moe_layer_save_prefix(one.layer, path, layout, prefix, MOE_DTYPE_F32.int32, 0))
+    try check(moe_layer_save_prefix(one.layer, index, layout, prefix, MOE_DTYPE_F32.int32, 200))
+    let checkpoint = try OpenCheckpoint(path, in: one.context)
+    #expect(try checkpoint.tensors().allSatisfy { $0.name.hasPrefix(prefix) })
+    refused("it looks like MOE_LAYOUT_QWEN3_MOE", moe_layer_load(other.layer, checkpoint.handle, layout, 3))
+    try check(moe_layer_load_prefix(other.layer, checkpoint.handle, layout, prefix))
+    #expect(try parameters(other) == parameters(one))
+    let sharded = try OpenCheckpoint(index, in: one.context)
+    try check(moe_layer_load_prefix(other.layer, sharded.handle, layout, prefix))
+    let offloaded = try Layer {
+      $0.expert_kind = MOE_EXPERT_GATED.int32
+      $0.activation = MOE_ACTIVATION_SILU.int32
+      $0.router_bias = MOE_BIAS_OFF.int32
+      $0.unallocated = MOE_UNALLOCATED_EXPERT_WEIGHTS.int32
+      $0.inference_only = 1
+    }
+    refused("prefix", moe_layer_offload_prefix(offloaded.layer, checkpoint.handle, layout, nil, 1 << 20))
+    try check(moe_layer_offload_prefix(offloaded.layer, checkpoint.handle, layout, prefix, 1 << 20))
+    refused("prefix", moe_layer_load_prefix(other.layer, checkpoint.handle, layout, nil))
+    refused("prefix", moe_layer_save_prefix(one.layer, path, layout, String(repeating: "p", count: 161), 0, 0))
+    refused("layout", moe_layer_load_prefix(other.layer, checkpoint.handle, 29, prefix))
+    refused("layer", moe_layer_load_prefix(nil, checkpoint.handle, layout, prefix))
+    refused("layer", moe_layer_offload_prefix(nil, checkpoint.handle, layout, prefix, 0))
+    refused("layer", moe_layer_save_prefix(nil, path, layout, prefix, 0, 0))
+  }
+
   @Test func wrongArgumentsAreRefused() throws {
     let layer = try gated(seed: 1)
     let path = folder.file("a")
@@ -51,7 +81,8 @@ struct LayerFileTests {
       moe_layer_save(layer.layer, path, layout, number, type.int32)
     }
     refused("layout", save(-1))
-    refused("layout", save(15))
+    refused("layout", save(29))
+    refused("layout", save(.max))
     refused("layer_number", save(MOE_LAYOUT_MIXTRAL.int32, -1))
     refused("layer_number", save(MOE_LAYOUT_MIXTRAL.int32, .max))
     refused("layer_number", save(MOE_LAYOUT_LIBMOE.int32, -2))

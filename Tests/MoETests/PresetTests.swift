@@ -91,6 +91,47 @@ struct PresetTests {
     Preset(
       name: "llama_cpp", fill: moe_preset_llama_cpp, sizes: [4096, 14336, 8, 2],
       fields: ["epsilon_form": 1, "normalize_epsilon": 6.103515625e-5]),
+    Preset(name: "qwen3_vl_moe", fill: moe_preset_qwen3_vl_moe, sizes: [2048, 768, 128, 8], fields: [:]),
+    Preset(
+      name: "qwen3_5_moe", fill: moe_preset_qwen3_5_moe, sizes: [2048, 512, 256, 8],
+      fields: ["n_shared_experts": 1, "shared_intermediate_size": 512, "shared_gate": 1]),
+    Preset(
+      name: "dots1", fill: moe_preset_dots1, sizes: [4096, 1408, 128, 6],
+      fields: [
+        "score": 1, "selection_bias": 1, "normalize_epsilon": 1e-20, "routed_scale": 2.5, "n_shared_experts": 1,
+        "shared_intermediate_size": 2816,
+      ]),
+    Preset(
+      name: "hunyuan", fill: moe_preset_hunyuan, sizes: [4096, 3072, 64, 8],
+      fields: ["n_shared_experts": 1, "shared_intermediate_size": 3072]),
+    Preset(
+      name: "nemotron_h", fill: moe_preset_nemotron_h, sizes: [2688, 1856, 128, 6],
+      fields: [
+        "router_bias": 1, "activation": 4, "expert_bias": 1, "score": 1, "selection_bias": 1,
+        "normalize_epsilon": 1e-20, "routed_scale": 2.5, "n_shared_experts": 1, "shared_intermediate_size": 3712,
+      ],
+      gated: false),
+    Preset(
+      name: "lfm2_moe", fill: moe_preset_lfm2_moe, sizes: [2048, 1792, 32, 4],
+      fields: ["score": 1, "selection_bias": 1, "normalize_epsilon": 1e-6]),
+    Preset(
+      name: "afmoe", fill: moe_preset_afmoe, sizes: [2048, 1024, 128, 8],
+      fields: [
+        "score": 1, "selection_bias": 1, "normalize_epsilon": 1e-20, "routed_scale": 2.826, "n_shared_experts": 1,
+        "shared_intermediate_size": 1024,
+      ]),
+    Preset(
+      name: "deepseek_v4", fill: moe_preset_deepseek_v4, sizes: [4096, 2048, 256, 6],
+      fields: [
+        "score": 2, "selection_bias": 1, "normalize_epsilon": 1e-20, "routed_scale": 1.5, "glu_limit": 10,
+        "n_shared_experts": 1, "shared_intermediate_size": 2048,
+      ]),
+    Preset(
+      name: "nllb_moe", fill: moe_preset_nllb_moe, sizes: [2048, 8192, 128, 2],
+      fields: [
+        "router_bias": 1, "activation": 3, "epsilon_form": 1, "normalize_epsilon": 1.1920929e-7, "routed_scale": 0.8,
+      ],
+      gated: false),
   ]
 
   private let size = MemoryLayout<moe_layer_config>.size

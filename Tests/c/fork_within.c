@@ -191,7 +191,6 @@ static void by_a_callback(void) {
   moe_layer *layer = new_layer(context, 0);
   forked = 0;
   CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, expected, NULL, NULL) == MOE_OK);
-  int n_refused = 0;
   for (int i = 0; i < 20; i++) {
     forked = -1;
     moe_status status = moe_layer_forward(layer, x, N_TOKENS, NULL, y, NULL, NULL);
@@ -211,15 +210,11 @@ static void by_a_callback(void) {
       layer = new_layer(own, 0);
       CHECK(moe_layer_forward(layer, x, N_TOKENS, NULL, y, NULL, NULL) == MOE_OK);
       CHECK(memcmp(y, expected, sizeof y) == 0);
-      exit(status == MOE_OK ? 0 : 3);
+      exit(0);
     }
     CHECK(status == MOE_OK && memcmp(y, expected, sizeof y) == 0);
-    int ended = 0;
-    CHECK(waitpid(forked, &ended, 0) == forked && WIFEXITED(ended));
-    CHECK(WEXITSTATUS(ended) == 0 || WEXITSTATUS(ended) == 3);
-    n_refused += WEXITSTATUS(ended) == 3;
+    wait_for(forked);
   }
-  printf("%d of 20 calls could not go on in the child\n", n_refused);
   moe_layer_free(layer);
   moe_context_free(context);
 }

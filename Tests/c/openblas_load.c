@@ -101,7 +101,7 @@ static int is_loaded(void) {
   int found = 0;
   FILE *file = fopen("/proc/self/maps", "r");
   CHECK(file != NULL);
-  while (fgets(line, sizeof line, file)) found = found || contains(line, "openblas");
+  while (fgets(line, sizeof line, file)) found = found || contains(line, "/libopenblas");
   fclose(file);
   return found;
 }

@@ -106,34 +106,64 @@ int64_t moei_openblas_buffer_bytes(void);
 
 /* Of those that return a number: 0 or an errno.  errno itself stays as it was. */
 
-/* Map a regular file for reading; an empty one has no memory.  The descriptor stays open until it is unmapped. */
-int32_t moei_file_map(const char *path, const void *_Nullable *_Nonnull memory, int64_t *size, int32_t *file);
-void moei_file_unmap(const void *memory, int64_t size, int32_t file);
+/* ENOENT, and errors that no errno stands for. */
+enum {
+  MOEI_FILE_ABSENT = 2,
+  MOEI_FILE_ENDED = -1,      /* there are not as many bytes as there were */
+  MOEI_FILE_OTHER_SIZE = -2,
+  MOEI_FILE_CHANGED = -3,    /* somebody has written to it since it was opened */
+  MOEI_FILE_SPECIAL = -4,    /* a device, a pipe or a socket */
+  MOEI_FILE_NOT_LASTING = -5 /* it has been replaced, but its folder could not be synced, nor the old file brought back */
+};
+
+/* What a file was like when it was opened: its size, and when it was written to. */
+typedef struct moei_stamp {
+  int64_t size, seconds, nanoseconds;
+} moei_stamp;
+
+/* Open a regular file for reading. */
+int32_t moei_file_open(const char *path, int32_t *file, moei_stamp *stamp);
+int32_t moei_file_stamp(int32_t file, moei_stamp *stamp);
+/* Whether the file is as it was; else MOEI_FILE_ENDED or MOEI_FILE_CHANGED. */
+int32_t moei_file_check(int32_t file, moei_stamp stamp);
+/* Map it for reading; of no bytes there is no memory. */
+int32_t moei_file_map(int32_t file, int64_t size, const void *_Nullable *_Nonnull memory);
+void moei_file_unmap(const void *memory, int64_t size);
 int32_t moei_file_duplicate(int32_t file, int32_t *copy);
 void moei_file_close(int32_t file);
-/* Errors that no errno stands for. */
-enum { MOEI_FILE_ENDED = -1, MOEI_FILE_OTHER_SIZE = -2 };
 /* Read `size` bytes from `offset` on, or MOEI_FILE_ENDED where there are not as many. */
 int32_t moei_file_read(int32_t file, void *memory, int64_t size, int64_t offset);
 /* The path of an open file, or "". */
 void moei_file_name(int32_t file, char *path, size_t capacity);
-/* Map a file for reading and writing; where there is none, or an empty one, it is made, `size` zeros.  One of another size
- * is MOEI_FILE_OTHER_SIZE, its own in `size`. */
+/* Map a file for reading and writing, with all its blocks; where there is none, or an empty one, it is made, `size` zeros.
+ * One of another size is MOEI_FILE_OTHER_SIZE, its own in `size`.  After an error the file is as it was. */
 int32_t moei_file_share(const char *path, int64_t *size, void *_Nullable *_Nonnull memory, int32_t *file);
 /* To the disk: msync, then fsync. */
 int32_t moei_file_flush(void *memory, int64_t size, int32_t file);
-/* Open a new file beside `path`, whose name comes out in `temporary`. */
-enum { MOEI_PATH_SIZE = 4096 };
-int32_t moei_file_create(const char *path, char *temporary, size_t capacity, int32_t *file);
-int32_t moei_file_write(int32_t file, const void *data, int64_t size);
-/* fsync and close. */
-int32_t moei_file_finish(int32_t file);
-/* 1 or 0. */
+/* 1 or 0; a link counts, wherever it leads. */
 int32_t moei_file_exists(const char *path);
 void moei_file_remove(const char *path);
-/* Rename, then fsync the folder.  `to` is shorter than MOEI_PATH_SIZE. */
-int32_t moei_file_rename(const char *from, const char *to);
-/* What the system calls an errno, in `text` or in static memory. */
+
+/* A new file beside the one whose place it will take: in the folder of the file itself, where the path is a link. */
+enum { MOEI_PATH_SIZE = 4096, MOEI_NAME_SIZE = 256 };
+typedef struct moei_output {
+  int32_t folder, file; /* descriptors */
+  int32_t replaces;     /* 1: there is a file in that place */
+  int32_t waits;        /* 1: the temporary name is still there */
+  int64_t size;         /* bytes so far */
+  char name[MOEI_NAME_SIZE], temporary[MOEI_NAME_SIZE];
+} moei_output;
+/* With mode and owner of the file it replaces, or of `like` where there is none; else as new files are. */
+int32_t moei_output_open(const char *path, const char *_Nullable like, moei_output *output);
+int32_t moei_output_write(moei_output *output, const void *data, int64_t size);
+/* fsync. */
+int32_t moei_output_sync(moei_output *output);
+/* Give it its name, and make that last.  After an error everything is as before, but after MOEI_FILE_NOT_LASTING. */
+int32_t moei_output_place(moei_output *output);
+/* Close; without its name it is removed. */
+void moei_output_close(moei_output *output);
+
+/* What the system calls an errno, and what one of the errors above is, in `text` or in static memory. */
 const char *moei_error_name(int32_t error, char *text, size_t capacity);
 
 /* ---- presets ------------------------------------------------------------------------------------------------ */

@@ -1,6 +1,7 @@
 import CShims
 
-/// A safetensors file, or several that an index file holds together. Mapped, not copied; read-only.
+/// A safetensors file, or several that an index file holds together; read-only. Mapped for those who want a tensor's memory;
+/// what is copied is read with pread.
 public struct Checkpoint {
   fileprivate let context: ContextPointer
   fileprivate let files: UnsafeMutablePointer<SafetensorsFile>
@@ -26,16 +27,16 @@ public struct Checkpoint {
 
   func tensor(_ name: UnsafePointer<CChar>) -> StoredTensor? { find(name).map { tensors[$0] } }
 
-  /// Which file holds a tensor's data, and where.
-  func place(of data: UnsafeRawPointer) -> (file: Int, offset: Int) {
-    var file = 0
-    while true {
-      if let offset = files[file].offset(of: data) { return (file, offset) }
-      file += 1
-    }
+  func input(_ file: Int32) -> InputFile { files[Int(file)].input }
+
+  /// Where a tensor's bytes are in memory, if its file is still what it was.
+  public func data(_ tensor: StoredTensor) throws(Fault) -> UnsafeRawPointer {
+    try files[Int(tensor.file)].data(tensor)
   }
 
-  func descriptor(_ file: Int) -> Int32 { files[file].descriptor }
+  func requireUnchanged() throws(Fault) {
+    for file in 0..<fileCount { try files[file].input.requireUnchanged() }
+  }
 
   /// What a file holds, whether an index names it or not: sorted by name.
   func tensors(ofFile file: Int) -> UnsafeBufferPointer<StoredTensor> {
@@ -48,18 +49,26 @@ public struct Checkpoint {
 public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>
 
 extension UnsafeMutablePointer where Pointee == Checkpoint {
-  /// `path`: an index file where it ends in ".json".
-  public static func open(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) -> CheckpointPointer {
+  /// `path`: an index file where it ends in ".json". `isMapped`: whether tensors are wanted in memory.
+  public static func open(
+    _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool = true
+  ) throws(Fault) -> CheckpointPointer {
     let length = textLength(path)
     let isIndex = length >= 5 && compareText(path + length - 5, cText(".json")) == 0
-    let checkpoint = isIndex ? try openIndex(path, in: context) : try openFile(path, in: context)
+    let checkpoint =
+      isIndex
+      ? try openIndex(try InputFile(path: path), path, in: context, isMapped: isMapped)
+      : try openFile(path, in: context, isMapped: isMapped)
     context.retain()
     return checkpoint
   }
 
-  /// Whether an index and its files are whole.
-  static func checkIndex(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
-    let checkpoint = try openIndex(path, in: context)
+  /// Whether an index that is open for writing, and will be called `path`, and its files are whole.
+  static func checkIndex(
+    _ descriptor: Int32, _ path: UnsafePointer<CChar>, in context: ContextPointer
+  ) throws(Fault) {
+    let index = try InputFile(descriptor, path).duplicate()
+    let checkpoint = try openIndex(index, path, in: context, isMapped: false)
     context.retain()
     checkpoint.free()
   }
@@ -71,13 +80,13 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     context.release()
   }
 
-  private static func openFile(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault)
-    -> CheckpointPointer
-  {
+  private static func openFile(
+    _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool
+  ) throws(Fault) -> CheckpointPointer {
     let allocator = context.pointee.allocator
     let parts = try CheckpointParts.allocate(files: 1, tensors: 0, folder: 0, longestName: 0, allocator)
     do throws(Fault) {
-      parts.files.initialize(to: try SafetensorsFile(path: path, allocator: allocator))
+      parts.files.initialize(to: try SafetensorsFile(path: path, allocator: allocator, isMapped: isMapped))
     } catch {
       allocator.deallocate(parts.checkpoint)
       throw error
@@ -88,12 +97,13 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     return parts.checkpoint
   }
 
-  private static func openIndex(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault)
-    -> CheckpointPointer
-  {
+  /// Closes `input`.
+  private static func openIndex(
+    _ input: InputFile, _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool
+  ) throws(Fault) -> CheckpointPointer {
     let allocator = context.pointee.allocator
-    let index = try IndexFile(path)
-    defer { index.file.unmap() }
+    let index = try IndexFile(input, path, allocator)
+    defer { index.free(allocator) }
     var (entries, longest) = (0, 0)
     try index.entries { (tensor, file) throws(Fault) in
       entries += 1
@@ -101,7 +111,7 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     }
     let parts = try CheckpointParts.allocate(
       files: entries, tensors: entries, folder: textLength(path), longestName: longest, allocator)
-    var shards = Shards(parts, path: path, allocator: allocator)
+    var shards = Shards(parts, path: path, allocator: allocator, isMapped: isMapped)
     do throws(Fault) {
       try index.entries { (tensor, file) throws(Fault) in try shards.add(tensor, in: file) }
       try shards.sort()
@@ -119,21 +129,37 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
 
 /// {"metadata": {...}, "weight_map": {"name of a tensor": "name of its file", ...}}, as transformers writes it.
 struct IndexFile {
-  let file: MappedFile
+  private let text: UnsafeMutablePointer<UInt8>
+  private let count: Int
   private let path: UnsafePointer<CChar>
 
-  init(_ path: UnsafePointer<CChar>) throws(Fault) {
+  /// Reads it into memory, and closes `input`.
+  init(_ input: InputFile, _ path: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) {
+    defer { input.close() }
     self.path = path
-    file = try MappedFile(path: path)
-    if file.count > SafetensorsFile.largestHeader {
-      let count = file.count
-      file.unmap()
+    count = input.count
+    if let fault = FileKind.fault(input, path, wantsIndex: true) { throw fault }
+    if count > SafetensorsFile.largestHeader {
       throw .invalid("index of \(count) bytes, more than \(SafetensorsFile.largestHeader): \(path)")
+    }
+    text = try input.text(0, count, allocator)
+  }
+
+  func free(_ allocator: Allocator) { allocator.deallocate(text) }
+
+  /// The index that is in a place; nil where there is none, or something that is not one.
+  static func ofSet(_ path: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) -> IndexFile? {
+    guard let input = try InputFile.ifThere(path) else { return nil }
+    do throws(Fault) {
+      return try IndexFile(input, path, allocator)
+    } catch {
+      if error.kind == .invalidArgument { return nil }
+      throw error
     }
   }
 
   func entries(_ body: (JSONText, JSONText) throws(Fault) -> Void) throws(Fault) {
-    var json = JSONReader(file.bytes, count: file.count, path: path)
+    var json = JSONReader(UnsafePointer(text), count: count, path: path)
     var maps = 0
     try json.members { (json, key) throws(Fault) in
       guard key == "weight_map" else { return try json.skip() }
@@ -144,7 +170,7 @@ struct IndexFile {
       }
     }
     try json.end()
-    if maps != 1 { throw json.fault("one weight_map is expected") }
+    if maps != 1 { throw json.fault("one weight_map is expected, as model.safetensors.index.json has it") }
   }
 }
 
@@ -154,11 +180,13 @@ private struct Shards {
   private let path: UnsafePointer<CChar>
   private let folder: Int  // how much of the path is its folder, with the slash
   private let allocator: Allocator
+  private let isMapped: Bool
   private(set) var fileCount = 0
   private(set) var count = 0
   private var latest = 0
 
-  init(_ parts: CheckpointParts, path: UnsafePointer<CChar>, allocator: Allocator) {
+  init(_ parts: CheckpointParts, path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool) {
+    self.isMapped = isMapped
     self.parts = parts
     self.path = path
     self.allocator = allocator
@@ -175,6 +203,7 @@ private struct Shards {
       throw .invalid("\(parts.text): the index names it, but its file does not have it: \(path)")
     }
     (parts.tensors + count).initialize(to: shard.tensors[place])
+    parts.tensors[count].file = Int32(truncatingIfNeeded: number)
     count += 1
   }
 
@@ -192,7 +221,8 @@ private struct Shards {
     var isName = name[0] != 0 && compareText(name, cText(".")) != 0 && compareText(name, cText("..")) != 0
     for i in 0..<textLength(name) where name[i] == CChar(UInt8(ascii: "/")) { isName = false }
     if !isName { throw .invalid("weight_map: \(name) is not a file of the index's folder: \(path)") }
-    (parts.files + fileCount).initialize(to: try SafetensorsFile(path: parts.path, allocator: allocator))
+    (parts.files + fileCount).initialize(
+      to: try SafetensorsFile(path: parts.path, allocator: allocator, isMapped: isMapped))
     (parts.fileNames + fileCount).initialize(to: file)
     latest = fileCount
     fileCount += 1

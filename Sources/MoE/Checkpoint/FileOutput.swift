@@ -4,18 +4,16 @@ import CShims
 /// file it only counts the bytes.
 struct FileOutput {
   private(set) var count = 0
-  private var file: Int32 = -1
   private var filled = 0
-  /// Whether the file has its name, though it may not be known to last.
+  /// Whether the file has its name, though it may not last.
   private(set) var isInPlace = false
   private let path: UnsafePointer<CChar>
   private let allocator: Allocator
-  /// The temporary file's path, then bytes that wait.
-  private let memory: UnsafeMutableRawPointer?
+  /// The file, then bytes that wait.
+  private let memory: UnsafeMutablePointer<moei_output>?
 
   private static var capacity: Int { 1 << 20 }
-  private var temporary: UnsafeMutablePointer<CChar> { memory!.assumingMemoryBound(to: CChar.self) }
-  private var buffer: UnsafeMutableRawPointer { memory! + Int(MOEI_PATH_SIZE) }
+  private var buffer: UnsafeMutableRawPointer { UnsafeMutableRawPointer(memory! + 1) }
 
   /// Only counts.
   init(counting allocator: Allocator) {
@@ -24,20 +22,24 @@ struct FileOutput {
     memory = nil
   }
 
-  init(_ path: UnsafePointer<CChar>, allocator: Allocator) throws(Fault) {
+  /// `like`: a file whose mode and owner a new one gets.
+  init(_ path: UnsafePointer<CChar>, like: UnsafePointer<CChar>?, allocator: Allocator) throws(Fault) {
     self.path = path
     self.allocator = allocator
-    let memory = try allocator.allocate(bytes: Int(MOEI_PATH_SIZE) + Self.capacity)
-    let error = moei_file_create(path, memory.assumingMemoryBound(to: CChar.self), Int(MOEI_PATH_SIZE), &file)
+    let block = try allocator.allocate(bytes: MemoryLayout<moei_output>.stride + Self.capacity)
+    let memory = block.bindMemory(to: moei_output.self, capacity: 1)
+    let error = moei_output_open(path, like, memory)
     if error != 0 {
-      allocator.deallocate(memory)
+      allocator.deallocate(block)
       throw .io("making a file", path, error)
     }
     self.memory = memory
   }
 
   mutating func write(_ bytes: UnsafeRawPointer, count more: Int) throws(Fault) {
-    count += more
+    let (sum, overflow) = count.addingReportingOverflow(more)
+    if overflow { throw .invalid("the file would have more than 2^63 bytes: \(path)") }
+    count = sum
     if memory == nil { return }
     if more > Self.capacity - filled { try flush() }
     if more > Self.capacity { return try put(bytes, more) }
@@ -70,27 +72,25 @@ struct FileOutput {
   }
 
   private func put(_ bytes: UnsafeRawPointer, _ count: Int) throws(Fault) {
-    let error = moei_file_write(file, bytes, Int64(count))
+    let error = moei_output_write(memory!, bytes, Int64(count))
     if error != 0 { throw .io("writing a file", path, error) }
   }
 
-  /// Makes the file last, looks at it once more, and gives it its name.
-  mutating func commit(_ check: (UnsafePointer<CChar>) throws(Fault) -> Void) throws(Fault) {
+  /// Makes the file last, looks at it once more, and gives it its name. `check` gets a descriptor.
+  mutating func commit(_ check: (Int32) throws(Fault) -> Void) throws(Fault) {
     try flush()
-    let finished = moei_file_finish(file)
-    file = -1
-    if finished != 0 { throw .io("writing a file", path, finished) }
-    try check(temporary)
-    let renamed = moei_file_rename(temporary, path)
-    isInPlace = moei_file_exists(temporary) == 0
-    if renamed != 0 { throw .io("renaming a file", path, renamed) }
-    allocator.deallocate(memory)
+    let synced = moei_output_sync(memory!)
+    if synced != 0 { throw .io("writing a file", path, synced) }
+    try check(memory!.pointee.file)
+    let placed = moei_output_place(memory!)
+    isInPlace = placed == 0 || placed == Int32(MOEI_FILE_NOT_LASTING)
+    if placed != 0 { throw .io("replacing a file", path, placed) }
   }
 
-  /// In place of `commit`, or after it has failed.
-  func abandon() {
-    if file >= 0 { _ = moei_file_finish(file) }
-    moei_file_remove(temporary)
+  /// After `commit`; or in its place, and then nothing is left over.
+  func close() {
+    guard let memory else { return }
+    moei_output_close(memory)
     allocator.deallocate(memory)
   }
 }

@@ -30,6 +30,24 @@ struct JSONReader {
     return true
   }
 
+  /// What kind of value comes next.
+  var isObject: Bool { next == UInt8(ascii: "{") }
+  var isText: Bool { next == UInt8(ascii: "\"") }
+
+  private var next: UInt8 {
+    var copy = self
+    copy.skipSpace()
+    return copy.at < count ? start[copy.at] : 0
+  }
+
+  /// Takes `null` if it comes next.
+  mutating func takeNull() throws(Fault) -> Bool {
+    skipSpace()
+    guard isNext(UInt8(ascii: "n")) else { return false }
+    try word("null")
+    return true
+  }
+
   mutating func expect(_ byte: UInt8, _ what: StaticString) throws(Fault) {
     if !take(byte) { throw fault(what) }
   }

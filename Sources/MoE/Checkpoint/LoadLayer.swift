@@ -1,11 +1,21 @@
 import CShims
 
 extension Layer {
-  /// Overwrites the parameters with a checkpoint's; on an error none of them.
+  /// Overwrites the parameters with a checkpoint's; on an error none of them, but where a disk fails on the way.
   public func load(_ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace) throws(Fault) {
     let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
-    try loading.tensors.entries { (entry) throws(Fault) in try loading.copy(entry) }
+    try checkpoint.requireUnchanged()
+    let allocator = context.pointee.allocator
+    let raw = try allocator.allocate(bytes: try loading.rawBytes())
+    defer { allocator.deallocate(raw) }
+    do throws(Fault) {
+      try loading.tensors.entries { (entry) throws(Fault) in
+        try loading.copy(entry, raw: raw) { entry.matrices.part($0).data! }
+      }
+    } catch {
+      throw error.whileOverwriting("the layer's parameters are")
+    }
   }
 }
 
@@ -27,28 +37,25 @@ struct Loading {
   func check() throws(Fault) {
     try tensors.requireFit()
     try tensors.entries { (entry) throws(Fault) in
-      for expert in 0..<entry.count { _ = try values(entry, expert) }
+      for expert in 0..<entry.count { _ = try place(entry, expert) }
     }
     try requireNothingElse()
   }
 
-  func values(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredValues {
+  /// Where an entry's numbers are, or one expert's where each has a tensor.
+  func place(_ entry: LayerTensors.Entry, _ expert: Int) throws(Fault) -> StoredPlace {
     let shape = entry.matrices.shape(entry.rule.listing)
-    if case .mxfp4 = entry.rule.listing { return try packedValues(entry, shape) }
+    if case .mxfp4 = entry.rule.listing { return try packedPlace(entry, shape) }
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
       let tensor = try find(entry.rule, name, shape)
-      switch tensor.type {
-      case .f32: return StoredValues(form: .f32, data: tensor.data)
-      case .bf16: return StoredValues(form: .bf16, data: tensor.data)
-      case .f16: return StoredValues(form: .f16, data: tensor.data)
-      default:
-        throw .invalid(
-          "\(name): \(tensor.type.name) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
+      guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
+        throw .invalid("\(name): \(tensor.typeName) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
       }
+      return StoredPlace(form: form, file: tensor.file, offset: tensor.offset)
     }
   }
 
-  private func packedValues(_ entry: LayerTensors.Entry, _ shape: StoredShape) throws(Fault) -> StoredValues {
+  private func packedPlace(_ entry: LayerTensors.Entry, _ shape: StoredShape) throws(Fault) -> StoredPlace {
     if shape[2] % MXFP4.block != 0 {
       throw .invalid("layout: MXFP4 has blocks of \(MXFP4.block) numbers, and \(shape[2]) is no multiple")
     }
@@ -57,16 +64,17 @@ struct Loading {
     blocksShape.append(MXFP4.block / 2)
     let blocks = try bytes(entry.rule, "_blocks", blocksShape)
     let scales = try bytes(entry.rule, "_scales", scalesShape)
-    return StoredValues(form: .mxfp4(scales: scales.assumingMemoryBound(to: UInt8.self)), data: blocks)
+    return StoredPlace(
+      form: .mxfp4, file: blocks.file, offset: blocks.offset, scalesFile: scales.file, scalesOffset: scales.offset)
   }
 
   private func bytes(
     _ rule: TensorRule, _ part: StaticString, _ shape: StoredShape
-  ) throws(Fault) -> UnsafeRawPointer {
+  ) throws(Fault) -> StoredTensor {
     try tensors.withName(rule, expert: 0, part: part) { (name) throws(Fault) in
       let tensor = try find(rule, name, shape)
-      if tensor.type != .u8 { throw .invalid("\(name): \(tensor.type.name) is not U8") }
-      return tensor.data
+      if tensor.type != .u8 { throw .invalid("\(name): \(tensor.typeName) is not U8") }
+      return tensor
     }
   }
 
@@ -85,26 +93,56 @@ struct Loading {
 
   // MARK: copies
 
-  func copy(_ entry: LayerTensors.Entry) throws(Fault) {
+  /// Elements that are read at once where they may be cut anywhere: a multiple of MXFP4's blocks.
+  private static var stretch: Int { 1 << 18 }
+
+  /// What copying takes: room for what is read at once. `inMemory`: of parameters that are never unallocated alone.
+  func rawBytes(inMemory: Bool = false) throws(Fault) -> Int {
+    var most = 0
+    try tensors.entries { (entry) throws(Fault) in
+      if inMemory && entry.matrices.first.isUnallocated { return }
+      let elements = entry.matrices.elements
+      most = max(most, 4 * (entry.matrices.isFlat ? min(elements, Self.stretch) : elements))
+    }
+    return most
+  }
+
+  /// `raw`: [rawBytes]; `memory`: where the values of a part go.
+  func copy(
+    _ entry: LayerTensors.Entry, raw: UnsafeMutableRawPointer, to memory: (Int) -> UnsafeMutableRawPointer
+  ) throws(Fault) {
     let matrices = entry.matrices
     for expert in 0..<matrices.experts {
-      let stored = try values(entry, entry.isNumbered ? expert : 0)
-      for part in 0..<matrices.parts {
-        matrices.copy(
-          part, from: stored, at: entry.isNumbered ? 0 : expert * matrices.elements,
-          to: ParameterValues(matrices.part(part), kernels), at: expert * matrices.rows * matrices.columns)
+      let start = entry.isNumbered ? 0 : expert * matrices.elements
+      let stored = try place(entry, entry.isNumbered ? expert : 0).from(start)
+      let own = expert * matrices.rows * matrices.columns
+      func target(_ part: Int) -> ParameterValues {
+        ParameterValues(memory(part), matrices.part(part).type, kernels)
+      }
+      if matrices.isFlat {
+        for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
+          let count = min(Self.stretch, matrices.elements - first)
+          let values = try checkpoint.values(stored.from(first), count, raw: raw)
+          target(0).write(own + first, count, from: values, 0, stride: 1)
+        }
+      } else {
+        let values = try checkpoint.values(stored, matrices.elements, raw: raw)
+        for part in 0..<matrices.parts { matrices.copy(part, from: values, at: 0, to: target(part), at: own) }
       }
     }
   }
 }
 
 extension FusedMatrices {
+  /// Whether elements are stored in their parameter's order.
+  var isFlat: Bool { parts == 1 && !transposed }
+
   /// One expert's matrix of one parameter, which begins at element `start` of what is stored together with the other's, to
   /// element `own` of `target` and what follows.
   func copy(
     _ part: Int, from stored: StoredValues, at start: Int, to target: ParameterValues, at own: Int
   ) {
-    if parts == 1 && !transposed { return target.write(own, rows * columns, from: stored, start, stride: 1) }
+    if isFlat { return target.write(own, rows * columns, from: stored, start, stride: 1) }
     if !transposed {
       for r in 0..<rows {
         target.write(own + r * columns, columns, from: stored, start + fusedRow(part, r) * columns, stride: 1)

@@ -4,9 +4,11 @@
 //                        "__metadata__": {text: text}}, spaces behind it
 //     the rest           the tensors' bytes, at begin ..< end of it, without holes
 
-/// One safetensors file, mapped and checked.
+/// One safetensors file, checked. Its header is read once, into memory of its own, so that nothing that was checked can change.
 struct SafetensorsFile {
-  private let file: MappedFile
+  let input: InputFile
+  /// Of the whole file; nil where nobody asked for it.
+  private let mapping: UnsafeRawPointer?
   /// [count], sorted by name; names follow them in the same block.
   let tensors: UnsafeMutablePointer<StoredTensor>
   let count: Int
@@ -14,62 +16,78 @@ struct SafetensorsFile {
   /// As the format's own library has it.
   static var largestHeader: Int { 100_000_000 }
 
-  init(path: UnsafePointer<CChar>, allocator: Allocator) throws(Fault) {
-    file = try MappedFile(path: path)
+  init(path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool) throws(Fault) {
+    let input = try InputFile(path: path)
     do throws(Fault) {
-      let header = try Header(file, path: path)
-      var entries = 0
-      var nameBytes = 0
-      try header.entries { (json, name) throws(Fault) in
-        try json.skip()
-        entries += 1
-        nameBytes += name.count + 1
-      }
-      count = entries
-      func layout(_ arena: inout Arena) -> (UnsafeMutablePointer<StoredTensor>, UnsafeMutablePointer<CChar>) {
-        (arena.take(StoredTensor.self, entries), arena.take(CChar.self, nameBytes))
-      }
-      var measure = Arena()
-      _ = layout(&measure)
-      var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-      let (list, names) = layout(&arena)
-      tensors = list
-      do throws(Fault) {
-        try Self.fill(list, names, header)
-        try Self.requireWhole(list, entries, header)
-        try Self.sortByName(list, entries, path)
-      } catch {
-        allocator.deallocate(list)
-        throw error
-      }
+      self = try SafetensorsFile(input, path: path, allocator: allocator, isMapped: isMapped)
     } catch {
-      file.unmap()
+      input.close()
       throw error
     }
   }
 
-  /// Where in the file a tensor's bytes are; nil where they are another file's.
-  func offset(of data: UnsafeRawPointer) -> Int? {
-    let offset = data - UnsafeRawPointer(file.bytes)
-    return offset >= 0 && offset < file.count ? offset : nil
+  private init(
+    _ input: InputFile, path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool
+  ) throws(Fault) {
+    self.input = input
+    let header = try Header(input, path: path, allocator)
+    defer { allocator.deallocate(header.text) }
+    var entries = 0
+    var textBytes = 0
+    try header.entries { (json, name) throws(Fault) in
+      textBytes += name.count + 1
+      try header.visitTypes(&json) { textBytes += $0.count + 1 }
+      entries += 1
+    }
+    count = entries
+    func layout(_ arena: inout Arena) -> (UnsafeMutablePointer<StoredTensor>, UnsafeMutablePointer<CChar>) {
+      (arena.take(StoredTensor.self, entries), arena.take(CChar.self, textBytes))
+    }
+    var measure = Arena()
+    _ = layout(&measure)
+    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
+    let (list, texts) = layout(&arena)
+    tensors = list
+    do throws(Fault) {
+      try Self.fill(list, texts, header)
+      try Self.requireWhole(list, entries, header)
+      try Self.sortByName(list, entries, path)
+      mapping = isMapped ? try input.map() : nil
+    } catch {
+      allocator.deallocate(list)
+      throw error
+    }
   }
 
-  var descriptor: Int32 { file.descriptor }
+  /// Whether a file that is open for writing can be read.
+  static func check(
+    _ descriptor: Int32, path: UnsafePointer<CChar>, allocator: Allocator
+  ) throws(Fault) {
+    let file = try SafetensorsFile(InputFile(descriptor, path), path: path, allocator: allocator, isMapped: false)
+    allocator.deallocate(file.tensors)
+  }
+
+  /// Where a tensor's bytes are in memory, if the file is still what it was.
+  func data(_ tensor: StoredTensor) throws(Fault) -> UnsafeRawPointer {
+    try input.requireUnchanged()
+    return mapping! + tensor.offset
+  }
 
   func close(allocator: Allocator) {
     allocator.deallocate(tensors)
-    file.unmap()
+    input.unmap(mapping)
+    input.close()
   }
 
   private static func fill(
-    _ tensors: UnsafeMutablePointer<StoredTensor>, _ names: UnsafeMutablePointer<CChar>, _ header: Header
+    _ tensors: UnsafeMutablePointer<StoredTensor>, _ texts: UnsafeMutablePointer<CChar>, _ header: Header
   ) throws(Fault) {
-    var (next, name) = (tensors, names)
+    var (next, free) = (tensors, texts)
     try header.entries { (json, text) throws(Fault) in
-      let length = text.decode(to: name)
-      next.initialize(to: try header.tensor(&json, name))
+      let name = free
+      free += text.decode(to: name)
+      next.initialize(to: try header.tensor(&json, name, &free))
       next += 1
-      name += length
     }
   }
 
@@ -80,13 +98,13 @@ struct SafetensorsFile {
     heapSort(
       count,
       isLess: {
-        tensors[$0].data == tensors[$1].data
-          ? tensors[$0].bytes < tensors[$1].bytes : tensors[$0].data < tensors[$1].data
+        tensors[$0].offset == tensors[$1].offset
+          ? tensors[$0].bytes < tensors[$1].bytes : tensors[$0].offset < tensors[$1].offset
       },
       exchange: { swapAt(tensors, $0, $1) })
     var end = 0
     for i in 0..<count {
-      let begin = tensors[i].data - header.data
+      let begin = tensors[i].offset - header.dataStart
       if begin < end { throw .invalid("\(tensors[i].name): overlaps another tensor: \(header.path)") }
       if begin > end {
         throw .invalid("\(tensors[i].name): begins at \(begin), the tensor before it ends at \(end): \(header.path)")
@@ -128,39 +146,53 @@ func find(_ name: UnsafePointer<CChar>, in tensors: UnsafePointer<StoredTensor>,
   return nil
 }
 
-/// Where the header lies, and what lies behind it.
+/// The header, in memory of its own, and what lies behind it in the file.
 private struct Header {
   let path: UnsafePointer<CChar>
-  let data: UnsafeRawPointer
-  let dataBytes: Int
-  private let text: UnsafePointer<UInt8>
+  let text: UnsafeMutablePointer<UInt8>
   private let length: Int
+  /// In the file.
+  let dataStart: Int
+  let dataBytes: Int
 
-  init(_ file: MappedFile, path: UnsafePointer<CChar>) throws(Fault) {
+  init(_ file: InputFile, path: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) {
     self.path = path
-    if file.count < 8 { throw .invalid("\(file.count) bytes are no safetensors file: \(path)") }
-    var length: UInt64 = 0
-    for i in 0..<8 { length |= UInt64(file.bytes[i]) << UInt64(8 * i) }
+    length = try Self.length(file, path)
+    dataStart = 8 + length
+    dataBytes = file.count - dataStart
+    text = try file.text(8, length, allocator)
+  }
+
+  private static func length(_ file: InputFile, _ path: UnsafePointer<CChar>) throws(Fault) -> Int {
+    // The length and the byte behind it, which begins an object.
+    var first: (UInt64, UInt8) = (0, UInt8(ascii: "{"))
+    let count = min(9, file.count)
+    let error = count < 8 ? 0 : withUnsafeMutableBytes(of: &first) { file.read(0, count, to: $0.baseAddress!) }
+    if error != 0 { throw .io("reading a file", path, error) }
+    let length = UInt64(littleEndian: first.0)
+    let isPlausible = count >= 8 && length <= UInt64(SafetensorsFile.largestHeader) && first.1 == UInt8(ascii: "{")
+    if !isPlausible, let fault = FileKind.fault(file, path) { throw fault }
+    if count < 8 { throw .invalid("\(file.count) bytes are no safetensors file: \(path)") }
     if length > UInt64(SafetensorsFile.largestHeader) {
-      throw .invalid("header of \(length) bytes, more than \(SafetensorsFile.largestHeader): \(path)")
+      throw .invalid(
+        "header of \(length) bytes, more than \(SafetensorsFile.largestHeader): no safetensors file: \(path)")
     }
     if length > UInt64(file.count - 8) {
-      throw .invalid("header of \(length) bytes in a file of \(file.count): \(path)")
+      throw .invalid(
+        "header of \(length) bytes in a file of \(file.count): it has been cut short, fetch or copy it again: \(path)")
     }
-    self.length = Int(length)
-    text = file.bytes + 8
-    data = UnsafeRawPointer(text + self.length)
-    dataBytes = file.count - 8 - self.length
+    return Int(length)
   }
 
   /// Hands over the name of every tensor; `body` reads what is said of it.
   func entries(_ body: (inout JSONReader, JSONText) throws(Fault) -> Void) throws(Fault) {
-    var json = JSONReader(text, count: length, path: path)
+    var json = JSONReader(UnsafePointer(text), count: length, path: path)
     var hasMetadata = false
     try json.members { (json, name) throws(Fault) in
       if name == "__metadata__" {
         if hasMetadata { throw json.fault("there is metadata twice") }
         hasMetadata = true
+        if try json.takeNull() { return }
         try json.members { (json, _) throws(Fault) in _ = try json.text() }
       } else {
         try body(&json, name)
@@ -169,13 +201,29 @@ private struct Header {
     try json.end()
   }
 
-  func tensor(_ json: inout JSONReader, _ name: UnsafePointer<CChar>) throws(Fault) -> StoredTensor {
-    var type: StoredType?
+  /// Passes over what is said of a tensor, and hands over the names of types that have to be kept.
+  func visitTypes(_ json: inout JSONReader, _ body: (JSONText) -> Void) throws(Fault) {
+    if !json.isObject { return try json.skip() }
+    try json.members { (json, key) throws(Fault) in
+      guard key == "dtype", json.isText else { return try json.skip() }
+      let type = try json.text()
+      if StoredType(named: type) == .other { body(type) }
+    }
+  }
+
+  /// `free`: room for the name of a type.
+  func tensor(
+    _ json: inout JSONReader, _ name: UnsafePointer<CChar>, _ free: inout UnsafeMutablePointer<CChar>
+  ) throws(Fault) -> StoredTensor {
+    var (type, typeName): (StoredType?, UnsafePointer<CChar>?)
     var shape: StoredShape?
     var offsets: (begin: Int, end: Int)?
     try json.members { (json, key) throws(Fault) in
       if key == "dtype" && type == nil {
-        type = try Self.type(&json)
+        let text = try json.text()
+        let found = StoredType(named: text)
+        (type, typeName) = (found, found == .other ? UnsafePointer(free) : cText(found.name))
+        if found == .other { free += text.decode(to: free) }
       } else if key == "shape" && shape == nil {
         shape = try Self.shape(&json)
       } else if key == "data_offsets" && offsets == nil {
@@ -188,31 +236,30 @@ private struct Header {
         throw json.fault("dtype, shape and data_offsets are expected, once each")
       }
     }
-    guard let type, let shape, let offsets else {
+    guard let type, let typeName, let shape, let offsets else {
       throw json.fault("dtype, shape and data_offsets are expected, once each")
     }
-    guard let bytes = shape.bytes(type.size) else { throw .invalid("\(name): shape does not fit in 63 bits: \(path)") }
-    guard offsets.begin <= offsets.end && offsets.end <= dataBytes else {
-      throw .invalid(
-        "\(name): data_offsets \(offsets.begin) to \(offsets.end) in \(dataBytes) bytes behind the header: \(path)")
+    try requirePlace(offsets, name)
+    let bytes = offsets.end - offsets.begin
+    guard let size = shape.bytes(type.size) else { throw .invalid("\(name): shape does not fit in 63 bits: \(path)") }
+    // How large the elements of an unknown type are is unknown too.
+    if size != bytes && type != .other {
+      throw .invalid("\(name): data_offsets hold \(bytes) bytes, dtype and shape \(size): \(path)")
     }
-    if offsets.end - offsets.begin != bytes {
-      throw .invalid(
-        "\(name): data_offsets hold \(offsets.end - offsets.begin) bytes, dtype and shape \(bytes): \(path)")
-    }
-    // The mapping begins on a page, so what counts is the place in the file.
-    if Int(bitPattern: data + offsets.begin) % type.size != 0 {
-      throw .invalid("\(name): not aligned to its elements of \(type.size) bytes: \(path)")
-    }
-    return StoredTensor(name: name, type: type, shape: shape, data: data + offsets.begin, bytes: bytes)
+    return StoredTensor(
+      name: name, type: type, typeName: typeName, shape: shape, file: 0, offset: dataStart + offsets.begin,
+      bytes: bytes)
   }
 
-  private static func type(_ json: inout JSONReader) throws(Fault) -> StoredType {
-    let text = try json.text()
-    for number in 0..<StoredType.count {
-      if let type = StoredType(rawValue: number), text == type.name { return type }
+  private func requirePlace(_ offsets: (begin: Int, end: Int), _ name: UnsafePointer<CChar>) throws(Fault) {
+    if offsets.begin > offsets.end {
+      throw .invalid("\(name): data_offsets \(offsets.begin) to \(offsets.end) go backwards: \(path)")
     }
-    throw json.fault("the dtype is unknown")
+    if offsets.end > dataBytes {
+      throw .invalid(
+        "\(name): data_offsets \(offsets.begin) to \(offsets.end), but only \(dataBytes) bytes behind the header: the file has been cut short, fetch or copy it again: \(path)"
+      )
+    }
   }
 
   private static func shape(_ json: inout JSONReader) throws(Fault) -> StoredShape {
@@ -222,5 +269,18 @@ private struct Header {
       shape.append(try json.wholeNumber())
     }
     return shape
+  }
+}
+
+extension StoredType {
+  /// `other` where no type that is known is called so.
+  fileprivate init(named text: JSONText) {
+    for number in 0..<Self.known {
+      if let type = StoredType(rawValue: number), text == type.name {
+        self = type
+        return
+      }
+    }
+    self = .other
   }
 }

@@ -1,5 +1,5 @@
 /// A tensor on its way into a file.
-struct OutgoingTensor {
+public struct OutgoingTensor {
   enum Contents {
     case memory(UnsafeRawPointer)
     case matrices(OutgoingMatrices)
@@ -7,11 +7,28 @@ struct OutgoingTensor {
 
   let name: UnsafePointer<CChar>
   let type: StoredType
+  /// As the file will have it.
+  let typeName: UnsafePointer<CChar>
   let shape: StoredShape
+  let bytes: Int
   let contents: Contents
 
-  /// The boundary, or the size of what is in memory, has seen to it that this fits.
-  var bytes: Int { shape.bytes(type.size)! }
+  /// The size of what is in memory has seen to it that its bytes fit.
+  init(name: UnsafePointer<CChar>, type: StoredType, shape: StoredShape, contents: Contents) {
+    (self.name, self.type, self.shape, self.contents) = (name, type, shape, contents)
+    typeName = cText(type.name)
+    bytes = shape.bytes(type.size)!
+  }
+
+  /// A caller's, which the boundary has checked.
+  public init(
+    name: UnsafePointer<CChar>, type: StoredType, typeName: UnsafePointer<CChar>?, shape: StoredShape, bytes: Int,
+    data: UnsafeRawPointer
+  ) {
+    (self.name, self.type, self.shape, self.bytes) = (name, type, shape, bytes)
+    self.typeName = typeName ?? cText(type.name)
+    contents = .memory(data)
+  }
 }
 
 /// What is written: hands over every tensor, the same ones in the same order each time.
@@ -19,39 +36,36 @@ protocol OutgoingTensors {
   func visit(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault)
 }
 
-/// Writes a safetensors file, whole or not at all. Larger elements come first, so that all are aligned.
+/// Writes a safetensors file, whole or not at all. Larger elements come first, so that all are aligned. `like`: a file whose
+/// mode and owner a new one gets.
 func writeSafetensors<T: OutgoingTensors>(
-  _ tensors: T, to path: UnsafePointer<CChar>, in context: ContextPointer
+  _ tensors: T, to path: UnsafePointer<CChar>, like: UnsafePointer<CChar>? = nil, in context: ContextPointer
 ) throws(Fault) {
   let allocator = context.pointee.allocator
   var measure = FileOutput(counting: allocator)
-  let contents = try writeHeader(tensors, to: &measure)
-  let padding = -measure.count & 7
-  if measure.count + padding > SafetensorsFile.largestHeader {
+  let dataBytes = try writeHeader(tensors, to: &measure)
+  if measure.count > SafetensorsFile.largestHeader - 7 {
     throw .invalid("the header would have more than \(SafetensorsFile.largestHeader) bytes: \(path)")
   }
-  if contents > Int.max - measure.count - padding - 8 {
-    throw .invalid("header and tensors together would have more than 2^63 bytes: \(path)")
+  let padding = -measure.count & 7
+  if dataBytes > Int.max - 8 - measure.count - padding {
+    throw .invalid("the file would have more than 2^63 bytes: \(path)")
   }
-  var output = try FileOutput(path, allocator: allocator)
-  do throws(Fault) {
-    var length = UInt64(measure.count + padding).littleEndian
-    try output.write(&length, count: 8)
-    _ = try writeHeader(tensors, to: &output)
-    for _ in 0..<padding { try output.write(UInt8(ascii: " ")) }
-    try visitLargestFirst(tensors) { (tensor) throws(Fault) in
-      switch tensor.contents {
-      case .memory(let memory): try output.write(memory, count: tensor.bytes)
-      case .matrices(let matrices): try matrices.write(tensor.type, to: &output)
-      }
+  var output = try FileOutput(path, like: like, allocator: allocator)
+  defer { output.close() }
+  var length = UInt64(measure.count + padding).littleEndian
+  try output.write(&length, count: 8)
+  _ = try writeHeader(tensors, to: &output)
+  for _ in 0..<padding { try output.write(UInt8(ascii: " ")) }
+  try visitLargestFirst(tensors) { (tensor) throws(Fault) in
+    switch tensor.contents {
+    case .memory(let memory): try output.write(memory, count: tensor.bytes)
+    case .matrices(let matrices): try matrices.write(tensor.type, to: &output)
     }
-    // Reading the header finds names that are there twice, or are no text.
-    try output.commit { (temporary) throws(Fault) in
-      try SafetensorsFile(path: temporary, allocator: allocator).close(allocator: allocator)
-    }
-  } catch {
-    output.abandon()
-    throw error
+  }
+  // Reading the header finds names that are there twice, or are no text.
+  try output.commit { (file) throws(Fault) in
+    try SafetensorsFile.check(file, path: path, allocator: allocator)
   }
 }
 
@@ -67,7 +81,7 @@ private func visitLargestFirst<T: OutgoingTensors>(
   }
 }
 
-/// Returns how many bytes the tensors have behind it.
+/// Returns the bytes of all tensors.
 private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout FileOutput) throws(Fault) -> Int {
   // transformers refuses files that do not say which framework they are for; this is its usual one.
   try output.write("{\"__metadata__\":{\"format\":\"pt\"}")
@@ -75,9 +89,9 @@ private func writeHeader<T: OutgoingTensors>(_ tensors: T, to output: inout File
   try visitLargestFirst(tensors) { (tensor) throws(Fault) in
     try output.write(",")
     try writeText(tensor.name, to: &output)
-    try output.write(":{\"dtype\":\"")
-    try output.write(tensor.type.name)
-    try output.write("\",\"shape\":[")
+    try output.write(":{\"dtype\":")
+    try writeText(tensor.typeName, to: &output)
+    try output.write(",\"shape\":[")
     for dimension in 0..<tensor.shape.rank {
       if dimension > 0 { try output.write(",") }
       try output.write(tensor.shape[dimension])

@@ -17,16 +17,18 @@ func writeShards<T: OutgoingTensors>(
     if overflow { throw .invalid("\(tensor.name): the files would have more than 2^63 bytes") }
     total = sum
   }
-  let names = try ShardNames(index: path, count: count, mostBytes: mostBytes, context.pointee.allocator)
+  let allocator = context.pointee.allocator
+  let names = try ShardNames(index: path, count: count, mostBytes: mostBytes, allocator)
   defer { names.free() }
-  let before = try? IndexFile(path)
-  defer { before?.file.unmap() }
+  let before = try IndexFile.ofSet(path, allocator)
+  defer { before?.free(allocator) }
   var (written, isInPlace) = (0, false)
   do throws(Fault) {
     for shard in 0..<count {
       written += 1
       try writeSafetensors(
-        OneShard(tensors: tensors, mostBytes: mostBytes, shard: shard), to: names.path(of: shard), in: context)
+        OneShard(tensors: tensors, mostBytes: mostBytes, shard: shard), to: names.path(of: shard), like: path,
+        in: context)
     }
     try writeIndex(
       tensors, ShardSplit(mostBytes: mostBytes), total: total, names, to: path, in: context, isInPlace: &isInPlace)
@@ -74,30 +76,26 @@ private func writeIndex<T: OutgoingTensors>(
   _ tensors: T, _ split: ShardSplit, total: Int, _ names: ShardNames, to path: UnsafePointer<CChar>,
   in context: ContextPointer, isInPlace: inout Bool
 ) throws(Fault) {
-  var output = try FileOutput(path, allocator: context.pointee.allocator)
-  do throws(Fault) {
-    try output.write("{\"metadata\":{\"total_size\":")
-    try output.write(total)
-    try output.write("},\"weight_map\":{")
-    var split = split
-    var isFirst = true
-    try tensors.visit { (tensor) throws(Fault) in
-      try output.write(isFirst ? "\n" : ",\n")
-      isFirst = false
-      try writeText(tensor.name, to: &output)
-      try output.write(":")
-      try writeText(names.name(of: split.place(tensor.bytes)), to: &output)
-    }
-    try output.write("\n}}\n")
-    // Opening the whole finds a name that is in two shards.
-    try output.commit { (temporary) throws(Fault) in
-      try CheckpointPointer.checkIndex(temporary, in: context)
-    }
-  } catch {
+  var output = try FileOutput(path, like: nil, allocator: context.pointee.allocator)
+  defer {
     isInPlace = output.isInPlace
-    output.abandon()
-    throw error
+    output.close()
   }
+  try output.write("{\"metadata\":{\"total_size\":")
+  try output.write(total)
+  try output.write("},\"weight_map\":{")
+  var split = split
+  var isFirst = true
+  try tensors.visit { (tensor) throws(Fault) in
+    try output.write(isFirst ? "\n" : ",\n")
+    isFirst = false
+    try writeText(tensor.name, to: &output)
+    try output.write(":")
+    try writeText(names.name(of: split.place(tensor.bytes)), to: &output)
+  }
+  try output.write("\n}}\n")
+  // Opening the whole finds a name that is in two shards.
+  try output.commit { (file) throws(Fault) in try CheckpointPointer.checkIndex(file, path, in: context) }
 }
 
 /// FOLDER/NAME-00001-of-00003.safetensors and so on; NAME.1-00001-of- ..., NAME.2- ... where one of these is there already.

@@ -16,8 +16,10 @@ public enum StoredType: Int32 {
   case f8E4M3 = 13
   case f8E5M2 = 14
   case f8E8M0 = 15
+  /// What this library does not know: bytes under a name.
+  case other = 16
 
-  static var count: Int32 { 16 }
+  static var known: Int32 { 16 }
 
   public init(_ type: ElementType) {
     switch type {
@@ -31,7 +33,7 @@ public enum StoredType: Int32 {
     case .f64, .i64, .u64: 8
     case .f32, .i32, .u32: 4
     case .bf16, .f16, .i16, .u16: 2
-    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0: 1
+    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0, .other: 1
     }
   }
 
@@ -54,6 +56,7 @@ public enum StoredType: Int32 {
     case .f8E4M3: "F8_E4M3"
     case .f8E5M2: "F8_E5M2"
     case .f8E8M0: "F8_E8M0"
+    case .other: ""
     }
   }
 }
@@ -99,21 +102,16 @@ public struct StoredShape: Equatable {
   }
 }
 
-/// A tensor in a checkpoint: row-major without gaps, in memory of the file's mapping.
+/// A tensor in a checkpoint's files: row-major without gaps, at any address.
 public struct StoredTensor {
-  public var name: UnsafePointer<CChar>
-  public var type: StoredType
-  public var shape: StoredShape
-  public var data: UnsafeRawPointer
-  public var bytes: Int
-
-  public init(
-    name: UnsafePointer<CChar>, type: StoredType, shape: StoredShape, data: UnsafeRawPointer, bytes: Int
-  ) {
-    self.name = name
-    self.type = type
-    self.shape = shape
-    self.data = data
-    self.bytes = bytes
-  }
+  public let name: UnsafePointer<CChar>
+  public let type: StoredType
+  /// As the file has it.
+  public let typeName: UnsafePointer<CChar>
+  public let shape: StoredShape
+  /// Number among the checkpoint's.
+  var file: Int32
+  /// In the file.
+  let offset: Int
+  public let bytes: Int
 }

@@ -1,19 +1,64 @@
 import CShims
 
-/// Numbers of a stored tensor as float32, which is exact for all that can be read.
-struct StoredValues {
-  enum Form {
-    case f32
-    case bf16
-    case f16
-    case mxfp4(scales: UnsafePointer<UInt8>)
+/// How a stored tensor's numbers are written down. The raw type is for the linker, see ExpertForm.
+enum StoredForm: Int32 {
+  case f32, bf16, f16, mxfp4, f8E4M3, f8E5M2, f8E8M0
+
+  /// Of a tensor by itself; nil where float32 does not hold all of its numbers.
+  init?(_ type: StoredType) {
+    switch type {
+    case .f32: self = .f32
+    case .bf16: self = .bf16
+    case .f16: self = .f16
+    case .f8E4M3: self = .f8E4M3
+    case .f8E5M2: self = .f8E5M2
+    case .f8E8M0: self = .f8E8M0
+    case .f64, .i64, .i32, .i16, .i8, .u64, .u32, .u16, .u8, .bool, .other: return nil
+    }
   }
 
-  let form: Form
+  /// Of so many elements, scales not among them.
+  func bytes(_ count: Int) -> Int {
+    switch self {
+    case .f32: 4 * count
+    case .bf16, .f16: 2 * count
+    case .mxfp4: count / 2
+    case .f8E4M3, .f8E5M2, .f8E8M0: count
+    }
+  }
+  func scalesBytes(_ count: Int) -> Int { self == .mxfp4 ? count / MXFP4.block : 0 }
+}
+
+/// Where a tensor's numbers are in a checkpoint's files.
+struct StoredPlace {
+  let form: StoredForm
+  let file: Int32  // number among the checkpoint's
+  let offset: Int
+  // Of MXFP4.
+  var scalesFile: Int32 = 0
+  var scalesOffset = 0
+
+  /// From element `first` on, a multiple of a block where there are blocks.
+  func from(_ first: Int) -> StoredPlace {
+    StoredPlace(
+      form: form, file: file, offset: offset + form.bytes(first), scalesFile: scalesFile,
+      scalesOffset: scalesOffset + form.scalesBytes(first))
+  }
+
+  /// What `count` elements take, with their scales.
+  func bytes(_ count: Int) -> Int { form.bytes(count) + form.scalesBytes(count) }
+}
+
+/// Numbers of a stored tensor as float32, which is exact for all that can be read.
+struct StoredValues {
+  let form: StoredForm
   let data: UnsafeRawPointer
+  /// Of MXFP4.
+  var scales: UnsafeRawPointer?
 
   /// Elements first, first + stride, ... of the tensor, to `out`.
   func read(_ first: Int, stride: Int, count: Int, to out: UnsafeMutablePointer<Float>) {
+    let bytes = data.assumingMemoryBound(to: UInt8.self)
     switch form {
     case .f32:
       let data = data.assumingMemoryBound(to: Float.self) + first
@@ -25,11 +70,23 @@ struct StoredValues {
     case .f16:
       let data = data.assumingMemoryBound(to: UInt16.self) + first
       for i in 0..<count { out[i] = float(half: data[i * stride]) }
-    case .mxfp4(let scales):
-      let data = data.assumingMemoryBound(to: UInt8.self)
-      for i in 0..<count { out[i] = MXFP4.value(first + i * stride, blocks: data, scales: scales) }
+    case .mxfp4:
+      let scales = scales!.assumingMemoryBound(to: UInt8.self)
+      for i in 0..<count { out[i] = MXFP4.value(first + i * stride, blocks: bytes, scales: scales) }
+    case .f8E4M3: for i in 0..<count { out[i] = float(e4m3: bytes[first + i * stride]) }
+    case .f8E5M2: for i in 0..<count { out[i] = float(half: UInt16(bytes[first + i * stride]) << 8) }
+    case .f8E8M0: for i in 0..<count { out[i] = MXFP4.scale(bytes[first + i * stride]) }
     }
   }
+}
+
+/// 1 sign, 4 exponent, 3 fraction bits, without infinities: all ones are NaN [Micikevicius et al. 2022, arXiv:2209.05433].
+private func float(e4m3 byte: UInt8) -> Float {
+  let sign = UInt32(byte & 0x80) << 24
+  let (exponent, fraction) = (UInt32(byte >> 3 & 15), UInt32(byte & 7))
+  if exponent == 0 { return Float(bitPattern: sign | (Float(fraction) * 0x1p-9).bitPattern) }
+  if byte & 0x7F == 0x7F { return Float(bitPattern: sign | 0x7FC0_0000) }
+  return Float(bitPattern: sign | (exponent + 120) << 23 | fraction << 20)
 }
 
 /// IEEE 754 binary16 as float32: 1 sign, 5 exponent, 10 fraction bits.
@@ -68,7 +125,8 @@ enum MXFP4 {
     return (code & 8 == 0 ? magnitude : -magnitude) * scale(scales[index >> 5])
   }
 
-  private static func scale(_ s: UInt8) -> Float {
+  /// E8M0.
+  static func scale(_ s: UInt8) -> Float {
     switch s {
     case 0: 0x1p-127
     case 255: .nan

@@ -95,9 +95,9 @@ public struct TrainingState {
     try writeSafetensors(self, to: path, in: context)
   }
 
-  /// Returns the step. On an error nothing has changed.
+  /// Returns the step. On an error nothing has changed, but where a disk fails on the way.
   public func load(from path: UnsafePointer<CChar>) throws(Fault) -> UInt64 {
-    let checkpoint = try CheckpointPointer.open(path, in: context)
+    let checkpoint = try CheckpointPointer.open(path, in: context, isMapped: false)
     defer { checkpoint.free() }
     let stored = checkpoint.pointee
     var expected = 0
@@ -107,11 +107,15 @@ public struct TrainingState {
     }
     if stored.count != expected { throw extra(stored, path) }
     // The numbers first, to look at them before anything changes that is not this state's own.
-    try visitNumbers { (tensor) throws(Fault) in stored.copy(tensor) }
+    try visitNumbers { (tensor) throws(Fault) in try stored.copy(tensor) }
     try checkNumbers(path)
     try visitGroups { (tensor) throws(Fault) in try stored.requireAmounts(tensor, path) }
     try visitStatistics { (tensor) throws(Fault) in try stored.requireNotNegative(tensor, path) }
-    try visitHandles { (tensor) throws(Fault) in stored.copy(tensor) }
+    do throws(Fault) {
+      try visitHandles { (tensor) throws(Fault) in try stored.copy(tensor) }
+    } catch {
+      throw error.whileOverwriting("the training state is")
+    }
     for n in 0..<count.optimizers {
       optimizers[n].pointee.setNumbers(rules + n * Optimizer.numbers)
       optimizers[n].pointee.setChances(chances + n * Optimizer.chances)
@@ -292,31 +296,54 @@ extension Checkpoint {
       throw .invalid("\(wanted.name): the training state has it, the file does not: \(path)")
     }
     if found.type != wanted.type {
-      throw .invalid("\(wanted.name): \(found.type.name) in the file, \(wanted.type.name) here: \(path)")
+      throw .invalid("\(wanted.name): \(found.typeName) in the file, \(wanted.typeName) here: \(path)")
     }
     if found.shape != wanted.shape { throw .invalid("\(wanted.name): other dimensions in the file: \(path)") }
   }
 
   /// `wanted` has passed `require`.
-  fileprivate func copy(_ wanted: OutgoingTensor) {
+  fileprivate func copy(_ wanted: OutgoingTensor) throws(Fault) {
     guard case .memory(let memory) = wanted.contents else { return }
-    UnsafeMutableRawPointer(mutating: memory).copyMemory(from: tensor(wanted.name)!.data, byteCount: wanted.bytes)
+    try read(tensor(wanted.name)!, as: wanted.type, to: UnsafeMutableRawPointer(mutating: memory))
   }
 
   /// Numbers that are finite and not negative.
   fileprivate func requireAmounts(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
-    let values = tensor(wanted.name)!.data.assumingMemoryBound(to: Double.self)
-    for i in 0..<wanted.bytes / 8 where !(values[i] >= 0 && values[i].isFinite) {
-      throw .invalid("\(wanted.name): \(values[i]) is not a number of at least 0: \(path)")
+    try forEachWord(wanted) { (word) throws(Fault) in
+      let value = Double(bitPattern: word)
+      if !(value >= 0 && value.isFinite) {
+        throw .invalid("\(wanted.name): \(value) is not a number of at least 0: \(path)")
+      }
     }
   }
 
   fileprivate func requireNotNegative(_ wanted: OutgoingTensor, _ path: UnsafePointer<CChar>) throws(Fault) {
     guard wanted.type == .i64 else { return }
-    let found = tensor(wanted.name)!
-    let values = found.data.assumingMemoryBound(to: Int64.self)
-    for i in 0..<wanted.bytes / 8 where values[i] < 0 {
-      throw .invalid("\(wanted.name): \(Int(values[i])) is negative: \(path)")
+    try forEachWord(wanted) { (word) throws(Fault) in
+      let value = Int(Int64(bitPattern: word))
+      if value < 0 { throw .invalid("\(wanted.name): \(value) is negative: \(path)") }
+    }
+  }
+
+  /// The elements of 8 bytes, read a stretch at a time.
+  private func forEachWord(
+    _ wanted: OutgoingTensor, _ body: (UInt64) throws(Fault) -> Void
+  ) throws(Fault) {
+    let (found, stretch) = (tensor(wanted.name)!, 64)
+    let input = input(found.file)
+    for first in stride(from: 0, to: found.bytes / 8, by: stretch) {
+      let count = min(stretch, found.bytes / 8 - first)
+      var fault: Fault?
+      withUnsafeTemporaryAllocation(of: UInt64.self, capacity: stretch) { words in
+        do throws(Fault) {
+          let error = input.read(found.offset + 8 * first, 8 * count, to: words.baseAddress!)
+          if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+          for i in 0..<count { try body(words[i]) }
+        } catch {
+          fault = error
+        }
+      }
+      if let fault { throw fault }
     }
   }
 }

@@ -351,6 +351,8 @@ extension Layer {
     let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
+    let staged = try Staged(loading, allocator)
+    defer { staged.free(allocator) }
     func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
       let pointer = arena.take(Offload.self, 1)
       return (
@@ -376,11 +378,7 @@ extension Layer {
       throw error
     }
     offload = pointer
-    do throws(Fault) {
-      try loading.tensors.entries { (entry) throws(Fault) in
-        if !entry.matrices.first.isUnallocated { try loading.copy(entry) }
-      }
-    } catch {}  // `check` has found them all
+    staged.commit()
   }
 
   /// New slots of another form, in place of those there are.

@@ -39,7 +39,8 @@ extension UnsafeMutablePointer where Pointee == SharedFile {
 
   public func free() {
     let context = pointee.context
-    moei_file_unmap(pointee.memory, Int64(pointee.bytes), pointee.descriptor)
+    moei_file_unmap(pointee.memory, Int64(pointee.bytes))
+    moei_file_close(pointee.descriptor)
     context.pointee.allocator.deallocate(self)
     context.release()
   }

@@ -70,8 +70,9 @@ def structs(struct: Any) -> Iterator[tuple[str, int]]:
             yield f"shape = {shape}", placed(struct)
         struct.rank, struct.shape = good_rank, good_shape
     for name, kind, *_ in struct._fields_:
-        if issubclass(kind, (ctypes.Array, ctypes._CFuncPtr, ctypes.py_object)):
-            continue  # a wrong function would be called
+        is_function = hasattr(kind, "_restype_")  # a wrong one would be called
+        if is_function or issubclass(kind, (ctypes.Array, ctypes.py_object)):
+            continue
         good = getattr(struct, name)
         wrong: list[Any]
         if name == "struct_size":

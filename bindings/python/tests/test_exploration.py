@@ -34,7 +34,7 @@ EXPLORATIONS: dict[str, Arguments] = {
     "norm of the gate, dropout": {"router_norm": "rms_weight", "router_dropout": 0.2, "noise": "learned"},
     "norm of the gate, hierarchical": {
         "router_norm": "rms_weight",
-        "normalize": False,
+        "router_normalize": False,
         "router": "hierarchical",
         "n_groups": 3,
         "top_groups": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import isfunction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,58 +12,74 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from small_models import (
+    BLOCKS,
+    FOLDER,
+    LONGCAT,
+    MODELS,
+    SIZES,
+    UNGROUPED,
+    WIDTH,
+    E,
+    H,
+    K,
+    as_saved,
+    beginning_of,
+    layout_of,
+    make,
+    of_layer_1,
+    read_of,
+    same,
+)
 
 import libmoe
 from arrays import normal
 from comparison import assert_close
 
-FOLDER = Path(__file__).with_name("parity") / "checkpoints"
-H, WIDTH, E, K = 8, 12, 4, 2
-SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K}
-SWITCH: dict[str, Any] = {
-    "capacity_formula": "none",
-    "capacity": 0,
-    "capacity_per_sequence": False,
-    "top_k": 1,
-}
-
-# The preset, and what is different in the small model of tests/parity/generate_checkpoints.py.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mixtral": ("mixtral", {}),
-    "qwen2_moe": ("qwen2_moe", {"shared_intermediate_size": 6}),
-    "qwen3_moe": ("qwen3_moe", {}),
-    "olmoe": ("olmoe", {}),
-    "deepseek": (
-        "deepseek_v3",
-        {"n_groups": 0, "top_groups": 0, "group_top_m": 0, "shared_intermediate_size": WIDTH},
-    ),
-    "gpt_oss": ("gpt_oss", {}),
-    "granite_moe": ("granite_moe", {}),
-    "llama4_text": ("llama4", {"top_k": 1, "shared_intermediate_size": WIDTH}),
-    "dbrx": ("dbrx", {}),
-    "switch_encoder": ("switch", SWITCH),
-    "switch_decoder": ("switch", SWITCH),
-}
-BLOCKS = np.load(FOLDER / "blocks.npz")
-
-
-def make(model: str, **overrides: Any) -> libmoe.Layer:
-    preset, changes = MODELS[model]
-    return libmoe.Layer(**getattr(libmoe.presets, preset)(**{**SIZES, **changes, **overrides}))
-
 
 @pytest.mark.parametrize("model", MODELS)
 def test_transformers_checkpoints_compute_the_same(model: str, tmp_path: Path) -> None:
-    layer = make(model)
-    layer.load(FOLDER / f"{model}.safetensors", layout=model, layer=1)  # type: ignore[arg-type]
-    assert_close("y", layer(BLOCKS[f"{model}.x"]), BLOCKS[f"{model}.y"], 2e-5)
+    layer, again = make(model), make(model, seed=1)
+    layer.load(FOLDER / f"{model}.safetensors", layout=layout_of(model), layer=1)
+    assert_close("y", layer(BLOCKS[f"{model}.x"]), BLOCKS[f"{model}.y"], 1e-5)
 
-    layer.save(tmp_path / "saved", layout=model, layer=1)  # type: ignore[arg-type]
-    theirs, ours = load_file(FOLDER / f"{model}.safetensors"), load_file(tmp_path / "saved")
-    expected = {name: array for name, array in theirs.items() if ".0." not in name.split("experts")[0]}
+    layer.save(tmp_path / "saved", layout=layout_of(model), layer=1)
+    expected, ours = as_saved(model), load_file(tmp_path / "saved")
     assert ours.keys() == expected.keys()
     for name, array in expected.items():
         assert ours[name].dtype == array.dtype and (ours[name] == array).all(), name
+    again.load(tmp_path / "saved", layout=layout_of(model), layer=1)
+    same(layer, again)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_experts_left_in_the_file_compute_the_same(model: str) -> None:
+    path = FOLDER / f"{model}.safetensors"
+    loaded, offloaded = make(model), make(model, unallocated="expert_weights", inference_only=True)
+    loaded.load(path, layout=layout_of(model), layer=1)
+    offloaded.offload(path, layout=layout_of(model), layer=1, resident_limit=1 << 20)
+    x = BLOCKS[f"{model}.x"]
+    assert (loaded(x) == offloaded(x)).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_tensor_of_the_layer_is_needed_or_refused(model: str, tmp_path: Path) -> None:
+    layer, tensors = make(model), of_layer_1(model)
+    before = layer.state_dict()
+
+    def refused(changed: dict[str, NDArray[Any]], name: str) -> None:
+        save_file(changed, tmp_path / "a")
+        with pytest.raises(libmoe.InvalidArgumentError) as caught:
+            layer.load(tmp_path / "a", layout=layout_of(model), layer=1)
+        assert name in str(caught.value), (name, str(caught.value))
+        assert all((before[key] == array).all() for key, array in layer.state_dict().items())
+
+    for name in read_of(model):
+        refused({key: array for key, array in tensors.items() if key != name}, name)
+    for name in ("zz.weight", "experts.0.zz.weight", "experts.zz", "router.zz"):
+        # What the layer's own names begin with, where other things stand beside them.
+        begun = beginning_of(model) + name
+        refused({**tensors, begun: normal(3)}, begun)
 
 
 @pytest.mark.parametrize("model", ["mixtral", "qwen2_moe", "deepseek"])
@@ -74,12 +91,6 @@ def test_the_fused_tensors_of_transformers_5(model: str, tmp_path: Path) -> None
     fused.save(tmp_path / "saved", layout="transformers_5", layer=1)
     theirs, ours = load_file(FOLDER / f"{model}-transformers_5.safetensors"), load_file(tmp_path / "saved")
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
-
-
-def same(one: libmoe.Layer, other: libmoe.Layer) -> None:
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
 
 
 def test_llama4_with_its_pictures_has_a_longer_prefix(tmp_path: Path) -> None:
@@ -286,7 +297,8 @@ def test_layouts_that_do_not_go_with_the_layer(tmp_path: Path) -> None:
             layer.save(tmp_path / "a", layout=layout, layer=number)
         assert list(tmp_path.iterdir()) == []
 
-    refused(make("mixtral", router_bias=True), "mixtral", "router.bias")
+    refused(make("mixtral", output_bias=True), "mixtral", "output.bias: make the layer without output_bias")
+    refused(make("mixtral", selection_bias=True), "mixtral", "router.selection_bias: make the layer without")
     refused(make("switch_encoder"), "mixtral", "experts.gate.weight, the layer does not")
     refused(make("switch_encoder"), "llama4", "experts.gate.weight, the layer does not")
     refused(make("mixtral"), "gpt_oss", "router.bias, the layer does not")
@@ -302,8 +314,35 @@ def test_layouts_that_do_not_go_with_the_layer(tmp_path: Path) -> None:
 
 
 def test_every_layout_is_tested() -> None:
-    tested = {*MODELS, "libmoe", "gpt_oss_mxfp4", "llama4", "transformers_5"}
+    tested = {*map(layout_of, MODELS), "libmoe", "gpt_oss_mxfp4", "llama4", "transformers_5"}
     assert tested == set(get_args(libmoe.words.Layout))
+
+
+def small(preset: str) -> libmoe.Layer:
+    """A small layer of a preset, whatever it has."""
+    options = getattr(libmoe.presets, preset)(**SIZES)
+    if "expert_groups" in options:
+        options |= LONGCAT
+    if options.get("n_groups"):
+        options |= UNGROUPED | {"group_mask": "minus_infinity"}
+    if options.get("shared_intermediate_size"):
+        options["shared_intermediate_size"] = 6
+    return libmoe.Layer(**options)
+
+
+def test_every_preset_has_a_layout_and_every_layout_a_preset(tmp_path: Path) -> None:
+    functions = {name for name, value in vars(libmoe.presets).items() if isfunction(value) and name[0] != "_"}
+    assert functions == set(libmoe.presets.LAYOUTS)
+    layouts = {layout for found in libmoe.presets.LAYOUTS.values() for layout in found}
+    assert layouts == set(get_args(libmoe.words.Layout)) - {"libmoe"}
+    for preset, found in libmoe.presets.LAYOUTS.items():
+        for layout in {*found, "libmoe"} - {"gpt_oss_mxfp4"}:  # which is for loading
+            one, other = small(preset), small(preset)
+            for number, parameter in enumerate(one.parameters.values()):
+                parameter.data[...] = normal(*parameter.data.shape, seed=number)
+            one.save(tmp_path / "a", layout=layout, layer=3)
+            other.load(tmp_path / "a", layout=layout, layer=3)
+            same(one, other)
 
 
 def test_shards_of_a_model(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ LAYERS: dict[str, tuple[Arguments, Arguments]] = {
         {},
     ),
     "groups": ({"n_groups": 4, "top_groups": 2, "selection_bias": True}, {}),
-    "hierarchical": ({"router": "hierarchical", "n_groups": 4, "top_groups": 1, "normalize": False}, {}),
+    "hierarchical": (
+        {"router": "hierarchical", "n_groups": 4, "top_groups": 1, "router_normalize": False},
+        {},
+    ),
     "gates apart": (
         {
             "router": "hierarchical",
@@ -49,7 +52,7 @@ LAYERS: dict[str, tuple[Arguments, Arguments]] = {
         },
         {},
     ),
-    "sparsemixer": ({"router_weights": "sparsemixer", "mask_threshold": 0.3, "normalize": False}, {}),
+    "sparsemixer": ({"router_weights": "sparsemixer", "mask_threshold": 0.3, "router_normalize": False}, {}),
     "given experts": ({}, {"expert_indices": GIVEN}),
     "batch norm": ({"router_batch_norm": True}, {"training": True}),
     "norm": ({"router_norm": "rms_weight"}, {}),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from child import ENVIRONMENT
 from numpy.typing import NDArray
-from test_layouts import BLOCKS, FOLDER, MODELS, make
+from small_models import BLOCKS, FOLDER, MODELS, make
 
 import libmoe
 from arrays import normal

@@ -77,7 +77,7 @@ def moments(optimizer: libmoe.AdamW | libmoe.SGD, folder: Path) -> list[Floats]:
     libmoe.save_training(folder / "state", step=0, optimizers=[optimizer])
     with libmoe.Checkpoint(folder / "state") as file:
         names = [f"optimizers.0.{i}.moments" for i in range(len(file))]
-        stored = [np.array(file[name]) for name in names if name in file]
+        stored = [np.array(file.raw(name)) for name in names if name in file]
     assert all(array.dtype == np.uint16 for array in stored)
     return [libmoe.from_bfloat16(array) for array in stored]
 

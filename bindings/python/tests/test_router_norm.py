@@ -53,7 +53,7 @@ def test_the_sizes_of_x_do_not_matter_to_the_gate() -> None:
 
 def test_two_gates_apart() -> None:
     """softmax(u)_g times the softmax over the chosen experts of g, from the gates' own weights."""
-    layer = libmoe.Layer(**{**SIZES, **HIERARCHY}, router_weights="group_softmax", normalize=False)
+    layer = libmoe.Layer(**{**SIZES, **HIERARCHY}, router_weights="group_softmax", router_normalize=False)
     unsettle(layer)
     values = {name: parameter.data.astype(np.float64) for name, parameter in layer.parameters.items()}
     x, _ = inputs(T, H)
@@ -78,7 +78,11 @@ DIFFERENCES: dict[str, Arguments] = {
     "norm": {"router_norm": "rms_weight", "expert_scale": True},
     "norm without weight": {"router_norm": "rms", "router_norm_scale": 1.5},
     "two gates apart": {**HIERARCHY, "router_weights": "group_softmax"},
-    "two gates apart, as they are": {**HIERARCHY, "router_weights": "group_softmax", "normalize": False},
+    "two gates apart, as they are": {
+        **HIERARCHY,
+        "router_weights": "group_softmax",
+        "router_normalize": False,
+    },
     "positive weights": {"losses": {"balance_positive": 5.0}},
 }
 

@@ -49,7 +49,7 @@ ROUTERS: dict[str, tuple[Arguments, Arguments]] = {
         {},
     ),
     "hierarchical, gates apart, as they are": (
-        {"router": "hierarchical", **GROUPED, "router_weights": "group_softmax", "normalize": False},
+        {"router": "hierarchical", **GROUPED, "router_weights": "group_softmax", "router_normalize": False},
         {},
     ),
     "hierarchical, gates apart, dropping": (
@@ -69,7 +69,7 @@ ROUTERS: dict[str, tuple[Arguments, Arguments]] = {
             "router": "hierarchical",
             **GROUPED,
             "router_weights": "group_softmax",
-            "normalize": False,
+            "router_normalize": False,
             "capacity_formula": "megatron",
             "capacity_factor": 0.8,
             "overflow": "next_best",

@@ -67,6 +67,7 @@ DTYPE = {
     "f8_e4m3": 13,
     "f8_e5m2": 14,
     "f8_e8m0": 15,
+    "other": 16,
 }
 # Those of layers and optimisers; the others are of tensors in checkpoints alone.
 LAYER_DTYPE = {word: DTYPE[word] for word in ("f32", "bf16")}
@@ -584,6 +585,7 @@ class moe_stored_tensor(_Sized):
         ("shape", c_int64 * 8),
         ("data", c_void_p),
         ("size", c_size_t),
+        ("dtype_name", c_char_p),
     ]
 
 
@@ -768,6 +770,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_checkpoint_tensor_count": (Status, [POINTER(moe_checkpoint), POINTER(c_int64)]),
     "moe_checkpoint_tensor": (Status, [POINTER(moe_checkpoint), c_int64, POINTER(moe_stored_tensor)]),
     "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, POINTER(c_int64)]),
+    "moe_checkpoint_read_tensor": (
+        Status,
+        [POINTER(moe_checkpoint), c_int64, c_int32, c_void_p, c_size_t],
+    ),
     "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
     "moe_checkpoint_write_sharded": (
         Status,

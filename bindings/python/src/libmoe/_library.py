@@ -139,7 +139,7 @@ def _within(outer: list[Arguments], function: Any, arguments: Arguments) -> Any:
 
 # What reads an object that an interrupted call uses too, as another thread may do at the same time.
 _READING = re.compile(
-    "moe_(layer|model)_(forward|read|plan|plan_memory|parameter|parameter_count|find_parameter|layer|save|"
+    "moe_(layer|model)_(forward|read|read_with|plan|plan_memory|parameter|parameter_count|find_parameter|layer|save|"
     "save_sharded)|moe_optimizer_state_size|moe_checkpoint_.*|moe_context_memory"
 )
 
@@ -186,7 +186,8 @@ def _raise_failure(status: _abi.Status, function: Any, arguments: Any) -> None:
     if status.value == _abi.STATUS["cancelled"] and running.must_stop():
         raise SystemExit  # which ends a thread without a word
     if status.value != 0:
-        raise error_for(status.value, lib.moe_last_error_message().decode())
+        # Names in it may be cut off within a character, or be no UTF-8.
+        raise error_for(status.value, lib.moe_last_error_message().decode(errors="replace"))
 
 
 lib = _load()

@@ -17,7 +17,7 @@ from ._keywords import keywords
 from ._library import Handle, Native, lib
 from ._repr import named
 from .checkpoint import Checkpoint, Path, encoded
-from .context import Context
+from .context import Context, default_context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .memory import OffloadStatistics
 from .parameter import Parameter
@@ -112,6 +112,12 @@ class Tensors(Native):
     def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
         self._open_handle = handle
         self._trainable = trainable
+
+    def _remember(self, kind: type, made_with: dict[str, Any], context: Context | None) -> None:
+        """Keep what pickle and repr need: the arguments of the class's ``__init__`` by name."""
+        names = inspect.signature(kind).parameters
+        self._made_with = {name: made_with[name] for name in names if name != "context"}
+        self._context = context or default_context()
 
     def _told(self) -> str:
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}

@@ -1,4 +1,4 @@
-"""safetensors files: read without a copy, written whole or not at all."""
+"""safetensors files: read without a copy where numpy has the type, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .errors import ArgumentTypeError, InvalidArgumentError
 
 Path = Union[str, "os.PathLike[str]"]
 
-# What numpy has no type for comes as bits.
+# Of the elements as a file has them; what numpy has no type for is bits.
 _NUMPY: dict[str, Any] = {
     "f32": np.float32,
     "bf16": np.uint16,
@@ -37,7 +37,12 @@ _NUMPY: dict[str, Any] = {
     "f8_e4m3": np.uint8,
     "f8_e5m2": np.uint8,
     "f8_e8m0": np.uint8,
+    "other": np.uint8,
 }
+# What comes as float32, because its bits would be taken for whole numbers.
+_CONVERTED = ("bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0")
+# Types of the package ml_dtypes, which numpy calls by these names.
+_NAMED = {"float8_e4m3fn": "f8_e4m3", "float8_e5m2": "f8_e5m2", "float8_e8m0fnu": "f8_e8m0"}
 _WORDS = {number: word for word, number in _abi.DTYPE.items()}
 
 
@@ -57,20 +62,52 @@ class _Memory:
 
     def __init__(self, handle: Handle, tensor: _abi.moe_stored_tensor) -> None:
         self._handle = handle
+        word = _WORDS[tensor.dtype]
         self.__array_interface__ = {
             "version": 3,
-            "typestr": np.dtype(_NUMPY[_WORDS[tensor.dtype]]).str,
-            "shape": tuple(tensor.shape[: tensor.rank]),
+            "typestr": np.dtype(_NUMPY[word]).str,
+            # Of another type nobody knows how large its elements are.
+            "shape": (tensor.size,) if word == "other" else tuple(tensor.shape[: tensor.rank]),
             "data": (tensor.data, True),
         }
+
+
+class StoredArray(np.ndarray):
+    """An array whose type in the file numpy does not tell: written by :func:`save`, it is what it was there.
+
+    Copies, slices and results of computing with it are like any other array of their dtype.
+    """
+
+    _bits: NDArray[Any] | None
+    _tensor: _abi.moe_stored_tensor
+    _handle: Handle  # of the checkpoint: the description's texts are its memory
+
+    def __array_finalize__(self, source: Any) -> None:
+        """Forget the file: this is another array."""
+        self._bits = None
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Return results as usual."""
+        return array[()] if return_scalar else np.asarray(array)
+
+
+def _stored(
+    values: NDArray[Any], bits: NDArray[Any], tensor: _abi.moe_stored_tensor, handle: Handle
+) -> StoredArray:
+    """Return values, which are read-only, that know their bits in the file."""
+    array = values.view(StoredArray)
+    array._bits, array._tensor, array._handle = bits, tensor, handle
+    return array
 
 
 @keywords
 class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     """A safetensors file, or several that an index file names, as a mapping of names to read-only arrays.
 
-    The arrays are the file itself, mapped: nothing is read before it is used.  They keep the file open, also
-    after the checkpoint is closed; it may be replaced meanwhile, but not changed in place.
+    The arrays hold the numbers.  Where numpy has their type they are the file itself, mapped: nothing is read
+    before it is used, and they keep the file open, also after the checkpoint is closed; it may be replaced
+    meanwhile, but not changed in place.  bfloat16 and 8-bit floats come as copies in float32, exactly;
+    :meth:`raw` has their bits.
 
     Parameters
     ----------
@@ -84,7 +121,7 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     FileError
         The file cannot be opened.
     InvalidArgumentError
-        It is no such file, or damaged; the text names the tensor or the byte.
+        It is no such file, or damaged; the text names the tensor or the byte, or says what the file is.
 
     Examples
     --------
@@ -98,6 +135,7 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
 
     def __init__(self, path: Path, *, context: Context | None = None) -> None:
         parent = handle_of(context)
+        self._path = os.fspath(path)
         self._open_handle = Handle(
             lib.moe_checkpoint_open,
             lib.moe_checkpoint_free,
@@ -127,20 +165,85 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
         """Return whether there is a tensor called so."""
         return isinstance(name, str) and self._index(name) is not None
 
+    def __repr__(self) -> str:
+        """Return the path and the number of tensors."""
+        tensors = "closed" if self._open_handle is None else f"{len(self)} tensors"
+        return f"Checkpoint({self._path!r}, {tensors})"
+
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return a tensor; bfloat16 as uint16, 8-bit numbers as uint8: see :meth:`dtype`."""
-        tensor = self._named(name)
-        return np.asarray(_Memory(self._handle, tensor))
+        """Return a tensor's numbers; bfloat16 and 8-bit floats as float32.
+
+        Raises
+        ------
+        KeyError
+            There is none; the text has the nearest name there is.
+        InvalidArgumentError
+            numpy and libmoe have no such type; :meth:`raw` has the bytes.
+        FileError
+            The file has been cut short or changed since it was opened.
+        """
+        index, tensor = self._named(name)
+        word = _WORDS[tensor.dtype]
+        if word == "other":
+            raise InvalidArgumentError(
+                f"{name}: its dtype is {tensor.dtype_name.decode()}, which numpy and libmoe do not have; "
+                f"raw({name!r}) gives its bytes"
+            )
+        bits = self._bits(index, tensor)
+        if word in _CONVERTED:
+            return _stored(self._read(index, tensor, "f32"), bits, tensor, self._handle)
+        return bits if word == "u16" else np.asarray(bits)
+
+    def raw(self, name: str) -> NDArray[Any]:
+        """Return a tensor as the file has it: bfloat16 as uint16, 8-bit floats as uint8.
+
+        Of a type that libmoe does not know these are its bytes, in one dimension.  :func:`save` writes the
+        array as the type it was.
+
+        Raises
+        ------
+        KeyError
+            There is none; the text has the nearest name there is.
+        FileError
+            The file has been cut short or changed since it was opened.
+        """
+        index, tensor = self._named(name)
+        return self._bits(index, tensor)
 
     def dtype(self, name: str) -> str:
         """Return what a tensor's elements are: ``"f32"``, ``"bf16"``, ``"f16"``, ``"i64"`` and so on."""
-        return _WORDS[self._named(name).dtype]
+        tensor = self._named(name)[1]
+        return str(tensor.dtype_name.decode().lower())
 
-    def _named(self, name: str) -> _abi.moe_stored_tensor:
+    def _bits(self, index: int, tensor: _abi.moe_stored_tensor) -> NDArray[Any]:
+        """Return the elements as they are: mapped, or copied where they lie between their addresses."""
+        word = _WORDS[tensor.dtype]
+        array = np.asarray(_Memory(self._handle, tensor))
+        if not array.flags.aligned:
+            array = self._read(index, tensor, word)
+        return _stored(array, array, tensor, self._handle)
+
+    def _read(self, index: int, tensor: _abi.moe_stored_tensor, word: str) -> NDArray[Any]:
+        array = np.empty(tuple(tensor.shape[: tensor.rank]), _NUMPY[word])
+        dtype = _abi.DTYPE[word]
+        lib.moe_checkpoint_read_tensor(self._handle, index, dtype, array.ctypes.data, array.nbytes)
+        array.flags.writeable = False
+        return array
+
+    def _named(self, name: str) -> tuple[int, _abi.moe_stored_tensor]:
         index = self._index(name) if isinstance(name, str) else None
         if index is None:
-            raise KeyError(name)
-        return self._tensor(index)
+            raise KeyError(self._missing(name) if isinstance(name, str) and "\0" not in name else name)
+        return index, self._tensor(index)
+
+    def _missing(self, name: str) -> str:
+        """Return what there is in place of it."""
+        try:
+            wanted = name.encode("utf-8", "surrogatepass")
+            lib.moe_checkpoint_find_tensor(self._handle, wanted, ctypes.byref(ctypes.c_int64()))
+        except InvalidArgumentError as error:
+            return str(error)
+        return name
 
     def _tensor(self, index: int) -> _abi.moe_stored_tensor:
         tensor = _abi.moe_stored_tensor()
@@ -171,10 +274,12 @@ def save(
     Parameters
     ----------
     path : path
-        Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
+        Replaced if it is there, with its mode and owner; of a link, the file behind it.  With a
+        ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
     tensors : mapping of str to ndarray
         Floats of 2, 4 and 8 bytes, integers and bool, of at most 8 dimensions, C-contiguous; ``uint16`` is
-        bfloat16, as everywhere here.
+        bfloat16, as everywhere here; arrays of ml_dtypes are its bfloat16 and 8-bit floats.  Arrays of a
+        :class:`Checkpoint`, or the checkpoint itself, are written as the types they have in its file.
     max_shard_size : int or str
         Bytes, also as ``"4GB"``, of tensors in one file at most, but for a file of one larger tensor: the
         files are ``NAME-00001-of-0000N.safetensors``, and those of an index that is replaced are removed.
@@ -190,26 +295,12 @@ def save(
         The file cannot be written; ``path`` is as it was.
     """
     size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
+    if isinstance(tensors, Checkpoint):
+        tensors = {name: tensors.raw(name) for name in tensors}
     _check.mapping("tensors", tensors, "a dict of arrays by name")
     described = (_abi.moe_stored_tensor * len(tensors))()
     for index, (name, array) in enumerate(tensors.items()):
-        if not isinstance(array, np.ndarray):
-            raise ArgumentTypeError(
-                f"tensors[{name!r}]: expected a numpy array, got {type(array).__name__}; "
-                f"use {cure('it', array, 'f32', False)}"
-            )
-        if "\0" in name:
-            raise InvalidArgumentError(f"tensors: {name!r} contains the character 0")
-        _check.contiguous(f"tensors[{name!r}]", array)
-        if array.ndim > 8:
-            raise InvalidArgumentError(f"tensors[{name!r}]: expected at most 8 dimensions, got {array.ndim}")
-        described[index] = _abi.moe_stored_tensor(
-            name=name.encode(),
-            dtype=_abi.DTYPE[_word(name, array)],
-            rank=array.ndim,
-            shape=array.shape,
-            data=array.ctypes.data,
-        )
+        described[index] = _described(name, array)
     handle = handle_of(context)
     if size == 0:
         lib.moe_checkpoint_write(handle, encoded(path), described, len(described))
@@ -217,9 +308,42 @@ def save(
         lib.moe_checkpoint_write_sharded(handle, encoded(path), described, len(described), size)
 
 
+def _described(name: str, array: NDArray[Any]) -> _abi.moe_stored_tensor:
+    if not isinstance(array, np.ndarray):
+        raise ArgumentTypeError(
+            f"tensors[{name!r}]: expected a numpy array, got {type(array).__name__}; "
+            f"use {cure('it', array, 'f32', False)}"
+        )
+    if "\0" in name:
+        raise InvalidArgumentError(f"tensors: {name!r} contains the character 0")
+    if isinstance(array, StoredArray) and array._bits is not None:
+        stored = array._tensor
+        return _abi.moe_stored_tensor(
+            name=name.encode(),
+            dtype=stored.dtype,
+            rank=stored.rank,
+            shape=stored.shape,
+            data=array._bits.ctypes.data,
+            size=stored.size,
+            dtype_name=stored.dtype_name,
+        )
+    _check.contiguous(f"tensors[{name!r}]", array)
+    if array.ndim > 8:
+        raise InvalidArgumentError(f"tensors[{name!r}]: expected at most 8 dimensions, got {array.ndim}")
+    return _abi.moe_stored_tensor(
+        name=name.encode(),
+        dtype=_abi.DTYPE[_word(name, array)],
+        rank=array.ndim,
+        shape=array.shape,
+        data=array.ctypes.data,
+    )
+
+
 def _word(name: str, array: NDArray[Any]) -> str:
     if _check.dtype_of(array) == "bf16":
         return "bf16"
+    if array.dtype.name in _NAMED:
+        return _NAMED[array.dtype.name]
     for word, dtype in _NUMPY.items():
         if array.dtype == dtype:
             return word

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,9 +81,7 @@ class EncoderLayer(Model):
             seed=seed,
             context=context,
         )
-        self._made_with = {
-            name: made_with[name] for name in inspect.signature(EncoderLayer).parameters if name != "context"
-        }
+        self._remember(EncoderLayer, made_with, context)
 
     def __call__(self, x: FloatArray, **options: Any) -> FloatArray:
         """Return y [B, S, H] of x [B, S, H], for evaluation; options as of :meth:`Model.forward`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _check
 from ._check import FloatArray
@@ -14,7 +15,7 @@ from ._keywords import keywords
 from ._library import Handle, Native, lib
 from .context import Context
 from .errors import InvalidArgumentError
-from .language import sample
+from .language import check_sampling, sample
 from .model_call import Integers, Mask
 
 
@@ -64,14 +65,66 @@ class Cache(Native):
         self._length = length
 
 
+@keywords
 class Batches:
-    """What :class:`Model` has for several sequences at once."""
+    """What :class:`Model` has to write: tokens after a prompt, or after several."""
 
     if TYPE_CHECKING:
         _context: Context
 
         cache: Callable[[int, int], Cache]
         read: Callable[..., FloatArray]
+
+    def generate(
+        self,
+        prompt: Sequence[int] | NDArray[Any],
+        n_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Yield the n_tokens tokens after the prompt, each as soon as it is drawn.
+
+        Its time is that of reading the weights: :meth:`prepare` before makes it faster.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            At least one token, of one sequence; an array of shape [1, n] is one too.
+        n_tokens : int
+            How many; 0 yields none.
+        temperature, top_k, top_p
+            As of :func:`sample`.
+        seed : int
+            The same seed draws the same tokens.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The prompt is empty, several sequences, or not of ints that are tokens; a number is out of range.
+        """
+        tokens = _check.integers("prompt", prompt, np.int32)
+        if tokens.ndim != 1 and tokens.shape[:-1] != (1,):
+            raise InvalidArgumentError(
+                f"prompt: expected one sequence of tokens, got shape {tokens.shape}; "
+                "use generate_batch for several"
+            )
+        if tokens.size == 0:
+            raise InvalidArgumentError("prompt: is empty; give at least one token")
+        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        check_sampling(**how)
+        return self._generated(tokens.reshape(1, -1), _check.count("n_tokens", n_tokens), how)
+
+    def _generated(self, tokens: Integers, n_tokens: int, how: dict[str, Any]) -> Iterator[int]:
+        if n_tokens == 0:
+            return
+        cache = self.cache(1, tokens.size + n_tokens - 1)
+        for number in range(n_tokens):
+            token = sample(self.read(cache, tokens)[0], **how, draw=number, context=self._context)
+            yield token
+            tokens = np.array([[token]], np.int32)
 
     def generate_batch(
         self,
@@ -114,6 +167,8 @@ class Batches:
             empty = np.flatnonzero(~valid_mask.astype(bool).any(axis=1))
             if empty.size:
                 raise InvalidArgumentError(f"valid_mask: prompt {empty[0]} is all padding; give it a token")
+        check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        n_tokens = _check.count("n_tokens", n_tokens)
         return self._batch(
             prompts, n_tokens, valid_mask, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
@@ -121,7 +176,7 @@ class Batches:
     def _batch(
         self, tokens: Integers, n_tokens: int, valid_mask: Mask | None, *, seed: int, **how: Any
     ) -> Iterator[Integers]:
-        if n_tokens < 1:
+        if n_tokens == 0:
             return
         cache = self.cache(tokens.shape[0], tokens.shape[1] + n_tokens - 1)
         for number in range(n_tokens):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from ._keywords import keywords
 from ._library import Handle, lib
 from ._weights import Weights
 from .calls import backward_options, forward_options
-from .context import Context, default_context, handle_of
+from .context import Context, handle_of
 from .errors import BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
@@ -296,44 +295,22 @@ class Layer(Weights):
         context: Context | None = None,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
-        if isinstance(hash_table, np.ndarray):
-            options["hash_table"] = hash_table.copy()  # of the caller's, who may change it
+        if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
+            options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         parent = handle_of(context)
+        create, free = lib.moe_layer_create, lib.moe_layer_free
         super().__init__(
-            Handle(
-                lib.moe_layer_create,
-                lib.moe_layer_free,
-                parent,
-                ctypes.byref(c_config),
-                keep={"context": parent},
-            ),
-            c_config,
+            Handle(create, free, parent, ctypes.byref(c_config), keep={"context": parent}), c_config
         )
-        self._made_with = {
-            name: options[name] for name in inspect.signature(Layer).parameters if name != "context"
-        }
-        self._context = context or default_context()
+        self._remember(Layer, options, context)
         self._io_dtype = io_dtype
         self._losses = list(losses or ())
 
     def __call__(self, x: Array) -> Array:
-        """Return y = layer(x), for evaluation.
+        """Return y = layer(x), for evaluation: a new array with x's type and shape, [..., H].
 
-        Parameters
-        ----------
-        x : ndarray of io_dtype, [..., H]
-            Any leading dimensions; their product is T.
-
-        Returns
-        -------
-        ndarray of x's type, [..., H]
-            A new array.
-
-        Raises
-        ------
-        TypeError, ValueError, NotFiniteError, OutOfMemoryError
-            As :meth:`forward`.
+        It raises what :meth:`forward` does.
         """
         return self._forward(x, None, None, None, None)
 
@@ -393,8 +370,7 @@ class Layer(Weights):
         replay : Routing, optional
             In place of expert_indices, the record of a call with as many tokens and choices.
         memory_limit : int or str
-            Bytes of scratch and tape together, for this call and its backward, also as ``"512 MiB"`` or
-            ``"1GB"``; 0 means the context's limit.
+            Bytes (or ``"2 GB"``) of scratch and tape for this call and its backward; 0: the context's limit.
             The call is divided into chunks of tokens to keep to it, which changes no bit of the result.
         tape_policy : {"auto", "full", "lean"}
             Whether the tape keeps the experts' pre-activations, or backward computes them again.
@@ -461,8 +437,7 @@ class Layer(Weights):
             expert_weights=np.empty((n_tokens, listed), np.float32),
             **sequence_arrays(n_tokens, sequence_length, self.n_experts),
         )
-        y = self._forward(x, options, out, tape, blank.c_report)
-        filled = blank.filled()
+        y, filled = self._forward(x, options, out, tape, blank.c_report), blank.filled()
         filled["losses"] = dict(zip(self._losses, filled["losses"].tolist()))
         return Output(y, Report(**filled))
 

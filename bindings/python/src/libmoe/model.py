@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _abi, _abi_model, _check, config, words
 from ._check import FloatArray
@@ -16,10 +14,9 @@ from ._ffn import dense_options, layer_of, moe_options
 from ._keywords import keywords
 from ._library import Borrowed, Handle, lib
 from ._weights import Tensors
-from .context import Context, default_context, handle_of
+from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache
-from .language import check_sampling, sample
 from .layer import Layer
 from .model_call import (
     Call,
@@ -199,10 +196,7 @@ class Model(Batches, Tensors):
             trainable=not c_config.inference_only,
         )
         self._config = c_config
-        self._made_with = {
-            name: made_with[name] for name in inspect.signature(Model).parameters if name != "context"
-        }
-        self._context = context or default_context()
+        self._remember(Model, made_with, context)
         self._own_tape: ModelTape | None = None
 
     @property
@@ -551,54 +545,3 @@ class Model(Batches, Tensors):
         )
         cache._length += count
         return logits
-
-    def generate(
-        self,
-        prompt: Sequence[int] | NDArray[Any],
-        n_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[int]:
-        """Yield the n_tokens tokens after the prompt, each as soon as it is drawn.
-
-        Its time is that of reading the weights: :meth:`prepare` before makes it faster.
-
-        Parameters
-        ----------
-        prompt : sequence of int
-            At least one token, of one sequence; an array of shape [1, n] is one too.
-        n_tokens : int
-            How many; 0 yields none.
-        temperature, top_k, top_p
-            As of :func:`sample`.
-        seed : int
-            The same seed draws the same tokens.
-
-        Raises
-        ------
-        InvalidArgumentError
-            The prompt is empty, several sequences, or not of ints that are tokens; a number is out of range.
-        """
-        tokens = _check.integers("prompt", prompt, np.int32)
-        if tokens.ndim != 1 and tokens.shape[:-1] != (1,):
-            raise InvalidArgumentError(
-                f"prompt: expected one sequence of tokens, got shape {tokens.shape}; "
-                "call generate for each row"
-            )
-        if tokens.size == 0:
-            raise InvalidArgumentError("prompt: is empty; give at least one token")
-        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        check_sampling(**how)
-        return self._generated(tokens.reshape(1, -1), _check.count("n_tokens", n_tokens), how)
-
-    def _generated(self, tokens: Integers, n_tokens: int, how: dict[str, Any]) -> Iterator[int]:
-        if n_tokens == 0:
-            return
-        cache = self.cache(1, tokens.size + n_tokens - 1)
-        for number in range(n_tokens):
-            token = sample(self.read(cache, tokens)[0], **how, draw=number, context=self._context)
-            yield token
-            tokens = np.array([[token]], np.int32)

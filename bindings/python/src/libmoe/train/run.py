@@ -85,11 +85,10 @@ def read_weights(model: libmoe.Model, path: Path) -> None:
     with libmoe.Checkpoint(path) as checkpoint:
         try:
             for n, layer in enumerate(parts["layers"]):
-                layer.load_state_dict(
-                    {name: checkpoint[f"layers.{n}.{name}"] for name in (*layer.parameters, *layer.buffers)}
-                )
+                names = (*layer.parameters, *layer.buffers)
+                layer.load_state_dict({name: checkpoint.raw(f"layers.{n}.{name}") for name in names})
             for n, parameter in enumerate(parts["parameters"]):
-                parameter.data[...] = checkpoint[f"tensors.{n}"]
+                parameter.data[...] = checkpoint.raw(f"tensors.{n}")
         except (KeyError, ValueError) as error:
             raise UserError(f"{str(path)!r} is of another model: {error}") from None
 

@@ -1,0 +1,63 @@
+import CShims
+
+extension Checkpoint {
+  /// How a tensor's elements become those of another type; nil where they are of it.
+  private func form(_ tensor: StoredTensor, as type: StoredType) throws(Fault) -> StoredForm? {
+    if type == tensor.type { return nil }
+    if type == .f32, let form = StoredForm(tensor.type) { return form }
+    throw .invalid(
+      "\(tensor.name): its dtype is \(tensor.typeName), which cannot be read as \(type.name); convert it elsewhere")
+  }
+
+  /// What `read` writes, or why it would not.
+  public func bytes(_ tensor: StoredTensor, as type: StoredType) throws(Fault) -> Int {
+    if try form(tensor, as: type) == nil { return tensor.bytes }
+    let (bytes, overflow) = (tensor.bytes / tensor.type.size).multipliedReportingOverflow(by: type.size)
+    if overflow { throw .invalid("\(tensor.name): as \(type.name) it does not fit in 63 bits") }
+    return bytes
+  }
+
+  /// Copies a tensor's elements: as they are, or as float32. On an error `memory` may hold some of them.
+  public func read(_ tensor: StoredTensor, as type: StoredType, to memory: UnsafeMutableRawPointer) throws(Fault) {
+    guard let form = try form(tensor, as: type) else { return try read(tensor, to: memory) }
+    // The bytes behind the room for the numbers they become: no number is written over bytes that are still wanted.
+    let values = memory.assumingMemoryBound(to: Float.self)
+    let size = tensor.type.size
+    let raw = memory + (4 - size) * (tensor.bytes / size)
+    try read(tensor, to: raw)
+    widen(StoredValues(form: form, data: raw), tensor.bytes / size, to: values)
+  }
+
+  /// In stretches, through memory beside both, since the kernels' arrays do not overlap.
+  private func widen(_ stored: StoredValues, _ count: Int, to values: UnsafeMutablePointer<Float>) {
+    let stretch = 256
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { some in
+      for first in stride(from: 0, to: count, by: stretch) {
+        let length = min(stretch, count - first)
+        stored.read(first, stride: 1, count: length, to: some.baseAddress!)
+        (values + first).update(from: some.baseAddress!, count: length)
+      }
+    }
+  }
+
+  private func read(_ tensor: StoredTensor, to memory: UnsafeMutableRawPointer) throws(Fault) {
+    let input = input(tensor.file)
+    let error = input.read(tensor.offset, tensor.bytes, to: memory)
+    if error != 0 { throw .io("reading a tensor", input.descriptor, error) }
+  }
+
+  /// Some elements from a place, with what scales them, to `raw`, [place.bytes(count)]: as values to read from.
+  func values(_ place: StoredPlace, _ count: Int, raw: UnsafeMutableRawPointer) throws(Fault) -> StoredValues {
+    let bytes = place.form.bytes(count)
+    try get(place.file, place.offset, bytes, to: raw)
+    if place.form.scalesBytes(count) > 0 {
+      try get(place.scalesFile, place.scalesOffset, place.form.scalesBytes(count), to: raw + bytes)
+    }
+    return StoredValues(form: place.form, data: raw, scales: raw + bytes)
+  }
+
+  private func get(_ file: Int32, _ offset: Int, _ bytes: Int, to memory: UnsafeMutableRawPointer) throws(Fault) {
+    let error = input(file).read(offset, bytes, to: memory)
+    if error != 0 { throw .io("reading a tensor", input(file).descriptor, error) }
+  }
+}
