@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import libmoe
-from libmoe.train import Trainer, UserError
+from libmoe.train import Settings, Trainer, UserError
 from libmoe.train import log as logs
 from tiny import SMALL, called, command, settings, state, text
 
@@ -132,7 +132,7 @@ def test_a_damaged_log_stops_neither_inspect_nor_resume(run: Path, how: str) -> 
     plots = called("inspect", str(run), "--plots")
     assert plots[0] == 0 or plots[2] == "libmoe inspect: nothing to draw: the log has no step yet\n"
     before = state(run)
-    trainer = Trainer(settings(run.parent), run, resume=True)
+    trainer = Trainer(Settings.load(run), run, resume=True)
     assert trainer.step == 4 and state(run) == before
     trainer._unlock()
     status, out, err = called("train", "--resume", str(run), "--steps", "6")

@@ -115,6 +115,8 @@ def test_a_run_without_an_evaluation_names_no_infinity(tmp_path: Path) -> None:
     assert "before the first evaluation" in out
     status, out, err = called("inspect", run)
     assert status == 0 and "inf" not in out and "interrupted" in out, err
+    assert "--weights last" in called("sample", run)[2]
+    assert called("sample", run, "--weights", "last", "--tokens", "3")[0] == 0
 
 
 PARTS = ["1.744 bits/byte", "0:12 min left", "12,345 tokens/s"]

@@ -288,3 +288,24 @@ def test_a_record_that_is_lost_is_said(copied: Path) -> None:
     assert status == 1 and "texts.json': No such file" in err and "name files to evaluate on others" in err
     assert called("eval", run, text(copied))[0] == 0
     assert "texts.json': No such file" in called("inspect", run)[1]
+
+
+def test_resume_refuses_another_split_and_another_text_of_the_same_length(tmp_path: Path) -> None:
+    given, run = settings(tmp_path), tmp_path / "run"
+    Trainer(given, run, quiet=True).train()
+    other = tmp_path / "other"
+    other.mkdir()
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"seed": 5}, "seed = 5: the text of this run was split with 0"),
+        ({"held_out": 0.3}, "held_out = 0.3: the text of this run was split with 0.1"),
+        ({"files": (text(other),)}, "removed: '.*text.txt' .still there.*; added: '.*other/text.txt'"),
+    ]
+    for change, says in changes:
+        with pytest.raises(UserError, match=says):
+            Trainer(given.changed(change), run, resume=True)
+        # Neither does a config.json that was changed by hand let held-out text be what was trained on.
+        given.changed(change).save(run)
+        status, _, err = called("eval", str(run))
+        assert status == 1 and re.search(says, err)
+        given.save(run)
+    assert called("eval", str(run))[0] == 0

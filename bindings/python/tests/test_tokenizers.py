@@ -11,11 +11,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from libmoe.train import Tokenizer, UserError, open_run, sample
+from libmoe.train import Tokenizer, Trainer, UserError, open_run, sample
 from libmoe.train.data import load
 from libmoe.train.folder import TOKENIZER
 from libmoe.train.sample import printable
-from tiny import SMALL, WORDS, called, text
+from tiny import SMALL, WORDS, called, settings, text
 
 LETTERS = "the model routes é日本語 every token 🙂 to its experts. "
 
@@ -134,6 +134,17 @@ def test_truncation_and_padding_are_switched_off(tmp_path: Path) -> None:
     assert status == 0 and "bits per byte of held-out text" in out, err
     status, out, err = called("train", "--resume", str(moved), "--steps", "3")
     assert status == 0 and "finished at step 3" in out, err
+
+
+def test_a_run_goes_on_with_its_own_tokenizer(tmp_path: Path) -> None:
+    run, path = tmp_path / "run", saved(byte_level(), tmp_path)
+    given = settings(tmp_path, tokenizer=path, steps=2)
+    Trainer(given, run, quiet=True).train()
+    assert Trainer(given.changed({"steps": 3}), run, resume=True, quiet=True).train().step == 3
+    saved(metaspace(), tmp_path)  # in its place
+    for other in (path, ""):
+        with pytest.raises(UserError, match="it is not that of the run, '.*run/tokenizer.json'"):
+            Trainer(given.changed({"tokenizer": other}), run, resume=True)
 
 
 def test_random_merges_are_switched_off(tmp_path: Path) -> None:

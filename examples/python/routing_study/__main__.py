@@ -39,7 +39,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        study(load(arguments.names), arguments.steps, arguments.output)
+        study(load(arguments.names, arguments.output), arguments.steps, arguments.output)
     except (TextError, OSError) as error:
         print(f"routing_study: {error}", file=sys.stderr)
         return 1

@@ -132,6 +132,11 @@ def test_no_file_is_on_both_sides_of_the_split(tmp_path: Path) -> None:
     assert parts[0].isdisjoint(parts[1])
     assert parts[0] | parts[1] == {f"<file {i}>".encode() * 100 for i in range(60)}
     assert corpus.n_files == 60 and corpus.passed_over == [tmp_path / "binary"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "loss.csv").write_text("step,loss\n" * 99)  # of a run before
+    assert load([str(tmp_path)]).n_files == 61
+    again = load([str(tmp_path)], tmp_path / "out")
+    assert (again.n_files, bytes(again.training)) == (60, bytes(corpus.training))
 
 
 def test_of_a_single_file_the_end_is_held_out(tmp_path: Path) -> None:
@@ -224,6 +229,7 @@ def test_wrong_input_is_told_in_one_line(tmp_path: Path) -> None:
         "empty": "too little text",
         "little": "15 bytes",
         "folder": "unreadable or binary: 1",
+        "folder/binary": "is no text: it cannot be read, or has a NUL byte",
     }.items():
         process = start([tmp_path / name, "--output", tmp_path / "out"])
         told, complaints = process.communicate(timeout=60)

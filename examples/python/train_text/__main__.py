@@ -57,7 +57,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         make_folder(arguments.output)
-        corpus = load(arguments.names)
+        corpus = load(arguments.names, arguments.output)
         status = run(corpus, arguments.steps, arguments.seed, arguments.output)
     except (libmoe.MoeError, OSError, TextError) as error:
         print(f"train_text: {error}", file=sys.stderr)

@@ -39,11 +39,13 @@ class Corpus:
     truncated: bool  # there was more than LARGEST_TEXT
 
 
-def load(names: Sequence[str]) -> Corpus:
+def load(names: Sequence[str], output: Path | None = None) -> Corpus:
     """Read the named files and folders, or without names the default text, and split it.
 
-    Raises TextError for a name that does not exist, and when a part is smaller than SMALLEST_PART.
+    What is in the output folder is never text.  Raises TextError for a name that does not exist or is a file
+    that is no text, and when a part is smaller than SMALLEST_PART.
     """
+    named = {Path(name) for name in names if not os.path.isdir(name)}
     for name in names:
         if not os.path.exists(name):
             raise TextError(f"no such file or folder: {name!r}")
@@ -54,7 +56,11 @@ def load(names: Sequence[str]) -> Corpus:
     for path in _files(names) if names else default_files():
         if room == 0:
             break
+        if output is not None and output.resolve() in path.resolve().parents:
+            continue
         text = _read(path, room)
+        if text is None and path in named:
+            raise TextError(f"{str(path)!r} is no text: it cannot be read, or has a NUL byte; name its text")
         if text is None:
             passed_over.append(path)
             continue

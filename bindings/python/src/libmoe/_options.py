@@ -154,7 +154,7 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
             made[group].add_argument("--moe", nargs="+", type=_pair, metavar="NAME=VALUE", help=text)
             continue
         default = "" if each.default == "" else f" (default {each.default})"
-        kind = type(each.default)
+        kind: Any = type(each.default)
         metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
         parse = _mebibytes if each.name == "memory_limit" else kind
         made[group].add_argument(

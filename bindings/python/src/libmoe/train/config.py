@@ -98,9 +98,7 @@ class Settings:
     )
 
     threads: int = _setting(0, "machine", "that compute, at most the processors there are; 0: all of these")
-    memory_limit: int = _setting(
-        0, "machine", "MiB of activations in a step, or with a unit such as 1GB; 0: no limit"
-    )
+    memory_limit: int = _setting(0, "machine", "MiB of activations in a step, or such as 1GB; 0: no limit")
 
     def __new__(cls, *_: Any, **given: Any) -> Settings:
         """Answer an unknown name with the one that is likely meant."""
@@ -194,6 +192,7 @@ class Settings:
         UserError
             There is none, it is damaged, or it has a setting that is none.
         """
+        folder = Path(folder)
         path = folder / FILE
         cure = f"write it anew: the first line of {str(folder / LOG)!r} has the settings"
         try:

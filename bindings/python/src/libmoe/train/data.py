@@ -223,6 +223,13 @@ def load_recorded(folder: Path, settings: Settings) -> Corpus:
         Files were changed or removed: what was held out cannot be told from what was trained on.
     """
     record = Record.load(folder)
+    for name in ("held_out", "seed"):
+        then, now = getattr(record, name), getattr(settings, name)
+        if then != now:
+            raise UserError(
+                f"{name} = {now}: the text of this run was split with {then}, and what was trained on "
+                "would be held out; it cannot change in a run that goes on"
+            )
     found, differences = compare(record, settings.files, folder, utf8=bool(settings.tokenizer))
     corpus = None
     if not differences.spoil:
@@ -276,6 +283,8 @@ def _split(
     record = Record(
         recorded(found),
         tuple(passed_over),
+        held_out,
+        seed,
         training.n_bytes,
         rest.n_bytes,
         training.n_tokens,

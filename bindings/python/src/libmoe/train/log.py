@@ -24,7 +24,7 @@ FILE = LOG
 
 Record = dict[str, Any]
 
-_LAYER = ("layer", "load", "dropped", "dead", "z_loss")
+_LAYER = ("layer", "load", "dropped", "dead", "peak", "z_loss")
 # What the readers of a log need in a line of each kind; a line without it is damaged.
 _NEEDED = {
     "start": ("training_bytes", "vocabulary_size", "weights", "threads", "processors"),

@@ -38,12 +38,16 @@ class Record:
         In the order in which they were read.
     passed_over : tuple of PassedOver
         What was not read.
+    held_out, seed : float, int
+        What the split was made with.
     training_bytes, held_out_bytes, training_tokens, vocabulary_size : int
         Of the text and its split.
     """
 
     files: tuple[File, ...]
     passed_over: tuple[PassedOver, ...]
+    held_out: float
+    seed: int
     training_bytes: int
     held_out_bytes: int
     training_tokens: int
@@ -129,9 +133,13 @@ def compare(
     """
     texts: list[Text] = []
     changed, removed = [], []
+    listing = _listing(names, own)
     for file in record.files:
         if not Path(file.name).exists():
             removed.append(repr(file.name))
+            continue
+        if file.name not in listing:
+            removed.append(f"{file.name!r} (still there, but not in what the settings name)")
             continue
         try:
             (text,), _ = find([file.name], utf8=utf8)
@@ -144,16 +152,16 @@ def compare(
         size, now = file.bytes, len(text.data)
         sizes = f"{size:,} bytes then, {now:,} now" if size != now else f"other content of {size:,} bytes"
         changed.append(f"{file.name!r} ({sizes})")
-    return texts, Differences(tuple(changed), tuple(removed), tuple(_added(record, names, own)))
-
-
-def _added(record: Record, names: Sequence[str], own: Path) -> list[str]:
-    """List files that are there now and were not when the run began."""
     known = {file.name for file in record.files} | {each.name for each in record.passed_over}
-    there = [name for name in names if Path(name).is_dir()]
+    added = [repr(name) for name in listing if name not in known]
+    return texts, Differences(tuple(changed), tuple(removed), tuple(added))
+
+
+def _listing(names: Sequence[str], own: Path) -> dict[str, None]:
+    """List the files that the names stand for now, in order; what they hold is not looked at."""
     passed: list[PassedOver] = []
-    found = (os.path.abspath(path) for path, _ in listed(there, own, passed))
-    return [repr(path) for path in found if path not in known]
+    there = [name for name in names if os.path.exists(name)]
+    return {os.path.abspath(path): None for path, _ in listed(there, own, passed)}
 
 
 def recorded(texts: Sequence[Text]) -> tuple[File, ...]:

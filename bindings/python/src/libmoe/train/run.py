@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ from .folder import BEST, LAST
 from .tokenizer import Tokenizer
 
 
-def processors() -> int:
-    """Return how many processors this process may use, as the library counts them."""
-    told = libmoe.Context(libmoe.ALL_THREADS).build_info()
-    return int(re.findall(r"threads: (\d+)", told)[0])
-
-
 def used_threads(settings: Settings) -> int:
     """Return how many threads compute: no more than there are processors, which would only take memory."""
-    return min(settings.threads or processors(), processors())
+    return min(settings.threads or libmoe.processors(), libmoe.processors())
 
 
 def make_context(settings: Settings) -> libmoe.Context:
@@ -33,10 +26,11 @@ def make_context(settings: Settings) -> libmoe.Context:
 
 def threads_note(settings: Settings) -> str:
     """Say that there are more threads than processors, or nothing."""
-    if settings.threads <= processors():
+    if settings.threads <= libmoe.processors():
         return ""
+    count = libmoe.processors()
     return (
-        f"threads {settings.threads}: this process may use {processors()} processors, and so many threads "
+        f"threads {settings.threads}: this process may use {count} processors, and so many threads "
         "compute; more would take memory and time, and give the same bits"
     )
 
@@ -83,7 +77,10 @@ def read_weights(model: libmoe.Model, path: Path) -> None:
         There is no such file, or it is another model's.
     """
     if not path.exists():
-        raise UserError(f"no such file: {str(path)!r}; the run has not come to its first checkpoint")
+        why = "the run has not come to its first checkpoint"
+        if path.name == BEST and path.with_name(LAST).exists():
+            why = "it ended before its first evaluation; --weights last (weights='last') is what it learnt"
+        raise UserError(f"no such file: {str(path)!r}; {why}")
     parts = saved_parts(model)
     with libmoe.Checkpoint(path) as checkpoint:
         try:
@@ -121,6 +118,7 @@ def open_run(folder: Path, weights: str = "best") -> Trained:
     UserError
         There is no run, or it has no checkpoint yet.
     """
+    folder = Path(folder)
     settings = Settings.load(folder)
     tokenizer = Tokenizer(settings.tokenizer)
     context = make_context(settings)

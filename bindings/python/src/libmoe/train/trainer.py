@@ -30,7 +30,6 @@ from .run import (
     make_context,
     make_model,
     memory_limit,
-    processors,
     saved_parts,
     threads_note,
     used_threads,
@@ -120,6 +119,8 @@ class Trainer:
         """Read the text, make the model, and begin or go on."""
         # Absolute, so that the run can be taken up from anywhere.
         self.settings = replace(settings, files=tuple(map(os.path.abspath, settings.files)))
+        if resume:
+            self._take_up_tokenizer()
         self.corpus = self._text(resume)
         for part in (self.corpus.training, self.corpus.held_out):  # rather now than at the first evaluation
             part.spread(1, settings.sequence_length + 1)
@@ -140,6 +141,16 @@ class Trainer:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _take_up_tokenizer(self) -> None:
+        """Use the run's own copy; another tokenizer would give other tokens."""
+        given, copy = self.settings.tokenizer, self.folder / TOKENIZER
+        if not copy.exists():
+            return
+        gone = given and not Path(given).exists()
+        if not gone and not (given and Path(given).read_bytes() == copy.read_bytes()):
+            raise UserError(f"tokenizer = {given!r}: it is not that of the run, {str(copy)!r}")
+        self.settings = replace(self.settings, tokenizer=str(copy))
 
     def _text(self, resume: bool) -> Corpus:
         settings = self.settings
@@ -360,7 +371,7 @@ class Trainer:
             vocabulary_size=self.corpus.vocabulary_size,
             weights=sum(parameter.data.size for parameter in parameters),
             threads=used_threads(self.settings),
-            processors=processors(),
+            processors=libmoe.processors(),
             library=self.context.build_info(),
             settings=asdict(self.settings),
         )
