@@ -73,10 +73,10 @@ def test_values_that_some_queries_do_not_see(
     seen = seen_of(given, shape)
     b, _, u, *_ = shape
     rows = np.zeros((b, u), bool)
-    rows[:, [u // 4, u // 2, u - 1]] = True
+    rows[:, [u - 1, u // 2] if mask in ("boolean", "added", "all") else [u - 1]] = True
     queries = none(seen & rows[:, None, :], 2)  # that see none of them
     keys = none(seen & ~queries[:, :, None], 1)  # that none of the others sees
-    assert queries.any()
+    assert queries.any() or mask == "padding"
     compare(
         shape,
         given,
