@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "numbers.h"
 
 enum { V = 40, H = 32, B = 2, S = 150, T = B * S, STACK = 64 << 10, PATTERN = 0x5a, N_TENSORS = 64 };
 
@@ -19,27 +18,44 @@ static moe_context *context;
 static int64_t most_used;
 static const char *folder;
 
+struct started {
+  void *(*call)(void *);
+  void *argument;
+  unsigned char *floor; /* [out] the lowest byte that may be touched */
+};
+
+/* The stack ends STACK bytes below what the system and this function have taken of it. */
+static void *start(void *argument) {
+  struct started *started = (struct started *)argument;
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  unsigned char *end = (unsigned char *)((size_t)(unsigned char *)&page / page * page) - STACK;
+  CHECK(mprotect(end - page, page, PROT_NONE) == 0);
+  started->floor = end;
+  return started->call(started->argument);
+}
+
 /* A call in a thread of its own; notes how much of the stack it touched. */
 static void on_small_stack(const char *name, void *(*call)(void *), void *argument) {
-  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-  unsigned char *memory = (unsigned char *)mmap(NULL, STACK + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t size = 16 * STACK;
+  unsigned char *memory =
+      (unsigned char *)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(memory != MAP_FAILED);
-  CHECK(mprotect(memory, page, PROT_NONE) == 0);
-  memset(memory + page, PATTERN, STACK);
+  memset(memory, PATTERN, size);
+  struct started started = {call, argument, NULL};
   pthread_attr_t attributes;
   pthread_t thread;
   CHECK(pthread_attr_init(&attributes) == 0);
-  CHECK(pthread_attr_setstack(&attributes, memory + page, STACK) == 0);
-  CHECK(pthread_create(&thread, &attributes, call, argument) == 0);
+  CHECK(pthread_attr_setstack(&attributes, memory, size) == 0);
+  CHECK(pthread_create(&thread, &attributes, start, &started) == 0);
   CHECK(pthread_join(thread, NULL) == 0);
   pthread_attr_destroy(&attributes);
   int64_t untouched = 0;
-  while (untouched < STACK && memory[page + (size_t)untouched] == PATTERN) untouched++;
+  while (untouched < STACK && started.floor[untouched] == PATTERN) untouched++;
   if (STACK - untouched > most_used) {
     most_used = STACK - untouched;
     printf("%-24s %lld bytes\n", name, (long long)most_used);
   }
-  CHECK(munmap(memory, STACK + page) == 0);
+  CHECK(munmap(memory, size) == 0);
 }
 
 struct layer_call {
@@ -67,7 +83,7 @@ static void *layer_life(void *argument) {
   }
   for (size_t limited = 0; limited < 2; limited++) {
     moe_forward_options options = MOE_FORWARD_OPTIONS_INIT;
-    moe_memory_plan plan = MOE_MEMORY_PLAN_INIT;
+    moe_plan plan = MOE_PLAN_INIT;
     moe_report report = MOE_REPORT_INIT;
     options.training = 1;
     CHECK(moe_layer_plan(layer, T, &options, 1, &plan) == MOE_OK);
@@ -75,7 +91,8 @@ static void *layer_life(void *argument) {
     CHECK(moe_layer_forward(layer, x, T, &options, y, tape, &report) == MOE_OK);
     CHECK(moe_layer_backward(layer, tape, x, y, 1.0f, dx, NULL) == MOE_OK);
   }
-  CHECK(moe_layer_prepare(layer, MOE_PREPARED_F32) == MOE_OK);
+  const int32_t form = call->config->weight_dtype == MOE_DTYPE_BF16 ? MOE_PREPARED_BF16 : MOE_PREPARED_F32;
+  CHECK(moe_layer_prepare(layer, form) == MOE_OK);
   CHECK(moe_layer_forward(layer, x, T, NULL, y, NULL, NULL) == MOE_OK);
   double norm = 0;
   CHECK(moe_adamw_create(context, NULL, tensors, trained, &optimizer) == MOE_OK);
@@ -84,11 +101,11 @@ static void *layer_life(void *argument) {
   moe_optimizer_free(optimizer);
   char path[256];
   snprintf(path, sizeof path, "%s/layer.safetensors", folder);
-  CHECK(moe_layer_save(layer, path, MOE_LAYOUT_LIBMOE, 0) == MOE_OK);
+  CHECK(moe_layer_save(layer, path, MOE_LAYOUT_LIBMOE, 0, call->config->weight_dtype) == MOE_OK);
   moe_checkpoint *checkpoint = NULL;
   CHECK(moe_checkpoint_open(context, path, &checkpoint) == MOE_OK);
   CHECK(moe_layer_load(layer, checkpoint, MOE_LAYOUT_LIBMOE, 0) == MOE_OK);
-  moe_checkpoint_close(checkpoint);
+  moe_checkpoint_free(checkpoint);
   CHECK(remove(path) == 0);
   moe_tape_free(tape);
   moe_layer_free(layer);
@@ -158,7 +175,6 @@ static void try_all(void) {
     config.n_experts = 6;
     config.top_k = kinds[k].router == MOE_ROUTER_SINKHORN ? 1 : 2;
     config.router = kinds[k].router;
-    if (kinds[k].router == MOE_ROUTER_EXPERT_CHOICE) config.capacity_factor = 1;
     config.expert_kind = kinds[k].kind;
     config.weight_dtype = kinds[k].weights;
     config.activation = k % 2 ? MOE_ACTIVATION_SILU : MOE_ACTIVATION_GELU;
@@ -197,7 +213,7 @@ int main(void) {
   char name[] = "/tmp/libmoe-stack-XXXXXX";
   folder = mkdtemp(name);
   CHECK(folder);
-  fill(x, T * H, 1);
+  for (int i = 0; i < T * H; i++) x[i] = (float)(i * 37 % 101) / 50 - 1;
   for (size_t i = 0; i < sizeof instructions / sizeof instructions[0]; i++) {
     for (size_t m = 0; m < sizeof matmul / sizeof matmul[0]; m++) {
       moe_context_config config = MOE_CONTEXT_CONFIG_INIT;

@@ -73,7 +73,7 @@ def gradients(model: libmoe.Model) -> dict[str, NDArray[np.float32]]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_those_of_the_sequences_one_after_another(name: str) -> None:
-    arguments = {**MODELS[name], "moe": {**MODELS[name]["moe"], "balance_coef": 0.0}}
+    arguments = {**MODELS[name], "moe": {**MODELS[name]["moe"], "balance_coef": 0.0, "z_coef": 0.0}}
     lengths, before, length = [40, 139], [110, 5], 150
     with libmoe.Context(n_threads=2, matmul="native") as context:
         model = made(arguments, context)
@@ -169,7 +169,7 @@ def test_given_positions_against_tables_in_another_order() -> None:
         table = model.parameters["positions.weight"].data
         output = model.forward(tokens, positions=order, hidden=True, tape=True)
         model.zero_grad()
-        model.backward(output, dhidden=np.ones((2, 20, 12), np.float32))
+        model.backward(output, 0.0, np.ones((2, 20, 12), np.float32))
         found = model.parameters["positions.weight"].grad.copy()
         kept = table.copy()
         for row in range(2):
@@ -178,7 +178,7 @@ def test_given_positions_against_tables_in_another_order() -> None:
             assert output.hidden is not None and alone.hidden is not None
             same(output.hidden[row], alone.hidden[0], "hidden")
             model.zero_grad()
-            model.backward(alone, dhidden=np.ones((1, 20, 12), np.float32))
+            model.backward(alone, 0.0, np.ones((1, 20, 12), np.float32))
             same(found[order[row]], model.parameters["positions.weight"].grad[:20], "gradient")
             table[...] = kept
 
