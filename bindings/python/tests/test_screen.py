@@ -37,7 +37,7 @@ def test_a_pipe_has_loss_and_rate_between_evaluations(tmp_path: Path) -> None:
 
 def test_one_unit_on_every_screen(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    wild = ["--learning-rate", "3", "--clip", "none", "--schedule", "constant", "--steps", "60"]
+    wild = ["--learning-rate", "3", "--clip", "none", "--schedule", "constant", "--steps", "120"]
     status, out, err = called("train", text(tmp_path), "--output", str(run), *SMALL, *wild)
     assert status == 0 and "the training loss rose" in err
     screens = [out, err, called("inspect", str(run))[1], called("eval", str(run))[1]]
@@ -50,7 +50,7 @@ def test_one_unit_on_every_screen(tmp_path: Path) -> None:
 
 def test_a_short_run_has_no_hints(tmp_path: Path) -> None:
     for n, more in enumerate((["--log-every", "1"], ["--n-experts", "16", "--warmup-steps", "0"])):
-        arguments = ["--output", str(tmp_path / str(n)), *SMALL, "--threads", "0", *more, "--steps", "20"]
+        arguments = ["--output", str(tmp_path / str(n)), *SMALL, "--threads", "0", *more, "--steps", "60"]
         status, _, err = called("train", text(tmp_path), *arguments)
         assert status == 0 and "hint" not in err
 

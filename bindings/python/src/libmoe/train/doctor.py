@@ -16,7 +16,7 @@ from .config import Settings
 from .log import Record, of_kind
 
 # From when on a number is a sign.
-ENOUGH = 50  # steps: before, losses and loads are those of a model that has not begun to learn, and chance
+ENOUGH = 100  # steps: before, losses and loads are those of a model that has not begun to learn, and chance
 TOKENS = 50  # of an expert on average, so that one without any is no chance
 RISE = 1.05  # mean training loss of a quarter of the run over the lowest before: noise stays below
 SPIKE = 10  # a gradient norm over the median
