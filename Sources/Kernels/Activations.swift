@@ -96,6 +96,17 @@ private struct Limits: Clamps {
   @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
 }
 
+/// Numbers as in moei_activation_kind, which the boundary has checked. An enum of Swift's, so that a switch over it has every
+/// case or does not compile; one over C's would ask the runtime what to do about others.
+private enum ActivationKind: UInt32 {
+  case gelu = 0
+  case tanhGELU = 1
+  case silu = 2
+  case relu = 3
+  case squaredReLU = 4
+  case quickGELU = 5
+}
+
 /// What is done with an activation and clamps, once it is known which. A function for each, so that a call's stack holds what
 /// one of them needs and not all.
 protocol Loop {
@@ -105,14 +116,14 @@ protocol Loop {
 @inline(__always) private func run<L: Loop, C: Clamps>(
   _ loop: L, with parameters: moei_activation, _ clamps: C
 ) {
-  switch parameters.kind {
-  case .MOEI_GELU: loop.run(GELU(), clamps)
-  case .MOEI_GELU_TANH: loop.run(TanhGELU(), clamps)
-  case .MOEI_SILU where parameters.alpha == 1: loop.run(SiLU(), clamps)
-  case .MOEI_SILU: loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
-  case .MOEI_RELU: loop.run(ReLU(), clamps)
-  case .MOEI_RELU2: loop.run(SquaredReLU(), clamps)
-  case .MOEI_QUICK_GELU: loop.run(ScaledSiLU(alpha: 1.702), clamps)
+  switch ActivationKind(rawValue: parameters.kind.rawValue).unsafelyUnwrapped {
+  case .gelu: loop.run(GELU(), clamps)
+  case .tanhGELU: loop.run(TanhGELU(), clamps)
+  case .silu where parameters.alpha == 1: loop.run(SiLU(), clamps)
+  case .silu: loop.run(ScaledSiLU(alpha: parameters.alpha), clamps)
+  case .relu: loop.run(ReLU(), clamps)
+  case .squaredReLU: loop.run(SquaredReLU(), clamps)
+  case .quickGELU: loop.run(ScaledSiLU(alpha: 1.702), clamps)
   }
 }
 

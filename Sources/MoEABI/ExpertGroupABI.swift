@@ -202,11 +202,10 @@ private func between(_ group: moe_expert_group, _ kind: moei_activation_kind) th
 }
 
 func activationKind(_ value: Int32, _ name: StaticString) throws(Fault) -> moei_activation_kind {
-  // An enum of C's takes any number, so the range is looked at first.
-  guard value >= 0 && value <= MOE_ACTIVATION_QUICK_GELU.rawValue,
-    let kind = moei_activation_kind(rawValue: UInt32(value))
-  else { throw .invalid("\(name) = \(Int(value)) is not a moe_activation") }
-  return kind
+  guard value >= 0 && value <= MOE_ACTIVATION_QUICK_GELU.rawValue else {
+    throw .invalid("\(name) = \(Int(value)) is not a moe_activation")
+  }
+  return moei_activation_kind(rawValue: UInt32(value))
 }
 
 func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> Bool {

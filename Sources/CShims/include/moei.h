@@ -268,8 +268,8 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16
 
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
-/* Numbers as in moe_activation.  Closed: a switch over it in Swift has every case or does not compile. */
-typedef enum __attribute__((enum_extensibility(closed))) moei_activation_kind {
+/* Numbers as in moe_activation. */
+typedef enum moei_activation_kind {
   MOEI_GELU = 0,
   MOEI_GELU_TANH = 1,
   MOEI_SILU = 2,
