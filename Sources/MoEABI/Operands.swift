@@ -8,8 +8,8 @@ import MoE
 
 /// A stretch of memory that a call reads or writes.
 struct Operand {
-  /// What a name says beside its text.
-  enum Part {
+  /// What a name says beside its text. With a raw type, since that of others would bring a hash with a seed from the system.
+  enum Part: UInt8 {
     case array
     case gradient  // of the parameter of that name
     case tensorData  // of the caller's tensor number `index`
@@ -93,7 +93,8 @@ struct Operand {
       text.append("the gradient of ")
       text.append(name)
     case .tensorData, .tensorGrad:
-      text.append(part == .tensorData ? "data of tensors[" : "grad of tensors[")
+      let field: StaticString = part == .tensorData ? "data of tensors[" : "grad of tensors["
+      text.append(field)
       text.append(Int(index))
       text.append("]")
       guard let name else { return }

@@ -46,7 +46,8 @@ enum LayerOption {
       || ends(".running_var") || ends(".active_experts")
   }
 
-  private enum Origin {
+  /// With a raw type, since that of others would bring a hash with a seed from the system.
+  private enum Origin: UInt8 {
     case gate, gateBias, selectionBias, expertScale, coarse, noise, norm, warmup, sharedGate, expertBias, shared, gated
     case experts, outputBias
 
