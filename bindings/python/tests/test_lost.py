@@ -8,6 +8,7 @@ import pty
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_other_commands_end_as_by_sigpipe(run: Path) -> None:
         assert (child.returncode, err) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as usual, here and in children, though the tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up")
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """The terminal goes away: SIGHUP, twice, and every line that is printed fails with EIO."""
     ours, theirs = pty.openpty()
@@ -67,13 +77,16 @@ def test_a_closed_terminal_saves(tmp_path: Path) -> None:
         "train", text(tmp_path), "--output", str(run), *ENDLESS, stdout=theirs, stderr=theirs, stdin=theirs
     )
     os.close(theirs)
-    said = b""
-    while b"step 4: held-out" not in said:
-        said += os.read(ours, 4096)
-    os.close(ours)
-    for _ in range(2):
-        child.send_signal(signal.SIGHUP)
-    assert child.wait(timeout=60) == 128 + signal.SIGHUP
+    try:
+        said = b""
+        while b"step 4: held-out" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)
+        for _ in range(2):
+            child.send_signal(signal.SIGHUP)
+        assert child.wait(timeout=60) == 128 + signal.SIGHUP
+    finally:
+        child.kill()
     stop = logs.read(run)[-1]
     assert stop["why"] == "interrupted"
     with libmoe.Checkpoint(run / "last.safetensors") as checkpoint:
@@ -141,6 +154,7 @@ def test_a_damaged_log_stops_neither_inspect_nor_resume(run: Path, how: str) -> 
     assert logs.read_all(run)[1] == 0  # what was damaged is gone
 
 
+@pytest.mark.usefixtures("hang_up")
 def test_a_resumed_run_with_a_damaged_log_has_the_same_bits(tmp_path: Path) -> None:
     given = settings(tmp_path)
     Trainer(given, tmp_path / "whole").train()
