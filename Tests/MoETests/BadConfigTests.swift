@@ -169,7 +169,7 @@ struct BadConfigTests {
     func groups(_ count: Int32, _ top: Int32, _ m: Int32 = 0, mask: Int32 = 0) -> moe_status {
       createLayer { ($0.n_groups, $0.top_groups, $0.group_top_m, $0.group_mask) = (count, top, m, mask) }
     }
-    for count: Int32 in [-1, 3, 5] { refused("n_groups", groups(count, 1)) }
+    for count: Int32 in [-2, 3, 5] { refused("n_groups", groups(count, 1)) }
     for top: Int32 in [-1, 0, 3] { refused("top_groups", groups(2, top)) }
     refused("top_k", groups(4, 1))
     for m: Int32 in [-1, 3] { refused("group_top_m", groups(2, 1, m)) }

@@ -98,7 +98,7 @@ struct OffloadTests {
         #expect(bits(Array(router.values)) == before)
         return moe_layer_offload(layer.layer, checkpoint.handle, 0, 1, 1 << 20)
       }
-      #expect(failures == 4)  // the handle, its slots, and what loading reads into, twice
+      #expect(failures == 4)  // what is read, where it waits, the slots, their memory
       #expect(bits(Array(router.values)) != before)
       var y = Self.x
       #expect(try starve { moe_layer_forward(layer.layer, Self.x, 40, nil, &y, nil, nil) } == 1)
