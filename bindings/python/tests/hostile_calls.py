@@ -320,7 +320,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_open", lambda: [context, index, room()]),
         Function("moe_checkpoint_tensor", lambda: [checkpoint, 0, _abi.moe_stored_tensor()]),
         Function("moe_checkpoint_find_tensor", lambda: [checkpoint, b"layers.0.router.weight", room()]),
-        Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 12]),
+        Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
     ]

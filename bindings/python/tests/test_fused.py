@@ -258,7 +258,11 @@ def test_optimizers_of_something_else_are_refused() -> None:
         "dtype of its tensor 0 is not that of router.weight",
         optimizer=libmoe.SGD(half),
     )
-    refuse(TypeError, "optimizer: expected a libmoe.AdamW or SGD, got str", optimizer="adamw")
+    refuse(
+        TypeError,
+        "optimizer: expected a libmoe.Optimizer, got str; use a libmoe.AdamW or SGD",
+        optimizer="adamw",
+    )
     for factor in (-1.0, math.inf, math.nan):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
     refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but options.optimizer is NULL", clip_factor=0.5)

@@ -32,8 +32,10 @@ def within(seconds: float) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def deep() -> Iterator[libmoe.Model]:
     moe = dict(n_experts=2, top_k=1, intermediate_size=1)
-    with libmoe.Context(n_threads=1) as context, within(20):
-        yield libmoe.Model(2, N, moe=moe, moe_every=2, vocabulary_size=3, **SMALL, context=context)
+    with libmoe.Context(n_threads=1) as context:
+        with within(20):
+            model = libmoe.Model(2, N, moe=moe, moe_every=2, vocabulary_size=3, **SMALL, context=context)
+        yield model
 
 
 def test_plans(deep: libmoe.Model) -> None:

@@ -136,7 +136,10 @@ def byte_count(name: str, value: Any, ctype: Any = ctypes.c_size_t) -> int:
         if not float(value).is_integer():
             raise ArgumentTypeError(f"{name} = {value!r} is no whole number of bytes; use int({name})")
         value = int(value)
-    return integer(name, value, ctype)
+    size = integer(name, value, ctype)
+    if size < 0:
+        raise InvalidArgumentError(f"{name} = {size} is below 0")
+    return size
 
 
 def _bytes_of(name: str, text: str) -> int:
