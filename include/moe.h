@@ -37,7 +37,7 @@
  *              not with router_batch_norm or warmup_steps, which keep what they have seen).  Backward calls on one
  *              layer take turns.  Everything that changes a handle (bind, zero_grad, optimiser steps, free) wants that
  *              handle, and the tensors it changes, for itself.
- *   Stack      a call needs less than 64 KiB of its thread's stack, what your callbacks take beside.
+ *   Stack      a call needs less than 80 KiB of its thread's stack, what your callbacks take beside.
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *

@@ -12,7 +12,7 @@
 
 #include "check.h"
 
-enum { V = 40, H = 32, B = 2, S = 150, T = B * S, STACK = 64 << 10, PATTERN = 0x5a, N_TENSORS = 64 };
+enum { V = 40, H = 32, B = 2, S = 150, T = B * S, STACK = 80 << 10, PATTERN = 0x5a, N_TENSORS = 64 };
 
 static moe_context *context;
 static int64_t most_used;

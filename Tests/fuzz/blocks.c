@@ -23,6 +23,9 @@ static __int128 times3(int64_t a, int64_t b, int64_t c) {
 /* Whether the call can be made honestly, or has to be refused whatever its arrays are. */
 static int may_call(void) { return !is_impossible || is_refused; }
 
+/* Honest work of seconds is no finding. */
+static int is_long(int64_t a, int64_t b, int64_t c) { return times3(a, b, c) > 50000000; }
+
 static void norm(void) {
   int64_t tokens = size_of(), size = size_of();
   int32_t kind = decide() % 3;
@@ -41,7 +44,7 @@ static void linear(void) {
   const void *weight = floats(times(outputs, inputs));
   float *y = floats(times(tokens, outputs)), *dx = floats(times(tokens, inputs));
   float *dweight = floats(times(outputs, inputs)), *dbias = floats(outputs);
-  if (!may_call()) return;
+  if (!may_call() || (!is_refused && is_long(tokens, inputs, outputs))) return;
   check(moe_linear_forward(context, x, tokens, inputs, outputs, weight, dtype, bias, y));
   check(moe_linear_backward(context, x, tokens, inputs, outputs, weight, dtype, y, dx, dweight, dbias));
 }
@@ -85,6 +88,8 @@ static void attention(void) {
   if (masks & 4) config.valid_mask = mask(times(config.n_sequences, keys));
   float *sums = floats(times3(config.n_sequences, config.n_heads, config.n_queries));
   /* A stride below the width is refused, or of overlapping rows: either way the arrays are long enough. */
+  __int128 pairs = times3(config.n_sequences, config.n_queries, keys);
+  if (!is_refused && (pairs > 1 << 22 || is_long((int64_t)pairs, config.n_heads, config.head_size))) return;
   if (!may_call() || check(moe_attention_forward(context, &config, given[0], given[1], given[2], given[3], sums))) return;
   float *slopes[4];
   for (int i = 0; i < 4; i++) {
@@ -117,7 +122,7 @@ static void cross_entropy(void) {
   const int32_t *targets = indices(tokens, 4, vocabulary);
   float *losses = floats(tokens), *dx = floats(times(tokens, size)), *dweight = floats(times(vocabulary, size));
   double smoothing = decide() & 1 ? 0 : real();
-  if (may_call())
+  if (may_call() && (is_refused || !is_long(tokens, vocabulary, size)))
     check(moe_cross_entropy(context, x, tokens, size, weight, dtype, vocabulary, targets, ignored, smoothing, real(), &loss,
                             &counted, losses, decide() & 1 ? dx : NULL, decide() & 1 ? dweight : NULL));
 }

@@ -24,7 +24,7 @@ static int describe(void) {
     is_impossible = 0;
     tensors[i] = tensor;
   }
-  if (n_tensors > 1 && decide() % 8 == 1) tensors[0].data = tensors[1].data;
+  if (n_tensors > 1 && decide() % 8 == 1) tensors[0] = tensors[1];
   return is_possible;
 }
 
