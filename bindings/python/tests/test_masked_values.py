@@ -173,7 +173,7 @@ CALLS |= {name: (a, {}, {**c, "sequence_length": 8}) for name, (a, c) in PLACES.
 @pytest.mark.parametrize("name", CALLS)
 def test_padding_of_a_layer_that_is_not_finite(name: str, odd: float, matmul: Any, policy: Any) -> None:
     arguments, by_token, call = CALLS[name]
-    results = []
+    results: list[dict[str, Any]] = []
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
         for value in (0.5, odd):
             layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
@@ -183,7 +183,7 @@ def test_padding_of_a_layer_that_is_not_finite(name: str, odd: float, matmul: An
             tape = layer.tape()
             output = layer.forward(x, tape=tape, valid_mask=MASK, tape_policy=policy, **by_token, **call)
             dx = layer.backward(tape, dy)
-            report = {"y": output.y, "aux": np.float64(output.report.aux_loss)}
+            report: dict[str, Any] = {"y": output.y, "aux": np.float64(output.report.aux_loss)}
             report["mean_probability"] = output.report.mean_probability
             report["entropy"] = np.float64(output.report.entropy)
             results.append(report | gradients_of(layer, dx) | layer.buffers)
@@ -210,7 +210,7 @@ def test_a_router_weight_of_minus_infinity(arguments: dict[str, Any], matmul: An
     """An expert whose logits are minus infinity passes nothing on, as one whose bias says so."""
     x, dy = inputs(T, H)
     x = np.abs(x) + np.float32(0.1)
-    results = []
+    results: list[dict[str, Any]] = []
     with libmoe.Context(n_threads=2, matmul=matmul) as context:
         for by_bias in (True, False):
             layer = libmoe.Layer(**{**SIZES, **arguments}, context=context)
