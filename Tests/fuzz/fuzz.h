@@ -141,7 +141,7 @@ static inline uint8_t *mask(__int128 count) {
 /* ---- a context with little memory ---- */
 
 /* What handles hold at once: a configuration that is too large for it is an error, not minutes of work. */
-#define MEMORY ((size_t)16 << 20)
+#define MEMORY ((size_t)1 << 20)
 static size_t memory_taken;
 static int allocations_left;
 
