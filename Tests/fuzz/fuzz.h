@@ -91,7 +91,7 @@ static int n_arrays;
 static int is_impossible; /* an array that no caller of this process could have was asked for */
 
 static inline void *array(__int128 count, size_t element) {
-  __int128 bytes = count < 0 ? 0 : count * (__int128)element;
+  __int128 bytes = count < 0 ? 0 : count > MOST_BYTES ? count : count * (__int128)element;
   if (bytes > MOST_BYTES || n_arrays == MOST_ARRAYS) {
     is_impossible = 1;
     return NULL;

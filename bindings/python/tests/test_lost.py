@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -230,3 +231,14 @@ def test_the_log_is_on_the_disk_before_its_checkpoint(
     saved = [n for n, name in enumerate(order) if name.endswith(".safetensors")]
     assert len(saved) >= 3 and all(order[n - 1] == "log.jsonl" for n in saved)
     assert {"config.json.unfinished", "texts.json.unfinished"} <= set(order)
+
+
+def test_inspect_has_the_best_from_the_checkpoint_where_the_log_lost_it(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (best,) = re.findall(r"^best: (\S+) held-out", called("inspect", str(run))[1], re.MULTILINE)
+    (copy / "log.jsonl").write_bytes(b"")
+    assert (
+        f"best: {best} held-out bits per byte, at a step that the log does not have"
+        in called("inspect", str(copy))[1]
+    )

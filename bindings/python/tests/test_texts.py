@@ -125,6 +125,21 @@ def test_evaluating_on_text_of_the_training_is_said(ready: Path, tmp_path: Path)
     assert err == f"this run was trained on most of '{again}': that is no held-out text\n"
 
 
+def test_evaluating_on_a_changed_text_of_the_training_is_said(ready: Path, tmp_path: Path) -> None:
+    shutil.copytree(ready, tmp_path / "own")
+    run, edited = tmp_path / "own" / "run", ready / "texts" / "2.txt"
+    before = edited.read_bytes()
+    try:
+        edited.write_bytes(before + b"more\n")
+        status, _, err = called("eval", str(run), str(edited))
+    finally:
+        edited.write_bytes(before)
+    assert status == 0
+    assert (
+        err == f"this run was trained on '{edited}' as it was then: only what is new there is held-out text\n"
+    )
+
+
 def test_short_texts_are_all_read(tmp_path: Path) -> None:
     """500 files of 124 bytes: every byte is in some window of 129, beside a byte between two of them."""
     for n in range(500):

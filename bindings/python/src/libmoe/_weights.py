@@ -447,7 +447,7 @@ class Weights(Tensors):
         number = _check.choice("layout", layout, _abi.LAYOUT)
         arguments = (self._handle, checkpoint._handle, number)
         if prefix is None:
-            lib.moe_layer_load(*arguments, _layer_number(layer))
+            lib.moe_layer_load(*arguments, _layer_number(layer, layout))
         else:
             lib.moe_layer_load_prefix(*arguments, _prefix(prefix, layer))
 
@@ -489,7 +489,7 @@ class Weights(Tensors):
         limit = _check.byte_count("resident_limit", resident_limit)
         arguments = (self._handle, checkpoint._handle, number)
         if prefix is None:
-            lib.moe_layer_offload(*arguments, _layer_number(layer), limit)
+            lib.moe_layer_offload(*arguments, _layer_number(layer, layout), limit)
         else:
             lib.moe_layer_offload_prefix(*arguments, _prefix(prefix, layer), limit)
         self._handle.owner.keep["offloaded"] = True
@@ -543,9 +543,9 @@ class Weights(Tensors):
         if prefix is not None:
             lib.moe_layer_save_prefix(*head, _prefix(prefix, layer), number, size)
         elif size == 0:
-            lib.moe_layer_save(*head, _layer_number(layer), number)
+            lib.moe_layer_save(*head, _layer_number(layer, layout), number)
         else:
-            lib.moe_layer_save_sharded(*head, _layer_number(layer), number, size)
+            lib.moe_layer_save_sharded(*head, _layer_number(layer, layout), number, size)
 
     def upcycle(self, dense: Mapping[str, Array]) -> None:
         """Make every expert a copy of one dense network (arXiv:2212.05055).
@@ -579,15 +579,19 @@ class Weights(Tensors):
         lib.moe_layer_upcycle(self._handle, described, len(described))
 
 
-def _layer_number(layer: int | None) -> int:
+def _layer_number(layer: int | None, layout: str) -> int:
+    if layer is None and layout != "libmoe":
+        raise InvalidArgumentError(f"layer: layout {layout!r} has numbered layers; give layer= or prefix=")
     return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)
 
 
 def _prefix(prefix: str, layer: int | None) -> bytes:
     if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
+        raise ArgumentTypeError(f"prefix: expected a str, got {type(prefix).__name__}")
     if layer is not None:
-        raise ValueError("layer, prefix: a prefix has the layer's number in it; give one of the two")
+        raise InvalidArgumentError(
+            "layer, prefix: a prefix has the layer's number in it; give one of the two"
+        )
     if "\0" in prefix:
         raise ValueError(f"prefix: {prefix!r} contains the character 0")
     return prefix.encode()

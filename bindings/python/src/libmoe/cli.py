@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -156,11 +157,25 @@ def _eval(asked: argparse.Namespace) -> int:
 def _trained_on(folder: Path, found: Sequence[texts.Text]) -> list[str]:
     """Say which of these files the run was trained on: what is known by heart is no test."""
     try:
-        known = Record.load(folder).by_sum
+        record = Record.load(folder)
     except UserError:
         return []
-    names = [repr(text.name) for text in found if text.sha256 in known]
-    return [f"this run was trained on most of {', '.join(names)}: that is no held-out text"] if names else []
+    places = {os.path.realpath(file.name) for file in record.files}
+    same = [repr(text.name) for text in found if text.sha256 in record.by_sum]
+    changed = [
+        repr(text.name)
+        for text in found
+        if text.sha256 not in record.by_sum and os.path.realpath(text.name) in places
+    ]
+    notes = []
+    if same:
+        notes.append(f"this run was trained on most of {', '.join(same)}: that is no held-out text")
+    if changed:
+        names = ", ".join(changed)
+        notes.append(
+            f"this run was trained on {names} as it was then: only what is new there is held-out text"
+        )
+    return notes
 
 
 def _sample(asked: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .errors import UserError
 from .folder import BEST, is_training
 from .limits import limited_plan
 from .record import Record, compare
-from .run import latest, make_context, make_model, open_run
+from .run import latest, make_context, make_model, open_run, saved_numbers
 
 
 class Inspection:
@@ -41,7 +42,8 @@ class Inspection:
     def lines(self) -> Iterator[str]:
         """Tell what happened, line by line, and what is wrong."""
         steps, stops = self._of_kind("step"), self._of_kind("stop")
-        done = max(self._saved_steps(), steps[-1]["step"] if steps else 0)
+        saved, best = self._saved()
+        done = max(saved, steps[-1]["step"] if steps else 0)
         state = stops[-1]["why"] if stops else "running" if is_training(self.folder) else "was killed"
         yield f"{self.folder}: {done} of {self.settings.steps} steps, {state}"
         if self._damaged or not self.records:
@@ -51,10 +53,7 @@ class Inspection:
         yield from self._model()
         if steps:
             yield from _latest(steps[-1])
-        evaluated = [r for r in self._of_kind("evaluation") if r["bits_per_byte"] is not None]
-        if evaluated:
-            best = min(evaluated, key=lambda record: float(record["bits_per_byte"]))
-            yield f"best: {best['bits_per_byte']:.4f} held-out bits per byte, at step {best['step']}"
+        yield from self._best(best)
         yield told(diagnose(self.settings, self.records)) or "nothing is wrong that the log shows"
 
     def draw(self) -> list[Path]:
@@ -77,13 +76,23 @@ class Inspection:
     def _of_kind(self, kind: str) -> list[log.Record]:
         return log.of_kind(self.records, kind)
 
-    def _saved_steps(self) -> int:
+    def _saved(self) -> tuple[int, float]:
+        """Return steps and best bits per byte of the latest checkpoint; 0 and infinity without one."""
         try:
             path = latest(self.folder)
         except UserError:
-            return 0
+            return 0, math.inf
         with libmoe.Checkpoint(path) as checkpoint:
-            return int(checkpoint["step"][0])
+            return int(checkpoint["step"][0]), float(saved_numbers(checkpoint)[0])
+
+    def _best(self, saved: float) -> Iterator[str]:
+        """Tell the best evaluation: the checkpoint knows it also where the log has lost it."""
+        evaluated = [r for r in self._of_kind("evaluation") if r["bits_per_byte"] is not None]
+        best = min(evaluated, key=lambda record: float(record["bits_per_byte"]), default=None)
+        if best is not None and best["bits_per_byte"] <= saved:
+            yield f"best: {best['bits_per_byte']:.4f} held-out bits per byte, at step {best['step']}"
+        elif math.isfinite(saved):
+            yield f"best: {saved:.4f} held-out bits per byte, at a step that the log does not have"
 
     def _text(self) -> Iterator[str]:
         """Tell the text, and what is not as it was when the run began."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import libmoe
 
 from .config import Settings
@@ -66,6 +69,15 @@ def saved_parts(model: libmoe.Model) -> dict[str, Any]:
     """Return a model's parts as save_training takes them: its ffn with their buffers, and the rest."""
     others = [parameter for name, parameter in model.parameters.items() if ".ffn." not in name]
     return {"layers": list(model.layers), "parameters": others}
+
+
+def saved_numbers(checkpoint: libmoe.Checkpoint) -> NDArray[np.float64]:
+    """Return a run's own numbers in a checkpoint: best bits per byte, evaluations since, seconds of training.
+
+    They are the last of the tensors, as 16-bit parts, since training states have no type for doubles.
+    """
+    last = max((name for name in checkpoint if name.startswith("tensors.")), key=lambda name: int(name[8:]))
+    return np.asarray(checkpoint.raw(last)).view(np.float64)
 
 
 def read_weights(model: libmoe.Model, path: Path) -> None:
