@@ -307,7 +307,7 @@ def test_layouts_that_do_not_go_with_the_layer(tmp_path: Path) -> None:
     refused(make("mixtral"), "gpt_oss", "router.bias, the layer does not")
     refused(make("switch_encoder"), "granite_moe", "experts.gate.weight, the layer does not")
     refused(make("deepseek", n_shared_experts=2), "deepseek", "one shared expert")
-    refused(make("mixtral"), "mixtral", "layer_number", None)
+    refused(make("mixtral"), "mixtral", "give layer= or prefix=", None)
     refused(make("mixtral"), "mixtral", "layer_number", -2)
     refused(make("mixtral"), "guessed", "layout")
     groups = [
