@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     if signal:
         print(f"\ninterrupted; to go on: {command('train', '--resume', output / 'moe')}", file=sys.stderr)
         return 128 + signal
-    print(f"\nWhere the experts' time went, evaluations included:\n\n{profile.table()}")
+    print("\nWhere the experts' time went, evaluations included; the other model's turns are elsewhere:")
+    print(f"\n{profile.table()}")
     profile.save_trace(experts.trainer.folder / "trace.json")
     return report(runners, output, arguments)
 
