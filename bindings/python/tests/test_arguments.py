@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -347,16 +349,17 @@ def test_bytes(given: Any, size: int) -> None:
     assert byte_count("memory_limit", given) == size
 
 
+PLACE = os.path.join(tempfile.mkdtemp(), "x")  # a file of these tests alone
 TAKERS: list[tuple[str, Callable[[Any], object]]] = [
     ("memory_limit", lambda v: libmoe.Context(memory_limit=v)),
     ("memory_limit", lambda v: layer().forward(X, memory_limit=v)),
     ("memory_limit", lambda v: layer().plan(5, memory_limit=v)),
     ("memory_limit", lambda v: model().forward(IDS, memory_limit=v)),
     ("memory_limit", lambda v: model().plan(1, 3, memory_limit=v)),
-    ("max_shard_size", lambda v: libmoe.save("/tmp/x.safetensors", {"a": X}, max_shard_size=v)),
-    ("max_shard_size", lambda v: layer().save("/tmp/x.safetensors", max_shard_size=v)),
+    ("max_shard_size", lambda v: libmoe.save(f"{PLACE}.safetensors", {"a": X}, max_shard_size=v)),
+    ("max_shard_size", lambda v: layer().save(f"{PLACE}.safetensors", max_shard_size=v)),
     ("size", lambda v: libmoe.MappedFile("/nowhere/x", v)),
-    ("resident_limit", lambda v: layer().offload("/tmp/x", resident_limit=v)),
+    ("resident_limit", lambda v: layer().offload(PLACE, resident_limit=v)),
 ]
 
 
@@ -382,7 +385,7 @@ TAKERS: list[tuple[str, Callable[[Any], object]]] = [
 )
 def test_wrong_bytes(name: str, call: Callable[[Any], object], wrong: Any, kind: type[Exception]) -> None:
     if name == "resident_limit":
-        libmoe.save("/tmp/x", {"a": X})
+        libmoe.save(PLACE, {"a": X})
     refused(lambda: call(wrong), f"^{name}", kind)
 
 
