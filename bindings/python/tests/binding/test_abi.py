@@ -1,4 +1,4 @@
-"""The ctypes declarations say what include/moe.h says."""
+"""The generated declarations beside a C compiler's reading of the headers, and beside the library."""
 
 from __future__ import annotations
 
@@ -12,165 +12,118 @@ from typing import Any
 import pytest
 
 import compiler
-import header
 import libmoe
-from libmoe import _abi, _abi_model
-from libmoe._library import lib
+from headers import initializers, reader
+from libmoe._native import abi
+from libmoe._native.library import lib
+from libmoe._native.struct import Status
 
-STRUCTS = header.structs()
-FUNCTIONS = {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}
-HANDLES = [
-    "moe_context",
-    "moe_layer",
-    "moe_tape",
-    "moe_routing",
-    "moe_statistics",
-    "moe_optimizer",
-    "moe_checkpoint",
-    "moe_mapping",
-    "moe_model",
-    "moe_model_tape",
-    "moe_cache",
-]
+HEADERS = reader.read()
+STRUCTS = HEADERS.structs
+SIZED = [struct.name for struct in STRUCTS.values() if struct.sized]
 
 
 def declared(name: str) -> Any:
-    """What the declarations call by this name."""
-    return getattr(_abi_model if hasattr(_abi_model, name) else _abi, name)
+    return getattr(abi, name)
 
 
-SIZED = [name for name, fields in STRUCTS.items() if "struct_size" in fields]
-C_TYPES: dict[str, list[Any]] = {
-    "void": [None],
-    "int32_t": [ctypes.c_int32],
-    "int64_t": [ctypes.c_int64],
-    "uint64_t": [ctypes.c_uint64],
-    "size_t": [ctypes.c_size_t],
-    "float": [ctypes.c_float],
-    "double": [ctypes.c_double],
-    "moe_status": [_abi.Status],
-    "char *": [ctypes.c_char_p],
-    # An array goes by its address; where one number comes out, by a pointer to it.
-    "void *": [ctypes.c_void_p, ctypes.py_object],
-    "float *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)],
-    "void **": [ctypes.POINTER(ctypes.c_void_p)],
-    "uint8_t *": [ctypes.c_void_p],
-    "int32_t *": [ctypes.c_void_p],
-    "int64_t *": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)],
-    "double *": [ctypes.POINTER(ctypes.c_double)],
-    "size_t *": [ctypes.POINTER(ctypes.c_size_t)],
-    "int64_t [4]": [ctypes.c_int64 * 4],
-    "int64_t [8]": [ctypes.c_int64 * 8],
-    **{f"{name} *": [ctypes.POINTER(declared(name))] for name in [*STRUCTS, *HANDLES]},
-    **{f"{name} **": [ctypes.POINTER(ctypes.POINTER(declared(name)))] for name in HANDLES},
-}
+def spelled(kind: reader.Type) -> str:
+    """Return a type as C spells it, from what the reader made of it."""
+    return f"{'const ' if kind.constant else ''}{kind.name} {'*' * kind.stars}"
 
 
-def test_every_function_is_declared() -> None:
-    assert sorted(header.functions()) == sorted(FUNCTIONS)
-    assert len(FUNCTIONS) == header.TEXT.count("\nMOE_API ")
+def test_nothing_is_passed_over() -> None:
+    """As plain a look at the headers as there is finds no more than the reader does."""
+    text = "".join(path.read_text() for path in reader.PATHS)
+    assert len(HEADERS.functions) == text.count("\nMOE_API ")
+    assert len(HEADERS.enums) == text.count("\ntypedef enum ")
+    assert len(STRUCTS) + len(HEADERS.handles) == text.count("\ntypedef struct ")
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_function_types(name: str) -> None:
-    returned, arguments = header.functions()[name]
-    function = getattr(lib, name)
-    assert function.restype in C_TYPES[returned]
-    assert len(function.argtypes) == len(arguments)
-    for ours, theirs in zip(function.argtypes, arguments):  # noqa: B905  (Python 3.9 has no strict)
-        assert ours in C_TYPES[theirs], theirs
+def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> None:
+    """Functions declared again, types of fields, numbers of enums: what differs does not compile."""
+    lines = ["#include <moe_model.h>"]
+    for function in HEADERS.functions.values():
+        arguments = ", ".join(spelled(parameter.type) for parameter in function.parameters) or "void"
+        lines.append(f"{spelled(function.returns)}{function.name}({arguments});")
+    for struct in STRUCTS.values():
+        for field in struct.fields:
+            if field.type.callback:
+                returned, taken = field.type.callback
+                kind = f"{spelled(returned)}(*)({', '.join(map(spelled, taken))})"
+            else:
+                kind = spelled(field.type) + (f"[{field.type.length}]" if field.type.length else "")
+            same = f"__builtin_types_compatible_p(__typeof__((({struct.name} *)0)->{field.name}), {kind})"
+            lines.append(f'_Static_assert({same}, "{struct.name}.{field.name}");')
+    for enum in HEADERS.enums.values():
+        lines += [f'_Static_assert({m.name} == {m.value}, "{m.name}");' for m in enum.members]
+    source = tmp_path / "read.c"
+    source.write_text("\n".join(lines))
+    command = [
+        compiler.PATH,
+        "-std=gnu11",
+        f"-I{reader.PATHS[0].parent}",
+        "-c",
+        "-o",
+        "/dev/null",
+        str(source),
+    ]
+    subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize("name", STRUCTS)
-def test_struct_fields(name: str) -> None:
-    ours = {field[0]: field[1] for field in declared(name)._fields_}
-    assert list(ours) == list(STRUCTS[name])
-    for field, theirs in STRUCTS[name].items():
-        if isinstance(theirs, tuple):
-            returned, arguments = theirs
-            assert ours[field]._restype_ in C_TYPES[returned]
-            assert len(ours[field]._argtypes_) == len(arguments)
-            assert all(a in C_TYPES[b] for a, b in zip(ours[field]._argtypes_, arguments))  # noqa: B905
-        else:
-            assert ours[field] in C_TYPES[theirs], field
-
-
-def test_struct_layout_is_what_a_c_compiler_makes_of_it(tmp_path: Path) -> None:
+def test_structs_are_what_a_c_compiler_makes_of_them(tmp_path: Path) -> None:
+    """Sizes, offsets, and what the MOE_..._INIT macros put there."""
     lines = ["#include <moe_model.h>", "#include <stdio.h>", "int main(void) {"]
-    ours = {}
-    for struct, fields in STRUCTS.items():
-        lines.append(f'printf("{struct} %zu\\n", sizeof({struct}));')
-        ours[struct] = ctypes.sizeof(declared(struct))
-        for field in fields:
-            lines.append(f'printf("{struct}.{field} %zu\\n", offsetof({struct}, {field}));')
-            ours[f"{struct}.{field}"] = getattr(declared(struct), field).offset
+    ours: dict[str, str] = {}
+    for name, struct in STRUCTS.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        ours[name] = str(ctypes.sizeof(declared(name)))
+        assert [field.name for field in struct.fields] == [field[0] for field in declared(name)._fields_]
+        for field in struct.fields:
+            place = f"{name}.{field.name}"
+            lines.append(f'printf("{place} %zu\\n", offsetof({name}, {field.name}));')
+            ours[place] = str(getattr(declared(name), field.name).offset)
+        if struct.sized:
+            # Memory in static storage has 0 between the fields too.
+            lines.append(f"static {name} of_{name} = {initializers.name_of(struct)};")
+            lines.append(f'printf("{name}.init ");')
+            lines.append(f"for (size_t i = 0; i < sizeof(of_{name}); i++)")
+            lines.append(f'  printf("%02x", ((unsigned char *)&of_{name})[i]);')
+            lines.append('printf("\\n");')
+            ours[f"{name}.init"] = bytes(declared(name)()).hex()
     source = tmp_path / "layout.c"
     source.write_text("\n".join([*lines, "return 0; }"]))
 
     program = tmp_path / "layout"
-    command = [compiler.PATH, f"-I{header.PATHS[0].parent}", str(source), "-o", str(program)]
+    command = [compiler.PATH, f"-I{reader.PATHS[0].parent}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    assert {name: int(number) for name, number in map(str.split, printed.splitlines())} == ours
+    assert dict(line.split() for line in printed.splitlines()) == ours
 
 
-ENUMS = {
-    "moe_status": ("MOE_ERROR", _abi.STATUS),
-    "moe_matmul": ("MOE_MATMUL", _abi.MATMUL),
-    "moe_prepared": ("MOE_PREPARED", _abi.PREPARED),
-    "moe_unallocated": ("MOE_UNALLOCATED", _abi.UNALLOCATED),
-    "moe_tape_policy": ("MOE_TAPE", _abi.TAPE),
-    "moe_instructions": ("MOE_INSTRUCTIONS", _abi.INSTRUCTIONS),
-    "moe_log_level": ("MOE_LOG", _abi.LOG),
-    "moe_phase": ("MOE_PHASE", _abi.PHASE),
-    "moe_dtype": ("MOE_DTYPE", _abi.DTYPE),
-    "moe_router_weights": ("MOE_ROUTER_WEIGHTS", _abi.ROUTER_WEIGHTS),
-    "moe_router": ("MOE_ROUTER", _abi.ROUTER),
-    "moe_noise": ("MOE_NOISE", _abi.NOISE),
-    "moe_router_norm": ("MOE_ROUTER_NORM", _abi.ROUTER_NORM),
-    "moe_router_dropout": ("MOE_ROUTER_DROPOUT", _abi.ROUTER_DROPOUT),
-    "moe_dynamic_k": ("MOE_DYNAMIC_K", _abi.DYNAMIC_K),
-    "moe_capacity": ("MOE_CAPACITY", _abi.CAPACITY),
-    "moe_drop": ("MOE_DROP", _abi.DROP),
-    "moe_overflow": ("MOE_OVERFLOW", _abi.OVERFLOW),
-    "moe_renormalize": ("MOE_RENORMALIZE", _abi.RENORMALIZE),
-    "moe_shared_gate": ("MOE_SHARED", _abi.SHARED),
-    "moe_loss": ("MOE_LOSS", _abi.LOSS),
-    "moe_score": ("MOE_SCORE", _abi.SCORE),
-    "moe_epsilon": ("MOE_EPSILON", _abi.EPSILON),
-    "moe_group_mask": ("MOE_GROUP_MASK", _abi.GROUP_MASK),
-    "moe_normalize": ("MOE_NORMALIZE", _abi.NORMALIZE),
-    "moe_bias": ("MOE_BIAS", _abi.BIAS),
-    "moe_expert_kind": ("MOE_EXPERT", _abi.EXPERT),
-    "moe_activation": ("MOE_ACTIVATION", _abi.ACTIVATION),
-    "moe_layout": ("MOE_LAYOUT", _abi.LAYOUT),
-    "moe_schedule_kind": ("MOE_SCHEDULE", _abi.SCHEDULE),
-    "moe_norm": ("MOE_NORM", _abi_model.NORM),
-    "moe_norm_place": ("MOE_NORM", _abi_model.NORM_PLACE),
-    "moe_keep": ("MOE_KEEP", _abi_model.KEEP),
-}
-
-
-def test_every_enum_is_declared() -> None:
-    assert ENUMS.keys() == header.enums().keys()
-    assert len(ENUMS) == header.TEXT.count("typedef enum ")
-
-
-@pytest.mark.parametrize("enum", ENUMS)
-def test_enum(enum: str) -> None:
-    prefix, ours = ENUMS[enum]
-    spelled = {f"{prefix}_{name.upper()}".replace("MOE_ERROR_OK", "MOE_OK"): ours[name] for name in ours}
-    assert spelled == header.enums()[enum]
-
-
-def test_constants() -> None:
-    assert header.macro("MOE_THREADS_ALL") == f"({libmoe.ALL_THREADS})"
-    assert header.macro("MOE_NO_LAYER_NUMBER") == f"({_abi.NO_LAYER_NUMBER})"
+def test_functions_take_what_the_header_says() -> None:
+    """As wide and of the same kind, argument by argument: a C compiler has compared the types' names."""
+    assert list(abi.FUNCTIONS) == list(HEADERS.functions)
+    numbers = {"float": ctypes.c_float, "double": ctypes.c_double, "int32_t": ctypes.c_int32}
+    numbers.update(int64_t=ctypes.c_int64, uint64_t=ctypes.c_uint64, size_t=ctypes.c_size_t)
+    for name, (_, ours) in abi.FUNCTIONS.items():
+        theirs = [parameter.type for parameter in HEADERS.functions[name].parameters]
+        assert len(ours) == len(theirs)
+        for mine, kind in zip(ours, theirs):  # noqa: B905  (Python 3.9 has no strict)
+            if not kind.stars:
+                assert mine is numbers.get(kind.name, Status), (name, kind)
+            elif kind.name in STRUCTS or kind.name in HEADERS.handles:
+                pointed = declared(kind.name)
+                for _ in range(kind.stars):
+                    pointed = ctypes.POINTER(pointed)
+                assert mine is pointed, (name, kind)
+            else:
+                assert mine in (ctypes.c_void_p, ctypes.c_char_p), (name, kind)
 
 
 def test_one_version() -> None:
     """Of the package, of the header and of the library."""
-    assert header.macro("MOE_VERSION_STRING") == f'"{libmoe.__version__}"'
+    assert HEADERS.macros["MOE_VERSION_STRING"].value == f'"{libmoe.__version__}"'
     assert lib.moe_version_string().decode() == libmoe.__version__
     major, minor, patch = map(int, libmoe.__version__.split("."))
     assert lib.moe_version() == major * 10000 + minor * 100 + patch
@@ -199,7 +152,7 @@ def test_init_functions_give_the_defaults_of_python(name: str) -> None:
         defaults = {key: signature[key].default for key in ("learning_rate", "momentum", "weight_decay")}
     elif name == "moe_schedule":
         defaults = {field.name: field.default for field in dataclasses.fields(libmoe.Schedule)}
-        defaults["kind"] = _abi.SCHEDULE[defaults["kind"]]
+        defaults["kind"] = abi.SCHEDULE_KIND[defaults["kind"]]
     elif name == "moe_clip_state":
         signature = inspect.signature(libmoe.AdaptiveClip).parameters
         defaults = {key: parameter.default for key, parameter in signature.items()}

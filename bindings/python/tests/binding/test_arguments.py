@@ -18,7 +18,7 @@ import pytest
 
 import libmoe as package
 from arrays import normal
-from libmoe._check import byte_count
+from libmoe._native.check import byte_count
 from libmoe.cli import main
 from libmoe.train.config import Settings
 from libmoe.train.errors import UserError
@@ -26,7 +26,6 @@ from libmoe.train.errors import UserError
 # The calls below are wrong, which their types would say before.
 libmoe: Any = package
 blocks: Any = package.blocks
-language: Any = package.language
 MOE: Any = dict(n_experts=4, top_k=2, intermediate_size=8)
 
 
@@ -113,8 +112,8 @@ UNKNOWN: list[tuple[Callable[..., object], str, str]] = [
     (libmoe.load_training, "layer", "layers"),
     (libmoe.presets.mixtral, "num_experts", "n_experts"),
     (libmoe.presets.deepseek_v3, "hidden_dim", "hidden_size"),
-    (language.sample, "temp", "temperature"),
-    (language.cross_entropy, "label_smooth", "label_smoothing"),
+    (blocks.sample, "temp", "temperature"),
+    (blocks.cross_entropy, "label_smooth", "label_smoothing"),
     (blocks.norm, "eps", "epsilon"),
     (blocks.attention, "is_causal", "causal"),
     (blocks.attention, "attn_mask", "mask"),
@@ -495,8 +494,8 @@ WHOLE: list[tuple[str, Callable[[Any], object]]] = [
     ("tokens", lambda v: model().forward(v)),
     ("targets", lambda v: model().forward(IDS, v)),
     ("tokens", lambda v: model().read(model().cache(1, 5), v)),
-    ("targets", lambda v: language.cross_entropy(normal(3, 8), normal(5, 8), v)),
-    ("tokens", lambda v: language.embedding(v, normal(5, 8))),
+    ("targets", lambda v: blocks.cross_entropy(normal(3, 8), normal(5, 8), v)),
+    ("tokens", lambda v: blocks.embedding(v, normal(5, 8))),
 ]
 
 

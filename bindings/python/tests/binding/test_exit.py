@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 
 def run(program: str) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ from child import ENVIRONMENT
 
 def test_no_argument_ends_the_process() -> None:
     child = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("hostile_calls.py"))],
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "hostile_calls.py")],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

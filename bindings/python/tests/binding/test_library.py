@@ -11,7 +11,7 @@ import pytest
 
 import compiler
 import libmoe
-from libmoe._library import lib
+from libmoe._native.library import lib
 
 
 def import_libmoe(library: Path | str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def import_libmoe(library: Path | str) -> subprocess.CompletedProcess[str]:
         "LIBMOE_LIBRARY": str(library),
         "PYTHONPATH": str(Path(libmoe.__file__).parents[1]),
     }
-    program = "from libmoe._library import lib; print(lib._name)"
+    program = "from libmoe._native.library import lib; print(lib._name)"
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 PROGRAM = """
 import numpy as np, libmoe

@@ -15,11 +15,11 @@ import pytest
 
 import libmoe
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import numpy, libmoe
-from libmoe._library import lib
+from libmoe._native.library import lib
 print(lib._name)
 print(libmoe.__version__)
 print(libmoe.Layer(8, 16, 4, 2)(numpy.ones((3, 8), numpy.float32)).shape)

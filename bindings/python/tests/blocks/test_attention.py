@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 import libmoe
 from arrays import normal
 from comparison import assert_close
-from libmoe import _abi_model, blocks
-from libmoe._library import lib
+from libmoe import blocks
+from libmoe._native import abi
+from libmoe._native.library import lib
 from oracle.attention import Attention
 
 Floats = NDArray[np.float32]
@@ -250,7 +251,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configs(name: str) -> None:
     fields, message = BAD[name]
-    config = _abi_model.moe_attention_config(n_sequences=2, n_queries=3, n_heads=4, n_kv_heads=2, head_size=8)
+    config = abi.moe_attention_config(n_sequences=2, n_queries=3, n_heads=4, n_kv_heads=2, head_size=8)
     for field, value in fields.items():
         setattr(config, field, value)
     memory = [np.zeros(2 * 3 * 32, np.float32) for _ in range(10)]
@@ -263,7 +264,7 @@ def test_bad_configs(name: str) -> None:
 
 @pytest.mark.parametrize("nothing", range(9))
 def test_null(nothing: int) -> None:
-    config = _abi_model.moe_attention_config(n_sequences=1, n_queries=3, n_heads=1, head_size=8)
+    config = abi.moe_attention_config(n_sequences=1, n_queries=3, n_heads=1, head_size=8)
     memory = [np.ones(3 * 8, np.float32) for _ in range(9)]
     places = [array.ctypes.data for array in memory]
     handle = libmoe.default_context()._handle

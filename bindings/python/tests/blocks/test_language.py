@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_blocks import Arrays, check, rounded
 
 import libmoe
 from arrays import normal
 from comparison import assert_close
-from libmoe import language
+from libmoe import blocks
 from oracle import philox
+from test_blocks import Arrays, check, rounded
 
 Double = NDArray[np.float64]
 
@@ -43,8 +43,8 @@ def test_embedding(shape: tuple[int, int], width: int, with_positions: bool) -> 
         into: Arrays = {"dtable": np.ones(table.shape, np.float32)}
         if positions is not None:
             into["dpositions"] = np.full(positions.shape, 2, np.float32)
-        y = language.embedding(tokens, table, positions, first_position=5, context=context)
-        language.embedding_backward(tokens, dy, first_position=5, context=context, **into)
+        y = blocks.embedding(tokens, table, positions, first_position=5, context=context)
+        blocks.embedding_backward(tokens, dy, first_position=5, context=context, **into)
         return {"y": y, **into}
 
     check(compute, expected)
@@ -53,7 +53,7 @@ def test_embedding(shape: tuple[int, int], width: int, with_positions: bool) -> 
 def test_positions_alone_have_a_gradient() -> None:
     tokens, dy = integers(4, 2, 3), normal(2, 3, 5)
     dpositions = np.zeros((3, 5), np.float32)
-    language.embedding_backward(tokens, dy, dpositions=dpositions, n_rows=4)
+    blocks.embedding_backward(tokens, dy, dpositions=dpositions, n_rows=4)
     assert_close("dpositions", dpositions, dy.sum(axis=0, dtype=np.float64))
 
 
@@ -63,12 +63,12 @@ def test_bad_tokens() -> None:
         with pytest.raises(
             libmoe.InvalidArgumentError, match=rf"tokens\[2\] = {token} is not one of n_rows = 4"
         ):
-            language.embedding(np.array([[0, 3, token]], np.int32), table)
+            blocks.embedding(np.array([[0, 3, token]], np.int32), table)
     tokens = integers(4, 2, 3)
     with pytest.raises(libmoe.InvalidArgumentError, match="token 2 is at position 4, .* n_positions = 4"):
-        language.embedding(tokens, table, normal(4, 3), first_position=2)
+        blocks.embedding(tokens, table, normal(4, 3), first_position=2)
     with pytest.raises(libmoe.InvalidArgumentError, match="first_position = -1 is below 0"):
-        language.embedding(tokens, table, normal(4, 3), first_position=-1)
+        blocks.embedding(tokens, table, normal(4, 3), first_position=-1)
 
 
 # ---- cross-entropy ---------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_cross_entropy(
             "dweight": np.ones(matrix.shape, np.float32),
             "token_losses": np.full(tokens, np.nan, np.float32),
         }
-        loss, counted = language.cross_entropy(
+        loss, counted = blocks.cross_entropy(
             x, weight, targets, label_smoothing=smoothing, d_loss=3.0, context=context, **into
         )
         assert counted == exact.n
@@ -140,7 +140,7 @@ def test_cross_entropy(
 def test_gradient_by_finite_differences() -> None:
     x, weight, targets = normal(13, 7), normal(30, 7, seed=1), integers(30, 13)
     dx, dweight = np.empty_like(x), np.zeros_like(weight)
-    language.cross_entropy(x, weight, targets, label_smoothing=0.2, dx=dx, dweight=dweight)
+    blocks.cross_entropy(x, weight, targets, label_smoothing=0.2, dx=dx, dweight=dweight)
     along, across = normal(13, 7, seed=2), normal(30, 7, seed=3)
 
     def loss(step: float) -> float:
@@ -156,16 +156,14 @@ def test_gradient_by_finite_differences() -> None:
 def test_the_loss_of_a_sure_prediction() -> None:
     """A small loss beside large logits keeps its digits."""
     x, weight = np.ones((1, 1), np.float32), np.array([[1000], [990]], np.float32)
-    loss, _ = language.cross_entropy(x, weight, np.zeros(1, np.int32))
+    loss, _ = blocks.cross_entropy(x, weight, np.zeros(1, np.int32))
     assert abs(loss / np.log1p(np.exp(-10)) - 1) < 2e-3  # 1 + e^-10 has 2^-23 behind the point
 
 
 def test_all_tokens_ignored() -> None:
     x, weight = normal(5, 3), normal(7, 3)
     dx, dweight = np.ones_like(x), np.ones_like(weight)
-    found = language.cross_entropy(
-        x, weight, np.full(5, -1, np.int32), ignore_index=-1, dx=dx, dweight=dweight
-    )
+    found = blocks.cross_entropy(x, weight, np.full(5, -1, np.int32), ignore_index=-1, dx=dx, dweight=dweight)
     assert found == (0.0, 0)
     assert not dx.any()
     assert (dweight == 1).all()
@@ -176,17 +174,17 @@ def test_minus_infinity_is_never() -> None:
     x, weight = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32), np.array([[1, 0], [0, 0], [0, 0]], np.float32)
     weight[2, 0] = -np.inf
     dx = np.empty_like(x)
-    loss, _ = language.cross_entropy(x, weight, np.array([0, 1], np.int32))
+    loss, _ = blocks.cross_entropy(x, weight, np.array([0, 1], np.int32))
     assert_close("loss", loss, np.log1p(np.exp(-1.0)) + 0.5)
     with pytest.raises(libmoe.NotFiniteError, match="token 1 "):
-        language.cross_entropy(x, weight, np.array([0, 2], np.int32), dx=dx)
+        blocks.cross_entropy(x, weight, np.array([0, 2], np.int32), dx=dx)
 
 
 def test_what_is_not_finite_is_named() -> None:
     x, weight = normal(600, 3), normal(7, 3)
     x[517] = np.nan
     with pytest.raises(libmoe.NotFiniteError, match="token 517 "):
-        language.cross_entropy(x, weight, integers(7, 600))
+        blocks.cross_entropy(x, weight, integers(7, 600))
 
 
 def test_bad_losses() -> None:
@@ -195,15 +193,15 @@ def test_bad_losses() -> None:
         with pytest.raises(
             libmoe.InvalidArgumentError, match=rf"targets\[1\] = {target} .* vocabulary_size = 5"
         ):
-            language.cross_entropy(x, weight, np.array([0, target, 0], np.int32))
+            blocks.cross_entropy(x, weight, np.array([0, target, 0], np.int32))
     for smoothing in (-0.1, 1.1, float("nan")):
         with pytest.raises(libmoe.InvalidArgumentError, match="label_smoothing = "):
-            language.cross_entropy(x, weight, targets, label_smoothing=smoothing)
+            blocks.cross_entropy(x, weight, targets, label_smoothing=smoothing)
     for d_loss, text in ((float("nan"), "nan"), (1e300, "1e300")):  # the second leaves float32's range
         with pytest.raises(libmoe.InvalidArgumentError, match=f"d_loss = {text} is not finite"):
-            language.cross_entropy(x, weight, targets, d_loss=d_loss)
+            blocks.cross_entropy(x, weight, targets, d_loss=d_loss)
     with pytest.raises(libmoe.InvalidArgumentError, match="dx overlaps x"):
-        language.cross_entropy(x, weight, targets, dx=x)
+        blocks.cross_entropy(x, weight, targets, dx=x)
 
 
 # ---- sampling --------------------------------------------------------------------------------------------
@@ -242,7 +240,7 @@ CUTS = [(0, 1.0), (1, 1.0), (5, 1.0), (0, 0.6), (8, 0.7), (50, 1.0), (0, 1e-9)]
 def test_every_draw_is_the_definitions(temperature: float, top_k: int, top_p: float) -> None:
     z = normal(50) * 2
     for draw in [*range(40), 2**63, 2**64 - 1]:
-        found = language.sample(z, temperature=temperature, top_k=top_k, top_p=top_p, seed=9, draw=draw)
+        found = blocks.sample(z, temperature=temperature, top_k=top_k, top_p=top_p, seed=9, draw=draw)
         assert found == expected_token(z, 9, draw, temperature, top_k, top_p), draw
 
 
@@ -250,7 +248,7 @@ def test_every_draw_is_the_definitions(temperature: float, top_k: int, top_p: fl
 def test_frequencies(top_k: int, top_p: float) -> None:
     """Chi-square over all draws, and nothing outside the set."""
     z, n = normal(12, seed=4) * 1.5, 4000
-    counts = Counter(language.sample(z, top_k=top_k, top_p=top_p, seed=3, draw=draw) for draw in range(n))
+    counts = Counter(blocks.sample(z, top_k=top_k, top_p=top_p, seed=3, draw=draw) for draw in range(n))
     p = left(z, 1.0, top_k, top_p)
     assert all(p[token] > 0 for token in counts)
     kept = np.flatnonzero(p)
@@ -260,15 +258,15 @@ def test_frequencies(top_k: int, top_p: float) -> None:
 
 def test_greedy_takes_the_first_of_the_largest() -> None:
     z = np.array([1, 3, 2, 3], np.float32)
-    assert language.sample(z, temperature=0) == 1
-    assert {language.sample(z, temperature=1e-300, draw=draw) for draw in range(40)} == {1, 3}
-    assert {language.sample(z, top_k=1, draw=draw) for draw in range(40)} == {1}
+    assert blocks.sample(z, temperature=0) == 1
+    assert {blocks.sample(z, temperature=1e-300, draw=draw) for draw in range(40)} == {1, 3}
+    assert {blocks.sample(z, top_k=1, draw=draw) for draw in range(40)} == {1}
 
 
 def test_minus_infinity_is_never_drawn() -> None:
     z = np.array([-np.inf, 0, -np.inf, 0], np.float32)
-    assert {language.sample(z, draw=draw) for draw in range(40)} == {1, 3}
-    assert {language.sample(z, top_k=3, draw=draw) for draw in range(40)} == {1, 3}
+    assert {blocks.sample(z, draw=draw) for draw in range(40)} == {1, 3}
+    assert {blocks.sample(z, top_k=3, draw=draw) for draw in range(40)} == {1, 3}
 
 
 def test_sampling_gives_the_same_token_everywhere() -> None:
@@ -277,7 +275,7 @@ def test_sampling_gives_the_same_token_everywhere() -> None:
     ways: list[Any] = ["avx2", "avx512", "all"]
     for way in ways:
         with libmoe.Context(instructions=way) as context:
-            drawn = [language.sample(z, top_p=0.9, draw=draw, context=context) for draw in range(50)]
+            drawn = [blocks.sample(z, top_p=0.9, draw=draw, context=context) for draw in range(50)]
             found.add(tuple(drawn))
     assert len(found) == 1
 
@@ -287,14 +285,14 @@ def test_bad_sampling() -> None:
     bad_values: list[tuple[str, Any]] = [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1)]
     for name, value in bad_values:
         with pytest.raises(libmoe.InvalidArgumentError, match=f"sampling: {name} = "):
-            language.sample(z, **{name: value})
+            blocks.sample(z, **{name: value})
     for top_p in (-0.1, 1.1, float("nan")):
         with pytest.raises(libmoe.InvalidArgumentError, match="sampling: top_p = "):
-            language.sample(z, top_p=top_p)
+            blocks.sample(z, top_p=top_p)
     for bad in (np.nan, np.inf):
         with pytest.raises(libmoe.NotFiniteError, match=r"logits\[2\] = "):
-            language.sample(np.array([0, 1, bad], np.float32))
+            blocks.sample(np.array([0, 1, bad], np.float32))
     with pytest.raises(libmoe.NotFiniteError, match="none is above minus infinity"):
-        language.sample(np.full(3, -np.inf, np.float32))
+        blocks.sample(np.full(3, -np.inf, np.float32))
     with pytest.raises(libmoe.InvalidArgumentError, match="vocabulary_size = 0 is below 1"):
-        language.sample(np.empty(0, np.float32))
+        blocks.sample(np.empty(0, np.float32))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import libmoe
-from libmoe.language import sample
+from libmoe.blocks import sample
 
 LOGITS = np.array([0.5, 2.0, -1.0, 2.0, 1.5], np.float32)
 

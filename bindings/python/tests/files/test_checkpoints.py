@@ -13,12 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 DTYPES = ["f4", "f2", "f8", "i8", "i4", "i2", "i1", "u8", "u4", "u1", "?"]
 

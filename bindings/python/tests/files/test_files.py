@@ -14,11 +14,11 @@ from typing import Any
 import ml_dtypes  # noqa: F401  safetensors asks numpy for bfloat16 by name
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 from safetensors.numpy import load_file
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 INDEX = "m.safetensors.index.json"
 SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "n_experts": 4, "top_k": 2}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 H, WIDTH, E, K = 12, 20, 6, 2
 SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K, "seed": 7}

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 from numpy.typing import NDArray
-from small_models import BLOCKS, FOLDER, MODELS, layout_of, make
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
+from small_models import BLOCKS, FOLDER, MODELS, layout_of, make
 
 H, WIDTH, E, K, T = 40, 48, 12, 2, 700
 SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K}

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child import ENVIRONMENT
 from safetensors.numpy import load_file
 
 import libmoe
 from arrays import normal
+from child import ENVIRONMENT
 
 INDEX = "model.safetensors.index.json"
 

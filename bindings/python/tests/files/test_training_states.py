@@ -36,7 +36,7 @@ class Run:
     step: int = 0
 
     @classmethod
-    def begin(cls, seed: int = 0, state_dtype: words.DType = "f32") -> Run:
+    def begin(cls, seed: int = 0, state_dtype: words.StateDType = "f32") -> Run:
         layers = [libmoe.Layer(H, WIDTH, E, K, **options) for options in LAYERS]
         for n, layer in enumerate(layers):  # other values than those a new layer has
             for name, parameter in layer.parameters.items():
@@ -99,7 +99,9 @@ class Run:
 
 
 @pytest.mark.parametrize("state_dtype", ["f32", "bf16"])
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(state_dtype: words.DType, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
+    state_dtype: words.StateDType, tmp_path: Path
+) -> None:
     uninterrupted = Run.begin(state_dtype=state_dtype)
     uninterrupted.advance(7)
 

@@ -50,7 +50,7 @@ CASES = [(model, case) for model, cases in MODELS.items() for case in COMMON + c
 
 @cache
 def load(name: str) -> Arrays:
-    with np.load(Path(__file__).parent / "parity" / "models" / f"{name}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "parity" / "models" / f"{name}.npz") as file:
         return dict(file)
 
 

@@ -24,7 +24,7 @@ N_LAYERS, LENGTH, TOP_K = 3, 7, 2
 
 @pytest.fixture(scope="module")
 def torch() -> dict[str, Array]:
-    with np.load(Path(__file__).parent / "parity" / "models" / "losses.npz") as file:
+    with np.load(Path(__file__).parents[1] / "parity" / "models" / "losses.npz") as file:
         return dict(file)
 
 

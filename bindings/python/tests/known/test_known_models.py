@@ -20,7 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def load(name: str) -> tuple[dict[str, Any], Arrays]:
-    with np.load(Path(__file__).parent / "parity" / "whole" / f"{name}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "parity" / "whole" / f"{name}.npz") as file:
         arrays = dict(file)
     return json.loads(str(arrays.pop("settings"))), arrays
 

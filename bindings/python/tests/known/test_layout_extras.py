@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from small_models import BLOCKS, FOLDER, WIDTH, E, H, K, file_of, make, same
 
 import libmoe
 from arrays import normal
+from small_models import BLOCKS, FOLDER, WIDTH, E, H, K, file_of, make, same
 
 Tensors = dict[str, NDArray[Any]]
 MLP = "model.layers.1.mlp."

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+
+import libmoe
+from arrays import normal
+from comparison import assert_close
 from small_models import (
     BLOCKS,
     FOLDER,
@@ -31,10 +35,6 @@ from small_models import (
     read_of,
     same,
 )
-
-import libmoe
-from arrays import normal
-from comparison import assert_close
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -34,7 +34,7 @@ LAYERS = [
 
 
 def load(name: str) -> Arrays:
-    with np.load(Path(__file__).parent / "parity" / f"{name}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "parity" / f"{name}.npz") as file:
         return dict(file)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import libmoe
-from libmoe import _abi, config, words
+from libmoe import config, words
+from libmoe._native import abi
 
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
@@ -22,7 +23,7 @@ SIZES = {"hidden_size": 3, "intermediate_size": 4, "n_experts": 5, "top_k": 2}
 
 
 def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
-    fields = {field[0] for field in _abi.moe_layer_config._fields_}
+    fields = {field[0] for field in abi.moe_layer_config._fields_}
     fields -= {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
     assert set(DEFAULTS) == fields
 
@@ -32,52 +33,20 @@ def test_the_old_name_of_router_normalize_is_taken() -> None:
     spelled: list[dict[str, Any]] = [{"normalize": False}, {"normalize": "none"}, {"router_normalize": False}]
     for options in spelled:
         layer = libmoe.Layer(**{**SIZES, **options})
-        assert layer._config.router_normalize == _abi.NORMALIZE["none"]
+        assert layer._config.router_normalize == abi.NORMALIZE["none"]
         model = libmoe.Model(4, 1, 2, moe={**SIZES, "hidden_size": 4, **options})
-        assert model.layers[0]._config.router_normalize == _abi.NORMALIZE["none"]
+        assert model.layers[0]._config.router_normalize == abi.NORMALIZE["none"]
         preset = libmoe.presets.mixtral(**options)
         assert preset["router_normalize"] in (False, "none")
         assert "normalize" not in preset
 
 
 def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
-    filled, untouched = config.to_c({**DEFAULTS, **SIZES}), _abi.moe_layer_config(**SIZES)
+    filled, untouched = config.to_c({**DEFAULTS, **SIZES}), abi.moe_layer_config(**SIZES)
     assert filled.balance_coef == np.float32(0.01)
     assert filled.z_coef == np.float32(0.001)
     filled.balance_coef = filled.z_coef = 0
     assert bytes(filled) == bytes(untouched)
-
-
-@pytest.mark.parametrize(
-    ("words_of", "choices"),
-    [
-        (words.Router, _abi.ROUTER),
-        (words.RouterWeights, _abi.ROUTER_WEIGHTS),
-        (words.Score, _abi.SCORE),
-        (words.Normalize, _abi.NORMALIZE),
-        (words.EpsilonForm, _abi.EPSILON),
-        (words.GroupMask, _abi.GROUP_MASK),
-        (words.ExpertKind, _abi.EXPERT),
-        (words.Activation, _abi.ACTIVATION),
-        (words.SharedGate, _abi.SHARED),
-        (words.Noise, _abi.NOISE),
-        (words.RouterDropout, _abi.ROUTER_DROPOUT),
-        (words.RouterNorm, _abi.ROUTER_NORM),
-        (words.DynamicK, _abi.DYNAMIC_K),
-        (words.Capacity, _abi.CAPACITY),
-        (words.Drop, _abi.DROP),
-        (words.Overflow, _abi.OVERFLOW),
-        (words.Renormalize, _abi.RENORMALIZE),
-        (words.Loss, _abi.LOSS),
-        (words.DType, _abi.LAYER_DTYPE),
-        (words.Unallocated, _abi.UNALLOCATED),
-        (words.ScheduleKind, _abi.SCHEDULE),
-        (words.Layout, _abi.LAYOUT),
-        (words.Prepared, _abi.PREPARED),
-    ],
-)
-def test_the_types_of_words_are_those_of_the_header(words_of: Any, choices: dict[str, int]) -> None:
-    assert list(typing.get_args(words_of)) == list(choices)
 
 
 def other(name: str, default: Any) -> Any:
@@ -121,11 +90,11 @@ def test_groups_and_losses_arrive_with_their_numbers() -> None:
         }
     )
     gated, plain = filled.expert_groups[: filled.n_expert_groups]
-    assert (gated.n_experts, gated.expert_kind, gated.expert_bias) == (2, _abi.EXPERT["gated"], 2)
+    assert (gated.n_experts, gated.expert_kind, gated.expert_bias) == (2, abi.EXPERT_KIND["gated"], 2)
     assert gated.dropout == np.float32(0.1)
-    assert bytes(plain) == bytes(_abi.moe_expert_group(n_experts=3))
+    assert bytes(plain) == bytes(abi.moe_expert_group(n_experts=3))
     terms = [(term.kind, term.coefficient) for term in filled.losses[: filled.n_losses]]
-    assert terms == [(_abi.LOSS["gshard"], 0.25), (_abi.LOSS["z"], 2.0)]
+    assert terms == [(abi.LOSS["gshard"], 0.25), (abi.LOSS["z"], 2.0)]
 
 
 def test_a_hash_table_is_passed_as_it_is_and_counts_the_token_ids() -> None:
@@ -136,11 +105,11 @@ def test_a_hash_table_is_passed_as_it_is_and_counts_the_token_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "word"), [(True, "sum"), (False, "none"), *zip(_abi.NORMALIZE, _abi.NORMALIZE)]
+    ("wanted", "word"), [(True, "sum"), (False, "none"), *zip(abi.NORMALIZE, abi.NORMALIZE)]
 )
 def test_normalize_takes_yes_and_no(wanted: Any, word: str) -> None:
     filled = config.to_c({**DEFAULTS, **SIZES, "router_normalize": wanted})
-    assert filled.router_normalize == _abi.NORMALIZE[word]
+    assert filled.router_normalize == abi.NORMALIZE[word]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import libmoe
-from libmoe._library import lib
+from libmoe._native.library import lib
 
 N = 16_000
 SMALL: dict[str, Any] = dict(

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import header
 import libmoe
 from arrays import normal
-from libmoe import _abi, config
-from libmoe._library import lib
+from headers import reader
+from libmoe import config
+from libmoe._native import abi
+from libmoe._native.library import lib
 
-MODELS = header.presets()
+MODELS = list(reader.read().presets)
 DEFAULTS: dict[str, Any] = {
     name: parameter.default for name, parameter in inspect.signature(libmoe.Layer).parameters.items()
 }
@@ -26,7 +27,7 @@ def options_of(model: str, **overrides: Any) -> dict[str, Any]:
     return options
 
 
-def bytes_of(options: _abi.moe_layer_config) -> tuple[bytes, bytes, bytes]:
+def bytes_of(options: abi.moe_layer_config) -> tuple[bytes, bytes, bytes]:
     """Return the struct but for its addresses, and what is at these."""
     groups = b"".join(map(bytes, options.expert_groups[: options.n_expert_groups]))
     losses = b"".join(map(bytes, options.losses[: options.n_losses]))
@@ -42,7 +43,7 @@ def test_there_is_one_for_each_of_the_header() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_options_are_the_struct(model: str) -> None:
-    filled = _abi.moe_layer_config()
+    filled = abi.moe_layer_config()
     getattr(lib, f"moe_preset_{model}")(ctypes.byref(filled), ctypes.sizeof(filled))
     assert bytes_of(config.to_c({**DEFAULTS, **options_of(model)})) == bytes_of(filled)
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_model import CASES, made
 
 import libmoe
 from comparison import assert_close
 from oracle.model import Model as Oracle
+from test_model import CASES, made
 
 DECODER: dict[str, Any] = {**CASES["normed heads"], "vocabulary_size": 17}
 LEARNED: dict[str, Any] = {**CASES["learned positions"], "max_positions": 400}

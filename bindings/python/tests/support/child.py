@@ -7,5 +7,6 @@ from pathlib import Path
 
 import libmoe
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(libmoe.__file__).parents[1])}
-"""That of the test, with this package first."""
+_FOLDERS = [Path(libmoe.__file__).parents[1], Path(__file__).parent]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _FOLDERS))}
+"""That of the test, with this package first, and what the tests share."""

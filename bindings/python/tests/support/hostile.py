@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from typing import Any
 
-from libmoe import _abi, _abi_model
-from libmoe._library import lib
+from libmoe._native import abi
+from libmoe._native.library import lib
+from libmoe._native.struct import Sized
 
 ROOM = 1 << 16  # bytes of an array: enough for all sizes that are not refused
 INTEGERS = [-(2**63), -(2**31) - 1, -1, 0, 1, 2, 3, 5, 2**31, 2**32 + 1, 2**40, 2**62, 2**63 - 1]
@@ -53,7 +54,7 @@ def placed(struct: ctypes.Structure, tail: int = 0) -> int:
 
 
 def is_sized(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, _abi._Sized)
+    return isinstance(kind, type) and issubclass(kind, Sized)
 
 
 def is_pointer(kind: Any) -> bool:
@@ -130,7 +131,7 @@ class Function:
         strides: tuple[int, ...] = (),
         frees: str | None = None,
     ) -> None:
-        declared = {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}[name][1]
+        declared = abi.FUNCTIONS[name][1]
         address = ctypes.cast(getattr(lib, name), c_void_p).value
         plain = [c_void_p if is_pointer(kind) else kind for kind in declared]
         assert address

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hostile import FILLINGS, ROOM, Function, alive, placed, room
-from libmoe import _abi, _abi_model
-from libmoe._library import lib
+from libmoe._native import abi
+from libmoe._native.library import lib
 
 
 def create(function: str, kind: Any, *arguments: Any) -> int:
@@ -27,30 +27,30 @@ def create(function: str, kind: Any, *arguments: Any) -> int:
 
 def defaults(name: str) -> Any:
     """Return a struct as its init function fills it."""
-    struct = getattr(_abi, name)()
+    struct = getattr(abi, name)()
     getattr(lib, f"{name}_init")(ctypes.byref(struct), ctypes.sizeof(struct))
     return struct
 
 
 def all_functions(folder: Path) -> list[Function]:
     """Return the functions, with arguments that are small."""
-    context_config = _abi.moe_context_config(n_threads=2)
-    context = create("moe_context_create", _abi.moe_context, ctypes.byref(context_config))
-    context_handle = ctypes.cast(context, ctypes.POINTER(_abi.moe_context))
+    context_config = abi.moe_context_config(n_threads=2)
+    context = create("moe_context_create", abi.moe_context, ctypes.byref(context_config))
+    context_handle = ctypes.cast(context, ctypes.POINTER(abi.moe_context))
 
-    experts = _abi.moe_layer_config(intermediate_size=4, n_experts=3, top_k=2)
-    config = _abi_model.moe_model_config(
+    experts = abi.moe_layer_config(intermediate_size=4, n_experts=3, top_k=2)
+    config = abi.moe_model_config(
         hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, max_positions=8, rope_theta=10000, causal=1,
         final_norm=1, moe=ctypes.pointer(experts), moe_every=2, dense_intermediate_size=6, dropout=0.1,
     )  # fmt: skip
-    model = create("moe_model_create", _abi_model.moe_model, context_handle, ctypes.byref(config))
-    model_handle = ctypes.cast(model, ctypes.POINTER(_abi_model.moe_model))
-    tape = create("moe_model_tape_create", _abi_model.moe_model_tape, model_handle)
-    cache = create("moe_cache_create", _abi_model.moe_cache, model_handle, 2, 8)
-    cache_handle = ctypes.cast(cache, ctypes.POINTER(_abi_model.moe_cache))
+    model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
+    model_handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
+    tape = create("moe_model_tape_create", abi.moe_model_tape, model_handle)
+    cache = create("moe_cache_create", abi.moe_cache, model_handle, 2, 8)
+    cache_handle = ctypes.cast(cache, ctypes.POINTER(abi.moe_cache))
 
     def model_input() -> Any:
-        return _abi_model.moe_model_input(
+        return abi.moe_model_input(
             n_sequences=2, sequence_length=3, tokens=room(), targets=room(), training=1, ignore_index=-100
         )
 
@@ -58,7 +58,7 @@ def all_functions(folder: Path) -> list[Function]:
         given = model_input()
         lib.moe_model_forward(
             model_handle, ctypes.byref(given), None, None,
-            ctypes.cast(tape, ctypes.POINTER(_abi_model.moe_model_tape)), None,
+            ctypes.cast(tape, ctypes.POINTER(abi.moe_model_tape)), None,
         )  # fmt: skip
         return tape
 
@@ -67,36 +67,36 @@ def all_functions(folder: Path) -> list[Function]:
         return cache
 
     def report() -> Any:
-        layers = (_abi.moe_report * 2)(_abi.moe_report(), _abi.moe_report())
+        layers = (abi.moe_report * 2)(abi.moe_report(), abi.moe_report())
         alive.append(layers)
-        first = ctypes.cast(layers, ctypes.POINTER(_abi.moe_report))
-        return _abi_model.moe_model_report(layers=first, token_losses=room())
+        first = ctypes.cast(layers, ctypes.POINTER(abi.moe_report))
+        return abi.moe_model_report(layers=first, token_losses=room())
 
     def attention() -> Any:
-        return _abi_model.moe_attention_config(
+        return abi.moe_attention_config(
             n_sequences=2, n_queries=3, n_heads=2, n_kv_heads=1, head_size=4, causal=1, dropout=0.1
         )
 
     def a_layer(**fields: Any) -> int:
-        layer_config = _abi.moe_layer_config(
+        layer_config = abi.moe_layer_config(
             hidden_size=4, intermediate_size=4, n_experts=3, top_k=2, selection_bias=1, **fields
         )
-        return create("moe_layer_create", _abi.moe_layer, context_handle, ctypes.byref(layer_config))
+        return create("moe_layer_create", abi.moe_layer, context_handle, ctypes.byref(layer_config))
 
     layer = a_layer()
     index = str(folder / "m.safetensors.index.json").encode()
-    lib.moe_layer_save_sharded(ctypes.cast(layer, ctypes.POINTER(_abi.moe_layer)), index, 0, 0, 0, 100)
-    checkpoint = create("moe_checkpoint_open", _abi.moe_checkpoint, context_handle, index)
+    lib.moe_layer_save_sharded(ctypes.cast(layer, ctypes.POINTER(abi.moe_layer)), index, 0, 0, 0, 100)
+    checkpoint = create("moe_checkpoint_open", abi.moe_checkpoint, context_handle, index)
     offloaded = a_layer(unallocated=2)
     lib.moe_layer_offload(
-        ctypes.cast(offloaded, ctypes.POINTER(_abi.moe_layer)),
-        ctypes.cast(checkpoint, ctypes.POINTER(_abi.moe_checkpoint)), 0, 0, 1 << 20,
+        ctypes.cast(offloaded, ctypes.POINTER(abi.moe_layer)),
+        ctypes.cast(checkpoint, ctypes.POINTER(abi.moe_checkpoint)), 0, 0, 1 << 20,
     )  # fmt: skip
     single = str(folder / "single").encode()
     mapped = str(folder / "mapped").encode()
-    mapping = create("moe_mapping_create", _abi.moe_mapping, context_handle, mapped, 64)
-    bound_model = create("moe_model_create", _abi_model.moe_model, context_handle, ctypes.byref(config))
-    layer_config = _abi.moe_layer_config(
+    mapping = create("moe_mapping_create", abi.moe_mapping, context_handle, mapped, 64)
+    bound_model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
+    layer_config = abi.moe_layer_config(
         hidden_size=4,
         intermediate_size=4,
         n_experts=4,
@@ -113,55 +113,55 @@ def all_functions(folder: Path) -> list[Function]:
     schedule.total_steps = 9
 
     def variable() -> Any:
-        return _abi.moe_tensor(rank=1, shape=(c_int64 * 4)(6), data=room(), grad=room())
+        return abi.moe_tensor(rank=1, shape=(c_int64 * 4)(6), data=room(), grad=room())
 
     def new_optimizer(config: Any) -> int:
         tensor = variable()
         return create(
-            "moe_adamw_create", _abi.moe_optimizer, context_handle,
+            "moe_adamw_create", abi.moe_optimizer, context_handle,
             ctypes.byref(config), ctypes.byref(tensor), 1,
         )  # fmt: skip
 
     optimizer, stepped = new_optimizer(unbound), new_optimizer(adamw)
 
-    layer_handle = ctypes.cast(layer, ctypes.POINTER(_abi.moe_layer))
-    layer_tape = create("moe_tape_create", _abi.moe_tape, layer_handle)
-    bound_tape = create("moe_tape_create", _abi.moe_tape, layer_handle)
-    record = create("moe_routing_create", _abi.moe_routing, context_handle)
-    record_handle = ctypes.cast(record, ctypes.POINTER(_abi.moe_routing))
+    layer_handle = ctypes.cast(layer, ctypes.POINTER(abi.moe_layer))
+    layer_tape = create("moe_tape_create", abi.moe_tape, layer_handle)
+    bound_tape = create("moe_tape_create", abi.moe_tape, layer_handle)
+    record = create("moe_routing_create", abi.moe_routing, context_handle)
+    record_handle = ctypes.cast(record, ctypes.POINTER(abi.moe_routing))
     x = room()
-    recorded = _abi.moe_forward_options(record=record_handle)
+    recorded = abi.moe_forward_options(record=record_handle)
     lib.moe_layer_forward(layer_handle, x, 3, ctypes.byref(recorded), room(), None, None)
     saved_record = room()
     lib.moe_routing_save(record_handle, saved_record, ROOM)
-    plan = _abi.moe_plan()
+    plan = abi.moe_plan()
     lib.moe_layer_plan(layer_handle, 3, None, 1, ctypes.byref(plan))
-    statistics = create("moe_statistics_create", _abi.moe_statistics, context_handle, 3)
+    statistics = create("moe_statistics_create", abi.moe_statistics, context_handle, 3)
 
     def filled_layer_tape() -> int:
-        handle = ctypes.cast(layer_tape, ctypes.POINTER(_abi.moe_tape))
+        handle = ctypes.cast(layer_tape, ctypes.POINTER(abi.moe_tape))
         lib.moe_layer_forward(layer_handle, x, 3, None, room(), handle, None)
         return layer_tape
 
     def layer_report() -> Any:
-        return _abi.moe_report(tokens_per_expert=room(), dropped_per_expert=room(), mean_probability=room())
+        return abi.moe_report(tokens_per_expert=room(), dropped_per_expert=room(), mean_probability=room())
 
     def stored() -> Any:
         name = ctypes.create_string_buffer(b"x")
         alive.append(name)
         shape = (c_int64 * 8)(4)
         address = ctypes.addressof(name)
-        return _abi.moe_stored_tensor(
+        return abi.moe_stored_tensor(
             name=ctypes.cast(address, c_char_p).value, rank=1, shape=shape, data=room()
         )
 
-    linear_config = _abi.moe_layer_config(
+    linear_config = abi.moe_layer_config(
         hidden_size=4, n_experts=3, top_k=2, expert_kind=2, expert_bias=1
     )  # each expert is one matrix
-    linear = create("moe_layer_create", _abi.moe_layer, context_handle, ctypes.byref(linear_config))
+    linear = create("moe_layer_create", abi.moe_layer, context_handle, ctypes.byref(linear_config))
 
     def dense() -> Any:
-        return _abi.moe_tensor(name=b"weight", rank=2, shape=(c_int64 * 4)(4, 4), data=room())
+        return abi.moe_tensor(name=b"weight", rank=2, shape=(c_int64 * 4)(4, 4), data=room())
 
     def handles(kind: Any, *addresses: int) -> Any:
         first = room()  # NULL follows
@@ -170,17 +170,17 @@ def all_functions(folder: Path) -> list[Function]:
         return ctypes.cast(first, ctypes.POINTER(ctypes.POINTER(kind)))
 
     trained_layer, trained_optimizer = a_layer(), new_optimizer(adamw)
-    trained_statistics = create("moe_statistics_create", _abi.moe_statistics, context_handle, 3)
+    trained_statistics = create("moe_statistics_create", abi.moe_statistics, context_handle, 3)
 
     def training() -> Any:
         tensor = variable()
         alive.append(tensor)
-        return _abi.moe_training(
+        return abi.moe_training(
             step=7,
-            layers=handles(_abi.moe_layer, trained_layer), n_layers=1,
-            optimizers=handles(_abi.moe_optimizer, trained_optimizer), n_optimizers=1,
-            statistics=handles(_abi.moe_statistics, trained_statistics), n_statistics=1,
-            tensors=ctypes.cast(placed(tensor), ctypes.POINTER(_abi.moe_tensor)), n_tensors=1,
+            layers=handles(abi.moe_layer, trained_layer), n_layers=1,
+            optimizers=handles(abi.moe_optimizer, trained_optimizer), n_optimizers=1,
+            statistics=handles(abi.moe_statistics, trained_statistics), n_statistics=1,
+            tensors=ctypes.cast(placed(tensor), ctypes.POINTER(abi.moe_tensor)), n_tensors=1,
         )  # fmt: skip
 
     state = str(folder / "state").encode()
@@ -246,37 +246,37 @@ def all_functions(folder: Path) -> list[Function]:
                 context,
                 room(),
                 5,
-                _abi_model.moe_sampling(temperature=1.0, top_k=3, top_p=0.9),
+                abi.moe_sampling(temperature=1.0, top_k=3, top_p=0.9),
                 7,
                 room(),
             ],
         ),  # fmt: skip
         Function("moe_model_create", lambda: [context, config, room()]),
         Function("moe_model_parameter_count", lambda: [model, room()]),
-        Function("moe_model_parameter", lambda: [model, 1, _abi.moe_tensor()]),
+        Function("moe_model_parameter", lambda: [model, 1, abi.moe_tensor()]),
         Function("moe_model_find_parameter", lambda: [model, b"embed.weight", room()]),
         Function("moe_model_zero_grad", lambda: [model]),
         Function("moe_model_layer", lambda: [model, 1, room()]),
         Function("moe_model_tape_create", lambda: [model, room()]),
-        Function("moe_model_plan_memory", lambda: [model, model_input(), 1, _abi_model.moe_model_plan()]),
+        Function("moe_model_plan_memory", lambda: [model, model_input(), 1, abi.moe_model_plan()]),
         Function("moe_model_forward", lambda: [model, model_input(), room(), room(), tape, report()]),
         Function("moe_cache_create", lambda: [model, 2, 3, room()]),
         Function("moe_cache_truncate", lambda: [cache, 0]),
         Function("moe_model_read", lambda: [model, emptied_cache(), room(), 3, room()]),
         Function(
             "moe_model_read_with",
-            lambda: [model, emptied_cache(), room(), 3, _abi_model.moe_read_options(), room()],
+            lambda: [model, emptied_cache(), room(), 3, abi.moe_read_options(), room()],
         ),
         Function("moe_model_backward", lambda: [model, filled_tape(), model_input(), 1.0, room(), None]),
         Function("moe_model_bind_parameter", lambda: [bound_model, 1, room(), room()]),
         Function("moe_profile_start", lambda: [context, 3]),
-        Function("moe_profile_phase", lambda: [context, 1, 0, _abi.moe_phase_time()]),
+        Function("moe_profile_phase", lambda: [context, 1, 0, abi.moe_phase_time()]),
         Function("moe_profile_events", lambda: [context, 0, room(), 3, room()]),
         Function("moe_profile_stop", lambda: [context]),
         Function("moe_layer_save_sharded", lambda: [layer, index, 0, 0, 0, 100]),
         Function("moe_checkpoint_write_sharded", lambda: [context, index, stored(), 1, 8]),
         Function("moe_layer_offload", lambda: [a_layer(unallocated=2), checkpoint, 0, 0, 1 << 20]),
-        Function("moe_layer_offload_statistics", lambda: [offloaded, _abi.moe_offload_statistics()]),
+        Function("moe_layer_offload_statistics", lambda: [offloaded, abi.moe_offload_statistics()]),
         Function("moe_mapping_create", lambda: [context, mapped, 64, room()]),
         Function("moe_mapping_data", lambda: [mapping, room()]),
         Function("moe_mapping_flush", lambda: [mapping]),
@@ -284,22 +284,22 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_optimizer_bind_state", lambda: [optimizer, room(), ROOM]),
         Function("moe_context_memory", lambda: [context, room(), room()]),
         Function("moe_layer_create", lambda: [context, layer_config, room()]),
-        Function("moe_layer_parameter", lambda: [layer, 1, _abi.moe_tensor()]),
+        Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),
         Function("moe_layer_prepare", lambda: [offloaded, 0]),
         Function("moe_tape_bind", lambda: [bound_tape, room(), ROOM]),
         Function("moe_routing_save", lambda: [record, room(), ROOM]),
         Function("moe_routing_load", lambda: [record, saved_record, ROOM]),
-        Function("moe_layer_plan", lambda: [layer, 3, _abi.moe_forward_options(), 1, _abi.moe_plan()]),
+        Function("moe_layer_plan", lambda: [layer, 3, abi.moe_forward_options(), 1, abi.moe_plan()]),
         Function("moe_plan_describe", lambda: [plan, room(), 5000, room()]),
         Function(
             "moe_layer_forward",
-            lambda: [layer, room(), 3, _abi.moe_forward_options(), room(), layer_tape, layer_report()],
+            lambda: [layer, room(), 3, abi.moe_forward_options(), room(), layer_tape, layer_report()],
         ),
         Function(
             "moe_layer_backward",
-            lambda: [layer, filled_layer_tape(), x, room(), 1.0, room(), _abi.moe_backward_options()],
+            lambda: [layer, filled_layer_tape(), x, room(), 1.0, room(), abi.moe_backward_options()],
         ),
         Function("moe_pooled_balance_loss", lambda: [2, 3, *(room() for _ in range(5))]),
         Function("moe_statistics_create", lambda: [context, 3, room()]),
@@ -318,7 +318,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_adaptive_clip", lambda: [defaults("moe_clip_state"), 1.0, room()]),
         Function("moe_learning_rate", lambda: [schedule, 5, room()]),
         Function("moe_checkpoint_open", lambda: [context, index, room()]),
-        Function("moe_checkpoint_tensor", lambda: [checkpoint, 0, _abi.moe_stored_tensor()]),
+        Function("moe_checkpoint_tensor", lambda: [checkpoint, 0, abi.moe_stored_tensor()]),
         Function("moe_checkpoint_find_tensor", lambda: [checkpoint, b"layers.0.router.weight", room()]),
         Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
@@ -329,12 +329,12 @@ def all_functions(folder: Path) -> list[Function]:
 def poison(functions: list[Function]) -> None:
     """Run models whose parameters are no numbers one can compute with."""
     calls = [f for f in functions if f.name in ("moe_model_forward", "moe_model_read", "moe_model_zero_grad")]
-    model = ctypes.cast(calls[0].good()[0], ctypes.POINTER(_abi_model.moe_model))
+    model = ctypes.cast(calls[0].good()[0], ctypes.POINTER(abi.moe_model))
     count = c_int64()
     lib.moe_model_parameter_count(model, ctypes.byref(count))
     for filling in FILLINGS:
         for i in range(count.value):
-            tensor = _abi.moe_tensor()
+            tensor = abi.moe_tensor()
             lib.moe_model_parameter(model, i, ctypes.byref(tensor))
             elements = 1
             for d in range(tensor.rank):

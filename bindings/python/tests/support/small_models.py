@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import libmoe
 
-FOLDER = Path(__file__).with_name("parity") / "checkpoints"
+FOLDER = Path(__file__).parents[1] / "parity" / "checkpoints"
 H, WIDTH, E, K = 8, 12, 4, 2
 SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K}
 SWITCH: dict[str, Any] = {

@@ -290,7 +290,7 @@ def test_bad_runs_are_named(tmp_path: Path) -> None:
 
 
 def test_the_program_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).resolve().parents[3] / "docs" / "training.md"
+    page = Path(__file__).resolve().parents[4] / "docs" / "training.md"
     (program,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert "steps=500" in program and "300))" in program
     text(tmp_path, name="book.txt")

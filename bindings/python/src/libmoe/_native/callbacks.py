@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import _abi
-from ._running import running
-from .errors import ArgumentTypeError
+from ..errors import ArgumentTypeError
+from . import abi
+from .running import running
 
 Kept = tuple[Any, ...]
 
@@ -63,10 +64,11 @@ class _Raised(threading.local):
 
 
 raised = _Raised()
-"""One per thread; the user pointer of the cancel callback."""
+"""One per thread; its address is the user pointer of the cancel callback."""
 
-cancel = _abi.CancelFunction(operator.methodcaller("poll"))
-"""1 when the native call should end, for the thread that asks."""
+_cancel = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.py_object)(operator.methodcaller("poll"))
+cancel = ctypes.cast(_cancel, abi.moe_context_config_cancel)
+"""1 when the native call should end, for the thread that asks; its user pointer is ``id(raised)``."""
 
 Log = Callable[[int, str], None]
 
@@ -74,7 +76,7 @@ Log = Callable[[int, str], None]
 def log_function(log: Log | None) -> Any:
     """Native function that passes level and line to ``log``; NULL for None."""
     if log is None:
-        return _abi.LogFunction()
+        return abi.moe_context_config_log()
     if not callable(log):
         raise ArgumentTypeError(
             f"log: expected a function of level and line, got {type(log).__name__}; use print"
@@ -86,4 +88,4 @@ def log_function(log: Log | None) -> Any:
         except BaseException as exception:
             raised.exception = exception
 
-    return _abi.LogFunction(pass_on)
+    return abi.moe_context_config_log(pass_on)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._foreign import cure
-from ._numbers import (
+from ..errors import ArgumentTypeError, InvalidArgumentError
+from .foreign import cure
+from .numbers import (
     byte_count,
     choice,
     count,
@@ -21,7 +22,6 @@ from ._numbers import (
     mapping,
     number,
 )
-from .errors import ArgumentTypeError, InvalidArgumentError
 
 __all__ = [
     "Array",

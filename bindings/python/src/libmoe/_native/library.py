@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from . import _abi, _abi_model
-from ._callbacks import cancel, raised
-from ._repr import described
-from ._running import Arguments, running
-from ._version import __version__
-from .errors import ArgumentTypeError, BadStateError, error_for
+from .._repr import described
+from .._version import __version__
+from ..errors import ArgumentTypeError, BadStateError, error_for
+from . import abi
+from .callbacks import cancel, raised
+from .running import Arguments, running
+from .struct import Status
 
 
 def _candidates() -> list[Path]:
@@ -25,7 +26,7 @@ def _candidates() -> list[Path]:
     named = os.environ.get("LIBMOE_LIBRARY")
     if named:
         return [Path(named)]
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     places = [package / "lib" / "libmoe.so"]
     checkout = package / ".." / ".." / ".." / ".."
     if (checkout / "include" / "moe.h").exists():
@@ -104,7 +105,7 @@ class Function(ctypes._CFuncPtr):  # type: ignore[name-defined, misc]
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it; what a callback raises comes out of the call."""
-        if self.restype is not _abi.Status:
+        if self.restype is not Status:
             return _call(self, *arguments)
         thread = _thread()
         outer = running.calls.get(thread)
@@ -168,22 +169,22 @@ def _handles(arguments: Arguments) -> list[Handle]:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Give every function its types, and every status its exception."""
     library._FuncPtr = Function
-    for name, (result, arguments) in {**_abi.FUNCTIONS, **_abi_model.FUNCTIONS}.items():
+    for name, (result, arguments) in abi.FUNCTIONS.items():
         vars(library).pop(name, None)  # one that has been used before
         function = getattr(library, name)
         function.restype = result
         function.argtypes = arguments
-        if result is _abi.Status:
+        if result is Status:
             function.errcheck = _raise_failure
     return library
 
 
-def _raise_failure(status: _abi.Status, function: Any, arguments: Any) -> None:
+def _raise_failure(status: Status, function: Any, arguments: Any) -> None:
     """Raise what a callback raised during the call, else what the status says."""
     exception = raised.take()
     if exception is not None:
         raise exception
-    if status.value == _abi.STATUS["cancelled"] and running.must_stop():
+    if status.value == abi.STATUS["error_cancelled"] and running.must_stop():
         raise SystemExit  # which ends a thread without a word
     if status.value != 0:
         # Names in it may be cut off within a character, or be no UTF-8.

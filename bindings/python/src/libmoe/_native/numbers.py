@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._keywords import nearest
-from .errors import ArgumentTypeError, InvalidArgumentError
+from .._keywords import nearest
+from ..errors import ArgumentTypeError, InvalidArgumentError
 
 _BOOLS = (bool, np.bool_)
 

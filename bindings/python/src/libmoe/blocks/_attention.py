@@ -1,4 +1,4 @@
-"""What stands around the layer in a transformer, as functions over numpy arrays, forward and backward."""
+"""Positions and attention."""
 
 from __future__ import annotations
 
@@ -8,182 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _abi_model, _check
-from ._check import Array
-from ._keywords import keywords, unknown
-from ._library import lib
-from .context import Context, handle_of
-from .errors import ArgumentTypeError, InvalidArgumentError
-
-Floats = NDArray[np.float32]
-
-# -----------------------------------------------------------------------------------------------------------
-# Norms and products with a matrix
-# -----------------------------------------------------------------------------------------------------------
-
-
-@keywords
-def norm(
-    x: Floats,
-    weight: Floats,
-    bias: Floats | None = None,
-    *,
-    kind: str = "layer",
-    epsilon: float = 1e-5,
-    context: Context | None = None,
-) -> tuple[Floats, Floats]:
-    """Each row normalised by itself: LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467).
-
-    ``"layer"``: y = (x - mean) / sqrt(variance + epsilon) * weight + bias;
-    ``"rms"``: y = x / sqrt(mean of x^2 + epsilon) * weight.
-
-    Parameters
-    ----------
-    x : array of float32, [T, H]
-    weight : array of float32, [H]
-    bias : array of float32, [H], optional
-        Not with ``"rms"``.
-
-    Returns
-    -------
-    y : array of float32, [T, H]
-    statistics : array of float32, [T, 2]
-        Mean and 1 / root of each row, for :func:`norm_backward`.
-
-    Raises
-    ------
-    InvalidArgumentError
-        ``epsilon`` is not above 0, or RMSNorm is given a bias.
-    """
-    tokens, width = matrix("x", x)
-    y, statistics = np.empty_like(x), np.empty((tokens, 2), np.float32)
-    lib.moe_norm_forward(
-        handle_of(context),
-        _check.choice("kind", kind, _abi_model.NORM),
-        x.ctypes.data,
-        tokens,
-        width,
-        _check.address("weight", weight, (width,)),
-        _check.address("bias", bias, (width,)),
-        _check.number("epsilon", epsilon),
-        y.ctypes.data,
-        statistics.ctypes.data,
-    )
-    return y, statistics
-
-
-@keywords
-def norm_backward(
-    x: Floats,
-    weight: Floats,
-    statistics: Floats,
-    dy: Floats,
-    *,
-    kind: str = "layer",
-    dweight: Floats | None = None,
-    dbias: Floats | None = None,
-    context: Context | None = None,
-) -> Floats:
-    """Return the gradient of :func:`norm` in x; add those in weight and bias to ``dweight`` and ``dbias``."""
-    tokens, width = matrix("x", x)
-    dx = np.empty_like(x)
-    lib.moe_norm_backward(
-        handle_of(context),
-        _check.choice("kind", kind, _abi_model.NORM),
-        x.ctypes.data,
-        tokens,
-        width,
-        _check.address("weight", weight, (width,)),
-        _check.address("statistics", statistics, (tokens, 2)),
-        _check.address("dy", dy, x.shape),
-        dx.ctypes.data,
-        _check.address("dweight", dweight, (width,), write=True),
-        _check.address("dbias", dbias, (width,), write=True),
-    )
-    return dx
-
-
-@keywords
-def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Context | None = None) -> Floats:
-    """Return x W^T + b.
-
-    Parameters
-    ----------
-    x : array of float32, [T, inputs]
-    weight : array of float32 or bfloat16, [outputs, inputs]
-        With bfloat16, x is rounded to it for the product; sums are float32.
-    bias : array of float32, [outputs], optional
-
-    Returns
-    -------
-    array of float32, [T, outputs]
-    """
-    tokens, inputs = matrix("x", x)
-    outputs, dtype = weight_of(weight, inputs)
-    y = np.empty((tokens, outputs), np.float32)
-    lib.moe_linear_forward(
-        handle_of(context),
-        x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
-        weight.ctypes.data,
-        dtype,
-        _check.address("bias", bias, (outputs,)),
-        y.ctypes.data,
-    )
-    return y
-
-
-@keywords
-def linear_backward(
-    x: Floats,
-    weight: Array,
-    dy: Floats,
-    *,
-    dweight: Floats | None = None,
-    dbias: Floats | None = None,
-    context: Context | None = None,
-) -> Floats:
-    """Return dx = dy W of :func:`linear`; add dy^T x to ``dweight`` and the sum of dy's rows to ``dbias``."""
-    tokens, inputs = matrix("x", x)
-    outputs, dtype = weight_of(weight, inputs)
-    dx = np.empty_like(x)
-    lib.moe_linear_backward(
-        handle_of(context),
-        x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
-        weight.ctypes.data,
-        dtype,
-        _check.address("dy", dy, (tokens, outputs)),
-        dx.ctypes.data,
-        _check.address("dweight", dweight, (outputs, inputs), write=True),
-        _check.address("dbias", dbias, (outputs,), write=True),
-    )
-    return dx
-
-
-def matrix(name: str, value: Any) -> tuple[int, int]:
-    """Return rows and columns of an array that has them."""
-    shape = _check.array(name, value).shape
-    if len(shape) != 2:
-        raise InvalidArgumentError(f"{name}: expected two dimensions, got shape {shape}")
-    return int(shape[0]), int(shape[1])
-
-
-def weight_of(weight: Any, inputs: int) -> tuple[int, int]:
-    """Return outputs and element type of a matrix of products."""
-    dtype = _check.dtype_of(_check.array("weight", weight, dtype=_check.dtype_of(weight)))
-    if weight.ndim != 2 or weight.shape[1] != inputs:
-        raise InvalidArgumentError(f"weight: expected shape [outputs, {inputs}], got {weight.shape}")
-    return int(weight.shape[0]), _abi.DTYPE[dtype]
-
-
-# ----------------------------------------------------------------------------------------------------
-# Positions and attention
-# ----------------------------------------------------------------------------------------------------
+from .._keywords import keywords, unknown
+from .._native import abi, check, fields
+from .._native.library import lib
+from ..context import Context, handle_of
+from ..errors import ArgumentTypeError, InvalidArgumentError
+from ._arrays import Floats
 
 
 @keywords
@@ -228,11 +58,11 @@ def rotate(
         n_heads,
         head_size,
         _rows("x", x)[1],
-        _check.address("positions", positions, (n_sequences, length), dtype="i64"),
+        check.address("positions", positions, (n_sequences, length), dtype="i64"),
         length,
-        _check.integer("first_position", first_position, ctypes.c_int64),
-        _check.number("theta", theta),
-        _check.flag("inverse", inverse),
+        check.integer("first_position", first_position, ctypes.c_int64),
+        check.number("theta", theta),
+        check.flag("inverse", inverse),
     )
 
 
@@ -337,7 +167,7 @@ def attention_backward(
         if stride != getattr(config, f"{name}_stride"):
             wanted = getattr(config, f"{name}_stride")
             raise InvalidArgumentError(f"d{name}: rows lie {stride} floats apart, but {wanted} in {name}")
-    sums = _check.address("log_sums", log_sums, (n_sequences, n_heads, length))
+    sums = check.address("log_sums", log_sums, (n_sequences, n_heads, length))
     places.insert(4, sums or 0)
     handle = handle_of(context)
     lib.moe_attention_backward(handle, ctypes.byref(config), *places)
@@ -346,7 +176,7 @@ def attention_backward(
 
 def _attention(
     query: Floats, key: Floats, value: Floats, options: dict[str, Any], more: dict[str, tuple[Floats, bool]]
-) -> tuple[_abi_model.moe_attention_config, list[int]]:
+) -> tuple[abi.moe_attention_config, list[int]]:
     """Return the struct of a call and where the arrays are: query, key, value, then the others."""
     n_sequences, n_queries, n_heads, head_size = shape = _shape("query", query)
     _, n_keys, n_kv_heads, _ = _shape("key", key)
@@ -360,21 +190,16 @@ def _attention(
         if name not in given:
             raise ArgumentTypeError(unknown("attention", name, [*given, "out", "context"]))
     given.update(options)
-    config = _abi_model.moe_attention_config(
+    config = fields.filled(
+        abi.moe_attention_config,
+        {"B": (n_sequences,), "S": (n_queries,), "U": (n_keys,)},
         n_sequences=n_sequences,
         n_queries=n_queries,
         n_keys=n_keys,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_size=head_size,
-        causal=_check.flag("causal", given["causal"]),
-        scale=_check.number("scale", given["scale"]),
-        dropout=_check.number("dropout", given["dropout"]),
-        seed=_check.integer("seed", given["seed"], ctypes.c_uint64),
-        step=_check.integer("step", given["step"], ctypes.c_uint64),
-        mask=_check.address("mask", given["mask"], (n_queries, n_keys), dtype="mask"),
-        added_mask=_check.address("added_mask", given["added_mask"], (n_queries, n_keys)),
-        valid_mask=_check.address("valid_mask", given["valid_mask"], (n_sequences, n_keys), dtype="mask"),
+        **given,
     )
     places = []
     for name, array in (("query", query), ("key", key), ("value", value)):

@@ -7,17 +7,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import _abi_model, _check
-from ._check import Array
-from ._keywords import keywords
-from ._library import lib
-from .blocks import Floats, matrix, weight_of
-from .context import Context, handle_of
-from .errors import InvalidArgumentError
-
-Integers = NDArray[np.int32]
+from .._keywords import keywords
+from .._native import abi, check, fields
+from .._native.check import Array
+from .._native.library import lib
+from ..context import Context, handle_of
+from ..errors import InvalidArgumentError
+from ._arrays import Floats, Integers, matrix, weight_of
 
 
 @keywords
@@ -58,10 +55,10 @@ def embedding(
         width,
         table.ctypes.data,
         rows,
-        _check.address("positions", positions, (places, width)),
+        check.address("positions", positions, (places, width)),
         places,
         max(length, 1),
-        _check.integer("first_position", first_position, ctypes.c_int64),
+        check.integer("first_position", first_position, ctypes.c_int64),
         y.ctypes.data,
     )
     return y
@@ -83,7 +80,7 @@ def embedding_backward(
     ``n_rows`` is needed without ``dtable``.
     """
     n_sequences, length = _tokens(tokens)
-    width = _check.array("dy", dy).shape[-1]
+    width = check.array("dy", dy).shape[-1]
     if dtable is None and n_rows is None:
         raise InvalidArgumentError("n_rows: is needed without dtable; give the rows of the table")
     rows = n_rows if dtable is None else matrix("dtable", dtable)[0]
@@ -93,13 +90,13 @@ def embedding_backward(
         tokens.ctypes.data,
         tokens.size,
         width,
-        _check.address("dy", dy, (n_sequences, length, width)),
-        _check.address("dtable", dtable, (rows or 0, width), write=True),
-        _check.integer("n_rows", rows, ctypes.c_int64),
-        _check.address("dpositions", dpositions, (places, width), write=True),
+        check.address("dy", dy, (n_sequences, length, width)),
+        check.address("dtable", dtable, (rows or 0, width), write=True),
+        check.integer("n_rows", rows, ctypes.c_int64),
+        check.address("dpositions", dpositions, (places, width), write=True),
         places,
         max(length, 1),
-        _check.integer("first_position", first_position, ctypes.c_int64),
+        check.integer("first_position", first_position, ctypes.c_int64),
     )
 
 
@@ -160,15 +157,15 @@ def cross_entropy(
         weight.ctypes.data,
         dtype,
         vocabulary,
-        _check.address("targets", targets, (tokens,), dtype="i32"),
-        _check.integer("ignore_index", ignore_index, ctypes.c_int32),
-        _check.number("label_smoothing", label_smoothing),
-        _check.number("d_loss", d_loss),
+        check.address("targets", targets, (tokens,), dtype="i32"),
+        check.integer("ignore_index", ignore_index, ctypes.c_int32),
+        check.number("label_smoothing", label_smoothing),
+        check.number("d_loss", d_loss),
         ctypes.byref(loss),
         ctypes.byref(counted),
-        _check.address("token_losses", token_losses, (tokens,), write=True),
-        _check.address("dx", dx, x.shape, write=True),
-        _check.address("dweight", dweight, weight.shape, write=True),
+        check.address("token_losses", token_losses, (tokens,), write=True),
+        check.address("dx", dx, x.shape, write=True),
+        check.address("dweight", dweight, weight.shape, write=True),
     )
     return loss.value, counted.value
 
@@ -197,7 +194,7 @@ def sample(
     InvalidArgumentError
         A number is out of range.
     """
-    shape = _check.array("logits", logits).shape
+    shape = check.array("logits", logits).shape
     if len(shape) != 1:
         raise InvalidArgumentError(
             f"logits: expected those of one token, shape [V], got {shape}; "
@@ -211,20 +208,15 @@ def sample(
         logits.ctypes.data,
         size,
         ctypes.byref(sampling),
-        _check.integer("draw", draw, ctypes.c_uint64),
+        check.integer("draw", draw, ctypes.c_uint64),
         ctypes.byref(token),
     )
     return token.value
 
 
-def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -> _abi_model.moe_sampling:
+def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -> abi.moe_sampling:
     """Return how tokens are drawn as the library reads it; numbers out of range are refused."""
-    sampling = _abi_model.moe_sampling(
-        temperature=_check.number("temperature", temperature),
-        top_k=_check.integer("top_k", top_k, ctypes.c_int64),
-        top_p=_check.number("top_p", top_p),
-        seed=_check.integer("seed", seed, ctypes.c_uint64),
-    )
+    sampling = fields.filled(abi.moe_sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if not 0 <= sampling.temperature < math.inf:
         raise InvalidArgumentError(
             f"sampling: temperature = {temperature} is not a number of at least 0; 0 takes the best"
@@ -240,7 +232,7 @@ def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -
 
 def _tokens(tokens: Any) -> tuple[int, int]:
     """Return the number of sequences and their length."""
-    shape = _check.array("tokens", tokens, dtype="i32").shape
+    shape = check.array("tokens", tokens, dtype="i32").shape
     if len(shape) != 2:
         raise InvalidArgumentError(f"tokens: expected shape [sequences, length], got {shape}")
     return int(shape[0]), int(shape[1])

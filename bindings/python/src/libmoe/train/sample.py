@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..language import sample as drawn
+from ..blocks import sample as drawn
 from .errors import UserError
 from .run import Trained
 from .tokenizer import END_OF_TEXT
