@@ -76,6 +76,8 @@ class Optimizer(Native):
         given = {name: options[name] for name in fields.types(config)}
         filled = fields.filled(config, **given)
         self._parameters, self._tensors = tensors(options["parameters"], gradients=False)
+        if not self._parameters:
+            raise InvalidArgumentError("parameters: there is none to train; use layer.parameters")
         require_apart(self._parameters, values=True)
         self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = filled.learning_rate

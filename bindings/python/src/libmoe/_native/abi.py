@@ -6,8 +6,19 @@ checked where a numpy array enters, in ``check.py``.
 
 from __future__ import annotations
 
-from ctypes import CFUNCTYPE, POINTER, Structure
-from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from typing import Any
 
 from .struct import Sized, Status, Struct
