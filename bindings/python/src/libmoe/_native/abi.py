@@ -6,19 +6,8 @@ checked where a numpy array enters, in ``check.py``.
 
 from __future__ import annotations
 
-from ctypes import (
-    CFUNCTYPE,
-    POINTER,
-    Structure,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int32,
-    c_int64,
-    c_size_t,
-    c_uint64,
-    c_void_p,
-)
+from ctypes import CFUNCTYPE, POINTER, Structure
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from .struct import Sized, Status, Struct
@@ -163,6 +152,7 @@ class moe_context_config(Sized):
         "matmul": MATMUL,
         "instructions": INSTRUCTIONS,
     }
+    _bytes_ = frozenset({"memory_limit"})
 
 
 class moe_phase_time(Sized):
@@ -395,6 +385,7 @@ class moe_forward_options(Sized):
         "tape_policy": TAPE_POLICY,
     }
     _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit", "scratch_size"})
     _arrays_ = {
         "valid_mask": ("mask", "T"),
         "token_ids": ("i64", "T"),
@@ -462,6 +453,7 @@ class moe_plan(Sized):
     _words_ = {
         "tape_policy": {"full": 1, "lean": 2},
     }
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
 
 
 class moe_backward_options(Sized):
@@ -478,6 +470,7 @@ class moe_backward_options(Sized):
         ("reserved", c_int32),
         ("d_sequence_probability", c_void_p),
     ]
+    _bytes_ = frozenset({"scratch_size"})
     _arrays_ = {
         "d_mean_probability": ("f32", "E"),
         "d_expert_weights": ("f32, write", "TK"),
@@ -584,6 +577,7 @@ class moe_stored_tensor(Sized):
     _words_ = {
         "dtype": DTYPE,
     }
+    _bytes_ = frozenset({"size"})
 
 
 class moe_offload_statistics(Sized):
@@ -724,6 +718,7 @@ class moe_model_input(Sized):
     ]
     _defaults_ = {"ignore_index": -100}
     _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit"})
     _arrays_ = {
         "tokens": ("i32", "BS"),
         "hidden": ("f32", "BSH"),
@@ -768,6 +763,7 @@ class moe_model_plan(Sized):
         ("kept_lean", c_int64),
         ("kept_input", c_int64),
     ]
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
 
 
 class moe_read_options(Sized):
