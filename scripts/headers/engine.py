@@ -9,27 +9,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from .reader import ROOT, Enum, Headers, refuse
+from .reader import Enum, Headers, refuse
 
 _SAID = re.compile(r"([Nn]umbers|[Ss]ome numbers) as in (moei?_\w+)")
-_SWIFT = re.compile(r"((?: *///?[^\n]*\n)*)[^\n]*\benum (\w+): U?Int32(?:, \w+)* \{\n((?: *///?[^\n]*\n)*)((?:.|\n)*?\n *\})")
+_SWIFT = re.compile(
+    r"((?: *///?[^\n]*\n)*)[^\n]*\benum (\w+): U?Int32(?:, \w+)* \{\n((?: *///?[^\n]*\n)*)((?:.|\n)*?\n *\})"
+)
 
 
-def check(headers: Headers) -> int:
+def check(headers: Headers, sources: Path) -> int:
     """Refuse an enum with other numbers than the header's; return how many there are."""
     count = 0
     inner: dict[str, Enum] = {}
-    header = ROOT / "Sources/CShims/include/moei.h"
+    header = sources / "CShims/include/moei.h"
     for said, name, body in re.findall(r"(/\*[^/]*\*/)\ntypedef enum (\w+) \{([^}]*)\}", header.read_text()):
         whose = _SAID.search(said)
         if whose:
             theirs = headers.enums[whose[2]]
-            cases = [(case.removeprefix("MOEI_"), number, "") for case, number in re.findall(r"(\w+) = (\d+)", body)]
+            cases = [
+                (case.removeprefix("MOEI_"), number, "")
+                for case, number in re.findall(r"(\w+) = (\d+)", body)
+            ]
             _compare(f"moei.h, {name}", theirs, cases, whole=True)
             inner[name] = theirs
             count += 1
-    for path in sorted((ROOT / "Sources").glob("*/**/*.swift")):
+    for path in sorted(sources.glob("*/**/*.swift")):
         if path.is_symlink() or any(parent.is_symlink() for parent in path.parents):
             continue
         for place, whose, some, body in _enums(path.read_text()):
