@@ -1,8 +1,9 @@
-"""The engine's enums, which never see the public headers: are their numbers those of the headers?
+"""The numbers of the engine's enums, which never see the public headers, beside those of the headers.
 
-An enum says whose numbers it has, in the comment before it or at its beginning: ``Numbers as in moe_score``.  Its cases are
-called as the constants are, or name theirs in a comment: ``case before = 0  // PRE``.  The constant 0 may be missing,
-which the boundary then takes for none; others only where the comment says "Some numbers as in".
+An enum says whose numbers it has, in the comment before it or at its beginning: ``Numbers as in moe_score``.
+Its cases are called as the constants are, or name theirs in a comment: ``case before = 0  // PRE``.  The
+constant 0 may be missing, which the boundary then takes for none; others only where the comment says "Some
+numbers as in".
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def check(headers: Headers, sources: Path) -> int:
     inner: dict[str, Enum] = {}
     header = sources / "CShims/include/moei.h"
     for said, name, body in re.findall(r"(/\*[^/]*\*/)\ntypedef enum (\w+) \{([^}]*)\}", header.read_text()):
-        whose = _SAID.search(said)
-        if whose:
-            theirs = headers.enums[whose[2]]
+        found = _SAID.search(said)
+        if found:
+            theirs = headers.enums[found[2]]
             cases = [
                 (case.removeprefix("MOEI_"), number, "")
                 for case, number in re.findall(r"(\w+) = (\d+)", body)
@@ -39,11 +40,11 @@ def check(headers: Headers, sources: Path) -> int:
         if path.is_symlink() or any(parent.is_symlink() for parent in path.parents):
             continue
         for place, whose, some, body in _enums(path.read_text()):
-            found = headers.enums.get(whose) or inner.get(whose)
-            if found is None:
+            known = {**headers.enums, **inner}
+            if whose not in known:
                 refuse(f"{path.name}, {place}", f"there is no enum {whose}")
             cases = re.findall(r"case `?(\w+)`? = (\d+)(?:  // ([A-Z][A-Z0-9_]+)\b)?", body)
-            _compare(f"{path.name}, {place}", found, cases, whole=not some)
+            _compare(f"{path.name}, {place}", known[whose], cases, whole=not some)
             count += 1
     return count
 

@@ -41,7 +41,7 @@ class Meaning:
 
 
 def of_fields(headers: Headers, struct: Struct) -> dict[str, Meaning]:
-    """Return what the int32_t fields of a struct are; refuse one of which nobody can say, or without a word."""
+    """Return what the int32_t fields of a struct are; refuse a field of which the header does not say it."""
     known = comments(headers, struct)
     found = {}
     for field in struct.fields:
@@ -118,8 +118,8 @@ def _meaning(headers: Headers, place: str, text: str) -> Meaning:
         refuse(place, f"{named[1]} are not constants of one enum")
     refuse(
         place,
-        f"its comment, {text!r}, does not begin with what it is: 'a moe_x', 'MOE_X_A or B', 'a sum of moe_x', "
-        "'1 = ...' or 'a number'",
+        f"its comment, {text!r}, does not begin with what it is: 'a moe_x', 'MOE_X_A or B', "
+        "'a sum of moe_x', '1 = ...' or 'a number'",
     )
 
 

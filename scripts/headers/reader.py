@@ -1,4 +1,4 @@
-"""The C headers taken apart: sections, enums, structs, handles, functions and constants, each with its comment."""
+"""The C headers taken apart: sections, enums, structs, handles, functions, constants, and their comments."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def _declaration(code: str, comment: str) -> Item | None:
 
 
 def _commented(body: str, ends: str) -> Iterator[tuple[str, str]]:
-    """Yield what ends in one of these signs, and its comment: the one behind it, or else the one before it."""
+    """Yield what ends in one of these signs, and its comment: the one behind it, or else before it."""
     pieces = re.findall(rf"/\*.*?\*/|[^{ends}/]+[{ends}]?", body, flags=re.DOTALL)
     code, before = "", ""
     for piece in [piece.strip() for piece in pieces if piece.strip()]:

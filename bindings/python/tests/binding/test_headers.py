@@ -1,4 +1,4 @@
-"""scripts/abi: its files are current, a new field needs nothing but itself, and what a header does not say is refused."""
+"""scripts/abi: its files are current, a field needs nothing else, what a header does not say is refused."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def test_some_words_of_an_enum_are_a_type_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "text"),
     [
-        ("/**< a moe_matmul */", "/**< who computes */", "moe_context_config.matmul: its comment, 'who compu"),
+        ("/**< a moe_matmul */", "/**< who computes */", "matmul: its comment, 'who computes', does not"),
         ("/**< a moe_matmul */", "", "moe_context_config.matmul: has no comment"),
         ("/**< a moe_noise */", "/**< a moe_nosie */", "moe_layer_config.noise: there is no enum moe_nosie"),
-        ("/**< a sum of moe_unallocated;", "/**< moe_unallocated;", "moe_layer_config.unallocated: its comment"),
-        ("MOE_EXPERT_MLP or MOE_EXPERT_GATED", "MOE_EXPERT_MLP or MOE_NORM_RMS", "are not constants of one enum"),
-        ("@param taped    [in] 1 = forward", "@param taped    [in] forward", "moe_layer_plan, taped: its comment"),
-        (" *  @param prepared [in] a moe_prepared", " *  a moe_prepared", "moe_layer_prepare: nothing says what"),
+        ("/**< a sum of moe_unallocated;", "/**< moe_unallocated;", "ed: its comment"),
+        ("MOE_EXPERT_MLP or MOE_EXPERT_GATED", "MOE_EXPERT_MLP or MOE_NORM_RMS", "not constants of one"),
+        ("@param taped    [in] 1 = forward", "@param taped    [in] forward", "plan, taped: its comment"),
+        (" *  @param prepared [in] a moe_prepared", " *  a moe_prepared", "prepare: nothing says what"),
         ("Its files: OLMOE,", "Its files: OLMO,", "moe_preset_olmoe: there is no layout OLMO"),
         (".  Its files: JAMBA */", " */", "moe_preset_jamba: write behind it what it is"),
         ("MOE_API void moe_plan_init(", "MOE_API void moe_plan_fill(", "no function moe_plan_init"),
         ("MOE_BIAS_ON = 2", "MOE_BIAS_ON", "moe_bias: 'MOE_BIAS_ON' has no number"),
         ("int64_t n_tokens;      /**< T */", "int64_t *n_tokens[2][2]; /**< T */", "does not understand"),
-        ("{ sizeof(moe_plan), 0, 0, 0, 0, 0, 0, 0, 0 }", "{ sizeof(moe_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0 }", "10 val"),
-        ("{ sizeof(moe_read_options), NULL, NULL }", "{ sizeof(moe_read_options), 0 }", "gives valid_mask the val"),
+        ("(moe_plan), 0, 0, 0, 0, 0, 0, 0, 0", "(moe_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0", "has 10 values"),
+        ("sizeof(moe_read_options), NULL", "sizeof(moe_read_options), 0", "gives valid_mask the value 0"),
         ("0.97, 2.5, 25, 0.0", "0.97, 25, 2.5, 0.0", "gives threshold the value 25, which is none of double"),
     ],
 )  # fmt: skip
