@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import engine, initializers, layout, python
+from . import engine, initializers, layout, python, reference
 from .reader import PATHS, ROOT, HeaderError, Headers, read
 
 _PACKAGE = "bindings/python/src/libmoe"
@@ -19,6 +19,7 @@ def generated(headers: Headers) -> dict[str, str]:
     files[f"{_PACKAGE}/_native/abi.py"] = python.abi(headers)
     files[f"{_PACKAGE}/words.py"] = python.words(headers)
     files[f"{_PACKAGE}/presets.py"] = python.presets(headers)
+    files.update(reference.pages(headers, (ROOT / "docs" / "functions.md").read_text()))
     return files
 
 

@@ -88,13 +88,23 @@ def of_arguments(headers: Headers) -> dict[str, dict[str, Meaning]]:
 
 def arguments(function: Function) -> dict[str, str]:
     """Return what the comment says of each argument, without its [in] or [out]."""
-    found = {}
-    for names, text in re.findall(
-        r"@param (\w+(?:, \w+)*) *((?:(?!@).|\n(?= {2,}\S))*)", plain(function.comment)
-    ):
-        for name in names.split(", "):
-            found[name] = re.sub(r"^\[[^]]*\] *", "", joined(text))
+    return {name: said for names, _, said in described(function) for name in names.split(", ")}
+
+
+def described(function: Function) -> list[tuple[str, str, str]]:
+    """Return what a comment has by argument: its name, or several; [in] or [out]; and what it is."""
+    text = r"@param (\w+(?:, \w+)*) *((?:(?!@).|\n(?= {2,}\S))*)"
+    found = []
+    for names, said in re.findall(text, plain(function.comment)):
+        how = re.match(r"(\[(?:in|out)[^]]*\])? *(.*)", joined(said))
+        assert how
+        found.append((names, how[1] or "", how[2]))
     return found
+
+
+def behind(function: Function) -> str:
+    """Return what stands behind one of several functions that share a comment."""
+    return re.sub(r"^/\*\*< *| *\*/$", "", function.trailing)
 
 
 def _meaning(headers: Headers, place: str, text: str) -> Meaning:

@@ -135,7 +135,7 @@ def presets(headers: Headers) -> str:
         "}",
     ]
     for name, function in headers.presets.items():
-        title = re.split(r"[;.]? +(?:with n_groups|Its files)", function.trailing)[0].rstrip(".;")
+        title = re.split(r"[;.]? +(?:with n_groups|Its files)", meaning.behind(function))[0].rstrip(".;")
         parts.append(
             f'\n\ndef {name}(**overrides: Any) -> dict[str, Any]:\n    """Return the options of {title}."""\n'
             f'    return _preset.options("{name}", overrides)'
@@ -145,7 +145,7 @@ def presets(headers: Headers) -> str:
 
 def layouts(headers: Headers, preset: Function) -> tuple[str, ...]:
     """Return the layouts that files of a preset's model have."""
-    found = re.search(r"Its files: ([A-Z0-9_, ]+)$", re.sub(r"^/\*\*< *| *\*/$", "", preset.trailing))
+    found = re.search(r"Its files: ([A-Z0-9_, ]+)$", meaning.behind(preset))
     if found is None:
         refuse(preset.name, "write behind it what it is: /**< NAME.  Its files: LAYOUT, LAYOUT */")
     listed = tuple(name.lower() for name in found[1].strip().split(", "))

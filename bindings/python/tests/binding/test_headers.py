@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headers import engine, files, initializers, layout, python, reader
+from headers import engine, files, initializers, layout, python, reader, reference
 
 TEXTS = {path.name: path.read_text() for path in reader.PATHS}
 SOURCES = reader.ROOT / "Sources"
@@ -21,6 +21,43 @@ def changed(before: str, after: str) -> reader.Headers:
 
 def test_every_file_is_current() -> None:
     assert files.outdated(files.generated(reader.read())) == []
+
+
+def test_every_link_of_the_reference_leads_somewhere() -> None:
+    pages = {path.name: path.read_text() for path in (reader.ROOT / "docs" / "reference").glob("*.md")}
+    pages["../functions.md"] = (reader.ROOT / "docs" / "functions.md").read_text()
+    anchors = {}
+    for name, text in pages.items():
+        titles = re.findall(r"^#+ (.+)$", text, re.M)
+        anchors[name] = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = 0
+    for name, text in pages.items():
+        if name != "../functions.md":
+            for page, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
+                assert not anchor or anchor in anchors[page or name], (name, page, anchor)
+                assert (page or name) in pages
+                links += 1
+    assert links > 500
+
+
+def test_pages_have_all_that_the_headers_have() -> None:
+    """Every name under a heading of its own, every constant and field, and equations between fields."""
+    headers = reader.read()
+    text = "\n".join(reference.pages(headers, "").values())
+    named = [*headers.functions, *headers.structs, *headers.enums, *headers.handles]
+    assert set(named) <= set(re.findall(r"^## (\w+)$", text, re.M))
+    for enum in headers.enums.values():
+        assert all(f"`{member.name} = {member.value}`" in text for member in enum.members)
+    for struct in headers.structs.values():
+        assert all(f"`{f.declared}`" in text or f"`{f.name}`" in text for f in struct.fields)
+    assert "chosen = the K largest of s + selection bias" in text
+    assert "from lr / div_factor up to lr at step top" in text
+
+
+def test_the_notes_on_functions_are_on_functions_that_there_are() -> None:
+    text = (reader.ROOT / "docs" / "functions.md").read_text()
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"^### (.+)$", text, re.M))))
+    assert named - set(reader.read().functions) <= {"and"}
 
 
 def test_a_new_field_needs_nothing_but_itself() -> None:
