@@ -58,10 +58,7 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   public static func create(_ configuration: Context.Configuration) throws(Fault) -> ContextPointer {
     let allocator = configuration.allocator
-    var measure = Arena()
-    _ = ContextParts(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = ContextParts(&arena)
+    let parts = try allocator.make { ContextParts(&$0) }
     let counted = allocator.counting(in: parts.memoryCounts)
     let (context, kernels, info) = (parts.context, parts.kernels, parts.info)
     Self.fill(kernels, atMost: configuration.instructions)
@@ -205,6 +202,16 @@ extension UnsafeMutablePointer where Pointee == Context {
     let scratch = try pointee.scratch.take(bytes, from: pointee.allocator)
     defer { pointee.scratch.put(scratch, allocator: pointee.allocator) }
     try withBLAS { () throws(Fault) in try body(scratch.memory) }
+  }
+
+  /// Runs `body` with what `layout` cuts out of scratch memory, or of the caller's.
+  @inline(never) func withScratch<Parts>(
+    lent: CallerMemory? = nil, _ layout: (inout Arena) -> Parts, _ body: (Parts) throws(Fault) -> Void
+  ) throws(Fault) {
+    try withScratch(try Arena.bytes(of: layout), lent) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      try body(layout(&arena))
+    }
   }
 
   private func withBLAS(_ body: () throws(Fault) -> Void) throws(Fault) {

@@ -47,11 +47,8 @@ public struct AttentionForward {
   public static func run(
     _ call: AttentionCall, _ arrays: AttentionArrays, logSums: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = AttentionForward(&measure, call, in: context)
-    try context.withScratch(try measure.total()) { memory throws(Fault) in
-      var arena = Arena(memory)
-      try AttentionForward(&arena, call, in: context).run(arrays, logSums: logSums, in: context)
+    try context.withScratch({ AttentionForward(&$0, call, in: context) }) { (forward) throws(Fault) in
+      try forward.run(arrays, logSums: logSums, in: context)
     }
   }
 

@@ -25,11 +25,8 @@ public struct AttentionBackward {
   public static func run(
     _ call: AttentionCall, _ arrays: AttentionGradients, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = AttentionBackward(&measure, call, in: context)
-    try context.withScratch(try measure.total()) { memory throws(Fault) in
-      var arena = Arena(memory)
-      try AttentionBackward(&arena, call, in: context).run(arrays, in: context)
+    try context.withScratch({ AttentionBackward(&$0, call, in: context) }) { (backward) throws(Fault) in
+      try backward.run(arrays, in: context)
     }
   }
 

@@ -166,12 +166,9 @@ public struct CrossEntropy {
   public static func call(
     _ problem: Problem, _ targets: Targets, in context: ContextPointer
   ) throws(Fault) -> (loss: Double, counted: Int) {
-    var measure = Arena()
-    _ = CrossEntropy(&measure, problem, targets, context: context)
     var result = (loss: 0.0, counted: 0)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      result = try CrossEntropy(&arena, problem, targets, context: context).run(in: context)
+    try context.withScratch({ CrossEntropy(&$0, problem, targets, context: context) }) { (loss) throws(Fault) in
+      result = try loss.run(in: context)
     }
     return result
   }

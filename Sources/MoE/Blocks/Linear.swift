@@ -126,8 +126,8 @@ public struct LinearBackward {
       case .bf16(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
       }
       if let dBias {
-        let places = RowPlaces(width: shape.outputs, stride: dy.stride)
-        try ColumnSums(kernels: kernels, x: dy.start, rows: tokens, places: places, sums: dBias).run(in: context)
+        let rows = PlacedRows(dy.start, RowPlaces(width: shape.outputs, stride: dy.stride))
+        try ColumnSums(kernels: kernels, x: rows, rows: tokens, sums: dBias).run(in: context)
       }
     }
   }
@@ -141,12 +141,8 @@ extension LinearForward {
     _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
     in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = LinearForward(&measure, shape, context: context)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      try LinearForward(&arena, shape, context: context).run(
-        tokens: shape.tokens, x: x, weight: weight, bias: bias, y: y, in: context)
+    try context.withScratch({ LinearForward(&$0, shape, context: context) }) { (linear) throws(Fault) in
+      try linear.run(tokens: shape.tokens, x: x, weight: weight, bias: bias, y: y, in: context)
     }
   }
 }
@@ -157,11 +153,8 @@ extension LinearBackward {
     _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = LinearBackward(&measure, shape, context: context)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      try LinearBackward(&arena, shape, context: context).run(
+    try context.withScratch({ LinearBackward(&$0, shape, context: context) }) { (linear) throws(Fault) in
+      try linear.run(
         tokens: shape.tokens, x: x, weight: weight, dy: dy, dx: dx, dWeight: dWeight, dBias: dBias, in: context)
     }
   }

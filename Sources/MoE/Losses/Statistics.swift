@@ -122,10 +122,7 @@ public typealias StatisticsPointer = UnsafeMutablePointer<Statistics>
 
 extension UnsafeMutablePointer where Pointee == Statistics {
   public static func create(experts: Int, in context: ContextPointer) throws(Fault) -> StatisticsPointer {
-    var measure = Arena()
-    _ = StatisticsParts(&measure, experts: experts)
-    var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let parts = StatisticsParts(&arena, experts: experts)
+    let parts = try context.pointee.allocator.make { StatisticsParts(&$0, experts: experts) }
     parts.statistics.initialize(
       to: Statistics(
         context, experts: experts, counts: parts.counts, dropped: parts.dropped, probability: parts.probability))

@@ -39,8 +39,9 @@ struct LayerMemory {
       kept = BlockTape(
         &tape, model.configuration, input, choice.keep, feedForwardBytes: part?.memory.tape ?? 0, x: nowhere)
     }
-    _ = BlockForward(&forward, model, n, input, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
-    if let kept { _ = BlockBackward(&backward, model, n, input, part, tape: kept, d: nowhere) }
+    let work = BlockWork(model: model, n: n, input: input)
+    _ = BlockForward(&forward, work, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
+    if let kept { _ = BlockBackward(&backward, work, part, tape: kept, d: nowhere) }
     self.tape = try tape.total()
     self.forward = try forward.total()
     self.backward = try backward.total()
