@@ -39,6 +39,11 @@ static void configure(void) {
     groups[i] = (moe_expert_group){.n_experts = 2, .intermediate_size = kind == MOE_EXPERT_LINEAR ? 0 : 5, .expert_kind = kind};
     losses[i] = (moe_loss_term){.kind = i < 6 ? decide() % 24 : 0, .coefficient = 0.1f};
   }
+  /* The preset's list into one of our own, as long as any number of groups that is claimed below. */
+  if (config.n_expert_groups > 0) {
+    memcpy(groups, config.expert_groups, (size_t)config.n_expert_groups * sizeof *groups);
+    config.expert_groups = groups;
+  }
   if (decide() % 8 == 1) {
     disturb(groups, 4 * sizeof *groups, NULL, 0);
     config.expert_groups = groups;
