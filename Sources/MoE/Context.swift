@@ -221,7 +221,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     try body()
   }
 
-  /// The same context in other memory, but nobody is asked whether to go on: for stages that must not stop half-way.
+  /// A copy of the context in other memory, in which nobody is asked whether to go on: for stages that must not stop half-way.
   func uncancelled(in memory: ContextPointer) -> ContextPointer {
     memory.initialize(to: pointee)
     memory.pointee.cancel = Cancel()
@@ -238,7 +238,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     }
   }
 
-  /// The same without asking the cancel callback, for work that must not stop half-way.
+  /// Shares out a job as `run` does, but without asking the cancel callback: for work that must not stop half-way.
   func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
     var job = job
     _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())

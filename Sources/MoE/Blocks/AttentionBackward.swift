@@ -388,9 +388,10 @@ private struct BackwardJob: Job {
     ) {
       for chunk in 0..<call.columns {
         products.addOverRows(
-          block.columns(panel), call.columns(chunk), part, a + start * BackwardTiles.keys, width: BackwardTiles.keys,
-          chunk: panel, b + start * call.width, width: call.width, chunk: chunk, c + chunk * chunkWidth,
-          cStride: cStride)
+          block.columns(panel), call.columns(chunk), part,
+          TileChunk(a + start * BackwardTiles.keys, width: BackwardTiles.keys, panel),
+          TileChunk(b + start * call.width, width: call.width, chunk),
+          StridedTargets(c + chunk * chunkWidth, stride: cStride))
       }
     }
     let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)

@@ -43,7 +43,7 @@ public struct Layer {
     try forward(x, call, try plan(call, taped: tape != nil), y: y, tape: tape, details: details)
   }
 
-  /// The same with a plan of the caller's.
+  /// Forward as a plan of the caller's divides it.
   func forward(
     _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, tape: TapePointer?,
     details: Details
@@ -93,7 +93,7 @@ public struct Layer {
       output: output, statistics: statistics)
   }
 
-  private func run(
+  @inline(never) private func run(
     _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
   ) throws(Fault) -> Report {
     let (c, routing) = (configuration, stages.route.routing)
@@ -195,7 +195,7 @@ public struct Layer {
       chunk: chunk, losses: stages.losses, dWeights: stages.dWeights)
   }
 
-  private func run(
+  @inline(never) private func run(
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
   ) throws(Fault) {
     let (c, routing) = (configuration, taped.routing)

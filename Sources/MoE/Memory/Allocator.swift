@@ -42,7 +42,7 @@ public struct Allocator {
     return memory + Self.alignment
   }
 
-  /// The same, counting what it hands out. The block that holds the counts is not among it.
+  /// A copy that counts what it hands out. The block that holds the counts is not among it.
   func counting(in counts: UnsafeMutablePointer<Int64>) -> Allocator {
     counts.initialize(repeating: 0, count: 2)
     var own = self
@@ -50,7 +50,7 @@ public struct Allocator {
     return own
   }
 
-  /// The same without counting, for what is the context's own.
+  /// A copy that does not count, for what is the context's own.
   var uncounted: Allocator {
     var own = self
     own.counts = nil

@@ -201,7 +201,7 @@ public struct Offload {
     return (count, ofRead)
   }
 
-  /// The same with all that can be computed.
+  /// The last wave: all experts of what is read that can be computed.
   fileprivate func lastWave(of read: Range<Int>) -> (count: Int, read: Int) {
     var (count, ofRead) = (0, 0)
     for e in 0..<experts {

@@ -42,7 +42,7 @@ struct ForwardEnd {
     if let target = outputs.logits {
       try logits!.run(
         tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
-        y: TokenTargets(target, stride: c.vocabulary), in: context)
+        y: StridedTargets(target, stride: c.vocabulary), in: context)
     }
   }
 }

@@ -136,7 +136,7 @@ extension Model {
     try plan(input, taped: taped, cache: nil)
   }
 
-  /// The same for tokens that go behind those in a cache, any layer of which tells its sizes.
+  /// The plan of tokens that go behind those in a cache, any layer of which tells its sizes.
   func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
     try ModelPlanner(model: self, input: input, taped: taped, cache: cache).plan(input.limit ?? context.memoryLimit)
   }

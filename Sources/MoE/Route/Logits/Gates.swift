@@ -52,8 +52,8 @@ struct Gate {
       dr + tokens.lowerBound * hidden, ldc: hidden, scratch)
   }
 
-  /// The same chains without the logits whose gradient is 0: a weight of minus infinity, which makes a logit that and its
-  /// gradient 0, adds nothing.
+  /// dr[t] by the chains of `addInputGradient`, but without the logits whose gradient is 0: a weight of minus infinity, which
+  /// makes a logit that and its gradient 0, adds nothing.
   private func addInputGradientOfSome(
     _ tokens: Range<Int>, _ dz: UnsafePointer<Float>, to dr: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
