@@ -1,4 +1,5 @@
-// A backward that steps an optimiser itself (Experts/FusedStep.swift), where one pass over the tokens is not enough or there are none.
+// A backward that steps an optimiser itself (Experts/FusedStep.swift), where one pass over the tokens is not enough, or there
+// are none.
 
 extension Layer {
   /// A second pass over the chunks for each expert, since its gradient is complete only after the last of them.
