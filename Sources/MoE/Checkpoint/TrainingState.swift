@@ -69,12 +69,8 @@ public struct TrainingState {
     tensor: (Int) throws(Fault) -> CallerTensor, _ body: (TrainingState) throws(Fault) -> Void
   ) throws(Fault) {
     let allocator = context.pointee.allocator
-    var measure = Arena()
-    _ = TrainingState(&measure, count, context)
-    let memory = try allocator.allocate(bytes: try measure.total())
-    defer { allocator.deallocate(memory) }
-    var arena = Arena(memory)
-    let state = TrainingState(&arena, count, context)
+    let state = try allocator.make { TrainingState(&$0, count, context) }
+    defer { allocator.deallocate(state.layers) }
     for n in 0..<count.layers { (state.layers + n).initialize(to: try layer(n)) }
     for n in 0..<count.optimizers { (state.optimizers + n).initialize(to: try optimizer(n)) }
     for n in 0..<count.statistics { (state.statistics + n).initialize(to: try statistics(n)) }

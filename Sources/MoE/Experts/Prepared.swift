@@ -119,15 +119,9 @@ struct PreparedGroups {
     _ group: ExpertGroup, _ prepared: PreparedWeights, _ parameters: Parameters, in context: ContextPointer,
     _: P.Type
   ) throws(Fault) {
-    func layout(_ arena: inout Arena) -> PrepareWeights<P> {
-      PrepareWeights(&arena, group, context: context, parameters: parameters.of(group), prepared: prepared)
-    }
-    var measure = Arena()
-    _ = layout(&measure)
-    try context.withScratch(try measure.total()) { memory in
-      var arena = Arena(memory)
-      layout(&arena).run(in: context)
-    }
+    try context.withScratch({
+      PrepareWeights<P>(&$0, group, context: context, parameters: parameters.of(group), prepared: prepared)
+    }) { $0.run(in: context) }
   }
 }
 

@@ -1,6 +1,7 @@
 import CShims
 
-/// What one call brings beside x. The boundary has checked sizes and values.
+/// What one call brings beside x. The boundary has checked sizes and values. One field for each of the header's options of
+/// a call, as flat as there, so that nobody has to learn a second order.
 public struct Call {
   public let tokens: Int  // T
   public var step: UInt64 = 0

@@ -56,7 +56,7 @@ public struct Configuration {
   public var lossCount: Int { values.pointee.lossCount }
   public var seed: UInt64 { values.pointee.seed }
 
-  /// What the boundary fills in.
+  /// What the boundary fills in: the whole plan of a layer, in the order in which a token meets it.
   public struct Values {
     public var hidden: Int  // H
     public var experts: Int  // E, those that are chosen

@@ -51,7 +51,7 @@ public func moe_linear_forward(
     try operands.writes(y, ofY.elements, "y")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearForward.call(
-      shape, x: StridedRows(x, stride: ofX.width), weight: weight, bias: bias, y: TokenTargets(y, stride: ofY.width),
+      shape, x: StridedRows(x, stride: ofX.width), weight: weight, bias: bias, y: StridedTargets(y, stride: ofY.width),
       in: context)
   }
 }
@@ -84,6 +84,6 @@ public func moe_linear_backward(
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
     try LinearBackward.call(
       shape, x: StridedRows(x, stride: ofX.width), weight: weight, dy: StridedRows(dy, stride: ofY.width),
-      dx: dx.map { TokenTargets($0, stride: ofX.width) }, dWeight: dweight, dBias: dbias, in: context)
+      dx: dx.map { StridedTargets($0, stride: ofX.width) }, dWeight: dweight, dBias: dbias, in: context)
   }
 }
