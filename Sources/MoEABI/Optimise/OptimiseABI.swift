@@ -90,7 +90,7 @@ private func create(
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
       rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
-    ) { (list.elements($0), list.type($0)) })
+    ) { Optimizer.Shape(count: list.elements($0), type: list.type($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
