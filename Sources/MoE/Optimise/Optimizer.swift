@@ -36,10 +36,25 @@ public struct Optimizer {
   public struct Shape {
     public let count: Int
     public let type: ElementType
+    /// What it consists of, where a rule is to step it matrix by matrix.
+    public let matrix: Matrix?
 
-    public init(count: Int, type: ElementType) {
+    public init(count: Int, type: ElementType, matrix: Matrix? = nil) {
       self.count = count
       self.type = type
+      self.matrix = matrix
+    }
+  }
+
+  public struct Matrix {
+    public let rows: Int
+    public let columns: Int
+    public var count: Int { rows * columns }
+
+    /// Of a tensor's last two dimensions.
+    public init(rows: Int, columns: Int) {
+      self.rows = rows
+      self.columns = columns
     }
   }
 
@@ -59,6 +74,7 @@ public struct Optimizer {
 
   public func count(ofTensor index: Int) -> Int { shapes[index].count }
   public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
+  public func matrix(ofTensor index: Int) -> Matrix? { shapes[index].matrix }
 
   public mutating func setLearningRate(_ learningRate: Double) {
     rule.apply(SetLearningRate(learningRate: learningRate))

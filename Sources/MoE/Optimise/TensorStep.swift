@@ -14,6 +14,14 @@ struct TensorStep {
   let moments: Moments
   let scratch: Arena  // what `takeScratch` takes is there
 
+  /// The same for some of the elements.
+  func of(_ range: Range<Int>) -> TensorStep {
+    TensorStep(
+      context: context, shape: shape, group: group, clip: clip, elements: range, data: data,
+      grad: gradient(from: range.lowerBound),
+      clears: clears, master: master, moments: moments, scratch: scratch)
+  }
+
   /// Elements one item of work updates.
   private static var stretch: Int { 32_768 }
   /// Elements that stay in the first-level cache between a master's three passes.
