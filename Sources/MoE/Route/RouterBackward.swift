@@ -46,7 +46,7 @@ struct RouterBackward: Job {
     weightsAreGiven = tape.weightsAreGiven
     let tokens = routing.tokens
     dLogits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-    dCoarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
+    dCoarse = arena.take(Float.self, c.router.hasCoarseGate ? tokens : 0, c.choice.groups?.count ?? 0)
     dShared = arena.take(Float.self, tokens, c.sharedGates)
     dFactors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
     input = RouterInput(&arena, c, draws, context: context, x: x, parameters: parameters, routing: routing)

@@ -1,5 +1,6 @@
-/// How experts and tokens find each other. A new router is a file with a struct that fills the routing's indices, and a
-/// case here with its lines: token by token, wave by wave, or for all tokens together once their logits are known.
+/// How experts and tokens find each other. A new router is a row of RouterKind.swift, a file with a struct that fills the
+/// routing's indices, and a case here with its lines: token by token, wave by wave, or for all tokens together once their
+/// logits are known.
 enum Choice {
   case topK(TopKChoice)
   case hierarchical(HierarchicalChoice)
@@ -22,14 +23,16 @@ enum Choice {
   init(_ arena: inout Arena, _ inputs: Inputs) {
     let (c, context, routing) = (inputs.c, inputs.context, inputs.routing)
     // A call that is only planned may come without its arrays.
-    if inputs.call.givenIndices != nil || c.router == .external {
+    if inputs.call.givenIndices != nil || c.router.needsChoices {
       self = .given(GivenChoice(c: c, routing: routing, indices: inputs.call.givenIndices))
       return
     }
-    switch (c.router, c.choice.groups) {
+    switch (c.routerKind, c.choice.groups) {
     case (.expertChoice, _):
       self = .experts(
-        ExpertChoice(&arena, c, inputs.call, context: context, routing: routing, values: inputs.values))
+        ExpertChoice(
+          &arena, c, inputs.call, context: context, routing: routing, selection: inputs.selection,
+          values: inputs.values))
     case (.hierarchical, .some(let groups)):
       self = .hierarchical(
         HierarchicalChoice(
@@ -46,7 +49,12 @@ enum Choice {
 
   /// Whether tokens are chosen for all together.
   static func isTogether(_ c: Configuration, _ call: Call) -> Bool {
-    call.givenIndices == nil && (c.router == .expertChoice || c.router == .sinkhorn && call.training)
+    if call.givenIndices != nil { return false }
+    switch c.router.together {
+    case .never: return false
+    case .inTraining: return call.training
+    case .always: return true
+    }
   }
 
   func prepare(in context: ContextPointer) throws(Fault) {
@@ -65,6 +73,15 @@ enum Choice {
     case .hash(let choice): choice.choose(block)
     case .given(let choice): choice.choose(block)
     case .experts, .sinkhorn: nil
+    }
+  }
+
+  /// Of a token whose choice is made together with others'.
+  func note(_ t: Int, logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>) {
+    switch self {
+    case .experts(let choice): choice.note(t, logits: z, probabilities: p)
+    case .sinkhorn(let choice): choice.note(t, logits: z, probabilities: p)
+    case .topK, .hierarchical, .hash, .given: break
     }
   }
 
