@@ -288,8 +288,8 @@ def test_optimizers_take_parameters() -> None:
     with pytest.raises(TypeError, match=r"^parameters\[1\]: expected a libmoe.Parameter, got ndarray; use"):
         libmoe.SGD([libmoe.Parameter(normal(3)), normal(3)])  # type: ignore[list-item]
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
-        libmoe.SGD([], learning_rate=-1.0)
-    optimizer = libmoe.AdamW([])
+        libmoe.SGD([libmoe.Parameter(normal(3))], learning_rate=-1.0)
+    optimizer = libmoe.AdamW([libmoe.Parameter(normal(3))])
     with pytest.raises(libmoe.InvalidArgumentError, match="learning_rate"):
         optimizer.learning_rate = float("nan")
     assert optimizer.learning_rate == 1e-3

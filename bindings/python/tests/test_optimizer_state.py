@@ -186,6 +186,6 @@ def test_half_the_memory(kind: str, bytes_each: int) -> None:
 
 def test_refused() -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="state_dtype = 'f16'; choose one of 'f32', 'bf16'"):
-        libmoe.AdamW([], state_dtype="f16")  # type: ignore[arg-type]
+        libmoe.AdamW([libmoe.Parameter(normal(3))], state_dtype="f16")  # type: ignore[arg-type]
     with pytest.raises(libmoe.InvalidArgumentError, match="seed = -1 is out of range"):
-        libmoe.SGD([], seed=-1)
+        libmoe.SGD([libmoe.Parameter(normal(3))], seed=-1)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from . import _abi, _abi_model
 from ._callbacks import cancel, raised
+from ._keywords import unknown
 from ._repr import described
 from ._running import Arguments, running
 from ._version import __version__
@@ -271,6 +272,17 @@ class Native:
             f"a libmoe.{type(self).__name__} cannot be pickled or copied: it is memory and threads of this "
             f"process; {self._instead}"
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a public name that the class has not: it would be kept, and change nothing.
+
+        Classes that users derive may have names of their own.
+        """
+        ours = type(self).__module__.partition(".")[0] == __package__
+        if ours and name[0] != "_" and "_open_handle" in vars(self) and not hasattr(type(self), name):
+            known = [each for each in dir(type(self)) if each[0] != "_"]
+            raise AttributeError(unknown(type(self).__name__, name, known))
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         """Say what it is, in a line."""

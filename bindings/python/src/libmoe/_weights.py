@@ -102,6 +102,18 @@ class _Place:
 
 
 @keywords
+class _Named(dict[str, Parameter]):
+    """Parameters by name: a list of what is there, in which an array would replace nothing."""
+
+    def __setitem__(self, name: str, value: Parameter) -> None:
+        if not isinstance(value, Parameter):
+            raise ArgumentTypeError(
+                f"parameters[{name!r}]: an array put here would not reach the library; "
+                f"use parameters[{name!r}].data[...] = values, or bind({name!r}, values)"
+            )
+        super().__setitem__(name, value)
+
+
 class Tensors(Native):
     """What :class:`Layer` and :class:`Model` have of parameters."""
 
@@ -148,7 +160,8 @@ class Tensors(Native):
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The parameters by name, their arrays being the owner's memory itself."""
-        return {name: tensor for name, tensor in self._tensors().items() if not name.endswith(_BUFFERS)}
+        found = self._tensors().items()
+        return _Named((name, tensor) for name, tensor in found if not name.endswith(_BUFFERS))
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
@@ -593,5 +606,5 @@ def _prefix(prefix: str, layer: int | None) -> bytes:
             "layer, prefix: a prefix has the layer's number in it; give one of the two"
         )
     if "\0" in prefix:
-        raise ValueError(f"prefix: {prefix!r} contains the character 0")
+        raise InvalidArgumentError(f"prefix: {prefix!r} contains the character 0")
     return prefix.encode()

@@ -72,6 +72,9 @@ class Batches:
     if TYPE_CHECKING:
         _context: Context
 
+        @property
+        def vocabulary_size(self) -> int: ...  # noqa: D102
+
         cache: Callable[[int, int], Cache]
         read: Callable[..., FloatArray]
 
@@ -113,9 +116,22 @@ class Batches:
             )
         if tokens.size == 0:
             raise InvalidArgumentError("prompt: is empty; give at least one token")
+        self._require_ids("prompt", tokens)
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         check_sampling(**how)
         return self._generated(tokens.reshape(1, -1), _check.count("n_tokens", n_tokens), how)
+
+    def _require_ids(self, name: str, tokens: Integers) -> None:
+        """Refuse now what reading would refuse, which is done only when the first token is asked for."""
+        if not self.vocabulary_size:
+            raise InvalidArgumentError(
+                f"{name}: this model has no vocabulary, its input are vectors; give it a vocabulary_size"
+            )
+        wrong = (tokens < 0) | (tokens >= self.vocabulary_size)
+        if wrong.any():
+            raise InvalidArgumentError(
+                f"{name}: {tokens[wrong][0]} is no token of a vocabulary_size of {self.vocabulary_size}"
+            )
 
     def _generated(self, tokens: Integers, n_tokens: int, how: dict[str, Any]) -> Iterator[int]:
         if n_tokens == 0:
@@ -167,6 +183,7 @@ class Batches:
             empty = np.flatnonzero(~valid_mask.astype(bool).any(axis=1))
             if empty.size:
                 raise InvalidArgumentError(f"valid_mask: prompt {empty[0]} is all padding; give it a token")
+        self._require_ids("prompts", prompts)
         check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         n_tokens = _check.count("n_tokens", n_tokens)
         return self._batch(

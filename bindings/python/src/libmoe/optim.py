@@ -47,6 +47,8 @@ class Optimizer(Native):
         context: Context | None,
     ) -> None:
         self._parameters, self._tensors = tensors(parameters, gradients=False)
+        if not self._parameters:
+            raise InvalidArgumentError("parameters: there is none to train; use layer.parameters")
         require_apart(self._parameters, values=True)
         self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = config.learning_rate

@@ -33,9 +33,12 @@ def mebibytes(text: str) -> int:
     if text.strip().isdigit():
         return int(text)
     try:
-        return max(byte_count("memory_limit", text) >> 20, 1)
+        size = byte_count("memory_limit", text)
     except InvalidArgumentError as error:
         raise UserError(str(error)) from None
+    if 0 < size < 1 << 20:
+        raise UserError(f"memory_limit = {text!r} is less than 1 MiB, the least; 0 means no limit")
+    return size >> 20
 
 
 @dataclass(frozen=True)
