@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from .._check import byte_count
+from .._native.check import byte_count
 from ..errors import InvalidArgumentError
 from ..words import ScheduleKind
 from .errors import UserError

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..language import check_sampling
-from ..language import sample as drawn
+from ..blocks import sample as drawn
+from ..blocks._tokens import check_sampling
 from .errors import UserError
 from .run import Trained
 from .tokenizer import END_OF_TEXT
