@@ -23,7 +23,7 @@ def backward_options(shapes: fields.Shapes, **given: Any) -> abi.moe_backward_op
     """Check what a backward is given besides dy and memory."""
     optimizer = given["optimizer"]
     if optimizer is not None:
-        check.instance("optimizer", optimizer, Optimizer, "a libmoe.AdamW or SGD")
+        check.instance("optimizer", optimizer, Optimizer, "one such as libmoe.AdamW")
     handle = None if optimizer is None else optimizer._handle
     given["optimizer"] = handle and handle._as_parameter_
     options = fields.filled(abi.moe_backward_options, shapes, **given)

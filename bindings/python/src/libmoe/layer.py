@@ -528,7 +528,7 @@ class Layer(Weights):
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
         d_sequence_probability : ndarray of float32, [B, E], optional
             Gradient of the objective with respect to ``report.sequence_probability``.
-        optimizer : AdamW or SGD, optional
+        optimizer : Optimizer, optional
             Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
             and has the gradient of one expert at a time.  Afterwards the tape is of no more use.

@@ -70,6 +70,7 @@ class Optimizer(Native):
         There is no memory for the moments.
     """
 
+    _rule: ClassVar[str]  # what training states call it
     _momentum_field: ClassVar[str] = "momentum"
 
     def __init__(self, create: Any, config: type[Sized], options: dict[str, Any]) -> None:
@@ -264,6 +265,7 @@ class AdamW(Optimizer):
         As of :class:`Optimizer`, which also says what is raised.
     """
 
+    _rule = "adamw"
     _momentum_field = "beta1"
 
     def __init__(
@@ -281,10 +283,7 @@ class AdamW(Optimizer):
         context: Context | None = None,
     ) -> None:
         options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
-        both = check.listed("betas", betas, "a pair: (0.9, 0.999)")
-        if len(both) != 2:
-            raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
-        options["beta1"], options["beta2"] = (check.number(f"betas[{n}]", both[n]) for n in (0, 1))
+        options["beta1"], options["beta2"] = _pair(betas)
         super().__init__(lib.moe_adamw_create, abi.moe_adamw_config, options)
 
 
@@ -308,6 +307,8 @@ class SGD(Optimizer):
         As of :class:`Optimizer`, which also says what is raised.
     """
 
+    _rule = "sgd"
+
     def __init__(
         self,
         parameters: Parameters,
@@ -323,6 +324,14 @@ class SGD(Optimizer):
     ) -> None:
         options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
         super().__init__(lib.moe_sgd_create, abi.moe_sgd_config, options)
+
+
+def _pair(betas: Any) -> tuple[float, float]:
+    """Return beta1 and beta2."""
+    both = check.listed("betas", betas, "a pair: (0.9, 0.999)")
+    if len(both) != 2:
+        raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
+    return check.number("betas[0]", both[0]), check.number("betas[1]", both[1])
 
 
 def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:
