@@ -30,6 +30,7 @@ extension Optimizer {
   public enum Rule {
     case adamw(AdamW)
     case sgd(SGD)
+    case muon(Muon)
 
     mutating func apply<W: RuleWork>(_ work: W) -> W.Result {
       switch self {
@@ -38,6 +39,9 @@ extension Optimizer {
         return work.run(&rule)
       case .sgd(var rule):
         defer { self = .sgd(rule) }
+        return work.run(&rule)
+      case .muon(var rule):
+        defer { self = .muon(rule) }
         return work.run(&rule)
       }
     }

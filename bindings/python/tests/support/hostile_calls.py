@@ -205,6 +205,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_statistics_reset", lambda: [trained_statistics]),
         Function("moe_checkpoint_tensor_count", lambda: [checkpoint, room()]),
         Function("moe_sgd_create", lambda: [context, defaults("moe_sgd_config"), variable(), 1, room()]),
+        Function("moe_muon_create", lambda: [context, defaults("moe_muon_config"), variable(), 1, room()]),
         Function(
             "moe_norm_forward", lambda: [context, 0, room(), 3, 4, room(), room(), 1e-5, room(), room()]
         ),

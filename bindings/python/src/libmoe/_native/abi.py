@@ -6,19 +6,8 @@ checked where a numpy array enters, in ``check.py``.
 
 from __future__ import annotations
 
-from ctypes import (
-    CFUNCTYPE,
-    POINTER,
-    Structure,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int32,
-    c_int64,
-    c_size_t,
-    c_uint64,
-    c_void_p,
-)
+from ctypes import CFUNCTYPE, POINTER, Structure
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from .struct import Sized, Status, Struct
@@ -527,6 +516,32 @@ class moe_sgd_config(Sized):
     _flags_ = frozenset({"unallocated_state"})
 
 
+class moe_muon_config(Sized):
+    """Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("by_adamw", c_void_p),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
+        "weight_decay": 0.1,
+    }
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
 class moe_schedule(Sized):
     """A learning rate for every step."""
 
@@ -906,12 +921,17 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
+    "moe_muon_config_init": (None, [POINTER(moe_muon_config), c_size_t]),
     "moe_adamw_create": (Status, [
         POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_sgd_create": (Status, [
         POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_muon_create": (Status, [
+        POINTER(moe_context), POINTER(moe_muon_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
