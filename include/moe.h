@@ -52,7 +52,7 @@
  * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
  * [AdamW 2019] arXiv:1711.05101; [Muon 2024] Jordan et al., Muon: an optimizer for hidden layers in neural networks;
  * [Moonlight 2025] arXiv:2502.16982; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
- * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
+ * [ReMoE 2024] arXiv:2412.14711 ReLU routing; [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -363,8 +363,14 @@ typedef enum moe_router {
   MOE_ROUTER_SINKHORN = 4,      /**< in training the K best of the softmax after Sinkhorn's iteration towards equal loads
                                      (tolerance 1e-4, epsilon 1e-8, at most 100 times), as Megatron-Core; the
                                      iteration decides and does not weigh.  In evaluation as TOKEN_CHOICE. */
-  MOE_ROUTER_EXTERNAL = 5       /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
+  MOE_ROUTER_EXTERNAL = 5,      /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
                                      weights' gradient from moe_backward_options */
+  MOE_ROUTER_RELU = 6           /**< each token takes the experts with positive logits, the largest first and K at most,
+                                     weighed by relu(z) [ReMoE 2024]; a token may get 0 to K experts.  Needs
+                                     MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES; the paper's weights are as they
+                                     are, MOE_NORMALIZE_NONE, its K is n_experts, and a loss, MOE_LOSS_L1_BALANCED, brings
+                                     the experts of a token down to the wanted number.  Memory is planned for K rows a
+                                     token: a smaller K bounds it. */
 } moe_router;
 
 /** Noise on the logits, in training. */

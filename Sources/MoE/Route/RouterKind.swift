@@ -8,6 +8,7 @@ extension Configuration {
     case hash = 3
     case sinkhorn = 4
     case external = 5
+    case relu = 6
 
     public var traits: RouterTraits {
       switch self {
@@ -21,6 +22,7 @@ extension Configuration {
       case .hash: RouterTraits(gate: .forWeights, readsTokenIds: true, mayRepeat: true, takes: [])
       case .sinkhorn: RouterTraits(together: .inTraining, keepsValues: true, takes: [])
       case .external: RouterTraits(gate: .none, takes: [])
+      case .relu: RouterTraits(mayLeaveSlotsEmpty: true, weighsByLogits: true, takes: [])
       }
     }
   }

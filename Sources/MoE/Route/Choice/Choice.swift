@@ -8,6 +8,7 @@ enum Choice {
   case given(GivenChoice)
   case experts(ExpertChoice)
   case sinkhorn(SinkhornChoice)
+  case relu(ReluChoice)
 
   /// What a choice is made from.
   struct Inputs {
@@ -41,6 +42,7 @@ enum Choice {
       self = .hash(HashChoice(c: c, routing: routing, table: c.hashTable!, tokenIds: inputs.call.tokenIds))
     case (.sinkhorn, _) where inputs.call.training:
       self = .sinkhorn(SinkhornChoice(&arena, c, context: context, routing: routing, values: inputs.values))
+    case (.relu, _): self = .relu(ReluChoice(&arena, c, context: context, routing: routing))
     case (.tokenChoice, _), (.sinkhorn, _), (.hierarchical, .none), (.external, _):
       self = .topK(
         TopKChoice(&arena, c, context: context, routing: routing, selection: inputs.selection, x: inputs.x))
@@ -61,7 +63,7 @@ enum Choice {
     switch self {
     case .topK(let choice): try choice.prepare(in: context)
     case .experts(let choice): choice.prepare()
-    case .hierarchical, .hash, .given, .sinkhorn: break
+    case .hierarchical, .hash, .given, .sinkhorn, .relu: break
     }
   }
 
@@ -72,6 +74,7 @@ enum Choice {
     case .hierarchical(let choice): choice.choose(block)
     case .hash(let choice): choice.choose(block)
     case .given(let choice): choice.choose(block)
+    case .relu(let choice): choice.choose(block)
     case .experts, .sinkhorn: nil
     }
   }
@@ -81,7 +84,7 @@ enum Choice {
     switch self {
     case .experts(let choice): choice.note(t, logits: z, probabilities: p)
     case .sinkhorn(let choice): choice.note(t, logits: z, probabilities: p)
-    case .topK, .hierarchical, .hash, .given: break
+    case .topK, .hierarchical, .hash, .given, .relu: break
     }
   }
 

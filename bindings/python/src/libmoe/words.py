@@ -23,7 +23,7 @@ DType = Literal[
     "f8_e5m2", "f8_e8m0", "other",
 ]
 RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"]
-Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external"]
+Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external", "relu"]
 Noise = Literal["none", "gaussian", "learned"]
 RouterNorm = Literal["none", "rms", "rms_weight"]
 RouterDropout = Literal["input", "logits"]

@@ -37,7 +37,10 @@ DTYPE = {
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
 }
-ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
+ROUTER = {
+    "token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5,
+    "relu": 6,
+}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
