@@ -480,8 +480,13 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
   MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
-  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+  MOE_LOSS_BALANCE_POSITIVE = 18,  /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
                                         that were dropped, or that weigh nothing */
+  MOE_LOSS_L1 = 19,                /**< sum over e of W_e, W_e the mean over tokens of the weight of e: of MOE_ROUTER_RELU
+                                        the L1 norm, which makes its experts few */
+  MOE_LOSS_L1_BALANCED = 20        /**< sum over e of g_e W_e, g_e = E times the share of e in all choices with a weight above
+                                        0: experts in demand are brought down harder [ReMoE 2024].  The paper divides by the
+                                        wanted number of experts in place of the mean one */
 } moe_loss;
 
 /** A loss of moe_layer_config.losses. */

@@ -24,8 +24,10 @@ public struct LossTerm {
     case z = 16
     case zSwitch = 17
     case balancePositive = 18
+    case l1 = 19
+    case l1Balanced = 20
 
-    public var needsGate: Bool { self != .variance && self != .importance }
+    public var needsGate: Bool { self != .variance && self != .importance && self != .l1 && self != .l1Balanced }
     /// Of smooth loads.
     public var needsNoise: Bool { self == .load || self == .shazeer || self == .tutelImportanceLoad }
     /// Of scores as shares.
@@ -55,7 +57,7 @@ extension LossTerm.Kind {
     case .megatronSequence:
       BalanceFamily(counts: .kLargest, divisor: .choices, ofShares: true, bySequence: true)
     case .megatronGlobal: BalanceFamily(counts: .kLargest, divisor: .counted, ofShares: true)
-    case .variance, .importance, .load, .shazeer, .tutelImportanceLoad, .z, .zSwitch: nil
+    case .variance, .importance, .load, .shazeer, .tutelImportanceLoad, .z, .zSwitch, .l1, .l1Balanced: nil
     }
   }
 }
@@ -72,6 +74,8 @@ extension Losses {
     case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
     case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
     case .z: return squaredLogSumExp(coefficient, tokens: valid)
+    case .l1: return meanWeight(coefficient, byDemand: false)
+    case .l1Balanced: return meanWeight(coefficient, byDemand: true)
     case .balance, .balanceCount, .transformers, .switchTransformer, .switchSequence, .gShard, .deepSpeed, .megatron,
       .megatronSequence, .megatronGlobal, .tutelGShard, .balancePositive:
       return 0  // families, which have been returned above
@@ -100,5 +104,5 @@ extension Configuration {
     return count
   }
   var hasLossesOfFirstChoices: Bool { anyLoss { $0.balanceFamily(topK: topK)?.counts == .first } }
-  var hasLossesOfWeights: Bool { anyLoss { $0 == .importance || $0 == .shazeer } }
+  var hasLossesOfWeights: Bool { anyLoss { $0 == .importance || $0 == .shazeer || $0 == .l1 || $0 == .l1Balanced } }
 }

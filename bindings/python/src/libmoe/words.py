@@ -39,7 +39,7 @@ SharedGate = Literal["plain", "sigmoid", "residual"]
 Loss = Literal[
     "balance", "balance_count", "transformers", "switch", "switch_sequence", "gshard", "deepspeed",
     "megatron", "megatron_sequence", "megatron_global", "variance", "importance", "load", "shazeer",
-    "tutel_gshard", "tutel_importance_load", "z", "z_switch", "balance_positive",
+    "tutel_gshard", "tutel_importance_load", "z", "z_switch", "balance_positive", "l1", "l1_balanced",
 ]
 Score = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
 Normalize = Literal["sum", "none", "norm1", "norm2", "normp"]
