@@ -790,6 +790,16 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
 MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, const int64_t *tokens_per_expert,
                                                              float rate, int32_t zero_sum);
 
+/** Set the coefficient of one of config.losses, for the forward calls to come.  Sparse routing [ReMoE 2024] begins with 1e-8
+ *  for MOE_LOSS_L1_BALANCED and, after each optimiser step, multiplies it by 1.2 where the tokens used more experts on
+ *  average than wanted (the reports' counts added up, divided by n_valid), and divides it by 1.2 where they used fewer.
+ *  The number is yours to keep: neither checkpoints nor training states hold it.
+ *  @param term        [in] a number, 0 to n_losses - 1
+ *  @param coefficient [in] >= 0
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_set_loss_coefficient(moe_layer *layer, int32_t term, float coefficient);
+
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */

@@ -83,6 +83,14 @@ extension Losses {
   }
 }
 
+extension Layer {
+  /// Of term number i of the list, from the next forward on.
+  public func setLossCoefficient(_ i: Int, to coefficient: Float) {
+    let terms = UnsafeMutablePointer(mutating: configuration.losses!)  // the layer's own memory
+    terms[i] = LossTerm(kind: terms[i].kind, coefficient: coefficient)
+  }
+}
+
 extension Configuration {
   /// Of term number i of the list; the boundary has checked it.
   func lossKind(_ i: Int) -> LossTerm.Kind { LossTerm.Kind(rawValue: losses![i].kind)! }

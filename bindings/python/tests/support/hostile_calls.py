@@ -288,6 +288,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),
+        Function("moe_layer_set_loss_coefficient", lambda: [loaded, 0, 0.1]),
         Function("moe_layer_prepare", lambda: [offloaded, 0]),
         Function("moe_tape_bind", lambda: [bound_tape, room(), ROOM]),
         Function("moe_routing_save", lambda: [record, room(), ROOM]),

@@ -859,6 +859,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
+    "moe_layer_set_loss_coefficient": (Status, [POINTER(moe_layer), c_int32, c_float]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_preset_mixtral": (None, [POINTER(moe_layer_config), c_size_t]),
     "moe_preset_qwen2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
