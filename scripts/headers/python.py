@@ -179,7 +179,7 @@ def _struct(headers: Headers, struct: Struct) -> str:
     defaults = _defaults(headers, struct) if struct.sized else {}
     if defaults:
         parts.append(_table("    _defaults_ = ", defaults.items()))
-    parts += [*_meanings(known), *_arrays(struct)]
+    parts += [*_meanings(known), *_sizes(struct), *_arrays(struct)]
     return "\n".join(parts)[0 if callbacks else 1 :] + "\n\n"
 
 
@@ -200,6 +200,12 @@ def _meanings(known: dict[str, Meaning]) -> list[str]:
         wrapped = _wrapped("    _flags_ = frozenset({", map(_quoted, flags), "})")
         parts.append(line if len(line) <= _WIDTH else wrapped)
     return parts
+
+
+def _sizes(struct: Struct) -> list[str]:
+    """Return which fields are bytes; ctypes has one type for them and for uint64_t."""
+    names = [f.name for f in struct.fields if f.type.name == "size_t" and f.name != "struct_size"]
+    return [f"    _bytes_ = frozenset({{{', '.join(map(_quoted, names))}}})"] if names else []
 
 
 def _arrays(struct: Struct) -> list[str]:

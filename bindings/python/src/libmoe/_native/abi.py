@@ -155,6 +155,7 @@ class moe_context_config(Sized):
         "matmul": MATMUL,
         "instructions": INSTRUCTIONS,
     }
+    _bytes_ = frozenset({"memory_limit"})
 
 
 class moe_phase_time(Sized):
@@ -387,6 +388,7 @@ class moe_forward_options(Sized):
         "tape_policy": TAPE_POLICY,
     }
     _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit", "scratch_size"})
     _arrays_ = {
         "valid_mask": ("mask", "T"),
         "token_ids": ("i64", "T"),
@@ -454,6 +456,7 @@ class moe_plan(Sized):
     _words_ = {
         "tape_policy": {"full": 1, "lean": 2},
     }
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
 
 
 class moe_backward_options(Sized):
@@ -470,6 +473,7 @@ class moe_backward_options(Sized):
         ("reserved", c_int32),
         ("d_sequence_probability", c_void_p),
     ]
+    _bytes_ = frozenset({"scratch_size"})
     _arrays_ = {
         "d_mean_probability": ("f32", "E"),
         "d_expert_weights": ("f32, write", "TK"),
@@ -602,6 +606,7 @@ class moe_stored_tensor(Sized):
     _words_ = {
         "dtype": DTYPE,
     }
+    _bytes_ = frozenset({"size"})
 
 
 class moe_offload_statistics(Sized):
@@ -742,6 +747,7 @@ class moe_model_input(Sized):
     ]
     _defaults_ = {"ignore_index": -100}
     _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit"})
     _arrays_ = {
         "tokens": ("i32", "BS"),
         "hidden": ("f32", "BSH"),
@@ -786,6 +792,7 @@ class moe_model_plan(Sized):
         ("kept_lean", c_int64),
         ("kept_input", c_int64),
     ]
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
 
 
 class moe_read_options(Sized):

@@ -54,7 +54,7 @@ def to_c(struct: type[Struct], field: str, value: Any, owner: str = "", shapes: 
         return check.address(name, value, shape, write=bool(written), dtype=dtype)
     if kind in (ctypes.c_float, ctypes.c_double):
         return check.number(name, value)
-    if kind is ctypes.c_size_t:
+    if field in struct._bytes_:
         return check.byte_count(name, value)
     if kind in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64):
         return check.integer(name, value, kind)

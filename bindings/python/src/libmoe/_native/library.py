@@ -279,7 +279,7 @@ class Native:
 
         Classes that users derive may have names of their own.
         """
-        ours = type(self).__module__.partition(".")[0] == __package__
+        ours = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         if ours and name[0] != "_" and "_open_handle" in vars(self) and not hasattr(type(self), name):
             known = [each for each in dir(type(self)) if each[0] != "_"]
             raise AttributeError(unknown(type(self).__name__, name, known))

@@ -20,6 +20,8 @@ class Struct(ctypes.Structure):
     """Fields that are several words added up."""
     _flags_: ClassVar[frozenset[str]] = frozenset()
     """Fields that are yes or no."""
+    _bytes_: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are a size in bytes."""
     _arrays_: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """Fields that are arrays: the elements' type, and the shape as a letter for each of its parts."""
 
