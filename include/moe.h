@@ -50,8 +50,9 @@
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
  * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
- * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
- * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
+ * [AdamW 2019] arXiv:1711.05101; [Muon 2024] Jordan et al., Muon: an optimizer for hidden layers in neural networks;
+ * [Moonlight 2025] arXiv:2502.16982; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
+ * [ReMoE 2024] arXiv:2412.14711 ReLU routing; [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -362,8 +363,14 @@ typedef enum moe_router {
   MOE_ROUTER_SINKHORN = 4,      /**< in training the K best of the softmax after Sinkhorn's iteration towards equal loads
                                      (tolerance 1e-4, epsilon 1e-8, at most 100 times), as Megatron-Core; the
                                      iteration decides and does not weigh.  In evaluation as TOKEN_CHOICE. */
-  MOE_ROUTER_EXTERNAL = 5       /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
+  MOE_ROUTER_EXTERNAL = 5,      /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
                                      weights' gradient from moe_backward_options */
+  MOE_ROUTER_RELU = 6           /**< each token takes the experts with positive logits, the largest first and K at most,
+                                     weighed by relu(z) [ReMoE 2024]; a token may get 0 to K experts.  Needs
+                                     MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES; the paper's weights are as they
+                                     are, MOE_NORMALIZE_NONE, its K is n_experts, and a loss, MOE_LOSS_L1_BALANCED, brings
+                                     the experts of a token down to the wanted number.  Memory is planned for K rows a
+                                     token: a smaller K bounds it. */
 } moe_router;
 
 /** Noise on the logits, in training. */
@@ -473,8 +480,13 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
   MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
-  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+  MOE_LOSS_BALANCE_POSITIVE = 18,  /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
                                         that were dropped, or that weigh nothing */
+  MOE_LOSS_L1 = 19,                /**< sum over e of W_e, W_e the mean over tokens of the weight of e: of MOE_ROUTER_RELU
+                                        the L1 norm, which makes its experts few */
+  MOE_LOSS_L1_BALANCED = 20        /**< sum over e of g_e W_e, g_e = E times the share of e in all choices with a weight above
+                                        0: experts in demand are brought down harder [ReMoE 2024].  The paper divides by the
+                                        wanted number of experts in place of the mean one */
 } moe_loss;
 
 /** A loss of moe_layer_config.losses. */
@@ -777,6 +789,16 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (no selection_bias). */
 MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, const int64_t *tokens_per_expert,
                                                              float rate, int32_t zero_sum);
+
+/** Set the coefficient of one of config.losses, for the forward calls to come.  Sparse routing [ReMoE 2024] begins with 1e-8
+ *  for MOE_LOSS_L1_BALANCED and, after each optimiser step, multiplies it by 1.2 where the tokens used more experts on
+ *  average than wanted (the reports' counts added up, divided by n_valid), and divides it by 1.2 where they used fewer.
+ *  The number is yours to keep: neither checkpoints nor training states hold it.
+ *  @param term        [in] a number, 0 to n_losses - 1
+ *  @param coefficient [in] >= 0
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_set_loss_coefficient(moe_layer *layer, int32_t term, float coefficient);
 
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
@@ -1196,7 +1218,7 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
  *  the last step wrote (you have set it since) is taken over first.
  *
- *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD one).  With state_dtype MOE_DTYPE_BF16 it is 2,
+ *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD and Muon one).  With state_dtype MOE_DTYPE_BF16 it is 2,
  *  half of it; a step computes in float32 and rounds the new moments up or down by chance, with the mean right
  *  [Zamirai 2020]: the nearest bfloat16 of v would mostly be the old one, since beta2 v differs from v by less than half a
  *  step.  Each moment then has a relative error of up to 2^-7 (AdamW's updates, of some 0.3 %, which average out).
@@ -1235,9 +1257,38 @@ typedef struct moe_sgd_config {
 
 #define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
 
-/** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
+/** Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices; AdamW for all else.  Of each matrix by itself,
+ *  with r rows and c columns:
+ *    v = momentum v + g;   u = g + momentum v;   p -= lr * weight_decay * p;   p -= lr * 0.2 sqrt(max(r, c)) * O(u)
+ *  O(u) is u with all its singular values brought near 1: X = u / (|u| + 1e-7) in the 2-norm of all elements, transposed if
+ *  r > c, then five times, in float32,
+ *    A = X X^T;   X = 3.4445 X + (-4.7750 A + 2.0315 A A) X
+ *  A tensor [E,r,c] is E matrices, one of [a,b,r,c] a * b.  A matrix has one moment, v; other tensors have AdamW's two, with
+ *  the same lr and weight_decay.  The iteration has memory of its own, made with the optimiser: with m the smaller of r
+ *  and c, 8 (r c + m^2) bytes of its largest matrix, and some for each thread.  Its products are the library's own, and
+ *  have the same bits in every context. */
+typedef struct moe_muon_config {
+  size_t struct_size;
+  double learning_rate;      /**< >= 0, of both */
+  double momentum;           /**< [0, 1), of matrices */
+  double beta1;              /**< [0, 1), of AdamW */
+  double beta2;              /**< [0, 1), of AdamW */
+  double epsilon;            /**< > 0, of AdamW */
+  double weight_decay;       /**< >= 0, decoupled, of both */
+  const uint8_t *by_adamw;   /**< nullable, [count] one for each tensor: 1 = AdamW's, 0 = Muon's, with two dimensions at least.
+                                  NULL = AdamW's are tensors of one dimension; those whose names end with bias or constant;
+                                  and embed.weight, positions.weight and output.weight, a model's ends */
+  int32_t state_dtype;       /**< of the moments: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+} moe_muon_config;
+
+#define MOE_MUON_CONFIG_INIT { sizeof(moe_muon_config), 1e-3, 0.95, 0.9, 0.95, 1e-8, 0.1, NULL, MOE_DTYPE_F32, 0, 0 }
+
+/** Fill with the defaults of PyTorch, those of Muon with [Moonlight 2025]'s, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
 MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
+MOE_API void moe_muon_config_init(moe_muon_config *config, size_t struct_size);
 
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
@@ -1251,6 +1302,8 @@ MOE_API MOE_CHECK moe_status moe_adamw_create(moe_context *context, const moe_ad
                                               const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_config *config,
                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
+MOE_API MOE_CHECK moe_status moe_muon_create(moe_context *context, const moe_muon_config *config,
+                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 
 /** Free an optimiser; NULL is a no-op. */
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
@@ -1289,7 +1342,7 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
-/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+/** Set AdamW's beta1, or the momentum of SGD or Muon, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
  *  step t, as torch.optim.AdamW does.
  *  @param momentum [in] [0, 1)
  *  @return MOE_OK, INVALID_ARGUMENT. */
@@ -1657,7 +1710,7 @@ MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tenso
  *    layers.N.X              every parameter X of layer N, in its own dtype; with them warm-up, running statistics of
  *                            normalisation and selection biases
  *    layers.N.seed [1] U64   the key of its random numbers; loading wants a layer with the same
- *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
+ *    optimizers.N.adamw, .sgd [7], .muon [8] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
  *    optimizers.N.groups [count,2] F64  of each of its tensors, learning_rate_scale and weight_decay
  *    optimizers.N.random [2] U64        seed, and steps taken
  *    optimizers.N.I.master [count] F32  of its tensor I, where that is BF16: its values in float32

@@ -72,7 +72,7 @@ extension Configuration {
 
   /// Whether a choice may come without a row.
   func mayLeaveSlotsEmpty(_ call: Call) -> Bool {
-    call.validMask != nil || call.givenIndices != nil || router == .expertChoice || dynamicK != nil || capacity != nil
-      || exploration.randomSecond
+    call.validMask != nil || call.givenIndices != nil || router.mayLeaveSlotsEmpty || dynamicK != nil
+      || capacity != nil || exploration.randomSecond
   }
 }

@@ -176,5 +176,5 @@ extension Model {
     configuration.moeEvery.map { feedForwards[$0 - 1]!.pointee.configuration }
   }
   var pooledExperts: Int { moeConfiguration?.experts ?? 0 }
-  var hashesTokens: Bool { moeConfiguration?.router == .hash }
+  var hashesTokens: Bool { moeConfiguration?.router.readsTokenIds ?? false }
 }

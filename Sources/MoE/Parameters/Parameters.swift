@@ -183,7 +183,7 @@ struct Parameters {
     for index in 0..<c.groupCount { try of(c.groups[index]).allocateExperts(c, c.groups[index], allocator) }
     if c.choice.selectionBias { try add(.selectionBias, "router.selection_bias", e, buffer: true) }
     if c.choice.expertScale { try add(.expertScale, "router.expert_scale", e) }
-    if c.router == .hierarchical, let groups = c.choice.groups {
+    if c.router.hasCoarseGate, let groups = c.choice.groups {
       try add(.coarseWeight, "router.coarse.weight", groups.count, h)
       if c.routerBias { try add(.coarseBias, "router.coarse.bias", groups.count) }
     }

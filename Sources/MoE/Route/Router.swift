@@ -94,11 +94,11 @@ struct RouteTokens: RouteStage, Job {
     shared = SharedGate(work)
     z = arena.take(Float.self, c.hasGate ? context.waveTokens : 0, c.experts)
     let together = Choice.isTogether(c, call)
-    let keepsValues = c.movesChoices(call) || together && c.router == .sinkhorn
+    let keepsValues = c.movesChoices(call) || together && c.router.keepsValues
     values = TokenRows(
       &arena, rows: keepsValues ? call.tokens : together ? min(call.tokens, context.waveTokens) : 0, experts: c.experts)
     firstTaken =
-      c.router == .expertChoice && c.hasLossesOfFirstChoices ? arena.take(Int32.self, call.tokens) : nil
+      c.router.listsAllExperts && c.hasLossesOfFirstChoices ? arena.take(Int32.self, call.tokens) : nil
     choice = Choice(
       &arena,
       Choice.Inputs(
@@ -171,7 +171,7 @@ struct RouteTokens: RouteStage, Job {
         ofBlock.squares += Double(logSumExp) * Double(logSumExp)
         ofBlock.entropy += Double(entropy)
       }
-      measureForAll(t, row, p)
+      choice.note(t, logits: row, probabilities: p)
     }
     if c.hasGate { sums[block] = ofBlock }
     if let failure = choice.choose(
@@ -197,17 +197,6 @@ struct RouteTokens: RouteStage, Job {
 
   /// Logits of a block, [rows, E].
   fileprivate func z(_ lane: Int) -> UnsafeMutablePointer<Float> { z + lane * rowsPerBlock * c.experts }
-
-  /// What choices for all tokens together begin with; other choices write it themselves.
-  private func measureForAll(_ t: Int, _ z: UnsafePointer<Float>, _ p: UnsafePointer<Float>) {
-    switch choice {
-    case .experts: selection.fill(values.of(t), logits: z, probabilities: p)
-    case .sinkhorn:
-      let values = values.of(t)
-      for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
-    case .topK, .hierarchical, .hash, .given: break
-    }
-  }
 
   /// Padding that counts in losses: its choices are known, and go to no expert.
   private func setAside(_ t: Int) {
@@ -301,7 +290,7 @@ extension Configuration {
 
   /// Whether choices may be turned away.
   func admits(_ call: Call) -> Bool {
-    call.givenIndices == nil && router != .expertChoice
+    call.givenIndices == nil && router.admits
       && (capacity != nil || exploration.randomSecond && call.training)
   }
 }

@@ -30,7 +30,7 @@ struct RouterBackward: RouteStage, Job {
     init(_ arena: inout Arena, _ work: RouteWork, learnsNoise: Bool, changesInput: Bool) {
       let (c, tokens) = (work.c, work.tokens)
       logits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-      coarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
+      coarse = arena.take(Float.self, c.router.hasCoarseGate ? tokens : 0, c.choice.groups?.count ?? 0)
       noise = arena.take(Float.self, learnsNoise ? tokens : 0, c.experts)
       shared = arena.take(Float.self, tokens, c.sharedGates)
       factors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil

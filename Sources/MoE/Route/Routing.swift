@@ -28,7 +28,7 @@ struct Routing {
   /// The decisions.
   init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
     tokens = call.tokens
-    mayRepeat = call.givenIndices != nil || c.router == .hash
+    mayRepeat = call.givenIndices != nil || c.router.mayRepeat
     choices = c.choices
     slots = c.slots
     indices = arena.take(Int32.self, tokens, c.slots)

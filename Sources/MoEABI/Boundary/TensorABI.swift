@@ -91,6 +91,14 @@ struct TensorList {
     return nil
   }
 
+  /// The matrices that a tensor's last two dimensions make; nil where it has one dimension.
+  func matrix(_ index: Int) -> Optimizer.Matrix? {
+    let tensor = pointer(index).pointee
+    let rank = Int(tensor.rank)
+    if rank < 2 { return nil }
+    return Optimizer.Matrix(rows: Int(tensor.extent(rank - 2)), columns: Int(tensor.extent(rank - 1)))
+  }
+
   func shape(_ index: Int) -> StoredShape {
     let tensor = pointer(index).pointee
     var shape = StoredShape()

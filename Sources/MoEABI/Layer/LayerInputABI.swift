@@ -5,10 +5,10 @@ extension Call {
   /// What the caller brings to a forward, checked against the layer.
   init(_ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
     try self.init(planning: options, tokens: tokens, c)
-    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
+    if c.router.readsTokenIds && tokenIds == nil && givenIndices == nil && tokens > 0 {
       throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
     }
-    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
+    if c.router.needsChoices && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
       throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
     }
     try requireFinite(given.noise, tokens, c.experts, "options.noise")
@@ -73,7 +73,7 @@ extension Call {
   private mutating func takeTokenIds(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
     guard options.token_ids != nil, tokens > 0 else { return }
     let ids = try required(options.token_ids, "options.token_ids")
-    if c.router != .hash { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
+    if !c.router.readsTokenIds { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
     for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
       if !isValid(t) { continue }  // padding has no id
       throw .invalid("options.token_ids[\(t)] = \(Int(ids[t])) is not one of vocabulary_size = \(c.vocabulary)")
@@ -109,7 +109,7 @@ extension Call {
       }
       givenIndices = record.indices
     } else if options.expert_indices != nil && tokens > 0 {
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
       }
       let indices = try required(options.expert_indices, "options.expert_indices")
@@ -122,7 +122,7 @@ extension Call {
     }
     if options.expert_weights != nil && tokens > 0 {
       if givenIndices == nil { throw .invalid("options.expert_weights is not NULL, but expert_indices is") }
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_weights is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE")
       }
       let weights = try required(options.expert_weights, "options.expert_weights")

@@ -37,18 +37,11 @@ public func moe_adamw_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.beta1, "beta1")
-    try requireShare(config.beta2, "beta2")
-    try require(config.epsilon, "epsilon", atLeast: 0)
-    if config.epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
-    let rule = AdamW(
+    let rule = try AdamW.checked(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    try create(
-      .adamw(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.adamw(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
@@ -65,32 +58,58 @@ public func moe_sgd_create(
     try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    try create(
-      .sgd(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
-private func momentType(_ state_dtype: Int32) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: state_dtype) else {
-    throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+extension AdamW {
+  /// With all numbers checked.
+  static func checked(
+    learningRate: Double, beta1: Double, beta2: Double, epsilon: Double, weightDecay: Double
+  ) throws(Fault) -> AdamW {
+    try require(learningRate, "learning_rate", atLeast: 0)
+    try requireShare(beta1, "beta1")
+    try requireShare(beta2, "beta2")
+    try require(epsilon, "epsilon", atLeast: 0)
+    if epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
+    try require(weightDecay, "weight_decay", atLeast: 0)
+    return AdamW(
+      learningRate: learningRate, beta1: beta1, beta2: beta2, epsilon: epsilon, weightDecay: weightDecay)
   }
-  return type
 }
 
-private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64, allocates: Bool,
-  _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+/// What the configs of all rules have in common.
+struct OptimizerState {
+  let momentType: ElementType
+  let allocates: Bool
+  let seed: UInt64
+
+  init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
+    guard let type = ElementType(rawValue: state_dtype) else {
+      throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+    }
+    momentType = type
+    allocates = try !flag(unallocated_state, "unallocated_state")
+    self.seed = seed
+  }
+}
+
+/// `matrix`: what a tensor consists of, where the rule steps it matrix by matrix.
+func create(
+  _ rule: Optimizer.Rule, _ context: ContextPointer, _ state: OptimizerState, _ list: TensorList,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?, beside reads: Operands = Operands(),
+  matrix: (Int) -> Optimizer.Matrix? = { _ in nil }
 ) throws(Fault) {
-  let list = try TensorList(tensors, count: count)
   let out = try required(out, "out")
-  var operands = Operands()
+  var operands = reads
   try operands.writes(out, 1, "out")
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
-      rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
-    ) { (list.elements($0), list.type($0)) })
+      rule, momentType: state.momentType, seed: state.seed, allocates: state.allocates, tensorCount: list.count,
+      in: context
+    ) { Optimizer.Shape(count: list.elements($0), type: list.type($0), matrix: matrix($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")

@@ -251,6 +251,8 @@ struct BadConfigTests {
     moe_adamw_config_init(&adamw, MemoryLayout<moe_adamw_config>.size)
     var sgd = moe_sgd_config()
     moe_sgd_config_init(&sgd, MemoryLayout<moe_sgd_config>.size)
+    var muon = moe_muon_config()
+    moe_muon_config_init(&muon, MemoryLayout<moe_muon_config>.size)
     var report = moe_report()
     moe_report_init(&report, MemoryLayout<moe_report>.size)
     let variable = Variable("w", [1, 2], grad: [3, 4])
@@ -275,6 +277,11 @@ struct BadConfigTests {
       },
       { tail in
         let status = withGrown(sgd, tail: tail) { moe_sgd_create(layer.context, $0, nil, 0, &out) }
+        if status == MOE_OK { moe_optimizer_free(out) }
+        return status
+      },
+      { tail in
+        let status = withGrown(muon, tail: tail) { moe_muon_create(layer.context, $0, nil, 0, &out) }
         if status == MOE_OK { moe_optimizer_free(out) }
         return status
       },

@@ -205,6 +205,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_statistics_reset", lambda: [trained_statistics]),
         Function("moe_checkpoint_tensor_count", lambda: [checkpoint, room()]),
         Function("moe_sgd_create", lambda: [context, defaults("moe_sgd_config"), variable(), 1, room()]),
+        Function("moe_muon_create", lambda: [context, defaults("moe_muon_config"), variable(), 1, room()]),
         Function(
             "moe_norm_forward", lambda: [context, 0, room(), 3, 4, room(), room(), 1e-5, room(), room()]
         ),
@@ -287,6 +288,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),
+        Function("moe_layer_set_loss_coefficient", lambda: [loaded, 0, 0.1]),
         Function("moe_layer_prepare", lambda: [offloaded, 0]),
         Function("moe_tape_bind", lambda: [bound_tape, room(), ROOM]),
         Function("moe_routing_save", lambda: [record, room(), ROOM]),

@@ -48,7 +48,10 @@ DTYPE = {
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
 }
-ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
+ROUTER = {
+    "token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5,
+    "relu": 6,
+}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
@@ -65,7 +68,7 @@ LOSS = {
     "balance": 0, "balance_count": 1, "transformers": 2, "switch": 3, "switch_sequence": 4, "gshard": 5,
     "deepspeed": 6, "megatron": 7, "megatron_sequence": 8, "megatron_global": 9, "variance": 10,
     "importance": 11, "load": 12, "shazeer": 13, "tutel_gshard": 14, "tutel_importance_load": 15, "z": 16,
-    "z_switch": 17, "balance_positive": 18,
+    "z_switch": 17, "balance_positive": 18, "l1": 19, "l1_balanced": 20,
 }
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
@@ -531,6 +534,32 @@ class moe_sgd_config(Sized):
     _flags_ = frozenset({"unallocated_state"})
 
 
+class moe_muon_config(Sized):
+    """Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("by_adamw", c_void_p),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
+        "weight_decay": 0.1,
+    }
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
 class moe_schedule(Sized):
     """A learning rate for every step."""
 
@@ -848,6 +877,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
+    "moe_layer_set_loss_coefficient": (Status, [POINTER(moe_layer), c_int32, c_float]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_preset_mixtral": (None, [POINTER(moe_layer_config), c_size_t]),
     "moe_preset_qwen2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
@@ -913,12 +943,17 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
+    "moe_muon_config_init": (None, [POINTER(moe_muon_config), c_size_t]),
     "moe_adamw_create": (Status, [
         POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_sgd_create": (Status, [
         POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_muon_create": (Status, [
+        POINTER(moe_context), POINTER(moe_muon_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
