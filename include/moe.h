@@ -41,8 +41,8 @@
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *
- * ABI: within one SONAME (libmoe.so.0) functions are never removed or changed, structs only grow at the end and
- * enum values are never reused.
+ * ABI: within one SONAME (libmoe.so.0.2: until 1.0 it has the minor version too) functions are never removed or changed,
+ * structs only grow at the end and enum values are never reused.
  *
  * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
  * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
@@ -76,9 +76,9 @@ extern "C" {
  * ---------------------------------------------------------------------------------------------------------- */
 
 #define MOE_VERSION_MAJOR 0
-#define MOE_VERSION_MINOR 1
+#define MOE_VERSION_MINOR 2
 #define MOE_VERSION_PATCH 0
-#define MOE_VERSION_STRING "0.1.0"
+#define MOE_VERSION_STRING "0.2.0"
 /** MAJOR * 10000 + MINOR * 100 + PATCH of this header. */
 #define MOE_VERSION (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 

@@ -23,6 +23,12 @@ _Static_assert(offsetof(moe_layer_config, dropout) == 68, "moe_layer_config layo
 _Static_assert(offsetof(moe_layer_config, glu_limit) == 96, "moe_layer_config layout is ABI");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor layout is ABI");
 _Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config layout is ABI");
+_Static_assert(sizeof(moe_attention_gradients) == 40, "moe_attention_gradients layout is ABI");
+_Static_assert(sizeof(moe_norm_config) == 40, "moe_norm_config layout is ABI");
+_Static_assert(sizeof(moe_linear_config) == 40, "moe_linear_config layout is ABI");
+_Static_assert(sizeof(moe_rotary_config) == 80, "moe_rotary_config layout is ABI");
+_Static_assert(sizeof(moe_embedding_config) == 56, "moe_embedding_config layout is ABI");
+_Static_assert(sizeof(moe_cross_entropy_config) == 56, "moe_cross_entropy_config layout is ABI");
 _Static_assert(sizeof(moe_sampling) == 40, "moe_sampling layout is ABI");
 _Static_assert(sizeof(moe_model_config) == 192, "moe_model_config layout is ABI");
 _Static_assert(sizeof(moe_model_input) == 128, "moe_model_input layout is ABI");

@@ -134,6 +134,11 @@ func requireShare(_ value: Double, _ name: StaticString) throws(Fault) {
   guard value >= 0 && value < 1 else { throw .invalid("\(name) = \(value) is not in [0, 1)") }
 }
 
+/// [0, 1]
+func requireFraction(_ value: Double, _ name: StaticString) throws(Fault) {
+  guard value >= 0 && value <= 1 else { throw .invalid("\(name) = \(value) is not in [0, 1]") }
+}
+
 func flag(_ value: Int32, _ name: StaticString) throws(Fault) -> Bool {
   try require(Int(value), name, from: 0, to: 1)
   return value == 1

@@ -57,10 +57,9 @@ public func moe_context_memory(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let inUse = try handle(context, "context", as: Context.self).memoryInUse()
-    let (current, peak) = (try optional(current, "current"), try optional(peak, "peak"))
     var operands = Operands()
-    try operands.writes(current, 1, "current")
-    try operands.writes(peak, 1, "peak")
+    let current = try operands.writes(optional: current, 1, "current")
+    let peak = try operands.writes(optional: peak, 1, "peak")
     current?.pointee = inUse.current
     peak?.pointee = inUse.peak
   }

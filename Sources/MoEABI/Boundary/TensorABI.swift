@@ -87,7 +87,7 @@ struct TensorList {
   func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
   func index(of name: UnsafePointer<CChar>) -> Int? {
-    for index in 0..<count { if let own = self.name(index), equal(own, name) { return index } }
+    for index in 0..<count { if let own = self.name(index), compareText(own, name) == 0 { return index } }
     return nil
   }
 
@@ -111,7 +111,7 @@ struct TensorList {
 
   /// The structs themselves.
   func addStructs(to operands: inout Operands) throws(Fault) {
-    try operands.reads(start, bytes: byteCount(count, distance), "tensors")
+    try operands.add(Operand(start, bytes: byteCount(count, distance), cText("tensors"), writes: false))
   }
 
   /// What a call reads or writes of tensor `index`; NULL has no memory.

@@ -24,11 +24,9 @@ public func moe_training_load(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
-    let training = try required(training, "training")
-    let parts = try read(UnsafePointer(training), "training")
-    let path = try required(path, "path")
     var operands = Operands()
-    try operands.writes(training, 1, "training")
+    let (training, parts) = try operands.updates(training, "training")
+    let path = try required(path, "path")
     try withState(parts, in: context) { (state, lists) throws(Fault) in
       try operands.requireApart(lists, in: context)
       training.pointee.step = try state.load(from: path)

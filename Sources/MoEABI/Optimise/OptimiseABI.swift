@@ -47,7 +47,7 @@ public func moe_adamw_create(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
     try create(
-      .adamw(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      .adamw(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
       allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
 }
@@ -66,16 +66,9 @@ public func moe_sgd_create(
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
     try create(
-      .sgd(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      .sgd(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
       allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
-}
-
-private func momentType(_ state_dtype: Int32) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: state_dtype) else {
-    throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
-  return type
 }
 
 private func create(
@@ -83,9 +76,8 @@ private func create(
   _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) throws(Fault) {
   let list = try TensorList(tensors, count: count)
-  let out = try required(out, "out")
   var operands = Operands()
-  try operands.writes(out, 1, "out")
+  let out = try operands.writes(out, 1, "out")
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
@@ -145,9 +137,8 @@ public func moe_optimizer_step_clipped(
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(maxNorm: { _ in max_norm }, { list.trained($0) }, notFinite: list.notFinite)
     norm?.pointee = found
@@ -185,8 +176,10 @@ func trained(
 
 extension Operands {
   mutating func add(stateOf optimizer: OptimizerPointer) throws(Fault) {
-    try writes(
-      optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), "the optimizer's state")
+    try add(
+      Operand(
+        optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), cText("the optimizer's state"),
+        writes: true))
   }
 
   /// Refuses a tensor that is listed twice, or shares memory with another: it would be stepped or counted twice.
@@ -270,9 +263,8 @@ public func moe_clip_grad_norm(
     let list = try TensorList(tensors, count: count)
     for index in 0..<list.count { try list.requireGrad(index) }
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     try operands.requireApart(fromTrained: list, in: context)
     let found = try clipGradNorm(
       list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context,

@@ -75,10 +75,6 @@ private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
     baseMomentum: c.base_momentum, maxMomentum: c.max_momentum)
 }
 
-private func requireFraction(_ value: Double, _ name: StaticString) throws(Fault) {
-  guard value >= 0 && value <= 1 else { throw .invalid("\(name) = \(value) is not in [0, 1]") }
-}
-
 private func requireDivisor(_ value: Double, _ name: StaticString) throws(Fault) {
   guard value > 0 && value.isFinite else { throw .invalid("\(name) = \(value) is not a number above 0") }
 }

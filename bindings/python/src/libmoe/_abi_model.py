@@ -45,20 +45,50 @@ class moe_attention_config(_Sized):
         ("valid_mask", c_void_p),
     ]
 
+class moe_attention_gradients(_Sized):
+    """What the backward of attention is given beside the forward's arrays, and where it writes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("doutput", c_void_p),
+        ("dquery", c_void_p),
+        ("dkey", c_void_p),
+        ("dvalue", c_void_p),
+    ]
+
+
+class moe_rotary_config(_Sized):
+    """How heads turn."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("n_heads", c_int64),
+        ("head_size", c_int64),
+        ("stride", c_int64),
+        ("sequence_length", c_int64),
+        ("first_position", c_int64),
+        ("positions", c_void_p),
+        ("theta", c_double),
+        ("inverse", c_int32),
+        ("reserved", c_int32),
+    ]
+
 
 ATTENTION_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "moe_rotate": (
-        Status,
-        [POINTER(moe_context), c_void_p] + [c_int64] * 4 + [c_void_p, c_int64, c_int64, c_double, c_int32],
-    ),
+    "moe_rotary_config_init": (None, [POINTER(moe_rotary_config), c_size_t]),
+    "moe_rotate": (Status, [POINTER(moe_context), POINTER(moe_rotary_config), c_void_p]),
     "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
     "moe_attention_forward": (
         Status,
         [POINTER(moe_context), POINTER(moe_attention_config)] + [c_void_p] * 5,
     ),
+    "moe_attention_gradients_init": (None, [POINTER(moe_attention_gradients), c_size_t]),
     "moe_attention_backward": (
         Status,
-        [POINTER(moe_context), POINTER(moe_attention_config)] + [c_void_p] * 9,
+        [POINTER(moe_context), POINTER(moe_attention_config)]
+        + [c_void_p] * 5
+        + [POINTER(moe_attention_gradients)],
     ),
 }
 
@@ -81,33 +111,78 @@ class moe_sampling(_Sized):
         super().__init__(top_p=top_p, **fields)
 
 
+class moe_norm_config(_Sized):
+    """What a norm is."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("epsilon", c_double),
+        ("norm", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class moe_linear_config(_Sized):
+    """What a product with a matrix is."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("weight_dtype", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class moe_embedding_config(_Sized):
+    """How large tables are, and where positions begin."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("n_rows", c_int64),
+        ("n_positions", c_int64),
+        ("sequence_length", c_int64),
+        ("first_position", c_int64),
+    ]
+
+
+class moe_cross_entropy_config(_Sized):
+    """What a loss is."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("vocabulary_size", c_int64),
+        ("weight_dtype", c_int32),
+        ("ignore_index", c_int32),
+        ("label_smoothing", c_double),
+        ("d_loss", c_double),
+    ]
+
+
 _CONTEXT = POINTER(moe_context)
 BLOCK_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "moe_norm_forward": (
-        Status,
-        [_CONTEXT, c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_double, c_void_p, c_void_p],
-    ),
-    "moe_norm_backward": (Status, [_CONTEXT, c_int32, c_void_p, c_int64, c_int64] + [c_void_p] * 6),
-    "moe_linear_forward": (
-        Status,
-        [_CONTEXT, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p],
-    ),
-    "moe_linear_backward": (
-        Status,
-        [_CONTEXT, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32] + [c_void_p] * 4,
-    ),
-    "moe_embedding_forward": (
-        Status,
-        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p] + [c_int64] * 3 + [c_void_p],
-    ),
-    "moe_embedding_backward": (
-        Status,
-        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p] + [c_int64] * 3,
-    ),
+    "moe_norm_config_init": (None, [POINTER(moe_norm_config), c_size_t]),
+    "moe_norm_forward": (Status, [_CONTEXT, POINTER(moe_norm_config)] + [c_void_p] * 5),
+    "moe_norm_backward": (Status, [_CONTEXT, POINTER(moe_norm_config)] + [c_void_p] * 7),
+    "moe_linear_config_init": (None, [POINTER(moe_linear_config), c_size_t]),
+    "moe_linear_forward": (Status, [_CONTEXT, POINTER(moe_linear_config)] + [c_void_p] * 4),
+    "moe_linear_backward": (Status, [_CONTEXT, POINTER(moe_linear_config)] + [c_void_p] * 6),
+    "moe_embedding_config_init": (None, [POINTER(moe_embedding_config), c_size_t]),
+    "moe_embedding_forward": (Status, [_CONTEXT, POINTER(moe_embedding_config)] + [c_void_p] * 4),
+    "moe_embedding_backward": (Status, [_CONTEXT, POINTER(moe_embedding_config)] + [c_void_p] * 4),
+    "moe_cross_entropy_config_init": (None, [POINTER(moe_cross_entropy_config), c_size_t]),
     "moe_cross_entropy": (
         Status,
-        [_CONTEXT, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_int32]
-        + [c_double, c_double, POINTER(c_double), POINTER(c_int64)]
+        [_CONTEXT, POINTER(moe_cross_entropy_config)]
+        + [c_void_p] * 3
+        + [POINTER(c_double), POINTER(c_int64)]
         + [c_void_p] * 3,
     ),
     "moe_sampling_init": (None, [POINTER(moe_sampling), c_size_t]),

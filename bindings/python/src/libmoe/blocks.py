@@ -57,15 +57,18 @@ def norm(
     """
     tokens, width = matrix("x", x)
     y, statistics = np.empty_like(x), np.empty((tokens, 2), np.float32)
+    config = _abi_model.moe_norm_config(
+        n_tokens=tokens,
+        hidden_size=width,
+        epsilon=_check.number("epsilon", epsilon),
+        norm=_check.choice("kind", kind, _abi_model.NORM),
+    )
     lib.moe_norm_forward(
         handle_of(context),
-        _check.choice("kind", kind, _abi_model.NORM),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        width,
         _check.address("weight", weight, (width,)),
         _check.address("bias", bias, (width,)),
-        _check.number("epsilon", epsilon),
         y.ctypes.data,
         statistics.ctypes.data,
     )
@@ -87,12 +90,13 @@ def norm_backward(
     """Return the gradient of :func:`norm` in x; add those in weight and bias to ``dweight`` and ``dbias``."""
     tokens, width = matrix("x", x)
     dx = np.empty_like(x)
+    config = _abi_model.moe_norm_config(
+        n_tokens=tokens, hidden_size=width, norm=_check.choice("kind", kind, _abi_model.NORM)
+    )
     lib.moe_norm_backward(
         handle_of(context),
-        _check.choice("kind", kind, _abi_model.NORM),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        width,
         _check.address("weight", weight, (width,)),
         _check.address("statistics", statistics, (tokens, 2)),
         _check.address("dy", dy, x.shape),
@@ -121,14 +125,14 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     tokens, inputs = matrix("x", x)
     outputs, dtype = weight_of(weight, inputs)
     y = np.empty((tokens, outputs), np.float32)
+    config = _abi_model.moe_linear_config(
+        n_tokens=tokens, inputs=inputs, outputs=outputs, weight_dtype=dtype
+    )
     lib.moe_linear_forward(
         handle_of(context),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
         weight.ctypes.data,
-        dtype,
         _check.address("bias", bias, (outputs,)),
         y.ctypes.data,
     )
@@ -149,14 +153,14 @@ def linear_backward(
     tokens, inputs = matrix("x", x)
     outputs, dtype = weight_of(weight, inputs)
     dx = np.empty_like(x)
+    config = _abi_model.moe_linear_config(
+        n_tokens=tokens, inputs=inputs, outputs=outputs, weight_dtype=dtype
+    )
     lib.moe_linear_backward(
         handle_of(context),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
         weight.ctypes.data,
-        dtype,
         _check.address("dy", dy, (tokens, outputs)),
         dx.ctypes.data,
         _check.address("dweight", dweight, (outputs, inputs), write=True),
@@ -221,19 +225,19 @@ def rotate(
         D is odd, or a number is out of range.
     """
     n_sequences, length, n_heads, head_size = _shape("x", x)
-    lib.moe_rotate(
-        handle_of(context),
-        _rows("x", x, write=True)[0],
-        n_sequences * length,
-        n_heads,
-        head_size,
-        _rows("x", x)[1],
-        _check.address("positions", positions, (n_sequences, length), dtype="i64"),
-        length,
-        _check.integer("first_position", first_position, ctypes.c_int64),
-        _check.number("theta", theta),
-        _check.flag("inverse", inverse),
+    place, stride = _rows("x", x, write=True)
+    config = _abi_model.moe_rotary_config(
+        n_tokens=n_sequences * length,
+        n_heads=n_heads,
+        head_size=head_size,
+        stride=stride,
+        sequence_length=length,
+        first_position=_check.integer("first_position", first_position, ctypes.c_int64),
+        positions=_check.address("positions", positions, (n_sequences, length), dtype="i64"),
+        theta=_check.number("theta", theta),
+        inverse=_check.flag("inverse", inverse),
     )
+    lib.moe_rotate(handle_of(context), ctypes.byref(config), place)
 
 
 def attention(
@@ -338,9 +342,12 @@ def attention_backward(
             wanted = getattr(config, f"{name}_stride")
             raise InvalidArgumentError(f"d{name}: rows lie {stride} floats apart, but {wanted} in {name}")
     sums = _check.address("log_sums", log_sums, (n_sequences, n_heads, length))
-    places.insert(4, sums or 0)
-    handle = handle_of(context)
-    lib.moe_attention_backward(handle, ctypes.byref(config), *places)
+    gradients = _abi_model.moe_attention_gradients(
+        doutput=places[4], dquery=places[5], dkey=places[6], dvalue=places[7]
+    )
+    lib.moe_attention_backward(
+        handle_of(context), ctypes.byref(config), *places[:4], sums, ctypes.byref(gradients)
+    )
     return into
 
 
