@@ -314,9 +314,12 @@ typedef struct moe_tensor {
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
   void *data;
   void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
+  int32_t buffer;   /**< 1 = state that no gradient moves, and that optimisers are not given; not read in tensors of the
+                         caller's */
+  int32_t reserved; /**< 0 */
 } moe_tensor;
 
-#define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL }
+#define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL, 0, 0 }
 
 /** Fill `tensor` as MOE_TENSOR_INIT does.  NULL is ignored. */
 MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
@@ -710,9 +713,9 @@ MOE_API void moe_layer_free(moe_layer *layer);
 MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
 
 /** Number of parameter tensors.
- *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
- *  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X too: optimisers
- *  take what has a gradient, and all whose name does not begin with "router.".
+ *  In order, those the configuration has; those marked * are buffers (moe_tensor.buffer 1, grad NULL): leave them out of
+ *  optimisers.  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X
+ *  too: optimisers take all but the buffers.
  *    router.weight [E,H]              router.bias [E]             the gate
  *    experts.gate.weight [E,I,H]      experts.gate.bias [E,I]     gated experts
  *    experts.up.weight [E,I,H]        experts.up.bias [E,I]

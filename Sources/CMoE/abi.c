@@ -3,7 +3,7 @@
 #include "moe_model.h"
 
 _Static_assert(sizeof(moe_context_config) == 88, "moe_context_config layout is ABI");
-_Static_assert(sizeof(moe_tensor) == 104, "moe_tensor layout is ABI");
+_Static_assert(sizeof(moe_tensor) == 112, "moe_tensor layout is ABI");
 _Static_assert(sizeof(moe_layer_config) == 416, "moe_layer_config layout is ABI");
 _Static_assert(sizeof(moe_forward_options) == 160, "moe_forward_options layout is ABI");
 _Static_assert(sizeof(moe_report) == 128, "moe_report layout is ABI");

@@ -35,7 +35,7 @@ private struct OwnedParameters<Owner: ParameterOwner> {
     if grad != nil && !owner.pointee.isTrainable {
       throw .invalid("grad must be NULL: the \(Owner.noun) was created inference_only")
     }
-    if grad != nil && !parameter.hasGradient {
+    if grad != nil && parameter.isBuffer {
       throw .invalid("grad must be NULL: \(parameter.name) has no gradient")
     }
     var operands = Operands()

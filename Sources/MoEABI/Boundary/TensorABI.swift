@@ -19,6 +19,7 @@ extension moe_tensor {
     strides = (Int64(b * c), parameter.rank > 1 ? Int64(c) : 0, parameter.rank > 2 ? 1 : 0, 0)
     data = UnsafeMutableRawPointer(parameter.data)
     grad = UnsafeMutableRawPointer(parameter.grad)
+    buffer = parameter.isBuffer ? 1 : 0
   }
 }
 
@@ -47,6 +48,7 @@ struct TensorList {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
     let tensor = pointer(index).pointee
+    if tensor.reserved != 0 { throw .invalid("tensors[\(index)]: reserved = \(Int(tensor.reserved)) is not 0") }
     if ElementType(rawValue: tensor.dtype) == nil {
       throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
     }
