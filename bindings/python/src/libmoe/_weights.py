@@ -71,9 +71,16 @@ class _Place:
     def binds(self) -> int:
         return _memory(self._handle).binds
 
-    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+    def is_buffer(self) -> bool:
+        return bool(self._tensor().buffer)
+
+    def _tensor(self) -> abi.moe_tensor:
         tensor = abi.moe_tensor()
         self._function(self._handle, self._index, ctypes.byref(tensor))
+        return tensor
+
+    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+        tensor = self._tensor()
         shape = tuple(tensor.shape[: tensor.rank])
         kind = np.uint16 if tensor.dtype == abi.DTYPE["bf16"] else np.float32
         data, grad = self._array(tensor.data, shape, kind), self._array(tensor.grad, shape, np.float32)
@@ -152,21 +159,22 @@ class Tensors(Native):
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The parameters by name, their arrays being the owner's memory itself."""
-        return _Named((tensor.name, tensor) for tensor in self._tensors(buffers=False))
+        return _Named(self._tensors(buffers=False))
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
         """What belongs to the state and is not trained by gradients, by name, likewise."""
-        return {tensor.name: tensor.data for tensor in self._tensors(buffers=True)}
+        return {name: tensor.data for name, tensor in self._tensors(buffers=True).items()}
 
-    def _tensors(self, *, buffers: bool) -> Iterator[Parameter]:
+    def _tensors(self, *, buffers: bool | None = None) -> dict[str, Parameter]:
+        """Return the buffers, or what is none, or both, in the library's order."""
         count = ctypes.c_int64()
         self._function("parameter_count")(self._handle, ctypes.byref(count))
         read = self._function("parameter")
-        for index in range(count.value):
-            if self._tensor(index).buffer == buffers:
-                place = _Place(self._handle, read, index)
-                yield Parameter._of_layer(place, trainable=self._trainable)
+        found = (_Place(self._handle, read, index) for index in range(count.value))
+        wanted = (place for place in found if buffers in (None, place.is_buffer()))
+        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in wanted)
+        return {parameter.name: parameter for parameter in listed}
 
     def _tensor(self, index: int) -> abi.moe_tensor:
         tensor = abi.moe_tensor()
