@@ -545,8 +545,8 @@ typedef enum moe_activation {
 
 /** Experts of one kind and width in a layer with several.  Fields as those of the same name in moe_layer_config. */
 typedef struct moe_expert_group {
-  int64_t n_experts;         /**< in this group, at least 1 */
-  int64_t intermediate_size; /**< 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
+  int64_t n_experts;         /**< in this group, 1 to 2^31 - 1 */
+  int64_t intermediate_size; /**< 1 to 2^31 - 1; 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
   int32_t expert_kind;
   int32_t activation;
   int32_t expert_bias;
@@ -575,7 +575,7 @@ typedef struct moe_layer_config {
   int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1; linear experts have none: 0 or H; 0
                                   with expert_groups */
   int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
-  int64_t top_k;             /**< K, 1 to E */
+  int64_t top_k;             /**< K, 1 to 2^31 - 1, and no more than E */
   int32_t router_weights;    /**< a moe_router_weights */
   int32_t router_normalize;  /**< a moe_normalize */
   int32_t router_bias;       /**< a moe_bias */
@@ -616,9 +616,9 @@ typedef struct moe_layer_config {
    * expert_bias, dropout and glu_... above are 0, and parameters are called experts.0.up.weight and so on by group. */
   const moe_expert_group *expert_groups; /**< [n_expert_groups], copied; their n_experts add up to n_experts */
   int64_t n_expert_groups;               /**< 0 = one group, described above; at most 16 */
-  int64_t n_shared_experts;         /**< S: experts that every token uses, of the kind above (of the first group's);
+  int64_t n_shared_experts;         /**< S, 0 to 2^31 - 1: experts that every token uses, of the kind above (of the first group's);
                                          parameters shared.up.weight [S,I,H] and so on */
-  int64_t shared_intermediate_size; /**< their width; 0 = intermediate_size */
+  int64_t shared_intermediate_size; /**< their width, 0 to 2^31 - 1; 0 = intermediate_size */
   int32_t shared_gate;              /**< a moe_shared_gate; they are not multiplied by routed_scale */
   int32_t output_bias;              /**< 1 = a parameter output.bias [H], 0 at first, added to y (JetMoE) */
   int32_t weight_on_input;          /**< 1 = expert(w x) in place of w expert(x) (Llama-4) */
@@ -643,29 +643,29 @@ typedef struct moe_layer_config {
   int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
   float dynamic_value;       /**< > 0, see moe_dynamic_k; COMPLEXITY: 0 = 10 */
   int32_t min_k;             /**< a number: the least of dynamic_k; 0 = 1; at most top_k */
-  int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
+  int64_t warmup_steps;      /**< 0 to 2^31 - 1: over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
                                   the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
                                   notes it in router.active_experts [1] (no gradient), which evaluation follows, and so
                                   wants the layer for itself.  The others' logits are minus infinity.  0 = none */
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
   /* Capacity: room for a limited number of tokens in each expert. */
-  int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
-  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
+  int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, 1 to 2^31 - 1; else 0 */
+  int64_t min_capacity;        /**< 0 to 2^31 - 1; 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
   int32_t capacity_formula;    /**< a moe_capacity */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
-  double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */
-  double eval_capacity_factor; /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
+  double capacity_factor;      /**< finite; 0 = as capacity_formula says, or 1 */
+  double eval_capacity_factor; /**< finite, in evaluation; 0 = capacity_factor, or as capacity_formula says */
   int32_t drop;                /**< a moe_drop */
   int32_t overflow;            /**< a moe_overflow */
   int32_t renormalize;         /**< a moe_renormalize */
   int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C choices fell on has room for
                                     adaptive_high_factor C, one with fewer than adaptive_low C for adaptive_low_factor C;
                                     both rounded down */
-  double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
-  double adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
+  double adaptive_high, adaptive_high_factor; /**< >= 0; 0 = 1.5 and 1.2 */
+  double adaptive_low, adaptive_low_factor;   /**< >= 0; 0 = 0.5 and 0.8 */
   const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random by
                                   seed */
-  int64_t vocabulary_size;   /**< token ids are below it; else 0 */
+  int64_t vocabulary_size;   /**< of MOE_ROUTER_HASH, 1 to 2^31 - 1: token ids are below it; else 0 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
   int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
@@ -944,7 +944,7 @@ typedef struct moe_forward_options {
   const float *expert_weights;   /**< [T,K], with expert_indices: the weights too, which are then constants to the router
                                       (see moe_backward_options); NULL = as the router weighs.  Required by
                                       MOE_ROUTER_EXTERNAL. */
-  int64_t sequence_length;       /**< tokens of each sequence, a divisor of T; 0 = T, one sequence */
+  int64_t sequence_length;       /**< tokens of each sequence, a divisor of T, 0 to 2^31 - 1; 0 = T, one sequence */
   const int64_t *global_counts;  /**< [E], of MOE_LOSS_MEGATRON_GLOBAL: choices counted elsewhere (earlier micro-batches,
                                       other ranks); this call's are added.  NULL = none */
   moe_routing *record;           /**< [out], nullable: gets the experts that each token chose */
@@ -964,8 +964,8 @@ typedef struct moe_forward_options {
   const float *noise;            /**< [T,E], nullable: the N(0,1) of moe_noise; with MOE_NOISE_NONE added to the logits as it is */
   const float *jitter;           /**< [T,H], nullable: u in  x * (1 + moe_layer_config.jitter * u) */
   const float *second;           /**< [T], nullable: random_second keeps a second choice of weight w where 2 w >= this */
-  int64_t chunk_tokens;          /**< tokens that experts compute at once, rounded up to a multiple of 256; fewer where a memory
-                                      limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
+  int64_t chunk_tokens;          /**< tokens that experts compute at once, 0 to 2^31 - 1, rounded up to a multiple of 256; fewer where a
+                                      memory limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
@@ -1318,11 +1318,11 @@ typedef struct moe_schedule {
   int32_t reserved;        /**< 0 */
   double learning_rate;    /**< the peak lr, >= 0 */
   int64_t warmup_steps;    /**< >= 0; 0 for one cycle */
-  int64_t total_steps;     /**< n >= 1, >= warmup_steps; not read by CONSTANT */
+  int64_t total_steps;     /**< n >= 1, >= warmup_steps; 0 with CONSTANT, which does not read it */
   double final_fraction;   /**< [0, 1], of LINEAR and COSINE */
   double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
-  double div_factor;       /**< > 0, of one cycle */
-  double final_div_factor; /**< > 0, of one cycle */
+  double div_factor;       /**< > 0 of one cycle, else 0 or more */
+  double final_div_factor; /**< > 0 of one cycle, else 0 or more */
   double base_momentum;    /**< [0, 1), of one cycle: the momentum at the top, */
   double max_momentum;     /**< [0, 1), and at both ends; see moe_momentum */
 } moe_schedule;
@@ -1384,9 +1384,9 @@ typedef struct moe_clip_state {
   double decay;         /**< [0, 1) */
   double threshold;     /**< > 1, in standard deviations */
   int64_t warmup_steps; /**< >= 1 */
-  double mean;          /**< of the norms; written, 0 at first */
-  double variance;      /**< written, 0 at first */
-  int64_t count;        /**< norms seen, up to warmup_steps; written, 0 at first */
+  double mean;          /**< >= 0, of the norms; written, 0 at first */
+  double variance;      /**< >= 0; written, 0 at first */
+  int64_t count;        /**< norms seen, at least 0 and up to warmup_steps; written, 0 at first */
 } moe_clip_state;
 
 #define MOE_CLIP_STATE_INIT { sizeof(moe_clip_state), 0.97, 2.5, 25, 0.0, 0.0, 0 }
@@ -1671,11 +1671,11 @@ typedef struct moe_training {
   size_t struct_size;
   uint64_t step;                 /**< yours: the number of the next step; written by loading */
   moe_layer **layers;            /**< [n_layers] */
-  int64_t n_layers;              /**< how many layers */
+  int64_t n_layers;              /**< how many layers, 0 to 2^31 - 1 */
   moe_optimizer **optimizers;    /**< [n_optimizers] */
-  int64_t n_optimizers;          /**< how many optimizers */
+  int64_t n_optimizers;          /**< how many optimizers, 0 to 2^31 - 1 */
   moe_statistics **statistics;   /**< [n_statistics] */
-  int64_t n_statistics;          /**< how many statistics */
+  int64_t n_statistics;          /**< how many statistics, 0 to 2^31 - 1 */
   const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
   int64_t n_tensors;             /**< how many tensors */
   int32_t without_unallocated;   /**< 1 = parameters of MOE_UNALLOCATED_EXPERT_WEIGHTS and states of optimisers with

@@ -117,7 +117,7 @@ typedef struct moe_rotary_config {
   int64_t n_heads;          /**< 1 to 2^20 */
   int64_t head_size;        /**< D, 2 to 2^20, even */
   int64_t stride;           /**< floats from one token's heads to the next's; 0 = n_heads * D */
-  int64_t sequence_length;  /**< without positions: token t is at t % sequence_length + first_position; 0 = n_tokens */
+  int64_t sequence_length;  /**< 0 to 2^31 - 1; without positions token t is at t % sequence_length + first_position; 0 = n_tokens */
   int64_t first_position;   /**< 0 to 2^31 - 1 */
   const int64_t *positions; /**< [T], nullable: each token's, 0 to 2^31 - 1 */
   double theta;             /**< >= 1; 10000 in MOE_ROTARY_CONFIG_INIT */
@@ -141,19 +141,19 @@ MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, const moe_rotary_c
  *  [GQA 2023]: query head h reads head h / (n_heads / n_kv_heads). */
 typedef struct moe_attention_config {
   size_t struct_size;
-  int64_t n_sequences;     /**< B */
-  int64_t n_queries;       /**< S, of each sequence */
-  int64_t n_keys;          /**< U, of each sequence; 0 = n_queries */
-  int64_t n_heads;         /**< of the queries */
-  int64_t n_kv_heads;      /**< a divisor of n_heads; 0 = n_heads */
-  int64_t head_size;       /**< D */
+  int64_t n_sequences;     /**< B, 1 to 2^31 - 1 */
+  int64_t n_queries;       /**< S, of each sequence, 1 to 2^31 - 1 */
+  int64_t n_keys;          /**< U, of each sequence, 0 to 2^31 - 1; 0 = n_queries */
+  int64_t n_heads;         /**< of the queries, 1 to 2^20 */
+  int64_t n_kv_heads;      /**< 0 to 2^20, a divisor of n_heads; 0 = n_heads */
+  int64_t head_size;       /**< D, 1 to 2^20 */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
   int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
   int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
   int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
-  double scale;            /**< of q . k; 0 = 1 / sqrt(D) */
+  double scale;            /**< of q . k, finite; 0 = 1 / sqrt(D) */
   int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
-  float dropout;           /**< probability that a weight is dropped, the others scaled; 0 <= p < 1 */
+  float dropout;           /**< [0, 1): probability that a weight is dropped, the others scaled */
   uint64_t seed;           /**< of dropout */
   uint64_t step;           /**< below 2^56 */
   const uint8_t *mask;     /**< [S,U], nullable: 1 = the query may see the key */
@@ -213,8 +213,8 @@ typedef struct moe_embedding_config {
   int64_t n_tokens;        /**< T, 0 to 2^31 - 1 */
   int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
   int64_t n_rows;          /**< of table, 1 to 2^31 - 1 */
-  int64_t n_positions;     /**< of positions, 1 to 2^31 - 1; this and the next two are not read without positions */
-  int64_t sequence_length; /**< 0 = n_tokens */
+  int64_t n_positions;     /**< of positions, 1 to 2^31 - 1; 0 with none, where the next two are not read either */
+  int64_t sequence_length; /**< 0 to 2^31 - 1; 0 = n_tokens */
   int64_t first_position;  /**< 0 to 2^31 - 1 */
 } moe_embedding_config;
 
@@ -247,7 +247,7 @@ typedef struct moe_cross_entropy_config {
   int32_t weight_dtype;    /**< MOE_DTYPE_F32 or BF16, as in moe_linear_config */
   int32_t ignore_index;    /**< a number: targets that do not count; -100 in MOE_CROSS_ENTROPY_CONFIG_INIT */
   double label_smoothing;  /**< s, [0, 1] */
-  double d_loss;           /**< gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
+  double d_loss;           /**< finite: gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
 } moe_cross_entropy_config;
 
 #define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0 }
@@ -291,14 +291,14 @@ typedef enum moe_norm_place {
 /** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
   size_t struct_size;
-  int64_t hidden_size;     /**< H */
-  int64_t n_layers;        /**< N >= 1 */
-  int64_t n_heads;         /**< of the queries */
-  int64_t n_kv_heads;      /**< 0 = n_heads */
-  int64_t head_size;       /**< D; 0 = H / n_heads */
-  int64_t vocabulary_size; /**< V: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
-  int64_t max_positions;   /**< rows of a learned position embedding, with V; 0 = none */
-  double rope_theta;       /**< rotary positions in every attention; 0 = none */
+  int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
+  int64_t n_layers;        /**< N, 1 to 2^20 */
+  int64_t n_heads;         /**< of the queries, 1 to 2^31 - 1 */
+  int64_t n_kv_heads;      /**< 0 to 2^31 - 1, a divisor of n_heads; 0 = n_heads */
+  int64_t head_size;       /**< D, 0 to 2^31 - 1; 0 = H / n_heads */
+  int64_t vocabulary_size; /**< V, 0 to 2^31 - 1: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
+  int64_t max_positions;   /**< 0 to 2^31 - 1: rows of a learned position embedding, with V; 0 = none */
+  double rope_theta;       /**< >= 1: rotary positions in every attention; 0 = none */
   double norm_epsilon;     /**< 0 = 1e-5; else as in moe_norm_config */
   int32_t norm;            /**< a moe_norm */
   int32_t norm_place;      /**< a moe_norm_place */
@@ -310,21 +310,21 @@ typedef struct moe_model_config {
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
   int32_t weight_dtype;    /**< MOE_DTYPE_F32, or BF16: projections, dense ffn, experts and an untied output in bfloat16 (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
-  float dropout;           /**< on embeddings, and on what attention and ffn add to the residual */
-  float attention_dropout; /**< on attention's weights */
+  float dropout;           /**< [0, 1), on embeddings, and on what attention and ffn add to the residual */
+  float attention_dropout; /**< [0, 1), on attention's weights */
   int32_t dense_kind;      /**< ffn of layers that are not MoE: MOE_EXPERT_MLP or MOE_EXPERT_GATED */
   int32_t dense_activation; /**< a moe_activation */
   int32_t dense_no_bias;   /**< 1: without biases */
-  float dense_dropout;     /**< on the inner activations of dense layers; that of experts is in `moe` */
+  float dense_dropout;     /**< [0, 1), on the inner activations of dense layers; that of experts is in `moe` */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
-  int64_t dense_intermediate_size; /**< I of dense layers */
+  int64_t dense_intermediate_size; /**< I of dense layers, 0 to 2^31 - 1; 0 without any */
   const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
                                     io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
                                     vocabulary_size V */
-  int64_t moe_every;       /**< layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
-  double pooled_balance_coef; /**< times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
+  int64_t moe_every;       /**< 0 to 2^31 - 1: layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
+  double pooled_balance_coef; /**< >= 0, times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */
-  double init_deviation;   /**< of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
+  double init_deviation;   /**< >= 0, of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
                                 embeddings and Xavier's uniform for projections */
   uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
                                 moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
@@ -381,8 +381,8 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 /** One call: what goes in. */
 typedef struct moe_model_input {
   size_t struct_size;
-  int64_t n_sequences;       /**< B >= 1 */
-  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
+  int64_t n_sequences;       /**< B, 1 to 2^31 - 1 */
+  int64_t sequence_length;   /**< S, 1 to 2^31 - 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
                                   with positions each of these below it */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
@@ -390,7 +390,7 @@ typedef struct moe_model_input {
   int32_t ignore_index;      /**< a number: targets that do not count; -100 in MOE_MODEL_INPUT_INIT */
   int32_t training;          /**< 1: dropout and exploration act */
   double label_smoothing;    /**< s of moe_cross_entropy, [0, 1) */
-  uint64_t step;             /**< as in moe_forward_options */
+  uint64_t step;             /**< below 2^56, as in moe_forward_options */
   const uint8_t *mask;       /**< [S,S], nullable; as in moe_attention_config */
   const float *added_mask;   /**< [S,S], nullable */
   const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding, wherever it stands: no query sees it, no expert computes it, and
@@ -403,7 +403,7 @@ typedef struct moe_model_input {
                                   (and, of a float32 model, the gradients) */
   const uint8_t *loss_mask;  /**< [B,S], nullable: the tokens that count in the layers' auxiliary losses and reports, as in
                                   moe_forward_options; which targets count is ignore_index's */
-  int64_t chunk_tokens;      /**< tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
+  int64_t chunk_tokens;      /**< 0 to 2^31 - 1: tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
 } moe_model_input;
 
 #define MOE_MODEL_INPUT_INIT \
@@ -528,8 +528,8 @@ MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cac
 typedef struct moe_sampling {
   size_t struct_size;
   double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
-  int64_t top_k;      /**< of the k largest logits; 0, and V or more = all */
-  double top_p;       /**< 0 to 1: of the fewest, most likely tokens whose probabilities reach p, at least one
+  int64_t top_k;      /**< at least 0: of the k largest logits; 0, and V or more = all */
+  double top_p;       /**< [0, 1]: of the fewest, most likely tokens whose probabilities reach p, at least one
                            [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
 } moe_sampling;

@@ -3,11 +3,12 @@
 An int32_t is what meaning.py says.  Of other numbers the comment says it in one of these ways, and without one any number
 will do by itself:
 
-    1 to 2^31 - 1      whole numbers, both included; 0 too where "0 =", "0 or" or "0 with" follows
+    1 to 2^31 - 1      whole numbers, both included; 0 too where "0 =", "0 or", "0 with" or "0 for" follows
     at most 16         0 to 16
     at least 1, >= 1   and finite; 0 too where "0 =" or "else 0" follows, or "of MOE_..." comes before
     > 0                likewise
     [0, 1), [0, 1]
+    finite
     below 2^56
 
 What one field may be beside another is code.
@@ -35,22 +36,22 @@ def swift(headers: Headers) -> str:
         "",
         "// What fields may be by themselves. Written by scripts/abi from the comments in include/*.h; do not edit.",
     ]
-    for struct in _given(headers):
-        rows = list(_rows(headers, struct))
-        lines += ["", f"extension {struct.name}: Bounded {{"]
-        if rows:
-            lines += ["  func requireBounds(_ check: Bounds) throws(Fault) {", *rows, "  }"]
-        lines[-1] += "" if rows else "}"
-        if rows:
-            lines.append("}")
+    given = _given(headers)
+    for struct in headers.structs.values():
+        if not struct.sized and struct.name not in given:
+            continue
+        rows = list(_rows(headers, struct)) if struct.name in given else []
+        head = f"extension {struct.name}: Bounded {{"
+        body = ["  func requireBounds(_ check: Bounds) throws(Fault) {", *rows, "  }", "}"]
+        lines += ["", head, *body] if rows else ["", head + "}"]
     return "\n".join(lines) + "\n"
 
 
-def _given(headers: Headers) -> Iterator[Struct]:
+def _given(headers: Headers) -> set[str]:
+    """Return the names of the structs that callers fill."""
     kinds = [p.type for function in headers.functions.values() for p in function.parameters]
     kinds += [field.type for struct in headers.structs.values() for field in struct.fields]
-    given = {kind.name for kind in kinds if kind.constant} | {"moe_clip_state"}
-    return (struct for struct in headers.structs.values() if struct.name in given - _FILLED)
+    return {kind.name for kind in kinds if kind.constant} - _FILLED | {"moe_clip_state"}
 
 
 def _rows(headers: Headers, struct: Struct) -> Iterator[str]:
@@ -81,7 +82,7 @@ def _rows(headers: Headers, struct: Struct) -> Iterator[str]:
 
 
 def _number(headers: Headers, place: str, field: Field, text: str) -> str | None:
-    may_be_0 = re.search(r"\b0 (=|or|with)|\belse 0\b|\bof MOE_", text) is not None
+    may_be_0 = re.search(r"\b0 (=|or|with|for)|\belse 0\b|\bof MOE_", text) is not None
     if field.type.name == "uint64_t":
         below = re.search(r"\bbelow 2\^(\d+)", text)
         return f"below({{}}, bits: {below[1]})" if below else None
@@ -114,4 +115,4 @@ def _number(headers: Headers, place: str, field: Field, text: str) -> str | None
         if may_be_0:
             return "number({}, atLeast: 0)"
         return f"number({{}}, atLeast: {least[1]})" if least else f"number({{}}, above: {above[1]})"
-    return None
+    return "finite({})" if re.search(r"\bfinite\b", text) else None

@@ -63,13 +63,7 @@ public func moe_attention_backward(
 
 extension AttentionCall {
   fileprivate init(_ config: moe_attention_config, _ operands: inout Operands) throws(Fault) {
-    let (mostTokens, mostHeads) = (Int(Int32.max), 1 << 20)
-    try require(Int(config.n_sequences), "n_sequences", from: 1, to: mostTokens)
-    try require(Int(config.n_queries), "n_queries", from: 1, to: mostTokens)
-    try require(Int(config.n_keys), "n_keys", from: 0, to: mostTokens)
-    try require(Int(config.n_heads), "n_heads", from: 1, to: mostHeads)
     try require(Int(config.n_kv_heads), "n_kv_heads", from: 0, to: Int(config.n_heads))
-    try require(Int(config.head_size), "head_size", from: 1, to: mostHeads)
     let keyHeads = Int(config.n_kv_heads == 0 ? config.n_heads : config.n_kv_heads)
     if Int(config.n_heads) % keyHeads != 0 {
       throw .invalid("n_kv_heads = \(keyHeads) does not divide n_heads = \(Int(config.n_heads))")
@@ -83,15 +77,13 @@ extension AttentionCall {
     keyStride = try rowStride(config.key_stride, "key_stride", keyWidth)
     valueStride = try rowStride(config.value_stride, "value_stride", keyWidth)
     outputStride = try rowStride(config.output_stride, "output_stride", queryWidth)
-    if !Float(config.scale).isFinite { throw .invalid("scale = \(config.scale) is not finite") }
+    try requireFloat(config.scale, "scale")
     if config.scale != 0 { scale = Float(config.scale) }
-    try requireShare(Double(config.dropout), "dropout")
-    if config.step >> 56 != 0 { throw .invalid("step = \(config.step) is not below 2^56") }
     (dropout, seed, step) = (config.dropout, config.seed, config.step)
     // Of the arrays, and of what is counted over them.
     _ = try product(try product(sequences, queries, "B * S"), 4 * heads, "the size of log_sums")
     let pairs = try product(4 * queries, keys, "the size of added_mask") / 4
-    masks.causal = try flag(config.causal, "causal")
+    masks.causal = config.causal == 1
     masks.mask = try operands.reads(optional: config.mask, pairs, "mask")
     masks.added = try operands.reads(optional: config.added_mask, pairs, "added_mask")
     masks.valid = try operands.reads(optional: config.valid_mask, sequences * keys, "valid_mask")

@@ -23,11 +23,9 @@ public func moe_cross_entropy(
     var operands = Operands()
     let config = try operands.copies(config, "config")
     let ofX = try ArraySize(config.n_tokens, "n_tokens", config.hidden_size, "hidden_size")
-    let ofWeight = try ArraySize(
-      config.vocabulary_size, "vocabulary_size", config.hidden_size, "hidden_size", fewest: 1)
+    let ofWeight = try ArraySize(config.vocabulary_size, "vocabulary_size", config.hidden_size, "hidden_size")
     let type = try elementType(config.weight_dtype, "weight_dtype")
-    try requireFraction(config.label_smoothing, "label_smoothing")
-    if !Float(config.d_loss).isFinite { throw .invalid("d_loss = \(config.d_loss) is not finite") }
+    try requireFloat(config.d_loss, "d_loss")
     let x = try operands.reads(x, ofX.elements, "x")
     let weight = try operands.reads(weight, ofWeight.elements, of: type, "weight")
     let targets = try operands.reads(targets, ofX.rows, "targets")

@@ -18,7 +18,7 @@ private struct EmbeddingCall {
     _ operands: inout Operands
   ) throws(Fault) {
     size = try ArraySize(config.n_tokens, "n_tokens", config.hidden_size, "hidden_size")
-    ofTable = try ArraySize(config.n_rows, "n_rows", config.hidden_size, "hidden_size", fewest: 1)
+    ofTable = try ArraySize(config.n_rows, "n_rows", config.hidden_size, "hidden_size")
     let tokens = try operands.reads(tokens, size.rows, "tokens")
     for t in 0..<size.rows where tokens[t] < 0 || Int(tokens[t]) >= ofTable.rows {
       throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of n_rows = \(ofTable.rows)")
@@ -26,9 +26,9 @@ private struct EmbeddingCall {
     var (length, first) = (1, 0)
     // Without positions these numbers mean nothing and are not looked at.
     if withPositions {
-      let places = try ArraySize(config.n_positions, "n_positions", config.hidden_size, "hidden_size", fewest: 1)
-      length = try sequenceLength(config.sequence_length, tokens: size.rows)
-      try require(Int(config.first_position), "first_position", from: 0, to: Int(Int32.max))
+      try require(Int(config.n_positions), "n_positions", from: 1, to: Int(Int32.max))
+      let places = try ArraySize(config.n_positions, "n_positions", config.hidden_size, "hidden_size")
+      length = sequenceLength(config.sequence_length, tokens: size.rows)
       first = Int(config.first_position)
       positionElements = places.elements
       let last = first + min(size.rows, length) - 1
@@ -44,10 +44,7 @@ private struct EmbeddingCall {
 }
 
 /// 0 is all tokens.
-func sequenceLength(_ given: Int64, tokens: Int) throws(Fault) -> Int {
-  try require(Int(given), "sequence_length", from: 0, to: Int(Int32.max))
-  return given == 0 ? max(1, tokens) : Int(given)
-}
+func sequenceLength(_ given: Int64, tokens: Int) -> Int { given == 0 ? max(1, tokens) : Int(given) }
 
 @implementation @_cdecl("moe_embedding_forward")
 public func moe_embedding_forward(

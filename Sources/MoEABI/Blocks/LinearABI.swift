@@ -7,12 +7,8 @@ struct ArraySize {
   let width: Int
   var elements: Int { rows * width }
 
-  /// Rows from 0 (`fewest`) on, columns from 1 on; both fit in 31 bits, as the matrix products want it.
-  init(
-    _ rows: Int64, _ rowsName: StaticString, _ width: Int64, _ widthName: StaticString, fewest: Int = 0
-  ) throws(Fault) {
-    try require(Int(rows), rowsName, from: fewest, to: Int(Int32.max))
-    try require(Int(width), widthName, from: 1, to: Int(Int32.max))
+  /// Rows from 0 on, columns from 1 on, each within 31 bits.
+  init(_ rows: Int64, _ rowsName: StaticString, _ width: Int64, _ widthName: StaticString) throws(Fault) {
     self.rows = Int(rows)
     self.width = Int(width)
     if self.rows > Int.max / 8 / self.width {
@@ -37,8 +33,7 @@ private struct LinearCall {
   init(_ config: moe_linear_config) throws(Fault) {
     ofX = try ArraySize(config.n_tokens, "n_tokens", config.inputs, "inputs")
     ofY = try ArraySize(config.n_tokens, "n_tokens", config.outputs, "outputs")
-    ofWeight = try ArraySize(config.outputs, "outputs", config.inputs, "inputs", fewest: 1)
-    try require(Int(config.reserved), "reserved", from: 0, to: 0)
+    ofWeight = try ArraySize(config.outputs, "outputs", config.inputs, "inputs")
     type = try elementType(config.weight_dtype, "weight_dtype")
     shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
   }

@@ -14,9 +14,8 @@ private struct NormCall {
   let size: ArraySize
 
   init(_ config: moe_norm_config) throws(Fault) {
-    kind = try named(config.norm, "norm", "moe_norm")
+    kind = try named(config.norm)
     size = try ArraySize(config.n_tokens, "n_tokens", config.hidden_size, "hidden_size")
-    try require(Int(config.reserved), "reserved", from: 0, to: 0)
   }
 
   func requireNone(_ pointer: UnsafePointer<Float>?, _ name: StaticString) throws(Fault) {

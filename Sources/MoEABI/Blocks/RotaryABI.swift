@@ -26,16 +26,9 @@ public func moe_rotate(
 
 extension Rotary {
   fileprivate init(_ config: moe_rotary_config, _ operands: inout Operands) throws(Fault) {
-    let most = 1 << 20
-    try require(Int(config.n_tokens), "n_tokens", from: 0, to: lastPosition)
-    try require(Int(config.n_heads), "n_heads", from: 1, to: most)
-    try require(Int(config.head_size), "head_size", from: 2, to: most)
     if config.head_size % 2 != 0 { throw .invalid("head_size = \(Int(config.head_size)) is odd") }
-    try require(config.theta, "theta", atLeast: 1)
-    try require(Int(config.first_position), "first_position", from: 0, to: lastPosition)
-    try require(Int(config.reserved), "reserved", from: 0, to: 0)
     let (tokens, first) = (Int(config.n_tokens), Int(config.first_position))
-    let length = try MoEABI.sequenceLength(config.sequence_length, tokens: tokens)
+    let length = MoEABI.sequenceLength(config.sequence_length, tokens: tokens)
     let positions = try operands.reads(optional: config.positions, tokens, "positions")
     if let positions {
       for t in 0..<tokens where positions[t] < 0 || positions[t] > lastPosition {
@@ -51,7 +44,7 @@ extension Rotary {
     self.init(
       heads: Int(config.n_heads), headSize: Int(config.head_size),
       stride: try rowStride(config.stride, "stride", Int(config.n_heads * config.head_size)), positions: positions,
-      sequenceLength: length, firstPosition: first, inverse: try flag(config.inverse, "inverse"))
+      sequenceLength: length, firstPosition: first, inverse: config.inverse == 1)
   }
 }
 

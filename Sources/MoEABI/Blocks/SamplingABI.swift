@@ -20,9 +20,6 @@ public func moe_sample(
     var operands = Operands()
     let logits = try operands.reads(logits, Int(vocabulary_size), "logits")
     let wanted = try operands.copies(sampling, "sampling")
-    try require(wanted.temperature, "sampling: temperature", atLeast: 0)
-    try require(Int(wanted.top_k), "sampling: top_k", from: 0, to: Int.max)
-    try requireFraction(wanted.top_p, "sampling: top_p")
     let token = try operands.writes(token, 1, "token")
     let rule = Sampling(
       temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p, seed: wanted.seed)

@@ -266,14 +266,14 @@ struct Operands {
   // MARK: structs
 
   /// A copy of the caller's struct, which says how large it is.
-  mutating func copies<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
+  mutating func copies<T: Bounded>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
     let copy = try read(pointer, name)
     try reads(pointer, 1, name)
     return copy
   }
 
   /// A struct that is read and written.
-  mutating func updates<T>(
+  mutating func updates<T: Bounded>(
     _ pointer: UnsafeMutablePointer<T>?, _ name: StaticString
   ) throws(Fault) -> (UnsafeMutablePointer<T>, T) {
     let copy = try read(UnsafePointer(pointer), name)

@@ -37,12 +37,7 @@ public func moe_training_load(
 private func withState(
   _ training: moe_training, in context: ContextPointer, _ body: (TrainingState, TrainingOperands) throws(Fault) -> Void
 ) throws(Fault) {
-  let most = Int(Int32.max)
-  try require(Int(training.n_layers), "training.n_layers", from: 0, to: most)
-  try require(Int(training.n_optimizers), "training.n_optimizers", from: 0, to: most)
-  try require(Int(training.n_statistics), "training.n_statistics", from: 0, to: most)
-  let partial = try flag(training.without_unallocated, "training.without_unallocated")
-  try require(Int(training.reserved), "training.reserved", from: 0, to: 0)
+  let partial = training.without_unallocated == 1
   let counts = TrainingState.Counts(
     layers: Int(training.n_layers), optimizers: Int(training.n_optimizers), statistics: Int(training.n_statistics),
     tensors: Int(training.n_tensors), withoutUnallocated: partial)

@@ -5,8 +5,6 @@ import MoE
 
 /// The optimiser that a backward steps, or nil.
 func fusedStep(of layer: LayerPointer, _ options: moe_backward_options) throws(Fault) -> FusedCall? {
-  if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
-  try require(Double(options.clip_factor), "options.clip_factor", atLeast: 0)
   if options.optimizer == nil {
     if options.clip_factor != 0 {
       throw .invalid("options.clip_factor = \(Double(options.clip_factor)), but options.optimizer is NULL")

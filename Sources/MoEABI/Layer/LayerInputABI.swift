@@ -29,10 +29,8 @@ extension Call {
     self.init(tokens: tokens)
     if options != nil {
       let options = try operands.copies(options, "options")
-      training = try flag(options.training, "training")
+      training = options.training == 1
       step = options.step
-      if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
-      if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
       validMask = try mask(options.valid_mask, "options.valid_mask", &operands)
       lossMask = try mask(options.loss_mask, "options.loss_mask", &operands)
       try takeNumbers(options, c, &operands)
@@ -45,11 +43,8 @@ extension Call {
 
   private mutating func takeMemory(_ options: moe_forward_options, _ operands: inout Operands) throws(Fault) {
     limit = MoEABI.limit(options.memory_limit)
-    try require(Int(options.chunk_tokens), "options.chunk_tokens", from: 0, to: Int(Int32.max))
     if options.chunk_tokens > 0 { chunkTokens = Int(options.chunk_tokens) }
-    try require(Int(options.tape_policy), "options.tape_policy", from: 0, to: 2)
     tapePolicy = Plan.TapePolicy(rawValue: options.tape_policy)
-    if options.reserved2 != 0 { throw .invalid("options: reserved2 = \(Int(options.reserved2)) is not 0") }
     scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
     try operands.writes(scratch, "options.scratch")
   }
@@ -98,7 +93,6 @@ extension Call {
   private mutating func takeSequences(
     _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
   ) throws(Fault) {
-    try require(Int(options.sequence_length), "options.sequence_length", from: 0, to: Int(Int32.max))
     if options.sequence_length > 0 && tokens > 0 {
       sequenceLength = Int(options.sequence_length)
       if tokens % sequenceLength != 0 {

@@ -79,8 +79,6 @@ extension ModelInput {
   init(planning given: moe_model_input, _ model: ModelPointer, _ operands: inout Operands) throws(Fault) {
     let c = model.pointee.configuration
     let most = Int(Int32.max)
-    try require(Int(given.n_sequences), "input.n_sequences", from: 1, to: most)
-    try require(Int(given.sequence_length), "input.sequence_length", from: 1, to: most)
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
     try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
     try requireFew(tokens, model, training: given.training == 1)
@@ -88,13 +86,10 @@ extension ModelInput {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
     }
     try takeArrays(given, c, &operands)
-    training = try flag(given.training, "input.training")
-    try requireShare(given.label_smoothing, "input.label_smoothing")
+    training = given.training == 1
     smoothing = given.label_smoothing
     step = given.step
-    if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
     limit = MoEABI.limit(given.memory_limit)
-    try require(Int(given.chunk_tokens), "input.chunk_tokens", from: 0, to: most)
     if given.chunk_tokens > 0 { chunkTokens = Int(given.chunk_tokens) }
   }
 

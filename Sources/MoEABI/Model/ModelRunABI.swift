@@ -116,7 +116,7 @@ public func moe_model_backward(
     var operands = Operands()
     let call = try ModelInput(input, model, &operands)
     try call.requireSame(as: before)
-    guard Float(d_objective).isFinite else { throw .invalid("d_objective = \(d_objective) is not finite") }
+    try requireFloat(d_objective, "d_objective")
     let c = model.pointee.configuration
     if dinput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
     let elements = call.tokens * c.hidden  // as forward checked it

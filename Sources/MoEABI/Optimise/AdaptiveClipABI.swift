@@ -50,14 +50,7 @@ public func moe_optimizer_step_adaptive(
 extension AdaptiveClip {
   /// The caller's state may come out of a file.
   fileprivate init(_ state: moe_clip_state) throws(Fault) {
-    try requireShare(state.decay, "decay")
-    guard state.threshold > 1 && state.threshold.isFinite else {
-      throw .invalid("threshold = \(state.threshold) is not a number above 1")
-    }
-    try require(Int(state.warmup_steps), "warmup_steps", from: 1, to: .max)
-    try require(state.mean, "mean", atLeast: 0)
-    try require(state.variance, "variance", atLeast: 0)
-    try require(Int(state.count), "count", from: 0, to: Int(state.warmup_steps))
+    try require(Int(state.count), "state.count", from: 0, to: Int(state.warmup_steps))
     self.init(
       decay: state.decay, threshold: state.threshold, warmupSteps: Int(state.warmup_steps), mean: state.mean,
       variance: state.variance, count: Int(state.count))

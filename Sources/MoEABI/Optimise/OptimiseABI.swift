@@ -37,18 +37,12 @@ public func moe_adamw_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.beta1, "beta1")
-    try requireShare(config.beta2, "beta2")
-    try require(config.epsilon, "epsilon", atLeast: 0)
-    if config.epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
     try create(
       .adamw(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+      allocates: config.unallocated_state == 0, tensors, count, out)
   }
 }
 
@@ -60,14 +54,11 @@ public func moe_sgd_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.momentum, "momentum")
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
     try create(
       .sgd(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+      allocates: config.unallocated_state == 0, tensors, count, out)
   }
 }
 
