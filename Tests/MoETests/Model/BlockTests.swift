@@ -213,13 +213,13 @@ struct BlockTests {
       for (wrong, text) in [(2.0, "2"), (-0.5, "-0.5"), (Double.nan, "nan")] {
         sampling.top_p = wrong
         #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-        #expect(lastError() == "sampling: top_p = \(text) is not in [0, 1]")
+        #expect(lastError() == "sampling.top_p = \(text) is not in [0, 1]")
       }
       sampling.top_p = 1
       for temperature in [-1, .nan, .infinity] as [Double] {
         sampling.temperature = temperature
         #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-        #expect(lastError().hasPrefix("sampling: temperature = "))
+        #expect(lastError().hasPrefix("sampling.temperature = "))
       }
     }
   }
@@ -242,7 +242,7 @@ struct BlockTests {
     try withContext { context in
       sampling.top_k = -1
       #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-      #expect(lastError() == "sampling: top_k = -1 is below 0")
+      #expect(lastError() == "sampling.top_k = -1 is below 0")
     }
   }
 }
