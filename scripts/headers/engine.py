@@ -1,43 +1,50 @@
-"""The engine's enums, which never see the public headers: are their numbers those of the headers?
+"""The numbers of the engine's enums, which never see the public headers, beside those of the headers.
 
-An enum says whose numbers it has, in the comment before it or at its beginning: ``Numbers as in moe_score``.  Its cases are
-called as the constants are, or name theirs in a comment: ``case before = 0  // PRE``.  The constant 0 may be missing,
-which the boundary then takes for none; others only where the comment says "Some numbers as in".
+An enum says whose numbers it has, in the comment before it or at its beginning: ``Numbers as in moe_score``.
+Its cases are called as the constants are, or name theirs in a comment: ``case before = 0  // PRE``.  The
+constant 0 may be missing, which the boundary then takes for none; others only where the comment says "Some
+numbers as in".
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from .reader import ROOT, Enum, Headers, refuse
+from .reader import Enum, Headers, refuse
 
 _SAID = re.compile(r"([Nn]umbers|[Ss]ome numbers) as in (moei?_\w+)")
-_SWIFT = re.compile(r"((?: *///?[^\n]*\n)*)[^\n]*\benum (\w+): U?Int32(?:, \w+)* \{\n((?: *///?[^\n]*\n)*)((?:.|\n)*?\n *\})")
+_SWIFT = re.compile(
+    r"((?: *///?[^\n]*\n)*)[^\n]*\benum (\w+): U?Int32(?:, \w+)* \{\n((?: *///?[^\n]*\n)*)((?:.|\n)*?\n *\})"
+)
 
 
-def check(headers: Headers) -> int:
+def check(headers: Headers, sources: Path) -> int:
     """Refuse an enum with other numbers than the header's; return how many there are."""
     count = 0
     inner: dict[str, Enum] = {}
-    header = ROOT / "Sources/CShims/include/moei.h"
+    header = sources / "CShims/include/moei.h"
     for said, name, body in re.findall(r"(/\*[^/]*\*/)\ntypedef enum (\w+) \{([^}]*)\}", header.read_text()):
-        whose = _SAID.search(said)
-        if whose:
-            theirs = headers.enums[whose[2]]
-            cases = [(case.removeprefix("MOEI_"), number, "") for case, number in re.findall(r"(\w+) = (\d+)", body)]
+        found = _SAID.search(said)
+        if found:
+            theirs = headers.enums[found[2]]
+            cases = [
+                (case.removeprefix("MOEI_"), number, "")
+                for case, number in re.findall(r"(\w+) = (\d+)", body)
+            ]
             _compare(f"moei.h, {name}", theirs, cases, whole=True)
             inner[name] = theirs
             count += 1
-    for path in sorted((ROOT / "Sources").glob("*/**/*.swift")):
+    for path in sorted(sources.glob("*/**/*.swift")):
         if path.is_symlink() or any(parent.is_symlink() for parent in path.parents):
             continue
         for place, whose, some, body in _enums(path.read_text()):
-            found = headers.enums.get(whose) or inner.get(whose)
-            if found is None:
+            known = {**headers.enums, **inner}
+            if whose not in known:
                 refuse(f"{path.name}, {place}", f"there is no enum {whose}")
             cases = re.findall(r"case `?(\w+)`? = (\d+)(?:  // ([A-Z][A-Z0-9_]+)\b)?", body)
-            _compare(f"{path.name}, {place}", found, cases, whole=not some)
+            _compare(f"{path.name}, {place}", known[whose], cases, whole=not some)
             count += 1
     return count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import initializers, python
+from . import bounds, engine, initializers, layout, python, reference
 from .reader import PATHS, ROOT, HeaderError, Headers, read
 
 _PACKAGE = "bindings/python/src/libmoe"
@@ -13,9 +13,14 @@ _PACKAGE = "bindings/python/src/libmoe"
 def generated(headers: Headers) -> dict[str, str]:
     """Return what each file has to hold, by its path within the checkout."""
     files = {str(path.relative_to(ROOT)): initializers.written(headers, path.read_text()) for path in PATHS}
+    pins = "Sources/CMoE/abi.c"
+    before = (ROOT / pins).read_text() if (ROOT / pins).exists() else ""
+    files[pins] = layout.pinned(headers, before)
+    files["Sources/MoEABI/Boundary/FieldBounds.swift"] = bounds.swift(headers)
     files[f"{_PACKAGE}/_native/abi.py"] = python.abi(headers)
     files[f"{_PACKAGE}/words.py"] = python.words(headers)
     files[f"{_PACKAGE}/presets.py"] = python.presets(headers)
+    files.update(reference.pages(headers, (ROOT / "docs" / "functions.md").read_text()))
     return files
 
 
@@ -30,7 +35,9 @@ def main(arguments: list[str]) -> None:
     if arguments not in ([], ["--check"]):
         raise SystemExit("scripts/abi takes no arguments but --check")
     try:
-        files = generated(read())
+        headers = read()
+        engine.check(headers, ROOT / "Sources")
+        files = generated(headers)
     except HeaderError as error:
         raise SystemExit(f"scripts/abi: {error}") from None
     names = outdated(files)

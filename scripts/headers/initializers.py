@@ -1,7 +1,7 @@
-"""The MOE_..._INIT macros: a value for each field of its struct, as C99 and C++17 both take them without a warning.
+"""The MOE_..._INIT macros: a value for each field, as C99 and C++17 both take them without a warning.
 
-Fields that a macro does not reach are 0.  Written into the headers themselves: a new field needs a value in its macro only
-where its default is not 0.
+Fields that a macro does not reach are 0.  Written into the headers themselves: a new field needs a value in
+its macro only where its default is not 0.
 """
 
 from __future__ import annotations

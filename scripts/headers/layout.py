@@ -1,4 +1,4 @@
-"""Where each field of each struct lies, as the 64-bit systems that libmoe runs on have it: Sources/CMoE/abi.c."""
+"""Where each field of each struct lies on the 64-bit systems that libmoe runs on: Sources/CMoE/abi.c."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def pinned(headers: Headers, before: str) -> str:
     """Return abi.c; refuse a field that lies elsewhere than in the one that there is."""
     earlier = {m[0]: int(m[1]) for m in re.findall(r"offsetof\((\w+, \w+)\) == (\d+)", before)}
     lines = [
-        "/* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts that other",
-        " * languages copy (ctypes among them) are pinned here.  Structs only grow at the end.",
-        " * Written by scripts/abi from include/*.h; do not edit. */",
+        "/* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts",
+        " * that other languages copy (ctypes among them) are pinned here.  Structs only grow at the end.",
+        " * Written by scripts/abi; do not edit. */",
         '#include "moe_model.h"',
     ]
     for name, struct in headers.structs.items():
         places, size = offsets(struct)
         lines += ["", f'_Static_assert(sizeof({name}) == {size}, "{name}");']
         for field, place in places.items():
-            if earlier.get(f"{name}, {field}", place) != place:
+            if (old := earlier.get(f"{name}, {field}", place)) != place:
                 refuse(
                     f"{name}.{field}",
-                    f"has moved from {earlier[f'{name}, {field}']} to {place}; within one SONAME structs only grow at "
-                    "the end.  Where the SONAME moves, delete Sources/CMoE/abi.c and run scripts/abi again",
+                    f"has moved from {old} to {place}; within one SONAME structs only grow at the end."
+                    "  Where the SONAME moves, delete Sources/CMoE/abi.c and run this again",
                 )
             lines.append(f'_Static_assert(offsetof({name}, {field}) == {place}, "{name}.{field}");')
     return "\n".join(lines) + "\n"

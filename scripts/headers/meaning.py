@@ -41,7 +41,7 @@ class Meaning:
 
 
 def of_fields(headers: Headers, struct: Struct) -> dict[str, Meaning]:
-    """Return what the int32_t fields of a struct are; refuse one of which nobody can say, or without a word."""
+    """Return what the int32_t fields of a struct are; refuse a field of which the header does not say it."""
     known = comments(headers, struct)
     found = {}
     for field in struct.fields:
@@ -88,13 +88,23 @@ def of_arguments(headers: Headers) -> dict[str, dict[str, Meaning]]:
 
 def arguments(function: Function) -> dict[str, str]:
     """Return what the comment says of each argument, without its [in] or [out]."""
-    found = {}
-    for names, text in re.findall(
-        r"@param (\w+(?:, \w+)*) *((?:(?!@).|\n(?= {2,}\S))*)", plain(function.comment)
-    ):
-        for name in names.split(", "):
-            found[name] = re.sub(r"^\[[^]]*\] *", "", joined(text))
+    return {name: said for names, _, said in described(function) for name in names.split(", ")}
+
+
+def described(function: Function) -> list[tuple[str, str, str]]:
+    """Return what a comment has by argument: its name, or several; [in] or [out]; and what it is."""
+    text = r"@param (\w+(?:, \w+)*) *((?:(?!@).|\n(?= {2,}\S))*)"
+    found = []
+    for names, said in re.findall(text, plain(function.comment)):
+        how = re.match(r"(\[(?:in|out)[^]]*\])? *(.*)", joined(said))
+        assert how
+        found.append((names, how[1] or "", how[2]))
     return found
+
+
+def behind(function: Function) -> str:
+    """Return what stands behind one of several functions that share a comment."""
+    return re.sub(r"^/\*\*< *| *\*/$", "", function.trailing)
 
 
 def _meaning(headers: Headers, place: str, text: str) -> Meaning:
@@ -118,8 +128,8 @@ def _meaning(headers: Headers, place: str, text: str) -> Meaning:
         refuse(place, f"{named[1]} are not constants of one enum")
     refuse(
         place,
-        f"its comment, {text!r}, does not begin with what it is: 'a moe_x', 'MOE_X_A or B', 'a sum of moe_x', "
-        "'1 = ...' or 'a number'",
+        f"its comment, {text!r}, does not begin with what it is: 'a moe_x', 'MOE_X_A or B', "
+        "'a sum of moe_x', '1 = ...' or 'a number'",
     )
 
 

@@ -20,6 +20,32 @@ _NUMBERS = {
     "float": "c_float",
     "double": "c_double",
 }
+_PRESETS = '''\
+They are the model's own, sizes included; what is passed takes their place, so
+``libmoe.Layer(**libmoe.presets.mixtral(hidden_size=64, intermediate_size=256))`` is a small Mixtral layer.
+``n_groups=None`` leaves out a model's groups.  ``docs/presets.md`` lists what each one sets and from where.
+
+Every function takes keyword arguments of :class:`Layer`, whose values are not looked at until it gets them,
+and returns a dict: what the model has that differs from the defaults of :class:`Layer`, and these.
+
+Examples
+--------
+>>> import libmoe
+>>> options = libmoe.presets.mixtral(hidden_size=64, intermediate_size=256)
+>>> options["n_experts"], options["top_k"], options["expert_kind"], options["activation"]
+(8, 2, 'gated', 'silu')
+>>> layer = libmoe.Layer(**options)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _preset
+from .words import Layout
+
+#: The layouts that files of each preset's model have, the published one first; ``"libmoe"`` holds all.
+LAYOUTS: dict[str, tuple[Layout, ...]] = {'''
 _ELEMENTS = {"float": "f32", "int32_t": "i32", "int64_t": "i64", "uint8_t": "mask"}
 
 
@@ -38,18 +64,20 @@ def abi(headers: Headers) -> str:
     declared = meaning.of_arguments(headers)
     parts = [
         f'"""The C declarations of both headers for ctypes.  {NOTE}\n\n'
-        "Arrays and places for numbers are passed by address (``c_void_p``); the elements' type and the shape are\n"
-        'checked where a numpy array enters, in ``check.py``.\n"""\n',
+        "Arrays and places for numbers are passed by address (``c_void_p``); elements and shape of arrays\n"
+        'are checked where a numpy array enters, in ``check.py``.\n"""\n',
         "from __future__ import annotations\n",
-        "from ctypes import CFUNCTYPE, POINTER, Structure\n"
-        "from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p\n"
+        "from ctypes import (",
+        *(f"    {name}," for name in ("CFUNCTYPE", "POINTER", "Structure", "c_char_p")),
+        *(f"    {name}," for name in sorted({*_NUMBERS.values(), "c_void_p"})),
+        ")",
         "from typing import Any\n",
         "from .struct import Sized, Status, Struct\n",
         "# Constants.",
         *(f"{name[4:]} = {value}" for name, value in _constants(headers)),
-        "\n# Enums: the C constant is the enum's prefix and the word in capitals, MOE_MATMUL_AUTO.",
+        "\n# Enums: the constant in C is the prefix and the word, MOE_MATMUL_AUTO.",
         *(_table(f"{constant(enum)} = ", enum.words.items()) for enum in headers.enums.values()),
-        "\n# Opaque handles: a type of its own for each, so that ctypes refuses a tape where a layer belongs.",
+        "\n# Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.",
         *(f"class {h.name}(Structure):\n{_docstring(h.comment)}\n\n" for h in headers.handles.values()),
         *(_struct(headers, struct) for struct in headers.structs.values()),
         "# Words of arguments, where only some of an enum's are taken.",
@@ -67,7 +95,7 @@ def abi(headers: Headers) -> str:
 def words(headers: Headers) -> str:
     """Return the module of ``Literal`` types."""
     parts = [
-        f'"""The words that options take: those of the headers\' enums, without their prefix.\n\n{NOTE}\n"""\n',
+        f'"""The words that options take: those of the enums in C, without their prefix.\n\n{NOTE}\n"""\n',
         "from __future__ import annotations\n",
         "from typing import Literal\n",
     ]
@@ -101,40 +129,13 @@ def literals(headers: Headers) -> dict[str, tuple[str, ...]]:
 def presets(headers: Headers) -> str:
     """Return the module of presets: a function for each model."""
     parts = [
-        f'"""Layers of known models: each function returns keyword arguments for :class:`Layer`.\n\n{NOTE}\n\n'
-        + textwrap.dedent(
-            """\
-            They are the model's own, sizes included; what is passed takes their place, so
-            ``libmoe.Layer(**libmoe.presets.mixtral(hidden_size=64, intermediate_size=256))`` is a small Mixtral layer.
-            ``n_groups=None`` leaves out a model's groups.  ``docs/presets.md`` lists what each one sets and from where.
-
-            Every function takes keyword arguments of :class:`Layer`, whose values are not looked at until it gets them,
-            and returns a dict: what the model has that differs from the defaults of :class:`Layer`, and these.
-
-            Examples
-            --------
-            >>> import libmoe
-            >>> options = libmoe.presets.mixtral(hidden_size=64, intermediate_size=256)
-            >>> options["n_experts"], options["top_k"], options["expert_kind"], options["activation"]
-            (8, 2, 'gated', 'silu')
-            >>> layer = libmoe.Layer(**options)
-            \"\"\"
-
-            from __future__ import annotations
-
-            from typing import Any
-
-            from . import _preset
-            from .words import Layout
-
-            #: The layouts that files of each preset's model have, the published one first; ``"libmoe"`` holds all.
-            LAYOUTS: dict[str, tuple[Layout, ...]] = {"""
-        ),
+        f'"""Layers of known models: each function returns keyword arguments for a layer.\n\n{NOTE}\n\n'
+        + _PRESETS,
         *(f'    "{name}": {_tuple(layouts(headers, f))},' for name, f in headers.presets.items()),
         "}",
     ]
     for name, function in headers.presets.items():
-        title = re.split(r"[;.]? +(?:with n_groups|Its files)", function.trailing)[0].rstrip(".;")
+        title = re.split(r"[;.]? +(?:with n_groups|Its files)", meaning.behind(function))[0].rstrip(".;")
         parts.append(
             f'\n\ndef {name}(**overrides: Any) -> dict[str, Any]:\n    """Return the options of {title}."""\n'
             f'    return _preset.options("{name}", overrides)'
@@ -144,7 +145,7 @@ def presets(headers: Headers) -> str:
 
 def layouts(headers: Headers, preset: Function) -> tuple[str, ...]:
     """Return the layouts that files of a preset's model have."""
-    found = re.search(r"Its files: ([A-Z0-9_, ]+)$", re.sub(r"^/\*\*< *| *\*/$", "", preset.trailing))
+    found = re.search(r"Its files: ([A-Z0-9_, ]+)$", meaning.behind(preset))
     if found is None:
         refuse(preset.name, "write behind it what it is: /**< NAME.  Its files: LAYOUT, LAYOUT */")
     listed = tuple(name.lower() for name in found[1].strip().split(", "))

@@ -1,8 +1,9 @@
-"""The C headers taken apart: sections, enums, structs, handles, functions and constants, each with its comment."""
+"""The C headers taken apart: sections, enums, structs, handles, functions, constants, and their comments."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class Member:
     name: str
     value: int
     comment: str
+    heading: str  # a comment before it that is about all that follow
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Field:
     type: Type
     comment: str
     declared: str  # as the header has it
+    heading: str  # a comment before it that is about all that follow
 
 
 @dataclass
@@ -183,10 +186,7 @@ def plain(comment: str) -> str:
     lines = [first.strip()]
     for line in others:
         lines.append(re.sub(r"^ *\*( |$)", "", line) if re.match(r" *\*", line) else line.strip())
-    # The text of the first line stands where others have one space more.
-    return "\n".join([lines[0], *(line[1:] if line.startswith(" ") else line for line in lines[1:])]).strip(
-        "\n "
-    )
+    return "\n".join([lines[0], textwrap.dedent("\n".join(lines[1:]))]).strip("\n ")
 
 
 def joined(comment: str) -> str:
@@ -309,41 +309,45 @@ def _declaration(code: str, comment: str) -> Item | None:
     return Function(found[2], returns, parameters, comment, code)
 
 
-def _commented(body: str, ends: str) -> Iterator[tuple[str, str]]:
-    """Yield what ends in one of these signs, and its comment: the one behind it, or else the one before it."""
+def _commented(body: str, ends: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what ends in one of these signs, and its comment: the one behind it, or else before it."""
     pieces = re.findall(rf"/\*.*?\*/|[^{ends}/]+[{ends}]?", body, flags=re.DOTALL)
-    code, before = "", ""
+    code, before, heading = "", "", ""
     for piece in [piece.strip() for piece in pieces if piece.strip()]:
         if piece.startswith("/**<"):
-            yield code, piece
-            code = before = ""
+            yield code, piece, heading
+            code = before = heading = ""
         elif piece.startswith("/*"):
             if code:
-                yield code, before
-                code = ""
-            before = piece if piece.startswith("/**") else ""
+                yield code, before, heading
+                code = before = heading = ""
+            if piece.startswith("/**"):
+                before = piece
+            else:
+                heading = piece
         else:
             if code:
-                yield code, before
-                before = ""
+                yield code, before, heading
+                before = heading = ""
             code = piece.rstrip(ends)
     if code:
-        yield code, before
+        yield code, before, heading
 
 
 def _members(enum: str, body: str) -> list[Member]:
     members = []
-    for code, comment in _commented(body, ","):
+    for code, comment, heading in _commented(body, ","):
         found = re.fullmatch(r"(\w+) = (\d+)", code)
         if found is None:
             refuse(enum, f"{code!r} has no number")
-        members.append(Member(found[1], int(found[2]), joined(comment)))
+        members.append(Member(found[1], int(found[2]), joined(comment), heading))
     return members
 
 
 def _fields(body: str) -> list[Field]:
     fields = []
-    for code, comment in _commented(body, ";"):
+    for code, comment, heading in _commented(body, ";"):
         kind, names = split_type(code)
-        fields += [Field(name, kind, joined(comment), " ".join(code.split())) for name in names]
+        declared = " ".join(code.split())
+        fields += [Field(name, kind, joined(comment), declared, heading) for name in names]
     return fields

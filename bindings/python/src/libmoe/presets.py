@@ -1,4 +1,4 @@
-"""Layers of known models: each function returns keyword arguments for :class:`Layer`.
+"""Layers of known models: each function returns keyword arguments for a layer.
 
 Written by scripts/abi from include/*.h; do not edit.
 

@@ -1,4 +1,4 @@
-"""The words that options take: those of the headers' enums, without their prefix.
+"""The words that options take: those of the enums in C, without their prefix.
 
 Written by scripts/abi from include/*.h; do not edit.
 """

@@ -1,13 +1,24 @@
 """The C declarations of both headers for ctypes.  Written by scripts/abi from include/*.h; do not edit.
 
-Arrays and places for numbers are passed by address (``c_void_p``); the elements' type and the shape are
-checked where a numpy array enters, in ``check.py``.
+Arrays and places for numbers are passed by address (``c_void_p``); elements and shape of arrays
+are checked where a numpy array enters, in ``check.py``.
 """
 
 from __future__ import annotations
 
-from ctypes import CFUNCTYPE, POINTER, Structure
-from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from typing import Any
 
 from .struct import Sized, Status, Struct
@@ -18,7 +29,7 @@ PHASES = 11
 NO_GROUPS = -1
 NO_LAYER_NUMBER = -1
 
-# Enums: the C constant is the enum's prefix and the word in capitals, MOE_MATMUL_AUTO.
+# Enums: the constant in C is the prefix and the word, MOE_MATMUL_AUTO.
 STATUS = {
     "ok": 0, "error_invalid_argument": 1, "error_out_of_memory": 2, "error_bad_state": 3,
     "error_not_finite": 4, "error_cancelled": 5, "error_io": 6,
@@ -79,7 +90,7 @@ NORM = {"layer": 0, "rms": 1}
 NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
 KEEP = {"all": 0, "lean": 1, "input": 2}
 
-# Opaque handles: a type of its own for each, so that ctypes refuses a tape where a layer belongs.
+# Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
     """Owns the threads, the allocator and the callbacks of the layers and optimisers created in it."""
 

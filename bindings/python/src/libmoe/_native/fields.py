@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _BIAS = {None: abi.BIAS["default"], False: abi.BIAS["off"], True: abi.BIAS["on"]}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def types(struct: type[Struct]) -> Mapping[str, Any]:
     """Return the types of a struct's fields, without its size and what is reserved."""
     known = ((field[0], field[1]) for field in struct._fields_)
