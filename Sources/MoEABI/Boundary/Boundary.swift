@@ -131,8 +131,7 @@ func require(_ value: Double, _ name: StaticString, atLeast low: Double) throws(
 
 /// What is computed with in float32.
 func requireFloat(_ value: Double, _ name: StaticString) throws(Fault) {
-  if !value.isFinite { throw .invalid("\(name) = \(value) is not finite") }
-  if !Float(value).isFinite { throw .invalid("\(name) = \(value) exceeds float32") }
+  if !Float(value).isFinite { throw .invalid("\(name) = \(value) is not finite in float32") }
 }
 
 /// [0, 1)

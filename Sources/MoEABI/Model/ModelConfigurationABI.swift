@@ -135,9 +135,7 @@ extension moe_layer_config {
 
   /// A dense ffn: the only expert, which every token uses with the weight 1.
   init(denseOf config: moe_model_config) throws(Fault) {
-    if config.dense_intermediate_size == 0 {
-      throw .invalid("dense_intermediate_size = 0, but some layers have a dense ffn")
-    }
+    try require(Int(config.dense_intermediate_size), "dense_intermediate_size", from: 1, to: Int(Int32.max))
     guard config.dense_kind == MOE_EXPERT_MLP.rawValue || config.dense_kind == MOE_EXPERT_GATED.rawValue else {
       throw .invalid("dense_kind = \(Int(config.dense_kind)) is neither MOE_EXPERT_MLP nor MOE_EXPERT_GATED")
     }
