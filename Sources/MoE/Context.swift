@@ -294,14 +294,14 @@ public struct Log {
 
 /// What this library is, whatever the context.
 public enum Library {
-  public static var version: StaticString { "0.1.0" }
+  public static var version: StaticString { "0.2.0" }
 
   /// That this process may use.
   public static var processors: Int { Int(moei_available_processors()) }
 
   #if hasFeature(Embedded)
-    public static var description: StaticString { "libmoe 0.1.0; Embedded Swift" }
+    public static var description: StaticString { "libmoe 0.2.0; Embedded Swift" }
   #else
-    public static var description: StaticString { "libmoe 0.1.0; Swift" }
+    public static var description: StaticString { "libmoe 0.2.0; Swift" }
   #endif
 }

@@ -75,7 +75,7 @@ extension Model {
 
   public func parameter(_ index: Int) -> Parameter {
     switch list[index] {
-    case .own(let slot): parameters[slot]!
+    case .own(let own): parameters.parameter(own)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.parameter(own).named(list.name(index))
     }
   }
@@ -87,7 +87,7 @@ extension Model {
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
     switch list[index] {
-    case .own(let slot): parameters.bind(slot, data: data, grad: grad, allocator: context.pointee.allocator)
+    case .own(let own): parameters.bind(own, data: data, grad: grad, allocator: context.pointee.allocator)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.bind(own, data: data, grad: grad)
     }
   }

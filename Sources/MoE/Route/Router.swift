@@ -122,7 +122,10 @@ struct RouteTokens: RouteStage, Job {
   }
 
   func throwFailure(_ blocks: Range<Int>) throws(Fault) {
-    for block in blocks where failures[block].token >= 0 { throw Self.fault(failures[block], c) }
+    for block in blocks where failures[block].token >= 0 {
+      if case .logit = failures[block].reason, let fault = logits.fault() { throw fault }
+      throw Self.fault(failures[block], c)
+    }
   }
 
   static func fault(_ failure: RoutingFailure, _ c: Configuration) -> Fault {

@@ -19,6 +19,7 @@ extension moe_tensor {
     strides = (Int64(b * c), parameter.rank > 1 ? Int64(c) : 0, parameter.rank > 2 ? 1 : 0, 0)
     data = UnsafeMutableRawPointer(parameter.data)
     grad = UnsafeMutableRawPointer(parameter.grad)
+    buffer = parameter.isBuffer ? 1 : 0
   }
 }
 
@@ -47,6 +48,7 @@ struct TensorList {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
     let tensor = pointer(index).pointee
+    if tensor.reserved != 0 { throw .invalid("tensors[\(index)]: reserved = \(Int(tensor.reserved)) is not 0") }
     if ElementType(rawValue: tensor.dtype) == nil {
       throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
     }
@@ -87,7 +89,7 @@ struct TensorList {
   func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
   func index(of name: UnsafePointer<CChar>) -> Int? {
-    for index in 0..<count { if let own = self.name(index), equal(own, name) { return index } }
+    for index in 0..<count { if let own = self.name(index), compareText(own, name) == 0 { return index } }
     return nil
   }
 
@@ -119,7 +121,7 @@ struct TensorList {
 
   /// The structs themselves.
   func addStructs(to operands: inout Operands) throws(Fault) {
-    try operands.reads(start, bytes: byteCount(count, distance), "tensors")
+    try operands.add(Operand(start, bytes: byteCount(count, distance), cText("tensors"), writes: false))
   }
 
   /// What a call reads or writes of tensor `index`; NULL has no memory.

@@ -264,9 +264,7 @@ private func save(
   let layer = try handle(layer, "layer", as: Layer.self)
   let path = try required(path, "path")
   let (layout, place) = target
-  guard let type = ElementType(rawValue: dtype) else {
-    throw .invalid("dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
+  let type = try elementType(dtype, "dtype")
   try layer.pointee.requireMemory()
   try layer.pointee.save(to: path, layout, place, type: type, shardBytes: shardBytes)
 }
@@ -324,7 +322,7 @@ public func moe_layer_upcycle(
       // It is looked at while parameters are written.
       try operands.reads(list.name(index), textLength(list.name(index)!) + 1, "the name of a tensor of dense")
     }
-    try operands.requireApart(fromParametersOf: layer, steps: true, gradients: false)
+    try operands.requireApart(fromParametersOf: layer, steps: true)
     layer.pointee.upcycle { name in
       let index = list.index(of: name)!
       return (UnsafeRawPointer(list.data(index)), list.type(index))

@@ -24,19 +24,18 @@ public func moe_muon_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try requireShare(config.momentum, "momentum")
     let rule = Muon(
       momentum: config.momentum,
-      rest: try AdamW.checked(
+      rest: AdamW(
         learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
         weightDecay: config.weight_decay))
     let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
     let list = try TensorList(tensors, count: count)
     var operands = Operands()
-    try operands.reads(config.by_adamw, list.count, "config.by_adamw")
-    try requireMatrices(list, config.by_adamw)
+    let byAdamW = try operands.reads(optional: config.by_adamw, list.count, "config.by_adamw")
+    try requireMatrices(list, byAdamW)
     try create(.muon(rule), context, state, list, out, beside: operands) { index in
-      let isMatrix = config.by_adamw.map { $0[index] == 0 } ?? Muon.isMatrix(list.name(index))
+      let isMatrix = byAdamW.map { $0[index] == 0 } ?? Muon.isMatrix(list.name(index))
       return isMatrix ? list.matrix(index) : nil
     }
   }

@@ -37,7 +37,7 @@ public func moe_adamw_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    let rule = try AdamW.checked(
+    let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
     let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
@@ -53,29 +53,10 @@ public func moe_sgd_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.momentum, "momentum")
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
     let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
     try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
-  }
-}
-
-extension AdamW {
-  /// With all numbers checked.
-  static func checked(
-    learningRate: Double, beta1: Double, beta2: Double, epsilon: Double, weightDecay: Double
-  ) throws(Fault) -> AdamW {
-    try require(learningRate, "learning_rate", atLeast: 0)
-    try requireShare(beta1, "beta1")
-    try requireShare(beta2, "beta2")
-    try require(epsilon, "epsilon", atLeast: 0)
-    if epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
-    try require(weightDecay, "weight_decay", atLeast: 0)
-    return AdamW(
-      learningRate: learningRate, beta1: beta1, beta2: beta2, epsilon: epsilon, weightDecay: weightDecay)
   }
 }
 
@@ -86,11 +67,8 @@ struct OptimizerState {
   let seed: UInt64
 
   init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
-    guard let type = ElementType(rawValue: state_dtype) else {
-      throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-    }
-    momentType = type
-    allocates = try !flag(unallocated_state, "unallocated_state")
+    momentType = try elementType(state_dtype, "state_dtype")
+    allocates = unallocated_state == 0
     self.seed = seed
   }
 }
@@ -101,9 +79,8 @@ func create(
   _ out: UnsafeMutablePointer<OpaquePointer?>?, beside reads: Operands = Operands(),
   matrix: (Int) -> Optimizer.Matrix? = { _ in nil }
 ) throws(Fault) {
-  let out = try required(out, "out")
   var operands = reads
-  try operands.writes(out, 1, "out")
+  let out = try operands.writes(out, 1, "out")
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
@@ -164,9 +141,8 @@ public func moe_optimizer_step_clipped(
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(maxNorm: { _ in max_norm }, { list.trained($0) }, notFinite: list.notFinite)
     norm?.pointee = found
@@ -204,8 +180,10 @@ func trained(
 
 extension Operands {
   mutating func add(stateOf optimizer: OptimizerPointer) throws(Fault) {
-    try writes(
-      optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), "the optimizer's state")
+    try add(
+      Operand(
+        optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), cText("the optimizer's state"),
+        writes: true))
   }
 
   /// Refuses a tensor that is listed twice, or shares memory with another: it would be stepped or counted twice.
@@ -289,9 +267,8 @@ public func moe_clip_grad_norm(
     let list = try TensorList(tensors, count: count)
     for index in 0..<list.count { try list.requireGrad(index) }
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     try operands.requireApart(fromTrained: list, in: context)
     let found = try clipGradNorm(
       list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context,

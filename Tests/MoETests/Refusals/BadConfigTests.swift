@@ -103,7 +103,6 @@ struct BadConfigTests {
     for sum: Int32 in [-1, 4, 1 << 30, .min, .max] {
       refused("unallocated", createLayer { $0.unallocated = sum })
     }
-    refused("reserved", createLayer { $0.reserved = 1 })
     refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
     refused("io_dtype", createLayer { $0.io_dtype = 2 })
 
