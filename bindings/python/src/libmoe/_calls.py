@@ -18,7 +18,7 @@ from ._weights import Weights
 from .errors import ArgumentTypeError, BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
-from .report import Blank, Output, Report, n_sequences, sequence_arrays
+from .report import Blank, Output, Report, n_sequences
 from .routing import Routing
 from .tape import Tape
 
@@ -135,16 +135,12 @@ class Calls(Weights):
         n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
         options = self._options(x.shape[:-1], given)
         listed = self.n_experts if self._config.router == abi.ROUTER["expert_choice"] else self.top_k
-        blank = Blank(
-            self.n_experts,
-            losses=np.empty(len(self._losses), np.float32),
-            expert_indices=np.empty((n_tokens, listed), np.int32),
-            expert_weights=np.empty((n_tokens, listed), np.float32),
-            **sequence_arrays(n_tokens, sequence_length, self.n_experts),
-        )
-        y, filled = self._forward(x, options, out, tape, blank.c_report), blank.filled()
-        filled["losses"] = dict(zip(self._losses, filled["losses"].tolist()))
-        return Output(y, Report(**filled))
+        sizes = {"n_experts": self.n_experts, "n_tokens": n_tokens, "choices": listed}
+        if sequence_length:
+            sizes["n_sequences"] = n_sequences(n_tokens, sequence_length)
+        blank = Blank(self._losses, **sizes)
+        y = self._forward(x, options, out, tape, blank.c_report)
+        return Output(y, Report(**blank.filled()))
 
     def _forward(
         self,
