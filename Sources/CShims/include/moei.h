@@ -419,8 +419,6 @@ typedef struct moei_kernels {
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
   /* rounded up or down so that the mean is x, by 16 bits of each word, from bit `shift` on: 0 or 16 */
   void (*to_bf16_by_chance)(int64_t n, const uint32_t *words, int32_t shift, const float *x, uint16_t *y);
-  /* master = x wherever x is not the master rounded: somebody has set it since */
-  void (*follow_bf16)(int64_t n, const uint16_t *x, float *master);
   /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */
   void (*pack_pairs_transposed)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
   void (*pack_pairs)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);

@@ -17,6 +17,9 @@ enum StoredForm: Int32 {
     }
   }
 
+  /// As parameters of a type are written. Every type is a form.
+  init(_ type: ElementType) { self = StoredForm(StoredType(type)) ?? .f32 }
+
   /// Of so many elements, scales not among them.
   func bytes(_ count: Int) -> Int {
     switch self {

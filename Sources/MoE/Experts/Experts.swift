@@ -243,7 +243,10 @@ enum ExpertForm: Int32 {
     } else if !context.packsWeights {
       self = .plain
     } else {
-      self = c.weights == .bf16 || prepared?.bf16 == true ? .tiledBF16 : .tiled
+      switch (prepared?.type ?? c.weights).format.precision {
+      case .f32: self = .tiled
+      case .bf16: self = .tiledBF16
+      }
     }
   }
 }

@@ -105,7 +105,7 @@ struct TiledInner<P: Precision>: Job {
     // What came from a file is as it was.
     if let prepared, !parameters.areOffloaded {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
-        if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
+        if prepared.isCurrent(c, expert: e, parameters: parameters, kernels) { continue }
         throw .badState(
           "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }

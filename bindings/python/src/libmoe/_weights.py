@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import _abi, _check
 from ._check import Array, FloatArray
+from ._foreign import TYPES
 from ._keywords import keywords
 from ._library import Handle, Native, lib
 from ._repr import named
@@ -83,8 +84,8 @@ class _Place:
         tensor = _abi.moe_tensor()
         self._function(self._handle, self._index, ctypes.byref(tensor))
         shape = tuple(tensor.shape[: tensor.rank])
-        kind = np.uint16 if tensor.dtype == _abi.DTYPE["bf16"] else np.float32
-        data, grad = self._array(tensor.data, shape, kind), self._array(tensor.grad, shape, np.float32)
+        data = self._array(tensor.data, shape, TYPES[_check.word_of(tensor.dtype)].types[0])
+        grad = self._array(tensor.grad, shape, np.float32)
         return tensor.name.decode(), data, grad
 
     def _array(self, address: int | None, shape: tuple[int, ...], kind: Any) -> Array | None:
@@ -198,7 +199,7 @@ class Tensors(Native):
         tensor = self._tensor(index.value)
         name = tensor.name.decode()  # C compared up to the first NUL only
         shape = tuple(tensor.shape[: tensor.rank])
-        dtype = "bf16" if tensor.dtype == _abi.DTYPE["bf16"] else "f32"
+        dtype = _check.word_of(tensor.dtype)
         arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
         if grad is not None:
             arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
@@ -567,7 +568,7 @@ class Weights(Tensors):
         _check.mapping("dense", dense, "a dict of arrays by name")
         described = (_abi.moe_tensor * len(dense))()
         for index, (name, array) in enumerate(dense.items()):
-            dtype = "bf16" if isinstance(array, np.ndarray) and _check.dtype_of(array) == "bf16" else "f32"
+            dtype = _check.dtype_of(array)
             _check.array(f"dense[{name!r}]", array, dtype=dtype)
             described[index] = _abi.moe_tensor(
                 name=name.encode(),

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _abi, _check
 from ._check import Array, FloatArray
+from ._foreign import TYPES
 from ._keywords import keywords
 from ._repr import described
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
@@ -53,8 +54,7 @@ class Parameter:
     """
 
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
-        dtype = "bf16" if isinstance(data, np.ndarray) and _check.dtype_of(data) == "bf16" else "f32"
-        self._data: Array | None = _check.array("data", data, write=True, dtype=dtype)
+        self._data: Array | None = _check.array("data", data, write=True, dtype=_check.dtype_of(data))
         if not 1 <= data.ndim <= 4:
             raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -90,8 +90,7 @@ class Parameter:
         data, _ = self._now()
         kind = "no memory"
         if data is not None:
-            word = {"f32": "float32", "bf16": "bfloat16"}[_check.dtype_of(data)]
-            kind = f"{word} {list(data.shape)}"
+            kind = f"{TYPES[_check.dtype_of(data)].name} {list(data.shape)}"
         return described(self, f"{self._name!r}, {kind}")
 
     def _now(self) -> tuple[Array | None, FloatArray | None]:
