@@ -77,7 +77,7 @@ struct PlainForward: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
+    let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
     let index = lane.pointee.index
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
@@ -190,7 +190,7 @@ struct PlainBackward: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
+    let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
     let grad =
       !addsWeights
       ? nil : passing.map { ExpertTensors(passing: $0, c) } ?? ExpertTensors(gradientsIn: parameters, c, expert: expert)

@@ -117,7 +117,7 @@ struct TiledInner<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
 
     // This thread's scratch.
     let thread = lane.pointee.index
@@ -135,8 +135,7 @@ struct TiledInner<P: Precision>: Job {
         return kind == kinds - 1 ? prepared.up(place, chunk) : prepared.gate(place, chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
-      return WeightPanel(
-        matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
+      return WeightPanel(matrix.from(chunk * chunkWidth * h), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -252,14 +251,13 @@ struct TiledOutput<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = work.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
     let place = parameters.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
       if let prepared = prepared?.panels(P.self, c) { return prepared.down(place, chunk) }
-      return WeightPanel(
-        w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
+      return WeightPanel(w.downWeight.from(chunk * chunkWidth * i), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,

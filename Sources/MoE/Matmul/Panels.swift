@@ -171,10 +171,3 @@ extension Range where Bound == Int {
     }
   }
 }
-
-extension WeightPanel {
-  /// Of weights that are elements of panels.
-  init(_ weights: UnsafePointer<P.Element>, rowStride: Int, transposed: Bool, columns: Int) {
-    self.init(StoredMatrix(weights, P.weights, rowStride: rowStride), transposed: transposed, columns: columns)
-  }
-}
