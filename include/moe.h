@@ -144,11 +144,13 @@ typedef enum moe_instructions {
  *  cgroup and of the cgroups that one lies in (version 1 or 2), rounded up; at least 1.  Never fails; any thread. */
 MOE_API int32_t moe_processors(void);
 
+/** What kind of line a log gets. */
 typedef enum moe_log_level { MOE_LOG_INFO = 0 } moe_log_level;
 
+/** How a context is made. */
 typedef struct moe_context_config {
   size_t struct_size;
-  /** Threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024.  More than 4 for each of
+  /** a number: threads a call may use, the caller's included; 0 = 1; MOE_THREADS_ALL; at most 1024.  More than 4 for each of
    *  moe_processors() are not started, nor those the system refuses: moe_context_threads, moe_build_info and the log
    *  say how many there are. */
   int32_t n_threads;
@@ -157,22 +159,21 @@ typedef struct moe_context_config {
    *  two, at most 64), or NULL.  Both or neither of alloc and dealloc.  Called from any thread that calls the library. */
   void *(*alloc)(void *user, size_t size, size_t alignment);
   void (*dealloc)(void *user, void *memory); /**< never called with NULL */
-  void *alloc_user;
+  void *alloc_user; /**< goes to alloc and dealloc */
   /** What the library decided, one line without a newline each.  NULL = silent. */
   void (*log)(void *user, int32_t level, const char *message);
-  void *log_user;
+  void *log_user; /**< goes to log */
   /** Asked in the calling thread, at the start of each stage of forward and backward and then every few milliseconds
    *  between pieces of work; a value other than 0 ends the call with MOE_ERROR_CANCELLED.  NULL = never.  It must not
    *  call the library on the same layer. */
   int32_t (*cancel)(void *user);
-  void *cancel_user;
+  void *cancel_user; /**< goes to cancel */
   int32_t instructions; /**< a moe_instructions: the most that may be used, for tests and comparisons */
   int32_t reserved;     /**< 0 */
   size_t memory_limit;  /**< bytes of scratch and tape that a call may take, see moe_layer_plan; 0 = no limit */
 } moe_context_config;
 
-#define MOE_CONTEXT_CONFIG_INIT \
-  { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0 }
+#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0 }
 
 /** Fill `config` with the defaults, as MOE_CONTEXT_CONFIG_INIT does.  NULL is ignored.
  *  For languages without C's macros; give sizeof of the struct as you compiled it. */
@@ -227,13 +228,15 @@ typedef enum moe_phase {
 
 #define MOE_PHASES 11
 
-/** "route", "dispatch", "gate/up" ...; "unknown phase" for other numbers.  Static memory; any thread. */
+/** "route", "dispatch", "gate/up" ...; "unknown phase" for other numbers.
+ *  @param phase [in] a moe_phase
+ *  @return static memory; any thread. */
 MOE_API const char *moe_phase_name(int32_t phase);
 
 /** What one phase came to in one direction, over all calls since moe_profile_start. */
 typedef struct moe_phase_time {
   size_t struct_size;
-  int64_t calls;
+  int64_t calls;  /**< in which it ran */
   double seconds; /**< of the calling threads: a part that n threads share counts once */
   double flops;   /**< of matrix products, an addition and a multiplication counting as two; 0 where there are none */
   double bytes;   /**< weights and tokens, each read or written once: the least that memory had to move; 0 where it is not known */
@@ -250,9 +253,9 @@ typedef struct moe_profile_event {
   int32_t backward; /**< 1 = backward */
   int64_t thread;   /**< the system's number of the calling thread */
   double start;     /**< seconds since moe_profile_start */
-  double seconds;
-  double flops;
-  double bytes;
+  double seconds;   /**< it took */
+  double flops;     /**< as in moe_phase_time */
+  double bytes;     /**< as in moe_phase_time */
 } moe_profile_event;
 
 /** Measure from now on, from 0; what was measured before is forgotten.  Costs two looks at a clock for each part of a call.
@@ -284,6 +287,7 @@ MOE_API MOE_CHECK moe_status moe_profile_events(const moe_context *context, int6
  * Tensors: one description for parameters, gradients and the caller's own arrays
  * ---------------------------------------------------------------------------------------------------------- */
 
+/** What the elements of a tensor are. */
 typedef enum moe_dtype {
   MOE_DTYPE_F32 = 0, /**< IEEE 754 binary32 */
   MOE_DTYPE_BF16 = 1, /**< bfloat16, the upper half of a float32, as uint16_t */
@@ -305,14 +309,15 @@ typedef enum moe_dtype {
   MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
 } moe_dtype;
 
+/** A parameter or a tensor of the caller's: its name, its shape, and where its values and its gradient are. */
 typedef struct moe_tensor {
   size_t struct_size;
   const char *name; /**< for messages; may be NULL in tensors of the caller's */
   int32_t dtype;    /**< MOE_DTYPE_F32 or BF16 */
-  int32_t rank;     /**< number of dimensions, 1 to 4 */
+  int32_t rank;     /**< a number of dimensions, 1 to 4 */
   int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
-  void *data;
+  void *data; /**< the values, of `dtype` */
   void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
 } moe_tensor;
 
@@ -419,11 +424,13 @@ typedef enum moe_drop {
   MOE_DROP_RANDOM = 4             /**< at random by seed and step; in evaluation as POSITION */
 } moe_drop;
 
+/** What becomes of a choice whose expert has no room. */
 typedef enum moe_overflow {
   MOE_OVERFLOW_DROP = 0,     /**< a choice without room is dropped */
   MOE_OVERFLOW_NEXT_BEST = 1 /**< it goes to the token's next best expert that has room; dropped if there is none */
 } moe_overflow;
 
+/** Which choices share the weights of a token. */
 typedef enum moe_renormalize {
   MOE_RENORMALIZE_BEFORE = 0, /**< weights are divided first, then choices dropped: the others stay as they are */
   MOE_RENORMALIZE_AFTER = 1   /**< weights of the choices that were not dropped are divided */
@@ -470,6 +477,7 @@ typedef enum moe_loss {
                                         that were dropped, or that weigh nothing */
 } moe_loss;
 
+/** A loss of moe_layer_config.losses. */
 typedef struct moe_loss_term {
   int32_t kind;      /**< a moe_loss */
   float coefficient; /**< >= 0 */
@@ -504,12 +512,14 @@ typedef enum moe_group_mask {
   MOE_GROUP_MASK_ZERO = 1            /**< 0, which wins against negative scores, as DeepSeek-V2 has it */
 } moe_group_mask;
 
+/** Whether there are biases. */
 typedef enum moe_bias {
   MOE_BIAS_DEFAULT = 0, /**< on for the router, for MLP and linear experts, off for gated experts */
   MOE_BIAS_OFF = 1,
   MOE_BIAS_ON = 2
 } moe_bias;
 
+/** What an expert computes of x; act is its activation. */
 typedef enum moe_expert_kind {
   MOE_EXPERT_MLP = 0,  /**< W_down act(W_up x + b_up) + b_down */
   MOE_EXPERT_GATED = 1, /**< W_down (act(W_gate x + b_gate) * (W_up x + b_up)) + b_down; SwiGLU with SILU, GeGLU with GELU;
@@ -520,6 +530,7 @@ typedef enum moe_expert_kind {
   MOE_EXPERT_CONSTANT = 5  /**< a trained vector experts.G.constant [n,H], 0 at first, whatever x is */
 } moe_expert_kind;
 
+/** act(v) of an expert. */
 typedef enum moe_activation {
   MOE_ACTIVATION_GELU = 0,      /**< v * (1 + erf(v / sqrt(2))) / 2 */
   MOE_ACTIVATION_GELU_TANH = 1, /**< v * (1 + tanh(sqrt(2/pi) * (v + 0.044715 v^3))) / 2 */
@@ -554,6 +565,7 @@ typedef enum moe_unallocated {
 /** n_groups of a preset's model without its groups: DeepSeek-V2-Lite, say, in this one field of moe_preset_deepseek_v2. */
 #define MOE_NO_GROUPS (-1)
 
+/** What a layer is: router, experts, shared experts, exploration, capacity and losses.  Where nothing else is said, 0 is off. */
 typedef struct moe_layer_config {
   size_t struct_size;
   int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
@@ -588,10 +600,10 @@ typedef struct moe_layer_config {
   int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
                                 gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
   int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
-  int32_t n_groups;        /**< groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
+  int32_t n_groups;        /**< a number: groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
                                 whatever the next three are */
-  int32_t top_groups;      /**< groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
-  int32_t group_top_m;     /**< a group's score is the sum of so many of its largest; 0 = 1, its largest */
+  int32_t top_groups;      /**< a number: groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
+  int32_t group_top_m;     /**< a number: a group's score is the sum of so many of its largest; 0 = 1, its largest */
   int32_t group_mask;      /**< a moe_group_mask */
   int32_t epsilon_form;    /**< a moe_epsilon; 0 without normalize_epsilon */
   float normalize_epsilon; /**< >= 0; 0 = none */
@@ -627,7 +639,7 @@ typedef struct moe_layer_config {
   float batch_norm_epsilon;  /**< > 0; 0 = 1e-5 */
   int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
   float dynamic_value;       /**< > 0, see moe_dynamic_k; COMPLEXITY: 0 = 10 */
-  int32_t min_k;             /**< 0 = 1; at most top_k */
+  int32_t min_k;             /**< a number: the least of dynamic_k; 0 = 1; at most top_k */
   int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
                                   the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
                                   notes it in router.active_experts [1] (no gradient), which evaluation follows, and so
@@ -679,10 +691,9 @@ typedef struct moe_layer_config {
 
 #define MOE_LAYER_CONFIG_INIT \
   { \
-    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, \
-    0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, \
-    0.0f, 0.0f, 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, \
-    0, 0.0f, 0.0f, 0 \
+    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, \
+    0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, \
+    0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, 0, 0.0f, 0.0f, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -795,37 +806,67 @@ MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepare
  * ---------------------------------------------------------------------------------------------------------- */
 
 /** Fill `config` as the named model has it, with its own sizes; then set what is different for you (sizes first of all).
- *  docs/presets.md lists what each one sets and from where.  expert_groups, where a preset has them, point at static memory.
+ *  docs/presets.md lists what each one sets and from where.  The moe_layout that its model's files have, the published one
+ *  first, stands behind each; LIBMOE holds all.  expert_groups, where a preset has them, point at static memory.
  *  NULL is ignored. */
 MOE_API void moe_preset_mixtral(moe_layer_config *config, size_t struct_size);
+/**< Mixtral 8x7B.  Its files: MIXTRAL, TRANSFORMERS_5 */
 MOE_API void moe_preset_qwen2_moe(moe_layer_config *config, size_t struct_size);
+/**< Qwen2-MoE.  Its files: QWEN2_MOE, TRANSFORMERS_5 */
 MOE_API void moe_preset_qwen3_moe(moe_layer_config *config, size_t struct_size);
+/**< Qwen3-MoE.  Its files: QWEN3_MOE, TRANSFORMERS_5 */
 MOE_API void moe_preset_olmoe(moe_layer_config *config, size_t struct_size);
+/**< OLMoE.  Its files: OLMOE, TRANSFORMERS_5 */
 MOE_API void moe_preset_deepseek_v2(moe_layer_config *config, size_t struct_size);
+/**< DeepSeek-V2; with n_groups = MOE_NO_GROUPS DeepSeek-V2-Lite.  Its files: DEEPSEEK, TRANSFORMERS_5 */
 MOE_API void moe_preset_deepseek_v3(moe_layer_config *config, size_t struct_size);
+/**< DeepSeek-V3.  Its files: DEEPSEEK, TRANSFORMERS_5 */
 MOE_API void moe_preset_glm4_moe(moe_layer_config *config, size_t struct_size);
+/**< GLM-4 MoE.  Its files: DEEPSEEK, TRANSFORMERS_5 */
 MOE_API void moe_preset_gpt_oss(moe_layer_config *config, size_t struct_size);
+/**< gpt-oss.  Its files: GPT_OSS_MXFP4, GPT_OSS */
 MOE_API void moe_preset_granite_moe(moe_layer_config *config, size_t struct_size);
+/**< GraniteMoE.  Its files: GRANITE_MOE */
 MOE_API void moe_preset_jetmoe(moe_layer_config *config, size_t struct_size);
+/**< JetMoE.  Its files: JETMOE */
 MOE_API void moe_preset_phimoe(moe_layer_config *config, size_t struct_size);
+/**< PhiMoE.  Its files: MIXTRAL */
 MOE_API void moe_preset_dbrx(moe_layer_config *config, size_t struct_size);
+/**< DBRX.  Its files: DBRX */
 MOE_API void moe_preset_llama4(moe_layer_config *config, size_t struct_size);
+/**< Llama-4.  Its files: LLAMA4, LLAMA4_TEXT */
 MOE_API void moe_preset_minimax_m2(moe_layer_config *config, size_t struct_size);
+/**< MiniMax-M2.  Its files: MINIMAX_M2 */
 MOE_API void moe_preset_ernie4_5(moe_layer_config *config, size_t struct_size);
+/**< ERNIE 4.5 MoE.  Its files: ERNIE4_5 */
 MOE_API void moe_preset_longcat_flash(moe_layer_config *config, size_t struct_size);
+/**< LongCat-Flash.  Its files: LONGCAT_FLASH */
 MOE_API void moe_preset_switch(moe_layer_config *config, size_t struct_size);
+/**< Switch Transformers.  Its files: SWITCH_ENCODER, SWITCH_DECODER */
 MOE_API void moe_preset_jamba(moe_layer_config *config, size_t struct_size);
+/**< Jamba.  Its files: JAMBA */
 MOE_API void moe_preset_llama_cpp(moe_layer_config *config, size_t struct_size);
+/**< llama.cpp.  Its files: MIXTRAL */
 MOE_API void moe_preset_gemma4(moe_layer_config *config, size_t struct_size);
+/**< Gemma 4.  Its files: GEMMA4 */
 MOE_API void moe_preset_qwen3_vl_moe(moe_layer_config *config, size_t struct_size);
+/**< Qwen3-VL-MoE.  Its files: QWEN3_VL_MOE */
 MOE_API void moe_preset_qwen3_5_moe(moe_layer_config *config, size_t struct_size);
+/**< Qwen3.5-MoE.  Its files: QWEN3_5_MOE */
 MOE_API void moe_preset_dots1(moe_layer_config *config, size_t struct_size);
+/**< dots.llm1.  Its files: DEEPSEEK, TRANSFORMERS_5 */
 MOE_API void moe_preset_hunyuan(moe_layer_config *config, size_t struct_size);
+/**< Hunyuan-A13B.  Its files: HUNYUAN */
 MOE_API void moe_preset_nemotron_h(moe_layer_config *config, size_t struct_size);
+/**< the MoE layers of Nemotron-H.  Its files: NEMOTRON_H */
 MOE_API void moe_preset_lfm2_moe(moe_layer_config *config, size_t struct_size);
+/**< LFM2-MoE.  Its files: LFM2_MOE */
 MOE_API void moe_preset_afmoe(moe_layer_config *config, size_t struct_size);
+/**< AFMoE.  Its files: AFMOE */
 MOE_API void moe_preset_deepseek_v4(moe_layer_config *config, size_t struct_size);
+/**< DeepSeek-V4.  Its files: DEEPSEEK_V4 */
 MOE_API void moe_preset_nllb_moe(moe_layer_config *config, size_t struct_size);
+/**< NLLB-MoE.  Its files: NLLB_ENCODER, NLLB_DECODER */
 
 /* ------------------------------------------------------------------------------------------------------------
  * Forward and backward
@@ -839,6 +880,7 @@ typedef struct moe_tape moe_tape;
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_tape_create(const moe_layer *layer, moe_tape **out);
 
+/** Free a tape; NULL is a no-op. */
 MOE_API void moe_tape_free(moe_tape *tape);
 
 /** Keep what forward leaves in the caller's memory from the next forward on, in place of the library's.
@@ -865,6 +907,7 @@ typedef struct moe_routing moe_routing;
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_routing_create(moe_context *context, moe_routing **out);
 
+/** Free a record; NULL is a no-op. */
 MOE_API void moe_routing_free(moe_routing *routing);
 
 /** Bytes that moe_routing_save writes: 32 + 4 for each choice.
@@ -881,6 +924,7 @@ MOE_API MOE_CHECK moe_status moe_routing_save(const moe_routing *routing, void *
  *          -2 - e of an expert e), OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_routing_load(moe_routing *routing, const void *memory, size_t size);
 
+/** What one forward is told beside x. */
 typedef struct moe_forward_options {
   size_t struct_size;
   uint64_t step;     /**< which training step this is, below 2^56: random numbers differ from step to step, and only by this
@@ -923,7 +967,8 @@ typedef struct moe_forward_options {
 
 #define MOE_FORWARD_OPTIONS_INIT \
   { \
-    sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, 0 \
+    sizeof(moe_forward_options), 0, 0, 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0, NULL, 0, 0, 0, NULL, NULL, NULL, \
+    NULL, 0 \
   }
 
 /** Fill `options` with the defaults (0: evaluation).  NULL is ignored. */
@@ -962,7 +1007,10 @@ typedef struct moe_report {
 } moe_report;
 
 #define MOE_REPORT_INIT \
-  { sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0, NULL, NULL, NULL }
+  { \
+    sizeof(moe_report), 0.0f, 0.0f, 0.0f, 0.0f, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0.0f, 0.0f, 0.0f, 0, NULL, NULL, \
+    NULL \
+  }
 
 /** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_report_init(moe_report *report, size_t struct_size);
@@ -1031,6 +1079,7 @@ MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const voi
 /** Steps parameters by their gradients; see Optimisers below. */
 typedef struct moe_optimizer moe_optimizer;
 
+/** What one backward is told beside dy. */
 typedef struct moe_backward_options {
   size_t struct_size;
   const float *d_mean_probability; /**< [E], nullable: gradient of the objective with respect to mean_probability, for losses
@@ -1121,6 +1170,7 @@ typedef struct moe_statistics moe_statistics;
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_statistics_create(moe_context *context, int64_t n_experts, moe_statistics **out);
 
+/** Free statistics; NULL is a no-op. */
 MOE_API void moe_statistics_free(moe_statistics *statistics);
 
 /** Add a report.  tokens_per_expert must be set in it; mean_probability and dropped_per_expert count where they are.
@@ -1202,6 +1252,7 @@ MOE_API MOE_CHECK moe_status moe_adamw_create(moe_context *context, const moe_ad
 MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_config *config,
                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 
+/** Free an optimiser; NULL is a no-op. */
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
 
 /** Bytes of an optimiser's state: its moments and float32 copies.
@@ -1379,9 +1430,9 @@ typedef struct moe_checkpoint moe_checkpoint;
 /** A tensor in a checkpoint: row-major without gaps. */
 typedef struct moe_stored_tensor {
   size_t struct_size;
-  const char *name;
+  const char *name; /**< of the tensor in its file */
   int32_t dtype;    /**< a moe_dtype */
-  int32_t rank;     /**< number of dimensions, 0 to 8; 0 is one element */
+  int32_t rank;     /**< a number of dimensions, 0 to 8; 0 is one element */
   int64_t shape[8]; /**< entries from `rank` on: 0 where given, not read where taken */
   const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
                          tensors.  moe_checkpoint_read_tensor makes an aligned copy */
@@ -1406,6 +1457,7 @@ MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_siz
  *          the file is instead), IO, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_checkpoint_open(moe_context *context, const char *path, moe_checkpoint **out);
 
+/** Free a checkpoint; NULL is a no-op. */
 MOE_API void moe_checkpoint_free(moe_checkpoint *checkpoint);
 
 /** Number of tensors.
@@ -1425,7 +1477,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *ch
                                                         int64_t *index);
 
 /** Copy the elements of tensor `index` into memory of yours, wherever they lie in the file.
- *  @param dtype [in] the tensor's own: its bytes as they are.  Or MOE_DTYPE_F32, for F16, BF16, F8_E4M3, F8_E5M2 and F8_E8M0:
+ *  @param dtype [in] a moe_dtype: the tensor's own: its bytes as they are.  Or MOE_DTYPE_F32, for F16, BF16, F8_E4M3, F8_E5M2 and F8_E8M0:
  *               its numbers, exactly
  *  @param data  [out] aligned to an element of `dtype`; NULL where there are none
  *  @param size  [in] bytes of them, in `dtype`
@@ -1616,13 +1668,13 @@ typedef struct moe_training {
   size_t struct_size;
   uint64_t step;                 /**< yours: the number of the next step; written by loading */
   moe_layer **layers;            /**< [n_layers] */
-  int64_t n_layers;
+  int64_t n_layers;              /**< how many layers */
   moe_optimizer **optimizers;    /**< [n_optimizers] */
-  int64_t n_optimizers;
+  int64_t n_optimizers;          /**< how many optimizers */
   moe_statistics **statistics;   /**< [n_statistics] */
-  int64_t n_statistics;
+  int64_t n_statistics;          /**< how many statistics */
   const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
-  int64_t n_tensors;
+  int64_t n_tensors;             /**< how many tensors */
   int32_t without_unallocated;   /**< 1 = parameters of MOE_UNALLOCATED_EXPERT_WEIGHTS and states of optimisers with
                                       unallocated_state are left out: they are in memory of yours, a moe_mapping for
                                       instance, which keeps them */

@@ -29,6 +29,7 @@ extern "C" {
  * Norms
  * ---------------------------------------------------------------------------------------------------------- */
 
+/** What a norm divides by. */
 typedef enum moe_norm {
   MOE_NORM_LAYER = 0, /**< y = (x - mean) / sqrt(variance + epsilon) * weight + bias  [LayerNorm 2016]; biased variance */
   MOE_NORM_RMS = 1    /**< y = x / sqrt(mean of x^2 + epsilon) * weight  [RMSNorm 2019] */
@@ -93,6 +94,7 @@ MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const flo
  *  @param head_size  [in] D, even
  *  @param positions  [in, nullable] [T], 0 to 2^31 - 1; NULL: t % sequence_length + first_position
  *  @param theta      [in] >= 1; 10000 is usual
+ *  @param inverse    [in] 0 or 1
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, float *x, int64_t n_tokens, int64_t n_heads,
                                         int64_t head_size, int64_t stride, const int64_t *positions,
@@ -105,7 +107,7 @@ typedef struct moe_attention_config {
   int64_t n_sequences;     /**< B */
   int64_t n_queries;       /**< S, of each sequence */
   int64_t n_keys;          /**< U, of each sequence; 0 = n_queries */
-  int64_t n_heads;
+  int64_t n_heads;         /**< of the queries */
   int64_t n_kv_heads;      /**< a divisor of n_heads; 0 = n_heads */
   int64_t head_size;       /**< D */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
@@ -179,6 +181,7 @@ MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const 
  *  @param x       [in]  [T,H]
  *  @param weight  [in]  [V,H] of weight_dtype, as in moe_linear_forward
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
+ *  @param ignore_index [in] a number: targets that do not count
  *  @param loss    [out] in nats; 0 where n = 0
  *  @param counted [out, nullable] n
  *  @param token_losses [out, nullable] [T] of each token, 0 where ignored
@@ -199,17 +202,19 @@ MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const float
 /** A stack of transformer layers and its parameters.  Keeps its context alive. */
 typedef struct moe_model moe_model;
 
+/** Where the norms of a layer stand. */
 typedef enum moe_norm_place {
   MOE_NORM_PRE = 0,  /**< h = x + attention(norm(x));  y = h + ffn(norm(h))  [Pre-LN 2020] */
   MOE_NORM_POST = 1, /**< h = norm(x + attention(x));  y = norm(h + ffn(h))  [Attention 2017] */
   MOE_NORM_NONE = 2  /**< y = attention(x) alone, without residual and ffn: torch.nn.MultiheadAttention */
 } moe_norm_place;
 
+/** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
   size_t struct_size;
   int64_t hidden_size;     /**< H */
   int64_t n_layers;        /**< N >= 1 */
-  int64_t n_heads;
+  int64_t n_heads;         /**< of the queries */
   int64_t n_kv_heads;      /**< 0 = n_heads */
   int64_t head_size;       /**< D; 0 = H / n_heads */
   int64_t vocabulary_size; /**< V: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
@@ -303,9 +308,9 @@ typedef struct moe_model_input {
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
   const int32_t *targets;    /**< [B,S], nullable: the loss is computed */
-  int32_t ignore_index;      /**< targets that do not count; -100 in MOE_MODEL_INPUT_INIT */
+  int32_t ignore_index;      /**< a number: targets that do not count; -100 in MOE_MODEL_INPUT_INIT */
   int32_t training;          /**< 1: dropout and exploration act */
-  double label_smoothing;
+  double label_smoothing;    /**< s of moe_cross_entropy, [0, 1) */
   uint64_t step;             /**< as in moe_forward_options */
   const uint8_t *mask;       /**< [S,S], nullable; as in moe_attention_config */
   const float *added_mask;   /**< [S,S], nullable */
@@ -325,6 +330,7 @@ typedef struct moe_model_input {
 #define MOE_MODEL_INPUT_INIT \
   { sizeof(moe_model_input), 0, 0, NULL, NULL, NULL, -100, 0, 0.0, 0, NULL, NULL, NULL, 0, NULL, NULL, 0 }
 
+/** Fill `input` with the defaults: 0, and -100 for ignore_index.  NULL is ignored. */
 MOE_API void moe_model_input_init(moe_model_input *input, size_t struct_size);
 
 /** One call: what is learned from it. */
@@ -342,6 +348,7 @@ typedef struct moe_model_report {
 
 #define MOE_MODEL_REPORT_INIT { sizeof(moe_model_report), 0.0, 0.0, 0.0, 0.0, 0, NULL, NULL }
 
+/** Fill `report` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_model_report_init(moe_model_report *report, size_t struct_size);
 
 /** What a layer keeps from forward to backward. */
@@ -351,20 +358,22 @@ typedef enum moe_keep {
   MOE_KEEP_INPUT = 2    /**< the layer's input and the routing (with POST, h + ffn(h) too): attention is computed again */
 } moe_keep;
 
+/** Memory of a call of a model, in bytes: exactly what forward and backward will ask for. */
 typedef struct moe_model_plan {
   size_t struct_size;
-  size_t forward_bytes;
-  size_t backward_bytes; /**< 0 without a tape */
+  size_t forward_bytes;  /**< scratch of forward */
+  size_t backward_bytes; /**< scratch of backward; 0 without a tape */
   size_t tape_bytes;     /**< 0 without */
   size_t total_bytes;    /**< tape and the larger scratch: what a memory limit bounds */
   int32_t *keep;         /**< [n_layers], nullable, [out]: a moe_keep each */
   int64_t kept_all;      /**< layers with MOE_KEEP_ALL */
-  int64_t kept_lean;
-  int64_t kept_input;
+  int64_t kept_lean;     /**< with MOE_KEEP_LEAN */
+  int64_t kept_input;    /**< with MOE_KEEP_INPUT */
 } moe_model_plan;
 
 #define MOE_MODEL_PLAN_INIT { sizeof(moe_model_plan), 0, 0, 0, 0, NULL, 0, 0, 0 }
 
+/** Fill `plan` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_model_plan_init(moe_model_plan *plan, size_t struct_size);
 
 /** As moe_layer_plan, for the whole model.  A limit is kept by keeping less in as few layers as possible: first LEAN from
@@ -426,6 +435,7 @@ typedef struct moe_read_options {
 
 #define MOE_READ_OPTIONS_INIT { sizeof(moe_read_options), NULL, NULL }
 
+/** Fill `options` with the defaults (NULL).  NULL is ignored. */
 MOE_API void moe_read_options_init(moe_read_options *options, size_t struct_size);
 
 /** moe_model_read for sequences of different lengths.

@@ -100,10 +100,10 @@ private struct Limits: Clamps {
 /// case or does not compile; one over C's would ask the runtime what to do about others.
 private enum ActivationKind: UInt32 {
   case gelu = 0
-  case tanhGELU = 1
+  case tanhGELU = 1  // GELU_TANH
   case silu = 2
   case relu = 3
-  case squaredReLU = 4
+  case squaredReLU = 4  // RELU2
   case quickGELU = 5
 }
 

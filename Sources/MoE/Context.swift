@@ -44,7 +44,7 @@ public struct Context {
 
   /// Numbers as in moe_matmul.
   public enum MatmulChoice: Int32 {
-    case fastest = 0
+    case fastest = 0  // AUTO
     case openBLAS = 1
     case reference = 2
     case native = 3

@@ -33,7 +33,7 @@ import libmoe
 from libmoe import words
 
 
-def model_of(context: libmoe.Context, dtype: words.DType, *, inference_only: bool = False) -> libmoe.Model:
+def model_of(context: libmoe.Context, dtype: words.WeightDType, *, inference_only: bool = False) -> libmoe.Model:
     """Return the model with its initial parameters."""
     return libmoe.Model(
         HIDDEN,
@@ -63,7 +63,7 @@ def main() -> None:
     limit = int(sys.argv[1])
     work = ModelWork.of(sys.argv[2:])
     context = libmoe.Context(work.threads)
-    dtype: words.DType = "bf16" if work.dtype == "bf16" else "f32"
+    dtype: words.WeightDType = "bf16" if work.dtype == "bf16" else "f32"
     model = model_of(context, dtype, inference_only=work.part == "generate")
     for name, values in work.parameters().items():
         data = model.parameters[name].data

@@ -154,7 +154,7 @@ private struct TiledProduct<P: Precision>: Job {
     (runs * part / parts * panelsPerRun..<end).forEachRun(of: panelsPerRun) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
-        start(
+        fillStart(
           starts + (chunk - run.lowerBound) * chunkWidth, with: bias.map { $0 + chunk * chunkWidth }, width(chunk))
       }
       products.run(

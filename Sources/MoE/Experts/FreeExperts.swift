@@ -3,12 +3,8 @@ import CShims
 // Experts without matrices: identity (out = x), zero (out = 0), constant (out = v, a trained vector) [MoE++ 2024].
 // They have rows like all others, so that nothing after them needs to know.
 
-struct FreeForward: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
+struct FreeForward: GroupJob {
+  let work: GroupWork
   let outputs: UnsafeMutablePointer<Float>?  // [rows, padded H]; nil where there is nothing to do
 
   func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
@@ -31,14 +27,9 @@ struct FreeForward: Job {
 
 // MARK: backward
 
-struct FreeBackward: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [T,H]
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
-  let gradients: RowGradients
+struct FreeBackward: GroupBackwardJob {
+  let work: GroupWork
+  let gradients: GroupGradients
 
   func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
 
@@ -48,7 +39,7 @@ struct FreeBackward: Job {
     let weights = dispatch.weights(from: rows.lowerBound)
     for r in 0..<rows.count {
       let (x, dy) = (x + Int(tokens[r]) * h, dy + Int(tokens[r]) * h)
-      let dRow = gradients.dRows + (rows.lowerBound + r) * padded(h)
+      let dRow = dRows + (rows.lowerBound + r) * padded(h)
       var slope: Float = 0  // <dy, out>
       switch c.kind {
       case .identity:
@@ -65,7 +56,7 @@ struct FreeBackward: Job {
       case .zero: dRow.update(repeating: 0, count: h)
       case .mlp, .gated, .linear: break  // not free: computed by their products
       }
-      gradients.dWeights[Int(pairs[r])] = slope
+      dWeights[Int(pairs[r])] = slope
     }
   }
 }

@@ -8,9 +8,15 @@ struct FusedStep {
   private let parameters: Parameters
   private let scratch: FusedScratch
   private var hasBegun = false
+  /// Where the rest of the call runs. A half-made step could not be repaired: once one has begun, nobody is asked here
+  /// whether to go on.
+  private(set) var context: ContextPointer
 
   /// Sets gradients to 0 that have memory to stay in: of all but the experts' matrices and their biases.
-  init(_ call: FusedCall, _ c: Configuration, _ parameters: Parameters, _ scratch: FusedScratch) {
+  init(
+    _ call: FusedCall, _ c: Configuration, _ parameters: Parameters, _ scratch: FusedScratch, in context: ContextPointer
+  ) {
+    self.context = context
     optimizer = call.optimizer
     clip = call.clip
     self.c = c
@@ -22,22 +28,19 @@ struct FusedStep {
     }
   }
 
-  /// Before the first expert's step. A half-made step could not be repaired, so from here on the call runs to its end, in
-  /// the context that this returns.
-  mutating func begin(in context: ContextPointer) -> ContextPointer {
-    if !hasBegun {
-      hasBegun = true
-      _ = context.uncancelled(in: scratch.context)
-      scratch.gradient.update(repeating: 0, count: scratch.count)
-      optimizer.pointee.beginStep()
-    }
-    return scratch.context
+  /// Before the first expert's step.
+  mutating func begin() {
+    if hasBegun { return }
+    hasBegun = true
+    context = context.uncancelled(in: scratch.context)
+    scratch.gradient.update(repeating: 0, count: scratch.count)
+    optimizer.pointee.beginStep()
   }
 
   /// Applies the gradient of one expert, and leaves 0 for the next one.
   func step(_ group: ExpertGroup, expert: Int) {
-    let begun = scratch.context.profile.begin()
-    defer { if begun != 0 { scratch.context.profile.end(begun, .optimizer, backward: false, Work()) } }
+    let begun = context.profile.begin()
+    defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     let parameters = parameters.of(group)
     var grad = scratch.gradient
     for raw in Parameters.Role.ofMatrices {
@@ -51,8 +54,8 @@ struct FusedStep {
   }
 
   /// Steps everything else, whose gradients are complete by now.
-  mutating func finish(in context: ContextPointer) {
-    let context = begin(in: context)
+  mutating func finish() {
+    begin()
     let begun = context.profile.begin()
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     for index in 0..<parameters.trainedCount {
@@ -79,7 +82,7 @@ public struct FusedCall {
 struct FusedScratch {
   let gradient: UnsafeMutablePointer<Float>  // [count] of one expert, tensor after tensor
   let count: Int  // of the largest expert
-  let context: ContextPointer  // where nobody asks whether to go on
+  let context: ContextPointer  // memory for one in which nobody is asked whether to go on
 
   init(_ arena: inout Arena, _ c: Configuration) {
     var most = 0

@@ -6,20 +6,21 @@ import CShims
 /// rows[i] = source[tokens[i]], times weights[i] where they are given, for `count` rows of H features.
 private func gather(
   _ source: UnsafePointer<Float>, _ tokens: UnsafePointer<Int32>, weights: UnsafePointer<Float>?, count: Int,
-  _ c: ExpertGroup, into rows: UnsafeMutablePointer<Float>, stride: Int, _ kernels: UnsafePointer<moei_kernels>
+  _ work: GroupWork, into rows: UnsafeMutablePointer<Float>
 ) {
+  let h = work.c.hidden
   for row in 0..<count {
-    let from = source + Int(tokens[row]) * c.hidden
+    let from = source + Int(tokens[row]) * h
     if let weights {
-      kernels.pointee.scale(Int64(c.hidden), weights[row], from, rows + row * stride)
+      work.kernels.pointee.scale(Int64(h), weights[row], from, rows + row * h)
     } else {
-      (rows + row * stride).update(from: from, count: c.hidden)
+      (rows + row * h).update(from: from, count: h)
     }
   }
 }
 
 /// The bias in every row, or zero: what the products then add to.
-private func start(
+private func fillRows(
   _ rows: UnsafeMutablePointer<Float>, count: Int, width: Int, stride: Int, with bias: UnsafePointer<Float>?
 ) {
   for row in 0..<count {
@@ -32,45 +33,32 @@ private func start(
 }
 
 /// Runs one expert per item.
-struct PlainForward: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let matmul: Matmul
-  let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
-  let dropout: Dropout?
-  /// On the tape, for all rows; or scratch for one block per lane, when there will be no backward.
+struct PlainForward: PlainJob {
+  let work: GroupWork
+  /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<Float>?
-  let passing: Preactivations<Float>?
-  let numbers: PlainNumbers
+  let unkept: Preactivations<Float>?  // [lanes, rowsPerBlock, I] in its place
+  let floats: UnsafeMutablePointer<Float>?
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let outputs: UnsafeMutablePointer<Float>?  // [rows, padded H]; nil where pre-activations alone are wanted
 
   init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<Float>?, outputs: UnsafeMutablePointer<Float>?
+    _ arena: inout Arena, _ work: GroupWork, kept: Preactivations<Float>?, outputs: UnsafeMutablePointer<Float>?
   ) {
-    self.c = c
-    kernels = context.kernels
-    matmul = context.matmul
-    self.x = x
-    self.parameters = parameters
-    self.dispatch = dispatch
-    self.dropout = dropout
+    self.work = work
     self.kept = kept
-    let rows = context.lanes * rowsPerBlock
-    numbers = PlainNumbers(&arena, c, context: context, parameters: parameters)
-    passing = kept == nil ? Preactivations(&arena, c, rows: rows, width: c.intermediate) : nil
+    self.outputs = outputs
+    let (c, rows) = (work.c, work.lanes * rowsPerBlock)
+    floats = work.floats(&arena)
+    unkept = kept == nil ? Preactivations(&arena, c, rows: rows, width: c.intermediate) : nil
     gathered = arena.take(Float.self, rows, c.hidden)
     activations = arena.take(Float.self, rows, c.intermediate)
-    self.outputs = outputs
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.measureExperts(backward: false, gateUp: c.gateUpWork(dispatch), down: c.downWork(dispatch)) {
-      () throws(Fault) in try context.run(dispatch.experts.count, self)
+    try context.measureExperts(backward: false, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
+      try context.run(dispatch.experts.count, self)
     }
   }
 
@@ -80,32 +68,31 @@ struct PlainForward: Job {
     let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
     let index = lane.pointee.index
     let mine = dispatch.rows(ofExpert: expert)
-    let x = gathered + lane.pointee.index * rowsPerBlock * h  // [n,H]
-    let a = c.linear ? x : activations + lane.pointee.index * rowsPerBlock * i  // [n,I]
+    let x = gathered + index * rowsPerBlock * h  // [n,H]
+    let a = c.linear ? x : activations + index * rowsPerBlock * i  // [n,I]
     for block in 0..<blocks(of: mine.count) {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
       let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
       let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
-      let pre = kept?.from(row: first - dispatch.first, c) ?? passing!.from(row: lane.pointee.index * rowsPerBlock, c)
-      let onInput = c.weightOnInput ? dispatch.weights(from: first) : nil
-      gather(self.x, tokens, weights: onInput, count: n, c, into: x, stride: h, kernels)
-      numbers.round(x, n * h)
+      let pre = kept?.from(row: first - dispatch.first, c) ?? unkept!.from(row: index * rowsPerBlock, c)
+      gather(self.x, tokens, weights: c.weightOnInput ? dispatch.weights(from: first) : nil, count: n, work, into: x)
+      round(x, n * h)
       if let gate = pre.gate {
-        start(gate, count: n, width: i, stride: i, with: w.gateBias)
-        matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.gateWeight, expert, index), ldb: h, gate, ldc: i)
-        numbers.round(gate, n * i)
+        fillRows(gate, count: n, width: i, stride: i, with: w.gateBias)
+        matmul.addABt(n, i, h, x, lda: h, matrix(.gateWeight, expert, index), ldb: h, gate, ldc: i)
+        round(gate, n * i)
       }
       if !c.linear {
-        start(pre.up, count: n, width: i, stride: i, with: w.upBias)
-        matmul.addABt(n, i, h, x, lda: h, numbers.matrix(.upWeight, expert, index), ldb: h, pre.up, ldc: i)
-        numbers.round(pre.up, n * i)
-        pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
-        numbers.round(a, n * i)
+        fillRows(pre.up, count: n, width: i, stride: i, with: w.upBias)
+        matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight, expert, index), ldb: h, pre.up, ldc: i)
+        round(pre.up, n * i)
+        pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
+        round(a, n * i)
       }
       guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
-      start(out, count: n, width: h, stride: padded(h), with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, numbers.matrix(.downWeight, expert, index), ldb: i, out, ldc: padded(h))
+      fillRows(out, count: n, width: h, stride: padded(h), with: w.downBias)
+      matmul.addABt(n, h, i, a, lda: i, matrix(.downWeight, expert, index), ldb: i, out, ldc: padded(h))
     }
   }
 }
@@ -114,49 +101,26 @@ struct PlainForward: Job {
 
 /// Differentiates one expert per item. The gradient of a routing weight is <dy, out> = <W_down^T dy, a> + <dy, b_down>,
 /// and W_down^T dy is needed anyway, so the experts' outputs are neither kept nor computed again.
-struct PlainBackward: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let matmul: Matmul
-  let x: UnsafePointer<Float>  // [T,H]
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
-  let dropout: Dropout?
+struct PlainBackward: GroupBackwardJob, PlainJob {
+  let work: GroupWork
+  let gradients: GroupGradients
   let kept: Preactivations<Float>
-  let numbers: PlainNumbers
+  let floats: UnsafeMutablePointer<Float>?
   let gathered: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H]
   let activations: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dInner: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dGate: UnsafeMutablePointer<Float>?  // [lanes, rowsPerBlock, I]
   let dOutputs: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H] rows of dy
-  let gradients: RowGradients
-  let inputWeights: InputWeightGradient
-  let passing: UnsafeMutablePointer<Float>?  // of one expert; nil where the parameters have memory for all
   // Either half may be left out.
   private var findsInputs = true  // gradients of the routing weights and of x
   private var addsWeights = true  // those of matrices and biases
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: Preactivations<Float>, gradients: RowGradients, passing: UnsafeMutablePointer<Float>?
-  ) {
-    self.c = c
-    kernels = context.kernels
-    matmul = context.matmul
-    self.x = x
-    self.dy = dy
-    self.parameters = parameters
-    self.dispatch = dispatch
-    self.dropout = dropout
+  init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<Float>, _ gradients: GroupGradients) {
+    self.work = work
     self.gradients = gradients
-    self.passing = passing
-    inputWeights = InputWeightGradient(
-      c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
     self.kept = kept
-    numbers = PlainNumbers(&arena, c, context: context, parameters: parameters)
-    let rows = context.lanes * rowsPerBlock
+    let (c, rows) = (work.c, work.lanes * rowsPerBlock)
+    floats = work.floats(&arena)
     gathered = arena.take(Float.self, rows, c.hidden)
     activations = arena.take(Float.self, rows, c.intermediate)
     dInner = arena.take(Float.self, rows, c.intermediate)
@@ -165,11 +129,10 @@ struct PlainBackward: Job {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.measureExperts(
-      backward: true, gateUp: ofHalves(c.gateUpWork(dispatch)), down: ofHalves(c.downWork(dispatch))
-    ) { () throws(Fault) in
+    try context.measureExperts(backward: true, gateUp: ofHalves(work.gateUpWork), down: ofHalves(work.downWork)) {
+      () throws(Fault) in
       try context.run(dispatch.experts.count, self)
-      if c.weightOnInput && findsInputs { try inputWeights.run(in: context) }
+      if c.weightOnInput && findsInputs { try InputWeightGradient(work: work, gradients: gradients).run(in: context) }
     }
   }
 
@@ -189,94 +152,96 @@ struct PlainBackward: Job {
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
-    let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
-    let grad =
-      !addsWeights
-      ? nil : passing.map { ExpertTensors(passing: $0, c) } ?? ExpertTensors(gradientsIn: parameters, c, expert: expert)
+    let grad = addsWeights ? gradients.tensors(work, expert: expert) : nil
     let mine = dispatch.rows(ofExpert: expert)
-    let index = lane.pointee.index
-    let x = gathered + index * rowsPerBlock * h  // [n,H]
-    let a = c.linear ? x : activations + index * rowsPerBlock * i  // [n,I]
-    let da = dInner + index * rowsPerBlock * i  // [n,I]
     for block in 0..<blocks(of: mine.count) {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
-      let (first, n) = (mine.lowerBound + range.lowerBound, range.count)
-      let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
-      let weights = dispatch.weights(from: first)
-      let pre = kept.from(row: first - dispatch.first, c)
-      let rows = dOutputs + index * rowsPerBlock * h  // [n,H]
-      let dx = gradients.dRows + first * padded(h)  // [n, padded H]
-
-      gather(self.x, tokens, weights: c.weightOnInput ? weights : nil, count: n, c, into: x, stride: h, kernels)
-      numbers.round(x, n * h)
-      gather(dy, tokens, weights: nil, count: n, c, into: rows, stride: h, kernels)
-      numbers.round(rows, n * h)
-      if !c.linear {
-        pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, c, dropout, kernels)
-        numbers.round(a, n * i)
-      }
-
-      // da = dy W_down, still without the routing weight, whose gradient it gives.
-      da.update(repeating: 0, count: n * i)
-      matmul.addAB(n, i, h, rows, lda: h, numbers.matrix(.downWeight, expert, index), ldb: i, da, ldc: i)
-      for row in 0..<n {
-        let (pair, dy) = (Int(pairs[row]), dy + Int(tokens[row]) * h)
-        if !c.weightOnInput {
-          if findsInputs {
-            var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
-            if let bias = w.downBias { slope += kernels.pointee.dot(Int64(h), dy, bias) }
-            gradients.dWeights[pair] = slope
-          }
-          // From here on with the weight: the gradient of this expert's own output, and what follows from it.
-          kernels.pointee.scale(Int64(h), weights[row], dy, rows + row * h)
-          kernels.pointee.scale(Int64(i), weights[row], da + row * i, da + row * i)
-        }
-        if let dropout { dropout.apply(da + row * i, pair: pair, from: 0, count: i) }
-      }
-      numbers.round(rows, n * h)
-      if let grad {
-        matmul.addAtB(h, i, n, rows, lda: h, a, ldb: i, grad.downWeight, ldc: i)
-        if let bias = grad.downBias { addRows(rows, count: n, width: h, to: bias) }
-      }
-
-      if c.linear {
-        if !findsInputs { continue }
-        for row in 0..<n { (dx + row * padded(h)).update(from: da + row * h, count: h) }
-        continue
-      }
-      // Through the activation. da becomes the gradient of the up projection.
-      if findsInputs { start(dx, count: n, width: h, stride: padded(h), with: nil) }
-      if let gate = pre.gate {
-        let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
-        kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
-        numbers.round(dGate, n * i)
-        if let grad {
-          matmul.addAtB(i, h, n, dGate, lda: i, x, ldb: h, grad.gateWeight!, ldc: h)
-          if let bias = grad.gateBias { addRows(dGate, count: n, width: i, to: bias) }
-        }
-        if findsInputs {
-          matmul.addAB(n, h, i, dGate, lda: i, numbers.matrix(.gateWeight, expert, index), ldb: h, dx, ldc: padded(h))
-        }
-      } else {
-        kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
-      }
-      numbers.round(da, n * i)
-      if let grad {
-        matmul.addAtB(i, h, n, da, lda: i, x, ldb: h, grad.upWeight, ldc: h)
-        if let bias = grad.upBias { addRows(da, count: n, width: i, to: bias) }
-      }
-      if findsInputs {
-        matmul.addAB(n, h, i, da, lda: i, numbers.matrix(.upWeight, expert, index), ldb: h, dx, ldc: padded(h))
-      }
+      differentiate(mine.lowerBound + range.lowerBound, range.count, of: expert, grad, lane.pointee.index)
     }
   }
 
-  /// A bias's gradient: its rows added up in ascending order.
-  private func addRows(
-    _ rows: UnsafePointer<Float>, count: Int, width: Int, to sum: UnsafeMutablePointer<Float>
+  /// n rows of an expert, from `first` on.
+  private func differentiate(_ first: Int, _ n: Int, of expert: Int, _ grad: ExpertGradients?, _ index: Int) {
+    let (h, i) = (c.hidden, c.intermediate)
+    let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
+    let pre = kept.from(row: first - dispatch.first, c)
+    let x = gathered + index * rowsPerBlock * h  // [n,H]
+    let a = c.linear ? x : activations + index * rowsPerBlock * i  // [n,I]
+    let da = dInner + index * rowsPerBlock * i  // [n,I]
+    let rows = dOutputs + index * rowsPerBlock * h  // [n,H]
+    let dx = findsInputs ? dRows + first * padded(h) : nil  // [n, padded H]
+
+    gather(self.x, tokens, weights: c.weightOnInput ? dispatch.weights(from: first) : nil, count: n, work, into: x)
+    round(x, n * h)
+    gather(dy, tokens, weights: nil, count: n, work, into: rows)
+    round(rows, n * h)
+    if !c.linear {
+      pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
+      round(a, n * i)
+    }
+
+    // da = dy W_down, still without the routing weight, whose gradient it gives.
+    da.update(repeating: 0, count: n * i)
+    matmul.addAB(n, i, h, rows, lda: h, matrix(.downWeight, expert, index), ldb: i, da, ldc: i)
+    if !c.weightOnInput { weigh(first, n, of: expert, a, da, rows) }
+    if let dropout { for row in 0..<n { dropout.apply(da + row * i, pair: Int(pairs[row]), from: 0, count: i) } }
+    round(rows, n * h)
+    if let grad { addWeightGradient(rows, width: h, times: a, width: i, n, to: grad.downWeight, grad.downBias) }
+
+    if c.linear {
+      if let dx { for row in 0..<n { (dx + row * padded(h)).update(from: da + row * h, count: h) } }
+      return
+    }
+    // Through the activation. da becomes the gradient of the up projection.
+    if let dx { fillRows(dx, count: n, width: h, stride: padded(h), with: nil) }
+    /// dW += d^T x;  dx += d W
+    func add(
+      _ d: UnsafeMutablePointer<Float>, _ role: Parameters.Role, _ weight: UnsafeMutablePointer<Float>?,
+      _ bias: UnsafeMutablePointer<Float>?
+    ) {
+      round(d, n * i)
+      if let weight { addWeightGradient(d, width: i, times: x, width: h, n, to: weight, bias) }
+      if let dx { matmul.addAB(n, h, i, d, lda: i, matrix(role, expert, index), ldb: h, dx, ldc: padded(h)) }
+    }
+    if let gate = pre.gate {
+      let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
+      kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
+      add(dGate, .gateWeight, grad?.gateWeight, grad?.gateBias)
+    } else {
+      kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
+    }
+    add(da, .upWeight, grad?.upWeight, grad?.upBias)
+  }
+
+  /// The routing weights' gradients, from da without the weights. Then da and the rows of dy with them: the gradient of
+  /// this expert's own output, and what follows from it.
+  private func weigh(
+    _ first: Int, _ n: Int, of expert: Int, _ a: UnsafePointer<Float>, _ da: UnsafeMutablePointer<Float>,
+    _ rows: UnsafeMutablePointer<Float>
   ) {
-    for row in 0..<count { kernels.pointee.add(Int64(width), rows + row * width, sum) }
+    let (h, i, weights) = (c.hidden, c.intermediate, dispatch.weights(from: first))
+    let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
+    let bias = parameters.data(.downBias).map { $0 + expert * h }
+    for row in 0..<n {
+      let dy = dy + Int(tokens[row]) * h
+      if findsInputs {
+        var slope = kernels.pointee.dot(Int64(i), da + row * i, a + row * i)
+        if let bias { slope += kernels.pointee.dot(Int64(h), dy, bias) }
+        dWeights[Int(pairs[row])] = slope
+      }
+      kernels.pointee.scale(Int64(h), weights[row], dy, rows + row * h)
+      kernels.pointee.scale(Int64(i), weights[row], da + row * i, da + row * i)
+    }
+  }
+
+  /// dW [width, depth] += d^T x over n rows;  db += the rows of d, in ascending order.
+  private func addWeightGradient(
+    _ d: UnsafePointer<Float>, width: Int, times x: UnsafePointer<Float>, width depth: Int, _ n: Int,
+    to weight: UnsafeMutablePointer<Float>, _ bias: UnsafeMutablePointer<Float>?
+  ) {
+    matmul.addAtB(width, depth, n, d, lda: width, x, ldb: depth, weight, ldc: depth)
+    guard let bias else { return }
+    for row in 0..<n { kernels.pointee.add(Int64(width), d + row * width, bias) }
   }
 }

@@ -2,19 +2,17 @@ import CShims
 
 /// What the row-major products need of other types than float32: weights as floats, and values rounded where the tiled experts
 /// store them.
-struct PlainNumbers {
-  private let c: ExpertGroup
-  private let kernels: UnsafePointer<moei_kernels>
-  private let parameters: Parameters
-  private let floats: UnsafeMutablePointer<Float>?  // [lanes, H, I] one matrix for each thread
+protocol PlainJob: GroupJob {
+  var floats: UnsafeMutablePointer<Float>? { get }  // [lanes, H, I] one matrix for each thread; nil in float32
+}
 
-  init(_ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters) {
-    self.c = c
-    kernels = context.kernels
-    self.parameters = parameters
-    floats = c.weights == .f32 ? nil : arena.take(Float.self, context.lanes * c.hidden, c.intermediate)
+extension GroupWork {
+  func floats(_ arena: inout Arena) -> UnsafeMutablePointer<Float>? {
+    c.weights == .f32 ? nil : arena.take(Float.self, lanes * c.hidden, c.intermediate)
   }
+}
 
+extension PlainJob {
   /// An expert's matrix, until the thread's next call.
   func matrix(_ role: Parameters.Role, _ expert: Int, _ lane: Int) -> UnsafePointer<Float> {
     let size = c.hidden * c.intermediate

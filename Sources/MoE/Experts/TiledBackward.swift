@@ -10,32 +10,16 @@ import CShims
 // the experts' outputs are neither kept nor computed again.
 
 struct TiledBackward<P: Precision> {
-  let c: ExpertGroup
   private let inner: TiledInnerGradient<P>
   private let slopes: SlopeSums
   private let input: TiledInputGradient<P>
-  private let inputWeights: InputWeightGradient
   private let weights: TiledWeightGradient<P>
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: Preactivations<P.Element>, gradients: RowGradients, passing: UnsafeMutablePointer<Float>?
-  ) {
-    self.c = c
-    inner = TiledInnerGradient(
-      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch,
-      dropout: dropout, kept: kept, dRows: gradients.dRows)
-    slopes = SlopeSums(
-      c: c, kernels: context.kernels, dy: dy, parameters: parameters, dispatch: dispatch, slopes: inner.slopes,
-      dWeights: gradients.dWeights)
-    input = TiledInputGradient(
-      &arena, c, context: context, parameters: parameters, dispatch: dispatch, inner: inner, dRows: gradients.dRows)
-    inputWeights = InputWeightGradient(
-      c: c, kernels: context.kernels, x: x, dispatch: dispatch, gradients: gradients)
-    weights = TiledWeightGradient(
-      &arena, c, context: context, x: x, dy: dy, parameters: parameters, dispatch: dispatch, inner: inner,
-      passing: passing)
+  init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
+    inner = TiledInnerGradient(&arena, work, kept: kept, gradients)
+    slopes = SlopeSums(work: work, gradients: gradients, slopes: inner.slopes)
+    input = TiledInputGradient(&arena, inner)
+    weights = TiledWeightGradient(&arena, inner)
   }
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
@@ -45,41 +29,35 @@ struct TiledBackward<P: Precision> {
 
   /// Steps 1 to 3.
   func runInputs(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
-    let rows = inner.dispatch
-    try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in
+    let (work, c) = (inner.work, inner.c)
+    try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in
       try inner.run(in: context)
       if !c.weightOnInput { try slopes.run(in: context) }
     }
-    try context.measure(.gateUp, backward: true, c.gateUpWork(rows)) { () throws(Fault) in
+    try context.measure(.gateUp, backward: true, work.gateUpWork) { () throws(Fault) in
       if (needInputGradient || c.weightOnInput) && !c.linear { try input.run(in: context) }
-      if c.weightOnInput { try inputWeights.run(in: context) }
+      if c.weightOnInput { try InputWeightGradient(work: work, gradients: inner.gradients).run(in: context) }
     }
   }
 
   /// Step 4, where `again` with the first one before it, whose results are gone.
   func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
-    let rows = inner.dispatch
+    let work = inner.work
     if again {
-      try context.measure(.down, backward: true, c.downWork(rows)) { () throws(Fault) in try inner.run(in: context) }
+      try context.measure(.down, backward: true, work.downWork) { () throws(Fault) in try inner.run(in: context) }
     }
-    try context.measureExperts(backward: true, gateUp: c.gateUpWork(rows), down: c.downWork(rows)) { () throws(Fault) in
+    try context.measureExperts(backward: true, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
       try weights.run(in: context)
     }
   }
 }
 
 /// Step 1.
-struct TiledInnerGradient<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [T,H]
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
-  let dropout: Dropout?
+struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
+  let work: GroupWork
+  let gradients: GroupGradients  // whose dRows are written here for linear experts
   let kept: Preactivations<P.Element>
-  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H], written here for linear experts
-  let work: WorkList
+  let list: WorkList
   // [rows, padded I], tiled for products of features, and for sums over tokens; the same array in float32.
   let dUp: UnsafeMutablePointer<P.Element>
   let dUpTokens: UnsafeMutablePointer<P.Element>
@@ -91,57 +69,46 @@ struct TiledInnerGradient<P: Precision>: Job {
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H] dy, tiled
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
-  let passing: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] da, tiled
+  let threadRows: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] da, tiled
   let chunk: UnsafeMutablePointer<Float>  // [lanes, 4, tile height, 32]: gate, up, a, dgate
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32] what da starts from
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, dropout: Dropout?,
-    kept: Preactivations<P.Element>, dRows: UnsafeMutablePointer<Float>
-  ) {
-    self.c = c
-    kernels = context.kernels
-    self.x = x
-    self.dy = dy
-    self.dRows = dRows
-    self.parameters = parameters
-    self.dispatch = dispatch
-    self.dropout = dropout
+  init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>, _ gradients: GroupGradients) {
+    self.work = work
+    self.gradients = gradients
     self.kept = kept
-    work = WorkList(
-      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.intermediate),
-      tilesPerPiece: gatheredTiles)
-    let (rows, width) = (ExpertPiece.places(dispatch.most, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    let (c, lanes, most) = (work.c, work.lanes, work.dispatch.most)
+    list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
+    let (rows, width) = (ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
     dUp = arena.take(P.Element.self, rows, width)
     dUpTokens = P.unit == 1 ? dUp : arena.take(P.Element.self, rows, width)
     dGate = c.gated ? arena.take(P.Element.self, rows, width) : nil
     dGateTokens = P.unit == 1 || !c.gated ? dGate : arena.take(P.Element.self, rows, width)
     activations = arena.take(P.Element.self, rows, width)
-    slopes = arena.take(Float.self, dispatch.most, chunks(of: c.intermediate))
-    gatheredRows = MoE.rows(ofTiles: gatheredTiles, in: dispatch, kernels)
-    gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
+    slopes = arena.take(Float.self, most, chunks(of: c.intermediate))
+    gatheredRows = work.rows(ofTiles: gatheredTiles)
+    gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
+    packed = arena.take(P.Element.self, lanes, P.panelsSize)
     // In float32 everything is computed in the arrays themselves.
-    let beside = P.unit == 1 ? 0 : context.lanes * chunkWidth
-    passing = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
-    chunk = arena.take(Float.self, beside * 4, Int(kernels.pointee.tile_height))
-    zeros = arena.take(Float.self, context.lanes, chunkWidth)
+    let beside = P.unit == 1 ? 0 : lanes * chunkWidth
+    threadRows = arena.take(Float.self, beside * panelsAtOnce, gatheredRows)
+    chunk = arena.take(Float.self, beside * 4, Int(work.kernels.pointee.tile_height))
+    zeros = arena.take(Float.self, lanes, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch), self)
+    try context.run(list.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work.piece(item, dispatch)
+    let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors(c, expert: piece.expert, parameters)
     let thread = lane.pointee.index
     let gathered = gathered + thread * gatheredRows * padded(h)
-    let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
+    let threadRows = threadRows + thread * panelsAtOnce * gatheredRows * chunkWidth
     let zero = zeros + thread * chunkWidth
-    start(zero, with: nil, 0)
+    fillStart(zero, with: nil, 0)
 
     piece.gather(P.self, piece.range, h, of: dy, xRow: h, weighted: false, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
@@ -157,7 +124,7 @@ struct TiledInnerGradient<P: Precision>: Job {
       func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
         P.workplace(
           dUp + place(run.lowerBound + index, rows),
-          or: passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth)
+          or: threadRows + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth)
       }
       products.run(
         run.count, { panel(run.lowerBound + $0) },
@@ -196,7 +163,7 @@ struct TiledInnerGradient<P: Precision>: Job {
     let pre = c.linear ? nil : Preactivations(gate: kept.gate.map { loaded($0, 0) }, up: loaded(kept.up, 1))
     if let pre {
       pre.activate(
-        a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, c, dropout, kernels)
+        a, rows: count, width: chunkWidth, from: chunk * chunkWidth, count: columns, pairs: pairs, work)
     } else {
       kernels.pointee.gather(
         Int64(count), Int64(columns), piece.tokens(rows), x + chunk * chunkWidth, Int64(c.hidden),
@@ -233,14 +200,10 @@ struct TiledInnerGradient<P: Precision>: Job {
 }
 
 /// Step 2: <da, a> over the chunks in ascending order, then <dy, b_down>.
-struct SlopeSums: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
+struct SlopeSums: GroupBackwardJob {
+  let work: GroupWork
+  let gradients: GroupGradients
   let slopes: UnsafePointer<Float>  // [rows, chunks of I]
-  let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
 
   func run(in context: ContextPointer) throws(Fault) { try context.run(c.experts, self) }
 
@@ -260,45 +223,34 @@ struct SlopeSums: Job {
 }
 
 /// Step 3.
-struct TiledInputGradient<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let parameters: Parameters
-  let dispatch: GroupRows
+struct TiledInputGradient<P: Precision>: GroupBackwardJob {
   let inner: TiledInnerGradient<P>
-  let work: WorkList
-  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H]
+  let list: WorkList
   // Scratch of each thread.
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
   let zeros: UnsafeMutablePointer<Float>  // [lanes, 32]
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters, dispatch: GroupRows,
-    inner: TiledInnerGradient<P>, dRows: UnsafeMutablePointer<Float>
-  ) {
-    self.c = c
-    kernels = context.kernels
-    self.parameters = parameters
-    self.dispatch = dispatch
+  var work: GroupWork { inner.work }
+  var gradients: GroupGradients { inner.gradients }
+
+  init(_ arena: inout Arena, _ inner: TiledInnerGradient<P>) {
     self.inner = inner
-    self.dRows = dRows
-    work = WorkList(
-      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
-      tilesPerPiece: gatheredTiles)
-    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
-    zeros = arena.take(Float.self, context.lanes, chunkWidth)
+    let work = inner.work
+    list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), tilesPerPiece: gatheredTiles)
+    packed = arena.take(P.Element.self, work.lanes, P.panelsSize)
+    zeros = arena.take(Float.self, work.lanes, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch), self)
+    try context.run(list.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work.piece(item, dispatch)
+    let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors(c, expert: piece.expert, parameters)
     let zero = zeros + lane.pointee.index * chunkWidth
-    start(zero, with: nil, 0)
+    fillStart(zero, with: nil, 0)
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
       packed: packed + lane.pointee.index * P.panelsSize)
@@ -331,16 +283,9 @@ struct TiledInputGradient<P: Precision>: Job {
 }
 
 /// Step 4: a few chunks of features of x and dy for each piece, for all rows of an expert.
-struct TiledWeightGradient<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [T,H]
-  let dy: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let dispatch: GroupRows
+struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
   let inner: TiledInnerGradient<P>
-  let passing: UnsafeMutablePointer<Float>?  // of one expert; nil where the parameters have memory for all
-  let work: WorkList
+  let list: WorkList
   // Scratch of each thread: rows of x, and of dy times the routing weights, tiled for sums over tokens.
   let xs: UnsafeMutablePointer<P.Element>
   let dys: UnsafeMutablePointer<P.Element>
@@ -350,38 +295,28 @@ struct TiledWeightGradient<P: Precision>: Job {
   /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
   private static var tilesAtOnce: Int { 32 }
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>,
-    dy: UnsafePointer<Float>, parameters: Parameters, dispatch: GroupRows, inner: TiledInnerGradient<P>,
-    passing: UnsafeMutablePointer<Float>?
-  ) {
-    self.c = c
-    kernels = context.kernels
-    self.x = x
-    self.dy = dy
-    self.parameters = parameters
-    self.dispatch = dispatch
+  var work: GroupWork { inner.work }
+  var gradients: GroupGradients { inner.gradients }
+
+  init(_ arena: inout Arena, _ inner: TiledInnerGradient<P>) {
     self.inner = inner
-    self.passing = passing
-    work = WorkList(
-      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
-      chunksPerPiece: Self.chunksPerPiece)
-    let rows = P.filledUp(rows(ofTiles: Self.tilesAtOnce, in: dispatch, kernels))
+    let work = inner.work
+    list = WorkList(
+      &arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), chunksPerPiece: Self.chunksPerPiece)
+    let rows = P.filledUp(work.rows(ofTiles: Self.tilesAtOnce))
     elementsPerLane = rows * Self.chunksPerPiece * chunkWidth
-    xs = arena.take(P.Element.self, context.lanes, elementsPerLane)
-    dys = arena.take(P.Element.self, context.lanes, elementsPerLane)
+    xs = arena.take(P.Element.self, work.lanes, elementsPerLane)
+    dys = arena.take(P.Element.self, work.lanes, elementsPerLane)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch), self)
+    try context.run(list.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work.piece(item, dispatch)
+    let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let grad =
-      passing.map { ExpertTensors(passing: $0, c) }
-      ?? ExpertTensors(gradientsIn: parameters, c, expert: piece.expert)
+    let grad = gradients.tensors(work, expert: piece.expert)
     let tiles = piece.tiles
     let column = piece.chunks.lowerBound * chunkWidth
     let width = piece.chunks.count * chunkWidth  // of the gathered rows

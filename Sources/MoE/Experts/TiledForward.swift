@@ -9,31 +9,19 @@ struct TiledForward<P: Precision> {
   private let inner: TiledInner<P>
   private let output: TiledOutput<P>?
 
+  /// `outputs`: nil where the first step alone is wanted.
   init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<P.Element>?,
-    outputs: UnsafeMutablePointer<Float>?
+    _ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>?, outputs: UnsafeMutablePointer<Float>?
   ) {
-    inner = TiledInner(
-      &arena, c, context: context, x: x, parameters: parameters, prepared: prepared, dispatch: dispatch,
-      dropout: dropout, kept: kept)
-    guard let outputs else {
-      output = nil
-      return
-    }
-    output = TiledOutput(
-      &arena, c, context: context, parameters: parameters, prepared: prepared, dispatch: dispatch,
-      activations: inner.activations, outputs: outputs)
+    let inner = TiledInner<P>(&arena, work, kept: kept)
+    self.inner = inner
+    output = outputs.map { TiledOutput<P>(&arena, work, activations: inner.activations, outputs: $0) }
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.measure(.gateUp, inner.c.gateUpWork(inner.dispatch)) { () throws(Fault) in
-      try inner.run(in: context)
-    }
+    try context.measure(.gateUp, inner.work.gateUpWork) { () throws(Fault) in try inner.run(in: context) }
     guard let output else { return }
-    try context.measure(.down, inner.c.downWork(inner.dispatch)) { () throws(Fault) in
-      try output.run(in: context)
-    }
+    try context.measure(.down, output.work.downWork) { () throws(Fault) in try output.run(in: context) }
   }
 
   func runInner(in context: ContextPointer) throws(Fault) { try inner.run(in: context) }
@@ -42,31 +30,14 @@ struct TiledForward<P: Precision> {
 /// Tiles whose inputs a thread gathers at once: enough that packing a panel of weights pays.
 let gatheredTiles = 32
 
-/// Rows of so many tiles, as far as there are so many.
-func rows(ofTiles count: Int, in dispatch: GroupRows, _ kernels: UnsafePointer<moei_kernels>) -> Int {
-  min(count * Int(kernels.pointee.tile_height), dispatch.most)
-}
-
 /// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
 /// to end, as memory likes to be read.
 private func panels(atOnceFor piece: ExpertPiece) -> Int { piece.range.count == 1 ? 1 : panelsAtOnce }
 
-/// What the chains of one chunk begin with: the bias, or 0; 0 beyond the matrix's edge.
-func start(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>?, _ columns: Int) {
-  chunk.update(repeating: 0, count: chunkWidth)
-  if let bias { chunk.update(from: bias, count: columns) }
-}
-
 /// The first step: gather, up and gate products, activation.
-struct TiledInner<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
-  let prepared: PreparedWeights?
-  let dispatch: GroupRows
-  let dropout: Dropout?
-  let work: WorkList
+struct TiledInner<P: Precision>: GroupJob {
+  let work: GroupWork
+  let list: WorkList
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
   let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
@@ -75,30 +46,20 @@ struct TiledInner<P: Precision>: Job {
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
   let packed: UnsafeMutablePointer<P.Element>  // [lanes, panelsSize]
   let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
-  let passing: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32], tiled
+  let unkept: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, gatheredRows, 32] pre-activations, tiled
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: GroupRows, dropout: Dropout?, kept: Preactivations<P.Element>?
-  ) {
-    self.c = c
-    self.prepared = prepared
-    kernels = context.kernels
-    self.x = x
-    self.parameters = parameters
-    self.dispatch = dispatch
-    self.dropout = dropout
+  init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<P.Element>?) {
+    self.work = work
     self.kept = kept
-    work = WorkList(
-      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.intermediate),
-      tilesPerPiece: gatheredTiles)
+    let (c, lanes, most) = (work.c, work.lanes, work.dispatch.most)
+    list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     activations = arena.take(
-      P.Element.self, ExpertPiece.places(dispatch.most, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    gatheredRows = rows(ofTiles: gatheredTiles, in: dispatch, kernels)
-    gathered = arena.take(P.Element.self, context.lanes * gatheredRows, padded(c.hidden))
-    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
-    starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
-    passing = arena.take(Float.self, context.lanes * panelsAtOnce * gatheredRows, chunkWidth)
+      P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    gatheredRows = work.rows(ofTiles: gatheredTiles)
+    gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
+    packed = arena.take(P.Element.self, lanes, P.panelsSize)
+    starts = arena.take(Float.self, lanes * panelsAtOnce, chunkWidth)
+    unkept = arena.take(Float.self, lanes * panelsAtOnce * gatheredRows, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -110,12 +71,12 @@ struct TiledInner<P: Precision>: Job {
           "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }
     }
-    let pieces = work.fill(dispatch)
+    let pieces = list.fill(dispatch)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work.piece(item, dispatch)
+    let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors(c, expert: piece.expert, parameters)
 
@@ -123,7 +84,7 @@ struct TiledInner<P: Precision>: Job {
     let thread = lane.pointee.index
     let gathered = gathered + thread * gatheredRows * padded(h)
     let starts = starts + thread * panelsAtOnce * chunkWidth
-    let passing = passing + thread * panelsAtOnce * gatheredRows * chunkWidth
+    let unkept = unkept + thread * panelsAtOnce * gatheredRows * chunkWidth
 
     piece.gather(P.self, piece.range, h, of: x, xRow: h, weighted: c.weightOnInput, into: gathered, kernels)
     let place = parameters.place(ofExpert: piece.expert)
@@ -151,13 +112,13 @@ struct TiledInner<P: Precision>: Job {
       }
       /// Where it is computed.
       func result(_ index: Int, _ rows: Range<Int>) -> UnsafeMutablePointer<Float> {
-        let passing = passing + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth
-        return kept(index, rows).map { P.workplace($0, or: passing) } ?? passing
+        let unkept = unkept + (index * gatheredRows + rows.lowerBound - piece.first) * chunkWidth
+        return kept(index, rows).map { P.workplace($0, or: unkept) } ?? unkept
       }
       for index in 0..<run.count * kinds {
         let chunk = run.lowerBound + index / kinds
         let bias = index % kinds == kinds - 1 ? w.upBias : w.gateBias
-        start(starts + index * chunkWidth, with: bias.map { $0 + chunk * chunkWidth }, columns(chunk))
+        fillStart(starts + index * chunkWidth, with: bias.map { $0 + chunk * chunkWidth }, columns(chunk))
       }
       products.run(
         run.count * kinds, { panel(run.lowerBound + $0 / kinds, $0 % kinds) },
@@ -181,7 +142,7 @@ struct TiledInner<P: Precision>: Job {
           let after = P.workplace(a, or: before.up)
           before.activate(
             after, rows: rows.count, width: chunkWidth, from: chunk * chunkWidth, count: columns(chunk),
-            pairs: piece.pairs(rows), c, dropout, kernels)
+            pairs: piece.pairs(rows), work)
           // The outputs' products read what an odd number of columns is filled up with: weights of 0 times an infinite x.
           for column in columns(chunk)..<P.filledUp(columns(chunk)) {
             for row in 0..<rows.count { after[row * chunkWidth + column] = 0 }
@@ -198,7 +159,7 @@ private struct LinearInner<P: Precision>: Job {
   let inner: TiledInner<P>
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = inner.work.piece(item, inner.dispatch)
+    let piece = inner.list.piece(item, inner.dispatch)
     let (h, first) = (inner.c.hidden, piece.chunks.lowerBound)
     let columns = min(piece.chunks.count * chunkWidth, h - first * chunkWidth)
     for tile in piece.range {
@@ -212,13 +173,9 @@ private struct LinearInner<P: Precision>: Job {
 }
 
 /// The second step: the outputs, row after row.
-struct TiledOutput<P: Precision>: Job {
-  let c: ExpertGroup
-  let kernels: UnsafePointer<moei_kernels>
-  let parameters: Parameters
-  let prepared: PreparedWeights?
-  let dispatch: GroupRows
-  let work: WorkList
+struct TiledOutput<P: Precision>: GroupJob {
+  let work: GroupWork
+  let list: WorkList
   let activations: UnsafePointer<P.Element>  // [rows, padded I], tiled
   let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
   // Scratch of each thread.
@@ -226,30 +183,22 @@ struct TiledOutput<P: Precision>: Job {
   let starts: UnsafeMutablePointer<Float>  // [lanes, panelsAtOnce, 32]
 
   init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters,
-    prepared: PreparedWeights?, dispatch: GroupRows, activations: UnsafePointer<P.Element>,
-    outputs: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: GroupWork, activations: UnsafePointer<P.Element>, outputs: UnsafeMutablePointer<Float>
   ) {
-    self.c = c
-    self.prepared = prepared
-    kernels = context.kernels
-    self.parameters = parameters
-    self.dispatch = dispatch
+    self.work = work
     self.activations = activations
-    work = WorkList(
-      &arena, c, context: context, rows: dispatch.most, unit: P.unit, chunks: chunks(of: c.hidden),
-      tilesPerPiece: gatheredTiles)
     self.outputs = outputs
-    packed = arena.take(P.Element.self, context.lanes, P.panelsSize)
-    starts = arena.take(Float.self, context.lanes * panelsAtOnce, chunkWidth)
+    list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: work.c.hidden), tilesPerPiece: gatheredTiles)
+    packed = arena.take(P.Element.self, work.lanes, P.panelsSize)
+    starts = arena.take(Float.self, work.lanes * panelsAtOnce, chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    try context.run(work.fill(dispatch), self)
+    try context.run(list.fill(dispatch), self)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = work.piece(item, dispatch)
+    let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
     let w = ExpertTensors(c, expert: piece.expert, parameters)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
@@ -265,7 +214,7 @@ struct TiledOutput<P: Precision>: Job {
     piece.chunks.forEachRun(of: panels(atOnceFor: piece)) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
-        start(
+        fillStart(
           starts + (chunk - run.lowerBound) * chunkWidth, with: w.downBias.map { $0 + chunk * chunkWidth },
           columns(chunk))
       }

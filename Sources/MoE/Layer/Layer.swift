@@ -103,11 +103,11 @@ public struct Layer {
       &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing,
       statistics: statistics, slopes: taped?.slopes)
     let dispatch = Dispatch(&arena, c, plan.chunk)
+    let experts = ExpertsWork(
+      c: c, x: jittered.rows, parameters: parameters, prepared: prepared, dispatch: dispatch, draws: draws)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
-      compute: ExpertsForward(
-        &arena, c, context: context, x: jittered.rows, parameters: parameters, prepared: prepared,
-        offload: offload, dispatch: dispatch, draws: draws, keeps: taped?.keeps ?? false),
+      compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),
       output: output, statistics: statistics)
   }
 
@@ -248,9 +248,12 @@ public struct Layer {
     // A chunk's experts are done before its router begins: both use the same memory.
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
+    let experts = ExpertsWork(
+      c: c, x: jittered.rows, parameters: parameters, prepared: PreparedGroups(c), dispatch: dispatch,
+      draws: taped.draws)
     let compute = ExpertsBackward(
-      &arena, c, context: context, x: jittered.rows, dy: dy.floats, parameters: parameters, tape: taped,
-      dispatch: dispatch, dWeights: dWeights, passing: fused?.gradient)
+      &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps, dWeights: dWeights,
+      oneExpert: fused?.gradient)
     let stages = BackwardStages(
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
       dx: out, fused: fused, routerArena: start)
@@ -272,9 +275,9 @@ public struct Layer {
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
   ) throws(Fault) {
     let (c, routing) = (configuration, taped.routing)
-    var context = context
-    var steps: FusedStep?
-    if let step = call.step { steps = FusedStep(step, c, parameters, stages.fused!) }
+    var steps = call.step.map { FusedStep($0, c, parameters, stages.fused!, in: context) }
+    /// Where a stage runs: after the first step in a context in which nothing stops the call.
+    var here: ContextPointer { steps?.context ?? context }
     try stages.x.run(in: context)
     try stages.jittered.run(in: context)
     try stages.dy.run(in: context)
@@ -283,26 +286,19 @@ public struct Layer {
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       try context.measure(.dispatch, backward: true) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
-      let (kept, needInputGradient) = (taped.kept(i), stages.dx != nil)
-      if steps == nil {
-        try stages.compute.run(in: context, kept: kept, needInputGradient: needInputGradient)
-      } else if plan.chunks == 1 {
-        context = try stages.compute.runWithSteps(
-          &steps!, in: context, kept: kept, needInputGradient: needInputGradient)
-      } else {
-        try stages.compute.runInputs(in: context, kept: kept, needInputGradient: needInputGradient)
-      }
+      try stages.compute.run(
+        in: context, kept: taped.kept(i), needInputGradient: stages.dx != nil, &steps, isOnlyChunk: plan.chunks == 1)
       if let dx = stages.dx {
         try context.measure(.combine, backward: true) { () throws(Fault) in
           try CombineBackward(
             c: c, kernels: context.kernels, chunk: chunk, dispatch: stages.dispatch,
             dRows: stages.compute.gradients.dRows, dx: dx.floats
-          ).run(in: context)
+          ).run(in: here)
         }
       }
-      if !c.routesBackInOne { try routeBack(stages, taped, chunk, in: context) }
+      if !c.routesBackInOne { try routeBack(stages, taped, chunk, in: here) }
     }
-    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens, in: context) }
+    if c.routesBackInOne { try routeBack(stages, taped, 0..<routing.tokens, in: here) }
     if let out = call.dExpertWeights {
       for t in 0..<routing.tokens {
         (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
@@ -311,16 +307,16 @@ public struct Layer {
     if c.outputBias {
       addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: parameters.grad(.outputBias)!)
     }
-    try stages.dx?.run(in: context)
+    try stages.dx?.run(in: here)
     if plan.chunks > 1 && steps != nil { try stepExperts(stages, taped, plan, &steps!) }
-    steps?.finish(in: context)
+    steps?.finish()
   }
 
   /// A second pass over the chunks for each expert, since its gradient is complete only after the last of them.
   @inline(never) private func stepExperts(
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ steps: inout FusedStep
   ) throws(Fault) {
-    let context = steps.begin(in: context)
+    steps.begin()
     for index in 0..<configuration.groupCount where configuration.groups[index].multiplies {
       for expert in 0..<configuration.groups[index].experts {
         for i in 0..<plan.chunks {
@@ -328,7 +324,7 @@ public struct Layer {
             stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
           }
           try stages.compute.addWeightGradient(
-            ofExpert: expert, inGroup: index, in: context, kept: taped.kept(i))
+            ofExpert: expert, inGroup: index, in: steps.context, kept: taped.kept(i))
         }
         steps.step(configuration.groups[index], expert: expert)
       }
@@ -346,12 +342,12 @@ public struct Layer {
     defer { turn.release() }
     try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
-      var steps = FusedStep(step, c, parameters, FusedScratch(&arena, c))
-      _ = steps.begin(in: context)
+      var steps = FusedStep(step, c, parameters, FusedScratch(&arena, c), in: context)
+      steps.begin()
       for index in 0..<c.groupCount where c.groups[index].multiplies {
         for expert in 0..<c.groups[index].experts { steps.step(c.groups[index], expert: expert) }
       }
-      steps.finish(in: context)
+      steps.finish()
     }
   }
 

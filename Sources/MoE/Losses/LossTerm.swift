@@ -1,10 +1,11 @@
-/// One of the losses in a layer's objective. Layout and numbers as in moe_loss_term.
+/// One of the losses in a layer's objective. Layout as in moe_loss_term.
 public struct LossTerm {
+  /// Numbers as in moe_loss.
   public enum Kind: Int32 {
     case balance = 0
     case balanceCount = 1
     case transformers = 2
-    case switchTransformer = 3
+    case switchTransformer = 3  // SWITCH
     case switchSequence = 4
     case gShard = 5
     case deepSpeed = 6

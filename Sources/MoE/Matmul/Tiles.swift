@@ -9,6 +9,12 @@ let chunkWidth = 32
 func chunks(of width: Int) -> Int { (width + chunkWidth - 1) / chunkWidth }
 func padded(_ width: Int) -> Int { chunks(of: width) * chunkWidth }
 
+/// What the chains of one chunk begin with: the bias, or 0; 0 beyond the matrix's edge.
+func fillStart(_ chunk: UnsafeMutablePointer<Float>, with bias: UnsafePointer<Float>?, _ columns: Int) {
+  chunk.update(repeating: 0, count: chunkWidth)
+  if let bias { chunk.update(from: bias, count: columns) }
+}
+
 /// Rows cut into as few tiles as their greatest height allows, all about equally high: a tile of few rows would leave the
 /// multipliers waiting. Heights are multiples of a unit, but for the last tile's.
 struct Tiles {

@@ -2,8 +2,8 @@
 public struct ModelConfiguration {
   /// Numbers as in moe_norm_place.
   public enum NormPlace: Int32 {
-    case before = 0
-    case after = 1
+    case before = 0  // PRE
+    case after = 1  // POST
     case none = 2
   }
 

@@ -1,6 +1,7 @@
 /// The learning rate as a function of the step; the formulas stand in include/moe.h. Nothing but IEEE operations in double,
 /// for the cosine too, so that rates have the same bits everywhere, which a libm's cosine has not.
 public struct Schedule {
+  /// Numbers as in moe_schedule_kind.
   public enum Kind: Int32 {
     case constant = 0
     case linear = 1

@@ -34,17 +34,18 @@ struct WorkList {
 
   /// `tilesPerPiece` and `chunksPerPiece` bound what a thread holds at once.
   init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, rows: Int, unit: Int, chunks: Int,
-    tilesPerPiece: Int = unbounded, chunksPerPiece: Int = unbounded
+    _ arena: inout Arena, _ work: GroupWork, unit: Int, chunks: Int, tilesPerPiece: Int = unbounded,
+    chunksPerPiece: Int = unbounded
   ) {
     self.unit = unit
     self.chunks = chunks
     self.tilesPerPiece = tilesPerPiece
     self.chunksPerPiece = chunksPerPiece
-    lanes = context.lanes
-    maxHeight = Int(context.kernels.pointee.tile_height)
+    lanes = work.lanes
+    maxHeight = Int(work.kernels.pointee.tile_height)
+    let rows = work.dispatch.most
     // Pieces that the bounds make necessary, then those cut for the threads' sake.
-    let needed = (min(c.experts, rows) + rows / tilesPerPiece) * (2 + (chunks - 1) / chunksPerPiece)
+    let needed = (min(work.c.experts, rows) + rows / tilesPerPiece) * (2 + (chunks - 1) / chunksPerPiece)
     let most = needed + 2 * lanes * Self.piecesPerLane
     pieces = arena.take(Piece.self, most)
     unsorted = arena.take(Piece.self, most)

@@ -3,7 +3,7 @@ import Foundation
 import Testing
 
 /// Norms, products with a matrix, embeddings, cross-entropy and sampling: each function against a loop in double. What
-/// they promise in every way to compute: bindings/python/tests/test_blocks.py and test_language.py.
+/// they promise in every way to compute: bindings/python/tests/blocks.
 @Suite("Blocks")
 struct BlockTests {
   private static let (tokens, width, outputs) = (40, 7, 35)

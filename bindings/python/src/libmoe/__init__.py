@@ -2,16 +2,15 @@
 
 A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW` and
 :class:`SGD` step its parameters and the user's own.  A :class:`Model` is a whole encoder or language model;
-``libmoe.blocks`` and ``libmoe.language`` have its parts, ``libmoe.train`` a trainer.  Arrays are row-major
+``libmoe.blocks`` has its parts, ``libmoe.train`` a trainer.  Arrays are row-major
 and float32, some of them bfloat16 where that is asked for.  The work is done by the native library
 ``libmoe.so``, which the package carries.
 """
 
-from . import (
-    _interpreter,  # noqa: F401  # before anything that a sub-interpreter cannot load
-    presets,
-    words,
-)
+from ._native import interpreter as _interpreter  # noqa: F401  # numpy does not load in a sub-interpreter
+
+# isort: split
+from . import presets, words
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
@@ -33,8 +32,8 @@ from .layer import Layer
 from .losses import pooled_balance_loss
 from .memory import MappedFile, OffloadStatistics, Plan
 from .model import Model
-from .model_call import ModelOutput, ModelPlan, ModelTape
-from .optim import SGD, AdamW, Group, clip_grad_norm
+from .model_output import ModelOutput, ModelPlan, ModelTape
+from .optim import SGD, AdamW, Group, Optimizer, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
 from .report import Output, Report, Summary
@@ -68,6 +67,7 @@ __all__ = [
     "MoeError",
     "NotFiniteError",
     "OffloadStatistics",
+    "Optimizer",
     "OutOfMemoryError",
     "Output",
     "Parameter",

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from . import _abi, _abi_model, config
+from . import config
 from ._keywords import renamed, unknown
-from ._library import Borrowed
+from ._native import abi, fields
+from ._native.library import Borrowed
 from ._weights import Weights
 from .context import Context
 from .errors import ArgumentTypeError, InvalidArgumentError
@@ -37,18 +38,16 @@ def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
     return _options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
 
 
-def dense_options(c_config: _abi_model.moe_model_config) -> dict[str, Any]:
+def dense_options(c_config: abi.moe_model_config) -> dict[str, Any]:
     """Return the options of a dense ffn."""
-    kinds = {number: word for word, number in _abi.EXPERT.items()}
-    activations = {number: word for word, number in _abi.ACTIVATION.items()}
     dense = {
         "hidden_size": c_config.hidden_size,
         "intermediate_size": c_config.dense_intermediate_size,
         "n_experts": 1,
         "top_k": 1,
         "router": "external",
-        "expert_kind": kinds[c_config.dense_kind],
-        "activation": activations[c_config.dense_activation],
+        "expert_kind": fields.from_c(c_config, "dense_kind"),
+        "activation": fields.from_c(c_config, "dense_activation"),
         "expert_bias": not c_config.dense_no_bias,
         "dropout": c_config.dense_dropout,
     }

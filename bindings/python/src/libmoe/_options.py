@@ -83,7 +83,9 @@ def _parser(
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+        added = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        )
         added.set_defaults(run=run[name])
         return added
 

@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check
-from ._check import Array, FloatArray
-from ._foreign import TYPES
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._native import abi, check
+from ._native.check import Array, FloatArray
+from ._native.foreign import TYPES
+from ._native.library import Handle, Native, lib
 from ._repr import named
 from .checkpoint import Checkpoint, Path, encoded
 from .context import Context, default_context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .memory import OffloadStatistics
 from .parameter import Parameter
-from .words import DType, Layout, Prepared
+from .words import LayerSaveDType, Layout, Prepared
 
 # Parameters without a gradient: of a layer, or of a model's ffn, whose name has them at its end.
 _BUFFERS = (
@@ -81,10 +81,10 @@ class _Place:
         return _memory(self._handle).binds
 
     def read(self) -> tuple[str, Array | None, FloatArray | None]:
-        tensor = _abi.moe_tensor()
+        tensor = abi.moe_tensor()
         self._function(self._handle, self._index, ctypes.byref(tensor))
         shape = tuple(tensor.shape[: tensor.rank])
-        data = self._array(tensor.data, shape, TYPES[_check.word_of(tensor.dtype)].types[0])
+        data = self._array(tensor.data, shape, TYPES[check.word_of(tensor.dtype)].types[0])
         grad = self._array(tensor.grad, shape, np.float32)
         return tensor.name.decode(), data, grad
 
@@ -100,6 +100,18 @@ class _Place:
         if view is None:
             view = memory.views[address] = _View(self._handle, address, shape, kind)
         return np.asarray(view)
+
+
+class _Named(dict[str, Parameter]):
+    """Parameters by name: a list of what is there, in which an array would replace nothing."""
+
+    def __setitem__(self, name: str, value: Parameter) -> None:
+        if not isinstance(value, Parameter):
+            raise ArgumentTypeError(
+                f"parameters[{name!r}]: an array put here would not reach the library; "
+                f"use parameters[{name!r}].data[...] = values, or bind({name!r}, values)"
+            )
+        super().__setitem__(name, value)
 
 
 @keywords
@@ -149,7 +161,8 @@ class Tensors(Native):
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The parameters by name, their arrays being the owner's memory itself."""
-        return {name: tensor for name, tensor in self._tensors().items() if not name.endswith(_BUFFERS)}
+        found = self._tensors().items()
+        return _Named((name, tensor) for name, tensor in found if not name.endswith(_BUFFERS))
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
@@ -164,8 +177,8 @@ class Tensors(Native):
         listed = (Parameter._of_layer(place, trainable=self._trainable) for place in places)
         return {parameter.name: parameter for parameter in listed}
 
-    def _tensor(self, index: int) -> _abi.moe_tensor:
-        tensor = _abi.moe_tensor()
+    def _tensor(self, index: int) -> abi.moe_tensor:
+        tensor = abi.moe_tensor()
         self._function("parameter")(self._handle, index, ctypes.byref(tensor))
         return tensor
 
@@ -199,10 +212,10 @@ class Tensors(Native):
         tensor = self._tensor(index.value)
         name = tensor.name.decode()  # C compared up to the first NUL only
         shape = tuple(tensor.shape[: tensor.rank])
-        dtype = _check.word_of(tensor.dtype)
-        arrays = {(name, "data"): _check.array("data", data, shape, write=True, dtype=dtype)}
+        dtype = check.word_of(tensor.dtype)
+        arrays = {(name, "data"): check.array("data", data, shape, write=True, dtype=dtype)}
         if grad is not None:
-            arrays[name, "grad"] = _check.array("grad", grad, shape, write=True)
+            arrays[name, "grad"] = check.array("grad", grad, shape, write=True)
         memory = _memory(self._handle)
         for _, part in arrays:
             if getattr(tensor, part) in memory.views:
@@ -244,15 +257,15 @@ class Tensors(Native):
         TypeError, ValueError
             A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
-        _check.mapping("state", state, "what state_dict gave")
+        check.mapping("state", state, "what state_dict gave")
         parameters = self._tensors()
         if parameters.keys() != state.keys():
             missing = sorted(parameters.keys() - state.keys())
             unknown = sorted(state.keys() - parameters.keys())
             raise InvalidArgumentError(f"state: missing names {missing}, unknown names {unknown}")
         for name, parameter in parameters.items():
-            dtype = _check.dtype_of(parameter.data)
-            _check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
+            dtype = check.dtype_of(parameter.data)
+            check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
         for name, parameter in parameters.items():
             parameter.data[...] = state[name].view(parameter.data.dtype)
 
@@ -282,7 +295,7 @@ class Weights(Tensors):
 
     _prefix = "moe_layer"
 
-    def __init__(self, handle: Handle, config: _abi.moe_layer_config) -> None:
+    def __init__(self, handle: Handle, config: abi.moe_layer_config) -> None:
         super().__init__(handle, trainable=not config.inference_only)
         self._config = config
 
@@ -373,7 +386,7 @@ class Weights(Tensors):
             The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
             it compares 16 values of each matrix.
         """
-        lib.moe_layer_prepare(self._handle, _check.choice("prepared", prepared, _abi.PREPARED))
+        lib.moe_layer_prepare(self._handle, check.choice("prepared", prepared, abi.PREPARED))
 
     def update_selection_bias(
         self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False
@@ -398,14 +411,14 @@ class Weights(Tensors):
         InvalidArgumentError
             A count or the rate is negative.
         """
-        counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+        counts = check.integers("tokens_per_expert", tokens_per_expert, np.int64)
         if counts.shape != (self.n_experts,):
             raise InvalidArgumentError(
                 f"tokens_per_expert: expected shape ({self.n_experts},), got {counts.shape}"
             )
-        rate = _check.number("rate", rate)
+        rate = check.number("rate", rate)
         lib.moe_layer_update_selection_bias(
-            self._handle, counts.ctypes.data, rate, _check.flag("zero_sum", zero_sum)
+            self._handle, counts.ctypes.data, rate, check.flag("zero_sum", zero_sum)
         )
 
     def load(
@@ -445,7 +458,7 @@ class Weights(Tensors):
         follow.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-        number = _check.choice("layout", layout, _abi.LAYOUT)
+        number = check.choice("layout", layout, abi.LAYOUT)
         arguments = (self._handle, checkpoint._handle, number)
         if prefix is None:
             lib.moe_layer_load(*arguments, _layer_number(layer, layout))
@@ -486,8 +499,8 @@ class Weights(Tensors):
             The file cannot be opened; there is no memory.  The layer is as it was.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-        number = _check.choice("layout", layout, _abi.LAYOUT)
-        limit = _check.byte_count("resident_limit", resident_limit)
+        number = check.choice("layout", layout, abi.LAYOUT)
+        limit = check.byte_count("resident_limit", resident_limit)
         arguments = (self._handle, checkpoint._handle, number)
         if prefix is None:
             lib.moe_layer_offload(*arguments, _layer_number(layer, layout), limit)
@@ -504,7 +517,7 @@ class Weights(Tensors):
         BadStateError
             The layer is not offloaded.
         """
-        found = _abi.moe_offload_statistics()
+        found = abi.moe_offload_statistics()
         lib.moe_layer_offload_statistics(self._handle, found)
         return OffloadStatistics(found.hits, found.misses, found.bytes_read, found.n_slots)
 
@@ -515,7 +528,7 @@ class Weights(Tensors):
         layout: Layout = "libmoe",
         layer: int | None = None,
         prefix: str | None = None,
-        dtype: DType = "f32",
+        dtype: LayerSaveDType = "f32",
         max_shard_size: int | str = 0,
     ) -> None:
         """Write the parameters to a safetensors file, or to several with an index; whole or not at all.
@@ -538,9 +551,9 @@ class Weights(Tensors):
         FileError
             The file cannot be written; ``path`` is as it was.
         """
-        size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
-        head = (self._handle, encoded(path), _check.choice("layout", layout, _abi.LAYOUT))
-        number = _check.choice("dtype", dtype, _abi.LAYER_DTYPE)
+        size = check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
+        head = (self._handle, encoded(path), check.choice("layout", layout, abi.LAYOUT))
+        number = check.choice("dtype", dtype, abi.ARGUMENTS["moe_layer_save"]["dtype"])
         if prefix is not None:
             lib.moe_layer_save_prefix(*head, _prefix(prefix, layer), number, size)
         elif size == 0:
@@ -565,14 +578,14 @@ class Weights(Tensors):
         TypeError, ValueError
             A name is missing or unknown, or an array has the wrong type, shape or layout.
         """
-        _check.mapping("dense", dense, "a dict of arrays by name")
-        described = (_abi.moe_tensor * len(dense))()
+        check.mapping("dense", dense, "a dict of arrays by name")
+        described = (abi.moe_tensor * len(dense))()
         for index, (name, array) in enumerate(dense.items()):
-            dtype = _check.dtype_of(array)
-            _check.array(f"dense[{name!r}]", array, dtype=dtype)
-            described[index] = _abi.moe_tensor(
+            dtype = check.dtype_of(array)
+            check.array(f"dense[{name!r}]", array, dtype=dtype)
+            described[index] = abi.moe_tensor(
                 name=name.encode(),
-                dtype=_abi.DTYPE[dtype],
+                dtype=abi.DTYPE[dtype],
                 rank=array.ndim,
                 shape=array.shape,
                 data=array.ctypes.data,
@@ -583,7 +596,7 @@ class Weights(Tensors):
 def _layer_number(layer: int | None, layout: str) -> int:
     if layer is None and layout != "libmoe":
         raise InvalidArgumentError(f"layer: layout {layout!r} has numbered layers; give layer= or prefix=")
-    return _abi.NO_LAYER_NUMBER if layer is None else _check.integer("layer", layer, ctypes.c_int64)
+    return abi.NO_LAYER_NUMBER if layer is None else check.integer("layer", layer, ctypes.c_int64)
 
 
 def _prefix(prefix: str, layer: int | None) -> bytes:
@@ -594,5 +607,5 @@ def _prefix(prefix: str, layer: int | None) -> bytes:
             "layer, prefix: a prefix has the layer's number in it; give one of the two"
         )
     if "\0" in prefix:
-        raise ValueError(f"prefix: {prefix!r} contains the character 0")
+        raise InvalidArgumentError(f"prefix: {prefix!r} contains the character 0")
     return prefix.encode()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from . import _abi, _check
 from ._keywords import keywords
-from ._library import lib
+from ._native import abi, check, fields
+from ._native.library import lib
 from ._repr import described
 from .errors import InvalidArgumentError
 
@@ -49,10 +49,8 @@ class AdaptiveClip:
     """
 
     def __init__(self, decay: float = 0.97, threshold: float = 2.5, warmup_steps: int = 25) -> None:
-        self._state = _abi.moe_clip_state(
-            decay=_check.number("decay", decay),
-            threshold=_check.number("threshold", threshold),
-            warmup_steps=_check.integer("warmup_steps", warmup_steps, ctypes.c_int64),
+        self._state = fields.filled(
+            abi.moe_clip_state, decay=decay, threshold=threshold, warmup_steps=warmup_steps
         )
         _check_state(self._state)
 
@@ -77,7 +75,7 @@ class AdaptiveClip:
             It is not finite; what was known before stays.
         """
         most = ctypes.c_double()
-        number = _check.number("norm", norm)
+        number = check.number("norm", norm)
         lib.moe_adaptive_clip(ctypes.byref(self._state), number, ctypes.byref(most))
         return most.value
 
@@ -114,16 +112,16 @@ class AdaptiveClip:
         InvalidArgumentError
             A number is out of range; nothing has changed.
         """
-        _check.mapping("state", state, "what state_dict gave")
+        check.mapping("state", state, "what state_dict gave")
         missing, unknown = sorted(_FIELDS - state.keys()), sorted(state.keys() - _FIELDS)
         if missing or unknown:
             raise InvalidArgumentError(f"state: missing names {missing}, unknown names {unknown}")
-        new = _abi.moe_clip_state(**state)
+        new = abi.moe_clip_state(**state)
         _check_state(new)
         self._state = new
 
 
-_FIELDS = {name for name, *_ in _abi.moe_clip_state._fields_} - {"struct_size"}
+_FIELDS = set(fields.types(abi.moe_clip_state))
 
 
 def _check_state(state: Any) -> None:

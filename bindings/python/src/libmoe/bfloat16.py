@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._check import Array, FloatArray, array
+from ._native.check import Array, FloatArray, array
 
 BFloat16Array = NDArray[np.uint16]
 

@@ -10,10 +10,10 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check
-from ._foreign import cure
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._native import abi, check
+from ._native.foreign import cure
+from ._native.library import Handle, Native, lib
 from .context import Context, handle_of
 from .errors import ArgumentTypeError, InvalidArgumentError
 
@@ -43,7 +43,7 @@ _NUMPY: dict[str, Any] = {
 _CONVERTED = ("bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0")
 # Types of the package ml_dtypes, which numpy calls by these names.
 _NAMED = {"float8_e4m3fn": "f8_e4m3", "float8_e5m2": "f8_e5m2", "float8_e8m0fnu": "f8_e8m0"}
-_WORDS = {number: word for word, number in _abi.DTYPE.items()}
+_WORDS = {number: word for word, number in abi.DTYPE.items()}
 
 
 def encoded(path: Path) -> bytes:
@@ -60,7 +60,7 @@ def encoded(path: Path) -> bytes:
 class _Memory:
     """Memory of a mapping as numpy takes it: arrays made from it keep it, and it keeps the checkpoint."""
 
-    def __init__(self, handle: Handle, tensor: _abi.moe_stored_tensor) -> None:
+    def __init__(self, handle: Handle, tensor: abi.moe_stored_tensor) -> None:
         self._handle = handle
         word = _WORDS[tensor.dtype]
         self.__array_interface__ = {
@@ -79,7 +79,7 @@ class StoredArray(np.ndarray):
     """
 
     _bits: NDArray[Any] | None
-    _tensor: _abi.moe_stored_tensor
+    _tensor: abi.moe_stored_tensor
     _handle: Handle  # of the checkpoint: the description's texts are its memory
 
     def __array_finalize__(self, source: Any) -> None:
@@ -92,7 +92,7 @@ class StoredArray(np.ndarray):
 
 
 def _stored(
-    values: NDArray[Any], bits: NDArray[Any], tensor: _abi.moe_stored_tensor, handle: Handle
+    values: NDArray[Any], bits: NDArray[Any], tensor: abi.moe_stored_tensor, handle: Handle
 ) -> StoredArray:
     """Return values, which are read-only, that know their bits in the file."""
     array = values.view(StoredArray)
@@ -215,7 +215,7 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
         tensor = self._named(name)[1]
         return str(tensor.dtype_name.decode().lower())
 
-    def _bits(self, index: int, tensor: _abi.moe_stored_tensor) -> NDArray[Any]:
+    def _bits(self, index: int, tensor: abi.moe_stored_tensor) -> NDArray[Any]:
         """Return the elements as they are: mapped, or copied where they lie between their addresses."""
         word = _WORDS[tensor.dtype]
         array = np.asarray(_Memory(self._handle, tensor))
@@ -223,14 +223,14 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
             array = self._read(index, tensor, word)
         return _stored(array, array, tensor, self._handle)
 
-    def _read(self, index: int, tensor: _abi.moe_stored_tensor, word: str) -> NDArray[Any]:
+    def _read(self, index: int, tensor: abi.moe_stored_tensor, word: str) -> NDArray[Any]:
         array = np.empty(tuple(tensor.shape[: tensor.rank]), _NUMPY[word])
-        dtype = _abi.DTYPE[word]
+        dtype = abi.DTYPE[word]
         lib.moe_checkpoint_read_tensor(self._handle, index, dtype, array.ctypes.data, array.nbytes)
         array.flags.writeable = False
         return array
 
-    def _named(self, name: str) -> tuple[int, _abi.moe_stored_tensor]:
+    def _named(self, name: str) -> tuple[int, abi.moe_stored_tensor]:
         index = self._index(name) if isinstance(name, str) else None
         if index is None:
             raise KeyError(self._missing(name) if isinstance(name, str) and "\0" not in name else name)
@@ -245,8 +245,8 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
             return str(error)
         return name
 
-    def _tensor(self, index: int) -> _abi.moe_stored_tensor:
-        tensor = _abi.moe_stored_tensor()
+    def _tensor(self, index: int) -> abi.moe_stored_tensor:
+        tensor = abi.moe_stored_tensor()
         lib.moe_checkpoint_tensor(self._handle, index, ctypes.byref(tensor))
         return tensor
 
@@ -294,11 +294,11 @@ def save(
     FileError
         The file cannot be written; ``path`` is as it was.
     """
-    size = _check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
+    size = check.byte_count("max_shard_size", max_shard_size, ctypes.c_int64)
     if isinstance(tensors, Checkpoint):
         tensors = {name: tensors.raw(name) for name in tensors}
-    _check.mapping("tensors", tensors, "a dict of arrays by name")
-    described = (_abi.moe_stored_tensor * len(tensors))()
+    check.mapping("tensors", tensors, "a dict of arrays by name")
+    described = (abi.moe_stored_tensor * len(tensors))()
     for index, (name, array) in enumerate(tensors.items()):
         described[index] = _described(name, array)
     handle = handle_of(context)
@@ -308,7 +308,7 @@ def save(
         lib.moe_checkpoint_write_sharded(handle, encoded(path), described, len(described), size)
 
 
-def _described(name: str, array: NDArray[Any]) -> _abi.moe_stored_tensor:
+def _described(name: str, array: NDArray[Any]) -> abi.moe_stored_tensor:
     if not isinstance(array, np.ndarray):
         raise ArgumentTypeError(
             f"tensors[{name!r}]: expected a numpy array, got {type(array).__name__}; "
@@ -318,7 +318,7 @@ def _described(name: str, array: NDArray[Any]) -> _abi.moe_stored_tensor:
         raise InvalidArgumentError(f"tensors: {name!r} contains the character 0")
     if isinstance(array, StoredArray) and array._bits is not None:
         stored = array._tensor
-        return _abi.moe_stored_tensor(
+        return abi.moe_stored_tensor(
             name=name.encode(),
             dtype=stored.dtype,
             rank=stored.rank,
@@ -327,12 +327,12 @@ def _described(name: str, array: NDArray[Any]) -> _abi.moe_stored_tensor:
             size=stored.size,
             dtype_name=stored.dtype_name,
         )
-    _check.contiguous(f"tensors[{name!r}]", array)
+    check.contiguous(f"tensors[{name!r}]", array)
     if array.ndim > 8:
         raise InvalidArgumentError(f"tensors[{name!r}]: expected at most 8 dimensions, got {array.ndim}")
-    return _abi.moe_stored_tensor(
+    return abi.moe_stored_tensor(
         name=name.encode(),
-        dtype=_abi.DTYPE[_word(name, array)],
+        dtype=abi.DTYPE[_word(name, array)],
         rank=array.ndim,
         shape=array.shape,
         data=array.ctypes.data,
@@ -340,7 +340,7 @@ def _described(name: str, array: NDArray[Any]) -> _abi.moe_stored_tensor:
 
 
 def _word(name: str, array: NDArray[Any]) -> str:
-    if _check.dtype_of(array) == "bf16":
+    if check.dtype_of(array) == "bf16":
         return "bf16"
     if array.dtype.name in _NAMED:
         return _NAMED[array.dtype.name]

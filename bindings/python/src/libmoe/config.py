@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check
 from ._keywords import renamed, unknown
+from ._native import abi, check, fields
+from ._native.struct import Struct
 from .errors import ArgumentTypeError, InvalidArgumentError
 from .words import Activation, ExpertKind
 
@@ -44,47 +44,11 @@ class ExpertGroup(_ExpertCount, total=False):
     glu_offset: float
 
 
-# Fields that are words, and those that are yes or no; all others are numbers, arrays or lists.
-_WORDS = {
-    "router": _abi.ROUTER,
-    "router_weights": _abi.ROUTER_WEIGHTS,
-    "router_normalize": _abi.NORMALIZE,
-    "score": _abi.SCORE,
-    "group_mask": _abi.GROUP_MASK,
-    "epsilon_form": _abi.EPSILON,
-    "expert_kind": _abi.EXPERT,
-    "activation": _abi.ACTIVATION,
-    "shared_gate": _abi.SHARED,
-    "noise": _abi.NOISE,
-    "router_dropout_on": _abi.ROUTER_DROPOUT,
-    "router_norm": _abi.ROUTER_NORM,
-    "dynamic_k": _abi.DYNAMIC_K,
-    "capacity_formula": _abi.CAPACITY,
-    "drop": _abi.DROP,
-    "overflow": _abi.OVERFLOW,
-    "renormalize": _abi.RENORMALIZE,
-    "weight_dtype": _abi.LAYER_DTYPE,
-    "io_dtype": _abi.LAYER_DTYPE,
-}
-_FLAGS = {
-    "inference_only",
-    "selection_bias",
-    "expert_scale",
-    "output_bias",
-    "weight_on_input",
-    "random_second",
-    "jitter_experts",
-    "router_batch_norm",
-    "capacity_per_sequence",
-    "adaptive_capacity",
-}
-_BIASES = {"router_bias", "expert_bias"}
-_BIAS = {None: _abi.BIAS["default"], False: _abi.BIAS["off"], True: _abi.BIAS["on"]}
 # Fields that say how long a list is, which Python's lists know themselves.
-_UNNAMED = {"struct_size", "reserved", "reserved2", "n_expert_groups", "n_losses"}
+_LENGTHS = {"n_expert_groups", "n_losses"}
 
 
-def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
+def to_c(options: Mapping[str, Any]) -> abi.moe_layer_config:
     """Return the options of a layer as the library reads them.
 
     Parameters
@@ -102,10 +66,10 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
     TypeError, ValueError
         A value has the wrong type, a word is unknown, a number does not fit; the text names it.
     """
-    config = _abi.moe_layer_config()
-    options = renamed(options, dict(_fields(config)))
-    for field, ctype in _fields(config):
-        setattr(config, field, _field(field, ctype, options[field]))
+    config = abi.moe_layer_config()
+    options = renamed(options, _fields(config))
+    for field in _fields(config):
+        setattr(config, field, _field(config, field, options[field]))
     config.n_expert_groups = len(options["expert_groups"] or ())
     config.n_losses = len(options["losses"] or ())
     if options["hash_table"] is not None:
@@ -113,62 +77,50 @@ def to_c(options: Mapping[str, Any]) -> _abi.moe_layer_config:
     return config
 
 
-def from_c(config: _abi.moe_layer_config) -> dict[str, Any]:
+def from_c(config: abi.moe_layer_config) -> dict[str, Any]:
     """Return what :func:`to_c` would make this struct of; a hash table is left out."""
-    return {name: _word(config, name, kind) for name, kind in _fields(config) if name != "hash_table"}
+    return {name: _option(config, name) for name in _fields(config) if name != "hash_table"}
 
 
-def _fields(struct: ctypes.Structure) -> list[tuple[str, Any]]:
-    """Names and types of the fields that options have names for."""
-    return [(field[0], field[1]) for field in struct._fields_ if field[0] not in _UNNAMED]
+def _fields(struct: Struct) -> list[str]:
+    """Names of the fields that options have names for."""
+    return [name for name in fields.types(type(struct)) if name not in _LENGTHS]
 
 
-def _field(field: str, ctype: Any, value: Any, owner: str = "") -> Any:
+def _field(struct: Struct, field: str, value: Any, owner: str = "") -> Any:
     """Return the value as the field holds it."""
-    name = owner + field
     if field == "router_normalize" and not isinstance(value, str):
-        value = "sum" if _check.flag(name, value) else "none"
-    if field in _WORDS:
-        return _check.choice(name, value, _WORDS[field])
-    if field in _BIASES:
-        return _BIAS[None if value is None else _check.flag(name, value)]
-    if field in _FLAGS:
-        return _check.flag(name, value)
-    if field == "unallocated":
-        listed = [value] if isinstance(value, str) else _check.listed(name, value, "a tuple of words")
-        return sum({_check.choice(name, word, _abi.UNALLOCATED) for word in listed})
+        value = "sum" if check.flag(owner + field, value) else "none"
     if field == "expert_groups":
         return _expert_groups(value)
     if field == "losses":
         return _losses(value)
     if field == "hash_table":
-        return None if value is None else _check.array(name, value, dtype="i32").ctypes.data
-    if ctype in (ctypes.c_float, ctypes.c_double):
-        return _check.number(name, value)
-    return _check.integer(name, value, ctype)
+        return None if value is None else check.array(owner + field, value, dtype="i32").ctypes.data
+    return fields.to_c(type(struct), field, value, owner)
 
 
 def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
     """Return the groups as an array of ``moe_expert_group``; NULL for none."""
     if groups is None:
         return None
-    groups = _check.listed("expert_groups", groups, "a list: [libmoe.ExpertGroup(n_experts=8, ...)]")
+    groups = check.listed("expert_groups", groups, "a list: [libmoe.ExpertGroup(n_experts=8, ...)]")
     if not groups:
         return None
-    listed = (_abi.moe_expert_group * len(groups))()
+    listed = (abi.moe_expert_group * len(groups))()
     for index, (c_group, group) in enumerate(zip(listed, groups)):
         owner = f"expert_groups[{index}]"
         if not isinstance(group, Mapping):
             raise ArgumentTypeError(
                 f"{owner}: expected a dict, got {type(group).__name__}; use libmoe.ExpertGroup"
             )
-        known = {field: ctype for field, ctype in _fields(c_group)}
-        for name in group.keys() - known.keys():
+        known = _fields(c_group)
+        for name in group.keys() - set(known):
             raise InvalidArgumentError(unknown(owner, name, known))
         if "n_experts" not in group:
             raise InvalidArgumentError(f"{owner}: n_experts is missing")
         for field, value in group.items():
-            setattr(c_group, field, _field(field, known[field], value, f"{owner}."))
+            setattr(c_group, field, _field(c_group, field, value, f"{owner}."))
     return listed
 
 
@@ -183,15 +135,13 @@ def _losses(losses: Mapping[str, float] | None) -> Any:
     if not losses:
         return None
     terms = [
-        _abi.moe_loss_term(
-            _check.choice("losses", name, _abi.LOSS), _check.number(f"losses[{name!r}]", value)
-        )
+        abi.moe_loss_term(check.choice("losses", name, abi.LOSS), check.number(f"losses[{name!r}]", value))
         for name, value in losses.items()
     ]
-    return (_abi.moe_loss_term * len(terms))(*terms)
+    return (abi.moe_loss_term * len(terms))(*terms)
 
 
-def _vocabulary(config: _abi.moe_layer_config, table: NDArray[np.int32]) -> int:
+def _vocabulary(config: abi.moe_layer_config, table: NDArray[np.int32]) -> int:
     """Return how many token ids the table is for."""
     if table.ndim != 2 or table.shape[1] != config.top_k:
         raise InvalidArgumentError(
@@ -204,38 +154,23 @@ def _vocabulary(config: _abi.moe_layer_config, table: NDArray[np.int32]) -> int:
     return len(table)
 
 
-def _word(struct: ctypes.Structure, field: str, ctype: Any) -> Any:
+def _option(struct: Struct, field: str) -> Any:
     """Return the field as the keyword argument it comes from."""
-    value = getattr(struct, field)
-    if field in _WORDS:
-        return next(word for word, number in _WORDS[field].items() if number == value)
-    if field in _BIASES:
-        return next(wanted for wanted, number in _BIAS.items() if number == value)
-    if field in _FLAGS:
-        return bool(value)
-    if field == "unallocated":
-        return tuple(word for word, flag in _abi.UNALLOCATED.items() if value & flag)
     if field == "expert_groups":
-        config = cast(_abi.moe_layer_config, struct)
+        config = cast(abi.moe_layer_config, struct)
         return [_group(config.expert_groups[index]) for index in range(config.n_expert_groups)] or None
     if field == "losses":
-        config = cast(_abi.moe_layer_config, struct)
-        words = {number: word for word, number in _abi.LOSS.items()}
+        config = cast(abi.moe_layer_config, struct)
         terms = [config.losses[index] for index in range(config.n_losses)]
-        return {words[term.kind]: _shortest(term.coefficient) for term in terms} or None
-    return _shortest(value) if ctype is ctypes.c_float else value
+        return {fields.from_c(term, "kind"): fields.from_c(term, "coefficient") for term in terms} or None
+    return fields.from_c(struct, field)
 
 
-def _group(c_group: _abi.moe_expert_group) -> ExpertGroup:
+def _group(c_group: abi.moe_expert_group) -> ExpertGroup:
     """Return what is not the default."""
-    default, own = _abi.moe_expert_group(), {}
-    for field, ctype in _fields(c_group):
-        word = _word(c_group, field, ctype)
-        if word != _word(default, field, ctype):
-            own[field] = word
+    default, own = abi.moe_expert_group(), {}
+    for field in _fields(c_group):
+        value = fields.from_c(c_group, field)
+        if value != fields.from_c(default, field):
+            own[field] = value
     return cast(ExpertGroup, own)
-
-
-def _shortest(value: float) -> float:
-    """Return the shortest decimal number that is this float32: 0.001, not 0.0010000000474974513."""
-    return float(str(np.float32(value)))

@@ -6,15 +6,15 @@ import ctypes
 import os
 import threading
 import warnings
-from typing import Literal
 
-from . import _abi, _callbacks, _check
+from . import words
 from ._keywords import keywords
-from ._library import ContextHandle, Native, lib
-from ._numbers import instance
+from ._native import abi, callbacks, fields
+from ._native.library import ContextHandle, Native, lib
+from ._native.numbers import instance
 from .profile import Profile
 
-ALL_THREADS = _abi.THREADS_ALL
+ALL_THREADS = abi.THREADS_ALL
 """``n_threads``: as many as the affinity mask and the cgroup's processor quota allow."""
 
 
@@ -62,21 +62,22 @@ class Context(Native):
     def __init__(
         self,
         n_threads: int = ALL_THREADS,
-        matmul: Literal["auto", "native", "openblas", "reference"] = "auto",
+        matmul: words.Matmul = "auto",
         *,
-        instructions: Literal["all", "base", "avx2", "avx512"] = "all",
+        instructions: words.Instructions = "all",
         memory_limit: int | str = 0,
-        log: _callbacks.Log | None = None,
+        log: callbacks.Log | None = None,
     ) -> None:
-        log_function = _callbacks.log_function(log)
-        config = _abi.moe_context_config(
-            n_threads=_check.integer("n_threads", n_threads, ctypes.c_int32),
-            matmul=_check.choice("matmul", matmul, _abi.MATMUL),
-            instructions=_check.choice("instructions", instructions, _abi.INSTRUCTIONS),
-            memory_limit=_check.byte_count("memory_limit", memory_limit),
+        log_function = callbacks.log_function(log)
+        config = fields.filled(
+            abi.moe_context_config,
+            n_threads=n_threads,
+            matmul=matmul,
+            instructions=instructions,
+            memory_limit=memory_limit,
             log=log_function,
-            cancel=_callbacks.cancel,
-            cancel_user=_callbacks.raised,
+            cancel=callbacks.cancel,
+            cancel_user=id(callbacks.raised),
         )
         self._told_by = f"n_threads={n_threads}, matmul={matmul!r}"
         self._open_handle = ContextHandle(ctypes.byref(config), log=log_function)

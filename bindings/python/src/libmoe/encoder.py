@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _check, words
-from ._check import FloatArray
+from . import words
 from ._keywords import keywords
+from ._native import check
+from ._native.check import FloatArray
 from .context import Context
 from .model import Model
 
@@ -70,7 +71,7 @@ class EncoderLayer(Model):
             dense_dropout=dropout,
             rope_theta=0.0,
             norm="layer",
-            norm_place="pre" if _check.flag("norm_first", norm_first) else "post",
+            norm_place="pre" if check.flag("norm_first", norm_first) else "post",
             norm_epsilon=norm_epsilon,
             final_norm=False,
             causal=False,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _check
-from ._check import FloatArray
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._model_call import Integers, Mask
+from ._native import check
+from ._native.check import FloatArray
+from ._native.library import Handle, Native, lib
+from .blocks._tokens import check_sampling, sample
 from .context import Context
 from .errors import InvalidArgumentError
-from .language import check_sampling, sample
-from .model_call import Integers, Mask
 
 
 @keywords
@@ -30,8 +30,8 @@ class Cache(Native):
     """
 
     def __init__(self, model: Handle, n_sequences: int, max_length: int) -> None:
-        self.n_sequences = _check.integer("n_sequences", n_sequences, ctypes.c_int64)
-        self.max_length = _check.integer("max_length", max_length, ctypes.c_int64)
+        self.n_sequences = check.integer("n_sequences", n_sequences, ctypes.c_int64)
+        self.max_length = check.integer("max_length", max_length, ctypes.c_int64)
         self._open_handle = Handle(
             lib.moe_cache_create,
             lib.moe_cache_free,
@@ -60,7 +60,7 @@ class Cache(Native):
         InvalidArgumentError
             There are not so many.
         """
-        length = _check.integer("length", length, ctypes.c_int64)
+        length = check.integer("length", length, ctypes.c_int64)
         lib.moe_cache_truncate(self._handle, length)
         self._length = length
 
@@ -71,6 +71,9 @@ class Batches:
 
     if TYPE_CHECKING:
         _context: Context
+
+        @property
+        def vocabulary_size(self) -> int: ...  # noqa: D102
 
         cache: Callable[[int, int], Cache]
         read: Callable[..., FloatArray]
@@ -105,7 +108,7 @@ class Batches:
         InvalidArgumentError
             The prompt is empty, several sequences, or not of ints that are tokens; a number is out of range.
         """
-        tokens = _check.integers("prompt", prompt, np.int32)
+        tokens = check.integers("prompt", prompt, np.int32)
         if tokens.ndim != 1 and tokens.shape[:-1] != (1,):
             raise InvalidArgumentError(
                 f"prompt: expected one sequence of tokens, got shape {tokens.shape}; "
@@ -113,9 +116,22 @@ class Batches:
             )
         if tokens.size == 0:
             raise InvalidArgumentError("prompt: is empty; give at least one token")
+        self._require_ids("prompt", tokens)
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         check_sampling(**how)
-        return self._generated(tokens.reshape(1, -1), _check.count("n_tokens", n_tokens), how)
+        return self._generated(tokens.reshape(1, -1), check.count("n_tokens", n_tokens), how)
+
+    def _require_ids(self, name: str, tokens: Integers) -> None:
+        """Refuse now what reading would refuse, which is done only when the first token is asked for."""
+        if not self.vocabulary_size:
+            raise InvalidArgumentError(
+                f"{name}: this model has no vocabulary, its input are vectors; give it a vocabulary_size"
+            )
+        wrong = (tokens < 0) | (tokens >= self.vocabulary_size)
+        if wrong.any():
+            raise InvalidArgumentError(
+                f"{name}: {tokens[wrong][0]} is no token of a vocabulary_size of {self.vocabulary_size}"
+            )
 
     def _generated(self, tokens: Integers, n_tokens: int, how: dict[str, Any]) -> Iterator[int]:
         if n_tokens == 0:
@@ -157,18 +173,19 @@ class Batches:
         TypeError, ValueError
             An array has the wrong type, shape or layout, or a prompt is all padding.
         """
-        prompts = _check.array("prompts", prompts, dtype="i32")
+        prompts = check.array("prompts", prompts, dtype="i32")
         if prompts.ndim != 2 or prompts.size == 0:
             raise InvalidArgumentError(
                 f"prompts: expected shape [B, S], at least one token each, got {prompts.shape}"
             )
         if valid_mask is not None:
-            _check.array("valid_mask", valid_mask, prompts.shape, dtype="mask")
+            check.array("valid_mask", valid_mask, prompts.shape, dtype="mask")
             empty = np.flatnonzero(~valid_mask.astype(bool).any(axis=1))
             if empty.size:
                 raise InvalidArgumentError(f"valid_mask: prompt {empty[0]} is all padding; give it a token")
+        self._require_ids("prompts", prompts)
         check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        n_tokens = _check.count("n_tokens", n_tokens)
+        n_tokens = check.count("n_tokens", n_tokens)
         return self._batch(
             prompts, n_tokens, valid_mask, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check, config, words
-from ._check import Array, FloatArray
-from ._keywords import keywords
-from ._library import Handle, lib
+from . import config, words
+from ._calls import backward_options, forward_options
+from ._keywords import keywords, unknown
+from ._native import abi, check, fields
+from ._native.check import Array, FloatArray
+from ._native.library import Handle, lib
 from ._weights import Weights
-from .calls import backward_options, forward_options
 from .context import Context, handle_of
-from .errors import BadStateError
+from .errors import ArgumentTypeError, BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
 from .report import Blank, Output, Report, n_sequences, sequence_arrays
@@ -227,7 +229,7 @@ class Layer(Weights):
         router_normalize: bool | words.Normalize = "sum",
         normalize_p: float = 0.0,
         normalize_epsilon: float = 0.0,
-        epsilon_form: words.EpsilonForm = "added",
+        epsilon_form: words.Epsilon = "added",
         score: words.Score = "softmax",
         selection_bias: bool = False,
         expert_scale: bool = False,
@@ -290,8 +292,8 @@ class Layer(Weights):
         losses: Mapping[words.Loss, float] | None = None,
         seed: int = 0,
         unallocated: words.Unallocated | Sequence[words.Unallocated] = (),
-        weight_dtype: words.DType = "f32",
-        io_dtype: words.DType = "f32",
+        weight_dtype: words.WeightDType = "f32",
+        io_dtype: words.IoDType = "f32",
         context: Context | None = None,
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
@@ -331,7 +333,7 @@ class Layer(Weights):
         record: Routing | None = None,
         replay: Routing | None = None,
         memory_limit: int | str = 0,
-        tape_policy: Literal["auto", "full", "lean"] = "auto",
+        tape_policy: words.TapePolicy = "auto",
         loss_mask: NDArray[np.bool_] | NDArray[np.uint8] | None = None,
         noise: FloatArray | None = None,
         jitter: FloatArray | None = None,
@@ -408,28 +410,10 @@ class Layer(Weights):
 
         After any of these the tape is empty.
         """
-        n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
-        options = self._options(
-            x.shape[:-1],
-            training=training,
-            step=step,
-            valid_mask=valid_mask,
-            token_ids=token_ids,
-            expert_indices=expert_indices,
-            expert_weights=expert_weights,
-            sequence_length=sequence_length,
-            global_counts=global_counts,
-            record=record,
-            replay=replay,
-            memory_limit=memory_limit,
-            tape_policy=tape_policy,
-            loss_mask=loss_mask,
-            noise=noise,
-            jitter=jitter,
-            second=second,
-            chunk_tokens=chunk_tokens,
-        )
-        listed = self.n_experts if self._config.router == _abi.ROUTER["expert_choice"] else self.top_k
+        given = dict(locals())  # all arguments by name, as long as nothing else is there
+        n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
+        options = self._options(x.shape[:-1], given)
+        listed = self.n_experts if self._config.router == abi.ROUTER["expert_choice"] else self.top_k
         blank = Blank(
             self.n_experts,
             losses=np.empty(len(self._losses), np.float32),
@@ -444,14 +428,14 @@ class Layer(Weights):
     def _forward(
         self,
         x: Array,
-        options: _abi.moe_forward_options | None,
+        options: abi.moe_forward_options | None,
         out: Array | None,
         tape: Tape | None,
-        report: _abi.moe_report | None,
+        report: abi.moe_report | None,
     ) -> Array:
-        n_tokens = _check.tokens("x", x, self.hidden_size, self._io_dtype)
+        n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
         if tape is not None:
-            _check.instance("tape", tape, Tape, "layer.tape()")
+            check.instance("tape", tape, Tape, "layer.tape()")
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
         if tape is not None:
             tape._x = None  # a forward that fails leaves the tape empty
@@ -471,10 +455,15 @@ class Layer(Weights):
         return y
 
     def _tokens(self, name: str, value: Any, shape: tuple[int, ...], *, write: bool = False) -> Any:
-        return _check.array(name, value, shape, write=write, dtype=self._io_dtype)
+        return check.array(name, value, shape, write=write, dtype=self._io_dtype)
 
-    def _options(self, every: tuple[int, ...], **options: Any) -> _abi.moe_forward_options:
-        return forward_options(every, self.top_k, self.n_experts, self.hidden_size, **options)
+    def _shapes(self, every: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return what the letters of arrays' shapes stand for in a call of tokens [every]."""
+        return {"T": every, "K": (self.top_k,), "E": (self.n_experts,), "H": (self.hidden_size,)}
+
+    def _options(self, every: tuple[int, ...], given: dict[str, Any]) -> abi.moe_forward_options:
+        known = {name: given[name] for name in fields.types(abi.moe_forward_options) if name in given}
+        return forward_options(self._shapes(every), known)
 
     def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
         """Return the memory of a forward and backward of n_tokens tokens; nothing is allocated.
@@ -494,8 +483,11 @@ class Layer(Weights):
         InvalidArgumentError
             The limit is too small; the text says what would do.
         """
-        n_tokens = _check.integer("n_tokens", n_tokens, ctypes.c_int64)
-        return planned(self._handle, n_tokens, taped, self._options((n_tokens,), **options))
+        n_tokens = check.integer("n_tokens", n_tokens, ctypes.c_int64)
+        known = inspect.signature(Layer.forward).parameters.keys() - {"self", "x", "tape", "out"}
+        for name in options.keys() - known:
+            raise ArgumentTypeError(unknown("Layer.plan", name, known))
+        return planned(self._handle, n_tokens, taped, self._options((n_tokens,), options))
 
     def tape(self) -> Tape:
         """Return an empty tape for :meth:`forward` to fill; one serves step after step."""
@@ -564,31 +556,29 @@ class Layer(Weights):
         call :meth:`zero_grad`.  With an optimizer it may also be that the step has been made: signals are
         looked after until the first expert is stepped, and again after the last.
         """
-        x = _check.instance("tape", tape, Tape, "layer.tape()")._x
+        x = check.instance("tape", tape, Tape, "layer.tape()")._x
         if x is None:
             raise BadStateError("tape: is empty; run layer.forward(x, tape=tape) first")
         dy = self._tokens("dy", dy, x.shape)
         dx = None
         if out is not None:
             dx = self._tokens("out", out, x.shape, write=True)
-        elif _check.flag("need_dx", need_dx):
+        elif check.flag("need_dx", need_dx):
             dx = np.empty_like(x)
-        choices = (*x.shape[:-1], self.top_k)
         options = backward_options(
-            optimizer,
-            clip_factor,
-            d_mean_probability=_check.address("d_mean_probability", d_mean_probability, (self.n_experts,)),
-            d_expert_weights=_check.address("d_expert_weights", d_expert_weights, choices, write=True),
-            d_sequence_probability=_check.address(
-                "d_sequence_probability", d_sequence_probability, (tape._sequences, self.n_experts)
-            ),
+            {**self._shapes(x.shape[:-1]), "B": (tape._sequences,)},
+            optimizer=optimizer,
+            clip_factor=clip_factor,
+            d_mean_probability=d_mean_probability,
+            d_expert_weights=d_expert_weights,
+            d_sequence_probability=d_sequence_probability,
         )
         lib.moe_layer_backward(
             self._handle,
             tape._handle,
             x.ctypes.data,
             dy.ctypes.data,
-            _check.number("d_aux_loss", d_aux_loss),
+            check.number("d_aux_loss", d_aux_loss),
             None if dx is None else dx.ctypes.data,
             options,
         )

@@ -9,10 +9,10 @@ from typing import Union
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _check
-from ._check import FloatArray
 from ._keywords import keywords
-from ._library import lib
+from ._native import check
+from ._native.check import FloatArray
+from ._native.library import lib
 from .errors import ArgumentTypeError, InvalidArgumentError
 
 Integers = Union[NDArray[np.int64], Sequence[NDArray[np.int64]]]
@@ -78,8 +78,8 @@ def pooled_balance_loss(
     >>> for layer, tape, row in zip(layers, tapes, gradient):
     ...     dx = layer.backward(tape, x, d_mean_probability=0.001 * row)
     """
-    counts = _check.integers("tokens_per_expert", tokens_per_expert, np.int64)
-    tokens = _check.integers("n_valid", n_valid, np.int64)
+    counts = check.integers("tokens_per_expert", tokens_per_expert, np.int64)
+    tokens = check.integers("n_valid", n_valid, np.int64)
     try:
         probabilities = np.ascontiguousarray(mean_probability, np.float32)
     except (TypeError, ValueError) as error:

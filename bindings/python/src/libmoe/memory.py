@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi, _check
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._native import abi, check, fields
+from ._native.library import Handle, Native, lib
 from .checkpoint import Path, encoded
 from .context import Context, handle_of
 
@@ -46,24 +46,17 @@ class Plan:
 
     def __str__(self) -> str:
         """One line for people, as ``moe_plan_describe`` has it."""
-        plan = _abi.moe_plan()
-        for name in _SAME:
-            setattr(plan, name, getattr(self, name))
-        plan.tape_policy = _abi.TAPE[self.tape_policy]
+        plan = fields.filled(abi.moe_plan, **asdict(self))
         text = ctypes.create_string_buffer(256)
         lib.moe_plan_describe(plan, text, len(text), None)
         return text.value.decode()
 
 
-_SAME = ("forward_bytes", "backward_bytes", "tape_bytes", "total_bytes", "chunk_tokens", "n_tokens")
-
-
-def planned(layer: Handle, n_tokens: int, taped: bool, options: _abi.moe_forward_options) -> Plan:
+def planned(layer: Handle, n_tokens: int, taped: bool, options: abi.moe_forward_options) -> Plan:
     """Ask the library, see :meth:`Layer.plan`."""
-    plan = _abi.moe_plan()
-    lib.moe_layer_plan(layer, n_tokens, options, int(_check.flag("taped", taped)), plan)
-    words = {number: word for word, number in _abi.TAPE.items()}
-    return Plan(tape_policy=words[plan.tape_policy], **{name: getattr(plan, name) for name in _SAME})
+    plan = abi.moe_plan()
+    lib.moe_layer_plan(layer, n_tokens, options, int(check.flag("taped", taped)), plan)
+    return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class MappedFile(Native):
 
     def __init__(self, path: Path, size: int | str, *, context: Context | None = None) -> None:
         parent = handle_of(context)
-        self._size = _check.byte_count("size", size)
+        self._size = check.byte_count("size", size)
         self._open_handle = Handle(
             lib.moe_mapping_create,
             lib.moe_mapping_free,

@@ -8,27 +8,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import _abi, _abi_model, _check, config, words
-from ._check import FloatArray
+from . import config, words
 from ._ffn import dense_options, layer_of, moe_options
 from ._keywords import keywords
-from ._library import Borrowed, Handle, lib
+from ._model_call import Call, Integers, Mask, Positions, Reports, planned
+from ._native import abi, check, fields
+from ._native.check import FloatArray
+from ._native.library import Borrowed, Handle, lib
 from ._weights import Tensors
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache
 from .layer import Layer
-from .model_call import (
-    Call,
-    Integers,
-    Mask,
-    ModelOutput,
-    ModelPlan,
-    ModelTape,
-    Positions,
-    Reports,
-    planned,
-)
+from .model_output import ModelOutput, ModelPlan, ModelTape
 
 
 @keywords
@@ -113,7 +105,7 @@ class Model(Batches, Tensors):
         vocabulary_size: int = 0,
         moe: Mapping[str, Any] | None = None,
         moe_every: int = 1,
-        dense_kind: Literal["mlp", "gated"] = "gated",
+        dense_kind: words.DenseKind = "gated",
         dense_activation: words.Activation = "silu",
         dense_intermediate_size: int = 0,
         dense_bias: bool | None = None,
@@ -122,8 +114,8 @@ class Model(Batches, Tensors):
         head_size: int = 0,
         max_positions: int = 0,
         rope_theta: float = 1e4,
-        norm: Literal["layer", "rms"] = "rms",
-        norm_place: Literal["pre", "post", "none"] = "pre",
+        norm: words.Norm = "rms",
+        norm_place: words.NormPlace = "pre",
         norm_epsilon: float = 0.0,
         final_norm: bool = True,
         causal: bool = True,
@@ -131,7 +123,7 @@ class Model(Batches, Tensors):
         output_bias: bool = False,
         qk_norm: bool = False,
         tied_output: bool = True,
-        weight_dtype: words.DType = "f32",
+        weight_dtype: words.WeightDType = "f32",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         pooled_balance_coef: float = 0.0,
@@ -142,48 +134,20 @@ class Model(Batches, Tensors):
     ) -> None:
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
-        def whole(name: str, value: Any, ctype: Any = ctypes.c_int64) -> int:
-            return _check.integer(name, value, ctype)
-
-        c_config = _abi_model.moe_model_config(
-            hidden_size=whole("hidden_size", hidden_size),
-            n_layers=whole("n_layers", n_layers),
-            n_heads=whole("n_heads", n_heads),
-            n_kv_heads=whole("n_kv_heads", n_kv_heads),
-            head_size=whole("head_size", head_size),
-            vocabulary_size=whole("vocabulary_size", vocabulary_size),
-            max_positions=whole("max_positions", max_positions),
-            rope_theta=_check.number("rope_theta", rope_theta),
-            norm_epsilon=_check.number("norm_epsilon", norm_epsilon),
-            norm=_check.choice("norm", norm, _abi_model.NORM),
-            norm_place=_check.choice("norm_place", norm_place, _abi_model.NORM_PLACE),
-            final_norm=_check.flag("final_norm", final_norm),
-            causal=_check.flag("causal", causal),
-            qkv_bias=_check.flag("qkv_bias", qkv_bias),
-            output_bias=_check.flag("output_bias", output_bias),
-            qk_norm=_check.flag("qk_norm", qk_norm),
-            tied_output=_check.flag("tied_output", tied_output) and vocabulary_size != 0,
-            weight_dtype=_check.choice("weight_dtype", weight_dtype, _abi.LAYER_DTYPE),
-            dropout=_check.number("dropout", dropout),
-            attention_dropout=_check.number("attention_dropout", attention_dropout),
-            pooled_balance_coef=_check.number("pooled_balance_coef", pooled_balance_coef),
-            init_deviation=_check.number("init_deviation", init_deviation),
-            inference_only=_check.flag("inference_only", inference_only),
-            seed=whole("seed", seed, ctypes.c_uint64),
+        options = {name: made_with[name] for name in fields.types(abi.moe_model_config) if name in made_with}
+        options["tied_output"] = check.flag("tied_output", tied_output) and vocabulary_size != 0
+        options["dense_no_bias"] = (
+            dense_kind == "gated" if dense_bias is None else not check.flag("dense_bias", dense_bias)
         )
         self._moe: dict[str, Any] | None = None
-        if moe is not None:
+        if moe is None:
+            del options["moe"], options["moe_every"]
+        else:
             self._moe = moe_options(moe, hidden_size)
-            c_config.moe = ctypes.pointer(config.to_c(self._moe))
-            c_config.moe_every = whole("moe_every", moe_every)
-        if norm_place != "none" and (moe is None or moe_every != 1):
-            c_config.dense_intermediate_size = whole("dense_intermediate_size", dense_intermediate_size)
-            c_config.dense_kind = _check.choice("dense_kind", dense_kind, {"mlp": 0, "gated": 1})
-            c_config.dense_activation = _check.choice("dense_activation", dense_activation, _abi.ACTIVATION)
-            c_config.dense_no_bias = (
-                dense_kind == "gated" if dense_bias is None else not _check.flag("dense_bias", dense_bias)
-            )
-            c_config.dense_dropout = _check.number("dense_dropout", dense_dropout)
+            options["moe"] = ctypes.pointer(config.to_c(self._moe))
+        if norm_place == "none" or (moe is not None and moe_every == 1):  # no layer is dense
+            options = {name: value for name, value in options.items() if not name.startswith("dense_")}
+        c_config = fields.filled(abi.moe_model_config, **options)
         parent = handle_of(context)
         super().__init__(
             Handle(
@@ -223,7 +187,7 @@ class Model(Batches, Tensors):
 
         A dense one is a layer of one expert whose router is ``"external"``.
         """
-        if self._config.norm_place == _abi_model.NORM_PLACE["none"]:
+        if self._config.norm_place == abi.NORM_PLACE["none"]:
             return []
         return [self._layer(n) for n in range(self.n_layers)]
 
@@ -253,7 +217,7 @@ class Model(Batches, Tensors):
             layer.prepare(prepared)
 
     def _layer(self, n: int) -> Layer:
-        pointer = ctypes.POINTER(_abi.moe_layer)()
+        pointer = ctypes.POINTER(abi.moe_layer)()
         lib.moe_model_layer(self._handle, n, ctypes.byref(pointer))
         keep = self._handle.keep.setdefault(("ffn", n), {"context": self._handle.keep["context"]})
         options = self._moe if self._is_moe(n) else None
@@ -334,23 +298,10 @@ class Model(Batches, Tensors):
         OutOfMemoryError
             There is no memory for the call.
         """
-        call = self._call(
-            tokens,
-            targets=targets,
-            training=training,
-            step=step,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            valid_mask=valid_mask,
-            mask=mask,
-            added_mask=added_mask,
-            positions=positions,
-            memory_limit=memory_limit,
-            loss_mask=loss_mask,
-            chunk_tokens=chunk_tokens,
-        )
+        given = dict(locals())  # all arguments by name, as long as nothing else is there
+        call = self._call(tokens, given)
         if tape is not None and tape is not True:
-            _check.instance("tape", tape, ModelTape, "model.tape(), or True")
+            check.instance("tape", tape, ModelTape, "model.tape(), or True")
         if tape is True:
             self._own_tape = self._own_tape or self.tape()
             tape = self._own_tape
@@ -389,20 +340,21 @@ class Model(Batches, Tensors):
             _call=call,
         )
 
-    def _call(self, tokens: Any, **options: Any) -> Call:
+    def _call(self, tokens: Any, given: dict[str, Any]) -> Call:
+        inputs = ("tokens", "hidden")
+        names = (name for name in fields.types(abi.moe_model_input) if name in given and name not in inputs)
+        options = {name: given[name] for name in names}
+        wanted = ("B", "S") if self.vocabulary_size else ("B", "S", "H")
         if self.vocabulary_size:
-            array = _check.array("tokens", tokens, dtype="i32")
-            if array.ndim != 2:
-                raise InvalidArgumentError(
-                    f"tokens: expected shape [B, S], got {array.shape}; use tokens.reshape"
-                )
-            return Call(array.shape, tokens=array, **options)
-        _check.tokens("tokens", tokens, self.hidden_size, "f32")
-        if tokens.ndim != 3:
+            check.array("tokens", tokens, dtype="i32")
+        else:
+            check.tokens("tokens", tokens, self.hidden_size, "f32")
+        if tokens.ndim != len(wanted):
             raise InvalidArgumentError(
-                f"tokens: expected shape [B, S, H], got {tokens.shape}; use tokens.reshape"
+                f"tokens: expected shape [{', '.join(wanted)}], got {tokens.shape}; use tokens.reshape"
             )
-        return Call(tokens.shape[:2], hidden=tokens, **options)
+        options["tokens" if self.vocabulary_size else "hidden"] = tokens
+        return Call(tokens.shape, options)
 
     def _experts(self, n: int) -> tuple[int, int, list[str]] | None:
         """Return experts, choices and losses of layer n; None where it is dense."""
@@ -434,7 +386,7 @@ class Model(Batches, Tensors):
         BadStateError
             The output has no tape, or it has been filled again; or the model is inference_only, or closed.
         """
-        _check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
+        check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
         tape, call = output.tape, output._call
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
@@ -448,8 +400,8 @@ class Model(Batches, Tensors):
             self._handle,
             tape._handle,
             call.c_input,
-            _check.number("d_objective", d_objective),
-            _check.address("dhidden", dhidden, shape),
+            check.number("d_objective", d_objective),
+            check.address("dhidden", dhidden, shape),
             None if dinput is None else dinput.ctypes.data,
         )
         return dinput
@@ -475,10 +427,11 @@ class Model(Batches, Tensors):
             The limit is too small; the text says what would do.
         """
         shape = (
-            _check.integer("n_sequences", n_sequences, ctypes.c_int64),
-            _check.integer("sequence_length", sequence_length, ctypes.c_int64),
+            check.integer("n_sequences", n_sequences, ctypes.c_int64),
+            check.integer("sequence_length", sequence_length, ctypes.c_int64),
         )
-        call = Call(shape, training=training, memory_limit=memory_limit, chunk_tokens=chunk_tokens)
+        limits = {"training": training, "memory_limit": memory_limit, "chunk_tokens": chunk_tokens}
+        call = Call(shape, limits)
         some = np.zeros(1, np.int32)  # whether there are targets counts, not which
         if self.vocabulary_size:
             call.c_input.targets = some.ctypes.data
@@ -526,14 +479,12 @@ class Model(Batches, Tensors):
         BadStateError
             The cache is another model's.
         """
-        _check.instance("cache", cache, Cache, "model.cache(n_sequences, max_length)")
-        shape = _check.array("tokens", tokens, dtype="i32").shape
+        check.instance("cache", cache, Cache, "model.cache(n_sequences, max_length)")
+        shape = check.array("tokens", tokens, dtype="i32").shape
         count = shape[-1] if shape else 0
-        _check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
-        options = _abi_model.moe_read_options(
-            valid_mask=_check.address("valid_mask", valid_mask, tokens.shape, dtype="mask"),
-            positions=_check.address("positions", positions, tokens.shape, dtype="i64"),
-        )
+        check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
+        given = {"valid_mask": valid_mask, "positions": positions}
+        options = fields.filled(abi.moe_read_options, {"B": shape[:1], "n": shape[1:]}, **given)
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
         lib.moe_model_read_with(
             self._handle,

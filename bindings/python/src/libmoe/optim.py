@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, TypedDict, overload
+from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
 
-from . import _abi, _check, words
-from ._check import Array
+from . import words
 from ._keywords import keywords, unknown
-from ._library import Handle, Native, lib
+from ._native import abi, check, fields
+from ._native.check import Array
+from ._native.library import Handle, Native, lib
+from ._native.struct import Sized
 from .adaptive_clip import AdaptiveClip
 from .context import Context, handle_of
 from .errors import ArgumentTypeError, InvalidArgumentError
@@ -31,44 +33,73 @@ class Group(_Own):
 
 @keywords
 class Optimizer(Native):
-    """What :class:`AdamW` and :class:`SGD` share.
+    """What the optimisers share.
 
-    It holds the parameters, and with them their memory, also where :meth:`Layer.bind` has moved it since; its
-    own memory is the moments.  A step wants the
-    optimiser and the parameters for itself: no other thread may use them meanwhile.
+    One holds the parameters, and with them their memory, also where :meth:`Layer.bind` has moved it since;
+    its own memory is the moments.  A step wants the optimiser and the parameters for itself: no other thread
+    may use them meanwhile.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or layer.parameters
+        What is optimised.
+    learning_rate, weight_decay : float
+        At least 0.  Decay is decoupled from the gradient.
+    groups : sequence of dict
+        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have
+        in place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Those in
+        no group have the numbers above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
+    state_dtype : {"f32", "bf16"}
+        Of the moments, 4 bytes for each element and moment, or 2. With ``"bf16"`` they are stepped in float32
+        and rounded up or down by chance, with the mean right.
+    seed : int
+        Of that chance; give each optimiser another one.
+    unallocated_state : bool
+        Whether the state's memory is the caller's: see :meth:`bind_state`.
+    context : Context, optional
+        Whose threads compute; by default the shared one.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number is out of range, a parameter or a part of one is given twice, or a group's parameter is not
+        among the parameters or in two groups.
+    BadStateError
+        A parameter has no gradient: its layer is inference_only.
+    OutOfMemoryError
+        There is no memory for the moments.
     """
 
-    def __init__(
-        self,
-        create: Any,
-        parameters: Parameters,
-        config: Any,
-        groups: Sequence[Group],
-        context: Context | None,
-    ) -> None:
-        self._parameters, self._tensors = tensors(parameters, gradients=False)
+    _momentum_field: ClassVar[str] = "momentum"
+
+    def __init__(self, create: Any, config: type[Sized], options: dict[str, Any]) -> None:
+        given = {name: options[name] for name in fields.types(config)}
+        filled = fields.filled(config, **given)
+        self._parameters, self._tensors = tensors(options["parameters"], gradients=False)
+        if not self._parameters:
+            raise InvalidArgumentError("parameters: there is none to train; use layer.parameters")
         require_apart(self._parameters, values=True)
         self._binds = [parameter.binds for parameter in self._parameters]
-        self._learning_rate: float = config.learning_rate
-        self._momentum: float = config.beta1 if isinstance(config, _abi.moe_adamw_config) else config.momentum
-        handle = handle_of(context)
+        self._learning_rate: float = filled.learning_rate
+        self._momentum: float = getattr(filled, self._momentum_field)
+        handle = handle_of(options["context"])
         self._open_handle = Handle(
             create,
             lib.moe_optimizer_free,
             handle,
-            ctypes.byref(config),
+            ctypes.byref(filled),
             self._tensors,
             len(self._tensors),
             keep={"context": handle},
         )
-        self._set_groups(groups, config.weight_decay)
+        self._set_groups(options["groups"], filled.weight_decay)
 
     def _set_groups(self, groups: Sequence[Group], weight_decay: float) -> None:
         places = {_memory(parameter): index for index, parameter in enumerate(self._parameters)}
         seen: dict[int, int] = {}
         known = ("parameters", "learning_rate", "weight_decay")
-        for n, group in enumerate(_check.listed("groups", groups, "a list of dicts: [{'parameters': ...}]")):
-            _check.mapping(f"groups[{n}]", group, "a dict: {'parameters': ...}")
+        for n, group in enumerate(check.listed("groups", groups, "a list of dicts: [{'parameters': ...}]")):
+            check.mapping(f"groups[{n}]", group, "a dict: {'parameters': ...}")
             for name in group.keys() - set(known):
                 raise ArgumentTypeError(unknown(f"groups[{n}]", name, known))
             if "parameters" not in group:
@@ -85,13 +116,13 @@ class Optimizer(Native):
                 indices.append(index)
             scale = 1.0
             if "learning_rate" in group:
-                own = _check.number(f"groups[{n}]: learning_rate", group["learning_rate"])
+                own = check.number(f"groups[{n}]: learning_rate", group["learning_rate"])
                 if self._learning_rate == 0:
                     raise InvalidArgumentError(
                         f"groups[{n}]: learning_rate = {own:g} is no multiple of the optimiser's, which is 0"
                     )
                 scale = own / self._learning_rate
-            decay = _check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
+            decay = check.number(f"groups[{n}]: weight_decay", group.get("weight_decay", weight_decay))
             chosen = np.array(indices, np.int64)
             lib.moe_optimizer_set_group(self._handle, chosen.ctypes.data, len(chosen), scale, decay)
 
@@ -137,7 +168,7 @@ class Optimizer(Native):
         """
         if not isinstance(memory, np.ndarray):
             raise ArgumentTypeError(f"memory: expected a numpy array, got {type(memory).__name__}")
-        _check.contiguous("memory", memory)
+        check.contiguous("memory", memory)
         if not memory.flags.writeable:
             raise InvalidArgumentError("memory: expected a writable array")
         lib.moe_optimizer_bind_state(self._handle, memory.ctypes.data, memory.nbytes)
@@ -183,7 +214,7 @@ class Optimizer(Native):
         if isinstance(max_norm, AdaptiveClip):
             lib.moe_optimizer_step_adaptive(*arguments, ctypes.byref(max_norm._state), ctypes.byref(norm))
         else:
-            most = _check.number("max_norm", max_norm)
+            most = check.number("max_norm", max_norm)
             lib.moe_optimizer_step_clipped(*arguments, most, ctypes.byref(norm))
         return norm.value
 
@@ -197,7 +228,7 @@ class Optimizer(Native):
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        value = _check.number("learning_rate", value)
+        value = check.number("learning_rate", value)
         lib.moe_optimizer_set_learning_rate(self._handle, value)
         self._learning_rate = value
 
@@ -208,7 +239,7 @@ class Optimizer(Native):
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        value = _check.number("momentum", value)
+        value = check.number("momentum", value)
         lib.moe_optimizer_set_momentum(self._handle, value)
         self._momentum = value
 
@@ -225,36 +256,15 @@ class AdamW(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or layer.parameters
-        What is optimised.
     learning_rate, epsilon, weight_decay : float
         As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
-    groups : sequence of dict
-        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have
-        in place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Those in
-        no group have the numbers above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
-    state_dtype : {"f32", "bf16"}
-        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or
-        down by chance, with the mean right.
-    seed : int
-        Of that chance; give each optimiser another one.
-    unallocated_state : bool
-        Whether the state's memory is the caller's: see :meth:`bind_state`.
-    context : Context, optional
-        Whose threads compute; by default the shared one.
-
-    Raises
-    ------
-    InvalidArgumentError
-        A number is out of range, a parameter or a part of one is given twice, or a group's parameter is not
-        among the parameters or in two groups.
-    BadStateError
-        A parameter has no gradient: its layer is inference_only.
-    OutOfMemoryError
-        There is no memory for the moments: 8 bytes for each element, or 4 with ``"bf16"``.
+    parameters, groups, state_dtype, seed, unallocated_state, context
+        As of :class:`Optimizer`, which also says what is raised.
     """
+
+    _momentum_field = "beta1"
 
     def __init__(
         self,
@@ -265,25 +275,17 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
         *,
         groups: Sequence[Group] = (),
-        state_dtype: words.DType = "f32",
+        state_dtype: words.StateDType = "f32",
         seed: int = 0,
         unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
-        both = _check.listed("betas", betas, "a pair: (0.9, 0.999)")
+        options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
+        both = check.listed("betas", betas, "a pair: (0.9, 0.999)")
         if len(both) != 2:
             raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
-        config = _abi.moe_adamw_config(
-            learning_rate=_check.number("learning_rate", learning_rate),
-            beta1=_check.number("betas[0]", both[0]),
-            beta2=_check.number("betas[1]", both[1]),
-            epsilon=_check.number("epsilon", epsilon),
-            weight_decay=_check.number("weight_decay", weight_decay),
-            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
-            seed=_check.integer("seed", seed, ctypes.c_uint64),
-            unallocated_state=_check.flag("unallocated_state", unallocated_state),
-        )
-        super().__init__(lib.moe_adamw_create, parameters, config, groups, context)
+        options["beta1"], options["beta2"] = (check.number(f"betas[{n}]", both[n]) for n in (0, 1))
+        super().__init__(lib.moe_adamw_create, abi.moe_adamw_config, options)
 
 
 @keywords
@@ -300,33 +302,10 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or layer.parameters
-        What is optimised.
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
-    groups : sequence of dict
-        ``{"parameters": ..., "learning_rate": ..., "weight_decay": ...}``: what some of the parameters have
-        in place of the numbers above, as ``torch.optim``'s groups; either number may be missing.  Those in
-        no group have the numbers above.  ``[{"parameters": biases, "weight_decay": 0.0}]`` is usual.
-    state_dtype : {"f32", "bf16"}
-        Of the moments. With ``"bf16"`` they take half the memory, are stepped in float32 and rounded up or
-        down by chance, with the mean right.
-    seed : int
-        Of that chance; give each optimiser another one.
-    unallocated_state : bool
-        Whether the state's memory is the caller's: see :meth:`bind_state`.
-    context : Context, optional
-        Whose threads compute; by default the shared one.
-
-    Raises
-    ------
-    InvalidArgumentError
-        A number is out of range, a parameter or a part of one is given twice, or a group's parameter is not
-        among the parameters or in two groups.
-    BadStateError
-        A parameter has no gradient: its layer is inference_only.
-    OutOfMemoryError
-        There is no memory for the velocities: 4 bytes for each element, or 2 with ``"bf16"``.
+    parameters, groups, state_dtype, seed, unallocated_state, context
+        As of :class:`Optimizer`, which also says what is raised.
     """
 
     def __init__(
@@ -337,20 +316,13 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         *,
         groups: Sequence[Group] = (),
-        state_dtype: words.DType = "f32",
+        state_dtype: words.StateDType = "f32",
         seed: int = 0,
         unallocated_state: bool = False,
         context: Context | None = None,
     ) -> None:
-        config = _abi.moe_sgd_config(
-            learning_rate=_check.number("learning_rate", learning_rate),
-            momentum=_check.number("momentum", momentum),
-            weight_decay=_check.number("weight_decay", weight_decay),
-            state_dtype=_check.choice("state_dtype", state_dtype, _abi.LAYER_DTYPE),
-            seed=_check.integer("seed", seed, ctypes.c_uint64),
-            unallocated_state=_check.flag("unallocated_state", unallocated_state),
-        )
-        super().__init__(lib.moe_sgd_create, parameters, config, groups, context)
+        options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
+        super().__init__(lib.moe_sgd_create, abi.moe_sgd_config, options)
 
 
 def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:
@@ -390,6 +362,6 @@ def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context 
     require_apart(listed, values=False)
     norm = ctypes.c_double()
     handle = handle_of(context)
-    most = _check.number("max_norm", max_norm)
+    most = check.number("max_norm", max_norm)
     lib.moe_clip_grad_norm(handle, described, len(listed), most, ctypes.byref(norm))
     return norm.value

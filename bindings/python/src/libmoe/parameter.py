@@ -7,10 +7,10 @@ from typing import Any, Protocol, Union
 
 import numpy as np
 
-from . import _abi, _check
-from ._check import Array, FloatArray
-from ._foreign import TYPES
 from ._keywords import keywords
+from ._native import abi, check
+from ._native.check import Array, FloatArray
+from ._native.foreign import TYPES
 from ._repr import described
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 
@@ -54,12 +54,12 @@ class Parameter:
     """
 
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
-        self._data: Array | None = _check.array("data", data, write=True, dtype=_check.dtype_of(data))
+        self._data: Array | None = check.array("data", data, write=True, dtype=check.dtype_of(data))
         if not 1 <= data.ndim <= 4:
             raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
             grad = np.zeros(data.shape, np.float32)
-        self._grad: FloatArray | None = _check.array("grad", grad, data.shape, write=True)
+        self._grad: FloatArray | None = check.array("grad", grad, data.shape, write=True)
         if not isinstance(name, str):
             raise ArgumentTypeError(f"name: expected a str, got {type(name).__name__}")
         self._name = name
@@ -90,7 +90,7 @@ class Parameter:
         data, _ = self._now()
         kind = "no memory"
         if data is not None:
-            kind = f"{TYPES[_check.dtype_of(data)].name} {list(data.shape)}"
+            kind = f"{TYPES[check.dtype_of(data)].name} {list(data.shape)}"
         return described(self, f"{self._name!r}, {kind}")
 
     def _now(self) -> tuple[Array | None, FloatArray | None]:
@@ -161,7 +161,7 @@ def members(parameters: Parameters) -> list[Parameter]:
             "use its .parameters"
         )
     else:
-        listed = _check.listed("parameters", parameters, "a list: [parameter]")
+        listed = check.listed("parameters", parameters, "a list: [parameter]")
     for index, parameter in enumerate(listed):
         if not isinstance(parameter, Parameter):
             raise ArgumentTypeError(
@@ -177,17 +177,17 @@ def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Par
     Without ``gradients`` these may have no memory, and are NULL then.
     """
     listed = members(parameters)
-    described = (_abi.moe_tensor * len(listed))()
+    described = (abi.moe_tensor * len(listed))()
     for index, parameter in enumerate(listed):
         described[index] = tensor(parameter, gradients=gradients)
     return listed, described
 
 
-def tensor(parameter: Parameter, *, gradients: bool = True) -> _abi.moe_tensor:
+def tensor(parameter: Parameter, *, gradients: bool = True) -> abi.moe_tensor:
     """Return one parameter as the library reads it."""
-    return _abi.moe_tensor(
+    return abi.moe_tensor(
         name=parameter.name.encode(),
-        dtype=_abi.DTYPE[_check.dtype_of(parameter.data)],
+        dtype=abi.DTYPE[check.dtype_of(parameter.data)],
         rank=parameter.data.ndim,
         shape=parameter.data.shape,
         data=parameter.data.ctypes.data,

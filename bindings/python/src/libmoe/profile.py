@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import _abi, _check
 from ._keywords import keywords
-from ._library import Handle, lib
+from ._native import abi, check
+from ._native.library import Handle, lib
 from ._repr import described
 from .errors import ArgumentTypeError
 
@@ -62,10 +62,10 @@ class Profile:
 
     def __init__(self, context: Handle, max_events: int) -> None:
         self._context = context
-        self._max_events = _check.integer("max_events", max_events, ctypes.c_int64)
+        self._max_events = check.integer("max_events", max_events, ctypes.c_int64)
         self._entered = 0.0
         self._phases: list[PhaseTime] = []
-        self._events: list[_abi.moe_profile_event] = []
+        self._events: list[abi.moe_profile_event] = []
 
     def __repr__(self) -> str:
         """Say how much was measured."""
@@ -96,18 +96,18 @@ class Profile:
         lib.moe_profile_stop(self._context)
         self._phases = [
             phase
-            for number in _abi.PHASE.values()
+            for number in abi.PHASE.values()
             for backward in (False, True)
             if (phase := self._read(number, backward, seconds)).calls > 0
         ]
         count = ctypes.c_int64()
-        lib.moe_profile_events(self._context, 0, None, 0, count)
-        events = (_abi.moe_profile_event * count.value)()
-        lib.moe_profile_events(self._context, 0, events, count.value, count)
+        lib.moe_profile_events(self._context, 0, None, 0, ctypes.byref(count))
+        events = (abi.moe_profile_event * count.value)()
+        lib.moe_profile_events(self._context, 0, events, count.value, ctypes.byref(count))
         self._events = list(events)
 
     def _read(self, number: int, backward: bool, total: float) -> PhaseTime:
-        sums = _abi.moe_phase_time()
+        sums = abi.moe_phase_time()
         lib.moe_profile_phase(self._context, number, int(backward), sums)
         rate = 1e-9 / sums.seconds if sums.seconds > 0 else 0.0
         return PhaseTime(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _abi
-from ._check import Array, FloatArray
+from ._native import abi
+from ._native.check import Array, FloatArray
 from ._repr import Briefly
 
 
@@ -137,15 +137,15 @@ class Blank:
             name: np.empty(n_experts, dtype) for name, dtype in _ARRAYS_OF_EXPERTS.items()
         }
         self.arrays.update(more)
-        self.c_report = _abi.moe_report(**{name: array.ctypes.data for name, array in self.arrays.items()})
+        self.c_report = abi.moe_report(**{name: array.ctypes.data for name, array in self.arrays.items()})
 
     def filled(self) -> dict[str, Any]:
         """Return what the library has written, by name."""
         return {name: getattr(self.c_report, name) for name in _SCALARS} | self.arrays
 
 
-def to_c(summary: Summary) -> _abi.moe_report:
+def to_c(summary: Summary) -> abi.moe_report:
     """Return a summary as the library reads it; its arrays belong to the summary."""
     scalars = {name: getattr(summary, name) for name in _SCALARS}
     arrays = {name: getattr(summary, name).ctypes.data for name in _ARRAYS_OF_EXPERTS}
-    return _abi.moe_report(**scalars, **arrays)
+    return abi.moe_report(**scalars, **arrays)

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._native.library import Handle, Native, lib
 from .context import Context, handle_of
 from .errors import ArgumentTypeError
 

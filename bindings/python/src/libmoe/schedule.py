@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import _abi, _check, words
+from . import words
 from ._keywords import keywords
-from ._library import lib
+from ._native import abi, check, fields
+from ._native.library import lib
 
 
 @keywords
@@ -107,19 +108,8 @@ class Schedule:
         return self._ask(lib.moe_momentum, step) if self.kind.startswith("one_cycle") else None
 
     def _ask(self, function: Any, step: int) -> float:
-        described = _abi.moe_schedule(
-            kind=_check.choice("kind", self.kind, _abi.SCHEDULE),
-            learning_rate=_check.number("learning_rate", self.learning_rate),
-            warmup_steps=_check.integer("warmup_steps", self.warmup_steps, ctypes.c_int64),
-            total_steps=_check.integer("total_steps", self.total_steps, ctypes.c_int64),
-            final_fraction=_check.number("final_fraction", self.final_fraction),
-            pct_start=_check.number("pct_start", self.pct_start),
-            div_factor=_check.number("div_factor", self.div_factor),
-            final_div_factor=_check.number("final_div_factor", self.final_div_factor),
-            base_momentum=_check.number("base_momentum", self.base_momentum),
-            max_momentum=_check.number("max_momentum", self.max_momentum),
-        )
+        described = fields.filled(abi.moe_schedule, **asdict(self))
         answer = ctypes.c_double()
-        count = _check.integer("step", step, ctypes.c_int64)
+        count = check.integer("step", step, ctypes.c_int64)
         function(ctypes.byref(described), count, ctypes.byref(answer))
         return answer.value

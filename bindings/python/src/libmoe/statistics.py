@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-from . import _check
 from ._keywords import keywords
-from ._library import Handle, Native, lib
+from ._native import check
+from ._native.library import Handle, Native, lib
 from .context import Context, handle_of
 from .errors import ArgumentTypeError, InvalidArgumentError
 from .report import Blank, Summary, to_c
@@ -42,7 +42,7 @@ class Statistics(Native):
     """
 
     def __init__(self, n_experts: int, *, context: Context | None = None) -> None:
-        self._n_experts = _check.integer("n_experts", n_experts, ctypes.c_int64)
+        self._n_experts = check.integer("n_experts", n_experts, ctypes.c_int64)
         parent = handle_of(context)
         self._open_handle = Handle(
             lib.moe_statistics_create,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ._check import Array
-from ._library import Handle, Native, lib
-from ._numbers import instance
+from ._native.check import Array
+from ._native.library import Handle, Native, lib
+from ._native.numbers import instance
 from ._repr import brief
 
 

@@ -6,9 +6,9 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import _abi, _check
 from ._keywords import keywords
-from ._library import Native, lib
+from ._native import abi, check
+from ._native.library import Native, lib
 from .checkpoint import Checkpoint, Path, encoded
 from .context import Context, handle_of
 from .layer import Layer
@@ -57,7 +57,7 @@ def save_training(
         The file cannot be written; ``path`` is as it was.
     """
     parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
-    parts.c.step = _check.integer("step", step, ctypes.c_uint64)
+    parts.c.step = check.integer("step", step, ctypes.c_uint64)
     lib.moe_training_save(handle_of(context), ctypes.byref(parts.c), encoded(path))
 
 
@@ -120,24 +120,24 @@ class _Parts:
         statistics = _members("statistics", statistics, Statistics)
         self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
         self._listed, described = tensors(parameters)
-        self.c = _abi.moe_training(
-            layers=_array(_abi.moe_layer, layers),
+        self.c = abi.moe_training(
+            layers=_array(abi.moe_layer, layers),
             n_layers=len(layers),
-            optimizers=_array(_abi.moe_optimizer, optimizers),
+            optimizers=_array(abi.moe_optimizer, optimizers),
             n_optimizers=len(optimizers),
-            statistics=_array(_abi.moe_statistics, statistics),
+            statistics=_array(abi.moe_statistics, statistics),
             n_statistics=len(statistics),
             tensors=described,
             n_tensors=len(described),
-            without_unallocated=_check.flag("without_unallocated", without_unallocated),
+            without_unallocated=check.flag("without_unallocated", without_unallocated),
         )
 
 
 def _members(name: str, items: Any, kind: type) -> list[Any]:
     """Return the members of a list of layers, optimisers or statistics."""
-    given = _check.listed(name, items, f"a list: {name}=[...]")
+    given = check.listed(name, items, f"a list: {name}=[...]")
     for index, item in enumerate(given):
-        _check.instance(f"{name}[{index}]", item, kind, f"a list of {kind.__name__}")
+        check.instance(f"{name}[{index}]", item, kind, f"a list of {kind.__name__}")
     return given
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from models import MODELS
 from models.base import Case, Draft, Model, Tensors, run, run_wide, values
 from models.cases import IDLE, cases_of

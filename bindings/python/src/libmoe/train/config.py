@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from .._check import byte_count
+from .._native.check import byte_count
 from ..errors import InvalidArgumentError
 from ..words import ScheduleKind
 from .errors import UserError
@@ -33,9 +33,12 @@ def mebibytes(text: str) -> int:
     if text.strip().isdigit():
         return int(text)
     try:
-        return max(byte_count("memory_limit", text) >> 20, 1)
+        size = byte_count("memory_limit", text)
     except InvalidArgumentError as error:
         raise UserError(str(error)) from None
+    if 0 < size < 1 << 20:
+        raise UserError(f"memory_limit = {text!r} is less than 1 MiB, the least; 0 means no limit")
+    return size >> 20
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..language import sample as drawn
+from ..blocks import sample as drawn
+from ..blocks._tokens import check_sampling
 from .errors import UserError
 from .run import Trained
 from .tokenizer import END_OF_TEXT
@@ -53,6 +54,7 @@ def sample(
         tokens = [trained.tokenizer.separator]  # white space that has no token: a text begins
     if not tokens:
         raise UserError("the prompt is empty; give it at least one character")
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     cache = model.cache(1, room)
 
     def written() -> Iterator[int]:
@@ -75,7 +77,7 @@ def sample(
             unread = [token]
             yield token
 
-    yield from trained.tokenizer.pieces(written(), tokens.copy())
+    return trained.tokenizer.pieces(written(), tokens.copy())
 
 
 def printable(pieces: Iterable[bytes]) -> Iterator[str]:

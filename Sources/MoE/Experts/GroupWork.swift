@@ -1,0 +1,80 @@
+import CShims
+
+// What the jobs of experts have in common, said once: whoever needs another array for all of them adds it here.
+
+/// What the stages of all experts read. Each group takes its part of it.
+struct ExpertsWork {
+  let c: Configuration
+  let x: UnsafePointer<Float>  // [T,H]
+  let parameters: Parameters
+  let prepared: PreparedGroups
+  let dispatch: Dispatch
+  let draws: Draws
+
+  func of(_ index: Int, in context: ContextPointer, only wanted: WantedExperts = .all) -> GroupWork {
+    let group = c.groups[index]
+    return GroupWork(
+      c: group, matmul: context.matmul, lanes: context.lanes, x: x, parameters: parameters.of(group),
+      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws))
+  }
+}
+
+/// What every job of one group of experts reads.
+struct GroupWork {
+  let c: ExpertGroup
+  let matmul: Matmul
+  let lanes: Int  // threads at most, each with scratch of its own
+  let x: UnsafePointer<Float>  // [T,H]
+  let parameters: Parameters
+  let prepared: PreparedWeights?
+  let dispatch: GroupRows
+  var dropout: Dropout?
+
+  var kernels: UnsafePointer<moei_kernels> { matmul.kernels }
+
+  /// Rows of so many tiles, as far as there are so many.
+  func rows(ofTiles count: Int) -> Int { min(count * Int(kernels.pointee.tile_height), dispatch.most) }
+
+  var gateUpWork: Work { c.gateUpWork(dispatch) }
+  var downWork: Work { c.downWork(dispatch) }
+}
+
+/// What every job of one group's backward reads and writes beside it.
+struct GroupGradients {
+  let dy: UnsafePointer<Float>  // [T,H]
+  let dWeights: UnsafeMutablePointer<Float>  // [T,slots] of the routing weights; 0 for pairs without a row
+  let dRows: UnsafeMutablePointer<Float>  // [rows, padded H] of x, row by row
+  /// Where the gradient of a single expert goes, tensor after tensor; nil where the parameters have memory for all.
+  var oneExpert: UnsafeMutablePointer<Float>?
+
+  func tensors(_ work: GroupWork, expert: Int) -> ExpertGradients {
+    if let oneExpert { return ExpertTensors(gradientsOfOneIn: oneExpert, work.c) }
+    return ExpertTensors(gradientsIn: work.parameters, work.c, expert: expert)
+  }
+}
+
+/// A job of one group, which calls what it shares with the others by its own name.
+protocol GroupJob: Job {
+  var work: GroupWork { get }
+}
+
+extension GroupJob {
+  var c: ExpertGroup { work.c }
+  var kernels: UnsafePointer<moei_kernels> { work.matmul.kernels }
+  var matmul: Matmul { work.matmul }
+  var x: UnsafePointer<Float> { work.x }
+  var parameters: Parameters { work.parameters }
+  var prepared: PreparedWeights? { work.prepared }
+  var dispatch: GroupRows { work.dispatch }
+  var dropout: Dropout? { work.dropout }
+}
+
+protocol GroupBackwardJob: GroupJob {
+  var gradients: GroupGradients { get }
+}
+
+extension GroupBackwardJob {
+  var dy: UnsafePointer<Float> { gradients.dy }
+  var dWeights: UnsafeMutablePointer<Float> { gradients.dWeights }
+  var dRows: UnsafeMutablePointer<Float> { gradients.dRows }
+}

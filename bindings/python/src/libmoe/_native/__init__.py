@@ -1,0 +1,1 @@
+"""The native library: its declarations, how it is found, called and let go, and what its arguments may be."""

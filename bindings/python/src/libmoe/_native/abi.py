@@ -1,0 +1,1051 @@
+"""The C declarations of both headers for ctypes.  Written by scripts/abi from include/*.h; do not edit.
+
+Arrays and places for numbers are passed by address (``c_void_p``); elements and shape of arrays
+are checked where a numpy array enters, in ``check.py``.
+"""
+
+from __future__ import annotations
+
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
+from typing import Any
+
+from .struct import Sized, Status, Struct
+
+# Constants.
+THREADS_ALL = -1
+PHASES = 11
+NO_GROUPS = -1
+NO_LAYER_NUMBER = -1
+
+# Enums: the constant in C is the prefix and the word, MOE_MATMUL_AUTO.
+STATUS = {
+    "ok": 0, "error_invalid_argument": 1, "error_out_of_memory": 2, "error_bad_state": 3,
+    "error_not_finite": 4, "error_cancelled": 5, "error_io": 6,
+}
+MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
+INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
+LOG_LEVEL = {"info": 0}
+PHASE = {
+    "route": 0, "dispatch": 1, "gate_up": 2, "down": 3, "combine": 4, "projection": 5, "attention": 6,
+    "norm": 7, "embedding": 8, "loss": 9, "optimizer": 10,
+}
+DTYPE = {
+    "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
+    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16,
+}
+ROUTER_WEIGHTS = {
+    "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
+}
+ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
+NOISE = {"none": 0, "gaussian": 1, "learned": 2}
+ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
+ROUTER_DROPOUT = {"input": 0, "logits": 1}
+DYNAMIC_K = {"none": 0, "top_p": 1, "threshold": 2, "complexity": 3}
+CAPACITY = {
+    "none": 0, "constant": 1, "megatron": 2, "deepspeed": 3, "megablocks": 4, "tutel": 5, "fastmoe": 6,
+    "lucidrains": 7, "nllb": 8, "flaxformer": 9, "classic": 10, "classic_total": 11,
+}
+DROP = {"position": 0, "choice_position": 1, "probability": 2, "batch_prioritized": 3, "random": 4}
+OVERFLOW = {"drop": 0, "next_best": 1}
+RENORMALIZE = {"before": 0, "after": 1}
+SHARED_GATE = {"plain": 0, "sigmoid": 1, "residual": 2}
+LOSS = {
+    "balance": 0, "balance_count": 1, "transformers": 2, "switch": 3, "switch_sequence": 4, "gshard": 5,
+    "deepspeed": 6, "megatron": 7, "megatron_sequence": 8, "megatron_global": 9, "variance": 10,
+    "importance": 11, "load": 12, "shazeer": 13, "tutel_gshard": 14, "tutel_importance_load": 15, "z": 16,
+    "z_switch": 17, "balance_positive": 18,
+}
+SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
+NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
+EPSILON = {"added": 0, "least": 1}
+GROUP_MASK = {"minus_infinity": 0, "zero": 1}
+BIAS = {"default": 0, "off": 1, "on": 2}
+EXPERT_KIND = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
+ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
+UNALLOCATED = {"expert_gradients": 1, "expert_weights": 2}
+PREPARED = {"none": 0, "f32": 1, "bf16": 2}
+TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
+SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
+LAYOUT = {
+    "libmoe": 0, "mixtral": 1, "qwen2_moe": 2, "qwen3_moe": 3, "olmoe": 4, "deepseek": 5, "gpt_oss": 6,
+    "gpt_oss_mxfp4": 7, "llama4": 8, "granite_moe": 9, "dbrx": 10, "switch_encoder": 11, "switch_decoder": 12,
+    "transformers_5": 13, "llama4_text": 14, "jetmoe": 15, "minimax_m2": 16, "ernie4_5": 17,
+    "longcat_flash": 18, "jamba": 19, "hunyuan": 20, "nemotron_h": 21, "lfm2_moe": 22, "afmoe": 23,
+    "deepseek_v4": 24, "nllb_encoder": 25, "nllb_decoder": 26, "qwen3_vl_moe": 27, "qwen3_5_moe": 28,
+    "gemma4": 29,
+}
+NORM = {"layer": 0, "rms": 1}
+NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
+KEEP = {"all": 0, "lean": 1, "input": 2}
+
+# Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
+class moe_context(Structure):
+    """Owns the threads, the allocator and the callbacks of the layers and optimisers created in it."""
+
+
+class moe_layer(Structure):
+    """A router, E experts and their parameters."""
+
+
+class moe_tape(Structure):
+    """What forward leaves for backward."""
+
+
+class moe_routing(Structure):
+    """The experts that the tokens of one call used."""
+
+
+class moe_optimizer(Structure):
+    """Steps parameters by their gradients."""
+
+
+class moe_statistics(Structure):
+    """Sums of reports over many calls."""
+
+
+class moe_checkpoint(Structure):
+    """An open safetensors file, or several that an index file names."""
+
+
+class moe_mapping(Structure):
+    """A file mapped for reading and writing."""
+
+
+class moe_model(Structure):
+    """A stack of transformer layers and its parameters."""
+
+
+class moe_model_tape(Structure):
+    """What forward leaves for backward."""
+
+
+class moe_cache(Structure):
+    """Keys and values of the tokens so far, of B sequences that grow together."""
+
+
+moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
+moe_context_config_dealloc = CFUNCTYPE(None, c_void_p, c_void_p)
+moe_context_config_log = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
+moe_context_config_cancel = CFUNCTYPE(c_int32, c_void_p)
+
+
+class moe_context_config(Sized):
+    """How a context is made."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_threads", c_int32),
+        ("matmul", c_int32),
+        ("alloc", moe_context_config_alloc),
+        ("dealloc", moe_context_config_dealloc),
+        ("alloc_user", c_void_p),
+        ("log", moe_context_config_log),
+        ("log_user", c_void_p),
+        ("cancel", moe_context_config_cancel),
+        ("cancel_user", c_void_p),
+        ("instructions", c_int32),
+        ("reserved", c_int32),
+        ("memory_limit", c_size_t),
+    ]
+    _words_ = {
+        "matmul": MATMUL,
+        "instructions": INSTRUCTIONS,
+    }
+    _bytes_ = frozenset({"memory_limit"})
+
+
+class moe_phase_time(Sized):
+    """What one phase came to in one direction, over all calls since moe_profile_start."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("calls", c_int64),
+        ("seconds", c_double),
+        ("flops", c_double),
+        ("bytes", c_double),
+    ]
+
+
+class moe_profile_event(Struct):
+    """One run of one phase, for a time line (Chrome's trace format, say)."""
+
+    _fields_ = [
+        ("phase", c_int32),
+        ("backward", c_int32),
+        ("thread", c_int64),
+        ("start", c_double),
+        ("seconds", c_double),
+        ("flops", c_double),
+        ("bytes", c_double),
+    ]
+    _words_ = {
+        "phase": PHASE,
+    }
+    _flags_ = frozenset({"backward"})
+
+
+class moe_tensor(Sized):
+    """A parameter or a tensor of the caller's."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("dtype", c_int32),
+        ("rank", c_int32),
+        ("shape", c_int64 * 4),
+        ("strides", c_int64 * 4),
+        ("data", c_void_p),
+        ("grad", c_void_p),
+    ]
+    _words_ = {
+        "dtype": {"f32": 0, "bf16": 1},
+    }
+
+
+class moe_loss_term(Struct):
+    """A loss of moe_layer_config.losses."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("coefficient", c_float),
+    ]
+    _words_ = {
+        "kind": LOSS,
+    }
+
+
+class moe_expert_group(Struct):
+    """Experts of one kind and width in a layer with several."""
+
+    _fields_ = [
+        ("n_experts", c_int64),
+        ("intermediate_size", c_int64),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("expert_bias", c_int32),
+        ("dropout", c_float),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("reserved", c_int32),
+    ]
+    _words_ = {
+        "expert_kind": EXPERT_KIND,
+        "activation": ACTIVATION,
+        "expert_bias": BIAS,
+    }
+
+
+class moe_layer_config(Sized):
+    """What a layer is."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("n_experts", c_int64),
+        ("top_k", c_int64),
+        ("router_weights", c_int32),
+        ("router_normalize", c_int32),
+        ("router_bias", c_int32),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("expert_bias", c_int32),
+        ("inference_only", c_int32),
+        ("dropout", c_float),
+        ("balance_coef", c_float),
+        ("z_coef", c_float),
+        ("seed", c_uint64),
+        ("weight_dtype", c_int32),
+        ("io_dtype", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("score", c_int32),
+        ("selection_bias", c_int32),
+        ("expert_scale", c_int32),
+        ("n_groups", c_int32),
+        ("top_groups", c_int32),
+        ("group_top_m", c_int32),
+        ("group_mask", c_int32),
+        ("epsilon_form", c_int32),
+        ("normalize_epsilon", c_float),
+        ("routed_scale", c_float),
+        ("router", c_int32),
+        ("expert_groups", POINTER(moe_expert_group)),
+        ("n_expert_groups", c_int64),
+        ("n_shared_experts", c_int64),
+        ("shared_intermediate_size", c_int64),
+        ("shared_gate", c_int32),
+        ("output_bias", c_int32),
+        ("weight_on_input", c_int32),
+        ("normalize_p", c_float),
+        ("mask_threshold", c_float),
+        ("random_second", c_int32),
+        ("noise", c_int32),
+        ("noise_std", c_float),
+        ("jitter", c_float),
+        ("jitter_experts", c_int32),
+        ("router_dropout", c_float),
+        ("router_dropout_on", c_int32),
+        ("router_batch_norm", c_int32),
+        ("batch_norm_momentum", c_float),
+        ("batch_norm_epsilon", c_float),
+        ("dynamic_k", c_int32),
+        ("dynamic_value", c_float),
+        ("min_k", c_int32),
+        ("warmup_steps", c_int64),
+        ("warmup_experts", c_int64),
+        ("capacity", c_int64),
+        ("min_capacity", c_int64),
+        ("capacity_formula", c_int32),
+        ("capacity_per_sequence", c_int32),
+        ("capacity_factor", c_double),
+        ("eval_capacity_factor", c_double),
+        ("drop", c_int32),
+        ("overflow", c_int32),
+        ("renormalize", c_int32),
+        ("adaptive_capacity", c_int32),
+        ("adaptive_high", c_double),
+        ("adaptive_high_factor", c_double),
+        ("adaptive_low", c_double),
+        ("adaptive_low_factor", c_double),
+        ("hash_table", c_void_p),
+        ("vocabulary_size", c_int64),
+        ("losses", POINTER(moe_loss_term)),
+        ("n_losses", c_int64),
+        ("unallocated", c_int32),
+        ("reserved", c_int32),
+        ("router_norm", c_int32),
+        ("router_norm_scale", c_float),
+        ("router_norm_epsilon", c_float),
+        ("reserved2", c_int32),
+    ]
+    _words_ = {
+        "router_weights": ROUTER_WEIGHTS,
+        "router_normalize": NORMALIZE,
+        "router_bias": BIAS,
+        "expert_kind": EXPERT_KIND,
+        "activation": ACTIVATION,
+        "expert_bias": BIAS,
+        "weight_dtype": {"f32": 0, "bf16": 1},
+        "io_dtype": {"f32": 0, "bf16": 1},
+        "score": SCORE,
+        "group_mask": GROUP_MASK,
+        "epsilon_form": EPSILON,
+        "router": ROUTER,
+        "shared_gate": SHARED_GATE,
+        "noise": NOISE,
+        "router_dropout_on": ROUTER_DROPOUT,
+        "dynamic_k": DYNAMIC_K,
+        "capacity_formula": CAPACITY,
+        "drop": DROP,
+        "overflow": OVERFLOW,
+        "renormalize": RENORMALIZE,
+        "router_norm": ROUTER_NORM,
+    }
+    _sums_ = {
+        "unallocated": UNALLOCATED,
+    }
+    _flags_ = frozenset({
+        "inference_only", "selection_bias", "expert_scale", "output_bias", "weight_on_input", "random_second",
+        "jitter_experts", "router_batch_norm", "capacity_per_sequence", "adaptive_capacity",
+    })
+
+
+class moe_forward_options(Sized):
+    """What one forward is told beside x."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("step", c_uint64),
+        ("training", c_int32),
+        ("reserved", c_int32),
+        ("valid_mask", c_void_p),
+        ("token_ids", c_void_p),
+        ("expert_indices", c_void_p),
+        ("expert_weights", c_void_p),
+        ("sequence_length", c_int64),
+        ("global_counts", c_void_p),
+        ("record", POINTER(moe_routing)),
+        ("replay", POINTER(moe_routing)),
+        ("memory_limit", c_size_t),
+        ("scratch", c_void_p),
+        ("scratch_size", c_size_t),
+        ("tape_policy", c_int32),
+        ("reserved2", c_int32),
+        ("loss_mask", c_void_p),
+        ("noise", c_void_p),
+        ("jitter", c_void_p),
+        ("second", c_void_p),
+        ("chunk_tokens", c_int64),
+    ]
+    _words_ = {
+        "tape_policy": TAPE_POLICY,
+    }
+    _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit", "scratch_size"})
+    _arrays_ = {
+        "valid_mask": ("mask", "T"),
+        "token_ids": ("i64", "T"),
+        "expert_indices": ("i32", "TK"),
+        "expert_weights": ("f32", "TK"),
+        "global_counts": ("i64", "E"),
+        "loss_mask": ("mask", "T"),
+        "noise": ("f32", "TE"),
+        "jitter": ("f32", "TH"),
+        "second": ("f32", "T"),
+    }
+
+
+class moe_report(Sized):
+    """Losses and statistics of one forward call."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("balance_loss", c_float),
+        ("z_loss", c_float),
+        ("aux_loss", c_float),
+        ("entropy", c_float),
+        ("tokens_per_expert", c_void_p),
+        ("mean_probability", c_void_p),
+        ("expert_indices", c_void_p),
+        ("expert_weights", c_void_p),
+        ("dropped_per_expert", c_void_p),
+        ("losses", c_void_p),
+        ("n_dropped", c_int64),
+        ("n_valid", c_int64),
+        ("max_over_mean", c_float),
+        ("variation", c_float),
+        ("dead_share", c_float),
+        ("reserved", c_int32),
+        ("sequence_counts", c_void_p),
+        ("sequence_probability", c_void_p),
+        ("sequence_valid", c_void_p),
+    ]
+    _arrays_ = {
+        "tokens_per_expert": ("i64, write", "E"),
+        "mean_probability": ("f32, write", "E"),
+        "expert_indices": ("i32, write", "TC"),
+        "expert_weights": ("f32, write", "TC"),
+        "dropped_per_expert": ("i64, write", "E"),
+        "sequence_counts": ("i64, write", "BE"),
+        "sequence_probability": ("f32, write", "BE"),
+        "sequence_valid": ("i64, write", "B"),
+    }
+
+
+class moe_plan(Sized):
+    """Memory of a call, in bytes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("forward_bytes", c_size_t),
+        ("backward_bytes", c_size_t),
+        ("tape_bytes", c_size_t),
+        ("total_bytes", c_size_t),
+        ("chunk_tokens", c_int64),
+        ("tape_policy", c_int32),
+        ("reserved", c_int32),
+        ("n_tokens", c_int64),
+    ]
+    _words_ = {
+        "tape_policy": {"full": 1, "lean": 2},
+    }
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
+
+
+class moe_backward_options(Sized):
+    """What one backward is told beside dy."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("d_mean_probability", c_void_p),
+        ("d_expert_weights", c_void_p),
+        ("scratch", c_void_p),
+        ("scratch_size", c_size_t),
+        ("optimizer", POINTER(moe_optimizer)),
+        ("clip_factor", c_float),
+        ("reserved", c_int32),
+        ("d_sequence_probability", c_void_p),
+    ]
+    _bytes_ = frozenset({"scratch_size"})
+    _arrays_ = {
+        "d_mean_probability": ("f32", "E"),
+        "d_expert_weights": ("f32, write", "TK"),
+        "d_sequence_probability": ("f32", "BE"),
+    }
+
+
+class moe_adamw_config(Sized):
+    """AdamW [AdamW 2019], as torch.optim.AdamW."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
+    }
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
+class moe_sgd_config(Sized):
+    """SGD with momentum and decoupled weight decay."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("weight_decay", c_double),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {"learning_rate": 0.001}
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
+class moe_schedule(Sized):
+    """A learning rate for every step."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("kind", c_int32),
+        ("reserved", c_int32),
+        ("learning_rate", c_double),
+        ("warmup_steps", c_int64),
+        ("total_steps", c_int64),
+        ("final_fraction", c_double),
+        ("pct_start", c_double),
+        ("div_factor", c_double),
+        ("final_div_factor", c_double),
+        ("base_momentum", c_double),
+        ("max_momentum", c_double),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 10000.0,
+        "base_momentum": 0.85, "max_momentum": 0.95,
+    }
+    _words_ = {
+        "kind": SCHEDULE_KIND,
+    }
+
+
+class moe_clip_state(Sized):
+    """A clipping threshold that follows the norms it sees, after [ZClip 2025]."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("decay", c_double),
+        ("threshold", c_double),
+        ("warmup_steps", c_int64),
+        ("mean", c_double),
+        ("variance", c_double),
+        ("count", c_int64),
+    ]
+    _defaults_ = {"decay": 0.97, "threshold": 2.5, "warmup_steps": 25}
+
+
+class moe_stored_tensor(Sized):
+    """A tensor in a checkpoint."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("dtype", c_int32),
+        ("rank", c_int32),
+        ("shape", c_int64 * 8),
+        ("data", c_void_p),
+        ("size", c_size_t),
+        ("dtype_name", c_char_p),
+    ]
+    _words_ = {
+        "dtype": DTYPE,
+    }
+    _bytes_ = frozenset({"size"})
+
+
+class moe_offload_statistics(Sized):
+    """What an offloaded layer's forward calls have found since moe_layer_offload."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hits", c_int64),
+        ("misses", c_int64),
+        ("bytes_read", c_int64),
+        ("n_slots", c_int64),
+    ]
+
+
+class moe_training(Sized):
+    """What a training run goes on from."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("step", c_uint64),
+        ("layers", POINTER(POINTER(moe_layer))),
+        ("n_layers", c_int64),
+        ("optimizers", POINTER(POINTER(moe_optimizer))),
+        ("n_optimizers", c_int64),
+        ("statistics", POINTER(POINTER(moe_statistics))),
+        ("n_statistics", c_int64),
+        ("tensors", POINTER(moe_tensor)),
+        ("n_tensors", c_int64),
+        ("without_unallocated", c_int32),
+        ("reserved", c_int32),
+    ]
+    _flags_ = frozenset({"without_unallocated"})
+
+
+class moe_attention_config(Sized):
+    """What attention is asked for."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_sequences", c_int64),
+        ("n_queries", c_int64),
+        ("n_keys", c_int64),
+        ("n_heads", c_int64),
+        ("n_kv_heads", c_int64),
+        ("head_size", c_int64),
+        ("query_stride", c_int64),
+        ("key_stride", c_int64),
+        ("value_stride", c_int64),
+        ("output_stride", c_int64),
+        ("scale", c_double),
+        ("causal", c_int32),
+        ("dropout", c_float),
+        ("seed", c_uint64),
+        ("step", c_uint64),
+        ("mask", c_void_p),
+        ("added_mask", c_void_p),
+        ("valid_mask", c_void_p),
+    ]
+    _flags_ = frozenset({"causal"})
+    _arrays_ = {
+        "mask": ("mask", "SU"),
+        "added_mask": ("f32", "SU"),
+        "valid_mask": ("mask", "BU"),
+    }
+
+
+class moe_model_config(Sized):
+    """What a model is."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("hidden_size", c_int64),
+        ("n_layers", c_int64),
+        ("n_heads", c_int64),
+        ("n_kv_heads", c_int64),
+        ("head_size", c_int64),
+        ("vocabulary_size", c_int64),
+        ("max_positions", c_int64),
+        ("rope_theta", c_double),
+        ("norm_epsilon", c_double),
+        ("norm", c_int32),
+        ("norm_place", c_int32),
+        ("final_norm", c_int32),
+        ("causal", c_int32),
+        ("qkv_bias", c_int32),
+        ("output_bias", c_int32),
+        ("qk_norm", c_int32),
+        ("tied_output", c_int32),
+        ("weight_dtype", c_int32),
+        ("dropout", c_float),
+        ("attention_dropout", c_float),
+        ("dense_kind", c_int32),
+        ("dense_activation", c_int32),
+        ("dense_no_bias", c_int32),
+        ("dense_dropout", c_float),
+        ("inference_only", c_int32),
+        ("dense_intermediate_size", c_int64),
+        ("moe", POINTER(moe_layer_config)),
+        ("moe_every", c_int64),
+        ("pooled_balance_coef", c_double),
+        ("init_deviation", c_double),
+        ("seed", c_uint64),
+    ]
+    _words_ = {
+        "norm": NORM,
+        "norm_place": NORM_PLACE,
+        "weight_dtype": {"f32": 0, "bf16": 1},
+        "dense_kind": {"mlp": 0, "gated": 1},
+        "dense_activation": ACTIVATION,
+    }
+    _flags_ = frozenset({
+        "final_norm", "causal", "qkv_bias", "output_bias", "qk_norm", "tied_output", "dense_no_bias",
+        "inference_only",
+    })
+
+
+class moe_model_input(Sized):
+    """One call."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_sequences", c_int64),
+        ("sequence_length", c_int64),
+        ("tokens", c_void_p),
+        ("hidden", c_void_p),
+        ("targets", c_void_p),
+        ("ignore_index", c_int32),
+        ("training", c_int32),
+        ("label_smoothing", c_double),
+        ("step", c_uint64),
+        ("mask", c_void_p),
+        ("added_mask", c_void_p),
+        ("valid_mask", c_void_p),
+        ("memory_limit", c_size_t),
+        ("positions", c_void_p),
+        ("loss_mask", c_void_p),
+        ("chunk_tokens", c_int64),
+    ]
+    _defaults_ = {"ignore_index": -100}
+    _flags_ = frozenset({"training"})
+    _bytes_ = frozenset({"memory_limit"})
+    _arrays_ = {
+        "tokens": ("i32", "BS"),
+        "hidden": ("f32", "BSH"),
+        "targets": ("i32", "BS"),
+        "mask": ("mask", "SS"),
+        "added_mask": ("f32", "SS"),
+        "valid_mask": ("mask", "BS"),
+        "positions": ("i64", "BS"),
+        "loss_mask": ("mask", "BS"),
+    }
+
+
+class moe_model_report(Sized):
+    """One call."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("loss", c_double),
+        ("objective", c_double),
+        ("aux_loss", c_double),
+        ("pooled_balance_loss", c_double),
+        ("n_targets", c_int64),
+        ("layers", POINTER(moe_report)),
+        ("token_losses", c_void_p),
+    ]
+    _arrays_ = {
+        "token_losses": ("f32, write", "BS"),
+    }
+
+
+class moe_model_plan(Sized):
+    """Memory of a call of a model, in bytes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("forward_bytes", c_size_t),
+        ("backward_bytes", c_size_t),
+        ("tape_bytes", c_size_t),
+        ("total_bytes", c_size_t),
+        ("keep", c_void_p),
+        ("kept_all", c_int64),
+        ("kept_lean", c_int64),
+        ("kept_input", c_int64),
+    ]
+    _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
+
+
+class moe_read_options(Sized):
+    """What moe_model_read_with is told beside the tokens."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("valid_mask", c_void_p),
+        ("positions", c_void_p),
+    ]
+    _arrays_ = {
+        "valid_mask": ("mask", "Bn"),
+        "positions": ("i64", "Bn"),
+    }
+
+
+class moe_sampling(Sized):
+    """How the next token is drawn."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("temperature", c_double),
+        ("top_k", c_int64),
+        ("top_p", c_double),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {"top_p": 1.0}
+
+
+# Words of arguments, where only some of an enum's are taken.
+ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
+    "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1}},
+    "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1}},
+    "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1}},
+    "moe_linear_forward": {"weight_dtype": {"f32": 0, "bf16": 1}},
+    "moe_linear_backward": {"weight_dtype": {"f32": 0, "bf16": 1}},
+    "moe_cross_entropy": {"weight_dtype": {"f32": 0, "bf16": 1}},
+}
+
+# What a function returns, and what it takes.
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "moe_version": (c_int32, []),
+    "moe_version_string": (c_char_p, []),
+    "moe_status_name": (c_char_p, [Status]),
+    "moe_last_error_message": (c_char_p, []),
+    "moe_processors": (c_int32, []),
+    "moe_context_config_init": (None, [POINTER(moe_context_config), c_size_t]),
+    "moe_context_create": (Status, [POINTER(moe_context_config), POINTER(POINTER(moe_context))]),
+    "moe_context_free": (None, [POINTER(moe_context)]),
+    "moe_context_threads": (c_int32, [POINTER(moe_context)]),
+    "moe_context_memory": (Status, [POINTER(moe_context), c_void_p, c_void_p]),
+    "moe_build_info": (c_char_p, [POINTER(moe_context)]),
+    "moe_phase_name": (c_char_p, [c_int32]),
+    "moe_phase_time_init": (None, [POINTER(moe_phase_time), c_size_t]),
+    "moe_profile_start": (Status, [POINTER(moe_context), c_int64]),
+    "moe_profile_stop": (Status, [POINTER(moe_context)]),
+    "moe_profile_phase": (Status, [POINTER(moe_context), c_int32, c_int32, POINTER(moe_phase_time)]),
+    "moe_profile_events": (Status, [
+        POINTER(moe_context), c_int64, POINTER(moe_profile_event), c_int64, c_void_p,
+    ]),
+    "moe_tensor_init": (None, [POINTER(moe_tensor), c_size_t]),
+    "moe_layer_config_init": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_layer_create": (Status, [
+        POINTER(moe_context), POINTER(moe_layer_config), POINTER(POINTER(moe_layer)),
+    ]),
+    "moe_layer_free": (None, [POINTER(moe_layer)]),
+    "moe_layer_initialize": (Status, [POINTER(moe_layer)]),
+    "moe_layer_parameter_count": (Status, [POINTER(moe_layer), c_void_p]),
+    "moe_layer_parameter": (Status, [POINTER(moe_layer), c_int64, POINTER(moe_tensor)]),
+    "moe_layer_find_parameter": (Status, [POINTER(moe_layer), c_char_p, c_void_p]),
+    "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
+    "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
+    "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
+    "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
+    "moe_preset_mixtral": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_qwen2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_qwen3_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_olmoe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_deepseek_v2": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_deepseek_v3": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_glm4_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_gpt_oss": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_granite_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_jetmoe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_phimoe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_dbrx": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_llama4": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_minimax_m2": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_ernie4_5": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_longcat_flash": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_switch": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_jamba": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_llama_cpp": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_gemma4": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_qwen3_vl_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_qwen3_5_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_dots1": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_hunyuan": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_nemotron_h": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_lfm2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_afmoe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_deepseek_v4": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_preset_nllb_moe": (None, [POINTER(moe_layer_config), c_size_t]),
+    "moe_tape_create": (Status, [POINTER(moe_layer), POINTER(POINTER(moe_tape))]),
+    "moe_tape_free": (None, [POINTER(moe_tape)]),
+    "moe_tape_bind": (Status, [POINTER(moe_tape), c_void_p, c_size_t]),
+    "moe_routing_create": (Status, [POINTER(moe_context), POINTER(POINTER(moe_routing))]),
+    "moe_routing_free": (None, [POINTER(moe_routing)]),
+    "moe_routing_saved_size": (Status, [POINTER(moe_routing), c_void_p]),
+    "moe_routing_save": (Status, [POINTER(moe_routing), c_void_p, c_size_t]),
+    "moe_routing_load": (Status, [POINTER(moe_routing), c_void_p, c_size_t]),
+    "moe_forward_options_init": (None, [POINTER(moe_forward_options), c_size_t]),
+    "moe_report_init": (None, [POINTER(moe_report), c_size_t]),
+    "moe_plan_init": (None, [POINTER(moe_plan), c_size_t]),
+    "moe_layer_plan": (Status, [
+        POINTER(moe_layer), c_int64, POINTER(moe_forward_options), c_int32, POINTER(moe_plan),
+    ]),
+    "moe_plan_describe": (Status, [POINTER(moe_plan), c_char_p, c_size_t, c_void_p]),
+    "moe_layer_forward": (Status, [
+        POINTER(moe_layer), c_void_p, c_int64, POINTER(moe_forward_options), c_void_p, POINTER(moe_tape),
+        POINTER(moe_report),
+    ]),
+    "moe_backward_options_init": (None, [POINTER(moe_backward_options), c_size_t]),
+    "moe_layer_backward": (Status, [
+        POINTER(moe_layer), POINTER(moe_tape), c_void_p, c_void_p, c_float, c_void_p,
+        POINTER(moe_backward_options),
+    ]),
+    "moe_pooled_balance_loss": (Status, [c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
+    "moe_pooled_sequence_loss": (Status, [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_statistics_create": (Status, [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))]),
+    "moe_statistics_free": (None, [POINTER(moe_statistics)]),
+    "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
+    "moe_statistics_reset": (Status, [POINTER(moe_statistics)]),
+    "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
+    "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
+    "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
+    "moe_adamw_create": (Status, [
+        POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_sgd_create": (Status, [
+        POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
+    "moe_optimizer_state_size": (Status, [POINTER(moe_optimizer), c_void_p]),
+    "moe_optimizer_bind_state": (Status, [POINTER(moe_optimizer), c_void_p, c_size_t]),
+    "moe_optimizer_step": (Status, [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64]),
+    "moe_optimizer_step_clipped": (Status, [
+        POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, c_void_p,
+    ]),
+    "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_optimizer_set_momentum": (Status, [POINTER(moe_optimizer), c_double]),
+    "moe_schedule_init": (None, [POINTER(moe_schedule), c_size_t]),
+    "moe_learning_rate": (Status, [POINTER(moe_schedule), c_int64, c_void_p]),
+    "moe_momentum": (Status, [POINTER(moe_schedule), c_int64, c_void_p]),
+    "moe_optimizer_set_group": (Status, [POINTER(moe_optimizer), c_void_p, c_int64, c_double, c_double]),
+    "moe_clip_grad_norm": (Status, [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, c_void_p]),
+    "moe_clip_state_init": (None, [POINTER(moe_clip_state), c_size_t]),
+    "moe_adaptive_clip": (Status, [POINTER(moe_clip_state), c_double, c_void_p]),
+    "moe_optimizer_step_adaptive": (Status, [
+        POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, POINTER(moe_clip_state), c_void_p,
+    ]),
+    "moe_stored_tensor_init": (None, [POINTER(moe_stored_tensor), c_size_t]),
+    "moe_checkpoint_open": (Status, [POINTER(moe_context), c_char_p, POINTER(POINTER(moe_checkpoint))]),
+    "moe_checkpoint_free": (None, [POINTER(moe_checkpoint)]),
+    "moe_checkpoint_tensor_count": (Status, [POINTER(moe_checkpoint), c_void_p]),
+    "moe_checkpoint_tensor": (Status, [POINTER(moe_checkpoint), c_int64, POINTER(moe_stored_tensor)]),
+    "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, c_void_p]),
+    "moe_checkpoint_read_tensor": (Status, [POINTER(moe_checkpoint), c_int64, c_int32, c_void_p, c_size_t]),
+    "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
+    "moe_checkpoint_write_sharded": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64, c_size_t,
+    ]),
+    "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
+    "moe_layer_load_prefix": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p]),
+    "moe_layer_offload": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t]),
+    "moe_layer_offload_prefix": (Status, [
+        POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p, c_size_t,
+    ]),
+    "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
+    "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
+    "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
+    "moe_layer_save_sharded": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32, c_size_t]),
+    "moe_layer_save_prefix": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_char_p, c_int32, c_size_t]),
+    "moe_layer_upcycle": (Status, [POINTER(moe_layer), POINTER(moe_tensor), c_int64]),
+    "moe_training_init": (None, [POINTER(moe_training), c_size_t]),
+    "moe_training_save": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
+    "moe_training_load": (Status, [POINTER(moe_context), POINTER(moe_training), c_char_p]),
+    "moe_mapping_create": (Status, [POINTER(moe_context), c_char_p, c_size_t, POINTER(POINTER(moe_mapping))]),
+    "moe_mapping_free": (None, [POINTER(moe_mapping)]),
+    "moe_mapping_data": (Status, [POINTER(moe_mapping), c_void_p]),
+    "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
+    "moe_norm_forward": (Status, [
+        POINTER(moe_context), c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_double, c_void_p,
+        c_void_p,
+    ]),
+    "moe_norm_backward": (Status, [
+        POINTER(moe_context), c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p,
+    ]),
+    "moe_linear_forward": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p,
+    ]),
+    "moe_linear_backward": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p,
+        c_void_p, c_void_p,
+    ]),
+    "moe_rotate": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64,
+        c_double, c_int32,
+    ]),
+    "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
+    "moe_attention_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_attention_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_embedding_forward": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64,
+        c_int64, c_void_p,
+    ]),
+    "moe_embedding_backward": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64,
+        c_int64, c_int64,
+    ]),
+    "moe_cross_entropy": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_int32,
+        c_double, c_double, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_model_config_init": (None, [POINTER(moe_model_config), c_size_t]),
+    "moe_encoder_layer_config_init": (None, [POINTER(moe_model_config), c_size_t]),
+    "moe_model_create": (Status, [
+        POINTER(moe_context), POINTER(moe_model_config), POINTER(POINTER(moe_model)),
+    ]),
+    "moe_model_free": (None, [POINTER(moe_model)]),
+    "moe_model_parameter_count": (Status, [POINTER(moe_model), c_void_p]),
+    "moe_model_parameter": (Status, [POINTER(moe_model), c_int64, POINTER(moe_tensor)]),
+    "moe_model_find_parameter": (Status, [POINTER(moe_model), c_char_p, c_void_p]),
+    "moe_model_bind_parameter": (Status, [POINTER(moe_model), c_int64, c_void_p, c_void_p]),
+    "moe_model_zero_grad": (Status, [POINTER(moe_model)]),
+    "moe_model_layer": (Status, [POINTER(moe_model), c_int64, POINTER(POINTER(moe_layer))]),
+    "moe_model_tape_create": (Status, [POINTER(moe_model), POINTER(POINTER(moe_model_tape))]),
+    "moe_model_tape_free": (None, [POINTER(moe_model_tape)]),
+    "moe_model_input_init": (None, [POINTER(moe_model_input), c_size_t]),
+    "moe_model_report_init": (None, [POINTER(moe_model_report), c_size_t]),
+    "moe_model_plan_init": (None, [POINTER(moe_model_plan), c_size_t]),
+    "moe_model_plan_memory": (Status, [
+        POINTER(moe_model), POINTER(moe_model_input), c_int32, POINTER(moe_model_plan),
+    ]),
+    "moe_model_forward": (Status, [
+        POINTER(moe_model), POINTER(moe_model_input), c_void_p, c_void_p, POINTER(moe_model_tape),
+        POINTER(moe_model_report),
+    ]),
+    "moe_model_backward": (Status, [
+        POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
+    ]),
+    "moe_cache_create": (Status, [POINTER(moe_model), c_int64, c_int64, POINTER(POINTER(moe_cache))]),
+    "moe_cache_free": (None, [POINTER(moe_cache)]),
+    "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
+    "moe_model_read": (Status, [POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, c_void_p]),
+    "moe_read_options_init": (None, [POINTER(moe_read_options), c_size_t]),
+    "moe_model_read_with": (Status, [
+        POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, POINTER(moe_read_options), c_void_p,
+    ]),
+    "moe_sampling_init": (None, [POINTER(moe_sampling), c_size_t]),
+    "moe_sample": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, POINTER(moe_sampling), c_uint64, c_void_p,
+    ]),
+}

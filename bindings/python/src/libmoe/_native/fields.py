@@ -1,0 +1,80 @@
+"""Python's values in the fields of C structs, and back, by what the header says that each field is."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import abi, check
+from .struct import Struct
+
+AnyStruct = TypeVar("AnyStruct", bound=Struct)
+Shapes = Mapping[str, tuple[int, ...]]
+"""What the letters of arrays' shapes stand for: ``{"T": (3, 5), "K": (2,)}``."""
+
+_BIAS = {None: abi.BIAS["default"], False: abi.BIAS["off"], True: abi.BIAS["on"]}
+
+
+@functools.cache
+def types(struct: type[Struct]) -> Mapping[str, Any]:
+    """Return the types of a struct's fields, without its size and what is reserved."""
+    known = ((field[0], field[1]) for field in struct._fields_)
+    return {name: kind for name, kind in known if name != "struct_size" and not name.startswith("reserved")}
+
+
+def filled(struct: type[AnyStruct], shapes: Shapes | None = None, **values: Any) -> AnyStruct:
+    """Return a struct with these values, each checked; a message names it as it is called here.
+
+    Arrays are the caller's, who keeps them alive; a struct, a handle or an address is taken as it is.
+    """
+    return struct(**{name: to_c(struct, name, value, shapes=shapes) for name, value in values.items()})
+
+
+def to_c(struct: type[Struct], field: str, value: Any, owner: str = "", shapes: Shapes | None = None) -> Any:
+    """Return a value as the field holds it; messages call it by its owner and the field."""
+    kind, name = types(struct)[field], owner + field
+    if field in struct._words_:
+        words = struct._words_[field]
+        if words is abi.BIAS:
+            return _BIAS[None if value is None else check.flag(name, value)]
+        return check.choice(name, value, words)
+    if field in struct._sums_:
+        listed = [value] if isinstance(value, str) else check.listed(name, value, "a tuple of words")
+        return sum({check.choice(name, word, struct._sums_[field]) for word in listed})
+    if field in struct._flags_:
+        return check.flag(name, value)
+    if field in struct._arrays_ and shapes is not None:
+        elements, letters = struct._arrays_[field]
+        shape = sum((shapes[letter] for letter in letters), ())
+        dtype, _, written = elements.partition(", ")
+        return check.address(name, value, shape, write=bool(written), dtype=dtype)
+    if kind in (ctypes.c_float, ctypes.c_double):
+        return check.number(name, value)
+    if field in struct._bytes_:
+        return check.byte_count(name, value)
+    if kind in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64):
+        return check.integer(name, value, kind)
+    return value
+
+
+def from_c(struct: Struct, field: str) -> Any:
+    """Return what :func:`to_c` would make this field's number of."""
+    value = getattr(struct, field)
+    if field in struct._words_:
+        words = struct._words_[field]
+        pairs = _BIAS.items() if words is abi.BIAS else words.items()
+        return next(word for word, number in pairs if number == value)
+    if field in struct._sums_:
+        return tuple(word for word, number in struct._sums_[field].items() if value & number)
+    if field in struct._flags_:
+        return bool(value)
+    return shortest(value) if types(type(struct))[field] is ctypes.c_float else value
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal number that is this float32: 0.001, not 0.0010000000474974513."""
+    return float(str(np.float32(value)))

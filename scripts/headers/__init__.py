@@ -1,0 +1,1 @@
+"""What follows from the C headers: scripts/abi runs it, tests read the headers with it."""
