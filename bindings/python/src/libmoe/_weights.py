@@ -539,8 +539,9 @@ class Weights(Tensors):
             Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
         layout, layer, prefix
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
-        dtype : {"f32", "bf16"}
-            Of all tensors but those of ``buffers``, which stay float32.
+        dtype : str
+            A type of weights, as of :class:`Layer`: of all tensors but those of ``buffers``, which stay
+            float32.
         max_shard_size : int or str
             As of :func:`save`: bytes of one file at most; 0 writes one file.
 
@@ -571,7 +572,7 @@ class Weights(Tensors):
         ----------
         dense : mapping of str to ndarray
             For each parameter ``experts.X``, called X, an array with the dimensions of one expert:
-            ``up.weight`` [I, H] and so on; float32, or bfloat16 as uint16.
+            ``up.weight`` [I, H] and so on; of any type of weights.
 
         Raises
         ------

@@ -32,9 +32,9 @@ class Parameter:
 
     Parameters
     ----------
-    data : ndarray of float32, or of bfloat16 as uint16
-        The values, of 1 to 4 dimensions; used without a copy.  Of bfloat16 the optimisers keep a float32
-        copy, so that steps smaller than bfloat16 resolves add up.
+    data : ndarray of float32, or of another type of weights; bfloat16 as uint16
+        The values, of 1 to 4 dimensions; used without a copy.  Of other types than float32 the optimisers
+        keep a float32 copy, so that steps smaller than the type resolves add up.
     grad : ndarray of float32, optional
         Their gradient, of the same shape; used without a copy.  Zeros where it is not given.
     name : str
