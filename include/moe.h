@@ -306,7 +306,13 @@ typedef enum moe_dtype {
   MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
   MOE_DTYPE_F8_E5M2 = 14,
   MOE_DTYPE_F8_E8M0 = 15,
-  MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
+  MOE_DTYPE_OTHER = 16,   /**< a type that this library does not know: bytes under a name */
+  MOE_DTYPE_F4 = 17,      /**< 4 bits, two in a byte */
+  MOE_DTYPE_F6_E2M3 = 18, /**< 6 bits, four in three bytes, as the next one */
+  MOE_DTYPE_F6_E3M2 = 19,
+  MOE_DTYPE_C64 = 20,        /**< two F32 */
+  MOE_DTYPE_F8_E4M3FNUZ = 21, /**< one byte, as the next one */
+  MOE_DTYPE_F8_E5M2FNUZ = 22
 } moe_dtype;
 
 /** A parameter or a tensor of the caller's: its name, its shape, and where its values and its gradient are. */
@@ -1437,7 +1443,7 @@ typedef struct moe_stored_tensor {
   const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
                          tensors.  moe_checkpoint_read_tensor makes an aligned copy */
   size_t size;      /**< bytes; 0 where taken = what dtype and shape come to.  Of MOE_DTYPE_OTHER it is always read */
-  const char *dtype_name; /**< as the file has it, "BF16" or "F4"; taken with MOE_DTYPE_OTHER alone, which wants it */
+  const char *dtype_name; /**< as the file has it, "BF16" or "F8_E4M3"; taken with MOE_DTYPE_OTHER alone, which wants it */
 } moe_stored_tensor;
 
 #define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0, NULL }

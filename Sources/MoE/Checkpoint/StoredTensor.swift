@@ -18,6 +18,12 @@ public enum StoredType: Int32 {
   case f8E8M0 = 15
   /// What this library does not know: bytes under a name.
   case other = 16
+  case f4 = 17
+  case f6E2M3 = 18
+  case f6E3M2 = 19
+  case c64 = 20
+  case f8E4M3FNUZ = 21
+  case f8E5M2FNUZ = 22
 
   /// The numbers are the same.
   public init(_ type: ElementType) { self = StoredType(rawValue: type.rawValue) ?? .other }
@@ -25,10 +31,12 @@ public enum StoredType: Int32 {
   /// Of an element.
   var bits: Int {
     switch self {
-    case .f64, .i64, .u64: 64
+    case .f64, .i64, .u64, .c64: 64
     case .f32, .i32, .u32: 32
     case .bf16, .f16, .i16, .u16: 16
-    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0, .other: 8
+    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0, .f8E4M3FNUZ, .f8E5M2FNUZ, .other: 8
+    case .f6E2M3, .f6E3M2: 6
+    case .f4: 4
     }
   }
 
@@ -63,6 +71,12 @@ public enum StoredType: Int32 {
     case .f8E4M3: "F8_E4M3"
     case .f8E5M2: "F8_E5M2"
     case .f8E8M0: "F8_E8M0"
+    case .f4: "F4"
+    case .f6E2M3: "F6_E2M3"
+    case .f6E3M2: "F6_E3M2"
+    case .c64: "C64"
+    case .f8E4M3FNUZ: "F8_E4M3FNUZ"
+    case .f8E5M2FNUZ: "F8_E5M2FNUZ"
     case .other: ""
     }
   }

@@ -1,6 +1,6 @@
 import CShims
 
-/// What a tensor's elements are. Numbers as in moe_dtype.
+/// What a tensor's elements are. Some numbers as in moe_dtype.
 public enum ElementType: Int32 {
   case f32 = 0
   case bf16 = 1

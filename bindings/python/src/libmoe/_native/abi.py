@@ -43,7 +43,8 @@ PHASE = {
 }
 DTYPE = {
     "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
-    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16,
+    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16, "f4": 17,
+    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22,
 }
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
