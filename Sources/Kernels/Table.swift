@@ -76,6 +76,8 @@ import CShims
       from_bf16: { fromBF16(Int($0), $1, $2) },
       to_bf16: { toBF16(Int($0), $1, $2) },
       to_bf16_by_chance: { toBF16ByChance(Int($0), $1, UInt32($2), $3, $4) },
+      from_f16: { fromF16(Int($0), $1, $2) },
+      to_f16: { toF16(Int($0), $1, $2) },
       pack_pairs_transposed: { packPairsTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack_pairs: { packPairs(Int($0), Int($1), $2, Int($3), $4) },
       gather_bf16: { gatherBF16(Int($0), Int($1), $2, $3, Int($4), $5, $6) },

@@ -4,12 +4,14 @@ import CShims
 public enum ElementType: Int32 {
   case f32 = 0
   case bf16 = 1
+  case f16 = 2
 
   /// The table of formats: each row stands in a file of its own, and says all that the engine asks of one.
   public var format: Format {
     switch self {
     case .f32: .f32
     case .bf16: .bf16
+    case .f16: .f16
     }
   }
 }
