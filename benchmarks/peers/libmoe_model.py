@@ -33,7 +33,9 @@ import libmoe
 from libmoe import words
 
 
-def model_of(context: libmoe.Context, dtype: words.WeightDType, *, inference_only: bool = False) -> libmoe.Model:
+def model_of(
+    context: libmoe.Context, dtype: words.WeightDType, *, inference_only: bool = False
+) -> libmoe.Model:
     """Return the model with its initial parameters."""
     return libmoe.Model(
         HIDDEN,

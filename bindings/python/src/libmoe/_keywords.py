@@ -64,13 +64,13 @@ def keywords(decorated: Decorated) -> Decorated:
     if isinstance(decorated, type):
         for name, method in list(vars(decorated).items()):
             if isinstance(method, FunctionType) and (name in ("__init__", "__call__") or name[0] != "_"):
-                owner = decorated.__name__ if name == "__init__" else f"{decorated.__name__}.{name}"
-                setattr(decorated, name, _answering(method, owner))
+                setattr(decorated, name, _answering(method, "" if name == "__init__" else f".{name}"))
         return decorated
-    return cast(Decorated, _answering(decorated, decorated.__name__.lstrip("_")))
+    return cast(Decorated, _answering(decorated, decorated.__name__.lstrip("_"), method=False))
 
 
-def _answering(function: Any, owner: str) -> Any:
+def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
+    """Wrap it; of a method, the owner is what stands behind the name of the object's class."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function
@@ -86,7 +86,8 @@ def _answering(function: Any, owner: str) -> Any:
                 given = renamed(given, known)
                 wrong = next((name for name in given if name not in known), None)
                 if wrong is not None:
-                    raise ArgumentTypeError(unknown(owner, wrong, known))
+                    name = type(positional[0]).__name__ if method and positional else ""
+                    raise ArgumentTypeError(unknown(name + owner, wrong, known))
                 break
         return function(*positional, **given)
 

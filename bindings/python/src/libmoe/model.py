@@ -15,7 +15,7 @@ from ._model_call import Call, Integers, Mask, Positions, Reports, planned
 from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
-from ._weights import Tensors
+from ._tensors import Tensors
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache

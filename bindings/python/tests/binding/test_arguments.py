@@ -542,3 +542,19 @@ def test_every_exception_is_what_one_expects() -> None:
     assert issubclass(libmoe.ArgumentTypeError, TypeError)
     assert issubclass(libmoe.ArgumentTypeError, ValueError)
     assert "TypeError" not in {name for name in vars(sys.modules["libmoe"])}
+
+
+def test_unknown_names_are_answered_by_what_was_called() -> None:
+    """Not by the part of the package that has the method."""
+    net = model()
+    for call, owner in (
+        (layer().forward, "Layer.forward"),
+        (layer().save, "Layer.save"),
+        (layer().bind, "Layer.bind"),
+        (layer().plan, "Layer.plan"),
+        (net.generate, "Model.generate"),
+        (net.bind, "Model.bind"),
+    ):
+        arguments = (5,) if owner == "Layer.plan" else ()
+        refused(lambda: call(*arguments, nothing_of_this_name=1), f"^{owner}: unknown names")  # noqa: B023
+    refused(lambda: libmoe.EncoderLayer(8, 2, n_head=1), "^EncoderLayer: unknown names")

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
-from comparison import assert_all_close, assert_close
+from block_checks import SAME, Arrays, Double, check, rounded
+from comparison import assert_close
 from libmoe import blocks
 
-Arrays = dict[str, Any]
-Double = NDArray[np.float64]
-
-# Ways that promise the same bits.  OpenBLAS has its own; so have pairs of bfloat16 added at once.
-SAME: list[dict[str, Any]] = [{"n_threads": n, "instructions": "avx512"} for n in (1, 2, 3, 7)]
 SAME += [{"n_threads": n, "instructions": "avx2"} for n in (1, 3)]
 SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]
-OTHERS: list[dict[str, Any]] = [{"n_threads": 2, "matmul": "openblas"}, {"n_threads": 3}]
-
-
-def check(
-    compute: Callable[[libmoe.Context], Arrays],
-    expected: Arrays,
-    tolerance: float = 1e-5,
-    *,
-    pairs: bool = False,
-) -> None:
-    """Every way is near, and the ways that promise the same bits have the same bits."""
-    first: Arrays | None = None
-    for way in SAME + OTHERS:
-        with libmoe.Context(**way) as context:
-            found = compute(context)
-        assert_all_close(found, expected, tolerance)
-        if "openblas" in way.values() or (pairs and way is OTHERS[-1]):
-            continue
-        first = first or found
-        for name, values in first.items():
-            np.testing.assert_array_equal(found[name], values, err_msg=f"{name} with {way}")
 
 
 # ---- norms -----------------------------------------------------------------------------------------------
@@ -128,13 +102,6 @@ def test_bad_norms() -> None:
 # ---- products with a matrix ------------------------------------------------------------------------------
 
 SIZES = [(0, 5, 7), (1, 1, 1), (1, 300, 1100), (5, 64, 32), (300, 33, 65), (1000, 70, 300)]
-
-
-def rounded(values: Any, dtype: str) -> Double:
-    """What a product reads."""
-    if dtype == "bf16":
-        values = libmoe.from_bfloat16(libmoe.to_bfloat16(values))
-    return np.asarray(values, np.float64)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

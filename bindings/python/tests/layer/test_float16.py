@@ -213,7 +213,7 @@ def test_loaded_from(stored: Any, tmp_path: Path) -> None:
 
 
 def test_float16_passes_through_files_as_it_is(tmp_path: Path) -> None:
-    """Every bit of it, quiet NaN and denormal numbers among them, in a fused and in a transposed layout too."""
+    """Every bit, quiet NaN and denormal numbers among them, in a fused and in a transposed layout too."""
     for layout, options in (
         ("libmoe", {}),
         ("mixtral", {"expert_kind": "gated", "activation": "silu"}),

@@ -12,7 +12,7 @@ import libmoe
 from against_oracle import Arguments, inputs, unsettle
 from arrays import normal
 from comparison import assert_close
-from test_memory import SCHEMES, SIZES, H, T, least
+from schemes import SCHEMES, SIZES, H, T, least
 
 UNALLOCATED: Any = {False: (), True: "expert_gradients"}  # whether steps are fused
 FACTOR = 0.37  # by which gradients are clipped

@@ -1,0 +1,286 @@
+"""The parameters of a layer or a model: read, written and bound in place."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._keywords import keywords
+from ._native import abi, check
+from ._native.check import Array, FloatArray
+from ._native.foreign import TYPES
+from ._native.library import Handle, Native, lib
+from ._repr import named
+from .context import Context, default_context
+from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
+from .parameter import Parameter
+
+# Parameters without a gradient: of a layer, or of a model's ffn, whose name has them at its end.
+_BUFFERS = (
+    "router.selection_bias",
+    "router.norm.running_mean",
+    "router.norm.running_var",
+    "router.active_experts",
+)
+
+
+class _View:
+    """The library's memory as numpy takes it: arrays made from it keep it, and it keeps the handle."""
+
+    def __init__(self, handle: Handle, address: int, shape: tuple[int, ...], dtype: type) -> None:
+        self._handle = handle
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(dtype).str,
+            "shape": shape,
+            "data": (address, False),
+        }
+
+
+class _Memory:
+    """Where the parameters of a layer or a model are; a model's layers share that of the model.
+
+    Attributes
+    ----------
+    binds : int
+        How often memory has been bound.
+    views : mapping
+        By address: views of the library's own memory that are in use.
+    bound : mapping
+        By address: arrays of the caller's.
+    """
+
+    def __init__(self) -> None:
+        self.binds = 0
+        self.views: weakref.WeakValueDictionary[int, _View] = weakref.WeakValueDictionary()
+        self.bound: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
+
+
+def _memory(handle: Handle) -> _Memory:
+    memory: _Memory = handle.owner.keep.setdefault("memory", _Memory())
+    return memory
+
+
+class _Place:
+    """A parameter by its number; see :class:`libmoe.parameter.Source`."""
+
+    def __init__(self, handle: Handle, function: Any, index: int) -> None:
+        self._handle, self._function, self._index = handle, function, index
+
+    @property
+    def binds(self) -> int:
+        return _memory(self._handle).binds
+
+    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+        tensor = abi.moe_tensor()
+        self._function(self._handle, self._index, ctypes.byref(tensor))
+        shape = tuple(tensor.shape[: tensor.rank])
+        data = self._array(tensor.data, shape, TYPES[check.word_of(tensor.dtype)].types[0])
+        grad = self._array(tensor.grad, shape, np.float32)
+        return tensor.name.decode(), data, grad
+
+    def _array(self, address: int | None, shape: tuple[int, ...], kind: Any) -> Array | None:
+        """Return what the caller bound, else an array over the library's memory; None where there is none."""
+        if not address:
+            return None
+        memory = _memory(self._handle)
+        bound = memory.bound.get(address)
+        if bound is not None and bound.shape == shape and bound.itemsize == np.dtype(kind).itemsize:
+            return bound
+        view = memory.views.get(address)
+        if view is None:
+            view = memory.views[address] = _View(self._handle, address, shape, kind)
+        return np.asarray(view)
+
+
+class _Named(dict[str, Parameter]):
+    """Parameters by name: a list of what is there, in which an array would replace nothing."""
+
+    def __setitem__(self, name: str, value: Parameter) -> None:
+        if not isinstance(value, Parameter):
+            raise ArgumentTypeError(
+                f"parameters[{name!r}]: an array put here would not reach the library; "
+                f"use parameters[{name!r}].data[...] = values, or bind({name!r}, values)"
+            )
+        super().__setitem__(name, value)
+
+
+@keywords
+class Tensors(Native):
+    """What :class:`Layer` and :class:`Model` have of parameters."""
+
+    _prefix: ClassVar[str]  # of the library's functions
+    _made_with: dict[str, Any]  # keyword arguments, all but the context
+    _context: Context
+
+    def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
+        self._open_handle = handle
+        self._trainable = trainable
+
+    def _remember(self, kind: type, made_with: dict[str, Any], context: Context | None) -> None:
+        """Keep what pickle and repr need: the arguments of the class's ``__init__`` by name."""
+        names = inspect.signature(kind).parameters
+        self._made_with = {name: made_with[name] for name in names if name != "context"}
+        self._context = context or default_context()
+
+    def _told(self) -> str:
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        return named({k: v for k, v in self._made_with.items() if not _same(v, defaults.get(k))})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
+        return _made_again, (type(self), self._made_with, self._own_values(), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return another one with the same values, in the same context; without gradients, as pickle."""
+        return _made_again(type(self), self._made_with, self._own_values(), self._context)
+
+    def _own_values(self) -> dict[str, Array]:
+        if self._open_handle is None:
+            raise ArgumentTypeError(f"this {type(self).__name__} is closed, and cannot be pickled or copied")
+        try:
+            return self.state_dict()
+        except BadStateError as error:
+            raise ArgumentTypeError(
+                f"this libmoe.{type(self).__name__} cannot be pickled or copied: its weights are in files or "
+                f"memory of their own ({error}); make one anew, and bind or offload it there"
+            ) from None
+
+    def _function(self, name: str) -> Any:
+        return getattr(lib, f"{self._prefix}_{name}")
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, their arrays being the owner's memory itself."""
+        found = self._tensors().items()
+        return _Named((name, tensor) for name, tensor in found if not name.endswith(_BUFFERS))
+
+    @property
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """What belongs to the state and is not trained by gradients, by name, likewise."""
+        return {name: tensor.data for name, tensor in self._tensors().items() if name.endswith(_BUFFERS)}
+
+    def _tensors(self) -> dict[str, Parameter]:
+        count = ctypes.c_int64()
+        self._function("parameter_count")(self._handle, ctypes.byref(count))
+        read = self._function("parameter")
+        places = (_Place(self._handle, read, index) for index in range(count.value))
+        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in places)
+        return {parameter.name: parameter for parameter in listed}
+
+    def _tensor(self, index: int) -> abi.moe_tensor:
+        tensor = abi.moe_tensor()
+        self._function("parameter")(self._handle, index, ctypes.byref(tensor))
+        return tensor
+
+    def bind(self, name: str, data: Array, grad: FloatArray | None = None) -> None:
+        """Use the caller's arrays as a parameter, without a copy, with the values they have.
+
+        Arrays that were taken from ``parameters`` before must be gone, and optimisers made from them too: the
+        memory behind them is freed.  Where memory of the caller's is replaced, nothing is freed, and
+        optimisers go along: each step looks where the parameter is.
+
+        Parameters
+        ----------
+        name : str
+            One of ``parameters`` or ``buffers``.
+        data : ndarray of the parameter's type and shape
+            Its values from now on; its owner holds the array.
+        grad : ndarray of float32, of the parameter's shape, optional
+            Its gradient from now on; where it is not given, the gradient stays where it is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such parameter, or an array has the wrong type, shape or layout.
+        BadStateError
+            Arrays that were taken from ``parameters`` are still in use, or the parameter is offloaded.
+        """
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name: expected a str, got {type(name).__name__}; use one of parameters")
+        index = ctypes.c_int64()
+        self._function("find_parameter")(self._handle, name.encode(), ctypes.byref(index))
+        tensor = self._tensor(index.value)
+        name = tensor.name.decode()  # C compared up to the first NUL only
+        shape = tuple(tensor.shape[: tensor.rank])
+        dtype = check.word_of(tensor.dtype)
+        arrays = {(name, "data"): check.array("data", data, shape, write=True, dtype=dtype)}
+        if grad is not None:
+            arrays[name, "grad"] = check.array("grad", grad, shape, write=True)
+        memory = _memory(self._handle)
+        for _, part in arrays:
+            if getattr(tensor, part) in memory.views:
+                raise BadStateError(
+                    f"{name}: its {part} is still in use by an array or an optimiser; delete it before bind, "
+                    "and make the optimiser afterwards"
+                )
+        self._function("bind_parameter")(
+            self._handle, index, data.ctypes.data, None if grad is None else grad.ctypes.data
+        )
+        self._handle.keep.update(arrays)
+        memory.bound.update({array.ctypes.data: array for array in arrays.values()})
+        memory.binds += 1
+
+    def zero_grad(self) -> None:
+        """Set every gradient to 0.
+
+        Raises
+        ------
+        BadStateError
+            It is inference_only, or closed.
+        """
+        self._function("zero_grad")(self._handle)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by name, for ``numpy.savez`` for instance."""
+        return {name: parameter.data.copy() for name, parameter in self._tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy values into the parameters; all names and shapes must agree, else nothing changes.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            As :meth:`state_dict` gives it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A name is missing or unknown, or an array has the wrong type, shape or layout.
+        """
+        check.mapping("state", state, "what state_dict gave")
+        parameters = self._tensors()
+        if parameters.keys() != state.keys():
+            missing = sorted(parameters.keys() - state.keys())
+            unknown = sorted(state.keys() - parameters.keys())
+            raise InvalidArgumentError(f"state: missing names {missing}, unknown names {unknown}")
+        for name, parameter in parameters.items():
+            dtype = check.dtype_of(parameter.data)
+            check.array(f"state[{name!r}]", state[name], parameter.data.shape, dtype=dtype)
+        for name, parameter in parameters.items():
+            parameter.data[...] = state[name].view(parameter.data.dtype)
+
+
+def _made_again(
+    kind: Any, made_with: dict[str, Any], values: dict[str, Array], context: Context | None
+) -> Any:
+    """Make what was pickled or is copied."""
+    if "expert_weights" in made_with.get("unallocated", ()):
+        raise ArgumentTypeError(
+            "a layer without memory for its experts cannot be copied; bind another to copies"
+        )
+    made = kind(**made_with, context=context)
+    made.load_state_dict(values)
+    return made
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (
+        type(value) is type(default) and not isinstance(value, np.ndarray) and value == default
+    )
