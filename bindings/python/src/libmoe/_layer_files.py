@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 
-import numpy as np
-
 from ._keywords import keywords
 from ._native import abi, check
 from ._native.check import Array

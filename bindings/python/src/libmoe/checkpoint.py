@@ -205,8 +205,8 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     def raw(self, name: str) -> NDArray[Any]:
         """Return a tensor as the file has it: bfloat16 as uint16, 8-bit floats as uint8.
 
-        Of 4 or 6 bits, and of a type that libmoe does not know, these are its bytes, in one dimension.  :func:`save` writes the
-        array as the type it was.
+        Of 4 or 6 bits, and of a type that libmoe does not know, these are its bytes, in one dimension.
+        :func:`save` writes the array as the type it was.
 
         Raises
         ------
