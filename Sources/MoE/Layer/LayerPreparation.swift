@@ -6,6 +6,15 @@ extension Layer {
     case none = 0
     case f32 = 1
     case bf16 = 2
+
+    /// Of the packed copy.
+    public var type: ElementType? {
+      switch self {
+      case .none: nil
+      case .f32: .f32
+      case .bf16: .bf16
+      }
+    }
   }
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
@@ -15,20 +24,15 @@ extension Layer {
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed = PreparedGroups(configuration)
-    if wanted != .none && context.packsWeights {
+    if let type = wanted.type, context.packsWeights {
       let allocator = context.pointee.allocator
       func layout(_ arena: inout Arena) -> PreparedGroups {
-        PreparedGroups(&arena, configuration, bf16: wanted == .bf16)
+        PreparedGroups(&arena, configuration, type: type)
       }
       memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
       var arena = Arena(memory!)
       packed = layout(&arena)
-      do throws(Fault) {
-        try packed.pack(parameters, in: context)
-      } catch {
-        allocator.deallocate(memory)
-        throw error
-      }
+      packed.pack(parameters, in: context)
     }
     replacePrepared(packed, memory)
   }

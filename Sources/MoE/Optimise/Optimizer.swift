@@ -12,7 +12,7 @@ public struct TrainedTensor {
 }
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
-/// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
+/// Of tensors of other types than float32 it also keeps a master (Masters.swift).
 /// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
   public let context: ContextPointer
@@ -20,7 +20,7 @@ public struct Optimizer {
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   private let places: UnsafeMutablePointer<Place>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
-  /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
+  /// Per tensor the master, where it has one, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
   private let stateWords: Int
   private let scratch: Arena  // for the tensor that is stepped
@@ -88,7 +88,7 @@ public struct Optimizer {
   /// How many moments each of its elements has.
   func momentCount(ofTensor index: Int) -> Int { rule.read(CountMoments(shape: shapes[index])) }
 
-  /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
+  /// Where a tensor's state is: the master [count], where it has one, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     parts(ofTensor: index, at: places[index])
   }
@@ -104,14 +104,14 @@ public struct Optimizer {
   ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     let shape = shapes[index]
     let start = state! + place.word
-    return shape.type == .bf16
+    return shape.type.hasMaster
       ? (start, UnsafeMutableRawPointer(start + shape.count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
-    (shape.type == .bf16 ? shape.count : 0)
-      + (rule.read(CountMoments(shape: shape)) * shape.count * momentType.size + 3) / 4
+    (shape.type.hasMaster ? shape.count : 0)
+      + (momentType.bytes(rule.read(CountMoments(shape: shape)) * shape.count) + 3) / 4
   }
 
   public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }

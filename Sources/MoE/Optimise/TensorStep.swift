@@ -10,7 +10,7 @@ struct TensorStep {
   let data: UnsafeMutableRawPointer  // [count], the whole tensor
   let grad: UnsafeMutablePointer<Float>  // [elements]
   let clears: Bool  // the gradient is 0 afterwards
-  let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
+  let master: UnsafeMutablePointer<Float>?  // [count], where the type has one (Masters.swift)
   let moments: Moments
   let scratch: Arena  // what `takeScratch` takes is there
 
@@ -43,12 +43,12 @@ struct TensorStep {
     guard let master else {
       return change(data.assumingMemoryBound(to: Float.self) + range.lowerBound, range.lowerBound, range.count)
     }
-    let (data, kernels) = (data.assumingMemoryBound(to: UInt16.self), context.kernels)
+    let (type, kernels) = (shape.type, context.kernels)
     for first in stride(from: range.lowerBound, to: range.upperBound, by: Self.run) {
       let count = min(Self.run, range.upperBound - first)
-      kernels.pointee.follow_bf16(Int64(count), data + first, master + first)
+      type.follow(data, first, count, master + first, kernels)
       change(master + first, first, count)
-      kernels.pointee.to_bf16(Int64(count), master + first, data + first)
+      type.fromFloats(master + first, count, data, first, kernels)
     }
   }
 }

@@ -45,7 +45,7 @@ extension Configuration.Values {
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
 
-    tokens = try elementType(config.io_dtype, "io_dtype")
+    tokens = try elementType(config.io_dtype, "io_dtype", forTokens: true)
     trainable = config.inference_only == 0
     try readUnallocated(config)
     balanceCoefficient = config.balance_coef

@@ -67,7 +67,7 @@ struct OptimizerState {
   let seed: UInt64
 
   init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
-    momentType = try elementType(state_dtype, "state_dtype")
+    momentType = try elementType(state_dtype, "state_dtype", forTokens: true)
     allocates = unallocated_state == 0
     self.seed = seed
   }
