@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import words
 from .._keywords import keywords
 from .._native import abi, check
 from .._native.check import Array
@@ -18,7 +19,7 @@ def norm(
     weight: Floats,
     bias: Floats | None = None,
     *,
-    kind: str = "layer",
+    kind: words.Norm = "layer",
     epsilon: float = 1e-5,
     context: Context | None = None,
 ) -> tuple[Floats, Floats]:
@@ -69,7 +70,7 @@ def norm_backward(
     statistics: Floats,
     dy: Floats,
     *,
-    kind: str = "layer",
+    kind: words.Norm = "layer",
     dweight: Floats | None = None,
     dbias: Floats | None = None,
     context: Context | None = None,
