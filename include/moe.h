@@ -21,7 +21,7 @@
  *
  * Rules that hold everywhere
  *   Arrays     are row-major without gaps, [rows, columns], aligned to their element.  They are float32, except where
- *              a moe_dtype makes them bfloat16.  What a call writes (outputs, reports, gradients, memory it was lent)
+ *              a moe_dtype makes them another.  What a call writes (outputs, reports, gradients, memory it was lent)
  *              shares no memory with anything else that it reads or writes, unless the comment says so: INVALID_ARGUMENT
  *              names both.  Inputs may overlap.
  *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
@@ -291,8 +291,8 @@ MOE_API MOE_CHECK moe_status moe_profile_events(const moe_context *context, int6
 typedef enum moe_dtype {
   MOE_DTYPE_F32 = 0, /**< IEEE 754 binary32 */
   MOE_DTYPE_BF16 = 1, /**< bfloat16, the upper half of a float32, as uint16_t */
+  MOE_DTYPE_F16 = 2, /**< IEEE 754 binary16, as uint16_t */
   /* Of tensors in checkpoints alone: */
-  MOE_DTYPE_F16 = 2, /**< IEEE 754 binary16 */
   MOE_DTYPE_F64 = 3, /**< IEEE 754 binary64 */
   MOE_DTYPE_I64 = 4,
   MOE_DTYPE_I32 = 5,
@@ -306,14 +306,20 @@ typedef enum moe_dtype {
   MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
   MOE_DTYPE_F8_E5M2 = 14,
   MOE_DTYPE_F8_E8M0 = 15,
-  MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
+  MOE_DTYPE_OTHER = 16,   /**< a type that this library does not know: bytes under a name */
+  MOE_DTYPE_F4 = 17,      /**< 4 bits, two in a byte */
+  MOE_DTYPE_F6_E2M3 = 18, /**< 6 bits, four in three bytes, as the next one */
+  MOE_DTYPE_F6_E3M2 = 19,
+  MOE_DTYPE_C64 = 20,        /**< two F32 */
+  MOE_DTYPE_F8_E4M3FNUZ = 21, /**< one byte, as the next one */
+  MOE_DTYPE_F8_E5M2FNUZ = 22
 } moe_dtype;
 
 /** A parameter or a tensor of the caller's: its name, its shape, and where its values and its gradient are. */
 typedef struct moe_tensor {
   size_t struct_size;
   const char *name; /**< for messages; may be NULL in tensors of the caller's */
-  int32_t dtype;    /**< MOE_DTYPE_F32 or BF16 */
+  int32_t dtype;    /**< MOE_DTYPE_F32, BF16 or F16 */
   int32_t rank;     /**< a number of dimensions, 1 to 4 */
   int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
@@ -584,8 +590,8 @@ typedef struct moe_layer_config {
   float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
   float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   uint64_t seed;             /**< of the initial parameters and of all that is random */
-  int32_t weight_dtype;      /**< MOE_DTYPE_F32 or BF16, of the experts' weight matrices; BF16: see below */
-  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with either weight_dtype */
+  int32_t weight_dtype;      /**< MOE_DTYPE_F32, BF16 or F16, of the experts' weight matrices: see below */
+  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with any weight_dtype */
   float glu_limit;           /**< L of gated experts, >= 0; 0 = no clamps; see below */
   float glu_alpha;           /**< of gated experts with SILU, >= 0: act(v) = v / (1 + exp(-glu_alpha v)); 0 = 1 */
   float glu_offset;          /**< of gated experts, >= 0: added to the clamped up projection */
@@ -687,6 +693,10 @@ typedef struct moe_layer_config {
  * same bits then come on every run, for every n_threads, prepared or not, and for a token's y and dx whatever other tokens
  * are in the call; but not those of the other instruction sets, and gradients of weights agree only to rounding when
  * tokens are divided into other calls.
+ * weight_dtype F16: the parameters of rank 3 are binary16, and nothing else is.  Products read each weight as the float32 of
+ * the same value, so that every bit is that of a layer with these values in float32, prepared or not.  Values come to it
+ * rounded (nearest, ties to even), beyond 65504 by half a step and more as infinity; gradients are float32, and optimisers
+ * keep the values in float32.
  * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
 #define MOE_LAYER_CONFIG_INIT \
@@ -705,7 +715,7 @@ MOE_API void moe_layer_config_init(moe_layer_config *config, size_t struct_size)
  *  sqrt(6 / (fan_in + fan_out)) (Xavier), each expert by itself.  Biases: uniform within 1/sqrt(fan_in), as PyTorch does.
  *  The coarse gate and that of shared experts as the router; other parameters as they are described where they are turned on.
  *  Numbers come from Philox4x32-10 keyed by (seed, tensor, element): the same seed gives the same bits everywhere.
- *  Bfloat16 weights are those numbers rounded.
+ *  Weights of other types are those numbers rounded.
  *  @param context [in] is kept alive by the layer.
  *  @param config  [in]
  *  @param out     [out] free it with moe_layer_free.
@@ -781,9 +791,9 @@ MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, c
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */
-  MOE_PREPARED_F32 = 1,  /**< float32 weights as they are: forward gives the same bits; not for bfloat16 weights */
+  MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
   MOE_PREPARED_BF16 = 2  /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
-                              BF16: of this one, or of one with these float32 weights rounded; then only without a tape */
+                              BF16: of this one, or of one with these weights rounded; then only without a tape */
 } moe_prepared;
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
@@ -1069,7 +1079,7 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter
+ *          since moe_layer_prepare; a tape, and other weights prepared in bfloat16 or an offloaded layer; a parameter
  *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
  *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
@@ -1192,8 +1202,8 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  * ---------------------------------------------------------------------------------------------------------- */
 
 /* moe_optimizer: moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
- *  Of BF16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
- *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
+ *  Of BF16 and F16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
+ *  `data`, rounded, so that steps add up which are smaller than the type resolves.  A value in `data` that is not the one
  *  the last step wrote (you have set it since) is taken over first.
  *
  *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD one).  With state_dtype MOE_DTYPE_BF16 it is 2,
@@ -1437,7 +1447,7 @@ typedef struct moe_stored_tensor {
   const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
                          tensors.  moe_checkpoint_read_tensor makes an aligned copy */
   size_t size;      /**< bytes; 0 where taken = what dtype and shape come to.  Of MOE_DTYPE_OTHER it is always read */
-  const char *dtype_name; /**< as the file has it, "BF16" or "F4"; taken with MOE_DTYPE_OTHER alone, which wants it */
+  const char *dtype_name; /**< as the file has it, "BF16" or "F8_E4M3"; taken with MOE_DTYPE_OTHER alone, which wants it */
 } moe_stored_tensor;
 
 #define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0, NULL }
@@ -1555,8 +1565,8 @@ typedef enum moe_layout {
  *  @param checkpoint   [in]
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
- *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
- *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
+ *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded
+ *  (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
  *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
  *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
  *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.  Takes memory for one
@@ -1624,7 +1634,7 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param path         [in]
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
- *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
+ *  @param dtype        [in] MOE_DTYPE_F32, BF16 or F16 (rounded), of all but parameters without a gradient, which stay F32
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY; after an error `path` is as it
  *          was, see moe_checkpoint_write. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
@@ -1645,7 +1655,7 @@ MOE_API MOE_CHECK moe_status moe_layer_save_prefix(const moe_layer *layer, const
  *  the weights of a token add up to 1, y is then what the dense network gives.
  *  @param layer [in] without expert_groups
  *  @param dense [in] [count], one for each of the layer's parameters experts.X, called X, with the dimensions of one expert:
- *               up.weight [I,H] and so on; F32 or BF16
+ *               up.weight [I,H] and so on; F32, BF16 or F16
  *  @param count [in]
  *  Wants the layer for itself.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
@@ -1660,7 +1670,7 @@ MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tenso
  *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
  *    optimizers.N.groups [count,2] F64  of each of its tensors, learning_rate_scale and weight_decay
  *    optimizers.N.random [2] U64        seed, and steps taken
- *    optimizers.N.I.master [count] F32  of its tensor I, where that is BF16: its values in float32
+ *    optimizers.N.I.master [count] F32  of its tensor I, where that is not F32: its values in float32
  *    optimizers.N.I.moments [1 or 2,count]  m and v, or v, in state_dtype
  *    statistics.N.counts, .dropped [E] I64, .probability [E] F64, .tokens [2] I64, .sums [5] F64
  *    tensors.N               the data of your own tensor N */

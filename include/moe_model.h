@@ -65,7 +65,7 @@ MOE_API MOE_CHECK moe_status moe_norm_backward(moe_context *context, int32_t nor
 /** y = x W^T + b.
  *  @param x            [in]  [T,inputs]
  *  @param weight       [in]  [outputs,inputs] of weight_dtype
- *  @param weight_dtype [in]  MOE_DTYPE_F32, or BF16: then x is rounded to bfloat16 for the product, sums are float32
+ *  @param weight_dtype [in]  MOE_DTYPE_F32, BF16 or F16; with BF16 x is rounded to it for the product, sums are float32
  *  @param bias         [in, nullable] [outputs]
  *  @param y            [out] [T,outputs]
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
@@ -229,7 +229,7 @@ typedef struct moe_model_config {
   int32_t output_bias;     /**< 1: attention's output projection has one */
   int32_t qk_norm;         /**< 1: RMS norms over each head's queries and keys, before rotation (Qwen3) */
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
-  int32_t weight_dtype;    /**< MOE_DTYPE_F32, or BF16: projections, dense ffn, experts and an untied output in bfloat16 (mixed
+  int32_t weight_dtype;    /**< MOE_DTYPE_F32, BF16 or F16, of projections, dense ffn, experts and an untied output (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
   float dropout;           /**< on embeddings, and on what attention and ffn add to the residual */
   float attention_dropout; /**< on attention's weights */

@@ -11,6 +11,7 @@ public struct LinearShape {
   let inputs: Int
   let outputs: Int
   let weights: ElementType
+  var precision: PrecisionKind { weights.format.precision }
   /// Whose product it is, in a profile.
   var phase = Phase.projection
 
@@ -24,7 +25,7 @@ public struct LinearShape {
   func work(_ tokens: Int, products: Int = 1) -> Work {
     Work(
       flops: 2 * products * tokens * inputs * outputs,
-      bytes: products * inputs * outputs * weights.size + tokens * (inputs + outputs) * 4)
+      bytes: weights.bytes(products * inputs * outputs) + tokens * (inputs + outputs) * 4)
   }
 }
 
@@ -65,10 +66,11 @@ public struct LinearForward {
     self.shape = shape
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
-    } else if shape.weights == .f32 {
-      form = .f32(TiledLinear(&arena, shape, context: context))
-    } else {
-      form = .bf16(TiledLinear(&arena, shape, context: context))
+      return
+    }
+    switch shape.precision {
+    case .f32: form = .f32(TiledLinear(&arena, shape, context: context))
+    case .bf16: form = .bf16(TiledLinear(&arena, shape, context: context))
     }
   }
 
@@ -106,10 +108,11 @@ public struct LinearBackward {
     kernels = context.kernels
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
-    } else if shape.weights == .f32 {
-      form = .f32(TiledLinearBackward(&arena, shape, context: context))
-    } else {
-      form = .bf16(TiledLinearBackward(&arena, shape, context: context))
+      return
+    }
+    switch shape.precision {
+    case .f32: form = .f32(TiledLinearBackward(&arena, shape, context: context))
+    case .bf16: form = .bf16(TiledLinearBackward(&arena, shape, context: context))
     }
   }
 

@@ -52,7 +52,7 @@ public struct Layer {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
     if offload == nil { try requireMemory() }
-    if tape != nil && prepared.roundsFloats {
+    if tape != nil && prepared.rounds {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
@@ -148,6 +148,15 @@ public struct Layer {
     case none = 0
     case f32 = 1
     case bf16 = 2
+
+    /// Of the packed copy.
+    public var type: ElementType? {
+      switch self {
+      case .none: nil
+      case .f32: .f32
+      case .bf16: .bf16
+      }
+    }
   }
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
@@ -157,19 +166,14 @@ public struct Layer {
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed = PreparedGroups(configuration)
-    if wanted != .none && context.packsWeights {
+    if let type = wanted.type, context.packsWeights {
       let allocator = context.pointee.allocator
       var measure = Arena()
-      _ = PreparedGroups(&measure, configuration, bf16: wanted == .bf16)
+      _ = PreparedGroups(&measure, configuration, type: type)
       memory = try allocator.allocate(bytes: try measure.total())
       var arena = Arena(memory!)
-      packed = PreparedGroups(&arena, configuration, bf16: wanted == .bf16)
-      do throws(Fault) {
-        try packed.pack(parameters, in: context)
-      } catch {
-        allocator.deallocate(memory)
-        throw error
-      }
+      packed = PreparedGroups(&arena, configuration, type: type)
+      packed.pack(parameters, in: context)
     }
     replacePrepared(packed, memory)
   }

@@ -1,8 +1,39 @@
 import CShims
 
+/// The precisions there are.
+enum PrecisionKind: Int32 {
+  case f32, bf16
+
+  /// Does what the body says in this one: the only place where they are told apart.
+  func visit<B: PrecisionBody>(_ body: B) throws(B.Failure) -> B.Result {
+    switch self {
+    case .f32: try body.run(F32.self)
+    case .bf16: try body.run(BF16.self)
+    }
+  }
+}
+
+extension PrecisionKind {
+  /// Elements with those that they are filled up with.
+  func filledUp(_ count: Int) -> Int { visit(FillUp(count: count)) }
+}
+
+private struct FillUp: PrecisionBody {
+  let count: Int
+  func run<P: Precision>(_: P.Type) -> Int { P.filledUp(count) }
+}
+
+protocol PrecisionBody {
+  associatedtype Failure: Error
+  associatedtype Result
+  func run<P: Precision>(_: P.Type) throws(Failure) -> Result
+}
+
 /// What the tiles of tokens, the panels of weights and the tape consist of. Sums are float32 in both.
 protocol Precision {
   associatedtype Element
+  /// Weights whose elements are those of panels as they are stored.
+  static var weights: ElementType { get }
   typealias Source = UnsafePointer<Element>
   typealias Target = UnsafeMutablePointer<Element>
   typealias Floats = UnsafePointer<Float>
@@ -50,6 +81,45 @@ protocol Precision {
 }
 
 extension Precision {
+  static func elements(of matrix: StoredMatrix) -> Source {
+    matrix.data.assumingMemoryBound(to: Element.self) + matrix.first
+  }
+
+  /// The same of weights in any format.
+  static func pack(
+    _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
+  ) {
+    if matrix.type != weights {
+      return packFloats(columns, depth, matrix, transposed: transposed, into: panel, kernels)
+    }
+    pack(
+      columns, depth, elements(of: matrix), rowStride: matrix.rowStride, transposed: transposed, into: panel, kernels)
+  }
+
+  /// By way of floats, 32 contraction indices at a time.
+  @inline(never) private static func packFloats(
+    _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
+  ) {
+    // [32][32] as floats, then as elements; the same memory in float32.
+    var memory = InlineArray<1536, Float>(repeating: 0)
+    withUnsafeMutablePointer(to: &memory) {
+      let floats = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
+      let elements = UnsafeMutableRawPointer(unit == 1 ? floats : floats + 1024).assumingMemoryBound(to: Element.self)
+      for p in stride(from: 0, to: depth, by: chunkWidth) {
+        let step = min(chunkWidth, depth - p)
+        let (rows, width) = transposed ? (columns, step) : (step, columns)
+        for row in 0..<rows {
+          let place = transposed ? row * matrix.rowStride + p : (p + row) * matrix.rowStride
+          matrix.type.toFloats(matrix.data, matrix.first + place, width, floats + row * chunkWidth, kernels)
+          store(width, floats + row * chunkWidth, into: elements + row * chunkWidth, kernels)
+        }
+        pack(
+          columns, step, Source(elements), rowStride: chunkWidth, transposed: transposed,
+          into: panel + p * chunkWidth, kernels)
+      }
+    }
+  }
+
   static func filledUp(_ count: Int) -> Int { (count + unit - 1) / unit * unit }
 
   /// What storing makes of the values. The array is one that may be written to.
@@ -59,8 +129,32 @@ extension Precision {
   }
 }
 
+extension PrecisionKind {
+  /// Values as arrays of tokens hold them.
+  func round(_ values: UnsafeMutablePointer<Float>, _ count: Int, _ kernels: UnsafePointer<moei_kernels>) {
+    visit(Rounding(values: values, count: count, kernels: kernels))
+  }
+}
+
+private struct Rounding: PrecisionBody {
+  let values: UnsafeMutablePointer<Float>
+  let count: Int
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run<P: Precision>(_: P.Type) {
+    if P.weights == .f32 { return }
+    let stretch = 256  // so that the memory is the stack's
+    withUnsafeTemporaryAllocation(of: P.Element.self, capacity: stretch) { rounded in
+      for first in Swift.stride(from: 0, to: count, by: stretch) {
+        P.round(min(stretch, count - first), values + first, by: rounded.baseAddress!, kernels)
+      }
+    }
+  }
+}
+
 enum F32: Precision {
   typealias Element = Float
+  static var weights: ElementType { .f32 }
   static var unit: Int { 1 }
 
   static func gather(
@@ -131,6 +225,7 @@ enum F32: Precision {
 /// bfloat16, the upper half of a float32: two products at once, half the memory.
 enum BF16: Precision {
   typealias Element = UInt16
+  static var weights: ElementType { .bf16 }
   static var unit: Int { 2 }
 
   static func gather(

@@ -77,7 +77,7 @@ public struct Offload {
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
-    if form != .none { _ = PreparedGroups(&others, c, bf16: form == .bf16, slots: (group, 0)) }
+    if let type = form.type { _ = PreparedGroups(&others, c, type: type, slots: (group, 0)) }
     let none = try bytes(0)
     let beside = none - (try others.total())
     let one = try bytes(1) - none
@@ -134,18 +134,24 @@ public struct Offload {
     counters.bytes.add(stored.bytes(expert))
     if isPacked {
       let prepared = slots.prepared.of(stored.group)!
-      if prepared.bf16 { pack(prepared, slot, reader, BF16.self) } else { pack(prepared, slot, reader, F32.self) }
+      prepared.type.format.precision.visit(
+        PackSlot(stored: stored, rows: slots.rows, prepared: prepared, slot: slot, reader: reader))
     }
     return true
   }
 
-  private func pack<P: Precision>(_ prepared: PreparedWeights, _ slot: Int, _ reader: Int, _: P.Type) {
-    let slots = slots!
-    let packing = Packing<P>(c: stored.group, kernels: stored.kernels, panels: prepared.panels(P.self, stored.group))
-    let rounding = (slots.rounding + reader * slots.roundingBytes).assumingMemoryBound(to: P.Element.self)
-    for chunk in 0..<packing.chunksPerExpert {
-      packing.run(chunk, place: slot, buffer: rounding) { role in
-        UnsafeRawPointer(slots.rows[role]! + reader * stored.group.matrixBytes)
+  private struct PackSlot: PrecisionBody {
+    let stored: StoredExperts
+    let rows: ExpertMatrices
+    let prepared: PreparedWeights
+    let slot: Int
+    let reader: Int
+
+    func run<P: Precision>(_: P.Type) {
+      let group = stored.group
+      let packing = Packing<P>(c: group, kernels: stored.kernels, panels: prepared.panels(P.self, group))
+      for chunk in 0..<packing.chunksPerExpert {
+        packing.run(chunk, place: slot, from: reader) { UnsafeRawPointer(rows[$0]!) }
       }
     }
   }
@@ -388,12 +394,7 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    do throws(Fault) {
-      try slots.prepared.pack(parameters, in: context)
-    } catch {
-      context.pointee.allocator.deallocate(memory)
-      throw error
-    }
+    slots.prepared.pack(parameters, in: context)
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)

@@ -14,7 +14,7 @@ public struct TrainedTensor {
 }
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
-/// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
+/// Of tensors of other types than float32 it also keeps a master (Masters.swift).
 /// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
   public enum Rule {
@@ -42,7 +42,7 @@ public struct Optimizer {
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   private let places: UnsafeMutablePointer<Place>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
-  /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
+  /// Per tensor the master, where it has one, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
   private let stateWords: Int
   /// Whether the state's memory is the caller's to bind.
@@ -103,7 +103,7 @@ public struct Optimizer {
   /// How many moments each element has.
   var momentCount: Int { rule.moments }
 
-  /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
+  /// Where a tensor's state is: the master [count], where it has one, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     parts(ofTensor: index, at: places[index])
   }
@@ -119,12 +119,12 @@ public struct Optimizer {
   ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     let (count, type) = shapes[index]
     let start = state! + place.word
-    return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
+    return type.hasMaster ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
-    (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
+    (shape.type.hasMaster ? shape.count : 0) + (momentType.bytes(rule.moments * shape.count) + 3) / 4
   }
 
   public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }
@@ -214,7 +214,7 @@ public struct Optimizer {
       (elements.count + Self.stretch - 1) / Self.stretch,
       OptimizerStep(
         kernels: context.kernels, rule: rule, group: groups[index], clip: clip, elements: elements, count: count,
-        data: data, grad: grad, master: master,
+        data: data, type: shapes[index].type, grad: grad, master: master,
         moments: Moments(
           start: moments, type: momentType, rows: rule.moments, count: count, random: random,
           firstWord: place.firstWord),
@@ -248,9 +248,10 @@ private struct OptimizerStep: Job {
   let clip: Float
   let elements: Range<Int>
   let count: Int  // of the whole tensor
-  let data: UnsafeMutableRawPointer  // [count]
+  let data: UnsafeMutableRawPointer  // [count] of `type`
+  let type: ElementType
   let grad: UnsafeMutablePointer<Float>  // [elements]
-  let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
+  let master: UnsafeMutablePointer<Float>?  // [count]; nil where the data are float32
   let moments: Moments
   let clears: Bool  // the gradient is 0 afterwards
 
@@ -263,12 +264,11 @@ private struct OptimizerStep: Job {
     guard let master else {
       return step(data.assumingMemoryBound(to: Float.self) + start, start, end - start)
     }
-    let data = data.assumingMemoryBound(to: UInt16.self)
     for first in stride(from: start, to: end, by: Self.run) {
       let count = min(Self.run, end - first)
-      kernels.pointee.follow_bf16(Int64(count), data + first, master + first)
+      type.follow(data, first, count, master + first, kernels)
       step(master + first, first, count)
-      kernels.pointee.to_bf16(Int64(count), master + first, data + first)
+      type.fromFloats(master + first, count, data, first, kernels)
     }
   }
 

@@ -21,14 +21,6 @@ struct ArraySize {
   }
 }
 
-/// Type of a matrix that products read.
-func weightType(_ dtype: Int32) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: dtype) else {
-    throw .invalid("weight_dtype = \(Int(dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
-  return type
-}
-
 @implementation @_cdecl("moe_linear_forward")
 public func moe_linear_forward(
   _ context: OpaquePointer?, _ x: UnsafePointer<Float>?, _ n_tokens: Int64, _ inputs: Int64, _ outputs: Int64,
@@ -39,14 +31,14 @@ public func moe_linear_forward(
     let ofX = try ArraySize(n_tokens, "n_tokens", inputs, "inputs")
     let ofY = try ArraySize(n_tokens, "n_tokens", outputs, "outputs")
     let ofWeight = try ArraySize(outputs, "outputs", inputs, "inputs", fewest: 1)
-    let type = try weightType(weight_dtype)
+    let type = try elementType(weight_dtype, "weight_dtype")
     let x = try array(x, count: ofX.elements, "x")
     let weight = try array(weight, count: ofWeight.elements, of: type, "weight")
     let bias = bias == nil ? nil : try required(bias, "bias")
     let y = try array(y, count: ofY.elements, "y")
     var operands = Operands()
     try operands.reads(x, ofX.elements, "x")
-    try operands.reads(weight, bytes: byteCount(ofWeight.elements, type.size), "weight")
+    try operands.reads(weight, bytes: byteCount(ofWeight.elements, of: type), "weight")
     try operands.reads(bias, ofY.width, "bias")
     try operands.writes(y, ofY.elements, "y")
     let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
@@ -67,7 +59,7 @@ public func moe_linear_backward(
     let ofX = try ArraySize(n_tokens, "n_tokens", inputs, "inputs")
     let ofY = try ArraySize(n_tokens, "n_tokens", outputs, "outputs")
     let ofWeight = try ArraySize(outputs, "outputs", inputs, "inputs", fewest: 1)
-    let type = try weightType(weight_dtype)
+    let type = try elementType(weight_dtype, "weight_dtype")
     let x = try array(x, count: ofX.elements, "x")
     let weight = try array(weight, count: ofWeight.elements, of: type, "weight")
     let dy = try array(dy, count: ofY.elements, "dy")
@@ -76,7 +68,7 @@ public func moe_linear_backward(
     let dbias = try optional(dbias, "dbias")
     var operands = Operands()
     try operands.reads(x, ofX.elements, "x")
-    try operands.reads(weight, bytes: byteCount(ofWeight.elements, type.size), "weight")
+    try operands.reads(weight, bytes: byteCount(ofWeight.elements, of: type), "weight")
     try operands.reads(dy, ofY.elements, "dy")
     try operands.writes(dx, ofX.elements, "dx")
     try operands.writes(dweight, ofWeight.elements, "dweight")

@@ -50,7 +50,7 @@ struct Operand {
 
   init(gradientOf parameter: Parameter, writes: Bool) {
     self.init(
-      parameter.grad, bytes: UInt(ElementType.f32.size * parameter.count), parameter.name, writes: writes,
+      parameter.grad, bytes: byteCount(parameter.count, of: .f32), parameter.name, writes: writes,
       part: .gradient)
   }
 
@@ -198,6 +198,8 @@ struct Operands {
     try requireApart(from: Operand(gradientOf: parameter, writes: gradients))
   }
 }
+
+func byteCount(_ count: Int, of type: ElementType) -> UInt { byteCount(count / type.block, type.unit) }
 
 /// Of `count` elements; what no address space holds is as good as all of it.
 func byteCount(_ count: Int, _ size: Int) -> UInt {

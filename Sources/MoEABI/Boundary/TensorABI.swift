@@ -48,7 +48,9 @@ struct TensorList {
     }
     let tensor = pointer(index).pointee
     if ElementType(rawValue: tensor.dtype) == nil {
-      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+      throw withTypes(forTokens: false) {
+        .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is none of \($0)")
+      }
     }
     guard tensor.rank >= 1 && tensor.rank <= 4 else {
       throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 1 to 4")
@@ -118,7 +120,7 @@ struct TensorList {
   func dataOperand(_ index: Int, writes: Bool) -> Operand {
     let tensor = pointer(index).pointee
     return Operand(
-      tensor.data, bytes: byteCount(elements(index), type(index).size), tensor.name, writes: writes,
+      tensor.data, bytes: byteCount(elements(index), of: type(index)), tensor.name, writes: writes,
       part: .tensorData, index: index)
   }
 
@@ -133,8 +135,8 @@ struct TensorList {
     _ memory: UnsafeMutableRawPointer?, _ type: ElementType, _ index: Int, _ field: StaticString
   ) throws(Fault) {
     guard memory != nil || elements(index) == 0 else { throw .invalid("tensors[\(index)]: \(field) is NULL") }
-    guard Int(bitPattern: memory) % type.size == 0 else {
-      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.size) bytes")
+    guard Int(bitPattern: memory) % type.alignment == 0 else {
+      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.alignment) bytes")
     }
   }
 

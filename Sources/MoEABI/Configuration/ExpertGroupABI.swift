@@ -216,10 +216,3 @@ func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> 
   default: throw .invalid("\(name) = \(Int(value)) is not a moe_bias")
   }
 }
-
-func elementType(_ value: Int32, _ name: StaticString) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: value) else {
-    throw .invalid("\(name) = \(Int(value)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
-  return type
-}

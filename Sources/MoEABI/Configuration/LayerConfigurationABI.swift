@@ -47,7 +47,7 @@ extension Configuration.Values {
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
 
-    tokens = try elementType(config.io_dtype, "io_dtype")
+    tokens = try elementType(config.io_dtype, "io_dtype", forTokens: true)
     trainable = !(try flag(config.inference_only, "inference_only"))
     try readUnallocated(config)
     try require(Double(config.balance_coef), "balance_coef", atLeast: 0)

@@ -105,8 +105,8 @@ private func forward(
     details = try Layer.Details(asked)
   }
   var operands = Operands()
-  try operands.reads(x, bytes: byteCount(elements, c.tokens.size), "x")
-  try operands.writes(y, bytes: byteCount(elements, c.tokens.size), "y")
+  try operands.reads(x, bytes: byteCount(elements, of: c.tokens), "x")
+  try operands.writes(y, bytes: byteCount(elements, of: c.tokens), "y")
   try operands.writes(tape?.pointee.lent, "the memory bound to tape")
   try operands.add(call, options, c)
   try operands.writes(report, 1, "report")
@@ -205,7 +205,7 @@ public func moe_layer_backward(
     }
     if call.step == nil { try requireGradients(layer) }
     let dx = dx == nil ? nil : try array(dx, count: elements, of: c.tokens, "dx")
-    let (bytes, pairs) = (byteCount(elements, c.tokens.size), layer.pointee.tokens(on: tape) * c.choices)
+    let (bytes, pairs) = (byteCount(elements, of: c.tokens), layer.pointee.tokens(on: tape) * c.choices)
     var operands = Operands()
     try operands.reads(given, 1, "options")
     try operands.reads(x, bytes: bytes, "x")

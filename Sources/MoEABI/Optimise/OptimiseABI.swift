@@ -47,7 +47,7 @@ public func moe_adamw_create(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
     try create(
-      .adamw(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      .adamw(rule), context, momentType: try elementType(config.state_dtype, "state_dtype", forTokens: true), seed: config.seed,
       allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
 }
@@ -66,16 +66,9 @@ public func moe_sgd_create(
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
     try create(
-      .sgd(rule), context, momentType: try momentType(config.state_dtype), seed: config.seed,
+      .sgd(rule), context, momentType: try elementType(config.state_dtype, "state_dtype", forTokens: true), seed: config.seed,
       allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
   }
-}
-
-private func momentType(_ state_dtype: Int32) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: state_dtype) else {
-    throw .invalid("state_dtype = \(Int(state_dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
-  return type
 }
 
 private func create(

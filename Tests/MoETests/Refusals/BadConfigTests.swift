@@ -104,8 +104,9 @@ struct BadConfigTests {
       refused("unallocated", createLayer { $0.unallocated = sum })
     }
     refused("reserved", createLayer { $0.reserved = 1 })
-    refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
-    refused("io_dtype", createLayer { $0.io_dtype = 2 })
+    refused("weight_dtype", createLayer { $0.weight_dtype = 3 })
+    refused("io_dtype", createLayer { $0.io_dtype = 3 })
+    refused("io_dtype = MOE_DTYPE_F16, which is for weights alone", createLayer { $0.io_dtype = MOE_DTYPE_F16.int32 })
 
     for value: Float in [.nan, -0.1, 1, 2, .infinity, -.infinity] {
       refused("dropout", createLayer { $0.dropout = value })
@@ -219,7 +220,7 @@ struct BadConfigTests {
       refused("beta2", createAdamW { $0.beta2 = value })
     }
     refused("epsilon", createAdamW { $0.epsilon = 0 })
-    for type: Int32 in [-1, 2, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
+    for type: Int32 in [-1, 2, 3, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
     for flag: Int32 in [-1, 2] { refused("unallocated_state", createAdamW { $0.unallocated_state = flag }) }
   }
 

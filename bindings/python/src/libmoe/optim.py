@@ -146,7 +146,7 @@ class Optimizer(Native):
 
     @property
     def state_size(self) -> int:
-        """Bytes of its state: moments, and float32 copies of bfloat16 parameters."""
+        """Bytes of its state: moments, and float32 copies of parameters of other types."""
         size = ctypes.c_size_t()
         lib.moe_optimizer_state_size(self._handle, ctypes.byref(size))
         return size.value

@@ -40,7 +40,7 @@ def save_training(
     layers : sequence of Layer
         Parameters and buffers: warm-up, running statistics, selection biases; and the seeds.
     optimizers : sequence of AdamW or SGD
-        Moments, float32 copies of bfloat16, their numbers and the step count.
+        Moments, float32 copies of other types, their numbers and the step count.
     statistics : sequence of Statistics
         Their sums.
     parameters : iterable of Parameter

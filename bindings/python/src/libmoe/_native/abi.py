@@ -43,7 +43,8 @@ PHASE = {
 }
 DTYPE = {
     "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
-    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16,
+    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16, "f4": 17,
+    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22,
 }
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
@@ -210,7 +211,7 @@ class moe_tensor(Sized):
         ("grad", c_void_p),
     ]
     _words_ = {
-        "dtype": {"f32": 0, "bf16": 1},
+        "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
 
 
@@ -340,7 +341,7 @@ class moe_layer_config(Sized):
         "expert_kind": EXPERT_KIND,
         "activation": ACTIVATION,
         "expert_bias": BIAS,
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "io_dtype": {"f32": 0, "bf16": 1},
         "score": SCORE,
         "group_mask": GROUP_MASK,
@@ -695,7 +696,7 @@ class moe_model_config(Sized):
     _words_ = {
         "norm": NORM,
         "norm_place": NORM_PLACE,
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "dense_kind": {"mlp": 0, "gated": 1},
         "dense_activation": ACTIVATION,
     }
@@ -806,12 +807,12 @@ class moe_sampling(Sized):
 
 # Words of arguments, where only some of an enum's are taken.
 ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
-    "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1}},
-    "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1}},
-    "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1}},
-    "moe_linear_forward": {"weight_dtype": {"f32": 0, "bf16": 1}},
-    "moe_linear_backward": {"weight_dtype": {"f32": 0, "bf16": 1}},
-    "moe_cross_entropy": {"weight_dtype": {"f32": 0, "bf16": 1}},
+    "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_linear_forward": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_linear_backward": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_cross_entropy": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
 }
 
 # What a function returns, and what it takes.

@@ -101,7 +101,7 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     Parameters
     ----------
     x : array of float32, [T, inputs]
-    weight : array of float32 or bfloat16, [outputs, inputs]
+    weight : array of any type of weights, [outputs, inputs]
         With bfloat16, x is rounded to it for the product; sums are float32.
     bias : array of float32, [outputs], optional
 
