@@ -11,7 +11,7 @@ import libmoe
 from arrays import normal
 from block_checks import SAME, Arrays, Double, check, rounded
 from comparison import assert_close
-from libmoe import blocks
+from libmoe import blocks, words
 
 SAME += [{"n_threads": n, "instructions": "avx2"} for n in (1, 3)]
 SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]
@@ -23,7 +23,7 @@ SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]
 class Norm:
     """In float64."""
 
-    def __init__(self, x: Any, weight: Any, bias: Any, kind: str, epsilon: float) -> None:
+    def __init__(self, x: Any, weight: Any, bias: Any, kind: words.Norm, epsilon: float) -> None:
         x = x.astype(np.float64)
         self.mean = x.mean(axis=1, keepdims=True) if kind == "layer" else np.zeros((len(x), 1))
         self.root = np.sqrt(((x - self.mean) ** 2).mean(axis=1, keepdims=True) + epsilon)
@@ -42,7 +42,7 @@ class Norm:
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 1), (1, 33), (300, 67), (300, 256), (7, 1000)])
-def test_norm(kind: str, tokens: int, width: int) -> None:
+def test_norm(kind: words.Norm, tokens: int, width: int) -> None:
     x, dy = normal(tokens, width) + np.float32(0.5), normal(tokens, width, seed=1)
     weight = normal(width, seed=2) / np.float32(4) + np.float32(1)
     bias = normal(width, seed=3) if kind == "layer" else None
@@ -65,7 +65,7 @@ def test_norm(kind: str, tokens: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_norm_gradients_by_finite_differences(kind: str) -> None:
+def test_norm_gradients_by_finite_differences(kind: words.Norm) -> None:
     x, dy, direction = normal(3, 11), normal(3, 11, seed=1), normal(3, 11, seed=2)
     weight = normal(11, seed=3)
     y, statistics = blocks.norm(x, weight, kind=kind)
