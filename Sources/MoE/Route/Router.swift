@@ -270,27 +270,3 @@ struct WeighTokens: Job {
     }
   }
 }
-
-extension Configuration {
-  /// Whether choices may go to other experts than those chosen.
-  func movesChoices(_ call: Call) -> Bool { admits(call) && capacity?.nextBest == true }
-
-  /// Whether weights follow after the choices, from other logits than those at hand when these were made.
-  func weighsFromLogits(_ call: Call) -> Bool {
-    Choice.isTogether(self, call) || movesChoices(call) || admits(call) && choice.weights.looksAtAllLogits
-  }
-
-  /// Experts that may be chosen. Training notes the number, and evaluation follows it.
-  func activeExperts(_ call: Call, _ parameters: Parameters) -> Int {
-    guard let warmup, let noted = parameters.data(.activeExperts) else { return experts }
-    if call.training { return warmup.active(experts, step: call.step) }
-    let wanted = noted[0]
-    return wanted >= Float(experts) || wanted.isNaN ? experts : max(topK, Int(max(wanted, 0)))
-  }
-
-  /// Whether choices may be turned away.
-  func admits(_ call: Call) -> Bool {
-    call.givenIndices == nil && router.admits
-      && (capacity != nil || exploration.randomSecond && call.training)
-  }
-}
