@@ -43,7 +43,7 @@ struct TiledLinear<P: Precision> {
       try TiledProduct<P>(
         context: context, space: space, tiles: tiles, a: self.x, depth: shape.inputs,
         matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: true, bias: bias,
-        c: y.start + first * y.stride, cStride: y.stride, columns: shape.outputs
+        c: StridedTargets(y.start + first * y.stride, stride: y.stride), columns: shape.outputs
       ).run(in: context)
     }
   }
@@ -102,8 +102,7 @@ private struct TiledProduct<P: Precision>: Job {
   let matrix: StoredMatrix
   let transposed: Bool
   let bias: UnsafePointer<Float>?  // [columns]
-  let c: UnsafeMutablePointer<Float>
-  let cStride: Int
+  let c: StridedTargets
   let columns: Int
   private let groups: Int  // of tiles
   private let parts: Int  // of panels
@@ -115,7 +114,7 @@ private struct TiledProduct<P: Precision>: Job {
   init(
     context: ContextPointer, space: PanelSpace<P>, tiles: Tiles, a: UnsafePointer<P.Element>, depth: Int,
     matrix: StoredMatrix, transposed: Bool, bias: UnsafePointer<Float>?,
-    c: UnsafeMutablePointer<Float>, cStride: Int, columns: Int
+    c: StridedTargets, columns: Int
   ) {
     self.space = space
     kernels = context.kernels
@@ -126,7 +125,6 @@ private struct TiledProduct<P: Precision>: Job {
     self.transposed = transposed
     self.bias = bias
     self.c = c
-    self.cStride = cStride
     self.columns = columns
     groups = (tiles.count + gatheredTiles - 1) / gatheredTiles
     // A single tile stays in the cache by itself: panels are then read from end to end, as memory likes to be read.
@@ -161,7 +159,7 @@ private struct TiledProduct<P: Precision>: Job {
         run.count, { panel(run.lowerBound + $0) },
         next: { run.upperBound + $0 < end ? panel(run.upperBound + $0) : nil },
         a: { a + $0.lowerBound * padded(depth) }, start: { UnsafePointer(starts + $0 * chunkWidth) },
-        c: { c + $1.lowerBound * cStride + (run.lowerBound + $0) * chunkWidth }, cStride: cStride,
+        c: { c.start + $1.lowerBound * c.stride + (run.lowerBound + $0) * chunkWidth }, cStride: c.stride,
         columns: { width(run.lowerBound + $0) })
     }
   }
@@ -205,7 +203,7 @@ struct TiledLinearBackward<P: Precision> {
         try TiledProduct<P>(
           context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
           matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false, bias: nil,
-          c: dx.start + first * dx.stride, cStride: dx.stride, columns: shape.inputs
+          c: StridedTargets(dx.start + first * dx.stride, stride: dx.stride), columns: shape.inputs
         ).run(in: context)
       }
       if let dWeight {

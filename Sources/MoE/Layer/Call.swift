@@ -64,15 +64,3 @@ public struct Call {
     }
   }
 }
-
-extension Configuration {
-  func draws(_ call: Call, _ kernels: UnsafePointer<moei_kernels>) -> Draws {
-    Draws(kernels: kernels, seed: seed, step: call.step, training: call.training, given: call.given)
-  }
-
-  /// Whether a choice may come without a row.
-  func mayLeaveSlotsEmpty(_ call: Call) -> Bool {
-    call.validMask != nil || call.givenIndices != nil || router.mayLeaveSlotsEmpty || dynamicK != nil
-      || capacity != nil || exploration.randomSecond
-  }
-}

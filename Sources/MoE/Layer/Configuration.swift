@@ -108,21 +108,3 @@ public struct Configuration {
     }
   }
 }
-
-extension Configuration {
-  /// Choices of a token: where experts choose, one for each of them.
-  public var choices: Int { router.listsAllExperts ? experts : topK }
-  /// Choices, then shared experts.
-  public var slots: Int { choices + shared }
-  public var hasGate: Bool { values.pointee.hasGate }
-  /// Logits of the shared experts' gate.
-  var sharedGates: Int {
-    switch sharedGate {
-    case .plain: 0
-    case .sigmoid: shared
-    case .residual: 2
-    }
-  }
-  /// Of all groups' experts.
-  var weightOnInput: Bool { groups[0].weightOnInput }
-}

@@ -275,11 +275,6 @@ struct BackwardStages {
   let routerArena: Arena  // where the router's memory begins
 }
 
-extension Configuration {
-  /// Means over all tokens stand in the way of chunks.
-  fileprivate var routesBackInOne: Bool { exploration.batchNorm != nil }
-}
-
 extension Layer.Details {
   fileprivate func write(_ c: Configuration, _ stages: ForwardStages) {
     let (routing, statistics) = (stages.route.routing, stages.statistics)

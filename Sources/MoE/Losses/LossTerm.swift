@@ -32,6 +32,8 @@ public struct LossTerm {
     public var needsNoise: Bool { self == .load || self == .shazeer || self == .tutelImportanceLoad }
     /// Of scores as shares.
     public var needsShares: Bool { self == .megatron || self == .megatronSequence || self == .megatronGlobal }
+    /// Of the weights in use, whose gradient goes on through these.
+    var isOfWeights: Bool { self == .importance || self == .shazeer || self == .l1 || self == .l1Balanced }
     var isBySequence: Bool { self == .switchSequence || self == .megatronSequence }
   }
 
@@ -89,28 +91,4 @@ extension Layer {
     let terms = UnsafeMutablePointer(mutating: configuration.losses!)  // the layer's own memory
     terms[i] = LossTerm(kind: terms[i].kind, coefficient: coefficient)
   }
-}
-
-extension Configuration {
-  /// Of term number i of the list; the boundary has checked it.
-  func lossKind(_ i: Int) -> LossTerm.Kind { LossTerm.Kind(rawValue: losses![i].kind)! }
-
-  private func anyLoss(_ has: (LossTerm.Kind) -> Bool) -> Bool {
-    for i in 0..<lossCount where has(lossKind(i)) { return true }
-    return false
-  }
-
-  /// Where all experts are chosen, the loads are equal without being measured.
-  var hasSmoothLoads: Bool { topK < experts && anyLoss { $0.needsNoise } }
-  /// The softmax's shares are the probabilities themselves.
-  var hasScoreShares: Bool { choice.score != .softmax && anyLoss { $0.needsShares } }
-  var hasLossesBySequence: Bool { anyLoss { $0.isBySequence } }
-  /// Such terms among the first n.
-  func lossesBySequence(among n: Int) -> Int {
-    var count = 0
-    for i in 0..<n where lossKind(i).isBySequence { count += 1 }
-    return count
-  }
-  var hasLossesOfFirstChoices: Bool { anyLoss { $0.balanceFamily(topK: topK)?.counts == .first } }
-  var hasLossesOfWeights: Bool { anyLoss { $0 == .importance || $0 == .shazeer || $0 == .l1 || $0 == .l1Balanced } }
 }

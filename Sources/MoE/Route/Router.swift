@@ -3,13 +3,11 @@ import CShims
 // Routing in four steps: logits of all experts; a choice; admission, where experts have limited room; weights.
 
 struct RouterForward: RouteStage {
-  let work: RouteWork
-  let call: Call
   let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
   private let input: RouterInput
   let tokenSums: TokenSums
   private let tokens: RouteTokens
-  private let weigh: WeighTokens
+  private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token, where weights are made from other logits
   private let admission: Admission?
   var firstTaken: UnsafePointer<Int32>? { tokens.firstTaken.map { UnsafePointer($0) } }
 
@@ -18,8 +16,6 @@ struct RouterForward: RouteStage {
     _ arena: inout Arena, _ work: RouteWork, _ call: Call, context: ContextPointer, statistics: CallStatistics,
     slopes: LossSlopes?
   ) {
-    self.work = work
-    self.call = call
     let (c, routing) = (work.c, work.routing)
     sums = arena.take(BlockSums.self, c.hasGate ? blocks(of: call.tokens) : 0)
     input = RouterInput(&arena, work)
@@ -27,13 +23,16 @@ struct RouterForward: RouteStage {
     tokenSums = TokenSums(
       &arena, c, call, kernels: work.kernels, routing: routing, measures: tokens.measures, statistics: statistics,
       slopes: slopes)
-    weigh = WeighTokens(&arena, tokens)
+    probabilities = arena.take(Float.self, c.weighsFromLogits(call) ? work.lanes : 0, c.experts)
     admission =
       c.admits(call) ? Admission(&arena, c, call, work.draws, routing: routing, values: tokens.values) : nil
   }
 
+  var work: RouteWork { tokens.work }
+
   /// Fills the arrays by sequence, where they are wanted.
-  func run(in context: ContextPointer, _ bySequence: SequenceDetails) throws(Fault) {
+  @inline(never) func run(in context: ContextPointer, _ bySequence: SequenceDetails) throws(Fault) {
+    let call = tokens.call
     routing.start(call)
     tokenSums.start(bySequence)
     try tokens.selection.check()
@@ -42,12 +41,16 @@ struct RouterForward: RouteStage {
     try tokens.run(in: context, tokenSums, bySequence)
     if Choice.isTogether(c, call) {
       try tokens.choice.chooseTogether(in: context)
-      try weigh.run(in: context)
+      try weigh(in: context)
     }
     if let admission {
       admission.run()
-      try weigh.run(in: context)
+      try weigh(in: context)
     }
+  }
+
+  @inline(never) private func weigh(in context: ContextPointer) throws(Fault) {
+    try WeighTokens(tokens: tokens, probabilities: probabilities).run(in: context)
   }
 }
 
@@ -237,15 +240,8 @@ struct RouteTokens: RouteStage, Job {
 /// The weights once more, or at last, for choices that were made or moved after all logits were known. Where other
 /// logits are wanted than those of the first choices, they are computed again: the same product has the same bits.
 struct WeighTokens: Job {
-  private let tokens: RouteTokens
-  private let fromLogits: Bool
-  private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token
-
-  init(_ arena: inout Arena, _ tokens: RouteTokens) {
-    self.tokens = tokens
-    fromLogits = tokens.c.weighsFromLogits(tokens.call)
-    probabilities = arena.take(Float.self, fromLogits ? tokens.work.lanes : 0, tokens.c.experts)
-  }
+  let tokens: RouteTokens
+  let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token
 
   func run(in context: ContextPointer) throws(Fault) {
     let blocks = blocks(of: tokens.call.tokens)
@@ -257,6 +253,7 @@ struct WeighTokens: Job {
     let lane = lane.pointee.index
     let (e, routing) = (tokens.c.experts, tokens.routing)
     let range = rows(ofBlock: block, in: routing.tokens)
+    let fromLogits = tokens.c.weighsFromLogits(tokens.call)
     if fromLogits { tokens.logits.fill(tokens.z(lane), range, routing, lane) }
     for t in range where routing.isValid(t) {
       let z = fromLogits ? tokens.z(lane) + (t - range.lowerBound) * e : nil
@@ -271,29 +268,5 @@ struct WeighTokens: Job {
         return tokens.failures[block] = RoutingFailure(token: t, reason: .noWeight)
       }
     }
-  }
-}
-
-extension Configuration {
-  /// Whether choices may go to other experts than those chosen.
-  func movesChoices(_ call: Call) -> Bool { admits(call) && capacity?.nextBest == true }
-
-  /// Whether weights follow after the choices, from other logits than those at hand when these were made.
-  func weighsFromLogits(_ call: Call) -> Bool {
-    Choice.isTogether(self, call) || movesChoices(call) || admits(call) && choice.weights.looksAtAllLogits
-  }
-
-  /// Experts that may be chosen. Training notes the number, and evaluation follows it.
-  func activeExperts(_ call: Call, _ parameters: Parameters) -> Int {
-    guard let warmup, let noted = parameters.data(.activeExperts) else { return experts }
-    if call.training { return warmup.active(experts, step: call.step) }
-    let wanted = noted[0]
-    return wanted >= Float(experts) || wanted.isNaN ? experts : max(topK, Int(max(wanted, 0)))
-  }
-
-  /// Whether choices may be turned away.
-  func admits(_ call: Call) -> Bool {
-    call.givenIndices == nil && router.admits
-      && (capacity != nil || exploration.randomSecond && call.training)
   }
 }

@@ -23,10 +23,3 @@ extension Layer {
     }
   }
 }
-
-extension Configuration {
-  /// Floats of `measured`.
-  var notedFloats: Int { exploration.batchNorm == nil ? 0 : 2 * hidden }
-  /// Whether a training call has anything to note.
-  var takesNotes: Bool { exploration.batchNorm != nil || warmup != nil }
-}

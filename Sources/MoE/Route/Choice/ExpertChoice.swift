@@ -71,34 +71,3 @@ private struct OfferTokens: Job {
     }
   }
 }
-
-extension Configuration {
-  fileprivate var choosesBySequence: Bool { capacity?.perSequence ?? false }
-
-  /// Tokens that an expert takes when experts choose: without a formula K experts a token on average.
-  fileprivate func room(tokens: Int, training: Bool) -> Int {
-    if let capacity {
-      return capacity.room(tokens: tokens, topK: topK, experts: experts, training: training, load: tokens)
-    }
-    return Int((Double(tokens) * Double(topK) / Double(experts)).rounded(.up))
-  }
-
-  /// Rows that so many of a call's tokens have at most.
-  func mostRows(_ call: Call, of chunk: Int) -> Int { min(chunk * slots, mostRows(call)) }
-
-  private func mostRows(_ call: Call) -> Int {
-    if let given = call.givenIndices {
-      var rows = call.tokens * shared
-      for pair in 0..<call.tokens * choices where given[pair].isExpert { rows += 1 }
-      return rows
-    }
-    guard router.listsAllExperts else { return call.tokens * slots }
-    return experts * mostTaken(call) * call.sequences(apart: choosesBySequence) + call.tokens * shared
-  }
-
-  /// Tokens of one sequence that an expert takes at most: the room grows with the number of tokens.
-  fileprivate func mostTaken(_ call: Call) -> Int {
-    let tokens = choosesBySequence ? call.sequenceLength : call.tokens
-    return min(room(tokens: tokens, training: call.training), tokens)
-  }
-}

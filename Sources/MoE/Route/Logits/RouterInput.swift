@@ -93,30 +93,28 @@ struct JitteredTokens: Job {
   }
 }
 
-struct RouterInput: Job {
+struct RouterInput: RouteStage, Job {
+  let work: RouteWork
   let rows: UnsafePointer<Float>  // [T,H], x itself where there is nothing to do
   let own: UnsafeMutablePointer<Float>?
   let jitter: Jitter?
-  let norm: BatchNorm?
   let rowNorm: RouterNorm?
   let dropout: RouterDropout?
-  let c: Configuration
-  let x: UnsafePointer<Float>
-  let tokens: Int
+
+  private var tokens: Int { work.tokens }
+  private var norm: BatchNorm? { c.exploration.batchNorm.map { BatchNorm(work: work, plan: $0) } }
 
   init(
     _ arena: inout Arena, _ work: RouteWork
   ) {
-    c = work.c
-    x = work.x
-    tokens = work.tokens
+    self.work = work
+    let c = work.c
     jitter = c.exploration.jitterExperts ? nil : Jitter(c, work.draws)
-    norm = c.exploration.batchNorm.map { BatchNorm(work: work, plan: $0) }
     rowNorm = RouterNorm(&arena, work)
     dropout = RouterDropout(c, work.draws, onLogits: false)
-    let changes = jitter != nil || norm != nil || rowNorm != nil || dropout != nil
-    own = changes ? arena.take(Float.self, tokens, c.hidden) : nil
-    rows = own.map { UnsafePointer($0) } ?? x
+    let changes = jitter != nil || c.exploration.batchNorm != nil || rowNorm != nil || dropout != nil
+    own = changes ? arena.take(Float.self, work.tokens, c.hidden) : nil
+    rows = own.map { UnsafePointer($0) } ?? work.x
   }
 
   /// `again`: in backward, where the statistics are known and running ones stay as they are.
@@ -135,7 +133,7 @@ struct RouterInput: Job {
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let range = MoE.rows(ofBlock: block, in: tokens)
     let (first, count) = (range.lowerBound * c.hidden, range.count * c.hidden)
-    (own! + first).update(from: x + first, count: count)
+    (own! + first).update(from: work.x + first, count: count)
     jitter?.apply(own! + first, first: first, count: count)
   }
 
