@@ -41,8 +41,8 @@
  *   Bits       the same inputs give the same bits on every run and for every n_threads.
  *   Manners    the library never prints, exits or aborts, installs no handlers and reads no environment.
  *
- * ABI: within one SONAME (libmoe.so.0) functions are never removed or changed, structs only grow at the end and
- * enum values are never reused.
+ * ABI: within one SONAME (libmoe.so.0.2: until 1.0 it has the minor version too) functions are never removed or changed,
+ * structs only grow at the end and enum values are never reused.
  *
  * References: [Shazeer 2017] arXiv:1701.06538 sparsely-gated MoE; [Switch 2021] arXiv:2101.03961 balance loss;
  * [ST-MoE 2022] arXiv:2202.08906 router z-loss; [GLU 2020] arXiv:2002.05202 SwiGLU and GeGLU;
@@ -50,8 +50,9 @@
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
  * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
- * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
- * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
+ * [AdamW 2019] arXiv:1711.05101; [Muon 2024] Jordan et al., Muon: an optimizer for hidden layers in neural networks;
+ * [Moonlight 2025] arXiv:2502.16982; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
+ * [ReMoE 2024] arXiv:2412.14711 ReLU routing; [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -76,9 +77,9 @@ extern "C" {
  * ---------------------------------------------------------------------------------------------------------- */
 
 #define MOE_VERSION_MAJOR 0
-#define MOE_VERSION_MINOR 1
+#define MOE_VERSION_MINOR 2
 #define MOE_VERSION_PATCH 0
-#define MOE_VERSION_STRING "0.1.0"
+#define MOE_VERSION_STRING "0.2.0"
 /** MAJOR * 10000 + MINOR * 100 + PATCH of this header. */
 #define MOE_VERSION (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 
@@ -325,9 +326,12 @@ typedef struct moe_tensor {
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
   void *data; /**< the values, of `dtype` */
   void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
+  int32_t buffer;   /**< 1 = state that no gradient moves, and that optimisers are not given; not read in tensors of the
+                         caller's */
+  int32_t reserved; /**< 0 */
 } moe_tensor;
 
-#define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL }
+#define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL, 0, 0 }
 
 /** Fill `tensor` as MOE_TENSOR_INIT does.  NULL is ignored. */
 MOE_API void moe_tensor_init(moe_tensor *tensor, size_t struct_size);
@@ -368,8 +372,14 @@ typedef enum moe_router {
   MOE_ROUTER_SINKHORN = 4,      /**< in training the K best of the softmax after Sinkhorn's iteration towards equal loads
                                      (tolerance 1e-4, epsilon 1e-8, at most 100 times), as Megatron-Core; the
                                      iteration decides and does not weigh.  In evaluation as TOKEN_CHOICE. */
-  MOE_ROUTER_EXTERNAL = 5       /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
+  MOE_ROUTER_EXTERNAL = 5,      /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
                                      weights' gradient from moe_backward_options */
+  MOE_ROUTER_RELU = 6           /**< each token takes the experts with positive logits, the largest first and K at most,
+                                     weighed by relu(z) [ReMoE 2024]; a token may get 0 to K experts.  Needs
+                                     MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES; the paper's weights are as they
+                                     are, MOE_NORMALIZE_NONE, its K is n_experts, and a loss, MOE_LOSS_L1_BALANCED, brings
+                                     the experts of a token down to the wanted number.  Memory is planned for K rows a
+                                     token: a smaller K bounds it. */
 } moe_router;
 
 /** Noise on the logits, in training. */
@@ -479,8 +489,13 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
   MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
-  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+  MOE_LOSS_BALANCE_POSITIVE = 18,  /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
                                         that were dropped, or that weigh nothing */
+  MOE_LOSS_L1 = 19,                /**< sum over e of W_e, W_e the mean over tokens of the weight of e: of MOE_ROUTER_RELU
+                                        the L1 norm, which makes its experts few */
+  MOE_LOSS_L1_BALANCED = 20        /**< sum over e of g_e W_e, g_e = E times the share of e in all choices with a weight above
+                                        0: experts in demand are brought down harder [ReMoE 2024].  The paper divides by the
+                                        wanted number of experts in place of the mean one */
 } moe_loss;
 
 /** A loss of moe_layer_config.losses. */
@@ -548,8 +563,8 @@ typedef enum moe_activation {
 
 /** Experts of one kind and width in a layer with several.  Fields as those of the same name in moe_layer_config. */
 typedef struct moe_expert_group {
-  int64_t n_experts;         /**< in this group, at least 1 */
-  int64_t intermediate_size; /**< 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
+  int64_t n_experts;         /**< in this group, 1 to 2^31 - 1 */
+  int64_t intermediate_size; /**< 1 to 2^31 - 1; 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
   int32_t expert_kind;
   int32_t activation;
   int32_t expert_bias;
@@ -574,68 +589,82 @@ typedef enum moe_unallocated {
 /** What a layer is: router, experts, shared experts, exploration, capacity and losses.  Where nothing else is said, 0 is off. */
 typedef struct moe_layer_config {
   size_t struct_size;
-  int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
-  int64_t intermediate_size; /**< I, the experts' width, 1 to 2^31 - 1; linear experts have none: 0 or H; 0
-                                  with expert_groups */
-  int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
-  int64_t top_k;             /**< K, 1 to E */
-  int32_t router_weights;    /**< a moe_router_weights */
-  int32_t router_normalize;  /**< a moe_normalize */
-  int32_t router_bias;       /**< a moe_bias */
-  int32_t expert_kind;       /**< a moe_expert_kind */
-  int32_t activation;        /**< a moe_activation; 0 for linear experts */
-  int32_t expert_bias;       /**< a moe_bias */
-  int32_t inference_only;    /**< 1 = no memory for gradients; backward is refused */
-  float dropout;             /**< share of the experts' inner activations dropped in training, [0, 1) */
-  float balance_coef;        /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
-  float z_coef;              /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
-  uint64_t seed;             /**< of the initial parameters and of all that is random */
-  int32_t weight_dtype;      /**< MOE_DTYPE_F32, BF16 or F16, of the experts' weight matrices: see below */
-  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with any weight_dtype */
-  float glu_limit;           /**< L of gated experts, >= 0; 0 = no clamps; see below */
-  float glu_alpha;           /**< of gated experts with SILU, >= 0: act(v) = v / (1 + exp(-glu_alpha v)); 0 = 1 */
-  float glu_offset;          /**< of gated experts, >= 0: added to the clamped up projection */
-  /* Which experts a token uses, and how they weigh; each 0 is the classic router.
+  /* The layer. */
+  int64_t hidden_size;    /**< H, 1 to 2^31 - 1 */
+  int64_t n_experts;      /**< E, 1 to 2^31 - 1 */
+  int64_t top_k;          /**< K, 1 to 2^31 - 1, and no more than E */
+  uint64_t seed;          /**< of the initial parameters and of all that is random */
+  int32_t io_dtype;       /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with any weight_dtype */
+  int32_t inference_only; /**< 1 = no memory for gradients; backward is refused */
+  int32_t unallocated;    /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
+  int32_t output_bias;    /**< 1 = a parameter output.bias [H], 0 at first, added to y (JetMoE) */
+
+  /* Experts: one group of them, or several kinds and widths in the order of their numbers.  With expert_groups the fields
+   * before it are 0 (but weight_dtype), and parameters are called experts.0.up.weight and so on by group. */
+  int64_t intermediate_size;             /**< I, their width, 1 to 2^31 - 1; linear experts have none: 0 or H; 0 with
+                                              expert_groups */
+  int32_t expert_kind;                   /**< a moe_expert_kind */
+  int32_t activation;                    /**< a moe_activation; 0 for linear experts */
+  int32_t expert_bias;                   /**< a moe_bias */
+  int32_t weight_dtype;                  /**< MOE_DTYPE_F32, BF16 or F16, of the experts' weight matrices: see below */
+  float dropout;                         /**< share of the experts' inner activations dropped in training, [0, 1) */
+  float glu_limit;                       /**< L of gated experts, >= 0; 0 = no clamps; see below */
+  float glu_alpha;                       /**< of gated experts with SILU, >= 0; 0 = 1: act(v) = v / (1 + exp(-glu_alpha v)) */
+  float glu_offset;                      /**< of gated experts, >= 0: added to the clamped up projection */
+  const moe_expert_group *expert_groups; /**< [n_expert_groups], copied; their n_experts add up to n_experts */
+  int64_t n_expert_groups;               /**< 0 = one group, described by the fields before; at most 16 */
+
+  /* Shared experts, which every token uses, of the kind of the others (of the first group's). */
+  int64_t n_shared_experts;         /**< S, 0 to 2^31 - 1; parameters shared.up.weight [S,I,H] and so on */
+  int64_t shared_intermediate_size; /**< their width, 0 to 2^31 - 1; 0 = intermediate_size */
+  int32_t shared_gate;              /**< a moe_shared_gate; they are not multiplied by routed_scale */
+
+  /* Router: which experts a token uses, and how they weigh; each 0 is the classic router.
    *   s = score(z)                                    z [E] the token's logits
    *   chosen = the K largest of s + selection bias, within the top_groups best of n_groups
    *   v = s of the chosen, without the bias, or as router_weights says
    *   w = v / D * routed_scale * expert scale         D as router_normalize says
    * With the weights from the logits (TOPK_..., SPARSEMIXER) the choice goes by the logits too, in place of s.
    * Among equals the lowest index is first.  A logit of minus infinity means "never", whatever the bias. */
-  int32_t score;           /**< a moe_score; SOFTMAX with TOPK_... and SPARSEMIXER weights */
-  int32_t selection_bias;  /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it has no
-                                gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
-  int32_t expert_scale;    /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
-  int32_t n_groups;        /**< a number: groups of neighbouring experts, a divisor of n_experts; 0 = no groups; MOE_NO_GROUPS = none,
-                                whatever the next three are */
-  int32_t top_groups;      /**< a number: groups of which experts may be chosen, 1 to n_groups; they must hold top_k experts */
-  int32_t group_top_m;     /**< a number: a group's score is the sum of so many of its largest; 0 = 1, its largest */
-  int32_t group_mask;      /**< a moe_group_mask */
-  int32_t epsilon_form;    /**< a moe_epsilon; 0 without normalize_epsilon */
-  float normalize_epsilon; /**< >= 0; 0 = none */
-  float routed_scale;      /**< > 0; 0 = 1 */
-  int32_t router;          /**< a moe_router */
-  /* Experts of several kinds and widths, in the order of their numbers: then expert_kind, intermediate_size, activation,
-   * expert_bias, dropout and glu_... above are 0, and parameters are called experts.0.up.weight and so on by group. */
-  const moe_expert_group *expert_groups; /**< [n_expert_groups], copied; their n_experts add up to n_experts */
-  int64_t n_expert_groups;               /**< 0 = one group, described above; at most 16 */
-  int64_t n_shared_experts;         /**< S: experts that every token uses, of the kind above (of the first group's);
-                                         parameters shared.up.weight [S,I,H] and so on */
-  int64_t shared_intermediate_size; /**< their width; 0 = intermediate_size */
-  int32_t shared_gate;              /**< a moe_shared_gate; they are not multiplied by routed_scale */
-  int32_t output_bias;              /**< 1 = a parameter output.bias [H], 0 at first, added to y (JetMoE) */
-  int32_t weight_on_input;          /**< 1 = expert(w x) in place of w expert(x) (Llama-4) */
-  float normalize_p;                /**< >= 1, of MOE_NORMALIZE_NORMP; else 0 */
-  float mask_threshold;             /**< of MOE_ROUTER_WEIGHTS_SPARSEMIXER, > 0: experts count that are within
-                                         (best - z) / max(|z|, best) <= 2 mask_threshold; else 0 */
-  int32_t random_second;            /**< 1 = in training a second choice of weight w is kept with probability min(1, 2 w);
-                                         top_k 2 [GShard 2020] */
+  int32_t router;            /**< a moe_router */
+  int32_t score;             /**< a moe_score; SOFTMAX with TOPK_... and SPARSEMIXER weights */
+  int32_t router_weights;    /**< a moe_router_weights */
+  int32_t router_normalize;  /**< a moe_normalize */
+  int32_t router_bias;       /**< a moe_bias */
+  int32_t weight_on_input;   /**< 1 = expert(w x) in place of w expert(x) (Llama-4) */
+  float normalize_epsilon;   /**< >= 0; 0 = none */
+  int32_t epsilon_form;      /**< a moe_epsilon; 0 without normalize_epsilon */
+  float normalize_p;         /**< >= 1, of MOE_NORMALIZE_NORMP; else 0 */
+  float mask_threshold;      /**< of MOE_ROUTER_WEIGHTS_SPARSEMIXER, > 0: experts count that are within (best - z) /
+                                  max(|z|, best) <= 2 mask_threshold; else 0 */
+  float routed_scale;        /**< > 0; 0 = 1 */
+  int32_t expert_scale;      /**< 1 = a trained parameter router.expert_scale [E], 1 at first */
+  int32_t selection_bias;    /**< 1 = a parameter router.selection_bias [E], 0 at first, added for the choice alone: it
+                                  has no gradient and is moved by moe_layer_update_selection_bias [DeepSeek-V3 2024] */
+  int32_t n_groups;          /**< a number: groups of neighbouring experts, a divisor of n_experts; 0 = no groups;
+                                  MOE_NO_GROUPS = none, whatever the next three are */
+  int32_t top_groups;        /**< a number: groups of which experts may be chosen, 1 to n_groups; they must hold top_k
+                                  experts */
+  int32_t group_top_m;       /**< a number: a group's score is the sum of so many of its largest; 0 = 1, its largest */
+  int32_t group_mask;        /**< a moe_group_mask */
+  int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
+  float dynamic_value;       /**< > 0, see moe_dynamic_k; COMPLEXITY: 0 = 10 */
+  int32_t min_k;             /**< a number, 0 to 2^31 - 1: the least of dynamic_k, no more than top_k; 0 = 1 */
+  int32_t router_norm;       /**< a moe_router_norm, after jitter and before router_dropout; not with router_batch_norm */
+  float router_norm_scale;   /**< >= 0; 0 = 1 / sqrt(H), which is Gemma 4's */
+  float router_norm_epsilon; /**< >= 0; 0 = 1e-6 */
+  const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random
+                                  by seed */
+  int64_t vocabulary_size;   /**< of MOE_ROUTER_HASH, 1 to 2^31 - 1: token ids are below it; else 0 */
+
   /* Exploration, in training alone. */
-  int32_t noise;            /**< a moe_noise */
-  float noise_std;          /**< of MOE_NOISE_GAUSSIAN, > 0; the classic value is 0.01 */
-  float jitter;             /**< x is multiplied by numbers from 1 - jitter to 1 + jitter, for the gate; [0, 1) */
-  int32_t jitter_experts;   /**< 1 = for the chosen and the shared experts too (Mixtral) */
-  float router_dropout;     /**< share that is 0, [0, 1); the rest is divided by 1 - router_dropout */
+  int32_t noise;             /**< a moe_noise */
+  float noise_std;           /**< of MOE_NOISE_GAUSSIAN, > 0; the classic value is 0.01 */
+  int32_t random_second;     /**< 1 = a second choice of weight w is kept with probability min(1, 2 w); top_k 2
+                                  [GShard 2020] */
+  float jitter;              /**< x is multiplied by numbers from 1 - jitter to 1 + jitter, for the gate; [0, 1) */
+  int32_t jitter_experts;    /**< 1 = for the chosen and the shared experts too (Mixtral) */
+  float router_dropout;      /**< share that is 0, [0, 1); the rest is divided by 1 - router_dropout */
   int32_t router_dropout_on; /**< a moe_router_dropout */
   int32_t router_batch_norm; /**< 1 = the gate reads (x - mean) / sqrt(variance + epsilon) * router.norm.weight [H] +
                                   router.norm.bias [H]: of the call's tokens in training, of router.norm.running_mean and
@@ -643,40 +672,34 @@ typedef struct moe_layer_config {
                                   forward changes those, so it wants the layer for itself. */
   float batch_norm_momentum; /**< [0, 1]; 0 = 0.1 */
   float batch_norm_epsilon;  /**< > 0; 0 = 1e-5 */
-  int32_t dynamic_k;         /**< a moe_dynamic_k, of TOKEN_CHOICE */
-  float dynamic_value;       /**< > 0, see moe_dynamic_k; COMPLEXITY: 0 = 10 */
-  int32_t min_k;             /**< a number: the least of dynamic_k; 0 = 1; at most top_k */
-  int64_t warmup_steps;      /**< over so many steps the experts that may be chosen grow from warmup_experts to E: in step s
-                                  the first  warmup_experts + (E - warmup_experts) s / warmup_steps.  A training forward
-                                  notes it in router.active_experts [1] (no gradient), which evaluation follows, and so
-                                  wants the layer for itself.  The others' logits are minus infinity.  0 = none */
+  int64_t warmup_steps;      /**< 0 to 2^31 - 1: over so many steps the experts that may be chosen grow from
+                                  warmup_experts to E: in step s the first  warmup_experts + (E - warmup_experts) s /
+                                  warmup_steps.  A training forward notes it in router.active_experts [1] (no gradient),
+                                  which evaluation follows, and so wants the layer for itself.  The others' logits are
+                                  minus infinity.  0 = none */
   int64_t warmup_experts;    /**< at first, top_k to E; 0 = top_k */
+
   /* Capacity: room for a limited number of tokens in each expert. */
-  int64_t capacity;            /**< of MOE_CAPACITY_CONSTANT, >= 1; else 0 */
-  int64_t min_capacity;        /**< 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
-  int32_t capacity_formula;    /**< a moe_capacity */
+  int64_t capacity;              /**< of MOE_CAPACITY_CONSTANT, 1 to 2^31 - 1; else 0 */
+  int64_t min_capacity;          /**< 0 to 2^31 - 1; 0 = as capacity_formula says, or 0; not of MOE_CAPACITY_CONSTANT */
+  int32_t capacity_formula;      /**< a moe_capacity */
   int32_t capacity_per_sequence; /**< 1 = each sequence (moe_forward_options.sequence_length) has room of its own */
-  double capacity_factor;      /**< 0 = as capacity_formula says, or 1 */
-  double eval_capacity_factor; /**< in evaluation; 0 = capacity_factor, or as capacity_formula says */
-  int32_t drop;                /**< a moe_drop */
-  int32_t overflow;            /**< a moe_overflow */
-  int32_t renormalize;         /**< a moe_renormalize */
-  int32_t adaptive_capacity;   /**< 1 = an expert that more than adaptive_high C choices fell on has room for
-                                    adaptive_high_factor C, one with fewer than adaptive_low C for adaptive_low_factor C;
-                                    both rounded down */
-  double adaptive_high, adaptive_high_factor; /**< 0 = 1.5 and 1.2 */
-  double adaptive_low, adaptive_low_factor;   /**< 0 = 0.5 and 0.8 */
-  const int32_t *hash_table; /**< [vocabulary_size, top_k] of MOE_ROUTER_HASH, copied; NULL = distinct experts at random by
-                                  seed */
-  int64_t vocabulary_size;   /**< token ids are below it; else 0 */
+  double capacity_factor;        /**< finite; 0 = as capacity_formula says, or 1 */
+  double eval_capacity_factor;   /**< finite, in evaluation; 0 = capacity_factor, or as capacity_formula says */
+  int32_t drop;                  /**< a moe_drop */
+  int32_t overflow;              /**< a moe_overflow */
+  int32_t renormalize;           /**< a moe_renormalize */
+  int32_t adaptive_capacity;     /**< 1 = an expert that more than adaptive_high C choices fell on has room for
+                                      adaptive_high_factor C, one with fewer than adaptive_low C for adaptive_low_factor
+                                      C; both rounded down */
+  double adaptive_high, adaptive_high_factor; /**< >= 0; 0 = 1.5 and 1.2 */
+  double adaptive_low, adaptive_low_factor;   /**< >= 0; 0 = 0.5 and 0.8 */
+
+  /* Losses. */
+  float balance_coef;          /**< weight of balance_loss in aux_loss, >= 0; the classic value is 0.01 */
+  float z_coef;                /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
-  int32_t unallocated;         /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
-  int32_t reserved;            /**< 0 */
-  int32_t router_norm;         /**< a moe_router_norm, after jitter and before router_dropout; not with router_batch_norm */
-  float router_norm_scale;     /**< >= 0; 0 = 1 / sqrt(H), which is Gemma 4's */
-  float router_norm_epsilon;   /**< >= 0; 0 = 1e-6 */
-  int32_t reserved2;           /**< 0 */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -701,9 +724,9 @@ typedef struct moe_layer_config {
 
 #define MOE_LAYER_CONFIG_INIT \
   { \
-    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, \
-    0, 0, 0, 0.0f, 0.0f, 0, NULL, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, 0, 0.0f, 0.0f, 0, 0.0f, 0, \
-    0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, NULL, 0, NULL, 0, 0, 0, 0, 0.0f, 0.0f, 0 \
+    sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0, 0, 0, 0, 0, \
+    0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0, 0.0f, 0.0f, NULL, 0, 0, 0.0f, 0, 0.0f, 0, 0.0f, 0, \
+    0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0f, 0.0f, NULL, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -731,9 +754,9 @@ MOE_API void moe_layer_free(moe_layer *layer);
 MOE_API MOE_CHECK moe_status moe_layer_initialize(moe_layer *layer);
 
 /** Number of parameter tensors.
- *  In order, those the configuration has; those marked * have no gradient (grad is NULL): leave them out of optimisers.
- *  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X too: optimisers
- *  take what has a gradient, and all whose name does not begin with "router.".
+ *  In order, those the configuration has; those marked * are buffers (moe_tensor.buffer 1, grad NULL): leave them out of
+ *  optimisers.  With MOE_UNALLOCATED_EXPERT_GRADIENTS grad is NULL for the matrices and biases of experts.X and shared.X
+ *  too: optimisers take all but the buffers.
  *    router.weight [E,H]              router.bias [E]             the gate
  *    experts.gate.weight [E,I,H]      experts.gate.bias [E,I]     gated experts
  *    experts.up.weight [E,I,H]        experts.up.bias [E,I]
@@ -787,6 +810,16 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (no selection_bias). */
 MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, const int64_t *tokens_per_expert,
                                                              float rate, int32_t zero_sum);
+
+/** Set the coefficient of one of config.losses, for the forward calls to come.  Sparse routing [ReMoE 2024] begins with 1e-8
+ *  for MOE_LOSS_L1_BALANCED and, after each optimiser step, multiplies it by 1.2 where the tokens used more experts on
+ *  average than wanted (the reports' counts added up, divided by n_valid), and divides it by 1.2 where they used fewer.
+ *  The number is yours to keep: neither checkpoints nor training states hold it.
+ *  @param term        [in] a number, 0 to n_losses - 1
+ *  @param coefficient [in] >= 0
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_set_loss_coefficient(moe_layer *layer, int32_t term, float coefficient);
 
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
@@ -951,7 +984,7 @@ typedef struct moe_forward_options {
   const float *expert_weights;   /**< [T,K], with expert_indices: the weights too, which are then constants to the router
                                       (see moe_backward_options); NULL = as the router weighs.  Required by
                                       MOE_ROUTER_EXTERNAL. */
-  int64_t sequence_length;       /**< tokens of each sequence, a divisor of T; 0 = T, one sequence */
+  int64_t sequence_length;       /**< tokens of each sequence, a divisor of T, 0 to 2^31 - 1; 0 = T, one sequence */
   const int64_t *global_counts;  /**< [E], of MOE_LOSS_MEGATRON_GLOBAL: choices counted elsewhere (earlier micro-batches,
                                       other ranks); this call's are added.  NULL = none */
   moe_routing *record;           /**< [out], nullable: gets the experts that each token chose */
@@ -971,8 +1004,8 @@ typedef struct moe_forward_options {
   const float *noise;            /**< [T,E], nullable: the N(0,1) of moe_noise; with MOE_NOISE_NONE added to the logits as it is */
   const float *jitter;           /**< [T,H], nullable: u in  x * (1 + moe_layer_config.jitter * u) */
   const float *second;           /**< [T], nullable: random_second keeps a second choice of weight w where 2 w >= this */
-  int64_t chunk_tokens;          /**< tokens that experts compute at once, rounded up to a multiple of 256; fewer where a memory
-                                      limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
+  int64_t chunk_tokens;          /**< tokens that experts compute at once, 0 to 2^31 - 1, rounded up to a multiple of 256; fewer where a
+                                      memory limit wants it; 0 = as moe_layer_plan says.  Changes no bit that a limit would not */
 } moe_forward_options;
 
 #define MOE_FORWARD_OPTIONS_INIT \
@@ -1206,7 +1239,7 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  *  `data`, rounded, so that steps add up which are smaller than the type resolves.  A value in `data` that is not the one
  *  the last step wrote (you have set it since) is taken over first.
  *
- *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD one).  With state_dtype MOE_DTYPE_BF16 it is 2,
+ *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD and Muon one).  With state_dtype MOE_DTYPE_BF16 it is 2,
  *  half of it; a step computes in float32 and rounds the new moments up or down by chance, with the mean right
  *  [Zamirai 2020]: the nearest bfloat16 of v would mostly be the old one, since beta2 v differs from v by less than half a
  *  step.  Each moment then has a relative error of up to 2^-7 (AdamW's updates, of some 0.3 %, which average out).
@@ -1245,9 +1278,38 @@ typedef struct moe_sgd_config {
 
 #define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
 
-/** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
+/** Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices; AdamW for all else.  Of each matrix by itself,
+ *  with r rows and c columns:
+ *    v = momentum v + g;   u = g + momentum v;   p -= lr * weight_decay * p;   p -= lr * 0.2 sqrt(max(r, c)) * O(u)
+ *  O(u) is u with all its singular values brought near 1: X = u / (|u| + 1e-7) in the 2-norm of all elements, transposed if
+ *  r > c, then five times, in float32,
+ *    A = X X^T;   X = 3.4445 X + (-4.7750 A + 2.0315 A A) X
+ *  A tensor [E,r,c] is E matrices, one of [a,b,r,c] a * b.  A matrix has one moment, v; other tensors have AdamW's two, with
+ *  the same lr and weight_decay.  The iteration has memory of its own, made with the optimiser: with m the smaller of r
+ *  and c, 8 (r c + m^2) bytes of its largest matrix, and some for each thread.  Its products are the library's own, and
+ *  have the same bits in every context. */
+typedef struct moe_muon_config {
+  size_t struct_size;
+  double learning_rate;      /**< >= 0, of both */
+  double momentum;           /**< [0, 1), of matrices */
+  double beta1;              /**< [0, 1), of AdamW */
+  double beta2;              /**< [0, 1), of AdamW */
+  double epsilon;            /**< > 0, of AdamW */
+  double weight_decay;       /**< >= 0, decoupled, of both */
+  const uint8_t *by_adamw;   /**< nullable, [count] one for each tensor: 1 = AdamW's, 0 = Muon's, with two dimensions at least.
+                                  NULL = AdamW's are tensors of one dimension; those whose names end with bias or constant;
+                                  and embed.weight, positions.weight and output.weight, a model's ends */
+  int32_t state_dtype;       /**< of the moments: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+} moe_muon_config;
+
+#define MOE_MUON_CONFIG_INIT { sizeof(moe_muon_config), 1e-3, 0.95, 0.9, 0.95, 1e-8, 0.1, NULL, MOE_DTYPE_F32, 0, 0 }
+
+/** Fill with the defaults of PyTorch, those of Muon with [Moonlight 2025]'s, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
 MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
+MOE_API void moe_muon_config_init(moe_muon_config *config, size_t struct_size);
 
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
@@ -1261,6 +1323,8 @@ MOE_API MOE_CHECK moe_status moe_adamw_create(moe_context *context, const moe_ad
                                               const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_config *config,
                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
+MOE_API MOE_CHECK moe_status moe_muon_create(moe_context *context, const moe_muon_config *config,
+                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 
 /** Free an optimiser; NULL is a no-op. */
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
@@ -1299,7 +1363,7 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
-/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+/** Set AdamW's beta1, or the momentum of SGD or Muon, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
  *  step t, as torch.optim.AdamW does.
  *  @param momentum [in] [0, 1)
  *  @return MOE_OK, INVALID_ARGUMENT. */
@@ -1325,11 +1389,11 @@ typedef struct moe_schedule {
   int32_t reserved;        /**< 0 */
   double learning_rate;    /**< the peak lr, >= 0 */
   int64_t warmup_steps;    /**< >= 0; 0 for one cycle */
-  int64_t total_steps;     /**< n >= 1, >= warmup_steps; not read by CONSTANT */
+  int64_t total_steps;     /**< n >= 1, >= warmup_steps; 0 with CONSTANT, which does not read it */
   double final_fraction;   /**< [0, 1], of LINEAR and COSINE */
   double pct_start;        /**< [0, 1], the share of steps in which one cycle rises */
-  double div_factor;       /**< > 0, of one cycle */
-  double final_div_factor; /**< > 0, of one cycle */
+  double div_factor;       /**< > 0 of one cycle, else 0 or more */
+  double final_div_factor; /**< > 0 of one cycle, else 0 or more */
   double base_momentum;    /**< [0, 1), of one cycle: the momentum at the top, */
   double max_momentum;     /**< [0, 1), and at both ends; see moe_momentum */
 } moe_schedule;
@@ -1391,9 +1455,9 @@ typedef struct moe_clip_state {
   double decay;         /**< [0, 1) */
   double threshold;     /**< > 1, in standard deviations */
   int64_t warmup_steps; /**< >= 1 */
-  double mean;          /**< of the norms; written, 0 at first */
-  double variance;      /**< written, 0 at first */
-  int64_t count;        /**< norms seen, up to warmup_steps; written, 0 at first */
+  double mean;          /**< >= 0, of the norms; written, 0 at first */
+  double variance;      /**< >= 0; written, 0 at first */
+  int64_t count;        /**< norms seen, at least 0 and up to warmup_steps; written, 0 at first */
 } moe_clip_state;
 
 #define MOE_CLIP_STATE_INIT { sizeof(moe_clip_state), 0.97, 2.5, 25, 0.0, 0.0, 0 }
@@ -1667,7 +1731,7 @@ MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tenso
  *    layers.N.X              every parameter X of layer N, in its own dtype; with them warm-up, running statistics of
  *                            normalisation and selection biases
  *    layers.N.seed [1] U64   the key of its random numbers; loading wants a layer with the same
- *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
+ *    optimizers.N.adamw, .sgd [7], .muon [8] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
  *    optimizers.N.groups [count,2] F64  of each of its tensors, learning_rate_scale and weight_decay
  *    optimizers.N.random [2] U64        seed, and steps taken
  *    optimizers.N.I.master [count] F32  of its tensor I, where that is not F32: its values in float32
@@ -1678,11 +1742,11 @@ typedef struct moe_training {
   size_t struct_size;
   uint64_t step;                 /**< yours: the number of the next step; written by loading */
   moe_layer **layers;            /**< [n_layers] */
-  int64_t n_layers;              /**< how many layers */
+  int64_t n_layers;              /**< how many layers, 0 to 2^31 - 1 */
   moe_optimizer **optimizers;    /**< [n_optimizers] */
-  int64_t n_optimizers;          /**< how many optimizers */
+  int64_t n_optimizers;          /**< how many optimizers, 0 to 2^31 - 1 */
   moe_statistics **statistics;   /**< [n_statistics] */
-  int64_t n_statistics;          /**< how many statistics */
+  int64_t n_statistics;          /**< how many statistics, 0 to 2^31 - 1 */
   const moe_tensor *tensors;     /**< [n_tensors]: parameters of yours, whose data is saved and loaded */
   int64_t n_tensors;             /**< how many tensors */
   int32_t without_unallocated;   /**< 1 = parameters of MOE_UNALLOCATED_EXPERT_WEIGHTS and states of optimisers with

@@ -35,18 +35,29 @@ typedef enum moe_norm {
   MOE_NORM_RMS = 1    /**< y = x / sqrt(mean of x^2 + epsilon) * weight  [RMSNorm 2019] */
 } moe_norm;
 
+typedef struct moe_norm_config {
+  size_t struct_size;
+  int64_t n_tokens;    /**< T, 0 to 2^31 - 1 */
+  int64_t hidden_size; /**< H, 1 to 2^31 - 1 */
+  double epsilon;      /**< at least the smallest normal float, 1.2e-38; of the forward alone; 1e-5 in MOE_NORM_CONFIG_INIT */
+  int32_t norm;        /**< a moe_norm */
+  int32_t reserved;    /**< 0 */
+} moe_norm_config;
+
+#define MOE_NORM_CONFIG_INIT { sizeof(moe_norm_config), 0, 0, 1e-5, 0, 0 }
+
+/** Fill `config` as MOE_NORM_CONFIG_INIT does.  NULL is ignored. */
+MOE_API void moe_norm_config_init(moe_norm_config *config, size_t struct_size);
+
 /** Each row normalised by itself.
- *  @param norm       [in]  a moe_norm
  *  @param x          [in]  [T,H]
  *  @param weight     [in]  [H]
  *  @param bias       [in, nullable] [H]; NULL with RMS
- *  @param epsilon    [in]  > 0: at least the smallest normal float, 1.2e-38
  *  @param y          [out] [T,H]; may be x
  *  @param statistics [out, nullable] [T,2]: mean (0 with RMS) and 1 / root, for the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_norm_forward(moe_context *context, int32_t norm, const float *x, int64_t n_tokens,
-                                              int64_t hidden_size, const float *weight, const float *bias,
-                                              double epsilon, float *y, float *statistics);
+MOE_API MOE_CHECK moe_status moe_norm_forward(moe_context *context, const moe_norm_config *config, const float *x,
+                                              const float *weight, const float *bias, float *y, float *statistics);
 
 /** Its gradients.
  *  @param dy      [in]  [T,H]
@@ -54,69 +65,95 @@ MOE_API MOE_CHECK moe_status moe_norm_forward(moe_context *context, int32_t norm
  *  @param dweight [in, out, nullable] [H], added to
  *  @param dbias   [in, out, nullable] [H], added to; NULL with RMS
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_norm_backward(moe_context *context, int32_t norm, const float *x, int64_t n_tokens,
-                                               int64_t hidden_size, const float *weight, const float *statistics,
-                                               const float *dy, float *dx, float *dweight, float *dbias);
+MOE_API MOE_CHECK moe_status moe_norm_backward(moe_context *context, const moe_norm_config *config, const float *x,
+                                               const float *weight, const float *statistics, const float *dy,
+                                               float *dx, float *dweight, float *dbias);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Products with a matrix
  * ---------------------------------------------------------------------------------------------------------- */
 
+typedef struct moe_linear_config {
+  size_t struct_size;
+  int64_t n_tokens;     /**< T, 0 to 2^31 - 1 */
+  int64_t inputs;       /**< 1 to 2^31 - 1 */
+  int64_t outputs;      /**< 1 to 2^31 - 1 */
+  int32_t weight_dtype; /**< MOE_DTYPE_F32, BF16 or F16; with BF16 x is rounded to it for the product, sums are float32 */
+  int32_t reserved;     /**< 0 */
+} moe_linear_config;
+
+#define MOE_LINEAR_CONFIG_INIT { sizeof(moe_linear_config), 0, 0, 0, 0, 0 }
+
+/** Fill `config` with the defaults (0).  NULL is ignored. */
+MOE_API void moe_linear_config_init(moe_linear_config *config, size_t struct_size);
+
 /** y = x W^T + b.
- *  @param x            [in]  [T,inputs]
- *  @param weight       [in]  [outputs,inputs] of weight_dtype
- *  @param weight_dtype [in]  MOE_DTYPE_F32, BF16 or F16; with BF16 x is rounded to it for the product, sums are float32
- *  @param bias         [in, nullable] [outputs]
- *  @param y            [out] [T,outputs]
+ *  @param x      [in]  [T,inputs]
+ *  @param weight [in]  [outputs,inputs] of weight_dtype
+ *  @param bias   [in, nullable] [outputs]
+ *  @param y      [out] [T,outputs]
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_linear_forward(moe_context *context, const float *x, int64_t n_tokens, int64_t inputs,
-                                                int64_t outputs, const void *weight, int32_t weight_dtype,
-                                                const float *bias, float *y);
+MOE_API MOE_CHECK moe_status moe_linear_forward(moe_context *context, const moe_linear_config *config, const float *x,
+                                                const void *weight, const float *bias, float *y);
 
 /** dx = dy W;  dW += dy^T x;  db += sum over tokens of dy.
  *  With bfloat16 weights the products read x and dy rounded; db adds dy as it is.
+ *  @param dy      [in]  [T,outputs]
  *  @param dx      [out, nullable] [T,inputs]
  *  @param dweight [in, out, nullable] [outputs,inputs], float32
  *  @param dbias   [in, out, nullable] [outputs]
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const float *x, int64_t n_tokens, int64_t inputs,
-                                                 int64_t outputs, const void *weight, int32_t weight_dtype,
-                                                 const float *dy, float *dx, float *dweight, float *dbias);
+MOE_API MOE_CHECK moe_status moe_linear_backward(moe_context *context, const moe_linear_config *config, const float *x,
+                                                 const void *weight, const float *dy, float *dx, float *dweight,
+                                                 float *dbias);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Positions and attention
  * ---------------------------------------------------------------------------------------------------------- */
 
+typedef struct moe_rotary_config {
+  size_t struct_size;
+  int64_t n_tokens;         /**< T, 0 to 2^31 - 1 */
+  int64_t n_heads;          /**< 1 to 2^20 */
+  int64_t head_size;        /**< D, 2 to 2^20, even */
+  int64_t stride;           /**< floats from one token's heads to the next's; 0 = n_heads * D */
+  int64_t sequence_length;  /**< 0 to 2^31 - 1; without positions token t is at t % sequence_length + first_position; 0 = n_tokens */
+  int64_t first_position;   /**< 0 to 2^31 - 1 */
+  const int64_t *positions; /**< [T], nullable: each token's, 0 to 2^31 - 1 */
+  double theta;             /**< >= 1; 10000 in MOE_ROTARY_CONFIG_INIT */
+  int32_t inverse;          /**< 1 = turns back, which is the backward */
+  int32_t reserved;         /**< 0 */
+} moe_rotary_config;
+
+#define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0 }
+
+/** Fill `config` as MOE_ROTARY_CONFIG_INIT does.  NULL is ignored. */
+MOE_API void moe_rotary_config_init(moe_rotary_config *config, size_t struct_size);
+
 /** Rotary positions [RoPE 2021] in the form of Llama: for i < D/2, with a = position * theta^(-2i/D),
  *      x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a,  x[i + D/2] cos a + x[i] sin a
  *  in place.  The backward is the same with inverse = 1: a turn by -a.
- *  @param x          [in, out] [T, n_heads, D], rows of tokens `stride` floats apart (0: n_heads * D)
- *  @param head_size  [in] D, even
- *  @param positions  [in, nullable] [T], 0 to 2^31 - 1; NULL: t % sequence_length + first_position
- *  @param theta      [in] >= 1; 10000 is usual
- *  @param inverse    [in] 0 or 1
+ *  @param x [in, out] [T, n_heads, D], rows of tokens `stride` floats apart
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, float *x, int64_t n_tokens, int64_t n_heads,
-                                        int64_t head_size, int64_t stride, const int64_t *positions,
-                                        int64_t sequence_length, int64_t first_position, double theta, int32_t inverse);
+MOE_API MOE_CHECK moe_status moe_rotate(moe_context *context, const moe_rotary_config *config, float *x);
 
 /** What attention is asked for.  Heads are D wide; several query heads share a key/value head where n_kv_heads is smaller
  *  [GQA 2023]: query head h reads head h / (n_heads / n_kv_heads). */
 typedef struct moe_attention_config {
   size_t struct_size;
-  int64_t n_sequences;     /**< B */
-  int64_t n_queries;       /**< S, of each sequence */
-  int64_t n_keys;          /**< U, of each sequence; 0 = n_queries */
-  int64_t n_heads;         /**< of the queries */
-  int64_t n_kv_heads;      /**< a divisor of n_heads; 0 = n_heads */
-  int64_t head_size;       /**< D */
+  int64_t n_sequences;     /**< B, 1 to 2^31 - 1 */
+  int64_t n_queries;       /**< S, of each sequence, 1 to 2^31 - 1 */
+  int64_t n_keys;          /**< U, of each sequence, 0 to 2^31 - 1; 0 = n_queries */
+  int64_t n_heads;         /**< of the queries, 1 to 2^20 */
+  int64_t n_kv_heads;      /**< 0 to 2^20, a divisor of n_heads; 0 = n_heads */
+  int64_t head_size;       /**< D, 1 to 2^20 */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
   int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
   int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
   int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
-  double scale;            /**< of q . k; 0 = 1 / sqrt(D) */
+  double scale;            /**< of q . k, finite; 0 = 1 / sqrt(D) */
   int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
-  float dropout;           /**< probability that a weight is dropped, the others scaled; 0 <= p < 1 */
+  float dropout;           /**< [0, 1): probability that a weight is dropped, the others scaled */
   uint64_t seed;           /**< of dropout */
   uint64_t step;           /**< below 2^56 */
   const uint8_t *mask;     /**< [S,U], nullable: 1 = the query may see the key */
@@ -143,18 +180,48 @@ MOE_API MOE_CHECK moe_status moe_attention_forward(moe_context *context, const m
                                                    const float *query, const float *key, const float *value,
                                                    float *output, float *log_sums);
 
+/** What the backward of attention is given beside the forward's arrays, and where it writes. */
+typedef struct moe_attention_gradients {
+  size_t struct_size;
+  const float *doutput; /**< [B,S,n_heads,D] */
+  float *dquery;        /**< [out] as query; overwritten, as the next two */
+  float *dkey;          /**< [out] as key */
+  float *dvalue;        /**< [out] as value */
+} moe_attention_gradients;
+
+#define MOE_ATTENTION_GRADIENTS_INIT { sizeof(moe_attention_gradients), NULL, NULL, NULL, NULL }
+
+/** Fill `gradients` with NULL.  NULL is ignored. */
+MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, size_t struct_size);
+
 /** Its gradients; scores are computed again, dropout is drawn again.
- *  @param doutput [in]  [B,S,n_heads,D]
- *  @param dquery, dkey, dvalue [out] overwritten
+ *  @param config, query, key, value [in] as in the forward
+ *  @param output, log_sums [in] what the forward wrote
+ *  @param gradients [in] all four are needed
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const moe_attention_config *config,
                                                     const float *query, const float *key, const float *value,
-                                                    const float *output, const float *log_sums, const float *doutput,
-                                                    float *dquery, float *dkey, float *dvalue);
+                                                    const float *output, const float *log_sums,
+                                                    const moe_attention_gradients *gradients);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Tokens in, and the loss
  * ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct moe_embedding_config {
+  size_t struct_size;
+  int64_t n_tokens;        /**< T, 0 to 2^31 - 1 */
+  int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
+  int64_t n_rows;          /**< of table, 1 to 2^31 - 1 */
+  int64_t n_positions;     /**< of positions, 1 to 2^31 - 1; 0 with none, where the next two are not read either */
+  int64_t sequence_length; /**< 0 to 2^31 - 1; 0 = n_tokens */
+  int64_t first_position;  /**< 0 to 2^31 - 1 */
+} moe_embedding_config;
+
+#define MOE_EMBEDDING_CONFIG_INIT { sizeof(moe_embedding_config), 0, 0, 0, 0, 0, 0 }
+
+/** Fill `config` with the defaults (0).  NULL is ignored. */
+MOE_API void moe_embedding_config_init(moe_embedding_config *config, size_t struct_size);
 
 /** y[t] = table[tokens[t]] + positions[t % sequence_length + first_position].
  *  @param tokens    [in]  [T], 0 to n_rows - 1
@@ -162,26 +229,39 @@ MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const 
  *  @param positions [in, nullable] [n_positions,H]
  *  @param y         [out] [T,H]
  *  @return MOE_OK, INVALID_ARGUMENT (a token or a position beyond its table: the message names it), CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_embedding_forward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
-                                                   int64_t hidden_size, const float *table, int64_t n_rows,
-                                                   const float *positions, int64_t n_positions,
-                                                   int64_t sequence_length, int64_t first_position, float *y);
+MOE_API MOE_CHECK moe_status moe_embedding_forward(moe_context *context, const moe_embedding_config *config,
+                                                   const int32_t *tokens, const float *table, const float *positions,
+                                                   float *y);
 
 /** Adds dy's rows to those of dtable and dpositions (NULL: not), each in ascending order of t.
  *  @return as moe_embedding_forward. */
-MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const int32_t *tokens, int64_t n_tokens,
-                                                    int64_t hidden_size, const float *dy, float *dtable, int64_t n_rows,
-                                                    float *dpositions, int64_t n_positions, int64_t sequence_length,
-                                                    int64_t first_position);
+MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const moe_embedding_config *config,
+                                                    const int32_t *tokens, const float *dy, float *dtable,
+                                                    float *dpositions);
+
+typedef struct moe_cross_entropy_config {
+  size_t struct_size;
+  int64_t n_tokens;        /**< T, 0 to 2^31 - 1 */
+  int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
+  int64_t vocabulary_size; /**< V, 1 to 2^31 - 1 */
+  int32_t weight_dtype;    /**< MOE_DTYPE_F32, BF16 or F16, as in moe_linear_config */
+  int32_t ignore_index;    /**< a number: targets that do not count; -100 in MOE_CROSS_ENTROPY_CONFIG_INIT */
+  double label_smoothing;  /**< s, [0, 1] */
+  double d_loss;           /**< finite: gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
+} moe_cross_entropy_config;
+
+#define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0 }
+
+/** Fill `config` as MOE_CROSS_ENTROPY_CONFIG_INIT does.  NULL is ignored. */
+MOE_API void moe_cross_entropy_config_init(moe_cross_entropy_config *config, size_t struct_size);
 
 /** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
  *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
  *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
  *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
  *  @param x       [in]  [T,H]
- *  @param weight  [in]  [V,H] of weight_dtype, as in moe_linear_forward
+ *  @param weight  [in]  [V,H] of weight_dtype
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
- *  @param ignore_index [in] a number: targets that do not count
  *  @param loss    [out] in nats; 0 where n = 0
  *  @param counted [out, nullable] n
  *  @param token_losses [out, nullable] [T] of each token, 0 where ignored
@@ -189,11 +269,10 @@ MOE_API MOE_CHECK moe_status moe_embedding_backward(moe_context *context, const 
  *  @param dweight [in, out, nullable] [V,H] float32
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming the token; gradients are then partly written),
  *          CANCELLED. */
-MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const float *x, int64_t n_tokens,
-                                               int64_t hidden_size, const void *weight, int32_t weight_dtype,
-                                               int64_t vocabulary_size, const int32_t *targets, int32_t ignore_index,
-                                               double label_smoothing, double d_loss, double *loss, int64_t *counted,
-                                               float *token_losses, float *dx, float *dweight);
+MOE_API MOE_CHECK moe_status moe_cross_entropy(moe_context *context, const moe_cross_entropy_config *config,
+                                               const float *x, const void *weight, const int32_t *targets,
+                                               double *loss, int64_t *counted, float *token_losses, float *dx,
+                                               float *dweight);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Models
@@ -212,15 +291,15 @@ typedef enum moe_norm_place {
 /** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
   size_t struct_size;
-  int64_t hidden_size;     /**< H */
-  int64_t n_layers;        /**< N >= 1 */
-  int64_t n_heads;         /**< of the queries */
-  int64_t n_kv_heads;      /**< 0 = n_heads */
-  int64_t head_size;       /**< D; 0 = H / n_heads */
-  int64_t vocabulary_size; /**< V: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
-  int64_t max_positions;   /**< rows of a learned position embedding, with V; 0 = none */
-  double rope_theta;       /**< rotary positions in every attention; 0 = none */
-  double norm_epsilon;     /**< 0 = 1e-5; else as in moe_norm_forward */
+  int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
+  int64_t n_layers;        /**< N, 1 to 2^20 */
+  int64_t n_heads;         /**< of the queries, 1 to 2^31 - 1 */
+  int64_t n_kv_heads;      /**< 0 to 2^31 - 1, a divisor of n_heads; 0 = n_heads */
+  int64_t head_size;       /**< D, 0 to 2^31 - 1; 0 = H / n_heads */
+  int64_t vocabulary_size; /**< V, 0 to 2^31 - 1: tokens in, logits out.  0: an encoder, hidden states [T,H] in and out */
+  int64_t max_positions;   /**< 0 to 2^31 - 1: rows of a learned position embedding, with V; 0 = none */
+  double rope_theta;       /**< >= 1: rotary positions in every attention; 0 = none */
+  double norm_epsilon;     /**< 0 = 1e-5; else as in moe_norm_config */
   int32_t norm;            /**< a moe_norm */
   int32_t norm_place;      /**< a moe_norm_place */
   int32_t final_norm;      /**< 1: a norm after the last layer */
@@ -231,21 +310,21 @@ typedef struct moe_model_config {
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
   int32_t weight_dtype;    /**< MOE_DTYPE_F32, BF16 or F16, of projections, dense ffn, experts and an untied output (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
-  float dropout;           /**< on embeddings, and on what attention and ffn add to the residual */
-  float attention_dropout; /**< on attention's weights */
+  float dropout;           /**< [0, 1), on embeddings, and on what attention and ffn add to the residual */
+  float attention_dropout; /**< [0, 1), on attention's weights */
   int32_t dense_kind;      /**< ffn of layers that are not MoE: MOE_EXPERT_MLP or MOE_EXPERT_GATED */
   int32_t dense_activation; /**< a moe_activation */
   int32_t dense_no_bias;   /**< 1: without biases */
-  float dense_dropout;     /**< on the inner activations of dense layers; that of experts is in `moe` */
+  float dense_dropout;     /**< [0, 1), on the inner activations of dense layers; that of experts is in `moe` */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
-  int64_t dense_intermediate_size; /**< I of dense layers */
+  int64_t dense_intermediate_size; /**< I of dense layers, 0 to 2^31 - 1; 0 without any */
   const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
                                     io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
                                     vocabulary_size V */
-  int64_t moe_every;       /**< layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
-  double pooled_balance_coef; /**< times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
+  int64_t moe_every;       /**< 0 to 2^31 - 1: layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
+  double pooled_balance_coef; /**< >= 0, times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */
-  double init_deviation;   /**< of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
+  double init_deviation;   /**< >= 0, of the normal distribution that embeddings and projections are drawn from; 0 = 0.02 for
                                 embeddings and Xavier's uniform for projections */
   uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
                                 moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
@@ -302,8 +381,8 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 /** One call: what goes in. */
 typedef struct moe_model_input {
   size_t struct_size;
-  int64_t n_sequences;       /**< B >= 1 */
-  int64_t sequence_length;   /**< S >= 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
+  int64_t n_sequences;       /**< B, 1 to 2^31 - 1 */
+  int64_t sequence_length;   /**< S, 1 to 2^31 - 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
                                   with positions each of these below it */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */
   const float *hidden;       /**< [B,S,H] of one without, else NULL */
@@ -311,7 +390,7 @@ typedef struct moe_model_input {
   int32_t ignore_index;      /**< a number: targets that do not count; -100 in MOE_MODEL_INPUT_INIT */
   int32_t training;          /**< 1: dropout and exploration act */
   double label_smoothing;    /**< s of moe_cross_entropy, [0, 1) */
-  uint64_t step;             /**< as in moe_forward_options */
+  uint64_t step;             /**< below 2^56, as in moe_forward_options */
   const uint8_t *mask;       /**< [S,S], nullable; as in moe_attention_config */
   const float *added_mask;   /**< [S,S], nullable */
   const uint8_t *valid_mask; /**< [B,S], nullable: 0 = padding, wherever it stands: no query sees it, no expert computes it, and
@@ -324,7 +403,7 @@ typedef struct moe_model_input {
                                   (and, of a float32 model, the gradients) */
   const uint8_t *loss_mask;  /**< [B,S], nullable: the tokens that count in the layers' auxiliary losses and reports, as in
                                   moe_forward_options; which targets count is ignore_index's */
-  int64_t chunk_tokens;      /**< tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
+  int64_t chunk_tokens;      /**< 0 to 2^31 - 1: tokens that an ffn computes at once at most, as in moe_forward_options; 0 = as planned */
 } moe_model_input;
 
 #define MOE_MODEL_INPUT_INIT \
@@ -449,8 +528,8 @@ MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cac
 typedef struct moe_sampling {
   size_t struct_size;
   double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
-  int64_t top_k;      /**< of the k largest logits; 0, and V or more = all */
-  double top_p;       /**< 0 to 1: of the fewest, most likely tokens whose probabilities reach p, at least one
+  int64_t top_k;      /**< at least 0: of the k largest logits; 0, and V or more = all */
+  double top_p;       /**< [0, 1]: of the fewest, most likely tokens whose probabilities reach p, at least one
                            [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
 } moe_sampling;

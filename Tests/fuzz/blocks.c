@@ -28,25 +28,29 @@ static int is_long(int64_t a, int64_t b, int64_t c) { return times3(a, b, c) > 5
 
 static void norm(void) {
   int64_t tokens = size_of(), size = size_of();
-  int32_t kind = decide() % 3;
+  moe_norm_config config = MOE_NORM_CONFIG_INIT;
+  config.n_tokens = tokens, config.hidden_size = size, config.norm = decide() % 3, config.epsilon = real();
+  DISTURB(config, offsetof(moe_norm_config, n_tokens), offsetof(moe_norm_config, hidden_size));
   const float *x = floats(times(tokens, size)), *weight = floats(size), *bias = decide() & 1 ? floats(size) : NULL;
   float *y = decide() & 1 ? (float *)x : floats(times(tokens, size)), *statistics = floats(times(tokens, 2));
-  if (may_call() && check(moe_norm_forward(context, kind, x, tokens, size, weight, bias, real(), y, statistics))) return;
+  if (may_call() && check(moe_norm_forward(context, &config, x, weight, bias, y, statistics))) return;
   const float *dy = floats(times(tokens, size));
   float *dx = decide() & 1 ? (float *)dy : floats(times(tokens, size)), *dweight = floats(size), *dbias = floats(size);
-  if (may_call()) check(moe_norm_backward(context, kind, x, tokens, size, weight, statistics, dy, dx, dweight, decide() & 1 ? dbias : NULL));
+  if (may_call())
+    check(moe_norm_backward(context, &config, x, weight, statistics, dy, dx, dweight, decide() & 1 ? dbias : NULL));
 }
 
 static void linear(void) {
   int64_t tokens = size_of(), inputs = size_of(), outputs = size_of();
-  int32_t dtype = decide() % 3;
+  moe_linear_config config = MOE_LINEAR_CONFIG_INIT;
+  config.n_tokens = tokens, config.inputs = inputs, config.outputs = outputs, config.weight_dtype = decide() % 3;
   const float *x = floats(times(tokens, inputs)), *bias = floats(outputs);
   const void *weight = floats(times(outputs, inputs));
   float *y = floats(times(tokens, outputs)), *dx = floats(times(tokens, inputs));
   float *dweight = floats(times(outputs, inputs)), *dbias = floats(outputs);
   if (!may_call() || (!is_refused && is_long(tokens, inputs, outputs))) return;
-  check(moe_linear_forward(context, x, tokens, inputs, outputs, weight, dtype, bias, y));
-  check(moe_linear_backward(context, x, tokens, inputs, outputs, weight, dtype, y, dx, dweight, dbias));
+  check(moe_linear_forward(context, &config, x, weight, bias, y));
+  check(moe_linear_backward(context, &config, x, weight, y, dx, dweight, dbias));
 }
 
 static void rotate(void) {
@@ -54,9 +58,12 @@ static void rotate(void) {
   __int128 width = times(heads, size), row = stride ? stride : width;
   float *x = floats(row < 0 || row >= beyond ? beyond : times3(tokens, (int64_t)row, 1) + width);
   const int64_t *positions = decide() & 1 ? indices(tokens, 8, 1000) : NULL;
-  if (may_call())
-    check(moe_rotate(context, x, tokens, heads, size, stride, positions, decide() & 1 ? tokens : integer(),
-                     decide() & 1 ? 0 : integer(), decide() & 1 ? 10000 : real(), decide() % 3));
+  moe_rotary_config config = MOE_ROTARY_CONFIG_INIT;
+  config.n_tokens = tokens, config.n_heads = heads, config.head_size = size, config.stride = stride;
+  config.positions = positions, config.inverse = decide() % 3;
+  config.sequence_length = decide() & 1 ? tokens : integer(), config.first_position = decide() & 1 ? 0 : integer();
+  if (decide() & 1) config.theta = real();
+  if (may_call()) check(moe_rotate(context, &config, x));
 }
 
 static void attention(void) {
@@ -97,34 +104,38 @@ static void attention(void) {
     int64_t width = (i == 1 || i == 2 ? kv_heads : config.n_heads) * config.head_size;
     slopes[i] = floats(times(rows, strides[i] ? strides[i] : width) + width);
   }
-  if (may_call())
-    check(moe_attention_backward(context, &config, given[0], given[1], given[2], given[3], sums, slopes[3], slopes[0], slopes[1],
-                                 slopes[2]));
+  moe_attention_gradients gradients = {sizeof gradients, slopes[3], slopes[0], slopes[1], slopes[2]};
+  if (may_call()) check(moe_attention_backward(context, &config, given[0], given[1], given[2], given[3], sums, &gradients));
 }
 
 static void embedding(void) {
   int64_t tokens = size_of(), size = size_of(), rows = size_of(), places = size_of();
-  int64_t length = decide() & 1 ? tokens : integer(), first = decide() & 1 ? 0 : integer();
+  moe_embedding_config config = MOE_EMBEDDING_CONFIG_INIT;
+  config.n_tokens = tokens, config.hidden_size = size, config.n_rows = rows, config.n_positions = places;
+  config.sequence_length = decide() & 1 ? tokens : integer(), config.first_position = decide() & 1 ? 0 : integer();
   const int32_t *ids = indices(tokens, 4, rows);
   float *table = floats(times(rows, size)), *positions = decide() & 1 ? floats(times(places, size)) : NULL;
   float *y = floats(times(tokens, size));
   if (!may_call()) return;
-  check(moe_embedding_forward(context, ids, tokens, size, table, rows, positions, places, length, first, y));
-  check(moe_embedding_backward(context, ids, tokens, size, y, table, rows, positions, places, length, first));
+  check(moe_embedding_forward(context, &config, ids, table, positions, y));
+  check(moe_embedding_backward(context, &config, ids, y, table, positions));
 }
 
 static void cross_entropy(void) {
   int64_t tokens = size_of(), size = size_of(), vocabulary = size_of(), counted;
-  int32_t dtype = decide() % 3, ignored = decide() & 1 ? -100 : (int32_t)integer();
+  moe_cross_entropy_config config = MOE_CROSS_ENTROPY_CONFIG_INIT;
+  config.n_tokens = tokens, config.hidden_size = size, config.vocabulary_size = vocabulary;
+  config.weight_dtype = decide() % 3, config.d_loss = real();
+  if (decide() & 1) config.ignore_index = (int32_t)integer();
+  if (decide() & 1) config.label_smoothing = real();
   double loss;
   const float *x = floats(times(tokens, size));
   const void *weight = floats(times(vocabulary, size));
   const int32_t *targets = indices(tokens, 4, vocabulary);
   float *losses = floats(tokens), *dx = floats(times(tokens, size)), *dweight = floats(times(vocabulary, size));
-  double smoothing = decide() & 1 ? 0 : real();
   if (may_call() && (is_refused || !is_long(tokens, vocabulary, size)))
-    check(moe_cross_entropy(context, x, tokens, size, weight, dtype, vocabulary, targets, ignored, smoothing, real(), &loss,
-                            &counted, losses, decide() & 1 ? dx : NULL, decide() & 1 ? dweight : NULL));
+    check(moe_cross_entropy(context, &config, x, weight, targets, &loss, &counted, losses, decide() & 1 ? dx : NULL,
+                            decide() & 1 ? dweight : NULL));
 }
 
 static void sample(void) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import engine, initializers, layout, python, reference
+from . import bounds, engine, initializers, layout, python, reference
 from .reader import PATHS, ROOT, HeaderError, Headers, read
 
 _PACKAGE = "bindings/python/src/libmoe"
@@ -16,6 +16,7 @@ def generated(headers: Headers) -> dict[str, str]:
     pins = "Sources/CMoE/abi.c"
     before = (ROOT / pins).read_text() if (ROOT / pins).exists() else ""
     files[pins] = layout.pinned(headers, before)
+    files["Sources/MoEABI/Boundary/FieldBounds.swift"] = bounds.swift(headers)
     files[f"{_PACKAGE}/_native/abi.py"] = python.abi(headers)
     files[f"{_PACKAGE}/words.py"] = python.words(headers)
     files[f"{_PACKAGE}/presets.py"] = python.presets(headers)

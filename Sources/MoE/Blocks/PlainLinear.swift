@@ -22,7 +22,7 @@ struct PlainLinear {
   }
 
   func forward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try PlainProduct(
@@ -34,7 +34,7 @@ struct PlainLinear {
   // MARK: backward
 
   func backward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: StridedTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     if let dx {
@@ -46,7 +46,7 @@ struct PlainLinear {
     if let dWeight {
       try PlainProduct(
         kind: .weight, matmul: context.matmul, factors: factors, a: self.tokens(dy), b: self.tokens(x), bias: nil,
-        c: TokenTargets(dWeight, stride: shape.inputs), rows: shape.outputs, columns: shape.inputs, depth: tokens
+        c: StridedTargets(dWeight, stride: shape.inputs), rows: shape.outputs, columns: shape.inputs, depth: tokens
       ).run(in: context)
     }
   }
@@ -89,7 +89,7 @@ private struct PlainProduct: Job {
   let a: PlainFactor
   let b: PlainFactor
   let bias: UnsafePointer<Float>?
-  let c: TokenTargets
+  let c: StridedTargets
   let rows: Int
   let columns: Int
   let depth: Int

@@ -32,7 +32,7 @@ struct TiledLinear<P: Precision> {
   }
 
   func forward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
@@ -188,7 +188,7 @@ struct TiledLinearBackward<P: Precision> {
   }
 
   func run(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: StridedTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
@@ -251,8 +251,9 @@ private struct TiledWeightSums<P: Precision>: Job {
           let c = dWeight + row * chunkWidth * inputs + column * chunkWidth
           P.productOverTokens(
             min(chunkWidth, outputs - row * chunkWidth), min(chunkWidth, inputs - column * chunkWidth),
-            tiles.part(range), dy + first * padded(outputs), padded(outputs), row, x + first * padded(inputs),
-            padded(inputs), column, c, cStride: inputs, next: c + chunkWidth * inputs, kernels)
+            tiles.part(range), TileChunk(dy + first * padded(outputs), width: padded(outputs), row),
+            TileChunk(x + first * padded(inputs), width: padded(inputs), column), StridedTargets(c, stride: inputs),
+            next: c + chunkWidth * inputs, kernels)
         }
       }
     }

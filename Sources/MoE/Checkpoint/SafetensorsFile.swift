@@ -40,13 +40,7 @@ struct SafetensorsFile {
       entries += 1
     }
     count = entries
-    func layout(_ arena: inout Arena) -> (UnsafeMutablePointer<StoredTensor>, UnsafeMutablePointer<CChar>) {
-      (arena.take(StoredTensor.self, entries), arena.take(CChar.self, textBytes))
-    }
-    var measure = Arena()
-    _ = layout(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (list, texts) = layout(&arena)
+    let (list, texts) = try allocator.make { ($0.take(StoredTensor.self, entries), $0.take(CChar.self, textBytes)) }
     tensors = list
     do throws(Fault) {
       try Self.fill(list, texts, header)

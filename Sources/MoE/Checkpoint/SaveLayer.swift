@@ -30,20 +30,14 @@ private struct LayerOutgoing: OutgoingTensors {
       for number in 0..<entry.count {
         let experts = entry.count == 1 ? 0..<entry.matrices.experts : number..<number + 1
         try tensors.withName(entry.rule, expert: number) { (name) throws(Fault) in
+          // What no gradient moves stays float32, as transformers keeps it: small steps would be lost.
           try body(
             OutgoingTensor(
-              name: name, type: StoredType(isBuffer(entry.rule.first) ? .f32 : type), shape: shape,
+              name: name, type: StoredType(entry.matrices.first.isBuffer ? .f32 : type), shape: shape,
               contents: .matrices(OutgoingMatrices(matrices: entry.matrices, experts: experts, kernels: kernels))))
         }
       }
     }
-  }
-
-  /// What no gradient moves stays float32, as transformers keeps it: small steps would be lost.
-  private func isBuffer(_ name: UnsafePointer<CChar>) -> Bool {
-    compareText(name, cText("router.selection_bias")) == 0 || compareText(name, cText("router.norm.running_mean")) == 0
-      || compareText(name, cText("router.norm.running_var")) == 0
-      || compareText(name, cText("router.active_experts")) == 0
   }
 }
 

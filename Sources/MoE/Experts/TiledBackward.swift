@@ -346,14 +346,17 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
           /// dW[j..., f...] += d^T x
           func add(_ d: UnsafePointer<P.Element>, to gradient: UnsafeMutablePointer<Float>) {
             P.productOverTokens(
-              columns, features, part, d + inPart, padded(i), innerChunk, xs, width, own, gradient + j * h + f,
-              cStride: h, next: gradient + (j + chunkWidth) * h + f, kernels)
+              columns, features, part, TileChunk(d + inPart, width: padded(i), innerChunk),
+              TileChunk(xs, width: width, own), StridedTargets(gradient + j * h + f, stride: h),
+              next: gradient + (j + chunkWidth) * h + f, kernels)
           }
           if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
           if !c.linear { add(inner.dUpTokens, to: grad.upWeight) }
           P.productOverTokens(
-            features, columns, part, dys, width, own, inner.activations + inPart, padded(i), innerChunk,
-            grad.downWeight + f * i + j, cStride: i, next: grad.downWeight + f * i + j + chunkWidth, kernels)
+            features, columns, part, TileChunk(dys, width: width, own),
+            TileChunk(inner.activations + inPart, width: padded(i), innerChunk),
+            StridedTargets(grad.downWeight + f * i + j, stride: i), next: grad.downWeight + f * i + j + chunkWidth,
+            kernels)
         }
         if let bias = grad.downBias {
           addRows(tiles, range, dys, width, own, to: bias + f, features)

@@ -124,9 +124,10 @@ struct PanelProducts<P: Precision> {
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
           let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
           P.product(
-            rows.count, columns(i), depth, here, pieces[i], start: begin ?? Floats(out),
-            startStride: begin == nil ? cStride : 0, out, cStride: cStride,
-            ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
+            rows.count, columns(i), depth, here, pieces[i],
+            start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+            StridedTargets(out, stride: cStride), ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a),
+            kernels)
         }
       }
     }
@@ -148,8 +149,9 @@ struct PanelProducts<P: Precision> {
       let (out, begin) = (c(i, rows), start(i))
       let coming = i + 1 < panels ? panel(i + 1) : next(0)
       P.productOfFewRows(
-        rows.count, done, a(rows), weights, rowStride: stride, start: begin ?? Floats(out),
-        startStride: begin == nil ? cStride : 0, out, cStride: cStride, next: coming?.rows?.start ?? weights, kernels)
+        rows.count, done, a(rows), weights, rowStride: stride,
+        start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+        StridedTargets(out, stride: cStride), next: coming?.rows?.start ?? weights, kernels)
     }
     return done
   }

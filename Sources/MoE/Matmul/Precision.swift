@@ -57,17 +57,17 @@ protocol Precision {
     _ kernels: Kernels)
   /// C[m, columns] = start + A B
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels)
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels)
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels)
   /// C[rows, columns] += sum over tokens of A^T B
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels)
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels)
   /// Where the floats of one chunk are computed: in the array they belong to, or beside it.
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float>
   /// From the array to the workplace, and back: nothing where they are the same.
@@ -183,29 +183,30 @@ enum F32: Precision {
   }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels
   ) {
     kernels.pointee.product(
-      Int64(m), Int64(columns), Int64(depth), a, b, start, Int64(startStride), c, Int64(cStride), ahead)
+      Int64(m), Int64(columns), Int64(depth), a, b, start.start, Int64(start.stride), c.start,
+      Int64(c.stride), ahead)
   }
 
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows(
-      Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start, Int64(startStride), c, Int64(cStride),
-      next)
+      Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start.start, Int64(start.stride),
+      c.start, Int64(c.stride), next)
   }
 
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_tokens(
-      Int64(rows), Int64(columns), tiles, a, Int64(aWidth), Int64(aChunk), b, Int64(bWidth), Int64(bChunk), c,
-      Int64(cStride), next)
+      Int64(rows), Int64(columns), tiles, a.start, Int64(a.width), Int64(a.chunk), b.start, Int64(b.width),
+      Int64(b.chunk), c.start, Int64(c.stride), next)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
@@ -255,30 +256,30 @@ enum BF16: Precision {
   }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_pairs(
-      Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start, Int64(startStride), c,
-      Int64(cStride), ahead)
+      Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start.start,
+      Int64(start.stride), c.start, Int64(c.stride), ahead)
   }
 
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows_of_pairs(
-      Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start, Int64(startStride), c,
-      Int64(cStride), next)
+      Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start.start,
+      Int64(start.stride), c.start, Int64(c.stride), next)
   }
 
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_token_pairs(
-      Int64(rows), Int64(columns), tiles, words(a), Int64(aWidth), Int64(aChunk), words(b), Int64(bWidth),
-      Int64(bChunk), c, Int64(cStride), next)
+      Int64(rows), Int64(columns), tiles, words(a.start), Int64(a.width), Int64(a.chunk), words(b.start),
+      Int64(b.width), Int64(b.chunk), c.start, Int64(c.stride), next)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {

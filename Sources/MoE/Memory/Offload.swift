@@ -71,9 +71,7 @@ public struct Offload {
   /// Slots of a form, as many as the limit allows, and the size of their memory.
   func layOut(_ c: Configuration, form: Layer.Preparation) throws(Fault) -> (count: Int, bytes: Int) {
     func bytes(_ count: Int) throws(Fault) -> Int {
-      var measure = Arena()
-      _ = memory(&measure, c, form, count)
-      return try measure.total()
+      try Arena.bytes { memory(&$0, c, form, count) }
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
@@ -209,7 +207,7 @@ public struct Offload {
     return (count, ofRead)
   }
 
-  /// The same with all that can be computed.
+  /// The last wave: all experts of what is read that can be computed.
   fileprivate func lastWave(of read: Range<Int>) -> (count: Int, read: Int) {
     var (count, ofRead) = (0, 0)
     for e in 0..<experts {
@@ -359,16 +357,10 @@ extension Layer {
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
     let staged = try Staged(loading, allocator)
     defer { staged.free(allocator) }
-    func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
-      let pointer = arena.take(Offload.self, 1)
-      return (
-        pointer, Offload(&arena, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit)
-      )
+    let (pointer, contents) = try allocator.make {
+      let pointer = $0.take(Offload.self, 1)
+      return (pointer, Offload(&$0, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit))
     }
-    var measure = Arena()
-    _ = layOut(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (pointer, contents) = layOut(&arena)
     pointer.initialize(to: contents)
     pointer.pointee.initialise()
     do throws(Fault) {

@@ -31,10 +31,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     _ c: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, in context: ContextPointer
   ) throws(Fault) -> ModelPointer {
     let allocator = context.pointee.allocator
-    var measure = Arena()
-    _ = ModelParts(&measure, c)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = ModelParts(&arena, c)
+    let parts = try allocator.make { ModelParts(&$0, c) }
     parts.turn.initialise()
     parts.parameters.clear()
     parts.feedForwards.initialize(repeating: nil, count: c.layers)
@@ -78,7 +75,7 @@ extension Model {
 
   public func parameter(_ index: Int) -> Parameter {
     switch list[index] {
-    case .own(let slot): parameters[slot]!
+    case .own(let own): parameters.parameter(own)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.parameter(own).named(list.name(index))
     }
   }
@@ -90,7 +87,7 @@ extension Model {
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
     switch list[index] {
-    case .own(let slot): parameters.bind(slot, data: data, grad: grad, allocator: context.pointee.allocator)
+    case .own(let own): parameters.bind(own, data: data, grad: grad, allocator: context.pointee.allocator)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.bind(own, data: data, grad: grad)
     }
   }

@@ -29,88 +29,75 @@ struct ModelParameters {
     static var count: Int { 10 }
   }
 
-  private let slots: UnsafeMutablePointer<Parameter?>  // [Role.count + layers LayerRole.count]
-  private let names: UnsafeMutablePointer<CChar>  // [slots, nameSize]
+  private let slots: ParameterSlots
   private let layers: Int
 
   static var nameSize: Int { 64 }
 
   init(_ arena: inout Arena, _ c: ModelConfiguration) {
     layers = c.layers
-    slots = arena.take(Parameter?.self, Role.count + c.layers * LayerRole.count)
-    names = arena.take(CChar.self, Role.count + c.layers * LayerRole.count, Self.nameSize)
+    slots = ParameterSlots(&arena, count: Role.count + c.layers * LayerRole.count, nameSize: Self.nameSize)
   }
-
-  var count: Int { Role.count + layers * LayerRole.count }
 
   /// Once, before anything else.
-  func clear() { slots.initialize(repeating: nil, count: count) }
+  func clear() { slots.clear() }
 
-  static func slot(_ role: Role) -> Int { role.rawValue }
-  static func slot(_ n: Int, _ role: LayerRole) -> Int { Role.count + n * LayerRole.count + role.rawValue }
+  // MARK: places
 
-  subscript(slot: Int) -> Parameter? { slots[slot] }
-  subscript(role: Role) -> Parameter? { slots[Self.slot(role)] }
-  subscript(n: Int, role: LayerRole) -> Parameter? { slots[Self.slot(n, role)] }
+  private enum Place {
+    case own(Role)
+    case ofLayer(Int, LayerRole)
 
-  func bind(_ slot: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator) {
-    slots[slot]!.bind(data: data, grad: grad, allocator: allocator)
+    func spec(_ c: ModelConfiguration) -> ParameterSpec? {
+      switch self {
+      case .own(let role): role.spec(c)
+      case .ofLayer(_, let role): role.spec(c)
+      }
+    }
   }
 
-  func zeroGrad() {
-    for slot in 0..<count { slots[slot]?.zeroGrad() }
+  /// In the order of the list in moe_model.h: what comes in, the layers, what goes out.
+  private func slot(_ role: Role) -> Int {
+    role.rawValue < Role.normWeight.rawValue ? role.rawValue : role.rawValue + layers * LayerRole.count
   }
+  private func slot(_ n: Int, _ role: LayerRole) -> Int {
+    Role.normWeight.rawValue + n * LayerRole.count + role.rawValue
+  }
+
+  private func place(_ slot: Int) -> Place {
+    let behind = slot - Role.normWeight.rawValue
+    if behind < 0 { return .own(Role(rawValue: slot)!) }
+    let (n, role) = behind.quotientAndRemainder(dividingBy: LayerRole.count)
+    if n < layers { return .ofLayer(n, LayerRole(rawValue: role)!) }
+    return .own(Role(rawValue: slot - layers * LayerRole.count)!)
+  }
+
+  subscript(role: Role) -> Parameter? { slots[slot(role)] }
+  subscript(n: Int, role: LayerRole) -> Parameter? { slots[slot(n, role)] }
+
+  // MARK: lists
+
+  var count: Int { slots.listedCount }
+  func parameter(_ index: Int) -> Parameter { slots.parameter(index) }
+  /// Of layer N, what follows all layers.
+  func comes(_ index: Int, beforeLayer n: Int) -> Bool { slots.slot(listed: index) < slot(n, .norm1Weight) }
+
+  func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator) {
+    slots.bind(slots.slot(listed: index), data: data, grad: grad, allocator: allocator)
+  }
+
+  func zeroGrad() { slots.zeroGrad() }
 
   // MARK: life
 
   func allocate(_ c: ModelConfiguration, allocator: Allocator) throws(Fault) {
-    func add(_ role: Role, _ name: StaticString, _ rows: Int, _ columns: Int? = nil, _ type: ElementType = .f32)
-      throws(Fault)
-    {
-      try self.add(Self.slot(role), nil, name, rows, columns, type, c, allocator)
+    for slot in 0..<slots.count {
+      let place = place(slot)
+      guard let spec = place.spec(c) else { continue }
+      try slots.add(slot, spec, ParameterSlots.Use(isTrained: c.trainable), allocator) { text in
+        if case .ofLayer(let n, _) = place { Self.append(n, to: &text) }
+      }
     }
-    if c.vocabulary > 0 { try add(.embedding, "embed.weight", c.vocabulary, c.hidden) }
-    if c.positions > 0 { try add(.positions, "positions.weight", c.positions, c.hidden) }
-    if c.finalNorm {
-      try add(.normWeight, "norm.weight", c.hidden)
-      if c.normBias { try add(.normBias, "norm.bias", c.hidden) }
-    }
-    if c.vocabulary > 0 && !c.tiedOutput { try add(.output, "output.weight", c.vocabulary, c.hidden, c.weights) }
-    for n in 0..<c.layers { try allocateLayer(n, c, allocator) }
-  }
-
-  private func allocateLayer(_ n: Int, _ c: ModelConfiguration, _ allocator: Allocator) throws(Fault) {
-    func add(_ role: LayerRole, _ name: StaticString, _ rows: Int, _ columns: Int? = nil) throws(Fault) {
-      try self.add(Self.slot(n, role), n, name, rows, columns, columns == nil ? .f32 : c.weights, c, allocator)
-    }
-    if c.normPlace != .none {
-      try add(.norm1Weight, "norm1.weight", c.hidden)
-      if c.normBias { try add(.norm1Bias, "norm1.bias", c.hidden) }
-      try add(.norm2Weight, "norm2.weight", c.hidden)
-      if c.normBias { try add(.norm2Bias, "norm2.bias", c.hidden) }
-    }
-    try add(.qkvWeight, "attention.qkv.weight", c.projected, c.hidden)
-    if c.qkvBias { try add(.qkvBias, "attention.qkv.bias", c.projected) }
-    if c.headNorm {
-      try add(.queryNorm, "attention.q_norm.weight", c.headSize)
-      try add(.keyNorm, "attention.k_norm.weight", c.headSize)
-    }
-    try add(.outputWeight, "attention.output.weight", c.hidden, c.queries)
-    if c.outputBias { try add(.outputBias, "attention.output.bias", c.hidden) }
-  }
-
-  private func add(
-    _ slot: Int, _ layer: Int?, _ name: StaticString, _ rows: Int, _ columns: Int?, _ type: ElementType,
-    _ c: ModelConfiguration, _ allocator: Allocator
-  ) throws(Fault) {
-    let memory = names + slot * Self.nameSize
-    var text = TextBuffer(memory, capacity: Self.nameSize)
-    if let layer { Self.append(layer, to: &text) }
-    text.append(name)
-    slots[slot] = Parameter(
-      name: memory, rank: columns == nil ? 1 : 2, shape: (rows, columns ?? 1, 1), type: type,
-      hasGradient: c.trainable)
-    try slots[slot]!.allocate(allocator)
   }
 
   static func append(_ layer: Int, to text: inout TextBuffer) {
@@ -119,41 +106,64 @@ struct ModelParameters {
     text.append(".")
   }
 
-  func free(allocator: Allocator) {
-    for slot in 0..<count { slots[slot]?.free(allocator) }
-  }
+  func free(allocator: Allocator) { slots.free(allocator) }
 
-  // MARK: initial values
-
-  /// Normal embeddings, Xavier's uniform or normal projections, norms 1, biases 0 (include/moe_model.h); gradients 0.
+  /// Gradients are 0.
   func initialise(_ c: ModelConfiguration, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
-    func random(_ seed: UInt64, _ stream: Int) -> Random {
-      Random(kernels: kernels, seed: seed, stream: UInt8(stream), step: 0)
-    }
-    let embeddings = c.initDeviation ?? 0.02
-    self[.embedding]?.fillNormal(embeddings, random(c.seed, Role.embedding.rawValue))
-    self[.positions]?.fillNormal(embeddings, random(c.seed, Role.positions.rawValue))
-    self[.normWeight]?.set(to: 1)
-    self[.normBias]?.set(to: 0)
-    if let output = self[.output] { project(output, c, random(c.seed, Role.output.rawValue)) }
-    for n in 0..<c.layers {
-      func ofLayer(_ role: LayerRole) -> Random { random(c.seed(ofLayer: n), role.rawValue) }
-      self[n, .norm1Weight]?.set(to: 1)
-      self[n, .norm1Bias]?.set(to: 0)
-      project(self[n, .qkvWeight]!, c, ofLayer(.qkvWeight))
-      self[n, .qkvBias]?.set(to: 0)
-      self[n, .queryNorm]?.set(to: 1)
-      self[n, .keyNorm]?.set(to: 1)
-      project(self[n, .outputWeight]!, c, ofLayer(.outputWeight))
-      self[n, .outputBias]?.set(to: 0)
-      self[n, .norm2Weight]?.set(to: 1)
-      self[n, .norm2Bias]?.set(to: 0)
+    for index in 0..<count {
+      let place = place(slots.slot(listed: index))
+      guard let spec = place.spec(c) else { continue }
+      let (seed, stream) =
+        switch place {
+        case .own(let role): (c.seed, role.rawValue)
+        case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.rawValue)
+        }
+      parameter(index).fill(
+        spec.initial, Random(kernels: kernels, seed: seed, stream: UInt8(stream), step: 0))
     }
   }
+}
 
-  private func project(_ weight: Parameter, _ c: ModelConfiguration, _ random: Random) {
-    if let deviation = c.initDeviation { return weight.fillNormal(deviation, random) }
-    weight.fillUniform((6 / Double(weight.shape.0 + weight.shape.1)).squareRoot(), random)
+// Normal embeddings, Xavier's uniform or normal projections, norms 1, biases 0 (include/moe_model.h).
+
+extension ModelParameters.Role {
+  /// nil where the configuration asks for none.
+  fileprivate func spec(_ c: ModelConfiguration) -> ParameterSpec? {
+    let (v, h) = (c.vocabulary, c.hidden)
+    let embeddings = ParameterSpec.Initial.normal(c.initDeviation ?? 0.02)
+    switch self {
+    case .embedding: return v > 0 ? .matrix("embed.weight", v, h, embeddings) : nil
+    case .positions: return c.positions > 0 ? .matrix("positions.weight", c.positions, h, embeddings) : nil
+    case .normWeight: return c.finalNorm ? .vector("norm.weight", h, .value(1)) : nil
+    case .normBias: return c.finalNorm && c.normBias ? .vector("norm.bias", h, .value(0)) : nil
+    case .output: return v > 0 && !c.tiedOutput ? c.projection("output.weight", v, h) : nil
+    }
+  }
+}
+
+extension ModelParameters.LayerRole {
+  fileprivate func spec(_ c: ModelConfiguration) -> ParameterSpec? {
+    let (h, hasNorms) = (c.hidden, c.normPlace != .none)
+    switch self {
+    case .norm1Weight: return hasNorms ? .vector("norm1.weight", h, .value(1)) : nil
+    case .norm1Bias: return hasNorms && c.normBias ? .vector("norm1.bias", h, .value(0)) : nil
+    case .qkvWeight: return c.projection("attention.qkv.weight", c.projected, h)
+    case .qkvBias: return c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
+    case .queryNorm: return c.headNorm ? .vector("attention.q_norm.weight", c.headSize, .value(1)) : nil
+    case .keyNorm: return c.headNorm ? .vector("attention.k_norm.weight", c.headSize, .value(1)) : nil
+    case .outputWeight: return c.projection("attention.output.weight", h, c.queries)
+    case .outputBias: return c.outputBias ? .vector("attention.output.bias", h, .value(0)) : nil
+    case .norm2Weight: return hasNorms ? .vector("norm2.weight", h, .value(1)) : nil
+    case .norm2Bias: return hasNorms && c.normBias ? .vector("norm2.bias", h, .value(0)) : nil
+    }
+  }
+}
+
+extension ModelConfiguration {
+  fileprivate func projection(_ name: StaticString, _ outputs: Int, _ inputs: Int) -> ParameterSpec {
+    let xavier = (6 / Double(outputs + inputs)).squareRoot()
+    let initial = initDeviation.map { ParameterSpec.Initial.normal($0) } ?? .uniform(xavier)
+    return ParameterSpec.matrix(name, outputs, inputs, initial).stored(as: weights)
   }
 }

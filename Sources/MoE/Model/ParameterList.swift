@@ -1,7 +1,7 @@
 /// The public list: the model's own parameters and those of its ffn's, in the order of the list in moe_model.h.
 struct ParameterList {
   enum Place {
-    case own(Int)  // slot
+    case own(Int)  // among the model's own
     case feedForward(layer: Int, index: Int)
   }
 
@@ -25,13 +25,9 @@ struct ParameterList {
   static func make(
     _ parameters: ModelParameters, _ feedForwards: UnsafePointer<LayerPointer?>, layers: Int, _ allocator: Allocator
   ) throws(Fault) -> ParameterList {
-    var count = 0
-    for slot in 0..<parameters.count where parameters[slot] != nil { count += 1 }
+    var count = parameters.count
     for n in 0..<layers { count += feedForwards[n]?.pointee.parameterCount ?? 0 }
-    var measure = Arena()
-    _ = ParameterList(&measure, count: count, layers: layers)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let list = ParameterList(&arena, count: count, layers: layers)
+    let list = try allocator.make { ParameterList(&$0, count: count, layers: layers) }
     list.fill(parameters, feedForwards)
     return list
   }
@@ -39,19 +35,18 @@ struct ParameterList {
   func free(_ allocator: Allocator) { allocator.deallocate(firsts) }
 
   private func fill(_ parameters: ModelParameters, _ feedForwards: UnsafePointer<LayerPointer?>) {
-    var next = 0
-    func add(_ slot: Int) {
-      if parameters[slot] == nil { return }
-      (places + next).initialize(to: .own(slot))
-      next += 1
+    var (next, own) = (0, 0)
+    /// nil: what is left.
+    func add(beforeLayer n: Int?) {
+      while own < parameters.count && n.map({ parameters.comes(own, beforeLayer: $0) }) ?? true {
+        (places + next).initialize(to: .own(own))
+        (next, own) = (next + 1, own + 1)
+      }
     }
-    add(ModelParameters.slot(.embedding))
-    add(ModelParameters.slot(.positions))
+    add(beforeLayer: 0)
     for n in 0..<layers {
       firsts[n] = next
-      for role in 0..<ModelParameters.LayerRole.count {
-        add(ModelParameters.slot(n, ModelParameters.LayerRole(rawValue: role)!))
-      }
+      add(beforeLayer: n + 1)
       guard let layer = feedForwards[n] else { continue }
       for index in 0..<layer.pointee.parameterCount {
         var text = TextBuffer(names + next * Self.nameSize, capacity: Self.nameSize)
@@ -63,9 +58,7 @@ struct ParameterList {
       }
     }
     firsts[layers] = next
-    add(ModelParameters.slot(.normWeight))
-    add(ModelParameters.slot(.normBias))
-    add(ModelParameters.slot(.output))
+    add(beforeLayer: nil)
   }
 
   subscript(index: Int) -> Place { places[index] }

@@ -2,13 +2,15 @@ import CShims
 
 /// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
 public struct Parameter {
-  public let name: UnsafePointer<CChar>  // memory of the layer or model
+  public private(set) var name: UnsafePointer<CChar>  // memory of the layer or model
   public let rank: Int
   public let shape: (Int, Int, Int)  // entries from `rank` on are 1
   public let count: Int
   public let type: ElementType
   public var bytes: Int { type.bytes(count) }
-  /// Buffers, which no optimiser moves, have none.
+  /// State that no gradient moves, and no optimiser.
+  public let isBuffer: Bool
+  /// Buffers have none, nor has anything where nothing is trained.
   public let hasGradient: Bool
   /// Matrices and biases of experts: backward may step them expert by expert, with no memory for the whole gradient.
   public let isOfMatrices: Bool
@@ -21,14 +23,14 @@ public struct Parameter {
 
   /// The boundary has seen to it that the bytes fit.
   init(
-    name: UnsafePointer<CChar>, rank: Int, shape: (Int, Int, Int), type: ElementType, hasGradient: Bool,
-    isOfMatrices: Bool = false, isUnallocated: Bool = false
+    name: UnsafePointer<CChar>, _ spec: ParameterSpec, hasGradient: Bool, isOfMatrices: Bool, isUnallocated: Bool
   ) {
     self.name = name
-    self.rank = rank
-    self.shape = shape
+    rank = spec.rank
+    shape = spec.shape
     count = shape.0 * shape.1 * shape.2
-    self.type = type
+    type = spec.type
+    isBuffer = spec.isBuffer
     self.hasGradient = hasGradient
     self.isOfMatrices = isOfMatrices
     self.isUnallocated = isUnallocated
@@ -36,10 +38,8 @@ public struct Parameter {
 
   /// The same under another name.
   func named(_ name: UnsafePointer<CChar>) -> Parameter {
-    var own = Parameter(
-      name: name, rank: rank, shape: shape, type: type, hasGradient: hasGradient, isOfMatrices: isOfMatrices,
-      isUnallocated: isUnallocated)
-    (own.data, own.grad) = (data, grad)
+    var own = self
+    own.name = name
     return own
   }
 
@@ -84,16 +84,23 @@ public struct Parameter {
 
   func zeroGrad() { grad?.update(repeating: 0, count: count) }
 
-  /// Of a float32 tensor.
-  func set(to value: Float) { floats.update(repeating: value, count: count) }
+  /// Those of a new owner, where there is memory. Numbers for elements come from `random`.
+  func fill(_ initial: ParameterSpec.Initial, _ random: Random) {
+    if data == nil { return }
+    switch initial {
+    case .normal(let deviation): fillNormal(deviation, random)
+    case .uniform(let bound): fillUniform(bound, random)
+    case .value(let value): floats.update(repeating: value, count: count)  // of float32 tensors alone
+    }
+  }
 
   /// Random values with mean 0, in other formats than float32 the same ones rounded.
-  func fillNormal(_ deviation: Double, _ random: Random) {
+  private func fillNormal(_ deviation: Double, _ random: Random) {
     fill(random) { random.fillNormal($0, from: $1, count: $2, deviation: deviation) }
   }
 
   /// Uniform within the bound, likewise.
-  func fillUniform(_ bound: Double, _ random: Random) {
+  private func fillUniform(_ bound: Double, _ random: Random) {
     fill(random) { random.fillUniform($0, from: $1, count: $2, bound: Float(bound)) }
   }
 

@@ -1,7 +1,7 @@
 // C strings, as names of tensors and files come.
 
 /// Negative, 0 or positive: the order of their bytes.
-func compareText(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Int {
+public func compareText(_ a: UnsafePointer<CChar>, _ b: UnsafePointer<CChar>) -> Int {
   var i = 0
   while a[i] != 0 && a[i] == b[i] { i += 1 }
   return Int(UInt8(bitPattern: a[i])) - Int(UInt8(bitPattern: b[i]))

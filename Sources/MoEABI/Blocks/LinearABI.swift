@@ -7,12 +7,8 @@ struct ArraySize {
   let width: Int
   var elements: Int { rows * width }
 
-  /// Rows from 0 (`fewest`) on, columns from 1 on; both fit in 31 bits, as the matrix products want it.
-  init(
-    _ rows: Int64, _ rowsName: StaticString, _ width: Int64, _ widthName: StaticString, fewest: Int = 0
-  ) throws(Fault) {
-    try require(Int(rows), rowsName, from: fewest, to: Int(Int32.max))
-    try require(Int(width), widthName, from: 1, to: Int(Int32.max))
+  /// Rows from 0 on, columns from 1 on, each within 31 bits.
+  init(_ rows: Int64, _ rowsName: StaticString, _ width: Int64, _ widthName: StaticString) throws(Fault) {
     self.rows = Int(rows)
     self.width = Int(width)
     if self.rows > Int.max / 8 / self.width {
@@ -21,61 +17,66 @@ struct ArraySize {
   }
 }
 
+@implementation @_cdecl("moe_linear_config_init")
+public func moe_linear_config_init(_ config: UnsafeMutablePointer<moe_linear_config>?, _ struct_size: Int) {
+  initialise(config, struct_size, moe_linear_config())
+}
+
+/// What forward and backward of a product share.
+private struct LinearCall {
+  let shape: LinearShape
+  let type: ElementType  // of the weight
+  let ofX: ArraySize
+  let ofY: ArraySize
+  let ofWeight: ArraySize
+
+  init(_ config: moe_linear_config) throws(Fault) {
+    ofX = try ArraySize(config.n_tokens, "n_tokens", config.inputs, "inputs")
+    ofY = try ArraySize(config.n_tokens, "n_tokens", config.outputs, "outputs")
+    ofWeight = try ArraySize(config.outputs, "outputs", config.inputs, "inputs")
+    type = try elementType(config.weight_dtype, "weight_dtype")
+    shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
+  }
+}
+
 @implementation @_cdecl("moe_linear_forward")
 public func moe_linear_forward(
-  _ context: OpaquePointer?, _ x: UnsafePointer<Float>?, _ n_tokens: Int64, _ inputs: Int64, _ outputs: Int64,
-  _ weight: UnsafeRawPointer?, _ weight_dtype: Int32, _ bias: UnsafePointer<Float>?, _ y: UnsafeMutablePointer<Float>?
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_linear_config>?, _ x: UnsafePointer<Float>?,
+  _ weight: UnsafeRawPointer?, _ bias: UnsafePointer<Float>?, _ y: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
-    let ofX = try ArraySize(n_tokens, "n_tokens", inputs, "inputs")
-    let ofY = try ArraySize(n_tokens, "n_tokens", outputs, "outputs")
-    let ofWeight = try ArraySize(outputs, "outputs", inputs, "inputs", fewest: 1)
-    let type = try elementType(weight_dtype, "weight_dtype")
-    let x = try array(x, count: ofX.elements, "x")
-    let weight = try array(weight, count: ofWeight.elements, of: type, "weight")
-    let bias = bias == nil ? nil : try required(bias, "bias")
-    let y = try array(y, count: ofY.elements, "y")
     var operands = Operands()
-    try operands.reads(x, ofX.elements, "x")
-    try operands.reads(weight, bytes: byteCount(ofWeight.elements, of: type), "weight")
-    try operands.reads(bias, ofY.width, "bias")
-    try operands.writes(y, ofY.elements, "y")
-    let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
+    let call = try LinearCall(try operands.copies(config, "config"))
+    let x = try operands.reads(x, call.ofX.elements, "x")
+    let weight = try operands.reads(weight, call.ofWeight.elements, of: call.type, "weight")
+    let bias = try operands.reads(optional: bias, call.ofY.width, "bias")
+    let y = try operands.writes(y, call.ofY.elements, "y")
     try LinearForward.call(
-      shape, x: StridedRows(x, stride: ofX.width), weight: weight, bias: bias, y: TokenTargets(y, stride: ofY.width),
-      in: context)
+      call.shape, x: StridedRows(x, stride: call.ofX.width), weight: weight, bias: bias,
+      y: StridedTargets(y, stride: call.ofY.width), in: context)
   }
 }
 
 @implementation @_cdecl("moe_linear_backward")
 public func moe_linear_backward(
-  _ context: OpaquePointer?, _ x: UnsafePointer<Float>?, _ n_tokens: Int64, _ inputs: Int64, _ outputs: Int64,
-  _ weight: UnsafeRawPointer?, _ weight_dtype: Int32, _ dy: UnsafePointer<Float>?, _ dx: UnsafeMutablePointer<Float>?,
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_linear_config>?, _ x: UnsafePointer<Float>?,
+  _ weight: UnsafeRawPointer?, _ dy: UnsafePointer<Float>?, _ dx: UnsafeMutablePointer<Float>?,
   _ dweight: UnsafeMutablePointer<Float>?, _ dbias: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
-    let ofX = try ArraySize(n_tokens, "n_tokens", inputs, "inputs")
-    let ofY = try ArraySize(n_tokens, "n_tokens", outputs, "outputs")
-    let ofWeight = try ArraySize(outputs, "outputs", inputs, "inputs", fewest: 1)
-    let type = try elementType(weight_dtype, "weight_dtype")
-    let x = try array(x, count: ofX.elements, "x")
-    let weight = try array(weight, count: ofWeight.elements, of: type, "weight")
-    let dy = try array(dy, count: ofY.elements, "dy")
-    let dx = try optional(dx, "dx")
-    let dweight = try optional(dweight, "dweight")
-    let dbias = try optional(dbias, "dbias")
     var operands = Operands()
-    try operands.reads(x, ofX.elements, "x")
-    try operands.reads(weight, bytes: byteCount(ofWeight.elements, of: type), "weight")
-    try operands.reads(dy, ofY.elements, "dy")
-    try operands.writes(dx, ofX.elements, "dx")
-    try operands.writes(dweight, ofWeight.elements, "dweight")
-    try operands.writes(dbias, ofY.width, "dbias")
-    let shape = LinearShape(tokens: ofX.rows, inputs: ofX.width, outputs: ofY.width, weights: type)
+    let call = try LinearCall(try operands.copies(config, "config"))
+    let x = try operands.reads(x, call.ofX.elements, "x")
+    let weight = try operands.reads(weight, call.ofWeight.elements, of: call.type, "weight")
+    let dy = try operands.reads(dy, call.ofY.elements, "dy")
+    let dx = try operands.writes(optional: dx, call.ofX.elements, "dx")
+    let dweight = try operands.writes(optional: dweight, call.ofWeight.elements, "dweight")
+    let dbias = try operands.writes(optional: dbias, call.ofY.width, "dbias")
     try LinearBackward.call(
-      shape, x: StridedRows(x, stride: ofX.width), weight: weight, dy: StridedRows(dy, stride: ofY.width),
-      dx: dx.map { TokenTargets($0, stride: ofX.width) }, dWeight: dweight, dBias: dbias, in: context)
+      call.shape, x: StridedRows(x, stride: call.ofX.width), weight: weight,
+      dy: StridedRows(dy, stride: call.ofY.width), dx: dx.map { StridedTargets($0, stride: call.ofX.width) },
+      dWeight: dweight, dBias: dbias, in: context)
   }
 }

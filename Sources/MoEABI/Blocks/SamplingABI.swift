@@ -17,18 +17,10 @@ public func moe_sample(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     try require(Int(vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
-    let logits = try required(logits, "logits")
-    let wanted = try read(sampling, "sampling")
-    try require(wanted.temperature, "sampling: temperature", atLeast: 0)
-    try require(Int(wanted.top_k), "sampling: top_k", from: 0, to: Int.max)
-    guard wanted.top_p >= 0 && wanted.top_p <= 1 else {
-      throw .invalid("sampling: top_p = \(wanted.top_p) is not in [0, 1]")
-    }
-    let token = try required(token, "token")
     var operands = Operands()
-    try operands.reads(logits, Int(vocabulary_size), "logits")
-    try operands.reads(sampling, 1, "sampling")
-    try operands.writes(token, 1, "token")
+    let logits = try operands.reads(logits, Int(vocabulary_size), "logits")
+    let wanted = try operands.copies(sampling, "sampling")
+    let token = try operands.writes(token, 1, "token")
     let rule = Sampling(
       temperature: wanted.temperature, topK: Int(wanted.top_k), topP: wanted.top_p, seed: wanted.seed)
     token.pointee = try rule.token(logits, Int(vocabulary_size), draw: draw, in: context)

@@ -90,8 +90,14 @@ func requireSize<T>(_ pointer: UnsafePointer<T>, _ name: StaticString) throws(Fa
   return size
 }
 
-/// A copy of the caller's struct.
-func read<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
+/// A copy of the caller's struct, each field checked by itself.
+func read<T: Bounded>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
+  let copy = try readUnchecked(pointer, name)
+  try copy.requireBounds(Bounds(name))
+  return copy
+}
+
+func readUnchecked<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
   let pointer = try required(pointer, name)
   _ = try requireSize(pointer, name)
   return pointer.pointee
@@ -120,10 +126,9 @@ func require(_ value: Double, _ name: StaticString, atLeast low: Double) throws(
   guard value >= low && value.isFinite else { throw .invalid("\(name) = \(value) is not a number of at least \(low)") }
 }
 
-/// The same for what is computed with in float32.
-func requireFloat(_ value: Double, _ name: StaticString, atLeast low: Double) throws(Fault) {
-  try require(value, name, atLeast: low)
-  if !Float(value).isFinite { throw .invalid("\(name) = \(value) exceeds float32") }
+/// What is computed with in float32.
+func requireFloat(_ value: Double, _ name: StaticString) throws(Fault) {
+  if !Float(value).isFinite { throw .invalid("\(name) = \(value) is not finite in float32") }
 }
 
 /// [0, 1)
@@ -134,6 +139,12 @@ func requireShare(_ value: Double, _ name: StaticString) throws(Fault) {
 func flag(_ value: Int32, _ name: StaticString) throws(Fault) -> Bool {
   try require(Int(value), name, from: 0, to: 1)
   return value == 1
+}
+
+/// The engine's constant with a number that has been checked.
+func named<E: RawRepresentable>(_ value: Int32) throws(Fault) -> E where E.RawValue == Int32 {
+  guard let found = E(rawValue: value) else { throw .invalid("\(Int(value)) is no such constant") }
+  return found
 }
 
 /// Of bytes, from a size_t: none where it is 0, and any size beyond 63 bits is as good as the largest.

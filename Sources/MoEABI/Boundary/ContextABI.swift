@@ -27,17 +27,9 @@ public func moe_context_free(_ context: OpaquePointer?) {
 extension Context.Configuration {
   fileprivate init(_ config: moe_context_config) throws(Fault) {
     self.init()
-    try require(Int(config.n_threads), "n_threads", from: Int(MOE_THREADS_ALL), to: 1024)
     threads = config.n_threads == MOE_THREADS_ALL ? nil : max(1, Int(config.n_threads))
-    guard let choice = Context.MatmulChoice(rawValue: config.matmul) else {
-      throw .invalid("matmul = \(Int(config.matmul)) is not a moe_matmul")
-    }
-    matmul = choice
-    guard let most = Context.Instructions(rawValue: config.instructions) else {
-      throw .invalid("instructions = \(Int(config.instructions)) is not a moe_instructions")
-    }
-    instructions = most
-    try require(Int(config.reserved), "reserved", from: 0, to: 0)
+    matmul = try named(config.matmul)
+    instructions = try named(config.instructions)
     switch (config.alloc, config.dealloc) {
     case (nil, nil): break
     case (let alloc?, let dealloc?):
@@ -57,10 +49,9 @@ public func moe_context_memory(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let inUse = try handle(context, "context", as: Context.self).memoryInUse()
-    let (current, peak) = (try optional(current, "current"), try optional(peak, "peak"))
     var operands = Operands()
-    try operands.writes(current, 1, "current")
-    try operands.writes(peak, 1, "peak")
+    let current = try operands.writes(optional: current, 1, "current")
+    let peak = try operands.writes(optional: peak, 1, "peak")
     current?.pointee = inUse.current
     peak?.pointee = inUse.peak
   }

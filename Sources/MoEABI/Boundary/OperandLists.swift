@@ -35,7 +35,10 @@ extension Operands {
       (room + place).initialize(to: operand)
       place += 1
     }
-    for i in 0..<place { try requireApart(from: room[i]) }
+    for i in 0..<place {
+      try room[i].requireAligned()
+      try requireApart(from: room[i])
+    }
     try SortedOperands(room, place).check()
   }
 }

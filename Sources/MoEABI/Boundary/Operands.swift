@@ -24,6 +24,7 @@ struct Operand {
   private(set) var writes = false
   private var part = Part.array
   private var index: Int32 = 0
+  private var alignment: UInt32 = 1
   private var name: UnsafePointer<CChar>?
   /// Rows of `width` bytes that are `stride` bytes apart; 0: without gaps.
   private var width: UInt = 0
@@ -31,10 +32,10 @@ struct Operand {
 
   init() {}
 
-  /// NULL has no memory.
+  /// NULL has no memory. Where elements have an alignment, that is checked as well.
   init(
     _ memory: UnsafeRawPointer?, bytes: UInt, _ name: UnsafePointer<CChar>?, writes: Bool, part: Part = .array,
-    index: Int = 0
+    index: Int = 0, alignment: Int = 1
   ) {
     start = UInt(bitPattern: memory)
     self.bytes = memory == nil ? 0 : bytes
@@ -42,6 +43,7 @@ struct Operand {
     self.writes = writes
     self.part = part
     self.index = Int32(truncatingIfNeeded: index)
+    self.alignment = UInt32(alignment)
   }
 
   init(data parameter: Parameter, writes: Bool) {
@@ -67,6 +69,7 @@ struct Operand {
     return rows
   }
 
+  func isCalled(_ name: StaticString) -> Bool { self.name.map { compareText($0, cText(name)) == 0 } ?? false }
   func isSameMemory(as other: Operand) -> Bool { start == other.start && bytes == other.bytes }
 
   /// Whether a call with both is refused.
@@ -84,6 +87,16 @@ struct Operand {
     // Where the other's rows begin within a row of this one's stride.
     let offset = start < other.start || distance == 0 ? distance : stride - distance
     return offset >= width && offset + other.width <= stride
+  }
+
+  func requireAligned() throws(Fault) {
+    if bytes == 0 || start % UInt(alignment) == 0 { return }
+    let fault: Fault = withUnsafeTemporaryAllocation(of: CChar.self, capacity: 200) { memory in
+      var text = TextBuffer(memory.baseAddress!, capacity: memory.count)
+      append(to: &text)
+      return .invalid("\(UnsafePointer(memory.baseAddress)) is not aligned to \(Int(alignment)) bytes")
+    }
+    throw fault
   }
 
   fileprivate func append(to text: inout TextBuffer) {
@@ -135,7 +148,8 @@ extension Fault {
   }
 }
 
-/// What one call reads and writes beside lists.
+/// What one call reads and writes beside lists. Each array is handed over once, with its name: it comes back checked, as
+/// what the engine may use.
 struct Operands {
   private static var most: Int { 32 }
   private var operands = InlineArray<32, Operand>(repeating: Operand())
@@ -143,50 +157,142 @@ struct Operands {
 
   subscript(place: Int) -> Operand { operands[place] }
 
-  /// Refuses it where it shares memory with another one and either is written. Returns its place, for `writes`.
-  @discardableResult
-  mutating func add(_ operand: Operand, inPlaceOf place: Int? = nil) throws(Fault) -> Int {
+  /// Refuses it where it shares memory with another one and either is written.
+  mutating func add(_ operand: Operand, inPlaceOf input: StaticString? = nil) throws(Fault) {
+    try operand.requireAligned()
     for i in 0..<count where operand.collides(with: operands[i]) {
-      if i == place && operand.isSameMemory(as: operands[i]) { continue }
+      if let input, operands[i].isCalled(input), operand.isSameMemory(as: operands[i]) { continue }
       throw .collision(operand, operands[i])
     }
     if count == Self.most { throw .invalid("a call has no more than \(Self.most) arrays") }
     operands[count] = operand
     count += 1
-    return count - 1
   }
+
+  // MARK: arrays that may be NULL when they have no elements
 
   @discardableResult
-  mutating func reads<T>(_ array: UnsafePointer<T>?, _ count: Int, _ name: StaticString) throws(Fault) -> Int {
-    try reads(UnsafeRawPointer(array), bytes: byteCount(count, MemoryLayout<T>.stride), name)
+  mutating func reads<T>(
+    _ array: UnsafePointer<T>?, _ count: Int, _ name: StaticString
+  ) throws(Fault) -> UnsafePointer<T> {
+    let found = try MoEABI.array(array, count: count, name)
+    try add(Operand(array, bytes: byteCount(count, MemoryLayout<T>.stride), cText(name), writes: false))
+    return found
   }
 
+  /// `input`: the name of an array that may be the very same memory, and no other that overlaps it.
   @discardableResult
-  mutating func reads(_ memory: UnsafeRawPointer?, bytes: UInt, _ name: StaticString) throws(Fault) -> Int {
-    try add(Operand(memory, bytes: bytes, cText(name), writes: false))
-  }
-
-  /// `place`: that of an array which may be the very same memory, and no other that overlaps it.
   mutating func writes<T>(
-    _ array: UnsafeMutablePointer<T>?, _ count: Int, _ name: StaticString, inPlaceOf place: Int? = nil
-  ) throws(Fault) {
+    _ array: UnsafeMutablePointer<T>?, _ count: Int, _ name: StaticString, inPlaceOf input: StaticString? = nil
+  ) throws(Fault) -> UnsafeMutablePointer<T> {
+    let found = try MoEABI.array(array, count: count, name)
     let operand = Operand(array, bytes: byteCount(count, MemoryLayout<T>.stride), cText(name), writes: true)
-    try add(operand, inPlaceOf: place)
+    try add(operand, inPlaceOf: input)
+    return found
   }
 
-  mutating func writes(_ memory: UnsafeMutableRawPointer?, bytes: UInt, _ name: StaticString) throws(Fault) {
-    try add(Operand(memory, bytes: bytes, cText(name), writes: true))
+  /// Of any type that parameters have.
+  @discardableResult
+  mutating func reads(
+    _ array: UnsafeRawPointer?, _ count: Int, of type: ElementType, _ name: StaticString
+  ) throws(Fault) -> UnsafeRawPointer {
+    let found = try MoEABI.array(array, count: count, of: type, name)
+    try add(Operand(array, bytes: byteCount(count, of: type), cText(name), writes: false))
+    return found
   }
+
+  @discardableResult
+  mutating func writes(
+    _ array: UnsafeMutableRawPointer?, _ count: Int, of type: ElementType, _ name: StaticString
+  ) throws(Fault) -> UnsafeMutableRawPointer {
+    let found = try MoEABI.array(array, count: count, of: type, name)
+    try add(Operand(array, bytes: byteCount(count, of: type), cText(name), writes: true))
+    return found
+  }
+
+  // MARK: arrays that may be NULL
+
+  @discardableResult
+  mutating func reads<T>(
+    optional array: UnsafePointer<T>?, _ count: Int, _ name: StaticString
+  ) throws(Fault) -> UnsafePointer<T>? {
+    array == nil ? nil : try reads(array, count, name)
+  }
+
+  @discardableResult
+  mutating func writes<T>(
+    optional array: UnsafeMutablePointer<T>?, _ count: Int, _ name: StaticString,
+    inPlaceOf input: StaticString? = nil
+  ) throws(Fault) -> UnsafeMutablePointer<T>? {
+    array == nil ? nil : try writes(array, count, name, inPlaceOf: input)
+  }
+
+  // MARK: rows with gaps
+
+  /// One row for each token, of `width` floats, `stride` floats apart.
+  struct Rows {
+    let count: Int
+    let width: Int
+    let stride: Int
+  }
+
+  @discardableResult
+  mutating func reads(
+    _ array: UnsafePointer<Float>?, _ rows: Rows, _ name: StaticString
+  ) throws(Fault) -> UnsafePointer<Float> {
+    UnsafePointer(try add(UnsafeMutablePointer(mutating: array), rows, name, writes: false))
+  }
+
+  @discardableResult
+  mutating func writes(
+    _ array: UnsafeMutablePointer<Float>?, _ rows: Rows, _ name: StaticString
+  ) throws(Fault) -> UnsafeMutablePointer<Float> {
+    try add(array, rows, name, writes: true)
+  }
+
+  private mutating func add(
+    _ array: UnsafeMutablePointer<Float>?, _ rows: Rows, _ name: StaticString, writes: Bool
+  ) throws(Fault) -> UnsafeMutablePointer<Float> {
+    let found = try MoEABI.array(array, count: rows.count, name)
+    let floats = try product(rows.stride, rows.count, name)
+    // From the first row's begin to the last row's end.
+    let bytes = rows.count == 0 ? 0 : try product(4, floats, name) - 4 * (rows.stride - rows.width)
+    try add(
+      Operand(array, bytes: UInt(bytes), cText(name), writes: writes).inRows(
+        of: byteCount(rows.width, 4), stride: byteCount(rows.stride, 4)))
+    return found
+  }
+
+  // MARK: structs
+
+  /// A copy of the caller's struct, which says how large it is.
+  mutating func copies<T: Bounded>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> T {
+    let copy = try read(pointer, name)
+    try reads(pointer, 1, name)
+    return copy
+  }
+
+  /// A struct that is read and written.
+  mutating func updates<T: Bounded>(
+    _ pointer: UnsafeMutablePointer<T>?, _ name: StaticString
+  ) throws(Fault) -> (UnsafeMutablePointer<T>, T) {
+    let copy = try read(UnsafePointer(pointer), name)
+    return (try writes(pointer, 1, name), copy)
+  }
+
+  // MARK: memory that is lent
 
   mutating func reads(_ lent: CallerMemory?, _ name: StaticString) throws(Fault) {
     guard let lent else { return }
-    try reads(UnsafeRawPointer(lent.memory), bytes: UInt(lent.bytes), name)
+    try add(Operand(lent.memory, bytes: UInt(lent.bytes), cText(name), writes: false))
   }
 
   mutating func writes(_ lent: CallerMemory?, _ name: StaticString) throws(Fault) {
     guard let lent else { return }
-    try writes(lent.memory, bytes: UInt(lent.bytes), name)
+    try add(Operand(lent.memory, bytes: UInt(lent.bytes), cText(name), writes: true))
   }
+
+  // MARK: what belongs to handles
 
   func requireApart(from operand: Operand) throws(Fault) {
     for i in 0..<count where operand.collides(with: operands[i]) { throw .collision(operand, operands[i]) }

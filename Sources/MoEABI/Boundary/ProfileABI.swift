@@ -51,11 +51,9 @@ public func moe_profile_events(
     let context = try handle(context, "context", as: Context.self)
     try require(Int(first), "first", from: 0, to: Int(Int32.max))
     try require(Int(capacity), "capacity", from: 0, to: Int(Int32.max))
-    let events = try optional(events, "events")
-    let count = try required(count, "count")
     var operands = Operands()
-    try operands.writes(events, Int(capacity), "events")
-    try operands.writes(count, 1, "count")
+    let events = try operands.writes(optional: events, Int(capacity), "events")
+    let count = try operands.writes(count, 1, "count")
     let there = max(0, context.profileEventCount - Int(first))
     if let events {
       for index in 0..<min(there, Int(capacity)) {

@@ -19,6 +19,7 @@ extension moe_tensor {
     strides = (Int64(b * c), parameter.rank > 1 ? Int64(c) : 0, parameter.rank > 2 ? 1 : 0, 0)
     data = UnsafeMutableRawPointer(parameter.data)
     grad = UnsafeMutableRawPointer(parameter.grad)
+    buffer = parameter.isBuffer ? 1 : 0
   }
 }
 
@@ -47,6 +48,7 @@ struct TensorList {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
     let tensor = pointer(index).pointee
+    if tensor.reserved != 0 { throw .invalid("tensors[\(index)]: reserved = \(Int(tensor.reserved)) is not 0") }
     if ElementType(rawValue: tensor.dtype) == nil {
       throw withTypes(forTokens: false) {
         .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is none of \($0)")
@@ -89,8 +91,16 @@ struct TensorList {
   func type(_ index: Int) -> ElementType { ElementType(rawValue: pointer(index).pointee.dtype)! }
   func name(_ index: Int) -> UnsafePointer<CChar>? { pointer(index).pointee.name }
   func index(of name: UnsafePointer<CChar>) -> Int? {
-    for index in 0..<count { if let own = self.name(index), equal(own, name) { return index } }
+    for index in 0..<count { if let own = self.name(index), compareText(own, name) == 0 { return index } }
     return nil
+  }
+
+  /// The matrices that a tensor's last two dimensions make; nil where it has one dimension.
+  func matrix(_ index: Int) -> Optimizer.Matrix? {
+    let tensor = pointer(index).pointee
+    let rank = Int(tensor.rank)
+    if rank < 2 { return nil }
+    return Optimizer.Matrix(rows: Int(tensor.extent(rank - 2)), columns: Int(tensor.extent(rank - 1)))
   }
 
   func shape(_ index: Int) -> StoredShape {
@@ -113,7 +123,7 @@ struct TensorList {
 
   /// The structs themselves.
   func addStructs(to operands: inout Operands) throws(Fault) {
-    try operands.reads(start, bytes: byteCount(count, distance), "tensors")
+    try operands.add(Operand(start, bytes: byteCount(count, distance), cText("tensors"), writes: false))
   }
 
   /// What a call reads or writes of tensor `index`; NULL has no memory.

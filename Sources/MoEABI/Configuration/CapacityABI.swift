@@ -8,18 +8,14 @@ extension Capacity {
       try refuseAll(config)
       return nil
     }
-    let formula: Formula = try named(config.capacity_formula, "capacity_formula", "moe_capacity")
+    let formula: Formula = try named(config.capacity_formula)
     self.init(formula: formula)
-    if router == .external {
+    if router.traits.needsChoices {
       throw .invalid(
         "capacity_formula = \(Int(config.capacity_formula)), but router = MOE_ROUTER_EXTERNAL: its choices are final")
     }
-    let largest = Int(Int32.max)
     if formula == .constant {
-      guard config.capacity >= 1 && config.capacity <= largest else {
-        throw .invalid(
-          "capacity = \(Int(config.capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT takes 1 to \(largest)")
-      }
+      if config.capacity == 0 { throw .invalid("capacity = 0, but capacity_formula = MOE_CAPACITY_CONSTANT") }
       if config.min_capacity != 0 {
         throw .invalid(
           "min_capacity = \(Int(config.min_capacity)), but capacity_formula = MOE_CAPACITY_CONSTANT has capacity alone")
@@ -30,7 +26,6 @@ extension Capacity {
         "capacity = \(Int(config.capacity)), but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_CONSTANT"
       )
     }
-    try require(Int(config.min_capacity), "min_capacity", from: 0, to: largest)
     least = config.min_capacity == 0 ? nil : Int(config.min_capacity)
     factor = try factorOf(config.capacity_factor, "capacity_factor", config)
     evaluationFactor = try factorOf(config.eval_capacity_factor, "eval_capacity_factor", config)
@@ -39,12 +34,11 @@ extension Capacity {
         "capacity_factor = \(config.capacity_factor), but capacity_formula = MOE_CAPACITY_NLLB has eval_capacity_factor alone"
       )
     }
-    perSequence = try flag(config.capacity_per_sequence, "capacity_per_sequence")
-    order = try named(config.drop, "drop", "moe_drop")
-    try require(Int(config.overflow), "overflow", from: 0, to: 1)
+    perSequence = config.capacity_per_sequence == 1
+    order = try named(config.drop)
     nextBest = config.overflow == Int32(MOE_OVERFLOW_NEXT_BEST.rawValue)
     adaptive = try Adaptive(config)
-    if router == .expertChoice {
+    if !router.traits.admits {
       let name: StaticString? =
         order != .position
         ? "drop"
@@ -57,7 +51,6 @@ extension Capacity {
 /// nil for 0: as the formula says.
 private func factorOf(_ value: Double, _ name: StaticString, _ config: moe_layer_config) throws(Fault) -> Double? {
   if value == 0 { return nil }
-  guard value.isFinite else { throw .invalid("\(name) = \(value) is not finite") }
   if value < 0 && config.capacity_formula != Int32(MOE_CAPACITY_TUTEL.rawValue) {
     throw .invalid(
       "\(name) = \(value) is negative, but capacity_formula = \(Int(config.capacity_formula)) is not MOE_CAPACITY_TUTEL"
@@ -95,7 +88,6 @@ extension Capacity.Adaptive {
   /// nil where the room is the same for all experts.
   fileprivate init?(_ config: moe_layer_config) throws(Fault) {
     func value(_ value: Double, _ name: StaticString, _ usual: Double) throws(Fault) -> Double {
-      try require(value, name, atLeast: 0)
       if value != 0 && config.adaptive_capacity == 0 { throw .invalid("\(name) = \(value), but adaptive_capacity = 0") }
       return value == 0 ? usual : value
     }
@@ -103,7 +95,7 @@ extension Capacity.Adaptive {
     let highFactor = try value(config.adaptive_high_factor, "adaptive_high_factor", 1.2)
     let low = try value(config.adaptive_low, "adaptive_low", 0.5)
     let lowFactor = try value(config.adaptive_low_factor, "adaptive_low_factor", 0.8)
-    guard try flag(config.adaptive_capacity, "adaptive_capacity") else { return nil }
+    guard config.adaptive_capacity == 1 else { return nil }
     if low > high { throw .invalid("adaptive_low = \(low) exceeds adaptive_high = \(high)") }
     self.init(high: high, highFactor: highFactor, low: low, lowFactor: lowFactor)
   }

@@ -27,12 +27,8 @@ struct GroupList {
   }
 
   mutating func fill(_ config: moe_layer_config) throws(Fault) {
-    let largest = Int(Int32.max)
-    try require(Int(config.hidden_size), "hidden_size", from: 1, to: largest)
-    try require(Int(config.n_experts), "n_experts", from: 1, to: largest)
     _ = try product(
       Int(config.n_experts) * Int(config.hidden_size), 4, "the size of n_experts * hidden_size floats of a gate")
-    try require(Int(config.n_expert_groups), "n_expert_groups", from: 0, to: 16)
     if config.n_expert_groups == 0 {
       if config.expert_groups != nil { throw .invalid("n_expert_groups = 0, but expert_groups is not NULL") }
       let own = moe_expert_group(describedBy: config)
@@ -62,7 +58,7 @@ struct GroupList {
     try requireZero(config.glu_offset, "glu_offset")
     var total = 0
     for g in 0..<Int(config.n_expert_groups) {
-      try require(Int(list[g].n_experts), "expert_groups: n_experts", from: 1, to: Int(Int32.max))
+      try list[g].requireBounds(Bounds("expert_groups"))
       groups[g] = try ExpertGroup(list[g], config, shared: false)
       total += Int(list[g].n_experts)
     }
@@ -76,7 +72,6 @@ struct GroupList {
     // Experts of both kinds are numbered in 32 bits together.
     try require(
       Int(config.n_shared_experts), "n_shared_experts", from: 0, to: Int(Int32.max) - Int(config.n_experts))
-    try require(Int(config.shared_intermediate_size), "shared_intermediate_size", from: 0, to: Int(Int32.max))
     guard config.n_shared_experts > 0 else {
       if config.shared_intermediate_size != 0 {
         throw .invalid(
@@ -123,9 +118,7 @@ private func requireZero(_ value: Float, _ name: StaticString) throws(Fault) {
 
 extension ExpertGroup {
   fileprivate init(_ group: moe_expert_group, _ config: moe_layer_config, shared: Bool) throws(Fault) {
-    guard let kind = Kind(rawValue: group.expert_kind) else {
-      throw .invalid("expert_kind = \(Int(group.expert_kind)) is not a moe_expert_kind")
-    }
+    let kind: Kind = try named(group.expert_kind)
     let multiplies = kind == .mlp || kind == .gated || kind == .linear
     let width: StaticString = shared ? "shared_intermediate_size" : "intermediate_size"
     let intermediate = try intermediateSize(group, config, kind, width)
@@ -134,8 +127,7 @@ extension ExpertGroup {
     let largestMatrix = Int(config.hidden_size) * intermediate
     let elements = try product(largestMatrix, Int(group.n_experts), "hidden_size * intermediate_size * n_experts")
     _ = try product(elements, 4, "the size of hidden_size * intermediate_size * n_experts floats")
-    let activation = try activationKind(group.activation, "activation")
-    try requireShare(Double(group.dropout), "dropout")
+    let activation = moei_activation_kind(rawValue: UInt32(group.activation))
     if kind != .mlp && kind != .gated {
       if group.dropout != 0 {
         throw .invalid(
@@ -146,17 +138,16 @@ extension ExpertGroup {
           "activation = \(Int(group.activation)), but expert_kind = \(Int(group.expert_kind)) has no inner features")
       }
     }
-    let hasBias = try bias(group.expert_bias, "expert_bias", default: multiplies && kind != .gated)
+    let hasBias = bias(group.expert_bias, default: multiplies && kind != .gated)
     if hasBias && !multiplies {
       throw .invalid(
         "expert_bias = \(Int(group.expert_bias)), but expert_kind = \(Int(group.expert_kind)) has no matrices")
     }
-    if group.reserved != 0 { throw .invalid("expert_groups: reserved = \(Int(group.reserved)) is not 0") }
     self.init(
       kind: kind, hidden: Int(config.hidden_size), intermediate: intermediate, experts: Int(group.n_experts),
       activation: try between(group, activation), hasBias: hasBias, dropout: group.dropout,
       weights: try elementType(config.weight_dtype, "weight_dtype"),
-      weightOnInput: try flag(config.weight_on_input, "weight_on_input") && !shared, isShared: shared)
+      weightOnInput: config.weight_on_input == 1 && !shared, isShared: shared)
   }
 }
 
@@ -185,7 +176,6 @@ private func intermediateSize(
 /// What experts do between their products.
 private func between(_ group: moe_expert_group, _ kind: moei_activation_kind) throws(Fault) -> moei_activation {
   func check(_ value: Float, _ name: StaticString) throws(Fault) {
-    try require(Double(value), name, atLeast: 0)
     if value != 0 && group.expert_kind != Int32(MOE_EXPERT_GATED.rawValue) {
       throw .invalid("\(name) = \(Double(value)), but expert_kind is not MOE_EXPERT_GATED")
     }
@@ -201,18 +191,7 @@ private func between(_ group: moe_expert_group, _ kind: moei_activation_kind) th
     limit: group.glu_limit == 0 ? .infinity : group.glu_limit, offset: group.glu_offset)
 }
 
-func activationKind(_ value: Int32, _ name: StaticString) throws(Fault) -> moei_activation_kind {
-  guard value >= 0 && value <= MOE_ACTIVATION_QUICK_GELU.rawValue else {
-    throw .invalid("\(name) = \(Int(value)) is not a moe_activation")
-  }
-  return moei_activation_kind(rawValue: UInt32(value))
-}
-
-func bias(_ value: Int32, _ name: StaticString, default: Bool) throws(Fault) -> Bool {
-  switch value {
-  case Int32(MOE_BIAS_DEFAULT.rawValue): return `default`
-  case Int32(MOE_BIAS_OFF.rawValue): return false
-  case Int32(MOE_BIAS_ON.rawValue): return true
-  default: throw .invalid("\(name) = \(Int(value)) is not a moe_bias")
-  }
+/// What a moe_bias comes to.
+func bias(_ value: Int32, default: Bool) -> Bool {
+  value == number(MOE_BIAS_DEFAULT) ? `default` : value == number(MOE_BIAS_ON)
 }

@@ -4,27 +4,23 @@ import MoE
 extension Exploration {
   init(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     self.init()
-    noise = try named(config.noise, "noise", "moe_noise")
-    try require(Double(config.noise_std), "noise_std", atLeast: 0)
+    noise = try named(config.noise)
     if (noise == .gaussian) != (config.noise_std > 0) {
       throw .invalid(
         "noise_std = \(Double(config.noise_std)) beside noise = \(Int(config.noise)): one goes with MOE_NOISE_GAUSSIAN")
     }
     noiseDeviation = config.noise_std
-    try requireShare(Double(config.jitter), "jitter")
     jitter = config.jitter
-    jitterExperts = try flag(config.jitter_experts, "jitter_experts")
+    jitterExperts = config.jitter_experts == 1
     if jitterExperts && jitter == 0 { throw .invalid("jitter_experts = 1, but jitter = 0") }
-    try requireShare(Double(config.router_dropout), "router_dropout")
     dropout = config.router_dropout
-    try require(Int(config.router_dropout_on), "router_dropout_on", from: 0, to: 1)
     dropoutOnLogits = config.router_dropout_on == Int32(MOE_ROUTER_DROPOUT_LOGITS.rawValue)
     if dropoutOnLogits && dropout == 0 {
       throw .invalid("router_dropout_on = \(Int(config.router_dropout_on)), but router_dropout = 0")
     }
     batchNorm = try BatchNorm(config)
-    randomSecond = try flag(config.random_second, "random_second")
-    if randomSecond && (config.top_k != 2 || router != .tokenChoice) {
+    randomSecond = config.random_second == 1
+    if randomSecond && (config.top_k != 2 || !router.traits.takes.contains(.randomSecond)) {
       throw .invalid(
         "random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
     }
@@ -35,11 +31,7 @@ extension Exploration.BatchNorm {
   /// nil where there is none.
   fileprivate init?(_ config: moe_layer_config) throws(Fault) {
     let (momentum, epsilon) = (config.batch_norm_momentum, config.batch_norm_epsilon)
-    try require(Double(epsilon), "batch_norm_epsilon", atLeast: 0)
-    guard momentum >= 0 && momentum <= 1 else {
-      throw .invalid("batch_norm_momentum = \(Double(momentum)) is not in [0, 1]")
-    }
-    guard try flag(config.router_batch_norm, "router_batch_norm") else {
+    guard config.router_batch_norm == 1 else {
       if momentum != 0 { throw .invalid("batch_norm_momentum = \(Double(momentum)), but router_batch_norm = 0") }
       if epsilon != 0 { throw .invalid("batch_norm_epsilon = \(Double(epsilon)), but router_batch_norm = 0") }
       return nil
@@ -51,8 +43,6 @@ extension Exploration.BatchNorm {
 extension DynamicK {
   /// nil where every token has K.
   init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
-    try require(Double(config.dynamic_value), "dynamic_value", atLeast: 0)
-    try require(Int(config.min_k), "min_k", from: 0, to: Int(Int32.max))
     if config.dynamic_k == 0 {
       if config.dynamic_value != 0 {
         throw .invalid("dynamic_value = \(Double(config.dynamic_value)), but dynamic_k = MOE_DYNAMIC_K_NONE")
@@ -63,8 +53,8 @@ extension DynamicK {
     if config.min_k > config.top_k {
       throw .invalid("min_k = \(Int(config.min_k)) exceeds top_k = \(Int(config.top_k))")
     }
-    let rule: Rule = try named(config.dynamic_k, "dynamic_k", "moe_dynamic_k")
-    if router != .tokenChoice {
+    let rule: Rule = try named(config.dynamic_k)
+    if !router.traits.takes.contains(.dynamicK) {
       throw .invalid(
         "dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
     }
@@ -79,9 +69,6 @@ extension DynamicK {
 extension RouterNorm.Options {
   /// nil where there is none.
   init?(_ config: moe_layer_config) throws(Fault) {
-    try require(Int(config.router_norm), "router_norm", from: 0, to: Int(MOE_ROUTER_NORM_RMS_WEIGHT.rawValue))
-    try require(Double(config.router_norm_scale), "router_norm_scale", atLeast: 0)
-    try require(Double(config.router_norm_epsilon), "router_norm_epsilon", atLeast: 0)
     if config.router_norm == 0 {
       func refuse(_ name: StaticString, _ value: Float) throws(Fault) {
         if value != 0 { throw .invalid("\(name) = \(Double(value)), but router_norm = MOE_ROUTER_NORM_NONE") }
@@ -104,7 +91,6 @@ extension RouterNorm.Options {
 extension Warmup {
   /// nil where all experts are in use from the start.
   init?(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
-    try require(Int(config.warmup_steps), "warmup_steps", from: 0, to: Int(Int32.max))
     if config.warmup_steps == 0 {
       if config.warmup_experts != 0 {
         throw .invalid("warmup_experts = \(Int(config.warmup_experts)), but warmup_steps = 0")
@@ -122,7 +108,7 @@ extension Warmup {
         "warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed"
       )
     }
-    if router == .hash || router == .external {
+    if router.traits.gate != .forChoices {
       throw .invalid(
         "warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
     }

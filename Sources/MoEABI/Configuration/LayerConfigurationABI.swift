@@ -7,7 +7,6 @@ import MoE
 extension Configuration.Values {
   /// `groups` lives as long as the call.
   init(_ config: moe_layer_config, _ groups: UnsafePointer<ExpertGroup>, count: Int) throws(Fault) {
-    try require(Int(config.top_k), "top_k", from: 1, to: Int(Int32.max))
     if config.top_k > config.n_experts {
       throw .invalid("top_k = \(Int(config.top_k)) exceeds n_experts = \(Int(config.n_experts))")
     }
@@ -16,7 +15,7 @@ extension Configuration.Values {
       groupCount: count)
     groupsAreListed = config.n_expert_groups > 0
     shared = Int(config.n_shared_experts)
-    sharedGate = try named(config.shared_gate, "shared_gate", "moe_shared_gate")
+    sharedGate = try named(config.shared_gate)
     if sharedGate == .residual && shared != 1 {
       throw .invalid("shared_gate = MOE_SHARED_RESIDUAL, but n_shared_experts = \(shared) is not 1")
     }
@@ -24,18 +23,17 @@ extension Configuration.Values {
       throw .invalid(
         "shared_gate = MOE_SHARED_RESIDUAL beside weight_on_input = 1: which of them would the weights be on?")
     }
-    outputBias = try flag(config.output_bias, "output_bias")
+    outputBias = config.output_bias == 1
 
-    router = try named(config.router, "router", "moe_router")
+    router = try named(config.router)
     choice = try TokenChoice(config, router)
     let hasBiasByDefault = hasGate
-    routerBias = try bias(config.router_bias, "router_bias", default: hasBiasByDefault)
+    routerBias = bias(config.router_bias, default: hasBiasByDefault)
     dynamicK = try DynamicK(config, router)
     warmup = try Warmup(config, router)
     exploration = try Exploration(config, router)
     routerNorm = try RouterNorm.Options(config)
     capacity = try Capacity(config, router)
-    try require(Int(config.renormalize), "renormalize", from: 0, to: 1)
     renormalizeAfter = config.renormalize == Int32(MOE_RENORMALIZE_AFTER.rawValue)
     if renormalizeAfter && capacity == nil && !exploration.randomSecond {
       throw .invalid(
@@ -48,10 +46,8 @@ extension Configuration.Values {
     if !hasGate { try refuseWithoutGate(config) }
 
     tokens = try elementType(config.io_dtype, "io_dtype", forTokens: true)
-    trainable = !(try flag(config.inference_only, "inference_only"))
+    trainable = config.inference_only == 0
     try readUnallocated(config)
-    try require(Double(config.balance_coef), "balance_coef", atLeast: 0)
-    try require(Double(config.z_coef), "z_coef", atLeast: 0)
     balanceCoefficient = config.balance_coef
     zCoefficient = config.z_coef
     try readLosses(config)
@@ -61,20 +57,15 @@ extension Configuration.Values {
   private mutating func readUnallocated(_ config: moe_layer_config) throws(Fault) {
     let gradients = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
     let weights = Int32(MOE_UNALLOCATED_EXPERT_WEIGHTS.rawValue)
-    if config.unallocated & ~(gradients | weights) != 0 {
-      throw .invalid("unallocated = \(Int(config.unallocated)) is not a sum of moe_unallocated")
-    }
     keepsExpertGradients = config.unallocated & gradients == 0
     keepsExpertWeights = config.unallocated & weights == 0
     if !keepsExpertGradients && !trainable {
       throw .invalid("unallocated has MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only = 1: there are no gradients")
     }
-    if config.reserved != 0 { throw .invalid("reserved = \(Int(config.reserved)) is not 0") }
-    if config.reserved2 != 0 { throw .invalid("reserved2 = \(Int(config.reserved2)) is not 0") }
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {
-    guard router == .hash else {
+    guard router.traits.readsTokenIds else {
       if config.vocabulary_size != 0 {
         throw .invalid("vocabulary_size = \(Int(config.vocabulary_size)), but router is not MOE_ROUTER_HASH")
       }
@@ -82,7 +73,6 @@ extension Configuration.Values {
       return
     }
     if config.vocabulary_size == 0 { throw .invalid("vocabulary_size = 0, but router = MOE_ROUTER_HASH") }
-    try require(Int(config.vocabulary_size), "vocabulary_size", from: 1, to: Int(Int32.max))
     vocabulary = Int(config.vocabulary_size)
     let entries = try product(vocabulary, topK, "vocabulary_size * top_k")
     guard let table = try optional(UnsafeMutablePointer(mutating: config.hash_table), "hash_table") else { return }
@@ -95,7 +85,7 @@ extension Configuration.Values {
   /// What only a gate's logits give.
   private func refuseWithoutGate(_ config: moe_layer_config) throws(Fault) {
     func refuse(_ name: StaticString) -> Fault {
-      router == .external
+      router.traits.needsChoices
         ? .invalid("\(name) has no use with router = MOE_ROUTER_EXTERNAL, which has no gate")
         : .invalid(
           "\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
@@ -111,7 +101,6 @@ extension Configuration.Values {
   }
 
   private mutating func readLosses(_ config: moe_layer_config) throws(Fault) {
-    try require(Int(config.n_losses), "n_losses", from: 0, to: 16)
     lossCount = Int(config.n_losses)
     if lossCount == 0 {
       if config.losses != nil { throw .invalid("n_losses = 0, but losses is not NULL") }
@@ -120,12 +109,12 @@ extension Configuration.Values {
     if config.losses == nil { throw .invalid("n_losses = \(lossCount), but losses is NULL") }
     let terms = try required(config.losses, "losses")
     for i in 0..<lossCount {
-      let loss: LossTerm.Kind = try named(terms[i].kind, "losses: kind", "moe_loss")
-      try require(Double(terms[i].coefficient), "losses: coefficient", atLeast: 0)
+      try terms[i].requireBounds(Bounds("losses"))
+      let loss: LossTerm.Kind = try named(terms[i].kind)
       if !hasGate && loss.needsGate {
         throw .invalid("losses: kind = \(Int(terms[i].kind)) needs a gate's probabilities, but router has no gate")
       }
-      if loss.needsNoise && (exploration.noise == .none || router != .tokenChoice) {
+      if loss.needsNoise && (exploration.noise == .none || !router.traits.takes.contains(.noisyLoads)) {
         throw .invalid(
           "losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))"
         )
@@ -143,11 +132,4 @@ extension Configuration.Values {
     // The same layout, in the engine's name.
     losses = UnsafeRawPointer(terms).assumingMemoryBound(to: LossTerm.self)
   }
-}
-
-func named<E: RawRepresentable>(
-  _ value: Int32, _ field: StaticString, _ type: StaticString
-) throws(Fault) -> E where E.RawValue == Int32 {
-  guard let found = E(rawValue: value) else { throw .invalid("\(field) = \(Int(value)) is not a \(type)") }
-  return found
 }

@@ -5,16 +5,14 @@ extension TokenChoice {
   /// Which experts are chosen, and how they weigh.
   init(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     self.init()
-    score = try named(config.score, "score", "moe_score")
-    weights = try named(config.router_weights, "router_weights", "moe_router_weights")
-    normalization = try named(config.router_normalize, "router_normalize", "moe_normalize")
-    epsilonForm = try named(config.epsilon_form, "epsilon_form", "moe_epsilon")
+    score = try named(config.score)
+    weights = try named(config.router_weights)
+    normalization = try named(config.router_normalize)
+    epsilonForm = try named(config.epsilon_form)
     if weights != .scores && weights != .equal && score != .softmax {
       throw .invalid(
         "score = \(Int(config.score)) has no use with router_weights = \(Int(config.router_weights)) of the logits")
     }
-    try require(Double(config.normalize_epsilon), "normalize_epsilon", atLeast: 0)
-    try require(Double(config.routed_scale), "routed_scale", atLeast: 0)
     epsilon = config.normalize_epsilon
     if epsilon > 0 && (normalization == .none || weights == .topKSoftmax) {
       throw .invalid(
@@ -28,14 +26,12 @@ extension TokenChoice {
         "router_normalize = \(Int(config.router_normalize)) has no use with router_weights = MOE_ROUTER_WEIGHTS_TOPK_SOFTMAX"
       )
     }
-    try require(Double(config.normalize_p), "normalize_p", atLeast: 0)
     if normalization == .normP ? config.normalize_p < 1 : config.normalize_p != 0 {
       throw .invalid(
         "normalize_p = \(Double(config.normalize_p)) beside router_normalize = \(Int(config.router_normalize)): MOE_NORMALIZE_NORMP has one of at least 1"
       )
     }
     normP = config.normalize_p
-    try require(Double(config.mask_threshold), "mask_threshold", atLeast: 0)
     if (weights == .sparseMixer) != (config.mask_threshold > 0) {
       throw .invalid(
         "mask_threshold = \(Double(config.mask_threshold)) beside router_weights = \(Int(config.router_weights)): MOE_ROUTER_WEIGHTS_SPARSEMIXER has one above 0"
@@ -43,8 +39,8 @@ extension TokenChoice {
     }
     maskThreshold = config.mask_threshold
     scale = config.routed_scale == 0 ? 1 : config.routed_scale
-    selectionBias = try flag(config.selection_bias, "selection_bias")
-    expertScale = try flag(config.expert_scale, "expert_scale")
+    selectionBias = config.selection_bias == 1
+    expertScale = config.expert_scale == 1
     groups = try Groups(config)
     try refuse(config, router)
   }
@@ -52,37 +48,45 @@ extension TokenChoice {
   /// What has no meaning beside the router.
   private func refuse(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     func no(_ name: StaticString) -> Fault { .invalid("\(name) has no use with router = \(Int(config.router))") }
-    if selectionBias && router != .tokenChoice && router != .expertChoice { throw no("selection_bias") }
-    if weights == .groupSoftmax && router != .hierarchical {
+    let traits = router.traits
+    if selectionBias && !traits.takes.contains(.selectionBias) { throw no("selection_bias") }
+    if weights == .groupSoftmax && !traits.hasCoarseGate {
       throw no("router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX")
     }
-    if weights == .sparseMixer && router != .tokenChoice { throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER") }
-    switch router {
-    case .tokenChoice: break
-    case .hierarchical:
-      guard let groups else {
-        throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
-      }
-      if groups.best > 1 { throw no("group_top_m") }
-      if groups.excludedAreZero { throw no("group_mask") }
-      let perGroup = Int(config.top_k) / groups.chosen
-      if perGroup * groups.chosen != Int(config.top_k) {
-        throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
-      }
-      if perGroup > Int(config.n_experts) / groups.count {
-        throw .invalid(
-          "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
-      }
-    case .external:
-      if groups != nil { throw no("n_groups") }
+    if weights == .sparseMixer && !traits.takes.contains(.sparseMixer) {
+      throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER")
+    }
+    if groups != nil && !traits.takes.contains(.groups) { throw no("n_groups") }
+    if traits.weighsByLogits && (weights != .scores || score != .identity) {
+      throw .invalid(
+        "score = \(Int(config.score)) and router_weights = \(Int(config.router_weights)) beside router = \(Int(config.router)), whose weights are positive logits: set MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES"
+      )
+    }
+    if traits.hasCoarseGate { try requireGroups(config, no) }
+    if traits.needsChoices {
       if expertScale { throw no("expert_scale") }
       if weights != .scores { throw no("router_weights") }
       if score != .softmax { throw no("score") }
       if config.routed_scale != 0 { throw no("routed_scale") }
       if normalization != .sum && normalization != .none { throw no("router_normalize") }
       if epsilon > 0 { throw no("normalize_epsilon") }
-    case .expertChoice, .hash, .sinkhorn:
-      if groups != nil { throw no("n_groups") }
+    }
+  }
+
+  /// Groups of a coarse gate.
+  private func requireGroups(_ config: moe_layer_config, _ no: (StaticString) -> Fault) throws(Fault) {
+    guard let groups else {
+      throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
+    }
+    if groups.best > 1 { throw no("group_top_m") }
+    if groups.excludedAreZero { throw no("group_mask") }
+    let perGroup = Int(config.top_k) / groups.chosen
+    if perGroup * groups.chosen != Int(config.top_k) {
+      throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
+    }
+    if perGroup > Int(config.n_experts) / groups.count {
+      throw .invalid(
+        "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
     }
   }
 }
@@ -109,9 +113,6 @@ extension TokenChoice.Groups {
     }
     guard config.group_top_m >= 0 && config.group_top_m <= size else {
       throw .invalid("group_top_m = \(Int(config.group_top_m)) of the \(size) experts in each of n_groups = \(count)")
-    }
-    guard config.group_mask == 0 || config.group_mask == 1 else {
-      throw .invalid("group_mask = \(Int(config.group_mask)) is not a moe_group_mask")
     }
     self.init(
       count: count, chosen: chosen, best: max(1, Int(config.group_top_m)), excludedAreZero: config.group_mask == 1)

@@ -325,7 +325,7 @@ public func moe_layer_upcycle(
       // It is looked at while parameters are written.
       try operands.reads(list.name(index), textLength(list.name(index)!) + 1, "the name of a tensor of dense")
     }
-    try operands.requireApart(fromParametersOf: layer, steps: true, gradients: false)
+    try operands.requireApart(fromParametersOf: layer, steps: true)
     layer.pointee.upcycle { name in
       let index = list.index(of: name)!
       return (UnsafeRawPointer(list.data(index)), list.type(index))

@@ -24,11 +24,9 @@ public func moe_training_load(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
-    let training = try required(training, "training")
-    let parts = try read(UnsafePointer(training), "training")
-    let path = try required(path, "path")
     var operands = Operands()
-    try operands.writes(training, 1, "training")
+    let (training, parts) = try operands.updates(training, "training")
+    let path = try required(path, "path")
     try withState(parts, in: context) { (state, lists) throws(Fault) in
       try operands.requireApart(lists, in: context)
       training.pointee.step = try state.load(from: path)
@@ -39,12 +37,7 @@ public func moe_training_load(
 private func withState(
   _ training: moe_training, in context: ContextPointer, _ body: (TrainingState, TrainingOperands) throws(Fault) -> Void
 ) throws(Fault) {
-  let most = Int(Int32.max)
-  try require(Int(training.n_layers), "training.n_layers", from: 0, to: most)
-  try require(Int(training.n_optimizers), "training.n_optimizers", from: 0, to: most)
-  try require(Int(training.n_statistics), "training.n_statistics", from: 0, to: most)
-  let partial = try flag(training.without_unallocated, "training.without_unallocated")
-  try require(Int(training.reserved), "training.reserved", from: 0, to: 0)
+  let partial = training.without_unallocated == 1
   let counts = TrainingState.Counts(
     layers: Int(training.n_layers), optimizers: Int(training.n_optimizers), statistics: Int(training.n_statistics),
     tensors: Int(training.n_tensors), withoutUnallocated: partial)

@@ -2,13 +2,15 @@ import CMoE
 import MoE
 
 extension Call {
-  /// What the caller brings to a forward, checked against the layer.
-  init(_ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
-    try self.init(planning: options, tokens: tokens, c)
-    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
+  /// What the caller brings to a forward beside x, checked against the layer, and its scratch.
+  init(
+    _ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration, _ operands: inout Operands
+  ) throws(Fault) {
+    try self.init(planning: options, tokens: tokens, c, &operands)
+    if c.router.readsTokenIds && tokenIds == nil && givenIndices == nil && tokens > 0 {
       throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
     }
-    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
+    if c.router.needsChoices && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
       throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
     }
     try requireFinite(given.noise, tokens, c.experts, "options.noise")
@@ -20,60 +22,67 @@ extension Call {
   }
 
   /// The same for a call that is not made: what it needs may be missing.
-  init(planning options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration) throws(Fault) {
+  init(
+    planning options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration,
+    _ operands: inout Operands
+  ) throws(Fault) {
     self.init(tokens: tokens)
     if options != nil {
-      let options = try read(options, "options")
-      training = try flag(options.training, "training")
+      let options = try operands.copies(options, "options")
+      training = options.training == 1
       step = options.step
-      if options.reserved != 0 { throw .invalid("options: reserved = \(Int(options.reserved)) is not 0") }
-      if step >= 1 << 56 { throw .invalid("options: step = \(step) is not below 2^56") }
-      validMask = try mask(options.valid_mask, "options.valid_mask")
-      lossMask = try mask(options.loss_mask, "options.loss_mask")
-      try takeNumbers(options, c)
-      try takeTokenIds(options, c)
-      try takeSequences(options, c)
-      try takeChoice(options, c)
-      try takeMemory(options)
+      validMask = try mask(options.valid_mask, "options.valid_mask", &operands)
+      lossMask = try mask(options.loss_mask, "options.loss_mask", &operands)
+      try takeNumbers(options, c, &operands)
+      try takeTokenIds(options, c, &operands)
+      try takeSequences(options, c, &operands)
+      try takeChoice(options, c, &operands)
+      try takeMemory(options, &operands)
     }
   }
 
-  private mutating func takeMemory(_ options: moe_forward_options) throws(Fault) {
+  private mutating func takeMemory(_ options: moe_forward_options, _ operands: inout Operands) throws(Fault) {
     limit = MoEABI.limit(options.memory_limit)
-    try require(Int(options.chunk_tokens), "options.chunk_tokens", from: 0, to: Int(Int32.max))
     if options.chunk_tokens > 0 { chunkTokens = Int(options.chunk_tokens) }
-    try require(Int(options.tape_policy), "options.tape_policy", from: 0, to: 2)
     tapePolicy = Plan.TapePolicy(rawValue: options.tape_policy)
-    if options.reserved2 != 0 { throw .invalid("options: reserved2 = \(Int(options.reserved2)) is not 0") }
     scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
+    try operands.writes(scratch, "options.scratch")
   }
 
-  private func mask(_ mask: UnsafePointer<UInt8>?, _ name: StaticString) throws(Fault) -> UnsafePointer<UInt8>? {
-    guard let mask, tokens > 0 else { return nil }
-    for t in 0..<tokens where mask[t] > 1 { throw .invalid("\(name)[\(t)] = \(Int(mask[t])) is neither 0 nor 1") }
+  private func mask(
+    _ mask: UnsafePointer<UInt8>?, _ name: StaticString, _ operands: inout Operands
+  ) throws(Fault) -> UnsafePointer<UInt8>? {
+    guard let mask = try operands.reads(optional: mask, tokens, name), tokens > 0 else { return nil }
+    try requireBits(mask, tokens, name)
     return mask
   }
 
   /// The caller's numbers in place of drawn ones.
-  private mutating func takeNumbers(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+  private mutating func takeNumbers(
+    _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
+  ) throws(Fault) {
     func take(
-      _ numbers: UnsafePointer<Float>?, _ name: StaticString, _ missing: StaticString?
+      _ numbers: UnsafePointer<Float>?, _ width: Int, _ name: StaticString, _ missing: StaticString?
     ) throws(Fault) -> UnsafePointer<Float>? {
       guard numbers != nil else { return nil }
       if let missing { throw .invalid("\(name) is not NULL, but \(missing)") }
       if !training { throw .invalid("\(name) is not NULL, but training = 0, where nothing is drawn") }
-      return tokens == 0 ? nil : try required(numbers, name)
+      return tokens == 0 ? nil : try operands.reads(numbers, tokens * width, name)
     }
-    given.noise = try take(options.noise, "options.noise", c.hasGate ? nil : "the router has no gate and so no logits")
-    given.jitter = try take(options.jitter, "options.jitter", c.exploration.jitter > 0 ? nil : "the layer's jitter = 0")
+    given.noise = try take(
+      options.noise, c.experts, "options.noise", c.hasGate ? nil : "the router has no gate and so no logits")
+    given.jitter = try take(
+      options.jitter, c.hidden, "options.jitter", c.exploration.jitter > 0 ? nil : "the layer's jitter = 0")
     given.second = try take(
-      options.second, "options.second", c.exploration.randomSecond ? nil : "the layer's random_second = 0")
+      options.second, 1, "options.second", c.exploration.randomSecond ? nil : "the layer's random_second = 0")
   }
 
-  private mutating func takeTokenIds(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
-    guard options.token_ids != nil, tokens > 0 else { return }
-    let ids = try required(options.token_ids, "options.token_ids")
-    if c.router != .hash { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
+  private mutating func takeTokenIds(
+    _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
+  ) throws(Fault) {
+    guard let ids = try operands.reads(optional: options.token_ids, tokens, "options.token_ids"), tokens > 0
+    else { return }
+    if !c.router.readsTokenIds { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
     for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
       if !isValid(t) { continue }  // padding has no id
       throw .invalid("options.token_ids[\(t)] = \(Int(ids[t])) is not one of vocabulary_size = \(c.vocabulary)")
@@ -81,23 +90,26 @@ extension Call {
     tokenIds = ids
   }
 
-  private mutating func takeSequences(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
-    try require(Int(options.sequence_length), "options.sequence_length", from: 0, to: Int(Int32.max))
+  private mutating func takeSequences(
+    _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
+  ) throws(Fault) {
     if options.sequence_length > 0 && tokens > 0 {
       sequenceLength = Int(options.sequence_length)
       if tokens % sequenceLength != 0 {
         throw .invalid("options.sequence_length = \(sequenceLength) does not divide n_tokens = \(tokens)")
       }
     }
-    guard options.global_counts != nil else { return }
-    let counts = try required(options.global_counts, "options.global_counts")
+    guard let counts = try operands.reads(optional: options.global_counts, c.experts, "options.global_counts")
+    else { return }
     for e in 0..<c.experts where counts[e] < 0 {
       throw .invalid("options.global_counts[\(e)] = \(Int(counts[e])) is negative")
     }
     globalCounts = counts
   }
 
-  private mutating func takeChoice(_ options: moe_forward_options, _ c: Configuration) throws(Fault) {
+  private mutating func takeChoice(
+    _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
+  ) throws(Fault) {
     if let record = options.record { self.record = try handle(record, "options.record", as: RoutingRecord.self) }
     if let replay = options.replay {
       if options.expert_indices != nil { throw .invalid("options.replay and expert_indices: one of them is NULL") }
@@ -109,10 +121,10 @@ extension Call {
       }
       givenIndices = record.indices
     } else if options.expert_indices != nil && tokens > 0 {
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
       }
-      let indices = try required(options.expert_indices, "options.expert_indices")
+      let indices = try operands.reads(options.expert_indices, tokens * c.choices, "options.expert_indices")
       for pair in 0..<tokens * c.choices where indices[pair] < -1 || indices[pair] >= c.experts {
         throw .invalid(
           "options.expert_indices: \(Int(indices[pair])) of token \(pair / c.choices) is neither -1 nor one of n_experts = \(c.experts)"
@@ -122,10 +134,10 @@ extension Call {
     }
     if options.expert_weights != nil && tokens > 0 {
       if givenIndices == nil { throw .invalid("options.expert_weights is not NULL, but expert_indices is") }
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_weights is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE")
       }
-      let weights = try required(options.expert_weights, "options.expert_weights")
+      let weights = try operands.reads(options.expert_weights, tokens * c.choices, "options.expert_weights")
       for pair in 0..<tokens * c.choices where !weights[pair].isFinite {
         throw Fault(.notFinite, "options.expert_weights: that of token \(pair / c.choices) is not finite")
       }
@@ -153,24 +165,4 @@ func lent(_ memory: UnsafeMutableRawPointer?, _ size: Int, _ name: StaticString)
   }
   if Int(bitPattern: memory) % 64 != 0 { throw .invalid("\(name) is not aligned to 64 bytes") }
   return CallerMemory(memory, bytes: Int(clamping: UInt(bitPattern: size)))
-}
-
-extension Operands {
-  /// What a forward reads beside x, and its scratch.
-  mutating func add(_ call: Call, _ options: UnsafePointer<moe_forward_options>?, _ c: Configuration) throws(Fault) {
-    try reads(options, 1, "options")
-    try reads(call.validMask, call.tokens, "options.valid_mask")
-    try reads(call.lossMask, call.tokens, "options.loss_mask")
-    try reads(call.given.noise, call.tokens * c.experts, "options.noise")
-    try reads(call.given.jitter, call.tokens * c.hidden, "options.jitter")
-    try reads(call.given.second, call.tokens, "options.second")
-    try reads(call.tokenIds, call.tokens, "options.token_ids")
-    try reads(call.globalCounts, c.experts, "options.global_counts")
-    // A replay's indices are the record's own.
-    if options?.pointee.replay == nil {
-      try reads(call.givenIndices, call.tokens * c.choices, "options.expert_indices")
-    }
-    try reads(call.givenWeights, call.tokens * c.choices, "options.expert_weights")
-    try writes(call.scratch, "options.scratch")
-  }
 }

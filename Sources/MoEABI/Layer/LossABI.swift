@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_backward_options_init")
-public func moe_backward_options_init(_ options: UnsafeMutablePointer<moe_backward_options>?, _ struct_size: Int) {
-  initialise(options, struct_size, moe_backward_options())
-}
-
 @implementation @_cdecl("moe_pooled_balance_loss")
 public func moe_pooled_balance_loss(
   _ n_layers: Int64, _ n_experts: Int64, _ tokens_per_expert: UnsafePointer<Int64>?, _ n_valid: UnsafePointer<Int64>?,
@@ -43,22 +38,17 @@ private func pool(
   let rows = Int(n_layers) * sequences  // below 2^62
   let elements = try product(rows, experts, "n_layers * n_sequences * n_experts")
   _ = try product(8, elements, "the size of n_layers * n_sequences * n_experts counts")
-  let counts = try array(counts, count: elements, countsName)
-  let valid = try array(n_valid, count: rows, "n_valid")
-  let probability = try array(mean_probability, count: elements, "mean_probability")
-  let loss = try required(loss, "loss")
-  let gradient = try optional(d_mean_probability, "d_mean_probability")
+  var operands = Operands()
+  let counts = try operands.reads(counts, elements, countsName)
+  let valid = try operands.reads(n_valid, rows, "n_valid")
+  let probability = try operands.reads(mean_probability, elements, "mean_probability")
+  let loss = try operands.writes(loss, 1, "loss")
+  let gradient = try operands.writes(optional: d_mean_probability, elements, "d_mean_probability")
   try requireCounts(counts, elements, countsName)
   try requireCounts(valid, rows, "n_valid")
   for i in 0..<elements where !probability[i].isFinite {
     throw .invalid("mean_probability[\(i)] = \(Double(probability[i])) is not finite")
   }
-  var operands = Operands()
-  try operands.reads(counts, elements, countsName)
-  try operands.reads(valid, rows, "n_valid")
-  try operands.reads(probability, elements, "mean_probability")
-  try operands.writes(loss, 1, "loss")
-  try operands.writes(gradient, elements, "d_mean_probability")
   let pooled = PooledBalance(
     layers: Int(n_layers), sequences: sequences, experts: experts, counts: counts, valid: valid,
     probability: probability)
@@ -67,4 +57,17 @@ private func pool(
 
 private func requireCounts(_ counts: UnsafePointer<Int64>, _ count: Int, _ name: StaticString) throws(Fault) {
   for i in 0..<count where counts[i] < 0 { throw .invalid("\(name)[\(i)] = \(Int(counts[i])) is negative") }
+}
+
+@implementation @_cdecl("moe_layer_set_loss_coefficient")
+public func moe_layer_set_loss_coefficient(_ layer: OpaquePointer?, _ term: Int32, _ coefficient: Float) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let count = layer.pointee.configuration.lossCount
+    if term < 0 || Int(term) >= count {
+      throw .invalid("term = \(Int(term)) is none of the layer's n_losses = \(count) losses")
+    }
+    try require(Double(coefficient), "coefficient", atLeast: 0)
+    layer.pointee.setLossCoefficient(Int(term), to: coefficient)
+  }
 }

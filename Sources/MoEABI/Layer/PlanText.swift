@@ -12,19 +12,16 @@ public func moe_plan_describe(
   _ length: UnsafeMutablePointer<Int>?
 ) -> moe_status {
   attempt { () throws(Fault) in
-    let memory = plan
-    let plan = try read(memory, "plan")
+    var operands = Operands()
+    let plan = try operands.copies(plan, "plan")
     try require(Int(plan.n_tokens), "plan.n_tokens", from: 0, to: .max)
     try require(Int(plan.chunk_tokens), "plan.chunk_tokens", from: plan.n_tokens == 0 ? 0 : 1, to: .max)
     guard let policy = Plan.TapePolicy(rawValue: plan.tape_policy) else {
       throw .invalid("plan.tape_policy = \(Int(plan.tape_policy)): moe_layer_plan has not filled this plan")
     }
-    let text = size == 0 ? nil : try required(text, "text")
-    let wanted = try optional(length, "length")
-    var operands = Operands()
-    try operands.reads(memory, 1, "plan")
-    try operands.writes(text, min(size < 0 ? .max : size, longestLine), "text")
-    try operands.writes(wanted, 1, "length")
+    // Sizes from 2^63 on are negative here, and large enough.
+    let text = size == 0 ? nil : try operands.writes(text, min(size < 0 ? .max : size, longestLine), "text")
+    let wanted = try operands.writes(optional: length, 1, "length")
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: longestLine) { memory in
       var line = TextBuffer(memory.baseAddress!, capacity: memory.count)
       line.append(plan, policy)
@@ -32,7 +29,6 @@ public func moe_plan_describe(
       while memory[count] != 0 { count += 1 }
       wanted?.pointee = count
       guard let text else { return }
-      // Sizes from 2^63 on are negative here, and large enough.
       let room = size < 0 ? count : min(count, size - 1)
       text.update(from: memory.baseAddress!, count: room)
       text[room] = 0

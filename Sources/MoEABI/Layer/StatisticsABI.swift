@@ -28,7 +28,7 @@ public func moe_statistics_add(_ statistics: OpaquePointer?, _ report: UnsafePoi
     let dropped = try optional(report.dropped_per_expert, "report.dropped_per_expert")
     let probability = try optional(report.mean_probability, "report.mean_probability")
     try statistics.pointee.add(
-      Statistics.Call(report), counts: counts, dropped: dropped.map { UnsafePointer($0) },
+      Statistics.Scalars(report), counts: counts, dropped: dropped.map { UnsafePointer($0) },
       probability: probability.map { UnsafePointer($0) })
   }
 }
@@ -45,24 +45,20 @@ public func moe_statistics_read(_ statistics: OpaquePointer?, _ report: UnsafeMu
 {
   attempt { () throws(Fault) in
     let statistics = try handle(statistics, "statistics", as: Statistics.self)
-    let report = try required(report, "report")
-    var filled = try read(UnsafePointer(report), "report")
-    let counts = try optional(filled.tokens_per_expert, "report.tokens_per_expert")
-    let dropped = try optional(filled.dropped_per_expert, "report.dropped_per_expert")
-    let probability = try optional(filled.mean_probability, "report.mean_probability")
     let experts = statistics.pointee.experts
     var operands = Operands()
-    try operands.writes(report, 1, "report")
-    try operands.writes(counts, experts, "report.tokens_per_expert")
-    try operands.writes(dropped, experts, "report.dropped_per_expert")
-    try operands.writes(probability, experts, "report.mean_probability")
+    var (report, filled) = try operands.updates(report, "report")
+    let counts = try operands.writes(optional: filled.tokens_per_expert, experts, "report.tokens_per_expert")
+    let dropped = try operands.writes(optional: filled.dropped_per_expert, experts, "report.dropped_per_expert")
+    let probability = try operands.writes(optional: filled.mean_probability, experts, "report.mean_probability")
     let call = statistics.pointee.read(counts: counts, dropped: dropped, probability: probability)
-    filled.set(call, statistics.pointee.load)
+    filled.set(call)
+    filled.set(statistics.pointee.load)
     report.pointee = filled
   }
 }
 
-extension Statistics.Call {
+extension Statistics.Scalars {
   fileprivate init(_ report: moe_report) {
     self.init()
     valid = report.n_valid
@@ -75,15 +71,12 @@ extension Statistics.Call {
 }
 
 extension moe_report {
-  fileprivate mutating func set(_ call: Statistics.Call, _ load: Load) {
+  fileprivate mutating func set(_ call: Statistics.Scalars, _ load: Load) {
     balance_loss = Float(call.balanceLoss)
     z_loss = Float(call.zLoss)
     aux_loss = Float(call.auxLoss)
     entropy = Float(call.entropy)
     n_valid = call.valid
     n_dropped = call.dropped
-    max_over_mean = load.maxOverMean
-    variation = load.variation
-    dead_share = load.deadShare
   }
 }

@@ -62,32 +62,28 @@ public func moe_model_read_with(
     let model = try handle(model, "model", as: Model.self)
     let cache = try handle(cache, "cache", as: Cache.self)
     if !model.pointee.owns(cache) { throw .badState("cache belongs to another model") }
-    let tokens = try required(tokens, "tokens")
-    let logits = try required(logits, "logits")
     let (length, capacity) = (cache.pointee.length, cache.pointee.capacity)
     if n < 1 || n > capacity - length {
       throw .invalid("n = \(Int(n)) tokens behind \(length) in a cache with max_length = \(capacity)")
     }
     let (c, count) = (model.pointee.configuration, cache.pointee.sequences * Int(n))
     try requireFew(count, model, training: false)
+    _ = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
+    var operands = Operands()
+    let tokens = try operands.reads(tokens, count, "tokens")
+    let logits = try operands.writes(logits, cache.pointee.sequences * c.vocabulary, "logits")
     for t in 0..<count where tokens[t] < 0 || tokens[t] >= c.vocabulary {
       throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of vocabulary_size = \(c.vocabulary)")
     }
-    _ = try product(cache.pointee.sequences * c.vocabulary, 4, "the size of the logits")
     var input = ModelInput(sequences: cache.pointee.sequences, length: Int(n))
     input.ids = tokens
     if options != nil {
-      let given = try read(options, "options")
-      input.validMask = given.valid_mask
-      input.positions = try ModelInput.positions(given.positions, c, "options.positions")
+      let given = try operands.copies(options, "options")
+      input.validMask = try operands.reads(optional: given.valid_mask, count, "options.valid_mask")
+      try input.take(positions: given.positions, c, "options.positions", &operands)
       try requireBits(input.validMask, count, "options.valid_mask")
       try input.requirePositions(c, "options")
     }
-    var operands = Operands()
-    try operands.reads(tokens, count, "tokens")
-    try operands.reads(input.validMask, count, "options.valid_mask")
-    try operands.reads(input.positions, count, "options.positions")
-    try operands.writes(logits, cache.pointee.sequences * c.vocabulary, "logits")
     try operands.requireApart(fromParametersOf: model)
     try model.pointee.read(cache, input, logits: logits)
   }

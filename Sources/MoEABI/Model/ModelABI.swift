@@ -2,7 +2,7 @@ import CMoE
 import CShims
 import MoE
 
-// A model's life and parameters.
+// A model's life and layers.
 
 @implementation @_cdecl("moe_model_create")
 public func moe_model_create(
@@ -46,61 +46,6 @@ public func moe_model_free(_ model: OpaquePointer?) {
   ModelPointer(model).free()
 }
 
-@implementation @_cdecl("moe_model_parameter_count")
-public func moe_model_parameter_count(_ model: OpaquePointer?, _ count: UnsafeMutablePointer<Int64>?) -> moe_status {
-  attempt { () throws(Fault) in
-    let model = try handle(model, "model", as: Model.self)
-    try required(count, "count").pointee = Int64(model.pointee.parameterCount)
-  }
-}
-
-@implementation @_cdecl("moe_model_parameter")
-public func moe_model_parameter(
-  _ model: OpaquePointer?, _ index: Int64, _ tensor: UnsafeMutablePointer<moe_tensor>?
-) -> moe_status {
-  attempt { () throws(Fault) in
-    let model = try handle(model, "model", as: Model.self)
-    let tensor = try required(tensor, "tensor")
-    let size = try requireSize(tensor, "tensor")
-    tensor.pointee = moe_tensor(try parameter(of: model, index), struct_size: size)
-  }
-}
-
-@implementation @_cdecl("moe_model_find_parameter")
-public func moe_model_find_parameter(
-  _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ index: UnsafeMutablePointer<Int64>?
-) -> moe_status {
-  attempt { () throws(Fault) in
-    let model = try handle(model, "model", as: Model.self)
-    let name = try required(name, "name")
-    let index = try required(index, "index")
-    guard let found = model.pointee.find(name) else {
-      throw .invalid("name: the model has no parameter called \(name)")
-    }
-    index.pointee = Int64(found)
-  }
-}
-
-@implementation @_cdecl("moe_model_bind_parameter")
-public func moe_model_bind_parameter(
-  _ model: OpaquePointer?, _ index: Int64, _ data: UnsafeMutableRawPointer?, _ grad: UnsafeMutablePointer<Float>?
-) -> moe_status {
-  attempt { () throws(Fault) in
-    let model = try handle(model, "model", as: Model.self)
-    let bound = try Binding(try parameter(of: model, index), data, grad)
-    model.pointee.bind(Int(index), data: bound.data, grad: bound.grad)
-  }
-}
-
-@implementation @_cdecl("moe_model_zero_grad")
-public func moe_model_zero_grad(_ model: OpaquePointer?) -> moe_status {
-  attempt { () throws(Fault) in
-    let model = try handle(model, "model", as: Model.self)
-    try requireTrainable(model)
-    model.pointee.zeroGrad()
-  }
-}
-
 @implementation @_cdecl("moe_model_layer")
 public func moe_model_layer(
   _ model: OpaquePointer?, _ n: Int64, _ layer: UnsafeMutablePointer<OpaquePointer?>?
@@ -116,11 +61,3 @@ public func moe_model_layer(
   }
 }
 
-func requireTrainable(_ model: ModelPointer) throws(Fault) {
-  if !model.pointee.configuration.trainable { throw .badState("the model was created inference_only") }
-}
-
-private func parameter(of model: ModelPointer, _ index: Int64) throws(Fault) -> Parameter {
-  try require(Int(index), "index", from: 0, to: model.pointee.parameterCount - 1)
-  return model.pointee.parameter(Int(index))
-}

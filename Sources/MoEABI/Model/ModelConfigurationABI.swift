@@ -24,12 +24,6 @@ public func moe_encoder_layer_config_init(_ config: UnsafeMutablePointer<moe_mod
 extension ModelConfiguration {
   /// All but what the ffn's are.
   init(_ config: moe_model_config) throws(Fault) {
-    let largest = Int(Int32.max)
-    try require(Int(config.hidden_size), "hidden_size", from: 1, to: largest)
-    try require(Int(config.n_layers), "n_layers", from: 1, to: 1 << 20)
-    try require(Int(config.n_heads), "n_heads", from: 1, to: largest)
-    try require(Int(config.n_kv_heads), "n_kv_heads", from: 0, to: largest)
-    try require(Int(config.head_size), "head_size", from: 0, to: largest)
     let (hidden, heads) = (Int(config.hidden_size), Int(config.n_heads))
     let keyHeads = config.n_kv_heads == 0 ? heads : Int(config.n_kv_heads)
     if heads % keyHeads != 0 { throw .invalid("n_kv_heads = \(keyHeads) does not divide n_heads = \(heads)") }
@@ -40,9 +34,7 @@ extension ModelConfiguration {
       hidden: hidden, layers: Int(config.n_layers), heads: heads, keyHeads: keyHeads,
       headSize: config.head_size == 0 ? hidden / heads : Int(config.head_size))
     let width = try product(heads + 2 * keyHeads, headSize, "(n_heads + 2 n_kv_heads) * head_size")
-    if width > largest {
-      throw .invalid("(n_heads + 2 n_kv_heads) * head_size = \(width) exceeds \(largest)")
-    }
+    try require(width, "(n_heads + 2 n_kv_heads) * head_size", from: 1, to: Int(Int32.max))
     try readNumbers(config)
     try readVocabulary(config)
     try readNorms(config)
@@ -53,16 +45,14 @@ extension ModelConfiguration {
   }
 
   private mutating func readNumbers(_ config: moe_model_config) throws(Fault) {
-    causal = try flag(config.causal, "causal")
-    qkvBias = try flag(config.qkv_bias, "qkv_bias")
-    outputBias = try flag(config.output_bias, "output_bias")
-    headNorm = try flag(config.qk_norm, "qk_norm")
+    causal = config.causal == 1
+    qkvBias = config.qkv_bias == 1
+    outputBias = config.output_bias == 1
+    headNorm = config.qk_norm == 1
     weights = try elementType(config.weight_dtype, "weight_dtype")
-    trainable = !(try flag(config.inference_only, "inference_only"))
-    try requireShare(Double(config.dropout), "dropout")
-    try requireShare(Double(config.attention_dropout), "attention_dropout")
+    trainable = config.inference_only == 0
     (dropout, attentionDropout) = (config.dropout, config.attention_dropout)
-    try requireFloat(config.init_deviation, "init_deviation", atLeast: 0)
+    try requireFloat(config.init_deviation, "init_deviation")
     if config.init_deviation > 0 { initDeviation = config.init_deviation }
     seed = config.seed
     guard config.rope_theta != 0 else { return }
@@ -72,11 +62,9 @@ extension ModelConfiguration {
   }
 
   private mutating func readVocabulary(_ config: moe_model_config) throws(Fault) {
-    try require(Int(config.vocabulary_size), "vocabulary_size", from: 0, to: Int(Int32.max))
-    try require(Int(config.max_positions), "max_positions", from: 0, to: Int(Int32.max))
     vocabulary = Int(config.vocabulary_size)
     positions = Int(config.max_positions)
-    tiedOutput = try flag(config.tied_output, "tied_output")
+    tiedOutput = config.tied_output == 1
     if vocabulary == 0 && positions > 0 {
       throw .invalid("max_positions = \(positions), but vocabulary_size = 0: hidden states come in as they are")
     }
@@ -84,9 +72,9 @@ extension ModelConfiguration {
   }
 
   private mutating func readNorms(_ config: moe_model_config) throws(Fault) {
-    norm = try named(config.norm, "norm", "moe_norm")
-    normPlace = try named(config.norm_place, "norm_place", "moe_norm_place")
-    finalNorm = try flag(config.final_norm, "final_norm")
+    norm = try named(config.norm)
+    normPlace = try named(config.norm_place)
+    finalNorm = config.final_norm == 1
     if config.norm_epsilon != 0 {
       try requireNormEpsilon(config.norm_epsilon, "norm_epsilon")
       epsilon = config.norm_epsilon
@@ -97,7 +85,6 @@ extension ModelConfiguration {
   }
 
   private mutating func readLayers(_ config: moe_model_config) throws(Fault) {
-    try require(Int(config.moe_every), "moe_every", from: 0, to: Int(Int32.max))
     if config.moe != nil {
       if normPlace == .none { throw .invalid("moe is not NULL, but norm_place = MOE_NORM_NONE has no ffn") }
       let every = max(1, Int(config.moe_every))
@@ -106,7 +93,7 @@ extension ModelConfiguration {
     } else if config.moe_every != 0 {
       throw .invalid("moe_every = \(Int(config.moe_every)), but moe is NULL")
     }
-    try requireFloat(config.pooled_balance_coef, "pooled_balance_coef", atLeast: 0)
+    try requireFloat(config.pooled_balance_coef, "pooled_balance_coef")
     pooledCoefficient = config.pooled_balance_coef
     if pooledCoefficient > 0 && moeEvery == nil {
       throw .invalid("pooled_balance_coef = \(pooledCoefficient), but moe is NULL")
@@ -122,7 +109,7 @@ extension ModelConfiguration {
 extension moe_layer_config {
   /// The ffn of the MoE layers.
   init(moeOf config: moe_model_config, _ c: ModelConfiguration) throws(Fault) {
-    self = try read(config.moe, "moe")
+    self = try readUnchecked(config.moe, "moe")
     if hidden_size != 0 && hidden_size != config.hidden_size {
       throw .invalid(
         "moe: hidden_size = \(Int(hidden_size)) is neither 0 nor the model's \(Int(config.hidden_size))")
@@ -133,28 +120,27 @@ extension moe_layer_config {
       throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for everything")
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
-    if router == Int32(MOE_ROUTER_EXTERNAL.rawValue) {
+    let traits = Configuration.RouterKind(rawValue: router)?.traits
+    if traits?.needsChoices == true {
       throw .invalid("moe: router = MOE_ROUTER_EXTERNAL, but nobody gives indices within a model")
     }
-    if router == Int32(MOE_ROUTER_HASH.rawValue) && vocabulary_size != config.vocabulary_size {
+    if traits?.readsTokenIds == true && vocabulary_size != config.vocabulary_size {
       throw .invalid(
         "moe: vocabulary_size = \(Int(vocabulary_size)) is not the model's \(Int(config.vocabulary_size))")
     }
     hidden_size = config.hidden_size
+    try requireBounds(Bounds("moe"))
     inference_only = config.inference_only
     if config.weight_dtype != 0 { weight_dtype = config.weight_dtype }
   }
 
   /// A dense ffn: the only expert, which every token uses with the weight 1.
   init(denseOf config: moe_model_config) throws(Fault) {
-    try require(
-      Int(config.dense_intermediate_size), "dense_intermediate_size", from: 1, to: Int(Int32.max))
+    try require(Int(config.dense_intermediate_size), "dense_intermediate_size", from: 1, to: Int(Int32.max))
     guard config.dense_kind == MOE_EXPERT_MLP.rawValue || config.dense_kind == MOE_EXPERT_GATED.rawValue else {
       throw .invalid("dense_kind = \(Int(config.dense_kind)) is neither MOE_EXPERT_MLP nor MOE_EXPERT_GATED")
     }
-    _ = try activationKind(config.dense_activation, "dense_activation")
-    try requireShare(Double(config.dense_dropout), "dense_dropout")
-    let noBias = try flag(config.dense_no_bias, "dense_no_bias")
+    let noBias = config.dense_no_bias == 1
     self.init()
     struct_size = MemoryLayout<moe_layer_config>.size
     hidden_size = config.hidden_size

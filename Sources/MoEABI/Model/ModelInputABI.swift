@@ -22,9 +22,11 @@ public func moe_model_plan_init(_ plan: UnsafeMutablePointer<moe_model_plan>?, _
 
 extension ModelInput {
   /// A call that is made.
-  init(_ input: UnsafePointer<moe_model_input>?, _ model: ModelPointer) throws(Fault) {
-    let given = try read(input, "input")
-    try self.init(planning: given, model)
+  init(
+    _ input: UnsafePointer<moe_model_input>?, _ model: ModelPointer, _ operands: inout Operands
+  ) throws(Fault) {
+    let given = try operands.copies(input, "input")
+    try self.init(planning: given, model, &operands)
     let c = model.pointee.configuration
     if c.vocabulary > 0 {
       let ids = try required(given.tokens, "input.tokens")
@@ -64,58 +66,54 @@ extension ModelInput {
   }
 
   /// Positions of the caller's for a model that has any.
-  static func positions(
-    _ given: UnsafePointer<Int64>?, _ c: ModelConfiguration, _ name: StaticString
-  ) throws(Fault) -> UnsafePointer<Int64>? {
-    guard let given else { return nil }
-    if !c.placesTokens {
+  mutating func take(
+    positions given: UnsafePointer<Int64>?, _ c: ModelConfiguration, _ name: StaticString, _ operands: inout Operands
+  ) throws(Fault) {
+    if given != nil && !c.placesTokens {
       throw .invalid("\(name) is not NULL, but max_positions = 0 and rope_theta = 0: the model has no positions")
     }
-    return try required(given, name)
+    positions = try operands.reads(optional: given, tokens, name)
   }
 
   /// The same for a call that is not made: tokens and hidden states may be missing.
-  init(planning given: moe_model_input, _ model: ModelPointer) throws(Fault) {
+  init(planning given: moe_model_input, _ model: ModelPointer, _ operands: inout Operands) throws(Fault) {
     let c = model.pointee.configuration
     let most = Int(Int32.max)
-    try require(Int(given.n_sequences), "input.n_sequences", from: 1, to: most)
-    try require(Int(given.sequence_length), "input.sequence_length", from: 1, to: most)
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
     try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
     try requireFew(tokens, model, training: given.training == 1)
     if c.positions > 0 && length > c.positions && given.positions == nil && given.valid_mask == nil {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")
     }
-    try takeArrays(given, c)
-    training = try flag(given.training, "input.training")
-    try requireShare(given.label_smoothing, "input.label_smoothing")
+    try takeArrays(given, c, &operands)
+    training = given.training == 1
     smoothing = given.label_smoothing
     step = given.step
-    if step >= 1 << 56 { throw .invalid("input.step = \(step) is not below 2^56") }
     limit = MoEABI.limit(given.memory_limit)
-    try require(Int(given.chunk_tokens), "input.chunk_tokens", from: 0, to: most)
     if given.chunk_tokens > 0 { chunkTokens = Int(given.chunk_tokens) }
   }
 
-  private mutating func takeArrays(_ given: moe_model_input, _ c: ModelConfiguration) throws(Fault) {
+  private mutating func takeArrays(
+    _ given: moe_model_input, _ c: ModelConfiguration, _ operands: inout Operands
+  ) throws(Fault) {
     if c.vocabulary > 0 {
       if given.hidden != nil { throw .invalid("input.hidden is not NULL, but the model reads tokens") }
-      ids = try given.tokens.map { (p) throws(Fault) in try required(p, "input.tokens") }
-      targets = try given.targets.map { (p) throws(Fault) in try required(p, "input.targets") }
+      ids = try operands.reads(optional: given.tokens, tokens, "input.tokens")
+      targets = try operands.reads(optional: given.targets, tokens, "input.targets")
       ignoreIndex = given.ignore_index
     } else {
       if given.tokens != nil { throw .invalid("input.tokens is not NULL, but the model reads hidden states") }
       if given.targets != nil { throw .invalid("input.targets is not NULL, but vocabulary_size = 0") }
-      hidden = try given.hidden.map { (p) throws(Fault) in try required(p, "input.hidden") }
+      hidden = try operands.reads(optional: given.hidden, tokens * c.hidden, "input.hidden")
     }
     if targets == nil && given.label_smoothing != 0 {
       throw .invalid("input.label_smoothing = \(given.label_smoothing), but targets is NULL")
     }
-    mask = given.mask
-    addedMask = try given.added_mask.map { (p) throws(Fault) in try required(p, "input.added_mask") }
-    validMask = given.valid_mask
-    positions = try Self.positions(given.positions, c, "input.positions")
-    lossMask = given.loss_mask
+    mask = try operands.reads(optional: given.mask, length * length, "input.mask")
+    addedMask = try operands.reads(optional: given.added_mask, length * length, "input.added_mask")
+    validMask = try operands.reads(optional: given.valid_mask, tokens, "input.valid_mask")
+    try take(positions: given.positions, c, "input.positions", &operands)
+    lossMask = try operands.reads(optional: given.loss_mask, tokens, "input.loss_mask")
   }
 
   /// The call that filled the tape must be this one.
@@ -175,7 +173,6 @@ struct LayerReports {
       if size != distance {
         throw .invalid("report.layers[\(n)]: struct_size = \(size) differs from layers[0]'s \(distance)")
       }
-      _ = try Layer.Details(pointer(n)!.pointee)
     }
   }
 
@@ -189,18 +186,7 @@ struct LayerReports {
 
   /// Where the arrays of layer n's report go.
   func details(_ n: Int) -> Layer.Details {
-    guard let report = pointer(n)?.pointee else { return Layer.Details() }
-    var details = Layer.Details()
-    details.tokensPerExpert = report.tokens_per_expert
-    details.droppedPerExpert = report.dropped_per_expert
-    details.meanProbability = report.mean_probability
-    details.indices = report.expert_indices
-    details.weights = report.expert_weights
-    details.losses = report.losses
-    details.bySequence.counts = report.sequence_counts
-    details.bySequence.probability = report.sequence_probability
-    details.bySequence.valid = report.sequence_valid
-    return details
+    pointer(n).map { Layer.Details($0.pointee) } ?? Layer.Details()
   }
 
   func set(_ n: Int, _ report: Report) { pointer(n)?.pointee.set(report) }

@@ -25,15 +25,11 @@ public func moe_model_plan_memory(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
-    let plan = try required(plan, "plan")
-    var wanted = try read(UnsafePointer(plan), "plan")
-    let keep = try optional(wanted.keep, "plan.keep")
-    let call = try ModelInput(planning: try read(input, "input"), model)
     let layers = model.pointee.configuration.layers
     var operands = Operands()
-    try operands.reads(input, 1, "input")
-    try operands.writes(plan, 1, "plan")
-    try operands.writes(keep, layers, "plan.keep")
+    var (plan, wanted) = try operands.updates(plan, "plan")
+    let keep = try operands.writes(optional: wanted.keep, layers, "plan.keep")
+    let call = try ModelInput(planning: try operands.copies(input, "input"), model, &operands)
     let found = try model.pointee.plan(call, taped: try flag(taped, "taped"))
     if found.total == .max { throw .outOfMemory(bytes: found.total) }
     wanted.forward_bytes = found.forwardScratch
@@ -70,29 +66,24 @@ private func forward(
   _ logits: UnsafeMutablePointer<Float>?, _ tape: ModelTapePointer?, _ report: UnsafeMutablePointer<moe_model_report>?
 ) throws(Fault) {
   let c = model.pointee.configuration
-  let call = try ModelInput(input, model)
-  var outputs = ModelOutputs()
-  outputs.hidden = try optional(hidden, "hidden")
-  outputs.logits = try optional(logits, "logits")
-  if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
+  var operands = Operands()
+  let call = try ModelInput(input, model, &operands)
   _ = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
   _ = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
+  if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
+  var outputs = ModelOutputs()
+  outputs.hidden = try operands.writes(optional: hidden, call.tokens * c.hidden, "hidden")
+  outputs.logits = try operands.writes(optional: logits, call.tokens * c.vocabulary, "logits")
   var asked = moe_model_report()
   if report != nil {
-    asked = try read(report.map { UnsafePointer($0) }, "report")
-    outputs.tokenLosses = try optional(asked.token_losses, "report.token_losses")
+    asked = try operands.updates(report, "report").1
+    outputs.tokenLosses = try operands.writes(optional: asked.token_losses, call.tokens, "report.token_losses")
     if outputs.tokenLosses != nil && call.targets == nil {
       throw .invalid("report.token_losses is not NULL, but input.targets is")
     }
   }
   let reports = try LayerReports(asked.layers, count: c.layers)
-  var operands = Operands()
-  try operands.add(call, input, c)
-  try operands.writes(outputs.hidden, call.tokens * c.hidden, "hidden")
-  try operands.writes(outputs.logits, call.tokens * c.vocabulary, "logits")
-  try operands.writes(report, 1, "report")
-  try operands.writes(outputs.tokenLosses, call.tokens, "report.token_losses")
-  try operands.writes(reports.structs, bytes: reports.bytes, "report.layers")
+  try operands.add(Operand(reports.structs, bytes: reports.bytes, cText("report.layers"), writes: true))
   if reports.structs == nil {
     try operands.requireApart(fromParametersOf: model)
   } else {
@@ -122,50 +113,17 @@ public func moe_model_backward(
     guard let before = tape.pointee.input else {
       throw .badState("tape is empty: a forward call with this tape comes first")
     }
-    let call = try ModelInput(input, model)
-    try call.requireSame(as: before)
-    guard Float(d_objective).isFinite else { throw .invalid("d_objective = \(d_objective) is not finite") }
-    let c = model.pointee.configuration
-    let dHidden = try dhidden.map { (p) throws(Fault) in try required(p, "dhidden") }
-    let dInput = try optional(dinput, "dinput")
-    if dInput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
-    let elements = call.tokens * c.hidden  // as forward checked it
     var operands = Operands()
-    try operands.add(call, input, c)
-    try operands.reads(dHidden, elements, "dhidden")
-    try operands.writes(dInput, elements, "dinput")
+    let call = try ModelInput(input, model, &operands)
+    try call.requireSame(as: before)
+    try requireFloat(d_objective, "d_objective")
+    let c = model.pointee.configuration
+    if dinput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
+    let elements = call.tokens * c.hidden  // as forward checked it
+    let dHidden = try operands.reads(optional: dhidden, elements, "dhidden")
+    let dInput = try operands.writes(optional: dinput, elements, "dinput")
     try operands.requireApart(fromParametersOf: model, gradients: true)
     try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
-  }
-}
-
-private func own(_ tape: OpaquePointer?, of model: ModelPointer) throws(Fault) -> ModelTapePointer {
-  let tape = try handle(tape, "tape", as: ModelTape.self)
-  if !model.pointee.owns(tape) { throw .badState("tape belongs to another model") }
-  return tape
-}
-
-extension Operands {
-  /// What forward and backward of a model read.
-  fileprivate mutating func add(
-    _ call: ModelInput, _ input: UnsafePointer<moe_model_input>?, _ c: ModelConfiguration
-  ) throws(Fault) {
-    try reads(input, 1, "input")
-    try reads(call.ids, call.tokens, "input.tokens")
-    try reads(call.hidden, call.tokens * c.hidden, "input.hidden")
-    try reads(call.targets, call.tokens, "input.targets")
-    try reads(call.mask, call.length * call.length, "input.mask")
-    try reads(call.addedMask, call.length * call.length, "input.added_mask")
-    try reads(call.validMask, call.tokens, "input.valid_mask")
-    try reads(call.lossMask, call.tokens, "input.loss_mask")
-    try reads(call.positions, call.tokens, "input.positions")
-  }
-
-  /// `gradients`: the call adds to the parameters' gradients.
-  func requireApart(fromParametersOf model: ModelPointer, gradients: Bool = false) throws(Fault) {
-    for index in 0..<model.pointee.parameterCount {
-      try requireApart(from: model.pointee.parameter(index), gradients: gradients)
-    }
   }
 }
 
@@ -180,9 +138,7 @@ private struct ModelReports: OperandList {
     ofLayer.sequenceLength = call.length
     for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
       guard let layer = model.pointee.layer(n)?.pointee else { continue }
-      reports.details(n).forEachArray(of: ofLayer, layer.configuration) { memory, bytes, name in
-        body(Operand(memory, bytes: bytes, cText(name), writes: true, part: .ofLayerReport, index: n))
-      }
+      reports.details(n).forEachArray(of: ofLayer, layer.configuration, part: .ofLayerReport, index: n, body)
     }
     for index in 0..<model.pointee.parameterCount {
       let parameter = model.pointee.parameter(index)

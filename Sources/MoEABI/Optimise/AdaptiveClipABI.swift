@@ -16,12 +16,10 @@ public func moe_adaptive_clip(
   _ state: UnsafeMutablePointer<moe_clip_state>?, _ norm: Double, _ max_norm: UnsafeMutablePointer<Double>?
 ) -> moe_status {
   attempt { () throws(Fault) in
-    let state = try required(state, "state")
-    var clip = try checked(state)
-    let out = try required(max_norm, "max_norm")
     var operands = Operands()
-    try operands.writes(state, 1, "state")
-    try operands.writes(out, 1, "max_norm")
+    let (state, before) = try operands.updates(state, "state")
+    var clip = try AdaptiveClip(before)
+    let out = try operands.writes(max_norm, 1, "max_norm")
     if norm < 0 { throw .invalid("norm = \(norm) is negative") }
     if !norm.isFinite { throw Fault(.notFinite, "norm = \(norm) is not finite") }
     let limit = try clip.checkedLimit(norm)
@@ -37,12 +35,10 @@ public func moe_optimizer_step_adaptive(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
-    let state = try required(state, "state")
-    var clip = try checked(state)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(state, 1, "state")
-    try operands.writes(norm, 1, "norm")
+    let (state, before) = try operands.updates(state, "state")
+    var clip = try AdaptiveClip(before)
+    let norm = try operands.writes(optional: norm, 1, "norm")
     let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(
       maxNorm: { (norm) throws(Fault) in try clip.checkedLimit(norm) }, { list.trained($0) }, notFinite: list.notFinite)
@@ -51,23 +47,15 @@ public func moe_optimizer_step_adaptive(
   }
 }
 
-/// The caller's state may come out of a file.
-private func checked(_ pointer: UnsafeMutablePointer<moe_clip_state>) throws(Fault) -> AdaptiveClip {
-  let state = try read(UnsafePointer(pointer), "state")
-  try requireShare(state.decay, "decay")
-  guard state.threshold > 1 && state.threshold.isFinite else {
-    throw .invalid("threshold = \(state.threshold) is not a number above 1")
-  }
-  try require(Int(state.warmup_steps), "warmup_steps", from: 1, to: .max)
-  try require(state.mean, "mean", atLeast: 0)
-  try require(state.variance, "variance", atLeast: 0)
-  try require(Int(state.count), "count", from: 0, to: Int(state.warmup_steps))
-  return AdaptiveClip(
-    decay: state.decay, threshold: state.threshold, warmupSteps: Int(state.warmup_steps), mean: state.mean,
-    variance: state.variance, count: Int(state.count))
-}
-
 extension AdaptiveClip {
+  /// The caller's state may come out of a file.
+  fileprivate init(_ state: moe_clip_state) throws(Fault) {
+    try require(Int(state.count), "state.count", from: 0, to: Int(state.warmup_steps))
+    self.init(
+      decay: state.decay, threshold: state.threshold, warmupSteps: Int(state.warmup_steps), mean: state.mean,
+      variance: state.variance, count: Int(state.count))
+  }
+
   /// Norms whose squares leave double's range must not get into the state.
   fileprivate mutating func checkedLimit(_ norm: Double) throws(Fault) -> Double {
     var next = self

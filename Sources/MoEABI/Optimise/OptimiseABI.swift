@@ -37,18 +37,11 @@ public func moe_adamw_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.beta1, "beta1")
-    try requireShare(config.beta2, "beta2")
-    try require(config.epsilon, "epsilon", atLeast: 0)
-    if config.epsilon == 0 { throw .invalid("epsilon = 0 is not above 0") }
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    try create(
-      .adamw(rule), context, momentType: try elementType(config.state_dtype, "state_dtype", forTokens: true), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.adamw(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
@@ -60,30 +53,40 @@ public func moe_sgd_create(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let config = config == nil ? .standard : try read(config, "config")
-    try require(config.learning_rate, "learning_rate", atLeast: 0)
-    try requireShare(config.momentum, "momentum")
-    try require(config.weight_decay, "weight_decay", atLeast: 0)
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    try create(
-      .sgd(rule), context, momentType: try elementType(config.state_dtype, "state_dtype", forTokens: true), seed: config.seed,
-      allocates: try !flag(config.unallocated_state, "unallocated_state"), tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
-private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64, allocates: Bool,
-  _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+/// What the configs of all rules have in common.
+struct OptimizerState {
+  let momentType: ElementType
+  let allocates: Bool
+  let seed: UInt64
+
+  init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
+    momentType = try elementType(state_dtype, "state_dtype", forTokens: true)
+    allocates = unallocated_state == 0
+    self.seed = seed
+  }
+}
+
+/// `matrix`: what a tensor consists of, where the rule steps it matrix by matrix.
+func create(
+  _ rule: Optimizer.Rule, _ context: ContextPointer, _ state: OptimizerState, _ list: TensorList,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?, beside reads: Operands = Operands(),
+  matrix: (Int) -> Optimizer.Matrix? = { _ in nil }
 ) throws(Fault) {
-  let list = try TensorList(tensors, count: count)
-  let out = try required(out, "out")
-  var operands = Operands()
-  try operands.writes(out, 1, "out")
+  var operands = reads
+  let out = try operands.writes(out, 1, "out")
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
-      rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
-    ) { (list.elements($0), list.type($0)) })
+      rule, momentType: state.momentType, seed: state.seed, allocates: state.allocates, tensorCount: list.count,
+      in: context
+    ) { Optimizer.Shape(count: list.elements($0), type: list.type($0), matrix: matrix($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
@@ -138,9 +141,8 @@ public func moe_optimizer_step_clipped(
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     let list = try trained(tensors, count: count, by: optimizer, beside: &operands)
     let found = try optimizer.pointee.step(maxNorm: { _ in max_norm }, { list.trained($0) }, notFinite: list.notFinite)
     norm?.pointee = found
@@ -178,8 +180,10 @@ func trained(
 
 extension Operands {
   mutating func add(stateOf optimizer: OptimizerPointer) throws(Fault) {
-    try writes(
-      optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), "the optimizer's state")
+    try add(
+      Operand(
+        optimizer.pointee.stateMemory, bytes: UInt(optimizer.pointee.stateBytes), cText("the optimizer's state"),
+        writes: true))
   }
 
   /// Refuses a tensor that is listed twice, or shares memory with another: it would be stepped or counted twice.
@@ -263,9 +267,8 @@ public func moe_clip_grad_norm(
     let list = try TensorList(tensors, count: count)
     for index in 0..<list.count { try list.requireGrad(index) }
     try requireMaxNorm(max_norm)
-    let norm = try optional(norm, "norm")
     var operands = Operands()
-    try operands.writes(norm, 1, "norm")
+    let norm = try operands.writes(optional: norm, 1, "norm")
     try operands.requireApart(fromTrained: list, in: context)
     let found = try clipGradNorm(
       list.count, { (grad: list.grad($0), count: list.elements($0)) }, maxNorm: max_norm, in: context,

@@ -41,12 +41,9 @@ public func moe_momentum(
 }
 
 private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
-  guard let kind = Schedule.Kind(rawValue: c.kind) else { throw .invalid("kind = \(Int(c.kind)) is no schedule") }
-  if c.reserved != 0 { throw .invalid("reserved = \(Int(c.reserved)) is not 0") }
-  try require(c.learning_rate, "learning_rate", atLeast: 0)
-  try require(Int(c.warmup_steps), "warmup_steps", from: 0, to: .max)
+  let kind: Schedule.Kind = try named(c.kind)
   if kind != .constant {
-    try require(Int(c.total_steps), "total_steps", from: 1, to: .max)
+    try require(Int(c.total_steps), "schedule.total_steps", from: 1, to: .max)
     if c.warmup_steps > c.total_steps {
       throw .invalid("warmup_steps = \(Int(c.warmup_steps)) exceeds total_steps = \(Int(c.total_steps))")
     }
@@ -55,7 +52,6 @@ private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
     if c.warmup_steps != 0 {
       throw .invalid("warmup_steps = \(Int(c.warmup_steps)): a cycle rises for pct_start of its steps instead")
     }
-    try requireFraction(c.pct_start, "pct_start")
     try requireDivisor(c.div_factor, "div_factor")
     try requireDivisor(c.final_div_factor, "final_div_factor")
     let (first, last) = (c.learning_rate / c.div_factor, c.learning_rate / c.div_factor / c.final_div_factor)
@@ -64,19 +60,11 @@ private func checked(_ c: moe_schedule) throws(Fault) -> Schedule {
         "learning_rate = \(c.learning_rate) divided by div_factor = \(c.div_factor) and final_div_factor = \(c.final_div_factor) exceeds float64; take larger divisors"
       )
     }
-    try requireShare(c.base_momentum, "base_momentum")
-    try requireShare(c.max_momentum, "max_momentum")
-  } else {
-    try requireFraction(c.final_fraction, "final_fraction")
   }
   return Schedule(
     kind: kind, peak: c.learning_rate, warmupSteps: Int(c.warmup_steps), totalSteps: Int(c.total_steps),
     finalFraction: c.final_fraction, pctStart: c.pct_start, divFactor: c.div_factor, finalDivFactor: c.final_div_factor,
     baseMomentum: c.base_momentum, maxMomentum: c.max_momentum)
-}
-
-private func requireFraction(_ value: Double, _ name: StaticString) throws(Fault) {
-  guard value >= 0 && value <= 1 else { throw .invalid("\(name) = \(value) is not in [0, 1]") }
 }
 
 private func requireDivisor(_ value: Double, _ name: StaticString) throws(Fault) {

@@ -62,9 +62,26 @@ struct AttentionTests {
     var sums = [Float](repeating: .nan, count: Self.tokens * Self.heads)
     var (dq, dk, dv) = (output, output, output)
     var config = config(causal: 1)
-    try withContext {
-      try check(moe_attention_forward($0, &config, q, k, v, &output, &sums))
-      try check(moe_attention_backward($0, &config, q, k, v, output, sums, doutput, &dq, &dk, &dv))
+    try withContext { context in
+      try check(moe_attention_forward(context, &config, q, k, v, &output, &sums))
+      try dq.withUnsafeMutableBufferPointer { dq in
+        try dk.withUnsafeMutableBufferPointer { dk in
+          try dv.withUnsafeMutableBufferPointer { dv in
+            try doutput.withUnsafeBufferPointer { doutput in
+              var gradients = moe_attention_gradients()
+              moe_attention_gradients_init(&gradients, MemoryLayout<moe_attention_gradients>.size)
+              (gradients.doutput, gradients.dquery) = (doutput.baseAddress, dq.baseAddress)
+              (gradients.dkey, gradients.dvalue) = (dk.baseAddress, dv.baseAddress)
+              try check(moe_attention_backward(context, &config, q, k, v, output, sums, &gradients))
+              gradients.dkey = nil
+              #expect(
+                moe_attention_backward(context, &config, q, k, v, output, sums, &gradients)
+                  == MOE_ERROR_INVALID_ARGUMENT)
+              #expect(lastError() == "dkey is NULL")
+            }
+          }
+        }
+      }
     }
     func loss(_ q: [Float], _ k: [Float], _ v: [Float]) -> Double {
       zip(expected(q, k, v, causal: true), doutput).reduce(0) { $0 + $1.0 * Double($1.1) }
@@ -88,14 +105,18 @@ struct AttentionTests {
   @Test func rotationTurnsAndTurnsBack() throws {
     let x = noise(5 * 2 * 4, seed: 5)
     var turned = x
-    try withContext { try check(moe_rotate($0, &turned, 5, 2, 4, 0, nil, 5, 3, 100, 0)) }
+    var config = moe_rotary_config()
+    moe_rotary_config_init(&config, MemoryLayout<moe_rotary_config>.size)
+    (config.n_tokens, config.n_heads, config.head_size, config.first_position, config.theta) = (5, 2, 4, 3, 100)
+    try withContext { try check(moe_rotate($0, &config, &turned)) }
     // Token 2, head 1, its second pair: position 5, angle 5 * 100^(-1/2).
     let (at, angle) = (2 * 8 + 4 + 1, 0.5)
     let (low, high) = (Double(x[at]), Double(x[at + 2]))
     expectClose(
       [turned[at], turned[at + 2]], [low * cos(angle) - high * sin(angle), low * sin(angle) + high * cos(angle)],
       within: 1e-6)
-    try withContext { try check(moe_rotate($0, &turned, 5, 2, 4, 0, nil, 5, 3, 100, 1)) }
+    config.inverse = 1
+    try withContext { try check(moe_rotate($0, &config, &turned)) }
     expectClose(turned, x.map(Double.init), within: 1e-6)
   }
 
@@ -107,7 +128,10 @@ struct AttentionTests {
     try withContext {
       #expect(moe_attention_forward($0, &config, x, x, x, &output, nil) == MOE_ERROR_INVALID_ARGUMENT)
       #expect(lastError() == "causal = 2 exceeds 1")
-      #expect(moe_rotate($0, &output, 5, 2, 3, 0, nil, 5, 0, 100, 0) == MOE_ERROR_INVALID_ARGUMENT)
+      var rotary = moe_rotary_config()
+      moe_rotary_config_init(&rotary, MemoryLayout<moe_rotary_config>.size)
+      (rotary.n_tokens, rotary.n_heads, rotary.head_size) = (5, 2, 3)
+      #expect(moe_rotate($0, &rotary, &output) == MOE_ERROR_INVALID_ARGUMENT)
       #expect(lastError() == "head_size = 3 is odd")
     }
   }

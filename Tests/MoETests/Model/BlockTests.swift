@@ -25,9 +25,12 @@ struct BlockTests {
     var (y, dx) = ([Float](repeating: .nan, count: x.count), [Float](repeating: .nan, count: x.count))
     var statistics = [Float](repeating: .nan, count: 2 * Self.tokens)
     var dweight = [Float](repeating: 1, count: Self.width)
+    var config = moe_norm_config()
+    moe_norm_config_init(&config, MemoryLayout<moe_norm_config>.size)
+    (config.n_tokens, config.hidden_size, config.norm, config.epsilon) = (t, h, norm.int32, 1e-3)
     try withContext {
-      try check(moe_norm_forward($0, norm.int32, x, t, h, weight, nil, 1e-3, &y, &statistics))
-      try check(moe_norm_backward($0, norm.int32, x, t, h, weight, statistics, dy, &dx, &dweight, nil))
+      try check(moe_norm_forward($0, &config, x, weight, nil, &y, &statistics))
+      try check(moe_norm_backward($0, &config, x, weight, statistics, dy, &dx, &dweight, nil))
     }
     var expected = (y: [Double](), dx: [Double](), dweight: [Double](repeating: 1, count: Self.width))
     for row in 0..<Self.tokens {
@@ -56,9 +59,12 @@ struct BlockTests {
     let (bias, dy) = (noise(Self.outputs, seed: 3), noise(Self.tokens * Self.outputs, seed: 4))
     var (y, dx) = ([Float](repeating: .nan, count: dy.count), [Float](repeating: .nan, count: x.count))
     var (dweight, dbias) = ([Float](repeating: 1, count: weight.count), [Float](repeating: 1, count: bias.count))
+    var config = moe_linear_config()
+    moe_linear_config_init(&config, MemoryLayout<moe_linear_config>.size)
+    (config.n_tokens, config.inputs, config.outputs) = (t, h, o)
     try withContext(contextConfig(threads: 2, instructions: instructions)) {
-      try check(moe_linear_forward($0, x, t, h, o, weight, MOE_DTYPE_F32.int32, bias, &y))
-      try check(moe_linear_backward($0, x, t, h, o, weight, MOE_DTYPE_F32.int32, dy, &dx, &dweight, &dbias))
+      try check(moe_linear_forward($0, &config, x, weight, bias, &y))
+      try check(moe_linear_backward($0, &config, x, weight, dy, &dx, &dweight, &dbias))
     }
     func at(_ array: [Float], _ row: Int, _ column: Int, _ width: Int) -> Double { Double(array[row * width + column]) }
     let (tokens, width, outputs) = (0..<Self.tokens, 0..<Self.width, 0..<Self.outputs)
@@ -87,10 +93,15 @@ struct BlockTests {
     var (dtable, dpositions) = (
       [Float](repeating: 1, count: table.count), [Float](repeating: 1, count: positions.count)
     )
+    var config = moe_embedding_config()
+    moe_embedding_config_init(&config, MemoryLayout<moe_embedding_config>.size)
+    (config.n_tokens, config.hidden_size, config.n_rows) = (4, h, 3)
+    (config.n_positions, config.sequence_length, config.first_position) = (5, 2, 3)
     try withContext {
-      try check(moe_embedding_forward($0, tokens, 4, h, table, 3, positions, 5, 2, 3, &y))
-      try check(moe_embedding_backward($0, tokens, 4, h, y, &dtable, 3, &dpositions, 5, 2, 3))
-      #expect(moe_embedding_forward($0, tokens, 4, h, table, 2, nil, 0, 0, 0, &y) == MOE_ERROR_INVALID_ARGUMENT)
+      try check(moe_embedding_forward($0, &config, tokens, table, positions, &y))
+      try check(moe_embedding_backward($0, &config, tokens, y, &dtable, &dpositions))
+      config.n_rows = 2
+      #expect(moe_embedding_forward($0, &config, tokens, table, nil, &y) == MOE_ERROR_INVALID_ARGUMENT)
       #expect(lastError() == "tokens[0] = 2 is not one of n_rows = 2")
     }
     var expected = (table: [Float](repeating: 1, count: table.count), positions: dpositions.map { _ in Float(1) })
@@ -111,10 +122,11 @@ struct BlockTests {
     let targets = (0..<Self.tokens).map { $0 % 3 == 0 ? Int32(-1) : Int32($0 % Self.outputs) }
     var (loss, counted, dx) = (Double.nan, Int64(-1), [Float](repeating: .nan, count: x.count))
     var dweight = [Float](repeating: 0, count: weight.count)
+    var config = moe_cross_entropy_config()
+    moe_cross_entropy_config_init(&config, MemoryLayout<moe_cross_entropy_config>.size)
+    (config.n_tokens, config.hidden_size, config.vocabulary_size, config.ignore_index) = (t, h, o, -1)
     try withContext {
-      try check(
-        moe_cross_entropy(
-          $0, x, t, h, weight, MOE_DTYPE_F32.int32, o, targets, -1, 0, 1, &loss, &counted, nil, &dx, &dweight))
+      try check(moe_cross_entropy($0, &config, x, weight, targets, &loss, &counted, nil, &dx, &dweight))
     }
     func value(_ weight: [Float]) -> Double {
       var sum = 0.0
@@ -136,6 +148,36 @@ struct BlockTests {
       #expect(abs(Double(dweight[place]) - slope) < 1e-5)
     }
     #expect(dx[0..<Self.width].allSatisfy { $0 == 0 })
+  }
+
+  /// What the macros have, as the header says it in words.
+  @Test func defaults() {
+    var norm = moe_norm_config()
+    moe_norm_config_init(&norm, MemoryLayout<moe_norm_config>.size)
+    #expect((norm.struct_size, norm.epsilon, norm.norm) == (40, 1e-5, MOE_NORM_LAYER.int32))
+    var rotary = moe_rotary_config()
+    moe_rotary_config_init(&rotary, MemoryLayout<moe_rotary_config>.size)
+    #expect((rotary.struct_size, rotary.theta, rotary.inverse, rotary.sequence_length) == (80, 10000, 0, 0))
+    var loss = moe_cross_entropy_config()
+    moe_cross_entropy_config_init(&loss, MemoryLayout<moe_cross_entropy_config>.size)
+    #expect((loss.struct_size, loss.ignore_index, loss.label_smoothing, loss.d_loss) == (56, -100, 0, 1))
+    var gradients = moe_attention_gradients()
+    moe_attention_gradients_init(&gradients, MemoryLayout<moe_attention_gradients>.size)
+    #expect(gradients.struct_size == 40 && gradients.doutput == nil && gradients.dvalue == nil)
+    moe_linear_config_init(nil, MemoryLayout<moe_linear_config>.size)
+    moe_embedding_config_init(nil, MemoryLayout<moe_embedding_config>.size)
+  }
+
+  /// Without a length all tokens are one sequence.
+  @Test func aSequenceOfAllTokens() throws {
+    let (table, positions) = (noise(2), noise(3, seed: 2))
+    let tokens: [Int32] = [1, 0, 1]
+    var config = moe_embedding_config()
+    moe_embedding_config_init(&config, MemoryLayout<moe_embedding_config>.size)
+    (config.n_tokens, config.hidden_size, config.n_rows, config.n_positions) = (3, 1, 2, 3)
+    var y = [Float](repeating: .nan, count: 3)
+    try withContext { try check(moe_embedding_forward($0, &config, tokens, table, positions, &y)) }
+    #expect(y == [table[1] + positions[0], table[0] + positions[1], table[1] + positions[2]])
   }
 
   @Test func sampling() throws {
@@ -171,13 +213,13 @@ struct BlockTests {
       for (wrong, text) in [(2.0, "2"), (-0.5, "-0.5"), (Double.nan, "nan")] {
         sampling.top_p = wrong
         #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-        #expect(lastError() == "sampling: top_p = \(text) is not in [0, 1]")
+        #expect(lastError() == "sampling.top_p = \(text) is not in [0, 1]")
       }
       sampling.top_p = 1
       for temperature in [-1, .nan, .infinity] as [Double] {
         sampling.temperature = temperature
         #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-        #expect(lastError().hasPrefix("sampling: temperature = "))
+        #expect(lastError().hasPrefix("sampling.temperature = "))
       }
     }
   }
@@ -200,7 +242,7 @@ struct BlockTests {
     try withContext { context in
       sampling.top_k = -1
       #expect(moe_sample(context, z, 4, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
-      #expect(lastError() == "sampling: top_k = -1 is below 0")
+      #expect(lastError() == "sampling.top_k = -1 is below 0")
     }
   }
 }

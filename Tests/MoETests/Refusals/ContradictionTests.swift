@@ -53,7 +53,6 @@ final class ContradictionTests {
     contradict("router_norm", "router") { ($0.router_norm, $0.router) = (2, MOE_ROUTER_EXTERNAL.int32) }
     contradict("router_weights", "router") { $0.router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX.int32 }
     for kind: Int32 in [-1, 3] { refused("router_norm", create { $0.router_norm = kind }) }
-    refused("reserved2", create { $0.reserved2 = 1 })
     // One field turns a preset's groups off.
     #expect(create { ($0.n_groups, $0.top_groups, $0.group_top_m, $0.group_mask) = (MOE_NO_GROUPS, 9, 9, 1) } == MOE_OK)
   }

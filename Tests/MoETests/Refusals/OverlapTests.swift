@@ -74,6 +74,7 @@ final class OverlapTests {
       var out = untouched
       collide(first, second, moe_adamw_create(layer.context, nil, list, 2, &out))
       collide(first, second, moe_sgd_create(layer.context, nil, list, 2, &out))
+      collide(first, second, moe_muon_create(layer.context, nil, list, 2, &out))
       #expect(out == untouched)
       collide(first, second, moe_optimizer_step(optimizer, list, 2))
       collide(first, second, moe_optimizer_step_clipped(optimizer, list, 2, 1, nil))
@@ -260,10 +261,11 @@ final class OverlapTests {
     func loss(
       _ loss: Int, _ counted: Int, _ losses: Int, dx: Int = 4096, dweight: Int = 8192, targets: Int = 12288
     ) -> moe_status {
-      moe_cross_entropy(
-        c, at(16384), 3, 4, at(20480), 0, 5, place(targets), -100, 0, 1, place(loss), place(counted), at(losses),
-        at(dx),
-        at(dweight))
+      var config = moe_cross_entropy_config()
+      moe_cross_entropy_config_init(&config, MemoryLayout<moe_cross_entropy_config>.size)
+      (config.n_tokens, config.hidden_size, config.vocabulary_size) = (3, 4, 5)
+      return moe_cross_entropy(
+        c, &config, at(16384), at(20480), place(targets), place(loss), place(counted), at(losses), at(dx), at(dweight))
     }
     collide("counted", "loss", loss(0, 0, 64))
     collide("token_losses", "loss", loss(8, 64, 0))
@@ -274,12 +276,22 @@ final class OverlapTests {
     try check(loss(0, 8, 16))
 
     // In place is in place: the very same memory, and nothing else there.
-    func norm(x: Int, y: Int, weight: Int = 4096, statistics: Int = 8192) -> moe_status {
-      moe_norm_forward(c, 1, at(x), 3, 4, at(weight), nil, 1e-5, at(y), at(statistics))
+    func norm(x: Int, y: Int, weight: Int = 4096, statistics: Int = 8192, tokens: Int64 = 3) -> moe_status {
+      var config = moe_norm_config()
+      moe_norm_config_init(&config, MemoryLayout<moe_norm_config>.size)
+      (config.n_tokens, config.hidden_size, config.norm) = (tokens, 4, MOE_NORM_RMS.int32)
+      return moe_norm_forward(c, &config, at(x), at(weight), nil, at(y), at(statistics))
     }
     try check(norm(x: 0, y: 0))
     collide("y", "x", norm(x: 0, y: 4))
     collide("y", "weight", norm(x: 0, y: 0, weight: 0))
+    collide("y", "weight", norm(x: 0, y: 0, weight: 0, tokens: 1))  // of x's very memory
+    let rotary: UnsafeMutablePointer<moe_rotary_config> = place(256)
+    moe_rotary_config_init(rotary, MemoryLayout<moe_rotary_config>.size)
+    (rotary.pointee.n_tokens, rotary.pointee.n_heads, rotary.pointee.head_size) = (3, 1, 4)
+    collide("x", "config", moe_rotate(c, rotary, at(256 + 40)))
+    rotary.pointee.positions = UnsafePointer(place(1024))
+    collide("x", "positions", moe_rotate(c, rotary, at(1024 + 16)))
     collide("statistics", "x", norm(x: 0, y: 0, statistics: 40))
     collide("current", "peak", moe_context_memory(c, place(0), place(0)))
     collide(

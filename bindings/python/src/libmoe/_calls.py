@@ -245,7 +245,7 @@ class Calls(Weights):
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
         d_sequence_probability : ndarray of float32, [B, E], optional
             Gradient of the objective with respect to ``report.sequence_probability``.
-        optimizer : AdamW or SGD, optional
+        optimizer : Optimizer, optional
             Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
             and has the gradient of one expert at a time.  Afterwards the tape is of no more use.
@@ -315,7 +315,7 @@ def backward_options(shapes: fields.Shapes, **given: Any) -> abi.moe_backward_op
     """Check what a backward is given besides dy and memory."""
     optimizer = given["optimizer"]
     if optimizer is not None:
-        check.instance("optimizer", optimizer, Optimizer, "a libmoe.AdamW or SGD")
+        check.instance("optimizer", optimizer, Optimizer, "one such as libmoe.AdamW")
     handle = None if optimizer is None else optimizer._handle
     given["optimizer"] = handle and handle._as_parameter_
     options = fields.filled(abi.moe_backward_options, shapes, **given)

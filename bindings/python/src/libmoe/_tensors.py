@@ -21,14 +21,6 @@ from .context import Context, default_context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .parameter import Parameter
 
-# Parameters without a gradient: of a layer, or of a model's ffn, whose name has them at its end.
-_BUFFERS = (
-    "router.selection_bias",
-    "router.norm.running_mean",
-    "router.norm.running_var",
-    "router.active_experts",
-)
-
 
 class _View:
     """The library's memory as numpy takes it: arrays made from it keep it, and it keeps the handle."""
@@ -77,9 +69,16 @@ class _Place:
     def binds(self) -> int:
         return _memory(self._handle).binds
 
-    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+    def is_buffer(self) -> bool:
+        return bool(self._tensor().buffer)
+
+    def _tensor(self) -> abi.moe_tensor:
         tensor = abi.moe_tensor()
         self._function(self._handle, self._index, ctypes.byref(tensor))
+        return tensor
+
+    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+        tensor = self._tensor()
         shape = tuple(tensor.shape[: tensor.rank])
         data = self._array(tensor.data, shape, TYPES[check.word_of(tensor.dtype)].types[0])
         grad = self._array(tensor.grad, shape, np.float32)
@@ -158,20 +157,21 @@ class Tensors(Native):
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The parameters by name, their arrays being the owner's memory itself."""
-        found = self._tensors().items()
-        return _Named((name, tensor) for name, tensor in found if not name.endswith(_BUFFERS))
+        return _Named(self._tensors(buffers=False))
 
     @property
     def buffers(self) -> dict[str, NDArray[Any]]:
         """What belongs to the state and is not trained by gradients, by name, likewise."""
-        return {name: tensor.data for name, tensor in self._tensors().items() if name.endswith(_BUFFERS)}
+        return {name: tensor.data for name, tensor in self._tensors(buffers=True).items()}
 
-    def _tensors(self) -> dict[str, Parameter]:
+    def _tensors(self, *, buffers: bool | None = None) -> dict[str, Parameter]:
+        """Return the buffers, or what is none, or both, in the library's order."""
         count = ctypes.c_int64()
         self._function("parameter_count")(self._handle, ctypes.byref(count))
         read = self._function("parameter")
-        places = (_Place(self._handle, read, index) for index in range(count.value))
-        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in places)
+        found = (_Place(self._handle, read, index) for index in range(count.value))
+        wanted = (place for place in found if buffers in (None, place.is_buffer()))
+        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in wanted)
         return {parameter.name: parameter for parameter in listed}
 
     def _tensor(self, index: int) -> abi.moe_tensor:

@@ -209,6 +209,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def gradients(*places: int) -> Any:
+    """Return the struct of the backward's own arrays, in the order of its fields."""
+    names = ("doutput", "dquery", "dkey", "dvalue")
+    return ctypes.byref(abi.moe_attention_gradients(**dict(zip(names, places))))  # noqa: B905
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configs(name: str) -> None:
     fields, message = BAD[name]
@@ -218,9 +224,10 @@ def test_bad_configs(name: str) -> None:
     memory = [np.zeros(2 * 3 * 32, np.float32) for _ in range(10)]
     places = [array.ctypes.data for array in memory]
     handle = libmoe.default_context()._handle
-    for function, count in ((lib.moe_attention_forward, 5), (lib.moe_attention_backward, 9)):
-        with pytest.raises(libmoe.InvalidArgumentError, match=re.escape(message)):
-            function(handle, ctypes.byref(config), *places[:count])
+    with pytest.raises(libmoe.InvalidArgumentError, match=re.escape(message)):
+        lib.moe_attention_forward(handle, ctypes.byref(config), *places[:5])
+    with pytest.raises(libmoe.InvalidArgumentError, match=re.escape(message)):
+        lib.moe_attention_backward(handle, ctypes.byref(config), *places[:5], gradients(*places[5:9]))
 
 
 @pytest.mark.parametrize("nothing", range(9))
@@ -232,7 +239,7 @@ def test_null(nothing: int) -> None:
     names = ["query", "key", "value", "output", "log_sums", "doutput", "dquery", "dkey", "dvalue"]
     places[nothing] = 0
     with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is NULL"):
-        lib.moe_attention_backward(handle, ctypes.byref(config), *places)
+        lib.moe_attention_backward(handle, ctypes.byref(config), *places[:5], gradients(*places[5:]))
     if nothing < 4:
         with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is NULL"):
             lib.moe_attention_forward(handle, ctypes.byref(config), *places[:5])

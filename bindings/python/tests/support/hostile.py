@@ -101,10 +101,10 @@ def structs(struct: Any) -> Iterator[tuple[str, int]]:
         setattr(struct, name, good)
 
 
-def wrong_values(kind: Any, good: Any, is_stride: bool) -> Iterator[tuple[str, Any]]:
+def wrong_values(kind: Any, good: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an argument can be instead of `good`."""
     if kind in NUMBERS:
-        for value in STRIDES if is_stride else NUMBERS[kind]:
+        for value in NUMBERS[kind]:
             yield str(value), value
         return
     yield "NULL", None
@@ -128,14 +128,13 @@ class Function:
         self,
         name: str,
         good: Callable[[], list[Any]],
-        strides: tuple[int, ...] = (),
         frees: str | None = None,
     ) -> None:
         declared = abi.FUNCTIONS[name][1]
         address = ctypes.cast(getattr(lib, name), c_void_p).value
         plain = [c_void_p if is_pointer(kind) else kind for kind in declared]
         assert address
-        self.name, self.kinds, self.good, self.strides = name, declared, good, strides
+        self.name, self.kinds, self.good = name, declared, good
         self.frees = frees  # what the last argument gets
         self.call = ctypes.CFUNCTYPE(c_int32, *plain)(address)
 
@@ -170,7 +169,7 @@ class Function:
         kept = len(alive)
         assert self.attempt(self.good(), "good") == 0, lib.moe_last_error_message()
         for i, kind in enumerate(self.kinds):
-            for what, value in wrong_values(kind, self.good()[i], i in self.strides):
+            for what, value in wrong_values(kind, self.good()[i]):
                 arguments = self.good()
                 arguments[i] = value
                 self.attempt(arguments, f"argument {i} is {what}")

@@ -77,6 +77,30 @@ def all_functions(folder: Path) -> list[Function]:
             n_sequences=2, n_queries=3, n_heads=2, n_kv_heads=1, head_size=4, causal=1, dropout=0.1
         )
 
+    def gradients() -> Any:
+        return abi.moe_attention_gradients(doutput=room(), dquery=room(), dkey=room(), dvalue=room())
+
+    def norm() -> Any:
+        return abi.moe_norm_config(n_tokens=3, hidden_size=4, epsilon=1e-5)
+
+    def product() -> Any:
+        return abi.moe_linear_config(n_tokens=3, inputs=4, outputs=5)
+
+    def rotary() -> Any:
+        return abi.moe_rotary_config(
+            n_tokens=3, n_heads=2, head_size=4, positions=room(), sequence_length=3, theta=100.0
+        )
+
+    def embedding() -> Any:
+        return abi.moe_embedding_config(
+            n_tokens=4, hidden_size=3, n_rows=5, n_positions=4, sequence_length=2, first_position=1
+        )
+
+    def loss() -> Any:
+        return abi.moe_cross_entropy_config(
+            n_tokens=3, hidden_size=4, vocabulary_size=5, ignore_index=-100, label_smoothing=0.1, d_loss=1.0
+        )
+
     def a_layer(**fields: Any) -> int:
         layer_config = abi.moe_layer_config(
             hidden_size=4, intermediate_size=4, n_experts=3, top_k=2, selection_bias=1, **fields
@@ -188,7 +212,6 @@ def all_functions(folder: Path) -> list[Function]:
     lib.moe_training_save(context_handle, ctypes.byref(first_state), state)
     bound_layer, loaded = a_layer(), a_layer()
 
-    f32 = 0
     return [
         Function("moe_context_create", lambda: [context_config, room()], frees="moe_context_free"),
         Function("moe_layer_load", lambda: [loaded, checkpoint, 0, 0]),
@@ -205,41 +228,20 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_statistics_reset", lambda: [trained_statistics]),
         Function("moe_checkpoint_tensor_count", lambda: [checkpoint, room()]),
         Function("moe_sgd_create", lambda: [context, defaults("moe_sgd_config"), variable(), 1, room()]),
-        Function(
-            "moe_norm_forward", lambda: [context, 0, room(), 3, 4, room(), room(), 1e-5, room(), room()]
-        ),
-        Function("moe_norm_backward", lambda: [context, 0, room(), 3, 4, *(room() for _ in range(6))]),
-        Function("moe_linear_forward", lambda: [context, room(), 3, 4, 5, room(), f32, room(), room()]),
-        Function(
-            "moe_linear_backward",
-            lambda: [context, room(), 3, 4, 5, room(), f32, room(), room(), room(), room()],
-        ),
-        Function("moe_rotate", lambda: [context, room(), 3, 2, 4, 0, room(), 3, 0, 100.0, 0], strides=(5,)),
+        Function("moe_muon_create", lambda: [context, defaults("moe_muon_config"), variable(), 1, room()]),
+        Function("moe_norm_forward", lambda: [context, norm(), *(room() for _ in range(5))]),
+        Function("moe_norm_backward", lambda: [context, norm(), *(room() for _ in range(7))]),
+        Function("moe_linear_forward", lambda: [context, product(), *(room() for _ in range(4))]),
+        Function("moe_linear_backward", lambda: [context, product(), *(room() for _ in range(6))]),
+        Function("moe_rotate", lambda: [context, rotary(), room()]),
         Function("moe_attention_forward", lambda: [context, attention(), *(room() for _ in range(5))]),
-        Function("moe_attention_backward", lambda: [context, attention(), *(room() for _ in range(9))]),
         Function(
-            "moe_embedding_forward", lambda: [context, room(), 4, 3, room(), 5, room(), 4, 2, 1, room()]
+            "moe_attention_backward",
+            lambda: [context, attention(), *(room() for _ in range(5)), gradients()],
         ),
-        Function(
-            "moe_embedding_backward", lambda: [context, room(), 4, 3, room(), room(), 5, room(), 4, 2, 1]
-        ),
-        Function(
-            "moe_cross_entropy",
-            lambda: [
-                context,
-                room(),
-                3,
-                4,
-                room(),
-                f32,
-                5,
-                room(),
-                -100,
-                0.1,
-                1.0,
-                *(room() for _ in range(5)),
-            ],
-        ),
+        Function("moe_embedding_forward", lambda: [context, embedding(), *(room() for _ in range(4))]),
+        Function("moe_embedding_backward", lambda: [context, embedding(), *(room() for _ in range(4))]),
+        Function("moe_cross_entropy", lambda: [context, loss(), *(room() for _ in range(8))]),
         Function(
             "moe_sample",
             lambda: [
@@ -287,6 +289,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),
+        Function("moe_layer_set_loss_coefficient", lambda: [loaded, 0, 0.1]),
         Function("moe_layer_prepare", lambda: [offloaded, 0]),
         Function("moe_tape_bind", lambda: [bound_tape, room(), ROOM]),
         Function("moe_routing_save", lambda: [record, room(), ROOM]),

@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[Arguments, Arguments, Arguments]] = {
     "hierarchical": ({"router": "hierarchical", "n_groups": 4, "top_groups": 1}, {}, {}),
     "hash": ({"router": "hash", "hash_table": TABLE}, {"token_ids": RANDOM.integers(0, 5, T)}, {}),
     "sinkhorn": ({"router": "sinkhorn"}, {}, {"training": True}),
+    "relu": ({"router": "relu", "score": "identity", "router_normalize": False}, {}, {"training": True}),
     "external": ({"router": "external"}, {"expert_indices": GIVEN, "expert_weights": WEIGHTS}, {}),
     "given experts": ({}, {"expert_indices": GIVEN}, {}),
     "complexity": ({"dynamic_k": "complexity", "dynamic_value": 1.1, "top_k": 4}, {}, {}),

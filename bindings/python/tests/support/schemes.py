@@ -44,6 +44,7 @@ SCHEMES: dict[str, tuple[Arguments, Arguments]] = {
         {"token_ids": IDS},
     ),
     "sinkhorn": ({"router": "sinkhorn"}, TRAINING),
+    "relu": ({"router": "relu", "score": "identity", "router_normalize": False}, TRAINING),
     "capacity": ({"capacity_formula": "classic", "capacity_factor": 1.0, "drop": "probability"}, {}),
     "next best": ({"capacity_formula": "classic", "capacity_factor": 1.5, "overflow": "next_best"}, {}),
     "exploration": (

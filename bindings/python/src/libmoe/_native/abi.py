@@ -49,7 +49,10 @@ DTYPE = {
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
 }
-ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
+ROUTER = {
+    "token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5,
+    "relu": 6,
+}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
@@ -66,7 +69,7 @@ LOSS = {
     "balance": 0, "balance_count": 1, "transformers": 2, "switch": 3, "switch_sequence": 4, "gshard": 5,
     "deepspeed": 6, "megatron": 7, "megatron_sequence": 8, "megatron_global": 9, "variance": 10,
     "importance": 11, "load": 12, "shazeer": 13, "tutel_gshard": 14, "tutel_importance_load": 15, "z": 16,
-    "z_switch": 17, "balance_positive": 18,
+    "z_switch": 17, "balance_positive": 18, "l1": 19, "l1_balanced": 20,
 }
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
@@ -209,10 +212,13 @@ class moe_tensor(Sized):
         ("strides", c_int64 * 4),
         ("data", c_void_p),
         ("grad", c_void_p),
+        ("buffer", c_int32),
+        ("reserved", c_int32),
     ]
     _words_ = {
         "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+    _flags_ = frozenset({"buffer"})
 
 
 class moe_loss_term(Struct):
@@ -255,48 +261,55 @@ class moe_layer_config(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
         ("hidden_size", c_int64),
-        ("intermediate_size", c_int64),
         ("n_experts", c_int64),
         ("top_k", c_int64),
-        ("router_weights", c_int32),
-        ("router_normalize", c_int32),
-        ("router_bias", c_int32),
+        ("seed", c_uint64),
+        ("io_dtype", c_int32),
+        ("inference_only", c_int32),
+        ("unallocated", c_int32),
+        ("output_bias", c_int32),
+        ("intermediate_size", c_int64),
         ("expert_kind", c_int32),
         ("activation", c_int32),
         ("expert_bias", c_int32),
-        ("inference_only", c_int32),
-        ("dropout", c_float),
-        ("balance_coef", c_float),
-        ("z_coef", c_float),
-        ("seed", c_uint64),
         ("weight_dtype", c_int32),
-        ("io_dtype", c_int32),
+        ("dropout", c_float),
         ("glu_limit", c_float),
         ("glu_alpha", c_float),
         ("glu_offset", c_float),
-        ("score", c_int32),
-        ("selection_bias", c_int32),
-        ("expert_scale", c_int32),
-        ("n_groups", c_int32),
-        ("top_groups", c_int32),
-        ("group_top_m", c_int32),
-        ("group_mask", c_int32),
-        ("epsilon_form", c_int32),
-        ("normalize_epsilon", c_float),
-        ("routed_scale", c_float),
-        ("router", c_int32),
         ("expert_groups", POINTER(moe_expert_group)),
         ("n_expert_groups", c_int64),
         ("n_shared_experts", c_int64),
         ("shared_intermediate_size", c_int64),
         ("shared_gate", c_int32),
-        ("output_bias", c_int32),
+        ("router", c_int32),
+        ("score", c_int32),
+        ("router_weights", c_int32),
+        ("router_normalize", c_int32),
+        ("router_bias", c_int32),
         ("weight_on_input", c_int32),
+        ("normalize_epsilon", c_float),
+        ("epsilon_form", c_int32),
         ("normalize_p", c_float),
         ("mask_threshold", c_float),
-        ("random_second", c_int32),
+        ("routed_scale", c_float),
+        ("expert_scale", c_int32),
+        ("selection_bias", c_int32),
+        ("n_groups", c_int32),
+        ("top_groups", c_int32),
+        ("group_top_m", c_int32),
+        ("group_mask", c_int32),
+        ("dynamic_k", c_int32),
+        ("dynamic_value", c_float),
+        ("min_k", c_int32),
+        ("router_norm", c_int32),
+        ("router_norm_scale", c_float),
+        ("router_norm_epsilon", c_float),
+        ("hash_table", c_void_p),
+        ("vocabulary_size", c_int64),
         ("noise", c_int32),
         ("noise_std", c_float),
+        ("random_second", c_int32),
         ("jitter", c_float),
         ("jitter_experts", c_int32),
         ("router_dropout", c_float),
@@ -304,9 +317,6 @@ class moe_layer_config(Sized):
         ("router_batch_norm", c_int32),
         ("batch_norm_momentum", c_float),
         ("batch_norm_epsilon", c_float),
-        ("dynamic_k", c_int32),
-        ("dynamic_value", c_float),
-        ("min_k", c_int32),
         ("warmup_steps", c_int64),
         ("warmup_experts", c_int64),
         ("capacity", c_int64),
@@ -323,45 +333,39 @@ class moe_layer_config(Sized):
         ("adaptive_high_factor", c_double),
         ("adaptive_low", c_double),
         ("adaptive_low_factor", c_double),
-        ("hash_table", c_void_p),
-        ("vocabulary_size", c_int64),
+        ("balance_coef", c_float),
+        ("z_coef", c_float),
         ("losses", POINTER(moe_loss_term)),
         ("n_losses", c_int64),
-        ("unallocated", c_int32),
-        ("reserved", c_int32),
-        ("router_norm", c_int32),
-        ("router_norm_scale", c_float),
-        ("router_norm_epsilon", c_float),
-        ("reserved2", c_int32),
     ]
     _words_ = {
-        "router_weights": ROUTER_WEIGHTS,
-        "router_normalize": NORMALIZE,
-        "router_bias": BIAS,
+        "io_dtype": {"f32": 0, "bf16": 1},
         "expert_kind": EXPERT_KIND,
         "activation": ACTIVATION,
         "expert_bias": BIAS,
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
-        "io_dtype": {"f32": 0, "bf16": 1},
-        "score": SCORE,
-        "group_mask": GROUP_MASK,
-        "epsilon_form": EPSILON,
-        "router": ROUTER,
         "shared_gate": SHARED_GATE,
+        "router": ROUTER,
+        "score": SCORE,
+        "router_weights": ROUTER_WEIGHTS,
+        "router_normalize": NORMALIZE,
+        "router_bias": BIAS,
+        "epsilon_form": EPSILON,
+        "group_mask": GROUP_MASK,
+        "dynamic_k": DYNAMIC_K,
+        "router_norm": ROUTER_NORM,
         "noise": NOISE,
         "router_dropout_on": ROUTER_DROPOUT,
-        "dynamic_k": DYNAMIC_K,
         "capacity_formula": CAPACITY,
         "drop": DROP,
         "overflow": OVERFLOW,
         "renormalize": RENORMALIZE,
-        "router_norm": ROUTER_NORM,
     }
     _sums_ = {
         "unallocated": UNALLOCATED,
     }
     _flags_ = frozenset({
-        "inference_only", "selection_bias", "expert_scale", "output_bias", "weight_on_input", "random_second",
+        "inference_only", "output_bias", "weight_on_input", "expert_scale", "selection_bias", "random_second",
         "jitter_experts", "router_batch_norm", "capacity_per_sequence", "adaptive_capacity",
     })
 
@@ -532,6 +536,32 @@ class moe_sgd_config(Sized):
     _flags_ = frozenset({"unallocated_state"})
 
 
+class moe_muon_config(Sized):
+    """Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("by_adamw", c_void_p),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
+        "weight_decay": 0.1,
+    }
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
 class moe_schedule(Sized):
     """A learning rate for every step."""
 
@@ -624,6 +654,62 @@ class moe_training(Sized):
     _flags_ = frozenset({"without_unallocated"})
 
 
+class moe_norm_config(Sized):
+    """."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("epsilon", c_double),
+        ("norm", c_int32),
+        ("reserved", c_int32),
+    ]
+    _defaults_ = {"epsilon": 1e-05}
+    _words_ = {
+        "norm": NORM,
+    }
+
+
+class moe_linear_config(Sized):
+    """."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("weight_dtype", c_int32),
+        ("reserved", c_int32),
+    ]
+    _words_ = {
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
+    }
+
+
+class moe_rotary_config(Sized):
+    """."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("n_heads", c_int64),
+        ("head_size", c_int64),
+        ("stride", c_int64),
+        ("sequence_length", c_int64),
+        ("first_position", c_int64),
+        ("positions", c_void_p),
+        ("theta", c_double),
+        ("inverse", c_int32),
+        ("reserved", c_int32),
+    ]
+    _defaults_ = {"theta": 10000.0}
+    _flags_ = frozenset({"inverse"})
+    _arrays_ = {
+        "positions": ("i64", "T"),
+    }
+
+
 class moe_attention_config(Sized):
     """What attention is asked for."""
 
@@ -653,6 +739,51 @@ class moe_attention_config(Sized):
         "mask": ("mask", "SU"),
         "added_mask": ("f32", "SU"),
         "valid_mask": ("mask", "BU"),
+    }
+
+
+class moe_attention_gradients(Sized):
+    """What the backward of attention is given beside the forward's arrays, and where it writes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("doutput", c_void_p),
+        ("dquery", c_void_p),
+        ("dkey", c_void_p),
+        ("dvalue", c_void_p),
+    ]
+
+
+class moe_embedding_config(Sized):
+    """."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("n_rows", c_int64),
+        ("n_positions", c_int64),
+        ("sequence_length", c_int64),
+        ("first_position", c_int64),
+    ]
+
+
+class moe_cross_entropy_config(Sized):
+    """."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("vocabulary_size", c_int64),
+        ("weight_dtype", c_int32),
+        ("ignore_index", c_int32),
+        ("label_smoothing", c_double),
+        ("d_loss", c_double),
+    ]
+    _defaults_ = {"ignore_index": -100, "d_loss": 1.0}
+    _words_ = {
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
 
 
@@ -810,9 +941,6 @@ ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
     "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
     "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
     "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
-    "moe_linear_forward": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
-    "moe_linear_backward": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
-    "moe_cross_entropy": {"weight_dtype": {"f32": 0, "bf16": 1, "f16": 2}},
 }
 
 # What a function returns, and what it takes.
@@ -849,6 +977,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
+    "moe_layer_set_loss_coefficient": (Status, [POINTER(moe_layer), c_int32, c_float]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_preset_mixtral": (None, [POINTER(moe_layer_config), c_size_t]),
     "moe_preset_qwen2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
@@ -914,12 +1043,17 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
+    "moe_muon_config_init": (None, [POINTER(moe_muon_config), c_size_t]),
     "moe_adamw_create": (Status, [
         POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_sgd_create": (Status, [
         POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_muon_create": (Status, [
+        POINTER(moe_context), POINTER(moe_muon_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
@@ -971,44 +1105,44 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_mapping_free": (None, [POINTER(moe_mapping)]),
     "moe_mapping_data": (Status, [POINTER(moe_mapping), c_void_p]),
     "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
+    "moe_norm_config_init": (None, [POINTER(moe_norm_config), c_size_t]),
     "moe_norm_forward": (Status, [
-        POINTER(moe_context), c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_double, c_void_p,
-        c_void_p,
+        POINTER(moe_context), POINTER(moe_norm_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
     "moe_norm_backward": (Status, [
-        POINTER(moe_context), c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_context), POINTER(moe_norm_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
         c_void_p, c_void_p,
     ]),
+    "moe_linear_config_init": (None, [POINTER(moe_linear_config), c_size_t]),
     "moe_linear_forward": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p,
+        POINTER(moe_context), POINTER(moe_linear_config), c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
     "moe_linear_backward": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_void_p,
-        c_void_p, c_void_p,
+        POINTER(moe_context), POINTER(moe_linear_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p,
     ]),
-    "moe_rotate": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64,
-        c_double, c_int32,
-    ]),
+    "moe_rotary_config_init": (None, [POINTER(moe_rotary_config), c_size_t]),
+    "moe_rotate": (Status, [POINTER(moe_context), POINTER(moe_rotary_config), c_void_p]),
     "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
     "moe_attention_forward": (Status, [
         POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
+    "moe_attention_gradients_init": (None, [POINTER(moe_attention_gradients), c_size_t]),
     "moe_attention_backward": (Status, [
         POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
-        c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_attention_gradients),
     ]),
+    "moe_embedding_config_init": (None, [POINTER(moe_embedding_config), c_size_t]),
     "moe_embedding_forward": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64,
-        c_int64, c_void_p,
+        POINTER(moe_context), POINTER(moe_embedding_config), c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
     "moe_embedding_backward": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64,
-        c_int64, c_int64,
+        POINTER(moe_context), POINTER(moe_embedding_config), c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
+    "moe_cross_entropy_config_init": (None, [POINTER(moe_cross_entropy_config), c_size_t]),
     "moe_cross_entropy": (Status, [
-        POINTER(moe_context), c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int64, c_void_p, c_int32,
-        c_double, c_double, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_context), POINTER(moe_cross_entropy_config), c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p,
     ]),
     "moe_model_config_init": (None, [POINTER(moe_model_config), c_size_t]),
     "moe_encoder_layer_config_init": (None, [POINTER(moe_model_config), c_size_t]),

@@ -51,19 +51,21 @@ def rotate(
         D is odd, or a number is out of range.
     """
     n_sequences, length, n_heads, head_size = _shape("x", x)
-    lib.moe_rotate(
-        handle_of(context),
-        _rows("x", x, write=True)[0],
-        n_sequences * length,
-        n_heads,
-        head_size,
-        _rows("x", x)[1],
-        check.address("positions", positions, (n_sequences, length), dtype="i64"),
-        length,
-        check.integer("first_position", first_position, ctypes.c_int64),
-        check.number("theta", theta),
-        check.flag("inverse", inverse),
+    place, stride = _rows("x", x, write=True)
+    config = fields.filled(
+        abi.moe_rotary_config,
+        {"T": (n_sequences, length)},
+        n_tokens=n_sequences * length,
+        n_heads=n_heads,
+        head_size=head_size,
+        stride=stride,
+        sequence_length=length,
+        first_position=first_position,
+        positions=positions,
+        theta=theta,
+        inverse=inverse,
     )
+    lib.moe_rotate(handle_of(context), ctypes.byref(config), place)
 
 
 def attention(
@@ -168,9 +170,12 @@ def attention_backward(
             wanted = getattr(config, f"{name}_stride")
             raise InvalidArgumentError(f"d{name}: rows lie {stride} floats apart, but {wanted} in {name}")
     sums = check.address("log_sums", log_sums, (n_sequences, n_heads, length))
-    places.insert(4, sums or 0)
-    handle = handle_of(context)
-    lib.moe_attention_backward(handle, ctypes.byref(config), *places)
+    gradients = abi.moe_attention_gradients(
+        doutput=places[4], dquery=places[5], dkey=places[6], dvalue=places[7]
+    )
+    lib.moe_attention_backward(
+        handle_of(context), ctypes.byref(config), *places[:4], sums, ctypes.byref(gradients)
+    )
     return into
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 
 from .. import words
@@ -48,15 +50,18 @@ def norm(
     """
     tokens, width = matrix("x", x)
     y, statistics = np.empty_like(x), np.empty((tokens, 2), np.float32)
+    config = abi.moe_norm_config(
+        n_tokens=tokens,
+        hidden_size=width,
+        epsilon=check.number("epsilon", epsilon),
+        norm=check.choice("kind", kind, abi.NORM),
+    )
     lib.moe_norm_forward(
         handle_of(context),
-        check.choice("kind", kind, abi.NORM),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        width,
         check.address("weight", weight, (width,)),
         check.address("bias", bias, (width,)),
-        check.number("epsilon", epsilon),
         y.ctypes.data,
         statistics.ctypes.data,
     )
@@ -78,12 +83,13 @@ def norm_backward(
     """Return the gradient of :func:`norm` in x; add those in weight and bias to ``dweight`` and ``dbias``."""
     tokens, width = matrix("x", x)
     dx = np.empty_like(x)
+    config = abi.moe_norm_config(
+        n_tokens=tokens, hidden_size=width, norm=check.choice("kind", kind, abi.NORM)
+    )
     lib.moe_norm_backward(
         handle_of(context),
-        check.choice("kind", kind, abi.NORM),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        width,
         check.address("weight", weight, (width,)),
         check.address("statistics", statistics, (tokens, 2)),
         check.address("dy", dy, x.shape),
@@ -112,14 +118,12 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     tokens, inputs = matrix("x", x)
     outputs, dtype = weight_of(weight, inputs)
     y = np.empty((tokens, outputs), np.float32)
+    config = abi.moe_linear_config(n_tokens=tokens, inputs=inputs, outputs=outputs, weight_dtype=dtype)
     lib.moe_linear_forward(
         handle_of(context),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
         weight.ctypes.data,
-        dtype,
         check.address("bias", bias, (outputs,)),
         y.ctypes.data,
     )
@@ -140,14 +144,12 @@ def linear_backward(
     tokens, inputs = matrix("x", x)
     outputs, dtype = weight_of(weight, inputs)
     dx = np.empty_like(x)
+    config = abi.moe_linear_config(n_tokens=tokens, inputs=inputs, outputs=outputs, weight_dtype=dtype)
     lib.moe_linear_backward(
         handle_of(context),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        inputs,
-        outputs,
         weight.ctypes.data,
-        dtype,
         check.address("dy", dy, (tokens, outputs)),
         dx.ctypes.data,
         check.address("dweight", dweight, (outputs, inputs), write=True),

@@ -48,17 +48,20 @@ def embedding(
     n_sequences, length = _tokens(tokens)
     places = 0 if positions is None else matrix("positions", positions)[0]
     y = np.empty((n_sequences, length, width), np.float32)
+    config = abi.moe_embedding_config(
+        n_tokens=tokens.size,
+        hidden_size=width,
+        n_rows=rows,
+        n_positions=places,
+        sequence_length=length,
+        first_position=check.integer("first_position", first_position, ctypes.c_int64),
+    )
     lib.moe_embedding_forward(
         handle_of(context),
+        ctypes.byref(config),
         tokens.ctypes.data,
-        tokens.size,
-        width,
         table.ctypes.data,
-        rows,
         check.address("positions", positions, (places, width)),
-        places,
-        max(length, 1),
-        check.integer("first_position", first_position, ctypes.c_int64),
         y.ctypes.data,
     )
     return y
@@ -85,18 +88,21 @@ def embedding_backward(
         raise InvalidArgumentError("n_rows: is needed without dtable; give the rows of the table")
     rows = n_rows if dtable is None else matrix("dtable", dtable)[0]
     places = 0 if dpositions is None else matrix("dpositions", dpositions)[0]
+    config = abi.moe_embedding_config(
+        n_tokens=tokens.size,
+        hidden_size=width,
+        n_rows=check.integer("n_rows", rows, ctypes.c_int64),
+        n_positions=places,
+        sequence_length=length,
+        first_position=check.integer("first_position", first_position, ctypes.c_int64),
+    )
     lib.moe_embedding_backward(
         handle_of(context),
+        ctypes.byref(config),
         tokens.ctypes.data,
-        tokens.size,
-        width,
         check.address("dy", dy, (n_sequences, length, width)),
         check.address("dtable", dtable, (rows or 0, width), write=True),
-        check.integer("n_rows", rows, ctypes.c_int64),
         check.address("dpositions", dpositions, (places, width), write=True),
-        places,
-        max(length, 1),
-        check.integer("first_position", first_position, ctypes.c_int64),
     )
 
 
@@ -149,18 +155,21 @@ def cross_entropy(
     tokens, width = matrix("x", x)
     vocabulary, dtype = weight_of(weight, width)
     loss, counted = ctypes.c_double(), ctypes.c_int64()
+    config = abi.moe_cross_entropy_config(
+        n_tokens=tokens,
+        hidden_size=width,
+        vocabulary_size=vocabulary,
+        weight_dtype=dtype,
+        ignore_index=check.integer("ignore_index", ignore_index, ctypes.c_int32),
+        label_smoothing=check.number("label_smoothing", label_smoothing),
+        d_loss=check.number("d_loss", d_loss),
+    )
     lib.moe_cross_entropy(
         handle_of(context),
+        ctypes.byref(config),
         x.ctypes.data,
-        tokens,
-        width,
         weight.ctypes.data,
-        dtype,
-        vocabulary,
         check.address("targets", targets, (tokens,), dtype="i32"),
-        check.integer("ignore_index", ignore_index, ctypes.c_int32),
-        check.number("label_smoothing", label_smoothing),
-        check.number("d_loss", d_loss),
         ctypes.byref(loss),
         ctypes.byref(counted),
         check.address("token_losses", token_losses, (tokens,), write=True),

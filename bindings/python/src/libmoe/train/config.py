@@ -73,7 +73,10 @@ class Settings:
     sequence_length: int = _setting(128, "training", "tokens of a sequence, S")
     sequences: int = _setting(8, "training", "sequences of one forward")
     accumulate: int = _setting(1, "training", "forwards whose gradients make one step")
-    learning_rate: float = _setting(1e-3, "training", "of AdamW, the highest")
+    optimizer: str = _setting(
+        "adamw", "training", "who steps; muon: matrices, and AdamW all else", ("adamw", "muon")
+    )
+    learning_rate: float = _setting(1e-3, "training", "the highest")
     schedule: ScheduleKind = _setting(
         "cosine", "training", "how it falls after the warm-up", get_args(ScheduleKind)
     )
