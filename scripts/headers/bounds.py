@@ -118,8 +118,10 @@ def _number(headers: Headers, place: str, field: Field, text: str) -> str | None
     if "[0, 1]" in text:
         return "fraction({})"
     above = re.search(r"(?<![-=])> (\d+)", text)
-    if least or above:
-        if may_be_0:
-            return "number({}, atLeast: 0)"
-        return f"number({{}}, atLeast: {least[1]})" if least else f"number({{}}, above: {above[1]})"
+    if (least or above) and may_be_0:
+        return "number({}, atLeast: 0)"
+    if least:
+        return f"number({{}}, atLeast: {least[1]})"
+    if above:
+        return f"number({{}}, above: {above[1]})"
     return "finite({})" if re.search(r"\bfinite\b", text) else None
