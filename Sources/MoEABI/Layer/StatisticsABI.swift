@@ -71,7 +71,7 @@ extension Statistics.Scalars {
 }
 
 extension moe_report {
-  fileprivate mutating func set(_ call: Statistics.Scalars, _ load: Load) {
+  fileprivate mutating func set(_ call: Statistics.Scalars) {
     balance_loss = Float(call.balanceLoss)
     z_loss = Float(call.zLoss)
     aux_loss = Float(call.auxLoss)
