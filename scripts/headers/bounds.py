@@ -3,7 +3,7 @@
 An int32_t is what meaning.py says.  Of other numbers the comment says it in one of these ways, and without
 one any number will do by itself:
 
-    1 to 2^31 - 1      whole, both included; 0 too where "0 =", "0 or", "0 with" or "0 for" follows
+    1 to 2^31 - 1      whole numbers, both included; 0 too where "0 =", "0 or", "0 with" or "0 for" follows
     at most 16         0 to 16
     at least 1, >= 1   and finite; 0 too where "0 =" or "else 0" follows, or "of MOE_..." comes before
     > 0                likewise
@@ -23,12 +23,8 @@ from . import meaning
 from .meaning import Kind
 from .reader import Field, Headers, Struct, refuse
 
-_FILLED = {
-    "moe_tensor",
-    "moe_stored_tensor",
-    "moe_report",
-    "moe_plan",
-}  # by the library, or looked at one by one
+# By the library, or looked at one by one.
+_FILLED = {"moe_tensor", "moe_stored_tensor", "moe_report", "moe_plan"}
 _WHOLE = {"int32_t", "int64_t"}
 _LAST = {"int32_t": 2**31 - 1, "int64_t": 2**63 - 1}
 
@@ -39,7 +35,8 @@ def swift(headers: Headers) -> str:
         "import CMoE",
         "import MoE",
         "",
-        "// What fields may be by themselves. Written by scripts/abi from include/*.h; do not edit.",
+        "// What fields may be by themselves. Written by scripts/abi from the comments in include/*.h; "
+        "do not edit.",
     ]
     given = _given(headers)
     for struct in headers.structs.values():
@@ -105,9 +102,8 @@ def _number(headers: Headers, place: str, field: Field, text: str) -> str | None
             first = int(least[1])
         else:
             return None
-        named = (
-            headers.macros[name].value for name in re.findall(r"\bMOE_\w+", text) if name in headers.macros
-        )
+        names = [name for name in re.findall(r"\bMOE_\w+", text) if name in headers.macros]
+        named = (headers.macros[name].value for name in names)
         special = [int(value.strip("()")) for value in named if re.fullmatch(r"\(-\d+\)", value)]
         first = min([first, *special, *([0] if may_be_0 else [])])
         if first > last:

@@ -1,7 +1,7 @@
 import CMoE
 import MoE
 
-// What fields may be by themselves. Written by scripts/abi from include/*.h; do not edit.
+// What fields may be by themselves. Written by scripts/abi from the comments in include/*.h; do not edit.
 
 extension moe_context_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
