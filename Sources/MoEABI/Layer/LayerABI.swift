@@ -70,4 +70,3 @@ public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe
     try layer.pointee.prepare(preparation)
   }
 }
-
