@@ -21,7 +21,7 @@
  *
  * Rules that hold everywhere
  *   Arrays     are row-major without gaps, [rows, columns], aligned to their element.  They are float32, except where
- *              a moe_dtype makes them bfloat16.  What a call writes (outputs, reports, gradients, memory it was lent)
+ *              a moe_dtype makes them another.  What a call writes (outputs, reports, gradients, memory it was lent)
  *              shares no memory with anything else that it reads or writes, unless the comment says so: INVALID_ARGUMENT
  *              names both.  Inputs may overlap.
  *   Sizes      are int64_t counts of elements, or size_t counts of bytes.
@@ -50,8 +50,9 @@
  * [V-MoE 2021] arXiv:2106.05974; [Hash 2021] arXiv:2106.04426; [Expert choice 2022] arXiv:2202.09368;
  * [DeepSpeed-MoE 2022] arXiv:2201.05596; [MoE++ 2024] arXiv:2410.07348; [GELU 2016] arXiv:1606.08415;
  * [SGDR 2017] arXiv:1608.03983 cosine schedule; [1cycle 2017] arXiv:1708.07120; [ZClip 2025] arXiv:2504.02507;
- * [AdamW 2019] arXiv:1711.05101; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
- * [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
+ * [AdamW 2019] arXiv:1711.05101; [Muon 2024] Jordan et al., Muon: an optimizer for hidden layers in neural networks;
+ * [Moonlight 2025] arXiv:2502.16982; [Philox 2011] Salmon et al., SC'11; [Zamirai 2020] arXiv:2010.06192 bfloat16 training;
+ * [ReMoE 2024] arXiv:2412.14711 ReLU routing; [Sparse upcycling 2023] arXiv:2212.05055; [MX 2023] OCP Microscaling Formats 1.0.
  */
 #ifndef MOE_H
 #define MOE_H
@@ -291,8 +292,8 @@ MOE_API MOE_CHECK moe_status moe_profile_events(const moe_context *context, int6
 typedef enum moe_dtype {
   MOE_DTYPE_F32 = 0, /**< IEEE 754 binary32 */
   MOE_DTYPE_BF16 = 1, /**< bfloat16, the upper half of a float32, as uint16_t */
+  MOE_DTYPE_F16 = 2, /**< IEEE 754 binary16, as uint16_t */
   /* Of tensors in checkpoints alone: */
-  MOE_DTYPE_F16 = 2, /**< IEEE 754 binary16 */
   MOE_DTYPE_F64 = 3, /**< IEEE 754 binary64 */
   MOE_DTYPE_I64 = 4,
   MOE_DTYPE_I32 = 5,
@@ -306,14 +307,20 @@ typedef enum moe_dtype {
   MOE_DTYPE_F8_E4M3 = 13, /**< one byte, as the next two */
   MOE_DTYPE_F8_E5M2 = 14,
   MOE_DTYPE_F8_E8M0 = 15,
-  MOE_DTYPE_OTHER = 16    /**< a type that this library does not know (F4, F6_E2M3, C64, F8_E4M3FNUZ ...): bytes under a name */
+  MOE_DTYPE_OTHER = 16,   /**< a type that this library does not know: bytes under a name */
+  MOE_DTYPE_F4 = 17,      /**< 4 bits, two in a byte */
+  MOE_DTYPE_F6_E2M3 = 18, /**< 6 bits, four in three bytes, as the next one */
+  MOE_DTYPE_F6_E3M2 = 19,
+  MOE_DTYPE_C64 = 20,        /**< two F32 */
+  MOE_DTYPE_F8_E4M3FNUZ = 21, /**< one byte, as the next one */
+  MOE_DTYPE_F8_E5M2FNUZ = 22
 } moe_dtype;
 
 /** A parameter or a tensor of the caller's: its name, its shape, and where its values and its gradient are. */
 typedef struct moe_tensor {
   size_t struct_size;
   const char *name; /**< for messages; may be NULL in tensors of the caller's */
-  int32_t dtype;    /**< MOE_DTYPE_F32 or BF16 */
+  int32_t dtype;    /**< MOE_DTYPE_F32, BF16 or F16 */
   int32_t rank;     /**< a number of dimensions, 1 to 4 */
   int64_t shape[4];   /**< elements per dimension; entries from `rank` on are not read */
   int64_t strides[4]; /**< in elements; this version reports and accepts row-major without gaps (or all 0) only */
@@ -365,8 +372,14 @@ typedef enum moe_router {
   MOE_ROUTER_SINKHORN = 4,      /**< in training the K best of the softmax after Sinkhorn's iteration towards equal loads
                                      (tolerance 1e-4, epsilon 1e-8, at most 100 times), as Megatron-Core; the
                                      iteration decides and does not weigh.  In evaluation as TOKEN_CHOICE. */
-  MOE_ROUTER_EXTERNAL = 5       /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
+  MOE_ROUTER_EXTERNAL = 5,      /**< no gate: the caller gives indices and weights in moe_forward_options, and gets the
                                      weights' gradient from moe_backward_options */
+  MOE_ROUTER_RELU = 6           /**< each token takes the experts with positive logits, the largest first and K at most,
+                                     weighed by relu(z) [ReMoE 2024]; a token may get 0 to K experts.  Needs
+                                     MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES; the paper's weights are as they
+                                     are, MOE_NORMALIZE_NONE, its K is n_experts, and a loss, MOE_LOSS_L1_BALANCED, brings
+                                     the experts of a token down to the wanted number.  Memory is planned for K rows a
+                                     token: a smaller K bounds it. */
 } moe_router;
 
 /** Noise on the logits, in training. */
@@ -476,8 +489,13 @@ typedef enum moe_loss {
   MOE_LOSS_TUTEL_IMPORTANCE_LOAD = 15, /**< (CV^2 of the sums of probabilities + LOAD) / 2; balanced 0 */
   MOE_LOSS_Z = 16,                 /**< mean of logsumexp^2 [ST-MoE 2022] */
   MOE_LOSS_Z_SWITCH = 17,          /**< sum of logsumexp^2 / T, T with masked tokens (Switch in transformers) */
-  MOE_LOSS_BALANCE_POSITIVE = 18   /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
+  MOE_LOSS_BALANCE_POSITIVE = 18,  /**< as BALANCE, but f_e counts the tokens in which e has a weight above 0: not the choices
                                         that were dropped, or that weigh nothing */
+  MOE_LOSS_L1 = 19,                /**< sum over e of W_e, W_e the mean over tokens of the weight of e: of MOE_ROUTER_RELU
+                                        the L1 norm, which makes its experts few */
+  MOE_LOSS_L1_BALANCED = 20        /**< sum over e of g_e W_e, g_e = E times the share of e in all choices with a weight above
+                                        0: experts in demand are brought down harder [ReMoE 2024].  The paper divides by the
+                                        wanted number of experts in place of the mean one */
 } moe_loss;
 
 /** A loss of moe_layer_config.losses. */
@@ -576,7 +594,7 @@ typedef struct moe_layer_config {
   int64_t n_experts;      /**< E, 1 to 2^31 - 1 */
   int64_t top_k;          /**< K, 1 to 2^31 - 1, and no more than E */
   uint64_t seed;          /**< of the initial parameters and of all that is random */
-  int32_t io_dtype;       /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with either weight_dtype */
+  int32_t io_dtype;       /**< MOE_DTYPE_F32 or BF16, of x, y, dy and dx; goes with any weight_dtype */
   int32_t inference_only; /**< 1 = no memory for gradients; backward is refused */
   int32_t unallocated;    /**< a sum of moe_unallocated; EXPERT_GRADIENTS not with inference_only */
   int32_t output_bias;    /**< 1 = a parameter output.bias [H], 0 at first, added to y (JetMoE) */
@@ -588,7 +606,7 @@ typedef struct moe_layer_config {
   int32_t expert_kind;                   /**< a moe_expert_kind */
   int32_t activation;                    /**< a moe_activation; 0 for linear experts */
   int32_t expert_bias;                   /**< a moe_bias */
-  int32_t weight_dtype;                  /**< MOE_DTYPE_F32 or BF16, of the experts' weight matrices; BF16: see below */
+  int32_t weight_dtype;                  /**< MOE_DTYPE_F32, BF16 or F16, of the experts' weight matrices: see below */
   float dropout;                         /**< share of the experts' inner activations dropped in training, [0, 1) */
   float glu_limit;                       /**< L of gated experts, >= 0; 0 = no clamps; see below */
   float glu_alpha;                       /**< of gated experts with SILU, >= 0; 0 = 1: act(v) = v / (1 + exp(-glu_alpha v)) */
@@ -698,6 +716,10 @@ typedef struct moe_layer_config {
  * same bits then come on every run, for every n_threads, prepared or not, and for a token's y and dx whatever other tokens
  * are in the call; but not those of the other instruction sets, and gradients of weights agree only to rounding when
  * tokens are divided into other calls.
+ * weight_dtype F16: the parameters of rank 3 are binary16, and nothing else is.  Products read each weight as the float32 of
+ * the same value, so that every bit is that of a layer with these values in float32, prepared or not.  Values come to it
+ * rounded (nearest, ties to even), beyond 65504 by half a step and more as infinity; gradients are float32, and optimisers
+ * keep the values in float32.
  * io_dtype BF16: x and dy are widened on the way in, which is exact, and y and dx are rounded on the way out. */
 
 #define MOE_LAYER_CONFIG_INIT \
@@ -716,7 +738,7 @@ MOE_API void moe_layer_config_init(moe_layer_config *config, size_t struct_size)
  *  sqrt(6 / (fan_in + fan_out)) (Xavier), each expert by itself.  Biases: uniform within 1/sqrt(fan_in), as PyTorch does.
  *  The coarse gate and that of shared experts as the router; other parameters as they are described where they are turned on.
  *  Numbers come from Philox4x32-10 keyed by (seed, tensor, element): the same seed gives the same bits everywhere.
- *  Bfloat16 weights are those numbers rounded.
+ *  Weights of other types are those numbers rounded.
  *  @param context [in] is kept alive by the layer.
  *  @param config  [in]
  *  @param out     [out] free it with moe_layer_free.
@@ -789,12 +811,22 @@ MOE_API MOE_CHECK moe_status moe_layer_zero_grad(moe_layer *layer);
 MOE_API MOE_CHECK moe_status moe_layer_update_selection_bias(moe_layer *layer, const int64_t *tokens_per_expert,
                                                              float rate, int32_t zero_sum);
 
+/** Set the coefficient of one of config.losses, for the forward calls to come.  Sparse routing [ReMoE 2024] begins with 1e-8
+ *  for MOE_LOSS_L1_BALANCED and, after each optimiser step, multiplies it by 1.2 where the tokens used more experts on
+ *  average than wanted (the reports' counts added up, divided by n_valid), and divides it by 1.2 where they used fewer.
+ *  The number is yours to keep: neither checkpoints nor training states hold it.
+ *  @param term        [in] a number, 0 to n_losses - 1
+ *  @param coefficient [in] >= 0
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_layer_set_loss_coefficient(moe_layer *layer, int32_t term, float coefficient);
+
 /** In which form moe_layer_prepare keeps the experts' weights. */
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */
-  MOE_PREPARED_F32 = 1,  /**< float32 weights as they are: forward gives the same bits; not for bfloat16 weights */
+  MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
   MOE_PREPARED_BF16 = 2  /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
-                              BF16: of this one, or of one with these float32 weights rounded; then only without a tape */
+                              BF16: of this one, or of one with these weights rounded; then only without a tape */
 } moe_prepared;
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
@@ -1080,7 +1112,7 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and float32 weights prepared in bfloat16 or an offloaded layer; a parameter
+ *          since moe_layer_prepare; a tape, and other weights prepared in bfloat16 or an offloaded layer; a parameter
  *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
  *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
@@ -1203,11 +1235,11 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  * ---------------------------------------------------------------------------------------------------------- */
 
 /* moe_optimizer: moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
- *  Of BF16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
- *  `data`, rounded, so that steps add up which are smaller than bfloat16 resolves.  A value in `data` that is not the one
+ *  Of BF16 and F16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
+ *  `data`, rounded, so that steps add up which are smaller than the type resolves.  A value in `data` that is not the one
  *  the last step wrote (you have set it since) is taken over first.
  *
- *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD one).  With state_dtype MOE_DTYPE_BF16 it is 2,
+ *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD and Muon one).  With state_dtype MOE_DTYPE_BF16 it is 2,
  *  half of it; a step computes in float32 and rounds the new moments up or down by chance, with the mean right
  *  [Zamirai 2020]: the nearest bfloat16 of v would mostly be the old one, since beta2 v differs from v by less than half a
  *  step.  Each moment then has a relative error of up to 2^-7 (AdamW's updates, of some 0.3 %, which average out).
@@ -1246,9 +1278,38 @@ typedef struct moe_sgd_config {
 
 #define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
 
-/** Fill with PyTorch's defaults, as the macros do.  NULL is ignored. */
+/** Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices; AdamW for all else.  Of each matrix by itself,
+ *  with r rows and c columns:
+ *    v = momentum v + g;   u = g + momentum v;   p -= lr * weight_decay * p;   p -= lr * 0.2 sqrt(max(r, c)) * O(u)
+ *  O(u) is u with all its singular values brought near 1: X = u / (|u| + 1e-7) in the 2-norm of all elements, transposed if
+ *  r > c, then five times, in float32,
+ *    A = X X^T;   X = 3.4445 X + (-4.7750 A + 2.0315 A A) X
+ *  A tensor [E,r,c] is E matrices, one of [a,b,r,c] a * b.  A matrix has one moment, v; other tensors have AdamW's two, with
+ *  the same lr and weight_decay.  The iteration has memory of its own, made with the optimiser: with m the smaller of r
+ *  and c, 8 (r c + m^2) bytes of its largest matrix, and some for each thread.  Its products are the library's own, and
+ *  have the same bits in every context. */
+typedef struct moe_muon_config {
+  size_t struct_size;
+  double learning_rate;      /**< >= 0, of both */
+  double momentum;           /**< [0, 1), of matrices */
+  double beta1;              /**< [0, 1), of AdamW */
+  double beta2;              /**< [0, 1), of AdamW */
+  double epsilon;            /**< > 0, of AdamW */
+  double weight_decay;       /**< >= 0, decoupled, of both */
+  const uint8_t *by_adamw;   /**< nullable, [count] one for each tensor: 1 = AdamW's, 0 = Muon's, with two dimensions at least.
+                                  NULL = AdamW's are tensors of one dimension; those whose names end with bias or constant;
+                                  and embed.weight, positions.weight and output.weight, a model's ends */
+  int32_t state_dtype;       /**< of the moments: MOE_DTYPE_F32 or BF16, see moe_optimizer */
+  int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
+  uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+} moe_muon_config;
+
+#define MOE_MUON_CONFIG_INIT { sizeof(moe_muon_config), 1e-3, 0.95, 0.9, 0.95, 1e-8, 0.1, NULL, MOE_DTYPE_F32, 0, 0 }
+
+/** Fill with the defaults of PyTorch, those of Muon with [Moonlight 2025]'s, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
 MOE_API void moe_sgd_config_init(moe_sgd_config *config, size_t struct_size);
+MOE_API void moe_muon_config_init(moe_muon_config *config, size_t struct_size);
 
 /** Create an optimiser for `count` tensors, its moments 0.
  *  @param context [in] is kept alive
@@ -1262,6 +1323,8 @@ MOE_API MOE_CHECK moe_status moe_adamw_create(moe_context *context, const moe_ad
                                               const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 MOE_API MOE_CHECK moe_status moe_sgd_create(moe_context *context, const moe_sgd_config *config,
                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
+MOE_API MOE_CHECK moe_status moe_muon_create(moe_context *context, const moe_muon_config *config,
+                                             const moe_tensor *tensors, int64_t count, moe_optimizer **out);
 
 /** Free an optimiser; NULL is a no-op. */
 MOE_API void moe_optimizer_free(moe_optimizer *optimizer);
@@ -1300,7 +1363,7 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_clipped(moe_optimizer *optimizer
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *optimizer, double learning_rate);
 
-/** Set AdamW's beta1, or SGD's momentum, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
+/** Set AdamW's beta1, or the momentum of SGD or Muon, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
  *  step t, as torch.optim.AdamW does.
  *  @param momentum [in] [0, 1)
  *  @return MOE_OK, INVALID_ARGUMENT. */
@@ -1448,7 +1511,7 @@ typedef struct moe_stored_tensor {
   const void *data; /**< at any address, which need not be a multiple of the element's size: published files have such
                          tensors.  moe_checkpoint_read_tensor makes an aligned copy */
   size_t size;      /**< bytes; 0 where taken = what dtype and shape come to.  Of MOE_DTYPE_OTHER it is always read */
-  const char *dtype_name; /**< as the file has it, "BF16" or "F4"; taken with MOE_DTYPE_OTHER alone, which wants it */
+  const char *dtype_name; /**< as the file has it, "BF16" or "F8_E4M3"; taken with MOE_DTYPE_OTHER alone, which wants it */
 } moe_stored_tensor;
 
 #define MOE_STORED_TENSOR_INIT { sizeof(moe_stored_tensor), NULL, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, NULL, 0, NULL }
@@ -1566,8 +1629,8 @@ typedef enum moe_layout {
  *  @param checkpoint   [in]
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
- *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded to
- *  bfloat16 (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
+ *  F32, F16 and BF16 tensors, and MXFP4 where the layout has it, become the parameters' type: exactly, or rounded
+ *  (nearest, ties to even).  All of the layer's parameters must be there with its dimensions.  What the checkpoint
  *  has for this layer beyond them is refused by name, so that nothing is lost without a word: an expert more, a bias, a
  *  shared expert, a scale of quantised weights, an adapter, or what the layout does not know; the message says what would
  *  use it.  Gradients stay as they are.  Wants the layer for itself; prepare it again afterwards.  Takes memory for one
@@ -1635,7 +1698,7 @@ MOE_API MOE_CHECK moe_status moe_layer_offload_statistics(const moe_layer *layer
  *  @param path         [in]
  *  @param layout       [in] a moe_layout
  *  @param layer_number [in] >= 0, or MOE_NO_LAYER_NUMBER
- *  @param dtype        [in] MOE_DTYPE_F32 or BF16 (rounded), of all but parameters without a gradient, which stay F32
+ *  @param dtype        [in] MOE_DTYPE_F32, BF16 or F16 (rounded), of all but parameters without a gradient, which stay F32
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory), IO, OUT_OF_MEMORY; after an error `path` is as it
  *          was, see moe_checkpoint_write. */
 MOE_API MOE_CHECK moe_status moe_layer_save(const moe_layer *layer, const char *path, int32_t layout,
@@ -1656,7 +1719,7 @@ MOE_API MOE_CHECK moe_status moe_layer_save_prefix(const moe_layer *layer, const
  *  the weights of a token add up to 1, y is then what the dense network gives.
  *  @param layer [in] without expert_groups
  *  @param dense [in] [count], one for each of the layer's parameters experts.X, called X, with the dimensions of one expert:
- *               up.weight [I,H] and so on; F32 or BF16
+ *               up.weight [I,H] and so on; F32, BF16 or F16
  *  @param count [in]
  *  Wants the layer for itself.
  *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
@@ -1668,10 +1731,10 @@ MOE_API MOE_CHECK moe_status moe_layer_upcycle(moe_layer *layer, const moe_tenso
  *    layers.N.X              every parameter X of layer N, in its own dtype; with them warm-up, running statistics of
  *                            normalisation and selection biases
  *    layers.N.seed [1] U64   the key of its random numbers; loading wants a layer with the same
- *    optimizers.N.adamw, .sgd [7] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
+ *    optimizers.N.adamw, .sgd [7], .muon [8] F64   its config's numbers in order, then beta1^t and beta2^t; or 0
  *    optimizers.N.groups [count,2] F64  of each of its tensors, learning_rate_scale and weight_decay
  *    optimizers.N.random [2] U64        seed, and steps taken
- *    optimizers.N.I.master [count] F32  of its tensor I, where that is BF16: its values in float32
+ *    optimizers.N.I.master [count] F32  of its tensor I, where that is not F32: its values in float32
  *    optimizers.N.I.moments [1 or 2,count]  m and v, or v, in state_dtype
  *    statistics.N.counts, .dropped [E] I64, .probability [E] F64, .tokens [2] I64, .sums [5] F64
  *    tensors.N               the data of your own tensor N */

@@ -230,6 +230,19 @@ _Static_assert(offsetof(moe_sgd_config, state_dtype) == 32, "moe_sgd_config.stat
 _Static_assert(offsetof(moe_sgd_config, unallocated_state) == 36, "moe_sgd_config.unallocated_state");
 _Static_assert(offsetof(moe_sgd_config, seed) == 40, "moe_sgd_config.seed");
 
+_Static_assert(sizeof(moe_muon_config) == 80, "moe_muon_config");
+_Static_assert(offsetof(moe_muon_config, struct_size) == 0, "moe_muon_config.struct_size");
+_Static_assert(offsetof(moe_muon_config, learning_rate) == 8, "moe_muon_config.learning_rate");
+_Static_assert(offsetof(moe_muon_config, momentum) == 16, "moe_muon_config.momentum");
+_Static_assert(offsetof(moe_muon_config, beta1) == 24, "moe_muon_config.beta1");
+_Static_assert(offsetof(moe_muon_config, beta2) == 32, "moe_muon_config.beta2");
+_Static_assert(offsetof(moe_muon_config, epsilon) == 40, "moe_muon_config.epsilon");
+_Static_assert(offsetof(moe_muon_config, weight_decay) == 48, "moe_muon_config.weight_decay");
+_Static_assert(offsetof(moe_muon_config, by_adamw) == 56, "moe_muon_config.by_adamw");
+_Static_assert(offsetof(moe_muon_config, state_dtype) == 64, "moe_muon_config.state_dtype");
+_Static_assert(offsetof(moe_muon_config, unallocated_state) == 68, "moe_muon_config.unallocated_state");
+_Static_assert(offsetof(moe_muon_config, seed) == 72, "moe_muon_config.seed");
+
 _Static_assert(sizeof(moe_schedule) == 88, "moe_schedule");
 _Static_assert(offsetof(moe_schedule, struct_size) == 0, "moe_schedule.struct_size");
 _Static_assert(offsetof(moe_schedule, kind) == 8, "moe_schedule.kind");

@@ -95,23 +95,6 @@ import CShims
   }
 }
 
-/// master = x wherever x is not the master rounded.
-@inline(never) func followBF16(_ n: Int, _ x: UnsafePointer<UInt16>, _ master: Target) {
-  var i = 0
-  while i &+ 16 <= n {
-    let (new, old) = (moei_from_bf16(x + i), load(master + i))
-    let rounded = moei_round_to_bf16(old) & 0xFFFF_0000
-    store(master + i, old.replacing(with: new, where: unsafeBitCast(new, to: Words.self) .!= rounded))
-    i &+= 16
-  }
-  while i < n {
-    let rounded = moei_round_to_bf16(load(master + i, 1))[0] & 0xFFFF_0000
-    let new = UInt32(x[i]) << 16
-    if new != rounded { master[i] = Float(bitPattern: new) }
-    i &+= 1
-  }
-}
-
 // MARK: weights
 
 /// panel[p][j] = (w[j][2 p], w[j][2 p + 1]) for `columns` <= 32 rows j of w; the other columns are 0.

@@ -58,10 +58,7 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   public static func create(_ configuration: Context.Configuration) throws(Fault) -> ContextPointer {
     let allocator = configuration.allocator
-    var measure = Arena()
-    _ = ContextParts(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = ContextParts(&arena)
+    let parts = try allocator.make { ContextParts(&$0) }
     let counted = allocator.counting(in: parts.memoryCounts)
     let (context, kernels, info) = (parts.context, parts.kernels, parts.info)
     Self.fill(kernels, atMost: configuration.instructions)
@@ -207,6 +204,16 @@ extension UnsafeMutablePointer where Pointee == Context {
     try withBLAS { () throws(Fault) in try body(scratch.memory) }
   }
 
+  /// Runs `body` with what `layout` cuts out of scratch memory, or of the caller's.
+  @inline(never) func withScratch<Parts>(
+    lent: CallerMemory? = nil, _ layout: (inout Arena) -> Parts, _ body: (Parts) throws(Fault) -> Void
+  ) throws(Fault) {
+    try withScratch(try Arena.bytes(of: layout), lent) { (memory) throws(Fault) in
+      var arena = Arena(memory)
+      try body(layout(&arena))
+    }
+  }
+
   private func withBLAS(_ body: () throws(Fault) -> Void) throws(Fault) {
     let blas = pointee.backend == .openBLAS
     if blas { try OpenBLAS.enter(lanes: lanes) }
@@ -214,7 +221,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     try body()
   }
 
-  /// The same context in other memory, but nobody is asked whether to go on: for stages that must not stop half-way.
+  /// A copy of the context in other memory, in which nobody is asked whether to go on: for stages that must not stop half-way.
   func uncancelled(in memory: ContextPointer) -> ContextPointer {
     memory.initialize(to: pointee)
     memory.pointee.cancel = Cancel()
@@ -231,7 +238,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     }
   }
 
-  /// The same without asking the cancel callback, for work that must not stop half-way.
+  /// Shares out a job as `run` does, but without asking the cancel callback: for work that must not stop half-way.
   func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
     var job = job
     _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())

@@ -74,10 +74,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     moe_sgd_config sgd = MOE_SGD_CONFIG_INIT;
     DISTURB(adamw, 0);
     DISTURB(sgd, 0);
-    if (decide() & 1) {
-      check(moe_adamw_create(context, &adamw, tensors, n_tensors, &optimizer));
-    } else {
-      check(moe_sgd_create(context, &sgd, tensors, n_tensors, &optimizer));
+    moe_muon_config muon = MOE_MUON_CONFIG_INIT;
+    switch (decide() % 3) {
+      case 0: check(moe_adamw_create(context, &adamw, tensors, n_tensors, &optimizer)); break;
+      case 1: check(moe_sgd_create(context, &sgd, tensors, n_tensors, &optimizer)); break;
+      default:
+        DISTURB(muon, offsetof(moe_muon_config, by_adamw));
+        check(moe_muon_create(context, &muon, tensors, n_tensors, &optimizer));
     }
     double norm;
     moe_clip_state state = MOE_CLIP_STATE_INIT;

@@ -1,7 +1,7 @@
 """What fields of the structs may be by themselves: Sources/MoEABI/Boundary/FieldBounds.swift.
 
-An int32_t is what meaning.py says.  Of other numbers the comment says it in one of these ways, and without one any number
-will do by itself:
+An int32_t is what meaning.py says.  Of other numbers the comment says it in one of these ways, and without
+one any number will do by itself:
 
     1 to 2^31 - 1      whole numbers, both included; 0 too where "0 =", "0 or", "0 with" or "0 for" follows
     at most 16         0 to 16
@@ -23,7 +23,8 @@ from . import meaning
 from .meaning import Kind
 from .reader import Field, Headers, Struct, refuse
 
-_FILLED = {"moe_tensor", "moe_stored_tensor", "moe_report", "moe_plan"}  # by the library, or looked at one by one
+# By the library, or looked at one by one.
+_FILLED = {"moe_tensor", "moe_stored_tensor", "moe_report", "moe_plan"}
 _WHOLE = {"int32_t", "int64_t"}
 _LAST = {"int32_t": 2**31 - 1, "int64_t": 2**63 - 1}
 
@@ -34,7 +35,8 @@ def swift(headers: Headers) -> str:
         "import CMoE",
         "import MoE",
         "",
-        "// What fields may be by themselves. Written by scripts/abi from the comments in include/*.h; do not edit.",
+        "// What fields may be by themselves. Written by scripts/abi from the comments in include/*.h; "
+        "do not edit.",
     ]
     given = _given(headers)
     for struct in headers.structs.values():
@@ -100,7 +102,8 @@ def _number(headers: Headers, place: str, field: Field, text: str) -> str | None
             first = int(least[1])
         else:
             return None
-        named = (headers.macros[name].value for name in re.findall(r"\bMOE_\w+", text) if name in headers.macros)
+        names = [name for name in re.findall(r"\bMOE_\w+", text) if name in headers.macros]
+        named = (headers.macros[name].value for name in names)
         special = [int(value.strip("()")) for value in named if re.fullmatch(r"\(-\d+\)", value)]
         first = min([first, *special, *([0] if may_be_0 else [])])
         if first > last:
@@ -111,8 +114,10 @@ def _number(headers: Headers, place: str, field: Field, text: str) -> str | None
     if "[0, 1]" in text:
         return "fraction({})"
     above = re.search(r"(?<![-=])> (\d+)", text)
-    if least or above:
-        if may_be_0:
-            return "number({}, atLeast: 0)"
-        return f"number({{}}, atLeast: {least[1]})" if least else f"number({{}}, above: {above[1]})"
+    if (least or above) and may_be_0:
+        return "number({}, atLeast: 0)"
+    if least:
+        return f"number({{}}, atLeast: {least[1]})"
+    if above:
+        return f"number({{}}, above: {above[1]})"
     return "finite({})" if re.search(r"\bfinite\b", text) else None

@@ -204,6 +204,44 @@ static inline __attribute__((always_inline)) void moei_store_upper_halves(moei_u
 static inline __attribute__((always_inline)) void moei_to_bf16(moei_f32x16 v, uint16_t *p) {
   moei_store_upper_halves(moei_round_to_bf16(v), p);
 }
+/* binary16: exact one way, to the nearest (even in a tie) the other way, beyond 65504 by a half step and more to infinity; a
+ * NaN becomes a quiet one with the same payload, or as much of it as there is room for. */
+#if defined(__F16C__) || defined(__aarch64__)
+typedef _Float16 moei_f16x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) moei_f32x16 moei_from_f16(moei_u16x16 half) {
+  return __builtin_convertvector((moei_f16x16)half, moei_f32x16);
+}
+static inline __attribute__((always_inline)) moei_u16x16 moei_to_f16(moei_f32x16 v) {
+  return (moei_u16x16)__builtin_convertvector(v, moei_f16x16);
+}
+#else
+static inline __attribute__((always_inline)) moei_f32x16 moei_from_f16(moei_u16x16 half) {
+  moei_u32x16 words = __builtin_convertvector(half, moei_u32x16);
+  moei_u32x16 rest = (words & 0x7FFF) << 13; /* exponent and fraction where float32 has them */
+  moei_u32x16 small = (moei_u32x16)((words & 0x7C00) == 0);
+  moei_u32x16 special = (moei_u32x16)((words & 0x7C00) == 0x7C00);
+  moei_u32x16 quiet = (moei_u32x16)((words & 0x7FFF) > 0x7C00) & 0x400000;
+  /* A denormal as the fraction of 2^-14, which is then taken away: no denormal float32 comes up. */
+  const moei_u32x16 least = 113 << 23;
+  moei_u32x16 denormal = (moei_u32x16)((moei_f32x16)(rest + least) - (moei_f32x16)least);
+  moei_u32x16 magnitude = (small & denormal) | (special & (rest | 0x7F800000 | quiet)) |
+                          (~(small | special) & (rest + (112 << 23)));
+  return (moei_f32x16)(magnitude | (words & 0x8000) << 16);
+}
+static inline __attribute__((always_inline)) moei_u16x16 moei_to_f16(moei_f32x16 v) {
+  moei_u32x16 bits = (moei_u32x16)v & 0x7FFFFFFF;
+  moei_u32x16 nan = (moei_u32x16)(bits > 0x7F800000);
+  moei_u32x16 large = (moei_u32x16)(bits >= 0x477FF000); /* 65520 */
+  moei_u32x16 small = (moei_u32x16)(bits < 0x38800000);  /* 2^-14 */
+  /* Beside 2^-1 a step of float32 is the smallest number of binary16: the sum rounds. */
+  const moei_u32x16 step = 126 << 23;
+  moei_u32x16 denormal = (moei_u32x16)((moei_f32x16)(bits & small) + (moei_f32x16)step) - step;
+  moei_u32x16 normal = (bits - (112 << 23) + 0xFFF + (bits >> 13 & 1)) >> 13;
+  moei_u32x16 half = (nan & (0x7E00 | (bits >> 13 & 0x3FF))) | (~nan & large & 0x7C00) | (small & denormal) |
+                     (~(large | small) & normal);
+  return __builtin_convertvector(half | ((moei_u32x16)v >> 16 & 0x8000), moei_u16x16);
+}
+#endif
 /* Words whose lower and upper halves are a and b. */
 static inline __attribute__((always_inline)) moei_u32x16 moei_pair(const uint16_t *a, const uint16_t *b) {
   moei_u16x16 low, high;
@@ -419,8 +457,8 @@ typedef struct moei_kernels {
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
   /* rounded up or down so that the mean is x, by 16 bits of each word, from bit `shift` on: 0 or 16 */
   void (*to_bf16_by_chance)(int64_t n, const uint32_t *words, int32_t shift, const float *x, uint16_t *y);
-  /* master = x wherever x is not the master rounded: somebody has set it since */
-  void (*follow_bf16)(int64_t n, const uint16_t *x, float *master);
+  void (*from_f16)(int64_t n, const uint16_t *x, float *y); /* binary16 */
+  void (*to_f16)(int64_t n, const float *x, uint16_t *y);
   /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */
   void (*pack_pairs_transposed)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);
   void (*pack_pairs)(int64_t columns, int64_t k, const uint16_t *w, int64_t w_row, uint32_t *panel);

@@ -28,7 +28,7 @@ public struct AttentionForward {
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
   }
 
-  /// The same for another call, with no more queries, in the same memory.
+  /// Attention of another call, with no more queries, in this one's memory.
   func over(_ call: AttentionCall) -> AttentionForward {
     var own = self
     own.call = call
@@ -47,11 +47,8 @@ public struct AttentionForward {
   public static func run(
     _ call: AttentionCall, _ arrays: AttentionArrays, logSums: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = AttentionForward(&measure, call, in: context)
-    try context.withScratch(try measure.total()) { memory throws(Fault) in
-      var arena = Arena(memory)
-      try AttentionForward(&arena, call, in: context).run(arrays, logSums: logSums, in: context)
+    try context.withScratch({ AttentionForward(&$0, call, in: context) }) { (forward) throws(Fault) in
+      try forward.run(arrays, logSums: logSums, in: context)
     }
   }
 
@@ -292,9 +289,9 @@ private struct ForwardJob: Job {
     let height = moei_tiles(count: 1, tall: 1, height: Int32(keys))
     for chunk in 0..<call.columns {
       products.addOverRows(
-        queries, chunkWidth, height, tiles.scores, width: chunkWidth, chunk: 0,
-        tiles.value + chunk * room * chunkWidth, width: chunkWidth, chunk: 0, output + chunk * chunkWidth,
-        cStride: call.width)
+        queries, chunkWidth, height, TileChunk(tiles.scores, width: chunkWidth, 0),
+        TileChunk(tiles.value + chunk * room * chunkWidth, width: chunkWidth, 0),
+        StridedTargets(output + chunk * chunkWidth, stride: call.width))
     }
   }
 

@@ -25,11 +25,8 @@ public struct AttentionBackward {
   public static func run(
     _ call: AttentionCall, _ arrays: AttentionGradients, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = AttentionBackward(&measure, call, in: context)
-    try context.withScratch(try measure.total()) { memory throws(Fault) in
-      var arena = Arena(memory)
-      try AttentionBackward(&arena, call, in: context).run(arrays, in: context)
+    try context.withScratch({ AttentionBackward(&$0, call, in: context) }) { (backward) throws(Fault) in
+      try backward.run(arrays, in: context)
     }
   }
 
@@ -391,9 +388,10 @@ private struct BackwardJob: Job {
     ) {
       for chunk in 0..<call.columns {
         products.addOverRows(
-          block.columns(panel), call.columns(chunk), part, a + start * BackwardTiles.keys, width: BackwardTiles.keys,
-          chunk: panel, b + start * call.width, width: call.width, chunk: chunk, c + chunk * chunkWidth,
-          cStride: cStride)
+          block.columns(panel), call.columns(chunk), part,
+          TileChunk(a + start * BackwardTiles.keys, width: BackwardTiles.keys, panel),
+          TileChunk(b + start * call.width, width: call.width, chunk),
+          StridedTargets(c + chunk * chunkWidth, stride: cStride))
       }
     }
     let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)

@@ -145,28 +145,22 @@ public struct AttentionMasks {
   }
 }
 
-/// Inverted dropout of the softmax's weights. Nothing is stored: the backward draws again.
+/// Dropout of the softmax's weights.
 struct AttentionDropout {
-  private let random: Random
-  private let threshold: UInt32  // dropped below
-  private let scale: Float
-  private let countersPerRow: Int
+  private let dropout: InvertedDropout
+  private let countersPerRow: Int  // four weights each
 
   /// nil where nothing is dropped.
   init?(_ call: AttentionCall, _ kernels: UnsafePointer<moei_kernels>) {
     guard call.dropout > 0 else { return nil }
     let draws = Draws(kernels: kernels, seed: call.seed, step: call.step, training: true)
-    random = draws.of(.attentionDropout)
-    threshold = UInt32(Double(call.dropout) * 0x1p32)
-    scale = Float(1 / (1 - Double(call.dropout)))
+    dropout = InvertedDropout(rate: call.dropout, draws.of(.attentionDropout))
     countersPerRow = (call.keys + 3) / 4
   }
 
   /// What the weights of `count` keys from `first` (a multiple of 4) on are multiplied by; `row`: of [B,n_heads,S].
   func fill(_ kept: UnsafeMutablePointer<Float>, row: Int, first: Int, count: Int) {
     kept.update(repeating: 1, count: count)
-    random.drop(
-      kept, count: count, first: UInt64(row) &* UInt64(countersPerRow) &+ UInt64(first / 4), threshold: threshold,
-      scale: scale)
+    dropout.apply(kept, count: count, first: UInt64(row) &* UInt64(countersPerRow) &+ UInt64(first / 4))
   }
 }

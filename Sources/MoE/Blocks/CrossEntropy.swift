@@ -135,7 +135,7 @@ public struct CrossEntropy {
     let x = StridedRows(together ? problem.x + first * h : UnsafePointer(self.x), stride: h)
     try forward.run(
       tokens: count, x: x, weight: problem.weight, bias: nil,
-      y: TokenTargets(logits, stride: problem.vocabulary), in: context)
+      y: StridedTargets(logits, stride: problem.vocabulary), in: context)
     try context.measure(.loss) { () throws(Fault) in
       try LossRows(
         kernels: context.kernels, problem: problem, chunk: chunk, rows: count, logits: logits, losses: losses,
@@ -155,7 +155,7 @@ public struct CrossEntropy {
     let dx = targets.dx.map { together ? $0 + first * h : self.dx }
     try backward.run(
       tokens: count, x: x, weight: problem.weight, dy: StridedRows(logits, stride: problem.vocabulary),
-      dx: dx.map { TokenTargets($0, stride: h) }, dWeight: targets.dWeight, dBias: nil, in: context)
+      dx: dx.map { StridedTargets($0, stride: h) }, dWeight: targets.dWeight, dBias: nil, in: context)
     if let all = targets.dx, !together {
       for row in 0..<count { (all + Int(chunk[row]) * h).update(from: self.dx + row * h, count: h) }
     }
@@ -166,12 +166,9 @@ public struct CrossEntropy {
   public static func call(
     _ problem: Problem, _ targets: Targets, in context: ContextPointer
   ) throws(Fault) -> (loss: Double, counted: Int) {
-    var measure = Arena()
-    _ = CrossEntropy(&measure, problem, targets, context: context)
     var result = (loss: 0.0, counted: 0)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      result = try CrossEntropy(&arena, problem, targets, context: context).run(in: context)
+    try context.withScratch({ CrossEntropy(&$0, problem, targets, context: context) }) { (loss) throws(Fault) in
+      result = try loss.run(in: context)
     }
     return result
   }

@@ -11,6 +11,7 @@ public struct LinearShape {
   let inputs: Int
   let outputs: Int
   let weights: ElementType
+  var precision: PrecisionKind { weights.format.precision }
   /// Whose product it is, in a profile.
   var phase = Phase.projection
 
@@ -24,29 +25,7 @@ public struct LinearShape {
   func work(_ tokens: Int, products: Int = 1) -> Work {
     Work(
       flops: 2 * products * tokens * inputs * outputs,
-      bytes: products * inputs * outputs * weights.size + tokens * (inputs + outputs) * 4)
-  }
-}
-
-/// Rows of floats, `stride` apart.
-public struct StridedRows {
-  let start: UnsafePointer<Float>
-  let stride: Int
-
-  public init(_ start: UnsafePointer<Float>, stride: Int) {
-    self.start = start
-    self.stride = stride
-  }
-}
-
-/// Rows of floats that are written.
-public struct TokenTargets {
-  let start: UnsafeMutablePointer<Float>
-  let stride: Int
-
-  public init(_ start: UnsafeMutablePointer<Float>, stride: Int) {
-    self.start = start
-    self.stride = stride
+      bytes: weights.bytes(products * inputs * outputs) + tokens * (inputs + outputs) * 4)
   }
 }
 
@@ -65,16 +44,17 @@ public struct LinearForward {
     self.shape = shape
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
-    } else if shape.weights == .f32 {
-      form = .f32(TiledLinear(&arena, shape, context: context))
-    } else {
-      form = .bf16(TiledLinear(&arena, shape, context: context))
+      return
+    }
+    switch shape.precision {
+    case .f32: form = .f32(TiledLinear(&arena, shape, context: context))
+    case .bf16: form = .bf16(TiledLinear(&arena, shape, context: context))
     }
   }
 
   /// `weight`: [outputs, inputs] of the shape's type; `bias`: [outputs].
   func run(
-    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try context.measure(shape.phase, shape.work(tokens)) { () throws(Fault) in
@@ -106,16 +86,17 @@ public struct LinearBackward {
     kernels = context.kernels
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
-    } else if shape.weights == .f32 {
-      form = .f32(TiledLinearBackward(&arena, shape, context: context))
-    } else {
-      form = .bf16(TiledLinearBackward(&arena, shape, context: context))
+      return
+    }
+    switch shape.precision {
+    case .f32: form = .f32(TiledLinearBackward(&arena, shape, context: context))
+    case .bf16: form = .bf16(TiledLinearBackward(&arena, shape, context: context))
     }
   }
 
   /// What is not wanted is nil. `dWeight`: [outputs, inputs]; `dBias`: [outputs].
   func run(
-    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
+    tokens: Int, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: StridedTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     let products = (dx == nil ? 0 : 1) + (dWeight == nil ? 0 : 1)
@@ -126,8 +107,8 @@ public struct LinearBackward {
       case .bf16(let tiled): try tiled.run(tokens, x, weight, dy, dx, dWeight, in: context)
       }
       if let dBias {
-        let places = RowPlaces(width: shape.outputs, stride: dy.stride)
-        try ColumnSums(kernels: kernels, x: dy.start, rows: tokens, places: places, sums: dBias).run(in: context)
+        let rows = PlacedRows(dy.start, RowPlaces(width: shape.outputs, stride: dy.stride))
+        try ColumnSums(kernels: kernels, x: rows, rows: tokens, sums: dBias).run(in: context)
       }
     }
   }
@@ -138,15 +119,11 @@ public struct LinearBackward {
 extension LinearForward {
   /// One call with scratch of its own.
   public static func call(
-    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: TokenTargets,
+    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, bias: UnsafePointer<Float>?, y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = LinearForward(&measure, shape, context: context)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      try LinearForward(&arena, shape, context: context).run(
-        tokens: shape.tokens, x: x, weight: weight, bias: bias, y: y, in: context)
+    try context.withScratch({ LinearForward(&$0, shape, context: context) }) { (linear) throws(Fault) in
+      try linear.run(tokens: shape.tokens, x: x, weight: weight, bias: bias, y: y, in: context)
     }
   }
 }
@@ -154,14 +131,11 @@ extension LinearForward {
 extension LinearBackward {
   /// One call with scratch of its own.
   public static func call(
-    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: TokenTargets?,
+    _ shape: LinearShape, x: StridedRows, weight: UnsafeRawPointer, dy: StridedRows, dx: StridedTargets?,
     dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
-    var measure = Arena()
-    _ = LinearBackward(&measure, shape, context: context)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      try LinearBackward(&arena, shape, context: context).run(
+    try context.withScratch({ LinearBackward(&$0, shape, context: context) }) { (linear) throws(Fault) in
+      try linear.run(
         tokens: shape.tokens, x: x, weight: weight, dy: dy, dx: dx, dWeight: dWeight, dBias: dBias, in: context)
     }
   }

@@ -29,8 +29,7 @@ public struct NormForward: Job {
   let norm: Norm
   let kernels: UnsafePointer<moei_kernels>
   let rows: Int
-  let x: UnsafePointer<Float>
-  let xPlaces: RowPlaces
+  let x: PlacedRows
   let weight: UnsafePointer<Float>  // [H]
   let bias: UnsafePointer<Float>?  // [H]
   let y: UnsafeMutablePointer<Float>  // may be x
@@ -38,15 +37,14 @@ public struct NormForward: Job {
   let statistics: UnsafeMutablePointer<Float>?  // [rows,2] mean, 1 / root
 
   init(
-    _ norm: Norm, context: ContextPointer, rows: Int, x: UnsafePointer<Float>, xPlaces: RowPlaces,
-    weight: UnsafePointer<Float>, bias: UnsafePointer<Float>?, y: UnsafeMutablePointer<Float>, yPlaces: RowPlaces,
+    _ norm: Norm, context: ContextPointer, rows: Int, x: PlacedRows, weight: UnsafePointer<Float>,
+    bias: UnsafePointer<Float>?, y: UnsafeMutablePointer<Float>, yPlaces: RowPlaces,
     statistics: UnsafeMutablePointer<Float>?
   ) {
     self.norm = norm
     kernels = context.kernels
     self.rows = rows
     self.x = x
-    self.xPlaces = xPlaces
     self.weight = weight
     self.bias = bias
     self.y = y
@@ -61,7 +59,7 @@ public struct NormForward: Job {
   ) {
     let places = RowPlaces(width: norm.hidden)
     self.init(
-      norm, context: context, rows: rows, x: x, xPlaces: places, weight: weight, bias: bias, y: y, yPlaces: places,
+      norm, context: context, rows: rows, x: PlacedRows(x, places), weight: weight, bias: bias, y: y, yPlaces: places,
       statistics: statistics)
   }
 
@@ -74,7 +72,7 @@ public struct NormForward: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let h = Int64(norm.hidden)
     for row in item * Norm.rowsPerItem..<min((item + 1) * Norm.rowsPerItem, rows) {
-      let x = x + xPlaces.place(row)
+      let x = x[row]
       let mean = norm.kind == .layer ? kernels.pointee.sum(h, x) / Float(norm.hidden) : 0
       let variance = kernels.pointee.sum_of_squares(h, mean, x) / Float(norm.hidden)
       let scale = Float(1 / (Double(variance) + norm.epsilon).squareRoot())
@@ -93,30 +91,26 @@ public struct NormBackward {
   let norm: Norm
   let kernels: UnsafePointer<moei_kernels>
   let rows: Int
-  let x: UnsafePointer<Float>
-  let xPlaces: RowPlaces
+  let x: PlacedRows
   let weight: UnsafePointer<Float>  // [H]
   let statistics: UnsafePointer<Float>  // [rows,2]
-  let dy: UnsafePointer<Float>
-  let dyPlaces: RowPlaces
+  let dy: PlacedRows
   let dx: UnsafeMutablePointer<Float>?  // may be dy, and has its places
   let dWeight: UnsafeMutablePointer<Float>?  // [H]
   let dBias: UnsafeMutablePointer<Float>?  // [H]
 
   init(
-    _ norm: Norm, context: ContextPointer, rows: Int, x: UnsafePointer<Float>, xPlaces: RowPlaces,
-    weight: UnsafePointer<Float>, statistics: UnsafePointer<Float>, dy: UnsafePointer<Float>, dyPlaces: RowPlaces,
-    dx: UnsafeMutablePointer<Float>?, dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?
+    _ norm: Norm, context: ContextPointer, rows: Int, x: PlacedRows, weight: UnsafePointer<Float>,
+    statistics: UnsafePointer<Float>, dy: PlacedRows, dx: UnsafeMutablePointer<Float>?,
+    dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>?
   ) {
     self.norm = norm
     kernels = context.kernels
     self.rows = rows
     self.x = x
-    self.xPlaces = xPlaces
     self.weight = weight
     self.statistics = statistics
     self.dy = dy
-    self.dyPlaces = dyPlaces
     self.dx = dx
     self.dWeight = dWeight
     self.dBias = dBias
@@ -130,8 +124,8 @@ public struct NormBackward {
   ) {
     let places = RowPlaces(width: norm.hidden)
     self.init(
-      norm, context: context, rows: rows, x: x, xPlaces: places, weight: weight, statistics: statistics, dy: dy,
-      dyPlaces: places, dx: dx, dWeight: dWeight, dBias: dBias)
+      norm, context: context, rows: rows, x: PlacedRows(x, places), weight: weight, statistics: statistics,
+      dy: PlacedRows(dy, places), dx: dx, dWeight: dWeight, dBias: dBias)
   }
 
   /// The parameters' gradients first, since dx may take the place of dy.
@@ -139,7 +133,7 @@ public struct NormBackward {
     try context.measure(.norm, backward: true) { () throws(Fault) in
       if let dWeight { try context.run(columnItems(norm.hidden), NormWeightGradient(norm: self, dWeight: dWeight)) }
       if let dBias {
-        try ColumnSums(kernels: kernels, x: dy, rows: rows, places: dyPlaces, sums: dBias).run(in: context)
+        try ColumnSums(kernels: kernels, x: dy, rows: rows, sums: dBias).run(in: context)
       }
       if let dx {
         try context.run((rows + Norm.rowsPerItem - 1) / Norm.rowsPerItem, NormInputGradient(norm: self, dx: dx))
@@ -157,11 +151,11 @@ private struct NormInputGradient: Job {
     let h = norm.norm.hidden
     for row in item * Norm.rowsPerItem..<min((item + 1) * Norm.rowsPerItem, norm.rows) {
       let (mean, scale) = (norm.statistics[2 * row], norm.statistics[2 * row + 1])
-      let (x, place) = (norm.x + norm.xPlaces.place(row), norm.dyPlaces.place(row))
+      let (x, dy, place) = (norm.x[row], norm.dy[row], norm.dy.places.place(row))
       var sums: (Float, Float) = (0, 0)  // of g and of g n
-      kernels.pointee.normalize_sums(Int64(h), mean, scale, x, norm.weight, norm.dy + place, &sums.0, &sums.1)
+      kernels.pointee.normalize_sums(Int64(h), mean, scale, x, norm.weight, dy, &sums.0, &sums.1)
       kernels.pointee.normalize_backward(
-        Int64(h), mean, scale, x, norm.weight, norm.dy + place, norm.norm.kind == .layer ? sums.0 / Float(h) : 0,
+        Int64(h), mean, scale, x, norm.weight, dy, norm.norm.kind == .layer ? sums.0 / Float(h) : 0,
         sums.1 / Float(h), dx + place)
     }
   }
@@ -176,8 +170,7 @@ private struct NormWeightGradient: Job {
     for row in 0..<norm.rows {
       norm.kernels.pointee.add_normalized(
         Int64(columns.count), norm.statistics[2 * row], norm.statistics[2 * row + 1],
-        norm.x + norm.xPlaces.place(row) + columns.lowerBound,
-        norm.dy + norm.dyPlaces.place(row) + columns.lowerBound, dWeight + columns.lowerBound)
+        norm.x[row] + columns.lowerBound, norm.dy[row] + columns.lowerBound, dWeight + columns.lowerBound)
     }
   }
 }

@@ -4,26 +4,25 @@ import CShims
 /// into the same blocks for any number of threads, since OpenBLAS's bits depend on them.
 struct PlainLinear {
   let shape: LinearShape
-  private let factors: UnsafeMutablePointer<Float>  // [lanes, 2, block, block], where bfloat16 is widened and rounded
+  private let factors: UnsafeMutablePointer<Float>  // [lanes, 2, block, block], of other numbers than float32
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
     factors = arena.take(
-      Float.self, shape.weights == .bf16 ? context.lanes * 2 * rowsPerBlock : 0, rowsPerBlock)
+      Float.self, shape.weights == .f32 ? 0 : context.lanes * 2 * rowsPerBlock, rowsPerBlock)
   }
 
   /// An array of tokens: as it is, or rounded.
   private func tokens(_ rows: StridedRows) -> PlainFactor {
-    PlainFactor(
-      memory: UnsafeRawPointer(rows.start), form: shape.weights == .f32 ? .floats : .rounded, stride: rows.stride)
+    PlainFactor(matrix: StoredMatrix(rows.start, .f32, rowStride: rows.stride), rounds: shape.precision)
   }
 
   private func matrix(_ weight: UnsafeRawPointer) -> PlainFactor {
-    PlainFactor(memory: weight, form: shape.weights == .f32 ? .floats : .halves, stride: shape.inputs)
+    PlainFactor(matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), rounds: .f32)
   }
 
   func forward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try PlainProduct(
@@ -35,7 +34,7 @@ struct PlainLinear {
   // MARK: backward
 
   func backward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: StridedTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     if let dx {
@@ -47,7 +46,7 @@ struct PlainLinear {
     if let dWeight {
       try PlainProduct(
         kind: .weight, matmul: context.matmul, factors: factors, a: self.tokens(dy), b: self.tokens(x), bias: nil,
-        c: TokenTargets(dWeight, stride: shape.inputs), rows: shape.outputs, columns: shape.inputs, depth: tokens
+        c: StridedTargets(dWeight, stride: shape.inputs), rows: shape.outputs, columns: shape.inputs, depth: tokens
       ).run(in: context)
     }
   }
@@ -55,34 +54,22 @@ struct PlainLinear {
 
 /// A row-major matrix that a product reads.
 private struct PlainFactor {
-  enum Form: Int32 {
-    case floats
-    case rounded  // floats, to bfloat16
-    case halves  // bfloat16
-  }
-
-  let memory: UnsafeRawPointer
-  let form: Form
-  let stride: Int
+  let matrix: StoredMatrix
+  let rounds: PrecisionKind  // tokens; weights are as they are
 
   /// Some rows and columns, at most a block of each, as floats: where they lie, or in `copy`.
   func part(
     _ rows: Range<Int>, _ columns: Range<Int>, copy: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
   ) -> (start: UnsafePointer<Float>, stride: Int) {
-    let floats = memory.assumingMemoryBound(to: Float.self)
-    if form == .floats { return (floats + rows.lowerBound * stride + columns.lowerBound, stride) }
-    let n = Int64(columns.count)
-    withUnsafeTemporaryAllocation(of: UInt16.self, capacity: rowsPerBlock) { halves in
-      for row in rows {
-        let (place, to) = (row * stride + columns.lowerBound, copy + (row - rows.lowerBound) * rowsPerBlock)
-        if form == .halves {
-          kernels.pointee.from_bf16(n, memory.assumingMemoryBound(to: UInt16.self) + place, to)
-        } else {
-          kernels.pointee.to_bf16(n, floats + place, halves.baseAddress!)
-          kernels.pointee.from_bf16(n, halves.baseAddress!, to)
-        }
-      }
+    let stride = matrix.rowStride
+    if matrix.type == .f32 && rounds == .f32 {
+      return (F32.elements(of: matrix.from(rows.lowerBound * stride + columns.lowerBound)), stride)
+    }
+    for row in rows {
+      let to = copy + (row - rows.lowerBound) * rowsPerBlock
+      matrix.type.toFloats(matrix.data, row * stride + columns.lowerBound, columns.count, to, kernels)
+      rounds.round(to, columns.count, kernels)
     }
     return (UnsafePointer(copy), rowsPerBlock)
   }
@@ -102,7 +89,7 @@ private struct PlainProduct: Job {
   let a: PlainFactor
   let b: PlainFactor
   let bias: UnsafePointer<Float>?
-  let c: TokenTargets
+  let c: StridedTargets
   let rows: Int
   let columns: Int
   let depth: Int

@@ -10,7 +10,7 @@ struct ProjectionForward {
   private let x: StridedRows
   private let weight: Parameter
   private let bias: Parameter?
-  private let y: TokenTargets
+  private let y: StridedTargets
 
   init(
     _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
@@ -22,7 +22,7 @@ struct ProjectionForward {
     self.bias = bias
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
-    self.y = TokenTargets(y, stride: outputs)
+    self.y = StridedTargets(y, stride: outputs)
     linear = LinearForward(
       &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
   }
@@ -41,7 +41,7 @@ struct ProjectionBackward {
   private let weight: Parameter
   private let bias: Parameter?
   private let dy: StridedRows
-  private let dx: TokenTargets
+  private let dx: StridedTargets
 
   init(
     _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
@@ -54,7 +54,7 @@ struct ProjectionBackward {
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
     self.dy = StridedRows(dy, stride: outputs)
-    self.dx = TokenTargets(dx, stride: inputs)
+    self.dx = StridedTargets(dx, stride: inputs)
     linear = LinearBackward(
       &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
   }

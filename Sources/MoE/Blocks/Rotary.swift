@@ -28,16 +28,12 @@ public struct Rotary {
   public func run(
     _ x: UnsafeMutablePointer<Float>, tokens: Int, theta: Double, in context: ContextPointer
   ) throws(Fault) {
-    func cut(_ arena: inout Arena) -> (RotaryTable, Rotation) {
+    try context.withScratch({
       // For a few tokens the steps are not worth a table.
-      let table = RotaryTable(&arena, headSize: headSize, steps: tokens >= RotaryTable.stepCount)
-      return (table, Rotation(&arena, self, table, in: context))
-    }
-    var measure = Arena()
-    _ = cut(&measure)
-    try context.withScratch(try measure.total()) { memory throws(Fault) in
-      var arena = Arena(memory)
-      let (table, rotation) = cut(&arena)
+      let table = RotaryTable(&$0, headSize: headSize, steps: tokens >= RotaryTable.stepCount)
+      return (table, Rotation(&$0, self, table, in: context))
+    }) { (parts) throws(Fault) in
+      let (table, rotation) = parts
       table.fill(theta: theta)
       try rotation.run(x, tokens: tokens, in: context)
     }

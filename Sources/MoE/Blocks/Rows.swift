@@ -19,6 +19,19 @@ struct RowPlaces {
   }
 }
 
+/// Rows that are read.
+struct PlacedRows {
+  let start: UnsafePointer<Float>
+  let places: RowPlaces
+
+  init(_ start: UnsafePointer<Float>, _ places: RowPlaces) {
+    self.start = start
+    self.places = places
+  }
+
+  subscript(row: Int) -> UnsafePointer<Float> { start + places.place(row) }
+}
+
 /// Sums over rows are shared out by columns, so that each runs through the rows in ascending order whoever computes it.
 let columnsPerItem = 64
 
@@ -31,17 +44,16 @@ func columns(ofItem item: Int, in width: Int) -> Range<Int> {
 /// sums[j] += x[r][j] for the rows r in ascending order.
 struct ColumnSums: Job {
   let kernels: UnsafePointer<moei_kernels>
-  let x: UnsafePointer<Float>  // [rows, width]
+  let x: PlacedRows  // [rows, width]
   let rows: Int
-  let places: RowPlaces
   let sums: UnsafeMutablePointer<Float>  // [width]
 
-  func run(in context: ContextPointer) throws(Fault) { try context.run(columnItems(places.width), self) }
+  func run(in context: ContextPointer) throws(Fault) { try context.run(columnItems(x.places.width), self) }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let columns = columns(ofItem: item, in: places.width)
+    let columns = columns(ofItem: item, in: x.places.width)
     for row in 0..<rows {
-      kernels.pointee.add(Int64(columns.count), x + places.place(row) + columns.lowerBound, sums + columns.lowerBound)
+      kernels.pointee.add(Int64(columns.count), x[row] + columns.lowerBound, sums + columns.lowerBound)
     }
   }
 }

@@ -28,11 +28,7 @@ public struct Sampling {
     if largest == -.infinity { throw Fault(.notFinite, "logits: none is above minus infinity") }
     if temperature == 0 { return token }
 
-    var measure = Arena()
-    _ = Candidates(&measure, vocabulary)
-    try context.withScratch(try measure.total()) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      let candidates = Candidates(&arena, vocabulary)
+    try context.withScratch({ Candidates(&$0, vocabulary) }) { (candidates) throws(Fault) in
       candidates.fill(z, largest: largest, temperature: temperature, kernels)
       // Two of the words that the seed has for this draw: 53 bits.
       let u = Random(kernels: kernels, seed: seed, stream: Draws.Stream.sampling.rawValue, step: 0).uniform(draw)

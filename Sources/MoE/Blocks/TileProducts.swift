@@ -50,23 +50,19 @@ struct TileProducts {
   }
 
   /// C[rows, columns] += the sum over the tiles' rows t of A[t,:]^T B[t,:], for one chunk of A and one of B, both
-  /// [tile][chunk][t][32] and so many floats wide.
+  /// [tile][chunk][t][32].
   func addOverRows(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Target, width aWidth: Int, chunk aChunk: Int, _ b: Target,
-    width bWidth: Int, chunk bChunk: Int, _ c: Target, cStride: Int
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Float>, _ b: TileChunk<Float>, _ c: StridedTargets
   ) {
     if matmul.backend == .native {
-      kernels.pointee.product_over_tokens(
-        Int64(rows), Int64(columns), tiles, a, Int64(aWidth), Int64(aChunk), b, Int64(bWidth), Int64(bChunk), c,
-        Int64(cStride), c)
-      return
+      return F32.productOverTokens(rows, columns, tiles, a, b, c, next: c.start, kernels)
     }
     var t = 0
     for tile in 0..<Int(tiles.count) {
       let height = Int(tiles.height) - (tile < Int(tiles.tall) ? 0 : 1)
       matmul.addAtB(
-        rows, columns, height, a + (t * aWidth + aChunk * height * chunkWidth), lda: chunkWidth,
-        b + (t * bWidth + bChunk * height * chunkWidth), ldb: chunkWidth, c, ldc: cStride)
+        rows, columns, height, a.start + (t * a.width + a.chunk * height * chunkWidth), lda: chunkWidth,
+        b.start + (t * b.width + b.chunk * height * chunkWidth), ldb: chunkWidth, c.start, ldc: c.stride)
       t += height
     }
   }

@@ -32,7 +32,7 @@ struct TiledLinear<P: Precision> {
   }
 
   func forward(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: TokenTargets,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ bias: UnsafePointer<Float>?, _ y: StridedTargets,
     in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
@@ -42,7 +42,7 @@ struct TiledLinear<P: Precision> {
       ).run(in: context)
       try TiledProduct<P>(
         context: context, space: space, tiles: tiles, a: self.x, depth: shape.inputs,
-        matrix: weight.assumingMemoryBound(to: P.Element.self), rowStride: shape.inputs, transposed: true, bias: bias,
+        matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: true, bias: bias,
         c: y.start + first * y.stride, cStride: y.stride, columns: shape.outputs
       ).run(in: context)
     }
@@ -63,7 +63,7 @@ struct PanelSpace<P: Precision> {
   func starts(_ lane: Int) -> UnsafeMutablePointer<Float> { starts + lane * panelsAtOnce * chunkWidth }
 }
 
-/// Rows put into tiles: [tile][chunk][row][32], or, for sums over tokens, in pairs of rows where numbers are bfloat16.
+/// Rows put into tiles: [tile][chunk][row][32], or, for sums over tokens, in groups of P.unit rows.
 private struct TileRows<P: Precision>: Job {
   let kernels: UnsafePointer<moei_kernels>
   let tiles: Tiles
@@ -99,8 +99,7 @@ private struct TiledProduct<P: Precision>: Job {
   let tiles: Tiles
   let a: UnsafePointer<P.Element>  // [rows, padded depth], tiled
   let depth: Int
-  let matrix: UnsafePointer<P.Element>
-  let rowStride: Int  // of the matrix
+  let matrix: StoredMatrix
   let transposed: Bool
   let bias: UnsafePointer<Float>?  // [columns]
   let c: UnsafeMutablePointer<Float>
@@ -115,7 +114,7 @@ private struct TiledProduct<P: Precision>: Job {
 
   init(
     context: ContextPointer, space: PanelSpace<P>, tiles: Tiles, a: UnsafePointer<P.Element>, depth: Int,
-    matrix: UnsafePointer<P.Element>, rowStride: Int, transposed: Bool, bias: UnsafePointer<Float>?,
+    matrix: StoredMatrix, transposed: Bool, bias: UnsafePointer<Float>?,
     c: UnsafeMutablePointer<Float>, cStride: Int, columns: Int
   ) {
     self.space = space
@@ -124,7 +123,6 @@ private struct TiledProduct<P: Precision>: Job {
     self.a = a
     self.depth = depth
     self.matrix = matrix
-    self.rowStride = rowStride
     self.transposed = transposed
     self.bias = bias
     self.c = c
@@ -148,7 +146,7 @@ private struct TiledProduct<P: Precision>: Job {
     func width(_ chunk: Int) -> Int { min(chunkWidth, columns - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
       WeightPanel(
-        matrix + chunk * chunkWidth * (transposed ? rowStride : 1), rowStride: rowStride, transposed: transposed,
+        matrix.from(chunk * chunkWidth * (transposed ? matrix.rowStride : 1)), transposed: transposed,
         columns: width(chunk))
     }
     let products = PanelProducts<P>(
@@ -190,7 +188,7 @@ struct TiledLinearBackward<P: Precision> {
   }
 
   func run(
-    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: TokenTargets?,
+    _ tokens: Int, _ x: StridedRows, _ weight: UnsafeRawPointer, _ dy: StridedRows, _ dx: StridedTargets?,
     _ dWeight: UnsafeMutablePointer<Float>?, in context: ContextPointer
   ) throws(Fault) {
     try forEachBlock(P.self, of: tokens, context: context) { (first, tiles) throws(Fault) in
@@ -206,8 +204,8 @@ struct TiledLinearBackward<P: Precision> {
         try tile(dy, shape.outputs, overTokens: false, self.dy)
         try TiledProduct<P>(
           context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
-          matrix: weight.assumingMemoryBound(to: P.Element.self), rowStride: shape.inputs, transposed: false,
-          bias: nil, c: dx.start + first * dx.stride, cStride: dx.stride, columns: shape.inputs
+          matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false, bias: nil,
+          c: dx.start + first * dx.stride, cStride: dx.stride, columns: shape.inputs
         ).run(in: context)
       }
       if let dWeight {
@@ -253,8 +251,9 @@ private struct TiledWeightSums<P: Precision>: Job {
           let c = dWeight + row * chunkWidth * inputs + column * chunkWidth
           P.productOverTokens(
             min(chunkWidth, outputs - row * chunkWidth), min(chunkWidth, inputs - column * chunkWidth),
-            tiles.part(range), dy + first * padded(outputs), padded(outputs), row, x + first * padded(inputs),
-            padded(inputs), column, c, cStride: inputs, next: c + chunkWidth * inputs, kernels)
+            tiles.part(range), TileChunk(dy + first * padded(outputs), width: padded(outputs), row),
+            TileChunk(x + first * padded(inputs), width: padded(inputs), column), StridedTargets(c, stride: inputs),
+            next: c + chunkWidth * inputs, kernels)
         }
       }
     }

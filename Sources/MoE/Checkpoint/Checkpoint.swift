@@ -84,7 +84,9 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool
   ) throws(Fault) -> CheckpointPointer {
     let allocator = context.pointee.allocator
-    let parts = try CheckpointParts.allocate(files: 1, tensors: 0, folder: 0, longestName: 0, allocator)
+    let parts = try allocator.make {
+      CheckpointParts(&$0, files: 1, tensors: 0, folder: 0, longestName: 0)
+    }
     do throws(Fault) {
       parts.files.initialize(to: try SafetensorsFile(path: path, allocator: allocator, isMapped: isMapped))
     } catch {
@@ -109,8 +111,9 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
       entries += 1
       longest = max(longest, tensor.count, file.count)
     }
-    let parts = try CheckpointParts.allocate(
-      files: entries, tensors: entries, folder: textLength(path), longestName: longest, allocator)
+    let parts = try allocator.make {
+      CheckpointParts(&$0, files: entries, tensors: entries, folder: textLength(path), longestName: longest)
+    }
     var shards = Shards(parts, path: path, allocator: allocator, isMapped: isMapped)
     do throws(Fault) {
       try index.entries { (tensor, file) throws(Fault) in try shards.add(tensor, in: file) }
@@ -253,21 +256,12 @@ private struct CheckpointParts {
   let text: UnsafeMutablePointer<CChar>  // a tensor's name, while an index is read
   let path: UnsafeMutablePointer<CChar>  // a file's path, while an index is read
 
-  private init(_ arena: inout Arena, files: Int, tensors: Int, folder: Int, longestName: Int) {
+  init(_ arena: inout Arena, files: Int, tensors: Int, folder: Int, longestName: Int) {
     checkpoint = arena.take(Checkpoint.self, 1)
     self.files = arena.take(SafetensorsFile.self, files)
     fileNames = arena.take(JSONText.self, files)
     self.tensors = arena.take(StoredTensor.self, tensors)
     text = arena.take(CChar.self, longestName + 1)
     path = arena.take(CChar.self, folder + longestName + 1)
-  }
-
-  static func allocate(
-    files: Int, tensors: Int, folder: Int, longestName: Int, _ allocator: Allocator
-  ) throws(Fault) -> CheckpointParts {
-    var measure = Arena()
-    _ = CheckpointParts(&measure, files: files, tensors: tensors, folder: folder, longestName: longestName)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    return CheckpointParts(&arena, files: files, tensors: tensors, folder: folder, longestName: longestName)
   }
 }

@@ -34,7 +34,7 @@ struct InputFile {
 
   private init(_ descriptor: Int32, _ stamp: moei_stamp) { (self.descriptor, self.stamp) = (descriptor, stamp) }
 
-  /// The same file, to be closed by itself.
+  /// Another descriptor of the file, to be closed by itself.
   func duplicate() throws(Fault) -> InputFile {
     var copy: Int32 = -1
     let error = moei_file_duplicate(descriptor, &copy)
@@ -88,7 +88,7 @@ extension Fault {
     }
   }
 
-  /// The same, of a call that had begun to overwrite what a file was to be read into.
+  /// The fault of a call that had begun to overwrite what a file was to be read into.
   func whileOverwriting(_ what: StaticString) -> Fault {
     let size = Int(MOEI_TEXT_SIZE)
     return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in

@@ -162,7 +162,7 @@ extension FusedMatrices {
   }
 }
 
-/// A parameter's memory, of either type.
+/// A parameter's memory.
 struct ParameterValues {
   private let data: UnsafeMutableRawPointer
   private let type: ElementType
@@ -183,22 +183,23 @@ struct ParameterValues {
 
   /// Elements place ..< place + count become those of `stored`, rounded where they must be.
   func write(_ place: Int, _ count: Int, from stored: StoredValues, _ first: Int, stride: Int) {
-    switch (type, stored.form) {
-    case (.f32, _):
-      stored.read(first, stride: stride, count: count, to: data.assumingMemoryBound(to: Float.self) + place)
-    case (.bf16, .bf16):
-      let to = data.assumingMemoryBound(to: UInt16.self) + place
-      let from = stored.data.assumingMemoryBound(to: UInt16.self) + first
-      if stride == 1 { return to.update(from: from, count: count) }
-      for i in 0..<count { to[i] = from[i * stride] }
-    case (.bf16, _):
-      withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in
-        for start in Swift.stride(from: 0, to: count, by: Self.stretch) {
-          let some = min(Self.stretch, count - start)
-          stored.read(first + start * stride, stride: stride, count: some, to: values.baseAddress!)
-          kernels.pointee.to_bf16(
-            Int64(some), values.baseAddress!, data.assumingMemoryBound(to: UInt16.self) + place + start)
-        }
+    if type == .f32 {
+      let floats = data.assumingMemoryBound(to: Float.self) + place
+      return stored.read(first, stride: stride, count: count, to: floats)
+    }
+    if stored.form == StoredForm(type) {
+      let (to, from) = (data + type.bytes(place), stored.data + type.bytes(first))
+      if stride == 1 { return to.copyMemory(from: from, byteCount: type.bytes(count)) }
+      for i in 0..<count {
+        (to + type.bytes(i)).copyMemory(from: from + type.bytes(i * stride), byteCount: type.unit)
+      }
+      return
+    }
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in
+      for start in Swift.stride(from: 0, to: count, by: Self.stretch) {
+        let some = min(Self.stretch, count - start)
+        stored.read(first + start * stride, stride: stride, count: some, to: values.baseAddress!)
+        type.fromFloats(values.baseAddress!, some, data, place + start, kernels)
       }
     }
   }

@@ -12,8 +12,9 @@ extension Checkpoint {
   /// What `read` writes, or why it would not.
   public func bytes(_ tensor: StoredTensor, as type: StoredType) throws(Fault) -> Int {
     if try form(tensor, as: type) == nil { return tensor.bytes }
-    let (bytes, overflow) = (tensor.bytes / tensor.type.size).multipliedReportingOverflow(by: type.size)
-    if overflow { throw .invalid("\(tensor.name): as \(type.name) it does not fit in 63 bits") }
+    guard let bytes = tensor.shape.bytes(type) else {
+      throw .invalid("\(tensor.name): as \(type.name) it does not fit in 63 bits")
+    }
     return bytes
   }
 
@@ -22,7 +23,7 @@ extension Checkpoint {
     guard let form = try form(tensor, as: type) else { return try read(tensor, to: memory) }
     // The bytes behind the room for the numbers they become: no number is written over bytes that are still wanted.
     let values = memory.assumingMemoryBound(to: Float.self)
-    let size = tensor.type.size
+    let size = tensor.type.alignment
     let raw = memory + (4 - size) * (tensor.bytes / size)
     try read(tensor, to: raw)
     widen(StoredValues(form: form, data: raw), tensor.bytes / size, to: values)
@@ -65,7 +66,7 @@ extension Checkpoint {
   func forEachElement(
     _ tensor: StoredTensor, _ body: (Int, UnsafeRawPointer) throws(Fault) -> Void
   ) throws(Fault) {
-    let (input, size, stretch) = (input(tensor.file), tensor.type.size, 512)
+    let (input, size, stretch) = (input(tensor.file), tensor.type.alignment, 512)
     for start in stride(from: 0, to: tensor.bytes, by: stretch) {
       let bytes = min(stretch, tensor.bytes - start)
       var fault: Fault?

@@ -40,13 +40,7 @@ struct SafetensorsFile {
       entries += 1
     }
     count = entries
-    func layout(_ arena: inout Arena) -> (UnsafeMutablePointer<StoredTensor>, UnsafeMutablePointer<CChar>) {
-      (arena.take(StoredTensor.self, entries), arena.take(CChar.self, textBytes))
-    }
-    var measure = Arena()
-    _ = layout(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (list, texts) = layout(&arena)
+    let (list, texts) = try allocator.make { ($0.take(StoredTensor.self, entries), $0.take(CChar.self, textBytes)) }
     tensors = list
     do throws(Fault) {
       try Self.fill(list, texts, header)
@@ -241,7 +235,10 @@ private struct Header {
     }
     try requirePlace(offsets, name)
     let bytes = offsets.end - offsets.begin
-    guard let size = shape.bytes(type.size) else { throw .invalid("\(name): shape does not fit in 63 bits: \(path)") }
+    guard let size = shape.bytes(type) else { throw .invalid("\(name): shape does not fit in 63 bits: \(path)") }
+    if !shape.fillsBytes(type) {
+      throw .invalid("\(name): its elements of \(typeName) do not fill whole bytes: \(path)")
+    }
     // How large the elements of an unknown type are is unknown too.
     if size != bytes && type != .other {
       throw .invalid("\(name): data_offsets hold \(bytes) bytes, dtype and shape \(size): \(path)")
@@ -275,11 +272,13 @@ private struct Header {
 extension StoredType {
   /// `other` where no type that is known is called so.
   fileprivate init(named text: JSONText) {
-    for number in 0..<Self.known {
-      if let type = StoredType(rawValue: number), text == type.name {
+    var number: Int32 = 0
+    while let type = StoredType(rawValue: number) {
+      if type != .other && text == type.name {
         self = type
         return
       }
+      number += 1
     }
     self = .other
   }

@@ -17,7 +17,7 @@ public struct OutgoingTensor {
   init(name: UnsafePointer<CChar>, type: StoredType, shape: StoredShape, contents: Contents) {
     (self.name, self.type, self.shape, self.contents) = (name, type, shape, contents)
     typeName = cText(type.name)
-    bytes = shape.bytes(type.size)!
+    bytes = shape.bytes(type)!
   }
 
   /// A caller's, which the boundary has checked.
@@ -75,7 +75,7 @@ private func visitLargestFirst<T: OutgoingTensors>(
   var size = 8
   while size > 0 {
     try tensors.visit { (tensor) throws(Fault) in
-      if tensor.type.size == size { try body(tensor) }
+      if tensor.type.alignment == size { try body(tensor) }
     }
     size /= 2
   }

@@ -72,12 +72,13 @@ struct OutgoingMatrices {
   private func writeRun(
     _ parameter: Parameter, _ first: Int, _ count: Int, _ type: StoredType, to output: inout FileOutput
   ) throws(Fault) {
-    if StoredType(parameter.type) == type {
-      return try output.write(parameter.data! + first * type.size, count: count * type.size)
+    let own = parameter.type
+    if StoredType(own) == type {
+      return try output.write(parameter.data! + own.bytes(first), count: own.bytes(count))
     }
     for start in stride(from: 0, to: count, by: Self.stretch) {
       let some = min(Self.stretch, count - start)
-      try write(some, type, to: &output) { parameter.value(first + start + $0) }
+      try write(some, type, to: &output) { parameter.read(first + start, some, to: $0, kernels) }
     }
   }
 
@@ -87,43 +88,33 @@ struct OutgoingMatrices {
   ) throws(Fault) {
     let m = matrices
     for start in stride(from: 0, to: m.fusedRows, by: Self.stretch) {
-      try write(min(Self.stretch, m.fusedRows - start), type, to: &output) {
-        let row = start + $0
-        let (part, r) = m.interleaved ? (row % m.parts, row / m.parts) : (row / m.rows, row % m.rows)
-        return m.part(part).value((expert * m.rows + r) * m.columns + column)
+      let some = min(Self.stretch, m.fusedRows - start)
+      try write(some, type, to: &output) {
+        for row in start..<start + some {
+          let (part, r) = m.interleaved ? (row % m.parts, row / m.parts) : (row / m.rows, row % m.rows)
+          m.part(part).read((expert * m.rows + r) * m.columns + column, 1, to: $0 + row - start, kernels)
+        }
       }
     }
   }
 
   /// `count` values, at most a stretch.
   private func write(
-    _ count: Int, _ type: StoredType, to output: inout FileOutput, _ value: (Int) -> Float
+    _ count: Int, _ type: StoredType, to output: inout FileOutput, _ fill: (UnsafeMutablePointer<Float>) -> Void
   ) throws(Fault) {
+    let type = ElementType(type)
     var fault: Fault?
     withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in
-      withUnsafeTemporaryAllocation(of: UInt16.self, capacity: Self.stretch) { halves in
-        for i in 0..<count { values[i] = value(i) }
+      withUnsafeTemporaryAllocation(byteCount: type.bytes(Self.stretch), alignment: 4) { elements in
+        fill(values.baseAddress!)
+        type.fromFloats(values.baseAddress!, count, elements.baseAddress!, 0, kernels)
         do throws(Fault) {
-          if type == .f32 {
-            try output.write(values.baseAddress!, count: 4 * count)
-          } else {
-            kernels.pointee.to_bf16(Int64(count), values.baseAddress!, halves.baseAddress!)
-            try output.write(halves.baseAddress!, count: 2 * count)
-          }
+          try output.write(elements.baseAddress!, count: type.bytes(count))
         } catch {
           fault = error
         }
       }
     }
     if let fault { throw fault }
-  }
-}
-
-extension Parameter {
-  fileprivate func value(_ index: Int) -> Float {
-    switch type {
-    case .f32: data!.assumingMemoryBound(to: Float.self)[index]
-    case .bf16: Float(bitPattern: UInt32(data!.assumingMemoryBound(to: UInt16.self)[index]) << 16)
-    }
   }
 }

@@ -106,8 +106,7 @@ struct StoredExperts {
 
   /// Whether what is stored is the matrix as it will be read.
   private func isDirect(_ tensor: Tensor, _ place: StoredPlace) -> Bool {
-    let isSameType = place.form == (group.weights == .f32 ? .f32 : .bf16)
-    return isSameType && tensor.matrices.parts == 1 && !tensor.matrices.transposed
+    place.form == StoredForm(group.weights) && tensor.matrices.parts == 1 && !tensor.matrices.transposed
   }
 
   /// Reads an expert's matrices to number `place` of `rows`. `raw`: [rawBytes]. Returns 0, or an error and the

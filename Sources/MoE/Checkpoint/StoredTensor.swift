@@ -18,27 +18,42 @@ public enum StoredType: Int32 {
   case f8E8M0 = 15
   /// What this library does not know: bytes under a name.
   case other = 16
+  case f4 = 17
+  case f6E2M3 = 18
+  case f6E3M2 = 19
+  case c64 = 20
+  case f8E4M3FNUZ = 21
+  case f8E5M2FNUZ = 22
 
-  static var known: Int32 { 16 }
+  /// The numbers are the same.
+  public init(_ type: ElementType) { self = StoredType(rawValue: type.rawValue) ?? .other }
 
-  public init(_ type: ElementType) {
-    switch type {
-    case .f32: self = .f32
-    case .bf16: self = .bf16
-    }
-  }
-
-  public var size: Int {
+  /// Of an element.
+  var bits: Int {
     switch self {
-    case .f64, .i64, .u64: 8
-    case .f32, .i32, .u32: 4
-    case .bf16, .f16, .i16, .u16: 2
-    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0, .other: 1
+    case .f64, .i64, .u64, .c64: 64
+    case .f32, .i32, .u32: 32
+    case .bf16, .f16, .i16, .u16: 16
+    case .i8, .u8, .bool, .f8E4M3, .f8E5M2, .f8E8M0, .f8E4M3FNUZ, .f8E5M2FNUZ, .other: 8
+    case .f6E2M3, .f6E3M2: 6
+    case .f4: 4
     }
   }
+
+  /// In bytes; of elements that share bytes, of these.
+  public var alignment: Int { max(1, bits / 8) }
+
+  /// Of so many elements, if they fill whole bytes: nil where these do not fit in 63 bits.
+  func bytes(_ count: Int) -> Int? {
+    let (bytes, overflow) = (count / 8).multipliedReportingOverflow(by: bits)
+    return overflow ? nil : bytes + count % 8 * bits / 8
+  }
+
+  /// Whether so many elements fill whole bytes.
+  func isWhole(_ count: Int) -> Bool { count % 8 * bits % 8 == 0 }
 
   /// As safetensors headers have it.
-  var name: StaticString {
+  public var name: StaticString {
     switch self {
     case .f32: "F32"
     case .bf16: "BF16"
@@ -56,9 +71,20 @@ public enum StoredType: Int32 {
     case .f8E4M3: "F8_E4M3"
     case .f8E5M2: "F8_E5M2"
     case .f8E8M0: "F8_E8M0"
+    case .f4: "F4"
+    case .f6E2M3: "F6_E2M3"
+    case .f6E3M2: "F6_E3M2"
+    case .c64: "C64"
+    case .f8E4M3FNUZ: "F8_E4M3FNUZ"
+    case .f8E5M2FNUZ: "F8_E5M2FNUZ"
     case .other: ""
     }
   }
+}
+
+extension ElementType {
+  /// Of what parameters are written as.
+  init(_ type: StoredType) { self = ElementType(rawValue: type.rawValue) ?? .f32 }
 }
 
 /// Up to 8 dimensions.
@@ -87,9 +113,15 @@ public struct StoredShape: Equatable {
     rank += 1
   }
 
-  /// Elements times `size`, or nil where that does not fit in 63 bits; 0 elements whatever the other extents are.
-  public func bytes(_ size: Int) -> Int? {
-    var product = size
+  /// What its elements take: nil where that, or their number, does not fit in 63 bits; 0 whatever the other extents are where
+  /// one of them is 0.
+  public func bytes(_ type: StoredType) -> Int? { elements.flatMap { type.bytes($0) } }
+
+  /// Whether the elements fill whole bytes.
+  public func fillsBytes(_ type: StoredType) -> Bool { elements.map { type.isWhole($0) } ?? true }
+
+  private var elements: Int? {
+    var product = 1
     var empty = false
     for dimension in 0..<rank where extents[dimension] == 0 { empty = true }
     if empty { return 0 }

@@ -13,9 +13,14 @@ enum StoredForm: Int32 {
     case .f8E4M3: self = .f8E4M3
     case .f8E5M2: self = .f8E5M2
     case .f8E8M0: self = .f8E8M0
-    case .f64, .i64, .i32, .i16, .i8, .u64, .u32, .u16, .u8, .bool, .other: return nil
+    case .f64, .i64, .i32, .i16, .i8, .u64, .u32, .u16, .u8, .bool, .other, .f4, .f6E2M3, .f6E3M2, .c64, .f8E4M3FNUZ,
+      .f8E5M2FNUZ:
+      return nil
     }
   }
+
+  /// As parameters of a type are written. Every type is a form.
+  init(_ type: ElementType) { self = StoredForm(StoredType(type)) ?? .f32 }
 
   /// Of so many elements, scales not among them.
   func bytes(_ count: Int) -> Int {

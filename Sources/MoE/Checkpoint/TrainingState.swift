@@ -42,7 +42,7 @@ public struct TrainingState {
   // Numbers on their way between file and handles.
   private let step: UnsafeMutablePointer<UInt64>  // [1]
   private let seeds: UnsafeMutablePointer<UInt64>  // [layers]
-  private let rules: UnsafeMutablePointer<Double>  // [optimizers, Optimizer.numbers]
+  private let rules: UnsafeMutablePointer<Double>  // [optimizers, Optimizer.mostNumbers]
   private let chances: UnsafeMutablePointer<UInt64>  // [optimizers, Optimizer.chances]
   private let wholeSums: UnsafeMutablePointer<Int64>  // [statistics, Statistics.wholeSums]
   private let realSums: UnsafeMutablePointer<Double>  // [statistics, Statistics.realSums]
@@ -56,11 +56,13 @@ public struct TrainingState {
     tensors = arena.take(CallerTensor.self, count.tensors)
     step = arena.take(UInt64.self, 1)
     seeds = arena.take(UInt64.self, count.layers)
-    rules = arena.take(Double.self, count.optimizers, Optimizer.numbers)
+    rules = arena.take(Double.self, count.optimizers, Optimizer.mostNumbers)
     chances = arena.take(UInt64.self, count.optimizers, Optimizer.chances)
     wholeSums = arena.take(Int64.self, count.statistics, Statistics.wholeSums)
     realSums = arena.take(Double.self, count.statistics, Statistics.realSums)
   }
+
+  private func rules(_ n: Int) -> UnsafeMutablePointer<Double> { rules + n * Optimizer.mostNumbers }
 
   /// Runs `body` with the state that the four functions describe; handles and tensors are looked at once, here.
   public static func with(
@@ -69,12 +71,8 @@ public struct TrainingState {
     tensor: (Int) throws(Fault) -> CallerTensor, _ body: (TrainingState) throws(Fault) -> Void
   ) throws(Fault) {
     let allocator = context.pointee.allocator
-    var measure = Arena()
-    _ = TrainingState(&measure, count, context)
-    let memory = try allocator.allocate(bytes: try measure.total())
-    defer { allocator.deallocate(memory) }
-    var arena = Arena(memory)
-    let state = TrainingState(&arena, count, context)
+    let state = try allocator.make { TrainingState(&$0, count, context) }
+    defer { allocator.deallocate(state.layers) }
     for n in 0..<count.layers { (state.layers + n).initialize(to: try layer(n)) }
     for n in 0..<count.optimizers { (state.optimizers + n).initialize(to: try optimizer(n)) }
     for n in 0..<count.statistics { (state.statistics + n).initialize(to: try statistics(n)) }
@@ -86,7 +84,7 @@ public struct TrainingState {
     step.pointee = number
     for n in 0..<count.layers { seeds[n] = layers[n].pointee.configuration.seed }
     for n in 0..<count.optimizers {
-      optimizers[n].pointee.getNumbers(rules + n * Optimizer.numbers)
+      optimizers[n].pointee.getNumbers(rules(n))
       optimizers[n].pointee.getChances(chances + n * Optimizer.chances)
     }
     for n in 0..<count.statistics {
@@ -117,7 +115,7 @@ public struct TrainingState {
       throw error.whileOverwriting("the training state is")
     }
     for n in 0..<count.optimizers {
-      optimizers[n].pointee.setNumbers(rules + n * Optimizer.numbers)
+      optimizers[n].pointee.setNumbers(rules(n))
       optimizers[n].pointee.setChances(chances + n * Optimizer.chances)
     }
     for n in 0..<count.statistics {
@@ -148,8 +146,10 @@ public struct TrainingState {
       throw .invalid(
         "layers[\(n)]: seed \(seeds[n]) in the file, \(layers[n].pointee.configuration.seed) here: \(path)")
     }
-    for i in 0..<count.optimizers * Optimizer.numbers where !(rules[i] >= 0 && rules[i].isFinite) {
-      throw .invalid("optimizers[\(i / Optimizer.numbers)]: \(rules[i]) is none of its numbers: \(path)")
+    for n in 0..<count.optimizers {
+      for i in 0..<optimizers[n].pointee.ruleFacts.numbers where !(rules(n)[i] >= 0 && rules(n)[i].isFinite) {
+        throw .invalid("optimizers[\(n)]: \(rules(n)[i]) is none of its numbers: \(path)")
+      }
     }
     // Random numbers count steps in 56 bits.
     for n in 0..<count.optimizers where chances[n * Optimizer.chances + 1] >> 56 != 0 {
@@ -176,10 +176,9 @@ extension TrainingState: OutgoingTensors {
       try one(StateName(kind: "layers.", n: n, part: ".seed"), .u64, StoredShape(1), seeds + n, body)
     }
     for n in 0..<count.optimizers {
+      let facts = optimizers[n].pointee.ruleFacts
       try one(
-        StateName(kind: "optimizers.", n: n, part: optimizers[n].pointee.ruleName), .f64,
-        StoredShape(Optimizer.numbers),
-        rules + n * Optimizer.numbers, body)
+        StateName(kind: "optimizers.", n: n, part: facts.name), .f64, StoredShape(facts.numbers), rules(n), body)
       try one(
         StateName(kind: "optimizers.", n: n, part: ".random"), .u64, StoredShape(Optimizer.chances),
         chances + n * Optimizer.chances, body)
@@ -220,7 +219,7 @@ extension TrainingState: OutgoingTensors {
         }
         try one(
           StateName(kind: "optimizers.", n: n, part: ".", tensor: index, end: ".moments"),
-          StoredType(optimizer.momentType), StoredShape(optimizer.momentCount, count), moments, body)
+          StoredType(optimizer.momentType), StoredShape(optimizer.momentCount(ofTensor: index), count), moments, body)
       }
     }
     try visitStatistics(body)

@@ -6,7 +6,7 @@ extension Layer {
   public func upcycle(_ dense: (UnsafePointer<CChar>) -> (data: UnsafeRawPointer, type: ElementType)) {
     forEachExpertParameter { parameter, name in
       let source = dense(name)
-      let values = StoredValues(form: source.type == .f32 ? .f32 : .bf16, data: source.data)
+      let values = StoredValues(form: StoredForm(source.type), data: source.data)
       let count = parameter.count / parameter.shape.0
       let target = ParameterValues(parameter, context.kernels)
       for expert in 0..<parameter.shape.0 { target.write(expert * count, count, from: values, 0, stride: 1) }

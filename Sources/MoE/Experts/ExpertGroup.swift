@@ -69,9 +69,8 @@ extension ExpertGroup {
       rows += dispatch.count(ofExpert: e)
       used += 1
     }
-    let weightSize = weights == .bf16 ? 2 : 4
     return Work(
       flops: 2 * rows * hidden * intermediate * matrices,
-      bytes: used * hidden * intermediate * matrices * weightSize + rows * (hidden + matrices * intermediate) * 4)
+      bytes: weights.bytes(used * hidden * intermediate * matrices) + rows * (hidden + matrices * intermediate) * 4)
   }
 }

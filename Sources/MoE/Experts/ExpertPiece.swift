@@ -29,7 +29,7 @@ struct ExpertPiece {
   /// Number of the first of an expert's `rows` among the rows of all experts.
   func row(_ rows: Range<Int>) -> Int { firstOfExpert + rows.lowerBound }
 
-  /// The same among those of the group's experts.
+  /// Number of the first of an expert's `rows` among the rows of the group's experts.
   func rowInGroup(_ rows: Range<Int>) -> Int { firstInGroup + rows.lowerBound }
 
   /// Rows of a tiled array over all rows of a group.
@@ -40,7 +40,7 @@ struct ExpertPiece {
     (firstPlace + rows.lowerBound) * width + chunk * chunkWidth * rows.count
   }
 
-  /// The same in an array for sums over tokens.
+  /// Where a chunk of a tile lies in a tiled array for sums over tokens, `width` elements wide.
   func placeOfTokens<P: Precision>(_: P.Type, _ chunk: Int, _ rows: Range<Int>, width: Int) -> Int {
     (firstPlace + rows.lowerBound) * width + chunk * chunkWidth * P.filledUp(rows.count)
   }
@@ -63,7 +63,7 @@ struct ExpertPiece {
     }
   }
 
-  /// The same for sums over tokens.
+  /// What `gather` gathers, tiled for sums over tokens.
   func gatherTokens<P: Precision>(
     _: P.Type, _ tiles: Range<Int>, _ columns: Int, of x: UnsafePointer<Float>, xRow: Int, weighted: Bool,
     into out: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>

@@ -2,40 +2,45 @@ import CShims
 
 // What one expert's computation holds: its tensors, and what is between its matrices.
 
-/// One expert's parameters, or their gradients.
-struct ExpertTensors<Weight> {
-  let gateWeight: UnsafeMutablePointer<Weight>?  // [I,H]
+/// One expert's parameters, its matrices as they are stored; or their gradients.
+struct ExpertTensors<Matrix> {
+  let gateWeight: Matrix?  // [I,H]
   let gateBias: UnsafeMutablePointer<Float>?  // [I]
-  let upWeight: UnsafeMutablePointer<Weight>  // [I,H]; the same as downWeight where experts are linear, and not used
+  let upWeight: Matrix  // [I,H]; the same as downWeight where experts are linear, and not used
   let upBias: UnsafeMutablePointer<Float>?  // [I]
-  let downWeight: UnsafeMutablePointer<Weight>  // [H,I]
+  let downWeight: Matrix  // [H,I]
   let downBias: UnsafeMutablePointer<Float>?  // [H]
+}
 
+extension ExpertTensors<StoredMatrix> {
   init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
     let (h, i, place) = (c.hidden, c.intermediate, parameters.place(ofExpert: e))
-    gateWeight = Self.part(parameters.memory(.gateWeight), place * i * h)
-    gateBias = Self.part(parameters.data(.gateBias), e * i)
-    upWeight = Self.part(parameters.memory(c.linear ? .downWeight : .upWeight), place * i * h)!
-    upBias = Self.part(parameters.data(.upBias), e * i)
-    downWeight = Self.part(parameters.memory(.downWeight), place * i * h)!
-    downBias = Self.part(parameters.data(.downBias), e * h)
-  }
-
-  fileprivate static func part<T>(_ tensor: UnsafeMutableRawPointer?, _ place: Int) -> UnsafeMutablePointer<T>? {
-    guard let tensor else { return nil }
-    return tensor.assumingMemoryBound(to: T.self) + place
+    func matrix(_ role: Parameters.Role, rowStride: Int) -> StoredMatrix? {
+      parameters.memory(role).map { StoredMatrix($0, c.weights, first: place * i * h, rowStride: rowStride) }
+    }
+    gateWeight = matrix(.gateWeight, rowStride: h)
+    gateBias = parameters.data(.gateBias).map { $0 + e * i }
+    upWeight = matrix(c.linear ? .downWeight : .upWeight, rowStride: h)!
+    upBias = parameters.data(.upBias).map { $0 + e * i }
+    downWeight = matrix(.downWeight, rowStride: i)!
+    downBias = parameters.data(.downBias).map { $0 + e * h }
   }
 }
 
-extension ExpertTensors where Weight == Float {
+typealias ExpertGradients = ExpertTensors<UnsafeMutablePointer<Float>>
+
+extension ExpertGradients {
   init(gradientsIn parameters: Parameters, _ c: ExpertGroup, expert e: Int) {
     let (h, i) = (c.hidden, c.intermediate)
-    gateWeight = Self.part(parameters.grad(.gateWeight), e * i * h)
-    gateBias = Self.part(parameters.grad(.gateBias), e * i)
-    upWeight = Self.part(parameters.grad(c.linear ? .downWeight : .upWeight), e * i * h)!
-    upBias = Self.part(parameters.grad(.upBias), e * i)
-    downWeight = Self.part(parameters.grad(.downWeight), e * i * h)!
-    downBias = Self.part(parameters.grad(.downBias), e * h)
+    func part(_ role: Parameters.Role, _ place: Int) -> UnsafeMutablePointer<Float>? {
+      parameters.grad(role).map { $0 + place }
+    }
+    gateWeight = part(.gateWeight, e * i * h)
+    gateBias = part(.gateBias, e * i)
+    upWeight = part(c.linear ? .downWeight : .upWeight, e * i * h)!
+    upBias = part(.upBias, e * i)
+    downWeight = part(.downWeight, e * i * h)!
+    downBias = part(.downBias, e * h)
   }
 
   /// One expert's gradients in memory for a single expert, tensor after tensor as above.

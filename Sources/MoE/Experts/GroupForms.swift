@@ -50,7 +50,10 @@ enum ExpertForm: Int32 {
     } else if work.matmul.backend != .native {
       self = .plain
     } else {
-      self = work.c.weights == .bf16 || work.prepared?.bf16 == true ? .tiledBF16 : .tiled
+      switch (work.prepared?.type ?? work.c.weights).format.precision {
+      case .f32: self = .tiled
+      case .bf16: self = .tiledBF16
+      }
     }
   }
 }

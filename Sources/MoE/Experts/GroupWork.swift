@@ -47,7 +47,7 @@ struct GroupGradients {
   /// Where the gradient of a single expert goes, tensor after tensor; nil where the parameters have memory for all.
   var oneExpert: UnsafeMutablePointer<Float>?
 
-  func tensors(_ work: GroupWork, expert: Int) -> ExpertTensors<Float> {
+  func tensors(_ work: GroupWork, expert: Int) -> ExpertGradients {
     if let oneExpert { return ExpertTensors(gradientsOfOneIn: oneExpert, work.c) }
     return ExpertTensors(gradientsIn: work.parameters, work.c, expert: expert)
   }

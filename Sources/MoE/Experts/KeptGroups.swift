@@ -30,7 +30,7 @@ struct KeptGroups {
     let rows = size.rows(of: group)
     if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: group.intermediate)) }
     let width = padded(group.intermediate)
-    switch group.weights {
+    switch group.weights.format.precision {
     case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
     case .bf16:
       let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)

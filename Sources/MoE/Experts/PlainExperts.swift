@@ -65,7 +65,7 @@ struct PlainForward: PlainJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<Float>(c, expert: expert, parameters)  // of which the biases
+    let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
     let index = lane.pointee.index
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + index * rowsPerBlock * h  // [n,H]
@@ -162,7 +162,7 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
   }
 
   /// n rows of an expert, from `first` on.
-  private func differentiate(_ first: Int, _ n: Int, of expert: Int, _ grad: ExpertTensors<Float>?, _ index: Int) {
+  private func differentiate(_ first: Int, _ n: Int, of expert: Int, _ grad: ExpertGradients?, _ index: Int) {
     let (h, i) = (c.hidden, c.intermediate)
     let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
     let pre = kept.from(row: first - dispatch.first, c)

@@ -2,9 +2,9 @@ import CShims
 
 /// A packed copy of the experts' weights, made once for inference: forward then streams panels as they will be multiplied,
 /// instead of packing them in every call. The values are the same, and so are the bits of the results.
-/// In bfloat16 forward computes as a layer with bfloat16 weights does.
+/// In another type forward computes as a layer with weights of that type does.
 struct PreparedWeights {
-  let bf16: Bool
+  let type: ElementType
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
@@ -13,14 +13,13 @@ struct PreparedWeights {
   fileprivate static var samplesPerMatrix: Int { 16 }
 
   /// `experts`: for how many of the group's there is room.
-  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, bf16: Bool) {
-    func take<P: Precision>(_: P.Type, _ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      UnsafeMutableRawPointer(arena.take(P.Element.self, experts * padded(rows), P.filledUp(columns)))
-    }
+  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, type: ElementType) {
+    let precision = type.format.precision
     func take(_ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      bf16 ? take(BF16.self, rows, columns) : take(F32.self, rows, columns)
+      let bytes = type.bytes(precision.filledUp(columns))
+      return UnsafeMutableRawPointer(arena.take(UInt8.self, experts * padded(rows), bytes))
     }
-    self.bf16 = bf16
+    self.type = type
     gate = c.gated ? take(c.intermediate, c.hidden) : nil
     up = take(c.linear ? 0 : c.intermediate, c.hidden)
     down = take(c.hidden, c.intermediate)
@@ -31,10 +30,12 @@ struct PreparedWeights {
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
   /// of them would cost what the packing saves.
-  func isCurrent(_ c: ExpertGroup, expert: Int, parameters: Parameters) -> Bool {
+  func isCurrent(
+    _ c: ExpertGroup, expert: Int, parameters: Parameters, _ kernels: UnsafePointer<moei_kernels>
+  ) -> Bool {
     let count = 3 * Self.samplesPerMatrix
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { now in
-      Self.sample(c, expert: expert, parameters, into: now.baseAddress!)
+      Self.sample(c, expert: expert, parameters, into: now.baseAddress!, kernels)
       let then = samples + expert * count
       for i in 0..<count where now[i].bitPattern != then[i].bitPattern { return false }
       return true
@@ -42,14 +43,15 @@ struct PreparedWeights {
   }
 
   fileprivate static func sample(
-    _ c: ExpertGroup, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>
+    _ c: ExpertGroup, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
   ) {
     let size = c.hidden * c.intermediate
     func take(_ role: Parameters.Role, _ number: Int) {
       for i in 0..<samplesPerMatrix {
         // From the first element to the last.
         let place = expert * size + i * (size - 1) / (samplesPerMatrix - 1)
-        samples[number * samplesPerMatrix + i] = parameters.value(role, place)
+        parameters[role]!.read(place, 1, to: samples + number * samplesPerMatrix + i, kernels)
       }
     }
     samples.update(repeating: 0, count: 2 * samplesPerMatrix)
@@ -63,7 +65,7 @@ struct PreparedWeights {
 struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
-  private let bf16: Bool
+  private let type: ElementType
   private let slots: Slots?
 
   /// Of a group that has room for some experts alone, which come from a file.
@@ -72,20 +74,20 @@ struct PreparedGroups {
   init(_ c: Configuration) {
     self.c = c
     arena = nil
-    bf16 = false
+    type = .f32
     slots = nil
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, bf16: Bool, slots: Slots? = nil) {
+  init(_ arena: inout Arena, _ c: Configuration, type: ElementType, slots: Slots? = nil) {
     self.c = c
     self.arena = arena
-    self.bf16 = bf16
+    self.type = type
     self.slots = slots
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
-  /// Whether forward computes in bfloat16 what backward would compute in float32.
-  var roundsFloats: Bool { arena != nil && bf16 && c.groups[0].weights == .f32 }
+  /// Whether forward rounds tokens that backward would not.
+  var rounds: Bool { arena != nil && type.format.precision != c.groups[0].weights.format.precision }
 
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
@@ -97,37 +99,30 @@ struct PreparedGroups {
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
     guard group.multiplies else { return nil }
     let experts = hasSlots(group) ? slots!.count : group.experts
-    return PreparedWeights(&arena, group, experts: experts, bf16: bf16)
+    return PreparedWeights(&arena, group, experts: experts, type: type)
   }
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
   /// All that is in memory.
-  func pack(_ parameters: Parameters, in context: ContextPointer) throws(Fault) {
+  func pack(_ parameters: Parameters, in context: ContextPointer) {
     for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
       let group = c.groups[index]
       guard let prepared = of(group) else { continue }
-      if bf16 {
-        try pack(group, prepared, parameters, in: context, BF16.self)
-      } else {
-        try pack(group, prepared, parameters, in: context, F32.self)
-      }
+      type.format.precision.visit(
+        Prepare(group: group, prepared: prepared, parameters: parameters.of(group), context: context))
     }
   }
+}
 
-  private func pack<P: Precision>(
-    _ group: ExpertGroup, _ prepared: PreparedWeights, _ parameters: Parameters, in context: ContextPointer,
-    _: P.Type
-  ) throws(Fault) {
-    func layout(_ arena: inout Arena) -> PrepareWeights<P> {
-      PrepareWeights(&arena, group, context: context, parameters: parameters.of(group), prepared: prepared)
-    }
-    var measure = Arena()
-    _ = layout(&measure)
-    try context.withScratch(try measure.total()) { memory in
-      var arena = Arena(memory)
-      layout(&arena).run(in: context)
-    }
+private struct Prepare: PrecisionBody {
+  let group: ExpertGroup
+  let prepared: PreparedWeights
+  let parameters: Parameters
+  let context: ContextPointer
+
+  func run<P: Precision>(_: P.Type) {
+    PrepareWeights<P>(group, context: context, parameters: parameters, prepared: prepared).run(in: context)
   }
 }
 
@@ -167,16 +162,11 @@ struct PrepareWeights<P: Precision>: Job {
   let parameters: Parameters
   let prepared: PreparedWeights
   private let packing: Packing<P>
-  let buffers: UnsafeMutablePointer<P.Element>?  // [lanes, 32, panelDepth], where weights are rounded first
 
-  init(
-    _ arena: inout Arena, _ c: ExpertGroup, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights
-  ) {
+  init(_ c: ExpertGroup, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights) {
     self.parameters = parameters
     self.prepared = prepared
     packing = Packing(c: c, kernels: context.kernels, panels: prepared.panels(P.self, c))
-    let rounds = prepared.bf16 && c.weights == .f32
-    buffers = rounds ? arena.take(P.Element.self, context.lanes * chunkWidth, P.panelDepth) : nil
   }
 
   func run(in context: ContextPointer) {
@@ -186,59 +176,42 @@ struct PrepareWeights<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let c = packing.c
     let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
-    packing.run(
-      chunk, place: expert, buffer: buffers.map { $0 + lane.pointee.index * chunkWidth * P.panelDepth }
-    ) { role in
-      UnsafeRawPointer(parameters.memory(role)! + expert * c.matrixBytes)
-    }
+    packing.run(chunk, place: expert, from: expert) { UnsafeRawPointer(parameters.memory($0)!) }
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
-      PreparedWeights.sample(c, expert: expert, parameters, into: prepared.samples + expert * count)
+      PreparedWeights.sample(c, expert: expert, parameters, into: prepared.samples + expert * count, packing.kernels)
     }
   }
 }
 
-/// From one expert's row-major matrices to the panels at one place.
+/// From row-major matrices of experts to panels.
 struct Packing<P: Precision> {
   let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
   let panels: PreparedPanels<P>
 
-  typealias Buffer = UnsafeMutablePointer<P.Element>  // [32, panelDepth]
-
   private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
   var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
 
-  /// One chunk of columns. `buffer`: where weights are rounded first; not used where they are not.
-  func run(_ chunk: Int, place: Int, buffer: Buffer?, _ matrix: (Parameters.Role) -> UnsafeRawPointer) {
+  /// One chunk of columns of number `row` of some matrices, to number `place` of the panels.
+  func run(_ chunk: Int, place: Int, from row: Int, _ matrices: (Parameters.Role) -> UnsafeRawPointer) {
     let (h, i) = (c.hidden, c.intermediate)
-    if chunk >= innerChunks {
-      let outer = chunk - innerChunks
-      return pack(matrix(.downWeight), h, i, outer, into: panels.outer(place, outer), buffer)
-    }
-    if c.gated { pack(matrix(.gateWeight), i, h, chunk, into: panels.innerGate(place, chunk), buffer) }
-    pack(matrix(.upWeight), i, h, chunk, into: panels.innerUp(place, chunk), buffer)
-  }
-
-  /// One panel of a matrix [rows, depth], piece by piece.
-  private func pack(
-    _ matrix: UnsafeRawPointer, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: Buffer, _ buffer: Buffer?
-  ) {
-    let first = chunk * chunkWidth * depth
-    let columns = min(chunkWidth, rows - chunk * chunkWidth)
-    let rounds = MemoryLayout<P.Element>.size < c.weights.size
-    for p in stride(from: 0, to: depth, by: P.panelDepth) {
-      let piece = min(P.panelDepth, depth - p)
-      if rounds, let buffer {
-        let weights = UnsafeMutablePointer(mutating: matrix.assumingMemoryBound(to: Float.self) + first + p)
-        for row in 0..<columns { P.store(piece, weights + row * depth, into: buffer + row * P.panelDepth, kernels) }
+    /// One panel of a matrix [rows, depth], piece by piece.
+    func pack(_ role: Parameters.Role, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: P.Target) {
+      let matrix = StoredMatrix(
+        matrices(role), c.weights, first: row * h * i + chunk * chunkWidth * depth, rowStride: depth)
+      let columns = min(chunkWidth, rows - chunk * chunkWidth)
+      for p in stride(from: 0, to: depth, by: P.panelDepth) {
         P.pack(
-          columns, piece, UnsafePointer(buffer), rowStride: P.panelDepth, transposed: true,
-          into: panel + p * chunkWidth, kernels)
-      } else {
-        let weights = matrix.assumingMemoryBound(to: P.Element.self) + first + p
-        P.pack(columns, piece, weights, rowStride: depth, transposed: true, into: panel + p * chunkWidth, kernels)
+          columns, min(P.panelDepth, depth - p), matrix.from(p), transposed: true, into: panel + p * chunkWidth,
+          kernels)
       }
     }
+    if chunk >= innerChunks {
+      let outer = chunk - innerChunks
+      return pack(.downWeight, h, i, outer, into: panels.outer(place, outer))
+    }
+    if c.gated { pack(.gateWeight, i, h, chunk, into: panels.innerGate(place, chunk)) }
+    pack(.upWeight, i, h, chunk, into: panels.innerUp(place, chunk))
   }
 }

@@ -103,7 +103,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
     let thread = lane.pointee.index
     let gathered = gathered + thread * gatheredRows * padded(h)
     let threadRows = threadRows + thread * panelsAtOnce * gatheredRows * chunkWidth
@@ -113,8 +113,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     piece.gather(P.self, piece.range, h, of: dy, xRow: h, weighted: false, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      WeightPanel(
-        w.downWeight + chunk * chunkWidth, rowStride: i, transposed: false, columns: columns(chunk))
+      WeightPanel(w.downWeight.from(chunk * chunkWidth), transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -249,7 +248,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
     let zero = zeros + lane.pointee.index * chunkWidth
     fillStart(zero, with: nil, 0)
     let products = PanelProducts<P>(
@@ -257,13 +256,12 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
       packed: packed + lane.pointee.index * P.panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      func panel(_ matrix: UnsafePointer<P.Element>, _ chunk: Int) -> WeightPanel<P> {
+      func panel(_ matrix: StoredMatrix, _ chunk: Int) -> WeightPanel<P> {
         WeightPanel(
-          matrix + chunk * chunkWidth, rowStride: h, transposed: false,
-          columns: min(chunkWidth, h - chunk * chunkWidth))
+          matrix.from(chunk * chunkWidth), transposed: false, columns: min(chunkWidth, h - chunk * chunkWidth))
       }
       func add(
-        _ gradient: UnsafePointer<P.Element>, _ matrix: UnsafePointer<P.Element>, start: UnsafePointer<Float>?,
+        _ gradient: UnsafePointer<P.Element>, _ matrix: StoredMatrix, start: UnsafePointer<Float>?,
         next: (Int) -> WeightPanel<P>?
       ) {
         products.run(
@@ -272,7 +270,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
           c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
-      let first = UnsafePointer(w.gateWeight ?? w.upWeight)
+      let first = w.gateWeight ?? w.upWeight
       func afterUp(_ index: Int) -> WeightPanel<P>? {
         run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
       }
@@ -348,14 +346,17 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
           /// dW[j..., f...] += d^T x
           func add(_ d: UnsafePointer<P.Element>, to gradient: UnsafeMutablePointer<Float>) {
             P.productOverTokens(
-              columns, features, part, d + inPart, padded(i), innerChunk, xs, width, own, gradient + j * h + f,
-              cStride: h, next: gradient + (j + chunkWidth) * h + f, kernels)
+              columns, features, part, TileChunk(d + inPart, width: padded(i), innerChunk),
+              TileChunk(xs, width: width, own), StridedTargets(gradient + j * h + f, stride: h),
+              next: gradient + (j + chunkWidth) * h + f, kernels)
           }
           if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
           if !c.linear { add(inner.dUpTokens, to: grad.upWeight) }
           P.productOverTokens(
-            features, columns, part, dys, width, own, inner.activations + inPart, padded(i), innerChunk,
-            grad.downWeight + f * i + j, cStride: i, next: grad.downWeight + f * i + j + chunkWidth, kernels)
+            features, columns, part, TileChunk(dys, width: width, own),
+            TileChunk(inner.activations + inPart, width: padded(i), innerChunk),
+            StridedTargets(grad.downWeight + f * i + j, stride: i), next: grad.downWeight + f * i + j + chunkWidth,
+            kernels)
         }
         if let bias = grad.downBias {
           addRows(tiles, range, dys, width, own, to: bias + f, features)

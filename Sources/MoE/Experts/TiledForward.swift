@@ -66,7 +66,7 @@ struct TiledInner<P: Precision>: GroupJob {
     // What came from a file is as it was.
     if let prepared, !parameters.areOffloaded {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
-        if prepared.isCurrent(c, expert: e, parameters: parameters) { continue }
+        if prepared.isCurrent(c, expert: e, parameters: parameters, kernels) { continue }
         throw .badState(
           "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
       }
@@ -78,7 +78,7 @@ struct TiledInner<P: Precision>: GroupJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
 
     // This thread's scratch.
     let thread = lane.pointee.index
@@ -96,8 +96,7 @@ struct TiledInner<P: Precision>: GroupJob {
         return kind == kinds - 1 ? prepared.up(place, chunk) : prepared.gate(place, chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
-      return WeightPanel(
-        matrix + chunk * chunkWidth * h, rowStride: h, transposed: true, columns: columns(chunk))
+      return WeightPanel(matrix.from(chunk * chunkWidth * h), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -201,14 +200,13 @@ struct TiledOutput<P: Precision>: GroupJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors<P.Element>(c, expert: piece.expert, parameters)
+    let w = ExpertTensors(c, expert: piece.expert, parameters)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
     let place = parameters.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
       if let prepared = prepared?.panels(P.self, c) { return prepared.down(place, chunk) }
-      return WeightPanel(
-        w.downWeight + chunk * chunkWidth * i, rowStride: i, transposed: true, columns: columns(chunk))
+      return WeightPanel(w.downWeight.from(chunk * chunkWidth * i), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,

@@ -1,6 +1,7 @@
 import CShims
 
-/// What one call brings beside x. The boundary has checked sizes and values.
+/// What one call brings beside x. The boundary has checked sizes and values. One field for each of the header's options of
+/// a call, as flat as there, so that nobody has to learn a second order.
 public struct Call {
   public let tokens: Int  // T
   public var step: UInt64 = 0
@@ -71,7 +72,7 @@ extension Configuration {
 
   /// Whether a choice may come without a row.
   func mayLeaveSlotsEmpty(_ call: Call) -> Bool {
-    call.validMask != nil || call.givenIndices != nil || router == .expertChoice || dynamicK != nil || capacity != nil
-      || exploration.randomSecond
+    call.validMask != nil || call.givenIndices != nil || router.mayLeaveSlotsEmpty || dynamicK != nil
+      || capacity != nil || exploration.randomSecond
   }
 }

@@ -5,16 +5,6 @@ import CShims
 /// One pointer to values in the layer's memory: the stages of a call hold their configuration by the dozen, and so a call
 /// fits a small stack.
 public struct Configuration {
-  /// Numbers as in moe_router.
-  public enum RouterKind: Int32 {
-    case tokenChoice = 0
-    case expertChoice = 1
-    case hierarchical = 2
-    case hash = 3
-    case sinkhorn = 4
-    case external = 5
-  }
-
   /// Numbers as in moe_shared_gate.
   public enum SharedGate: Int32 {
     case plain = 0
@@ -35,7 +25,8 @@ public struct Configuration {
   public var groupCount: Int { values.pointee.groupCount }
   public var groupsAreListed: Bool { values.pointee.groupsAreListed }
   public var outputBias: Bool { values.pointee.outputBias }
-  public var router: RouterKind { values.pointee.router }
+  public var router: RouterTraits { values.pointee.router.traits }
+  var routerKind: RouterKind { values.pointee.router }
   public var routerBias: Bool { values.pointee.routerBias }
   public var choice: TokenChoice { values.pointee.choice }
   public var dynamicK: DynamicK? { values.pointee.dynamicK }
@@ -56,7 +47,7 @@ public struct Configuration {
   public var lossCount: Int { values.pointee.lossCount }
   public var seed: UInt64 { values.pointee.seed }
 
-  /// What the boundary fills in.
+  /// What the boundary fills in: the whole plan of a layer, in the order in which a token meets it.
   public struct Values {
     public var hidden: Int  // H
     public var experts: Int  // E, those that are chosen
@@ -108,13 +99,19 @@ public struct Configuration {
     }
 
     /// Without a gate there are no logits and no probabilities.
-    public var hasGate: Bool { router != .external && !(router == .hash && choice.weights == .equal) }
+    public var hasGate: Bool {
+      switch router.traits.gate {
+      case .forChoices: true
+      case .forWeights: choice.weights != .equal
+      case .none: false
+      }
+    }
   }
 }
 
 extension Configuration {
   /// Choices of a token: where experts choose, one for each of them.
-  public var choices: Int { router == .expertChoice ? experts : topK }
+  public var choices: Int { router.listsAllExperts ? experts : topK }
   /// Choices, then shared experts.
   public var slots: Int { choices + shared }
   public var hasGate: Bool { values.pointee.hasGate }

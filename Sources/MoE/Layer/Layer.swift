@@ -7,12 +7,12 @@ public struct Layer {
   public let context: ContextPointer
   let number: Int64
   var parameters: Parameters
-  private var prepared: PreparedGroups
-  fileprivate var preparedMemory: UnsafeMutableRawPointer?
+  var prepared: PreparedGroups
+  var preparedMemory: UnsafeMutableRawPointer?
   var offload: OffloadPointer?
-  fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
+  let turn: Lock  // backward calls add to the same gradients, so they take turns
 
-  fileprivate init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters, turn: Lock) {
+  init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters, turn: Lock) {
     self.turn = turn
     self.configuration = configuration
     self.context = context
@@ -43,7 +43,7 @@ public struct Layer {
     try forward(x, call, try plan(call, taped: tape != nil), y: y, tape: tape, details: details)
   }
 
-  /// The same with a plan of the caller's.
+  /// Forward as a plan of the caller's divides it.
   func forward(
     _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, tape: TapePointer?,
     details: Details
@@ -52,39 +52,19 @@ public struct Layer {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
     if offload == nil { try requireMemory() }
-    if tape != nil && prepared.roundsFloats {
+    if tape != nil && prepared.rounds {
       throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
-    let bytes = try forwardBytes(x, call, plan, y: y, taped)
     var report = Report()
-    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
-      try run(forwardIn: memory, x, call, plan, y: y, taped, details, &report)
-    }
+    try context.withScratch(
+      lent: call.scratch, { forwardStages(&$0, x, call, plan, y: y, taped: taped) }
+    ) { (stages) throws(Fault) in report = try run(stages, call, plan, taped, details) }
     if let taped { tape!.pointee.fill(taped) }
     return report
   }
 
-  // All stages together are several kilobytes. Measured and run in frames of their own (never inlined), they are on the stack
-  // once at a time.
-
-  @inline(never) func forwardBytes(
-    _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, _ taped: TapeContents?
-  ) throws(Fault) -> Int {
-    var measure = Arena()
-    _ = forwardStages(&measure, x, call, plan, y: y, taped: taped)
-    return try measure.total()
-  }
-
-  @inline(never) private func run(
-    forwardIn memory: UnsafeMutableRawPointer, _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan,
-    y: UnsafeMutableRawPointer, _ taped: TapeContents?, _ details: Details, _ report: inout Report
-  ) throws(Fault) {
-    var arena = Arena(memory)
-    report = try run(forwardStages(&arena, x, call, plan, y: y, taped: taped), call, plan, taped, details)
-  }
-
-  private func forwardStages(
+  func forwardStages(
     _ arena: inout Arena, _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer,
     taped: TapeContents?
   ) -> ForwardStages {
@@ -99,9 +79,11 @@ public struct Layer {
     }
     let output = TokensOut(&arena, c, context: context, y, tokens: call.tokens)
     let statistics = CallStatistics(&arena, c)
+    let work = RouteWork(
+      c: c, matmul: context.matmul, lanes: context.lanes, x: jittered.rows, parameters: parameters, routing: routing,
+      draws: draws, activeExperts: c.activeExperts(call, parameters), mayLeaveSlotsEmpty: c.mayLeaveSlotsEmpty(call))
     let route = RouterForward(
-      &arena, c, call, context: context, x: jittered.rows, parameters: parameters, routing: routing,
-      statistics: statistics, slopes: taped?.slopes)
+      &arena, work, call, context: context, statistics: statistics, slopes: taped?.slopes)
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, parameters: parameters, prepared: prepared, dispatch: dispatch, draws: draws)
@@ -111,7 +93,7 @@ public struct Layer {
       output: output, statistics: statistics)
   }
 
-  private func run(
+  @inline(never) private func run(
     _ stages: ForwardStages, _ call: Call, _ plan: Plan, _ taped: TapeContents?, _ details: Details
   ) throws(Fault) -> Report {
     let (c, routing) = (configuration, stages.route.routing)
@@ -143,42 +125,6 @@ public struct Layer {
     return report
   }
 
-  /// Numbers as in moe_prepared.
-  public enum Preparation: Int32 {
-    case none = 0
-    case f32 = 1
-    case bf16 = 2
-  }
-
-  /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
-  public mutating func prepare(_ wanted: Preparation) throws(Fault) {
-    if let offload { return try useSlots(offload, form: context.packsWeights ? wanted : .none) }
-    try requireMemory()
-    // New memory first: on an error the layer is as it was.
-    var memory: UnsafeMutableRawPointer?
-    var packed = PreparedGroups(configuration)
-    if wanted != .none && context.packsWeights {
-      let allocator = context.pointee.allocator
-      var measure = Arena()
-      _ = PreparedGroups(&measure, configuration, bf16: wanted == .bf16)
-      memory = try allocator.allocate(bytes: try measure.total())
-      var arena = Arena(memory!)
-      packed = PreparedGroups(&arena, configuration, bf16: wanted == .bf16)
-      do throws(Fault) {
-        try packed.pack(parameters, in: context)
-      } catch {
-        allocator.deallocate(memory)
-        throw error
-      }
-    }
-    replacePrepared(packed, memory)
-  }
-
-  mutating func replacePrepared(_ packed: PreparedGroups, _ memory: UnsafeMutableRawPointer?) {
-    context.pointee.allocator.deallocate(preparedMemory)
-    (prepared, preparedMemory) = (packed, memory)
-  }
-
   // MARK: backward
 
   /// What a caller brings to a backward, and wants of it.
@@ -202,32 +148,14 @@ public struct Layer {
     let taped = tape.pointee.contents!
     if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
     let plan = taped.plan  // backward's chunks are forward's
-    let bytes = try backwardBytes(taped, plan, x: x, dy: dy, dx: dx, call)
     try turn.acquire(for: "layer")
     defer { turn.release() }
-    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
-      try run(backwardIn: memory, taped, plan, x: x, dy: dy, dx: dx, call)
-    }
+    try context.withScratch(
+      lent: call.scratch, { backwardStages(&$0, taped, plan, x: x, dy: dy, dx: dx, call) }
+    ) { (stages) throws(Fault) in try run(stages, taped, plan, call) }
   }
 
-  @inline(never) func backwardBytes(
-    _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
-    _ call: BackwardCall
-  ) throws(Fault) -> Int {
-    var measure = Arena()
-    _ = backwardStages(&measure, taped, plan, x: x, dy: dy, dx: dx, call)
-    return try measure.total()
-  }
-
-  @inline(never) private func run(
-    backwardIn memory: UnsafeMutableRawPointer, _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer,
-    dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?, _ call: BackwardCall
-  ) throws(Fault) {
-    var arena = Arena(memory)
-    try run(backwardStages(&arena, taped, plan, x: x, dy: dy, dx: dx, call), taped, plan, call)
-  }
-
-  private func backwardStages(
+  func backwardStages(
     _ arena: inout Arena, _ taped: TapeContents, _ plan: Plan, x: UnsafeRawPointer, dy: UnsafeRawPointer,
     dx: UnsafeMutableRawPointer?, _ call: BackwardCall
   ) -> BackwardStages {
@@ -267,7 +195,7 @@ public struct Layer {
       chunk: chunk, losses: stages.losses, dWeights: stages.dWeights)
   }
 
-  private func run(
+  @inline(never) private func run(
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
   ) throws(Fault) {
     let (c, routing) = (configuration, taped.routing)
@@ -306,45 +234,6 @@ public struct Layer {
     try stages.dx?.run(in: here)
     if plan.chunks > 1 && steps != nil { try stepExperts(stages, taped, plan, &steps!) }
     steps?.finish()
-  }
-
-  /// A second pass over the chunks for each expert, since its gradient is complete only after the last of them.
-  @inline(never) private func stepExperts(
-    _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ steps: inout FusedStep
-  ) throws(Fault) {
-    steps.begin()
-    for index in 0..<configuration.groupCount where configuration.groups[index].multiplies {
-      for expert in 0..<configuration.groups[index].experts {
-        for i in 0..<plan.chunks {
-          try context.measure(.dispatch, backward: true) { () throws(Fault) in
-            stages.dispatch.group(taped.routing, plan.tokens(ofChunk: i))
-          }
-          try stages.compute.addWeightGradient(
-            ofExpert: expert, inGroup: index, in: steps.context, kept: taped.kept(i))
-        }
-        steps.step(configuration.groups[index], expert: expert)
-      }
-    }
-  }
-
-  /// Every gradient is 0, but moments fade and weights decay.
-  private func stepWithoutTokens(_ call: BackwardCall) throws(Fault) {
-    guard let step = call.step else { return }
-    let c = configuration
-    var measure = Arena()
-    _ = FusedScratch(&measure, c)
-    let bytes = try measure.total()
-    try turn.acquire(for: "layer")
-    defer { turn.release() }
-    try context.withScratch(bytes, call.scratch) { (memory) throws(Fault) in
-      var arena = Arena(memory)
-      var steps = FusedStep(step, c, parameters, FusedScratch(&arena, c), in: context)
-      steps.begin()
-      for index in 0..<c.groupCount where c.groups[index].multiplies {
-        for expert in 0..<c.groups[index].experts { steps.step(c.groups[index], expert: expert) }
-      }
-      steps.finish()
-    }
   }
 
   /// The router's part for one chunk, whose experts are done.
@@ -406,133 +295,4 @@ extension Layer.Details {
       for slot in 0..<routing.choices { indices[to + slot] = max(routing.indices[own + slot], .noExpert) }
     }
   }
-}
-
-// MARK: life and parameters
-
-public typealias LayerPointer = UnsafeMutablePointer<Layer>
-
-extension UnsafeMutablePointer where Pointee == Layer {
-  public static func create(_ wanted: Configuration.Values, in context: ContextPointer) throws(Fault) -> LayerPointer {
-    let allocator = context.pointee.allocator
-    var measure = Arena()
-    _ = LayerParts(&measure, wanted)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = LayerParts(&arena, wanted)
-    let (layer, parameters) = (parts.layer, parts.parameters)
-    parts.turn.initialise()
-    parameters.clear()
-    let c = parts.copy(wanted, context.kernels)
-    do throws(Fault) {
-      try parameters.allocate(c, allocator: allocator)
-    } catch {
-      parameters.free(allocator: allocator)
-      allocator.deallocate(layer)
-      throw error
-    }
-    parameters.initialise(c, context.kernels)
-    layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
-    context.retain()
-    return layer
-  }
-
-  public func free() {
-    let context = pointee.context
-    pointee.offload?.free(context.pointee.allocator)
-    pointee.parameters.free(allocator: context.pointee.allocator)
-    context.pointee.allocator.deallocate(pointee.preparedMemory)
-    context.pointee.allocator.deallocate(self)
-    context.release()
-  }
-}
-
-/// One block of memory: the layer, then what it points at.
-private struct LayerParts {
-  let layer: LayerPointer
-  let parameters: Parameters
-  let turn: Lock
-  private let groups: UnsafeMutablePointer<ExpertGroup>
-  private let losses: UnsafeMutablePointer<LossTerm>
-  private let hashTable: UnsafeMutablePointer<Int32>
-  private let values: UnsafeMutablePointer<Configuration.Values>
-
-  init(_ arena: inout Arena, _ c: Configuration.Values) {
-    layer = arena.take(Layer.self, 1)
-    values = arena.take(Configuration.Values.self, 1)
-    parameters = Parameters(&arena, groups: c.groupCount)
-    turn = Lock(&arena)
-    groups = arena.take(ExpertGroup.self, c.groupCount)
-    losses = arena.take(LossTerm.self, c.lossCount)
-    hashTable = arena.take(Int32.self, c.vocabulary, c.topK)
-  }
-
-  /// The configuration in the layer's own memory, with its lists.
-  func copy(_ c: Configuration.Values, _ kernels: UnsafePointer<moei_kernels>) -> Configuration {
-    var own = c
-    var first = 0
-    for index in 0..<c.groupCount {
-      (groups + index).initialize(to: c.groups[index])
-      groups[index].index = index
-      groups[index].first = first
-      first += groups[index].experts
-    }
-    own.groups = UnsafePointer(groups)
-    if let given = c.losses { losses.update(from: given, count: c.lossCount) }
-    own.losses = UnsafePointer(losses)
-    own.hashTable = UnsafePointer(hashTable)
-    values.initialize(to: own)
-    let made = Configuration(values)
-    if let given = c.hashTable {
-      hashTable.update(from: given, count: c.vocabulary * c.topK)
-    } else {
-      fillHashTable(hashTable, made, kernels)
-    }
-    return made
-  }
-}
-
-extension Layer {
-  /// bias_e += d_e, d_e = rate * sign(mean(counts) - counts_e); minus their mean where the sum shall stay.
-  public func updateSelectionBias(_ counts: UnsafePointer<Int64>, rate: Float, zeroSum: Bool) {
-    let (experts, bias) = (configuration.experts, parameters.data(.selectionBias)!)
-    var total = 0.0
-    for e in 0..<experts { total += Double(counts[e]) }
-    let mean = total / Double(experts)
-    func direction(_ e: Int) -> Float { Double(counts[e]) < mean ? 1 : Double(counts[e]) > mean ? -1 : 0 }
-    var drift: Float = 0
-    if zeroSum { for e in 0..<experts { drift += direction(e) } }
-    for e in 0..<experts { bias[e] += rate * (direction(e) - drift / Float(experts)) }
-  }
-
-  public var parameterCount: Int { parameters.count }
-  public func parameter(_ index: Int) -> Parameter { parameters[index] }
-  public func zeroGrad() { parameters.zeroGrad() }
-  /// Those that an optimiser steps: all but buffers, in the same order.
-  public var trainedCount: Int { parameters.trainedCount }
-  public func trained(_ index: Int) -> Parameter { parameters.trained(index) }
-  /// The values that a new layer has, in all parameters that have memory, and gradients of 0.
-  public func initialise() { parameters.initialise(configuration, context.kernels) }
-
-  /// Refuses what reads or writes all parameters as long as some have no memory.
-  public func requireMemory() throws(Fault) {
-    guard let parameter = parameters.withoutMemory else { return }
-    if isOffloaded { throw .badState("\(parameter.name) is offloaded: it has no memory") }
-    throw .badState(
-      "\(parameter.name) has no memory (unallocated): bind it with moe_layer_bind_parameter, or offload the layer")
-  }
-
-  public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {
-    parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)
-  }
-
-  /// Whether the tape was made for this layer, and whether it is filled.
-  public func owns(_ tape: UnsafePointer<Tape>) -> Bool {
-    tape.pointee.layerNumber == number && tape.pointee.context == context
-  }
-  public func isFilled(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents != nil }
-  public func weightsWereGiven(_ tape: UnsafePointer<Tape>) -> Bool { tape.pointee.contents?.weightsAreGiven ?? false }
-  public func tokens(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.routing.tokens ?? 0 }
-  public func sequences(on tape: UnsafePointer<Tape>) -> Int { tape.pointee.contents?.slopes.sequences ?? 0 }
-  /// Empties the tape: after an error there is nothing to go back from.
-  public func clear(_ tape: TapePointer) { tape.pointee.clear() }
 }

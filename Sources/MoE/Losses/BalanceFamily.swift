@@ -49,29 +49,6 @@ struct BalanceFamily {
   }
 }
 
-extension LossTerm.Kind {
-  /// nil for losses of another form.
-  func balanceFamily(topK: Int) -> BalanceFamily? {
-    switch self {
-    case .balance: BalanceFamily(counts: .distinct)
-    case .balanceCount: BalanceFamily(counts: .every)
-    case .balancePositive: BalanceFamily(counts: .weighed)
-    case .transformers: BalanceFamily(counts: .kLargest)
-    case .switchTransformer: BalanceFamily(counts: .largest)
-    case .switchSequence: BalanceFamily(counts: .largest, bySequence: true)
-    // E^2 times the mean over experts is E times the sum.
-    case .gShard, .tutelGShard: BalanceFamily(counts: .first)
-    case .deepSpeed:
-      topK <= 2 ? BalanceFamily(counts: .first) : BalanceFamily(counts: .every, divisor: .choices)
-    case .megatron: BalanceFamily(counts: .kLargest, divisor: .choices, ofShares: true)
-    case .megatronSequence:
-      BalanceFamily(counts: .kLargest, divisor: .choices, ofShares: true, bySequence: true)
-    case .megatronGlobal: BalanceFamily(counts: .kLargest, divisor: .counted, ofShares: true)
-    case .variance, .importance, .load, .shazeer, .tutelImportanceLoad, .z, .zSwitch: nil
-    }
-  }
-}
-
 extension Losses {
   /// A loss of the whole call has its slopes now; one of sequences was made as they ended.
   func balance(_ family: BalanceFamily, _ coefficient: Double, term: Int?) -> Double {

@@ -24,7 +24,7 @@ struct LossGradient {
     sequenceTokens = arena.take(Int.self, c.hasGate ? slopes.sequences : 0)
   }
 
-  /// The same for one chunk, whose first token is number 0.
+  /// The gradient of one chunk, whose first token is number 0.
   func part(_ chunk: Range<Int>, _ routing: Routing) -> LossGradient {
     var own = self
     own.routing = routing

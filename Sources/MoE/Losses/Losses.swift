@@ -1,8 +1,7 @@
 // Losses that keep the router healthy, and the statistics that show whether it is. Sums over tokens run in ascending
 // order and in double, so that they do not depend on how the tokens were divided; those over [T,E] arrays run while a
 // wave of tokens is routed (TokenSums.swift). Each loss gives its value and adds to
-// the slopes that its gradient is made from; backward has only to apply them. A new loss is a case of LossTerm.Kind and
-// its line in `value` below.
+// the slopes that its gradient is made from; backward has only to apply them. LossTerm.swift lists them.
 
 /// Losses and statistics of one call.
 public struct Report {
@@ -68,21 +67,4 @@ struct Losses {
   let squares: Double  // the sum of logsumexp^2
 
   var valid: Double { Double(routing.countedCount.pointee) }
-
-  /// The loss; adds coefficient * its slopes. `term` is its number in the list.
-  func value(_ kind: LossTerm.Kind, _ coefficient: Double, term: Int?) -> Double {
-    if let family = kind.balanceFamily(topK: c.topK) { return balance(family, coefficient, term: term) }
-    switch kind {
-    case .variance: return variance()
-    case .importance: return importance(coefficient)
-    case .load: return load(coefficient)
-    case .shazeer: return importance(coefficient) + load(coefficient)
-    case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
-    case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
-    case .z: return squaredLogSumExp(coefficient, tokens: valid)
-    case .balance, .balanceCount, .transformers, .switchTransformer, .switchSequence, .gShard, .deepSpeed, .megatron,
-      .megatronSequence, .megatronGlobal, .tutelGShard, .balancePositive:
-      return 0  // families, which have been returned above
-    }
-  }
 }

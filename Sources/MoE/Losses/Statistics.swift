@@ -2,7 +2,7 @@
 /// weight as it has valid tokens.
 public struct Statistics {
   /// The scalars of one call's report, or of many together.
-  public struct Call {
+  public struct Scalars {
     public var valid: Int64 = 0
     public var dropped: Int64 = 0
     public var balanceLoss = 0.0
@@ -12,7 +12,7 @@ public struct Statistics {
 
     public init() {}
 
-    fileprivate mutating func addMeans(of other: Call, times weight: Double) {
+    fileprivate mutating func addMeans(of other: Scalars, times weight: Double) {
       balanceLoss += weight * other.balanceLoss
       zLoss += weight * other.zLoss
       auxLoss += weight * other.auxLoss
@@ -26,7 +26,7 @@ public struct Statistics {
   let dropped: UnsafeMutablePointer<Int64>  // [E]
   let probability: UnsafeMutablePointer<Double>  // [E], summed over tokens
   private var probabilityTokens = 0.0  // of the calls that had probabilities
-  private var sums = Call()
+  private var sums = Scalars()
 
   fileprivate init(
     _ context: ContextPointer, experts: Int, counts: UnsafeMutablePointer<Int64>,
@@ -45,12 +45,12 @@ public struct Statistics {
     dropped.initialize(repeating: 0, count: experts)
     probability.initialize(repeating: 0, count: experts)
     probabilityTokens = 0
-    sums = Call()
+    sums = Scalars()
   }
 
   /// Adds one call; its arrays are [E]. Refused whole when a count is negative or a sum leaves 63 bits.
   public mutating func add(
-    _ call: Call, counts more: UnsafePointer<Int64>, dropped moreDropped: UnsafePointer<Int64>?,
+    _ call: Scalars, counts more: UnsafePointer<Int64>, dropped moreDropped: UnsafePointer<Int64>?,
     probability mean: UnsafePointer<Float>?
   ) throws(Fault) {
     if !fits(call.valid, sums.valid) { throw .doesNotAdd("n_valid", call.valid) }
@@ -76,13 +76,13 @@ public struct Statistics {
   public func read(
     counts out: UnsafeMutablePointer<Int64>?, dropped outDropped: UnsafeMutablePointer<Int64>?,
     probability mean: UnsafeMutablePointer<Float>?
-  ) -> Call {
+  ) -> Scalars {
     out?.update(from: counts, count: experts)
     outDropped?.update(from: dropped, count: experts)
     if let mean {
       for e in 0..<experts { mean[e] = probabilityTokens == 0 ? 0 : Float(probability[e] / probabilityTokens) }
     }
-    var call = Call()
+    var call = Scalars()
     call.valid = sums.valid
     call.dropped = sums.dropped
     if sums.valid > 0 { call.addMeans(of: sums, times: 1 / Double(sums.valid)) }
@@ -122,10 +122,7 @@ public typealias StatisticsPointer = UnsafeMutablePointer<Statistics>
 
 extension UnsafeMutablePointer where Pointee == Statistics {
   public static func create(experts: Int, in context: ContextPointer) throws(Fault) -> StatisticsPointer {
-    var measure = Arena()
-    _ = StatisticsParts(&measure, experts: experts)
-    var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let parts = StatisticsParts(&arena, experts: experts)
+    let parts = try context.pointee.allocator.make { StatisticsParts(&$0, experts: experts) }
     parts.statistics.initialize(
       to: Statistics(
         context, experts: experts, counts: parts.counts, dropped: parts.dropped, probability: parts.probability))

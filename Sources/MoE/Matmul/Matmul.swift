@@ -85,8 +85,8 @@ struct Matmul {
     func columns(_ chunk: Int) -> Int { min(chunkWidth, n - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<F32> {
       WeightPanel(
-        b + chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb, transposed: transposed,
-        columns: columns(chunk))
+        StoredMatrix(b, .f32, first: chunk * chunkWidth * (transposed ? ldb : 1), rowStride: ldb),
+        transposed: transposed, columns: columns(chunk))
     }
     (0..<chunks(of: n)).forEachRun(of: panelsAtOnce) { run in
       products.run(

@@ -18,67 +18,73 @@ extension Precision {
 struct WeightPanel<P: Precision> {
   private enum Form {
     /// The matrix's rows are the panel's columns (W^T), or its rows (W).
-    case matrix(rowStride: Int, transposed: Bool, columns: Int)
+    case matrix(StoredMatrix, transposed: Bool, columns: Int)
     /// Packed already.
-    case packed
+    case packed(UnsafePointer<P.Element>)
   }
 
-  private let start: UnsafePointer<P.Element>
   private let form: Form
 
-  /// `weights`: element (0, 0) of the panel in the matrix; `columns`: up to 32.
-  init(_ weights: UnsafePointer<P.Element>, rowStride: Int, transposed: Bool, columns: Int) {
-    start = weights
-    form = .matrix(rowStride: rowStride, transposed: transposed, columns: columns)
+  /// `weights`: the matrix from element (0, 0) of the panel on; `columns`: up to 32.
+  init(_ weights: StoredMatrix, transposed: Bool, columns: Int) {
+    form = .matrix(weights, transposed: transposed, columns: columns)
   }
 
   init(packed panel: UnsafePointer<P.Element>) {
-    start = panel
-    form = .packed
+    form = .packed(panel)
   }
 
-  /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge.
+  /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge, and
+  /// where they are no elements of tiles.
   fileprivate var rows: (start: UnsafePointer<P.Element>, stride: Int)? {
-    guard case .matrix(let rowStride, transposed: true, columns: chunkWidth) = form else { return nil }
-    return (start, rowStride)
+    guard case .matrix(let weights, transposed: true, columns: chunkWidth) = form, weights.type == P.weights else {
+      return nil
+    }
+    return (P.elements(of: weights), weights.rowStride)
   }
 
   /// The piece from p on, [depth][32], where it lies or in `buffer`.
   fileprivate func piece(
     _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
   ) -> UnsafePointer<P.Element> {
-    guard case .matrix(let rowStride, let transposed, let columns) = form else { return start + p * chunkWidth }
-    P.pack(
-      columns, depth, start + (transposed ? p : p * rowStride), rowStride: rowStride, transposed: transposed,
-      into: buffer, kernels)
-    return UnsafePointer(buffer)
-  }
-
-  /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
-  /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows. A tile takes 256 steps.
-  fileprivate func ahead(_ p: Int, half: Int) -> moei_ahead {
-    let size = MemoryLayout<P.Element>.size
-    let line = 64
-    let steps = chunkWidth / P.unit  // of a chunk
-    let perRow = chunkWidth * size / line  // lines
     switch form {
-    case .matrix(let rowStride, transposed: true, _):
-      let row = rowStride * size
-      // A step is a row, a chunk is a line; the other half is the rows' second half, or the other rows.
-      let other = steps == chunkWidth ? P.panelDepth / chunkWidth * line : steps * row
-      return ahead(p * size + half * other, row: row, chunk: line)
-    case .matrix(let rowStride, transposed: false, _):
-      let row = rowStride * size
-      let other = perRow == 2 ? line : P.panelDepth / 2 * row
-      return ahead(p * row + half * other, row: row, chunk: steps * row)
-    case .packed:
-      // Every other line.
-      return ahead(p * chunkWidth * size + half * line, row: 2 * line, chunk: steps * 2 * line)
+    case .packed(let panel): return panel + p * chunkWidth
+    case .matrix(let weights, let transposed, let columns):
+      P.pack(
+        columns, depth, weights.from(transposed ? p : p * weights.rowStride), transposed: transposed, into: buffer,
+        kernels)
+      return UnsafePointer(buffer)
     }
   }
 
-  private func ahead(_ first: Int, row: Int, chunk: Int) -> moei_ahead {
-    moei_ahead(first: UnsafeRawPointer(start) + first, row: Int64(row), chunk: Int64(chunk))
+  /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
+  /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows. A tile takes 256 steps. Elements of
+  /// half a tile's are all in the first half.
+  fileprivate func ahead(_ p: Int, half: Int) -> moei_ahead? {
+    let line = 64
+    let steps = chunkWidth / P.unit  // of a chunk
+    switch form {
+    case .matrix(let weights, let transposed, _):
+      let isWhole = weights.type == P.weights
+      if half > 0 && !isWhole { return nil }
+      let (start, row) = (weights.address, weights.type.bytes(weights.rowStride))
+      if transposed {
+        // A step is a row, a chunk is a line; the other half is the rows' second half, or the other rows.
+        let other = steps == chunkWidth ? P.panelDepth / chunkWidth * line : steps * row
+        return ahead(start, weights.type.bytes(p) + half * other, row: row, chunk: line)
+      }
+      let perRow = chunkWidth * MemoryLayout<P.Element>.size / line  // lines
+      let other = perRow == 2 ? line : P.panelDepth / 2 * row
+      return ahead(start, p * row + half * other, row: row, chunk: steps * row)
+    case .packed(let panel):
+      // Every other line.
+      let first = p * chunkWidth * MemoryLayout<P.Element>.size
+      return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
+    }
+  }
+
+  private func ahead(_ start: UnsafeRawPointer, _ first: Int, row: Int, chunk: Int) -> moei_ahead {
+    moei_ahead(first: start + first, row: Int64(row), chunk: Int64(chunk))
   }
 }
 
@@ -118,9 +124,10 @@ struct PanelProducts<P: Precision> {
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
           let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
           P.product(
-            rows.count, columns(i), depth, here, pieces[i], start: begin ?? Floats(out),
-            startStride: begin == nil ? cStride : 0, out, cStride: cStride,
-            ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
+            rows.count, columns(i), depth, here, pieces[i],
+            start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+            StridedTargets(out, stride: cStride), ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a),
+            kernels)
         }
       }
     }
@@ -142,8 +149,9 @@ struct PanelProducts<P: Precision> {
       let (out, begin) = (c(i, rows), start(i))
       let coming = i + 1 < panels ? panel(i + 1) : next(0)
       P.productOfFewRows(
-        rows.count, done, a(rows), weights, rowStride: stride, start: begin ?? Floats(out),
-        startStride: begin == nil ? cStride : 0, out, cStride: cStride, next: coming?.rows?.start ?? weights, kernels)
+        rows.count, done, a(rows), weights, rowStride: stride,
+        start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
+        StridedTargets(out, stride: cStride), next: coming?.rows?.start ?? weights, kernels)
     }
     return done
   }

@@ -1,8 +1,39 @@
 import CShims
 
+/// The precisions there are.
+enum PrecisionKind: Int32 {
+  case f32, bf16
+
+  /// Does what the body says in this one: the only place where they are told apart.
+  func visit<B: PrecisionBody>(_ body: B) throws(B.Failure) -> B.Result {
+    switch self {
+    case .f32: try body.run(F32.self)
+    case .bf16: try body.run(BF16.self)
+    }
+  }
+}
+
+extension PrecisionKind {
+  /// Elements with those that they are filled up with.
+  func filledUp(_ count: Int) -> Int { visit(FillUp(count: count)) }
+}
+
+private struct FillUp: PrecisionBody {
+  let count: Int
+  func run<P: Precision>(_: P.Type) -> Int { P.filledUp(count) }
+}
+
+protocol PrecisionBody {
+  associatedtype Failure: Error
+  associatedtype Result
+  func run<P: Precision>(_: P.Type) throws(Failure) -> Result
+}
+
 /// What the tiles of tokens, the panels of weights and the tape consist of. Sums are float32 in both.
 protocol Precision {
   associatedtype Element
+  /// Weights whose elements are those of panels as they are stored.
+  static var weights: ElementType { get }
   typealias Source = UnsafePointer<Element>
   typealias Target = UnsafeMutablePointer<Element>
   typealias Floats = UnsafePointer<Float>
@@ -26,17 +57,17 @@ protocol Precision {
     _ kernels: Kernels)
   /// C[m, columns] = start + A B
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels)
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels)
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels)
   /// C[rows, columns] += sum over tokens of A^T B
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels)
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels)
   /// Where the floats of one chunk are computed: in the array they belong to, or beside it.
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float>
   /// From the array to the workplace, and back: nothing where they are the same.
@@ -50,6 +81,45 @@ protocol Precision {
 }
 
 extension Precision {
+  static func elements(of matrix: StoredMatrix) -> Source {
+    matrix.data.assumingMemoryBound(to: Element.self) + matrix.first
+  }
+
+  /// The same of weights in any format.
+  static func pack(
+    _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
+  ) {
+    if matrix.type != weights {
+      return packFloats(columns, depth, matrix, transposed: transposed, into: panel, kernels)
+    }
+    pack(
+      columns, depth, elements(of: matrix), rowStride: matrix.rowStride, transposed: transposed, into: panel, kernels)
+  }
+
+  /// By way of floats, 32 contraction indices at a time.
+  @inline(never) private static func packFloats(
+    _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
+  ) {
+    // [32][32] as floats, then as elements; the same memory in float32.
+    var memory = InlineArray<1536, Float>(repeating: 0)
+    withUnsafeMutablePointer(to: &memory) {
+      let floats = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
+      let elements = UnsafeMutableRawPointer(unit == 1 ? floats : floats + 1024).assumingMemoryBound(to: Element.self)
+      for p in stride(from: 0, to: depth, by: chunkWidth) {
+        let step = min(chunkWidth, depth - p)
+        let (rows, width) = transposed ? (columns, step) : (step, columns)
+        for row in 0..<rows {
+          let place = transposed ? row * matrix.rowStride + p : (p + row) * matrix.rowStride
+          matrix.type.toFloats(matrix.data, matrix.first + place, width, floats + row * chunkWidth, kernels)
+          store(width, floats + row * chunkWidth, into: elements + row * chunkWidth, kernels)
+        }
+        pack(
+          columns, step, Source(elements), rowStride: chunkWidth, transposed: transposed,
+          into: panel + p * chunkWidth, kernels)
+      }
+    }
+  }
+
   static func filledUp(_ count: Int) -> Int { (count + unit - 1) / unit * unit }
 
   /// What storing makes of the values. The array is one that may be written to.
@@ -59,8 +129,32 @@ extension Precision {
   }
 }
 
+extension PrecisionKind {
+  /// Values as arrays of tokens hold them.
+  func round(_ values: UnsafeMutablePointer<Float>, _ count: Int, _ kernels: UnsafePointer<moei_kernels>) {
+    visit(Rounding(values: values, count: count, kernels: kernels))
+  }
+}
+
+private struct Rounding: PrecisionBody {
+  let values: UnsafeMutablePointer<Float>
+  let count: Int
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run<P: Precision>(_: P.Type) {
+    if P.weights == .f32 { return }
+    let stretch = 256  // so that the memory is the stack's
+    withUnsafeTemporaryAllocation(of: P.Element.self, capacity: stretch) { rounded in
+      for first in Swift.stride(from: 0, to: count, by: stretch) {
+        P.round(min(stretch, count - first), values + first, by: rounded.baseAddress!, kernels)
+      }
+    }
+  }
+}
+
 enum F32: Precision {
   typealias Element = Float
+  static var weights: ElementType { .f32 }
   static var unit: Int { 1 }
 
   static func gather(
@@ -89,29 +183,30 @@ enum F32: Precision {
   }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels
   ) {
     kernels.pointee.product(
-      Int64(m), Int64(columns), Int64(depth), a, b, start, Int64(startStride), c, Int64(cStride), ahead)
+      Int64(m), Int64(columns), Int64(depth), a, b, start.start, Int64(start.stride), c.start,
+      Int64(c.stride), ahead)
   }
 
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows(
-      Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start, Int64(startStride), c, Int64(cStride),
-      next)
+      Int64(m), Int64(depth / chunkWidth), a, weights, Int64(rowStride), start.start, Int64(start.stride),
+      c.start, Int64(c.stride), next)
   }
 
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_tokens(
-      Int64(rows), Int64(columns), tiles, a, Int64(aWidth), Int64(aChunk), b, Int64(bWidth), Int64(bChunk), c,
-      Int64(cStride), next)
+      Int64(rows), Int64(columns), tiles, a.start, Int64(a.width), Int64(a.chunk), b.start, Int64(b.width),
+      Int64(b.chunk), c.start, Int64(c.stride), next)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
@@ -131,6 +226,7 @@ enum F32: Precision {
 /// bfloat16, the upper half of a float32: two products at once, half the memory.
 enum BF16: Precision {
   typealias Element = UInt16
+  static var weights: ElementType { .bf16 }
   static var unit: Int { 2 }
 
   static func gather(
@@ -160,30 +256,30 @@ enum BF16: Precision {
   }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, _ ahead: moei_ahead, _ kernels: Kernels
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_pairs(
-      Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start, Int64(startStride), c,
-      Int64(cStride), ahead)
+      Int64(m), Int64(columns), Int64(filledUp(depth) / unit), words(a), words(b), start.start,
+      Int64(start.stride), c.start, Int64(c.stride), ahead)
   }
 
   static func productOfFewRows(
-    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: Floats, startStride: Int,
-    _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Source, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels
   ) {
     kernels.pointee.product_of_few_rows_of_pairs(
-      Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start, Int64(startStride), c,
-      Int64(cStride), next)
+      Int64(m), Int64(depth / chunkWidth), words(a), weights, Int64(rowStride), start.start,
+      Int64(start.stride), c.start, Int64(c.stride), next)
   }
 
   static func productOverTokens(
-    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-    _ bWidth: Int, _ bChunk: Int, _ c: UnsafeMutablePointer<Float>, cStride: Int, next: Floats, _ kernels: Kernels
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels
   ) {
     kernels.pointee.product_over_token_pairs(
-      Int64(rows), Int64(columns), tiles, words(a), Int64(aWidth), Int64(aChunk), words(b), Int64(bWidth),
-      Int64(bChunk), c, Int64(cStride), next)
+      Int64(rows), Int64(columns), tiles, words(a.start), Int64(a.width), Int64(a.chunk), words(b.start),
+      Int64(b.width), Int64(b.chunk), c.start, Int64(c.stride), next)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {

@@ -45,3 +45,38 @@ struct Tiles {
       count: Int32(tiles.count), tall: Int32(min(max(tall - tiles.lowerBound, 0), tiles.count)), height: Int32(height))
   }
 }
+
+/// Rows of floats, `stride` apart.
+public struct StridedRows {
+  let start: UnsafePointer<Float>
+  let stride: Int
+
+  public init(_ start: UnsafePointer<Float>, stride: Int) {
+    self.start = start
+    self.stride = stride
+  }
+}
+
+/// Rows of floats that are written.
+public struct StridedTargets {
+  let start: UnsafeMutablePointer<Float>
+  let stride: Int
+
+  public init(_ start: UnsafeMutablePointer<Float>, stride: Int) {
+    self.start = start
+    self.stride = stride
+  }
+}
+
+/// One chunk of 32 columns of tiled rows: a factor of sums over these rows.
+struct TileChunk<Element> {
+  let start: UnsafePointer<Element>  // of the tiles
+  let width: Int  // elements of a row
+  let chunk: Int
+
+  init(_ start: UnsafePointer<Element>, width: Int, _ chunk: Int) {
+    self.start = start
+    self.width = width
+    self.chunk = chunk
+  }
+}

@@ -42,7 +42,7 @@ public struct Allocator {
     return memory + Self.alignment
   }
 
-  /// The same, counting what it hands out. The block that holds the counts is not among it.
+  /// A copy that counts what it hands out. The block that holds the counts is not among it.
   func counting(in counts: UnsafeMutablePointer<Int64>) -> Allocator {
     counts.initialize(repeating: 0, count: 2)
     var own = self
@@ -50,7 +50,7 @@ public struct Allocator {
     return own
   }
 
-  /// The same without counting, for what is the context's own.
+  /// A copy that does not count, for what is the context's own.
   var uncounted: Allocator {
     var own = self
     own.counts = nil
@@ -62,8 +62,14 @@ public struct Allocator {
     return (Int(moei_fetch_add64(counts, 0)), Int(moei_fetch_add64(counts + 1, 0)))
   }
 
-  /// Memory for one value, initialised.
-  func make<T>(_ value: T) throws(Fault) -> UnsafeMutablePointer<T> {
+  /// What `layout` cuts out of new memory, which begins with what it takes first.
+  func make<Parts>(_ layout: (inout Arena) -> Parts) throws(Fault) -> Parts {
+    var arena = Arena(try allocate(bytes: try Arena.bytes(of: layout)))
+    return layout(&arena)
+  }
+
+  /// Puts a value into memory of its own.
+  func place<T>(_ value: T) throws(Fault) -> UnsafeMutablePointer<T> {
     let memory = try allocate(bytes: MemoryLayout<T>.size).bindMemory(to: T.self, capacity: 1)
     memory.initialize(to: value)
     return memory

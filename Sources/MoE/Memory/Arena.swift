@@ -22,6 +22,14 @@ struct Arena {
     return memory.bindMemory(to: T.self, capacity: count)
   }
 
+  /// What a layout takes. All stages of a call together are several kilobytes, so they are measured in a frame of their own
+  /// (never inlined), which the stack holds no longer when they run.
+  @inline(never) static func bytes<Parts>(of layout: (inout Arena) -> Parts) throws(Fault) -> Int {
+    var measure = Arena()
+    _ = layout(&measure)
+    return try measure.total()
+  }
+
   /// Takes what a copy of this arena took further on: several such copies share the same memory, one after the other.
   mutating func cover(_ copy: Arena) {
     bytes = max(bytes, copy.bytes)

@@ -33,7 +33,7 @@ struct ExpertMatrices {
 
 extension ExpertGroup {
   /// Of one matrix of one expert, in bytes. The boundary has seen to it that those of all experts fit.
-  var matrixBytes: Int { hidden * intermediate * weights.size }
+  var matrixBytes: Int { weights.bytes(hidden * intermediate) }
 }
 
 /// Memory for some experts of a group in place of all: a slot holds one expert's matrices, in the form that the kernels read,
@@ -65,8 +65,6 @@ struct SlotMemory {
   // For each reader:
   let rawBytes: Int
   let raw: UnsafeMutableRawPointer  // what a file holds of a matrix, where it is not what is wanted
-  let roundingBytes = chunkWidth * BF16.panelDepth * MemoryLayout<UInt16>.size
-  let rounding: UnsafeMutableRawPointer
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ group: ExpertGroup, form: Layer.Preparation, count: Int,
@@ -76,11 +74,9 @@ struct SlotMemory {
     self.count = count
     self.rawBytes = (rawBytes + Allocator.alignment - 1) / Allocator.alignment * Allocator.alignment
     raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
-    let isPacked = form != .none
-    rounding = UnsafeMutableRawPointer(arena.take(UInt8.self, isPacked ? Offload.readers : 0, roundingBytes))
-    rows = ExpertMatrices(&arena, group, experts: isPacked ? Offload.readers : count)
-    if isPacked {
-      prepared = PreparedGroups(&arena, c, bf16: form == .bf16, slots: (group.index, count))
+    rows = ExpertMatrices(&arena, group, experts: form == .none ? count : Offload.readers)
+    if let type = form.type {
+      prepared = PreparedGroups(&arena, c, type: type, slots: (group.index, count))
       slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))
     } else {
       prepared = PreparedGroups(c)

@@ -71,13 +71,11 @@ public struct Offload {
   /// Slots of a form, as many as the limit allows, and the size of their memory.
   func layOut(_ c: Configuration, form: Layer.Preparation) throws(Fault) -> (count: Int, bytes: Int) {
     func bytes(_ count: Int) throws(Fault) -> Int {
-      var measure = Arena()
-      _ = memory(&measure, c, form, count)
-      return try measure.total()
+      try Arena.bytes { memory(&$0, c, form, count) }
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
-    if form != .none { _ = PreparedGroups(&others, c, bf16: form == .bf16, slots: (group, 0)) }
+    if let type = form.type { _ = PreparedGroups(&others, c, type: type, slots: (group, 0)) }
     let none = try bytes(0)
     let beside = none - (try others.total())
     let one = try bytes(1) - none
@@ -134,18 +132,24 @@ public struct Offload {
     counters.bytes.add(stored.bytes(expert))
     if isPacked {
       let prepared = slots.prepared.of(stored.group)!
-      if prepared.bf16 { pack(prepared, slot, reader, BF16.self) } else { pack(prepared, slot, reader, F32.self) }
+      prepared.type.format.precision.visit(
+        PackSlot(stored: stored, rows: slots.rows, prepared: prepared, slot: slot, reader: reader))
     }
     return true
   }
 
-  private func pack<P: Precision>(_ prepared: PreparedWeights, _ slot: Int, _ reader: Int, _: P.Type) {
-    let slots = slots!
-    let packing = Packing<P>(c: stored.group, kernels: stored.kernels, panels: prepared.panels(P.self, stored.group))
-    let rounding = (slots.rounding + reader * slots.roundingBytes).assumingMemoryBound(to: P.Element.self)
-    for chunk in 0..<packing.chunksPerExpert {
-      packing.run(chunk, place: slot, buffer: rounding) { role in
-        UnsafeRawPointer(slots.rows[role]! + reader * stored.group.matrixBytes)
+  private struct PackSlot: PrecisionBody {
+    let stored: StoredExperts
+    let rows: ExpertMatrices
+    let prepared: PreparedWeights
+    let slot: Int
+    let reader: Int
+
+    func run<P: Precision>(_: P.Type) {
+      let group = stored.group
+      let packing = Packing<P>(c: group, kernels: stored.kernels, panels: prepared.panels(P.self, group))
+      for chunk in 0..<packing.chunksPerExpert {
+        packing.run(chunk, place: slot, from: reader) { UnsafeRawPointer(rows[$0]!) }
       }
     }
   }
@@ -203,7 +207,7 @@ public struct Offload {
     return (count, ofRead)
   }
 
-  /// The same with all that can be computed.
+  /// The last wave: all experts of what is read that can be computed.
   fileprivate func lastWave(of read: Range<Int>) -> (count: Int, read: Int) {
     var (count, ofRead) = (0, 0)
     for e in 0..<experts {
@@ -353,16 +357,10 @@ extension Layer {
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
     let staged = try Staged(loading, allocator)
     defer { staged.free(allocator) }
-    func layOut(_ arena: inout Arena) -> (OffloadPointer, Offload) {
-      let pointer = arena.take(Offload.self, 1)
-      return (
-        pointer, Offload(&arena, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit)
-      )
+    let (pointer, contents) = try allocator.make {
+      let pointer = $0.take(Offload.self, 1)
+      return (pointer, Offload(&$0, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit))
     }
-    var measure = Arena()
-    _ = layOut(&measure)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let (pointer, contents) = layOut(&arena)
     pointer.initialize(to: contents)
     pointer.pointee.initialise()
     do throws(Fault) {
@@ -388,12 +386,7 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    do throws(Fault) {
-      try slots.prepared.pack(parameters, in: context)
-    } catch {
-      context.pointee.allocator.deallocate(memory)
-      throw error
-    }
+    slots.prepared.pack(parameters, in: context)
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)

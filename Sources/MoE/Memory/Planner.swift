@@ -91,9 +91,12 @@ extension Layer {
       contents = TapeContents(
         &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
     }
-    let forward = try forwardBytes(nowhere, call, plan, y: nowhere, contents)
+    let forward = try Arena.bytes { forwardStages(&$0, nowhere, call, plan, y: nowhere, taped: contents) }
     if let contents, call.tokens > 0 {
-      backward.skip(try backwardBytes(contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall()))
+      backward.skip(
+        try Arena.bytes {
+          backwardStages(&$0, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+        })
     } else if contents != nil && !c.keepsExpertGradients {
       _ = FusedScratch(&backward, c)
     }

@@ -19,15 +19,16 @@ public struct Tape {
   ) throws(Fault) -> TapeContents {
     contents = nil
     let active = c.activeExperts(call, parameters)
-    var measure = Arena()
-    _ = TapeContents(&measure, c, call, plan, context: context, activeExperts: active)
-    let needed = try measure.total()
+    func layout(_ arena: inout Arena) -> TapeContents {
+      TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+    }
+    let needed = try Arena.bytes(of: layout)
     if let lent {
       if lent.bytes < needed {
         throw .invalid("tape: the memory bound to it has \(lent.bytes) bytes, but the call needs \(needed)")
       }
       var arena = Arena(lent.memory)
-      return TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+      return layout(&arena)
     }
     if memory == nil || needed > bytes {
       let allocator = context.pointee.allocator
@@ -37,7 +38,7 @@ public struct Tape {
       bytes = needed
     }
     var arena = Arena(memory!)
-    return TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+    return layout(&arena)
   }
 
   fileprivate mutating func bind(_ lent: CallerMemory?) {
@@ -102,7 +103,7 @@ public typealias TapePointer = UnsafeMutablePointer<Tape>
 extension UnsafeMutablePointer where Pointee == Tape {
   public static func create(for layer: UnsafePointer<Layer>) throws(Fault) -> TapePointer {
     let context = layer.pointee.context
-    let tape = try context.pointee.allocator.make(Tape(layer.pointee))
+    let tape = try context.pointee.allocator.place(Tape(layer.pointee))
     context.retain()
     return tape
   }

@@ -38,20 +38,14 @@ private struct AttentionHalf {
 
   /// `normed` [T,H] is what attention reads where norms come before.
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    cache: CachedLayer? = nil, x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>,
-    y: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptAttention, cache: CachedLayer? = nil,
+    x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    let c = model.configuration
-    context = model.context
-    norm = c.normPlace == .before ? model.norm1(n, input, x, to: normed) : nil
+    context = work.context
+    norm = work.c.normPlace == .before ? work.norm(.first, x, to: normed) : nil
     attention = SelfAttentionForward(
-      &arena, model, n, input, arrays, cache: cache, x: norm == nil ? x : UnsafePointer(normed), y: y)
-    sum =
-      c.hasResidual
-      ? ResidualSum(
-        kernels: context.kernels, count: input.tokens * c.hidden,
-        dropout: model.dropout(n, input, .attentionOutputDropout), x: x, y: y) : nil
+      &arena, work, arrays, cache: cache, x: norm == nil ? x : UnsafePointer(normed), y: y)
+    sum = work.c.hasResidual ? work.sum(work.dropout(.attentionOutputDropout), x: x, y: y) : nil
   }
 
   @inline(never) func run() throws(Fault) {
@@ -62,9 +56,7 @@ private struct AttentionHalf {
 }
 
 struct BlockForward {
-  private let model: Model
-  private let n: Int
-  private let input: ModelInput
+  private let work: BlockWork
   private let half: AttentionHalf
   private let feedForward: FeedForward?
   private let scratch: UnsafeMutablePointer<UInt8>  // of the ffn
@@ -75,13 +67,11 @@ struct BlockForward {
 
   /// y may be x. With a cache, attention sees the tokens in it too.
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ feedForward: FeedForward?,
-    tape: BlockTape?, cache: CachedLayer?, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ feedForward: FeedForward?, tape: BlockTape?, cache: CachedLayer?,
+    x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    let c = model.configuration
-    self.model = model
-    self.n = n
-    self.input = input
+    let (c, input) = (work.c, work.input)
+    self.work = work
     self.feedForward = feedForward
     self.y = y
     normed = arena.take(Float.self, c.hasFeedForward ? input.tokens : 0, c.hidden)
@@ -90,7 +80,7 @@ struct BlockForward {
     // Attention is done before the ffn begins: both use the same memory.
     var (first, second) = (arena, arena)
     let arrays = tape?.attention ?? KeptAttention(&first, c, input, forBackward: false)
-    half = AttentionHalf(&first, model, n, input, arrays, cache: cache, x: x, normed: normed, y: sum)
+    half = AttentionHalf(&first, work, arrays, cache: cache, x: x, normed: normed, y: sum)
     scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
     arena.cover(first)
     arena.cover(second)
@@ -100,15 +90,11 @@ struct BlockForward {
   func run(tape: TapePointer?, _ details: Layer.Details) throws(Fault) -> Report {
     try half.run()
     guard let feedForward else { return Report() }
-    let isBefore = model.configuration.normPlace == .before
-    try (isBefore ? model.norm2(n, input, sum, to: normed) : model.norm1(n, input, sum, to: normed)).run(
-      in: model.context)
+    let (context, isBefore) = (work.context, work.c.normPlace == .before)
+    try work.norm(isBefore ? .second : .first, sum, to: normed).run(in: context)
     let report = try feedForward.forward(normed, y: after, tape: tape, scratch: scratch, details)
-    try ResidualSum(
-      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden,
-      dropout: model.dropout(n, input, .feedForwardDropout), x: isBefore ? sum : normed, y: after
-    ).run(in: model.context)
-    if !isBefore { try model.norm2(n, input, after, to: y).run(in: model.context) }
+    try work.sum(work.dropout(.feedForwardDropout), x: isBefore ? sum : normed, y: after).run(in: context)
+    if !isBefore { try work.norm(.second, after, to: y).run(in: context) }
     return report
   }
 }
@@ -116,9 +102,7 @@ struct BlockForward {
 // MARK: backward
 
 struct BlockBackward {
-  private let model: Model
-  private let n: Int
-  private let input: ModelInput
+  private let work: BlockWork
   private let tape: BlockTape
   private let feedForward: FeedForward?
   private let again: AttentionHalf?  // where attention was not kept
@@ -133,13 +117,11 @@ struct BlockBackward {
 
   /// d [T,H], the gradient with respect to y, becomes that with respect to x.
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ feedForward: FeedForward?,
-    tape: BlockTape, d: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ feedForward: FeedForward?, tape: BlockTape,
+    d: UnsafeMutablePointer<Float>
   ) {
-    let (c, tokens) = (model.configuration, input.tokens)
-    self.model = model
-    self.n = n
-    self.input = input
+    let (c, input, tokens) = (work.c, work.input, work.tokens)
+    self.work = work
     self.feedForward = feedForward
     self.tape = tape
     self.d = d
@@ -154,10 +136,10 @@ struct BlockBackward {
     var (first, second, third) = (arena, arena, arena)
     again =
       tape.attention == nil
-      ? AttentionHalf(&first, model, n, input, arrays, x: tape.x, normed: normed, y: sum) : nil
+      ? AttentionHalf(&first, work, arrays, x: tape.x, normed: normed, y: sum) : nil
     scratch = second.take(UInt8.self, feedForward?.memory.backwardScratch ?? 0)
     attention = SelfAttentionBackward(
-      &third, model, n, input, arrays, x: c.normPlace == .before ? UnsafePointer(normed) : tape.x, dy: dropped,
+      &third, work, arrays, x: c.normPlace == .before ? UnsafePointer(normed) : tape.x, dy: dropped,
       dx: part)
     arena.cover(first)
     arena.cover(second)
@@ -166,24 +148,24 @@ struct BlockBackward {
 
   func run(tape feedForwardTape: TapePointer?, dAuxLoss: Float, dMeanProbability: UnsafePointer<Float>?) throws(Fault) {
     try again?.run()
-    switch model.configuration.normPlace {
+    switch work.c.normPlace {
     case .before:
-      try normAgain(.norm2Weight, sum)
+      try normAgain(.second, sum)
       try feedForwardBackward(feedForwardTape, dAuxLoss, dMeanProbability)
-      try normBackward(.norm2Weight, .norm2Bias, sum, part)
+      try normBackward(.second, sum, part)
       try add()
-      try normAgain(.norm1Weight, tape.x)
+      try normAgain(.first, tape.x)
       try drop(.attentionOutputDropout)
       try attention.run()
-      try normBackward(.norm1Weight, .norm1Bias, tape.x, part)
+      try normBackward(.first, tape.x, part)
       try add()
     case .after:
-      try normAgain(.norm2Weight, tape.after!)
-      try normBackward(.norm2Weight, .norm2Bias, tape.after!, d)
-      try normAgain(.norm1Weight, sum)
+      try normAgain(.second, tape.after!)
+      try normBackward(.second, tape.after!, d)
+      try normAgain(.first, sum)
       try feedForwardBackward(feedForwardTape, dAuxLoss, dMeanProbability)
       try add()
-      try normBackward(.norm1Weight, .norm1Bias, sum, d)
+      try normBackward(.first, sum, d)
       try drop(.attentionOutputDropout)
       try attention.run()
       try add()
@@ -192,19 +174,14 @@ struct BlockBackward {
     }
   }
 
-  @inline(never) private func normAgain(_ weight: ModelParameters.LayerRole, _ x: UnsafePointer<Float>) throws(Fault) {
-    let norm =
-      weight == .norm1Weight
-      ? model.norm1(n, input, x, to: normed, statistics) : model.norm2(n, input, x, to: normed, statistics)
-    try norm.run(in: model.context)
+  @inline(never) private func normAgain(_ which: BlockNorm, _ x: UnsafePointer<Float>) throws(Fault) {
+    try work.norm(which, x, to: normed, statistics).run(in: work.context)
   }
 
   @inline(never) private func normBackward(
-    _ weight: ModelParameters.LayerRole, _ bias: ModelParameters.LayerRole, _ x: UnsafePointer<Float>,
-    _ gradient: UnsafeMutablePointer<Float>
+    _ which: BlockNorm, _ x: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
   ) throws(Fault) {
-    let p = model.parameters
-    try model.normBackward(p[n, weight]!, p[n, bias], input, x, statistics, gradient).run(in: model.context)
+    try work.normBackward(which, x, statistics, gradient).run(in: work.context)
   }
 
   /// part = gradient with respect to the ffn's input, which is in `normed`.
@@ -219,61 +196,11 @@ struct BlockBackward {
 
   @inline(never) private func drop(_ stream: ModelStream) throws(Fault) {
     guard dropped != d else { return }
-    try ResidualSum(
-      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, from: UnsafePointer(d),
-      dropout: model.dropout(n, input, stream), y: dropped
-    ).run(in: model.context)
+    try work.sum(from: UnsafePointer(d), work.dropout(stream), x: nil, y: dropped).run(in: work.context)
   }
 
   /// d += part
   @inline(never) private func add() throws(Fault) {
-    try ResidualSum(
-      kernels: model.context.kernels, count: input.tokens * model.configuration.hidden, dropout: nil, x: part, y: d
-    ).run(in: model.context)
-  }
-}
-
-// MARK: norms and dropout of a layer
-
-extension Model {
-  var normKind: Norm {
-    Norm(configuration.norm, hidden: configuration.hidden, epsilon: configuration.epsilon)
-  }
-
-  func norm(
-    _ weight: Parameter, _ bias: Parameter?, rows: Int, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
-    _ statistics: UnsafeMutablePointer<Float>? = nil
-  ) -> NormForward {
-    NormForward(
-      normKind, context: context, rows: rows, x: x, weight: weight.floats, bias: bias?.constants, y: y,
-      statistics: statistics)
-  }
-
-  func norm1(
-    _ n: Int, _ input: ModelInput, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
-    _ statistics: UnsafeMutablePointer<Float>? = nil
-  ) -> NormForward {
-    norm(parameters[n, .norm1Weight]!, parameters[n, .norm1Bias], rows: input.tokens, x, to: y, statistics)
-  }
-
-  func norm2(
-    _ n: Int, _ input: ModelInput, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>,
-    _ statistics: UnsafeMutablePointer<Float>? = nil
-  ) -> NormForward {
-    norm(parameters[n, .norm2Weight]!, parameters[n, .norm2Bias], rows: input.tokens, x, to: y, statistics)
-  }
-
-  /// The gradient with respect to y becomes that with respect to x.
-  func normBackward(
-    _ weight: Parameter, _ bias: Parameter?, _ input: ModelInput, _ x: UnsafePointer<Float>,
-    _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
-  ) -> NormBackward {
-    NormBackward(
-      normKind, context: context, rows: input.tokens, x: x, weight: weight.floats, statistics: statistics,
-      dy: gradient, dx: gradient, dWeight: weight.grad, dBias: bias?.grad)
-  }
-
-  func dropout(_ n: Int, _ input: ModelInput, _ stream: ModelStream) -> ResidualDropout? {
-    ResidualDropout(configuration, input, seed: configuration.seed(ofLayer: n), stream, context: context)
+    try work.sum(nil, x: part, y: d).run(in: work.context)
   }
 }

@@ -100,10 +100,9 @@ extension UnsafeMutablePointer where Pointee == Cache {
     for model: UnsafePointer<Model>, sequences: Int, capacity: Int
   ) throws(Fault) -> CachePointer {
     let (c, context) = (model.pointee.configuration, model.pointee.context)
-    var measure = Arena()
-    _ = CacheParts(&measure, c, sequences: sequences, capacity: capacity)
-    var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let parts = CacheParts(&arena, c, sequences: sequences, capacity: capacity)
+    let parts = try context.pointee.allocator.make {
+      CacheParts(&$0, c, sequences: sequences, capacity: capacity)
+    }
     parts.cache.initialize(to: Cache(model.pointee, parts, sequences: sequences, capacity: capacity))
     context.retain()
     return parts.cache

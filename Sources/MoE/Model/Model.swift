@@ -67,8 +67,8 @@ public struct Model {
     var arena = arena
     let feedForward = FeedForward(self, n, input, frame.shared, plan)
     let block = BlockForward(
-      &arena, self, n, input, feedForward, tape: taped?.blocks[n], cache: cache, x: frame.x(n),
-      y: frame.y(n))
+      &arena, BlockWork(model: self, n: n, input: input), feedForward, tape: taped?.blocks[n], cache: cache,
+      x: frame.x(n), y: frame.y(n))
     let isMoE = configuration.isMoE(n)
     let pooled = isMoE ? frame.pooled : nil
     var report = Report()
@@ -103,8 +103,8 @@ public struct Model {
     }
   }
 
-  private func embeddingDropout(_ input: ModelInput) -> ResidualDropout? {
-    ResidualDropout(configuration, input, seed: configuration.seed, .embeddingDropout, context: context)
+  private func embeddingDropout(_ input: ModelInput) -> InvertedDropout? {
+    InvertedDropout(configuration, input, seed: configuration.seed, .embeddingDropout, context: context)
   }
 
   // MARK: backward
@@ -148,7 +148,9 @@ public struct Model {
       let own = pooled + placeAmongMoE(n) * pooledExperts
       for e in 0..<pooledExperts { frame.dMeanProbability[e] = factor * own[e] }
     }
-    try BlockBackward(&arena, self, n, input, feedForward, tape: taped.blocks[n], d: frame.d).run(
+    let block = BlockBackward(
+      &arena, BlockWork(model: self, n: n, input: input), feedForward, tape: taped.blocks[n], d: frame.d)
+    try block.run(
       tape: taped.tapes + n, dAuxLoss: Float(dObjective),
       dMeanProbability: pooled == nil ? nil : UnsafePointer(frame.dMeanProbability))
   }
@@ -174,5 +176,5 @@ extension Model {
     configuration.moeEvery.map { feedForwards[$0 - 1]!.pointee.configuration }
   }
   var pooledExperts: Int { moeConfiguration?.experts ?? 0 }
-  var hashesTokens: Bool { moeConfiguration?.router == .hash }
+  var hashesTokens: Bool { moeConfiguration?.router.readsTokenIds ?? false }
 }

@@ -1,4 +1,4 @@
-/// What a model is. The boundary has checked it.
+/// What a model is. The boundary has checked it. As flat as the header's configuration.
 public struct ModelConfiguration {
   /// Numbers as in moe_norm_place.
   public enum NormPlace: Int32 {

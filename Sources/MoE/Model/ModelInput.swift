@@ -1,4 +1,4 @@
-/// What one call of a model brings. The boundary has checked sizes and values.
+/// What one call of a model brings. The boundary has checked sizes and values. As flat as the header's options of a call.
 public struct ModelInput {
   public let sequences: Int  // B
   public let length: Int  // S

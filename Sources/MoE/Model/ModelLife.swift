@@ -31,10 +31,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     _ c: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, in context: ContextPointer
   ) throws(Fault) -> ModelPointer {
     let allocator = context.pointee.allocator
-    var measure = Arena()
-    _ = ModelParts(&measure, c)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let parts = ModelParts(&arena, c)
+    let parts = try allocator.make { ModelParts(&$0, c) }
     parts.turn.initialise()
     parts.parameters.clear()
     parts.feedForwards.initialize(repeating: nil, count: c.layers)

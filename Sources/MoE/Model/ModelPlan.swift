@@ -39,8 +39,9 @@ struct LayerMemory {
       kept = BlockTape(
         &tape, model.configuration, input, choice.keep, feedForwardBytes: part?.memory.tape ?? 0, x: nowhere)
     }
-    _ = BlockForward(&forward, model, n, input, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
-    if let kept { _ = BlockBackward(&backward, model, n, input, part, tape: kept, d: nowhere) }
+    let work = BlockWork(model: model, n: n, input: input)
+    _ = BlockForward(&forward, work, part, tape: kept, cache: cache, x: nowhere, y: nowhere)
+    if let kept { _ = BlockBackward(&backward, work, part, tape: kept, d: nowhere) }
     self.tape = try tape.total()
     self.forward = try forward.total()
     self.backward = try backward.total()
@@ -135,7 +136,7 @@ extension Model {
     try plan(input, taped: taped, cache: nil)
   }
 
-  /// The same for tokens that go behind those in a cache, any layer of which tells its sizes.
+  /// The plan of tokens that go behind those in a cache, any layer of which tells its sizes.
   func plan(_ input: ModelInput, taped: Bool, cache: CachedLayer?) throws(Fault) -> ModelPlan {
     try ModelPlanner(model: self, input: input, taped: taped, cache: cache).plan(input.limit ?? context.memoryLimit)
   }

@@ -105,10 +105,7 @@ private struct ModelTapeParts {
 extension UnsafeMutablePointer where Pointee == ModelTape {
   public static func create(for model: UnsafePointer<Model>) throws(Fault) -> ModelTapePointer {
     let context = model.pointee.context
-    var measure = Arena()
-    _ = ModelTapeParts(&measure, model.pointee)
-    var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let parts = ModelTapeParts(&arena, model.pointee)
+    let parts = try context.pointee.allocator.make { ModelTapeParts(&$0, model.pointee) }
     parts.tape.initialize(to: ModelTape(model.pointee, parts))
     context.retain()
     return parts.tape

@@ -27,10 +27,7 @@ struct ParameterList {
   ) throws(Fault) -> ParameterList {
     var count = parameters.count
     for n in 0..<layers { count += feedForwards[n]?.pointee.parameterCount ?? 0 }
-    var measure = Arena()
-    _ = ParameterList(&measure, count: count, layers: layers)
-    var arena = Arena(try allocator.allocate(bytes: try measure.total()))
-    let list = ParameterList(&arena, count: count, layers: layers)
+    let list = try allocator.make { ParameterList(&$0, count: count, layers: layers) }
     list.fill(parameters, feedForwards)
     return list
   }

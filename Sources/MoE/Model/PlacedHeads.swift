@@ -16,15 +16,14 @@ struct PlacedHeads {
   private let keyStatistics: UnsafeMutablePointer<Float>?  // [T, key heads, 2]
 
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, projected: UnsafeMutablePointer<Float>,
-    forBackward: Bool
+    _ arena: inout Arena, _ work: BlockWork, projected: UnsafeMutablePointer<Float>, forBackward: Bool
   ) {
-    let tokens = input.tokens
-    c = model.configuration
-    context = model.context
+    let (model, input) = (work.model, work.input)
+    c = work.c
+    context = work.context
     parameters = model.parameters
-    self.n = n
-    self.tokens = tokens
+    n = work.n
+    tokens = work.tokens
     self.projected = projected
     placed = c.headNorm ? arena.take(Float.self, tokens, c.projected) : nil
     let statistics = c.headNorm && forBackward
@@ -61,8 +60,9 @@ struct PlacedHeads {
   ) throws(Fault) {
     let places = RowPlaces(width: c.headSize, perToken: heads, stride: c.projected)
     try NormForward(
-      Norm(.rms, hidden: c.headSize, epsilon: c.epsilon), context: context, rows: tokens * heads, x: x,
-      xPlaces: places, weight: parameters[n, role]!.floats, bias: nil, y: y, yPlaces: places, statistics: statistics
+      Norm(.rms, hidden: c.headSize, epsilon: c.epsilon), context: context, rows: tokens * heads,
+      x: PlacedRows(x, places), weight: parameters[n, role]!.floats, bias: nil, y: y, yPlaces: places,
+      statistics: statistics
     ).run(in: context)
   }
 
@@ -84,8 +84,8 @@ struct PlacedHeads {
     let places = RowPlaces(width: c.headSize, perToken: heads, stride: c.projected)
     let weight = parameters[n, role]!
     try NormBackward(
-      Norm(.rms, hidden: c.headSize, epsilon: c.epsilon), context: context, rows: tokens * heads, x: x,
-      xPlaces: places, weight: weight.floats, statistics: statistics, dy: gradients, dyPlaces: places,
+      Norm(.rms, hidden: c.headSize, epsilon: c.epsilon), context: context, rows: tokens * heads,
+      x: PlacedRows(x, places), weight: weight.floats, statistics: statistics, dy: PlacedRows(gradients, places),
       dx: gradients, dWeight: weight.grad, dBias: nil
     ).run(in: context)
   }

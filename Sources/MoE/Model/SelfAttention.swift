@@ -28,27 +28,26 @@ struct SelfAttentionForward {
   private let c: ModelConfiguration
 
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    cache: CachedLayer? = nil, x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptAttention, cache: CachedLayer? = nil,
+    x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    let c = model.configuration
+    let (c, input) = (work.c, work.input)
     self.c = c
     self.cache = cache
     self.input = input
-    let p = model.parameters
-    context = model.context
+    context = work.context
     self.arrays = arrays
-    heads = PlacedHeads(&arena, model, n, input, projected: arrays.projected, forBackward: false)
+    heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: false)
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
-      &first, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
+      &first, work[.qkvWeight]!, work[.qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
     attend = AttentionForward(
       &second,
       cache.map { AttentionCall(c, queries: input.length, cached: $0.length + input.length) }
-        ?? AttentionCall(model, n, input), in: context)
+        ?? AttentionCall(work), in: context)
     output = ProjectionForward(
-      &third, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
+      &third, work[.outputWeight]!, work[.outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
     arena.cover(first)
     arena.cover(second)
     arena.cover(third)
@@ -99,25 +98,25 @@ struct SelfAttentionBackward {
 
   /// dx may be dy.
   init(
-    _ arena: inout Arena, _ model: Model, _ n: Int, _ input: ModelInput, _ arrays: KeptAttention,
-    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptAttention, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
   ) {
-    let (c, p, tokens) = (model.configuration, model.parameters, input.tokens)
-    context = model.context
+    let (c, tokens) = (work.c, work.tokens)
+    context = work.context
     replaces = c.headNorm
-    heads = PlacedHeads(&arena, model, n, input, projected: arrays.projected, forBackward: true)
+    heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: true)
     dProjected = arena.take(Float.self, tokens, c.projected)
     let dOutput = arena.take(Float.self, tokens, c.queries)
     var (first, second, third) = (arena, arena, arena)
     output = ProjectionBackward(
-      &first, p[n, .outputWeight]!, p[n, .outputBias], context: context, rows: tokens, x: arrays.output, dy: dy,
+      &first, work[.outputWeight]!, work[.outputBias], context: context, rows: tokens, x: arrays.output, dy: dy,
       dx: dOutput)
-    attend = AttentionBackward(&second, AttentionCall(model, n, input), in: context)
+    attend = AttentionBackward(&second, AttentionCall(work), in: context)
     gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
       dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys)
     project = ProjectionBackward(
-      &third, p[n, .qkvWeight]!, p[n, .qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
+      &third, work[.qkvWeight]!, work[.qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
     arena.cover(first)
     arena.cover(second)
     arena.cover(third)
@@ -134,8 +133,8 @@ struct SelfAttentionBackward {
 
 extension AttentionCall {
   /// Attention of a layer over the tokens of one call.
-  init(_ model: Model, _ n: Int, _ input: ModelInput) {
-    let c = model.configuration
+  init(_ work: BlockWork) {
+    let (c, input) = (work.c, work.input)
     self.init(
       sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
       headSize: c.headSize)
@@ -143,7 +142,7 @@ extension AttentionCall {
     masks.causal = c.causal
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
     dropout = input.training ? c.attentionDropout : 0
-    (seed, step) = (c.seed(ofLayer: n), input.step)
+    (seed, step) = (c.seed(ofLayer: work.n), input.step)
   }
 }
 

@@ -37,7 +37,7 @@ func gradNorm(
   return squares.squareRoot()
 }
 
-private func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: ContextPointer) -> Double {
+func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: ContextPointer) -> Double {
   let stretch = stretch(count)
   let items = (count + stretch - 1) / stretch
   return withUnsafeTemporaryAllocation(of: Double.self, capacity: mostItems) { parts in

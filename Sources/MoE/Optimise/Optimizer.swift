@@ -1,5 +1,3 @@
-import CShims
-
 /// One tensor as an optimiser sees it.
 public struct TrainedTensor {
   public let data: UnsafeMutableRawPointer
@@ -14,37 +12,18 @@ public struct TrainedTensor {
 }
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
-/// For bfloat16 tensors it also keeps their values in float32: steps smaller than bfloat16 resolves then add up.
+/// Of tensors of other types than float32 it also keeps a master (Masters.swift).
 /// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
-  public enum Rule {
-    case adamw(AdamW)
-    case sgd(SGD)
-
-    fileprivate var weightDecay: Double {
-      switch self {
-      case .adamw(let adamw): adamw.weightDecay
-      case .sgd(let sgd): sgd.weightDecay
-      }
-    }
-
-    /// How many moments each parameter has.
-    var moments: Int {
-      switch self {
-      case .adamw: 2
-      case .sgd: 1
-      }
-    }
-  }
-
   public let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
   private let places: UnsafeMutablePointer<Place>  // [tensorCount]
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
-  /// Per tensor the master of bfloat16, then all first moments, then all second ones: words of 4 bytes.
+  /// Per tensor the master, where it has one, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
   private let stateWords: Int
+  private let scratch: Arena  // for the tensor that is stepped
   /// Whether the state's memory is the caller's to bind.
   public let hasUnallocatedState: Bool
   let momentType: ElementType
@@ -53,10 +32,31 @@ public struct Optimizer {
   private var seed: UInt64
   private var steps: UInt64 = 0  // taken so far
 
-  /// Elements one item of work updates.
-  fileprivate static let stretch = 32_768
+  /// What is remembered of a tensor.
+  public struct Shape {
+    public let count: Int
+    public let type: ElementType
+    /// What it consists of, where a rule is to step it matrix by matrix.
+    public let matrix: Matrix?
 
-  public typealias Shape = (count: Int, type: ElementType)
+    public init(count: Int, type: ElementType, matrix: Matrix? = nil) {
+      self.count = count
+      self.type = type
+      self.matrix = matrix
+    }
+  }
+
+  public struct Matrix {
+    public let rows: Int
+    public let columns: Int
+    public var count: Int { rows * columns }
+
+    /// Of a tensor's last two dimensions.
+    public init(rows: Int, columns: Int) {
+      self.rows = rows
+      self.columns = columns
+    }
+  }
 
   /// What a tensor has of its own. Training states hold it as two numbers.
   public struct Group {
@@ -74,36 +74,21 @@ public struct Optimizer {
 
   public func count(ofTensor index: Int) -> Int { shapes[index].count }
   public func type(ofTensor index: Int) -> ElementType { shapes[index].type }
+  public func matrix(ofTensor index: Int) -> Matrix? { shapes[index].matrix }
 
   public mutating func setLearningRate(_ learningRate: Double) {
-    switch rule {
-    case .adamw(var adamw):
-      adamw.learningRate = learningRate
-      rule = .adamw(adamw)
-    case .sgd(var sgd):
-      sgd.learningRate = learningRate
-      rule = .sgd(sgd)
-    }
+    rule.apply(SetLearningRate(learningRate: learningRate))
   }
 
-  /// AdamW's beta1, or SGD's momentum, of the steps to come.
-  public mutating func setMomentum(_ momentum: Double) {
-    switch rule {
-    case .adamw(var adamw):
-      adamw.setBeta1(momentum, afterSteps: steps)
-      rule = .adamw(adamw)
-    case .sgd(var sgd):
-      sgd.momentum = momentum
-      rule = .sgd(sgd)
-    }
-  }
+  /// AdamW's beta1, or the momentum of another rule, of the steps to come.
+  public mutating func setMomentum(_ momentum: Double) { rule.apply(SetMomentum(momentum: momentum, steps: steps)) }
 
   // MARK: what a training state holds
 
-  /// How many moments each element has.
-  var momentCount: Int { rule.moments }
+  /// How many moments each of its elements has.
+  func momentCount(ofTensor index: Int) -> Int { rule.read(CountMoments(shape: shapes[index])) }
 
-  /// Where a tensor's state is: the master [count] of bfloat16, and the moments [momentCount, count] of `momentType`.
+  /// Where a tensor's state is: the master [count], where it has one, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     parts(ofTensor: index, at: places[index])
   }
@@ -117,14 +102,16 @@ public struct Optimizer {
   private func parts(
     ofTensor index: Int, at place: Place
   ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
-    let (count, type) = shapes[index]
+    let shape = shapes[index]
     let start = state! + place.word
-    return type == .bf16 ? (start, UnsafeMutableRawPointer(start + count)) : (nil, UnsafeMutableRawPointer(start))
+    return shape.type.hasMaster
+      ? (start, UnsafeMutableRawPointer(start + shape.count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
-    (shape.type == .bf16 ? shape.count : 0) + (rule.moments * shape.count * momentType.size + 3) / 4
+    (shape.type.hasMaster ? shape.count : 0)
+      + (momentType.bytes(rule.read(CountMoments(shape: shape)) * shape.count) + 3) / 4
   }
 
   public var stateBytes: Int { stateWords * MemoryLayout<Float>.size }
@@ -139,33 +126,15 @@ public struct Optimizer {
     }
   }
 
-  /// Everything else: the rule's numbers, and how far its powers are; seed and step of what rounds the moments.
-  static var numbers: Int { 7 }
+  /// Everything else: the rule's numbers, seed and step of what rounds the moments.
+  var ruleFacts: RuleFacts { rule.read(RuleFacts.Read()) }
   static var chances: Int { 2 }
-  /// What states of this rule are called in training states.
-  var ruleName: StaticString {
-    switch rule {
-    case .adamw: ".adamw"
-    case .sgd: ".sgd"
-    }
-  }
 
   func getChances(_ out: UnsafeMutablePointer<UInt64>) { (out[0], out[1]) = (seed, steps) }
   mutating func setChances(_ chances: UnsafePointer<UInt64>) { (seed, steps) = (chances[0], chances[1]) }
 
-  func getNumbers(_ out: UnsafeMutablePointer<Double>) {
-    switch rule {
-    case .adamw(let adamw): adamw.getNumbers(out)
-    case .sgd(let sgd): sgd.getNumbers(out)
-    }
-  }
-
-  mutating func setNumbers(_ numbers: UnsafePointer<Double>) {
-    switch rule {
-    case .adamw: rule = .adamw(AdamW(numbers))
-    case .sgd: rule = .sgd(SGD(numbers))
-    }
-  }
+  func getNumbers(_ out: UnsafeMutablePointer<Double>) { rule.read(GetRuleNumbers(out: out)) }
+  mutating func setNumbers(_ numbers: UnsafePointer<Double>) { rule.apply(SetRuleNumbers(numbers: numbers)) }
 
   // MARK: steps
 
@@ -196,9 +165,7 @@ public struct Optimizer {
   /// Once before the tensors of a step.
   mutating func beginStep() {
     steps += 1
-    guard case .adamw(var adamw) = rule else { return }
-    adamw.beginStep()
-    rule = .adamw(adamw)
+    rule.apply(BeginStep())
   }
 
   /// A part of a step: some elements of one tensor. `data` is the whole tensor; `grad` begins with the first of the
@@ -207,170 +174,32 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
-    let (count, place) = (shapes[index].count, places[index])
+    let (shape, place) = (shapes[index], places[index])
     let (master, moments) = parts(ofTensor: index, at: place)
     let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
-    context.runToTheEnd(
-      (elements.count + Self.stretch - 1) / Self.stretch,
-      OptimizerStep(
-        kernels: context.kernels, rule: rule, group: groups[index], clip: clip, elements: elements, count: count,
-        data: data, grad: grad, master: master,
-        moments: Moments(
-          start: moments, type: momentType, rows: rule.moments, count: count, random: random,
-          firstWord: place.firstWord),
-        clears: clears))
+    let part = TensorStep(
+      context: context, shape: shape, group: groups[index], clip: clip, elements: elements, data: data, grad: grad,
+      clears: clears, master: master,
+      moments: Moments(
+        start: moments, type: momentType, rows: momentCount(ofTensor: index), count: shape.count, random: random,
+        firstWord: place.firstWord),
+      scratch: scratch)
+    rule.read(StepTensor(part: part))
   }
 
   fileprivate init(
     _ context: ContextPointer, _ rule: Rule, momentType: ElementType, seed: UInt64, tensorCount: Int,
-    shapes: UnsafeMutablePointer<Shape>, groups: UnsafeMutablePointer<Group>, places: UnsafeMutablePointer<Place>,
-    state: UnsafeMutablePointer<Float>?, stateWords: Int
+    _ parts: OptimizerParts, state: UnsafeMutablePointer<Float>?, stateWords: Int
   ) {
     self.context = context
     self.rule = rule
     self.momentType = momentType
     self.seed = seed
     self.tensorCount = tensorCount
-    self.shapes = shapes
-    self.groups = groups
-    self.places = places
+    (shapes, groups, places, scratch) = (parts.shapes, parts.groups, parts.places, parts.scratch)
     self.state = state
     self.stateWords = stateWords
     hasUnallocatedState = state == nil
-  }
-}
-
-/// Updates one stretch of some elements of a tensor per item.
-private struct OptimizerStep: Job {
-  let kernels: UnsafePointer<moei_kernels>
-  let rule: Optimizer.Rule
-  let group: Optimizer.Group
-  let clip: Float
-  let elements: Range<Int>
-  let count: Int  // of the whole tensor
-  let data: UnsafeMutableRawPointer  // [count]
-  let grad: UnsafeMutablePointer<Float>  // [elements]
-  let master: UnsafeMutablePointer<Float>?  // [count], of a bfloat16 tensor
-  let moments: Moments
-  let clears: Bool  // the gradient is 0 afterwards
-
-  /// Elements that stay in the first-level cache between a master's three passes.
-  private static var run: Int { 1024 }
-
-  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let start = elements.lowerBound + item * Optimizer.stretch
-    let end = min(start + Optimizer.stretch, elements.upperBound)
-    guard let master else {
-      return step(data.assumingMemoryBound(to: Float.self) + start, start, end - start)
-    }
-    let data = data.assumingMemoryBound(to: UInt16.self)
-    for first in stride(from: start, to: end, by: Self.run) {
-      let count = min(Self.run, end - first)
-      kernels.pointee.follow_bf16(Int64(count), data + first, master + first)
-      step(master + first, first, count)
-      kernels.pointee.to_bf16(Int64(count), master + first, data + first)
-    }
-  }
-
-  /// `data`: the values from `start` on.
-  private func step(_ data: UnsafeMutablePointer<Float>, _ start: Int, _ length: Int) {
-    let grad = grad + start - elements.lowerBound
-    moments.update(start, length) { offset, count, first, second in
-      let n = Int64(count)
-      let (data, grad) = (data + offset, grad + offset)
-      switch rule {
-      case .adamw(let adamw):
-        var factors = adamw.factors(clip: clip, group)
-        kernels.pointee.adamw(n, &factors, data, grad, first, second)
-      case .sgd(let sgd):
-        let rate = sgd.learningRate * group.learningRateScale
-        kernels.pointee.sgd(
-          n, clip, Float(1 - rate * group.weightDecay), Float(sgd.momentum), Float(rate), data, grad, first)
-      }
-    }
-    if clears { grad.update(repeating: 0, count: length) }
-  }
-}
-
-/// AdamW [Loshchilov and Hutter 2019]; the formula stands in include/moe.h.
-public struct AdamW {
-  public var learningRate: Double
-  private(set) var beta1: Double
-  let beta2: Double
-  let epsilon: Double
-  let weightDecay: Double
-  // beta^t as running products: the same bits everywhere, which a libm's pow is not.
-  private var beta1Power = 1.0
-  private var beta2Power = 1.0
-
-  public init(learningRate: Double, beta1: Double, beta2: Double, epsilon: Double, weightDecay: Double) {
-    self.learningRate = learningRate
-    self.beta1 = beta1
-    self.beta2 = beta2
-    self.epsilon = epsilon
-    self.weightDecay = weightDecay
-  }
-
-  /// As `getNumbers` gave them.
-  fileprivate init(_ numbers: UnsafePointer<Double>) {
-    self.init(
-      learningRate: numbers[0], beta1: numbers[1], beta2: numbers[2], epsilon: numbers[3], weightDecay: numbers[4])
-    beta1Power = numbers[5]
-    beta2Power = numbers[6]
-  }
-
-  fileprivate func getNumbers(_ out: UnsafeMutablePointer<Double>) {
-    (out[0], out[1], out[2], out[3], out[4]) = (learningRate, beta1, beta2, epsilon, weightDecay)
-    (out[5], out[6]) = (beta1Power, beta2Power)
-  }
-
-  /// The power is then that of the new beta1, by squaring.
-  fileprivate mutating func setBeta1(_ beta1: Double, afterSteps steps: UInt64) {
-    if beta1 == self.beta1 { return }
-    self.beta1 = beta1
-    beta1Power = 1
-    var (square, left) = (beta1, steps)
-    while left > 0 {
-      if left & 1 == 1 { beta1Power *= square }
-      square *= square
-      left >>= 1
-    }
-  }
-
-  mutating func beginStep() {
-    beta1Power *= beta1
-    beta2Power *= beta2
-  }
-
-  func factors(clip: Float, _ group: Optimizer.Group) -> moei_adamw {
-    let rate = learningRate * group.learningRateScale
-    return moei_adamw(
-      clip: clip, decay: Float(1 - rate * group.weightDecay), beta1: Float(beta1), one_minus_beta1: Float(1 - beta1),
-      beta2: Float(beta2), one_minus_beta2: Float(1 - beta2), step_size: Float(rate / (1 - beta1Power)),
-      root_scale: Float(1 / (1 - beta2Power).squareRoot()), epsilon: Float(epsilon))
-  }
-}
-
-/// SGD with momentum and decoupled weight decay; the formula stands in include/moe.h.
-public struct SGD {
-  public var learningRate: Double
-  var momentum: Double
-  let weightDecay: Double
-
-  public init(learningRate: Double, momentum: Double, weightDecay: Double) {
-    self.learningRate = learningRate
-    self.momentum = momentum
-    self.weightDecay = weightDecay
-  }
-
-  /// As `getNumbers` gave them.
-  fileprivate init(_ numbers: UnsafePointer<Double>) {
-    self.init(learningRate: numbers[0], momentum: numbers[1], weightDecay: numbers[2])
-  }
-
-  fileprivate func getNumbers(_ out: UnsafeMutablePointer<Double>) {
-    out.update(repeating: 0, count: Optimizer.numbers)
-    (out[0], out[1], out[2]) = (learningRate, momentum, weightDecay)
   }
 }
 
@@ -394,43 +223,59 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
       if overflow || sum > Int.max / MemoryLayout<Float>.size { throw .outOfMemory(bytes: .max) }
       total = sum
     }
-    typealias Parts = (
-      OptimizerPointer, UnsafeMutablePointer<Optimizer.Shape>, UnsafeMutablePointer<Optimizer.Group>,
-      UnsafeMutablePointer<Optimizer.Place>, UnsafeMutablePointer<Float>
-    )
-    func layout(_ arena: inout Arena) -> Parts {
-      (
-        arena.take(Optimizer.self, 1), arena.take(Optimizer.Shape.self, tensorCount),
-        arena.take(Optimizer.Group.self, tensorCount), arena.take(Optimizer.Place.self, tensorCount),
-        arena.take(Float.self, allocates ? total : 0)
-      )
+    func layout(_ arena: inout Arena) -> OptimizerParts {
+      OptimizerParts(&arena, tensorCount, stateWords: allocates ? total : 0) { (arena, index) in
+        rule.read(TakeRuleScratch(arena: arena, shape: shape(index), context: context))
+      }
     }
     var measure = Arena()
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
-    let (optimizer, shapes, groups, places, state) = layout(&arena)
+    let parts = layout(&arena)
     var place = Optimizer.Place()
     for index in 0..<tensorCount {
-      shapes[index] = shape(index)
-      places[index] = place
-      place.word += Optimizer.words(shapes[index], rule, momentType)
-      place.firstWord += Moments.words(shapes[index].count)
+      parts.shapes[index] = shape(index)
+      parts.places[index] = place
+      place.word += Optimizer.words(parts.shapes[index], rule, momentType)
+      place.firstWord += Moments.words(parts.shapes[index].count)
     }
-    groups.initialize(
-      repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.weightDecay), count: tensorCount)
+    parts.groups.initialize(
+      repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.read(RuleFacts.Read()).weightDecay),
+      count: tensorCount)
     // A master of 0 is not what the tensor holds, so the first step takes the tensor's values over.
-    if allocates { state.initialize(repeating: 0, count: total) }
-    optimizer.initialize(
+    if allocates { parts.state.initialize(repeating: 0, count: total) }
+    parts.optimizer.initialize(
       to: Optimizer(
-        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, shapes: shapes, groups: groups,
-        places: places, state: allocates ? state : nil, stateWords: total))
+        context, rule, momentType: momentType, seed: seed, tensorCount: tensorCount, parts,
+        state: allocates ? parts.state : nil, stateWords: total))
     context.retain()
-    return optimizer
+    return parts.optimizer
   }
 
   public func free() {
     let context = pointee.context
     context.pointee.allocator.deallocate(self)
     context.release()
+  }
+}
+
+/// One block of memory: the optimiser, then what it points at.
+private struct OptimizerParts {
+  let optimizer: OptimizerPointer
+  let shapes: UnsafeMutablePointer<Optimizer.Shape>
+  let groups: UnsafeMutablePointer<Optimizer.Group>
+  let places: UnsafeMutablePointer<Optimizer.Place>
+  let state: UnsafeMutablePointer<Float>
+  let scratch: Arena
+
+  /// `scratch`: where an arena is after what stepping tensor `index` wants. Tensors are stepped one after another.
+  init(_ arena: inout Arena, _ count: Int, stateWords: Int, scratch: (Arena, _ index: Int) -> Arena) {
+    optimizer = arena.take(Optimizer.self, 1)
+    shapes = arena.take(Optimizer.Shape.self, count)
+    groups = arena.take(Optimizer.Group.self, count)
+    places = arena.take(Optimizer.Place.self, count)
+    state = arena.take(Float.self, stateWords)
+    self.scratch = arena
+    for index in 0..<count { arena.cover(scratch(self.scratch, index)) }
   }
 }

@@ -1,18 +1,5 @@
 import CShims
 
-/// What a tensor's elements are. Some numbers as in moe_dtype.
-public enum ElementType: Int32 {
-  case f32 = 0
-  case bf16 = 1
-
-  public var size: Int {
-    switch self {
-    case .f32: 4
-    case .bf16: 2
-    }
-  }
-}
-
 /// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
 public struct Parameter {
   public private(set) var name: UnsafePointer<CChar>  // memory of the layer or model
@@ -20,7 +7,7 @@ public struct Parameter {
   public let shape: (Int, Int, Int)  // entries from `rank` on are 1
   public let count: Int
   public let type: ElementType
-  public var bytes: Int { count * type.size }
+  public var bytes: Int { type.bytes(count) }
   /// State that no gradient moves, and no optimiser.
   public let isBuffer: Bool
   /// Buffers have none, nor has anything where nothing is trained.
@@ -88,6 +75,13 @@ public struct Parameter {
   var floats: UnsafeMutablePointer<Float> { data!.assumingMemoryBound(to: Float.self) }
   var constants: UnsafePointer<Float> { UnsafePointer(floats) }
 
+  /// Elements as floats, from `first` on.
+  func read(
+    _ first: Int, _ count: Int, to floats: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    type.toFloats(data!, first, count, floats, kernels)
+  }
+
   func zeroGrad() { grad?.update(repeating: 0, count: count) }
 
   /// Those of a new owner, where there is memory. Numbers for elements come from `random`.
@@ -100,7 +94,7 @@ public struct Parameter {
     }
   }
 
-  /// Random values with mean 0, in bfloat16 the same ones rounded.
+  /// Random values with mean 0, in other formats than float32 the same ones rounded.
   private func fillNormal(_ deviation: Double, _ random: Random) {
     fill(random) { random.fillNormal($0, from: $1, count: $2, deviation: deviation) }
   }
@@ -111,14 +105,13 @@ public struct Parameter {
   }
 
   private func fill(_ random: Random, _ write: (UnsafeMutablePointer<Float>, Int, Int) -> Void) {
-    guard type == .bf16 else { return write(floats, 0, count) }
+    if type == .f32 { return write(floats, 0, count) }
     let stretch = 256  // so that the memory is the stack's
-    let data = data!.assumingMemoryBound(to: UInt16.self)
     withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) { values in
       for first in Swift.stride(from: 0, to: count, by: stretch) {
         let part = min(stretch, count - first)
         write(values.baseAddress!, first, part)
-        random.kernels.pointee.to_bf16(Int64(part), values.baseAddress!, data + first)
+        type.fromFloats(values.baseAddress!, part, data!, first, random.kernels)
       }
     }
   }

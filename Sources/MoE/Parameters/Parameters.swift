@@ -84,7 +84,7 @@ struct Parameters {
 
   /// A float32 tensor's values.
   func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
-  /// Those of a tensor of either type.
+  /// Those of a tensor of any type.
   func memory(_ role: Role) -> UnsafeMutableRawPointer? { ownSlots?.matrices(role) ?? self[role]?.data }
   /// Where an expert's matrices lie among those of the group in `memory`.
   func place(ofExpert expert: Int) -> Int { ownSlots.map { Int($0.slotOf[expert]) } ?? expert }
@@ -95,13 +95,6 @@ struct Parameters {
   /// What the parameter is.
   func role(of parameter: Parameter) -> Role { Role.place(slots.slot(of: parameter), groups).role }
 
-  func value(_ role: Role, _ index: Int) -> Float {
-    let p = self[role]!
-    switch p.type {
-    case .f32: return p.data!.assumingMemoryBound(to: Float.self)[index]
-    case .bf16: return Float(bitPattern: UInt32(p.data!.assumingMemoryBound(to: UInt16.self)[index]) << 16)
-    }
-  }
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
   // MARK: lists
@@ -217,5 +210,5 @@ extension Parameters.Role {
 
 extension Configuration {
   /// Groups that a coarse gate chooses among.
-  fileprivate var coarseGroups: Int? { router == .hierarchical ? choice.groups?.count : nil }
+  fileprivate var coarseGroups: Int? { router.hasCoarseGate ? choice.groups?.count : nil }
 }

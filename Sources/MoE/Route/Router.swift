@@ -2,13 +2,11 @@ import CShims
 
 // Routing in four steps: logits of all experts; a choice; admission, where experts have limited room; weights.
 
-struct RouterForward {
-  let c: Configuration
+struct RouterForward: RouteStage {
+  let work: RouteWork
   let call: Call
-  let routing: Routing
   let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
-  fileprivate let parameters: Parameters
-  fileprivate let input: RouterInput
+  private let input: RouterInput
   let tokenSums: TokenSums
   private let tokens: RouteTokens
   private let weigh: WeighTokens
@@ -17,28 +15,21 @@ struct RouterForward {
 
   /// `slopes` where there will be a backward.
   init(
-    _ arena: inout Arena, _ c: Configuration, _ call: Call, context: ContextPointer, x: UnsafePointer<Float>,
-    parameters: Parameters, routing: Routing, statistics: CallStatistics, slopes: LossSlopes?
+    _ arena: inout Arena, _ work: RouteWork, _ call: Call, context: ContextPointer, statistics: CallStatistics,
+    slopes: LossSlopes?
   ) {
-    self.c = c
+    self.work = work
     self.call = call
-    self.routing = routing
-    self.parameters = parameters
-    let draws = c.draws(call, context.kernels)
+    let (c, routing) = (work.c, work.routing)
     sums = arena.take(BlockSums.self, c.hasGate ? blocks(of: call.tokens) : 0)
-    input = RouterInput(&arena, c, draws, context: context, x: x, parameters: parameters, routing: routing)
-    let weigher = Weigher(
-      &arena, c, context: context, parameters: parameters, routing: routing,
-      mayLeaveSlotsEmpty: c.mayLeaveSlotsEmpty(call))
-    tokens = RouteTokens(
-      &arena, c, call, draws, context: context, x: x, input: input.rows, parameters: parameters, routing: routing,
-      sums: sums, weigher: weigher)
+    input = RouterInput(&arena, work)
+    tokens = RouteTokens(&arena, work, call, context: context, input: input.rows, sums: sums)
     tokenSums = TokenSums(
-      &arena, c, call, kernels: context.kernels, routing: routing, measures: tokens.measures, statistics: statistics,
+      &arena, c, call, kernels: work.kernels, routing: routing, measures: tokens.measures, statistics: statistics,
       slopes: slopes)
-    weigh = WeighTokens(&arena, tokens, lanes: context.lanes)
+    weigh = WeighTokens(&arena, tokens)
     admission =
-      c.admits(call) ? Admission(&arena, c, call, draws, routing: routing, values: tokens.values) : nil
+      c.admits(call) ? Admission(&arena, c, call, work.draws, routing: routing, values: tokens.values) : nil
   }
 
   /// Fills the arrays by sequence, where they are wanted.
@@ -68,11 +59,9 @@ struct BlockSums {
 
 /// Logits, and what follows from them token by token, for one block of tokens per item. Blocks come in waves, one for each
 /// thread: what is added up over tokens follows after each wave, in token order, and its [wave,E] arrays serve the next.
-struct RouteTokens: Job {
-  let c: Configuration
+struct RouteTokens: RouteStage, Job {
+  let work: RouteWork
   let call: Call
-  let kernels: UnsafePointer<moei_kernels>
-  let routing: Routing
   let selection: Selection
   let choice: Choice
   /// What is chosen by: of a wave where experts choose, of all tokens for Sinkhorn's iteration and the next best, or else
@@ -91,33 +80,29 @@ struct RouteTokens: Job {
   private var firstBlock = 0  // of the wave
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ draws: Draws, context: ContextPointer,
-    x: UnsafePointer<Float>, input: UnsafePointer<Float>, parameters: Parameters, routing: Routing,
-    sums: UnsafeMutablePointer<BlockSums>, weigher: Weigher
+    _ arena: inout Arena, _ work: RouteWork, _ call: Call, context: ContextPointer, input: UnsafePointer<Float>,
+    sums: UnsafeMutablePointer<BlockSums>
   ) {
-    self.c = c
+    self.work = work
     self.call = call
-    self.routing = routing
     self.sums = sums
-    self.weigher = weigher
-    kernels = context.kernels
-    logits = Logits(
-      &arena, c, draws, context: context, parameters: parameters, input: input, tokens: call.tokens,
-      active: c.activeExperts(call, parameters))
+    let (c, routing) = (work.c, work.routing)
+    weigher = Weigher(&arena, work, context: context)
+    logits = Logits(&arena, work, input: input)
     measures = LogitMeasures(&arena, c, context: context, routing: routing)
-    selection = Selection(&arena, c, context: context, parameters: parameters)
-    shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
+    selection = Selection(&arena, c, context: context, parameters: work.parameters)
+    shared = SharedGate(work)
     z = arena.take(Float.self, c.hasGate ? context.waveTokens : 0, c.experts)
     let together = Choice.isTogether(c, call)
-    let keepsValues = c.movesChoices(call) || together && c.router == .sinkhorn
+    let keepsValues = c.movesChoices(call) || together && c.router.keepsValues
     values = TokenRows(
       &arena, rows: keepsValues ? call.tokens : together ? min(call.tokens, context.waveTokens) : 0, experts: c.experts)
     firstTaken =
-      c.router == .expertChoice && c.hasLossesOfFirstChoices ? arena.take(Int32.self, call.tokens) : nil
+      c.router.listsAllExperts && c.hasLossesOfFirstChoices ? arena.take(Int32.self, call.tokens) : nil
     choice = Choice(
       &arena,
       Choice.Inputs(
-        c: c, call: call, context: context, x: x, routing: routing, selection: selection, values: values))
+        c: c, call: call, context: context, x: work.x, routing: routing, selection: selection, values: values))
     failures = arena.take(RoutingFailure.self, blocks(of: call.tokens))
   }
 
@@ -189,7 +174,7 @@ struct RouteTokens: Job {
         ofBlock.squares += Double(logSumExp) * Double(logSumExp)
         ofBlock.entropy += Double(entropy)
       }
-      measureForAll(t, row, p)
+      choice.note(t, logits: row, probabilities: p)
     }
     if c.hasGate { sums[block] = ofBlock }
     if let failure = choice.choose(
@@ -215,17 +200,6 @@ struct RouteTokens: Job {
 
   /// Logits of a block, [rows, E].
   fileprivate func z(_ lane: Int) -> UnsafeMutablePointer<Float> { z + lane * rowsPerBlock * c.experts }
-
-  /// What choices for all tokens together begin with; other choices write it themselves.
-  private func measureForAll(_ t: Int, _ z: UnsafePointer<Float>, _ p: UnsafePointer<Float>) {
-    switch choice {
-    case .experts: selection.fill(values.of(t), logits: z, probabilities: p)
-    case .sinkhorn:
-      let values = values.of(t)
-      for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
-    case .topK, .hierarchical, .hash, .given: break
-    }
-  }
 
   /// Padding that counts in losses: its choices are known, and go to no expert.
   private func setAside(_ t: Int) {
@@ -267,10 +241,10 @@ struct WeighTokens: Job {
   private let fromLogits: Bool
   private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token
 
-  init(_ arena: inout Arena, _ tokens: RouteTokens, lanes: Int) {
+  init(_ arena: inout Arena, _ tokens: RouteTokens) {
     self.tokens = tokens
     fromLogits = tokens.c.weighsFromLogits(tokens.call)
-    probabilities = arena.take(Float.self, fromLogits ? lanes : 0, tokens.c.experts)
+    probabilities = arena.take(Float.self, fromLogits ? tokens.work.lanes : 0, tokens.c.experts)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -319,7 +293,7 @@ extension Configuration {
 
   /// Whether choices may be turned away.
   func admits(_ call: Call) -> Bool {
-    call.givenIndices == nil && router != .expertChoice
+    call.givenIndices == nil && router.admits
       && (capacity != nil || exploration.randomSecond && call.training)
   }
 }

@@ -2,63 +2,63 @@ import CShims
 
 /// From the gradients of the chosen weights, and of the losses, to those of the logits, the gates and x; for one chunk of
 /// tokens, which are counted from its first.
-struct RouterBackward: Job {
-  let c: Configuration
-  let kernels: UnsafePointer<moei_kernels>
-  let routing: Routing
-  let losses: LossGradient
-  private let parameters: Parameters
-  private let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
-  private let dLogits: UnsafeMutablePointer<Float>  // [T,E]
-  private let dCoarse: UnsafeMutablePointer<Float>  // [T,G]
-  private let dNoise: UnsafeMutablePointer<Float>  // [T,E]
-  private let dShared: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
-  private let dFactors: UnsafeMutablePointer<Float>?  // [T,slots] shares of the expert scales' gradients
-  private let dInput: UnsafeMutablePointer<Float>?  // [T,H] of what the gate read, where that is not x itself
-  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E] logits, where weights or losses need them all
+struct RouterBackward: RouteStage, Job {
+  let work: RouteWork
+  private let losses: LossGradient
+  private let weightsAreGiven: Bool
+  private let measuresAgain: Bool
   private let needsLogits: Bool
+  private let dWeights: UnsafeMutablePointer<Float>  // [T,slots]
+  private let d: GateGradients
+  private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E] logits, where weights or losses need them all
   private let scoreShares: ScoreShares?
   private let smoothLoad: SmoothLoad?
   private let input: RouterInput
   private let logits: Logits
   private let shared: SharedGate
   private let weigher: Weigher
-  private let weightsAreGiven: Bool
-  private let measuresAgain: Bool
 
-  /// x and dWeights of the whole call.
+  /// Gradients of what the gates say, and of what their weights are multiplied by.
+  private struct GateGradients {
+    let logits: UnsafeMutablePointer<Float>  // [T,E]
+    let coarse: UnsafeMutablePointer<Float>  // [T,G]
+    let noise: UnsafeMutablePointer<Float>  // [T,E]
+    let shared: UnsafeMutablePointer<Float>  // [T, gates of the shared experts]
+    let factors: UnsafeMutablePointer<Float>?  // [T,slots] shares of the expert scales' gradients
+    let input: UnsafeMutablePointer<Float>?  // [T,H] of what the gates read, where that is not x itself
+
+    init(_ arena: inout Arena, _ work: RouteWork, learnsNoise: Bool, changesInput: Bool) {
+      let (c, tokens) = (work.c, work.tokens)
+      logits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
+      coarse = arena.take(Float.self, c.router.hasCoarseGate ? tokens : 0, c.choice.groups?.count ?? 0)
+      noise = arena.take(Float.self, learnsNoise ? tokens : 0, c.experts)
+      shared = arena.take(Float.self, tokens, c.sharedGates)
+      factors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
+      input = changesInput ? arena.take(Float.self, tokens, c.hidden) : nil
+    }
+  }
+
+  /// `x` and `dWeights`: of the whole call.
   init(
     _ arena: inout Arena, _ c: Configuration, context: ContextPointer, x: UnsafePointer<Float>, parameters: Parameters,
     tape: TapeContents, chunk: Range<Int>, losses: LossGradient, dWeights: UnsafeMutablePointer<Float>
   ) {
-    let x = x + chunk.lowerBound * c.hidden
     var draws = tape.draws
     draws.firstToken = chunk.lowerBound
     var routing = tape.routing.part(chunk, c)
     measuresAgain = c.hasGate && !tape.keeps
     if !tape.keeps { routing.takeMeasures(&arena, c) }
-    self.c = c
-    self.parameters = parameters
-    kernels = context.kernels
-    self.routing = routing
+    work = RouteWork(
+      c: c, matmul: context.matmul, lanes: context.lanes, x: x + chunk.lowerBound * c.hidden, parameters: parameters,
+      routing: routing, draws: draws, activeExperts: tape.activeExperts, mayLeaveSlotsEmpty: tape.mayLeaveSlotsEmpty)
     self.losses = losses.part(chunk, routing)
     self.dWeights = dWeights + chunk.lowerBound * c.slots
     weightsAreGiven = tape.weightsAreGiven
-    let tokens = routing.tokens
-    dLogits = arena.take(Float.self, c.hasGate ? tokens : 0, c.experts)
-    dCoarse = arena.take(Float.self, c.router == .hierarchical ? tokens : 0, c.choice.groups?.count ?? 0)
-    dShared = arena.take(Float.self, tokens, c.sharedGates)
-    dFactors = c.choice.expertScale ? arena.take(Float.self, tokens, c.slots) : nil
-    input = RouterInput(&arena, c, draws, context: context, x: x, parameters: parameters, routing: routing)
-    dInput = input.own == nil ? nil : arena.take(Float.self, tokens, c.hidden)
-    logits = Logits(
-      &arena, c, draws, context: context, parameters: parameters, input: input.rows, tokens: tokens,
-      active: tape.activeExperts)
-    dNoise = arena.take(Float.self, logits.noiseGate == nil ? 0 : tokens, c.experts)
-    shared = SharedGate(c, context: context, routing: routing, x: x, parameters: parameters)
-    weigher = Weigher(
-      &arena, c, context: context, parameters: parameters, routing: routing,
-      mayLeaveSlotsEmpty: tape.mayLeaveSlotsEmpty)
+    input = RouterInput(&arena, work)
+    logits = Logits(&arena, work, input: input.rows)
+    d = GateGradients(&arena, work, learnsNoise: logits.noiseGate != nil, changesInput: input.own != nil)
+    shared = SharedGate(work)
+    weigher = Weigher(&arena, work, context: context)
     scoreShares = ScoreShares(&arena, c, context: context)
     smoothLoad = SmoothLoad(&arena, c, context: context, backward: true)
     needsLogits = weigher.mixer != nil || scoreShares != nil || smoothLoad != nil || measuresAgain
@@ -69,14 +69,14 @@ struct RouterBackward: Job {
   func run(in context: ContextPointer) throws(Fault) {
     try input.run(in: context, again: true)
     try context.run(blocks(of: routing.tokens), self)
-    try addGradient(logits.gate, dLogits, in: context)
-    try addGradient(logits.coarseGate, dCoarse, in: context)
-    try addGradient(logits.noiseGate, dNoise, in: context)
-    try addGradient(shared.gate, dShared, in: context)
-    if let dFactors, !weightsAreGiven {
-      addExpertScaleGradient(dFactors, routing, to: parameters.grad(.expertScale)!)
+    try addGradient(logits.gate, d.logits, in: context)
+    try addGradient(logits.coarseGate, d.coarse, in: context)
+    try addGradient(logits.noiseGate, d.noise, in: context)
+    try addGradient(shared.gate, d.shared, in: context)
+    if let factors = d.factors, !weightsAreGiven {
+      addExpertScaleGradient(factors, routing, to: parameters.grad(.expertScale)!)
     }
-    if let dInput {
+    if let dInput = d.input {
       try context.run(blocks(of: routing.tokens), GateInputGradient(router: self, dInput: dInput))
       try input.backward(dInput, in: context)
     }
@@ -87,8 +87,7 @@ struct RouterBackward: Job {
     try context.run(
       (gate.hidden + GateGradient.width - 1) / GateGradient.width,
       GateGradient(
-        gate: gate, routing: routing, dz: dz, tokens: routing.tokens, matmul: logits.matmul, kernels: kernels,
-        logits: logits))
+        gate: gate, routing: routing, dz: dz, logits: logits))
   }
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -102,7 +101,7 @@ struct RouterBackward: Job {
     let learned = logits.learnedAgain(tokens, lane)
     for t in tokens {
       let row = t - tokens.lowerBound
-      let dz = dLogits + t * e
+      let dz = d.logits + t * e
       guard routing.isRouted(t) else {
         leaveOut(t)
         continue
@@ -117,24 +116,24 @@ struct RouterBackward: Job {
         scoreShares?.backward(losses.shareSlopes(t), scale: losses.scale, logits: z + row * e, addTo: dz, lane)
       }
       if let hierarchy = logits.hierarchy {
-        hierarchy.split(dz, probabilities: routing.probabilities.of(t), du: dCoarse + t * hierarchy.groups)
+        hierarchy.split(dz, probabilities: routing.probabilities.of(t), du: d.coarse + t * hierarchy.groups)
       }
     }
     if !c.hasGate { return }
     logits.dropout?.apply(
-      dLogits + tokens.lowerBound * e, first: tokens.lowerBound * e, count: tokens.count * e)
+      d.logits + tokens.lowerBound * e, first: tokens.lowerBound * e, count: tokens.count * e)
     if let noise = logits.noise, let learned {
       for t in tokens where routing.isRouted(t) {
         let row = (t - tokens.lowerBound) * e
         let ofLoads = routing.counts(t) ? smoothLoad?.dDeviations(lane) : nil
         noise.backward(
-          t, dz: dLogits + t * e, dDeviations: ofLoads.map { UnsafePointer($0 + row) }, learned: learned + row,
-          into: dNoise + t * e)
+          t, dz: d.logits + t * e, dDeviations: ofLoads.map { UnsafePointer($0 + row) }, learned: learned + row,
+          into: d.noise + t * e)
       }
     }
     if let smoothLoad {
       for t in tokens where routing.counts(t) {
-        kernels.pointee.add(Int64(e), smoothLoad.dClean(lane) + (t - tokens.lowerBound) * e, dLogits + t * e)
+        kernels.pointee.add(Int64(e), smoothLoad.dClean(lane) + (t - tokens.lowerBound) * e, d.logits + t * e)
       }
     }
   }
@@ -163,17 +162,17 @@ struct RouterBackward: Job {
 
   /// Padding: nothing depends on it.
   private func leaveOut(_ t: Int) {
-    if c.hasGate { (dLogits + t * c.experts).update(repeating: 0, count: c.experts) }
-    if let groups = logits.hierarchy?.groups { (dCoarse + t * groups).update(repeating: 0, count: groups) }
-    if logits.noiseGate != nil { (dNoise + t * c.experts).update(repeating: 0, count: c.experts) }
-    (dShared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
+    if c.hasGate { (d.logits + t * c.experts).update(repeating: 0, count: c.experts) }
+    if let groups = logits.hierarchy?.groups { (d.coarse + t * groups).update(repeating: 0, count: groups) }
+    if logits.noiseGate != nil { (d.noise + t * c.experts).update(repeating: 0, count: c.experts) }
+    (d.shared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
   }
 
   /// Padding that counts in losses: nothing else depends on it.
   private func differentiateLosses(ofPadding t: Int) {
-    (dShared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
+    (d.shared + t * c.sharedGates).update(repeating: 0, count: c.sharedGates)
     guard c.hasGate else { return }
-    let dz = dLogits + t * c.experts
+    let dz = d.logits + t * c.experts
     losses.setProbabilityGradient(t, dz)
     kernels.pointee.softmax_backward(Int64(c.experts), routing.probabilities.of(t), losses.logSumExpGradient(t), dz)
   }
@@ -182,16 +181,16 @@ struct RouterBackward: Job {
   private func differentiate(_ t: Int, _ z: UnsafePointer<Float>?, _ lane: Int) {
     let e = c.experts
     let dw = dWeights + t * routing.slots
-    if c.shared > 0 { shared.backward(t, dw, into: dShared + t * c.sharedGates) }
+    if c.shared > 0 { shared.backward(t, dw, into: d.shared + t * c.sharedGates) }
     losses.addToWeights(t, dw)
     let chosen = weigher.chosen(t, lane)
     guard c.hasGate else {
       // Equal weights of a table's experts, which have trained scales at most.
-      if dFactors != nil && !weightsAreGiven { _ = back(chosen, t, nil, dw, lane) }
+      if d.factors != nil && !weightsAreGiven { _ = back(chosen, t, nil, dw, lane) }
       return
     }
     let p = routing.probabilities.of(t)
-    let dz = dLogits + t * e
+    let dz = d.logits + t * e
     // Into dz first the gradient with respect to the probabilities p: dense from the losses ...
     losses.setProbabilityGradient(t, dz)
     if weightsAreGiven || chosen.count == 0 {
@@ -216,15 +215,15 @@ struct RouterBackward: Job {
   private func back(
     _ chosen: Weigher.Chosen, _ t: Int, _ z: UnsafePointer<Float>?, _ dw: UnsafePointer<Float>, _ lane: Int
   ) -> (v: UnsafePointer<Float>, dv: UnsafeMutablePointer<Float>) {
-    weigher.backward(chosen, z, dw: dw, dFactors: dFactors.map { $0 + t * routing.slots }, lane)
+    weigher.backward(chosen, z, dw: dw, dFactors: d.factors.map { $0 + t * routing.slots }, lane)
   }
 
   /// dx[t] += what comes through the gates that read x itself, for one block of tokens.
   func addInputGradient(_ block: Int, to dx: UnsafeMutablePointer<Float>, _ lane: UnsafeMutablePointer<Lane>) {
     let tokens = rows(ofBlock: block, in: routing.tokens)
     let scratch = logits.scratch(lane.pointee.index)
-    shared.gate?.addInputGradient(tokens, dShared, to: dx, logits.matmul, scratch)
-    if let dInput {
+    shared.gate?.addInputGradient(tokens, d.shared, to: dx, logits.matmul, scratch)
+    if let dInput = d.input {
       let first = tokens.lowerBound * c.hidden
       kernels.pointee.add(Int64(tokens.count * c.hidden), dInput + first, dx + first)
     } else {
@@ -235,9 +234,9 @@ struct RouterBackward: Job {
   fileprivate func addGateGradient(
     _ tokens: Range<Int>, to dr: UnsafeMutablePointer<Float>, _ scratch: UnsafeMutablePointer<Float>
   ) {
-    logits.gate?.addInputGradient(tokens, dLogits, to: dr, logits.matmul, scratch)
-    logits.coarseGate?.addInputGradient(tokens, dCoarse, to: dr, logits.matmul, scratch)
-    logits.noiseGate?.addInputGradient(tokens, dNoise, to: dr, logits.matmul, scratch)
+    logits.gate?.addInputGradient(tokens, d.logits, to: dr, logits.matmul, scratch)
+    logits.coarseGate?.addInputGradient(tokens, d.coarse, to: dr, logits.matmul, scratch)
+    logits.noiseGate?.addInputGradient(tokens, d.noise, to: dr, logits.matmul, scratch)
   }
 
   fileprivate func scratch(_ lane: Int) -> UnsafeMutablePointer<Float> { logits.scratch(lane) }

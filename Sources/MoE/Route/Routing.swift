@@ -14,11 +14,9 @@ struct Routing {
   private(set) var coefficients: UnsafeMutablePointer<Float>?  // [T]
   /// What was chosen before some choices found another expert; else the same as `indices`.
   private(set) var wanted: UnsafeMutablePointer<Int32>  // [T,slots]
-  private(set) var valid: UnsafeMutablePointer<UInt8>?  // [T], nil where all tokens are real
-  let validCount: UnsafeMutablePointer<Int>  // 1
-  /// Which tokens count in losses and statistics, where the caller says so.
-  private(set) var counted: UnsafeMutablePointer<UInt8>?  // [T], nil: those that are valid
-  let countedCount: UnsafeMutablePointer<Int>  // 1
+  private var valid: TokenMask  // without marks all tokens are real
+  /// Which tokens count in losses and statistics; without marks those that are valid.
+  private var counted: TokenMask
   let norm: UnsafeMutablePointer<Float>  // [3,H] mean, unbiased variance and 1 / deviation of a gate's normalised input
   // The measures:
   /// What a choice's weight is made from, see ChosenValues; nil where nobody looks at it again.
@@ -30,7 +28,7 @@ struct Routing {
   /// The decisions.
   init(_ arena: inout Arena, _ c: Configuration, _ call: Call) {
     tokens = call.tokens
-    mayRepeat = call.givenIndices != nil || c.router == .hash
+    mayRepeat = call.givenIndices != nil || c.router.mayRepeat
     choices = c.choices
     slots = c.slots
     indices = arena.take(Int32.self, tokens, c.slots)
@@ -39,10 +37,8 @@ struct Routing {
     sharedLogits = arena.take(Float.self, tokens, c.sharedGates)
     coefficients = c.sharedGate == .residual ? arena.take(Float.self, tokens) : nil
     wanted = c.movesChoices(call) ? arena.take(Int32.self, tokens, c.slots) : indices
-    valid = call.validMask == nil ? nil : arena.take(UInt8.self, tokens)
-    validCount = arena.take(Int.self, 1)
-    counted = call.lossMask == nil ? nil : arena.take(UInt8.self, tokens)
-    countedCount = arena.take(Int.self, 1)
+    valid = TokenMask(&arena, call.validMask == nil ? nil : tokens)
+    counted = TokenMask(&arena, call.lossMask == nil ? nil : tokens)
     norm = arena.take(Float.self, c.exploration.batchNorm == nil ? 0 : 3, c.hidden)
   }
 
@@ -59,7 +55,7 @@ struct Routing {
     probabilities = TokenRows(&arena, rows: c.hasGate ? min(tokens, wave) : 0, experts: c.experts)
   }
 
-  /// The same for one chunk, whose first token is number 0.
+  /// The routing of one chunk, whose first token is number 0.
   func part(_ chunk: Range<Int>, _ c: Configuration) -> Routing {
     var own = self
     let first = chunk.lowerBound
@@ -69,8 +65,8 @@ struct Routing {
     own.wanted += first * slots
     own.sharedLogits += first * c.sharedGates
     own.coefficients = coefficients.map { $0 + first }
-    own.valid = valid.map { $0 + first }
-    own.counted = counted.map { $0 + first }
+    own.valid.marks = valid.marks.map { $0 + first }
+    own.counted.marks = counted.marks.map { $0 + first }
     own.chosen = chosen.map { $0 + first * choices }
     own.probabilities = probabilities.part(from: c.hasGate ? first : 0)
     own.logSumExp = logSumExp.map { $0 + first }
@@ -79,16 +75,29 @@ struct Routing {
 
   /// The caller's masks are copied: they need not live until backward.
   func start(_ call: Call) {
-    if let valid { valid.update(from: call.validMask!, count: tokens) }
-    if let counted { counted.update(from: call.lossMask!, count: tokens) }
+    if let marks = valid.marks { marks.update(from: call.validMask!, count: tokens) }
+    if let marks = counted.marks { marks.update(from: call.lossMask!, count: tokens) }
     validCount.pointee = call.valid(in: 0..<tokens)
     countedCount.pointee = call.counted(in: 0..<tokens)
   }
 
-  func isValid(_ t: Int) -> Bool { valid.map { $0[t] != 0 } ?? true }
-  func counts(_ t: Int) -> Bool { counted.map { $0[t] != 0 } ?? isValid(t) }
+  var validCount: UnsafeMutablePointer<Int> { valid.count }
+  var countedCount: UnsafeMutablePointer<Int> { counted.count }
+  func isValid(_ t: Int) -> Bool { valid.marks.map { $0[t] != 0 } ?? true }
+  func counts(_ t: Int) -> Bool { counted.marks.map { $0[t] != 0 } ?? isValid(t) }
   /// Whether the gate's word on a token is of interest.
   func isRouted(_ t: Int) -> Bool { isValid(t) || counts(t) }
+}
+
+/// Some of a call's tokens, and how many of the whole call's they are.
+struct TokenMask {
+  fileprivate(set) var marks: UnsafeMutablePointer<UInt8>?  // [T]
+  let count: UnsafeMutablePointer<Int>  // 1
+
+  fileprivate init(_ arena: inout Arena, _ marked: Int?) {
+    marks = marked.map { arena.take(UInt8.self, $0) }
+    count = arena.take(Int.self, 1)
+  }
 }
 
 /// A slot holds an expert's number, none, or, below that, the number of an expert that had no room.

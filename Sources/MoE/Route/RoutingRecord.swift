@@ -140,7 +140,7 @@ public typealias RoutingRecordPointer = UnsafeMutablePointer<RoutingRecord>
 
 extension UnsafeMutablePointer where Pointee == RoutingRecord {
   public static func create(in context: ContextPointer) throws(Fault) -> RoutingRecordPointer {
-    let record = try context.pointee.allocator.make(RoutingRecord(context))
+    let record = try context.pointee.allocator.place(RoutingRecord(context))
     context.retain()
     return record
   }

@@ -35,7 +35,7 @@ extension Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
   }
 
-  /// The same, its text beginning with the number of a model's layer where it speaks of one layer's numbers.
+  /// The fault as a model reports it: its text begins with the number of the layer where it speaks of one layer's numbers.
   func inLayer(_ n: Int) -> Fault {
     if kind != .notFinite && kind != .badState { return self }
     let size = Int(MOEI_TEXT_SIZE)

@@ -171,7 +171,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   }
   public func stopProfile() { profile.stop() }
 
-  /// The same for both of the experts' phases at once, where the same jobs do both: the time is divided as their products are.
+  /// Measures both of the experts' phases at once, where the same jobs do both: the time is divided as their products are.
   @inline(__always)
   func measureExperts(
     backward: Bool, gateUp: @autoclosure () -> Work, down: @autoclosure () -> Work, _ body: () throws(Fault) -> Void

@@ -21,7 +21,7 @@ struct SharedWord {
 
   /// Sleeps while it is `value`; may wake early.
   func sleep(while value: Int32) { moei_futex_wait(address, value) }
-  /// The same for a few milliseconds at most.
+  /// Sleeps as `sleep` does, but for a few milliseconds at most.
   func sleepBriefly(while value: Int32, milliseconds: Int32) { moei_futex_wait_briefly(address, value, milliseconds) }
   func wake(_ count: Int32) { moei_futex_wake(address, count) }
 }
@@ -67,7 +67,7 @@ struct Lock {
     return true
   }
 
-  /// The same; `what` is the kind of handle whose calls take turns.
+  /// Acquires the lock or says why it cannot be had; `what` is the kind of handle whose calls take turns.
   func acquire(for what: StaticString) throws(Fault) {
     if acquire() { return }
     throw .badState(

@@ -54,7 +54,7 @@ public func moe_linear_forward(
     let y = try operands.writes(y, call.ofY.elements, "y")
     try LinearForward.call(
       call.shape, x: StridedRows(x, stride: call.ofX.width), weight: weight, bias: bias,
-      y: TokenTargets(y, stride: call.ofY.width), in: context)
+      y: StridedTargets(y, stride: call.ofY.width), in: context)
   }
 }
 
@@ -76,7 +76,7 @@ public func moe_linear_backward(
     let dbias = try operands.writes(optional: dbias, call.ofY.width, "dbias")
     try LinearBackward.call(
       call.shape, x: StridedRows(x, stride: call.ofX.width), weight: weight,
-      dy: StridedRows(dy, stride: call.ofY.width), dx: dx.map { TokenTargets($0, stride: call.ofX.width) },
+      dy: StridedRows(dy, stride: call.ofY.width), dx: dx.map { StridedTargets($0, stride: call.ofX.width) },
       dWeight: dweight, dBias: dbias, in: context)
   }
 }

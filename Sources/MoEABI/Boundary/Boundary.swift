@@ -17,11 +17,13 @@ func attempt(_ body: () throws(Fault) -> Void) -> moe_status {
 // MARK: pointers
 
 func required<T>(_ pointer: UnsafeMutablePointer<T>?, _ name: StaticString) throws(Fault) -> UnsafeMutablePointer<T> {
+  try required(UnsafeRawPointer(pointer), alignment: MemoryLayout<T>.alignment, name)
+  return pointer!
+}
+
+private func required(_ pointer: UnsafeRawPointer?, alignment: Int, _ name: StaticString) throws(Fault) {
   guard let pointer else { throw .invalid("\(name) is NULL") }
-  guard isAligned(pointer, MemoryLayout<T>.alignment) else {
-    throw .invalid("\(name) is not aligned to \(MemoryLayout<T>.alignment) bytes")
-  }
-  return pointer
+  if Int(bitPattern: pointer) % alignment != 0 { throw .invalid("\(name) is not aligned to \(alignment) bytes") }
 }
 
 func required<T>(_ pointer: UnsafePointer<T>?, _ name: StaticString) throws(Fault) -> UnsafePointer<T> {
@@ -46,24 +48,19 @@ func array<T>(
   UnsafeMutablePointer(mutating: try array(UnsafePointer(pointer), count: count, name))
 }
 
-/// An array of either type.
+/// An array of any type.
 func array(
   _ pointer: UnsafeRawPointer?, count: Int, of type: ElementType, _ name: StaticString
 ) throws(Fault) -> UnsafeRawPointer {
-  switch type {
-  case .f32: UnsafeRawPointer(try array(pointer?.assumingMemoryBound(to: Float.self), count: count, name))
-  case .bf16: UnsafeRawPointer(try array(pointer?.assumingMemoryBound(to: UInt16.self), count: count, name))
-  }
+  if count == 0 && pointer == nil { return UnsafeRawPointer(bitPattern: type.alignment)! }
+  try required(pointer, alignment: type.alignment, name)
+  return pointer!
 }
 
 func array(
   _ pointer: UnsafeMutableRawPointer?, count: Int, of type: ElementType, _ name: StaticString
 ) throws(Fault) -> UnsafeMutableRawPointer {
   UnsafeMutableRawPointer(mutating: try array(UnsafeRawPointer(pointer), count: count, of: type, name))
-}
-
-private func isAligned(_ pointer: UnsafeRawPointer, _ alignment: Int) -> Bool {
-  Int(bitPattern: pointer) % alignment == 0
 }
 
 // MARK: handles

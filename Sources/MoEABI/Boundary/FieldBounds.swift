@@ -18,7 +18,7 @@ extension moe_tensor: Bounded {}
 
 extension moe_loss_term: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.word(kind, "kind", of: "moe_loss", last: 18)
+    try check.word(kind, "kind", of: "moe_loss", last: 20)
     try check.number(coefficient, "coefficient", atLeast: 0)
   }
 }
@@ -58,7 +58,7 @@ extension moe_layer_config: Bounded {
     try check.integer(n_shared_experts, "n_shared_experts", 0, 2147483647)
     try check.integer(shared_intermediate_size, "shared_intermediate_size", 0, 2147483647)
     try check.word(shared_gate, "shared_gate", of: "moe_shared_gate", last: 2)
-    try check.word(router, "router", of: "moe_router", last: 5)
+    try check.word(router, "router", of: "moe_router", last: 6)
     try check.word(score, "score", of: "moe_score", last: 3)
     try check.word(router_weights, "router_weights", of: "moe_router_weights", last: 5)
     try check.word(router_normalize, "router_normalize", of: "moe_normalize", last: 4)
@@ -148,6 +148,18 @@ extension moe_sgd_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.number(learning_rate, "learning_rate", atLeast: 0)
     try check.share(momentum, "momentum")
+    try check.number(weight_decay, "weight_decay", atLeast: 0)
+    try check.flag(unallocated_state, "unallocated_state")
+  }
+}
+
+extension moe_muon_config: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.number(learning_rate, "learning_rate", atLeast: 0)
+    try check.share(momentum, "momentum")
+    try check.share(beta1, "beta1")
+    try check.share(beta2, "beta2")
+    try check.number(epsilon, "epsilon", above: 0)
     try check.number(weight_decay, "weight_decay", atLeast: 0)
     try check.flag(unallocated_state, "unallocated_state")
   }

@@ -52,7 +52,7 @@ struct Operand {
 
   init(gradientOf parameter: Parameter, writes: Bool) {
     self.init(
-      parameter.grad, bytes: UInt(ElementType.f32.size * parameter.count), parameter.name, writes: writes,
+      parameter.grad, bytes: byteCount(parameter.count, of: .f32), parameter.name, writes: writes,
       part: .gradient)
   }
 
@@ -197,7 +197,7 @@ struct Operands {
     _ array: UnsafeRawPointer?, _ count: Int, of type: ElementType, _ name: StaticString
   ) throws(Fault) -> UnsafeRawPointer {
     let found = try MoEABI.array(array, count: count, of: type, name)
-    try add(Operand(array, bytes: byteCount(count, type.size), cText(name), writes: false))
+    try add(Operand(array, bytes: byteCount(count, of: type), cText(name), writes: false))
     return found
   }
 
@@ -206,7 +206,7 @@ struct Operands {
     _ array: UnsafeMutableRawPointer?, _ count: Int, of type: ElementType, _ name: StaticString
   ) throws(Fault) -> UnsafeMutableRawPointer {
     let found = try MoEABI.array(array, count: count, of: type, name)
-    try add(Operand(array, bytes: byteCount(count, type.size), cText(name), writes: true))
+    try add(Operand(array, bytes: byteCount(count, of: type), cText(name), writes: true))
     return found
   }
 
@@ -304,6 +304,8 @@ struct Operands {
     try requireApart(from: Operand(gradientOf: parameter, writes: gradients))
   }
 }
+
+func byteCount(_ count: Int, of type: ElementType) -> UInt { byteCount(count / type.block, type.unit) }
 
 /// Of `count` elements; what no address space holds is as good as all of it.
 func byteCount(_ count: Int, _ size: Int) -> UInt {

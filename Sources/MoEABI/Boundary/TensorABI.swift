@@ -50,7 +50,9 @@ struct TensorList {
     let tensor = pointer(index).pointee
     if tensor.reserved != 0 { throw .invalid("tensors[\(index)]: reserved = \(Int(tensor.reserved)) is not 0") }
     if ElementType(rawValue: tensor.dtype) == nil {
-      throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
+      throw withTypes(forTokens: false) {
+        .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is none of \($0)")
+      }
     }
     guard tensor.rank >= 1 && tensor.rank <= 4 else {
       throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 1 to 4")
@@ -93,6 +95,14 @@ struct TensorList {
     return nil
   }
 
+  /// The matrices that a tensor's last two dimensions make; nil where it has one dimension.
+  func matrix(_ index: Int) -> Optimizer.Matrix? {
+    let tensor = pointer(index).pointee
+    let rank = Int(tensor.rank)
+    if rank < 2 { return nil }
+    return Optimizer.Matrix(rows: Int(tensor.extent(rank - 2)), columns: Int(tensor.extent(rank - 1)))
+  }
+
   func shape(_ index: Int) -> StoredShape {
     let tensor = pointer(index).pointee
     var shape = StoredShape()
@@ -120,7 +130,7 @@ struct TensorList {
   func dataOperand(_ index: Int, writes: Bool) -> Operand {
     let tensor = pointer(index).pointee
     return Operand(
-      tensor.data, bytes: byteCount(elements(index), type(index).size), tensor.name, writes: writes,
+      tensor.data, bytes: byteCount(elements(index), of: type(index)), tensor.name, writes: writes,
       part: .tensorData, index: index)
   }
 
@@ -135,8 +145,8 @@ struct TensorList {
     _ memory: UnsafeMutableRawPointer?, _ type: ElementType, _ index: Int, _ field: StaticString
   ) throws(Fault) {
     guard memory != nil || elements(index) == 0 else { throw .invalid("tensors[\(index)]: \(field) is NULL") }
-    guard Int(bitPattern: memory) % type.size == 0 else {
-      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.size) bytes")
+    guard Int(bitPattern: memory) % type.alignment == 0 else {
+      throw .invalid("tensors[\(index)]: \(field) is not aligned to \(type.alignment) bytes")
     }
   }
 

@@ -10,7 +10,7 @@ extension Capacity {
     }
     let formula: Formula = try named(config.capacity_formula)
     self.init(formula: formula)
-    if router == .external {
+    if router.traits.needsChoices {
       throw .invalid(
         "capacity_formula = \(Int(config.capacity_formula)), but router = MOE_ROUTER_EXTERNAL: its choices are final")
     }
@@ -38,7 +38,7 @@ extension Capacity {
     order = try named(config.drop)
     nextBest = config.overflow == Int32(MOE_OVERFLOW_NEXT_BEST.rawValue)
     adaptive = try Adaptive(config)
-    if router == .expertChoice {
+    if !router.traits.admits {
       let name: StaticString? =
         order != .position
         ? "drop"

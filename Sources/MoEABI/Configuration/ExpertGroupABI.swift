@@ -195,10 +195,3 @@ private func between(_ group: moe_expert_group, _ kind: moei_activation_kind) th
 func bias(_ value: Int32, default: Bool) -> Bool {
   value == number(MOE_BIAS_DEFAULT) ? `default` : value == number(MOE_BIAS_ON)
 }
-
-func elementType(_ value: Int32, _ name: StaticString) throws(Fault) -> ElementType {
-  guard let type = ElementType(rawValue: value) else {
-    throw .invalid("\(name) = \(Int(value)) is neither MOE_DTYPE_F32 nor MOE_DTYPE_BF16")
-  }
-  return type
-}

@@ -20,7 +20,7 @@ extension Exploration {
     }
     batchNorm = try BatchNorm(config)
     randomSecond = config.random_second == 1
-    if randomSecond && (config.top_k != 2 || router != .tokenChoice) {
+    if randomSecond && (config.top_k != 2 || !router.traits.takes.contains(.randomSecond)) {
       throw .invalid(
         "random_second = 1 needs top_k = 2 and router = 0, but they are \(Int(config.top_k)) and \(Int(config.router))")
     }
@@ -54,7 +54,7 @@ extension DynamicK {
       throw .invalid("min_k = \(Int(config.min_k)) exceeds top_k = \(Int(config.top_k))")
     }
     let rule: Rule = try named(config.dynamic_k)
-    if router != .tokenChoice {
+    if !router.traits.takes.contains(.dynamicK) {
       throw .invalid(
         "dynamic_k = \(Int(config.dynamic_k)), but router = \(Int(config.router)) is not MOE_ROUTER_TOKEN_CHOICE")
     }
@@ -108,7 +108,7 @@ extension Warmup {
         "warmup_steps = \(Int(config.warmup_steps)) beside n_groups = \(Int(config.n_groups)): whole groups would be closed"
       )
     }
-    if router == .hash || router == .external {
+    if router.traits.gate != .forChoices {
       throw .invalid(
         "warmup_steps = \(Int(config.warmup_steps)), but router = \(Int(config.router)) does not choose by logits")
     }

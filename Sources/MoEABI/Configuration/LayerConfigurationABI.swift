@@ -45,7 +45,7 @@ extension Configuration.Values {
     try readHashTable(config)
     if !hasGate { try refuseWithoutGate(config) }
 
-    tokens = try elementType(config.io_dtype, "io_dtype")
+    tokens = try elementType(config.io_dtype, "io_dtype", forTokens: true)
     trainable = config.inference_only == 0
     try readUnallocated(config)
     balanceCoefficient = config.balance_coef
@@ -65,7 +65,7 @@ extension Configuration.Values {
   }
 
   private mutating func readHashTable(_ config: moe_layer_config) throws(Fault) {
-    guard router == .hash else {
+    guard router.traits.readsTokenIds else {
       if config.vocabulary_size != 0 {
         throw .invalid("vocabulary_size = \(Int(config.vocabulary_size)), but router is not MOE_ROUTER_HASH")
       }
@@ -85,7 +85,7 @@ extension Configuration.Values {
   /// What only a gate's logits give.
   private func refuseWithoutGate(_ config: moe_layer_config) throws(Fault) {
     func refuse(_ name: StaticString) -> Fault {
-      router == .external
+      router.traits.needsChoices
         ? .invalid("\(name) has no use with router = MOE_ROUTER_EXTERNAL, which has no gate")
         : .invalid(
           "\(name) has no use with router_weights = MOE_ROUTER_WEIGHTS_EQUAL of a hash router, which has no gate")
@@ -114,7 +114,7 @@ extension Configuration.Values {
       if !hasGate && loss.needsGate {
         throw .invalid("losses: kind = \(Int(terms[i].kind)) needs a gate's probabilities, but router has no gate")
       }
-      if loss.needsNoise && (exploration.noise == .none || router != .tokenChoice) {
+      if loss.needsNoise && (exploration.noise == .none || !router.traits.takes.contains(.noisyLoads)) {
         throw .invalid(
           "losses: kind = \(Int(terms[i].kind)) needs noise on the logits, but noise = \(Int(config.noise)), router = \(Int(config.router))"
         )

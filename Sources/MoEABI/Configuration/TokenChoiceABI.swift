@@ -48,37 +48,45 @@ extension TokenChoice {
   /// What has no meaning beside the router.
   private func refuse(_ config: moe_layer_config, _ router: Configuration.RouterKind) throws(Fault) {
     func no(_ name: StaticString) -> Fault { .invalid("\(name) has no use with router = \(Int(config.router))") }
-    if selectionBias && router != .tokenChoice && router != .expertChoice { throw no("selection_bias") }
-    if weights == .groupSoftmax && router != .hierarchical {
+    let traits = router.traits
+    if selectionBias && !traits.takes.contains(.selectionBias) { throw no("selection_bias") }
+    if weights == .groupSoftmax && !traits.hasCoarseGate {
       throw no("router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX")
     }
-    if weights == .sparseMixer && router != .tokenChoice { throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER") }
-    switch router {
-    case .tokenChoice: break
-    case .hierarchical:
-      guard let groups else {
-        throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
-      }
-      if groups.best > 1 { throw no("group_top_m") }
-      if groups.excludedAreZero { throw no("group_mask") }
-      let perGroup = Int(config.top_k) / groups.chosen
-      if perGroup * groups.chosen != Int(config.top_k) {
-        throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
-      }
-      if perGroup > Int(config.n_experts) / groups.count {
-        throw .invalid(
-          "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
-      }
-    case .external:
-      if groups != nil { throw no("n_groups") }
+    if weights == .sparseMixer && !traits.takes.contains(.sparseMixer) {
+      throw no("router_weights = MOE_ROUTER_WEIGHTS_SPARSEMIXER")
+    }
+    if groups != nil && !traits.takes.contains(.groups) { throw no("n_groups") }
+    if traits.weighsByLogits && (weights != .scores || score != .identity) {
+      throw .invalid(
+        "score = \(Int(config.score)) and router_weights = \(Int(config.router_weights)) beside router = \(Int(config.router)), whose weights are positive logits: set MOE_SCORE_IDENTITY and MOE_ROUTER_WEIGHTS_SCORES"
+      )
+    }
+    if traits.hasCoarseGate { try requireGroups(config, no) }
+    if traits.needsChoices {
       if expertScale { throw no("expert_scale") }
       if weights != .scores { throw no("router_weights") }
       if score != .softmax { throw no("score") }
       if config.routed_scale != 0 { throw no("routed_scale") }
       if normalization != .sum && normalization != .none { throw no("router_normalize") }
       if epsilon > 0 { throw no("normalize_epsilon") }
-    case .expertChoice, .hash, .sinkhorn:
-      if groups != nil { throw no("n_groups") }
+    }
+  }
+
+  /// Groups of a coarse gate.
+  private func requireGroups(_ config: moe_layer_config, _ no: (StaticString) -> Fault) throws(Fault) {
+    guard let groups else {
+      throw .invalid("n_groups = 0, but router = MOE_ROUTER_HIERARCHICAL chooses among groups")
+    }
+    if groups.best > 1 { throw no("group_top_m") }
+    if groups.excludedAreZero { throw no("group_mask") }
+    let perGroup = Int(config.top_k) / groups.chosen
+    if perGroup * groups.chosen != Int(config.top_k) {
+      throw .invalid("top_groups = \(groups.chosen) does not divide top_k = \(Int(config.top_k))")
+    }
+    if perGroup > Int(config.n_experts) / groups.count {
+      throw .invalid(
+        "top_k = \(Int(config.top_k)) is more than n_groups = \(groups.count) leave in top_groups = \(groups.chosen)")
     }
   }
 }

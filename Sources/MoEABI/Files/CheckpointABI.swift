@@ -80,7 +80,7 @@ public func moe_checkpoint_read_tensor(
     }
     if bytes == 0 { return }
     guard let data else { throw .invalid("data is NULL") }
-    if Int(bitPattern: data) % type.size != 0 { throw .invalid("data is not aligned to \(type.size) bytes") }
+    if Int(bitPattern: data) % type.alignment != 0 { throw .invalid("data is not aligned to \(type.alignment) bytes") }
     try checkpoint.pointee.read(tensor, as: type, to: data)
   }
 }
@@ -178,8 +178,11 @@ extension OutgoingTensor {
       if extent < 0 { throw .invalid("tensors[\(index)]: shape[\(dimension)] = \(extent) is negative") }
       shape.append(extent)
     }
-    guard let product = shape.bytes(type.size) else {
+    guard let product = shape.bytes(type) else {
       throw .invalid("tensors[\(index)]: the bytes of shape do not fit in 63 bits")
+    }
+    if !shape.fillsBytes(type) {
+      throw .invalid("tensors[\(index)]: its elements of \(type.name) do not fill whole bytes")
     }
     let bytes = type == .other ? try Self.otherBytes(tensor, index) : product
     if type != .other && tensor.size != 0 && tensor.size != bytes {

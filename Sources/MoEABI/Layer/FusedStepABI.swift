@@ -31,8 +31,19 @@ func fusedStep(of layer: LayerPointer, _ options: moe_backward_options) throws(F
     if optimizer.pointee.type(ofTensor: index) != parameter.type {
       throw .invalid("options.optimizer: the dtype of its tensor \(index) is not that of \(parameter.name)")
     }
+    try requireWhole(optimizer.pointee.matrix(ofTensor: index), parameter)
   }
   return FusedCall(optimizer, clip: options.clip_factor == 0 ? 1 : options.clip_factor)
+}
+
+/// What is stepped matrix by matrix has to lie whole in one expert, of which backward has the gradients.
+private func requireWhole(_ matrix: Optimizer.Matrix?, _ parameter: Parameter) throws(Fault) {
+  guard let matrix, matrix.count > 0, parameter.isOfMatrices else { return }
+  if parameter.count / parameter.shape.0 % matrix.count != 0 {
+    throw .invalid(
+      "options.optimizer steps \(parameter.name) as a matrix of \(matrix.rows) rows and \(matrix.columns) columns, which several experts share, and backward steps expert by expert; have AdamW step it (by_adamw)"
+    )
+  }
 }
 
 /// Backward by itself adds to the gradients of all parameters.

@@ -7,10 +7,10 @@ extension Call {
     _ options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration, _ operands: inout Operands
   ) throws(Fault) {
     try self.init(planning: options, tokens: tokens, c, &operands)
-    if c.router == .hash && tokenIds == nil && givenIndices == nil && tokens > 0 {
+    if c.router.readsTokenIds && tokenIds == nil && givenIndices == nil && tokens > 0 {
       throw .invalid("options.token_ids is NULL, but router = MOE_ROUTER_HASH")
     }
-    if c.router == .external && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
+    if c.router.needsChoices && (givenIndices == nil || givenWeights == nil) && tokens > 0 {
       throw .invalid("options.expert_indices and expert_weights are needed: router = MOE_ROUTER_EXTERNAL")
     }
     try requireFinite(given.noise, tokens, c.experts, "options.noise")
@@ -82,7 +82,7 @@ extension Call {
   ) throws(Fault) {
     guard let ids = try operands.reads(optional: options.token_ids, tokens, "options.token_ids"), tokens > 0
     else { return }
-    if c.router != .hash { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
+    if !c.router.readsTokenIds { throw .invalid("options.token_ids is not NULL, but router is not MOE_ROUTER_HASH") }
     for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
       if !isValid(t) { continue }  // padding has no id
       throw .invalid("options.token_ids[\(t)] = \(Int(ids[t])) is not one of vocabulary_size = \(c.vocabulary)")
@@ -121,7 +121,7 @@ extension Call {
       }
       givenIndices = record.indices
     } else if options.expert_indices != nil && tokens > 0 {
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_indices is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE: take a replay")
       }
       let indices = try operands.reads(options.expert_indices, tokens * c.choices, "options.expert_indices")
@@ -134,7 +134,7 @@ extension Call {
     }
     if options.expert_weights != nil && tokens > 0 {
       if givenIndices == nil { throw .invalid("options.expert_weights is not NULL, but expert_indices is") }
-      if c.router == .expertChoice {
+      if !c.router.takesChoices {
         throw .invalid("options.expert_weights is not NULL, but router = MOE_ROUTER_EXPERT_CHOICE")
       }
       let weights = try operands.reads(options.expert_weights, tokens * c.choices, "options.expert_weights")

@@ -77,7 +77,11 @@ public func moe_layer_backward(
     try operands.reads(tape.pointee.lent, "the memory bound to tape")
     let dx = dx == nil ? nil : try operands.writes(dx, elements, of: c.tokens, "dx")
     let call = try Layer.BackwardCall(options, dAuxLoss: d_aux_loss, layer, tape, &operands)
-    if let optimizer = call.step?.optimizer { try operands.add(stateOf: optimizer) } else { try requireGradients(layer) }
+    if let optimizer = call.step?.optimizer {
+      try operands.add(stateOf: optimizer)
+    } else {
+      try requireGradients(layer)
+    }
     try operands.requireApart(fromParametersOf: layer, steps: call.step != nil, gradients: true)
     try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
   }

@@ -58,3 +58,16 @@ private func pool(
 private func requireCounts(_ counts: UnsafePointer<Int64>, _ count: Int, _ name: StaticString) throws(Fault) {
   for i in 0..<count where counts[i] < 0 { throw .invalid("\(name)[\(i)] = \(Int(counts[i])) is negative") }
 }
+
+@implementation @_cdecl("moe_layer_set_loss_coefficient")
+public func moe_layer_set_loss_coefficient(_ layer: OpaquePointer?, _ term: Int32, _ coefficient: Float) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let count = layer.pointee.configuration.lossCount
+    if term < 0 || Int(term) >= count {
+      throw .invalid("term = \(Int(term)) is none of the layer's n_losses = \(count) losses")
+    }
+    try require(Double(coefficient), "coefficient", atLeast: 0)
+    layer.pointee.setLossCoefficient(Int(term), to: coefficient)
+  }
+}

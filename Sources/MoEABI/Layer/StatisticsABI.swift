@@ -28,7 +28,7 @@ public func moe_statistics_add(_ statistics: OpaquePointer?, _ report: UnsafePoi
     let dropped = try optional(report.dropped_per_expert, "report.dropped_per_expert")
     let probability = try optional(report.mean_probability, "report.mean_probability")
     try statistics.pointee.add(
-      Statistics.Call(report), counts: counts, dropped: dropped.map { UnsafePointer($0) },
+      Statistics.Scalars(report), counts: counts, dropped: dropped.map { UnsafePointer($0) },
       probability: probability.map { UnsafePointer($0) })
   }
 }
@@ -58,7 +58,7 @@ public func moe_statistics_read(_ statistics: OpaquePointer?, _ report: UnsafeMu
   }
 }
 
-extension Statistics.Call {
+extension Statistics.Scalars {
   fileprivate init(_ report: moe_report) {
     self.init()
     valid = report.n_valid
@@ -71,7 +71,7 @@ extension Statistics.Call {
 }
 
 extension moe_report {
-  fileprivate mutating func set(_ call: Statistics.Call) {
+  fileprivate mutating func set(_ call: Statistics.Scalars) {
     balance_loss = Float(call.balanceLoss)
     z_loss = Float(call.zLoss)
     aux_loss = Float(call.auxLoss)

@@ -60,4 +60,3 @@ public func moe_model_layer(
     layer.pointee = OpaquePointer(found)
   }
 }
-

@@ -120,10 +120,11 @@ extension moe_layer_config {
       throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for everything")
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
-    if router == Int32(MOE_ROUTER_EXTERNAL.rawValue) {
+    let traits = Configuration.RouterKind(rawValue: router)?.traits
+    if traits?.needsChoices == true {
       throw .invalid("moe: router = MOE_ROUTER_EXTERNAL, but nobody gives indices within a model")
     }
-    if router == Int32(MOE_ROUTER_HASH.rawValue) && vocabulary_size != config.vocabulary_size {
+    if traits?.readsTokenIds == true && vocabulary_size != config.vocabulary_size {
       throw .invalid(
         "moe: vocabulary_size = \(Int(vocabulary_size)) is not the model's \(Int(config.vocabulary_size))")
     }

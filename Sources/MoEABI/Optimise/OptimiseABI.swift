@@ -40,9 +40,8 @@ public func moe_adamw_create(
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    try create(
-      .adamw(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
-      allocates: config.unallocated_state == 0, tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.adamw(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
@@ -56,24 +55,38 @@ public func moe_sgd_create(
     let config = config == nil ? .standard : try read(config, "config")
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    try create(
-      .sgd(rule), context, momentType: try elementType(config.state_dtype, "state_dtype"), seed: config.seed,
-      allocates: config.unallocated_state == 0, tensors, count, out)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
 
-private func create(
-  _ rule: Optimizer.Rule, _ context: ContextPointer, momentType: ElementType, seed: UInt64, allocates: Bool,
-  _ tensors: UnsafePointer<moe_tensor>?, _ count: Int64, _ out: UnsafeMutablePointer<OpaquePointer?>?
+/// What the configs of all rules have in common.
+struct OptimizerState {
+  let momentType: ElementType
+  let allocates: Bool
+  let seed: UInt64
+
+  init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
+    momentType = try elementType(state_dtype, "state_dtype", forTokens: true)
+    allocates = unallocated_state == 0
+    self.seed = seed
+  }
+}
+
+/// `matrix`: what a tensor consists of, where the rule steps it matrix by matrix.
+func create(
+  _ rule: Optimizer.Rule, _ context: ContextPointer, _ state: OptimizerState, _ list: TensorList,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?, beside reads: Operands = Operands(),
+  matrix: (Int) -> Optimizer.Matrix? = { _ in nil }
 ) throws(Fault) {
-  let list = try TensorList(tensors, count: count)
-  var operands = Operands()
+  var operands = reads
   let out = try operands.writes(out, 1, "out")
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(
-      rule, momentType: momentType, seed: seed, allocates: allocates, tensorCount: list.count, in: context
-    ) { (list.elements($0), list.type($0)) })
+      rule, momentType: state.momentType, seed: state.seed, allocates: state.allocates, tensorCount: list.count,
+      in: context
+    ) { Optimizer.Shape(count: list.elements($0), type: list.type($0), matrix: matrix($0)) })
 }
 
 @implementation @_cdecl("moe_optimizer_free")

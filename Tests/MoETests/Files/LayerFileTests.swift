@@ -210,7 +210,7 @@ struct LayerFileTests {
     }
   }
 
-  @Test(arguments: [MOE_DTYPE_F32, MOE_DTYPE_BF16])
+  @Test(arguments: Way.types)
   func aRunThatWasStoppedGoesOnWithTheSameBits(type: moe_dtype) throws {
     let uninterrupted = try Run(type: type)
     try uninterrupted.advance(6)

@@ -69,7 +69,32 @@ final class StoredTensorTests {
     refused("checkpoint", moe_checkpoint_read_tensor(nil, 0, 0, &values, 16))
   }
 
-  @Test(arguments: ["F4", "F6_E2M3", "F6_E3M2", "C64", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "X9_TO_COME", "ä\\\"\\n"])
+  /// Elements of 4 and 6 bits share bytes, which they have to fill.
+  @Test(arguments: [("F4", MOE_DTYPE_F4, 4), ("F6_E2M3", MOE_DTYPE_F6_E2M3, 6), ("F6_E3M2", MOE_DTYPE_F6_E3M2, 6)])
+  func elementsMayShareBytes(name: String, type: moe_dtype, bits: Int) throws {
+    func header(_ elements: Int, _ bytes: Int) -> String {
+      #"{"a":{"dtype":"\#(name)","shape":[2,\#(elements)],"data_offsets":[0,\#(bytes)]}}"#
+    }
+    let bytes = (0..<2 * bits).map(UInt8.init)
+    let checkpoint = try open(header(8, bytes.count), bytes)
+    let found = try checkpoint.tensors()
+    #expect(found[0].tensor.dtype == type.int32 && found[0].tensor.shape.1 == 8 && found[0].bytes == bytes)
+    try check(moe_checkpoint_write(context, folder.file("again"), found.map(\.tensor), 1))
+    #expect(try OpenCheckpoint(folder.file("again"), in: context).tensors()[0].bytes == bytes)
+    var values = [Float](repeating: 0, count: 16)
+    refused(name, moe_checkpoint_read_tensor(checkpoint.handle, 0, MOE_DTYPE_F32.int32, &values, 64))
+    // As many bytes as there are elements; one byte too few.
+    var out: OpaquePointer?
+    for count in [16, 2 * bits - 1] {
+      let file = try folder.write("other", safetensors(header(8, count), [UInt8](repeating: 0, count: count)))
+      refused("dtype and shape \(2 * bits)", moe_checkpoint_open(context, file, &out))
+    }
+    var odd = found[0].tensor
+    (odd.rank, odd.shape.0, odd.size) = (1, 3, 0)
+    refused("whole bytes", moe_checkpoint_write(context, folder.file("odd"), [odd], 1))
+  }
+
+  @Test(arguments: ["X9_TO_COME", "ä\\\"\\n"])
   func unknownTypesAreBytesUnderAName(name: String) throws {
     let header =
       #"{"a":{"dtype":""# + name + #"","shape":[3,2],"data_offsets":[0,3]},"#

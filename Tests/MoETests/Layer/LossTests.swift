@@ -45,6 +45,26 @@ struct LossTests {
     return logits.flatMap { $0 + [0] }
   }
 
+  // MARK: coefficients
+
+  @Test func aCoefficientCanBeSet() throws {
+    let layer = try layer([term(MOE_LOSS_VARIANCE), term(MOE_LOSS_L1, 2)])
+    let x = noise(8 * layer.hidden)
+    let before = try losses(of: layer, x)
+    try check(moe_layer_set_loss_coefficient(layer.layer, 1, 0.25))
+    let after = try losses(of: layer, x)
+    #expect(after.losses == before.losses)
+    expectClose([after.aux - before.aux], [Double(before.losses[1]) * (0.25 - 2)], within: 1e-5)
+    // The weights of two experts are divided by their sum.
+    #expect(abs(before.losses[1] - 1) < 1e-6)
+    refused("layer", moe_layer_set_loss_coefficient(nil, 0, 1))
+    for n: Int32 in [-1, 2, .max, .min] { refused("term", moe_layer_set_loss_coefficient(layer.layer, n, 1)) }
+    for value: Float in [-1, .nan, .infinity] {
+      refused("coefficient", moe_layer_set_loss_coefficient(layer.layer, 0, value))
+    }
+    refused("term", moe_layer_set_loss_coefficient(try Layer().layer, 0, 1))
+  }
+
   // MARK: refusals
 
   private func create(

@@ -71,6 +71,20 @@ struct ParameterTests {
     }
   }
 
+  /// Whether there is memory for gradients or not.
+  @Test(arguments: [Int32(0), 1]) func buffersAreSaidToBe(inferenceOnly: Int32) throws {
+    let layer = try Layer {
+      ($0.selection_bias, $0.expert_scale, $0.router_batch_norm, $0.warmup_steps) = (1, 1, 1, 9)
+      $0.inference_only = inferenceOnly
+    }
+    let buffers = try layer.tensors().filter { $0.buffer == 1 }.map { String(cString: $0.name) }
+    #expect(
+      buffers == [
+        "router.selection_bias", "router.norm.running_mean", "router.norm.running_var", "router.active_experts",
+      ])
+    for tensor in try layer.tensors() where tensor.buffer == 0 { #expect((tensor.grad == nil) == (inferenceOnly == 1)) }
+  }
+
   @Test func aLaterHeadersTensorIsFilledAsFarAsKnown() throws {
     let layer = try Layer()
     try withGrown(moe_tensor(), tail: 0) { tensor in

@@ -103,8 +103,9 @@ struct BadConfigTests {
     for sum: Int32 in [-1, 4, 1 << 30, .min, .max] {
       refused("unallocated", createLayer { $0.unallocated = sum })
     }
-    refused("weight_dtype", createLayer { $0.weight_dtype = 2 })
-    refused("io_dtype", createLayer { $0.io_dtype = 2 })
+    refused("weight_dtype", createLayer { $0.weight_dtype = 3 })
+    refused("io_dtype", createLayer { $0.io_dtype = 3 })
+    refused("io_dtype = MOE_DTYPE_F16, which is for weights alone", createLayer { $0.io_dtype = MOE_DTYPE_F16.int32 })
 
     for value: Float in [.nan, -0.1, 1, 2, .infinity, -.infinity] {
       refused("dropout", createLayer { $0.dropout = value })
@@ -218,7 +219,7 @@ struct BadConfigTests {
       refused("beta2", createAdamW { $0.beta2 = value })
     }
     refused("epsilon", createAdamW { $0.epsilon = 0 })
-    for type: Int32 in [-1, 2, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
+    for type: Int32 in [-1, 2, 3, .max] { refused("state_dtype", createAdamW { $0.state_dtype = type }) }
     for flag: Int32 in [-1, 2] { refused("unallocated_state", createAdamW { $0.unallocated_state = flag }) }
   }
 
@@ -250,6 +251,8 @@ struct BadConfigTests {
     moe_adamw_config_init(&adamw, MemoryLayout<moe_adamw_config>.size)
     var sgd = moe_sgd_config()
     moe_sgd_config_init(&sgd, MemoryLayout<moe_sgd_config>.size)
+    var muon = moe_muon_config()
+    moe_muon_config_init(&muon, MemoryLayout<moe_muon_config>.size)
     var report = moe_report()
     moe_report_init(&report, MemoryLayout<moe_report>.size)
     let variable = Variable("w", [1, 2], grad: [3, 4])
@@ -274,6 +277,11 @@ struct BadConfigTests {
       },
       { tail in
         let status = withGrown(sgd, tail: tail) { moe_sgd_create(layer.context, $0, nil, 0, &out) }
+        if status == MOE_OK { moe_optimizer_free(out) }
+        return status
+      },
+      { tail in
+        let status = withGrown(muon, tail: tail) { moe_muon_create(layer.context, $0, nil, 0, &out) }
         if status == MOE_OK { moe_optimizer_free(out) }
         return status
       },

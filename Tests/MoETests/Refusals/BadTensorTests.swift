@@ -63,6 +63,7 @@ final class BadTensorTests {
     let creates: [Create] = [
       { moe_adamw_create($0, nil, $1, $2, $3) },
       { moe_sgd_create($0, nil, $1, $2, $3) },
+      { moe_muon_create($0, nil, $1, $2, $3) },
     ]
     for create in creates {
       var out = untouched

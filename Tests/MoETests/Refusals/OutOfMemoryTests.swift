@@ -13,7 +13,7 @@ struct OutOfMemoryTests {
     var y = [Float](repeating: .nan, count: 20 * 5)
     var dx = [Float](repeating: .nan, count: 20 * 5)
     var norm = 0.0
-    var context, layer, tape, adamw, sgd, statistics, routing: OpaquePointer?
+    var context, layer, tape, adamw, sgd, muon, statistics, routing: OpaquePointer?
 
     init(_ type: moe_dtype = MOE_DTYPE_F32, everything: Bool = false) {
       self.type = type
@@ -32,9 +32,11 @@ struct OutOfMemoryTests {
       ("moe_layer_backward", { moe_layer_backward($0.layer, $0.tape, $0.x, $0.dy, 1, &$0.dx, nil) }),
       ("moe_adamw_create", { moe_adamw_create($0.context, nil, try $0.trained(), try $0.count(), &$0.adamw) }),
       ("moe_sgd_create", { moe_sgd_create($0.context, nil, try $0.trained(), try $0.count(), &$0.sgd) }),
+      ("moe_muon_create", { moe_muon_create($0.context, nil, try $0.trained(), try $0.count(), &$0.muon) }),
       ("moe_clip_grad_norm", { moe_clip_grad_norm($0.context, try $0.trained(), try $0.count(), 1, &$0.norm) }),
       ("moe_optimizer_step", { moe_optimizer_step($0.adamw, try $0.trained(), try $0.count()) }),
       ("moe_optimizer_step", { moe_optimizer_step($0.sgd, try $0.trained(), try $0.count()) }),
+      ("moe_optimizer_step", { moe_optimizer_step($0.muon, try $0.trained(), try $0.count()) }),
       ("moe_statistics_create", { moe_statistics_create($0.context, 4, &$0.statistics) }),
     ]
 
@@ -121,6 +123,7 @@ struct OutOfMemoryTests {
       [
         { moe_context_free(self.context) }, { moe_layer_free(self.layer) }, { moe_tape_free(self.tape) },
         { moe_optimizer_free(self.adamw) }, { moe_optimizer_free(self.sgd) },
+        { moe_optimizer_free(self.muon) },
         { moe_statistics_free(self.statistics) }, { moe_routing_free(self.routing) },
       ]
     }
@@ -200,6 +203,7 @@ struct OutOfMemoryTests {
         case "moe_tape_create": #expect(life.tape == nil)
         case "moe_adamw_create": #expect(life.adamw == nil)
         case "moe_sgd_create": #expect(life.sgd == nil)
+        case "moe_muon_create": #expect(life.muon == nil)
         case "moe_statistics_create": #expect(life.statistics == nil)
         default: #expect(life.routing == nil)
         }

@@ -74,6 +74,7 @@ final class OverlapTests {
       var out = untouched
       collide(first, second, moe_adamw_create(layer.context, nil, list, 2, &out))
       collide(first, second, moe_sgd_create(layer.context, nil, list, 2, &out))
+      collide(first, second, moe_muon_create(layer.context, nil, list, 2, &out))
       #expect(out == untouched)
       collide(first, second, moe_optimizer_step(optimizer, list, 2))
       collide(first, second, moe_optimizer_step_clipped(optimizer, list, 2, 1, nil))

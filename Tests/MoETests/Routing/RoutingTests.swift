@@ -139,6 +139,20 @@ struct RoutingTests {
     let x = noise(3 * layer.hidden)
     var y = x
     #expect(moe_layer_forward(layer.layer, x, 3, nil, &y, nil, nil) == MOE_ERROR_NOT_FINITE)
-    #expect(lastError().split { !$0.isNumber }.contains("0"), "the first token: \(lastError())")
+    #expect(lastError().hasPrefix("router.bias[1] is NaN or plus infinity"), "\(lastError())")
+  }
+
+  /// What is wrong is the layer's, so no token is blamed, whatever x is.
+  @Test(arguments: [Float.nan, .infinity])
+  func aRouterWeightMustBeANumber(poison: Float) throws {
+    let layer = try Layer()
+    try layer.parameter("router.weight").values[2 * layer.hidden + 3] = poison
+    var (x, y) = (noise(3 * layer.hidden), noise(3 * layer.hidden))
+    for i in x.indices { x[i] = abs(x[i]) }  // infinity times a negative number is legal: never
+    for token in [nil, 1] {
+      if let token { x[token * layer.hidden] = .nan }
+      #expect(moe_layer_forward(layer.layer, x, 3, nil, &y, nil, nil) == MOE_ERROR_NOT_FINITE)
+      #expect(lastError().hasPrefix("router.weight[2][3] is NaN or plus infinity"), "\(lastError())")
+    }
   }
 }

@@ -112,6 +112,8 @@ extension Scheme {
       ($0.router, $0.vocabulary_size, $0.router_weights) = (MOE_ROUTER_HASH.int32, 11, MOE_ROUTER_WEIGHTS_EQUAL.int32)
     },
     Scheme("sinkhorn") { ($0.router, $0.score) = (MOE_ROUTER_SINKHORN.int32, 1) },
+    Scheme("relu") { ($0.router, $0.score, $0.router_normalize) = (MOE_ROUTER_RELU.int32, 3, 1) },
+    Scheme("relu, divided, scaled") { ($0.router, $0.score, $0.expert_scale) = (MOE_ROUTER_RELU.int32, 3, 1) },
     Scheme("external", needs: .indicesAndWeights) { $0.router = MOE_ROUTER_EXTERNAL.int32 },
     Scheme("given experts", needs: .indices) { _ in },
     Scheme("given experts and weights", needs: .indicesAndWeights) { _ in },

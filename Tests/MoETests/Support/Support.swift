@@ -43,9 +43,11 @@ final class Variable {
   let data: UnsafeMutableBufferPointer<Float>
   let grad: UnsafeMutableBufferPointer<Float>
   let name: StaticString
+  let shape: [Int]
 
-  init(_ name: StaticString, _ data: [Float], grad: [Float]) {
+  init(_ name: StaticString, _ data: [Float], grad: [Float], shape: [Int]? = nil) {
     self.name = name
+    self.shape = shape ?? [data.count]
     self.data = .allocate(capacity: data.count)
     self.grad = .allocate(capacity: grad.count)
     _ = self.data.initialize(from: data)
@@ -62,8 +64,10 @@ final class Variable {
     var tensor = moe_tensor()
     moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
     tensor.name = UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)
-    tensor.rank = 1
-    tensor.shape.0 = Int64(data.count)
+    tensor.rank = Int32(shape.count)
+    withUnsafeMutableBytes(of: &tensor.shape) {
+      _ = $0.bindMemory(to: Int64.self).update(from: shape.map(Int64.init))
+    }
     tensor.data = UnsafeMutableRawPointer(data.baseAddress)
     tensor.grad = UnsafeMutableRawPointer(grad.baseAddress)
     return tensor

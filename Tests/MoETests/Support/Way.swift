@@ -16,7 +16,7 @@ struct Way: CustomStringConvertible {
 
   /// Ways under the whole contract for weights of that type, those of one thread and our own kernels first.
   static func all(_ type: moe_dtype) -> [Way] {
-    let most = type == MOE_DTYPE_F32 ? MOE_INSTRUCTIONS_ALL : MOE_INSTRUCTIONS_AVX512
+    let most = type == MOE_DTYPE_BF16 ? MOE_INSTRUCTIONS_AVX512 : MOE_INSTRUCTIONS_ALL
     return [
       Way(instructions: most),
       Way(threads: 2, instructions: most),
@@ -32,9 +32,9 @@ struct Way: CustomStringConvertible {
   /// AVX512-BF16 adds two products at once: bits of its own, for every number of threads.
   static let inPairs = [1, 2, 3, 7].map { Way(threads: $0) }
 
-  static let types = [MOE_DTYPE_F32, MOE_DTYPE_BF16]
+  static let types = [MOE_DTYPE_F32, MOE_DTYPE_BF16, MOE_DTYPE_F16]
 
-  /// In both types of weights every way computes what the first one does.
+  /// In every type of weights every way computes what the first one does.
   static func expectTheSame(
     _ what: some Any, sourceLocation: SourceLocation = #_sourceLocation,
     _ run: (moe_context_config, moe_dtype) throws -> Record

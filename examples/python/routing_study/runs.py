@@ -79,12 +79,17 @@ def run(
     optimizer = libmoe.AdamW(model.parameters, LEARNING_RATE, betas=(0.9, 0.99), context=context)
     since = libmoe.Statistics(model.moe.n_experts, context=context)
     points: list[Point] = []
+    coefficient = 1e-8
     for step in range(steps):
         optimizer.learning_rate = learning_rate(step, steps)
         positions = order.integers(len(corpus.training), size=BATCH)
         report = train_step(model, optimizer, corpus.training, positions, step).report
         if scheme.bias_rate:
             model.moe.update_selection_bias(report.tokens_per_expert, scheme.bias_rate, zero_sum=True)
+        if scheme.wanted:
+            used = report.tokens_per_expert.sum() / report.n_valid
+            coefficient *= float(1.2 ** np.sign(used - scheme.wanted))  # arXiv:2412.14711
+            model.moe.set_loss_coefficient(0, coefficient)
         since.add(report)
         done = (step + 1) / steps
         show(done)

@@ -30,6 +30,7 @@ class Scheme:
     changes: dict[str, Any] = field(default_factory=dict)  # to the arguments of the classic layer
     given: Callable[[Bytes], dict[str, Any]] = lambda contexts: {}  # what forward is told of [T,CONTEXT]
     bias_rate: float = 0.0  # of the selection bias's updates, after every step
+    wanted: float = 0.0  # experts of a token on average, which the first loss's coefficient sees to
     head_start: float = 0.0  # added to the logits of the first TOP_K experts at the beginning
 
     def layer(self, seed: int, context: libmoe.Context) -> libmoe.Layer:
@@ -90,6 +91,16 @@ _CAPACITY: dict[str, Any] = {"capacity_formula": "classic", "capacity_factor": 1
 _NO_LOSS: dict[str, Any] = {"balance_coef": 0.0}
 _BIASED: dict[str, Any] = {**_NO_LOSS, "score": "sigmoid", "selection_bias": True}
 
+_RELU: dict[str, Any] = {
+    **_NO_LOSS,
+    "z_coef": 0.0,
+    "top_k": 8,
+    "router": "relu",
+    "score": "identity",
+    "router_normalize": "none",
+    "losses": {"l1_balanced": 1e-8},
+}
+
 SCHEMES = [
     DENSE,
     CLASSIC,
@@ -104,6 +115,7 @@ SCHEMES = [
         given=latest_byte,
     ),
     Scheme("Sinkhorn", {**_NO_LOSS, "router": "sinkhorn"}),
+    Scheme("ReLU, adaptive L1 loss, at most 8 (ReMoE)", _RELU, wanted=TOP_K),
     Scheme(
         "noisy top-k, importance and load losses (Shazeer)",
         {**_NO_LOSS, "noise": "learned", "router_weights": "topk_softmax", "losses": {"shazeer": 0.01}},

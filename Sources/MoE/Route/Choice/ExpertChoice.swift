@@ -7,6 +7,7 @@ struct ExpertChoice {
   let call: Call
   let context: ContextPointer
   let routing: Routing
+  private let selection: Selection
   let values: TokenRows  // of a wave
   fileprivate let most: Int  // that an expert takes of a sequence
   fileprivate let keys: UnsafeMutablePointer<UInt64>  // [E,most] see Ranking
@@ -14,12 +15,13 @@ struct ExpertChoice {
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ call: Call, context: ContextPointer, routing: Routing,
-    values: TokenRows
+    selection: Selection, values: TokenRows
   ) {
     self.c = c
     self.call = call
     self.context = context
     self.routing = routing
+    self.selection = selection
     self.values = values
     most = c.mostTaken(call)
     keys = arena.take(UInt64.self, c.experts, most)
@@ -31,6 +33,10 @@ struct ExpertChoice {
     for t in 0..<routing.tokens {
       (routing.indices + t * routing.slots).update(repeating: .noExpert, count: c.experts)
     }
+  }
+
+  func note(_ t: Int, logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>) {
+    selection.fill(values.of(t), logits: z, probabilities: p)
   }
 
   /// The tokens of a wave, whose values are known.
@@ -86,7 +92,7 @@ extension Configuration {
       for pair in 0..<call.tokens * choices where given[pair].isExpert { rows += 1 }
       return rows
     }
-    guard router == .expertChoice else { return call.tokens * slots }
+    guard router.listsAllExperts else { return call.tokens * slots }
     return experts * mostTaken(call) * call.sequences(apart: choosesBySequence) + call.tokens * shared
   }
 

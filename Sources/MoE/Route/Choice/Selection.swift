@@ -20,7 +20,7 @@ struct Selection {
     experts = c.experts
     kernels = context.kernels
     bias = parameters.data(.selectionBias).map { UnsafePointer($0) }
-    groups = c.router == .hierarchical ? nil : c.choice.groups
+    groups = c.router.hasCoarseGate ? nil : c.choice.groups
     let rows = c.choice.selectsByLogits ? 0 : context.lanes
     lanes = arena.take(Float.self, rows, c.experts)
     groupScores = arena.take(Float.self, rows, c.choice.groups?.count ?? 0)

@@ -33,6 +33,11 @@ struct SinkhornChoice {
     best = arena.take(Float.self, context.lanes, c.topK)
   }
 
+  func note(_ t: Int, logits z: UnsafePointer<Float>, probabilities p: UnsafePointer<Float>) {
+    let values = values.of(t)
+    for e in 0..<c.experts { values[e] = z[e] == -.infinity ? -.infinity : p[e] }
+  }
+
   func run(in context: ContextPointer) throws(Fault) {
     iterate()
     try context.run(blocks(of: routing.tokens), self)

@@ -4,13 +4,11 @@ import CShims
 ///     n = (x - mean) / sqrt(variance + epsilon),   out = n * weight + bias
 /// with mean and biased variance over the call's tokens in training, and the running ones in evaluation. Sums over tokens
 /// run in token order, in double, some features for each item.
-struct BatchNorm {
-  let c: Configuration
+struct BatchNorm: RouteStage {
+  let work: RouteWork
   let plan: Exploration.BatchNorm
-  let kernels: UnsafePointer<moei_kernels>
-  let training: Bool
-  let parameters: Parameters
-  let routing: Routing
+
+  var training: Bool { work.draws.training }
 
   /// Features of one item.
   static var width: Int { 64 }

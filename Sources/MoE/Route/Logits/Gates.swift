@@ -52,8 +52,8 @@ struct Gate {
       dr + tokens.lowerBound * hidden, ldc: hidden, scratch)
   }
 
-  /// The same chains without the logits whose gradient is 0: a weight of minus infinity, which makes a logit that and its
-  /// gradient 0, adds nothing.
+  /// dr[t] by the chains of `addInputGradient`, but without the logits whose gradient is 0: a weight of minus infinity, which
+  /// makes a logit that and its gradient 0, adds nothing.
   private func addInputGradientOfSome(
     _ tokens: Range<Int>, _ dz: UnsafePointer<Float>, to dr: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
@@ -71,18 +71,17 @@ struct GateGradient: Job {
   let gate: Gate
   let routing: Routing
   let dz: UnsafePointer<Float>  // [T, outputs]
-  let tokens: Int
-  let matmul: Matmul
-  let kernels: UnsafePointer<moei_kernels>
   let logits: Logits  // whose scratch is used
+
+  private var kernels: UnsafePointer<moei_kernels> { logits.matmul.kernels }
 
   static var width: Int { 256 }
 
   func run(_ part: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let (h, e) = (gate.hidden, gate.outputs)
     let column = part * Self.width
-    for block in 0..<blocks(of: tokens) {
-      let tokens = rows(ofBlock: block, in: tokens)
+    for block in 0..<blocks(of: routing.tokens) {
+      let tokens = rows(ofBlock: block, in: routing.tokens)
       let columns = column..<min(h, column + Self.width)
       if isFinite(tokens, columns) {
         add(tokens, columns, lane.pointee.index)
@@ -98,7 +97,7 @@ struct GateGradient: Job {
 
   private func add(_ tokens: Range<Int>, _ columns: Range<Int>, _ lane: Int) {
     let (h, e) = (gate.hidden, gate.outputs)
-    matmul.addAtB(
+    logits.matmul.addAtB(
       e, columns.count, tokens.count, dz + tokens.lowerBound * e, lda: e,
       gate.input + tokens.lowerBound * h + columns.lowerBound, ldb: h, gate.weightGrad! + columns.lowerBound, ldc: h,
       logits.scratch(lane))

@@ -19,7 +19,8 @@ extension Gate {
     if place < outputs * hidden {
       return Fault(
         .notFinite,
-        "\(weightName)[\(place / hidden)][\(place % hidden)] is NaN or plus infinity: set it to a number, or load it again")
+        "\(weightName)[\(place / hidden)][\(place % hidden)] is NaN or plus infinity: set it to a number, or load it again"
+      )
     }
     guard let bias else { return nil }
     let output = Int(kernels.pointee.first_not_finite(Int64(outputs), bias))

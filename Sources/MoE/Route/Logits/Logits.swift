@@ -4,7 +4,6 @@ import CShims
 /// infinity for experts that are not in use yet. Forward and backward compute the same.
 struct Logits {
   let c: Configuration
-  let kernels: UnsafePointer<moei_kernels>
   let matmul: Matmul
   let gate: Gate?
   let coarseGate: Gate?
@@ -19,26 +18,24 @@ struct Logits {
   private let products: UnsafeMutablePointer<Float>  // scratch of the matrix products
   private let floatsPerLane: Int
 
-  init(
-    _ arena: inout Arena, _ c: Configuration, _ draws: Draws, context: ContextPointer, parameters: Parameters,
-    input: UnsafePointer<Float>, tokens: Int, active: Int
-  ) {
-    self.c = c
-    self.active = active
-    kernels = context.kernels
-    matmul = context.matmul
+  /// `input`: what the gates read, [T,H].
+  init(_ arena: inout Arena, _ work: RouteWork, input: UnsafePointer<Float>) {
+    c = work.c
+    active = work.activeExperts
+    matmul = work.matmul
+    let (parameters, draws) = (work.parameters, work.draws)
     gate = Gate(parameters, .routerWeight, .routerBias, input: input)
     coarseGate = Gate(parameters, .coarseWeight, .coarseBias, input: input)
     noise = Noise(c, draws)
     noiseGate = noise == nil ? nil : Gate(parameters, .noiseWeight, nil, input: input)
     dropout = RouterDropout(c, draws, onLogits: true)
-    hierarchy = coarseGate == nil ? nil : Hierarchy(c, c.choice.groups!, context.kernels)
-    let rows = context.lanes * rowsPerBlock
+    hierarchy = coarseGate == nil ? nil : Hierarchy(c, c.choice.groups!, work.kernels)
+    let rows = work.lanes * rowsPerBlock
     coarse = arena.take(Float.self, rows, coarseGate?.outputs ?? 0)
     learned = arena.take(Float.self, rows, noiseGate?.outputs ?? 0)
-    joined = arena.take(Float.self, context.lanes, hierarchy == nil ? 0 : c.experts)
-    floatsPerLane = matmul.scratch(tokens: tokens, width: max(c.hidden, c.experts, GateGradient.width))
-    products = arena.take(Float.self, context.lanes, floatsPerLane)
+    joined = arena.take(Float.self, work.lanes, hierarchy == nil ? 0 : c.experts)
+    floatsPerLane = matmul.scratch(tokens: work.tokens, width: max(c.hidden, c.experts, GateGradient.width))
+    products = arena.take(Float.self, work.lanes, floatsPerLane)
   }
 
   func scratch(_ lane: Int) -> UnsafeMutablePointer<Float> { products + lane * floatsPerLane }

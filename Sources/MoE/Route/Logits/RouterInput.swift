@@ -2,8 +2,8 @@ import CShims
 
 // What the gate reads: x, or x after jitter, a norm and dropout. Without these nothing is copied.
 
-/// The same forward on values and backward on their gradients. Elements are `first` (a multiple of 4) ..< first + count of
-/// the array that `values` are from.
+/// A change of elements one by one, which backward does to their gradients as forward does to them. Elements are `first` (a
+/// multiple of 4) ..< first + count of the array that `values` are from.
 protocol ElementChange {
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int)
 }
@@ -39,23 +39,19 @@ struct Jitter: ElementChange {
   }
 }
 
-/// Inverted dropout on an array of the gate's.
+/// Dropout on an array of the gate's.
 struct RouterDropout: ElementChange {
-  let random: Random
-  private let threshold: UInt32
-  private let scale: Float
+  private let dropout: InvertedDropout
   private let base: Int  // of the first element
 
   init?(_ c: Configuration, _ draws: Draws, onLogits: Bool) {
     guard draws.training && c.exploration.dropout > 0 && c.exploration.dropoutOnLogits == onLogits else { return nil }
-    random = draws.of(.routerDropout)
-    threshold = UInt32(Double(c.exploration.dropout) * 0x1p32)
-    scale = Float(1 / (1 - Double(c.exploration.dropout)))
+    dropout = InvertedDropout(rate: c.exploration.dropout, draws.of(.routerDropout))
     base = draws.firstToken * (onLogits ? c.experts : c.hidden)
   }
 
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
-    random.drop(values, count: count, first: UInt64((base + first) / 4), threshold: threshold, scale: scale)
+    dropout.apply(values, count: count, first: UInt64((base + first) / 4))
   }
 }
 
@@ -109,21 +105,17 @@ struct RouterInput: Job {
   let tokens: Int
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ draws: Draws, context: ContextPointer, x: UnsafePointer<Float>,
-    parameters: Parameters, routing: Routing
+    _ arena: inout Arena, _ work: RouteWork
   ) {
-    self.c = c
-    self.x = x
-    tokens = routing.tokens
-    jitter = c.exploration.jitterExperts ? nil : Jitter(c, draws)
-    norm = c.exploration.batchNorm.map {
-      BatchNorm(
-        c: c, plan: $0, kernels: context.kernels, training: draws.training, parameters: parameters, routing: routing)
-    }
-    rowNorm = RouterNorm(&arena, c, context: context, parameters: parameters, tokens: routing.tokens)
-    dropout = RouterDropout(c, draws, onLogits: false)
+    c = work.c
+    x = work.x
+    tokens = work.tokens
+    jitter = c.exploration.jitterExperts ? nil : Jitter(c, work.draws)
+    norm = c.exploration.batchNorm.map { BatchNorm(work: work, plan: $0) }
+    rowNorm = RouterNorm(&arena, work)
+    dropout = RouterDropout(c, work.draws, onLogits: false)
     let changes = jitter != nil || norm != nil || rowNorm != nil || dropout != nil
-    own = changes ? arena.take(Float.self, routing.tokens, c.hidden) : nil
+    own = changes ? arena.take(Float.self, tokens, c.hidden) : nil
     rows = own.map { UnsafePointer($0) } ?? x
   }
 

@@ -25,17 +25,15 @@ public struct RouterNorm {
   private let ones: UnsafeMutablePointer<Float>?  // [H] where no weight is trained
   fileprivate let grad: UnsafeMutablePointer<Float>?  // [H]
 
-  init?(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, tokens: Int
-  ) {
-    guard let options = c.routerNorm else { return nil }
-    hidden = c.hidden
-    self.tokens = tokens
+  init?(_ arena: inout Arena, _ work: RouteWork) {
+    guard let options = work.c.routerNorm else { return nil }
+    hidden = work.c.hidden
+    tokens = work.tokens
     self.options = options
-    kernels = context.kernels
-    ones = options.hasWeight ? nil : arena.take(Float.self, c.hidden)
-    weight = UnsafePointer(ones ?? parameters.data(.normWeight)!)
-    grad = options.hasWeight ? parameters.grad(.normWeight) : nil
+    kernels = work.kernels
+    ones = options.hasWeight ? nil : arena.take(Float.self, work.c.hidden)
+    weight = UnsafePointer(ones ?? work.parameters.data(.normWeight)!)
+    grad = options.hasWeight ? work.parameters.grad(.normWeight) : nil
   }
 
   /// In place.

@@ -8,11 +8,11 @@ struct SharedGate {
   private let routing: Routing
   let gate: Gate?  // reads x itself
 
-  init(_ c: Configuration, context: ContextPointer, routing: Routing, x: UnsafePointer<Float>, parameters: Parameters) {
-    self.c = c
-    kernels = context.kernels
-    self.routing = routing
-    gate = Gate(parameters, .sharedRouterWeight, .sharedRouterBias, input: x)
+  init(_ work: RouteWork) {
+    c = work.c
+    kernels = work.kernels
+    routing = work.routing
+    gate = Gate(work.parameters, .sharedRouterWeight, .sharedRouterBias, input: work.x)
   }
 
   /// Logits and places of one block, before the chosen experts are weighed.

@@ -18,21 +18,21 @@ struct Weigher {
   private let results: UnsafeMutablePointer<Float>
 
   init(
-    _ arena: inout Arena, _ c: Configuration, context: ContextPointer, parameters: Parameters, routing: Routing,
-    mayLeaveSlotsEmpty: Bool
+    _ arena: inout Arena, _ work: RouteWork, context: ContextPointer
   ) {
-    self.routing = routing
-    self.mayLeaveSlotsEmpty = mayLeaveSlotsEmpty
+    let (c, lanes) = (work.c, work.lanes)
+    routing = work.routing
+    mayLeaveSlotsEmpty = work.mayLeaveSlotsEmpty
     renormalizeAfter = c.renormalizeAfter
-    chosenValues = ChosenValues(choice: c.choice, kernels: context.kernels)
-    weighing = Weighing(c, parameters: parameters, kernels: context.kernels)
+    chosenValues = ChosenValues(choice: c.choice, kernels: work.kernels)
+    weighing = Weighing(c, parameters: work.parameters, kernels: work.kernels)
     mixer = LogitMixer(&arena, c, context: context)
-    indices = arena.take(Int32.self, context.lanes, c.choices)
-    places = arena.take(Int32.self, context.lanes, c.choices)
-    gathered = arena.take(Float.self, context.lanes, c.choices)
-    packed = arena.take(Float.self, context.lanes, c.choices)
-    values = arena.take(Float.self, context.lanes, c.choices)
-    results = arena.take(Float.self, context.lanes, c.choices)
+    indices = arena.take(Int32.self, lanes, c.choices)
+    places = arena.take(Int32.self, lanes, c.choices)
+    gathered = arena.take(Float.self, lanes, c.choices)
+    packed = arena.take(Float.self, lanes, c.choices)
+    values = arena.take(Float.self, lanes, c.choices)
+    results = arena.take(Float.self, lanes, c.choices)
   }
 
   /// A token's choices that take part, one after the other.

@@ -1,7 +1,8 @@
 """libmoe: a Mixture-of-Experts layer for the CPU that trains, and transformers of such layers.
 
-A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW` and
-:class:`SGD` step its parameters and the user's own.  A :class:`Model` is a whole encoder or language model;
+A :class:`Layer` computes forwards and backwards on numpy arrays, without copies; :class:`AdamW`,
+:class:`SGD` and :class:`Muon` step its parameters and the user's own.  A :class:`Model` is a whole encoder or
+language model;
 ``libmoe.blocks`` has its parts, ``libmoe.train`` a trainer.  Arrays are row-major
 and float32, some of them bfloat16 where that is asked for.  The work is done by the native library
 ``libmoe.so``, which the package carries.
@@ -33,7 +34,7 @@ from .losses import pooled_balance_loss
 from .memory import MappedFile, OffloadStatistics, Plan
 from .model import Model
 from .model_output import ModelOutput, ModelPlan, ModelTape
-from .optim import SGD, AdamW, Group, Optimizer, clip_grad_norm
+from .optim import SGD, AdamW, Group, Muon, Optimizer, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
 from .report import Output, Report, Summary
@@ -65,6 +66,7 @@ __all__ = [
     "ModelPlan",
     "ModelTape",
     "MoeError",
+    "Muon",
     "NotFiniteError",
     "OffloadStatistics",
     "Optimizer",

@@ -18,7 +18,7 @@ from ._weights import Weights
 from .errors import ArgumentTypeError, BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
-from .report import Blank, Output, Report, n_sequences, sequence_arrays
+from .report import Blank, Output, Report, n_sequences
 from .routing import Routing
 from .tape import Tape
 
@@ -135,16 +135,12 @@ class Calls(Weights):
         n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
         options = self._options(x.shape[:-1], given)
         listed = self.n_experts if self._config.router == abi.ROUTER["expert_choice"] else self.top_k
-        blank = Blank(
-            self.n_experts,
-            losses=np.empty(len(self._losses), np.float32),
-            expert_indices=np.empty((n_tokens, listed), np.int32),
-            expert_weights=np.empty((n_tokens, listed), np.float32),
-            **sequence_arrays(n_tokens, sequence_length, self.n_experts),
-        )
-        y, filled = self._forward(x, options, out, tape, blank.c_report), blank.filled()
-        filled["losses"] = dict(zip(self._losses, filled["losses"].tolist()))
-        return Output(y, Report(**filled))
+        sizes = {"n_experts": self.n_experts, "n_tokens": n_tokens, "choices": listed}
+        if sequence_length:
+            sizes["n_sequences"] = n_sequences(n_tokens, sequence_length)
+        blank = Blank(self._losses, **sizes)
+        y = self._forward(x, options, out, tape, blank.c_report)
+        return Output(y, Report(**blank.filled()))
 
     def _forward(
         self,
@@ -249,7 +245,7 @@ class Calls(Weights):
             Memory for the gradient with respect to the expert_weights that forward was given; overwritten.
         d_sequence_probability : ndarray of float32, [B, E], optional
             Gradient of the objective with respect to ``report.sequence_probability``.
-        optimizer : AdamW or SGD, optional
+        optimizer : Optimizer, optional
             Made from ``layer.parameters`` of a layer without ``"expert_gradients"``, see its
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
             and has the gradient of one expert at a time.  Afterwards the tape is of no more use.
@@ -319,7 +315,7 @@ def backward_options(shapes: fields.Shapes, **given: Any) -> abi.moe_backward_op
     """Check what a backward is given besides dy and memory."""
     optimizer = given["optimizer"]
     if optimizer is not None:
-        check.instance("optimizer", optimizer, Optimizer, "a libmoe.AdamW or SGD")
+        check.instance("optimizer", optimizer, Optimizer, "one such as libmoe.AdamW")
     handle = None if optimizer is None else optimizer._handle
     given["optimizer"] = handle and handle._as_parameter_
     options = fields.filled(abi.moe_backward_options, shapes, **given)

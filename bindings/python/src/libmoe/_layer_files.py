@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 
-import numpy as np
-
 from ._keywords import keywords
 from ._native import abi, check
 from ._native.check import Array
@@ -140,8 +138,9 @@ class LayerFiles(Tensors):
             Replaced if it is there.  With a ``max_shard_size`` the index, ``NAME.safetensors.index.json``.
         layout, layer, prefix
             As of :meth:`load`; ``"gpt_oss_mxfp4"`` is for loading only.
-        dtype : {"f32", "bf16"}
-            Of all tensors but those of ``buffers``, which stay float32.
+        dtype : str
+            A type of weights, as of :class:`Layer`: of all tensors but those of ``buffers``, which stay
+            float32.
         max_shard_size : int or str
             As of :func:`save`: bytes of one file at most; 0 writes one file.
 
@@ -172,7 +171,7 @@ class LayerFiles(Tensors):
         ----------
         dense : mapping of str to ndarray
             For each parameter ``experts.X``, called X, an array with the dimensions of one expert:
-            ``up.weight`` [I, H] and so on; float32, or bfloat16 as uint16.
+            ``up.weight`` [I, H] and so on; of any type of weights.
 
         Raises
         ------
@@ -182,7 +181,7 @@ class LayerFiles(Tensors):
         check.mapping("dense", dense, "a dict of arrays by name")
         described = (abi.moe_tensor * len(dense))()
         for index, (name, array) in enumerate(dense.items()):
-            dtype = "bf16" if isinstance(array, np.ndarray) and check.dtype_of(array) == "bf16" else "f32"
+            dtype = check.dtype_of(array)
             check.array(f"dense[{name!r}]", array, dtype=dtype)
             described[index] = abi.moe_tensor(
                 name=name.encode(),

@@ -53,36 +53,22 @@ class Reports:
 
     def __init__(self, experts: list[tuple[int, int, list[str]] | None], n_tokens: int) -> None:
         self._listed = (abi.moe_report * len(experts))()
-        self._names = [None if known is None else known[2] for known in experts]
         self._blanks: list[Blank | None] = []
         for n, known in enumerate(experts):
             blank = None
-            if known is None:
-                self._listed[n] = abi.moe_report()
-            else:
+            if known is not None:
                 n_experts, choices, losses = known
-                blank = Blank(
-                    n_experts,
-                    losses=np.empty(len(losses), np.float32),
-                    expert_indices=np.empty((n_tokens, choices), np.int32),
-                    expert_weights=np.empty((n_tokens, choices), np.float32),
-                )
-                self._listed[n] = blank.c_report
+                blank = Blank(losses, n_experts=n_experts, n_tokens=n_tokens, choices=choices)
+            self._listed[n] = abi.moe_report() if blank is None else blank.c_report
             self._blanks.append(blank)
         self.c_report = abi.moe_model_report(layers=self._listed)
 
     def filled(self) -> list[Report | None]:
         """Return what the library has written, by layer."""
-        reports: list[Report | None] = []
-        for blank, c_report, names in zip(self._blanks, self._listed, self._names):
-            if blank is None or names is None:
-                reports.append(None)
-                continue
-            blank.c_report = c_report
-            filled = blank.filled()
-            filled["losses"] = dict(zip(names, filled["losses"].tolist()))
-            reports.append(Report(**filled))
-        return reports
+        for blank, c_report in zip(self._blanks, self._listed):
+            if blank is not None:
+                blank.c_report = c_report
+        return [None if blank is None else Report(**blank.filled()) for blank in self._blanks]
 
 
 def planned(model: Handle, n_layers: int, call: Call, taped: bool) -> ModelPlan:

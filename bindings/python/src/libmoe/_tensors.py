@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ._keywords import keywords
 from ._native import abi, check
 from ._native.check import Array, FloatArray
+from ._native.foreign import TYPES
 from ._native.library import Handle, Native, lib
 from ._repr import named
 from .context import Context, default_context
@@ -79,8 +80,8 @@ class _Place:
     def read(self) -> tuple[str, Array | None, FloatArray | None]:
         tensor = self._tensor()
         shape = tuple(tensor.shape[: tensor.rank])
-        kind = np.uint16 if tensor.dtype == abi.DTYPE["bf16"] else np.float32
-        data, grad = self._array(tensor.data, shape, kind), self._array(tensor.grad, shape, np.float32)
+        data = self._array(tensor.data, shape, TYPES[check.word_of(tensor.dtype)].types[0])
+        grad = self._array(tensor.grad, shape, np.float32)
         return tensor.name.decode(), data, grad
 
     def _array(self, address: int | None, shape: tuple[int, ...], kind: Any) -> Array | None:
@@ -208,7 +209,7 @@ class Tensors(Native):
         tensor = self._tensor(index.value)
         name = tensor.name.decode()  # C compared up to the first NUL only
         shape = tuple(tensor.shape[: tensor.rank])
-        dtype = "bf16" if tensor.dtype == abi.DTYPE["bf16"] else "f32"
+        dtype = check.word_of(tensor.dtype)
         arrays = {(name, "data"): check.array("data", data, shape, write=True, dtype=dtype)}
         if grad is not None:
             arrays[name, "grad"] = check.array("grad", grad, shape, write=True)

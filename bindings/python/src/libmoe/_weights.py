@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -146,4 +147,30 @@ class Weights(LayerFiles):
         rate = check.number("rate", rate)
         lib.moe_layer_update_selection_bias(
             self._handle, counts.ctypes.data, rate, check.flag("zero_sum", zero_sum)
+        )
+
+    def set_loss_coefficient(self, term: int, coefficient: float) -> None:
+        """Set the coefficient of one of the layer's ``losses``, for the calls of forward to come.
+
+        Sparse routing wants it (arXiv:2412.14711): after each step times 1.2 where tokens used more experts
+        on average than wanted, divided by 1.2 where they used fewer.  It is not saved with the layer.
+
+        Parameters
+        ----------
+        term : int
+            Its number in the list, from 0.
+        coefficient : float
+            At least 0.
+
+        Raises
+        ------
+        BadStateError
+            The layer is closed.
+        InvalidArgumentError
+            There is no such loss, or the coefficient is negative or not finite.
+        """
+        lib.moe_layer_set_loss_coefficient(
+            self._handle,
+            check.integer("term", term, ctypes.c_int32),
+            check.number("coefficient", coefficient),
         )

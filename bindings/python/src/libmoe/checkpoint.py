@@ -38,7 +38,16 @@ _NUMPY: dict[str, Any] = {
     "f8_e5m2": np.uint8,
     "f8_e8m0": np.uint8,
     "other": np.uint8,
+    "f4": np.uint8,
+    "f6_e2m3": np.uint8,
+    "f6_e3m2": np.uint8,
+    "c64": np.complex64,
+    "f8_e4m3fnuz": np.uint8,
+    "f8_e5m2fnuz": np.uint8,
 }
+# Of elements that are no bytes; then all whose numbers nobody here knows.
+_BYTES = ("other", "f4", "f6_e2m3", "f6_e3m2")
+_BITS = (*_BYTES, "f8_e4m3fnuz", "f8_e5m2fnuz")
 # What comes as float32, because its bits would be taken for whole numbers.
 _CONVERTED = ("bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0")
 # Types of the package ml_dtypes, which numpy calls by these names.
@@ -66,8 +75,7 @@ class _Memory:
         self.__array_interface__ = {
             "version": 3,
             "typestr": np.dtype(_NUMPY[word]).str,
-            # Of another type nobody knows how large its elements are.
-            "shape": (tensor.size,) if word == "other" else tuple(tensor.shape[: tensor.rank]),
+            "shape": (tensor.size,) if word in _BYTES else tuple(tensor.shape[: tensor.rank]),
             "data": (tensor.data, True),
         }
 
@@ -184,7 +192,7 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
         """
         index, tensor = self._named(name)
         word = _WORDS[tensor.dtype]
-        if word == "other":
+        if word in _BITS:
             raise InvalidArgumentError(
                 f"{name}: its dtype is {tensor.dtype_name.decode()}, which numpy and libmoe do not have; "
                 f"raw({name!r}) gives its bytes"
@@ -197,8 +205,8 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     def raw(self, name: str) -> NDArray[Any]:
         """Return a tensor as the file has it: bfloat16 as uint16, 8-bit floats as uint8.
 
-        Of a type that libmoe does not know these are its bytes, in one dimension.  :func:`save` writes the
-        array as the type it was.
+        Of 4 or 6 bits, and of a type that libmoe does not know, these are its bytes, in one dimension.
+        :func:`save` writes the array as the type it was.
 
         Raises
         ------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._native import abi
+
 
 class MoeError(Exception):
     """A call of the library failed; the text names the argument and the values.
@@ -18,7 +20,7 @@ class MoeError(Exception):
 class InvalidArgumentError(MoeError, ValueError):
     """A size, name or option is out of range, or arrays overlap."""
 
-    status = 1
+    status = abi.STATUS["error_invalid_argument"]
 
 
 class ArgumentTypeError(InvalidArgumentError, TypeError):
@@ -28,25 +30,25 @@ class ArgumentTypeError(InvalidArgumentError, TypeError):
 class OutOfMemoryError(MoeError, MemoryError):
     """There was no memory; the objects are as they were."""
 
-    status = 2
+    status = abi.STATUS["error_out_of_memory"]
 
 
 class BadStateError(MoeError, RuntimeError):
     """Right arguments at the wrong time: backward before forward, another layer's tape, a closed object."""
 
-    status = 3
+    status = abi.STATUS["error_bad_state"]
 
 
 class NotFiniteError(MoeError, ArithmeticError):
     """NaN or infinity where a number is needed; the text names the token or the tensor."""
 
-    status = 4
+    status = abi.STATUS["error_not_finite"]
 
 
 class FileError(MoeError, OSError):
     """The system refused a file; the text has its reason and the path."""
 
-    status = 6
+    status = abi.STATUS["error_io"]
 
 
 def error_for(status: int, message: str) -> MoeError:

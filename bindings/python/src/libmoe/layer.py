@@ -165,11 +165,12 @@ class Layer(Calls):
         biases; :meth:`backward` is given an optimiser, which it steps expert by expert.
         ``"expert_weights"``: the routed experts' matrices and their gradients, until :meth:`bind` or
         :meth:`offload`.
-    weight_dtype : {"f32", "bf16"}
+    weight_dtype : {"f32", "bf16", "f16"}
         Of the experts' weight matrices.  ``"bf16"``: they, and the arrays of tokens they are multiplied
         with, are bfloat16, and their products are added up in float32: half the memory, and faster where
         the processor multiplies bfloat16.  Router, biases and all gradients stay float32, and the optimisers
-        keep float32 copies.
+        keep float32 copies.  ``"f16"``: they alone are float16, and every bit is that of a float32 layer
+        with the same values, in half the memory.
     io_dtype : {"f32", "bf16"}
         Of x, y and their gradients.
     context : Context, optional

@@ -62,8 +62,9 @@ class Model(Batches, Tensors):
         Biases of attention's projections, and RMS norms over each head's queries and keys (Qwen3).
     tied_output : bool
         Whether the output product uses the token embedding.
-    weight_dtype : {"f32", "bf16"}
-        Of projections, ffn's and an untied output; sums, residuals and gradients are float32.
+    weight_dtype : str
+        Of projections, ffn's and an untied output, as of :class:`Layer`; sums, residuals and gradients are
+        float32.
     dropout, attention_dropout : float
         In training: on embeddings and what attention and ffn add, and on attention's weights.
     pooled_balance_coef : float

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import words
 from ._keywords import keywords, unknown
@@ -70,6 +71,7 @@ class Optimizer(Native):
         There is no memory for the moments.
     """
 
+    _rule: ClassVar[str]  # what training states call it
     _momentum_field: ClassVar[str] = "momentum"
 
     def __init__(self, create: Any, config: type[Sized], options: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ class Optimizer(Native):
 
     @property
     def state_size(self) -> int:
-        """Bytes of its state: moments, and float32 copies of bfloat16 parameters."""
+        """Bytes of its state: moments, and float32 copies of parameters of other types."""
         size = ctypes.c_size_t()
         lib.moe_optimizer_state_size(self._handle, ctypes.byref(size))
         return size.value
@@ -234,7 +236,7 @@ class Optimizer(Native):
 
     @property
     def momentum(self) -> float:
-        """AdamW's beta1, or SGD's momentum, of the steps to come, in [0, 1); assign to it to cycle it."""
+        """AdamW's beta1, or others' momentum, of the steps to come, in [0, 1); assign to it to cycle it."""
         return self._momentum
 
     @momentum.setter
@@ -264,6 +266,7 @@ class AdamW(Optimizer):
         As of :class:`Optimizer`, which also says what is raised.
     """
 
+    _rule = "adamw"
     _momentum_field = "beta1"
 
     def __init__(
@@ -281,10 +284,7 @@ class AdamW(Optimizer):
         context: Context | None = None,
     ) -> None:
         options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
-        both = check.listed("betas", betas, "a pair: (0.9, 0.999)")
-        if len(both) != 2:
-            raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
-        options["beta1"], options["beta2"] = (check.number(f"betas[{n}]", both[n]) for n in (0, 1))
+        options["beta1"], options["beta2"] = _pair(betas)
         super().__init__(lib.moe_adamw_create, abi.moe_adamw_config, options)
 
 
@@ -308,6 +308,8 @@ class SGD(Optimizer):
         As of :class:`Optimizer`, which also says what is raised.
     """
 
+    _rule = "sgd"
+
     def __init__(
         self,
         parameters: Parameters,
@@ -323,6 +325,79 @@ class SGD(Optimizer):
     ) -> None:
         options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
         super().__init__(lib.moe_sgd_create, abi.moe_sgd_config, options)
+
+
+@keywords
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024, arXiv:2502.16982) for matrices, AdamW for all else.
+
+    Of each matrix, of r rows and c columns, with gradient g::
+
+        p -= learning_rate * weight_decay * p
+        v = momentum v + g
+        p -= learning_rate * 0.2 sqrt(max(r, c)) * O(g + momentum v)
+
+    O brings all singular values near 1, by five steps of Newton and Schulz's iteration.  Updates are as large
+    as those of :class:`AdamW`, and so are usual learning rates.  A parameter of three dimensions is a matrix
+    for each expert.
+
+    Parameters
+    ----------
+    learning_rate, momentum, weight_decay : float
+        As in the equations; momentum in [0, 1), the others at least 0.
+    adamw : iterable of Parameter, optional
+        Those of the parameters that are AdamW's.  By default all of one dimension, biases and constants of
+        experts, and both ends of a model: ``embed.weight``, ``positions.weight`` and ``output.weight``.
+    betas, epsilon
+        As of :class:`AdamW`, for those.
+    parameters, groups, state_dtype, seed, unallocated_state, context
+        As of :class:`Optimizer`, which also says what is raised.
+    """
+
+    _rule = "muon"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        *,
+        adamw: Parameters | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        epsilon: float = 1e-8,
+        groups: Sequence[Group] = (),
+        state_dtype: words.StateDType = "f32",
+        seed: int = 0,
+        unallocated_state: bool = False,
+        context: Context | None = None,
+    ) -> None:
+        options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
+        options["beta1"], options["beta2"] = _pair(betas)
+        options["parameters"] = listed = members(parameters)
+        chosen = None if adamw is None else _chosen("adamw", members(adamw), listed)
+        options["by_adamw"] = None if chosen is None else chosen.ctypes.data
+        super().__init__(lib.moe_muon_create, abi.moe_muon_config, options)
+
+
+def _chosen(name: str, some: list[Parameter], of: list[Parameter]) -> NDArray[np.uint8]:
+    """Return 1 for each of the parameters that is among some, and 0 for the others."""
+    places = {_memory(parameter): index for index, parameter in enumerate(of)}
+    chosen = np.zeros(len(of), np.uint8)
+    for parameter in some:
+        index = places.get(_memory(parameter))
+        if index is None:
+            raise InvalidArgumentError(f"{name}: {parameter.name!r} is not among the parameters")
+        chosen[index] = 1
+    return chosen
+
+
+def _pair(betas: Any) -> tuple[float, float]:
+    """Return beta1 and beta2."""
+    both = check.listed("betas", betas, "a pair: (0.9, 0.999)")
+    if len(both) != 2:
+        raise InvalidArgumentError(f"betas: expected two numbers, got {len(both)}; use (0.9, 0.999)")
+    return check.number("betas[0]", both[0]), check.number("betas[1]", both[1])
 
 
 def _memory(parameter: Parameter) -> tuple[int, tuple[int, ...]]:

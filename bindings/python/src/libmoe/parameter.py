@@ -10,6 +10,7 @@ import numpy as np
 from ._keywords import keywords
 from ._native import abi, check
 from ._native.check import Array, FloatArray
+from ._native.foreign import TYPES
 from ._repr import described
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 
@@ -31,9 +32,9 @@ class Parameter:
 
     Parameters
     ----------
-    data : ndarray of float32, or of bfloat16 as uint16
-        The values, of 1 to 4 dimensions; used without a copy.  Of bfloat16 the optimisers keep a float32
-        copy, so that steps smaller than bfloat16 resolves add up.
+    data : ndarray of float32, or of another type of weights; bfloat16 as uint16
+        The values, of 1 to 4 dimensions; used without a copy.  Of other types than float32 the optimisers
+        keep a float32 copy, so that steps smaller than the type resolves add up.
     grad : ndarray of float32, optional
         Their gradient, of the same shape; used without a copy.  Zeros where it is not given.
     name : str
@@ -53,8 +54,7 @@ class Parameter:
     """
 
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
-        dtype = "bf16" if isinstance(data, np.ndarray) and check.dtype_of(data) == "bf16" else "f32"
-        self._data: Array | None = check.array("data", data, write=True, dtype=dtype)
+        self._data: Array | None = check.array("data", data, write=True, dtype=check.dtype_of(data))
         if not 1 <= data.ndim <= 4:
             raise InvalidArgumentError(f"data: expected 1 to 4 dimensions, got {data.ndim}; use data.reshape")
         if grad is None:
@@ -90,8 +90,7 @@ class Parameter:
         data, _ = self._now()
         kind = "no memory"
         if data is not None:
-            word = {"f32": "float32", "bf16": "bfloat16"}[check.dtype_of(data)]
-            kind = f"{word} {list(data.shape)}"
+            kind = f"{TYPES[check.dtype_of(data)].name} {list(data.shape)}"
         return described(self, f"{self._name!r}, {kind}")
 
     def _now(self) -> tuple[Array | None, FloatArray | None]:

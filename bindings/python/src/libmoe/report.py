@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import abi
+from ._native import abi, fields
 from ._native.check import Array, FloatArray
 from ._repr import Briefly
 
@@ -95,18 +96,6 @@ def n_sequences(n_tokens: int, sequence_length: int) -> int:
     return n_tokens // sequence_length if n_tokens and sequence_length > 0 else 1
 
 
-def sequence_arrays(n_tokens: int, sequence_length: int, n_experts: int) -> dict[str, NDArray[Any]]:
-    """Return room for what a report has by sequence, where there are sequences."""
-    if not sequence_length:
-        return {}
-    count = n_sequences(n_tokens, sequence_length)
-    return {
-        "sequence_counts": np.empty((count, n_experts), np.int64),
-        "sequence_probability": np.empty((count, n_experts), np.float32),
-        "sequence_valid": np.empty(count, np.int64),
-    }
-
-
 @dataclass(frozen=True, repr=False)
 class Output(Briefly):
     """What forward gives: ``y`` of x's shape, and the ``report``."""
@@ -115,16 +104,19 @@ class Output(Briefly):
     report: Report
 
 
-_ARRAYS_OF_EXPERTS = {
-    "tokens_per_expert": np.int64,
-    "mean_probability": np.float32,
-    "dropped_per_expert": np.int64,
-}
-_SCALARS = [name for name in Summary.__dataclass_fields__ if name not in _ARRAYS_OF_EXPERTS]
+_ARRAYS = abi.moe_report._arrays_
+_NUMBERS = [name for name in fields.types(abi.moe_report) if name not in _ARRAYS and name != "losses"]
 
 
 class Blank:
     """A report for the library to fill, with the arrays it writes to.
+
+    Parameters
+    ----------
+    losses
+        Names of the layer's losses.
+    sizes
+        n_experts E, n_tokens T, choices C, n_sequences B; there is no room for arrays with other sizes.
 
     Attributes
     ----------
@@ -132,20 +124,24 @@ class Blank:
         Its pointers are those of the arrays.
     """
 
-    def __init__(self, n_experts: int, **more: NDArray[Any]) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {
-            name: np.empty(n_experts, dtype) for name, dtype in _ARRAYS_OF_EXPERTS.items()
-        }
-        self.arrays.update(more)
-        self.c_report = abi.moe_report(**{name: array.ctypes.data for name, array in self.arrays.items()})
+    def __init__(self, losses: Sequence[str] | None = None, **sizes: int) -> None:
+        letters = {"n_experts": "E", "n_tokens": "T", "choices": "C", "n_sequences": "B"}
+        self._losses = losses
+        self._arrays = fields.room(abi.moe_report, {letters[name]: (size,) for name, size in sizes.items()})
+        self._values = np.empty(len(losses or ()), np.float32)
+        pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
+        self.c_report = abi.moe_report(losses=self._values.ctypes.data if losses else None, **pointers)
 
     def filled(self) -> dict[str, Any]:
         """Return what the library has written, by name."""
-        return {name: getattr(self.c_report, name) for name in _SCALARS} | self.arrays
+        found = {name: getattr(self.c_report, name) for name in _NUMBERS} | self._arrays
+        if self._losses is not None:
+            found["losses"] = dict(zip(self._losses, self._values.tolist()))
+        return found
 
 
 def to_c(summary: Summary) -> abi.moe_report:
     """Return a summary as the library reads it; its arrays belong to the summary."""
-    scalars = {name: getattr(summary, name) for name in _SCALARS}
-    arrays = {name: getattr(summary, name).ctypes.data for name in _ARRAYS_OF_EXPERTS}
-    return abi.moe_report(**scalars, **arrays)
+    numbers = {name: getattr(summary, name) for name in _NUMBERS}
+    arrays = {name: getattr(summary, name).ctypes.data for name in _ARRAYS if _ARRAYS[name][1] == "E"}
+    return abi.moe_report(**numbers, **arrays)

@@ -99,7 +99,7 @@ class Statistics(Native):
         BadStateError
             The statistics are closed.
         """
-        blank = Blank(self._n_experts)
+        blank = Blank(n_experts=self._n_experts)
         lib.moe_statistics_read(self._handle, ctypes.byref(blank.c_report))
         return Summary(**blank.filled())
 

@@ -39,8 +39,8 @@ def save_training(
         Number of the next step, 0 to 2^64 - 1.
     layers : sequence of Layer
         Parameters and buffers: warm-up, running statistics, selection biases; and the seeds.
-    optimizers : sequence of AdamW or SGD
-        Moments, float32 copies of bfloat16, their numbers and the step count.
+    optimizers : sequence of Optimizer
+        Moments, float32 copies of other types, their numbers and the step count.
     statistics : sequence of Statistics
         Their sums.
     parameters : iterable of Parameter
@@ -99,8 +99,8 @@ def load_training(
     lib.moe_training_load(handle_of(context), ctypes.byref(parts.c), encoded(path))
     with Checkpoint(path, context=context) as checkpoint:
         for number, optimizer in enumerate(optimizers):
-            numbers = checkpoint[f"optimizers.{number}.{type(optimizer).__name__.lower()}"]
-            optimizer._learning_rate = float(numbers[0])
+            numbers = checkpoint[f"optimizers.{number}.{optimizer._rule}"]
+            optimizer._learning_rate, optimizer._momentum = float(numbers[0]), float(numbers[1])
     return int(parts.c.step)
 
 

@@ -20,10 +20,10 @@ Phase = Literal[
 ]
 DType = Literal[
     "f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool", "f8_e4m3",
-    "f8_e5m2", "f8_e8m0", "other",
+    "f8_e5m2", "f8_e8m0", "other", "f4", "f6_e2m3", "f6_e3m2", "c64", "f8_e4m3fnuz", "f8_e5m2fnuz",
 ]
 RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"]
-Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external"]
+Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external", "relu"]
 Noise = Literal["none", "gaussian", "learned"]
 RouterNorm = Literal["none", "rms", "rms_weight"]
 RouterDropout = Literal["input", "logits"]
@@ -39,7 +39,7 @@ SharedGate = Literal["plain", "sigmoid", "residual"]
 Loss = Literal[
     "balance", "balance_count", "transformers", "switch", "switch_sequence", "gshard", "deepspeed",
     "megatron", "megatron_sequence", "megatron_global", "variance", "importance", "load", "shazeer",
-    "tutel_gshard", "tutel_importance_load", "z", "z_switch", "balance_positive",
+    "tutel_gshard", "tutel_importance_load", "z", "z_switch", "balance_positive", "l1", "l1_balanced",
 ]
 Score = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
 Normalize = Literal["sum", "none", "norm1", "norm2", "normp"]
@@ -61,10 +61,10 @@ Layout = Literal[
 Norm = Literal["layer", "rms"]
 NormPlace = Literal["pre", "post", "none"]
 Keep = Literal["all", "lean", "input"]
-TensorDType = Literal["f32", "bf16"]
+TensorDType = Literal["f32", "bf16", "f16"]
 IoDType = Literal["f32", "bf16"]
-WeightDType = Literal["f32", "bf16"]
+WeightDType = Literal["f32", "bf16", "f16"]
 PlanTapePolicy = Literal["full", "lean"]
 StateDType = Literal["f32", "bf16"]
 DenseKind = Literal["mlp", "gated"]
-LayerSaveDType = Literal["f32", "bf16"]
+LayerSaveDType = Literal["f32", "bf16", "f16"]

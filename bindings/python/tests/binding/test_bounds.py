@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_calls import all_functions
 
 from headers import reader
-from hostile_calls import all_functions
 from libmoe._native import abi
 from libmoe._native.library import lib
 from libmoe._native.struct import Sized

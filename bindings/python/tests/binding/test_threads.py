@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[Arguments, Arguments]] = {
     "hierarchical": ({"router": "hierarchical", "n_groups": 3, "top_groups": 2, "noise": "learned"}, {}),
     "hash": ({"router": "hash", "hash_table": TABLE}, {"token_ids": RANDOM.integers(0, 50, T)}),
     "sinkhorn": ({"router": "sinkhorn"}, {}),
+    "relu": ({"router": "relu", "score": "identity", "router_normalize": False}, {}),
     "complexity": ({"dynamic_k": "complexity", "dynamic_value": 2.1}, {}),
     "exploration": ({"jitter": 0.1, "router_batch_norm": True, "router_dropout": 0.1}, {}),
     "dropping": ({**TIGHT, "drop": "random", "renormalize": "after"}, {}),

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
-from comparison import assert_all_close, assert_close
-from libmoe import blocks
+from block_checks import SAME, Arrays, Double, check, rounded
+from comparison import assert_close
+from libmoe import blocks, words
 
-Arrays = dict[str, Any]
-Double = NDArray[np.float64]
-
-# Ways that promise the same bits.  OpenBLAS has its own; so have pairs of bfloat16 added at once.
-SAME: list[dict[str, Any]] = [{"n_threads": n, "instructions": "avx512"} for n in (1, 2, 3, 7)]
 SAME += [{"n_threads": n, "instructions": "avx2"} for n in (1, 3)]
 SAME += [{"n_threads": 2, "instructions": "avx2", "matmul": "reference"}]
-OTHERS: list[dict[str, Any]] = [{"n_threads": 2, "matmul": "openblas"}, {"n_threads": 3}]
-
-
-def check(
-    compute: Callable[[libmoe.Context], Arrays],
-    expected: Arrays,
-    tolerance: float = 1e-5,
-    *,
-    pairs: bool = False,
-) -> None:
-    """Every way is near, and the ways that promise the same bits have the same bits."""
-    first: Arrays | None = None
-    for way in SAME + OTHERS:
-        with libmoe.Context(**way) as context:
-            found = compute(context)
-        assert_all_close(found, expected, tolerance)
-        if "openblas" in way.values() or (pairs and way is OTHERS[-1]):
-            continue
-        first = first or found
-        for name, values in first.items():
-            np.testing.assert_array_equal(found[name], values, err_msg=f"{name} with {way}")
 
 
 # ---- norms -----------------------------------------------------------------------------------------------
@@ -49,7 +23,7 @@ def check(
 class Norm:
     """In float64."""
 
-    def __init__(self, x: Any, weight: Any, bias: Any, kind: str, epsilon: float) -> None:
+    def __init__(self, x: Any, weight: Any, bias: Any, kind: words.Norm, epsilon: float) -> None:
         x = x.astype(np.float64)
         self.mean = x.mean(axis=1, keepdims=True) if kind == "layer" else np.zeros((len(x), 1))
         self.root = np.sqrt(((x - self.mean) ** 2).mean(axis=1, keepdims=True) + epsilon)
@@ -68,7 +42,7 @@ class Norm:
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 1), (1, 33), (300, 67), (300, 256), (7, 1000)])
-def test_norm(kind: str, tokens: int, width: int) -> None:
+def test_norm(kind: words.Norm, tokens: int, width: int) -> None:
     x, dy = normal(tokens, width) + np.float32(0.5), normal(tokens, width, seed=1)
     weight = normal(width, seed=2) / np.float32(4) + np.float32(1)
     bias = normal(width, seed=3) if kind == "layer" else None
@@ -91,7 +65,7 @@ def test_norm(kind: str, tokens: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_norm_gradients_by_finite_differences(kind: str) -> None:
+def test_norm_gradients_by_finite_differences(kind: words.Norm) -> None:
     x, dy, direction = normal(3, 11), normal(3, 11, seed=1), normal(3, 11, seed=2)
     weight = normal(11, seed=3)
     y, statistics = blocks.norm(x, weight, kind=kind)
@@ -128,13 +102,6 @@ def test_bad_norms() -> None:
 # ---- products with a matrix ------------------------------------------------------------------------------
 
 SIZES = [(0, 5, 7), (1, 1, 1), (1, 300, 1100), (5, 64, 32), (300, 33, 65), (1000, 70, 300)]
-
-
-def rounded(values: Any, dtype: str) -> Double:
-    """What a product reads."""
-    if dtype == "bf16":
-        values = libmoe.from_bfloat16(libmoe.to_bfloat16(values))
-    return np.asarray(values, np.float64)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

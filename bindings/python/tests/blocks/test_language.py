@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from block_checks import Arrays, check, rounded
 from comparison import assert_close
 from libmoe import blocks
 from oracle import philox
-from test_blocks import Arrays, check, rounded
 
 Double = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 import libmoe
 from against_oracle import inputs, unsettle
+from attention_calls import Inputs, arrays, everything, options
 from comparison import assert_close, gradients_of
-from test_attention import Inputs, arrays, everything, options
-from test_masks import LAYERS, MASK, PLACES, SIZES, H, T
+from masked_layers import LAYERS, MASK, PLACES, SIZES, H, T
 
 SHAPES = [(2, 37, 300, 4, 2, 40), (1, 300, 300, 2, 1, 64), (2, 3, 70, 3, 3, 5), (1, 200, 33, 2, 2, 16)]
 MASKS = ["causal", "boolean", "added", "padding", "all"]

@@ -189,7 +189,7 @@ def test_other_files_get_a_message(tmp_path: Path) -> None:
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     for array, error in (
         (normal(4, 4).T, ValueError),
-        (np.zeros(2, np.complex64), TypeError),
+        (np.zeros(2, np.complex128), TypeError),
         (3, TypeError),
     ):
         with pytest.raises(error):
@@ -296,9 +296,7 @@ def test_saved_again_a_tensor_is_what_it_was(first: int, tmp_path: Path) -> None
         assert checkpoint.raw(name).tobytes() == data, name
     libmoe.save(tmp_path / "b", checkpoint)
     libmoe.save(tmp_path / "c", {name: checkpoint.raw(name) for name in checkpoint})
-    usable = [
-        name for name in checkpoint if name not in ("C64", "F4") and name[:2] != "F6" and name[-1] != "Z"
-    ]
+    usable = [name for name in checkpoint if name != "F4" and name[:2] != "F6" and name[-1] != "Z"]
     libmoe.save(tmp_path / "d", {name: checkpoint[name] for name in usable})
     libmoe.save(tmp_path / "e.safetensors.index.json", checkpoint, max_shard_size=100)
     for path in ("b", "c", "d", "e.safetensors.index.json"):
@@ -323,17 +321,19 @@ def test_saved_again_a_tensor_is_what_it_was(first: int, tmp_path: Path) -> None
 def test_only_the_tensor_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     of_every_type(tmp_path / "a")
     checkpoint = libmoe.Checkpoint(tmp_path / "a")
-    for name in ("C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"):
+    for name in ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"):
         with pytest.raises(libmoe.InvalidArgumentError, match=f"{name}: its dtype is {name}"):
             checkpoint[name]
+    pairs = np.frombuffer(checkpoint.raw("C64").tobytes(), np.complex64).reshape(2, 4)
+    assert checkpoint["C64"].tobytes() == pairs.tobytes() and checkpoint["C64"].dtype == np.complex64
     layer = libmoe.Layer(4, 4, 2, 1)
     tensors = dict(layer.state_dict())
     layer.save(tmp_path / "l")
-    for word, size in (("C64", 8), ("F4", 1), ("F8_E4M3", 1), ("NEW", 3)):
+    for word, size in (("C64", 8), ("F4", 0.5), ("F6_E2M3", 0.75), ("F8_E4M3", 1), ("NEW", 3)):
         header, data = {}, b""
         for name, array in tensors.items():
             own = word if name == "router.weight" else "F32"
-            more = bytes(array.size * size) if own == word else array.tobytes()
+            more = bytes(int(array.size * size)) if own == word else array.tobytes()
             header[name] = entry(len(data), len(data) + len(more), list(array.shape), own)
             data += more
         file = write(tmp_path / word, header, data)

@@ -235,3 +235,17 @@ def test_parts_by_themselves(tmp_path: Path) -> None:
         libmoe.save_training(tmp_path / "a", step=0, layers=[layer])
     with pytest.raises(libmoe.FileError, match="No such file"):
         libmoe.load_training(tmp_path / "none")
+
+
+def test_an_optimiser_of_the_users_own_is_the_rule_it_derives_from(tmp_path: Path) -> None:
+    """What was saved names the rule; the rate and momentum that are read are those that were saved."""
+
+    class Mine(libmoe.SGD):
+        """Another name."""
+
+    parameter = libmoe.Parameter(normal(3))
+    one, other = Mine([parameter], 0.5, 0.25), Mine([parameter], 0.1, 0.9)
+    one.momentum = 0.75
+    libmoe.save_training(tmp_path / "state", step=1, optimizers=[one])
+    libmoe.load_training(tmp_path / "state", optimizers=[other])
+    assert (other.learning_rate, other.momentum) == (0.5, 0.75)

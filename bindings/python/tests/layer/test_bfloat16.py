@@ -301,5 +301,5 @@ def test_wrong_types() -> None:
         with pytest.raises(TypeError, match="^" + re.escape(text)):
             call()
     for name in ("weight_dtype", "io_dtype"):
-        with pytest.raises(libmoe.InvalidArgumentError, match=f"{name} = 'f16'; choose one of 'f32', 'bf16'"):
-            make_layer(**{name: "f16"})
+        with pytest.raises(libmoe.InvalidArgumentError, match=f"{name} = 'f64'; choose one of 'f32', 'bf16'"):
+            make_layer(**{name: "f64"})

@@ -12,7 +12,7 @@ import libmoe
 from against_oracle import Arguments, inputs, unsettle
 from arrays import normal
 from comparison import assert_close
-from test_memory import SCHEMES, SIZES, H, T, least
+from schemes import SCHEMES, SIZES, H, T, least
 
 UNALLOCATED: Any = {False: (), True: "expert_gradients"}  # whether steps are fused
 FACTOR = 0.37  # by which gradients are clipped
@@ -31,8 +31,10 @@ MORE: dict[str, tuple[Arguments, Arguments]] = {
 }
 
 
-def optimizer_of(layer: libmoe.Layer, kind: str) -> libmoe.AdamW | libmoe.SGD:
+def optimizer_of(layer: libmoe.Layer, kind: str) -> libmoe.Optimizer:
     """One with momentum and decay, so that experts without a token move too."""
+    if kind == "muon":
+        return libmoe.Muon(layer.parameters, 0.01, weight_decay=0.1)
     if kind == "adamw":
         return libmoe.AdamW(layer.parameters, 0.01, weight_decay=0.1)
     return libmoe.SGD(layer.parameters, 0.05, momentum=0.9, weight_decay=0.1)
@@ -109,7 +111,7 @@ def test_sgd_and_plain_loops_say_the_same(scheme: str, limit: str) -> None:
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
 def test_bfloat16(kind: str, limit: str) -> None:
     """The float32 copies are the optimiser's; a chunk begins a new pair of tokens in both."""
     for arguments in (
@@ -260,7 +262,7 @@ def test_optimizers_of_something_else_are_refused() -> None:
     )
     refuse(
         TypeError,
-        "optimizer: expected a libmoe.Optimizer, got str; use a libmoe.AdamW or SGD",
+        "optimizer: expected a libmoe.Optimizer, got str; use one such as libmoe.AdamW",
         optimizer="adamw",
     )
     for factor in (-1.0, math.inf, math.nan):

@@ -71,6 +71,18 @@ def test_all_losses_together(router: str) -> None:
     check(with_loss(*kinds, noise="learned", **ROUTERS[router]), "native", T, **TRAINING)
 
 
+@pytest.mark.parametrize("top_k", [2, E])
+@pytest.mark.parametrize("kind", [kind for kind in OTHERS if "megatron" not in kind])
+def test_losses_of_the_relu_router(kind: str, top_k: int) -> None:
+    arguments = with_loss(kind, router="relu", score="identity", router_normalize=False, top_k=top_k)
+    check(arguments, "native", T, **CALL)
+
+
+def test_l1_counts_what_is_left_after_dropping() -> None:
+    arguments = with_loss("l1", "l1_balanced", capacity_formula="megatron", capacity_factor=0.6)
+    check(arguments, "native", T, **TRAINING)
+
+
 @pytest.mark.parametrize("kind", oracle.LOSSES)
 def test_no_tokens(kind: str) -> None:
     check(with_loss(kind, noise="learned"), "native", 0, training=True)

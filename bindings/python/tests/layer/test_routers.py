@@ -21,6 +21,7 @@ GIVEN[3], GIVEN[7] = -1, 5
 WEIGHTS = RANDOM.normal(0.4, 0.3, (T, K)).astype(np.float32)
 
 HASH: Arguments = {"router": "hash", "hash_table": TABLE}
+RELU: Arguments = {"router": "relu", "score": "identity", "router_normalize": False}
 GROUPED: Arguments = {"n_groups": 3, "top_groups": 2}
 TRAINING: Arguments = {"training": True, "step": 3}
 
@@ -85,6 +86,22 @@ ROUTERS: dict[str, tuple[Arguments, Arguments]] = {
     "hash, sigmoid": ({**HASH, "score": "sigmoid", "router_normalize": False}, {"token_ids": TOKEN_IDS}),
     "hash, topk_softmax": ({**HASH, "router_weights": "topk_softmax"}, {"token_ids": TOKEN_IDS}),
     "hash, equal": ({**HASH, "router_weights": "equal"}, {"token_ids": TOKEN_IDS}),
+    "relu": (RELU, {}),
+    "relu, all experts": ({**RELU, "top_k": E}, {}),
+    "relu, divided, scaled": (
+        {"router": "relu", "score": "identity", "expert_scale": True, "routed_scale": 1.5},
+        {},
+    ),
+    "relu, noise": ({**RELU, "noise": "learned"}, TRAINING),
+    "relu, dropping": (
+        {**RELU, "top_k": 8, "capacity_formula": "constant", "capacity": 11, "drop": "probability"},
+        {},
+    ),
+    "relu, next best": (
+        {**RELU, "capacity_formula": "constant", "capacity": 9, "overflow": "next_best"},
+        {},
+    ),
+    "relu, given": (RELU, {"expert_indices": GIVEN}),
     "sinkhorn": ({"router": "sinkhorn"}, TRAINING),
     "sinkhorn, topk_softmax": ({"router": "sinkhorn", "router_weights": "topk_softmax"}, TRAINING),
     "sinkhorn, sigmoid": (

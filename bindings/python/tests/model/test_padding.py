@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import libmoe
 from comparison import assert_close
 from oracle.model import Model as Oracle
-from test_model import CASES, made
+from small_language_models import CASES, made
 
 DECODER: dict[str, Any] = {**CASES["normed heads"], "vocabulary_size": 17}
 LEARNED: dict[str, Any] = {**CASES["learned positions"], "max_positions": 400}

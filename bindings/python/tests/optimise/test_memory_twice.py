@@ -65,7 +65,11 @@ def test_values_that_overlap_are_refused(take: str) -> None:
 def test_neighbours_are_taken(take: str) -> None:
     data, grad = normal(6, 4), np.ones((6, 4), np.float32)
     TAKERS[take]([libmoe.Parameter(data[i : i + 2], grad[i : i + 2], str(i)) for i in (4, 0, 2)])
-    TAKERS[take]([])
+
+
+def test_there_is_nothing_to_clip() -> None:
+    """An optimiser of nothing is refused, see binding/test_silent.py."""
+    assert TAKERS["clip"]([]) == 0
 
 
 def bound_layer() -> tuple[libmoe.Layer, np.ndarray[Any, Any]]:

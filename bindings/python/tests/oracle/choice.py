@@ -56,6 +56,12 @@ def choose(settings: Settings, parameters: Parameters, batch: Batch, said: Logit
         return Choice(np.asarray(settings.hash_table, np.int64)[batch.token_ids], logits, np.inf)
     if settings.router == "hierarchical":
         return choose_hierarchically(settings, said)
+    if settings.router == "relu":
+        by = np.where(logits > 0, logits, -np.inf)
+        indices = largest(by, settings.top_k)
+        positive = np.take_along_axis(by, indices, axis=1) > 0
+        near = float(np.min(np.abs(logits), initial=np.inf))  # from being chosen, or left
+        return Choice(np.where(positive, indices, -1), by, min(near, gap_of(by, settings.top_k)))
     if settings.router == "sinkhorn" and batch.training:
         by = sinkhorn(logits)
     else:

@@ -181,6 +181,26 @@ def importance(settings: Settings, batch: Batch, routing: Routing) -> Loss:
     return value, replace(nothing(routing), weights=np.where(there, d_sums[routing.indices], 0.0))
 
 
+def mean_weight(routing: Routing, factors: Array) -> Loss:
+    """Sum over e of factor_e * the mean over tokens of e's weight."""
+    there = routing.indices >= 0
+    means = spread(routing.weights, routing.indices, len(factors)).mean(axis=0)
+    d_weights = np.where(there, factors[routing.indices] / len(there), 0.0)
+    return float(factors @ means), replace(nothing(routing), weights=d_weights)
+
+
+def l1(settings: Settings, batch: Batch, routing: Routing) -> Loss:
+    """The mean over tokens of the sum of weights."""
+    return mean_weight(routing, np.ones(routing.gate.z.shape[1]))
+
+
+def l1_balanced(settings: Settings, batch: Batch, routing: Routing) -> Loss:
+    """The same, experts in demand counting more: E times their share of what weighs anything [ReMoE 2024]."""
+    used = np.where(routing.weights > 0, routing.indices, -1)
+    counts = np.minimum(spread(np.ones(used.shape), used, routing.gate.z.shape[1]), 1).sum(axis=0)
+    return mean_weight(routing, len(counts) * counts / max(counts.sum(), 1.0))
+
+
 def load(settings: Settings, batch: Batch, routing: Routing) -> Loss:
     """CV^2 of the smooth loads: chances of a logit to be among the K best with another draw of its noise.
 
@@ -256,6 +276,8 @@ LOSSES: dict[str, Callable[[Settings, Batch, Routing], Loss]] = {
     "megatron_global": megatron_global,
     "variance": variance,
     "importance": importance,
+    "l1": l1,
+    "l1_balanced": l1_balanced,
     "load": load,
     "shazeer": shazeer,
     "tutel_gshard": tutel_gshard,

@@ -62,12 +62,33 @@ def test_one_cycle_moves_beta1_and_other_schedules_leave_it(tmp_path: Path) -> N
         assert found == pytest.approx(expected, abs=1e-12)
 
 
+def test_muon_steps_matrices_and_adamw_all_else(tmp_path: Path) -> None:
+    """The first update of a matrix between the ends is orthogonal; elsewhere it is the rate itself."""
+    given = settings(tmp_path, optimizer="muon", schedule="constant", warmup_steps=1, weight_decay=0.0)
+    trainer = Trainer(given, tmp_path / "run")
+    with libmoe.Context() as context:
+        update = Update(given, trainer.model, context)
+        before = {name: p.data.copy() for name, p in trainer.model.parameters.items()}
+        for seed, p in enumerate(trainer.model.parameters.values()):
+            p.grad[...] = np.random.default_rng(seed).standard_normal(p.data.shape)
+        rate = update(1)[0]
+        assert rate == given.learning_rate
+        for name, p in trainer.model.parameters.items():
+            moved = (before[name] - p.data) / rate
+            if p.data.ndim == 1 or name in ("embed.weight", "output.weight", "positions.weight"):
+                np.testing.assert_allclose(np.abs(moved), 1, atol=2e-2, err_msg=name)
+            elif not name.endswith("bias"):
+                singular = np.linalg.svd(moved, compute_uv=False) / (0.2 * np.sqrt(max(p.data.shape[-2:])))
+                assert 0.1 < singular.min() and singular.max() < 1.3, name
+
+
 # Everything that a run remembers: dropout, noise, warm-up of experts, selection bias, adaptive clipping.
 REMEMBERED: list[dict[str, Any]] = [
     {"dropout": 0.1, "moe": {"noise": "gaussian", "noise_std": 0.1, "router_dropout": 0.1}},
     {"moe": {"selection_bias": True}, "accumulate": 2, "weight_dtype": "bf16"},
     {"moe": {"warmup_steps": 8}, "clip": "adaptive", "schedule": "one_cycle"},
     {"n_experts": 0, "schedule": "linear", "clip": "none"},
+    {"optimizer": "muon", "schedule": "one_cycle", "weight_dtype": "bf16"},
 ]
 
 

@@ -43,12 +43,16 @@ PHASE = {
 }
 DTYPE = {
     "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
-    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16,
+    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16, "f4": 17,
+    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22,
 }
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
 }
-ROUTER = {"token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5}
+ROUTER = {
+    "token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5,
+    "relu": 6,
+}
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
 ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
@@ -65,7 +69,7 @@ LOSS = {
     "balance": 0, "balance_count": 1, "transformers": 2, "switch": 3, "switch_sequence": 4, "gshard": 5,
     "deepspeed": 6, "megatron": 7, "megatron_sequence": 8, "megatron_global": 9, "variance": 10,
     "importance": 11, "load": 12, "shazeer": 13, "tutel_gshard": 14, "tutel_importance_load": 15, "z": 16,
-    "z_switch": 17, "balance_positive": 18,
+    "z_switch": 17, "balance_positive": 18, "l1": 19, "l1_balanced": 20,
 }
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
@@ -212,7 +216,7 @@ class moe_tensor(Sized):
         ("reserved", c_int32),
     ]
     _words_ = {
-        "dtype": {"f32": 0, "bf16": 1},
+        "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
     _flags_ = frozenset({"buffer"})
 
@@ -339,7 +343,7 @@ class moe_layer_config(Sized):
         "expert_kind": EXPERT_KIND,
         "activation": ACTIVATION,
         "expert_bias": BIAS,
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "shared_gate": SHARED_GATE,
         "router": ROUTER,
         "score": SCORE,
@@ -532,6 +536,32 @@ class moe_sgd_config(Sized):
     _flags_ = frozenset({"unallocated_state"})
 
 
+class moe_muon_config(Sized):
+    """Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        ("weight_decay", c_double),
+        ("by_adamw", c_void_p),
+        ("state_dtype", c_int32),
+        ("unallocated_state", c_int32),
+        ("seed", c_uint64),
+    ]
+    _defaults_ = {
+        "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
+        "weight_decay": 0.1,
+    }
+    _words_ = {
+        "state_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"unallocated_state"})
+
+
 class moe_schedule(Sized):
     """A learning rate for every step."""
 
@@ -653,7 +683,7 @@ class moe_linear_config(Sized):
         ("reserved", c_int32),
     ]
     _words_ = {
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
 
 
@@ -753,7 +783,7 @@ class moe_cross_entropy_config(Sized):
     ]
     _defaults_ = {"ignore_index": -100, "d_loss": 1.0}
     _words_ = {
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
 
 
@@ -797,7 +827,7 @@ class moe_model_config(Sized):
     _words_ = {
         "norm": NORM,
         "norm_place": NORM_PLACE,
-        "weight_dtype": {"f32": 0, "bf16": 1},
+        "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "dense_kind": {"mlp": 0, "gated": 1},
         "dense_activation": ACTIVATION,
     }
@@ -908,9 +938,9 @@ class moe_sampling(Sized):
 
 # Words of arguments, where only some of an enum's are taken.
 ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
-    "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1}},
-    "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1}},
-    "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1}},
+    "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_layer_save_sharded": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
+    "moe_layer_save_prefix": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
 }
 
 # What a function returns, and what it takes.
@@ -947,6 +977,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_layer_bind_parameter": (Status, [POINTER(moe_layer), c_int64, c_void_p, c_void_p]),
     "moe_layer_zero_grad": (Status, [POINTER(moe_layer)]),
     "moe_layer_update_selection_bias": (Status, [POINTER(moe_layer), c_void_p, c_float, c_int32]),
+    "moe_layer_set_loss_coefficient": (Status, [POINTER(moe_layer), c_int32, c_float]),
     "moe_layer_prepare": (Status, [POINTER(moe_layer), c_int32]),
     "moe_preset_mixtral": (None, [POINTER(moe_layer_config), c_size_t]),
     "moe_preset_qwen2_moe": (None, [POINTER(moe_layer_config), c_size_t]),
@@ -1012,12 +1043,17 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_statistics_read": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
+    "moe_muon_config_init": (None, [POINTER(moe_muon_config), c_size_t]),
     "moe_adamw_create": (Status, [
         POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_sgd_create": (Status, [
         POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_muon_create": (Status, [
+        POINTER(moe_context), POINTER(moe_muon_config), POINTER(moe_tensor), c_int64,
         POINTER(POINTER(moe_optimizer)),
     ]),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentTypeError, InvalidArgumentError
-from .foreign import cure
+from ..words import TensorDType
+from . import abi
+from .foreign import TYPES, cure
 from .numbers import (
     byte_count,
     choice,
@@ -41,21 +43,12 @@ __all__ = [
     "mapping",
     "number",
     "tokens",
+    "word_of",
 ]
 
 FloatArray = NDArray[np.float32]
 Array = NDArray[Any]
-"""float32, or bfloat16 where a layer or a parameter has that."""
-
-
-# What an element may be: its types, what messages call them, and what numpy is asked for to get them.
-_TYPES: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "f32": ((np.float32,), "float32", "numpy.float32"),
-    "bf16": ((np.uint16,), "bfloat16 (as uint16)", "numpy.float32"),
-    "i32": ((np.int32,), "int32", "numpy.int32"),
-    "i64": ((np.int64,), "int64", "numpy.int64"),
-    "mask": ((np.bool_, np.uint8), "bool or uint8", "bool"),
-}
+"""float32, or another type of weights where a layer or a parameter has that."""
 
 
 def array(
@@ -73,10 +66,10 @@ def array(
         The shape it must have.
     write : bool
         Whether the library writes into it.
-    dtype : {"f32", "bf16", "i32", "i64", "mask"}
-        float32; bfloat16 as uint16 or as the type of that name in ``ml_dtypes``; int32; int64; bool or uint8.
+    dtype : str
+        One of TYPES; bfloat16 also as the type of that name in ``ml_dtypes``.
     """
-    types, expected, asked = _TYPES[dtype]
+    wanted = TYPES[dtype]
     if not isinstance(value, np.ndarray):
         raise ArgumentTypeError(
             f"{name}: expected a numpy array, got {type(value).__name__}; "
@@ -87,16 +80,16 @@ def array(
             f"{name}: expected a plain array, got a masked one; use {name}.filled(0), and valid_mask for "
             "padding"
         )
-    if value.dtype not in types and not (dtype == "bf16" and value.dtype.name == "bfloat16"):
+    if not _has(value, dtype):
         if dtype in ("i32", "i64") and value.dtype.kind in "iu":
-            integers(name, value, types[0])  # says which number does not fit, if any does not
-        mend = f"libmoe.to_bfloat16({name})" if dtype == "bf16" else f"{name}.astype({asked})"
+            integers(name, value, wanted.types[0])  # says which number does not fit, if any does not
+        mend = f"libmoe.to_bfloat16({name})" if dtype == "bf16" else f"{name}.astype({wanted.asked})"
         if dtype == "bf16" and value.dtype != np.float32:
             mend = f"libmoe.to_bfloat16({name}.astype(numpy.float32))"
-        raise ArgumentTypeError(f"{name}: expected {expected}, got {value.dtype}; use {mend}")
+        raise ArgumentTypeError(f"{name}: expected {wanted.called}, got {value.dtype}; use {mend}")
     if shape is not None and value.shape != shape:
-        wanted = math.prod(shape)
-        mend = f"use {name}.reshape{shape}" if value.size == wanted else f"give it {wanted} elements"
+        size = math.prod(shape)
+        mend = f"use {name}.reshape{shape}" if value.size == size else f"give it {size} elements"
         raise InvalidArgumentError(f"{name}: expected shape {shape}, got {value.shape}; {mend}")
     contiguous(name, value)
     if not value.flags.aligned:
@@ -136,5 +129,16 @@ def tokens(name: str, value: Any, hidden_size: int, dtype: str) -> int:
 
 
 def dtype_of(value: Any) -> str:
-    """Return the name of the array's type, as far as the library has it."""
-    return "bf16" if value.dtype == np.uint16 or value.dtype.name == "bfloat16" else "f32"
+    """Return which type of weights an array has; what is none of them should have been float32."""
+    if not isinstance(value, np.ndarray):
+        return "f32"
+    return next((word for word in get_args(TensorDType) if _has(value, word)), "f32")
+
+
+def word_of(dtype: int) -> str:
+    """Return the word of a type of weights by its number."""
+    return next(word for word, number in abi.DTYPE.items() if number == dtype)
+
+
+def _has(value: NDArray[Any], dtype: str) -> bool:
+    return value.dtype in TYPES[dtype].types or (dtype == "bf16" and value.dtype.name == "bfloat16")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import abi, check
 from .struct import Struct
@@ -16,6 +17,7 @@ AnyStruct = TypeVar("AnyStruct", bound=Struct)
 Shapes = Mapping[str, tuple[int, ...]]
 """What the letters of arrays' shapes stand for: ``{"T": (3, 5), "K": (2,)}``."""
 
+_ELEMENTS = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "mask": np.uint8}
 _BIAS = {None: abi.BIAS["default"], False: abi.BIAS["off"], True: abi.BIAS["on"]}
 
 
@@ -59,6 +61,17 @@ def to_c(struct: type[Struct], field: str, value: Any, owner: str = "", shapes: 
     if kind in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64):
         return check.integer(name, value, kind)
     return value
+
+
+def room(struct: type[Struct], shapes: Shapes) -> dict[str, NDArray[Any]]:
+    """Return new arrays for the library to fill: those of a struct whose shape is known."""
+    return {
+        name: np.empty(
+            sum((shapes[letter] for letter in letters), ()), _ELEMENTS[elements.partition(", ")[0]]
+        )
+        for name, (elements, letters) in struct._arrays_.items()
+        if all(letter in shapes for letter in letters)
+    }
 
 
 def from_c(struct: Struct, field: str) -> Any:

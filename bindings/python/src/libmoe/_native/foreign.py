@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-# What is asked for: numpy's name of the type, and torch's.
-_NAMES = {
-    "f32": ("numpy.float32", "float32"),
-    "bf16": ("numpy.float32", "bfloat16"),
-    "i32": ("numpy.int32", "int32"),
-    "i64": ("numpy.int64", "int64"),
-    "mask": ("bool", "bool"),
+import numpy as np
+
+
+class Elements(NamedTuple):
+    """What the elements of an array may be."""
+
+    types: tuple[Any, ...]  # numpy's, the first for arrays over the library's memory
+    name: str  # torch's as well
+    called: str  # in messages
+    asked: str  # of numpy, to get them
+
+
+TYPES = {
+    "f32": Elements((np.float32,), "float32", "float32", "numpy.float32"),
+    "bf16": Elements((np.uint16,), "bfloat16", "bfloat16 (as uint16)", "numpy.float32"),
+    "f16": Elements((np.float16,), "float16", "float16", "numpy.float16"),
+    "i32": Elements((np.int32,), "int32", "int32", "numpy.int32"),
+    "i64": Elements((np.int64,), "int64", "int64", "numpy.int64"),
+    "mask": Elements((np.bool_, np.uint8), "bool", "bool or uint8", "bool"),
 }
 
 
@@ -23,13 +35,13 @@ def cure(name: str, value: Any, dtype: str, write: bool) -> str:
         Of the argument.
     value
         Which is no numpy array.
-    dtype : {"f32", "bf16", "i32", "i64", "mask"}
-        What is wanted.
+    dtype : str
+        What is wanted: one of TYPES.
     write : bool
         Whether the library writes into it.
     """
     package = type(value).__module__.partition(".")[0]
-    asked, _ = _NAMES[dtype]
+    asked = TYPES[dtype].asked
     if package == "torch":
         return _torch(name, value, dtype)
     if package in ("jax", "jaxlib"):
@@ -51,7 +63,7 @@ def cure(name: str, value: Any, dtype: str, write: bool) -> str:
 
 def _torch(name: str, value: Any, dtype: str) -> str:
     """Of a tensor, which shares its memory with the array where its type is the right one."""
-    has, wanted = str(value.dtype).partition(".")[2], _NAMES[dtype][1]
+    has, wanted = str(value.dtype).partition(".")[2], TYPES[dtype].name
     made = f"{name}.detach()"
     if str(getattr(value, "device", "cpu")) != "cpu":
         made += ".cpu()"

@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 
+from .. import words
 from .._keywords import keywords
 from .._native import abi, check
 from .._native.check import Array
@@ -20,7 +21,7 @@ def norm(
     weight: Floats,
     bias: Floats | None = None,
     *,
-    kind: str = "layer",
+    kind: words.Norm = "layer",
     epsilon: float = 1e-5,
     context: Context | None = None,
 ) -> tuple[Floats, Floats]:
@@ -74,7 +75,7 @@ def norm_backward(
     statistics: Floats,
     dy: Floats,
     *,
-    kind: str = "layer",
+    kind: words.Norm = "layer",
     dweight: Floats | None = None,
     dbias: Floats | None = None,
     context: Context | None = None,
@@ -106,7 +107,7 @@ def linear(x: Floats, weight: Array, bias: Floats | None = None, *, context: Con
     Parameters
     ----------
     x : array of float32, [T, inputs]
-    weight : array of float32 or bfloat16, [outputs, inputs]
+    weight : array of any type of weights, [outputs, inputs]
         With bfloat16, x is rounded to it for the product; sums are float32.
     bias : array of float32, [outputs], optional
 

@@ -128,7 +128,7 @@ def cross_entropy(
     Parameters
     ----------
     x : array of float32, [T, H]
-    weight : array of float32 or bfloat16, [V, H]
+    weight : array of any type of weights, [V, H]
     targets : array of int32, [T]
     d_loss : float
         What the gradients are multiplied by.

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from .._native.check import byte_count
 from ..errors import InvalidArgumentError
-from ..words import ScheduleKind
+from ..words import ScheduleKind, WeightDType
 from .errors import UserError
 from .folder import LOG, SETTINGS, write_whole
 from .names import meant
@@ -62,7 +62,7 @@ class Settings:
     )
     moe_every: int = _setting(1, "model", "every how many layers has experts")
     dropout: float = _setting(0.0, "model", "share that is dropped from embeddings and residuals")
-    weight_dtype: str = _setting("f32", "model", "of projections and experts", ("f32", "bf16"))
+    weight_dtype: str = _setting("f32", "model", "of projections and experts", get_args(WeightDType))
     balance_coef: float = _setting(0.01, "model", "weight of the balance loss")
     z_coef: float = _setting(0.001, "model", "weight of the router's z loss")
     moe: Mapping[str, Any] = _setting(
@@ -73,7 +73,10 @@ class Settings:
     sequence_length: int = _setting(128, "training", "tokens of a sequence, S")
     sequences: int = _setting(8, "training", "sequences of one forward")
     accumulate: int = _setting(1, "training", "forwards whose gradients make one step")
-    learning_rate: float = _setting(1e-3, "training", "of AdamW, the highest")
+    optimizer: str = _setting(
+        "adamw", "training", "who steps; muon: matrices, and AdamW all else", ("adamw", "muon")
+    )
+    learning_rate: float = _setting(1e-3, "training", "the highest")
     schedule: ScheduleKind = _setting(
         "cosine", "training", "how it falls after the warm-up", get_args(ScheduleKind)
     )

@@ -18,6 +18,7 @@ _THEIRS = {
     "balance_coef": "balance_loss balance",
     "z_coef": "z_loss",
     "max_norm": "gradient_clipping gradient_clip_val",
+    "optimizer": "optim optimiser optimizer_type",
     "schedule": "scheduler lr_scheduler lr_schedule lr_scheduler_type decay_schedule",
     "final_fraction": "final_lr",
     "evaluate_every": "eval_interval eval_every eval_steps save_every save_steps val_every",

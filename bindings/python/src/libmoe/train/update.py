@@ -1,4 +1,4 @@
-"""One optimiser step: the rate of the schedule, the bound of the gradients, AdamW."""
+"""One optimiser step: the rate of the schedule, the bound of the gradients, AdamW or Muon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BETAS = (0.9, 0.95)
 
 
 class Update:
-    """AdamW with a run's schedule and clipping.
+    """AdamW, or Muon, with a run's schedule and clipping.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Update:
 
     Attributes
     ----------
-    optimizer : AdamW
+    optimizer : AdamW or Muon
     numbers : ndarray of float64, [3]
         What has to be saved beside it: count, mean and variance of adaptive clipping.
     """
@@ -43,10 +43,11 @@ class Update:
             settings.schedule, settings.learning_rate, total_steps=settings.steps, **how
         )
         undecayed = [p for name, p in model.parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
-        self.optimizer = libmoe.AdamW(
+        kind = libmoe.Muon if settings.optimizer == "muon" else libmoe.AdamW
+        self.optimizer: libmoe.AdamW | libmoe.Muon = kind(
             model.parameters,
             settings.learning_rate,
-            BETAS,
+            betas=BETAS,
             weight_decay=settings.weight_decay,
             groups=[{"parameters": undecayed, "weight_decay": 0.0}],
             context=context,

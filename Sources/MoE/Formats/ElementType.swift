@@ -1,0 +1,88 @@
+import CShims
+
+/// What a tensor's elements are. Some numbers as in moe_dtype.
+public enum ElementType: Int32 {
+  case f32 = 0
+  case bf16 = 1
+  case f16 = 2
+
+  /// The table of formats: each row stands in a file of its own, and says all that the engine asks of one.
+  public var format: Format {
+    switch self {
+    case .f32: .f32
+    case .bf16: .bf16
+    case .f16: .f16
+    }
+  }
+}
+
+/// One way to write numbers down in memory. Elements are counted from the beginning of a tensor, since blocks of them may
+/// share bytes or a scale.
+public struct Format {
+  typealias Kernels = UnsafePointer<moei_kernels>
+
+  /// As in moe_dtype.
+  public let constant: StaticString
+  /// Elements of a block, and its bits: whole bytes.
+  let block: Int
+  let bits: Int
+  /// What becomes of tokens that are multiplied with such weights.
+  let precision: PrecisionKind
+  /// Whether arrays of tokens and moments of optimisers may be in it as well.
+  public let isForTokens: Bool
+  /// So many floats from element `first` on, exactly.
+  let toFloats:
+    @convention(c) (Kernels, UnsafeRawPointer, _ first: Int, _ count: Int, UnsafeMutablePointer<Float>) -> Void
+  /// So many elements from `first` on become the floats, rounded to the nearest, the even one in a tie.
+  let fromFloats:
+    @convention(c) (Kernels, UnsafePointer<Float>, _ count: Int, UnsafeMutableRawPointer, _ first: Int) -> Void
+}
+
+extension ElementType {
+  /// Of elements that begin and end with a block; of others, of the blocks that they fill. The boundary has seen to it that
+  /// they fit.
+  public func bytes(_ count: Int) -> Int { count / block * unit }
+
+  public var block: Int { format.block }
+  /// Bytes of a block.
+  public var unit: Int { format.bits / 8 }
+  /// Of a block, in bytes.
+  public var alignment: Int { unit & -unit }
+
+  /// Rounding may be added, as a layer with weights of that type has it, but not left out.
+  public func canBePrepared(as type: ElementType) -> Bool {
+    format.precision == .f32 || format.precision == type.format.precision
+  }
+
+  func toFloats(
+    _ data: UnsafeRawPointer, _ first: Int, _ count: Int, _ floats: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    format.toFloats(kernels, data, first, count, floats)
+  }
+
+  func fromFloats(
+    _ floats: UnsafePointer<Float>, _ count: Int, _ data: UnsafeMutableRawPointer, _ first: Int,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    format.fromFloats(kernels, floats, count, data, first)
+  }
+}
+
+/// A row-major matrix of weights as it is stored: some rows of a tensor.
+struct StoredMatrix {
+  let data: UnsafeRawPointer  // of the tensor
+  let type: ElementType
+  let first: Int  // element (0, 0) among the tensor's
+  let rowStride: Int  // in elements
+
+  init(_ data: UnsafeRawPointer, _ type: ElementType, first: Int = 0, rowStride: Int) {
+    (self.data, self.type, self.first, self.rowStride) = (data, type, first, rowStride)
+  }
+
+  /// The part that begins with the element `offset` further on.
+  func from(_ offset: Int) -> StoredMatrix { StoredMatrix(data, type, first: first + offset, rowStride: rowStride) }
+
+  /// Where a byte is that element (0, 0) is part of.
+  var address: UnsafeRawPointer { data + type.bytes(first) }
+}

@@ -1,0 +1,114 @@
+import CShims
+
+// What stands behind the last layer: the final norm, the loss, the logits.
+
+/// After the last layer: the final norm, the loss, the logits.
+struct ForwardEnd {
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let normed: UnsafeMutablePointer<Float>?  // [T,H] where there is a final norm
+  private let loss: CrossEntropy?
+  private let logits: LinearForward?
+  private let outputs: ModelOutputs
+
+  /// `x` [T,H] is what the last layer wrote.
+  init(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, x: UnsafePointer<Float>, _ outputs: ModelOutputs
+  ) {
+    let c = model.configuration
+    self.outputs = outputs
+    self.x = x
+    normed = c.finalNorm ? arena.take(Float.self, input.tokens, c.hidden) : nil
+    var (first, second) = (arena, arena)
+    loss = CrossEntropy(
+      &first, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: 0,
+      CrossEntropy.Targets(tokenLosses: outputs.tokenLosses, dx: nil, dWeight: nil))
+    logits = model.outputWeight.map {
+      LinearForward(
+        &second, LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type),
+        context: model.context)
+    }
+    arena.cover(first)
+    arena.cover(second)
+  }
+
+  func run(_ model: Model, _ input: ModelInput, _ report: inout ModelReport) throws(Fault) {
+    let (c, p, context) = (model.configuration, model.parameters, model.context)
+    if let normed {
+      try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed).run(in: context)
+    }
+    let last = normed.map { UnsafePointer($0) } ?? x
+    if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
+    if let loss { (report.loss, report.targets) = try loss.run(in: context) }
+    if let target = outputs.logits {
+      try logits!.run(
+        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
+        y: StridedTargets(target, stride: c.vocabulary), in: context)
+    }
+  }
+}
+
+extension CrossEntropy {
+  /// Of a model's call; nil without targets.
+  fileprivate init?(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, x: UnsafePointer<Float>, dLoss: Double,
+    _ wanted: Targets
+  ) {
+    guard let targets = input.targets, let weight = model.outputWeight else { return nil }
+    let c = model.configuration
+    let problem = Problem(
+      x: x, tokens: input.tokens, hidden: c.hidden, weight: weight.data!, weights: weight.type,
+      vocabulary: c.vocabulary, targets: targets, ignored: input.ignoreIndex, smoothing: input.smoothing, dLoss: dLoss)
+    self.init(&arena, problem, wanted, context: model.context)
+  }
+}
+
+// MARK: backward
+
+/// Before the last layer: the loss, then the final norm.
+struct BackwardEnd {
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let d: UnsafeMutablePointer<Float>  // [T,H]
+  private let normed: UnsafeMutablePointer<Float>?  // [T,H] where there is a final norm
+  private let statistics: UnsafeMutablePointer<Float>  // [T,2]
+  private let loss: CrossEntropy?
+
+  /// `x` is what the last layer wrote.
+  init(
+    _ arena: inout Arena, _ model: Model, _ input: ModelInput, _ frame: BackwardFrame, x: UnsafePointer<Float>,
+    dObjective: Double
+  ) {
+    let c = model.configuration
+    self.x = x
+    d = frame.d
+    normed = c.finalNorm ? arena.take(Float.self, input.tokens, c.hidden) : nil
+    statistics = arena.take(Float.self, c.finalNorm ? input.tokens : 0, 2)
+    loss = CrossEntropy(
+      &arena, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: dObjective,
+      CrossEntropy.Targets(tokenLosses: nil, dx: d, dWeight: model.outputWeight?.grad))
+  }
+
+  func run(_ model: Model, _ input: ModelInput, dHidden: UnsafePointer<Float>?) throws(Fault) {
+    let (c, p, context) = (model.configuration, model.parameters, model.context)
+    let elements = input.tokens * c.hidden
+    if let normed {
+      try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed, statistics).run(in: context)
+    }
+    if let loss {
+      _ = try loss.run(in: context)
+      try ResidualSum(kernels: context.kernels, count: elements, dropout: nil, x: dHidden, y: d).run(in: context)
+    } else if let dHidden {
+      d.update(from: dHidden, count: elements)
+    } else {
+      d.update(repeating: 0, count: elements)
+    }
+    input.clearOddPadding(d, width: c.hidden, context.kernels)
+    if c.finalNorm {
+      try model.normBackward(p[.normWeight]!, p[.normBias], rows: input.tokens, x, statistics, d).run(in: context)
+    }
+  }
+}
+
+extension Model {
+  /// [V,H]; nil without a vocabulary.
+  var outputWeight: Parameter? { parameters[configuration.tiedOutput ? .embedding : .output] }
+}

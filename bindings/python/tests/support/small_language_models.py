@@ -1,0 +1,60 @@
+"""Models of every kind, small, with values that tell them apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import libmoe
+
+MOE: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10, expert_kind="gated", activation="silu")
+LANGUAGE: dict[str, Any] = dict(hidden_size=12, n_layers=3, n_heads=3, vocabulary_size=17, seed=5)
+ENCODER: dict[str, Any] = dict(
+    hidden_size=12, n_layers=2, n_heads=2, norm="layer", causal=False, rope_theta=0.0
+)
+
+
+DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
+CASES: dict[str, dict[str, Any]] = {
+    "language": {**LANGUAGE, "moe": MOE},
+    "untied, grouped heads, biases": {
+        **LANGUAGE,
+        "moe": MOE,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "head_size": 4,
+        "tied_output": False,
+        "qkv_bias": True,
+        "output_bias": True,
+    },
+    "normed heads": {**LANGUAGE, "moe": MOE, "head_size": 8, "qk_norm": True},
+    "learned positions": {
+        **LANGUAGE,
+        "moe": MOE,
+        "head_size": 5,
+        "max_positions": 9,
+        "rope_theta": 0.0,
+        "norm": "layer",
+    },
+    "every second": {**LANGUAGE, **DENSE, "moe": MOE, "moe_every": 2},
+    "pooled": {**LANGUAGE, "moe": {**MOE, "balance_coef": 0.0}, "head_size": 4, "pooled_balance_coef": 0.3},
+    "by sequence": {**LANGUAGE, "moe": {**MOE, "losses": {"switch_sequence": 0.5}}, "head_size": 4},
+    "encoder": {**ENCODER, **DENSE},
+    "encoder after": {**ENCODER, **DENSE, "norm_place": "post", "final_norm": False},
+    "encoder of experts": {**ENCODER, "moe": MOE, "norm_place": "post", "qkv_bias": True},
+    "attention alone": {**ENCODER, "norm_place": "none", "final_norm": False},
+}
+
+
+def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
+    """A model with random parameters, none of which is what it begins with."""
+    model = libmoe.Model(**arguments, context=context)
+    random = np.random.default_rng(2)
+    for name, parameter in model.parameters.items():
+        values = parameter.data
+        deviation = values.shape[-1] ** -0.5 if values.ndim > 1 else 0.3
+        values[...] = random.normal(
+            float("norm" in name and name.endswith("weight")), deviation, values.shape
+        )
+    return model
