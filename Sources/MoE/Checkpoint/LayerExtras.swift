@@ -89,7 +89,7 @@ extension Loading {
   /// The table that chooses [V,K], I64 or I32, must be the one that the layer was made with.
   private func requireHashTable(_ name: UnsafePointer<CChar>) throws(Fault) {
     let (c, stored) = (tensors.layer.configuration, checkpoint.tensor(name)!)
-    guard let table = c.hashTable else {
+    guard c.router.readsTokenIds, let table = c.hashTable else {
       throw .invalid(
         "\(name): the checkpoint has it, the layer does not choose by token id: make the layer with router = HASH and it"
       )

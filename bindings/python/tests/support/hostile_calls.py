@@ -108,6 +108,8 @@ def all_functions(folder: Path) -> list[Function]:
         return create("moe_layer_create", abi.moe_layer, context_handle, ctypes.byref(layer_config))
 
     layer = a_layer()
+    terms = (abi.moe_loss_term * 1)(abi.moe_loss_term(kind=abi.LOSS["z"], coefficient=0.1))
+    with_a_loss = a_layer(losses=ctypes.addressof(terms), n_losses=1)
     index = str(folder / "m.safetensors.index.json").encode()
     lib.moe_layer_save_sharded(ctypes.cast(layer, ctypes.POINTER(abi.moe_layer)), index, 0, 0, 0, 100)
     checkpoint = create("moe_checkpoint_open", abi.moe_checkpoint, context_handle, index)
@@ -289,7 +291,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),
-        Function("moe_layer_set_loss_coefficient", lambda: [loaded, 0, 0.1]),
+        Function("moe_layer_set_loss_coefficient", lambda: [with_a_loss, 0, 0.1]),
         Function("moe_layer_prepare", lambda: [offloaded, 0]),
         Function("moe_tape_bind", lambda: [bound_tape, room(), ROOM]),
         Function("moe_routing_save", lambda: [record, room(), ROOM]),
