@@ -90,7 +90,7 @@ struct Operand {
   }
 
   func requireAligned() throws(Fault) {
-    if bytes == 0 || start % UInt(alignment) == 0 { return }
+    if start % UInt(alignment) == 0 { return }
     let fault: Fault = withUnsafeTemporaryAllocation(of: CChar.self, capacity: 200) { memory in
       var text = TextBuffer(memory.baseAddress!, capacity: memory.count)
       append(to: &text)

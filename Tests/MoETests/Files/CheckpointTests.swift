@@ -162,7 +162,7 @@ final class CheckpointTests {
         return moe_checkpoint_write(context, path, second ? [tensor, tensor] : [tensor], second ? 2 : 1)
       }
       refused("name", write { $0.name = nil })
-      refused("dtype", write { $0.dtype = 17 })
+      refused("dtype", write { $0.dtype = 23 })
       refused("dtype_name", write { $0.dtype = 16 })
       refused("rank", write { $0.rank = 9 })
       refused("rank", write { $0.rank = -1 })

@@ -86,7 +86,7 @@ struct LayerFileTests {
     refused("layer_number", save(MOE_LAYOUT_MIXTRAL.int32, -1))
     refused("layer_number", save(MOE_LAYOUT_MIXTRAL.int32, .max))
     refused("layer_number", save(MOE_LAYOUT_LIBMOE.int32, -2))
-    refused("dtype", save(0, 0, MOE_DTYPE_F16))
+    refused("dtype", save(0, 0, MOE_DTYPE_F64))
     refused("layout", save(MOE_LAYOUT_GPT_OSS_MXFP4.int32))
     refused("path", moe_layer_save(layer.layer, nil, 0, 0, 0))
     refused("layer", moe_layer_save(nil, path, 0, 0, 0))

@@ -76,7 +76,7 @@ import Testing
     refused("path", save(file, 100))
     refused("max_shard_size", save(index, 0))
     refused("layout", save(index, 100, -1))
-    refused("dtype", save(index, 100, 0, MOE_DTYPE_F16))
+    refused("dtype", save(index, 100, 0, MOE_DTYPE_F64))
     #expect(try folder.contents() == [])
     try check(save(index, 100))
     try check(moe_layer_save(layer.layer, file, 0, 1, MOE_DTYPE_F32.int32))

@@ -199,7 +199,7 @@ final class BadOptionsTests {
     try check(moe_routing_create(layer.context, &record))
     defer { moe_routing_free(record) }
     try layer.parameter("router.bias").values[1] = .nan
-    refused("logit", forward(layer) { $0.record = record }, MOE_ERROR_NOT_FINITE)
+    refused("bias", forward(layer) { $0.record = record }, MOE_ERROR_NOT_FINITE)
     var size = 0
     try check(moe_routing_saved_size(record, &size))
     #expect(size == 32)

@@ -36,7 +36,7 @@ final class BadTensorTests {
   /// What no function accepts in a tensor.
   private let badTensors: [(field: String, change: (inout moe_tensor) -> Void)] =
     wrongStructSizes.map { size in ("struct_size", { $0.struct_size = size }) } + [
-      ("dtype", { $0.dtype = 2 }), ("dtype", { $0.dtype = -1 }),
+      ("dtype", { $0.dtype = 3 }), ("dtype", { $0.dtype = -1 }),
       ("rank", { $0.rank = 0 }), ("rank", { $0.rank = 5 }), ("rank", { $0.rank = -1 }), ("rank", { $0.rank = .max }),
       ("shape", { $0.shape.0 = -1 }), ("shape", { $0.shape.0 = .min }), ("shape", { $0.shape.0 = 1 << 62 }),
       (

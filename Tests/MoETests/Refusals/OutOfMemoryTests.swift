@@ -293,8 +293,8 @@ struct OutOfMemoryTests {
   }
 
   @Test func handlesMayBeFreedInAnyOrder() throws {
-    // The last two: one before everything else, the other behind it.
-    for order in permutations([0, 1, 2, 3, 4]).map({ $0[0] < 2 ? [5] + $0 + [6] : [6] + $0 + [5] }) {
+    // The last three: some before everything else, the others behind it.
+    for order in permutations([0, 1, 2, 3, 4]).map({ $0[0] < 2 ? [5] + $0 + [6, 7] : [6, 7] + $0 + [5] }) {
       let life = Life()
       for call in Life.calls { try check(try call.run(life)) }
       let frees = life.frees()

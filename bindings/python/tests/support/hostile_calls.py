@@ -109,7 +109,7 @@ def all_functions(folder: Path) -> list[Function]:
 
     layer = a_layer()
     terms = (abi.moe_loss_term * 1)(abi.moe_loss_term(kind=abi.LOSS["z"], coefficient=0.1))
-    with_a_loss = a_layer(losses=ctypes.addressof(terms), n_losses=1)
+    with_a_loss = a_layer(losses=terms, n_losses=1)
     index = str(folder / "m.safetensors.index.json").encode()
     lib.moe_layer_save_sharded(ctypes.cast(layer, ctypes.POINTER(abi.moe_layer)), index, 0, 0, 0, 100)
     checkpoint = create("moe_checkpoint_open", abi.moe_checkpoint, context_handle, index)
