@@ -7,7 +7,7 @@ struct RouterForward: RouteStage {
   private let input: RouterInput
   let tokenSums: TokenSums
   private let tokens: RouteTokens
-  private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token, where weights are made from other logits
+  private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token, for weights made of other logits
   private let admission: Admission?
   var firstTaken: UnsafePointer<Int32>? { tokens.firstTaken.map { UnsafePointer($0) } }
 
