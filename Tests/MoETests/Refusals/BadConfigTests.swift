@@ -184,7 +184,7 @@ struct BadConfigTests {
         change(&$0)
       }
     }
-    for size in [-1, .max, .min] { refused("intermediate_size", createLinear { $0.intermediate_size = size }) }
+    for size: Int64 in [-1, .max, .min] { refused("intermediate_size", createLinear { $0.intermediate_size = size }) }
     for size in [1, Int64(layer.hidden) - 1] {
       for word in ["intermediate_size", "hidden_size"] {
         refused(word, createLinear { $0.intermediate_size = size })
