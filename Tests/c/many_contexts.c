@@ -47,19 +47,25 @@ static void measure(long *address_space, long *memory) {
   *memory = resident * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
+/* Waits for so many threads: a joined one's entry may take the kernel a moment. */
+static void wait_for(long threads) {
+  for (int i = 0; i < 1000 && entries("/proc/self/task") != threads; i++) {
+    struct timespec moment = {0, 1000000};
+    nanosleep(&moment, NULL);
+  }
+}
+
 int main(void) {
-  long threads = entries("/proc/self/task");    /* before the first context: none is on its way out yet */
+  long threads = entries("/proc/self/task");
   for (int i = 0; i < 100; i++) live_and_die(); /* whatever is allocated once */
+  wait_for(threads);
+  threads = entries("/proc/self/task"); /* with those of a sanitizer */
   long files = entries("/proc/self/fd");
   long space, memory, space_after, memory_after;
   measure(&space, &memory);
   for (int i = 0; i < N_CONTEXTS; i++) live_and_die();
   measure(&space_after, &memory_after);
-  /* A joined thread's entry may take the kernel a moment. */
-  for (int i = 0; i < 1000 && entries("/proc/self/task") != threads; i++) {
-    struct timespec moment = {0, 1000000};
-    nanosleep(&moment, NULL);
-  }
+  wait_for(threads);
   CHECK(entries("/proc/self/task") == threads);
   CHECK(entries("/proc/self/fd") == files);
 #ifndef SANITIZED /* sanitizers keep freed memory on purpose, and find leaks in their own way */

@@ -62,7 +62,8 @@ struct LossTests {
     for value: Float in [-1, .nan, .infinity] {
       refused("coefficient", moe_layer_set_loss_coefficient(layer.layer, 0, value))
     }
-    refused("term", moe_layer_set_loss_coefficient(try Layer().layer, 0, 1))
+    let classic = try Layer()
+    withExtendedLifetime(classic) { refused("term", moe_layer_set_loss_coefficient(classic.layer, 0, 1)) }
   }
 
   // MARK: refusals
