@@ -35,6 +35,7 @@ struct Stored {
   let name: String
   let tensor: moe_stored_tensor
   let bytes: [UInt8]
+  let checkpoint: OpenCheckpoint  // whose memory the tensor points at
 }
 
 /// An open file, freed with this.
@@ -57,7 +58,7 @@ final class OpenCheckpoint {
       moe_stored_tensor_init(&tensor, MemoryLayout<moe_stored_tensor>.size)
       try check(moe_checkpoint_tensor(handle, index, &tensor))
       let bytes = Array(UnsafeRawBufferPointer(start: tensor.data, count: tensor.size))
-      return Stored(name: String(cString: tensor.name), tensor: tensor, bytes: bytes)
+      return Stored(name: String(cString: tensor.name), tensor: tensor, bytes: bytes, checkpoint: self)
     }
   }
 }
