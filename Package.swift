@@ -54,7 +54,7 @@ let package = Package(
     // The public header, and C where Swift has no spelling.
     .target(name: "CMoE"),
     .target(name: "CShims", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"] + tls)]),
-    // Tables, apart from what the kernels see: a new layout does not compile them again.
+    // Tables, apart from what the kernels see: neither a new layout nor an edit of the header compiles them again.
     .target(name: "CLayouts", cSettings: [.unsafeFlags(["-O2", "-fvisibility=hidden"])]),
   ] + kernelTargets + [
     // The engine, and the boundary around it.
@@ -62,7 +62,7 @@ let package = Package(
       name: "MoE",
       dependencies: ["CShims", "CLayouts"] + kernelTargets.map { .target(name: $0.name) },
       swiftSettings: engine, linkerSettings: [.linkedLibrary("m")]),
-    .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "MoE"], swiftSettings: engine),
+    .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "CLayouts", "MoE"], swiftSettings: engine),
 
     .testTarget(
       name: "MoETests",

@@ -1,7 +1,7 @@
 #ifndef MOEI_LAYOUTS_H
 #define MOEI_LAYOUTS_H
 
-/* Layouts of checkpoints: how the tensors of known models are called.  layouts.c has the table. */
+/* Tables of known models.  Layouts of checkpoints: how their tensors are called.  layouts.c has the table. */
 
 #include <stdint.h>
 
@@ -57,5 +57,8 @@ typedef struct moei_layout {
 
 /* Number `number`, a moe_layout; NULL where there is none. */
 const moei_layout *moei_layout_at(int32_t number);
+
+/* The two moe_expert_group of moe_preset_longcat_flash: static memory, which Swift has no spelling for. */
+const void *moei_longcat_flash_groups(void);
 
 #endif

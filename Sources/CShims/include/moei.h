@@ -166,11 +166,6 @@ void moei_output_close(moei_output *output);
 /* What the system calls an errno, and what one of the errors above is, in `text` or in static memory. */
 const char *moei_error_name(int32_t error, char *text, size_t capacity);
 
-/* ---- presets ------------------------------------------------------------------------------------------------ */
-
-/* The two moe_expert_group of moe_preset_longcat_flash: static memory, which Swift has no spelling for. */
-const void *moei_longcat_flash_groups(void);
-
 /* ---- instructions without a spelling in Swift: these inline to one ------------------------------------------ */
 
 typedef float moei_f32x16 __attribute__((ext_vector_type(16)));

@@ -1,5 +1,5 @@
+import CLayouts
 import CMoE
-import CShims
 
 // Whole configurations of known models, in the order of the header. Sizes are those of the checkpoint named.
 

@@ -1,4 +1,4 @@
-#include "moei.h"
+#include "layouts.h"
 
 /* By its path: the engine, which sees moei.h, never sees a struct of the public header. */
 #include "../../include/moe.h"
