@@ -17,6 +17,7 @@ def generated(headers: Headers) -> dict[str, str]:
     before = (ROOT / pins).read_text() if (ROOT / pins).exists() else ""
     files[pins] = layout.pinned(headers, before)
     files["Sources/MoEABI/Boundary/FieldBounds.swift"] = bounds.swift(headers)
+    files["Sources/MoEABI/Boundary/Initialisers.swift"] = initializers.swift(headers)
     files[f"{_PACKAGE}/_native/abi.py"] = python.abi(headers)
     files[f"{_PACKAGE}/words.py"] = python.words(headers)
     files[f"{_PACKAGE}/presets.py"] = python.presets(headers)

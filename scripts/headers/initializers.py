@@ -1,7 +1,8 @@
-"""The MOE_..._INIT macros: a value for each field, as C99 and C++17 both take them without a warning.
+"""The MOE_..._INIT macros, and the functions that fill a struct as its macro does.
 
-Fields that a macro does not reach are 0.  Written into the headers themselves: a new field needs a value in
-its macro only where its default is not 0.
+A macro has a value for each field, as C99 and C++17 both take them without a warning.  Those that it does
+not reach are 0.  Macros are written into the headers themselves: a new field needs a value in its macro only
+where its default is not 0.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from .reader import Field, Headers, Struct, Type, refuse
 
 _WIDTH = 125
+_SWIFT_WIDTH = 120
 
 
 def name_of(struct: Struct) -> str:
@@ -83,3 +85,63 @@ def written(headers: Headers, text: str) -> str:
         if struct.sized and f"#define {name} " in text:
             text = text.replace(headers.macros[name].code, macro(headers, struct))
     return text
+
+
+def defaults(headers: Headers, struct: Struct) -> dict[str, int | float]:
+    """Return the values of a struct's macro that are not 0."""
+    members = {m.name: m.value for enum in headers.enums.values() for m in enum.members}
+    found: dict[str, int | float] = {}
+    for field in struct.fields[1:]:
+        text = values(headers, struct)[field.name]
+        if field.type.length or field.type.stars:
+            continue
+        value: int | float = members.get(text, 0)
+        if text not in members:
+            value = float(text.rstrip("f")) if field.type.name in ("float", "double") else int(text)
+        if value != 0:
+            found[field.name] = value
+    return found
+
+
+def _head(name: str, parameters: str) -> list[str]:
+    """Return a Swift function's first lines, as its formatter breaks them."""
+    line = f"public func {name}({parameters}) {{"
+    return [line] if len(line) <= _SWIFT_WIDTH else [f"public func {name}(", f"  {parameters}", ") {"]
+
+
+def swift(headers: Headers) -> str:
+    """Return the moe_..._init functions of all structs, and what they fill them with."""
+    lines = [
+        "import CMoE",
+        "",
+        "// Structs as their macros have them, which Swift cannot import. "
+        "Written by scripts/abi from include/*.h; do not edit.",
+    ]
+    for struct in headers.structs.values():
+        if not struct.sized:
+            continue
+        name = f"{struct.name}_init"
+        if name not in headers.functions:
+            refuse(struct.name, f"has a struct_size and no function {name}")
+        given = defaults(headers, struct)
+        if given:
+            lines += ["", f"extension {struct.name} {{", f"  static var standard: {struct.name} {{"]
+            lines += [
+                f"    var own = {struct.name}()",
+                f"    own.struct_size = MemoryLayout<{struct.name}>.size",
+            ]
+            lines += [
+                *(f"    own.{field} = {value}" for field, value in given.items()),
+                "    return own",
+                "  }",
+                "}",
+            ]
+        value = ".standard" if given else f"{struct.name}()"
+        lines += [
+            "",
+            f'@implementation @_cdecl("{name}")',
+            *_head(name, f"_ given: UnsafeMutablePointer<{struct.name}>?, _ struct_size: Int"),
+            f"  initialise(given, struct_size, {value})",
+            "}",
+        ]
+    return "\n".join(lines) + "\n"

@@ -162,8 +162,6 @@ def _constants(headers: Headers) -> list[tuple[str, int]]:
 
 def _struct(headers: Headers, struct: Struct) -> str:
     known = meaning.of_fields(headers, struct)
-    if struct.sized and f"{struct.name}_init" not in headers.functions:
-        refuse(struct.name, f"has a struct_size and no function {struct.name}_init")
     callbacks, lines = [], []
     for field in struct.fields:
         kind = _ctype(headers, field.type)
@@ -177,7 +175,7 @@ def _struct(headers: Headers, struct: Struct) -> str:
     parts = ["".join(callbacks)] if callbacks else []
     parts += ["", f"class {struct.name}({base}):", _docstring(struct.comment), ""]
     parts += ["    _fields_ = [", *lines, "    ]"]
-    defaults = _defaults(headers, struct) if struct.sized else {}
+    defaults = initializers.defaults(headers, struct) if struct.sized else {}
     if defaults:
         parts.append(_table("    _defaults_ = ", defaults.items()))
     parts += [*_meanings(known), *_sizes(struct), *_arrays(struct)]
@@ -231,22 +229,6 @@ def _words(meant: Meaning) -> str:
 def _argument_words(function: str, known: dict[str, Meaning]) -> list[str]:
     some = [f'"{name}": {_words(m)}' for name, m in known.items() if m.words]
     return [f'    "{function}": {{{", ".join(some)}}},'] if some else []
-
-
-def _defaults(headers: Headers, struct: Struct) -> dict[str, int | float]:
-    """Return the values of a struct's macro that are not 0."""
-    members = {m.name: m.value for enum in headers.enums.values() for m in enum.members}
-    found: dict[str, int | float] = {}
-    for field in struct.fields[1:]:
-        text = initializers.values(headers, struct)[field.name]
-        if field.type.length or field.type.stars:
-            continue
-        value: int | float = members.get(text, 0)
-        if text not in members:
-            value = float(text.rstrip("f")) if field.type.name in ("float", "double") else int(text)
-        if value != 0:
-            found[field.name] = value
-    return found
 
 
 def _ctype(headers: Headers, kind: Type) -> str:

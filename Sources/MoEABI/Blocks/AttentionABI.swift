@@ -1,18 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_attention_config_init")
-public func moe_attention_config_init(_ config: UnsafeMutablePointer<moe_attention_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_attention_config())
-}
-
-@implementation @_cdecl("moe_attention_gradients_init")
-public func moe_attention_gradients_init(
-  _ gradients: UnsafeMutablePointer<moe_attention_gradients>?, _ struct_size: Int
-) {
-  initialise(gradients, struct_size, moe_attention_gradients())
-}
-
 @implementation @_cdecl("moe_attention_forward")
 public func moe_attention_forward(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_attention_config>?, _ query: UnsafePointer<Float>?,

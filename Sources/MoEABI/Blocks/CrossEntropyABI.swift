@@ -1,16 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_cross_entropy_config_init")
-public func moe_cross_entropy_config_init(
-  _ config: UnsafeMutablePointer<moe_cross_entropy_config>?, _ struct_size: Int
-) {
-  // As MOE_CROSS_ENTROPY_CONFIG_INIT, which Swift cannot import.
-  var defaults = moe_cross_entropy_config()
-  (defaults.ignore_index, defaults.d_loss) = (-100, 1)
-  initialise(config, struct_size, defaults)
-}
-
 @implementation @_cdecl("moe_cross_entropy")
 public func moe_cross_entropy(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_cross_entropy_config>?, _ x: UnsafePointer<Float>?,

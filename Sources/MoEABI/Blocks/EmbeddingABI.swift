@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_embedding_config_init")
-public func moe_embedding_config_init(_ config: UnsafeMutablePointer<moe_embedding_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_embedding_config())
-}
-
 /// What forward and backward of embeddings share.
 private struct EmbeddingCall {
   let embedding: Embedding

@@ -17,11 +17,6 @@ struct ArraySize {
   }
 }
 
-@implementation @_cdecl("moe_linear_config_init")
-public func moe_linear_config_init(_ config: UnsafeMutablePointer<moe_linear_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_linear_config())
-}
-
 /// What forward and backward of a product share.
 private struct LinearCall {
   let shape: LinearShape

@@ -1,13 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_norm_config_init")
-public func moe_norm_config_init(_ config: UnsafeMutablePointer<moe_norm_config>?, _ struct_size: Int) {
-  var defaults = moe_norm_config()
-  defaults.epsilon = 1e-5  // as MOE_NORM_CONFIG_INIT, which Swift cannot import
-  initialise(config, struct_size, defaults)
-}
-
 /// What forward and backward of a norm share.
 private struct NormCall {
   let kind: Norm.Kind

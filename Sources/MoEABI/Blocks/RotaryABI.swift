@@ -1,13 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_rotary_config_init")
-public func moe_rotary_config_init(_ config: UnsafeMutablePointer<moe_rotary_config>?, _ struct_size: Int) {
-  var defaults = moe_rotary_config()
-  defaults.theta = 10000  // as MOE_ROTARY_CONFIG_INIT, which Swift cannot import
-  initialise(config, struct_size, defaults)
-}
-
 @implementation @_cdecl("moe_rotate")
 public func moe_rotate(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_rotary_config>?, _ x: UnsafeMutablePointer<Float>?

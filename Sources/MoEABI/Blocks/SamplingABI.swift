@@ -1,14 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_sampling_init")
-public func moe_sampling_init(_ sampling: UnsafeMutablePointer<moe_sampling>?, _ struct_size: Int) {
-  // MOE_SAMPLING_INIT, which Swift cannot import.
-  initialise(
-    sampling, struct_size,
-    moe_sampling(struct_size: MemoryLayout<moe_sampling>.size, temperature: 0, top_k: 0, top_p: 1, seed: 0))
-}
-
 @implementation @_cdecl("moe_sample")
 public func moe_sample(
   _ context: OpaquePointer?, _ logits: UnsafePointer<Float>?, _ vocabulary_size: Int64,

@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_context_config_init")
-public func moe_context_config_init(_ config: UnsafeMutablePointer<moe_context_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_context_config())
-}
-
 @implementation @_cdecl("moe_context_create")
 public func moe_context_create(
   _ config: UnsafePointer<moe_context_config>?, _ out: UnsafeMutablePointer<OpaquePointer?>?

@@ -6,11 +6,6 @@ public func moe_phase_name(_ phase: Int32) -> UnsafePointer<CChar>? {
   Phase.name(phase)
 }
 
-@implementation @_cdecl("moe_phase_time_init")
-public func moe_phase_time_init(_ time: UnsafeMutablePointer<moe_phase_time>?, _ struct_size: Int) {
-  initialise(time, struct_size, moe_phase_time())
-}
-
 @implementation @_cdecl("moe_profile_start")
 public func moe_profile_start(_ context: OpaquePointer?, _ max_events: Int64) -> moe_status {
   attempt { () throws(Fault) in

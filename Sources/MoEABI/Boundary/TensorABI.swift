@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_tensor_init")
-public func moe_tensor_init(_ tensor: UnsafeMutablePointer<moe_tensor>?, _ struct_size: Int) {
-  initialise(tensor, struct_size, moe_tensor())
-}
-
 extension moe_tensor {
   /// Describes a parameter of the library's.
   init(_ parameter: Parameter, struct_size: Int) {

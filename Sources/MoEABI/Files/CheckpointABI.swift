@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_stored_tensor_init")
-public func moe_stored_tensor_init(_ tensor: UnsafeMutablePointer<moe_stored_tensor>?, _ struct_size: Int) {
-  initialise(tensor, struct_size, moe_stored_tensor())
-}
-
 @implementation @_cdecl("moe_checkpoint_open")
 public func moe_checkpoint_open(
   _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ out: UnsafeMutablePointer<OpaquePointer?>?

@@ -44,13 +44,6 @@ private func requireOffloadable(_ layer: LayerPointer) throws(Fault) {
   }
 }
 
-@implementation @_cdecl("moe_offload_statistics_init")
-public func moe_offload_statistics_init(
-  _ statistics: UnsafeMutablePointer<moe_offload_statistics>?, _ struct_size: Int
-) {
-  initialise(statistics, struct_size, moe_offload_statistics())
-}
-
 @implementation @_cdecl("moe_layer_offload_statistics")
 public func moe_layer_offload_statistics(
   _ layer: OpaquePointer?, _ statistics: UnsafeMutablePointer<moe_offload_statistics>?

@@ -1,11 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_training_init")
-public func moe_training_init(_ training: UnsafeMutablePointer<moe_training>?, _ struct_size: Int) {
-  initialise(training, struct_size, moe_training())
-}
-
 @implementation @_cdecl("moe_training_save")
 public func moe_training_save(
   _ context: OpaquePointer?, _ training: UnsafePointer<moe_training>?, _ path: UnsafePointer<CChar>?

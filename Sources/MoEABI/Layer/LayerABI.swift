@@ -2,11 +2,6 @@ import CMoE
 import CShims
 import MoE
 
-@implementation @_cdecl("moe_layer_config_init")
-public func moe_layer_config_init(_ config: UnsafeMutablePointer<moe_layer_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_layer_config())
-}
-
 @implementation @_cdecl("moe_layer_create")
 public func moe_layer_create(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_layer_config>?, _ out: UnsafeMutablePointer<OpaquePointer?>?

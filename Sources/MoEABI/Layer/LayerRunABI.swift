@@ -3,16 +3,6 @@ import MoE
 
 // Forward and backward.
 
-@implementation @_cdecl("moe_forward_options_init")
-public func moe_forward_options_init(_ options: UnsafeMutablePointer<moe_forward_options>?, _ struct_size: Int) {
-  initialise(options, struct_size, moe_forward_options())
-}
-
-@implementation @_cdecl("moe_backward_options_init")
-public func moe_backward_options_init(_ options: UnsafeMutablePointer<moe_backward_options>?, _ struct_size: Int) {
-  initialise(options, struct_size, moe_backward_options())
-}
-
 @implementation @_cdecl("moe_layer_forward")
 public func moe_layer_forward(
   _ layer: OpaquePointer?, _ x: UnsafeRawPointer?, _ n_tokens: Int64,

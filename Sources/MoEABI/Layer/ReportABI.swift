@@ -3,11 +3,6 @@ import MoE
 
 // What a call tells beside its output.
 
-@implementation @_cdecl("moe_report_init")
-public func moe_report_init(_ report: UnsafeMutablePointer<moe_report>?, _ struct_size: Int) {
-  initialise(report, struct_size, moe_report())
-}
-
 extension Layer.Details {
   /// Where the caller wants the arrays of a report.
   init(_ asked: moe_report) {

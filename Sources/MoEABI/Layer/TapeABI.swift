@@ -26,11 +26,6 @@ public func moe_tape_bind(_ tape: OpaquePointer?, _ memory: UnsafeMutableRawPoin
   }
 }
 
-@implementation @_cdecl("moe_plan_init")
-public func moe_plan_init(_ plan: UnsafeMutablePointer<moe_plan>?, _ struct_size: Int) {
-  initialise(plan, struct_size, moe_plan())
-}
-
 @implementation @_cdecl("moe_layer_plan")
 public func moe_layer_plan(
   _ layer: OpaquePointer?, _ n_tokens: Int64, _ options: UnsafePointer<moe_forward_options>?, _ taped: Int32,

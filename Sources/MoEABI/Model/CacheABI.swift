@@ -40,11 +40,6 @@ public func moe_cache_truncate(_ cache: OpaquePointer?, _ length: Int64) -> moe_
   }
 }
 
-@implementation @_cdecl("moe_read_options_init")
-public func moe_read_options_init(_ options: UnsafeMutablePointer<moe_read_options>?, _ struct_size: Int) {
-  initialise(options, struct_size, moe_read_options())
-}
-
 @implementation @_cdecl("moe_model_read")
 public func moe_model_read(
   _ model: OpaquePointer?, _ cache: OpaquePointer?, _ tokens: UnsafePointer<Int32>?, _ n: Int64,

@@ -3,11 +3,6 @@ import MoE
 
 // The one place where moe_model_config becomes a plan, and where contradictions are found.
 
-@implementation @_cdecl("moe_model_config_init")
-public func moe_model_config_init(_ config: UnsafeMutablePointer<moe_model_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, moe_model_config())
-}
-
 @implementation @_cdecl("moe_encoder_layer_config_init")
 public func moe_encoder_layer_config_init(_ config: UnsafeMutablePointer<moe_model_config>?, _ struct_size: Int) {
   var layer = moe_model_config()

@@ -1,16 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_clip_state_init")
-public func moe_clip_state_init(_ state: UnsafeMutablePointer<moe_clip_state>?, _ struct_size: Int) {
-  // MOE_CLIP_STATE_INIT, which Swift cannot import.
-  initialise(
-    state, struct_size,
-    moe_clip_state(
-      struct_size: MemoryLayout<moe_clip_state>.size, decay: 0.97, threshold: 2.5, warmup_steps: 25, mean: 0,
-      variance: 0, count: 0))
-}
-
 @implementation @_cdecl("moe_adaptive_clip")
 public func moe_adaptive_clip(
   _ state: UnsafeMutablePointer<moe_clip_state>?, _ norm: Double, _ max_norm: UnsafeMutablePointer<Double>?

@@ -1,21 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_muon_config_init")
-public func moe_muon_config_init(_ config: UnsafeMutablePointer<moe_muon_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, .standard)
-}
-
-extension moe_muon_config {
-  /// MOE_MUON_CONFIG_INIT, which Swift cannot import.
-  fileprivate static var standard: moe_muon_config {
-    moe_muon_config(
-      struct_size: MemoryLayout<moe_muon_config>.size, learning_rate: 1e-3, momentum: 0.95, beta1: 0.9, beta2: 0.95,
-      epsilon: 1e-8, weight_decay: 0.1, by_adamw: nil, state_dtype: ElementType.f32.rawValue, unallocated_state: 0,
-      seed: 0)
-  }
-}
-
 @implementation @_cdecl("moe_muon_create")
 public func moe_muon_create(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_muon_config>?, _ tensors: UnsafePointer<moe_tensor>?,

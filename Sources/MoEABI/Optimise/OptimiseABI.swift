@@ -1,34 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_adamw_config_init")
-public func moe_adamw_config_init(_ config: UnsafeMutablePointer<moe_adamw_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, .standard)
-}
-
-@implementation @_cdecl("moe_sgd_config_init")
-public func moe_sgd_config_init(_ config: UnsafeMutablePointer<moe_sgd_config>?, _ struct_size: Int) {
-  initialise(config, struct_size, .standard)
-}
-
-extension moe_adamw_config {
-  /// MOE_ADAMW_CONFIG_INIT, which Swift cannot import.
-  fileprivate static var standard: moe_adamw_config {
-    moe_adamw_config(
-      struct_size: MemoryLayout<moe_adamw_config>.size, learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8,
-      weight_decay: 0.01, state_dtype: ElementType.f32.rawValue, unallocated_state: 0, seed: 0)
-  }
-}
-
-extension moe_sgd_config {
-  /// MOE_SGD_CONFIG_INIT.
-  fileprivate static var standard: moe_sgd_config {
-    moe_sgd_config(
-      struct_size: MemoryLayout<moe_sgd_config>.size, learning_rate: 1e-3, momentum: 0, weight_decay: 0,
-      state_dtype: ElementType.f32.rawValue, unallocated_state: 0, seed: 0)
-  }
-}
-
 @implementation @_cdecl("moe_adamw_create")
 public func moe_adamw_create(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_adamw_config>?, _ tensors: UnsafePointer<moe_tensor>?,

@@ -1,17 +1,6 @@
 import CMoE
 import MoE
 
-@implementation @_cdecl("moe_schedule_init")
-public func moe_schedule_init(_ schedule: UnsafeMutablePointer<moe_schedule>?, _ struct_size: Int) {
-  // MOE_SCHEDULE_INIT, which Swift cannot import.
-  initialise(
-    schedule, struct_size,
-    moe_schedule(
-      struct_size: MemoryLayout<moe_schedule>.size, kind: Schedule.Kind.constant.rawValue, reserved: 0,
-      learning_rate: 1e-3, warmup_steps: 0, total_steps: 0, final_fraction: 0, pct_start: 0.3, div_factor: 25,
-      final_div_factor: 1e4, base_momentum: 0.85, max_momentum: 0.95))
-}
-
 @implementation @_cdecl("moe_learning_rate")
 public func moe_learning_rate(
   _ schedule: UnsafePointer<moe_schedule>?, _ step: Int64, _ out: UnsafeMutablePointer<Double>?

@@ -107,9 +107,7 @@ def test_some_words_of_an_enum_are_a_type_of_their_own() -> None:
 def test_what_a_header_does_not_say_is_refused(before: str, after: str, text: str) -> None:
     with pytest.raises(reader.HeaderError, match=re.escape(text)):
         headers = changed(before, after)
-        python.abi(headers)
-        python.words(headers)
-        python.presets(headers)
+        files.generated(headers)
 
 
 def test_a_field_that_moves_is_refused() -> None:
