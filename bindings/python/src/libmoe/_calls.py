@@ -35,7 +35,8 @@ class Calls(Weights):
 
         It raises what :meth:`forward` does.
         """
-        return self._forward(x, None, None, None, None)
+        n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
+        return self._forward(x, n_tokens, None, None, None, None)
 
     def forward(
         self,
@@ -139,18 +140,18 @@ class Calls(Weights):
         if sequence_length:
             sizes["n_sequences"] = n_sequences(n_tokens, sequence_length)
         blank = Blank(self._losses, **sizes)
-        y = self._forward(x, options, out, tape, blank.c_report)
+        y = self._forward(x, n_tokens, options, out, tape, blank.c_report)
         return Output(y, Report(**blank.filled()))
 
     def _forward(
         self,
         x: Array,
+        n_tokens: int,
         options: abi.moe_forward_options | None,
         out: Array | None,
         tape: Tape | None,
         report: abi.moe_report | None,
     ) -> Array:
-        n_tokens = check.tokens("x", x, self.hidden_size, self._io_dtype)
         if tape is not None:
             check.instance("tape", tape, Tape, "layer.tape()")
         y = np.empty_like(x) if out is None else self._tokens("out", out, x.shape, write=True)
