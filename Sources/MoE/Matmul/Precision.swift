@@ -47,7 +47,7 @@ protocol Precision {
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
-  /// The same for sums over tokens: [chunk][m / unit][32][unit].
+  /// Such columns as sums over tokens read them: [chunk][m / unit][32][unit].
   static func gatherTokens(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
@@ -73,7 +73,7 @@ protocol Precision {
   /// From the array to the workplace, and back: nothing where they are the same.
   static func load(_ n: Int, _ array: Source, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels)
   static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels)
-  /// The same for a chunk [m][32] that sums over tokens will read.
+  /// Stores a chunk [m][32] as sums over tokens will read it.
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels)
   /// sum[j] += every row's j-th element of one chunk of a tile [m / unit][32][unit], in ascending order
   static func addTokens(
@@ -85,7 +85,7 @@ extension Precision {
     matrix.data.assumingMemoryBound(to: Element.self) + matrix.first
   }
 
-  /// The same of weights in any format.
+  /// Packs weights of any format; those that are not panels' own elements go by way of floats.
   static func pack(
     _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
   ) {

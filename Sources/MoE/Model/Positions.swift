@@ -15,7 +15,7 @@ extension ModelInput {
     positions == nil && (validMask != nil || known != nil) && c.placesTokens
   }
 
-  /// The same call with the positions it has, written into `memory` [B,S] where they are counted: a real token has that many
+  /// This call with the positions it has, written into `memory` [B,S] where they are counted: a real token has that many
   /// real ones before it; padding, whose position is nobody's business, follows the real one before it.
   func placed(in memory: UnsafeMutablePointer<Int64>?, _ c: ModelConfiguration) -> ModelInput {
     guard let memory else { return self }

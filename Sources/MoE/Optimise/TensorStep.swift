@@ -14,7 +14,7 @@ struct TensorStep {
   let moments: Moments
   let scratch: Arena  // what `takeScratch` takes is there
 
-  /// The same for some of the elements.
+  /// Some of its elements as a part of their own.
   func of(_ range: Range<Int>) -> TensorStep {
     TensorStep(
       context: context, shape: shape, group: group, clip: clip, elements: range, data: data,

@@ -46,7 +46,7 @@ extension Optimizer {
       }
     }
 
-    /// The same for work that changes nothing.
+    /// Has work done that changes nothing in the rule.
     func read<W: RuleWork>(_ work: W) -> W.Result {
       var copy = self
       return copy.apply(work)

@@ -36,7 +36,7 @@ public struct Parameter {
     self.isUnallocated = isUnallocated
   }
 
-  /// The same under another name.
+  /// This parameter, its memory included, under another name.
   func named(_ name: UnsafePointer<CChar>) -> Parameter {
     var own = self
     own.name = name

@@ -29,7 +29,7 @@ struct ParameterSpec {
     ParameterSpec(name, 3, (e, n, m), initial)
   }
 
-  /// The same as a buffer, or in another type.
+  /// This spec, of a buffer; below, of a tensor in another type.
   func buffer() -> ParameterSpec {
     var own = self
     own.isBuffer = true

@@ -71,7 +71,7 @@ struct Parameters {
   /// Once, before anything else.
   func clear() { slots.clear() }
 
-  /// The same, with the experts' parameters those of one group.
+  /// These parameters, where the roles of experts mean those of one group.
   func of(_ group: ExpertGroup) -> Parameters {
     var own = self
     own.group = group.index

@@ -62,7 +62,7 @@ struct Operand {
     return overflow ? .max : end
   }
 
-  /// The same memory with gaps: rows of some bytes, which begin `stride` bytes apart.
+  /// This memory with gaps: rows of some bytes, which begin `stride` bytes apart.
   func inRows(of width: UInt, stride: UInt) -> Operand {
     var rows = self
     (rows.width, rows.stride) = (width, stride)

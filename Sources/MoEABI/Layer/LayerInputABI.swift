@@ -21,7 +21,7 @@ extension Call {
     }
   }
 
-  /// The same for a call that is not made: what it needs may be missing.
+  /// A call that is planned and not made: what it needs may be missing.
   init(
     planning options: UnsafePointer<moe_forward_options>?, tokens: Int, _ c: Configuration,
     _ operands: inout Operands

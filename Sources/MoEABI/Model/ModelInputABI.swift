@@ -3,23 +3,6 @@ import MoE
 
 // What a call of a model brings, checked against the model; and what its report wants.
 
-@implementation @_cdecl("moe_model_input_init")
-public func moe_model_input_init(_ input: UnsafeMutablePointer<moe_model_input>?, _ struct_size: Int) {
-  var defaults = moe_model_input()
-  defaults.ignore_index = -100
-  initialise(input, struct_size, defaults)
-}
-
-@implementation @_cdecl("moe_model_report_init")
-public func moe_model_report_init(_ report: UnsafeMutablePointer<moe_model_report>?, _ struct_size: Int) {
-  initialise(report, struct_size, moe_model_report())
-}
-
-@implementation @_cdecl("moe_model_plan_init")
-public func moe_model_plan_init(_ plan: UnsafeMutablePointer<moe_model_plan>?, _ struct_size: Int) {
-  initialise(plan, struct_size, moe_model_plan())
-}
-
 extension ModelInput {
   /// A call that is made.
   init(
@@ -75,7 +58,7 @@ extension ModelInput {
     positions = try operands.reads(optional: given, tokens, name)
   }
 
-  /// The same for a call that is not made: tokens and hidden states may be missing.
+  /// A call that is planned and not made: tokens and hidden states may be missing.
   init(planning given: moe_model_input, _ model: ModelPointer, _ operands: inout Operands) throws(Fault) {
     let c = model.pointee.configuration
     let most = Int(Int32.max)
