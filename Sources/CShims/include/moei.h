@@ -166,6 +166,11 @@ void moei_output_close(moei_output *output);
 /* What the system calls an errno, and what one of the errors above is, in `text` or in static memory. */
 const char *moei_error_name(int32_t error, char *text, size_t capacity);
 
+/* Whether two stretches of memory hold the same bytes, by the C library's own way for the processor. */
+static inline int32_t moei_is_same(const void *a, const void *b, int64_t bytes) {
+  return __builtin_memcmp(a, b, (size_t)bytes) == 0;
+}
+
 /* ---- instructions without a spelling in Swift: these inline to one ------------------------------------------ */
 
 typedef float moei_f32x16 __attribute__((ext_vector_type(16)));

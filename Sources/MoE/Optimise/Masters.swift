@@ -16,24 +16,11 @@ extension ElementType {
       for start in Swift.stride(from: 0, to: count, by: stretch) {
         let (some, own) = (min(stretch, count - start), data + bytes(first + start))
         fromFloats(master + start, some, rounded, 0, kernels)
-        if isSame(rounded, own, bytes(some)) { continue }
-        for i in 0..<some where !isSame(rounded + bytes(i), own + bytes(i), unit) {
+        if moei_is_same(rounded, own, Int64(bytes(some))) != 0 { continue }
+        for i in 0..<some where moei_is_same(rounded + bytes(i), own + bytes(i), Int64(unit)) == 0 {
           toFloats(data, first + start + i, 1, master + start + i, kernels)
         }
       }
     }
   }
-}
-
-private func isSame(_ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ bytes: Int) -> Bool {
-  var (difference, byte) = (0 as UInt64, 0)
-  while byte + 8 <= bytes {
-    difference |= (a + byte).loadUnaligned(as: UInt64.self) ^ (b + byte).loadUnaligned(as: UInt64.self)
-    byte += 8
-  }
-  while byte < bytes {
-    difference |= UInt64((a + byte).load(as: UInt8.self) ^ (b + byte).load(as: UInt8.self))
-    byte += 1
-  }
-  return difference == 0
 }
