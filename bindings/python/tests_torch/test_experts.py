@@ -83,6 +83,7 @@ def test_other_types_of_weights(case: str, dtype: torch.dtype) -> None:
     """x float32 and weights, biases and routing rounded: float64 computes with the rounded ones."""
     torch.manual_seed(2)
     given = {k: mapped(lambda t: t.to(dtype), v) for k, v in CASES[case].items()}
+    given.pop("glu_limit", None)  # whose gradient jumps
     x, ids, weights = tokens()
     compare(given, x, ids, weights.to(dtype), 2e-2 if dtype is torch.bfloat16 else 2e-3)
     compare(given, x.bfloat16(), ids, weights.to(dtype), 2e-2)

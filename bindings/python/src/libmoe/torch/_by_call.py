@@ -23,10 +23,10 @@ _contexts: dict[tuple[int, int], Context] = {}
 
 def context() -> Context:
     """Return the context of as many threads as torch may use now; one for each process."""
-    key = os.getpid(), min(torch.get_num_threads(), processors())
+    key = os.getpid(), torch.get_num_threads()
     found = _contexts.get(key)
     if found is None:
-        found = _contexts[key] = Context(key[1])
+        found = _contexts[key] = Context(min(key[1], processors()))
     return found
 
 

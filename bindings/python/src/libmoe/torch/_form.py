@@ -27,6 +27,11 @@ class Form(NamedTuple):
         flags = (self.kind, self.activation, self.fused, _bit(self.transposed), _bit(self.weight_on_input))
         return " ".join((*flags, ",".join(self.slots), "".join(map(_bit, self.spread))))
 
+    @property
+    def has_matrices(self) -> bool:
+        """Whether the matrices are given, and not the biases alone."""
+        return "down" in self.slots
+
     def counts(self, n_experts: int) -> list[int]:
         """Return how many tensors each slot has."""
         return [n_experts if spread else 1 for spread in self.spread]

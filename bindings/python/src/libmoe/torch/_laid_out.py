@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Union
 import torch
 from torch import Tensor
 
+from .._native import abi, check
 from ..errors import ArgumentTypeError, InvalidArgumentError
 from ._arrays import require_tensor
 from ._by_call import DTYPES, INDICES
@@ -68,6 +69,7 @@ def laid_out(
     prepared: Prepared | None,
 ) -> LaidOut:
     """Return the tensors in order, with what they are, after a look at their types and shapes."""
+    check.choice("activation", activation, abi.ACTIVATION)
     if expert_kind not in ("gated", "mlp", "linear"):
         raise InvalidArgumentError(f"expert_kind: expected gated, mlp or linear, got {expert_kind!r}")
     apart = expert_kind != "gated" or isinstance(gate_up, tuple) or isinstance(gate_up_bias, tuple)

@@ -49,11 +49,11 @@ def _forward(
     *,
     saves: bool,
 ) -> tuple[Tensor, Tensor]:
-    packed = prepared_of(prepared)
+    given, packed = Experts.of(*told), prepared_of(prepared)
     if packed is not None:
-        packed.require_current(tensors)
+        packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
     handle = None if packed is None else packed._handle
-    return _by_call.forward(Experts.of(*told), x, ids, weights, tensors, handle, saves=saves)
+    return _by_call.forward(given, x, ids, weights, tensors, handle, saves=saves)
 
 
 @experts.register_fake

@@ -45,6 +45,7 @@ class Prepared:
         self.form = form
         self.experts, self.hidden_size = experts, hidden_size
         self._keys = [key_of(tensor) for tensor in tensors]
+        self._rounded = form == "bf16" and tensors[0].dtype is not torch.bfloat16
         self._stale = ""
         self.number = next(_numbers)
         _live[self.number] = self
@@ -61,14 +62,15 @@ class Prepared:
         """Refuse all calls from now on."""
         self._stale = why
 
-    def forget(self) -> None:
-        """Go on without the matrices that were packed: calls are given the other tensors alone."""
-        self._keys = []
-
-    def require_current(self, tensors: Sequence[Tensor]) -> None:
-        """Refuse tensors that are not what was packed, or have changed since."""
+    def require_usable(self, tensors: Sequence[Tensor], *, has_matrices: bool, saves: bool) -> None:
+        """Refuse matrices that are not what was packed, or have changed since; and a backward without them."""
+        if saves and (self._rounded or not has_matrices):
+            raise BadStateError(
+                f"prepared: weights that were {'rounded to bfloat16' if self._rounded else 'released'} are for "
+                "inference; call it under torch.no_grad() or torch.inference_mode()"
+            )
         why = self._stale
-        if not why and any(key_of(t) != key for t, key in zip(tensors, self._keys)):
+        if not why and has_matrices and any(key_of(t) != key for t, key in zip(tensors, self._keys)):
             why = "the weights have changed since"
         if why:
             raise BadStateError(f"prepared: {why}; prepare the experts again, or compute without")

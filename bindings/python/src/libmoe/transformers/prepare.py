@@ -77,7 +77,6 @@ def _pack(module: nn.Module, form: str | None, release: bool) -> None:
             weight = getattr(module, name)
             empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
-        packed.forget()
         module.register_state_dict_pre_hook(_refuse)
         module.register_load_state_dict_pre_hook(_refuse)
 
