@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-import libmoe.transformers
+import libmoe.transformers  # noqa: F401  # registers
 from families import decorated, gradients, small_model
 from libmoe.transformers.known import known
 

@@ -48,7 +48,9 @@ def mixtral(**more: Any) -> PreTrainedModel:
 def qwen() -> PreTrainedModel:
     torch.manual_seed(0)
     return Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**SIZES, intermediate_size=48, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2)
+        Qwen3MoeConfig(
+            **SIZES, intermediate_size=48, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2
+        )
     ).eval()
 
 
@@ -75,7 +77,9 @@ def loss_and_gradients(model: torch.nn.Module, **more: Any) -> tuple[torch.Tenso
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 3e-5) -> None:
+def close(
+    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 3e-5
+) -> None:
     assert actual.keys() == expected.keys()
     least = 0.01 * max(value.abs().max().item() for value in expected.values())
     for name, value in expected.items():
@@ -100,7 +104,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls that libmoe computes."""
     seen: list[int] = []
     forward = libmoe.torch._by_call.forward
-    monkeypatch.setattr(libmoe.torch._by_call, "forward", lambda *a, **k: (seen.append(1), forward(*a, **k))[1])
+    monkeypatch.setattr(
+        libmoe.torch._by_call, "forward", lambda *a, **k: (seen.append(1), forward(*a, **k))[1]
+    )
     return seen
 
 
@@ -172,7 +178,10 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 
 LORA = {
     "attention": {"target_modules": ["q_proj", "v_proj"]},
-    "experts": {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    "experts": {
+        "target_modules": [],
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    },
 }
 
 
@@ -417,7 +426,8 @@ def whole(t):
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 grads = {n: whole(p.grad) for n, p in model.named_parameters()}
 if dist.get_rank() == 0:
-    torch.save((whole(logits), whole(out.logits).detach(), grads, experts.num_experts, len(calls)), sys.argv[3])
+    said = whole(logits), whole(out.logits).detach()
+    torch.save((*said, grads, experts.num_experts, len(calls)), sys.argv[3])
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -433,7 +443,9 @@ def test_expert_parallelism_in_two_processes(tmp_path: Path) -> None:
     done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     logits, trained, gradients, n_experts, n_calls = torch.load(tmp_path / "out")
-    assert n_experts == 4 and n_calls == 4  # each process has half of the experts, and computes two layers twice
+    assert (
+        n_experts == 4 and n_calls == 4
+    )  # each process has half of the experts, and computes two layers twice
     model.set_experts_implementation("eager")
     torch.testing.assert_close(logits, model(IDS).logits)
     torch.testing.assert_close(trained, logits)

@@ -107,7 +107,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe": {"shared_expert_intermediate_size": 24},
     "zaya": {"num_experts_per_tok": 1},
 }
-_ORDER = ("ForCausalLM", "ForTokenClassification", "TextModel", "DecoderModel", "Model", "ForConditionalGeneration")
+_ORDER = (
+    "ForCausalLM",
+    "ForTokenClassification",
+    "TextModel",
+    "DecoderModel",
+    "Model",
+    "ForConditionalGeneration",
+)
 
 
 def models_of(module: str) -> list[type[PreTrainedModel]]:
@@ -117,7 +124,9 @@ def models_of(module: str) -> list[type[PreTrainedModel]]:
         for each in vars(importlib.import_module(module)).values()
         if inspect.isclass(each) and issubclass(each, PreTrainedModel) and each.__module__ == module
     ]
-    ranked = [(order, kind) for order, end in enumerate(_ORDER) for kind in found if kind.__name__.endswith(end)]
+    ranked = [
+        (order, kind) for order, end in enumerate(_ORDER) for kind in found if kind.__name__.endswith(end)
+    ]
     unique = dict.fromkeys(kind for _, kind in sorted(ranked, key=lambda pair: pair[0]))
     return [kind for kind in unique if isinstance(kind.config_class, type)]
 
@@ -135,7 +144,7 @@ def small_config(kind: type[PretrainedConfig], family: str) -> PretrainedConfig:
 
 
 def small_model(module: str, name: str) -> PreTrainedModel:
-    """A model with random values in every parameter, small enough to compare, that has this class of experts."""
+    """A model, random in every parameter and small enough to compare, that has this class of experts."""
     family, reasons = module.split(".")[2], []
     for kind in models_of(module):
         try:
@@ -153,7 +162,9 @@ def small_model(module: str, name: str) -> PreTrainedModel:
         if any(type(each).__name__ == name for each in model.modules()):
             return unsettled(model)
         reasons.append(f"{kind.__name__}: has no {name}")
-    raise LookupError(f"{name}: no small model; add to OVERRIDES[{family!r}] what this says: " + "; ".join(reasons))
+    raise LookupError(
+        f"{name}: no small model; add to OVERRIDES[{family!r}] what this says: " + "; ".join(reasons)
+    )
 
 
 def unsettled(model: PreTrainedModel) -> PreTrainedModel:

@@ -62,9 +62,7 @@ class Experts(NamedTuple):
     def slots(self, tensors: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
         """Yield each slot's name, whether its experts are apart, and its tensors."""
         begin = 0
-        for slot, spread, count in zip(
-            self.form.slots, self.form.spread, self.form.counts(self.n_experts)
-        ):
+        for slot, spread, count in zip(self.form.slots, self.form.spread, self.form.counts(self.n_experts)):
             yield slot, spread, tensors[begin : begin + count]
             begin += count
 
@@ -76,7 +74,9 @@ class Experts(NamedTuple):
             first = given[0]
             if first is None:
                 continue
-            shape, strides = (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
+            shape, strides = (
+                (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
+            )
             for piece in pieces(self.form, slot, shape, strides):
                 part = abi.moe_expert_tensor(
                     part=abi.EXPERT_PART[piece.part], dtype=abi.DTYPE[DTYPES[first.dtype]]
@@ -97,7 +97,7 @@ class Parts(NamedTuple):
     """Parts of the weights as the library reads them."""
 
     array: Any
-    count: int
+    length: int
     held: list[Any]  # what the array points at
 
 
@@ -128,16 +128,14 @@ def forward(
     y, saved = torch.empty_like(x), torch.empty(0, dtype=torch.uint8)
     if saves:
         plan = abi.moe_plan()
-        lib.moe_experts_plan(
-            handle, config, call, parts.array, parts.count, None, 0, 1, plan
-        )
+        lib.moe_experts_plan(handle, config, call, parts.array, parts.length, None, 0, 1, plan)
         saved = torch.empty(plan.tape_bytes, dtype=torch.uint8)
     lib.moe_experts_forward(
         handle,
         config,
         call,
         parts.array,
-        parts.count,
+        parts.length,
         prepared,
         x.data_ptr(),
         y.data_ptr(),
@@ -173,7 +171,7 @@ def backward(
         config,
         call,
         parts.array,
-        parts.count,
+        parts.length,
         saved.data_ptr() if saved.numel() else None,
         saved.numel(),
         x.data_ptr(),
@@ -181,9 +179,8 @@ def backward(
         None if dx is None else dx.data_ptr(),
         None if d_weights is None else d_weights.data_ptr(),
         written.array,
-        written.count,
+        written.length,
         1,
     )
     made = [dx, d_weights, *gradients]
     return [gradient for gradient, needed in zip(made, need) if needed and gradient is not None]
-

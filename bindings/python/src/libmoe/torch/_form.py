@@ -47,7 +47,13 @@ def form_of(word: str) -> Form:
     kind, activation, fused, transposed, on_input, slots, spread = word.split(" ")
     given = tuple(slots.split(",")) if slots else ()
     return Form(
-        kind, activation, fused, transposed == "1", on_input == "1", given, tuple(bit == "1" for bit in spread)
+        kind,
+        activation,
+        fused,
+        transposed == "1",
+        on_input == "1",
+        given,
+        tuple(bit == "1" for bit in spread),
     )
 
 
@@ -72,4 +78,7 @@ def pieces(form: Form, slot: str, shape: tuple[int, ...], strides: tuple[int, ..
     tail = slot.removeprefix("gate_up")
     if form.fused == "interleaved":
         return [Piece("gate" + tail, 0, 2 * output, inputs), Piece("up" + tail, output, 2 * output, inputs)]
-    return [Piece("gate" + tail, 0, output, inputs), Piece("up" + tail, outputs // 2 * output, output, inputs)]
+    return [
+        Piece("gate" + tail, 0, output, inputs),
+        Piece("up" + tail, outputs // 2 * output, output, inputs),
+    ]

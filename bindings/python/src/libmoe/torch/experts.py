@@ -106,8 +106,8 @@ def prepare(
 ) -> Prepared:
     """Pack the experts' weights once, for :func:`experts`: decoding gains most.
 
-    The packed copy takes 4 or 2 bytes a weight and does not follow the tensors: a call after they have changed
-    is refused.  It may be given without the tensors (None in their place), which may then be freed.
+    The packed copy takes 4 or 2 bytes a weight and does not follow the tensors: a call after they have
+    changed is refused.  It may be given without the tensors (None in their place), which may then be freed.
 
     Parameters
     ----------

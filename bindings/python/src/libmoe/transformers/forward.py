@@ -67,13 +67,13 @@ def packed_of(module: nn.Module) -> Prepared | None:
     return None
 
 
-def first_weight(module: nn.Module) -> Tensor:
+def first_weight(module: Any) -> Tensor:
     """Return the matrix that gate and up, or up alone, are."""
     weight: Tensor = module.gate_up_proj if module.has_gate else module.up_proj
     return weight
 
 
-def laid_out(module: nn.Module, found: Known, packed: Prepared | None) -> LaidOut:
+def laid_out(module: Any, found: Known, packed: Prepared | None) -> LaidOut:
     """Return a module's weights as libmoe takes them; those that were released are left out."""
     first, down = first_weight(module), module.down_proj
     n_experts, one, two = first.shape
@@ -90,7 +90,10 @@ def laid_out(module: nn.Module, found: Known, packed: Prepared | None) -> LaidOu
         raise BadStateError(f"{type(module).__name__}: its weights have no memory; load the model again")
     if module.has_bias:
         slots += ["gate_up_bias" if module.has_gate else "up_bias", "down_bias"]
-        tensors += [module.gate_up_proj_bias if module.has_gate else module.up_proj_bias, module.down_proj_bias]
+        tensors += [
+            module.gate_up_proj_bias if module.has_gate else module.up_proj_bias,
+            module.down_proj_bias,
+        ]
     fused = "apart" if not module.has_gate else "concatenated" if module.is_concatenated else "interleaved"
     kind = "gated" if module.has_gate else "mlp"
     form = Form(
@@ -109,7 +112,7 @@ def _unsuitable(module: nn.Module, hidden_states: Tensor) -> str:
     return ""
 
 
-def _theirs(module: nn.Module, hidden_states: Tensor) -> tuple[str, Callable[..., Tensor]]:
+def _theirs(module: Any, hidden_states: Tensor) -> tuple[str, Callable[..., Tensor]]:
     """Return what computes in libmoe's place: the class's own loop, where grouped_mm has not the type."""
     if hidden_states.dtype in (*WEIGHTS, torch.float16):
         return "grouped_mm", grouped_mm_experts_forward
