@@ -1,9 +1,9 @@
-"""What a user of the installed wheel does, with numpy alone and no OpenBLAS: ``python use.py``, in an empty folder."""
+"""What a user of the wheel does, with numpy alone and no OpenBLAS: ``python use.py`` in an empty folder."""
 
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.metadata
 import pickle
 import pkgutil
 import subprocess
@@ -25,6 +25,8 @@ def the_package_is_the_installed_one() -> None:
     assert told("--library") == str(library)
     assert told("--include-dir") == str(package / "include")
     assert told("--cmake-dir") == str(package / "lib" / "cmake" / "libmoe")
+    packages = {found.metadata["Name"] for found in importlib.metadata.distributions()}
+    assert packages - {"pip", "setuptools", "wheel"} == {"libmoe", "numpy"}, packages
     headers = {path.name for path in (package / "include").iterdir()}
     assert headers == {"moe.h", "moe_model.h", "moe.hpp"}, headers
 
@@ -76,9 +78,7 @@ def a_model_learns() -> None:
     losses = []
     for step in range(30):
         model.zero_grad()
-        output = model.forward(
-            text[:, :-1].copy(), text[:, 1:].copy(), training=True, step=step, tape=True
-        )
+        output = model.forward(text[:, :-1].copy(), text[:, 1:].copy(), training=True, step=step, tape=True)
         model.backward(output)
         optimizer.step(max_norm=1.0)
         losses.append(output.loss)
@@ -99,7 +99,9 @@ def there_is_no_openblas() -> None:
 
 def the_command_trains() -> None:
     Path("text.txt").write_bytes(b"the experts learn what they see\n" * 400)
-    small = "--hidden-size 16 --n-layers 1 --n-heads 2 --n-experts 4 --intermediate-size 16 --sequence-length 16"
+    small = (
+        "--hidden-size 16 --n-layers 1 --n-heads 2 --n-experts 4 --intermediate-size 16 --sequence-length 16"
+    )
     command = [str(Path(sys.executable).parent / "libmoe"), "train", "text.txt", "--output", "run"]
     subprocess.run([*command, "--steps", "4", *small.split()], check=True, stdout=subprocess.DEVNULL)
     assert Path("run", "last.safetensors").exists()

@@ -10,12 +10,19 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = "native"  # folder of an sdist: the part of a checkout that builds the library
-SOURCES = ("Package.swift", "include", "scripts/lib", "scripts/setup.sh", "scripts/exports", "scripts/archive")
+SOURCES = (
+    "Package.swift",
+    "include",
+    "scripts/lib",
+    "scripts/setup.sh",
+    "scripts/exports",
+    "scripts/archive",
+)
 SOURCES += ("scripts/pkgconfig", "scripts/cmake")
 
 
 class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Carries libmoe/lib and libmoe/include; one wheel serves every Python 3, since ctypes loads the library."""
+    """Carries libmoe/lib and libmoe/include; one wheel serves every Python 3, since ctypes loads it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Name the files that lie outside of the package's folder, and the wheel after what it runs on."""
@@ -58,8 +65,8 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         self.app.display_info("Building libmoe.so: some minutes")
         if subprocess.run(["sh", str(native / "scripts" / "lib")]).returncode != 0:
             raise SystemExit(
-                "libmoe.so could not be built, for the reason above. Of other systems than Linux on x86-64 it wants "
-                "a Swift toolchain, 6.2 or later, and binutils; for Linux on x86-64 there is a wheel to install."
+                "libmoe.so could not be built, for the reason above. From its source that takes a Swift "
+                "toolchain, 6.2 or later, and binutils; for Linux on x86-64 there is a wheel to install."
             )
 
 

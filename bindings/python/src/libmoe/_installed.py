@@ -1,4 +1,4 @@
-"""Where programs in C and C++ find the library that this package has loaded, and what they are compiled with."""
+"""Where C and C++ programs find the library that this package has loaded, and its headers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cmake_dir() -> Path:
 def _beside(folder: Path, file: str) -> Path:
     if not (folder / file).exists():
         raise FileError(
-            f"there is no {folder / file}: {library()}, which is in use, stands alone; install libmoe whole, by "
-            "its wheel or by `make install`, or unset LIBMOE_LIBRARY if it names that library"
+            f"there is no {folder / file}: {library()}, which is in use, stands alone; install libmoe "
+            "whole, by its wheel or by `make install`, or unset LIBMOE_LIBRARY if it names that library"
         )
     return folder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._native import abi, fields
 from ._native.check import Array, FloatArray
-from ._repr import Briefly
+from ._repr import Briefly, brief, rounded
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +61,18 @@ class Summary(Briefly):
     mean_probability: FloatArray
     dropped_per_expert: NDArray[np.int64]
 
+    def _told(self) -> str:
+        loads = self.tokens_per_expert
+        return (
+            f"{self.n_valid:,} tokens to {len(loads)} experts: {loads.min():,} to {loads.max():,} each, "
+            f"{(loads == 0).sum():,} experts without, {self.n_dropped:,} choices dropped; {self._numbers()}"
+        )
+
+    def _numbers(self) -> str:
+        return rounded(
+            aux_loss=self.aux_loss, balance_loss=self.balance_loss, z_loss=self.z_loss, entropy=self.entropy
+        )
+
 
 @dataclass(frozen=True, repr=False)
 class Report(Summary):
@@ -90,6 +102,12 @@ class Report(Summary):
     sequence_probability: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     sequence_valid: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    def _numbers(self) -> str:
+        of_each = [rounded(**{name: value}) for name, value in self.losses.items()]
+        if len(of_each) > 3:
+            of_each = [*of_each[:2], f"{len(of_each) - 2} more losses"]
+        return ", ".join([super()._numbers(), *of_each])
+
 
 def n_sequences(n_tokens: int, sequence_length: int) -> int:
     """Return how many sequences the library makes of a call's tokens."""
@@ -102,6 +120,9 @@ class Output(Briefly):
 
     y: Array
     report: Report
+
+    def _told(self) -> str:
+        return f"y={brief(self.y)}, report={self.report}"
 
 
 _ARRAYS = abi.moe_report._arrays_

@@ -33,6 +33,8 @@ LAYERS: dict[str, dict[str, Any]] = {
         ],
     },
     "bf16": {"weight_dtype": "bf16"},
+    "f16": {"weight_dtype": "f16"},
+    "callbacks": {"context": libmoe.Context(1, log=lambda level, line: None)},
     "inference": {"inference_only": True},
     "no gradients": {"unallocated": "expert_gradients"},
 }
@@ -45,7 +47,7 @@ def test_layers(kind: str, way: str) -> None:
     layer = libmoe.Layer(**options)
     for values in layer.state_dict().values():
         assert values.size
-    if kind != "bf16":
+    if kind not in ("bf16", "f16"):
         for parameter in layer.parameters.values():
             parameter.data[...] = normal(*parameter.data.shape)
     for buffer in layer.buffers.values():
@@ -54,6 +56,9 @@ def test_layers(kind: str, way: str) -> None:
     ids: dict[str, Any] = {"token_ids": np.arange(5)} if kind == "hash" else {}
     x = normal(5, 8)
     np.testing.assert_array_equal(made.forward(x, **ids).y, layer.forward(x, **ids).y)
+    assert {name: values.tobytes() for name, values in made.state_dict().items()} == {
+        name: values.tobytes() for name, values in layer.state_dict().items()
+    }
     assert repr(made) == repr(layer)
     next(iter(made.parameters.values())).data[...] = 9  # memory of its own
     assert not (next(iter(layer.parameters.values())).data == 9).any()
@@ -70,6 +75,46 @@ def test_models(way: str) -> None:
     encoder = libmoe.EncoderLayer(16, 2, 32, norm_first=True, seed=9)
     x = normal(2, 3, 16)
     np.testing.assert_array_equal(WAYS[way](encoder)(x), encoder(x))
+
+
+class Named(libmoe.Layer):
+    """A user's, which is made with other arguments and has more to it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(8, 16, 4, 2)
+        self.seen = [name]
+        self.itself = self
+
+
+class Wide(libmoe.EncoderLayer):
+    def __init__(self) -> None:
+        super().__init__(16, 2, 64)
+        self.notes = {"wide": True}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_classes_that_users_derive(way: str) -> None:
+    layer, x = Named("mine"), normal(3, 8)
+    layer.parameters["router.weight"].data[...] = normal(4, 8)
+    made = WAYS[way](layer)
+    assert type(made) is Named and made.name == "mine" and made.seen == ["mine"]
+    assert (made.seen is layer.seen) == (way == "copy")
+    assert made.itself is (layer if way == "copy" else made)
+    np.testing.assert_array_equal(made(x), layer(x))
+    wide = WAYS[way](Wide())
+    assert type(wide) is Wide and wide.notes == {"wide": True}
+    assert repr(wide) == "Wide(hidden_size=16, n_heads=2, intermediate_size=64)"
+    assert repr(made).startswith("Named(hidden_size=8, intermediate_size=16, n_experts=4, top_k=2")
+
+
+def test_what_the_package_itself_puts_there_is_made_anew() -> None:
+    model = libmoe.Model(16, 1, 2, vocabulary_size=32, moe=MOE)
+    ids = np.zeros((1, 3), np.int32)
+    model.forward(ids, ids, tape=True)  # the model's own tape, which cannot be pickled
+    for thing in (model, libmoe.Layer(8, 16, 4, 2), libmoe.EncoderLayer(16, 2, 32), model.layers[0]):
+        assert vars(thing).keys() <= libmoe.Layer._own
+        assert pickle.loads(pickle.dumps(thing)).state_dict().keys() == thing.state_dict().keys()
 
 
 def test_a_models_layer_becomes_one_of_its_own() -> None:
@@ -119,6 +164,14 @@ def refused(folder: Path) -> dict[str, tuple[Any, str]]:
     ids = np.zeros((1, 3), np.int32)
     libmoe.save(folder / "c.safetensors", {"a": normal(3)})
     unallocated = libmoe.Layer(8, 16, 4, 2, unallocated="expert_weights")
+    bound = libmoe.Layer(8, 16, 4, 2, unallocated=["expert_weights"])
+    for name, shape in (
+        ("up.weight", (4, 16, 8)),
+        ("up.bias", (4, 16)),
+        ("down.weight", (4, 8, 16)),
+        ("down.bias", (4, 8)),
+    ):
+        bound.bind(f"experts.{name}", normal(*shape), normal(*shape))
     closed = libmoe.Layer(8, 16, 4, 2)
     closed.close()
     return {
@@ -136,6 +189,7 @@ def refused(folder: Path) -> dict[str, tuple[Any, str]]:
         "MappedFile": (libmoe.MappedFile(folder / "m", 64), "path and size"),
         "Profile": (libmoe.Context(1).profile(), "profile.phases"),
         "unallocated": (unallocated, "files or memory of their own"),
+        "bound": (bound, "files or memory of their own"),
         "closed": (closed, "is closed"),
     }
 
