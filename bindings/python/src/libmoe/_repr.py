@@ -46,3 +46,20 @@ class Briefly:
 
     def _told(self) -> str:
         raise NotImplementedError
+
+
+class Loads(Briefly):
+    """What reports say, whose fields are written from the header: where the tokens went, and numbers."""
+
+    def _told(self) -> str:
+        told: Any = self
+        loads = told.tokens_per_expert
+        numbers = {name: getattr(told, name) for name in ("aux_loss", "balance_loss", "z_loss", "entropy")}
+        losses = [rounded(**{name: value}) for name, value in getattr(self, "losses", {}).items()]
+        if len(losses) > 3:
+            losses = [*losses[:2], f"{len(losses) - 2} more losses"]
+        return (
+            f"{told.n_valid:,} tokens to {len(loads)} experts: {loads.min():,} to {loads.max():,} each, "
+            f"{(loads == 0).sum():,} experts without, {told.n_dropped:,} choices dropped; "
+            + ", ".join([rounded(**numbers), *losses])
+        )

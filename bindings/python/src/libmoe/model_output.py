@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ._native import abi
 from ._native.check import FloatArray
 from ._native.library import Handle, Native, lib
+from ._native.reports import Report
 from ._repr import Briefly, named, rounded
 from .errors import ArgumentTypeError
-from .report import Report
 
 if TYPE_CHECKING:
     from ._model_call import Call
