@@ -22,6 +22,8 @@ from .context import Context, default_context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .parameter import Parameter
 
+Coefficients = dict[int, dict[int, float]]  # number of a layer to number of a loss to its coefficient
+
 
 class _View:
     """The library's memory as numpy takes it: arrays made from it keep it, and it keeps the handle."""
@@ -131,7 +133,7 @@ class Tensors(Native):
         """Keep what pickle and repr need: the arguments of the class's ``__init__`` by name."""
         names = inspect.signature(kind).parameters
         self._kind = kind
-        self._made_with = {name: made_with[name] for name in names if name != "context"}
+        self._made_with = {name: _kept(made_with[name]) for name in names if name != "context"}
         self._context = context or default_context()
 
     def _told(self) -> str:
@@ -140,17 +142,28 @@ class Tensors(Native):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
-        values = self._own_values()
-        more = {name: value for name, value in vars(self).items() if name not in self._own}
-        return _made_again, (type(self), self._kind, self._made_with, values, None), more or None
+        return _made_again, (*self._to_make_again(), None), self._users() or None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return another one with the same values, in the same context; without gradients, as pickle."""
-        made = _made_again(type(self), self._kind, self._made_with, self._own_values(), self._context)
+        made = _made_again(*self._to_make_again(), context=self._context)
         memo[id(self)] = made
-        more = {name: value for name, value in vars(self).items() if name not in self._own}
-        vars(made).update(copy.deepcopy(more, memo))
+        vars(made).update(copy.deepcopy(self._users(), memo))
         return made
+
+    def _users(self) -> dict[str, Any]:
+        """Return the attributes that a class has which a user derived."""
+        return {name: value for name, value in vars(self).items() if name not in self._own}
+
+    def _to_make_again(self) -> tuple[Any, ...]:
+        return type(self), self._kind, self._made_with, self._own_values(), self._coefficients()
+
+    def _coefficients(self) -> Coefficients:
+        """Return those of losses that were set since it was made, by layer and term."""
+        raise NotImplementedError
+
+    def _set_coefficients(self, coefficients: Coefficients) -> None:
+        raise NotImplementedError
 
     def _own_values(self) -> dict[str, Array]:
         if self._open_handle is None:
@@ -283,13 +296,28 @@ class Tensors(Native):
 
 
 def _made_again(
-    kind: Any, base: Any, made_with: dict[str, Any], values: dict[str, Array], context: Context | None
+    kind: Any,
+    base: Any,
+    made_with: dict[str, Any],
+    values: dict[str, Array],
+    coefficients: Coefficients,
+    context: Context | None,
 ) -> Any:
     """Make what was pickled or is copied: an object of ``kind``, by the arguments of its ``base``."""
     made = kind.__new__(kind)
     base.__init__(made, **made_with, context=context)
     Tensors.load_state_dict(made, values)
+    made._set_coefficients(coefficients)
     return made
+
+
+def _kept(value: Any) -> Any:
+    """Return a copy of what the caller may change afterwards."""
+    if isinstance(value, Mapping):
+        return {name: _kept(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_kept(each) for each in value])
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _same(value: Any, default: Any) -> bool:

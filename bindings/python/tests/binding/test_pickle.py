@@ -132,6 +132,30 @@ def test_a_table_that_the_caller_changes_afterwards() -> None:
     np.testing.assert_array_equal(y, layer.forward(x, token_ids=ids).y)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_options_that_the_caller_changes_afterwards(way: str) -> None:
+    """And coefficients that are set after the layer was made."""
+    losses, groups = {"switch": 0.5, "z": 0.25}, [dict(n_experts=4, intermediate_size=8)]
+    layer = libmoe.Layer(8, 0, 4, 2, expert_groups=groups, losses=losses)
+    moe = dict(MOE, losses={"switch": 0.5})
+    model = libmoe.Model(16, 2, 2, vocabulary_size=32, moe=moe)
+    losses["switch"], groups[0]["intermediate_size"] = 9.0, 16
+    moe["n_experts"] = 2
+    layer.set_loss_coefficient(1, 0.75)
+    model.layers[1].set_loss_coefficient(0, 2.0)
+    x, ids = normal(5, 8), np.arange(6, dtype=np.int32).reshape(1, 6)
+    report = WAYS[way](layer).forward(x).report
+    expected = 0.01 * report.balance_loss + 0.001 * report.z_loss
+    expected += 0.5 * report.losses["switch"] + 0.75 * report.losses["z"]
+    assert report.aux_loss == pytest.approx(expected, rel=1e-5)
+    assert report.aux_loss == layer.forward(x).report.aux_loss
+    assert WAYS[way](model).forward(ids, ids).objective == model.forward(ids, ids).objective
+    first, second = (each.forward(normal(5, 16)).report for each in WAYS[way](model).layers)
+    for found, coefficient in ((first, 0.5), (second, 2.0)):
+        own = 0.01 * found.balance_loss + 0.001 * found.z_loss
+        assert found.aux_loss == pytest.approx(own + coefficient * found.losses["switch"], rel=1e-5)
+
+
 def test_a_copy_computes_in_the_same_context_and_trains_by_itself() -> None:
     context = libmoe.Context(1)
     layer = libmoe.Layer(8, 16, 4, 2, context=context)
