@@ -142,11 +142,11 @@ class Tensors(Native):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
-        return _made_again, (*self._to_make_again(), None), self._users() or None
+        return _made_again, self._to_make_again(None), self._users() or None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return another one with the same values, in the same context; without gradients, as pickle."""
-        made = _made_again(*self._to_make_again(), context=self._context)
+        made = _made_again(*self._to_make_again(self._context))
         memo[id(self)] = made
         vars(made).update(copy.deepcopy(self._users(), memo))
         return made
@@ -155,8 +155,11 @@ class Tensors(Native):
         """Return the attributes that a class has which a user derived."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
-    def _to_make_again(self) -> tuple[Any, ...]:
-        return type(self), self._kind, self._made_with, self._own_values(), self._coefficients()
+    def _to_make_again(
+        self, context: Context | None
+    ) -> tuple[type, type, dict[str, Any], dict[str, Array], Coefficients, Context | None]:
+        values = self._own_values()
+        return type(self), self._kind, self._made_with, values, self._coefficients(), context
 
     def _coefficients(self) -> Coefficients:
         """Return those of losses that were set since it was made, by layer and term."""
