@@ -135,7 +135,8 @@ def test_a_table_that_the_caller_changes_afterwards() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_options_that_the_caller_changes_afterwards(way: str) -> None:
     """And coefficients that are set after the layer was made."""
-    losses, groups = {"switch": 0.5, "z": 0.25}, [dict(n_experts=4, intermediate_size=8)]
+    losses: dict[libmoe.words.Loss, float] = {"switch": 0.5, "z": 0.25}
+    groups = [libmoe.ExpertGroup(n_experts=4, intermediate_size=8)]
     layer = libmoe.Layer(8, 0, 4, 2, expert_groups=groups, losses=losses)
     moe = dict(MOE, losses={"switch": 0.5})
     model = libmoe.Model(16, 2, 2, vocabulary_size=32, moe=moe)
