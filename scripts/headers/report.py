@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .._repr import Briefly
+from .._repr import Loads
 '''
 _SUMMARY = """\
 Losses and loads of one forward call, or of several together.
@@ -50,7 +50,7 @@ def reports(headers: Headers, note: str) -> str:
     return "\n".join(
         [
             _HEAD.format(note=note),
-            *_class(headers, "Summary", "Briefly", _SUMMARY, summary),
+            *_class(headers, "Summary", "Loads", _SUMMARY, summary),
             *_class(headers, "Report", "Summary", _REPORT, report),
         ]
     )

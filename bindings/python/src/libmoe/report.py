@@ -11,7 +11,7 @@ import numpy as np
 from ._native import abi, fields
 from ._native.check import Array
 from ._native.reports import Report, Summary
-from ._repr import Briefly
+from ._repr import Briefly, brief
 
 
 def n_sequences(n_tokens: int, sequence_length: int) -> int:
@@ -25,6 +25,9 @@ class Output(Briefly):
 
     y: Array
     report: Report
+
+    def _told(self) -> str:
+        return f"y={brief(self.y)}, report={self.report}"
 
 
 _ARRAYS = abi.moe_report._arrays_

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .._repr import Briefly
+from .._repr import Loads
 
 
 @dataclass(frozen=True, repr=False)
-class Summary(Briefly):
+class Summary(Loads):
     """Losses and loads of one forward call, or of several together.
 
     T tokens, E experts, K choices a token.
