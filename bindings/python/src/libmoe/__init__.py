@@ -12,6 +12,8 @@ from ._native import interpreter as _interpreter  # noqa: F401  # numpy does not
 
 # isort: split
 from . import presets, words
+from ._native.memory import Memory
+from ._native.reports import Report, Summary
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
@@ -28,6 +30,15 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
+from .expert_weights import ExpertWeights
+from .experts import (
+    ExpertsOutput,
+    PreparedExperts,
+    experts_backward,
+    experts_forward,
+    experts_plan,
+    experts_prepare,
+)
 from .generation import Cache
 from .layer import Layer
 from .losses import pooled_balance_loss
@@ -37,7 +48,7 @@ from .model_output import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, Muon, Optimizer, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
-from .report import Output, Report, Summary
+from .report import Output
 from .routing import Routing
 from .schedule import Schedule
 from .statistics import Statistics
@@ -56,11 +67,14 @@ __all__ = [
     "Context",
     "EncoderLayer",
     "ExpertGroup",
+    "ExpertWeights",
+    "ExpertsOutput",
     "FileError",
     "Group",
     "InvalidArgumentError",
     "Layer",
     "MappedFile",
+    "Memory",
     "Model",
     "ModelOutput",
     "ModelPlan",
@@ -75,6 +89,7 @@ __all__ = [
     "Parameter",
     "PhaseTime",
     "Plan",
+    "PreparedExperts",
     "Profile",
     "Report",
     "Routing",
@@ -86,6 +101,10 @@ __all__ = [
     "build_info",
     "clip_grad_norm",
     "default_context",
+    "experts_backward",
+    "experts_forward",
+    "experts_plan",
+    "experts_prepare",
     "from_bfloat16",
     "load_training",
     "pooled_balance_loss",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .._repr import described
-from ..report import Report as Numbers
+from .._native.reports import Report as Numbers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
