@@ -13,10 +13,14 @@ from torch import Tensor
 from .._native import abi
 from .._native.library import lib
 from ..context import Context, processors
+from ..experts import _config
 from ._form import Form, form_of, pieces
+from ._threads import calm
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
+
+_NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
 
 _contexts: dict[tuple[int, int], Context] = {}
 
@@ -26,6 +30,7 @@ def context() -> Context:
     key = os.getpid(), torch.get_num_threads()
     found = _contexts.get(key)
     if found is None:
+        calm()
         found = _contexts[key] = Context(min(key[1], processors()))
     return found
 
@@ -45,18 +50,15 @@ class Experts(NamedTuple):
 
     def config(self, hidden_size: int, io_dtype: torch.dtype) -> Any:
         """Return them as the library reads them."""
-        limit, alpha, offset = self.glu
-        return abi.moe_experts_config(
-            n_experts=self.n_experts,
-            hidden_size=hidden_size,
-            intermediate_size=self.intermediate_size,
-            expert_kind=abi.EXPERT_KIND[self.form.kind],
-            activation=0 if self.form.kind == "linear" else abi.ACTIVATION[self.form.activation],
-            glu_limit=limit,
-            glu_alpha=alpha,
-            glu_offset=offset,
+        return _config(
+            self.n_experts,
+            hidden_size,
+            self.intermediate_size,
+            self.form.kind,
+            None if self.form.kind == "linear" else self.form.activation,
+            *self.glu,
             weight_on_input=self.form.weight_on_input,
-            io_dtype=abi.DTYPE[DTYPES[io_dtype]],
+            io=DTYPES[io_dtype],
         )
 
     def slots(self, tensors: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
@@ -77,11 +79,10 @@ class Experts(NamedTuple):
             shape, strides = (
                 (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
             )
-            for piece in pieces(self.form, slot, shape, strides):
-                part = abi.moe_expert_tensor(
-                    part=abi.EXPERT_PART[piece.part], dtype=abi.DTYPE[DTYPES[first.dtype]]
-                )
-                begin = piece.offset * first.element_size()
+            dtype, size = _NUMBERS[first.dtype], first.element_size()
+            for piece in pieces(slot, self.form.transposed, self.form.fused, shape, strides):
+                part = abi.moe_expert_tensor(part=abi.EXPERT_PART[piece.part], dtype=dtype)
+                begin = piece.offset * size
                 if spread:
                     where = (ctypes.c_void_p * len(given))(*(t.data_ptr() + begin for t in given))
                     held.append(where)

@@ -66,17 +66,19 @@ class Piece(NamedTuple):
     input: int  # from one input to the next
 
 
-def pieces(form: Form, slot: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> list[Piece]:
+@functools.lru_cache(maxsize=256)
+def pieces(
+    slot: str, transposed: bool, fused: str, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> list[Piece]:
     """Return the parts that lie in a slot's tensor: shape and strides are those of one expert."""
     outputs, output, inputs = shape[0], strides[0], 0
     if slot in MATRICES:
-        outputs, output, inputs = shape[0], strides[0], strides[1]
-        if form.transposed:
-            outputs, output, inputs = shape[1], strides[1], strides[0]
+        out, into = (1, 0) if transposed else (0, 1)
+        outputs, output, inputs = shape[out], strides[out], strides[into]
     if not slot.startswith("gate_up"):
         return [Piece(slot, 0, output, inputs)]
     tail = slot.removeprefix("gate_up")
-    if form.fused == "interleaved":
+    if fused == "interleaved":
         return [Piece("gate" + tail, 0, 2 * output, inputs), Piece("up" + tail, output, 2 * output, inputs)]
     return [
         Piece("gate" + tail, 0, output, inputs),
