@@ -1,10 +1,10 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan fuzz check-arm64 install uninstall clean
+.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan test-transformers fuzz check-arm64 install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lib: ## build/lib/libmoe.so and libmoe.a, what pkg-config and CMake read, build/include
 	scripts/lib
@@ -29,6 +29,9 @@ lint: ## swift format, ruff, mypy, shellcheck
 
 test-asan: ## the Swift and C tests under the address sanitizer
 	scripts/test-asan
+
+test-transformers: ## libmoe.torch and libmoe.transformers in full, on every class of the installed transformers
+	scripts/test-torch all
 
 fuzz: ## coverage-guided fuzzing of the C interface and the file formats, a minute each
 	scripts/fuzz

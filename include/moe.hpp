@@ -1,4 +1,4 @@
-/* moe.hpp: for C++17, the handles of moe.h and moe_model.h as objects that free themselves, and errors that throw.
+/* moe.hpp: for C++17, the handles of moe.h, moe_experts.h and moe_model.h as objects that free themselves, and errors that throw.
  *
  *     moe::Context context(moe_context_create, nullptr);
  *     moe_layer_config config = MOE_LAYER_CONFIG_INIT;
@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "moe.h"
+#include "moe_experts.h"
 #include "moe_model.h"
 
 namespace moe {
@@ -64,6 +65,7 @@ class Handle {
 
 using Context = Handle<moe_context, moe_context_free>;
 using Layer = Handle<moe_layer, moe_layer_free>;
+using ExpertsPrepared = Handle<moe_experts_prepared, moe_experts_prepared_free>;
 using Tape = Handle<moe_tape, moe_tape_free>;
 using Routing = Handle<moe_routing, moe_routing_free>;
 using Statistics = Handle<moe_statistics, moe_statistics_free>;

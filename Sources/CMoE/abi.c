@@ -1,6 +1,7 @@
 /* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts
  * that other languages copy (ctypes among them) are pinned here.  Structs only grow at the end.
  * Written by scripts/abi; do not edit. */
+#include "moe_experts.h"
 #include "moe_model.h"
 
 _Static_assert(sizeof(moe_context_config) == 88, "moe_context_config");
@@ -296,6 +297,36 @@ _Static_assert(offsetof(moe_training, tensors) == 64, "moe_training.tensors");
 _Static_assert(offsetof(moe_training, n_tensors) == 72, "moe_training.n_tensors");
 _Static_assert(offsetof(moe_training, without_unallocated) == 80, "moe_training.without_unallocated");
 _Static_assert(offsetof(moe_training, reserved) == 84, "moe_training.reserved");
+
+_Static_assert(sizeof(moe_experts_config) == 64, "moe_experts_config");
+_Static_assert(offsetof(moe_experts_config, struct_size) == 0, "moe_experts_config.struct_size");
+_Static_assert(offsetof(moe_experts_config, n_experts) == 8, "moe_experts_config.n_experts");
+_Static_assert(offsetof(moe_experts_config, hidden_size) == 16, "moe_experts_config.hidden_size");
+_Static_assert(offsetof(moe_experts_config, intermediate_size) == 24, "moe_experts_config.intermediate_size");
+_Static_assert(offsetof(moe_experts_config, expert_kind) == 32, "moe_experts_config.expert_kind");
+_Static_assert(offsetof(moe_experts_config, activation) == 36, "moe_experts_config.activation");
+_Static_assert(offsetof(moe_experts_config, glu_limit) == 40, "moe_experts_config.glu_limit");
+_Static_assert(offsetof(moe_experts_config, glu_alpha) == 44, "moe_experts_config.glu_alpha");
+_Static_assert(offsetof(moe_experts_config, glu_offset) == 48, "moe_experts_config.glu_offset");
+_Static_assert(offsetof(moe_experts_config, weight_on_input) == 52, "moe_experts_config.weight_on_input");
+_Static_assert(offsetof(moe_experts_config, io_dtype) == 56, "moe_experts_config.io_dtype");
+_Static_assert(offsetof(moe_experts_config, reserved) == 60, "moe_experts_config.reserved");
+
+_Static_assert(sizeof(moe_expert_tensor) == 48, "moe_expert_tensor");
+_Static_assert(offsetof(moe_expert_tensor, part) == 0, "moe_expert_tensor.part");
+_Static_assert(offsetof(moe_expert_tensor, dtype) == 4, "moe_expert_tensor.dtype");
+_Static_assert(offsetof(moe_expert_tensor, data) == 8, "moe_expert_tensor.data");
+_Static_assert(offsetof(moe_expert_tensor, experts) == 16, "moe_expert_tensor.experts");
+_Static_assert(offsetof(moe_expert_tensor, strides) == 24, "moe_expert_tensor.strides");
+
+_Static_assert(sizeof(moe_experts_call) == 48, "moe_experts_call");
+_Static_assert(offsetof(moe_experts_call, struct_size) == 0, "moe_experts_call.struct_size");
+_Static_assert(offsetof(moe_experts_call, n_tokens) == 8, "moe_experts_call.n_tokens");
+_Static_assert(offsetof(moe_experts_call, top_k) == 16, "moe_experts_call.top_k");
+_Static_assert(offsetof(moe_experts_call, expert_indices) == 24, "moe_experts_call.expert_indices");
+_Static_assert(offsetof(moe_experts_call, expert_weights) == 32, "moe_experts_call.expert_weights");
+_Static_assert(offsetof(moe_experts_call, index_dtype) == 40, "moe_experts_call.index_dtype");
+_Static_assert(offsetof(moe_experts_call, routing_dtype) == 44, "moe_experts_call.routing_dtype");
 
 _Static_assert(sizeof(moe_norm_config) == 40, "moe_norm_config");
 _Static_assert(offsetof(moe_norm_config, struct_size) == 0, "moe_norm_config.struct_size");

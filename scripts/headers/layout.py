@@ -28,6 +28,7 @@ def pinned(headers: Headers, before: str) -> str:
         "/* The public header as a compiled C target: an edit to it rebuilds what depends on it, and layouts",
         " * that other languages copy (ctypes among them) are pinned here.  Structs only grow at the end.",
         " * Written by scripts/abi; do not edit. */",
+        '#include "moe_experts.h"',
         '#include "moe_model.h"',
     ]
     for name, struct in headers.structs.items():

@@ -22,7 +22,7 @@ struct ExpertPiece {
     first = tiles.start(piece.tiles.lowerBound)
     firstOfExpert = rows.lowerBound
     firstInGroup = rows.lowerBound - dispatch.first
-    firstPlace = (firstInGroup + (unit - 1) * (expert + 1)) / unit * unit
+    firstPlace = Self.firstPlace(firstInGroup, expert: expert, unit: unit)
     self.dispatch = dispatch
   }
 
@@ -31,6 +31,11 @@ struct ExpertPiece {
 
   /// Number of the first of an expert's `rows` among the rows of the group's experts.
   func rowInGroup(_ rows: Range<Int>) -> Int { firstInGroup + rows.lowerBound }
+
+  /// Where an expert begins in a tiled array whose first row is number `row` of the group's.
+  static func firstPlace(_ row: Int, expert: Int, unit: Int) -> Int {
+    (row + (unit - 1) * (expert + 1)) / unit * unit
+  }
 
   /// Rows of a tiled array over all rows of a group.
   static func places(_ rows: Int, experts: Int, unit: Int) -> Int { rows + (unit - 1) * (experts + 1) }

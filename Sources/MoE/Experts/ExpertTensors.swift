@@ -2,61 +2,48 @@ import CShims
 
 // What one expert's computation holds: its tensors, and what is between its matrices.
 
-/// One expert's parameters, its matrices as they are stored; or their gradients.
-struct ExpertTensors<Matrix> {
-  let gateWeight: Matrix?  // [I,H]
+/// One expert's parameters, its matrices as they are stored.
+struct ExpertTensors {
+  let gateWeight: StoredMatrix?  // [I,H]
+  let gateBias: UnsafePointer<Float>?  // [I]
+  let upWeight: StoredMatrix  // [I,H]; the same as downWeight where experts are linear, and not used
+  let upBias: UnsafePointer<Float>?  // [I]
+  let downWeight: StoredMatrix  // [H,I]
+  let downBias: UnsafePointer<Float>?  // [H]
+}
+
+/// The gradients of one expert's parameters, those that are wanted.
+struct ExpertGradients {
+  let gateWeight: GradientMatrix?  // [I,H]
   let gateBias: UnsafeMutablePointer<Float>?  // [I]
-  let upWeight: Matrix  // [I,H]; the same as downWeight where experts are linear, and not used
+  let upWeight: GradientMatrix?  // [I,H]; nil where experts are linear
   let upBias: UnsafeMutablePointer<Float>?  // [I]
-  let downWeight: Matrix  // [H,I]
+  let downWeight: GradientMatrix?  // [H,I]
   let downBias: UnsafeMutablePointer<Float>?  // [H]
-}
 
-extension ExpertTensors<StoredMatrix> {
-  init(_ c: ExpertGroup, expert e: Int, _ parameters: Parameters) {
-    let (h, i, place) = (c.hidden, c.intermediate, parameters.place(ofExpert: e))
-    func matrix(_ role: Parameters.Role, rowStride: Int) -> StoredMatrix? {
-      parameters.memory(role).map { StoredMatrix($0, c.weights, first: place * i * h, rowStride: rowStride) }
-    }
-    gateWeight = matrix(.gateWeight, rowStride: h)
-    gateBias = parameters.data(.gateBias).map { $0 + e * i }
-    upWeight = matrix(c.linear ? .downWeight : .upWeight, rowStride: h)!
-    upBias = parameters.data(.upBias).map { $0 + e * i }
-    downWeight = matrix(.downWeight, rowStride: i)!
-    downBias = parameters.data(.downBias).map { $0 + e * h }
-  }
-}
-
-typealias ExpertGradients = ExpertTensors<UnsafeMutablePointer<Float>>
-
-extension ExpertGradients {
-  init(gradientsIn parameters: Parameters, _ c: ExpertGroup, expert e: Int) {
-    let (h, i) = (c.hidden, c.intermediate)
-    func part(_ role: Parameters.Role, _ place: Int) -> UnsafeMutablePointer<Float>? {
-      parameters.grad(role).map { $0 + place }
-    }
-    gateWeight = part(.gateWeight, e * i * h)
-    gateBias = part(.gateBias, e * i)
-    upWeight = part(c.linear ? .downWeight : .upWeight, e * i * h)!
-    upBias = part(.upBias, e * i)
-    downWeight = part(.downWeight, e * i * h)!
-    downBias = part(.downBias, e * h)
+  init(
+    gate: GradientMatrix?, gateBias: UnsafeMutablePointer<Float>?, up: GradientMatrix?,
+    upBias: UnsafeMutablePointer<Float>?, down: GradientMatrix?, downBias: UnsafeMutablePointer<Float>?
+  ) {
+    (gateWeight, upWeight, downWeight) = (gate, up, down)
+    (self.gateBias, self.upBias, self.downBias) = (gateBias, upBias, downBias)
   }
 
   /// One expert's gradients in memory for a single expert, tensor after tensor as above.
-  init(gradientsOfOneIn memory: UnsafeMutablePointer<Float>, _ c: ExpertGroup) {
-    let (matrix, bias) = (c.intermediate * c.hidden, c.hasBias ? c.intermediate : 0)
+  init(ofOneIn memory: UnsafeMutablePointer<Float>, _ c: ExpertGroup) {
+    let (h, i) = (c.hidden, c.intermediate)
+    let bias = c.hasBias ? i : 0
     var place = memory
-    gateWeight = c.gated ? place : nil
-    if c.gated { place += matrix }
+    gateWeight = c.gated ? GradientMatrix(place, rowStride: h) : nil
+    if c.gated { place += i * h }
     gateBias = c.gated && c.hasBias ? place : nil
     if c.gated { place += bias }
-    upWeight = place
-    if !c.linear { place += matrix }
+    upWeight = c.linear ? nil : GradientMatrix(place, rowStride: h)
+    if !c.linear { place += i * h }
     upBias = c.hasBias && !c.linear ? place : nil
     if !c.linear { place += bias }
-    downWeight = place
-    downBias = c.hasBias ? place + matrix : nil
+    downWeight = GradientMatrix(place, rowStride: i)
+    downBias = c.hasBias ? place + i * h : nil
   }
 }
 

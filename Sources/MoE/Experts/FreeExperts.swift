@@ -17,7 +17,7 @@ struct FreeForward: GroupJob {
       let out = outputs + (rows.lowerBound + r) * padded(h)
       switch c.kind {
       case .identity: kernels.pointee.scale(Int64(h), c.weightOnInput ? weights[r] : 1, x + Int(tokens[r]) * h, out)
-      case .constant: out.update(from: parameters.data(.constant)! + expert * h, count: h)
+      case .constant: out.update(from: source.constant(c, expert: expert), count: h)
       case .zero: out.update(repeating: 0, count: h)
       case .mlp, .gated, .linear: break  // not free: computed by their products
       }
@@ -48,10 +48,11 @@ struct FreeBackward: GroupBackwardJob {
       case .constant:
         // A weight that multiplies what is read has no effect here.
         if !c.weightOnInput {
-          slope = kernels.pointee.dot(Int64(h), dy, parameters.data(.constant)! + expert * h)
+          slope = kernels.pointee.dot(Int64(h), dy, source.constant(c, expert: expert))
         }
-        kernels.pointee.add_scaled(
-          Int64(h), c.weightOnInput ? 1 : weights[r], dy, parameters.grad(.constant)! + expert * h)
+        if let gradient = source.constantGradient(c, expert: expert) {
+          kernels.pointee.add_scaled(Int64(h), c.weightOnInput ? 1 : weights[r], dy, gradient)
+        }
         dRow.update(repeating: 0, count: h)
       case .zero: dRow.update(repeating: 0, count: h)
       case .mlp, .gated, .linear: break  // not free: computed by their products

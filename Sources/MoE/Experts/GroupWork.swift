@@ -6,7 +6,7 @@ import CShims
 struct ExpertsWork {
   let c: Configuration
   let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
+  let source: ExpertSource
   let prepared: PreparedGroups
   let dispatch: Dispatch
   let draws: Draws
@@ -14,7 +14,7 @@ struct ExpertsWork {
   func of(_ index: Int, in context: ContextPointer, only wanted: WantedExperts = .all) -> GroupWork {
     let group = c.groups[index]
     return GroupWork(
-      c: group, matmul: context.matmul, lanes: context.lanes, x: x, parameters: parameters.of(group),
+      c: group, matmul: context.matmul, lanes: context.lanes, x: x, source: source.of(group),
       prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws))
   }
 }
@@ -25,7 +25,7 @@ struct GroupWork {
   let matmul: Matmul
   let lanes: Int  // threads at most, each with scratch of its own
   let x: UnsafePointer<Float>  // [T,H]
-  let parameters: Parameters
+  let source: ExpertSource
   let prepared: PreparedWeights?
   let dispatch: GroupRows
   var dropout: Dropout?
@@ -44,12 +44,12 @@ struct GroupGradients {
   let dy: UnsafePointer<Float>  // [T,H]
   let dWeights: UnsafeMutablePointer<Float>  // [T,slots] of the routing weights; 0 for pairs without a row
   let dRows: UnsafeMutablePointer<Float>  // [rows, padded H] of x, row by row
-  /// Where the gradient of a single expert goes, tensor after tensor; nil where the parameters have memory for all.
+  /// Where the gradient of a single expert goes, tensor after tensor; nil where there is memory for all.
   var oneExpert: UnsafeMutablePointer<Float>?
 
   func tensors(_ work: GroupWork, expert: Int) -> ExpertGradients {
-    if let oneExpert { return ExpertTensors(gradientsOfOneIn: oneExpert, work.c) }
-    return ExpertTensors(gradientsIn: work.parameters, work.c, expert: expert)
+    if let oneExpert { return ExpertGradients(ofOneIn: oneExpert, work.c) }
+    return work.source.gradients(work.c, expert: expert)
   }
 }
 
@@ -63,7 +63,7 @@ extension GroupJob {
   var kernels: UnsafePointer<moei_kernels> { work.matmul.kernels }
   var matmul: Matmul { work.matmul }
   var x: UnsafePointer<Float> { work.x }
-  var parameters: Parameters { work.parameters }
+  var source: ExpertSource { work.source }
   var prepared: PreparedWeights? { work.prepared }
   var dispatch: GroupRows { work.dispatch }
   var dropout: Dropout? { work.dropout }

@@ -25,11 +25,14 @@ struct KeptGroups {
     return take(&arena, group)
   }
 
+  /// Elements of a row.
+  func width(_ group: ExpertGroup) -> Int { packsWeights ? padded(group.intermediate) : group.intermediate }
+
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> KeptPreactivations? {
     guard group.multiplies else { return nil }
     let rows = size.rows(of: group)
-    if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: group.intermediate)) }
-    let width = padded(group.intermediate)
+    if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: width(group))) }
+    let width = width(group)
     switch group.weights.format.precision {
     case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
     case .bf16:

@@ -65,7 +65,7 @@ struct PlainForward: PlainJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: expert, parameters)  // of which the biases
+    let w = source.tensors(c, expert: expert)
     let index = lane.pointee.index
     let mine = dispatch.rows(ofExpert: expert)
     let x = gathered + index * rowsPerBlock * h  // [n,H]
@@ -80,19 +80,22 @@ struct PlainForward: PlainJob {
       round(x, n * h)
       if let gate = pre.gate {
         fillRows(gate, count: n, width: i, stride: i, with: w.gateBias)
-        matmul.addABt(n, i, h, x, lda: h, matrix(.gateWeight, expert, index), ldb: h, gate, ldc: i)
+        let weight = inner(w.gateWeight!, index)
+        matmul.addABt(n, i, h, x, lda: h, weight.start, ldb: weight.stride, gate, ldc: i)
         round(gate, n * i)
       }
       if !c.linear {
         fillRows(pre.up, count: n, width: i, stride: i, with: w.upBias)
-        matmul.addABt(n, i, h, x, lda: h, matrix(.upWeight, expert, index), ldb: h, pre.up, ldc: i)
+        let weight = inner(w.upWeight, index)
+        matmul.addABt(n, i, h, x, lda: h, weight.start, ldb: weight.stride, pre.up, ldc: i)
         round(pre.up, n * i)
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
         round(a, n * i)
       }
       guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
       fillRows(out, count: n, width: h, stride: padded(h), with: w.downBias)
-      matmul.addABt(n, h, i, a, lda: i, matrix(.downWeight, expert, index), ldb: i, out, ldc: padded(h))
+      let weight = outer(w.downWeight, index)
+      matmul.addABt(n, h, i, a, lda: i, weight.start, ldb: weight.stride, out, ldc: padded(h))
     }
   }
 }
@@ -111,14 +114,16 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
   let dInner: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, I]
   let dGate: UnsafeMutablePointer<Float>?  // [lanes, rowsPerBlock, I]
   let dOutputs: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, H] rows of dy
+  let waiting: UnsafeMutablePointer<Float>?  // [lanes, 3, H, I] sums that cannot wait in the gradient
   // Either half may be left out.
   private var findsInputs = true  // gradients of the routing weights and of x
-  private var addsWeights = true  // those of matrices and biases
+  private var addsWeights: Bool  // those of matrices and biases
 
   init(_ arena: inout Arena, _ work: GroupWork, kept: Preactivations<Float>, _ gradients: GroupGradients) {
     self.work = work
     self.gradients = gradients
     self.kept = kept
+    addsWeights = work.source.wantsGradients
     let (c, rows) = (work.c, work.lanes * rowsPerBlock)
     floats = work.floats(&arena)
     gathered = arena.take(Float.self, rows, c.hidden)
@@ -126,6 +131,8 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
     dInner = arena.take(Float.self, rows, c.intermediate)
     dGate = c.gated ? arena.take(Float.self, rows, c.intermediate) : nil
     dOutputs = arena.take(Float.self, rows, c.hidden)
+    let waits = work.source.gradientsWaitElsewhere(rowsOnly: true)
+    waiting = waits ? arena.take(Float.self, work.lanes * 3 * c.hidden, c.intermediate) : nil
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -152,13 +159,45 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let expert = dispatch.experts.lowerBound + item
-    let grad = addsWeights ? gradients.tensors(work, expert: expert) : nil
+    let wanted = addsWeights ? gradients.tensors(work, expert: expert) : nil
     let mine = dispatch.rows(ofExpert: expert)
+    if mine.isEmpty { return }
+    let grad = wanted.map { begin($0, lane.pointee.index) }
+    defer { if let wanted, let grad { finish(wanted, grad) } }
     for block in 0..<blocks(of: mine.count) {
       if lane.pointee.shouldStop() { return }
       let range = rows(ofBlock: block, in: mine.count)
       differentiate(mine.lowerBound + range.lowerBound, range.count, of: expert, grad, lane.pointee.index)
     }
+  }
+
+  /// Where the sums of an expert's gradients are made: in the gradients, or elsewhere until they are complete.
+  private func begin(_ wanted: ExpertGradients, _ lane: Int) -> ExpertGradients {
+    let (h, i) = (c.hidden, c.intermediate)
+    func place(_ gradient: GradientMatrix?, _ number: Int, rows: Int, columns: Int) -> GradientMatrix? {
+      guard let gradient else { return nil }
+      if gradient.isRowsOfFloats {
+        if gradient.overwrites { gradient.clear(rows: rows, columns: columns) }
+        return gradient
+      }
+      let own = GradientMatrix(waiting! + (lane * 3 + number) * h * i, rowStride: columns)
+      gradient.begin(own.floats(0, 0), stride: columns, from: 0, 0, rows: rows, columns: columns, kernels)
+      return own
+    }
+    return ExpertGradients(
+      gate: place(wanted.gateWeight, 0, rows: i, columns: h), gateBias: wanted.gateBias,
+      up: place(wanted.upWeight, 1, rows: i, columns: h), upBias: wanted.upBias,
+      down: place(wanted.downWeight, 2, rows: h, columns: i), downBias: wanted.downBias)
+  }
+
+  private func finish(_ wanted: ExpertGradients, _ sums: ExpertGradients) {
+    func store(_ gradient: GradientMatrix?, _ own: GradientMatrix?, rows: Int, columns: Int) {
+      guard let gradient, let own, !gradient.isRowsOfFloats else { return }
+      gradient.store(own.floats(0, 0), stride: columns, to: 0, 0, rows: rows, columns: columns, kernels)
+    }
+    store(wanted.gateWeight, sums.gateWeight, rows: c.intermediate, columns: c.hidden)
+    store(wanted.upWeight, sums.upWeight, rows: c.intermediate, columns: c.hidden)
+    store(wanted.downWeight, sums.downWeight, rows: c.hidden, columns: c.intermediate)
   }
 
   /// n rows of an expert, from `first` on.
@@ -171,6 +210,7 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
     let da = dInner + index * rowsPerBlock * i  // [n,I]
     let rows = dOutputs + index * rowsPerBlock * h  // [n,H]
     let dx = findsInputs ? dRows + first * padded(h) : nil  // [n, padded H]
+    let w = source.tensors(c, expert: expert)
 
     gather(self.x, tokens, weights: c.weightOnInput ? dispatch.weights(from: first) : nil, count: n, work, into: x)
     round(x, n * h)
@@ -183,7 +223,8 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
 
     // da = dy W_down, still without the routing weight, whose gradient it gives.
     da.update(repeating: 0, count: n * i)
-    matmul.addAB(n, i, h, rows, lda: h, matrix(.downWeight, expert, index), ldb: i, da, ldc: i)
+    let down = outer(w.downWeight, index)
+    matmul.addAB(n, i, h, rows, lda: h, down.start, ldb: down.stride, da, ldc: i)
     if !c.weightOnInput { weigh(first, n, of: expert, a, da, rows) }
     if let dropout { for row in 0..<n { dropout.apply(da + row * i, pair: Int(pairs[row]), from: 0, count: i) } }
     round(rows, n * h)
@@ -197,21 +238,23 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
     if let dx { fillRows(dx, count: n, width: h, stride: padded(h), with: nil) }
     /// dW += d^T x;  dx += d W
     func add(
-      _ d: UnsafeMutablePointer<Float>, _ role: Parameters.Role, _ weight: UnsafeMutablePointer<Float>?,
+      _ d: UnsafeMutablePointer<Float>, _ matrix: StoredMatrix, _ weight: GradientMatrix?,
       _ bias: UnsafeMutablePointer<Float>?
     ) {
       round(d, n * i)
-      if let weight { addWeightGradient(d, width: i, times: x, width: h, n, to: weight, bias) }
-      if let dx { matmul.addAB(n, h, i, d, lda: i, matrix(role, expert, index), ldb: h, dx, ldc: padded(h)) }
+      addWeightGradient(d, width: i, times: x, width: h, n, to: weight, bias)
+      guard let dx else { return }
+      let weight = inner(matrix, index)
+      matmul.addAB(n, h, i, d, lda: i, weight.start, ldb: weight.stride, dx, ldc: padded(h))
     }
     if let gate = pre.gate {
       let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
       kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
-      add(dGate, .gateWeight, grad?.gateWeight, grad?.gateBias)
+      add(dGate, w.gateWeight!, grad?.gateWeight, grad?.gateBias)
     } else {
       kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
     }
-    add(da, .upWeight, grad?.upWeight, grad?.upBias)
+    add(da, w.upWeight, grad?.upWeight, grad?.upBias)
   }
 
   /// The routing weights' gradients, from da without the weights. Then da and the rows of dy with them: the gradient of
@@ -222,7 +265,7 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
   ) {
     let (h, i, weights) = (c.hidden, c.intermediate, dispatch.weights(from: first))
     let (pairs, tokens) = (dispatch.pairs(from: first), dispatch.tokens(from: first))
-    let bias = parameters.data(.downBias).map { $0 + expert * h }
+    let bias = source.downBias(c, expert: expert)
     for row in 0..<n {
       let dy = dy + Int(tokens[row]) * h
       if findsInputs {
@@ -238,9 +281,11 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
   /// dW [width, depth] += d^T x over n rows;  db += the rows of d, in ascending order.
   private func addWeightGradient(
     _ d: UnsafePointer<Float>, width: Int, times x: UnsafePointer<Float>, width depth: Int, _ n: Int,
-    to weight: UnsafeMutablePointer<Float>, _ bias: UnsafeMutablePointer<Float>?
+    to weight: GradientMatrix?, _ bias: UnsafeMutablePointer<Float>?
   ) {
-    matmul.addAtB(width, depth, n, d, lda: width, x, ldb: depth, weight, ldc: depth)
+    if let weight {
+      matmul.addAtB(width, depth, n, d, lda: width, x, ldb: depth, weight.floats(0, 0), ldc: weight.rowStride)
+    }
     guard let bias else { return }
     for row in 0..<n { kernels.pointee.add(Int64(width), d + row * width, bias) }
   }

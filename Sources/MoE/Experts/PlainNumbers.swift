@@ -1,25 +1,42 @@
 import CShims
 
-/// What the row-major products need of other types than float32: weights as floats, and values rounded where the tiled experts
-/// store them.
+/// What the row-major products need of other types and strides than rows of float32: weights as floats, and values rounded
+/// where the tiled experts store them.
 protocol PlainJob: GroupJob {
-  var floats: UnsafeMutablePointer<Float>? { get }  // [lanes, H, I] one matrix for each thread; nil in float32
+  var floats: UnsafeMutablePointer<Float>? { get }  // [lanes, H, I] one matrix for each thread; nil where all are rows
+}
+
+/// A matrix of float32 as the row-major products read it.
+struct PlainMatrix {
+  let start: UnsafePointer<Float>
+  let stride: Int  // of rows
 }
 
 extension GroupWork {
   func floats(_ arena: inout Arena) -> UnsafeMutablePointer<Float>? {
-    c.weights == .f32 ? nil : arena.take(Float.self, lanes * c.hidden, c.intermediate)
+    source.areRowsOfFloats(c) ? nil : arena.take(Float.self, lanes * c.hidden, c.intermediate)
   }
 }
 
 extension PlainJob {
-  /// An expert's matrix, until the thread's next call.
-  func matrix(_ role: Parameters.Role, _ expert: Int, _ lane: Int) -> UnsafePointer<Float> {
-    let size = c.hidden * c.intermediate
-    let start = parameters.place(ofExpert: expert) * size
-    guard let floats else { return UnsafePointer(parameters.data(role)!) + start }
-    c.weights.toFloats(parameters.memory(role)!, start, size, floats + lane * size, kernels)
-    return UnsafePointer(floats + lane * size)
+  /// An expert's matrix [I,H], until the thread's next call.
+  func inner(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
+    plain(matrix, rows: c.intermediate, columns: c.hidden, lane)
+  }
+  /// An expert's matrix [H,I], likewise.
+  func outer(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
+    plain(matrix, rows: c.hidden, columns: c.intermediate, lane)
+  }
+
+  private func plain(_ matrix: StoredMatrix, rows: Int, columns: Int, _ lane: Int) -> PlainMatrix {
+    guard let floats, matrix.type != .f32 || matrix.columnStride != 1 else {
+      return PlainMatrix(start: F32.elements(of: matrix), stride: matrix.rowStride)
+    }
+    let own = floats + lane * c.hidden * c.intermediate
+    for row in 0..<rows {
+      matrix.read(row * matrix.rowStride, columns, into: own + row * columns, kernels)
+    }
+    return PlainMatrix(start: own, stride: columns)
   }
 
   func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {

@@ -31,11 +31,11 @@ struct PreparedWeights {
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
   /// of them would cost what the packing saves.
   func isCurrent(
-    _ c: ExpertGroup, expert: Int, parameters: Parameters, _ kernels: UnsafePointer<moei_kernels>
+    _ c: ExpertGroup, expert: Int, _ source: ExpertSource, _ kernels: UnsafePointer<moei_kernels>
   ) -> Bool {
     let count = 3 * Self.samplesPerMatrix
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { now in
-      Self.sample(c, expert: expert, parameters, into: now.baseAddress!, kernels)
+      Self.sample(c, expert: expert, source, into: now.baseAddress!, kernels)
       let then = samples + expert * count
       for i in 0..<count where now[i].bitPattern != then[i].bitPattern { return false }
       return true
@@ -43,21 +43,22 @@ struct PreparedWeights {
   }
 
   fileprivate static func sample(
-    _ c: ExpertGroup, expert: Int, _ parameters: Parameters, into samples: UnsafeMutablePointer<Float>,
+    _ c: ExpertGroup, expert: Int, _ source: ExpertSource, into samples: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
   ) {
-    let size = c.hidden * c.intermediate
-    func take(_ role: Parameters.Role, _ number: Int) {
+    let (size, w) = (c.hidden * c.intermediate, source.tensors(c, expert: expert))
+    func take(_ matrix: StoredMatrix, width: Int, _ number: Int) {
       for i in 0..<samplesPerMatrix {
         // From the first element to the last.
-        let place = expert * size + i * (size - 1) / (samplesPerMatrix - 1)
-        parameters[role]!.read(place, 1, to: samples + number * samplesPerMatrix + i, kernels)
+        let place = i * (size - 1) / (samplesPerMatrix - 1)
+        matrix.from(row: place / width).from(column: place % width).read(
+          0, 1, into: samples + number * samplesPerMatrix + i, kernels)
       }
     }
     samples.update(repeating: 0, count: 2 * samplesPerMatrix)
-    if c.gated { take(.gateWeight, 0) }
-    if !c.linear { take(.upWeight, 1) }
-    take(.downWeight, 2)
+    if let gate = w.gateWeight { take(gate, width: c.hidden, 0) }
+    if !c.linear { take(w.upWeight, width: c.hidden, 1) }
+    take(w.downWeight, width: c.intermediate, 2)
   }
 }
 
@@ -105,12 +106,12 @@ struct PreparedGroups {
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
   /// All that is in memory.
-  func pack(_ parameters: Parameters, in context: ContextPointer) {
+  func pack(_ source: ExpertSource, in context: ContextPointer) {
     for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
       let group = c.groups[index]
       guard let prepared = of(group) else { continue }
       type.format.precision.visit(
-        Prepare(group: group, prepared: prepared, parameters: parameters.of(group), context: context))
+        Prepare(group: group, prepared: prepared, source: source.of(group), context: context))
     }
   }
 }
@@ -118,11 +119,11 @@ struct PreparedGroups {
 private struct Prepare: PrecisionBody {
   let group: ExpertGroup
   let prepared: PreparedWeights
-  let parameters: Parameters
+  let source: ExpertSource
   let context: ContextPointer
 
   func run<P: Precision>(_: P.Type) {
-    PrepareWeights<P>(group, context: context, parameters: parameters, prepared: prepared).run(in: context)
+    PrepareWeights<P>(group, context: context, source: source, prepared: prepared).run(in: context)
   }
 }
 
@@ -159,12 +160,12 @@ struct PreparedPanels<P: Precision> {
 
 /// Packs one chunk of columns of one expert per item: those of gate and up, then those of down.
 struct PrepareWeights<P: Precision>: Job {
-  let parameters: Parameters
+  let source: ExpertSource
   let prepared: PreparedWeights
   private let packing: Packing<P>
 
-  init(_ c: ExpertGroup, context: ContextPointer, parameters: Parameters, prepared: PreparedWeights) {
-    self.parameters = parameters
+  init(_ c: ExpertGroup, context: ContextPointer, source: ExpertSource, prepared: PreparedWeights) {
+    self.source = source
     self.prepared = prepared
     packing = Packing(c: c, kernels: context.kernels, panels: prepared.panels(P.self, c))
   }
@@ -176,15 +177,15 @@ struct PrepareWeights<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let c = packing.c
     let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
-    packing.run(chunk, place: expert, from: expert) { UnsafeRawPointer(parameters.memory($0)!) }
+    packing.run(chunk, place: expert, source.tensors(c, expert: expert))
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
-      PreparedWeights.sample(c, expert: expert, parameters, into: prepared.samples + expert * count, packing.kernels)
+      PreparedWeights.sample(c, expert: expert, source, into: prepared.samples + expert * count, packing.kernels)
     }
   }
 }
 
-/// From row-major matrices of experts to panels.
+/// From matrices of experts to panels.
 struct Packing<P: Precision> {
   let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
@@ -193,25 +194,23 @@ struct Packing<P: Precision> {
   private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
   var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
 
-  /// One chunk of columns of number `row` of some matrices, to number `place` of the panels.
-  func run(_ chunk: Int, place: Int, from row: Int, _ matrices: (Parameters.Role) -> UnsafeRawPointer) {
+  /// One chunk of columns of an expert's matrices, to number `place` of the panels.
+  func run(_ chunk: Int, place: Int, _ w: ExpertTensors) {
     let (h, i) = (c.hidden, c.intermediate)
-    /// One panel of a matrix [rows, depth], piece by piece.
-    func pack(_ role: Parameters.Role, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: P.Target) {
-      let matrix = StoredMatrix(
-        matrices(role), c.weights, first: row * h * i + chunk * chunkWidth * depth, rowStride: depth)
-      let columns = min(chunkWidth, rows - chunk * chunkWidth)
-      for p in stride(from: 0, to: depth, by: P.panelDepth) {
-        P.pack(
-          columns, min(P.panelDepth, depth - p), matrix.from(p), transposed: true, into: panel + p * chunkWidth,
-          kernels)
-      }
-    }
     if chunk >= innerChunks {
       let outer = chunk - innerChunks
-      return pack(.downWeight, h, i, outer, into: panels.outer(place, outer))
+      return pack(w.downWeight, h, i, outer, into: panels.outer(place, outer))
     }
-    if c.gated { pack(.gateWeight, i, h, chunk, into: panels.innerGate(place, chunk)) }
-    pack(.upWeight, i, h, chunk, into: panels.innerUp(place, chunk))
+    if let gate = w.gateWeight { pack(gate, i, h, chunk, into: panels.innerGate(place, chunk)) }
+    pack(w.upWeight, i, h, chunk, into: panels.innerUp(place, chunk))
+  }
+
+  /// One panel of a matrix [rows, depth], piece by piece.
+  private func pack(_ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: P.Target) {
+    let own = WeightPanel<P>(
+      matrix.from(row: chunk * chunkWidth), transposed: true, columns: min(chunkWidth, rows - chunk * chunkWidth))
+    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+      own.pack(p, min(P.panelDepth, depth - p), into: panel + p * chunkWidth, kernels)
+    }
   }
 }

@@ -24,7 +24,7 @@ struct TiledBackward<P: Precision> {
 
   func run(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
     try runInputs(in: context, needInputGradient: needInputGradient)
-    try runWeights(in: context, again: false)
+    if inner.source.wantsGradients { try runWeights(in: context, again: false) }
   }
 
   /// Steps 1 to 3.
@@ -103,7 +103,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert, parameters)
+    let w = source.tensors(c, expert: piece.expert)
     let thread = lane.pointee.index
     let gathered = gathered + thread * gatheredRows * padded(h)
     let threadRows = threadRows + thread * panelsAtOnce * gatheredRows * chunkWidth
@@ -113,7 +113,7 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     piece.gather(P.self, piece.range, h, of: dy, xRow: h, weighted: false, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      WeightPanel(w.downWeight.from(chunk * chunkWidth), transposed: false, columns: columns(chunk))
+      WeightPanel(w.downWeight.from(column: chunk * chunkWidth), transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -211,7 +211,7 @@ struct SlopeSums: GroupBackwardJob {
     let count = chunks(of: c.intermediate)
     let rows = dispatch.rows(ofExpert: expert)
     let (pairs, tokens) = (dispatch.pairs(from: rows.lowerBound), dispatch.tokens(from: rows.lowerBound))
-    let bias = parameters.data(.downBias).map { $0 + expert * c.hidden }
+    let bias = source.downBias(c, expert: expert)
     for r in 0..<rows.count {
       let mine = slopes + (rows.lowerBound - dispatch.first + r) * count
       var slope: Float = 0
@@ -248,7 +248,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert, parameters)
+    let w = source.tensors(c, expert: piece.expert)
     let zero = zeros + lane.pointee.index * chunkWidth
     fillStart(zero, with: nil, 0)
     let products = PanelProducts<P>(
@@ -258,7 +258,7 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
       if lane.pointee.shouldStop() { return }
       func panel(_ matrix: StoredMatrix, _ chunk: Int) -> WeightPanel<P> {
         WeightPanel(
-          matrix.from(chunk * chunkWidth), transposed: false, columns: min(chunkWidth, h - chunk * chunkWidth))
+          matrix.from(column: chunk * chunkWidth), transposed: false, columns: min(chunkWidth, h - chunk * chunkWidth))
       }
       func add(
         _ gradient: UnsafePointer<P.Element>, _ matrix: StoredMatrix, start: UnsafePointer<Float>?,
@@ -290,10 +290,14 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
   let xs: UnsafeMutablePointer<P.Element>
   let dys: UnsafeMutablePointer<P.Element>
   let elementsPerLane: Int
+  /// Blocks [32,32] of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts.
+  private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 32]
+  private let blocksPerLane: Int
 
   private static var chunksPerPiece: Int { 4 }
   /// Tiles that are gathered at once. Between them the sums wait in the gradient's own memory.
   private static var tilesAtOnce: Int { 32 }
+  private static var matrices: Int { 3 }
 
   var work: GroupWork { inner.work }
   var gradients: GroupGradients { inner.gradients }
@@ -307,6 +311,11 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
     elementsPerLane = rows * Self.chunksPerPiece * chunkWidth
     xs = arena.take(P.Element.self, work.lanes, elementsPerLane)
     dys = arena.take(P.Element.self, work.lanes, elementsPerLane)
+    let inOnePart =
+      work.dispatch.most <= Self.tilesAtOnce * (Int(work.kernels.pointee.tile_height) / P.unit * P.unit)
+    let needed = inOnePart ? 1 : Self.chunksPerPiece * chunks(of: work.c.intermediate) * Self.matrices
+    blocksPerLane = work.source.gradientsWaitElsewhere(rowsOnly: false) ? needed : 0
+    blocks = arena.take(Float.self, work.lanes * blocksPerLane, chunkWidth * chunkWidth)
   }
 
   func run(in context: ContextPointer) throws(Fault) {
@@ -331,11 +340,13 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
       ) {
         piece.gatherTokens(P.self, range, wide, of: source + column, xRow: h, weighted: weighted, into: out, kernels)
       }
-      if !c.linear { gather(x, weighted: c.weightOnInput, into: xs) }
-      gather(dy, weighted: !c.weightOnInput, into: dys)
+      if grad.gateWeight != nil || grad.upWeight != nil { gather(x, weighted: c.weightOnInput, into: xs) }
+      if grad.downWeight != nil || grad.downBias != nil { gather(dy, weighted: !c.weightOnInput, into: dys) }
       let part = tiles.part(range)
       // Where these rows' inner arrays begin.
       let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))
+      let isWhole = range.count == tiles.count
+      let waiting = blocks + lane.pointee.index * blocksPerLane * chunkWidth * chunkWidth
       for chunk in piece.chunks {
         if lane.pointee.shouldStop() { return }
         let (own, f) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
@@ -343,20 +354,30 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
         for innerChunk in 0..<chunks(of: i) {
           let j = innerChunk * chunkWidth
           let columns = min(chunkWidth, i - j)
-          /// dW[j..., f...] += d^T x
-          func add(_ d: UnsafePointer<P.Element>, to gradient: UnsafeMutablePointer<Float>) {
-            P.productOverTokens(
-              columns, features, part, TileChunk(d + inPart, width: padded(i), innerChunk),
-              TileChunk(xs, width: width, own), StridedTargets(gradient + j * h + f, stride: h),
-              next: gradient + (j + chunkWidth) * h + f, kernels)
+          func block(_ matrix: Int) -> UnsafeMutablePointer<Float> {
+            let number = (own * chunks(of: i) + innerChunk) * Self.matrices + matrix
+            return isWhole ? waiting : waiting + number * chunkWidth * chunkWidth
           }
-          if let dGate = inner.dGateTokens { add(dGate, to: grad.gateWeight!) }
-          if !c.linear { add(inner.dUpTokens, to: grad.upWeight) }
-          P.productOverTokens(
-            features, columns, part, TileChunk(dys, width: width, own),
-            TileChunk(inner.activations + inPart, width: padded(i), innerChunk),
-            StridedTargets(grad.downWeight + f * i + j, stride: i), next: grad.downWeight + f * i + j + chunkWidth,
-            kernels)
+          func sums(_ matrix: Int) -> GradientBlock<P> {
+            GradientBlock(
+              tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block(matrix),
+              kernels: kernels)
+          }
+          let x = TileChunk<P.Element>(xs, width: width, own)
+          /// dW[j..., f...] += d^T x
+          func add(_ d: UnsafePointer<P.Element>, to gradient: GradientMatrix, _ matrix: Int) {
+            sums(matrix).add(
+              columns, TileChunk(d + inPart, width: padded(i), innerChunk), features, x, to: gradient, j, f,
+              next: (j + chunkWidth, f))
+          }
+          if let dGate = inner.dGateTokens, let gradient = grad.gateWeight { add(dGate, to: gradient, 0) }
+          if !c.linear, let gradient = grad.upWeight { add(inner.dUpTokens, to: gradient, 1) }
+          if let gradient = grad.downWeight {
+            sums(2).add(
+              features, TileChunk(dys, width: width, own), columns,
+              TileChunk(inner.activations + inPart, width: padded(i), innerChunk), to: gradient, f, j,
+              next: (f, j + chunkWidth))
+          }
         }
         if let bias = grad.downBias {
           addRows(tiles, range, dys, width, own, to: bias + f, features)

@@ -63,12 +63,10 @@ struct TiledInner<P: Precision>: GroupJob {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    // What came from a file is as it was.
-    if let prepared, !parameters.areOffloaded {
+    if let prepared, source.hasMatricesToCompare {
       for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
-        if prepared.isCurrent(c, expert: e, parameters: parameters, kernels) { continue }
-        throw .badState(
-          "the weights of expert \(c.first + e) have changed since moe_layer_prepare; prepare the layer again")
+        if prepared.isCurrent(c, expert: e, source, kernels) { continue }
+        throw source.outdated(expert: c.first + e)
       }
     }
     let pieces = list.fill(dispatch)
@@ -78,7 +76,7 @@ struct TiledInner<P: Precision>: GroupJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert, parameters)
+    let w = source.tensors(c, expert: piece.expert)
 
     // This thread's scratch.
     let thread = lane.pointee.index
@@ -87,7 +85,7 @@ struct TiledInner<P: Precision>: GroupJob {
     let unkept = unkept + thread * panelsAtOnce * gatheredRows * chunkWidth
 
     piece.gather(P.self, piece.range, h, of: x, xRow: h, weighted: c.weightOnInput, into: gathered, kernels)
-    let place = parameters.place(ofExpert: piece.expert)
+    let place = source.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
@@ -96,7 +94,7 @@ struct TiledInner<P: Precision>: GroupJob {
         return kind == kinds - 1 ? prepared.up(place, chunk) : prepared.gate(place, chunk)
       }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
-      return WeightPanel(matrix.from(chunk * chunkWidth * h), transposed: true, columns: columns(chunk))
+      return WeightPanel(matrix.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -200,13 +198,13 @@ struct TiledOutput<P: Precision>: GroupJob {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let piece = list.piece(item, dispatch)
     let (h, i) = (c.hidden, c.intermediate)
-    let w = ExpertTensors(c, expert: piece.expert, parameters)
+    let w = source.tensors(c, expert: piece.expert)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
-    let place = parameters.place(ofExpert: piece.expert)
+    let place = source.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
       if let prepared = prepared?.panels(P.self, c) { return prepared.down(place, chunk) }
-      return WeightPanel(w.downWeight.from(chunk * chunkWidth * i), transposed: true, columns: columns(chunk))
+      return WeightPanel(w.downWeight.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,

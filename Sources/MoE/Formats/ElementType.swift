@@ -68,21 +68,3 @@ extension ElementType {
     format.fromFloats(kernels, floats, count, data, first)
   }
 }
-
-/// A row-major matrix of weights as it is stored: some rows of a tensor.
-struct StoredMatrix {
-  let data: UnsafeRawPointer  // of the tensor
-  let type: ElementType
-  let first: Int  // element (0, 0) among the tensor's
-  let rowStride: Int  // in elements
-
-  init(_ data: UnsafeRawPointer, _ type: ElementType, first: Int = 0, rowStride: Int) {
-    (self.data, self.type, self.first, self.rowStride) = (data, type, first, rowStride)
-  }
-
-  /// The part that begins with the element `offset` further on.
-  func from(_ offset: Int) -> StoredMatrix { StoredMatrix(data, type, first: first + offset, rowStride: rowStride) }
-
-  /// Where a byte is that element (0, 0) is part of.
-  var address: UnsafeRawPointer { data + type.bytes(first) }
-}

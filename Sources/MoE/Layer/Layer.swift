@@ -86,7 +86,7 @@ public struct Layer {
       &arena, work, call, context: context, statistics: statistics, slopes: taped?.slopes)
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, parameters: parameters, prepared: prepared, dispatch: dispatch, draws: draws)
+      c: c, x: jittered.rows, source: .layer(parameters), prepared: prepared, dispatch: dispatch, draws: draws)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),
@@ -173,7 +173,7 @@ public struct Layer {
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, parameters: parameters, prepared: PreparedGroups(c), dispatch: dispatch,
+      c: c, x: jittered.rows, source: .layer(parameters), prepared: PreparedGroups(c), dispatch: dispatch,
       draws: taped.draws)
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps, dWeights: dWeights,

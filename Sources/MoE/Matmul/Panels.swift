@@ -27,7 +27,9 @@ struct WeightPanel<P: Precision> {
 
   /// `weights`: the matrix from element (0, 0) of the panel on; `columns`: up to 32.
   init(_ weights: StoredMatrix, transposed: Bool, columns: Int) {
-    form = .matrix(weights, transposed: transposed, columns: columns)
+    // Of a matrix and its transpose in the same memory, the one whose rows have the smaller gaps.
+    let turns = weights.rowStride < weights.columnStride
+    form = .matrix(turns ? weights.turned : weights, transposed: transposed != turns, columns: columns)
   }
 
   init(packed panel: UnsafePointer<P.Element>) {
@@ -35,11 +37,11 @@ struct WeightPanel<P: Precision> {
   }
 
   /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge, and
-  /// where they are no elements of tiles.
+  /// where they are no elements of tiles or have gaps.
   fileprivate var rows: (start: UnsafePointer<P.Element>, stride: Int)? {
-    guard case .matrix(let weights, transposed: true, columns: chunkWidth) = form, weights.type == P.weights else {
-      return nil
-    }
+    guard case .matrix(let weights, transposed: true, columns: chunkWidth) = form, weights.type == P.weights,
+      weights.columnStride == 1
+    else { return nil }
     return (P.elements(of: weights), weights.rowStride)
   }
 
@@ -47,14 +49,19 @@ struct WeightPanel<P: Precision> {
   fileprivate func piece(
     _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
   ) -> UnsafePointer<P.Element> {
-    switch form {
-    case .packed(let panel): return panel + p * chunkWidth
-    case .matrix(let weights, let transposed, let columns):
-      P.pack(
-        columns, depth, weights.from(transposed ? p : p * weights.rowStride), transposed: transposed, into: buffer,
-        kernels)
-      return UnsafePointer(buffer)
-    }
+    if case .packed(let panel) = form { return panel + p * chunkWidth }
+    pack(p, depth, into: buffer, kernels)
+    return UnsafePointer(buffer)
+  }
+
+  /// The piece from p on of a matrix.
+  func pack(
+    _ p: Int, _ depth: Int, into panel: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    guard case .matrix(let weights, let transposed, let columns) = form else { return }
+    P.pack(
+      columns, depth, transposed ? weights.from(column: p) : weights.from(row: p), transposed: transposed, into: panel,
+      kernels)
   }
 
   /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
@@ -66,7 +73,7 @@ struct WeightPanel<P: Precision> {
     switch form {
     case .matrix(let weights, let transposed, _):
       let isWhole = weights.type == P.weights
-      if half > 0 && !isWhole { return nil }
+      if half > 0 && !isWhole || weights.columnStride != 1 { return nil }
       let (start, row) = (weights.address, weights.type.bytes(weights.rowStride))
       if transposed {
         // A step is a row, a chunk is a line; the other half is the rows' second half, or the other rows.

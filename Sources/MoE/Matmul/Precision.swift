@@ -85,11 +85,12 @@ extension Precision {
     matrix.data.assumingMemoryBound(to: Element.self) + matrix.first
   }
 
-  /// Packs weights of any format; those that are not panels' own elements go by way of floats.
+  /// Packs weights of any format and in any strides; those that are not panels' own elements, or have gaps between them, go
+  /// by way of floats.
   static func pack(
     _ columns: Int, _ depth: Int, _ matrix: StoredMatrix, transposed: Bool, into panel: Target, _ kernels: Kernels
   ) {
-    if matrix.type != weights {
+    if matrix.type != weights || matrix.columnStride != 1 {
       return packFloats(columns, depth, matrix, transposed: transposed, into: panel, kernels)
     }
     pack(
@@ -109,8 +110,9 @@ extension Precision {
         let step = min(chunkWidth, depth - p)
         let (rows, width) = transposed ? (columns, step) : (step, columns)
         for row in 0..<rows {
-          let place = transposed ? row * matrix.rowStride + p : (p + row) * matrix.rowStride
-          matrix.type.toFloats(matrix.data, matrix.first + place, width, floats + row * chunkWidth, kernels)
+          let (first, column) = transposed ? (row, p) : (p + row, 0)
+          matrix.read(
+            first * matrix.rowStride + column * matrix.columnStride, width, into: floats + row * chunkWidth, kernels)
           store(width, floats + row * chunkWidth, into: elements + row * chunkWidth, kernels)
         }
         pack(

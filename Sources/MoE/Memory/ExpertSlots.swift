@@ -31,6 +31,19 @@ struct ExpertMatrices {
   }
 }
 
+extension ExpertMatrices {
+  /// Number `place` of them, without biases.
+  func tensors(_ c: ExpertGroup, at place: Int) -> ExpertTensors {
+    let (h, i) = (c.hidden, c.intermediate)
+    func matrix(_ data: UnsafeRawPointer, rowStride: Int) -> StoredMatrix {
+      StoredMatrix(data, c.weights, first: place * h * i, rowStride: rowStride)
+    }
+    return ExpertTensors(
+      gateWeight: gate.map { matrix($0, rowStride: h) }, gateBias: nil, upWeight: matrix(up, rowStride: h), upBias: nil,
+      downWeight: matrix(down, rowStride: i), downBias: nil)
+  }
+}
+
 extension ExpertGroup {
   /// Of one matrix of one expert, in bytes. The boundary has seen to it that those of all experts fit.
   var matrixBytes: Int { weights.bytes(hidden * intermediate) }

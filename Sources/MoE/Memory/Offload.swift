@@ -149,7 +149,7 @@ public struct Offload {
       let group = stored.group
       let packing = Packing<P>(c: group, kernels: stored.kernels, panels: prepared.panels(P.self, group))
       for chunk in 0..<packing.chunksPerExpert {
-        packing.run(chunk, place: slot, from: reader) { UnsafeRawPointer(rows[$0]!) }
+        packing.run(chunk, place: slot, rows.tensors(group, at: reader))
       }
     }
   }
@@ -386,7 +386,7 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    slots.prepared.pack(parameters, in: context)
+    slots.prepared.pack(.layer(parameters), in: context)
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)

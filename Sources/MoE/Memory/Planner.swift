@@ -11,9 +11,18 @@ public struct MemoryPlan {
   public let total: Int
 
   init(_ plan: Plan, forward: Int, backward: Int, tape: Int, keepsActivations: Bool) throws(Fault) {
+    try self.init(
+      tokens: plan.tokens, chunkTokens: plan.chunk.tokens, forward: forward, backward: backward, tape: tape,
+      keepsActivations: keepsActivations)
+  }
+
+  /// Without chunks all tokens are computed at once.
+  init(
+    tokens: Int, chunkTokens: Int? = nil, forward: Int, backward: Int, tape: Int, keepsActivations: Bool
+  ) throws(Fault) {
     let (total, overflow) = tape.addingReportingOverflow(max(forward, backward))
     if overflow { throw .outOfMemory(bytes: .max) }
-    (tokens, chunkTokens) = (plan.tokens, plan.chunk.tokens)
+    (self.tokens, self.chunkTokens) = (tokens, chunkTokens ?? tokens)
     (forwardScratch, backwardScratch, self.tape, self.total) = (forward, backward, tape, total)
     self.keepsActivations = keepsActivations
   }

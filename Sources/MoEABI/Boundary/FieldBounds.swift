@@ -206,6 +206,34 @@ extension moe_training: Bounded {
   }
 }
 
+extension moe_experts_config: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(n_experts, "n_experts", 1, 2147483647)
+    try check.integer(hidden_size, "hidden_size", 1, 2147483647)
+    try check.integer(intermediate_size, "intermediate_size", 0, 2147483647)
+    try check.word(expert_kind, "expert_kind", of: "moe_expert_kind", last: 5)
+    try check.word(activation, "activation", of: "moe_activation", last: 5)
+    try check.number(glu_limit, "glu_limit", atLeast: 0)
+    try check.number(glu_alpha, "glu_alpha", atLeast: 0)
+    try check.number(glu_offset, "glu_offset", atLeast: 0)
+    try check.flag(weight_on_input, "weight_on_input")
+    try check.zero(reserved, "reserved")
+  }
+}
+
+extension moe_expert_tensor: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(part, "part", of: "moe_expert_part", last: 6)
+  }
+}
+
+extension moe_experts_call: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(n_tokens, "n_tokens", 0, .max)
+    try check.integer(top_k, "top_k", 1, 2147483647)
+  }
+}
+
 extension moe_norm_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(n_tokens, "n_tokens", 0, 2147483647)

@@ -143,6 +143,25 @@ public func moe_training_init(_ given: UnsafeMutablePointer<moe_training>?, _ st
   initialise(given, struct_size, moe_training())
 }
 
+@implementation @_cdecl("moe_experts_config_init")
+public func moe_experts_config_init(_ given: UnsafeMutablePointer<moe_experts_config>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_experts_config())
+}
+
+extension moe_experts_call {
+  static var standard: moe_experts_call {
+    var own = moe_experts_call()
+    own.struct_size = MemoryLayout<moe_experts_call>.size
+    own.index_dtype = 5
+    return own
+  }
+}
+
+@implementation @_cdecl("moe_experts_call_init")
+public func moe_experts_call_init(_ given: UnsafeMutablePointer<moe_experts_call>?, _ struct_size: Int) {
+  initialise(given, struct_size, .standard)
+}
+
 extension moe_norm_config {
   static var standard: moe_norm_config {
     var own = moe_norm_config()

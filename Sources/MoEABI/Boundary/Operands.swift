@@ -17,6 +17,7 @@ struct Operand {
     case ofReport
     case ofLayerReport  // number `index`
     case ofTraining  // handle number `index`
+    case ofExpert  // number `index` of a list of experts
   }
 
   private(set) var start: UInt = 0
@@ -121,6 +122,11 @@ struct Operand {
       text.append("report.layers[")
       text.append(Int(index))
       text.append("].")
+      text.append(name)
+    case .ofExpert:
+      text.append("experts[")
+      text.append(Int(index))
+      text.append("] of ")
       text.append(name)
     case .ofTraining:
       text.append("training.")

@@ -117,7 +117,7 @@ private func requireZero(_ value: Float, _ name: StaticString) throws(Fault) {
 }
 
 extension ExpertGroup {
-  fileprivate init(_ group: moe_expert_group, _ config: moe_layer_config, shared: Bool) throws(Fault) {
+  init(_ group: moe_expert_group, _ config: moe_layer_config, shared: Bool) throws(Fault) {
     let kind: Kind = try named(group.expert_kind)
     let multiplies = kind == .mlp || kind == .gated || kind == .linear
     let width: StaticString = shared ? "shared_intermediate_size" : "intermediate_size"

@@ -36,9 +36,17 @@ public func moe_layer_plan(
     let c = layer.pointee.configuration
     try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
     var operands = Operands()
-    var (plan, filled) = try operands.updates(plan, "plan")
+    let (plan, asked) = try operands.updates(plan, "plan")
     let call = try Call(planning: options, tokens: Int(n_tokens), c, &operands)
     let found = try layer.pointee.memoryPlan(call, taped: try flag(taped, "taped"))
+    plan.pointee = asked.filled(with: found)
+  }
+}
+
+extension moe_plan {
+  /// The caller's struct, of the caller's size.
+  func filled(with found: MemoryPlan) -> moe_plan {
+    var filled = self
     filled.forward_bytes = found.forwardScratch
     filled.backward_bytes = found.backwardScratch
     filled.tape_bytes = found.tape
@@ -46,6 +54,6 @@ public func moe_layer_plan(
     filled.chunk_tokens = Int64(found.chunkTokens)
     filled.n_tokens = Int64(found.tokens)
     filled.tape_policy = Int32(found.keepsActivations ? MOE_TAPE_FULL.rawValue : MOE_TAPE_LEAN.rawValue)
-    plan.pointee = filled
+    return filled
   }
 }

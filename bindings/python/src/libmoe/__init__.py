@@ -12,6 +12,7 @@ from ._native import interpreter as _interpreter  # noqa: F401  # numpy does not
 
 # isort: split
 from . import presets, words
+from ._native.memory import Memory
 from ._native.reports import Report, Summary
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
@@ -28,6 +29,15 @@ from .errors import (
     MoeError,
     NotFiniteError,
     OutOfMemoryError,
+)
+from .expert_weights import ExpertWeights
+from .experts import (
+    ExpertsOutput,
+    PreparedExperts,
+    experts_backward,
+    experts_forward,
+    experts_plan,
+    experts_prepare,
 )
 from .generation import Cache
 from .layer import Layer
@@ -57,11 +67,14 @@ __all__ = [
     "Context",
     "EncoderLayer",
     "ExpertGroup",
+    "ExpertWeights",
+    "ExpertsOutput",
     "FileError",
     "Group",
     "InvalidArgumentError",
     "Layer",
     "MappedFile",
+    "Memory",
     "Model",
     "ModelOutput",
     "ModelPlan",
@@ -76,6 +89,7 @@ __all__ = [
     "Parameter",
     "PhaseTime",
     "Plan",
+    "PreparedExperts",
     "Profile",
     "Report",
     "Routing",
@@ -87,6 +101,10 @@ __all__ = [
     "build_info",
     "clip_grad_norm",
     "default_context",
+    "experts_backward",
+    "experts_forward",
+    "experts_plan",
+    "experts_prepare",
     "from_bfloat16",
     "load_training",
     "pooled_balance_loss",

@@ -58,6 +58,7 @@ Layout = Literal[
     "minimax_m2", "ernie4_5", "longcat_flash", "jamba", "hunyuan", "nemotron_h", "lfm2_moe", "afmoe",
     "deepseek_v4", "nllb_encoder", "nllb_decoder", "qwen3_vl_moe", "qwen3_5_moe", "gemma4",
 ]
+ExpertPart = Literal["gate", "up", "down", "gate_bias", "up_bias", "down_bias", "constant"]
 Norm = Literal["layer", "rms"]
 NormPlace = Literal["pre", "post", "none"]
 Keep = Literal["all", "lean", "input"]
@@ -66,5 +67,8 @@ IoDType = Literal["f32", "bf16"]
 WeightDType = Literal["f32", "bf16", "f16"]
 PlanTapePolicy = Literal["full", "lean"]
 StateDType = Literal["f32", "bf16"]
+ExpertTensorDType = Literal["f32", "bf16", "f16"]
+IndexDType = Literal["i32", "i64"]
+RoutingDType = Literal["f32", "bf16", "f16"]
 DenseKind = Literal["mlp", "gated"]
 LayerSaveDType = Literal["f32", "bf16", "f16"]

@@ -90,6 +90,7 @@ LAYOUT = {
     "deepseek_v4": 24, "nllb_encoder": 25, "nllb_decoder": 26, "qwen3_vl_moe": 27, "qwen3_5_moe": 28,
     "gemma4": 29,
 }
+EXPERT_PART = {"gate": 0, "up": 1, "down": 2, "gate_bias": 3, "up_bias": 4, "down_bias": 5, "constant": 6}
 NORM = {"layer": 0, "rms": 1}
 NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
 KEEP = {"all": 0, "lean": 1, "input": 2}
@@ -125,6 +126,10 @@ class moe_checkpoint(Structure):
 
 class moe_mapping(Structure):
     """A file mapped for reading and writing."""
+
+
+class moe_experts_prepared(Structure):
+    """The experts' weights packed once for many forward calls."""
 
 
 class moe_model(Structure):
@@ -654,6 +659,66 @@ class moe_training(Sized):
     _flags_ = frozenset({"without_unallocated"})
 
 
+class moe_experts_config(Sized):
+    """What the experts are."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_experts", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("weight_on_input", c_int32),
+        ("io_dtype", c_int32),
+        ("reserved", c_int32),
+    ]
+    _words_ = {
+        "expert_kind": EXPERT_KIND,
+        "activation": ACTIVATION,
+        "io_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"weight_on_input"})
+
+
+class moe_expert_tensor(Struct):
+    """One part of all experts where the caller has it."""
+
+    _fields_ = [
+        ("part", c_int32),
+        ("dtype", c_int32),
+        ("data", c_void_p),
+        ("experts", c_void_p),
+        ("strides", c_int64 * 3),
+    ]
+    _words_ = {
+        "part": EXPERT_PART,
+        "dtype": {"f32": 0, "bf16": 1, "f16": 2},
+    }
+
+
+class moe_experts_call(Sized):
+    """One call's tokens and their experts."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_tokens", c_int64),
+        ("top_k", c_int64),
+        ("expert_indices", c_void_p),
+        ("expert_weights", c_void_p),
+        ("index_dtype", c_int32),
+        ("routing_dtype", c_int32),
+    ]
+    _defaults_ = {"index_dtype": 5}
+    _words_ = {
+        "index_dtype": {"i32": 5, "i64": 4},
+        "routing_dtype": {"f32": 0, "bf16": 1, "f16": 2},
+    }
+
+
 class moe_norm_config(Sized):
     """."""
 
@@ -1105,6 +1170,28 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_mapping_free": (None, [POINTER(moe_mapping)]),
     "moe_mapping_data": (Status, [POINTER(moe_mapping), c_void_p]),
     "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
+    "moe_experts_config_init": (None, [POINTER(moe_experts_config), c_size_t]),
+    "moe_experts_call_init": (None, [POINTER(moe_experts_call), c_size_t]),
+    "moe_experts_plan": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, POINTER(moe_expert_tensor), c_int64, c_int32, POINTER(moe_plan),
+    ]),
+    "moe_experts_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p,
+        c_size_t, c_void_p,
+    ]),
+    "moe_experts_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_expert_tensor), c_int64, c_int32,
+    ]),
+    "moe_experts_prepare": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_expert_tensor), c_int64, c_int32,
+        POINTER(POINTER(moe_experts_prepared)),
+    ]),
+    "moe_experts_prepared_size": (Status, [POINTER(moe_experts_prepared), c_void_p]),
+    "moe_experts_prepared_free": (None, [POINTER(moe_experts_prepared)]),
     "moe_norm_config_init": (None, [POINTER(moe_norm_config), c_size_t]),
     "moe_norm_forward": (Status, [
         POINTER(moe_context), POINTER(moe_norm_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,

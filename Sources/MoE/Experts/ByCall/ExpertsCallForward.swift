@@ -1,0 +1,106 @@
+import CShims
+
+extension ExpertsCall {
+  /// y [T,H] and rows [T,K,H], which are what experts put out before it is weighted; either may be nil. `saved`: where
+  /// what backward wants goes.
+  public func forward(
+    _ x: UnsafeRawPointer, y: UnsafeMutableRawPointer?, rows: UnsafeMutableRawPointer?, saved: CallerMemory?,
+    in context: ContextPointer
+  ) throws(Fault) {
+    try withConfiguration { (c) throws(Fault) in
+      let size = chunk()
+      let packed = try packed(c, saves: saved != nil, in: context)
+      let kept = try saved.map { (memory) throws(Fault) in
+        try SavedExperts(self, c, size, lent: memory, in: context)
+      }
+      try requireWithinLimit(c, size, saves: saved != nil, in: context)
+      var tensors = CallTensors(self)
+      try withUnsafeMutablePointer(to: &tensors) { (tensors) throws(Fault) in
+        func layout(_ arena: inout Arena) -> ForwardOfCall {
+          ForwardOfCall(
+            &arena, self, c, size, tensors, x: x, y: y, rows: rows, prepared: packed, saves: saved != nil, context)
+        }
+        try context.withScratch(layout) { (stages) throws(Fault) in try stages.run(self, kept, in: context) }
+      }
+    }
+  }
+
+  /// The packed weights of the call; none where it has none.
+  private func packed(_ c: Configuration, saves: Bool, in context: ContextPointer) throws(Fault) -> PreparedGroups {
+    guard let prepared else { return PreparedGroups(c) }
+    if !context.packsWeights {
+      throw .badState(
+        "prepared: the products of this context are not libmoe's own (MOE_MATMUL_NATIVE) and do not read packed weights: pass NULL"
+      )
+    }
+    let groups = prepared.groups(c)
+    if saves && groups.rounds {
+      throw .badState(
+        "prepared: weights packed in bfloat16 in place of float32 are for inference; save nothing, or prepare float32")
+    }
+    return groups
+  }
+}
+
+struct ForwardOfCall {
+  private let parts: CallParts
+  private let compute: ExpertsForward
+  private let y: TokensOut?
+  private let rows: UnsafeMutableRawPointer?
+
+  init(
+    _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
+    _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, y: UnsafeMutableRawPointer?,
+    rows: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
+  ) {
+    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, context)
+    self.y = y.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
+    self.rows = rows
+    compute = ExpertsForward(&arena, parts.work, context: context, offload: nil, keeps: saves)
+  }
+
+  @inline(never) func run(_ call: ExpertsCall, _ saved: SavedExperts?, in context: ContextPointer) throws(Fault) {
+    try parts.begin(call, in: context, backward: false)
+    try compute.run(in: context, kept: saved?.kept)
+    try context.measure(.combine) { () throws(Fault) in
+      if let rows {
+        try RowsOut(parts: parts, type: call.tokenType, outputs: compute.outputs, rows: rows, kernels: context.kernels)
+          .run(in: context)
+      }
+      guard let y else { return }
+      try CombineForward(
+        c: parts.c, kernels: context.kernels, routing: parts.routing, chunk: 0..<call.tokens,
+        dispatch: parts.dispatch, outputs: compute.outputs, bias: nil, y: y.floats
+      ).run(in: context)
+    }
+    try y?.run(in: context)
+    saved?.seal(parts.routing, parts.rows, call.group)
+  }
+}
+
+/// What experts put out, by token and choice.
+private struct RowsOut: Job {
+  let parts: CallParts
+  let type: ElementType
+  let outputs: UnsafePointer<Float>  // [rows, padded H]
+  let rows: UnsafeMutableRawPointer  // [T,K,H]
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run(in context: ContextPointer) throws(Fault) {
+    try context.run(blocks(of: parts.routing.tokens), self)
+  }
+
+  func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let (h, slots) = (parts.c.hidden, parts.routing.slots)
+    for t in MoE.rows(ofBlock: block, in: parts.routing.tokens) {
+      for pair in t * slots..<(t + 1) * slots {
+        let row = parts.dispatch.rowOfPair[pair]
+        if row == Dispatch.noRow {
+          (rows + type.bytes(pair * h)).initializeMemory(as: UInt8.self, repeating: 0, count: type.bytes(h))
+        } else {
+          type.fromFloats(outputs + Int(row) * padded(h), h, rows, pair * h, kernels)
+        }
+      }
+    }
+  }
+}

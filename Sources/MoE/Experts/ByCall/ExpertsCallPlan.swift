@@ -1,0 +1,44 @@
+// The memory of a call before it is made.
+
+extension ExpertsCall {
+  public func memoryPlan(saves: Bool, in context: ContextPointer) throws(Fault) -> MemoryPlan {
+    var found: MemoryPlan?
+    try withConfiguration { (c) throws(Fault) in
+      found = try memory(c, chunk(), saves: saves, in: context)
+    }
+    return found!
+  }
+
+  private func memory(
+    _ c: Configuration, _ size: ChunkSize, saves: Bool, in context: ContextPointer
+  ) throws(Fault) -> MemoryPlan {
+    let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
+    var tensors = CallTensors(self)
+    var (forward, backward) = (0, 0)
+    try withUnsafeMutablePointer(to: &tensors) { (tensors) throws(Fault) in
+      forward = try Arena.bytes {
+        ForwardOfCall(
+          &$0, self, c, size, tensors, x: nowhere, y: nowhere, rows: nil, prepared: PreparedGroups(c), saves: saves,
+          context)
+      }
+      backward = try Arena.bytes {
+        BackwardOfCall(&$0, self, c, size, tensors, x: nowhere, dy: nowhere, dx: nowhere, saves: saves, context)
+      }
+    }
+    return try MemoryPlan(
+      tokens: tokens, forward: forward, backward: backward,
+      tape: saves ? try SavedExperts.bytes(c, size, in: context) : 0, keepsActivations: saves)
+  }
+
+  /// Such a call is not divided: what is too large for the context's limit is refused.
+  func requireWithinLimit(
+    _ c: Configuration, _ size: ChunkSize, saves: Bool, in context: ContextPointer
+  ) throws(Fault) {
+    guard let limit = context.memoryLimit else { return }
+    let needed = try memory(c, size, saves: saves, in: context).total
+    if needed > limit {
+      throw .invalid(
+        "memory_limit = \(limit) bytes, but n_tokens = \(tokens) need \(needed): make several calls of fewer tokens")
+    }
+  }
+}

@@ -1,0 +1,138 @@
+import CMoE
+import MoE
+
+// What the functions about experts by call are given, as the engine's ExpertsCall.
+
+/// The lists of tensors of one call.
+struct ExpertLists {
+  let weights: UnsafePointer<moe_expert_tensor>?
+  let weightCount: Int64
+  var gradients: UnsafePointer<moe_expert_tensor>?
+  var gradientCount: Int64 = 0
+}
+
+extension ExpertsCall {
+  /// `planned`: the call is not made, and its memory need not be there.
+  init(
+    _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?, _ lists: ExpertLists,
+    prepared: OpaquePointer? = nil, planned: Bool = false, _ operands: inout Operands
+  ) throws(Fault) {
+    let config = try operands.copies(config, "config")
+    let call = try operands.copies(call, "call")
+    let (tokens, topK) = (Int(call.n_tokens), Int(call.top_k))
+    // Pairs of tokens and choices are counted in 32 bits.
+    try require(tokens, "call.n_tokens", from: 0, to: Int(Int32.max) / topK)
+    _ = try product(
+      try product(tokens * topK, Int(config.hidden_size), "n_tokens * top_k * hidden_size"), 8,
+      "the bytes of n_tokens * top_k * hidden_size")
+    let prepared = try prepared.map { (handle) throws(Fault) in
+      try MoEABI.handle(handle, "prepared", as: PreparedExperts.self)
+    }
+    let group = try ExpertGroup(config, lists, packed: prepared?.pointee.group)
+    self.init(
+      group, tokenType: try elementType(config.io_dtype, "io_dtype", forTokens: true), tokens: tokens, topK: topK)
+    try takeChoices(call, planned: planned, &operands)
+    try takeTensors(lists, planned: planned, prepared, &operands)
+  }
+
+  private mutating func takeChoices(
+    _ call: moe_experts_call, planned: Bool, _ operands: inout Operands
+  ) throws(Fault) {
+    let pairs = tokens * topK
+    routingType = try elementType(call.routing_dtype, "call.routing_dtype")
+    let isWide = call.index_dtype == Int32(MOE_DTYPE_I64.rawValue)
+    if !isWide && call.index_dtype != Int32(MOE_DTYPE_I32.rawValue) {
+      throw .invalid("call.index_dtype = \(Int(call.index_dtype)) is neither MOE_DTYPE_I32 nor MOE_DTYPE_I64")
+    }
+    if planned && call.expert_indices == nil { return }
+    let name: StaticString = "call.expert_indices"
+    if isWide {
+      indices = .int64(try operands.reads(call.expert_indices?.assumingMemoryBound(to: Int64.self), pairs, name))
+    } else {
+      indices = .int32(try operands.reads(call.expert_indices?.assumingMemoryBound(to: Int32.self), pairs, name))
+    }
+    if planned { return }
+    routing = try operands.reads(call.expert_weights, pairs, of: routingType, "call.expert_weights")
+  }
+
+  private mutating func takeTensors(
+    _ lists: ExpertLists, planned: Bool, _ prepared: PreparedExpertsPointer?, _ operands: inout Operands
+  ) throws(Fault) {
+    weights = try GivenTensors(
+      lists.weights, lists.weightCount, group, .weights, planned: planned, &operands)
+    try weights.requireMatrices(group, mayBeAbsent: prepared != nil)
+    if let prepared {
+      try prepared.pointee.require(group)
+      self.prepared = prepared
+    }
+    gradients = try GivenTensors(
+      lists.gradients, lists.gradientCount, group, .gradients, planned: planned, &operands)
+    for number: Int32 in 0..<Int32(GivenTensors.Part.count) {
+      let part: GivenTensors.Part = try named(number)
+      if gradients[part] != nil && weights[part] == nil {
+        throw .invalid("gradients have \(part.constant), which weights have not: list it in both, or in neither")
+      }
+    }
+  }
+}
+
+extension Operands {
+  /// The memory of experts that are listed one by one, when everything else of a call is known.
+  func requireApart(
+    fromListed lists: ExpertLists, _ call: ExpertsCall, in context: ContextPointer
+  ) throws(Fault) {
+    try requireApart(
+      ExpertMemory(
+        weights: (lists.weights, Int(lists.weightCount)), gradients: (lists.gradients, Int(lists.gradientCount)),
+        group: call.group), in: context)
+  }
+}
+
+extension ExpertGroup {
+  /// The experts of one call, by the checks of a layer's. Their weights' type stands in the list of tensors; where matrices
+  /// were packed and are not given, the type they had.
+  init(
+    _ config: moe_experts_config, _ lists: ExpertLists, packed: ExpertGroup? = nil
+  ) throws(Fault) {
+    var (group, layer) = (moe_expert_group(), moe_layer_config())
+    group.n_experts = config.n_experts
+    group.intermediate_size = config.intermediate_size
+    group.expert_kind = config.expert_kind
+    group.activation = config.activation
+    group.expert_bias = number(MOE_BIAS_OFF)
+    (group.glu_limit, group.glu_alpha, group.glu_offset) = (config.glu_limit, config.glu_alpha, config.glu_offset)
+    layer.hidden_size = config.hidden_size
+    layer.weight_on_input = config.weight_on_input
+    layer.weight_dtype = packed?.weights.rawValue ?? ElementType.f32.rawValue
+    try require(Int(lists.weightCount), "n_weights", from: 0, to: GivenTensors.Part.count)
+    let weights = try array(lists.weights, count: Int(lists.weightCount), "weights")
+    for i in 0..<Int(lists.weightCount) where weights[i].part == number(MOE_EXPERT_PART_DOWN) {
+      layer.weight_dtype = try elementType(weights[i].dtype, "DOWN of weights").rawValue
+    }
+    try self.init(group, layer, shared: false)
+  }
+}
+
+extension PreparedExperts {
+  /// Whether it is of such experts.
+  func require(_ wanted: ExpertGroup) throws(Fault) {
+    if group.kind == wanted.kind && group.hidden == wanted.hidden && group.intermediate == wanted.intermediate
+      && group.experts == wanted.experts && group.weights == wanted.weights
+    {
+      return
+    }
+    throw .badState(
+      "prepared is of \(group.experts) experts of expert_kind = \(Int(group.kind.rawValue)), hidden_size = \(group.hidden), intermediate_size = \(group.intermediate) and \(group.weights.format.constant), not of these: prepare these"
+    )
+  }
+}
+
+/// Memory of plain bytes that a call writes or reads.
+func savedBytes(_ memory: UnsafeMutableRawPointer?, _ size: Int) throws(Fault) -> CallerMemory? {
+  guard let memory else {
+    if size != 0 { throw .invalid("saved is NULL, but saved_size is \(size)") }
+    return nil
+  }
+  if Int(bitPattern: memory) % 8 != 0 { throw .invalid("saved is not aligned to 8 bytes") }
+  return CallerMemory(memory, bytes: Int(clamping: UInt(bitPattern: size)))
+}

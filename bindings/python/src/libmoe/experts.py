@@ -1,0 +1,462 @@
+"""Experts alone, over the caller's routing and the caller's weights: functions that keep nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import words
+from ._keywords import keywords
+from ._native import abi, check, fields
+from ._native.library import Handle, Native, lib
+from ._native.memory import Memory, memory, row_major
+from ._native.numbers import instance
+from .context import Context, handle_of
+from .errors import InvalidArgumentError
+from .expert_weights import ExpertWeights
+from .memory import Plan
+
+_TOKENS = ("f32", "bf16")
+_ROUTING = ("f32", "bf16", "f16")
+_INDICES = ("i32", "i64")
+
+
+class ExpertsOutput(NamedTuple):
+    """What :func:`experts_forward` returns.
+
+    Attributes
+    ----------
+    y : array, [..., H]
+        The weighted sum of what each token's experts put out; None where ``y=False``.
+    saved : array of uint8, optional
+        Bytes for :func:`experts_backward`; a copy of them is as good.
+    rows : array, [..., K, H], optional
+        What each choice's expert put out, before it is weighted.
+    """
+
+    y: Any
+    saved: Any = None
+    rows: Any = None
+
+
+@keywords
+class PreparedExperts(Native):
+    """Experts' weights packed once, for many calls of :func:`experts_forward`: see :func:`experts_prepare`.
+
+    Any number of threads may use it at the same time.
+    """
+
+    def __init__(
+        self, weights: ExpertWeights, form: words.Prepared = "f32", *, context: Context | None = None
+    ) -> None:
+        parent = handle_of(context)
+        own = _weights("weights", weights)
+        config = _config(own.n_experts, own.hidden_size, own.intermediate_size, own.kind)
+        self._open_handle = Handle(
+            lib.moe_experts_prepare,
+            lib.moe_experts_prepared_free,
+            parent,
+            config,
+            own.tensors,
+            own.count,
+            check.choice("form", form, abi.PREPARED),
+            keep={"context": parent},
+        )
+        self._told_by = f"{own.n_experts} {own.kind} experts, {form}, {self.nbytes} bytes"
+
+    _instead = "prepare the weights again with libmoe.experts_prepare"
+
+    def _told(self) -> str:
+        return self._told_by
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        size = ctypes.c_size_t()
+        lib.moe_experts_prepared_size(self._handle, ctypes.byref(size))
+        return size.value
+
+
+@keywords
+def experts_plan(
+    weights: ExpertWeights,
+    n_tokens: int,
+    top_k: int,
+    *,
+    expert_indices: Any = None,
+    gradients: ExpertWeights | None = None,
+    saves: bool = True,
+    io_dtype: words.IoDType = "f32",
+    weight_on_input: bool = False,
+    context: Context | None = None,
+) -> Plan:
+    """Return what a forward and the backward after it take, in bytes; ``tape_bytes`` is what forward saves.
+
+    Parameters
+    ----------
+    weights : ExpertWeights
+        As for the forward.
+    n_tokens, top_k : int
+        T and K.
+    expert_indices : array of int32 or int64, [T, K], optional
+        The choices; without them the plan is for T * K choices that all have an expert.
+    gradients : ExpertWeights, optional
+        As for the backward.
+    saves : bool
+        Whether forward saves for the backward.
+    io_dtype : {"f32", "bf16"}
+        Of x and y.
+    weight_on_input : bool
+        As for the forward.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A number is out of its range, or a part of the weights is missing.
+    """
+    own = _weights("weights", weights)
+    config = _config(
+        own.n_experts,
+        own.hidden_size,
+        own.intermediate_size,
+        own.kind,
+        weight_on_input=weight_on_input,
+        io=io_dtype,
+    )
+    call = abi.moe_experts_call(n_tokens=check.count("n_tokens", n_tokens), top_k=check.count("top_k", top_k))
+    if expert_indices is not None:
+        indices = row_major("expert_indices", expert_indices, (n_tokens, top_k), _INDICES)
+        call.expert_indices, call.index_dtype = indices.address, abi.DTYPE[indices.dtype]
+    return _plan(handle_of(context), config, call, own, gradients, saves)
+
+
+@keywords
+def experts_forward(
+    x: Any,
+    expert_indices: Any,
+    expert_weights: Any,
+    weights: ExpertWeights,
+    *,
+    activation: words.Activation | None = None,
+    glu_limit: float = 0,
+    glu_alpha: float = 0,
+    glu_offset: float = 0,
+    weight_on_input: bool = False,
+    prepared: PreparedExperts | None = None,
+    y: Any = True,
+    saved: Any = False,
+    rows: Any = False,
+    context: Context | None = None,
+) -> ExpertsOutput:
+    """Return y[t] = sum over k of expert_weights[t, k] * expert(expert_indices[t, k])(x[t]).
+
+    The bits are those of a :class:`Layer` with router ``"external"``, wherever and however the weights lie.
+    Arrays are numpy's, torch's, or a :class:`Memory`, as in :class:`ExpertWeights`.
+
+    Parameters
+    ----------
+    x : array of float32 or bfloat16, [..., H]
+    expert_indices : array of int32 or int64, [..., K]
+        A number that is no expert's is none: it is skipped.
+    expert_weights : array of float32, bfloat16 or float16, [..., K]
+        The routing weights.
+    weights : ExpertWeights
+        With ``prepared`` its matrices may be missing (:meth:`ExpertWeights.without_matrices`).
+    activation : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"}, optional
+        By default ``"silu"`` of gated experts and ``"gelu"`` of MLPs.
+    glu_limit, glu_alpha, glu_offset : float
+        Clamps of gated experts, as of a :class:`Layer`.
+    weight_on_input : bool
+        Whether the routing weights multiply what experts read.
+    prepared : PreparedExperts, optional
+        Used in place of the matrices.
+    y : array or bool
+        Where the result goes, of x's type; True: a new array of numpy; False: none is wanted.
+    saved : array of uint8 or bool
+        Where bytes for :func:`experts_backward` go, at least :func:`experts_plan`'s ``tape_bytes``; True: a
+        new array of numpy; False: nothing is saved.
+    rows : array or bool
+        Where each choice's output goes, [..., K, H] of x's type, 0 where there is none; likewise.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Shapes, types or strides do not belong together.
+    BadStateError
+        The weights have changed since they were prepared, or something is saved with weights that are
+        prepared as bfloat16 in place of others.
+
+    Examples
+    --------
+    >>> import libmoe, numpy
+    >>> gate_up, down = numpy.ones((4, 64, 16), numpy.float32), numpy.ones((4, 16, 32), numpy.float32)
+    >>> weights = libmoe.ExpertWeights(gate_up=gate_up, down=down)
+    >>> x, indices = numpy.ones((5, 16), numpy.float32), numpy.zeros((5, 2), numpy.int64)
+    >>> libmoe.experts_forward(x, indices, numpy.ones((5, 2), numpy.float32), weights).y.shape
+    (5, 16)
+    """
+    own = _weights("weights", weights)
+    tokens = _tokens(x, own)
+    config = _config(
+        own.n_experts,
+        own.hidden_size,
+        own.intermediate_size,
+        own.kind,
+        activation,
+        glu_limit,
+        glu_alpha,
+        glu_offset,
+        weight_on_input,
+        tokens.dtype,
+    )
+    call, top_k = _call(tokens, expert_indices, expert_weights)
+    parent, shape = handle_of(context), tokens.shape
+    y, y_at = _output("y", y, x, tokens, shape)
+    rows, rows_at = _output("rows", rows, x, tokens, (*shape[:-1], top_k, shape[-1]))
+    if saved is True:
+        saved = np.empty(_plan(parent, config, call, own, None, True).tape_bytes, np.uint8)
+    elif saved is False:
+        saved = None
+    address, size = _bytes(saved, write=True)
+    handle = None if prepared is None else instance("prepared", prepared, PreparedExperts, _PREPARE)._handle
+    lib.moe_experts_forward(
+        parent, config, call, own.tensors, own.count, handle, tokens.address, y_at, address, size, rows_at
+    )
+    return ExpertsOutput(y, saved, rows)
+
+
+@keywords
+def experts_backward(
+    dy: Any,
+    x: Any,
+    expert_indices: Any,
+    expert_weights: Any,
+    weights: ExpertWeights,
+    *,
+    activation: words.Activation | None = None,
+    glu_limit: float = 0,
+    glu_alpha: float = 0,
+    glu_offset: float = 0,
+    weight_on_input: bool = False,
+    saved: Any = None,
+    dx: Any = True,
+    d_expert_weights: Any = True,
+    gradients: ExpertWeights | None = None,
+    overwrite: bool = False,
+    context: Context | None = None,
+) -> tuple[Any, Any]:
+    """Return the gradients of <dy, y> in x and in the routing weights, and write those of the weights.
+
+    Parameters
+    ----------
+    dy : array, [..., H]
+        Of x's type.
+    x, expert_indices, expert_weights, weights, activation, glu_limit, glu_alpha, glu_offset, weight_on_input
+        As in :func:`experts_forward`.
+    saved : array of uint8, optional
+        What forward saved, or a copy; without it that is computed again, to the same bits.
+    dx : array or bool
+        Where the gradient in x goes, of x's type; True: a new array of numpy; False: it is not wanted.
+    d_expert_weights : array or bool
+        The same for the routing weights, of their type; 0 where there is no expert.
+    gradients : ExpertWeights, optional
+        Where the weights' gradients go: parts that are missing are not wanted and not computed.  Strides and
+        types are their own.
+    overwrite : bool
+        Whether gradients are overwritten, with 0 for experts without a token, or added to what is there.
+
+    Returns
+    -------
+    dx, d_expert_weights : array or None
+
+    Raises
+    ------
+    InvalidArgumentError
+        Shapes, types or strides do not belong together, or two arrays overlap.
+    BadStateError
+        ``saved`` is of another call.
+    """
+    own = _weights("weights", weights)
+    tokens = _tokens(x, own)
+    config = _config(
+        own.n_experts,
+        own.hidden_size,
+        own.intermediate_size,
+        own.kind,
+        activation,
+        glu_limit,
+        glu_alpha,
+        glu_offset,
+        weight_on_input,
+        tokens.dtype,
+    )
+    call, top_k = _call(tokens, expert_indices, expert_weights)
+    shape = tokens.shape
+    dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
+    dx, dx_at = _output("dx", dx, x, tokens, shape)
+    routing = memory("expert_weights", expert_weights)
+    d_expert_weights, routing_at = _output(
+        "d_expert_weights", d_expert_weights, expert_weights, routing, routing.shape
+    )
+    address, size = _bytes(saved, write=False)
+    wanted, count = _gradients(gradients)
+    lib.moe_experts_backward(
+        handle_of(context),
+        config,
+        call,
+        own.tensors,
+        own.count,
+        address,
+        size,
+        tokens.address,
+        dy_at,
+        dx_at,
+        routing_at,
+        wanted,
+        count,
+        int(check.flag("overwrite", overwrite)),
+    )
+    return dx, d_expert_weights
+
+
+def experts_prepare(
+    weights: ExpertWeights, form: words.Prepared = "f32", *, context: Context | None = None
+) -> PreparedExperts:
+    """Pack the matrices once, as the products read them: calls with few tokens gain most.
+
+    Parameters
+    ----------
+    weights : ExpertWeights
+        Nothing of it is kept.
+    form : {"f32", "bf16"}
+        Of the packed copy.  ``"bf16"`` of float32 weights is for inference.
+
+    Raises
+    ------
+    InvalidArgumentError
+        bfloat16 weights as float32, or experts without matrices.
+    BadStateError
+        The context computes with OpenBLAS or the reference, which read no packed weights.
+    """
+    return PreparedExperts(weights, form, context=context)
+
+
+_PREPARE = "libmoe.experts_prepare(weights)"
+
+
+def _weights(name: str, value: Any) -> ExpertWeights:
+    weights: ExpertWeights = instance(
+        name, value, ExpertWeights, "libmoe.ExpertWeights(gate_up=..., down=...)"
+    )
+    return weights
+
+
+def _gradients(value: ExpertWeights | None) -> tuple[Any, int]:
+    if value is None:
+        return None, 0
+    own = _weights("gradients", value)
+    return own.tensors, own.count
+
+
+@functools.lru_cache(maxsize=256)
+def _config(
+    n_experts: int,
+    hidden_size: int,
+    intermediate_size: int,
+    kind: str,
+    activation: str | None = None,
+    glu_limit: float = 0,
+    glu_alpha: float = 0,
+    glu_offset: float = 0,
+    weight_on_input: bool = False,
+    io: str = "f32",
+) -> abi.moe_experts_config:
+    """Return the struct, which nobody changes."""
+    default = {"gated": "silu", "mlp": "gelu"}.get(kind, "gelu")
+    return fields.filled(
+        abi.moe_experts_config,
+        n_experts=n_experts,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        expert_kind=kind,
+        activation=activation or default,
+        glu_limit=glu_limit,
+        glu_alpha=glu_alpha,
+        glu_offset=glu_offset,
+        weight_on_input=weight_on_input,
+        io_dtype=io,
+    )
+
+
+def _tokens(x: Any, weights: ExpertWeights) -> Memory:
+    found = memory("x", x)
+    if found.shape[-1:] != (weights.hidden_size,):
+        raise InvalidArgumentError(
+            f"x: expected shape [..., {weights.hidden_size}], got {found.shape}; "
+            "its last axis must be hidden_size"
+        )
+    return row_major("x", x, found.shape, _TOKENS)
+
+
+def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi.moe_experts_call, int]:
+    found = memory("expert_indices", expert_indices)
+    shape = (*tokens.shape[:-1], found.shape[-1] if found.shape else 0)
+    indices = row_major("expert_indices", expert_indices, shape, _INDICES)
+    routing = row_major("expert_weights", expert_weights, shape, _ROUTING)
+    call = abi.moe_experts_call(
+        n_tokens=tokens.size // tokens.shape[-1],
+        top_k=shape[-1],
+        expert_indices=indices.address,
+        expert_weights=routing.address,
+        index_dtype=abi.DTYPE[indices.dtype],
+        routing_dtype=abi.DTYPE[routing.dtype],
+    )
+    return call, shape[-1]
+
+
+def _output(
+    name: str, value: Any, like: Any, found: Memory, shape: tuple[int, ...]
+) -> tuple[Any, int | None]:
+    """Return an array for the library to write, and where it is; nothing where none is wanted."""
+    if value is False or value is None:
+        return None, None
+    if value is True:
+        if not isinstance(like, np.ndarray):
+            raise InvalidArgumentError(f"{name}: give the array that the result goes to, or False")
+        value = np.empty(shape, like.dtype)
+    return value, row_major(name, value, shape, (found.dtype,), write=True).address
+
+
+def _bytes(saved: Any, write: bool) -> tuple[int | None, int]:
+    if saved is None:
+        return None, 0
+    found = memory("saved", saved, write=write)
+    whole = row_major("saved", saved, found.shape, ("u8",), write=write)
+    return whole.address, whole.size
+
+
+def _plan(
+    context: Any,
+    config: abi.moe_experts_config,
+    call: abi.moe_experts_call,
+    weights: ExpertWeights,
+    gradients: ExpertWeights | None,
+    saves: bool,
+) -> Plan:
+    plan = abi.moe_plan()
+    wanted, count = _gradients(gradients)
+    lib.moe_experts_plan(
+        context,
+        config,
+        call,
+        weights.tensors,
+        weights.count,
+        wanted,
+        count,
+        int(check.flag("saves", saves)),
+        plan,
+    )
+    return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
