@@ -219,12 +219,11 @@ def all_functions(folder: Path) -> list[Function]:
     def matrix() -> Any:
         return by_call()[3]
 
-    packed = room()
-    config_of_experts, matrix_of_experts = by_call()[1], matrix()
-    lib.moe_experts_prepare(
-        context_handle, ctypes.byref(config_of_experts), ctypes.byref(matrix_of_experts), 1, 1, packed
-    )
-    prepared = c_void_p.from_address(packed).value
+    linear_experts, one_matrix = by_call()[1], matrix()
+    prepared = create(
+        "moe_experts_prepare", abi.moe_experts_prepared, context_handle,
+        ctypes.byref(linear_experts), ctypes.byref(one_matrix), 1, 1,
+    )  # fmt: skip
     saved_experts = room()
     state = str(folder / "state").encode()
     first_state = training()
