@@ -1,13 +1,19 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan fuzz check-arm64 install uninstall clean
+.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model test-asan test-tsan test-transformers fuzz check-arm64 install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-lib: ## build/lib/libmoe.so, build/lib/pkgconfig/libmoe.pc, build/include
+lib: ## build/lib/libmoe.so and libmoe.a, what pkg-config and CMake read, build/include
 	scripts/lib
+
+wheel: lib ## build/dist/libmoe-...-manylinux_....whl, for pip on other machines
+	scripts/wheel
+
+sdist: ## build/dist/libmoe-....tar.gz, which pip builds where there is a Swift toolchain
+	scripts/wheel --sdist
 
 demo: ## train a language model on real text
 	scripts/demo
@@ -23,6 +29,9 @@ lint: ## swift format, ruff, mypy, shellcheck
 
 test-asan: ## the Swift and C tests under the address sanitizer
 	scripts/test-asan
+
+test-transformers: ## libmoe.torch and libmoe.transformers in full, on every class of the installed transformers
+	scripts/test-torch all
 
 fuzz: ## coverage-guided fuzzing of the C interface and the file formats, a minute each
 	scripts/fuzz

@@ -46,6 +46,19 @@ func kernels(_ name: String, defining defines: [String], _ options: [String]) ->
   let kernelTargets = [kernels("Kernels", defining: ["MOE_FMA"], [])]
 #endif
 
+// An sdist has the shipped build alone, and no tests.
+let tests: [Target] =
+  embedded
+  ? []
+  : [
+    .testTarget(
+      name: "MoETests",
+      dependencies: library == nil ? ["CMoE", "MoEABI"] : ["CMoE"],
+      linkerSettings: library.map {
+        [.unsafeFlags(["-L\($0)", "-lmoe", "-Xlinker", "-rpath", "-Xlinker", $0])]
+      } ?? [])
+  ]
+
 let package = Package(
   name: "libmoe",
   // With MOE_LIBRARY there must be no second libmoe.so that the linker could find first.
@@ -63,11 +76,4 @@ let package = Package(
       dependencies: ["CShims", "CLayouts"] + kernelTargets.map { .target(name: $0.name) },
       swiftSettings: engine, linkerSettings: [.linkedLibrary("m")]),
     .target(name: "MoEABI", dependencies: ["CMoE", "CShims", "CLayouts", "MoE"], swiftSettings: engine),
-
-    .testTarget(
-      name: "MoETests",
-      dependencies: library == nil ? ["CMoE", "MoEABI"] : ["CMoE"],
-      linkerSettings: library.map {
-        [.unsafeFlags(["-L\($0)", "-lmoe", "-Xlinker", "-rpath", "-Xlinker", $0])]
-      } ?? []),
-  ])
+  ] + tests)

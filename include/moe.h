@@ -1022,24 +1022,25 @@ MOE_API void moe_forward_options_init(moe_forward_options *options, size_t struc
  *  in none of it. */
 typedef struct moe_report {
   size_t struct_size;
-  float balance_loss; /**< MOE_LOSS_BALANCE.  0 for T = 0. */
-  float z_loss;       /**< MOE_LOSS_Z.  0 for T = 0. */
-  float aux_loss;     /**< balance_coef * balance_loss + z_coef * z_loss + the config's losses times their coefficients:
-                           add it to the objective */
+  float balance_loss; /**< MOE_LOSS_BALANCE, E * sum over e of f_e P_e, where f_e is the share of the tokens that chose e, before
+                           dropping, and P_e is mean_probability [Switch 2021, over all K choices]: K at perfect balance; 0 for T = 0 */
+  float z_loss;       /**< MOE_LOSS_Z, the mean over tokens of logsumexp(logits)^2 [ST-MoE 2022]; 0 for T = 0 */
+  float aux_loss;     /**< balance_coef * balance_loss + z_coef * z_loss + the layer's losses times their coefficients: add
+                           it to the objective */
   float entropy;      /**< mean over tokens of -sum p ln p of the router's softmax, in nats: 0 to ln E */
   int64_t *tokens_per_expert; /**< [E], nullable: how many tokens e computes (dropped ones are not among them) */
   float *mean_probability;    /**< [E], nullable: P_e, the mean of the router's softmax over the valid tokens; 0 without a
                                    gate, as are entropy, balance_loss and z_loss */
   int32_t *expert_indices;    /**< [T,C], nullable: chosen experts, best first (of MOE_ROUTER_HIERARCHICAL within each group);
                                    -1 for a choice that was dropped or is none */
-  float *expert_weights;      /**< [T,C], nullable: their weights; 0 for those */
+  float *expert_weights;      /**< [T,C], nullable: the weights of expert_indices in y; 0 where these are -1 */
   int64_t *dropped_per_expert; /**< [E], nullable: choices of e that found no room, or second ones not kept at random */
-  float *losses;               /**< [n_losses], nullable: the config's losses, without their coefficients */
+  float *losses;               /**< [n_losses], nullable: the layer's losses, without their coefficients */
   int64_t n_dropped;           /**< the sum of dropped_per_expert */
   int64_t n_valid;             /**< tokens that are no padding; with moe_forward_options.loss_mask those that count, and so
                                     is all that stands here but expert_indices and expert_weights of these */
   float max_over_mean;         /**< of tokens_per_expert: largest / mean, 1 at perfect balance */
-  float variation;             /**< their standard deviation / mean (CV) */
+  float variation;             /**< of tokens_per_expert: standard deviation / mean, 0 at perfect balance */
   float dead_share;            /**< share of the experts without a token */
   int32_t reserved;            /**< 0 */
   /* Of each of the B = T / sequence_length sequences by itself (B = 1 for sequence_length 0), for moe_pooled_sequence_loss; 0

@@ -78,7 +78,7 @@ typedef struct moe_linear_config {
   int64_t n_tokens;     /**< T, 0 to 2^31 - 1 */
   int64_t inputs;       /**< 1 to 2^31 - 1 */
   int64_t outputs;      /**< 1 to 2^31 - 1 */
-  int32_t weight_dtype; /**< MOE_DTYPE_F32, BF16 or F16; with BF16 x is rounded to it for the product, sums are float32 */
+  int32_t weight_dtype; /**< as moe_layer_config.weight_dtype; with BF16 x is rounded to it for the product, sums are float32 */
   int32_t reserved;     /**< 0 */
 } moe_linear_config;
 
@@ -244,7 +244,7 @@ typedef struct moe_cross_entropy_config {
   int64_t n_tokens;        /**< T, 0 to 2^31 - 1 */
   int64_t hidden_size;     /**< H, 1 to 2^31 - 1 */
   int64_t vocabulary_size; /**< V, 1 to 2^31 - 1 */
-  int32_t weight_dtype;    /**< MOE_DTYPE_F32, BF16 or F16, as in moe_linear_config */
+  int32_t weight_dtype;    /**< as moe_layer_config.weight_dtype, see moe_linear_config */
   int32_t ignore_index;    /**< a number: targets that do not count; -100 in MOE_CROSS_ENTROPY_CONFIG_INIT */
   double label_smoothing;  /**< s, [0, 1] */
   double d_loss;           /**< finite: gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
@@ -308,7 +308,7 @@ typedef struct moe_model_config {
   int32_t output_bias;     /**< 1: attention's output projection has one */
   int32_t qk_norm;         /**< 1: RMS norms over each head's queries and keys, before rotation (Qwen3) */
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
-  int32_t weight_dtype;    /**< MOE_DTYPE_F32, BF16 or F16, of projections, dense ffn, experts and an untied output (mixed
+  int32_t weight_dtype;    /**< as moe_layer_config.weight_dtype, of projections, dense ffn, experts and an untied output (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
   float dropout;           /**< [0, 1), on embeddings, and on what attention and ffn add to the residual */
   float attention_dropout; /**< [0, 1), on attention's weights */

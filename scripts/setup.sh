@@ -9,14 +9,20 @@ need_swift() {
   exit 1
 }
 
-# Debian or Ubuntu packages, installed when this is root, named in one line when it is not.
+# Debian or Ubuntu packages, installed in a checkout when this is root, named in one line otherwise.
 need_packages() {
   missing=
   command -v make >/dev/null 2>&1 || missing="$missing make"
   command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
-  command -v strip >/dev/null 2>&1 || missing="$missing binutils"
   command -v python3 >/dev/null 2>&1 || missing="$missing python3"
   python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
+  install_missing
+}
+
+# What makes libmoe.so and libmoe.a of the compilers' objects.
+need_binutils() {
+  missing=
+  command -v ld.bfd >/dev/null 2>&1 && command -v strip >/dev/null 2>&1 || missing="$missing binutils"
   install_missing
 }
 
@@ -39,7 +45,8 @@ need_arm64_packages() {
 
 install_missing() {
   [ -z "$missing" ] && return
-  if [ "$(id -u)" != 0 ]; then
+  # pip, which builds from an sdist, is expected to change nothing of the system.
+  if [ "$(id -u)" != 0 ] || [ ! -e Makefile ]; then
     echo "Packages are missing. Please run:  sudo apt-get update && sudo apt-get install -y$missing" >&2
     exit 1
   fi

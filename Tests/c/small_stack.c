@@ -19,6 +19,7 @@ static moe_context *context;
 static int64_t most_used;
 static const char *folder;
 
+#ifndef SANITIZED
 struct started {
   void *(*call)(void *);
   void *argument;
@@ -58,6 +59,13 @@ static void on_small_stack(const char *name, void *(*call)(void *), void *argume
   }
   CHECK(munmap(memory, size) == 0);
 }
+#else
+/* A sanitizer's frames are not those that are shipped: the calls run, and their stack is not measured. */
+static void on_small_stack(const char *name, void *(*call)(void *), void *argument) {
+  (void)name;
+  call(argument);
+}
+#endif
 
 struct layer_call {
   const moe_layer_config *config;
@@ -278,6 +286,6 @@ int main(void) {
     }
   }
   CHECK(rmdir(folder) == 0);
-  printf("%lld bytes of stack at most\n", (long long)most_used);
+  if (most_used > 0) printf("%lld bytes of stack at most\n", (long long)most_used);
   return 0;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import bounds, engine, initializers, layout, python, reference
+from . import bounds, engine, initializers, layout, python, reference, report
 from .reader import PATHS, ROOT, HeaderError, Headers, read
 
 _PACKAGE = "bindings/python/src/libmoe"
@@ -19,6 +19,7 @@ def generated(headers: Headers) -> dict[str, str]:
     files["Sources/MoEABI/Boundary/FieldBounds.swift"] = bounds.swift(headers)
     files["Sources/MoEABI/Boundary/Initialisers.swift"] = initializers.swift(headers)
     files[f"{_PACKAGE}/_native/abi.py"] = python.abi(headers)
+    files[f"{_PACKAGE}/_native/reports.py"] = report.reports(headers, python.NOTE)
     files[f"{_PACKAGE}/words.py"] = python.words(headers)
     files[f"{_PACKAGE}/presets.py"] = python.presets(headers)
     files.update(reference.pages(headers, (ROOT / "docs" / "functions.md").read_text()))

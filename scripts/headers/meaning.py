@@ -4,6 +4,7 @@ The comment has to begin with it:
 
     a moe_score ...                a word
     MOE_DTYPE_F32 or BF16 ...      one of these words, also behind a colon
+    as moe_tensor.dtype ...        what that field is
     a sum of moe_unallocated ...   words added up
     1 = ...                        yes or no; of arguments also "0 or 1"
     a number ...                   a number
@@ -108,6 +109,10 @@ def behind(function: Function) -> str:
 
 
 def _meaning(headers: Headers, place: str, text: str) -> Meaning:
+    if other := re.match(r"as (moe_\w+)\.(\w+)", text):
+        fields = headers.structs[other[1]].fields if other[1] in headers.structs else []
+        comment = next((f.comment for f in fields if f.name == other[2]), "")
+        return _meaning(headers, f"{place}, which is {other[0]}", comment)
     if re.match(r"a sum of (moe_\w+)", text):
         return Meaning(Kind.SUM, _enum(headers, place, text.split()[3]))
     if re.match(r"a moe_\w+", text):

@@ -13,6 +13,7 @@ from ._native import interpreter as _interpreter  # noqa: F401  # numpy does not
 # isort: split
 from . import presets, words
 from ._native.memory import Memory
+from ._native.reports import Report, Summary
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
@@ -47,7 +48,7 @@ from .model_output import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, Muon, Optimizer, clip_grad_norm
 from .parameter import Parameter
 from .profile import PhaseTime, Profile
-from .report import Output, Report, Summary
+from .report import Output
 from .routing import Routing
 from .schedule import Schedule
 from .statistics import Statistics

@@ -14,11 +14,12 @@ from ._keywords import keywords, unknown
 from ._native import abi, check, fields
 from ._native.check import Array, FloatArray
 from ._native.library import Handle, lib
+from ._native.reports import Report
 from ._weights import Weights
 from .errors import ArgumentTypeError, BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
-from .report import Blank, Output, Report, n_sequences
+from .report import Blank, Output, n_sequences
 from .routing import Routing
 from .tape import Tape
 

@@ -20,6 +20,7 @@ def layer_of(handle: Borrowed, options: Mapping[str, Any], context: Context) -> 
     """Return a layer that belongs to a model."""
     layer = Layer.__new__(Layer)
     Weights.__init__(layer, handle, config.to_c(options))
+    layer._kind = Layer
     layer._made_with = {name: value for name, value in options.items() if name != "context"}
     layer._context = context
     layer._io_dtype = "f32"

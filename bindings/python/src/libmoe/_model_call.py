@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from ._native import abi, check, fields
 from ._native.library import Handle, lib
+from ._native.reports import Report
 from .model_output import ModelPlan
-from .report import Blank, Report
+from .report import Blank
 
 Integers = NDArray[np.int32]
 Positions = NDArray[np.int64]

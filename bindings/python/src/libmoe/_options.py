@@ -12,6 +12,7 @@ from typing import Any
 
 import libmoe
 
+from . import _installed
 from .train.config import Settings, mebibytes
 from .train.errors import UserError
 from .train.names import meant
@@ -80,6 +81,12 @@ def _parser(
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=libmoe.__version__)
+    for name, place, what in (
+        ("--library", _installed.library, "the shared library in use"),
+        ("--include-dir", _installed.include_dir, "the folder of moe.h and moe.hpp"),
+        ("--cmake-dir", _installed.cmake_dir, "libmoe_DIR for CMake's find_package(libmoe)"),
+    ):
+        parser.add_argument(name, action=_Tell, const=place, help=f"print {what}, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -133,6 +140,22 @@ def _parser(
     time.add_argument("--profile", action="store_true", help="print where the time of training goes")
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
     return parser, dict(commands.choices)
+
+
+class _Tell(argparse.Action):
+    """Print where something is, alone on a line for other programs to read, and leave."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: Any, help: str) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            print(self.const())
+        except libmoe.FileError as error:
+            parser.exit(1, f"libmoe {self.option_strings[0]}: {error}\n")
+        parser.exit()
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

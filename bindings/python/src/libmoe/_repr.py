@@ -1,4 +1,4 @@
-"""How objects tell what they are, in a line: sizes and words, never the numbers of an array."""
+"""How objects tell what they are, in a line or two: sizes, words, a few numbers, never those of an array."""
 
 from __future__ import annotations
 
@@ -32,9 +32,34 @@ def named(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={brief(value)}" for name, value in values.items())
 
 
+def rounded(**values: float) -> str:
+    """Return ``name=value`` for each, to four digits."""
+    return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
 class Briefly:
-    """Base of dataclasses with arrays among their fields, which are told by type and shape."""
+    """Base of dataclasses whose fields are too many to be told: of :meth:`_told`, what a person looks for."""
 
     def __repr__(self) -> str:
-        """Name the fields, those that are private apart."""
-        return described(self, named({k: v for k, v in vars(self).items() if not k.startswith("_")}))
+        """Say what it is, in a line or two."""
+        return described(self, self._told())
+
+    def _told(self) -> str:
+        raise NotImplementedError
+
+
+class Loads(Briefly):
+    """What reports say, whose fields are written from the header: where the tokens went, and numbers."""
+
+    def _told(self) -> str:
+        told: Any = self
+        loads = told.tokens_per_expert
+        numbers = {name: getattr(told, name) for name in ("aux_loss", "balance_loss", "z_loss", "entropy")}
+        losses = [rounded(**{name: value}) for name, value in getattr(self, "losses", {}).items()]
+        if len(losses) > 3:
+            losses = [*losses[:2], f"{len(losses) - 2} more losses"]
+        return (
+            f"{told.n_valid:,} tokens to {len(loads)} experts: {loads.min():,} to {loads.max():,} each, "
+            f"{(loads == 0).sum():,} experts without, {told.n_dropped:,} choices dropped; "
+            + ", ".join([rounded(**numbers), *losses])
+        )

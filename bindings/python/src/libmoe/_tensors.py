@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import inspect
 import weakref
@@ -20,6 +21,8 @@ from ._repr import named
 from .context import Context, default_context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .parameter import Parameter
+
+Coefficients = dict[int, dict[int, float]]  # number of a layer to number of a loss to its coefficient
 
 
 class _View:
@@ -115,8 +118,12 @@ class Tensors(Native):
     """What :class:`Layer` and :class:`Model` have of parameters."""
 
     _prefix: ClassVar[str]  # of the library's functions
-    _made_with: dict[str, Any]  # keyword arguments, all but the context
+    _kind: type  # of the package; a class that a user derived may be made with other arguments
+    _made_with: dict[str, Any]  # keyword arguments of _kind, all but the context
     _context: Context
+    _own: ClassVar[frozenset[str]] = frozenset(
+        "_open_handle _trainable _config _kind _made_with _context _io_dtype _losses _moe _own_tape".split()
+    )  # all that objects of the package have; a user's may have more, which goes along
 
     def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
         self._open_handle = handle
@@ -125,31 +132,55 @@ class Tensors(Native):
     def _remember(self, kind: type, made_with: dict[str, Any], context: Context | None) -> None:
         """Keep what pickle and repr need: the arguments of the class's ``__init__`` by name."""
         names = inspect.signature(kind).parameters
-        self._made_with = {name: made_with[name] for name in names if name != "context"}
+        self._kind = kind
+        self._made_with = {name: _kept(made_with[name]) for name in names if name != "context"}
         self._context = context or default_context()
 
     def _told(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        defaults = {name: p.default for name, p in inspect.signature(self._kind).parameters.items()}
         return named({k: v for k, v in self._made_with.items() if not _same(v, defaults.get(k))})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
-        return _made_again, (type(self), self._made_with, self._own_values(), None)
+        return _made_again, self._to_make_again(None), self._users() or None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return another one with the same values, in the same context; without gradients, as pickle."""
-        return _made_again(type(self), self._made_with, self._own_values(), self._context)
+        made = _made_again(*self._to_make_again(self._context))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy(self._users(), memo))
+        return made
+
+    def _users(self) -> dict[str, Any]:
+        """Return the attributes that a class has which a user derived."""
+        return {name: value for name, value in vars(self).items() if name not in self._own}
+
+    def _to_make_again(
+        self, context: Context | None
+    ) -> tuple[type, type, dict[str, Any], dict[str, Array], Coefficients, Context | None]:
+        values = self._own_values()
+        return type(self), self._kind, self._made_with, values, self._coefficients(), context
+
+    def _coefficients(self) -> Coefficients:
+        """Return those of losses that were set since it was made, by layer and term."""
+        raise NotImplementedError
+
+    def _set_coefficients(self, coefficients: Coefficients) -> None:
+        raise NotImplementedError
 
     def _own_values(self) -> dict[str, Array]:
         if self._open_handle is None:
             raise ArgumentTypeError(f"this {type(self).__name__} is closed, and cannot be pickled or copied")
+        elsewhere = "unallocated='expert_weights'"
         try:
-            return self.state_dict()
+            if "expert_weights" not in (self._made_with.get("unallocated") or ()):
+                return self.state_dict()
         except BadStateError as error:
-            raise ArgumentTypeError(
-                f"this libmoe.{type(self).__name__} cannot be pickled or copied: its weights are in files or "
-                f"memory of their own ({error}); make one anew, and bind or offload it there"
-            ) from None
+            elsewhere = str(error)
+        raise ArgumentTypeError(
+            f"this libmoe.{self._kind.__name__} cannot be pickled or copied: its weights are in files or "
+            f"memory of their own ({elsewhere}); make one anew, and bind or offload it there"
+        )
 
     def _function(self, name: str) -> Any:
         return getattr(lib, f"{self._prefix}_{name}")
@@ -268,16 +299,28 @@ class Tensors(Native):
 
 
 def _made_again(
-    kind: Any, made_with: dict[str, Any], values: dict[str, Array], context: Context | None
+    kind: Any,
+    base: Any,
+    made_with: dict[str, Any],
+    values: dict[str, Array],
+    coefficients: Coefficients,
+    context: Context | None,
 ) -> Any:
-    """Make what was pickled or is copied."""
-    if "expert_weights" in made_with.get("unallocated", ()):
-        raise ArgumentTypeError(
-            "a layer without memory for its experts cannot be copied; bind another to copies"
-        )
-    made = kind(**made_with, context=context)
-    made.load_state_dict(values)
+    """Make what was pickled or is copied: an object of ``kind``, by the arguments of its ``base``."""
+    made = kind.__new__(kind)
+    base.__init__(made, **made_with, context=context)
+    Tensors.load_state_dict(made, values)
+    made._set_coefficients(coefficients)
     return made
+
+
+def _kept(value: Any) -> Any:
+    """Return a copy of what the caller may change afterwards."""
+    if isinstance(value, Mapping):
+        return {name: _kept(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_kept(each) for each in value])
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _same(value: Any, default: Any) -> bool:

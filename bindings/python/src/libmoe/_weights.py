@@ -12,6 +12,7 @@ from ._keywords import keywords
 from ._layer_files import LayerFiles
 from ._native import abi, check
 from ._native.library import Handle, lib
+from ._tensors import Coefficients
 from .errors import InvalidArgumentError
 from .parameter import Parameter
 from .words import Prepared
@@ -153,7 +154,7 @@ class Weights(LayerFiles):
         """Set the coefficient of one of the layer's ``losses``, for the calls of forward to come.
 
         Sparse routing wants it (arXiv:2412.14711): after each step times 1.2 where tokens used more experts
-        on average than wanted, divided by 1.2 where they used fewer.  It is not saved with the layer.
+        on average than wanted, divided by 1.2 where they used fewer.  Files do not keep it; copies do.
 
         Parameters
         ----------
@@ -169,8 +170,16 @@ class Weights(LayerFiles):
         InvalidArgumentError
             There is no such loss, or the coefficient is negative or not finite.
         """
-        lib.moe_layer_set_loss_coefficient(
-            self._handle,
+        term, coefficient = (
             check.integer("term", term, ctypes.c_int32),
             check.number("coefficient", coefficient),
         )
+        lib.moe_layer_set_loss_coefficient(self._handle, term, coefficient)
+        self._handle.keep.setdefault("coefficients", {})[term] = coefficient
+
+    def _coefficients(self) -> Coefficients:
+        return {0: dict(self._handle.keep.get("coefficients", {}))}
+
+    def _set_coefficients(self, coefficients: Coefficients) -> None:
+        for term, coefficient in coefficients[0].items():
+            self.set_loss_coefficient(term, coefficient)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.library import Handle, Native, lib
+from ._repr import Briefly
 from .checkpoint import Path, encoded
 from .context import Context, handle_of
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Briefly):
     """What :meth:`Layer.plan` says a call will take, in bytes: exactly what the library will ask for.
 
     Attributes
@@ -43,6 +44,9 @@ class Plan:
     chunk_tokens: int
     tape_policy: str
     n_tokens: int
+
+    def _told(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """One line for people, as ``moe_plan_describe`` has it."""

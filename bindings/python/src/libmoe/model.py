@@ -15,7 +15,7 @@ from ._model_call import Call, Integers, Mask, Positions, Reports, planned
 from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
-from ._tensors import Tensors
+from ._tensors import Coefficients, Tensors
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Batches, Cache
@@ -225,6 +225,14 @@ class Model(Batches, Tensors):
         if options is None:
             options = dense_options(self._config)
         return layer_of(Borrowed(pointer, self._handle, keep), options, self._context)
+
+    def _coefficients(self) -> Coefficients:
+        kept = {n: self._handle.keep.get(("ffn", n), {}) for n in range(self.n_layers)}
+        return {n: dict(keep["coefficients"]) for n, keep in kept.items() if "coefficients" in keep}
+
+    def _set_coefficients(self, coefficients: Coefficients) -> None:
+        for n, of_layer in coefficients.items():
+            self._layer(n)._set_coefficients({0: of_layer})
 
     # ----------------------------------------------------------------------------------------------------
     # Forward and backward

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ._native import abi
 from ._native.check import FloatArray
 from ._native.library import Handle, Native, lib
-from ._repr import Briefly
+from ._native.reports import Report
+from ._repr import Briefly, named, rounded
 from .errors import ArgumentTypeError
-from .report import Report
 
 if TYPE_CHECKING:
     from ._model_call import Call
@@ -73,6 +73,17 @@ class ModelOutput(Briefly):
     tape: ModelTape | None
     _call: Call
 
+    def _told(self) -> str:
+        numbers = rounded(loss=self.loss, objective=self.objective, aux_loss=self.aux_loss)
+        arrays = {"logits": self.logits, "hidden": self.hidden, "tape": self.tape}
+        there = named({name: value for name, value in arrays.items() if value is not None})
+        reports = sum(report is not None for report in self.layers)
+        told = [
+            f"{numbers}, n_targets={self.n_targets}",
+            f"{reports} of {len(self.layers)} layers with a report",
+        ]
+        return "; ".join([*told, there] if there else told)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse: what backward needs is of this process."""
         raise ArgumentTypeError(
@@ -103,6 +114,9 @@ class ModelPlan(Briefly):
     tape_bytes: int
     total_bytes: int
     keep: list[str]
+
+    def _told(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """One line for people."""

@@ -7,9 +7,10 @@ import ctypes
 from ._keywords import keywords
 from ._native import check
 from ._native.library import Handle, Native, lib
+from ._native.reports import Summary
 from .context import Context, handle_of
 from .errors import ArgumentTypeError, InvalidArgumentError
-from .report import Blank, Summary, to_c
+from .report import Blank, to_c
 
 
 @keywords

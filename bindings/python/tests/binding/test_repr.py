@@ -1,8 +1,9 @@
-"""What objects say of themselves: a line of sizes and words, no address, and no numbers of an array."""
+"""What objects say of themselves: a line or two of what a person looks for, no address, and no array."""
 
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ EXPECTED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"AdamW\(1 parameters of 2,000 elements, learning_rate=0.01\)",
     ),
     "SGD": (lambda _: libmoe.SGD([libmoe.Parameter(normal(5))]), r"SGD\(1 parameters of 5 elements, .*\)"),
+    "Muon": (
+        lambda _: libmoe.Muon([libmoe.Parameter(normal(5, 4))], 0.02),
+        r"Muon\(1 parameters of 20 elements, learning_rate=0.02\)",
+    ),
     "clip": (
         lambda _: libmoe.AdaptiveClip(),
         r"AdaptiveClip\(decay=0.97, threshold=2.5, warmup_steps=25; .*\)",
@@ -112,21 +117,23 @@ EXPECTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "profile": (lambda _: profile(), r"Profile\(\d+ phases, .* seconds\)"),
     "plan": (
         lambda _: make_layer().plan(100),
-        r"Plan\(forward_bytes=\d+, .*tape_policy='full', n_tokens=100\)",
+        r"Plan\(100 tokens at once, full tape; scratch [\d.]+ \w+ forward, .* in all\)",
     ),
-    "model plan": (lambda _: many(), r"ModelPlan\(.*keep=\['all', 'all', \.\.\. 37 more \.\.\., 'all'\]\)"),
+    "model plan": (lambda _: many(), r"ModelPlan\([\d.]+ MiB; of 40 layers 40 keep all\)"),
     "output": (
         lambda _: make_layer().forward(normal(5, 64)),
-        r"Output\(y=float32 \[5, 64\], report=Report\(balance_loss=.*tokens_per_expert=int64 \[8\], "
-        r".*losses=\{'switch': [\d.]+\}, expert_indices=int32 \[5, 2\], "
-        r"expert_weights=float32 \[5, 2\].*\)\)",
+        r"Output\(y=float32 \[5, 64\], report=Report\(5 tokens to 8 experts: \d to \d each, "
+        r"\d experts without, 0 choices dropped; aux_loss=[\d.]+, balance_loss=[\d.]+, .*, switch=[\d.]+\)\)",
     ),
     "model output": (
         lambda _: model_output(),
-        r"ModelOutput\(loss=.*logits=float32 \[2, 5, 16\], hidden=None, layers=\[Report\(.*"
-        r"tape=ModelTape\(.*\)\)",
+        r"ModelOutput\(loss=[\d.]+, .*, n_targets=10; 3 of 3 layers with a report; "
+        r"logits=float32 \[2, 5, 16\], tape=ModelTape\(of 2 sequences of 5\)\)",
     ),
-    "summary": (lambda _: libmoe.Statistics(3).read(), r"Summary\(balance_loss=.*\)"),
+    "summary": (
+        lambda _: libmoe.Statistics(3).read(),
+        r"Summary\(0 tokens to 3 experts: 0 to 0 each, 3 experts without, 0 choices dropped; .*\)",
+    ),
 }
 
 
@@ -139,6 +146,9 @@ def test_repr(what: str, tmp_path: Path) -> None:
     assert "0x" not in text
     assert "array(" not in text
     assert "\n" not in text
+    assert len(text) < 250 or "/" in text  # two lines, unless it has a long path
+    notebooks = [name for name in dir(thing) if re.fullmatch(r"_repr_\w+_|_ipython_\w+_", name)]
+    assert notebooks == []  # they show no more
 
 
 def test_closed_objects_say_so() -> None:
@@ -155,6 +165,24 @@ def test_every_class_says_what_it_is() -> None:
     assert [kind for kind in ours if kind.__repr__ is object.__repr__] == []
 
 
-def test_a_large_output_is_told_at_once() -> None:
-    output = libmoe.Layer(8, 8, 4, 2).forward(normal(200_000, 8))
-    assert len(repr(output)) < 1000
+def test_a_report_tells_what_the_router_did() -> None:
+    """Counted by hand: a hash table sends the five tokens to experts 0, 0, 0, 2 and 2."""
+    table = np.array([[0], [2]], np.int32)
+    layer = libmoe.Layer(4, 8, 4, 1, router="hash", hash_table=table, balance_coef=0.0, z_coef=0.0)
+    report = layer.forward(normal(5, 4), token_ids=np.array([0, 0, 0, 1, 1])).report
+    assert repr(report).startswith(
+        "Report(5 tokens to 4 experts: 0 to 3 each, 2 experts without, 0 choices dropped;"
+    )
+    assert f"aux_loss={report.aux_loss:.4g}, " in repr(report)
+    dropping = libmoe.Layer(
+        4, 8, 4, 1, router="hash", hash_table=table, capacity_formula="constant", capacity=1
+    )
+    dropped = dropping.forward(normal(5, 4), token_ids=np.array([0, 0, 0, 1, 1])).report
+    assert "0 to 1 each, 2 experts without, 3 choices dropped" in repr(dropped)
+
+
+def test_what_is_large_is_told_briefly() -> None:
+    layer = libmoe.Layer(8, 8, 64, 2, losses=dict.fromkeys(typing.get_args(libmoe.words.Loss)[:6], 0.0))
+    assert len(repr(layer.forward(normal(200_000, 8)))) < 300
+    model = libmoe.Model(8, 30, 2, vocabulary_size=16, moe=dict(n_experts=4, top_k=2, intermediate_size=8))
+    assert len(repr(model.forward(np.zeros((1, 4), np.int32)))) < 250

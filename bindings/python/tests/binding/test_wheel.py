@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import libmoe
 
 PACKAGE = Path(__file__).resolve().parents[2]
+SONAME = f"libmoe.so.{libmoe.__version__.rpartition('.')[0]}"
 
 PROGRAM = """
 import numpy, libmoe
@@ -41,12 +43,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_carries_the_library(wheel: Path) -> None:
-    assert wheel.name == f"libmoe-{libmoe.__version__}-py3-none-linux_{platform.machine()}.whl"
+    name = rf"libmoe-{libmoe.__version__}-py3-none-manylinux_2_\d+_{platform.machine()}.whl"
+    assert re.fullmatch(name, wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert {"libmoe/py.typed", "libmoe/_native/abi.py", "libmoe/words.py"} <= set(names)
-        assert [name for name in names if ".so" in name] == ["libmoe/lib/libmoe.so"]
-        assert archive.read("libmoe/lib/libmoe.so")[:4] == b"\x7fELF"
+        assert [name for name in names if ".so" in name] == [f"libmoe/lib/{SONAME}"]
+        assert archive.read(f"libmoe/lib/{SONAME}")[:4] == b"\x7fELF"
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/WHEEL")]
     assert "Root-Is-Purelib: false" in metadata
 
@@ -77,7 +80,7 @@ def test_an_installed_wheel_runs_anywhere(wheel: Path, tmp_path: Path) -> None:
     assert {line.replace(" @ ", "==").split("==")[0] for line in added} == {"libmoe", "numpy"}
 
     path, version, shape = run("-c", PROGRAM).splitlines()
-    assert Path(path).parts[-3:] == ("libmoe", "lib", "libmoe.so")
+    assert Path(path).parts[-3:] == ("libmoe", "lib", SONAME)
     assert Path(path).is_relative_to((tmp_path / "venv").resolve())
     assert (version, shape) == (libmoe.__version__, "(3, 8)")
     command = str(tmp_path / "venv" / "bin" / "libmoe")

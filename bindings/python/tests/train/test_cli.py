@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,34 @@ def test_help_has_what_a_newcomer_needs(name: str) -> None:
 
 def test_version() -> None:
     assert finished("--version")[:2] == (0, f"{libmoe.__version__}\n")
+
+
+def test_where_things_are() -> None:
+    """In a checkout that is build/, which is laid out as an installed prefix."""
+    built = Path(__file__).resolve().parents[4] / "build"
+    assert finished("--library")[:2] == (0, f"{built / 'lib' / ('libmoe.so.' + libmoe.__version__)}\n")
+    assert finished("--include-dir")[:2] == (0, f"{built / 'include'}\n")
+    assert finished("--cmake-dir")[:2] == (0, f"{built / 'lib' / 'cmake' / 'libmoe'}\n")
+
+
+def test_a_library_that_stands_alone(tmp_path: Path) -> None:
+    """It is found by whatever name it was loaded by, and says that there is nothing beside it."""
+    alone = shutil.copy((Path(__file__).resolve().parents[4] / "build/lib/libmoe.so").resolve(), tmp_path)
+    folder = Path(alone).parent
+    os.symlink(alone, folder / "link.so")
+    environment = {**os.environ, "LIBMOE_LIBRARY": "link.so", "LD_LIBRARY_PATH": str(folder)}
+    environment["PYTHONPATH"] = str(Path(libmoe.__file__).parents[1])
+
+    def run(option: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "libmoe", option]
+        return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+
+    assert run("--library").stdout == f"{alone}\n"
+    for option, missing in (("--include-dir", "moe.h"), ("--cmake-dir", "libmoe-config.cmake")):
+        result = run(option)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert f"libmoe {option}: there is no " in result.stderr and missing in result.stderr
+        assert str(alone) in result.stderr and "make install" in result.stderr
 
 
 def test_options_become_settings(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def _candidates() -> list[Path]:
     if named:
         return [Path(named)]
     package = Path(__file__).resolve().parents[1]
-    places = [package / "lib" / "libmoe.so"]
+    places = [package / "lib" / f"libmoe.so.{__version__.rpartition('.')[0]}"]
     checkout = package / ".." / ".." / ".." / ".."
     if (checkout / "include" / "moe.h").exists():
         places.append(checkout.resolve() / "build" / "lib" / "libmoe.so")

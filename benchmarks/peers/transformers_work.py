@@ -1,0 +1,106 @@
+"""What transformers' models are asked to do, and the sizes of the models.
+
+A worker is `transformers_model.py FOLDER MODEL JOB DTYPE WAY THREADS`; see protocol.py for how it answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shapes import Dtype
+
+# Sizes of the published models, with as many layers, experts and words as let all ways be in memory at once:
+# 16 GB.
+# batched_mm copies the chosen experts' weights for every token, so that it is measured with one token.
+MODELS: dict[str, dict[str, Any]] = {
+    "Qwen3-30B-A3B, E / 2": dict(
+        family="qwen3_moe",
+        num_hidden_layers=2,
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        num_experts=64,
+        num_experts_per_tok=8,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        vocab_size=32_000,
+    ),
+    "OLMoE-1B-7B": dict(
+        family="olmoe",
+        num_hidden_layers=2,
+        hidden_size=2048,
+        intermediate_size=1024,
+        num_experts=64,
+        num_experts_per_tok=8,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        vocab_size=32_000,
+    ),
+    "Mixtral, I / 8": dict(
+        family="mixtral",
+        num_hidden_layers=2,
+        hidden_size=4096,
+        intermediate_size=1792,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32_000,
+    ),
+}
+TOKENS = {"experts": 512, "experts of 1 token": 1, "prefill": 512, "decode": 1, "train": 1024, "lora": 1024}
+LIMITS: dict[Dtype, float] = {
+    "f32": 1e-3,
+    "bf16": 5e-2,
+}  # of the median over tokens of |theirs - ours| / |ours|
+
+
+@dataclass(frozen=True)
+class TransformersWork:
+    """A job of a model, in one number type."""
+
+    folder: Path
+    model: str
+    job: str  # a name of TOKENS
+    dtype: Dtype
+    threads: int
+    unit = "tokens/s"
+    outputs = ("y",)
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.model}, {self.job} {self.dtype}"
+
+    @property
+    def amount(self) -> float:
+        """Tokens."""
+        return TOKENS[self.job]
+
+    @property
+    def limit(self) -> float:
+        """How far an answer may be from another's."""
+        return LIMITS[self.dtype]
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a backward pass."""
+        return self.job in ("train", "lora")
+
+    @property
+    def ways(self) -> list[str]:
+        """Implementations of the experts that are compared, libmoe last."""
+        alone = ["batched_mm"] if self.amount == 1 else []
+        return ["eager", "grouped_mm", *alone, "libmoe"]
+
+    def arguments(self) -> list[str]:
+        """Return the command line of a worker, but for the way, which is before it."""
+        return [str(self.folder), self.model, self.job, self.dtype, str(self.threads)]
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> TransformersWork:
+        """Return the work that a worker's command line names."""
+        folder, model, job, dtype, threads = arguments
+        return cls(Path(folder), model, job, "bf16" if dtype == "bf16" else "f32", int(threads))

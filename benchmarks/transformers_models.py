@@ -1,0 +1,105 @@
+"""Run transformers' models with each implementation of the experts by turns; write transformers.json.
+
+    python transformers_models.py FOLDER [--only WORD]
+
+FOLDER is where the file goes; with --only, what has the word in its name is run.  README.md has the columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import HERE, Running, script
+
+sys.path.append(str(HERE / "peers"))
+
+from protocol import Array  # noqa: E402
+from shapes import Dtype  # noqa: E402
+from transformers_work import MODELS, TOKENS, TransformersWork  # noqa: E402
+
+ROUNDS = 5
+MIB = 2**20
+DTYPES: tuple[Dtype, ...] = ("f32", "bf16")
+
+
+def compare(work: TransformersWork) -> list[dict[str, Any]]:
+    """Let all ways take turns, and return a line for each: libmoe beside it."""
+    running = {way: Running(script("transformers_model.py", way), work) for way in work.ways}
+    turns: dict[str, list[float]] = {way: [] for way in running}
+    for round_ in range(ROUNDS):
+        for way in list(running) if round_ % 2 == 0 else list(running)[::-1]:
+            turns[way].append(running[way].turn())
+    for side in running.values():
+        side.close()
+    ours = statistics.median(turns["libmoe"])
+    return [
+        {
+            "work": work.name,
+            "way": way,
+            "seconds": statistics.median(turns[way]),
+            "ratio": statistics.median(turns[way]) / ours,
+            "bytes": side.facts["bytes"],
+            "share": running["libmoe"].facts["bytes"] / max(side.facts["bytes"], 1),
+            "version": side.facts["version"],
+            "difference": by_token(running["libmoe"].outputs[0], side.outputs[0], int(work.amount)),
+            "limit": work.limit,
+        }
+        for way, side in running.items()
+    ]
+
+
+def by_token(ours: Array, theirs: Array, count: int) -> float:
+    """Return the median over tokens of |theirs - ours| / |ours|: a rounded token may go to another expert."""
+    ours, theirs = ours.reshape(count, -1), theirs.reshape(count, -1)
+    return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
+
+
+def compare_all(only: str, threads: int) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        for model, job, dtype in itertools.product(MODELS, TOKENS, DTYPES):
+            work = TransformersWork(Path(folder), model, job, dtype, threads)
+            if only in work.name:
+                yield from compare(work)
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", metavar="WORD", help="what has it in its name")
+    arguments = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    print(
+        f"{threads} threads each; load average before: {os.getloadavg()[0]:.2f} (near 0 is a quiet machine)"
+    )
+    print(f"\n{'work':36} {'way':12} {'ms':>10} {'ratio':>6} {'MiB more':>9} {'share':>6} {'difference':>10}")
+    lines = []
+    for line in compare_all(arguments.only, threads):
+        lines.append(line)
+        print(
+            f"{line['work']:36} {line['way']:12} {1e3 * line['seconds']:10.2f} {line['ratio']:6.2f} "
+            f"{line['bytes'] / MIB:9.0f} {line['share']:6.2f} {line['difference']:10.1e}",
+            flush=True,
+        )
+    everything = {"threads": threads, "load_average_after": os.getloadavg(), "lines": lines}
+    (arguments.folder / "transformers.json").write_text(json.dumps(everything, indent=1) + "\n")
+    print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
+    wrong = [line for line in lines if not line["difference"] <= line["limit"]]  # NaN is wrong too
+    for line in wrong:
+        print(f"{line['way']} does not do the same work: {line['work']}, {line['difference']:.1e}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Autograd through a layer's call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from .._native.check import Array
+from ..report import Report as Numbers
+from ..tape import Tape
+from ._arrays import array_of
+from ._engine import Engine
+
+
+class Call(NamedTuple):
+    """One forward, beside its tensors."""
+
+    engine: Engine
+    options: dict[str, Any]  # of Layer.forward
+    taped: bool
+    reported: bool
+    told: list[Numbers]  # the report is put here
+
+
+def computed(
+    call: Call, x: torch.Tensor, weights: torch.Tensor | None, tensors: Sequence[torch.Tensor]
+) -> Any:
+    """Return y with the report's differentiable parts: aux_loss, mean_ and sequence_probability."""
+    if call.taped:
+        return Through.apply(call, x, weights, *tensors)  # type: ignore[no-untyped-call]
+    return _forward(call, x, weights, tensors, None)
+
+
+def _forward(
+    call: Call,
+    x: torch.Tensor,
+    weights: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor],
+    tape: Tape | None,
+) -> tuple[torch.Tensor, ...]:
+    engine, given = call.engine, dict(call.options)
+    if weights is not None:
+        given["expert_weights"] = array_of(weights)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    with engine.turn:
+        engine.hold(tensors)
+        engine.require_current(tensors)
+        report = engine.layer.forward(array_of(x), tape=tape, out=array_of(y), **given).report
+    if not call.reported:
+        return (y,)
+    call.told.append(report)
+    parts = (report.mean_probability, report.sequence_probability)
+    return (y, torch.tensor(report.aux_loss), *map(torch.from_numpy, parts))
+
+
+class Through(torch.autograd.Function):
+    """The call with a tape; backward gives each parameter's gradient as torch wants it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, x: torch.Tensor, weights: torch.Tensor | None, *tensors: torch.Tensor
+    ) -> Any:
+        """Compute, and keep the tape."""
+        ctx.set_materialize_grads(False)
+        ctx.engine, ctx.tape = call.engine, call.engine.layer.tape()
+        results = _forward(call, x, weights, tensors, ctx.tape)
+        ctx.tape._x = None  # what is saved may be put elsewhere until backward
+        ctx.weights_shape = None if weights is None else weights.shape
+        ctx.save_for_backward(x, *tensors)
+        return results if len(results) > 1 else results[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Any, d_aux: Any = None, d_mean: Any = None, d_sequence: Any = None) -> Any:
+        """Return the gradients of forward's arguments; None where torch does not ask."""
+        x, *tensors = ctx.saved_tensors
+        _, need_x, need_weights, *needed = ctx.needs_input_grad
+        dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
+        d_weights = np.empty(ctx.weights_shape, np.float32) if need_weights else None
+        ctx.tape._x = array_of(x)
+        dx, gradients = ctx.engine.backward(
+            tensors,
+            needed,
+            ctx.tape,
+            array_of(dy.contiguous()),
+            d_aux_loss=0.0 if d_aux is None else float(d_aux),
+            need_dx=need_x,
+            d_mean_probability=_array(d_mean),
+            d_sequence_probability=_array(d_sequence),
+            d_expert_weights=d_weights,
+        )
+        d_x = None if dx is None else torch.from_numpy(dx).view(x.dtype)
+        return None, d_x, None if d_weights is None else torch.from_numpy(d_weights), *gradients
+
+
+def _array(gradient: torch.Tensor | None) -> Array | None:
+    return None if gradient is None else array_of(gradient.contiguous())

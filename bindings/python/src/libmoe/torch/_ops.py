@@ -1,0 +1,199 @@
+"""The experts as operators of torch: what torch.compile and others that look at operators see of them.
+
+:func:`run` takes the shorter way of an autograd function where nobody looks: an operator that is written in
+Python costs several times as much per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from . import _by_call
+from ._by_call import Experts
+from .prepared import prepared_of
+
+
+@torch.library.custom_op("libmoe::experts", mutates_args=(), device_types="cpu")
+def experts(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    form: str,
+    sizes: list[int],
+    glu: list[float],
+    prepared: int,
+    saves: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return y [T, H] and what backward wants, as bytes.
+
+    x [T, H], ids and weights [T, K]; tensors, form, sizes (E, I) and glu describe the experts.
+    """
+    told = (form, sizes, glu)
+    return _forward(x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, told, prepared, saves=saves)
+
+
+def _forward(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: Sequence[Tensor],
+    told: tuple[Any, ...],
+    prepared: int,
+    *,
+    saves: bool,
+) -> tuple[Tensor, Tensor]:
+    given, packed = Experts.of(*told), prepared_of(prepared)
+    if packed is not None:
+        packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
+    handle = None if packed is None else packed._handle
+    return _by_call.forward(given, x, ids, weights, tensors, handle, saves=saves)
+
+
+@experts.register_fake
+def _(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    form: str,
+    sizes: list[int],
+    glu: list[float],
+    prepared: int,
+    saves: bool,
+) -> tuple[Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size() if saves else 0
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty((size,), dtype=torch.uint8)
+
+
+@torch.library.custom_op("libmoe::experts_backward", mutates_args=(), device_types="cpu")
+def experts_backward(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    form: str,
+    sizes: list[int],
+    glu: list[float],
+    need: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
+    given = Experts.of(form, sizes, glu)
+    return _by_call.backward(
+        given, dy.contiguous(), saved, x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, need
+    )
+
+
+@experts_backward.register_fake
+def _(
+    dy: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    form: str,
+    sizes: list[int],
+    glu: list[float],
+    need: list[bool],
+) -> list[Tensor]:
+    plain = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weights)]
+    made = [*plain, *map(torch.empty_like, tensors)]
+    return [gradient for gradient, needed in zip(made, need) if needed]
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, ids, weights, tensors, *ctx.told, ctx.prepared, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, ids, weights, output[1], *tensors)
+
+
+def _spoil(number: int) -> None:
+    packed = prepared_of(number)
+    if packed is not None:
+        packed.spoil("a backward has computed gradients of the weights, which an optimiser may follow")
+
+
+def _backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
+    x, ids, weights, saved, *tensors = ctx.saved_tensors
+    need_x, _, need_weights, need_tensors, *_ = ctx.needs_input_grad
+    need = [need_x, need_weights, *need_tensors]
+    if dy is None or not any(need):
+        return None, None, None, [None] * len(tensors), None, None, None, None, None
+    if any(need_tensors):
+        _spoil(ctx.prepared)
+    made = iter(experts_backward(dy, saved, x, ids, weights, tensors, *ctx.told, need))
+    d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
+    return d_x, None, d_weights, gradients, None, None, None, None, None
+
+
+experts.register_autograd(_backward, setup_context=_setup)
+
+
+class Through(torch.autograd.Function):
+    """The same without an operator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, told: tuple[Any, ...], prepared: int, x: Tensor, ids: Tensor, weights: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        """Compute, and keep the bytes."""
+        y, saved = _forward(x, ids, weights, tensors, told, prepared, saves=True)
+        ctx.set_materialize_grads(False)
+        ctx.told, ctx.prepared = told, prepared
+        ctx.save_for_backward(x, ids, weights, saved, *tensors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Any) -> Any:
+        """Return the gradients that are asked for."""
+        x, ids, weights, saved, *tensors = ctx.saved_tensors
+        need = [ctx.needs_input_grad[2], *ctx.needs_input_grad[4:]]
+        if dy is None:
+            return (None,) * (5 + len(tensors))
+        if any(need[2:]):
+            _spoil(ctx.prepared)
+        experts = Experts.of(*ctx.told)
+        made = iter(_by_call.backward(experts, dy.contiguous(), saved, x, ids, weights, tensors, need))
+        d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
+        return None, None, d_x, None, d_weights, *gradients
+
+
+def run(
+    x: Tensor, ids: Tensor, weights: Tensor, tensors: list[Tensor], told: tuple[Any, ...], prepared: int
+) -> Tensor:
+    """Return y of contiguous x [T, H], ids and weights [T, K]; told is form, sizes and glu."""
+    saves = torch.is_grad_enabled() and (
+        x.requires_grad or weights.requires_grad or any(t.requires_grad for t in tensors)
+    )
+    if is_watched(x, ids, weights, *tensors):
+        y: Tensor = experts(x, ids, weights, tensors, *told, prepared, saves)[0]
+    elif saves:
+        y = Through.apply(told, prepared, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        y = _forward(x, ids, weights, tensors, told, prepared, saves=False)[0]
+    return y
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether somebody follows torch's operators: a compiler, a mode, a transform, a kind of tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+        or any(type(tensor) not in _PLAIN for tensor in tensors)
+    )

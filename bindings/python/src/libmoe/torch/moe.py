@@ -1,0 +1,268 @@
+"""A layer as a module of torch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import words
+from .._keywords import unknown
+from .._repr import described, named
+from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
+from ..layer import Layer
+from ..routing import Routing
+from ._arrays import require_tensor, taken
+from ._engine import Engine, empty
+from ._function import Call, computed
+from .report import report_of
+
+_KNOWN = inspect.signature(Layer).parameters
+_STEPS = 2**56
+_ARRAYS = {  # what a call is given beside x and expert_weights
+    "valid_mask": torch.bool,
+    "loss_mask": torch.bool,
+    "token_ids": torch.int64,
+    "expert_indices": torch.int32,
+    "global_counts": torch.int64,
+    "noise": torch.float32,
+    "jitter": torch.float32,
+    "second": torch.float32,
+}
+
+
+class _Named(nn.Module):
+    """Holds what has a name with a dot in it: ``experts.up.weight`` is ``module.experts.up.weight``."""
+
+
+class MoE(nn.Module):
+    """A Mixture-of-Experts layer: every argument is that of :class:`libmoe.Layer`, and so are all names.
+
+    The module's parameters and buffers are the memory that the library computes with, by the names of
+    ``libmoe.Layer.parameters``; wherever torch puts them (``load_state_dict(assign=True)``,
+    ``share_memory``), the library follows.  Autograd flows through y, through the report's ``aux_loss``,
+    ``mean_probability`` and ``sequence_probability``, to x, to given ``expert_weights`` and to parameters.
+
+    Parameters
+    ----------
+    *arguments, **options
+        Of :class:`libmoe.Layer`.  ``unallocated`` is left out: within ``with torch.device("meta"):`` there is
+        no memory for parameters, and gradients get theirs at the first backward.
+
+    Examples
+    --------
+    >>> import torch, libmoe.torch
+    >>> moe = libmoe.torch.MoE(64, 256, n_experts=8, top_k=2, expert_kind="gated", activation="silu")
+    >>> x = torch.randn(3, 5, 64)
+    >>> y, report = moe(x, report=True)
+    >>> (y.square().mean() + report.aux_loss).backward()
+    >>> moe.experts.up.weight.grad.shape
+    torch.Size([8, 256, 64])
+    """
+
+    @functools.wraps(Layer.__init__, assigned=())  # type: ignore[misc]  # shows the arguments' names
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__()
+        for name in options.keys() - _KNOWN.keys():
+            raise ArgumentTypeError(unknown(type(self).__name__, name, _KNOWN))
+        given = dict(inspect.signature(Layer).bind(*arguments, **options).arguments)
+        if given.pop("unallocated", ()):
+            raise InvalidArgumentError(
+                "unallocated: a module's memory is torch's; make it within `with torch.device('meta'):` to "
+                "have none for the parameters, and leave it out otherwise: gradients get memory at the first "
+                "backward"
+            )
+        self._context = given.pop("context", None)
+        self._options: dict[str, Any] = copy.deepcopy(given)
+        self._made: Engine | None = None
+        self._names = [place.name for place in self._engine.places]
+        for place in self._engine.places:
+            self._register(place.name, empty(place), buffer=place.is_buffer)
+        if not any(tensor.is_meta for tensor in self._tensors()):
+            self.reset_parameters()
+
+    def _register(self, name: str, tensor: Tensor, *, buffer: bool) -> None:
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, _Named())
+            owner = owner.get_submodule(part)
+        if buffer:
+            owner.register_buffer(leaf, tensor)
+        else:
+            trainable = self._engine.trainable
+            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=trainable))
+
+    @property
+    def _engine(self) -> Engine:
+        """The layer; copies and what was pickled make their own when they first need it."""
+        if self._made is None:
+            self._made = Engine(self._options, self._context)
+        return self._made
+
+    def _tensors(self) -> list[Tensor]:
+        """Return parameters and buffers in the library's order, as they are now."""
+        return [functools.reduce(getattr, name.split("."), self) for name in self._names]  # type: ignore[misc]
+
+    @property
+    def layer(self) -> Layer:
+        """The layer itself, over the module's memory: to load and save files, prepare, move biases.
+
+        What it writes into the parameters, torch's version counters do not see.
+        """
+        with self._engine.turn:
+            self._engine.hold(self._tensors())
+        return self._engine.layer
+
+    def reset_parameters(self) -> None:
+        """Give the parameters the values of a new layer with this seed, and the buffers theirs."""
+        self._engine.initialize(self._tensors())
+
+    def prepare(self, form: words.Prepared = "f32") -> None:
+        """Pack the experts' weights for the calls to come, see :meth:`libmoe.Layer.prepare`.
+
+        Afterwards a call is refused when a parameter has changed since; ``train()`` lets go of the copy.
+        """
+        self._engine.prepare(form, self._tensors())
+
+    def train(self, mode: bool = True) -> MoE:
+        """Set whether dropout and exploration act; True lets go of prepared weights."""
+        if mode and self._made is not None and self._made.is_prepared:
+            self.prepare("none")
+        return super().train(mode)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        report: bool = False,
+        step: int | None = None,
+        expert_weights: Tensor | None = None,
+        valid_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        token_ids: Tensor | None = None,
+        expert_indices: Tensor | None = None,
+        global_counts: Tensor | None = None,
+        noise: Tensor | None = None,
+        jitter: Tensor | None = None,
+        second: Tensor | None = None,
+        sequence_length: int = 0,
+        record: Routing | None = None,
+        replay: Routing | None = None,
+        memory_limit: int | str = 0,
+        tape_policy: words.TapePolicy = "auto",
+        chunk_tokens: int = 0,
+    ) -> Any:
+        """Return y = layer(x), or (y, report).
+
+        Parameters
+        ----------
+        x : Tensor, [..., H]
+            Other floating types than the layer's ``io_dtype`` are converted, and y comes back in x's.
+        report : bool
+            Whether to return a :class:`Report` too.  Without it ``aux_loss`` is no part of the objective.
+        step : int, optional
+            Which numbers dropout and exploration draw in training.  By default torch's generator gives it:
+            ``torch.manual_seed`` fixes it, and a checkpointed call draws the same numbers again.  To be given
+            with ``warmup_steps``.
+        expert_weights : Tensor, [..., K], optional
+            Weights of the given experts; autograd flows to them.
+        valid_mask, loss_mask, token_ids, expert_indices, global_counts, noise, jitter, second : Tensor
+            As of :meth:`libmoe.Layer.forward`, optional, and so are all others.
+
+        Returns
+        -------
+        Tensor, or (Tensor, Report)
+        """
+        arguments = dict(locals())  # all by name, as long as nothing else is there
+        given = {name: arguments[name] for name in _PLAIN}
+        for name, dtype in _ARRAYS.items():
+            if arguments[name] is not None:
+                given[name] = taken(name, arguments[name], dtype)
+        given |= {"training": self.training, "step": self._step(step)}
+        if not require_tensor("x", x).is_floating_point():
+            raise ArgumentTypeError(f"x: expected floating-point numbers, got {x.dtype}; use x.float()")
+        return self._run(x, expert_weights, given, report)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the library is called through ctypes
+    def _run(self, x: Tensor, weights: Tensor | None, given: dict[str, Any], reported: bool) -> Any:
+        if weights is not None:
+            weights = require_tensor("expert_weights", weights).to(torch.float32).contiguous()
+        tensors = self._tensors()
+        inputs = [x, *tensors] if weights is None else [x, weights, *tensors]
+        taped = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if taped and not self._engine.trainable:
+            raise BadStateError(
+                "MoE: a layer that is inference_only has no backward; call it under torch.no_grad(), or make "
+                "it without inference_only"
+            )
+        call = Call(self._engine, given, taped, reported, [])
+        results = computed(call, x.to(self._io_dtype).contiguous(), weights, tensors)
+        y = results[0] if isinstance(results, tuple) else results
+        y = y.to(x.dtype)
+        return (y, report_of(call.told[0], *results[1:])) if reported else y
+
+    @property
+    def _io_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self._options.get("io_dtype") == "bf16" else torch.float32
+
+    def _step(self, step: int | None) -> int:
+        if step is not None or not self.training:
+            return step or 0
+        if self._options.get("warmup_steps"):
+            raise InvalidArgumentError(
+                "step: a layer with warmup_steps counts steps; give moe(x, step=...) in training"
+            )
+        return int(torch.randint(_STEPS, (), device="cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
+        """Follow where torch moves modules to, as far as there is something to follow."""
+        for tensor in self._tensors():
+            _require_possible(fn, tensor.dtype)
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def __repr__(self) -> str:
+        """Say which arguments are not the defaults."""
+        return described(self, named({k: v for k, v in self._options.items() if _KNOWN[k].default is not v}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: all but the layer and the context, which are of a process."""
+        return {**self.__dict__, "_made": None, "_context": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MoE:
+        """Return a module with values of its own, in the same context."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        made._context = self._context
+        return made
+
+
+_PLAIN = ("sequence_length", "record", "replay", "memory_limit", "tape_policy", "chunk_tokens")
+
+
+def _require_possible(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """Try on a tensor of this type what torch is about to do to one."""
+    try:
+        made = fn(torch.empty(0, dtype=dtype, device="cpu"))
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise InvalidArgumentError(
+            f"MoE: libmoe computes on the CPU, and cannot go there: {error}"
+        ) from error
+    if made.device.type not in ("cpu", "meta"):
+        raise InvalidArgumentError(
+            f"MoE: libmoe computes on the CPU, and has nothing for {str(made.device)!r}; leave the "
+            "module where it is, and move x: moe(x.cpu())"
+        )
+    if made.dtype != dtype:
+        raise InvalidArgumentError(
+            f"MoE: parameters that are {dtype} cannot become {made.dtype}: make the module with weight_dtype "
+            "'bf16' or 'f16' (the experts' matrices), io_dtype 'bf16' (x and y), and load_state_dict; "
+            "router, biases and gradients are float32 in all of them"
+        )

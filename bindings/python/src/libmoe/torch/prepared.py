@@ -1,0 +1,96 @@
+"""Weights of experts, packed once for many calls."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._native import abi
+from .._native.library import Handle, lib
+from .._repr import described
+from ..errors import BadStateError
+from ._by_call import Experts, context
+
+_numbers = itertools.count(1)
+_live: weakref.WeakValueDictionary[int, Prepared] = weakref.WeakValueDictionary()
+
+Key = tuple[Any, ...]
+
+
+class Prepared:
+    """Packed weights, which :func:`libmoe.torch.experts` reads in place of the tensors they were made of.
+
+    Made by :func:`libmoe.torch.prepare`.  It does not follow the tensors: a call with tensors that have
+    changed since is refused.
+    """
+
+    def __init__(self, experts: Experts, hidden_size: int, tensors: Sequence[Tensor], form: str) -> None:
+        handle = context()._handle
+        config, parts = experts.config(hidden_size, torch.float32), experts.parts(tensors)
+        self._handle = Handle(
+            lib.moe_experts_prepare,
+            lib.moe_experts_prepared_free,
+            handle,
+            config,
+            parts.array,
+            parts.count,
+            abi.PREPARED[form],
+            keep={"context": handle},
+        )
+        self.form = form
+        self.experts, self.hidden_size = experts, hidden_size
+        self._keys = [key_of(tensor) for tensor in tensors]
+        self._rounded = form == "bf16" and tensors[0].dtype is not torch.bfloat16
+        self._stale = ""
+        self.number = next(_numbers)
+        _live[self.number] = self
+
+    def __repr__(self) -> str:
+        """Say what is packed."""
+        return described(self, f"{self.experts.n_experts} experts, {self.form!r}")
+
+    def __reduce__(self) -> Any:
+        """Leave the packed weights behind: a copy of what holds them has none."""
+        return _none, ()
+
+    def spoil(self, why: str) -> None:
+        """Refuse all calls from now on."""
+        self._stale = why
+
+    def require_usable(self, tensors: Sequence[Tensor], *, has_matrices: bool, saves: bool) -> None:
+        """Refuse matrices that are not what was packed, or have changed since; and a backward without them."""
+        if saves and (self._rounded or not has_matrices):
+            raise BadStateError(
+                f"prepared: weights that were {'rounded to bfloat16' if self._rounded else 'released'} are for "
+                "inference; call it under torch.no_grad() or torch.inference_mode()"
+            )
+        why = self._stale
+        if not why and has_matrices and any(key_of(t) != key for t, key in zip(tensors, self._keys)):
+            why = "the weights have changed since"
+        if why:
+            raise BadStateError(f"prepared: {why}; prepare the experts again, or compute without")
+
+
+def key_of(tensor: Tensor) -> Key:
+    """Return what changes when a tensor's memory or, as far as torch counts it, its values change."""
+    version = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, version
+
+
+def prepared_of(number: int) -> Prepared | None:
+    """Return the packed weights of this number; 0 is none."""
+    if number == 0:
+        return None
+    found = _live.get(number)
+    if found is None:
+        raise BadStateError("prepared: these packed weights are gone; prepare the experts again")
+    return found
+
+
+def _none() -> None:
+    return None

@@ -1,0 +1,119 @@
+"""The experts implementation: what transformers calls in place of a class's own forward."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import grouped_mm_experts_forward
+
+from ..errors import BadStateError, InvalidArgumentError
+from ..torch._form import Form
+from ..torch._laid_out import LaidOut
+from ..torch.experts import compute
+from ..torch.prepared import Prepared
+from .known import Known, known
+
+WEIGHTS = (torch.float32, torch.bfloat16)
+PACKED = "_libmoe_prepared"  # attribute of a module
+Given = tuple[Known, LaidOut]
+
+
+def experts_forward(
+    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Return the experts' output, of hidden_states' shape and type.
+
+    Parameters
+    ----------
+    self : Module
+        Of a class with ``@use_experts_implementation``.
+    hidden_states : Tensor, [T, H]
+    top_k_index : Tensor of int64, [T, K]
+        Numbers that are no expert's are skipped.
+    top_k_weights : Tensor, [T, K]
+    """
+    found = _known(self)
+    reason = found[0] or _unsuitable(self, hidden_states)
+    if reason:
+        _warn_once(type(self), reason)
+        fallen: Tensor = grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+        return fallen
+    packed = packed_of(self)
+    given = laid_out(self, Known(*found), packed)
+    weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
+    return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # not traced, but asked once
+def _known(module: nn.Module) -> tuple[Any, ...]:
+    return tuple(known(module))
+
+
+def packed_of(module: nn.Module) -> Prepared | None:
+    """Return a module's packed weights; training lets go of them."""
+    packed: Prepared | None = getattr(module, PACKED, None)
+    if packed is None or not module.training:
+        return packed
+    if first_weight(module).is_meta:
+        raise BadStateError(
+            f"{type(module).__name__}: its weights were released by prepare(release=True), and cannot be "
+            "trained; load the model again"
+        )
+    setattr(module, PACKED, None)
+    return None
+
+
+def first_weight(module: nn.Module) -> Tensor:
+    """Return the matrix that gate and up, or up alone, are."""
+    weight: Tensor = module.gate_up_proj if module.has_gate else module.up_proj
+    return weight
+
+
+def laid_out(module: nn.Module, found: Known, packed: Prepared | None) -> LaidOut:
+    """Return a module's weights as libmoe takes them; those that were released are left out."""
+    first, down = first_weight(module), module.down_proj
+    n_experts, one, two = first.shape
+    outputs, hidden = (two, one) if module.is_transposed else (one, two)
+    inner = outputs // 2 if module.has_gate else outputs
+    if list(down.shape) != [n_experts, *((inner, hidden) if module.is_transposed else (hidden, inner))]:
+        raise InvalidArgumentError(
+            f"{type(module).__name__}: down_proj {list(down.shape)} does not fit {list(first.shape)}"
+        )
+    slots, tensors = ["gate_up" if module.has_gate else "up", "down"], [first, down]
+    if packed is not None and first.is_meta:
+        slots, tensors = [], []
+    elif first.is_meta:
+        raise BadStateError(f"{type(module).__name__}: its weights have no memory; load the model again")
+    if module.has_bias:
+        slots += ["gate_up_bias" if module.has_gate else "up_bias", "down_bias"]
+        tensors += [module.gate_up_proj_bias if module.has_gate else module.up_proj_bias, module.down_proj_bias]
+    fused = "apart" if not module.has_gate else "concatenated" if module.is_concatenated else "interleaved"
+    kind = "gated" if module.has_gate else "mlp"
+    form = Form(
+        kind, found.activation, fused, module.is_transposed, False, tuple(slots), (False,) * len(slots)
+    )
+    return LaidOut(form, tensors, n_experts, inner, hidden)
+
+
+def _unsuitable(module: nn.Module, hidden_states: Tensor) -> str:
+    """Return why a call cannot be libmoe's, or nothing."""
+    if hidden_states.device.type != "cpu":
+        return f"it is on {hidden_states.device}, and libmoe computes on the CPU"
+    for tensor in (hidden_states, first_weight(module)):
+        if tensor.dtype not in WEIGHTS:
+            return f"libmoe computes in float32 and bfloat16, not in {tensor.dtype}"
+    return ""
+
+
+_warned: set[tuple[type, str]] = set()
+
+
+def _warn_once(kind: type, reason: str) -> None:
+    if (kind, reason) not in _warned:
+        _warned.add((kind, reason))
+        warnings.warn(
+            f"libmoe: {kind.__name__} falls back to grouped_mm: {reason}", RuntimeWarning, stacklevel=3
+        )

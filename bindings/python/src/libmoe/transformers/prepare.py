@@ -1,0 +1,89 @@
+"""Packed weights for inference, of all experts of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import words
+from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
+from ..torch._by_call import Experts
+from ..torch.prepared import Prepared
+from .forward import PACKED, WEIGHTS, first_weight, laid_out
+from .known import known
+
+
+def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bool = False) -> int:
+    """Pack the weights of all experts that libmoe computes, for inference; return how many modules these are.
+
+    A decoding step is the time it takes to read the weights: packed, they are read in one go, and in
+    bfloat16 they are half as many bytes.  The packed weights do not follow the parameters.  A call after
+    ``load_state_dict``, an optimiser's step or any other change is an error; ``model.train()`` lets go of them.
+
+    Parameters
+    ----------
+    model : Module
+        With ``experts_implementation="libmoe"``.
+    form : {"f32", "bf16", "none"}, optional
+        ``"f32"``: the same bits as without.  ``"bf16"``: of float32 weights rounded.  ``"none"``: let go of
+        packed weights.  By default as the parameters are.
+    release : bool
+        Whether the parameters' own memory goes, so that the weights are there once.  The model can then
+        neither be trained nor saved, nor load other weights.
+
+    Examples
+    --------
+    ::
+
+        model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="libmoe")
+        libmoe.transformers.prepare(model.eval(), form="bf16", release=True)
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model: expected a torch Module, got {type(model).__name__}")
+    if form not in (None, "none", "f32", "bf16"):
+        raise InvalidArgumentError(f"form: expected 'f32', 'bf16' or 'none', got {form!r}")
+    found = [module for module in model.modules() if _is_ours(module)]
+    if not found:
+        raise InvalidArgumentError(
+            "model: has no experts that libmoe computes; use model.set_experts_implementation('libmoe') first"
+        )
+    for module in found:
+        if first_weight(module).is_meta:
+            raise BadStateError(f"{type(module).__name__}: its weights were released; load the model again")
+        setattr(module, PACKED, None)
+        if form != "none":
+            _pack(module, form, release)
+    return len(found)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    chosen = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if chosen != "libmoe" or not hasattr(module, "_is_expert_parallel"):
+        return False
+    return not known(module).reason and first_weight(module).dtype in WEIGHTS
+
+
+def _pack(module: nn.Module, form: str | None, release: bool) -> None:
+    first = first_weight(module)
+    given = laid_out(module, known(module), None)
+    experts = Experts(given.form, given.n_experts, given.intermediate_size, (0.0, 0.0, 0.0))
+    own = "f32" if first.dtype is torch.float32 else "bf16"
+    packed = Prepared(experts, given.hidden_size, given.tensors, form or own)
+    setattr(module, PACKED, packed)
+    if release:
+        for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+            weight = getattr(module, name)
+            empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        module.register_state_dict_pre_hook(_refuse)
+        module.register_load_state_dict_pre_hook(_refuse)
+
+
+def _refuse(module: Any, *_: Any) -> None:
+    if first_weight(module).is_meta:
+        raise BadStateError(
+            f"{type(module).__name__}: its weights were released by prepare(release=True); load the model again "
+            "to save it or to load other weights into it"
+        )

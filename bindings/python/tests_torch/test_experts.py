@@ -1,0 +1,402 @@
+"""libmoe.torch.experts against float64, and what torch asks of an operator."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import libmoe
+import libmoe.torch
+from cases import Case, E, H, I, K, T, cases, fused, tokens
+from experts64 import experts64, leaves, mapped
+from libmoe.torch._ops import experts as operator
+
+CASES = cases()
+WEIGHTS = ("gate_up", "down", "gate_up_bias", "down_bias")
+
+
+def wanted(case: Case) -> Case:
+    """The same with weights of their own that want gradients."""
+    return {k: mapped(_leaf, v) if k in WEIGHTS else v for k, v in case.items()}
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() if tensor.is_contiguous() else tensor.detach().requires_grad_()
+
+
+def exact(case: Case) -> Case:
+    return {k: mapped(lambda t: t.detach().double().requires_grad_(t.requires_grad), v) for k, v in case.items()}
+
+
+def close(what: str, actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
+    """Beside the largest value."""
+    assert actual.shape == expected.shape, what
+    error = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    assert error <= tolerance * max(scale, 1e-3), f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
+
+
+def compare(case: Case, x: Tensor, ids: Tensor, weights: Tensor, tolerance: float = 2e-6) -> None:
+    case, x, weights = wanted(case), _leaf(x), _leaf(weights)
+    y = libmoe.torch.experts(x, ids, weights, **case)
+    truth = exact(case)
+    x64, w64 = x.detach().double().requires_grad_(), weights.detach().double().requires_grad_()
+    y64 = experts64(x64, ids, w64, **truth)
+    assert y.dtype == x.dtype
+    close("y", y.detach(), y64.detach(), tolerance)
+    dy = torch.randn(y.shape)
+    y.backward(dy.to(y.dtype))
+    y64.backward(dy.double())
+    pairs = [("x", x, x64), ("weights", weights, w64)]
+    for name in WEIGHTS:
+        pairs += [(name, a, b) for a, b in zip(leaves(case.get(name)), leaves(truth.get(name)))]
+    for name, mine, theirs in pairs:
+        assert mine.grad is not None and theirs.grad is not None, name
+        assert mine.grad.dtype == mine.dtype
+        close(f"gradient of {name}", mine.grad, theirs.grad, 3 * tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_against_float64(case: str) -> None:
+    torch.manual_seed(2)
+    compare(CASES[case], *tokens())
+
+
+def test_the_reference_is_differentiated_rightly() -> None:
+    torch.manual_seed(3)
+    x, ids, weights = (t[:6] for t in tokens())
+    for case in ("gpt-oss", "weight on input", "nemotron"):
+        given = exact(wanted(CASES[case]))
+        inputs = [x.double().requires_grad_(), weights.double().requires_grad_(), given["down"]]
+        torch.autograd.gradcheck(
+            lambda x, w, d: experts64(x, ids, w, **{**given, "down": d}), inputs, fast_mode=True  # noqa: B023
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["fused", "gpt-oss", "lists", "columns first"])
+def test_other_types_of_weights(case: str, dtype: torch.dtype) -> None:
+    """x float32 and weights, biases and routing rounded: float64 computes with the rounded ones."""
+    torch.manual_seed(2)
+    given = {k: mapped(lambda t: t.to(dtype), v) for k, v in CASES[case].items()}
+    given.pop("glu_limit", None)  # whose gradient jumps
+    x, ids, weights = tokens()
+    compare(given, x, ids, weights.to(dtype), 2e-2 if dtype is torch.bfloat16 else 2e-3)
+    compare(given, x.bfloat16(), ids, weights.to(dtype), 2e-2)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 300])
+def test_numbers_of_tokens(n_tokens: int) -> None:
+    torch.manual_seed(2)
+    x, ids, weights = tokens(n_tokens)
+    compare(CASES["fused"], x, ids, weights)
+    compare(CASES["fused"], x, ids.int(), weights)
+    compare(CASES["fused"], x, ids[:, :1], weights[:, :1])
+    compare(CASES["fused"], x, torch.full_like(ids, E), weights)  # nobody's
+
+
+def test_leading_dimensions_and_strides_of_tokens() -> None:
+    x, ids, weights = tokens(24)
+    case = CASES["fused"]
+    flat = libmoe.torch.experts(x, ids, weights, **case)
+    shaped = libmoe.torch.experts(x.view(2, 3, 4, H), ids.view(2, 3, 4, K), weights.view(2, 3, 4, K), **case)
+    assert torch.equal(shaped, flat.view(2, 3, 4, H))
+    turned = libmoe.torch.experts(x.T.contiguous().T, ids.T.contiguous().T, weights.T.contiguous().T, **case)
+    assert torch.equal(turned, flat)
+
+
+def test_experts_without_tokens_have_a_gradient_of_zero() -> None:
+    case = wanted(fused())
+    x, _, weights = tokens()
+    libmoe.torch.experts(x, torch.ones(T, K, dtype=torch.long), weights, **case).sum().backward()
+    for name in ("gate_up", "down"):
+        grad = case[name].grad
+        assert grad[1].any() and not grad[[0, 2, 3, 4]].any()
+
+
+FROZEN = [("x",), ("weights",), ("gate_up",), ("down",), ("x", "down"), ("gate_up_bias", "down_bias")]
+
+
+@pytest.mark.parametrize("names", FROZEN)
+def test_what_is_frozen(names: tuple[str, ...]) -> None:
+    torch.manual_seed(2)
+    x, ids, weights = tokens()
+    given = {"x": x, "weights": weights, **CASES["gpt-oss"]}
+    given = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in given.items()}
+    whole = {k: _leaf(v.clone()) if isinstance(v, Tensor) else v for k, v in given.items()}
+    for name in names:
+        given[name].requires_grad_()
+    libmoe.torch.experts(ids=ids, **given).square().sum().backward()
+    libmoe.torch.experts(ids=ids, **whole).square().sum().backward()
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            assert (value.grad is not None) == (name in names)
+            assert value.grad is None or torch.equal(value.grad, whole[name].grad)
+
+
+def test_one_expert_of_a_list_is_frozen() -> None:
+    case = wanted(CASES["lists"])
+    case["down"][2].requires_grad_(False)
+    x, ids, weights = tokens()
+    libmoe.torch.experts(x, ids, weights, **case).sum().backward()
+    assert [w.grad is None for w in case["down"]] == [False, False, True, False, False]
+
+
+def test_without_gradients() -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    y = libmoe.torch.experts(x, ids, weights, **case)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            z = libmoe.torch.experts(x, ids, weights, **case)
+        assert not z.requires_grad and torch.equal(y, z)
+    with torch.inference_mode():
+        inner = {k: v.clone() for k, v in case.items()}
+        assert torch.equal(libmoe.torch.experts(x.clone(), ids.clone(), weights.clone(), **inner), y)
+
+
+def test_twice_in_one_graph_and_twice_through_it() -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    other = torch.randn(T, H)
+
+    def run(x: Tensor) -> Tensor:
+        return libmoe.torch.experts(x, ids, weights, **case).square().sum()
+
+    ways = [case["gate_up"], case["down"]]
+    apart = [a + b for a, b in zip(torch.autograd.grad(run(x), ways), torch.autograd.grad(run(other), ways))]
+    torch.testing.assert_close(list(torch.autograd.grad(run(x) + run(other), ways)), apart)
+    loss = run(x)
+    first = torch.autograd.grad(loss, ways, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, ways)))
+
+
+def test_checkpointing_gives_the_same_bits() -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+
+    def run(x: Tensor) -> Tensor:
+        return libmoe.torch.experts(x, ids, weights, **case)
+
+    for reentrant in (True, False):
+        z = x.clone().requires_grad_()
+        (plain,) = torch.autograd.grad(run(z).square().sum(), z)
+        torch.utils.checkpoint.checkpoint(run, z, use_reentrant=reentrant).square().sum().backward()
+        assert z.grad is not None and torch.equal(z.grad, plain)
+
+
+def test_what_is_saved_may_lie_elsewhere() -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    plain = torch.autograd.grad(libmoe.torch.experts(x, ids, weights, **case).square().sum(), case["down"])
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone()):
+        y = libmoe.torch.experts(x, ids, weights, **case)
+    assert torch.equal(torch.autograd.grad(y.square().sum(), case["down"])[0], plain[0])
+
+
+def test_two_threads() -> None:
+    case = wanted(CASES["gpt-oss"])
+    given = [tokens(50) for _ in range(2)]
+
+    def gradient(number: int) -> Tensor:
+        y = libmoe.torch.experts(*given[number], **case)
+        return torch.autograd.grad(y.square().sum(), case["gate_up"])[0]
+
+    alone = [gradient(0), gradient(1)]
+    found: list[list[Tensor]] = [[], []]
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            found[number].append(gradient(number))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(2):
+        assert len(found[number]) == 20 and all(torch.equal(g, alone[number]) for g in found[number])
+
+
+def test_threads_follow_torch_and_change_no_bit() -> None:
+    x, ids, weights = tokens(300)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = libmoe.torch.experts(x, ids, weights, **CASES["fused"])
+        assert libmoe.torch._by_call.context().threads == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(libmoe.torch.experts(x, ids, weights, **CASES["fused"]), one)
+
+
+@pytest.mark.parametrize("case", ["fused", "gpt-oss", "lists"])
+@pytest.mark.parametrize("saves", [True, False])
+def test_opcheck(case: str, saves: bool) -> None:
+    seen = {}
+    x, ids, weights = tokens()
+    given = wanted(CASES[case])
+
+    def watch(*arguments: Any) -> tuple[Tensor, Tensor]:
+        seen["arguments"] = arguments
+        return operator(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libmoe.torch._ops, "experts", watch)
+        patch.setattr(libmoe.torch._ops, "is_watched", lambda *_: True)
+        libmoe.torch.experts(x.requires_grad_(), ids, weights.requires_grad_(), **given)
+    torch.library.opcheck(operator, (*seen["arguments"][:-1], saves))
+
+
+@pytest.mark.parametrize("case", ["fused", "gpt-oss", "lists", "nemotron"])
+def test_compile_has_it_in_one_graph(case: str) -> None:
+    torch._dynamo.reset()
+    given = wanted(CASES[case])
+
+    def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return libmoe.torch.experts(2 * x, ids, weights.softmax(-1), **given).square()
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    ways = leaves([given[name] for name in WEIGHTS if name in given])
+    for n_tokens in (5, 37, 8):
+        x, ids, weights = tokens(n_tokens)
+        x.requires_grad_(), weights.requires_grad_()
+        torch.testing.assert_close(compiled(x, ids, weights), run(x, ids, weights))
+        mine = torch.autograd.grad(compiled(x, ids, weights).sum(), [x, weights, *ways])
+        plain = torch.autograd.grad(run(x, ids, weights).sum(), [x, weights, *ways])
+        torch.testing.assert_close(mine, plain)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, ids, weights), run(x, ids, weights))
+
+
+def test_inductor() -> None:
+    torch._dynamo.reset()
+    given = wanted(CASES["fused"])
+    x, ids, weights = tokens()
+    run = torch.compile(lambda x: libmoe.torch.experts(x.sin(), ids, weights, **given).cos().sum(), fullgraph=True)
+    z = x.clone().requires_grad_()
+    plain = libmoe.torch.experts(z.sin(), ids, weights, **given).cos().sum()
+    torch.testing.assert_close(run(z), plain)
+    torch.testing.assert_close(torch.autograd.grad(run(z), z), torch.autograd.grad(plain, z))
+
+
+def test_autocast_leaves_the_routing_weights_alone() -> None:
+    x, ids, weights = tokens()
+    case = {k: mapped(lambda t: t.bfloat16(), v) for k, v in fused().items()}
+    weights = weights.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = libmoe.torch.experts(x.requires_grad_(), ids, weights, **case)
+    assert y.dtype == torch.bfloat16
+    y.backward(y.detach())
+    assert x.grad is not None and x.grad.dtype == torch.float32
+    assert weights.grad is not None and weights.grad.dtype == torch.float32
+    expected = libmoe.torch.experts(x.bfloat16(), ids, weights, **case)
+    assert torch.equal(y, expected)
+    rounded = libmoe.torch.experts(x.bfloat16(), ids, weights.bfloat16(), **case)
+    assert not torch.equal(y, rounded)
+    assert torch.equal(torch.autograd.grad(expected, weights, y.detach())[0], weights.grad)
+
+
+def test_a_weight_that_changes_before_backward() -> None:
+    case = wanted(fused())
+    y = libmoe.torch.experts(*tokens(), **case)
+    with torch.no_grad():
+        case["down"].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def refused() -> dict[str, tuple[Any, str]]:
+    x, ids, weights = tokens()
+    c = fused()
+    run = libmoe.torch.experts
+    gate_up, down = c["gate_up"], c["down"]
+    return {
+        "x": (lambda: run(x.numpy(), ids, weights, **c), "x: expected a torch.Tensor, got ndarray"),
+        "double": (lambda: run(x.double(), ids, weights, **c), "x: expected torch.float32 or bfloat16"),
+        "half": (lambda: run(x.half(), ids, weights, **c), "use x.float"),
+        "width": (lambda: run(x[:, :5], ids, weights, **c), rf"x: expected shape \[..., {H}\]"),
+        "ids": (lambda: run(x, ids.float(), weights, **c), "ids: expected torch.int64 or int32"),
+        "rows": (lambda: run(x, ids[:-1], weights, **c), "ids, weights: expected shape"),
+        "k": (lambda: run(x, ids[:, :2], weights, **c), "ids, weights: expected shape"),
+        "weights": (lambda: run(x, ids, weights.double(), **c), "weights: expected torch.float32"),
+        "meta": (lambda: run(x, ids, weights, gate_up.to("meta"), down), "gate_up: is on 'meta'"),
+        "none": (lambda: run(x, ids, weights, None, down), "gate_up: expected a tensor"),
+        "no down": (lambda: run(x, ids, weights, gate_up, None), "down: expected a tensor"),
+        "shape": (lambda: run(x, ids, weights, gate_up[:, 1:], down), rf"gate_up: expected shape \[{E}, {2 * I}, {H}\]"),
+        "transposed": (lambda: run(x, ids, weights, **c, transposed=True), "gate_up: expected shape"),
+        "types": (lambda: run(x, ids, weights, gate_up.half(), down), "down: is torch.float32, and the matrix"),
+        "bias": (lambda: run(x, ids, weights, **c, down_bias=torch.zeros(E)), "down_bias: expected shape"),
+        "experts": (lambda: run(x, ids, weights, list(gate_up)[:-1], down), "gate_up: expected a list of 5"),
+        "kind": (lambda: run(x, ids, weights, **c, expert_kind="dense"), "expert_kind: expected gated, mlp or linear"),
+        "tuple": (lambda: run(x, ids, weights, (gate_up, down, down), down), "a tuple is .gate, up."),
+        "activation": (lambda: run(x, ids, weights, **c, activation="tanh"), "activation"),
+        "limit": (lambda: run(x, ids, weights, **c, glu_limit=-1.0), "glu_limit"),
+    }
+
+
+@pytest.mark.parametrize("what", refused())
+def test_what_is_refused(what: str) -> None:
+    call, text = refused()[what]
+    with pytest.raises(libmoe.MoeError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("case", ["fused", "gpt-oss", "nemotron", "lists"])
+def test_prepared(case: str) -> None:
+    torch.manual_seed(2)
+    given = CASES[case]
+    names = ("gate_up", "down", "transposed", "interleaved", "expert_kind")
+    packed = libmoe.torch.prepare(**{k: v for k, v in given.items() if k in names})
+    x, ids, weights = tokens()
+    y = libmoe.torch.experts(x, ids, weights, **given)
+    assert torch.equal(libmoe.torch.experts(x, ids, weights, **given, prepared=packed), y)
+    alone = {**given, "gate_up": None, "down": None}
+    assert torch.equal(libmoe.torch.experts(x, ids, weights, **alone, prepared=packed), y)
+    assert repr(packed) == "Prepared(5 experts, 'f32')"
+    half = libmoe.torch.prepare(form="bf16", **{k: v for k, v in given.items() if k in names})
+    rounded = {k: mapped(lambda t: t.bfloat16(), v) if k in ("gate_up", "down") else v for k, v in given.items()}
+    z = libmoe.torch.experts(x, ids, weights, **alone, prepared=half)
+    assert torch.equal(z, libmoe.torch.experts(x, ids, weights, **rounded))
+
+
+def stale() -> dict[str, Any]:
+    """What happens to weights between two calls."""
+
+    def adam(w: Tensor) -> None:
+        w.grad = torch.ones_like(w)
+        torch.optim.AdamW([w], fused=True).step()
+
+    def in_place(w: Tensor) -> None:
+        with torch.no_grad():
+            w[2, 3, 4] += 1
+
+    def by_numpy(w: Tensor) -> None:
+        w.detach().numpy()[:] += 1
+
+    return {"in place": in_place, "fused AdamW": adam, "numpy": by_numpy, "data": lambda w: w.data.add_(1)}
+
+
+@pytest.mark.parametrize("how", stale())
+def test_prepared_weights_that_have_changed(how: str) -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    packed = libmoe.torch.prepare(**case)
+    with torch.no_grad():
+        libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
+        stale()[how](case["down"])
+        with pytest.raises(libmoe.BadStateError, match="changed"):
+            libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
+
+
+def test_prepared_weights_after_a_backward() -> None:
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    packed = libmoe.torch.prepare(**case)
+    libmoe.torch.experts(x, ids, weights, **case, prepared=packed).sum().backward()
+    with pytest.raises(libmoe.BadStateError, match="backward"):
+        libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
