@@ -165,6 +165,7 @@ static void *model_life(void *argument) {
 /* Experts by call, of gated ones whose matrices lie column after column. */
 static void *experts_life(void *argument) {
   enum { I = 48, E = 6, K = 2 };
+  static const int64_t outputs[] = {I, I, H}; /* of gate, up, down */
   const int32_t dtype = *(const int32_t *)argument;
   static float matrices[3][E * I * H], sums[3][E * I * H], routing[T * K], d_routing[T * K], rows[T * K * H];
   static uint64_t saved[1 << 16];
@@ -184,8 +185,7 @@ static void *experts_life(void *argument) {
   call.index_dtype = MOE_DTYPE_I64;
   moe_expert_tensor weights[3], gradients[3];
   for (int i = 0; i < 3; i++) {
-    const int64_t outputs = i == MOE_EXPERT_PART_DOWN ? H : I;
-    moe_expert_tensor tensor = {i, dtype, matrices[i], NULL, {I * H, 1, outputs}};
+    moe_expert_tensor tensor = {i, dtype, matrices[i], NULL, {I * H, 1, outputs[i]}};
     weights[i] = tensor;
     tensor.dtype = MOE_DTYPE_BF16;
     tensor.data = sums[i];
