@@ -1,4 +1,5 @@
-/* moe.hpp: for C++17, the handles of moe.h, moe_experts.h and moe_model.h as objects that free themselves, and errors that throw.
+/* moe.hpp: for C++17, the handles of moe.h, moe_experts.h and moe_model.h as objects that free themselves, and errors that
+ * throw.
  *
  *     moe::Context context(moe_context_create, nullptr);
  *     moe_layer_config config = MOE_LAYER_CONFIG_INIT;

@@ -123,9 +123,9 @@ typedef struct moe_experts_prepared moe_experts_prepared;
  *                    matrix in use are compared with what was packed.
  *  @param x          [in]  [T,H] of config.io_dtype; may be NULL when T = 0
  *  @param y          [out] [T,H] of the same dtype; nullable where rows are wanted
- *  @param saved      [out, nullable] for moe_experts_backward: plain bytes, the same on every run, that hold no address and may be moved
- *                    and copied; aligned to 8 bytes
- *  @param saved_size [in]  at least moe_plan.tape_bytes; what lies beyond becomes 0
+ *  @param saved      [out, nullable] aligned to 8 bytes: for moe_experts_backward.  Plain bytes, the same on every run, that hold no
+ *                    address and may be moved and copied
+ *  @param saved_size [in]  at least moe_plan.tape_bytes; what lies beyond becomes 0, up to those of T * K choices that all have an expert
  *  @param rows       [out, nullable] [T,K,H] of io_dtype: expert(i[t,k])(x[t]) before it is weighted and summed up; 0 where there
  *                    is none
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (prepared: of other experts, the weights have changed since, or bfloat16

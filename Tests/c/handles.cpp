@@ -83,6 +83,13 @@ void every_kind() {
   CHECK(count == n && unlink(path) == 0);
   moe::Mapping mapping(moe_mapping_create, context, path, size_t{64});
   CHECK(mapping && unlink(path) == 0);
+  std::vector<float> weights(2 * H * H);  // [E,H,H], of linear experts
+  moe_experts_config linear = MOE_EXPERTS_CONFIG_INIT;
+  linear.n_experts = 2;
+  linear.hidden_size = H;
+  linear.expert_kind = MOE_EXPERT_LINEAR;
+  const moe_expert_tensor down = {MOE_EXPERT_PART_DOWN, MOE_DTYPE_F32, weights.data(), nullptr, {H * H, H, 1}};
+  moe::ExpertsPrepared prepared(moe_experts_prepare, context, &linear, &down, 1, MOE_PREPARED_F32);
   CHECK(blocks > 8);
 }
 

@@ -3,6 +3,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <moe_experts.h>
 #include <moe_model.h>
 
 #include <pthread.h>
@@ -161,6 +162,50 @@ static void *model_life(void *argument) {
   return NULL;
 }
 
+/* Experts by call, of gated ones whose matrices lie column after column. */
+static void *experts_life(void *argument) {
+  enum { I = 48, E = 6, K = 2 };
+  static const int64_t outputs[] = {I, I, H}; /* of gate, up, down */
+  const int32_t dtype = *(const int32_t *)argument;
+  static float matrices[3][E * I * H], sums[3][E * I * H], routing[T * K], d_routing[T * K], rows[T * K * H];
+  static uint64_t saved[1 << 16];
+  static int64_t indices[T * K];
+  for (int i = 0; i < T * K; i++) indices[i] = i % (E + 1); /* one in seven is none */
+  moe_experts_config config = MOE_EXPERTS_CONFIG_INIT;
+  config.n_experts = E;
+  config.hidden_size = H;
+  config.intermediate_size = I;
+  config.expert_kind = MOE_EXPERT_GATED;
+  config.activation = MOE_ACTIVATION_SILU;
+  moe_experts_call call = MOE_EXPERTS_CALL_INIT;
+  call.n_tokens = T;
+  call.top_k = K;
+  call.expert_indices = indices;
+  call.expert_weights = routing;
+  call.index_dtype = MOE_DTYPE_I64;
+  moe_expert_tensor weights[3], gradients[3];
+  for (int i = 0; i < 3; i++) {
+    moe_expert_tensor tensor = {i, dtype, matrices[i], NULL, {I * H, 1, outputs[i]}};
+    weights[i] = tensor;
+    tensor.dtype = MOE_DTYPE_BF16;
+    tensor.data = sums[i];
+    gradients[i] = tensor;
+  }
+  moe_plan plan = MOE_PLAN_INIT;
+  CHECK(moe_experts_plan(context, &config, &call, weights, 3, gradients, 3, 1, &plan) == MOE_OK);
+  CHECK(plan.tape_bytes <= sizeof saved);
+  CHECK(moe_experts_forward(context, &config, &call, weights, 3, NULL, x, y, saved, plan.tape_bytes, rows) == MOE_OK);
+  CHECK(moe_experts_backward(context, &config, &call, weights, 3, saved, plan.tape_bytes, x, y, dx, d_routing, gradients, 3,
+                             0) == MOE_OK);
+  CHECK(moe_experts_backward(context, &config, &call, weights, 3, NULL, 0, x, y, dx, d_routing, gradients, 3, 1) == MOE_OK);
+  moe_experts_prepared *prepared = NULL;
+  const moe_status status = moe_experts_prepare(context, &config, weights, 3, MOE_PREPARED_BF16, &prepared);
+  CHECK(status == MOE_OK || status == MOE_ERROR_BAD_STATE); /* other products read no packed weights */
+  CHECK(moe_experts_forward(context, &config, &call, weights, 3, prepared, x, y, NULL, 0, NULL) == MOE_OK);
+  moe_experts_prepared_free(prepared);
+  return NULL;
+}
+
 static void *context_life(void *argument) {
   CHECK(moe_context_create((const moe_context_config *)argument, &context) == MOE_OK);
   return NULL;
@@ -193,6 +238,7 @@ static void try_all(void) {
     config.n_shared_experts = 1;
     struct layer_call call = {&config, 0};
     on_small_stack(kinds[k].name, layer_life, &call);
+    on_small_stack("experts by call", experts_life, &config.weight_dtype);
     if (kinds[k].kind != MOE_EXPERT_GATED) continue;
     moe_model_config model = MOE_MODEL_CONFIG_INIT;
     config.hidden_size = 0;

@@ -9,6 +9,8 @@ struct Record {
   private(set) var dropped: Int64 = 0  // in the first call
   private(set) var indices: [Int32] = []  // of the first call, [T,K]
 
+  init(_ parts: [String: [UInt32]]) { self.parts = parts }
+
   /// Forward, backward with losses, gradients.
   init(
     ofOnePassOver layer: Layer, tokens: Int, _ options: moe_forward_options = forwardOptions(training: true, step: 3)

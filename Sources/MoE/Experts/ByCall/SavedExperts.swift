@@ -22,6 +22,7 @@ struct SavedExperts {
   private let header: UnsafeMutablePointer<Header>
   private let own: Header
   private let bytes: Int  // that are used
+  private let end: Int  // behind what becomes 0
   private let lent: CallerMemory
 
   init(
@@ -32,6 +33,9 @@ struct SavedExperts {
       throw .invalid(
         "saved_size = \(lent.bytes), but the call needs \(bytes) bytes: moe_experts_plan says so in tape_bytes")
     }
+    // Where the memory was planned for any choices.
+    let most = try Self.bytes(c, ChunkSize(tokens: call.tokens, mostRows: call.pairs), in: context)
+    end = min(lent.bytes, most)
     self.lent = lent
     var arena = Arena(lent.memory)
     (header, kept) = Self.layout(&arena, c, size, in: context)
@@ -72,7 +76,7 @@ struct SavedExperts {
       if let gate = kept.gate { clearEnd(gate, rows, group) }
     case nil: break
     }
-    (lent.memory + bytes).initializeMemory(as: UInt8.self, repeating: 0, count: lent.bytes - bytes)
+    (lent.memory + bytes).initializeMemory(as: UInt8.self, repeating: 0, count: end - bytes)
   }
 
   /// Every expert begins at an even place: what lies between them.

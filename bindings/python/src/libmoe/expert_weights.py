@@ -218,10 +218,8 @@ def _place(name: str, value: Part, rank: int, transposed: bool) -> _Place:
         raise InvalidArgumentError(f"{name}: expected an array for each expert, got an empty list")
     first, own = memories[0], rank - 1 if listed else rank
     if len(first.shape) != own:
-        what = "of each expert " if listed else ""
-        raise InvalidArgumentError(
-            f"{name}: expected {own} axes {what}, got shape {first.shape}".replace("  ", " ")
-        )
+        whose = " of each expert" if listed else ""
+        raise InvalidArgumentError(f"{name}: expected {own} axes{whose}, got shape {first.shape}")
     if first.dtype not in _DTYPES:
         raise InvalidArgumentError(f"{name}: expected weights of {', '.join(_DTYPES)}, got {first.dtype}")
     for e, each in enumerate(memories):

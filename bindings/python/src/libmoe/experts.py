@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from . import words
 from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.library import Handle, Native, lib
-from ._native.memory import Memory, memory, row_major
+from ._native.memory import Memory, row_major
 from ._native.numbers import instance
 from .context import Context, handle_of
 from .errors import InvalidArgumentError
@@ -130,7 +131,8 @@ def experts_plan(
     if expert_indices is not None:
         indices = row_major("expert_indices", expert_indices, (n_tokens, top_k), _INDICES)
         call.expert_indices, call.index_dtype = indices.address, abi.DTYPE[indices.dtype]
-    return _plan(handle_of(context), config, call, own, gradients, saves)
+    plan = _planned(handle_of(context), config, call, own, gradients, saves)
+    return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
 
 
 @keywords
@@ -212,12 +214,12 @@ def experts_forward(
         weight_on_input,
         tokens.dtype,
     )
-    call, top_k = _call(tokens, expert_indices, expert_weights)
+    call, routing = _call(tokens, expert_indices, expert_weights)
     parent, shape = handle_of(context), tokens.shape
     y, y_at = _output("y", y, x, tokens, shape)
-    rows, rows_at = _output("rows", rows, x, tokens, (*shape[:-1], top_k, shape[-1]))
+    rows, rows_at = _output("rows", rows, x, tokens, (*routing.shape, shape[-1]))
     if saved is True:
-        saved = np.empty(_plan(parent, config, call, own, None, True).tape_bytes, np.uint8)
+        saved = np.empty(_planned(parent, config, call, own, None, True).tape_bytes, np.uint8)
     elif saved is False:
         saved = None
     address, size = _bytes(saved, write=True)
@@ -293,11 +295,10 @@ def experts_backward(
         weight_on_input,
         tokens.dtype,
     )
-    call, top_k = _call(tokens, expert_indices, expert_weights)
+    call, routing = _call(tokens, expert_indices, expert_weights)
     shape = tokens.shape
     dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
     dx, dx_at = _output("dx", dx, x, tokens, shape)
-    routing = memory("expert_weights", expert_weights)
     d_expert_weights, routing_at = _output(
         "d_expert_weights", d_expert_weights, expert_weights, routing, routing.shape
     )
@@ -392,29 +393,33 @@ def _config(
 
 
 def _tokens(x: Any, weights: ExpertWeights) -> Memory:
-    found = memory("x", x)
+    found = row_major("x", x, None, _TOKENS)
     if found.shape[-1:] != (weights.hidden_size,):
         raise InvalidArgumentError(
             f"x: expected shape [..., {weights.hidden_size}], got {found.shape}; "
             "its last axis must be hidden_size"
         )
-    return row_major("x", x, found.shape, _TOKENS)
+    return found
 
 
-def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi.moe_experts_call, int]:
-    found = memory("expert_indices", expert_indices)
-    shape = (*tokens.shape[:-1], found.shape[-1] if found.shape else 0)
-    indices = row_major("expert_indices", expert_indices, shape, _INDICES)
+def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi.moe_experts_call, Memory]:
+    """Return the struct, and the routing weights [..., K]."""
+    indices = row_major("expert_indices", expert_indices, None, _INDICES)
+    shape = (*tokens.shape[:-1], *indices.shape[-1:])
+    if indices.shape != shape or len(shape) < 1:
+        raise InvalidArgumentError(
+            f"expert_indices: expected shape {(*tokens.shape[:-1], 'K')}, got {indices.shape}"
+        )
     routing = row_major("expert_weights", expert_weights, shape, _ROUTING)
     call = abi.moe_experts_call(
-        n_tokens=tokens.size // tokens.shape[-1],
+        n_tokens=math.prod(tokens.shape[:-1]),
         top_k=shape[-1],
         expert_indices=indices.address,
         expert_weights=routing.address,
         index_dtype=abi.DTYPE[indices.dtype],
         routing_dtype=abi.DTYPE[routing.dtype],
     )
-    return call, shape[-1]
+    return call, routing
 
 
 def _output(
@@ -433,19 +438,18 @@ def _output(
 def _bytes(saved: Any, write: bool) -> tuple[int | None, int]:
     if saved is None:
         return None, 0
-    found = memory("saved", saved, write=write)
-    whole = row_major("saved", saved, found.shape, ("u8",), write=write)
-    return whole.address, whole.size
+    found = row_major("saved", saved, None, ("u8",), write=write)
+    return found.address, found.size
 
 
-def _plan(
+def _planned(
     context: Any,
     config: abi.moe_experts_config,
     call: abi.moe_experts_call,
     weights: ExpertWeights,
     gradients: ExpertWeights | None,
     saves: bool,
-) -> Plan:
+) -> abi.moe_plan:
     plan = abi.moe_plan()
     wanted, count = _gradients(gradients)
     lib.moe_experts_plan(
@@ -459,4 +463,4 @@ def _plan(
         int(check.flag("saves", saves)),
         plan,
     )
-    return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
+    return plan

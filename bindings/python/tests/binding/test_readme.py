@@ -27,6 +27,7 @@ def run_programs(page: Path) -> None:
     [
         "README.md",
         "bindings/python/README.md",
+        "docs/experts.md",
         "docs/routing.md",
         "docs/losses.md",
         "docs/memory.md",
@@ -54,6 +55,8 @@ def test_the_training_loops_learn(capsys: pytest.CaptureFixture[str]) -> None:
         "adaptive_clip",
         "checkpoint",
         "config",
+        "expert_weights",
+        "experts",
         "layer",
         "losses",
         "parameter",

@@ -29,14 +29,14 @@ class Tensor:
 def test_tensors_and_addresses() -> None:
     case = Case(**KINDS["swiglu"], dtype="bf16")
     placed = case.place("fused", case.values)
-    tensors = {name: Tensor(array, "bfloat16") for name, array in placed.arguments.items()}
+    tensors: dict[str, Any] = {name: Tensor(array, "bfloat16") for name, array in placed.arguments.items()}
     x, w, y = Tensor(case.x, "float32"), Tensor(case.weights, "float32"), np.empty_like(case.x)
     weights = libmoe.ExpertWeights(**tensors)
     out = libmoe.experts_forward(x, Tensor(case.indices, "int64"), w, weights, y=Tensor(y, "float32"))
     expected = case.by_call("fused")["y"]
     np.testing.assert_array_equal(y, expected)
     assert isinstance(out.y, Tensor)
-    at = {
+    at: dict[str, Any] = {
         name: libmoe.Memory(a.ctypes.data, "bf16", a.shape, tuple(s // 2 for s in a.strides))
         for name, a in placed.arguments.items()
     }
@@ -80,7 +80,7 @@ def test_calls() -> None:
         with pytest.raises(kind, match=match):
             libmoe.experts_forward(**{**options, "weights": weights, **more})
 
-    refused(r"x: expected shape \[\.\.\., 37\]", x=case.x[:, :5])
+    refused(r"x: expected shape \[\.\.\., 37\]", x=case.x[:, :5].copy())
     refused("expert_weights: expected shape", expert_weights=case.weights[:, :1])
     refused(
         "expert_indices: expected i32 or i64, got f32", libmoe.ArgumentTypeError, expert_indices=case.weights

@@ -63,7 +63,7 @@ def test_any_of_them_may_be_absent() -> None:
     everything = case.by_call("apart")
     for count in range(len(case.values)):
         for names in itertools.combinations(case.values, count):
-            arrays = {name: np.full_like(case.values[name], np.nan) for name in names}
+            arrays: dict[str, Any] = {name: np.full_like(case.values[name], np.nan) for name in names}
             wanted = libmoe.ExpertWeights(**arrays) if names else None
             for want_dx, want_dw in ((True, True), (False, count % 2 == 0)):
                 dx, dw = backward(case, wanted, overwrite=True, dx=want_dx, d_expert_weights=want_dw)

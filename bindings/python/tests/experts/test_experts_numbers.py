@@ -38,7 +38,7 @@ def test_against_float64(kind: str, layout: str, dtype: str) -> None:
     ],
     ids=str,
 )
-def test_sizes(sizes: dict[str, int], saves: bool) -> None:
+def test_sizes(sizes: dict[str, Any], saves: bool) -> None:
     case = Case(**KINDS["gpt-oss"], **sizes)
     for layout in ("fused", "interleaved"):
         assert_all_close(case.by_call(layout, saves=saves), case.in_float64())
@@ -58,7 +58,8 @@ def test_weights_on_what_experts_read(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bits_of_a_layer(kind: str, dtype: str, matmul: Any, instructions: Any, n_threads: int) -> None:
     context = libmoe.Context(n_threads, matmul, instructions=instructions)
-    for sizes in ({}, {"T": 3}, {"T": 300, "E": 2, "K": 2}):
+    calls: list[dict[str, Any]] = [{}, {"T": 3}, {"T": 300, "E": 2, "K": 2}]
+    for sizes in calls:
         case = Case(**KINDS[kind], dtype=dtype, **sizes)
         of_layer = case.by_layer(context)
         for layout in ("apart", "fused", "interleaved", "gaps", "listed and transposed"):

@@ -47,7 +47,7 @@ class Case:
     kind: str = "gated"
     activation: str | None = "silu"
     bias: bool = False
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
     weight_on_input: bool = False
     dtype: str = "f32"
     E: int = 5
@@ -122,18 +122,21 @@ class Case:
 
     def by_layer(self, context: libmoe.Context | None = None) -> dict[str, NDArray[Any]]:
         """The same of a layer that is given its choices."""
+        options: dict[str, Any] = {"activation": self.activation} if self.activation else {}
+        kind: Any = self.kind
+        dtype: Any = self.dtype
         layer = libmoe.Layer(
             self.H,
             0 if self.kind == "linear" else self.I,
             n_experts=self.E,
             top_k=self.K,
             router="external",
-            expert_kind=self.kind,
+            expert_kind=kind,
             expert_bias=self.bias,
-            weight_dtype=self.dtype,
+            weight_dtype=dtype,
             weight_on_input=self.weight_on_input,
             context=context,
-            **{} if self.activation is None else {"activation": self.activation},
+            **options,
             **self.limits,
         )
         names = {
@@ -219,7 +222,7 @@ class Placed:
         for name, shape in shapes.items():
             self.views[name] = self._memory(shape, layout, dtypes[name])
             self._give(name, self.views[name], layout)
-        options = {"transposed": _is_turned(layout), "interleaved": "interleaved" in layout}
+        options: dict[str, Any] = {"transposed": _is_turned(layout), "interleaved": "interleaved" in layout}
         self.weights = libmoe.ExpertWeights(**self.arguments, **options)
 
     def _memory(self, shape: tuple[int, ...], layout: str, dtype: str) -> NDArray[Any]:

@@ -209,6 +209,22 @@ def all_functions(folder: Path) -> list[Function]:
             tensors=ctypes.cast(placed(tensor), ctypes.POINTER(abi.moe_tensor)), n_tensors=1,
         )  # fmt: skip
 
+    def by_call() -> list[Any]:
+        """Linear experts, whose one matrix is the whole list of tensors."""
+        strides = (c_int64 * 3)(16, 4, 1)
+        config = abi.moe_experts_config(n_experts=3, hidden_size=4, expert_kind=2)
+        call = abi.moe_experts_call(n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room())
+        return [context, config, call, abi.moe_expert_tensor(part=2, data=room(), strides=strides), 1]
+
+    def matrix() -> Any:
+        return by_call()[3]
+
+    linear_experts, one_matrix = by_call()[1], matrix()
+    prepared = create(
+        "moe_experts_prepare", abi.moe_experts_prepared, context_handle,
+        ctypes.byref(linear_experts), ctypes.byref(one_matrix), 1, 1,
+    )  # fmt: skip
+    saved_experts = room()
     state = str(folder / "state").encode()
     first_state = training()
     lib.moe_training_save(context_handle, ctypes.byref(first_state), state)
@@ -328,6 +344,21 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
+        Function("moe_experts_plan", lambda: [*by_call(), matrix(), 1, 1, abi.moe_plan()]),
+        Function(
+            "moe_experts_forward",
+            lambda: [*by_call(), prepared, room(), room(), saved_experts, ROOM, room()],
+        ),
+        Function(
+            "moe_experts_backward",
+            lambda: [*by_call(), None, 0, *(room() for _ in range(4)), matrix(), 1, 0],
+        ),
+        Function(
+            "moe_experts_prepare",
+            lambda: [context, by_call()[1], matrix(), 1, 1, room()],
+            frees="moe_experts_prepared_free",
+        ),
+        Function("moe_experts_prepared_size", lambda: [prepared, room()]),
     ]
 
 

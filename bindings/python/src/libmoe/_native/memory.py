@@ -97,6 +97,9 @@ def _of_numpy(name: str, value: np.ndarray[Any, Any], write: bool) -> Memory:
         raise ArgumentTypeError(f"{name}: its type is {value.dtype}; use {name}.astype(numpy.float32)")
     if write and not value.flags.writeable:
         raise InvalidArgumentError(f"{name}: expected an array that may be written to; use {name}.copy()")
+    address = value.__array_interface__["data"][0]
+    if value.flags.c_contiguous:
+        return Memory(address, dtype, value.shape)
     steps = []
     for length, step in zip(value.shape, value.strides):
         # Of a single element there is no next one, wherever numpy says it is.
@@ -105,20 +108,22 @@ def _of_numpy(name: str, value: np.ndarray[Any, Any], write: bool) -> Memory:
             raise InvalidArgumentError(
                 f"{name}: expected steps of whole elements forwards; use numpy.ascontiguousarray({name})"
             )
-    return Memory(value.__array_interface__["data"][0], dtype, value.shape, tuple(steps))
+    return Memory(address, dtype, value.shape, tuple(steps))
 
 
 def row_major(
-    name: str, value: Any, shape: tuple[int, ...], dtypes: tuple[str, ...], *, write: bool = False
+    name: str, value: Any, shape: tuple[int, ...] | None, dtypes: tuple[str, ...], *, write: bool = False
 ) -> Memory:
-    """Return the memory of an array of that shape and one of these types, without gaps."""
+    """Return the memory of an array of one of these types, and of that shape or any, without gaps."""
     found = memory(name, value, write=write)
     if found.dtype not in dtypes:
         raise ArgumentTypeError(f"{name}: expected {' or '.join(dtypes)}, got {found.dtype}")
-    if found.shape != shape:
+    if shape is not None and found.shape != shape:
         raise InvalidArgumentError(f"{name}: expected shape {shape}, got {found.shape}")
-    whole = zip(found.shape, found.steps, gapless(shape))
-    if found.size and any(length > 1 and step != wanted for length, step, wanted in whole):
+    if found.strides is None or found.size == 0:
+        return found
+    whole = zip(found.shape, found.strides, gapless(found.shape))
+    if any(length > 1 and step != wanted for length, step, wanted in whole):
         mend = f"numpy.ascontiguousarray({name})" if isinstance(value, np.ndarray) else f"{name}.contiguous()"
         raise InvalidArgumentError(f"{name}: expected an array without gaps; use {mend}")
     return found
