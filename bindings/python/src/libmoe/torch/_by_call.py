@@ -21,6 +21,7 @@ DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
 
 _NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
+_PARTS = abi.EXPERT_PART
 
 _contexts: dict[tuple[int, int], Context] = {}
 
@@ -45,8 +46,12 @@ class Experts(NamedTuple):
 
     @classmethod
     def of(cls, word: str, sizes: Sequence[int], glu: Sequence[float]) -> Experts:
-        """Return them as the operators are given them."""
+        """Return what :meth:`told` told."""
         return cls(form_of(word), sizes[0], sizes[1], (glu[0], glu[1], glu[2]))
+
+    def told(self) -> tuple[str, list[int], list[float]]:
+        """Return them as the operators are given them."""
+        return self.form.word(), [self.n_experts, self.intermediate_size], list(self.glu)
 
     def config(self, hidden_size: int, io_dtype: torch.dtype) -> Any:
         """Return them as the library reads them."""
@@ -76,21 +81,23 @@ class Experts(NamedTuple):
             first = given[0]
             if first is None:
                 continue
-            shape, strides = (
-                (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
-            )
+            shape, strides, step = first.shape, first.stride(), 0
+            if not spread:
+                shape, strides, step = shape[1:], strides[1:], strides[0]
             dtype, size = _NUMBERS[first.dtype], first.element_size()
             for piece in pieces(slot, self.form.transposed, self.form.fused, shape, strides):
-                part = abi.moe_expert_tensor(part=abi.EXPERT_PART[piece.part], dtype=dtype)
-                begin = piece.offset * size
+                part, begin, steps = (
+                    _PARTS[piece.part],
+                    piece.offset * size,
+                    (step, piece.output, piece.input),
+                )
+                where = None
                 if spread:
                     where = (ctypes.c_void_p * len(given))(*(t.data_ptr() + begin for t in given))
                     held.append(where)
-                    part.experts = ctypes.addressof(where)
-                else:
-                    part.data = first.data_ptr() + begin
-                part.strides[:] = (0 if spread else first.stride(0), piece.output, piece.input)
-                found.append(part)
+                data = None if spread else first.data_ptr() + begin
+                address = None if where is None else ctypes.addressof(where)
+                found.append(abi.moe_expert_tensor(part, dtype, data, address, steps))
         return Parts((abi.moe_expert_tensor * len(found))(*found), len(found), held)
 
 
@@ -122,11 +129,11 @@ def forward(
     prepared: Any,
     *,
     saves: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return y [T, H], and the bytes that backward wants; none where nothing is saved."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return y [T, H], and the bytes that backward wants; None where nothing is saved."""
     handle, config, call = context()._handle, experts.config(x.shape[1], x.dtype), _call(x, ids, weights)
     parts = experts.parts(tensors)
-    y, saved = torch.empty_like(x), torch.empty(0, dtype=torch.uint8)
+    y, saved = torch.empty_like(x), None
     if saves:
         plan = abi.moe_plan()
         lib.moe_experts_plan(handle, config, call, parts.array, parts.length, None, 0, 1, plan)
@@ -140,8 +147,8 @@ def forward(
         prepared,
         x.data_ptr(),
         y.data_ptr(),
-        saved.data_ptr() if saves else None,
-        saved.numel(),
+        None if saved is None else saved.data_ptr(),
+        0 if saved is None else saved.numel(),
         None,
     )
     return y, saved
