@@ -423,3 +423,32 @@ def test_prepared_weights_after_a_backward() -> None:
     libmoe.torch.experts(x, ids, weights, **case, prepared=packed).sum().backward()
     with pytest.raises(libmoe.BadStateError, match="backward"):
         libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
+
+
+def misused() -> dict[str, Any]:
+    """The operators called by themselves, with what would read beyond the tensors."""
+    x, ids, weights = tokens()
+    word = "gated silu concatenated 0 0 gate_up,down 00"
+    gate_up, down = fused()["gate_up"], fused()["down"]
+    run, back = torch.ops.libmoe.experts, torch.ops.libmoe.experts_backward
+    glu, told = [0.0] * 3, (word, [E, I], [0.0] * 3)
+    need = [True] * 4
+    none = torch.empty(0, dtype=torch.uint8)
+    return {
+        "rows": lambda: run(x, ids[:-1], weights[:-1], [gate_up, down], *told, 0, False),
+        "features": lambda: run(x[:, :-1], ids, weights, [gate_up, down], *told, 0, False),
+        "dimensions": lambda: run(x[0], ids, weights, [gate_up, down], *told, 0, False),
+        "number": lambda: run(x, ids, weights, [gate_up], *told, 0, False),
+        "sizes": lambda: run(x, ids, weights, [gate_up, down], word, [E + 1, I], glu, 0, False),
+        "shape": lambda: run(x, ids, weights, [gate_up[:, :-2], down], *told, 0, False),
+        "prepared": lambda: run(x, ids, weights, [gate_up, down], *told, 10**6, False),
+        "dy": lambda: back(x[:-1], none, x, ids, weights, [gate_up, down], *told, need),
+        "type of dy": lambda: back(x.double(), none, x, ids, weights, [gate_up, down], *told, need),
+        "flags": lambda: back(x, none, x, ids, weights, [gate_up, down], *told, need[:-1]),
+    }
+
+
+@pytest.mark.parametrize("what", misused())
+def test_operators_called_by_themselves(what: str) -> None:
+    with pytest.raises(libmoe.MoeError):
+        misused()[what]()

@@ -463,3 +463,16 @@ def test_a_model_that_is_changed_is_tried_again() -> None:
     model.set_experts_implementation("eager")
     torch.testing.assert_close(mine, model(IDS).logits)
     assert (mine - before).abs().max() > 1e-3
+
+
+def test_routing_that_does_not_fit() -> None:
+    experts = ours(mixtral()).model.layers[0].mlp.experts
+    x, ids, weights = torch.randn(5, 32), torch.zeros(5, 2, dtype=torch.long), torch.ones(5, 2)
+    for call in (
+        lambda: experts(x, ids[:4], weights),
+        lambda: experts(x, ids[:4], weights[:4]),
+        lambda: experts(x[:, :31], ids, weights),
+        lambda: experts(x, ids.float(), weights),
+    ):
+        with pytest.raises(libmoe.InvalidArgumentError, match="ids|x"):
+            call()

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._native import abi, check
 from ..errors import ArgumentTypeError, InvalidArgumentError
 from ._arrays import require_tensor
-from ._by_call import DTYPES, INDICES
+from ._by_call import DTYPES, INDICES, Experts
 from ._form import MATRICES, Form
 from .prepared import Prepared
 
@@ -161,11 +161,7 @@ def _fitting(name: str, value: Any, shape: list[int]) -> list[Tensor]:
             f"{name}: expected a list of {shape[0]} tensors, one an expert, got {len(tensors)}"
         )
     for tensor in tensors:
-        require_tensor(name, tensor)
-        if list(tensor.shape) != wanted:
-            raise InvalidArgumentError(
-                f"{name}: expected shape {wanted}, as the last matrix says, got {list(tensor.shape)}"
-            )
+        require_shape(name, require_tensor(name, tensor), tuple(wanted))
         if tensor.dtype not in DTYPES:
             raise ArgumentTypeError(
                 f"{name}: expected torch.float32, bfloat16 or float16, got {tensor.dtype}; use .float()"
@@ -175,6 +171,28 @@ def _fitting(name: str, value: Any, shape: list[int]) -> list[Tensor]:
                 f"{name}: expected one type and the same strides of all experts; use .contiguous()"
             )
     return tensors
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a part of the weights that does not fit the last matrix."""
+    if tensor.shape != shape:
+        raise InvalidArgumentError(
+            f"{name}: expected shape {list(shape)}, as the last matrix says, got {list(tensor.shape)}"
+        )
+
+
+def require_fitting(experts: Experts, x: Tensor, ids: Tensor, weights: Tensor, tensors: list[Tensor]) -> None:
+    """Refuse what the operators, called by themselves, are given and does not fit together."""
+    form, n_experts, inner = experts.form, experts.n_experts, experts.intermediate_size
+    if x.ndim != 2 or n_experts < 1 or len(tensors) != sum(form.counts(n_experts)):
+        raise InvalidArgumentError(
+            f"x, tensors: expected [T, H] and {sum(form.counts(n_experts))} tensors, got {list(x.shape)} and "
+            f"{len(tensors)}; call libmoe.torch.experts, which lays them out"
+        )
+    LaidOut(form, tensors, n_experts, inner, x.shape[1]).require_tokens(x, ids, weights)
+    for slot, spread, given in experts.slots(tensors):
+        _fitting(slot, given if spread else given[0], _shape(form, slot, n_experts, inner, x.shape[1]))
+    _require_one_type(form.slots, form.spread, tensors, n_experts)
 
 
 def _require_one_type(

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..errors import InvalidArgumentError
 from . import _by_call
 from ._by_call import Experts
+from ._laid_out import require_fitting
 from .prepared import prepared_of
 
 
@@ -36,6 +38,7 @@ def experts(
     x [T, H], ids and weights [T, K]; tensors, form, sizes (E, I) and glu describe the experts.
     """
     given = Experts.of(form, sizes, glu)
+    require_fitting(given, x, ids, weights, tensors)
     routing = ids.contiguous(), weights.contiguous()
     y, saved = _forward(x.contiguous(), *routing, tensors, given, prepared, saves=saves)
     return y, torch.empty(0, dtype=torch.uint8) if saved is None else saved
@@ -89,9 +92,14 @@ def experts_backward(
 ) -> list[Tensor]:
     """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
     given = Experts.of(form, sizes, glu)
-    return _by_call.backward(
-        given, dy.contiguous(), saved, x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, need
-    )
+    require_fitting(given, x, ids, weights, tensors)
+    if dy.shape != x.shape or dy.dtype != x.dtype or len(need) != 2 + len(tensors):
+        raise InvalidArgumentError(
+            f"dy, need: expected {x.dtype} {list(x.shape)} and {2 + len(tensors)} flags, got {dy.dtype} "
+            f"{list(dy.shape)} and {len(need)}"
+        )
+    routing = ids.contiguous(), weights.contiguous()
+    return _by_call.backward(given, dy.contiguous(), saved, x.contiguous(), *routing, tensors, need)
 
 
 @experts_backward.register_fake

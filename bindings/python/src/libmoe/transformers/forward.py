@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
-from ..errors import BadStateError, InvalidArgumentError
+from ..errors import BadStateError
 from ..torch._form import Form
-from ..torch._laid_out import LaidOut
+from ..torch._laid_out import LaidOut, require_shape
 from ..torch.experts import compute
 from ..torch.prepared import Prepared
 from .known import known
@@ -47,6 +46,7 @@ def experts_forward(
     packed = packed_of(self)
     given = laid_out(self, found[1], packed)
     weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
+    given.require_tokens(hidden_states, top_k_index, weights)
     return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
 
 
@@ -81,10 +81,7 @@ def laid_out(module: Any, activation: str, packed: Prepared | None) -> LaidOut:
     n_experts, one, two = first.shape
     outputs, hidden = (two, one) if module.is_transposed else (one, two)
     inner = outputs // 2 if module.has_gate else outputs
-    if list(down.shape) != [n_experts, *((inner, hidden) if module.is_transposed else (hidden, inner))]:
-        raise InvalidArgumentError(
-            f"{type(module).__name__}: down_proj {list(down.shape)} does not fit {list(first.shape)}"
-        )
+    require_shape("down", down, (n_experts, *((inner, hidden) if module.is_transposed else (hidden, inner))))
     slots, tensors = ["gate_up" if module.has_gate else "up", "down"], [first, down]
     if packed is not None and first.is_meta:
         slots, tensors = [], []
@@ -92,15 +89,14 @@ def laid_out(module: Any, activation: str, packed: Prepared | None) -> LaidOut:
         raise BadStateError(f"{type(module).__name__}: its weights have no memory; load the model again")
     if module.has_bias:
         slots += ["gate_up_bias" if module.has_gate else "up_bias", "down_bias"]
-        tensors += [
-            module.gate_up_proj_bias if module.has_gate else module.up_proj_bias,
-            module.down_proj_bias,
-        ]
+        tensors += [module.gate_up_proj_bias if module.has_gate else module.up_proj_bias]
+        tensors += [module.down_proj_bias]
+        require_shape(slots[-2], tensors[-2], (n_experts, outputs))
+        require_shape(slots[-1], tensors[-1], (n_experts, hidden))
     form = _form(module.has_gate, module.is_concatenated, module.is_transposed, activation, tuple(slots))
     return LaidOut(form, tensors, n_experts, inner, hidden)
 
 
-@functools.lru_cache(maxsize=256)
 def _form(gated: bool, concatenated: bool, transposed: bool, activation: str, slots: tuple[str, ...]) -> Form:
     fused = "apart" if not gated else "concatenated" if concatenated else "interleaved"
     spread = (False,) * len(slots)
