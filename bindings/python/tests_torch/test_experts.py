@@ -25,11 +25,17 @@ def wanted(case: Case) -> Case:
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() if tensor.is_contiguous() else tensor.detach().requires_grad_()
+    return (
+        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if tensor.is_contiguous()
+        else tensor.detach().requires_grad_()
+    )
 
 
 def exact(case: Case) -> Case:
-    return {k: mapped(lambda t: t.detach().double().requires_grad_(t.requires_grad), v) for k, v in case.items()}
+    return {
+        k: mapped(lambda t: t.detach().double().requires_grad_(t.requires_grad), v) for k, v in case.items()
+    }
 
 
 def close(what: str, actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
@@ -37,7 +43,9 @@ def close(what: str, actual: Tensor, expected: Tensor, tolerance: float = 2e-6) 
     assert actual.shape == expected.shape, what
     error = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
     scale = expected.abs().max().item() if expected.numel() else 0.0
-    assert error <= tolerance * max(scale, 1e-3), f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
+    assert error <= tolerance * max(scale, 1e-3), (
+        f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
+    )
 
 
 def compare(case: Case, x: Tensor, ids: Tensor, weights: Tensor, tolerance: float = 2e-6) -> None:
@@ -72,9 +80,11 @@ def test_the_reference_is_differentiated_rightly() -> None:
     for case in ("gpt-oss", "weight on input", "nemotron"):
         given = exact(wanted(CASES[case]))
         inputs = [x.double().requires_grad_(), weights.double().requires_grad_(), given["down"]]
-        torch.autograd.gradcheck(
-            lambda x, w, d: experts64(x, ids, w, **{**given, "down": d}), inputs, fast_mode=True  # noqa: B023
-        )
+
+        def run(x: Tensor, w: Tensor, down: Tensor, given: Case = given) -> Tensor:
+            return experts64(x, ids, w, **{**given, "down": down})
+
+        torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -277,7 +287,9 @@ def test_inductor() -> None:
     torch._dynamo.reset()
     given = wanted(CASES["fused"])
     x, ids, weights = tokens()
-    run = torch.compile(lambda x: libmoe.torch.experts(x.sin(), ids, weights, **given).cos().sum(), fullgraph=True)
+    run = torch.compile(
+        lambda x: libmoe.torch.experts(x.sin(), ids, weights, **given).cos().sum(), fullgraph=True
+    )
     z = x.clone().requires_grad_()
     plain = libmoe.torch.experts(z.sin(), ids, weights, **given).cos().sum()
     torch.testing.assert_close(run(z), plain)
@@ -327,12 +339,21 @@ def refused() -> dict[str, tuple[Any, str]]:
         "meta": (lambda: run(x, ids, weights, gate_up.to("meta"), down), "gate_up: is on 'meta'"),
         "none": (lambda: run(x, ids, weights, None, down), "gate_up: expected a tensor"),
         "no down": (lambda: run(x, ids, weights, gate_up, None), "down: expected a tensor"),
-        "shape": (lambda: run(x, ids, weights, gate_up[:, 1:], down), rf"gate_up: expected shape \[{E}, {2 * I}, {H}\]"),
+        "shape": (
+            lambda: run(x, ids, weights, gate_up[:, 1:], down),
+            rf"gate_up: expected shape \[{E}, {2 * I}, {H}\]",
+        ),
         "transposed": (lambda: run(x, ids, weights, **c, transposed=True), "gate_up: expected shape"),
-        "types": (lambda: run(x, ids, weights, gate_up.half(), down), "down: is torch.float32, and the matrix"),
+        "types": (
+            lambda: run(x, ids, weights, gate_up.half(), down),
+            "down: is torch.float32, and the matrix",
+        ),
         "bias": (lambda: run(x, ids, weights, **c, down_bias=torch.zeros(E)), "down_bias: expected shape"),
         "experts": (lambda: run(x, ids, weights, list(gate_up)[:-1], down), "gate_up: expected a list of 5"),
-        "kind": (lambda: run(x, ids, weights, **c, expert_kind="dense"), "expert_kind: expected gated, mlp or linear"),
+        "kind": (
+            lambda: run(x, ids, weights, **c, expert_kind="dense"),
+            "expert_kind: expected gated, mlp or linear",
+        ),
         "tuple": (lambda: run(x, ids, weights, (gate_up, down, down), down), "a tuple is .gate, up."),
         "activation": (lambda: run(x, ids, weights, **c, activation="tanh"), "activation"),
         "limit": (lambda: run(x, ids, weights, **c, glu_limit=-1.0), "glu_limit"),
@@ -359,7 +380,9 @@ def test_prepared(case: str) -> None:
     assert torch.equal(libmoe.torch.experts(x, ids, weights, **alone, prepared=packed), y)
     assert repr(packed) == "Prepared(5 experts, 'f32')"
     half = libmoe.torch.prepare(form="bf16", **{k: v for k, v in given.items() if k in names})
-    rounded = {k: mapped(lambda t: t.bfloat16(), v) if k in ("gate_up", "down") else v for k, v in given.items()}
+    rounded = {
+        k: mapped(lambda t: t.bfloat16(), v) if k in ("gate_up", "down") else v for k, v in given.items()
+    }
     z = libmoe.torch.experts(x, ids, weights, **alone, prepared=half)
     assert torch.equal(z, libmoe.torch.experts(x, ids, weights, **rounded))
 

@@ -13,10 +13,14 @@ from torch import Tensor
 from .._native import abi
 from .._native.library import lib
 from ..context import Context, processors
+from ..experts import _config
 from ._form import Form, form_of, pieces
+from ._threads import calm
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
+
+_NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
 
 _contexts: dict[tuple[int, int], Context] = {}
 
@@ -26,6 +30,7 @@ def context() -> Context:
     key = os.getpid(), torch.get_num_threads()
     found = _contexts.get(key)
     if found is None:
+        calm()
         found = _contexts[key] = Context(min(key[1], processors()))
     return found
 
@@ -45,26 +50,21 @@ class Experts(NamedTuple):
 
     def config(self, hidden_size: int, io_dtype: torch.dtype) -> Any:
         """Return them as the library reads them."""
-        limit, alpha, offset = self.glu
-        return abi.moe_experts_config(
-            n_experts=self.n_experts,
-            hidden_size=hidden_size,
-            intermediate_size=self.intermediate_size,
-            expert_kind=abi.EXPERT_KIND[self.form.kind],
-            activation=0 if self.form.kind == "linear" else abi.ACTIVATION[self.form.activation],
-            glu_limit=limit,
-            glu_alpha=alpha,
-            glu_offset=offset,
+        return _config(
+            self.n_experts,
+            hidden_size,
+            self.intermediate_size,
+            self.form.kind,
+            None if self.form.kind == "linear" else self.form.activation,
+            *self.glu,
             weight_on_input=self.form.weight_on_input,
-            io_dtype=abi.DTYPE[DTYPES[io_dtype]],
+            io=DTYPES[io_dtype],
         )
 
     def slots(self, tensors: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
         """Yield each slot's name, whether its experts are apart, and its tensors."""
         begin = 0
-        for slot, spread, count in zip(
-            self.form.slots, self.form.spread, self.form.counts(self.n_experts)
-        ):
+        for slot, spread, count in zip(self.form.slots, self.form.spread, self.form.counts(self.n_experts)):
             yield slot, spread, tensors[begin : begin + count]
             begin += count
 
@@ -76,12 +76,13 @@ class Experts(NamedTuple):
             first = given[0]
             if first is None:
                 continue
-            shape, strides = (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
-            for piece in pieces(self.form, slot, shape, strides):
-                part = abi.moe_expert_tensor(
-                    part=abi.EXPERT_PART[piece.part], dtype=abi.DTYPE[DTYPES[first.dtype]]
-                )
-                begin = piece.offset * first.element_size()
+            shape, strides = (
+                (first.shape, first.stride()) if spread else (first.shape[1:], first.stride()[1:])
+            )
+            dtype, size = _NUMBERS[first.dtype], first.element_size()
+            for piece in pieces(slot, self.form.transposed, self.form.fused, shape, strides):
+                part = abi.moe_expert_tensor(part=abi.EXPERT_PART[piece.part], dtype=dtype)
+                begin = piece.offset * size
                 if spread:
                     where = (ctypes.c_void_p * len(given))(*(t.data_ptr() + begin for t in given))
                     held.append(where)
@@ -97,7 +98,7 @@ class Parts(NamedTuple):
     """Parts of the weights as the library reads them."""
 
     array: Any
-    count: int
+    length: int
     held: list[Any]  # what the array points at
 
 
@@ -128,16 +129,14 @@ def forward(
     y, saved = torch.empty_like(x), torch.empty(0, dtype=torch.uint8)
     if saves:
         plan = abi.moe_plan()
-        lib.moe_experts_plan(
-            handle, config, call, parts.array, parts.count, None, 0, 1, plan
-        )
+        lib.moe_experts_plan(handle, config, call, parts.array, parts.length, None, 0, 1, plan)
         saved = torch.empty(plan.tape_bytes, dtype=torch.uint8)
     lib.moe_experts_forward(
         handle,
         config,
         call,
         parts.array,
-        parts.count,
+        parts.length,
         prepared,
         x.data_ptr(),
         y.data_ptr(),
@@ -173,7 +172,7 @@ def backward(
         config,
         call,
         parts.array,
-        parts.count,
+        parts.length,
         saved.data_ptr() if saved.numel() else None,
         saved.numel(),
         x.data_ptr(),
@@ -181,9 +180,8 @@ def backward(
         None if dx is None else dx.data_ptr(),
         None if d_weights is None else d_weights.data_ptr(),
         written.array,
-        written.count,
+        written.length,
         1,
     )
     made = [dx, d_weights, *gradients]
     return [gradient for gradient, needed in zip(made, need) if needed and gradient is not None]
-

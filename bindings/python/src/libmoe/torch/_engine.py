@@ -17,6 +17,7 @@ from ..layer import Layer
 from ..tape import Tape
 from ._arrays import array_of, require_tensor
 from ._gradients import Gradient
+from ._threads import calm
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 Tensors = Sequence[torch.Tensor]
@@ -46,6 +47,7 @@ class Engine:
     """
 
     def __init__(self, options: dict[str, Any], context: Context | None) -> None:
+        calm()
         self.trainable = not options.get("inference_only", False)
         unallocated: list[words.Unallocated] = ["expert_weights"]
         if self.trainable:

@@ -47,7 +47,13 @@ def form_of(word: str) -> Form:
     kind, activation, fused, transposed, on_input, slots, spread = word.split(" ")
     given = tuple(slots.split(",")) if slots else ()
     return Form(
-        kind, activation, fused, transposed == "1", on_input == "1", given, tuple(bit == "1" for bit in spread)
+        kind,
+        activation,
+        fused,
+        transposed == "1",
+        on_input == "1",
+        given,
+        tuple(bit == "1" for bit in spread),
     )
 
 
@@ -60,16 +66,21 @@ class Piece(NamedTuple):
     input: int  # from one input to the next
 
 
-def pieces(form: Form, slot: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> list[Piece]:
+@functools.lru_cache(maxsize=256)
+def pieces(
+    slot: str, transposed: bool, fused: str, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> list[Piece]:
     """Return the parts that lie in a slot's tensor: shape and strides are those of one expert."""
     outputs, output, inputs = shape[0], strides[0], 0
     if slot in MATRICES:
-        outputs, output, inputs = shape[0], strides[0], strides[1]
-        if form.transposed:
-            outputs, output, inputs = shape[1], strides[1], strides[0]
+        out, into = (1, 0) if transposed else (0, 1)
+        outputs, output, inputs = shape[out], strides[out], strides[into]
     if not slot.startswith("gate_up"):
         return [Piece(slot, 0, output, inputs)]
     tail = slot.removeprefix("gate_up")
-    if form.fused == "interleaved":
+    if fused == "interleaved":
         return [Piece("gate" + tail, 0, 2 * output, inputs), Piece("up" + tail, output, 2 * output, inputs)]
-    return [Piece("gate" + tail, 0, output, inputs), Piece("up" + tail, outputs // 2 * output, output, inputs)]
+    return [
+        Piece("gate" + tail, 0, output, inputs),
+        Piece("up" + tail, outputs // 2 * output, output, inputs),
+    ]

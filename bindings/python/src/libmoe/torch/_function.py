@@ -10,7 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .._native.check import Array
-from ..report import Report as Numbers
+from .._native.reports import Report as Numbers
 from ..tape import Tape
 from ._arrays import array_of
 from ._engine import Engine

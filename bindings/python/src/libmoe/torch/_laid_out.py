@@ -41,16 +41,16 @@ class LaidOut(NamedTuple):
             raise ArgumentTypeError(f"ids: expected torch.int64 or int32, got {ids.dtype}; use ids.long()")
         if weights.dtype not in DTYPES:
             raise ArgumentTypeError(
-                f"weights: expected torch.float32, bfloat16 or float16, got {weights.dtype}; use weights.float()"
+                f"weights: expected torch.float32, bfloat16 or float16, got {weights.dtype}; use .float()"
             )
         if x.ndim < 1 or x.shape[-1] != self.hidden_size:
             raise InvalidArgumentError(
-                f"x: expected shape [..., {self.hidden_size}], got {list(x.shape)}; its last axis must be the "
-                "features that the experts' weights have"
+                f"x: expected shape [..., {self.hidden_size}], got {list(x.shape)}; its last axis must "
+                "be the features that the experts' weights have"
             )
         if ids.ndim < 1 or ids.shape != weights.shape or ids.shape[:-1] != x.shape[:-1] or ids.shape[-1] < 1:
             raise InvalidArgumentError(
-                f"ids, weights: expected shape {[*x.shape[:-1], 'K']} of both, with the same K of 1 or more, got "
+                f"ids, weights: expected shape {[*x.shape[:-1], 'K']} of both, with one K of 1 or more, got "
                 f"{list(ids.shape)} and {list(weights.shape)}"
             )
 
@@ -105,7 +105,7 @@ def _slots(kind: str, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any
         if isinstance(value, tuple):
             if kind != "gated" or len(value) != 2:
                 raise InvalidArgumentError(
-                    f"gate_up{tail}: a tuple is (gate, up) of gated experts; a list has a tensor for each expert"
+                    f"gate_up{tail}: a tuple is (gate, up) of gated experts; a list has a tensor per expert"
                 )
             found += [("gate" + tail, value[0]), ("up" + tail, value[1])]
         elif value is not None:
@@ -157,7 +157,9 @@ def _fitting(name: str, value: Any, shape: list[int]) -> list[Tensor]:
     tensors = [value] if together else list(value)
     wanted = shape if together else shape[1:]
     if not together and len(tensors) != shape[0]:
-        raise InvalidArgumentError(f"{name}: expected a list of {shape[0]} tensors, one an expert, got {len(tensors)}")
+        raise InvalidArgumentError(
+            f"{name}: expected a list of {shape[0]} tensors, one an expert, got {len(tensors)}"
+        )
     for tensor in tensors:
         require_tensor(name, tensor)
         if list(tensor.shape) != wanted:
@@ -170,7 +172,7 @@ def _fitting(name: str, value: Any, shape: list[int]) -> list[Tensor]:
             )
         if tensor.dtype != tensors[0].dtype or tensor.stride() != tensors[0].stride():
             raise InvalidArgumentError(
-                f"{name}: expected the same type and strides of all experts; use .contiguous(), or torch.stack"
+                f"{name}: expected one type and the same strides of all experts; use .contiguous()"
             )
     return tensors
 
@@ -186,4 +188,6 @@ def _require_one_type(
         if name in MATRICES:
             first = first or dtype
             if dtype != first:
-                raise InvalidArgumentError(f"{name}: is {dtype}, and the matrix before it {first}; give both one type")
+                raise InvalidArgumentError(
+                    f"{name}: is {dtype}, and the matrix before it {first}; give both one type"
+                )

@@ -36,7 +36,9 @@ def experts(
     x [T, H], ids and weights [T, K]; tensors, form, sizes (E, I) and glu describe the experts.
     """
     told = (form, sizes, glu)
-    return _forward(x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, told, prepared, saves=saves)
+    return _forward(
+        x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, told, prepared, saves=saves
+    )
 
 
 def _forward(
@@ -144,7 +146,13 @@ class Through(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, told: tuple[Any, ...], prepared: int, x: Tensor, ids: Tensor, weights: Tensor, *tensors: Tensor
+        ctx: Any,
+        told: tuple[Any, ...],
+        prepared: int,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         """Compute, and keep the bytes."""
         y, saved = _forward(x, ids, weights, tensors, told, prepared, saves=True)

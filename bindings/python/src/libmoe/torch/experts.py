@@ -106,8 +106,8 @@ def prepare(
 ) -> Prepared:
     """Pack the experts' weights once, for :func:`experts`: decoding gains most.
 
-    The packed copy takes 4 or 2 bytes a weight and does not follow the tensors: a call after they have changed
-    is refused.  It may be given without the tensors (None in their place), which may then be freed.
+    The packed copy takes 4 or 2 bytes a weight and does not follow the tensors: a call after they have
+    changed is refused.  It may be given without the tensors (None in their place), which may then be freed.
 
     Parameters
     ----------
@@ -142,13 +142,17 @@ def compute(
     prepared: Prepared | None,
 ) -> Tensor:
     """Return y of x's shape; all of it has been looked at."""
-    top_k = ids.shape[-1]
     y = run(
-        x.reshape(-1, given.hidden_size).contiguous(),
-        ids.reshape(-1, top_k).contiguous(),
-        weights.reshape(-1, top_k).contiguous(),
+        _rows(x),
+        _rows(ids),
+        _rows(weights),
         given.tensors,
         (given.form.word(), [given.n_experts, given.intermediate_size], list(glu)),
         0 if prepared is None else prepared.number,
     )
-    return y.reshape(x.shape)
+    return y if x.ndim == 2 else y.reshape(x.shape)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Return [..., N] as [T, N] without gaps."""
+    return (tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])).contiguous()

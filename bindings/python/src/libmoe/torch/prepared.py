@@ -38,7 +38,7 @@ class Prepared:
             handle,
             config,
             parts.array,
-            parts.count,
+            parts.length,
             abi.PREPARED[form],
             keep={"context": handle},
         )
@@ -63,11 +63,12 @@ class Prepared:
         self._stale = why
 
     def require_usable(self, tensors: Sequence[Tensor], *, has_matrices: bool, saves: bool) -> None:
-        """Refuse matrices that are not what was packed, or have changed since; and a backward without them."""
+        """Refuse matrices that were not packed, or have changed since; and a backward without them."""
         if saves and (self._rounded or not has_matrices):
+            what = "rounded to bfloat16" if self._rounded else "released"
             raise BadStateError(
-                f"prepared: weights that were {'rounded to bfloat16' if self._rounded else 'released'} are for "
-                "inference; call it under torch.no_grad() or torch.inference_mode()"
+                f"prepared: weights that were {what} are for inference; call it under torch.no_grad() or "
+                "torch.inference_mode()"
             )
         why = self._stale
         if not why and has_matrices and any(key_of(t) != key for t, key in zip(tensors, self._keys)):

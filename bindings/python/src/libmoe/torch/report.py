@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._repr import described
 from .._native.reports import Report as Numbers
+from .._repr import described
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -19,7 +19,8 @@ except ImportError as error:
 
 from .forward import experts_forward
 from .prepare import prepare
+from .replace import replace
 
-__all__ = ["experts_forward", "prepare"]
+__all__ = ["experts_forward", "prepare", "replace"]
 
 _FUNCTIONS.register("libmoe", experts_forward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from .known import Known, known
 
 WEIGHTS = (torch.float32, torch.bfloat16)
 PACKED = "_libmoe_prepared"  # attribute of a module
-Given = tuple[Known, LaidOut]
 
 
 def experts_forward(
@@ -38,8 +38,9 @@ def experts_forward(
     found = _known(self)
     reason = found[0] or _unsuitable(self, hidden_states)
     if reason:
-        _warn_once(type(self), reason)
-        fallen: Tensor = grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+        name, forward = _theirs(self, hidden_states)
+        _warn_once(f"{type(self).__name__} falls back to {name}: {reason}")
+        fallen: Tensor = forward(self, hidden_states, top_k_index, top_k_weights)
         return fallen
     packed = packed_of(self)
     given = laid_out(self, Known(*found), packed)
@@ -66,13 +67,13 @@ def packed_of(module: nn.Module) -> Prepared | None:
     return None
 
 
-def first_weight(module: nn.Module) -> Tensor:
+def first_weight(module: Any) -> Tensor:
     """Return the matrix that gate and up, or up alone, are."""
     weight: Tensor = module.gate_up_proj if module.has_gate else module.up_proj
     return weight
 
 
-def laid_out(module: nn.Module, found: Known, packed: Prepared | None) -> LaidOut:
+def laid_out(module: Any, found: Known, packed: Prepared | None) -> LaidOut:
     """Return a module's weights as libmoe takes them; those that were released are left out."""
     first, down = first_weight(module), module.down_proj
     n_experts, one, two = first.shape
@@ -89,7 +90,10 @@ def laid_out(module: nn.Module, found: Known, packed: Prepared | None) -> LaidOu
         raise BadStateError(f"{type(module).__name__}: its weights have no memory; load the model again")
     if module.has_bias:
         slots += ["gate_up_bias" if module.has_gate else "up_bias", "down_bias"]
-        tensors += [module.gate_up_proj_bias if module.has_gate else module.up_proj_bias, module.down_proj_bias]
+        tensors += [
+            module.gate_up_proj_bias if module.has_gate else module.up_proj_bias,
+            module.down_proj_bias,
+        ]
     fused = "apart" if not module.has_gate else "concatenated" if module.is_concatenated else "interleaved"
     kind = "gated" if module.has_gate else "mlp"
     form = Form(
@@ -108,12 +112,17 @@ def _unsuitable(module: nn.Module, hidden_states: Tensor) -> str:
     return ""
 
 
-_warned: set[tuple[type, str]] = set()
+def _theirs(module: Any, hidden_states: Tensor) -> tuple[str, Callable[..., Tensor]]:
+    """Return what computes in libmoe's place: the class's own loop, where grouped_mm has not the type."""
+    if hidden_states.dtype in (*WEIGHTS, torch.float16):
+        return "grouped_mm", grouped_mm_experts_forward
+    return "eager", type(module).forward.__wrapped__
 
 
-def _warn_once(kind: type, reason: str) -> None:
-    if (kind, reason) not in _warned:
-        _warned.add((kind, reason))
-        warnings.warn(
-            f"libmoe: {kind.__name__} falls back to grouped_mm: {reason}", RuntimeWarning, stacklevel=3
-        )
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(f"libmoe: {text}", RuntimeWarning, stacklevel=3)

@@ -57,13 +57,19 @@ def _numbers(module: nn.Module) -> list[float]:
     """Return the numbers that may be a clamp or a slope of the gate."""
     own = vars(module)
     config = getattr(module, "config", None)
-    of_config = {
-        name: value
-        for name, value in vars(config).items()
-        if any(word in name for word in ("limit", "alpha", "clamp"))
-    } if config is not None else {}
+    of_config = (
+        {
+            name: value
+            for name, value in vars(config).items()
+            if any(word in name for word in ("limit", "alpha", "clamp"))
+        }
+        if config is not None
+        else {}
+    )
     found = (*own.values(), *of_config.values())
-    return sorted({float(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0})
+    return sorted(
+        {float(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0}
+    )
 
 
 def _tried(module: nn.Module) -> Known:
@@ -76,15 +82,20 @@ def _tried(module: nn.Module) -> Known:
             return Known(f"its activation cannot be tried on a few numbers ({error})")
 
 
-def _plain(module: nn.Module) -> Known:
-    v = torch.linspace(-8, 8, 65)
-    for name, function in ACTIVATIONS.items():
-        if _same(module.act_fn(v), function(v)):
-            return Known("", name)
-    return Known(f"libmoe has not its activation, {module.act_fn}")
+def activation_of(function: Callable[[Tensor], Tensor]) -> str | None:
+    """Return libmoe's word for an activation, if there is one."""
+    with torch.no_grad():
+        v = torch.linspace(-8, 8, 65)
+        theirs = function(v)
+        return next((name for name, ours in ACTIVATIONS.items() if _same(theirs, ours(v))), None)
 
 
-def _gated(module: nn.Module) -> Known:
+def _plain(module: Any) -> Known:
+    found = activation_of(module.act_fn)
+    return Known("", found) if found else Known(f"libmoe has not its activation, {module.act_fn}")
+
+
+def _gated(module: Any) -> Known:
     numbers = _numbers(module)
     scales = [1.0, 4.0, *(1.5 * number for number in numbers if 4 < number < 1e3)]
     random = torch.Generator().manual_seed(0)
@@ -114,4 +125,6 @@ def _gate(known: Known, gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _same(theirs: Any, ours: Tensor) -> bool:
-    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and torch.allclose(theirs, ours, 1e-4, 1e-5)
+    return (
+        isinstance(theirs, Tensor) and theirs.shape == ours.shape and torch.allclose(theirs, ours, 1e-4, 1e-5)
+    )

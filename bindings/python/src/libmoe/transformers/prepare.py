@@ -20,7 +20,8 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
 
     A decoding step is the time it takes to read the weights: packed, they are read in one go, and in
     bfloat16 they are half as many bytes.  The packed weights do not follow the parameters.  A call after
-    ``load_state_dict``, an optimiser's step or any other change is an error; ``model.train()`` lets go of them.
+    ``load_state_dict``, an optimiser's step or any other change is an error; ``model.train()`` lets go of
+    them.
 
     Parameters
     ----------
@@ -77,13 +78,13 @@ def _pack(module: nn.Module, form: str | None, release: bool) -> None:
             weight = getattr(module, name)
             empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
-        module.register_state_dict_pre_hook(_refuse)
-        module.register_load_state_dict_pre_hook(_refuse)
+        module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
 
 
 def _refuse(module: Any, *_: Any) -> None:
     if first_weight(module).is_meta:
         raise BadStateError(
-            f"{type(module).__name__}: its weights were released by prepare(release=True); load the model again "
-            "to save it or to load other weights into it"
+            f"{type(module).__name__}: its weights were released by prepare(release=True); load the model "
+            "again to save it or to load other weights into it"
         )

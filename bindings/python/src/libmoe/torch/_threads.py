@@ -1,0 +1,49 @@
+"""Torch's threads, which would keep the processors from libmoe's.
+
+After every parallel region the threads of GNU OpenMP, which torch computes with, wait for the next one
+without letting go of their processor, for milliseconds; libmoe's threads wait for them meanwhile.  OpenMP's
+library waits so only as long as it has no more threads than there are processors.  One region on a thread
+that then sleeps for good gives it more, and its threads go to sleep after microseconds; they are woken as
+before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from pathlib import Path
+
+_CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a user who sets one has decided
+_calmed: set[int] = set()
+
+
+def calm() -> None:
+    """Have idle OpenMP threads sleep in this process, once."""
+    if os.getpid() in _calmed:
+        return
+    _calmed.add(os.getpid())
+    path = _library()
+    if path is None or any(name in os.environ for name in _CHOSEN):
+        return
+    gomp, libc = ctypes.CDLL(path), ctypes.CDLL(None)
+    ready = threading.Event()
+
+    def park() -> None:
+        # Each thread of the region frees NULL, which does nothing, and stays to be used again.
+        nothing = ctypes.cast(libc.free, ctypes.c_void_p)
+        gomp.GOMP_parallel(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+        ready.set()
+        threading.Event().wait()
+
+    threading.Thread(target=park, name="libmoe: more OpenMP threads than processors", daemon=True).start()
+    ready.wait(10)
+
+
+def _library() -> str | None:
+    """Return the GNU OpenMP library that this process has loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[-1] for line in lines if "libgomp" in line.rpartition("/")[2]), None)

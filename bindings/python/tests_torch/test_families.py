@@ -1,0 +1,71 @@
+"""Every class of experts in the installed transformers: logits and all gradients as transformers' own."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import libmoe.transformers  # noqa: F401  # registers
+from families import decorated, gradients, small_model
+from libmoe.transformers.known import known
+
+# What libmoe has not: transformers computes it.
+FALLS_BACK = {"Inkling2Experts", "Inkling2LoopExperts", "MuseSparkExperts"}
+# Of every kind one, and each third of the rest: in every run of the tests.  The others take their time.
+CHOSEN = {
+    "AriaExperts",
+    "DeepseekV4Experts",
+    "Gemma4TextExperts",
+    "GptOssExperts",
+    "MiniMaxM3VLExperts",
+    "MixtralExperts",
+    "NemotronHExperts",
+    "OpenAIPrivacyFilterExperts",
+    "Qwen3MoeExperts",
+    *FALLS_BACK,
+}
+
+
+def families() -> list[object]:
+    found = []
+    for number, (module, name) in enumerate(decorated()):
+        seldom = number % 3 and name not in CHOSEN
+        marks = [pytest.mark.long] if seldom else []
+        found.append(pytest.param(module, name, marks=marks, id=name))
+    return found
+
+
+def test_there_are_families() -> None:
+    names = {name for _, name in decorated()}
+    assert names >= CHOSEN and len(names) >= 68
+
+
+@pytest.mark.parametrize(("module", "name"), families())
+def test_logits_and_gradients(module: str, name: str) -> None:
+    model = small_model(module, name)
+    model.set_experts_implementation("eager")
+    said, wanted = gradients(model)
+    wanted = {key: value.clone() for key, value in wanted.items()}
+    model.set_experts_implementation("libmoe")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours, found = gradients(model)
+    close("logits", ours, said)
+    # What is nearly 0 is a difference of larger numbers, and has their errors.
+    least = 0.01 * max(value.abs().max().item() for value in wanted.values())
+    for key, value in wanted.items():
+        close(key, found[key], value, least)
+    told = [str(each.message) for each in caught if "falls back" in str(each.message)]
+    experts = [each for each in model.modules() if type(each).__name__ == name]
+    assert bool(known(experts[0]).reason) == (name in FALLS_BACK)
+    assert len(told) == (name in FALLS_BACK), told
+    assert any(p.abs().sum() > 0 for key, p in found.items() if "experts" in key)
+
+
+def close(what: str, actual: torch.Tensor, expected: torch.Tensor, least: float = 1e-3) -> None:
+    """Beside the largest value: both are float32."""
+    error = (actual - expected).abs().max().item()
+    scale = max(expected.abs().max().item(), least)
+    assert error <= 3e-5 * scale, f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
