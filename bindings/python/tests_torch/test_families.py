@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
 import torch
+import transformers
 
 import libmoe.transformers  # noqa: F401  # registers
 from families import decorated, gradients, small_model
 from libmoe.transformers.known import known
+from table import BEGIN, END, PAGE
 
 # What libmoe has not: transformers computes it.
 FALLS_BACK = {"Inkling2Experts", "Inkling2LoopExperts", "MuseSparkExperts"}
@@ -69,3 +72,11 @@ def close(what: str, actual: torch.Tensor, expected: torch.Tensor, least: float 
     error = (actual - expected).abs().max().item()
     scale = max(expected.abs().max().item(), least)
     assert error <= 3e-5 * scale, f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
+
+
+def test_the_page_names_every_class() -> None:
+    page = PAGE.read_text()
+    assert f"transformers {transformers.__version__}: {len(decorated())} classes" in page
+    words = set(re.findall(r"\w+", page.split(BEGIN)[1].split(END)[0]))
+    missing = [name for _, name in decorated() if name.removesuffix("Experts") not in words]
+    assert not missing, f"run scripts/transformers-table: {missing}"

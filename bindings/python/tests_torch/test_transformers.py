@@ -451,3 +451,15 @@ def test_expert_parallelism_in_two_processes(tmp_path: Path) -> None:
     torch.testing.assert_close(trained, logits)
     _, wanted = loss_and_gradients(model)
     close(gradients, wanted)
+
+
+def test_a_model_that_is_changed_is_tried_again() -> None:
+    model = ours(gpt_oss())
+    before = model(IDS).logits
+    for module in model.modules():
+        if hasattr(module, "alpha"):
+            module.alpha, module.limit = 1.2, 0.01
+    mine = model(IDS).logits
+    model.set_experts_implementation("eager")
+    torch.testing.assert_close(mine, model(IDS).logits)
+    assert (mine - before).abs().max() > 1e-3

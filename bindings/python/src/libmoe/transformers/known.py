@@ -8,6 +8,7 @@ taken for what it does and not for what it is called.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -37,13 +38,33 @@ class Known(NamedTuple):
 
 
 _found: dict[Any, Known] = {}
+_of_module: weakref.WeakKeyDictionary[nn.Module, Kept] = weakref.WeakKeyDictionary()
+
+
+class Kept(NamedTuple):
+    """What a module was when it was tried."""
+
+    names: list[str]  # of its numbers and flags
+    values: list[Any]
+    functions: tuple[Any, Any]
+    known: Known
 
 
 def known(module: nn.Module) -> Known:
     """Return what a module's experts compute, tried once for each class and its numbers."""
+    own, kept = vars(module), _of_module.get(module)
+    functions = own["_modules"].get("act_fn") or own.get("act_fn"), getattr(type(module), "_apply_gate", None)
+    if (
+        kept is not None
+        and kept.functions == functions
+        and kept.values == [own.get(name) for name in kept.names]
+    ):
+        return kept.known
     key = (type(module), _act(module), *(getattr(module, flag, None) for flag in FLAGS), *_numbers(module))
     if key not in _found:
         _found[key] = _tried(module)
+    names = [name for name, value in own.items() if isinstance(value, (int, float))]
+    _of_module[module] = Kept(names, [own[name] for name in names], functions, _found[key])
     return _found[key]
 
 
