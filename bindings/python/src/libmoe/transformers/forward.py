@@ -45,6 +45,7 @@ def experts_forward(
     packed = packed_of(self)
     given = laid_out(self, Known(*found), packed)
     weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
+    given.require_tokens(hidden_states, top_k_index, weights)
     return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
 
 
