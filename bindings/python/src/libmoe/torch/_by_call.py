@@ -22,6 +22,7 @@ DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
 
 _NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
+_PARTS = abi.EXPERT_PART
 
 _contexts: dict[tuple[int, int], Context] = {}
 
@@ -46,8 +47,12 @@ class Experts(NamedTuple):
 
     @classmethod
     def of(cls, word: str, sizes: Sequence[int], glu: Sequence[float]) -> Experts:
-        """Return them as the operators are given them."""
+        """Return what :meth:`told` told."""
         return cls(form_of(word), sizes[0], sizes[1], (glu[0], glu[1], glu[2]))
+
+    def told(self) -> tuple[str, list[int], list[float]]:
+        """Return them as the operators are given them."""
+        return self.form.word(), [self.n_experts, self.intermediate_size], list(self.glu)
 
     def config(self, hidden_size: int, io_dtype: torch.dtype) -> Any:
         """Return them as the library reads them."""
@@ -71,7 +76,7 @@ class Experts(NamedTuple):
         return _parts_there(self.form, self.n_experts, tuple(map(_place, tensors)))
 
     def gradient_parts(self, tensors: Sequence[Tensor | None]) -> Parts:
-        """Return where it writes their gradients, which are elsewhere each time; slots of None are left out."""
+        """Return where it writes their gradients, elsewhere each time; slots of None are left out."""
         return _parts(self.form, self.n_experts, [None if t is None else _place(t) for t in tensors])
 
 
@@ -101,7 +106,7 @@ def _parts(form: Form, n_experts: int, places: Sequence[Place | None]) -> Parts:
         if not spread:
             shape, strides = shape[1:], strides[1:]
         for piece in pieces(slot, form.transposed, form.fused, shape, strides):
-            part = abi.moe_expert_tensor(part=abi.EXPERT_PART[piece.part], dtype=_NUMBERS[dtype])
+            part = abi.moe_expert_tensor(part=_PARTS[piece.part], dtype=_NUMBERS[dtype])
             begin = piece.offset * dtype.itemsize
             if spread:
                 where = (ctypes.c_void_p * len(given))(*(place[0] + begin for place in given))
@@ -145,11 +150,11 @@ def forward(
     prepared: Any,
     *,
     saves: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return y [T, H], and the bytes that backward wants; none where nothing is saved."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return y [T, H], and the bytes that backward wants; None where nothing is saved."""
     handle, config, call = context()._handle, experts.config(x.shape[1], x.dtype), _call(x, ids, weights)
     parts = experts.parts(tensors)
-    y, saved = torch.empty_like(x), torch.empty(0, dtype=torch.uint8)
+    y, saved = torch.empty_like(x), None
     if saves:
         plan = abi.moe_plan()
         lib.moe_experts_plan(handle, config, call, parts.array, parts.length, None, 0, 1, plan)
@@ -163,8 +168,8 @@ def forward(
         prepared,
         x.data_ptr(),
         y.data_ptr(),
-        saved.data_ptr() if saves else None,
-        saved.numel(),
+        None if saved is None else saved.data_ptr(),
+        0 if saved is None else saved.numel(),
         None,
     )
     return y, saved

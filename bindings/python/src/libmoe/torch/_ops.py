@@ -35,10 +35,10 @@ def experts(
 
     x [T, H], ids and weights [T, K]; tensors, form, sizes (E, I) and glu describe the experts.
     """
-    told = (form, sizes, glu)
-    return _forward(
-        x.contiguous(), ids.contiguous(), weights.contiguous(), tensors, told, prepared, saves=saves
-    )
+    given = Experts.of(form, sizes, glu)
+    routing = ids.contiguous(), weights.contiguous()
+    y, saved = _forward(x.contiguous(), *routing, tensors, given, prepared, saves=saves)
+    return y, torch.empty(0, dtype=torch.uint8) if saved is None else saved
 
 
 def _forward(
@@ -46,12 +46,12 @@ def _forward(
     ids: Tensor,
     weights: Tensor,
     tensors: Sequence[Tensor],
-    told: tuple[Any, ...],
+    given: Experts,
     prepared: int,
     *,
     saves: bool,
-) -> tuple[Tensor, Tensor]:
-    given, packed = Experts.of(*told), prepared_of(prepared)
+) -> tuple[Tensor, Tensor | None]:
+    packed = prepared_of(prepared)
     if packed is not None:
         packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
     handle = None if packed is None else packed._handle
@@ -147,7 +147,7 @@ class Through(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        told: tuple[Any, ...],
+        given: Experts,
         prepared: int,
         x: Tensor,
         ids: Tensor,
@@ -155,9 +155,9 @@ class Through(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Compute, and keep the bytes."""
-        y, saved = _forward(x, ids, weights, tensors, told, prepared, saves=True)
+        y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True)
         ctx.set_materialize_grads(False)
-        ctx.told, ctx.prepared = told, prepared
+        ctx.given, ctx.prepared = given, prepared
         ctx.save_for_backward(x, ids, weights, saved, *tensors)
         return y
 
@@ -171,25 +171,24 @@ class Through(torch.autograd.Function):
             return (None,) * (5 + len(tensors))
         if any(need[2:]):
             _spoil(ctx.prepared)
-        experts = Experts.of(*ctx.told)
-        made = iter(_by_call.backward(experts, dy.contiguous(), saved, x, ids, weights, tensors, need))
+        made = iter(_by_call.backward(ctx.given, dy.contiguous(), saved, x, ids, weights, tensors, need))
         d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
         return None, None, d_x, None, d_weights, *gradients
 
 
 def run(
-    x: Tensor, ids: Tensor, weights: Tensor, tensors: list[Tensor], told: tuple[Any, ...], prepared: int
+    x: Tensor, ids: Tensor, weights: Tensor, tensors: list[Tensor], given: Experts, prepared: int
 ) -> Tensor:
-    """Return y of contiguous x [T, H], ids and weights [T, K]; told is form, sizes and glu."""
+    """Return y of contiguous x [T, H], ids and weights [T, K]."""
     saves = torch.is_grad_enabled() and (
         x.requires_grad or weights.requires_grad or any(t.requires_grad for t in tensors)
     )
     if is_watched(x, ids, weights, *tensors):
-        y: Tensor = experts(x, ids, weights, tensors, *told, prepared, saves)[0]
+        y: Tensor = experts(x, ids, weights, tensors, *given.told(), prepared, saves)[0]
     elif saves:
-        y = Through.apply(told, prepared, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
+        y = Through.apply(given, prepared, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
     else:
-        y = _forward(x, ids, weights, tensors, told, prepared, saves=False)[0]
+        y = _forward(x, ids, weights, tensors, given, prepared, saves=False)[0]
     return y
 
 

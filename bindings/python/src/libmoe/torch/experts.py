@@ -147,7 +147,7 @@ def compute(
         _rows(ids),
         _rows(weights),
         given.tensors,
-        (given.form.word(), [given.n_experts, given.intermediate_size], list(glu)),
+        Experts(given.form, given.n_experts, given.intermediate_size, glu),
         0 if prepared is None else prepared.number,
     )
     return y if x.ndim == 2 else y.reshape(x.shape)

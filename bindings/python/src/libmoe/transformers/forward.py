@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from ..torch._form import Form
 from ..torch._laid_out import LaidOut
 from ..torch.experts import compute
 from ..torch.prepared import Prepared
-from .known import Known, known
+from .known import known
 
 WEIGHTS = (torch.float32, torch.bfloat16)
 PACKED = "_libmoe_prepared"  # attribute of a module
@@ -36,14 +37,15 @@ def experts_forward(
     top_k_weights : Tensor, [T, K]
     """
     found = _known(self)
-    reason = found[0] or _unsuitable(self, hidden_states)
+    first = first_weight(self)
+    reason = found[0] or _unsuitable(first, hidden_states)
     if reason:
         name, forward = _theirs(self, hidden_states)
         _warn_once(f"{type(self).__name__} falls back to {name}: {reason}")
         fallen: Tensor = forward(self, hidden_states, top_k_index, top_k_weights)
         return fallen
     packed = packed_of(self)
-    given = laid_out(self, Known(*found), packed)
+    given = laid_out(self, found[1], packed)
     weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
     given.require_tokens(hidden_states, top_k_index, weights)
     return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
@@ -56,7 +58,7 @@ def _known(module: nn.Module) -> tuple[Any, ...]:
 
 def packed_of(module: nn.Module) -> Prepared | None:
     """Return a module's packed weights; training lets go of them."""
-    packed: Prepared | None = getattr(module, PACKED, None)
+    packed: Prepared | None = vars(module).get(PACKED)
     if packed is None or not module.training:
         return packed
     if first_weight(module).is_meta:
@@ -74,7 +76,7 @@ def first_weight(module: Any) -> Tensor:
     return weight
 
 
-def laid_out(module: Any, found: Known, packed: Prepared | None) -> LaidOut:
+def laid_out(module: Any, activation: str, packed: Prepared | None) -> LaidOut:
     """Return a module's weights as libmoe takes them; those that were released are left out."""
     first, down = first_weight(module), module.down_proj
     n_experts, one, two = first.shape
@@ -95,19 +97,22 @@ def laid_out(module: Any, found: Known, packed: Prepared | None) -> LaidOut:
             module.gate_up_proj_bias if module.has_gate else module.up_proj_bias,
             module.down_proj_bias,
         ]
-    fused = "apart" if not module.has_gate else "concatenated" if module.is_concatenated else "interleaved"
-    kind = "gated" if module.has_gate else "mlp"
-    form = Form(
-        kind, found.activation, fused, module.is_transposed, False, tuple(slots), (False,) * len(slots)
-    )
+    form = _form(module.has_gate, module.is_concatenated, module.is_transposed, activation, tuple(slots))
     return LaidOut(form, tensors, n_experts, inner, hidden)
 
 
-def _unsuitable(module: nn.Module, hidden_states: Tensor) -> str:
+@functools.lru_cache(maxsize=256)
+def _form(gated: bool, concatenated: bool, transposed: bool, activation: str, slots: tuple[str, ...]) -> Form:
+    fused = "apart" if not gated else "concatenated" if concatenated else "interleaved"
+    spread = (False,) * len(slots)
+    return Form("gated" if gated else "mlp", activation, fused, transposed, False, slots, spread)
+
+
+def _unsuitable(first: Tensor, hidden_states: Tensor) -> str:
     """Return why a call cannot be libmoe's, or nothing."""
     if hidden_states.device.type != "cpu":
         return f"it is on {hidden_states.device}, and libmoe computes on the CPU"
-    for tensor in (hidden_states, first_weight(module)):
+    for tensor in (hidden_states, first):
         if tensor.dtype not in WEIGHTS:
             return f"libmoe computes in float32 and bfloat16, not in {tensor.dtype}"
     return ""

@@ -68,7 +68,7 @@ def _is_ours(module: nn.Module) -> bool:
 
 def _pack(module: nn.Module, form: str | None, release: bool) -> None:
     first = first_weight(module)
-    given = laid_out(module, known(module), None)
+    given = laid_out(module, known(module).activation, None)
     experts = Experts(given.form, given.n_experts, given.intermediate_size, (0.0, 0.0, 0.0))
     own = "f32" if first.dtype is torch.float32 else "bf16"
     packed = Prepared(experts, given.hidden_size, given.tensors, form or own)
