@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +23,10 @@ def main() -> None:
     """Answer with the logits, or the experts' outputs, then run when asked."""
     way, work = sys.argv[1], TransformersWork.of(sys.argv[2:])
     torch.set_num_threads(work.threads)
-    if way == "libmoe":
-        import libmoe.transformers
+    ours = importlib.import_module("libmoe.transformers") if way == "libmoe" else None
     model = make_model(work, way)
-    if way == "libmoe" and not work.trains:
-        libmoe.transformers.prepare(model)
+    if ours is not None and not work.trains:
+        ours.prepare(model)
     run = JOBS[work.job](model)
     bytes_more, answer = growth(run)
     facts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -68,37 +69,57 @@ class Experts(NamedTuple):
 
     def slots(self, tensors: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
         """Yield each slot's name, whether its experts are apart, and its tensors."""
-        begin = 0
-        for slot, spread, count in zip(self.form.slots, self.form.spread, self.form.counts(self.n_experts)):
-            yield slot, spread, tensors[begin : begin + count]
-            begin += count
+        return _slots(self.form, self.n_experts, tensors)
 
-    def parts(self, tensors: Sequence[Tensor | None]) -> Parts:
-        """Return where the library finds each part of the weights; slots of None are left out."""
-        found: list[Any] = []
-        held: list[Any] = []
-        for slot, spread, given in self.slots(tensors):
-            first = given[0]
-            if first is None:
-                continue
-            shape, strides, step = first.shape, first.stride(), 0
-            if not spread:
-                shape, strides, step = shape[1:], strides[1:], strides[0]
-            dtype, size = _NUMBERS[first.dtype], first.element_size()
-            for piece in pieces(slot, self.form.transposed, self.form.fused, shape, strides):
-                part, begin, steps = (
-                    _PARTS[piece.part],
-                    piece.offset * size,
-                    (step, piece.output, piece.input),
-                )
-                where = None
-                if spread:
-                    where = (ctypes.c_void_p * len(given))(*(t.data_ptr() + begin for t in given))
-                    held.append(where)
-                data = None if spread else first.data_ptr() + begin
-                address = None if where is None else ctypes.addressof(where)
-                found.append(abi.moe_expert_tensor(part, dtype, data, address, steps))
-        return Parts((abi.moe_expert_tensor * len(found))(*found), len(found), held)
+    def parts(self, tensors: Sequence[Tensor]) -> Parts:
+        """Return where the library finds each part of the weights; looked up where they were there before."""
+        return _parts_there(self.form, self.n_experts, tuple(map(_place, tensors)))
+
+    def gradient_parts(self, tensors: Sequence[Tensor | None]) -> Parts:
+        """Return where it writes their gradients, elsewhere each time; slots of None are left out."""
+        return _parts(self.form, self.n_experts, [None if t is None else _place(t) for t in tensors])
+
+
+Place = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Where a tensor is: address, shape, strides, type."""
+
+
+def _place(tensor: Tensor) -> Place:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _slots(form: Form, n_experts: int, given: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
+    begin = 0
+    for slot, spread, count in zip(form.slots, form.spread, form.counts(n_experts)):
+        yield slot, spread, given[begin : begin + count]
+        begin += count
+
+
+def _parts(form: Form, n_experts: int, places: Sequence[Place | None]) -> Parts:
+    found: list[Any] = []
+    held: list[Any] = []
+    for slot, spread, given in _slots(form, n_experts, places):
+        if given[0] is None:
+            continue
+        address, shape, strides, dtype = given[0]
+        stride = 0 if spread else strides[0]
+        if not spread:
+            shape, strides = shape[1:], strides[1:]
+        for piece in pieces(slot, form.transposed, form.fused, shape, strides):
+            part = abi.moe_expert_tensor(part=_PARTS[piece.part], dtype=_NUMBERS[dtype])
+            begin = piece.offset * dtype.itemsize
+            if spread:
+                where = (ctypes.c_void_p * len(given))(*(place[0] + begin for place in given))
+                held.append(where)
+                part.experts = ctypes.addressof(where)
+            else:
+                part.data = address + begin
+            part.strides[:] = (stride, piece.output, piece.input)
+            found.append(part)
+    return Parts((abi.moe_expert_tensor * len(found))(*found), len(found), held)
+
+
+_parts_there = functools.lru_cache(maxsize=1024)(_parts)
 
 
 class Parts(NamedTuple):
@@ -173,7 +194,7 @@ def backward(
         # The library writes a part of all experts, or none: of some alone the others' are thrown away.
         wanted = any(need[2 + len(gradients) :][: len(given)])
         gradients += [torch.empty_like(t) if wanted else None for t in given]
-    written = experts.parts(gradients)
+    written = experts.gradient_parts(gradients)
     lib.moe_experts_backward(
         context()._handle,
         config,
