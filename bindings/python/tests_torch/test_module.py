@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_names_are_the_layers() -> None:
     assert {name for name, _ in moe.named_buffers()} == {"router.selection_bias"}
     for name, parameter in moe.named_parameters():
         np.testing.assert_array_equal(parameter.detach(), libmoe.Layer(**moe._options).parameters[name].data)
+
+
+def test_every_argument_of_a_layer_is_taken() -> None:
+    wanted = inspect.signature(libmoe.Layer)
+    assert list(inspect.signature(libmoe.torch.MoE).parameters) == list(wanted.parameters)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "n_experts": 4, "top_k": 2}
+    given = {name: p.default for name, p in wanted.parameters.items() if name not in sizes}
+    x = torch.randn(5, 16)
+    assert torch.equal(libmoe.torch.MoE(**sizes, **given)(x), libmoe.torch.MoE(*sizes.values())(x))
+    forward = inspect.signature(libmoe.Layer.forward).parameters.keys() - {"tape", "training", "out"}
+    assert forward <= inspect.signature(libmoe.torch.MoE.forward).parameters.keys()
 
 
 def test_the_memory_is_one() -> None:

@@ -60,6 +60,16 @@ def test_copies_keep_the_context_and_the_mode() -> None:
     assert not twin.training and not twin.experts.up.weight.requires_grad
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_keep_coefficients_that_were_set(way: str) -> None:
+    moe, x = libmoe.torch.MoE(16, 24, 4, 2, losses={"switch": 0.1}), torch.randn(9, 16)
+    moe.layer.set_loss_coefficient(0, 5.0)
+    wanted = moe(x, report=True)[1].aux_loss
+    assert wanted > libmoe.torch.MoE(16, 24, 4, 2, losses={"switch": 0.1})(x, report=True)[1].aux_loss + 1
+    for copied in (WAYS[way](moe), WAYS[way](WAYS[way](moe))):
+        assert copied(x, report=True)[1].aux_loss == wanted
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_state_dicts(assign: bool, tmp_path: Path) -> None:
     moe, other = made(seed=1), made(seed=2)

@@ -15,18 +15,21 @@ import threading
 from pathlib import Path
 
 _CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a user who sets one has decided
-_calmed: set[int] = set()
+_asked = threading.Event()  # in this process or in one that it was forked from, whose threads count on
 
 
 def calm() -> None:
     """Have idle OpenMP threads sleep in this process, once."""
-    if os.getpid() in _calmed:
+    if _asked.is_set():
         return
-    _calmed.add(os.getpid())
+    _asked.set()
     path = _library()
     if path is None or any(name in os.environ for name in _CHOSEN):
         return
-    gomp, libc = ctypes.CDLL(path), ctypes.CDLL(None)
+    try:
+        gomp, libc = ctypes.CDLL(path), ctypes.CDLL(None)
+    except OSError:  # the file has been replaced since it was loaded
+        return
     ready = threading.Event()
 
     def park() -> None:
@@ -46,4 +49,5 @@ def _library() -> str | None:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return None
-    return next((line.split()[-1] for line in lines if "libgomp" in line.rpartition("/")[2]), None)
+    paths = (line[line.index("/") :] for line in lines if "/" in line)
+    return next((path for path in paths if os.path.basename(path).startswith("libgomp")), None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import words
 from .._keywords import unknown
 from .._repr import described, named
+from .._tensors import Coefficients
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from ..layer import Layer
 from ..routing import Routing
@@ -80,6 +81,7 @@ class MoE(nn.Module):
         self._context = given.pop("context", None)
         self._options: dict[str, Any] = copy.deepcopy(given)
         self._made: Engine | None = None
+        self._coefficients: Coefficients = {0: {}}  # of losses, those that were set
         self._names = [place.name for place in self._engine.places]
         for place in self._engine.places:
             self._register(place.name, empty(place), buffer=place.is_buffer)
@@ -104,6 +106,7 @@ class MoE(nn.Module):
         """The layer; copies and what was pickled make their own when they first need it."""
         if self._made is None:
             self._made = Engine(self._options, self._context)
+            self._made.layer._set_coefficients(self._coefficients)
         return self._made
 
     def _tensors(self) -> list[Tensor]:
@@ -233,7 +236,8 @@ class MoE(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: all but the layer and the context, which are of a process."""
-        return {**self.__dict__, "_made": None, "_context": None}
+        kept = self._coefficients if self._made is None else self._made.layer._coefficients()
+        return {**self.__dict__, "_made": None, "_context": None, "_coefficients": kept}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MoE:
         """Return a module with values of its own, in the same context."""
