@@ -394,11 +394,26 @@ def test_training_lets_go_of_prepared_weights() -> None:
     assert not any(isinstance(each, Prepared) for m in model.modules() for each in vars(m).values())
 
 
+def test_prepared_weights_under_adapters_are_an_error_until_they_are_merged() -> None:
+    config = peft.LoraConfig(r=4, init_lora_weights=False, **LORA["experts"])
+    model = peft.get_peft_model(ours(mixtral()), config).eval()
+    with torch.no_grad():
+        wanted = model(IDS).logits
+        libmoe.transformers.prepare(model)
+        with pytest.raises(libmoe.BadStateError, match="prepare"):
+            model(IDS)
+        merged = model.merge_and_unload()
+        libmoe.transformers.prepare(merged)
+        torch.testing.assert_close(merged(IDS).logits, wanted)
+
+
 def test_what_prepare_refuses() -> None:
     with pytest.raises(libmoe.MoeError, match="set_experts_implementation"):
         libmoe.transformers.prepare(mixtral())
     with pytest.raises(libmoe.MoeError, match="set_experts_implementation"):
         libmoe.transformers.prepare(torch.nn.Linear(2, 2))
+    with pytest.raises(libmoe.BadStateError, match="model.eval"):
+        libmoe.transformers.prepare(ours(mixtral()).train(), release=True)
     with pytest.raises(libmoe.MoeError, match="form: expected"):
         libmoe.transformers.prepare(ours(mixtral()), form="q4")
     with pytest.raises(libmoe.InvalidArgumentError, match="bfloat16"):

@@ -50,6 +50,8 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
         raise InvalidArgumentError(
             "model: has no experts that libmoe computes; use model.set_experts_implementation('libmoe') first"
         )
+    if form != "none" and any(module.training for module in found):
+        raise BadStateError("model: is in training, which lets go of packed weights; call model.eval() first")
     for module in found:
         if first_weight(module).is_meta:
             raise BadStateError(f"{type(module).__name__}: its weights were released; load the model again")
