@@ -262,7 +262,10 @@ def test_opcheck(case: str, saves: bool) -> None:
     torch.library.opcheck(operator, (*seen["arguments"][:-1], saves))
 
 
-@pytest.mark.parametrize("case", ["fused", "gpt-oss", "lists", "nemotron"])
+@pytest.mark.parametrize(
+    "case",
+    ["fused", *(pytest.param(name, marks=pytest.mark.long) for name in ("gpt-oss", "lists", "nemotron"))],
+)
 def test_compile_has_it_in_one_graph(case: str) -> None:
     torch._dynamo.reset()
     given = wanted(CASES[case])

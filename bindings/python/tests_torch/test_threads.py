@@ -38,7 +38,7 @@ def spun(*arguments: str, **environment: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.parametrize("what", ["module", "experts"])
+@pytest.mark.parametrize("what", [pytest.param("module", marks=pytest.mark.long), "experts"])
 def test_idle_threads_sleep(what: str) -> None:
     assert spun("libmoe", what) < 0.3 * spun()
 
