@@ -169,6 +169,13 @@ def test_without_gradients() -> None:
         assert torch.equal(libmoe.torch.experts(x.clone(), ids.clone(), weights.clone(), **inner), y)
 
 
+def test_gradients_of_gradients_are_refused() -> None:
+    x, ids, weights = tokens()
+    y = libmoe.torch.experts(x.requires_grad_(), ids, weights, **fused()).sum()
+    with pytest.raises(libmoe.InvalidArgumentError, match="create_graph"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
 def test_twice_in_one_graph_and_twice_through_it() -> None:
     case = wanted(fused())
     x, ids, weights = tokens()

@@ -307,12 +307,31 @@ def test_released(tmp_path: Path) -> None:
             lambda: model.save_pretrained(tmp_path),
             lambda: model.load_state_dict({}, strict=False),
             lambda: copy.deepcopy(model)(IDS),
+            lambda: with_experts(copy.deepcopy(model), "eager")(IDS),
+            lambda: with_experts(copy.deepcopy(model), "batched_mm")(IDS),
+            lambda: copy.deepcopy(model).half()(IDS),
         ):
             with pytest.raises(libmoe.BadStateError, match="load the model again"):
                 call()
         assert torch.equal(model.eval()(IDS).logits, wanted)
     with pytest.raises(libmoe.BadStateError, match="no_grad"):
         model(IDS)
+
+
+def with_experts(model: Any, way: str) -> Any:
+    model.set_experts_implementation(way)
+    return model
+
+
+def test_prepare_says_why_not() -> None:
+    with pytest.raises(
+        libmoe.InvalidArgumentError, match="torch.float16; load them with dtype=torch.bfloat16"
+    ):
+        libmoe.transformers.prepare(ours(mixtral()).half())
+    adapted = peft.get_peft_model(ours(mixtral()), peft.LoraConfig(r=4, **LORA["experts"])).eval()
+    with pytest.raises(libmoe.BadStateError, match="merge_and_unload"):
+        libmoe.transformers.prepare(adapted)
+    assert libmoe.transformers.prepare(adapted.merge_and_unload().eval()) > 0
 
 
 def test_released_memory_is_gone() -> None:

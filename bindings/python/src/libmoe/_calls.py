@@ -181,7 +181,12 @@ class Calls(Weights):
         return {"T": every, "K": (self.top_k,), "E": (self.n_experts,), "H": (self.hidden_size,)}
 
     def _options(self, every: tuple[int, ...], given: dict[str, Any]) -> abi.moe_forward_options:
-        known = {name: given[name] for name in fields.types(abi.moe_forward_options) if name in given}
+        # What is left out needs no look: most calls give nothing.
+        known = {
+            name: given[name]
+            for name in fields.types(abi.moe_forward_options)
+            if name in given and given[name] is not _DEFAULTS.get(name, _ABSENT)
+        }
         return forward_options(self._shapes(every), known)
 
     def plan(self, n_tokens: int, *, taped: bool = True, **options: Any) -> Plan:
@@ -302,6 +307,10 @@ class Calls(Weights):
             options,
         )
         return dx
+
+
+_ABSENT = object()
+_DEFAULTS = {name: p.default for name, p in inspect.signature(Calls.forward).parameters.items()}
 
 
 def forward_options(shapes: fields.Shapes, given: dict[str, Any]) -> abi.moe_forward_options:

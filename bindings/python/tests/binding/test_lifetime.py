@@ -52,7 +52,9 @@ def test_closing_in_any_order(order: tuple[int, ...]) -> None:
 def test_no_class_has_a_finalizer_of_its_own() -> None:
     """``__del__`` would run in any order and at exit; ``weakref.finalize`` frees instead."""
     modules = [
-        importlib.import_module(module.name) for module in pkgutil.iter_modules(libmoe.__path__, "libmoe.")
+        importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(libmoe.__path__, "libmoe.")
+        if module.name not in ("libmoe.torch", "libmoe.transformers")  # which want more than numpy
     ]
     classes = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
     assert libmoe.Layer in classes

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from .._native.check import Array
 from .._native.reports import Report as Numbers
 from ..tape import Tape
 from ._arrays import array_of
 from ._engine import Engine
+from ._first_order import first_order
 
 
 class Call(NamedTuple):
@@ -74,7 +74,7 @@ class Through(torch.autograd.Function):
         return results if len(results) > 1 else results[0]
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Any, d_aux: Any = None, d_mean: Any = None, d_sequence: Any = None) -> Any:
         """Return the gradients of forward's arguments; None where torch does not ask."""
         x, *tensors = ctx.saved_tensors

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import InvalidArgumentError
 from . import _by_call
 from ._by_call import Experts
+from ._first_order import first_order
 from ._laid_out import require_fitting
 from .prepared import prepared_of
 
@@ -170,7 +170,7 @@ class Through(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Any) -> Any:
         """Return the gradients that are asked for."""
         x, ids, weights, saved, *tensors = ctx.saved_tensors

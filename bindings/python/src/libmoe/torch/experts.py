@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import words
+from .._native import abi, check
+from ..errors import ArgumentTypeError
 from ._by_call import Experts
 from ._laid_out import LaidOut, Pair, Weight, laid_out
 from ._ops import run
 from .prepared import Prepared
+
+_FORMS = {word: number for word, number in abi.PREPARED.items() if word != "none"}
 
 
 def experts(
@@ -77,6 +81,10 @@ def experts(
     >>> libmoe.torch.experts(x, ids, weights, gate_up, down).shape
     torch.Size([5, 16])
     """
+    if prepared is not None and not isinstance(prepared, Prepared):
+        raise ArgumentTypeError(
+            f"prepared: expected what libmoe.torch.prepare returns, got {type(prepared).__name__}"
+        )
     given = laid_out(
         gate_up,
         down,
@@ -117,6 +125,7 @@ def prepare(
         ``"f32"``: the same bits.  ``"bf16"``: the only form of bfloat16 weights; of others half the memory to
         read, rounded, and for inference alone.
     """
+    check.choice("form", form, _FORMS)
     given = laid_out(
         gate_up,
         down,

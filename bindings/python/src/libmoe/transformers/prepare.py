@@ -47,9 +47,9 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
         raise InvalidArgumentError(f"form: expected 'f32', 'bf16' or 'none', got {form!r}")
     found = [module for module in model.modules() if _is_ours(module)]
     if not found:
-        raise InvalidArgumentError(
-            "model: has no experts that libmoe computes; use model.set_experts_implementation('libmoe') first"
-        )
+        raise InvalidArgumentError(f"model: has no experts that libmoe computes{_cure(model)}")
+    if form != "none":
+        _require_own_weights(model, found)
     if form != "none" and any(module.training for module in found):
         raise BadStateError("model: is in training, which lets go of packed weights; call model.eval() first")
     for module in found:
@@ -61,11 +61,33 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
     return len(found)
 
 
-def _is_ours(module: nn.Module) -> bool:
+def _chosen(module: nn.Module) -> bool:
     chosen = getattr(getattr(module, "config", None), "_experts_implementation", None)
-    if chosen != "libmoe" or not hasattr(module, "_is_expert_parallel"):
-        return False
-    return not known(module).reason and first_weight(module).dtype in WEIGHTS
+    return chosen == "libmoe" and hasattr(module, "_is_expert_parallel")
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return _chosen(module) and not known(module).reason and first_weight(module).dtype in WEIGHTS
+
+
+def _cure(model: nn.Module) -> str:
+    """Say why none of a model's experts are libmoe's."""
+    chosen = [module for module in model.modules() if _chosen(module)]
+    if not chosen:
+        return "; use model.set_experts_implementation('libmoe') first"
+    reason, dtype = known(chosen[0]).reason, first_weight(chosen[0]).dtype
+    name = type(chosen[0]).__name__
+    return f": {name}: {reason}" if reason else f": they are {dtype}; load them with dtype=torch.bfloat16"
+
+
+def _require_own_weights(model: nn.Module, experts: list[nn.Module]) -> None:
+    """Refuse experts that PEFT's target_parameters adapt: their weights are others in each call."""
+    for wrapper in model.modules():
+        if type(wrapper).__name__ == "ParamWrapper" and any(inner in experts for inner in wrapper.modules()):
+            raise BadStateError(
+                "model: PEFT computes its experts' weights anew in each call (target_parameters), so that "
+                "there is nothing to pack; call model.merge_and_unload() first, and prepare what it returns"
+            )
 
 
 def _pack(module: nn.Module, form: str | None, release: bool) -> None:
@@ -82,6 +104,7 @@ def _pack(module: nn.Module, form: str | None, release: bool) -> None:
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
         module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
         module.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        module.register_forward_pre_hook(_require_ours)
 
 
 def _refuse(module: Any, *_: Any) -> None:
@@ -89,4 +112,13 @@ def _refuse(module: Any, *_: Any) -> None:
         raise BadStateError(
             f"{type(module).__name__}: its weights were released by prepare(release=True); load the model "
             "again to save it or to load other weights into it"
+        )
+
+
+def _require_ours(module: Any, arguments: Any) -> None:
+    """Refuse a call that would not read the packed weights: other implementations compute with no memory."""
+    if first_weight(module).is_meta and not (_is_ours(module) and arguments[0].dtype in WEIGHTS):
+        raise BadStateError(
+            f"{type(module).__name__}: its weights were released by prepare(release=True), and only libmoe "
+            "computes with what is left, in float32 and bfloat16; load the model again for anything else"
         )
