@@ -98,8 +98,11 @@ def decode(model: Any) -> Callable[[], Any]:
         cache.crop(-1)
         return logits
 
+    way = model.config._experts_implementation
+    model.set_experts_implementation("grouped_mm")  # batched_mm copies weights for every token of the prompt
     with torch.no_grad():
         cache = model(tokens[:, :-1], use_cache=True).past_key_values
+    model.set_experts_implementation(way)
     return run
 
 
