@@ -123,9 +123,10 @@ def test_gradients_that_overlap() -> None:
         up=np.broadcast_to(whole[:1, : case.I], (case.E, case.I, case.H)).view(),
     )
     refused("overlaps experts", up=[whole[0, : case.I]] * case.E)
-    refused(
-        "UP of gradients overlaps x", up=libmoe.Memory(case.x.ctypes.data, "f32", (case.E, case.I, case.H))
-    )
+    # x has memory behind it, so that what lies over it reaches nothing else.
+    room = np.zeros(case.E * case.I * case.H + case.x.size, np.float32)
+    call = (case.dy, room[: case.x.size].reshape(case.x.shape), case.indices, case.weights)
+    refused("UP of gradients overlaps x", up=libmoe.Memory(room.ctypes.data, "f32", (case.E, case.I, case.H)))
     refused("gradients have MOE_EXPERT_PART_UP_BIAS, which weights have not", up_bias=whole[:, : case.I, 0])
     libmoe.experts_backward(
         *call, weights, gradients=libmoe.ExpertWeights(gate=whole[:, ::2], up=whole[:, 1::2])
