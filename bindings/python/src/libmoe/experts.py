@@ -202,18 +202,7 @@ def experts_forward(
     """
     own = _weights("weights", weights)
     tokens = _tokens(x, own)
-    config = _config(
-        own.n_experts,
-        own.hidden_size,
-        own.intermediate_size,
-        own.kind,
-        activation,
-        glu_limit,
-        glu_alpha,
-        glu_offset,
-        weight_on_input,
-        tokens.dtype,
-    )
+    config = _config_of(own, tokens, activation, glu_limit, glu_alpha, glu_offset, weight_on_input)
     call, routing = _call(tokens, expert_indices, expert_weights)
     parent, shape = handle_of(context), tokens.shape
     y, y_at = _output("y", y, x, tokens, shape)
@@ -283,18 +272,7 @@ def experts_backward(
     """
     own = _weights("weights", weights)
     tokens = _tokens(x, own)
-    config = _config(
-        own.n_experts,
-        own.hidden_size,
-        own.intermediate_size,
-        own.kind,
-        activation,
-        glu_limit,
-        glu_alpha,
-        glu_offset,
-        weight_on_input,
-        tokens.dtype,
-    )
+    config = _config_of(own, tokens, activation, glu_limit, glu_alpha, glu_offset, weight_on_input)
     call, routing = _call(tokens, expert_indices, expert_weights)
     shape = tokens.shape
     dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
@@ -360,6 +338,11 @@ def _gradients(value: ExpertWeights | None) -> tuple[Any, int]:
         return None, 0
     own = _weights("gradients", value)
     return own.tensors, own.count
+
+
+def _config_of(own: ExpertWeights, tokens: Memory, *options: Any) -> Any:
+    """Return what a call's experts are; options are activation to weight_on_input, in their order."""
+    return _config(own.n_experts, own.hidden_size, own.intermediate_size, own.kind, *options, tokens.dtype)
 
 
 @functools.lru_cache(maxsize=256)
