@@ -14,7 +14,8 @@
  * References: [Attention 2017] arXiv:1706.03762; [LayerNorm 2016] arXiv:1607.06450; [RMSNorm 2019] arXiv:1910.07467;
  * [RoPE 2021] arXiv:2104.09864; [GQA 2023] arXiv:2305.13245; [Online softmax 2018] arXiv:1805.02867;
  * [FlashAttention 2022] arXiv:2205.14135; [Pre-LN 2020] arXiv:2002.04745; [Label smoothing 2015] arXiv:1512.00567;
- * [Top-p 2019] arXiv:1904.09751.
+ * [Top-p 2019] arXiv:1904.09751; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
+ * [LongRoPE 2024] arXiv:2402.13753; [MLA 2024] arXiv:2405.04434; [QK norm 2023] arXiv:2302.05442.
  */
 #ifndef MOE_MODEL_H
 #define MOE_MODEL_H
@@ -123,15 +124,18 @@ typedef struct moe_rotary_config {
   double theta;             /**< >= 1; 10000 in MOE_ROTARY_CONFIG_INIT */
   int32_t inverse;          /**< 1 = turns back, which is the backward */
   int32_t reserved;         /**< 0 */
+  int64_t rotary_size;      /**< R, 0 to D, even: the first R numbers of a head turn, the others stay; 0 = D */
+  const double *frequencies; /**< [rotary_size / 2], nullable: radians per position, finite, in place of theta^(-2i/R) */
+  double scale;             /**< finite: times cos and sin; 0 = 1 */
 } moe_rotary_config;
 
-#define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0 }
+#define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0, 0, NULL, 0.0 }
 
 /** Fill `config` as MOE_ROTARY_CONFIG_INIT does.  NULL is ignored. */
 MOE_API void moe_rotary_config_init(moe_rotary_config *config, size_t struct_size);
 
-/** Rotary positions [RoPE 2021] in the form of Llama: for i < D/2, with a = position * theta^(-2i/D),
- *      x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a,  x[i + D/2] cos a + x[i] sin a
+/** Rotary positions [RoPE 2021] in the form of Llama: for i < R/2, with a = position * theta^(-2i/R), or position * frequencies[i],
+ *      x[i], x[i + R/2] = scale * (x[i] cos a - x[i + R/2] sin a),  scale * (x[i + R/2] cos a + x[i] sin a)
  *  in place.  The backward is the same with inverse = 1: a turn by -a.
  *  @param x [in, out] [T, n_heads, D], rows of tokens `stride` floats apart
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
@@ -159,16 +163,24 @@ typedef struct moe_attention_config {
   const uint8_t *mask;     /**< [S,U], nullable: 1 = the query may see the key */
   const float *added_mask; /**< [S,U], nullable: added to scale * q . k; minus infinity = never */
   const uint8_t *valid_mask; /**< [B,U], nullable: 1 = a real key, 0 = padding, which no query sees */
+  const float *sinks;      /**< [n_heads], nullable: one more logit of each head's softmax, which has no value: it takes its share
+                                of the weight [Attention sinks 2023; gpt-oss] */
+  int64_t window;          /**< W, 0 to 2^31 - 1; 0 = all: query at place p sees keys p - W + 1 to p alone; with causal = 1.  Places are
+                                counted over real keys, padding not among them */
+  int64_t chunk;           /**< 0 to 2^31 - 1; 0 = none: a query sees keys whose place divided by chunk, rounded down, is that of its
+                                own alone; with causal = 1 (Llama 4) */
+  int64_t value_size;      /**< of value's and output's heads, 0 to 2^20; 0 = D.  Strides of 0 are meant with it */
 } moe_attention_config;
 
 #define MOE_ATTENTION_CONFIG_INIT \
-  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL }
+  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0 }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
 MOE_API void moe_attention_config_init(moe_attention_config *config, size_t struct_size);
 
 /** output = softmax(scale * Q K^T + masks) V for each head [Attention 2017], in tiles with a running softmax
- *  [Online softmax 2018, FlashAttention 2022]: memory beside the arrays depends on neither S nor U.
+ *  [Online softmax 2018, FlashAttention 2022]: memory beside the arrays depends on neither S nor U.  With sinks the softmax's
+ *  divisor has the term exp(sinks[h]) too.
  *  @param query    [in]  [B,S,n_heads,D]
  *  @param key      [in]  [B,U,n_kv_heads,D]
  *  @param value    [in]  [B,U,n_kv_heads,D]
@@ -187,9 +199,10 @@ typedef struct moe_attention_gradients {
   float *dquery;        /**< [out] as query; overwritten, as the next two */
   float *dkey;          /**< [out] as key */
   float *dvalue;        /**< [out] as value */
+  float *dsinks;        /**< [n_heads], nullable, added to; NULL without sinks */
 } moe_attention_gradients;
 
-#define MOE_ATTENTION_GRADIENTS_INIT { sizeof(moe_attention_gradients), NULL, NULL, NULL, NULL }
+#define MOE_ATTENTION_GRADIENTS_INIT { sizeof(moe_attention_gradients), NULL, NULL, NULL, NULL, NULL }
 
 /** Fill `gradients` with NULL.  NULL is ignored. */
 MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, size_t struct_size);
@@ -288,6 +301,36 @@ typedef enum moe_norm_place {
   MOE_NORM_NONE = 2  /**< y = attention(x) alone, without residual and ffn: torch.nn.MultiheadAttention */
 } moe_norm_place;
 
+/** Norms of queries and keys, RMS with norm_epsilon [QK norm 2023]. */
+typedef enum moe_qk_norm {
+  MOE_QK_NORM_NONE = 0,
+  MOE_QK_NORM_HEAD = 1,    /**< over each head, before rotation (Qwen3) */
+  MOE_QK_NORM_WHOLE = 2,   /**< over all heads' queries together, and all heads' keys, before rotation (OLMoE, MiniMax-M2) */
+  MOE_QK_NORM_ROTATED = 3, /**< over each head, after rotation (Hunyuan) */
+  MOE_QK_NORM_PLAIN = 4    /**< over each head, after rotation, without weights, in layers that rotate alone (Llama 4) */
+} moe_qk_norm;
+
+/** Rotary positions as data: of every layer of a model that names it. */
+typedef struct moe_rotary_table {
+  int64_t rotary_size;            /**< R, 0 to 2^31 - 1, even: the first R of a head's D numbers turn (with latent_rank the last R); 0 = D */
+  double theta;                   /**< >= 1 without frequencies: angles are position * theta^(-2i/R) */
+  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, finite */
+  double scale;                   /**< finite: times cos and sin; 0 = 1 */
+  const double *long_frequencies; /**< [rotary_size / 2], nullable, copied: in place of frequencies where a call has a position of
+                                       original_length or more, or a cache room for more than that [LongRoPE 2024] */
+  double long_scale;              /**< finite: as scale, with long_frequencies; 0 = 1 */
+  int64_t original_length;        /**< 0 to 2^31 - 1; 0 without long_frequencies */
+} moe_rotary_table;
+
+/** One layer of a model whose layers differ. */
+typedef struct moe_model_layer {
+  int32_t dense;     /**< 1 = its ffn is dense; 0 = MoE where the model has `moe` */
+  int32_t rotary;    /**< a number: which of rotary_tables turns it, from 0; -1 = none does */
+  int64_t window;    /**< as moe_attention_config.window; 0 = all keys */
+  int64_t chunk;     /**< as moe_attention_config.chunk; 0 = none */
+  int64_t dense_intermediate_size; /**< of a dense layer, 0 to 2^31 - 1; 0 = the model's */
+} moe_model_layer;
+
 /** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
   size_t struct_size;
@@ -306,7 +349,7 @@ typedef struct moe_model_config {
   int32_t causal;          /**< 1: tokens see themselves and earlier ones */
   int32_t qkv_bias;        /**< 1: queries, keys and values have biases */
   int32_t output_bias;     /**< 1: attention's output projection has one */
-  int32_t qk_norm;         /**< 1: RMS norms over each head's queries and keys, before rotation (Qwen3) */
+  int32_t qk_norm;         /**< a moe_qk_norm */
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
   int32_t weight_dtype;    /**< as moe_layer_config.weight_dtype, of projections, dense ffn, experts and an untied output (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
@@ -329,12 +372,34 @@ typedef struct moe_model_config {
   uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
                                 moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
                                 g = 0x9e3779b97f4a7c15, modulo 2^64 */
+  const moe_rotary_table *rotary_tables; /**< [n_rotary_tables], nullable, copied; with rope_theta 0.  Layers have the first, where
+                                `layers` does not say otherwise */
+  int64_t n_rotary_tables; /**< 0 to 64 */
+  const moe_model_layer *layers; /**< [n_layers], nullable, copied: layers that differ; then moe_every is 0 */
+  double attention_scale;  /**< finite: of q . k; 0 = 1 / sqrt(D) */
+  double embedding_scale;  /**< finite: times the embedded tokens; 0 = 1 */
+  double residual_scale;   /**< finite: times what attention and ffn add to the residual; 0 = 1 */
+  double logit_scale;      /**< finite: times the logits; 0 = 1 */
+  double logit_softcap;    /**< c, finite, at least 0: logits become c tanh(z / c), z scaled already; 0 = none */
+  double temperature_scale; /**< a, finite: queries of layers without rotation are multiplied by
+                                1 + a log(1 + floor((position + 1) / temperature_floor)) (Llama 4); 0 = not */
+  double temperature_floor; /**< > 0 with temperature_scale */
+  int64_t value_head_size; /**< of the values, 0 to 2^31 - 1; 0 = D */
+  int64_t latent_rank;     /**< 0 to 2^31 - 1; above 0: multi-head latent attention [MLA 2024], see moe_model_parameter_count: keys and
+                                values of a token come from so many numbers, and the cache holds these and the rotated part alone.
+                                n_kv_heads is 0 or n_heads, rotary_size of the tables is the rotated part of D */
+  int64_t query_rank;      /**< 0 to 2^31 - 1, with latent_rank: queries come from so many numbers; 0 = from the hidden state */
+  int32_t sinks;           /**< 1: attention.sinks [heads], see moe_attention_config */
+  int32_t attention_gate;  /**< 1: output . sigmoid(gate) before the output projection, the gates being projected beside queries,
+                                keys and values (Qwen3.5) */
+  int32_t logit_bias;      /**< 1: output.bias [V] (PhiMoE); not tied */
+  int32_t embedding_dtype; /**< MOE_DTYPE_F32 or BF16, of embed.weight, and of the output where it is tied */
 } moe_model_config;
 
 #define MOE_MODEL_CONFIG_INIT \
   { \
     sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0, 0, \
-    NULL, 0, 0.0, 0.0, 0 \
+    NULL, 0, 0.0, 0.0, 0, NULL, 0, NULL, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0 \
   }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
@@ -353,12 +418,19 @@ MOE_API void moe_model_free(moe_model *model);
  *    for each layer n:
  *    layers.n.norm1.weight [H]           layers.n.norm1.bias [H]              before, or after, attention
  *    layers.n.attention.qkv.weight [(heads + 2 kv_heads) D, H]   ...qkv.bias  rows of queries, then keys, then values
- *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]
- *    layers.n.attention.output.weight [H, heads D]               ...output.bias [H]
+ *                                                                           (with attention_gate [heads D] rows of gates behind)
+ *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]     (WHOLE: [heads D] and [kv_heads D])
+ *    layers.n.attention.sinks [heads]
+ *    with latent_rank L, query_rank Q and R = rotary_size, in place of qkv:
+ *      layers.n.attention.q_a.weight [Q,H]      q_a.bias [Q]    q_a_norm.weight [Q]    q_b.weight [heads D, Q]
+ *        (query_rank 0: q_b.weight [heads D, H] alone); of a head D - R numbers, then the R that turn
+ *      layers.n.attention.kv_a.weight [L + R, H]   kv_a.bias    kv_a_norm.weight [L]   the latent, then the key part that turns
+ *      layers.n.attention.kv_b.weight [heads (D - R + value_head_size), L]             of a head keys, then values
+ *    layers.n.attention.output.weight [H, heads Dv]              ...output.bias [H]
  *    layers.n.norm2.weight [H]           layers.n.norm2.bias [H]
  *    layers.n.ffn.<as moe_layer_parameter_count names them>: of a dense layer experts.up.weight [1,I,H] and so on
  *    norm.weight [H]           norm.bias [H]                                  final norm
- *    output.weight [V,H]                                                      untied
+ *    output.weight [V,H]       output.bias [V]                                untied
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_model_parameter_count(const moe_model *model, int64_t *count);
 /** As moe_layer_parameter, moe_layer_find_parameter, moe_layer_bind_parameter and moe_layer_zero_grad. */

@@ -344,7 +344,7 @@ _Static_assert(offsetof(moe_linear_config, outputs) == 24, "moe_linear_config.ou
 _Static_assert(offsetof(moe_linear_config, weight_dtype) == 32, "moe_linear_config.weight_dtype");
 _Static_assert(offsetof(moe_linear_config, reserved) == 36, "moe_linear_config.reserved");
 
-_Static_assert(sizeof(moe_rotary_config) == 80, "moe_rotary_config");
+_Static_assert(sizeof(moe_rotary_config) == 104, "moe_rotary_config");
 _Static_assert(offsetof(moe_rotary_config, struct_size) == 0, "moe_rotary_config.struct_size");
 _Static_assert(offsetof(moe_rotary_config, n_tokens) == 8, "moe_rotary_config.n_tokens");
 _Static_assert(offsetof(moe_rotary_config, n_heads) == 16, "moe_rotary_config.n_heads");
@@ -356,8 +356,11 @@ _Static_assert(offsetof(moe_rotary_config, positions) == 56, "moe_rotary_config.
 _Static_assert(offsetof(moe_rotary_config, theta) == 64, "moe_rotary_config.theta");
 _Static_assert(offsetof(moe_rotary_config, inverse) == 72, "moe_rotary_config.inverse");
 _Static_assert(offsetof(moe_rotary_config, reserved) == 76, "moe_rotary_config.reserved");
+_Static_assert(offsetof(moe_rotary_config, rotary_size) == 80, "moe_rotary_config.rotary_size");
+_Static_assert(offsetof(moe_rotary_config, frequencies) == 88, "moe_rotary_config.frequencies");
+_Static_assert(offsetof(moe_rotary_config, scale) == 96, "moe_rotary_config.scale");
 
-_Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config");
+_Static_assert(sizeof(moe_attention_config) == 176, "moe_attention_config");
 _Static_assert(offsetof(moe_attention_config, struct_size) == 0, "moe_attention_config.struct_size");
 _Static_assert(offsetof(moe_attention_config, n_sequences) == 8, "moe_attention_config.n_sequences");
 _Static_assert(offsetof(moe_attention_config, n_queries) == 16, "moe_attention_config.n_queries");
@@ -377,13 +380,18 @@ _Static_assert(offsetof(moe_attention_config, step) == 112, "moe_attention_confi
 _Static_assert(offsetof(moe_attention_config, mask) == 120, "moe_attention_config.mask");
 _Static_assert(offsetof(moe_attention_config, added_mask) == 128, "moe_attention_config.added_mask");
 _Static_assert(offsetof(moe_attention_config, valid_mask) == 136, "moe_attention_config.valid_mask");
+_Static_assert(offsetof(moe_attention_config, sinks) == 144, "moe_attention_config.sinks");
+_Static_assert(offsetof(moe_attention_config, window) == 152, "moe_attention_config.window");
+_Static_assert(offsetof(moe_attention_config, chunk) == 160, "moe_attention_config.chunk");
+_Static_assert(offsetof(moe_attention_config, value_size) == 168, "moe_attention_config.value_size");
 
-_Static_assert(sizeof(moe_attention_gradients) == 40, "moe_attention_gradients");
+_Static_assert(sizeof(moe_attention_gradients) == 48, "moe_attention_gradients");
 _Static_assert(offsetof(moe_attention_gradients, struct_size) == 0, "moe_attention_gradients.struct_size");
 _Static_assert(offsetof(moe_attention_gradients, doutput) == 8, "moe_attention_gradients.doutput");
 _Static_assert(offsetof(moe_attention_gradients, dquery) == 16, "moe_attention_gradients.dquery");
 _Static_assert(offsetof(moe_attention_gradients, dkey) == 24, "moe_attention_gradients.dkey");
 _Static_assert(offsetof(moe_attention_gradients, dvalue) == 32, "moe_attention_gradients.dvalue");
+_Static_assert(offsetof(moe_attention_gradients, dsinks) == 40, "moe_attention_gradients.dsinks");
 
 _Static_assert(sizeof(moe_embedding_config) == 56, "moe_embedding_config");
 _Static_assert(offsetof(moe_embedding_config, struct_size) == 0, "moe_embedding_config.struct_size");
@@ -404,7 +412,23 @@ _Static_assert(offsetof(moe_cross_entropy_config, ignore_index) == 36, "moe_cros
 _Static_assert(offsetof(moe_cross_entropy_config, label_smoothing) == 40, "moe_cross_entropy_config.label_smoothing");
 _Static_assert(offsetof(moe_cross_entropy_config, d_loss) == 48, "moe_cross_entropy_config.d_loss");
 
-_Static_assert(sizeof(moe_model_config) == 192, "moe_model_config");
+_Static_assert(sizeof(moe_rotary_table) == 56, "moe_rotary_table");
+_Static_assert(offsetof(moe_rotary_table, rotary_size) == 0, "moe_rotary_table.rotary_size");
+_Static_assert(offsetof(moe_rotary_table, theta) == 8, "moe_rotary_table.theta");
+_Static_assert(offsetof(moe_rotary_table, frequencies) == 16, "moe_rotary_table.frequencies");
+_Static_assert(offsetof(moe_rotary_table, scale) == 24, "moe_rotary_table.scale");
+_Static_assert(offsetof(moe_rotary_table, long_frequencies) == 32, "moe_rotary_table.long_frequencies");
+_Static_assert(offsetof(moe_rotary_table, long_scale) == 40, "moe_rotary_table.long_scale");
+_Static_assert(offsetof(moe_rotary_table, original_length) == 48, "moe_rotary_table.original_length");
+
+_Static_assert(sizeof(moe_model_layer) == 32, "moe_model_layer");
+_Static_assert(offsetof(moe_model_layer, dense) == 0, "moe_model_layer.dense");
+_Static_assert(offsetof(moe_model_layer, rotary) == 4, "moe_model_layer.rotary");
+_Static_assert(offsetof(moe_model_layer, window) == 8, "moe_model_layer.window");
+_Static_assert(offsetof(moe_model_layer, chunk) == 16, "moe_model_layer.chunk");
+_Static_assert(offsetof(moe_model_layer, dense_intermediate_size) == 24, "moe_model_layer.dense_intermediate_size");
+
+_Static_assert(sizeof(moe_model_config) == 312, "moe_model_config");
 _Static_assert(offsetof(moe_model_config, struct_size) == 0, "moe_model_config.struct_size");
 _Static_assert(offsetof(moe_model_config, hidden_size) == 8, "moe_model_config.hidden_size");
 _Static_assert(offsetof(moe_model_config, n_layers) == 16, "moe_model_config.n_layers");
@@ -437,6 +461,23 @@ _Static_assert(offsetof(moe_model_config, moe_every) == 160, "moe_model_config.m
 _Static_assert(offsetof(moe_model_config, pooled_balance_coef) == 168, "moe_model_config.pooled_balance_coef");
 _Static_assert(offsetof(moe_model_config, init_deviation) == 176, "moe_model_config.init_deviation");
 _Static_assert(offsetof(moe_model_config, seed) == 184, "moe_model_config.seed");
+_Static_assert(offsetof(moe_model_config, rotary_tables) == 192, "moe_model_config.rotary_tables");
+_Static_assert(offsetof(moe_model_config, n_rotary_tables) == 200, "moe_model_config.n_rotary_tables");
+_Static_assert(offsetof(moe_model_config, layers) == 208, "moe_model_config.layers");
+_Static_assert(offsetof(moe_model_config, attention_scale) == 216, "moe_model_config.attention_scale");
+_Static_assert(offsetof(moe_model_config, embedding_scale) == 224, "moe_model_config.embedding_scale");
+_Static_assert(offsetof(moe_model_config, residual_scale) == 232, "moe_model_config.residual_scale");
+_Static_assert(offsetof(moe_model_config, logit_scale) == 240, "moe_model_config.logit_scale");
+_Static_assert(offsetof(moe_model_config, logit_softcap) == 248, "moe_model_config.logit_softcap");
+_Static_assert(offsetof(moe_model_config, temperature_scale) == 256, "moe_model_config.temperature_scale");
+_Static_assert(offsetof(moe_model_config, temperature_floor) == 264, "moe_model_config.temperature_floor");
+_Static_assert(offsetof(moe_model_config, value_head_size) == 272, "moe_model_config.value_head_size");
+_Static_assert(offsetof(moe_model_config, latent_rank) == 280, "moe_model_config.latent_rank");
+_Static_assert(offsetof(moe_model_config, query_rank) == 288, "moe_model_config.query_rank");
+_Static_assert(offsetof(moe_model_config, sinks) == 296, "moe_model_config.sinks");
+_Static_assert(offsetof(moe_model_config, attention_gate) == 300, "moe_model_config.attention_gate");
+_Static_assert(offsetof(moe_model_config, logit_bias) == 304, "moe_model_config.logit_bias");
+_Static_assert(offsetof(moe_model_config, embedding_dtype) == 308, "moe_model_config.embedding_dtype");
 
 _Static_assert(sizeof(moe_model_input) == 128, "moe_model_input");
 _Static_assert(offsetof(moe_model_input, struct_size) == 0, "moe_model_input.struct_size");

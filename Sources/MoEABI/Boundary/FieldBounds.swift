@@ -262,6 +262,7 @@ extension moe_rotary_config: Bounded {
     try check.number(theta, "theta", atLeast: 1)
     try check.flag(inverse, "inverse")
     try check.zero(reserved, "reserved")
+    try check.finite(scale, "scale")
   }
 }
 
@@ -277,6 +278,9 @@ extension moe_attention_config: Bounded {
     try check.flag(causal, "causal")
     try check.share(dropout, "dropout")
     try check.below(step, "step", bits: 56)
+    try check.integer(window, "window", 0, 2147483647)
+    try check.integer(chunk, "chunk", 0, 2147483647)
+    try check.integer(value_size, "value_size", 0, 1048576)
   }
 }
 
@@ -303,6 +307,23 @@ extension moe_cross_entropy_config: Bounded {
   }
 }
 
+extension moe_rotary_table: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(rotary_size, "rotary_size", 0, 2147483647)
+    try check.number(theta, "theta", atLeast: 1)
+    try check.finite(scale, "scale")
+    try check.finite(long_scale, "long_scale")
+    try check.integer(original_length, "original_length", 0, 2147483647)
+  }
+}
+
+extension moe_model_layer: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.flag(dense, "dense")
+    try check.integer(dense_intermediate_size, "dense_intermediate_size", 0, 2147483647)
+  }
+}
+
 extension moe_model_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(hidden_size, "hidden_size", 1, 2147483647)
@@ -319,7 +340,7 @@ extension moe_model_config: Bounded {
     try check.flag(causal, "causal")
     try check.flag(qkv_bias, "qkv_bias")
     try check.flag(output_bias, "output_bias")
-    try check.flag(qk_norm, "qk_norm")
+    try check.word(qk_norm, "qk_norm", of: "moe_qk_norm", last: 4)
     try check.flag(tied_output, "tied_output")
     try check.share(dropout, "dropout")
     try check.share(attention_dropout, "attention_dropout")
@@ -331,6 +352,20 @@ extension moe_model_config: Bounded {
     try check.integer(moe_every, "moe_every", 0, 2147483647)
     try check.number(pooled_balance_coef, "pooled_balance_coef", atLeast: 0)
     try check.number(init_deviation, "init_deviation", atLeast: 0)
+    try check.integer(n_rotary_tables, "n_rotary_tables", 0, 64)
+    try check.finite(attention_scale, "attention_scale")
+    try check.finite(embedding_scale, "embedding_scale")
+    try check.finite(residual_scale, "residual_scale")
+    try check.finite(logit_scale, "logit_scale")
+    try check.number(logit_softcap, "logit_softcap", atLeast: 0)
+    try check.finite(temperature_scale, "temperature_scale")
+    try check.number(temperature_floor, "temperature_floor", atLeast: 0)
+    try check.integer(value_head_size, "value_head_size", 0, 2147483647)
+    try check.integer(latent_rank, "latent_rank", 0, 2147483647)
+    try check.integer(query_rank, "query_rank", 0, 2147483647)
+    try check.flag(sinks, "sinks")
+    try check.flag(attention_gate, "attention_gate")
+    try check.flag(logit_bias, "logit_bias")
   }
 }
 

@@ -93,6 +93,7 @@ LAYOUT = {
 EXPERT_PART = {"gate": 0, "up": 1, "down": 2, "gate_bias": 3, "up_bias": 4, "down_bias": 5, "constant": 6}
 NORM = {"layer": 0, "rms": 1}
 NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
+QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
@@ -767,6 +768,9 @@ class moe_rotary_config(Sized):
         ("theta", c_double),
         ("inverse", c_int32),
         ("reserved", c_int32),
+        ("rotary_size", c_int64),
+        ("frequencies", c_void_p),
+        ("scale", c_double),
     ]
     _defaults_ = {"theta": 10000.0}
     _flags_ = frozenset({"inverse"})
@@ -798,6 +802,10 @@ class moe_attention_config(Sized):
         ("mask", c_void_p),
         ("added_mask", c_void_p),
         ("valid_mask", c_void_p),
+        ("sinks", c_void_p),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("value_size", c_int64),
     ]
     _flags_ = frozenset({"causal"})
     _arrays_ = {
@@ -816,6 +824,7 @@ class moe_attention_gradients(Sized):
         ("dquery", c_void_p),
         ("dkey", c_void_p),
         ("dvalue", c_void_p),
+        ("dsinks", c_void_p),
     ]
 
 
@@ -850,6 +859,33 @@ class moe_cross_entropy_config(Sized):
     _words_ = {
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+
+
+class moe_rotary_table(Struct):
+    """Rotary positions as data."""
+
+    _fields_ = [
+        ("rotary_size", c_int64),
+        ("theta", c_double),
+        ("frequencies", c_void_p),
+        ("scale", c_double),
+        ("long_frequencies", c_void_p),
+        ("long_scale", c_double),
+        ("original_length", c_int64),
+    ]
+
+
+class moe_model_layer(Struct):
+    """One layer of a model whose layers differ."""
+
+    _fields_ = [
+        ("dense", c_int32),
+        ("rotary", c_int32),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("dense_intermediate_size", c_int64),
+    ]
+    _flags_ = frozenset({"dense"})
 
 
 class moe_model_config(Sized):
@@ -888,17 +924,36 @@ class moe_model_config(Sized):
         ("pooled_balance_coef", c_double),
         ("init_deviation", c_double),
         ("seed", c_uint64),
+        ("rotary_tables", POINTER(moe_rotary_table)),
+        ("n_rotary_tables", c_int64),
+        ("layers", POINTER(moe_model_layer)),
+        ("attention_scale", c_double),
+        ("embedding_scale", c_double),
+        ("residual_scale", c_double),
+        ("logit_scale", c_double),
+        ("logit_softcap", c_double),
+        ("temperature_scale", c_double),
+        ("temperature_floor", c_double),
+        ("value_head_size", c_int64),
+        ("latent_rank", c_int64),
+        ("query_rank", c_int64),
+        ("sinks", c_int32),
+        ("attention_gate", c_int32),
+        ("logit_bias", c_int32),
+        ("embedding_dtype", c_int32),
     ]
     _words_ = {
         "norm": NORM,
         "norm_place": NORM_PLACE,
+        "qk_norm": QK_NORM,
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "dense_kind": {"mlp": 0, "gated": 1},
         "dense_activation": ACTIVATION,
+        "embedding_dtype": {"f32": 0, "bf16": 1},
     }
     _flags_ = frozenset({
-        "final_norm", "causal", "qkv_bias", "output_bias", "qk_norm", "tied_output", "dense_no_bias",
-        "inference_only",
+        "final_norm", "causal", "qkv_bias", "output_bias", "tied_output", "dense_no_bias", "inference_only",
+        "sinks", "attention_gate", "logit_bias",
     })
 
 
