@@ -15,7 +15,7 @@ private struct ModelParts {
     parameters = ModelParameters(&arena, c)
     feedForwards = arena.take(LayerPointer?.self, c.layers)
     turn = Lock(&arena)
-    rotaryTable = c.theta == nil ? nil : RotaryTable(&arena, headSize: c.headSize, steps: true)
+    rotaryTable = c.theta.map { RotaryTable(&arena, RotaryAngles(size: c.headSize, theta: $0), steps: true) }
   }
 
   func free(_ allocator: Allocator, layers: Int) {
@@ -52,7 +52,7 @@ extension UnsafeMutablePointer where Pointee == Model {
       throw error
     }
     parts.parameters.initialise(c, context.kernels)
-    if let theta = c.theta { parts.rotaryTable!.fill(theta: theta) }
+    if let theta = c.theta { parts.rotaryTable!.fill(RotaryAngles(size: c.headSize, theta: theta)) }
     context.retain()
     return parts.model
   }
