@@ -116,7 +116,7 @@ typedef struct moe_rotary_config {
   size_t struct_size;
   int64_t n_tokens;         /**< T, 0 to 2^31 - 1 */
   int64_t n_heads;          /**< 1 to 2^20 */
-  int64_t head_size;        /**< D, 2 to 2^20, even */
+  int64_t head_size;        /**< D, 2 to 2^20: floats from one head to the next; even, where all of them turn */
   int64_t stride;           /**< floats from one token's heads to the next's; 0 = n_heads * D */
   int64_t sequence_length;  /**< 0 to 2^31 - 1; without positions token t is at t % sequence_length + first_position; 0 = n_tokens */
   int64_t first_position;   /**< 0 to 2^31 - 1 */
@@ -125,8 +125,8 @@ typedef struct moe_rotary_config {
   int32_t inverse;          /**< 1 = turns back, which is the backward */
   int32_t reserved;         /**< 0 */
   int64_t rotary_size;      /**< R, 0 to D, even: the first R numbers of a head turn, the others stay; 0 = D */
-  const double *frequencies; /**< [rotary_size / 2], nullable: radians per position, finite, in place of theta^(-2i/R) */
-  double scale;             /**< finite: times cos and sin; 0 = 1 */
+  const double *frequencies; /**< [R / 2], nullable: radians per position, -2^20 to 2^20, in place of theta^(-2i/R) */
+  double scale;             /**< finite: times cos and sin, with inverse = 1 too; 0 = 1 */
 } moe_rotary_config;
 
 #define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0, 0, NULL, 0.0 }
@@ -153,8 +153,8 @@ typedef struct moe_attention_config {
   int64_t head_size;       /**< D, 1 to 2^20 */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
   int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
-  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
-  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
+  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * Dv */
+  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * Dv */
   double scale;            /**< of q . k, finite; 0 = 1 / sqrt(D) */
   int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
   float dropout;           /**< [0, 1): probability that a weight is dropped, the others scaled */
@@ -164,12 +164,12 @@ typedef struct moe_attention_config {
   const float *added_mask; /**< [S,U], nullable: added to scale * q . k; minus infinity = never */
   const uint8_t *valid_mask; /**< [B,U], nullable: 1 = a real key, 0 = padding, which no query sees */
   const float *sinks;      /**< [n_heads], nullable: one more logit of each head's softmax, which has no value: it takes its share
-                                of the weight [Attention sinks 2023; gpt-oss] */
+                                of the weight [Attention sinks 2023; gpt-oss].  Finite; minus infinity = none of this head */
   int64_t window;          /**< W, 0 to 2^31 - 1; 0 = all: query at place p sees keys p - W + 1 to p alone; with causal = 1.  Places are
                                 counted over real keys, padding not among them */
   int64_t chunk;           /**< 0 to 2^31 - 1; 0 = none: a query sees keys whose place divided by chunk, rounded down, is that of its
                                 own alone; with causal = 1 (Llama 4) */
-  int64_t value_size;      /**< of value's and output's heads, 0 to 2^20; 0 = D.  Strides of 0 are meant with it */
+  int64_t value_size;      /**< Dv, of value's and output's heads, 0 to 2^20; 0 = D */
 } moe_attention_config;
 
 #define MOE_ATTENTION_CONFIG_INIT \
@@ -183,8 +183,8 @@ MOE_API void moe_attention_config_init(moe_attention_config *config, size_t stru
  *  divisor has the term exp(sinks[h]) too.
  *  @param query    [in]  [B,S,n_heads,D]
  *  @param key      [in]  [B,U,n_kv_heads,D]
- *  @param value    [in]  [B,U,n_kv_heads,D]
- *  @param output   [out] [B,S,n_heads,D]; a query that sees no key gets 0
+ *  @param value    [in]  [B,U,n_kv_heads,Dv], Dv = value_size
+ *  @param output   [out] [B,S,n_heads,Dv]; a query that sees no key gets 0
  *  @param log_sums [out, nullable] [B,n_heads,S] log of the softmax's divisor (minus infinity where no key is seen), for
  *                  the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming sequence, head and query), CANCELLED. */
@@ -195,7 +195,7 @@ MOE_API MOE_CHECK moe_status moe_attention_forward(moe_context *context, const m
 /** What the backward of attention is given beside the forward's arrays, and where it writes. */
 typedef struct moe_attention_gradients {
   size_t struct_size;
-  const float *doutput; /**< [B,S,n_heads,D] */
+  const float *doutput; /**< [B,S,n_heads,Dv] */
   float *dquery;        /**< [out] as query; overwritten, as the next two */
   float *dkey;          /**< [out] as key */
   float *dvalue;        /**< [out] as value */
@@ -210,7 +210,7 @@ MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, si
 /** Its gradients; scores are computed again, dropout is drawn again.
  *  @param config, query, key, value [in] as in the forward
  *  @param output, log_sums [in] what the forward wrote
- *  @param gradients [in] all four are needed
+ *  @param gradients [in] all but dsinks are needed
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const moe_attention_config *config,
                                                     const float *query, const float *key, const float *value,
