@@ -13,7 +13,7 @@ extension AttentionCall {
 }
 
 /// dsinks[h] -= the sum over sequences and queries of p <dO, O>, with p = exp(sink - logSum) the sink's weight. A head is one
-/// sum, over ascending queries of ascending sequences, in double.
+/// chain in float32, over ascending queries of ascending sequences, so that a batch has the gradients of its pieces.
 struct SinkGradientJob: Job {
   let call: AttentionCall
   let arrays: AttentionGradients
@@ -25,18 +25,18 @@ struct SinkGradientJob: Job {
   func run(_ head: Int, _ lane: UnsafeMutablePointer<Lane>) {
     var arena = memory.arena(lane.pointee.index)
     let tiles = BackwardTiles(&arena, call)
-    var sum = 0.0
+    var sum = dsinks[head]
     for sequence in 0..<call.sequences {
       for first in stride(from: 0, to: call.queries, by: BackwardTiles.queries) {
         if lane.pointee.shouldStop() { return }
         add(sequence, head, first..<min(call.queries, first + BackwardTiles.queries), tiles, to: &sum)
       }
     }
-    dsinks[head] += Float(sum)
+    dsinks[head] = sum
   }
 
   private func add(
-    _ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: BackwardTiles, to sum: inout Double
+    _ sequence: Int, _ head: Int, _ queries: Range<Int>, _ tiles: BackwardTiles, to sum: inout Float
   ) {
     for (i, query) in queries.enumerated() {
       let (place, logSum) = (call.output(sequence, query, head), arrays.logSums[call.row(sequence, head, query)])
@@ -51,6 +51,6 @@ struct SinkGradientJob: Job {
     tiles.slopes.update(repeating: 0, count: queries.count * chunkWidth)
     kernels.pointee.attention_gradients(
       Int64(queries.count), 1, nil, nil, tiles.logSums, tiles.means, tiles.weights, tiles.slopes)
-    for i in 0..<queries.count { sum += Double(tiles.slopes[i * chunkWidth]) }
+    for i in 0..<queries.count { sum += tiles.slopes[i * chunkWidth] }
   }
 }
