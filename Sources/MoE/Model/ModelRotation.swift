@@ -7,7 +7,12 @@ struct ModelRotary {
 
   init(_ arena: inout Arena, _ values: RotaryValues, headSize: Int) {
     self.values = values
-    table = RotaryTable(&arena, headSize: headSize, steps: true)
+    table = RotaryTable(&arena, Self.angles(values, headSize: headSize), steps: true)
+  }
+
+  private static func angles(_ values: RotaryValues, headSize: Int) -> RotaryAngles {
+    RotaryAngles(
+      size: values.size(headSize: headSize), theta: values.theta, frequencies: values.frequencies, scale: values.scale)
   }
 
   /// What its values say of frequencies is in the tables by now.
@@ -22,7 +27,7 @@ struct ModelRotary {
     let bytes = try Arena.bytes { cut(&$0, c) { _, _ in } }
     var arena = Arena(try allocator.allocate(bytes: bytes))
     return cut(&arena, c) {
-      $1.table.fill(theta: $1.values.theta)
+      $1.table.fill(Self.angles($1.values, headSize: c.headSize))
       $0.initialize(to: $1.withoutLists)
     }
   }
@@ -38,7 +43,14 @@ struct ModelRotary {
   }
 }
 
-/// The turn of a layer's queries and keys, which stand side by side, by their positions.
+/// Heads that turn, in rows of tokens.
+struct TurningHeads {
+  let count: Int
+  let size: Int  // floats from one head to the next
+  let stride: Int  // floats from one token to the next
+}
+
+/// The turn of some heads of a layer by their tokens' positions.
 struct ModelRotation {
   private let context: ContextPointer
   private let tokens: Int
@@ -46,20 +58,20 @@ struct ModelRotation {
   private let back: Rotation?
 
   /// nil where layer n has none.
-  init?(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
+  init?(_ arena: inout Arena, _ work: BlockWork, _ heads: TurningHeads, forBackward: Bool) {
     guard let number = work.layer.rotary else { return nil }
-    let (c, input, own) = (work.c, work.input, work.model.rotaries[number])
+    let (input, own) = (work.input, work.model.rotaries[number])
     context = work.context
     tokens = work.tokens
     var rotary = Rotary(
-      heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: input.positions,
+      heads: heads.count, headSize: heads.size, stride: heads.stride, positions: input.positions,
       sequenceLength: input.length, firstPosition: 0, inverse: false)
     forth = Rotation(&arena, rotary, own.table, in: context)
     rotary.inverse = true
     back = forBackward ? Rotation(&arena, rotary, own.table, in: context) : nil
   }
 
-  /// Rows [T, projected], in place.
+  /// Rows from the first head's first number that turns on, in place.
   func run(_ x: UnsafeMutablePointer<Float>) throws(Fault) { try forth.run(x, tokens: tokens, in: context) }
 
   /// Their gradients.

@@ -17,7 +17,7 @@ public struct RotaryValues {
   }
 
   /// R, even: the first R of a head's numbers turn.
-  func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
+  public func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
   /// Of cos and sin.
   var scale: Double { givenScale == 0 ? 1 : givenScale }
   var longScale: Double { givenLongScale == 0 ? 1 : givenLongScale }
