@@ -100,10 +100,15 @@ struct Rotation {
   }
 
   func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
+    try run(x, tokens: 0..<tokens, in: context)
+  }
+
+  /// Some of the tokens whose heads begin at x.
+  func run(_ x: UnsafeMutablePointer<Float>, tokens: Range<Int>, in context: ContextPointer) throws(Fault) {
     let job = RotationJob(
       rotary: rotary, table: table, kernels: context.kernels, x: x, tokens: tokens, memory: memory)
     try context.measure(.attention, backward: rotary.inverse) { () throws(Fault) in
-      try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
+      try context.run((tokens.count + RotationJob.run - 1) / RotationJob.run, job)
     }
   }
 }
@@ -168,7 +173,7 @@ private struct RotationJob: Job {
   let table: RotaryTable
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafeMutablePointer<Float>
-  let tokens: Int
+  let tokens: Range<Int>
   let memory: LaneMemory
 
   /// Tokens of one item.
@@ -179,7 +184,8 @@ private struct RotationJob: Job {
     var arena = memory.arena(lane.pointee.index)
     let row = RotationRow(&arena, pairs: pairs)
     var baseNow = -1
-    for token in item * Self.run..<min(tokens, (item + 1) * Self.run) {
+    let first = tokens.lowerBound + item * Self.run
+    for token in first..<min(tokens.upperBound, first + Self.run) {
       let position = rotary.position(token)
       let (base, step) = (position / RotaryTable.stepCount, position % RotaryTable.stepCount)
       if base != baseNow {

@@ -56,8 +56,8 @@ class Model(Batches, Tensors):
         Heads of keys and values, a divisor of n_heads (0: n_heads), and their width (0: H / n_heads).
     max_positions : int
         Rows of a learned embedding of positions; 0: none.
-    rope_theta : float, optional
-        Of rotary positions in every attention, at least 1; 0: none.  By default 1e4, without rotary_tables.
+    rope_theta : float
+        Of rotary positions in every attention, at least 1; 0: none.  Beside rotary_tables leave it out.
     rotary_tables : list of dict, optional
         Rotary positions as data: ``rotary_size`` (numbers of a head that turn, 0: all), ``theta`` or
         ``frequencies`` (radians per position, one for each pair), ``scale`` (of cos and sin, 0: 1), and
@@ -84,7 +84,10 @@ class Model(Batches, Tensors):
     value_head_size : int
         Width of the values' heads; 0: head_size.
     latent_rank, query_rank : int
-        Above 0: multi-head latent attention (arXiv:2405.04434), and queries of so many numbers.
+        Above 0: multi-head latent attention (arXiv:2405.04434), of latents of so many numbers, and queries of
+        so many.  The last ``rotary_size`` numbers of each head turn, the same in all of ``rotary_tables``.
+    latent_norm_epsilon : float
+        Of the norms of these; 0: norm_epsilon.  DeepSeek's models have 1e-6.
     embedding_scale, residual_scale, logit_scale : float
         What embedded tokens, what attention and ffn add to the residual, and logits are multiplied by; 0: 1.
     logit_softcap : float
@@ -146,7 +149,7 @@ class Model(Batches, Tensors):
         n_kv_heads: int = 0,
         head_size: int = 0,
         max_positions: int = 0,
-        rope_theta: float | None = None,
+        rope_theta: float = 1e4,
         rotary_tables: Sequence[Mapping[str, Any]] | None = None,
         norm: words.Norm = "rms",
         norm_place: words.NormPlace = "pre",
@@ -164,6 +167,7 @@ class Model(Batches, Tensors):
         value_head_size: int = 0,
         latent_rank: int = 0,
         query_rank: int = 0,
+        latent_norm_epsilon: float = 0.0,
         embedding_scale: float = 0.0,
         residual_scale: float = 0.0,
         logit_scale: float = 0.0,

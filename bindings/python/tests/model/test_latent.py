@@ -357,6 +357,8 @@ def test_other_products(matmul: Any) -> None:
     ("changes", "text"),
     [
         ({"latent_rank": 0}, "query_rank = 10, but latent_rank = 0"),
+        ({"latent_rank": 0, "query_rank": 0, "latent_norm_epsilon": 1.0}, "latent_norm_epsilon = 1.0, but"),
+        ({"latent_norm_epsilon": -1.0}, "latent_norm_epsilon = -1.0"),
         ({"n_heads": 4, "n_kv_heads": 2, "head_size": 6}, "n_kv_heads = 2, but with latent_rank"),
         ({"n_kv_heads": 1}, "set 0 or n_heads = 3"),
         ({"rotary_tables": None, "rope_theta": 1e4, "head_size": 6}, "rope_theta = 10000, but with latent"),
@@ -381,5 +383,6 @@ def test_a_score_that_is_not_finite_is_named_by_its_head() -> None:
         model = made(LATENT, context)
         model.parameters["layers.1.attention.q_b.weight"].data[7 * 2] = np.nan
         for tape in (True, None):
-            with pytest.raises(libmoe.NotFiniteError, match="layers.1: .*head 2, query 0"):
-                model.forward(**call_of(LATENT), tape=tape)
+            for s in (9, 600):  # all heads at once, or one after the other
+                with pytest.raises(libmoe.NotFiniteError, match="layers.1: .*head 2, query 0"):
+                    model.forward(**call_of(LATENT, 2, s), tape=tape)

@@ -22,17 +22,18 @@ class LatentAttention:
         heads, d, self.rank = call.heads, call.head_size, call.a["latent_rank"]
         self.rotary = call.tables[0]["rotary_size"] if call.tables else 0
         self.plain = d - self.rotary
+        epsilon = call.a.get("latent_norm_epsilon") or call.epsilon
         self.query_norm = None
         rows = x
         if call.a.get("query_rank"):
             down = linear(call.p, f"{self.name}.q_a", x)
-            self.query_norm = model.Norm(call.p, f"{self.name}.q_a_norm", "rms", call.epsilon, down)
+            self.query_norm = model.Norm(call.p, f"{self.name}.q_a_norm", "rms", epsilon, down)
             rows = self.query_norm.y
         self.query_rows = rows
         q = linear(call.p, f"{self.name}.q_b", rows).reshape(b, s, heads, d)
         down = linear(call.p, f"{self.name}.kv_a", x)
         self.latent_norm = model.Norm(
-            call.p, f"{self.name}.kv_a_norm", "rms", call.epsilon, down[..., : self.rank]
+            call.p, f"{self.name}.kv_a_norm", "rms", epsilon, down[..., : self.rank]
         )
         expanded = linear(call.p, f"{self.name}.kv_b", self.latent_norm.y).reshape(b, s, heads, -1)
         q = self._turned(q)
