@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latent_models import CASES, DENSE, LATENT, READING
 
 import libmoe
 from comparison import assert_all_close, assert_close
+from latent_models import CASES, DENSE, LATENT, READING
 from oracle.model import Model as Oracle
 from small_language_models import made
 
@@ -86,6 +86,7 @@ def test_against_float64(case: str, with_masks: bool) -> None:
             assert_close("objective", output.objective, truth.objective)
             if output.logits is not None:
                 assert_close("logits", output.logits, truth.logits)
+        assert output.hidden is not None
         d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
         dinput = model.backward(output, 1.5, d_hidden)
         d, gradients = truth.backward(1.5, d_hidden)
@@ -293,7 +294,7 @@ def test_the_cache_holds_latents(case: str) -> None:
             cache = model.cache(2, length)
             after, _ = context.memory()
             cache.close()
-            return after - before
+            return int(after - before)
 
         rotary = (arguments["rotary_tables"] or [{"rotary_size": 0}])[0]["rotary_size"]
         numbers = arguments["latent_rank"] + rotary

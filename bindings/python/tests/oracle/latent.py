@@ -36,7 +36,7 @@ class LatentAttention:
             call.p, f"{self.name}.kv_a_norm", "rms", epsilon, down[..., : self.rank]
         )
         expanded = linear(call.p, f"{self.name}.kv_b", self.latent_norm.y).reshape(b, s, heads, -1)
-        q = self._turned(q)
+        query: Any = self._turned(q)
         shared = self._turn(down[..., None, self.rank :])
         k = np.concatenate(
             [expanded[..., : self.plain], np.broadcast_to(shared, (b, s, heads, self.rotary))], axis=-1
@@ -48,7 +48,8 @@ class LatentAttention:
         options |= {name: layer[name] for name in ("window", "chunk")}
         if call.a.get("sinks"):
             options["sinks"] = call.p[f"{self.name}.sinks"]
-        self.attention = Attention(q, k, expanded[..., self.plain :], options)
+        v: Any = expanded[..., self.plain :]
+        self.attention = Attention(query, k, v, options)
         self.output = self.attention.output.reshape(b, s, heads * call.value_size)
         self.y = linear(call.p, f"{self.name}.output", self.output)
 
@@ -77,8 +78,8 @@ class LatentAttention:
             )
             return rows.reshape(b, s, -1)
 
-        d_output = through("output", self.output, d_y).reshape(b, s, call.heads, call.value_size)
-        d_q, d_k, d_v = self.attention.backward(d_output)
+        by_head: Any = through("output", self.output, d_y).reshape(b, s, call.heads, call.value_size)
+        d_q, d_k, d_v = self.attention.backward(by_head)
         if call.a.get("sinks"):
             gradients[f"{self.name}.sinks"] += self.attention.d_sinks
         d_shared = self._turn(d_k[..., self.plain :].sum(axis=2, keepdims=True), back=True)
