@@ -18,16 +18,17 @@ public struct RotaryValues {
 
   func angles(headSize: Int) -> RotaryAngles {
     RotaryAngles(
-      size: size(headSize), theta: theta, frequencies: frequencies, scale: givenScale == 0 ? 1 : givenScale)
+      size: size(headSize: headSize), theta: theta, frequencies: frequencies, scale: givenScale == 0 ? 1 : givenScale)
   }
 
   /// nil where there is no long form.
   func longAngles(headSize: Int) -> RotaryAngles? {
     longFrequencies.map {
       RotaryAngles(
-        size: size(headSize), theta: theta, frequencies: $0, scale: givenLongScale == 0 ? 1 : givenLongScale)
+        size: size(headSize: headSize), theta: theta, frequencies: $0, scale: givenLongScale == 0 ? 1 : givenLongScale)
     }
   }
 
-  private func size(_ headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
+  /// R, even: so many of a head's numbers turn.
+  public func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
 }

@@ -15,6 +15,8 @@ public func moe_model_create(
     let layers = try LayerList(config)
     var c = try ModelConfiguration(config, layers)
     try withRotaries(config, &c) { (c) throws(Fault) in
+      var c = c
+      try c.readLatent(config)
       try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
         let description = ModelDescription(config, headSize: c.headSize)
         let model = try ModelPointer.create(

@@ -143,7 +143,8 @@ class moe_model_tape(Structure):
 
 
 class moe_cache(Structure):
-    """Keys and values of the tokens so far, of B sequences that grow together."""
+    """Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come
+    from), of B sequences that grow together."""
 
 
 moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
@@ -952,6 +953,7 @@ class moe_model_config(Sized):
         ("attention_gate", c_int32),
         ("logit_bias", c_int32),
         ("embedding_dtype", c_int32),
+        ("latent_norm_epsilon", c_double),
     ]
     _words_ = {
         "norm": NORM,
