@@ -317,7 +317,7 @@ extension moe_rotary_table: Bounded {
   }
 }
 
-extension moe_model_layer: Bounded {
+extension moe_model_layer_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.flag(dense, "dense")
     try check.integer(dense_intermediate_size, "dense_intermediate_size", 0, 2147483647)
@@ -391,5 +391,23 @@ extension moe_sampling: Bounded {
     try check.number(temperature, "temperature", atLeast: 0)
     try check.integer(top_k, "top_k", 0, .max)
     try check.fraction(top_p, "top_p")
+  }
+}
+
+extension moe_pretrained_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
+    try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
+    try check.flag(inference_only, "inference_only")
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 2)
+  }
+}
+
+extension moe_pretrained_info: Bounded {}
+
+extension moe_save_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(dtype, "dtype", of: "moe_folder_dtype", last: 3)
+    try check.zero(reserved, "reserved")
   }
 }
