@@ -10,6 +10,8 @@ public struct Model {
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
   let rotaryTable: RotaryTable?  // of all layers
+  /// The folder that the parameters came from; nil where they came from none.
+  public internal(set) var origin: ModelOrigin?
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   init(
