@@ -142,6 +142,7 @@ extension Model {
   ) throws(Fault) {
     var input = input
     input.known = UnsafePointer(cache.pointee.known)
+    input.capacity = cache.pointee.capacity
     let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)

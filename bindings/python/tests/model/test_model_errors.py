@@ -78,7 +78,10 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"rotary_tables": [{"theta": 1e4, "rotary_size": 6}]}, "[0]: rotary_size = 6 exceeds head_size = 4"),
     ({"rotary_tables": [{"theta": 1e4, "frequencies": [1, 0.1]}]}, "[0]: theta = 10000 beside frequencies"),
     ({"rotary_tables": [{"frequencies": [1]}]}, "rotary_tables[0]: frequencies: expected 2 numbers"),
-    ({"rotary_tables": [{"frequencies": [1, 2]}]}, "[0]: frequencies[1] = 2 is not in -1 ... 1"),
+    (
+        {"rotary_tables": [{"frequencies": [1, 2**21]}]},
+        "frequencies[1] = 2097152 is not in -1048576 ...",
+    ),
     ({"rotary_tables": [{"frequencies": [1, float("nan")]}]}, "[0]: frequencies[1] = nan is not in"),
     ({"rotary_tables": [{"theta": 1e4, "scale": float("inf")}]}, "rotary_tables[0]: scale = inf"),
     (
