@@ -65,8 +65,9 @@ struct FolderConfiguration {
     }
     if model.qk_norm == number(MOE_QK_NORM_PLAIN), try keys.flag("use_qk_norm") == false { model.qk_norm = 0 }
     if model.temperature_scale != 0, keys.value("attn_temperature_tuning").map({ $0.kind == .no }) ?? false {
-      (model.temperature_scale, model.temperature_floor) = (0, 0)
+      model.temperature_scale = 0
     }
+    if model.temperature_scale == 0 { model.temperature_floor = 0 }
     // Several shared experts are one that is as wide as all.
     if moe.n_shared_experts > 1 {
       moe.shared_intermediate_size = moe.n_shared_experts.multipliedReportingOverflow(by: moe.intermediate_size).partialValue
@@ -137,7 +138,14 @@ struct FolderConfiguration {
       let own = model.attention_scale == 0 ? 1 / Double(headSize).squareRoot() : model.attention_scale
       model.attention_scale = own * rotary.scoreScale
     }
-    let allTurn = layers.map { layers in (0..<Int(model.n_layers)).allSatisfy { layers[$0].rotary == 0 } } ?? true
+    var (allTurn, someTurn) = (true, false)
+    for n in 0..<Int(model.n_layers) {
+      let turns = layers.map { $0[n].rotary == 0 } ?? true
+      (allTurn, someTurn) = (allTurn && turns, someTurn || turns)
+    }
+    // What is of layers without rotation, or of those with, says nothing where there are none.
+    if allTurn { (model.temperature_scale, model.temperature_floor) = (0, 0) }
+    if !someTurn && model.qk_norm == number(MOE_QK_NORM_PLAIN) { model.qk_norm = 0 }
     if allTurn && !isLatent && rotary.isPlain(headSize: headSize) {
       model.rope_theta = rotary.stretch.theta
       return

@@ -93,7 +93,24 @@ public func moe_model_load(
     moe_model_free(model)
     return loaded
   }
+  let prepared = prepare(model, opening.pointee)
+  if prepared != MOE_OK {
+    moe_model_free(model)
+    return prepared
+  }
   out!.pointee = model
+  return MOE_OK
+}
+
+/// Packs the experts of each MoE layer, where the options say so.
+private func prepare(_ model: OpaquePointer?, _ folder: Folder) -> moe_status {
+  if folder.options.prepared == 0 { return MOE_OK }
+  for n in 0..<folder.model.n_layers where ModelPointer(model!).pointee.configuration.isMoE(Int(n)) {
+    var layer: OpaquePointer?
+    var status = moe_model_layer(model, n, &layer)
+    if status == MOE_OK { status = moe_layer_prepare(layer, folder.options.prepared) }
+    if status != MOE_OK { return status }
+  }
   return MOE_OK
 }
 
@@ -104,6 +121,6 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 
 extension Folder {
   func load(_ model: ModelPointer) throws(Fault) {
-    try model.load(source, shapes, type: type, progress)
+    try model.load(source, shapes, type: type, expertLimit: expertLimit, progress)
   }
 }
