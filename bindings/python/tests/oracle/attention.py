@@ -60,6 +60,8 @@ class Attention:
         d_out = doutput.astype(np.float64).transpose(0, 2, 1, 3)
         d_weights = d_out @ self.v.transpose(0, 1, 3, 2) * self.kept
         mean = (d_weights * self.weights).sum(axis=-1, keepdims=True)
+        # What slopes are differences of, times keys or queries: gradients near 0 are right to so much of it.
+        self.terms = np.abs(d_weights).max() * self.scale * max(np.abs(self.q).max(), np.abs(self.k).max())
         d_scores = self.weights * (d_weights - mean) * self.scale
         self.d_sinks = -(self.sunk * mean).sum(axis=(0, 2, 3))
         d_key = self._over_groups(d_scores.transpose(0, 1, 3, 2) @ self.q)
