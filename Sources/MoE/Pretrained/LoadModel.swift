@@ -72,7 +72,8 @@ struct ModelLoading {
       }
       for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
         throw .invalid(
-          "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the file, \(shape[dimension]) by config.json")
+          "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the file, \(shape[dimension]) by config.json"
+        )
       }
       _ = try form(tensor)
       return index

@@ -101,7 +101,8 @@ public struct PretrainedSource {
         "the weights are a Python pickle: load them with transformers, and save_pretrained them: \(paths.path(""))")
     }
     throw .invalid(
-      "there is neither model.safetensors nor model.safetensors.index.json: \(paths.path("")): download the weights too")
+      "there is neither model.safetensors nor model.safetensors.index.json: \(paths.path("")): download the weights too"
+    )
   }
 }
 

@@ -86,7 +86,8 @@ struct Folder {
     let others = info.parameter_bytes - info.expert_bytes
     if configuration.moeLayers == 0 || others >= most {
       throw .invalid(
-        "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that")
+        "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
+      )
     }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
     expertLimit = (most - others) / configuration.moeLayers
@@ -101,7 +102,8 @@ struct Folder {
     (info.n_left_tensors, info.n_tensors) = (Int64(survey.left), Int64(source.tensorCount))
     info.n_parameters = Int64(survey.all)
     let (experts, used) = (Int(moe.pointee.n_experts), Int(moe.pointee.top_k))
-    info.n_active = Int64(survey.all - survey.experts + (experts > 0 ? survey.experts / experts * min(used, experts) : 0))
+    info.n_active = Int64(
+      survey.all - survey.experts + (experts > 0 ? survey.experts / experts * min(used, experts) : 0))
     info.n_moe_layers = Int64(configuration.moeLayers)
     info.dtype = type.folder
     info.file_bytes = survey.bytes

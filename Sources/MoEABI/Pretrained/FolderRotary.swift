@@ -49,7 +49,9 @@ struct FolderRotary {
       return size
     }
     let part = try either("partial_rotary_factor") ?? keys.family.table.pointee.rotated
-    if !(part > 0 && part <= 1) { throw .invalid("config.json: partial_rotary_factor = \(part) is not above 0 and up to 1") }
+    if !(part > 0 && part <= 1) {
+      throw .invalid("config.json: partial_rotary_factor = \(part) is not above 0 and up to 1")
+    }
     return Int(Double(headSize) * part)
   }
 

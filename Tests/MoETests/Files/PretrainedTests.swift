@@ -108,7 +108,9 @@ import Testing
     #expect(qkv[8 * 8] == (try number(of: layer + "self_attn.k_proj.weight")))
     #expect(qkv[12 * 8 + 9] == (try number(of: layer + "self_attn.v_proj.weight")) + 9.0 / 1024)
     #expect(try values(model, "output.weight")[0] == (try number(of: "lm_head.weight")))
-    #expect(try values(model, "layers.0.ffn.experts.down.weight")[5] == (try number(of: "model.layers.0.mlp.down_proj.weight")) + 5.0 / 1024)
+    #expect(
+      try values(model, "layers.0.ffn.experts.down.weight")[5]
+        == (try number(of: "model.layers.0.mlp.down_proj.weight")) + 5.0 / 1024)
     let gates = try values(model, "layers.1.ffn.experts.gate.weight")
     #expect(gates[2 * 32 + 31] == (try number(of: layer + "mlp.experts.2.gate_proj.weight")) + 31.0 / 1024)
   }
@@ -224,11 +226,14 @@ import Testing
   @Test func whatTheConfigSaysWrongIsNamed() throws {
     let cases: [(String, String?, String)] = [
       ("model_type", "\"jamba\"", "jamba"), ("model_type", "\"nobody\"", "nobody"), ("model_type", nil, "model_type"),
-      ("hidden_size", nil, "hidden_size"), ("hidden_size", "-8", "hidden_size"), ("hidden_size", "1e300", "hidden_size"),
-      ("hidden_size", "8.5", "hidden_size"), ("hidden_size", "\"8\"", "hidden_size"), ("hidden_size", "16", "dimension"),
+      ("hidden_size", nil, "hidden_size"), ("hidden_size", "-8", "hidden_size"),
+      ("hidden_size", "1e300", "hidden_size"),
+      ("hidden_size", "8.5", "hidden_size"), ("hidden_size", "\"8\"", "hidden_size"),
+      ("hidden_size", "16", "dimension"),
       ("num_hidden_layers", "2147483647", "num_hidden_layers"), ("num_hidden_layers", "3", "numbers"),
       ("num_attention_heads", "0", "num_attention_heads"), ("num_key_value_heads", "7", "num_key_value_heads"),
-      ("head_dim", "99999999", "head_dim"), ("vocab_size", "2000000000", "numbers"), ("num_experts", "1000000000", "numbers"),
+      ("head_dim", "99999999", "head_dim"), ("vocab_size", "2000000000", "numbers"),
+      ("num_experts", "1000000000", "numbers"),
       ("hidden_act", "\"gelu\"", "hidden_act"), ("a_new_key", "1", "a_new_key"), ("layer_norm", "true", "layer_norm"),
       ("norm_topk_prob", "3", "norm_topk_prob"), ("rms_norm_eps", "true", "rms_norm_eps"),
       ("rope_parameters", "{\"rope_type\": \"dynamic\"}", "rope_type"),
@@ -257,7 +262,9 @@ import Testing
     refused("v_proj", load().0)
     try writeWeights(all.map { $0.0 == "model.layers.1.self_attn.v_proj.weight" ? ($0.0, [8, 4]) : $0 })
     refused("v_proj", load().0)
-    for name in ["model.layers.1.self_attn.q_proj.bias", "model.layers.0.mlp.shared_expert.up_proj.weight", "other.weight"] {
+    for name in [
+      "model.layers.1.self_attn.q_proj.bias", "model.layers.0.mlp.shared_expert.up_proj.weight", "other.weight",
+    ] {
       try writeWeights(all + [(name, [8])])
       refused(String(name.split(separator: ".").dropLast().last!), load().0)
     }
