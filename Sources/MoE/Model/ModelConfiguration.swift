@@ -41,6 +41,7 @@ public struct ModelConfiguration {
   public var attentionScale: Float?  // of q . k; nil = 1 / sqrt(D)
   public var attentionGate = false  // output . sigmoid(gate), before the output projection
   public var sinks = false
+  public var latent: LatentConfiguration?  // where keys and values come from latents
   public var temperature: Temperature?
   public var tiedOutput = false
   public var weights = ElementType.f32

@@ -43,7 +43,14 @@ struct ModelRotary {
   }
 }
 
-/// The turn of a layer's queries and keys, which stand side by side, by their positions.
+/// Heads that turn, in rows of tokens.
+struct TurningHeads {
+  let count: Int
+  let size: Int  // floats from one head to the next
+  let stride: Int  // floats from one token to the next
+}
+
+/// The turn of some heads of a layer by their tokens' positions.
 struct ModelRotation {
   private let work: BlockWork
   private let rotary: ModelRotary
@@ -62,20 +69,20 @@ struct ModelRotation {
   }
 
   /// nil where layer n has none.
-  init?(_ arena: inout Arena, _ work: BlockWork, forBackward: Bool) {
+  init?(_ arena: inout Arena, _ work: BlockWork, _ heads: TurningHeads, forBackward: Bool) {
     guard let number = work.layer.rotary else { return nil }
-    let (c, input) = (work.c, work.input)
+    let input = work.input
     self.work = work
     rotary = work.model.rotaries[number]
     var turn = Rotary(
-      heads: c.heads + c.keyHeads, headSize: c.headSize, stride: c.projected, positions: input.positions,
+      heads: heads.count, headSize: heads.size, stride: heads.stride, positions: input.positions,
       sequenceLength: input.length, firstPosition: 0, inverse: false)
     forth = Turns(&arena, turn, rotary, in: work.context)
     turn.inverse = true
     back = forBackward ? Turns(&arena, turn, rotary, in: work.context) : nil
   }
 
-  /// Rows [T, projected], in place.
+  /// Rows from the first head's first number that turns on, in place.
   func run(_ x: UnsafeMutablePointer<Float>) throws(Fault) { try run(forth, x) }
 
   /// Their gradients.

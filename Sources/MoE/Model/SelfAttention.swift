@@ -73,7 +73,7 @@ struct SelfAttentionForward {
   /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
   /// the cache has no gaps.
   private func attend(to cache: CachedLayer) throws(Fault) {
-    cache.append(heads, input, stride: c.projected)
+    cache.append(input, keys: heads.key, values: heads.value, stride: c.projected)
     if input.validMask != nil { arrays.output.update(repeating: 0, count: input.tokens * c.outputs) }
     for sequence in 0..<input.sequences {
       var known = cache.known[sequence]
@@ -174,7 +174,7 @@ extension AttentionCall {
   }
 
   /// What attention of a layer is like, whatever tokens it is over.
-  private mutating func take(_ work: BlockWork) {
+  mutating func take(_ work: BlockWork) {
     if let own = work.c.attentionScale { scale = own }
     (masks.window, masks.chunk) = (work.layer.window, work.layer.chunk)
     sinks = work[.sinks]?.constants

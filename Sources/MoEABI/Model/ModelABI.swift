@@ -24,6 +24,8 @@ func createModel(
   var c = try ModelConfiguration(config, layers)
   c.startsRandom = startsRandom
   try withRotaries(config, &c) { (c) throws(Fault) in
+    var c = c
+    try c.readLatent(config)
     try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
       let description = ModelDescription(config, headSize: c.headSize)
       let model = try ModelPointer.create(
