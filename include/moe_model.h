@@ -402,7 +402,7 @@ typedef struct moe_model_config {
   int32_t sinks;           /**< 1: attention.sinks [heads], see moe_attention_config */
   int32_t attention_gate;  /**< 1: output . sigmoid(gate) before the output projection, the gates being projected beside queries,
                                 keys and values (Qwen3.5) */
-  int32_t logit_bias;      /**< 1: output.bias [V] (PhiMoE); not tied */
+  int32_t logit_bias;      /**< 1: output.bias [V] (PhiMoE), also where the output is tied (ERNIE-4.5) */
   int32_t embedding_dtype; /**< MOE_DTYPE_F32 or BF16, of embed.weight, and of the output where it is tied */
   double latent_norm_epsilon; /**< 0 = norm_epsilon; else as in moe_norm_config: of q_a_norm and kv_a_norm, with latent_rank (DeepSeek's
                                    code has 1e-6 there, whatever its other norms have) */

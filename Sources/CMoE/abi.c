@@ -3,6 +3,7 @@
  * Written by scripts/abi; do not edit. */
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 _Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
@@ -64,7 +65,7 @@ _Static_assert(offsetof(moe_expert_group, glu_alpha) == 36, "moe_expert_group.gl
 _Static_assert(offsetof(moe_expert_group, glu_offset) == 40, "moe_expert_group.glu_offset");
 _Static_assert(offsetof(moe_expert_group, reserved) == 44, "moe_expert_group.reserved");
 
-_Static_assert(sizeof(moe_layer_config) == 408, "moe_layer_config");
+_Static_assert(sizeof(moe_layer_config) == 416, "moe_layer_config");
 _Static_assert(offsetof(moe_layer_config, struct_size) == 0, "moe_layer_config.struct_size");
 _Static_assert(offsetof(moe_layer_config, hidden_size) == 8, "moe_layer_config.hidden_size");
 _Static_assert(offsetof(moe_layer_config, n_experts) == 16, "moe_layer_config.n_experts");
@@ -143,6 +144,7 @@ _Static_assert(offsetof(moe_layer_config, balance_coef) == 384, "moe_layer_confi
 _Static_assert(offsetof(moe_layer_config, z_coef) == 388, "moe_layer_config.z_coef");
 _Static_assert(offsetof(moe_layer_config, losses) == 392, "moe_layer_config.losses");
 _Static_assert(offsetof(moe_layer_config, n_losses) == 400, "moe_layer_config.n_losses");
+_Static_assert(offsetof(moe_layer_config, shared_bias) == 408, "moe_layer_config.shared_bias");
 
 _Static_assert(sizeof(moe_forward_options) == 160, "moe_forward_options");
 _Static_assert(offsetof(moe_forward_options, struct_size) == 0, "moe_forward_options.struct_size");
@@ -536,3 +538,39 @@ _Static_assert(offsetof(moe_sampling, temperature) == 8, "moe_sampling.temperatu
 _Static_assert(offsetof(moe_sampling, top_k) == 16, "moe_sampling.top_k");
 _Static_assert(offsetof(moe_sampling, top_p) == 24, "moe_sampling.top_p");
 _Static_assert(offsetof(moe_sampling, seed) == 32, "moe_sampling.seed");
+
+_Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
+_Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
+_Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
+_Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
+_Static_assert(offsetof(moe_pretrained_options, inference_only) == 16, "moe_pretrained_options.inference_only");
+_Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained_options.prepared");
+_Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
+_Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
+_Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
+
+_Static_assert(sizeof(moe_pretrained_info) == 112, "moe_pretrained_info");
+_Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");
+_Static_assert(offsetof(moe_pretrained_info, model_type) == 8, "moe_pretrained_info.model_type");
+_Static_assert(offsetof(moe_pretrained_info, ignored_keys) == 16, "moe_pretrained_info.ignored_keys");
+_Static_assert(offsetof(moe_pretrained_info, left_tensors) == 24, "moe_pretrained_info.left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_left_tensors) == 32, "moe_pretrained_info.n_left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_tensors) == 40, "moe_pretrained_info.n_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_parameters) == 48, "moe_pretrained_info.n_parameters");
+_Static_assert(offsetof(moe_pretrained_info, n_active) == 56, "moe_pretrained_info.n_active");
+_Static_assert(offsetof(moe_pretrained_info, n_moe_layers) == 64, "moe_pretrained_info.n_moe_layers");
+_Static_assert(offsetof(moe_pretrained_info, dtype) == 72, "moe_pretrained_info.dtype");
+_Static_assert(offsetof(moe_pretrained_info, reserved) == 76, "moe_pretrained_info.reserved");
+_Static_assert(offsetof(moe_pretrained_info, file_bytes) == 80, "moe_pretrained_info.file_bytes");
+_Static_assert(offsetof(moe_pretrained_info, parameter_bytes) == 88, "moe_pretrained_info.parameter_bytes");
+_Static_assert(offsetof(moe_pretrained_info, expert_bytes) == 96, "moe_pretrained_info.expert_bytes");
+_Static_assert(offsetof(moe_pretrained_info, max_positions) == 104, "moe_pretrained_info.max_positions");
+
+_Static_assert(sizeof(moe_save_options) == 48, "moe_save_options");
+_Static_assert(offsetof(moe_save_options, struct_size) == 0, "moe_save_options.struct_size");
+_Static_assert(offsetof(moe_save_options, dtype) == 8, "moe_save_options.dtype");
+_Static_assert(offsetof(moe_save_options, reserved) == 12, "moe_save_options.reserved");
+_Static_assert(offsetof(moe_save_options, max_shard_size) == 16, "moe_save_options.max_shard_size");
+_Static_assert(offsetof(moe_save_options, config) == 24, "moe_save_options.config");
+_Static_assert(offsetof(moe_save_options, progress) == 32, "moe_save_options.progress");
+_Static_assert(offsetof(moe_save_options, progress_user) == 40, "moe_save_options.progress_user");

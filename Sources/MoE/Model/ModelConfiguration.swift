@@ -60,6 +60,8 @@ public struct ModelConfiguration {
   public var pooledCoefficient = 0.0
   public var initDeviation: Double?
   public var trainable = true
+  /// Whether parameters have initial values, which who overwrites all of them has no use for.
+  public var startsRandom = true
   public var seed: UInt64 = 0
 
   public init(hidden: Int, layers: Int, heads: Int, keyHeads: Int, headSize: Int) {

@@ -48,7 +48,7 @@ extension LayerPointer {
     _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, in context: ContextPointer
   ) throws(Fault) -> LayerPointer {
     var own = values
-    own.seed = c.seed(ofFeedForward: n)
+    (own.seed, own.startsRandom) = (c.seed(ofFeedForward: n), c.startsRandom)
     if c.isMoE(n) { return try create(own, in: context) }
     var group = own.groups[0].wide(c.layer(n).denseSize)
     return try withUnsafePointer(to: &group) { (groups) throws(Fault) in
@@ -88,7 +88,7 @@ extension UnsafeMutablePointer where Pointee == Model {
       parts.free(allocator, layers: c.layers)
       throw error
     }
-    parts.parameters.initialise(c, context.kernels)
+    if c.startsRandom { parts.parameters.initialise(c, context.kernels) } else { parts.parameters.zeroGrad() }
     for number in 0..<given.rotaryCount {
       parts.model.pointee.rotaries[number].fill(given.rotaries![number], headSize: given.headSize)
     }
@@ -102,6 +102,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     for n in 0..<layers { pointee.feedForwards[n]?.free() }
     pointee.parameters.free(allocator: allocator)
     pointee.list.free(allocator)
+    pointee.origin?.free(allocator)
     allocator.deallocate(UnsafeMutableRawPointer(mutating: pointee.rotaries))
     allocator.deallocate(self)
     context.release()

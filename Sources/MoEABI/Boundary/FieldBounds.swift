@@ -107,6 +107,7 @@ extension moe_layer_config: Bounded {
     try check.number(balance_coef, "balance_coef", atLeast: 0)
     try check.number(z_coef, "z_coef", atLeast: 0)
     try check.integer(n_losses, "n_losses", 0, 16)
+    try check.word(shared_bias, "shared_bias", of: "moe_bias", last: 2)
   }
 }
 
@@ -395,5 +396,23 @@ extension moe_sampling: Bounded {
     try check.number(temperature, "temperature", atLeast: 0)
     try check.integer(top_k, "top_k", 0, .max)
     try check.fraction(top_p, "top_p")
+  }
+}
+
+extension moe_pretrained_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
+    try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
+    try check.flag(inference_only, "inference_only")
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 2)
+  }
+}
+
+extension moe_pretrained_info: Bounded {}
+
+extension moe_save_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(dtype, "dtype", of: "moe_folder_dtype", last: 3)
+    try check.zero(reserved, "reserved")
   }
 }

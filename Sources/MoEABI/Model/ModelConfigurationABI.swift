@@ -115,9 +115,6 @@ extension ModelConfiguration {
     if logitCap == 0 && config.logit_softcap != 0 {
       throw .invalid("logit_softcap = \(config.logit_softcap) is 0 in float32")
     }
-    if logitBias && tiedOutput {
-      throw .invalid("logit_bias = 1, but tied_output = 1: a tied output has none; set one of them to 0")
-    }
     if vocabulary > 0 { return }
     let name: StaticString? =
       logitBias ? "logit_bias" : config.logit_scale != 0 ? "logit_scale" : logitCap > 0 ? "logit_softcap" : nil

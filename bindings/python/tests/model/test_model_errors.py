@@ -102,7 +102,6 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"vocabulary_size": 0, "logit_scale": 2.0}, "logit_scale is not 0, but vocabulary_size = 0"),
     ({"vocabulary_size": 0, "logit_softcap": 2.0}, "logit_softcap is not 0, but vocabulary_size = 0"),
     ({"logit_softcap": -2.0}, "logit_softcap = -2"),
-    ({"logit_bias": True}, "logit_bias = 1, but tied_output = 1"),
     ({"embedding_dtype": "f16"}, "embedding_dtype = 'f16'; choose one of"),
     ({"attention_gate": True, "value_head_size": 2**30}, "value_head_size"),
 ]
