@@ -534,3 +534,16 @@ _Static_assert(offsetof(moe_sampling, min_p) == 40, "moe_sampling.min_p");
 _Static_assert(offsetof(moe_sampling, repetition_penalty) == 48, "moe_sampling.repetition_penalty");
 _Static_assert(offsetof(moe_sampling, history) == 56, "moe_sampling.history");
 _Static_assert(offsetof(moe_sampling, n_history) == 64, "moe_sampling.n_history");
+
+_Static_assert(sizeof(moe_generation) == 88, "moe_generation");
+_Static_assert(offsetof(moe_generation, struct_size) == 0, "moe_generation.struct_size");
+_Static_assert(offsetof(moe_generation, max_new_tokens) == 8, "moe_generation.max_new_tokens");
+_Static_assert(offsetof(moe_generation, eos) == 16, "moe_generation.eos");
+_Static_assert(offsetof(moe_generation, n_eos) == 24, "moe_generation.n_eos");
+_Static_assert(offsetof(moe_generation, sampling) == 32, "moe_generation.sampling");
+_Static_assert(offsetof(moe_generation, seeds) == 40, "moe_generation.seeds");
+_Static_assert(offsetof(moe_generation, chunk_tokens) == 48, "moe_generation.chunk_tokens");
+_Static_assert(offsetof(moe_generation, memory_limit) == 56, "moe_generation.memory_limit");
+_Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
+_Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
+_Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");

@@ -3,6 +3,7 @@ public struct OutgoingTensor {
   enum Contents {
     case memory(UnsafeRawPointer)
     case matrices(OutgoingMatrices)
+    case rows(SequenceRows)
   }
 
   let name: UnsafePointer<CChar>
@@ -61,6 +62,8 @@ func writeSafetensors<T: OutgoingTensors>(
     switch tensor.contents {
     case .memory(let memory): try output.write(memory, count: tensor.bytes)
     case .matrices(let matrices): try matrices.write(tensor.type, to: &output)
+    case .rows(let rows):
+      try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
     }
   }
   // Reading the header finds names that are there twice, or are no text.

@@ -39,9 +39,7 @@ extension moe_sampling {
   func history(vocabulary: Int, _ operands: inout Operands) throws(Fault) -> UnsafeBufferPointer<Int32> {
     let count = Int(n_history)
     let tokens = try operands.reads(history, count, "sampling.history")
-    for i in 0..<count where tokens[i] < 0 || tokens[i] >= vocabulary {
-      throw .invalid("sampling.history[\(i)] = \(Int(tokens[i])) is not one of vocabulary_size = \(vocabulary)")
-    }
+    try requireTokens(tokens, count, "sampling.history", vocabulary: vocabulary)
     return UnsafeBufferPointer(start: tokens, count: count)
   }
 }

@@ -274,3 +274,8 @@ extension moe_sampling {
 public func moe_sampling_init(_ given: UnsafeMutablePointer<moe_sampling>?, _ struct_size: Int) {
   initialise(given, struct_size, .standard)
 }
+
+@implementation @_cdecl("moe_generation_init")
+public func moe_generation_init(_ given: UnsafeMutablePointer<moe_generation>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_generation())
+}
