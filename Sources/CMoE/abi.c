@@ -4,7 +4,7 @@
 #include "moe_experts.h"
 #include "moe_model.h"
 
-_Static_assert(sizeof(moe_context_config) == 88, "moe_context_config");
+_Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
 _Static_assert(offsetof(moe_context_config, n_threads) == 8, "moe_context_config.n_threads");
 _Static_assert(offsetof(moe_context_config, matmul) == 12, "moe_context_config.matmul");
@@ -18,6 +18,7 @@ _Static_assert(offsetof(moe_context_config, cancel_user) == 64, "moe_context_con
 _Static_assert(offsetof(moe_context_config, instructions) == 72, "moe_context_config.instructions");
 _Static_assert(offsetof(moe_context_config, reserved) == 76, "moe_context_config.reserved");
 _Static_assert(offsetof(moe_context_config, memory_limit) == 80, "moe_context_config.memory_limit");
+_Static_assert(offsetof(moe_context_config, host_threads) == 88, "moe_context_config.host_threads");
 
 _Static_assert(sizeof(moe_phase_time) == 40, "moe_phase_time");
 _Static_assert(offsetof(moe_phase_time, struct_size) == 0, "moe_phase_time.struct_size");
@@ -402,7 +403,7 @@ _Static_assert(offsetof(moe_embedding_config, n_positions) == 32, "moe_embedding
 _Static_assert(offsetof(moe_embedding_config, sequence_length) == 40, "moe_embedding_config.sequence_length");
 _Static_assert(offsetof(moe_embedding_config, first_position) == 48, "moe_embedding_config.first_position");
 
-_Static_assert(sizeof(moe_cross_entropy_config) == 56, "moe_cross_entropy_config");
+_Static_assert(sizeof(moe_cross_entropy_config) == 88, "moe_cross_entropy_config");
 _Static_assert(offsetof(moe_cross_entropy_config, struct_size) == 0, "moe_cross_entropy_config.struct_size");
 _Static_assert(offsetof(moe_cross_entropy_config, n_tokens) == 8, "moe_cross_entropy_config.n_tokens");
 _Static_assert(offsetof(moe_cross_entropy_config, hidden_size) == 16, "moe_cross_entropy_config.hidden_size");
@@ -411,6 +412,10 @@ _Static_assert(offsetof(moe_cross_entropy_config, weight_dtype) == 32, "moe_cros
 _Static_assert(offsetof(moe_cross_entropy_config, ignore_index) == 36, "moe_cross_entropy_config.ignore_index");
 _Static_assert(offsetof(moe_cross_entropy_config, label_smoothing) == 40, "moe_cross_entropy_config.label_smoothing");
 _Static_assert(offsetof(moe_cross_entropy_config, d_loss) == 48, "moe_cross_entropy_config.d_loss");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_scale) == 56, "moe_cross_entropy_config.logit_scale");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_softcap) == 64, "moe_cross_entropy_config.logit_softcap");
+_Static_assert(offsetof(moe_cross_entropy_config, bias) == 72, "moe_cross_entropy_config.bias");
+_Static_assert(offsetof(moe_cross_entropy_config, dbias) == 80, "moe_cross_entropy_config.dbias");
 
 _Static_assert(sizeof(moe_rotary_table) == 56, "moe_rotary_table");
 _Static_assert(offsetof(moe_rotary_table, rotary_size) == 0, "moe_rotary_table.rotary_size");
