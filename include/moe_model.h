@@ -323,13 +323,13 @@ typedef struct moe_rotary_table {
 } moe_rotary_table;
 
 /** One layer of a model whose layers differ. */
-typedef struct moe_model_layer {
+typedef struct moe_model_layer_config {
   int32_t dense;     /**< 1 = its ffn is dense; 0 = MoE where the model has `moe` */
   int32_t rotary;    /**< a number: which of rotary_tables turns it, from 0; -1 = none does */
   int64_t window;    /**< as moe_attention_config.window; 0 = all keys */
   int64_t chunk;     /**< as moe_attention_config.chunk; 0 = none */
   int64_t dense_intermediate_size; /**< of a dense layer, 0 to 2^31 - 1; 0 = the model's */
-} moe_model_layer;
+} moe_model_layer_config;
 
 /** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
@@ -375,7 +375,7 @@ typedef struct moe_model_config {
   const moe_rotary_table *rotary_tables; /**< [n_rotary_tables], nullable, copied; with rope_theta 0.  Layers have the first, where
                                 `layers` does not say otherwise */
   int64_t n_rotary_tables; /**< 0 to 64 */
-  const moe_model_layer *layers; /**< [n_layers], nullable, copied: layers that differ; then moe_every is 0 */
+  const moe_model_layer_config *layers; /**< [n_layers], nullable, copied: layers that differ; then moe_every is 0 */
   double attention_scale;  /**< finite: of q . k; 0 = 1 / sqrt(D) */
   double embedding_scale;  /**< finite: times the embedded tokens; 0 = 1 */
   double residual_scale;   /**< finite: times what attention and ffn add to the residual; 0 = 1 */

@@ -421,12 +421,12 @@ _Static_assert(offsetof(moe_rotary_table, long_frequencies) == 32, "moe_rotary_t
 _Static_assert(offsetof(moe_rotary_table, long_scale) == 40, "moe_rotary_table.long_scale");
 _Static_assert(offsetof(moe_rotary_table, original_length) == 48, "moe_rotary_table.original_length");
 
-_Static_assert(sizeof(moe_model_layer) == 32, "moe_model_layer");
-_Static_assert(offsetof(moe_model_layer, dense) == 0, "moe_model_layer.dense");
-_Static_assert(offsetof(moe_model_layer, rotary) == 4, "moe_model_layer.rotary");
-_Static_assert(offsetof(moe_model_layer, window) == 8, "moe_model_layer.window");
-_Static_assert(offsetof(moe_model_layer, chunk) == 16, "moe_model_layer.chunk");
-_Static_assert(offsetof(moe_model_layer, dense_intermediate_size) == 24, "moe_model_layer.dense_intermediate_size");
+_Static_assert(sizeof(moe_model_layer_config) == 32, "moe_model_layer_config");
+_Static_assert(offsetof(moe_model_layer_config, dense) == 0, "moe_model_layer_config.dense");
+_Static_assert(offsetof(moe_model_layer_config, rotary) == 4, "moe_model_layer_config.rotary");
+_Static_assert(offsetof(moe_model_layer_config, window) == 8, "moe_model_layer_config.window");
+_Static_assert(offsetof(moe_model_layer_config, chunk) == 16, "moe_model_layer_config.chunk");
+_Static_assert(offsetof(moe_model_layer_config, dense_intermediate_size) == 24, "moe_model_layer_config.dense_intermediate_size");
 
 _Static_assert(sizeof(moe_model_config) == 312, "moe_model_config");
 _Static_assert(offsetof(moe_model_config, struct_size) == 0, "moe_model_config.struct_size");

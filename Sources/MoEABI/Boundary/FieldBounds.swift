@@ -317,7 +317,7 @@ extension moe_rotary_table: Bounded {
   }
 }
 
-extension moe_model_layer: Bounded {
+extension moe_model_layer_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.flag(dense, "dense")
     try check.integer(dense_intermediate_size, "dense_intermediate_size", 0, 2147483647)

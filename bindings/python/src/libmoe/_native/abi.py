@@ -875,7 +875,7 @@ class moe_rotary_table(Struct):
     ]
 
 
-class moe_model_layer(Struct):
+class moe_model_layer_config(Struct):
     """One layer of a model whose layers differ."""
 
     _fields_ = [
@@ -926,7 +926,7 @@ class moe_model_config(Sized):
         ("seed", c_uint64),
         ("rotary_tables", POINTER(moe_rotary_table)),
         ("n_rotary_tables", c_int64),
-        ("layers", POINTER(moe_model_layer)),
+        ("layers", POINTER(moe_model_layer_config)),
         ("attention_scale", c_double),
         ("embedding_scale", c_double),
         ("residual_scale", c_double),
