@@ -14,7 +14,7 @@
  * References: [Attention 2017] arXiv:1706.03762; [LayerNorm 2016] arXiv:1607.06450; [RMSNorm 2019] arXiv:1910.07467;
  * [RoPE 2021] arXiv:2104.09864; [GQA 2023] arXiv:2305.13245; [Online softmax 2018] arXiv:1805.02867;
  * [FlashAttention 2022] arXiv:2205.14135; [Pre-LN 2020] arXiv:2002.04745; [Label smoothing 2015] arXiv:1512.00567;
- * [Top-p 2019] arXiv:1904.09751; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
+ * [Top-p 2019] arXiv:1904.09751; [Min-p 2024] arXiv:2407.01082; [CTRL 2019] arXiv:1909.05858; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
  * [LongRoPE 2024] arXiv:2402.13753; [MLA 2024] arXiv:2405.04434; [QK norm 2023] arXiv:2302.05442.
  */
 #ifndef MOE_MODEL_H
@@ -596,7 +596,8 @@ MOE_API void moe_read_options_init(moe_read_options *options, size_t struct_size
 MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cache *cache, const int32_t *tokens,
                                                  int64_t n, const moe_read_options *options, float *logits);
 
-/** How the next token is drawn. */
+/** How the next token is drawn: repetition_penalty first, then temperature, top_k, top_p and min_p, each of what the one before
+ *  has left. */
 typedef struct moe_sampling {
   size_t struct_size;
   double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
@@ -604,9 +605,15 @@ typedef struct moe_sampling {
   double top_p;       /**< [0, 1]: of the fewest, most likely tokens whose probabilities reach p, at least one
                            [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
+  double min_p;       /**< [0, 1]: of the tokens at least min_p times as likely as the most likely one [Min-p 2024]; 0 = all */
+  double repetition_penalty; /**< finite, at least 0: logits of the tokens in history, of each once, are divided by it where they
+                                  are positive, and multiplied with it where they are negative, also for greedy [CTRL 2019];
+                                  1, and 0, change none */
+  const int32_t *history; /**< [n_history], nullable: the sequence so far, or what of it is penalised */
+  int64_t n_history;  /**< 0 to 2^31 - 1 */
 } moe_sampling;
 
-#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0 }
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0, 0.0, 0.0, NULL, 0 }
 
 /** Fill `sampling` as MOE_SAMPLING_INIT does.  NULL is ignored. */
 MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);

@@ -524,9 +524,13 @@ _Static_assert(offsetof(moe_read_options, struct_size) == 0, "moe_read_options.s
 _Static_assert(offsetof(moe_read_options, valid_mask) == 8, "moe_read_options.valid_mask");
 _Static_assert(offsetof(moe_read_options, positions) == 16, "moe_read_options.positions");
 
-_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling");
+_Static_assert(sizeof(moe_sampling) == 72, "moe_sampling");
 _Static_assert(offsetof(moe_sampling, struct_size) == 0, "moe_sampling.struct_size");
 _Static_assert(offsetof(moe_sampling, temperature) == 8, "moe_sampling.temperature");
 _Static_assert(offsetof(moe_sampling, top_k) == 16, "moe_sampling.top_k");
 _Static_assert(offsetof(moe_sampling, top_p) == 24, "moe_sampling.top_p");
 _Static_assert(offsetof(moe_sampling, seed) == 32, "moe_sampling.seed");
+_Static_assert(offsetof(moe_sampling, min_p) == 40, "moe_sampling.min_p");
+_Static_assert(offsetof(moe_sampling, repetition_penalty) == 48, "moe_sampling.repetition_penalty");
+_Static_assert(offsetof(moe_sampling, history) == 56, "moe_sampling.history");
+_Static_assert(offsetof(moe_sampling, n_history) == 64, "moe_sampling.n_history");

@@ -391,5 +391,8 @@ extension moe_sampling: Bounded {
     try check.number(temperature, "temperature", atLeast: 0)
     try check.integer(top_k, "top_k", 0, .max)
     try check.fraction(top_p, "top_p")
+    try check.fraction(min_p, "min_p")
+    try check.number(repetition_penalty, "repetition_penalty", atLeast: 0)
+    try check.integer(n_history, "n_history", 0, 2147483647)
   }
 }

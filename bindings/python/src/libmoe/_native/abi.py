@@ -1052,6 +1052,10 @@ class moe_sampling(Sized):
         ("top_k", c_int64),
         ("top_p", c_double),
         ("seed", c_uint64),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+        ("history", c_void_p),
+        ("n_history", c_int64),
     ]
     _defaults_ = {"top_p": 1.0}
 
