@@ -21,9 +21,10 @@ from .train.evaluate import bits_per_byte
 from .train.output import say
 from .train.sample import printable
 from .train.tokenizer import Tokenizer
+from .words import FolderDType
 
 LEAVE = ("/exit", "/quit")
-FORMATS = ("f32", "bf16", "f16")
+FORMATS: tuple[FolderDType, ...] = ("f32", "bf16", "f16")
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -132,7 +132,7 @@ class Trainer:
         self.model = make_model(settings, self.corpus.vocabulary_size, self.context)
         self.part = chosen(self.model, settings.trained)
         release(self.model, self.part)
-        self.update = Update(settings, self.part, self.context)
+        self.update = Update(settings, self.model, self.context, self.part)
         self.step = 0  # steps done
         # Numbers that are saved: best bits per byte, evaluations since then, seconds of training.
         self._numbers: NDArray[np.float64] = np.array([math.inf, 0, 0])

@@ -22,10 +22,12 @@ class Update:
     Parameters
     ----------
     settings : Settings
-    parameters : mapping of str to Parameter
-        That are stepped, by name.
+    model : Model
+        Whose parameters are stepped.
     context : Context
         Whose threads compute.
+    parameters : mapping of str to Parameter, optional
+        Those of the model that are stepped, by name; by default all.
 
     Attributes
     ----------
@@ -35,7 +37,11 @@ class Update:
     """
 
     def __init__(
-        self, settings: Settings, parameters: Mapping[str, libmoe.Parameter], context: libmoe.Context
+        self,
+        settings: Settings,
+        model: libmoe.Model,
+        context: libmoe.Context,
+        parameters: Mapping[str, libmoe.Parameter] | None = None,
     ) -> None:
         rises = min(settings.warmup_steps, settings.steps)
         if settings.schedule.startswith("one_cycle"):
@@ -45,6 +51,7 @@ class Update:
         self._schedule = libmoe.Schedule(
             settings.schedule, settings.learning_rate, total_steps=settings.steps, **how
         )
+        parameters = model.parameters if parameters is None else parameters
         undecayed = [p for name, p in parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
         kind = libmoe.Muon if settings.optimizer == "muon" else libmoe.AdamW
         self.optimizer: libmoe.AdamW | libmoe.Muon = kind(
