@@ -116,7 +116,7 @@ typedef struct moe_rotary_config {
   size_t struct_size;
   int64_t n_tokens;         /**< T, 0 to 2^31 - 1 */
   int64_t n_heads;          /**< 1 to 2^20 */
-  int64_t head_size;        /**< D, 2 to 2^20, even */
+  int64_t head_size;        /**< D, 2 to 2^20: floats from one head to the next; even, where all of them turn */
   int64_t stride;           /**< floats from one token's heads to the next's; 0 = n_heads * D */
   int64_t sequence_length;  /**< 0 to 2^31 - 1; without positions token t is at t % sequence_length + first_position; 0 = n_tokens */
   int64_t first_position;   /**< 0 to 2^31 - 1 */
@@ -125,8 +125,8 @@ typedef struct moe_rotary_config {
   int32_t inverse;          /**< 1 = turns back, which is the backward */
   int32_t reserved;         /**< 0 */
   int64_t rotary_size;      /**< R, 0 to D, even: the first R numbers of a head turn, the others stay; 0 = D */
-  const double *frequencies; /**< [rotary_size / 2], nullable: radians per position, finite, in place of theta^(-2i/R) */
-  double scale;             /**< finite: times cos and sin; 0 = 1 */
+  const double *frequencies; /**< [R / 2], nullable: radians per position, -2^20 to 2^20, in place of theta^(-2i/R) */
+  double scale;             /**< finite: times cos and sin, with inverse = 1 too; 0 = 1 */
 } moe_rotary_config;
 
 #define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0, 0, NULL, 0.0 }
@@ -153,8 +153,8 @@ typedef struct moe_attention_config {
   int64_t head_size;       /**< D, 1 to 2^20 */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
   int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
-  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
-  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
+  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * Dv */
+  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * Dv */
   double scale;            /**< of q . k, finite; 0 = 1 / sqrt(D) */
   int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
   float dropout;           /**< [0, 1): probability that a weight is dropped, the others scaled */
@@ -164,12 +164,12 @@ typedef struct moe_attention_config {
   const float *added_mask; /**< [S,U], nullable: added to scale * q . k; minus infinity = never */
   const uint8_t *valid_mask; /**< [B,U], nullable: 1 = a real key, 0 = padding, which no query sees */
   const float *sinks;      /**< [n_heads], nullable: one more logit of each head's softmax, which has no value: it takes its share
-                                of the weight [Attention sinks 2023; gpt-oss] */
+                                of the weight [Attention sinks 2023; gpt-oss].  Finite; minus infinity = none of this head */
   int64_t window;          /**< W, 0 to 2^31 - 1; 0 = all: query at place p sees keys p - W + 1 to p alone; with causal = 1.  Places are
                                 counted over real keys, padding not among them */
   int64_t chunk;           /**< 0 to 2^31 - 1; 0 = none: a query sees keys whose place divided by chunk, rounded down, is that of its
                                 own alone; with causal = 1 (Llama 4) */
-  int64_t value_size;      /**< of value's and output's heads, 0 to 2^20; 0 = D.  Strides of 0 are meant with it */
+  int64_t value_size;      /**< Dv, of value's and output's heads, 0 to 2^20; 0 = D */
 } moe_attention_config;
 
 #define MOE_ATTENTION_CONFIG_INIT \
@@ -183,8 +183,8 @@ MOE_API void moe_attention_config_init(moe_attention_config *config, size_t stru
  *  divisor has the term exp(sinks[h]) too.
  *  @param query    [in]  [B,S,n_heads,D]
  *  @param key      [in]  [B,U,n_kv_heads,D]
- *  @param value    [in]  [B,U,n_kv_heads,D]
- *  @param output   [out] [B,S,n_heads,D]; a query that sees no key gets 0
+ *  @param value    [in]  [B,U,n_kv_heads,Dv], Dv = value_size
+ *  @param output   [out] [B,S,n_heads,Dv]; a query that sees no key gets 0
  *  @param log_sums [out, nullable] [B,n_heads,S] log of the softmax's divisor (minus infinity where no key is seen), for
  *                  the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming sequence, head and query), CANCELLED. */
@@ -195,7 +195,7 @@ MOE_API MOE_CHECK moe_status moe_attention_forward(moe_context *context, const m
 /** What the backward of attention is given beside the forward's arrays, and where it writes. */
 typedef struct moe_attention_gradients {
   size_t struct_size;
-  const float *doutput; /**< [B,S,n_heads,D] */
+  const float *doutput; /**< [B,S,n_heads,Dv] */
   float *dquery;        /**< [out] as query; overwritten, as the next two */
   float *dkey;          /**< [out] as key */
   float *dvalue;        /**< [out] as value */
@@ -210,7 +210,7 @@ MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, si
 /** Its gradients; scores are computed again, dropout is drawn again.
  *  @param config, query, key, value [in] as in the forward
  *  @param output, log_sums [in] what the forward wrote
- *  @param gradients [in] all four are needed
+ *  @param gradients [in] all but dsinks are needed
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const moe_attention_config *config,
                                                     const float *query, const float *key, const float *value,
@@ -261,17 +261,22 @@ typedef struct moe_cross_entropy_config {
   int32_t ignore_index;    /**< a number: targets that do not count; -100 in MOE_CROSS_ENTROPY_CONFIG_INIT */
   double label_smoothing;  /**< s, [0, 1] */
   double d_loss;           /**< finite: gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
+  double logit_scale;      /**< finite: times the logits; 0 = 1 */
+  double logit_softcap;    /**< c, finite, at least 0: logits become c tanh(z / c), z scaled already; 0 = none */
+  const float *bias;       /**< [V], nullable: added to x W^T */
+  float *dbias;            /**< [V], nullable, [in, out]: its gradient is added; NULL without bias */
 } moe_cross_entropy_config;
 
-#define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0 }
+#define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0, 0.0, 0.0, NULL, NULL }
 
 /** Fill `config` as MOE_CROSS_ENTROPY_CONFIG_INIT does.  NULL is ignored. */
 MOE_API void moe_cross_entropy_config_init(moe_cross_entropy_config *config, size_t struct_size);
 
-/** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
+/** Cross-entropy of the logits z = logit_scale (x W^T + bias), capped where logit_softcap says so, fused with the product:
+ *  logits exist for some tokens at a time, never [T,V].
  *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
  *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
- *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
+ *  With dx, dweight or dbias, gradients of d_loss * loss too: dx is overwritten, the others added to.
  *  @param x       [in]  [T,H]
  *  @param weight  [in]  [V,H] of weight_dtype
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
@@ -313,11 +318,12 @@ typedef enum moe_qk_norm {
 /** Rotary positions as data: of every layer of a model that names it. */
 typedef struct moe_rotary_table {
   int64_t rotary_size;            /**< R, 0 to 2^31 - 1, even: the first R of a head's D numbers turn (with latent_rank the last R); 0 = D */
-  double theta;                   /**< >= 1 without frequencies: angles are position * theta^(-2i/R) */
-  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, finite */
+  double theta;                   /**< finite, >= 1: angles are position * theta^(-2i/R); 0 with frequencies */
+  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, from -1 to 1 */
   double scale;                   /**< finite: times cos and sin; 0 = 1 */
-  const double *long_frequencies; /**< [rotary_size / 2], nullable, copied: in place of frequencies where a call has a position of
-                                       original_length or more, or a cache room for more than that [LongRoPE 2024] */
+  const double *long_frequencies; /**< [rotary_size / 2], nullable, copied: in place of frequencies in a sequence that has a
+                                       position of original_length or more, or a cache with room for more than that
+                                       [LongRoPE 2024] */
   double long_scale;              /**< finite: as scale, with long_frequencies; 0 = 1 */
   int64_t original_length;        /**< 0 to 2^31 - 1; 0 without long_frequencies */
 } moe_rotary_table;
@@ -325,9 +331,9 @@ typedef struct moe_rotary_table {
 /** One layer of a model whose layers differ. */
 typedef struct moe_model_layer_config {
   int32_t dense;     /**< 1 = its ffn is dense; 0 = MoE where the model has `moe` */
-  int32_t rotary;    /**< a number: which of rotary_tables turns it, from 0; -1 = none does */
-  int64_t window;    /**< as moe_attention_config.window; 0 = all keys */
-  int64_t chunk;     /**< as moe_attention_config.chunk; 0 = none */
+  int32_t rotary;    /**< a number: which of rotary_tables turns it, from 0; -1 = none does; 0 too where there are none */
+  int64_t window;    /**< 0 to 2^31 - 1, as moe_attention_config.window; 0 = all keys */
+  int64_t chunk;     /**< 0 to 2^31 - 1, as moe_attention_config.chunk; 0 = none */
   int64_t dense_intermediate_size; /**< of a dense layer, 0 to 2^31 - 1; 0 = the model's */
 } moe_model_layer_config;
 
@@ -373,7 +379,7 @@ typedef struct moe_model_config {
                                 moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
                                 g = 0x9e3779b97f4a7c15, modulo 2^64 */
   const moe_rotary_table *rotary_tables; /**< [n_rotary_tables], nullable, copied; with rope_theta 0.  Layers have the first, where
-                                `layers` does not say otherwise */
+                                `layers` does not say otherwise; so it is with rope_theta, which is one table */
   int64_t n_rotary_tables; /**< 0 to 64 */
   const moe_model_layer_config *layers; /**< [n_layers], nullable, copied: layers that differ; then moe_every is 0 */
   double attention_scale;  /**< finite: of q . k; 0 = 1 / sqrt(D) */
@@ -383,7 +389,7 @@ typedef struct moe_model_config {
   double logit_softcap;    /**< c, finite, at least 0: logits become c tanh(z / c), z scaled already; 0 = none */
   double temperature_scale; /**< a, finite: queries of layers without rotation are multiplied by
                                 1 + a log(1 + floor((position + 1) / temperature_floor)) (Llama 4); 0 = not */
-  double temperature_floor; /**< > 0 with temperature_scale */
+  double temperature_floor; /**< >= 1 with temperature_scale, else 0 */
   int64_t value_head_size; /**< of the values, 0 to 2^31 - 1; 0 = D */
   int64_t latent_rank;     /**< 0 to 2^31 - 1; above 0: multi-head latent attention [MLA 2024], see moe_model_parameter_count: keys and
                                 values of a token come from so many numbers, and the cache holds these and the rotated part alone.
@@ -413,12 +419,17 @@ MOE_API void moe_encoder_layer_config_init(moe_model_config *config, size_t stru
 MOE_API MOE_CHECK moe_status moe_model_create(moe_context *context, const moe_model_config *config, moe_model **out);
 MOE_API void moe_model_free(moe_model *model);
 
+/** What the model was made with, as it was given; the pointers in it live as long as the model.
+ *  @param config [out] with struct_size set
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_model_configuration(const moe_model *model, moe_model_config *config);
+
 /** Number of parameter tensors.  In order, those the configuration has:
  *    embed.weight [V,H]        positions.weight [P,H]
  *    for each layer n:
  *    layers.n.norm1.weight [H]           layers.n.norm1.bias [H]              before, or after, attention
- *    layers.n.attention.qkv.weight [(heads + 2 kv_heads) D, H]   ...qkv.bias  rows of queries, then keys, then values
- *                                                                           (with attention_gate [heads D] rows of gates behind)
+ *    layers.n.attention.qkv.weight [(heads + kv_heads) D + kv_heads Dv, H]   ...qkv.bias   rows of queries, then keys, then
+ *                                                              values; with attention_gate heads Dv rows of gates behind
  *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]     (WHOLE: [heads D] and [kv_heads D])
  *    layers.n.attention.sinks [heads]
  *    with latent_rank L, query_rank Q and R = rotary_size, in place of qkv:

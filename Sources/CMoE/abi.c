@@ -3,8 +3,9 @@
  * Written by scripts/abi; do not edit. */
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
-_Static_assert(sizeof(moe_context_config) == 88, "moe_context_config");
+_Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
 _Static_assert(offsetof(moe_context_config, n_threads) == 8, "moe_context_config.n_threads");
 _Static_assert(offsetof(moe_context_config, matmul) == 12, "moe_context_config.matmul");
@@ -18,6 +19,7 @@ _Static_assert(offsetof(moe_context_config, cancel_user) == 64, "moe_context_con
 _Static_assert(offsetof(moe_context_config, instructions) == 72, "moe_context_config.instructions");
 _Static_assert(offsetof(moe_context_config, reserved) == 76, "moe_context_config.reserved");
 _Static_assert(offsetof(moe_context_config, memory_limit) == 80, "moe_context_config.memory_limit");
+_Static_assert(offsetof(moe_context_config, host_threads) == 88, "moe_context_config.host_threads");
 
 _Static_assert(sizeof(moe_phase_time) == 40, "moe_phase_time");
 _Static_assert(offsetof(moe_phase_time, struct_size) == 0, "moe_phase_time.struct_size");
@@ -402,7 +404,7 @@ _Static_assert(offsetof(moe_embedding_config, n_positions) == 32, "moe_embedding
 _Static_assert(offsetof(moe_embedding_config, sequence_length) == 40, "moe_embedding_config.sequence_length");
 _Static_assert(offsetof(moe_embedding_config, first_position) == 48, "moe_embedding_config.first_position");
 
-_Static_assert(sizeof(moe_cross_entropy_config) == 56, "moe_cross_entropy_config");
+_Static_assert(sizeof(moe_cross_entropy_config) == 88, "moe_cross_entropy_config");
 _Static_assert(offsetof(moe_cross_entropy_config, struct_size) == 0, "moe_cross_entropy_config.struct_size");
 _Static_assert(offsetof(moe_cross_entropy_config, n_tokens) == 8, "moe_cross_entropy_config.n_tokens");
 _Static_assert(offsetof(moe_cross_entropy_config, hidden_size) == 16, "moe_cross_entropy_config.hidden_size");
@@ -411,6 +413,10 @@ _Static_assert(offsetof(moe_cross_entropy_config, weight_dtype) == 32, "moe_cros
 _Static_assert(offsetof(moe_cross_entropy_config, ignore_index) == 36, "moe_cross_entropy_config.ignore_index");
 _Static_assert(offsetof(moe_cross_entropy_config, label_smoothing) == 40, "moe_cross_entropy_config.label_smoothing");
 _Static_assert(offsetof(moe_cross_entropy_config, d_loss) == 48, "moe_cross_entropy_config.d_loss");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_scale) == 56, "moe_cross_entropy_config.logit_scale");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_softcap) == 64, "moe_cross_entropy_config.logit_softcap");
+_Static_assert(offsetof(moe_cross_entropy_config, bias) == 72, "moe_cross_entropy_config.bias");
+_Static_assert(offsetof(moe_cross_entropy_config, dbias) == 80, "moe_cross_entropy_config.dbias");
 
 _Static_assert(sizeof(moe_rotary_table) == 56, "moe_rotary_table");
 _Static_assert(offsetof(moe_rotary_table, rotary_size) == 0, "moe_rotary_table.rotary_size");
@@ -534,3 +540,39 @@ _Static_assert(offsetof(moe_sampling, min_p) == 40, "moe_sampling.min_p");
 _Static_assert(offsetof(moe_sampling, repetition_penalty) == 48, "moe_sampling.repetition_penalty");
 _Static_assert(offsetof(moe_sampling, history) == 56, "moe_sampling.history");
 _Static_assert(offsetof(moe_sampling, n_history) == 64, "moe_sampling.n_history");
+
+_Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
+_Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
+_Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
+_Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
+_Static_assert(offsetof(moe_pretrained_options, inference_only) == 16, "moe_pretrained_options.inference_only");
+_Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained_options.prepared");
+_Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
+_Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
+_Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
+
+_Static_assert(sizeof(moe_pretrained_info) == 112, "moe_pretrained_info");
+_Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");
+_Static_assert(offsetof(moe_pretrained_info, model_type) == 8, "moe_pretrained_info.model_type");
+_Static_assert(offsetof(moe_pretrained_info, ignored_keys) == 16, "moe_pretrained_info.ignored_keys");
+_Static_assert(offsetof(moe_pretrained_info, left_tensors) == 24, "moe_pretrained_info.left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_left_tensors) == 32, "moe_pretrained_info.n_left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_tensors) == 40, "moe_pretrained_info.n_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_parameters) == 48, "moe_pretrained_info.n_parameters");
+_Static_assert(offsetof(moe_pretrained_info, n_active) == 56, "moe_pretrained_info.n_active");
+_Static_assert(offsetof(moe_pretrained_info, n_moe_layers) == 64, "moe_pretrained_info.n_moe_layers");
+_Static_assert(offsetof(moe_pretrained_info, dtype) == 72, "moe_pretrained_info.dtype");
+_Static_assert(offsetof(moe_pretrained_info, reserved) == 76, "moe_pretrained_info.reserved");
+_Static_assert(offsetof(moe_pretrained_info, file_bytes) == 80, "moe_pretrained_info.file_bytes");
+_Static_assert(offsetof(moe_pretrained_info, parameter_bytes) == 88, "moe_pretrained_info.parameter_bytes");
+_Static_assert(offsetof(moe_pretrained_info, expert_bytes) == 96, "moe_pretrained_info.expert_bytes");
+_Static_assert(offsetof(moe_pretrained_info, max_positions) == 104, "moe_pretrained_info.max_positions");
+
+_Static_assert(sizeof(moe_save_options) == 48, "moe_save_options");
+_Static_assert(offsetof(moe_save_options, struct_size) == 0, "moe_save_options.struct_size");
+_Static_assert(offsetof(moe_save_options, dtype) == 8, "moe_save_options.dtype");
+_Static_assert(offsetof(moe_save_options, reserved) == 12, "moe_save_options.reserved");
+_Static_assert(offsetof(moe_save_options, max_shard_size) == 16, "moe_save_options.max_shard_size");
+_Static_assert(offsetof(moe_save_options, config) == 24, "moe_save_options.config");
+_Static_assert(offsetof(moe_save_options, progress) == 32, "moe_save_options.progress");
+_Static_assert(offsetof(moe_save_options, progress_user) == 40, "moe_save_options.progress_user");

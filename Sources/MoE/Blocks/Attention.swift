@@ -61,7 +61,7 @@ public struct AttentionForward {
     let job = ForwardJob(
       call: call, arrays: arrays, logSums: logSums, products: products,
       dropout: AttentionDropout(call, context.kernels), memory: memory, failed: failed, panels: panels, blocks: blocks)
-    try context.measure(.attention, call.work(products: 2)) { () throws(Fault) in
+    try context.measure(.attention, call.work(products: (head: 1, value: 1))) { () throws(Fault) in
       try context.run(blocks * call.sequences * call.heads, job)
     }
     var first = Int.max
@@ -79,8 +79,8 @@ public struct AttentionForward {
 public struct AttentionArrays {
   let query: UnsafePointer<Float>  // [B,S,n_heads,D]
   let key: UnsafePointer<Float>  // [B,U,n_kv_heads,D]
-  let value: UnsafePointer<Float>  // [B,U,n_kv_heads,D]
-  let output: UnsafeMutablePointer<Float>  // [B,S,n_heads,D]
+  let value: UnsafePointer<Float>  // [B,U,n_kv_heads,Dv]
+  let output: UnsafeMutablePointer<Float>  // [B,S,n_heads,Dv]
 
   public init(
     query: UnsafePointer<Float>, key: UnsafePointer<Float>, value: UnsafePointer<Float>,
@@ -93,7 +93,7 @@ public struct AttentionArrays {
 /// What a thread holds at a time.
 private struct ForwardTiles {
   let query: UnsafeMutablePointer<Float>  // [panel][D][32], or few rows in chunks
-  let output: UnsafeMutablePointer<Float>  // [panel][32][width], not yet divided by the totals
+  let output: UnsafeMutablePointer<Float>  // [panel][32][Dv, padded], not yet divided by the totals
   let maximum: UnsafeMutablePointer<Float>  // [panel][32]
   let total: UnsafeMutablePointer<Float>  // [panel][32]
   let key: UnsafeMutablePointer<Float>  // tiles of a block, or [panel][D][32] for few queries
@@ -110,11 +110,11 @@ private struct ForwardTiles {
   init(_ arena: inout Arena, _ call: AttentionCall, panels: Int) {
     let block = AttentionForward.block
     query = arena.take(Float.self, panels * call.width, chunkWidth)
-    output = arena.take(Float.self, panels * call.width, chunkWidth)
+    output = arena.take(Float.self, panels * call.valueWidth, chunkWidth)
     maximum = arena.take(Float.self, panels, chunkWidth)
     total = arena.take(Float.self, panels, chunkWidth)
     key = arena.take(Float.self, block, call.width)
-    value = arena.take(Float.self, block, call.width)
+    value = arena.take(Float.self, block, call.valueWidth)
     scores = arena.take(Float.self, block, chunkWidth)
     rows = arena.take(Float.self, block, AttentionForward.few)
     factor = arena.take(Float.self, chunkWidth)
@@ -188,12 +188,12 @@ private struct ForwardJob: Job {
 
   /// Whether an output is finite; false, too, where only its sum is none.
   private func isFinite(_ sequence: Int, _ head: Int, _ query: Int) -> Bool {
-    kernels.pointee.sum(Int64(call.headSize), arrays.output + call.output(sequence, query, head)).isFinite
+    kernels.pointee.sum(Int64(call.valueSize), arrays.output + call.output(sequence, query, head)).isFinite
   }
 
   private func clearHidden(_ sequence: Int, _ query: Int, _ keys: Range<Int>, _ tiles: ForwardTiles) {
     for (row, key) in keys.enumerated() where !call.masks.sees(sequence, query, key) {
-      for chunk in 0..<call.columns {
+      for chunk in 0..<chunks(of: call.valueSize) {
         (tiles.value + (chunk * keys.count + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
       }
     }
@@ -218,7 +218,7 @@ private struct ForwardJob: Job {
           tiles.query + panel * call.width * chunkWidth)
       }
     }
-    tiles.output.update(repeating: 0, count: panels * call.width * chunkWidth)
+    tiles.output.update(repeating: 0, count: panels * call.valueWidth * chunkWidth)
     tiles.maximum.update(repeating: -.infinity, count: panels * chunkWidth)
     tiles.total.update(repeating: 0, count: panels * chunkWidth)
   }
@@ -236,7 +236,7 @@ private struct ForwardJob: Job {
       products.gather(keyTiles, call.headSize, key, stride: call.keyStride, into: tiles.key)
     }
     kernels.pointee.gather(
-      Int64(keys.count), Int64(call.headSize), nil, arrays.value + call.value(sequence, keys.lowerBound, keyHead),
+      Int64(keys.count), Int64(call.valueSize), nil, arrays.value + call.value(sequence, keys.lowerBound, keyHead),
       Int64(call.valueStride), nil, tiles.value)
     return keyTiles
   }
@@ -260,9 +260,9 @@ private struct ForwardJob: Job {
       Int64(keys.count), call.scale, masked ? tiles.bias : nil, dropout == nil ? nil : tiles.kept, tiles.scores,
       tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth, tiles.factor)
 
-    let output = tiles.output + panel * call.width * chunkWidth
+    let (output, width) = (tiles.output + panel * call.valueWidth * chunkWidth, call.valueWidth)
     for i in 0..<queries.count where tiles.factor[i] != 1 {
-      kernels.pointee.scale(Int64(call.width), tiles.factor[i], output + i * call.width, output + i * call.width)
+      kernels.pointee.scale(Int64(width), tiles.factor[i], output + i * width, output + i * width)
     }
     if few {
       addRows(queries.count, keys.count, tiles, room: room)
@@ -287,11 +287,11 @@ private struct ForwardJob: Job {
     _ queries: Int, _ keys: Int, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles, room: Int
   ) {
     let height = moei_tiles(count: 1, tall: 1, height: Int32(keys))
-    for chunk in 0..<call.columns {
+    for chunk in 0..<chunks(of: call.valueSize) {
       products.addOverRows(
         queries, chunkWidth, height, TileChunk(tiles.scores, width: chunkWidth, 0),
         TileChunk(tiles.value + chunk * room * chunkWidth, width: chunkWidth, 0),
-        StridedTargets(output + chunk * chunkWidth, stride: call.width))
+        StridedTargets(output + chunk * chunkWidth, stride: call.valueWidth))
     }
   }
 
@@ -314,10 +314,10 @@ private struct ForwardJob: Job {
         for i in 0..<queries { rows[i * chunkWidth + key] = tiles.scores[(place + key) * chunkWidth + i] }
       }
     }
-    for chunk in 0..<call.columns {
+    for chunk in 0..<chunks(of: call.valueSize) {
       products.add(
         queries, chunkWidth, keys, tiles.rows, tiles.value + chunk * room * chunkWidth,
-        tiles.output + chunk * chunkWidth, cStride: call.width)
+        tiles.output + chunk * chunkWidth, cStride: call.valueWidth)
     }
   }
 
@@ -342,7 +342,7 @@ private struct ForwardJob: Job {
         let row = call.row(sequence, head, query)
         if !total[i].isFinite { failed[lane] = min(failed[lane], row) }
         kernels.pointee.scale(
-          Int64(call.headSize), tiles.inverse[i], tiles.output + (panel * chunkWidth + i) * call.width,
+          Int64(call.valueSize), tiles.inverse[i], tiles.output + (panel * chunkWidth + i) * call.valueWidth,
           arrays.output + call.output(sequence, query, head))
         logSums?[row] = tiles.logSums[i]
       }

@@ -41,7 +41,9 @@ public struct AttentionBackward {
     let rounds = (keyHeads + context.lanes - 1) / context.lanes
     // One pass takes 5 products where two take 7.
     let inOne = 7 * keyHeads >= 5 * rounds * context.lanes
-    try context.measure(.attention, backward: true, call.work(products: inOne ? 5 : 7)) { () throws(Fault) in
+    try context.measure(
+      .attention, backward: true, call.work(products: inOne ? (head: 3, value: 2) : (head: 4, value: 3))
+    ) { () throws(Fault) in
       if inOne {
         try context.run(keyHeads, job(.all))
       } else {
@@ -55,7 +57,7 @@ public struct AttentionBackward {
 public struct AttentionGradients {
   let arrays: AttentionArrays  // output is only read
   let logSums: UnsafePointer<Float>  // [B,n_heads,S]
-  let doutput: UnsafePointer<Float>  // [B,S,n_heads,D], rows as output's
+  let doutput: UnsafePointer<Float>  // [B,S,n_heads,Dv], rows as output's
   let dquery: UnsafeMutablePointer<Float>  // as query
   let dkey: UnsafeMutablePointer<Float>  // as key
   let dvalue: UnsafeMutablePointer<Float>  // as value
@@ -72,7 +74,7 @@ public struct AttentionGradients {
 /// What a thread holds at a time: a block of keys and a block of queries.
 private struct BackwardTiles {
   let keyPanels: UnsafeMutablePointer<Float>  // [panel][D][32], of 32 keys
-  let valuePanels: UnsafeMutablePointer<Float>  // [panel][D][32]
+  let valuePanels: UnsafeMutablePointer<Float>  // [panel][Dv][32]
   let key: UnsafeMutablePointer<Float>  // [chunk][block][32]
   let query: UnsafeMutablePointer<Float>  // tiles
   let doutput: UnsafeMutablePointer<Float>  // tiles
@@ -93,10 +95,10 @@ private struct BackwardTiles {
 
   init(_ arena: inout Arena, _ call: AttentionCall) {
     keyPanels = arena.take(Float.self, Self.keys, call.width)
-    valuePanels = arena.take(Float.self, Self.keys, call.width)
+    valuePanels = arena.take(Float.self, Self.keys, call.valueWidth)
     key = arena.take(Float.self, Self.keys, call.width)
     query = arena.take(Float.self, Self.queries, call.width)
-    doutput = arena.take(Float.self, Self.queries, call.width)
+    doutput = arena.take(Float.self, Self.queries, call.valueWidth)
     weights = arena.take(Float.self, Self.queries, Self.keys)
     slopes = arena.take(Float.self, Self.queries, Self.keys)
     logSums = arena.take(Float.self, Self.queries)
@@ -156,7 +158,7 @@ private struct BackwardJob: Job {
   ) {
     if part != .keys {
       for head in heads {
-        for query in queries { clear(arrays.dquery + call.query(sequence, query, head)) }
+        for query in queries { clear(call.headSize, arrays.dquery + call.query(sequence, query, head)) }
       }
     }
     for start in stride(from: keys.lowerBound, to: keys.upperBound, by: BackwardTiles.keys) {
@@ -164,8 +166,8 @@ private struct BackwardJob: Job {
         sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + BackwardTiles.keys))
       if part != .queries {
         for key in block.keys {
-          clear(arrays.dkey + call.key(sequence, key, keyHead))
-          clear(arrays.dvalue + call.value(sequence, key, keyHead))
+          clear(call.headSize, arrays.dkey + call.key(sequence, key, keyHead))
+          clear(call.valueSize, arrays.dvalue + call.value(sequence, key, keyHead))
         }
       }
       if call.masks.hideAll(sequence, block.keys) { continue }
@@ -183,7 +185,7 @@ private struct BackwardJob: Job {
     }
   }
 
-  private func clear(_ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: call.headSize) }
+  private func clear(_ size: Int, _ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: size) }
 
   /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
   private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
@@ -195,8 +197,8 @@ private struct BackwardJob: Job {
         Int64(block.columns(panel)), Int64(call.headSize), key + place * call.keyStride, Int64(call.keyStride),
         tiles.keyPanels + place * call.width)
       kernels.pointee.pack_transposed(
-        Int64(block.columns(panel)), Int64(call.headSize), value + place * call.valueStride, Int64(call.valueStride),
-        tiles.valuePanels + place * call.width)
+        Int64(block.columns(panel)), Int64(call.valueSize), value + place * call.valueStride, Int64(call.valueStride),
+        tiles.valuePanels + place * call.valueWidth)
     }
     kernels.pointee.gather(
       Int64(block.keys.count), Int64(call.headSize), nil, key, Int64(call.keyStride), nil, tiles.key)
@@ -204,7 +206,7 @@ private struct BackwardJob: Job {
       return false
     }
     for (row, key) in block.keys.enumerated() where isOdd(key, block) {
-      clearRow(row, of: block.keys.count, tiles.key)
+      clearRow(row, of: block.keys.count, tiles.key, call.headSize)
     }
     return true
   }
@@ -223,12 +225,13 @@ private struct BackwardJob: Job {
       for panel in 0..<block.panels { addToKeys(panel, queries, rows, block, tiles) }
     }
     if part != .keys {
-      for chunk in 0..<call.columns {
+      for chunk in 0..<chunks(of: call.headSize) {
         for tile in 0..<rows.count {
           let within = rows.rows(tile)
           let seen = min(block.keys.count, panelsSeen(queries.lowerBound + within.upperBound - 1, block) * chunkWidth)
           products.add(
-            within.count, call.columns(chunk), seen, tiles.slopes + within.lowerBound * BackwardTiles.keys,
+            within.count, columns(chunk, of: call.headSize), seen,
+            tiles.slopes + within.lowerBound * BackwardTiles.keys,
             tiles.key + chunk * block.keys.count * chunkWidth,
             arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
               + chunk * chunkWidth, cStride: call.queryStride)
@@ -247,10 +250,10 @@ private struct BackwardJob: Job {
     !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
   }
 
-  /// Of [chunk][rows][32].
-  private func clearRow(_ row: Int, of rows: Int, _ chunks: UnsafeMutablePointer<Float>) {
-    for chunk in 0..<call.columns {
-      (chunks + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
+  /// Of [chunk][rows][32], `width` numbers to a row.
+  private func clearRow(_ row: Int, of rows: Int, _ tile: UnsafeMutablePointer<Float>, _ width: Int) {
+    for chunk in 0..<chunks(of: width) {
+      (tile + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
     }
   }
 
@@ -259,9 +262,9 @@ private struct BackwardJob: Job {
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within where isCleared(i) {
-        let place = within.lowerBound * call.width
-        clearRow(i - within.lowerBound, of: within.count, tiles.query + place)
-        clearRow(i - within.lowerBound, of: within.count, tiles.doutput + place)
+        let (row, start) = (i - within.lowerBound, within.lowerBound)
+        clearRow(row, of: within.count, tiles.query + start * call.width, call.headSize)
+        clearRow(row, of: within.count, tiles.doutput + start * call.valueWidth, call.valueSize)
       }
     }
   }
@@ -282,7 +285,7 @@ private struct BackwardJob: Job {
     forEachPair(queries, block.keys, block) { query, key, place in
       if tiles.means[query - queries.lowerBound].isFinite { return }
       kernels.pointee.add_scaled(
-        Int64(call.headSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
+        Int64(call.valueSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
         arrays.dvalue + call.value(block.sequence, key, block.head))
       kernels.pointee.add_scaled(
         Int64(call.headSize), tiles.slopes[place], arrays.arrays.query + call.query(block.sequence, query, head),
@@ -323,7 +326,7 @@ private struct BackwardJob: Job {
       rows, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
       stride: call.queryStride, into: tiles.query)
     products.gather(
-      rows, call.headSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
+      rows, call.valueSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
     for i in 0..<queries.count {
       let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
       if logSum == -.infinity {
@@ -333,7 +336,7 @@ private struct BackwardJob: Job {
       }
       tiles.logSums[i] = logSum
       tiles.means[i] = kernels.pointee.dot(
-        Int64(call.headSize), arrays.doutput + (output + i * call.outputStride),
+        Int64(call.valueSize), arrays.doutput + (output + i * call.outputStride),
         arrays.arrays.output + (output + i * call.outputStride))
     }
     clearQueries(rows, tiles) {
@@ -346,14 +349,14 @@ private struct BackwardJob: Job {
     _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
   ) {
     let (query, doutput) = (
-      tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.width
+      tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.valueWidth
     )
     for panel in 0..<panelsSeen(queries.upperBound - 1, block) {
       let place = within.lowerBound * BackwardTiles.keys + panel * within.count * chunkWidth
       let (weights, slopes) = (tiles.weights + place, tiles.slopes + place)
-      let packed = panel * chunkWidth * call.width
-      products.set(within.count, call.headSize, query, tiles.keyPanels + packed, weights)
-      products.set(within.count, call.headSize, doutput, tiles.valuePanels + packed, slopes)
+      let packed = panel * chunkWidth
+      products.set(within.count, call.headSize, query, tiles.keyPanels + packed * call.width, weights)
+      products.set(within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
       let start = block.keys.lowerBound + panel * chunkWidth
       let keys = start..<start + block.columns(panel)
       let masked = !call.masks.doNothing(block.sequence, queries, keys)
@@ -383,23 +386,26 @@ private struct BackwardJob: Job {
     let part = rows.part(first..<rows.count)
     let (start, key) = (rows.start(first), block.keys.lowerBound + panel * chunkWidth)
     func add(
-      _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>, _ c: UnsafeMutablePointer<Float>,
-      cStride: Int
+      _ size: Int, _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>,
+      _ c: UnsafeMutablePointer<Float>, cStride: Int
     ) {
-      for chunk in 0..<call.columns {
+      for chunk in 0..<chunks(of: size) {
         products.addOverRows(
-          block.columns(panel), call.columns(chunk), part,
+          block.columns(panel), columns(chunk, of: size), part,
           TileChunk(a + start * BackwardTiles.keys, width: BackwardTiles.keys, panel),
-          TileChunk(b + start * call.width, width: call.width, chunk),
+          TileChunk(b + start * padded(size), width: padded(size), chunk),
           StridedTargets(c + chunk * chunkWidth, stride: cStride))
       }
     }
     let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)
-    add(tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
+    add(call.valueSize, tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
     let dkey = arrays.dkey + call.key(block.sequence, key, block.head)
-    add(tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
+    add(call.headSize, tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
   }
 }
+
+/// Of sizes that are no multiple of 32, the last chunk has fewer.
+private func columns(_ chunk: Int, of size: Int) -> Int { min(chunkWidth, size - chunk * chunkWidth) }
 
 /// Some keys of one head, in panels of 32.
 private struct KeyBlock {

@@ -7,7 +7,8 @@ public struct AttentionCall {
   public var keys: Int  // U of each sequence
   public var heads: Int
   public var keyHeads: Int  // a divisor of heads
-  public var headSize: Int  // D
+  public var headSize: Int  // D, of queries and keys
+  public var valueSize: Int  // Dv, of values and outputs
   /// Floats from one token's heads to the next token's.
   public var queryStride: Int
   public var keyStride: Int
@@ -21,11 +22,14 @@ public struct AttentionCall {
   public var step: UInt64  // below 2^56
 
   /// Rows one token after the other, nothing masked, nothing dropped, scale 1 / sqrt(D).
-  public init(sequences: Int, queries: Int, keys: Int, heads: Int, keyHeads: Int, headSize: Int) {
+  public init(
+    sequences: Int, queries: Int, keys: Int, heads: Int, keyHeads: Int, headSize: Int, valueSize: Int? = nil
+  ) {
     (self.sequences, self.queries, self.keys) = (sequences, queries, keys)
-    (self.heads, self.keyHeads, self.headSize) = (heads, keyHeads, headSize)
-    (queryStride, outputStride) = (heads * headSize, heads * headSize)
-    (keyStride, valueStride) = (keyHeads * headSize, keyHeads * headSize)
+    let valueSize = valueSize ?? headSize
+    (self.heads, self.keyHeads, self.headSize, self.valueSize) = (heads, keyHeads, headSize, valueSize)
+    (queryStride, outputStride) = (heads * headSize, heads * valueSize)
+    (keyStride, valueStride) = (keyHeads * headSize, keyHeads * valueSize)
     scale = Float(1 / Double(headSize).squareRoot())
     masks = AttentionMasks(queries: queries, keys: keys)
     (dropout, seed, step) = (0, 0, 0)
@@ -35,17 +39,15 @@ public struct AttentionCall {
   var group: Int { heads / keyHeads }
   /// Floats of one head's row in tiles.
   var width: Int { padded(headSize) }
-  var columns: Int { chunks(of: headSize) }
-  /// Of head sizes that are no multiple of 32, the last chunk has fewer.
-  func columns(_ chunk: Int) -> Int { min(chunkWidth, headSize - chunk * chunkWidth) }
+  var valueWidth: Int { padded(valueSize) }
 
-  /// What so many products of all queries with all keys they may see by their place have to do.
-  func work(products: Int) -> Work {
+  /// What so many products of all queries with all keys they may see by their place have to do, over D and over Dv.
+  func work(products: (head: Int, value: Int)) -> Work {
     var seen = queries * keys
     if masks.causal { seen -= queries * (queries - 1) / 2 }
     return Work(
-      flops: 2 * products * sequences * heads * seen * headSize,
-      bytes: 4 * sequences * headSize * (2 * queries * heads + 2 * keys * keyHeads))
+      flops: 2 * (products.head * headSize + products.value * valueSize) * sequences * heads * seen,
+      bytes: 4 * sequences * (headSize + valueSize) * (queries * heads + keys * keyHeads))
   }
 
   // First element of a token's head.
@@ -53,13 +55,13 @@ public struct AttentionCall {
     (sequence * queries + token) * queryStride + head * headSize
   }
   func output(_ sequence: Int, _ token: Int, _ head: Int) -> Int {
-    (sequence * queries + token) * outputStride + head * headSize
+    (sequence * queries + token) * outputStride + head * valueSize
   }
   func key(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
     (sequence * keys + token) * keyStride + keyHead * headSize
   }
   func value(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
-    (sequence * keys + token) * valueStride + keyHead * headSize
+    (sequence * keys + token) * valueStride + keyHead * valueSize
   }
   /// Of [B,n_heads,S].
   func row(_ sequence: Int, _ head: Int, _ token: Int) -> Int { (sequence * heads + head) * queries + token }

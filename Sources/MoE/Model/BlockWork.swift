@@ -7,6 +7,7 @@ struct BlockWork {
   let input: ModelInput
 
   var c: ModelConfiguration { model.configuration }
+  var layer: ModelLayer { model.configuration.layer(n) }
   var context: ContextPointer { model.context }
   var tokens: Int { input.tokens }
 
@@ -16,11 +17,19 @@ struct BlockWork {
     InvertedDropout(c, input, seed: c.seed(ofLayer: n), stream, context: context)
   }
 
-  /// y = dropout(y) + x, or without x dropout alone; with `from`, of that in place of y.
+  /// y = scale * dropout(y) + x, what attention or ffn adds to the residual; without x the first term alone; with `from`, of
+  /// that in place of y.
   func sum(
     from: UnsafePointer<Float>? = nil, _ dropout: InvertedDropout?, x: UnsafePointer<Float>?,
     y: UnsafeMutablePointer<Float>
   ) -> ResidualSum {
-    ResidualSum(kernels: context.kernels, count: tokens * c.hidden, from: from, dropout: dropout, x: x, y: y)
+    ResidualSum(
+      kernels: context.kernels, count: tokens * c.hidden, from: from, dropout: dropout, factor: c.residualScale, x: x,
+      y: y)
+  }
+
+  /// y += x
+  func add(_ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>) -> ResidualSum {
+    ResidualSum(kernels: context.kernels, count: tokens * c.hidden, dropout: nil, x: x, y: y)
   }
 }

@@ -6,8 +6,8 @@ public struct Cache {
   public let capacity: Int  // tokens of each sequence
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
-  private let keys: Int  // of a token, in one layer
-  private let memory: UnsafeMutablePointer<Float>  // [N, 2, B, capacity, keys], of real tokens without gaps
+  private let widths: CacheWidths
+  private let memory: UnsafeMutablePointer<Float>  // [N][B, capacity, keys, then values], of real tokens without gaps
   private let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
   fileprivate let known: UnsafeMutablePointer<Int>  // [B] real ones
 
@@ -16,7 +16,7 @@ public struct Cache {
     modelNumber = model.number
     self.sequences = sequences
     self.capacity = capacity
-    keys = model.configuration.keys
+    widths = CacheWidths(model.configuration)
     memory = parts.memory
     valid = parts.valid
     known = parts.known
@@ -44,32 +44,43 @@ public struct Cache {
   }
 
   func layer(_ n: Int) -> CachedLayer {
-    let size = sequences * capacity * keys
+    let tokens = sequences * capacity
+    let keys = memory + n * tokens * widths.both
     return CachedLayer(
-      keys: memory + 2 * n * size, values: memory + (2 * n + 1) * size, width: keys, capacity: capacity, length: length,
+      keys: keys, values: keys + tokens * widths.keys, widths: widths, capacity: capacity, length: length,
       known: UnsafePointer(known))
   }
 }
 
+/// Floats that one token has in one layer of a cache.
+struct CacheWidths {
+  let keys: Int
+  let values: Int
+  var both: Int { keys + values }
+
+  init(_ c: ModelConfiguration) { (keys, values) = (c.keys, c.values) }
+}
+
 /// What a cache holds of one layer.
 struct CachedLayer {
-  let keys: UnsafeMutablePointer<Float>  // [B, capacity, width], turned by their positions
-  let values: UnsafeMutablePointer<Float>  // [B, capacity, width]
-  let width: Int
+  fileprivate let keys: UnsafeMutablePointer<Float>  // [B, capacity, keys], turned by their positions
+  fileprivate let values: UnsafeMutablePointer<Float>  // [B, capacity, values]
+  let widths: CacheWidths
   let capacity: Int
   let length: Int
   let known: UnsafePointer<Int>  // [B] real tokens, whose keys are there
 
-  func place(_ sequence: Int, _ token: Int) -> Int { (sequence * capacity + token) * width }
+  /// Of one sequence.
+  func keys(_ sequence: Int) -> UnsafeMutablePointer<Float> { keys + sequence * capacity * widths.keys }
+  func values(_ sequence: Int) -> UnsafeMutablePointer<Float> { values + sequence * capacity * widths.values }
 
   /// Puts the real tokens of a call behind those that are there.
   func append(_ heads: PlacedHeads, _ input: ModelInput, stride: Int) {
     for sequence in 0..<input.sequences {
       var next = known[sequence]
       for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
-        let to = place(sequence, next)
-        (keys + to).update(from: heads.key + t * stride, count: width)
-        (values + to).update(from: heads.value + t * stride, count: width)
+        (keys(sequence) + next * widths.keys).update(from: heads.key + t * stride, count: widths.keys)
+        (values(sequence) + next * widths.values).update(from: heads.value + t * stride, count: widths.values)
         next += 1
       }
     }
@@ -88,7 +99,7 @@ private struct CacheParts {
   init(_ arena: inout Arena, _ c: ModelConfiguration, sequences: Int, capacity: Int) {
     cache = arena.take(Cache.self, 1)
     // Tokens are at most 2^31 - 1, and a token's keys too.
-    memory = arena.take(Float.self, sequences * capacity * c.keys, 2 * c.layers)
+    memory = arena.take(Float.self, sequences * capacity * CacheWidths(c).both, c.layers)
     valid = arena.take(UInt8.self, sequences, capacity)
     known = arena.take(Int.self, sequences)
   }

@@ -9,24 +9,35 @@ struct ModelParameters {
     case normWeight  // [H]
     case normBias  // [H]
     case output  // [V,H]
+    case logitBias  // [V]
 
-    static var count: Int { 5 }
+    static var count: Int { 6 }
   }
 
   /// Once in each layer.
   enum LayerRole: Int {
     case norm1Weight  // [H]
     case norm1Bias  // [H]
-    case qkvWeight  // [(heads + 2 kv_heads) D, H]
-    case qkvBias  // [(heads + 2 kv_heads) D]
-    case queryNorm  // [D]
-    case keyNorm  // [D]
-    case outputWeight  // [H, heads D]
+    case qkvWeight  // [queries + keys + values + gates, H]
+    case qkvBias  // [queries + keys + values + gates]
+    case queryNorm  // [D], or [heads D]
+    case keyNorm  // [D], or [kv_heads D]
+    case sinks  // [heads]
+    case outputWeight  // [H, heads Dv]
     case outputBias  // [H]
     case norm2Weight  // [H]
     case norm2Bias  // [H]
 
-    static var count: Int { 10 }
+    static var count: Int { 11 }
+
+    /// Of random numbers; those that a model has had for longer keep theirs, so that it begins as it did.
+    var stream: UInt8 {
+      switch self {
+      case .sinks: 10
+      case .outputWeight, .outputBias, .norm2Weight, .norm2Bias: UInt8(rawValue) - 1
+      default: UInt8(rawValue)
+      }
+    }
   }
 
   private let slots: ParameterSlots
@@ -116,11 +127,10 @@ struct ModelParameters {
       guard let spec = place.spec(c) else { continue }
       let (seed, stream) =
         switch place {
-        case .own(let role): (c.seed, role.rawValue)
-        case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.rawValue)
+        case .own(let role): (c.seed, UInt8(role.rawValue))
+        case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.stream)
         }
-      parameter(index).fill(
-        spec.initial, Random(kernels: kernels, seed: seed, stream: UInt8(stream), step: 0))
+      parameter(index).fill(spec.initial, Random(kernels: kernels, seed: seed, stream: stream, step: 0))
     }
   }
 }
@@ -133,11 +143,12 @@ extension ModelParameters.Role {
     let (v, h) = (c.vocabulary, c.hidden)
     let embeddings = ParameterSpec.Initial.normal(c.initDeviation ?? 0.02)
     switch self {
-    case .embedding: return v > 0 ? .matrix("embed.weight", v, h, embeddings) : nil
+    case .embedding: return v > 0 ? .matrix("embed.weight", v, h, embeddings).stored(as: c.embeddings) : nil
     case .positions: return c.positions > 0 ? .matrix("positions.weight", c.positions, h, embeddings) : nil
     case .normWeight: return c.finalNorm ? .vector("norm.weight", h, .value(1)) : nil
     case .normBias: return c.finalNorm && c.normBias ? .vector("norm.bias", h, .value(0)) : nil
     case .output: return v > 0 && !c.tiedOutput ? c.projection("output.weight", v, h) : nil
+    case .logitBias: return c.logitBias ? .vector("output.bias", v, .value(0)) : nil
     }
   }
 }
@@ -150,9 +161,10 @@ extension ModelParameters.LayerRole {
     case .norm1Bias: return hasNorms && c.normBias ? .vector("norm1.bias", h, .value(0)) : nil
     case .qkvWeight: return c.projection("attention.qkv.weight", c.projected, h)
     case .qkvBias: return c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
-    case .queryNorm: return c.headNorm ? .vector("attention.q_norm.weight", c.headSize, .value(1)) : nil
-    case .keyNorm: return c.headNorm ? .vector("attention.k_norm.weight", c.headSize, .value(1)) : nil
-    case .outputWeight: return c.projection("attention.output.weight", h, c.queries)
+    case .queryNorm: return c.norm("attention.q_norm.weight", c.queries)
+    case .keyNorm: return c.norm("attention.k_norm.weight", c.keys)
+    case .sinks: return c.sinks ? .vector("attention.sinks", c.heads, .value(0)) : nil
+    case .outputWeight: return c.projection("attention.output.weight", h, c.outputs)
     case .outputBias: return c.outputBias ? .vector("attention.output.bias", h, .value(0)) : nil
     case .norm2Weight: return hasNorms ? .vector("norm2.weight", h, .value(1)) : nil
     case .norm2Bias: return hasNorms && c.normBias ? .vector("norm2.bias", h, .value(0)) : nil
@@ -161,6 +173,11 @@ extension ModelParameters.LayerRole {
 }
 
 extension ModelConfiguration {
+  /// Of queries or keys, which together are `width`.
+  fileprivate func norm(_ name: StaticString, _ width: Int) -> ParameterSpec? {
+    queryKeyNorm.hasWeights ? .vector(name, queryKeyNorm == .whole ? width : headSize, .value(1)) : nil
+  }
+
   fileprivate func projection(_ name: StaticString, _ outputs: Int, _ inputs: Int) -> ParameterSpec {
     let xavier = (6 / Double(outputs + inputs)).squareRoot()
     let initial = initDeviation.map { ParameterSpec.Initial.normal($0) } ?? .uniform(xavier)

@@ -4,7 +4,7 @@ import CShims
 
 extension ModelConfiguration {
   /// Whether anything depends on positions.
-  public var placesTokens: Bool { positions > 0 || theta != nil }
+  public var placesTokens: Bool { positions > 0 || rotaryCount > 0 || temperature != nil }
 }
 
 extension ModelInput {

@@ -45,6 +45,15 @@ extension Fault {
     }
   }
 
+  /// The fault as one of a list's elements: its text begins with the list's name and the element's number.
+  public func inElement(_ n: Int, of list: StaticString) -> Fault {
+    let size = Int(MOEI_TEXT_SIZE)
+    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
+      text.baseAddress!.update(from: moei_error_text(), count: size)
+      return Fault(kind, "\(list)[\(n)]: \(UnsafePointer(text.baseAddress))")
+    }
+  }
+
   /// What the system said about a file.
   static func io(_ action: StaticString, _ path: UnsafePointer<CChar>, _ error: Int32) -> Fault {
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { text in

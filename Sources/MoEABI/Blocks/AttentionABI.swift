@@ -12,10 +12,9 @@ public func moe_attention_forward(
     var operands = Operands()
     let call = try AttentionCall(try operands.copies(config, "config"), &operands)
     let arrays = AttentionArrays(
-      query: try operands.reads(query, call.ofQueries(call.queryStride), "query"),
-      key: try operands.reads(key, call.ofKeys(call.keyStride), "key"),
-      value: try operands.reads(value, call.ofKeys(call.valueStride), "value"),
-      output: try operands.writes(output, call.ofQueries(call.outputStride), "output"))
+      query: try operands.reads(query, call.ofQueries, "query"), key: try operands.reads(key, call.ofKeys, "key"),
+      value: try operands.reads(value, call.ofValues, "value"),
+      output: try operands.writes(output, call.ofOutputs, "output"))
     let log_sums = try operands.writes(optional: log_sums, call.sums, "log_sums")
     try AttentionForward.run(call, arrays, logSums: log_sums, in: context)
   }
@@ -32,20 +31,18 @@ public func moe_attention_backward(
     var operands = Operands()
     let call = try AttentionCall(try operands.copies(config, "config"), &operands)
     let given = try operands.copies(gradients, "gradients")
-    let (ofQueries, ofOutput) = (call.ofQueries(call.queryStride), call.ofQueries(call.outputStride))
-    let (ofKeys, ofValues) = (call.ofKeys(call.keyStride), call.ofKeys(call.valueStride))
     let arrays = AttentionArrays(
-      query: try operands.reads(query, ofQueries, "query"), key: try operands.reads(key, ofKeys, "key"),
-      value: try operands.reads(value, ofValues, "value"),
-      output: UnsafeMutablePointer(mutating: try operands.reads(output, ofOutput, "output")))
+      query: try operands.reads(query, call.ofQueries, "query"), key: try operands.reads(key, call.ofKeys, "key"),
+      value: try operands.reads(value, call.ofValues, "value"),
+      output: UnsafeMutablePointer(mutating: try operands.reads(output, call.ofOutputs, "output")))
     let log_sums = try operands.reads(log_sums, call.sums, "log_sums")
     try AttentionBackward.run(
       call,
       AttentionGradients(
-        arrays, logSums: log_sums, doutput: try operands.reads(given.doutput, ofOutput, "doutput"),
-        dquery: try operands.writes(given.dquery, ofQueries, "dquery"),
-        dkey: try operands.writes(given.dkey, ofKeys, "dkey"),
-        dvalue: try operands.writes(given.dvalue, ofValues, "dvalue")), in: context)
+        arrays, logSums: log_sums, doutput: try operands.reads(given.doutput, call.ofOutputs, "doutput"),
+        dquery: try operands.writes(given.dquery, call.ofQueries, "dquery"),
+        dkey: try operands.writes(given.dkey, call.ofKeys, "dkey"),
+        dvalue: try operands.writes(given.dvalue, call.ofValues, "dvalue")), in: context)
   }
 }
 
@@ -59,12 +56,11 @@ extension AttentionCall {
     self.init(
       sequences: Int(config.n_sequences), queries: Int(config.n_queries),
       keys: Int(config.n_keys == 0 ? config.n_queries : config.n_keys), heads: Int(config.n_heads), keyHeads: keyHeads,
-      headSize: Int(config.head_size))
-    let (queryWidth, keyWidth) = (heads * headSize, keyHeads * headSize)
-    queryStride = try rowStride(config.query_stride, "query_stride", queryWidth)
-    keyStride = try rowStride(config.key_stride, "key_stride", keyWidth)
-    valueStride = try rowStride(config.value_stride, "value_stride", keyWidth)
-    outputStride = try rowStride(config.output_stride, "output_stride", queryWidth)
+      headSize: Int(config.head_size), valueSize: Int(config.value_size == 0 ? config.head_size : config.value_size))
+    queryStride = try rowStride(config.query_stride, "query_stride", heads * headSize)
+    keyStride = try rowStride(config.key_stride, "key_stride", keyHeads * headSize)
+    valueStride = try rowStride(config.value_stride, "value_stride", keyHeads * valueSize)
+    outputStride = try rowStride(config.output_stride, "output_stride", heads * valueSize)
     try requireFloat(config.scale, "scale")
     if config.scale != 0 { scale = Float(config.scale) }
     (dropout, seed, step) = (config.dropout, config.seed, config.step)
@@ -77,11 +73,17 @@ extension AttentionCall {
     masks.valid = try operands.reads(optional: config.valid_mask, sequences * keys, "valid_mask")
   }
 
-  fileprivate func ofQueries(_ stride: Int) -> Operands.Rows {
-    Operands.Rows(count: sequences * queries, width: heads * headSize, stride: stride)
+  fileprivate var ofQueries: Operands.Rows {
+    Operands.Rows(count: sequences * queries, width: heads * headSize, stride: queryStride)
   }
-  fileprivate func ofKeys(_ stride: Int) -> Operands.Rows {
-    Operands.Rows(count: sequences * keys, width: keyHeads * headSize, stride: stride)
+  fileprivate var ofKeys: Operands.Rows {
+    Operands.Rows(count: sequences * keys, width: keyHeads * headSize, stride: keyStride)
+  }
+  fileprivate var ofValues: Operands.Rows {
+    Operands.Rows(count: sequences * keys, width: keyHeads * valueSize, stride: valueStride)
+  }
+  fileprivate var ofOutputs: Operands.Rows {
+    Operands.Rows(count: sequences * queries, width: heads * valueSize, stride: outputStride)
   }
   fileprivate var sums: Int { sequences * heads * queries }
 }

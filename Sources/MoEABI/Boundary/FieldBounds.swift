@@ -304,13 +304,15 @@ extension moe_cross_entropy_config: Bounded {
     try check.integer(vocabulary_size, "vocabulary_size", 1, 2147483647)
     try check.fraction(label_smoothing, "label_smoothing")
     try check.finite(d_loss, "d_loss")
+    try check.finite(logit_scale, "logit_scale")
+    try check.number(logit_softcap, "logit_softcap", atLeast: 0)
   }
 }
 
 extension moe_rotary_table: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(rotary_size, "rotary_size", 0, 2147483647)
-    try check.number(theta, "theta", atLeast: 1)
+    try check.number(theta, "theta", atLeast: 0)
     try check.finite(scale, "scale")
     try check.finite(long_scale, "long_scale")
     try check.integer(original_length, "original_length", 0, 2147483647)
@@ -320,6 +322,8 @@ extension moe_rotary_table: Bounded {
 extension moe_model_layer_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.flag(dense, "dense")
+    try check.integer(window, "window", 0, 2147483647)
+    try check.integer(chunk, "chunk", 0, 2147483647)
     try check.integer(dense_intermediate_size, "dense_intermediate_size", 0, 2147483647)
   }
 }

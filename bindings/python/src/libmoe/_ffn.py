@@ -39,11 +39,11 @@ def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
     return _options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
 
 
-def dense_options(c_config: abi.moe_model_config) -> dict[str, Any]:
+def dense_options(c_config: abi.moe_model_config, intermediate_size: int) -> dict[str, Any]:
     """Return the options of a dense ffn."""
     dense = {
         "hidden_size": c_config.hidden_size,
-        "intermediate_size": c_config.dense_intermediate_size,
+        "intermediate_size": intermediate_size,
         "n_experts": 1,
         "top_k": 1,
         "router": "external",

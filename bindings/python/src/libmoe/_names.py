@@ -5,6 +5,7 @@ from __future__ import annotations
 _THEIRS = {
     "activation": "act hidden_act act_fn activation_fn activation_function nonlinearity dense_act_fn",
     "added_mask": "attn_bias attention_bias bias_mask",
+    "attention_scale": "attention_multiplier softmax_scale scaling query_pre_attn_scalar",
     "balance_coef": (
         "aux_loss_coef router_aux_loss_coef balance_loss_coef load_balancing_loss_coef "
         "moe_aux_loss_coeff aux_coef aux_loss_weight"
@@ -14,6 +15,7 @@ _THEIRS = {
     "capacity_factor": ("cap_factor moe_capacity_factor train_capacity_factor moe_expert_capacity_factor"),
     "capacity": "expert_capacity max_capacity",
     "causal": "is_causal is_decoder causal_mask",
+    "chunk": "attention_chunk_size chunk_size",
     "context": "ctx device",
     "dense_activation": "activation hidden_act",
     "dense_intermediate_size": "intermediate_size ffn_dim d_ff dim_feedforward ffn_hidden_size",
@@ -22,6 +24,8 @@ _THEIRS = {
         "p drop_rate dropout_rate dropout_p hidden_dropout dropout_prob hidden_dropout_prob resid_pdrop"
     ),
     "attention_dropout": "attn_dropout attn_pdrop attention_probs_dropout_prob",
+    "embedding_dtype": "dtype torch_dtype",
+    "embedding_scale": "embedding_multiplier scale_emb",
     "epsilon": "eps adam_epsilon",
     "norm_epsilon": "eps epsilon rms_norm_eps layer_norm_eps layer_norm_epsilon",
     "expert_bias": "bias use_bias mlp_bias",
@@ -44,6 +48,11 @@ _THEIRS = {
     "io_dtype": "dtype activation_dtype compute_dtype",
     "jitter": "jitter_eps router_jitter_noise router_jitter moe_input_jitter_eps jitter_noise",
     "kind": "name lr_scheduler_type schedule type",
+    "latent_rank": "kv_lora_rank",
+    "layers": "layer_types mlp_only_layers moe_layers no_rope_layers first_k_dense_replace",
+    "logit_bias": "lm_head_bias",
+    "logit_scale": "logits_scaling logits_scale logit_multiplier lm_head_multiplier",
+    "logit_softcap": "final_logit_softcapping logit_softcapping softcap",
     "learning_rate": "lr max_lr alpha rate base_lr step_size eta",
     "losses": "loss aux_losses",
     "matmul": "backend",
@@ -72,6 +81,11 @@ _THEIRS = {
     "out": "output y out_tensor",
     "overflow": "overflow_policy",
     "parameters": "params param_groups",
+    "qk_norm": "use_qk_norm qk_layernorm",
+    "query_rank": "q_lora_rank",
+    "residual_scale": "residual_multiplier",
+    "rotary_size": "rotary_dim qk_rope_head_dim",
+    "rotary_tables": "rope_parameters rope_scaling",
     "router": "gate router_type routing gating",
     "router_bias": "gate_bias bias",
     "router_normalize": (
@@ -86,7 +100,10 @@ _THEIRS = {
     "shared_intermediate_size": "shared_expert_intermediate_size moe_shared_expert_intermediate_size",
     "step": "iteration global_step",
     "targets": "labels target y",
+    "sinks": "attention_sinks",
     "temperature": "temp",
+    "temperature_floor": "floor_scale",
+    "temperature_scale": "attn_scale",
     "tied_output": "tie_word_embeddings tie_embeddings tied_embeddings tied weight_tying",
     "token_ids": "input_ids ids",
     "tokens": "input_ids ids inputs x input",
@@ -98,6 +115,8 @@ _THEIRS = {
     "top_p": "p nucleus",
     "total_steps": "num_training_steps max_steps steps t_max total_iters",
     "training": "train is_training mode",
+    "value_head_size": "v_head_dim",
+    "window": "sliding_window window_size",
     "valid_mask": ("attention_mask padding_mask src_key_padding_mask key_padding_mask pad_mask token_mask"),
     "mask": "attn_mask attention_mask src_mask",
     "vocabulary_size": "vocab_size vocab n_vocab num_embeddings n_tokens",

@@ -122,7 +122,10 @@ class Tensors(Native):
     _made_with: dict[str, Any]  # keyword arguments of _kind, all but the context
     _context: Context
     _own: ClassVar[frozenset[str]] = frozenset(
-        "_open_handle _trainable _config _kind _made_with _context _io_dtype _losses _moe _own_tape".split()
+        (
+            "_open_handle _trainable _config _kind _made_with _context _io_dtype _losses _moe _layer_kinds "
+            "_own_tape"
+        ).split()
     )  # all that objects of the package have; a user's may have more, which goes along
 
     def __init__(self, handle: Handle, *, trainable: bool = True) -> None:

@@ -21,7 +21,7 @@ from oracle.attention import Attention
 
 RANDOM = np.random.default_rng(3)
 
-# B, S, U, heads, key heads, D
+# B, S, U, heads, key heads, D, and Dv where it is another
 SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (2, 7, 7, 3, 3, 5),
@@ -30,6 +30,9 @@ SHAPES = [
     (2, 300, 33, 4, 1, 5),
     (3, 1, 129, 2, 2, 64),
     (1, 97, 257, 6, 3, 32),
+    (2, 70, 290, 4, 2, 24, 16),
+    (1, 3, 140, 2, 1, 5, 70),
+    (1, 140, 140, 3, 1, 33, 1),
 ]
 MASKS = ["none", "causal", "boolean", "added", "padding", "all"]
 
@@ -73,10 +76,18 @@ def test_large_scores() -> None:
     check(shape, {}, (query, key, value, doutput))
 
 
+SAME_BITS = [
+    (2, 300, 300, 4, 2, 40),
+    (1, 130, 530, 2, 1, 64),
+    (2, 5, 9, 3, 3, 7),
+    (1, 140, 270, 4, 2, 40, 72),
+]
+
+
 @pytest.mark.parametrize("mask", ["none", "all"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_same_bits(mask: str, dropout: float) -> None:
-    for shape in (2, 300, 300, 4, 2, 40), (1, 130, 530, 2, 1, 64), (2, 5, 9, 3, 3, 7):
+    for shape in SAME_BITS:
         inputs = arrays(shape)
         given = {**options(mask, shape), "dropout": dropout, "seed": 1}
         ways: list[dict[str, Any]] = [{"n_threads": n} for n in (1, 2, 3, 7)]
@@ -140,8 +151,8 @@ def test_packed_projections() -> None:
         np.testing.assert_array_equal(part, expected[name])
 
 
-def test_finite_differences() -> None:
-    shape = (1, 6, 9, 2, 1, 4)
+@pytest.mark.parametrize("shape", [(1, 6, 9, 2, 1, 4), (2, 6, 9, 2, 1, 4, 7)])
+def test_finite_differences(shape: tuple[int, ...]) -> None:
     query, key, value, doutput = arrays(shape)
     given = {**options("all", shape), "dropout": 0.2, "seed": 4}
     found = everything((query, key, value, doutput), None, given)
@@ -193,6 +204,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"n_heads": 0, "n_kv_heads": 0}, "n_heads = 0 is below 1"),
     "key heads": ({"n_kv_heads": 5}, "n_kv_heads = 5 exceeds 4"),
     "head size": ({"head_size": 0}, "head_size = 0 is below 1"),
+    "value size": ({"value_size": -1}, "value_size = -1 is below 0"),
+    "large values": ({"value_size": 2**21}, "value_size = 2097152 exceeds 1048576"),
+    "value stride of wide values": (
+        {"value_size": 9, "value_stride": 17},
+        "value_stride = 17 is below the 18 floats of a token",
+    ),
+    "output stride of wide values": (
+        {"value_size": 9, "output_stride": 35},
+        "output_stride = 35 is below the 36 floats of a token",
+    ),
     "large heads": ({"head_size": 2**21}, "head_size = 2097152 exceeds 1048576"),
     "query stride": ({"query_stride": 31}, "query_stride = 31 is below the 32 floats of a token"),
     "key stride": ({"key_stride": 15}, "key_stride = 15 is below the 16 floats of a token"),
@@ -205,7 +226,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"dropout": 1.0}, "dropout = 1 is not in [0, 1)"),
     "step": ({"step": 2**56}, "step = 72057594037927936 is not below 2^56"),
     "added mask": ({"added_mask": 2}, "added_mask is not aligned to 4 bytes"),
-    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 144 is expected"),
+    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 176 is expected"),
 }
 
 
@@ -228,6 +249,23 @@ def test_bad_configs(name: str) -> None:
         lib.moe_attention_forward(handle, ctypes.byref(config), *places[:5])
     with pytest.raises(libmoe.InvalidArgumentError, match=re.escape(message)):
         lib.moe_attention_backward(handle, ctypes.byref(config), *places[:5], gradients(*places[5:9]))
+
+
+def test_values_of_another_size() -> None:
+    # A value's head wider than a key's is the same as narrower ones side by side, each with the same weights.
+    query, key, value, _ = arrays((2, 30, 50, 4, 2, 8, 24))
+    whole, sums = blocks.attention(query, key, value, causal=True)
+    for part in range(3):
+        of = np.s_[..., 8 * part : 8 * part + 8]
+        narrow, same_sums = blocks.attention(query, key, value[of].copy(), causal=True)
+        np.testing.assert_array_equal(whole[of], narrow)
+        np.testing.assert_array_equal(sums, same_sums)
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"value: expected shape \(2, 50, 2, 24\)"):
+        blocks.attention(query, key, value[:, :, :1].copy())
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"out: expected shape \(2, 30, 4, 24\)"):
+        blocks.attention(query, key, value, out=np.empty((2, 30, 4, 8), np.float32))
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"doutput: expected shape \(2, 30, 4, 24\)"):
+        blocks.attention_backward(query, key, value, whole, sums, query)
 
 
 @pytest.mark.parametrize("nothing", range(9))

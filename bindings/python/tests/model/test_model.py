@@ -15,6 +15,16 @@ from small_language_models import CASES, MOE, made
 for case in CASES.values():
     case.setdefault("head_size", 4)
 
+NEW = [
+    "heads normed together",
+    "heads normed after rotation",
+    "two layers of three rotate",
+    "scaled",
+    "capped and biased",
+    "gated attention",
+    "layers of many widths",
+]
+
 
 def call_of(arguments: dict[str, Any], b: int = 3, s: int = 9) -> dict[str, Any]:
     random = np.random.default_rng(7)
@@ -76,9 +86,10 @@ def test_dropout(case: str) -> None:
     compare(arguments, {**call_of(arguments), "training": True, "step": 11})
 
 
-def test_the_loss_falls_as_its_gradient_says() -> None:
+@pytest.mark.parametrize("case", ["normed heads", *NEW])
+def test_the_loss_falls_as_its_gradient_says(case: str) -> None:
     """Finite differences of the objective along random directions, in the library's own float32."""
-    arguments = {**CASES["normed heads"], "moe": {**MOE, "balance_coef": 0.0, "z_coef": 0.0, "top_k": 4}}
+    arguments = {**CASES[case], "moe": {**MOE, "balance_coef": 0.0, "z_coef": 0.0, "top_k": 4}}
     with libmoe.Context(n_threads=1) as context:
         model = made(arguments, context)
         call = call_of(arguments)
@@ -122,7 +133,18 @@ def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[st
         return found | {name: parameter.grad.tobytes() for name, parameter in model.parameters.items()}
 
 
-@pytest.mark.parametrize("case", ["normed heads", "encoder after", "every second", "attention alone"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "normed heads",
+        "encoder after",
+        "every second",
+        "attention alone",
+        "gated attention",
+        *NEW[2:3],
+        NEW[6],
+    ],
+)
 def test_the_same_bits(case: str) -> None:
     """For any threads, instruction sets and limits: everything kept, less in some layers, and chunks."""
     arguments = {**CASES[case], "attention_dropout": 0.1}
@@ -154,7 +176,7 @@ def test_the_same_bits(case: str) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
-@pytest.mark.parametrize("case", ["language", "encoder after"])
+@pytest.mark.parametrize("case", ["language", "encoder after", *NEW])
 def test_memory_is_what_was_promised(case: str, share: float) -> None:
     arguments = CASES[case]
     with libmoe.Context(n_threads=2) as context:
@@ -188,7 +210,7 @@ def least_limit(model: libmoe.Model, enough: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions"]
+    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions", *NEW]
 )
 def test_reading_token_by_token_gives_the_bits_of_forward(case: str) -> None:
     arguments = CASES[case]
@@ -246,6 +268,53 @@ def test_bfloat16() -> None:
             model.backward(output)
         for name, parameter in whole.parameters.items():
             assert_close(name, half.parameters[name].grad, parameter.grad, 0.06)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_in_bfloat16(tied: bool) -> None:
+    """The table is read as the float32 of the same values; a tied output is a product in bfloat16."""
+    arguments = {**CASES["language"], "embedding_scale": 1.7, "tied_output": tied}
+    call = call_of(arguments)
+    with libmoe.Context(n_threads=2) as context:
+        half = libmoe.Model(**arguments, embedding_dtype="bf16", init_deviation=0.3, context=context)
+        whole = libmoe.Model(**arguments, context=context)
+        assert half.parameters["embed.weight"].data.dtype == np.uint16
+        for name, parameter in half.parameters.items():
+            is_half = name == "embed.weight"
+            assert (parameter.data.dtype == np.uint16) == is_half
+            values = libmoe.from_bfloat16(parameter.data) if is_half else parameter.data
+            whole.parameters[name].data[...] = values
+        outputs = [model.forward(**call, tape=True, logits=True, hidden=True) for model in (half, whole)]
+        np.testing.assert_array_equal(outputs[0].hidden, outputs[1].hidden)
+        assert outputs[0].logits is not None and outputs[1].logits is not None
+        if tied:
+            assert_close("logits", outputs[0].logits, outputs[1].logits, 0.02)
+        else:
+            np.testing.assert_array_equal(outputs[0].logits, outputs[1].logits)
+        for model, output in zip((half, whole), outputs):
+            model.backward(output)
+        gradients = [model.parameters["embed.weight"].grad for model in (half, whole)]
+        assert gradients[0].dtype == np.float32
+        assert_close("embed.weight", gradients[0], gradients[1], 0.02 if tied else 1e-6)
+
+
+def test_embeddings_in_bfloat16_learn() -> None:
+    """Steps far smaller than a bfloat16's last place add up in the optimiser's own float32."""
+    arguments = {**CASES["language"], "embedding_dtype": "bf16"}
+    with libmoe.Context(n_threads=2) as context:
+        model = libmoe.Model(**arguments, context=context)
+        before = libmoe.from_bfloat16(model.parameters["embed.weight"].data)
+        optimizer = libmoe.SGD({"embed.weight": model.parameters["embed.weight"]}, 1e-5, context=context)
+        call = call_of(arguments)
+        expected = before.astype(np.float64)
+        for _ in range(40):
+            model.zero_grad()
+            model.backward(model.forward(**call, tape=True), d_objective=100.0)
+            expected -= 1e-5 * model.parameters["embed.weight"].grad
+            optimizer.step()
+        after = libmoe.from_bfloat16(model.parameters["embed.weight"].data)
+        assert (after != before).any()
+        np.testing.assert_allclose(after, expected, rtol=2.0**-8)
 
 
 def test_a_hash_router_reads_the_tokens() -> None:

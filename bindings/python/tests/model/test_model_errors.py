@@ -59,6 +59,49 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         "moe: vocabulary_size = 5 is not the model's 11",
     ),
     ({"moe": {**MOE, "top_k": 5}}, "top_k = 5 exceeds n_experts = 4"),
+    ({"layers": [{}]}, "layers: has 1 entries, but n_layers = 2"),
+    ({"layers": [{}, {}], "moe_every": 2}, "moe_every = 2 beside layers"),
+    ({"layers": [{"dense": True}] * 2, "dense_intermediate_size": 8}, "all of layers are dense"),
+    ({"layers": [{"dense": True}, {}]}, "layers[0]: is dense, but dense_intermediate_size = 0"),
+    (
+        {"layers": [{}, {"dense_intermediate_size": 4}]},
+        "layers[1]: dense_intermediate_size = 4, but the layer",
+    ),
+    ({"layers": [{}, {"rotary": 1}]}, "layers[1]: rotary = 1 is not one of 1 rotary tables"),
+    ({"layers": [{}, {"rotary": -2}]}, "layers[1]: rotary = -2 is not one of"),
+    ({"layers": [{}, {"window": -1}]}, "layers[1]: window = -1 is below 0"),
+    ({"layers": [{}, {"window": 3}], "causal": False}, "layers[1]: window = 3, but causal = 0"),
+    ({"layers": [{}, {"chunk": 3}], "causal": False}, "layers[1]: chunk = 3, but causal = 0"),
+    ({"rotary_tables": [{"theta": 1e4}], "rope_theta": 1e4}, "rope_theta = 10000 beside n_rotary_tables = 1"),
+    ({"rotary_tables": [{}]}, "rotary_tables[0]: theta = 0"),
+    ({"rotary_tables": [{"theta": 1e4}, {"theta": 1e4, "rotary_size": 3}]}, "[1]: rotary_size = 3 is odd"),
+    ({"rotary_tables": [{"theta": 1e4, "rotary_size": 6}]}, "[0]: rotary_size = 6 exceeds head_size = 4"),
+    ({"rotary_tables": [{"theta": 1e4, "frequencies": [1, 0.1]}]}, "[0]: theta = 10000 beside frequencies"),
+    ({"rotary_tables": [{"frequencies": [1]}]}, "rotary_tables[0]: frequencies: expected 2 numbers"),
+    ({"rotary_tables": [{"frequencies": [1, 2]}]}, "[0]: frequencies[1] = 2 is not in -1 ... 1"),
+    ({"rotary_tables": [{"frequencies": [1, float("nan")]}]}, "[0]: frequencies[1] = nan is not in"),
+    ({"rotary_tables": [{"theta": 1e4, "scale": float("inf")}]}, "rotary_tables[0]: scale = inf"),
+    (
+        {"rotary_tables": [{"theta": 1e4, "long_scale": 2}]},
+        "[0]: long_scale = 2, but long_frequencies is NULL",
+    ),
+    ({"rotary_tables": [{"theta": 1e4, "original_length": 2}]}, "original_length = 2, but long_frequencies"),
+    ({"rotary_tables": [{"theta": 1e4, "long_frequencies": [1, 1]}]}, "[0]: original_length = 0, but"),
+    ({"qk_norm": "rms"}, "qk_norm = 'rms'; choose one of"),
+    ({"qk_norm": "plain", "rope_theta": 0.0}, "qk_norm = MOE_QK_NORM_PLAIN is of layers that rotate"),
+    ({"temperature_scale": 0.1, "temperature_floor": 4.0}, "but every layer has a rotary table"),
+    ({"temperature_scale": 0.1, "rope_theta": 0.0}, "temperature_floor = 0"),
+    ({"temperature_floor": 4.0}, "temperature_floor = 4, but temperature_scale = 0"),
+    ({"attention_scale": 1e300}, "attention_scale = 1e300 is not finite in float32"),
+    ({"residual_scale": 2.0, "norm_place": "none", "moe": None}, "residual_scale = 2, but norm_place"),
+    ({"vocabulary_size": 0, "embedding_scale": 2.0}, "embedding_scale = 2, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "embedding_dtype": "bf16"}, "embedding_dtype = 1, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "logit_scale": 2.0}, "logit_scale is not 0, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "logit_softcap": 2.0}, "logit_softcap is not 0, but vocabulary_size = 0"),
+    ({"logit_softcap": -2.0}, "logit_softcap = -2"),
+    ({"logit_bias": True}, "logit_bias = 1, but tied_output = 1"),
+    ({"embedding_dtype": "f16"}, "embedding_dtype = 'f16'; choose one of"),
+    ({"attention_gate": True, "value_head_size": 2**30}, "value_head_size"),
 ]
 
 
@@ -66,6 +109,15 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
 def test_configuration(change: dict[str, Any], message: str) -> None:
     with pytest.raises(INVALID, match=re.escape(message)):
         libmoe.Model(**{**GOOD, **change})
+
+
+def test_names_within_lists() -> None:
+    with pytest.raises(TypeError, match="layers\\[1\\]: unknown names \\['sliding_window'\\].*window"):
+        libmoe.Model(**{**GOOD, "layers": [{}, {"sliding_window": 3}]})
+    with pytest.raises(TypeError, match="rotary_tables\\[0\\]: expected a dict, got float"):
+        libmoe.Model(**{**GOOD, "rotary_tables": [1e4]})
+    with pytest.raises(TypeError, match="rotary_tables\\[0\\]: frequencies: expected numbers, got str"):
+        libmoe.Model(**{**GOOD, "rotary_tables": [{"frequencies": "yarn"}]})
 
 
 def test_names_within_moe() -> None:

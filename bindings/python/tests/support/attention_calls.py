@@ -15,12 +15,14 @@ Inputs = tuple[Floats, Floats, Floats, Floats]  # query, key, value, doutput
 
 
 def arrays(shape: tuple[int, ...]) -> Inputs:
-    b, s, u, heads, kv_heads, d = shape
+    """Of B, S, U, heads, key heads, D and, where it is another, Dv."""
+    b, s, u, heads, kv_heads, d, *rest = shape
+    dv = rest[0] if rest else d
     return (
         normal(b, s, heads, d, seed=1),
         normal(b, u, kv_heads, d, seed=2),
-        normal(b, u, kv_heads, d, seed=3),
-        normal(b, s, heads, d, seed=4),
+        normal(b, u, kv_heads, dv, seed=3),
+        normal(b, s, heads, dv, seed=4),
     )
 
 

@@ -32,6 +32,9 @@ def defaults(name: str) -> Any:
     return struct
 
 
+FREQUENCIES = (ctypes.c_double * 2)(1.0, 0.1)
+
+
 def all_functions(folder: Path) -> list[Function]:
     """Return the functions, with arguments that are small."""
     context_config = abi.moe_context_config(n_threads=2)
@@ -42,6 +45,22 @@ def all_functions(folder: Path) -> list[Function]:
     config = abi.moe_model_config(
         hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, max_positions=8, rope_theta=10000, causal=1,
         final_norm=1, moe=ctypes.pointer(experts), moe_every=2, dense_intermediate_size=6, dropout=0.1,
+    )  # fmt: skip
+    tables = (abi.moe_rotary_table * 2)(
+        abi.moe_rotary_table(rotary_size=2, theta=100.0),
+        abi.moe_rotary_table(
+            frequencies=ctypes.addressof(FREQUENCIES), long_frequencies=ctypes.addressof(FREQUENCIES),
+            original_length=4,
+        ),
+    )  # fmt: skip
+    layers = (abi.moe_model_layer_config * 2)(
+        abi.moe_model_layer_config(rotary=1, window=2),
+        abi.moe_model_layer_config(dense=1, rotary=-1, chunk=2, dense_intermediate_size=5),
+    )
+    of_many_kinds = abi.moe_model_config(
+        hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, causal=1, moe=ctypes.pointer(experts),
+        rotary_tables=tables, n_rotary_tables=2, layers=layers, temperature_scale=0.5, temperature_floor=2.0,
+        sinks=1, attention_gate=1, logit_bias=1, embedding_dtype=1, qk_norm=2, logit_softcap=3.0,
     )  # fmt: skip
     model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
     model_handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
@@ -272,6 +291,8 @@ def all_functions(folder: Path) -> list[Function]:
             ],
         ),  # fmt: skip
         Function("moe_model_create", lambda: [context, config, room()]),
+        Function("moe_model_create", lambda: [context, of_many_kinds, room()]),
+        Function("moe_model_configuration", lambda: [model, abi.moe_model_config()]),
         Function("moe_model_parameter_count", lambda: [model, room()]),
         Function("moe_model_parameter", lambda: [model, 1, abi.moe_tensor()]),
         Function("moe_model_find_parameter", lambda: [model, b"embed.weight", room()]),

@@ -16,6 +16,7 @@ from ctypes import (
     c_int32,
     c_int64,
     c_size_t,
+    c_uint,
     c_uint64,
     c_void_p,
 )
@@ -154,6 +155,7 @@ moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
 moe_context_config_dealloc = CFUNCTYPE(None, c_void_p, c_void_p)
 moe_context_config_log = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 moe_context_config_cancel = CFUNCTYPE(c_int32, c_void_p)
+moe_context_config_host_threads = CFUNCTYPE(None, c_void_p, c_void_p, c_uint, c_uint)
 
 
 class moe_context_config(Sized):
@@ -173,6 +175,7 @@ class moe_context_config(Sized):
         ("instructions", c_int32),
         ("reserved", c_int32),
         ("memory_limit", c_size_t),
+        ("host_threads", moe_context_config_host_threads),
     ]
     _words_ = {
         "matmul": MATMUL,
@@ -859,10 +862,18 @@ class moe_cross_entropy_config(Sized):
         ("ignore_index", c_int32),
         ("label_smoothing", c_double),
         ("d_loss", c_double),
+        ("logit_scale", c_double),
+        ("logit_softcap", c_double),
+        ("bias", c_void_p),
+        ("dbias", c_void_p),
     ]
     _defaults_ = {"ignore_index": -100, "d_loss": 1.0}
     _words_ = {
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
+    }
+    _arrays_ = {
+        "bias": ("f32", "V"),
+        "dbias": ("f32, write", "V"),
     }
 
 
@@ -1373,6 +1384,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(moe_context), POINTER(moe_model_config), POINTER(POINTER(moe_model)),
     ]),
     "moe_model_free": (None, [POINTER(moe_model)]),
+    "moe_model_configuration": (Status, [POINTER(moe_model), POINTER(moe_model_config)]),
     "moe_model_parameter_count": (Status, [POINTER(moe_model), c_void_p]),
     "moe_model_parameter": (Status, [POINTER(moe_model), c_int64, POINTER(moe_tensor)]),
     "moe_model_find_parameter": (Status, [POINTER(moe_model), c_char_p, c_void_p]),

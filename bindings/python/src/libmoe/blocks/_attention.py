@@ -85,9 +85,11 @@ def attention(
     ----------
     query : array of float32, [B, S, heads, D]
         May be part of a wider array, as key and value may.
-    key, value : array of float32, [B, U, key heads, D]
+    key : array of float32, [B, U, key heads, D]
         The key heads divide the heads; several heads share one where there are fewer (arXiv:2305.13245).
-    out : array of float32, [B, S, heads, D], optional
+    value : array of float32, [B, U, key heads, Dv]
+        Dv may be another size than D (arXiv:2405.04434).
+    out : array of float32, [B, S, heads, Dv], optional
         Where the output goes.
     context : Context, optional
         Whose threads compute; by default the shared one.
@@ -100,7 +102,7 @@ def attention(
 
     Returns
     -------
-    output : array of float32, [B, S, heads, D]
+    output : array of float32, [B, S, heads, Dv]
         0 for a query that sees no key.
     log_sums : array of float32, [B, heads, S]
         Logarithms of the softmax's divisors, for :func:`attention_backward`.
@@ -112,9 +114,9 @@ def attention(
     InvalidArgumentError
         A number is out of range, or arrays overlap.
     """
-    n_sequences, length, n_heads, _ = shape = _shape("query", query)
+    n_sequences, length, n_heads, _ = _shape("query", query)
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = np.empty((n_sequences, length, n_heads, _shape("value", value)[3]), np.float32)
     log_sums = np.empty((n_sequences, n_heads, length), np.float32)
     config, places = _attention(query, key, value, options, {"out": (out, True)})
     handle = handle_of(context)
@@ -142,7 +144,7 @@ def attention_backward(
         As they went into :func:`attention`.
     output, log_sums
         What it returned.
-    doutput : array of float32, [B, S, heads, D]
+    doutput : array of float32, [B, S, heads, Dv]
         Gradient of the output.
     into : three arrays of float32, optional
         Where the gradients go, with the strides of query, key and value.
@@ -183,11 +185,12 @@ def _attention(
     query: Floats, key: Floats, value: Floats, options: dict[str, Any], more: dict[str, tuple[Floats, bool]]
 ) -> tuple[abi.moe_attention_config, list[int]]:
     """Return the struct of a call and where the arrays are: query, key, value, then the others."""
-    n_sequences, n_queries, n_heads, head_size = shape = _shape("query", query)
+    n_sequences, n_queries, n_heads, head_size = _shape("query", query)
     _, n_keys, n_kv_heads, _ = _shape("key", key)
-    for name, array in (("key", key), ("value", value)):
-        if array.shape != (n_sequences, n_keys, n_kv_heads, head_size):
-            wanted = (n_sequences, n_keys, n_kv_heads, head_size)
+    value_size = _shape("value", value)[3]
+    for name, array, size in (("key", key, head_size), ("value", value, value_size)):
+        wanted = (n_sequences, n_keys, n_kv_heads, size)
+        if array.shape != wanted:
             raise InvalidArgumentError(f"{name}: expected shape {wanted}, got {array.shape}")
     given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask")))
@@ -204,6 +207,7 @@ def _attention(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_size=head_size,
+        value_size=value_size,
         **given,
     )
     places = []
@@ -212,8 +216,8 @@ def _attention(
         places.append(place)
         setattr(config, f"{name}_stride", stride)
     for name, (array, write) in more.items():
-        if _shape(name, array) != shape:
-            raise InvalidArgumentError(f"{name}: expected shape {shape}, got {array.shape}")
+        if _shape(name, array) != (wanted := (n_sequences, n_queries, n_heads, value_size)):
+            raise InvalidArgumentError(f"{name}: expected shape {wanted}, got {array.shape}")
         place, stride = _rows(name, array, write=write)
         places.append(place)
         if config.output_stride not in (0, stride):

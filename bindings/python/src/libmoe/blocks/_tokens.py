@@ -116,12 +116,16 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     d_loss: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
+    bias: Floats | None = None,
     dx: Floats | None = None,
     dweight: Floats | None = None,
+    dbias: Floats | None = None,
     token_losses: Floats | None = None,
     context: Context | None = None,
 ) -> tuple[float, int]:
-    """Cross-entropy of the logits x W^T, without ever holding all of them.
+    """Cross-entropy of the logits logit_scale (x W^T + bias), without ever holding all of them.
 
     The mean over the tokens whose target is not ``ignore_index``, in nats, as
     ``torch.nn.functional.cross_entropy`` has it.
@@ -133,10 +137,15 @@ def cross_entropy(
     targets : array of int32, [T]
     d_loss : float
         What the gradients are multiplied by.
+    logit_scale, logit_softcap : float
+        What logits are multiplied by, and c, with which they become c tanh(logit / c); 0: they stay.
+    bias : array of float32, [V], optional
     dx : array of float32, [T, H], optional
         Overwritten with the gradient in x.
     dweight : array of float32, [V, H], optional
         The gradient in weight is added to it.
+    dbias : array of float32, [V], optional
+        The gradient in bias is added to it.
     token_losses : array of float32, [T], optional
         Overwritten with each token's loss.
 
@@ -164,6 +173,10 @@ def cross_entropy(
         ignore_index=check.integer("ignore_index", ignore_index, ctypes.c_int32),
         label_smoothing=check.number("label_smoothing", label_smoothing),
         d_loss=check.number("d_loss", d_loss),
+        logit_scale=_scale("logit_scale", logit_scale),
+        logit_softcap=check.number("logit_softcap", logit_softcap),
+        bias=check.address("bias", bias, (vocabulary,)),
+        dbias=check.address("dbias", dbias, (vocabulary,), write=True),
     )
     lib.moe_cross_entropy(
         handle_of(context),
@@ -282,6 +295,13 @@ def check_sampling(
             f"sampling: repetition_penalty = {repetition_penalty} is not a number above 0; 1 is none"
         )
     return sampling
+
+
+def _scale(name: str, value: float) -> float:
+    number = check.number(name, value)
+    if number == 0:
+        raise InvalidArgumentError(f"{name} = 0: all logits would be alike; 1 leaves them as they are")
+    return number
 
 
 def _tokens(tokens: Any) -> tuple[int, int]:
