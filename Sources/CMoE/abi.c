@@ -3,6 +3,7 @@
  * Written by scripts/abi; do not edit. */
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 _Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
@@ -552,3 +553,39 @@ _Static_assert(offsetof(moe_generation, memory_limit) == 56, "moe_generation.mem
 _Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
 _Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
 _Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");
+
+_Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
+_Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
+_Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
+_Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
+_Static_assert(offsetof(moe_pretrained_options, inference_only) == 16, "moe_pretrained_options.inference_only");
+_Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained_options.prepared");
+_Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
+_Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
+_Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
+
+_Static_assert(sizeof(moe_pretrained_info) == 112, "moe_pretrained_info");
+_Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");
+_Static_assert(offsetof(moe_pretrained_info, model_type) == 8, "moe_pretrained_info.model_type");
+_Static_assert(offsetof(moe_pretrained_info, ignored_keys) == 16, "moe_pretrained_info.ignored_keys");
+_Static_assert(offsetof(moe_pretrained_info, left_tensors) == 24, "moe_pretrained_info.left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_left_tensors) == 32, "moe_pretrained_info.n_left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_tensors) == 40, "moe_pretrained_info.n_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_parameters) == 48, "moe_pretrained_info.n_parameters");
+_Static_assert(offsetof(moe_pretrained_info, n_active) == 56, "moe_pretrained_info.n_active");
+_Static_assert(offsetof(moe_pretrained_info, n_moe_layers) == 64, "moe_pretrained_info.n_moe_layers");
+_Static_assert(offsetof(moe_pretrained_info, dtype) == 72, "moe_pretrained_info.dtype");
+_Static_assert(offsetof(moe_pretrained_info, reserved) == 76, "moe_pretrained_info.reserved");
+_Static_assert(offsetof(moe_pretrained_info, file_bytes) == 80, "moe_pretrained_info.file_bytes");
+_Static_assert(offsetof(moe_pretrained_info, parameter_bytes) == 88, "moe_pretrained_info.parameter_bytes");
+_Static_assert(offsetof(moe_pretrained_info, expert_bytes) == 96, "moe_pretrained_info.expert_bytes");
+_Static_assert(offsetof(moe_pretrained_info, max_positions) == 104, "moe_pretrained_info.max_positions");
+
+_Static_assert(sizeof(moe_save_options) == 48, "moe_save_options");
+_Static_assert(offsetof(moe_save_options, struct_size) == 0, "moe_save_options.struct_size");
+_Static_assert(offsetof(moe_save_options, dtype) == 8, "moe_save_options.dtype");
+_Static_assert(offsetof(moe_save_options, reserved) == 12, "moe_save_options.reserved");
+_Static_assert(offsetof(moe_save_options, max_shard_size) == 16, "moe_save_options.max_shard_size");
+_Static_assert(offsetof(moe_save_options, config) == 24, "moe_save_options.config");
+_Static_assert(offsetof(moe_save_options, progress) == 32, "moe_save_options.progress");
+_Static_assert(offsetof(moe_save_options, progress_user) == 40, "moe_save_options.progress_user");

@@ -121,7 +121,7 @@ fileprivate struct Turn {
 }
 
 /// exp x for x of -745 ... 0, within 1e-15 of itself.
-private func exponential(_ x: Double) -> Double {
+func exponential(_ x: Double) -> Double {
   let n = (x * 1.44269504088896341).rounded()
   let r = x - n * 0.693147180369123816 - n * 1.90821492927058770e-10  // ln 2: n times the first piece is exact
   var sum = 1.0

@@ -92,6 +92,8 @@ public struct ErrorText: ExpressibleByStringInterpolation {
     public mutating func appendInterpolation(_ number: Double) { text.append(number) }
     /// Text of the caller's, cut off at the end of the buffer.
     public mutating func appendInterpolation(_ name: UnsafePointer<CChar>?) { text.append(name) }
+    /// As it is in a file.
+    public mutating func appendInterpolation(_ words: JSONText) { text.append(words) }
   }
 }
 
@@ -124,6 +126,12 @@ public struct TextBuffer {
       append(UInt8(bitPattern: p.pointee))
       p += 1
     }
+  }
+
+  public var isEmpty: Bool { length == 0 }
+
+  public mutating func append(_ text: JSONText) {
+    for i in 0..<text.count { append(text.start[i]) }
   }
 
   /// Its first `count` bytes.

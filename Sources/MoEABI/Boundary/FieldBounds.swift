@@ -408,3 +408,21 @@ extension moe_generation: Bounded {
     try check.integer(chunk_tokens, "chunk_tokens", 0, 2147483647)
   }
 }
+
+extension moe_pretrained_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
+    try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
+    try check.flag(inference_only, "inference_only")
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 2)
+  }
+}
+
+extension moe_pretrained_info: Bounded {}
+
+extension moe_save_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(dtype, "dtype", of: "moe_folder_dtype", last: 3)
+    try check.zero(reserved, "reserved")
+  }
+}

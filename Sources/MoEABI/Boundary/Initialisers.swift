@@ -279,3 +279,18 @@ public func moe_sampling_init(_ given: UnsafeMutablePointer<moe_sampling>?, _ st
 public func moe_generation_init(_ given: UnsafeMutablePointer<moe_generation>?, _ struct_size: Int) {
   initialise(given, struct_size, moe_generation())
 }
+
+@implementation @_cdecl("moe_pretrained_options_init")
+public func moe_pretrained_options_init(_ given: UnsafeMutablePointer<moe_pretrained_options>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_pretrained_options())
+}
+
+@implementation @_cdecl("moe_pretrained_info_init")
+public func moe_pretrained_info_init(_ given: UnsafeMutablePointer<moe_pretrained_info>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_pretrained_info())
+}
+
+@implementation @_cdecl("moe_save_options_init")
+public func moe_save_options_init(_ given: UnsafeMutablePointer<moe_save_options>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_save_options())
+}

@@ -97,6 +97,7 @@ NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
 QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
 NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
+FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -145,6 +146,10 @@ class moe_model_tape(Structure):
 
 class moe_cache(Structure):
     """Keys and values of the tokens so far, of B sequences that grow together."""
+
+
+class moe_pretrained(Structure):
+    """A folder."""
 
 
 moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
@@ -1094,6 +1099,78 @@ class moe_generation(Sized):
     _bytes_ = frozenset({"memory_limit"})
 
 
+moe_pretrained_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
+
+
+class moe_pretrained_options(Sized):
+    """How a folder is opened and its model made."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("weight_dtype", c_int32),
+        ("embedding_dtype", c_int32),
+        ("inference_only", c_int32),
+        ("prepared", c_int32),
+        ("resident_limit", c_size_t),
+        ("progress", moe_pretrained_options_progress),
+        ("progress_user", c_void_p),
+    ]
+    _words_ = {
+        "weight_dtype": FOLDER_DTYPE,
+        "embedding_dtype": FOLDER_DTYPE,
+        "prepared": PREPARED,
+    }
+    _flags_ = frozenset({"inference_only"})
+    _bytes_ = frozenset({"resident_limit"})
+
+
+class moe_pretrained_info(Sized):
+    """What a folder has."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("model_type", c_char_p),
+        ("ignored_keys", c_char_p),
+        ("left_tensors", c_char_p),
+        ("n_left_tensors", c_int64),
+        ("n_tensors", c_int64),
+        ("n_parameters", c_int64),
+        ("n_active", c_int64),
+        ("n_moe_layers", c_int64),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("file_bytes", c_size_t),
+        ("parameter_bytes", c_size_t),
+        ("expert_bytes", c_size_t),
+        ("max_positions", c_int64),
+    ]
+    _words_ = {
+        "dtype": FOLDER_DTYPE,
+    }
+    _bytes_ = frozenset({"file_bytes", "parameter_bytes", "expert_bytes"})
+
+
+moe_save_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
+
+
+class moe_save_options(Sized):
+    """How a folder is written."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("max_shard_size", c_size_t),
+        ("config", c_char_p),
+        ("progress", moe_save_options_progress),
+        ("progress_user", c_void_p),
+    ]
+    _words_ = {
+        "dtype": FOLDER_DTYPE,
+    }
+    _bytes_ = frozenset({"max_shard_size"})
+
+
 # Words of arguments, where only some of an enum's are taken.
 ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
     "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
@@ -1371,4 +1448,19 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_generate": (Status, [
         POINTER(moe_model), POINTER(moe_generation), c_void_p, c_void_p, c_int64, c_void_p, c_void_p,
     ]),
+    "moe_pretrained_options_init": (None, [POINTER(moe_pretrained_options), c_size_t]),
+    "moe_pretrained_open": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_pretrained)),
+    ]),
+    "moe_pretrained_free": (None, [POINTER(moe_pretrained)]),
+    "moe_pretrained_config": (Status, [POINTER(moe_pretrained), POINTER(moe_model_config)]),
+    "moe_pretrained_info_init": (None, [POINTER(moe_pretrained_info), c_size_t]),
+    "moe_pretrained_describe": (Status, [POINTER(moe_pretrained), POINTER(moe_pretrained_info)]),
+    "moe_pretrained_load": (Status, [POINTER(moe_pretrained), POINTER(moe_model)]),
+    "moe_model_load": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_model)),
+    ]),
+    "moe_save_options_init": (None, [POINTER(moe_save_options), c_size_t]),
+    "moe_model_save": (Status, [POINTER(moe_model), c_char_p, POINTER(moe_save_options)]),
+    "moe_pretrained_family": (c_char_p, [c_int64]),
 }
