@@ -37,7 +37,7 @@ private struct CacheFile: OutgoingTensors {
       OutgoingTensor(name: cText("sizes"), type: .i64, shape: StoredShape(2), contents: .memory(sizes)))
     try body(
       OutgoingTensor(
-        name: cText("valid"), type: .u8, shape: StoredShape(cache.sequences, cache.length), contents: .rows(valid)))
+        name: cText("valid"), type: .u8, shape: StoredShape(cache.sequences, cache.length), contents: .sequences(valid)))
     try visitLayers(body)
   }
 
@@ -61,7 +61,7 @@ private struct CacheFile: OutgoingTensors {
           text.append(part)
         } body: { (name) throws(Fault) in
           try body(
-            OutgoingTensor(name: name, type: .f32, shape: StoredShape(rows.total, width), contents: .rows(rows)))
+            OutgoingTensor(name: name, type: .f32, shape: StoredShape(rows.total, width), contents: .sequences(rows)))
         }
       }
     }
@@ -153,7 +153,7 @@ private struct StoredCache {
     cache.truncate(length)  // counts the real ones
     var expected = 2
     try CacheFile(cache: cache.pointee, sizes: nowhere, layers: layers).visitLayers { (wanted) throws(Fault) in
-      guard case .rows(let rows) = wanted.contents else { return }
+      guard case .sequences(let rows) = wanted.contents else { return }
       let found = try tensor(wanted.name, .f32)
       if found.shape != wanted.shape {
         throw .invalid("\(wanted.name): other dimensions in the file than a cache of this model has: \(path)")

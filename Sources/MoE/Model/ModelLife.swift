@@ -98,6 +98,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     for n in 0..<layers { pointee.feedForwards[n]?.free() }
     pointee.parameters.free(allocator: allocator)
     pointee.list.free(allocator)
+    pointee.origin?.free(allocator)
     allocator.deallocate(UnsafeMutableRawPointer(mutating: pointee.rotaries))
     allocator.deallocate(self)
     context.release()

@@ -1,20 +1,27 @@
 import CShims
 
-extension Model {
-  /// Overwrites the parameters with a folder's. On an error none of them, but where a disk fails on the way, or somebody stops it.
-  public func load(_ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ progress: Progress) throws(Fault) {
-    let tensors = FamilyTensors(model: self, family: source.family, shapes: shapes)
+extension UnsafeMutablePointer where Pointee == Model {
+  /// Overwrites the parameters with a folder's, most of whose weights are of `type`. On an error none of them, but where a disk fails
+  /// on the way, or somebody stops it.
+  public func load(
+    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, _ progress: Progress
+  ) throws(Fault) {
+    let tensors = FamilyTensors(model: pointee, family: source.family, shapes: shapes)
     try tensors.requireComplete()
     var loading = ModelLoading(tensors, source.checkpoint.pointee, progress)
     try loading.check()
-    let allocator = context.pointee.allocator
+    let allocator = pointee.context.pointee.allocator
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
+    let origin = try ModelOrigin(source, shapes, type)
     do throws(Fault) {
       try loading.copy(raw)
     } catch {
+      origin.free(allocator)
       throw error.whileOverwriting("the model's parameters are")
     }
+    pointee.origin?.free(allocator)
+    pointee.origin = origin
   }
 }
 

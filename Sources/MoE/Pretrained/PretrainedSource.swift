@@ -105,6 +105,25 @@ public struct PretrainedSource {
   }
 }
 
+extension UnsafeMutablePointer where Pointee == Context {
+  /// A caller's text in place of a file's.
+  public func withConfig<R>(
+    _ text: UnsafePointer<CChar>, _ body: (Family, JSONTree, JSONValue) throws(Fault) -> R
+  ) throws(Fault) -> R {
+    let (allocator, name) = (pointee.allocator, cText("options.config"))
+    var count = 0
+    while text[count] != 0 {
+      count += 1
+      if count > JSONTree.largest { throw .invalid("options.config: more than \(JSONTree.largest) bytes") }
+    }
+    let bytes = UnsafeRawPointer(text).assumingMemoryBound(to: UInt8.self)
+    let tree = try JSONTree(bytes, count: count, path: name, allocator)
+    defer { tree.free(allocator) }
+    let (family, language) = try PretrainedSource.family(of: tree.root, name)
+    return try body(family, tree, language)
+  }
+}
+
 /// Paths of files in a folder.
 struct FolderPaths {
   private let folder: UnsafePointer<CChar>

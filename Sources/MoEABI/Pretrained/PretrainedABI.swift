@@ -104,6 +104,6 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 
 extension Folder {
   func load(_ model: ModelPointer) throws(Fault) {
-    try model.pointee.load(source, shapes, progress)
+    try model.load(source, shapes, type: type, progress)
   }
 }
