@@ -14,7 +14,7 @@
  * References: [Attention 2017] arXiv:1706.03762; [LayerNorm 2016] arXiv:1607.06450; [RMSNorm 2019] arXiv:1910.07467;
  * [RoPE 2021] arXiv:2104.09864; [GQA 2023] arXiv:2305.13245; [Online softmax 2018] arXiv:1805.02867;
  * [FlashAttention 2022] arXiv:2205.14135; [Pre-LN 2020] arXiv:2002.04745; [Label smoothing 2015] arXiv:1512.00567;
- * [Top-p 2019] arXiv:1904.09751; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
+ * [Top-p 2019] arXiv:1904.09751; [Min-p 2024] arXiv:2407.01082; [CTRL 2019] arXiv:1909.05858; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
  * [LongRoPE 2024] arXiv:2402.13753; [MLA 2024] arXiv:2405.04434; [QK norm 2023] arXiv:2302.05442.
  */
 #ifndef MOE_MODEL_H
@@ -584,6 +584,27 @@ MOE_API void moe_cache_free(moe_cache *cache);
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length);
 
+/** @param n_sequences [out, nullable]  B
+ *  @param max_length  [out, nullable]  tokens of each that there is room for
+ *  @param length      [out, nullable]  tokens of each that have been read, padding among them
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_cache_size(const moe_cache *cache, int64_t *n_sequences, int64_t *max_length,
+                                            int64_t *length);
+
+/** Writes what has been read into one safetensors file, whole or not at all; a file of that name is replaced.  Its tensors:
+ *    sizes [2] I64: length and max_length      valid [B, length] U8: which tokens are real
+ *    layers.n.keys, layers.n.values: the real tokens' rows, float32, sequence by sequence
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, IO. */
+MOE_API MOE_CHECK moe_status moe_cache_save(const moe_cache *cache, const char *path);
+
+/** A cache as it was saved: what is read next has the bits that it would have had.  The weights have to be those of the model
+ *  that filled it, which nothing checks; layers and widths are checked.
+ *  @param max_length 0 = as saved; at least the length saved
+ *  @param out        [out] free it with moe_cache_free
+ *  @return MOE_OK, INVALID_ARGUMENT (no such file, another model's: the message names the tensor), OUT_OF_MEMORY, IO. */
+MOE_API MOE_CHECK moe_status moe_cache_load(const moe_model *model, const char *path, int64_t max_length,
+                                            moe_cache **out);
+
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
  *  @param logits [out] [B,V] of the last token: those of moe_model_forward without a tape over the whole sequence, bit for bit
@@ -614,7 +635,8 @@ MOE_API void moe_read_options_init(moe_read_options *options, size_t struct_size
 MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cache *cache, const int32_t *tokens,
                                                  int64_t n, const moe_read_options *options, float *logits);
 
-/** How the next token is drawn. */
+/** How the next token is drawn: repetition_penalty first, then temperature, top_k, top_p and min_p, each of what the one before
+ *  has left. */
 typedef struct moe_sampling {
   size_t struct_size;
   double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
@@ -622,9 +644,15 @@ typedef struct moe_sampling {
   double top_p;       /**< [0, 1]: of the fewest, most likely tokens whose probabilities reach p, at least one
                            [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
+  double min_p;       /**< [0, 1]: of the tokens at least min_p times as likely as the most likely one [Min-p 2024]; 0 = all */
+  double repetition_penalty; /**< finite, at least 0: logits of the tokens in history, of each once, are divided by it where they
+                                  are positive, and multiplied with it where they are negative, also for greedy [CTRL 2019];
+                                  1, and 0, change none */
+  const int32_t *history; /**< [n_history], nullable: the sequence so far, or what of it is penalised */
+  int64_t n_history;  /**< 0 to 2^31 - 1 */
 } moe_sampling;
 
-#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0 }
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0, 0.0, 0.0, NULL, 0 }
 
 /** Fill `sampling` as MOE_SAMPLING_INIT does.  NULL is ignored. */
 MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
@@ -634,6 +662,51 @@ MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE. */
 MOE_API MOE_CHECK moe_status moe_sample(moe_context *context, const float *logits, int64_t vocabulary_size,
                                         const moe_sampling *sampling, uint64_t draw, int32_t *token);
+
+/** What moe_generate does after a token that on_token has been told. */
+typedef enum moe_next {
+  MOE_NEXT_GO_ON = 0,
+  MOE_NEXT_END_SEQUENCE = 1, /**< the sequence has ended with this token */
+  MOE_NEXT_END_ALL = 2       /**< all have, those included that would get a token in this step; as every other number */
+} moe_next;
+
+/** How sequences go on from their prompts. */
+typedef struct moe_generation {
+  size_t struct_size;
+  int64_t max_new_tokens; /**< N, 1 to 2^31 - 1: of each sequence at most */
+  const int32_t *eos;     /**< [n_eos], nullable: tokens that end a sequence, as its last */
+  int64_t n_eos;          /**< 0 to 2^31 - 1 */
+  const moe_sampling *sampling; /**< nullable: of all sequences; NULL = greedy.  The history that is penalised is a sequence's prompt and
+                                     what it has got; sampling's own stands in front of it in all sequences */
+  const uint64_t *seeds;  /**< [B], nullable: of each sequence; NULL: sequence b has sampling's seed + b, modulo 2^64 */
+  int64_t chunk_tokens;   /**< 0 to 2^31 - 1: tokens of the prompts read at once at most, of all sequences together, but one of
+                               each; 0 = 2048, fewer where the limit asks for it */
+  size_t memory_limit;    /**< bytes of scratch of each reading, as in moe_model_input; 0 = the context's */
+  moe_cache *cache;       /**< nullable: read into this, behind what it holds.  Afterwards it has the prompts and the tokens that they
+                               got, but for each sequence's last, which has not been read; on an error it is as it was */
+  int32_t (*on_token)(void *user, int64_t sequence, int64_t number, int32_t token, const float *logits); /**< nullable: is told each token as
+                               soon as it is drawn, with its number from 0 on and the logits [V] it was drawn from, before any
+                               penalty, which are the call's; answers a moe_next.  Within the calling thread, where it must touch
+                               neither model nor cache */
+  void *user;             /**< goes to on_token */
+} moe_generation;
+
+#define MOE_GENERATION_INIT { sizeof(moe_generation), 0, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, NULL }
+
+/** Fill `options` with the defaults (0).  max_new_tokens has to be set.  NULL is ignored. */
+MOE_API void moe_generation_init(moe_generation *options, size_t struct_size);
+
+/** Writes on from B prompts of any lengths.  Each sequence gets the tokens that it gets alone: their logits are
+ *  moe_model_read's, bit for bit, and token number i of it is draw i of its seed.  A sequence that has ended is padding.
+ *  Time is one reading for each step.
+ *  @param prompts [in]  [offsets[B]] tokens of all prompts
+ *  @param offsets [in]  [B + 1] sequence b's are prompts[offsets[b]] to prompts[offsets[b + 1] - 1], one at least; offsets[0] = 0
+ *  @param tokens  [out] [B,N] and -1 behind a sequence's last
+ *  @param counts  [out] [B] how many each has got
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE (naming the sequence),
+ *          CANCELLED; on an error tokens and counts have what had been drawn. */
+MOE_API MOE_CHECK moe_status moe_generate(const moe_model *model, const moe_generation *options, const int32_t *prompts,
+                                          const int64_t *offsets, int64_t n_sequences, int32_t *tokens, int64_t *counts);
 
 #ifdef __cplusplus
 }

@@ -532,12 +532,29 @@ _Static_assert(offsetof(moe_read_options, struct_size) == 0, "moe_read_options.s
 _Static_assert(offsetof(moe_read_options, valid_mask) == 8, "moe_read_options.valid_mask");
 _Static_assert(offsetof(moe_read_options, positions) == 16, "moe_read_options.positions");
 
-_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling");
+_Static_assert(sizeof(moe_sampling) == 72, "moe_sampling");
 _Static_assert(offsetof(moe_sampling, struct_size) == 0, "moe_sampling.struct_size");
 _Static_assert(offsetof(moe_sampling, temperature) == 8, "moe_sampling.temperature");
 _Static_assert(offsetof(moe_sampling, top_k) == 16, "moe_sampling.top_k");
 _Static_assert(offsetof(moe_sampling, top_p) == 24, "moe_sampling.top_p");
 _Static_assert(offsetof(moe_sampling, seed) == 32, "moe_sampling.seed");
+_Static_assert(offsetof(moe_sampling, min_p) == 40, "moe_sampling.min_p");
+_Static_assert(offsetof(moe_sampling, repetition_penalty) == 48, "moe_sampling.repetition_penalty");
+_Static_assert(offsetof(moe_sampling, history) == 56, "moe_sampling.history");
+_Static_assert(offsetof(moe_sampling, n_history) == 64, "moe_sampling.n_history");
+
+_Static_assert(sizeof(moe_generation) == 88, "moe_generation");
+_Static_assert(offsetof(moe_generation, struct_size) == 0, "moe_generation.struct_size");
+_Static_assert(offsetof(moe_generation, max_new_tokens) == 8, "moe_generation.max_new_tokens");
+_Static_assert(offsetof(moe_generation, eos) == 16, "moe_generation.eos");
+_Static_assert(offsetof(moe_generation, n_eos) == 24, "moe_generation.n_eos");
+_Static_assert(offsetof(moe_generation, sampling) == 32, "moe_generation.sampling");
+_Static_assert(offsetof(moe_generation, seeds) == 40, "moe_generation.seeds");
+_Static_assert(offsetof(moe_generation, chunk_tokens) == 48, "moe_generation.chunk_tokens");
+_Static_assert(offsetof(moe_generation, memory_limit) == 56, "moe_generation.memory_limit");
+_Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
+_Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
+_Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");
 
 _Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
 _Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");

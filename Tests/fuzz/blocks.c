@@ -152,8 +152,9 @@ static void cross_entropy(void) {
 static void sample(void) {
   moe_sampling sampling = MOE_SAMPLING_INIT;
   sampling.temperature = 1;
-  DISTURB(sampling, 0);
   int64_t vocabulary = size_of();
+  DISTURB(sampling, offsetof(moe_sampling, history));
+  if (decide() & 1) sampling.history = indices(sampling.n_history, 4, vocabulary);
   const float *logits = floats(vocabulary);
   int32_t token = 0;
   if (may_call() && !check(moe_sample(context, logits, vocabulary, &sampling, (uint64_t)integer(), &token)) &&

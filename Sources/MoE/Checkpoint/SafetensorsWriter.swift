@@ -3,6 +3,7 @@ public struct OutgoingTensor {
   enum Contents {
     case memory(UnsafeRawPointer)
     case matrices(OutgoingMatrices)
+    case sequences(SequenceRows)
     case rows(OutgoingRows)
   }
 
@@ -70,6 +71,8 @@ func writeSafetensors<T: OutgoingTensors>(
     switch tensor.contents {
     case .memory(let memory): try output.write(memory, count: tensor.bytes)
     case .matrices(let matrices): try matrices.write(tensor.type, to: &output)
+    case .sequences(let rows):
+      try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
     case .rows(let rows): try rows.write(tensor.type, to: &output)
     }
     try progress.add(tensor.bytes, in: context)

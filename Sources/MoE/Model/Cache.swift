@@ -2,18 +2,20 @@
 public struct Cache {
   let context: ContextPointer
   let modelNumber: Int64
+  let layers: Int  // N
   public let sequences: Int  // B
   public let capacity: Int  // tokens of each sequence
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
   private let widths: CacheWidths
   private let memory: UnsafeMutablePointer<Float>  // [N][B, capacity, keys, then values], of real tokens without gaps
-  private let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
-  fileprivate let known: UnsafeMutablePointer<Int>  // [B] real ones
+  let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
+  let known: UnsafeMutablePointer<Int>  // [B] real ones
 
   fileprivate init(_ model: Model, _ parts: CacheParts, sequences: Int, capacity: Int) {
     context = model.context
     modelNumber = model.number
+    layers = model.configuration.layers
     self.sequences = sequences
     self.capacity = capacity
     widths = CacheWidths(model.configuration)
@@ -90,6 +92,16 @@ struct CachedLayer {
   }
 }
 
+extension CachedLayer {
+  /// What is saved of a layer: arrays [B, capacity, width] of real tokens without gaps, by name.
+  func forEachArray(
+    _ body: (StaticString, UnsafeMutablePointer<Float>, _ width: Int) throws(Fault) -> Void
+  ) throws(Fault) {
+    try body("keys", keys, widths.keys)
+    try body("values", values, widths.values)
+  }
+}
+
 public typealias CachePointer = UnsafeMutablePointer<Cache>
 
 /// One block of memory: the cache, then its arrays.
@@ -139,13 +151,25 @@ extension Model {
     cache.pointee.modelNumber == number && cache.pointee.context == context
   }
 
-  /// Reads more tokens of each sequence; logits [B,V] of the last real ones. On an error the cache is as it was.
-  public func read(
-    _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>
-  ) throws(Fault) {
+  /// The memory of reading these tokens behind those in the cache, or why there is too little.
+  @discardableResult
+  func planToRead(_ cache: CachePointer, _ input: ModelInput) throws(Fault) -> ModelPlan {
+    try plan(behind(cache, input), taped: false, cache: cache.pointee.layer(0))
+  }
+
+  private func behind(_ cache: CachePointer, _ input: ModelInput) -> ModelInput {
     var input = input
     input.known = UnsafePointer(cache.pointee.known)
     input.capacity = cache.pointee.capacity
+    return input
+  }
+
+  /// Reads more tokens of each sequence; logits [B,V] of the last real ones, if they are wanted. On an error the cache is as
+  /// it was.
+  public func read(
+    _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
+  ) throws(Fault) {
+    let input = behind(cache, input)
     let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
@@ -156,7 +180,9 @@ extension Model {
       for n in 0..<configuration.layers {
         try forward(n, input, plan, frame, nil, arena, Layer.Details(), cache: cache.pointee.layer(n))
       }
-      try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
+      if let logits {
+        try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
+      }
     }
     cache.pointee.add(input)
   }
@@ -185,20 +211,27 @@ struct ReadEnd {
     end = ForwardEnd(&arena, model, self.input, x: UnsafePointer(last), outputs)
   }
 
+  /// Sequences that were all padding cost nothing: the others are computed close together, and spread afterwards.
   func run(_ model: Model) throws(Fault) {
-    let h = model.configuration.hidden
+    let (h, v) = (model.configuration.hidden, model.configuration.vocabulary)
+    var rows = 0
     for sequence in 0..<input.sequences {
-      if let t = lastToken(sequence) {
-        (last + sequence * h).update(from: x + t * h, count: h)
-      } else {
-        (last + sequence * h).update(repeating: 0, count: h)
-      }
+      guard let t = lastToken(sequence) else { continue }
+      (last + rows * h).update(from: x + t * h, count: h)
+      rows += 1
     }
     var report = ModelReport()
-    try end.run(model, input, &report)
-    let v = model.configuration.vocabulary
-    for sequence in 0..<input.sequences where lastToken(sequence) == nil {
-      (logits! + sequence * v).update(repeating: 0, count: v)
+    if rows > 0 { try end.run(model, ModelInput(sequences: rows, length: 1), &report) }
+    var sequence = input.sequences
+    while sequence > 0 {
+      sequence -= 1
+      let own = logits! + sequence * v
+      if lastToken(sequence) == nil {
+        own.update(repeating: 0, count: v)
+      } else {
+        rows -= 1
+        if rows < sequence { own.update(from: logits! + rows * v, count: v) }
+      }
     }
   }
 

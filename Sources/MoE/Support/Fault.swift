@@ -37,11 +37,17 @@ extension Fault {
 
   /// The fault as a model reports it: its text begins with the number of the layer where it speaks of one layer's numbers.
   func inLayer(_ n: Int) -> Fault {
-    if kind != .notFinite && kind != .badState { return self }
+    kind == .notFinite || kind == .badState ? behind("layers.", n) : self
+  }
+
+  /// The fault as generation reports it, where it speaks of one sequence's numbers.
+  func inSequence(_ b: Int) -> Fault { kind == .notFinite ? behind("sequence ", b) : self }
+
+  private func behind(_ word: StaticString, _ number: Int) -> Fault {
     let size = Int(MOEI_TEXT_SIZE)
     return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
       text.baseAddress!.update(from: moei_error_text(), count: size)
-      return Fault(kind, "layers.\(n): \(UnsafePointer(text.baseAddress))")
+      return Fault(kind, "\(word)\(number): \(UnsafePointer(text.baseAddress))")
     }
   }
 

@@ -155,3 +155,11 @@ func product(_ a: Int, _ b: Int, _ name: StaticString) throws(Fault) -> Int {
   if overflow { throw .invalid("\(name) does not fit in 63 bits") }
   return product
 }
+
+func requireTokens(
+  _ tokens: UnsafePointer<Int32>, _ count: Int, _ name: StaticString, vocabulary: Int
+) throws(Fault) {
+  for i in 0..<count where tokens[i] < 0 || tokens[i] >= vocabulary {
+    throw .invalid("\(name)[\(i)] = \(Int(tokens[i])) is not one of vocabulary_size = \(vocabulary)")
+  }
+}

@@ -396,6 +396,17 @@ extension moe_sampling: Bounded {
     try check.number(temperature, "temperature", atLeast: 0)
     try check.integer(top_k, "top_k", 0, .max)
     try check.fraction(top_p, "top_p")
+    try check.fraction(min_p, "min_p")
+    try check.number(repetition_penalty, "repetition_penalty", atLeast: 0)
+    try check.integer(n_history, "n_history", 0, 2147483647)
+  }
+}
+
+extension moe_generation: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(max_new_tokens, "max_new_tokens", 1, 2147483647)
+    try check.integer(n_eos, "n_eos", 0, 2147483647)
+    try check.integer(chunk_tokens, "chunk_tokens", 0, 2147483647)
   }
 }
 

@@ -275,6 +275,11 @@ public func moe_sampling_init(_ given: UnsafeMutablePointer<moe_sampling>?, _ st
   initialise(given, struct_size, .standard)
 }
 
+@implementation @_cdecl("moe_generation_init")
+public func moe_generation_init(_ given: UnsafeMutablePointer<moe_generation>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_generation())
+}
+
 @implementation @_cdecl("moe_pretrained_options_init")
 public func moe_pretrained_options_init(_ given: UnsafeMutablePointer<moe_pretrained_options>?, _ struct_size: Int) {
   initialise(given, struct_size, moe_pretrained_options())

@@ -230,8 +230,39 @@ struct BlockTests {
     moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
     #expect(sampling.struct_size == MemoryLayout<moe_sampling>.size)
     #expect((sampling.temperature, sampling.top_k, sampling.top_p) == (0, 0, 1))
-    #expect(sampling.seed == 0)
+    #expect(sampling.seed == 0 && sampling.min_p == 0 && sampling.repetition_penalty == 0)
+    #expect(sampling.history == nil && sampling.n_history == 0)
     moe_sampling_init(nil, MemoryLayout<moe_sampling>.size)
+  }
+
+  /// Of logits 0, 3, 2, 3: only what is half as likely as the best, and the best by the penalty.
+  @Test func samplingLeavesTheUnlikelyAndTheRepeated() throws {
+    let (z, history): ([Float], [Int32]) = ([0, 3, 2, 3], [1, 1, 2])
+    var sampling = moe_sampling()
+    moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
+    var token: Int32 = -1
+    try withContext { context in
+      try history.withUnsafeBufferPointer { history in
+        (sampling.repetition_penalty, sampling.n_history) = (1.5, 3)
+        sampling.history = history.baseAddress
+        try check(moe_sample(context, z, 4, &sampling, 0, &token))
+        #expect(token == 3)
+        (sampling.temperature, sampling.min_p) = (1, 0.5)
+        let drawn = try (0..<UInt64(40)).map { draw in
+          try check(moe_sample(context, z, 4, &sampling, draw, &token))
+          return token
+        }
+        #expect(Set(drawn) == [3])  // 1 has a logit of 2 now
+        sampling.min_p = 0.3
+        let more = try (0..<UInt64(200)).map { draw in
+          try check(moe_sample(context, z, 4, &sampling, draw, &token))
+          return token
+        }
+        #expect(Set(more) == [1, 3])
+        #expect(moe_sample(context, z, 2, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
+        #expect(lastError() == "sampling.history[2] = 2 is not one of vocabulary_size = 2")
+      }
+    }
   }
 
   @Test func samplingKnowsItsBounds() throws {

@@ -2,7 +2,7 @@ import CMoE
 import Testing
 
 /// A small language model: one dense layer, one MoE layer.
-private final class ModelLife {
+final class ModelLife {
   let allocator = CountingAllocator()
   let (sequences, length, vocabulary) = (2, 5, 11)
   var context, model, tape, cache: OpaquePointer?

@@ -47,12 +47,15 @@ from .model import Model
 from .model_output import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, Muon, Optimizer, clip_grad_norm
 from .parameter import Parameter
+from .pretrained import PretrainedInfo, describe_pretrained, pretrained_families
 from .profile import PhaseTime, Profile
 from .report import Output
 from .routing import Routing
+from .sampling import Sampling
 from .schedule import Schedule
 from .statistics import Statistics
 from .tape import Tape
+from .tokenizer import Tokenizer
 from .training import load_training, save_training
 
 __all__ = [
@@ -90,17 +93,21 @@ __all__ = [
     "PhaseTime",
     "Plan",
     "PreparedExperts",
+    "PretrainedInfo",
     "Profile",
     "Report",
     "Routing",
+    "Sampling",
     "Schedule",
     "Statistics",
     "Summary",
     "Tape",
+    "Tokenizer",
     "__version__",
     "build_info",
     "clip_grad_norm",
     "default_context",
+    "describe_pretrained",
     "experts_backward",
     "experts_forward",
     "experts_plan",
@@ -110,6 +117,7 @@ __all__ = [
     "pooled_balance_loss",
     "processors",
     "presets",
+    "pretrained_families",
     "save",
     "save_training",
     "to_bfloat16",

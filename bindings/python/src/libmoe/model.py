@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import words
+from ._batches import Batches
 from ._ffn import dense_options, layer_of
 from ._keywords import keywords
 from ._model_call import Call, Integers, Mask, Positions, Reports, planned
@@ -16,16 +17,17 @@ from ._model_config import ModelConfig, from_c, to_c
 from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
+from ._pretrained import Pretrained
 from ._tensors import Coefficients, Tensors
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
-from .generation import Batches, Cache
+from .generation import Cache
 from .layer import Layer
 from .model_output import ModelOutput, ModelPlan, ModelTape
 
 
 @keywords
-class Model(Batches, Tensors):
+class Model(Pretrained, Batches, Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
     ::

@@ -66,7 +66,8 @@ def all_functions(folder: Path) -> list[Function]:
     model_handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
     tape = create("moe_model_tape_create", abi.moe_model_tape, model_handle)
     cache = create("moe_cache_create", abi.moe_cache, model_handle, 2, 8)
-    cache_handle = ctypes.cast(cache, ctypes.POINTER(abi.moe_cache))
+    Caches = ctypes.POINTER(abi.moe_cache)
+    cache_handle = ctypes.cast(cache, Caches)
 
     def model_input() -> Any:
         return abi.moe_model_input(
@@ -84,6 +85,22 @@ def all_functions(folder: Path) -> list[Function]:
     def emptied_cache() -> int:
         lib.moe_cache_truncate(cache_handle, 0)
         return cache
+
+    saved = str(folder / "cache.safetensors").encode()
+
+    def generation() -> Any:
+        drawn = abi.moe_sampling(temperature=1.0, top_k=3, min_p=0.1, repetition_penalty=1.1)
+        return abi.moe_generation(
+            max_new_tokens=3,
+            sampling=ctypes.pointer(drawn),
+            seeds=room(),
+            cache=ctypes.cast(emptied_cache(), Caches),
+        )
+
+    def offsets() -> int:
+        address = room()
+        (ctypes.c_int64 * 3).from_address(address)[:] = [0, 1, 3]
+        return address
 
     def report() -> Any:
         layers = (abi.moe_report * 2)(abi.moe_report(), abi.moe_report())
@@ -303,6 +320,10 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_model_forward", lambda: [model, model_input(), room(), room(), tape, report()]),
         Function("moe_cache_create", lambda: [model, 2, 3, room()]),
         Function("moe_cache_truncate", lambda: [cache, 0]),
+        Function("moe_cache_size", lambda: [cache, room(), room(), room()]),
+        Function("moe_cache_save", lambda: [cache, saved]),
+        Function("moe_cache_load", lambda: [model, saved, 0, room()], frees="moe_cache_free"),
+        Function("moe_generate", lambda: [model, generation(), room(), offsets(), 2, room(), room()]),
         Function("moe_model_read", lambda: [model, emptied_cache(), room(), 3, room()]),
         Function(
             "moe_model_read_with",

@@ -96,6 +96,7 @@ NORM = {"layer": 0, "rms": 1}
 NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
 QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
+NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
@@ -1072,8 +1073,34 @@ class moe_sampling(Sized):
         ("top_k", c_int64),
         ("top_p", c_double),
         ("seed", c_uint64),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+        ("history", c_void_p),
+        ("n_history", c_int64),
     ]
     _defaults_ = {"top_p": 1.0}
+
+
+moe_generation_on_token = CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64, c_int32, c_void_p)
+
+
+class moe_generation(Sized):
+    """How sequences go on from their prompts."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("max_new_tokens", c_int64),
+        ("eos", c_void_p),
+        ("n_eos", c_int64),
+        ("sampling", POINTER(moe_sampling)),
+        ("seeds", c_void_p),
+        ("chunk_tokens", c_int64),
+        ("memory_limit", c_size_t),
+        ("cache", POINTER(moe_cache)),
+        ("on_token", moe_generation_on_token),
+        ("user", c_void_p),
+    ]
+    _bytes_ = frozenset({"memory_limit"})
 
 
 moe_pretrained_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
@@ -1409,6 +1436,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_cache_create": (Status, [POINTER(moe_model), c_int64, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_cache_free": (None, [POINTER(moe_cache)]),
     "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
+    "moe_cache_size": (Status, [POINTER(moe_cache), c_void_p, c_void_p, c_void_p]),
+    "moe_cache_save": (Status, [POINTER(moe_cache), c_char_p]),
+    "moe_cache_load": (Status, [POINTER(moe_model), c_char_p, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_model_read": (Status, [POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, c_void_p]),
     "moe_read_options_init": (None, [POINTER(moe_read_options), c_size_t]),
     "moe_model_read_with": (Status, [
@@ -1417,6 +1447,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_sampling_init": (None, [POINTER(moe_sampling), c_size_t]),
     "moe_sample": (Status, [
         POINTER(moe_context), c_void_p, c_int64, POINTER(moe_sampling), c_uint64, c_void_p,
+    ]),
+    "moe_generation_init": (None, [POINTER(moe_generation), c_size_t]),
+    "moe_generate": (Status, [
+        POINTER(moe_model), POINTER(moe_generation), c_void_p, c_void_p, c_int64, c_void_p, c_void_p,
     ]),
     "moe_pretrained_options_init": (None, [POINTER(moe_pretrained_options), c_size_t]),
     "moe_pretrained_open": (Status, [
