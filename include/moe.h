@@ -706,6 +706,8 @@ typedef struct moe_layer_config {
   float z_coef;                /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
+
+  int32_t shared_bias;         /**< a moe_bias, of the shared experts; MOE_BIAS_DEFAULT = as the others have it (ERNIE-4.5) */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -732,7 +734,7 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0, 0, 0, 0, 0, \
     0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0, 0.0f, 0.0f, NULL, 0, 0, 0.0f, 0, 0.0f, 0, 0.0f, 0, \
-    0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0f, 0.0f, NULL, 0 \
+    0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0f, 0.0f, NULL, 0, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU

@@ -65,7 +65,7 @@ _Static_assert(offsetof(moe_expert_group, glu_alpha) == 36, "moe_expert_group.gl
 _Static_assert(offsetof(moe_expert_group, glu_offset) == 40, "moe_expert_group.glu_offset");
 _Static_assert(offsetof(moe_expert_group, reserved) == 44, "moe_expert_group.reserved");
 
-_Static_assert(sizeof(moe_layer_config) == 408, "moe_layer_config");
+_Static_assert(sizeof(moe_layer_config) == 416, "moe_layer_config");
 _Static_assert(offsetof(moe_layer_config, struct_size) == 0, "moe_layer_config.struct_size");
 _Static_assert(offsetof(moe_layer_config, hidden_size) == 8, "moe_layer_config.hidden_size");
 _Static_assert(offsetof(moe_layer_config, n_experts) == 16, "moe_layer_config.n_experts");
@@ -144,6 +144,7 @@ _Static_assert(offsetof(moe_layer_config, balance_coef) == 384, "moe_layer_confi
 _Static_assert(offsetof(moe_layer_config, z_coef) == 388, "moe_layer_config.z_coef");
 _Static_assert(offsetof(moe_layer_config, losses) == 392, "moe_layer_config.losses");
 _Static_assert(offsetof(moe_layer_config, n_losses) == 400, "moe_layer_config.n_losses");
+_Static_assert(offsetof(moe_layer_config, shared_bias) == 408, "moe_layer_config.shared_bias");
 
 _Static_assert(sizeof(moe_forward_options) == 160, "moe_forward_options");
 _Static_assert(offsetof(moe_forward_options, struct_size) == 0, "moe_forward_options.struct_size");

@@ -10,7 +10,10 @@ static const moei_key keys[] = {
     {"moe_num_shared_experts", MOEI_KEY_SIZE, MOE(n_shared_experts), "2"},
     {"moe_norm_min", MOEI_KEY_FLOAT, MOE(normalize_epsilon), "1e-12"},
     RULE("moe_layer_start_index"), RULE("moe_layer_end_index"), RULE("moe_layer_interval"), NO_BALANCE,
-    IS("use_bias", "false"), IS("moe_gate", "topk|top2_fused"), IS("moe_use_aux_free", "true"),
+    QKV_BIAS("use_bias", "false"), OUTPUT_BIAS("use_bias", "false"), {"use_bias", MOEI_KEY_FLAG, MODEL(logit_bias), "false"},
+    {"use_bias", MOEI_KEY_NOT, MODEL(dense_no_bias), "false"},
+    /* MOE_BIAS_OFF; a rule makes ON of it. */
+    {"use_bias", MOEI_KEY_FLAG, MOE(shared_bias), "false"}, IS("moe_gate", "topk|top2_fused"), IS("moe_use_aux_free", "true"),
     IGNORED("moe_capacity"), IGNORED("num_nextn_predict_layers"), IGNORED("compression_ratio"), IGNORED("use_rmsnorm"),
 };
 static const moei_tensor tensors[] = {ENDS, NORMS, PROJECTIONS_OF_HEADS(MOEI_TURNED), DENSE("mlp.")};

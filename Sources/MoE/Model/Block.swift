@@ -36,9 +36,9 @@ private struct AttentionHalf {
   private let norm: NormForward?
   private let sum: ResidualSum?
 
-  /// `normed` [T,H] is what attention reads where norms come before.
+  /// `normed` [T,H] is what attention reads where norms come before. `arrays`: see LayerAttentionForward.
   init(
-    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention, cache: CachedLayer? = nil,
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention?, cache: CachedLayer? = nil,
     x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
     context = work.context
@@ -79,7 +79,9 @@ struct BlockForward {
     after = tape?.after ?? y
     // Attention is done before the ffn begins: both use the same memory.
     var (first, second) = (arena, arena)
-    let arrays = tape?.attention ?? KeptLayerAttention(&first, c, input, forBackward: false)
+    let arrays =
+      c.absorbs(input, taped: tape != nil)
+      ? nil : tape?.attention ?? KeptLayerAttention(&first, c, input, forBackward: false)
     half = AttentionHalf(&first, work, arrays, cache: cache, x: x, normed: normed, y: sum)
     scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
     arena.cover(first)

@@ -58,7 +58,8 @@ struct CacheWidths {
   let values: Int
   var both: Int { keys + values }
 
-  init(_ c: ModelConfiguration) { (keys, values) = (c.keys, c.values) }
+  /// A latent is key and value in one.
+  init(_ c: ModelConfiguration) { (keys, values) = c.latent.map { ($0.row, 0) } ?? (c.keys, c.values) }
 }
 
 /// What a cache holds of one layer.
@@ -75,12 +76,14 @@ struct CachedLayer {
   func values(_ sequence: Int) -> UnsafeMutablePointer<Float> { values + sequence * capacity * widths.values }
 
   /// Puts the real tokens of a call behind those that are there.
-  func append(_ heads: PlacedHeads, _ input: ModelInput, stride: Int) {
+  func append(
+    _ input: ModelInput, keys newKeys: UnsafePointer<Float>, values newValues: UnsafePointer<Float>, stride: Int
+  ) {
     for sequence in 0..<input.sequences {
       var next = known[sequence]
       for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
-        (keys(sequence) + next * widths.keys).update(from: heads.key + t * stride, count: widths.keys)
-        (values(sequence) + next * widths.values).update(from: heads.value + t * stride, count: widths.values)
+        (keys(sequence) + next * widths.keys).update(from: newKeys + t * stride, count: widths.keys)
+        (values(sequence) + next * widths.values).update(from: newValues + t * stride, count: widths.values)
         next += 1
       }
     }
@@ -142,6 +145,7 @@ extension Model {
   ) throws(Fault) {
     var input = input
     input.known = UnsafePointer(cache.pointee.known)
+    input.capacity = cache.pointee.capacity
     let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)

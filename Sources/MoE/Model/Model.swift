@@ -9,6 +9,8 @@ public struct Model {
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
+  /// The folder that the parameters came from; nil where they came from none.
+  public internal(set) var origin: ModelOrigin?
   private let firstMoE: Int?
   let rotaries: UnsafePointer<ModelRotary>  // by number
   /// Memory that whoever made the model asked for, and fills.

@@ -41,6 +41,7 @@ public struct ModelConfiguration {
   public var attentionScale: Float?  // of q . k; nil = 1 / sqrt(D)
   public var attentionGate = false  // output . sigmoid(gate), before the output projection
   public var sinks = false
+  public var latent: LatentConfiguration?  // where keys and values come from latents
   public var temperature: Temperature?
   public var tiedOutput = false
   public var weights = ElementType.f32
@@ -59,6 +60,8 @@ public struct ModelConfiguration {
   public var pooledCoefficient = 0.0
   public var initDeviation: Double?
   public var trainable = true
+  /// Whether parameters have initial values, which who overwrites all of them has no use for.
+  public var startsRandom = true
   public var seed: UInt64 = 0
 
   public init(hidden: Int, layers: Int, heads: Int, keyHeads: Int, headSize: Int) {

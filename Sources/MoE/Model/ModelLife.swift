@@ -48,7 +48,7 @@ extension LayerPointer {
     _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, in context: ContextPointer
   ) throws(Fault) -> LayerPointer {
     var own = values
-    own.seed = c.seed(ofFeedForward: n)
+    (own.seed, own.startsRandom) = (c.seed(ofFeedForward: n), c.startsRandom)
     if c.isMoE(n) { return try create(own, in: context) }
     var group = own.groups[0].wide(c.layer(n).denseSize)
     return try withUnsafePointer(to: &group) { (groups) throws(Fault) in
@@ -77,17 +77,21 @@ extension UnsafeMutablePointer where Pointee == Model {
       for n in 0..<c.layers where c.hasFeedForward {
         parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, in: context)
       }
-      parts.rotaries.pointee = try ModelRotary.make(given, allocator)
+      let rotaries = try ModelRotary.make(given, allocator)
+      parts.rotaries.pointee = rotaries
       let list = try ParameterList.make(parts.parameters, parts.feedForwards, layers: c.layers, allocator)
       parts.model.initialize(
         to: Model(
           c, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards, list: list,
-          rotaries: parts.rotaries.pointee!, room: parts.room, turn: parts.turn))
+          rotaries: rotaries, room: parts.room, turn: parts.turn))
     } catch {
       parts.free(allocator, layers: c.layers)
       throw error
     }
-    parts.parameters.initialise(c, context.kernels)
+    if c.startsRandom { parts.parameters.initialise(c, context.kernels) } else { parts.parameters.zeroGrad() }
+    for number in 0..<given.rotaryCount {
+      parts.model.pointee.rotaries[number].fill(given.rotaries![number], headSize: given.headSize)
+    }
     context.retain()
     return parts.model
   }
@@ -98,6 +102,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     for n in 0..<layers { pointee.feedForwards[n]?.free() }
     pointee.parameters.free(allocator: allocator)
     pointee.list.free(allocator)
+    pointee.origin?.free(allocator)
     allocator.deallocate(UnsafeMutableRawPointer(mutating: pointee.rotaries))
     allocator.deallocate(self)
     context.release()

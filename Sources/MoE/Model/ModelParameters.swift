@@ -23,19 +23,36 @@ struct ModelParameters {
     case queryNorm  // [D], or [heads D]
     case keyNorm  // [D], or [kv_heads D]
     case sinks  // [heads]
+    // With latent attention, in place of those of qkv.
+    case queryDownWeight  // [Q,H]
+    case queryDownBias  // [Q]
+    case queryDownNorm  // [Q]
+    case queryUpWeight  // [heads D, Q or H]
+    case latentDownWeight  // [L + R, H]
+    case latentDownBias  // [L + R]
+    case latentNorm  // [L]
+    case latentUpWeight  // [heads (D - R + Dv), L]
     case outputWeight  // [H, heads Dv]
     case outputBias  // [H]
     case norm2Weight  // [H]
     case norm2Bias  // [H]
 
-    static var count: Int { 11 }
+    static var count: Int { 19 }
 
     /// Of random numbers; those that a model has had for longer keep theirs, so that it begins as it did.
     var stream: UInt8 {
       switch self {
+      case .norm1Weight, .norm1Bias, .qkvWeight, .qkvBias, .queryNorm, .keyNorm: UInt8(rawValue)
+      case .outputWeight: 6
+      case .outputBias: 7
+      case .norm2Weight: 8
+      case .norm2Bias: 9
       case .sinks: 10
-      case .outputWeight, .outputBias, .norm2Weight, .norm2Bias: UInt8(rawValue) - 1
-      default: UInt8(rawValue)
+      case .queryDownWeight: 11
+      case .queryUpWeight: 12
+      case .latentDownWeight: 13
+      case .latentUpWeight: 14
+      case .queryDownBias, .queryDownNorm, .latentDownBias, .latentNorm: 15  // nothing is drawn
       }
     }
   }
@@ -159,15 +176,36 @@ extension ModelParameters.LayerRole {
     switch self {
     case .norm1Weight: return hasNorms ? .vector("norm1.weight", h, .value(1)) : nil
     case .norm1Bias: return hasNorms && c.normBias ? .vector("norm1.bias", h, .value(0)) : nil
-    case .qkvWeight: return c.projection("attention.qkv.weight", c.projected, h)
-    case .qkvBias: return c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
+    case .qkvWeight: return c.latent == nil ? c.projection("attention.qkv.weight", c.projected, h) : nil
+    case .qkvBias:
+      return c.latent == nil && c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
     case .queryNorm: return c.norm("attention.q_norm.weight", c.queries)
     case .keyNorm: return c.norm("attention.k_norm.weight", c.keys)
     case .sinks: return c.sinks ? .vector("attention.sinks", c.heads, .value(0)) : nil
+    case .queryDownWeight, .queryDownBias, .queryDownNorm, .queryUpWeight, .latentDownWeight, .latentDownBias,
+      .latentNorm, .latentUpWeight:
+      return c.latent == nil ? nil : latentSpec(c, LatentSizes(c))
     case .outputWeight: return c.projection("attention.output.weight", h, c.outputs)
     case .outputBias: return c.outputBias ? .vector("attention.output.bias", h, .value(0)) : nil
     case .norm2Weight: return hasNorms ? .vector("norm2.weight", h, .value(1)) : nil
     case .norm2Bias: return hasNorms && c.normBias ? .vector("norm2.bias", h, .value(0)) : nil
+    }
+  }
+}
+
+extension ModelParameters.LayerRole {
+  private func latentSpec(_ c: ModelConfiguration, _ sizes: LatentSizes) -> ParameterSpec? {
+    let (h, rank) = (c.hidden, sizes.latent.queryRank)
+    switch self {
+    case .queryDownWeight: return rank.map { c.projection("attention.q_a.weight", $0, h) }
+    case .queryDownBias: return c.qkvBias ? rank.map { .vector("attention.q_a.bias", $0, .value(0)) } : nil
+    case .queryDownNorm: return rank.map { .vector("attention.q_a_norm.weight", $0, .value(1)) }
+    case .queryUpWeight: return c.projection("attention.q_b.weight", sizes.queries, rank ?? h)
+    case .latentDownWeight: return c.projection("attention.kv_a.weight", sizes.row, h)
+    case .latentDownBias: return c.qkvBias ? .vector("attention.kv_a.bias", sizes.row, .value(0)) : nil
+    case .latentNorm: return .vector("attention.kv_a_norm.weight", sizes.rank, .value(1))
+    case .latentUpWeight: return c.projection("attention.kv_b.weight", sizes.expanded, sizes.rank)
+    default: return nil
     }
   }
 }

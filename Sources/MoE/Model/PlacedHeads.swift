@@ -18,7 +18,10 @@ struct PlacedHeads {
     self.projected = projected
     norm = QueryKeyNorm(&arena, work, forBackward: forBackward)
     placed = norm == nil ? nil : arena.take(Float.self, work.tokens, c.projected)
-    rotation = ModelRotation(&arena, work, forBackward: forBackward)
+    // Queries and keys stand side by side.
+    rotation = ModelRotation(
+      &arena, work, TurningHeads(count: c.heads + c.keyHeads, size: c.headSize, stride: c.projected),
+      forBackward: forBackward)
   }
 
   var query: UnsafeMutablePointer<Float> { placed ?? projected }

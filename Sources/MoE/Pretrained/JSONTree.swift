@@ -20,7 +20,7 @@ public struct JSONTree {
   let count: Int
   let nodes: UnsafeMutablePointer<Node>
 
-  static var largest: Int { 4 << 20 }
+  static var largest: Int { 1 << 20 }
   private static var mostMembers: Int { 4096 }
   private static var deepest: Int { 16 }
 

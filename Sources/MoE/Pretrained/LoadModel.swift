@@ -1,20 +1,28 @@
 import CShims
 
-extension Model {
-  /// Overwrites the parameters with a folder's. On an error none of them, but where a disk fails on the way, or somebody stops it.
-  public func load(_ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ progress: Progress) throws(Fault) {
-    let tensors = FamilyTensors(model: self, family: source.family, shapes: shapes)
+extension UnsafeMutablePointer where Pointee == Model {
+  /// Overwrites the parameters with a folder's, most of whose weights are of `type`. Experts without memory are offloaded, each
+  /// layer keeping `expertLimit` bytes of them. On an error nothing is overwritten, but where a disk fails on the way, or somebody
+  /// stops it.
+  public func load(
+    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, expertLimit: Int, _ progress: Progress
+  ) throws(Fault) {
+    let tensors = FamilyTensors(model: pointee, family: source.family, shapes: shapes)
     try tensors.requireComplete()
-    var loading = ModelLoading(tensors, source.checkpoint.pointee, progress)
+    var loading = ModelLoading(tensors, source.checkpoint.pointee, expertLimit, progress)
     try loading.check()
-    let allocator = context.pointee.allocator
+    let allocator = pointee.context.pointee.allocator
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
+    let origin = try ModelOrigin(source, shapes, type)
     do throws(Fault) {
       try loading.copy(raw)
     } catch {
+      origin.free(allocator)
       throw error.whileOverwriting("the model's parameters are")
     }
+    pointee.origin?.free(allocator)
+    pointee.origin = origin
   }
 }
 
@@ -22,11 +30,13 @@ extension Model {
 struct ModelLoading {
   let tensors: FamilyTensors
   let checkpoint: Checkpoint
+  private let expertLimit: Int
   private var progress: Progress
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
-  init(_ tensors: FamilyTensors, _ checkpoint: Checkpoint, _ progress: Progress) {
-    (self.tensors, self.checkpoint, self.progress) = (tensors, checkpoint, progress)
+  init(_ tensors: FamilyTensors, _ checkpoint: Checkpoint, _ expertLimit: Int, _ progress: Progress) {
+    (self.tensors, self.checkpoint) = (tensors, checkpoint)
+    (self.expertLimit, self.progress) = (expertLimit, progress)
   }
 
   // MARK: checks
@@ -62,7 +72,8 @@ struct ModelLoading {
       }
       for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
         throw .invalid(
-          "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the file, \(shape[dimension]) by config.json")
+          "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the file, \(shape[dimension]) by config.json"
+        )
       }
       _ = try form(tensor)
       return index
@@ -79,7 +90,8 @@ struct ModelLoading {
 
   /// Returns the bytes that it will read.
   private func check(_ n: Int, _ layer: LayerPointer, _ used: inout UsedTensors) throws(Fault) -> Int {
-    try layer.pointee.requireMemory()
+    if layer.pointee.isOffloaded { throw .badState("layers.\(n): its experts are offloaded already") }
+    if layer.pointee.configuration.keepsExpertWeights { try layer.pointee.requireMemory() }
     return try withBlock(n, layer) { (loading, prefix) throws(Fault) in
       try loading.check()
       return used.note(beginning: prefix, loading.tensors.layout)
@@ -112,8 +124,9 @@ struct ModelLoading {
     try tensors.parts { (part) throws(Fault) in
       switch part {
       case .own(let entry): most = max(most, 4 * Self.rowsAtOnce(entry) * entry.columns)
-      case .block(let n, let layer):
+      case .block(let n, let layer) where layer.pointee.configuration.keepsExpertWeights:
         most = max(most, try withBlock(n, layer) { (loading, _) throws(Fault) in try loading.rawBytes() })
+      case .block: break
       }
     }
     return most
@@ -128,6 +141,11 @@ struct ModelLoading {
       case .own(let entry):
         try copy(entry, raw)
         try progress.add(checkpoint[try find(entry)].bytes, in: context)
+      case .block(let n, let layer) where !layer.pointee.configuration.keepsExpertWeights:
+        try withBlock(n, layer) { (loading, prefix) throws(Fault) in
+          try layer.pointee.offload(checkpoint, loading.tensors.layout, .prefix(prefix), residentLimit: expertLimit)
+          try progress.add(0, in: context)
+        }
       case .block(let n, let layer):
         try withBlock(n, layer) { (loading, _) throws(Fault) in
           try loading.tensors.entries { (block) throws(Fault) in

@@ -101,7 +101,27 @@ public struct PretrainedSource {
         "the weights are a Python pickle: load them with transformers, and save_pretrained them: \(paths.path(""))")
     }
     throw .invalid(
-      "there is neither model.safetensors nor model.safetensors.index.json: \(paths.path("")): download the weights too")
+      "there is neither model.safetensors nor model.safetensors.index.json: \(paths.path("")): download the weights too"
+    )
+  }
+}
+
+extension UnsafeMutablePointer where Pointee == Context {
+  /// A caller's text in place of a file's.
+  public func withConfig<R>(
+    _ text: UnsafePointer<CChar>, _ body: (Family, JSONTree, JSONValue) throws(Fault) -> R
+  ) throws(Fault) -> R {
+    let (allocator, name) = (pointee.allocator, cText("options.config"))
+    var count = 0
+    while text[count] != 0 {
+      count += 1
+      if count > JSONTree.largest { throw .invalid("options.config: more than \(JSONTree.largest) bytes") }
+    }
+    let bytes = UnsafeRawPointer(text).assumingMemoryBound(to: UInt8.self)
+    let tree = try JSONTree(bytes, count: count, path: name, allocator)
+    defer { tree.free(allocator) }
+    let (family, language) = try PretrainedSource.family(of: tree.root, name)
+    return try body(family, tree, language)
   }
 }
 

@@ -19,9 +19,10 @@ public struct RotaryStretch {
 
   public init(theta: Double) { self.theta = theta }
 
-  /// `divisors`: of LongRoPE [R/2], else unused.
+  /// `rotated`: R, or one less, where a part of a head is odd: exponents are those of that number. `divisors`: of LongRoPE, else
+  /// unused.
   public func fill(_ frequencies: UnsafeMutablePointer<Double>, rotated: Int, divisors: (Int) -> Double) {
-    for i in 0..<rotated / 2 {
+    for i in 0..<(rotated + 1) / 2 {
       let own = exponential(-naturalLogarithm(theta) * Double(2 * i) / Double(rotated))
       switch kind {
       case .plain: frequencies[i] = own

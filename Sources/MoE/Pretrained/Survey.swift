@@ -12,6 +12,9 @@ public struct Survey {
   /// Of the weights by type.
   private var (f32, bf16, f16) = (0, 0, 0)
 
+  /// So that no product of what follows overflows.
+  private static var most: Int { 1 << 58 }
+
   public var all: Int { embeddings + matrices + others }
 
   /// Of which the files have most.
@@ -51,6 +54,9 @@ public struct Survey {
   private mutating func add(_ tensor: StoredTensor, _ use: Family.Use) throws(Fault) {
     // Two numbers of MXFP4 are in a byte; scales are no numbers of the model.
     let isPacked = tensor.type == .u8
+    if tensor.bytes > Self.most - bytes {
+      throw .invalid("\(tensor.name): the files have more than \(Self.most) bytes: no model is that large")
+    }
     let elements = isPacked ? 2 * tensor.bytes : tensor.bytes / tensor.type.alignment
     bytes += tensor.bytes
     switch use {
@@ -81,7 +87,9 @@ extension Family {
   func use(of name: UnsafePointer<CChar>, layers: Int) -> Use? {
     for index in 0..<ruleCount {
       let rule = rule(index)
-      guard let own = text(name, after: rule.isOutside ? outside : prefix), let n = rule.layer(of: own) else { continue }
+      guard let own = text(name, after: rule.isOutside ? outside : prefix), let n = rule.layer(of: own) else {
+        continue
+      }
       if rule.isOfLayers && n >= layers { continue }
       if compareText(rule.parameter, cText("embed.weight")) == 0 { return .embedding }
       return hasEnd(rule.parameter, cText(".weight")) ? .matrix : .other

@@ -123,8 +123,10 @@ extension Checkpoint {
         }
         get(a, one)
         get(b, other)
-        for i in 0..<count where one.load(fromByteOffset: i, as: UInt8.self) != other.load(fromByteOffset: i, as: UInt8.self)
-        { same = false }
+        for i in 0..<count
+        where one.load(fromByteOffset: i, as: UInt8.self) != other.load(fromByteOffset: i, as: UInt8.self) {
+          same = false
+        }
         if !same || fault != nil { return }
       }
     }

@@ -107,6 +107,7 @@ extension moe_layer_config: Bounded {
     try check.number(balance_coef, "balance_coef", atLeast: 0)
     try check.number(z_coef, "z_coef", atLeast: 0)
     try check.integer(n_losses, "n_losses", 0, 16)
+    try check.word(shared_bias, "shared_bias", of: "moe_bias", last: 2)
   }
 }
 

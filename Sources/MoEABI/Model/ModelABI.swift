@@ -12,16 +12,26 @@ public func moe_model_create(
     let context = try handle(context, "context", as: Context.self)
     let config = try read(config, "config")
     let out = try required(out, "out")
-    let layers = try LayerList(config)
-    var c = try ModelConfiguration(config, layers)
-    try withRotaries(config, &c) { (c) throws(Fault) in
-      try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
-        let description = ModelDescription(config, headSize: c.headSize)
-        let model = try ModelPointer.create(
-          c, moe: moe, dense: dense, layer: { layers.layer($0, c) }, room: description.bytes, in: context)
-        description.write(to: model.pointee.room)
-        out.pointee = OpaquePointer(model)
-      }
+    try createModel(context, config) { out.pointee = OpaquePointer($0) }
+  }
+}
+
+/// `startsRandom`: false where all parameters will be overwritten.
+func createModel(
+  _ context: ContextPointer, _ config: moe_model_config, startsRandom: Bool = true, _ body: (ModelPointer) -> Void
+) throws(Fault) {
+  let layers = try LayerList(config)
+  var c = try ModelConfiguration(config, layers)
+  c.startsRandom = startsRandom
+  try withRotaries(config, &c) { (c) throws(Fault) in
+    var c = c
+    try c.readLatent(config)
+    try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
+      let description = ModelDescription(config, headSize: c.headSize)
+      let model = try ModelPointer.create(
+        c, moe: moe, dense: dense, layer: { layers.layer($0, c) }, room: description.bytes, in: context)
+      description.write(to: model.pointee.room)
+      body(model)
     }
   }
 }

@@ -115,9 +115,6 @@ extension ModelConfiguration {
     if logitCap == 0 && config.logit_softcap != 0 {
       throw .invalid("logit_softcap = \(config.logit_softcap) is 0 in float32")
     }
-    if logitBias && tiedOutput {
-      throw .invalid("logit_bias = 1, but tied_output = 1: a tied output has none; set one of them to 0")
-    }
     if vocabulary > 0 { return }
     let name: StaticString? =
       logitBias ? "logit_bias" : config.logit_scale != 0 ? "logit_scale" : logitCap > 0 ? "logit_softcap" : nil
@@ -160,8 +157,11 @@ extension moe_layer_config {
     }
     if io_dtype != 0 { throw .invalid("moe: io_dtype = \(Int(io_dtype)), but a model's hidden states are float32") }
     if inference_only != 0 { throw .invalid("moe: inference_only = \(Int(inference_only)): set the model's") }
-    if unallocated != 0 {
-      throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for everything")
+    if unallocated != 0 && (unallocated != Int32(MOE_UNALLOCATED_EXPERT_WEIGHTS.rawValue) || config.inference_only == 0)
+    {
+      throw .invalid(
+        "moe: unallocated = \(Int(unallocated)): of a model it is MOE_UNALLOCATED_EXPERT_WEIGHTS alone, and with inference_only = 1"
+      )
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
     let traits = Configuration.RouterKind(rawValue: router)?.traits

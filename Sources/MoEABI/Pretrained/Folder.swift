@@ -14,6 +14,8 @@ struct Folder {
   let shapes: TensorRows.Shapes
   /// Of which the files have most.
   let type: ElementType
+  /// Bytes of experts that each layer keeps in memory, where they stay in the files.
+  private(set) var expertLimit = Int.max
 
   private let configuration: FolderConfiguration
   private let moe: UnsafeMutablePointer<moe_layer_config>
@@ -66,6 +68,7 @@ struct Folder {
     info = moe_pretrained_info()
     choose()
     fillInfo(keys, survey)
+    try limitExperts()
   }
 
   /// Types, by the options.
@@ -77,6 +80,19 @@ struct Folder {
     model.inference_only = options.inference_only
   }
 
+  /// Where the parameters are more than may be in memory, experts stay in the files.
+  private mutating func limitExperts() throws(Fault) {
+    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return }
+    let others = info.parameter_bytes - info.expert_bytes
+    if configuration.moeLayers == 0 || others >= most {
+      throw .invalid(
+        "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
+      )
+    }
+    moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
+    expertLimit = (most - others) / configuration.moeLayers
+  }
+
   private mutating func fillInfo(_ keys: FolderKeys, _ survey: Survey) {
     info.struct_size = MemoryLayout<moe_pretrained_info>.size
     var name = TextBuffer(texts, capacity: Self.textRoom)
@@ -86,7 +102,8 @@ struct Folder {
     (info.n_left_tensors, info.n_tensors) = (Int64(survey.left), Int64(source.tensorCount))
     info.n_parameters = Int64(survey.all)
     let (experts, used) = (Int(moe.pointee.n_experts), Int(moe.pointee.top_k))
-    info.n_active = Int64(survey.all - survey.experts + (experts > 0 ? survey.experts / experts * min(used, experts) : 0))
+    info.n_active = Int64(
+      survey.all - survey.experts + (experts > 0 ? survey.experts / experts * min(used, experts) : 0))
     info.n_moe_layers = Int64(configuration.moeLayers)
     info.dtype = type.folder
     info.file_bytes = survey.bytes

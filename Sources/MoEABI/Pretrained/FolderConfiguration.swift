@@ -46,7 +46,9 @@ struct FolderConfiguration {
     var (model, moe, fault) = (model, moe, Fault?.none)
     withUnsafeMutablePointer(to: &model) { model in
       withUnsafeMutablePointer(to: &moe) { moe in
-        do throws(Fault) { try body(UnsafeMutableRawPointer(model), UnsafeMutableRawPointer(moe)) } catch { fault = error }
+        do throws(Fault) { try body(UnsafeMutableRawPointer(model), UnsafeMutableRawPointer(moe)) } catch {
+          fault = error
+        }
       }
     }
     if let fault { throw fault }
@@ -65,15 +67,18 @@ struct FolderConfiguration {
     }
     if model.qk_norm == number(MOE_QK_NORM_PLAIN), try keys.flag("use_qk_norm") == false { model.qk_norm = 0 }
     if model.temperature_scale != 0, keys.value("attn_temperature_tuning").map({ $0.kind == .no }) ?? false {
-      (model.temperature_scale, model.temperature_floor) = (0, 0)
+      model.temperature_scale = 0
     }
+    if model.temperature_scale == 0 { model.temperature_floor = 0 }
+    if moe.shared_bias != 0 { moe.shared_bias = number(MOE_BIAS_ON) }
     // Several shared experts are one that is as wide as all.
     if moe.n_shared_experts > 1 {
-      moe.shared_intermediate_size = moe.n_shared_experts.multipliedReportingOverflow(by: moe.intermediate_size).partialValue
+      moe.shared_intermediate_size =
+        moe.n_shared_experts.multipliedReportingOverflow(by: moe.intermediate_size).partialValue
       moe.n_shared_experts = 1
     }
     if moe.n_shared_experts == 0 || (keys.givesSharedWidth && moe.shared_intermediate_size == 0) {
-      (moe.n_shared_experts, moe.shared_intermediate_size, moe.shared_gate) = (0, 0, 0)
+      (moe.n_shared_experts, moe.shared_intermediate_size, moe.shared_gate, moe.shared_bias) = (0, 0, 0, 0)
     }
     if Int(keys.family.table.pointee.rope_rule) == MOEI_ROPE_LATENT { try readLatent(keys) }
   }
@@ -87,7 +92,8 @@ struct FolderConfiguration {
     model.n_kv_heads = 0
     if model.norm_epsilon != 1e-6 {
       throw .invalid(
-        "config.json: rms_norm_eps = \(model.norm_epsilon) is not supported for model_type \(keys.family.name): its latent norms have 1e-6")
+        "config.json: rms_norm_eps = \(model.norm_epsilon) is not supported for model_type \(keys.family.name): its latent norms have 1e-6"
+      )
     }
   }
 
@@ -103,12 +109,14 @@ struct FolderConfiguration {
     try size(model.vocabulary_size, "vocab_size", Int(Int32.max))
     if model.n_kv_heads > model.n_heads || (model.n_kv_heads > 0 && model.n_heads % model.n_kv_heads != 0) {
       throw .invalid(
-        "config.json: num_key_value_heads = \(Int(model.n_kv_heads)) does not divide num_attention_heads = \(Int(model.n_heads))")
+        "config.json: num_key_value_heads = \(Int(model.n_kv_heads)) does not divide num_attention_heads = \(Int(model.n_heads))"
+      )
     }
     if model.head_size > 65_536 { throw .invalid("config.json: head_dim = \(Int(model.head_size)) exceeds 65536") }
     if model.head_size == 0 && (model.hidden_size % model.n_heads != 0 || model.hidden_size / model.n_heads > 65_536) {
       throw .invalid(
-        "config.json: num_attention_heads = \(Int(model.n_heads)) does not divide hidden_size = \(Int(model.hidden_size)), and there is no head_dim")
+        "config.json: num_attention_heads = \(Int(model.n_heads)) does not divide hidden_size = \(Int(model.hidden_size)), and there is no head_dim"
+      )
     }
   }
 
@@ -137,7 +145,14 @@ struct FolderConfiguration {
       let own = model.attention_scale == 0 ? 1 / Double(headSize).squareRoot() : model.attention_scale
       model.attention_scale = own * rotary.scoreScale
     }
-    let allTurn = layers.map { layers in (0..<Int(model.n_layers)).allSatisfy { layers[$0].rotary == 0 } } ?? true
+    var (allTurn, someTurn) = (true, false)
+    for n in 0..<Int(model.n_layers) {
+      let turns = layers.map { $0[n].rotary == 0 } ?? true
+      (allTurn, someTurn) = (allTurn && turns, someTurn || turns)
+    }
+    // What is of layers without rotation, or of those with, says nothing where there are none.
+    if allTurn { (model.temperature_scale, model.temperature_floor) = (0, 0) }
+    if !someTurn && model.qk_norm == number(MOE_QK_NORM_PLAIN) { model.qk_norm = 0 }
     if allTurn && !isLatent && rotary.isPlain(headSize: headSize) {
       model.rope_theta = rotary.stretch.theta
       return
@@ -199,7 +214,8 @@ struct FolderConfiguration {
     let experts = Double(moe.n_experts) * (3 * h * Double(moe.intermediate_size) + h)
     let dense = 3 * h * Double(model.dense_intermediate_size)
     let (n, m) = (Double(model.n_layers), Double(moeLayers))
-    return h * Double(model.vocabulary_size) * (model.tied_output == 1 ? 1 : 2) + n * attention + (hasMoE ? m * experts : 0)
+    return h * Double(model.vocabulary_size) * (model.tied_output == 1 ? 1 : 2) + n * attention
+      + (hasMoE ? m * experts : 0)
       + (n - m) * dense
   }
 }

@@ -97,7 +97,8 @@ struct FolderKeys {
     // Of a model with other parts it is the whole that ties.
     if isNested && compareText(name, cText("tie_word_embeddings")) == 0 {
       value = root.member(name).flatMap { $0.isNull ? nil : $0 }
-      target.storeBytes(of: try value.map { (found) throws(Fault) in try flag(found, name) } ?? false ? 1 : 0, as: Int32.self)
+      target.storeBytes(
+        of: try value.map { (found) throws(Fault) in try flag(found, name) } ?? false ? 1 : 0, as: Int32.self)
       return
     }
     switch Int(key.kind) {
@@ -105,7 +106,8 @@ struct FolderKeys {
     case MOEI_KEY_IS:
       if let value, !isOne(value, of: key.otherwise!) {
         throw .invalid(
-          "config.json: \(name) = \(value.text) is not supported for model_type \(family.name): it must be \(key.otherwise)")
+          "config.json: \(name) = \(value.text) is not supported for model_type \(family.name): it must be \(key.otherwise)"
+        )
       }
     case MOEI_KEY_FLAG, MOEI_KEY_NOT:
       let isTrue = try value.map { (found) throws(Fault) in try flag(found, name) } ?? isDefault(key, "true")

@@ -111,7 +111,9 @@ struct FolderLayers {
   ) throws(Fault) {
     let isListed = try forEachType { (n, type) throws(Fault) in
       if type.isAmong(cText("sliding_attention")) {
-        if window == 0 { throw .invalid("config.json: layer_types has sliding_attention, but no sliding_window is used") }
+        if window == 0 {
+          throw .invalid("config.json: layer_types has sliding_attention, but no sliding_window is used")
+        }
         layers[n].window = Int64(window)
       } else if !type.isAmong(cText("full_attention")) {
         throw unsupported(type, n)
@@ -136,7 +138,8 @@ struct FolderLayers {
   }
 
   private func unsupported(_ type: JSONText, _ n: Int) -> Fault {
-    .invalid("config.json: layer_types: layer \(n) is \(type), which is not supported for model_type \(keys.family.name)")
+    .invalid(
+      "config.json: layer_types: layer \(n) is \(type), which is not supported for model_type \(keys.family.name)")
   }
 
   /// Whether there is a list.

@@ -7,7 +7,9 @@ struct FolderRotary {
   let keys: FolderKeys
   /// The object with the parameters, where there is one.
   private let parameters: JSONValue?
+  /// R; the formulas have the part of a head as it is, which may be odd, and one less then.
   private(set) var rotated = 0
+  private var part = 0
   private(set) var stretch: RotaryStretch
   /// Of cos and sin.
   private(set) var scale = 1.0
@@ -29,13 +31,15 @@ struct FolderRotary {
     stretch = RotaryStretch(theta: keys.family.table.pointee.theta)
     if let theta = try either("rope_theta") { stretch.theta = theta }
     if !(stretch.theta >= 1) { throw .invalid("config.json: rope_theta = \(stretch.theta) is below 1") }
-    rotated = try rotatedSize(headSize)
+    part = try rotatedSize(headSize)
+    rotated = part + part % 2
+    if rotated > headSize { throw .invalid("config.json: heads of \(headSize) numbers, all of which turn, are odd") }
     try requireKnown()
     try readKind()
   }
 
   /// Whether theta alone says it all, for heads that turn whole.
-  func isPlain(headSize: Int) -> Bool { stretch.kind == .plain && rotated == headSize && scale == 1 && !hasLong }
+  func isPlain(headSize: Int) -> Bool { stretch.kind == .plain && part == headSize && scale == 1 && !hasLong }
 
   private func rotatedSize(_ headSize: Int) throws(Fault) -> Int {
     if let size = try keys.whole("rotary_dim") {
@@ -45,10 +49,10 @@ struct FolderRotary {
       return size
     }
     let part = try either("partial_rotary_factor") ?? keys.family.table.pointee.rotated
-    if !(part > 0 && part <= 1) { throw .invalid("config.json: partial_rotary_factor = \(part) is not above 0 and up to 1") }
-    let size = Int(Double(headSize) * part)
-    if size % 2 != 0 { throw .invalid("config.json: \(size) numbers of a head turn, which is odd") }
-    return size
+    if !(part > 0 && part <= 1) {
+      throw .invalid("config.json: partial_rotary_factor = \(part) is not above 0 and up to 1")
+    }
+    return Int(Double(headSize) * part)
   }
 
   // MARK: values
@@ -114,8 +118,8 @@ struct FolderRotary {
       try readLong()
     } else if isCalled("ntk_alpha") || (isCalled("dynamic") && value("alpha") != nil) {
       // A base that fits longer contexts, the same for all lengths (Hunyuan).
-      let power = Double(rotated) / Double(rotated - 2)
-      if rotated <= 2 { throw .invalid("config.json: rope_parameters: alpha needs more than 2 numbers that turn") }
+      if part <= 2 { throw .invalid("config.json: rope_parameters: alpha needs more than 2 numbers that turn") }
+      let power = Double(part) / Double(part - 2)
       stretch.theta *= RotaryStretch.power(try needed("alpha"), power)
     } else {
       throw .invalid(
@@ -195,7 +199,7 @@ struct FolderRotary {
     table = moe_rotary_table()
     table.rotary_size = Int64(rotated)
     table.scale = scale
-    if stretch.kind == .plain {
+    if stretch.kind == .plain && part == rotated {
       table.theta = stretch.theta
       return
     }
@@ -219,6 +223,6 @@ struct FolderRotary {
         index += 1
       }
     }
-    stretch.fill(frequencies, rotated: rotated) { frequencies[$0] }
+    stretch.fill(frequencies, rotated: part) { frequencies[$0] }
   }
 }

@@ -76,25 +76,27 @@ public func moe_model_load(
   _ context: OpaquePointer?, _ folder: UnsafePointer<CChar>?, _ options: UnsafePointer<moe_pretrained_options>?,
   _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) -> moe_status {
-  var pretrained: OpaquePointer?
-  var model: OpaquePointer?
-  let opened = moe_pretrained_open(context, folder, options, &pretrained)
-  if opened != MOE_OK { return opened }
-  let opening = FolderPointer(pretrained!)
-  defer { opening.free() }
-  let status = attempt { () throws(Fault) in _ = try required(out, "out") }
-  if status != MOE_OK { return status }
-  var config = opening.pointee.model
-  let created = moe_model_create(context, &config, &model)
-  if created != MOE_OK { return created }
-  let loaded = moe_pretrained_load(pretrained, model)
-  if loaded != MOE_OK {
-    // The message is in place, and stays.
-    moe_model_free(model)
-    return loaded
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let path = try required(folder, "folder")
+    let options = try readOptions(options)
+    let out = try required(out, "out")
+    let folder = try Folder.open(path, options, in: context)
+    defer { folder.free() }
+    let config = folder.pointee.model
+    var made: ModelPointer?
+    try config.requireBounds(Bounds("config"))
+    try createModel(context, config, startsRandom: false) { made = $0 }
+    guard let model = made else { return }
+    do throws(Fault) {
+      try folder.pointee.load(model)
+      try folder.pointee.prepare(model)
+    } catch {
+      model.free()
+      throw error
+    }
+    out.pointee = OpaquePointer(model)
   }
-  out!.pointee = model
-  return MOE_OK
 }
 
 @implementation @_cdecl("moe_pretrained_family")
@@ -104,6 +106,14 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 
 extension Folder {
   func load(_ model: ModelPointer) throws(Fault) {
-    try model.pointee.load(source, shapes, progress)
+    try model.load(source, shapes, type: type, expertLimit: expertLimit, progress)
+  }
+
+  /// Packs the experts of each MoE layer, where the options say so.
+  func prepare(_ model: ModelPointer) throws(Fault) {
+    if options.prepared == 0 { return }
+    for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
+      if let layer = model.pointee.layer(n) { try MoEABI.prepare(layer, options.prepared) }
+    }
   }
 }

@@ -12,6 +12,7 @@ import numpy as np
 from . import layer
 from .attention import Attention
 from .batch import Options
+from .latent import LatentAttention
 from .linear import linear, linear_backward, logsumexp, sigmoid, softmax
 from .losses import pooled_balance
 from .philox import words
@@ -257,18 +258,20 @@ class Block:
         streams = (ATTENTION_OUTPUT, FEED_FORWARD)
         self.kept = [call.residual_scale * call.kept(seed, stream, x.shape) for stream in streams]
         self.ffn = None
+        self.attention: SelfAttention | LatentAttention
+        kind = LatentAttention if call.a.get("latent_rank") else SelfAttention
         if call.place == "none":
-            self.attention = SelfAttention(call, n, x)
+            self.attention = kind(call, n, x)
             self.y = self.attention.y
         elif call.place == "pre":
             self.norm1 = call.norm(f"layers.{n}.norm1", x)
-            self.attention = SelfAttention(call, n, self.norm1.y)
+            self.attention = kind(call, n, self.norm1.y)
             h = x + self.kept[0] * self.attention.y
             self.norm2 = call.norm(f"layers.{n}.norm2", h)
             self.ffn = FeedForward(call, n, self.norm2.y)
             self.y = h + self.kept[1] * self.ffn.y
         else:
-            self.attention = SelfAttention(call, n, x)
+            self.attention = kind(call, n, x)
             self.norm1 = call.norm(f"layers.{n}.norm1", x + self.kept[0] * self.attention.y)
             self.ffn = FeedForward(call, n, self.norm1.y)
             self.norm2 = call.norm(f"layers.{n}.norm2", self.norm1.y + self.kept[1] * self.ffn.y)

@@ -351,6 +351,7 @@ class moe_layer_config(Sized):
         ("z_coef", c_float),
         ("losses", POINTER(moe_loss_term)),
         ("n_losses", c_int64),
+        ("shared_bias", c_int32),
     ]
     _words_ = {
         "io_dtype": {"f32": 0, "bf16": 1},
@@ -374,6 +375,7 @@ class moe_layer_config(Sized):
         "drop": DROP,
         "overflow": OVERFLOW,
         "renormalize": RENORMALIZE,
+        "shared_bias": BIAS,
     }
     _sums_ = {
         "unallocated": UNALLOCATED,

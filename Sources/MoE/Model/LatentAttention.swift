@@ -1,0 +1,189 @@
+import CShims
+
+// Multi-head latent attention [MLA 2024] as it is trained: every head's keys and values are written out.
+//     k_h = c W_h,key^T | r;   v_h = c W_h,value^T;   o = attention(q, k, v);   y = o W_o^T + b_o
+
+/// What forward makes and backward reads.
+struct KeptLatent {
+  let queryDown: UnsafeMutablePointer<Float>?  // [T,Q]
+  let query: UnsafeMutablePointer<Float>  // [T, heads D], turned
+  let down: UnsafeMutablePointer<Float>  // [T, L + R], the latent before its norm, the key part turned
+  let key: UnsafeMutablePointer<Float>  // [T, heads D]
+  let value: UnsafeMutablePointer<Float>  // [T, heads Dv]
+  let output: UnsafeMutablePointer<Float>  // [T, heads Dv]
+  let logSums: UnsafeMutablePointer<Float>?  // [B, heads, S], for backward
+
+  init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, forBackward: Bool) {
+    let (sizes, tokens) = (LatentSizes(c), input.tokens)
+    queryDown = sizes.latent.queryRank.map { arena.take(Float.self, tokens, $0) }
+    query = arena.take(Float.self, tokens, sizes.queries)
+    down = arena.take(Float.self, tokens, sizes.row)
+    key = arena.take(Float.self, tokens, sizes.queries)
+    value = arena.take(Float.self, tokens, sizes.values)
+    output = arena.take(Float.self, tokens, sizes.values)
+    logSums = forBackward ? arena.take(Float.self, tokens, sizes.heads) : nil
+  }
+
+  /// With what is made again for backward: both normed arrays.
+  func projected(_ arena: inout Arena, _ work: BlockWork) -> LatentProjected {
+    let sizes = LatentSizes(work.c)
+    return LatentProjected(
+      queryDown: queryDown,
+      queryNormed: sizes.latent.queryRank.map { arena.take(Float.self, work.tokens, $0) }, query: query, down: down,
+      latent: arena.take(Float.self, work.tokens, sizes.rank), latentPlaces: RowPlaces(width: sizes.rank))
+  }
+
+  var attention: AttentionArrays { AttentionArrays(query: query, key: key, value: value, output: output) }
+}
+
+struct LatentAttentionForward {
+  private let context: ContextPointer
+  private let projections: LatentProjections
+  private let expand: ProjectionForward
+  private let heads: LatentHeads
+  private let attend: AttentionForward
+  private let arrays: KeptLatent
+  private let output: ProjectionForward
+
+  init(
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLatent, x: UnsafePointer<Float>,
+    y: UnsafeMutablePointer<Float>
+  ) {
+    (context, self.arrays) = (work.context, arrays)
+    let sizes = LatentSizes(work.c)
+    let projected = arrays.projected(&arena, work)
+    // One after the other, in the same memory.
+    var (first, second, third, fourth) = (arena, arena, arena, arena)
+    projections = LatentProjections(&first, work, projected, x: x)
+    let expanded = second.take(Float.self, work.tokens, sizes.expanded)
+    heads = LatentHeads(
+      work, expanded: expanded, key: arrays.key, value: arrays.value, down: arrays.down)
+    expand = ProjectionForward(
+      &second, work[.latentUpWeight]!, nil, context: work.context, rows: work.tokens,
+      x: UnsafePointer(projected.latent), y: expanded)
+    attend = AttentionForward(&third, AttentionCall(latent: work), in: work.context)
+    output = ProjectionForward(
+      &fourth, work[.outputWeight]!, work[.outputBias], context: work.context, rows: work.tokens, x: arrays.output,
+      y: y)
+    arena.cover(first)
+    arena.cover(second)
+    arena.cover(third)
+    arena.cover(fourth)
+  }
+
+  @inline(never) func run() throws(Fault) {
+    try projections.run()
+    try expand.run()
+    try heads.spread()
+    try attend.run(arrays.attention, logSums: arrays.logSums, in: context)
+    try output.run()
+  }
+}
+
+extension AttentionCall {
+  /// Attention of a layer whose keys and values are written out, over the tokens of one call.
+  init(latent work: BlockWork) {
+    let (c, input, sizes) = (work.c, work.input, LatentSizes(work.c))
+    self.init(
+      sequences: input.sequences, queries: input.length, keys: input.length, heads: sizes.heads, keyHeads: sizes.heads,
+      headSize: sizes.head, valueSize: sizes.value)
+    takeLatent(work)
+    dropout = input.training ? c.attentionDropout : 0
+  }
+
+  /// Attention of some heads from `first` on, whose only key is the latent with the part that turns, and whose value is the
+  /// latent; over the tokens of one call, or, of one sequence, over all that a cache has of it.
+  init(absorbed work: BlockWork, heads: Range<Int>, queries: Int, cached: Int?) {
+    let sizes = LatentSizes(work.c)
+    self.init(
+      sequences: cached == nil ? work.input.sequences : 1, queries: queries, keys: cached ?? queries,
+      heads: heads.count, keyHeads: 1, headSize: sizes.row, valueSize: sizes.rank)
+    valueStride = sizes.row
+    takeLatent(work)
+    // A cache has no padding, and no mask of the caller's.
+    if cached != nil { (masks.mask, masks.added, masks.valid) = (nil, nil, nil) }
+  }
+
+  /// What does not depend on the form.
+  private mutating func takeLatent(_ work: BlockWork) {
+    let (c, input) = (work.c, work.input)
+    scale = Float(1 / Double(c.headSize).squareRoot())
+    take(work)
+    masks.causal = c.causal
+    (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
+    (seed, step) = (c.seed(ofLayer: work.n), input.step)
+  }
+}
+
+/// Keys and values of all heads, between the product that makes them and attention: the product has them head by head, and
+/// every head's key ends with the part that all of them share.
+struct LatentHeads {
+  private let context: ContextPointer
+  private let sizes: LatentSizes
+  private let tokens: Int
+  private let expanded: UnsafeMutablePointer<Float>  // [T, heads (D - R + Dv)]
+  private let key: UnsafeMutablePointer<Float>  // [T, heads D]
+  private let value: UnsafeMutablePointer<Float>  // [T, heads Dv]
+  private let down: UnsafeMutablePointer<Float>  // [T, L + R]
+
+  /// Either the arrays or their gradients.
+  init(
+    _ work: BlockWork, expanded: UnsafeMutablePointer<Float>, key: UnsafeMutablePointer<Float>,
+    value: UnsafeMutablePointer<Float>, down: UnsafeMutablePointer<Float>
+  ) {
+    (context, sizes, tokens) = (work.context, LatentSizes(work.c), work.tokens)
+    (self.expanded, self.key, self.value, self.down) = (expanded, key, value, down)
+  }
+
+  /// Keys and values out of what the product made and the shared part.
+  func spread() throws(Fault) { try run(backward: false) }
+
+  /// Gradients of the product's outputs and of the shared part, which is the sum over heads in ascending order, out of those of
+  /// keys and values.
+  func gather() throws(Fault) { try run(backward: true) }
+
+  private func run(backward: Bool) throws(Fault) {
+    let job = LatentHeadsJob(heads: self, kernels: context.kernels, backward: backward)
+    try context.measure(.attention, backward: backward) { () throws(Fault) in
+      try context.run((tokens + LatentHeadsJob.run - 1) / LatentHeadsJob.run, job)
+    }
+  }
+
+  private struct LatentHeadsJob: Job {
+    let heads: LatentHeads
+    let kernels: UnsafePointer<moei_kernels>
+    let backward: Bool
+
+    /// Tokens of one item.
+    static let run = 16
+
+    func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+      for token in item * Self.run..<min(heads.tokens, (item + 1) * Self.run) {
+        if backward { heads.gather(token, kernels) } else { heads.spread(token) }
+      }
+    }
+  }
+
+  private func spread(_ token: Int) {
+    let shared = down + (token * sizes.row + sizes.rank)
+    for head in 0..<sizes.heads {
+      let from = expanded + (token * sizes.expanded + head * sizes.expandedHead)
+      let to = key + (token * sizes.queries + head * sizes.head)
+      to.update(from: from, count: sizes.plain)
+      (to + sizes.plain).update(from: shared, count: sizes.rotary)
+      (value + (token * sizes.values + head * sizes.value)).update(from: from + sizes.plain, count: sizes.value)
+    }
+  }
+
+  private func gather(_ token: Int, _ kernels: UnsafePointer<moei_kernels>) {
+    let shared = down + (token * sizes.row + sizes.rank)
+    shared.update(repeating: 0, count: sizes.rotary)
+    for head in 0..<sizes.heads {
+      let to = expanded + (token * sizes.expanded + head * sizes.expandedHead)
+      let from = key + (token * sizes.queries + head * sizes.head)
+      to.update(from: from, count: sizes.plain)
+      (to + sizes.plain).update(from: value + (token * sizes.values + head * sizes.value), count: sizes.value)
+      if sizes.rotary > 0 { kernels.pointee.add(Int64(sizes.rotary), from + sizes.plain, shared) }
+    }
+  }
+}
