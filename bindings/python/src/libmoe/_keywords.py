@@ -65,8 +65,15 @@ def keywords(decorated: Decorated) -> Decorated:
         for name, method in list(vars(decorated).items()):
             if isinstance(method, FunctionType) and (name in ("__init__", "__call__") or name[0] != "_"):
                 setattr(decorated, name, _answering(method, "" if name == "__init__" else f".{name}"))
+            elif isinstance(method, classmethod) and name[0] != "_":
+                setattr(decorated, name, classmethod(_answering(method.__func__, f".{name}")))
         return decorated
     return cast(Decorated, _answering(decorated, decorated.__name__.lstrip("_"), method=False))
+
+
+def _class_of(value: Any) -> type:
+    """Return the class of an object, or a class itself."""
+    return value if isinstance(value, type) else type(value)
 
 
 def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
@@ -76,6 +83,7 @@ def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
         return function
     known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     known.pop("self", None)
+    known.pop("cls", None)
     if not known:
         return function
 
@@ -86,7 +94,7 @@ def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
                 given = renamed(given, known)
                 wrong = next((name for name in given if name not in known), None)
                 if wrong is not None:
-                    name = type(positional[0]).__name__ if method and positional else ""
+                    name = _class_of(positional[0]).__name__ if method and positional else ""
                     raise ArgumentTypeError(unknown(name + owner, wrong, known))
                 break
         return function(*positional, **given)
