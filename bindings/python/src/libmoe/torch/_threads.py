@@ -14,8 +14,23 @@ import os
 import threading
 from pathlib import Path
 
+import torch
+
+from ..context import Context, processors
+
+_contexts: dict[tuple[int, int], Context] = {}
 _CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a user who sets one has decided
 _asked = threading.Event()  # in this process or in one that it was forked from, whose threads count on
+
+
+def context() -> Context:
+    """Return the context of as many threads as torch may use now; one for each process."""
+    key = os.getpid(), torch.get_num_threads()
+    found = _contexts.get(key)
+    if found is None:
+        calm()
+        found = _contexts[key] = Context(min(key[1], processors()))
+    return found
 
 
 def calm() -> None:
