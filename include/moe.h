@@ -1144,7 +1144,8 @@ typedef struct moe_backward_options {
                                         MOE_UNALLOCATED_EXPERT_GRADIENTS.  Made for exactly the layer's parameters but
                                         those marked * at moe_layer_parameter_count, in their order. */
   float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
-  int32_t reserved;                /**< 0 */
+  int32_t frozen_experts;          /**< 1 = gradients of the experts' matrices and their biases (shared experts' too) are neither
+                                        computed nor written, and need no memory: a third of backward's products less */
   const float *d_sequence_probability; /**< [B,E], nullable: gradient of the objective with respect to
                                             moe_report.sequence_probability */
 } moe_backward_options;

@@ -211,7 +211,7 @@ _Static_assert(offsetof(moe_backward_options, scratch) == 24, "moe_backward_opti
 _Static_assert(offsetof(moe_backward_options, scratch_size) == 32, "moe_backward_options.scratch_size");
 _Static_assert(offsetof(moe_backward_options, optimizer) == 40, "moe_backward_options.optimizer");
 _Static_assert(offsetof(moe_backward_options, clip_factor) == 48, "moe_backward_options.clip_factor");
-_Static_assert(offsetof(moe_backward_options, reserved) == 52, "moe_backward_options.reserved");
+_Static_assert(offsetof(moe_backward_options, frozen_experts) == 52, "moe_backward_options.frozen_experts");
 _Static_assert(offsetof(moe_backward_options, d_sequence_probability) == 56, "moe_backward_options.d_sequence_probability");
 
 _Static_assert(sizeof(moe_adamw_config) == 64, "moe_adamw_config");
@@ -301,7 +301,14 @@ _Static_assert(offsetof(moe_training, n_tensors) == 72, "moe_training.n_tensors"
 _Static_assert(offsetof(moe_training, without_unallocated) == 80, "moe_training.without_unallocated");
 _Static_assert(offsetof(moe_training, reserved) == 84, "moe_training.reserved");
 
-_Static_assert(sizeof(moe_experts_config) == 64, "moe_experts_config");
+_Static_assert(sizeof(moe_expert_tensor) == 48, "moe_expert_tensor");
+_Static_assert(offsetof(moe_expert_tensor, part) == 0, "moe_expert_tensor.part");
+_Static_assert(offsetof(moe_expert_tensor, dtype) == 4, "moe_expert_tensor.dtype");
+_Static_assert(offsetof(moe_expert_tensor, data) == 8, "moe_expert_tensor.data");
+_Static_assert(offsetof(moe_expert_tensor, experts) == 16, "moe_expert_tensor.experts");
+_Static_assert(offsetof(moe_expert_tensor, strides) == 24, "moe_expert_tensor.strides");
+
+_Static_assert(sizeof(moe_experts_config) == 80, "moe_experts_config");
 _Static_assert(offsetof(moe_experts_config, struct_size) == 0, "moe_experts_config.struct_size");
 _Static_assert(offsetof(moe_experts_config, n_experts) == 8, "moe_experts_config.n_experts");
 _Static_assert(offsetof(moe_experts_config, hidden_size) == 16, "moe_experts_config.hidden_size");
@@ -314,13 +321,8 @@ _Static_assert(offsetof(moe_experts_config, glu_offset) == 48, "moe_experts_conf
 _Static_assert(offsetof(moe_experts_config, weight_on_input) == 52, "moe_experts_config.weight_on_input");
 _Static_assert(offsetof(moe_experts_config, io_dtype) == 56, "moe_experts_config.io_dtype");
 _Static_assert(offsetof(moe_experts_config, reserved) == 60, "moe_experts_config.reserved");
-
-_Static_assert(sizeof(moe_expert_tensor) == 48, "moe_expert_tensor");
-_Static_assert(offsetof(moe_expert_tensor, part) == 0, "moe_expert_tensor.part");
-_Static_assert(offsetof(moe_expert_tensor, dtype) == 4, "moe_expert_tensor.dtype");
-_Static_assert(offsetof(moe_expert_tensor, data) == 8, "moe_expert_tensor.data");
-_Static_assert(offsetof(moe_expert_tensor, experts) == 16, "moe_expert_tensor.experts");
-_Static_assert(offsetof(moe_expert_tensor, strides) == 24, "moe_expert_tensor.strides");
+_Static_assert(offsetof(moe_experts_config, weights) == 64, "moe_experts_config.weights");
+_Static_assert(offsetof(moe_experts_config, n_weights) == 72, "moe_experts_config.n_weights");
 
 _Static_assert(sizeof(moe_experts_call) == 48, "moe_experts_call");
 _Static_assert(offsetof(moe_experts_call, struct_size) == 0, "moe_experts_call.struct_size");
@@ -330,6 +332,15 @@ _Static_assert(offsetof(moe_experts_call, expert_indices) == 24, "moe_experts_ca
 _Static_assert(offsetof(moe_experts_call, expert_weights) == 32, "moe_experts_call.expert_weights");
 _Static_assert(offsetof(moe_experts_call, index_dtype) == 40, "moe_experts_call.index_dtype");
 _Static_assert(offsetof(moe_experts_call, routing_dtype) == 44, "moe_experts_call.routing_dtype");
+
+_Static_assert(sizeof(moe_experts_gradients) == 48, "moe_experts_gradients");
+_Static_assert(offsetof(moe_experts_gradients, struct_size) == 0, "moe_experts_gradients.struct_size");
+_Static_assert(offsetof(moe_experts_gradients, dx) == 8, "moe_experts_gradients.dx");
+_Static_assert(offsetof(moe_experts_gradients, d_expert_weights) == 16, "moe_experts_gradients.d_expert_weights");
+_Static_assert(offsetof(moe_experts_gradients, tensors) == 24, "moe_experts_gradients.tensors");
+_Static_assert(offsetof(moe_experts_gradients, n_tensors) == 32, "moe_experts_gradients.n_tensors");
+_Static_assert(offsetof(moe_experts_gradients, overwrite) == 40, "moe_experts_gradients.overwrite");
+_Static_assert(offsetof(moe_experts_gradients, reserved) == 44, "moe_experts_gradients.reserved");
 
 _Static_assert(sizeof(moe_norm_config) == 40, "moe_norm_config");
 _Static_assert(offsetof(moe_norm_config, struct_size) == 0, "moe_norm_config.struct_size");

@@ -32,7 +32,7 @@ extension Layer {
       memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
       var arena = Arena(memory!)
       packed = layout(&arena)
-      packed.pack(.layer(parameters), in: context)
+      packed.pack(.layer(parameters, frozen: false), in: context)
     }
     replacePrepared(packed, memory)
   }

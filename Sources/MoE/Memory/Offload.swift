@@ -386,7 +386,7 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    slots.prepared.pack(.layer(parameters), in: context)
+    slots.prepared.pack(.layer(parameters, frozen: false), in: context)
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)

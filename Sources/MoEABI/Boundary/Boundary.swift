@@ -82,7 +82,8 @@ func requireSize<T>(_ pointer: UnsafePointer<T>, _ name: StaticString) throws(Fa
   let plausible = 4096
   guard size >= known && size <= plausible && size % MemoryLayout<T>.alignment == 0 else {
     throw .invalid(
-      "\(name): struct_size = \(size), but \(known) is expected; fill it with the macro or the init function")
+      "\(name): struct_size = \(UInt64(UInt(bitPattern: size))), but \(known) is expected; fill it with the macro or the init function"
+    )
   }
   for offset in known..<size where start.load(fromByteOffset: offset, as: UInt8.self) != 0 {
     throw .invalid("\(name): struct_size = \(size), and what lies beyond the \(known) bytes known here is not 0")

@@ -130,7 +130,7 @@ extension moe_plan: Bounded {}
 extension moe_backward_options: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.number(clip_factor, "clip_factor", atLeast: 0)
-    try check.zero(reserved, "reserved")
+    try check.flag(frozen_experts, "frozen_experts")
   }
 }
 
@@ -207,6 +207,12 @@ extension moe_training: Bounded {
   }
 }
 
+extension moe_expert_tensor: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(part, "part", of: "moe_expert_part", last: 6)
+  }
+}
+
 extension moe_experts_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(n_experts, "n_experts", 1, 2147483647)
@@ -219,12 +225,7 @@ extension moe_experts_config: Bounded {
     try check.number(glu_offset, "glu_offset", atLeast: 0)
     try check.flag(weight_on_input, "weight_on_input")
     try check.zero(reserved, "reserved")
-  }
-}
-
-extension moe_expert_tensor: Bounded {
-  func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.word(part, "part", of: "moe_expert_part", last: 6)
+    try check.integer(n_weights, "n_weights", 0, 7)
   }
 }
 
@@ -232,6 +233,14 @@ extension moe_experts_call: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(n_tokens, "n_tokens", 0, .max)
     try check.integer(top_k, "top_k", 1, 2147483647)
+  }
+}
+
+extension moe_experts_gradients: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(n_tensors, "n_tensors", 0, 7)
+    try check.flag(overwrite, "overwrite")
+    try check.zero(reserved, "reserved")
   }
 }
 

@@ -162,6 +162,11 @@ public func moe_experts_call_init(_ given: UnsafeMutablePointer<moe_experts_call
   initialise(given, struct_size, .standard)
 }
 
+@implementation @_cdecl("moe_experts_gradients_init")
+public func moe_experts_gradients_init(_ given: UnsafeMutablePointer<moe_experts_gradients>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_experts_gradients())
+}
+
 extension moe_norm_config {
   static var standard: moe_norm_config {
     var own = moe_norm_config()

@@ -30,7 +30,7 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
-from .expert_weights import ExpertWeights
+from .expert_weights import ExpertGradients, ExpertWeights
 from .experts import (
     ExpertsOutput,
     PreparedExperts,
@@ -70,6 +70,7 @@ __all__ = [
     "Context",
     "EncoderLayer",
     "ExpertGroup",
+    "ExpertGradients",
     "ExpertWeights",
     "ExpertsOutput",
     "FileError",

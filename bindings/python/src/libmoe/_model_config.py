@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import config
 from ._ffn import moe_options
-from ._keywords import unknown
+from ._keywords import require_known
 from ._native import abi, check, fields
 from .errors import ArgumentTypeError, InvalidArgumentError
 
@@ -125,10 +125,8 @@ def _listed(name: str, given: Sequence[Mapping[str, Any]], kind: Any) -> tuple[l
         if not isinstance(each, Mapping):
             raise ArgumentTypeError(f"{owner}: expected a dict, got {type(each).__name__}; use dict(...)")
         struct = kind()
-        known = list(fields.types(kind))
+        require_known(owner, each, fields.types(kind))
         for field, value in each.items():
-            if field not in known:
-                raise ArgumentTypeError(unknown(owner, field, known))
             if field not in _FREQUENCIES:
                 setattr(struct, field, fields.to_c(kind, field, value, f"{owner}: "))
             elif value is not None:

@@ -248,17 +248,23 @@ def all_functions(folder: Path) -> list[Function]:
     def by_call() -> list[Any]:
         """Linear experts, whose one matrix is the whole list of tensors."""
         strides = (c_int64 * 3)(16, 4, 1)
-        config = abi.moe_experts_config(n_experts=3, hidden_size=4, expert_kind=2)
+        matrix = abi.moe_expert_tensor(part=2, data=room(), strides=strides)
+        config = abi.moe_experts_config(
+            n_experts=3, hidden_size=4, expert_kind=2, weights=ctypes.pointer(matrix), n_weights=1
+        )
         call = abi.moe_experts_call(n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room())
-        return [context, config, call, abi.moe_expert_tensor(part=2, data=room(), strides=strides), 1]
+        return [context, config, call]
 
-    def matrix() -> Any:
-        return by_call()[3]
+    def wanted() -> Any:
+        """Of all gradients there are."""
+        return abi.moe_experts_gradients(
+            dx=room(), d_expert_weights=room(), tensors=by_call()[1].weights, n_tensors=1
+        )
 
-    linear_experts, one_matrix = by_call()[1], matrix()
+    linear_experts = by_call()[1]
     prepared = create(
         "moe_experts_prepare", abi.moe_experts_prepared, context_handle,
-        ctypes.byref(linear_experts), ctypes.byref(one_matrix), 1, 1,
+        ctypes.byref(linear_experts), 1,
     )  # fmt: skip
     saved_experts = room()
     state = str(folder / "state").encode()
@@ -386,18 +392,18 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
-        Function("moe_experts_plan", lambda: [*by_call(), matrix(), 1, 1, abi.moe_plan()]),
+        Function("moe_experts_plan", lambda: [*by_call(), wanted(), 1, abi.moe_plan()]),
         Function(
             "moe_experts_forward",
             lambda: [*by_call(), prepared, room(), room(), saved_experts, ROOM, room()],
         ),
         Function(
             "moe_experts_backward",
-            lambda: [*by_call(), None, 0, *(room() for _ in range(4)), matrix(), 1, 0],
+            lambda: [*by_call(), None, 0, room(), room(), wanted()],
         ),
         Function(
             "moe_experts_prepare",
-            lambda: [context, by_call()[1], matrix(), 1, 1, room()],
+            lambda: [context, by_call()[1], 1, room()],
             frees="moe_experts_prepared_free",
         ),
         Function("moe_experts_prepared_size", lambda: [prepared, room()]),

@@ -146,7 +146,8 @@ class moe_model_tape(Structure):
 
 class moe_cache(Structure):
     """Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come
-    from), of B sequences that grow together."""
+    from), of B sequences that grow together.
+    """
 
 
 class moe_pretrained(Structure):
@@ -501,9 +502,10 @@ class moe_backward_options(Sized):
         ("scratch_size", c_size_t),
         ("optimizer", POINTER(moe_optimizer)),
         ("clip_factor", c_float),
-        ("reserved", c_int32),
+        ("frozen_experts", c_int32),
         ("d_sequence_probability", c_void_p),
     ]
+    _flags_ = frozenset({"frozen_experts"})
     _bytes_ = frozenset({"scratch_size"})
     _arrays_ = {
         "d_mean_probability": ("f32", "E"),
@@ -672,31 +674,6 @@ class moe_training(Sized):
     _flags_ = frozenset({"without_unallocated"})
 
 
-class moe_experts_config(Sized):
-    """What the experts are."""
-
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("n_experts", c_int64),
-        ("hidden_size", c_int64),
-        ("intermediate_size", c_int64),
-        ("expert_kind", c_int32),
-        ("activation", c_int32),
-        ("glu_limit", c_float),
-        ("glu_alpha", c_float),
-        ("glu_offset", c_float),
-        ("weight_on_input", c_int32),
-        ("io_dtype", c_int32),
-        ("reserved", c_int32),
-    ]
-    _words_ = {
-        "expert_kind": EXPERT_KIND,
-        "activation": ACTIVATION,
-        "io_dtype": {"f32": 0, "bf16": 1},
-    }
-    _flags_ = frozenset({"weight_on_input"})
-
-
 class moe_expert_tensor(Struct):
     """One part of all experts where the caller has it."""
 
@@ -711,6 +688,33 @@ class moe_expert_tensor(Struct):
         "part": EXPERT_PART,
         "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+
+
+class moe_experts_config(Sized):
+    """What the experts are, all of one kind and width, and where their weights lie."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_experts", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("weight_on_input", c_int32),
+        ("io_dtype", c_int32),
+        ("reserved", c_int32),
+        ("weights", POINTER(moe_expert_tensor)),
+        ("n_weights", c_int64),
+    ]
+    _words_ = {
+        "expert_kind": EXPERT_KIND,
+        "activation": ACTIVATION,
+        "io_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"weight_on_input"})
 
 
 class moe_experts_call(Sized):
@@ -730,6 +734,21 @@ class moe_experts_call(Sized):
         "index_dtype": {"i32": 5, "i64": 4},
         "routing_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+
+
+class moe_experts_gradients(Sized):
+    """Where a backward writes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dx", c_void_p),
+        ("d_expert_weights", c_void_p),
+        ("tensors", POINTER(moe_expert_tensor)),
+        ("n_tensors", c_int64),
+        ("overwrite", c_int32),
+        ("reserved", c_int32),
+    ]
+    _flags_ = frozenset({"overwrite"})
 
 
 class moe_norm_config(Sized):
@@ -1346,23 +1365,21 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
     "moe_experts_config_init": (None, [POINTER(moe_experts_config), c_size_t]),
     "moe_experts_call_init": (None, [POINTER(moe_experts_call), c_size_t]),
+    "moe_experts_gradients_init": (None, [POINTER(moe_experts_gradients), c_size_t]),
     "moe_experts_plan": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, POINTER(moe_expert_tensor), c_int64, c_int32, POINTER(moe_plan),
+        POINTER(moe_experts_gradients), c_int32, POINTER(moe_plan),
     ]),
     "moe_experts_forward": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p,
-        c_size_t, c_void_p,
+        POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p, c_size_t, c_void_p,
     ]),
     "moe_experts_backward": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
-        POINTER(moe_expert_tensor), c_int64, c_int32,
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_size_t,
+        c_void_p, c_void_p, POINTER(moe_experts_gradients),
     ]),
     "moe_experts_prepare": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_expert_tensor), c_int64, c_int32,
-        POINTER(POINTER(moe_experts_prepared)),
+        POINTER(moe_context), POINTER(moe_experts_config), c_int32, POINTER(POINTER(moe_experts_prepared)),
     ]),
     "moe_experts_prepared_size": (Status, [POINTER(moe_experts_prepared), c_void_p]),
     "moe_experts_prepared_free": (None, [POINTER(moe_experts_prepared)]),

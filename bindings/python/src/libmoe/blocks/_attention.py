@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._keywords import keywords, unknown
+from .._keywords import keywords, require_known
 from .._native import abi, check, fields
 from .._native.library import lib
 from ..context import Context, handle_of
@@ -226,9 +226,7 @@ def _attention(
     given: dict[str, Any] = {"causal": False, "scale": 0.0, "dropout": 0.0, "seed": 0, "step": 0}
     given.update({"window": 0, "chunk": 0})
     given.update(dict.fromkeys(("mask", "added_mask", "valid_mask", "sinks")))
-    for name in options:
-        if name not in given:
-            raise ArgumentTypeError(unknown("attention", name, [*given, "out", "context"]))
+    require_known("attention", options, [*given, "out", "context"])
     given.update(options)
     given["sinks"] = check.address("sinks", given["sinks"], (n_heads,))
     config = fields.filled(

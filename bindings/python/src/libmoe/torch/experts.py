@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from .. import words
-from .._native import abi, check
+from .._keywords import keywords
+from .._native import check
 from ..errors import ArgumentTypeError
+from ..experts import FORMS
 from ._by_call import Experts
 from ._laid_out import LaidOut, Pair, Weight, laid_out
 from ._ops import run
 from .prepared import Prepared
 
-_FORMS = {word: number for word, number in abi.PREPARED.items() if word != "none"}
 
-
+@keywords
 def experts(
     x: Tensor,
     ids: Tensor,
@@ -103,6 +104,7 @@ def experts(
     return compute(given, x, ids, weights, (glu_limit, glu_alpha, glu_offset), prepared)
 
 
+@keywords
 def prepare(
     gate_up: Pair,
     down: Weight | None,
@@ -125,7 +127,7 @@ def prepare(
         ``"f32"``: the same bits.  ``"bf16"``: the only form of bfloat16 weights; of others half the memory to
         read, rounded, and for inference alone.
     """
-    check.choice("form", form, _FORMS)
+    check.choice("form", form, FORMS)
     given = laid_out(
         gate_up,
         down,

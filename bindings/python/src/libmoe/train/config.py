@@ -250,11 +250,14 @@ class Settings:
 
 def _refuse_unknown(names: Iterable[str]) -> None:
     known = [each.name for each in fields(Settings)]
+    told = []
     for name in names:
         if name not in known:
             instead, remark = meant(name, known)
-            raise UserError(
+            told.append(
                 f"unknown setting {name!r}"
                 + (f"; did you mean {instead!r}?" if instead else "")
                 + (f" ({remark})" if remark else "")
             )
+    if told:
+        raise UserError("\n".join(told))
