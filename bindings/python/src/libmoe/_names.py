@@ -24,7 +24,6 @@ _THEIRS = {
         "p drop_rate dropout_rate dropout_p hidden_dropout dropout_prob hidden_dropout_prob resid_pdrop"
     ),
     "attention_dropout": "attn_dropout attn_pdrop attention_probs_dropout_prob",
-    "embedding_dtype": "dtype torch_dtype",
     "embedding_scale": "embedding_multiplier scale_emb",
     "embedding_dtype": "embed_dtype dtype torch_dtype",
     "end_tokens": "eos_token_id eos_token_ids eos eos_token eos_ids stop_token_ids stop_tokens",

@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
             "attention_multiplier": 0.25,
         },
     ),
-    # transformers 5.24 turns by the short factors always; a text beyond the original length has the long scale.
+    # transformers 5.24 always turns by the short factors; beyond the original length it has the long scale.
     "phimoe": Case(
         "Phimoe",
         {

@@ -56,7 +56,7 @@ def test_greedy_continuations(family: str, program: Path) -> None:
 
 
 def test_text(program: Path, tmp_path: Path) -> None:
-    """With a byte-level tokenizer in the folder a prompt of text is its tokens, and what is written theirs."""
+    """With a byte-level tokenizer in the folder a prompt of text is its tokens, what is written is theirs."""
     folder = tmp_path / "model"
     shutil.copytree(FOLDERS / "olmoe", folder)
     words = Tokenizer(models.BPE())

@@ -145,9 +145,7 @@ class moe_model_tape(Structure):
 
 
 class moe_cache(Structure):
-    """Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come
-    from), of B sequences that grow together.
-    """
+    """Keys and values of the tokens so far, of B sequences that grow together."""
 
 
 class moe_pretrained(Structure):
