@@ -6,6 +6,7 @@ public struct Model {
   public let configuration: ModelConfiguration
   public let context: ContextPointer
   let number: Int64
+  let place: UnsafePointer<Model>  // where it stands
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
@@ -18,13 +19,14 @@ public struct Model {
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   init(
-    _ c: ModelConfiguration, context: ContextPointer, parameters: ModelParameters,
+    _ c: ModelConfiguration, at place: UnsafePointer<Model>, context: ContextPointer, parameters: ModelParameters,
     feedForwards: UnsafeMutablePointer<LayerPointer?>, list: ParameterList,
     rotaries: UnsafePointer<ModelRotary>, room: UnsafeMutableRawPointer, turn: Lock
   ) {
     configuration = c
     self.context = context
     number = context.numberForLayer()
+    self.place = place
     self.parameters = parameters
     self.feedForwards = feedForwards
     self.list = list

@@ -82,7 +82,8 @@ extension UnsafeMutablePointer where Pointee == Model {
       let list = try ParameterList.make(parts.parameters, parts.feedForwards, layers: c.layers, allocator)
       parts.model.initialize(
         to: Model(
-          c, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards, list: list,
+          c, at: parts.model, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards,
+          list: list,
           rotaries: rotaries, room: parts.room, turn: parts.turn))
     } catch {
       parts.free(allocator, layers: c.layers)

@@ -5,7 +5,7 @@ import CShims
 struct PlacedHeads {
   let projected: UnsafeMutablePointer<Float>  // [T, queries + keys + values + gates]
   private let work: BlockWork
-  private let c: ModelConfiguration
+  private var c: ModelConfiguration { work.c }
   private let rotation: ModelRotation?
   private let norm: QueryKeyNorm?
   private let placed: UnsafeMutablePointer<Float>?  // [T, projected] with norms; neither values nor gates in it
@@ -14,13 +14,13 @@ struct PlacedHeads {
     _ arena: inout Arena, _ work: BlockWork, projected: UnsafeMutablePointer<Float>, forBackward: Bool
   ) {
     self.work = work
-    c = work.c
     self.projected = projected
     norm = QueryKeyNorm(&arena, work, forBackward: forBackward)
-    placed = norm == nil ? nil : arena.take(Float.self, work.tokens, c.projected)
+    placed = norm == nil ? nil : arena.take(Float.self, work.tokens, work.c.projected)
     // Queries and keys stand side by side.
     rotation = ModelRotation(
-      &arena, work, TurningHeads(count: c.heads + c.keyHeads, size: c.headSize, stride: c.projected),
+      &arena, work,
+      TurningHeads(count: work.c.heads + work.c.keyHeads, size: work.c.headSize, stride: work.c.projected),
       forBackward: forBackward)
   }
 

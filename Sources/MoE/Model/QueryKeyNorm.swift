@@ -3,7 +3,7 @@ import CShims
 /// RMS norms of queries and keys [QK norm 2023]: of each head by itself, or of all heads together.
 struct QueryKeyNorm {
   private let work: BlockWork
-  private let c: ModelConfiguration
+  private var c: ModelConfiguration { work.c }
   private let ones: UnsafeMutablePointer<Float>?  // [D] in place of weights, where there are none
   private let queryStatistics: UnsafeMutablePointer<Float>?  // [T, heads or 1, 2], for backward
   private let keyStatistics: UnsafeMutablePointer<Float>?  // [T, key heads or 1, 2]
@@ -13,7 +13,6 @@ struct QueryKeyNorm {
     let c = work.c
     if c.queryKeyNorm == .none || c.queryKeyNorm == .plain && work.layer.rotary == nil { return nil }
     self.work = work
-    self.c = c
     ones = c.queryKeyNorm.hasWeights ? nil : arena.take(Float.self, c.headSize)
     let (query, key) = (Self.places(c, heads: c.heads), Self.places(c, heads: c.keyHeads))
     queryStatistics = forBackward ? arena.take(Float.self, work.tokens, 2 * query.perToken) : nil
