@@ -573,8 +573,8 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
  * Generation
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come from), of B sequences
- *  that grow together.  Padding takes room, but has no keys. */
+/** Keys and values of the tokens so far, of B sequences that grow together; with latent_rank the numbers they come from.
+ *  Padding takes room, but has no keys. */
 typedef struct moe_cache moe_cache;
 /** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,

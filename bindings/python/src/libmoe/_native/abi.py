@@ -143,8 +143,7 @@ class moe_model_tape(Structure):
 
 
 class moe_cache(Structure):
-    """Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come
-    from), of B sequences that grow together."""
+    """Keys and values of the tokens so far, of B sequences that grow together."""
 
 
 moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
