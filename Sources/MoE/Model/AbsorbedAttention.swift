@@ -32,72 +32,67 @@ private struct AbsorbedArrays {
   }
 }
 
+/// Each stage is made when it is run (see LatentAttentionBackward).
 struct AbsorbedAttention {
   private let work: BlockWork
-  private let sizes: LatentSizes
   private let arrays: AbsorbedArrays
   private let cache: CachedLayer?
-  private let projections: LatentProjections
-  private let widen: HeadProducts
-  private let attend: AttentionForward
-  private let narrow: HeadProducts
-  private let output: ProjectionForward
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let y: UnsafeMutablePointer<Float>  // [T,H]
+  private let start: Arena  // where the stages begin
 
   private var context: ContextPointer { work.context }
+  private var sizes: LatentSizes { LatentSizes(work.c) }
 
   /// With a cache, attention sees the tokens in it too.
-  init(
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, cache: CachedLayer?, x: UnsafePointer<Float>,
     y: UnsafeMutablePointer<Float>
   ) {
-    let sizes = LatentSizes(work.c)
-    let arrays = AbsorbedArrays(&arena, work.c, work.input)
-    (self.work, self.sizes, self.arrays, self.cache) = (work, sizes, arrays, cache)
-    let (context, tokens) = (work.context, work.tokens)
-    let weight = work[.latentUpWeight]!
-    // One after the other, in the same memory.
-    var (first, second, third, fourth, fifth) = (arena, arena, arena, arena, arena)
-    projections = LatentProjections(&first, work, arrays.projected, x: x)
-    widen = HeadProducts(
-      &second, .columns, weight, first: 0, rows: sizes.plain, rowsPerHead: sizes.expandedHead, tokens: tokens,
-      context: context)
-    attend = AttentionForward(
-      &third,
-      AttentionCall(
-        absorbed: work, heads: 0..<arrays.headsAtOnce, queries: work.input.length,
-        cached: cache.map { $0.length + work.input.length }), in: context)
-    narrow = HeadProducts(
-      &fourth, .rows, weight, first: sizes.plain, rows: sizes.value, rowsPerHead: sizes.expandedHead, tokens: tokens,
-      context: context)
-    output = ProjectionForward(
-      &fifth, work[.outputWeight]!, work[.outputBias], context: context, rows: tokens, x: arrays.output, y: y)
-    arena.cover(first)
-    arena.cover(second)
-    arena.cover(third)
-    arena.cover(fourth)
-    arena.cover(fifth)
+    arrays = AbsorbedArrays(&arena, work.c, work.input)
+    (self.work, self.cache, self.x, self.y, start) = (work, cache, x, y, arena)
+    arena.cover(from: start) { _ = projections(&$0) }
+    arena.cover(from: start) { _ = widening(&$0) }
+    arena.cover(from: start) { _ = attention(&$0) }
+    arena.cover(from: start) { _ = narrowing(&$0) }
+    arena.cover(from: start) { _ = output(&$0) }
   }
 
   @inline(never) func run() throws(Fault) {
-    try projections.run()
+    try runProjections()
     let rows = arrays.projected.down
     cache?.append(work.input, keys: rows, values: rows, stride: sizes.row)
     for first in stride(from: 0, to: sizes.heads, by: arrays.headsAtOnce) {
       let heads = first..<min(sizes.heads, first + arrays.headsAtOnce)
       try widen(heads)
-      if let cache { try attend(heads, to: cache) } else { try attend(heads) }
-      try narrow.run(
-        heads,
-        x: HeadSources(arrays.mixed, token: heads.count * sizes.rank, head: sizes.rank),
-        y: HeadTargets(arrays.output + first * sizes.value, token: sizes.values, head: sizes.value), in: context)
+      try attend(heads)
+      try narrow(heads)
     }
-    try output.run()
+    try runOutput()
+  }
+
+  // MARK: stages
+
+  @inline(never) private func projections(_ arena: inout Arena) -> LatentProjections {
+    LatentProjections(&arena, work, arrays.projected, x: x)
+  }
+
+  @inline(never) private func runProjections() throws(Fault) {
+    var own = start
+    try projections(&own).run()
+  }
+
+  @inline(never) private func widening(_ arena: inout Arena) -> HeadProducts {
+    HeadProducts(
+      &arena, .columns, work[.latentUpWeight]!, first: 0, rows: sizes.plain, rowsPerHead: sizes.expandedHead,
+      tokens: work.tokens, context: context)
   }
 
   /// Queries as they meet latents, then the part that turns.
-  private func widen(_ heads: Range<Int>) throws(Fault) {
+  @inline(never) private func widen(_ heads: Range<Int>) throws(Fault) {
     let query = arrays.projected.query + heads.lowerBound * sizes.head
-    try widen.run(
+    var own = start
+    try widening(&own).run(
       heads, x: HeadSources(query, token: sizes.queries, head: sizes.head),
       y: HeadTargets(arrays.wide, token: heads.count * sizes.row, head: sizes.row), in: context)
     for token in 0..<work.tokens {
@@ -108,7 +103,19 @@ struct AbsorbedAttention {
     }
   }
 
-  private func attend(_ heads: Range<Int>) throws(Fault) {
+  /// Of as many heads as are done at once.
+  @inline(never) private func attention(_ arena: inout Arena) -> AttentionForward {
+    AttentionForward(
+      &arena,
+      AttentionCall(
+        absorbed: work, heads: 0..<arrays.headsAtOnce, queries: work.input.length,
+        cached: cache.map { $0.length + work.input.length }), in: context)
+  }
+
+  @inline(never) private func attend(_ heads: Range<Int>) throws(Fault) {
+    var own = start
+    let attend = attention(&own)
+    if let cache { return try self.attend(heads, to: cache, attend) }
     let rows = arrays.projected.down
     let call = AttentionCall(absorbed: work, heads: heads, queries: work.input.length, cached: nil)
     try attend.over(call).run(
@@ -116,7 +123,7 @@ struct AbsorbedAttention {
   }
 
   /// Sequence by sequence, as SelfAttentionForward has it.
-  private func attend(_ heads: Range<Int>, to cache: CachedLayer) throws(Fault) {
+  private func attend(_ heads: Range<Int>, to cache: CachedLayer, _ attend: AttentionForward) throws(Fault) {
     let input = work.input
     if input.validMask != nil { arrays.mixed.update(repeating: 0, count: input.tokens * heads.count * sizes.rank) }
     for sequence in 0..<input.sequences {
@@ -131,5 +138,29 @@ struct AbsorbedAttention {
           logSums: nil, in: context)
       }
     }
+  }
+
+  @inline(never) private func narrowing(_ arena: inout Arena) -> HeadProducts {
+    HeadProducts(
+      &arena, .rows, work[.latentUpWeight]!, first: sizes.plain, rows: sizes.value, rowsPerHead: sizes.expandedHead,
+      tokens: work.tokens, context: context)
+  }
+
+  @inline(never) private func narrow(_ heads: Range<Int>) throws(Fault) {
+    var own = start
+    try narrowing(&own).run(
+      heads, x: HeadSources(arrays.mixed, token: heads.count * sizes.rank, head: sizes.rank),
+      y: HeadTargets(arrays.output + heads.lowerBound * sizes.value, token: sizes.values, head: sizes.value),
+      in: context)
+  }
+
+  @inline(never) private func output(_ arena: inout Arena) -> ProjectionForward {
+    ProjectionForward(
+      &arena, work[.outputWeight]!, work[.outputBias], context: context, rows: work.tokens, x: arrays.output, y: y)
+  }
+
+  @inline(never) private func runOutput() throws(Fault) {
+    var own = start
+    try output(&own).run()
   }
 }

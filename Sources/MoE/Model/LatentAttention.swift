@@ -36,47 +36,82 @@ struct KeptLatent {
   var attention: AttentionArrays { AttentionArrays(query: query, key: key, value: value, output: output) }
 }
 
+/// Each stage is made when it is run (see LatentAttentionBackward).
 struct LatentAttentionForward {
-  private let context: ContextPointer
-  private let projections: LatentProjections
-  private let expand: ProjectionForward
-  private let heads: LatentHeads
-  private let attend: AttentionForward
+  private let work: BlockWork
   private let arrays: KeptLatent
-  private let output: ProjectionForward
+  private let projected: LatentProjected
+  private let expanded: UnsafeMutablePointer<Float>  // [T, heads (D - R + Dv)]
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let y: UnsafeMutablePointer<Float>  // [T,H]
+  private let start: Arena  // where the stages begin
+  private let behind: Arena  // where the one begins that writes `expanded`
 
-  init(
+  private var context: ContextPointer { work.context }
+
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLatent, x: UnsafePointer<Float>,
     y: UnsafeMutablePointer<Float>
   ) {
-    (context, self.arrays) = (work.context, arrays)
-    let sizes = LatentSizes(work.c)
-    let projected = arrays.projected(&arena, work)
-    // One after the other, in the same memory.
-    var (first, second, third, fourth) = (arena, arena, arena, arena)
-    projections = LatentProjections(&first, work, projected, x: x)
-    let expanded = second.take(Float.self, work.tokens, sizes.expanded)
-    heads = LatentHeads(
-      work, expanded: expanded, key: arrays.key, value: arrays.value, down: arrays.down)
-    expand = ProjectionForward(
-      &second, work[.latentUpWeight]!, nil, context: work.context, rows: work.tokens,
-      x: UnsafePointer(projected.latent), y: expanded)
-    attend = AttentionForward(&third, AttentionCall(latent: work), in: work.context)
-    output = ProjectionForward(
-      &fourth, work[.outputWeight]!, work[.outputBias], context: work.context, rows: work.tokens, x: arrays.output,
-      y: y)
-    arena.cover(first)
-    arena.cover(second)
-    arena.cover(third)
-    arena.cover(fourth)
+    (self.work, self.arrays, self.x, self.y) = (work, arrays, x, y)
+    projected = arrays.projected(&arena, work)
+    start = arena
+    var behind = arena
+    expanded = behind.take(Float.self, work.tokens, LatentSizes(work.c).expanded)
+    self.behind = behind
+    arena.cover(from: start) { _ = projections(&$0) }
+    arena.cover(from: behind) { _ = expand(&$0) }
+    arena.cover(from: start) { _ = attention(&$0) }
+    arena.cover(from: start) { _ = output(&$0) }
   }
 
   @inline(never) func run() throws(Fault) {
-    try projections.run()
-    try expand.run()
-    try heads.spread()
-    try attend.run(arrays.attention, logSums: arrays.logSums, in: context)
-    try output.run()
+    try runProjections()
+    try runExpand()
+    try runAttention()
+    try runOutput()
+  }
+
+  // MARK: stages
+
+  @inline(never) private func projections(_ arena: inout Arena) -> LatentProjections {
+    LatentProjections(&arena, work, projected, x: x)
+  }
+
+  @inline(never) private func runProjections() throws(Fault) {
+    var own = start
+    try projections(&own).run()
+  }
+
+  @inline(never) private func expand(_ arena: inout Arena) -> ProjectionForward {
+    ProjectionForward(
+      &arena, work[.latentUpWeight]!, nil, context: context, rows: work.tokens, x: UnsafePointer(projected.latent),
+      y: expanded)
+  }
+
+  @inline(never) private func runExpand() throws(Fault) {
+    var own = behind
+    try expand(&own).run()
+    try LatentHeads(work, expanded: expanded, key: arrays.key, value: arrays.value, down: arrays.down).spread()
+  }
+
+  @inline(never) private func attention(_ arena: inout Arena) -> AttentionForward {
+    AttentionForward(&arena, AttentionCall(latent: work), in: context)
+  }
+
+  @inline(never) private func runAttention() throws(Fault) {
+    var own = start
+    try attention(&own).run(arrays.attention, logSums: arrays.logSums, in: context)
+  }
+
+  @inline(never) private func output(_ arena: inout Arena) -> ProjectionForward {
+    ProjectionForward(
+      &arena, work[.outputWeight]!, work[.outputBias], context: context, rows: work.tokens, x: arrays.output, y: y)
+  }
+
+  @inline(never) private func runOutput() throws(Fault) {
+    var own = start
+    try output(&own).run()
   }
 }
 

@@ -14,44 +14,76 @@ struct LatentProjected {
   let latentPlaces: RowPlaces
 }
 
+/// Each stage is made when it is run (see LatentAttentionBackward).
 struct LatentProjections {
-  private let context: ContextPointer
   private let work: BlockWork
   private let arrays: LatentProjected
-  private let queryDown: ProjectionForward?
-  private let query: ProjectionForward
-  private let down: ProjectionForward
-  private let turns: LatentTurns
+  private let x: UnsafePointer<Float>  // [T,H]
+  private let start: Arena  // where the stages begin
 
-  init(_ arena: inout Arena, _ work: BlockWork, _ arrays: LatentProjected, x: UnsafePointer<Float>) {
-    (context, self.work, self.arrays) = (work.context, work, arrays)
-    turns = LatentTurns(&arena, work, forBackward: false)
-    // One after the other, in the same memory.
-    var (first, second, third) = (arena, arena, arena)
-    queryDown = arrays.queryDown.map {
-      ProjectionForward(
-        &first, work[.queryDownWeight]!, work[.queryDownBias], context: work.context, rows: work.tokens, x: x, y: $0)
-    }
-    query = ProjectionForward(
-      &second, work[.queryUpWeight]!, nil, context: work.context, rows: work.tokens,
-      x: arrays.queryNormed.map { UnsafePointer($0) } ?? x, y: arrays.query)
-    down = ProjectionForward(
-      &third, work[.latentDownWeight]!, work[.latentDownBias], context: work.context, rows: work.tokens, x: x,
-      y: arrays.down)
-    arena.cover(first)
-    arena.cover(second)
-    arena.cover(third)
+  @inline(never) init(
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: LatentProjected, x: UnsafePointer<Float>
+  ) {
+    (self.work, self.arrays, self.x, start) = (work, arrays, x, arena)
+    arena.cover(from: start) { _ = queryDown(&$0) }
+    arena.cover(from: start) { _ = query(&$0) }
+    arena.cover(from: start) { _ = down(&$0) }
+    arena.cover(from: start) { _ = turns(&$0) }
   }
 
   @inline(never) func run() throws(Fault) {
-    if let queryDown {
-      try queryDown.run()
-      try work.queryDownNorm(arrays).run(in: context)
-    }
-    try query.run()
-    try down.run()
-    try work.latentNorm(arrays).run(in: context)
-    try turns.run(query: arrays.query, down: arrays.down)
+    try runQueryDown()
+    try runQuery()
+    try runDown()
+    try work.latentNorm(arrays).run(in: work.context)
+    try runTurns()
+  }
+
+  // MARK: stages
+
+  /// nil where queries come from the hidden state.
+  @inline(never) private func queryDown(_ arena: inout Arena) -> ProjectionForward? {
+    guard let y = arrays.queryDown else { return nil }
+    return ProjectionForward(
+      &arena, work[.queryDownWeight]!, work[.queryDownBias], context: work.context, rows: work.tokens, x: x, y: y)
+  }
+
+  @inline(never) private func runQueryDown() throws(Fault) {
+    if arrays.queryDown == nil { return }
+    var own = start
+    try queryDown(&own)?.run()
+    try work.queryDownNorm(arrays).run(in: work.context)
+  }
+
+  @inline(never) private func query(_ arena: inout Arena) -> ProjectionForward {
+    ProjectionForward(
+      &arena, work[.queryUpWeight]!, nil, context: work.context, rows: work.tokens,
+      x: arrays.queryNormed.map { UnsafePointer($0) } ?? x, y: arrays.query)
+  }
+
+  @inline(never) private func runQuery() throws(Fault) {
+    var own = start
+    try query(&own).run()
+  }
+
+  @inline(never) private func down(_ arena: inout Arena) -> ProjectionForward {
+    ProjectionForward(
+      &arena, work[.latentDownWeight]!, work[.latentDownBias], context: work.context, rows: work.tokens, x: x,
+      y: arrays.down)
+  }
+
+  @inline(never) private func runDown() throws(Fault) {
+    var own = start
+    try down(&own).run()
+  }
+
+  @inline(never) private func turns(_ arena: inout Arena) -> LatentTurns {
+    LatentTurns(&arena, work, forBackward: false)
+  }
+
+  @inline(never) private func runTurns() throws(Fault) {
+    var own = start
+    try turns(&own).run(query: arrays.query, down: arrays.down)
   }
 }
 

@@ -21,7 +21,7 @@ enum LayerAttentionForward {
   case absorbed(AbsorbedAttention)
 
   /// `arrays`: nil where the form has arrays of its own, since nothing is kept of it.
-  init(
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention?, cache: CachedLayer?,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
@@ -32,7 +32,7 @@ enum LayerAttentionForward {
     }
   }
 
-  func run() throws(Fault) {
+  @inline(never) func run() throws(Fault) {
     switch self {
     case .heads(let attention): try attention.run()
     case .latent(let attention): try attention.run()
@@ -48,7 +48,7 @@ enum LayerAttentionBackward {
   case latent(LatentAttentionBackward)
 
   /// dx may be dy.
-  init(
+  @inline(never) init(
     _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention, x: UnsafePointer<Float>,
     dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
   ) {
@@ -58,7 +58,7 @@ enum LayerAttentionBackward {
     }
   }
 
-  func run() throws(Fault) {
+  @inline(never) func run() throws(Fault) {
     switch self {
     case .heads(let attention): try attention.run()
     case .latent(let attention): try attention.run()

@@ -358,8 +358,8 @@ def test_other_products(matmul: Any) -> None:
     ("changes", "text"),
     [
         ({"latent_rank": 0}, "query_rank = 10, but latent_rank = 0"),
-        ({"latent_rank": 0, "query_rank": 0, "latent_norm_epsilon": 1.0}, "latent_norm_epsilon = 1.0, but"),
-        ({"latent_norm_epsilon": -1.0}, "latent_norm_epsilon = -1.0"),
+        ({"latent_rank": 0, "query_rank": 0, "latent_norm_epsilon": 1.0}, "latent_norm_epsilon = 1, but"),
+        ({"latent_norm_epsilon": -1.0}, "latent_norm_epsilon = -1"),
         ({"n_heads": 4, "n_kv_heads": 2, "head_size": 6}, "n_kv_heads = 2, but with latent_rank"),
         ({"n_kv_heads": 1}, "set 0 or n_heads = 3"),
         ({"rotary_tables": None, "rope_theta": 1e4, "head_size": 6}, "rope_theta = 10000, but with latent"),
