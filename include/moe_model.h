@@ -319,7 +319,7 @@ typedef enum moe_qk_norm {
 typedef struct moe_rotary_table {
   int64_t rotary_size;            /**< R, 0 to 2^31 - 1, even: the first R of a head's D numbers turn (with latent_rank the last R); 0 = D */
   double theta;                   /**< finite, >= 1: angles are position * theta^(-2i/R); 0 with frequencies */
-  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, from -1 to 1 */
+  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, -2^20 to 2^20 */
   double scale;                   /**< finite: times cos and sin; 0 = 1 */
   const double *long_frequencies; /**< [rotary_size / 2], nullable, copied: in place of frequencies in a sequence that has a
                                        position of original_length or more, or a cache with room for more than that
@@ -369,7 +369,8 @@ typedef struct moe_model_config {
   int64_t dense_intermediate_size; /**< I of dense layers, 0 to 2^31 - 1; 0 without any */
   const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
                                     io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
-                                    vocabulary_size V */
+                                    vocabulary_size V; unallocated EXPERT_WEIGHTS with the model's inference_only
+                                    alone: offload each layer of moe_model_layer, or bind */
   int64_t moe_every;       /**< 0 to 2^31 - 1: layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
   double pooled_balance_coef; /**< >= 0, times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */

@@ -50,6 +50,12 @@ public struct AttentionBackward {
         try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
         try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
       }
+      if let sinks = call.sinks, let dsinks = arrays.dsinks {
+        try context.run(
+          call.heads,
+          SinkGradientJob(
+            call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory))
+      }
     }
   }
 }
@@ -61,18 +67,20 @@ public struct AttentionGradients {
   let dquery: UnsafeMutablePointer<Float>  // as query
   let dkey: UnsafeMutablePointer<Float>  // as key
   let dvalue: UnsafeMutablePointer<Float>  // as value
+  let dsinks: UnsafeMutablePointer<Float>?  // [n_heads], added to
 
   public init(
     _ arrays: AttentionArrays, logSums: UnsafePointer<Float>, doutput: UnsafePointer<Float>,
-    dquery: UnsafeMutablePointer<Float>, dkey: UnsafeMutablePointer<Float>, dvalue: UnsafeMutablePointer<Float>
+    dquery: UnsafeMutablePointer<Float>, dkey: UnsafeMutablePointer<Float>, dvalue: UnsafeMutablePointer<Float>,
+    dsinks: UnsafeMutablePointer<Float>? = nil
   ) {
     (self.arrays, self.logSums, self.doutput) = (arrays, logSums, doutput)
-    (self.dquery, self.dkey, self.dvalue) = (dquery, dkey, dvalue)
+    (self.dquery, self.dkey, self.dvalue, self.dsinks) = (dquery, dkey, dvalue, dsinks)
   }
 }
 
 /// What a thread holds at a time: a block of keys and a block of queries.
-private struct BackwardTiles {
+struct BackwardTiles {
   let keyPanels: UnsafeMutablePointer<Float>  // [panel][D][32], of 32 keys
   let valuePanels: UnsafeMutablePointer<Float>  // [panel][Dv][32]
   let key: UnsafeMutablePointer<Float>  // [chunk][block][32]
@@ -82,6 +90,7 @@ private struct BackwardTiles {
   let slopes: UnsafeMutablePointer<Float>  // tiles of dP, then of dS
   let logSums: UnsafeMutablePointer<Float>  // [queries]
   let means: UnsafeMutablePointer<Float>  // [queries]
+  let firstKeys: UnsafeMutablePointer<Int>  // [queries]
   let bias: UnsafeMutablePointer<Float>  // [height][32]
   let kept: UnsafeMutablePointer<Float>  // [height][32]
 
@@ -103,6 +112,7 @@ private struct BackwardTiles {
     slopes = arena.take(Float.self, Self.queries, Self.keys)
     logSums = arena.take(Float.self, Self.queries)
     means = arena.take(Float.self, Self.queries)
+    firstKeys = arena.take(Int.self, Self.queries)
     bias = arena.take(Float.self, TileProducts.height, chunkWidth)
     kept = arena.take(Float.self, TileProducts.height, chunkWidth)
   }
@@ -170,19 +180,31 @@ private struct BackwardJob: Job {
           clear(call.valueSize, arrays.dvalue + call.value(sequence, key, keyHead))
         }
       }
-      if call.masks.hideAll(sequence, block.keys) { continue }
+      if call.masks.hideAll(sequence, block.keys) || !sees(sequence, queries, block, tiles) { continue }
       let hasOddKeys = pack(block, tiles)
       for head in heads {
         for first in stride(from: queries.lowerBound, to: queries.upperBound, by: BackwardTiles.queries) {
           if lane.pointee.shouldStop() { return }
           let queries = first..<min(queries.upperBound, first + BackwardTiles.queries)
           if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { continue }
+          call.masks.fillFirstKeys(tiles.firstKeys, sequence, queries)
+          if tiles.firstKeys[0] >= block.keys.upperBound { break }  // as the queries that follow
           let hasOddQueries = go(head, queries, block, tiles)
           if hasOddKeys && part != .keys { addOddKeys(head, queries, block, tiles) }
           if hasOddQueries && part != .queries { addOddQueries(head, queries, block, tiles) }
         }
       }
     }
+  }
+
+  /// Whether some query may see some key of the block by its place.
+  private func sees(_ sequence: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
+    if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { return false }
+    if !call.masks.hideEarly { return true }
+    // The first one that the block is not hidden from as a later one.
+    let first = max(queries.lowerBound, block.keys.lowerBound - (call.keys - call.queries))
+    call.masks.fillFirstKeys(tiles.firstKeys, sequence, first..<first + 1)
+    return tiles.firstKeys[0] < block.keys.upperBound
   }
 
   private func clear(_ size: Int, _ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: size) }
@@ -217,7 +239,7 @@ private struct BackwardJob: Job {
     gather(head, queries, block.sequence, rows, tiles)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
-      weigh(head, queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound, within, block, tiles)
+      weigh(head, queries, within, block, tiles)
     }
     let hasOddQueries = call.masks.hideAny && !(0..<queries.count).allSatisfy { tiles.means[$0].isFinite }
     if hasOddQueries { clearQueries(rows, tiles) { !tiles.means[$0].isFinite } }
@@ -228,11 +250,13 @@ private struct BackwardJob: Job {
       for chunk in 0..<chunks(of: call.headSize) {
         for tile in 0..<rows.count {
           let within = rows.rows(tile)
-          let seen = min(block.keys.count, panelsSeen(queries.lowerBound + within.upperBound - 1, block) * chunkWidth)
+          let seen = panels(within, of: queries, block, tiles)
+          let (first, end) = (seen.lowerBound * chunkWidth, min(block.keys.count, seen.upperBound * chunkWidth))
+          if first >= end { continue }
           products.add(
-            within.count, columns(chunk, of: call.headSize), seen,
-            tiles.slopes + within.lowerBound * BackwardTiles.keys,
-            tiles.key + chunk * block.keys.count * chunkWidth,
+            within.count, columns(chunk, of: call.headSize), end - first,
+            tiles.slopes + (within.lowerBound * BackwardTiles.keys + first * within.count),
+            tiles.key + (chunk * block.keys.count + first) * chunkWidth,
             arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
               + chunk * chunkWidth, cStride: call.queryStride)
         }
@@ -272,7 +296,7 @@ private struct BackwardJob: Job {
   /// dQ += dS K for the keys that are not finite.
   private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
     for key in block.keys where isOdd(key, block) {
-      forEachPair(queries, key..<key + 1, block) { query, key, place in
+      forEachPair(queries, key..<key + 1, block, tiles) { query, key, place in
         kernels.pointee.add_scaled(
           Int64(call.headSize), tiles.slopes[place], arrays.arrays.key + call.key(block.sequence, key, block.head),
           arrays.dquery + call.query(block.sequence, query, head))
@@ -282,7 +306,7 @@ private struct BackwardJob: Job {
 
   /// dV += P^T dO and dK += dS^T Q for the queries that are not finite.
   private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
-    forEachPair(queries, block.keys, block) { query, key, place in
+    forEachPair(queries, block.keys, block, tiles) { query, key, place in
       if tiles.means[query - queries.lowerBound].isFinite { return }
       kernels.pointee.add_scaled(
         Int64(call.valueSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
@@ -295,14 +319,15 @@ private struct BackwardJob: Job {
 
   /// Queries and the keys that each sees, and where the tiles have their weight.
   private func forEachPair(
-    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock,
+    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles,
     _ body: (_ query: Int, _ key: Int, _ place: Int) -> Void
   ) {
     let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within {
-        for key in keys where call.masks.sees(block.sequence, queries.lowerBound + i, key) {
+        for key in keys
+        where call.masks.sees(block.sequence, queries.lowerBound + i, key, from: tiles.firstKeys[i]) {
           let (panel, column) = (key - block.keys.lowerBound).quotientAndRemainder(dividingBy: chunkWidth)
           body(
             queries.lowerBound + i, key,
@@ -313,9 +338,13 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// Panels of the block with keys that the query's place does not hide.
-  private func panelsSeen(_ query: Int, _ block: KeyBlock) -> Int {
-    min(block.panels, chunks(of: max(0, call.masks.limit(query) - block.keys.lowerBound)))
+  /// Panels of the block with keys that the places of some queries do not hide; `within`: rows of `queries`.
+  private func panels(
+    _ within: Range<Int>, of queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
+  ) -> Range<Int> {
+    let limit = call.masks.limit(queries.lowerBound + within.upperBound - 1)
+    let end = min(block.panels, chunks(of: max(0, limit - block.keys.lowerBound)))
+    return min(end, max(0, tiles.firstKeys[within.lowerBound] - block.keys.lowerBound) / chunkWidth)..<end
   }
 
   private func gather(
@@ -344,14 +373,17 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// Weights and dS of one tile of queries. `within`: its rows of the block.
+  /// Weights and dS of one tile of queries. `within`: its rows of all `queries`.
   private func weigh(
     _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
   ) {
+    let panels = panels(within, of: queries, block, tiles)
+    let queries = queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound
+    let firstKeys = tiles.firstKeys + within.lowerBound
     let (query, doutput) = (
       tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.valueWidth
     )
-    for panel in 0..<panelsSeen(queries.upperBound - 1, block) {
+    for panel in panels {
       let place = within.lowerBound * BackwardTiles.keys + panel * within.count * chunkWidth
       let (weights, slopes) = (tiles.weights + place, tiles.slopes + place)
       let packed = panel * chunkWidth
@@ -359,9 +391,11 @@ private struct BackwardJob: Job {
       products.set(within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
       let start = block.keys.lowerBound + panel * chunkWidth
       let keys = start..<start + block.columns(panel)
-      let masked = !call.masks.doNothing(block.sequence, queries, keys)
+      let masked = !call.masks.doNothing(block.sequence, queries, keys, from: firstKeys[queries.count - 1])
       if masked {
-        call.masks.fill(tiles.bias, block.sequence, queries, queryStep: chunkWidth, keys, keyStep: 1)
+        for (i, query) in queries.enumerated() {
+          call.masks.fill(tiles.bias + i * chunkWidth, step: 1, block.sequence, query, keys, from: firstKeys[i])
+        }
       }
       if let dropout {
         for (i, query) in queries.enumerated() {
@@ -375,15 +409,16 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// dV += P^T dO and dK += dS^T Q for one panel of keys, from the first tile of queries that sees it on.
+  /// dV += P^T dO and dK += dS^T Q for one panel of keys, over the tiles of queries that see it.
   private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles)
   {
+    func sees(_ tile: Int) -> Bool { panels(rows.rows(tile), of: queries, block, tiles).contains(panel) }
     var first = 0
-    while first < rows.count && panelsSeen(queries.lowerBound + rows.rows(first).upperBound - 1, block) <= panel {
-      first += 1
-    }
-    if first == rows.count { return }
-    let part = rows.part(first..<rows.count)
+    while first < rows.count && !sees(first) { first += 1 }
+    var end = first
+    while end < rows.count && sees(end) { end += 1 }
+    if first == end { return }
+    let part = rows.part(first..<end)
     let (start, key) = (rows.start(first), block.keys.lowerBound + panel * chunkWidth)
     func add(
       _ size: Int, _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>,

@@ -16,6 +16,8 @@ public struct AttentionCall {
   public var outputStride: Int
   public var scale: Float
   public var masks: AttentionMasks
+  /// One more logit of each head's softmax, without a value.
+  public var sinks: UnsafePointer<Float>?  // [n_heads]
   /// Of the softmax's weights.
   public var dropout: Float
   public var seed: UInt64
@@ -43,11 +45,9 @@ public struct AttentionCall {
 
   /// What so many products of all queries with all keys they may see by their place have to do, over D and over Dv.
   func work(products: (head: Int, value: Int)) -> Work {
-    var seen = queries * keys
-    if masks.causal { seen -= queries * (queries - 1) / 2 }
-    return Work(
-      flops: 2 * (products.head * headSize + products.value * valueSize) * sequences * heads * seen,
-      bytes: 4 * sequences * (headSize + valueSize) * (queries * heads + keys * keyHeads))
+    Work(
+      flops: 2 &* (products.head * headSize + products.value * valueSize) &* sequences &* heads &* masks.pairs,
+      bytes: 4 &* sequences &* (headSize + valueSize) &* (queries * heads + keys * keyHeads))
   }
 
   // First element of a token's head.
@@ -78,6 +78,10 @@ public struct AttentionMasks {
   public var mask: Bytes?  // [S,U], 1 = seen
   public var added: UnsafePointer<Float>?  // [S,U], added to the score; minus infinity = never
   public var valid: Bytes?  // [B,U], 1 = a real key
+  /// A query sees so many keys up to its own place alone; 0: all. With `causal`, as `chunk`.
+  public var window = 0
+  /// A query sees the keys alone whose place divided by this is that of its own; 0: all.
+  public var chunk = 0
 
   public init(queries: Int, keys: Int) { (self.queries, self.keys) = (queries, keys) }
 
@@ -85,12 +89,25 @@ public struct AttentionMasks {
   func limit(_ query: Int) -> Int { causal ? min(keys, max(0, query + 1 + keys - queries)) : keys }
 
   /// Whether any query may be hidden from a key.
-  var hideAny: Bool { causal && queries > 1 || mask != nil || added != nil || valid != nil }
+  var hideAny: Bool { causal && queries > 1 || hideEarly || mask != nil || added != nil || valid != nil }
 
-  /// Whether a query sees a key.
-  func sees(_ sequence: Int, _ query: Int, _ key: Int) -> Bool {
+  /// Queries times the keys that each of them may see by its place, padding not considered.
+  var pairs: Int {
+    if !causal { return queries &* keys }
+    let queries = min(self.queries, keys)  // before the first key there is nothing to see
+    var reach = keys
+    if window > 0 { reach = min(reach, window) }
+    if chunk > 0 { reach = min(reach, (chunk + 1) / 2) }  // about half a chunk on average
+    // The first queries see fewer.
+    let short = max(0, min(queries, reach - (keys - queries)))
+    return (queries - short) &* reach &+ short &* (reach + reach - short + 1) / 2
+  }
+
+  /// Whether a query sees a key, from the first one on that its window and chunk leave it.
+  func sees(_ sequence: Int, _ query: Int, _ key: Int, from first: Int) -> Bool {
     let place = query * keys + key
-    return key < limit(query) && mask.map { $0[place] != 0 } ?? true && added.map { $0[place] != -.infinity } ?? true
+    return key >= first && key < limit(query) && mask.map { $0[place] != 0 } ?? true
+      && added.map { $0[place] != -.infinity } ?? true
       && valid.map { $0[sequence * keys + key] != 0 } ?? true
   }
 
@@ -108,36 +125,35 @@ public struct AttentionMasks {
     return !keys.contains { valid[sequence * self.keys + $0] != 0 }
   }
 
-  /// Whether every query sees every key, its score being what it is.
-  func doNothing(_ sequence: Int, _ queries: Range<Int>, _ keys: Range<Int>) -> Bool {
-    if mask != nil || added != nil || limit(queries.lowerBound) < keys.upperBound { return false }
+  /// Whether every query sees every key, its score being what it is. `first`: of the last query, as in `sees`.
+  func doNothing(_ sequence: Int, _ queries: Range<Int>, _ keys: Range<Int>, from first: Int) -> Bool {
+    if mask != nil || added != nil || limit(queries.lowerBound) < keys.upperBound || first > keys.lowerBound {
+      return false
+    }
     guard let valid else { return true }
     return keys.allSatisfy { valid[sequence * self.keys + $0] != 0 }
   }
 
-  /// bias of a tile: what is added to the score of query i and key j of the ranges is bias[i * queryStep + j * keyStep].
+  /// What is added to the scores of a query and some keys: of key j of the range, bias[j * step]. `first`: as in `sees`.
   func fill(
-    _ bias: UnsafeMutablePointer<Float>, _ sequence: Int, _ queries: Range<Int>, queryStep: Int, _ keys: Range<Int>,
-    keyStep: Int
+    _ bias: UnsafeMutablePointer<Float>, step: Int, _ sequence: Int, _ query: Int, _ keys: Range<Int>, from first: Int
   ) {
-    for (i, query) in queries.enumerated() {
-      let row = bias + i * queryStep
-      let seen = max(0, min(keys.count, limit(query) - keys.lowerBound))
-      let place = query * self.keys + keys.lowerBound
-      if let added {
-        for j in 0..<seen { row[j * keyStep] = added[place + j] }
-      } else {
-        for j in 0..<seen { row[j * keyStep] = 0 }
-      }
-      if let mask {
-        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], mask[place + j]) }
-      }
-      if let valid {
-        let valid = valid + (sequence * self.keys + keys.lowerBound)
-        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], valid[j]) }
-      }
-      for j in seen..<keys.count { row[j * keyStep] = -.infinity }
+    let seen = max(0, min(keys.count, limit(query) - keys.lowerBound))
+    let place = query * self.keys + keys.lowerBound
+    if let added {
+      for j in 0..<seen { bias[j * step] = added[place + j] }
+    } else {
+      for j in 0..<seen { bias[j * step] = 0 }
     }
+    if let mask {
+      for j in 0..<seen { bias[j * step] = Self.hidden(bias[j * step], mask[place + j]) }
+    }
+    if let valid {
+      let valid = valid + (sequence * self.keys + keys.lowerBound)
+      for j in 0..<seen { bias[j * step] = Self.hidden(bias[j * step], valid[j]) }
+    }
+    for j in seen..<keys.count { bias[j * step] = -.infinity }
+    for j in 0..<max(0, min(seen, first - keys.lowerBound)) { bias[j * step] = -.infinity }
   }
 
   /// bias, or minus infinity where the mask is 0: by its bits, since nothing foretells a branch on a mask.

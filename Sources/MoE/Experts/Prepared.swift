@@ -87,6 +87,9 @@ struct PreparedGroups {
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
+  /// Whether both are packed in the same form, or neither is.
+  func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && type == other.type }
+
   /// Whether forward rounds tokens that backward would not.
   var rounds: Bool { arena != nil && type.format.precision != c.groups[0].weights.format.precision }
 

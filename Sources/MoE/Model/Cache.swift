@@ -143,6 +143,16 @@ extension UnsafeMutablePointer where Pointee == Cache {
 
 // MARK: reading
 
+extension ModelInput {
+  /// This call's tokens behind those of a cache.
+  fileprivate func behind(_ cache: Cache) -> ModelInput {
+    var own = self
+    own.known = UnsafePointer(cache.known)
+    own.capacity = cache.capacity
+    return own
+  }
+}
+
 extension Model {
   public func owns(_ cache: UnsafePointer<Cache>) -> Bool {
     cache.pointee.modelNumber == number && cache.pointee.context == context
@@ -151,9 +161,7 @@ extension Model {
   /// The memory of reading these tokens behind those in the cache, or why there is too little.
   @discardableResult
   func planToRead(_ cache: CachePointer, _ input: ModelInput) throws(Fault) -> ModelPlan {
-    var input = input
-    input.known = UnsafePointer(cache.pointee.known)
-    return try plan(input, taped: false, cache: cache.pointee.layer(0))
+    try plan(input.behind(cache.pointee), taped: false, cache: cache.pointee.layer(0))
   }
 
   /// Reads more tokens of each sequence; logits [B,V] of the last real ones, if they are wanted. On an error the cache is as
@@ -161,8 +169,7 @@ extension Model {
   public func read(
     _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
-    var input = input
-    input.known = UnsafePointer(cache.pointee.known)
+    let input = input.behind(cache.pointee)
     let plan = try planToRead(cache, input)
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)

@@ -77,17 +77,21 @@ extension UnsafeMutablePointer where Pointee == Model {
       for n in 0..<c.layers where c.hasFeedForward {
         parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, in: context)
       }
-      parts.rotaries.pointee = try ModelRotary.make(given, allocator)
+      let rotaries = try ModelRotary.make(given, allocator)
+      parts.rotaries.pointee = rotaries
       let list = try ParameterList.make(parts.parameters, parts.feedForwards, layers: c.layers, allocator)
       parts.model.initialize(
         to: Model(
           c, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards, list: list,
-          rotaries: parts.rotaries.pointee!, room: parts.room, turn: parts.turn))
+          rotaries: rotaries, room: parts.room, turn: parts.turn))
     } catch {
       parts.free(allocator, layers: c.layers)
       throw error
     }
     parts.parameters.initialise(c, context.kernels)
+    for number in 0..<given.rotaryCount {
+      parts.model.pointee.rotaries[number].fill(given.rotaries![number], headSize: given.headSize)
+    }
     context.retain()
     return parts.model
   }

@@ -218,11 +218,21 @@ private struct ModelPlanner {
   private func measure(_ isMoE: Bool, _ choice: LayerChoice) throws(Fault) -> LayerMemory? {
     let c = model.configuration
     var found: LayerMemory?
-    for n in 0..<c.layers where c.isMoE(n) == isMoE && c.layer(n).model == n {
+    for n in 0..<c.layers where c.isMoE(n) == isMoE && !model.takesMemory(n, as: c.layer(n).model) {
       let memory = try LayerMemory(model, n, input, choice, taped: taped, cache: cache)
       if found == nil { found = memory } else { try found!.cover(memory) }
     }
     return found
+  }
+}
+
+extension Model {
+  /// Whether layer n takes the memory that another before it does, whose configuration is the same.
+  fileprivate func takesMemory(_ n: Int, as other: Int) -> Bool {
+    guard n != other else { return false }
+    guard let own = feedForwards[n], let others = feedForwards[other] else { return true }
+    return own.pointee.isOffloaded == others.pointee.isOffloaded
+      && own.pointee.prepared.isAlike(others.pointee.prepared)
   }
 }
 

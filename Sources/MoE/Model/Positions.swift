@@ -37,6 +37,17 @@ extension ModelInput {
     return own
   }
 
+  /// Of a sequence's real tokens, or of all that its cache has room for.
+  func greatestPosition(_ sequence: Int) -> Int {
+    if let capacity { return capacity - 1 }
+    guard let positions else { return length - 1 }
+    var greatest = 0
+    for t in sequence * length..<(sequence + 1) * length where isValid(t) {
+      greatest = max(greatest, Int(positions[t]))
+    }
+    return greatest
+  }
+
   /// Real tokens of a sequence.
   public func count(ofSequence sequence: Int) -> Int {
     var count = 0

@@ -1,13 +1,13 @@
 /// Rotary positions as data, laid out as moe_rotary_table.
 public struct RotaryValues {
   private let givenSize: Int
-  public let theta: Double  // without frequencies
-  public private(set) var frequencies: UnsafePointer<Double>?  // [R/2] radians per position
+  private let theta: Double  // without frequencies
+  private let frequencies: UnsafePointer<Double>?  // [R/2] radians per position
   private let givenScale: Double
   /// What a sequence has in place of these that has a position of originalLength or more [LongRoPE 2024].
-  public private(set) var longFrequencies: UnsafePointer<Double>?  // [R/2]
+  private let longFrequencies: UnsafePointer<Double>?  // [R/2]
   private let givenLongScale: Double
-  public let originalLength: Int
+  let originalLength: Int
 
   /// All of a head turns.
   public init(theta: Double) {
@@ -16,12 +16,18 @@ public struct RotaryValues {
     (frequencies, longFrequencies) = (nil, nil)
   }
 
-  /// R, even: the first R of a head's numbers turn.
-  func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
-  /// Of cos and sin.
-  var scale: Double { givenScale == 0 ? 1 : givenScale }
-  var longScale: Double { givenLongScale == 0 ? 1 : givenLongScale }
+  func angles(headSize: Int) -> RotaryAngles {
+    RotaryAngles(
+      size: size(headSize), theta: theta, frequencies: frequencies, scale: givenScale == 0 ? 1 : givenScale)
+  }
 
-  /// When what the lists say is in tables.
-  mutating func forgetLists() { (frequencies, longFrequencies) = (nil, nil) }
+  /// nil where there is no long form.
+  func longAngles(headSize: Int) -> RotaryAngles? {
+    longFrequencies.map {
+      RotaryAngles(
+        size: size(headSize), theta: theta, frequencies: $0, scale: givenLongScale == 0 ? 1 : givenLongScale)
+    }
+  }
+
+  private func size(_ headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
 }

@@ -125,7 +125,7 @@ struct SelfAttentionBackward {
     attend = AttentionBackward(&second, AttentionCall(work), in: context)
     gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
-      dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys)
+      dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
     project = ProjectionBackward(
       &third, work[.qkvWeight]!, work[.qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
     arena.cover(first)
@@ -150,7 +150,8 @@ extension AttentionCall {
     let (c, input) = (work.c, work.input)
     self.init(
       sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
-      headSize: c.headSize)
+      headSize: c.headSize,
+      valueSize: c.valueSize)
     take(work)
     (queryStride, keyStride, valueStride) = (c.projected, c.projected, c.projected)
     masks.causal = c.causal
@@ -165,7 +166,8 @@ extension AttentionCall {
   fileprivate init(_ work: BlockWork, queries: Int, cached: Int) {
     let c = work.c
     self.init(
-      sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize)
+      sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize,
+      valueSize: c.valueSize)
     take(work)
     queryStride = c.projected
     masks.causal = true
@@ -174,6 +176,8 @@ extension AttentionCall {
   /// What attention of a layer is like, whatever tokens it is over.
   private mutating func take(_ work: BlockWork) {
     if let own = work.c.attentionScale { scale = own }
+    (masks.window, masks.chunk) = (work.layer.window, work.layer.chunk)
+    sinks = work[.sinks]?.constants
   }
 }
 

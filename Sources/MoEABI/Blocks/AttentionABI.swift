@@ -42,7 +42,8 @@ public func moe_attention_backward(
         arrays, logSums: log_sums, doutput: try operands.reads(given.doutput, call.ofOutputs, "doutput"),
         dquery: try operands.writes(given.dquery, call.ofQueries, "dquery"),
         dkey: try operands.writes(given.dkey, call.ofKeys, "dkey"),
-        dvalue: try operands.writes(given.dvalue, call.ofValues, "dvalue")), in: context)
+        dvalue: try operands.writes(given.dvalue, call.ofValues, "dvalue"),
+        dsinks: try call.dsinks(given.dsinks, &operands)), in: context)
   }
 }
 
@@ -63,6 +64,9 @@ extension AttentionCall {
     outputStride = try rowStride(config.output_stride, "output_stride", heads * valueSize)
     try requireFloat(config.scale, "scale")
     if config.scale != 0 { scale = Float(config.scale) }
+    (masks.window, masks.chunk) = (Int(config.window), Int(config.chunk))
+    if config.causal == 0 && masks.window > 0 { throw .earlier("window", masks.window) }
+    if config.causal == 0 && masks.chunk > 0 { throw .earlier("chunk", masks.chunk) }
     (dropout, seed, step) = (config.dropout, config.seed, config.step)
     // Of the arrays, and of what is counted over them.
     _ = try product(try product(sequences, queries, "B * S"), 4 * heads, "the size of log_sums")
@@ -71,6 +75,14 @@ extension AttentionCall {
     masks.mask = try operands.reads(optional: config.mask, pairs, "mask")
     masks.added = try operands.reads(optional: config.added_mask, pairs, "added_mask")
     masks.valid = try operands.reads(optional: config.valid_mask, sequences * keys, "valid_mask")
+    sinks = try operands.reads(optional: config.sinks, heads, "sinks")
+  }
+
+  fileprivate func dsinks(
+    _ given: UnsafeMutablePointer<Float>?, _ operands: inout Operands
+  ) throws(Fault) -> UnsafeMutablePointer<Float>? {
+    if given != nil && sinks == nil { throw .invalid("dsinks is given, but config.sinks is NULL") }
+    return try operands.writes(optional: given, heads, "dsinks")
   }
 
   fileprivate var ofQueries: Operands.Rows {
@@ -86,6 +98,12 @@ extension AttentionCall {
     Operands.Rows(count: sequences * queries, width: heads * valueSize, stride: outputStride)
   }
   fileprivate var sums: Int { sequences * heads * queries }
+}
+
+extension Fault {
+  fileprivate static func earlier(_ name: StaticString, _ size: Int) -> Fault {
+    .invalid("\(name) = \(size) needs causal = 1: it says which of the earlier keys a query sees")
+  }
 }
 
 /// Floats from one token to the next; 0 is `width`, all that a token has.

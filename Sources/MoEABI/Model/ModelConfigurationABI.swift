@@ -160,8 +160,11 @@ extension moe_layer_config {
     }
     if io_dtype != 0 { throw .invalid("moe: io_dtype = \(Int(io_dtype)), but a model's hidden states are float32") }
     if inference_only != 0 { throw .invalid("moe: inference_only = \(Int(inference_only)): set the model's") }
-    if unallocated != 0 {
-      throw .invalid("moe: unallocated = \(Int(unallocated)), but a model's layers have memory for everything")
+    if unallocated != 0 && (unallocated != Int32(MOE_UNALLOCATED_EXPERT_WEIGHTS.rawValue) || config.inference_only == 0)
+    {
+      throw .invalid(
+        "moe: unallocated = \(Int(unallocated)): of a model it is MOE_UNALLOCATED_EXPERT_WEIGHTS alone, and with inference_only = 1"
+      )
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
     let traits = Configuration.RouterKind(rawValue: router)?.traits

@@ -68,9 +68,10 @@ extension moe_rotary_table {
 }
 
 /// Angles of all positions fit what sines are taken of.
-func requireFrequencies(_ frequencies: UnsafePointer<Double>?, _ count: Int, _ name: StaticString) throws(Fault) {
+private func requireFrequencies(_ frequencies: UnsafePointer<Double>?, _ count: Int, _ name: StaticString) throws(Fault)
+{
   guard let frequencies = try optional(UnsafeMutablePointer(mutating: frequencies), name) else { return }
-  for i in 0..<count where !(frequencies[i].magnitude <= 1) {
-    throw .invalid("\(name)[\(i)] = \(frequencies[i]) is not in -1 ... 1 radians per position")
+  for i in 0..<count where !(frequencies[i].magnitude <= RotaryAngles.greatest) {
+    throw .invalid("\(name)[\(i)] = \(frequencies[i]) is not in -1048576 ... 1048576 radians per position")
   }
 }

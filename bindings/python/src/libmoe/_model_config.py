@@ -19,6 +19,7 @@ from .errors import ArgumentTypeError, InvalidArgumentError
 # Fields that say how long a list is, and what the keywords of Model say in another way.
 _OTHERS = {"n_rotary_tables", "dense_no_bias"}
 _LISTS = {"rotary_tables", "layers", "moe"}
+_THETA = 1e4  # by default, where there are no rotary tables
 _FREQUENCIES = ("frequencies", "long_frequencies")
 
 
@@ -67,8 +68,8 @@ def to_c(arguments: Mapping[str, Any]) -> ModelConfig:
     )
     if isinstance(options["qk_norm"], (bool, np.bool_)):
         options["qk_norm"] = "head" if options["qk_norm"] else "none"
-    if options["rope_theta"] is None:
-        options["rope_theta"] = 1e4 if arguments["rotary_tables"] is None else 0.0
+    if arguments["rotary_tables"] is not None and options["rope_theta"] == _THETA:
+        options["rope_theta"] = 0.0
     moe = arguments["moe"]
     if moe is not None:
         moe = moe_options(moe, arguments["hidden_size"])
@@ -169,7 +170,7 @@ def from_c(c_config: abi.moe_model_config, model: type) -> tuple[ModelConfig, di
         _table_from_c(c_config, number) for number in range(c_config.n_rotary_tables)
     ] or None
     if arguments["rotary_tables"]:
-        arguments["rope_theta"] = None
+        arguments["rope_theta"] = _THETA
     arguments["layers"] = None
     if c_config.layers:
         names = fields.types(abi.moe_model_layer_config)

@@ -176,7 +176,9 @@ class Tensors(Native):
             raise ArgumentTypeError(f"this {type(self).__name__} is closed, and cannot be pickled or copied")
         elsewhere = "unallocated='expert_weights'"
         try:
-            if "expert_weights" not in (self._made_with.get("unallocated") or ()):
+            of_model = self._made_with.get("moe") or {}
+            unallocated = self._made_with.get("unallocated") or of_model.get("unallocated") or ()
+            if "expert_weights" not in unallocated:
                 return self.state_dict()
         except BadStateError as error:
             elsewhere = str(error)

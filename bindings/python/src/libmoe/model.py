@@ -58,8 +58,8 @@ class Model(Pretrained, Batches, Tensors):
         Heads of keys and values, a divisor of n_heads (0: n_heads), and their width (0: H / n_heads).
     max_positions : int
         Rows of a learned embedding of positions; 0: none.
-    rope_theta : float, optional
-        Of rotary positions in every attention, at least 1; 0: none.  By default 1e4, without rotary_tables.
+    rope_theta : float
+        Of rotary positions in every attention, at least 1; 0: none.  Beside rotary_tables leave it out.
     rotary_tables : list of dict, optional
         Rotary positions as data: ``rotary_size`` (numbers of a head that turn, 0: all), ``theta`` or
         ``frequencies`` (radians per position, one for each pair), ``scale`` (of cos and sin, 0: 1), and
@@ -148,7 +148,7 @@ class Model(Pretrained, Batches, Tensors):
         n_kv_heads: int = 0,
         head_size: int = 0,
         max_positions: int = 0,
-        rope_theta: float | None = None,
+        rope_theta: float = 1e4,
         rotary_tables: Sequence[Mapping[str, Any]] | None = None,
         norm: words.Norm = "rms",
         norm_place: words.NormPlace = "pre",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ NEW = [
     "capped and biased",
     "gated attention",
     "layers of many widths",
+    "rotary tables",
+    "long rotary",
+    "windows and chunks",
+    "sinks",
+    "wide values",
 ]
 
 
@@ -378,6 +385,36 @@ def test_layers_are_the_models_own() -> None:
         bias = layer.buffers["router.selection_bias"]
         del model, layer
         assert np.isfinite(bias).all()  # the array keeps all of it alive
+
+
+def test_offloaded_experts_give_the_bits_of_resident_ones(tmp_path: Path) -> None:
+    arguments = CASES["layers of many widths"]
+    moe = {**MOE, "unallocated": "expert_weights"}
+    with libmoe.Context(n_threads=2) as context:
+        model = made(arguments, context)
+        away = libmoe.Model(**{**arguments, "moe": moe}, inference_only=True, context=context)
+        call = call_of(arguments)
+        with pytest.raises(libmoe.BadStateError, match="layers.2: experts.* has no memory"):
+            away.forward(**call)
+        elsewhere = [n for n, layer in enumerate(away.layers) if layer.n_experts > 1]
+        for name, parameter in model.parameters.items():
+            if not any(name.startswith(f"layers.{n}.ffn.") for n in elsewhere):
+                away.parameters[name].data[...] = parameter.data
+        for n in elsewhere:
+            model.layers[n].save(tmp_path / f"{n}.safetensors")
+            # Of one layer all experts fit, of the other two.
+            limit = "1 MiB" if n == elsewhere[0] else 3072
+            away.layers[n].offload(tmp_path / f"{n}.safetensors", resident_limit=limit)
+        expected = model.forward(**call, logits=True)
+        found = away.forward(**call, logits=True)
+        assert found.loss == expected.loss
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert [away.layers[n].offload_statistics.n_slots for n in elsewhere] == [4, 2]
+        assert list(away.generate([3, 1], 6, temperature=0)) == list(model.generate([3, 1], 6, temperature=0))
+        with pytest.raises(TypeError, match="cannot be pickled or copied"):
+            pickle.dumps(away)
+    with pytest.raises(libmoe.InvalidArgumentError, match="and with inference_only = 1"):
+        libmoe.Model(**{**arguments, "moe": moe})
 
 
 def test_an_optimiser_lowers_the_loss() -> None:

@@ -78,6 +78,55 @@ CASES: dict[str, dict[str, Any]] = {
             {},
         ],
     },
+    "rotary tables": {
+        **LANGUAGE,
+        "moe": MOE,
+        "head_size": 8,
+        "n_kv_heads": 1,
+        "rotary_tables": [
+            {"theta": 50.0, "rotary_size": 4},
+            {"frequencies": [0.9, -0.5, 0.2, 0.01], "scale": 1.25},
+        ],
+        "layers": [{"rotary": 1}, {"rotary": -1}, {}],
+    },
+    "long rotary": {
+        **LANGUAGE,
+        "moe": MOE,
+        "head_size": 6,
+        "qk_norm": "whole",
+        "rotary_tables": [
+            {
+                "frequencies": [1.0, 0.3, 0.1],
+                "long_frequencies": [0.5, 0.1, 0.02],
+                "long_scale": 1.1,
+                "original_length": 7,
+            }
+        ],
+    },
+    "windows and chunks": {
+        **LANGUAGE,
+        "moe": MOE,
+        "n_layers": 4,
+        "n_kv_heads": 1,
+        "layers": [{"window": 3}, {}, {"chunk": 4, "rotary": -1}, {"window": 5, "chunk": 3}],
+    },
+    "sinks": {
+        **LANGUAGE,
+        "moe": MOE,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "sinks": True,
+        "layers": [{"window": 4}, {}, {}],
+    },
+    "wide values": {
+        **LANGUAGE,
+        "moe": MOE,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "value_head_size": 7,
+        "attention_gate": True,
+        "qk_norm": "whole",
+    },
     "learned positions": {
         **LANGUAGE,
         "moe": MOE,
