@@ -146,6 +146,16 @@ extension UnsafeMutablePointer where Pointee == Cache {
 
 // MARK: reading
 
+extension ModelInput {
+  /// This call's tokens behind those of a cache.
+  fileprivate func behind(_ cache: Cache) -> ModelInput {
+    var own = self
+    own.known = UnsafePointer(cache.known)
+    own.capacity = cache.capacity
+    return own
+  }
+}
+
 extension Model {
   public func owns(_ cache: UnsafePointer<Cache>) -> Bool {
     cache.pointee.modelNumber == number && cache.pointee.context == context
@@ -154,14 +164,7 @@ extension Model {
   /// The memory of reading these tokens behind those in the cache, or why there is too little.
   @discardableResult
   func planToRead(_ cache: CachePointer, _ input: ModelInput) throws(Fault) -> ModelPlan {
-    try plan(behind(cache, input), taped: false, cache: cache.pointee.layer(0))
-  }
-
-  private func behind(_ cache: CachePointer, _ input: ModelInput) -> ModelInput {
-    var input = input
-    input.known = UnsafePointer(cache.pointee.known)
-    input.capacity = cache.pointee.capacity
-    return input
+    try plan(input.behind(cache.pointee), taped: false, cache: cache.pointee.layer(0))
   }
 
   /// Reads more tokens of each sequence; logits [B,V] of the last real ones, if they are wanted. On an error the cache is as
@@ -169,8 +172,8 @@ extension Model {
   public func read(
     _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
-    let input = behind(cache, input)
-    let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
+    let input = input.behind(cache.pointee)
+    let plan = try planToRead(cache, input)
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: nil)

@@ -47,16 +47,15 @@ def test_greedy_continuations(family: str, program: Path) -> None:
     for number in ("0", "1"):
         prompt, continued = data[f"prompt/{number}"].tolist(), data[f"continued/{number}"].tolist()
         stop = next((i + 1 for i, token in enumerate(continued) if token in ends), len(continued))
-        found = run(
-            program, FOLDERS / family, "--ids", ",".join(map(str, prompt)), "--tokens", len(continued)
-        )
+        given = ["--ids", ",".join(map(str, prompt)), "--tokens", len(continued)]
+        found = run(program, FOLDERS / family, *given)
         assert found.returncode == 0, found.stderr
         assert ids(found.stdout) == continued[:stop]
         assert "tokens read, the first one written after" in found.stderr
 
 
 def test_text(program: Path, tmp_path: Path) -> None:
-    """With a byte-level tokenizer in the folder a prompt of text is its tokens, what is written is theirs."""
+    """With a byte-level tokenizer a prompt of text is its tokens, and what is written is theirs."""
     folder = tmp_path / "model"
     shutil.copytree(FOLDERS / "olmoe", folder)
     words = Tokenizer(models.BPE())
