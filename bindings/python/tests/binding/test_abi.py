@@ -72,7 +72,8 @@ def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> No
 
 def test_structs_are_what_a_c_compiler_makes_of_them(tmp_path: Path) -> None:
     """Sizes, offsets, and what the MOE_..._INIT macros put there."""
-    lines = ["#include <moe_experts.h>", "#include <moe_pretrained.h>", "#include <stdio.h>", "int main(void) {"]
+    headers = ("moe_experts.h", "moe_pretrained.h", "stdio.h")
+    lines = [*(f"#include <{header}>" for header in headers), "int main(void) {"]
     ours: dict[str, str] = {}
     for name, struct in STRUCTS.items():
         lines.append(f'printf("{name} %zu\\n", sizeof({name}));')

@@ -6,6 +6,7 @@ Run by ``test_hostile.py`` in a process of its own, since the point is that the 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import tempfile
@@ -33,6 +34,26 @@ def defaults(name: str) -> Any:
 
 
 FREQUENCIES = (ctypes.c_double * 2)(1.0, 0.1)
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 3,
+}  # fmt: skip
+
+
+def a_folder(context: Any, place: bytes) -> tuple[int, bytes]:
+    """Return a model that has been saved there, and the text of its config.json."""
+    config = abi.moe_model_config(
+        hidden_size=4, n_layers=1, n_heads=2, n_kv_heads=1, vocabulary_size=5, rope_theta=10000, norm=1,
+        causal=1, final_norm=1, dense_kind=1, dense_activation=2, dense_no_bias=1, dense_intermediate_size=3,
+    )  # fmt: skip
+    model = create("moe_model_create", abi.moe_model, context, ctypes.byref(config))
+    text = json.dumps(LLAMA).encode()
+    options = abi.moe_save_options(config=text)
+    handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
+    lib.moe_model_save(handle, place, ctypes.byref(options))
+    return model, text
 
 
 def all_functions(folder: Path) -> list[Function]:
@@ -138,6 +159,9 @@ def all_functions(folder: Path) -> list[Function]:
         ctypes.cast(checkpoint, ctypes.POINTER(abi.moe_checkpoint)), 0, 0, 1 << 20,
     )  # fmt: skip
     single = str(folder / "single").encode()
+    llama = str(folder / "llama").encode()
+    saved_model, llama_text = a_folder(context_handle, llama)
+    pretrained = create("moe_pretrained_open", abi.moe_pretrained, context_handle, llama, None)
     mapped = str(folder / "mapped").encode()
     mapping = create("moe_mapping_create", abi.moe_mapping, context_handle, mapped, 64)
     bound_model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
@@ -365,6 +389,20 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
+        Function(
+            "moe_pretrained_open",
+            lambda: [context, llama, abi.moe_pretrained_options(), room()],
+            frees="moe_pretrained_free",
+        ),
+        Function("moe_pretrained_config", lambda: [pretrained, abi.moe_model_config()]),
+        Function("moe_pretrained_describe", lambda: [pretrained, abi.moe_pretrained_info()]),
+        Function("moe_pretrained_load", lambda: [pretrained, saved_model]),
+        Function(
+            "moe_model_load",
+            lambda: [context, llama, abi.moe_pretrained_options(), room()],
+            frees="moe_model_free",
+        ),
+        Function("moe_model_save", lambda: [saved_model, llama, abi.moe_save_options(config=llama_text)]),
         Function("moe_experts_plan", lambda: [*by_call(), matrix(), 1, 1, abi.moe_plan()]),
         Function(
             "moe_experts_forward",
