@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
             "attention_multiplier": 0.25,
         },
     ),
-    # transformers 5.24 turns by the short factors always; a text beyond the original length has the long scale.
+    # transformers 5.24 turns by the short factors always; longer texts have the long scale.
     "phimoe": Case(
         "Phimoe",
         {
