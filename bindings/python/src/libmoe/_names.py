@@ -25,7 +25,6 @@ _THEIRS = {
     ),
     "attention_dropout": "attn_dropout attn_pdrop attention_probs_dropout_prob",
     "embedding_scale": "embedding_multiplier scale_emb",
-    "embedding_dtype": "embed_dtype dtype torch_dtype",
     "end_tokens": "eos_token_id eos_token_ids eos eos_token eos_ids stop_token_ids stop_tokens",
     "epsilon": "eps adam_epsilon",
     "norm_epsilon": "eps epsilon rms_norm_eps layer_norm_eps layer_norm_epsilon",

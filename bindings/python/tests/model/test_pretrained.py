@@ -17,15 +17,19 @@ from pretrained.cases import CASES
 from pretrained_models import (
     FOLDERS,
     NAMES,
+    as_transformers,
     assert_near,
     loaded,
     logits_of,
+    most_of_the_experts,
     prints,
     reference,
     saved_gradients,
     shards,
     tensors,
 )
+
+NEW = 8  # tokens that transformers wrote, or fewer where it came to an end
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,11 +69,12 @@ def test_greedy_texts(name: str) -> None:
     model = loaded(name, inference_only=True)
     prompts = [wanted[f"prompt/{n}"] for n in range(len(CASES[name].prompts))]
     texts = [wanted[f"continued/{n}"].tolist() for n in range(len(prompts))]
-    how: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1, "end_tokens": ()}
+    # Their own defaults have other ends: a text ended by config.json's eos_token_id here.
+    how: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1, "end_tokens": 2}
     for prompt, text in zip(prompts, texts):
-        assert list(model.generate(prompt, len(text), part_tokens=3, **how)) == text
-    rows = np.stack(list(model.generate_batch(prompts, len(texts[0]), **how)), axis=1)
-    assert rows.tolist() == texts
+        assert list(model.generate(prompt, NEW, part_tokens=3, **how)) == text
+    rows = np.stack(list(model.generate_batch(prompts, NEW, **how)), axis=1)
+    assert rows.tolist() == [text + [-1] * (rows.shape[1] - len(text)) for text in texts]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,13 +82,17 @@ def test_written_as_it_was(name: str, tmp_path: Path) -> None:
     """Every bit of every tensor, the names and the dtypes; what no model reads is left out."""
     model = libmoe.Model.from_pretrained(FOLDERS / name)
     model.save_pretrained(tmp_path / "again", max_shard_size=CASES[name].shard or "50GB")
-    then, now = tensors(FOLDERS / name), tensors(tmp_path / "again")
+    then, now = tensors(FOLDERS / name), as_transformers(tensors(tmp_path / "again"))
     left = {each for each in then if each in CASES[name].left_over or ".visual." in each}
     assert now.keys() == then.keys() - left
     for each in now:
         assert now[each].dtype == then[each].dtype, each
         assert now[each].shape == then[each].shape, each
-        np.testing.assert_array_equal(now[each], then[each], err_msg=each)
+        one_was_added = name.startswith("qwen3_5") and "norm" in each
+        if one_was_added:
+            np.testing.assert_allclose(now[each], then[each], rtol=0, atol=2.0**-23, err_msg=each)
+        else:
+            np.testing.assert_array_equal(now[each], then[each], err_msg=each)
     if CASES[name].shard:
         assert set(shards(tmp_path / "again").values()) == {
             p.name for p in (tmp_path / "again").glob("*.safetensors")
@@ -104,7 +113,8 @@ def test_the_same_bits(name: str) -> None:
     """Threads, limits and experts in files change none; reading has those of forward."""
     tokens = reference(name)["tokens"][:, :9].copy()
     wanted = logits_of(loaded(name), tokens)
-    limited = loaded(name, inference_only=True, resident_limit=1, context=libmoe.Context(2))
+    limit = most_of_the_experts(name)
+    limited = loaded(name, inference_only=True, resident_limit=limit, context=libmoe.Context(2))
     assert logits_of(limited, tokens).tobytes() == wanted.tobytes()
     prepared = loaded(name, inference_only=True, prepared="f32", context=libmoe.Context(1))
     assert logits_of(prepared, tokens).tobytes() == wanted.tobytes()
@@ -156,10 +166,12 @@ def test_progress_is_told_and_can_end(tmp_path: Path) -> None:
 
 def test_the_peak_is_the_model_and_its_largest_tensor() -> None:
     with libmoe.Context(1) as context:
-        loaded("llama4_text", context=context, inference_only=True)
-        info = libmoe.describe_pretrained(FOLDERS / "llama4_text", weight_dtype="f32", inference_only=True)
+        model = loaded("llama4_text", context=context, inference_only=True)
+        size = sum(parameter.data.nbytes for parameter in model.parameters.values())
         largest = max(t.nbytes for t in tensors(FOLDERS / "llama4_text").values())
-        assert info.parameter_bytes <= context.memory()[1] <= info.parameter_bytes + largest + 40_000
+        now, peak = context.memory()
+        tables = 60_000  # config.json and the files' headers, taken apart
+        assert size <= now <= peak <= now + largest + tables < 2 * size
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -213,8 +225,9 @@ def test_what_a_folder_holds() -> None:
         (lambda f: changed(f, model_type="mamba"), "mamba"),
         (lambda f: changed(f, hidden_act="gelu"), "hidden_act"),
         (lambda f: changed(f, num_hidden_layers=2), "model.layers.2."),
-        (lambda f: changed(f, num_hidden_layers=4), "model.layers.3."),
-        (lambda f: changed(f, hidden_size=48), "embed_tokens"),
+        (lambda f: changed(f, num_hidden_layers=4), "config.json describes a model of .* but the files have"),
+        (lambda f: changed(f, vocab_size=79), "embed_tokens"),
+        (lambda f: changed(f, intermediate_size=11), "model.layers.0.block_sparse_moe.experts.0.w"),
         (lambda f: changed(f, never_heard_of=1), "never_heard_of"),
         (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json"),
     ],

@@ -29,6 +29,12 @@ def loaded(name: str, **how: Any) -> libmoe.Model:
     return libmoe.Model.from_pretrained(FOLDERS / name, **{"weight_dtype": "f32", **how})
 
 
+def most_of_the_experts(name: str) -> int:
+    """Bytes of float32 weights of which most experts are in memory, and all else."""
+    info = libmoe.describe_pretrained(FOLDERS / name, weight_dtype="f32", inference_only=True)
+    return info.parameter_bytes - info.expert_bytes // 8
+
+
 def logits_of(model: libmoe.Model, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     logits = model.forward(np.ascontiguousarray(tokens), logits=True).logits
     assert logits is not None
@@ -43,10 +49,20 @@ def assert_near(found: NDArray[Any], wanted: NDArray[Any], tolerance: float, wha
 
 def tensors(folder: Path) -> Arrays:
     """All tensors of a folder's files, by name; bfloat16 as ml_dtypes has it."""
+    import ml_dtypes  # noqa: F401  # makes the name known to numpy
+
     found: Arrays = {}
     for path in sorted(folder.glob("*.safetensors")):
         found.update(load_file(path))
     return found
+
+
+def as_transformers(written: Arrays) -> Arrays:
+    """Tensors in the form that transformers writes: experts of Qwen3-VL-MoE are published transposed."""
+    return {
+        name: array.swapaxes(1, 2) if "language_model" in name and array.ndim == 3 else array
+        for name, array in written.items()
+    }
 
 
 def shards(folder: Path) -> dict[str, str]:
@@ -69,8 +85,8 @@ def saved_gradients(model: libmoe.Model, folder: Path) -> Arrays:
     for scale in (1, 0):
         for name, parameter in model.parameters.items():
             parameter.data[...] = scale * gradients[name]
-        model.save_pretrained(folder, max_shard_size=0)
-        written.append(tensors(folder))
+        model.save_pretrained(folder, dtype="f32", max_shard_size=0)
+        written.append(as_transformers(tensors(folder)))
     return {name: written[0][name] - written[1][name] for name in written[0]}
 
 

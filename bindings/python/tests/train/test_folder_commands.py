@@ -15,7 +15,7 @@ import pytest
 import libmoe
 from libmoe.train import Settings, open_run
 from libmoe.train.part import chosen, release
-from pretrained_models import FOLDERS, loaded, logits_of, reference, tensors
+from pretrained_models import FOLDERS, loaded, logits_of, most_of_the_experts, reference, tensors
 from tiny import called, command, finished, state
 
 MIXTRAL = str(FOLDERS / "mixtral")
@@ -64,9 +64,8 @@ def test_generate_reads_the_standard_input_and_packed_or_filed_weights() -> None
         return out
 
     plain = written()
-    assert plain.startswith("the hat") and plain == written("--prepared", "f32") == written(
-        "--resident-limit", "1kB"
-    )
+    assert plain.startswith("the hat") and plain == written("--prepared", "f32")
+    assert plain == written("--resident-limit", str(most_of_the_experts("mixtral")))
 
 
 def test_chat_answers_as_the_whole_conversation_read_at_once() -> None:
@@ -90,7 +89,7 @@ def test_chat_answers_as_the_whole_conversation_read_at_once() -> None:
 
 
 def test_eval_is_what_forward_says(text: str) -> None:
-    status, out, err = finished("eval", MIXTRAL, text, "--sequence-length", "20", "--sequences", "3")
+    status, out, err = called("eval", MIXTRAL, text, "--sequence-length", "20", "--sequences", "3")
     assert status == 0, err
     model = loaded("mixtral", inference_only=True)
     tokens = np.array(model.tokenizer.encode(TEXT, special=False), np.int32)
@@ -123,7 +122,7 @@ def test_inspect_tells_what_it_takes() -> None:
 
 def test_convert_changes_type_and_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status, _, err = called("convert", MIXTRAL, str(out), "--dtype", "bf16", "--max-shard-size", "30kB")
+    status, _, err = called("convert", MIXTRAL, str(out), "--dtype", "bf16", "--max-shard-size", "15kB")
     assert status == 0, err
     assert len(list(out.glob("*.safetensors"))) > 3
     then, now = tensors(FOLDERS / "mixtral"), tensors(out)
@@ -148,7 +147,7 @@ TUNE = (
 
 def test_train_begins_with_a_folder_and_leaves_one(tmp_path: Path, text: str) -> None:
     run = tmp_path / "run"
-    status, out, err = finished("train", text, "--init", MIXTRAL, "--output", str(run), *TUNE)
+    status, out, err = called("train", text, "--init", MIXTRAL, "--output", str(run), *TUNE)
     assert status == 0, err
     assert "finished at step 4" in out
     tuned = libmoe.Model.from_pretrained(run / "model", weight_dtype="f32")
@@ -160,9 +159,9 @@ def test_train_begins_with_a_folder_and_leaves_one(tmp_path: Path, text: str) ->
         FOLDERS / "mixtral/tokenizer.json"
     ).read_bytes()
     assert tensors(run / "model").keys() == tensors(FOLDERS / "mixtral").keys()
-    assert finished("generate", str(run / "model"), "--prompt", "the", "--tokens", "3")[0] == 0
-    assert finished("sample", str(run), "--prompt", "the", "--tokens", "3")[0] == 0
-    assert finished("eval", str(run))[0] == 0 == finished("inspect", str(run))[0]
+    assert called("generate", str(run / "model"), "--prompt", "the", "--tokens", "3")[0] == 0
+    assert called("sample", str(run), "--prompt", "the", "--tokens", "3")[0] == 0
+    assert called("eval", str(run))[0] == 0 == called("inspect", str(run))[0]
 
 
 def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: str) -> None:
@@ -173,7 +172,7 @@ def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: st
     asked += ["--schedule", "constant"]
     status, out, err = called(*asked, "--output", str(whole))
     assert status == 0, err
-    assert re.search(r"[\d,]+ of [\d,]+ weights are trained, \d+ of \d+ tensors", out)
+    assert re.search(r"[\d,]+ of [\d,]+ weights are trained, in \d+ of \d+ tensors", out)
     assert called(*asked, "--output", str(parts), "--steps", "2")[0] == 0
     shutil.rmtree(init)  # the run has all that it needs
     status, _, err = called("train", "--resume", str(parts), "--steps", "4")
@@ -222,7 +221,6 @@ def test_gradients_of_what_is_trained_are_as_ever() -> None:
     ("arguments", "says"),
     [
         (["generate", "nowhere", "--prompt", "x"], "libmoe generate: .*nowhere"),
-        (["generate", "FOLDER", "--prompt", ""], "the prompt has no token"),
         (["generate", "FOLDER", "--prompt", "x", "--top-p", "2"], "libmoe generate: .*top_p"),
         (["chat", "BARE"], "has no tokenizer.json"),
         (["eval", "FOLDER"], "name texts"),
