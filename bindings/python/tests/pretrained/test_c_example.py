@@ -43,7 +43,8 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_continuations(family: str, program: Path) -> None:
     data = np.load(FOLDERS / f"{family}.npz")
-    ends = json.loads((FOLDERS / family / "generation_config.json").read_text())["eos_token_id"]
+    config = json.loads((FOLDERS / family / "generation_config.json").read_text())
+    ends = config["eos_token_id"]
     for number in ("0", "1"):
         prompt, continued = data[f"prompt/{number}"].tolist(), data[f"continued/{number}"].tolist()
         stop = next((i + 1 for i, token in enumerate(continued) if token in ends), len(continued))
