@@ -599,7 +599,8 @@ MOE_API MOE_CHECK moe_status moe_cache_save(const moe_cache *cache, const char *
 
 /** A cache as it was saved: what is read next has the bits that it would have had.  The weights have to be those of the model
  *  that filled it, which nothing checks; layers and widths are checked.
- *  @param max_length 0 = as saved; at least the length saved
+ *  @param max_length 0 = as saved; at least the length saved.  Where a rotary table has a long form, max_length chooses between the
+ *                    two, as in moe_cache_create: leave it 0 there, or on the same side
  *  @param out        [out] free it with moe_cache_free
  *  @return MOE_OK, INVALID_ARGUMENT (no such file, another model's: the message names the tensor), OUT_OF_MEMORY, IO. */
 MOE_API MOE_CHECK moe_status moe_cache_load(const moe_model *model, const char *path, int64_t max_length,
@@ -697,7 +698,8 @@ typedef struct moe_generation {
 MOE_API void moe_generation_init(moe_generation *options, size_t struct_size);
 
 /** Writes on from B prompts of any lengths.  Each sequence gets the tokens that it gets alone: their logits are
- *  moe_model_read's, bit for bit, and token number i of it is draw i of its seed.  A sequence that has ended is padding.
+ *  moe_model_read's, bit for bit (in a cache for as many tokens, where a rotary table has a long form), and token number i of it is
+ *  draw i of its seed.  A sequence that has ended is padding.
  *  Time is one reading for each step.
  *  @param prompts [in]  [offsets[B]] tokens of all prompts
  *  @param offsets [in]  [B + 1] sequence b's are prompts[offsets[b]] to prompts[offsets[b + 1] - 1], one at least; offsets[0] = 0

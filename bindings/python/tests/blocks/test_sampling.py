@@ -124,6 +124,7 @@ WRONG_SHARES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"repetition_penalty": 1e-60}, ValueError, "repetition_penalty"),
     ({"repetition_penalty": 1e60}, ValueError, "repetition_penalty"),
     ({"repetition_penalty": None}, TypeError, "repetition_penalty"),
+    ({"temperature": None}, TypeError, "temperature"),  # of generate it is the model's own
 ]
 
 
@@ -159,7 +160,6 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": -0.1}, ValueError, "temperature"),
     ({"temperature": math.nan}, ValueError, "temperature"),
     ({"temperature": math.inf}, ValueError, "temperature"),
-    ({"temperature": None}, TypeError, "temperature"),
     ({"top_k": -1}, ValueError, "top_k"),
     ({"top_k": 2.0}, TypeError, "top_k"),
     ({"top_k": 2**63}, ValueError, "top_k"),

@@ -24,7 +24,9 @@ def padded(random: np.random.Generator) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", CACHED)
 @pytest.mark.parametrize("room", [None, 6, 9])
 def test_what_is_read_next(name: str, room: int | None, tmp_path: Path) -> None:
-    model = made(CASES[name], libmoe.Context(2))
+    if name == "long rotary":
+        room = None  # it would choose the other form
+    model = made({"head_size": 4, **CASES[name]}, libmoe.Context(2))
     random = np.random.default_rng(1)
     tokens, valid = padded(random)
     cache = model.cache(3, 8)

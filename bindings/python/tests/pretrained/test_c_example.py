@@ -16,7 +16,7 @@ from libmoe._native.library import lib
 
 ROOT = Path(__file__).resolve().parents[4]
 FOLDERS = Path(__file__).parent / "folders"
-FAMILIES = ["olmoe", "qwen3_moe", "gpt_oss", "mixtral"]
+FAMILIES = ["olmoe", "gpt_oss", "mixtral"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_continuations(family: str, program: Path) -> None:
     data = np.load(FOLDERS / f"{family}.npz")
-    ends = json.loads((FOLDERS / family / "generation_config.json").read_text())["eos_token_id"]
+    config = json.loads((FOLDERS / family / "generation_config.json").read_text())
+    ends = config["eos_token_id"]
     for number in ("0", "1"):
         prompt, continued = data[f"prompt/{number}"].tolist(), data[f"continued/{number}"].tolist()
         stop = next((i + 1 for i, token in enumerate(continued) if token in ends), len(continued))
