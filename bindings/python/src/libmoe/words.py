@@ -8,54 +8,19 @@ from __future__ import annotations
 from typing import Literal
 
 Status = Literal[
-    "ok",
-    "error_invalid_argument",
-    "error_out_of_memory",
-    "error_bad_state",
-    "error_not_finite",
-    "error_cancelled",
-    "error_io",
+    "ok", "error_invalid_argument", "error_out_of_memory", "error_bad_state", "error_not_finite",
+    "error_cancelled", "error_io",
 ]
 Matmul = Literal["auto", "openblas", "reference", "native"]
 Instructions = Literal["all", "base", "avx2", "avx512", "avx512_bf16"]
 LogLevel = Literal["info"]
 Phase = Literal[
-    "route",
-    "dispatch",
-    "gate_up",
-    "down",
-    "combine",
-    "projection",
-    "attention",
-    "norm",
-    "embedding",
-    "loss",
+    "route", "dispatch", "gate_up", "down", "combine", "projection", "attention", "norm", "embedding", "loss",
     "optimizer",
 ]
 DType = Literal[
-    "f32",
-    "bf16",
-    "f16",
-    "f64",
-    "i64",
-    "i32",
-    "i16",
-    "i8",
-    "u64",
-    "u32",
-    "u16",
-    "u8",
-    "bool",
-    "f8_e4m3",
-    "f8_e5m2",
-    "f8_e8m0",
-    "other",
-    "f4",
-    "f6_e2m3",
-    "f6_e3m2",
-    "c64",
-    "f8_e4m3fnuz",
-    "f8_e5m2fnuz",
+    "f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool", "f8_e4m3",
+    "f8_e5m2", "f8_e8m0", "other", "f4", "f6_e2m3", "f6_e3m2", "c64", "f8_e4m3fnuz", "f8_e5m2fnuz",
 ]
 RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"]
 Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external", "relu"]
@@ -64,45 +29,17 @@ RouterNorm = Literal["none", "rms", "rms_weight"]
 RouterDropout = Literal["input", "logits"]
 DynamicK = Literal["none", "top_p", "threshold", "complexity"]
 Capacity = Literal[
-    "none",
-    "constant",
-    "megatron",
-    "deepspeed",
-    "megablocks",
-    "tutel",
-    "fastmoe",
-    "lucidrains",
-    "nllb",
-    "flaxformer",
-    "classic",
-    "classic_total",
+    "none", "constant", "megatron", "deepspeed", "megablocks", "tutel", "fastmoe", "lucidrains", "nllb",
+    "flaxformer", "classic", "classic_total",
 ]
 Drop = Literal["position", "choice_position", "probability", "batch_prioritized", "random"]
 Overflow = Literal["drop", "next_best"]
 Renormalize = Literal["before", "after"]
 SharedGate = Literal["plain", "sigmoid", "residual"]
 Loss = Literal[
-    "balance",
-    "balance_count",
-    "transformers",
-    "switch",
-    "switch_sequence",
-    "gshard",
-    "deepspeed",
-    "megatron",
-    "megatron_sequence",
-    "megatron_global",
-    "variance",
-    "importance",
-    "load",
-    "shazeer",
-    "tutel_gshard",
-    "tutel_importance_load",
-    "z",
-    "z_switch",
-    "balance_positive",
-    "l1",
-    "l1_balanced",
+    "balance", "balance_count", "transformers", "switch", "switch_sequence", "gshard", "deepspeed",
+    "megatron", "megatron_sequence", "megatron_global", "variance", "importance", "load", "shazeer",
+    "tutel_gshard", "tutel_importance_load", "z", "z_switch", "balance_positive", "l1", "l1_balanced",
 ]
 Score = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
 Normalize = Literal["sum", "none", "norm1", "norm2", "normp"]
@@ -116,36 +53,10 @@ Prepared = Literal["none", "f32", "bf16"]
 TapePolicy = Literal["auto", "full", "lean"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]
 Layout = Literal[
-    "libmoe",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "deepseek",
-    "gpt_oss",
-    "gpt_oss_mxfp4",
-    "llama4",
-    "granite_moe",
-    "dbrx",
-    "switch_encoder",
-    "switch_decoder",
-    "transformers_5",
-    "llama4_text",
-    "jetmoe",
-    "minimax_m2",
-    "ernie4_5",
-    "longcat_flash",
-    "jamba",
-    "hunyuan",
-    "nemotron_h",
-    "lfm2_moe",
-    "afmoe",
-    "deepseek_v4",
-    "nllb_encoder",
-    "nllb_decoder",
-    "qwen3_vl_moe",
-    "qwen3_5_moe",
-    "gemma4",
+    "libmoe", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek", "gpt_oss", "gpt_oss_mxfp4", "llama4",
+    "granite_moe", "dbrx", "switch_encoder", "switch_decoder", "transformers_5", "llama4_text", "jetmoe",
+    "minimax_m2", "ernie4_5", "longcat_flash", "jamba", "hunyuan", "nemotron_h", "lfm2_moe", "afmoe",
+    "deepseek_v4", "nllb_encoder", "nllb_decoder", "qwen3_vl_moe", "qwen3_5_moe", "gemma4",
 ]
 ExpertPart = Literal["gate", "up", "down", "gate_bias", "up_bias", "down_bias", "constant"]
 Norm = Literal["layer", "rms"]

@@ -32,70 +32,26 @@ NO_LAYER_NUMBER = -1
 
 # Enums: the constant in C is the prefix and the word, MOE_MATMUL_AUTO.
 STATUS = {
-    "ok": 0,
-    "error_invalid_argument": 1,
-    "error_out_of_memory": 2,
-    "error_bad_state": 3,
-    "error_not_finite": 4,
-    "error_cancelled": 5,
-    "error_io": 6,
+    "ok": 0, "error_invalid_argument": 1, "error_out_of_memory": 2, "error_bad_state": 3,
+    "error_not_finite": 4, "error_cancelled": 5, "error_io": 6,
 }
 MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 LOG_LEVEL = {"info": 0}
 PHASE = {
-    "route": 0,
-    "dispatch": 1,
-    "gate_up": 2,
-    "down": 3,
-    "combine": 4,
-    "projection": 5,
-    "attention": 6,
-    "norm": 7,
-    "embedding": 8,
-    "loss": 9,
-    "optimizer": 10,
+    "route": 0, "dispatch": 1, "gate_up": 2, "down": 3, "combine": 4, "projection": 5, "attention": 6,
+    "norm": 7, "embedding": 8, "loss": 9, "optimizer": 10,
 }
 DTYPE = {
-    "f32": 0,
-    "bf16": 1,
-    "f16": 2,
-    "f64": 3,
-    "i64": 4,
-    "i32": 5,
-    "i16": 6,
-    "i8": 7,
-    "u64": 8,
-    "u32": 9,
-    "u16": 10,
-    "u8": 11,
-    "bool": 12,
-    "f8_e4m3": 13,
-    "f8_e5m2": 14,
-    "f8_e8m0": 15,
-    "other": 16,
-    "f4": 17,
-    "f6_e2m3": 18,
-    "f6_e3m2": 19,
-    "c64": 20,
-    "f8_e4m3fnuz": 21,
-    "f8_e5m2fnuz": 22,
+    "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
+    "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16, "f4": 17,
+    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22,
 }
 ROUTER_WEIGHTS = {
-    "scores": 0,
-    "topk_softmax": 1,
-    "topk_sigmoid": 2,
-    "equal": 3,
-    "sparsemixer": 4,
-    "group_softmax": 5,
+    "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
 }
 ROUTER = {
-    "token_choice": 0,
-    "expert_choice": 1,
-    "hierarchical": 2,
-    "hash": 3,
-    "sinkhorn": 4,
-    "external": 5,
+    "token_choice": 0, "expert_choice": 1, "hierarchical": 2, "hash": 3, "sinkhorn": 4, "external": 5,
     "relu": 6,
 }
 NOISE = {"none": 0, "gaussian": 1, "learned": 2}
@@ -103,45 +59,18 @@ ROUTER_NORM = {"none": 0, "rms": 1, "rms_weight": 2}
 ROUTER_DROPOUT = {"input": 0, "logits": 1}
 DYNAMIC_K = {"none": 0, "top_p": 1, "threshold": 2, "complexity": 3}
 CAPACITY = {
-    "none": 0,
-    "constant": 1,
-    "megatron": 2,
-    "deepspeed": 3,
-    "megablocks": 4,
-    "tutel": 5,
-    "fastmoe": 6,
-    "lucidrains": 7,
-    "nllb": 8,
-    "flaxformer": 9,
-    "classic": 10,
-    "classic_total": 11,
+    "none": 0, "constant": 1, "megatron": 2, "deepspeed": 3, "megablocks": 4, "tutel": 5, "fastmoe": 6,
+    "lucidrains": 7, "nllb": 8, "flaxformer": 9, "classic": 10, "classic_total": 11,
 }
 DROP = {"position": 0, "choice_position": 1, "probability": 2, "batch_prioritized": 3, "random": 4}
 OVERFLOW = {"drop": 0, "next_best": 1}
 RENORMALIZE = {"before": 0, "after": 1}
 SHARED_GATE = {"plain": 0, "sigmoid": 1, "residual": 2}
 LOSS = {
-    "balance": 0,
-    "balance_count": 1,
-    "transformers": 2,
-    "switch": 3,
-    "switch_sequence": 4,
-    "gshard": 5,
-    "deepspeed": 6,
-    "megatron": 7,
-    "megatron_sequence": 8,
-    "megatron_global": 9,
-    "variance": 10,
-    "importance": 11,
-    "load": 12,
-    "shazeer": 13,
-    "tutel_gshard": 14,
-    "tutel_importance_load": 15,
-    "z": 16,
-    "z_switch": 17,
-    "balance_positive": 18,
-    "l1": 19,
-    "l1_balanced": 20,
+    "balance": 0, "balance_count": 1, "transformers": 2, "switch": 3, "switch_sequence": 4, "gshard": 5,
+    "deepspeed": 6, "megatron": 7, "megatron_sequence": 8, "megatron_global": 9, "variance": 10,
+    "importance": 11, "load": 12, "shazeer": 13, "tutel_gshard": 14, "tutel_importance_load": 15, "z": 16,
+    "z_switch": 17, "balance_positive": 18, "l1": 19, "l1_balanced": 20,
 }
 SCORE = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
 NORMALIZE = {"sum": 0, "none": 1, "norm1": 2, "norm2": 3, "normp": 4}
@@ -155,35 +84,11 @@ PREPARED = {"none": 0, "f32": 1, "bf16": 2}
 TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
 SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
 LAYOUT = {
-    "libmoe": 0,
-    "mixtral": 1,
-    "qwen2_moe": 2,
-    "qwen3_moe": 3,
-    "olmoe": 4,
-    "deepseek": 5,
-    "gpt_oss": 6,
-    "gpt_oss_mxfp4": 7,
-    "llama4": 8,
-    "granite_moe": 9,
-    "dbrx": 10,
-    "switch_encoder": 11,
-    "switch_decoder": 12,
-    "transformers_5": 13,
-    "llama4_text": 14,
-    "jetmoe": 15,
-    "minimax_m2": 16,
-    "ernie4_5": 17,
-    "longcat_flash": 18,
-    "jamba": 19,
-    "hunyuan": 20,
-    "nemotron_h": 21,
-    "lfm2_moe": 22,
-    "afmoe": 23,
-    "deepseek_v4": 24,
-    "nllb_encoder": 25,
-    "nllb_decoder": 26,
-    "qwen3_vl_moe": 27,
-    "qwen3_5_moe": 28,
+    "libmoe": 0, "mixtral": 1, "qwen2_moe": 2, "qwen3_moe": 3, "olmoe": 4, "deepseek": 5, "gpt_oss": 6,
+    "gpt_oss_mxfp4": 7, "llama4": 8, "granite_moe": 9, "dbrx": 10, "switch_encoder": 11, "switch_decoder": 12,
+    "transformers_5": 13, "llama4_text": 14, "jetmoe": 15, "minimax_m2": 16, "ernie4_5": 17,
+    "longcat_flash": 18, "jamba": 19, "hunyuan": 20, "nemotron_h": 21, "lfm2_moe": 22, "afmoe": 23,
+    "deepseek_v4": 24, "nllb_encoder": 25, "nllb_decoder": 26, "qwen3_vl_moe": 27, "qwen3_5_moe": 28,
     "gemma4": 29,
 }
 EXPERT_PART = {"gate": 0, "up": 1, "down": 2, "gate_bias": 3, "up_bias": 4, "down_bias": 5, "constant": 6}
@@ -192,7 +97,6 @@ NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
 QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
-
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -476,20 +380,10 @@ class moe_layer_config(Sized):
     _sums_ = {
         "unallocated": UNALLOCATED,
     }
-    _flags_ = frozenset(
-        {
-            "inference_only",
-            "output_bias",
-            "weight_on_input",
-            "expert_scale",
-            "selection_bias",
-            "random_second",
-            "jitter_experts",
-            "router_batch_norm",
-            "capacity_per_sequence",
-            "adaptive_capacity",
-        }
-    )
+    _flags_ = frozenset({
+        "inference_only", "output_bias", "weight_on_input", "expert_scale", "selection_bias", "random_second",
+        "jitter_experts", "router_batch_norm", "capacity_per_sequence", "adaptive_capacity",
+    })
 
 
 class moe_forward_options(Sized):
@@ -631,11 +525,7 @@ class moe_adamw_config(Sized):
         ("seed", c_uint64),
     ]
     _defaults_ = {
-        "learning_rate": 0.001,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-08,
-        "weight_decay": 0.01,
+        "learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
     }
     _words_ = {
         "state_dtype": {"f32": 0, "bf16": 1},
@@ -679,11 +569,7 @@ class moe_muon_config(Sized):
         ("seed", c_uint64),
     ]
     _defaults_ = {
-        "learning_rate": 0.001,
-        "momentum": 0.95,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "epsilon": 1e-08,
+        "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
         "weight_decay": 0.1,
     }
     _words_ = {
@@ -710,12 +596,8 @@ class moe_schedule(Sized):
         ("max_momentum", c_double),
     ]
     _defaults_ = {
-        "learning_rate": 0.001,
-        "pct_start": 0.3,
-        "div_factor": 25.0,
-        "final_div_factor": 10000.0,
-        "base_momentum": 0.85,
-        "max_momentum": 0.95,
+        "learning_rate": 0.001, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 10000.0,
+        "base_momentum": 0.85, "max_momentum": 0.95,
     }
     _words_ = {
         "kind": SCHEDULE_KIND,
@@ -1087,20 +969,10 @@ class moe_model_config(Sized):
         "dense_activation": ACTIVATION,
         "embedding_dtype": {"f32": 0, "bf16": 1},
     }
-    _flags_ = frozenset(
-        {
-            "final_norm",
-            "causal",
-            "qkv_bias",
-            "output_bias",
-            "tied_output",
-            "dense_no_bias",
-            "inference_only",
-            "sinks",
-            "attention_gate",
-            "logit_bias",
-        }
-    )
+    _flags_ = frozenset({
+        "final_norm", "causal", "qkv_bias", "output_bias", "tied_output", "dense_no_bias", "inference_only",
+        "sinks", "attention_gate", "logit_bias",
+    })
 
 
 class moe_model_input(Sized):
@@ -1303,26 +1175,14 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_profile_start": (Status, [POINTER(moe_context), c_int64]),
     "moe_profile_stop": (Status, [POINTER(moe_context)]),
     "moe_profile_phase": (Status, [POINTER(moe_context), c_int32, c_int32, POINTER(moe_phase_time)]),
-    "moe_profile_events": (
-        Status,
-        [
-            POINTER(moe_context),
-            c_int64,
-            POINTER(moe_profile_event),
-            c_int64,
-            c_void_p,
-        ],
-    ),
+    "moe_profile_events": (Status, [
+        POINTER(moe_context), c_int64, POINTER(moe_profile_event), c_int64, c_void_p,
+    ]),
     "moe_tensor_init": (None, [POINTER(moe_tensor), c_size_t]),
     "moe_layer_config_init": (None, [POINTER(moe_layer_config), c_size_t]),
-    "moe_layer_create": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_layer_config),
-            POINTER(POINTER(moe_layer)),
-        ],
-    ),
+    "moe_layer_create": (Status, [
+        POINTER(moe_context), POINTER(moe_layer_config), POINTER(POINTER(moe_layer)),
+    ]),
     "moe_layer_free": (None, [POINTER(moe_layer)]),
     "moe_layer_initialize": (Status, [POINTER(moe_layer)]),
     "moe_layer_parameter_count": (Status, [POINTER(moe_layer), c_void_p]),
@@ -1373,56 +1233,23 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_forward_options_init": (None, [POINTER(moe_forward_options), c_size_t]),
     "moe_report_init": (None, [POINTER(moe_report), c_size_t]),
     "moe_plan_init": (None, [POINTER(moe_plan), c_size_t]),
-    "moe_layer_plan": (
-        Status,
-        [
-            POINTER(moe_layer),
-            c_int64,
-            POINTER(moe_forward_options),
-            c_int32,
-            POINTER(moe_plan),
-        ],
-    ),
+    "moe_layer_plan": (Status, [
+        POINTER(moe_layer), c_int64, POINTER(moe_forward_options), c_int32, POINTER(moe_plan),
+    ]),
     "moe_plan_describe": (Status, [POINTER(moe_plan), c_char_p, c_size_t, c_void_p]),
-    "moe_layer_forward": (
-        Status,
-        [
-            POINTER(moe_layer),
-            c_void_p,
-            c_int64,
-            POINTER(moe_forward_options),
-            c_void_p,
-            POINTER(moe_tape),
-            POINTER(moe_report),
-        ],
-    ),
+    "moe_layer_forward": (Status, [
+        POINTER(moe_layer), c_void_p, c_int64, POINTER(moe_forward_options), c_void_p, POINTER(moe_tape),
+        POINTER(moe_report),
+    ]),
     "moe_backward_options_init": (None, [POINTER(moe_backward_options), c_size_t]),
-    "moe_layer_backward": (
-        Status,
-        [
-            POINTER(moe_layer),
-            POINTER(moe_tape),
-            c_void_p,
-            c_void_p,
-            c_float,
-            c_void_p,
-            POINTER(moe_backward_options),
-        ],
-    ),
+    "moe_layer_backward": (Status, [
+        POINTER(moe_layer), POINTER(moe_tape), c_void_p, c_void_p, c_float, c_void_p,
+        POINTER(moe_backward_options),
+    ]),
     "moe_pooled_balance_loss": (Status, [c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
-    "moe_pooled_sequence_loss": (
-        Status,
-        [
-            c_int64,
-            c_int64,
-            c_int64,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_pooled_sequence_loss": (Status, [
+        c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
     "moe_statistics_create": (Status, [POINTER(moe_context), c_int64, POINTER(POINTER(moe_statistics))]),
     "moe_statistics_free": (None, [POINTER(moe_statistics)]),
     "moe_statistics_add": (Status, [POINTER(moe_statistics), POINTER(moe_report)]),
@@ -1431,50 +1258,25 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_adamw_config_init": (None, [POINTER(moe_adamw_config), c_size_t]),
     "moe_sgd_config_init": (None, [POINTER(moe_sgd_config), c_size_t]),
     "moe_muon_config_init": (None, [POINTER(moe_muon_config), c_size_t]),
-    "moe_adamw_create": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_adamw_config),
-            POINTER(moe_tensor),
-            c_int64,
-            POINTER(POINTER(moe_optimizer)),
-        ],
-    ),
-    "moe_sgd_create": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_sgd_config),
-            POINTER(moe_tensor),
-            c_int64,
-            POINTER(POINTER(moe_optimizer)),
-        ],
-    ),
-    "moe_muon_create": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_muon_config),
-            POINTER(moe_tensor),
-            c_int64,
-            POINTER(POINTER(moe_optimizer)),
-        ],
-    ),
+    "moe_adamw_create": (Status, [
+        POINTER(moe_context), POINTER(moe_adamw_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_sgd_create": (Status, [
+        POINTER(moe_context), POINTER(moe_sgd_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
+    "moe_muon_create": (Status, [
+        POINTER(moe_context), POINTER(moe_muon_config), POINTER(moe_tensor), c_int64,
+        POINTER(POINTER(moe_optimizer)),
+    ]),
     "moe_optimizer_free": (None, [POINTER(moe_optimizer)]),
     "moe_optimizer_state_size": (Status, [POINTER(moe_optimizer), c_void_p]),
     "moe_optimizer_bind_state": (Status, [POINTER(moe_optimizer), c_void_p, c_size_t]),
     "moe_optimizer_step": (Status, [POINTER(moe_optimizer), POINTER(moe_tensor), c_int64]),
-    "moe_optimizer_step_clipped": (
-        Status,
-        [
-            POINTER(moe_optimizer),
-            POINTER(moe_tensor),
-            c_int64,
-            c_double,
-            c_void_p,
-        ],
-    ),
+    "moe_optimizer_step_clipped": (Status, [
+        POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, c_double, c_void_p,
+    ]),
     "moe_optimizer_set_learning_rate": (Status, [POINTER(moe_optimizer), c_double]),
     "moe_optimizer_set_momentum": (Status, [POINTER(moe_optimizer), c_double]),
     "moe_schedule_init": (None, [POINTER(moe_schedule), c_size_t]),
@@ -1484,16 +1286,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_clip_grad_norm": (Status, [POINTER(moe_context), POINTER(moe_tensor), c_int64, c_double, c_void_p]),
     "moe_clip_state_init": (None, [POINTER(moe_clip_state), c_size_t]),
     "moe_adaptive_clip": (Status, [POINTER(moe_clip_state), c_double, c_void_p]),
-    "moe_optimizer_step_adaptive": (
-        Status,
-        [
-            POINTER(moe_optimizer),
-            POINTER(moe_tensor),
-            c_int64,
-            POINTER(moe_clip_state),
-            c_void_p,
-        ],
-    ),
+    "moe_optimizer_step_adaptive": (Status, [
+        POINTER(moe_optimizer), POINTER(moe_tensor), c_int64, POINTER(moe_clip_state), c_void_p,
+    ]),
     "moe_stored_tensor_init": (None, [POINTER(moe_stored_tensor), c_size_t]),
     "moe_checkpoint_open": (Status, [POINTER(moe_context), c_char_p, POINTER(POINTER(moe_checkpoint))]),
     "moe_checkpoint_free": (None, [POINTER(moe_checkpoint)]),
@@ -1502,29 +1297,15 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_checkpoint_find_tensor": (Status, [POINTER(moe_checkpoint), c_char_p, c_void_p]),
     "moe_checkpoint_read_tensor": (Status, [POINTER(moe_checkpoint), c_int64, c_int32, c_void_p, c_size_t]),
     "moe_checkpoint_write": (Status, [POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64]),
-    "moe_checkpoint_write_sharded": (
-        Status,
-        [
-            POINTER(moe_context),
-            c_char_p,
-            POINTER(moe_stored_tensor),
-            c_int64,
-            c_size_t,
-        ],
-    ),
+    "moe_checkpoint_write_sharded": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_stored_tensor), c_int64, c_size_t,
+    ]),
     "moe_layer_load": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64]),
     "moe_layer_load_prefix": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p]),
     "moe_layer_offload": (Status, [POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_int64, c_size_t]),
-    "moe_layer_offload_prefix": (
-        Status,
-        [
-            POINTER(moe_layer),
-            POINTER(moe_checkpoint),
-            c_int32,
-            c_char_p,
-            c_size_t,
-        ],
-    ),
+    "moe_layer_offload_prefix": (Status, [
+        POINTER(moe_layer), POINTER(moe_checkpoint), c_int32, c_char_p, c_size_t,
+    ]),
     "moe_offload_statistics_init": (None, [POINTER(moe_offload_statistics), c_size_t]),
     "moe_layer_offload_statistics": (Status, [POINTER(moe_layer), POINTER(moe_offload_statistics)]),
     "moe_layer_save": (Status, [POINTER(moe_layer), c_char_p, c_int32, c_int64, c_int32]),
@@ -1540,198 +1321,70 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
     "moe_experts_config_init": (None, [POINTER(moe_experts_config), c_size_t]),
     "moe_experts_call_init": (None, [POINTER(moe_experts_call), c_size_t]),
-    "moe_experts_plan": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_experts_config),
-            POINTER(moe_experts_call),
-            POINTER(moe_expert_tensor),
-            c_int64,
-            POINTER(moe_expert_tensor),
-            c_int64,
-            c_int32,
-            POINTER(moe_plan),
-        ],
-    ),
-    "moe_experts_forward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_experts_config),
-            POINTER(moe_experts_call),
-            POINTER(moe_expert_tensor),
-            c_int64,
-            POINTER(moe_experts_prepared),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_size_t,
-            c_void_p,
-        ],
-    ),
-    "moe_experts_backward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_experts_config),
-            POINTER(moe_experts_call),
-            POINTER(moe_expert_tensor),
-            c_int64,
-            c_void_p,
-            c_size_t,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            POINTER(moe_expert_tensor),
-            c_int64,
-            c_int32,
-        ],
-    ),
-    "moe_experts_prepare": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_experts_config),
-            POINTER(moe_expert_tensor),
-            c_int64,
-            c_int32,
-            POINTER(POINTER(moe_experts_prepared)),
-        ],
-    ),
+    "moe_experts_plan": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, POINTER(moe_expert_tensor), c_int64, c_int32, POINTER(moe_plan),
+    ]),
+    "moe_experts_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p,
+        c_size_t, c_void_p,
+    ]),
+    "moe_experts_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
+        POINTER(moe_expert_tensor), c_int64, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_expert_tensor), c_int64, c_int32,
+    ]),
+    "moe_experts_prepare": (Status, [
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_expert_tensor), c_int64, c_int32,
+        POINTER(POINTER(moe_experts_prepared)),
+    ]),
     "moe_experts_prepared_size": (Status, [POINTER(moe_experts_prepared), c_void_p]),
     "moe_experts_prepared_free": (None, [POINTER(moe_experts_prepared)]),
     "moe_norm_config_init": (None, [POINTER(moe_norm_config), c_size_t]),
-    "moe_norm_forward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_norm_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
-    "moe_norm_backward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_norm_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_norm_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_norm_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_norm_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_norm_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p,
+    ]),
     "moe_linear_config_init": (None, [POINTER(moe_linear_config), c_size_t]),
-    "moe_linear_forward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_linear_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
-    "moe_linear_backward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_linear_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_linear_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_linear_config), c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_linear_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_linear_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p,
+    ]),
     "moe_rotary_config_init": (None, [POINTER(moe_rotary_config), c_size_t]),
     "moe_rotate": (Status, [POINTER(moe_context), POINTER(moe_rotary_config), c_void_p]),
     "moe_attention_config_init": (None, [POINTER(moe_attention_config), c_size_t]),
-    "moe_attention_forward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_attention_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_attention_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
     "moe_attention_gradients_init": (None, [POINTER(moe_attention_gradients), c_size_t]),
-    "moe_attention_backward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_attention_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            POINTER(moe_attention_gradients),
-        ],
-    ),
+    "moe_attention_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_attention_config), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+        POINTER(moe_attention_gradients),
+    ]),
     "moe_embedding_config_init": (None, [POINTER(moe_embedding_config), c_size_t]),
-    "moe_embedding_forward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_embedding_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
-    "moe_embedding_backward": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_embedding_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_embedding_forward": (Status, [
+        POINTER(moe_context), POINTER(moe_embedding_config), c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
+    "moe_embedding_backward": (Status, [
+        POINTER(moe_context), POINTER(moe_embedding_config), c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
     "moe_cross_entropy_config_init": (None, [POINTER(moe_cross_entropy_config), c_size_t]),
-    "moe_cross_entropy": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_cross_entropy_config),
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_cross_entropy": (Status, [
+        POINTER(moe_context), POINTER(moe_cross_entropy_config), c_void_p, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p,
+    ]),
     "moe_model_config_init": (None, [POINTER(moe_model_config), c_size_t]),
     "moe_encoder_layer_config_init": (None, [POINTER(moe_model_config), c_size_t]),
-    "moe_model_create": (
-        Status,
-        [
-            POINTER(moe_context),
-            POINTER(moe_model_config),
-            POINTER(POINTER(moe_model)),
-        ],
-    ),
+    "moe_model_create": (Status, [
+        POINTER(moe_context), POINTER(moe_model_config), POINTER(POINTER(moe_model)),
+    ]),
     "moe_model_free": (None, [POINTER(moe_model)]),
     "moe_model_configuration": (Status, [POINTER(moe_model), POINTER(moe_model_config)]),
     "moe_model_parameter_count": (Status, [POINTER(moe_model), c_void_p]),
@@ -1745,89 +1398,40 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_input_init": (None, [POINTER(moe_model_input), c_size_t]),
     "moe_model_report_init": (None, [POINTER(moe_model_report), c_size_t]),
     "moe_model_plan_init": (None, [POINTER(moe_model_plan), c_size_t]),
-    "moe_model_plan_memory": (
-        Status,
-        [
-            POINTER(moe_model),
-            POINTER(moe_model_input),
-            c_int32,
-            POINTER(moe_model_plan),
-        ],
-    ),
-    "moe_model_forward": (
-        Status,
-        [
-            POINTER(moe_model),
-            POINTER(moe_model_input),
-            c_void_p,
-            c_void_p,
-            POINTER(moe_model_tape),
-            POINTER(moe_model_report),
-        ],
-    ),
-    "moe_model_backward": (
-        Status,
-        [
-            POINTER(moe_model),
-            POINTER(moe_model_tape),
-            POINTER(moe_model_input),
-            c_double,
-            c_void_p,
-            c_void_p,
-        ],
-    ),
+    "moe_model_plan_memory": (Status, [
+        POINTER(moe_model), POINTER(moe_model_input), c_int32, POINTER(moe_model_plan),
+    ]),
+    "moe_model_forward": (Status, [
+        POINTER(moe_model), POINTER(moe_model_input), c_void_p, c_void_p, POINTER(moe_model_tape),
+        POINTER(moe_model_report),
+    ]),
+    "moe_model_backward": (Status, [
+        POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
+    ]),
     "moe_cache_create": (Status, [POINTER(moe_model), c_int64, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_cache_free": (None, [POINTER(moe_cache)]),
     "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
     "moe_model_read": (Status, [POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, c_void_p]),
     "moe_read_options_init": (None, [POINTER(moe_read_options), c_size_t]),
-    "moe_model_read_with": (
-        Status,
-        [
-            POINTER(moe_model),
-            POINTER(moe_cache),
-            c_void_p,
-            c_int64,
-            POINTER(moe_read_options),
-            c_void_p,
-        ],
-    ),
+    "moe_model_read_with": (Status, [
+        POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, POINTER(moe_read_options), c_void_p,
+    ]),
     "moe_sampling_init": (None, [POINTER(moe_sampling), c_size_t]),
-    "moe_sample": (
-        Status,
-        [
-            POINTER(moe_context),
-            c_void_p,
-            c_int64,
-            POINTER(moe_sampling),
-            c_uint64,
-            c_void_p,
-        ],
-    ),
+    "moe_sample": (Status, [
+        POINTER(moe_context), c_void_p, c_int64, POINTER(moe_sampling), c_uint64, c_void_p,
+    ]),
     "moe_pretrained_options_init": (None, [POINTER(moe_pretrained_options), c_size_t]),
-    "moe_pretrained_open": (
-        Status,
-        [
-            POINTER(moe_context),
-            c_char_p,
-            POINTER(moe_pretrained_options),
-            POINTER(POINTER(moe_pretrained)),
-        ],
-    ),
+    "moe_pretrained_open": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_pretrained)),
+    ]),
     "moe_pretrained_free": (None, [POINTER(moe_pretrained)]),
     "moe_pretrained_config": (Status, [POINTER(moe_pretrained), POINTER(moe_model_config)]),
     "moe_pretrained_info_init": (None, [POINTER(moe_pretrained_info), c_size_t]),
     "moe_pretrained_describe": (Status, [POINTER(moe_pretrained), POINTER(moe_pretrained_info)]),
     "moe_pretrained_load": (Status, [POINTER(moe_pretrained), POINTER(moe_model)]),
-    "moe_model_load": (
-        Status,
-        [
-            POINTER(moe_context),
-            c_char_p,
-            POINTER(moe_pretrained_options),
-            POINTER(POINTER(moe_model)),
-        ],
-    ),
+    "moe_model_load": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_model)),
+    ]),
     "moe_save_options_init": (None, [POINTER(moe_save_options), c_size_t]),
     "moe_model_save": (Status, [POINTER(moe_model), c_char_p, POINTER(moe_save_options)]),
     "moe_pretrained_family": (c_char_p, [c_int64]),
