@@ -78,11 +78,15 @@ def all_functions(folder: Path) -> list[Function]:
         abi.moe_model_layer_config(rotary=1, window=2),
         abi.moe_model_layer_config(dense=1, rotary=-1, chunk=2, dense_intermediate_size=5),
     )
-    of_many_kinds = abi.moe_model_config(
-        hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, causal=1, moe=ctypes.pointer(experts),
-        rotary_tables=tables, n_rotary_tables=2, layers=layers, temperature_scale=0.5, temperature_floor=2.0,
-        sinks=1, attention_gate=1, logit_bias=1, embedding_dtype=1, qk_norm=2, logit_softcap=3.0,
-    )  # fmt: skip
+
+    def of_many_kinds() -> Any:
+        moe = abi.moe_layer_config(intermediate_size=4, n_experts=3, top_k=2)
+        return abi.moe_model_config(
+            hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, causal=1, moe=ctypes.pointer(moe),
+            rotary_tables=tables, n_rotary_tables=2, layers=layers, temperature_scale=0.5, temperature_floor=2.0,
+            sinks=1, attention_gate=1, logit_bias=1, embedding_dtype=1, qk_norm=2, logit_softcap=3.0,
+        )  # fmt: skip
+
     model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
     model_handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
     tape = create("moe_model_tape_create", abi.moe_model_tape, model_handle)
@@ -315,7 +319,7 @@ def all_functions(folder: Path) -> list[Function]:
             ],
         ),  # fmt: skip
         Function("moe_model_create", lambda: [context, config, room()]),
-        Function("moe_model_create", lambda: [context, of_many_kinds, room()]),
+        Function("moe_model_create", lambda: [context, of_many_kinds(), room()]),
         Function("moe_model_configuration", lambda: [model, abi.moe_model_config()]),
         Function("moe_model_parameter_count", lambda: [model, room()]),
         Function("moe_model_parameter", lambda: [model, 1, abi.moe_tensor()]),

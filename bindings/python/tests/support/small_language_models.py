@@ -125,7 +125,7 @@ CASES: dict[str, dict[str, Any]] = {
         "n_kv_heads": 2,
         "value_head_size": 7,
         "attention_gate": True,
-        "qk_norm": "head",
+        "qk_norm": "whole",
     },
     "learned positions": {
         **LANGUAGE,
