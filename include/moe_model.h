@@ -394,6 +394,9 @@ typedef struct moe_model_config {
   int64_t value_head_size; /**< of the values, 0 to 2^31 - 1; 0 = D */
   int64_t latent_rank;     /**< 0 to 2^31 - 1; above 0: multi-head latent attention [MLA 2024], see moe_model_parameter_count: keys and
                                 values of a token come from so many numbers, and the cache holds these and the rotated part alone.
+                                Calls with a tape or in training compute over keys and values of every head; calls of a causal
+                                model with a vocabulary without either, and moe_model_read, over the latents: the same to rounding
+                                (docs/numerics.md).
                                 n_kv_heads is 0 or n_heads, rotary_size of the tables is the rotated part of D */
   int64_t query_rank;      /**< 0 to 2^31 - 1, with latent_rank: queries come from so many numbers; 0 = from the hidden state */
   int32_t sinks;           /**< 1: attention.sinks [heads], see moe_attention_config */
@@ -401,12 +404,14 @@ typedef struct moe_model_config {
                                 keys and values (Qwen3.5) */
   int32_t logit_bias;      /**< 1: output.bias [V] (PhiMoE), also where the output is tied (ERNIE-4.5) */
   int32_t embedding_dtype; /**< MOE_DTYPE_F32 or BF16, of embed.weight, and of the output where it is tied */
+  double latent_norm_epsilon; /**< 0 = norm_epsilon; else as in moe_norm_config: of q_a_norm and kv_a_norm, with latent_rank (DeepSeek's
+                                   code has 1e-6 there, whatever its other norms have) */
 } moe_model_config;
 
 #define MOE_MODEL_CONFIG_INIT \
   { \
     sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0, 0, \
-    NULL, 0, 0.0, 0.0, 0, NULL, 0, NULL, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0 \
+    NULL, 0, 0.0, 0.0, 0, NULL, 0, NULL, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0.0 \
   }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
@@ -568,7 +573,8 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
  * Generation
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Keys and values of the tokens so far, of B sequences that grow together.  Padding takes room, but has no keys. */
+/** Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come from), of B sequences
+ *  that grow together.  Padding takes room, but has no keys. */
 typedef struct moe_cache moe_cache;
 /** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,
@@ -580,8 +586,8 @@ MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length
 
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
- *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
- *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward without a tape over the whole sequence, bit for bit
+ *                with MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
  *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
  *          CANCELLED; on an error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,

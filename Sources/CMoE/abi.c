@@ -435,7 +435,7 @@ _Static_assert(offsetof(moe_model_layer_config, window) == 8, "moe_model_layer_c
 _Static_assert(offsetof(moe_model_layer_config, chunk) == 16, "moe_model_layer_config.chunk");
 _Static_assert(offsetof(moe_model_layer_config, dense_intermediate_size) == 24, "moe_model_layer_config.dense_intermediate_size");
 
-_Static_assert(sizeof(moe_model_config) == 312, "moe_model_config");
+_Static_assert(sizeof(moe_model_config) == 320, "moe_model_config");
 _Static_assert(offsetof(moe_model_config, struct_size) == 0, "moe_model_config.struct_size");
 _Static_assert(offsetof(moe_model_config, hidden_size) == 8, "moe_model_config.hidden_size");
 _Static_assert(offsetof(moe_model_config, n_layers) == 16, "moe_model_config.n_layers");
@@ -485,6 +485,7 @@ _Static_assert(offsetof(moe_model_config, sinks) == 296, "moe_model_config.sinks
 _Static_assert(offsetof(moe_model_config, attention_gate) == 300, "moe_model_config.attention_gate");
 _Static_assert(offsetof(moe_model_config, logit_bias) == 304, "moe_model_config.logit_bias");
 _Static_assert(offsetof(moe_model_config, embedding_dtype) == 308, "moe_model_config.embedding_dtype");
+_Static_assert(offsetof(moe_model_config, latent_norm_epsilon) == 312, "moe_model_config.latent_norm_epsilon");
 
 _Static_assert(sizeof(moe_model_input) == 128, "moe_model_input");
 _Static_assert(offsetof(moe_model_input, struct_size) == 0, "moe_model_input.struct_size");

@@ -65,7 +65,8 @@ public struct AttentionForward {
       let (head, query) = (first / call.queries, first % call.queries)
       throw Fault(
         .notFinite,
-        "attention: a score of sequence \(head / call.heads), head \(head % call.heads), query \(query) is not finite")
+        "attention: a score of sequence \(head / call.heads), head \(call.firstHead + head % call.heads), query \(query) is not finite"
+      )
     }
   }
 }

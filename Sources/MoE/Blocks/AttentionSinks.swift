@@ -7,7 +7,7 @@ extension AttentionCall {
   func requireSinks() throws(Fault) {
     guard let sinks else { return }
     for head in 0..<heads where sinks[head].isNaN || sinks[head] == .infinity {
-      throw Fault(.notFinite, "attention: the sink of head \(head) is not finite")
+      throw Fault(.notFinite, "attention: the sink of head \(firstHead + head) is not finite")
     }
   }
 }

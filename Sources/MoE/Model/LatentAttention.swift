@@ -102,6 +102,8 @@ extension AttentionCall {
     takeLatent(work)
     // A cache has no padding, and no mask of the caller's.
     if cached != nil { (masks.mask, masks.added, masks.valid) = (nil, nil, nil) }
+    sinks = sinks.map { $0 + heads.lowerBound }
+    firstHead = heads.lowerBound
   }
 
   /// What does not depend on the form.

@@ -35,7 +35,8 @@ struct LatentAttentionBackward {
       dx: dOutput)
     attend = AttentionBackward(&second, AttentionCall(latent: work), in: work.context)
     gradients = AttentionGradients(
-      arrays.attention, logSums: arrays.logSums!, doutput: dOutput, dquery: dQuery, dkey: dKey, dvalue: dValue)
+      arrays.attention, logSums: arrays.logSums!, doutput: dOutput, dquery: dQuery, dkey: dKey, dvalue: dValue,
+      dsinks: work[.sinks]?.grad)
     arena.cover(first)
     arena.cover(second)
 

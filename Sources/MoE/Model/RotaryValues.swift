@@ -16,21 +16,19 @@ public struct RotaryValues {
     (frequencies, longFrequencies) = (nil, nil)
   }
 
-  /// R, even: the first R of a head's numbers turn.
-  public func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
-  /// Of cos and sin.
-  private var scale: Double { givenScale == 0 ? 1 : givenScale }
-  private var longScale: Double { givenLongScale == 0 ? 1 : givenLongScale }
-
   func angles(headSize: Int) -> RotaryAngles {
-    RotaryAngles(size: size(headSize: headSize), theta: theta, frequencies: frequencies, scale: scale)
+    RotaryAngles(
+      size: size(headSize: headSize), theta: theta, frequencies: frequencies, scale: givenScale == 0 ? 1 : givenScale)
   }
 
   /// nil where there is no long form.
   func longAngles(headSize: Int) -> RotaryAngles? {
     longFrequencies.map {
-      RotaryAngles(size: size(headSize: headSize), theta: theta, frequencies: $0, scale: longScale)
+      RotaryAngles(
+        size: size(headSize: headSize), theta: theta, frequencies: $0, scale: givenLongScale == 0 ? 1 : givenLongScale)
     }
   }
 
+  /// R, even: so many of a head's numbers turn.
+  public func size(headSize: Int) -> Int { givenSize == 0 ? headSize : givenSize }
 }

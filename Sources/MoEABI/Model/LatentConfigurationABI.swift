@@ -10,6 +10,9 @@ extension ModelConfiguration {
       if config.query_rank != 0 {
         throw .invalid("query_rank = \(Int(config.query_rank)), but latent_rank = 0: set it, or leave query_rank 0")
       }
+      if config.latent_norm_epsilon != 0 {
+        throw .invalid("latent_norm_epsilon = \(config.latent_norm_epsilon), but latent_rank = 0: there are no latents")
+      }
       return
     }
     if keyHeads != heads {
@@ -31,9 +34,10 @@ extension ModelConfiguration {
     if config.temperature_scale != 0 {
       throw .invalid("temperature_scale = \(config.temperature_scale), but latent_rank is not 0: set one of them to 0")
     }
+    if config.latent_norm_epsilon != 0 { try requireNormEpsilon(config.latent_norm_epsilon, "latent_norm_epsilon") }
     let own = LatentConfiguration(
       rank: Int(config.latent_rank), queryRank: config.query_rank == 0 ? nil : Int(config.query_rank),
-      rotary: try rotatedPart(), epsilon: epsilon)
+      rotary: try rotatedPart(), epsilon: config.latent_norm_epsilon == 0 ? epsilon : config.latent_norm_epsilon)
     try requireSizes(own)
     latent = own
   }

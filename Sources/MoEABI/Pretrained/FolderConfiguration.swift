@@ -90,11 +90,8 @@ struct FolderConfiguration {
     }
     model.head_size = Int64(own + turned)
     model.n_kv_heads = 0
-    if model.norm_epsilon != 1e-6 {
-      throw .invalid(
-        "config.json: rms_norm_eps = \(model.norm_epsilon) is not supported for model_type \(keys.family.name): its latent norms have 1e-6"
-      )
-    }
+    // As their classes have it, whatever rms_norm_eps is.
+    model.latent_norm_epsilon = 1e-6
   }
 
   private func requireSizes(_ keys: FolderKeys) throws(Fault) {

@@ -229,7 +229,7 @@ import Testing
       ("hidden_size", nil, "hidden_size"), ("hidden_size", "-8", "hidden_size"),
       ("hidden_size", "1e300", "hidden_size"),
       ("hidden_size", "8.5", "hidden_size"), ("hidden_size", "\"8\"", "hidden_size"),
-      ("hidden_size", "16", "dimension"),
+      ("hidden_size", "16", "numbers"),
       ("num_hidden_layers", "2147483647", "num_hidden_layers"), ("num_hidden_layers", "3", "numbers"),
       ("num_attention_heads", "0", "num_attention_heads"), ("num_key_value_heads", "7", "num_key_value_heads"),
       ("head_dim", "99999999", "head_dim"), ("vocab_size", "2000000000", "numbers"),

@@ -86,7 +86,10 @@ class Model(Pretrained, Batches, Tensors):
     value_head_size : int
         Width of the values' heads; 0: head_size.
     latent_rank, query_rank : int
-        Above 0: multi-head latent attention (arXiv:2405.04434), and queries of so many numbers.
+        Above 0: multi-head latent attention (arXiv:2405.04434), of latents of so many numbers, and queries of
+        so many.  The last ``rotary_size`` numbers of each head turn, the same in all of ``rotary_tables``.
+    latent_norm_epsilon : float
+        Of the norms of these; 0: norm_epsilon.  DeepSeek's models have 1e-6.
     embedding_scale, residual_scale, logit_scale : float
         What embedded tokens, what attention and ffn add to the residual, and logits are multiplied by; 0: 1.
     logit_softcap : float
@@ -166,6 +169,7 @@ class Model(Pretrained, Batches, Tensors):
         value_head_size: int = 0,
         latent_rank: int = 0,
         query_rank: int = 0,
+        latent_norm_epsilon: float = 0.0,
         embedding_scale: float = 0.0,
         residual_scale: float = 0.0,
         logit_scale: float = 0.0,

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from latent_models import CASES, LATENT, READING
 
 import libmoe
 from comparison import assert_all_close, assert_close
+from latent_models import CASES, DENSE, LATENT, READING
 from oracle.model import Model as Oracle
 from small_language_models import made
 
@@ -79,13 +79,14 @@ def test_against_float64(case: str, with_masks: bool) -> None:
         for block in truth.blocks:
             if block.ffn and block.ffn.is_moe:
                 assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
-        for tape in (False, True):
+        for tape in (None, True):
             output = model.forward(**call, tape=tape, hidden=True, logits=bool(model.vocabulary_size))
             assert output.hidden is not None
             assert_close("hidden", output.hidden, truth.hidden)
             assert_close("objective", output.objective, truth.objective)
             if output.logits is not None:
                 assert_close("logits", output.logits, truth.logits)
+        assert output.hidden is not None
         d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
         dinput = model.backward(output, 1.5, d_hidden)
         d, gradients = truth.backward(1.5, d_hidden)
@@ -101,7 +102,7 @@ def test_dropout() -> None:
     with libmoe.Context(n_threads=2) as context:
         model = made(arguments, context)
         truth = Oracle(arguments, model.state_dict(), **call)
-        for tape in (False, True):
+        for tape in (None, True):
             output = model.forward(**call, tape=tape)
             assert_close("objective", output.objective, truth.objective)
         model.backward(output)
@@ -143,7 +144,7 @@ def bits(arguments: dict[str, Any], call: dict[str, Any], *, tape: bool, **how: 
     with libmoe.Context(**how) as context:
         model = made(arguments, context)
         output = model.forward(
-            **call, tape=tape, hidden=True, training=tape, step=3, memory_limit=limit, logits=not tape
+            **call, tape=tape or None, hidden=True, training=tape, step=3, memory_limit=limit, logits=not tape
         )
         assert output.hidden is not None
         found = {"hidden": output.hidden.tobytes(), "objective": np.float64(output.objective).tobytes()}
@@ -193,7 +194,7 @@ def test_memory_is_what_was_promised(share: float, training: bool) -> None:
         least = int(str(refusal.value).split()[-1])
         call["memory_limit"] = int(least + share * (plan.total_bytes - least))
         plan = model.plan(4, 200, training=training, memory_limit=call["memory_limit"])
-        tape = model.tape() if training else False
+        tape = model.tape() if training else None
         before, _ = context.memory()
         output = model.forward(**call, training=training, tape=tape)
         if training:
@@ -293,7 +294,7 @@ def test_the_cache_holds_latents(case: str) -> None:
             cache = model.cache(2, length)
             after, _ = context.memory()
             cache.close()
-            return after - before
+            return int(after - before)
 
         rotary = (arguments["rotary_tables"] or [{"rotary_size": 0}])[0]["rotary_size"]
         numbers = arguments["latent_rank"] + rotary
@@ -325,7 +326,7 @@ def test_bfloat16() -> None:
             whole.parameters[name].data[...] = (
                 libmoe.from_bfloat16(parameter.data) if narrow else parameter.data
             )
-        for tape in (False, True):
+        for tape in (None, True):
             outputs = [model.forward(**call, tape=tape, logits=True) for model in (half, whole)]
             assert outputs[0].logits is not None and outputs[1].logits is not None
             assert_close("logits", outputs[0].logits, outputs[1].logits, 0.02)
@@ -337,10 +338,11 @@ def test_bfloat16() -> None:
 
 @pytest.mark.parametrize("matmul", ["openblas", "reference"])
 def test_other_products(matmul: Any) -> None:
-    call = call_of(LATENT, 2, 140)
+    arguments = {**LATENT, **DENSE}  # no choice that rounding could turn
+    call = call_of(arguments, 2, 140)
     with libmoe.Context(n_threads=2) as context, libmoe.Context(n_threads=2, matmul=matmul) as other:
-        models = [made(LATENT, each) for each in (context, other)]
-        for tape in (False, True):
+        models = [made(arguments, each) for each in (context, other)]
+        for tape in (None, True):
             ours, theirs = (model.forward(**call, tape=tape, logits=True) for model in models)
             assert ours.logits is not None and theirs.logits is not None
             assert_close("logits", theirs.logits, ours.logits)
@@ -356,9 +358,11 @@ def test_other_products(matmul: Any) -> None:
     ("changes", "text"),
     [
         ({"latent_rank": 0}, "query_rank = 10, but latent_rank = 0"),
+        ({"latent_rank": 0, "query_rank": 0, "latent_norm_epsilon": 1.0}, "latent_norm_epsilon = 1.0, but"),
+        ({"latent_norm_epsilon": -1.0}, "latent_norm_epsilon = -1.0"),
         ({"n_heads": 4, "n_kv_heads": 2, "head_size": 6}, "n_kv_heads = 2, but with latent_rank"),
         ({"n_kv_heads": 1}, "set 0 or n_heads = 3"),
-        ({"rotary_tables": None, "rope_theta": 1e4, "head_size": 6}, "rope_theta = 10000.0, but with latent"),
+        ({"rotary_tables": None, "rope_theta": 1e4, "head_size": 6}, "rope_theta = 10000, but with latent"),
         ({"qk_norm": True}, "qk_norm = 1, but with latent_rank"),
         ({"head_size": 4}, "is all of head_size = 4"),
         (
@@ -379,6 +383,7 @@ def test_a_score_that_is_not_finite_is_named_by_its_head() -> None:
     with libmoe.Context(n_threads=1) as context:
         model = made(LATENT, context)
         model.parameters["layers.1.attention.q_b.weight"].data[7 * 2] = np.nan
-        for tape in (True, False):
-            with pytest.raises(libmoe.NotFiniteError, match="layers.1: .*head 2, query 0"):
-                model.forward(**call_of(LATENT), tape=tape)
+        for tape in (True, None):
+            for s in (9, 600):  # all heads at once, or one after the other
+                with pytest.raises(libmoe.NotFiniteError, match="layers.1: .*head 2, query 0"):
+                    model.forward(**call_of(LATENT, 2, s), tape=tape)

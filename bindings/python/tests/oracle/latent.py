@@ -22,20 +22,21 @@ class LatentAttention:
         heads, d, self.rank = call.heads, call.head_size, call.a["latent_rank"]
         self.rotary = call.tables[0]["rotary_size"] if call.tables else 0
         self.plain = d - self.rotary
+        epsilon = call.a.get("latent_norm_epsilon") or call.epsilon
         self.query_norm = None
         rows = x
         if call.a.get("query_rank"):
             down = linear(call.p, f"{self.name}.q_a", x)
-            self.query_norm = model.Norm(call.p, f"{self.name}.q_a_norm", "rms", call.epsilon, down)
+            self.query_norm = model.Norm(call.p, f"{self.name}.q_a_norm", "rms", epsilon, down)
             rows = self.query_norm.y
         self.query_rows = rows
         q = linear(call.p, f"{self.name}.q_b", rows).reshape(b, s, heads, d)
         down = linear(call.p, f"{self.name}.kv_a", x)
         self.latent_norm = model.Norm(
-            call.p, f"{self.name}.kv_a_norm", "rms", call.epsilon, down[..., : self.rank]
+            call.p, f"{self.name}.kv_a_norm", "rms", epsilon, down[..., : self.rank]
         )
         expanded = linear(call.p, f"{self.name}.kv_b", self.latent_norm.y).reshape(b, s, heads, -1)
-        q = self._turned(q)
+        query: Any = self._turned(q)
         shared = self._turn(down[..., None, self.rank :])
         k = np.concatenate(
             [expanded[..., : self.plain], np.broadcast_to(shared, (b, s, heads, self.rotary))], axis=-1
@@ -47,7 +48,8 @@ class LatentAttention:
         options |= {name: layer[name] for name in ("window", "chunk")}
         if call.a.get("sinks"):
             options["sinks"] = call.p[f"{self.name}.sinks"]
-        self.attention = Attention(q, k, expanded[..., self.plain :], options)
+        v: Any = expanded[..., self.plain :]
+        self.attention = Attention(query, k, v, options)
         self.output = self.attention.output.reshape(b, s, heads * call.value_size)
         self.y = linear(call.p, f"{self.name}.output", self.output)
 
@@ -76,8 +78,8 @@ class LatentAttention:
             )
             return rows.reshape(b, s, -1)
 
-        d_output = through("output", self.output, d_y).reshape(b, s, call.heads, call.value_size)
-        d_q, d_k, d_v = self.attention.backward(d_output)
+        by_head: Any = through("output", self.output, d_y).reshape(b, s, call.heads, call.value_size)
+        d_q, d_k, d_v = self.attention.backward(by_head)
         if call.a.get("sinks"):
             gradients[f"{self.name}.sinks"] += self.attention.d_sinks
         d_shared = self._turn(d_k[..., self.plain :].sum(axis=2, keepdims=True), back=True)

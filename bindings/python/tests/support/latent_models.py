@@ -26,8 +26,19 @@ CASES: dict[str, dict[str, Any]] = {
     "latent": LATENT,
     "queries from the hidden state": {**LATENT, "query_rank": 0, "value_head_size": 0},
     "biases, untied": {**LATENT, "qkv_bias": True, "output_bias": True, "tied_output": False},
-    "nothing turns": {**LATENT, "rotary_tables": None, "max_positions": 40},
+    "nothing turns": {
+        **LATENT,
+        "rotary_tables": None,
+        "max_positions": 40,
+        "norm_epsilon": 1e-3,
+        "latent_norm_epsilon": 0.1,
+    },
     "wide values": {**LATENT, "value_head_size": 9, "head_size": 6, "attention_scale": 0.3},
+    "windows, a chunk, sinks": {
+        **LATENT,
+        "sinks": True,
+        "layers": [{"window": 4}, {"chunk": 3, "rotary": -1}],
+    },
     "encoder after": {
         **LATENT,
         **DENSE,

@@ -144,7 +144,8 @@ class moe_model_tape(Structure):
 
 
 class moe_cache(Structure):
-    """Keys and values of the tokens so far, of B sequences that grow together."""
+    """Keys and values of the tokens so far (with latent_rank the latent_rank + rotary_size numbers they come
+    from), of B sequences that grow together."""
 
 
 class moe_pretrained(Structure):
@@ -959,6 +960,7 @@ class moe_model_config(Sized):
         ("attention_gate", c_int32),
         ("logit_bias", c_int32),
         ("embedding_dtype", c_int32),
+        ("latent_norm_epsilon", c_double),
     ]
     _words_ = {
         "norm": NORM,
