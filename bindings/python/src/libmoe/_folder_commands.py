@@ -18,6 +18,7 @@ from .train import texts
 from .train.data import Part, whole
 from .train.errors import UserError
 from .train.evaluate import bits_per_byte
+from .train.folder import MODEL, is_run
 from .train.output import say
 from .train.sample import printable
 from .train.tokenizer import Tokenizer
@@ -112,6 +113,11 @@ def _loaded(asked: argparse.Namespace) -> libmoe.Model:
 
 
 def _read(asked: argparse.Namespace) -> libmoe.Model:
+    if is_run(asked.folder):
+        raise UserError(
+            f"{str(asked.folder)!r} is a run, not a model's folder: use sample, or, where it began with "
+            f"--init, the folder {str(asked.folder / MODEL)!r}"
+        )
     meter = Meter("reading", "read", str(asked.folder))
     model = libmoe.Model.from_pretrained(
         asked.folder,

@@ -217,12 +217,21 @@ def test_gradients_of_what_is_trained_are_as_ever() -> None:
     assert len({grad.ctypes.data for grad in others}) == 1
 
 
+def claimed(run: Path) -> Path:
+    """A folder as a run leaves it before its first checkpoint."""
+    run.mkdir()
+    for name in ("log.jsonl", "texts.json"):
+        (run / name).write_text("")
+    return run
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["generate", "nowhere", "--prompt", "x"], "libmoe generate: .*nowhere"),
         (["generate", "FOLDER", "--prompt", "x", "--top-p", "2"], "libmoe generate: .*top_p"),
         (["chat", "BARE"], "has no tokenizer.json"),
+        (["generate", "RUN", "--prompt", "x"], "is a run, not a model's folder: use sample"),
         (["eval", "FOLDER"], "name texts"),
         (["eval", "FOLDER", "TEXT", "--weights", "last"], "--weights: is of runs"),
         (["train", "TEXT", "--init", "FOLDER", "--hidden-size", "64"], "hidden_size = 64: the model of init"),
@@ -232,7 +241,9 @@ def test_gradients_of_what_is_trained_are_as_ever() -> None:
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, text: str, arguments: list[str], says: str) -> None:
-    places = {"FOLDER": MIXTRAL, "BARE": str(FOLDERS / "olmoe"), "TEXT": text}
+    run = tmp_path / "run"
+    Settings().save(claimed(run))
+    places = {"FOLDER": MIXTRAL, "BARE": str(FOLDERS / "olmoe"), "TEXT": text, "RUN": str(run)}
     more = ["--output", str(tmp_path / "out"), *TUNE] if arguments[0] == "train" else []
     status, _, err = called(*(places.get(each, each) for each in arguments), *more)
     assert status == 1
