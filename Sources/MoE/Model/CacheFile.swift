@@ -37,7 +37,8 @@ private struct CacheFile: OutgoingTensors {
       OutgoingTensor(name: cText("sizes"), type: .i64, shape: StoredShape(2), contents: .memory(sizes)))
     try body(
       OutgoingTensor(
-        name: cText("valid"), type: .u8, shape: StoredShape(cache.sequences, cache.length), contents: .sequences(valid)))
+        name: cText("valid"), type: .u8, shape: StoredShape(cache.sequences, cache.length), contents: .sequences(valid))
+    )
     try visitLayers(body)
   }
 

@@ -83,10 +83,9 @@ def test_gradients_of_sinks_are_added() -> None:
     pieces = np.array([1, 2, 3, 4], np.float32)
     for b in range(2):
         own = {name: v[b : b + 1] if name == "valid_mask" else v for name, v in given.items()}
-        taken = [np.ascontiguousarray(array[b : b + 1]) for array in (query, key, value)]
-        part, part_sums = blocks.attention(*taken, **own)
-        d_part = np.ascontiguousarray(doutput[b : b + 1])
-        blocks.attention_backward(*taken, part, part_sums, d_part, dsinks=pieces, **own)
+        q, k, v, d = (np.ascontiguousarray(array[b : b + 1]) for array in (query, key, value, doutput))
+        part, part_sums = blocks.attention(q, k, v, **own)
+        blocks.attention_backward(q, k, v, part, part_sums, d, dsinks=pieces, **own)
     same("of one sequence after the other", pieces, dsinks)
 
 

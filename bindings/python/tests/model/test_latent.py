@@ -363,7 +363,7 @@ def test_other_products(matmul: Any) -> None:
         ({"n_heads": 4, "n_kv_heads": 2, "head_size": 6}, "n_kv_heads = 2, but with latent_rank"),
         ({"n_kv_heads": 1}, "set 0 or n_heads = 3"),
         ({"rotary_tables": None, "rope_theta": 1e4, "head_size": 6}, "rope_theta = 10000, but with latent"),
-        ({"qk_norm": True}, "qk_norm = 1, but with latent_rank"),
+        ({"qk_norm": True}, "qk_norm = 'head', but with latent_rank"),
         ({"head_size": 4}, "is all of head_size = 4"),
         (
             {"rotary_tables": [{"rotary_size": 4, "theta": 1e4}, {"rotary_size": 2, "theta": 1e4}]},

@@ -16,7 +16,7 @@ from libmoe._native.library import lib
 
 ROOT = Path(__file__).resolve().parents[4]
 FOLDERS = Path(__file__).parent / "folders"
-FAMILIES = ["olmoe", "gpt_oss", "mixtral"]
+FAMILIES = ["olmoe", "gpt_oss", "mixtral"]  # of float32, so that no rounding decides between two tokens
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("generate") / "generate"
     library = Path(lib._name).resolve()
     options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{ROOT / 'include'}"]
-    subprocess.run(
-        [compiler.PATH, *options, ROOT / "examples" / "c" / "generate.c", library, "-o", made]
-        + [f"-Wl,-rpath,{library.parent}"],
-        check=True,
-    )
+    source = ROOT / "examples" / "c" / "generate.c"
+    linked = [str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([compiler.PATH, *options, str(source), *linked, "-o", str(made)], check=True)
     return made
 
 
