@@ -237,7 +237,11 @@ import Testing
       ("hidden_act", "\"gelu\"", "hidden_act"), ("a_new_key", "1", "a_new_key"), ("layer_norm", "true", "layer_norm"),
       ("norm_topk_prob", "3", "norm_topk_prob"), ("rms_norm_eps", "true", "rms_norm_eps"),
       ("rope_parameters", "{\"rope_type\": \"dynamic\"}", "rope_type"),
-      ("rope_parameters", "{\"rope_type\": \"yarn\", \"factor\": 0}", "factor"),
+      ("rope_parameters", "{\"rope_type\": \"yarn\"}", "original_max_position_embeddings"),
+      (
+        "rope_parameters", "{\"rope_type\": \"yarn\", \"original_max_position_embeddings\": 8, \"factor\": 0}",
+        "factor"
+      ),
       ("rope_parameters", "{\"rope_theta\": 0.5}", "rope_theta"), ("rope_parameters", "[1]", "rope_parameters"),
       ("rope_parameters", "{\"strange\": 1}", "strange"), ("mlp_only_layers", "[1.5]", "mlp_only_layers"),
       ("mlp_only_layers", "\"all\"", "mlp_only_layers"), ("decoder_sparse_step", "0", "decoder_sparse_step"),
