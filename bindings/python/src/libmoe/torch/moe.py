@@ -187,8 +187,8 @@ class MoE(nn.Module):
         Tensor, or (Tensor, Report)
         """
         if torch.compiler.is_compiling():
-            given = (valid_mask, loss_mask, token_ids, expert_indices, global_counts, noise, jitter, second)
-            given += (record, replay)
+            tensors = (valid_mask, loss_mask, token_ids, expert_indices, global_counts, noise, jitter, second)
+            given = (*tensors, record, replay)
             numbers = report or sequence_length or memory_limit or chunk_tokens or tape_policy != "auto"
             if not numbers and all(each is None for each in given) and self._is_traceable(step):
                 return self._traced(x, expert_weights, step)

@@ -39,7 +39,8 @@ def experts_forward(
         if ready is not None and ready.fits(hidden_states, top_k_index, top_k_weights):
             tensors = ready.tensors(self)
             if tensors is not None:
-                return ready.compute(hidden_states, top_k_index, top_k_weights, tensors)
+                computed: Tensor = ready.compute(hidden_states, top_k_index, top_k_weights, tensors)
+                return computed
     found = _known(self)
     first = first_weight(self)
     reason = found[0] or _unsuitable(first, hidden_states)

@@ -13,9 +13,9 @@ from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from ..torch import prepare as pack
 from ..torch._by_call import Experts
 from ..torch.prepared import Prepared
-from .forward import WEIGHTS, first_weight, laid_out
+from .forward import first_weight, laid_out
 from .known import known
-from .ready import PACKED, READY
+from .ready import PACKED, READY, WEIGHTS
 from .replace import Owners, family_of, weights_of
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from ..torch import experts
-from .forward import WEIGHTS, packed_of
+from .forward import packed_of
 from .known import activation_of
+from .ready import WEIGHTS
 
 Forward = Callable[..., Any]
 Owners = list[tuple[nn.Module, str]]
@@ -273,8 +274,8 @@ def _jetmoe_owners(self: Any) -> Owners:
 
 _PROJECTIONS = ("gate_up_proj", "down_proj")
 _FAMILIES: dict[tuple[str, str], Family] = {
-    (f"transformers.models.{family}.modeling_{family}", name): Family(*how)
-    for family, name, *how in (
+    (f"transformers.models.{family}.modeling_{family}", name): Family(forward, weights, owners)
+    for family, name, forward, weights, owners in (
         ("dbrx", "DbrxExperts", _dbrx, _dbrx_weights, _of_one("mlp", "w1", "v1", "w2")),
         ("jetmoe", "JetMoeMoE", _jetmoe, _jetmoe_weights, _jetmoe_owners),
         ("llama4", "Llama4TextMoe", _llama4, _llama4_weights, _of_one("experts", *_PROJECTIONS)),
