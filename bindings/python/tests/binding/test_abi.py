@@ -135,7 +135,9 @@ def test_every_struct_has_a_size_or_belongs_to_one_that_has() -> None:
         "moe_loss_term",
         "moe_expert_group",
         "moe_expert_tensor",
+        "moe_model_layer_config",
         "moe_profile_event",
+        "moe_rotary_table",
     }
 
 

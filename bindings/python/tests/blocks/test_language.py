@@ -189,7 +189,7 @@ def test_logit_options_are_checked() -> None:
         ({"logit_scale": 1e300}, "logit_scale = 1e300 is not finite in float32"),
         ({"logit_softcap": -1.0}, "logit_softcap = -1"),
         ({"bias": normal(6)}, "bias: expected shape"),
-        ({"dbias": np.zeros(7, np.float32)}, "config.dbias is not NULL, but config.bias is"),
+        ({"dbias": np.zeros(7, np.float32)}, "dbias is not None, but bias is"),
     ):
         with pytest.raises(libmoe.InvalidArgumentError, match=message):
             blocks.cross_entropy(x, matrix, targets, **options)

@@ -50,7 +50,7 @@ def handle(arguments: dict[str, Any], context: libmoe.Context) -> Handle:
 
 @pytest.mark.parametrize("case", [*CASES, "everything"])
 def test_a_model_from_a_handle_is_the_model_itself(case: str) -> None:
-    arguments = EVERYTHING if case == "everything" else CASES[case]
+    arguments = EVERYTHING if case == "everything" else {"head_size": 4, **CASES[case]}
     with libmoe.Context(n_threads=1) as context:
         ours = libmoe.Model(**arguments, context=context)
         theirs = libmoe.Model._from_handle(handle(arguments, context), context)
