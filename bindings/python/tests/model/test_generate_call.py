@@ -215,9 +215,9 @@ def test_a_limit_makes_smaller_chunks(model: libmoe.Model) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"max_new_tokens": 0}, "options.max_new_tokens = 0 is below 1"),
-    ({"eos": [2, 17]}, r"options.eos\[1\] = 17 is not one of vocabulary_size = 17"),
-    ({"chunk_tokens": -1}, "options.chunk_tokens = -1 is below 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens = 0 is below 1"),
+    ({"eos": [2, 17]}, r"eos\[1\] = 17 is not one of vocabulary_size = 17"),
+    ({"chunk_tokens": -1}, "chunk_tokens = -1 is below 0"),
     ({"sampling": {"min_p": 2.0}}, "sampling.min_p = 2 is not in"),
     ({"sampling": {"repetition_penalty": 1.0, "history": [99]}}, r"sampling.history\[0\] = 99"),
     ({"prompts": [[1], [17]]}, r"prompts\[1\] = 17 is not one of vocabulary_size = 17"),
@@ -238,10 +238,10 @@ def test_what_is_refused(model: libmoe.Model, options: dict[str, Any], text: str
 
 
 def test_caches_that_do_not_fit(model: libmoe.Model) -> None:
-    with pytest.raises(libmoe.InvalidArgumentError, match="n_sequences = 4, but options.cache is one of 3"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="n_sequences = 4, but cache is one of 3"):
         generated(model, cache=model.cache(3, 50))
     with pytest.raises(
-        libmoe.InvalidArgumentError, match="need 15 places, but options.cache has 14 behind its 0"
+        libmoe.InvalidArgumentError, match="need 15 places, but cache has 14 behind its 0"
     ):
         generated(model, cache=model.cache(4, 14))
     other = made({**LANGUAGE, "moe": MOE}, libmoe.Context(1))
