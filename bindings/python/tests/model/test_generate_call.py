@@ -245,7 +245,7 @@ def test_caches_that_do_not_fit(model: libmoe.Model) -> None:
     ):
         generated(model, cache=model.cache(4, 14))
     other = made({**LANGUAGE, "moe": MOE}, libmoe.Context(1))
-    with pytest.raises(libmoe.BadStateError, match="options.cache belongs to another model"):
+    with pytest.raises(libmoe.BadStateError, match="cache belongs to another model"):
         generated(model, cache=other.cache(4, 50))
 
 
