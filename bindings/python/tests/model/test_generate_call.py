@@ -240,9 +240,7 @@ def test_what_is_refused(model: libmoe.Model, options: dict[str, Any], text: str
 def test_caches_that_do_not_fit(model: libmoe.Model) -> None:
     with pytest.raises(libmoe.InvalidArgumentError, match="n_sequences = 4, but cache is one of 3"):
         generated(model, cache=model.cache(3, 50))
-    with pytest.raises(
-        libmoe.InvalidArgumentError, match="need 15 places, but cache has 14 behind its 0"
-    ):
+    with pytest.raises(libmoe.InvalidArgumentError, match="need 15 places, but cache has 14 behind its 0"):
         generated(model, cache=model.cache(4, 14))
     other = made({**LANGUAGE, "moe": MOE}, libmoe.Context(1))
     with pytest.raises(libmoe.BadStateError, match="cache belongs to another model"):
