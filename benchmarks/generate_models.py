@@ -89,7 +89,12 @@ def compare_all(asked: argparse.Namespace, threads: int, bandwidth: float) -> It
         with tempfile.TemporaryDirectory(dir=asked.folder) as name:
             folder = Path(name)
             sizes = [str(asked.layers), str(asked.words)]
-            subprocess.run([*script("transformers_generate.py", "write", name, model), *sizes], check=True)
+            paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+            subprocess.run(
+                [*script("transformers_generate.py", "write", name, model), *sizes],
+                env={**os.environ, "PYTHONPATH": paths},
+                check=True,
+            )
             for job, dtype in works:
                 lines = compare(GenerateWork(folder, model, job, dtype, threads), bandwidth)
                 if job == "load":
