@@ -12,7 +12,7 @@ import pytest
 import libmoe
 from comparison import assert_all_close, assert_close
 from oracle.model import Model as Oracle
-from small_language_models import CASES, MOE, made
+from small_language_models import CASES, MOE, assert_slope, made
 
 for case in CASES.values():
     case.setdefault("head_size", 4)
@@ -101,19 +101,8 @@ def test_the_loss_falls_as_its_gradient_says(case: str) -> None:
         model = made(arguments, context)
         call = call_of(arguments)
         model.backward(model.forward(**call, tape=True))
-        for name, parameter in model.parameters.items():
-            direction = np.random.default_rng(len(name)).standard_normal(parameter.data.shape)
-            direction /= np.linalg.norm(direction)
-            before, size = parameter.data.copy(), 1e-2
-            sides = []
-            for sign in (1, -1):
-                parameter.data[...] = before + sign * size * direction
-                sides.append(model.forward(**call).objective)
-            parameter.data[...] = before
-            slope = (sides[0] - sides[1]) / (2 * size)
-            np.testing.assert_allclose(
-                slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name
-            )
+        for name in model.parameters:
+            assert_slope(model, call, name)
 
 
 def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[str, bytes]:

@@ -156,3 +156,18 @@ def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
             float("norm" in name and name.endswith("weight")), deviation, values.shape
         )
     return model
+
+
+def assert_slope(model: libmoe.Model, call: dict[str, Any], name: str) -> None:
+    """A parameter's gradient along a random direction is the slope of the objective there."""
+    parameter = model.parameters[name]
+    direction = np.random.default_rng(len(name)).standard_normal(parameter.data.shape)
+    direction /= np.linalg.norm(direction)
+    before, size = parameter.data.copy(), 1e-2
+    sides = []
+    for sign in (1, -1):
+        parameter.data[...] = before + sign * size * direction
+        sides.append(model.forward(**call).objective)
+    parameter.data[...] = before
+    slope = (sides[0] - sides[1]) / (2 * size)
+    np.testing.assert_allclose(slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name)
