@@ -172,8 +172,8 @@ extension Model {
   public func read(
     _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
-    let input = input.behind(cache.pointee)
     let plan = try planToRead(cache, input)
+    let input = input.behind(cache.pointee)
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: nil)
