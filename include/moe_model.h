@@ -546,6 +546,7 @@ MOE_API void moe_model_plan_init(moe_model_plan *plan, size_t struct_size);
 
 /** As moe_layer_plan, for the whole model.  A limit is kept by keeping less in as few layers as possible: first LEAN from
  *  the first layer on, then INPUT; chunks of tokens within the ffn where that is not enough.  No choice changes a bit.
+ *  The input's arrays are not read: any address says that there will be one.
  *  @return MOE_OK, INVALID_ARGUMENT (also a limit that is too small: the message says what would do), OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_model_plan_memory(const moe_model *model, const moe_model_input *input, int32_t taped,
                                                    moe_model_plan *plan);
