@@ -172,9 +172,15 @@ typedef struct moe_context_config {
   int32_t instructions; /**< a moe_instructions: the most that may be used, for tests and comparisons */
   int32_t reserved;     /**< 0 */
   size_t memory_limit;  /**< bytes of scratch and tape that a call may take, see moe_layer_plan; 0 = no limit */
+  /** Threads of the host in place of threads of the context's own: calls lane(argument) on up to n_threads threads at once,
+   *  the calling one among them, and returns when all are back.  flags is 0.  It is called once for every stage of a call,
+   *  from the calling thread; fewer threads do the same work.  A host that computes with OpenMP gives GOMP_parallel, which
+   *  GNU's and LLVM's libraries have: their threads, which wait for the next region without letting go of their
+   *  processors, then compute instead.  cancel must not fork.  NULL = the context starts its threads. */
+  void (*host_threads)(void (*lane)(void *argument), void *argument, unsigned n_threads, unsigned flags);
 } moe_context_config;
 
-#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0 }
+#define MOE_CONTEXT_CONFIG_INIT { sizeof(moe_context_config), 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL }
 
 /** Fill `config` with the defaults, as MOE_CONTEXT_CONFIG_INIT does.  NULL is ignored.
  *  For languages without C's macros; give sizeof of the struct as you compiled it. */

@@ -4,7 +4,7 @@
 #include "moe_experts.h"
 #include "moe_model.h"
 
-_Static_assert(sizeof(moe_context_config) == 88, "moe_context_config");
+_Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
 _Static_assert(offsetof(moe_context_config, n_threads) == 8, "moe_context_config.n_threads");
 _Static_assert(offsetof(moe_context_config, matmul) == 12, "moe_context_config.matmul");
@@ -18,6 +18,7 @@ _Static_assert(offsetof(moe_context_config, cancel_user) == 64, "moe_context_con
 _Static_assert(offsetof(moe_context_config, instructions) == 72, "moe_context_config.instructions");
 _Static_assert(offsetof(moe_context_config, reserved) == 76, "moe_context_config.reserved");
 _Static_assert(offsetof(moe_context_config, memory_limit) == 80, "moe_context_config.memory_limit");
+_Static_assert(offsetof(moe_context_config, host_threads) == 88, "moe_context_config.host_threads");
 
 _Static_assert(sizeof(moe_phase_time) == 40, "moe_phase_time");
 _Static_assert(offsetof(moe_phase_time, struct_size) == 0, "moe_phase_time.struct_size");

@@ -29,6 +29,8 @@ public struct Context {
     public var log = Log()
     /// Bytes of scratch and tape of a call; nil = none.
     public var memoryLimit: Int?
+    /// nil = threads of its own.
+    public var hostThreads: HostThreads?
 
     public init() {}
   }
@@ -83,7 +85,8 @@ extension UnsafeMutablePointer where Pointee == Context {
     let asked = configuration.threads ?? processors
     do throws(Fault) {
       let most = processors * Context.mostThreadsPerProcessor
-      try Pool.start(parts.pool, threads: min(asked, most), allocator: allocator)
+      try Pool.start(
+        parts.pool, threads: min(asked, most), host: configuration.hostThreads, allocator: allocator)
     } catch {
       allocator.deallocate(context)
       throw error
@@ -157,6 +160,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     }
     text.append("; threads: ")
     text.append(threads)
+    if pointee.pool.pointee.isHosts { text.append(" of the host") }
     if asked == threads && asked <= processors { return }
     text.append(" of ")
     text.append(asked)

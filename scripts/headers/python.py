@@ -14,6 +14,7 @@ NOTE = "Written by scripts/abi from include/*.h; do not edit."
 _WIDTH = 110
 _NUMBERS = {
     "int32_t": "c_int32",
+    "unsigned": "c_uint",
     "int64_t": "c_int64",
     "uint64_t": "c_uint64",
     "size_t": "c_size_t",

@@ -200,7 +200,8 @@ def split_type(declaration: str) -> tuple[Type, list[str]]:
     callback = re.fullmatch(r"(\w+) (\**)\(\*(\w+)\)\((.*)\)", declaration)
     if callback:
         kind, stars, name, arguments = callback.groups()
-        taken = [split_type(argument)[0] for argument in arguments.split(",")]
+        # At commas outside of the parentheses of what are functions themselves.
+        taken = [split_type(argument)[0] for argument in re.split(r",(?![^(]*\))", arguments)]
         return Type("function", 1, callback=(Type(kind, len(stars)), taken)), [name]
     found = re.fullmatch(r"(const )?(\w+) (\**)(\w+)(?:\[(\d+)\])?((?:, \w+)*)", declaration)
     if found is None:

@@ -5,9 +5,10 @@ import CShims
 struct Pool {
   private var workers: Int32 = 0
   private var threads: UnsafeMutablePointer<UInt64>?
+  private var host: HostThreads?  // in place of workers
   private var processID: Int64 = 0
   private let busy: Lock
-  private let lanesTaken: SharedWord  // lane 0 is the caller's
+  private let lanesTaken: SharedWord  // lane 0 is the caller's, but of the host's threads the first one's
 
   private let run: UnsafeMutablePointer<Run>  // written by the caller before `generation` moves on
   private let nextItem: SharedCounter
@@ -32,17 +33,25 @@ struct Pool {
     working = SharedWord(&arena)
   }
 
-  /// Starts up to `count` - 1 workers; fewer when the system has no more threads to give, with the same results.
-  static func start(_ pool: UnsafeMutablePointer<Pool>, threads count: Int, allocator: Allocator) throws(Fault) {
+  /// Starts up to `count` - 1 workers; fewer when the system has no more threads to give, with the same results. None where
+  /// the host lends threads.
+  static func start(
+    _ pool: UnsafeMutablePointer<Pool>, threads count: Int, host: HostThreads?, allocator: Allocator
+  ) throws(Fault) {
     let p = pool.pointee
     p.busy.initialise()
-    p.run.initialize(to: Run(nextItem: p.nextItem, cancelled: p.cancelled))
+    p.run.initialize(to: Run(nextItem: p.nextItem, cancelled: p.cancelled, lanesTaken: p.lanesTaken))
     p.lanesTaken.set(0)
     p.stop.set(0)
     p.generation.set(0)
     p.working.set(0)
     pool.pointee.processID = moei_process_id()
     guard count > 1 else { return }
+    if let host {
+      pool.pointee.host = host
+      pool.pointee.workers = Int32(count - 1)
+      return
+    }
     let threads = try allocator.allocate(UInt64.self, count: count - 1)
     pool.pointee.threads = threads
     for i in 0..<(count - 1) {
@@ -52,7 +61,7 @@ struct Pool {
   }
 
   func finish(allocator: Allocator) {
-    if processID == moei_process_id() {  // a forked child has the memory, not the threads
+    if host == nil && processID == moei_process_id() {  // a forked child has the memory, not the threads
       stop.set(1)
       announce()
       for i in 0..<Int(workers) { moei_thread_join(threads![i]) }
@@ -66,6 +75,7 @@ struct Pool {
   }
 
   var threadCount: Int { Int(workers) + 1 }
+  var isHosts: Bool { host != nil }
 
   // MARK: work
 
@@ -89,6 +99,11 @@ struct Pool {
     run.pointee.body = body
     run.pointee.job = UnsafeRawPointer(job)
     run.pointee.items = count
+    if let host {
+      runOnHost(host, cancel)
+      busy.release()
+      return cancelled.value != 0 ? .cancelled : .done
+    }
     working.set(workers)
     announce()
     var lane = Lane(run.pointee, index: 0, cancel: cancel)
@@ -101,12 +116,35 @@ struct Pool {
     return !isWhole ? .forked : wasCancelled ? .cancelled : .done
   }
 
+  /// `run` on the host's threads.
+  private func runOnHost(_ host: HostThreads, _ cancel: Cancel) {
+    lanesTaken.set(0)
+    run.pointee.lanes = threadCount
+    run.pointee.caller = moei_thread_id()
+    run.pointee.cancel = cancel
+    host({ hostLane($0) }, run, UInt32(threadCount), 0)
+    // All of it, should the host have called nothing.
+    var lane = Lane(run.pointee, index: 0, cancel: cancel)
+    Self.work(run.pointee, &lane)
+    run.pointee.body = nil  // as below
+  }
+
+  /// A lane of `run` on a thread of the host. There are no more than it was told, since each has scratch memory of its own.
+  fileprivate static func serve(_ run: Run) {
+    let index = Int(run.lanesTaken.add(1)) - 1
+    if index >= run.lanes { return }
+    let isCaller = run.caller == moei_thread_id()
+    var lane = Lane(run, index: index, cancel: isCaller ? run.cancel : Cancel())
+    work(run, &lane)
+  }
+
   private func alone(_ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: Cancel) -> Ending {
     var (next, stopped): (Int64, Int32) = (0, 0)
     return withUnsafeMutablePointer(to: &next) { next in
       withUnsafeMutablePointer(to: &stopped) { stopped in
         let run = Run(
-          body: body, job: job, items: count, nextItem: SharedCounter(at: next), cancelled: SharedWord(at: stopped))
+          body: body, job: job, items: count, nextItem: SharedCounter(at: next), cancelled: SharedWord(at: stopped),
+          lanesTaken: lanesTaken)
         var lane = Lane(run, index: 0, cancel: cancel)
         Self.work(run, &lane)
         return run.cancelled.value != 0 ? .cancelled : .done
@@ -173,6 +211,18 @@ private func poolWorker(_ pool: UnsafeMutableRawPointer?) -> UnsafeMutableRawPoi
   return nil
 }
 
+private func hostLane(_ run: UnsafeMutableRawPointer?) {
+  Pool.serve(run!.assumingMemoryBound(to: Run.self).pointee)
+}
+
+/// Has `lane` called with `argument` on so many threads of the host at once, the calling one among them; flags are 0
+/// (moe_context_config.host_threads).
+public typealias HostThreads =
+  @convention(c) (
+    _ lane: (@convention(c) (_ argument: UnsafeMutableRawPointer?) -> Void)?, _ argument: UnsafeMutableRawPointer?,
+    _ threads: UInt32, _ flags: UInt32
+  ) -> Void
+
 /// The context's question "go on?".
 public struct Cancel {
   public typealias Callback = @convention(c) (UnsafeMutableRawPointer?) -> Int32
@@ -200,6 +250,10 @@ struct Run {
   var items = 0
   let nextItem: SharedCounter
   let cancelled: SharedWord
+  let lanesTaken: SharedWord  // by threads of the host, and the next three for them
+  var lanes = 0
+  var caller: Int64 = 0
+  var cancel = Cancel()
 }
 
 /// One thread's view of a running job. Only the calling thread asks the callback: it belongs to the host (Python's,

@@ -35,6 +35,7 @@ extension Context.Configuration {
     memoryLimit = limit(config.memory_limit)
     cancel = Cancel(config.cancel, user: config.cancel_user)
     log = Log(config.log, user: config.log_user)
+    hostThreads = config.host_threads
   }
 }
 

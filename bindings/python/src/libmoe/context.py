@@ -42,6 +42,9 @@ class Context(Native):
         :meth:`Layer.plan`; 0 means no limit.
     log : callable, optional
         Called as ``log(level, line)`` with what the library decides.
+    host_threads : int
+        Address of a C function that lends threads in place of the context's own, as GNU OpenMP's
+        ``GOMP_parallel`` does (``moe_context_config.host_threads``); 0: none.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Context(Native):
         instructions: words.Instructions = "all",
         memory_limit: int | str = 0,
         log: callbacks.Log | None = None,
+        host_threads: int = 0,
     ) -> None:
         log_function = callbacks.log_function(log)
         config = fields.filled(
@@ -76,6 +80,7 @@ class Context(Native):
             instructions=instructions,
             memory_limit=memory_limit,
             log=log_function,
+            host_threads=callbacks.host_threads(host_threads),
             cancel=callbacks.cancel,
             cancel_user=id(callbacks.raised),
         )

@@ -29,6 +29,9 @@ def declared(name: str) -> Any:
 
 def spelled(kind: reader.Type) -> str:
     """Return a type as C spells it, from what the reader made of it."""
+    if kind.callback:
+        returned, taken = kind.callback
+        return f"{spelled(returned)}(*)({', '.join(map(spelled, taken))})"
     return f"{'const ' if kind.constant else ''}{kind.name} {'*' * kind.stars}"
 
 
@@ -48,11 +51,7 @@ def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> No
         lines.append(f"{spelled(function.returns)}{function.name}({arguments});")
     for struct in STRUCTS.values():
         for field in struct.fields:
-            if field.type.callback:
-                returned, taken = field.type.callback
-                kind = f"{spelled(returned)}(*)({', '.join(map(spelled, taken))})"
-            else:
-                kind = spelled(field.type) + (f"[{field.type.length}]" if field.type.length else "")
+            kind = spelled(field.type) + (f"[{field.type.length}]" if field.type.length else "")
             same = f"__builtin_types_compatible_p(__typeof__((({struct.name} *)0)->{field.name}), {kind})"
             lines.append(f'_Static_assert({same}, "{struct.name}.{field.name}");')
     for enum in HEADERS.enums.values():

@@ -16,6 +16,7 @@ from ctypes import (
     c_int32,
     c_int64,
     c_size_t,
+    c_uint,
     c_uint64,
     c_void_p,
 )
@@ -151,6 +152,7 @@ moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
 moe_context_config_dealloc = CFUNCTYPE(None, c_void_p, c_void_p)
 moe_context_config_log = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 moe_context_config_cancel = CFUNCTYPE(c_int32, c_void_p)
+moe_context_config_host_threads = CFUNCTYPE(None, c_void_p, c_void_p, c_uint, c_uint)
 
 
 class moe_context_config(Sized):
@@ -170,6 +172,7 @@ class moe_context_config(Sized):
         ("instructions", c_int32),
         ("reserved", c_int32),
         ("memory_limit", c_size_t),
+        ("host_threads", moe_context_config_host_threads),
     ]
     _words_ = {
         "matmul": MATMUL,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ArgumentTypeError
-from . import abi
+from . import abi, check
 from .running import running
 
 Kept = tuple[Any, ...]
@@ -89,3 +89,9 @@ def log_function(log: Log | None) -> Any:
             raised.exception = exception
 
     return abi.moe_context_config_log(pass_on)
+
+
+def host_threads(address: int) -> Any:
+    """Native function at that address; NULL for 0."""
+    address = check.integer("host_threads", address, ctypes.c_size_t)
+    return abi.moe_context_config_host_threads(address) if address else abi.moe_context_config_host_threads()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,28 +12,15 @@ from torch import Tensor
 
 from .._native import abi
 from .._native.library import lib
-from ..context import Context, processors
 from ..experts import _config
 from ._form import Form, form_of, pieces
-from ._threads import calm
+from ._threads import context
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
 
 _NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
 _PARTS = abi.EXPERT_PART
-
-_contexts: dict[tuple[int, int], Context] = {}
-
-
-def context() -> Context:
-    """Return the context of as many threads as torch may use now; one for each process."""
-    key = os.getpid(), torch.get_num_threads()
-    found = _contexts.get(key)
-    if found is None:
-        calm()
-        found = _contexts[key] = Context(min(key[1], processors()))
-    return found
 
 
 class Experts(NamedTuple):

@@ -17,7 +17,7 @@ from ..layer import Layer
 from ..tape import Tape
 from ._arrays import array_of, require_tensor
 from ._gradients import Gradient
-from ._threads import calm
+from ._threads import context as of_torch
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 Tensors = Sequence[torch.Tensor]
@@ -43,16 +43,15 @@ class Engine:
     options
         Arguments of :class:`libmoe.Layer` by name, without ``unallocated`` and ``context``.
     context
-        Of the layer.
+        Of the layer; None: of torch's threads.
     """
 
     def __init__(self, options: dict[str, Any], context: Context | None) -> None:
-        calm()
         self.trainable = not options.get("inference_only", False)
         unallocated: list[words.Unallocated] = ["expert_weights"]
         if self.trainable:
             unallocated.append("expert_gradients")
-        self.layer = Layer(**options, unallocated=unallocated, context=context)
+        self.layer = Layer(**options, unallocated=unallocated, context=context or of_torch())
         self.places = [_place(tensor) for tensor in _described(self.layer)]
         self._gradients = [Gradient(place.shape) for place in self.places]
         self._bound: list[tuple[int, int]] = [(-1, -1)] * len(self.places)  # addresses of values and gradient

@@ -14,7 +14,8 @@ from .._native import abi
 from .._native.library import Handle, lib
 from .._repr import described
 from ..errors import BadStateError
-from ._by_call import Experts, context
+from ._by_call import Experts
+from ._threads import context
 
 _numbers = itertools.count(1)
 _live: weakref.WeakValueDictionary[int, Prepared] = weakref.WeakValueDictionary()
