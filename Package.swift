@@ -39,7 +39,7 @@ func kernels(_ name: String, defining defines: [String], _ options: [String]) ->
     kernels("KernelsAVX512", defining: ["MOE_FMA", "MOE_AVX512"], ["-march=x86-64-v4"]),
     kernels(
       "KernelsAVX512BF16", defining: ["MOE_FMA", "MOE_AVX512", "MOE_AVX512BF16"],
-      ["-march=x86-64-v4", "-mavx512bf16"]),
+      ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"]),
   ]
 #else
   // arm64's base set has FMA. Compiled for it, and run in an emulator: scripts/check-arm64.

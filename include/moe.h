@@ -833,23 +833,44 @@ MOE_API MOE_CHECK moe_status moe_layer_set_loss_coefficient(moe_layer *layer, in
 typedef enum moe_prepared {
   MOE_PREPARED_NONE = 0, /**< no packed copy */
   MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
-  MOE_PREPARED_BF16 = 2  /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
+  MOE_PREPARED_BF16 = 2, /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
                               BF16: of this one, or of one with these weights rounded; then only without a tape */
+  /* Weights of few bits, see below: for inference, from weights of any type. */
+  MOE_PREPARED_INT8 = 3,          /**< 8.5 bits a weight: int8 and a float16 scale for 32 inputs, GGUF's Q8_0 */
+  MOE_PREPARED_INT8_A8 = 4,       /**< the same, times int8 tokens */
+  MOE_PREPARED_INT4 = 5,          /**< 4.5 bits: int4 and a float16 scale for 32 inputs, GGUF's Q4_0 */
+  MOE_PREPARED_INT4_A8 = 6,       /**< the same, times int8 tokens */
+  MOE_PREPARED_INT4_G64 = 7,      /**< int4, a scale for 64 inputs; kept in 4.5 bits */
+  MOE_PREPARED_INT4_G64_A8 = 8,   /**< the same, times int8 tokens */
+  MOE_PREPARED_INT4_G128 = 9,     /**< int4, a scale for 128 inputs; kept in 4.5 bits */
+  MOE_PREPARED_INT4_G128_A8 = 10  /**< the same, times int8 tokens */
 } moe_prepared;
+
+/* Of the weights of an output that share a scale:
+ *     int8   d = max |w| / 127,                    q = round(w (1 / d)), away from 0 in a tie
+ *     int4   d = w / -8 of the w farthest from 0,  q = min(trunc(w (1 / d) + 8.5), 15) - 8
+ * with d in float32; it is then rounded to float16, and the weight is d q, exactly.
+ * INT8, INT4, INT4_G64, INT4_G128 (weight only): forward gives the bits of a layer with weight_dtype F32 and the weights d q.
+ * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
+ * max |x| / 127 in float32, q_x as q of int8.  Within 32 features products are summed as integers, exactly; of these sums an
+ * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all
+ * instructions, products of any moe_matmul, threads, chunks and batches. */
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
  *  forward.  Few tokens gain most: their time is that of reading the weights.
  *  @param layer    [in]
  *  @param prepared [in] a moe_prepared; packs again what is packed already
- *  The copy takes 4 or 2 bytes for each weight, each matrix's outputs filled up to a multiple of 32.  It does not
+ *  The copy takes 4, 2, 1.0625 or 0.5625 bytes for each weight, each matrix's outputs filled up to a multiple of 32, in forms
+ *  of few bits its inputs too.  It does not
  *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
  *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
  *  An offloaded layer's slots then hold this form, as many as the limit allows, empty at first: prepare it right after
  *  moe_layer_offload, since old and new slots exist at once for a moment.
- *  Without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
+ *  F32 and BF16 are without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
  *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance; a limit too small for two slots), OUT_OF_MEMORY,
- *          BAD_STATE (a parameter has no memory); after an error the layer is as it was. */
+ *          BAD_STATE (a parameter has no memory), NOT_FINITE (in a form of few bits: a weight that is not finite, or whose scale
+ *          float16 cannot hold); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -1121,7 +1142,7 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and other weights prepared in bfloat16 or an offloaded layer; a parameter
+ *          since moe_layer_prepare; a tape, and weights prepared in another form or an offloaded layer; a parameter
  *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
  *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,

@@ -146,8 +146,8 @@ typedef struct moe_experts_prepared moe_experts_prepared;
  *  @param saved_size [in]  at least moe_plan.tape_bytes; what lies beyond becomes 0, up to those of T * K choices that all have an expert
  *  @param rows       [out, nullable] [T,K,H] of io_dtype: expert(i[t,k])(x[t]) before it is weighted and summed up; 0 where there
  *                    is none
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (prepared: of other experts, the weights have changed since, or bfloat16
- *          in place of other weights where something is saved), CANCELLED. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (prepared: of other experts, the weights have changed since, or another
+ *          form in place of the weights' own where something is saved), CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_experts_forward(moe_context *context, const moe_experts_config *config,
                                                  const moe_experts_call *call, const moe_experts_prepared *prepared,
                                                  const void *x, void *y, void *saved, size_t saved_size, void *rows);
@@ -170,12 +170,13 @@ MOE_API MOE_CHECK moe_status moe_experts_backward(moe_context *context, const mo
 /** Pack GATE, UP and DOWN once, as the matrix products want them: few tokens gain most, as with moe_layer_prepare.
  *  @param context   [in]
  *  @param config    [in] expert_kind, the sizes and the weights count; nothing of them is kept, and the weights may be freed
- *  @param form      [in] a moe_prepared, F32 or BF16: 4 or 2 bytes a weight, each matrix's outputs filled up to a multiple of 32
- *  @param out       [out] any number of calls and threads may use it at the same time, also in other contexts whose products are NATIVE;
+ *  @param form      [in] a moe_prepared but NONE, which says how many bytes a weight takes
+ *  @param out       [out] any number of calls and threads may use it at the same time, also in other contexts; F32 and BF16 where
+ *                   products are NATIVE;
  *                   free it with moe_experts_prepared_free
  *  It does not follow the weights: after they have changed, prepare again.
  *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, experts without matrices), OUT_OF_MEMORY, BAD_STATE (OPENBLAS and REFERENCE
- *          have no use for it). */
+ *          have no use for F32 and BF16), NOT_FINITE (in a form of few bits, as moe_layer_prepare). */
 MOE_API MOE_CHECK moe_status moe_experts_prepare(moe_context *context, const moe_experts_config *config,
                                                  int32_t form, moe_experts_prepared **out);
 

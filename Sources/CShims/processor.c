@@ -8,7 +8,7 @@ int32_t moei_processor_level(void) {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return 2;
-  return __builtin_cpu_supports("avx512bf16") ? 4 : 3;
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? 4 : 3;
 #else
   return 1;
 #endif

@@ -43,13 +43,17 @@ import CShims
 #endif
 
 /// The most rows a caller may hand over at once; those beyond the tallest tile are computed after it, with the same panel.
-/// Without fused multiply-adds the chains would differ: none.
 #if MOE_AVX512
   var tileHeight: Int { 14 }
-#elseif MOE_FMA
-  var tileHeight: Int { 12 }
 #else
-  var tileHeight: Int { 0 }
+  var tileHeight: Int { 12 }
+#endif
+
+/// Whether the chains are fused multiply-adds: without them they would differ.
+#if MOE_FMA
+  var hasTiles: Bool { true }
+#else
+  var hasTiles: Bool { false }
 #endif
 
 /// Some rows of C in registers, put together at compile time: an array of rows would live in memory.
@@ -111,7 +115,7 @@ typealias Thirteen = Both<Eight, Five>
 typealias Fourteen = Both<Eight, Six>
 
 /// Rows of C, which may be narrower than 32 at the right edge of a matrix: then a copy is computed and cut.
-@inline(__always) private func withColumns(
+@inline(__always) func withColumns(
   _ columns: Int, _ m: Int, _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int,
   _ compute: (Source, Int, Target, Int) -> Void
 ) {

@@ -66,7 +66,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     Self.fill(kernels, atMost: configuration.instructions)
     let backend: Matmul.Backend
     do throws(Fault) {
-      backend = try Self.backend(configuration.matmul, hasTiles: kernels.pointee.tile_height > 0)
+      backend = try Self.backend(configuration.matmul, hasTiles: kernels.pointee.has_tiles != 0)
     } catch {
       allocator.deallocate(context)
       throw error

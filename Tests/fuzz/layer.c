@@ -217,7 +217,7 @@ static void count(void) {
 static void rest(void) {
   switch (decide() % 6) {
     case 4: (void)!moe_layer_set_loss_coefficient(layer, (int32_t)(decide() % 5), (float)real()); break;
-    case 0: check(moe_layer_prepare(layer, decide() % 4 ? decide() % 3 : (int32_t)integer())); break;
+    case 0: check(moe_layer_prepare(layer, decide() % 4 ? decide() % 11 : (int32_t)integer())); break;
     case 1: check(moe_layer_initialize(layer)); break;
     case 2: (void)!moe_layer_zero_grad(layer); break;
     case 3: {

@@ -181,7 +181,7 @@ static void parameters(void) {
   check(moe_model_find_parameter(model, "layers.1.ffn.experts.up.weight", &index));
   check(moe_model_zero_grad(model));
   if (!check(moe_model_layer(model, decide() % 4 ? decide() % 4 : integer(), &layer)))
-    check(moe_layer_prepare(layer, decide() % 3));
+    check(moe_layer_prepare(layer, decide() % 11));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -304,6 +304,88 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16
   return v;
 }
 
+/* ---- integers in products ----------------------------------------------------------------------------------- */
+
+/* Of 32 bits, or of 16 or 8 where the sums fit; float vectors to integers: those that fit, rounded towards 0. */
+typedef int8_t moei_i8x16 __attribute__((ext_vector_type(16)));
+typedef int8_t moei_i8x32 __attribute__((ext_vector_type(32)));
+typedef int8_t moei_i8x64 __attribute__((ext_vector_type(64)));
+typedef int16_t moei_i16x16 __attribute__((ext_vector_type(16)));
+typedef int16_t moei_i16x32 __attribute__((ext_vector_type(32)));
+typedef int32_t moei_i32x8 __attribute__((ext_vector_type(8)));
+typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
+typedef double moei_f64x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) moei_i32x16 moei_to_i32(moei_f32x16 v) {
+  return __builtin_convertvector(v, moei_i32x16);
+}
+static inline __attribute__((always_inline)) moei_f32x16 moei_from_i32(moei_i32x16 v) {
+  return __builtin_convertvector(v, moei_f32x16);
+}
+static inline __attribute__((always_inline)) moei_f32x8 moei_from_i32x8(moei_i32x8 v) {
+  return __builtin_convertvector(v, moei_f32x8);
+}
+static inline __attribute__((always_inline)) void moei_store_i8(moei_i32x16 v, void *p) {
+  moei_i8x16 bytes = __builtin_convertvector(v, moei_i8x16);
+  __builtin_memcpy(p, &bytes, sizeof bytes);
+}
+/* v * factor + summand in double, rounded to float32. */
+static inline __attribute__((always_inline)) moei_f32x16 moei_scale_in_double(moei_f32x16 v, float factor, double summand) {
+  return __builtin_convertvector(__builtin_convertvector(v, moei_f64x16) * (double)factor + summand, moei_f32x16);
+}
+/* Four bytes of x, in every lane's place. */
+static inline __attribute__((always_inline)) moei_i8x32 moei_repeat4(int32_t x) {
+  moei_i32x8 all = x;
+  return (moei_i8x32)all;
+}
+/* sum + the products of four bytes of w and x in each lane; none is -128. */
+static inline __attribute__((always_inline)) moei_i32x8 moei_add_dots(moei_i32x8 sum, moei_i8x32 w, int32_t x) {
+#if defined(__AVX2__)
+  typedef char bytes __attribute__((__vector_size__(32)));
+  typedef short shorts __attribute__((__vector_size__(32)));
+  typedef int words __attribute__((__vector_size__(32)));
+  const shorts ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  bytes signs = __builtin_ia32_psignb256((bytes)moei_repeat4(x), (bytes)w);
+  shorts pairs = __builtin_ia32_pmaddubsw256((bytes)__builtin_elementwise_abs(w), signs);
+  return sum + (moei_i32x8)(words)__builtin_ia32_pmaddwd256(pairs, ones);
+#else
+  moei_i16x32 products = __builtin_convertvector(w, moei_i16x32) * __builtin_convertvector(moei_repeat4(x), moei_i16x32);
+  typedef int32_t moei_i32x32 __attribute__((ext_vector_type(32)));
+  moei_i32x32 wide = __builtin_convertvector(products, moei_i32x32);
+  moei_i32x16 pairs = wide.even + wide.odd;
+  return sum + pairs.even + pairs.odd;
+#endif
+}
+/* The same for bytes of w from 0 to 15, two products in each lane of 16 bits: eight sums of them have room. */
+static inline __attribute__((always_inline)) moei_i16x16 moei_add_pairs(moei_i16x16 sum, moei_i8x32 w, int32_t x) {
+#if defined(__AVX2__)
+  typedef char bytes __attribute__((__vector_size__(32)));
+  typedef short shorts __attribute__((__vector_size__(32)));
+  return sum + (moei_i16x16)(shorts)__builtin_ia32_pmaddubsw256((bytes)w, (bytes)moei_repeat4(x));
+#else
+  moei_i16x32 products = __builtin_convertvector(w, moei_i16x32) * __builtin_convertvector(moei_repeat4(x), moei_i16x32);
+  return sum + products.even + products.odd;
+#endif
+}
+static inline __attribute__((always_inline)) moei_i32x8 moei_sum_pairs(moei_i16x16 v) {
+#if defined(__AVX2__)
+  typedef short shorts __attribute__((__vector_size__(32)));
+  typedef int words __attribute__((__vector_size__(32)));
+  const shorts ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  return (moei_i32x8)(words)__builtin_ia32_pmaddwd256((shorts)v, ones);
+#else
+  moei_i32x16 wide = __builtin_convertvector(v, moei_i32x16);
+  return wide.even + wide.odd;
+#endif
+}
+#if defined(__AVX512VNNI__)
+/* The same for bytes of w from 0 to 255. */
+static inline __attribute__((always_inline)) moei_i32x16 moei_add_dots_unsigned(moei_i32x16 sum, moei_i8x64 w, int32_t x) {
+  typedef int words __attribute__((__vector_size__(64)));
+  moei_i32x16 all = x;
+  return (moei_i32x16)(words)__builtin_ia32_vpdpbusd512((words)sum, (words)w, (words)all);
+}
+#endif
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
@@ -351,6 +433,26 @@ static inline __attribute__((always_inline)) void moei_prefetch_to_write(const f
 typedef struct moei_tiles {
   int32_t count, tall, height;
 } moei_tiles;
+
+/* Weights of few bits (Sources/Kernels/Codes.swift).  A panel is a row of blocks, each of 32 contraction indices of 32
+ * outputs: their numbers, then 32 scales.  Tokens that are multiplied as integers lie in chunks [k / 32][m] of
+ * MOEI_TOKEN_BLOCK bytes: 32 numbers of -127 ... 127, a float32 that they are multiples of, their sum as int32. */
+enum { MOEI_INT8_BLOCK = 1024 + 64, MOEI_INT4_BLOCK = 512 + 64, MOEI_TOKEN_BLOCK = 64 };
+
+typedef struct moei_code {
+  /* `depth` contraction indices of `rows` <= 32 rows of w under one scale for each row, in blocks; the rest is 0.  0 where a
+   * scale is not finite */
+  int32_t (*encode)(int64_t rows, int64_t depth, const float *w, int64_t w_row, void *blocks);
+  /* panel [k][32] */
+  void (*decode)(int64_t k, const void *blocks, float *panel);
+  /* C[m, columns] = start + A B, the same chains as of the decoded panel; A in chunks [k / 32][m][32] */
+  void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const void *blocks, const float *start,
+                  int64_t start_stride, float *c, int64_t c_stride);
+  /* C[m, columns] = start, then for each of the `count` blocks fma(scale of weights * scale of the token, sum, .), with sums
+   * of products of integers; A in chunks of integers */
+  void (*product_of_integers)(int64_t m, int64_t columns, int64_t count, const void *a, const void *blocks,
+                              const float *start, int64_t start_stride, float *c, int64_t c_stride);
+} moei_code;
 
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
@@ -422,8 +524,9 @@ typedef struct moei_kernels {
                  int64_t b_row, int64_t b_column, float *c, int64_t c_row);
 
   /* The same chains, tile by tile, over A in chunks [k / 32][m][32] and B in panels [k][32] (Sources/Kernels/Tile.swift);
-   * m is at most tile_height, which is 0 where there are no such kernels.
+   * m is at most tile_height.  Without an instruction for fused multiply-adds (has_tiles 0) these are not those chains.
    *   C[m, columns] = start + A B;  start_stride 0: every row starts from the same 32 floats */
+  int32_t has_tiles;
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
                   int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
@@ -466,6 +569,11 @@ typedef struct moei_kernels {
   void (*gather_bf16)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, uint16_t *chunks);
   void (*gather_token_pairs)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, uint32_t *chunks);
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
+
+  moei_code int8; /* multiples of a binary16 number, -127 ... 127 */
+  moei_code int4; /* the same, -8 ... 7 */
+  /* gather as integers: chunks [columns / 32][m] */
+  void (*gather_integers)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, void *chunks);
 
   void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
   void (*sgd)(int64_t n, float clip, float decay, float momentum, float learning_rate, float *parameter,

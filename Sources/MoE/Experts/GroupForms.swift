@@ -1,9 +1,10 @@
-// The ways to one group's sums: our own kernels, tile by tile, in float32 or bfloat16 (TiledForward.swift); row-major
+// The ways to one group's sums: our own kernels, tile by tile, in float32, bfloat16 or integers (TiledForward.swift); row-major
 // products (PlainExperts.swift); and experts that have nothing to multiply (FreeExperts.swift).
 
 enum GroupForward {
   case tiled(TiledForward<F32>)
   case tiledBF16(TiledForward<BF16>)
+  case integers(TiledForward<Integers>)
   case plain(PlainForward)
   case free(FreeForward)
 
@@ -14,6 +15,7 @@ enum GroupForward {
     switch ExpertForm(work) {
     case .tiled: self = .tiled(TiledForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .tiledBF16: self = .tiledBF16(TiledForward(&arena, work, kept: kept?.halves, outputs: outputs))
+    case .integers: self = .integers(TiledForward(&arena, work, kept: nil, outputs: outputs))
     case .plain: self = .plain(PlainForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .free: self = .free(FreeForward(work: work, outputs: outputs))
     }
@@ -23,6 +25,7 @@ enum GroupForward {
     switch self {
     case .tiled(let forward): try forward.run(in: context)
     case .tiledBF16(let forward): try forward.run(in: context)
+    case .integers(let forward): try forward.run(in: context)
     case .plain(let forward): try forward.run(in: context)
     case .free(let forward): try forward.run(in: context)
     }
@@ -33,6 +36,7 @@ enum GroupForward {
     switch self {
     case .tiled(let forward): try forward.runInner(in: context)
     case .tiledBF16(let forward): try forward.runInner(in: context)
+    case .integers(let forward): try forward.runInner(in: context)
     case .plain(let forward): try forward.run(in: context)
     case .free: break
     }
@@ -42,18 +46,30 @@ enum GroupForward {
 /// Which of the ways a group takes. The raw type is for the linker: without one the enum brings its own Hashable,
 /// and with it a random seed that older C libraries do not have.
 enum ExpertForm: Int32 {
-  case tiled, tiledBF16, plain, free
+  case tiled, tiledBF16, integers, plain, free
 
   init(_ work: GroupWork) {
+    let isNative = work.matmul.backend == .native
     if !work.c.multiplies {
       self = .free
-    } else if work.matmul.backend != .native {
-      self = .plain
+    } else if case .blocks(_, integers: true)? = work.prepared?.form.contents {
+      self = .integers
     } else {
-      switch (work.prepared?.type ?? work.c.weights).format.precision {
-      case .f32: self = .tiled
-      case .bf16: self = .tiledBF16
+      switch work.precision {
+      case .f32: self = isNative ? .tiled : .plain
+      case .bf16: self = isNative ? .tiledBF16 : .plain
       }
+    }
+  }
+}
+
+extension GroupWork {
+  /// What becomes of tokens that are multiplied as floats: decoded blocks are float32.
+  var precision: PrecisionKind {
+    switch prepared?.form.contents {
+    case .elements(let type): type.format.precision
+    case .blocks: .f32
+    case nil: c.weights.format.precision
     }
   }
 }

@@ -35,6 +35,15 @@ struct GroupWork {
   /// Rows of so many tiles, as far as there are so many.
   func rows(ofTiles count: Int) -> Int { min(count * Int(kernels.pointee.tile_height), dispatch.most) }
 
+  /// Whether what was packed is what it was packed from.
+  func requireCurrentWeights() throws(Fault) {
+    guard let prepared, source.hasMatricesToCompare else { return }
+    for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
+      if prepared.isCurrent(c, expert: e, source, kernels) { continue }
+      throw source.outdated(expert: c.first + e)
+    }
+  }
+
   var gateUpWork: Work { c.gateUpWork(dispatch) }
   var downWork: Work { c.downWork(dispatch) }
 }

@@ -57,6 +57,7 @@ struct PlainForward: PlainJob {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
+    try work.requireCurrentWeights()
     try context.measureExperts(backward: false, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
       try context.run(dispatch.experts.count, self)
     }
@@ -80,13 +81,13 @@ struct PlainForward: PlainJob {
       round(x, n * h)
       if let gate = pre.gate {
         fillRows(gate, count: n, width: i, stride: i, with: w.gateBias)
-        let weight = inner(w.gateWeight!, index)
+        let weight = matrix(.gate, w, expert: expert, index)
         matmul.addABt(n, i, h, x, lda: h, weight.start, ldb: weight.stride, gate, ldc: i)
         round(gate, n * i)
       }
       if !c.linear {
         fillRows(pre.up, count: n, width: i, stride: i, with: w.upBias)
-        let weight = inner(w.upWeight, index)
+        let weight = matrix(.up, w, expert: expert, index)
         matmul.addABt(n, i, h, x, lda: h, weight.start, ldb: weight.stride, pre.up, ldc: i)
         round(pre.up, n * i)
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
@@ -94,7 +95,7 @@ struct PlainForward: PlainJob {
       }
       guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
       fillRows(out, count: n, width: h, stride: padded(h), with: w.downBias)
-      let weight = outer(w.downWeight, index)
+      let weight = matrix(.down, w, expert: expert, index)
       matmul.addABt(n, h, i, a, lda: i, weight.start, ldb: weight.stride, out, ldc: padded(h))
     }
   }

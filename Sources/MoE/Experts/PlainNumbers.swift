@@ -14,11 +14,31 @@ struct PlainMatrix {
 
 extension GroupWork {
   func floats(_ arena: inout Arena) -> UnsafeMutablePointer<Float>? {
-    source.areRowsOfFloats(c) ? nil : arena.take(Float.self, lanes * c.hidden, c.intermediate)
+    let reads = source.areRowsOfFloats(c) && prepared == nil
+    return reads ? nil : arena.take(Float.self, lanes * c.hidden, c.intermediate)
   }
 }
 
 extension PlainJob {
+  /// An expert's matrix, decoded where it was prepared; until the thread's next call.
+  func matrix(_ part: PreparedWeights.Matrix, _ w: ExpertTensors, expert: Int, _ lane: Int) -> PlainMatrix {
+    guard let prepared, let code = prepared.form.code, let floats else {
+      switch part {
+      case .gate: return inner(w.gateWeight!, lane)
+      case .up: return inner(w.upWeight, lane)
+      case .down: return outer(w.downWeight, lane)
+      }
+    }
+    let (rows, depth) = part == .down ? (c.hidden, c.intermediate) : (c.intermediate, c.hidden)
+    let (own, place) = (floats + lane * c.hidden * c.intermediate, source.place(ofExpert: expert))
+    for chunk in 0..<chunks(of: rows) {
+      code.decode(
+        prepared.panel(part, c, place, chunk), rows: min(chunkWidth, rows - chunk * chunkWidth), depth: depth,
+        into: own + chunk * chunkWidth * depth, kernels)
+    }
+    return PlainMatrix(start: own, stride: depth)
+  }
+
   /// An expert's matrix [I,H], until the thread's next call.
   func inner(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
     plain(matrix, rows: c.intermediate, columns: c.hidden, lane)
@@ -40,6 +60,6 @@ extension PlainJob {
   }
 
   func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
-    c.weights.format.precision.round(values, count, kernels)
+    work.precision.round(values, count, kernels)
   }
 }

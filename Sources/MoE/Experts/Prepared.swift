@@ -2,31 +2,52 @@ import CShims
 
 /// A packed copy of the experts' weights, made once for inference: forward then streams panels as they will be multiplied,
 /// instead of packing them in every call. The values are the same, and so are the bits of the results.
-/// In another type forward computes as a layer with weights of that type does.
+/// In another type forward computes as a layer with weights of that type does, in blocks as one with the blocks' values.
 struct PreparedWeights {
-  let type: ElementType
+  let form: PanelForm
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
   fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
+  /// [E] 1 = a matrix holds what the form cannot
+  fileprivate let faults: UnsafeMutablePointer<Int32>
 
   fileprivate static var samplesPerMatrix: Int { 16 }
 
   /// `experts`: for how many of the group's there is room.
-  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, type: ElementType) {
-    let precision = type.format.precision
+  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, form: PanelForm) {
     func take(_ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      let bytes = type.bytes(precision.filledUp(columns))
-      return UnsafeMutableRawPointer(arena.take(UInt8.self, experts * padded(rows), bytes))
+      UnsafeMutableRawPointer(arena.take(UInt8.self, experts * chunks(of: rows), form.panelBytes(columns)))
     }
-    self.type = type
+    self.form = form
     gate = c.gated ? take(c.intermediate, c.hidden) : nil
     up = take(c.linear ? 0 : c.intermediate, c.hidden)
     down = take(c.hidden, c.intermediate)
     samples = arena.take(Float.self, experts, 3 * Self.samplesPerMatrix)
+    faults = arena.take(Int32.self, experts)
   }
 
-  func panels<P: Precision>(_: P.Type, _ c: ExpertGroup) -> PreparedPanels<P> { PreparedPanels(self, c) }
+  enum Matrix: Int32 { case gate, up, down }
+
+  /// Where a panel lies: of number `expert`, 32 outputs from number 32 `chunk` on.
+  func panel(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
+    let (start, rows, columns) =
+      switch matrix {
+      case .gate: (gate!, c.intermediate, c.hidden)
+      case .up: (up, c.intermediate, c.hidden)
+      case .down: (down, c.hidden, c.intermediate)
+      }
+    return start + (expert * chunks(of: rows) + chunk) * form.panelBytes(columns)
+  }
+
+  /// The same as the products of a precision read it.
+  func panel<P: Precision>(
+    _: P.Type, _ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int
+  ) -> WeightPanel<P> {
+    let place = panel(matrix, c, expert, chunk)
+    if let code = form.code { return WeightPanel(blocks: place, code) }
+    return WeightPanel(packed: place.assumingMemoryBound(to: P.Element.self))
+  }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
   /// of them would cost what the packing saves.
@@ -66,7 +87,7 @@ struct PreparedWeights {
 struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
-  private let type: ElementType
+  private let form: PanelForm
   private let slots: Slots?
 
   /// Of a group that has room for some experts alone, which come from a file.
@@ -75,23 +96,25 @@ struct PreparedGroups {
   init(_ c: Configuration) {
     self.c = c
     arena = nil
-    type = .f32
+    form = .f32
     slots = nil
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, type: ElementType, slots: Slots? = nil) {
+  init(_ arena: inout Arena, _ c: Configuration, form: PanelForm, slots: Slots? = nil) {
     self.c = c
     self.arena = arena
-    self.type = type
+    self.form = form
     self.slots = slots
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
-  /// Whether both are packed in the same form, or neither is.
-  func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && type == other.type }
+  /// Whether forward computes something else than backward would.
+  var changesValues: Bool { arena != nil && form.changesValues(of: c.groups[0].weights) }
+  /// What they are in, for messages.
+  var constant: StaticString { form.constant }
 
-  /// Whether forward rounds tokens that backward would not.
-  var rounds: Bool { arena != nil && type.format.precision != c.groups[0].weights.format.precision }
+  /// Whether both are packed in the same form, or neither is.
+  func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && form == other.form }
 
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
@@ -103,74 +126,38 @@ struct PreparedGroups {
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
     guard group.multiplies else { return nil }
     let experts = hasSlots(group) ? slots!.count : group.experts
-    return PreparedWeights(&arena, group, experts: experts, type: type)
+    return PreparedWeights(&arena, group, experts: experts, form: form)
   }
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
   /// All that is in memory.
-  func pack(_ source: ExpertSource, in context: ContextPointer) {
+  func pack(_ source: ExpertSource, in context: ContextPointer) throws(Fault) {
     for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
       let group = c.groups[index]
       guard let prepared = of(group) else { continue }
-      type.format.precision.visit(
-        Prepare(group: group, prepared: prepared, source: source.of(group), context: context))
+      prepared.faults.update(repeating: 0, count: group.experts)
+      PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(in: context)
+      for expert in 0..<group.experts where prepared.faults[expert] != 0 {
+        throw Fault(
+          .notFinite,
+          "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for a scale of float16 (\(form.constant)): mend the weights, or prepare another form"
+        )
+      }
     }
   }
 }
 
-private struct Prepare: PrecisionBody {
-  let group: ExpertGroup
-  let prepared: PreparedWeights
-  let source: ExpertSource
-  let context: ContextPointer
-
-  func run<P: Precision>(_: P.Type) {
-    PrepareWeights<P>(group, context: context, source: source, prepared: prepared).run(in: context)
-  }
-}
-
-/// The panels of one precision: H or I rows of 32.
-struct PreparedPanels<P: Precision> {
-  private let prepared: PreparedWeights
-  private let c: ExpertGroup
-
-  fileprivate init(_ prepared: PreparedWeights, _ c: ExpertGroup) {
-    self.prepared = prepared
-    self.c = c
-  }
-
-  func gate(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: innerGate(expert, chunk)) }
-  func up(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: innerUp(expert, chunk)) }
-  func down(_ expert: Int, _ chunk: Int) -> WeightPanel<P> { WeightPanel(packed: outer(expert, chunk)) }
-
-  fileprivate func innerGate(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
-    place(prepared.gate!, expert, chunk, c.intermediate, c.hidden)
-  }
-  fileprivate func innerUp(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
-    place(prepared.up, expert, chunk, c.intermediate, c.hidden)
-  }
-  fileprivate func outer(_ expert: Int, _ chunk: Int) -> UnsafeMutablePointer<P.Element> {
-    place(prepared.down, expert, chunk, c.hidden, c.intermediate)
-  }
-  private func place(
-    _ matrix: UnsafeMutableRawPointer, _ expert: Int, _ chunk: Int, _ rows: Int, _ columns: Int
-  ) -> UnsafeMutablePointer<P.Element> {
-    matrix.assumingMemoryBound(to: P.Element.self)
-      + (expert * padded(rows) + chunk * chunkWidth) * P.filledUp(columns)
-  }
-}
-
 /// Packs one chunk of columns of one expert per item: those of gate and up, then those of down.
-struct PrepareWeights<P: Precision>: Job {
+private struct PrepareWeights: Job {
   let source: ExpertSource
   let prepared: PreparedWeights
-  private let packing: Packing<P>
+  private let packing: Packing
 
   init(_ c: ExpertGroup, context: ContextPointer, source: ExpertSource, prepared: PreparedWeights) {
     self.source = source
     self.prepared = prepared
-    packing = Packing(c: c, kernels: context.kernels, panels: prepared.panels(P.self, c))
+    packing = Packing(c: c, kernels: context.kernels, prepared: prepared)
   }
 
   func run(in context: ContextPointer) {
@@ -180,7 +167,9 @@ struct PrepareWeights<P: Precision>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let c = packing.c
     let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
-    packing.run(chunk, place: expert, source.tensors(c, expert: expert))
+    if !packing.run(chunk, place: expert, source.tensors(c, expert: expert)) {
+      moei_store(prepared.faults + expert, 1)
+    }
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
       PreparedWeights.sample(c, expert: expert, source, into: prepared.samples + expert * count, packing.kernels)
@@ -189,29 +178,54 @@ struct PrepareWeights<P: Precision>: Job {
 }
 
 /// From matrices of experts to panels.
-struct Packing<P: Precision> {
+struct Packing {
   let c: ExpertGroup
   let kernels: UnsafePointer<moei_kernels>
-  let panels: PreparedPanels<P>
+  let prepared: PreparedWeights
 
   private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
   var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
 
-  /// One chunk of columns of an expert's matrices, to number `place` of the panels.
-  func run(_ chunk: Int, place: Int, _ w: ExpertTensors) {
+  /// One chunk of columns of an expert's matrices, to number `place` of the panels. False where the form cannot hold them.
+  func run(_ chunk: Int, place: Int, _ w: ExpertTensors) -> Bool {
     let (h, i) = (c.hidden, c.intermediate)
     if chunk >= innerChunks {
       let outer = chunk - innerChunks
-      return pack(w.downWeight, h, i, outer, into: panels.outer(place, outer))
+      return pack(w.downWeight, h, i, outer, into: prepared.panel(.down, c, place, outer))
     }
-    if let gate = w.gateWeight { pack(gate, i, h, chunk, into: panels.innerGate(place, chunk)) }
-    pack(w.upWeight, i, h, chunk, into: panels.innerUp(place, chunk))
+    let up = pack(w.upWeight, i, h, chunk, into: prepared.panel(.up, c, place, chunk))
+    guard let gate = w.gateWeight else { return up }
+    return pack(gate, i, h, chunk, into: prepared.panel(.gate, c, place, chunk)) && up
   }
 
-  /// One panel of a matrix [rows, depth], piece by piece.
-  private func pack(_ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: P.Target) {
-    let own = WeightPanel<P>(
-      matrix.from(row: chunk * chunkWidth), transposed: true, columns: min(chunkWidth, rows - chunk * chunkWidth))
+  /// One panel of a matrix [rows, depth].
+  private func pack(
+    _ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer
+  ) -> Bool {
+    let own = matrix.from(row: chunk * chunkWidth)
+    let columns = min(chunkWidth, rows - chunk * chunkWidth)
+    switch prepared.form.contents {
+    case .blocks(let code, _):
+      return code.encode(own, rows: columns, depth: depth, into: panel, kernels)
+    case .elements(let type):
+      type.format.precision.visit(
+        PackElements(matrix: own, columns: columns, depth: depth, panel: panel, kernels: kernels))
+      return true
+    }
+  }
+}
+
+/// Piece by piece.
+private struct PackElements: PrecisionBody {
+  let matrix: StoredMatrix
+  let columns: Int
+  let depth: Int
+  let panel: UnsafeMutableRawPointer
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run<P: Precision>(_: P.Type) {
+    let own = WeightPanel<P>(matrix, transposed: true, columns: columns)
+    let panel = panel.assumingMemoryBound(to: P.Element.self)
     for p in stride(from: 0, to: depth, by: P.panelDepth) {
       own.pack(p, min(P.panelDepth, depth - p), into: panel + p * chunkWidth, kernels)
     }

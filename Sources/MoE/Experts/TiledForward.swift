@@ -63,12 +63,7 @@ struct TiledInner<P: Precision>: GroupJob {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
-    if let prepared, source.hasMatricesToCompare {
-      for e in 0..<c.experts where dispatch.count(ofExpert: e) > 0 {
-        if prepared.isCurrent(c, expert: e, source, kernels) { continue }
-        throw source.outdated(expert: c.first + e)
-      }
-    }
+    try work.requireCurrentWeights()
     let pieces = list.fill(dispatch)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
   }
@@ -90,9 +85,7 @@ struct TiledInner<P: Precision>: GroupJob {
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel<P> {
-      if let prepared = prepared?.panels(P.self, c) {
-        return kind == kinds - 1 ? prepared.up(place, chunk) : prepared.gate(place, chunk)
-      }
+      if let prepared { return prepared.panel(P.self, kind == kinds - 1 ? .up : .gate, c, place, chunk) }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(matrix.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
@@ -203,7 +196,7 @@ struct TiledOutput<P: Precision>: GroupJob {
     let place = source.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      if let prepared = prepared?.panels(P.self, c) { return prepared.down(place, chunk) }
+      if let prepared { return prepared.panel(P.self, .down, c, place, chunk) }
       return WeightPanel(w.downWeight.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(

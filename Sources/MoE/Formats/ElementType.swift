@@ -50,8 +50,9 @@ extension ElementType {
   public var alignment: Int { unit & -unit }
 
   /// Rounding may be added, as a layer with weights of that type has it, but not left out.
-  public func canBePrepared(as type: ElementType) -> Bool {
-    format.precision == .f32 || format.precision == type.format.precision
+  public func canBePrepared(as form: PanelForm) -> Bool {
+    guard case .elements(let type) = form.contents else { return true }
+    return format.precision == .f32 || format.precision == type.format.precision
   }
 
   func toFloats(

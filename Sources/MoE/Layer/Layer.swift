@@ -52,8 +52,10 @@ public struct Layer {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
     if offload == nil { try requireMemory() }
-    if tape != nil && prepared.rounds {
-      throw .badState("tape: weights prepared in bfloat16 are for inference; prepare float32, or nothing, to train")
+    if tape != nil && prepared.changesValues {
+      throw .badState(
+        "tape: weights prepared as \(prepared.constant) are for inference; prepare the weights' own type, or nothing, to train"
+      )
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
     var report = Report()

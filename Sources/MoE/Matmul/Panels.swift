@@ -21,6 +21,8 @@ struct WeightPanel<P: Precision> {
     case matrix(StoredMatrix, transposed: Bool, columns: Int)
     /// Packed already.
     case packed(UnsafePointer<P.Element>)
+    /// Packed in blocks.
+    case blocks(UnsafeRawPointer, PanelCode)
   }
 
   private let form: Form
@@ -36,6 +38,10 @@ struct WeightPanel<P: Precision> {
     form = .packed(panel)
   }
 
+  init(blocks panel: UnsafeRawPointer, _ code: PanelCode) {
+    form = .blocks(panel, code)
+  }
+
   /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge, and
   /// where they are no elements of tiles or have gaps.
   fileprivate var rows: (start: UnsafePointer<P.Element>, stride: Int)? {
@@ -45,13 +51,21 @@ struct WeightPanel<P: Precision> {
     return (P.elements(of: weights), weights.rowStride)
   }
 
-  /// The piece from p on, [depth][32], where it lies or in `buffer`.
+  /// The piece from p on, [depth][32] or blocks, where it lies or in `buffer`. So many tiles will read it.
   fileprivate func piece(
-    _ p: Int, _ depth: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
-  ) -> UnsafePointer<P.Element> {
-    if case .packed(let panel) = form { return panel + p * chunkWidth }
-    pack(p, depth, into: buffer, kernels)
-    return UnsafePointer(buffer)
+    _ p: Int, _ depth: Int, tiles: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
+  ) -> PanelPiece<P> {
+    switch form {
+    case .packed(let panel): return .elements(panel + p * chunkWidth)
+    case .matrix:
+      pack(p, depth, into: buffer, kernels)
+      return .elements(UnsafePointer(buffer))
+    case .blocks(let panel, let code):
+      let blocks = panel + code.bytes(p)
+      if tiles < P.decodedTiles { return .blocks(blocks, code) }
+      P.decode(depth, blocks, code, into: buffer, kernels)
+      return .elements(UnsafePointer(buffer))
+    }
   }
 
   /// The piece from p on of a matrix.
@@ -87,12 +101,19 @@ struct WeightPanel<P: Precision> {
       // Every other line.
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
       return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
+    case .blocks: return nil
     }
   }
 
   private func ahead(_ start: UnsafeRawPointer, _ first: Int, row: Int, chunk: Int) -> moei_ahead {
     moei_ahead(first: start + first, row: Int64(row), chunk: Int64(chunk))
   }
+}
+
+/// Some contraction indices of a panel.
+private enum PanelPiece<P: Precision> {
+  case elements(UnsafePointer<P.Element>)
+  case blocks(UnsafeRawPointer, PanelCode)
 }
 
 /// C = start + A B for some tiles of rows and up to `panelsAtOnce` panels of B.
@@ -113,13 +134,14 @@ struct PanelProducts<P: Precision> {
     start: (Int) -> Floats?, c: (Int, Range<Int>) -> UnsafeMutablePointer<Float>, cStride: Int,
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
-    var pieces = InlineArray<4, Source>(repeating: Source(packed))  // panelsAtOnce
+    var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
     let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
     for p in stride(from: done, to: depth, by: P.panelDepth) {
       let depth = min(P.panelDepth, self.depth - p)
       let last = p + P.panelDepth >= self.depth
       for i in 0..<panels {
-        pieces[i] = panel(i).piece(p, depth, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
+        pieces[i] = panel(i).piece(
+          p, depth, tiles: range.count, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
       }
       for tile in range {
         let rows = tiles.rows(tile)
@@ -130,11 +152,16 @@ struct PanelProducts<P: Precision> {
           let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
           let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
-          P.product(
-            rows.count, columns(i), depth, here, pieces[i],
-            start: StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0),
-            StridedTargets(out, stride: cStride), ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a),
-            kernels)
+          let first = StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0)
+          let target = StridedTargets(out, stride: cStride)
+          switch pieces[i] {
+          case .blocks(let blocks, let code):
+            P.product(rows.count, columns(i), depth, here, blocks, code, start: first, target, kernels)
+          case .elements(let elements):
+            P.product(
+              rows.count, columns(i), depth, here, elements, start: first, target,
+              ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
+          }
         }
       }
     }

@@ -32,8 +32,8 @@ protocol PrecisionBody {
 /// What the tiles of tokens, the panels of weights and the tape consist of. Sums are float32 in both.
 protocol Precision {
   associatedtype Element
-  /// Weights whose elements are those of panels as they are stored.
-  static var weights: ElementType { get }
+  /// Weights whose elements are those of panels as they are stored; nil where there are none.
+  static var weights: ElementType? { get }
   typealias Source = UnsafePointer<Element>
   typealias Target = UnsafeMutablePointer<Element>
   typealias Floats = UnsafePointer<Float>
@@ -59,6 +59,14 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
     _ ahead: moei_ahead, _ kernels: Kernels)
+  /// The same with B in blocks.
+  static func product(
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
+    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels)
+  /// For so many tiles and more blocks are decoded first.
+  static var decodedTiles: Int { get }
+  static func decode(
+    _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
@@ -73,11 +81,27 @@ protocol Precision {
   /// From the array to the workplace, and back: nothing where they are the same.
   static func load(_ n: Int, _ array: Source, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels)
   static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels)
+  /// What storing makes of pre-activations. The array is one that may be written to.
+  static func round(_ n: Int, _ values: UnsafeMutablePointer<Float>, by array: Target, _ kernels: Kernels)
+  /// So many elements, and those that they are filled up with.
+  static func filledUp(_ count: Int) -> Int
   /// Stores a chunk [m][32] as sums over tokens will read it.
   static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels)
   /// sum[j] += every row's j-th element of one chunk of a tile [m / unit][32][unit], in ascending order
   static func addTokens(
     _ m: Int, _ columns: Int, _ chunk: Source, to sum: UnsafeMutablePointer<Float>, _ kernels: Kernels)
+}
+
+// Blocks are read in float32 and as integers: no precision else is given any.
+extension Precision {
+  static var decodedTiles: Int { .max }
+  static func product(
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
+    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+  ) {}
+  static func decode(
+    _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
+  ) {}
 }
 
 extension Precision {
@@ -124,7 +148,6 @@ extension Precision {
 
   static func filledUp(_ count: Int) -> Int { (count + unit - 1) / unit * unit }
 
-  /// What storing makes of the values. The array is one that may be written to.
   static func round(_ n: Int, _ values: UnsafeMutablePointer<Float>, by array: Target, _ kernels: Kernels) {
     store(n, values, into: array, kernels)
     load(n, Source(array), into: values, kernels)
@@ -156,8 +179,23 @@ private struct Rounding: PrecisionBody {
 
 enum F32: Precision {
   typealias Element = Float
-  static var weights: ElementType { .f32 }
+  static var weights: ElementType? { .f32 }
   static var unit: Int { 1 }
+  static var decodedTiles: Int { 2 }
+
+  static func product(
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
+    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+  ) {
+    code.kernels(kernels).product(
+      Int64(m), Int64(columns), Int64(depth), a, blocks, start.start, Int64(start.stride), c.start, Int64(c.stride))
+  }
+
+  static func decode(
+    _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
+  ) {
+    code.kernels(kernels).decode(Int64(depth), blocks, panel)
+  }
 
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
@@ -228,7 +266,7 @@ enum F32: Precision {
 /// bfloat16, the upper half of a float32: two products at once, half the memory.
 enum BF16: Precision {
   typealias Element = UInt16
-  static var weights: ElementType { .bf16 }
+  static var weights: ElementType? { .bf16 }
   static var unit: Int { 2 }
 
   static func gather(

@@ -88,8 +88,8 @@ struct SlotMemory {
     self.rawBytes = (rawBytes + Allocator.alignment - 1) / Allocator.alignment * Allocator.alignment
     raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
     rows = ExpertMatrices(&arena, group, experts: form == .none ? count : Offload.readers)
-    if let type = form.type {
-      prepared = PreparedGroups(&arena, c, type: type, slots: (group.index, count))
+    if let form = form.form {
+      prepared = PreparedGroups(&arena, c, form: form, slots: (group.index, count))
       slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))
     } else {
       prepared = PreparedGroups(c)

@@ -75,7 +75,7 @@ public struct Offload {
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
-    if let type = form.type { _ = PreparedGroups(&others, c, type: type, slots: (group, 0)) }
+    if let form = form.form { _ = PreparedGroups(&others, c, form: form, slots: (group, 0)) }
     let none = try bytes(0)
     let beside = none - (try others.total())
     let one = try bytes(1) - none
@@ -131,27 +131,14 @@ public struct Offload {
     if found.error != 0 { return false }
     counters.bytes.add(stored.bytes(expert))
     if isPacked {
-      let prepared = slots.prepared.of(stored.group)!
-      prepared.type.format.precision.visit(
-        PackSlot(stored: stored, rows: slots.rows, prepared: prepared, slot: slot, reader: reader))
-    }
-    return true
-  }
-
-  private struct PackSlot: PrecisionBody {
-    let stored: StoredExperts
-    let rows: ExpertMatrices
-    let prepared: PreparedWeights
-    let slot: Int
-    let reader: Int
-
-    func run<P: Precision>(_: P.Type) {
       let group = stored.group
-      let packing = Packing<P>(c: group, kernels: stored.kernels, panels: prepared.panels(P.self, group))
+      let packing = Packing(c: group, kernels: stored.kernels, prepared: slots.prepared.of(group)!)
       for chunk in 0..<packing.chunksPerExpert {
-        packing.run(chunk, place: slot, rows.tensors(group, at: reader))
+        // What a form cannot hold comes out as numbers that are not finite.
+        _ = packing.run(chunk, place: slot, slots.rows.tensors(group, at: reader))
       }
     }
+    return true
   }
 
   // MARK: stages
@@ -386,7 +373,12 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    slots.prepared.pack(.layer(parameters, frozen: false), in: context)
+    do throws(Fault) {
+      try slots.prepared.pack(.layer(parameters, frozen: false), in: context)
+    } catch {
+      context.pointee.allocator.deallocate(memory)
+      throw error
+    }
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)

@@ -31,7 +31,7 @@ struct Orthogonalisation {
     m = min(matrix.rows, matrix.columns)
     n = max(matrix.rows, matrix.columns)
     let kernels = context.kernels
-    matmul = Matmul(backend: kernels.pointee.tile_height > 0 ? .native : .reference, kernels: kernels)
+    matmul = Matmul(backend: kernels.pointee.has_tiles != 0 ? .native : .reference, kernels: kernels)
     given = arena.take(Float.self, m, n)
     x = arena.take(Float.self, m, n)
     gram = arena.take(Float.self, m, m)

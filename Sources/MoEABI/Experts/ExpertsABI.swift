@@ -86,8 +86,8 @@ public func moe_experts_prepare(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let out = try required(out, "out")
-    guard let type = Layer.Preparation(rawValue: form)?.type else {
-      throw .invalid("form = \(Int(form)) is neither MOE_PREPARED_F32 nor MOE_PREPARED_BF16")
+    guard let packing = Layer.Preparation(rawValue: form)?.form else {
+      throw .invalid("form = \(Int(form)) is no moe_prepared to pack weights in, such as MOE_PREPARED_BF16")
     }
     var operands = Operands()
     var own = moe_experts_call.standard
@@ -100,10 +100,10 @@ public func moe_experts_prepare(
       throw .invalid(
         "expert_kind = \(Int(call.group.kind.rawValue)) has no matrices that could be packed: call without `prepared`")
     }
-    if !call.group.weights.canBePrepared(as: type) {
+    if !call.group.weights.canBePrepared(as: packing) {
       throw .invalid("form = MOE_PREPARED_F32, but the weights are bfloat16: take MOE_PREPARED_BF16")
     }
-    out.pointee = OpaquePointer(try PreparedExpertsPointer.create(call, type: type, in: context))
+    out.pointee = OpaquePointer(try PreparedExpertsPointer.create(call, form: packing, in: context))
   }
 }
 

@@ -63,7 +63,7 @@ func prepare(_ layer: LayerPointer, _ prepared: Int32) throws(Fault) {
   guard let preparation = Layer.Preparation(rawValue: prepared) else {
     throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
   }
-  if let type = preparation.type, !layer.pointee.configuration.groups[0].weights.canBePrepared(as: type) {
+  if let form = preparation.form, !layer.pointee.configuration.groups[0].weights.canBePrepared(as: form) {
     throw .invalid("prepared = MOE_PREPARED_F32, but the layer's weights are bfloat16")
   }
   try layer.pointee.prepare(preparation)

@@ -58,6 +58,50 @@ struct PrepareTests {
     #expect(bits(try layer.forward(x).y) == bits(plain))
   }
 
+  /// Q8_0 by hand: the layer with these weights, whoever multiplies.
+  @Test(arguments: [MOE_MATMUL_AUTO, MOE_MATMUL_REFERENCE], [MOE_INSTRUCTIONS_ALL, MOE_INSTRUCTIONS_BASE])
+  func int8ComputesAsALayerWithItsWeights(matmul: moe_matmul, instructions: moe_instructions) throws {
+    func layer() throws -> Layer {
+      try Layer(
+        hidden: 70, intermediate: 37, experts: 3,
+        in: contextConfig(threads: 2, matmul: matmul, instructions: instructions))
+    }
+    let (prepared, twin) = (try layer(), try layer())
+    for (name, width) in [("experts.up.weight", 70), ("experts.down.weight", 37)] {
+      let values = try twin.parameter(name).values
+      for row in stride(from: 0, to: values.count, by: width) {
+        for first in stride(from: row, to: row + width, by: 32) {
+          let block = first..<min(first + 32, row + width)
+          let step = block.map { values[$0].magnitude }.max()! / 127
+          for i in block {
+            let number = (values[i] * (1 / step)).rounded(.toNearestOrAwayFromZero)
+            values[i] = Float(Float16(step)) * number
+          }
+        }
+      }
+    }
+    try check(moe_layer_prepare(prepared.layer, MOE_PREPARED_INT8.int32))
+    for tokens in [1, 40] {
+      let x = noise(tokens * twin.hidden)
+      #expect(bits(try prepared.untaped(x)) == bits(try twin.untaped(x)))
+    }
+  }
+
+  @Test(arguments: [MOE_PREPARED_INT8, MOE_PREPARED_INT4_A8])
+  func weightsOfFewBitsAreFinite(form: moe_prepared) throws {
+    let layer = try Layer()
+    let values = try layer.parameter("experts.down.weight").values
+    let x = noise(6 * layer.hidden)
+    let plain = try layer.untaped(x)
+    let kept = values[1]
+    for number: Float in [.nan, -.infinity, 9e6] {
+      values[1] = number
+      refused("expert", moe_layer_prepare(layer.layer, form.int32), MOE_ERROR_NOT_FINITE)
+    }
+    values[1] = kept
+    #expect(bits(try layer.untaped(x)) == bits(plain))
+  }
+
   @Test func float32IsNoFormForBFloat16Weights() throws {
     let layer = try Layer { $0.weight_dtype = MOE_DTYPE_BF16.int32 }
     let x = noise(6 * layer.hidden)
@@ -107,6 +151,6 @@ struct PrepareTests {
   @Test func badCalls() throws {
     let layer = try Layer()
     refused("layer", moe_layer_prepare(nil, 1))
-    for prepared: Int32 in [-1, 3] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
+    for prepared: Int32 in [-1, 11] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
   }
 }

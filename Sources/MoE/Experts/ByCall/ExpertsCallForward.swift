@@ -28,15 +28,16 @@ extension ExpertsCall {
   /// The packed weights of the call; none where it has none.
   private func packed(_ c: Configuration, saves: Bool, in context: ContextPointer) throws(Fault) -> PreparedGroups {
     guard let prepared else { return PreparedGroups(c) }
-    if !context.packsWeights {
+    if !prepared.pointee.form.isRead(in: context) {
       throw .badState(
         "prepared: the products of this context are not libmoe's own (MOE_MATMUL_NATIVE) and do not read packed weights: pass NULL"
       )
     }
     let groups = prepared.groups(c)
-    if saves && groups.rounds {
+    if saves && groups.changesValues {
       throw .badState(
-        "prepared: weights packed in bfloat16 in place of float32 are for inference; save nothing, or prepare float32")
+        "prepared: weights packed as \(groups.constant) in place of \(group.weights.format.constant) are for inference; save nothing, or prepare their own type"
+      )
     }
     return groups
   }

@@ -4,32 +4,37 @@ import CShims
 public struct PreparedExperts {
   fileprivate let context: ContextPointer
   public let group: ExpertGroup
-  public let type: ElementType
+  public let form: PanelForm
   public let bytes: Int
 }
 
 public typealias PreparedExpertsPointer = UnsafeMutablePointer<PreparedExperts>
 
 extension UnsafeMutablePointer where Pointee == PreparedExperts {
-  /// The matrices of `call`, as panels of that type.
+  /// The matrices of `call`, as panels of that form.
   public static func create(
-    _ call: ExpertsCall, type: ElementType, in context: ContextPointer
+    _ call: ExpertsCall, form: PanelForm, in context: ContextPointer
   ) throws(Fault) -> PreparedExpertsPointer {
-    if !context.packsWeights {
+    if !form.isRead(in: context) {
       throw .badState(
         "the products of this context are not libmoe's own (MOE_MATMUL_NATIVE) and read no packed weights")
     }
     var made: PreparedExpertsPointer?
     try call.withConfiguration { (c) throws(Fault) in
-      let bytes = try Arena.bytes { PreparedLayout(&$0, c, type).groups }
+      let bytes = try Arena.bytes { PreparedLayout(&$0, c, form).groups }
       var arena = Arena(try context.pointee.allocator.allocate(bytes: bytes))
-      let layout = PreparedLayout(&arena, c, type)
+      let layout = PreparedLayout(&arena, c, form)
       layout.handle.initialize(
-        to: PreparedExperts(context: context, group: call.group, type: type, bytes: bytes))
+        to: PreparedExperts(context: context, group: call.group, form: form, bytes: bytes))
       context.retain()
       var tensors = CallTensors(call)
-      withUnsafeMutablePointer(to: &tensors) {
-        layout.groups.pack(.call(UnsafePointer($0)), in: context)
+      do throws(Fault) {
+        try withUnsafeMutablePointer(to: &tensors) { (tensors) throws(Fault) in
+          try layout.groups.pack(.call(UnsafePointer(tensors)), in: context)
+        }
+      } catch {
+        layout.handle.free()
+        throw error
       }
       made = layout.handle
     }
@@ -45,7 +50,7 @@ extension UnsafeMutablePointer where Pointee == PreparedExperts {
   /// The panels, for a call's configuration: found by laying them out again.
   func groups(_ c: Configuration) -> PreparedGroups {
     var arena = Arena(UnsafeMutableRawPointer(self))
-    return PreparedLayout(&arena, c, pointee.type).groups
+    return PreparedLayout(&arena, c, pointee.form).groups
   }
 }
 
@@ -54,8 +59,8 @@ private struct PreparedLayout {
   let handle: PreparedExpertsPointer
   let groups: PreparedGroups
 
-  init(_ arena: inout Arena, _ c: Configuration, _ type: ElementType) {
+  init(_ arena: inout Arena, _ c: Configuration, _ form: PanelForm) {
     handle = arena.take(PreparedExperts.self, 1)
-    groups = PreparedGroups(&arena, c, type: type)
+    groups = PreparedGroups(&arena, c, form: form)
   }
 }

@@ -65,7 +65,7 @@ class Pretrained:
             Of the token embedding.
         inference_only : bool
             No memory for gradients, and no backward.
-        prepared : {"none", "f32", "bf16"}
+        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
             As :meth:`Model.prepare`, for faster generation; with inference_only.
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and

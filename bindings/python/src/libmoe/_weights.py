@@ -95,15 +95,17 @@ class Weights(LayerFiles):
     def prepare(self, prepared: Prepared = "f32") -> None:
         """Pack the experts' weights once for the forward calls to come, or let go of the packed copy.
 
-        Few tokens gain most: their time is that of reading the weights.  The copy takes 4 or 2 bytes for each
-        weight and does not follow them: after a change prepare again.
+        Few tokens gain most: their time is that of reading the weights.  The copy takes 4, 2, 1.0625 or
+        0.5625 bytes for each weight and does not follow them: after a change prepare again.
 
         Parameters
         ----------
-        prepared : {"none", "f32", "bf16"}
+        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
             ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
             ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
-            the others without a tape only.  ``"none"``: no copy.
+            the others without a tape only.  ``"int8"``, ``"int4"``: few bits, without a tape; forward gives
+            the bits of a float32 layer with these weights; with ``_a8`` tokens are int8, too.  ``"none"``:
+            no copy.
 
         Raises
         ------
@@ -111,6 +113,8 @@ class Weights(LayerFiles):
             ``"f32"`` for weights that are bfloat16.
         OutOfMemoryError
             There is no memory for the copy; the layer is as it was.
+        NotFiniteError
+            int8 or int4 of a weight that is not finite, or whose scale float16 cannot hold.
         BadStateError
             The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
             it compares 16 values of each matrix.

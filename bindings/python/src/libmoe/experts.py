@@ -181,7 +181,7 @@ def experts_forward(
         Shapes, types or strides do not belong together.
     BadStateError
         The weights have changed since they were prepared, or something is saved with weights that are
-        prepared as bfloat16 in place of others.
+        prepared in a form of other values.
 
     Examples
     --------
@@ -287,15 +287,18 @@ def experts_prepare(
     ----------
     weights : ExpertWeights
         Nothing of it is kept.
-    form : {"f32", "bf16"}
-        Of the packed copy.  ``"bf16"`` of float32 weights is for inference.
+    form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
+        Of the packed copy.  ``"bf16"`` of float32 weights, and int8 and int4 of any, are for inference: see
+        :meth:`Layer.prepare`.
 
     Raises
     ------
     InvalidArgumentError
         bfloat16 weights as float32, or experts without matrices.
     BadStateError
-        The context computes with OpenBLAS or the reference, which read no packed weights.
+        The context computes with OpenBLAS or the reference, which read no weights packed as f32 and bf16.
+    NotFiniteError
+        int8 or int4 of a weight that is not finite.
     """
     return PreparedExperts(weights, form, context=context)
 

@@ -253,9 +253,10 @@ class Model(Pretrained, Batches, Tensors):
 
         Parameters
         ----------
-        prepared : {"none", "f32", "bf16"}
+        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
             ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others
-            half the memory to read, other bits, and no tape.  ``"none"``: no copies.
+            half the memory to read, other bits, and no tape.  ``"int8"`` and so on: see
+            :meth:`Layer.prepare`.  ``"none"``: no copies.
 
         Raises
         ------
@@ -263,6 +264,8 @@ class Model(Pretrained, Batches, Tensors):
             ``"f32"`` for weights that are bfloat16.
         OutOfMemoryError
             There is no memory for a copy.
+        NotFiniteError
+            int8 or int4 of a weight that is not finite.
         BadStateError
             The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
             have changed since.

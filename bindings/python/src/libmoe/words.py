@@ -49,7 +49,10 @@ Bias = Literal["default", "off", "on"]
 ExpertKind = Literal["mlp", "gated", "linear", "identity", "zero", "constant"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"]
 Unallocated = Literal["expert_gradients", "expert_weights"]
-Prepared = Literal["none", "f32", "bf16"]
+Prepared = Literal[
+    "none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", "int4_g64_a8", "int4_g128",
+    "int4_g128_a8",
+]
 TapePolicy = Literal["auto", "full", "lean"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]
 Layout = Literal[

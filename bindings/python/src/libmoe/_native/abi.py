@@ -80,7 +80,10 @@ BIAS = {"default": 0, "off": 1, "on": 2}
 EXPERT_KIND = {"mlp": 0, "gated": 1, "linear": 2, "identity": 3, "zero": 4, "constant": 5}
 ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 UNALLOCATED = {"expert_gradients": 1, "expert_weights": 2}
-PREPARED = {"none": 0, "f32": 1, "bf16": 2}
+PREPARED = {
+    "none": 0, "f32": 1, "bf16": 2, "int8": 3, "int8_a8": 4, "int4": 5, "int4_a8": 6, "int4_g64": 7,
+    "int4_g64_a8": 8, "int4_g128": 9, "int4_g128_a8": 10,
+}
 TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
 SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
 LAYOUT = {

@@ -116,16 +116,17 @@ def prepare(
 ) -> Prepared:
     """Pack the experts' weights once, for :func:`experts`: decoding gains most.
 
-    The packed copy takes 4 or 2 bytes a weight and does not follow the tensors: a call after they have
+    The packed copy takes 4, 2 or fewer bytes a weight and does not follow the tensors: a call after they have
     changed is refused.  It may be given without the tensors (None in their place), which may then be freed.
 
     Parameters
     ----------
     gate_up, down, expert_kind, transposed, interleaved
         As of :func:`experts`.
-    form : {"f32", "bf16"}
+    form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
         ``"f32"``: the same bits.  ``"bf16"``: the only form of bfloat16 weights; of others half the memory to
-        read, rounded, and for inference alone.
+        read, rounded, and for inference alone.  ``"int8"`` and so on: few bits, for inference alone, see
+        :meth:`libmoe.Layer.prepare`.
     """
     check.choice("form", form, FORMS)
     given = laid_out(

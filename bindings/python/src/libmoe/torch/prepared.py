@@ -37,7 +37,7 @@ class Prepared:
         self.form = form
         self.experts, self.hidden_size = experts, hidden_size
         self._keys = [key_of(tensor) for tensor in tensors]
-        self._rounded = form == "bf16" and tensors[0].dtype is not torch.bfloat16
+        self._rounded = form != ("bf16" if tensors[0].dtype is torch.bfloat16 else "f32")
         self._stale = ""
         self.is_sole = False  # whether the tensors themselves are gone
         self.number = next(_numbers)
@@ -63,7 +63,7 @@ class Prepared:
     def require_usable(self, tensors: Sequence[Tensor], *, has_matrices: bool, saves: bool) -> None:
         """Refuse matrices that were not packed, or have changed since; and a backward without them."""
         if saves and (self._rounded or not has_matrices):
-            what = "rounded to bfloat16" if self._rounded else "released"
+            what = f"packed as {self.form!r}" if self._rounded else "released"
             raise BadStateError(
                 f"prepared: weights that were {what} are for inference; call it under torch.no_grad() or "
                 "torch.inference_mode()"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .. import words
+from .._native import abi, check
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from ..torch import prepare as pack
 from ..torch._by_call import Experts
@@ -31,9 +32,10 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
     ----------
     model : Module
         With ``experts_implementation="libmoe"``, or with blocks that :func:`replace` replaced.
-    form : {"f32", "bf16", "none"}, optional
-        ``"f32"``: the same bits as without.  ``"bf16"``: of float32 weights rounded.  ``"none"``: let go of
-        packed weights.  By default as the parameters are.
+    form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ..., "none"}, optional
+        ``"f32"``: the same bits as without.  ``"bf16"``: of float32 weights rounded.  ``"int8"`` and so on:
+        weights of few bits, see :meth:`libmoe.Layer.prepare`.  ``"none"``: let go of packed weights.  By
+        default as the parameters are.
     release : bool
         Whether the parameters' own memory goes, so that the weights are there once.  The model can then
         neither be trained nor saved, nor load other weights.
@@ -47,8 +49,8 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model: expected a torch Module, got {type(model).__name__}")
-    if form not in (None, "none", "f32", "bf16"):
-        raise InvalidArgumentError(f"form: expected 'f32', 'bf16' or 'none', got {form!r}")
+    if form is not None:
+        check.choice("form", form, abi.PREPARED)
     found = [module for module in model.modules() if _is_ours(module)]
     if not found:
         raise InvalidArgumentError(f"model: has no experts that libmoe computes{_cure(model)}")

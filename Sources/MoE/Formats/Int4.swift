@@ -1,0 +1,26 @@
+/// Integers of 4 bits under a scale of binary16 for 32, 64 or 128 inputs; with 32 GGUF's Q4_0. d = w / -8 of the w that is
+/// farthest from 0, and w becomes min(floor(w / d + 8.5), 15) - 8. Panels repeat the scale in each block.
+extension PanelCode {
+  static func int4(group: Int) -> PanelCode { PanelCode(kind: .int4, blockBytes: 576, group: group) }
+}
+
+extension PanelForm {
+  static var int4: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4", contents: .blocks(.int4(group: 32), integers: false))
+  }
+  static var int4A8: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_A8", contents: .blocks(.int4(group: 32), integers: true))
+  }
+  static var int4G64: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G64", contents: .blocks(.int4(group: 64), integers: false))
+  }
+  static var int4G64A8: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G64_A8", contents: .blocks(.int4(group: 64), integers: true))
+  }
+  static var int4G128: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G128", contents: .blocks(.int4(group: 128), integers: false))
+  }
+  static var int4G128A8: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G128_A8", contents: .blocks(.int4(group: 128), integers: true))
+  }
+}

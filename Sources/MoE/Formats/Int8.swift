@@ -1,0 +1,14 @@
+/// Integers of 8 bits in blocks of 32 under a scale of binary16: GGUF's Q8_0. d = max |w| / 127, and w becomes round(w / d),
+/// away from 0 in a tie.
+extension PanelCode {
+  static var int8: PanelCode { PanelCode(kind: .int8, blockBytes: 1088, group: 32) }
+}
+
+extension PanelForm {
+  static var int8: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT8", contents: .blocks(.int8, integers: false))
+  }
+  static var int8A8: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT8_A8", contents: .blocks(.int8, integers: true))
+  }
+}

@@ -1,0 +1,64 @@
+import CShims
+
+/// Tokens as integers of 8 bits, 32 features of a row under one scale of their own, beside weights in blocks: for forward
+/// alone. Each chunk of a row is MOEI_TOKEN_BLOCK bytes, of which an element has its share.
+enum Integers: Precision {
+  typealias Element = UInt16
+  static var weights: ElementType? { nil }
+  static var unit: Int { 1 }
+  /// Whole chunks: what lies beyond the last column counts for the scale.
+  static func filledUp(_ count: Int) -> Int { padded(count) }
+
+  static func gather(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels
+  ) {
+    kernels.pointee.gather_integers(Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, out)
+  }
+
+  static func product(
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
+    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+  ) {
+    code.kernels(kernels).product_of_integers(
+      Int64(m), Int64(columns), Int64(chunks(of: depth)), a, blocks, start.start, Int64(start.stride), c.start,
+      Int64(c.stride))
+  }
+
+  static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
+    beside
+  }
+  static func load(_ n: Int, _ array: Source, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {}
+  /// Whole rows of a chunk.
+  static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {
+    gather(n / chunkWidth, chunkWidth, nil, values, xRow: chunkWidth, weights: nil, into: array, kernels)
+  }
+  /// Pre-activations stay floats.
+  static func round(_ n: Int, _ values: UnsafeMutablePointer<Float>, by array: Target, _ kernels: Kernels) {}
+
+  // Weights come in blocks, and there is no backward.
+  static func gatherTokens(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels
+  ) {}
+  static func pack(
+    _ columns: Int, _ depth: Int, _ weights: Source, rowStride: Int, transposed: Bool, into panel: Target,
+    _ kernels: Kernels
+  ) {}
+  static func product(
+    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
+    _ ahead: moei_ahead, _ kernels: Kernels
+  ) {}
+  static func productOfFewRows(
+    _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
+    next: Source, _ kernels: Kernels
+  ) {}
+  static func productOverTokens(
+    _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
+    _ c: StridedTargets, next: Floats, _ kernels: Kernels
+  ) {}
+  static func storeTokens(_ m: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
+  static func addTokens(
+    _ m: Int, _ columns: Int, _ chunk: Source, to sum: UnsafeMutablePointer<Float>, _ kernels: Kernels
+  ) {}
+}
