@@ -456,10 +456,21 @@ MOE_API MOE_CHECK moe_status moe_model_find_parameter(const moe_model *model, co
 MOE_API MOE_CHECK moe_status moe_model_bind_parameter(moe_model *model, int64_t index, void *data, float *grad);
 MOE_API MOE_CHECK moe_status moe_model_zero_grad(moe_model *model);
 
-/** The ffn of layer n, for moe_layer_update_selection_bias, moe_layer_prepare and the like.  It belongs to the model:
+/** The ffn of layer n, for moe_layer_update_selection_bias, moe_layer_offload and the like.  It belongs to the model:
  *  do not free it, and do not call its forward in training.
  *  @return MOE_OK, INVALID_ARGUMENT (no such layer, or one without an ffn). */
 MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, moe_layer **layer);
+
+/** Prepare a model for inference: moe_layer_prepare of every ffn, dense ones too, and a packed copy of each matrix that tokens are
+ *  multiplied by: attention's projections, and that of the logits.  What a latent is expanded by stays as it is.
+ *  @param model    [in]
+ *  @param prepared [in] a moe_prepared; packs again what is packed already.  A matrix of bfloat16, which cannot be kept as MOE_PREPARED_F32
+ *                  keeps it, is packed as it is
+ *  The copies do not follow the parameters: forward and read look at 16 values of each, and are refused with BAD_STATE where one
+ *  has changed.  The loss is computed from the copies, backward reads the parameters themselves.  Wants the model for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT (as of moe_layer_prepare), OUT_OF_MEMORY, NOT_FINITE, BAD_STATE (a parameter has no memory); after
+ *          an error nothing is packed. */
+MOE_API MOE_CHECK moe_status moe_model_prepare(moe_model *model, int32_t prepared);
 
 /** What forward leaves for backward.  Keeps its model's context alive. */
 typedef struct moe_model_tape moe_model_tape;

@@ -43,7 +43,8 @@ typedef struct moe_pretrained_options {
   int32_t weight_dtype;    /**< a moe_folder_dtype: the model's weight_dtype.  Conversions are exact, or rounded to the nearest */
   int32_t embedding_dtype; /**< a moe_folder_dtype: of the token embedding; OWN = weight_dtype where that is BF16, else F32; not F16 */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
-  int32_t prepared;        /**< a moe_prepared: what moe_layer_prepare is called with for each MoE layer; with inference_only */
+  int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, layer by layer, and nothing else of it
+                                is kept: such parameters have no memory, and the model cannot be saved; with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
                                 the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory:
                                 with inference_only.  0 = all are in memory */

@@ -248,6 +248,17 @@ extension UnsafeMutablePointer where Pointee == Context {
     _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())
   }
 
+  /// Shares out items that may fail, all of them; throws what one threw.
+  func runToTheEnd<J: FallibleJob>(_ count: Int, _ job: J) throws(Fault) {
+    var failed: Int32 = -1
+    try withUnsafeMutablePointer(to: &failed) { (failed) throws(Fault) in
+      var attempts = Attempts(job: job, failed: failed)
+      if case .forked = pointee.pool.pointee.run(count, &attempts, cancel: Cancel()) { throw .forkedWithin }
+    }
+    // The words of an error are its thread's: what failed is tried again in this one.
+    if failed >= 0 { try job.run(Int(failed), lane: 0) }
+  }
+
   /// Asks the cancel callback, where the calling thread waits for something else than a job.
   func askWhetherToStop() throws(Fault) {
     if let callback = pointee.cancel.callback, callback(pointee.cancel.user) != 0 { throw .cancelled }

@@ -57,12 +57,9 @@ def traffic(model: libmoe.Model, work: GenerateWork) -> float:
         sizes[name] for name in ("num_experts", "n_routed_experts", "num_local_experts") if name in sizes
     )
     chosen = 1 - (1 - sizes["num_experts_per_tok"] / experts) ** work.amount
-    total = 0.0
-    for name, parameter in model.parameters.items():
-        routed = ".ffn.experts." in name and parameter.data.shape[0] == experts
-        if name != "embed.weight":
-            total += parameter.data.nbytes * (chosen if routed else 1)
-    return total
+    info = libmoe.describe_pretrained(work.files, weight_dtype=work.dtype, inference_only=True)
+    embedding = model.vocabulary_size * sizes["hidden_size"] * (2 if work.dtype == "bf16" else 4)  # looked up
+    return info.parameter_bytes - info.expert_bytes - embedding + info.expert_bytes * chosen
 
 
 main()

@@ -18,6 +18,8 @@ public struct CrossEntropy {
     public let smoothing: Double  // s
     public let dLoss: Double
     public var form = LogitForm()
+    /// A packed copy of the matrix, which forward reads.
+    var panels: PanelMatrixPointer?
 
     public init(
       x: UnsafePointer<Float>, tokens: Int, hidden: Int, weight: UnsafeRawPointer, weights: ElementType,
@@ -99,7 +101,9 @@ public struct CrossEntropy {
     shape.phase = .loss
     // Forward and backward take turns.
     var (a, b) = (arena, arena)
-    forward = LinearForward(&a, shape, context: context)
+    var packed = shape
+    packed.panels = problem.panels
+    forward = LinearForward(&a, packed, context: context)
     backward = targets.hasGradients ? LinearBackward(&b, shape, context: context) : nil
     arena.cover(a)
     arena.cover(b)

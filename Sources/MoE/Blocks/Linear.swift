@@ -11,7 +11,10 @@ public struct LinearShape {
   let inputs: Int
   let outputs: Int
   let weights: ElementType
-  var precision: PrecisionKind { weights.format.precision }
+  /// A packed copy of the matrix, which forward reads in its place.
+  var panels: PanelMatrixPointer?
+  /// What becomes of tokens.
+  var precision: PrecisionKind { panels?.pointee.form.precision ?? weights.format.precision }
   /// Whose product it is, in a profile.
   var phase = Phase.projection
 
@@ -23,9 +26,8 @@ public struct LinearShape {
   }
 
   func work(_ tokens: Int, products: Int = 1) -> Work {
-    Work(
-      flops: 2 * products * tokens * inputs * outputs,
-      bytes: weights.bytes(products * inputs * outputs) + tokens * (inputs + outputs) * 4)
+    let bytes = panels?.pointee.bytes ?? weights.bytes(products * inputs * outputs)
+    return Work(flops: 2 * products * tokens * inputs * outputs, bytes: bytes + tokens * (inputs + outputs) * 4)
   }
 }
 
@@ -35,6 +37,7 @@ public struct LinearForward {
     case plain(PlainLinear)
     case f32(TiledLinear<F32>)
     case bf16(TiledLinear<BF16>)
+    case integers(TiledLinear<Integers>)
   }
 
   private let form: Form
@@ -42,6 +45,10 @@ public struct LinearForward {
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
+    if case .blocks(_, integers: true)? = shape.panels?.pointee.form.contents {
+      form = .integers(TiledLinear(&arena, shape, context: context))
+      return
+    }
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))
       return
@@ -62,6 +69,7 @@ public struct LinearForward {
       case .plain(let plain): try plain.forward(tokens, x, weight, bias, y, in: context)
       case .f32(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
       case .bf16(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+      case .integers(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
       }
     }
   }

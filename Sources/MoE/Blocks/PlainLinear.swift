@@ -8,8 +8,8 @@ struct PlainLinear {
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
-    factors = arena.take(
-      Float.self, shape.weights == .f32 ? 0 : context.lanes * 2 * rowsPerBlock, rowsPerBlock)
+    let copies = shape.weights != .f32 || shape.panels != nil
+    factors = arena.take(Float.self, copies ? context.lanes * 2 * rowsPerBlock : 0, rowsPerBlock)
   }
 
   /// An array of tokens: as it is, or rounded.
@@ -18,7 +18,8 @@ struct PlainLinear {
   }
 
   private func matrix(_ weight: UnsafeRawPointer) -> PlainFactor {
-    PlainFactor(matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), rounds: .f32)
+    PlainFactor(
+      matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), panels: shape.panels, rounds: .f32)
   }
 
   func forward(
@@ -55,6 +56,8 @@ struct PlainLinear {
 /// A row-major matrix that a product reads.
 private struct PlainFactor {
   let matrix: StoredMatrix
+  /// Blocks that are decoded in its place.
+  var panels: PanelMatrixPointer?
   let rounds: PrecisionKind  // tokens; weights are as they are
 
   /// Some rows and columns, at most a block of each, as floats: where they lie, or in `copy`.
@@ -62,6 +65,10 @@ private struct PlainFactor {
     _ rows: Range<Int>, _ columns: Range<Int>, copy: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
   ) -> (start: UnsafePointer<Float>, stride: Int) {
+    if let panels {
+      panels.pointee.decode(rows, columns, into: copy, stride: rowsPerBlock, kernels)
+      return (UnsafePointer(copy), rowsPerBlock)
+    }
     let stride = matrix.rowStride
     if matrix.type == .f32 && rounds == .f32 {
       return (F32.elements(of: matrix.from(rows.lowerBound * stride + columns.lowerBound)), stride)

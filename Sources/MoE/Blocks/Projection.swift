@@ -23,12 +23,14 @@ struct ProjectionForward {
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
     self.y = StridedTargets(y, stride: outputs)
-    linear = LinearForward(
-      &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
+    var shape = LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type)
+    shape.panels = weight.panels
+    linear = LinearForward(&arena, shape, context: context)
   }
 
   func run() throws(Fault) {
-    try linear.run(tokens: rows, x: x, weight: weight.data!, bias: bias.map { $0.constants }, y: y, in: context)
+    try weight.requirePackedValues(context.kernels)
+    try linear.run(tokens: rows, x: x, weight: weight.place!, bias: bias.map { $0.constants }, y: y, in: context)
   }
 }
 

@@ -42,7 +42,8 @@ struct TiledLinear<P: Precision> {
       ).run(in: context)
       try TiledProduct<P>(
         context: context, space: space, tiles: tiles, a: self.x, depth: shape.inputs,
-        matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: true, bias: bias,
+        panels: LinearPanels(
+          shape.panels, StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: true), bias: bias,
         c: StridedTargets(y.start + first * y.stride, stride: y.stride), columns: shape.outputs
       ).run(in: context)
     }
@@ -92,6 +93,25 @@ private struct TileRows<P: Precision>: Job {
   }
 }
 
+/// Where the panels of W^T, or of W, come from.
+private enum LinearPanels {
+  case matrix(StoredMatrix, transposed: Bool)
+  case packed(PanelMatrixPointer)
+
+  init(_ packed: PanelMatrixPointer?, _ matrix: StoredMatrix, transposed: Bool) {
+    self = packed.map { .packed($0) } ?? .matrix(matrix, transposed: transposed)
+  }
+
+  func panel<P: Precision>(_: P.Type, _ chunk: Int, columns: Int) -> WeightPanel<P> {
+    switch self {
+    case .packed(let packed): packed.pointee.panel(P.self, chunk)
+    case .matrix(let matrix, let transposed):
+      WeightPanel(
+        matrix.from(chunk * chunkWidth * (transposed ? matrix.rowStride : 1)), transposed: transposed, columns: columns)
+    }
+  }
+}
+
 /// C = bias + A W^T, or C = A W, for the tiles of one block. An item is some tiles times some panels.
 private struct TiledProduct<P: Precision>: Job {
   let space: PanelSpace<P>
@@ -99,8 +119,7 @@ private struct TiledProduct<P: Precision>: Job {
   let tiles: Tiles
   let a: UnsafePointer<P.Element>  // [rows, padded depth], tiled
   let depth: Int
-  let matrix: StoredMatrix
-  let transposed: Bool
+  let panels: LinearPanels
   let bias: UnsafePointer<Float>?  // [columns]
   let c: StridedTargets
   let columns: Int
@@ -113,16 +132,14 @@ private struct TiledProduct<P: Precision>: Job {
 
   init(
     context: ContextPointer, space: PanelSpace<P>, tiles: Tiles, a: UnsafePointer<P.Element>, depth: Int,
-    matrix: StoredMatrix, transposed: Bool, bias: UnsafePointer<Float>?,
-    c: StridedTargets, columns: Int
+    panels: LinearPanels, bias: UnsafePointer<Float>?, c: StridedTargets, columns: Int
   ) {
     self.space = space
     kernels = context.kernels
     self.tiles = tiles
     self.a = a
     self.depth = depth
-    self.matrix = matrix
-    self.transposed = transposed
+    self.panels = panels
     self.bias = bias
     self.c = c
     self.columns = columns
@@ -142,11 +159,7 @@ private struct TiledProduct<P: Precision>: Job {
     let end = min(chunks(of: columns), runs * (part + 1) / parts * panelsPerRun)
     let starts = space.starts(lane.pointee.index)
     func width(_ chunk: Int) -> Int { min(chunkWidth, columns - chunk * chunkWidth) }
-    func panel(_ chunk: Int) -> WeightPanel<P> {
-      WeightPanel(
-        matrix.from(chunk * chunkWidth * (transposed ? matrix.rowStride : 1)), transposed: transposed,
-        columns: width(chunk))
-    }
+    func panel(_ chunk: Int) -> WeightPanel<P> { panels.panel(P.self, chunk, columns: width(chunk)) }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: tiles, range: range, depth: depth, packed: space.packed(lane.pointee.index))
     (runs * part / parts * panelsPerRun..<end).forEachRun(of: panelsPerRun) { run in
@@ -202,7 +215,7 @@ struct TiledLinearBackward<P: Precision> {
         try tile(dy, shape.outputs, overTokens: false, self.dy)
         try TiledProduct<P>(
           context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
-          matrix: StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false, bias: nil,
+          panels: .matrix(StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false), bias: nil,
           c: StridedTargets(dx.start + first * dx.stride, stride: dx.stride), columns: shape.inputs
         ).run(in: context)
       }

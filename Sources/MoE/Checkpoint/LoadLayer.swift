@@ -7,11 +7,11 @@ extension Layer {
     try loading.check()
     try checkpoint.requireUnchanged()
     let allocator = context.pointee.allocator
-    let raw = try allocator.allocate(bytes: try loading.rawBytes())
+    let raw = try allocator.allocate(bytes: try loading.rawBytes(in: context))
     defer { allocator.deallocate(raw) }
     do throws(Fault) {
       try loading.tensors.entries { (entry) throws(Fault) in
-        try loading.copy(entry, raw: raw) { entry.matrices.part($0).data! }
+        try loading.copy(entry, raw: raw, in: context) { entry.matrices.part($0).data! }
       }
     } catch {
       throw error.whileOverwriting("the layer's parameters are")
@@ -97,43 +97,68 @@ struct Loading {
   /// Elements that are read at once where they may be cut anywhere: a multiple of MXFP4's blocks.
   private static var stretch: Int { 1 << 18 }
 
-  /// What copying takes: room for what is read at once. `inMemory`: of parameters that are never unallocated alone.
-  func rawBytes(inMemory: Bool = false) throws(Fault) -> Int {
+  /// What copying takes: room for what each thread reads at once. `inMemory`: of parameters that are never unallocated alone.
+  func rawBytes(inMemory: Bool = false, in context: ContextPointer) throws(Fault) -> Int {
     var most = 0
     try tensors.entries { (entry) throws(Fault) in
       if inMemory && entry.matrices.first.isUnallocated { return }
-      let elements = entry.matrices.elements
-      most = max(most, 4 * (entry.matrices.isFlat ? min(elements, Self.stretch) : elements))
+      most = max(most, context.lanes * Self.rawBytes(entry.matrices))
     }
     return most
   }
 
+  fileprivate static func rawBytes(_ matrices: FusedMatrices) -> Int {
+    4 * (matrices.isFlat ? min(matrices.elements, stretch) : matrices.elements)
+  }
+
   /// `raw`: [rawBytes]; `memory`: where the values of a part go.
   func copy(
-    _ entry: LayerTensors.Entry, raw: UnsafeMutableRawPointer, to memory: (Int) -> UnsafeMutableRawPointer
+    _ entry: LayerTensors.Entry, raw: UnsafeMutableRawPointer, in context: ContextPointer,
+    to memory: (Int) -> UnsafeMutableRawPointer
+  ) throws(Fault) {
+    let parts = (memory(0), memory(entry.matrices.parts - 1))
+    try context.runToTheEnd(
+      entry.matrices.experts, CopyMatrices(loading: self, entry: entry, raw: raw, parts: parts))
+  }
+
+  /// One expert's matrices.
+  fileprivate func copy(
+    _ entry: LayerTensors.Entry, _ expert: Int, raw: UnsafeMutableRawPointer, to parts: Parts
   ) throws(Fault) {
     let matrices = entry.matrices
-    for expert in 0..<matrices.experts {
-      let start = entry.isNumbered ? 0 : expert * matrices.elements
-      let stored = try place(entry, entry.isNumbered ? expert : 0).from(start)
-      let own = expert * matrices.rows * matrices.columns
-      func target(_ part: Int) -> ParameterValues {
-        ParameterValues(memory(part), matrices.part(part).type, kernels)
-      }
-      if matrices.isFlat && stored.form == StoredForm(matrices.first.type) {
-        let type = matrices.first.type
-        try checkpoint.read(stored, matrices.elements, to: memory(0) + type.bytes(own))
-      } else if matrices.isFlat {
-        for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
-          let count = min(Self.stretch, matrices.elements - first)
-          let values = try checkpoint.values(stored.from(first), count, raw: raw)
-          target(0).write(own + first, count, from: values, 0, stride: 1)
-        }
-      } else {
-        let values = try checkpoint.values(stored, matrices.elements, raw: raw)
-        for part in 0..<matrices.parts { matrices.copy(part, from: values, at: 0, to: target(part), at: own) }
-      }
+    let start = entry.isNumbered ? 0 : expert * matrices.elements
+    let stored = try place(entry, entry.isNumbered ? expert : 0).from(start)
+    let own = expert * matrices.rows * matrices.columns
+    func target(_ part: Int) -> ParameterValues {
+      ParameterValues(part == 0 ? parts.0 : parts.1, matrices.part(part).type, kernels)
     }
+    if matrices.isFlat && stored.form == StoredForm(matrices.first.type) {
+      let type = matrices.first.type
+      try checkpoint.read(stored, matrices.elements, to: parts.0 + type.bytes(own))
+    } else if matrices.isFlat {
+      for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
+        let count = min(Self.stretch, matrices.elements - first)
+        let values = try checkpoint.values(stored.from(first), count, raw: raw)
+        target(0).write(own + first, count, from: values, 0, stride: 1)
+      }
+    } else {
+      let values = try checkpoint.values(stored, matrices.elements, raw: raw)
+      for part in 0..<matrices.parts { matrices.copy(part, from: values, at: 0, to: target(part), at: own) }
+    }
+  }
+
+  fileprivate typealias Parts = (UnsafeMutableRawPointer, UnsafeMutableRawPointer)
+}
+
+/// An item is one expert: all threads read files and convert numbers.
+private struct CopyMatrices: FallibleJob {
+  let loading: Loading
+  let entry: LayerTensors.Entry
+  let raw: UnsafeMutableRawPointer  // [lanes, rawBytes]
+  let parts: Loading.Parts
+
+  func run(_ item: Int, lane: Int) throws(Fault) {
+    try loading.copy(entry, item, raw: raw + lane * Loading.rawBytes(entry.matrices), to: parts)
   }
 }
 

@@ -4,9 +4,10 @@ struct Staged {
   private let loading: Loading
   private let memory: UnsafeMutableRawPointer
 
-  init(_ loading: Loading, _ allocator: Allocator) throws(Fault) {
+  init(_ loading: Loading, in context: ContextPointer) throws(Fault) {
     self.loading = loading
-    let raw = try allocator.allocate(bytes: try loading.rawBytes(inMemory: true))
+    let allocator = context.pointee.allocator
+    let raw = try allocator.allocate(bytes: try loading.rawBytes(inMemory: true, in: context))
     defer { allocator.deallocate(raw) }
     var bytes = 0
     try Self.forEach(loading) { (entry) throws(Fault) in bytes += Self.bytes(entry) }
@@ -15,7 +16,9 @@ struct Staged {
     do throws(Fault) {
       var place = memory
       try Self.forEach(loading) { (entry) throws(Fault) in
-        try loading.copy(entry, raw: raw) { part in place + (part == 0 ? 0 : entry.matrices.first.bytes) }
+        try loading.copy(entry, raw: raw, in: context) { part in
+          place + (part == 0 ? 0 : entry.matrices.first.bytes)
+        }
         place += Self.bytes(entry)
       }
     } catch {

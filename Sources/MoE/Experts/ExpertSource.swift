@@ -46,10 +46,11 @@ enum ExpertSource {
     }
   }
 
-  /// Whether what was packed can be compared with the matrices it was packed from. What came from a file is as it was.
+  /// Whether what was packed can be compared with the matrices it was packed from. What came from a file is as it was, and so is
+  /// what is nowhere else.
   var hasMatricesToCompare: Bool {
     switch self {
-    case .layer(let parameters, _): !parameters.areOffloaded
+    case .layer(let parameters, _): !parameters.areOffloaded && !parameters.areReleased
     case .call(let tensors): tensors.pointee.hasMatrices
     }
   }

@@ -64,14 +64,8 @@ enum ExpertForm: Int32 {
 }
 
 extension GroupWork {
-  /// What becomes of tokens that are multiplied as floats: decoded blocks are float32.
-  var precision: PrecisionKind {
-    switch prepared?.form.contents {
-    case .elements(let type): type.format.precision
-    case .blocks: .f32
-    case nil: c.weights.format.precision
-    }
-  }
+  /// What becomes of tokens that are multiplied as floats.
+  var precision: PrecisionKind { prepared?.form.precision ?? c.weights.format.precision }
 }
 
 // MARK: backward

@@ -34,7 +34,7 @@ extension PlainJob {
     for chunk in 0..<chunks(of: rows) {
       code.decode(
         prepared.panel(part, c, place, chunk), rows: min(chunkWidth, rows - chunk * chunkWidth), depth: depth,
-        into: own + chunk * chunkWidth * depth, kernels)
+        into: own + chunk * chunkWidth * depth, stride: depth, kernels)
     }
     return PlainMatrix(start: own, stride: depth)
   }

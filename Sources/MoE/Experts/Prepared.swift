@@ -12,7 +12,7 @@ struct PreparedWeights {
   /// [E] 1 = a matrix holds what the form cannot
   fileprivate let faults: UnsafeMutablePointer<Int32>
 
-  fileprivate static var samplesPerMatrix: Int { 16 }
+  fileprivate static var samplesPerMatrix: Int { StoredMatrix.sampleCount }
 
   /// `experts`: for how many of the group's there is room.
   init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, form: PanelForm) {
@@ -44,9 +44,7 @@ struct PreparedWeights {
   func panel<P: Precision>(
     _: P.Type, _ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int
   ) -> WeightPanel<P> {
-    let place = panel(matrix, c, expert, chunk)
-    if let code = form.code { return WeightPanel(blocks: place, code) }
-    return WeightPanel(packed: place.assumingMemoryBound(to: P.Element.self))
+    form.panel(P.self, panel(matrix, c, expert, chunk))
   }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
@@ -67,19 +65,12 @@ struct PreparedWeights {
     _ c: ExpertGroup, expert: Int, _ source: ExpertSource, into samples: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
   ) {
-    let (size, w) = (c.hidden * c.intermediate, source.tensors(c, expert: expert))
-    func take(_ matrix: StoredMatrix, width: Int, _ number: Int) {
-      for i in 0..<samplesPerMatrix {
-        // From the first element to the last.
-        let place = i * (size - 1) / (samplesPerMatrix - 1)
-        matrix.from(row: place / width).from(column: place % width).read(
-          0, 1, into: samples + number * samplesPerMatrix + i, kernels)
-      }
-    }
+    let (h, i, w) = (c.hidden, c.intermediate, source.tensors(c, expert: expert))
+    let (gate, up, down) = (samples, samples + samplesPerMatrix, samples + 2 * samplesPerMatrix)
     samples.update(repeating: 0, count: 2 * samplesPerMatrix)
-    if let gate = w.gateWeight { take(gate, width: c.hidden, 0) }
-    if !c.linear { take(w.upWeight, width: c.hidden, 1) }
-    take(w.downWeight, width: c.intermediate, 2)
+    w.gateWeight?.sample(rows: i, columns: h, into: gate, kernels)
+    if !c.linear { w.upWeight.sample(rows: i, columns: h, into: up, kernels) }
+    w.downWeight.sample(rows: h, columns: i, into: down, kernels)
   }
 }
 
@@ -198,36 +189,9 @@ struct Packing {
     return pack(gate, i, h, chunk, into: prepared.panel(.gate, c, place, chunk)) && up
   }
 
-  /// One panel of a matrix [rows, depth].
   private func pack(
     _ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer
   ) -> Bool {
-    let own = matrix.from(row: chunk * chunkWidth)
-    let columns = min(chunkWidth, rows - chunk * chunkWidth)
-    switch prepared.form.contents {
-    case .blocks(let code, _):
-      return code.encode(own, rows: columns, depth: depth, into: panel, kernels)
-    case .elements(let type):
-      type.format.precision.visit(
-        PackElements(matrix: own, columns: columns, depth: depth, panel: panel, kernels: kernels))
-      return true
-    }
-  }
-}
-
-/// Piece by piece.
-private struct PackElements: PrecisionBody {
-  let matrix: StoredMatrix
-  let columns: Int
-  let depth: Int
-  let panel: UnsafeMutableRawPointer
-  let kernels: UnsafePointer<moei_kernels>
-
-  func run<P: Precision>(_: P.Type) {
-    let own = WeightPanel<P>(matrix, transposed: true, columns: columns)
-    let panel = panel.assumingMemoryBound(to: P.Element.self)
-    for p in stride(from: 0, to: depth, by: P.panelDepth) {
-      own.pack(p, min(P.panelDepth, depth - p), into: panel + p * chunkWidth, kernels)
-    }
+    prepared.form.pack(matrix, rows: rows, depth: depth, chunk: chunk, into: panel, kernels)
   }
 }

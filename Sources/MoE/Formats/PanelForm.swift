@@ -32,7 +32,7 @@ public struct PanelForm: Equatable {
 
   /// Whether products of such a context read it. Blocks are read by all: values differ from the weights', so that doing
   /// without would be another layer.
-  func isRead(in context: ContextPointer) -> Bool { code != nil || context.packsWeights }
+  public func isRead(in context: ContextPointer) -> Bool { code != nil || context.packsWeights }
 
   /// Whether forward computes something else than backward would, with weights of that type.
   func changesValues(of weights: ElementType) -> Bool {
@@ -96,19 +96,19 @@ struct PanelCode: Equatable {
     }
   }
 
-  /// A panel as `rows` rows of floats.
+  /// A panel as `rows` rows of floats, `stride` apart.
   func decode(
-    _ panel: UnsafeRawPointer, rows: Int, depth: Int, into matrix: UnsafeMutablePointer<Float>,
+    _ panel: UnsafeRawPointer, rows: Int, depth: Int, into matrix: UnsafeMutablePointer<Float>, stride: Int,
     _ kernels: UnsafePointer<moei_kernels>
   ) {
     var memory = InlineArray<1024, Float>(repeating: 0)
     withUnsafeMutablePointer(to: &memory) {
       let square = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
-      for p in stride(from: 0, to: depth, by: chunkWidth) {
+      for p in Swift.stride(from: 0, to: depth, by: chunkWidth) {
         let count = min(chunkWidth, depth - p)
         self.kernels(kernels).decode(Int64(count), panel + bytes(p), square)
         for row in 0..<rows {
-          for i in 0..<count { matrix[row * depth + p + i] = square[i * chunkWidth + row] }
+          for i in 0..<count { matrix[row * stride + p + i] = square[i * chunkWidth + row] }
         }
       }
     }

@@ -51,7 +51,7 @@ public struct Layer {
     if tape != nil && offload != nil {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
-    if offload == nil { try requireMemory() }
+    if offload == nil { try requireValues() }
     if tape != nil && prepared.changesValues {
       throw .badState(
         "tape: weights prepared as \(prepared.constant) are for inference; prepare the weights' own type, or nothing, to train"

@@ -26,8 +26,16 @@ extension Layer {
   public func requireMemory() throws(Fault) {
     guard let parameter = parameters.withoutMemory else { return }
     if isOffloaded { throw .badState("\(parameter.name) is offloaded: it has no memory") }
+    if parameter.isReleased {
+      throw .badState("\(parameter.name) is kept as it was packed alone; load it without packing")
+    }
     throw .badState(
       "\(parameter.name) has no memory (unallocated): bind it with moe_layer_bind_parameter, or offload the layer")
+  }
+
+  /// Refuses to compute as long as some values are nowhere.
+  func requireValues() throws(Fault) {
+    if parameters.withoutValues != nil { try requireMemory() }
   }
 
   public func bind(_ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?) {

@@ -59,6 +59,15 @@ extension Layer {
     replacePrepared(packed, memory)
   }
 
+  /// Gives experts' matrices memory that had none.
+  func allocateMatrices() throws(Fault) { try parameters.allocateMatrices(context.pointee.allocator) }
+
+  /// Packs the experts' weights and keeps nothing else of them. Of a layer for inference alone.
+  mutating func keepPacked(_ wanted: Preparation) throws(Fault) {
+    try prepare(wanted)
+    try parameters.releaseMatrices(context.pointee.allocator)
+  }
+
   mutating func replacePrepared(_ packed: PreparedGroups, _ memory: UnsafeMutableRawPointer?) {
     context.pointee.allocator.deallocate(preparedMemory)
     (prepared, preparedMemory) = (packed, memory)

@@ -342,7 +342,7 @@ extension Layer {
     let loading = Loading(self, checkpoint, layout, place)
     try loading.check()
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
-    let staged = try Staged(loading, allocator)
+    let staged = try Staged(loading, in: context)
     defer { staged.free(allocator) }
     let (pointer, contents) = try allocator.make {
       let pointer = $0.take(Offload.self, 1)

@@ -14,6 +14,8 @@ public struct Model {
   public internal(set) var origin: ModelOrigin?
   private let firstMoE: Int?
   let rotaries: UnsafePointer<ModelRotary>  // by number
+  /// How its weights are packed; nil where they are not.
+  var preparation: PanelForm?
   /// Memory that whoever made the model asked for, and fills.
   public let room: UnsafeMutableRawPointer
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
@@ -43,6 +45,7 @@ public struct Model {
     _ input: ModelInput, _ outputs: ModelOutputs, tape: ModelTapePointer?, asked: (Int) -> Layer.Details,
     note: (Int, Report) -> Void
   ) throws(Fault) -> ModelReport {
+    if tape != nil { try requireTrainedValues() }
     let plan = try plan(input, taped: tape != nil)
     let taped = try tape?.pointee.prepare(self, input, plan)
     var report = ModelReport()

@@ -23,9 +23,9 @@ struct ForwardEnd {
       &first, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: 0,
       CrossEntropy.Targets(tokenLosses: outputs.tokenLosses, dx: nil, dWeight: nil))
     logits = model.outputWeight.map {
-      LinearForward(
-        &second, LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type),
-        context: model.context)
+      var shape = LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type)
+      shape.panels = $0.panels
+      return LinearForward(&second, shape, context: model.context)
     }
     arena.cover(first)
     arena.cover(second)
@@ -37,11 +37,12 @@ struct ForwardEnd {
       try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed).run(in: context)
     }
     let last = normed.map { UnsafePointer($0) } ?? x
+    try model.outputWeight?.requirePackedValues(context.kernels)
     if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
     if let loss { (report.loss, report.targets) = try loss.run(in: context) }
     if let target = outputs.logits {
       try logits!.run(
-        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!,
+        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.place!,
         bias: model.logitForm.bias, y: StridedTargets(target, stride: c.vocabulary), in: context)
       try LogitJob(
         form: model.logitForm, kernels: context.kernels, count: input.tokens * c.vocabulary, logits: target
@@ -59,9 +60,10 @@ extension CrossEntropy {
     guard let targets = input.targets, let weight = model.outputWeight else { return nil }
     let c = model.configuration
     var problem = Problem(
-      x: x, tokens: input.tokens, hidden: c.hidden, weight: weight.data!, weights: weight.type,
+      x: x, tokens: input.tokens, hidden: c.hidden, weight: weight.place!, weights: weight.type,
       vocabulary: c.vocabulary, targets: targets, ignored: input.ignoreIndex, smoothing: input.smoothing, dLoss: dLoss)
     problem.form = model.logitForm
+    problem.panels = weight.panels
     self.init(&arena, problem, wanted, context: model.context)
   }
 }

@@ -82,6 +82,18 @@ struct ModelParameters {
       case .ofLayer(_, let role): role.spec(c)
       }
     }
+
+    /// Whether it is the matrix of one product of tokens. That from latents to heads is many small ones.
+    func multipliesTokens(_ c: ModelConfiguration) -> Bool {
+      switch self {
+      case .own(let role): role == (c.tiedOutput ? .embedding : .output)
+      case .ofLayer(_, let role):
+        switch role {
+        case .qkvWeight, .queryDownWeight, .queryUpWeight, .latentDownWeight, .outputWeight: true
+        default: false
+        }
+      }
+    }
   }
 
   /// In the order of the list in moe_model.h: what comes in, the layers, what goes out.
@@ -115,6 +127,27 @@ struct ModelParameters {
   }
 
   func zeroGrad() { slots.zeroGrad() }
+
+  // MARK: packed copies
+
+  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed. `releases`: keeps
+  /// nothing else of them.
+  func prepare(
+    _ form: PanelForm?, releases: Bool, _ c: ModelConfiguration, in context: ContextPointer
+  ) throws(Fault) {
+    let allocator = context.pointee.allocator
+    for slot in 0..<slots.count {
+      guard let parameter = slots[slot], place(slot).multipliesTokens(c) else { continue }
+      var packed: PanelMatrixPointer?
+      if let form {
+        // Rounding may be added, and not left out.
+        packed = try .create(parameter, parameter.type.canBePrepared(as: form) ? form : .bf16, in: context)
+      }
+      slots.replacePanels(slot, packed, allocator: allocator)
+      // Tokens are looked up in an embedding as it is.
+      if releases && slot != self.slot(.embedding) { slots.release(slot, allocator) }
+    }
+  }
 
   // MARK: life
 

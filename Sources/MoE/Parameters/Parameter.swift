@@ -18,6 +18,10 @@ public struct Parameter {
   public let isUnallocated: Bool
   public private(set) var data: UnsafeMutableRawPointer?
   public private(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
+  /// A packed copy, where it is a matrix that was prepared.
+  private(set) var panels: PanelMatrixPointer?
+  /// Whether its values are in packed copies alone.
+  public private(set) var isReleased = false
   private var ownsData = true
   private var ownsGrad = true
 
@@ -57,6 +61,7 @@ public struct Parameter {
       if ownsData { allocator.deallocate(self.data) }
       self.data = data
       ownsData = false
+      isReleased = false
     }
     guard let grad, self.grad != grad else { return }
     if ownsGrad { allocator.deallocate(self.grad) }
@@ -67,6 +72,27 @@ public struct Parameter {
   func free(_ allocator: Allocator) {
     if ownsData { allocator.deallocate(data) }
     if ownsGrad { allocator.deallocate(grad) }
+    panels?.free(allocator)
+  }
+
+  // MARK: a packed copy
+
+  /// In place of what was packed before; nil: none from now on.
+  mutating func replacePanels(_ packed: PanelMatrixPointer?, _ allocator: Allocator) {
+    panels?.free(allocator)
+    panels = packed
+  }
+
+  /// Gives up the memory of values that are packed.
+  mutating func release(_ allocator: Allocator) {
+    if ownsData { allocator.deallocate(data) }
+    (data, ownsData, isReleased) = (nil, true, true)
+  }
+
+  /// Refuses a packed copy of other values.
+  func requirePackedValues(_ kernels: UnsafePointer<moei_kernels>) throws(Fault) {
+    guard let panels, !isReleased, !panels.pointee.isCurrent(matrix, kernels) else { return }
+    throw .badState("\(name) has changed since moe_model_prepare; prepare the model again")
   }
 
   // MARK: values
@@ -74,6 +100,12 @@ public struct Parameter {
   /// Those of a float32 tensor.
   var floats: UnsafeMutablePointer<Float> { data!.assumingMemoryBound(to: Float.self) }
   var constants: UnsafePointer<Float> { UnsafePointer(floats) }
+  /// Where the values are, or an address that nobody reads: of those that are packed alone.
+  var place: UnsafeMutableRawPointer? {
+    isReleased ? UnsafeMutableRawPointer(bitPattern: Allocator.alignment) : data
+  }
+  /// Of rank 2.
+  var matrix: StoredMatrix { StoredMatrix(data!, type, rowStride: shape.1) }
 
   /// Elements as floats, from `first` on.
   func read(

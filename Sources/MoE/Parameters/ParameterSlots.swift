@@ -53,6 +53,12 @@ struct ParameterSlots {
     return nil
   }
 
+  /// The first whose values are nowhere, not even in a packed copy.
+  var withoutValues: Parameter? {
+    for index in 0..<listedCount where parameter(index).place == nil { return parameter(index) }
+    return nil
+  }
+
   func zeroGrad() {
     for index in 0..<listedCount { parameter(index).zeroGrad() }
   }
@@ -61,6 +67,17 @@ struct ParameterSlots {
     _ slot: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
     slots[slot]!.bind(data: data, grad: grad, allocator: allocator)
+  }
+
+  /// Where a parameter of these stands that is the caller's to bind, gives it memory.
+  func allocate(_ slot: Int, _ allocator: Allocator) throws(Fault) {
+    if slots[slot]!.data == nil { try slots[slot]!.allocate(allocator, gradient: false) }
+  }
+
+  func release(_ slot: Int, _ allocator: Allocator) { slots[slot]!.release(allocator) }
+
+  func replacePanels(_ slot: Int, _ packed: PanelMatrixPointer?, allocator: Allocator) {
+    slots[slot]!.replacePanels(packed, allocator)
   }
 
   // MARK: life

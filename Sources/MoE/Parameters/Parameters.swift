@@ -85,7 +85,7 @@ struct Parameters {
   /// A float32 tensor's values.
   func data(_ role: Role) -> UnsafeMutablePointer<Float>? { memory(role)?.assumingMemoryBound(to: Float.self) }
   /// Those of a tensor of any type.
-  func memory(_ role: Role) -> UnsafeMutableRawPointer? { ownSlots?.matrices(role) ?? self[role]?.data }
+  func memory(_ role: Role) -> UnsafeMutableRawPointer? { ownSlots?.matrices(role) ?? self[role]?.place }
   /// Where an expert's matrices lie among those of the group in `memory`.
   func place(ofExpert expert: Int) -> Int { ownSlots.map { Int($0.slotOf[expert]) } ?? expert }
   /// Whether the group's matrices come from a file.
@@ -106,6 +106,7 @@ struct Parameters {
   /// Number among the trained.
   func trainedIndex(_ role: Role) -> Int { slots.trainedNumber(slot(role)) }
   var withoutMemory: Parameter? { slots.withoutMemory }
+  var withoutValues: Parameter? { slots.withoutValues }
   func zeroGrad() { slots.zeroGrad() }
 
   func bind(
@@ -138,6 +139,26 @@ struct Parameters {
       }
     }
   }
+
+  /// Slots of matrices of experts.
+  private func forEachMatrix(_ body: (Int) throws(Fault) -> Void) throws(Fault) {
+    for index in 0..<count where self[index].isOfMatrices && self[index].rank == 3 {
+      try body(slots.slot(listed: index))
+    }
+  }
+
+  /// Gives experts' matrices memory that had none.
+  func allocateMatrices(_ allocator: Allocator) throws(Fault) {
+    try forEachMatrix { (slot) throws(Fault) in try slots.allocate(slot, allocator) }
+  }
+
+  /// Gives up that memory.
+  func releaseMatrices(_ allocator: Allocator) throws(Fault) {
+    try forEachMatrix { (slot) throws(Fault) in slots.release(slot, allocator) }
+  }
+
+  /// Whether a group's matrices are in packed copies alone.
+  var areReleased: Bool { self[.downWeight]?.isReleased ?? false }
 
   func free(allocator: Allocator) { slots.free(allocator) }
 

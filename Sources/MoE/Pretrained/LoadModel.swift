@@ -2,14 +2,15 @@ import CShims
 
 extension UnsafeMutablePointer where Pointee == Model {
   /// Overwrites the parameters with a folder's, most of whose weights are of `type`. Experts without memory are offloaded, each
-  /// layer keeping `expertLimit` bytes of them. On an error nothing is overwritten, but where a disk fails on the way, or somebody
-  /// stops it.
+  /// layer keeping `expertLimit` bytes of them; with `packing` they, and all that tokens are multiplied by, are kept packed alone. On an
+  /// error nothing is overwritten, but where a disk fails on the way, or somebody stops it.
   public func load(
-    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, expertLimit: Int, _ progress: Progress
+    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, expertLimit: Int,
+    packing: Layer.Preparation, _ progress: Progress
   ) throws(Fault) {
     let tensors = FamilyTensors(model: pointee, family: source.family, shapes: shapes)
     try tensors.requireComplete()
-    var loading = ModelLoading(tensors, source.checkpoint.pointee, expertLimit, progress)
+    var loading = ModelLoading(tensors, source.checkpoint.pointee, expertLimit, packing, progress)
     try loading.check()
     let allocator = pointee.context.pointee.allocator
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
@@ -17,6 +18,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     let origin = try ModelOrigin(source, shapes, type)
     do throws(Fault) {
       try loading.copy(raw)
+      if packing != .none { try pointee.keepPacked(packing) }
     } catch {
       origin.free(allocator)
       throw error.whileOverwriting("the model's parameters are")
@@ -31,12 +33,21 @@ struct ModelLoading {
   let tensors: FamilyTensors
   let checkpoint: Checkpoint
   private let expertLimit: Int
+  private let packing: Layer.Preparation
   private var progress: Progress
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
-  init(_ tensors: FamilyTensors, _ checkpoint: Checkpoint, _ expertLimit: Int, _ progress: Progress) {
-    (self.tensors, self.checkpoint) = (tensors, checkpoint)
-    (self.expertLimit, self.progress) = (expertLimit, progress)
+  init(
+    _ tensors: FamilyTensors, _ checkpoint: Checkpoint, _ expertLimit: Int, _ packing: Layer.Preparation,
+    _ progress: Progress
+  ) {
+    (self.tensors, self.checkpoint, self.progress) = (tensors, checkpoint, progress)
+    (self.expertLimit, self.packing) = (expertLimit, packing)
+  }
+
+  /// Whether the layer's experts stay in the files.
+  private func offloads(_ layer: LayerPointer) -> Bool {
+    !layer.pointee.configuration.keepsExpertWeights && packing == .none
   }
 
   // MARK: checks
@@ -115,17 +126,21 @@ struct ModelLoading {
   /// Elements that are read at once where a tensor may be cut anywhere between rows.
   private static var stretch: Int { 1 << 18 }
 
-  private static func rowsAtOnce(_ entry: FamilyEntry) -> Int {
+  fileprivate static func rowsAtOnce(_ entry: FamilyEntry) -> Int {
     min(max(1, stretch / max(1, entry.columns)), max(1, entry.places.count))
   }
+
+  fileprivate static func rawBytes(_ entry: FamilyEntry) -> Int { 4 * rowsAtOnce(entry) * entry.columns }
 
   func rawBytes() throws(Fault) -> Int {
     var most = 0
     try tensors.parts { (part) throws(Fault) in
       switch part {
-      case .own(let entry): most = max(most, 4 * Self.rowsAtOnce(entry) * entry.columns)
-      case .block(let n, let layer) where layer.pointee.configuration.keepsExpertWeights:
-        most = max(most, try withBlock(n, layer) { (loading, _) throws(Fault) in try loading.rawBytes() })
+      case .own(let entry): most = max(most, tensors.model.context.lanes * Self.rawBytes(entry))
+      case .block(let n, let layer) where !offloads(layer):
+        most = max(
+          most,
+          try withBlock(n, layer) { (loading, _) throws(Fault) in try loading.rawBytes(in: tensors.model.context) })
       case .block: break
       }
     }
@@ -141,18 +156,20 @@ struct ModelLoading {
       case .own(let entry):
         try copy(entry, raw)
         try progress.add(checkpoint[try find(entry)].bytes, in: context)
-      case .block(let n, let layer) where !layer.pointee.configuration.keepsExpertWeights:
+      case .block(let n, let layer) where offloads(layer):
         try withBlock(n, layer) { (loading, prefix) throws(Fault) in
           try layer.pointee.offload(checkpoint, loading.tensors.layout, .prefix(prefix), residentLimit: expertLimit)
           try progress.add(0, in: context)
         }
       case .block(let n, let layer):
+        if packing != .none { try layer.pointee.allocateMatrices() }
         try withBlock(n, layer) { (loading, _) throws(Fault) in
           try loading.tensors.entries { (block) throws(Fault) in
-            try loading.copy(block, raw: raw) { block.matrices.part($0).data! }
+            try loading.copy(block, raw: raw, in: context) { block.matrices.part($0).data! }
             try progress.add(try loading.bytes(block), in: context)
           }
         }
+        if packing != .none { try layer.pointee.keepPacked(packing) }
       }
     }
   }
@@ -160,26 +177,46 @@ struct ModelLoading {
   private func copy(_ entry: FamilyEntry, _ raw: UnsafeMutableRawPointer) throws(Fault) {
     let tensor = checkpoint[try find(entry)]
     let stored = StoredPlace(form: try form(tensor), file: tensor.file, offset: tensor.offset)
-    let (parameter, columns) = (entry.parameter, entry.columns)
-    if entry.isStraight && stored.form == StoredForm(parameter.type) {
-      let first = entry.places.place(of: 0) * columns
-      return try checkpoint.read(stored, entry.elements, to: parameter.data! + parameter.type.bytes(first))
-    }
-    let target = ParameterValues(parameter, kernels)
-    let (rows, atOnce) = (entry.places.count, Self.rowsAtOnce(entry))
-    for start in stride(from: 0, to: rows, by: atOnce) {
-      let some = min(atOnce, rows - start)
-      let values = try checkpoint.values(stored.from(start * columns), some * columns, raw: raw)
-      if entry.places.isStraight {
-        target.write(entry.places.place(of: start) * columns, some * columns, from: values, 0, stride: 1)
-      } else {
-        for r in 0..<some {
-          target.write(entry.places.place(of: start + r) * columns, columns, from: values, r * columns, stride: 1)
-        }
-      }
-    }
+    let (context, parameter) = (tensors.model.context, entry.parameter)
+    let atOnce = Self.rowsAtOnce(entry)
+    try context.runToTheEnd(
+      (entry.places.count + atOnce - 1) / atOnce, CopyRows(loading: self, entry: entry, stored: stored, raw: raw))
     // Of norms, which are float32.
     if entry.rule.isFromZero && parameter.type == .f32 { for i in 0..<parameter.count { parameter.floats[i] += 1 } }
+  }
+
+  /// As many rows as are read at once, from number `item` times so many on.
+  fileprivate func copyRows(
+    _ item: Int, _ entry: FamilyEntry, _ stored: StoredPlace, _ raw: UnsafeMutableRawPointer
+  ) throws(Fault) {
+    let (parameter, columns, atOnce) = (entry.parameter, entry.columns, Self.rowsAtOnce(entry))
+    let start = item * atOnce
+    let rows = start..<min(start + atOnce, entry.places.count)
+    let from = stored.from(start * columns)
+    if entry.isStraight && stored.form == StoredForm(parameter.type) {
+      let first = (entry.places.place(of: 0) + start) * columns
+      return try checkpoint.read(from, rows.count * columns, to: parameter.data! + parameter.type.bytes(first))
+    }
+    let target = ParameterValues(parameter, kernels)
+    let values = try checkpoint.values(from, rows.count * columns, raw: raw)
+    if entry.places.isStraight {
+      return target.write(entry.places.place(of: start) * columns, rows.count * columns, from: values, 0, stride: 1)
+    }
+    for r in rows {
+      target.write(entry.places.place(of: r) * columns, columns, from: values, (r - start) * columns, stride: 1)
+    }
+  }
+}
+
+/// An item is some rows of a tensor: all threads read files and convert numbers.
+private struct CopyRows: FallibleJob {
+  let loading: ModelLoading
+  let entry: FamilyEntry
+  let stored: StoredPlace
+  let raw: UnsafeMutableRawPointer  // [lanes, rawBytes]
+
+  func run(_ item: Int, lane: Int) throws(Fault) {
+    try loading.copyRows(item, entry, stored, raw + lane * ModelLoading.rawBytes(entry))
   }
 }
 

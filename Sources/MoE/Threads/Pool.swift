@@ -241,6 +241,25 @@ protocol Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>)
 }
 
+/// Work whose items may fail, such as reading files.
+protocol FallibleJob {
+  func run(_ item: Int, lane: Int) throws(Fault)
+}
+
+/// Notes an item that failed.
+struct Attempts<J: FallibleJob>: Job {
+  let job: J
+  let failed: UnsafeMutablePointer<Int32>
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    do throws(Fault) {
+      try job.run(item, lane: lane.pointee.index)
+    } catch {
+      moei_store(failed, Int32(truncatingIfNeeded: item))
+    }
+  }
+}
+
 /// A job being shared out.
 struct Run {
   typealias Body = (_ job: UnsafeRawPointer, _ item: Int, _ lane: UnsafeMutablePointer<Lane>) -> Void

@@ -55,16 +55,21 @@ public func moe_layer_update_selection_bias(
 @implementation @_cdecl("moe_layer_prepare")
 public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe_status {
   attempt { () throws(Fault) in
-    try prepare(try handle(layer, "layer", as: Layer.self), prepared)
+    let layer = try handle(layer, "layer", as: Layer.self)
+    let weights = layer.pointee.configuration.groups[0].weights
+    try layer.pointee.prepare(try Layer.Preparation(prepared, of: weights, "layer"))
   }
 }
 
-func prepare(_ layer: LayerPointer, _ prepared: Int32) throws(Fault) {
-  guard let preparation = Layer.Preparation(rawValue: prepared) else {
-    throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
+extension Layer.Preparation {
+  /// A moe_prepared for the weights of a layer or model, which `owner` says.
+  init(_ prepared: Int32, of weights: ElementType, _ owner: StaticString) throws(Fault) {
+    guard let own = Layer.Preparation(rawValue: prepared) else {
+      throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
+    }
+    if let form = own.form, !weights.canBePrepared(as: form) {
+      throw .invalid("prepared = MOE_PREPARED_F32, but the \(owner)'s weights are bfloat16")
+    }
+    self = own
   }
-  if let form = preparation.form, !layer.pointee.configuration.groups[0].weights.canBePrepared(as: form) {
-    throw .invalid("prepared = MOE_PREPARED_F32, but the layer's weights are bfloat16")
-  }
-  try layer.pointee.prepare(preparation)
 }

@@ -83,6 +83,14 @@ public func moe_model_configuration(
   }
 }
 
+@implementation @_cdecl("moe_model_prepare")
+public func moe_model_prepare(_ model: OpaquePointer?, _ prepared: Int32) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    try model.pointee.prepare(try Layer.Preparation(prepared, of: model.pointee.configuration.weights, "model"))
+  }
+}
+
 @implementation @_cdecl("moe_model_layer")
 public func moe_model_layer(
   _ model: OpaquePointer?, _ n: Int64, _ layer: UnsafeMutablePointer<OpaquePointer?>?

@@ -82,7 +82,7 @@ struct Folder {
 
   /// Where the parameters are more than may be in memory, experts stay in the files.
   private mutating func limitExperts() throws(Fault) {
-    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return }
+    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return leaveToPacking() }
     let others = info.parameter_bytes - info.expert_bytes
     if configuration.moeLayers == 0 || others >= most {
       throw .invalid(
@@ -91,6 +91,14 @@ struct Folder {
     }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
     expertLimit = (most - others) / configuration.moeLayers
+  }
+
+  /// Experts that will be kept packed alone have memory of their own while their layer is read, and no longer.
+  private mutating func leaveToPacking() {
+    let form = Layer.Preparation(rawValue: options.prepared)?.form
+    if form?.isRead(in: source.context) ?? false {
+      moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
+    }
   }
 
   private mutating func fillInfo(_ keys: FolderKeys, _ survey: Survey) {

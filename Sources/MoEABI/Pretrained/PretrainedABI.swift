@@ -90,7 +90,6 @@ public func moe_model_load(
     guard let model = made else { return }
     do throws(Fault) {
       try folder.pointee.load(model)
-      try folder.pointee.prepare(model)
     } catch {
       model.free()
       throw error
@@ -106,14 +105,15 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 
 extension Folder {
   func load(_ model: ModelPointer) throws(Fault) {
-    try model.load(source, shapes, type: type, expertLimit: expertLimit, progress)
-  }
-
-  /// Packs the experts of each MoE layer, where the options say so.
-  func prepare(_ model: ModelPointer) throws(Fault) {
-    if options.prepared == 0 { return }
-    for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
-      if let layer = model.pointee.layer(n) { try MoEABI.prepare(layer, options.prepared) }
+    let wanted = try Layer.Preparation(options.prepared, of: model.pointee.configuration.weights, "model")
+    // Experts that stay in the files are packed as they are read.
+    let isInMemory = expertLimit == .max
+    let keepsPacked = isInMemory && model.pointee.readForm(wanted) != nil
+    if keepsPacked && model.pointee.isTrainable {
+      throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")
     }
+    try model.load(
+      source, shapes, type: type, expertLimit: expertLimit, packing: keepsPacked ? wanted : .none, progress)
+    if !isInMemory && wanted != .none { try model.pointee.prepare(wanted) }
   }
 }

@@ -14,6 +14,7 @@ PRETRAINED_EXAMPLES = """\
 examples:
   python -m libmoe inspect OLMoE-1B-7B               what it is, and the memory it will take
   python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time" --tokens 100
+  python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time" --prepared int8
   python -m libmoe chat gpt-oss-20b --resident-limit 8GB
   python -m libmoe eval OLMoE-1B-7B book.txt
   python -m libmoe convert OLMoE-1B-7B OLMoE-f32 --dtype f32
@@ -40,7 +41,7 @@ def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None
         "--prepared",
         choices=get_args(Prepared),
         default="none",
-        help="pack the experts' weights once, for speed (default none)",
+        help="pack weights while they are read: faster, and int8 and int4 are small (default none)",
     )
     group.add_argument(
         "--resident-limit",

@@ -66,7 +66,8 @@ class Pretrained:
         inference_only : bool
             No memory for gradients, and no backward.
         prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
-            As :meth:`Model.prepare`, for faster generation; with inference_only.
+            As :meth:`Model.prepare`, for faster generation; with inference_only.  Weights are packed as they
+            are read, and nothing else of them is kept: such parameters have no ``data``.
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
             are read as they are used; with inference_only.  0: no limit.

@@ -246,10 +246,10 @@ class Model(Pretrained, Batches, Tensors):
         return [self._layer(n) for n in range(self.n_layers)]
 
     def prepare(self, prepared: words.Prepared = "f32") -> None:
-        """Pack the weights of all ffn's once, for faster generation, or let go of the packed copies.
+        """Pack the weights of all layers once, for faster generation, or let go of the packed copies.
 
-        :meth:`Layer.prepare` of one layer after the other: when memory runs out, those before stay prepared.
-        The copies do not follow the weights: after a change prepare again.
+        Those of experts, of attention's projections and of the logits.  The copies do not follow the weights:
+        after a change prepare again.  After an error nothing is packed.
 
         Parameters
         ----------
@@ -270,8 +270,7 @@ class Model(Pretrained, Batches, Tensors):
             The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
             have changed since.
         """
-        for layer in self.layers:
-            layer.prepare(prepared)
+        lib.moe_model_prepare(self._handle, check.choice("prepared", prepared, abi.PREPARED))
 
     def _layer(self, n: int) -> Layer:
         pointer = ctypes.POINTER(abi.moe_layer)()

@@ -118,12 +118,12 @@ class Parameter:
         Raises
         ------
         BadStateError
-            It is offloaded, or was not allocated and is not bound.
+            It is offloaded, was kept packed alone, or was not allocated and is not bound.
         """
         data, _ = self._now()
         if data is None:
             raise BadStateError(
-                f"{self._name}: has no memory; it is offloaded, or to be bound with Layer.bind"
+                f"{self._name}: has no memory; it is offloaded, packed alone, or to be bound with Layer.bind"
             )
         return data
 

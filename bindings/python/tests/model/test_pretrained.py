@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import libmoe
 from pretrained.cases import CASES
@@ -124,6 +125,59 @@ def test_the_same_bits(name: str) -> None:
     cache = model.cache(*tokens.shape)
     model.read(cache, tokens[:, :4].copy())
     assert model.read(cache, tokens[:, 4:].copy()).tobytes() == wanted[:, -1].tobytes()
+
+
+@pytest.mark.parametrize("form", ["f32", "int8", "int4_g64_a8"])
+@pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "deepseek_v3", "mistral"])
+def test_packed_while_reading(name: str, form: Any) -> None:
+    """The bits of a model packed afterwards; of what is packed nothing else is kept."""
+    tokens = reference(name)["tokens"]
+    model = loaded(name, inference_only=True)
+    model.prepare(form)
+    packed = loaded(name, inference_only=True, prepared=form)
+    assert logits_of(packed, tokens).tobytes() == logits_of(model, tokens).tobytes()
+    assert packed.forward(tokens, targets(tokens)).loss == model.forward(tokens, targets(tokens)).loss
+    prompt = tokens[0, :4].tolist()
+    assert list(packed.generate(prompt, 6, temperature=0)) == list(model.generate(prompt, 6, temperature=0))
+    for again in (lambda: packed.prepare("none"), lambda: packed.save_pretrained("nowhere"), packed.state_dict):
+        with pytest.raises(libmoe.BadStateError, match="packed alone|no memory"):
+            again()
+
+
+def test_packing_while_reading_takes_the_packed_model_and_a_layer(tmp_path: Path) -> None:
+    sizes = dict(hidden_size=256, intermediate_size=128, num_hidden_layers=8, num_experts=16)
+    heads = dict(num_attention_heads=4, num_key_value_heads=4, head_dim=64, vocab_size=64)
+    config = {**json.loads((FOLDERS / "olmoe" / "config.json").read_text()), **sizes, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(olmoe(config), tmp_path / "model.safetensors")
+    layer = 4 * 3 * 16 * 256 * 128
+    with libmoe.Context(2) as context:
+        model = libmoe.Model.from_pretrained(tmp_path, inference_only=True, prepared="int8", context=context)
+        current, peak = context.memory()
+        assert model.n_layers == 8
+    packed = 8 * (3 * 16 * 256 * 128 + 4 * 256 * 256) * 8.5 / 8
+    # Beside it routers, norms, the embedding, and attention's matrices, which are packed together at the end.
+    assert packed < current < packed + 1.5e6
+    assert peak - current < 1.2 * layer + 4 * 8 * 4 * 256 * 256
+
+
+def olmoe(config: dict[str, Any]) -> dict[str, Any]:
+    """Random tensors of such a model, by the names of its files."""
+    h, i, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,)}
+    shapes["lm_head.weight"] = (v, h)
+    for n in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{n}."
+        for norm in ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"):
+            shapes[f"{layer}{norm}.weight"] = (h,)
+        for projection in "qkvo":
+            shapes[f"{layer}self_attn.{projection}_proj.weight"] = (h, h)
+        shapes[f"{layer}mlp.gate.weight"] = (config["num_experts"], h)
+        for e in range(config["num_experts"]):
+            for matrix, shape in (("gate", (i, h)), ("up", (i, h)), ("down", (h, i))):
+                shapes[f"{layer}mlp.experts.{e}.{matrix}_proj.weight"] = shape
+    random = np.random.default_rng(1)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def test_types_of_weights(tmp_path: Path) -> None:

@@ -1436,6 +1436,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_bind_parameter": (Status, [POINTER(moe_model), c_int64, c_void_p, c_void_p]),
     "moe_model_zero_grad": (Status, [POINTER(moe_model)]),
     "moe_model_layer": (Status, [POINTER(moe_model), c_int64, POINTER(POINTER(moe_layer))]),
+    "moe_model_prepare": (Status, [POINTER(moe_model), c_int32]),
     "moe_model_tape_create": (Status, [POINTER(moe_model), POINTER(POINTER(moe_model_tape))]),
     "moe_model_tape_free": (None, [POINTER(moe_model_tape)]),
     "moe_model_input_init": (None, [POINTER(moe_model_input), c_size_t]),

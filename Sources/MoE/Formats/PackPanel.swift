@@ -1,0 +1,66 @@
+import CShims
+
+// From a stored matrix to panels, and a sample of its values that tells later whether it is still what was packed.
+
+extension PanelForm {
+  /// Panel number `chunk` of a matrix [rows, depth]: 32 outputs. False where the form cannot hold them.
+  func pack(
+    _ matrix: StoredMatrix, rows: Int, depth: Int, chunk: Int, into panel: UnsafeMutableRawPointer,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) -> Bool {
+    let own = matrix.from(row: chunk * chunkWidth)
+    let columns = min(chunkWidth, rows - chunk * chunkWidth)
+    switch contents {
+    case .blocks(let code, _): return code.encode(own, rows: columns, depth: depth, into: panel, kernels)
+    case .elements(let type):
+      type.format.precision.visit(
+        PackElements(matrix: own, columns: columns, depth: depth, panel: panel, kernels: kernels))
+      return true
+    }
+  }
+
+  /// A packed panel as the products of a precision read it.
+  func panel<P: Precision>(_: P.Type, _ place: UnsafeMutableRawPointer) -> WeightPanel<P> {
+    if let code { return WeightPanel(blocks: place, code) }
+    return WeightPanel(packed: place.assumingMemoryBound(to: P.Element.self))
+  }
+
+  /// What becomes of tokens that are multiplied as floats: decoded blocks are float32.
+  var precision: PrecisionKind {
+    switch contents {
+    case .elements(let type): type.format.precision
+    case .blocks: .f32
+    }
+  }
+}
+
+/// Piece by piece.
+private struct PackElements: PrecisionBody {
+  let matrix: StoredMatrix
+  let columns: Int
+  let depth: Int
+  let panel: UnsafeMutableRawPointer
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run<P: Precision>(_: P.Type) {
+    let own = WeightPanel<P>(matrix, transposed: true, columns: columns)
+    let panel = panel.assumingMemoryBound(to: P.Element.self)
+    for p in stride(from: 0, to: depth, by: P.panelDepth) {
+      own.pack(p, min(P.panelDepth, depth - p), into: panel + p * chunkWidth, kernels)
+    }
+  }
+}
+
+extension StoredMatrix {
+  static var sampleCount: Int { 16 }
+
+  /// Elements of a matrix [rows, columns] at equal distances, from the first to the last.
+  func sample(
+    rows: Int, columns: Int, into samples: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    for i in 0..<Self.sampleCount {
+      let place = i * (rows * columns - 1) / (Self.sampleCount - 1)
+      from(row: place / columns).from(column: place % columns).read(0, 1, into: samples + i, kernels)
+    }
+  }
+}

@@ -1,0 +1,100 @@
+import CShims
+
+/// A packed copy of one matrix [rows, depth], made once for inference: products stream its panels as they will be multiplied.
+/// Experts' matrices are packed together (Experts/Prepared.swift).
+public struct PanelMatrix {
+  let form: PanelForm
+  fileprivate let rows: Int
+  fileprivate let depth: Int
+  fileprivate let samples: UnsafeMutablePointer<Float>  // [StoredMatrix.sampleCount] elements when it was packed
+  fileprivate let isHeld: UnsafeMutablePointer<Int32>  // [1] 0 = the matrix has what the form cannot hold
+  private let panels: UnsafeMutableRawPointer  // [chunks of rows, panelBytes]
+
+  fileprivate init(_ arena: inout Arena, _ form: PanelForm, rows: Int, depth: Int) {
+    (self.form, self.rows, self.depth) = (form, rows, depth)
+    samples = arena.take(Float.self, StoredMatrix.sampleCount)
+    isHeld = arena.take(Int32.self, 1)
+    panels = UnsafeMutableRawPointer(arena.take(UInt8.self, chunks(of: rows), form.panelBytes(depth)))
+  }
+
+  var bytes: Int { chunks(of: rows) * form.panelBytes(depth) }
+
+  /// Outputs from number 32 `chunk` on, as the products of a precision read them.
+  func panel<P: Precision>(_: P.Type, _ chunk: Int) -> WeightPanel<P> { form.panel(P.self, start(chunk)) }
+
+  fileprivate func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + chunk * form.panelBytes(depth) }
+
+  /// Some rows and columns of blocks as floats, in rows `stride` apart. Both ranges begin at multiples of 32.
+  func decode(
+    _ rows: Range<Int>, _ columns: Range<Int>, into floats: UnsafeMutablePointer<Float>, stride: Int,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    guard let code = form.code else { return }
+    for first in Swift.stride(from: rows.lowerBound, to: rows.upperBound, by: chunkWidth) {
+      code.decode(
+        start(first / chunkWidth) + code.bytes(columns.lowerBound), rows: min(chunkWidth, rows.upperBound - first),
+        depth: columns.count, into: floats + (first - rows.lowerBound) * stride, stride: stride, kernels)
+    }
+  }
+
+  /// Whether the matrix is what was packed, as far as a sample tells: reading all of it would cost what the packing saves.
+  func isCurrent(_ matrix: StoredMatrix, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in
+      matrix.sample(rows: rows, columns: depth, into: now.baseAddress!, kernels)
+      for i in 0..<StoredMatrix.sampleCount where now[i].bitPattern != samples[i].bitPattern { return false }
+      return true
+    }
+  }
+}
+
+/// One block of memory: the packed matrix, then what it points at.
+typealias PanelMatrixPointer = UnsafeMutablePointer<PanelMatrix>
+
+private struct PanelMatrixParts {
+  let place: PanelMatrixPointer
+  let matrix: PanelMatrix
+
+  init(_ arena: inout Arena, _ form: PanelForm, rows: Int, depth: Int) {
+    place = arena.take(PanelMatrix.self, 1)
+    matrix = PanelMatrix(&arena, form, rows: rows, depth: depth)
+  }
+}
+
+extension UnsafeMutablePointer where Pointee == PanelMatrix {
+  /// Of a parameter that is a matrix. On an error there is nothing to free.
+  static func create(
+    _ parameter: Parameter, _ form: PanelForm, in context: ContextPointer
+  ) throws(Fault) -> PanelMatrixPointer {
+    let (rows, depth, _) = parameter.shape
+    let allocator = context.pointee.allocator
+    let parts = try allocator.make { PanelMatrixParts(&$0, form, rows: rows, depth: depth) }
+    parts.place.initialize(to: parts.matrix)
+    parts.matrix.isHeld.pointee = 1
+    parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples, context.kernels)
+    context.runToTheEnd(
+      chunks(of: rows), PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels))
+    if parts.matrix.isHeld.pointee == 0 {
+      parts.place.free(allocator)
+      throw Fault(
+        .notFinite,
+        "\(parameter.name) holds a number that is not finite, or too large for a scale of float16 (\(form.constant)): mend it, or prepare another form"
+      )
+    }
+    return parts.place
+  }
+
+  func free(_ allocator: Allocator) { allocator.deallocate(self) }
+}
+
+/// An item is one panel.
+private struct PackPanels: Job {
+  let target: PanelMatrix
+  let matrix: StoredMatrix
+  let kernels: UnsafePointer<moei_kernels>
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let isHeld = target.form.pack(
+      matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels)
+    if !isHeld { moei_store(target.isHeld, 0) }
+  }
+}
