@@ -706,6 +706,8 @@ typedef struct moe_layer_config {
   float z_coef;                /**< weight of z_loss in aux_loss, >= 0; the classic value is 0.001 */
   const moe_loss_term *losses; /**< [n_losses], copied: added to aux_loss beside balance_coef's and z_coef's */
   int64_t n_losses;            /**< at most 16 */
+
+  int32_t shared_bias;         /**< a moe_bias, of the shared experts; MOE_BIAS_DEFAULT = as the others have it (ERNIE-4.5) */
 } moe_layer_config;
 
 /* glu_limit, glu_alpha, glu_offset: for g = W_gate x + b_gate and u = W_up x + b_up a gated expert is
@@ -732,7 +734,7 @@ typedef struct moe_layer_config {
   { \
     sizeof(moe_layer_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0.0f, NULL, 0, 0, 0, 0, 0, 0, 0, 0, \
     0, 0, 0.0f, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0, 0, 0.0f, 0.0f, NULL, 0, 0, 0.0f, 0, 0.0f, 0, 0.0f, 0, \
-    0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0f, 0.0f, NULL, 0 \
+    0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0f, 0.0f, NULL, 0, 0 \
   }
 
 /** Fill `config` with the defaults, as MOE_LAYER_CONFIG_INIT does: all 0 (softmax, top-k, divided by their sum; GELU
@@ -1163,7 +1165,8 @@ typedef struct moe_backward_options {
                                         MOE_UNALLOCATED_EXPERT_GRADIENTS.  Made for exactly the layer's parameters but
                                         those marked * at moe_layer_parameter_count, in their order. */
   float clip_factor;               /**< of optimizer, > 0: what every gradient is multiplied by; 0 = 1 */
-  int32_t reserved;                /**< 0 */
+  int32_t frozen_experts;          /**< 1 = gradients of the experts' matrices and their biases (shared experts' too) are neither
+                                        computed nor written, and need no memory: a third of backward's products less */
   const float *d_sequence_probability; /**< [B,E], nullable: gradient of the objective with respect to
                                             moe_report.sequence_probability */
 } moe_backward_options;

@@ -1,4 +1,4 @@
-/* moe.hpp: for C++17, the handles of moe.h, moe_experts.h and moe_model.h as objects that free themselves, and errors that
+/* moe.hpp: for C++17, the handles of moe.h and the headers beside it as objects that free themselves, and errors that
  * throw.
  *
  *     moe::Context context(moe_context_create, nullptr);
@@ -23,6 +23,7 @@
 #include "moe.h"
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 namespace moe {
 
@@ -76,6 +77,7 @@ using Mapping = Handle<moe_mapping, moe_mapping_free>;
 using Model = Handle<moe_model, moe_model_free>;
 using ModelTape = Handle<moe_model_tape, moe_model_tape_free>;
 using Cache = Handle<moe_cache, moe_cache_free>;
+using Pretrained = Handle<moe_pretrained, moe_pretrained_free>;
 
 }  // namespace moe
 

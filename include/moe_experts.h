@@ -6,16 +6,19 @@
  * the weights lie, is said in every call, and nothing of it is kept.  They compute with the layer's own experts: the bits are
  * those of a layer with MOE_ROUTER_EXTERNAL, for every layout of the weights, n_threads and instruction set.
  *
- *     moe_experts_config config = MOE_EXPERTS_CONFIG_INIT;
- *     config.n_experts = E; config.hidden_size = H; config.intermediate_size = I;
- *     config.expert_kind = MOE_EXPERT_GATED; config.activation = MOE_ACTIVATION_SILU;
  *     moe_expert_tensor weights[] = {                       gate and up fused in one array [E,2I,H]
  *         { MOE_EXPERT_PART_GATE, MOE_DTYPE_F32, gate_up, NULL, { 2 * I * H, H, 1 } },
  *         { MOE_EXPERT_PART_UP, MOE_DTYPE_F32, gate_up + I * H, NULL, { 2 * I * H, H, 1 } },
  *         { MOE_EXPERT_PART_DOWN, MOE_DTYPE_F32, down, NULL, { H * I, I, 1 } } };
+ *     moe_experts_config config = MOE_EXPERTS_CONFIG_INIT;
+ *     config.n_experts = E; config.hidden_size = H; config.intermediate_size = I;
+ *     config.expert_kind = MOE_EXPERT_GATED; config.activation = MOE_ACTIVATION_SILU;
+ *     config.weights = weights; config.n_weights = 3;
  *     moe_experts_call call = MOE_EXPERTS_CALL_INIT;
  *     call.n_tokens = T; call.top_k = K; call.expert_indices = i; call.expert_weights = w;
- *     moe_experts_forward(context, &config, &call, weights, 3, NULL, x, y, NULL, 0, NULL);
+ *     moe_experts_forward(context, &config, &call, NULL, x, y, NULL, 0, NULL);
+ *
+ * examples/c/experts.c is a whole program, with a plan, saved bytes and a backward.
  *
  * The rules of moe.h hold.  Scratch comes from the context.  Every function is thread-safe with distinct outputs.
  */
@@ -31,27 +34,6 @@ extern "C" {
 /* ------------------------------------------------------------------------------------------------------------
  * Experts by call: given routing, given weights
  * ---------------------------------------------------------------------------------------------------------- */
-
-/** What the experts are: all of one kind and width. */
-typedef struct moe_experts_config {
-  size_t struct_size;
-  int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
-  int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
-  int64_t intermediate_size; /**< I, 1 to 2^31 - 1; 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
-  int32_t expert_kind;       /**< a moe_expert_kind */
-  int32_t activation;        /**< a moe_activation; 0 for experts without inner features */
-  float glu_limit;           /**< L > 0: clamps of a gated expert, see moe_layer_config; 0 = none */
-  float glu_alpha;           /**< >= 0: what a gated expert's SILU multiplies its argument by; 0 = 1 */
-  float glu_offset;          /**< >= 0: added to what a gate multiplies */
-  int32_t weight_on_input;   /**< 1 = the routing weights multiply what experts read: expert(w x) in place of w expert(x) */
-  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16: of x, y, rows, dy and dx, as in moe_layer_config */
-  int32_t reserved;          /**< 0 */
-} moe_experts_config;
-
-#define MOE_EXPERTS_CONFIG_INIT { sizeof(moe_experts_config), 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0 }
-
-/** Fill `config` with 0 (MLP experts with GELU, float32).  NULL is ignored. */
-MOE_API void moe_experts_config_init(moe_experts_config *config, size_t struct_size);
 
 /** What a tensor of experts is; the letters are those of moe_expert_kind. */
 typedef enum moe_expert_part {
@@ -77,6 +59,31 @@ typedef struct moe_expert_tensor {
                            are in one place. */
 } moe_expert_tensor;
 
+/** What the experts are, all of one kind and width, and where their weights lie. */
+typedef struct moe_experts_config {
+  size_t struct_size;
+  int64_t n_experts;         /**< E, 1 to 2^31 - 1 */
+  int64_t hidden_size;       /**< H, 1 to 2^31 - 1 */
+  int64_t intermediate_size; /**< I, 1 to 2^31 - 1; 0 for LINEAR (or H), IDENTITY, ZERO and CONSTANT */
+  int32_t expert_kind;       /**< a moe_expert_kind */
+  int32_t activation;        /**< a moe_activation; 0 for experts without inner features */
+  float glu_limit;           /**< L > 0: clamps of a gated expert, see moe_layer_config; 0 = none */
+  float glu_alpha;           /**< >= 0: what a gated expert's SILU multiplies its argument by; 0 = 1 */
+  float glu_offset;          /**< >= 0: added to what a gate multiplies */
+  int32_t weight_on_input;   /**< 1 = the routing weights multiply what experts read: expert(w x) in place of w expert(x) */
+  int32_t io_dtype;          /**< MOE_DTYPE_F32 or BF16: of x, y, rows, dy and dx, as in moe_layer_config */
+  int32_t reserved;          /**< 0 */
+  /** [n_weights] each part that the experts have, once: GATE, UP and DOWN of gated experts, UP and DOWN of MLPs, DOWN of linear ones,
+   *  CONSTANT of constant ones.  Biases are optional, each by itself.  NULL where n_weights = 0. */
+  const moe_expert_tensor *weights;
+  int64_t n_weights; /**< 0 to 7 */
+} moe_experts_config;
+
+#define MOE_EXPERTS_CONFIG_INIT { sizeof(moe_experts_config), 0, 0, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0, NULL, 0 }
+
+/** Fill `config` with 0 (MLP experts with GELU, float32, no weights yet).  NULL is ignored. */
+MOE_API void moe_experts_config_init(moe_experts_config *config, size_t struct_size);
+
 /** One call's tokens and their experts. */
 typedef struct moe_experts_call {
   size_t struct_size;
@@ -93,21 +100,35 @@ typedef struct moe_experts_call {
 /** Fill `call` as MOE_EXPERTS_CALL_INIT does: int32_t indices, float32 weights.  NULL is ignored. */
 MOE_API void moe_experts_call_init(moe_experts_call *call, size_t struct_size);
 
+/** Where a backward writes: what is NULL or not listed is not computed. */
+typedef struct moe_experts_gradients {
+  size_t struct_size;
+  void *dx;               /**< nullable, [T,H] of config.io_dtype, overwritten */
+  void *d_expert_weights; /**< nullable, [T,K] of call.routing_dtype, overwritten; 0 where there is no expert */
+  /** [n_tensors] where gradients of weights are written, in strides and a dtype of their own: of parts that config.weights has,
+   *  each at most once.  Sums over tokens are float32, and are rounded once.  NULL where n_tensors = 0. */
+  const moe_expert_tensor *tensors;
+  int64_t n_tensors; /**< 0 to 7 */
+  int32_t overwrite; /**< 1 = tensors are overwritten, with 0 for experts without a token; 0 = added to what is there */
+  int32_t reserved;  /**< 0 */
+} moe_experts_gradients;
+
+#define MOE_EXPERTS_GRADIENTS_INIT { sizeof(moe_experts_gradients), NULL, NULL, NULL, 0, 0, 0 }
+
+/** Fill `gradients` with 0: none is wanted.  NULL is ignored. */
+MOE_API void moe_experts_gradients_init(moe_experts_gradients *gradients, size_t struct_size);
+
 /** What a forward with these arguments, and the backward after it, take.  Nothing is allocated or computed.
  *  @param context     [in]
- *  @param config      [in]
+ *  @param config      [in] the weights' memory is not looked at
  *  @param call        [in] expert_indices may be NULL: then for T * K choices that all have an expert, the most there can be
- *  @param weights     [in] [n_weights] as for the forward; their memory is not looked at
- *  @param n_weights   [in]
- *  @param gradients   [in, nullable] [n_gradients] as for the backward; their memory is not looked at
- *  @param n_gradients [in] 0 where no gradient of weights is wanted
+ *  @param gradients   [in, nullable] as for the backward, its memory is not looked at; NULL where no gradient of weights is wanted
  *  @param saves       [in] 1 = forward saves for a backward; 0: backward computes again what forward would have saved
  *  @param plan        [in, out] struct_size in, the rest out: tape_bytes is what forward saves, to the byte; chunk_tokens is T
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY (more bytes than any address space has). */
 MOE_API MOE_CHECK moe_status moe_experts_plan(const moe_context *context, const moe_experts_config *config,
-                                              const moe_experts_call *call, const moe_expert_tensor *weights, int64_t n_weights,
-                                              const moe_expert_tensor *gradients, int64_t n_gradients, int32_t saves,
-                                              moe_plan *plan);
+                                              const moe_experts_call *call, const moe_experts_gradients *gradients,
+                                              int32_t saves, moe_plan *plan);
 
 /** The experts' weights packed once for many forward calls: see moe_experts_prepare. */
 typedef struct moe_experts_prepared moe_experts_prepared;
@@ -116,9 +137,6 @@ typedef struct moe_experts_prepared moe_experts_prepared;
  *  @param context    [in]
  *  @param config     [in]
  *  @param call       [in]
- *  @param weights    [in] [n_weights] each part that the experts have, once: GATE, UP and DOWN of gated experts, UP and DOWN of MLPs,
- *                    DOWN of linear ones, CONSTANT of constant ones.  Biases are optional, each by itself.
- *  @param n_weights  [in]
  *  @param prepared   [in, nullable] used in place of GATE, UP and DOWN.  Of those that are given all the same, 16 values of each
  *                    matrix in use are compared with what was packed.
  *  @param x          [in]  [T,H] of config.io_dtype; may be NULL when T = 0
@@ -131,39 +149,27 @@ typedef struct moe_experts_prepared moe_experts_prepared;
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (prepared: of other experts, the weights have changed since, or another
  *          form in place of the weights' own where something is saved), CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_experts_forward(moe_context *context, const moe_experts_config *config,
-                                                 const moe_experts_call *call, const moe_expert_tensor *weights,
-                                                 int64_t n_weights, const moe_experts_prepared *prepared, const void *x,
-                                                 void *y, void *saved, size_t saved_size, void *rows);
+                                                 const moe_experts_call *call, const moe_experts_prepared *prepared,
+                                                 const void *x, void *y, void *saved, size_t saved_size, void *rows);
 
-/** Gradients of <dy, y>.  What is NULL or not listed is not computed: without any gradient of weights their products are left out.
- *  @param context          [in]
- *  @param config           [in]
- *  @param call             [in] as in forward
- *  @param weights          [in] [n_weights] as in forward; all of them, prepared or not
- *  @param n_weights        [in]
- *  @param saved            [in, nullable] what forward saved, or a copy of it; NULL: it is computed again, to the same bits
- *  @param saved_size       [in] as in forward
- *  @param x                [in]  [T,H] as in forward
- *  @param dy               [in]  [T,H] of io_dtype
- *  @param dx               [out, nullable] [T,H] of io_dtype, overwritten
- *  @param d_expert_weights [out, nullable] [T,K] of call.routing_dtype, overwritten; 0 where there is no expert
- *  @param gradients        [in, nullable] [n_gradients] where gradients are written, in strides and a dtype of their own: of parts that
- *                          `weights` has, each at most once.  Sums over tokens are float32, and are rounded once.
- *  @param n_gradients      [in]
- *  @param overwrite        [in] 1 = gradients are overwritten, with 0 for experts without a token; 0 = added to what is there
+/** Gradients of <dy, y>: without any of weights their products are left out.
+ *  @param context    [in]
+ *  @param config     [in] as in forward; all of the weights, prepared or not
+ *  @param call       [in] as in forward
+ *  @param saved      [in, nullable] what forward saved, or a copy of it; NULL: it is computed again, to the same bits
+ *  @param saved_size [in] as in forward
+ *  @param x          [in] [T,H] as in forward
+ *  @param dy         [in] [T,H] of io_dtype
+ *  @param gradients  [in] where they are written
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (saved by another call, or by other kernels), CANCELLED (gradients
  *          are then partly written). */
 MOE_API MOE_CHECK moe_status moe_experts_backward(moe_context *context, const moe_experts_config *config,
-                                                  const moe_experts_call *call, const moe_expert_tensor *weights,
-                                                  int64_t n_weights, const void *saved, size_t saved_size, const void *x,
-                                                  const void *dy, void *dx, void *d_expert_weights,
-                                                  const moe_expert_tensor *gradients, int64_t n_gradients, int32_t overwrite);
+                                                  const moe_experts_call *call, const void *saved, size_t saved_size,
+                                                  const void *x, const void *dy, const moe_experts_gradients *gradients);
 
 /** Pack GATE, UP and DOWN once, as the matrix products want them: few tokens gain most, as with moe_layer_prepare.
  *  @param context   [in]
- *  @param config    [in] expert_kind and the sizes count
- *  @param weights   [in] [n_weights] as for the forward; nothing of them is kept, and they may be freed
- *  @param n_weights [in]
+ *  @param config    [in] expert_kind, the sizes and the weights count; nothing of them is kept, and the weights may be freed
  *  @param form      [in] a moe_prepared but NONE, which says how many bytes a weight takes
  *  @param out       [out] any number of calls and threads may use it at the same time, also in other contexts; F32 and BF16 where
  *                   products are NATIVE;
@@ -172,8 +178,7 @@ MOE_API MOE_CHECK moe_status moe_experts_backward(moe_context *context, const mo
  *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, experts without matrices), OUT_OF_MEMORY, BAD_STATE (OPENBLAS and REFERENCE
  *          have no use for F32 and BF16), NOT_FINITE (in a form of few bits, as moe_layer_prepare). */
 MOE_API MOE_CHECK moe_status moe_experts_prepare(moe_context *context, const moe_experts_config *config,
-                                                 const moe_expert_tensor *weights, int64_t n_weights, int32_t form,
-                                                 moe_experts_prepared **out);
+                                                 int32_t form, moe_experts_prepared **out);
 
 /** Bytes that it holds.
  *  @return MOE_OK, INVALID_ARGUMENT. */

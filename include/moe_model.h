@@ -14,7 +14,8 @@
  * References: [Attention 2017] arXiv:1706.03762; [LayerNorm 2016] arXiv:1607.06450; [RMSNorm 2019] arXiv:1910.07467;
  * [RoPE 2021] arXiv:2104.09864; [GQA 2023] arXiv:2305.13245; [Online softmax 2018] arXiv:1805.02867;
  * [FlashAttention 2022] arXiv:2205.14135; [Pre-LN 2020] arXiv:2002.04745; [Label smoothing 2015] arXiv:1512.00567;
- * [Top-p 2019] arXiv:1904.09751.
+ * [Top-p 2019] arXiv:1904.09751; [Min-p 2024] arXiv:2407.01082; [CTRL 2019] arXiv:1909.05858; [Attention sinks 2023] arXiv:2309.17453; [YaRN 2023] arXiv:2309.00071;
+ * [LongRoPE 2024] arXiv:2402.13753; [MLA 2024] arXiv:2405.04434; [QK norm 2023] arXiv:2302.05442.
  */
 #ifndef MOE_MODEL_H
 #define MOE_MODEL_H
@@ -115,7 +116,7 @@ typedef struct moe_rotary_config {
   size_t struct_size;
   int64_t n_tokens;         /**< T, 0 to 2^31 - 1 */
   int64_t n_heads;          /**< 1 to 2^20 */
-  int64_t head_size;        /**< D, 2 to 2^20, even */
+  int64_t head_size;        /**< D, 2 to 2^20: floats from one head to the next; even, where all of them turn */
   int64_t stride;           /**< floats from one token's heads to the next's; 0 = n_heads * D */
   int64_t sequence_length;  /**< 0 to 2^31 - 1; without positions token t is at t % sequence_length + first_position; 0 = n_tokens */
   int64_t first_position;   /**< 0 to 2^31 - 1 */
@@ -123,15 +124,18 @@ typedef struct moe_rotary_config {
   double theta;             /**< >= 1; 10000 in MOE_ROTARY_CONFIG_INIT */
   int32_t inverse;          /**< 1 = turns back, which is the backward */
   int32_t reserved;         /**< 0 */
+  int64_t rotary_size;      /**< R, 0 to D, even: the first R numbers of a head turn, the others stay; 0 = D */
+  const double *frequencies; /**< [R / 2], nullable: radians per position, -2^20 to 2^20, in place of theta^(-2i/R) */
+  double scale;             /**< finite: times cos and sin, with inverse = 1 too; 0 = 1 */
 } moe_rotary_config;
 
-#define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0 }
+#define MOE_ROTARY_CONFIG_INIT { sizeof(moe_rotary_config), 0, 0, 0, 0, 0, 0, NULL, 10000.0, 0, 0, 0, NULL, 0.0 }
 
 /** Fill `config` as MOE_ROTARY_CONFIG_INIT does.  NULL is ignored. */
 MOE_API void moe_rotary_config_init(moe_rotary_config *config, size_t struct_size);
 
-/** Rotary positions [RoPE 2021] in the form of Llama: for i < D/2, with a = position * theta^(-2i/D),
- *      x[i], x[i + D/2] = x[i] cos a - x[i + D/2] sin a,  x[i + D/2] cos a + x[i] sin a
+/** Rotary positions [RoPE 2021] in the form of Llama: for i < R/2, with a = position * theta^(-2i/R), or position * frequencies[i],
+ *      x[i], x[i + R/2] = scale * (x[i] cos a - x[i + R/2] sin a),  scale * (x[i + R/2] cos a + x[i] sin a)
  *  in place.  The backward is the same with inverse = 1: a turn by -a.
  *  @param x [in, out] [T, n_heads, D], rows of tokens `stride` floats apart
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
@@ -149,8 +153,8 @@ typedef struct moe_attention_config {
   int64_t head_size;       /**< D, 1 to 2^20 */
   int64_t query_stride;    /**< floats from one token's queries to the next's, of query and dquery; 0 = n_heads * D */
   int64_t key_stride;      /**< of key and dkey; 0 = n_kv_heads * D */
-  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * D */
-  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * D */
+  int64_t value_stride;    /**< of value and dvalue; 0 = n_kv_heads * Dv */
+  int64_t output_stride;   /**< of output and doutput; 0 = n_heads * Dv */
   double scale;            /**< of q . k, finite; 0 = 1 / sqrt(D) */
   int32_t causal;          /**< 1: query s sees keys 0 to s + U - S */
   float dropout;           /**< [0, 1): probability that a weight is dropped, the others scaled */
@@ -159,20 +163,28 @@ typedef struct moe_attention_config {
   const uint8_t *mask;     /**< [S,U], nullable: 1 = the query may see the key */
   const float *added_mask; /**< [S,U], nullable: added to scale * q . k; minus infinity = never */
   const uint8_t *valid_mask; /**< [B,U], nullable: 1 = a real key, 0 = padding, which no query sees */
+  const float *sinks;      /**< [n_heads], nullable: one more logit of each head's softmax, which has no value: it takes its share
+                                of the weight [Attention sinks 2023; gpt-oss].  Finite; minus infinity = none of this head */
+  int64_t window;          /**< W, 0 to 2^31 - 1; 0 = all: query at place p sees keys p - W + 1 to p alone; with causal = 1.  Places are
+                                counted over real keys, padding not among them */
+  int64_t chunk;           /**< 0 to 2^31 - 1; 0 = none: a query sees keys whose place divided by chunk, rounded down, is that of its
+                                own alone; with causal = 1 (Llama 4) */
+  int64_t value_size;      /**< Dv, of value's and output's heads, 0 to 2^20; 0 = D */
 } moe_attention_config;
 
 #define MOE_ATTENTION_CONFIG_INIT \
-  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL }
+  { sizeof(moe_attention_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0.0f, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0 }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
 MOE_API void moe_attention_config_init(moe_attention_config *config, size_t struct_size);
 
 /** output = softmax(scale * Q K^T + masks) V for each head [Attention 2017], in tiles with a running softmax
- *  [Online softmax 2018, FlashAttention 2022]: memory beside the arrays depends on neither S nor U.
+ *  [Online softmax 2018, FlashAttention 2022]: memory beside the arrays depends on neither S nor U.  With sinks the softmax's
+ *  divisor has the term exp(sinks[h]) too.
  *  @param query    [in]  [B,S,n_heads,D]
  *  @param key      [in]  [B,U,n_kv_heads,D]
- *  @param value    [in]  [B,U,n_kv_heads,D]
- *  @param output   [out] [B,S,n_heads,D]; a query that sees no key gets 0
+ *  @param value    [in]  [B,U,n_kv_heads,Dv], Dv = value_size
+ *  @param output   [out] [B,S,n_heads,Dv]; a query that sees no key gets 0
  *  @param log_sums [out, nullable] [B,n_heads,S] log of the softmax's divisor (minus infinity where no key is seen), for
  *                  the backward
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE (naming sequence, head and query), CANCELLED. */
@@ -183,13 +195,14 @@ MOE_API MOE_CHECK moe_status moe_attention_forward(moe_context *context, const m
 /** What the backward of attention is given beside the forward's arrays, and where it writes. */
 typedef struct moe_attention_gradients {
   size_t struct_size;
-  const float *doutput; /**< [B,S,n_heads,D] */
+  const float *doutput; /**< [B,S,n_heads,Dv] */
   float *dquery;        /**< [out] as query; overwritten, as the next two */
   float *dkey;          /**< [out] as key */
   float *dvalue;        /**< [out] as value */
+  float *dsinks;        /**< [n_heads], nullable, added to; NULL without sinks */
 } moe_attention_gradients;
 
-#define MOE_ATTENTION_GRADIENTS_INIT { sizeof(moe_attention_gradients), NULL, NULL, NULL, NULL }
+#define MOE_ATTENTION_GRADIENTS_INIT { sizeof(moe_attention_gradients), NULL, NULL, NULL, NULL, NULL }
 
 /** Fill `gradients` with NULL.  NULL is ignored. */
 MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, size_t struct_size);
@@ -197,7 +210,7 @@ MOE_API void moe_attention_gradients_init(moe_attention_gradients *gradients, si
 /** Its gradients; scores are computed again, dropout is drawn again.
  *  @param config, query, key, value [in] as in the forward
  *  @param output, log_sums [in] what the forward wrote
- *  @param gradients [in] all four are needed
+ *  @param gradients [in] all but dsinks are needed
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_attention_backward(moe_context *context, const moe_attention_config *config,
                                                     const float *query, const float *key, const float *value,
@@ -248,17 +261,22 @@ typedef struct moe_cross_entropy_config {
   int32_t ignore_index;    /**< a number: targets that do not count; -100 in MOE_CROSS_ENTROPY_CONFIG_INIT */
   double label_smoothing;  /**< s, [0, 1] */
   double d_loss;           /**< finite: gradients are those of d_loss * loss; 1 in MOE_CROSS_ENTROPY_CONFIG_INIT */
+  double logit_scale;      /**< finite: times the logits; 0 = 1 */
+  double logit_softcap;    /**< c, finite, at least 0: logits become c tanh(z / c), z scaled already; 0 = none */
+  const float *bias;       /**< [V], nullable: added to x W^T */
+  float *dbias;            /**< [V], nullable, [in, out]: its gradient is added; NULL without bias */
 } moe_cross_entropy_config;
 
-#define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0 }
+#define MOE_CROSS_ENTROPY_CONFIG_INIT { sizeof(moe_cross_entropy_config), 0, 0, 0, 0, -100, 0.0, 1.0, 0.0, 0.0, NULL, NULL }
 
 /** Fill `config` as MOE_CROSS_ENTROPY_CONFIG_INIT does.  NULL is ignored. */
 MOE_API void moe_cross_entropy_config_init(moe_cross_entropy_config *config, size_t struct_size);
 
-/** Cross-entropy of the logits x W^T, fused with the product: logits exist for some tokens at a time, never [T,V].
+/** Cross-entropy of the logits z = logit_scale (x W^T + bias), capped where logit_softcap says so, fused with the product:
+ *  logits exist for some tokens at a time, never [T,V].
  *      loss = sum over counted t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n      s = label_smoothing
  *  n counts the tokens whose target is not ignore_index; PyTorch's reduction "mean".
- *  With dx or dweight, gradients of d_loss * loss too: dx is overwritten, dweight added to.
+ *  With dx, dweight or dbias, gradients of d_loss * loss too: dx is overwritten, the others added to.
  *  @param x       [in]  [T,H]
  *  @param weight  [in]  [V,H] of weight_dtype
  *  @param targets [in]  [T], 0 to V - 1, or ignore_index
@@ -288,6 +306,37 @@ typedef enum moe_norm_place {
   MOE_NORM_NONE = 2  /**< y = attention(x) alone, without residual and ffn: torch.nn.MultiheadAttention */
 } moe_norm_place;
 
+/** Norms of queries and keys, RMS with norm_epsilon [QK norm 2023]. */
+typedef enum moe_qk_norm {
+  MOE_QK_NORM_NONE = 0,
+  MOE_QK_NORM_HEAD = 1,    /**< over each head, before rotation (Qwen3) */
+  MOE_QK_NORM_WHOLE = 2,   /**< over all heads' queries together, and all heads' keys, before rotation (OLMoE, MiniMax-M2) */
+  MOE_QK_NORM_ROTATED = 3, /**< over each head, after rotation (Hunyuan) */
+  MOE_QK_NORM_PLAIN = 4    /**< over each head, after rotation, without weights, in layers that rotate alone (Llama 4) */
+} moe_qk_norm;
+
+/** Rotary positions as data: of every layer of a model that names it. */
+typedef struct moe_rotary_table {
+  int64_t rotary_size;            /**< R, 0 to 2^31 - 1, even: the first R of a head's D numbers turn (with latent_rank the last R); 0 = D */
+  double theta;                   /**< finite, >= 1: angles are position * theta^(-2i/R); 0 with frequencies */
+  const double *frequencies;      /**< [rotary_size / 2], nullable, copied: radians per position, -2^20 to 2^20 */
+  double scale;                   /**< finite: times cos and sin; 0 = 1 */
+  const double *long_frequencies; /**< [rotary_size / 2], nullable, copied: in place of frequencies in a sequence that has a
+                                       position of original_length or more, or a cache with room for more than that
+                                       [LongRoPE 2024] */
+  double long_scale;              /**< finite: as scale, with long_frequencies; 0 = 1 */
+  int64_t original_length;        /**< 0 to 2^31 - 1; 0 without long_frequencies */
+} moe_rotary_table;
+
+/** One layer of a model whose layers differ. */
+typedef struct moe_model_layer_config {
+  int32_t dense;     /**< 1 = its ffn is dense; 0 = MoE where the model has `moe` */
+  int32_t rotary;    /**< a number: which of rotary_tables turns it, from 0; -1 = none does; 0 too where there are none */
+  int64_t window;    /**< 0 to 2^31 - 1, as moe_attention_config.window; 0 = all keys */
+  int64_t chunk;     /**< 0 to 2^31 - 1, as moe_attention_config.chunk; 0 = none */
+  int64_t dense_intermediate_size; /**< of a dense layer, 0 to 2^31 - 1; 0 = the model's */
+} moe_model_layer_config;
+
 /** What a model is.  Where nothing else is said, 0 is off. */
 typedef struct moe_model_config {
   size_t struct_size;
@@ -306,7 +355,7 @@ typedef struct moe_model_config {
   int32_t causal;          /**< 1: tokens see themselves and earlier ones */
   int32_t qkv_bias;        /**< 1: queries, keys and values have biases */
   int32_t output_bias;     /**< 1: attention's output projection has one */
-  int32_t qk_norm;         /**< 1: RMS norms over each head's queries and keys, before rotation (Qwen3) */
+  int32_t qk_norm;         /**< a moe_qk_norm */
   int32_t tied_output;     /**< 1: the output product uses the token embedding */
   int32_t weight_dtype;    /**< as moe_layer_config.weight_dtype, of projections, dense ffn, experts and an untied output (mixed
                                 precision: router, norms, embeddings, sums, residuals, loss and gradients stay float32) */
@@ -320,7 +369,8 @@ typedef struct moe_model_config {
   int64_t dense_intermediate_size; /**< I of dense layers, 0 to 2^31 - 1; 0 without any */
   const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
                                     io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
-                                    vocabulary_size V */
+                                    vocabulary_size V; unallocated EXPERT_WEIGHTS with the model's inference_only
+                                    alone: offload each layer of moe_model_layer, or bind */
   int64_t moe_every;       /**< 0 to 2^31 - 1: layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
   double pooled_balance_coef; /**< >= 0, times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */
@@ -329,12 +379,39 @@ typedef struct moe_model_config {
   uint64_t seed;           /**< initialisation and dropout.  Layer n has the keys  seed + g (2 n + 1)  for its ffn, whose
                                 moe_layer_config.seed that is, and  seed + g (2 n + 2)  for the rest,
                                 g = 0x9e3779b97f4a7c15, modulo 2^64 */
+  const moe_rotary_table *rotary_tables; /**< [n_rotary_tables], nullable, copied; with rope_theta 0.  Layers have the first, where
+                                `layers` does not say otherwise; so it is with rope_theta, which is one table */
+  int64_t n_rotary_tables; /**< 0 to 64 */
+  const moe_model_layer_config *layers; /**< [n_layers], nullable, copied: layers that differ; then moe_every is 0 */
+  double attention_scale;  /**< finite: of q . k; 0 = 1 / sqrt(D) */
+  double embedding_scale;  /**< finite: times the embedded tokens; 0 = 1 */
+  double residual_scale;   /**< finite: times what attention and ffn add to the residual; 0 = 1 */
+  double logit_scale;      /**< finite: times the logits; 0 = 1 */
+  double logit_softcap;    /**< c, finite, at least 0: logits become c tanh(z / c), z scaled already; 0 = none */
+  double temperature_scale; /**< a, finite: queries of layers without rotation are multiplied by
+                                1 + a log(1 + floor((position + 1) / temperature_floor)) (Llama 4); 0 = not */
+  double temperature_floor; /**< >= 1 with temperature_scale, else 0 */
+  int64_t value_head_size; /**< of the values, 0 to 2^31 - 1; 0 = D */
+  int64_t latent_rank;     /**< 0 to 2^31 - 1; above 0: multi-head latent attention [MLA 2024], see moe_model_parameter_count: keys and
+                                values of a token come from so many numbers, and the cache holds these and the rotated part alone.
+                                Calls with a tape or in training compute over keys and values of every head; calls of a causal
+                                model with a vocabulary without either, and moe_model_read, over the latents: the same to rounding
+                                (docs/numerics.md).
+                                n_kv_heads is 0 or n_heads, rotary_size of the tables is the rotated part of D */
+  int64_t query_rank;      /**< 0 to 2^31 - 1, with latent_rank: queries come from so many numbers; 0 = from the hidden state */
+  int32_t sinks;           /**< 1: attention.sinks [heads], see moe_attention_config */
+  int32_t attention_gate;  /**< 1: output . sigmoid(gate) before the output projection, the gates being projected beside queries,
+                                keys and values (Qwen3.5) */
+  int32_t logit_bias;      /**< 1: output.bias [V] (PhiMoE), also where the output is tied (ERNIE-4.5) */
+  int32_t embedding_dtype; /**< MOE_DTYPE_F32 or BF16, of embed.weight, and of the output where it is tied */
+  double latent_norm_epsilon; /**< 0 = norm_epsilon; else as in moe_norm_config: of q_a_norm and kv_a_norm, with latent_rank (DeepSeek's
+                                   code has 1e-6 there, whatever its other norms have) */
 } moe_model_config;
 
 #define MOE_MODEL_CONFIG_INIT \
   { \
     sizeof(moe_model_config), 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0.0f, 0, 0, \
-    NULL, 0, 0.0, 0.0, 0 \
+    NULL, 0, 0.0, 0.0, 0, NULL, 0, NULL, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0.0 \
   }
 
 /** Fill `config` with the defaults (0).  NULL is ignored. */
@@ -348,17 +425,29 @@ MOE_API void moe_encoder_layer_config_init(moe_model_config *config, size_t stru
 MOE_API MOE_CHECK moe_status moe_model_create(moe_context *context, const moe_model_config *config, moe_model **out);
 MOE_API void moe_model_free(moe_model *model);
 
+/** What the model was made with, as it was given; the pointers in it live as long as the model.
+ *  @param config [out] with struct_size set
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_model_configuration(const moe_model *model, moe_model_config *config);
+
 /** Number of parameter tensors.  In order, those the configuration has:
  *    embed.weight [V,H]        positions.weight [P,H]
  *    for each layer n:
  *    layers.n.norm1.weight [H]           layers.n.norm1.bias [H]              before, or after, attention
- *    layers.n.attention.qkv.weight [(heads + 2 kv_heads) D, H]   ...qkv.bias  rows of queries, then keys, then values
- *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]
- *    layers.n.attention.output.weight [H, heads D]               ...output.bias [H]
+ *    layers.n.attention.qkv.weight [(heads + kv_heads) D + kv_heads Dv, H]   ...qkv.bias   rows of queries, then keys, then
+ *                                                              values; with attention_gate heads Dv rows of gates behind
+ *    layers.n.attention.q_norm.weight [D]                        ...k_norm.weight [D]     (WHOLE: [heads D] and [kv_heads D])
+ *    layers.n.attention.sinks [heads]
+ *    with latent_rank L, query_rank Q and R = rotary_size, in place of qkv:
+ *      layers.n.attention.q_a.weight [Q,H]      q_a.bias [Q]    q_a_norm.weight [Q]    q_b.weight [heads D, Q]
+ *        (query_rank 0: q_b.weight [heads D, H] alone); of a head D - R numbers, then the R that turn
+ *      layers.n.attention.kv_a.weight [L + R, H]   kv_a.bias    kv_a_norm.weight [L]   the latent, then the key part that turns
+ *      layers.n.attention.kv_b.weight [heads (D - R + value_head_size), L]             of a head keys, then values
+ *    layers.n.attention.output.weight [H, heads Dv]              ...output.bias [H]
  *    layers.n.norm2.weight [H]           layers.n.norm2.bias [H]
  *    layers.n.ffn.<as moe_layer_parameter_count names them>: of a dense layer experts.up.weight [1,I,H] and so on
  *    norm.weight [H]           norm.bias [H]                                  final norm
- *    output.weight [V,H]                                                      untied
+ *    output.weight [V,H]       output.bias [V]                                untied
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_model_parameter_count(const moe_model *model, int64_t *count);
 /** As moe_layer_parameter, moe_layer_find_parameter, moe_layer_bind_parameter and moe_layer_zero_grad. */
@@ -457,6 +546,7 @@ MOE_API void moe_model_plan_init(moe_model_plan *plan, size_t struct_size);
 
 /** As moe_layer_plan, for the whole model.  A limit is kept by keeping less in as few layers as possible: first LEAN from
  *  the first layer on, then INPUT; chunks of tokens within the ffn where that is not enough.  No choice changes a bit.
+ *  The input's arrays are not read: any address says that there will be one.
  *  @return MOE_OK, INVALID_ARGUMENT (also a limit that is too small: the message says what would do), OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_model_plan_memory(const moe_model *model, const moe_model_input *input, int32_t taped,
                                                    moe_model_plan *plan);
@@ -484,7 +574,8 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
  * Generation
  * ---------------------------------------------------------------------------------------------------------- */
 
-/** Keys and values of the tokens so far, of B sequences that grow together.  Padding takes room, but has no keys. */
+/** Keys and values of the tokens so far, of B sequences that grow together.  With latent_rank it holds the latent_rank +
+ *  rotary_size numbers that they come from.  Padding takes room, but has no keys. */
 typedef struct moe_cache moe_cache;
 /** @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
 MOE_API MOE_CHECK moe_status moe_cache_create(const moe_model *model, int64_t n_sequences, int64_t max_length,
@@ -494,10 +585,32 @@ MOE_API void moe_cache_free(moe_cache *cache);
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_cache_truncate(moe_cache *cache, int64_t length);
 
+/** @param n_sequences [out, nullable]  B
+ *  @param max_length  [out, nullable]  tokens of each that there is room for
+ *  @param length      [out, nullable]  tokens of each that have been read, padding among them
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_cache_size(const moe_cache *cache, int64_t *n_sequences, int64_t *max_length,
+                                            int64_t *length);
+
+/** Writes what has been read into one safetensors file, whole or not at all; a file of that name is replaced.  Its tensors:
+ *    sizes [2] I64: length and max_length      valid [B, length] U8: which tokens are real
+ *    layers.n.keys, layers.n.values: the real tokens' rows, float32, sequence by sequence
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, IO. */
+MOE_API MOE_CHECK moe_status moe_cache_save(const moe_cache *cache, const char *path);
+
+/** A cache as it was saved: what is read next has the bits that it would have had.  The weights have to be those of the model
+ *  that filled it, which nothing checks; layers and widths are checked.
+ *  @param max_length 0 = as saved; at least the length saved.  Where a rotary table has a long form, max_length chooses between the
+ *                    two, as in moe_cache_create: leave it 0 there, or on the same side
+ *  @param out        [out] free it with moe_cache_free
+ *  @return MOE_OK, INVALID_ARGUMENT (no such file, another model's: the message names the tensor), OUT_OF_MEMORY, IO. */
+MOE_API MOE_CHECK moe_status moe_cache_load(const moe_model *model, const char *path, int64_t max_length,
+                                            moe_cache **out);
+
 /** Reads n more tokens of each sequence of a causal model with a vocabulary; evaluation.
  *  @param tokens [in]  [B,n]
- *  @param logits [out] [B,V] of the last token: those of moe_model_forward over the whole sequence, bit for bit with
- *                MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
+ *  @param logits [out] [B,V] of the last token: those of moe_model_forward without a tape over the whole sequence, bit for bit
+ *                with MOE_MATMUL_NATIVE (experts with a capacity, and those that choose their tokens, apart)
  *  @return MOE_OK, INVALID_ARGUMENT (the cache is full), BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE,
  *          CANCELLED; on an error the cache is as it was. */
 MOE_API MOE_CHECK moe_status moe_model_read(const moe_model *model, moe_cache *cache, const int32_t *tokens, int64_t n,
@@ -524,7 +637,8 @@ MOE_API void moe_read_options_init(moe_read_options *options, size_t struct_size
 MOE_API MOE_CHECK moe_status moe_model_read_with(const moe_model *model, moe_cache *cache, const int32_t *tokens,
                                                  int64_t n, const moe_read_options *options, float *logits);
 
-/** How the next token is drawn. */
+/** How the next token is drawn: repetition_penalty first, then temperature, top_k, top_p and min_p, each of what the one before
+ *  has left. */
 typedef struct moe_sampling {
   size_t struct_size;
   double temperature; /**< finite, at least 0; 0: greedy, the largest logit, the lowest index among equals */
@@ -532,9 +646,15 @@ typedef struct moe_sampling {
   double top_p;       /**< [0, 1]: of the fewest, most likely tokens whose probabilities reach p, at least one
                            [Top-p 2019]; 1 = all, 0 = the most likely alone */
   uint64_t seed;      /**< the random number is Philox's for (seed, draw) */
+  double min_p;       /**< [0, 1]: of the tokens at least min_p times as likely as the most likely one [Min-p 2024]; 0 = all */
+  double repetition_penalty; /**< finite, at least 0: logits of the tokens in history, of each once, are divided by it where they
+                                  are positive, and multiplied with it where they are negative, also for greedy [CTRL 2019];
+                                  1, and 0, change none */
+  const int32_t *history; /**< [n_history], nullable: the sequence so far, or what of it is penalised */
+  int64_t n_history;  /**< 0 to 2^31 - 1 */
 } moe_sampling;
 
-#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0 }
+#define MOE_SAMPLING_INIT { sizeof(moe_sampling), 0.0, 0, 1.0, 0, 0.0, 0.0, NULL, 0 }
 
 /** Fill `sampling` as MOE_SAMPLING_INIT does.  NULL is ignored. */
 MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
@@ -544,6 +664,52 @@ MOE_API void moe_sampling_init(moe_sampling *sampling, size_t struct_size);
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, NOT_FINITE. */
 MOE_API MOE_CHECK moe_status moe_sample(moe_context *context, const float *logits, int64_t vocabulary_size,
                                         const moe_sampling *sampling, uint64_t draw, int32_t *token);
+
+/** What moe_generate does after a token that on_token has been told. */
+typedef enum moe_next {
+  MOE_NEXT_GO_ON = 0,
+  MOE_NEXT_END_SEQUENCE = 1, /**< the sequence has ended with this token */
+  MOE_NEXT_END_ALL = 2       /**< all have, those included that would get a token in this step; as every other number */
+} moe_next;
+
+/** How sequences go on from their prompts. */
+typedef struct moe_generation {
+  size_t struct_size;
+  int64_t max_new_tokens; /**< N, 1 to 2^31 - 1: of each sequence at most */
+  const int32_t *eos;     /**< [n_eos], nullable: tokens that end a sequence, as its last */
+  int64_t n_eos;          /**< 0 to 2^31 - 1 */
+  const moe_sampling *sampling; /**< nullable: of all sequences; NULL = greedy.  The history that is penalised is a sequence's prompt and
+                                     what it has got; sampling's own stands in front of it in all sequences */
+  const uint64_t *seeds;  /**< [B], nullable: of each sequence; NULL: sequence b has sampling's seed + b, modulo 2^64 */
+  int64_t chunk_tokens;   /**< 0 to 2^31 - 1: tokens of the prompts read at once at most, of all sequences together, but one of
+                               each; 0 = 2048, fewer where the limit asks for it */
+  size_t memory_limit;    /**< bytes of scratch of each reading, as in moe_model_input; 0 = the context's */
+  moe_cache *cache;       /**< nullable: read into this, behind what it holds.  Afterwards it has the prompts and the tokens that they
+                               got, but for each sequence's last, which has not been read; on an error it is as it was */
+  int32_t (*on_token)(void *user, int64_t sequence, int64_t number, int32_t token, const float *logits); /**< nullable: is told each token as
+                               soon as it is drawn, with its number from 0 on and the logits [V] it was drawn from, before any
+                               penalty, which are the call's; answers a moe_next.  Within the calling thread, where it must touch
+                               neither model nor cache */
+  void *user;             /**< goes to on_token */
+} moe_generation;
+
+#define MOE_GENERATION_INIT { sizeof(moe_generation), 0, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, NULL }
+
+/** Fill `options` with the defaults (0).  max_new_tokens has to be set.  NULL is ignored. */
+MOE_API void moe_generation_init(moe_generation *options, size_t struct_size);
+
+/** Writes on from B prompts of any lengths.  Each sequence gets the tokens that it gets alone: their logits are
+ *  moe_model_read's, bit for bit (in a cache for as many tokens, where a rotary table has a long form), and token number i of it is
+ *  draw i of its seed.  A sequence that has ended is padding.
+ *  Time is one reading for each step.
+ *  @param prompts [in]  [offsets[B]] tokens of all prompts
+ *  @param offsets [in]  [B + 1] sequence b's are prompts[offsets[b]] to prompts[offsets[b + 1] - 1], one at least; offsets[0] = 0
+ *  @param tokens  [out] [B,N] and -1 behind a sequence's last
+ *  @param counts  [out] [B] how many each has got
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (another model's cache), OUT_OF_MEMORY, NOT_FINITE (naming the sequence),
+ *          CANCELLED; on an error tokens and counts have what had been drawn. */
+MOE_API MOE_CHECK moe_status moe_generate(const moe_model *model, const moe_generation *options, const int32_t *prompts,
+                                          const int64_t *offsets, int64_t n_sequences, int32_t *tokens, int64_t *counts);
 
 #ifdef __cplusplus
 }

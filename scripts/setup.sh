@@ -75,3 +75,13 @@ need_venv() {
   done
   cat "$@" >"$venv/installed"
 }
+
+# One build at a time in a checkout: which other one it waits for, a tool's own words do not say. Ends with the script.
+one_at_a_time() {
+  mkdir -p build
+  command -v flock >/dev/null || return 0
+  exec 9>build/lock
+  flock -n 9 && return
+  echo "${0##*/}: another build is running in $PWD; this one waits, and goes on when that has ended" >&2
+  flock 9
+}

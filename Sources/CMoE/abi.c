@@ -3,6 +3,7 @@
  * Written by scripts/abi; do not edit. */
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 _Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
@@ -64,7 +65,7 @@ _Static_assert(offsetof(moe_expert_group, glu_alpha) == 36, "moe_expert_group.gl
 _Static_assert(offsetof(moe_expert_group, glu_offset) == 40, "moe_expert_group.glu_offset");
 _Static_assert(offsetof(moe_expert_group, reserved) == 44, "moe_expert_group.reserved");
 
-_Static_assert(sizeof(moe_layer_config) == 408, "moe_layer_config");
+_Static_assert(sizeof(moe_layer_config) == 416, "moe_layer_config");
 _Static_assert(offsetof(moe_layer_config, struct_size) == 0, "moe_layer_config.struct_size");
 _Static_assert(offsetof(moe_layer_config, hidden_size) == 8, "moe_layer_config.hidden_size");
 _Static_assert(offsetof(moe_layer_config, n_experts) == 16, "moe_layer_config.n_experts");
@@ -143,6 +144,7 @@ _Static_assert(offsetof(moe_layer_config, balance_coef) == 384, "moe_layer_confi
 _Static_assert(offsetof(moe_layer_config, z_coef) == 388, "moe_layer_config.z_coef");
 _Static_assert(offsetof(moe_layer_config, losses) == 392, "moe_layer_config.losses");
 _Static_assert(offsetof(moe_layer_config, n_losses) == 400, "moe_layer_config.n_losses");
+_Static_assert(offsetof(moe_layer_config, shared_bias) == 408, "moe_layer_config.shared_bias");
 
 _Static_assert(sizeof(moe_forward_options) == 160, "moe_forward_options");
 _Static_assert(offsetof(moe_forward_options, struct_size) == 0, "moe_forward_options.struct_size");
@@ -209,7 +211,7 @@ _Static_assert(offsetof(moe_backward_options, scratch) == 24, "moe_backward_opti
 _Static_assert(offsetof(moe_backward_options, scratch_size) == 32, "moe_backward_options.scratch_size");
 _Static_assert(offsetof(moe_backward_options, optimizer) == 40, "moe_backward_options.optimizer");
 _Static_assert(offsetof(moe_backward_options, clip_factor) == 48, "moe_backward_options.clip_factor");
-_Static_assert(offsetof(moe_backward_options, reserved) == 52, "moe_backward_options.reserved");
+_Static_assert(offsetof(moe_backward_options, frozen_experts) == 52, "moe_backward_options.frozen_experts");
 _Static_assert(offsetof(moe_backward_options, d_sequence_probability) == 56, "moe_backward_options.d_sequence_probability");
 
 _Static_assert(sizeof(moe_adamw_config) == 64, "moe_adamw_config");
@@ -299,7 +301,14 @@ _Static_assert(offsetof(moe_training, n_tensors) == 72, "moe_training.n_tensors"
 _Static_assert(offsetof(moe_training, without_unallocated) == 80, "moe_training.without_unallocated");
 _Static_assert(offsetof(moe_training, reserved) == 84, "moe_training.reserved");
 
-_Static_assert(sizeof(moe_experts_config) == 64, "moe_experts_config");
+_Static_assert(sizeof(moe_expert_tensor) == 48, "moe_expert_tensor");
+_Static_assert(offsetof(moe_expert_tensor, part) == 0, "moe_expert_tensor.part");
+_Static_assert(offsetof(moe_expert_tensor, dtype) == 4, "moe_expert_tensor.dtype");
+_Static_assert(offsetof(moe_expert_tensor, data) == 8, "moe_expert_tensor.data");
+_Static_assert(offsetof(moe_expert_tensor, experts) == 16, "moe_expert_tensor.experts");
+_Static_assert(offsetof(moe_expert_tensor, strides) == 24, "moe_expert_tensor.strides");
+
+_Static_assert(sizeof(moe_experts_config) == 80, "moe_experts_config");
 _Static_assert(offsetof(moe_experts_config, struct_size) == 0, "moe_experts_config.struct_size");
 _Static_assert(offsetof(moe_experts_config, n_experts) == 8, "moe_experts_config.n_experts");
 _Static_assert(offsetof(moe_experts_config, hidden_size) == 16, "moe_experts_config.hidden_size");
@@ -312,13 +321,8 @@ _Static_assert(offsetof(moe_experts_config, glu_offset) == 48, "moe_experts_conf
 _Static_assert(offsetof(moe_experts_config, weight_on_input) == 52, "moe_experts_config.weight_on_input");
 _Static_assert(offsetof(moe_experts_config, io_dtype) == 56, "moe_experts_config.io_dtype");
 _Static_assert(offsetof(moe_experts_config, reserved) == 60, "moe_experts_config.reserved");
-
-_Static_assert(sizeof(moe_expert_tensor) == 48, "moe_expert_tensor");
-_Static_assert(offsetof(moe_expert_tensor, part) == 0, "moe_expert_tensor.part");
-_Static_assert(offsetof(moe_expert_tensor, dtype) == 4, "moe_expert_tensor.dtype");
-_Static_assert(offsetof(moe_expert_tensor, data) == 8, "moe_expert_tensor.data");
-_Static_assert(offsetof(moe_expert_tensor, experts) == 16, "moe_expert_tensor.experts");
-_Static_assert(offsetof(moe_expert_tensor, strides) == 24, "moe_expert_tensor.strides");
+_Static_assert(offsetof(moe_experts_config, weights) == 64, "moe_experts_config.weights");
+_Static_assert(offsetof(moe_experts_config, n_weights) == 72, "moe_experts_config.n_weights");
 
 _Static_assert(sizeof(moe_experts_call) == 48, "moe_experts_call");
 _Static_assert(offsetof(moe_experts_call, struct_size) == 0, "moe_experts_call.struct_size");
@@ -328,6 +332,15 @@ _Static_assert(offsetof(moe_experts_call, expert_indices) == 24, "moe_experts_ca
 _Static_assert(offsetof(moe_experts_call, expert_weights) == 32, "moe_experts_call.expert_weights");
 _Static_assert(offsetof(moe_experts_call, index_dtype) == 40, "moe_experts_call.index_dtype");
 _Static_assert(offsetof(moe_experts_call, routing_dtype) == 44, "moe_experts_call.routing_dtype");
+
+_Static_assert(sizeof(moe_experts_gradients) == 48, "moe_experts_gradients");
+_Static_assert(offsetof(moe_experts_gradients, struct_size) == 0, "moe_experts_gradients.struct_size");
+_Static_assert(offsetof(moe_experts_gradients, dx) == 8, "moe_experts_gradients.dx");
+_Static_assert(offsetof(moe_experts_gradients, d_expert_weights) == 16, "moe_experts_gradients.d_expert_weights");
+_Static_assert(offsetof(moe_experts_gradients, tensors) == 24, "moe_experts_gradients.tensors");
+_Static_assert(offsetof(moe_experts_gradients, n_tensors) == 32, "moe_experts_gradients.n_tensors");
+_Static_assert(offsetof(moe_experts_gradients, overwrite) == 40, "moe_experts_gradients.overwrite");
+_Static_assert(offsetof(moe_experts_gradients, reserved) == 44, "moe_experts_gradients.reserved");
 
 _Static_assert(sizeof(moe_norm_config) == 40, "moe_norm_config");
 _Static_assert(offsetof(moe_norm_config, struct_size) == 0, "moe_norm_config.struct_size");
@@ -345,7 +358,7 @@ _Static_assert(offsetof(moe_linear_config, outputs) == 24, "moe_linear_config.ou
 _Static_assert(offsetof(moe_linear_config, weight_dtype) == 32, "moe_linear_config.weight_dtype");
 _Static_assert(offsetof(moe_linear_config, reserved) == 36, "moe_linear_config.reserved");
 
-_Static_assert(sizeof(moe_rotary_config) == 80, "moe_rotary_config");
+_Static_assert(sizeof(moe_rotary_config) == 104, "moe_rotary_config");
 _Static_assert(offsetof(moe_rotary_config, struct_size) == 0, "moe_rotary_config.struct_size");
 _Static_assert(offsetof(moe_rotary_config, n_tokens) == 8, "moe_rotary_config.n_tokens");
 _Static_assert(offsetof(moe_rotary_config, n_heads) == 16, "moe_rotary_config.n_heads");
@@ -357,8 +370,11 @@ _Static_assert(offsetof(moe_rotary_config, positions) == 56, "moe_rotary_config.
 _Static_assert(offsetof(moe_rotary_config, theta) == 64, "moe_rotary_config.theta");
 _Static_assert(offsetof(moe_rotary_config, inverse) == 72, "moe_rotary_config.inverse");
 _Static_assert(offsetof(moe_rotary_config, reserved) == 76, "moe_rotary_config.reserved");
+_Static_assert(offsetof(moe_rotary_config, rotary_size) == 80, "moe_rotary_config.rotary_size");
+_Static_assert(offsetof(moe_rotary_config, frequencies) == 88, "moe_rotary_config.frequencies");
+_Static_assert(offsetof(moe_rotary_config, scale) == 96, "moe_rotary_config.scale");
 
-_Static_assert(sizeof(moe_attention_config) == 144, "moe_attention_config");
+_Static_assert(sizeof(moe_attention_config) == 176, "moe_attention_config");
 _Static_assert(offsetof(moe_attention_config, struct_size) == 0, "moe_attention_config.struct_size");
 _Static_assert(offsetof(moe_attention_config, n_sequences) == 8, "moe_attention_config.n_sequences");
 _Static_assert(offsetof(moe_attention_config, n_queries) == 16, "moe_attention_config.n_queries");
@@ -378,13 +394,18 @@ _Static_assert(offsetof(moe_attention_config, step) == 112, "moe_attention_confi
 _Static_assert(offsetof(moe_attention_config, mask) == 120, "moe_attention_config.mask");
 _Static_assert(offsetof(moe_attention_config, added_mask) == 128, "moe_attention_config.added_mask");
 _Static_assert(offsetof(moe_attention_config, valid_mask) == 136, "moe_attention_config.valid_mask");
+_Static_assert(offsetof(moe_attention_config, sinks) == 144, "moe_attention_config.sinks");
+_Static_assert(offsetof(moe_attention_config, window) == 152, "moe_attention_config.window");
+_Static_assert(offsetof(moe_attention_config, chunk) == 160, "moe_attention_config.chunk");
+_Static_assert(offsetof(moe_attention_config, value_size) == 168, "moe_attention_config.value_size");
 
-_Static_assert(sizeof(moe_attention_gradients) == 40, "moe_attention_gradients");
+_Static_assert(sizeof(moe_attention_gradients) == 48, "moe_attention_gradients");
 _Static_assert(offsetof(moe_attention_gradients, struct_size) == 0, "moe_attention_gradients.struct_size");
 _Static_assert(offsetof(moe_attention_gradients, doutput) == 8, "moe_attention_gradients.doutput");
 _Static_assert(offsetof(moe_attention_gradients, dquery) == 16, "moe_attention_gradients.dquery");
 _Static_assert(offsetof(moe_attention_gradients, dkey) == 24, "moe_attention_gradients.dkey");
 _Static_assert(offsetof(moe_attention_gradients, dvalue) == 32, "moe_attention_gradients.dvalue");
+_Static_assert(offsetof(moe_attention_gradients, dsinks) == 40, "moe_attention_gradients.dsinks");
 
 _Static_assert(sizeof(moe_embedding_config) == 56, "moe_embedding_config");
 _Static_assert(offsetof(moe_embedding_config, struct_size) == 0, "moe_embedding_config.struct_size");
@@ -395,7 +416,7 @@ _Static_assert(offsetof(moe_embedding_config, n_positions) == 32, "moe_embedding
 _Static_assert(offsetof(moe_embedding_config, sequence_length) == 40, "moe_embedding_config.sequence_length");
 _Static_assert(offsetof(moe_embedding_config, first_position) == 48, "moe_embedding_config.first_position");
 
-_Static_assert(sizeof(moe_cross_entropy_config) == 56, "moe_cross_entropy_config");
+_Static_assert(sizeof(moe_cross_entropy_config) == 88, "moe_cross_entropy_config");
 _Static_assert(offsetof(moe_cross_entropy_config, struct_size) == 0, "moe_cross_entropy_config.struct_size");
 _Static_assert(offsetof(moe_cross_entropy_config, n_tokens) == 8, "moe_cross_entropy_config.n_tokens");
 _Static_assert(offsetof(moe_cross_entropy_config, hidden_size) == 16, "moe_cross_entropy_config.hidden_size");
@@ -404,8 +425,28 @@ _Static_assert(offsetof(moe_cross_entropy_config, weight_dtype) == 32, "moe_cros
 _Static_assert(offsetof(moe_cross_entropy_config, ignore_index) == 36, "moe_cross_entropy_config.ignore_index");
 _Static_assert(offsetof(moe_cross_entropy_config, label_smoothing) == 40, "moe_cross_entropy_config.label_smoothing");
 _Static_assert(offsetof(moe_cross_entropy_config, d_loss) == 48, "moe_cross_entropy_config.d_loss");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_scale) == 56, "moe_cross_entropy_config.logit_scale");
+_Static_assert(offsetof(moe_cross_entropy_config, logit_softcap) == 64, "moe_cross_entropy_config.logit_softcap");
+_Static_assert(offsetof(moe_cross_entropy_config, bias) == 72, "moe_cross_entropy_config.bias");
+_Static_assert(offsetof(moe_cross_entropy_config, dbias) == 80, "moe_cross_entropy_config.dbias");
 
-_Static_assert(sizeof(moe_model_config) == 192, "moe_model_config");
+_Static_assert(sizeof(moe_rotary_table) == 56, "moe_rotary_table");
+_Static_assert(offsetof(moe_rotary_table, rotary_size) == 0, "moe_rotary_table.rotary_size");
+_Static_assert(offsetof(moe_rotary_table, theta) == 8, "moe_rotary_table.theta");
+_Static_assert(offsetof(moe_rotary_table, frequencies) == 16, "moe_rotary_table.frequencies");
+_Static_assert(offsetof(moe_rotary_table, scale) == 24, "moe_rotary_table.scale");
+_Static_assert(offsetof(moe_rotary_table, long_frequencies) == 32, "moe_rotary_table.long_frequencies");
+_Static_assert(offsetof(moe_rotary_table, long_scale) == 40, "moe_rotary_table.long_scale");
+_Static_assert(offsetof(moe_rotary_table, original_length) == 48, "moe_rotary_table.original_length");
+
+_Static_assert(sizeof(moe_model_layer_config) == 32, "moe_model_layer_config");
+_Static_assert(offsetof(moe_model_layer_config, dense) == 0, "moe_model_layer_config.dense");
+_Static_assert(offsetof(moe_model_layer_config, rotary) == 4, "moe_model_layer_config.rotary");
+_Static_assert(offsetof(moe_model_layer_config, window) == 8, "moe_model_layer_config.window");
+_Static_assert(offsetof(moe_model_layer_config, chunk) == 16, "moe_model_layer_config.chunk");
+_Static_assert(offsetof(moe_model_layer_config, dense_intermediate_size) == 24, "moe_model_layer_config.dense_intermediate_size");
+
+_Static_assert(sizeof(moe_model_config) == 320, "moe_model_config");
 _Static_assert(offsetof(moe_model_config, struct_size) == 0, "moe_model_config.struct_size");
 _Static_assert(offsetof(moe_model_config, hidden_size) == 8, "moe_model_config.hidden_size");
 _Static_assert(offsetof(moe_model_config, n_layers) == 16, "moe_model_config.n_layers");
@@ -438,6 +479,24 @@ _Static_assert(offsetof(moe_model_config, moe_every) == 160, "moe_model_config.m
 _Static_assert(offsetof(moe_model_config, pooled_balance_coef) == 168, "moe_model_config.pooled_balance_coef");
 _Static_assert(offsetof(moe_model_config, init_deviation) == 176, "moe_model_config.init_deviation");
 _Static_assert(offsetof(moe_model_config, seed) == 184, "moe_model_config.seed");
+_Static_assert(offsetof(moe_model_config, rotary_tables) == 192, "moe_model_config.rotary_tables");
+_Static_assert(offsetof(moe_model_config, n_rotary_tables) == 200, "moe_model_config.n_rotary_tables");
+_Static_assert(offsetof(moe_model_config, layers) == 208, "moe_model_config.layers");
+_Static_assert(offsetof(moe_model_config, attention_scale) == 216, "moe_model_config.attention_scale");
+_Static_assert(offsetof(moe_model_config, embedding_scale) == 224, "moe_model_config.embedding_scale");
+_Static_assert(offsetof(moe_model_config, residual_scale) == 232, "moe_model_config.residual_scale");
+_Static_assert(offsetof(moe_model_config, logit_scale) == 240, "moe_model_config.logit_scale");
+_Static_assert(offsetof(moe_model_config, logit_softcap) == 248, "moe_model_config.logit_softcap");
+_Static_assert(offsetof(moe_model_config, temperature_scale) == 256, "moe_model_config.temperature_scale");
+_Static_assert(offsetof(moe_model_config, temperature_floor) == 264, "moe_model_config.temperature_floor");
+_Static_assert(offsetof(moe_model_config, value_head_size) == 272, "moe_model_config.value_head_size");
+_Static_assert(offsetof(moe_model_config, latent_rank) == 280, "moe_model_config.latent_rank");
+_Static_assert(offsetof(moe_model_config, query_rank) == 288, "moe_model_config.query_rank");
+_Static_assert(offsetof(moe_model_config, sinks) == 296, "moe_model_config.sinks");
+_Static_assert(offsetof(moe_model_config, attention_gate) == 300, "moe_model_config.attention_gate");
+_Static_assert(offsetof(moe_model_config, logit_bias) == 304, "moe_model_config.logit_bias");
+_Static_assert(offsetof(moe_model_config, embedding_dtype) == 308, "moe_model_config.embedding_dtype");
+_Static_assert(offsetof(moe_model_config, latent_norm_epsilon) == 312, "moe_model_config.latent_norm_epsilon");
 
 _Static_assert(sizeof(moe_model_input) == 128, "moe_model_input");
 _Static_assert(offsetof(moe_model_input, struct_size) == 0, "moe_model_input.struct_size");
@@ -484,9 +543,62 @@ _Static_assert(offsetof(moe_read_options, struct_size) == 0, "moe_read_options.s
 _Static_assert(offsetof(moe_read_options, valid_mask) == 8, "moe_read_options.valid_mask");
 _Static_assert(offsetof(moe_read_options, positions) == 16, "moe_read_options.positions");
 
-_Static_assert(sizeof(moe_sampling) == 40, "moe_sampling");
+_Static_assert(sizeof(moe_sampling) == 72, "moe_sampling");
 _Static_assert(offsetof(moe_sampling, struct_size) == 0, "moe_sampling.struct_size");
 _Static_assert(offsetof(moe_sampling, temperature) == 8, "moe_sampling.temperature");
 _Static_assert(offsetof(moe_sampling, top_k) == 16, "moe_sampling.top_k");
 _Static_assert(offsetof(moe_sampling, top_p) == 24, "moe_sampling.top_p");
 _Static_assert(offsetof(moe_sampling, seed) == 32, "moe_sampling.seed");
+_Static_assert(offsetof(moe_sampling, min_p) == 40, "moe_sampling.min_p");
+_Static_assert(offsetof(moe_sampling, repetition_penalty) == 48, "moe_sampling.repetition_penalty");
+_Static_assert(offsetof(moe_sampling, history) == 56, "moe_sampling.history");
+_Static_assert(offsetof(moe_sampling, n_history) == 64, "moe_sampling.n_history");
+
+_Static_assert(sizeof(moe_generation) == 88, "moe_generation");
+_Static_assert(offsetof(moe_generation, struct_size) == 0, "moe_generation.struct_size");
+_Static_assert(offsetof(moe_generation, max_new_tokens) == 8, "moe_generation.max_new_tokens");
+_Static_assert(offsetof(moe_generation, eos) == 16, "moe_generation.eos");
+_Static_assert(offsetof(moe_generation, n_eos) == 24, "moe_generation.n_eos");
+_Static_assert(offsetof(moe_generation, sampling) == 32, "moe_generation.sampling");
+_Static_assert(offsetof(moe_generation, seeds) == 40, "moe_generation.seeds");
+_Static_assert(offsetof(moe_generation, chunk_tokens) == 48, "moe_generation.chunk_tokens");
+_Static_assert(offsetof(moe_generation, memory_limit) == 56, "moe_generation.memory_limit");
+_Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
+_Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
+_Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");
+
+_Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
+_Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
+_Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
+_Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
+_Static_assert(offsetof(moe_pretrained_options, inference_only) == 16, "moe_pretrained_options.inference_only");
+_Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained_options.prepared");
+_Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
+_Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
+_Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
+
+_Static_assert(sizeof(moe_pretrained_info) == 112, "moe_pretrained_info");
+_Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");
+_Static_assert(offsetof(moe_pretrained_info, model_type) == 8, "moe_pretrained_info.model_type");
+_Static_assert(offsetof(moe_pretrained_info, ignored_keys) == 16, "moe_pretrained_info.ignored_keys");
+_Static_assert(offsetof(moe_pretrained_info, left_tensors) == 24, "moe_pretrained_info.left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_left_tensors) == 32, "moe_pretrained_info.n_left_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_tensors) == 40, "moe_pretrained_info.n_tensors");
+_Static_assert(offsetof(moe_pretrained_info, n_parameters) == 48, "moe_pretrained_info.n_parameters");
+_Static_assert(offsetof(moe_pretrained_info, n_active) == 56, "moe_pretrained_info.n_active");
+_Static_assert(offsetof(moe_pretrained_info, n_moe_layers) == 64, "moe_pretrained_info.n_moe_layers");
+_Static_assert(offsetof(moe_pretrained_info, dtype) == 72, "moe_pretrained_info.dtype");
+_Static_assert(offsetof(moe_pretrained_info, reserved) == 76, "moe_pretrained_info.reserved");
+_Static_assert(offsetof(moe_pretrained_info, file_bytes) == 80, "moe_pretrained_info.file_bytes");
+_Static_assert(offsetof(moe_pretrained_info, parameter_bytes) == 88, "moe_pretrained_info.parameter_bytes");
+_Static_assert(offsetof(moe_pretrained_info, expert_bytes) == 96, "moe_pretrained_info.expert_bytes");
+_Static_assert(offsetof(moe_pretrained_info, max_positions) == 104, "moe_pretrained_info.max_positions");
+
+_Static_assert(sizeof(moe_save_options) == 48, "moe_save_options");
+_Static_assert(offsetof(moe_save_options, struct_size) == 0, "moe_save_options.struct_size");
+_Static_assert(offsetof(moe_save_options, dtype) == 8, "moe_save_options.dtype");
+_Static_assert(offsetof(moe_save_options, reserved) == 12, "moe_save_options.reserved");
+_Static_assert(offsetof(moe_save_options, max_shard_size) == 16, "moe_save_options.max_shard_size");
+_Static_assert(offsetof(moe_save_options, config) == 24, "moe_save_options.config");
+_Static_assert(offsetof(moe_save_options, progress) == 32, "moe_save_options.progress");
+_Static_assert(offsetof(moe_save_options, progress_user) == 40, "moe_save_options.progress_user");

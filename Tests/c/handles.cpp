@@ -89,7 +89,9 @@ void every_kind() {
   linear.hidden_size = H;
   linear.expert_kind = MOE_EXPERT_LINEAR;
   const moe_expert_tensor down = {MOE_EXPERT_PART_DOWN, MOE_DTYPE_F32, weights.data(), nullptr, {H * H, H, 1}};
-  moe::ExpertsPrepared prepared(moe_experts_prepare, context, &linear, &down, 1, MOE_PREPARED_F32);
+  linear.weights = &down;
+  linear.n_weights = 1;
+  moe::ExpertsPrepared prepared(moe_experts_prepare, context, &linear, MOE_PREPARED_F32);
   CHECK(blocks > 8);
 }
 

@@ -63,6 +63,12 @@ static void rotate(void) {
   config.positions = positions, config.inverse = decide() % 3;
   config.sequence_length = decide() & 1 ? tokens : integer(), config.first_position = decide() & 1 ? 0 : integer();
   if (decide() & 1) config.theta = real();
+  if (decide() & 1) config.rotary_size = integer();
+  if (decide() & 1) config.scale = real();
+  /* Of any bits that are below 1000 as integers: next to 0, and what real() makes of the first. */
+  double *frequencies = decide() & 1 ? (double *)indices(1 + size / 2, 8, 1000) : NULL;
+  if (frequencies) frequencies[0] = real();
+  config.frequencies = frequencies;
   if (may_call()) check(moe_rotate(context, &config, x));
 }
 
@@ -75,14 +81,15 @@ static void attention(void) {
   config.n_heads = config.n_kv_heads ? config.n_kv_heads * (1 + decide() % 3) : 2;
   config.head_size = 1 + decide() % 20;
   DISTURB(config, offsetof(moe_attention_config, mask), offsetof(moe_attention_config, added_mask),
-          offsetof(moe_attention_config, valid_mask));
+          offsetof(moe_attention_config, valid_mask), offsetof(moe_attention_config, sinks));
+  int64_t value_size = config.value_size ? config.value_size : config.head_size;
   int64_t keys = config.n_keys ? config.n_keys : config.n_queries;
   int64_t kv_heads = config.n_kv_heads ? config.n_kv_heads : config.n_heads;
   int64_t strides[] = {config.query_stride, config.key_stride, config.value_stride, config.output_stride};
   float *given[4];
   for (int i = 0; i < 4; i++) {
     int is_key = i == 1 || i == 2;
-    __int128 width = times(is_key ? kv_heads : config.n_heads, config.head_size);
+    __int128 width = times(is_key ? kv_heads : config.n_heads, i < 2 ? config.head_size : value_size);
     __int128 row = strides[i] ? strides[i] : width;
     int64_t rows = times(config.n_sequences, is_key ? keys : config.n_queries) > INT64_MAX
                        ? INT64_MAX
@@ -93,18 +100,22 @@ static void attention(void) {
   if (masks & 1) config.mask = mask(times(config.n_queries, keys));
   if (masks & 2) config.added_mask = floats(times(config.n_queries, keys));
   if (masks & 4) config.valid_mask = mask(times(config.n_sequences, keys));
+  if (masks & 8) config.sinks = floats(config.n_heads);
   float *sums = floats(times3(config.n_sequences, config.n_heads, config.n_queries));
   /* A stride below the width is refused, or of overlapping rows: either way the arrays are long enough. */
   __int128 pairs = times3(config.n_sequences, config.n_queries, keys);
-  if (!is_refused && (pairs > 1 << 22 || is_long((int64_t)pairs, config.n_heads, config.head_size))) return;
+  if (!is_refused && (pairs > 1 << 22 || is_long((int64_t)pairs, config.n_heads, config.head_size) ||
+                      is_long((int64_t)pairs, config.n_heads, value_size)))
+    return;
   if (!may_call() || check(moe_attention_forward(context, &config, given[0], given[1], given[2], given[3], sums))) return;
   float *slopes[4];
   for (int i = 0; i < 4; i++) {
     int64_t rows = config.n_sequences * (i == 1 || i == 2 ? keys : config.n_queries);
-    int64_t width = (i == 1 || i == 2 ? kv_heads : config.n_heads) * config.head_size;
+    int64_t width = (i == 1 || i == 2 ? kv_heads : config.n_heads) * (i < 2 ? config.head_size : value_size);
     slopes[i] = floats(times(rows, strides[i] ? strides[i] : width) + width);
   }
-  moe_attention_gradients gradients = {sizeof gradients, slopes[3], slopes[0], slopes[1], slopes[2]};
+  moe_attention_gradients gradients = {sizeof gradients, slopes[3], slopes[0], slopes[1], slopes[2], NULL};
+  if (config.sinks) gradients.dsinks = floats(config.n_heads);
   if (may_call()) check(moe_attention_backward(context, &config, given[0], given[1], given[2], given[3], sums, &gradients));
 }
 
@@ -141,8 +152,9 @@ static void cross_entropy(void) {
 static void sample(void) {
   moe_sampling sampling = MOE_SAMPLING_INIT;
   sampling.temperature = 1;
-  DISTURB(sampling, 0);
   int64_t vocabulary = size_of();
+  DISTURB(sampling, offsetof(moe_sampling, history));
+  if (decide() & 1) sampling.history = indices(sampling.n_history, 4, vocabulary);
   const float *logits = floats(vocabulary);
   int32_t token = 0;
   if (may_call() && !check(moe_sample(context, logits, vocabulary, &sampling, (uint64_t)integer(), &token)) &&

@@ -9,6 +9,36 @@ static moe_cache *cache;
 static moe_model_input taped; /* what the tape was filled with, if it was */
 static int64_t cached;        /* sequences of the cache */
 
+/* A length that arrays are made for. */
+static int is_small(int64_t count) { return count > 0 && count <= 64; }
+
+static void list_tables(void) {
+  config.n_rotary_tables = decide() % 8 == 1 ? 1 + decide() % 2 : 0;
+  moe_rotary_table *tables = config.n_rotary_tables ? array(config.n_rotary_tables, sizeof *tables) : NULL;
+  for (int64_t n = 0; tables && n < config.n_rotary_tables; n++) {
+    moe_rotary_table table = {0};
+    table.theta = 100;
+    table.rotary_size = 2;
+    DISTURB(table, offsetof(moe_rotary_table, frequencies), offsetof(moe_rotary_table, long_frequencies));
+    if (decide() & 1 && is_small(table.rotary_size)) table.frequencies = array(table.rotary_size / 2, sizeof(double));
+    if (decide() & 1 && is_small(table.rotary_size)) table.long_frequencies = array(table.rotary_size / 2, sizeof(double));
+    tables[n] = table;
+  }
+  config.rotary_tables = tables;
+  if (tables && decide() % 4) config.rope_theta = 0; /* one or the other */
+}
+
+static void list_layers(void) {
+  moe_model_layer_config *layers = NULL;
+  if (decide() % 8 == 1 && is_small(config.n_layers)) layers = array(config.n_layers, sizeof *layers);
+  for (int64_t n = 0; layers && n < config.n_layers; n++) {
+    moe_model_layer_config layer = {0};
+    DISTURB(layer, sizeof layer); /* no pointer */
+    layers[n] = layer;
+  }
+  config.layers = layers;
+}
+
 static void configure(void) {
   static moe_layer_config experts;
   if (decide() % 4 == 1) {
@@ -24,7 +54,8 @@ static void configure(void) {
   config.hidden_size = config.n_heads * 4;
   config.n_layers = 1 + decide() % 3;
   config.dense_intermediate_size = 8;
-  DISTURB(config, offsetof(moe_model_config, moe));
+  DISTURB(config, offsetof(moe_model_config, moe), offsetof(moe_model_config, rotary_tables),
+          offsetof(moe_model_config, n_rotary_tables), offsetof(moe_model_config, layers));
   moe_layer_config_init(&experts, sizeof experts);
   experts.intermediate_size = 1 + decide() % 9;
   experts.n_experts = 4;
@@ -32,6 +63,8 @@ static void configure(void) {
   DISTURB(experts, offsetof(moe_layer_config, expert_groups), offsetof(moe_layer_config, hash_table),
           offsetof(moe_layer_config, losses), offsetof(moe_layer_config, n_expert_groups), offsetof(moe_layer_config, n_losses));
   config.moe = decide() % 4 ? &experts : NULL;
+  list_tables();
+  list_layers();
 }
 
 static int has_tokens(void) { return config.vocabulary_size > 0; }

@@ -30,6 +30,7 @@ def pinned(headers: Headers, before: str) -> str:
         " * Written by scripts/abi; do not edit. */",
         '#include "moe_experts.h"',
         '#include "moe_model.h"',
+        '#include "moe_pretrained.h"',
     ]
     for name, struct in headers.structs.items():
         places, size = offsets(struct)

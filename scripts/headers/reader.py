@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Union
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [ROOT / "include" / name for name in ("moe.h", "moe_experts.h", "moe_model.h")]
+PATHS = [ROOT / "include" / name for name in ("moe.h", "moe_experts.h", "moe_model.h", "moe_pretrained.h")]
 
 
 class HeaderError(Exception):

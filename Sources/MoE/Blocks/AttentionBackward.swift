@@ -41,12 +41,20 @@ public struct AttentionBackward {
     let rounds = (keyHeads + context.lanes - 1) / context.lanes
     // One pass takes 5 products where two take 7.
     let inOne = 7 * keyHeads >= 5 * rounds * context.lanes
-    try context.measure(.attention, backward: true, call.work(products: inOne ? 5 : 7)) { () throws(Fault) in
+    try context.measure(
+      .attention, backward: true, call.work(products: inOne ? (head: 3, value: 2) : (head: 4, value: 3))
+    ) { () throws(Fault) in
       if inOne {
         try context.run(keyHeads, job(.all))
       } else {
         try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
         try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
+      }
+      if let sinks = call.sinks, let dsinks = arrays.dsinks {
+        try context.run(
+          call.heads,
+          SinkGradientJob(
+            call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory))
       }
     }
   }
@@ -55,24 +63,26 @@ public struct AttentionBackward {
 public struct AttentionGradients {
   let arrays: AttentionArrays  // output is only read
   let logSums: UnsafePointer<Float>  // [B,n_heads,S]
-  let doutput: UnsafePointer<Float>  // [B,S,n_heads,D], rows as output's
+  let doutput: UnsafePointer<Float>  // [B,S,n_heads,Dv], rows as output's
   let dquery: UnsafeMutablePointer<Float>  // as query
   let dkey: UnsafeMutablePointer<Float>  // as key
   let dvalue: UnsafeMutablePointer<Float>  // as value
+  let dsinks: UnsafeMutablePointer<Float>?  // [n_heads], added to
 
   public init(
     _ arrays: AttentionArrays, logSums: UnsafePointer<Float>, doutput: UnsafePointer<Float>,
-    dquery: UnsafeMutablePointer<Float>, dkey: UnsafeMutablePointer<Float>, dvalue: UnsafeMutablePointer<Float>
+    dquery: UnsafeMutablePointer<Float>, dkey: UnsafeMutablePointer<Float>, dvalue: UnsafeMutablePointer<Float>,
+    dsinks: UnsafeMutablePointer<Float>? = nil
   ) {
     (self.arrays, self.logSums, self.doutput) = (arrays, logSums, doutput)
-    (self.dquery, self.dkey, self.dvalue) = (dquery, dkey, dvalue)
+    (self.dquery, self.dkey, self.dvalue, self.dsinks) = (dquery, dkey, dvalue, dsinks)
   }
 }
 
 /// What a thread holds at a time: a block of keys and a block of queries.
-private struct BackwardTiles {
+struct BackwardTiles {
   let keyPanels: UnsafeMutablePointer<Float>  // [panel][D][32], of 32 keys
-  let valuePanels: UnsafeMutablePointer<Float>  // [panel][D][32]
+  let valuePanels: UnsafeMutablePointer<Float>  // [panel][Dv][32]
   let key: UnsafeMutablePointer<Float>  // [chunk][block][32]
   let query: UnsafeMutablePointer<Float>  // tiles
   let doutput: UnsafeMutablePointer<Float>  // tiles
@@ -80,6 +90,7 @@ private struct BackwardTiles {
   let slopes: UnsafeMutablePointer<Float>  // tiles of dP, then of dS
   let logSums: UnsafeMutablePointer<Float>  // [queries]
   let means: UnsafeMutablePointer<Float>  // [queries]
+  let firstKeys: UnsafeMutablePointer<Int>  // [queries]
   let bias: UnsafeMutablePointer<Float>  // [height][32]
   let kept: UnsafeMutablePointer<Float>  // [height][32]
 
@@ -93,14 +104,15 @@ private struct BackwardTiles {
 
   init(_ arena: inout Arena, _ call: AttentionCall) {
     keyPanels = arena.take(Float.self, Self.keys, call.width)
-    valuePanels = arena.take(Float.self, Self.keys, call.width)
+    valuePanels = arena.take(Float.self, Self.keys, call.valueWidth)
     key = arena.take(Float.self, Self.keys, call.width)
     query = arena.take(Float.self, Self.queries, call.width)
-    doutput = arena.take(Float.self, Self.queries, call.width)
+    doutput = arena.take(Float.self, Self.queries, call.valueWidth)
     weights = arena.take(Float.self, Self.queries, Self.keys)
     slopes = arena.take(Float.self, Self.queries, Self.keys)
     logSums = arena.take(Float.self, Self.queries)
     means = arena.take(Float.self, Self.queries)
+    firstKeys = arena.take(Int.self, Self.queries)
     bias = arena.take(Float.self, TileProducts.height, chunkWidth)
     kept = arena.take(Float.self, TileProducts.height, chunkWidth)
   }
@@ -156,7 +168,7 @@ private struct BackwardJob: Job {
   ) {
     if part != .keys {
       for head in heads {
-        for query in queries { clear(arrays.dquery + call.query(sequence, query, head)) }
+        for query in queries { clear(call.headSize, arrays.dquery + call.query(sequence, query, head)) }
       }
     }
     for start in stride(from: keys.lowerBound, to: keys.upperBound, by: BackwardTiles.keys) {
@@ -164,17 +176,19 @@ private struct BackwardJob: Job {
         sequence: sequence, head: keyHead, keys: start..<min(keys.upperBound, start + BackwardTiles.keys))
       if part != .queries {
         for key in block.keys {
-          clear(arrays.dkey + call.key(sequence, key, keyHead))
-          clear(arrays.dvalue + call.value(sequence, key, keyHead))
+          clear(call.headSize, arrays.dkey + call.key(sequence, key, keyHead))
+          clear(call.valueSize, arrays.dvalue + call.value(sequence, key, keyHead))
         }
       }
-      if call.masks.hideAll(sequence, block.keys) { continue }
+      if call.masks.hideAll(sequence, block.keys) || !sees(sequence, queries, block, tiles) { continue }
       let hasOddKeys = pack(block, tiles)
       for head in heads {
         for first in stride(from: queries.lowerBound, to: queries.upperBound, by: BackwardTiles.queries) {
           if lane.pointee.shouldStop() { return }
           let queries = first..<min(queries.upperBound, first + BackwardTiles.queries)
           if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { continue }
+          call.masks.fillFirstKeys(tiles.firstKeys, sequence, queries)
+          if tiles.firstKeys[0] >= block.keys.upperBound { break }  // as the queries that follow
           let hasOddQueries = go(head, queries, block, tiles)
           if hasOddKeys && part != .keys { addOddKeys(head, queries, block, tiles) }
           if hasOddQueries && part != .queries { addOddQueries(head, queries, block, tiles) }
@@ -183,7 +197,17 @@ private struct BackwardJob: Job {
     }
   }
 
-  private func clear(_ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: call.headSize) }
+  /// Whether some query may see some key of the block by its place.
+  private func sees(_ sequence: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
+    if call.masks.limit(queries.upperBound - 1) <= block.keys.lowerBound { return false }
+    if !call.masks.hideEarly { return true }
+    // The first one that the block is not hidden from as a later one.
+    let first = max(queries.lowerBound, block.keys.lowerBound - (call.keys - call.queries))
+    call.masks.fillFirstKeys(tiles.firstKeys, sequence, first..<first + 1)
+    return tiles.firstKeys[0] < block.keys.upperBound
+  }
+
+  private func clear(_ size: Int, _ row: UnsafeMutablePointer<Float>) { row.update(repeating: 0, count: size) }
 
   /// Returns whether there are keys that are not finite: in `tiles.key` they count as 0, and `addOddKeys` follows.
   private func pack(_ block: KeyBlock, _ tiles: BackwardTiles) -> Bool {
@@ -195,8 +219,8 @@ private struct BackwardJob: Job {
         Int64(block.columns(panel)), Int64(call.headSize), key + place * call.keyStride, Int64(call.keyStride),
         tiles.keyPanels + place * call.width)
       kernels.pointee.pack_transposed(
-        Int64(block.columns(panel)), Int64(call.headSize), value + place * call.valueStride, Int64(call.valueStride),
-        tiles.valuePanels + place * call.width)
+        Int64(block.columns(panel)), Int64(call.valueSize), value + place * call.valueStride, Int64(call.valueStride),
+        tiles.valuePanels + place * call.valueWidth)
     }
     kernels.pointee.gather(
       Int64(block.keys.count), Int64(call.headSize), nil, key, Int64(call.keyStride), nil, tiles.key)
@@ -204,7 +228,7 @@ private struct BackwardJob: Job {
       return false
     }
     for (row, key) in block.keys.enumerated() where isOdd(key, block) {
-      clearRow(row, of: block.keys.count, tiles.key)
+      clearRow(row, of: block.keys.count, tiles.key, call.headSize)
     }
     return true
   }
@@ -215,7 +239,7 @@ private struct BackwardJob: Job {
     gather(head, queries, block.sequence, rows, tiles)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
-      weigh(head, queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound, within, block, tiles)
+      weigh(head, queries, within, block, tiles)
     }
     let hasOddQueries = call.masks.hideAny && !(0..<queries.count).allSatisfy { tiles.means[$0].isFinite }
     if hasOddQueries { clearQueries(rows, tiles) { !tiles.means[$0].isFinite } }
@@ -223,13 +247,16 @@ private struct BackwardJob: Job {
       for panel in 0..<block.panels { addToKeys(panel, queries, rows, block, tiles) }
     }
     if part != .keys {
-      for chunk in 0..<call.columns {
+      for chunk in 0..<chunks(of: call.headSize) {
         for tile in 0..<rows.count {
           let within = rows.rows(tile)
-          let seen = min(block.keys.count, panelsSeen(queries.lowerBound + within.upperBound - 1, block) * chunkWidth)
+          let seen = panels(within, of: queries, block, tiles)
+          let (first, end) = (seen.lowerBound * chunkWidth, min(block.keys.count, seen.upperBound * chunkWidth))
+          if first >= end { continue }
           products.add(
-            within.count, call.columns(chunk), seen, tiles.slopes + within.lowerBound * BackwardTiles.keys,
-            tiles.key + chunk * block.keys.count * chunkWidth,
+            within.count, columns(chunk, of: call.headSize), end - first,
+            tiles.slopes + (within.lowerBound * BackwardTiles.keys + first * within.count),
+            tiles.key + (chunk * block.keys.count + first) * chunkWidth,
             arrays.dquery + call.query(block.sequence, queries.lowerBound + within.lowerBound, head)
               + chunk * chunkWidth, cStride: call.queryStride)
         }
@@ -247,10 +274,10 @@ private struct BackwardJob: Job {
     !kernels.pointee.sum(Int64(call.headSize), arrays.arrays.key + call.key(block.sequence, key, block.head)).isFinite
   }
 
-  /// Of [chunk][rows][32].
-  private func clearRow(_ row: Int, of rows: Int, _ chunks: UnsafeMutablePointer<Float>) {
-    for chunk in 0..<call.columns {
-      (chunks + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
+  /// Of [chunk][rows][32], `width` numbers to a row.
+  private func clearRow(_ row: Int, of rows: Int, _ tile: UnsafeMutablePointer<Float>, _ width: Int) {
+    for chunk in 0..<chunks(of: width) {
+      (tile + (chunk * rows + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
     }
   }
 
@@ -259,9 +286,9 @@ private struct BackwardJob: Job {
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within where isCleared(i) {
-        let place = within.lowerBound * call.width
-        clearRow(i - within.lowerBound, of: within.count, tiles.query + place)
-        clearRow(i - within.lowerBound, of: within.count, tiles.doutput + place)
+        let (row, start) = (i - within.lowerBound, within.lowerBound)
+        clearRow(row, of: within.count, tiles.query + start * call.width, call.headSize)
+        clearRow(row, of: within.count, tiles.doutput + start * call.valueWidth, call.valueSize)
       }
     }
   }
@@ -269,7 +296,7 @@ private struct BackwardJob: Job {
   /// dQ += dS K for the keys that are not finite.
   private func addOddKeys(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
     for key in block.keys where isOdd(key, block) {
-      forEachPair(queries, key..<key + 1, block) { query, key, place in
+      forEachPair(queries, key..<key + 1, block, tiles) { query, key, place in
         kernels.pointee.add_scaled(
           Int64(call.headSize), tiles.slopes[place], arrays.arrays.key + call.key(block.sequence, key, block.head),
           arrays.dquery + call.query(block.sequence, query, head))
@@ -279,10 +306,10 @@ private struct BackwardJob: Job {
 
   /// dV += P^T dO and dK += dS^T Q for the queries that are not finite.
   private func addOddQueries(_ head: Int, _ queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles) {
-    forEachPair(queries, block.keys, block) { query, key, place in
+    forEachPair(queries, block.keys, block, tiles) { query, key, place in
       if tiles.means[query - queries.lowerBound].isFinite { return }
       kernels.pointee.add_scaled(
-        Int64(call.headSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
+        Int64(call.valueSize), tiles.weights[place], arrays.doutput + call.output(block.sequence, query, head),
         arrays.dvalue + call.value(block.sequence, key, block.head))
       kernels.pointee.add_scaled(
         Int64(call.headSize), tiles.slopes[place], arrays.arrays.query + call.query(block.sequence, query, head),
@@ -292,14 +319,15 @@ private struct BackwardJob: Job {
 
   /// Queries and the keys that each sees, and where the tiles have their weight.
   private func forEachPair(
-    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock,
+    _ queries: Range<Int>, _ keys: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles,
     _ body: (_ query: Int, _ key: Int, _ place: Int) -> Void
   ) {
     let rows = Tiles(rows: queries.count, maxHeight: TileProducts.height, unit: 1)
     for tile in 0..<rows.count {
       let within = rows.rows(tile)
       for i in within {
-        for key in keys where call.masks.sees(block.sequence, queries.lowerBound + i, key) {
+        for key in keys
+        where call.masks.sees(block.sequence, queries.lowerBound + i, key, from: tiles.firstKeys[i]) {
           let (panel, column) = (key - block.keys.lowerBound).quotientAndRemainder(dividingBy: chunkWidth)
           body(
             queries.lowerBound + i, key,
@@ -310,9 +338,13 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// Panels of the block with keys that the query's place does not hide.
-  private func panelsSeen(_ query: Int, _ block: KeyBlock) -> Int {
-    min(block.panels, chunks(of: max(0, call.masks.limit(query) - block.keys.lowerBound)))
+  /// Panels of the block with keys that the places of some queries do not hide; `within`: rows of `queries`.
+  private func panels(
+    _ within: Range<Int>, of queries: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
+  ) -> Range<Int> {
+    let limit = call.masks.limit(queries.lowerBound + within.upperBound - 1)
+    let end = min(block.panels, chunks(of: max(0, limit - block.keys.lowerBound)))
+    return min(end, max(0, tiles.firstKeys[within.lowerBound] - block.keys.lowerBound) / chunkWidth)..<end
   }
 
   private func gather(
@@ -323,7 +355,7 @@ private struct BackwardJob: Job {
       rows, call.headSize, arrays.arrays.query + call.query(sequence, queries.lowerBound, head),
       stride: call.queryStride, into: tiles.query)
     products.gather(
-      rows, call.headSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
+      rows, call.valueSize, arrays.doutput + output, stride: call.outputStride, into: tiles.doutput)
     for i in 0..<queries.count {
       let logSum = arrays.logSums[call.row(sequence, head, queries.lowerBound + i)]
       if logSum == -.infinity {
@@ -333,7 +365,7 @@ private struct BackwardJob: Job {
       }
       tiles.logSums[i] = logSum
       tiles.means[i] = kernels.pointee.dot(
-        Int64(call.headSize), arrays.doutput + (output + i * call.outputStride),
+        Int64(call.valueSize), arrays.doutput + (output + i * call.outputStride),
         arrays.arrays.output + (output + i * call.outputStride))
     }
     clearQueries(rows, tiles) {
@@ -341,24 +373,29 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// Weights and dS of one tile of queries. `within`: its rows of the block.
+  /// Weights and dS of one tile of queries. `within`: its rows of all `queries`.
   private func weigh(
     _ head: Int, _ queries: Range<Int>, _ within: Range<Int>, _ block: KeyBlock, _ tiles: BackwardTiles
   ) {
+    let panels = panels(within, of: queries, block, tiles)
+    let queries = queries.lowerBound + within.lowerBound..<queries.lowerBound + within.upperBound
+    let firstKeys = tiles.firstKeys + within.lowerBound
     let (query, doutput) = (
-      tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.width
+      tiles.query + within.lowerBound * call.width, tiles.doutput + within.lowerBound * call.valueWidth
     )
-    for panel in 0..<panelsSeen(queries.upperBound - 1, block) {
+    for panel in panels {
       let place = within.lowerBound * BackwardTiles.keys + panel * within.count * chunkWidth
       let (weights, slopes) = (tiles.weights + place, tiles.slopes + place)
-      let packed = panel * chunkWidth * call.width
-      products.set(within.count, call.headSize, query, tiles.keyPanels + packed, weights)
-      products.set(within.count, call.headSize, doutput, tiles.valuePanels + packed, slopes)
+      let packed = panel * chunkWidth
+      products.set(within.count, call.headSize, query, tiles.keyPanels + packed * call.width, weights)
+      products.set(within.count, call.valueSize, doutput, tiles.valuePanels + packed * call.valueWidth, slopes)
       let start = block.keys.lowerBound + panel * chunkWidth
       let keys = start..<start + block.columns(panel)
-      let masked = !call.masks.doNothing(block.sequence, queries, keys)
+      let masked = !call.masks.doNothing(block.sequence, queries, keys, from: firstKeys[queries.count - 1])
       if masked {
-        call.masks.fill(tiles.bias, block.sequence, queries, queryStep: chunkWidth, keys, keyStep: 1)
+        for (i, query) in queries.enumerated() {
+          call.masks.fill(tiles.bias + i * chunkWidth, step: 1, block.sequence, query, keys, from: firstKeys[i])
+        }
       }
       if let dropout {
         for (i, query) in queries.enumerated() {
@@ -372,34 +409,38 @@ private struct BackwardJob: Job {
     }
   }
 
-  /// dV += P^T dO and dK += dS^T Q for one panel of keys, from the first tile of queries that sees it on.
+  /// dV += P^T dO and dK += dS^T Q for one panel of keys, over the tiles of queries that see it.
   private func addToKeys(_ panel: Int, _ queries: Range<Int>, _ rows: Tiles, _ block: KeyBlock, _ tiles: BackwardTiles)
   {
+    func sees(_ tile: Int) -> Bool { panels(rows.rows(tile), of: queries, block, tiles).contains(panel) }
     var first = 0
-    while first < rows.count && panelsSeen(queries.lowerBound + rows.rows(first).upperBound - 1, block) <= panel {
-      first += 1
-    }
-    if first == rows.count { return }
-    let part = rows.part(first..<rows.count)
+    while first < rows.count && !sees(first) { first += 1 }
+    var end = first
+    while end < rows.count && sees(end) { end += 1 }
+    if first == end { return }
+    let part = rows.part(first..<end)
     let (start, key) = (rows.start(first), block.keys.lowerBound + panel * chunkWidth)
     func add(
-      _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>, _ c: UnsafeMutablePointer<Float>,
-      cStride: Int
+      _ size: Int, _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>,
+      _ c: UnsafeMutablePointer<Float>, cStride: Int
     ) {
-      for chunk in 0..<call.columns {
+      for chunk in 0..<chunks(of: size) {
         products.addOverRows(
-          block.columns(panel), call.columns(chunk), part,
+          block.columns(panel), columns(chunk, of: size), part,
           TileChunk(a + start * BackwardTiles.keys, width: BackwardTiles.keys, panel),
-          TileChunk(b + start * call.width, width: call.width, chunk),
+          TileChunk(b + start * padded(size), width: padded(size), chunk),
           StridedTargets(c + chunk * chunkWidth, stride: cStride))
       }
     }
     let dvalue = arrays.dvalue + call.value(block.sequence, key, block.head)
-    add(tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
+    add(call.valueSize, tiles.weights, tiles.doutput, dvalue, cStride: call.valueStride)
     let dkey = arrays.dkey + call.key(block.sequence, key, block.head)
-    add(tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
+    add(call.headSize, tiles.slopes, tiles.query, dkey, cStride: call.keyStride)
   }
 }
+
+/// Of sizes that are no multiple of 32, the last chunk has fewer.
+private func columns(_ chunk: Int, of size: Int) -> Int { min(chunkWidth, size - chunk * chunkWidth) }
 
 /// Some keys of one head, in panels of 32.
 private struct KeyBlock {

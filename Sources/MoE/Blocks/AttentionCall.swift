@@ -7,7 +7,8 @@ public struct AttentionCall {
   public var keys: Int  // U of each sequence
   public var heads: Int
   public var keyHeads: Int  // a divisor of heads
-  public var headSize: Int  // D
+  public var headSize: Int  // D, of queries and keys
+  public var valueSize: Int  // Dv, of values and outputs
   /// Floats from one token's heads to the next token's.
   public var queryStride: Int
   public var keyStride: Int
@@ -15,17 +16,24 @@ public struct AttentionCall {
   public var outputStride: Int
   public var scale: Float
   public var masks: AttentionMasks
+  /// One more logit of each head's softmax, without a value.
+  public var sinks: UnsafePointer<Float>?  // [n_heads]
+  /// Its number where a score that is not finite is told: heads may be some of a layer's.
+  var firstHead = 0
   /// Of the softmax's weights.
   public var dropout: Float
   public var seed: UInt64
   public var step: UInt64  // below 2^56
 
   /// Rows one token after the other, nothing masked, nothing dropped, scale 1 / sqrt(D).
-  public init(sequences: Int, queries: Int, keys: Int, heads: Int, keyHeads: Int, headSize: Int) {
+  public init(
+    sequences: Int, queries: Int, keys: Int, heads: Int, keyHeads: Int, headSize: Int, valueSize: Int? = nil
+  ) {
     (self.sequences, self.queries, self.keys) = (sequences, queries, keys)
-    (self.heads, self.keyHeads, self.headSize) = (heads, keyHeads, headSize)
-    (queryStride, outputStride) = (heads * headSize, heads * headSize)
-    (keyStride, valueStride) = (keyHeads * headSize, keyHeads * headSize)
+    let valueSize = valueSize ?? headSize
+    (self.heads, self.keyHeads, self.headSize, self.valueSize) = (heads, keyHeads, headSize, valueSize)
+    (queryStride, outputStride) = (heads * headSize, heads * valueSize)
+    (keyStride, valueStride) = (keyHeads * headSize, keyHeads * valueSize)
     scale = Float(1 / Double(headSize).squareRoot())
     masks = AttentionMasks(queries: queries, keys: keys)
     (dropout, seed, step) = (0, 0, 0)
@@ -35,17 +43,13 @@ public struct AttentionCall {
   var group: Int { heads / keyHeads }
   /// Floats of one head's row in tiles.
   var width: Int { padded(headSize) }
-  var columns: Int { chunks(of: headSize) }
-  /// Of head sizes that are no multiple of 32, the last chunk has fewer.
-  func columns(_ chunk: Int) -> Int { min(chunkWidth, headSize - chunk * chunkWidth) }
+  var valueWidth: Int { padded(valueSize) }
 
-  /// What so many products of all queries with all keys they may see by their place have to do.
-  func work(products: Int) -> Work {
-    var seen = queries * keys
-    if masks.causal { seen -= queries * (queries - 1) / 2 }
-    return Work(
-      flops: 2 * products * sequences * heads * seen * headSize,
-      bytes: 4 * sequences * headSize * (2 * queries * heads + 2 * keys * keyHeads))
+  /// What so many products of all queries with all keys they may see by their place have to do, over D and over Dv.
+  func work(products: (head: Int, value: Int)) -> Work {
+    Work(
+      flops: 2 &* (products.head * headSize + products.value * valueSize) &* sequences &* heads &* masks.pairs,
+      bytes: 4 &* sequences &* (headSize + valueSize) &* (queries * heads + keys * keyHeads))
   }
 
   // First element of a token's head.
@@ -53,13 +57,13 @@ public struct AttentionCall {
     (sequence * queries + token) * queryStride + head * headSize
   }
   func output(_ sequence: Int, _ token: Int, _ head: Int) -> Int {
-    (sequence * queries + token) * outputStride + head * headSize
+    (sequence * queries + token) * outputStride + head * valueSize
   }
   func key(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
     (sequence * keys + token) * keyStride + keyHead * headSize
   }
   func value(_ sequence: Int, _ token: Int, _ keyHead: Int) -> Int {
-    (sequence * keys + token) * valueStride + keyHead * headSize
+    (sequence * keys + token) * valueStride + keyHead * valueSize
   }
   /// Of [B,n_heads,S].
   func row(_ sequence: Int, _ head: Int, _ token: Int) -> Int { (sequence * heads + head) * queries + token }
@@ -76,6 +80,10 @@ public struct AttentionMasks {
   public var mask: Bytes?  // [S,U], 1 = seen
   public var added: UnsafePointer<Float>?  // [S,U], added to the score; minus infinity = never
   public var valid: Bytes?  // [B,U], 1 = a real key
+  /// A query sees so many keys up to its own place alone; 0: all. With `causal`, as `chunk`.
+  public var window = 0
+  /// A query sees the keys alone whose place divided by this is that of its own; 0: all.
+  public var chunk = 0
 
   public init(queries: Int, keys: Int) { (self.queries, self.keys) = (queries, keys) }
 
@@ -83,12 +91,25 @@ public struct AttentionMasks {
   func limit(_ query: Int) -> Int { causal ? min(keys, max(0, query + 1 + keys - queries)) : keys }
 
   /// Whether any query may be hidden from a key.
-  var hideAny: Bool { causal && queries > 1 || mask != nil || added != nil || valid != nil }
+  var hideAny: Bool { causal && queries > 1 || hideEarly || mask != nil || added != nil || valid != nil }
 
-  /// Whether a query sees a key.
-  func sees(_ sequence: Int, _ query: Int, _ key: Int) -> Bool {
+  /// Queries times the keys that each of them may see by its place, padding not considered.
+  var pairs: Int {
+    if !causal { return queries &* keys }
+    let queries = min(self.queries, keys)  // before the first key there is nothing to see
+    var reach = keys
+    if window > 0 { reach = min(reach, window) }
+    if chunk > 0 { reach = min(reach, (chunk + 1) / 2) }  // about half a chunk on average
+    // The first queries see fewer.
+    let short = max(0, min(queries, reach - (keys - queries)))
+    return (queries - short) &* reach &+ short &* (reach + reach - short + 1) / 2
+  }
+
+  /// Whether a query sees a key, from the first one on that its window and chunk leave it.
+  func sees(_ sequence: Int, _ query: Int, _ key: Int, from first: Int) -> Bool {
     let place = query * keys + key
-    return key < limit(query) && mask.map { $0[place] != 0 } ?? true && added.map { $0[place] != -.infinity } ?? true
+    return key >= first && key < limit(query) && mask.map { $0[place] != 0 } ?? true
+      && added.map { $0[place] != -.infinity } ?? true
       && valid.map { $0[sequence * keys + key] != 0 } ?? true
   }
 
@@ -106,36 +127,35 @@ public struct AttentionMasks {
     return !keys.contains { valid[sequence * self.keys + $0] != 0 }
   }
 
-  /// Whether every query sees every key, its score being what it is.
-  func doNothing(_ sequence: Int, _ queries: Range<Int>, _ keys: Range<Int>) -> Bool {
-    if mask != nil || added != nil || limit(queries.lowerBound) < keys.upperBound { return false }
+  /// Whether every query sees every key, its score being what it is. `first`: of the last query, as in `sees`.
+  func doNothing(_ sequence: Int, _ queries: Range<Int>, _ keys: Range<Int>, from first: Int) -> Bool {
+    if mask != nil || added != nil || limit(queries.lowerBound) < keys.upperBound || first > keys.lowerBound {
+      return false
+    }
     guard let valid else { return true }
     return keys.allSatisfy { valid[sequence * self.keys + $0] != 0 }
   }
 
-  /// bias of a tile: what is added to the score of query i and key j of the ranges is bias[i * queryStep + j * keyStep].
+  /// What is added to the scores of a query and some keys: of key j of the range, bias[j * step]. `first`: as in `sees`.
   func fill(
-    _ bias: UnsafeMutablePointer<Float>, _ sequence: Int, _ queries: Range<Int>, queryStep: Int, _ keys: Range<Int>,
-    keyStep: Int
+    _ bias: UnsafeMutablePointer<Float>, step: Int, _ sequence: Int, _ query: Int, _ keys: Range<Int>, from first: Int
   ) {
-    for (i, query) in queries.enumerated() {
-      let row = bias + i * queryStep
-      let seen = max(0, min(keys.count, limit(query) - keys.lowerBound))
-      let place = query * self.keys + keys.lowerBound
-      if let added {
-        for j in 0..<seen { row[j * keyStep] = added[place + j] }
-      } else {
-        for j in 0..<seen { row[j * keyStep] = 0 }
-      }
-      if let mask {
-        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], mask[place + j]) }
-      }
-      if let valid {
-        let valid = valid + (sequence * self.keys + keys.lowerBound)
-        for j in 0..<seen { row[j * keyStep] = Self.hidden(row[j * keyStep], valid[j]) }
-      }
-      for j in seen..<keys.count { row[j * keyStep] = -.infinity }
+    let seen = max(0, min(keys.count, limit(query) - keys.lowerBound))
+    let place = query * self.keys + keys.lowerBound
+    if let added {
+      for j in 0..<seen { bias[j * step] = added[place + j] }
+    } else {
+      for j in 0..<seen { bias[j * step] = 0 }
     }
+    if let mask {
+      for j in 0..<seen { bias[j * step] = Self.hidden(bias[j * step], mask[place + j]) }
+    }
+    if let valid {
+      let valid = valid + (sequence * self.keys + keys.lowerBound)
+      for j in 0..<seen { bias[j * step] = Self.hidden(bias[j * step], valid[j]) }
+    }
+    for j in seen..<keys.count { bias[j * step] = -.infinity }
+    for j in 0..<max(0, min(seen, first - keys.lowerBound)) { bias[j * step] = -.infinity }
   }
 
   /// bias, or minus infinity where the mask is 0: by its bits, since nothing foretells a branch on a mask.

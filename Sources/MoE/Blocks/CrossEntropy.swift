@@ -1,6 +1,6 @@
 import CShims
 
-/// Cross-entropy of the logits z = x W^T, with label smoothing s [Szegedy et al. 2015], over the n tokens that count:
+/// Cross-entropy of the logits z, which are x W^T in the form of LogitForm, with label smoothing s [Szegedy et al. 2015], over the n tokens that count:
 ///   loss = sum over t of [ (1 - s) (lse_t - z_t[target]) + s (lse_t - mean of z_t) ] / n
 ///   dz_t = d_loss / n * (softmax(z_t) - (1 - s) [target] - s / V)
 /// Logits exist for one chunk of tokens at a time, and become their own gradient there. Chunks take tokens in ascending
@@ -17,6 +17,7 @@ public struct CrossEntropy {
     public let ignored: Int32  // the target of tokens that do not count
     public let smoothing: Double  // s
     public let dLoss: Double
+    public var form = LogitForm()
 
     public init(
       x: UnsafePointer<Float>, tokens: Int, hidden: Int, weight: UnsafeRawPointer, weights: ElementType,
@@ -48,17 +49,19 @@ public struct CrossEntropy {
     public let tokenLosses: UnsafeMutablePointer<Float>?  // [T]
     public let dx: UnsafeMutablePointer<Float>?  // [T,H], overwritten
     public let dWeight: UnsafeMutablePointer<Float>?  // [V,H], added to
+    public let dBias: UnsafeMutablePointer<Float>?  // [V], added to
 
     public init(
       tokenLosses: UnsafeMutablePointer<Float>?, dx: UnsafeMutablePointer<Float>?,
-      dWeight: UnsafeMutablePointer<Float>?
+      dWeight: UnsafeMutablePointer<Float>?, dBias: UnsafeMutablePointer<Float>? = nil
     ) {
       self.tokenLosses = tokenLosses
       self.dx = dx
       self.dWeight = dWeight
+      self.dBias = dBias
     }
 
-    var hasGradients: Bool { dx != nil || dWeight != nil }
+    var hasGradients: Bool { dx != nil || dWeight != nil || dBias != nil }
   }
 
   private let problem: Problem
@@ -69,6 +72,7 @@ public struct CrossEntropy {
   private let losses: UnsafeMutablePointer<Double>  // [most]
   private let x: UnsafeMutablePointer<Float>  // [most,H] rows of the chunk, where they do not lie together
   private let dx: UnsafeMutablePointer<Float>  // [most,H]
+  private let slopes: LaneMemory?  // [V] of a row's logits by what was capped
   private let forward: LinearForward
   private let backward: LinearBackward?
 
@@ -86,6 +90,11 @@ public struct CrossEntropy {
     losses = arena.take(Double.self, most)
     x = arena.take(Float.self, most, h)
     dx = arena.take(Float.self, targets.dx == nil ? 0 : most, h)
+    var row = Arena()
+    _ = row.take(Float.self, v)
+    slopes =
+      problem.form.cap > 0 && targets.hasGradients
+      ? LaneMemory(&arena, bytes: row.bytes, context: context) : nil
     var shape = LinearShape(tokens: most, inputs: h, outputs: v, weights: problem.weights)
     shape.phase = .loss
     // Forward and backward take turns.
@@ -134,12 +143,12 @@ public struct CrossEntropy {
     }
     let x = StridedRows(together ? problem.x + first * h : UnsafePointer(self.x), stride: h)
     try forward.run(
-      tokens: count, x: x, weight: problem.weight, bias: nil,
+      tokens: count, x: x, weight: problem.weight, bias: problem.form.bias,
       y: StridedTargets(logits, stride: problem.vocabulary), in: context)
     try context.measure(.loss) { () throws(Fault) in
       try LossRows(
         kernels: context.kernels, problem: problem, chunk: chunk, rows: count, logits: logits, losses: losses,
-        gradient: targets.hasGradients ? problem.dLoss / Double(n) : nil
+        gradient: targets.hasGradients ? problem.dLoss / Double(n) : nil, slopes: slopes
       ).run(in: context)
     }
 
@@ -155,7 +164,8 @@ public struct CrossEntropy {
     let dx = targets.dx.map { together ? $0 + first * h : self.dx }
     try backward.run(
       tokens: count, x: x, weight: problem.weight, dy: StridedRows(logits, stride: problem.vocabulary),
-      dx: dx.map { StridedTargets($0, stride: h) }, dWeight: targets.dWeight, dBias: nil, in: context)
+      dx: dx.map { StridedTargets($0, stride: h) }, dWeight: targets.dWeight, dBias: targets.dBias,
+      in: context)
     if let all = targets.dx, !together {
       for row in 0..<count { (all + Int(chunk[row]) * h).update(from: self.dx + row * h, count: h) }
     }
@@ -183,6 +193,7 @@ private struct LossRows: Job {
   let logits: UnsafeMutablePointer<Float>  // [rows,V]
   let losses: UnsafeMutablePointer<Double>  // [rows]
   let gradient: Double?  // d_loss / n
+  let slopes: LaneMemory?  // [V]
 
   private static var rowsPerItem: Int { 8 }
 
@@ -191,13 +202,18 @@ private struct LossRows: Job {
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    for row in item * Self.rowsPerItem..<min((item + 1) * Self.rowsPerItem, rows) { losses[row] = loss(row) }
+    var arena = slopes?.arena(lane.pointee.index)
+    let slopes = arena?.take(Float.self, problem.vocabulary)
+    for row in item * Self.rowsPerItem..<min((item + 1) * Self.rowsPerItem, rows) { losses[row] = loss(row, slopes) }
   }
 
-  private func loss(_ row: Int) -> Double {
-    let v = problem.vocabulary
+  private func loss(_ row: Int, _ slopes: UnsafeMutablePointer<Float>?) -> Double {
+    let (v, form) = (problem.vocabulary, problem.form)
     let z = logits + row * v
     if Int(kernels.pointee.first_not_finite(Int64(v), z)) < v { return .nan }
+    form.apply(z, count: v, kernels)
+    if form.scale != 1 && Int(kernels.pointee.first_not_finite(Int64(v), z)) < v { return .nan }
+    if let slopes { for i in 0..<v { slopes[i] = form.slope(z[i]) } }
     let target = Int(problem.targets[Int(chunk[row])])
     let zTarget = z[target]
     var sums: (maximum: Float, total: Float, logTotal: Float, below: Float) = (0, 0, 0, 0)
@@ -208,13 +224,15 @@ private struct LossRows: Job {
     let s = problem.smoothing
     var loss = (1 - s) * (Double(sums.maximum) - Double(zTarget) + logTotal)
     if s > 0 { loss += s * (logTotal - Double(sums.below) / Double(v)) }
-    if let gradient {
+    if var gradient {
+      gradient *= Double(form.scale)
       kernels.pointee.scale(Int64(v), Float(gradient / Double(sums.total)), z, z)
       if s > 0 {
         let share = Float(gradient * s / Double(v))
         for i in 0..<v { z[i] -= share }
       }
       z[target] -= Float(gradient * (1 - s))
+      if let slopes { for i in 0..<v { z[i] *= slopes[i] } }
     }
     return loss
   }

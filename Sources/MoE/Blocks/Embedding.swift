@@ -1,6 +1,6 @@
 import CShims
 
-/// y[t] = table[tokens[t]] + positions[p(t)], p(t) = t % sequenceLength + firstPosition unless it is given
+/// y[t] = scale * table[tokens[t]] + positions[p(t)], p(t) = t % sequenceLength + firstPosition unless it is given
 public struct Embedding {
   let tokens: UnsafePointer<Int32>  // [T], rows of the table
   let count: Int  // T
@@ -8,10 +8,11 @@ public struct Embedding {
   let sequenceLength: Int
   let firstPosition: Int
   let given: UnsafePointer<Int64>?  // [T] positions
+  let scale: Float
 
   public init(
     tokens: UnsafePointer<Int32>, count: Int, hidden: Int, sequenceLength: Int = 1, firstPosition: Int = 0,
-    positions given: UnsafePointer<Int64>? = nil
+    positions given: UnsafePointer<Int64>? = nil, scale: Float = 1
   ) {
     self.tokens = tokens
     self.count = count
@@ -19,6 +20,7 @@ public struct Embedding {
     self.sequenceLength = sequenceLength
     self.firstPosition = firstPosition
     self.given = given
+    self.scale = scale
   }
 
   /// Where token t's row of the table begins, and that of its position.
@@ -29,19 +31,21 @@ public struct Embedding {
 public struct EmbeddingForward: Job {
   let embedding: Embedding
   let kernels: UnsafePointer<moei_kernels>
-  let table: UnsafePointer<Float>  // [rows,H]
+  let table: UnsafeRawPointer  // [rows,H]
+  let type: ElementType  // of the table
   let positions: UnsafePointer<Float>?  // [positions,H]
   let y: UnsafeMutablePointer<Float>  // [T,H]
 
   private static var tokensPerItem: Int { 64 }
 
   public init(
-    _ embedding: Embedding, context: ContextPointer, table: UnsafePointer<Float>, positions: UnsafePointer<Float>?,
-    y: UnsafeMutablePointer<Float>
+    _ embedding: Embedding, context: ContextPointer, table: UnsafeRawPointer, type: ElementType = .f32,
+    positions: UnsafePointer<Float>?, y: UnsafeMutablePointer<Float>
   ) {
     self.embedding = embedding
     kernels = context.kernels
     self.table = table
+    self.type = type
     self.positions = positions
     self.y = y
   }
@@ -55,7 +59,8 @@ public struct EmbeddingForward: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let h = embedding.hidden
     for t in item * Self.tokensPerItem..<min((item + 1) * Self.tokensPerItem, embedding.count) {
-      (y + t * h).update(from: table + embedding.row(t), count: h)
+      type.toFloats(table, embedding.row(t), h, y + t * h, kernels)
+      if embedding.scale != 1 { kernels.pointee.scale(Int64(h), embedding.scale, y + t * h, y + t * h) }
       if let positions { kernels.pointee.add(Int64(h), positions + embedding.position(t), y + t * h) }
     }
   }
@@ -93,8 +98,16 @@ public struct EmbeddingBackward: Job {
     let (first, n) = (columns.lowerBound, Int64(columns.count))
     for t in 0..<embedding.count {
       let dy = dy + t * embedding.hidden + first
-      if let dTable { kernels.pointee.add(n, dy, dTable + embedding.row(t) + first) }
+      if let dTable { addRow(n, dy, to: dTable + embedding.row(t) + first) }
       if let dPositions { kernels.pointee.add(n, dy, dPositions + embedding.position(t) + first) }
+    }
+  }
+
+  private func addRow(_ n: Int64, _ dy: UnsafePointer<Float>, to row: UnsafeMutablePointer<Float>) {
+    if embedding.scale == 1 {
+      kernels.pointee.add(n, dy, row)
+    } else {
+      kernels.pointee.add_scaled(n, embedding.scale, dy, row)
     }
   }
 }

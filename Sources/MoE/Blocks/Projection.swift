@@ -32,7 +32,7 @@ struct ProjectionForward {
   }
 }
 
-/// Its gradients.
+/// Its gradients; dx in rows `dxStride` floats apart, where that is not nil.
 struct ProjectionBackward {
   private let context: ContextPointer
   private let linear: LinearBackward
@@ -45,7 +45,7 @@ struct ProjectionBackward {
 
   init(
     _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
-    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
+    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, dxStride: Int? = nil
   ) {
     self.context = context
     self.rows = rows
@@ -54,7 +54,7 @@ struct ProjectionBackward {
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
     self.dy = StridedRows(dy, stride: outputs)
-    self.dx = StridedTargets(dx, stride: inputs)
+    self.dx = StridedTargets(dx, stride: dxStride ?? inputs)
     linear = LinearBackward(
       &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
   }

@@ -1,9 +1,25 @@
 import CShims
 
-/// Rotary positions [RoPE 2021]: pair i of a head, of floats i and i + D/2, turns by position * theta^(-2i/D).
+/// What rotary positions [RoPE 2021] turn by: pair i of a head, of floats i and i + R/2 of its first R, by position *
+/// theta^(-2i/R), or position * frequencies[i]; both are multiplied by a scale as well.
+public struct RotaryAngles {
+  public var size: Int  // R, even, at most D
+  public var theta: Double  // at least 1
+  public var frequencies: UnsafePointer<Double>?  // [R/2] in place of theta's, each of -2^20 ... 2^20
+  public var scale: Double
+
+  /// The greatest of the frequencies.
+  public static let greatest = 1_048_576.0
+
+  public init(size: Int, theta: Double, frequencies: UnsafePointer<Double>? = nil, scale: Double = 1) {
+    (self.size, self.theta, self.frequencies, self.scale) = (size, theta, frequencies, scale)
+  }
+}
+
+/// Whose heads turn, and where each token is.
 public struct Rotary {
   public var heads: Int
-  public var headSize: Int  // D, even
+  public var headSize: Int  // D, floats from one head to the next
   public var stride: Int  // floats from one token to the next
   public var positions: UnsafePointer<Int64>?  // [T], each below 2^31
   public var sequenceLength: Int
@@ -24,43 +40,45 @@ public struct Rotary {
     return token % sequenceLength + firstPosition
   }
 
-  /// A call with memory of its own. x: [T,n_heads,D], in place; theta is at least 1.
+  /// A call with memory of its own. x: [T,n_heads,D], in place; where the last R numbers of each head turn, it points at the
+  /// first of them.
   public func run(
-    _ x: UnsafeMutablePointer<Float>, tokens: Int, theta: Double, in context: ContextPointer
+    _ x: UnsafeMutablePointer<Float>, tokens: Int, _ angles: RotaryAngles, in context: ContextPointer
   ) throws(Fault) {
     try context.withScratch({
       // For a few tokens the steps are not worth a table.
-      let table = RotaryTable(&$0, headSize: headSize, steps: tokens >= RotaryTable.stepCount)
+      let table = RotaryTable(&$0, angles, steps: tokens >= RotaryTable.stepCount)
       return (table, Rotation(&$0, self, table, in: context))
     }) { (parts) throws(Fault) in
       let (table, rotation) = parts
-      table.fill(theta: theta)
+      table.fill(angles)
       try rotation.run(x, tokens: tokens, in: context)
     }
   }
 }
 
-/// What all rotations by one theta share. Sines and cosines are taken in double of 64 steps of position, and of every 64th
+/// What all rotations by the same angles share, of each layer of a model that has these: made once, filled once, and given to
+/// every Rotation, whatever the number of its heads and their size. Sines and cosines are taken in double of 64 steps of position, and of every 64th
 /// position as it comes; what lies between is one complex product. They depend on the position alone.
 struct RotaryTable {
-  fileprivate let frequencies: UnsafeMutablePointer<Double>  // [D/2]
-  fileprivate let steps: UnsafeMutablePointer<Turn>?  // [64][D/2]; without it they are computed as they come
-  private let headSize: Int
+  fileprivate let frequencies: UnsafeMutablePointer<Double>  // [R/2]
+  fileprivate let steps: UnsafeMutablePointer<Turn>?  // [64][R/2]; without it they are computed as they come
+  fileprivate let pairs: Int  // R/2
+  fileprivate let scale: Double
 
   fileprivate static let stepCount = 64
 
-  init(_ arena: inout Arena, headSize: Int, steps: Bool) {
-    self.headSize = headSize
-    frequencies = arena.take(Double.self, headSize / 2)
-    self.steps = steps ? arena.take(Turn.self, Self.stepCount, headSize / 2) : nil
+  init(_ arena: inout Arena, _ angles: RotaryAngles, steps: Bool) {
+    (pairs, scale) = (angles.size / 2, angles.scale)
+    frequencies = arena.take(Double.self, pairs)
+    self.steps = steps ? arena.take(Turn.self, Self.stepCount, pairs) : nil
   }
 
-  /// Once, before the first use.
-  func fill(theta: Double) {
-    let pairs = headSize / 2
-    let logTheta = naturalLogarithm(theta)
+  /// Once, before the first use, with the angles it was made for. Their frequencies are not read again.
+  func fill(_ angles: RotaryAngles) {
+    let logTheta = naturalLogarithm(angles.theta)
     for i in 0..<pairs {
-      frequencies[i] = exponential(-Double(2 * i) / Double(headSize) * logTheta)
+      frequencies[i] = angles.frequencies?[i] ?? exponential(-Double(2 * i) / Double(angles.size) * logTheta)
       guard let steps else { continue }
       for step in 0..<Self.stepCount { steps[step * pairs + i] = Turn(Double(step) * frequencies[i]) }
     }
@@ -77,15 +95,20 @@ struct Rotation {
     self.rotary = rotary
     self.table = table
     var measure = Arena()
-    _ = RotationRow(&measure, pairs: rotary.headSize / 2)
+    _ = RotationRow(&measure, pairs: table.pairs)
     memory = LaneMemory(&arena, bytes: measure.bytes, context: context)
   }
 
   func run(_ x: UnsafeMutablePointer<Float>, tokens: Int, in context: ContextPointer) throws(Fault) {
+    try run(x, tokens: 0..<tokens, in: context)
+  }
+
+  /// Some of the tokens whose heads begin at x.
+  func run(_ x: UnsafeMutablePointer<Float>, tokens: Range<Int>, in context: ContextPointer) throws(Fault) {
     let job = RotationJob(
       rotary: rotary, table: table, kernels: context.kernels, x: x, tokens: tokens, memory: memory)
     try context.measure(.attention, backward: rotary.inverse) { () throws(Fault) in
-      try context.run((tokens + RotationJob.run - 1) / RotationJob.run, job)
+      try context.run((tokens.count + RotationJob.run - 1) / RotationJob.run, job)
     }
   }
 }
@@ -95,7 +118,7 @@ fileprivate struct Turn {
   let cosine: Double
   let sine: Double
 
-  /// 0 <= angle < 2^31. Within 2e-16 of the exact values.
+  /// |angle| < 2^51. Within 2e-16 of the exact values below 2^31.
   init(_ angle: Double) {
     // angle = n pi/2 + r, with pi/2 in two pieces: fused, n times the first one loses nothing.
     let n = (angle * 0.636619772367581343).rounded()
@@ -121,7 +144,7 @@ fileprivate struct Turn {
 }
 
 /// exp x for x of -745 ... 0, within 1e-15 of itself.
-private func exponential(_ x: Double) -> Double {
+func exponential(_ x: Double) -> Double {
   let n = (x * 1.44269504088896341).rounded()
   let r = x - n * 0.693147180369123816 - n * 1.90821492927058770e-10  // ln 2: n times the first piece is exact
   var sum = 1.0
@@ -134,9 +157,9 @@ private func exponential(_ x: Double) -> Double {
 }
 
 private struct RotationRow {
-  let base: UnsafeMutablePointer<Turn>  // [D/2] of a multiple of 64
-  let cosines: UnsafeMutablePointer<Float>  // [D/2]
-  let sines: UnsafeMutablePointer<Float>  // [D/2]
+  let base: UnsafeMutablePointer<Turn>  // [R/2] of a multiple of 64
+  let cosines: UnsafeMutablePointer<Float>  // [R/2]
+  let sines: UnsafeMutablePointer<Float>  // [R/2]
 
   init(_ arena: inout Arena, pairs: Int) {
     base = arena.take(Turn.self, pairs)
@@ -150,18 +173,19 @@ private struct RotationJob: Job {
   let table: RotaryTable
   let kernels: UnsafePointer<moei_kernels>
   let x: UnsafeMutablePointer<Float>
-  let tokens: Int
+  let tokens: Range<Int>
   let memory: LaneMemory
 
   /// Tokens of one item.
   static let run = 64
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let pairs = rotary.headSize / 2
+    let (pairs, scale) = (table.pairs, table.scale)
     var arena = memory.arena(lane.pointee.index)
     let row = RotationRow(&arena, pairs: pairs)
     var baseNow = -1
-    for token in item * Self.run..<min(tokens, (item + 1) * Self.run) {
+    let first = tokens.lowerBound + item * Self.run
+    for token in first..<min(tokens.upperBound, first + Self.run) {
       let position = rotary.position(token)
       let (base, step) = (position / RotaryTable.stepCount, position % RotaryTable.stepCount)
       if base != baseNow {
@@ -171,8 +195,8 @@ private struct RotationJob: Job {
       for i in 0..<pairs {
         let b = table.steps?[step * pairs + i] ?? Turn(Double(step) * table.frequencies[i])
         let a = row.base[i]
-        row.cosines[i] = Float(a.cosine * b.cosine - a.sine * b.sine)
-        let sine = Float(a.sine * b.cosine + a.cosine * b.sine)
+        row.cosines[i] = Float(scale * (a.cosine * b.cosine - a.sine * b.sine))
+        let sine = Float(scale * (a.sine * b.cosine + a.cosine * b.sine))
         row.sines[i] = rotary.inverse ? -sine : sine
       }
       for head in 0..<rotary.heads {

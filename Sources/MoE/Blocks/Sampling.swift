@@ -1,42 +1,105 @@
 import CShims
 
-/// How the next token is drawn from its logits z. At temperature 0 it is the largest, the lowest index among equals;
-/// else p = softmax(z / temperature), of which the top k, and of these the fewest, most likely ones that hold a share of
-/// at least topP [Holtzman et al. 2019], are left. The token is the first with which the sum over those left, most likely
-/// first (by index, where all are left), exceeds u times the sum over all of them; u is uniform in [0, 1).
+/// How the next token is drawn from its logits z. The repetition penalty changes those of tokens that have been
+/// [Keskar et al. 2019]. At temperature 0 it is the largest, the lowest index among equals; else p = softmax(z / temperature),
+/// of which the top k, of these the fewest, most likely ones that hold a share of at least topP [Holtzman et al. 2019], and
+/// of these the ones that are at least minP times as likely as the most likely one [Nguyen et al. 2024], are left. The token
+/// is the first with which the sum over those left, most likely first (by index, where neither top k nor top p chooses),
+/// exceeds u times the sum over all of them; u is uniform in [0, 1).
 public struct Sampling {
   let temperature: Double
   let topK: Int  // 0 = all
   let topP: Double  // 1 = all, 0 = the most likely alone
-  let seed: UInt64
+  let minP: Double  // 0 = all
+  let penalty: Float  // 1 = none
+  var seed: UInt64
 
-  public init(temperature: Double, topK: Int, topP: Double, seed: UInt64) {
+  public init(temperature: Double, topK: Int, topP: Double, minP: Double, penalty: Float, seed: UInt64) {
     self.temperature = temperature
     self.topK = topK
     self.topP = topP
+    self.minP = minP
+    self.penalty = penalty
     self.seed = seed
   }
 
   public func token(
-    _ z: UnsafePointer<Float>, _ vocabulary: Int, draw: UInt64, in context: ContextPointer
+    _ z: UnsafePointer<Float>, _ vocabulary: Int, draw: UInt64, after history: TokenHistory, in context: ContextPointer
   ) throws(Fault) -> Int32 {
     let kernels = context.kernels
     let bad = Int(kernels.pointee.first_not_finite(Int64(vocabulary), z))
     if bad < vocabulary { throw Fault(.notFinite, "logits[\(bad)] = \(Double(z[bad])) is NaN or plus infinity") }
+    let penalises = penalty != 1 && !history.isEmpty
+    if temperature == 0 && !penalises { return try best(z, vocabulary, kernels).token }
+
+    var token: Int32 = 0
+    try context.withScratch({
+      (
+        $0.take(Float.self, penalises ? vocabulary : 0),
+        Candidates(&$0, temperature == 0 ? 0 : vocabulary)
+      )
+    }) { (room) throws(Fault) in
+      let (penalised, candidates) = room
+      if penalises { history.penalise(z, vocabulary, by: penalty, into: penalised) }
+      let z = penalises ? UnsafePointer(penalised) : z
+      let best = try best(z, vocabulary, kernels)
+      if temperature == 0 {
+        token = best.token
+        return
+      }
+      candidates.fill(z, largest: best.logit, temperature: temperature, kernels)
+      token = Int32(truncatingIfNeeded: drawn(from: candidates, vocabulary, best: Int(best.token), draw, kernels))
+    }
+    return token
+  }
+
+  private func best(
+    _ z: UnsafePointer<Float>, _ vocabulary: Int, _ kernels: UnsafePointer<moei_kernels>
+  ) throws(Fault) -> (token: Int32, logit: Float) {
     var (largest, token): (Float, Int32) = (0, 0)
     kernels.pointee.top_k(Int64(vocabulary), 1, z, &token, &largest)
     if largest == -.infinity { throw Fault(.notFinite, "logits: none is above minus infinity") }
-    if temperature == 0 { return token }
+    return (token, largest)
+  }
 
-    try context.withScratch({ Candidates(&$0, vocabulary) }) { (candidates) throws(Fault) in
-      candidates.fill(z, largest: largest, temperature: temperature, kernels)
-      // Two of the words that the seed has for this draw: 53 bits.
-      let u = Random(kernels: kernels, seed: seed, stream: Draws.Stream.sampling.rawValue, step: 0).uniform(draw)
-      let k = topK == 0 ? vocabulary : min(topK, vocabulary)
-      token = Int32(
-        truncatingIfNeeded: k == vocabulary && topP == 1 ? candidates.drawn(u) : candidates.drawn(u, k, topP))
+  private func drawn(
+    from candidates: Candidates, _ vocabulary: Int, best: Int, _ draw: UInt64, _ kernels: UnsafePointer<moei_kernels>
+  ) -> Int {
+    // Two of the words that the seed has for this draw: 53 bits.
+    let u = Random(kernels: kernels, seed: seed, stream: Draws.Stream.sampling.rawValue, step: 0).uniform(draw)
+    let least = minP * candidates.probability(best)
+    let k = topK == 0 ? vocabulary : min(topK, vocabulary)
+    return k == vocabulary && topP == 1 ? candidates.drawn(u, least) : candidates.drawn(u, k, topP, least)
+  }
+}
+
+/// The tokens of a sequence so far, in up to three stretches.
+public struct TokenHistory {
+  public typealias Stretch = UnsafeBufferPointer<Int32>
+  private var stretches: InlineArray<3, Stretch>
+
+  public init(
+    _ first: Stretch, _ second: Stretch = Stretch(start: nil, count: 0),
+    _ third: Stretch = Stretch(start: nil, count: 0)
+  ) {
+    stretches = [first, second, third]
+  }
+
+  var isEmpty: Bool { stretches[0].isEmpty && stretches[1].isEmpty && stretches[2].isEmpty }
+
+  /// Each token once: what is written depends on z alone.
+  fileprivate func penalise(
+    _ z: UnsafePointer<Float>, _ vocabulary: Int, by penalty: Float, into result: UnsafeMutablePointer<Float>
+  ) {
+    result.update(from: z, count: vocabulary)
+    for i in 0..<stretches.count {
+      for token in stretches[i] {
+        let logit = z[Int(token)]
+        let penalised = logit < 0 ? logit * penalty : logit / penalty
+        let most = Float.greatestFiniteMagnitude
+        result[Int(token)] = logit.isFinite ? min(max(penalised, -most), most) : logit
+      }
     }
-    return token
   }
 }
 
@@ -64,13 +127,21 @@ private struct Candidates {
     kernels.pointee.softmax(Int64(count), p, p, &unused.0, &unused.1)
   }
 
-  /// Of all, by index.
-  func drawn(_ u: Double) -> Int {
-    first(in: count, above: u * sumOfAll) { $0 }
+  func probability(_ token: Int) -> Double { Double(p[token]) }
+
+  /// Of those with a probability of at least `least`, by index.
+  func drawn(_ u: Double, _ least: Double) -> Int {
+    if least == 0 { return first(in: count, above: u * sumOfAll) { $0 } }
+    var sum = 0.0
+    for i in 0..<count {
+      if Double(p[i]) < least { p[i] = 0 }
+      sum += Double(p[i])
+    }
+    return first(in: count, above: u * sum) { $0 }
   }
 
-  /// Of the k most likely those that hold a share of topP.
-  func drawn(_ u: Double, _ k: Int, _ topP: Double) -> Int {
+  /// Of the k most likely those that hold a share of topP, with a probability of at least `least`.
+  func drawn(_ u: Double, _ k: Int, _ topP: Double, _ least: Double) -> Int {
     for root in stride(from: count / 2 - 1, through: 0, by: -1) { siftDown(root, count) }
     var total = sumOfAll
     if k < count {
@@ -79,7 +150,9 @@ private struct Candidates {
     }
     var (kept, sum) = (0, 0.0)
     while kept < k && (kept == 0 || sum < topP * total) {
-      sum += Double(p[k < count ? taken(kept) : takeNext(kept)])
+      let next = Double(p[k < count ? taken(kept) : takeNext(kept)])
+      if kept > 0 && next < least { break }
+      sum += next
       kept += 1
     }
     return first(in: kept, above: u * sum, taken)

@@ -1,10 +1,10 @@
-/// Reads the JSON [RFC 8259] of a safetensors header or an index file where it lies, without building anything. Strict: no
+/// Reads the JSON [RFC 8259] of a safetensors header, an index file or a config.json where it lies, without building anything. Strict: no
 /// comments, no trailing commas, valid UTF-8; bounded in depth. An error names the byte.
 struct JSONReader {
   private let start: UnsafePointer<UInt8>
   private let count: Int
   private let path: UnsafePointer<CChar>  // for messages
-  private var at = 0
+  private(set) var at = 0
 
   private static var deepest: Int { 16 }
 
@@ -18,7 +18,7 @@ struct JSONReader {
 
   // MARK: structure
 
-  private mutating func skipSpace() {
+  mutating func skipSpace() {
     while at < count, start[at] == 0x20 || start[at] == 0x0A || start[at] == 0x0D || start[at] == 0x09 { at += 1 }
   }
 
@@ -34,7 +34,8 @@ struct JSONReader {
   var isObject: Bool { next == UInt8(ascii: "{") }
   var isText: Bool { next == UInt8(ascii: "\"") }
 
-  private var next: UInt8 {
+  /// The byte that the next value begins with; 0 where there is none.
+  var next: UInt8 {
     var copy = self
     copy.skipSpace()
     return copy.at < count ? start[copy.at] : 0
@@ -54,12 +55,19 @@ struct JSONReader {
 
   /// Hands over each member's key; `body` reads the value.
   mutating func members(_ body: (inout JSONReader, JSONText) throws(Fault) -> Void) throws(Fault) {
+    try objectMembers { (json, key, _) throws(Fault) in try body(&json, key) }
+  }
+
+  /// The same, with the place of the key's quote.
+  mutating func objectMembers(_ body: (inout JSONReader, JSONText, Int) throws(Fault) -> Void) throws(Fault) {
     try expect(UInt8(ascii: "{"), "an object is expected")
     if take(UInt8(ascii: "}")) { return }
     repeat {
+      skipSpace()
+      let place = at
       let key = try text()
       try expect(UInt8(ascii: ":"), "a colon is expected")
-      try body(&self, key)
+      try body(&self, key, place)
     } while take(UInt8(ascii: ","))
     try expect(UInt8(ascii: "}"), "a comma or the object's end is expected")
   }
@@ -198,7 +206,7 @@ struct JSONReader {
 }
 
 /// A checked string of a JSON text, its quotes left out and its escapes as they are.
-struct JSONText {
+public struct JSONText {
   let start: UnsafePointer<UInt8>
   let count: Int
 

@@ -120,7 +120,10 @@ struct Loading {
       func target(_ part: Int) -> ParameterValues {
         ParameterValues(memory(part), matrices.part(part).type, kernels)
       }
-      if matrices.isFlat {
+      if matrices.isFlat && stored.form == StoredForm(matrices.first.type) {
+        let type = matrices.first.type
+        try checkpoint.read(stored, matrices.elements, to: memory(0) + type.bytes(own))
+      } else if matrices.isFlat {
         for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
           let count = min(Self.stretch, matrices.elements - first)
           let values = try checkpoint.values(stored.from(first), count, raw: raw)

@@ -57,6 +57,11 @@ extension Checkpoint {
     return StoredValues(form: place.form, data: raw, scales: raw + bytes)
   }
 
+  /// Elements from a place, as they are.
+  func read(_ place: StoredPlace, _ count: Int, to memory: UnsafeMutableRawPointer) throws(Fault) {
+    try get(place.file, place.offset, place.form.bytes(count), to: memory)
+  }
+
   private func get(_ file: Int32, _ offset: Int, _ bytes: Int, to memory: UnsafeMutableRawPointer) throws(Fault) {
     let error = input(file).read(offset, bytes, to: memory)
     if error != 0 { throw .io("reading a tensor", input(file).descriptor, error) }

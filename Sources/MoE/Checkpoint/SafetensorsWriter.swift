@@ -3,6 +3,8 @@ public struct OutgoingTensor {
   enum Contents {
     case memory(UnsafeRawPointer)
     case matrices(OutgoingMatrices)
+    case sequences(SequenceRows)
+    case rows(OutgoingRows)
   }
 
   let name: UnsafePointer<CChar>
@@ -41,6 +43,14 @@ protocol OutgoingTensors {
 func writeSafetensors<T: OutgoingTensors>(
   _ tensors: T, to path: UnsafePointer<CChar>, like: UnsafePointer<CChar>? = nil, in context: ContextPointer
 ) throws(Fault) {
+  var progress = Progress(nil, nil)
+  try writeSafetensors(tensors, to: path, like: like, in: context, progress: &progress)
+}
+
+func writeSafetensors<T: OutgoingTensors>(
+  _ tensors: T, to path: UnsafePointer<CChar>, like: UnsafePointer<CChar>? = nil, in context: ContextPointer,
+  progress: inout Progress
+) throws(Fault) {
   let allocator = context.pointee.allocator
   var measure = FileOutput(counting: allocator)
   let dataBytes = try writeHeader(tensors, to: &measure)
@@ -61,7 +71,11 @@ func writeSafetensors<T: OutgoingTensors>(
     switch tensor.contents {
     case .memory(let memory): try output.write(memory, count: tensor.bytes)
     case .matrices(let matrices): try matrices.write(tensor.type, to: &output)
+    case .sequences(let rows):
+      try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
+    case .rows(let rows): try rows.write(tensor.type, to: &output)
     }
+    try progress.add(tensor.bytes, in: context)
   }
   // Reading the header finds names that are there twice, or are no text.
   try output.commit { (file) throws(Fault) in

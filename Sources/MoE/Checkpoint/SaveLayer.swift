@@ -19,7 +19,7 @@ extension Layer {
   }
 }
 
-private struct LayerOutgoing: OutgoingTensors {
+struct LayerOutgoing: OutgoingTensors {
   let tensors: LayerTensors
   let type: ElementType
   let kernels: UnsafePointer<moei_kernels>
@@ -48,7 +48,7 @@ struct OutgoingMatrices {
   let kernels: UnsafePointer<moei_kernels>
 
   /// So that the memory is the stack's.
-  private static var stretch: Int { 128 }
+  fileprivate static var stretch: Int { 128 }
 
   func write(_ type: StoredType, to output: inout FileOutput) throws(Fault) {
     for expert in experts {
@@ -62,23 +62,10 @@ struct OutgoingMatrices {
           let first = (expert * matrices.rows + r) * matrices.columns
           // Without a partner, rows follow one another.
           let count = matrices.parts == 1 ? matrices.rows * matrices.columns : matrices.columns
-          try writeRun(matrices.part(part), first, count, type, to: &output)
+          try writeElements(matrices.part(part), first, count, type, kernels, to: &output)
           if matrices.parts == 1 { break }
         }
       }
-    }
-  }
-
-  private func writeRun(
-    _ parameter: Parameter, _ first: Int, _ count: Int, _ type: StoredType, to output: inout FileOutput
-  ) throws(Fault) {
-    let own = parameter.type
-    if StoredType(own) == type {
-      return try output.write(parameter.data! + own.bytes(first), count: own.bytes(count))
-    }
-    for start in stride(from: 0, to: count, by: Self.stretch) {
-      let some = min(Self.stretch, count - start)
-      try write(some, type, to: &output) { parameter.read(first + start, some, to: $0, kernels) }
     }
   }
 
@@ -89,7 +76,7 @@ struct OutgoingMatrices {
     let m = matrices
     for start in stride(from: 0, to: m.fusedRows, by: Self.stretch) {
       let some = min(Self.stretch, m.fusedRows - start)
-      try write(some, type, to: &output) {
+      try writeValues(some, type, kernels, to: &output) {
         for row in start..<start + some {
           let (part, r) = m.interleaved ? (row % m.parts, row / m.parts) : (row / m.rows, row % m.rows)
           m.part(part).read((expert * m.rows + r) * m.columns + column, 1, to: $0 + row - start, kernels)
@@ -97,24 +84,43 @@ struct OutgoingMatrices {
       }
     }
   }
+}
 
-  /// `count` values, at most a stretch.
-  private func write(
-    _ count: Int, _ type: StoredType, to output: inout FileOutput, _ fill: (UnsafeMutablePointer<Float>) -> Void
-  ) throws(Fault) {
-    let type = ElementType(type)
-    var fault: Fault?
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.stretch) { values in
-      withUnsafeTemporaryAllocation(byteCount: type.bytes(Self.stretch), alignment: 4) { elements in
-        fill(values.baseAddress!)
-        type.fromFloats(values.baseAddress!, count, elements.baseAddress!, 0, kernels)
-        do throws(Fault) {
-          try output.write(elements.baseAddress!, count: type.bytes(count))
-        } catch {
-          fault = error
-        }
+/// Elements first ..< first + count of a parameter, `less` taken from each.
+func writeElements(
+  _ parameter: Parameter, _ first: Int, _ count: Int, less: Float = 0, _ type: StoredType,
+  _ kernels: UnsafePointer<moei_kernels>, to output: inout FileOutput
+) throws(Fault) {
+  let own = parameter.type
+  if StoredType(own) == type && less == 0 {
+    return try output.write(parameter.data! + own.bytes(first), count: own.bytes(count))
+  }
+  for start in stride(from: 0, to: count, by: OutgoingMatrices.stretch) {
+    let some = min(OutgoingMatrices.stretch, count - start)
+    try writeValues(some, type, kernels, to: &output) {
+      parameter.read(first + start, some, to: $0, kernels)
+      if less != 0 { for i in 0..<some { $0[i] -= less } }
+    }
+  }
+}
+
+/// `count` values, at most a stretch.
+private func writeValues(
+  _ count: Int, _ type: StoredType, _ kernels: UnsafePointer<moei_kernels>, to output: inout FileOutput,
+  _ fill: (UnsafeMutablePointer<Float>) -> Void
+) throws(Fault) {
+  let type = ElementType(type)
+  var fault: Fault?
+  withUnsafeTemporaryAllocation(of: Float.self, capacity: OutgoingMatrices.stretch) { values in
+    withUnsafeTemporaryAllocation(byteCount: type.bytes(OutgoingMatrices.stretch), alignment: 4) { elements in
+      fill(values.baseAddress!)
+      type.fromFloats(values.baseAddress!, count, elements.baseAddress!, 0, kernels)
+      do throws(Fault) {
+        try output.write(elements.baseAddress!, count: type.bytes(count))
+      } catch {
+        fault = error
       }
     }
-    if let fault { throw fault }
   }
+  if let fault { throw fault }
 }

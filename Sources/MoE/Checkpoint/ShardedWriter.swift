@@ -9,6 +9,13 @@ import CShims
 func writeShards<T: OutgoingTensors>(
   _ tensors: T, to path: UnsafePointer<CChar>, mostBytes: Int, in context: ContextPointer
 ) throws(Fault) {
+  var progress = Progress(nil, nil)
+  try writeShards(tensors, to: path, mostBytes: mostBytes, in: context, progress: &progress)
+}
+
+func writeShards<T: OutgoingTensors>(
+  _ tensors: T, to path: UnsafePointer<CChar>, mostBytes: Int, in context: ContextPointer, progress: inout Progress
+) throws(Fault) {
   var split = ShardSplit(mostBytes: mostBytes)
   var (count, total) = (0, 0)
   try tensors.visit { (tensor) throws(Fault) in
@@ -28,7 +35,7 @@ func writeShards<T: OutgoingTensors>(
       written += 1
       try writeSafetensors(
         OneShard(tensors: tensors, mostBytes: mostBytes, shard: shard), to: names.path(of: shard), like: path,
-        in: context)
+        in: context, progress: &progress)
     }
     try writeIndex(
       tensors, ShardSplit(mostBytes: mostBytes), total: total, names, to: path, in: context, isInPlace: &isInPlace)
@@ -37,6 +44,16 @@ func writeShards<T: OutgoingTensors>(
     throw error
   }
   if let before { names.removeShards(of: before) }
+}
+
+/// Removes an index and its shards, where there are some, since a file of all tensors has taken their place.
+func removeShards(of path: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) {
+  guard let before = try IndexFile.ofSet(path, allocator) else { return }
+  defer { before.free(allocator) }
+  let names = try ShardNames(index: path, count: 1, mostBytes: 0, allocator)
+  defer { names.free() }
+  moei_file_remove(path)
+  names.removeShards(of: before)
 }
 
 /// Which shard a tensor is in: they follow one another, and the next begins where one would be too large.

@@ -44,6 +44,13 @@ public struct ExpertGroup {
     self.isShared = isShared
   }
 
+  /// The same group of another width.
+  func wide(_ intermediate: Int) -> ExpertGroup {
+    ExpertGroup(
+      kind: kind, hidden: hidden, intermediate: intermediate, experts: experts, activation: activation,
+      hasBias: hasBias, dropout: dropout, weights: weights, weightOnInput: weightOnInput, isShared: isShared)
+  }
+
   var gated: Bool { kind == .gated }
   /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
   var linear: Bool { kind == .linear }

@@ -3,13 +3,14 @@ import CShims
 /// Where the experts' tensors are: in a layer's memory, or wherever the caller of one call has them. Everything about
 /// experts asks here.
 enum ExpertSource {
-  case layer(Parameters)
+  /// `frozen`: of which no gradient of matrices and their biases is wanted.
+  case layer(Parameters, frozen: Bool)
   case call(UnsafePointer<CallTensors>)
 
   /// The tensors of one group's experts, which the other questions are about.
   func of(_ group: ExpertGroup) -> ExpertSource {
     switch self {
-    case .layer(let parameters): .layer(parameters.of(group))
+    case .layer(let parameters, let frozen): .layer(parameters.of(group), frozen: frozen)
     case .call: self
     }
   }
@@ -17,14 +18,14 @@ enum ExpertSource {
   /// Number e's, counted within the group.
   func tensors(_ c: ExpertGroup, expert e: Int) -> ExpertTensors {
     switch self {
-    case .layer(let parameters): ExpertTensors(c, expert: e, parameters)
+    case .layer(let parameters, _): ExpertTensors(c, expert: e, parameters)
     case .call(let tensors): tensors.pointee.tensors(c, expert: e)
     }
   }
 
   func downBias(_ c: ExpertGroup, expert e: Int) -> UnsafePointer<Float>? {
     switch self {
-    case .layer(let parameters): parameters.data(.downBias).map { UnsafePointer($0 + e * c.hidden) }
+    case .layer(let parameters, _): parameters.data(.downBias).map { UnsafePointer($0 + e * c.hidden) }
     case .call(let tensors): tensors.pointee.vector(.downBias, e)
     }
   }
@@ -32,7 +33,7 @@ enum ExpertSource {
   /// A constant expert's vector [H].
   func constant(_ c: ExpertGroup, expert e: Int) -> UnsafePointer<Float> {
     switch self {
-    case .layer(let parameters): UnsafePointer(parameters.data(.constant)! + e * c.hidden)
+    case .layer(let parameters, _): UnsafePointer(parameters.data(.constant)! + e * c.hidden)
     case .call(let tensors): tensors.pointee.vector(.constant, e)!
     }
   }
@@ -40,7 +41,7 @@ enum ExpertSource {
   /// Where an expert's matrices lie among those that were packed.
   func place(ofExpert e: Int) -> Int {
     switch self {
-    case .layer(let parameters): parameters.place(ofExpert: e)
+    case .layer(let parameters, _): parameters.place(ofExpert: e)
     case .call: e
     }
   }
@@ -48,7 +49,7 @@ enum ExpertSource {
   /// Whether what was packed can be compared with the matrices it was packed from. What came from a file is as it was.
   var hasMatricesToCompare: Bool {
     switch self {
-    case .layer(let parameters): !parameters.areOffloaded
+    case .layer(let parameters, _): !parameters.areOffloaded
     case .call(let tensors): tensors.pointee.hasMatrices
     }
   }
@@ -67,7 +68,9 @@ enum ExpertSource {
     case .layer:
       .badState("the weights of expert \(e) have changed since moe_layer_prepare; prepare the layer again")
     case .call:
-      .badState("the weights of expert \(e) have changed since moe_experts_prepare; prepare them again")
+      .badState(
+        "the weights of expert \(e) are not those that were packed: they have changed since moe_experts_prepare, or belong to other experts; prepare these"
+      )
     }
   }
 
@@ -76,14 +79,14 @@ enum ExpertSource {
   /// Of matrices and their biases, those that are wanted.
   func gradients(_ c: ExpertGroup, expert e: Int) -> ExpertGradients {
     switch self {
-    case .layer(let parameters): ExpertGradients(in: parameters, c, expert: e)
+    case .layer(let parameters, _): ExpertGradients(in: parameters, c, expert: e)
     case .call(let tensors): tensors.pointee.gradients(expert: e)
     }
   }
 
   func constantGradient(_ c: ExpertGroup, expert e: Int) -> UnsafeMutablePointer<Float>? {
     switch self {
-    case .layer(let parameters): parameters.grad(.constant)! + e * c.hidden
+    case .layer(let parameters, _): parameters.grad(.constant)! + e * c.hidden
     case .call(let tensors): tensors.pointee.vectorGradient(.constant, e)
     }
   }
@@ -91,7 +94,7 @@ enum ExpertSource {
   /// Whether any gradient of matrices and their biases is wanted.
   var wantsGradients: Bool {
     switch self {
-    case .layer: true
+    case .layer(_, let frozen): !frozen
     case .call(let tensors): tensors.pointee.wantsGradients
     }
   }

@@ -113,6 +113,9 @@ struct PreparedGroups {
   /// What they are in, for messages.
   var constant: StaticString { form.constant }
 
+  /// Whether both are packed in the same form, or neither is.
+  func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && form == other.form }
+
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
     guard var arena else { return nil }

@@ -1,8 +1,8 @@
 import CShims
 
 /// One way to keep packed weights: a row of the table that Layer.Preparation is.
-public struct PanelForm {
-  enum Contents {
+public struct PanelForm: Equatable {
+  enum Contents: Equatable {
     /// Panels of elements, as the tiles of that type read them.
     case elements(ElementType)
     /// Panels of blocks; `integers`: tokens become integers too.
@@ -12,6 +12,8 @@ public struct PanelForm {
   /// As in moe_prepared.
   public let constant: StaticString
   let contents: Contents
+
+  public static func == (a: PanelForm, b: PanelForm) -> Bool { a.contents == b.contents }
 
   static var f32: PanelForm { PanelForm(constant: "MOE_PREPARED_F32", contents: .elements(.f32)) }
   static var bf16: PanelForm { PanelForm(constant: "MOE_PREPARED_BF16", contents: .elements(.bf16)) }
@@ -44,7 +46,7 @@ public struct PanelForm {
 }
 
 /// Weights of few bits in blocks of 32 outputs and 32 contraction indices (see moei_code).
-struct PanelCode {
+struct PanelCode: Equatable {
   /// Which kernels. A raw type as in ExpertForm.
   enum Kind: Int32 { case int8, int4 }
 

@@ -84,6 +84,8 @@ public struct Configuration {
     /// Whether there is memory for the routed experts' matrices and their gradients. If not, the caller binds some, or they
     /// are offloaded.
     public var keepsExpertWeights = true
+    /// Whether parameters have initial values, which who overwrites all of them has no use for.
+    public var startsRandom = true
     public var balanceCoefficient: Float = 0
     public var zCoefficient: Float = 0
     public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`

@@ -88,7 +88,8 @@ public struct Layer {
       &arena, work, call, context: context, statistics: statistics, slopes: taped?.slopes)
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, source: .layer(parameters), prepared: prepared, dispatch: dispatch, draws: draws)
+      c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
+      draws: draws)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),
@@ -135,6 +136,7 @@ public struct Layer {
     public var dMeanProbability: UnsafePointer<Float>?  // [E]
     public var dSequenceProbability: UnsafePointer<Float>?  // [sequences,E]
     public var dExpertWeights: UnsafeMutablePointer<Float>?  // [T,choices]
+    public var frozenExperts = false  // no gradients of their matrices and biases
     public var step: FusedCall?
     public var scratch: CallerMemory?
 
@@ -175,7 +177,8 @@ public struct Layer {
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, source: .layer(parameters), prepared: PreparedGroups(c), dispatch: dispatch,
+      c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: PreparedGroups(c),
+      dispatch: dispatch,
       draws: taped.draws)
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps, dWeights: dWeights,

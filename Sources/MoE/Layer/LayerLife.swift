@@ -19,7 +19,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
       allocator.deallocate(layer)
       throw error
     }
-    parameters.initialise(c, context.kernels)
+    if wanted.startsRandom { parameters.initialise(c, context.kernels) } else { parameters.zeroGrad() }
     layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
     context.retain()
     return layer

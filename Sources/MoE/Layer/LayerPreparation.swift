@@ -50,7 +50,7 @@ extension Layer {
       var arena = Arena(memory!)
       packed = layout(&arena)
       do throws(Fault) {
-        try packed.pack(.layer(parameters), in: context)
+        try packed.pack(.layer(parameters, frozen: false), in: context)
       } catch {
         allocator.deallocate(memory)
         throw error

@@ -36,6 +36,13 @@ struct Arena {
     overflow = overflow || copy.overflow
   }
 
+  /// Takes what a stage takes that begins at `start`, in the memory of others that do: so a stage may be made when it is run.
+  mutating func cover(from start: Arena, _ stage: (inout Arena) -> Void) {
+    var own = start
+    stage(&own)
+    cover(own)
+  }
+
   /// Takes as much as `other` did.
   mutating func cover(after other: Arena) {
     let (end, tooMany) = bytes.addingReportingOverflow(other.bytes)

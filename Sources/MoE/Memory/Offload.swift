@@ -374,7 +374,7 @@ extension Layer {
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
     do throws(Fault) {
-      try slots.prepared.pack(.layer(parameters), in: context)
+      try slots.prepared.pack(.layer(parameters, frozen: false), in: context)
     } catch {
       context.pointee.allocator.deallocate(memory)
       throw error

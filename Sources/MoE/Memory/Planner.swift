@@ -26,6 +26,14 @@ public struct MemoryPlan {
     (forwardScratch, backwardScratch, self.tape, self.total) = (forward, backward, tape, total)
     self.keepsActivations = keepsActivations
   }
+
+  /// Of calls of two layers that are alike but for their sizes: what is enough for either.
+  func covering(_ other: MemoryPlan) throws(Fault) -> MemoryPlan {
+    try MemoryPlan(
+      tokens: tokens, chunkTokens: chunkTokens, forward: max(forwardScratch, other.forwardScratch),
+      backward: max(backwardScratch, other.backwardScratch), tape: max(tape, other.tape),
+      keepsActivations: keepsActivations)
+  }
 }
 
 extension Layer {

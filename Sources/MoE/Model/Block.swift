@@ -4,13 +4,13 @@ import CShims
 //     before  h = x + attention(norm1(x))    y = h + ffn(norm2(h))      [Pre-LN 2020]
 //     after   h = norm1(x + attention(x))    y = norm2(h + ffn(h))      [Attention 2017]
 //     none    y = attention(x)
-// with dropout on what attention and ffn add.
+// with dropout on what attention and ffn add, and times the model's residual scale.
 
 /// What forward leaves for backward in a tape; what is nil is computed again. Normed rows and the norms' statistics always are:
 /// that is one cheap pass.
 struct BlockTape {
   let x: UnsafePointer<Float>  // [T,H]
-  let attention: KeptAttention?
+  let attention: KeptLayerAttention?
   let sum: UnsafeMutablePointer<Float>?  // [T,H] x + attention
   let after: UnsafeMutablePointer<Float>?  // [T,H] h + ffn(h), of norms after
   let feedForward: UnsafeMutablePointer<UInt8>  // the ffn's tape
@@ -21,7 +21,7 @@ struct BlockTape {
     x: UnsafePointer<Float>
   ) {
     self.x = x
-    attention = keep == .input ? nil : KeptAttention(&arena, c, input, forBackward: true)
+    attention = keep == .input ? nil : KeptLayerAttention(&arena, c, input, forBackward: true)
     sum = keep == .input || !c.hasFeedForward ? nil : arena.take(Float.self, input.tokens, c.hidden)
     after = c.normPlace == .after ? arena.take(Float.self, input.tokens, c.hidden) : nil
     self.feedForwardBytes = feedForwardBytes
@@ -31,19 +31,19 @@ struct BlockTape {
 
 /// The first half: up to x + attention, with norms after before norm1.
 private struct AttentionHalf {
-  let attention: SelfAttentionForward
+  let attention: LayerAttentionForward
   private let context: ContextPointer
   private let norm: NormForward?
   private let sum: ResidualSum?
 
-  /// `normed` [T,H] is what attention reads where norms come before.
+  /// `normed` [T,H] is what attention reads where norms come before. `arrays`: see LayerAttentionForward.
   init(
-    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptAttention, cache: CachedLayer? = nil,
+    _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptLayerAttention?, cache: CachedLayer? = nil,
     x: UnsafePointer<Float>, normed: UnsafeMutablePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
     context = work.context
     norm = work.c.normPlace == .before ? work.norm(.first, x, to: normed) : nil
-    attention = SelfAttentionForward(
+    attention = LayerAttentionForward(
       &arena, work, arrays, cache: cache, x: norm == nil ? x : UnsafePointer(normed), y: y)
     sum = work.c.hasResidual ? work.sum(work.dropout(.attentionOutputDropout), x: x, y: y) : nil
   }
@@ -79,7 +79,9 @@ struct BlockForward {
     after = tape?.after ?? y
     // Attention is done before the ffn begins: both use the same memory.
     var (first, second) = (arena, arena)
-    let arrays = tape?.attention ?? KeptAttention(&first, c, input, forBackward: false)
+    let arrays =
+      c.absorbs(input, taped: tape != nil)
+      ? nil : tape?.attention ?? KeptLayerAttention(&first, c, input, forBackward: false)
     half = AttentionHalf(&first, work, arrays, cache: cache, x: x, normed: normed, y: sum)
     scratch = second.take(UInt8.self, feedForward?.memory.forwardScratch ?? 0)
     arena.cover(first)
@@ -106,12 +108,12 @@ struct BlockBackward {
   private let tape: BlockTape
   private let feedForward: FeedForward?
   private let again: AttentionHalf?  // where attention was not kept
-  private let attention: SelfAttentionBackward
+  private let attention: LayerAttentionBackward
   private let scratch: UnsafeMutablePointer<UInt8>  // of the ffn
   private let sum: UnsafeMutablePointer<Float>  // [T,H]
   private let normed: UnsafeMutablePointer<Float>  // [T,H]
   private let statistics: UnsafeMutablePointer<Float>  // [T,2]
-  private let dropped: UnsafeMutablePointer<Float>  // [T,H] d after dropout; d itself where nothing is dropped
+  private let dropped: UnsafeMutablePointer<Float>  // [T,H] d after dropout and scale; d itself where there is neither
   private let part: UnsafeMutablePointer<Float>  // [T,H] what a half adds to d
   private let d: UnsafeMutablePointer<Float>
 
@@ -129,16 +131,16 @@ struct BlockBackward {
     normed = arena.take(Float.self, rows, c.hidden)
     statistics = arena.take(Float.self, rows, 2)
     part = c.hasFeedForward ? arena.take(Float.self, tokens, c.hidden) : d
-    let drops = input.training && c.dropout > 0
-    dropped = drops ? arena.take(Float.self, tokens, c.hidden) : d
-    let arrays = tape.attention ?? KeptAttention(&arena, c, input, forBackward: true)
+    let changes = input.training && c.dropout > 0 || c.residualScale != 1
+    dropped = changes ? arena.take(Float.self, tokens, c.hidden) : d
+    let arrays = tape.attention ?? KeptLayerAttention(&arena, c, input, forBackward: true)
     sum = tape.sum ?? arena.take(Float.self, tape.attention == nil ? tokens : 0, c.hidden)
     var (first, second, third) = (arena, arena, arena)
     again =
       tape.attention == nil
       ? AttentionHalf(&first, work, arrays, x: tape.x, normed: normed, y: sum) : nil
     scratch = second.take(UInt8.self, feedForward?.memory.backwardScratch ?? 0)
-    attention = SelfAttentionBackward(
+    attention = LayerAttentionBackward(
       &third, work, arrays, x: c.normPlace == .before ? UnsafePointer(normed) : tape.x, dy: dropped,
       dx: part)
     arena.cover(first)
@@ -201,6 +203,6 @@ struct BlockBackward {
 
   /// d += part
   @inline(never) private func add() throws(Fault) {
-    try work.sum(nil, x: part, y: d).run(in: work.context)
+    try work.add(part, to: d).run(in: work.context)
   }
 }

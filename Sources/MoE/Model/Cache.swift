@@ -2,21 +2,23 @@
 public struct Cache {
   let context: ContextPointer
   let modelNumber: Int64
+  let layers: Int  // N
   public let sequences: Int  // B
   public let capacity: Int  // tokens of each sequence
   /// Tokens that have been read of each sequence, padding among them.
   public fileprivate(set) var length = 0
-  private let keys: Int  // of a token, in one layer
-  private let memory: UnsafeMutablePointer<Float>  // [N, 2, B, capacity, keys], of real tokens without gaps
-  private let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
-  fileprivate let known: UnsafeMutablePointer<Int>  // [B] real ones
+  private let widths: CacheWidths
+  private let memory: UnsafeMutablePointer<Float>  // [N][B, capacity, keys, then values], of real tokens without gaps
+  let valid: UnsafeMutablePointer<UInt8>  // [B, capacity] which of the tokens that were read are real
+  let known: UnsafeMutablePointer<Int>  // [B] real ones
 
   fileprivate init(_ model: Model, _ parts: CacheParts, sequences: Int, capacity: Int) {
     context = model.context
     modelNumber = model.number
+    layers = model.configuration.layers
     self.sequences = sequences
     self.capacity = capacity
-    keys = model.configuration.keys
+    widths = CacheWidths(model.configuration)
     memory = parts.memory
     valid = parts.valid
     known = parts.known
@@ -44,35 +46,59 @@ public struct Cache {
   }
 
   func layer(_ n: Int) -> CachedLayer {
-    let size = sequences * capacity * keys
+    let tokens = sequences * capacity
+    let keys = memory + n * tokens * widths.both
     return CachedLayer(
-      keys: memory + 2 * n * size, values: memory + (2 * n + 1) * size, width: keys, capacity: capacity, length: length,
+      keys: keys, values: keys + tokens * widths.keys, widths: widths, capacity: capacity, length: length,
       known: UnsafePointer(known))
   }
 }
 
+/// Floats that one token has in one layer of a cache.
+struct CacheWidths {
+  let keys: Int
+  let values: Int
+  var both: Int { keys + values }
+
+  /// A latent is key and value in one.
+  init(_ c: ModelConfiguration) { (keys, values) = c.latent.map { ($0.row, 0) } ?? (c.keys, c.values) }
+}
+
 /// What a cache holds of one layer.
 struct CachedLayer {
-  let keys: UnsafeMutablePointer<Float>  // [B, capacity, width], turned by their positions
-  let values: UnsafeMutablePointer<Float>  // [B, capacity, width]
-  let width: Int
+  fileprivate let keys: UnsafeMutablePointer<Float>  // [B, capacity, keys], turned by their positions
+  fileprivate let values: UnsafeMutablePointer<Float>  // [B, capacity, values]
+  let widths: CacheWidths
   let capacity: Int
   let length: Int
   let known: UnsafePointer<Int>  // [B] real tokens, whose keys are there
 
-  func place(_ sequence: Int, _ token: Int) -> Int { (sequence * capacity + token) * width }
+  /// Of one sequence.
+  func keys(_ sequence: Int) -> UnsafeMutablePointer<Float> { keys + sequence * capacity * widths.keys }
+  func values(_ sequence: Int) -> UnsafeMutablePointer<Float> { values + sequence * capacity * widths.values }
 
   /// Puts the real tokens of a call behind those that are there.
-  func append(_ heads: PlacedHeads, _ input: ModelInput, stride: Int) {
+  func append(
+    _ input: ModelInput, keys newKeys: UnsafePointer<Float>, values newValues: UnsafePointer<Float>, stride: Int
+  ) {
     for sequence in 0..<input.sequences {
       var next = known[sequence]
       for t in sequence * input.length..<(sequence + 1) * input.length where input.isValid(t) {
-        let to = place(sequence, next)
-        (keys + to).update(from: heads.key + t * stride, count: width)
-        (values + to).update(from: heads.value + t * stride, count: width)
+        (keys(sequence) + next * widths.keys).update(from: newKeys + t * stride, count: widths.keys)
+        (values(sequence) + next * widths.values).update(from: newValues + t * stride, count: widths.values)
         next += 1
       }
     }
+  }
+}
+
+extension CachedLayer {
+  /// What is saved of a layer: arrays [B, capacity, width] of real tokens without gaps, by name.
+  func forEachArray(
+    _ body: (StaticString, UnsafeMutablePointer<Float>, _ width: Int) throws(Fault) -> Void
+  ) throws(Fault) {
+    try body("keys", keys, widths.keys)
+    try body("values", values, widths.values)
   }
 }
 
@@ -88,7 +114,7 @@ private struct CacheParts {
   init(_ arena: inout Arena, _ c: ModelConfiguration, sequences: Int, capacity: Int) {
     cache = arena.take(Cache.self, 1)
     // Tokens are at most 2^31 - 1, and a token's keys too.
-    memory = arena.take(Float.self, sequences * capacity * c.keys, 2 * c.layers)
+    memory = arena.take(Float.self, sequences * capacity * CacheWidths(c).both, c.layers)
     valid = arena.take(UInt8.self, sequences, capacity)
     known = arena.take(Int.self, sequences)
   }
@@ -120,18 +146,34 @@ extension UnsafeMutablePointer where Pointee == Cache {
 
 // MARK: reading
 
+extension ModelInput {
+  /// This call's tokens behind those of a cache.
+  fileprivate func behind(_ cache: Cache) -> ModelInput {
+    var own = self
+    own.known = UnsafePointer(cache.known)
+    own.capacity = cache.capacity
+    return own
+  }
+}
+
 extension Model {
   public func owns(_ cache: UnsafePointer<Cache>) -> Bool {
     cache.pointee.modelNumber == number && cache.pointee.context == context
   }
 
-  /// Reads more tokens of each sequence; logits [B,V] of the last real ones. On an error the cache is as it was.
+  /// The memory of reading these tokens behind those in the cache, or why there is too little.
+  @discardableResult
+  func planToRead(_ cache: CachePointer, _ input: ModelInput) throws(Fault) -> ModelPlan {
+    try plan(input.behind(cache.pointee), taped: false, cache: cache.pointee.layer(0))
+  }
+
+  /// Reads more tokens of each sequence; logits [B,V] of the last real ones, if they are wanted. On an error the cache is as
+  /// it was.
   public func read(
-    _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>
+    _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
-    var input = input
-    input.known = UnsafePointer(cache.pointee.known)
-    let plan = try plan(input, taped: false, cache: cache.pointee.layer(0))
+    let plan = try planToRead(cache, input)
+    let input = input.behind(cache.pointee)
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
       var arena = Arena(memory)
       let frame = ForwardFrame(&arena, self, input, tape: nil)
@@ -141,7 +183,9 @@ extension Model {
       for n in 0..<configuration.layers {
         try forward(n, input, plan, frame, nil, arena, Layer.Details(), cache: cache.pointee.layer(n))
       }
-      try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
+      if let logits {
+        try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
+      }
     }
     cache.pointee.add(input)
   }
@@ -170,20 +214,27 @@ struct ReadEnd {
     end = ForwardEnd(&arena, model, self.input, x: UnsafePointer(last), outputs)
   }
 
+  /// Sequences that were all padding cost nothing: the others are computed close together, and spread afterwards.
   func run(_ model: Model) throws(Fault) {
-    let h = model.configuration.hidden
+    let (h, v) = (model.configuration.hidden, model.configuration.vocabulary)
+    var rows = 0
     for sequence in 0..<input.sequences {
-      if let t = lastToken(sequence) {
-        (last + sequence * h).update(from: x + t * h, count: h)
-      } else {
-        (last + sequence * h).update(repeating: 0, count: h)
-      }
+      guard let t = lastToken(sequence) else { continue }
+      (last + rows * h).update(from: x + t * h, count: h)
+      rows += 1
     }
     var report = ModelReport()
-    try end.run(model, input, &report)
-    let v = model.configuration.vocabulary
-    for sequence in 0..<input.sequences where lastToken(sequence) == nil {
-      (logits! + sequence * v).update(repeating: 0, count: v)
+    if rows > 0 { try end.run(model, ModelInput(sequences: rows, length: 1), &report) }
+    var sequence = input.sequences
+    while sequence > 0 {
+      sequence -= 1
+      let own = logits! + sequence * v
+      if lastToken(sequence) == nil {
+        own.update(repeating: 0, count: v)
+      } else {
+        rows -= 1
+        if rows < sequence { own.update(from: logits! + rows * v, count: v) }
+      }
     }
   }
 

@@ -83,9 +83,9 @@ extension Plan {
 extension Model {
   /// What the layers have to note of a training call, after all of it has gone well.
   func noteTraining(_ input: ModelInput, _ shared: SharedArrays) {
-    for place in 0..<countMoE {
-      guard let measured = shared.notes(place), let every = configuration.moeEvery else { return }
-      feedForwards[(place + 1) * every - 1]!.pointee.note(Call(input), measured: measured)
+    for n in 0..<configuration.layers where configuration.isMoE(n) {
+      guard let measured = shared.notes(placeAmongMoE(n)) else { return }
+      feedForwards[n]!.pointee.note(Call(input), measured: measured)
     }
   }
 }

@@ -6,24 +6,33 @@ public struct Model {
   public let configuration: ModelConfiguration
   public let context: ContextPointer
   let number: Int64
+  let place: UnsafePointer<Model>  // where it stands
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
-  let rotaryTable: RotaryTable?  // of all layers
+  /// The folder that the parameters came from; nil where they came from none.
+  public internal(set) var origin: ModelOrigin?
+  private let firstMoE: Int?
+  let rotaries: UnsafePointer<ModelRotary>  // by number
+  /// Memory that whoever made the model asked for, and fills.
+  public let room: UnsafeMutableRawPointer
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   init(
-    _ c: ModelConfiguration, context: ContextPointer, parameters: ModelParameters,
+    _ c: ModelConfiguration, at place: UnsafePointer<Model>, context: ContextPointer, parameters: ModelParameters,
     feedForwards: UnsafeMutablePointer<LayerPointer?>, list: ParameterList,
-    rotaryTable: RotaryTable?, turn: Lock
+    rotaries: UnsafePointer<ModelRotary>, room: UnsafeMutableRawPointer, turn: Lock
   ) {
     configuration = c
     self.context = context
     number = context.numberForLayer()
+    self.place = place
     self.parameters = parameters
     self.feedForwards = feedForwards
     self.list = list
-    self.rotaryTable = rotaryTable
+    firstMoE = c.first(isMoE: true)
+    self.rotaries = rotaries
+    self.room = room
     self.turn = turn
   }
 
@@ -88,7 +97,8 @@ public struct Model {
     defer { input.clearOddPadding(x, width: configuration.hidden, context.kernels) }
     guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
     try EmbeddingForward(
-      embedding, context: context, table: table.constants, positions: parameters[.positions]?.constants, y: x
+      embedding, context: context, table: UnsafeRawPointer(table.data!), type: table.type,
+      positions: parameters[.positions]?.constants, y: x
     ).run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
@@ -99,7 +109,7 @@ public struct Model {
     input.ids.map {
       Embedding(
         tokens: $0, count: input.tokens, hidden: configuration.hidden, sequenceLength: input.length,
-        positions: input.positions)
+        positions: input.positions, scale: configuration.embeddingScale)
     }
   }
 
@@ -168,13 +178,11 @@ public struct Model {
 
 extension Model {
   var hasDenseLayers: Bool { countMoE < configuration.layers }
-  var countMoE: Int { configuration.moeEvery.map { configuration.layers / $0 } ?? 0 }
+  var countMoE: Int { configuration.moeLayers }
   /// Number of MoE layer n among these.
-  func placeAmongMoE(_ n: Int) -> Int { n / configuration.moeEvery! }
+  func placeAmongMoE(_ n: Int) -> Int { configuration.layer(n).moeBefore }
   /// Of the MoE layers, which are alike.
-  public var moeConfiguration: Configuration? {
-    configuration.moeEvery.map { feedForwards[$0 - 1]!.pointee.configuration }
-  }
+  public var moeConfiguration: Configuration? { firstMoE.map { feedForwards[$0]!.pointee.configuration } }
   var pooledExperts: Int { moeConfiguration?.experts ?? 0 }
   var hashesTokens: Bool { moeConfiguration?.router.readsTokenIds ?? false }
 }

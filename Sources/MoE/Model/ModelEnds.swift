@@ -41,8 +41,11 @@ struct ForwardEnd {
     if let loss { (report.loss, report.targets) = try loss.run(in: context) }
     if let target = outputs.logits {
       try logits!.run(
-        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!, bias: nil,
-        y: StridedTargets(target, stride: c.vocabulary), in: context)
+        tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.data!,
+        bias: model.logitForm.bias, y: StridedTargets(target, stride: c.vocabulary), in: context)
+      try LogitJob(
+        form: model.logitForm, kernels: context.kernels, count: input.tokens * c.vocabulary, logits: target
+      ).run(in: context)
     }
   }
 }
@@ -55,9 +58,10 @@ extension CrossEntropy {
   ) {
     guard let targets = input.targets, let weight = model.outputWeight else { return nil }
     let c = model.configuration
-    let problem = Problem(
+    var problem = Problem(
       x: x, tokens: input.tokens, hidden: c.hidden, weight: weight.data!, weights: weight.type,
       vocabulary: c.vocabulary, targets: targets, ignored: input.ignoreIndex, smoothing: input.smoothing, dLoss: dLoss)
+    problem.form = model.logitForm
     self.init(&arena, problem, wanted, context: model.context)
   }
 }
@@ -84,7 +88,9 @@ struct BackwardEnd {
     statistics = arena.take(Float.self, c.finalNorm ? input.tokens : 0, 2)
     loss = CrossEntropy(
       &arena, model, input, x: normed.map { UnsafePointer($0) } ?? x, dLoss: dObjective,
-      CrossEntropy.Targets(tokenLosses: nil, dx: d, dWeight: model.outputWeight?.grad))
+      CrossEntropy.Targets(
+        tokenLosses: nil, dx: d, dWeight: model.outputWeight?.grad,
+        dBias: model.parameters[.logitBias]?.grad))
   }
 
   func run(_ model: Model, _ input: ModelInput, dHidden: UnsafePointer<Float>?) throws(Fault) {
@@ -111,4 +117,11 @@ struct BackwardEnd {
 extension Model {
   /// [V,H]; nil without a vocabulary.
   var outputWeight: Parameter? { parameters[configuration.tiedOutput ? .embedding : .output] }
+
+  fileprivate var logitForm: LogitForm {
+    var form = LogitForm()
+    form.bias = parameters[.logitBias]?.constants
+    (form.scale, form.cap) = (configuration.logitScale, configuration.logitCap)
+    return form
+  }
 }

@@ -16,6 +16,8 @@ public struct ModelInput {
   public var positions: UnsafePointer<Int64>?  // [B,S]
   /// Real tokens that a cache has of each sequence.
   var known: UnsafePointer<Int>?  // [B]
+  /// Tokens of each sequence that it has room for.
+  var capacity: Int?
   public var lossMask: UnsafePointer<UInt8>?  // [B,S] tokens that count in auxiliary losses
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?

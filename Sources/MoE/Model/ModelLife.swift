@@ -8,51 +8,91 @@ private struct ModelParts {
   let parameters: ModelParameters
   let feedForwards: UnsafeMutablePointer<LayerPointer?>
   let turn: Lock
-  let rotaryTable: RotaryTable?
+  let table: UnsafeMutablePointer<ModelLayer>
+  let rotaries: UnsafeMutablePointer<UnsafeMutablePointer<ModelRotary>?>  // in a block of their own
+  let room: UnsafeMutableRawPointer
 
-  init(_ arena: inout Arena, _ c: ModelConfiguration) {
+  init(_ arena: inout Arena, _ c: ModelConfiguration, room bytes: Int) {
     model = arena.take(Model.self, 1)
     parameters = ModelParameters(&arena, c)
     feedForwards = arena.take(LayerPointer?.self, c.layers)
     turn = Lock(&arena)
-    rotaryTable = c.theta == nil ? nil : RotaryTable(&arena, headSize: c.headSize, steps: true)
+    table = arena.take(ModelLayer.self, c.layers)
+    rotaries = arena.take(UnsafeMutablePointer<ModelRotary>?.self, 1)
+    room = UnsafeMutableRawPointer(arena.take(UInt8.self, bytes))
   }
 
   func free(_ allocator: Allocator, layers: Int) {
     for n in 0..<layers { feedForwards[n]?.free() }
     parameters.free(allocator: allocator)
+    allocator.deallocate(rotaries.pointee)
     allocator.deallocate(model)
+  }
+
+  /// The configuration with its table of layers.
+  func fillTable(_ given: ModelConfiguration, _ layer: (Int) -> ModelLayer) -> ModelConfiguration {
+    var c = given
+    c.rotaries = nil  // the caller's; what they say is in tables of the model's
+    c.table = UnsafePointer(table)
+    for n in 0..<c.layers {
+      ModelLayer.add(layer(n), n, to: table)
+      if table[n].isMoE { c.moeLayers += 1 }
+    }
+    return c
+  }
+}
+
+extension LayerPointer {
+  /// The ffn of layer n, of whose kind `values` are.
+  fileprivate static func create(
+    _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, in context: ContextPointer
+  ) throws(Fault) -> LayerPointer {
+    var own = values
+    (own.seed, own.startsRandom) = (c.seed(ofFeedForward: n), c.startsRandom)
+    if c.isMoE(n) { return try create(own, in: context) }
+    var group = own.groups[0].wide(c.layer(n).denseSize)
+    return try withUnsafePointer(to: &group) { (groups) throws(Fault) in
+      own.groups = groups
+      return try create(own, in: context)
+    }
   }
 }
 
 extension UnsafeMutablePointer where Pointee == Model {
-  /// `moe` and `dense` are the ffn's, their seeds aside; nil where the model has none of them.
+  /// `moe` and `dense` are the ffn's, their seeds and the width of dense ones aside; nil where the model has none of them.
+  /// `layer` says what each layer is. `room`: bytes for whoever makes the model.
   public static func create(
-    _ c: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, in context: ContextPointer
+    _ given: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, layer: (Int) -> ModelLayer,
+    room: Int, in context: ContextPointer
   ) throws(Fault) -> ModelPointer {
     let allocator = context.pointee.allocator
-    let parts = try allocator.make { ModelParts(&$0, c) }
+    let parts = try allocator.make { ModelParts(&$0, given, room: room) }
+    let c = parts.fillTable(given, layer)
+    parts.rotaries.initialize(to: nil)
     parts.turn.initialise()
     parts.parameters.clear()
     parts.feedForwards.initialize(repeating: nil, count: c.layers)
     do throws(Fault) {
       try parts.parameters.allocate(c, allocator: allocator)
       for n in 0..<c.layers where c.hasFeedForward {
-        var layer = c.isMoE(n) ? moe! : dense!
-        layer.seed = c.seed(ofFeedForward: n)
-        parts.feedForwards[n] = try LayerPointer.create(layer, in: context)
+        parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, in: context)
       }
+      let rotaries = try ModelRotary.make(given, allocator)
+      parts.rotaries.pointee = rotaries
       let list = try ParameterList.make(parts.parameters, parts.feedForwards, layers: c.layers, allocator)
       parts.model.initialize(
         to: Model(
-          c, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards, list: list,
-          rotaryTable: parts.rotaryTable, turn: parts.turn))
+          c, at: parts.model, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards,
+          list: list,
+          rotaries: rotaries, room: parts.room, turn: parts.turn))
     } catch {
       parts.free(allocator, layers: c.layers)
       throw error
     }
-    parts.parameters.initialise(c, context.kernels)
-    if let theta = c.theta { parts.rotaryTable!.fill(theta: theta) }
+    if c.startsRandom { parts.parameters.initialise(c, context.kernels) } else { parts.parameters.zeroGrad() }
+    for number in 0..<given.rotaryCount {
+      parts.model.pointee.rotaries[number].fill(given.rotaries![number], headSize: given.headSize)
+    }
     context.retain()
     return parts.model
   }
@@ -63,6 +103,8 @@ extension UnsafeMutablePointer where Pointee == Model {
     for n in 0..<layers { pointee.feedForwards[n]?.free() }
     pointee.parameters.free(allocator: allocator)
     pointee.list.free(allocator)
+    pointee.origin?.free(allocator)
+    allocator.deallocate(UnsafeMutableRawPointer(mutating: pointee.rotaries))
     allocator.deallocate(self)
     context.release()
   }

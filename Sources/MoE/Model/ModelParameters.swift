@@ -9,24 +9,52 @@ struct ModelParameters {
     case normWeight  // [H]
     case normBias  // [H]
     case output  // [V,H]
+    case logitBias  // [V]
 
-    static var count: Int { 5 }
+    static var count: Int { 6 }
   }
 
   /// Once in each layer.
   enum LayerRole: Int {
     case norm1Weight  // [H]
     case norm1Bias  // [H]
-    case qkvWeight  // [(heads + 2 kv_heads) D, H]
-    case qkvBias  // [(heads + 2 kv_heads) D]
-    case queryNorm  // [D]
-    case keyNorm  // [D]
-    case outputWeight  // [H, heads D]
+    case qkvWeight  // [queries + keys + values + gates, H]
+    case qkvBias  // [queries + keys + values + gates]
+    case queryNorm  // [D], or [heads D]
+    case keyNorm  // [D], or [kv_heads D]
+    case sinks  // [heads]
+    // With latent attention, in place of those of qkv.
+    case queryDownWeight  // [Q,H]
+    case queryDownBias  // [Q]
+    case queryDownNorm  // [Q]
+    case queryUpWeight  // [heads D, Q or H]
+    case latentDownWeight  // [L + R, H]
+    case latentDownBias  // [L + R]
+    case latentNorm  // [L]
+    case latentUpWeight  // [heads (D - R + Dv), L]
+    case outputWeight  // [H, heads Dv]
     case outputBias  // [H]
     case norm2Weight  // [H]
     case norm2Bias  // [H]
 
-    static var count: Int { 10 }
+    static var count: Int { 19 }
+
+    /// Of random numbers; those that a model has had for longer keep theirs, so that it begins as it did.
+    var stream: UInt8 {
+      switch self {
+      case .norm1Weight, .norm1Bias, .qkvWeight, .qkvBias, .queryNorm, .keyNorm: UInt8(rawValue)
+      case .outputWeight: 6
+      case .outputBias: 7
+      case .norm2Weight: 8
+      case .norm2Bias: 9
+      case .sinks: 10
+      case .queryDownWeight: 11
+      case .queryUpWeight: 12
+      case .latentDownWeight: 13
+      case .latentUpWeight: 14
+      case .queryDownBias, .queryDownNorm, .latentDownBias, .latentNorm: 15  // nothing is drawn
+      }
+    }
   }
 
   private let slots: ParameterSlots
@@ -116,11 +144,10 @@ struct ModelParameters {
       guard let spec = place.spec(c) else { continue }
       let (seed, stream) =
         switch place {
-        case .own(let role): (c.seed, role.rawValue)
-        case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.rawValue)
+        case .own(let role): (c.seed, UInt8(role.rawValue))
+        case .ofLayer(let n, let role): (c.seed(ofLayer: n), role.stream)
         }
-      parameter(index).fill(
-        spec.initial, Random(kernels: kernels, seed: seed, stream: UInt8(stream), step: 0))
+      parameter(index).fill(spec.initial, Random(kernels: kernels, seed: seed, stream: stream, step: 0))
     }
   }
 }
@@ -133,11 +160,12 @@ extension ModelParameters.Role {
     let (v, h) = (c.vocabulary, c.hidden)
     let embeddings = ParameterSpec.Initial.normal(c.initDeviation ?? 0.02)
     switch self {
-    case .embedding: return v > 0 ? .matrix("embed.weight", v, h, embeddings) : nil
+    case .embedding: return v > 0 ? .matrix("embed.weight", v, h, embeddings).stored(as: c.embeddings) : nil
     case .positions: return c.positions > 0 ? .matrix("positions.weight", c.positions, h, embeddings) : nil
     case .normWeight: return c.finalNorm ? .vector("norm.weight", h, .value(1)) : nil
     case .normBias: return c.finalNorm && c.normBias ? .vector("norm.bias", h, .value(0)) : nil
     case .output: return v > 0 && !c.tiedOutput ? c.projection("output.weight", v, h) : nil
+    case .logitBias: return c.logitBias ? .vector("output.bias", v, .value(0)) : nil
     }
   }
 }
@@ -148,11 +176,16 @@ extension ModelParameters.LayerRole {
     switch self {
     case .norm1Weight: return hasNorms ? .vector("norm1.weight", h, .value(1)) : nil
     case .norm1Bias: return hasNorms && c.normBias ? .vector("norm1.bias", h, .value(0)) : nil
-    case .qkvWeight: return c.projection("attention.qkv.weight", c.projected, h)
-    case .qkvBias: return c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
-    case .queryNorm: return c.headNorm ? .vector("attention.q_norm.weight", c.headSize, .value(1)) : nil
-    case .keyNorm: return c.headNorm ? .vector("attention.k_norm.weight", c.headSize, .value(1)) : nil
-    case .outputWeight: return c.projection("attention.output.weight", h, c.queries)
+    case .qkvWeight: return c.latent == nil ? c.projection("attention.qkv.weight", c.projected, h) : nil
+    case .qkvBias:
+      return c.latent == nil && c.qkvBias ? .vector("attention.qkv.bias", c.projected, .value(0)) : nil
+    case .queryNorm: return c.norm("attention.q_norm.weight", c.queries)
+    case .keyNorm: return c.norm("attention.k_norm.weight", c.keys)
+    case .sinks: return c.sinks ? .vector("attention.sinks", c.heads, .value(0)) : nil
+    case .queryDownWeight, .queryDownBias, .queryDownNorm, .queryUpWeight, .latentDownWeight, .latentDownBias,
+      .latentNorm, .latentUpWeight:
+      return c.latent == nil ? nil : latentSpec(c, LatentSizes(c))
+    case .outputWeight: return c.projection("attention.output.weight", h, c.outputs)
     case .outputBias: return c.outputBias ? .vector("attention.output.bias", h, .value(0)) : nil
     case .norm2Weight: return hasNorms ? .vector("norm2.weight", h, .value(1)) : nil
     case .norm2Bias: return hasNorms && c.normBias ? .vector("norm2.bias", h, .value(0)) : nil
@@ -160,7 +193,29 @@ extension ModelParameters.LayerRole {
   }
 }
 
+extension ModelParameters.LayerRole {
+  private func latentSpec(_ c: ModelConfiguration, _ sizes: LatentSizes) -> ParameterSpec? {
+    let (h, rank) = (c.hidden, sizes.latent.queryRank)
+    switch self {
+    case .queryDownWeight: return rank.map { c.projection("attention.q_a.weight", $0, h) }
+    case .queryDownBias: return c.qkvBias ? rank.map { .vector("attention.q_a.bias", $0, .value(0)) } : nil
+    case .queryDownNorm: return rank.map { .vector("attention.q_a_norm.weight", $0, .value(1)) }
+    case .queryUpWeight: return c.projection("attention.q_b.weight", sizes.queries, rank ?? h)
+    case .latentDownWeight: return c.projection("attention.kv_a.weight", sizes.row, h)
+    case .latentDownBias: return c.qkvBias ? .vector("attention.kv_a.bias", sizes.row, .value(0)) : nil
+    case .latentNorm: return .vector("attention.kv_a_norm.weight", sizes.rank, .value(1))
+    case .latentUpWeight: return c.projection("attention.kv_b.weight", sizes.expanded, sizes.rank)
+    default: return nil
+    }
+  }
+}
+
 extension ModelConfiguration {
+  /// Of queries or keys, which together are `width`.
+  fileprivate func norm(_ name: StaticString, _ width: Int) -> ParameterSpec? {
+    queryKeyNorm.hasWeights ? .vector(name, queryKeyNorm == .whole ? width : headSize, .value(1)) : nil
+  }
+
   fileprivate func projection(_ name: StaticString, _ outputs: Int, _ inputs: Int) -> ParameterSpec {
     let xavier = (6 / Double(outputs + inputs)).squareRoot()
     let initial = initDeviation.map { ParameterSpec.Initial.normal($0) } ?? .uniform(xavier)

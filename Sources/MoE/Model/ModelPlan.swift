@@ -22,10 +22,16 @@ struct LayerChoice {
 
 /// What one layer takes.
 struct LayerMemory {
-  let feedForward: MemoryPlan?
-  let tape: Int
-  let forward: Int
-  let backward: Int
+  private(set) var feedForward: MemoryPlan?
+  private(set) var tape: Int
+  private(set) var forward: Int
+  private(set) var backward: Int
+
+  /// Of layers that are both dense or both MoE: as much as the one that takes most, each for itself.
+  mutating func cover(_ other: LayerMemory) throws(Fault) {
+    (tape, forward, backward) = (max(tape, other.tape), max(forward, other.forward), max(backward, other.backward))
+    if let own = feedForward, let others = other.feedForward { feedForward = try own.covering(others) }
+  }
 
   @inline(never) init(
     _ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool, cache: CachedLayer?
@@ -69,7 +75,8 @@ public struct ModelPlan {
   func choice(_ n: Int) -> LayerChoice { LayerChoice(keep(n), chunk: chunk) }
 }
 
-/// Layers that are both dense or both MoE, and keep the same, take the same memory: they are measured once.
+/// Layers that are both dense or both MoE, and keep the same, are given the same memory: those that differ in size or kind
+/// of attention are measured, and what the largest takes is what all are given.
 struct KindsOfLayers {
   private var measured = InlineArray<6, LayerMemory?>(repeating: nil)
 
@@ -201,20 +208,32 @@ private struct ModelPlanner {
     for kind in 0..<KindsOfLayers.count {
       let (isMoE, keep) = KindsOfLayers.kind(kind)
       if plan.layers[isMoE, keep] != nil || plan.count(isMoE, keep, c) == 0 { continue }
-      plan.layers[isMoE, keep] = try LayerMemory(
-        model, c.first(isMoE: isMoE), input, LayerChoice(keep, chunk: chunk), taped: taped, cache: cache)
+      plan.layers[isMoE, keep] = try measure(isMoE, LayerChoice(keep, chunk: chunk))
     }
     kinds = plan.layers
     try frames.complete(&plan, c)
     return plan
   }
+
+  private func measure(_ isMoE: Bool, _ choice: LayerChoice) throws(Fault) -> LayerMemory? {
+    let c = model.configuration
+    var found: LayerMemory?
+    for n in 0..<c.layers where c.isMoE(n) == isMoE && !model.takesMemory(n, as: c.layer(n).model) {
+      let memory = try LayerMemory(model, n, input, choice, taped: taped, cache: cache)
+      if found == nil { found = memory } else { try found!.cover(memory) }
+    }
+    return found
+  }
 }
 
-extension ModelConfiguration {
-  /// MoE layers among the first n.
-  fileprivate func countMoE(_ n: Int) -> Int { moeEvery.map { n / $0 } ?? 0 }
-  /// The first layer that is MoE, or is not.
-  fileprivate func first(isMoE: Bool) -> Int { isMoE ? moeEvery! - 1 : 0 }
+extension Model {
+  /// Whether layer n takes the memory that another before it does, whose configuration is the same.
+  fileprivate func takesMemory(_ n: Int, as other: Int) -> Bool {
+    guard n != other else { return false }
+    guard let own = feedForwards[n], let others = feedForwards[other] else { return true }
+    return own.pointee.isOffloaded == others.pointee.isOffloaded
+      && own.pointee.prepared.isAlike(others.pointee.prepared)
+  }
 }
 
 extension ModelPlan {

@@ -4,7 +4,7 @@ import CShims
 
 extension ModelConfiguration {
   /// Whether anything depends on positions.
-  public var placesTokens: Bool { positions > 0 || theta != nil }
+  public var placesTokens: Bool { positions > 0 || rotaryCount > 0 || temperature != nil }
 }
 
 extension ModelInput {
@@ -35,6 +35,17 @@ extension ModelInput {
     var own = self
     own.positions = UnsafePointer(memory)
     return own
+  }
+
+  /// Of a sequence's real tokens, or of all that its cache has room for.
+  func greatestPosition(_ sequence: Int) -> Int {
+    if let capacity { return capacity - 1 }
+    guard let positions else { return length - 1 }
+    var greatest = 0
+    for t in sequence * length..<(sequence + 1) * length where isValid(t) {
+      greatest = max(greatest, Int(positions[t]))
+    }
+    return greatest
   }
 
   /// Real tokens of a sequence.

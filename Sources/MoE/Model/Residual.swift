@@ -9,12 +9,13 @@ extension InvertedDropout {
   }
 }
 
-/// y = dropout(y) + x, or without x dropout alone; with `from`, of that in place of y.
+/// y = factor * dropout(y) + x, or without x the first term alone; with `from`, of that in place of y.
 struct ResidualSum: Job {
   let kernels: UnsafePointer<moei_kernels>
   let count: Int
   var from: UnsafePointer<Float>?
   let dropout: InvertedDropout?
+  var factor: Float = 1
   var x: UnsafePointer<Float>?
   let y: UnsafeMutablePointer<Float>
 
@@ -22,7 +23,7 @@ struct ResidualSum: Job {
   private static var elementsPerItem: Int { 1 << 14 }
 
   func run(in context: ContextPointer) throws(Fault) {
-    if from == nil && dropout == nil && x == nil { return }
+    if from == nil && dropout == nil && factor == 1 && x == nil { return }
     try context.measure(.norm) { () throws(Fault) in
       try context.run((count + Self.elementsPerItem - 1) / Self.elementsPerItem, self)
     }
@@ -33,6 +34,7 @@ struct ResidualSum: Job {
     let part = min(Self.elementsPerItem, count - first)
     if let from { (y + first).update(from: from + first, count: part) }
     dropout?.apply(y + first, count: part, first: UInt64(first / 4))
+    if factor != 1 { kernels.pointee.scale(Int64(part), factor, y + first, y + first) }
     if let x { kernels.pointee.add(Int64(part), x + first, y + first) }
   }
 }

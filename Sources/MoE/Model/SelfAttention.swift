@@ -1,17 +1,18 @@
 import CShims
 
 // Attention of one layer between its projections:
-//     q, k, v = x W_qkv^T + b;   o = attention(turn(norm(q)), turn(norm(k)), v);   y = o W_o^T + b_o
+//     q, k, v, g = x W_qkv^T + b;   o = attention(place(q), place(k), v);   y = (o . sigmoid(g)) W_o^T + b_o
+// g where the model has gates of attention; `place` is in PlacedHeads.swift.
 
 /// What forward makes and backward reads.
 struct KeptAttention {
-  let projected: UnsafeMutablePointer<Float>  // [T, queries + 2 keys]
-  let output: UnsafeMutablePointer<Float>  // [T, queries]
+  let projected: UnsafeMutablePointer<Float>  // [T, queries + keys + values + gates]
+  let output: UnsafeMutablePointer<Float>  // [T, outputs], before the gates
   let logSums: UnsafeMutablePointer<Float>?  // [B, heads, S], for backward
 
   init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput, forBackward: Bool) {
     projected = arena.take(Float.self, input.tokens, c.projected)
-    output = arena.take(Float.self, input.tokens, c.queries)
+    output = arena.take(Float.self, input.tokens, c.outputs)
     logSums = forBackward ? arena.take(Float.self, input.tokens, c.heads) : nil
   }
 }
@@ -22,32 +23,36 @@ struct SelfAttentionForward {
   private let heads: PlacedHeads
   private let attend: AttentionForward
   private let arrays: KeptAttention
+  private let gate: AttentionGateForward?
   private let output: ProjectionForward
   private let cache: CachedLayer?
-  private let input: ModelInput
-  private let c: ModelConfiguration
+  private let work: BlockWork
+  private var input: ModelInput { work.input }
+  private var c: ModelConfiguration { work.c }
 
   init(
     _ arena: inout Arena, _ work: BlockWork, _ arrays: KeptAttention, cache: CachedLayer? = nil,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    let (c, input) = (work.c, work.input)
-    self.c = c
+    let input = work.input
+    self.work = work
     self.cache = cache
-    self.input = input
     context = work.context
     self.arrays = arrays
     heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: false)
+    let gate = AttentionGateForward(&arena, work, heads, arrays)
+    self.gate = gate
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
       &first, work[.qkvWeight]!, work[.qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
     attend = AttentionForward(
       &second,
-      cache.map { AttentionCall(c, queries: input.length, cached: $0.length + input.length) }
+      cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length) }
         ?? AttentionCall(work), in: context)
     output = ProjectionForward(
-      &third, work[.outputWeight]!, work[.outputBias], context: context, rows: input.tokens, x: arrays.output, y: y)
+      &third, work[.outputWeight]!, work[.outputBias], context: context, rows: input.tokens,
+      x: UnsafePointer(gate?.y ?? arrays.output), y: y)
     arena.cover(first)
     arena.cover(second)
     arena.cover(third)
@@ -61,23 +66,24 @@ struct SelfAttentionForward {
     } else {
       try attend.run(AttentionArrays(heads, arrays), logSums: arrays.logSums, in: context)
     }
+    try gate?.run(in: context)
     try output.run()
   }
 
   /// Sequence by sequence, since those in the cache do not stand close together; of each only its real tokens, between which
   /// the cache has no gaps.
   private func attend(to cache: CachedLayer) throws(Fault) {
-    cache.append(heads, input, stride: c.projected)
-    if input.validMask != nil { arrays.output.update(repeating: 0, count: input.tokens * c.queries) }
+    cache.append(input, keys: heads.key, values: heads.value, stride: c.projected)
+    if input.validMask != nil { arrays.output.update(repeating: 0, count: input.tokens * c.outputs) }
     for sequence in 0..<input.sequences {
       var known = cache.known[sequence]
       try input.forEachRun(ofSequence: sequence) { (run) throws(Fault) in
         let first = sequence * input.length + run.lowerBound
         known += run.count
-        try attend.over(AttentionCall(c, queries: run.count, cached: known)).run(
+        try attend.over(AttentionCall(work, queries: run.count, cached: known)).run(
           AttentionArrays(
-            query: heads.query + first * c.projected, key: cache.keys + cache.place(sequence, 0),
-            value: cache.values + cache.place(sequence, 0), output: arrays.output + first * c.queries),
+            query: heads.query + first * c.projected, key: cache.keys(sequence), value: cache.values(sequence),
+            output: arrays.output + first * c.outputs),
           logSums: nil, in: context)
       }
     }
@@ -93,8 +99,8 @@ struct SelfAttentionBackward {
   private let attend: AttentionBackward
   private let gradients: AttentionGradients
   private let project: ProjectionBackward
-  private let dProjected: UnsafeMutablePointer<Float>  // [T, queries + 2 keys]
-  private let replaces: Bool
+  private let dProjected: UnsafeMutablePointer<Float>  // [T, queries + keys + values + gates]
+  private let gate: (again: AttentionGateForward, back: AttentionGateBackward)?
 
   /// dx may be dy.
   init(
@@ -103,18 +109,23 @@ struct SelfAttentionBackward {
   ) {
     let (c, tokens) = (work.c, work.tokens)
     context = work.context
-    replaces = c.headNorm
     heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: true)
     dProjected = arena.take(Float.self, tokens, c.projected)
-    let dOutput = arena.take(Float.self, tokens, c.queries)
+    let dOutput = arena.take(Float.self, tokens, c.outputs)
+    let again = AttentionGateForward(&arena, work, heads, arrays)
+    if let again {
+      gate = (again, AttentionGateBackward(work, heads, arrays, dy: dOutput, dProjected: dProjected))
+    } else {
+      gate = nil
+    }
     var (first, second, third) = (arena, arena, arena)
     output = ProjectionBackward(
-      &first, work[.outputWeight]!, work[.outputBias], context: context, rows: tokens, x: arrays.output, dy: dy,
-      dx: dOutput)
+      &first, work[.outputWeight]!, work[.outputBias], context: context, rows: tokens,
+      x: UnsafePointer(again?.y ?? arrays.output), dy: dy, dx: dOutput)
     attend = AttentionBackward(&second, AttentionCall(work), in: context)
     gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
-      dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys)
+      dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
     project = ProjectionBackward(
       &third, work[.qkvWeight]!, work[.qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
     arena.cover(first)
@@ -123,8 +134,10 @@ struct SelfAttentionBackward {
   }
 
   @inline(never) func run() throws(Fault) {
+    try gate?.again.run(in: context)
     try output.run()
-    if replaces { try heads.run() }  // from the projections, which were kept as they were
+    try gate?.back.run(in: context)
+    try heads.runAgain()
     try attend.run(gradients, in: context)
     try heads.backward(dProjected)
     try project.run()
@@ -137,7 +150,9 @@ extension AttentionCall {
     let (c, input) = (work.c, work.input)
     self.init(
       sequences: input.sequences, queries: input.length, keys: input.length, heads: c.heads, keyHeads: c.keyHeads,
-      headSize: c.headSize)
+      headSize: c.headSize,
+      valueSize: c.valueSize)
+    take(work)
     (queryStride, keyStride, valueStride) = (c.projected, c.projected, c.projected)
     masks.causal = c.causal
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
@@ -148,11 +163,43 @@ extension AttentionCall {
 
 extension AttentionCall {
   /// Attention of one sequence's last tokens over all that a cache has of it, these among them.
-  fileprivate init(_ c: ModelConfiguration, queries: Int, cached: Int) {
+  fileprivate init(_ work: BlockWork, queries: Int, cached: Int) {
+    let c = work.c
     self.init(
-      sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize)
+      sequences: 1, queries: queries, keys: cached, heads: c.heads, keyHeads: c.keyHeads, headSize: c.headSize,
+      valueSize: c.valueSize)
+    take(work)
     queryStride = c.projected
     masks.causal = true
+  }
+
+  /// What attention of a layer is like, whatever tokens it is over.
+  mutating func take(_ work: BlockWork) {
+    if let own = work.c.attentionScale { scale = own }
+    (masks.window, masks.chunk) = (work.layer.window, work.layer.chunk)
+    sinks = work[.sinks]?.constants
+  }
+}
+
+extension AttentionGateForward {
+  /// nil where the model has no gates.
+  fileprivate init?(_ arena: inout Arena, _ work: BlockWork, _ heads: PlacedHeads, _ arrays: KeptAttention) {
+    let c = work.c
+    guard c.attentionGate else { return nil }
+    self.init(
+      kernels: work.context.kernels, tokens: work.tokens, width: c.outputs, output: arrays.output, gates: heads.gate,
+      stride: c.projected, y: arena.take(Float.self, work.tokens, c.outputs))
+  }
+}
+
+extension AttentionGateBackward {
+  fileprivate init(
+    _ work: BlockWork, _ heads: PlacedHeads, _ arrays: KeptAttention, dy: UnsafeMutablePointer<Float>,
+    dProjected: UnsafeMutablePointer<Float>
+  ) {
+    self.init(
+      kernels: work.context.kernels, tokens: work.tokens, width: work.c.outputs, output: arrays.output,
+      gates: heads.gate, stride: work.c.projected, dy: dy, dGates: dProjected + (heads.gate - heads.projected))
   }
 }
 

@@ -37,11 +37,26 @@ extension Fault {
 
   /// The fault as a model reports it: its text begins with the number of the layer where it speaks of one layer's numbers.
   func inLayer(_ n: Int) -> Fault {
-    if kind != .notFinite && kind != .badState { return self }
+    kind == .notFinite || kind == .badState ? behind("layers.", n) : self
+  }
+
+  /// The fault as generation reports it, where it speaks of one sequence's numbers.
+  func inSequence(_ b: Int) -> Fault { kind == .notFinite ? behind("sequence ", b) : self }
+
+  private func behind(_ word: StaticString, _ number: Int) -> Fault {
     let size = Int(MOEI_TEXT_SIZE)
     return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
       text.baseAddress!.update(from: moei_error_text(), count: size)
-      return Fault(kind, "layers.\(n): \(UnsafePointer(text.baseAddress))")
+      return Fault(kind, "\(word)\(number): \(UnsafePointer(text.baseAddress))")
+    }
+  }
+
+  /// The fault as one of a list's elements: its text begins with the list's name and the element's number.
+  public func inElement(_ n: Int, of list: StaticString) -> Fault {
+    let size = Int(MOEI_TEXT_SIZE)
+    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
+      text.baseAddress!.update(from: moei_error_text(), count: size)
+      return Fault(kind, "\(list)[\(n)]: \(UnsafePointer(text.baseAddress))")
     }
   }
 
@@ -77,6 +92,8 @@ public struct ErrorText: ExpressibleByStringInterpolation {
     public mutating func appendInterpolation(_ number: Double) { text.append(number) }
     /// Text of the caller's, cut off at the end of the buffer.
     public mutating func appendInterpolation(_ name: UnsafePointer<CChar>?) { text.append(name) }
+    /// As it is in a file.
+    public mutating func appendInterpolation(_ words: JSONText) { text.append(words) }
   }
 }
 
@@ -109,6 +126,12 @@ public struct TextBuffer {
       append(UInt8(bitPattern: p.pointee))
       p += 1
     }
+  }
+
+  public var isEmpty: Bool { length == 0 }
+
+  public mutating func append(_ text: JSONText) {
+    for i in 0..<text.count { append(text.start[i]) }
   }
 
   /// Its first `count` bytes.

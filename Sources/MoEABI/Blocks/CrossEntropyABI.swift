@@ -16,6 +16,9 @@ public func moe_cross_entropy(
     let ofWeight = try ArraySize(config.vocabulary_size, "vocabulary_size", config.hidden_size, "hidden_size")
     let type = try elementType(config.weight_dtype, "weight_dtype")
     try requireFloat(config.d_loss, "d_loss")
+    var form = try LogitForm(config)
+    form.bias = try operands.reads(optional: config.bias, ofWeight.rows, "config.bias")
+    if config.dbias != nil && config.bias == nil { throw .invalid("config.dbias is not NULL, but config.bias is") }
     let x = try operands.reads(x, ofX.elements, "x")
     let weight = try operands.reads(weight, ofWeight.elements, of: type, "weight")
     let targets = try operands.reads(targets, ofX.rows, "targets")
@@ -30,13 +33,25 @@ public func moe_cross_entropy(
     let outputs = CrossEntropy.Targets(
       tokenLosses: try operands.writes(optional: token_losses, ofX.rows, "token_losses"),
       dx: try operands.writes(optional: dx, ofX.elements, "dx"),
-      dWeight: try operands.writes(optional: dweight, ofWeight.elements, "dweight"))
-    let found = try CrossEntropy.call(
-      CrossEntropy.Problem(
-        x: x, tokens: ofX.rows, hidden: ofX.width, weight: weight, weights: type, vocabulary: ofWeight.rows,
-        targets: targets, ignored: ignored, smoothing: config.label_smoothing, dLoss: config.d_loss), outputs,
-      in: context)
+      dWeight: try operands.writes(optional: dweight, ofWeight.elements, "dweight"),
+      dBias: try operands.writes(optional: config.dbias, ofWeight.rows, "config.dbias"))
+    var problem = CrossEntropy.Problem(
+      x: x, tokens: ofX.rows, hidden: ofX.width, weight: weight, weights: type, vocabulary: ofWeight.rows,
+      targets: targets, ignored: ignored, smoothing: config.label_smoothing, dLoss: config.d_loss)
+    problem.form = form
+    let found = try CrossEntropy.call(problem, outputs, in: context)
     loss.pointee = found.loss
     counted?.pointee = Int64(found.counted)
+  }
+}
+
+extension LogitForm {
+  /// All but the bias.
+  fileprivate init(_ config: moe_cross_entropy_config) throws(Fault) {
+    self.init()
+    try requireFloat(config.logit_scale, "logit_scale")
+    try requireFloat(config.logit_softcap, "logit_softcap")
+    if config.logit_scale != 0 { scale = Float(config.logit_scale) }
+    cap = Float(config.logit_softcap)
   }
 }

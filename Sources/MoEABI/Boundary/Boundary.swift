@@ -82,7 +82,8 @@ func requireSize<T>(_ pointer: UnsafePointer<T>, _ name: StaticString) throws(Fa
   let plausible = 4096
   guard size >= known && size <= plausible && size % MemoryLayout<T>.alignment == 0 else {
     throw .invalid(
-      "\(name): struct_size = \(size), but \(known) is expected; fill it with the macro or the init function")
+      "\(name): struct_size = \(UInt64(UInt(bitPattern: size))), but \(known) is expected; fill it with the macro or the init function"
+    )
   }
   for offset in known..<size where start.load(fromByteOffset: offset, as: UInt8.self) != 0 {
     throw .invalid("\(name): struct_size = \(size), and what lies beyond the \(known) bytes known here is not 0")
@@ -154,4 +155,12 @@ func product(_ a: Int, _ b: Int, _ name: StaticString) throws(Fault) -> Int {
   let (product, overflow) = a.multipliedReportingOverflow(by: b)
   if overflow { throw .invalid("\(name) does not fit in 63 bits") }
   return product
+}
+
+func requireTokens(
+  _ tokens: UnsafePointer<Int32>, _ count: Int, _ name: StaticString, vocabulary: Int
+) throws(Fault) {
+  for i in 0..<count where tokens[i] < 0 || tokens[i] >= vocabulary {
+    throw .invalid("\(name)[\(i)] = \(Int(tokens[i])) is not one of vocabulary_size = \(vocabulary)")
+  }
 }

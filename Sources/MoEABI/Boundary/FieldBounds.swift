@@ -107,6 +107,7 @@ extension moe_layer_config: Bounded {
     try check.number(balance_coef, "balance_coef", atLeast: 0)
     try check.number(z_coef, "z_coef", atLeast: 0)
     try check.integer(n_losses, "n_losses", 0, 16)
+    try check.word(shared_bias, "shared_bias", of: "moe_bias", last: 2)
   }
 }
 
@@ -129,7 +130,7 @@ extension moe_plan: Bounded {}
 extension moe_backward_options: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.number(clip_factor, "clip_factor", atLeast: 0)
-    try check.zero(reserved, "reserved")
+    try check.flag(frozen_experts, "frozen_experts")
   }
 }
 
@@ -206,6 +207,12 @@ extension moe_training: Bounded {
   }
 }
 
+extension moe_expert_tensor: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(part, "part", of: "moe_expert_part", last: 6)
+  }
+}
+
 extension moe_experts_config: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(n_experts, "n_experts", 1, 2147483647)
@@ -218,12 +225,7 @@ extension moe_experts_config: Bounded {
     try check.number(glu_offset, "glu_offset", atLeast: 0)
     try check.flag(weight_on_input, "weight_on_input")
     try check.zero(reserved, "reserved")
-  }
-}
-
-extension moe_expert_tensor: Bounded {
-  func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.word(part, "part", of: "moe_expert_part", last: 6)
+    try check.integer(n_weights, "n_weights", 0, 7)
   }
 }
 
@@ -231,6 +233,14 @@ extension moe_experts_call: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
     try check.integer(n_tokens, "n_tokens", 0, .max)
     try check.integer(top_k, "top_k", 1, 2147483647)
+  }
+}
+
+extension moe_experts_gradients: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(n_tensors, "n_tensors", 0, 7)
+    try check.flag(overwrite, "overwrite")
+    try check.zero(reserved, "reserved")
   }
 }
 
@@ -262,6 +272,7 @@ extension moe_rotary_config: Bounded {
     try check.number(theta, "theta", atLeast: 1)
     try check.flag(inverse, "inverse")
     try check.zero(reserved, "reserved")
+    try check.finite(scale, "scale")
   }
 }
 
@@ -277,6 +288,9 @@ extension moe_attention_config: Bounded {
     try check.flag(causal, "causal")
     try check.share(dropout, "dropout")
     try check.below(step, "step", bits: 56)
+    try check.integer(window, "window", 0, 2147483647)
+    try check.integer(chunk, "chunk", 0, 2147483647)
+    try check.integer(value_size, "value_size", 0, 1048576)
   }
 }
 
@@ -300,6 +314,27 @@ extension moe_cross_entropy_config: Bounded {
     try check.integer(vocabulary_size, "vocabulary_size", 1, 2147483647)
     try check.fraction(label_smoothing, "label_smoothing")
     try check.finite(d_loss, "d_loss")
+    try check.finite(logit_scale, "logit_scale")
+    try check.number(logit_softcap, "logit_softcap", atLeast: 0)
+  }
+}
+
+extension moe_rotary_table: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(rotary_size, "rotary_size", 0, 2147483647)
+    try check.number(theta, "theta", atLeast: 0)
+    try check.finite(scale, "scale")
+    try check.finite(long_scale, "long_scale")
+    try check.integer(original_length, "original_length", 0, 2147483647)
+  }
+}
+
+extension moe_model_layer_config: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.flag(dense, "dense")
+    try check.integer(window, "window", 0, 2147483647)
+    try check.integer(chunk, "chunk", 0, 2147483647)
+    try check.integer(dense_intermediate_size, "dense_intermediate_size", 0, 2147483647)
   }
 }
 
@@ -319,7 +354,7 @@ extension moe_model_config: Bounded {
     try check.flag(causal, "causal")
     try check.flag(qkv_bias, "qkv_bias")
     try check.flag(output_bias, "output_bias")
-    try check.flag(qk_norm, "qk_norm")
+    try check.word(qk_norm, "qk_norm", of: "moe_qk_norm", last: 4)
     try check.flag(tied_output, "tied_output")
     try check.share(dropout, "dropout")
     try check.share(attention_dropout, "attention_dropout")
@@ -331,6 +366,20 @@ extension moe_model_config: Bounded {
     try check.integer(moe_every, "moe_every", 0, 2147483647)
     try check.number(pooled_balance_coef, "pooled_balance_coef", atLeast: 0)
     try check.number(init_deviation, "init_deviation", atLeast: 0)
+    try check.integer(n_rotary_tables, "n_rotary_tables", 0, 64)
+    try check.finite(attention_scale, "attention_scale")
+    try check.finite(embedding_scale, "embedding_scale")
+    try check.finite(residual_scale, "residual_scale")
+    try check.finite(logit_scale, "logit_scale")
+    try check.number(logit_softcap, "logit_softcap", atLeast: 0)
+    try check.finite(temperature_scale, "temperature_scale")
+    try check.number(temperature_floor, "temperature_floor", atLeast: 0)
+    try check.integer(value_head_size, "value_head_size", 0, 2147483647)
+    try check.integer(latent_rank, "latent_rank", 0, 2147483647)
+    try check.integer(query_rank, "query_rank", 0, 2147483647)
+    try check.flag(sinks, "sinks")
+    try check.flag(attention_gate, "attention_gate")
+    try check.flag(logit_bias, "logit_bias")
   }
 }
 
@@ -356,5 +405,34 @@ extension moe_sampling: Bounded {
     try check.number(temperature, "temperature", atLeast: 0)
     try check.integer(top_k, "top_k", 0, .max)
     try check.fraction(top_p, "top_p")
+    try check.fraction(min_p, "min_p")
+    try check.number(repetition_penalty, "repetition_penalty", atLeast: 0)
+    try check.integer(n_history, "n_history", 0, 2147483647)
+  }
+}
+
+extension moe_generation: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(max_new_tokens, "max_new_tokens", 1, 2147483647)
+    try check.integer(n_eos, "n_eos", 0, 2147483647)
+    try check.integer(chunk_tokens, "chunk_tokens", 0, 2147483647)
+  }
+}
+
+extension moe_pretrained_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
+    try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
+    try check.flag(inference_only, "inference_only")
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 10)
+  }
+}
+
+extension moe_pretrained_info: Bounded {}
+
+extension moe_save_options: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(dtype, "dtype", of: "moe_folder_dtype", last: 3)
+    try check.zero(reserved, "reserved")
   }
 }

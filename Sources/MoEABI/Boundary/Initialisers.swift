@@ -162,6 +162,11 @@ public func moe_experts_call_init(_ given: UnsafeMutablePointer<moe_experts_call
   initialise(given, struct_size, .standard)
 }
 
+@implementation @_cdecl("moe_experts_gradients_init")
+public func moe_experts_gradients_init(_ given: UnsafeMutablePointer<moe_experts_gradients>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_experts_gradients())
+}
+
 extension moe_norm_config {
   static var standard: moe_norm_config {
     var own = moe_norm_config()
@@ -273,4 +278,24 @@ extension moe_sampling {
 @implementation @_cdecl("moe_sampling_init")
 public func moe_sampling_init(_ given: UnsafeMutablePointer<moe_sampling>?, _ struct_size: Int) {
   initialise(given, struct_size, .standard)
+}
+
+@implementation @_cdecl("moe_generation_init")
+public func moe_generation_init(_ given: UnsafeMutablePointer<moe_generation>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_generation())
+}
+
+@implementation @_cdecl("moe_pretrained_options_init")
+public func moe_pretrained_options_init(_ given: UnsafeMutablePointer<moe_pretrained_options>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_pretrained_options())
+}
+
+@implementation @_cdecl("moe_pretrained_info_init")
+public func moe_pretrained_info_init(_ given: UnsafeMutablePointer<moe_pretrained_info>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_pretrained_info())
+}
+
+@implementation @_cdecl("moe_save_options_init")
+public func moe_save_options_init(_ given: UnsafeMutablePointer<moe_save_options>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_save_options())
 }

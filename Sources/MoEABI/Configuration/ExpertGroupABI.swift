@@ -80,6 +80,9 @@ struct GroupList {
       if config.shared_gate != 0 {
         throw .invalid("shared_gate = \(Int(config.shared_gate)), but n_shared_experts = 0")
       }
+      if config.shared_bias != 0 {
+        throw .invalid("shared_bias = \(Int(config.shared_bias)), but n_shared_experts = 0")
+      }
       return
     }
     var own = config.n_expert_groups > 0 ? config.expert_groups![0] : moe_expert_group(describedBy: config)
@@ -89,6 +92,7 @@ struct GroupList {
     }
     own.n_experts = config.n_shared_experts
     if config.shared_intermediate_size != 0 { own.intermediate_size = config.shared_intermediate_size }
+    if config.shared_bias != 0 { own.expert_bias = config.shared_bias }
     groups[count] = try ExpertGroup(own, config, shared: true)
     count += 1
   }

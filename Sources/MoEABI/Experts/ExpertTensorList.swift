@@ -9,34 +9,52 @@ enum ExpertTensorUse: UInt8 {
   case gradients
 
   var isWritten: Bool { self == .gradients }
-  var list: StaticString {
-    switch self {
-    case .weights: "weights"
-    case .gradients: "gradients"
+}
+
+/// A list that has been counted, and no more.
+struct ExpertTensorList {
+  let tensors: UnsafePointer<moe_expert_tensor>?
+  let count: Int
+  let use: ExpertTensorUse
+
+  init(_ tensors: UnsafePointer<moe_expert_tensor>?, _ count: Int, _ use: ExpertTensorUse) {
+    (self.tensors, self.count, self.use) = (tensors, count, use)
+  }
+
+  var name: StaticString {
+    switch use {
+    case .weights: "config.weights"
+    case .gradients: "gradients.tensors"
     }
+  }
+
+  /// Field by field.
+  fileprivate func read(_ operands: inout Operands) throws(Fault) -> UnsafePointer<moe_expert_tensor> {
+    let tensors = try operands.reads(tensors, count, name)
+    for number in 0..<count { try tensors[number].requireBounds(Bounds(name)) }
+    return tensors
   }
 }
 
 extension GivenTensors {
   /// `planned`: a call that is not made, whose memory need not be there.
   init(
-    _ tensors: UnsafePointer<moe_expert_tensor>?, _ count: Int64, _ group: ExpertGroup, _ use: ExpertTensorUse,
-    planned: Bool, _ operands: inout Operands
+    _ list: ExpertTensorList, _ group: ExpertGroup, planned: Bool, _ operands: inout Operands
   ) throws(Fault) {
     self.init()
-    let tensors = try read(tensors, count, use, &operands)
-    for number in 0..<Int(count) {
+    let tensors = try list.read(&operands)
+    for number in 0..<list.count {
       let tensor = tensors[number]
       let part: Part = try named(tensor.part)
       guard let size = part.size(group) else {
         throw .invalid(
-          "\(use.list)[\(number)] is \(part.constant), which experts of expert_kind = \(Int(group.kind.rawValue)) do not have: leave it out"
+          "\(list.name)[\(number)] is \(part.constant), which experts of expert_kind = \(Int(group.kind.rawValue)) do not have: leave it out"
         )
       }
       if self[part] != nil {
-        throw .invalid("\(use.list)[\(number)] is a second \(part.constant): list each part once")
+        throw .invalid("\(list.name)[\(number)] is a second \(part.constant): list each part once")
       }
-      let given = try ExpertTensorPlace(tensor, part, size, group, use)
+      let given = try ExpertTensorPlace(tensor, part, size, group, list.use)
       if !planned { try given.add(to: &operands) }
       self[part] = given.tensor
     }
@@ -55,7 +73,7 @@ extension GivenTensors {
       }
       if let found, self[found]!.type != tensor.type {
         throw .invalid(
-          "\(part.constant) of weights has another dtype than \(found.constant): the matrices of one call have the same"
+          "\(part.constant) of weights has another dtype than \(found.constant): convert one, the matrices of one call have the same"
         )
       }
       found = part
@@ -66,18 +84,6 @@ extension GivenTensors {
       "weights have no \(missing.constant), which experts of expert_kind = \(Int(group.kind.rawValue)) compute with: list it"
     )
   }
-}
-
-/// The list itself, field by field.
-private func read(
-  _ tensors: UnsafePointer<moe_expert_tensor>?, _ count: Int64, _ use: ExpertTensorUse, _ operands: inout Operands
-) throws(Fault) -> UnsafePointer<moe_expert_tensor> {
-  let (n, list): (StaticString, StaticString) =
-    use.isWritten ? ("n_gradients", "gradients") : ("n_weights", "weights")
-  try require(Int(count), n, from: 0, to: GivenTensors.Part.count)
-  let tensors = try operands.reads(tensors, Int(count), list)
-  for number in 0..<Int(count) { try tensors[number].requireBounds(Bounds(list)) }
-  return tensors
 }
 
 extension GivenTensors.Part {
@@ -164,10 +170,13 @@ private struct ExpertTensorPlace {
     var (ownWidth, ownStride) = (0, 0)
     for i in 0..<3 where sorted[i].count > 1 {
       let (count, step) = (sorted[i].count, sorted[i].stride)
-      if step < 0 { throw .invalid("\(name): a stride of \(step) is negative") }
+      if step < 0 {
+        throw .invalid("\(name): a stride of \(step) is negative; start at the other end, strides are 0 or more")
+      }
       if use.isWritten && step < extent {
         throw .invalid(
-          "\(name): with a stride of \(step) two elements are in one place, since \(extent) elements come within it")
+          "\(name): a stride of \(step) puts two of its elements in one place; each needs a place of its own, here a stride of \(extent) or more"
+        )
       }
       if ownStride == 0 && step > extent { (ownWidth, ownStride) = (extent, step) }
       // Rows that take turns do so only where all larger steps are whole numbers of theirs.
@@ -204,19 +213,16 @@ private struct ExpertTensorPlace {
 
 /// The memory of experts that are listed one by one.
 struct ExpertMemory: OperandList {
-  let weights: (UnsafePointer<moe_expert_tensor>?, Int)
-  let gradients: (UnsafePointer<moe_expert_tensor>?, Int)
+  let lists: ExpertLists
   let group: ExpertGroup
 
   func visit(_ body: (Operand) -> Void) {
-    visit(weights, .weights, body)
-    visit(gradients, .gradients, body)
+    visit(lists.weights, body)
+    visit(lists.gradients, body)
   }
 
   /// The list has been checked.
-  private func visit(
-    _ list: (tensors: UnsafePointer<moe_expert_tensor>?, count: Int), _ use: ExpertTensorUse, _ body: (Operand) -> Void
-  ) {
+  private func visit(_ list: ExpertTensorList, _ body: (Operand) -> Void) {
     for number in 0..<list.count {
       let tensor = list.tensors![number]
       guard let experts = tensor.experts, let part = GivenTensors.Part(rawValue: tensor.part),
@@ -224,7 +230,7 @@ struct ExpertMemory: OperandList {
       else { continue }
       let place: ExpertTensorPlace
       do throws(Fault) {
-        place = try ExpertTensorPlace(tensor, part, size, group, use)
+        place = try ExpertTensorPlace(tensor, part, size, group, list.use)
       } catch {
         continue  // which it was not when it was checked
       }

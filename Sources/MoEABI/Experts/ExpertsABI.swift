@@ -6,16 +6,15 @@ import MoE
 @implementation @_cdecl("moe_experts_plan")
 public func moe_experts_plan(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?,
-  _ weights: UnsafePointer<moe_expert_tensor>?, _ n_weights: Int64, _ gradients: UnsafePointer<moe_expert_tensor>?,
-  _ n_gradients: Int64, _ saves: Int32, _ plan: UnsafeMutablePointer<moe_plan>?
+  _ gradients: UnsafePointer<moe_experts_gradients>?, _ saves: Int32, _ plan: UnsafeMutablePointer<moe_plan>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
     let (plan, asked) = try operands.updates(plan, "plan")
-    let lists = ExpertLists(
-      weights: weights, weightCount: n_weights, gradients: gradients, gradientCount: n_gradients)
-    let call = try ExpertsCall(config, call, lists, planned: true, &operands)
+    let config = try operands.copies(config, "config")
+    let gradients = gradients == nil ? moe_experts_gradients() : try operands.copies(gradients, "gradients")
+    let call = try ExpertsCall(config, call, ExpertLists(config, gradients), planned: true, &operands)
     let saves = try flag(saves, "saves")
     plan.pointee = asked.filled(with: try call.memoryPlan(saves: saves, in: context))
   }
@@ -24,14 +23,14 @@ public func moe_experts_plan(
 @implementation @_cdecl("moe_experts_forward")
 public func moe_experts_forward(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?,
-  _ weights: UnsafePointer<moe_expert_tensor>?, _ n_weights: Int64, _ prepared: OpaquePointer?,
-  _ x: UnsafeRawPointer?, _ y: UnsafeMutableRawPointer?, _ saved: UnsafeMutableRawPointer?, _ saved_size: Int,
-  _ rows: UnsafeMutableRawPointer?
+  _ prepared: OpaquePointer?, _ x: UnsafeRawPointer?, _ y: UnsafeMutableRawPointer?, _ saved: UnsafeMutableRawPointer?,
+  _ saved_size: Int, _ rows: UnsafeMutableRawPointer?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
-    let lists = ExpertLists(weights: weights, weightCount: n_weights)
+    let config = try operands.copies(config, "config")
+    let lists = ExpertLists(config)
     let call = try ExpertsCall(config, call, lists, prepared: prepared, &operands)
     let type = call.tokenType
     let elements = call.tokens * call.group.hidden
@@ -49,28 +48,27 @@ public func moe_experts_forward(
 @implementation @_cdecl("moe_experts_backward")
 public func moe_experts_backward(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?,
-  _ weights: UnsafePointer<moe_expert_tensor>?, _ n_weights: Int64, _ saved: UnsafeRawPointer?, _ saved_size: Int,
-  _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?, _ dx: UnsafeMutableRawPointer?,
-  _ d_expert_weights: UnsafeMutableRawPointer?, _ gradients: UnsafePointer<moe_expert_tensor>?, _ n_gradients: Int64,
-  _ overwrite: Int32
+  _ saved: UnsafeRawPointer?, _ saved_size: Int, _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?,
+  _ gradients: UnsafePointer<moe_experts_gradients>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
-    let lists = ExpertLists(
-      weights: weights, weightCount: n_weights, gradients: gradients, gradientCount: n_gradients)
+    let config = try operands.copies(config, "config")
+    let gradients = try operands.copies(gradients, "gradients")
+    let lists = ExpertLists(config, gradients)
     var call = try ExpertsCall(config, call, lists, &operands)
-    call.overwrites = try flag(overwrite, "overwrite")
+    call.overwrites = gradients.overwrite != 0
     let type = call.tokenType
     let elements = call.tokens * call.group.hidden
     let x = try operands.reads(x, elements, of: type, "x")
     let dy = try operands.reads(dy, elements, of: type, "dy")
-    let dx = dx == nil ? nil : try operands.writes(dx, elements, of: type, "dx")
+    let dx = gradients.dx == nil ? nil : try operands.writes(gradients.dx, elements, of: type, "dx")
     let dRouting =
-      d_expert_weights == nil
+      gradients.d_expert_weights == nil
       ? nil
       : try operands.writes(
-        d_expert_weights, call.tokens * call.topK, of: call.routingType, "d_expert_weights")
+        gradients.d_expert_weights, call.tokens * call.topK, of: call.routingType, "d_expert_weights")
     let saved = try savedBytes(UnsafeMutableRawPointer(mutating: saved), saved_size)
     try operands.reads(saved, "saved")
     try operands.requireApart(fromListed: lists, call, in: context)
@@ -82,8 +80,7 @@ public func moe_experts_backward(
 
 @implementation @_cdecl("moe_experts_prepare")
 public func moe_experts_prepare(
-  _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?,
-  _ weights: UnsafePointer<moe_expert_tensor>?, _ n_weights: Int64, _ form: Int32,
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ form: Int32,
   _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) -> moe_status {
   attempt { () throws(Fault) in
@@ -95,7 +92,8 @@ public func moe_experts_prepare(
     var operands = Operands()
     var own = moe_experts_call.standard
     own.top_k = 1
-    let lists = ExpertLists(weights: weights, weightCount: n_weights)
+    let config = try operands.copies(config, "config")
+    let lists = ExpertLists(config)
     let call = try ExpertsCall(config, &own, lists, &operands)
     try operands.requireApart(fromListed: lists, call, in: context)
     if !call.group.multiplies {

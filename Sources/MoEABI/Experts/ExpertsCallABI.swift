@@ -5,19 +5,22 @@ import MoE
 
 /// The lists of tensors of one call.
 struct ExpertLists {
-  let weights: UnsafePointer<moe_expert_tensor>?
-  let weightCount: Int64
-  var gradients: UnsafePointer<moe_expert_tensor>?
-  var gradientCount: Int64 = 0
+  let weights: ExpertTensorList
+  let gradients: ExpertTensorList
+
+  /// No tensors are listed in the structs' defaults.
+  init(_ config: moe_experts_config, _ gradients: moe_experts_gradients = moe_experts_gradients()) {
+    weights = ExpertTensorList(config.weights, Int(config.n_weights), .weights)
+    self.gradients = ExpertTensorList(gradients.tensors, Int(gradients.n_tensors), .gradients)
+  }
 }
 
 extension ExpertsCall {
   /// `planned`: the call is not made, and its memory need not be there.
   init(
-    _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?, _ lists: ExpertLists,
+    _ config: moe_experts_config, _ call: UnsafePointer<moe_experts_call>?, _ lists: ExpertLists,
     prepared: OpaquePointer? = nil, planned: Bool = false, _ operands: inout Operands
   ) throws(Fault) {
-    let config = try operands.copies(config, "config")
     let call = try operands.copies(call, "call")
     let (tokens, topK) = (Int(call.n_tokens), Int(call.top_k))
     // Pairs of tokens and choices are counted in 32 bits.
@@ -28,7 +31,7 @@ extension ExpertsCall {
     let prepared = try prepared.map { (handle) throws(Fault) in
       try MoEABI.handle(handle, "prepared", as: PreparedExperts.self)
     }
-    let group = try ExpertGroup(config, lists, packed: prepared?.pointee.group)
+    let group = try ExpertGroup(config, lists.weights, packed: prepared?.pointee.group)
     self.init(
       group, tokenType: try elementType(config.io_dtype, "io_dtype", forTokens: true), tokens: tokens, topK: topK)
     try takeChoices(call, planned: planned, &operands)
@@ -58,15 +61,13 @@ extension ExpertsCall {
   private mutating func takeTensors(
     _ lists: ExpertLists, planned: Bool, _ prepared: PreparedExpertsPointer?, _ operands: inout Operands
   ) throws(Fault) {
-    weights = try GivenTensors(
-      lists.weights, lists.weightCount, group, .weights, planned: planned, &operands)
+    weights = try GivenTensors(lists.weights, group, planned: planned, &operands)
     try weights.requireMatrices(group, mayBeAbsent: prepared != nil)
     if let prepared {
       try prepared.pointee.require(group)
       self.prepared = prepared
     }
-    gradients = try GivenTensors(
-      lists.gradients, lists.gradientCount, group, .gradients, planned: planned, &operands)
+    gradients = try GivenTensors(lists.gradients, group, planned: planned, &operands)
     for number: Int32 in 0..<Int32(GivenTensors.Part.count) {
       let part: GivenTensors.Part = try named(number)
       if gradients[part] != nil && weights[part] == nil {
@@ -81,10 +82,7 @@ extension Operands {
   func requireApart(
     fromListed lists: ExpertLists, _ call: ExpertsCall, in context: ContextPointer
   ) throws(Fault) {
-    try requireApart(
-      ExpertMemory(
-        weights: (lists.weights, Int(lists.weightCount)), gradients: (lists.gradients, Int(lists.gradientCount)),
-        group: call.group), in: context)
+    try requireApart(ExpertMemory(lists: lists, group: call.group), in: context)
   }
 }
 
@@ -92,7 +90,7 @@ extension ExpertGroup {
   /// The experts of one call, by the checks of a layer's. Their weights' type stands in the list of tensors; where matrices
   /// were packed and are not given, the type they had.
   init(
-    _ config: moe_experts_config, _ lists: ExpertLists, packed: ExpertGroup? = nil
+    _ config: moe_experts_config, _ list: ExpertTensorList, packed: ExpertGroup? = nil
   ) throws(Fault) {
     var (group, layer) = (moe_expert_group(), moe_layer_config())
     group.n_experts = config.n_experts
@@ -104,9 +102,8 @@ extension ExpertGroup {
     layer.hidden_size = config.hidden_size
     layer.weight_on_input = config.weight_on_input
     layer.weight_dtype = packed?.weights.rawValue ?? ElementType.f32.rawValue
-    try require(Int(lists.weightCount), "n_weights", from: 0, to: GivenTensors.Part.count)
-    let weights = try array(lists.weights, count: Int(lists.weightCount), "weights")
-    for i in 0..<Int(lists.weightCount) where weights[i].part == number(MOE_EXPERT_PART_DOWN) {
+    let weights = try array(list.tensors, count: list.count, list.name)
+    for i in 0..<list.count where weights[i].part == number(MOE_EXPERT_PART_DOWN) {
       layer.weight_dtype = try elementType(weights[i].dtype, "DOWN of weights").rawValue
     }
     try self.init(group, layer, shared: false)
@@ -130,7 +127,9 @@ extension PreparedExperts {
 /// Memory of plain bytes that a call writes or reads.
 func savedBytes(_ memory: UnsafeMutableRawPointer?, _ size: Int) throws(Fault) -> CallerMemory? {
   guard let memory else {
-    if size != 0 { throw .invalid("saved is NULL, but saved_size is \(size)") }
+    if size != 0 {
+      throw .invalid("saved is NULL, but saved_size is \(UInt64(UInt(bitPattern: size))): give both, or neither")
+    }
     return nil
   }
   if Int(bitPattern: memory) % 8 != 0 { throw .invalid("saved is not aligned to 8 bytes") }

@@ -11,6 +11,10 @@ func fusedStep(of layer: LayerPointer, _ options: moe_backward_options) throws(F
     }
     return nil
   }
+  if options.frozen_experts != 0 {
+    throw .invalid(
+      "options.frozen_experts = 1 beside options.optimizer, which steps experts by their gradients: give one")
+  }
   let optimizer = try handle(options.optimizer, "options.optimizer", as: Optimizer.self)
   try optimizer.pointee.requireState()
   if layer.pointee.configuration.keepsExpertGradients {
@@ -46,10 +50,11 @@ private func requireWhole(_ matrix: Optimizer.Matrix?, _ parameter: Parameter) t
   }
 }
 
-/// Backward by itself adds to the gradients of all parameters.
-func requireGradients(_ layer: LayerPointer) throws(Fault) {
+/// Backward by itself adds to the gradients of all parameters, but those of frozen experts.
+func requireGradients(_ layer: LayerPointer, frozenExperts: Bool) throws(Fault) {
   for index in 0..<layer.pointee.trainedCount {
     let parameter = layer.pointee.trained(index)
+    if frozenExperts && parameter.isOfMatrices { continue }
     if parameter.grad == nil {
       throw .badState("\(parameter.name) has no memory for its gradient: bind it, or give options.optimizer")
     }

@@ -55,13 +55,16 @@ public func moe_layer_update_selection_bias(
 @implementation @_cdecl("moe_layer_prepare")
 public func moe_layer_prepare(_ layer: OpaquePointer?, _ prepared: Int32) -> moe_status {
   attempt { () throws(Fault) in
-    let layer = try handle(layer, "layer", as: Layer.self)
-    guard let preparation = Layer.Preparation(rawValue: prepared) else {
-      throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
-    }
-    if let form = preparation.form, !layer.pointee.configuration.groups[0].weights.canBePrepared(as: form) {
-      throw .invalid("prepared = MOE_PREPARED_F32, but the layer's weights are bfloat16")
-    }
-    try layer.pointee.prepare(preparation)
+    try prepare(try handle(layer, "layer", as: Layer.self), prepared)
   }
+}
+
+func prepare(_ layer: LayerPointer, _ prepared: Int32) throws(Fault) {
+  guard let preparation = Layer.Preparation(rawValue: prepared) else {
+    throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
+  }
+  if let form = preparation.form, !layer.pointee.configuration.groups[0].weights.canBePrepared(as: form) {
+    throw .invalid("prepared = MOE_PREPARED_F32, but the layer's weights are bfloat16")
+  }
+  try layer.pointee.prepare(preparation)
 }

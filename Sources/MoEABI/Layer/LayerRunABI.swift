@@ -70,7 +70,7 @@ public func moe_layer_backward(
     if let optimizer = call.step?.optimizer {
       try operands.add(stateOf: optimizer)
     } else {
-      try requireGradients(layer)
+      try requireGradients(layer, frozenExperts: call.frozenExperts)
     }
     try operands.requireApart(fromParametersOf: layer, steps: call.step != nil, gradients: true)
     try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
@@ -99,6 +99,7 @@ extension Layer.BackwardCall {
     }
     scratch = try lent(options.scratch, options.scratch_size, "options.scratch")
     try operands.writes(scratch, "options.scratch")
+    frozenExperts = options.frozen_experts != 0
     step = try fusedStep(of: layer, options)
   }
 }

@@ -10,16 +10,63 @@ public func moe_cache_create(
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
     let out = try required(out, "out")
-    let c = model.pointee.configuration
-    if !c.causal || c.vocabulary == 0 {
-      throw .invalid("model: a cache is for causal models with a vocabulary")
-    }
-    let most = Int(Int32.max)
-    try require(Int(n_sequences), "n_sequences", from: 1, to: most)
-    try require(Int(max_length), "max_length", from: 1, to: c.positions > 0 ? c.positions : most)
-    try require(Int(n_sequences) * Int(max_length), "n_sequences * max_length", from: 1, to: most)
+    try requireCached(model, sequences: Int(n_sequences), capacity: Int(max_length))
     out.pointee = OpaquePointer(
       try CachePointer.create(for: model, sequences: Int(n_sequences), capacity: Int(max_length)))
+  }
+}
+
+func requireWriter(_ model: ModelPointer) throws(Fault) {
+  let c = model.pointee.configuration
+  if !c.causal || c.vocabulary == 0 { throw .invalid("model: a cache is for causal models with a vocabulary") }
+}
+
+/// What a cache of the model may be.
+func requireCached(_ model: ModelPointer, sequences: Int, capacity: Int) throws(Fault) {
+  try requireWriter(model)
+  let (c, most) = (model.pointee.configuration, Int(Int32.max))
+  try require(sequences, "n_sequences", from: 1, to: most)
+  try require(capacity, "max_length", from: 1, to: c.positions > 0 ? c.positions : most)
+  try require(sequences * capacity, "n_sequences * max_length", from: 1, to: most)
+}
+
+@implementation @_cdecl("moe_cache_size")
+public func moe_cache_size(
+  _ cache: OpaquePointer?, _ n_sequences: UnsafeMutablePointer<Int64>?, _ max_length: UnsafeMutablePointer<Int64>?,
+  _ length: UnsafeMutablePointer<Int64>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let cache = try handle(cache, "cache", as: Cache.self)
+    try optional(n_sequences, "n_sequences")?.pointee = Int64(cache.pointee.sequences)
+    try optional(max_length, "max_length")?.pointee = Int64(cache.pointee.capacity)
+    try optional(length, "length")?.pointee = Int64(cache.pointee.length)
+  }
+}
+
+@implementation @_cdecl("moe_cache_save")
+public func moe_cache_save(_ cache: OpaquePointer?, _ path: UnsafePointer<CChar>?) -> moe_status {
+  attempt { () throws(Fault) in
+    let cache = try handle(cache, "cache", as: Cache.self)
+    try cache.pointee.save(to: try required(path, "path"))
+  }
+}
+
+@implementation @_cdecl("moe_cache_load")
+public func moe_cache_load(
+  _ model: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ max_length: Int64,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let path = try required(path, "path")
+    let out = try required(out, "out")
+    try require(Int(max_length), "max_length", from: 0, to: Int(Int32.max))
+    let cache = try CachePointer.load(
+      for: model, from: path, capacity: max_length == 0 ? nil : Int(max_length),
+      check: { (sequences, capacity) throws(Fault) in
+        try requireCached(model, sequences: sequences, capacity: capacity)
+      })
+    out.pointee = OpaquePointer(cache)
   }
 }
 
@@ -67,9 +114,7 @@ public func moe_model_read_with(
     var operands = Operands()
     let tokens = try operands.reads(tokens, count, "tokens")
     let logits = try operands.writes(logits, cache.pointee.sequences * c.vocabulary, "logits")
-    for t in 0..<count where tokens[t] < 0 || tokens[t] >= c.vocabulary {
-      throw .invalid("tokens[\(t)] = \(Int(tokens[t])) is not one of vocabulary_size = \(c.vocabulary)")
-    }
+    try requireTokens(tokens, count, "tokens", vocabulary: c.vocabulary)
     var input = ModelInput(sequences: cache.pointee.sequences, length: Int(n))
     input.ids = tokens
     if options != nil {

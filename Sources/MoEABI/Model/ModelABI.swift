@@ -12,19 +12,43 @@ public func moe_model_create(
     let context = try handle(context, "context", as: Context.self)
     let config = try read(config, "config")
     let out = try required(out, "out")
-    let c = try ModelConfiguration(config)
-    var (moe, dense) = (moe_layer_config(), moe_layer_config())
-    let hasDense = c.hasFeedForward && c.moeEvery != 1
-    if c.moeEvery != nil { moe = try moe_layer_config(moeOf: config, c) }
-    if hasDense { dense = try moe_layer_config(denseOf: config) }
-    try withLayer(c.moeEvery == nil ? nil : moe) { (moe) throws(Fault) in
-      if let moe, c.pooledCoefficient > 0, !moe.hasGate {
-        throw .invalid("pooled_balance_coef = \(c.pooledCoefficient), but the router has no gate")
-      }
-      try withLayer(hasDense ? dense : nil) { (dense) throws(Fault) in
-        out.pointee = OpaquePointer(try ModelPointer.create(c, moe: moe, dense: dense, in: context))
-      }
+    try createModel(context, config) { out.pointee = OpaquePointer($0) }
+  }
+}
+
+/// `startsRandom`: false where all parameters will be overwritten.
+func createModel(
+  _ context: ContextPointer, _ config: moe_model_config, startsRandom: Bool = true, _ body: (ModelPointer) -> Void
+) throws(Fault) {
+  let layers = try LayerList(config)
+  var c = try ModelConfiguration(config, layers)
+  c.startsRandom = startsRandom
+  try withRotaries(config, &c) { (c) throws(Fault) in
+    var c = c
+    try c.readLatent(config)
+    try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
+      let description = ModelDescription(config, headSize: c.headSize)
+      let model = try ModelPointer.create(
+        c, moe: moe, dense: dense, layer: { layers.layer($0, c) }, room: description.bytes, in: context)
+      description.write(to: model.pointee.room)
+      body(model)
     }
+  }
+}
+
+/// What the ffn's are; nil where no layer has one of that kind.
+private func withFeedForwards(
+  _ config: moe_model_config, _ layers: LayerList,
+  _ body: (Configuration.Values?, Configuration.Values?) throws(Fault) -> Void
+) throws(Fault) {
+  var (moe, dense) = (moe_layer_config(), moe_layer_config())
+  if layers.hasMoE { moe = try moe_layer_config(moeOf: config) }
+  if layers.hasDense { dense = try moe_layer_config(denseOf: config, width: layers.widestDense) }
+  try withLayer(layers.hasMoE ? moe : nil) { (moe) throws(Fault) in
+    if let moe, config.pooled_balance_coef > 0, !moe.hasGate {
+      throw .invalid("pooled_balance_coef = \(config.pooled_balance_coef), but the router has no gate")
+    }
+    try withLayer(layers.hasDense ? dense : nil) { (dense) throws(Fault) in try body(moe, dense) }
   }
 }
 
@@ -44,6 +68,19 @@ private func withLayer(
 public func moe_model_free(_ model: OpaquePointer?) {
   guard let model else { return }
   ModelPointer(model).free()
+}
+
+@implementation @_cdecl("moe_model_configuration")
+public func moe_model_configuration(
+  _ model: OpaquePointer?, _ config: UnsafeMutablePointer<moe_model_config>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let config = try required(config, "config")
+    let size = try requireSize(UnsafePointer(config), "config")
+    config.pointee = ModelDescription.read(model.pointee.room)
+    config.pointee.struct_size = size
+  }
 }
 
 @implementation @_cdecl("moe_model_layer")

@@ -53,7 +53,9 @@ extension ModelInput {
     positions given: UnsafePointer<Int64>?, _ c: ModelConfiguration, _ name: StaticString, _ operands: inout Operands
   ) throws(Fault) {
     if given != nil && !c.placesTokens {
-      throw .invalid("\(name) is not NULL, but max_positions = 0 and rope_theta = 0: the model has no positions")
+      throw .invalid(
+        "\(name) is not NULL, but max_positions = 0 and rope_theta = 0, without rotary_tables: the model has no positions"
+      )
     }
     positions = try operands.reads(optional: given, tokens, name)
   }
@@ -120,15 +122,13 @@ extension ModelInput {
 
 /// Pairs of tokens and choices are counted in 32 bits, and so are the numbers of noise.
 func requireFew(_ tokens: Int, _ model: ModelPointer, training: Bool) throws(Fault) {
-  // Dense layers are alike, and MoE layers are; the first ones up to the first MoE layer are both.
-  for n in 0..<(model.pointee.configuration.moeEvery ?? 1) {
-    guard let layer = model.pointee.layer(n)?.pointee.configuration else { continue }
-    if tokens > Int(Int32.max) / layer.slots {
-      throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
-    }
-    if layer.exploration.noise != .none && training && tokens > Int(UInt32.max) / layer.experts {
-      throw .invalid("\(tokens) tokens times n_experts = \(layer.experts) exceed 2^32 numbers of noise")
-    }
+  // Those of MoE layers are alike; dense ones have one choice.
+  guard let layer = model.pointee.moeConfiguration else { return }
+  if tokens > Int(Int32.max) / layer.slots {
+    throw .invalid("\(tokens) tokens with \(layer.slots) choices each exceed 2^31 - 1 choices")
+  }
+  if layer.exploration.noise != .none && training && tokens > Int(UInt32.max) / layer.experts {
+    throw .invalid("\(tokens) tokens times n_experts = \(layer.experts) exceed 2^32 numbers of noise")
   }
 }
 

@@ -29,7 +29,10 @@ public func moe_model_plan_memory(
     var operands = Operands()
     var (plan, wanted) = try operands.updates(plan, "plan")
     let keep = try operands.writes(optional: wanted.keep, layers, "plan.keep")
-    let call = try ModelInput(planning: try operands.copies(input, "input"), model, &operands)
+    let given = try operands.copies(input, "input")
+    // Of an array it counts that there is one: none is read, and what stands for it may be smaller.
+    var unread = Operands()
+    let call = try ModelInput(planning: given, model, &unread)
     let found = try model.pointee.plan(call, taped: try flag(taped, "taped"))
     if found.total == .max { throw .outOfMemory(bytes: found.total) }
     wanted.forward_bytes = found.forwardScratch

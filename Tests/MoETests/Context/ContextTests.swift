@@ -31,13 +31,13 @@ struct ContextTests {
     let floats = UnsafeMutablePointer<Float>(bitPattern: 64)
     var options = moe_backward_options(
       struct_size: 1, d_mean_probability: floats, d_expert_weights: floats, scratch: floats, scratch_size: 1,
-      optimizer: untouched, clip_factor: 1, reserved: 1, d_sequence_probability: floats)
+      optimizer: untouched, clip_factor: 1, frozen_experts: 1, d_sequence_probability: floats)
     moe_backward_options_init(&options, MemoryLayout<moe_backward_options>.size)
     #expect(options.struct_size == MemoryLayout<moe_backward_options>.size)
     #expect(options.d_mean_probability == nil && options.d_expert_weights == nil)
     #expect(options.d_sequence_probability == nil)
     #expect(options.scratch == nil && options.scratch_size == 0)
-    #expect(options.optimizer == nil && options.clip_factor == 0 && options.reserved == 0)
+    #expect(options.optimizer == nil && options.clip_factor == 0 && options.frozen_experts == 0)
   }
 
   @Test func initialisingStaysWithinTheCallersStruct() throws {

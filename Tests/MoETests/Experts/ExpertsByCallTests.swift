@@ -72,6 +72,11 @@ struct ExpertsByCallTests {
     var call = moe_experts_call()
     moe_experts_call_init(&call, MemoryLayout<moe_experts_call>.size)
     #expect(call.index_dtype == MOE_DTYPE_I32.int32 && call.top_k == 0)
+    var gradients = moe_experts_gradients()
+    gradients.overwrite = 1
+    moe_experts_gradients_init(&gradients, MemoryLayout<moe_experts_gradients>.size)
+    #expect(gradients.struct_size == MemoryLayout<moe_experts_gradients>.size && gradients.overwrite == 0)
+    moe_experts_gradients_init(nil, 8)
     moe_experts_config_init(nil, 8)
     moe_experts_call_init(nil, 8)
     moe_experts_prepared_free(nil)
@@ -144,13 +149,16 @@ struct ExpertsByCallTests {
   private typealias Change = (inout moe_experts_config, inout moe_experts_call, inout [moe_expert_tensor]) -> Void
 
   private func forward(_ experts: CalledExperts, _ change: Change) -> moe_status {
-    var (config, tensors) = (experts.config, experts.tensors)
-    return experts.withCall { call in
-      var call = call
+    // The list of weights is one of the config's fields, so what changes both runs twice.
+    experts.withCall { call in
+      var (config, call, tensors) = (experts.config, call, experts.tensors)
       change(&config, &call, &tensors)
       var y = [Float](repeating: 0, count: experts.x.count)
-      return moe_experts_forward(
-        experts.context, &config, &call, tensors, Int64(tensors.count), nil, experts.x, &y, nil, 0, nil)
+      return experts.withConfig(tensors) { own in
+        var (call, unused) = (call, tensors)
+        change(&own, &call, &unused)
+        return moe_experts_forward(experts.context, &own, &call, nil, experts.x, &y, nil, 0, nil)
+      }
     }
   }
 
@@ -158,6 +166,16 @@ struct ExpertsByCallTests {
     let experts = try CalledExperts(MOE_EXPERT_GATED, .rows, MOE_DTYPE_F32)
     #expect(forward(experts) { _, _, _ in } == MOE_OK)
     refused("config", forward(experts) { c, _, _ in c.struct_size = 8 })
+    refused("18446744073709551608", forward(experts) { c, _, _ in c.struct_size = -8 })
+    refused("n_weights", forward(experts) { c, _, _ in c.n_weights = -1 })
+    refused("n_weights", forward(experts) { c, _, _ in c.n_weights = 8 })
+    refused("weights", forward(experts) { c, _, _ in c.weights = nil })
+    refused("gradients", experts.backwardStatus(gradients: { $0.struct_size = 8 }))
+    refused("tensors", experts.backwardStatus(gradients: { $0.tensors = nil }))
+    refused("n_tensors", experts.backwardStatus(gradients: { $0.n_tensors = 8 }))
+    refused("overwrite", experts.backwardStatus(gradients: { $0.overwrite = 2 }))
+    #expect(experts.backwardStatus(gradients: { ($0.tensors, $0.n_tensors) = (nil, 0) }) == MOE_OK)
+    #expect(experts.backwardStatus(gradients: { ($0.dx, $0.d_expert_weights) = (nil, nil) }) == MOE_OK)
     refused("call", forward(experts) { _, call, _ in call.struct_size = 8 })
     refused("n_experts", forward(experts) { c, _, _ in c.n_experts = 0 })
     refused("hidden_size", forward(experts) { c, _, _ in c.hidden_size = 1 << 40 })
@@ -193,17 +211,9 @@ struct ExpertsByCallTests {
     }
     // Experts may be tied, as weights; a gradient has no element twice.
     #expect(forward(experts) { _, _, t in t[0].strides = (0, 0, 0) } == MOE_OK)
-    refused("stride", experts.backwardStatus { $0[0].strides.0 = 0 })
+    refused("place", experts.backwardStatus { $0[0].strides.0 = 0 })  // two of its elements in one
     refused("stride", experts.backwardStatus { $0[2].strides.1 = 3 })
     refused("overlaps", experts.backwardStatus { $0[1].data = $0[0].data })
-    refused(
-      "n_weights",
-      experts.withCall { call in
-        var (config, call) = (experts.config, call)
-        var y = experts.x
-        return moe_experts_forward(
-          experts.context, &config, &call, experts.tensors, -1, nil, experts.x, &y, nil, 0, nil)
-      })
     let listed = try CalledExperts(MOE_EXPERT_GATED, .listed, MOE_DTYPE_F32)
     refused("experts", forward(listed) { _, _, t in t[0].experts[3] = nil })
     refused("experts", forward(listed) { _, _, t in t[0].data = experts.tensors[0].data })
@@ -216,10 +226,10 @@ struct ExpertsByCallTests {
     var saved = [UInt8](repeating: 0, count: plan.tape_bytes + 8)
     func status(_ memory: UnsafeMutableRawPointer?, _ size: Int) -> moe_status {
       experts.withCall { call in
-        var (config, call) = (experts.config, call)
-        var y = experts.x
-        return moe_experts_forward(
-          experts.context, &config, &call, experts.tensors, 2, nil, experts.x, &y, memory, size, nil)
+        var (call, y) = (call, experts.x)
+        return experts.withConfig { config in
+          moe_experts_forward(experts.context, &config, &call, nil, experts.x, &y, memory, size, nil)
+        }
       }
     }
     saved.withUnsafeMutableBytes { bytes in

@@ -132,7 +132,7 @@ struct AttentionTests {
       moe_rotary_config_init(&rotary, MemoryLayout<moe_rotary_config>.size)
       (rotary.n_tokens, rotary.n_heads, rotary.head_size) = (5, 2, 3)
       #expect(moe_rotate($0, &rotary, &output) == MOE_ERROR_INVALID_ARGUMENT)
-      #expect(lastError() == "head_size = 3 is odd")
+      #expect(lastError() == "head_size = 3 is odd: numbers turn in pairs; give rotary_size, of those that do")
     }
   }
 }

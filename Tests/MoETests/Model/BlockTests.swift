@@ -150,20 +150,22 @@ struct BlockTests {
     #expect(dx[0..<Self.width].allSatisfy { $0 == 0 })
   }
 
+  private func size<T>(of struct: T) -> Int { MemoryLayout<T>.size }
+
   /// What the macros have, as the header says it in words.
   @Test func defaults() {
     var norm = moe_norm_config()
     moe_norm_config_init(&norm, MemoryLayout<moe_norm_config>.size)
-    #expect((norm.struct_size, norm.epsilon, norm.norm) == (40, 1e-5, MOE_NORM_LAYER.int32))
+    #expect((norm.struct_size, norm.epsilon, norm.norm) == (size(of: norm), 1e-5, MOE_NORM_LAYER.int32))
     var rotary = moe_rotary_config()
     moe_rotary_config_init(&rotary, MemoryLayout<moe_rotary_config>.size)
-    #expect((rotary.struct_size, rotary.theta, rotary.inverse, rotary.sequence_length) == (80, 10000, 0, 0))
+    #expect((rotary.struct_size, rotary.theta, rotary.inverse, rotary.scale) == (size(of: rotary), 10000, 0, 0))
     var loss = moe_cross_entropy_config()
     moe_cross_entropy_config_init(&loss, MemoryLayout<moe_cross_entropy_config>.size)
-    #expect((loss.struct_size, loss.ignore_index, loss.label_smoothing, loss.d_loss) == (56, -100, 0, 1))
+    #expect((loss.struct_size, loss.ignore_index, loss.label_smoothing, loss.d_loss) == (size(of: loss), -100, 0, 1))
     var gradients = moe_attention_gradients()
     moe_attention_gradients_init(&gradients, MemoryLayout<moe_attention_gradients>.size)
-    #expect(gradients.struct_size == 40 && gradients.doutput == nil && gradients.dvalue == nil)
+    #expect(gradients.struct_size == size(of: gradients) && gradients.doutput == nil && gradients.dvalue == nil)
     moe_linear_config_init(nil, MemoryLayout<moe_linear_config>.size)
     moe_embedding_config_init(nil, MemoryLayout<moe_embedding_config>.size)
   }
@@ -230,8 +232,39 @@ struct BlockTests {
     moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
     #expect(sampling.struct_size == MemoryLayout<moe_sampling>.size)
     #expect((sampling.temperature, sampling.top_k, sampling.top_p) == (0, 0, 1))
-    #expect(sampling.seed == 0)
+    #expect(sampling.seed == 0 && sampling.min_p == 0 && sampling.repetition_penalty == 0)
+    #expect(sampling.history == nil && sampling.n_history == 0)
     moe_sampling_init(nil, MemoryLayout<moe_sampling>.size)
+  }
+
+  /// Of logits 0, 3, 2, 3: only what is half as likely as the best, and the best by the penalty.
+  @Test func samplingLeavesTheUnlikelyAndTheRepeated() throws {
+    let (z, history): ([Float], [Int32]) = ([0, 3, 2, 3], [1, 1, 2])
+    var sampling = moe_sampling()
+    moe_sampling_init(&sampling, MemoryLayout<moe_sampling>.size)
+    var token: Int32 = -1
+    try withContext { context in
+      try history.withUnsafeBufferPointer { history in
+        (sampling.repetition_penalty, sampling.n_history) = (1.5, 3)
+        sampling.history = history.baseAddress
+        try check(moe_sample(context, z, 4, &sampling, 0, &token))
+        #expect(token == 3)
+        (sampling.temperature, sampling.min_p) = (1, 0.5)
+        let drawn = try (0..<UInt64(40)).map { draw in
+          try check(moe_sample(context, z, 4, &sampling, draw, &token))
+          return token
+        }
+        #expect(Set(drawn) == [3])  // 1 has a logit of 2 now
+        sampling.min_p = 0.3
+        let more = try (0..<UInt64(200)).map { draw in
+          try check(moe_sample(context, z, 4, &sampling, draw, &token))
+          return token
+        }
+        #expect(Set(more) == [1, 3])
+        #expect(moe_sample(context, z, 2, &sampling, 0, &token) == MOE_ERROR_INVALID_ARGUMENT)
+        #expect(lastError() == "sampling.history[2] = 2 is not one of vocabulary_size = 2")
+      }
+    }
   }
 
   @Test func samplingKnowsItsBounds() throws {

@@ -2,7 +2,7 @@ import CMoE
 import Testing
 
 /// A small language model: one dense layer, one MoE layer.
-private final class ModelLife {
+final class ModelLife {
   let allocator = CountingAllocator()
   let (sequences, length, vocabulary) = (2, 5, 11)
   var context, model, tape, cache: OpaquePointer?
@@ -242,6 +242,42 @@ struct ModelTests {
     }
   }
 
+  @Test("A model tells what it was made with, in memory of its own")
+  func configuration() throws {
+    let life = ModelLife()
+    try check(life.calls[0](life))
+    let (frequencies, layers) = (
+      UnsafeMutablePointer<Double>.allocate(capacity: 2),
+      UnsafeMutablePointer<moe_model_layer_config>.allocate(capacity: 2)
+    )
+    frequencies.initialize(to: 0.5)
+    (frequencies + 1).initialize(to: 0.125)
+    layers.initialize(to: moe_model_layer_config(dense: 1, rotary: -1, window: 0, chunk: 0, dense_intermediate_size: 0))
+    (layers + 1).initialize(
+      to: moe_model_layer_config(dense: 0, rotary: 0, window: 3, chunk: 0, dense_intermediate_size: 0))
+    var table = moe_rotary_table()
+    table.frequencies = UnsafePointer(frequencies)
+    try withUnsafePointer(to: &table) { table in
+      try check(
+        life.create {
+          ($0.rope_theta, $0.moe_every, $0.layers) = (0, 0, UnsafePointer(layers))
+          ($0.rotary_tables, $0.n_rotary_tables) = (table, 1)
+        })
+    }
+    frequencies.update(repeating: .nan, count: 2)
+    layers.update(repeating: moe_model_layer_config(), count: 2)
+    var config = moe_model_config()
+    moe_model_config_init(&config, MemoryLayout<moe_model_config>.size)
+    try check(moe_model_configuration(life.model, &config))
+    #expect(config.struct_size == MemoryLayout<moe_model_config>.size)
+    #expect(config.hidden_size == 8 && config.vocabulary_size == 11 && config.dense_intermediate_size == 9)
+    #expect(config.moe.pointee.n_experts == 4 && config.moe.pointee.top_k == 2)
+    #expect(config.layers[0].dense == 1 && config.layers[0].rotary == -1 && config.layers[1].window == 3)
+    #expect(config.rotary_tables[0].frequencies[0] == 0.5 && config.rotary_tables[0].frequencies[1] == 0.125)
+    frequencies.deallocate()
+    layers.deallocate()
+  }
+
   @Test("NULL, sizes and states are refused by name")
   func refusals() throws {
     let life = ModelLife()
@@ -263,6 +299,9 @@ struct ModelTests {
     refused("data", moe_model_bind_parameter(life.model, 0, nil, nil))
     refused("model", moe_model_zero_grad(nil))
     refused("n", moe_model_layer(life.model, 2, &out))
+    var config = moe_model_config()
+    refused("struct_size", moe_model_configuration(life.model, &config))
+    refused("config", moe_model_configuration(life.model, nil))
     refused("model", moe_model_tape_create(nil, &out))
     refused("input", moe_model_forward(life.model, nil, nil, nil, nil, nil))
     refused("input", moe_model_plan_memory(life.model, nil, 1, nil), MOE_ERROR_INVALID_ARGUMENT, orName: "plan")

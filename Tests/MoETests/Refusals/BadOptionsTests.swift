@@ -230,7 +230,7 @@ final class BadOptionsTests {
         $0.expert_weights = UnsafePointer(weights.start)
       })
     refused("d_expert_weights", backward { $0.d_expert_weights = misaligned(weights.start) })
-    refused("reserved", backward { $0.reserved = 1 })
+    refused("frozen_experts", backward { $0.frozen_experts = 2 })
     refused("clip_factor", backward { $0.clip_factor = 0.5 })
     for factor: Float in [-1, .nan, .infinity] { refused("clip_factor", backward { $0.clip_factor = factor }) }
     refused("optimizer", backward { $0.optimizer = OpaquePointer(misaligned(weights.start)) })

@@ -118,6 +118,11 @@ final class ModelOverlapTests {
       var given = input
       collide("plan.keep", "plan", moe_model_plan_memory(model, &given, 1, plan))
     }
+    // What is planned reads no array: one number may stand for all targets.
+    var given = input
+    given.targets = UnsafePointer(at(0))
+    plan.keep = at(4)
+    try check(moe_model_plan_memory(model, &given, 1, &plan))
   }
 
   @Test func backward() throws {

@@ -164,6 +164,27 @@ final class CalledExperts {
 
   var tensors: [moe_expert_tensor] { parts.map(\.tensor) }
 
+  /// The experts with other weights in their place.
+  func withConfig(_ tensors: [moe_expert_tensor]? = nil, _ body: (inout moe_experts_config) -> moe_status) -> moe_status
+  {
+    (tensors ?? self.tensors).withUnsafeBufferPointer { weights in
+      var config = config
+      (config.weights, config.n_weights) = (weights.baseAddress, Int64(weights.count))
+      return body(&config)
+    }
+  }
+
+  private func withGradients(
+    _ tensors: [moe_expert_tensor], _ body: (inout moe_experts_gradients) -> moe_status
+  ) -> moe_status {
+    tensors.withUnsafeBufferPointer { list in
+      var gradients = moe_experts_gradients()
+      moe_experts_gradients_init(&gradients, MemoryLayout<moe_experts_gradients>.size)
+      (gradients.tensors, gradients.n_tensors, gradients.overwrite) = (list.baseAddress, Int64(list.count), 1)
+      return body(&gradients)
+    }
+  }
+
   func withCall(_ body: (moe_experts_call) -> moe_status) -> moe_status {
     indices.withUnsafeBytes { indices in
       routing.withUnsafeBytes { routing in
@@ -179,12 +200,14 @@ final class CalledExperts {
   func plan() throws -> moe_plan {
     var plan = moe_plan()
     moe_plan_init(&plan, MemoryLayout<moe_plan>.size)
-    let gradients = parts.map(\.gradient)
     try check(
       withCall { call in
-        var (config, call) = (config, call)
-        return moe_experts_plan(
-          context, &config, &call, tensors, Int64(parts.count), gradients, Int64(parts.count), 1, &plan)
+        var call = call
+        return withConfig { config in
+          withGradients(parts.map(\.gradient)) { gradients in
+            moe_experts_plan(context, &config, &call, &gradients, 1, &plan)
+          }
+        }
       })
     return plan
   }
@@ -202,17 +225,17 @@ final class CalledExperts {
   }
 
   private func status(_ form: moe_prepared) -> moe_status {
-    var config = config
-    return moe_experts_prepare(context, &config, tensors, Int64(parts.count), form.int32, &prepared)
+    withConfig { config in moe_experts_prepare(context, &config, form.int32, &prepared) }
   }
 
   private func require(_ status: moe_status) throws { if status != MOE_OK { throw Refusal(status: status) } }
 
   private func forward(_ y: inout [Float], _ saved: UnsafeMutableRawPointer?, _ size: Int) -> moe_status {
     withCall { call in
-      var (config, call) = (config, call)
-      return moe_experts_forward(
-        context, &config, &call, tensors, Int64(parts.count), prepared, x, &y, saved, size, nil)
+      var call = call
+      return withConfig { config in
+        moe_experts_forward(context, &config, &call, prepared, x, &y, saved, size, nil)
+      }
     }
   }
 
@@ -236,14 +259,29 @@ final class CalledExperts {
   }
 
   private func backward(
-    _ saved: [UInt8]?, _ gradients: [moe_expert_tensor], _ dx: inout [Float], _ dw: inout [Float]
+    _ saved: [UInt8]?, _ gradients: [moe_expert_tensor], _ dx: inout [Float], _ dw: inout [Float],
+    _ change: (inout moe_experts_gradients) -> Void = { _ in }
   ) -> moe_status {
     withCall { call in
-      var (config, call) = (config, call)
-      return moe_experts_backward(
-        context, &config, &call, tensors, Int64(parts.count), saved, saved?.count ?? 0, x, dy, &dx, &dw, gradients,
-        Int64(gradients.count), 1)
+      var call = call
+      return withConfig { config in
+        withGradients(gradients) { gradients in
+          dx.withUnsafeMutableBytes { dx in
+            dw.withUnsafeMutableBytes { dw in
+              (gradients.dx, gradients.d_expert_weights) = (dx.baseAddress, dw.baseAddress)
+              change(&gradients)
+              return moe_experts_backward(context, &config, &call, saved, saved?.count ?? 0, x, dy, &gradients)
+            }
+          }
+        }
+      }
     }
+  }
+
+  /// Of a backward whose struct of gradients was changed.
+  func backwardStatus(gradients change: (inout moe_experts_gradients) -> Void) -> moe_status {
+    var (dx, dw) = (x, routing)
+    return backward(nil, parts.map(\.gradient), &dx, &dw, change)
   }
 
   func backward(saved: [UInt8]?) throws -> (dx: [Float], dw: [Float]) {

@@ -366,6 +366,20 @@ def refused() -> dict[str, tuple[Any, str]]:
         ),
         "tuple": (lambda: run(x, ids, weights, (gate_up, down, down), down), "a tuple is .gate, up."),
         "activation": (lambda: run(x, ids, weights, **c, activation="tanh"), "activation"),
+        "names": (
+            lambda: run(x, ids, weights, **c, activaton="silu", glulimit=1.0),
+            "experts: unknown names .'activaton', 'glulimit'.; for 'activaton' did you mean activation.; for "
+            "'glulimit' did you mean glu_limit",
+        ),
+        "a list of types": (
+            lambda: run(x, ids, weights, [*gate_up[:-1], gate_up[-1].half()], down),
+            r"gate_up\[4\]: is torch.float16, but gate_up\[0\] is torch.float32; use",
+        ),
+        "a list of shapes": (
+            lambda: run(x, ids, weights, [*gate_up[:-1], gate_up[-1][1:]], down),
+            r"gate_up\[4\]: expected shape",
+        ),
+        "letters": (lambda: run(x, ids[:-1], weights[:-1], **c), r"expected shape \[\d+, K\] of both"),
         "limit": (lambda: run(x, ids, weights, **c, glu_limit=-1.0), "glu_limit"),
     }
 
@@ -462,3 +476,21 @@ def misused() -> dict[str, Any]:
 def test_operators_called_by_themselves(what: str) -> None:
     with pytest.raises(libmoe.MoeError):
         misused()[what]()
+
+
+@pytest.mark.parametrize("case", ["fused", "gpt-oss"])
+def test_derivatives_forwards_are_refused(case: str) -> None:
+    """Where they would come out as 0: of x, the routing weights and the experts' own."""
+    c = CASES[case]
+    x, ids, weights = tokens()
+    gate_up = c["gate_up"]
+    ways = {
+        "x": (lambda v: libmoe.torch.experts(v, ids, weights, **c), x),
+        "weights": (lambda v: libmoe.torch.experts(x, ids, v, **c), weights),
+        "gate_up": (lambda v: libmoe.torch.experts(x, ids, weights, **{**c, "gate_up": v}), gate_up),
+    }
+    for name, (run, value) in ways.items():
+        with pytest.raises(libmoe.InvalidArgumentError, match="jvp: .*use backward"):
+            torch.func.jvp(run, (value.detach(),), (torch.ones_like(value),))
+        wanted = value.detach().requires_grad_()
+        assert torch.autograd.grad(run(wanted).sum(), wanted)[0].abs().max() > 0, name

@@ -15,6 +15,7 @@ import libmoe.torch
 import oracle
 from against_oracle import SCALARS, WHOLE, Arguments, oracle_of, unsettle
 from comparison import assert_all_close, assert_close
+from libmoe.torch import _layer_op
 from schemes import SCHEMES, SIZES, E, H, K
 
 T = 40
@@ -289,6 +290,28 @@ def test_gradients_of_gradients_are_refused() -> None:
             torch.autograd.grad(y, x, create_graph=True)
 
 
+def test_derivatives_forwards_are_refused() -> None:
+    """Where they would come out as 0."""
+    moe = libmoe.torch.MoE(16, 24, 4, 2).eval()
+    x = torch.randn(5, 16)
+    for trained in (True, False):
+        moe.requires_grad_(trained)
+        for way in (
+            lambda: torch.func.jvp(moe, (x,), (torch.ones_like(x),)),
+            lambda: torch.func.jacfwd(moe)(x),
+            lambda: dual(moe, x),
+        ):
+            with pytest.raises(libmoe.InvalidArgumentError, match="jvp: .*use backward"):
+                way()
+    with torch.autograd.forward_ad.dual_level():
+        assert moe(x).shape == x.shape  # nothing has a tangent here
+
+
+def dual(module: Any, x: torch.Tensor) -> Any:
+    with torch.autograd.forward_ad.dual_level():
+        return module(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
 def test_a_parameter_that_changes_before_backward() -> None:
     moe = libmoe.torch.MoE(16, 24, 4, 2)
     y = moe(torch.randn(5, 16))
@@ -331,6 +354,15 @@ def refused() -> dict[str, tuple[Any, str]]:
         "floating ids": (lambda: moe(x, expert_indices=x[:, :2]), "expert_indices: expected torch.int32"),
         "large ids": (lambda: moe(x, expert_indices=torch.full((5, 2), 2**40)), "does not fit"),
         "name": (lambda: libmoe.torch.MoE(16, 24, 4, 2, num_experts=3), "n_experts"),
+        "names": (
+            lambda: libmoe.torch.MoE(16, 24, 4, 2, num_experts=3, activate="silu"),
+            "MoE: unknown names .'num_experts', 'activate'.; .*for 'num_experts' did you mean n_experts.*for "
+            "'activate' did you mean activation",
+        ),
+        "names of a call": (
+            lambda: moe(x, valid_msk=None, stepp=1),
+            "MoE.forward: unknown names .'valid_msk', 'stepp'.; .*valid_mask.*for 'stepp' did you mean step",
+        ),
         "unallocated": (lambda: libmoe.torch.MoE(16, 24, 4, 2, unallocated="expert_weights"), "torch.device"),
         "no backward": (
             lambda: libmoe.torch.MoE(16, 24, 4, 2, inference_only=True)(x.requires_grad_()),
@@ -356,10 +388,53 @@ def test_no_tokens_and_strided_tokens() -> None:
     assert y.shape == (5, 16)
 
 
-def test_compile_leaves_the_module_out_of_its_graph() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(16, 16), libmoe.torch.MoE(16, 24, 4, 2))
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_compile_has_the_module_in_one_graph(dtype: Any) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    moe = libmoe.torch.MoE(16, 24, 4, 2, dropout=0.3, weight_dtype=dtype)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), moe, torch.nn.Linear(16, 3))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs = [torch.randn(5, 16, requires_grad=True), *model.parameters()]
+    for training in (True, False, True):
+        model.train(training)
+        for n_tokens in (5, 5, 9):
+            inputs[0] = torch.randn(n_tokens, 16, requires_grad=True)
+            torch.manual_seed(3)
+            y = model(inputs[0])
+            wanted = torch.autograd.grad(y.square().sum(), inputs)
+            torch.manual_seed(3)
+            z = compiled(inputs[0])
+            torch.testing.assert_close(z, y)
+            for g, w in zip(torch.autograd.grad(z.square().sum(), inputs), wanted):
+                torch.testing.assert_close(g, w)
+    x = inputs[0].detach()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    assert not _layer_op._tapes  # they go with their graphs
+
+
+def test_compiled_modules_are_told_apart() -> None:
+    """By one compiled function: others of the class, a copy, and the same after a conversion."""
+    torch._dynamo.reset()
+    run = torch.compile(lambda module, x: module(x), backend="aot_eager", fullgraph=True)
     x = torch.randn(5, 16)
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x))
-    compiled(x).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    one = libmoe.torch.MoE(16, 24, 4, 2)
+    for module in (
+        one,
+        libmoe.torch.MoE(16, 24, 4, 1),
+        libmoe.torch.MoE(16, 24, 4, 2, seed=3),
+        copy.deepcopy(one),
+    ):
+        torch.testing.assert_close(run(module, x), module(x), rtol=0, atol=0)
+    torch.testing.assert_close(run(one.bfloat16(), x), one(x), rtol=0, atol=0)
+
+
+def test_compile_leaves_calls_with_more_out_of_its_graph() -> None:
+    torch._dynamo.reset()
+    moe, x = libmoe.torch.MoE(16, 24, 4, 2), torch.randn(5, 16)
+    run = torch.compile(lambda x: moe(x * 2, report=True), backend="aot_eager")
+    (y, report), (z, wanted) = run(x), moe(x * 2, report=True)
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(report.aux_loss, wanted.aux_loss)

@@ -140,11 +140,8 @@ MOVES: dict[str, Any] = {
     "cuda": lambda m: m.to("cuda"),
     "cuda()": lambda m: m.cuda(),
     "xpu": lambda m: m.to("xpu"),
-    "half": lambda m: m.half(),
-    "bfloat16": lambda m: m.bfloat16(),
-    "double": lambda m: m.double(),
-    "to float16": lambda m: m.to(torch.float16),
-    "within another": lambda m: torch.nn.Sequential(m).half(),
+    "complex": lambda m: m.to(torch.complex64),
+    "within another": lambda m: torch.nn.Sequential(m).to("cuda"),
 }
 
 
@@ -152,10 +149,94 @@ MOVES: dict[str, Any] = {
 def test_where_there_is_nothing(move: str) -> None:
     moe, x = made(), torch.randn(3, 16)
     y = moe(x)
-    with pytest.raises(libmoe.InvalidArgumentError, match="libmoe computes on the CPU|weight_dtype"):
+    cure = r"moe\(x.cpu\(\)\)|use .float\(\)"
+    with pytest.raises(
+        libmoe.InvalidArgumentError, match=f"libmoe computes (on the CPU|in float32).*({cure})"
+    ):
         MOVES[move](moe)
     assert torch.equal(moe(x), y)
     assert torch.equal(moe.float().cpu().to("cpu")(x), y)
+
+
+TYPES: dict[str, tuple[Any, torch.dtype, torch.dtype]] = {  # the type of matrices, and that of x within
+    "bfloat16": (lambda m: m.bfloat16(), torch.bfloat16, torch.bfloat16),
+    "to bfloat16": (lambda m: m.to(torch.bfloat16), torch.bfloat16, torch.bfloat16),
+    "half": (lambda m: m.half(), torch.float16, torch.float32),
+    "float": (lambda m: m.float(), torch.float32, torch.float32),
+    "and back": (lambda m: m.bfloat16().float(), torch.float32, torch.float32),
+}
+
+
+@pytest.mark.parametrize("of", ["f32", "bf16"])
+@pytest.mark.parametrize("how", TYPES)
+def test_a_conversion_makes_the_layer_anew(how: str, of: Any) -> None:
+    """The whole net is of the type, and computes what a layer made so computes with the same values."""
+    convert, dtype, within = TYPES[how]
+    moe = made(weight_dtype=of, losses={"switch": 0.1})
+    moe.layer.set_loss_coefficient(0, 5.0)
+    with torch.no_grad():
+        moe.router.selection_bias += torch.randn(4)
+    moe(torch.randn(5, 16)).sum().backward()
+    values = {name: value.clone() for name, value in moe.state_dict().items()}
+    net = torch.nn.Sequential(torch.nn.Linear(16, 16), moe, torch.nn.Linear(16, 3))
+    assert convert(net) is net
+    assert net[0].weight.dtype == net[2].weight.dtype == dtype
+    for name, parameter in moe.named_parameters():
+        matrix = name.startswith("experts.")
+        assert parameter.dtype == (dtype if matrix else torch.float32), name
+        assert parameter.grad is None or parameter.grad.dtype == parameter.dtype, name
+        wanted = values[name].to(torch.bfloat16) if how == "and back" and matrix else values[name]
+        assert torch.equal(parameter.detach(), wanted.to(parameter.dtype)), name
+    words = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+    twin = made(weight_dtype=words[dtype], io_dtype=words[within], losses={"switch": 0.1})
+    twin.load_state_dict(moe.state_dict())
+    twin.layer.set_loss_coefficient(0, 5.0)
+    x = torch.randn(9, 16).to(dtype)
+    (y, report), (same, wanted) = moe(x, report=True), twin(x, report=True)
+    assert y.dtype == dtype and torch.equal(y, same) and report.aux_loss == wanted.aux_loss
+    net.zero_grad()
+    net(x).sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in net.parameters())
+    assert torch.equal(copy.deepcopy(moe)(x), y)
+
+
+def test_float64_keeps_the_types_with_a_warning() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(16, 16), made())
+    with pytest.warns(RuntimeWarning, match="libmoe has no float64"):
+        net.double()
+    assert net[1].experts.up.weight.dtype == torch.float32
+    assert net(torch.randn(3, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_frozen_experts_cost_no_products_of_weights() -> None:
+    """Their profile has half of the products; what is left has the same bits."""
+    context = libmoe.Context(1)
+    moe = libmoe.torch.MoE(
+        32, 48, 4, 2, expert_kind="gated", n_shared_experts=1, expert_bias=True, context=context
+    )
+    x = torch.randn(64, 32, requires_grad=True)
+
+    def products() -> tuple[float, dict[str, torch.Tensor]]:
+        y = moe(x)
+        inputs = [x, *(p for p in moe.parameters() if p.requires_grad)]
+        with context.profile() as profile:
+            made = torch.autograd.grad(y.square().sum(), inputs)
+        count = sum(p.gflops * p.seconds for p in profile.phases if p.phase in ("gate_up", "down"))
+        return count, {n: g for n, g in zip(["x", *_trained(moe)], made)}
+
+    everything, gradients = products()
+    for name, parameter in moe.named_parameters():
+        parameter.requires_grad_(not name.startswith(("experts.", "shared.")) or "router" in name)
+    frozen, left = products()
+    assert frozen == pytest.approx(everything / 2)
+    assert set(left) < set(gradients) and "router.weight" in left
+    assert all(torch.equal(gradient, gradients[name]) for name, gradient in left.items())
+    moe.experts.down.bias.requires_grad_(True)  # one is enough for all of them
+    assert products()[0] == pytest.approx(everything)
+
+
+def _trained(module: torch.nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def test_two_threads_train_one_module() -> None:

@@ -174,15 +174,65 @@ def test_logits_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.equal(said(copied), ours) and len(seen) > before
 
 
+def of_zero(module: torch.nn.Module) -> None:
+    for each in module.modules():
+        if isinstance(each, torch.nn.Dropout):
+            each.p = 0.0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replaced_blocks_are_prepared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits from packed weights; with release from them alone, and nothing else with what is left."""
+    model = made(name).eval()
+    n_blocks = len(libmoe.transformers.replace(model))
+    packed = []
+    forward = libmoe.torch._by_call.forward
+    monkeypatch.setattr(
+        libmoe.torch._by_call,
+        "forward",
+        lambda *a, **k: (packed.append(a[5] is not None), forward(*a, **k))[1],
+    )
+    with torch.no_grad():
+        wanted = said(model)
+        assert packed and not any(packed)
+        for release in (False, True):
+            packed.clear()
+            assert libmoe.transformers.prepare(model, release=release) == n_blocks
+            assert torch.equal(said(model), wanted)
+            assert packed and all(packed)
+        assert any(parameter.is_meta for parameter in model.parameters())
+        for call in (model.state_dict, lambda: copy.deepcopy(model), lambda: pickle.dumps(model)):
+            with pytest.raises(libmoe.BadStateError, match="load the model again"):
+                call()
+        with pytest.raises(libmoe.BadStateError, match="call model.eval"):
+            of_zero(model)
+            said(model.train())
+        assert torch.equal(said(model.eval()), wanted)
+        with pytest.raises(libmoe.BadStateError, match="released"):
+            libmoe.transformers.prepare(model)
+
+
+def test_a_replaced_block_that_changes_is_an_error() -> None:
+    model = made("llama4").eval()
+    libmoe.transformers.replace(model)
+    libmoe.transformers.prepare(model)
+    with torch.no_grad():
+        model.model.layers[0].feed_forward.experts.down_proj.mul_(2)
+        with pytest.raises(libmoe.BadStateError, match="the weights have changed since"):
+            said(model)
+        libmoe.transformers.prepare(model)
+        again = said(model)
+        libmoe.transformers.prepare(model, form="none")
+        assert torch.equal(said(model), again)
+
+
 def test_dropout_in_training_is_transformers_own() -> None:
     model = made("switch")
     libmoe.transformers.replace(model)
     model.train()
     with pytest.warns(RuntimeWarning, match="drops out"):
         said(model)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    of_zero(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         said(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -310,9 +311,16 @@ def test_released(tmp_path: Path) -> None:
             lambda: with_experts(copy.deepcopy(model), "eager")(IDS),
             lambda: with_experts(copy.deepcopy(model), "batched_mm")(IDS),
             lambda: copy.deepcopy(model).half()(IDS),
+            lambda: copy.deepcopy(model),
+            lambda: copy.copy(model).model.layers[0].mlp.experts.state_dict(),
+            lambda: pickle.dumps(model),
+            lambda: torch.save(model, tmp_path / "model.pt"),
+            lambda: torch.save(experts, tmp_path / "experts.pt"),
         ):
             with pytest.raises(libmoe.BadStateError, match="load the model again"):
                 call()
+        with pytest.raises(libmoe.BadStateError, match="is in training.*call model.eval"):
+            model.train()(IDS)
         assert torch.equal(model.eval()(IDS).logits, wanted)
     with pytest.raises(libmoe.BadStateError, match="no_grad"):
         model(IDS)

@@ -30,7 +30,7 @@ from .errors import (
     NotFiniteError,
     OutOfMemoryError,
 )
-from .expert_weights import ExpertWeights
+from .expert_weights import ExpertGradients, ExpertWeights
 from .experts import (
     ExpertsOutput,
     PreparedExperts,
@@ -47,12 +47,15 @@ from .model import Model
 from .model_output import ModelOutput, ModelPlan, ModelTape
 from .optim import SGD, AdamW, Group, Muon, Optimizer, clip_grad_norm
 from .parameter import Parameter
+from .pretrained import PretrainedInfo, describe_pretrained, pretrained_families
 from .profile import PhaseTime, Profile
 from .report import Output
 from .routing import Routing
+from .sampling import Sampling
 from .schedule import Schedule
 from .statistics import Statistics
 from .tape import Tape
+from .tokenizer import Tokenizer
 from .training import load_training, save_training
 
 __all__ = [
@@ -67,6 +70,7 @@ __all__ = [
     "Context",
     "EncoderLayer",
     "ExpertGroup",
+    "ExpertGradients",
     "ExpertWeights",
     "ExpertsOutput",
     "FileError",
@@ -90,17 +94,21 @@ __all__ = [
     "PhaseTime",
     "Plan",
     "PreparedExperts",
+    "PretrainedInfo",
     "Profile",
     "Report",
     "Routing",
+    "Sampling",
     "Schedule",
     "Statistics",
     "Summary",
     "Tape",
+    "Tokenizer",
     "__version__",
     "build_info",
     "clip_grad_norm",
     "default_context",
+    "describe_pretrained",
     "experts_backward",
     "experts_forward",
     "experts_plan",
@@ -110,6 +118,7 @@ __all__ = [
     "pooled_balance_loss",
     "processors",
     "presets",
+    "pretrained_families",
     "save",
     "save_training",
     "to_bfloat16",

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import words
-from ._keywords import keywords, unknown
+from ._keywords import keywords, require_known
 from ._native import abi, check, fields
 from ._native.check import Array, FloatArray
 from ._native.library import Handle, lib
 from ._native.reports import Report
 from ._weights import Weights
-from .errors import ArgumentTypeError, BadStateError
+from .errors import BadStateError
 from .memory import Plan, planned
 from .optim import Optimizer
 from .report import Blank, Output, n_sequences
@@ -208,9 +208,9 @@ class Calls(Weights):
             The limit is too small; the text says what would do.
         """
         n_tokens = check.integer("n_tokens", n_tokens, ctypes.c_int64)
-        known = inspect.signature(Calls.forward).parameters.keys() - {"self", "x", "tape", "out"}
-        for name in options.keys() - known:
-            raise ArgumentTypeError(unknown("Layer.plan", name, known))
+        left_out = ("self", "x", "tape", "out")
+        known = [name for name in inspect.signature(Calls.forward).parameters if name not in left_out]
+        require_known("Layer.plan", options, known)
         return planned(self._handle, n_tokens, taped, self._options((n_tokens,), options))
 
     def tape(self) -> Tape:
@@ -230,6 +230,7 @@ class Calls(Weights):
         d_sequence_probability: FloatArray | None = None,
         optimizer: Optimizer | None = None,
         clip_factor: float = 0.0,
+        frozen_experts: bool = False,
     ) -> Array | None:
         """Add the gradients of L = <dy, y> + d_aux_loss * aux_loss to those of the parameters.
 
@@ -258,6 +259,9 @@ class Calls(Weights):
             and has the gradient of one expert at a time.  Afterwards the tape is of no more use.
         clip_factor : float
             Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
+        frozen_experts : bool
+            Whether gradients of the experts' matrices and their biases are left out, which saves a third of
+            the products; they need no memory then.
 
         Returns
         -------
@@ -293,6 +297,7 @@ class Calls(Weights):
             {**self._shapes(x.shape[:-1]), "B": (tape._sequences,)},
             optimizer=optimizer,
             clip_factor=clip_factor,
+            frozen_experts=frozen_experts,
             d_mean_probability=d_mean_probability,
             d_expert_weights=d_expert_weights,
             d_sequence_probability=d_sequence_probability,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import config
-from ._keywords import renamed, unknown
+from ._keywords import renamed, require_known
 from ._native import abi, fields
 from ._native.library import Borrowed
 from ._weights import Weights
@@ -39,11 +39,11 @@ def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
     return _options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
 
 
-def dense_options(c_config: abi.moe_model_config) -> dict[str, Any]:
+def dense_options(c_config: abi.moe_model_config, intermediate_size: int) -> dict[str, Any]:
     """Return the options of a dense ffn."""
     dense = {
         "hidden_size": c_config.hidden_size,
-        "intermediate_size": c_config.dense_intermediate_size,
+        "intermediate_size": intermediate_size,
         "n_experts": 1,
         "top_k": 1,
         "router": "external",
@@ -59,8 +59,7 @@ def _options_of(kind: type, given: dict[str, Any], owner: str) -> dict[str, Any]
     """Return all keyword arguments of a class, the defaults where nothing is given."""
     known = inspect.signature(kind).parameters
     given = renamed(given, known)
-    for name in given.keys() - known.keys():
-        raise ArgumentTypeError(unknown(owner, name, known))
+    require_known(owner, given, known)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
     if missing:
         raise ArgumentTypeError(f"{owner}: {missing[0]} is missing")

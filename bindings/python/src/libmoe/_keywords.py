@@ -35,16 +35,27 @@ def _within(one: str, other: str) -> bool:
     return one in other or other in one
 
 
-def unknown(owner: str, name: str, known: Iterable[str]) -> str:
-    """Return what to say about a name that is not known."""
+def unknown(owner: str, names: Iterable[str], known: Iterable[str]) -> str:
+    """Return what to say about names that are not known, each with its suggestion."""
+    choices, wrong = list(known), list(names)
+    near = {name: nearest(name, choices) for name in wrong}
+    # A long list hides the answer.
+    hints = [f"choose from {choices}"] if len(choices) < 12 or not all(near.values()) else []
+    for name, meant in near.items():
+        if meant:
+            asked = f"for {name!r} " if len(wrong) > 1 else ""
+            hints.append(f"{asked}did you mean {' or '.join(meant)}?")
+    return f"{owner}: unknown names {wrong}; {'; '.join(hints)}"
+
+
+def require_known(
+    owner: str, given: Iterable[str], known: Iterable[str], error: type[Exception] = ArgumentTypeError
+) -> None:
+    """Refuse names that are not known, all of them at once."""
     choices = list(known)
-    near = nearest(name, choices)
-    hints = (
-        [f"choose from {choices}"] if len(choices) < 12 or not near else []
-    )  # a long list hides the answer
-    if near:
-        hints.append(f"did you mean {' or '.join(near)}?")
-    return f"{owner}: unknown names [{name!r}]; {'; '.join(hints)}"
+    wrong = [name for name in given if name not in choices]
+    if wrong:
+        raise error(unknown(owner, wrong, choices))
 
 
 def renamed(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
@@ -65,8 +76,15 @@ def keywords(decorated: Decorated) -> Decorated:
         for name, method in list(vars(decorated).items()):
             if isinstance(method, FunctionType) and (name in ("__init__", "__call__") or name[0] != "_"):
                 setattr(decorated, name, _answering(method, "" if name == "__init__" else f".{name}"))
+            elif isinstance(method, classmethod) and name[0] != "_":
+                setattr(decorated, name, classmethod(_answering(method.__func__, f".{name}")))
         return decorated
     return cast(Decorated, _answering(decorated, decorated.__name__.lstrip("_"), method=False))
+
+
+def _class_of(value: Any) -> type:
+    """Return the class of an object, or a class itself."""
+    return value if isinstance(value, type) else type(value)
 
 
 def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
@@ -76,18 +94,18 @@ def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
         return function
     known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     known.pop("self", None)
+    known.pop("cls", None)
     if not known:
         return function
+    names = frozenset(known)
 
     @functools.wraps(function)
     def answering(*positional: Any, **given: Any) -> Any:
         for name in given:
-            if name not in known:
+            if name not in names:
                 given = renamed(given, known)
-                wrong = next((name for name in given if name not in known), None)
-                if wrong is not None:
-                    name = type(positional[0]).__name__ if method and positional else ""
-                    raise ArgumentTypeError(unknown(name + owner, wrong, known))
+                called = _class_of(positional[0]).__name__ if method and positional else ""
+                require_known(called + owner, given, known)
                 break
         return function(*positional, **given)
 

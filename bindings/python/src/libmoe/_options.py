@@ -12,6 +12,7 @@ from typing import Any
 
 import libmoe
 
+from . import _folder_options as folder_options
 from . import _installed
 from .train.config import Settings, mebibytes
 from .train.errors import UserError
@@ -21,6 +22,9 @@ Command = Callable[[argparse.Namespace], int]
 
 EXAMPLES = """\
 examples:
+  python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time"    a model's folder, as people have it
+  python -m libmoe chat OLMoE-1B-7B-Instruct
+  python -m libmoe train book.txt --init OLMoE-1B-7B --output runs/tuned
   python -m libmoe train book.txt --output runs/book --steps 500
   python -m libmoe train src/ notes.md --output runs/code --n-experts 16 --top-k 2 --threads 4
   python -m libmoe train --resume runs/book          goes on where it stopped, with the same bits
@@ -37,10 +41,11 @@ examples:
   python -m libmoe train book.txt --output runs/noisy --moe noise=gaussian noise_std=0.1
   python -m libmoe train book.txt --output runs/dense --n-experts 0
   python -m libmoe train --resume runs/book --steps 2000
+  python -m libmoe train book.txt --init OLMoE-1B-7B --trained "*.attention.*" --output runs/tuned
 
 RUN must be new or empty.  RUN/config.json has the settings, RUN/texts.json names, sizes and checksums of the
 text, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors and RUN/best.safetensors are
-the checkpoints.
+the checkpoints.  With --init RUN/model is a folder again, that of the best evaluation.
 
 Ctrl-C finishes the step, saves, and leaves with status 130; a second one leaves at once.  SIGTERM (143) and a
 terminal that is closed (129) do so too.  Where nobody reads what is printed any more, training goes on.
@@ -76,7 +81,7 @@ def _parser(
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "python -m libmoe",
-        description="Train Mixture-of-Experts language models on the CPU.",
+        description="Train Mixture-of-Experts language models on the CPU, and use those in folders.",
         epilog=EXAMPLES,
         formatter_class=raw,
     )
@@ -116,9 +121,11 @@ def _parser(
     _add_settings(train, ("text", "model", "training", "evaluation", "machine"))
 
     evaluate = command("eval", "bits per byte of held-out text, or of other files")
-    _add_folder(evaluate)
+    _add_folder(evaluate, default=None)
     evaluate.add_argument("files", nargs="*", metavar="FILE", help="in place of the run's held-out text")
     evaluate.add_argument("--tokens", type=_positive, help="at most so many, in whole windows (default all)")
+    folder_options.add_windows(evaluate)
+    folder_options.add_reading(evaluate, "of a model's folder")
 
     write = command("sample", "let a model write")
     _add_folder(write)
@@ -131,15 +138,37 @@ def _parser(
     )
     write.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
 
-    look = command("inspect", "what happened in a run, and what is wrong with it")
-    look.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    look = command("inspect", "what happened in a run, or what a model's folder holds and will take")
+    look.add_argument("folder", type=Path, metavar="RUN", help="folder of the run, or of a model")
     look.add_argument("--plots", action="store_true", help="draw pictures into the folder; needs matplotlib")
+
+    _add_folder_commands(command)
 
     time = command("bench", "how fast a model of given sizes is on this machine")
     time.add_argument("--rounds", type=_positive, default=5, help="whose median counts (default 5)")
     time.add_argument("--profile", action="store_true", help="print where the time of training goes")
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
     return parser, dict(commands.choices)
+
+
+def _add_folder_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add what is for the folders of models alone."""
+    examples = folder_options.PRETRAINED_EXAMPLES
+    go_on = command("generate", "let a model in a folder continue a text", examples)
+    folder_options.add_folder(go_on)
+    go_on.add_argument("--prompt", required=True, metavar="TEXT", help="what it continues; -: standard input")
+    folder_options.add_drawing(go_on, 200)
+    folder_options.add_reading(go_on)
+
+    talk = command("chat", "talk with a model in a folder, by its chat template", examples)
+    folder_options.add_folder(talk)
+    talk.add_argument("--system", default="", metavar="TEXT", help="what the model is told before")
+    folder_options.add_drawing(talk, 1000)
+    folder_options.add_reading(talk)
+
+    anew = command("convert", "write a model's folder anew, in another type or other shards", examples)
+    folder_options.add_folder(anew)
+    folder_options.add_converting(anew)
 
 
 class _Tell(argparse.Action):
@@ -158,10 +187,10 @@ class _Tell(argparse.Action):
         parser.exit()
 
 
-def _add_folder(parser: argparse.ArgumentParser) -> None:
+def _add_folder(parser: argparse.ArgumentParser, default: str | None = "best") -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument(
-        "--weights", choices=("best", "last"), default="best", help="of which checkpoint (default best)"
+        "--weights", choices=("best", "last"), default=default, help="of which checkpoint (default best)"
     )
 
 
@@ -192,13 +221,14 @@ def given_settings(asked: argparse.Namespace) -> dict[str, Any]:
     names = {each.name for each in fields(Settings)}
     given = {name: value for name, value in vars(asked).items() if name in names and value is not None}
     # Absolute, so that the run can be taken up from anywhere.
-    for name in ("files", "tokenizer"):
+    for name in ("files", "tokenizer", "init"):
         if not given.get(name, True):
             del given[name]
     if "files" in given:
         given["files"] = tuple(map(os.path.abspath, given["files"]))
-    if "tokenizer" in given:
-        given["tokenizer"] = os.path.abspath(given["tokenizer"])
+    for name in ("tokenizer", "init"):
+        if name in given:
+            given[name] = os.path.abspath(given[name])
     if "moe" in given:
         given["moe"] = dict(given["moe"])
     return given

@@ -9,7 +9,6 @@ from typing import Any
 from . import _keywords, config
 from ._native import abi
 from ._native.library import lib
-from .errors import ArgumentTypeError
 from .layer import Layer
 
 
@@ -20,8 +19,7 @@ def options(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     defaults = inspect.signature(Layer).parameters
     own = {name: value for name, value in config.from_c(filled).items() if value != defaults[name].default}
     overrides = _keywords.renamed(overrides, defaults)
-    for name in overrides.keys() - defaults.keys():
-        raise ArgumentTypeError(_keywords.unknown(f"presets.{model}", name, defaults))
+    _keywords.require_known(f"presets.{model}", overrides, defaults)
     if "n_groups" in overrides and overrides["n_groups"] in (0, 1, None, abi.NO_GROUPS):
         # What describes the model's groups goes with them.  One group is all experts.
         for name in ("n_groups", "top_groups", "group_top_m", "group_mask"):

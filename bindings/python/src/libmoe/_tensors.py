@@ -122,7 +122,10 @@ class Tensors(Native):
     _made_with: dict[str, Any]  # keyword arguments of _kind, all but the context
     _context: Context
     _own: ClassVar[frozenset[str]] = frozenset(
-        "_open_handle _trainable _config _kind _made_with _context _io_dtype _losses _moe _own_tape".split()
+        (
+            "_open_handle _trainable _config _kind _made_with _context _io_dtype _losses _moe _layer_kinds "
+            "_own_tape"
+        ).split()
     )  # all that objects of the package have; a user's may have more, which goes along
 
     def __init__(self, handle: Handle, *, trainable: bool = True) -> None:
@@ -173,7 +176,9 @@ class Tensors(Native):
             raise ArgumentTypeError(f"this {type(self).__name__} is closed, and cannot be pickled or copied")
         elsewhere = "unallocated='expert_weights'"
         try:
-            if "expert_weights" not in (self._made_with.get("unallocated") or ()):
+            of_model = self._made_with.get("moe") or {}
+            unallocated = self._made_with.get("unallocated") or of_model.get("unallocated") or ()
+            if "expert_weights" not in unallocated:
                 return self.state_dict()
         except BadStateError as error:
             elsewhere = str(error)

@@ -1,5 +1,7 @@
 """The command line: train a language model on text, evaluate it, let it write, look into it, time it.
 
+Models in folders, as people have them, can be talked with and written anew too.
+
 The exit status is 0, or 1 for an error, 2 for a wrong command line, and after a signal 128 and its number:
 130 after Ctrl-C, 143 after SIGTERM, 129 after a terminal that was closed, 141 where nobody reads what is
 printed.  Training goes on without a reader.
@@ -19,6 +21,7 @@ from typing import Any
 
 import libmoe
 
+from . import _folder_commands as folder_commands
 from ._options import given_settings, option, parse
 from .train import log, texts
 from .train.bench import bench
@@ -122,7 +125,9 @@ def _print_hints(folder: Path, settings: Settings) -> None:
 
 
 def _eval(asked: argparse.Namespace) -> int:
-    trained = open_run(asked.folder, asked.weights)
+    if folder_commands.is_model_folder(asked.folder):
+        return folder_commands.evaluate(asked)
+    trained = open_run(asked.folder, asked.weights or "best")
     settings, length = trained.settings, trained.settings.sequence_length
     if asked.files:
         found, passed_over = texts.find(asked.files, utf8=bool(settings.tokenizer))
@@ -197,6 +202,10 @@ def _sample(asked: argparse.Namespace) -> int:
 
 
 def _inspect(asked: argparse.Namespace) -> int:
+    if folder_commands.is_model_folder(asked.folder):
+        for line in folder_commands.inspect(asked.folder):
+            print(line)
+        return 0
     run = Inspection(asked.folder)
     for line in run.lines():
         print(line)
@@ -219,4 +228,13 @@ def _bench(asked: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"train": _train, "eval": _eval, "sample": _sample, "inspect": _inspect, "bench": _bench}
+COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "sample": _sample,
+    "inspect": _inspect,
+    "generate": folder_commands.generate,
+    "chat": folder_commands.chat,
+    "convert": folder_commands.convert,
+    "bench": _bench,
+}

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ._keywords import renamed, unknown
+from ._keywords import renamed, require_known
 from ._native import abi, check, fields
 from ._native.struct import Struct
 from .errors import ArgumentTypeError, InvalidArgumentError
@@ -115,8 +115,7 @@ def _expert_groups(groups: Sequence[ExpertGroup] | None) -> Any:
                 f"{owner}: expected a dict, got {type(group).__name__}; use libmoe.ExpertGroup"
             )
         known = _fields(c_group)
-        for name in group.keys() - set(known):
-            raise InvalidArgumentError(unknown(owner, name, known))
+        require_known(owner, group, known, InvalidArgumentError)
         if "n_experts" not in group:
             raise InvalidArgumentError(f"{owner}: n_experts is missing")
         for field, value in group.items():

@@ -2,46 +2,122 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Union
 
 from . import words
+from ._by_call import Options, Part, Parts, Sizes, config, pieces
 from ._keywords import keywords
-from ._native import abi
-from ._native.memory import Memory, memory
+from ._native import abi, check
+from ._native.memory import Memory, memory, shown
 from .errors import InvalidArgumentError
 
-_PARTS = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias", "constant")
+Array = Union[Any, Sequence[Any]]
+"""An array of all experts, or one for each."""
+
 _DTYPES = ("f32", "bf16", "f16")
+_LETTERS = {"gate": "IH", "up": "IH", "down": "HI", "gate_bias": "I", "up_bias": "I"}  # else H
+_PARTS = {
+    "gated": ("gate", "up", "down"),
+    "mlp": ("up", "down"),
+    "linear": ("down",),
+    "constant": ("constant",),
+}
+_TELLING = {
+    "gated": ("gate", "gate_bias"),
+    "mlp": ("up", "up_bias"),
+    "linear": ("down",),
+    "constant": ("constant",),
+}
 
 
-class _Place:
-    """One part of all experts: [E, outputs, inputs], or of vectors [E, outputs, 1]."""
+class _Place(NamedTuple):
+    """One part of all experts, with what it measures: [E, outputs, inputs], or of vectors [E, outputs, 1]."""
 
-    def __init__(
-        self, memories: list[Memory], shape: tuple[int, int, int], steps: tuple[int, int, int]
-    ) -> None:
-        self.addresses = [each.address for each in memories]
-        self.dtype = memories[0].dtype
-        self.itemsize = memories[0].itemsize
-        self.is_listed = len(memories) > 1 or steps[0] == 0 and shape[0] == 1
-        self.shape, self.steps = shape, steps
+    part: Part
+    given: str  # the argument that it is in
+    shape: tuple[int, int, int]
 
-    def part(self, first: int, count: int, every: int = 1) -> _Place:
-        """Return ``count`` of the outputs, from ``first`` on, every so many."""
-        own = _Place.__new__(_Place)
-        own.__dict__.update(self.__dict__)
-        offset = first * self.steps[1] * self.itemsize
-        own.addresses = [address + offset for address in self.addresses]
-        own.shape = (self.shape[0], count, self.shape[2])
-        own.steps = (self.steps[0], self.steps[1] * every, self.steps[2])
-        return own
+
+class ExpertTensors:
+    """Parts of experts in the caller's memory."""
+
+    _places: dict[str, _Place]
+
+    def _describe(self, given: Mapping[str, Any], *, transposed: bool, interleaved: bool) -> None:
+        """Take note of where each part is, and of whose memory that is."""
+        self._keep: Mapping[str, Any] = given
+        turned, in_turn = check.flag("transposed", transposed), check.flag("interleaved", interleaved)
+        found = [
+            place
+            for name, value in given.items()
+            if value is not None
+            for place in _places(name, value, bool(turned), bool(in_turn))
+        ]
+        self._places = {}
+        for place in found:
+            other = self._places.setdefault(place.part.name, place)
+            if other is not place:
+                raise InvalidArgumentError(
+                    f"{other.given}, {place.given}: both have the experts' {place.part.name}; give one"
+                )
+        self._sizes = _measured(self._places)
+        self._list()
+
+    def _list(self) -> None:
+        self._parts = Parts([place.part for place in self._places.values()])
 
 
 @keywords
-class ExpertWeights:
-    """Experts' weights, or their gradients, in the caller's memory: a description, which copies nothing.
+class ExpertGradients(ExpertTensors):
+    """Where gradients of experts' weights go, in the caller's memory: a description, which copies nothing.
+
+    Parts that are left out are not wanted, and not computed.  Types and strides are their own, whatever those
+    of the weights are; no two elements are in one place.
+
+    Parameters
+    ----------
+    gate_up, gate, up, down, gate_up_bias, gate_bias, up_bias, down_bias, constant, transposed, interleaved
+        As of :class:`ExpertWeights`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Shapes do not belong together.
+
+    Examples
+    --------
+    >>> import libmoe, numpy
+    >>> libmoe.ExpertGradients(down=numpy.empty((4, 16, 32), numpy.float32))  # of the others none
+    ExpertGradients(down)
+    """
+
+    def __init__(
+        self,
+        *,
+        gate_up: Array | None = None,
+        gate: Array | None = None,
+        up: Array | None = None,
+        down: Array | None = None,
+        gate_up_bias: Array | None = None,
+        gate_bias: Array | None = None,
+        up_bias: Array | None = None,
+        down_bias: Array | None = None,
+        constant: Array | None = None,
+        transposed: bool = False,
+        interleaved: bool = False,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
+        self._describe(given, transposed=transposed, interleaved=interleaved)
+
+    def __repr__(self) -> str:
+        """Name the parts that are wanted."""
+        return f"ExpertGradients({', '.join(self._places)})"
+
+
+@keywords
+class ExpertWeights(ExpertTensors):
+    """Experts' weights in the caller's memory: a description, which copies nothing.
 
     Each argument is an array of all experts, or a list of E arrays, one for each.  An array is numpy's
     (float32, float16, and bfloat16 as uint16), a tensor with ``data_ptr()``, ``stride()``, ``shape`` and
@@ -81,7 +157,7 @@ class ExpertWeights:
     Raises
     ------
     InvalidArgumentError
-        Shapes do not belong together.
+        Shapes or types do not belong together, or a part is missing that such experts have.
 
     Examples
     --------
@@ -94,106 +170,104 @@ class ExpertWeights:
     def __init__(
         self,
         *,
-        gate_up: Part | None = None,
-        gate: Part | None = None,
-        up: Part | None = None,
-        down: Part | None = None,
-        gate_up_bias: Part | None = None,
-        gate_bias: Part | None = None,
-        up_bias: Part | None = None,
-        down_bias: Part | None = None,
-        constant: Part | None = None,
+        gate_up: Array | None = None,
+        gate: Array | None = None,
+        up: Array | None = None,
+        down: Array | None = None,
+        gate_up_bias: Array | None = None,
+        gate_bias: Array | None = None,
+        up_bias: Array | None = None,
+        down_bias: Array | None = None,
+        constant: Array | None = None,
         transposed: bool = False,
         interleaved: bool = False,
         kind: words.ExpertKind | None = None,
         n_experts: int | None = None,
         hidden_size: int | None = None,
     ) -> None:
-        given = {
-            "gate": gate,
-            "up": up,
-            "down": down,
-            "gate_bias": gate_bias,
-            "up_bias": up_bias,
-            "down_bias": down_bias,
-            "constant": constant,
-        }
-        self._keep: Any = (gate_up, gate_up_bias, given)
-        places = {
-            name: _place(name, value, 2 if name.endswith("bias") or name == "constant" else 3, transposed)
-            for name, value in given.items()
-            if value is not None
-        }
-        for name, value in (("gate_up", gate_up), ("gate_up_bias", gate_up_bias)):
-            if value is not None:
-                places.update(
-                    _halves(name, _place(name, value, 3 if name == "gate_up" else 2, transposed), interleaved)
-                )
-        self._places = places
-        self._measure(kind, n_experts, hidden_size)
-        self._list()
-
-    def _measure(self, kind: str | None, n_experts: int | None, hidden_size: int | None) -> None:
-        sizes: dict[str, dict[int, str]] = {"E": {}, "H": {}, "I": {}}
-        for name, place in self._places.items():
-            experts, outputs, inputs = place.shape
-            letters = (
-                "HI" if name == "down" else "IH" if name in ("gate", "up") else "I" if "_" in name else "H"
+        given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
+        self._describe(given, transposed=transposed, interleaved=interleaved)
+        if kind is not None:
+            check.choice("kind", kind, abi.EXPERT_KIND)
+        if kind is None and not self._places:
+            raise InvalidArgumentError(
+                "gate_up, down: expected the experts' weights; give the parts they have"
             )
-            letters = "H" if name == "down_bias" else letters
-            sizes["E"].setdefault(experts, name)
-            sizes[letters[0]].setdefault(outputs, name)
-            if len(letters) == 2:
-                sizes[letters[1]].setdefault(inputs, name)
-        for letter, found in sizes.items():
-            if len(found) > 1:
-                (one, first), (other, second) = list(found.items())[:2]
-                raise InvalidArgumentError(
-                    f"{second}: its {letter} is {other}, but that of {first} is {one}; "
-                    "matrices are [E, outputs, inputs], with transposed=True [E, inputs, outputs]"
-                )
-        self.n_experts = next(iter(sizes["E"]), n_experts or 0)
-        self.hidden_size = next(iter(sizes["H"]), hidden_size or 0)
-        self.intermediate_size = next(iter(sizes["I"]), 0)
-        parts = self._places
-        self.kind = kind or (
-            "gated"
-            if "gate" in parts
-            else "mlp"
-            if "up" in parts
-            else "linear"
-            if "down" in parts
-            else "constant"
-        )
-        if self.kind in ("linear", "identity", "zero", "constant"):
-            self.intermediate_size = 0
-        matrices = [parts[name].dtype for name in ("down", "up", "gate") if name in parts]
-        self.dtype = matrices[0] if matrices else "f32"
+        self.kind = kind or self._told_kind()
+        sizes, empty = self._sizes, self.kind in ("identity", "zero")
+        if empty and (n_experts is None or hidden_size is None):
+            raise InvalidArgumentError(
+                f"n_experts, hidden_size: {self.kind} experts have no weights that say them; give both"
+            )
+        self.n_experts = sizes.n_experts or check.count("n_experts", n_experts or 0)
+        self.hidden_size = sizes.hidden_size or check.count("hidden_size", hidden_size or 0)
+        self.intermediate_size = sizes.intermediate_size if self.kind in ("gated", "mlp") else 0
+        self._require_whole()
+        matrices = self._matrices()
+        self.dtype = matrices[0].part.dtype if matrices else "f32"
+        self._configs: dict[Options, Any] = {}
 
-    def _list(self) -> None:
-        """Write the list that the library reads."""
-        count = len(self._places)
-        self.tensors = (abi.moe_expert_tensor * max(count, 1))()
-        self.count = count
-        self._pointers = []
-        for tensor, (name, place) in zip(self.tensors, self._places.items()):
-            tensor.part = abi.EXPERT_PART[name]
-            tensor.dtype = abi.DTYPE[place.dtype]
-            tensor.strides = place.steps
-            if place.is_listed:
-                pointers = (ctypes.c_void_p * len(place.addresses))(*place.addresses)
-                self._pointers.append(pointers)
-                tensor.experts = ctypes.addressof(pointers)
-            else:
-                tensor.data = place.addresses[0]
+    def _told_kind(self) -> str:
+        """Return what experts with such parts are."""
+        return next(
+            (kind for kind, telling in _TELLING.items() if any(map(self._places.__contains__, telling))),
+            "constant",
+        )
+
+    def _matrices(self) -> list[_Place]:
+        return [place for name, place in self._places.items() if _LETTERS.get(name, "H")[1:]]
+
+    def _require_whole(self) -> None:
+        """Refuse what such experts lack, or have not, and matrices of several types."""
+        wanted = _PARTS.get(self.kind, ())
+        for name in wanted:
+            if name not in self._places:
+                parts = f"{', '.join(wanted[:-1])} and {wanted[-1]}" if wanted[1:] else wanted[0]
+                fused = (
+                    ", or gate_up= for gate and up in one array"
+                    if self.kind == "gated" and name != "down"
+                    else ""
+                )
+                raise InvalidArgumentError(
+                    f"{name}: is missing, {self.kind} experts have {parts}; give {name}={fused}"
+                )
+        known = {*wanted, *(f"{name}_bias" for name in wanted if name != "constant")}
+        for name, place in self._places.items():
+            if name not in known:
+                raise InvalidArgumentError(
+                    f"{place.given}: {self.kind} experts have no {name}; leave it out, or give another kind"
+                )
+        matrices = self._matrices()
+        if self.kind == "linear" and matrices[0].shape[1] != matrices[0].shape[2]:
+            raise InvalidArgumentError(
+                f"down: expected [E, H, H] of linear experts, got {shown(matrices[0].shape)}; "
+                "experts with inner features have up too"
+            )
+        for place in matrices[1:]:
+            first = matrices[0]
+            if place.part.dtype != first.part.dtype:
+                raise InvalidArgumentError(
+                    f"{place.given}: is {place.part.dtype}, but {first.given} is {first.part.dtype}; convert "
+                    "one of them, all matrices of the experts have one type"
+                )
+
+    def _config(self, options: Options) -> Any:
+        """Return the struct that the library reads."""
+        try:
+            return self._configs[options]
+        except (KeyError, TypeError):  # a list is no number, as the check of it says
+            sizes = Sizes(self.n_experts, self.hidden_size, self.intermediate_size)
+            found = config(self.kind, sizes, options, self._parts)
+        self._configs[options] = found
+        return found
 
     def without_matrices(self) -> ExpertWeights:
         """Return the same without its matrices, which packed weights then stand for: their memory may go."""
         own = ExpertWeights.__new__(ExpertWeights)
         own.__dict__.update(self.__dict__)
         own._places = {name: place for name, place in self._places.items() if "bias" in name}
-        gate_up, gate_up_bias, given = self._keep
-        own._keep = (None, gate_up_bias, {name: each for name, each in given.items() if "bias" in name})
+        own._keep = {name: value for name, value in self._keep.items() if "bias" in name}
+        own._configs = {}
         own._list()
         return own
 
@@ -205,44 +279,69 @@ class ExpertWeights:
         return f"ExpertWeights({self.n_experts} {self.kind} experts, {sizes}, {self.dtype})"
 
 
-Part = Union[Any, Sequence[Any]]
-"""An array of all experts, or one for each."""
+_ARGUMENTS = (
+    "gate_up", "gate", "up", "down", "gate_up_bias", "gate_bias", "up_bias", "down_bias", "constant",
+)  # fmt: skip
 
 
-def _place(name: str, value: Part, rank: int, transposed: bool) -> _Place:
-    listed = isinstance(value, (list, tuple)) and not isinstance(value, Memory)
-    memories = (
-        [memory(f"{name}[{e}]", each) for e, each in enumerate(value)] if listed else [memory(name, value)]
-    )
-    if not memories:
-        raise InvalidArgumentError(f"{name}: expected an array for each expert, got an empty list")
-    first, own = memories[0], rank - 1 if listed else rank
-    if len(first.shape) != own:
-        whose = " of each expert" if listed else ""
-        raise InvalidArgumentError(f"{name}: expected {own} axes{whose}, got shape {first.shape}")
-    if first.dtype not in _DTYPES:
-        raise InvalidArgumentError(f"{name}: expected weights of {', '.join(_DTYPES)}, got {first.dtype}")
-    for e, each in enumerate(memories):
-        if (each.shape, each.dtype, each.steps) != (first.shape, first.dtype, first.steps):
-            raise InvalidArgumentError(
-                f"{name}[{e}]: has shape {each.shape}, type {each.dtype} and strides {each.steps}, but "
-                f"{name}[0] {first.shape}, {first.dtype} and {first.steps}; make all alike"
-            )
-    shape, steps = first.shape, first.steps
-    if listed:
+def _places(name: str, value: Array, transposed: bool, interleaved: bool) -> list[_Place]:
+    """Return the parts in one argument."""
+    is_listed = isinstance(value, (list, tuple)) and not isinstance(value, Memory)
+    memories = _memories(name, value if is_listed else [value], is_listed)
+    shape, steps = memories[0].shape, memories[0].steps
+    if is_listed:
         shape, steps = (len(memories), *shape), (0, *steps)
-    if rank == 2:
-        shape, steps = (*shape, 1), (*steps, 0)
-    elif transposed:
-        shape, steps = (shape[0], shape[2], shape[1]), (steps[0], steps[2], steps[1])
-    return _Place(memories, shape, steps)  # type: ignore[arg-type]
+    rank = 2 if name.endswith("bias") or name == "constant" else 3
+    if len(shape) != rank:
+        expected = rank - 1 if is_listed else rank
+        raise InvalidArgumentError(
+            f"{name}: expected {expected} axes{' of each expert' if is_listed else ''}, got shape "
+            f"{shown(memories[0].shape)}"
+        )
+    out, into = (2, 1) if transposed else (1, 2)
+    outputs, output = (shape[1], steps[1]) if rank == 2 else (shape[out], steps[out])
+    inputs, step = (1, 0) if rank == 2 else (shape[into], steps[into])
+    if name.startswith("gate_up") and outputs % 2:
+        raise InvalidArgumentError(f"{name}: has {outputs} outputs, which are not gate and up alike")
+    made = []
+    for piece in pieces(name, outputs, output, interleaved=interleaved):
+        begin = piece.offset * memories[0].itemsize
+        addresses = [each.address + begin for each in memories]
+        part = Part(piece.part, memories[0].dtype, addresses, is_listed, (steps[0], piece.output, step))
+        made.append(_Place(part, name, (shape[0], piece.outputs, inputs)))
+    return made
 
 
-def _halves(name: str, place: _Place, interleaved: bool) -> dict[str, _Place]:
-    outputs, odd = divmod(place.shape[1], 2)
-    if odd:
-        raise InvalidArgumentError(f"{name}: has {place.shape[1]} outputs, which are not gate and up alike")
-    ending = name[len("gate_up") :]
-    if interleaved:
-        return {"gate" + ending: place.part(0, outputs, 2), "up" + ending: place.part(1, outputs, 2)}
-    return {"gate" + ending: place.part(0, outputs), "up" + ending: place.part(outputs, outputs)}
+def _memories(name: str, values: Sequence[Any], is_listed: bool) -> list[Memory]:
+    """Return where arrays are that are alike."""
+    found = [
+        memory(f"{name}[{e}]" if is_listed else name, each, dtypes=_DTYPES) for e, each in enumerate(values)
+    ]
+    if not found:
+        raise InvalidArgumentError(f"{name}: expected an array for each expert, got an empty list")
+    first = found[0]
+    for e, each in enumerate(found):
+        for what, has, wanted, cure in (
+            ("type", each.dtype, first.dtype, "convert one of them"),
+            ("shape", shown(each.shape), shown(first.shape), "give every expert's array that shape"),
+            ("strides", shown(each.steps), shown(first.steps), "make all contiguous, or none"),
+        ):
+            if has != wanted:
+                raise InvalidArgumentError(f"{name}[{e}]: has {what} {has}, but {name}[0] {wanted}; {cure}")
+    return found
+
+
+def _measured(places: Mapping[str, _Place]) -> Sizes:
+    """Return E, H and I, which all parts agree on; 0 of what none of them says."""
+    sizes: dict[str, dict[int, str]] = {"E": {}, "H": {}, "I": {}}
+    for name, place in places.items():
+        for letter, size in zip("E" + _LETTERS.get(name, "H"), place.shape):
+            sizes[letter].setdefault(size, name)
+    for letter, found in sizes.items():
+        if len(found) > 1:
+            (one, first), (other, second) = list(found.items())[:2]
+            raise InvalidArgumentError(
+                f"{second}: its {letter} is {other}, but that of {first} is {one}; "
+                "matrices are [E, outputs, inputs], with transposed=True [E, inputs, outputs]"
+            )
+    return Sizes(*(next(iter(sizes[letter]), 0) for letter in "EHI"))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import words
+from . import _by_call, words
+from ._by_call import Options
 from ._keywords import keywords
 from ._native import abi, check, fields
-from ._native.library import Handle, Native, lib
-from ._native.memory import Memory, row_major
+from ._native.library import Native, lib
+from ._native.memory import Memory, row_major, shown
 from ._native.numbers import instance
 from .context import Context, handle_of
 from .errors import InvalidArgumentError
-from .expert_weights import ExpertWeights
+from .expert_weights import ExpertGradients, ExpertTensors, ExpertWeights
 from .memory import Plan
 
 _TOKENS = ("f32", "bf16")
 _ROUTING = ("f32", "bf16", "f16")
-_INDICES = ("i32", "i64")
+FORMS = {word: number for word, number in abi.PREPARED.items() if word != "none"}
+_INDICES = ("i64", "i32")
 
 
 class ExpertsOutput(NamedTuple):
@@ -53,19 +54,15 @@ class PreparedExperts(Native):
     def __init__(
         self, weights: ExpertWeights, form: words.Prepared = "f32", *, context: Context | None = None
     ) -> None:
-        parent = handle_of(context)
-        own = _weights("weights", weights)
-        config = _config(own.n_experts, own.hidden_size, own.intermediate_size, own.kind)
-        self._open_handle = Handle(
-            lib.moe_experts_prepare,
-            lib.moe_experts_prepared_free,
-            parent,
-            config,
-            own.tensors,
-            own.count,
-            check.choice("form", form, abi.PREPARED),
-            keep={"context": parent},
-        )
+        own = _weights(weights)
+        if own.kind not in ("gated", "mlp", "linear"):
+            raise InvalidArgumentError(
+                f"weights: {own.kind} experts have no matrices that could be packed; call without prepared"
+            )
+        number = check.choice("form", form, FORMS)
+        if form == "f32" and own.dtype == "bf16":
+            raise InvalidArgumentError("form = 'f32', but the weights are bfloat16; take form='bf16'")
+        self._open_handle = _by_call.packed(handle_of(context), own._config(Options()), number)
         self._told_by = f"{own.n_experts} {own.kind} experts, {form}, {self.nbytes} bytes"
 
     _instead = "prepare the weights again with libmoe.experts_prepare"
@@ -88,7 +85,7 @@ def experts_plan(
     top_k: int,
     *,
     expert_indices: Any = None,
-    gradients: ExpertWeights | None = None,
+    gradients: ExpertGradients | ExpertWeights | None = None,
     saves: bool = True,
     io_dtype: words.IoDType = "f32",
     weight_on_input: bool = False,
@@ -104,7 +101,7 @@ def experts_plan(
         T and K.
     expert_indices : array of int32 or int64, [T, K], optional
         The choices; without them the plan is for T * K choices that all have an expert.
-    gradients : ExpertWeights, optional
+    gradients : ExpertGradients, optional
         As for the backward.
     saves : bool
         Whether forward saves for the backward.
@@ -118,20 +115,15 @@ def experts_plan(
     InvalidArgumentError
         A number is out of its range, or a part of the weights is missing.
     """
-    own = _weights("weights", weights)
-    config = _config(
-        own.n_experts,
-        own.hidden_size,
-        own.intermediate_size,
-        own.kind,
-        weight_on_input=weight_on_input,
-        io=io_dtype,
-    )
-    call = abi.moe_experts_call(n_tokens=check.count("n_tokens", n_tokens), top_k=check.count("top_k", top_k))
+    own = _weights(weights)
+    config = own._config(Options(weight_on_input=weight_on_input, io_dtype=io_dtype))
+    size, at, dtype = (check.count("n_tokens", n_tokens), check.count("top_k", top_k)), None, "i64"
     if expert_indices is not None:
-        indices = row_major("expert_indices", expert_indices, (n_tokens, top_k), _INDICES)
-        call.expert_indices, call.index_dtype = indices.address, abi.DTYPE[indices.dtype]
-    plan = _planned(handle_of(context), config, call, own, gradients, saves)
+        indices = row_major("expert_indices", expert_indices, size, _INDICES)
+        at, dtype = indices.address, indices.dtype
+    call = _by_call.call(*size, at, None, abi.DTYPE[dtype], abi.DTYPE["f32"])
+    wanted = _by_call.gradients(None, None, _parts(gradients), overwrite=False)
+    plan = _by_call.planned(handle_of(context), config, call, wanted, saves=check.flag("saves", saves))
     return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
 
 
@@ -200,22 +192,20 @@ def experts_forward(
     >>> libmoe.experts_forward(x, indices, numpy.ones((5, 2), numpy.float32), weights).y.shape
     (5, 16)
     """
-    own = _weights("weights", weights)
+    own = _weights(weights)
     tokens = _tokens(x, own)
-    config = _config_of(own, tokens, activation, glu_limit, glu_alpha, glu_offset, weight_on_input)
+    config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
     call, routing = _call(tokens, expert_indices, expert_weights)
     parent, shape = handle_of(context), tokens.shape
     y, y_at = _output("y", y, x, tokens, shape)
     rows, rows_at = _output("rows", rows, x, tokens, (*routing.shape, shape[-1]))
     if saved is True:
-        saved = np.empty(_planned(parent, config, call, own, None, True).tape_bytes, np.uint8)
+        saved = np.empty(_by_call.planned(parent, config, call, None, saves=True).tape_bytes, np.uint8)
     elif saved is False:
         saved = None
     address, size = _bytes(saved, write=True)
     handle = None if prepared is None else instance("prepared", prepared, PreparedExperts, _PREPARE)._handle
-    lib.moe_experts_forward(
-        parent, config, call, own.tensors, own.count, handle, tokens.address, y_at, address, size, rows_at
-    )
+    lib.moe_experts_forward(parent, config, call, handle, tokens.address, y_at, address, size, rows_at)
     return ExpertsOutput(y, saved, rows)
 
 
@@ -235,7 +225,7 @@ def experts_backward(
     saved: Any = None,
     dx: Any = True,
     d_expert_weights: Any = True,
-    gradients: ExpertWeights | None = None,
+    gradients: ExpertGradients | ExpertWeights | None = None,
     overwrite: bool = False,
     context: Context | None = None,
 ) -> tuple[Any, Any]:
@@ -253,9 +243,9 @@ def experts_backward(
         Where the gradient in x goes, of x's type; True: a new array of numpy; False: it is not wanted.
     d_expert_weights : array or bool
         The same for the routing weights, of their type; 0 where there is no expert.
-    gradients : ExpertWeights, optional
-        Where the weights' gradients go: parts that are missing are not wanted and not computed.  Strides and
-        types are their own.
+    gradients : ExpertGradients, optional
+        Where the weights' gradients go; parts that are left out are not computed.  Strides and types are
+        their own.  An :class:`ExpertWeights` will do where all parts are wanted.
     overwrite : bool
         Whether gradients are overwritten, with 0 for experts without a token, or added to what is there.
 
@@ -270,9 +260,9 @@ def experts_backward(
     BadStateError
         ``saved`` is of another call.
     """
-    own = _weights("weights", weights)
+    own = _weights(weights)
     tokens = _tokens(x, own)
-    config = _config_of(own, tokens, activation, glu_limit, glu_alpha, glu_offset, weight_on_input)
+    config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
     call, routing = _call(tokens, expert_indices, expert_weights)
     shape = tokens.shape
     dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
@@ -281,23 +271,10 @@ def experts_backward(
         "d_expert_weights", d_expert_weights, expert_weights, routing, routing.shape
     )
     address, size = _bytes(saved, write=False)
-    wanted, count = _gradients(gradients)
-    lib.moe_experts_backward(
-        handle_of(context),
-        config,
-        call,
-        own.tensors,
-        own.count,
-        address,
-        size,
-        tokens.address,
-        dy_at,
-        dx_at,
-        routing_at,
-        wanted,
-        count,
-        int(check.flag("overwrite", overwrite)),
-    )
+    into = _parts(gradients)
+    _require_known(gradients, own)
+    wanted = _by_call.gradients(dx_at, routing_at, into, overwrite=check.flag("overwrite", overwrite))
+    lib.moe_experts_backward(handle_of(context), config, call, address, size, tokens.address, dy_at, wanted)
     return dx, d_expert_weights
 
 
@@ -329,60 +306,41 @@ def experts_prepare(
 _PREPARE = "libmoe.experts_prepare(weights)"
 
 
-def _weights(name: str, value: Any) -> ExpertWeights:
+def _weights(value: Any) -> ExpertWeights:
     weights: ExpertWeights = instance(
-        name, value, ExpertWeights, "libmoe.ExpertWeights(gate_up=..., down=...)"
+        "weights", value, ExpertWeights, "libmoe.ExpertWeights(gate_up=..., down=...)"
     )
     return weights
 
 
-def _gradients(value: ExpertWeights | None) -> tuple[Any, int]:
-    if value is None:
-        return None, 0
-    own = _weights("gradients", value)
-    return own.tensors, own.count
+def _parts(gradients: Any) -> _by_call.Parts | None:
+    if gradients is None:
+        return None
+    cure = "libmoe.ExpertGradients(gate_up=..., down=...)"
+    return instance("gradients", gradients, (ExpertGradients, ExpertWeights), cure)._parts  # type: ignore[no-any-return]
 
 
-def _config_of(own: ExpertWeights, tokens: Memory, *options: Any) -> Any:
-    """Return what a call's experts are; options are activation to weight_on_input, in their order."""
-    return _config(own.n_experts, own.hidden_size, own.intermediate_size, own.kind, *options, tokens.dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _config(
-    n_experts: int,
-    hidden_size: int,
-    intermediate_size: int,
-    kind: str,
-    activation: str | None = None,
-    glu_limit: float = 0,
-    glu_alpha: float = 0,
-    glu_offset: float = 0,
-    weight_on_input: bool = False,
-    io: str = "f32",
-) -> abi.moe_experts_config:
-    """Return the struct, which nobody changes."""
-    default = {"gated": "silu", "mlp": "gelu"}.get(kind, "gelu")
-    return fields.filled(
-        abi.moe_experts_config,
-        n_experts=n_experts,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        expert_kind=kind,
-        activation=activation or default,
-        glu_limit=glu_limit,
-        glu_alpha=glu_alpha,
-        glu_offset=glu_offset,
-        weight_on_input=weight_on_input,
-        io_dtype=io,
-    )
+def _require_known(gradients: ExpertTensors | None, weights: ExpertWeights) -> None:
+    """Refuse gradients of parts that there are not, or of other sizes."""
+    if gradients is None:
+        return
+    for name, place in gradients._places.items():
+        if name not in weights._places:
+            raise InvalidArgumentError(
+                f"gradients: have {name}, which weights have not; give it in both, or in neither"
+            )
+        if place.shape != weights._places[name].shape:
+            raise InvalidArgumentError(
+                f"gradients: their {name} is {shown(place.shape)}, but that of weights "
+                f"{shown(weights._places[name].shape)}; give both one shape"
+            )
 
 
 def _tokens(x: Any, weights: ExpertWeights) -> Memory:
     found = row_major("x", x, None, _TOKENS)
     if found.shape[-1:] != (weights.hidden_size,):
         raise InvalidArgumentError(
-            f"x: expected shape [..., {weights.hidden_size}], got {found.shape}; "
+            f"x: expected shape [..., {weights.hidden_size}], got {shown(found.shape)}; "
             "its last axis must be hidden_size"
         )
     return found
@@ -392,20 +350,15 @@ def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi
     """Return the struct, and the routing weights [..., K]."""
     indices = row_major("expert_indices", expert_indices, None, _INDICES)
     shape = (*tokens.shape[:-1], *indices.shape[-1:])
-    if indices.shape != shape or len(shape) < 1:
+    if indices.shape != shape or not shape or shape[-1] < 1:
         raise InvalidArgumentError(
-            f"expert_indices: expected shape {(*tokens.shape[:-1], 'K')}, got {indices.shape}"
+            f"expert_indices: expected shape {shown((*tokens.shape[:-1], 'K'))} with a K of 1 or more, got "
+            f"{shown(indices.shape)}"
         )
     routing = row_major("expert_weights", expert_weights, shape, _ROUTING)
-    call = abi.moe_experts_call(
-        n_tokens=math.prod(tokens.shape[:-1]),
-        top_k=shape[-1],
-        expert_indices=indices.address,
-        expert_weights=routing.address,
-        index_dtype=abi.DTYPE[indices.dtype],
-        routing_dtype=abi.DTYPE[routing.dtype],
-    )
-    return call, routing
+    dtypes = abi.DTYPE[indices.dtype], abi.DTYPE[routing.dtype]
+    n_tokens = math.prod(tokens.shape[:-1])
+    return _by_call.call(n_tokens, shape[-1], indices.address, routing.address, *dtypes), routing
 
 
 def _output(
@@ -426,27 +379,3 @@ def _bytes(saved: Any, write: bool) -> tuple[int | None, int]:
         return None, 0
     found = row_major("saved", saved, None, ("u8",), write=write)
     return found.address, found.size
-
-
-def _planned(
-    context: Any,
-    config: abi.moe_experts_config,
-    call: abi.moe_experts_call,
-    weights: ExpertWeights,
-    gradients: ExpertWeights | None,
-    saves: bool,
-) -> abi.moe_plan:
-    plan = abi.moe_plan()
-    wanted, count = _gradients(gradients)
-    lib.moe_experts_plan(
-        context,
-        config,
-        call,
-        weights.tensors,
-        weights.count,
-        wanted,
-        count,
-        int(check.flag("saves", saves)),
-        plan,
-    )
-    return plan

@@ -98,6 +98,8 @@ class Layer(Calls):
     shared_gate : {"plain", "sigmoid", "residual"}
         ``y += shared(x)``; ``y += sigmoid(x w^T) shared(x)`` (Qwen2); or ``y = c_0 y + c_1 shared(x)`` with
         ``c = softmax(x W^T + b)`` and one shared expert (arXiv:2201.05596).
+    shared_bias : bool, optional
+        Whether the shared experts have biases, where it is not as the others have it (ERNIE-4.5).
     inference_only : bool
         No memory for gradients, and no backward.
     dropout : float
@@ -241,6 +243,7 @@ class Layer(Calls):
         n_shared_experts: int = 0,
         shared_intermediate_size: int = 0,
         shared_gate: words.SharedGate = "plain",
+        shared_bias: bool | None = None,
         inference_only: bool = False,
         dropout: float = 0.0,
         noise: words.Noise = "none",

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from . import config, words
-from ._ffn import dense_options, layer_of, moe_options
+from . import words
+from ._batches import Batches
+from ._ffn import dense_options, layer_of
 from ._keywords import keywords
 from ._model_call import Call, Integers, Mask, Positions, Reports, planned
+from ._model_config import ModelConfig, from_c, to_c
 from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
+from ._pretrained import Pretrained
 from ._tensors import Coefficients, Tensors
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
-from .generation import Batches, Cache
+from .generation import Cache
 from .layer import Layer
 from .model_output import ModelOutput, ModelPlan, ModelTape
 
 
 @keywords
-class Model(Batches, Tensors):
+class Model(Pretrained, Batches, Tensors):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
     ::
@@ -44,6 +47,10 @@ class Model(Batches, Tensors):
         inference_only and context.  Without it every layer is dense.
     moe_every : int
         Layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0.
+    layers : list of dict, optional
+        Layers that differ, one dict each: ``dense`` (False: MoE where there is ``moe``), ``rotary`` (which of
+        rotary_tables, -1: none), ``window`` (keys that a query sees, 0: all), ``chunk`` (of keys that see
+        each other, 0: none), ``dense_intermediate_size`` (0: the model's); what is left out is 0.
     dense_kind, dense_activation, dense_intermediate_size, dense_bias, dense_dropout
         The ffn of the layers that are not MoE: {"mlp", "gated"}, what is between, its width, whether it has
         biases (by default those of ``"mlp"`` have), and dropout of its inner activations.
@@ -52,19 +59,48 @@ class Model(Batches, Tensors):
     max_positions : int
         Rows of a learned embedding of positions; 0: none.
     rope_theta : float
-        Of rotary positions in every attention, at least 1; 0: none.
+        Of rotary positions in every attention, at least 1; 0: none.  Beside rotary_tables leave it out.
+    rotary_tables : list of dict, optional
+        Rotary positions as data: ``rotary_size`` (numbers of a head that turn, 0: all), ``theta`` or
+        ``frequencies`` (radians per position, one for each pair), ``scale`` (of cos and sin, 0: 1), and
+        ``long_frequencies``, ``long_scale`` from position ``original_length`` on (arXiv:2402.13753).
     norm, norm_place, norm_epsilon, final_norm
         {"layer", "rms"}, {"pre", "post", "none"}, above 0 (0: 1e-5), and whether there is a norm after the
         last layer.
     causal : bool
         Whether tokens see themselves and earlier ones only.
-    qkv_bias, output_bias, qk_norm : bool
-        Biases of attention's projections, and RMS norms over each head's queries and keys (Qwen3).
-    tied_output : bool
-        Whether the output product uses the token embedding.
+    qkv_bias, output_bias : bool
+        Biases of attention's projections.
+    qk_norm : {"none", "head", "whole", "rotated", "plain"}
+        RMS norms of queries and keys: over each head (True is that too), over all heads together, over each
+        head after rotation, and that without weights in layers that rotate.
+    attention_scale : float
+        Of q . k; 0: 1 / sqrt(head_size).
+    attention_gate : bool
+        Whether attention's output is multiplied by sigmoid(gate), projected beside queries, keys and values.
+    sinks : bool
+        Whether each head has one more logit in its softmax, without a value (arXiv:2309.17453).
+    temperature_scale, temperature_floor : float
+        Queries of layers without rotation are multiplied by
+        1 + scale log(1 + floor((position + 1) / temperature_floor)); 0: not.
+    value_head_size : int
+        Width of the values' heads; 0: head_size.
+    latent_rank, query_rank : int
+        Above 0: multi-head latent attention (arXiv:2405.04434), of latents of so many numbers, and queries of
+        so many.  The last ``rotary_size`` numbers of each head turn, the same in all of ``rotary_tables``.
+    latent_norm_epsilon : float
+        Of the norms of these; 0: norm_epsilon.  DeepSeek's models have 1e-6.
+    embedding_scale, residual_scale, logit_scale : float
+        What embedded tokens, what attention and ffn add to the residual, and logits are multiplied by; 0: 1.
+    logit_softcap : float
+        c: logits become c tanh(logit / c); 0: they stay.
+    tied_output, logit_bias : bool
+        Whether the output product uses the token embedding, and whether an untied one has a bias.
     weight_dtype : str
         Of projections, ffn's and an untied output, as of :class:`Layer`; sums, residuals and gradients are
         float32.
+    embedding_dtype : {"f32", "bf16"}
+        Of the token embedding, and of the output where it is tied.
     dropout, attention_dropout : float
         In training: on embeddings and what attention and ffn add, and on attention's weights.
     pooled_balance_coef : float
@@ -106,6 +142,7 @@ class Model(Batches, Tensors):
         vocabulary_size: int = 0,
         moe: Mapping[str, Any] | None = None,
         moe_every: int = 1,
+        layers: Sequence[Mapping[str, Any]] | None = None,
         dense_kind: words.DenseKind = "gated",
         dense_activation: words.Activation = "silu",
         dense_intermediate_size: int = 0,
@@ -115,6 +152,7 @@ class Model(Batches, Tensors):
         head_size: int = 0,
         max_positions: int = 0,
         rope_theta: float = 1e4,
+        rotary_tables: Sequence[Mapping[str, Any]] | None = None,
         norm: words.Norm = "rms",
         norm_place: words.NormPlace = "pre",
         norm_epsilon: float = 0.0,
@@ -122,9 +160,24 @@ class Model(Batches, Tensors):
         causal: bool = True,
         qkv_bias: bool = False,
         output_bias: bool = False,
-        qk_norm: bool = False,
+        qk_norm: words.QkNorm | bool = "none",
+        attention_scale: float = 0.0,
+        attention_gate: bool = False,
+        sinks: bool = False,
+        temperature_scale: float = 0.0,
+        temperature_floor: float = 0.0,
+        value_head_size: int = 0,
+        latent_rank: int = 0,
+        query_rank: int = 0,
+        latent_norm_epsilon: float = 0.0,
+        embedding_scale: float = 0.0,
+        residual_scale: float = 0.0,
+        logit_scale: float = 0.0,
+        logit_softcap: float = 0.0,
         tied_output: bool = True,
+        logit_bias: bool = False,
         weight_dtype: words.WeightDType = "f32",
+        embedding_dtype: words.EmbeddingDType = "f32",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         pooled_balance_coef: float = 0.0,
@@ -135,32 +188,32 @@ class Model(Batches, Tensors):
     ) -> None:
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
-        options = {name: made_with[name] for name in fields.types(abi.moe_model_config) if name in made_with}
-        options["tied_output"] = check.flag("tied_output", tied_output) and vocabulary_size != 0
-        options["dense_no_bias"] = (
-            dense_kind == "gated" if dense_bias is None else not check.flag("dense_bias", dense_bias)
-        )
-        self._moe: dict[str, Any] | None = None
-        if moe is None:
-            del options["moe"], options["moe_every"]
-        else:
-            self._moe = moe_options(moe, hidden_size)
-            options["moe"] = ctypes.pointer(config.to_c(self._moe))
-        if norm_place == "none" or (moe is not None and moe_every == 1):  # no layer is dense
-            options = {name: value for name, value in options.items() if not name.startswith("dense_")}
-        c_config = fields.filled(abi.moe_model_config, **options)
+        made = to_c(made_with)
         parent = handle_of(context)
-        super().__init__(
-            Handle(
-                lib.moe_model_create,
-                lib.moe_model_free,
-                parent,
-                ctypes.byref(c_config),
-                keep={"context": parent},
-            ),
-            trainable=not c_config.inference_only,
+        handle = Handle(
+            lib.moe_model_create,
+            lib.moe_model_free,
+            parent,
+            ctypes.byref(made.c_config),
+            keep={"context": parent},
         )
-        self._config = c_config
+        self._take(handle, made, made_with, context)
+
+    @classmethod
+    def _from_handle(cls, handle: Handle, context: Context | None) -> Model:
+        """Return a model that the library has made, by its handle, whose ``keep`` has the context's."""
+        c_config = abi.moe_model_config()
+        lib.moe_model_configuration(handle, ctypes.byref(c_config))
+        model = cls.__new__(cls)
+        made, arguments = from_c(c_config, Model)
+        model._take(handle, made, arguments, context)
+        return model
+
+    def _take(
+        self, handle: Handle, made: ModelConfig, made_with: dict[str, Any], context: Context | None
+    ) -> None:
+        super().__init__(handle, trainable=not made.c_config.inference_only)
+        self._config, self._moe, self._layer_kinds = made.c_config, made.moe, made
         self._remember(Model, made_with, context)
         self._own_tape: ModelTape | None = None
 
@@ -180,7 +233,7 @@ class Model(Batches, Tensors):
         return int(self._config.vocabulary_size)
 
     def _is_moe(self, n: int) -> bool:
-        return self._moe is not None and (n + 1) % self._config.moe_every == 0
+        return self._layer_kinds.is_moe[n]
 
     @property
     def layers(self) -> list[Layer]:
@@ -226,7 +279,7 @@ class Model(Batches, Tensors):
         keep = self._handle.keep.setdefault(("ffn", n), {"context": self._handle.keep["context"]})
         options = self._moe if self._is_moe(n) else None
         if options is None:
-            options = dense_options(self._config)
+            options = dense_options(self._config, self._layer_kinds.dense_sizes[n])
         return layer_of(Borrowed(pointer, self._handle, keep), options, self._context)
 
     def _coefficients(self) -> Coefficients:

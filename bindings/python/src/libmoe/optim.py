@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import words
-from ._keywords import keywords, unknown
+from ._keywords import keywords, require_known
 from ._native import abi, check, fields
 from ._native.check import Array
 from ._native.library import Handle, Native, lib
@@ -102,8 +102,7 @@ class Optimizer(Native):
         known = ("parameters", "learning_rate", "weight_decay")
         for n, group in enumerate(check.listed("groups", groups, "a list of dicts: [{'parameters': ...}]")):
             check.mapping(f"groups[{n}]", group, "a dict: {'parameters': ...}")
-            for name in group.keys() - set(known):
-                raise ArgumentTypeError(unknown(f"groups[{n}]", name, known))
+            require_known(f"groups[{n}]", group, known)
             if "parameters" not in group:
                 raise InvalidArgumentError(f"groups[{n}]: parameters is missing")
             indices = []

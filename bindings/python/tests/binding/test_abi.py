@@ -45,7 +45,7 @@ def test_nothing_is_passed_over() -> None:
 
 def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> None:
     """Functions declared again, types of fields, numbers of enums: what differs does not compile."""
-    lines = ["#include <moe_experts.h>", "#include <moe_model.h>"]
+    lines = ["#include <moe_experts.h>", "#include <moe_model.h>", "#include <moe_pretrained.h>"]
     for function in HEADERS.functions.values():
         arguments = ", ".join(spelled(parameter.type) for parameter in function.parameters) or "void"
         lines.append(f"{spelled(function.returns)}{function.name}({arguments});")
@@ -72,7 +72,8 @@ def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> No
 
 def test_structs_are_what_a_c_compiler_makes_of_them(tmp_path: Path) -> None:
     """Sizes, offsets, and what the MOE_..._INIT macros put there."""
-    lines = ["#include <moe_experts.h>", "#include <moe_model.h>", "#include <stdio.h>", "int main(void) {"]
+    headers = ("moe_experts.h", "moe_pretrained.h", "stdio.h")
+    lines = [*(f"#include <{header}>" for header in headers), "int main(void) {"]
     ours: dict[str, str] = {}
     for name, struct in STRUCTS.items():
         lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
@@ -134,7 +135,9 @@ def test_every_struct_has_a_size_or_belongs_to_one_that_has() -> None:
         "moe_loss_term",
         "moe_expert_group",
         "moe_expert_tensor",
+        "moe_model_layer_config",
         "moe_profile_event",
+        "moe_rotary_table",
     }
 
 

@@ -62,6 +62,13 @@ UNKNOWN: list[tuple[Callable[..., object], str, str]] = [
     (model().forward, "attention_mask", "valid_mask"),
     (model().generate, "max_new_tokens", "n_tokens"),
     (model().generate, "temprature", "temperature"),
+    (model().generate, "eos_token_id", "end_tokens"),
+    (model().generate, "stop_strings", "stop"),
+    (model().generate_batch, "repeat_penalty", "repetition_penalty"),
+    (model().write, "max_new_tokens", "n_tokens"),
+    (libmoe.Model.from_pretrained, "torch_dtype", "weight_dtype"),
+    (libmoe.Model.from_pretrained, "max_memory", "resident_limit"),
+    (model().save_pretrained, "shard_size", "max_shard_size"),
     (model().plan, "seq_len", "sequence_length"),
     (libmoe.EncoderLayer, "nhead", "n_heads"),
     (libmoe.EncoderLayer, "dim_feedforward", "intermediate_size"),
@@ -410,6 +417,7 @@ def test_unknown_names_are_answered_by_what_was_called() -> None:
         (layer().bind, "Layer.bind"),
         (layer().plan, "Layer.plan"),
         (net.generate, "Model.generate"),
+        (libmoe.Model.from_pretrained, "Model.from_pretrained"),
         (net.bind, "Model.bind"),
     ):
         arguments = (5,) if owner == "Layer.plan" else ()

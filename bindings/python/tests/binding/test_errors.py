@@ -156,11 +156,11 @@ def test_parameters_have_one_to_four_dimensions(ndim: int) -> None:
             "activation = 'gelo'; choose one of 'gelu', 'gelu_tanh', 'silu', 'relu', 'relu2', 'quick_gelu'",
         ),
         ((H, 5, 8, 2), {"expert_kind": "glu"}, "expert_kind = 'glu'; choose one of 'mlp', 'gated', 'linear'"),
-        ((H, 5, 8, 2), {"glu_limit": 7.0}, "glu_limit = 7, but expert_kind is not MOE_EXPERT_GATED"),
+        ((H, 5, 8, 2), {"glu_limit": 7.0}, "glu_limit = 7, but expert_kind is not 'gated'"),
         (
             (H, 5, 8, 2),
             {"expert_kind": "gated", "glu_alpha": 1.5},
-            "glu_alpha = 1.5, but activation is not MOE_ACTIVATION_SILU",
+            "glu_alpha = 1.5, but activation is not 'silu'",
         ),
         (
             (H, 5, 8, 2),

@@ -62,7 +62,7 @@ def test_the_notes_on_functions_are_on_functions_that_there_are() -> None:
 
 def test_a_new_field_needs_nothing_but_itself() -> None:
     """Its value in the macro, its type, its meaning, its place and its words follow."""
-    last = "  int64_t n_losses;            /**< at most 16 */\n} moe_layer_config;"
+    last = "as the others have it (ERNIE-4.5) */\n} moe_layer_config;"
     field = "  int32_t colour;  /**< a moe_score */\n  float shade; /**< >= 0 */\n} moe_layer_config;"
     headers = changed(last, last.replace("} moe_layer_config;", field))
     struct = headers.structs["moe_layer_config"]
@@ -71,8 +71,8 @@ def test_a_new_field_needs_nothing_but_itself() -> None:
     assert '        ("colour", c_int32),\n        ("shade", c_float),\n    ]' in written
     assert '        "colour": SCORE,\n' in written
     before = (SOURCES / "CMoE" / "abi.c").read_text()
-    assert "offsetof(moe_layer_config, colour) == 408," in layout.pinned(headers, before)
-    assert "sizeof(moe_layer_config) == 416," in layout.pinned(headers, before)
+    assert "offsetof(moe_layer_config, colour) == 412," in layout.pinned(headers, before)
+    assert "sizeof(moe_layer_config) == 424," in layout.pinned(headers, before)
 
 
 def test_some_words_of_an_enum_are_a_type_of_their_own() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -31,6 +33,27 @@ print(libmoe.Layer(8, 16, 4, 2)(numpy.ones((3, 8), numpy.float32)).shape)
 def build(package: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, package]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+def test_a_build_beside_another_one_says_that_it_waits() -> None:
+    root = PACKAGE.parents[1]
+    with open(root / "build" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            [root / "scripts" / "lib"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert waiting.stderr is not None
+        try:
+            said = waiting.stderr.readline()
+            assert re.fullmatch(r"lib: another build is running in /\S+; this one waits, .*\n", said), said
+            assert waiting.poll() is None
+        finally:
+            os.killpg(waiting.pid, signal.SIGTERM)
+            waiting.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from oracle.attention import Attention
 
 RANDOM = np.random.default_rng(3)
 
-# B, S, U, heads, key heads, D
+# B, S, U, heads, key heads, D, and Dv where it is another
 SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (2, 7, 7, 3, 3, 5),
@@ -30,8 +30,11 @@ SHAPES = [
     (2, 300, 33, 4, 1, 5),
     (3, 1, 129, 2, 2, 64),
     (1, 97, 257, 6, 3, 32),
+    (2, 70, 290, 4, 2, 24, 16),
+    (1, 3, 140, 2, 1, 5, 70),
+    (1, 140, 140, 3, 1, 33, 1),
 ]
-MASKS = ["none", "causal", "boolean", "added", "padding", "all"]
+MASKS = ["none", "causal", "boolean", "added", "padding", "all", "sinks", "near", "places"]
 
 
 def check(shape: tuple[int, ...], given: dict[str, Any], inputs: Inputs | None = None) -> None:
@@ -45,6 +48,8 @@ def check(shape: tuple[int, ...], given: dict[str, Any], inputs: Inputs | None =
     names = ("dquery", "dkey", "dvalue")
     for name, gradient in zip(names, expected.backward(doutput)):  # noqa: B905
         assert_close(name, found[name], gradient)
+    if "sinks" in given:
+        assert_close("dsinks", found["dsinks"], expected.d_sinks)
     np.testing.assert_array_equal(found["output"].transpose(0, 2, 1, 3)[none], 0)
     np.testing.assert_array_equal(found["dquery"].transpose(0, 2, 1, 3)[none], 0)
 
@@ -55,7 +60,7 @@ def test_against_float64(shape: tuple[int, ...], mask: str) -> None:
     check(shape, options(mask, shape))
 
 
-@pytest.mark.parametrize("mask", ["none", "all"])
+@pytest.mark.parametrize("mask", ["none", "all", "places"])
 @pytest.mark.parametrize("shape", SHAPES[1:])  # with a single key gradients are 0 but for rounding
 def test_dropout(shape: tuple[int, ...], mask: str) -> None:
     check(shape, {**options(mask, shape), "dropout": 0.3, "seed": 2**63 + 5, "step": 2**40 + 7})
@@ -73,10 +78,18 @@ def test_large_scores() -> None:
     check(shape, {}, (query, key, value, doutput))
 
 
-@pytest.mark.parametrize("mask", ["none", "all"])
+SAME_BITS = [
+    (2, 300, 300, 4, 2, 40),
+    (1, 130, 530, 2, 1, 64),
+    (2, 5, 9, 3, 3, 7),
+    (1, 140, 270, 4, 2, 40, 72),
+]
+
+
+@pytest.mark.parametrize("mask", ["none", "all", "places"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_same_bits(mask: str, dropout: float) -> None:
-    for shape in (2, 300, 300, 4, 2, 40), (1, 130, 530, 2, 1, 64), (2, 5, 9, 3, 3, 7):
+    for shape in SAME_BITS:
         inputs = arrays(shape)
         given = {**options(mask, shape), "dropout": dropout, "seed": 1}
         ways: list[dict[str, Any]] = [{"n_threads": n} for n in (1, 2, 3, 7)]
@@ -140,17 +153,20 @@ def test_packed_projections() -> None:
         np.testing.assert_array_equal(part, expected[name])
 
 
-def test_finite_differences() -> None:
-    shape = (1, 6, 9, 2, 1, 4)
+@pytest.mark.parametrize("shape", [(1, 6, 9, 2, 1, 4), (2, 6, 9, 2, 1, 4, 7)])
+@pytest.mark.parametrize("mask", ["all", "near"])
+def test_finite_differences(shape: tuple[int, ...], mask: str) -> None:
     query, key, value, doutput = arrays(shape)
-    given = {**options("all", shape), "dropout": 0.2, "seed": 4}
+    given = {**options(mask, shape), "dropout": 0.2, "seed": 4}
+    sinks = given["sinks"] = np.array([0.5, -0.3], np.float32)
     found = everything((query, key, value, doutput), None, given)
-    for array, name in ((query, "dquery"), (key, "dkey"), (value, "dvalue")):
+    for array, name in ((query, "dquery"), (key, "dkey"), (value, "dvalue"), (sinks, "dsinks")):
         direction = RANDOM.standard_normal(array.shape).astype(np.float32)
 
         def loss(step: float, array: Floats = array, direction: Floats = direction) -> float:
-            moved = [a + np.float32(step) * direction if a is array else a for a in (query, key, value)]
-            output, _ = blocks.attention(moved[0], moved[1], moved[2], **given)
+            before = (query, key, value, sinks)
+            moved = [a + np.float32(step) * direction if a is array else a for a in before]
+            output, _ = blocks.attention(moved[0], moved[1], moved[2], **{**given, "sinks": moved[3]})
             return float((output.astype(np.float64) * doutput).sum())
 
         slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
@@ -193,6 +209,21 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"n_heads": 0, "n_kv_heads": 0}, "n_heads = 0 is below 1"),
     "key heads": ({"n_kv_heads": 5}, "n_kv_heads = 5 exceeds 4"),
     "head size": ({"head_size": 0}, "head_size = 0 is below 1"),
+    "value size": ({"value_size": -1}, "value_size = -1 is below 0"),
+    "large values": ({"value_size": 2**21}, "value_size = 2097152 exceeds 1048576"),
+    "value stride of wide values": (
+        {"value_size": 9, "value_stride": 17},
+        "value_stride = 17 is below the 18 floats of a token",
+    ),
+    "output stride of wide values": (
+        {"value_size": 9, "output_stride": 35},
+        "output_stride = 35 is below the 36 floats of a token",
+    ),
+    "window": ({"window": -1, "causal": 1}, "window = -1 is below 0"),
+    "chunk": ({"chunk": -1, "causal": 1}, "chunk = -1 is below 0"),
+    "window of all": ({"window": 4}, "window = 4 needs causal = True"),
+    "chunk of all": ({"chunk": 4}, "chunk = 4 needs causal = True"),
+    "sinks": ({"sinks": 2}, "sinks is not aligned to 4 bytes"),
     "large heads": ({"head_size": 2**21}, "head_size = 2097152 exceeds 1048576"),
     "query stride": ({"query_stride": 31}, "query_stride = 31 is below the 32 floats of a token"),
     "key stride": ({"key_stride": 15}, "key_stride = 15 is below the 16 floats of a token"),
@@ -205,7 +236,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"dropout": 1.0}, "dropout = 1 is not in [0, 1)"),
     "step": ({"step": 2**56}, "step = 72057594037927936 is not below 2^56"),
     "added mask": ({"added_mask": 2}, "added_mask is not aligned to 4 bytes"),
-    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 144 is expected"),
+    "struct": ({"struct_size": 8}, "config: struct_size = 8, but 176 is expected"),
 }
 
 
@@ -230,6 +261,23 @@ def test_bad_configs(name: str) -> None:
         lib.moe_attention_backward(handle, ctypes.byref(config), *places[:5], gradients(*places[5:9]))
 
 
+def test_values_of_another_size() -> None:
+    # A value's head wider than a key's is the same as narrower ones side by side, each with the same weights.
+    query, key, value, _ = arrays((2, 30, 50, 4, 2, 8, 24))
+    whole, sums = blocks.attention(query, key, value, causal=True)
+    for part in range(3):
+        of = np.s_[..., 8 * part : 8 * part + 8]
+        narrow, same_sums = blocks.attention(query, key, value[of].copy(), causal=True)
+        np.testing.assert_array_equal(whole[of], narrow)
+        np.testing.assert_array_equal(sums, same_sums)
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"value: expected shape \(2, 50, 2, 24\)"):
+        blocks.attention(query, key, value[:, :, :1].copy())
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"out: expected shape \(2, 30, 4, 24\)"):
+        blocks.attention(query, key, value, out=np.empty((2, 30, 4, 8), np.float32))
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"doutput: expected shape \(2, 30, 4, 24\)"):
+        blocks.attention_backward(query, key, value, whole, sums, query)
+
+
 @pytest.mark.parametrize("nothing", range(9))
 def test_null(nothing: int) -> None:
     config = abi.moe_attention_config(n_sequences=1, n_queries=3, n_heads=1, head_size=8)
@@ -238,10 +286,10 @@ def test_null(nothing: int) -> None:
     handle = libmoe.default_context()._handle
     names = ["query", "key", "value", "output", "log_sums", "doutput", "dquery", "dkey", "dvalue"]
     places[nothing] = 0
-    with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is NULL"):
+    with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is None"):
         lib.moe_attention_backward(handle, ctypes.byref(config), *places[:5], gradients(*places[5:]))
     if nothing < 4:
-        with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is NULL"):
+        with pytest.raises(libmoe.InvalidArgumentError, match=f"^{names[nothing]} is None"):
             lib.moe_attention_forward(handle, ctypes.byref(config), *places[:5])
 
 
@@ -336,6 +384,63 @@ def test_rotation_within_wider_rows() -> None:
     np.testing.assert_array_equal(qkv[:, :, 2:], before[:, :, 2:])
 
 
+ANGLES: list[dict[str, Any]] = [
+    {"rotary_size": 6},
+    {"rotary_size": 2, "theta": 500.0, "scale": -1.5},
+    {"frequencies": np.array([1.0, -0.3, 2.5, 0.0, 1e-9])},
+    {"rotary_size": 8, "frequencies": np.array([0.7, 0.01, 1e-3, 3.0]), "scale": 0.1 * np.log(40) + 1},
+]
+
+
+def turned(x: Floats, positions: NDArray[np.int64], given: dict[str, Any], sign: float = 1.0) -> Any:
+    """What float64 has for the first numbers of each head; the others stay."""
+    size: int = given.get("rotary_size") or x.shape[-1]
+    frequencies = given.get("frequencies", given.get("theta", 1e4) ** (-np.arange(0, size, 2) / size))
+    angle = (positions[..., None] * frequencies)[:, :, None]
+    low, high = x[..., : size // 2].astype(np.float64), x[..., size // 2 : size].astype(np.float64)
+    sine, cosine, scale = sign * np.sin(angle), np.cos(angle), given.get("scale", 1.0)
+    parts = scale * (low * cosine - high * sine), scale * (high * cosine + low * sine), x[..., size:]
+    return np.concatenate(parts, axis=-1)
+
+
+@pytest.mark.parametrize("given", ANGLES)
+@pytest.mark.parametrize("length", [3, 150])
+def test_rotation_by_given_angles(given: dict[str, Any], length: int) -> None:
+    x = normal(2, length, 3, 10)
+    positions = np.broadcast_to(np.arange(length) + 1000, (2, length))
+    found = x.copy()
+    blocks.rotate(found, first_position=1000, **given)
+    assert_close("rotated", found, turned(x, positions, given), 3e-7)
+    rest: int = given.get("rotary_size") or 10
+    np.testing.assert_array_equal(found[..., rest:], x[..., rest:])
+    blocks.rotate(found := x.copy(), first_position=1000, inverse=True, **given)
+    assert_close("gradient", found, turned(x, positions, given, -1.0), 3e-7)
+
+
+def test_rotation_of_the_last_numbers() -> None:
+    # As multi-head latent attention has it: the first numbers of each head have no position.
+    x = normal(2, 70, 3, 10)
+    expected = x[..., 4:].copy()
+    blocks.rotate(expected, first_position=5, theta=77.0)
+    found = x.copy()
+    blocks.rotate(found[..., 4:], first_position=5, theta=77.0)
+    np.testing.assert_array_equal(found[..., 4:], expected)
+    np.testing.assert_array_equal(found[..., :4], x[..., :4])
+    odd = normal(1, 4, 2, 7)
+    part = odd[..., 3:].copy()
+    blocks.rotate(part)
+    blocks.rotate(odd[..., 3:])
+    np.testing.assert_array_equal(odd[..., 3:], part)
+
+
+def test_rotation_by_large_frequencies() -> None:
+    # Whole turns at every position: what a factor far above 1 comes to.
+    x = normal(1, 40, 1, 4)
+    found = x.copy()
+    blocks.rotate(found, frequencies=np.array([2 * np.pi * 1000, -2 * np.pi * 100000]))
+    assert_close("whole turns", found, x, 1e-6)
+
+
 def test_bad_rotations() -> None:
     x = normal(1, 3, 2, 4)
     with pytest.raises(libmoe.InvalidArgumentError, match="head_size = 3 is odd"):
@@ -348,3 +453,23 @@ def test_bad_rotations() -> None:
         blocks.rotate(x, first_position=-2)
     with pytest.raises(libmoe.InvalidArgumentError, match="leads to position 2147483648"):
         blocks.rotate(x, first_position=2**31 - 2)
+    frequencies = np.array([0.5, np.nan])
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"frequencies\[1\] = nan is not in -1048576"):
+        blocks.rotate(x, frequencies=frequencies)
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"frequencies\[0\] = 1e300 is not in -1048576"):
+        blocks.rotate(x, frequencies=np.array([1e300, 0.0]))
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"frequencies: expected shape \(1,\)"):
+        blocks.rotate(x, frequencies=frequencies, rotary_size=2)
+    with pytest.raises(libmoe.InvalidArgumentError, match="rotary_size = 3 is odd"):
+        blocks.rotate(x, rotary_size=3)
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"rotary_size = 6 is not in 1 ... 4"):
+        blocks.rotate(x, rotary_size=6)
+    with pytest.raises(libmoe.InvalidArgumentError, match="scale = nan is not finite"):
+        blocks.rotate(x, scale=np.nan)
+    with pytest.raises(libmoe.InvalidArgumentError, match="scale = 1e39 is not finite in float32"):
+        blocks.rotate(x, scale=1e39)
+    with pytest.raises(libmoe.InvalidArgumentError, match="scale = 0 leaves nothing"):
+        blocks.rotate(x, scale=0.0)
+    config = abi.moe_rotary_config(n_tokens=3, n_heads=2, head_size=4, rotary_size=6, theta=1e4)
+    with pytest.raises(libmoe.InvalidArgumentError, match="rotary_size = 6 exceeds 4"):
+        lib.moe_rotate(libmoe.default_context()._handle, ctypes.byref(config), x.ctypes.data)

@@ -87,7 +87,7 @@ def test_layer_norm_of_rows_far_from_0() -> None:
 
 def test_bad_norms() -> None:
     x, weight = normal(2, 3), normal(3)
-    with pytest.raises(libmoe.InvalidArgumentError, match="bias is not NULL, but norm = MOE_NORM_RMS"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="bias is not None, but norm = 'rms'"):
         blocks.norm(x, weight, weight.copy(), kind="rms")
     for epsilon in (0.0, -1.0, float("nan"), float("inf"), 1e-50):
         with pytest.raises(libmoe.InvalidArgumentError, match="epsilon = "):

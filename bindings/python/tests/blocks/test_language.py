@@ -153,6 +153,48 @@ def test_gradient_by_finite_differences() -> None:
     assert_close("slope", slope, (loss(1e-5) - loss(-1e-5)) / 2e-5)
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.7, 30.0])
+@pytest.mark.parametrize("scale", [1.0, -0.3])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_logits_biased_scaled_and_capped(has_bias: bool, scale: float, cap: float) -> None:
+    x, matrix, targets = normal(300, 33), normal(65, 33, seed=1), integers(65, 300)
+    bias = normal(65, seed=2) if has_bias else None
+    a, w = x.astype(float), matrix.astype(float)
+    z = scale * (a @ w.T + (0 if bias is None else bias.astype(float)))
+    slope = np.full_like(z, scale)
+    if cap:
+        z, slope = cap * np.tanh(z / cap), scale / np.cosh(z / cap) ** 2
+    lse = np.log(np.exp(z).sum(axis=1))
+    dz = (np.exp(z - lse[:, None]) - np.eye(65)[targets]) * slope / 300
+    expected = {"loss": (lse - z[np.arange(300), targets]).mean(), "dx": dz @ w, "dweight": 1 + dz.T @ a}
+    if has_bias:
+        expected["dbias"] = 1 + dz.sum(axis=0)
+
+    def compute(context: libmoe.Context) -> Arrays:
+        into: Arrays = {"dx": np.empty_like(x), "dweight": np.ones_like(matrix)}
+        if has_bias:
+            into["dbias"] = np.ones(65, np.float32)
+        loss, _ = blocks.cross_entropy(
+            x, matrix, targets, bias=bias, logit_scale=scale, logit_softcap=cap, context=context, **into
+        )
+        return {"loss": loss, **into}
+
+    check(compute, expected, 1e-5)
+
+
+def test_logit_options_are_checked() -> None:
+    x, matrix, targets = normal(3, 5), normal(7, 5, seed=1), integers(7, 3)
+    for options, message in (
+        ({"logit_scale": 0.0}, "logit_scale = 0: all logits would be alike"),
+        ({"logit_scale": 1e300}, "logit_scale = 1e300 is not finite in float32"),
+        ({"logit_softcap": -1.0}, "logit_softcap = -1"),
+        ({"bias": normal(6)}, "bias: expected shape"),
+        ({"dbias": np.zeros(7, np.float32)}, "dbias is not None, but bias is"),
+    ):
+        with pytest.raises(libmoe.InvalidArgumentError, match=message):
+            blocks.cross_entropy(x, matrix, targets, **options)
+
+
 def test_the_loss_of_a_sure_prediction() -> None:
     """A small loss beside large logits keeps its digits."""
     x, weight = np.ones((1, 1), np.float32), np.array([[1000], [990]], np.float32)

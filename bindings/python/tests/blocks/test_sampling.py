@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,22 @@ def drawn(count: int = 300, **options: Any) -> set[int]:
     return {sample(LOGITS, draw=draw, **options) for draw in range(count)}
 
 
-def kept(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[int]:
-    """Tokens that can be drawn, by the definition: the k most likely, of these the fewest that reach p."""
-    order = sorted(range(len(LOGITS)), key=lambda i: (-LOGITS[i], i))
-    p = np.exp(LOGITS.astype(float) / temperature)
+def kept(
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    history: Sequence[int] = (),
+) -> set[int]:
+    """Tokens that can be drawn: after the penalty the k most likely, of these the fewest
+    that reach p, of these the ones that are not too far below the best.
+    """
+    z = LOGITS.astype(float)
+    for token in set(history):
+        z[token] *= repetition_penalty if z[token] < 0 else 1 / repetition_penalty
+    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+    p = np.exp(z / temperature)
     chosen = order[: top_k or len(order)]
     total = p[chosen].sum()
     left: list[int] = []
@@ -29,13 +42,96 @@ def kept(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[in
         left.append(token)
         if p[left].sum() >= top_p * total:
             break
-    return set(left)
+    return {token for token in left if p[token] >= min_p * p[order[0]]}
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 2, 3, 5, 99, 2**62])
 @pytest.mark.parametrize("top_p", [0, 1e-9, 0.3, 0.5, 0.9, 1])
 def test_what_is_drawn_from(top_k: int, top_p: float) -> None:
     assert drawn(top_k=top_k, top_p=top_p) == kept(top_k=top_k, top_p=top_p)
+
+
+@pytest.mark.parametrize("min_p", [0, 1e-9, 0.04, 0.1, 0.3, 0.61, 1])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (4, 1.0), (0, 0.95), (3, 0.6)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_share_of_the_best(min_p: float, top_k: int, top_p: float, temperature: float) -> None:
+    how: Any = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "temperature": temperature}
+    assert drawn(600, **how) == kept(**how)
+
+
+@pytest.mark.parametrize("history", [[], [1], [1, 3, 1, 1], [4, 2], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 3.0])
+def test_what_has_been_is_penalised_once(history: list[int], penalty: float) -> None:
+    """The sets, the best token, and the shares."""
+    how: Any = {"history": history, "repetition_penalty": penalty}
+    assert drawn(600, min_p=0.2, **how) == kept(min_p=0.2, **how)
+    z = LOGITS.astype(float)
+    for token in set(history):
+        z[token] = z[token] / penalty if z[token] > 0 else z[token] * penalty
+    assert sample(LOGITS, temperature=0, **how) == int(z.argmax())
+    p = np.exp(z) / np.exp(z).sum()
+    count = 2000
+    counted = np.bincount([sample(LOGITS, draw=d, **how) for d in range(count)], minlength=5) / count
+    np.testing.assert_allclose(counted, p, atol=4 * math.sqrt(0.25 / count))
+
+
+def test_shares_without_the_unlikely() -> None:
+    """By index, and from the best on: the same shares."""
+    p = np.exp(LOGITS.astype(float))
+    p[p < 0.3 * p.max()] = 0
+    count = 2000
+    for top_k in (0, 4):
+        found = [sample(LOGITS, draw=d, min_p=0.3, top_k=top_k) for d in range(count)]
+        counted = np.bincount(found, minlength=5) / count
+        np.testing.assert_allclose(counted, p / p.sum(), atol=4 * math.sqrt(0.25 / count))
+
+
+def test_penalties_leave_logits_as_they_are() -> None:
+    """Minus infinity stays never, the caller's array stays, and nothing becomes infinite."""
+    logits = np.array([-np.inf, 3e38, 1.0, -3e38], np.float32)
+    before = logits.copy()
+    for penalty in (1e-3, 1e3):
+        for draw in range(20):
+            token = sample(logits, repetition_penalty=penalty, history=[0, 1, 3], draw=draw)
+            assert token == 1
+    np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("history", "kind", "text"),
+    [
+        ([5], ValueError, r"sampling.history\[0\] = 5 is not one of vocabulary_size = 5"),
+        ([0, -1], ValueError, r"sampling.history\[1\] = -1"),
+        ([[1, 2]], ValueError, r"history: expected the tokens of one sequence"),
+        ([0.5], TypeError, "history: expected integers"),
+        ("ab", TypeError, "history: expected integers"),
+    ],
+)
+def test_histories_are_tokens(history: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        sample(LOGITS, repetition_penalty=1.2, history=history)
+
+
+WRONG_SHARES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"min_p": -1e-9}, ValueError, "min_p"),
+    ({"min_p": 1.0001}, ValueError, "min_p"),
+    ({"min_p": math.nan}, ValueError, "min_p"),
+    ({"min_p": "0.1"}, TypeError, "min_p"),
+    ({"repetition_penalty": 0.0}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": -1.0}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": math.inf}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": math.nan}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": 1e-60}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": 1e60}, ValueError, "repetition_penalty"),
+    ({"repetition_penalty": None}, TypeError, "repetition_penalty"),
+    ({"temperature": None}, TypeError, "temperature"),  # of generate it is the model's own
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "name"), WRONG_SHARES)
+def test_shares_out_of_bounds(options: dict[str, Any], kind: type[Exception], name: str) -> None:
+    with pytest.raises(kind, match=rf"^(sampling(: |\.))?{name}\b"):
+        sample(LOGITS, **options)
 
 
 def test_no_share_and_no_temperature_are_the_best_token() -> None:
@@ -64,7 +160,6 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": -0.1}, ValueError, "temperature"),
     ({"temperature": math.nan}, ValueError, "temperature"),
     ({"temperature": math.inf}, ValueError, "temperature"),
-    ({"temperature": None}, TypeError, "temperature"),
     ({"top_k": -1}, ValueError, "top_k"),
     ({"top_k": 2.0}, TypeError, "top_k"),
     ({"top_k": 2**63}, ValueError, "top_k"),

@@ -51,7 +51,7 @@ def test_tensors_and_addresses() -> None:
 
 def test_shapes() -> None:
     a = np.zeros((3, 8, 4), np.float32)
-    with pytest.raises(libmoe.InvalidArgumentError, match="gate: its E is 3, but that of down is 2"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="down: its E is 2, but that of gate is 3"):
         libmoe.ExpertWeights(gate_up=a, down=a[:2])
     with pytest.raises(
         libmoe.InvalidArgumentError, match="its [HI] is [48], but that of .* is [48].*transposed=True"
@@ -65,6 +65,37 @@ def test_shapes() -> None:
         libmoe.ExpertWeights(down=a[:, ::-1])
     with pytest.raises(libmoe.InvalidArgumentError, match="up: expected 3 axes, got shape"):
         libmoe.ExpertWeights(up=a[0])
+
+
+def test_parts_that_are_missing_or_too_many() -> None:
+    """Said when the weights are described, by the names of the arguments, and not at a call."""
+    up, down = np.zeros((3, 8, 4), np.float32), np.zeros((3, 4, 8), np.float32)
+    fused, half = np.zeros((3, 16, 4), np.float32), np.zeros((3, 4, 8), np.float16)
+
+    def refused(match: str, **parts: Any) -> None:
+        with pytest.raises(libmoe.InvalidArgumentError, match=match) as caught:
+            libmoe.ExpertWeights(**parts)
+        assert "MOE_" not in str(caught.value)
+
+    refused("up: is missing, gated experts have gate, up and down; give up=, or gate_up=", gate=up, down=down)
+    refused("down: is missing, gated experts have gate, up and down; give down=$", gate_up=fused)
+    refused("down: is missing, mlp experts have up and down", up=up)
+    refused("gate: is missing", up=up, down=down, kind="gated")
+    refused("down: is missing, linear experts have down", kind="linear")
+    refused("gate_up, down: expected the experts' weights")
+    refused(
+        "gate, gate_up: both have the experts' gate|gate_up, gate: both", gate_up=fused, gate=up, down=down
+    )
+    refused("gate: mlp experts have no gate; leave it out", gate=up, up=up, down=down, kind="mlp")
+    refused("constant: gated experts have no constant", gate_up=fused, down=down, constant=up[:, :4, 0])
+    refused("down: is f16, but gate_up is f32; convert one of them", gate_up=fused, down=half)
+    refused(
+        r"down\[1\]: has type f16, but down\[0\] f32; convert one", up=up, down=[down[0], half[1], down[2]]
+    )
+    refused(r"down: expected \[E, H, H\] of linear experts", down=down)
+    refused("n_experts, hidden_size: zero experts have no weights that say them", kind="zero")
+    libmoe.ExpertGradients(gate=up, down=half)  # of gradients, any
+    assert repr(libmoe.ExpertGradients(gate_up=fused)) == "ExpertGradients(gate, up)"
 
 
 def test_calls() -> None:
@@ -83,21 +114,32 @@ def test_calls() -> None:
     refused(r"x: expected shape \[\.\.\., 37\]", x=case.x[:, :5].copy())
     refused("expert_weights: expected shape", expert_weights=case.weights[:, :1])
     refused(
-        "expert_indices: expected i32 or i64, got f32", libmoe.ArgumentTypeError, expert_indices=case.weights
+        r"expert_indices: expected int64 or int32, got float32; use expert_indices.astype\(numpy.int64\)",
+        libmoe.ArgumentTypeError,
+        expert_indices=case.weights,
+    )
+    for listed in (case.known.tolist(), tuple(case.known.tolist())):
+        refused(
+            "expert_indices: expected a numpy array or a tensor of int64 or int32, got (list|tuple); use "
+            r"numpy.asarray\(expert_indices, numpy.int64\)",
+            libmoe.ArgumentTypeError,
+            expert_indices=listed,
+        )
+    refused(r"x: .* got list; use numpy.asarray\(x, numpy.float32\)", TypeError, x=case.x.tolist())
+    refused(r"saved: .* of uint8, got list", TypeError, saved=[1, 2])
+    refused(
+        r"expert_indices: expected shape \[40, K\] with a K of 1 or more, got \[39, 2\]",
+        expert_indices=case.indices[1:],
     )
     refused("y overlaps x", y=case.x)
-    refused("y is NULL, and so is rows", y=False)
+    refused("y is None, and so is rows", y=False)
+    refused("with a K of 1 or more", expert_indices=case.indices[:, :0], expert_weights=case.weights[:, :0])
     refused(
-        "call.top_k = 0 is below 1", expert_indices=case.indices[:, :0], expert_weights=case.weights[:, :0]
+        "glu_limit = 2, but expert_kind is not 'gated'",
+        weights=Case(**KINDS["linear"]).weights_in(),
+        glu_limit=2,
     )
-    refused(
-        "glu_limit = 2, but expert_kind is not", weights=Case(**KINDS["linear"]).weights_in(), glu_limit=2
-    )
-    up = np.zeros((case.E, case.I, case.H), np.float32)
-    halves = libmoe.ExpertWeights(
-        gate=up, up=up.astype(np.float16), down=np.zeros((case.E, case.H, case.I), np.float32)
-    )
-    refused("MOE_EXPERT_PART_UP of weights has another dtype than MOE_EXPERT_PART_GATE", weights=halves)
+    refused("glu_limit", TypeError, glu_limit=[1])
     refused("unknown names", TypeError, activations="silu")
     with pytest.raises(libmoe.InvalidArgumentError, match="memory_limit = 1000 bytes.*several calls"):
         libmoe.experts_forward(
@@ -111,7 +153,7 @@ def test_gradients_that_overlap() -> None:
 
     def refused(match: str, **arrays: Any) -> None:
         with pytest.raises(libmoe.InvalidArgumentError, match=match):
-            libmoe.experts_backward(*call, weights, gradients=libmoe.ExpertWeights(**arrays))
+            libmoe.experts_backward(*call, weights, gradients=libmoe.ExpertGradients(**arrays))
 
     whole = np.zeros((case.E, 2 * case.I, case.H), np.float32)
     refused(
@@ -119,7 +161,7 @@ def test_gradients_that_overlap() -> None:
     )
     refused("UP of gradients overlaps GATE of gradients", gate=whole[:, ::2], up=whole[:, ::2])
     refused(
-        "two elements are in one place",
+        "a stride of 0 puts two of its elements in one place; each needs a place of its own",
         up=np.broadcast_to(whole[:1, : case.I], (case.E, case.I, case.H)).view(),
     )
     refused("overlaps experts", up=[whole[0, : case.I]] * case.E)
@@ -127,9 +169,12 @@ def test_gradients_that_overlap() -> None:
     room = np.zeros(case.E * case.I * case.H + case.x.size, np.float32)
     call = (case.dy, room[: case.x.size].reshape(case.x.shape), case.indices, case.weights)
     refused("UP of gradients overlaps x", up=libmoe.Memory(room.ctypes.data, "f32", (case.E, case.I, case.H)))
-    refused("gradients have MOE_EXPERT_PART_UP_BIAS, which weights have not", up_bias=whole[:, : case.I, 0])
+    refused("gradients: have up_bias, which weights have not", up_bias=whole[:, : case.I, 0])
+    refused(
+        r"gradients: their up is \[5, 44, 37\], but that of weights \[5, 45, 37\]", up=whole[:, : case.I - 1]
+    )
     libmoe.experts_backward(
-        *call, weights, gradients=libmoe.ExpertWeights(gate=whole[:, ::2], up=whole[:, 1::2])
+        *call, weights, gradients=libmoe.ExpertGradients(gate=whole[:, ::2], up=whole[:, 1::2])
     )  # in turn: no element twice
 
 

@@ -12,7 +12,12 @@ import libmoe
 from expert_calls import KINDS, LAYOUTS, Case, Placed, assert_same, floats, stored
 
 
-def backward(case: Case, gradients: libmoe.ExpertWeights | None, layout: str = "fused", **more: Any) -> Any:
+def backward(
+    case: Case,
+    gradients: libmoe.ExpertGradients | libmoe.ExpertWeights | None,
+    layout: str = "fused",
+    **more: Any,
+) -> Any:
     weights = case.weights_in(layout)
     return libmoe.experts_backward(
         case.dy, case.x, case.indices, case.weights, weights, gradients=gradients, **case.options, **more
@@ -64,7 +69,7 @@ def test_any_of_them_may_be_absent() -> None:
     for count in range(len(case.values)):
         for names in itertools.combinations(case.values, count):
             arrays: dict[str, Any] = {name: np.full_like(case.values[name], np.nan) for name in names}
-            wanted = libmoe.ExpertWeights(**arrays) if names else None
+            wanted = libmoe.ExpertGradients(**arrays) if names else None
             for want_dx, want_dw in ((True, True), (False, count % 2 == 0)):
                 dx, dw = backward(case, wanted, overwrite=True, dx=want_dx, d_expert_weights=want_dw)
                 assert (dx is not None, dw is not None) == (want_dx, want_dw)
@@ -79,7 +84,7 @@ def test_frozen_experts_cost_no_products(matmul: Any) -> None:
     context = libmoe.Context(1, matmul)
     rows = int((case.known >= 0).sum())
 
-    def flops(gradients: libmoe.ExpertWeights | None, **more: Any) -> int:
+    def flops(gradients: libmoe.ExpertGradients | libmoe.ExpertWeights | None, **more: Any) -> int:
         weights = case.weights_in("fused")
         saved = libmoe.experts_forward(
             case.x, case.indices, case.weights, weights, saved=True, context=context, **case.options

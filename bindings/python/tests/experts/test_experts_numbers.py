@@ -82,7 +82,7 @@ def test_experts_without_matrices(kind: Any) -> None:
     assert_close("y", out.y, (w[..., None] * rows).sum(axis=1))
     assert_close("rows", out.rows, np.broadcast_to(rows, out.rows.shape))
     gradient = np.full_like(vectors, np.nan)
-    wanted = libmoe.ExpertWeights(constant=gradient) if kind == "constant" else None
+    wanted = libmoe.ExpertGradients(constant=gradient) if kind == "constant" else None
     dx, dw = libmoe.experts_backward(
         dy.astype(np.float32), *call, saved=out.saved, gradients=wanted, overwrite=True
     )

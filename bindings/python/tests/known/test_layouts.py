@@ -159,7 +159,7 @@ def test_mxfp4(tmp_path: Path) -> None:
     for name, array in expected.items():
         assert state[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
 
-    with pytest.raises(libmoe.InvalidArgumentError, match="MXFP4"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="gpt_oss_mxfp4"):
         layer.save(tmp_path / "b", layout="gpt_oss_mxfp4", layer=5)
     fitting = {name: array for name, array in tensors.items() if "gate_up" not in name}
     fitting[f"{base}experts.gate_up_proj_bias"] = normal(E, 2 * WIDTH)

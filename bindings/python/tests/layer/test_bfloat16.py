@@ -227,7 +227,7 @@ def test_prepared_for_inference() -> None:
     y = layer(x)
     layer.prepare("bf16")
     np.testing.assert_array_equal(layer(x), y)
-    with pytest.raises(libmoe.InvalidArgumentError, match="prepared = MOE_PREPARED_F32"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="prepared = 'f32'"):
         layer.prepare("f32")
     wide.prepare("bf16")
     np.testing.assert_array_equal(wide(x), y)

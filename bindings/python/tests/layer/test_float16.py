@@ -148,7 +148,7 @@ def test_a_change_after_prepare_is_seen() -> None:
     half, _ = twins()
     half.prepare("f32")
     half.parameters["experts.up.weight"].data[:, 0, 0] *= np.float16(2)
-    with pytest.raises(libmoe.BadStateError, match="moe_layer_prepare"):
+    with pytest.raises(libmoe.BadStateError, match="prepare the layer again"):
         half(normal(9, H))
 
 

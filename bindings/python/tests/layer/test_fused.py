@@ -210,15 +210,13 @@ def test_gradients_without_memory_are_named() -> None:
     with pytest.raises(libmoe.BadStateError, match=r"experts.down.bias: its gradient has no memory"):
         _ = layer.parameters["experts.down.bias"].grad
     optimizer = libmoe.AdamW(layer.parameters)
-    with pytest.raises(libmoe.InvalidArgumentError, match="grad is NULL"):
+    with pytest.raises(libmoe.InvalidArgumentError, match="grad is None"):
         optimizer.step()
     with pytest.raises(libmoe.BadStateError, match="its gradient has no memory"):
         libmoe.clip_grad_norm(layer.parameters, 1.0)
     layer.zero_grad()
     assert not layer.parameters["router.weight"].grad.any()
-    with pytest.raises(
-        libmoe.InvalidArgumentError, match="MOE_UNALLOCATED_EXPERT_GRADIENTS, but inference_only"
-    ):
+    with pytest.raises(libmoe.InvalidArgumentError, match="'expert_gradients', but inference_only"):
         libmoe.Layer(**SIZES, unallocated="expert_gradients", inference_only=True)
     with pytest.raises(libmoe.BadStateError, match="an inference_only layer has no gradients"):
         libmoe.AdamW(libmoe.Layer(**SIZES, inference_only=True).parameters)
@@ -267,8 +265,8 @@ def test_optimizers_of_something_else_are_refused() -> None:
     )
     for factor in (-1.0, math.inf, math.nan):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
-    refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but options.optimizer is NULL", clip_factor=0.5)
+    refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but optimizer is None", clip_factor=0.5)
     tape, dy = taped(usual)
-    match = "created without MOE_UNALLOCATED_EXPERT_GRADIENTS"
+    match = "created without 'expert_gradients'"
     refuse(libmoe.BadStateError, match, usual, optimizer=libmoe.AdamW(usual.parameters))
     assert_same(layer.state_dict(), before)

@@ -82,12 +82,12 @@ def test_the_numbers_that_would_be_drawn() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "text"),
     [
-        ({}, {"noise": NOISE}, "options.noise is not NULL, but training = 0"),
-        ({}, {"jitter": JITTER, "training": True}, "options.jitter is not NULL, but the layer's jitter = 0"),
+        ({}, {"noise": NOISE}, "noise is not None, but training = False"),
+        ({}, {"jitter": JITTER, "training": True}, "jitter is not None, but the layer's jitter = 0"),
         (
             {},
             {"second": SECOND, "training": True},
-            "options.second is not NULL, but the layer's random_second = 0",
+            "second is not None, but the layer's random_second = False",
         ),
         (
             {"router": "external"},
@@ -97,9 +97,9 @@ def test_the_numbers_that_would_be_drawn() -> None:
                 "expert_indices": np.zeros((T, K), np.int32),
                 "expert_weights": np.zeros((T, K), np.float32),
             },
-            "options.noise is not NULL, but the router has no gate",
+            "noise is not None, but the router has no gate",
         ),
-        ({}, {"chunk_tokens": -1}, "options.chunk_tokens = -1 is below 0"),
+        ({}, {"chunk_tokens": -1}, "chunk_tokens = -1 is below 0"),
     ],
 )
 def test_refused(arguments: Arguments, options: Arguments, text: str) -> None:
@@ -112,7 +112,7 @@ def test_numbers_are_finite() -> None:
     layer = libmoe.Layer(**SIZES)
     noise = NOISE.copy()
     noise[5, 2] = np.nan
-    with pytest.raises(libmoe.NotFiniteError, match="options.noise: a number of token 5 is not finite"):
+    with pytest.raises(libmoe.NotFiniteError, match="noise: a number of token 5 is not finite"):
         layer.forward(inputs(T, H)[0], noise=noise, training=True)
 
 

@@ -171,7 +171,7 @@ def test_by_sequence() -> None:
 def test_refused() -> None:
     layer = libmoe.Layer(**SIZES)
     x, _ = inputs(T, H)
-    with pytest.raises(libmoe.InvalidArgumentError, match=r"options.loss_mask\[2\] = 2 is neither 0 nor 1"):
+    with pytest.raises(libmoe.InvalidArgumentError, match=r"loss_mask\[2\] = 2 is neither 0 nor 1"):
         layer.forward(x, loss_mask=np.arange(T).astype(np.uint8))
     with pytest.raises(ValueError, match="loss_mask"):
         layer.forward(x, loss_mask=np.ones(T - 1, bool))

@@ -135,9 +135,9 @@ def test_the_coefficient_brings_tokens_to_the_wanted_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"score": "softmax"}, "MOE_SCORE_IDENTITY"),
-        ({"score": "sigmoid"}, "MOE_SCORE_IDENTITY"),
-        ({"score": "softmax", "router_weights": "topk_softmax"}, "MOE_ROUTER_WEIGHTS_SCORES"),
+        ({"score": "softmax"}, "'identity'"),
+        ({"score": "sigmoid"}, "'identity'"),
+        ({"score": "softmax", "router_weights": "topk_softmax"}, "'scores'"),
         ({"selection_bias": True}, "selection_bias"),
         ({"n_groups": 7, "top_groups": 7}, "n_groups"),
         ({"dynamic_k": "top_p", "dynamic_value": 0.5}, "dynamic_k"),

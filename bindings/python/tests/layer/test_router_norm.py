@@ -129,24 +129,27 @@ def compare_along(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"router_norm_scale": 1.0}, "router_norm_scale = 1, but router_norm = MOE_ROUTER_NORM_NONE"),
-        ({"router_norm_epsilon": 1.0}, "router_norm_epsilon = 1, but router_norm = MOE_ROUTER_NORM_NONE"),
-        ({"router_norm": "rms", "router_batch_norm": True}, "router_norm = 1 beside router_batch_norm = 1"),
+        ({"router_norm_scale": 1.0}, "router_norm_scale = 1, but router_norm = 'none'"),
+        ({"router_norm_epsilon": 1.0}, "router_norm_epsilon = 1, but router_norm = 'none'"),
+        (
+            {"router_norm": "rms", "router_batch_norm": True},
+            "router_norm = 'rms' beside router_batch_norm = True",
+        ),
         (
             {"router_norm": "rms", "router_norm_scale": -1.0},
             "router_norm_scale = -1 is not a number of at least 0",
         ),
         (
             {"router_norm": "rms", "router": "external"},
-            "router_norm has no use with router = MOE_ROUTER_EXTERNAL",
+            "router_norm has no use with router = 'external'",
         ),
         (
             {"router_weights": "group_softmax"},
-            "router_weights = MOE_ROUTER_WEIGHTS_GROUP_SOFTMAX has no use with router = 0",
+            "router_weights = 'group_softmax' has no use with router = 'token_choice'",
         ),
         (
             {**HIERARCHY, "router_weights": "group_softmax", "score": "sigmoid"},
-            "score = 1 has no use with router_weights = 5",
+            "score = 'sigmoid' has no use with router_weights = 'group_softmax'",
         ),
         ({"router_norm": "layer"}, "router_norm = 'layer'"),
     ],

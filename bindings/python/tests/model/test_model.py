@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,25 @@ import pytest
 import libmoe
 from comparison import assert_all_close, assert_close
 from oracle.model import Model as Oracle
-from small_language_models import CASES, MOE, made
+from small_language_models import CASES, MOE, assert_slope, made
 
 for case in CASES.values():
     case.setdefault("head_size", 4)
+
+NEW = [
+    "heads normed together",
+    "heads normed after rotation",
+    "two layers of three rotate",
+    "scaled",
+    "capped and biased",
+    "gated attention",
+    "layers of many widths",
+    "rotary tables",
+    "long rotary",
+    "windows and chunks",
+    "sinks",
+    "wide values",
+]
 
 
 def call_of(arguments: dict[str, Any], b: int = 3, s: int = 9) -> dict[str, Any]:
@@ -76,26 +93,16 @@ def test_dropout(case: str) -> None:
     compare(arguments, {**call_of(arguments), "training": True, "step": 11})
 
 
-def test_the_loss_falls_as_its_gradient_says() -> None:
+@pytest.mark.parametrize("case", ["normed heads", *NEW])
+def test_the_loss_falls_as_its_gradient_says(case: str) -> None:
     """Finite differences of the objective along random directions, in the library's own float32."""
-    arguments = {**CASES["normed heads"], "moe": {**MOE, "balance_coef": 0.0, "z_coef": 0.0, "top_k": 4}}
+    arguments = {**CASES[case], "moe": {**MOE, "balance_coef": 0.0, "z_coef": 0.0, "top_k": 4}}
     with libmoe.Context(n_threads=1) as context:
         model = made(arguments, context)
         call = call_of(arguments)
         model.backward(model.forward(**call, tape=True))
-        for name, parameter in model.parameters.items():
-            direction = np.random.default_rng(len(name)).standard_normal(parameter.data.shape)
-            direction /= np.linalg.norm(direction)
-            before, size = parameter.data.copy(), 1e-2
-            sides = []
-            for sign in (1, -1):
-                parameter.data[...] = before + sign * size * direction
-                sides.append(model.forward(**call).objective)
-            parameter.data[...] = before
-            slope = (sides[0] - sides[1]) / (2 * size)
-            np.testing.assert_allclose(
-                slope, (parameter.grad * direction).sum(), rtol=0.03, atol=3e-4, err_msg=name
-            )
+        for name in model.parameters:
+            assert_slope(model, call, name)
 
 
 def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[str, bytes]:
@@ -122,7 +129,18 @@ def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[st
         return found | {name: parameter.grad.tobytes() for name, parameter in model.parameters.items()}
 
 
-@pytest.mark.parametrize("case", ["normed heads", "encoder after", "every second", "attention alone"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "normed heads",
+        "encoder after",
+        "every second",
+        "attention alone",
+        "gated attention",
+        *NEW[2:3],
+        NEW[6],
+    ],
+)
 def test_the_same_bits(case: str) -> None:
     """For any threads, instruction sets and limits: everything kept, less in some layers, and chunks."""
     arguments = {**CASES[case], "attention_dropout": 0.1}
@@ -154,7 +172,7 @@ def test_the_same_bits(case: str) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
-@pytest.mark.parametrize("case", ["language", "encoder after"])
+@pytest.mark.parametrize("case", ["language", "encoder after", *NEW])
 def test_memory_is_what_was_promised(case: str, share: float) -> None:
     arguments = CASES[case]
     with libmoe.Context(n_threads=2) as context:
@@ -188,7 +206,7 @@ def least_limit(model: libmoe.Model, enough: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions"]
+    "case", ["language", "untied, grouped heads, biases", "normed heads", "learned positions", *NEW]
 )
 def test_reading_token_by_token_gives_the_bits_of_forward(case: str) -> None:
     arguments = CASES[case]
@@ -248,6 +266,53 @@ def test_bfloat16() -> None:
             assert_close(name, half.parameters[name].grad, parameter.grad, 0.06)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_in_bfloat16(tied: bool) -> None:
+    """The table is read as the float32 of the same values; a tied output is a product in bfloat16."""
+    arguments = {**CASES["language"], "embedding_scale": 1.7, "tied_output": tied}
+    call = call_of(arguments)
+    with libmoe.Context(n_threads=2) as context:
+        half = libmoe.Model(**arguments, embedding_dtype="bf16", init_deviation=0.3, context=context)
+        whole = libmoe.Model(**arguments, context=context)
+        assert half.parameters["embed.weight"].data.dtype == np.uint16
+        for name, parameter in half.parameters.items():
+            is_half = name == "embed.weight"
+            assert (parameter.data.dtype == np.uint16) == is_half
+            values = libmoe.from_bfloat16(parameter.data) if is_half else parameter.data
+            whole.parameters[name].data[...] = values
+        outputs = [model.forward(**call, tape=True, logits=True, hidden=True) for model in (half, whole)]
+        np.testing.assert_array_equal(outputs[0].hidden, outputs[1].hidden)
+        assert outputs[0].logits is not None and outputs[1].logits is not None
+        if tied:
+            assert_close("logits", outputs[0].logits, outputs[1].logits, 0.02)
+        else:
+            np.testing.assert_array_equal(outputs[0].logits, outputs[1].logits)
+        for model, output in zip((half, whole), outputs):
+            model.backward(output)
+        gradients = [model.parameters["embed.weight"].grad for model in (half, whole)]
+        assert gradients[0].dtype == np.float32
+        assert_close("embed.weight", gradients[0], gradients[1], 0.02 if tied else 1e-6)
+
+
+def test_embeddings_in_bfloat16_learn() -> None:
+    """Steps far smaller than a bfloat16's last place add up in the optimiser's own float32."""
+    arguments = {**CASES["language"], "embedding_dtype": "bf16"}
+    with libmoe.Context(n_threads=2) as context:
+        model = libmoe.Model(**arguments, context=context)
+        before = libmoe.from_bfloat16(model.parameters["embed.weight"].data)
+        optimizer = libmoe.SGD({"embed.weight": model.parameters["embed.weight"]}, 1e-5, context=context)
+        call = call_of(arguments)
+        expected = before.astype(np.float64)
+        for _ in range(40):
+            model.zero_grad()
+            model.backward(model.forward(**call, tape=True), d_objective=100.0)
+            expected -= 1e-5 * model.parameters["embed.weight"].grad
+            optimizer.step()
+        after = libmoe.from_bfloat16(model.parameters["embed.weight"].data)
+        assert (after != before).any()
+        np.testing.assert_allclose(after, expected, rtol=2.0**-8)
+
+
 def test_a_hash_router_reads_the_tokens() -> None:
     table = np.arange(17 * 2, dtype=np.int32).reshape(17, 2) % 4
     moe = {**MOE, "router": "hash", "hash_table": table}
@@ -280,7 +345,7 @@ def test_prepared_models_give_the_same_bits_and_notice_changes() -> None:
         np.testing.assert_array_equal(model.forward(**call, logits=True).logits, before)
         for n, name in ((1, "layers.1.ffn.experts.down.weight"), (2, "layers.2.ffn.experts.down.weight")):
             model.parameters[name].data[...] += 1
-            with pytest.raises(libmoe.BadStateError, match=f"layers.{n}: .*moe_layer_prepare"):
+            with pytest.raises(libmoe.BadStateError, match=f"layers.{n}: .*prepare the layer again"):
                 model.forward(**call)
             model.prepare()
         after = model.forward(**call, logits=True).logits
@@ -289,7 +354,7 @@ def test_prepared_models_give_the_same_bits_and_notice_changes() -> None:
         model.parameters["layers.1.ffn.experts.down.weight"].data[...] -= 1
         model.forward(**call)
         half = libmoe.Model(**arguments, weight_dtype="bf16", context=context)
-        with pytest.raises(libmoe.InvalidArgumentError, match="MOE_PREPARED_F32"):
+        with pytest.raises(libmoe.InvalidArgumentError, match="'f32'"):
             half.prepare()
         before = half.forward(**call, logits=True).logits
         half.prepare("bf16")
@@ -309,6 +374,36 @@ def test_layers_are_the_models_own() -> None:
         bias = layer.buffers["router.selection_bias"]
         del model, layer
         assert np.isfinite(bias).all()  # the array keeps all of it alive
+
+
+def test_offloaded_experts_give_the_bits_of_resident_ones(tmp_path: Path) -> None:
+    arguments = CASES["layers of many widths"]
+    moe = {**MOE, "unallocated": "expert_weights"}
+    with libmoe.Context(n_threads=2) as context:
+        model = made(arguments, context)
+        away = libmoe.Model(**{**arguments, "moe": moe}, inference_only=True, context=context)
+        call = call_of(arguments)
+        with pytest.raises(libmoe.BadStateError, match="layers.2: experts.* has no memory"):
+            away.forward(**call)
+        elsewhere = [n for n, layer in enumerate(away.layers) if layer.n_experts > 1]
+        for name, parameter in model.parameters.items():
+            if not any(name.startswith(f"layers.{n}.ffn.") for n in elsewhere):
+                away.parameters[name].data[...] = parameter.data
+        for n in elsewhere:
+            model.layers[n].save(tmp_path / f"{n}.safetensors")
+            # Of one layer all experts fit, of the other two.
+            limit = "1 MiB" if n == elsewhere[0] else 3072
+            away.layers[n].offload(tmp_path / f"{n}.safetensors", resident_limit=limit)
+        expected = model.forward(**call, logits=True)
+        found = away.forward(**call, logits=True)
+        assert found.loss == expected.loss
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert [away.layers[n].offload_statistics.n_slots for n in elsewhere] == [4, 2]
+        assert list(away.generate([3, 1], 6, temperature=0)) == list(model.generate([3, 1], 6, temperature=0))
+        with pytest.raises(TypeError, match="cannot be pickled or copied"):
+            pickle.dumps(away)
+    with pytest.raises(libmoe.InvalidArgumentError, match="and with inference_only = True"):
+        libmoe.Model(**{**arguments, "moe": moe})
 
 
 def test_an_optimiser_lowers_the_loss() -> None:

@@ -39,7 +39,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"init_deviation": float("nan")}, "init_deviation = nan"),
     ({"pooled_balance_coef": -1.0}, "pooled_balance_coef = -1"),
     ({"moe": None}, "dense_intermediate_size = 0 is below 1"),
-    ({"moe": None, "dense_intermediate_size": 8, "pooled_balance_coef": 1.0}, "but moe is NULL"),
+    ({"moe": None, "dense_intermediate_size": 8, "pooled_balance_coef": 1.0}, "but moe is None"),
     (
         {"moe": None, "dense_intermediate_size": 8, "dense_kind": "linear"},
         "dense_kind = 'linear'; choose one of",
@@ -47,18 +47,63 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"moe": None, "dense_intermediate_size": 8, "dense_dropout": 2.0}, "dense_dropout = 2 is not in [0, 1)"),
     ({"moe_every": 3, "dense_intermediate_size": 8}, "moe_every = 3 exceeds n_layers = 2"),
     ({"moe_every": -1, "dense_intermediate_size": 8}, "moe_every = -1 is below 0"),
-    ({"norm_place": "none"}, "moe is not NULL, but norm_place = MOE_NORM_NONE has no ffn"),
+    ({"norm_place": "none"}, "moe is not None, but norm_place = 'none' has no ffn"),
     ({"norm_place": "none", "moe": None, "dropout": 0.1}, "has no residual to add to"),
     ({"moe": {**MOE, "hidden_size": 9}}, "moe: hidden_size = 9 is neither 0 nor the model's 8"),
     ({"moe": {**MOE, "seed": 1}}, "moe: seed = 1, but the experts' seeds derive from the model's"),
-    ({"moe": {**MOE, "io_dtype": "bf16"}}, "moe: io_dtype = 1, but a model's hidden states are float32"),
-    ({"moe": {**MOE, "inference_only": True}}, "moe: inference_only = 1: set the model's"),
-    ({"moe": {**MOE, "router": "external"}}, "moe: router = MOE_ROUTER_EXTERNAL"),
+    ({"moe": {**MOE, "io_dtype": "bf16"}}, "moe: io_dtype = 'bf16', but a model's hidden states are float32"),
+    ({"moe": {**MOE, "inference_only": True}}, "moe: inference_only = True: set the model's"),
+    ({"moe": {**MOE, "router": "external"}}, "moe: router = 'external'"),
     (
         {"moe": {**MOE, "router": "hash", "vocabulary_size": 5}},
         "moe: vocabulary_size = 5 is not the model's 11",
     ),
     ({"moe": {**MOE, "top_k": 5}}, "top_k = 5 exceeds n_experts = 4"),
+    ({"layers": [{}]}, "layers: has 1 entries, but n_layers = 2"),
+    ({"layers": [{}, {}], "moe_every": 2}, "moe_every = 2 beside layers"),
+    ({"layers": [{"dense": True}] * 2, "dense_intermediate_size": 8}, "all of layers are dense"),
+    ({"layers": [{"dense": True}, {}]}, "layers[0]: is dense, but dense_intermediate_size = 0"),
+    (
+        {"layers": [{}, {"dense_intermediate_size": 4}]},
+        "layers[1]: dense_intermediate_size = 4, but the layer",
+    ),
+    ({"layers": [{}, {"rotary": 1}]}, "layers[1]: rotary = 1 is not one of 1 rotary tables"),
+    ({"layers": [{}, {"rotary": -2}]}, "layers[1]: rotary = -2 is not one of"),
+    ({"layers": [{}, {"window": -1}]}, "layers[1]: window = -1 is below 0"),
+    ({"layers": [{}, {"window": 3}], "causal": False}, "layers[1]: window = 3, but causal = False"),
+    ({"layers": [{}, {"chunk": 3}], "causal": False}, "layers[1]: chunk = 3, but causal = False"),
+    ({"rotary_tables": [{"theta": 1e4}], "rope_theta": 5e3}, "rope_theta = 5000 beside n_rotary_tables = 1"),
+    ({"rotary_tables": [{}]}, "rotary_tables[0]: theta = 0"),
+    ({"rotary_tables": [{"theta": 1e4}, {"theta": 1e4, "rotary_size": 3}]}, "[1]: rotary_size = 3 is odd"),
+    ({"rotary_tables": [{"theta": 1e4, "rotary_size": 6}]}, "[0]: rotary_size = 6 exceeds head_size = 4"),
+    ({"rotary_tables": [{"theta": 1e4, "frequencies": [1, 0.1]}]}, "[0]: theta = 10000 beside frequencies"),
+    ({"rotary_tables": [{"frequencies": [1]}]}, "rotary_tables[0]: frequencies: expected 2 numbers"),
+    (
+        {"rotary_tables": [{"frequencies": [1, 2**21]}]},
+        "[0]: frequencies[1] = 2.09715e6 is not in",
+    ),
+    ({"rotary_tables": [{"frequencies": [1, float("nan")]}]}, "[0]: frequencies[1] = nan is not in"),
+    ({"rotary_tables": [{"theta": 1e4, "scale": float("inf")}]}, "rotary_tables[0]: scale = inf"),
+    (
+        {"rotary_tables": [{"theta": 1e4, "long_scale": 2}]},
+        "[0]: long_scale = 2, but long_frequencies is None",
+    ),
+    ({"rotary_tables": [{"theta": 1e4, "original_length": 2}]}, "original_length = 2, but long_frequencies"),
+    ({"rotary_tables": [{"theta": 1e4, "long_frequencies": [1, 1]}]}, "[0]: original_length = 0, but"),
+    ({"qk_norm": "rms"}, "qk_norm = 'rms'; choose one of"),
+    ({"qk_norm": "plain", "rope_theta": 0.0}, "qk_norm = 'plain' is of layers that rotate"),
+    ({"temperature_scale": 0.1, "temperature_floor": 4.0}, "but every layer has a rotary table"),
+    ({"temperature_scale": 0.1, "rope_theta": 0.0}, "temperature_floor = 0"),
+    ({"temperature_floor": 4.0}, "temperature_floor = 4, but temperature_scale = 0"),
+    ({"attention_scale": 1e300}, "attention_scale = 1e300 is not finite in float32"),
+    ({"residual_scale": 2.0, "norm_place": "none", "moe": None}, "residual_scale = 2, but norm_place"),
+    ({"vocabulary_size": 0, "embedding_scale": 2.0}, "embedding_scale = 2, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "embedding_dtype": "bf16"}, "embedding_dtype = 1, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "logit_scale": 2.0}, "logit_scale is not 0, but vocabulary_size = 0"),
+    ({"vocabulary_size": 0, "logit_softcap": 2.0}, "logit_softcap is not 0, but vocabulary_size = 0"),
+    ({"logit_softcap": -2.0}, "logit_softcap = -2"),
+    ({"embedding_dtype": "f16"}, "embedding_dtype = 'f16'; choose one of"),
+    ({"attention_gate": True, "value_head_size": 2**30}, "value_head_size"),
 ]
 
 
@@ -66,6 +111,15 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
 def test_configuration(change: dict[str, Any], message: str) -> None:
     with pytest.raises(INVALID, match=re.escape(message)):
         libmoe.Model(**{**GOOD, **change})
+
+
+def test_names_within_lists() -> None:
+    with pytest.raises(TypeError, match="layers\\[1\\]: unknown names \\['sliding_window'\\].*window"):
+        libmoe.Model(**{**GOOD, "layers": [{}, {"sliding_window": 3}]})
+    with pytest.raises(TypeError, match="rotary_tables\\[0\\]: expected a dict, got float"):
+        libmoe.Model(**{**GOOD, "rotary_tables": [1e4]})
+    with pytest.raises(TypeError, match="rotary_tables\\[0\\]: frequencies: expected numbers, got str"):
+        libmoe.Model(**{**GOOD, "rotary_tables": [{"frequencies": "yarn"}]})
 
 
 def test_names_within_moe() -> None:
@@ -77,21 +131,21 @@ def test_names_within_moe() -> None:
 
 TOKENS = np.zeros((2, 3), np.int32)
 CALLS: list[tuple[dict[str, Any], str]] = [
-    ({"tokens": TOKENS + 11}, "input.tokens[0] = 11 is not one of vocabulary_size = 11"),
-    ({"tokens": TOKENS - 1}, "input.tokens[0] = -1 is not one of vocabulary_size = 11"),
-    ({"tokens": TOKENS[:0]}, "input.n_sequences = 0 is below 1"),
-    ({"tokens": TOKENS[:, :0].copy()}, "input.sequence_length = 0 is below 1"),
-    ({"tokens": np.zeros((1, 5), np.int32)}, "input.sequence_length = 5 exceeds max_positions = 4"),
+    ({"tokens": TOKENS + 11}, "tokens[0] = 11 is not one of vocabulary_size = 11"),
+    ({"tokens": TOKENS - 1}, "tokens[0] = -1 is not one of vocabulary_size = 11"),
+    ({"tokens": TOKENS[:0]}, "n_sequences = 0 is below 1"),
+    ({"tokens": TOKENS[:, :0].copy()}, "sequence_length = 0 is below 1"),
+    ({"tokens": np.zeros((1, 5), np.int32)}, "sequence_length = 5 exceeds max_positions = 4"),
     (
         {"targets": TOKENS + 11},
-        "input.targets[0] = 11 is neither one of vocabulary_size = 11 nor ignore_index = -100",
+        "targets[0] = 11 is neither one of vocabulary_size = 11 nor ignore_index = -100",
     ),
     ({"targets": TOKENS - 1, "ignore_index": -2}, "nor ignore_index = -2"),
-    ({"label_smoothing": 0.1}, "input.label_smoothing = 0.1, but targets is NULL"),
-    ({"targets": TOKENS, "label_smoothing": 1.0}, "input.label_smoothing = 1 is not in [0, 1)"),
-    ({"step": 2**56}, "input.step = 72057594037927936 is not below 2^56"),
-    ({"valid_mask": np.full((2, 3), 2, np.uint8)}, "input.valid_mask[0] = 2 is neither 0 nor 1"),
-    ({"mask": np.full((3, 3), 2, np.uint8)}, "input.mask[0] = 2 is neither 0 nor 1"),
+    ({"label_smoothing": 0.1}, "label_smoothing = 0.1, but targets is None"),
+    ({"targets": TOKENS, "label_smoothing": 1.0}, "label_smoothing = 1 is not in [0, 1)"),
+    ({"step": 2**56}, "step = 72057594037927936 is not below 2^56"),
+    ({"valid_mask": np.full((2, 3), 2, np.uint8)}, "valid_mask[0] = 2 is neither 0 nor 1"),
+    ({"mask": np.full((3, 3), 2, np.uint8)}, "mask[0] = 2 is neither 0 nor 1"),
     ({"memory_limit": 100}, "memory_limit = 100 bytes, but 2 sequences of 3 tokens need at least"),
 ]
 

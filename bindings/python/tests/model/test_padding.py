@@ -18,12 +18,20 @@ LEARNED: dict[str, Any] = {**CASES["learned positions"], "max_positions": 400}
 DENSE: dict[str, Any] = {**CASES["every second"]}
 ENCODER: dict[str, Any] = {**CASES["encoder of experts"], "rope_theta": 1e4}
 BOTH_POSITIONS: dict[str, Any] = {**LEARNED, "rope_theta": 500.0, "head_size": 6}
+LONG: dict[str, Any] = CASES["long rotary"]
 MODELS = {
     "rotary": DECODER,
     "learned": LEARNED,
     "both": BOTH_POSITIONS,
     "dense": DENSE,
     "encoder": ENCODER,
+    "windows": CASES["windows and chunks"],
+    "sinks": CASES["sinks"],
+    "long": {
+        **CASES["long rotary"],
+        "rotary_tables": [{**CASES["long rotary"]["rotary_tables"][0], "original_length": 100}],
+    },
+    "sharpened": CASES["two layers of three rotate"],
 }
 Tokens = NDArray[Any]
 
@@ -97,7 +105,7 @@ def test_gradients_are_those_of_the_sequences_one_after_another(name: str) -> No
             np.testing.assert_array_equal(found[parameter], expected, parameter)
 
 
-@pytest.mark.parametrize("name", ["rotary", "learned", "both", "dense"])
+@pytest.mark.parametrize("name", ["rotary", "learned", "both", "dense", "windows", "sinks", "sharpened"])
 def test_reading(name: str) -> None:
     lengths, length, more = [5, 290, 131], 290, 6
     with libmoe.Context(n_threads=2, matmul="native") as context:

@@ -33,15 +33,22 @@ class Attention:
             seen &= options["mask"]
         if options.get("valid_mask") is not None:
             seen &= options["valid_mask"][:, None, None, :]
+        seen &= _near(options, b, s, u)[:, None]
         if options.get("added_mask") is not None:
             scores = scores + options["added_mask"]
         scores = np.where(seen, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True)
-        weights = np.exp(scores - np.where(np.isinf(top), 0, top))
-        total = weights.sum(axis=-1, keepdims=True)
+        sinks = options.get("sinks")
+        sinks = np.full(heads, -np.inf) if sinks is None else sinks.astype(np.float64)
+        sinks = np.where(np.isinf(top), -np.inf, sinks[None, :, None, None])  # nothing seen, nothing shared
+        top = np.maximum(top, sinks)
+        base = np.where(np.isinf(top), 0, top)
+        weights, sunk = np.exp(scores - base), np.exp(sinks - base)
+        total = weights.sum(axis=-1, keepdims=True) + sunk
         with np.errstate(divide="ignore"):
             self.log_sums = (np.where(np.isinf(top), 0, top) + np.log(total))[..., 0]
         self.weights = weights / np.where(total == 0, 1, total)
+        self.sunk = sunk / np.where(total == 0, 1, total)
         self.kept: Array = np.ones_like(self.weights)
         rate = float(np.float32(options.get("dropout", 0)))
         if rate:
@@ -53,7 +60,10 @@ class Attention:
         d_out = doutput.astype(np.float64).transpose(0, 2, 1, 3)
         d_weights = d_out @ self.v.transpose(0, 1, 3, 2) * self.kept
         mean = (d_weights * self.weights).sum(axis=-1, keepdims=True)
+        # What slopes are differences of, times keys or queries: gradients near 0 are right to so much of it.
+        self.terms = np.abs(d_weights).max() * self.scale * max(np.abs(self.q).max(), np.abs(self.k).max())
         d_scores = self.weights * (d_weights - mean) * self.scale
+        self.d_sinks = -(self.sunk * mean).sum(axis=(0, 2, 3))
         d_key = self._over_groups(d_scores.transpose(0, 1, 3, 2) @ self.q)
         d_value = self._over_groups((self.weights * self.kept).transpose(0, 1, 3, 2) @ d_out)
         return (d_scores @ self.k).transpose(0, 2, 1, 3), d_key, d_value
@@ -62,3 +72,17 @@ class Attention:
         b, _, u, d = gradient.shape
         summed: Array = gradient.reshape(b, self.kv_heads, self.group, u, d).sum(axis=2).transpose(0, 2, 1, 3)
         return summed
+
+
+def _near(options: dict[str, Any], b: int, s: int, u: int) -> NDArray[np.bool_]:
+    """[B,S,U]: what window and chunk leave, by places counted over real keys; causality is not among it."""
+    valid = options.get("valid_mask")
+    real = np.ones((b, u), int) if valid is None else valid.astype(int)
+    places = np.cumsum(real, axis=1) - real  # real keys before each
+    own = np.maximum(np.arange(s) + u - s, 0)  # a query's key
+    near = np.ones((b, s, u), bool)
+    if options.get("window"):
+        near &= places[:, None, :] > places[:, own, None] - options["window"]
+    if options.get("chunk"):
+        near &= places[:, None, :] // options["chunk"] == places[:, own, None] // options["chunk"]
+    return near

@@ -12,7 +12,8 @@ import numpy as np
 from . import layer
 from .attention import Attention
 from .batch import Options
-from .linear import linear, linear_backward, logsumexp, softmax
+from .latent import LatentAttention
+from .linear import linear, linear_backward, logsumexp, sigmoid, softmax
 from .losses import pooled_balance
 from .philox import words
 from .settings import Array, Parameters, Settings
@@ -44,13 +45,35 @@ class Norm:
         return result
 
 
-def turn(x: Array, theta: float, back: bool = False) -> Array:
-    """Rotary positions of [B,S,heads,D]."""
-    half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] * theta ** (-2 * np.arange(half) / x.shape[-1])
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None] * (-1 if back else 1)
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def turn(x: Array, table: dict[str, Any], back: bool = False) -> Array:
+    """Rotary positions of [B,S,heads,D]: of the first rotary_size of a head."""
+    size = table.get("rotary_size") or x.shape[-1]
+    half, s = size // 2, x.shape[1]
+    is_long = table.get("long_frequencies") is not None and s > table["original_length"]
+    frequencies = table.get("long_frequencies") if is_long else table.get("frequencies")
+    if frequencies is None:
+        frequencies = table["theta"] ** (-2 * np.arange(half) / size)
+    scale = table.get("long_scale" if is_long else "scale") or 1
+    angles = np.arange(s)[:, None] * np.asarray(frequencies)
+    cos, sin = scale * np.cos(angles)[:, None], scale * np.sin(angles)[:, None] * (-1 if back else 1)
+    a, b = x[..., :half], x[..., half:size]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., size:]], axis=-1)
+
+
+class QueryKeyNorm:
+    """RMS norm of the heads [B,S,heads,D] of queries or keys."""
+
+    def __init__(self, call: Call, name: str, kind: str, x: Array) -> None:
+        self.shape, self.kind = x.shape, kind
+        rows = x.reshape(*x.shape[:2], -1) if kind == "whole" else x
+        p = {f"{name}.weight": np.ones(x.shape[-1])} if kind == "plain" else call.p
+        self.norm = Norm(p, name, "rms", call.epsilon, rows)
+        self.y = self.norm.y.reshape(x.shape)
+
+    def backward(self, gradients: Parameters, d_y: Array) -> Array:
+        if self.kind == "plain":
+            gradients = {f"{self.norm.name}.weight": np.zeros(self.shape[-1])}
+        return self.norm.backward(gradients, d_y.reshape(self.norm.y.shape)).reshape(self.shape)
 
 
 class Call:
@@ -66,9 +89,27 @@ class Call:
         self.norm_kind = arguments.get("norm", "rms")
         self.place = arguments.get("norm_place", "pre")
         self.epsilon = arguments.get("norm_epsilon") or 1e-5
-        self.theta = arguments.get("rope_theta", 1e4)
+        self.value_size = arguments.get("value_head_size") or self.head_size
+        self.tables = arguments.get("rotary_tables")
+        if self.tables is None:
+            theta = arguments.get("rope_theta", 1e4)
+            self.tables = [{"theta": theta}] if theta else []
+        norm = arguments.get("qk_norm") or "none"
+        self.qk_norm = "head" if norm is True else norm
+        self.residual_scale = arguments.get("residual_scale") or 1.0
         self.training, self.step = call.get("training", False), call.get("step", 0)
         self.seed = arguments.get("seed", 0)
+
+    def layer(self, n: int) -> dict[str, Any]:
+        """What the table of layers says, or what its rows are where there is none."""
+        if self.a.get("layers") is not None:
+            return {"dense": False, "rotary": 0, "window": 0, "chunk": 0, **self.a["layers"][n]}
+        every = self.a.get("moe_every", 1)
+        return {"dense": (n + 1) % every != 0, "rotary": 0, "window": 0, "chunk": 0}
+
+    def table(self, n: int) -> dict[str, Any] | None:
+        number = self.layer(n)["rotary"]
+        return self.tables[number] if self.tables and number >= 0 else None
 
     def norm(self, name: str, x: Array) -> Norm:
         return Norm(self.p, name, self.norm_kind, self.epsilon, x)
@@ -92,50 +133,85 @@ class SelfAttention:
 
     def __init__(self, call: Call, n: int, x: Array) -> None:
         self.call, self.x, self.name = call, x, f"layers.{n}.attention"
+        self.table, layer = call.table(n), call.layer(n)
         b, s = call.shape
-        h, kv, d = call.heads, call.kv_heads, call.head_size
+        h, kv, d, dv = call.heads, call.kv_heads, call.head_size, call.value_size
         projected = linear(call.p, f"{self.name}.qkv", x)
         q: Any
         k: Any
         v: Any
-        q, k, v = np.split(projected, [h * d, (h + kv) * d], axis=-1)
-        q, k, v = q.reshape(b, s, h, d), k.reshape(b, s, kv, d), v.reshape(b, s, kv, d)
-        self.norms = None
-        if call.a.get("qk_norm"):
-            self.norms = [
-                Norm(call.p, f"{self.name}.{w}_norm", "rms", call.epsilon, y) for w, y in (("q", q), ("k", k))
-            ]
-            q, k = (norm.y for norm in self.norms)
-        if call.theta:
-            q, k = turn(q, call.theta), turn(k, call.theta)
+        q, k, v, gate = np.split(projected, np.cumsum([h * d, kv * d, kv * dv]), axis=-1)
+        q, k, v = q.reshape(b, s, h, d), k.reshape(b, s, kv, d), v.reshape(b, s, kv, dv)
+        self.norms: list[QueryKeyNorm] = []
+        self.is_after = call.qk_norm in ("rotated", "plain")
+        if not self.is_after:
+            q, k = self._normed(q, k)
+        if self.table:
+            q, k = turn(q, self.table), turn(k, self.table)
+        if self.is_after and (self.table or call.qk_norm == "rotated"):
+            q, k = self._normed(q, k)
+        self.sharp: Any = 1.0
+        if call.a.get("temperature_scale") and not self.table:
+            steps = np.floor((np.arange(s) + 1) / call.a["temperature_floor"])
+            self.sharp = (1 + call.a["temperature_scale"] * np.log(1 + steps))[:, None, None]
         options = {name: call.options.get(name) for name in ("mask", "added_mask", "valid_mask")}
         options |= {"causal": call.a.get("causal", True), "seed": call.seed_of(2 * n + 2), "step": call.step}
         options["dropout"] = call.a.get("attention_dropout", 0) if call.training else 0
-        self.attention = Attention(q, k, v, options)
-        self.output = self.attention.output.reshape(b, s, h * d)
-        self.y = linear(call.p, f"{self.name}.output", self.output)
+        options["scale"] = call.a.get("attention_scale")
+        options |= {name: layer[name] for name in ("window", "chunk")}
+        if call.a.get("sinks"):
+            options["sinks"] = call.p[f"{self.name}.sinks"]
+        self.attention = Attention(q * self.sharp, k, v, options)
+        self.output = self.attention.output.reshape(b, s, h * dv)
+        self.gate = sigmoid(gate) if call.a.get("attention_gate") else None
+        self.gated = self.output if self.gate is None else self.output * self.gate
+        self.y = linear(call.p, f"{self.name}.output", self.gated)
+
+    def _normed(self, q: Array, k: Array) -> tuple[Array, Array]:
+        if self.call.qk_norm == "none":
+            return q, k
+        self.norms = [
+            QueryKeyNorm(self.call, f"{self.name}.{w}_norm", self.call.qk_norm, y)
+            for w, y in (("q", q), ("k", k))
+        ]
+        return self.norms[0].y, self.norms[1].y
 
     def backward(self, gradients: Parameters, d_y: Array) -> Array:
         call, (b, s) = self.call, self.call.shape
         width = d_y.shape[-1]
-        d_output = linear_backward(
+        d_gated = linear_backward(
             call.p,
             gradients,
             f"{self.name}.output",
-            self.output.reshape(b * s, -1),
+            self.gated.reshape(b * s, -1),
             d_y.reshape(b * s, width),
-        )
-        by_head: Any = d_output.reshape(b, s, call.heads, call.head_size)
+        ).reshape(self.output.shape)
+        d_gate: list[Array] = []
+        if self.gate is not None:
+            d_gate = [d_gated * self.output * self.gate * (1 - self.gate)]
+            d_gated = d_gated * self.gate
+        by_head: Any = d_gated.reshape(b, s, call.heads, call.value_size)
         d_q, d_k, d_v = self.attention.backward(by_head)
-        if call.theta:
-            d_q, d_k = turn(d_q, call.theta, back=True), turn(d_k, call.theta, back=True)
-        if self.norms:
-            d_q, d_k = (norm.backward(gradients, d) for norm, d in zip(self.norms, (d_q, d_k)))
-        d_projected = np.concatenate([d.reshape(b * s, -1) for d in (d_q, d_k, d_v)], axis=-1)
+        if call.a.get("sinks"):
+            gradients[f"{self.name}.sinks"] += self.attention.d_sinks
+        d_q = d_q * self.sharp
+        if self.is_after:
+            d_q, d_k = self._norms_backward(gradients, d_q, d_k)
+        if self.table:
+            d_q, d_k = turn(d_q, self.table, back=True), turn(d_k, self.table, back=True)
+        if not self.is_after:
+            d_q, d_k = self._norms_backward(gradients, d_q, d_k)
+        d_projected = np.concatenate([d.reshape(b * s, -1) for d in (d_q, d_k, d_v, *d_gate)], axis=-1)
         d_x = linear_backward(
             call.p, gradients, f"{self.name}.qkv", self.x.reshape(b * s, width), d_projected
         )
         return d_x.reshape(b, s, width)
+
+    def _norms_backward(self, gradients: Parameters, d_q: Array, d_k: Array) -> tuple[Array, Array]:
+        if not self.norms:
+            return d_q, d_k
+        d_q, d_k = (norm.backward(gradients, d) for norm, d in zip(self.norms, (d_q, d_k)))
+        return d_q, d_k
 
 
 class FeedForward:
@@ -144,7 +220,7 @@ class FeedForward:
     def __init__(self, call: Call, n: int, x: Array) -> None:
         self.prefix = f"layers.{n}.ffn."
         moe = call.a.get("moe")
-        self.is_moe = moe is not None and (n + 1) % call.a.get("moe_every", 1) == 0
+        self.is_moe = moe is not None and not call.layer(n)["dense"]
         own = {name[len(self.prefix) :]: v for name, v in call.p.items() if name.startswith(self.prefix)}
         tokens = x.reshape(-1, x.shape[-1])
         options: dict[str, Any] = {
@@ -179,20 +255,23 @@ class Block:
     def __init__(self, call: Call, n: int, x: Array) -> None:
         self.call, self.n = call, n
         seed = call.seed_of(2 * n + 2)
-        self.kept = [call.kept(seed, stream, x.shape) for stream in (ATTENTION_OUTPUT, FEED_FORWARD)]
+        streams = (ATTENTION_OUTPUT, FEED_FORWARD)
+        self.kept = [call.residual_scale * call.kept(seed, stream, x.shape) for stream in streams]
         self.ffn = None
+        self.attention: SelfAttention | LatentAttention
+        kind = LatentAttention if call.a.get("latent_rank") else SelfAttention
         if call.place == "none":
-            self.attention = SelfAttention(call, n, x)
+            self.attention = kind(call, n, x)
             self.y = self.attention.y
         elif call.place == "pre":
             self.norm1 = call.norm(f"layers.{n}.norm1", x)
-            self.attention = SelfAttention(call, n, self.norm1.y)
+            self.attention = kind(call, n, self.norm1.y)
             h = x + self.kept[0] * self.attention.y
             self.norm2 = call.norm(f"layers.{n}.norm2", h)
             self.ffn = FeedForward(call, n, self.norm2.y)
             self.y = h + self.kept[1] * self.ffn.y
         else:
-            self.attention = SelfAttention(call, n, x)
+            self.attention = kind(call, n, x)
             self.norm1 = call.norm(f"layers.{n}.norm1", x + self.kept[0] * self.attention.y)
             self.ffn = FeedForward(call, n, self.norm1.y)
             self.norm2 = call.norm(f"layers.{n}.norm2", self.norm1.y + self.kept[1] * self.ffn.y)
@@ -231,7 +310,8 @@ class Model:
         x = np.asarray(tokens, np.float64)
         self.kept: Array | float = 1.0
         if self.has_tokens:
-            x = self.p["embed.weight"][self.tokens]
+            self.embedding_scale = arguments.get("embedding_scale") or 1.0
+            x = self.embedding_scale * self.p["embed.weight"][self.tokens]
             if arguments.get("max_positions"):
                 x = x + self.p["positions.weight"][: x.shape[1]]
             self.kept = self.call.kept(self.call.seed, EMBEDDING, x.shape)
@@ -246,7 +326,13 @@ class Model:
         self.loss, self.n_targets = 0.0, 0
         if self.has_tokens:
             self.output = "embed.weight" if arguments.get("tied_output", True) else "output.weight"
-            self.logits = self.hidden @ self.p[self.output].T
+            self.logits = self.hidden @ self.p[self.output].T + self.p.get("output.bias", np.float64(0))
+            self.logits = self.logits * (arguments.get("logit_scale") or 1.0)
+            self.slopes: Any = arguments.get("logit_scale") or 1.0
+            cap = arguments.get("logit_softcap")
+            if cap:
+                self.logits = cap * np.tanh(self.logits / cap)
+                self.slopes = self.slopes * (1 - (self.logits / cap) ** 2)
             if targets is not None:
                 self._lose(options)
         self._pool()
@@ -285,7 +371,9 @@ class Model:
         }
         d = np.zeros_like(self.hidden) if d_hidden is None else np.asarray(d_hidden, np.float64)
         if self.targets is not None:
-            d_logits = d_objective * self.d_logits
+            d_logits = d_objective * self.d_logits * self.slopes
+            if "output.bias" in gradients:
+                gradients["output.bias"] += d_logits.sum(axis=(0, 1))
             d = d + d_logits @ self.p[self.output]
             gradients[self.output] += np.einsum("bsv,bsh->vh", d_logits, self.hidden)
         if self.norm:
@@ -299,7 +387,7 @@ class Model:
             d = block.backward(gradients, d, d_objective, d_mean)
         if self.has_tokens:
             d = d * self.kept
-            np.add.at(gradients["embed.weight"], self.tokens, d)
+            np.add.at(gradients["embed.weight"], self.tokens, self.embedding_scale * d)
             if "positions.weight" in gradients:
                 gradients["positions.weight"][: d.shape[1]] += d.sum(axis=0)
         return d, gradients

@@ -84,6 +84,7 @@ def structs(struct: Any) -> Iterator[tuple[str, int]]:
         elif kind is c_void_p:
             wrong = [None, room() + 1, *(room(filling) for filling in FILLINGS)]
         else:  # a pointer to structs
+            good = ctypes.cast(good, kind)  # what getattr gives is the field itself, and changes with it
             values = [("NULL", 0), ("odd", room() + 1)]
             if is_sized(kind._type_):
                 inner = structs(good.contents) if good else iter(())

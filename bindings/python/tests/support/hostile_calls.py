@@ -6,6 +6,7 @@ Run by ``test_hostile.py`` in a process of its own, since the point is that the 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import tempfile
@@ -32,6 +33,29 @@ def defaults(name: str) -> Any:
     return struct
 
 
+FREQUENCIES = (ctypes.c_double * 2)(1.0, 0.1)
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 3,
+}  # fmt: skip
+
+
+def a_folder(context: Any, place: bytes) -> tuple[int, bytes]:
+    """Return a model that has been saved there, and the text of its config.json."""
+    config = abi.moe_model_config(
+        hidden_size=4, n_layers=1, n_heads=2, n_kv_heads=1, vocabulary_size=5, rope_theta=10000, norm=1,
+        causal=1, final_norm=1, dense_kind=1, dense_activation=2, dense_no_bias=1, dense_intermediate_size=3,
+    )  # fmt: skip
+    model = create("moe_model_create", abi.moe_model, context, ctypes.byref(config))
+    text = json.dumps(LLAMA).encode()
+    options = abi.moe_save_options(config=text)
+    handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
+    lib.moe_model_save(handle, place, ctypes.byref(options))
+    return model, text
+
+
 def all_functions(folder: Path) -> list[Function]:
     """Return the functions, with arguments that are small."""
     context_config = abi.moe_context_config(n_threads=2)
@@ -43,11 +67,33 @@ def all_functions(folder: Path) -> list[Function]:
         hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, max_positions=8, rope_theta=10000, causal=1,
         final_norm=1, moe=ctypes.pointer(experts), moe_every=2, dense_intermediate_size=6, dropout=0.1,
     )  # fmt: skip
+    tables = (abi.moe_rotary_table * 2)(
+        abi.moe_rotary_table(rotary_size=2, theta=100.0),
+        abi.moe_rotary_table(
+            frequencies=ctypes.addressof(FREQUENCIES), long_frequencies=ctypes.addressof(FREQUENCIES),
+            original_length=4,
+        ),
+    )  # fmt: skip
+    layers = (abi.moe_model_layer_config * 2)(
+        abi.moe_model_layer_config(rotary=1, window=2),
+        abi.moe_model_layer_config(dense=1, rotary=-1, chunk=2, dense_intermediate_size=5),
+    )
+
+    def of_many_kinds() -> Any:
+        moe = abi.moe_layer_config(intermediate_size=4, n_experts=3, top_k=2)
+        return abi.moe_model_config(
+            hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, causal=1, moe=ctypes.pointer(moe),
+            rotary_tables=tables, n_rotary_tables=2, layers=layers,
+            temperature_scale=0.5, temperature_floor=2.0,
+            sinks=1, attention_gate=1, logit_bias=1, embedding_dtype=1, qk_norm=2, logit_softcap=3.0,
+        )  # fmt: skip
+
     model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
     model_handle = ctypes.cast(model, ctypes.POINTER(abi.moe_model))
     tape = create("moe_model_tape_create", abi.moe_model_tape, model_handle)
     cache = create("moe_cache_create", abi.moe_cache, model_handle, 2, 8)
-    cache_handle = ctypes.cast(cache, ctypes.POINTER(abi.moe_cache))
+    Caches = ctypes.POINTER(abi.moe_cache)
+    cache_handle = ctypes.cast(cache, Caches)
 
     def model_input() -> Any:
         return abi.moe_model_input(
@@ -65,6 +111,22 @@ def all_functions(folder: Path) -> list[Function]:
     def emptied_cache() -> int:
         lib.moe_cache_truncate(cache_handle, 0)
         return cache
+
+    saved = str(folder / "cache.safetensors").encode()
+
+    def generation() -> Any:
+        drawn = abi.moe_sampling(temperature=1.0, top_k=3, min_p=0.1, repetition_penalty=1.1)
+        return abi.moe_generation(
+            max_new_tokens=3,
+            sampling=ctypes.pointer(drawn),
+            seeds=room(),
+            cache=ctypes.cast(emptied_cache(), Caches),
+        )
+
+    def offsets() -> int:
+        address = room()
+        (ctypes.c_int64 * 3).from_address(address)[:] = [0, 1, 3]
+        return address
 
     def report() -> Any:
         layers = (abi.moe_report * 2)(abi.moe_report(), abi.moe_report())
@@ -119,6 +181,9 @@ def all_functions(folder: Path) -> list[Function]:
         ctypes.cast(checkpoint, ctypes.POINTER(abi.moe_checkpoint)), 0, 0, 1 << 20,
     )  # fmt: skip
     single = str(folder / "single").encode()
+    llama = str(folder / "llama").encode()
+    saved_model, llama_text = a_folder(context_handle, llama)
+    pretrained = create("moe_pretrained_open", abi.moe_pretrained, context_handle, llama, None)
     mapped = str(folder / "mapped").encode()
     mapping = create("moe_mapping_create", abi.moe_mapping, context_handle, mapped, 64)
     bound_model = create("moe_model_create", abi.moe_model, context_handle, ctypes.byref(config))
@@ -212,17 +277,23 @@ def all_functions(folder: Path) -> list[Function]:
     def by_call() -> list[Any]:
         """Linear experts, whose one matrix is the whole list of tensors."""
         strides = (c_int64 * 3)(16, 4, 1)
-        config = abi.moe_experts_config(n_experts=3, hidden_size=4, expert_kind=2)
+        matrix = abi.moe_expert_tensor(part=2, data=room(), strides=strides)
+        config = abi.moe_experts_config(
+            n_experts=3, hidden_size=4, expert_kind=2, weights=ctypes.pointer(matrix), n_weights=1
+        )
         call = abi.moe_experts_call(n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room())
-        return [context, config, call, abi.moe_expert_tensor(part=2, data=room(), strides=strides), 1]
+        return [context, config, call]
 
-    def matrix() -> Any:
-        return by_call()[3]
+    def wanted() -> Any:
+        """Of all gradients there are."""
+        return abi.moe_experts_gradients(
+            dx=room(), d_expert_weights=room(), tensors=by_call()[1].weights, n_tensors=1
+        )
 
-    linear_experts, one_matrix = by_call()[1], matrix()
+    linear_experts = by_call()[1]
     prepared = create(
         "moe_experts_prepare", abi.moe_experts_prepared, context_handle,
-        ctypes.byref(linear_experts), ctypes.byref(one_matrix), 1, 1,
+        ctypes.byref(linear_experts), 1,
     )  # fmt: skip
     saved_experts = room()
     state = str(folder / "state").encode()
@@ -272,6 +343,8 @@ def all_functions(folder: Path) -> list[Function]:
             ],
         ),  # fmt: skip
         Function("moe_model_create", lambda: [context, config, room()]),
+        Function("moe_model_create", lambda: [context, of_many_kinds(), room()]),
+        Function("moe_model_configuration", lambda: [model, abi.moe_model_config()]),
         Function("moe_model_parameter_count", lambda: [model, room()]),
         Function("moe_model_parameter", lambda: [model, 1, abi.moe_tensor()]),
         Function("moe_model_find_parameter", lambda: [model, b"embed.weight", room()]),
@@ -282,6 +355,10 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_model_forward", lambda: [model, model_input(), room(), room(), tape, report()]),
         Function("moe_cache_create", lambda: [model, 2, 3, room()]),
         Function("moe_cache_truncate", lambda: [cache, 0]),
+        Function("moe_cache_size", lambda: [cache, room(), room(), room()]),
+        Function("moe_cache_save", lambda: [cache, saved]),
+        Function("moe_cache_load", lambda: [model, saved, 0, room()], frees="moe_cache_free"),
+        Function("moe_generate", lambda: [model, generation(), room(), offsets(), 2, room(), room()]),
         Function("moe_model_read", lambda: [model, emptied_cache(), room(), 3, room()]),
         Function(
             "moe_model_read_with",
@@ -344,18 +421,32 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_checkpoint_read_tensor", lambda: [checkpoint, 0, 0, room(), 48]),
         Function("moe_checkpoint_write", lambda: [context, single, stored(), 1]),
         Function("moe_layer_save", lambda: [layer, single, 0, 0, 0]),
-        Function("moe_experts_plan", lambda: [*by_call(), matrix(), 1, 1, abi.moe_plan()]),
+        Function(
+            "moe_pretrained_open",
+            lambda: [context, llama, abi.moe_pretrained_options(), room()],
+            frees="moe_pretrained_free",
+        ),
+        Function("moe_pretrained_config", lambda: [pretrained, abi.moe_model_config()]),
+        Function("moe_pretrained_describe", lambda: [pretrained, abi.moe_pretrained_info()]),
+        Function("moe_pretrained_load", lambda: [pretrained, saved_model]),
+        Function(
+            "moe_model_load",
+            lambda: [context, llama, abi.moe_pretrained_options(), room()],
+            frees="moe_model_free",
+        ),
+        Function("moe_model_save", lambda: [saved_model, llama, abi.moe_save_options(config=llama_text)]),
+        Function("moe_experts_plan", lambda: [*by_call(), wanted(), 1, abi.moe_plan()]),
         Function(
             "moe_experts_forward",
             lambda: [*by_call(), prepared, room(), room(), saved_experts, ROOM, room()],
         ),
         Function(
             "moe_experts_backward",
-            lambda: [*by_call(), None, 0, *(room() for _ in range(4)), matrix(), 1, 0],
+            lambda: [*by_call(), None, 0, room(), room(), wanted()],
         ),
         Function(
             "moe_experts_prepare",
-            lambda: [context, by_call()[1], matrix(), 1, 1, room()],
+            lambda: [context, by_call()[1], 1, room()],
             frees="moe_experts_prepared_free",
         ),
         Function("moe_experts_prepared_size", lambda: [prepared, room()]),

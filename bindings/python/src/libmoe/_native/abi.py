@@ -97,7 +97,10 @@ LAYOUT = {
 EXPERT_PART = {"gate": 0, "up": 1, "down": 2, "gate_bias": 3, "up_bias": 4, "down_bias": 5, "constant": 6}
 NORM = {"layer": 0, "rms": 1}
 NORM_PLACE = {"pre": 0, "post": 1, "none": 2}
+QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
+NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
+FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -146,6 +149,10 @@ class moe_model_tape(Structure):
 
 class moe_cache(Structure):
     """Keys and values of the tokens so far, of B sequences that grow together."""
+
+
+class moe_pretrained(Structure):
+    """A folder."""
 
 
 moe_context_config_alloc = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
@@ -348,6 +355,7 @@ class moe_layer_config(Sized):
         ("z_coef", c_float),
         ("losses", POINTER(moe_loss_term)),
         ("n_losses", c_int64),
+        ("shared_bias", c_int32),
     ]
     _words_ = {
         "io_dtype": {"f32": 0, "bf16": 1},
@@ -371,6 +379,7 @@ class moe_layer_config(Sized):
         "drop": DROP,
         "overflow": OVERFLOW,
         "renormalize": RENORMALIZE,
+        "shared_bias": BIAS,
     }
     _sums_ = {
         "unallocated": UNALLOCATED,
@@ -494,9 +503,10 @@ class moe_backward_options(Sized):
         ("scratch_size", c_size_t),
         ("optimizer", POINTER(moe_optimizer)),
         ("clip_factor", c_float),
-        ("reserved", c_int32),
+        ("frozen_experts", c_int32),
         ("d_sequence_probability", c_void_p),
     ]
+    _flags_ = frozenset({"frozen_experts"})
     _bytes_ = frozenset({"scratch_size"})
     _arrays_ = {
         "d_mean_probability": ("f32", "E"),
@@ -665,31 +675,6 @@ class moe_training(Sized):
     _flags_ = frozenset({"without_unallocated"})
 
 
-class moe_experts_config(Sized):
-    """What the experts are."""
-
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("n_experts", c_int64),
-        ("hidden_size", c_int64),
-        ("intermediate_size", c_int64),
-        ("expert_kind", c_int32),
-        ("activation", c_int32),
-        ("glu_limit", c_float),
-        ("glu_alpha", c_float),
-        ("glu_offset", c_float),
-        ("weight_on_input", c_int32),
-        ("io_dtype", c_int32),
-        ("reserved", c_int32),
-    ]
-    _words_ = {
-        "expert_kind": EXPERT_KIND,
-        "activation": ACTIVATION,
-        "io_dtype": {"f32": 0, "bf16": 1},
-    }
-    _flags_ = frozenset({"weight_on_input"})
-
-
 class moe_expert_tensor(Struct):
     """One part of all experts where the caller has it."""
 
@@ -704,6 +689,33 @@ class moe_expert_tensor(Struct):
         "part": EXPERT_PART,
         "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+
+
+class moe_experts_config(Sized):
+    """What the experts are, all of one kind and width, and where their weights lie."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("n_experts", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("expert_kind", c_int32),
+        ("activation", c_int32),
+        ("glu_limit", c_float),
+        ("glu_alpha", c_float),
+        ("glu_offset", c_float),
+        ("weight_on_input", c_int32),
+        ("io_dtype", c_int32),
+        ("reserved", c_int32),
+        ("weights", POINTER(moe_expert_tensor)),
+        ("n_weights", c_int64),
+    ]
+    _words_ = {
+        "expert_kind": EXPERT_KIND,
+        "activation": ACTIVATION,
+        "io_dtype": {"f32": 0, "bf16": 1},
+    }
+    _flags_ = frozenset({"weight_on_input"})
 
 
 class moe_experts_call(Sized):
@@ -723,6 +735,21 @@ class moe_experts_call(Sized):
         "index_dtype": {"i32": 5, "i64": 4},
         "routing_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+
+
+class moe_experts_gradients(Sized):
+    """Where a backward writes."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dx", c_void_p),
+        ("d_expert_weights", c_void_p),
+        ("tensors", POINTER(moe_expert_tensor)),
+        ("n_tensors", c_int64),
+        ("overwrite", c_int32),
+        ("reserved", c_int32),
+    ]
+    _flags_ = frozenset({"overwrite"})
 
 
 class moe_norm_config(Sized):
@@ -773,6 +800,9 @@ class moe_rotary_config(Sized):
         ("theta", c_double),
         ("inverse", c_int32),
         ("reserved", c_int32),
+        ("rotary_size", c_int64),
+        ("frequencies", c_void_p),
+        ("scale", c_double),
     ]
     _defaults_ = {"theta": 10000.0}
     _flags_ = frozenset({"inverse"})
@@ -804,6 +834,10 @@ class moe_attention_config(Sized):
         ("mask", c_void_p),
         ("added_mask", c_void_p),
         ("valid_mask", c_void_p),
+        ("sinks", c_void_p),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("value_size", c_int64),
     ]
     _flags_ = frozenset({"causal"})
     _arrays_ = {
@@ -822,6 +856,7 @@ class moe_attention_gradients(Sized):
         ("dquery", c_void_p),
         ("dkey", c_void_p),
         ("dvalue", c_void_p),
+        ("dsinks", c_void_p),
     ]
 
 
@@ -851,11 +886,46 @@ class moe_cross_entropy_config(Sized):
         ("ignore_index", c_int32),
         ("label_smoothing", c_double),
         ("d_loss", c_double),
+        ("logit_scale", c_double),
+        ("logit_softcap", c_double),
+        ("bias", c_void_p),
+        ("dbias", c_void_p),
     ]
     _defaults_ = {"ignore_index": -100, "d_loss": 1.0}
     _words_ = {
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
+    _arrays_ = {
+        "bias": ("f32", "V"),
+        "dbias": ("f32, write", "V"),
+    }
+
+
+class moe_rotary_table(Struct):
+    """Rotary positions as data."""
+
+    _fields_ = [
+        ("rotary_size", c_int64),
+        ("theta", c_double),
+        ("frequencies", c_void_p),
+        ("scale", c_double),
+        ("long_frequencies", c_void_p),
+        ("long_scale", c_double),
+        ("original_length", c_int64),
+    ]
+
+
+class moe_model_layer_config(Struct):
+    """One layer of a model whose layers differ."""
+
+    _fields_ = [
+        ("dense", c_int32),
+        ("rotary", c_int32),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("dense_intermediate_size", c_int64),
+    ]
+    _flags_ = frozenset({"dense"})
 
 
 class moe_model_config(Sized):
@@ -894,17 +964,37 @@ class moe_model_config(Sized):
         ("pooled_balance_coef", c_double),
         ("init_deviation", c_double),
         ("seed", c_uint64),
+        ("rotary_tables", POINTER(moe_rotary_table)),
+        ("n_rotary_tables", c_int64),
+        ("layers", POINTER(moe_model_layer_config)),
+        ("attention_scale", c_double),
+        ("embedding_scale", c_double),
+        ("residual_scale", c_double),
+        ("logit_scale", c_double),
+        ("logit_softcap", c_double),
+        ("temperature_scale", c_double),
+        ("temperature_floor", c_double),
+        ("value_head_size", c_int64),
+        ("latent_rank", c_int64),
+        ("query_rank", c_int64),
+        ("sinks", c_int32),
+        ("attention_gate", c_int32),
+        ("logit_bias", c_int32),
+        ("embedding_dtype", c_int32),
+        ("latent_norm_epsilon", c_double),
     ]
     _words_ = {
         "norm": NORM,
         "norm_place": NORM_PLACE,
+        "qk_norm": QK_NORM,
         "weight_dtype": {"f32": 0, "bf16": 1, "f16": 2},
         "dense_kind": {"mlp": 0, "gated": 1},
         "dense_activation": ACTIVATION,
+        "embedding_dtype": {"f32": 0, "bf16": 1},
     }
     _flags_ = frozenset({
-        "final_norm", "causal", "qkv_bias", "output_bias", "qk_norm", "tied_output", "dense_no_bias",
-        "inference_only",
+        "final_norm", "causal", "qkv_bias", "output_bias", "tied_output", "dense_no_bias", "inference_only",
+        "sinks", "attention_gate", "logit_bias",
     })
 
 
@@ -1003,8 +1093,106 @@ class moe_sampling(Sized):
         ("top_k", c_int64),
         ("top_p", c_double),
         ("seed", c_uint64),
+        ("min_p", c_double),
+        ("repetition_penalty", c_double),
+        ("history", c_void_p),
+        ("n_history", c_int64),
     ]
     _defaults_ = {"top_p": 1.0}
+
+
+moe_generation_on_token = CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64, c_int32, c_void_p)
+
+
+class moe_generation(Sized):
+    """How sequences go on from their prompts."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("max_new_tokens", c_int64),
+        ("eos", c_void_p),
+        ("n_eos", c_int64),
+        ("sampling", POINTER(moe_sampling)),
+        ("seeds", c_void_p),
+        ("chunk_tokens", c_int64),
+        ("memory_limit", c_size_t),
+        ("cache", POINTER(moe_cache)),
+        ("on_token", moe_generation_on_token),
+        ("user", c_void_p),
+    ]
+    _bytes_ = frozenset({"memory_limit"})
+
+
+moe_pretrained_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
+
+
+class moe_pretrained_options(Sized):
+    """How a folder is opened and its model made."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("weight_dtype", c_int32),
+        ("embedding_dtype", c_int32),
+        ("inference_only", c_int32),
+        ("prepared", c_int32),
+        ("resident_limit", c_size_t),
+        ("progress", moe_pretrained_options_progress),
+        ("progress_user", c_void_p),
+    ]
+    _words_ = {
+        "weight_dtype": FOLDER_DTYPE,
+        "embedding_dtype": FOLDER_DTYPE,
+        "prepared": PREPARED,
+    }
+    _flags_ = frozenset({"inference_only"})
+    _bytes_ = frozenset({"resident_limit"})
+
+
+class moe_pretrained_info(Sized):
+    """What a folder has."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("model_type", c_char_p),
+        ("ignored_keys", c_char_p),
+        ("left_tensors", c_char_p),
+        ("n_left_tensors", c_int64),
+        ("n_tensors", c_int64),
+        ("n_parameters", c_int64),
+        ("n_active", c_int64),
+        ("n_moe_layers", c_int64),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("file_bytes", c_size_t),
+        ("parameter_bytes", c_size_t),
+        ("expert_bytes", c_size_t),
+        ("max_positions", c_int64),
+    ]
+    _words_ = {
+        "dtype": FOLDER_DTYPE,
+    }
+    _bytes_ = frozenset({"file_bytes", "parameter_bytes", "expert_bytes"})
+
+
+moe_save_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
+
+
+class moe_save_options(Sized):
+    """How a folder is written."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("max_shard_size", c_size_t),
+        ("config", c_char_p),
+        ("progress", moe_save_options_progress),
+        ("progress_user", c_void_p),
+    ]
+    _words_ = {
+        "dtype": FOLDER_DTYPE,
+    }
+    _bytes_ = frozenset({"max_shard_size"})
 
 
 # Words of arguments, where only some of an enum's are taken.
@@ -1178,23 +1366,21 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_mapping_flush": (Status, [POINTER(moe_mapping)]),
     "moe_experts_config_init": (None, [POINTER(moe_experts_config), c_size_t]),
     "moe_experts_call_init": (None, [POINTER(moe_experts_call), c_size_t]),
+    "moe_experts_gradients_init": (None, [POINTER(moe_experts_gradients), c_size_t]),
     "moe_experts_plan": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, POINTER(moe_expert_tensor), c_int64, c_int32, POINTER(moe_plan),
+        POINTER(moe_experts_gradients), c_int32, POINTER(moe_plan),
     ]),
     "moe_experts_forward": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p,
-        c_size_t, c_void_p,
+        POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p, c_size_t, c_void_p,
     ]),
     "moe_experts_backward": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_expert_tensor), c_int64, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
-        POINTER(moe_expert_tensor), c_int64, c_int32,
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_size_t,
+        c_void_p, c_void_p, POINTER(moe_experts_gradients),
     ]),
     "moe_experts_prepare": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_expert_tensor), c_int64, c_int32,
-        POINTER(POINTER(moe_experts_prepared)),
+        POINTER(moe_context), POINTER(moe_experts_config), c_int32, POINTER(POINTER(moe_experts_prepared)),
     ]),
     "moe_experts_prepared_size": (Status, [POINTER(moe_experts_prepared), c_void_p]),
     "moe_experts_prepared_free": (None, [POINTER(moe_experts_prepared)]),
@@ -1243,6 +1429,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(moe_context), POINTER(moe_model_config), POINTER(POINTER(moe_model)),
     ]),
     "moe_model_free": (None, [POINTER(moe_model)]),
+    "moe_model_configuration": (Status, [POINTER(moe_model), POINTER(moe_model_config)]),
     "moe_model_parameter_count": (Status, [POINTER(moe_model), c_void_p]),
     "moe_model_parameter": (Status, [POINTER(moe_model), c_int64, POINTER(moe_tensor)]),
     "moe_model_find_parameter": (Status, [POINTER(moe_model), c_char_p, c_void_p]),
@@ -1267,6 +1454,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_cache_create": (Status, [POINTER(moe_model), c_int64, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_cache_free": (None, [POINTER(moe_cache)]),
     "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
+    "moe_cache_size": (Status, [POINTER(moe_cache), c_void_p, c_void_p, c_void_p]),
+    "moe_cache_save": (Status, [POINTER(moe_cache), c_char_p]),
+    "moe_cache_load": (Status, [POINTER(moe_model), c_char_p, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_model_read": (Status, [POINTER(moe_model), POINTER(moe_cache), c_void_p, c_int64, c_void_p]),
     "moe_read_options_init": (None, [POINTER(moe_read_options), c_size_t]),
     "moe_model_read_with": (Status, [
@@ -1276,4 +1466,23 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_sample": (Status, [
         POINTER(moe_context), c_void_p, c_int64, POINTER(moe_sampling), c_uint64, c_void_p,
     ]),
+    "moe_generation_init": (None, [POINTER(moe_generation), c_size_t]),
+    "moe_generate": (Status, [
+        POINTER(moe_model), POINTER(moe_generation), c_void_p, c_void_p, c_int64, c_void_p, c_void_p,
+    ]),
+    "moe_pretrained_options_init": (None, [POINTER(moe_pretrained_options), c_size_t]),
+    "moe_pretrained_open": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_pretrained)),
+    ]),
+    "moe_pretrained_free": (None, [POINTER(moe_pretrained)]),
+    "moe_pretrained_config": (Status, [POINTER(moe_pretrained), POINTER(moe_model_config)]),
+    "moe_pretrained_info_init": (None, [POINTER(moe_pretrained_info), c_size_t]),
+    "moe_pretrained_describe": (Status, [POINTER(moe_pretrained), POINTER(moe_pretrained_info)]),
+    "moe_pretrained_load": (Status, [POINTER(moe_pretrained), POINTER(moe_model)]),
+    "moe_model_load": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(POINTER(moe_model)),
+    ]),
+    "moe_save_options_init": (None, [POINTER(moe_save_options), c_size_t]),
+    "moe_model_save": (Status, [POINTER(moe_model), c_char_p, POINTER(moe_save_options)]),
+    "moe_pretrained_family": (c_char_p, [c_int64]),
 }

@@ -20,6 +20,7 @@ TYPES = {
     "f32": Elements((np.float32,), "float32", "float32", "numpy.float32"),
     "bf16": Elements((np.uint16,), "bfloat16", "bfloat16 (as uint16)", "numpy.float32"),
     "f16": Elements((np.float16,), "float16", "float16", "numpy.float16"),
+    "f64": Elements((np.float64,), "float64", "float64", "numpy.float64"),
     "i32": Elements((np.int32,), "int32", "int32", "numpy.int32"),
     "i64": Elements((np.int64,), "int64", "int64", "numpy.int64"),
     "mask": Elements((np.bool_, np.uint8), "bool", "bool or uint8", "bool"),

@@ -20,6 +20,7 @@ from . import abi
 from .callbacks import cancel, raised
 from .running import Arguments, running
 from .struct import Status
+from .wording import in_python
 
 
 def _candidates() -> list[Path]:
@@ -180,6 +181,9 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
+_FILES = abi.STATUS["error_io"]  # of paths, which are quoted as they are
+
+
 def _raise_failure(status: Status, function: Any, arguments: Any) -> None:
     """Raise what a callback raised during the call, else what the status says."""
     exception = raised.take()
@@ -189,7 +193,8 @@ def _raise_failure(status: Status, function: Any, arguments: Any) -> None:
         raise SystemExit  # which ends a thread without a word
     if status.value != 0:
         # Names in it may be cut off within a character, or be no UTF-8.
-        raise error_for(status.value, lib.moe_last_error_message().decode(errors="replace"))
+        text = lib.moe_last_error_message().decode(errors="replace")
+        raise error_for(status.value, text if status.value == _FILES else in_python(text))
 
 
 lib = _load()
@@ -282,7 +287,7 @@ class Native:
         ours = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         if ours and name[0] != "_" and "_open_handle" in vars(self) and not hasattr(type(self), name):
             known = [each for each in dir(type(self)) if each[0] != "_"]
-            raise AttributeError(unknown(type(self).__name__, name, known))
+            raise AttributeError(unknown(type(self).__name__, [name], known))
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:

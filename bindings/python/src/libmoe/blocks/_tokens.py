@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,16 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     d_loss: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
+    bias: Floats | None = None,
     dx: Floats | None = None,
     dweight: Floats | None = None,
+    dbias: Floats | None = None,
     token_losses: Floats | None = None,
     context: Context | None = None,
 ) -> tuple[float, int]:
-    """Cross-entropy of the logits x W^T, without ever holding all of them.
+    """Cross-entropy of the logits logit_scale (x W^T + bias), without ever holding all of them.
 
     The mean over the tokens whose target is not ``ignore_index``, in nats, as
     ``torch.nn.functional.cross_entropy`` has it.
@@ -132,10 +137,15 @@ def cross_entropy(
     targets : array of int32, [T]
     d_loss : float
         What the gradients are multiplied by.
+    logit_scale, logit_softcap : float
+        What logits are multiplied by, and c, with which they become c tanh(logit / c); 0: they stay.
+    bias : array of float32, [V], optional
     dx : array of float32, [T, H], optional
         Overwritten with the gradient in x.
     dweight : array of float32, [V, H], optional
         The gradient in weight is added to it.
+    dbias : array of float32, [V], optional
+        The gradient in bias is added to it.
     token_losses : array of float32, [T], optional
         Overwritten with each token's loss.
 
@@ -163,6 +173,10 @@ def cross_entropy(
         ignore_index=check.integer("ignore_index", ignore_index, ctypes.c_int32),
         label_smoothing=check.number("label_smoothing", label_smoothing),
         d_loss=check.number("d_loss", d_loss),
+        logit_scale=_scale("logit_scale", logit_scale),
+        logit_softcap=check.number("logit_softcap", logit_softcap),
+        bias=check.address("bias", bias, (vocabulary,)),
+        dbias=check.address("dbias", dbias, (vocabulary,), write=True),
     )
     lib.moe_cross_entropy(
         handle_of(context),
@@ -186,6 +200,9 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    history: Sequence[int] | Integers | None = None,
     seed: int = 0,
     draw: int = 0,
     context: Context | None = None,
@@ -194,7 +211,13 @@ def sample(
 
     Temperature 0 takes the largest logit.  Else ``top_k`` keeps the k most likely tokens (0: all), and
     ``top_p`` (arXiv:1904.09751), from 0 to 1, the fewest of these that hold that share of their probability,
-    at least one: 0 is the most likely token alone.  ``seed`` and ``draw``, the number of the token, decide.
+    at least one: 0 is the most likely token alone.  ``min_p`` (arXiv:2407.01082), from 0 to 1, keeps of these
+    the tokens that are at least min_p times as likely as the most likely one; 0 keeps all.  ``seed`` and
+    ``draw``, the number of the token, decide.
+
+    Before all that, and for temperature 0 too, the logits of the tokens in ``history``, of each once, are
+    divided by ``repetition_penalty`` (arXiv:1909.05858) where they are positive, and multiplied with it where
+    they are negative; 1 changes none.
 
     Raises
     ------
@@ -210,7 +233,20 @@ def sample(
             "draw for each row by itself, logits[0]"
         )
     (size,) = shape
-    sampling = check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = check_sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    so_far = check.integers("history", () if history is None else history, np.int32)
+    if so_far.ndim != 1:
+        raise InvalidArgumentError(
+            f"history: expected the tokens of one sequence, got shape {so_far.shape}; give that of this row"
+        )
+    sampling.history, sampling.n_history = so_far.ctypes.data, so_far.size
     token = ctypes.c_int32()
     lib.moe_sample(
         handle_of(context),
@@ -223,9 +259,25 @@ def sample(
     return token.value
 
 
-def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -> abi.moe_sampling:
+def check_sampling(
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+) -> abi.moe_sampling:
     """Return how tokens are drawn as the library reads it; numbers out of range are refused."""
-    sampling = fields.filled(abi.moe_sampling, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = fields.filled(
+        abi.moe_sampling,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     if not 0 <= sampling.temperature < math.inf:
         raise InvalidArgumentError(
             f"sampling: temperature = {temperature} is not a number of at least 0; 0 takes the best"
@@ -236,7 +288,20 @@ def check_sampling(*, temperature: float, top_k: int, top_p: float, seed: int) -
         raise InvalidArgumentError(
             f"sampling: top_p = {top_p} is not in [0, 1]; 1 means all tokens, 0 the best alone"
         )
+    if not 0 <= sampling.min_p <= 1:
+        raise InvalidArgumentError(f"sampling: min_p = {min_p} is not in [0, 1]; 0 means all tokens")
+    if not 0 < sampling.repetition_penalty < math.inf:
+        raise InvalidArgumentError(
+            f"sampling: repetition_penalty = {repetition_penalty} is not a number above 0; 1 is none"
+        )
     return sampling
+
+
+def _scale(name: str, value: float) -> float:
+    number = check.number(name, value)
+    if number == 0:
+        raise InvalidArgumentError(f"{name} = 0: all logits would be alike; 1 leaves them as they are")
+    return number
 
 
 def _tokens(tokens: Any) -> tuple[int, int]:

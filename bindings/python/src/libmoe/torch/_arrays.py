@@ -19,7 +19,7 @@ def require_tensor(name: str, value: Any) -> torch.Tensor:
         raise ArgumentTypeError(
             f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor({name})"
         )
-    if value.device.type != "cpu":
+    if not value.is_cpu:
         raise InvalidArgumentError(
             f"{name}: is on {str(value.device)!r}, and libmoe computes on the CPU; use {name}.cpu()"
         )

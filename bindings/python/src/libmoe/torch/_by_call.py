@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,17 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _by_call
+from .._by_call import Options, Part, Parts, Sizes, pieces
 from .._native import abi
 from .._native.library import lib
-from ..experts import _config
-from ._form import Form, form_of, pieces
+from ._form import MATRICES, Form, form_of
 from ._threads import context
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
 
-_NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in DTYPES.items()}
-_PARTS = abi.EXPERT_PART
+_NUMBERS = {dtype: abi.DTYPE[word] for dtype, word in (DTYPES | INDICES).items()}
+_FEW = 256  # choices in a call whose saved bytes are not worth counting
 
 
 class Experts(NamedTuple):
@@ -40,38 +40,45 @@ class Experts(NamedTuple):
         """Return them as the operators are given them."""
         return self.form.word(), [self.n_experts, self.intermediate_size], list(self.glu)
 
-    def config(self, hidden_size: int, io_dtype: torch.dtype) -> Any:
-        """Return them as the library reads them."""
-        return _config(
-            self.n_experts,
-            hidden_size,
-            self.intermediate_size,
-            self.form.kind,
-            None if self.form.kind == "linear" else self.form.activation,
-            *self.glu,
-            weight_on_input=self.form.weight_on_input,
-            io=DTYPES[io_dtype],
-        )
-
     def slots(self, tensors: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
         """Yield each slot's name, whether its experts are apart, and its tensors."""
         return _slots(self.form, self.n_experts, tensors)
 
-    def parts(self, tensors: Sequence[Tensor]) -> Parts:
-        """Return where the library finds each part of the weights; looked up where they were there before."""
-        return _parts_there(self.form, self.n_experts, tuple(map(_place, tensors)))
+    def described(self, x: Tensor, tensors: Sequence[Tensor]) -> Described:
+        """Return them with their weights as the library reads them; looked up where they were before."""
+        return _described(self, x.shape[-1], x.dtype, tuple(map(place, tensors)))
 
     def gradient_parts(self, tensors: Sequence[Tensor | None]) -> Parts:
         """Return where it writes their gradients, elsewhere each time; slots of None are left out."""
-        return _parts(self.form, self.n_experts, [None if t is None else _place(t) for t in tensors])
+        return _parts(self.form, self.n_experts, [None if t is None else place(t) for t in tensors])
 
 
 Place = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 """Where a tensor is: address, shape, strides, type."""
 
 
-def _place(tensor: Tensor) -> Place:
+def place(tensor: Tensor) -> Place:
+    """Return where a tensor is."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+class Described:
+    """Experts with their weights, and how many bytes calls of few tokens save at the most."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.most: dict[tuple[int, int], int] = {}  # of so many tokens and choices for each
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(
+    experts: Experts, hidden_size: int, io_dtype: torch.dtype, places: tuple[Place, ...]
+) -> Described:
+    form = experts.form
+    activation = None if form.kind == "linear" else form.activation
+    sizes = Sizes(experts.n_experts, hidden_size, experts.intermediate_size)
+    options = Options(activation, *experts.glu, form.weight_on_input, DTYPES[io_dtype])
+    return Described(_by_call.config(form.kind, sizes, options, _parts(form, experts.n_experts, places)))
 
 
 def _slots(form: Form, n_experts: int, given: Sequence[Any]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
@@ -82,49 +89,44 @@ def _slots(form: Form, n_experts: int, given: Sequence[Any]) -> Iterator[tuple[s
 
 
 def _parts(form: Form, n_experts: int, places: Sequence[Place | None]) -> Parts:
-    found: list[Any] = []
-    held: list[Any] = []
+    found = []
     for slot, spread, given in _slots(form, n_experts, places):
         if given[0] is None:
             continue
-        address, shape, strides, dtype = given[0]
-        stride = 0 if spread else strides[0]
-        if not spread:
-            shape, strides = shape[1:], strides[1:]
-        for piece in pieces(slot, form.transposed, form.fused, shape, strides):
-            part = abi.moe_expert_tensor(part=_PARTS[piece.part], dtype=_NUMBERS[dtype])
-            begin = piece.offset * dtype.itemsize
-            if spread:
-                where = (ctypes.c_void_p * len(given))(*(place[0] + begin for place in given))
-                held.append(where)
-                part.experts = ctypes.addressof(where)
-            else:
-                part.data = address + begin
-            part.strides[:] = (stride, piece.output, piece.input)
-            found.append(part)
-    return Parts((abi.moe_expert_tensor * len(found))(*found), len(found), held)
-
-
-_parts_there = functools.lru_cache(maxsize=1024)(_parts)
-
-
-class Parts(NamedTuple):
-    """Parts of the weights as the library reads them."""
-
-    array: Any
-    length: int
-    held: list[Any]  # what the array points at
+        _, shape, strides, dtype = given[0]
+        if spread:
+            shape, strides = (n_experts, *shape), (0, *strides)
+        out, into = (2, 1) if slot in MATRICES and form.transposed else (1, 2)
+        inputs = strides[into] if slot in MATRICES else 0
+        for piece in pieces(slot, shape[out], strides[out], interleaved=form.fused == "interleaved"):
+            addresses = [place[0] + piece.offset * dtype.itemsize for place in given]
+            found.append(
+                Part(piece.part, DTYPES[dtype], addresses, spread, (strides[0], piece.output, inputs))
+            )
+    return Parts(found)
 
 
 def _call(x: Tensor, ids: Tensor, weights: Tensor) -> Any:
-    return abi.moe_experts_call(
-        n_tokens=x.shape[0],
-        top_k=ids.shape[1],
-        expert_indices=ids.data_ptr(),
-        expert_weights=weights.data_ptr(),
-        index_dtype=abi.DTYPE[INDICES[ids.dtype]],
-        routing_dtype=abi.DTYPE[DTYPES[weights.dtype]],
+    return _by_call.call(
+        x.shape[0],
+        ids.shape[1],
+        ids.data_ptr(),
+        weights.data_ptr(),
+        _NUMBERS[ids.dtype],
+        _NUMBERS[weights.dtype],
     )
+
+
+def _saved_bytes(handle: Any, given: Described, call: Any) -> int:
+    """Return how many bytes a call saves; of a short one, the most that it may."""
+    size = call.n_tokens, call.top_k
+    if size[0] * size[1] > _FEW:
+        return int(_by_call.planned(handle, given.config, call, None, saves=True).tape_bytes)
+    if size not in given.most:
+        any_choices = _by_call.call(*size, None, None, call.index_dtype, call.routing_dtype)
+        plan = _by_call.planned(handle, given.config, any_choices, None, saves=True)
+        given.most[size] = int(plan.tape_bytes)
+    return given.most[size]
 
 
 def forward(
@@ -136,28 +138,21 @@ def forward(
     prepared: Any,
     *,
     saves: bool,
+    described: Described | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return y [T, H], and the bytes that backward wants; None where nothing is saved."""
-    handle, config, call = context()._handle, experts.config(x.shape[1], x.dtype), _call(x, ids, weights)
-    parts = experts.parts(tensors)
-    y, saved = torch.empty_like(x), None
+    """Return y [T, H], and the bytes that backward wants; None where nothing is saved.
+
+    ``described`` is what the experts and their tensors are, where that is known.
+    """
+    handle, call = context()._handle, _call(x, ids, weights)
+    given = described or experts.described(x, tensors)
+    y = torch.empty_like(x)
+    at, saved, size, begin = y.data_ptr(), None, 0, None
     if saves:
-        plan = abi.moe_plan()
-        lib.moe_experts_plan(handle, config, call, parts.array, parts.length, None, 0, 1, plan)
-        saved = torch.empty(plan.tape_bytes, dtype=torch.uint8)
-    lib.moe_experts_forward(
-        handle,
-        config,
-        call,
-        parts.array,
-        parts.length,
-        prepared,
-        x.data_ptr(),
-        y.data_ptr(),
-        None if saved is None else saved.data_ptr(),
-        0 if saved is None else saved.numel(),
-        None,
-    )
+        size = _saved_bytes(handle, given, call)
+        saved = torch.empty(size, dtype=torch.uint8)
+        begin = saved.data_ptr()
+    lib.moe_experts_forward(handle, given.config, call, prepared, x.data_ptr(), at, begin, size, None)
     return y, saved
 
 
@@ -172,30 +167,24 @@ def backward(
     need: Sequence[bool],
 ) -> list[Tensor]:
     """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
-    config, call, parts = experts.config(x.shape[1], x.dtype), _call(x, ids, weights), experts.parts(tensors)
+    given, call = experts.described(x, tensors), _call(x, ids, weights)
     dx = torch.empty_like(x) if need[0] else None
     d_weights = torch.empty_like(weights) if need[1] else None
     gradients: list[Tensor | None] = []
-    for _, _, given in experts.slots(tensors):
+    for _, _, own in experts.slots(tensors):
         # The library writes a part of all experts, or none: of some alone the others' are thrown away.
-        wanted = any(need[2 + len(gradients) :][: len(given)])
-        gradients += [torch.empty_like(t) if wanted else None for t in given]
-    written = experts.gradient_parts(gradients)
-    lib.moe_experts_backward(
-        context()._handle,
-        config,
-        call,
-        parts.array,
-        parts.length,
-        saved.data_ptr() if saved.numel() else None,
-        saved.numel(),
-        x.data_ptr(),
-        dy.data_ptr(),
+        wanted = any(need[2 + len(gradients) :][: len(own)])
+        gradients += [torch.empty_like(t) if wanted else None for t in own]
+    written = _by_call.gradients(
         None if dx is None else dx.data_ptr(),
         None if d_weights is None else d_weights.data_ptr(),
-        written.array,
-        written.length,
-        1,
+        experts.gradient_parts(gradients) if any(need[2:]) else None,
+        overwrite=True,
+    )
+    size = saved.numel()
+    begin = saved.data_ptr() if size else None
+    lib.moe_experts_backward(
+        context()._handle, given.config, call, begin, size, x.data_ptr(), dy.data_ptr(), written
     )
     made = [dx, d_weights, *gradients]
     return [gradient for gradient, needed in zip(made, need) if needed and gradient is not None]

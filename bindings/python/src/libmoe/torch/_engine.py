@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,15 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     is_buffer: bool
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is a matrix of experts, or the bias of one."""
+        return _OF_EXPERTS.fullmatch(self.name) is not None
+
+
+# Of groups they are numbered, and linear experts have one; "shared.router.weight" is a gate.
+_OF_EXPERTS = re.compile(r"(experts|shared)\.(\d+\.)?((gate|up|down)\.)?(weight|bias)")
 
 
 class Engine:
@@ -107,16 +117,22 @@ class Engine:
             )
 
     def backward(
-        self, tensors: Tensors, wanted: Sequence[bool], tape: Tape, dy: Array, **options: Any
+        self, tensors: Tensors, wanted: Sequence[bool], tape: Tape, x: Array, dy: Array, **options: Any
     ) -> tuple[Array | None, list[torch.Tensor | None]]:
         """Return dx, and the gradients of those tensors whose gradient is wanted."""
         with self.turn:
             self.hold(tensors)
-            lent = [None if p.is_buffer else g.lend() for p, g in zip(self.places, self._gradients)]
+            frozen = not any(asked for place, asked in zip(self.places, wanted) if place.is_expert)
+            lent = [
+                None if place.is_buffer or frozen and place.is_expert else gradient.lend()
+                for place, gradient in zip(self.places, self._gradients)
+            ]
             self._lend(tensors, lent)
+            tape._x = x
             try:
-                dx = self.layer.backward(tape, dy, **options)
+                dx = self.layer.backward(tape, dy, frozen_experts=frozen, **options)
             finally:
+                tape._x = None
                 self._lend(tensors, [gradient.home() for gradient in self._gradients])
             return dx, [
                 gradient.given(array) if asked and array is not None else None

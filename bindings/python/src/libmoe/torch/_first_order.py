@@ -1,12 +1,14 @@
-"""Gradients of gradients are refused, since the library has none."""
+"""Gradients of gradients and derivatives forwards are refused, since the library has neither."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import InvalidArgumentError
 
@@ -27,3 +29,14 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(ctx, *gradients)
 
     return checked
+
+
+def refuse_tangents(tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that carry a tangent, which would be lost: y would seem not to depend on them."""
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
+        raise InvalidArgumentError(
+            "jvp: libmoe has no derivatives forwards (torch.func.jvp, jacfwd, hessian, forward_ad); use "
+            "backward() or torch.autograd.grad"
+        )

@@ -55,32 +55,3 @@ def form_of(word: str) -> Form:
         given,
         tuple(bit == "1" for bit in spread),
     )
-
-
-class Piece(NamedTuple):
-    """One part within a slot's tensors."""
-
-    part: str  # of words.ExpertPart
-    offset: int  # elements from the tensor's beginning
-    output: int  # elements from one output to the next
-    input: int  # from one input to the next
-
-
-@functools.lru_cache(maxsize=256)
-def pieces(
-    slot: str, transposed: bool, fused: str, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> list[Piece]:
-    """Return the parts that lie in a slot's tensor: shape and strides are those of one expert."""
-    outputs, output, inputs = shape[0], strides[0], 0
-    if slot in MATRICES:
-        out, into = (1, 0) if transposed else (0, 1)
-        outputs, output, inputs = shape[out], strides[out], strides[into]
-    if not slot.startswith("gate_up"):
-        return [Piece(slot, 0, output, inputs)]
-    tail = slot.removeprefix("gate_up")
-    if fused == "interleaved":
-        return [Piece("gate" + tail, 0, 2 * output, inputs), Piece("up" + tail, output, 2 * output, inputs)]
-    return [
-        Piece("gate" + tail, 0, output, inputs),
-        Piece("up" + tail, outputs // 2 * output, output, inputs),
-    ]

@@ -13,7 +13,7 @@ from .._native.reports import Report as Numbers
 from ..tape import Tape
 from ._arrays import array_of
 from ._engine import Engine
-from ._first_order import first_order
+from ._first_order import first_order, refuse_tangents
 
 
 class Call(NamedTuple):
@@ -30,18 +30,20 @@ def computed(
     call: Call, x: torch.Tensor, weights: torch.Tensor | None, tensors: Sequence[torch.Tensor]
 ) -> Any:
     """Return y with the report's differentiable parts: aux_loss, mean_ and sequence_probability."""
+    refuse_tangents((x, *tensors) if weights is None else (x, weights, *tensors))
     if call.taped:
         return Through.apply(call, x, weights, *tensors)  # type: ignore[no-untyped-call]
-    return _forward(call, x, weights, tensors, None)
+    return forward_of(call, x, weights, tensors, None)
 
 
-def _forward(
+def forward_of(
     call: Call,
     x: torch.Tensor,
     weights: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
     tape: Tape | None,
 ) -> tuple[torch.Tensor, ...]:
+    """Return y, and of a call with a report its differentiable parts."""
     engine, given = call.engine, dict(call.options)
     if weights is not None:
         given["expert_weights"] = array_of(weights)
@@ -50,6 +52,8 @@ def _forward(
         engine.hold(tensors)
         engine.require_current(tensors)
         report = engine.layer.forward(array_of(x), tape=tape, out=array_of(y), **given).report
+        if tape is not None:
+            tape._x = None  # which nobody needs until backward
     if not call.reported:
         return (y,)
     call.told.append(report)
@@ -67,8 +71,7 @@ class Through(torch.autograd.Function):
         """Compute, and keep the tape."""
         ctx.set_materialize_grads(False)
         ctx.engine, ctx.tape = call.engine, call.engine.layer.tape()
-        results = _forward(call, x, weights, tensors, ctx.tape)
-        ctx.tape._x = None  # what is saved may be put elsewhere until backward
+        results = forward_of(call, x, weights, tensors, ctx.tape)
         ctx.weights_shape = None if weights is None else weights.shape
         ctx.save_for_backward(x, *tensors)
         return results if len(results) > 1 else results[0]
@@ -78,23 +81,52 @@ class Through(torch.autograd.Function):
     def backward(ctx: Any, dy: Any, d_aux: Any = None, d_mean: Any = None, d_sequence: Any = None) -> Any:
         """Return the gradients of forward's arguments; None where torch does not ask."""
         x, *tensors = ctx.saved_tensors
-        _, need_x, need_weights, *needed = ctx.needs_input_grad
-        dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
-        d_weights = np.empty(ctx.weights_shape, np.float32) if need_weights else None
-        ctx.tape._x = array_of(x)
-        dx, gradients = ctx.engine.backward(
-            tensors,
-            needed,
+        dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype).contiguous()
+        return None, *backward_of(
+            ctx.engine,
             ctx.tape,
-            array_of(dy.contiguous()),
+            x,
+            dy,
+            tensors,
+            ctx.needs_input_grad[1:],
+            ctx.weights_shape,
             d_aux_loss=0.0 if d_aux is None else float(d_aux),
-            need_dx=need_x,
             d_mean_probability=_array(d_mean),
             d_sequence_probability=_array(d_sequence),
-            d_expert_weights=d_weights,
         )
-        d_x = None if dx is None else torch.from_numpy(dx).view(x.dtype)
-        return None, d_x, None if d_weights is None else torch.from_numpy(d_weights), *gradients
+
+
+def backward_of(
+    engine: Engine,
+    tape: Tape,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    need: Sequence[bool],
+    weights_shape: Sequence[int] | None,
+    *,
+    d_aux_loss: float = 0.0,
+    **more: Any,
+) -> list[torch.Tensor | None]:
+    """Return the gradients of x, of the given weights and of the tensors, None of those not needed."""
+    need_x, need_weights, *needed = need
+    d_weights = None
+    if need_weights and weights_shape is not None:
+        d_weights = np.empty(tuple(weights_shape), np.float32)
+    # What is saved may have been put elsewhere since forward.
+    dx, gradients = engine.backward(
+        tensors,
+        needed,
+        tape,
+        array_of(x),
+        array_of(dy),
+        d_aux_loss=d_aux_loss,
+        need_dx=need_x,
+        d_expert_weights=d_weights,
+        **more,
+    )
+    d_x = None if dx is None else torch.from_numpy(dx).view(x.dtype)
+    return [d_x, None if d_weights is None else torch.from_numpy(d_weights), *gradients]
 
 
 def _array(gradient: torch.Tensor | None) -> Array | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._native import abi, check
+from .._native.memory import shown
 from ..errors import ArgumentTypeError, InvalidArgumentError
 from ._arrays import require_tensor
 from ._by_call import DTYPES, INDICES, Experts
@@ -31,11 +32,32 @@ class LaidOut(NamedTuple):
     intermediate_size: int  # 0 of linear experts
     hidden_size: int
 
+    def fits(self, x: Tensor, ids: Tensor, weights: Tensor) -> bool:
+        """Whether it is plain tensors of two dimensions, and all right."""
+        if type(x) not in _PLAIN or type(ids) not in _PLAIN or type(weights) not in _PLAIN:
+            return False
+        shape = ids.shape
+        return (
+            x.dtype in _TOKENS
+            and ids.dtype in INDICES
+            and weights.dtype in DTYPES
+            and x.ndim == len(shape) == 2
+            and x.shape == (shape[0], self.hidden_size)
+            and weights.shape == shape
+            and shape[1] > 0
+            and x.is_cpu
+            and ids.is_cpu
+            and weights.is_cpu
+            and x.layout is ids.layout is weights.layout is torch.strided
+        )
+
     def require_tokens(self, x: Tensor, ids: Tensor, weights: Tensor) -> None:
         """Refuse tokens and routing that fit neither each other nor the experts."""
+        if self.fits(x, ids, weights):  # as nearly always, and calls are short
+            return
         for name, value in (("x", x), ("ids", ids), ("weights", weights)):
             require_tensor(name, value)
-        if x.dtype not in (torch.float32, torch.bfloat16):
+        if x.dtype not in _TOKENS:
             raise ArgumentTypeError(f"x: expected torch.float32 or bfloat16, got {x.dtype}; use x.float()")
         if ids.dtype not in INDICES:
             raise ArgumentTypeError(f"ids: expected torch.int64 or int32, got {ids.dtype}; use ids.long()")
@@ -50,9 +72,13 @@ class LaidOut(NamedTuple):
             )
         if ids.ndim < 1 or ids.shape != weights.shape or ids.shape[:-1] != x.shape[:-1] or ids.shape[-1] < 1:
             raise InvalidArgumentError(
-                f"ids, weights: expected shape {[*x.shape[:-1], 'K']} of both, with one K of 1 or more, got "
-                f"{list(ids.shape)} and {list(weights.shape)}"
+                f"ids, weights: expected shape {shown((*x.shape[:-1], 'K'))} of both, with one K of 1 or "
+                f"more, got {shown(ids.shape)} and {shown(weights.shape)}"
             )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TOKENS = (torch.float32, torch.bfloat16)
 
 
 def laid_out(
@@ -160,15 +186,22 @@ def _fitting(name: str, value: Any, shape: list[int]) -> list[Tensor]:
         raise InvalidArgumentError(
             f"{name}: expected a list of {shape[0]} tensors, one an expert, got {len(tensors)}"
         )
-    for tensor in tensors:
-        require_shape(name, require_tensor(name, tensor), tuple(wanted))
+    for e, tensor in enumerate(tensors):
+        own = name if together else f"{name}[{e}]"
+        require_shape(own, require_tensor(own, tensor), tuple(wanted))
         if tensor.dtype not in DTYPES:
             raise ArgumentTypeError(
-                f"{name}: expected torch.float32, bfloat16 or float16, got {tensor.dtype}; use .float()"
+                f"{own}: expected torch.float32, bfloat16 or float16, got {tensor.dtype}; use .float()"
             )
-        if tensor.dtype != tensors[0].dtype or tensor.stride() != tensors[0].stride():
+        if tensor.dtype != tensors[0].dtype:
             raise InvalidArgumentError(
-                f"{name}: expected one type and the same strides of all experts; use .contiguous()"
+                f"{own}: is {tensor.dtype}, but {name}[0] is {tensors[0].dtype}; use "
+                f"{own}.to({tensors[0].dtype}), all experts have one type"
+            )
+        if tensor.stride() != tensors[0].stride():
+            raise InvalidArgumentError(
+                f"{own}: has strides {shown(tensor.stride())}, but {name}[0] {shown(tensors[0].stride())}; "
+                "use .contiguous() of both"
             )
     return tensors
 

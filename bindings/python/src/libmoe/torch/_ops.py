@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import InvalidArgumentError
 from . import _by_call
-from ._by_call import Experts
-from ._first_order import first_order
+from ._by_call import Described, Experts
+from ._first_order import first_order, refuse_tangents
 from ._laid_out import require_fitting
 from .prepared import prepared_of
 
@@ -53,12 +53,13 @@ def _forward(
     prepared: int,
     *,
     saves: bool,
+    described: Described | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     packed = prepared_of(prepared)
     if packed is not None:
         packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
     handle = None if packed is None else packed._handle
-    return _by_call.forward(given, x, ids, weights, tensors, handle, saves=saves)
+    return _by_call.forward(given, x, ids, weights, tensors, handle, saves=saves, described=described)
 
 
 @experts.register_fake
@@ -157,13 +158,14 @@ class Through(torch.autograd.Function):
         ctx: Any,
         given: Experts,
         prepared: int,
+        described: Described | None,
         x: Tensor,
         ids: Tensor,
         weights: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         """Compute, and keep the bytes."""
-        y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True)
+        y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True, described=described)
         ctx.set_materialize_grads(False)
         ctx.given, ctx.prepared = given, prepared
         ctx.save_for_backward(x, ids, weights, saved, *tensors)
@@ -174,29 +176,36 @@ class Through(torch.autograd.Function):
     def backward(ctx: Any, dy: Any) -> Any:
         """Return the gradients that are asked for."""
         x, ids, weights, saved, *tensors = ctx.saved_tensors
-        need = [ctx.needs_input_grad[2], *ctx.needs_input_grad[4:]]
+        need = [ctx.needs_input_grad[3], *ctx.needs_input_grad[5:]]
         if dy is None:
-            return (None,) * (5 + len(tensors))
+            return (None,) * (6 + len(tensors))
         if any(need[2:]):
             _spoil(ctx.prepared)
         made = iter(_by_call.backward(ctx.given, dy.contiguous(), saved, x, ids, weights, tensors, need))
         d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
-        return None, None, d_x, None, d_weights, *gradients
+        return None, None, None, d_x, None, d_weights, *gradients
 
 
 def run(
-    x: Tensor, ids: Tensor, weights: Tensor, tensors: list[Tensor], given: Experts, prepared: int
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tensors: list[Tensor],
+    given: Experts,
+    prepared: int,
+    described: Described | None = None,
 ) -> Tensor:
-    """Return y of contiguous x [T, H], ids and weights [T, K]."""
+    """Return y of contiguous x [T, H], ids and weights [T, K]; see _by_call.forward for ``described``."""
+    refuse_tangents((x, weights, *tensors))
     saves = torch.is_grad_enabled() and (
         x.requires_grad or weights.requires_grad or any(t.requires_grad for t in tensors)
     )
     if is_watched(x, ids, weights, *tensors):
         y: Tensor = experts(x, ids, weights, tensors, *given.told(), prepared, saves)[0]
     elif saves:
-        y = Through.apply(given, prepared, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
+        y = Through.apply(given, prepared, described, x, ids, weights, *tensors)  # type: ignore[no-untyped-call]
     else:
-        y = _forward(x, ids, weights, tensors, given, prepared, saves=False)[0]
+        y = _forward(x, ids, weights, tensors, given, prepared, saves=False, described=described)[0]
     return y
 
 

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from .. import words
-from .._native import abi, check
+from .._keywords import keywords
+from .._native import check
 from ..errors import ArgumentTypeError
+from ..experts import FORMS
 from ._by_call import Experts
 from ._laid_out import LaidOut, Pair, Weight, laid_out
 from ._ops import run
 from .prepared import Prepared
 
-_FORMS = {word: number for word, number in abi.PREPARED.items() if word != "none"}
 
-
+@keywords
 def experts(
     x: Tensor,
     ids: Tensor,
@@ -103,6 +104,7 @@ def experts(
     return compute(given, x, ids, weights, (glu_limit, glu_alpha, glu_offset), prepared)
 
 
+@keywords
 def prepare(
     gate_up: Pair,
     down: Weight | None,
@@ -126,7 +128,7 @@ def prepare(
         read, rounded, and for inference alone.  ``"int8"`` and so on: few bits, for inference alone, see
         :meth:`libmoe.Layer.prepare`.
     """
-    check.choice("form", form, _FORMS)
+    check.choice("form", form, FORMS)
     given = laid_out(
         gate_up,
         down,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import words
-from .._keywords import unknown
+from .._keywords import keywords
 from .._repr import described, named
 from .._tensors import Coefficients
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
@@ -21,6 +21,9 @@ from ..routing import Routing
 from ._arrays import require_tensor, taken
 from ._engine import Engine, empty
 from ._function import Call, computed
+from ._layer_op import layer as layer_op
+from ._layer_op import registered
+from ._moves import keeping, options_after
 from .report import report_of
 
 _KNOWN = inspect.signature(Layer).parameters
@@ -41,6 +44,7 @@ class _Named(nn.Module):
     """Holds what has a name with a dot in it: ``experts.up.weight`` is ``module.experts.up.weight``."""
 
 
+@keywords
 class MoE(nn.Module):
     """A Mixture-of-Experts layer: every argument is that of :class:`libmoe.Layer`, and so are all names.
 
@@ -69,8 +73,6 @@ class MoE(nn.Module):
     @functools.wraps(Layer.__init__, assigned=())  # type: ignore[misc]  # shows the arguments' names
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__()
-        for name in options.keys() - _KNOWN.keys():
-            raise ArgumentTypeError(unknown(type(self).__name__, name, _KNOWN))
         given = dict(inspect.signature(Layer).bind(*arguments, **options).arguments)
         if given.pop("unallocated", ()):
             raise InvalidArgumentError(
@@ -79,6 +81,7 @@ class MoE(nn.Module):
                 "backward"
             )
         self._context = given.pop("context", None)
+        self._number = registered(self)
         self._options: dict[str, Any] = copy.deepcopy(given)
         self._made: Engine | None = None
         self._coefficients: Coefficients = {0: {}}  # of losses, those that were set
@@ -183,17 +186,27 @@ class MoE(nn.Module):
         -------
         Tensor, or (Tensor, Report)
         """
-        arguments = dict(locals())  # all by name, as long as nothing else is there
+        if torch.compiler.is_compiling():
+            tensors = (valid_mask, loss_mask, token_ids, expert_indices, global_counts, noise, jitter, second)
+            given = (*tensors, record, replay)
+            numbers = report or sequence_length or memory_limit or chunk_tokens or tape_policy != "auto"
+            if not numbers and all(each is None for each in given) and self._is_traceable(step):
+                return self._traced(x, expert_weights, step)
+        return self._called(dict(locals()))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the library is called through ctypes
+    def _called(self, arguments: dict[str, Any]) -> Any:
+        """Return what a call returns; the arguments are forward's by name."""
         given = {name: arguments[name] for name in _PLAIN}
         for name, dtype in _ARRAYS.items():
             if arguments[name] is not None:
                 given[name] = taken(name, arguments[name], dtype)
-        given |= {"training": self.training, "step": self._step(step)}
-        if not require_tensor("x", x).is_floating_point():
+        given |= {"training": self.training, "step": self._step(arguments["step"])}
+        x = require_tensor("x", arguments["x"])
+        if not x.is_floating_point():
             raise ArgumentTypeError(f"x: expected floating-point numbers, got {x.dtype}; use x.float()")
-        return self._run(x, expert_weights, given, report)
+        return self._run(x, arguments["expert_weights"], given, arguments["report"])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the library is called through ctypes
     def _run(self, x: Tensor, weights: Tensor | None, given: dict[str, Any], reported: bool) -> Any:
         if weights is not None:
             weights = require_tensor("expert_weights", weights).to(torch.float32).contiguous()
@@ -211,6 +224,29 @@ class MoE(nn.Module):
         y = y.to(x.dtype)
         return (y, report_of(call.told[0], *results[1:])) if reported else y
 
+    def _is_traceable(self, step: int | None) -> bool:
+        """Whether the operator of a call can do all of it."""
+        counts = self.training and step is None and self._options.get("warmup_steps")
+        return not counts and not self._options.get("inference_only")
+
+    def _traced(self, x: Tensor, weights: Tensor | None, step: int | None) -> Tensor:
+        """Return y as the operator that torch.compile sees."""
+        tensors = self._tensors()
+        saves = torch.is_grad_enabled() and (
+            x.requires_grad
+            or (weights is not None and weights.requires_grad)
+            or any(tensor.requires_grad for tensor in tensors)
+        )
+        if step is None and self.training:
+            drawn = torch.randint(_STEPS, (), device="cpu")
+        else:
+            drawn = torch.tensor(step or 0, dtype=torch.int64, device="cpu")
+        if weights is not None:
+            weights = weights.to(torch.float32).contiguous()
+        given = x.to(self._io_dtype).contiguous()
+        y: Tensor = layer_op(given, weights, drawn, tensors, self._number, self.training, saves)[0]
+        return y.to(x.dtype)
+
     @property
     def _io_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._options.get("io_dtype") == "bf16" else torch.float32
@@ -225,10 +261,22 @@ class MoE(nn.Module):
         return int(torch.randint(_STEPS, (), device="cpu"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
-        """Follow where torch moves modules to, as far as there is something to follow."""
-        for tensor in self._tensors():
-            _require_possible(fn, tensor.dtype)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        """Follow where torch moves modules to, and what it converts them to.
+
+        A conversion makes the layer anew, with matrices of the other type.
+        """
+        options, engine = options_after(fn, self._options), self._engine
+        if options != self._options:
+            engine = Engine(options, self._context)
+            engine.layer._set_coefficients(self._engine.layer._coefficients())
+        wanted = {}
+        for tensor, place in zip(self._tensors(), engine.places):
+            wanted[id(tensor)] = place.dtype
+            if tensor.is_leaf and tensor.grad is not None:
+                wanted[id(tensor.grad)] = place.dtype
+        super()._apply(keeping(fn, wanted), recurse)  # type: ignore[no-untyped-call]
+        self._options, self._made = options, engine
+        return self
 
     def __repr__(self) -> str:
         """Say which arguments are not the defaults."""
@@ -239,34 +287,18 @@ class MoE(nn.Module):
         kept = self._coefficients if self._made is None else self._made.layer._coefficients()
         return {**self.__dict__, "_made": None, "_context": None, "_coefficients": kept}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take another number than the module had of which this is a copy."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = registered(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MoE:
         """Return a module with values of its own, in the same context."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         made._context = self._context
         return made
 
 
 _PLAIN = ("sequence_length", "record", "replay", "memory_limit", "tape_policy", "chunk_tokens")
-
-
-def _require_possible(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    """Try on a tensor of this type what torch is about to do to one."""
-    try:
-        made = fn(torch.empty(0, dtype=dtype, device="cpu"))
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
-        raise InvalidArgumentError(
-            f"MoE: libmoe computes on the CPU, and cannot go there: {error}"
-        ) from error
-    if made.device.type not in ("cpu", "meta"):
-        raise InvalidArgumentError(
-            f"MoE: libmoe computes on the CPU, and has nothing for {str(made.device)!r}; leave the "
-            "module where it is, and move x: moe(x.cpu())"
-        )
-    if made.dtype != dtype:
-        raise InvalidArgumentError(
-            f"MoE: parameters that are {dtype} cannot become {made.dtype}: make the module with weight_dtype "
-            "'bf16' or 'f16' (the experts' matrices), io_dtype 'bf16' (x and y), and load_state_dict; "
-            "router, biases and gradients are float32 in all of them"
-        )

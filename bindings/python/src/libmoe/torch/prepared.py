@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._by_call import packed
 from .._native import abi
-from .._native.library import Handle, lib
 from .._repr import described
 from ..errors import BadStateError
 from ._by_call import Experts
@@ -31,23 +31,15 @@ class Prepared:
     """
 
     def __init__(self, experts: Experts, hidden_size: int, tensors: Sequence[Tensor], form: str) -> None:
-        handle = context()._handle
-        config, parts = experts.config(hidden_size, torch.float32), experts.parts(tensors)
-        self._handle = Handle(
-            lib.moe_experts_prepare,
-            lib.moe_experts_prepared_free,
-            handle,
-            config,
-            parts.array,
-            parts.length,
-            abi.PREPARED[form],
-            keep={"context": handle},
-        )
+        none = torch.empty(0, hidden_size, dtype=torch.float32, device="cpu")
+        given = experts.described(none, tensors)
+        self._handle = packed(context()._handle, given.config, abi.PREPARED[form])
         self.form = form
         self.experts, self.hidden_size = experts, hidden_size
         self._keys = [key_of(tensor) for tensor in tensors]
         self._rounded = form != ("bf16" if tensors[0].dtype is torch.bfloat16 else "f32")
         self._stale = ""
+        self.is_sole = False  # whether the tensors themselves are gone
         self.number = next(_numbers)
         _live[self.number] = self
 
@@ -56,7 +48,12 @@ class Prepared:
         return described(self, f"{self.experts.n_experts} experts, {self.form!r}")
 
     def __reduce__(self) -> Any:
-        """Leave the packed weights behind: a copy of what holds them has none."""
+        """Leave the packed weights behind: a copy of what holds them has the tensors, or is refused."""
+        if self.is_sole:
+            raise BadStateError(
+                "prepared: the weights themselves were released (release=True), and packed ones can be "
+                "neither copied nor saved; load the model again, and copy or save it before it is prepared"
+            )
         return _none, ()
 
     def spoil(self, why: str) -> None:
@@ -72,8 +69,15 @@ class Prepared:
                 "torch.inference_mode()"
             )
         why = self._stale
-        if not why and has_matrices and any(key_of(t) != key for t, key in zip(tensors, self._keys)):
-            why = "the weights have changed since"
+        if not why and has_matrices:
+            now = [key_of(tensor) for tensor, _ in zip(tensors, self._keys)]
+            if now != self._keys:
+                same = [key[:-1] for key in now] == [key[:-1] for key in self._keys]
+                why = (
+                    "the weights have changed since"
+                    if same
+                    else "the weights given are not those it was made of"
+                )
         if why:
             raise BadStateError(f"prepared: {why}; prepare the experts again, or compute without")
 

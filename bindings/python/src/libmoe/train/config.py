@@ -50,6 +50,15 @@ class Settings:
     held_out: float = _setting(0.1, "text", "share of the text that is held out, in blocks drawn by the seed")
     seed: int = _setting(0, "text", "of the split, the batches, the first weights and all that is random")
 
+    init: str = _setting(
+        "", "model", "folder of a model that the run begins with, and that decides all sizes below"
+    )
+    trained: str = _setting(
+        "",
+        "model",
+        "names of the weights that are trained, with * and commas, such as *.attention.*,norm.weight; the "
+        "others stay as they are",
+    )
     hidden_size: int = _setting(128, "model", "features of a token, H")
     n_layers: int = _setting(4, "model", "transformer layers")
     n_heads: int = _setting(4, "model", "attention heads, a divisor of H")
@@ -118,8 +127,9 @@ class Settings:
         if not isinstance(files, (list, tuple)) or not all(isinstance(f, (str, os.PathLike)) for f in files):
             raise UserError(f"files = {files!r}: names of files and folders, in a tuple")
         object.__setattr__(self, "files", tuple(map(os.fspath, files)))
-        if isinstance(self.tokenizer, os.PathLike):
-            object.__setattr__(self, "tokenizer", os.fspath(self.tokenizer))
+        for name in ("tokenizer", "init"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if not isinstance(self.moe, Mapping):
             raise UserError(f"moe = {self.moe!r}: names and values of arguments of libmoe.Layer, in a dict")
         least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
@@ -147,6 +157,18 @@ class Settings:
             raise UserError(f"seed = {self.seed}: below 2^64")
         if self.clip == "norm" and self.max_norm == 0:
             raise UserError("max_norm = 0: above 0, or clip none")
+        if self.init:
+            self._refuse_sizes()
+
+    def _refuse_sizes(self) -> None:
+        """Refuse sizes beside a folder to begin with: its model has its own."""
+        for each in fields(self):
+            name, default = each.name, each.default
+            if each.metadata["group"] != "model" or name in ("init", "trained", "weight_dtype"):
+                continue
+            value = getattr(self, name)
+            if value != ({} if name == "moe" else default):
+                raise UserError(f"{name} = {value!r}: the model of init has its own; leave it out")
 
     @property
     def tokens_per_step(self) -> int:
@@ -228,11 +250,14 @@ class Settings:
 
 def _refuse_unknown(names: Iterable[str]) -> None:
     known = [each.name for each in fields(Settings)]
+    told = []
     for name in names:
         if name not in known:
             instead, remark = meant(name, known)
-            raise UserError(
+            told.append(
                 f"unknown setting {name!r}"
                 + (f"; did you mean {instead!r}?" if instead else "")
                 + (f" ({remark})" if remark else "")
             )
+    if told:
+        raise UserError("\n".join(told))

@@ -6,6 +6,7 @@ tokenizer.json      a copy of the tokenizer, where there is one
 log.jsonl           what happened, see log.py
 last.safetensors    training state of the last checkpoint, from which a run goes on with the same bits
 best.safetensors    that of the best evaluation
+model/              the model of the best evaluation as a folder, of a run that began with one
 lock                held by the process that trains, whose number is in it
 """
 
@@ -20,7 +21,7 @@ from typing import IO
 from .errors import UserError
 
 SETTINGS, LOG = "config.json", "log.jsonl"
-LAST, BEST = "last.safetensors", "best.safetensors"
+LAST, BEST, MODEL = "last.safetensors", "best.safetensors", "model"
 RECORD, TOKENIZER, LOCK = "texts.json", "tokenizer.json", "lock"
 UNFINISHED = ".unfinished"  # behind the name of a file that is being written
 

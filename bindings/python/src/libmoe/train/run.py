@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import libmoe
 
 from .config import Settings
 from .errors import UserError
-from .folder import BEST, LAST
+from .folder import BEST, LAST, MODEL, TOKENIZER
 from .tokenizer import Tokenizer
 
 
@@ -39,11 +40,45 @@ def threads_note(settings: Settings) -> str:
 
 
 def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
-    """Return a new model as the settings describe it."""
+    """Return a new model as the settings describe it, or that of the folder they begin with."""
+    if settings.init:
+        return _of_folder(settings, vocabulary_size, context)
     try:
         return libmoe.Model(**settings.model_arguments(vocabulary_size), context=context)
     except (TypeError, libmoe.InvalidArgumentError) as error:
         raise UserError(f"the model: {error}") from None
+
+
+def _of_folder(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
+    dtype: Any = settings.weight_dtype
+    model = libmoe.Model.from_pretrained(settings.init, weight_dtype=dtype, context=context)
+    if model.vocabulary_size < vocabulary_size:
+        raise UserError(
+            f"the tokenizer has tokens up to {vocabulary_size - 1:,}, but the model of {settings.init!r} "
+            f"has a vocabulary of {model.vocabulary_size:,}: give the tokenizer that belongs to it"
+        )
+    return model
+
+
+def begun_with(settings: Settings, folder: Path) -> Settings:
+    """Return settings with the tokenizer of the folder that a run begins with, where they have none.
+
+    Of a run whose folder is gone, the one that the run has written.
+
+    Raises
+    ------
+    UserError
+        There is no tokenizer.
+    """
+    if not settings.init:
+        return settings
+    init = os.path.abspath(settings.init)
+    if not os.path.isdir(init) and (folder / MODEL).is_dir():
+        init = str((folder / MODEL).absolute())
+    tokenizer = settings.tokenizer or os.path.join(init, TOKENIZER)
+    if not settings.tokenizer and os.path.isdir(init) and not os.path.isfile(tokenizer):
+        raise UserError(f"init = {settings.init!r}: has no {TOKENIZER}; name the model's own with tokenizer")
+    return replace(settings, init=init, tokenizer=tokenizer)
 
 
 def memory_limit(settings: Settings) -> int | None:
@@ -131,7 +166,7 @@ def open_run(folder: Path, weights: str = "best") -> Trained:
         There is no run, or it has no checkpoint yet.
     """
     folder = Path(folder)
-    settings = Settings.load(folder)
+    settings = begun_with(Settings.load(folder), folder)
     tokenizer = Tokenizer(settings.tokenizer)
     context = make_context(settings)
     model = make_model(settings, tokenizer.vocabulary_size, context)

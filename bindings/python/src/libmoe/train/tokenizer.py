@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._pieces import pieces
+from .._tokenizer_files import opened
+from ..errors import InvalidArgumentError
 from .errors import UserError
 
 Tokens = NDArray[Any]
@@ -19,8 +21,6 @@ Tokens = NDArray[Any]
 END_OF_TEXT = 0  # the byte between two texts in one window: no text has it
 # What tokenizers call the token between two texts.
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "</s>", "<eos>", "[SEP]", "[EOS]")
-WHOLE = 4  # tokens, after which a letter that is not whole yet will never be: UTF-8 has 4 bytes at most
-SEEN = 32  # tokens before another that decide how it is written
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,8 @@ class Tokenizer:
         if self._coder is None:
             yield from (bytes([token]) for token in tokens)
             return
-        # How a token is written depends on those before it: with or without a space, as part of a letter.
-        seen, fresh = list(after)[-SEEN:], list[int]()
-        for token in tokens:
-            fresh.append(token)
-            text = self._continued(seen, fresh)
-            if text.endswith("\N{REPLACEMENT CHARACTER}") and len(fresh) < WHOLE:
-                continue  # a letter that is not whole yet
+        for text in pieces(self._written, tokens, after):
             yield text.encode()
-            seen, fresh = [*seen, *fresh][-SEEN:], []
-        if fresh:
-            yield self._continued(seen, fresh).encode()
-
-    def _continued(self, seen: list[int], fresh: list[int]) -> str:
-        """Text of the fresh tokens where they stand."""
-        before, whole = self._written(seen), self._written([*seen, *fresh])
-        return whole[len(before) :] if whole.startswith(before) else self._written(fresh)
 
     def _written(self, tokens: Sequence[int]) -> str:
         return str(self._coder.decode(list(tokens), skip_special_tokens=False))
@@ -164,27 +150,9 @@ class Tokenizer:
 
 def _opened(path: str) -> Any:
     try:
-        import tokenizers
-    except ImportError:
-        raise UserError(
-            f"tokenizer {path!r}: the package tokenizers is not installed; "
-            "pip install 'libmoe[tokenizers]', or leave the option out to train on bytes"
-        ) from None
-    if os.path.isdir(path):
-        raise UserError(f"tokenizer: {path!r} is a folder: name the file in it, often tokenizer.json")
-    if not os.path.isfile(path):
-        raise UserError(f"tokenizer: no such file: {path!r}")
-    try:
-        coder = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # the package raises plain Exception
-        raise UserError(
-            f"tokenizer {path!r}: {error}; a file that tokenizers.Tokenizer.save wrote is wanted"
-        ) from None
-    coder.no_truncation()
-    coder.no_padding()
-    if getattr(coder.model, "dropout", None):
-        coder.model.dropout = None  # another text's tokens each time
-    return coder
+        return opened(path, without="leave the option out to train on bytes")
+    except InvalidArgumentError as error:
+        raise UserError(str(error)) from None
 
 
 def _unknown(coder: Any) -> int:

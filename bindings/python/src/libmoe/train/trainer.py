@@ -20,12 +20,14 @@ from .config import Settings
 from .data import Corpus, load, load_recorded
 from .errors import UserError
 from .evaluate import bits_per_byte
-from .folder import BEST, LAST, TOKENIZER, Lock, check_new, claim, write_whole
+from .folder import BEST, LAST, MODEL, TOKENIZER, Lock, check_new, claim, write_whole
 from .interrupt import Interrupt
 from .limits import least_limit, limited_plan, unlimited_bytes
 from .load import Load
+from .part import chosen, release
 from .progress import Progress
 from .run import (
+    begun_with,
     latest,
     make_context,
     make_model,
@@ -119,14 +121,18 @@ class Trainer:
         """Read the text, make the model, and begin or go on."""
         # Absolute, so that the run can be taken up from anywhere.
         self.settings = replace(settings, files=tuple(map(os.path.abspath, settings.files)))
+        self.settings = begun_with(self.settings, self.folder)
         if resume:
             self._take_up_tokenizer()
         self.corpus = self._text(resume)
         for part in (self.corpus.training, self.corpus.held_out):  # rather now than at the first evaluation
             part.spread(1, settings.sequence_length + 1)
         self.context = make_context(settings)
+        settings = self.settings
         self.model = make_model(settings, self.corpus.vocabulary_size, self.context)
-        self.update = Update(settings, self.model, self.context)
+        self.part = chosen(self.model, settings.trained)
+        release(self.model, self.part)
+        self.update = Update(settings, self.model, self.context, self.part)
         self.step = 0  # steps done
         # Numbers that are saved: best bits per byte, evaluations since then, seconds of training.
         self._numbers: NDArray[np.float64] = np.array([math.inf, 0, 0])
@@ -173,6 +179,12 @@ class Trainer:
             notes.append(
                 f"the tokenizer has nothing for {unseen.dropped:,} of {unseen.characters:,} characters, and "
                 f"writes {unseen.unknown:,} tokens for what it does not know: bits per byte do not count them"
+            )
+        every = self.model.parameters
+        if len(self.part) < len(every):
+            count, of = (sum(p.data.size for p in each.values()) for each in (self.part, every))
+            notes.append(
+                f"{count:,} of {of:,} weights are trained, in {len(self.part)} of {len(every)} tensors"
             )
         return [note for note in (*notes, self.corpus.added, threads_note(self.settings)) if note]
 
@@ -325,6 +337,8 @@ class Trainer:
         if better:
             self._numbers[:2] = bits, 0
             self._save(BEST)
+            if settings.init:
+                self.model.save_pretrained(self.folder / MODEL)
         progress.line(
             f"step {self.step}: held-out {bits:.4f} bits per byte" + (", the best so far" if better else "")
         )

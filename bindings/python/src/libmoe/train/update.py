@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ class Update:
         Whose parameters are stepped.
     context : Context
         Whose threads compute.
+    parameters : mapping of str to Parameter, optional
+        Those of the model that are stepped, by name; by default all.
 
     Attributes
     ----------
@@ -33,7 +36,13 @@ class Update:
         What has to be saved beside it: count, mean and variance of adaptive clipping.
     """
 
-    def __init__(self, settings: Settings, model: libmoe.Model, context: libmoe.Context) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: libmoe.Model,
+        context: libmoe.Context,
+        parameters: Mapping[str, libmoe.Parameter] | None = None,
+    ) -> None:
         rises = min(settings.warmup_steps, settings.steps)
         if settings.schedule.startswith("one_cycle"):
             how: dict[str, Any] = {"pct_start": rises / settings.steps}
@@ -42,10 +51,11 @@ class Update:
         self._schedule = libmoe.Schedule(
             settings.schedule, settings.learning_rate, total_steps=settings.steps, **how
         )
-        undecayed = [p for name, p in model.parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
+        parameters = model.parameters if parameters is None else parameters
+        undecayed = [p for name, p in parameters.items() if p.data.ndim == 1 or name.endswith(".bias")]
         kind = libmoe.Muon if settings.optimizer == "muon" else libmoe.AdamW
         self.optimizer: libmoe.AdamW | libmoe.Muon = kind(
-            model.parameters,
+            parameters,
             settings.learning_rate,
             betas=BETAS,
             weight_decay=settings.weight_decay,

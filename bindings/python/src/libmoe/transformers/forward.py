@@ -13,12 +13,11 @@ from transformers.integrations.moe import grouped_mm_experts_forward
 from ..errors import BadStateError
 from ..torch._form import Form
 from ..torch._laid_out import LaidOut, require_shape
+from ..torch._ops import is_watched
 from ..torch.experts import compute
 from ..torch.prepared import Prepared
 from .known import known
-
-WEIGHTS = (torch.float32, torch.bfloat16)
-PACKED = "_libmoe_prepared"  # attribute of a module
+from .ready import PACKED, READY, WEIGHTS, made_ready
 
 
 def experts_forward(
@@ -35,6 +34,13 @@ def experts_forward(
         Numbers that are no expert's are skipped.
     top_k_weights : Tensor, [T, K]
     """
+    if not torch.compiler.is_compiling():
+        ready = vars(self).get(READY)
+        if ready is not None and ready.fits(hidden_states, top_k_index, top_k_weights):
+            tensors = ready.tensors(self)
+            if tensors is not None:
+                computed: Tensor = ready.compute(hidden_states, top_k_index, top_k_weights, tensors)
+                return computed
     found = _known(self)
     first = first_weight(self)
     reason = found[0] or _unsuitable(first, hidden_states)
@@ -43,10 +49,12 @@ def experts_forward(
         _warn_once(f"{type(self).__name__} falls back to {name}: {reason}")
         fallen: Tensor = forward(self, hidden_states, top_k_index, top_k_weights)
         return fallen
-    packed = packed_of(self)
+    packed = packed_of(self, first)
     given = laid_out(self, found[1], packed)
     weights = top_k_weights if top_k_weights.dtype in WEIGHTS else top_k_weights.float()
     given.require_tokens(hidden_states, top_k_index, weights)
+    if not is_watched(hidden_states, top_k_index, weights, *given.tensors):
+        vars(self)[READY] = made_ready(self, given, packed)
     return compute(given, hidden_states, top_k_index, weights, found[2:5], packed)
 
 
@@ -55,15 +63,16 @@ def _known(module: nn.Module) -> tuple[Any, ...]:
     return tuple(known(module))
 
 
-def packed_of(module: nn.Module) -> Prepared | None:
-    """Return a module's packed weights; training lets go of them."""
+def packed_of(module: nn.Module, first: Tensor) -> Prepared | None:
+    """Return a module's packed weights; training lets go of them.  ``first`` is one of its matrices."""
     packed: Prepared | None = vars(module).get(PACKED)
     if packed is None or not module.training:
         return packed
-    if first_weight(module).is_meta:
+    if first.is_meta:
         raise BadStateError(
-            f"{type(module).__name__}: its weights were released by prepare(release=True), and cannot be "
-            "trained; load the model again"
+            f"{type(module).__name__}: is in training, but its weights were released by "
+            "prepare(release=True), which leaves what inference reads; call model.eval() to go on with that, "
+            "or load the model again to train it"
         )
     setattr(module, PACKED, None)
     return None
@@ -105,7 +114,7 @@ def _form(gated: bool, concatenated: bool, transposed: bool, activation: str, sl
 
 def _unsuitable(first: Tensor, hidden_states: Tensor) -> str:
     """Return why a call cannot be libmoe's, or nothing."""
-    if hidden_states.device.type != "cpu":
+    if not hidden_states.is_cpu:
         return f"it is on {hidden_states.device}, and libmoe computes on the CPU"
     for tensor in (hidden_states, first):
         if tensor.dtype not in WEIGHTS:

@@ -49,23 +49,36 @@ class Kept(NamedTuple):
     functions: tuple[Any, Any]
     known: Known
 
+    def is_current(self, module: nn.Module) -> bool:
+        """Whether it still is that."""
+        own = vars(module)
+        return self.functions == _functions(module) and self.values == list(map(own.get, self.names))
+
 
 def known(module: nn.Module) -> Known:
     """Return what a module's experts compute, tried once for each class and its numbers."""
-    own, kept = vars(module), _of_module.get(module)
-    functions = own["_modules"].get("act_fn") or own.get("act_fn"), getattr(type(module), "_apply_gate", None)
-    if (
-        kept is not None
-        and kept.functions == functions
-        and kept.values == [own.get(name) for name in kept.names]
-    ):
-        return kept.known
+    return kept(module).known
+
+
+def kept(module: nn.Module) -> Kept:
+    """Return the same with what it depends on."""
+    found = _of_module.get(module)
+    if found is not None and found.is_current(module):
+        return found
     key = (type(module), _act(module), *(getattr(module, flag, None) for flag in FLAGS), *_numbers(module))
     if key not in _found:
         _found[key] = _tried(module)
+    own = vars(module)
     names = [name for name, value in own.items() if isinstance(value, (int, float))]
-    _of_module[module] = Kept(names, [own[name] for name in names], functions, _found[key])
-    return _found[key]
+    made = Kept(names, [own[name] for name in names], _functions(module), _found[key])
+    _of_module[module] = made
+    return made
+
+
+def _functions(module: nn.Module) -> tuple[Any, Any]:
+    own = vars(module)
+    act = own["_modules"].get("act_fn") or own.get("act_fn")
+    return act, getattr(type(module), "_apply_gate", None)
 
 
 def _act(module: nn.Module) -> Any:

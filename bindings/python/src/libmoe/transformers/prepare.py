@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import nn
 from .. import words
 from .._native import abi, check
 from ..errors import ArgumentTypeError, BadStateError, InvalidArgumentError
+from ..torch import prepare as pack
 from ..torch._by_call import Experts
 from ..torch.prepared import Prepared
-from .forward import PACKED, WEIGHTS, first_weight, laid_out
+from .forward import first_weight, laid_out
 from .known import known
+from .ready import PACKED, READY, WEIGHTS
+from .replace import Owners, family_of, weights_of
 
 
 def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bool = False) -> int:
@@ -27,7 +31,7 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
     Parameters
     ----------
     model : Module
-        With ``experts_implementation="libmoe"``.
+        With ``experts_implementation="libmoe"``, or with blocks that :func:`replace` replaced.
     form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ..., "none"}, optional
         ``"f32"``: the same bits as without.  ``"bf16"``: of float32 weights rounded.  ``"int8"`` and so on:
         weights of few bits, see :meth:`libmoe.Layer.prepare`.  ``"none"``: let go of packed weights.  By
@@ -55,9 +59,14 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
     if form != "none" and any(module.training for module in found):
         raise BadStateError("model: is in training, which lets go of packed weights; call model.eval() first")
     for module in found:
-        if first_weight(module).is_meta:
-            raise BadStateError(f"{type(module).__name__}: its weights were released; load the model again")
+        if any(getattr(*place).is_meta for place in _owners(module)):
+            raise BadStateError(
+                f"{type(module).__name__}: its weights were released by prepare(release=True), and cannot be "
+                "packed again or let go of; load the model again"
+            )
+    for module in found:
         setattr(module, PACKED, None)
+        vars(module)[READY] = None
         if form != "none":
             _pack(module, form, release)
     return len(found)
@@ -69,6 +78,9 @@ def _chosen(module: nn.Module) -> bool:
 
 
 def _is_ours(module: nn.Module) -> bool:
+    family = family_of(module)
+    if family is not None:
+        return all(getattr(*place).dtype in WEIGHTS for place in family.owners(module))
     return _chosen(module) and not known(module).reason and first_weight(module).dtype in WEIGHTS
 
 
@@ -92,25 +104,52 @@ def _require_own_weights(model: nn.Module, experts: list[nn.Module]) -> None:
             )
 
 
+def _owners(module: nn.Module) -> Owners:
+    """Return who has the matrices of a module's experts, and by which names."""
+    family = family_of(module)
+    if family is not None:
+        return family.owners(module)
+    return [(module, name) for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")]
+
+
 def _pack(module: nn.Module, form: str | None, release: bool) -> None:
-    first = first_weight(module)
-    given = laid_out(module, known(module).activation, None)
-    experts = Experts(given.form, given.n_experts, given.intermediate_size, (0.0, 0.0, 0.0))
-    own = "f32" if first.dtype is torch.float32 else "bf16"
-    packed = Prepared(experts, given.hidden_size, given.tensors, form or own)
+    owners = _owners(module)
+    wanted = form or ("f32" if getattr(*owners[0]).dtype is torch.float32 else "bf16")
+    packed = _packed(module, wanted)
     setattr(module, PACKED, packed)
     if release:
-        for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
-            weight = getattr(module, name)
-            empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
-            setattr(module, name, nn.Parameter(empty, requires_grad=False))
-        module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
-        module.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        packed.is_sole = True
+        _release(module, owners)
+
+
+def _packed(module: nn.Module, form: Any) -> Prepared:
+    if family_of(module) is not None:
+        given = weights_of(module)
+        layout = {name: given[name] for name in ("expert_kind", "transposed") if name in given}
+        return pack(given["gate_up"], given["down"], form=form, **layout)
+    laid = laid_out(module, known(module).activation, None)
+    experts = Experts(laid.form, laid.n_experts, laid.intermediate_size, (0.0, 0.0, 0.0))
+    return Prepared(experts, laid.hidden_size, laid.tensors, form)
+
+
+def _release(module: nn.Module, owners: Owners) -> None:
+    for owner, name in owners:
+        weight = getattr(owner, name)
+        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        setattr(owner, name, nn.Parameter(empty, requires_grad=False))
+    for owner in _each_once([module, *(owner for owner, _ in owners)]):
+        owner.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        owner.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+    if family_of(module) is None:
         module.register_forward_pre_hook(_require_ours)
 
 
+def _each_once(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list(dict.fromkeys(modules))
+
+
 def _refuse(module: Any, *_: Any) -> None:
-    if first_weight(module).is_meta:
+    if any(weight.is_meta for weight in module.parameters()):
         raise BadStateError(
             f"{type(module).__name__}: its weights were released by prepare(release=True); load the model "
             "again to save it or to load other weights into it"

@@ -1,0 +1,403 @@
+import CShims
+
+/// How the rows of a call, one for each query of each head, are shared out. Where queries are few, an item has those of several
+/// heads that share keys, and reads these once for all of them; else it has some panels of one head's queries.
+struct ForwardItems {
+  let heads: Int  // of an item, at most
+  let parts: Int  // of the heads that share keys, with an item each
+  let panels: Int  // of 32 rows, of an item, at most
+  let blocks: Int  // of queries, with an item each
+  private let call: AttentionCall
+
+  /// Panels of an item at most.
+  static let most = 8
+
+  /// `room`: so many panels there is memory for.
+  init(_ call: AttentionCall, lanes: Int, room: Int) {
+    self.call = call
+    let needed = chunks(of: call.queries)
+    if call.queries < chunkWidth {
+      // No fewer items than threads.
+      let sets = call.sequences * call.keyHeads
+      let parts = min(call.group, (lanes + sets - 1) / sets)
+      heads = min((call.group + parts - 1) / parts, room * chunkWidth / call.queries)
+      panels = chunks(of: heads * call.queries)
+      blocks = 1
+    } else {
+      heads = 1
+      // Many panels share what is gathered of keys and values; few panels share the work out evenly.
+      var panels = min(needed, room)
+      while panels > 1 && (needed + panels - 1) / panels * call.sequences * call.heads < 4 * lanes { panels /= 2 }
+      self.panels = panels
+      blocks = (needed + panels - 1) / panels
+    }
+    parts = (call.group + heads - 1) / heads
+  }
+
+  var count: Int { blocks * call.sequences * call.keyHeads * parts }
+
+  /// Whether rows are so few that they are the rows of their products too.
+  var areFew: Bool { heads * min(call.queries, panels * chunkWidth) <= ForwardTiles.few }
+
+  subscript(_ item: Int) -> ForwardRows {
+    let (block, rest) = item.quotientAndRemainder(dividingBy: call.sequences * call.keyHeads * parts)
+    let (set, part) = rest.quotientAndRemainder(dividingBy: parts)
+    let (sequence, keyHead) = set.quotientAndRemainder(dividingBy: call.keyHeads)
+    // The last queries first: where attention is causal they see the most keys.
+    let first = (blocks - 1 - block) * panels * chunkWidth
+    let queries = blocks == 1 ? 0..<call.queries : first..<min(call.queries, first + panels * chunkWidth)
+    let head = keyHead * call.group + part * heads
+    return ForwardRows(
+      sequence: sequence, keyHead: keyHead, heads: head..<min((keyHead + 1) * call.group, head + heads),
+      queries: queries)
+  }
+}
+
+/// Queries of heads that share a key head, head by head.
+struct ForwardRows {
+  let sequence: Int
+  let keyHead: Int
+  let heads: Range<Int>
+  let queries: Range<Int>
+
+  var count: Int { heads.count * queries.count }
+  func head(_ row: Int) -> Int { heads.lowerBound + row / queries.count }
+  func query(_ row: Int) -> Int { queries.lowerBound + row % queries.count }
+
+  /// Of one row.
+  func one(_ row: Int) -> ForwardRows {
+    let (head, query) = (head(row), query(row))
+    return ForwardRows(sequence: sequence, keyHead: keyHead, heads: head..<head + 1, queries: query..<query + 1)
+  }
+
+  /// The queries that some rows have: with several heads it may be all of them.
+  func queries(_ rows: Range<Int>) -> Range<Int> {
+    heads.count == 1 ? query(rows.lowerBound)..<query(rows.upperBound - 1) + 1 : queries
+  }
+
+  func forEachPanel(_ body: (_ panel: Int, _ rows: Range<Int>) -> Void) {
+    for panel in 0..<chunks(of: count) { body(panel, panel * chunkWidth..<min(count, (panel + 1) * chunkWidth)) }
+  }
+}
+
+/// What a thread holds at a time.
+struct ForwardTiles {
+  let query: UnsafeMutablePointer<Float>  // [panel][D][32], or few rows in chunks
+  let output: UnsafeMutablePointer<Float>  // [panel][32][Dv, padded], not yet divided by the totals
+  let maximum: UnsafeMutablePointer<Float>  // [panel][32]
+  let total: UnsafeMutablePointer<Float>  // [panel][32]
+  let firstKeys: UnsafeMutablePointer<Int>  // [panel][32], of each query
+  let key: UnsafeMutablePointer<Float>  // tiles of a block, or [panel][D][32] for few rows
+  let value: UnsafeMutablePointer<Float>  // [chunk][block][32]
+  let scores: UnsafeMutablePointer<Float>  // [block][32]
+  let rows: UnsafeMutablePointer<Float>  // [block / 32][few][32]: scores, and weights, of few rows
+  let factor: UnsafeMutablePointer<Float>  // [32]
+  let inverse: UnsafeMutablePointer<Float>  // [32]
+  let logSums: UnsafeMutablePointer<Float>  // [32]
+  let bias: UnsafeMutablePointer<Float>  // [block][32]
+  let kept: UnsafeMutablePointer<Float>  // [block][32]
+  let keptRows: UnsafeMutablePointer<Float>  // [32][block]
+
+  /// So many rows are few: they fit into one tile.
+  static let few = TileProducts.height
+
+  init(_ arena: inout Arena, _ call: AttentionCall, panels: Int) {
+    let block = AttentionForward.block
+    query = arena.take(Float.self, panels * call.width, chunkWidth)
+    output = arena.take(Float.self, panels * call.valueWidth, chunkWidth)
+    maximum = arena.take(Float.self, panels, chunkWidth)
+    total = arena.take(Float.self, panels, chunkWidth)
+    firstKeys = arena.take(Int.self, panels, chunkWidth)
+    key = arena.take(Float.self, block, call.width)
+    value = arena.take(Float.self, block, call.valueWidth)
+    scores = arena.take(Float.self, block, chunkWidth)
+    rows = arena.take(Float.self, block, Self.few)
+    factor = arena.take(Float.self, chunkWidth)
+    inverse = arena.take(Float.self, chunkWidth)
+    logSums = arena.take(Float.self, chunkWidth)
+    bias = arena.take(Float.self, block, chunkWidth)
+    let dropped = call.dropout > 0 ? block : 0
+    kept = arena.take(Float.self, dropped, chunkWidth)
+    keptRows = arena.take(Float.self, dropped, chunkWidth)
+  }
+}
+
+struct ForwardJob: Job {
+  let call: AttentionCall
+  let arrays: AttentionArrays
+  let logSums: UnsafeMutablePointer<Float>?
+  let products: TileProducts
+  let dropout: AttentionDropout?
+  let memory: LaneMemory
+  let failed: UnsafeMutablePointer<Int>
+  let items: ForwardItems
+
+  private var kernels: UnsafePointer<moei_kernels> { products.kernels }
+  private var few: Bool { items.areFew }
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    var arena = memory.arena(lane.pointee.index)
+    let tiles = ForwardTiles(&arena, call, panels: items.panels)
+    let rows = items[item]
+    if !attend(rows, tiles, lane, clears: false) { return }
+    end(rows, tiles, lane.pointee.index)
+    if !call.masks.hideAny { return }
+    // A weight of 0 is no shield against a value that is not finite. Where some output is none, those of queries that may
+    // not have seen what made it so are computed again, one by one.
+    for row in 0..<rows.count where !isFinite(rows, row) {
+      if !attend(rows.one(row), tiles, lane, clears: true) { return }
+      end(rows.one(row), tiles, lane.pointee.index)
+    }
+  }
+
+  /// Some rows over all keys, into the tiles; false where it was stopped. `clears`: the values that the only query does not
+  /// see count as 0.
+  private func attend(
+    _ rows: ForwardRows, _ tiles: ForwardTiles, _ lane: UnsafeMutablePointer<Lane>, clears: Bool
+  ) -> Bool {
+    begin(rows, tiles)
+    let (masks, block) = (call.masks, AttentionForward.block)
+    let limit = masks.limit(rows.queries.upperBound - 1)
+    // Dropout is drawn for fours of keys from the first on.
+    let anchor = dropout == nil ? masks.firstKey(rows.sequence) : 0
+    let first = anchor + max(0, tiles.firstKeys[0] - anchor) / 4 * 4
+    for start in stride(from: first - (first - anchor) % block, to: limit, by: block) {
+      if lane.pointee.shouldStop() { return false }
+      let keys = max(start, first)..<min(limit, start + block)
+      if masks.hideAll(rows.sequence, keys) { continue }
+      let keyTiles = gather(rows, keys, tiles)
+      if clears { clearHidden(rows, keys, tiles) }
+      rows.forEachPanel { panel, within in
+        // Of the keys those that some query of the panel sees.
+        let queries = rows.queries(within)
+        let end = min(keys.upperBound, masks.limit(queries.upperBound - 1))
+        let begin = max(keys.lowerBound, tiles.firstKeys[queries.lowerBound - rows.queries.lowerBound])
+        if begin >= end { return }
+        let seen = Seen(all: keys, skipped: skipped(begin - keys.lowerBound, keyTiles), count: end - keys.lowerBound)
+        attend(rows, panel, within, seen, keyTiles, tiles)
+      }
+    }
+    return true
+  }
+
+  /// Keys of a block that a panel sees, of all that have been gathered: those of rows `skipped` ..< `count`.
+  private struct Seen {
+    let all: Range<Int>
+    let skipped: Int
+    let count: Int
+
+    var keys: Range<Int> { all.lowerBound + skipped..<all.lowerBound + count }
+  }
+
+  /// Rows of whole tiles before a row.
+  private func skipped(_ row: Int, _ keyTiles: Tiles) -> Int {
+    if few || row == 0 { return 0 }
+    var tile = 0
+    while keyTiles.start(tile + 1) <= row { tile += 1 }
+    return keyTiles.start(tile)
+  }
+
+  /// Whether an output is finite; false, too, where only its sum is none.
+  private func isFinite(_ rows: ForwardRows, _ row: Int) -> Bool {
+    let output = arrays.output + call.output(rows.sequence, rows.query(row), rows.head(row))
+    return kernels.pointee.sum(Int64(call.valueSize), output).isFinite
+  }
+
+  private func clearHidden(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles) {
+    let (sequence, query, first) = (rows.sequence, rows.queries.lowerBound, tiles.firstKeys[0])
+    for (row, key) in keys.enumerated() where !call.masks.sees(sequence, query, key, from: first) {
+      for chunk in 0..<chunks(of: call.valueSize) {
+        (tiles.value + (chunk * keys.count + row) * chunkWidth).update(repeating: 0, count: chunkWidth)
+      }
+    }
+  }
+
+  private func begin(_ rows: ForwardRows, _ tiles: ForwardTiles) {
+    rows.forEachPanel { panel, within in
+      let (query, stride) = queries(rows, within, tiles)
+      if few {
+        kernels.pointee.gather(
+          Int64(within.count), Int64(call.headSize), nil, query, Int64(stride), nil, tiles.query)
+      } else {
+        kernels.pointee.pack_transposed(
+          Int64(within.count), Int64(call.headSize), query, Int64(stride),
+          tiles.query + panel * call.width * chunkWidth)
+      }
+    }
+    call.masks.fillFirstKeys(tiles.firstKeys, rows.sequence, rows.queries)
+    tiles.output.update(repeating: 0, count: items.panels * call.valueWidth * chunkWidth)
+    tiles.maximum.update(repeating: -.infinity, count: items.panels * chunkWidth)
+    tiles.total.update(repeating: 0, count: items.panels * chunkWidth)
+  }
+
+  /// A panel's queries at equal distances: of several heads, copied to where keys have not come yet.
+  private func queries(
+    _ rows: ForwardRows, _ within: Range<Int>, _ tiles: ForwardTiles
+  ) -> (UnsafePointer<Float>, stride: Int) {
+    if rows.heads.count == 1 {
+      let place = call.query(rows.sequence, rows.query(within.lowerBound), rows.heads.lowerBound)
+      return (arrays.query + place, call.queryStride)
+    }
+    for (i, row) in within.enumerated() {
+      let place = call.query(rows.sequence, rows.query(row), rows.head(row))
+      (tiles.key + i * call.headSize).update(from: arrays.query + place, count: call.headSize)
+    }
+    return (UnsafePointer(tiles.key), call.headSize)
+  }
+
+  private func gather(_ rows: ForwardRows, _ keys: Range<Int>, _ tiles: ForwardTiles) -> Tiles {
+    let keyTiles = Tiles(rows: keys.count, maxHeight: TileProducts.height, unit: 1)
+    let key = arrays.key + call.key(rows.sequence, keys.lowerBound, rows.keyHead)
+    if few {
+      for place in stride(from: 0, to: keys.count, by: chunkWidth) {
+        kernels.pointee.pack_transposed(
+          Int64(min(chunkWidth, keys.count - place)), Int64(call.headSize), key + place * call.keyStride,
+          Int64(call.keyStride), tiles.key + place * call.width)
+      }
+    } else {
+      products.gather(keyTiles, call.headSize, key, stride: call.keyStride, into: tiles.key)
+    }
+    kernels.pointee.gather(
+      Int64(keys.count), Int64(call.valueSize), nil,
+      arrays.value + call.value(rows.sequence, keys.lowerBound, rows.keyHead), Int64(call.valueStride), nil, tiles.value
+    )
+    return keyTiles
+  }
+
+  /// One panel of rows and the keys of a block that it sees.
+  private func attend(
+    _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles
+  ) {
+    if few {
+      scoreRows(within.count, seen.count, tiles)
+    } else {
+      scoreColumns(panel, seen, keyTiles, tiles)
+    }
+    let place = seen.skipped * chunkWidth
+    let masked = fillBias(rows, within, seen, tiles)
+    if let dropout { draw(dropout, rows, within, seen, tiles) }
+    kernels.pointee.attention_weights(
+      Int64(seen.keys.count), call.scale, masked ? tiles.bias + place : nil, dropout == nil ? nil : tiles.kept + place,
+      tiles.scores + place, tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth, tiles.factor)
+
+    let output = tiles.output + panel * call.valueWidth * chunkWidth
+    scaleDown(within.count, output, tiles)
+    if few {
+      addRows(within.count, seen, tiles)
+    } else {
+      addColumns(within.count, seen, output, tiles)
+    }
+  }
+
+  /// Returns whether something has to be added to the scores: tiles.bias then.
+  private func fillBias(_ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles) -> Bool {
+    let (queries, first) = (rows.queries(within), rows.queries.lowerBound)
+    let last = tiles.firstKeys[queries.upperBound - 1 - first]
+    if call.masks.doNothing(rows.sequence, queries, seen.keys, from: last) { return false }
+    for (column, row) in within.enumerated() {
+      let query = rows.query(row)
+      call.masks.fill(
+        tiles.bias + (seen.skipped * chunkWidth + column), step: chunkWidth, rows.sequence, query, seen.keys,
+        from: tiles.firstKeys[query - first])
+    }
+    return true
+  }
+
+  private func scaleDown(_ rows: Int, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles) {
+    for i in 0..<rows where tiles.factor[i] != 1 {
+      let row = output + i * call.valueWidth
+      kernels.pointee.scale(Int64(call.valueWidth), tiles.factor[i], row, row)
+    }
+  }
+
+  private func scoreColumns(_ panel: Int, _ seen: Seen, _ keyTiles: Tiles, _ tiles: ForwardTiles) {
+    let query = tiles.query + panel * call.width * chunkWidth
+    for tile in 0..<keyTiles.count {
+      let rows = keyTiles.rows(tile)
+      if rows.lowerBound < seen.skipped { continue }
+      if rows.lowerBound >= seen.count { break }
+      products.set(
+        rows.count, call.headSize, tiles.key + rows.lowerBound * call.width, query,
+        tiles.scores + rows.lowerBound * chunkWidth)
+    }
+  }
+
+  /// output[row, :] += the sum over keys of weight * value
+  private func addColumns(_ rows: Int, _ seen: Seen, _ output: UnsafeMutablePointer<Float>, _ tiles: ForwardTiles) {
+    let height = moei_tiles(count: 1, tall: 1, height: Int32(seen.keys.count))
+    for chunk in 0..<chunks(of: call.valueSize) {
+      products.addOverRows(
+        rows, chunkWidth, height, TileChunk(tiles.scores + seen.skipped * chunkWidth, width: chunkWidth, 0),
+        TileChunk(tiles.value + (chunk * seen.all.count + seen.skipped) * chunkWidth, width: chunkWidth, 0),
+        StridedTargets(output + chunk * chunkWidth, stride: call.valueWidth))
+    }
+  }
+
+  // MARK: few rows
+
+  private func scoreRows(_ count: Int, _ keys: Int, _ tiles: ForwardTiles) {
+    for place in stride(from: 0, to: keys, by: chunkWidth) {
+      let rows = tiles.rows + place * count
+      products.set(count, call.headSize, tiles.query, tiles.key + place * call.width, rows)
+      for key in 0..<min(chunkWidth, keys - place) {
+        for i in 0..<count { tiles.scores[(place + key) * chunkWidth + i] = rows[i * chunkWidth + key] }
+      }
+    }
+  }
+
+  private func addRows(_ count: Int, _ seen: Seen, _ tiles: ForwardTiles) {
+    for place in stride(from: 0, to: seen.count, by: chunkWidth) {
+      let rows = tiles.rows + place * count
+      for key in 0..<min(chunkWidth, seen.count - place) {
+        for i in 0..<count { rows[i * chunkWidth + key] = tiles.scores[(place + key) * chunkWidth + i] }
+      }
+    }
+    for chunk in 0..<chunks(of: call.valueSize) {
+      products.add(
+        count, chunkWidth, seen.count, tiles.rows, tiles.value + chunk * seen.all.count * chunkWidth,
+        tiles.output + chunk * chunkWidth, cStride: call.valueWidth)
+    }
+  }
+
+  private func draw(
+    _ dropout: AttentionDropout, _ rows: ForwardRows, _ within: Range<Int>, _ seen: Seen, _ tiles: ForwardTiles
+  ) {
+    for (i, row) in within.enumerated() {
+      dropout.fill(
+        tiles.keptRows + i * AttentionForward.block, row: call.row(rows.sequence, rows.head(row), rows.query(row)),
+        first: seen.all.lowerBound, count: seen.count)
+    }
+    kernels.pointee.pack_transposed(
+      Int64(within.count), Int64(seen.count), tiles.keptRows, Int64(AttentionForward.block), tiles.kept)
+  }
+
+  // MARK: what the tiles become
+
+  private func end(_ rows: ForwardRows, _ tiles: ForwardTiles, _ lane: Int) {
+    rows.forEachPanel { panel, within in
+      let (maximum, total) = (tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth)
+      if let sinks = call.sinks { share(with: sinks, rows, panel, within, tiles) }
+      kernels.pointee.attention_sums(maximum, total, tiles.logSums, tiles.inverse)
+      for (i, row) in within.enumerated() {
+        let (head, query) = (rows.head(row), rows.query(row))
+        let place = call.row(rows.sequence, head, query)
+        if !total[i].isFinite { failed[lane] = min(failed[lane], place) }
+        kernels.pointee.scale(
+          Int64(call.valueSize), tiles.inverse[i], tiles.output + (panel * chunkWidth + i) * call.valueWidth,
+          arrays.output + call.output(rows.sequence, query, head))
+        logSums?[place] = tiles.logSums[i]
+      }
+    }
+  }
+
+  /// The sinks are the last keys, and have no value. A query that sees no key stays one.
+  private func share(
+    with sinks: UnsafePointer<Float>, _ rows: ForwardRows, _ panel: Int, _ within: Range<Int>, _ tiles: ForwardTiles
+  ) {
+    let (maximum, total) = (tiles.maximum + panel * chunkWidth, tiles.total + panel * chunkWidth)
+    tiles.scores.update(repeating: -.infinity, count: chunkWidth)
+    for (i, row) in within.enumerated() where maximum[i] != -.infinity { tiles.scores[i] = sinks[rows.head(row)] }
+    kernels.pointee.attention_weights(1, 1, nil, nil, tiles.scores, maximum, total, tiles.factor)
+    scaleDown(within.count, tiles.output + panel * call.valueWidth * chunkWidth, tiles)
+  }
+}

@@ -1,0 +1,154 @@
+import CLayouts
+import CShims
+
+/// A folder of a model: the text of its config.json, and the tensors of its files.
+public struct PretrainedSource {
+  public let context: ContextPointer
+  public let family: Family
+  /// The whole text, and the part of it that is about the language model.
+  public let config: JSONTree
+  public let language: JSONValue
+  let checkpoint: CheckpointPointer
+  private let text: UnsafeMutablePointer<UInt8>
+
+  /// `path`: the folder's.
+  public init(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
+    self.context = context
+    let allocator = context.pointee.allocator
+    let paths = try FolderPaths(path, allocator)
+    defer { paths.free() }
+    (text, config) = try Self.read(paths.path("config.json"), allocator)
+    do throws(Fault) {
+      (family, language) = try Self.family(of: config.root, paths.path("config.json"))
+      checkpoint = try Self.openWeights(paths, in: context)
+    } catch {
+      config.free(allocator)
+      allocator.deallocate(text)
+      throw error
+    }
+    context.retain()
+  }
+
+  public func free() {
+    let allocator = context.pointee.allocator
+    checkpoint.free()
+    config.free(allocator)
+    allocator.deallocate(text)
+    context.release()
+  }
+
+  public var tensorCount: Int { checkpoint.pointee.count }
+
+  // MARK: config.json
+
+  private static func read(
+    _ path: UnsafePointer<CChar>, _ allocator: Allocator
+  ) throws(Fault) -> (UnsafeMutablePointer<UInt8>, JSONTree) {
+    guard let input = try InputFile.ifThere(path) else {
+      throw .invalid("there is no config.json: name the folder of a model, as transformers saves one: \(path)")
+    }
+    defer { input.close() }
+    if let fault = FileKind.fault(input, path, wantsIndex: true) { throw fault }
+    if input.count > JSONTree.largest {
+      throw .invalid("config.json of \(input.count) bytes, more than \(JSONTree.largest): \(path)")
+    }
+    let text = try input.text(0, input.count, allocator)
+    do throws(Fault) {
+      return (text, try JSONTree(text, count: input.count, path: path, allocator))
+    } catch {
+      allocator.deallocate(text)
+      throw error
+    }
+  }
+
+  /// The family that model_type names, and the object with the language model's keys.
+  static func family(of root: JSONValue, _ path: UnsafePointer<CChar>) throws(Fault) -> (Family, JSONValue) {
+    if root.kind != .object { throw .invalid("config.json is no object: \(path)") }
+    guard let type = root.member("model_type"), type.kind == .text else {
+      throw .invalid("model_type: config.json does not say which model this is: \(path)")
+    }
+    guard let family = Family(named: type.text) else { throw unknown(type.text, path) }
+    guard let nested = family.table.pointee.nested else { return (family, root) }
+    guard let language = root.member(nested), language.kind == .object else {
+      throw .invalid("\(nested): config.json of model_type \(family.name) must have it: \(path)")
+    }
+    return (family, language)
+  }
+
+  private static func unknown(_ name: JSONText, _ path: UnsafePointer<CChar>) -> Fault {
+    var number: Int32 = 0
+    while let known = moei_unsupported_at(number) {
+      if JSONText.equal(name, JSONText(known.pointee.model_type)) {
+        return .invalid("model_type = \(name) is not supported: libmoe has no \(known.pointee.missing): \(path)")
+      }
+      number += 1
+    }
+    return .invalid(
+      "model_type = \(name) is not supported: its tensors and keys are unknown; moe_pretrained_family lists the models: \(path)"
+    )
+  }
+
+  // MARK: weights
+
+  private static func openWeights(_ paths: FolderPaths, in context: ContextPointer) throws(Fault) -> CheckpointPointer {
+    let whole = paths.path("model.safetensors")
+    if moei_file_exists(whole) != 0 { return try .open(whole, in: context, isMapped: false) }
+    let index = paths.path("model.safetensors.index.json")
+    if moei_file_exists(index) != 0 { return try .open(index, in: context, isMapped: false) }
+    let isPickled = moei_file_exists(paths.path("pytorch_model.bin")) != 0
+    if isPickled || moei_file_exists(paths.path("pytorch_model.bin.index.json")) != 0 {
+      throw .invalid(
+        "the weights are a Python pickle: load them with transformers, and save_pretrained them: \(paths.path(""))")
+    }
+    throw .invalid(
+      "there is neither model.safetensors nor model.safetensors.index.json: \(paths.path("")): download the weights too"
+    )
+  }
+}
+
+extension UnsafeMutablePointer where Pointee == Context {
+  /// A caller's text in place of a file's.
+  public func withConfig<R>(
+    _ text: UnsafePointer<CChar>, _ body: (Family, JSONTree, JSONValue) throws(Fault) -> R
+  ) throws(Fault) -> R {
+    let (allocator, name) = (pointee.allocator, cText("options.config"))
+    var count = 0
+    while text[count] != 0 {
+      count += 1
+      if count > JSONTree.largest { throw .invalid("options.config: more than \(JSONTree.largest) bytes") }
+    }
+    let bytes = UnsafeRawPointer(text).assumingMemoryBound(to: UInt8.self)
+    let tree = try JSONTree(bytes, count: count, path: name, allocator)
+    defer { tree.free(allocator) }
+    let (family, language) = try PretrainedSource.family(of: tree.root, name)
+    return try body(family, tree, language)
+  }
+}
+
+/// Paths of files in a folder.
+struct FolderPaths {
+  private let folder: UnsafePointer<CChar>
+  private let memory: UnsafeMutablePointer<CChar>  // [MOEI_PATH_SIZE]
+  private let allocator: Allocator
+  private static var room: Int { Int(MOEI_PATH_SIZE) }
+
+  init(_ folder: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) {
+    var length = 0
+    while length < Self.room && folder[length] != 0 { length += 1 }
+    if length == 0 { throw .invalid("folder is empty") }
+    if length > Self.room - 128 { throw .invalid("folder: more than \(Self.room - 128) bytes") }
+    (self.folder, self.allocator) = (folder, allocator)
+    memory = try allocator.allocate(CChar.self, count: Self.room)
+  }
+
+  func free() { allocator.deallocate(memory) }
+
+  /// Until the next one.
+  func path(_ name: StaticString) -> UnsafePointer<CChar> {
+    var text = TextBuffer(memory, capacity: Self.room)
+    text.append(folder)
+    text.append("/")
+    text.append(name)
+    return UnsafePointer(memory)
+  }
+}

@@ -1,0 +1,123 @@
+import CLayouts
+
+/// What a folder's tensors come to, by their names alone.
+public struct Survey {
+  /// Numbers in the tensors that a model reads: by what they are to it.
+  public private(set) var embeddings = 0
+  public private(set) var matrices = 0
+  public private(set) var experts = 0  // of the matrices, those of routed experts
+  public private(set) var others = 0
+  public private(set) var bytes = 0
+  public private(set) var left = 0
+  /// Of the weights by type.
+  private var (f32, bf16, f16) = (0, 0, 0)
+
+  /// So that no product of what follows overflows.
+  private static var most: Int { 1 << 58 }
+
+  public var all: Int { embeddings + matrices + others }
+
+  /// Of which the files have most.
+  public var type: ElementType { f32 > bf16 && f32 >= f16 ? .f32 : f16 > bf16 ? .f16 : .bf16 }
+
+  /// `layers`: of the model. `names` gets those of the first tensors that it does not read.
+  public init(
+    _ source: PretrainedSource, layers: Int, names: inout TextBuffer
+  ) throws(Fault) {
+    let checkpoint = source.checkpoint.pointee
+    try checkpoint.requireAllNamed()
+    for index in 0..<checkpoint.count {
+      let tensor = checkpoint[index]
+      if let use = source.family.use(of: tensor.name, layers: layers) {
+        try add(tensor, use)
+        continue
+      }
+      let isLeft =
+        source.family.leaves(tensor.name) || source.family.isFurtherLayer(tensor.name, layers: layers)
+      if !isLeft {
+        throw .invalid(
+          """
+          \(tensor.name): a model of model_type \(source.family.name) has no such tensor, and would compute without it; where that is \
+          meant, take it out of the files
+          """)
+      }
+      if left < 8 {
+        if left > 0 { names.append(", ") }
+        names.append(tensor.name)
+      } else if left == 8 {
+        names.append(", ...")
+      }
+      left += 1
+    }
+  }
+
+  private mutating func add(_ tensor: StoredTensor, _ use: Family.Use) throws(Fault) {
+    // Two numbers of MXFP4 are in a byte; scales are no numbers of the model.
+    let isPacked = tensor.type == .u8
+    if tensor.bytes > Self.most - bytes {
+      throw .invalid("\(tensor.name): the files have more than \(Self.most) bytes: no model is that large")
+    }
+    let elements = isPacked ? 2 * tensor.bytes : tensor.bytes / tensor.type.alignment
+    bytes += tensor.bytes
+    switch use {
+    case .scales: return
+    case .embedding: embeddings += elements
+    case .expert:
+      matrices += elements
+      experts += elements
+    case .matrix where tensor.shape.rank > 1: matrices += elements
+    case .matrix, .other: others += elements
+    }
+    switch tensor.type {
+    case .f32: f32 += tensor.bytes
+    case .f16: f16 += tensor.bytes
+    case .bf16, .u8: bf16 += tensor.bytes
+    default: break
+    }
+  }
+}
+
+extension Family {
+  /// What a tensor is to a model.
+  enum Use: UInt8 {
+    case embedding, matrix, expert, other, scales
+  }
+
+  /// nil where no rule takes it.
+  func use(of name: UnsafePointer<CChar>, layers: Int) -> Use? {
+    for index in 0..<ruleCount {
+      let rule = rule(index)
+      guard let own = text(name, after: rule.isOutside ? outside : prefix), let n = rule.layer(of: own) else {
+        continue
+      }
+      if rule.isOfLayers && n >= layers { continue }
+      if compareText(rule.parameter, cText("embed.weight")) == 0 { return .embedding }
+      return hasEnd(rule.parameter, cText(".weight")) ? .matrix : .other
+    }
+    guard let own = text(name, after: prefix), let rest = text(own, after: cText("layers.")),
+      let (n, behind) = leadingNumber(rest), n < layers
+    else { return nil }
+    for number in 0..<Int(MOEI_MOST_LAYOUTS) {
+      if let layout = layout(number), let use = use(in: layout, behind) { return use }
+    }
+    return nil
+  }
+
+  /// `behind`: what follows the layer's number.
+  private func use(in layout: Layout, _ behind: UnsafePointer<CChar>) -> Use? {
+    guard let own = text(behind, after: layout.end) else { return nil }
+    for index in 0..<2 {
+      guard let form = layout.form(index) else { continue }
+      for rule in 0..<form.count where form[rule].holdsParameters && form[rule].expert(of: own) != nil {
+        return use(form[rule], own)
+      }
+    }
+    return nil
+  }
+
+  private func use(_ rule: TensorRule, _ own: UnsafePointer<CChar>) -> Use {
+    if rule.listing == .mxfp4 && hasEnd(own, cText("_scales")) { return .scales }
+    if !hasEnd(rule.first, cText(".weight")) || hasPart(rule.first, cText("router.")) { return .other }
+    return text(rule.first, after: cText("experts.")) != nil ? .expert : .matrix
+  }
+}

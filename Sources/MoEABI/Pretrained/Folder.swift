@@ -1,0 +1,180 @@
+import CLayouts
+import CMoE
+import MoE
+
+typealias FolderPointer = UnsafeMutablePointer<Folder>
+
+/// An open folder: what moe_pretrained is.
+struct Folder {
+  let source: PretrainedSource
+  let options: moe_pretrained_options
+  /// With pointers to what follows.
+  private(set) var model: moe_model_config
+  private(set) var info: moe_pretrained_info
+  let shapes: TensorRows.Shapes
+  /// Of which the files have most.
+  let type: ElementType
+  /// Bytes of experts that each layer keeps in memory, where they stay in the files.
+  private(set) var expertLimit = Int.max
+
+  private let configuration: FolderConfiguration
+  private let moe: UnsafeMutablePointer<moe_layer_config>
+  private let table: UnsafeMutablePointer<moe_rotary_table>
+  private let texts: UnsafeMutablePointer<CChar>  // [3,textRoom]
+
+  private static var textRoom: Int { 2048 }
+
+  static func open(
+    _ path: UnsafePointer<CChar>, _ options: moe_pretrained_options, in context: ContextPointer
+  ) throws(Fault) -> FolderPointer {
+    let source = try PretrainedSource(path, in: context)
+    var memory = FolderMemory(context)
+    do throws(Fault) {
+      let keys = FolderKeys(source)
+      let own = try context.memory(Folder.self, count: 1)
+      memory.folder = own
+      memory.moe = try context.memory(moe_layer_config.self, count: 1)
+      memory.table = try context.memory(moe_rotary_table.self, count: 1)
+      memory.texts = try context.memory(CChar.self, count: 3 * textRoom)
+      memory.configuration = try FolderConfiguration(keys, in: context)
+      own.initialize(to: try Folder(source, keys, options, memory))
+      return own
+    } catch {
+      memory.free()
+      source.free()
+      throw error
+    }
+  }
+
+  private init(
+    _ source: PretrainedSource, _ keys: FolderKeys, _ options: moe_pretrained_options, _ memory: FolderMemory
+  ) throws(Fault) {
+    (self.source, self.options) = (source, options)
+    (configuration, moe, table, texts) = (memory.configuration!, memory.moe!, memory.table!, memory.texts!)
+    shapes = configuration.shapes
+    var ignored = TextBuffer(texts + Self.textRoom, capacity: Self.textRoom)
+    try keys.requireKnown(&ignored)
+    var left = TextBuffer(texts + 2 * Self.textRoom, capacity: Self.textRoom)
+    let survey = try Survey(source, layers: Int(configuration.model.n_layers), names: &left)
+    if configuration.leastNumbers > Double(survey.all) {
+      throw .invalid(
+        """
+        config.json describes a model of \(configuration.leastNumbers) numbers or more, but the files have \(survey.all): they do not \
+        belong together, or a file is missing
+        """)
+    }
+    type = survey.type
+    model = configuration.linked(moe: moe, table: table)
+    info = moe_pretrained_info()
+    choose()
+    fillInfo(keys, survey)
+    try limitExperts()
+  }
+
+  /// Types, by the options.
+  private mutating func choose() {
+    let weights = ElementType(folder: options.weight_dtype) ?? type
+    model.weight_dtype = weights.rawValue
+    let embedding = ElementType(folder: options.embedding_dtype) ?? (weights == .bf16 ? .bf16 : .f32)
+    model.embedding_dtype = embedding.rawValue
+    model.inference_only = options.inference_only
+  }
+
+  /// Where the parameters are more than may be in memory, experts stay in the files.
+  private mutating func limitExperts() throws(Fault) {
+    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return }
+    let others = info.parameter_bytes - info.expert_bytes
+    if configuration.moeLayers == 0 || others >= most {
+      throw .invalid(
+        "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
+      )
+    }
+    moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
+    expertLimit = (most - others) / configuration.moeLayers
+  }
+
+  private mutating func fillInfo(_ keys: FolderKeys, _ survey: Survey) {
+    info.struct_size = MemoryLayout<moe_pretrained_info>.size
+    var name = TextBuffer(texts, capacity: Self.textRoom)
+    name.append(source.family.name)
+    (info.model_type, info.ignored_keys) = (UnsafePointer(texts), UnsafePointer(texts + Self.textRoom))
+    info.left_tensors = UnsafePointer(texts + 2 * Self.textRoom)
+    (info.n_left_tensors, info.n_tensors) = (Int64(survey.left), Int64(source.tensorCount))
+    info.n_parameters = Int64(survey.all)
+    let (experts, used) = (Int(moe.pointee.n_experts), Int(moe.pointee.top_k))
+    info.n_active = Int64(
+      survey.all - survey.experts + (experts > 0 ? survey.experts / experts * min(used, experts) : 0))
+    info.n_moe_layers = Int64(configuration.moeLayers)
+    info.dtype = type.folder
+    info.file_bytes = survey.bytes
+    let weights = ElementType(rawValue: model.weight_dtype) ?? .f32
+    let embedding = ElementType(rawValue: model.embedding_dtype) ?? .f32
+    info.parameter_bytes =
+      weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
+    info.expert_bytes = weights.bytes(survey.experts)
+    info.max_positions = ((try? keys.whole("max_position_embeddings")) ?? nil).map { Int64($0) } ?? 0
+  }
+
+  var progress: Progress { Progress(options.progress, options.progress_user) }
+
+}
+
+extension FolderPointer {
+  func free() {
+    let (folder, context) = (pointee, pointee.source.context)
+    folder.freeParts()
+    context.release(self)
+    // It keeps the context alive, and so goes last.
+    folder.source.free()
+  }
+}
+
+extension Folder {
+  fileprivate func freeParts() {
+    let context = source.context
+    configuration.free(context)
+    context.release(moe)
+    context.release(table)
+    context.release(texts)
+  }
+}
+
+/// What a folder is made of, until it is whole.
+private struct FolderMemory {
+  let context: ContextPointer
+  var folder: FolderPointer?
+  var moe: UnsafeMutablePointer<moe_layer_config>?
+  var table: UnsafeMutablePointer<moe_rotary_table>?
+  var texts: UnsafeMutablePointer<CChar>?
+  var configuration: FolderConfiguration?
+
+  init(_ context: ContextPointer) { self.context = context }
+
+  func free() {
+    configuration?.free(context)
+    context.release(texts)
+    context.release(table)
+    context.release(moe)
+    context.release(folder)
+  }
+}
+
+extension ElementType {
+  /// Of a moe_folder_dtype; nil where it is OWN.
+  init?(folder number: Int32) {
+    switch number {
+    case 1: self = .f32
+    case 2: self = .bf16
+    case 3: self = .f16
+    default: return nil
+    }
+  }
+
+  var folder: Int32 {
+    switch self {
+    case .f32: 1
+    case .bf16: 2
+    case .f16: 3
+    }
+  }
+}

@@ -1,0 +1,119 @@
+import CLayouts
+import CMoE
+import MoE
+
+@implementation @_cdecl("moe_pretrained_open")
+public func moe_pretrained_open(
+  _ context: OpaquePointer?, _ folder: UnsafePointer<CChar>?, _ options: UnsafePointer<moe_pretrained_options>?,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let folder = try required(folder, "folder")
+    let options = try readOptions(options)
+    let out = try required(out, "out")
+    out.pointee = OpaquePointer(try Folder.open(folder, options, in: context))
+  }
+}
+
+private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) throws(Fault) -> moe_pretrained_options {
+  var copy = moe_pretrained_options()
+  if options != nil { copy = try read(options, "options") }
+  if copy.embedding_dtype == 3 { throw .invalid("options.embedding_dtype = MOE_FOLDER_DTYPE_F16 is not supported") }
+  if copy.prepared != 0 && copy.inference_only == 0 {
+    throw .invalid("options.prepared = \(Int(copy.prepared)) needs inference_only = 1: training changes the weights")
+  }
+  if copy.resident_limit != 0 && copy.inference_only == 0 {
+    throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
+  }
+  return copy
+}
+
+@implementation @_cdecl("moe_pretrained_free")
+public func moe_pretrained_free(_ pretrained: OpaquePointer?) {
+  guard let pretrained else { return }
+  let folder = FolderPointer(pretrained)
+  folder.free()
+}
+
+@implementation @_cdecl("moe_pretrained_config")
+public func moe_pretrained_config(
+  _ pretrained: OpaquePointer?, _ config: UnsafeMutablePointer<moe_model_config>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let folder = try handle(pretrained, "pretrained", as: Folder.self)
+    let config = try required(config, "config")
+    let size = try requireSize(config, "config")
+    config.pointee = folder.pointee.model
+    config.pointee.struct_size = size
+  }
+}
+
+@implementation @_cdecl("moe_pretrained_describe")
+public func moe_pretrained_describe(
+  _ pretrained: OpaquePointer?, _ info: UnsafeMutablePointer<moe_pretrained_info>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let folder = try handle(pretrained, "pretrained", as: Folder.self)
+    let info = try required(info, "info")
+    let size = try requireSize(info, "info")
+    info.pointee = folder.pointee.info
+    info.pointee.struct_size = size
+  }
+}
+
+@implementation @_cdecl("moe_pretrained_load")
+public func moe_pretrained_load(_ pretrained: OpaquePointer?, _ model: OpaquePointer?) -> moe_status {
+  attempt { () throws(Fault) in
+    let folder = try handle(pretrained, "pretrained", as: Folder.self)
+    let model = try handle(model, "model", as: Model.self)
+    try folder.pointee.load(model)
+  }
+}
+
+@implementation @_cdecl("moe_model_load")
+public func moe_model_load(
+  _ context: OpaquePointer?, _ folder: UnsafePointer<CChar>?, _ options: UnsafePointer<moe_pretrained_options>?,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let path = try required(folder, "folder")
+    let options = try readOptions(options)
+    let out = try required(out, "out")
+    let folder = try Folder.open(path, options, in: context)
+    defer { folder.free() }
+    let config = folder.pointee.model
+    var made: ModelPointer?
+    try config.requireBounds(Bounds("config"))
+    try createModel(context, config, startsRandom: false) { made = $0 }
+    guard let model = made else { return }
+    do throws(Fault) {
+      try folder.pointee.load(model)
+      try folder.pointee.prepare(model)
+    } catch {
+      model.free()
+      throw error
+    }
+    out.pointee = OpaquePointer(model)
+  }
+}
+
+@implementation @_cdecl("moe_pretrained_family")
+public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
+  Int32(exactly: index).flatMap { Family(rawValue: $0) }?.name
+}
+
+extension Folder {
+  func load(_ model: ModelPointer) throws(Fault) {
+    try model.load(source, shapes, type: type, expertLimit: expertLimit, progress)
+  }
+
+  /// Packs the experts of each MoE layer, where the options say so.
+  func prepare(_ model: ModelPointer) throws(Fault) {
+    if options.prepared == 0 { return }
+    for n in 0..<model.pointee.configuration.layers where model.pointee.configuration.isMoE(n) {
+      if let layer = model.pointee.layer(n) { try MoEABI.prepare(layer, options.prepared) }
+    }
+  }
+}

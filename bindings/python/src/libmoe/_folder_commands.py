@@ -1,0 +1,218 @@
+"""Commands for models in folders: let one write, talk with it, measure it, look into it, write it anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import libmoe
+
+from ._conversation import Conversation, chosen
+from ._screen import Meter, Speed, size
+from .pretrained import describe_pretrained
+from .train import texts
+from .train.data import Part, whole
+from .train.errors import UserError
+from .train.evaluate import bits_per_byte
+from .train.folder import MODEL, is_run
+from .train.output import say
+from .train.sample import printable
+from .train.tokenizer import Tokenizer
+from .words import FolderDType
+
+LEAVE = ("/exit", "/quit")
+FORMATS: tuple[FolderDType, ...] = ("f32", "bf16", "f16")
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Return whether a folder is that of a model rather than of a run: whose config.json names a family."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "model_type" in found
+
+
+def generate(asked: argparse.Namespace) -> int:
+    """Continue a text; what is written goes to the standard output, how fast to the standard error."""
+    text = sys.stdin.read() if asked.prompt == "-" else asked.prompt
+    model = _loaded(asked)
+    prompt = model.tokenizer.encode(text)
+    if not prompt:
+        raise UserError("the prompt has no token; give it at least one letter")
+    speed = Speed(len(prompt))
+    tokens = model.generate(prompt, asked.tokens, seed=asked.seed, stop=())
+    print(text, end="", flush=True)
+    _print(model.written(speed.timed(tokens), prompt))
+    say(str(speed), error=True)
+    return 0
+
+
+def chat(asked: argparse.Namespace) -> int:
+    """Talk, line by line; an empty line or the end of the input leaves."""
+    model = _loaded(asked)
+    model.tokenizer.chat([{"role": "user", "content": ""}])  # now rather than after the first question
+    talk = Conversation(model, asked.system)
+    say(f"write a line; {LEAVE[0]}, or the end of the input (Ctrl-D), leaves", error=True)
+    while True:
+        line = _asked()
+        if line is None or line.strip() in LEAVE:
+            return 0
+        if not line.strip():
+            continue
+        speed = Speed(0)
+        tokens = talk.reply(line, asked.tokens, seed=asked.seed)
+        pieces = model.written(speed.timed(tokens), talk.prompt())
+        talk.said(_print(pieces))
+        speed.n_prompt = talk.n_unread
+        say(str(speed), error=True)
+
+
+def _asked() -> str | None:
+    """Return the next line, without a line break; None at the end of the input."""
+    say("> ", error=True, end="")
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
+def _print(pieces: Iterator[str]) -> str:
+    """Print text as it comes and a line break behind it; return it."""
+    written = []
+
+    def heard() -> Iterator[bytes]:
+        for piece in pieces:
+            written.append(piece)
+            yield piece.encode()
+
+    for shown in printable(heard()):
+        print(shown, end="", flush=True)
+    print(flush=True)
+    return "".join(written)
+
+
+def _loaded(asked: argparse.Namespace) -> libmoe.Model:
+    """Read a folder's model for inference, and set how it draws."""
+    model = _read(asked)
+    given = {
+        "temperature": 0.0 if asked.greedy else asked.temperature,
+        "top_k": asked.top_k,
+        "top_p": asked.top_p,
+        "min_p": asked.min_p,
+        "repetition_penalty": asked.repetition_penalty,
+        "stop": asked.stop,
+    }
+    if model.sampling.not_computed:
+        asks = ", ".join(model.sampling.not_computed)
+        say(f"generation_config.json asks for {asks}, which is not computed: it is left out", error=True)
+    model.sampling = chosen(model.sampling, **given)
+    return model
+
+
+def _read(asked: argparse.Namespace) -> libmoe.Model:
+    if is_run(asked.folder):
+        raise UserError(
+            f"{str(asked.folder)!r} is a run, not a model's folder: use sample, or, where it began with "
+            f"--init, the folder {str(asked.folder / MODEL)!r}"
+        )
+    meter = Meter("reading", "read", str(asked.folder))
+    model = libmoe.Model.from_pretrained(
+        asked.folder,
+        weight_dtype=asked.weight_dtype,
+        inference_only=True,
+        prepared=asked.prepared,
+        resident_limit=asked.resident_limit,
+        progress=meter,
+        context=libmoe.Context(min(asked.threads or libmoe.processors(), libmoe.processors())),
+    )
+    meter.end()
+    return model
+
+
+def evaluate(asked: argparse.Namespace) -> int:
+    """Bits per byte and perplexity of texts."""
+    if not asked.files:
+        raise UserError(f"{str(asked.folder)!r} is a model's folder: name texts to evaluate it on")
+    if asked.weights is not None:
+        raise UserError("--weights: is of runs; a model's folder has one set of weights")
+    model = _read(asked)
+    coder = Tokenizer(str(model.tokenizer.path))
+    found, passed_over = texts.find(asked.files, utf8=True)
+    if texts.told(passed_over):
+        say(texts.told(passed_over), error=True)
+    part = whole(found, coder)
+    length = min(asked.sequence_length, part.n_tokens - 1)
+    if length < 1:
+        raise UserError("the texts have less than two tokens, the least that can be evaluated")
+    bits = bits_per_byte(
+        model,
+        part,
+        sequence_length=length,
+        sequences=asked.sequences,
+        most_tokens=asked.tokens or part.n_tokens,
+    )
+    print(f"{bits:.4f} bits per byte, perplexity {_perplexity(bits, part):.4f} per token, of ", end="")
+    print(f"{part.n_bytes:,} bytes ({part.n_tokens:,} tokens), in windows of {length}")
+    return 0
+
+
+def _perplexity(bits: float, part: Part) -> float:
+    nats = bits / part.bits
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def convert(asked: argparse.Namespace) -> int:
+    """Read a folder and write it anew, in another type or other shards."""
+    if asked.output.exists() and asked.output.resolve() == asked.folder.resolve():
+        raise UserError(f"{str(asked.output)!r} is the folder itself: name another one")
+    if (asked.output / "config.json").exists():
+        raise UserError(f"{str(asked.output)!r} has a config.json already: name a new folder")
+    asked.prepared, asked.resident_limit = "none", 0
+    asked.weight_dtype = asked.dtype
+    model = _read(asked)
+    meter = Meter("writing", "wrote", str(asked.output))
+    model.save_pretrained(
+        asked.output, dtype=asked.dtype, max_shard_size=asked.max_shard_size, progress=meter
+    )
+    meter.end()
+    return 0
+
+
+def inspect(folder: Path) -> Iterator[str]:
+    """Tell what a folder holds, line by line, and what it will take."""
+    info = describe_pretrained(folder)
+    positions = f", {info.max_positions:,} positions" if info.max_positions else ""
+    yield (
+        f"{folder}: {info.model_type}, {info.n_layers} layers, hidden size {info.hidden_size}, "
+        f"vocabulary {info.vocabulary_size:,}{positions}"
+    )
+    if info.n_moe_layers:
+        yield (f"{info.n_moe_layers} layers of experts: {info.top_k} of {info.n_experts} for each token")
+    yield f"{info.n_parameters:,} weights, {info.n_active:,} of them used for a token"
+    yield f"files: {size(info.file_bytes)} in {info.n_tensors:,} tensors, most of them {info.dtype}"
+    yield "memory of the weights:"
+    for form in FORMATS:
+        other = describe_pretrained(folder, weight_dtype=form, inference_only=True)
+        yield (
+            f"  {form:5}{size(other.parameter_bytes):>10}, of which experts "
+            f"{size(other.expert_bytes)}; to train them all {size(_training(other))}"
+        )
+    if info.n_left_tensors:
+        yield f"the model does not use {info.n_left_tensors} tensors ({info.left_tensors})"
+    if info.ignored_keys:
+        yield f"keys of config.json that change no number: {info.ignored_keys}"
+    sampling = libmoe.Sampling.from_pretrained(folder)
+    if sampling.not_computed:
+        yield f"generation_config.json asks for what is not computed: {', '.join(sampling.not_computed)}"
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if not (folder / name).exists():
+            yield f"there is no {name}"
+
+
+def _training(info: libmoe.PretrainedInfo) -> int:
+    """Bytes of weights, gradients and AdamW's two moments, and of the float32 copies of 16-bit weights."""
+    narrow = info.parameter_bytes < 4 * info.n_parameters
+    return info.parameter_bytes + (4 + 8 + 4 * narrow) * info.n_parameters

@@ -1,0 +1,110 @@
+"""Options of the commands for models in folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ._native.check import byte_count
+from .errors import InvalidArgumentError
+from .words import FolderDType, Prepared
+
+PRETRAINED_EXAMPLES = """\
+examples:
+  python -m libmoe inspect OLMoE-1B-7B               what it is, and the memory it will take
+  python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time" --tokens 100
+  python -m libmoe chat gpt-oss-20b --resident-limit 8GB
+  python -m libmoe eval OLMoE-1B-7B book.txt
+  python -m libmoe convert OLMoE-1B-7B OLMoE-f32 --dtype f32
+
+FOLDER has config.json, model.safetensors or its shards, and tokenizer.json, as transformers writes them.
+"""
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the folder that is read."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the model")
+
+
+def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None:
+    """Add how a folder is read."""
+    group = parser.add_argument_group(title)
+    group.add_argument(
+        "--weight-dtype",
+        choices=get_args(FolderDType),
+        default="own",
+        help="of the weights in memory; own: that of the files (default own)",
+    )
+    group.add_argument(
+        "--prepared",
+        choices=get_args(Prepared),
+        default="none",
+        help="pack the experts' weights once, for speed (default none)",
+    )
+    group.add_argument(
+        "--resident-limit",
+        type=_size,
+        default=0,
+        metavar="SIZE",
+        help="of weights in memory, such as 8GB; experts beyond it are read as they are used (default none)",
+    )
+    add_threads(group)
+
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """Add the windows that a text is evaluated in."""
+    for name, default, what in (
+        ("--sequence-length", 512, "of a window"),
+        ("--sequences", 4, "windows at once"),
+    ):
+        text = f"{what}, for a model's folder (default {default})"
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+
+
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    """Add how many threads compute."""
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="that compute (default all)")
+
+
+def add_drawing(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """Add how tokens are drawn; what is not given is as the folder's generation_config.json has it."""
+    group = parser.add_argument_group("drawing", "by default as the folder's generation_config.json says")
+    group.add_argument(
+        "--tokens", type=int, default=tokens, metavar="N", help=f"to write at most (default {tokens})"
+    )
+    group.add_argument("--temperature", type=float, metavar="X", help="0: always the likeliest")
+    group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    group.add_argument("--top-k", type=int, metavar="K", help="only of the k likeliest; 0: of all")
+    group.add_argument("--top-p", type=float, metavar="P", help="only of the likeliest that add up to p")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="only of those p times as likely as the first"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="for tokens that were there before; 1: none"
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends the text; may be given again")
+    group.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+
+
+def add_converting(parser: argparse.ArgumentParser) -> None:
+    """Add how a folder is written."""
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder")
+    parser.add_argument(
+        "--dtype", choices=get_args(FolderDType), default="own", help="of the weights (default own)"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=_size,
+        default="50GB",
+        metavar="SIZE",
+        help="of a file; 0: one file (default 50GB)",
+    )
+    add_threads(parser)
+
+
+def _size(text: str) -> int:
+    try:
+        return int(text) if text.isdigit() else byte_count("size", text)
+    except InvalidArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,50 @@
+"""Files of the package ``tokenizers``, opened."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .errors import InvalidArgumentError
+
+
+def opened(path: str, *, without: str) -> Any:
+    """Return the file's tokenizer, without what it switches on for a batch of short texts.
+
+    Truncation, padding, and dropout of merges are off.
+
+    Parameters
+    ----------
+    path : str
+    without : str
+        What can be done without the package.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The package is missing, or the file is none of its.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise InvalidArgumentError(
+            f"tokenizer {path!r}: the package tokenizers is not installed; "
+            f"pip install 'libmoe[tokenizers]', or {without}"
+        ) from None
+    if os.path.isdir(path):
+        raise InvalidArgumentError(
+            f"tokenizer: {path!r} is a folder: name the file in it, often tokenizer.json"
+        )
+    if not os.path.isfile(path):
+        raise InvalidArgumentError(f"tokenizer: no such file: {path!r}")
+    try:
+        coder = tokenizers.Tokenizer.from_file(path)
+    except Exception as error:  # the package raises plain Exception
+        raise InvalidArgumentError(
+            f"tokenizer {path!r}: {error}; a file that tokenizers.Tokenizer.save wrote is wanted"
+        ) from None
+    coder.no_truncation()
+    coder.no_padding()
+    if getattr(coder.model, "dropout", None):
+        coder.model.dropout = None  # another text's tokens each time
+    return coder

@@ -1,0 +1,138 @@
+"""The tokenizer of a folder: text to tokens and back, and conversations as its model was taught them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _pieces
+from ._keywords import keywords
+from ._native import check
+from ._tokenizer_files import opened
+from .chat_template import ChatTemplate
+from .errors import ArgumentTypeError, InvalidArgumentError
+
+FILE = "tokenizer.json"
+
+
+@keywords
+class Tokenizer:
+    """Text to tokens and back, as tokenizer.json of a folder says; needs the package ``tokenizers``.
+
+    Parameters
+    ----------
+    path : path
+        Of a folder with tokenizer.json, or of such a file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The package is missing, or there is no such file; the text says what would do.
+
+    Examples
+    --------
+    ::
+
+        tokenizer = libmoe.Tokenizer("OLMoE-1B-7B")
+        tokens = tokenizer.encode("Once upon a time")
+        text = tokenizer.decode(tokens)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        place = Path(path)
+        if place.is_dir():
+            place = place / FILE
+            if not place.exists():
+                raise InvalidArgumentError(
+                    f"tokenizer: {os.fspath(path)!r} has no {FILE}: put one there (transformers' "
+                    "tokenizer.save_pretrained writes it), or give tokens in place of text"
+                )
+        self.path = place
+        self._coder = opened(str(place), without="give tokens in place of text")
+        self._template: ChatTemplate | None = None
+
+    def __repr__(self) -> str:
+        """Say of which file."""
+        return f"<libmoe.Tokenizer: {str(self.path)!r}, {self.vocabulary_size} tokens>"
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The largest token there is, plus one."""
+        return 1 + max(self._coder.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the tokens of a text.
+
+        Parameters
+        ----------
+        text : str
+        special : bool
+            Whether the file's own are put around it, such as one for the beginning.
+        """
+        if not isinstance(text, str):
+            raise ArgumentTypeError(f"text: expected a str, got {type(text).__name__}")
+        return [int(token) for token in self._coder.encode(text, add_special_tokens=special).ids]
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of tokens.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+        special : bool
+            Whether special ones, such as one for the end, are written too.
+        """
+        listed = check.integers("tokens", tokens, np.int32).ravel().tolist()
+        return str(self._coder.decode(listed, skip_special_tokens=not special))
+
+    def pieces(self, tokens: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
+        """Yield the text of tokens as they come, in whole letters; it continues the tokens `after`."""
+        return _pieces.pieces(self.decode, tokens, after)
+
+    def token(self, name: str) -> int | None:
+        """Return the number of a token by its name, such as ``"</s>"``; None where there is none."""
+        found = self._coder.token_to_id(name)
+        return None if found is None else int(found)
+
+    # ----------------------------------------------------------------------------------------------------
+    # Conversations
+    # ----------------------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How the model was taught conversations; needs jinja2 when it is rendered.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The folder has none.
+        """
+        if self._template is None:
+            self._template = ChatTemplate.of(self.path.parent)
+        return self._template
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **variables: Any
+    ) -> list[int]:
+        """Return the tokens of a conversation, as the folder's chat template writes it.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            Each with ``"role"`` (``"system"``, ``"user"``, ``"assistant"``) and ``"content"``.
+        reply : bool
+            Whether the beginning of a reply stands at the end, for :meth:`Model.generate` to continue.
+        variables
+            Others that the template knows, such as ``tools`` or ``enable_thinking``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no template, jinja2 is missing, or the template refuses the messages.
+        """
+        text = self.chat_template.render(messages, reply=reply, **variables)
+        return self.encode(text, special=False)

@@ -1,0 +1,1 @@
+"""Tiny models in folders as people have them, and what transformers computes with each."""

@@ -1,0 +1,269 @@
+"""The command line on folders of models: generate, chat, eval, inspect, convert, train --init."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import libmoe
+from libmoe.train import Settings, open_run
+from libmoe.train.part import chosen, release
+from pretrained_models import FOLDERS, loaded, logits_of, most_of_the_experts, reference, tensors
+from tiny import called, command, finished, state
+
+MIXTRAL = str(FOLDERS / "mixtral")
+TEXT = "the cat and the hat in the house, here and there. " * 200
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return str(tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize("name", ["generate", "chat", "convert"])
+def test_help(name: str) -> None:
+    status, out, err = called(name, "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: python -m libmoe {name}" in out and "examples:\n" in out and "FOLDER" in out
+
+
+def test_generate_writes_what_the_model_writes() -> None:
+    asked = ["generate", MIXTRAL, "--prompt", "the cat", "--tokens", "12", "--seed", "3"]
+    status, out, err = finished(*asked)
+    assert status == 0, err
+    model = libmoe.Model.from_pretrained(MIXTRAL)
+    assert out == "the cat" + "".join(model.write("the cat", 12, seed=3)) + "\n"
+    assert re.search(r"^read .*mixtral: 1\d\d\.\d kB in \d+\.\d s$", err, re.MULTILINE)
+    assert re.search(
+        r"^\d+ tokens of the prompt, first token after \d+\.\d\d s; 12 tokens written, [\d,.]+ tokens/s",
+        err,
+        re.M,
+    )
+    _, greedy, _ = called("generate", MIXTRAL, "--prompt", "the cat", "--tokens", "9", "--greedy")
+    assert greedy == "the cat" + "".join(model.write("the cat", 9, temperature=0)) + "\n"
+    stop = greedy[8:10]
+    _, short, _ = called(
+        "generate", MIXTRAL, "--prompt", "the cat", "--tokens", "9", "--greedy", "--stop", stop
+    )
+    assert short == greedy[: greedy.index(stop, 7)] + "\n"
+
+
+def test_generate_reads_the_standard_input_and_packed_or_filed_weights() -> None:
+    def written(*more: str) -> str:
+        child = command("generate", MIXTRAL, "--prompt", "-", "--tokens", "9", *more, stdin=subprocess.PIPE)
+        out, err = child.communicate("the hat", timeout=100)
+        assert child.returncode == 0, err
+        return out
+
+    plain = written()
+    assert plain.startswith("the hat") and plain == written("--prepared", "f32")
+    assert plain == written("--resident-limit", str(most_of_the_experts("mixtral")))
+
+
+def test_chat_answers_as_the_whole_conversation_read_at_once() -> None:
+    child = command(
+        "chat", MIXTRAL, "--tokens", "7", "--seed", "2", "--system", "be kind", stdin=subprocess.PIPE
+    )
+    out, err = child.communicate("the cat?\n\nthe hat?\n/exit\nnever\n", timeout=100)
+    assert child.returncode == 0, err
+    model = libmoe.Model.from_pretrained(MIXTRAL)
+    talk: list[dict[str, str]] = [{"role": "system", "content": "be kind"}]
+    answers = []
+    for line in ("the cat?", "the hat?"):
+        talk.append({"role": "user", "content": line})
+        prompt = model.tokenizer.chat(talk)
+        answers.append("".join(model.written(model.generate(prompt, 7, seed=2), prompt)))
+        talk.append({"role": "assistant", "content": answers[-1]})
+    assert out == "".join(answer + "\n" for answer in answers)
+    counts = [int(n) for n in re.findall(r"(\d+) tokens of the prompt", err)]
+    whole = len(model.tokenizer.chat(talk[:-1]))
+    assert len(counts) == 2 and counts[1] < whole - counts[0]  # what was read is not read again
+
+
+def test_eval_is_what_forward_says(text: str) -> None:
+    status, out, err = called("eval", MIXTRAL, text, "--sequence-length", "20", "--sequences", "3")
+    assert status == 0, err
+    model = loaded("mixtral", inference_only=True)
+    tokens = np.array(model.tokenizer.encode(TEXT, special=False), np.int32)
+    windows = tokens[: len(tokens) // 21 * 21].reshape(-1, 21)
+    logits = logits_of(model, windows[:, :-1]).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    chances = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    nats = -np.take_along_axis(chances, windows[:, 1:, None].astype(np.int64), axis=-1).mean()
+    bits, perplexity = map(float, re.findall(r"(\d+\.\d{4})", out))
+    assert perplexity == pytest.approx(np.exp(nats), rel=1e-4)
+    assert bits == pytest.approx(nats / np.log(2) * len(tokens) / len(TEXT), rel=1e-4)
+    assert f"of {len(TEXT):,} bytes ({len(tokens):,} tokens), in windows of 20" in out
+
+
+def test_inspect_tells_what_it_takes() -> None:
+    status, out, _ = called("inspect", str(FOLDERS / "glm4_moe"))
+    assert status == 0
+    info = libmoe.describe_pretrained(FOLDERS / "glm4_moe", inference_only=True)
+    for says in (
+        "glm4_moe, 3 layers, hidden size 32, vocabulary 80, 32 positions",
+        "2 layers of experts: 2 of 6 for each token",
+        f"{info.n_parameters:,} weights, {info.n_active:,} of them used",
+        f"  f32  {info.parameter_bytes / 1e3:>7.1f} kB",
+        f"to train them all {(info.parameter_bytes + 12 * info.n_parameters) / 1e3:.1f} kB",
+        "the model does not use 2 tensors (model.layers.3.",
+        "there is no tokenizer.json",
+    ):
+        assert says in out, out
+
+
+def test_convert_changes_type_and_shards(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, _, err = called("convert", MIXTRAL, str(out), "--dtype", "bf16", "--max-shard-size", "15kB")
+    assert status == 0, err
+    assert len(list(out.glob("*.safetensors"))) > 3
+    then, now = tensors(FOLDERS / "mixtral"), tensors(out)
+    assert now.keys() == then.keys()
+    for name in then:
+        np.testing.assert_array_equal(now[name].astype(np.float32), rounded(then[name]), err_msg=name)
+    assert (out / "tokenizer.json").exists()
+    for again in (str(out), MIXTRAL):
+        status, _, err = called("convert", MIXTRAL, again)
+        assert status == 1 and "name " in err
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    return libmoe.from_bfloat16(libmoe.to_bfloat16(np.ascontiguousarray(values)))
+
+
+TUNE = (
+    "--steps 4 --sequence-length 12 --sequences 2 --evaluate-every 2 --evaluate-tokens 100 --warmup-steps 1 "
+    "--learning-rate 0.001 --log-every 1 --threads 1"
+).split()
+
+
+def test_train_begins_with_a_folder_and_leaves_one(tmp_path: Path, text: str) -> None:
+    run = tmp_path / "run"
+    status, out, err = called("train", text, "--init", MIXTRAL, "--output", str(run), *TUNE)
+    assert status == 0, err
+    assert "finished at step 4" in out
+    tuned = libmoe.Model.from_pretrained(run / "model", weight_dtype="f32")
+    best = open_run(run).model
+    tokens = reference("mixtral")["tokens"]
+    assert logits_of(tuned, tokens).tobytes() == logits_of(best, tokens).tobytes()
+    assert logits_of(tuned, tokens).tobytes() != logits_of(loaded("mixtral"), tokens).tobytes()
+    assert (run / "model" / "tokenizer.json").read_bytes() == (
+        FOLDERS / "mixtral/tokenizer.json"
+    ).read_bytes()
+    assert tensors(run / "model").keys() == tensors(FOLDERS / "mixtral").keys()
+    assert called("generate", str(run / "model"), "--prompt", "the", "--tokens", "3")[0] == 0
+    assert called("sample", str(run), "--prompt", "the", "--tokens", "3")[0] == 0
+    assert called("eval", str(run))[0] == 0 == called("inspect", str(run))[0]
+
+
+def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: str) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(FOLDERS / "llama", init)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    asked = ["train", text, "--init", str(init), "--trained", "*.attention.*,norm.weight", *TUNE]
+    asked += ["--schedule", "constant"]
+    status, out, err = called(*asked, "--output", str(whole))
+    assert status == 0, err
+    assert re.search(r"[\d,]+ of [\d,]+ weights are trained, in \d+ of \d+ tensors", out)
+    assert called(*asked, "--output", str(parts), "--steps", "2")[0] == 0
+    shutil.rmtree(init)  # the run has all that it needs
+    status, _, err = called("train", "--resume", str(parts), "--steps", "4")
+    assert status == 0, err
+    assert state(parts) == state(whole)
+    trained = [name for name in loaded("llama").parameters if ".attention." in name or name == "norm.weight"]
+    moments = [name for name in state(whole) if re.fullmatch(r"optimizers\.0\.\d+\.moments", name)]
+    assert len(moments) == len(trained) < len(loaded("llama").parameters)
+
+
+def test_what_is_not_trained_stays_and_takes_no_memory(tmp_path: Path, text: str) -> None:
+    run = tmp_path / "run"
+    asked = [
+        "train",
+        text,
+        "--init",
+        MIXTRAL,
+        "--trained",
+        "*.attention.output.*",
+        "--output",
+        str(run),
+        *TUNE,
+    ]
+    assert called(*asked)[0] == 0
+    then, now = tensors(FOLDERS / "mixtral"), tensors(run / "model")
+    moved = {name for name in then if then[name].tobytes() != now[name].tobytes()}
+    assert moved == {name for name in then if name.endswith("o_proj.weight")}
+
+
+def test_gradients_of_what_is_trained_are_as_ever() -> None:
+    tokens = reference("mixtral")["tokens"]
+    whole, part = loaded("mixtral"), loaded("mixtral")
+    trained = chosen(part, "*norm*,*.attention.qkv*")
+    release(part, trained)
+    for model in (whole, part):
+        model.zero_grad()
+        output = model.forward(tokens, tokens, tape=True)
+        model.backward(output)
+    for name, parameter in trained.items():
+        assert parameter.grad.tobytes() == whole.parameters[name].grad.tobytes(), name
+    others = [p.grad for name, p in part.parameters.items() if name not in trained]
+    assert len({grad.ctypes.data for grad in others}) == 1
+
+
+def claimed(run: Path) -> Path:
+    """A folder as a run leaves it before its first checkpoint."""
+    run.mkdir()
+    for name in ("log.jsonl", "texts.json"):
+        (run / name).write_text("")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], "libmoe generate: .*nowhere"),
+        (["generate", "FOLDER", "--prompt", "x", "--top-p", "2"], "libmoe generate: .*top_p"),
+        (["chat", "BARE"], "has no tokenizer.json"),
+        (["generate", "RUN", "--prompt", "x"], "is a run, not a model's folder: use sample"),
+        (["eval", "FOLDER"], "name texts"),
+        (["eval", "FOLDER", "TEXT", "--weights", "last"], "--weights: is of runs"),
+        (["train", "TEXT", "--init", "FOLDER", "--hidden-size", "64"], "hidden_size = 64: the model of init"),
+        (["train", "TEXT", "--init", "FOLDER", "--trained", "nothing*"], "no weight is called 'nothing\\*'"),
+        (["train", "TEXT", "--init", "BARE"], "has no tokenizer.json; name the model's own"),
+        (["train", "TEXT", "--init", "nowhere"], "nowhere"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, text: str, arguments: list[str], says: str) -> None:
+    run = tmp_path / "run"
+    Settings().save(claimed(run))
+    places = {"FOLDER": MIXTRAL, "BARE": str(FOLDERS / "olmoe"), "TEXT": text, "RUN": str(run)}
+    more = ["--output", str(tmp_path / "out"), *TUNE] if arguments[0] == "train" else []
+    status, _, err = called(*(places.get(each, each) for each in arguments), *more)
+    assert status == 1
+    *_, last = err.splitlines()
+    assert re.search(says, last), err
+    assert "Traceback" not in err
+
+
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    status, _, err = called("generate", MIXTRAL, "--prompt", "x")
+    assert status == 1 and "pip install 'libmoe[tokenizers]'" in err
+    monkeypatch.delitem(sys.modules, "tokenizers")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    status, _, err = called("chat", MIXTRAL)
+    assert status == 1 and "pip install 'libmoe[chat]'" in err
+
+
+def test_settings_know_the_folder(tmp_path: Path) -> None:
+    settings = Settings(init=MIXTRAL, trained="*.attention.*")
+    settings.save(tmp_path)
+    assert Settings.load(tmp_path) == settings
+    assert json.loads((tmp_path / "config.json").read_text())["init"] == MIXTRAL
