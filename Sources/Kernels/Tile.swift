@@ -209,6 +209,39 @@ enum Pairs: Factors {
   rows.write(c, cStride)
 }
 
+#if !MOE_AVX512
+  /// All 32 columns of one row or two: a panel of which few rows make use comes from memory, and is read line by line from one
+  /// end to the other. The registers hold two tiles side by side.
+  @inline(__always) private func wideTile<R: Rows, F: Factors>(
+    _: R.Type, _: F.Type, _ k: Int, _ a: UnsafePointer<F.Word>, _ b: UnsafePointer<F.Word>, _ start: Source,
+    _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
+  ) {
+    var left = R(start, startStride)
+    var right = R(start + 16, startStride)
+    var (a, b, words, chunkAhead) = (a, b, k, ahead.first)
+    while words > 0 {
+      let count = words < F.perChunk ? words : F.perChunk
+      var next = chunkAhead
+      var p = 0
+      while p < count {
+        // Both lines of 32 words: no second tile fetches the other one.
+        moei_prefetch(next)
+        moei_prefetch(next + 64)
+        next += Int(ahead.row)
+        F.accumulate(&left, a + p, F.perChunk, b)
+        F.accumulate(&right, a + p, F.perChunk, b + 16)
+        b += 32
+        p &+= 1
+      }
+      a += R.count &* F.perChunk
+      words &-= F.perChunk
+      chunkAhead += Int(ahead.chunk)
+    }
+    left.write(c, cStride)
+    right.write(c + 16, cStride)
+  }
+#endif
+
 /// C[m,32] = start + A B, of which `columns` are stored; m is at most `tileHeight`. With startStride 0 every row starts
 /// from the same bias. On the way what lies `ahead` is fetched into the cache.
 @inline(__always) private func productOf<F: Factors>(
@@ -216,6 +249,10 @@ enum Pairs: Factors {
   _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
   withColumns(columns, m, start, startStride, c, cStride) { start, ss, c, cs in
+    #if !MOE_AVX512
+      if m == 1 { return wideTile(One.self, F.self, k, a, b, start, ss, c, cs, ahead) }
+      if m == 2 { return wideTile(Two.self, F.self, k, a, b, start, ss, c, cs, ahead) }
+    #endif
     var column = 0
     while column < 32 {
       var r = 0
