@@ -7,60 +7,39 @@ enum Int4Code: Code {
   static var bytes: Int { 576 }
   static var perWord: Int { 8 }
 
-  #if MOE_AVX512BF16
-    static var none: Sums { Sums(repeating: 0) }
-    @inline(__always) static func begin(_ token: UnsafeRawPointer) -> Sums { Sums(repeating: sumOf(token) &* -8) }
-    @inline(__always) static func add(
-      _ j: Int, _ block: UnsafeRawPointer, _ token: UnsafeRawPointer, to sum: inout Sums
-    ) {
-      let words = (block + j &* 128).loadUnaligned(as: SIMD16<UInt32>.self)
-      let low = unsafeBitCast(words & 0x0F0F_0F0F, to: SIMD64<Int8>.self)
-      let high = unsafeBitCast((words &>> 4) & 0x0F0F_0F0F, to: SIMD64<Int8>.self)
-      sum = moei_add_dots_unsigned(sum, low, fourOf(token, 2 &* j))
-      sum = moei_add_dots_unsigned(sum, high, fourOf(token, 2 &* j &+ 1))
-    }
-    @inline(__always) static func end(_ sum: Sums) -> Sums { sum }
-  #else
-    /// Sums of pairs, for which 16 bits are enough, and what they begin beside.
-    struct Partial {
-      var pairs: SIMD16<Int16>
-      let beside: Int32
-    }
-    static var none: Partial { Partial(pairs: SIMD16(repeating: 0), beside: 0) }
-    @inline(__always) static func begin(_ token: UnsafeRawPointer) -> Partial {
-      Partial(pairs: SIMD16(repeating: 0), beside: sumOf(token) &* -8)
-    }
-    @inline(__always) static func add(
-      _ j: Int, _ block: UnsafeRawPointer, _ token: UnsafeRawPointer, to sum: inout Partial
-    ) {
-      let words = (block + j &* 128).loadUnaligned(as: SIMD8<UInt32>.self)
-      let low = unsafeBitCast(words & 0x0F0F_0F0F, to: SIMD32<Int8>.self)
-      let high = unsafeBitCast((words &>> 4) & 0x0F0F_0F0F, to: SIMD32<Int8>.self)
-      sum.pairs = moei_add_pairs(sum.pairs, low, fourOf(token, 2 &* j))
-      sum.pairs = moei_add_pairs(sum.pairs, high, fourOf(token, 2 &* j &+ 1))
-    }
-    @inline(__always) static func end(_ sum: Partial) -> Sums {
-      moei_sum_pairs(sum.pairs) &+ Sums(repeating: sum.beside)
-    }
-  #endif
-  @inline(__always) static func value(_ words: Sums, _ i: Int) -> Sums {
-    let shift = i < 4 ? 8 &* i : 8 &* i &- 28
-    return ((words &>> Sums(repeating: Int32(shift))) & 15) &- 8
+  @inline(__always) static func sums(_ block: UnsafeRawPointer, _ token: UnsafeRawPointer) -> Sums {
+    var sum = moei_no_nibbles()
+    sum = moei_add_nibbles(sum, words(block, 0), fourOf(token, 0), fourOf(token, 1))
+    sum = moei_add_nibbles(sum, words(block, 1), fourOf(token, 2), fourOf(token, 3))
+    sum = moei_add_nibbles(sum, words(block, 2), fourOf(token, 4), fourOf(token, 5))
+    sum = moei_add_nibbles(sum, words(block, 3), fourOf(token, 6), fourOf(token, 7))
+    return moei_sum_nibbles(sum, sumOf(token) &* -8)
+  }
+  @inline(__always) static func value(_ words: Sums, _ i: Int, _ scales: SumFloats) -> SumFloats {
+    moei_nibble(words, Int32(truncatingIfNeeded: i), scales)
   }
 }
+
+@inline(never) private func multiply(_ call: CodeCall) { call.multiply(Int4Code.self) }
+@inline(never) private func multiplyIntegers(_ call: CodeCall) { call.multiplyIntegers(Int4Code.self) }
 
 @inline(never) func int4Product(
   _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int
 ) {
-  floatsTimes(Int4Code.self, m, columns, k, a, b, start, startStride, c, cStride)
+  withColumns(columns, m, start, startStride, c, cStride) { start, startStride, c, cStride in
+    multiply(CodeCall(m: m, length: k, a: a, b: b, start: start, startStride: startStride, c: c, cStride: cStride))
+  }
 }
 
 @inline(never) func int4ProductOfIntegers(
   _ m: Int, _ columns: Int, _ count: Int, _ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int
 ) {
-  integersTimes(Int4Code.self, m, columns, count, a, b, start, startStride, c, cStride)
+  withColumns(columns, m, start, startStride, c, cStride) { start, startStride, c, cStride in
+    multiplyIntegers(
+      CodeCall(m: m, length: count, a: a, b: b, start: start, startStride: startStride, c: c, cStride: cStride))
+  }
 }
 
 @inline(never) func int4Decode(_ k: Int, _ blocks: UnsafeRawPointer, _ panel: Target) {

@@ -7,50 +7,47 @@ enum Int8Code: Code {
   static var bytes: Int { 1088 }
   static var perWord: Int { 4 }
 
-  #if MOE_AVX512BF16
-    static var none: Sums { Sums(repeating: 0) }
-    /// Weights come as w + 128, since the instruction takes numbers without a sign.
-    @inline(__always) static func begin(_ token: UnsafeRawPointer) -> Sums { Sums(repeating: sumOf(token) &* -128) }
-    @inline(__always) static func add(
-      _ j: Int, _ block: UnsafeRawPointer, _ token: UnsafeRawPointer, to sum: inout Sums
-    ) {
-      add(block + j &* 256, fourOf(token, 2 &* j), to: &sum)
-      add(block + (j &* 256 &+ 128), fourOf(token, 2 &* j &+ 1), to: &sum)
-    }
-    @inline(__always) private static func add(_ words: UnsafeRawPointer, _ token: Int32, to sum: inout Sums) {
-      let weights = words.loadUnaligned(as: SIMD64<Int8>.self) ^ SIMD64(repeating: -128)
-      sum = moei_add_dots_unsigned(sum, weights, token)
-    }
-  #else
-    static var none: Sums { Sums(repeating: 0) }
-    @inline(__always) static func begin(_ token: UnsafeRawPointer) -> Sums { none }
-    @inline(__always) static func add(
-      _ j: Int, _ block: UnsafeRawPointer, _ token: UnsafeRawPointer, to sum: inout Sums
-    ) {
-      let first = (block + j &* 256).loadUnaligned(as: SIMD32<Int8>.self)
-      let second = (block + (j &* 256 &+ 128)).loadUnaligned(as: SIMD32<Int8>.self)
-      sum = moei_add_dots(sum, first, fourOf(token, 2 &* j))
-      sum = moei_add_dots(sum, second, fourOf(token, 2 &* j &+ 1))
-    }
-  #endif
-  @inline(__always) static func end(_ sum: Sums) -> Sums { sum }
-  @inline(__always) static func value(_ words: Sums, _ i: Int) -> Sums {
-    (words &<< Sums(repeating: Int32(24 &- 8 &* i))) &>> Sums(repeating: 24)
+  @inline(__always) static func sums(_ block: UnsafeRawPointer, _ token: UnsafeRawPointer) -> Sums {
+    #if MOE_AVX512BF16
+      // Weights count 128 more, since the instruction takes numbers without a sign.
+      var sum = moei_repeat(sumOf(token) &* -128)
+    #else
+      var sum = moei_repeat(0)
+    #endif
+    sum = moei_add_bytes(sum, words(block, 0), fourOf(token, 0))
+    sum = moei_add_bytes(sum, words(block, 1), fourOf(token, 1))
+    sum = moei_add_bytes(sum, words(block, 2), fourOf(token, 2))
+    sum = moei_add_bytes(sum, words(block, 3), fourOf(token, 3))
+    sum = moei_add_bytes(sum, words(block, 4), fourOf(token, 4))
+    sum = moei_add_bytes(sum, words(block, 5), fourOf(token, 5))
+    sum = moei_add_bytes(sum, words(block, 6), fourOf(token, 6))
+    return moei_add_bytes(sum, words(block, 7), fourOf(token, 7))
+  }
+  @inline(__always) static func value(_ words: Sums, _ i: Int, _ scales: SumFloats) -> SumFloats {
+    moei_byte(words, Int32(truncatingIfNeeded: i), scales)
   }
 }
+
+@inline(never) private func multiply(_ call: CodeCall) { call.multiply(Int8Code.self) }
+@inline(never) private func multiplyIntegers(_ call: CodeCall) { call.multiplyIntegers(Int8Code.self) }
 
 @inline(never) func int8Product(
   _ m: Int, _ columns: Int, _ k: Int, _ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int
 ) {
-  floatsTimes(Int8Code.self, m, columns, k, a, b, start, startStride, c, cStride)
+  withColumns(columns, m, start, startStride, c, cStride) { start, startStride, c, cStride in
+    multiply(CodeCall(m: m, length: k, a: a, b: b, start: start, startStride: startStride, c: c, cStride: cStride))
+  }
 }
 
 @inline(never) func int8ProductOfIntegers(
   _ m: Int, _ columns: Int, _ count: Int, _ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int
 ) {
-  integersTimes(Int8Code.self, m, columns, count, a, b, start, startStride, c, cStride)
+  withColumns(columns, m, start, startStride, c, cStride) { start, startStride, c, cStride in
+    multiplyIntegers(
+      CodeCall(m: m, length: count, a: a, b: b, start: start, startStride: startStride, c: c, cStride: cStride))
+  }
 }
 
 @inline(never) func int8Decode(_ k: Int, _ blocks: UnsafeRawPointer, _ panel: Target) {

@@ -13,6 +13,8 @@ public struct PanelForm: Equatable {
   public let constant: StaticString
   let contents: Contents
 
+  public static func == (a: PanelForm, b: PanelForm) -> Bool { a.contents == b.contents }
+
   static var f32: PanelForm { PanelForm(constant: "MOE_PREPARED_F32", contents: .elements(.f32)) }
   static var bf16: PanelForm { PanelForm(constant: "MOE_PREPARED_BF16", contents: .elements(.bf16)) }
 

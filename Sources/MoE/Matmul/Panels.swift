@@ -51,9 +51,9 @@ struct WeightPanel<P: Precision> {
     return (P.elements(of: weights), weights.rowStride)
   }
 
-  /// The piece from p on, [depth][32] or blocks, where it lies or in `buffer`. So many tiles will read it.
+  /// The piece from p on, [depth][32] or blocks, where it lies or in `buffer`. So many rows will be multiplied by it.
   fileprivate func piece(
-    _ p: Int, _ depth: Int, tiles: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
+    _ p: Int, _ depth: Int, rows: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
   ) -> PanelPiece<P> {
     switch form {
     case .packed(let panel): return .elements(panel + p * chunkWidth)
@@ -62,7 +62,7 @@ struct WeightPanel<P: Precision> {
       return .elements(UnsafePointer(buffer))
     case .blocks(let panel, let code):
       let blocks = panel + code.bytes(p)
-      if tiles < P.decodedTiles { return .blocks(blocks, code) }
+      if rows < P.decodedRows { return .blocks(blocks, code) }
       P.decode(depth, blocks, code, into: buffer, kernels)
       return .elements(UnsafePointer(buffer))
     }
@@ -135,13 +135,14 @@ struct PanelProducts<P: Precision> {
     columns: (Int) -> Int = { _ in chunkWidth }
   ) {
     var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
+    let rows = range.isEmpty ? 0 : tiles.rows(range.lowerBound).count * range.count
     let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
     for p in stride(from: done, to: depth, by: P.panelDepth) {
       let depth = min(P.panelDepth, self.depth - p)
       let last = p + P.panelDepth >= self.depth
       for i in 0..<panels {
         pieces[i] = panel(i).piece(
-          p, depth, tiles: range.count, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
+          p, depth, rows: rows, buffer: packed + i * P.panelDepth * chunkWidth, kernels)
       }
       for tile in range {
         let rows = tiles.rows(tile)

@@ -63,8 +63,8 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
     start: StridedRows, _ c: StridedTargets, _ kernels: Kernels)
-  /// For so many tiles and more blocks are decoded first.
-  static var decodedTiles: Int { get }
+  /// For so many rows and more blocks are decoded first.
+  static var decodedRows: Int { get }
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
@@ -94,7 +94,7 @@ protocol Precision {
 
 // Blocks are read in float32 and as integers: no precision else is given any.
 extension Precision {
-  static var decodedTiles: Int { .max }
+  static var decodedRows: Int { .max }
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
     start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
@@ -181,7 +181,7 @@ enum F32: Precision {
   typealias Element = Float
   static var weights: ElementType? { .f32 }
   static var unit: Int { 1 }
-  static var decodedTiles: Int { 2 }
+  static var decodedRows: Int { 3 }
 
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,

@@ -139,8 +139,8 @@ def test_the_bits_of_a_layer_with_these_weights(form: Any, kind: str, matmul: An
                 values = unpacked(values, form)
             twin.parameters[name].data[...] = values
         layer.prepare(form)
-        # One row by blocks as they are, several tiles by decoded ones; the rest of a tile.
-        for n_tokens in (1, 3, 90):
+        # One and two rows by blocks as they are, more by decoded ones; the rest of a tile.
+        for n_tokens in (1, 4, 90):
             x = normal(n_tokens, H, seed=n_tokens)
             assert_same_bits(layer(x), twin(x))
 
