@@ -9,6 +9,7 @@
 #define _POSIX_C_SOURCE 200112L /* clock_gettime */
 #include <moe_pretrained.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,9 +17,11 @@
 
 #include "byte_bpe.h"
 
+enum { MOST_TOKENS = 1 << 28 }; /* so that room for them can be asked for */
+
 typedef struct request {
   const char *folder, *prompt, *ids;
-  long tokens, threads;
+  int64_t tokens, threads;
   moe_sampling sampling;
 } request;
 
@@ -56,6 +59,28 @@ static void usage(void) {
        "          [--min-p 0] [--repetition-penalty 1] [--seed 0] [--threads 0]");
 }
 
+/* A whole number from 0 to most: all of the text, and nothing beside it. */
+static uint64_t whole(const char *name, const char *text, uint64_t most) {
+  char *end = NULL;
+  errno = 0;
+  unsigned long long number = strtoull(text, &end, 10);
+  if (*text < '0' || *text > '9' || *end || errno || number > most) {
+    fprintf(stderr, "generate: %s %s: expected a whole number from 0 to %llu\n", name, text, (unsigned long long)most);
+    exit(1);
+  }
+  return number;
+}
+
+static double real(const char *name, const char *text) {
+  char *end = NULL;
+  double number = strtod(text, &end);
+  if (end == text || *end) {
+    fprintf(stderr, "generate: %s %s: expected a number\n", name, text);
+    exit(1);
+  }
+  return number;
+}
+
 static request asked(int count, char **words) {
   request asked = {NULL, NULL, NULL, 128, 0, MOE_SAMPLING_INIT};
   for (int i = 1; i < count; i++) {
@@ -67,20 +92,16 @@ static request asked(int count, char **words) {
     }
     if (++i == count) usage();
     const char *value = words[i];
-    char *end = NULL;
-    double number = strtod(value, &end);
-    int is_number = end != value && !*end;
     if (!strcmp(name, "--prompt")) asked.prompt = value;
     else if (!strcmp(name, "--ids")) asked.ids = value;
-    else if (!is_number) usage();
-    else if (!strcmp(name, "--tokens")) asked.tokens = strtol(value, NULL, 10);
-    else if (!strcmp(name, "--threads")) asked.threads = strtol(value, NULL, 10);
-    else if (!strcmp(name, "--seed")) asked.sampling.seed = strtoull(value, NULL, 10);
-    else if (!strcmp(name, "--top-k")) asked.sampling.top_k = strtoll(value, NULL, 10);
-    else if (!strcmp(name, "--temperature")) asked.sampling.temperature = number;
-    else if (!strcmp(name, "--top-p")) asked.sampling.top_p = number;
-    else if (!strcmp(name, "--min-p")) asked.sampling.min_p = number;
-    else if (!strcmp(name, "--repetition-penalty")) asked.sampling.repetition_penalty = number;
+    else if (!strcmp(name, "--tokens")) asked.tokens = (int64_t)whole(name, value, MOST_TOKENS);
+    else if (!strcmp(name, "--threads")) asked.threads = (int64_t)whole(name, value, INT32_MAX);
+    else if (!strcmp(name, "--seed")) asked.sampling.seed = whole(name, value, UINT64_MAX);
+    else if (!strcmp(name, "--top-k")) asked.sampling.top_k = (int64_t)whole(name, value, INT32_MAX);
+    else if (!strcmp(name, "--temperature")) asked.sampling.temperature = real(name, value);
+    else if (!strcmp(name, "--top-p")) asked.sampling.top_p = real(name, value);
+    else if (!strcmp(name, "--min-p")) asked.sampling.min_p = real(name, value);
+    else if (!strcmp(name, "--repetition-penalty")) asked.sampling.repetition_penalty = real(name, value);
     else usage();
   }
   if (!asked.folder || !asked.prompt == !asked.ids) usage();
@@ -96,10 +117,13 @@ static const char *in_folder(const char *folder, const char *name) {
 static int32_t *listed(const char *text, int64_t *count) {
   int32_t *ids = (int32_t *)room((strlen(text) + 1) * sizeof *ids);
   for (*count = 0; *text; (*count)++) {
-    char *end;
-    ids[*count] = (int32_t)strtol(text, &end, 10);
-    if (end == text) stop("--ids: expected whole numbers with commas between them");
-    text = *end == ',' ? end + 1 : end;
+    size_t length = strcspn(text, ",");
+    char id[16] = "";
+    if (length >= sizeof id) stop("--ids: a number is longer than any id: expected whole numbers with commas between them");
+    memcpy(id, text, length);
+    ids[*count] = (int32_t)whole("--ids", id, INT32_MAX);
+    text += length;
+    if (*text && !*++text) stop("--ids: a number is missing behind the last comma");
   }
   return ids;
 }
@@ -114,7 +138,12 @@ static int32_t *ends(const char *folder, int64_t *count) {
     if (found >= 0 && !json_is(&file, found, "null")) {
       int32_t *ids = (int32_t *)room((size_t)(file.values[found].next - found) * sizeof *ids);
       int is_list = file.values[found].kind == '[';
-      for (int i = found + is_list; i < file.values[found].next; i++) ids[(*count)++] = (int32_t)json_number(&file, i);
+      for (int i = found + is_list; i < file.values[found].next; i++) {
+        char first = file.text[file.values[i].text];
+        long long id = first >= '0' && first <= '9' ? json_number(&file, i) : -1;
+        if (id < 0 || id > INT32_MAX) stop("eos_token_id: expected a token's number, or a list of them");
+        ids[(*count)++] = (int32_t)id;
+      }
       json_free(&file);
       return ids;
     }

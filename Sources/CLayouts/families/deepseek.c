@@ -12,7 +12,7 @@ static const moe_layer_config v3 = {GATED, SIGMOID_GATE, .group_top_m = 2};
       DENSE_WIDTH("intermediate_size"), WIDTH("moe_intermediate_size"),                                    \
       EXPERTS("n_routed_experts|num_experts|num_local_experts", NULL),                                     \
       {"kv_lora_rank", MOEI_KEY_SIZE, MODEL(latent_rank), "512"},                                          \
-      {"q_lora_rank", MOEI_KEY_SIZE, MODEL(query_rank), "0"},                                              \
+      {"q_lora_rank", MOEI_KEY_SIZE, MODEL(query_rank), "1536"},                                              \
       {"v_head_dim", MOEI_KEY_SIZE, MODEL(value_head_size), "128"}, RULE("qk_nope_head_dim"),              \
       RULE("qk_rope_head_dim"), QKV_BIAS("attention_bias", "false"), OUTPUT_BIAS("attention_bias", "false"), \
       {"n_group", MOEI_KEY_COUNT, MOE(n_groups), "1"}, {"topk_group", MOEI_KEY_COUNT, MOE(top_groups), "1"}, \
@@ -21,7 +21,8 @@ static const moe_layer_config v3 = {GATED, SIGMOID_GATE, .group_top_m = 2};
 
 static const moei_key v2_keys[] = {
     SIZES("102400"), COMMON, TOP_K("num_experts_per_tok", NULL), ROUTED_SCALE("1.0"),
-    {"n_shared_experts", MOEI_KEY_SIZE, MOE(n_shared_experts), "2"}, RULE("topk_method"), IS("norm_topk_prob", "false"),
+    {"n_shared_experts", MOEI_KEY_SIZE, MOE(n_shared_experts), "2"}, IS("topk_method", "greedy|group_limited_greedy"),
+    IS("norm_topk_prob", "false"),
     IS("scoring_func", "softmax"),
 };
 static const moei_key v3_keys[] = {

@@ -10,10 +10,14 @@ static const moe_model_config with_head_norms = {DECODER, .qk_norm = MOE_QK_NORM
 static const moei_key llama_keys[] = {
     SIZES("32000"), KEY_HEADS("0"), HEAD_SIZE("0"), NORM_EPSILON("1e-6"), TIED("false"),
     DENSE_WIDTH("intermediate_size"), BIASES, {"mlp_bias", MOEI_KEY_NOT, MODEL(dense_no_bias), "false"},
+    /* Llama's own attention sees everything. */
+    IGNORED("sliding_window"), IGNORED("max_window_layers"), IS("use_sliding_window", "false"),
+    IS("rope_interleaved", "false"), IGNORED("is_llama_config"),
 };
 static const moei_key mistral_keys[] = {
     SIZES("32000"), KEY_HEADS("8"), HEAD_SIZE("0"), NORM_EPSILON("1e-6"), TIED("false"),
-    DENSE_WIDTH("intermediate_size"), RULE("sliding_window"), RULE("layer_types"),
+    DENSE_WIDTH("intermediate_size"), RULE("sliding_window"), RULE("layer_types"), IS("attention_bias", "false"),
+    IS("mlp_bias", "false"),
 };
 static const moei_key qwen3_keys[] = {
     SIZES("151936"), KEY_HEADS("32"), HEAD_SIZE("128"), NORM_EPSILON("1e-6"), TIED("false"),

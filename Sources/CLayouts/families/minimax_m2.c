@@ -9,7 +9,12 @@ static const moei_key keys[] = {
     NO_BALANCE, IGNORED("router_jitter_noise"), IS("use_qk_norm", "true"), IS("qk_norm_type", "per_layer"),
     IS("scoring_func", "sigmoid"), IS("use_routing_bias", "true"), IS("shared_intermediate_size", "0"),
     IS("attn_type_list", "1"), IGNORED("use_mtp"), IGNORED("num_mtp_modules"), IGNORED("mtp_transformer_layers"),
-    IS("sliding_window", "null"),
+    IS("sliding_window", "null"), IS("attention_bias", "false"),
+    /* Of relatives with dense layers, shared experts and weighted residuals. */
+    IGNORED("mlp_intermediate_size"), IGNORED("moe_intermediate_size"), IGNORED("shared_moe_mode"),
+    IS("postnorm", "false"), IS("layernorm_full_attention_alpha", "1"), IS("layernorm_full_attention_beta", "1"),
+    IS("layernorm_linear_attention_alpha", "1"), IS("layernorm_linear_attention_beta", "1"),
+    IS("layernorm_mlp_alpha", "1"), IS("layernorm_mlp_beta", "1"),
 };
 static const moei_tensor tensors[] = {ENDS, NORMS, ATTENTION, HEAD_NORMS};
 

@@ -10,6 +10,8 @@ static const moe_layer_config moe = {
 static const moei_key keys[] = {
     SIZES("32064"), KEY_HEADS("8"), HEAD_SIZE("0"), NORM_EPSILON("1e-5"), TIED("false"),
     WIDTH("intermediate_size"), EXPERTS("num_local_experts|num_experts", "16"), TOP_K("num_experts_per_tok", "2"),
+    /* SparseMixer chooses two, whatever the key says. */
+    IS("num_experts_per_tok", "2"),
     NO_BALANCE, {"router_jitter_noise", MOEI_KEY_FLOAT, MOE(mask_threshold), "0.01"},
     {"input_jitter_noise", MOEI_KEY_FLOAT, MOE(jitter), "0.0"}, RULE("sliding_window"),
     QKV_BIAS("attention_bias", "false"), OUTPUT_BIAS("attention_bias", "false"),

@@ -90,10 +90,6 @@ extension Fault {
 
   /// The fault of a call that had begun to overwrite what a file was to be read into.
   func whileOverwriting(_ what: StaticString) -> Fault {
-    let size = Int(MOEI_TEXT_SIZE)
-    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
-      text.baseAddress!.update(from: moei_error_text(), count: size)
-      return Fault(kind, "\(what) partly old and partly the file's, load again: \(UnsafePointer(text.baseAddress))")
-    }
+    reworded { "\(what) partly old and partly the file's, load again: \($0)" }
   }
 }

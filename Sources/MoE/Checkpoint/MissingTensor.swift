@@ -12,6 +12,13 @@ extension Checkpoint {
     return .invalid("\(name): the checkpoint has no such tensor, nor one of a similar name, among its \(count)")
   }
 
+  /// Of a tensor that a model needs as config.json describes it.
+  func missingOfConfig(_ name: UnsafePointer<CChar>) -> Fault {
+    missing(name).reworded {
+      "\($0); the model that config.json describes has it: correct that, or download the folder again"
+    }
+  }
+
   /// One whose name is the same from the layer's number on, or in its last two parts where there is no number.
   private func underOtherPrefix(_ name: UnsafePointer<CChar>) -> StoredTensor? {
     let length = textLength(name)

@@ -86,20 +86,34 @@ struct OutgoingMatrices {
   }
 }
 
-/// Elements first ..< first + count of a parameter, `less` taken from each.
+/// Takes 1 from elements that have it beyond what is stored.
+struct ElementShift {
+  /// What was stored of all of a parameter's elements: those that still are 1 more are stored so again, where a difference would be
+  /// rounded. nil where nobody knows.
+  let known: UnsafePointer<Float>?
+
+  func apply(_ values: UnsafeMutablePointer<Float>, _ first: Int, _ count: Int) {
+    for i in 0..<count {
+      let stored = known.map { $0[first + i] }
+      values[i] = stored.flatMap { $0 + 1 == values[i] ? $0 : nil } ?? values[i] - 1
+    }
+  }
+}
+
+/// Elements first ..< first + count of a parameter.
 func writeElements(
-  _ parameter: Parameter, _ first: Int, _ count: Int, less: Float = 0, _ type: StoredType,
+  _ parameter: Parameter, _ first: Int, _ count: Int, shift: ElementShift? = nil, _ type: StoredType,
   _ kernels: UnsafePointer<moei_kernels>, to output: inout FileOutput
 ) throws(Fault) {
   let own = parameter.type
-  if StoredType(own) == type && less == 0 {
+  if StoredType(own) == type && shift == nil {
     return try output.write(parameter.data! + own.bytes(first), count: own.bytes(count))
   }
   for start in stride(from: 0, to: count, by: OutgoingMatrices.stretch) {
     let some = min(OutgoingMatrices.stretch, count - start)
     try writeValues(some, type, kernels, to: &output) {
       parameter.read(first + start, some, to: $0, kernels)
-      if less != 0 { for i in 0..<some { $0[i] -= less } }
+      shift?.apply($0, first + start, some)
     }
   }
 }

@@ -41,6 +41,7 @@ public struct Configuration {
   public var trainable: Bool { values.pointee.trainable }
   public var keepsExpertGradients: Bool { values.pointee.keepsExpertGradients }
   public var keepsExpertWeights: Bool { values.pointee.keepsExpertWeights }
+  var allocates: Bool { values.pointee.allocates }
   public var balanceCoefficient: Float { values.pointee.balanceCoefficient }
   public var zCoefficient: Float { values.pointee.zCoefficient }
   public var losses: UnsafePointer<LossTerm>? { values.pointee.losses }
@@ -86,6 +87,8 @@ public struct Configuration {
     public var keepsExpertWeights = true
     /// Whether parameters have initial values, which who overwrites all of them has no use for.
     public var startsRandom = true
+    /// Whether parameters have memory, which a layer that only tells what they are does without.
+    public var allocates = true
     public var balanceCoefficient: Float = 0
     public var zCoefficient: Float = 0
     public var losses: UnsafePointer<LossTerm>?  // [lossCount]; memory as that of `groups`

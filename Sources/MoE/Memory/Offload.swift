@@ -7,7 +7,7 @@ import CShims
 /// What a layer has whose experts' matrices are in a file.
 public struct Offload {
   let stored: StoredExperts
-  private let limit: Int  // bytes of slots, and of what reading takes
+  private let limit: ResidentLimit  // of slots, and of what reading takes
   fileprivate let turn: Lock  // forward calls share the slots, so they take turns
   fileprivate let fetching: Fetching
   fileprivate let fetches: UnsafeMutablePointer<Fetch>  // [experts] of one chunk, in the order in which they are read
@@ -37,7 +37,8 @@ public struct Offload {
   fileprivate static var fading: Float { 0.875 }
 
   init(
-    _ arena: inout Arena, _ group: ExpertGroup, _ kernels: UnsafePointer<moei_kernels>, files: Int, limit: Int
+    _ arena: inout Arena, _ group: ExpertGroup, _ kernels: UnsafePointer<moei_kernels>, files: Int,
+    limit: ResidentLimit
   ) {
     let experts = group.experts
     stored = StoredExperts(&arena, group, kernels, files: files)
@@ -82,11 +83,8 @@ public struct Offload {
     let least = min(Self.fewestSlots, experts)
     let (slots, overflow) = one.multipliedReportingOverflow(by: least)
     if overflow || slots > .max - beside { throw .outOfMemory(bytes: .max) }
-    guard limit >= beside + slots else {
-      throw .invalid(
-        "resident_limit = \(limit) bytes, but \(least) experts and what reading takes need \(beside + slots)")
-    }
-    let count = min((limit - beside) / one, experts)
+    guard limit.bytes >= beside + slots else { throw limit.exceeded(by: beside + slots, experts: least) }
+    let count = min((limit.bytes - beside) / one, experts)
     return (count, try bytes(count))
   }
 
@@ -337,7 +335,7 @@ extension Layer {
   /// Takes all but the experts' matrices from a checkpoint, and those, expert by expert, when they are needed. On an error
   /// nothing has changed.
   public mutating func offload(
-    _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace, residentLimit: Int
+    _ checkpoint: Checkpoint, _ layout: Layout, _ place: LayerPlace, residentLimit: ResidentLimit
   ) throws(Fault) {
     let loading = Loading(self, checkpoint, layout, place)
     try loading.check()

@@ -62,6 +62,8 @@ public struct ModelConfiguration {
   public var trainable = true
   /// Whether parameters have initial values, which who overwrites all of them has no use for.
   public var startsRandom = true
+  /// Whether parameters have memory, which a model that only tells what they are does without.
+  public var allocates = true
   public var seed: UInt64 = 0
 
   public init(hidden: Int, layers: Int, heads: Int, keyHeads: Int, headSize: Int) {

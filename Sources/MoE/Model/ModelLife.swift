@@ -48,7 +48,7 @@ extension LayerPointer {
     _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, in context: ContextPointer
   ) throws(Fault) -> LayerPointer {
     var own = values
-    (own.seed, own.startsRandom) = (c.seed(ofFeedForward: n), c.startsRandom)
+    (own.seed, own.startsRandom, own.allocates) = (c.seed(ofFeedForward: n), c.startsRandom, c.allocates)
     if c.isMoE(n) { return try create(own, in: context) }
     var group = own.groups[0].wide(c.layer(n).denseSize)
     return try withUnsafePointer(to: &group) { (groups) throws(Fault) in

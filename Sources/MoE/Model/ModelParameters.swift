@@ -155,7 +155,8 @@ struct ModelParameters {
     for slot in 0..<slots.count {
       let place = place(slot)
       guard let spec = place.spec(c) else { continue }
-      try slots.add(slot, spec, ParameterSlots.Use(isTrained: c.trainable), allocator) { text in
+      let use = ParameterSlots.Use(isTrained: c.trainable, isUnallocated: !c.allocates)
+      try slots.add(slot, spec, use, allocator) { text in
         if case .ofLayer(let n, _) = place { Self.append(n, to: &text) }
       }
     }

@@ -122,11 +122,11 @@ struct Parameters {
       let (role, index) = Role.place(slot, groups)
       let group = c.groups[index]
       guard let spec = role.spec(c, group) else { continue }
-      var use = ParameterSlots.Use(isTrained: c.trainable)
+      var use = ParameterSlots.Use(isTrained: c.trainable, isUnallocated: !c.allocates)
       if role.isOfMatrices {
         use.isOfMatrices = true
         use.keepsGradient = c.keepsExpertGradients
-        use.isUnallocated = !c.keepsExpertWeights && spec.rank == 3 && !group.isShared
+        if !c.keepsExpertWeights && spec.rank == 3 && !group.isShared { use.isUnallocated = true }
       }
       try slots.add(slot, spec, use, allocator) { text in
         if !role.isOfGroup { return }

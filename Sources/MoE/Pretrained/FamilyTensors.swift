@@ -107,6 +107,8 @@ extension Family {
 }
 
 extension FamilyRule {
+  /// Whether no layer does without it.
+  var isOfEveryLayer: Bool { compareText(parameter, cText("layers.*.norm1.weight")) == 0 }
   var isOfFeedForward: Bool { text(parameter, after: cText("layers.*.ffn.")) != nil }
 
   /// Whether the model's parameter of that name is its.

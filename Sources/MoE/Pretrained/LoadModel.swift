@@ -2,29 +2,36 @@ import CShims
 
 extension UnsafeMutablePointer where Pointee == Model {
   /// Overwrites the parameters with a folder's, most of whose weights are of `type`. Experts without memory are offloaded, each
-  /// layer keeping `expertLimit` bytes of them; with `packing` they, and all that tokens are multiplied by, are kept packed alone. On an
-  /// error nothing is overwritten, but where a disk fails on the way, or somebody stops it.
+  /// layer keeping so much of them as the limit says; with `packing` they, and all that tokens are multiplied by, are kept packed
+  /// alone. On an error nothing is overwritten, but where a disk fails on the way, or somebody stops it. `isNew`: nobody but the
+  /// caller has the model yet, who frees it after an error.
   public func load(
-    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, expertLimit: Int,
-    packing: Layer.Preparation, _ progress: Progress
+    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit,
+    packing: Layer.Preparation, isNew: Bool, _ progress: Progress
   ) throws(Fault) {
-    let tensors = FamilyTensors(model: pointee, family: source.family, shapes: shapes)
-    try tensors.requireComplete()
-    var loading = ModelLoading(tensors, source.checkpoint.pointee, expertLimit, packing, progress)
+    var loading = ModelLoading(pointee, source, shapes, residentLimit, packing, progress)
     try loading.check()
     let allocator = pointee.context.pointee.allocator
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
-    let origin = try ModelOrigin(source, shapes, type)
+    let origin = try ModelOrigin(source, shapes, type, norms: try loading.normsFromZero())
     do throws(Fault) {
-      try loading.copy(raw)
+      try loading.copy(raw, origin.norms)
       if packing != .none { try pointee.keepPacked(packing) }
     } catch {
       origin.free(allocator)
-      throw error.whileOverwriting("the model's parameters are")
+      throw isNew ? error : error.whileOverwriting("the model's parameters are")
     }
     pointee.origin?.free(allocator)
     pointee.origin = origin
+  }
+}
+
+extension Model {
+  /// Refuses a folder whose files are not this model's, as far as their headers tell. The model needs no memory for that.
+  public func requireFit(_ source: PretrainedSource, _ shapes: TensorRows.Shapes) throws(Fault) {
+    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), .none, Progress(nil, nil))
+    try loading.check()
   }
 }
 
@@ -32,17 +39,19 @@ extension UnsafeMutablePointer where Pointee == Model {
 struct ModelLoading {
   let tensors: FamilyTensors
   let checkpoint: Checkpoint
-  private let expertLimit: Int
+  private let folder: UnsafePointer<CChar>
+  private let residentLimit: ResidentLimit
   private let packing: Layer.Preparation
   private var progress: Progress
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
   init(
-    _ tensors: FamilyTensors, _ checkpoint: Checkpoint, _ expertLimit: Int, _ packing: Layer.Preparation,
-    _ progress: Progress
+    _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit,
+    _ packing: Layer.Preparation, _ progress: Progress
   ) {
-    (self.tensors, self.checkpoint, self.progress) = (tensors, checkpoint, progress)
-    (self.expertLimit, self.packing) = (expertLimit, packing)
+    tensors = FamilyTensors(model: model, family: source.family, shapes: shapes)
+    (checkpoint, folder, self.progress) = (source.checkpoint.pointee, source.path, progress)
+    (self.residentLimit, self.packing) = (residentLimit, packing)
   }
 
   /// Whether the layer's experts stay in the files.
@@ -52,9 +61,16 @@ struct ModelLoading {
 
   // MARK: checks
 
-  /// Whether the files have what the model has, and nothing else.
+  /// Whether the files have what the model has, and nothing else; and whether there is memory for it, where the model has any.
   mutating func check() throws(Fault) {
+    try tensors.requireComplete()
     try checkpoint.requireUnchanged()
+    do throws(Fault) { try compare() } catch { throw error.inFolder(folder) }
+  }
+
+  private var needsMemory: Bool { tensors.model.configuration.allocates }
+
+  private mutating func compare() throws(Fault) {
     let allocator = tensors.model.context.pointee.allocator
     var used = try UsedTensors(checkpoint, allocator)
     defer { used.free(allocator) }
@@ -65,7 +81,7 @@ struct ModelLoading {
         let index = try find(entry)
         used.note(index)
         total += checkpoint[index].bytes
-        if entry.parameter.data == nil { throw .badState("\(entry.parameter.name) has no memory") }
+        if needsMemory && entry.parameter.data == nil { throw .badState("\(entry.parameter.name) has no memory") }
       case .block(let n, let layer):
         total += try check(n, layer, &used)
       }
@@ -76,7 +92,7 @@ struct ModelLoading {
 
   private func find(_ entry: FamilyEntry) throws(Fault) -> Int {
     try tensors.withName(entry) { (name) throws(Fault) in
-      guard let index = checkpoint.find(name) else { throw checkpoint.missing(name) }
+      guard let index = checkpoint.find(name) else { throw missing(entry, name) }
       let (tensor, shape) = (checkpoint[index], entry.shape)
       if tensor.shape.rank != shape.rank {
         throw .invalid("\(name): \(tensor.shape.rank) dimensions in the file, \(shape.rank) by config.json")
@@ -91,6 +107,15 @@ struct ModelLoading {
     }
   }
 
+  private func missing(_ entry: FamilyEntry, _ name: UnsafePointer<CChar>) -> Fault {
+    if entry.rule.mayBeTied {
+      return .invalid(
+        "\(name): the files have no such tensor, and tie_word_embeddings of config.json is false: set it to true where the model shares its embedding, or download the folder again"
+      )
+    }
+    return checkpoint.missingOfConfig(name)
+  }
+
   private func form(_ tensor: StoredTensor) throws(Fault) -> StoredForm {
     guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
       throw .invalid(
@@ -102,7 +127,7 @@ struct ModelLoading {
   /// Returns the bytes that it will read.
   private func check(_ n: Int, _ layer: LayerPointer, _ used: inout UsedTensors) throws(Fault) -> Int {
     if layer.pointee.isOffloaded { throw .badState("layers.\(n): its experts are offloaded already") }
-    if layer.pointee.configuration.keepsExpertWeights { try layer.pointee.requireMemory() }
+    if needsMemory && layer.pointee.configuration.keepsExpertWeights { try layer.pointee.requireMemory() }
     return try withBlock(n, layer) { (loading, prefix) throws(Fault) in
       try loading.check()
       return used.note(beginning: prefix, loading.tensors.layout)
@@ -147,18 +172,29 @@ struct ModelLoading {
     return most
   }
 
-  mutating func copy(_ raw: UnsafeMutableRawPointer) throws(Fault) {
+  /// Numbers of norms that the files hold minus 1.
+  func normsFromZero() throws(Fault) -> Int {
+    var count = 0
+    try tensors.parts { (part) throws(Fault) in
+      if case .own(let entry) = part, entry.rule.isFromZero { count += entry.parameter.count }
+    }
+    return count
+  }
+
+  /// `norms`: where those are noted as the files have them, one after the other.
+  mutating func copy(_ raw: UnsafeMutableRawPointer, _ norms: UnsafeMutablePointer<Float>) throws(Fault) {
     let context = tensors.model.context
-    var progress = progress
+    var (progress, norms) = (progress, norms)
     try progress.add(0, in: context)
     try tensors.parts { (part) throws(Fault) in
       switch part {
       case .own(let entry):
         try copy(entry, raw)
+        if entry.rule.isFromZero { norms = addOne(entry.parameter, norms) }
         try progress.add(checkpoint[try find(entry)].bytes, in: context)
       case .block(let n, let layer) where offloads(layer):
         try withBlock(n, layer) { (loading, prefix) throws(Fault) in
-          try layer.pointee.offload(checkpoint, loading.tensors.layout, .prefix(prefix), residentLimit: expertLimit)
+          try layer.pointee.offload(checkpoint, loading.tensors.layout, .prefix(prefix), residentLimit: residentLimit)
           try progress.add(0, in: context)
         }
       case .block(let n, let layer):
@@ -177,12 +213,16 @@ struct ModelLoading {
   private func copy(_ entry: FamilyEntry, _ raw: UnsafeMutableRawPointer) throws(Fault) {
     let tensor = checkpoint[try find(entry)]
     let stored = StoredPlace(form: try form(tensor), file: tensor.file, offset: tensor.offset)
-    let (context, parameter) = (tensors.model.context, entry.parameter)
     let atOnce = Self.rowsAtOnce(entry)
-    try context.runToTheEnd(
+    try tensors.model.context.runToTheEnd(
       (entry.places.count + atOnce - 1) / atOnce, CopyRows(loading: self, entry: entry, stored: stored, raw: raw))
-    // Of norms, which are float32.
-    if entry.rule.isFromZero && parameter.type == .f32 { for i in 0..<parameter.count { parameter.floats[i] += 1 } }
+  }
+
+  /// To a norm, which is float32. Returns where the next one's numbers go.
+  private func addOne(_ parameter: Parameter, _ norms: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
+    norms.update(from: parameter.floats, count: parameter.count)
+    for i in 0..<parameter.count { parameter.floats[i] += 1 }
+    return norms + parameter.count
   }
 
   /// As many rows as are read at once, from number `item` times so many on.

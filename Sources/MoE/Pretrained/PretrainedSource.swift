@@ -9,6 +9,8 @@ public struct PretrainedSource {
   public let config: JSONTree
   public let language: JSONValue
   let checkpoint: CheckpointPointer
+  /// The folder's, as it was given.
+  let path: UnsafePointer<CChar>
   private let text: UnsafeMutablePointer<UInt8>
 
   /// `path`: the folder's.
@@ -17,13 +19,22 @@ public struct PretrainedSource {
     let allocator = context.pointee.allocator
     let paths = try FolderPaths(path, allocator)
     defer { paths.free() }
-    (text, config) = try Self.read(paths.path("config.json"), allocator)
+    let name = try allocator.allocate(CChar.self, count: textLength(path) + 1)
+    name.update(from: path, count: textLength(path) + 1)
+    self.path = UnsafePointer(name)
+    do throws(Fault) {
+      (text, config) = try Self.read(paths.path("config.json"), allocator)
+    } catch {
+      allocator.deallocate(name)
+      throw error
+    }
     do throws(Fault) {
       (family, language) = try Self.family(of: config.root, paths.path("config.json"))
       checkpoint = try Self.openWeights(paths, in: context)
     } catch {
       config.free(allocator)
       allocator.deallocate(text)
+      allocator.deallocate(name)
       throw error
     }
     context.retain()
@@ -34,10 +45,27 @@ public struct PretrainedSource {
     checkpoint.free()
     config.free(allocator)
     allocator.deallocate(text)
+    allocator.deallocate(UnsafeMutablePointer(mutating: path))
     context.release()
   }
 
   public var tensorCount: Int { checkpoint.pointee.count }
+
+  /// Whether the files have every layer, by the one tensor that all layers of all families have: a config.json that is not theirs
+  /// may speak of a million.
+  public func requireLayers(_ count: Int) throws(Fault) {
+    for index in 0..<family.ruleCount where family.rule(index).isOfEveryLayer {
+      for n in 0..<count {
+        try withText { (name: inout TextBuffer) in
+          family.rule(index).appendName(family, layer: n, to: &name)
+        } body: { (name) throws(Fault) in
+          if checkpoint.pointee.find(name) == nil {
+            throw checkpoint.pointee.missingOfConfig(name).inFolder(path)
+          }
+        }
+      }
+    }
+  }
 
   // MARK: config.json
 

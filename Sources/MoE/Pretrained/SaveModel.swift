@@ -68,10 +68,13 @@ extension Model {
 private struct ModelOutgoing: OutgoingTensors {
   private let tensors: FamilyTensors
   private let type: ElementType
+  /// The folder's own, where the model came from one of this family.
+  private let norms: UnsafePointer<Float>?
 
   init(_ model: Model, _ saving: ModelSaving) throws(Fault) {
     tensors = FamilyTensors(model: model, family: saving.family, shapes: saving.shapes)
     type = saving.type
+    norms = model.origin.flatMap { $0.family.table == saving.family.table ? UnsafePointer($0.norms) : nil }
     try tensors.requireComplete()
     let own = tensors
     try tensors.parts { (part) throws(Fault) in
@@ -89,6 +92,7 @@ private struct ModelOutgoing: OutgoingTensors {
 
   func visit(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
     let kernels = tensors.model.context.kernels
+    var norms = norms
     try tensors.parts { (part) throws(Fault) in
       switch part {
       case .own(let entry):
@@ -96,8 +100,9 @@ private struct ModelOutgoing: OutgoingTensors {
           try body(
             OutgoingTensor(
               name: name, type: StoredType(entry.parameter.isBuffer ? .f32 : type), shape: entry.shape,
-              contents: .rows(OutgoingRows(entry, kernels))))
+              contents: .rows(OutgoingRows(entry, norms, kernels))))
         }
+        if entry.rule.isFromZero { norms = norms.map { $0 + entry.parameter.count } }
       case .block(let n, let layer):
         let layout = try tensors.writtenLayout(n)
         try tensors.withBlock(n, layout) { (prefix) throws(Fault) in
@@ -124,12 +129,14 @@ struct OutgoingRows {
   private let parameter: Parameter
   private let places: TensorRows
   private let columns: Int
-  private let isFromZero: Bool
+  private let shift: ElementShift?
   private let kernels: UnsafePointer<moei_kernels>
 
-  init(_ entry: FamilyEntry, _ kernels: UnsafePointer<moei_kernels>) {
+  /// `norms`: of a norm that is stored minus 1, what it was read as.
+  init(_ entry: FamilyEntry, _ norms: UnsafePointer<Float>?, _ kernels: UnsafePointer<moei_kernels>) {
     (parameter, places, columns) = (entry.parameter, entry.places, entry.columns)
-    (isFromZero, self.kernels) = (entry.rule.isFromZero, kernels)
+    shift = entry.rule.isFromZero ? ElementShift(known: norms) : nil
+    self.kernels = kernels
   }
 
   func write(_ type: StoredType, to output: inout FileOutput) throws(Fault) {
@@ -139,6 +146,6 @@ struct OutgoingRows {
 
   private func write(_ first: Int, rows: Int, _ type: StoredType, to output: inout FileOutput) throws(Fault) {
     try writeElements(
-      parameter, first * columns, rows * columns, less: isFromZero ? 1 : 0, type, kernels, to: &output)
+      parameter, first * columns, rows * columns, shift: shift, type, kernels, to: &output)
   }
 }

@@ -43,22 +43,27 @@ extension Fault {
   /// The fault as generation reports it, where it speaks of one sequence's numbers.
   func inSequence(_ b: Int) -> Fault { kind == .notFinite ? behind("sequence ", b) : self }
 
-  private func behind(_ word: StaticString, _ number: Int) -> Fault {
+  private func behind(_ word: StaticString, _ number: Int) -> Fault { reworded { "\(word)\(number): \($0)" } }
+
+  /// The fault with a text made from its own.
+  func reworded(_ text: (UnsafePointer<CChar>) -> ErrorText) -> Fault {
     let size = Int(MOEI_TEXT_SIZE)
-    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
-      text.baseAddress!.update(from: moei_error_text(), count: size)
-      return Fault(kind, "\(word)\(number): \(UnsafePointer(text.baseAddress))")
+    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { own in
+      own.baseAddress!.update(from: moei_error_text(), count: size)
+      return Fault(kind, text(UnsafePointer(own.baseAddress!)))
     }
   }
 
-  /// The fault as one of a list's elements: its text begins with the list's name and the element's number.
-  public func inElement(_ n: Int, of list: StaticString) -> Fault {
-    let size = Int(MOEI_TEXT_SIZE)
-    return withUnsafeTemporaryAllocation(of: CChar.self, capacity: size) { text in
-      text.baseAddress!.update(from: moei_error_text(), count: size)
-      return Fault(kind, "\(list)[\(n)]: \(UnsafePointer(text.baseAddress))")
-    }
+  /// The fault of a configuration that came from a file, whose name its text begins with.
+  public func inConfig() -> Fault { kind == .invalidArgument ? reworded { "config.json: \($0)" } : self }
+
+  /// The fault of files that are not what a config.json says: its text ends with their folder.
+  func inFolder(_ path: UnsafePointer<CChar>) -> Fault {
+    kind == .invalidArgument ? reworded { "\($0): \(path)" } : self
   }
+
+  /// The fault as one of a list's elements: its text begins with the list's name and the element's number.
+  public func inElement(_ n: Int, of list: StaticString) -> Fault { reworded { "\(list)[\(n)]: \($0)" } }
 
   /// What the system said about a file.
   static func io(_ action: StaticString, _ path: UnsafePointer<CChar>, _ error: Int32) -> Fault {

@@ -27,7 +27,7 @@ private func offload(
   let (layout, place) = target
   try requireOffloadable(layer)
   try layer.pointee.offload(
-    checkpoint.pointee, layout, place, residentLimit: Int(clamping: UInt(bitPattern: limit)))
+    checkpoint.pointee, layout, place, residentLimit: ResidentLimit(bytes: Int(clamping: UInt(bitPattern: limit))))
 }
 
 private func requireOffloadable(_ layer: LayerPointer) throws(Fault) {

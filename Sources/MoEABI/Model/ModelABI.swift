@@ -16,13 +16,14 @@ public func moe_model_create(
   }
 }
 
-/// `startsRandom`: false where all parameters will be overwritten.
+/// `startsRandom`: false where all parameters will be overwritten. `allocates`: false where nobody asks for more than their shapes.
 func createModel(
-  _ context: ContextPointer, _ config: moe_model_config, startsRandom: Bool = true, _ body: (ModelPointer) -> Void
+  _ context: ContextPointer, _ config: moe_model_config, startsRandom: Bool = true, allocates: Bool = true,
+  _ body: (ModelPointer) -> Void
 ) throws(Fault) {
   let layers = try LayerList(config)
   var c = try ModelConfiguration(config, layers)
-  c.startsRandom = startsRandom
+  (c.startsRandom, c.allocates) = (startsRandom && allocates, allocates)
   try withRotaries(config, &c) { (c) throws(Fault) in
     var c = c
     try c.readLatent(config)

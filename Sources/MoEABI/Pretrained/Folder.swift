@@ -14,8 +14,8 @@ struct Folder {
   let shapes: TensorRows.Shapes
   /// Of which the files have most.
   let type: ElementType
-  /// Bytes of experts that each layer keeps in memory, where they stay in the files.
-  private(set) var expertLimit = Int.max
+  /// Of the experts that each layer keeps in memory; nil where all are there, and none stay in the files.
+  private(set) var residentLimit: ResidentLimit?
 
   private let configuration: FolderConfiguration
   private let moe: UnsafeMutablePointer<moe_layer_config>
@@ -38,6 +38,8 @@ struct Folder {
       memory.texts = try context.memory(CChar.self, count: 3 * textRoom)
       memory.configuration = try FolderConfiguration(keys, in: context)
       own.initialize(to: try Folder(source, keys, options, memory))
+      try own.pointee.requireFit()
+      try own.pointee.limitExperts()
       return own
     } catch {
       memory.free()
@@ -56,19 +58,26 @@ struct Folder {
     try keys.requireKnown(&ignored)
     var left = TextBuffer(texts + 2 * Self.textRoom, capacity: Self.textRoom)
     let survey = try Survey(source, layers: Int(configuration.model.n_layers), names: &left)
-    if configuration.leastNumbers > Double(survey.all) {
-      throw .invalid(
-        """
-        config.json describes a model of \(configuration.leastNumbers) numbers or more, but the files have \(survey.all): they do not \
-        belong together, or a file is missing
-        """)
-    }
+    try source.requireLayers(Int(configuration.model.n_layers))
     type = survey.type
     model = configuration.linked(moe: moe, table: table)
     info = moe_pretrained_info()
     choose()
     fillInfo(keys, survey)
-    try limitExperts()
+  }
+
+  /// Whether config.json describes a model, and the files hold it: all that their headers tell.
+  private func requireFit() throws(Fault) {
+    var made: ModelPointer?
+    do throws(Fault) {
+      try model.requireBounds(Bounds("config"))
+      try createModel(source.context, model, allocates: false) { made = $0 }
+    } catch {
+      throw error.inConfig()
+    }
+    guard let made else { return }
+    defer { made.free() }
+    try made.pointee.requireFit(source, shapes)
   }
 
   /// Types, by the options.
@@ -90,7 +99,7 @@ struct Folder {
       )
     }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
-    expertLimit = (most - others) / configuration.moeLayers
+    residentLimit = ResidentLimit(ofModel: most, others: others, layers: configuration.moeLayers)
   }
 
   /// Experts that will be kept packed alone have memory of their own while their layer is read, and no longer.

@@ -62,13 +62,21 @@ struct FolderConfiguration {
     if moe.jitter > 0 { moe.jitter_experts = 1 }
     // A model of one group has none.
     if moe.n_groups <= 1 { (moe.n_groups, moe.top_groups, moe.group_top_m, moe.group_mask) = (0, 0, 0, 0) }
-    if let method = keys.value("topk_method") {
-      if method.text.isAmong(cText("greedy")) { (moe.n_groups, moe.top_groups, moe.group_mask) = (0, 0, 0) }
+    // DeepSeek-V2 chooses among groups where it says so.
+    if moe.group_mask == number(MOE_GROUP_MASK_ZERO),
+      keys.value("topk_method").map({ !$0.text.isAmong(cText("group_limited_greedy")) }) ?? true
+    {
+      (moe.n_groups, moe.top_groups, moe.group_mask) = (0, 0, 0)
     }
-    if model.qk_norm == number(MOE_QK_NORM_PLAIN), try keys.flag("use_qk_norm") == false { model.qk_norm = 0 }
-    if model.temperature_scale != 0, keys.value("attn_temperature_tuning").map({ $0.kind == .no }) ?? false {
-      model.temperature_scale = 0
+    // What guards a division says nothing where weights are as they are; and 0 guards nothing.
+    if moe.router_normalize == number(MOE_NORMALIZE_NONE) { moe.normalize_epsilon = 0 }
+    if moe.normalize_epsilon == 0 { moe.epsilon_form = 0 }
+    // Experts count that are no worse than the best: 0 is a number of the file's, and none of libmoe's.
+    if moe.router_weights == number(MOE_ROUTER_WEIGHTS_SPARSEMIXER) && moe.mask_threshold == 0 {
+      moe.mask_threshold = .leastNormalMagnitude
     }
+    if model.qk_norm == number(MOE_QK_NORM_PLAIN), keys.isDenied("use_qk_norm") { model.qk_norm = 0 }
+    if model.temperature_scale != 0, keys.isDenied("attn_temperature_tuning") { model.temperature_scale = 0 }
     if model.temperature_scale == 0 { model.temperature_floor = 0 }
     if moe.shared_bias != 0 { moe.shared_bias = number(MOE_BIAS_ON) }
     // Several shared experts are one that is as wide as all.
@@ -201,19 +209,6 @@ struct FolderConfiguration {
       heads: Int(model.n_heads), keyHeads: Int(model.n_kv_heads == 0 ? model.n_heads : model.n_kv_heads),
       headSize: headSize, valueSize: model.value_head_size == 0 ? headSize : Int(model.value_head_size),
       rotarySize: rotated, latentRank: Int(model.latent_rank))
-  }
-
-  /// A bound from below of the numbers in its parameters.
-  var leastNumbers: Double {
-    let (h, d, v) = (Double(model.hidden_size), Double(headSize), Double(shapes.valueSize))
-    let (q, k) = (Double(shapes.heads), Double(shapes.keyHeads))
-    let attention = model.latent_rank > 0 ? 0 : h * (q * d + k * d + k * v + q * v)
-    let experts = Double(moe.n_experts) * (3 * h * Double(moe.intermediate_size) + h)
-    let dense = 3 * h * Double(model.dense_intermediate_size)
-    let (n, m) = (Double(model.n_layers), Double(moeLayers))
-    return h * Double(model.vocabulary_size) * (model.tied_output == 1 ? 1 : 2) + n * attention
-      + (hasMoE ? m * experts : 0)
-      + (n - m) * dense
   }
 }
 

@@ -80,6 +80,11 @@ struct FolderKeys {
     return false
   }
 
+  /// Whether the file says so: null is as false, as it is in Python.
+  func isDenied(_ name: StaticString) -> Bool {
+    language.member(name).map { $0.kind == .no || $0.isNull } ?? false
+  }
+
   // MARK: into structs
 
   /// All keys of the table, into the model's configuration and its MoE layers'.
@@ -89,6 +94,17 @@ struct FolderKeys {
       let target = Int(key.target) == MOEI_OF_MOE ? moe : model
       try fill(key, target + Int(key.offset))
     }
+    var count: Int32 = 0
+    let common = moei_common_keys(&count)!
+    for index in 0..<Int(count) where Int(common[index].kind) == MOEI_KEY_IS && !hasOwn(common[index].name!) {
+      try require(common[index], value(common[index].name!))
+    }
+  }
+
+  private func hasOwn(_ name: UnsafePointer<CChar>) -> Bool {
+    for index in 0..<Int(family.table.pointee.key_count)
+    where JSONText(name).isAmong(family.table.pointee.keys[index].name!) { return true }
+    return false
   }
 
   private func fill(_ key: moei_key, _ target: UnsafeMutableRawPointer) throws(Fault) {
@@ -103,17 +119,34 @@ struct FolderKeys {
     }
     switch Int(key.kind) {
     case MOEI_KEY_IGNORED, MOEI_KEY_RULE: return
-    case MOEI_KEY_IS:
-      if let value, !isOne(value, of: key.otherwise!) {
-        throw .invalid(
-          "config.json: \(name) = \(value.text) is not supported for model_type \(family.name): it must be \(key.otherwise)"
-        )
-      }
+    case MOEI_KEY_IS: try require(key, value ?? null(name))
     case MOEI_KEY_FLAG, MOEI_KEY_NOT:
-      let isTrue = try value.map { (found) throws(Fault) in try flag(found, name) } ?? isDefault(key, "true")
+      let otherwise = null(name) == nil && isDefault(key, "true")
+      let isTrue = try value.map { (found) throws(Fault) in try flag(found, name) } ?? otherwise
       target.storeBytes(of: isTrue == (Int(key.kind) == MOEI_KEY_FLAG) ? 1 : 0, as: Int32.self)
     default: try fill(key, value, name, target)
     }
+  }
+
+  /// Of MOEI_KEY_IS.
+  private func require(_ key: moei_key, _ value: JSONValue?) throws(Fault) {
+    guard let value else { return }
+    let isAllowed = value.isNull ? !isDefault(key, "true") : isOne(value, of: key.otherwise!)
+    if !isAllowed {
+      throw .invalid(
+        "config.json: \(key.name) = \(value.text) is not supported for model_type \(family.name): it must be \(key.otherwise)"
+      )
+    }
+  }
+
+  /// The null that the file has in place of a value; nil where it has another or none.
+  private func null(_ names: UnsafePointer<CChar>) -> JSONValue? {
+    if value(names) != nil { return nil }
+    var found: JSONValue?
+    language.forEach { value in
+      if value.isNull, let key = value.key, key.isAmong(names) { found = value }
+    }
+    return found
   }
 
   /// Of a number.
@@ -126,7 +159,9 @@ struct FolderKeys {
     let otherwise = key.otherwise.map { decimal(JSONText($0)) } ?? 0
     switch Int(key.kind) {
     case MOEI_KEY_SIZE, MOEI_KEY_COUNT:
-      let number = try value.map { (found) throws(Fault) in try whole(found, name) } ?? Int(otherwise)
+      // A size that is null is none, or follows from others, and so does 0.
+      let isNone = Int(key.kind) == MOEI_KEY_SIZE && null(name) != nil
+      let number = try value.map { (found) throws(Fault) in try whole(found, name) } ?? (isNone ? 0 : Int(otherwise))
       if number < 0 { throw .invalid("config.json: \(name) = \(number) is below 0") }
       if Int(key.kind) == MOEI_KEY_SIZE {
         target.storeBytes(of: Int64(number), as: Int64.self)

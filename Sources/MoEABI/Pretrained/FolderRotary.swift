@@ -152,7 +152,7 @@ struct FolderRotary {
     stretch.factor = try stretchFactor(stretch.originalLength)
     if let fast = try number("beta_fast"), fast != 0 { stretch.betaFast = try needed("beta_fast") }
     if let slow = try number("beta_slow"), slow != 0 { stretch.betaSlow = try needed("beta_slow") }
-    stretch.truncates = value("truncate").map { $0.kind != .no } ?? true
+    stretch.truncates = parameters?.member("truncate").map { $0.kind != .no && !$0.isNull } ?? true
     let (m, all) = (try number("mscale") ?? 0, try number("mscale_all_dim") ?? 0)
     if let given = try number("attention_factor") {
       scale = given

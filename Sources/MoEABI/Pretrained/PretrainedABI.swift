@@ -67,7 +67,7 @@ public func moe_pretrained_load(_ pretrained: OpaquePointer?, _ model: OpaquePoi
   attempt { () throws(Fault) in
     let folder = try handle(pretrained, "pretrained", as: Folder.self)
     let model = try handle(model, "model", as: Model.self)
-    try folder.pointee.load(model)
+    try folder.pointee.load(model, isNew: false)
   }
 }
 
@@ -83,13 +83,11 @@ public func moe_model_load(
     let out = try required(out, "out")
     let folder = try Folder.open(path, options, in: context)
     defer { folder.free() }
-    let config = folder.pointee.model
     var made: ModelPointer?
-    try config.requireBounds(Bounds("config"))
-    try createModel(context, config, startsRandom: false) { made = $0 }
+    try createModel(context, folder.pointee.model, startsRandom: false) { made = $0 }
     guard let model = made else { return }
     do throws(Fault) {
-      try folder.pointee.load(model)
+      try folder.pointee.load(model, isNew: true)
     } catch {
       model.free()
       throw error
@@ -104,16 +102,18 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 }
 
 extension Folder {
-  func load(_ model: ModelPointer) throws(Fault) {
+  /// `isNew`: nobody else has the model.
+  func load(_ model: ModelPointer, isNew: Bool) throws(Fault) {
     let wanted = try Layer.Preparation(options.prepared, of: model.pointee.configuration.weights, "model")
     // Experts that stay in the files are packed as they are read.
-    let isInMemory = expertLimit == .max
+    let isInMemory = residentLimit == nil
     let keepsPacked = isInMemory && model.pointee.readForm(wanted) != nil
     if keepsPacked && model.pointee.isTrainable {
       throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")
     }
     try model.load(
-      source, shapes, type: type, expertLimit: expertLimit, packing: keepsPacked ? wanted : .none, progress)
+      source, shapes, type: type, residentLimit: residentLimit ?? ResidentLimit(bytes: .max),
+      packing: keepsPacked ? wanted : .none, isNew: isNew, progress)
     if !isInMemory && wanted != .none { try model.pointee.prepare(wanted) }
   }
 }

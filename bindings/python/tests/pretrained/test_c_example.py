@@ -74,11 +74,43 @@ def test_text(program: Path, tmp_path: Path) -> None:
     assert by_text.stdout == expected + "\n"
 
 
+def test_an_end_is_a_token(program: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDERS / "olmoe", folder)
+    for wrong in ('"</s>"', "[2, 4294967298]", "-1", "true"):
+        (folder / "generation_config.json").write_text(f'{{"eos_token_id": {wrong}}}')
+        found = run(program, folder, "--ids", "1")
+        assert found.returncode == 1
+        assert "eos_token_id: expected a token's number" in found.stderr
+
+
+def test_a_seed_may_have_64_bits(program: Path) -> None:
+    drawn = [
+        run(program, FOLDERS / "olmoe", "--ids", "5,6", "--temperature", 1, "--tokens", 12, "--seed", seed)
+        for seed in (2**64 - 1, 2**63 - 1)
+    ]
+    assert [each.returncode for each in drawn] == [0, 0]
+    assert drawn[0].stdout != drawn[1].stdout
+
+
 def test_what_is_refused(program: Path, tmp_path: Path) -> None:
     for arguments, said in (
         ([], "usage"),
         ([FOLDERS / "olmoe"], "usage"),
-        ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "x"], "usage"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "x"], "--tokens x: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "1e9"], "--tokens 1e9: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "-1"], "--tokens -1: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "9" * 30], "expected a whole number from 0 to"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--threads", "2.5"], "--threads 2.5: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--threads", "4294967297"], "--threads 4294967297: expected"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--top-k", ""], "--top-k : expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--seed", "0x1"], "--seed 0x1: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1", "--top-p", "0.5x"], "--top-p 0.5x: expected a number"),
+        ([FOLDERS / "olmoe", "--ids", "99999999999"], "--ids 99999999999: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "4294967297"], "--ids 4294967297: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1, 2"], "--ids  2: expected a whole number"),
+        ([FOLDERS / "olmoe", "--ids", "1," + "0" * 40], "longer than any id"),
+        ([FOLDERS / "olmoe", "--ids", "1,"], "behind the last comma"),
         ([FOLDERS / "olmoe", "--ids", "1;2"], "--ids"),
         ([FOLDERS / "olmoe", "--ids", ""], "the prompt is empty"),
         ([FOLDERS / "olmoe", "--ids", "80"], "prompts[0] = 80 is not one of vocabulary_size = 80"),
