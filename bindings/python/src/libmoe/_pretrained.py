@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import words
 from ._keywords import keywords
 from ._native import abi, check, fields
-from ._native.callbacks import raised
+from ._native.callbacks import tell_progress
 from ._native.library import Handle, lib
 from .checkpoint import Path, encoded
 from .context import Context, handle_of
-from .errors import ArgumentTypeError
 from .sampling import Sampling
 
 Progress = Callable[[int, int], Any]
@@ -104,7 +103,7 @@ class Pretrained:
             prepared=prepared,
             resident_limit=resident_limit,
         )
-        _tell(options, progress)
+        tell_progress(options, progress)
         sampling = Sampling.from_pretrained(folder)
         parent = handle_of(context)
         handle = Handle(
@@ -157,7 +156,7 @@ class Pretrained:
         """
         text = self._config_text(config)
         options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
-        _tell(options, progress)
+        tell_progress(options, progress)
         lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
         source = getattr(self, "_folder", None)
         if source is not None:
@@ -201,23 +200,3 @@ def copy_beside(source: Place, folder: Place) -> None:
 def pretrained_options(**given: Any) -> abi.moe_pretrained_options:
     """Return how a folder is opened, as the library reads it."""
     return fields.filled(abi.moe_pretrained_options, **given)
-
-
-def _tell(options: Any, progress: Progress | None) -> None:
-    """Have a callable told; what it raises comes out of the call, which ends."""
-    if progress is None:
-        return
-    if not callable(progress):
-        raise ArgumentTypeError(
-            f"progress: expected a callable, got {type(progress).__name__}; use lambda done, total: ..."
-        )
-
-    def told(_: Any, done: int, total: int) -> int:
-        try:
-            progress(done, total)
-        except BaseException as exception:
-            raised.exception = exception
-            return 1
-        return 0
-
-    options.progress = type(options.progress)(told)
