@@ -135,7 +135,8 @@ class Batches:
         """Yield the tokens after the prompt, each as soon as it is drawn.
 
         Its time is that of reading the weights: :meth:`prepare` before makes it faster.  What is left out is
-        taken from :attr:`sampling`.
+        taken from :attr:`sampling`.  Of long positions with a short and a long form (PhiMoE) the room that is
+        asked for, the prompt and n_tokens or the cache's, decides between both from the first token on.
 
         Parameters
         ----------
