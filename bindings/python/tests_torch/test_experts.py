@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -447,6 +448,46 @@ def test_prepared_weights_after_a_backward() -> None:
     libmoe.torch.experts(x, ids, weights, **case, prepared=packed).sum().backward()
     with pytest.raises(libmoe.BadStateError, match="backward"):
         libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
+
+
+def test_the_graph_keeps_the_prepared_weights() -> None:
+    """Weights packed for one call, whose backward comes after."""
+    case = wanted(fused())
+    x, ids, weights = tokens()
+    libmoe.torch.experts(x, ids, weights, **case).sum().backward()
+    plain = [case[name].grad.clone() for name in ("gate_up", "down")]
+    for name in ("gate_up", "down"):
+        case[name].grad = None
+    libmoe.torch.experts(x, ids, weights, **case, prepared=libmoe.torch.prepare(**case)).sum().backward()
+    assert all(torch.equal(case[name].grad, g) for name, g in zip(("gate_up", "down"), plain))
+
+
+def test_prepared_weights_are_not_copied_alone() -> None:
+    packed = libmoe.torch.prepare(**fused())
+    with pytest.raises(libmoe.BadStateError, match="cannot be copied; use them as they are"):
+        copy.deepcopy(packed)
+    assert copy.copy(packed) is packed
+    assert copy.deepcopy({"packed": packed}) == {"packed": None}  # as within a module
+
+
+def transforms() -> dict[str, Any]:
+    """Of torch.func, over a function of one tensor."""
+    return {
+        "grad": lambda f, x: torch.func.grad(lambda t: f(t).sum())(x),
+        "vjp": lambda f, x: torch.func.vjp(f, x),
+        "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+        "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
+    }
+
+
+@pytest.mark.parametrize("how", transforms())
+@pytest.mark.parametrize("what", ["experts", "module"])
+def test_transforms_are_refused_with_what_to_do(how: str, what: str) -> None:
+    (x, ids, weights), case = tokens(), fused()
+    moe = libmoe.torch.MoE(H, I, n_experts=E, top_k=K)
+    run = moe if what == "module" else lambda t: libmoe.torch.experts(t, ids, weights, **case)
+    with pytest.raises(libmoe.InvalidArgumentError, match="torch.func: .*use backward"):
+        transforms()[how](run, x)
 
 
 def misused() -> dict[str, Any]:

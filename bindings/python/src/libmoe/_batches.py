@@ -21,7 +21,7 @@ from .generation import Cache
 from .sampling import Sampling, end_tokens, stop_texts
 from .tokenizer import Tokenizer
 
-_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @keywords
@@ -135,7 +135,8 @@ class Batches:
         """Yield the tokens after the prompt, each as soon as it is drawn.
 
         Its time is that of reading the weights: :meth:`prepare` before makes it faster.  What is left out is
-        taken from :attr:`sampling`.
+        taken from :attr:`sampling`.  Of long positions with a short and a long form (PhiMoE) the room that is
+        asked for, the prompt and n_tokens or the cache's, decides between both from the first token on.
 
         Parameters
         ----------
@@ -157,7 +158,7 @@ class Batches:
             Of one sequence, which the prompt continues; by default a new one.  At the end it has read all but
             the last token.
         part_tokens : int
-            Tokens of the prompt that are read at once: fewer take less memory, and more time.
+            Tokens of the prompt that are read at once, at least 1: fewer take less memory, and more time.
         logits : bool
             Whether pairs are yielded: a token, and the logits it was drawn from, ndarray of float32, [V].
 
@@ -169,6 +170,7 @@ class Batches:
         """
         tokens = self._prompt("prompt", prompt)
         request = self._request(
+            tokens.size,
             n_tokens,
             end_tokens,
             stop,
@@ -271,6 +273,7 @@ class Batches:
         """
         begun = self._prompts(prompts, valid_mask)
         request = self._request(
+            begun.tokens.shape[1],
             n_tokens,
             end_tokens,
             stop,
@@ -411,6 +414,7 @@ class Batches:
 
     def _request(
         self,
+        n_prompt: int,
         n_tokens: int | None,
         ends: int | Sequence[int] | None,
         stop: str | Sequence[str] | None,
@@ -424,11 +428,11 @@ class Batches:
                 f"sampling: the model's folder asks for {', '.join(defaults.not_computed)}, which is not "
                 "computed; set model.sampling = libmoe.Sampling(...) to generate without"
             )
-        how = {**defaults.drawing(), **{n: v for n, v in zip(_NAMES, drawing) if v is not None}}
+        *named, seed = drawing
+        given = {name: value for name, value in zip(_NAMES, named) if value is not None}
+        how = {**defaults.drawing(), **given, "seed": seed}
         check_sampling(**how)
-        n_tokens = defaults.n_tokens if n_tokens is None else n_tokens
-        if n_tokens is None:
-            raise InvalidArgumentError("n_tokens: say how many tokens at most; this model has no default")
+        n_tokens = defaults.most_tokens(n_prompt) if n_tokens is None else n_tokens
         ended, texts = self._ends(ends, stop)
         return Request(
             n_tokens=check.count("n_tokens", n_tokens),
@@ -436,8 +440,8 @@ class Batches:
             drawing=how,
             end_tokens=ended,
             stop=texts,
-            written=self._coder(tokenizer).decode if texts else None,
-            part=max(1, check.count("part_tokens", part_tokens)),
+            written=self._coder(tokenizer)._written if texts else None,
+            part=_part(part_tokens),
         )
 
     def _ends(self, ends: Any, stop: Any) -> tuple[frozenset[int], tuple[str, ...]]:
@@ -480,3 +484,10 @@ class Batches:
                 yield from generated(self.read, used, prompts, request, self._context)
 
         return steps()
+
+
+def _part(part_tokens: int) -> int:
+    count = check.count("part_tokens", part_tokens)
+    if count == 0:
+        raise InvalidArgumentError("part_tokens = 0 would read nothing; give 1 or more, or leave it out")
+    return count

@@ -45,7 +45,7 @@ class Conversation:
         self.n_unread = len(tokens) - same
         self.messages = messages
         fresh = np.array([tokens[same:]], np.int32)
-        request = model._request(n_tokens, None, (), None, PART, (*[None] * 5, seed))
+        request = model._request(len(tokens), n_tokens, None, (), None, PART, (*[None] * 5, seed))
         for drawn, _ in model._started(Prompts(fresh, None, [tokens[:same]]), request, cache):
             token = int(drawn[0])
             yield token

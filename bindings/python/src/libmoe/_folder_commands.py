@@ -6,18 +6,21 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import libmoe
 
 from ._conversation import Conversation, chosen
+from ._folder_options import WINDOW, WINDOWS
 from ._screen import Meter, Speed, size
+from .blocks._tokens import check_sampling
 from .pretrained import describe_pretrained
 from .train import texts
 from .train.data import Part, whole
 from .train.errors import UserError
-from .train.evaluate import bits_per_byte
+from .train.evaluate import bits_per_byte, what_is_read
 from .train.folder import MODEL, is_run
 from .train.output import say
 from .train.sample import printable
@@ -40,11 +43,12 @@ def is_model_folder(folder: Path) -> bool:
 def generate(asked: argparse.Namespace) -> int:
     """Continue a text; what is written goes to the standard output, how fast to the standard error."""
     text = sys.stdin.read() if asked.prompt == "-" else asked.prompt
-    model = _loaded(asked)
-    prompt = model.tokenizer.encode(text)
+    sampling, coder = _looked_at(asked)
+    prompt = coder.encode(text)
     if not prompt:
         raise UserError("the prompt has no token; give it at least one letter")
-    speed = Speed(len(prompt))
+    model = _read(asked, sampling, coder)
+    speed = Speed(len(prompt), sampling.end_tokens)
     tokens = model.generate(prompt, asked.tokens, seed=asked.seed, stop=())
     print(text, end="", flush=True)
     _print(model.written(speed.timed(tokens), prompt))
@@ -54,8 +58,10 @@ def generate(asked: argparse.Namespace) -> int:
 
 def chat(asked: argparse.Namespace) -> int:
     """Talk, line by line; an empty line or the end of the input leaves."""
-    model = _loaded(asked)
-    model.tokenizer.chat([{"role": "user", "content": ""}])  # now rather than after the first question
+    sampling, coder = _looked_at(asked)
+    system = [{"role": "system", "content": asked.system}] if asked.system else []
+    coder.chat([*system, {"role": "user", "content": ""}])  # now rather than after the first question
+    model = _read(asked, sampling, coder)
     talk = Conversation(model, asked.system)
     say(f"write a line; {LEAVE[0]}, or the end of the input (Ctrl-D), leaves", error=True)
     while True:
@@ -64,7 +70,7 @@ def chat(asked: argparse.Namespace) -> int:
             return 0
         if not line.strip():
             continue
-        speed = Speed(0)
+        speed = Speed(0, sampling.end_tokens)
         tokens = talk.reply(line, asked.tokens, seed=asked.seed)
         pieces = model.written(speed.timed(tokens), talk.prompt())
         talk.said(_print(pieces))
@@ -94,9 +100,9 @@ def _print(pieces: Iterator[str]) -> str:
     return "".join(written)
 
 
-def _loaded(asked: argparse.Namespace) -> libmoe.Model:
-    """Read a folder's model for inference, and set how it draws."""
-    model = _read(asked)
+def _looked_at(asked: argparse.Namespace) -> tuple[libmoe.Sampling, libmoe.Tokenizer]:
+    """Return how a folder's model draws, and its tokenizer: what is wrong is said before weights are read."""
+    _require_model(asked.folder)
     given = {
         "temperature": 0.0 if asked.greedy else asked.temperature,
         "top_k": asked.top_k,
@@ -105,19 +111,33 @@ def _loaded(asked: argparse.Namespace) -> libmoe.Model:
         "repetition_penalty": asked.repetition_penalty,
         "stop": asked.stop,
     }
-    if model.sampling.not_computed:
-        asks = ", ".join(model.sampling.not_computed)
+    defaults = libmoe.Sampling.from_pretrained(asked.folder)
+    if defaults.not_computed:
+        asks = ", ".join(defaults.not_computed)
         say(f"generation_config.json asks for {asks}, which is not computed: it is left out", error=True)
-    model.sampling = chosen(model.sampling, **given)
-    return model
+    sampling = chosen(defaults, **given)
+    check_sampling(**sampling.drawing(), seed=asked.seed)
+    return sampling, libmoe.Tokenizer(asked.folder)
 
 
-def _read(asked: argparse.Namespace) -> libmoe.Model:
-    if is_run(asked.folder):
+def _require_model(folder: Path) -> None:
+    """Refuse a folder from which no model can be read."""
+    if is_run(folder):
         raise UserError(
-            f"{str(asked.folder)!r} is a run, not a model's folder: use sample, or, where it began with "
-            f"--init, the folder {str(asked.folder / MODEL)!r}"
+            f"{str(folder)!r} is a run, not a model's folder: use sample, or, where it began with "
+            f"--init, the folder {str(folder / MODEL)!r}"
         )
+    if not folder.exists():
+        raise UserError(f"no such folder: {str(folder)!r}")
+    describe_pretrained(folder)
+
+
+def _read(
+    asked: argparse.Namespace,
+    sampling: libmoe.Sampling | None = None,
+    tokenizer: libmoe.Tokenizer | None = None,
+) -> libmoe.Model:
+    """Read a folder's model for inference."""
     meter = Meter("reading", "read", str(asked.folder))
     model = libmoe.Model.from_pretrained(
         asked.folder,
@@ -129,6 +149,10 @@ def _read(asked: argparse.Namespace) -> libmoe.Model:
         context=libmoe.Context(min(asked.threads or libmoe.processors(), libmoe.processors())),
     )
     meter.end()
+    if sampling is not None:
+        model.sampling = sampling
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
     return model
 
 
@@ -138,24 +162,27 @@ def evaluate(asked: argparse.Namespace) -> int:
         raise UserError(f"{str(asked.folder)!r} is a model's folder: name texts to evaluate it on")
     if asked.weights is not None:
         raise UserError("--weights: is of runs; a model's folder has one set of weights")
-    model = _read(asked)
-    coder = Tokenizer(str(model.tokenizer.path))
+    _require_model(asked.folder)
+    coder = Tokenizer(str(libmoe.Tokenizer(asked.folder).path))
     found, passed_over = texts.find(asked.files, utf8=True)
     if texts.told(passed_over):
         say(texts.told(passed_over), error=True)
     part = whole(found, coder)
-    length = min(asked.sequence_length, part.n_tokens - 1)
+    length = min(asked.sequence_length or WINDOW, part.n_tokens - 1)
     if length < 1:
         raise UserError("the texts have less than two tokens, the least that can be evaluated")
+    most = asked.tokens or part.n_tokens
+    model = _read(asked)
     bits = bits_per_byte(
         model,
         part,
         sequence_length=length,
-        sequences=asked.sequences,
-        most_tokens=asked.tokens or part.n_tokens,
+        sequences=asked.sequences or WINDOWS,
+        most_tokens=most,
     )
+    read = what_is_read(part, most, length, "tokens")
     print(f"{bits:.4f} bits per byte, perplexity {_perplexity(bits, part):.4f} per token, of ", end="")
-    print(f"{part.n_bytes:,} bytes ({part.n_tokens:,} tokens), in windows of {length}")
+    print(f"{read or f'{part.n_bytes:,} bytes ({part.n_tokens:,} tokens)'}, in windows of {length}")
     return 0
 
 
@@ -170,14 +197,19 @@ def convert(asked: argparse.Namespace) -> int:
         raise UserError(f"{str(asked.output)!r} is the folder itself: name another one")
     if (asked.output / "config.json").exists():
         raise UserError(f"{str(asked.output)!r} has a config.json already: name a new folder")
+    _require_model(asked.folder)
     asked.prepared, asked.resident_limit = "none", 0
     asked.weight_dtype = asked.dtype
     model = _read(asked)
     meter = Meter("writing", "wrote", str(asked.output))
-    model.save_pretrained(
-        asked.output, dtype=asked.dtype, max_shard_size=asked.max_shard_size, progress=meter
-    )
+    with warnings.catch_warnings(record=True) as caught:  # the line of the meter ends first
+        warnings.simplefilter("always")
+        model.save_pretrained(
+            asked.output, dtype=asked.dtype, max_shard_size=asked.max_shard_size, progress=meter
+        )
     meter.end()
+    for each in caught:
+        say(f"libmoe convert: {each.message}", error=True)
     return 0
 
 

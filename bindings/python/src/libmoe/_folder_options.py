@@ -8,7 +8,10 @@ from typing import get_args
 
 from ._native.check import byte_count
 from .errors import InvalidArgumentError
+from .train.errors import UserError
 from .words import FolderDType, Prepared
+
+WINDOW, WINDOWS = 512, 4  # tokens of a window, and windows at once
 
 PRETRAINED_EXAMPLES = """\
 examples:
@@ -56,11 +59,19 @@ def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None
 def add_windows(parser: argparse.ArgumentParser) -> None:
     """Add the windows that a text is evaluated in."""
     for name, default, what in (
-        ("--sequence-length", 512, "of a window"),
-        ("--sequences", 4, "windows at once"),
+        ("--sequence-length", WINDOW, "of a window"),
+        ("--sequences", WINDOWS, "windows at once"),
     ):
         text = f"{what}, for a model's folder (default {default})"
-        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+        parser.add_argument(name, type=positive, metavar="N", help=text)
+
+
+def refuse_reading(asked: argparse.Namespace) -> None:
+    """Refuse what is for a model's folder where there is a run, which has its own settings."""
+    usual = {"weight_dtype": "own", "prepared": "none", "resident_limit": 0, "threads": 0}
+    for name in (*usual, "sequence_length", "sequences"):
+        if getattr(asked, name) != usual.get(name):
+            raise UserError(f"--{name.replace('_', '-')}: is of a model's folder; a run has its own settings")
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:
@@ -72,10 +83,11 @@ def add_drawing(parser: argparse.ArgumentParser, tokens: int) -> None:
     """Add how tokens are drawn; what is not given is as the folder's generation_config.json has it."""
     group = parser.add_argument_group("drawing", "by default as the folder's generation_config.json says")
     group.add_argument(
-        "--tokens", type=int, default=tokens, metavar="N", help=f"to write at most (default {tokens})"
+        "--tokens", type=positive, default=tokens, metavar="N", help=f"to write at most (default {tokens})"
     )
-    group.add_argument("--temperature", type=float, metavar="X", help="0: always the likeliest")
-    group.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--temperature", type=float, metavar="X", help="0: always the likeliest")
+    either.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     group.add_argument("--top-k", type=int, metavar="K", help="only of the k likeliest; 0: of all")
     group.add_argument("--top-p", type=float, metavar="P", help="only of the likeliest that add up to p")
     group.add_argument(
@@ -102,6 +114,13 @@ def add_converting(parser: argparse.ArgumentParser) -> None:
         help="of a file; 0: one file (default 50GB)",
     )
     add_threads(parser)
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0 of the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
 
 
 def _size(text: str) -> int:

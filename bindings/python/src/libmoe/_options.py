@@ -121,16 +121,18 @@ def _parser(
     _add_settings(train, ("text", "model", "training", "evaluation", "machine"))
 
     evaluate = command("eval", "bits per byte of held-out text, or of other files")
-    _add_folder(evaluate, default=None)
+    _add_folder(evaluate, "FOLDER", "folder of a run, or of a model", default=None)
     evaluate.add_argument("files", nargs="*", metavar="FILE", help="in place of the run's held-out text")
-    evaluate.add_argument("--tokens", type=_positive, help="at most so many, in whole windows (default all)")
+    evaluate.add_argument(
+        "--tokens", type=folder_options.positive, help="at most so many, in whole windows (default all)"
+    )
     folder_options.add_windows(evaluate)
     folder_options.add_reading(evaluate, "of a model's folder")
 
     write = command("sample", "let a model write")
     _add_folder(write)
     write.add_argument("--prompt", default="\n", help="what it continues (default a line break)")
-    write.add_argument("--tokens", type=_positive, default=400, help="to write (default 400)")
+    write.add_argument("--tokens", type=folder_options.positive, default=400, help="to write (default 400)")
     write.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default 0.8)")
     write.add_argument("--top-k", type=int, default=0, help="only of the k likeliest; 0: of all (default 0)")
     write.add_argument(
@@ -139,13 +141,15 @@ def _parser(
     write.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
 
     look = command("inspect", "what happened in a run, or what a model's folder holds and will take")
-    look.add_argument("folder", type=Path, metavar="RUN", help="folder of the run, or of a model")
+    look.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a run, or of a model")
     look.add_argument("--plots", action="store_true", help="draw pictures into the folder; needs matplotlib")
 
     _add_folder_commands(command)
 
     time = command("bench", "how fast a model of given sizes is on this machine")
-    time.add_argument("--rounds", type=_positive, default=5, help="whose median counts (default 5)")
+    time.add_argument(
+        "--rounds", type=folder_options.positive, default=5, help="whose median counts (default 5)"
+    )
     time.add_argument("--profile", action="store_true", help="print where the time of training goes")
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
     return parser, dict(commands.choices)
@@ -187,11 +191,19 @@ class _Tell(argparse.Action):
         parser.exit()
 
 
-def _add_folder(parser: argparse.ArgumentParser, default: str | None = "best") -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+def _add_folder(
+    parser: argparse.ArgumentParser,
+    metavar: str = "RUN",
+    text: str = "folder of the run",
+    default: str | None = "best",
+) -> None:
+    parser.add_argument("folder", type=Path, metavar=metavar, help=text)
     parser.add_argument(
         "--weights", choices=("best", "last"), default=default, help="of which checkpoint (default best)"
     )
+
+
+_METAVARS = {"init": "FOLDER", "trained": "NAMES"}  # of settings whose type does not say it
 
 
 def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: Sequence[str] = ()) -> None:
@@ -209,10 +221,14 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
             continue
         default = "" if each.default == "" else f" (default {each.default})"
         kind: Any = type(each.default)
-        metavar = None if choices else {int: "N", float: "X", str: "FILE"}[kind]
+        metavar = _METAVARS.get(each.name) or {int: "N", float: "X", str: "FILE"}[kind]
         parse = _mebibytes if each.name == "memory_limit" else kind
         made[group].add_argument(
-            option(each.name), type=parse, choices=choices or None, metavar=metavar, help=text + default
+            option(each.name),
+            type=parse,
+            choices=choices or None,
+            metavar=None if choices else metavar,
+            help=text + default,
         )
 
 
@@ -255,9 +271,3 @@ def _mebibytes(text: str) -> int:
         return mebibytes(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
-    return int(text)

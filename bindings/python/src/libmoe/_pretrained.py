@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path as Place
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import words
 from ._keywords import keywords
 from ._native import abi, check, fields
-from ._native.callbacks import raised
+from ._native.callbacks import tell_progress
 from ._native.library import Handle, lib
-from .checkpoint import Path, encoded
+from .checkpoint import Path, encoded, place_of
 from .context import Context, handle_of
-from .errors import ArgumentTypeError
+from .errors import InvalidArgumentError, MoeError
 from .sampling import Sampling
 
 Progress = Callable[[int, int], Any]
@@ -28,6 +30,8 @@ AnyModel = TypeVar("AnyModel", bound="Pretrained")
 @keywords
 class Pretrained:
     """What :class:`Model` has of folders: reading one, and writing one."""
+
+    _longest: int | None = 0  # positions that the folder's model is made for; None: not looked up yet
 
     if TYPE_CHECKING:
         sampling: Sampling
@@ -105,7 +109,8 @@ class Pretrained:
             prepared=prepared,
             resident_limit=resident_limit,
         )
-        _tell(options, progress)
+        tell_progress(options, progress)
+        place = require_json(folder)
         sampling = Sampling.from_pretrained(folder)
         parent = handle_of(context)
         handle = Handle(
@@ -118,9 +123,24 @@ class Pretrained:
         )
         model = cls._from_handle(handle, context)
         handle.keep["folder"] = True
-        model._folder = os.path.abspath(folder)  # type: ignore[attr-defined]
+        model._folder = os.path.abspath(place)  # type: ignore[attr-defined]
+        model._longest = None
         model.sampling = sampling
         return model
+
+    def _look_at_length(self, length: int) -> None:
+        """Warn, once, when a text is longer than those that the folder's model is made for."""
+        if self._longest is None:
+            self._longest = _longest(getattr(self, "_folder", None))
+        if self._longest and length > self._longest:
+            limit, self._longest = self._longest, 0
+            warnings.warn(
+                f"position {length:,} is beyond the {limit:,} that this model is made for "
+                "(max_position_embeddings of its config.json): what it computes there may be of no use; give "
+                "it shorter texts, or shorter windows",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def save_pretrained(
         self,
@@ -134,7 +154,8 @@ class Pretrained:
         """Write config.json and the weights, as transformers' ``save_pretrained`` does.
 
         Tokenizer and defaults of generation are copied from the folder that the model came from, where the
-        new one has none.
+        new one has none.  Tensors that the model has not read (of pictures, of layers that predict further
+        tokens) are not written, and a warning names them.
 
         Parameters
         ----------
@@ -157,12 +178,15 @@ class Pretrained:
             A file cannot be written; what was there is as it was.
         """
         text = self._config_text(config)
-        options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
-        _tell(options, progress)
-        lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
         source = getattr(self, "_folder", None)
+        left = left_out(source) if source is not None else ""
+        options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
+        tell_progress(options, progress)
+        lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
         if source is not None:
-            copy_beside(Place(source), Place(os.fspath(folder)))
+            copy_beside(Place(source), place_of(folder))
+        if left:
+            warnings.warn(f"save_pretrained: {left}", UserWarning, stacklevel=3)
 
     def _config_text(self, config: Mapping[str, Any] | None) -> bytes | None:
         """Return what is given, or, of a copy of a model from a folder, that folder's; else NULL."""
@@ -199,26 +223,51 @@ def copy_beside(source: Place, folder: Place) -> None:
             unfinished.replace(here)
 
 
+def _longest(folder: str | None) -> int:
+    """Return how many positions config.json of a folder names; 0: none, or it is gone."""
+    from .pretrained import describe_pretrained  # which needs this module
+
+    try:
+        return describe_pretrained(folder).max_positions if folder else 0
+    except MoeError:
+        return 0
+
+
+def left_out(source: str) -> str:
+    """Say which tensors of a model's first folder are not written, as far as that is still there."""
+    from .pretrained import describe_pretrained  # which needs this module
+
+    try:
+        info = describe_pretrained(source)
+    except MoeError:
+        return ""
+    if not info.n_left_tensors:
+        return ""
+    return (
+        f"{info.n_left_tensors} of the {info.n_tensors} tensors in {source!r} are left out, since the model "
+        f"does not read them ({info.left_tensors}); who needs them finds them there"
+    )
+
+
+def require_json(folder: Path) -> Place:
+    """Return a folder's path; refuse a config.json that is no JSON, and say what it is.
+
+    What else is wrong with folder or file the library says.
+    """
+    place = place_of(folder)
+    path = place / "config.json"
+    try:
+        text = path.read_bytes() if path.is_file() else b"{}"
+        if text.startswith(codecs.BOM_UTF8):
+            raise ValueError("it begins with a byte order mark: write it as UTF-8 without one")
+        json.loads(text)
+    except (OSError, RecursionError):
+        return place
+    except ValueError as error:
+        raise InvalidArgumentError(f"{str(path)!r} is no JSON ({error}): mend it, or copy it anew") from None
+    return place
+
+
 def pretrained_options(**given: Any) -> abi.moe_pretrained_options:
     """Return how a folder is opened, as the library reads it."""
     return fields.filled(abi.moe_pretrained_options, **given)
-
-
-def _tell(options: Any, progress: Progress | None) -> None:
-    """Have a callable told; what it raises comes out of the call, which ends."""
-    if progress is None:
-        return
-    if not callable(progress):
-        raise ArgumentTypeError(
-            f"progress: expected a callable, got {type(progress).__name__}; use lambda done, total: ..."
-        )
-
-    def told(_: Any, done: int, total: int) -> int:
-        try:
-            progress(done, total)
-        except BaseException as exception:
-            raised.exception = exception
-            return 1
-        return 0
-
-    options.progress = type(options.progress)(told)

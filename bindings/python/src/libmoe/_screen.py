@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from .train.output import say
 
-Item = TypeVar("Item")
 PAUSE = 0.1  # seconds between two changes of the line on a terminal
 
 
@@ -54,32 +53,41 @@ class Speed:
     ----------
     n_prompt : int
         Tokens that are read first.
+    ends : collection of int
+        Tokens that end the text.
     """
 
-    def __init__(self, n_prompt: int) -> None:
-        self.n_prompt = n_prompt
+    def __init__(self, n_prompt: int, ends: Collection[int] = ()) -> None:
+        self.n_prompt, self.ends = n_prompt, ends
+        self._token: Any = None  # the last one
         self._started = time.monotonic()
         self._first: float | None = None
         self._last = self._started
         self._count = 0
 
-    def timed(self, tokens: Iterator[Item]) -> Iterator[Item]:
+    def timed(self, tokens: Iterator[int]) -> Iterator[int]:
         """Yield them, and note when."""
         for token in tokens:
             self._last = time.monotonic()
             self._first = self._first or self._last
             self._count += 1
+            self._token = token
             yield token
 
     def __str__(self) -> str:
-        """One line: the prompt, the time to the first token, tokens a second after it."""
+        """One line: the prompt, the time to the first token, tokens a second after it, and what ended it."""
         if self._first is None:
             return f"{self.n_prompt} tokens of the prompt, none written"
         wait = self._first - self._started
         text = f"{self.n_prompt} tokens of the prompt, first token after {wait:.2f} s"
+        ended = self._token in self.ends
         if self._count > 1:
             rate = (self._count - 1) / max(self._last - self._first, 1e-9)
             text += f"; {self._count} tokens written, {rate:,.1f} tokens/s after the first"
+        elif not ended:
+            text += "; 1 token written"
+        if ended:
+            text += f"; token {self._token} ended the text" + (" before it began" if self._count == 1 else "")
         return text
 
 

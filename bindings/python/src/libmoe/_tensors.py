@@ -141,7 +141,8 @@ class Tensors(Native):
 
     def _told(self) -> str:
         defaults = {name: p.default for name, p in inspect.signature(self._kind).parameters.items()}
-        return named({k: v for k, v in self._made_with.items() if not _same(v, defaults.get(k))})
+        made = {name: _shortened(name, value) for name, value in self._made_with.items()}
+        return named({k: v for k, v in made.items() if not _same(v, defaults.get(k))})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle what it was made with and the values; gradients and prepared copies are not kept."""
@@ -326,6 +327,19 @@ def _kept(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)([_kept(each) for each in value])
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _shortened(name: str, value: Any) -> Any:
+    """Return an argument without what goes without saying: defaults of the ffn, what is 0 in a list."""
+    if name == "moe" and isinstance(value, dict):
+        from .layer import Layer  # which needs this module
+
+        known = inspect.signature(Layer).parameters
+        defaults = {each: known[each].default for each in value if each in known}
+        return {k: v for k, v in value.items() if not _same(v, defaults.get(k))}
+    if name in ("layers", "rotary_tables") and isinstance(value, list):
+        return [{k: v for k, v in each.items() if isinstance(v, np.ndarray) or v} for each in value]
+    return value
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import InvalidArgumentError
+from .errors import FileError, InvalidArgumentError
 
 
 def opened(path: str, *, without: str) -> Any:
@@ -23,6 +23,8 @@ def opened(path: str, *, without: str) -> Any:
     ------
     InvalidArgumentError
         The package is missing, or the file is none of its.
+    FileError
+        The file cannot be read.
     """
     try:
         import tokenizers
@@ -38,7 +40,11 @@ def opened(path: str, *, without: str) -> Any:
     if not os.path.isfile(path):
         raise InvalidArgumentError(f"tokenizer: no such file: {path!r}")
     try:
-        coder = tokenizers.Tokenizer.from_file(path)
+        # Read here: the package opens no path that is not UTF-8.
+        with open(path, encoding="utf-8") as file:
+            coder = tokenizers.Tokenizer.from_str(file.read())
+    except OSError as error:
+        raise FileError(f"tokenizer {path!r}: {error.strerror}") from None
     except Exception as error:  # the package raises plain Exception
         raise InvalidArgumentError(
             f"tokenizer {path!r}: {error}; a file that tokenizers.Tokenizer.save wrote is wanted"

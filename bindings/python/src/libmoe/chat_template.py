@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidArgumentError
+from .errors import ArgumentTypeError, FileError, InvalidArgumentError
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 # Special tokens that templates know by these names.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ASKS_FOR_TYPES = re.compile(r"""\.type\b|['"]type['"]""")
 
 
 class ChatTemplate:
@@ -37,7 +39,9 @@ class ChatTemplate:
         Raises
         ------
         InvalidArgumentError
-            There is none, or a file cannot be read.
+            There is none, or a file is not what it should be.
+        FileError
+            A file cannot be read.
         """
         config = _config(folder / CONFIG)
         source = _source(folder, config)
@@ -53,9 +57,12 @@ class ChatTemplate:
 
         Raises
         ------
+        ArgumentTypeError
+            The messages are no sequence of dicts, or a content is no text.
         InvalidArgumentError
             jinja2 is missing, the template is none, or it refuses the messages.
         """
+        self._require_messages(messages)
         environment = _environment()
         try:
             template = environment.from_string(self.source)
@@ -67,6 +74,28 @@ class ChatTemplate:
         except Exception as error:  # of a program that somebody else wrote
             raise InvalidArgumentError(f"the chat template refuses these messages: {error}") from None
 
+    def _require_messages(self, messages: Any) -> None:
+        """Refuse what is no conversation: a template would write it as Python shows it, or not at all."""
+        example = '[{"role": "user", "content": "hello"}]'
+        if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+            raise ArgumentTypeError(
+                f"messages: expected a list of dicts, got {type(messages).__name__}; use {example}"
+            )
+        for n, message in enumerate(messages):
+            name = f"messages[{n}]"
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                got = "one without a role" if isinstance(message, Mapping) else type(message).__name__
+                raise ArgumentTypeError(f"{name}: expected a dict with a role, got {got}; use {example}")
+            content = message.get("content", "")  # a template may have no use for it
+            if isinstance(content, str) or content is None and message.get("tool_calls"):
+                continue
+            # A template that knows parts asks for their types.
+            if isinstance(content, list) and _ASKS_FOR_TYPES.search(self.source):
+                continue
+            raise ArgumentTypeError(
+                f"{name}: expected its content to be a str, got {type(content).__name__}; give the text alone"
+            )
+
 
 def _config(path: Path) -> dict[str, Any]:
     try:
@@ -74,7 +103,7 @@ def _config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise InvalidArgumentError(f"{str(path)!r}: {error.strerror}") from None
+        raise FileError(f"{str(path)!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{str(path)!r} is no JSON: {error}") from None
     return found if isinstance(found, dict) else {}
@@ -86,7 +115,9 @@ def _source(folder: Path, config: Mapping[str, Any]) -> str | None:
     if path.exists():
         try:
             return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise FileError(f"{str(path)!r}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
             raise InvalidArgumentError(f"{str(path)!r}: {error}") from None
     found = config.get("chat_template")
     if isinstance(found, list):

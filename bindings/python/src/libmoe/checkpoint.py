@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path as Place
 from typing import Any, Union
 
 import numpy as np
@@ -64,6 +65,11 @@ def encoded(path: Path) -> bytes:
     if b"\0" in bytes_:
         raise InvalidArgumentError(f"path: {path!r} contains the character 0")
     return bytes_
+
+
+def place_of(path: Path) -> Place:
+    """Return the path as Python opens it; refused where :func:`encoded` refuses it."""
+    return Place(os.fsdecode(encoded(path)))
 
 
 class _Memory:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import libmoe
 
 from . import _folder_commands as folder_commands
+from ._folder_options import refuse_reading
 from ._options import given_settings, option, parse
 from .train import log, texts
 from .train.bench import bench
@@ -29,7 +31,7 @@ from .train.config import Settings
 from .train.data import load_recorded, whole
 from .train.doctor import diagnose, told
 from .train.errors import UserError
-from .train.evaluate import bits_per_byte
+from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
 from .train.output import drop, say
 from .train.record import Record
@@ -44,7 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal cannot show
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused where it is used
     asked = parse(arguments, COMMANDS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=RuntimeWarning, module="libmoe")
+        warnings.showwarning = lambda message, *_: say(f"libmoe {asked.command}: {message}", error=True)
+        return _status(asked)
+
+
+def _status(asked: argparse.Namespace) -> int:
+    """Run a command and return its exit status; what is wrong is said in a line."""
     try:
         status = int(asked.run(asked))
         sys.stdout.flush()
@@ -127,6 +139,7 @@ def _print_hints(folder: Path, settings: Settings) -> None:
 def _eval(asked: argparse.Namespace) -> int:
     if folder_commands.is_model_folder(asked.folder):
         return folder_commands.evaluate(asked)
+    refuse_reading(asked)
     trained = open_run(asked.folder, asked.weights or "best")
     settings, length = trained.settings, trained.settings.sequence_length
     if asked.files:
@@ -148,13 +161,8 @@ def _eval(asked: argparse.Namespace) -> int:
         most_tokens=most,
         memory_limit=memory_limit(settings),
     )
-    if most >= part.n_tokens:
-        of = f"{part.n_bytes:,} bytes"
-    else:
-        unit = "tokens" if settings.tokenizer else "bytes"
-        of = f"{max(1, most // length) * length:,} of its {part.n_tokens:,} {unit}"
-    if most < length:
-        of += f"; --tokens {most} is less than a window of sequence_length {length}, of which one was read"
+    unit = "tokens" if settings.tokenizer else "bytes"
+    of = what_is_read(part, most, length, unit) or f"{part.n_bytes:,} bytes"
     print(f"{bits:.4f} bits per byte of {name}, {of}")
     return 0
 
@@ -203,6 +211,8 @@ def _sample(asked: argparse.Namespace) -> int:
 
 def _inspect(asked: argparse.Namespace) -> int:
     if folder_commands.is_model_folder(asked.folder):
+        if asked.plots:
+            raise UserError("--plots: is of runs; a model's folder has nothing to draw")
         for line in folder_commands.inspect(asked.folder):
             print(line)
         return 0

@@ -72,7 +72,7 @@ class Context(Native):
         log: callbacks.Log | None = None,
         host_threads: int = 0,
     ) -> None:
-        log_function = callbacks.log_function(log)
+        log_function, told = callbacks.log_function(log)
         config = fields.filled(
             abi.moe_context_config,
             n_threads=n_threads,
@@ -80,12 +80,13 @@ class Context(Native):
             instructions=instructions,
             memory_limit=memory_limit,
             log=log_function,
+            log_user=None if told is None else told.address,
             host_threads=callbacks.host_threads(host_threads),
             cancel=callbacks.cancel,
             cancel_user=id(callbacks.raised),
         )
         self._told_by = f"n_threads={n_threads}, matmul={matmul!r}"
-        self._open_handle = ContextHandle(ctypes.byref(config), log=log_function)
+        self._open_handle = ContextHandle(ctypes.byref(config), log=told)
         if n_threads > processors():
             warnings.warn(
                 f"n_threads = {n_threads}, but this process may use {processors()} processors; "

@@ -364,6 +364,7 @@ class Model(Pretrained, Batches, Tensors):
         """
         given = dict(locals())  # all arguments by name, as long as nothing else is there
         call = self._call(tokens, given)
+        self._look_at_length(call.shape[1] if positions is None else 0)
         if tape is not None and tape is not True:
             check.instance("tape", tape, ModelTape, "model.tape(), or True")
         if tape is True:
@@ -548,6 +549,7 @@ class Model(Pretrained, Batches, Tensors):
         count = shape[-1] if shape else 0
         check.array("tokens", tokens, (cache.n_sequences, count), dtype="i32")
         given = {"valid_mask": valid_mask, "positions": positions}
+        self._look_at_length(cache.length + count if positions is None else 0)
         options = fields.filled(abi.moe_read_options, {"B": shape[:1], "n": shape[1:]}, **given)
         logits = np.empty((cache.n_sequences, self.vocabulary_size), np.float32)
         lib.moe_model_read_with(

@@ -10,7 +10,7 @@ from . import words
 from ._keywords import keywords
 from ._native import abi, fields
 from ._native.library import Handle, lib
-from ._pretrained import pretrained_options
+from ._pretrained import pretrained_options, require_json
 from .checkpoint import Path, encoded
 from .context import Context, handle_of
 
@@ -90,6 +90,7 @@ def describe_pretrained(
         A file cannot be opened.
     """
     options = pretrained_options(weight_dtype=weight_dtype, inference_only=inference_only)
+    require_json(folder)
     parent = handle_of(context)
     opened = Handle(
         lib.moe_pretrained_open,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as Place
 from typing import Any
 
 import numpy as np
 
+from ._keywords import keywords
 from ._native import check
 from .blocks._tokens import check_sampling
-from .errors import ArgumentTypeError, InvalidArgumentError
+from .checkpoint import Path, place_of
+from .errors import ArgumentTypeError, FileError, InvalidArgumentError
 
 FILE = "generation_config.json"
 TOP_K = 50  # of transformers, where a file that asks for sampling does not say it
@@ -37,6 +38,7 @@ _OTHERS: Mapping[str, Sequence[Any]] = {
     "no_repeat_ngram_size": (0,),
     "num_beam_groups": (1,),
     "num_beams": (1,),
+    "num_return_sequences": (1,),
     "penalty_alpha": (0,),
     "sequence_bias": ([], {}),
     "suppress_tokens": ([],),
@@ -49,8 +51,16 @@ _DRAWN: Mapping[str, Sequence[Any]] = {
     "top_h": (1,),
     "typical_p": (1,),
 }
+# Keys of the file that have another name here.
+_KEYS = {
+    "n_tokens": ("max_new_tokens", "a number of tokens"),
+    "end_tokens": ("eos_token_id", "a token's number or a list of such"),
+    "stop": ("stop_strings", "a text or a list of texts, none of them empty"),
+    "max_length": ("max_length", "a number of tokens"),
+}
 
 
+@keywords
 @dataclass(frozen=True)
 class Sampling:
     """Defaults of :meth:`Model.generate`, :meth:`Model.generate_batch` and :meth:`Model.write`.
@@ -75,6 +85,8 @@ class Sampling:
         Texts after which it has ended.
     not_computed : tuple of str
         What a folder asks for beside that; generation is refused until the model's ``sampling`` is set.
+    max_length : int, optional
+        Without n_tokens: how many at most together with the prompt, padding included.
     """
 
     temperature: float = 1.0
@@ -86,6 +98,7 @@ class Sampling:
     end_tokens: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     not_computed: tuple[str, ...] = ()
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that no call could use."""
@@ -94,6 +107,27 @@ class Sampling:
         object.__setattr__(self, "stop", stop_texts(self.stop))
         if self.n_tokens is not None:
             check.count("n_tokens", self.n_tokens)
+        if self.max_length is not None:
+            check.count("max_length", self.max_length)
+
+    def most_tokens(self, n_prompt: int) -> int:
+        """Return how many tokens follow a prompt of so many where the call does not say it.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no default, or the prompt leaves no room.
+        """
+        if self.n_tokens is not None:
+            return self.n_tokens
+        if self.max_length is None:
+            raise InvalidArgumentError("n_tokens: say how many tokens at most; this model has no default")
+        if n_prompt >= self.max_length:
+            raise InvalidArgumentError(
+                f"n_tokens: say how many tokens at most; the model's default is max_length = "
+                f"{self.max_length} together with the prompt, which has {n_prompt} already"
+            )
+        return self.max_length - n_prompt
 
     def drawing(self) -> dict[str, Any]:
         """Return what :func:`libmoe.blocks.sample` is told."""
@@ -101,7 +135,7 @@ class Sampling:
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Sampling:
+    def from_pretrained(cls, folder: Path) -> Sampling:
         """Return what generation_config.json of a folder asks for, as transformers reads it.
 
         Where there is none, end tokens are those of config.json; without ``do_sample`` the largest logit is
@@ -111,10 +145,14 @@ class Sampling:
         ------
         InvalidArgumentError
             The file is no JSON object, or a number in it is out of range.
+        FileError
+            It cannot be read.
         """
-        found = _read(Path(folder) / FILE)
+        path = place_of(folder) / FILE
+        found = _read(path)
         if found is None:
-            config = _read(Path(folder) / "config.json") or {}
+            path = place_of(folder) / "config.json"
+            config = _read(path) or {}
             inner = config.get("text_config")
             found = {"eos_token_id": config.get("eos_token_id")}
             if found["eos_token_id"] is None and isinstance(inner, dict):
@@ -122,16 +160,24 @@ class Sampling:
         try:
             return _of(found)
         except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"{str(Path(folder) / FILE)!r}: {error}") from None
+            raise InvalidArgumentError(f"{str(path)!r}: {_by_key(str(error), found)}") from None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _by_key(text: str, found: Mapping[str, Any]) -> str:
+    """Say what is wrong with a value by the key that it has in the file."""
+    for ours, (key, wanted) in _KEYS.items():
+        if text.startswith((ours + ":", ours + " ", ours + "[")):
+            return f"{key} = {json.dumps(found.get(key))} is not {wanted}: mend it, or take it away"
+    return text
+
+
+def _read(path: Place) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InvalidArgumentError(f"{str(path)!r}: {error.strerror}") from None
+        raise FileError(f"{str(path)!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{str(path)!r} is no JSON ({error}): mend it, or take it away") from None
     if not isinstance(found, dict):
@@ -152,6 +198,7 @@ def _of(found: Mapping[str, Any]) -> Sampling:
     return Sampling(
         **given,
         n_tokens=found.get("max_new_tokens"),
+        max_length=found.get("max_length"),
         end_tokens=() if end is None else end,
         stop=() if stop is None else stop,
         not_computed=tuple(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import pytest
 import libmoe
 from arrays import normal
 from child import ENVIRONMENT
+from pretrained_models import FOLDERS, tensors
 
 PROGRAM = """
 import numpy as np, libmoe
@@ -108,3 +111,71 @@ def test_a_handler_that_does_not_raise_does_not_end_the_call(capfd: pytest.Captu
         signal.signal(signal.SIGALRM, previous)
     assert len(rung) > 2
     assert capfd.readouterr() == ("", "")
+
+
+# Ctrl-C while the library computes is looked at when it next calls Python: on entry to a callback.
+CALLBACKS = """
+import json, os, signal, sys, tempfile, threading, time
+import libmoe
+
+folder, wide = sys.argv[1:]
+small = libmoe.Model.from_pretrained(folder)
+sizes = {"hidden_size": 256, "n_layers": 8}
+made = {**small._made_with, **sizes, "dense_intermediate_size": 512, "inference_only": True}
+config = json.load(open(folder + "/config.json"))
+config.update(hidden_size=256, num_hidden_layers=8, intermediate_size=512)
+model = libmoe.Model(**made)
+model.save_pretrained(wide, config=config)
+
+def interrupted(call):
+    told = threading.Event()
+
+    def kill():
+        told.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        call(lambda *_: told.set())
+        print("finished")
+        time.sleep(5)
+    except KeyboardInterrupt:
+        print("interrupted")
+    thread.join()
+
+for _ in range(4):
+    interrupted(lambda tell: libmoe.Model.from_pretrained(wide, progress=tell))
+    interrupted(lambda tell: model.save_pretrained(wide, config=config, progress=tell))
+"""
+
+
+def test_ctrl_c_comes_out_where_a_callback_is_told_something(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", CALLBACKS, str(FOLDERS / "llama"), str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (child.stdout, child.stderr, child.returncode) == ("interrupted\n" * 8, "", 0)
+
+
+def test_a_callback_may_call_the_library_that_calls_back() -> None:
+    """From any number of threads, and one within another."""
+    told: list[tuple[int, int]] = []
+
+    def outer(done: int, total: int) -> None:
+        libmoe.Model.from_pretrained(FOLDERS / "llama", progress=lambda *inner: told.append(inner))
+
+    def run() -> None:
+        libmoe.Model.from_pretrained(FOLDERS / "llama", progress=outer)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    size = sum(t.nbytes for t in tensors(FOLDERS / "llama").values())
+    count = sum(each == (size, size) for each in told)
+    assert len(told) == count * (count // 2) > 0  # each load of a thread tells as often as it is told

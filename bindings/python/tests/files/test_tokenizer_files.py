@@ -183,3 +183,66 @@ def test_a_letter_that_is_never_whole_is_not_waited_for() -> None:
     written = lambda tokens: bytes(tokens).decode(errors="replace")  # noqa: E731
     assert list(pieces(written, coded)) == ["é", "🙂", "a"]
     assert "".join(pieces(written, coded[:-2])) == "é\N{REPLACEMENT CHARACTER}"
+
+
+WRONG_TOKENS: dict[str, tuple[Any, str]] = {
+    "negative": ([5, -1], "-1 is no token of this tokenizer"),
+    "beyond": ([10_000], "10000 is no token of this tokenizer, which has 0 to"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_TOKENS)
+def test_numbers_that_are_no_tokens_are_refused(folder: Path, what: str) -> None:
+    tokens, says = WRONG_TOKENS[what]
+    coder = libmoe.Tokenizer(folder)
+    with pytest.raises(libmoe.InvalidArgumentError, match=says):
+        coder.decode(tokens)
+    if what == "negative":
+        with pytest.raises(libmoe.InvalidArgumentError, match=says):
+            list(coder.pieces(tokens))
+    else:  # models have more rows than their tokenizers have tokens
+        assert "".join(coder.pieces([5, *tokens])) == coder.decode([5])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("a\ud800", "surrogate U\\+D800 at character 1"), ("ab\udcff", "byte 0xff at character")],
+)
+def test_a_text_that_is_no_utf8_is_refused(folder: Path, text: str, says: str) -> None:
+    coder = libmoe.Tokenizer(folder)
+    for call in (
+        lambda: coder.encode(text),
+        lambda: coder.chat([{"role": "user", "content": text}]),
+        lambda: coder.token(text),
+    ):
+        with pytest.raises(libmoe.InvalidArgumentError, match=says):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("hi", "messages: expected a list of dicts, got str"),
+        ({"role": "user", "content": "hi"}, "messages: expected a list of dicts, got dict"),
+        (["hi"], r"messages\[0\]: expected a dict with a role, got str"),
+        ([{"content": "hi"}], r"messages\[0\]: expected a dict with a role, got one without"),
+        (
+            [{"role": "user", "content": None}],
+            r"messages\[0\]: expected its content to be a str, got NoneType",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "expected its content .* got list"),
+    ],
+)
+def test_what_is_no_conversation_is_said(folder: Path, messages: Any, says: str) -> None:
+    with pytest.raises(libmoe.ArgumentTypeError, match=says):
+        libmoe.Tokenizer(folder).chat(messages)
+
+
+def test_a_template_of_parts_has_them(folder: Path) -> None:
+    source = (
+        "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    parts = [{"type": "text", "text": "the"}, {"type": "image"}]
+    template = libmoe.chat_template.ChatTemplate(source, {})
+    assert template.render([{"role": "user", "content": parts}]) == "the"

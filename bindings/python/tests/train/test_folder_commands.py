@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -237,7 +238,17 @@ def claimed(run: Path) -> Path:
         (["train", "TEXT", "--init", "FOLDER", "--hidden-size", "64"], "hidden_size = 64: the model of init"),
         (["train", "TEXT", "--init", "FOLDER", "--trained", "nothing*"], "no weight is called 'nothing\\*'"),
         (["train", "TEXT", "--init", "BARE"], "has no tokenizer.json; name the model's own"),
-        (["train", "TEXT", "--init", "nowhere"], "nowhere"),
+        (["train", "TEXT", "--init", "nowhere"], "init = .*nowhere.*: there is no such folder"),
+        (["train", "TEXT", "--init", "RUN"], "init = .* is a run, not a model's folder"),
+        (["sample", "FOLDER"], "is a model's folder, not a run: use generate"),
+        (["inspect", "nowhere"], "no such folder: 'nowhere'"),
+        (["eval", "nowhere"], "no such folder: 'nowhere'"),
+        (["generate", "nowhere", "--prompt", "x"], "no such folder: 'nowhere'"),
+        (["inspect", "FOLDER", "--plots"], "--plots: is of runs"),
+        (["eval", "RUN", "--weight-dtype", "bf16"], "--weight-dtype: is of a model's folder"),
+        (["eval", "RUN", "--sequence-length", "512"], "--sequence-length: is of a model's folder"),
+        (["generate", "FOLDER", "--prompt", "x\udcff"], "text: byte 0xff at character 1 is not UTF-8"),
+        (["chat", "FOLDER", "--system", "\udcff"], "byte 0xff .* is not UTF-8"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, text: str, arguments: list[str], says: str) -> None:
@@ -250,6 +261,93 @@ def test_errors_are_one_line(tmp_path: Path, text: str, arguments: list[str], sa
     *_, last = err.splitlines()
     assert re.search(says, last), err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "FOLDER", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "FOLDER", "--prompt", "x", "--top-p", "3"], "top_p"),
+        (["generate", "FOLDER", "--prompt", "x", "--seed", "-1"], "seed"),
+        (["generate", "FOLDER", "--prompt", "x", "--stop", ""], "stop"),
+        (["generate", "BARE", "--prompt", "x"], "has no tokenizer.json"),
+        (["chat", "PLAIN"], "has no chat template"),
+        (["eval", "FOLDER", "nothing.txt"], "no such file"),
+        (["eval", "FOLDER", "EMPTY"], "."),
+        (["generate", "FOLDER", "--prompt", "x", "--tokens", "-3"], "expected a whole number above 0"),
+        (["generate", "FOLDER", "--prompt", "x", "--greedy", "--temperature", "2"], "not allowed with"),
+    ],
+)
+def test_what_is_wrong_is_found_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(libmoe.Model, "from_pretrained", read)
+    shutil.copytree(MIXTRAL, tmp_path / "plain")
+    (tmp_path / "plain" / "tokenizer_config.json").unlink()
+    (tmp_path / "empty.txt").write_text("")
+    places = {"FOLDER": MIXTRAL, "BARE": str(FOLDERS / "olmoe"), "PLAIN": str(tmp_path / "plain")}
+    places["EMPTY"] = str(tmp_path / "empty.txt")
+    status, _, err = called(*(places.get(each, each) for each in arguments))
+    assert status in (1, 2) and re.search(says, err.splitlines()[-1]) and "Traceback" not in err
+
+
+def test_a_prompt_from_the_standard_input_that_is_no_text() -> None:
+    child = command(
+        "generate",
+        MIXTRAL,
+        "--prompt",
+        "-",
+        stdin=subprocess.PIPE,
+        env={"PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"},
+    )
+    assert child.stdin and child.stdout and child.stderr
+    os.write(child.stdin.fileno(), b"\xff\xfe")
+    child.stdin.close()
+    err = child.stderr.read()
+    assert child.wait(60) == 1 and "byte 0xff at character 0 is not UTF-8" in err and "Traceback" not in err
+    child.stdout.close()
+    child.stderr.close()
+
+
+def test_eval_says_how_much_it_read(text: str) -> None:
+    asked = ["eval", MIXTRAL, text, "--sequence-length", "20"]
+    n_tokens = len(libmoe.Tokenizer(MIXTRAL).encode(TEXT, special=False))
+    _, out, _ = called(*asked, "--tokens", "50")
+    assert f"of 40 of its {n_tokens:,} tokens, in windows of 20" in out
+    _, out, _ = called(*asked, "--tokens", "9")
+    assert f"of 20 of its {n_tokens:,} tokens; --tokens 9 is less than a window" in out
+
+
+def test_positions_beyond_the_models_are_said(text: str) -> None:
+    _, _, err = called("eval", MIXTRAL, text, "--tokens", "50")
+    assert len(re.findall("libmoe eval: position .* is beyond the 32 that this model is made for", err)) == 1
+
+
+def test_a_generation_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    model = loaded("mixtral", inference_only=True)
+    first = next(model.generate(model.tokenizer.encode("the cat"), 1, temperature=0))
+    folder = tmp_path / "mixtral"
+    shutil.copytree(MIXTRAL, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": first}))
+    _, out, err = called("generate", str(folder), "--prompt", "the cat", "--weight-dtype", "f32")
+    assert out == "the cat\n" and f"token {first} ended the text before it began" in err
+    _, _, err = called("generate", MIXTRAL, "--prompt", "the cat", "--tokens", "1", "--greedy")
+    assert err.rstrip().endswith("; 1 token written") or "ended the text before it began" in err
+
+
+def test_convert_says_what_it_leaves_out(tmp_path: Path) -> None:
+    status, _, err = called("convert", str(FOLDERS / "glm4_moe"), str(tmp_path / "out"))
+    assert status == 0 and re.search(r"libmoe convert: .*2 of the \d+ tensors .*model\.layers\.3\.", err)
+
+
+def test_help_calls_folders_folders() -> None:
+    for name in ("eval", "inspect"):
+        assert " FOLDER" in called(name, "--help")[1]
+    train = called("train", "--help")[1]
+    assert "--init FOLDER" in train and "--trained NAMES" in train
 
 
 def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ _FUNCTIONS = {
     "moe_layer_bind_parameter": "Layer.bind",
     "moe_optimizer_bind_state": "bind_state",
     "moe_context_config": "Context",
+    "moe_pretrained_family": "libmoe.pretrained_families",
 }
 _FUNCTION = re.compile(rf"(?<![/\w])(?:{'|'.join(_FUNCTIONS)}|moe_experts_[a-z]+)\b")
 _SWITCHES = {0: None, 1: False, 2: True}  # of a bias

@@ -1,4 +1,4 @@
-"""Gradients of gradients and derivatives forwards are refused, since the library has neither."""
+"""Gradients of gradients, derivatives forwards and torch.func are refused, since the library has none."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
                 "create_graph: libmoe has no gradients of gradients; call backward or grad without "
                 "create_graph=True"
             )
+        refuse_transforms()
         return backward(ctx, *gradients)
 
     return checked
@@ -39,4 +40,19 @@ def refuse_tangents(tensors: Iterable[Tensor]) -> None:
         raise InvalidArgumentError(
             "jvp: libmoe has no derivatives forwards (torch.func.jvp, jacfwd, hessian, forward_ad); use "
             "backward() or torch.autograd.grad"
+        )
+
+
+_TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+
+
+def refuse_transforms() -> None:
+    """Refuse a call within a transform of torch.func, of which torch itself says less."""
+    if torch.compiler.is_compiling():
+        return
+    outer = torch._C._functorch.peek_interpreter_stack()
+    if outer is not None and outer.key() in _TRANSFORMS:
+        raise InvalidArgumentError(
+            "torch.func: libmoe is not for its transforms (grad, vjp, jacrev, vmap, per-sample gradients); "
+            "use backward() or torch.autograd.grad, and a loop or a batch in place of vmap"
         )

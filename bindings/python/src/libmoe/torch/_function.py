@@ -13,7 +13,7 @@ from .._native.reports import Report as Numbers
 from ..tape import Tape
 from ._arrays import array_of
 from ._engine import Engine
-from ._first_order import first_order, refuse_tangents
+from ._first_order import first_order, refuse_tangents, refuse_transforms
 
 
 class Call(NamedTuple):
@@ -31,6 +31,7 @@ def computed(
 ) -> Any:
     """Return y with the report's differentiable parts: aux_loss, mean_ and sequence_probability."""
     refuse_tangents((x, *tensors) if weights is None else (x, weights, *tensors))
+    refuse_transforms()
     if call.taped:
         return Through.apply(call, x, weights, *tensors)  # type: ignore[no-untyped-call]
     return forward_of(call, x, weights, tensors, None)

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from ..errors import InvalidArgumentError
 from . import _by_call
 from ._by_call import Described, Experts
-from ._first_order import first_order, refuse_tangents
+from ._first_order import first_order, refuse_tangents, refuse_transforms
 from ._laid_out import require_fitting
-from .prepared import prepared_of
+from .prepared import Prepared, prepared_of
 
 
 @torch.library.custom_op("libmoe::experts", mutates_args=(), device_types="cpu")
@@ -122,19 +122,20 @@ def _(
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, ids, weights, tensors, *ctx.told, ctx.prepared, _ = inputs
+    x, ids, weights, tensors, *ctx.told, prepared, _ = inputs
+    ctx.prepared = prepared_of(prepared)  # held, as backward spoils it
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, ids, weights, output[1], *tensors)
 
 
-def _spoil(number: int) -> None:
-    packed = prepared_of(number)
+def _spoil(packed: Prepared | None) -> None:
     if packed is not None:
         packed.spoil("a backward has computed gradients of the weights, which an optimiser may follow")
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
+    refuse_transforms()
     x, ids, weights, saved, *tensors = ctx.saved_tensors
     need_x, _, need_weights, need_tensors, *_ = ctx.needs_input_grad
     need = [need_x, need_weights, *need_tensors]
@@ -167,7 +168,7 @@ class Through(torch.autograd.Function):
         """Compute, and keep the bytes."""
         y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True, described=described)
         ctx.set_materialize_grads(False)
-        ctx.given, ctx.prepared = given, prepared
+        ctx.given, ctx.prepared = given, prepared_of(prepared)  # held, as backward spoils it
         ctx.save_for_backward(x, ids, weights, saved, *tensors)
         return y
 
@@ -197,6 +198,7 @@ def run(
 ) -> Tensor:
     """Return y of contiguous x [T, H], ids and weights [T, K]; see _by_call.forward for ``described``."""
     refuse_tangents((x, weights, *tensors))
+    refuse_transforms()
     saves = torch.is_grad_enabled() and (
         x.requires_grad or weights.requires_grad or any(t.requires_grad for t in tensors)
     )

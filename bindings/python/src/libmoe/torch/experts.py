@@ -11,6 +11,7 @@ from .._native import check
 from ..errors import ArgumentTypeError
 from ..experts import FORMS
 from ._by_call import Experts
+from ._first_order import refuse_transforms
 from ._laid_out import LaidOut, Pair, Weight, laid_out
 from ._ops import run
 from .prepared import Prepared
@@ -82,6 +83,7 @@ def experts(
     >>> libmoe.torch.experts(x, ids, weights, gate_up, down).shape
     torch.Size([5, 16])
     """
+    refuse_transforms()
     if prepared is not None and not isinstance(prepared, Prepared):
         raise ArgumentTypeError(
             f"prepared: expected what libmoe.torch.prepare returns, got {type(prepared).__name__}"

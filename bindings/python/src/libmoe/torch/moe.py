@@ -20,6 +20,7 @@ from ..layer import Layer
 from ..routing import Routing
 from ._arrays import require_tensor, taken
 from ._engine import Engine, empty
+from ._first_order import refuse_transforms
 from ._function import Call, computed
 from ._layer_op import layer as layer_op
 from ._layer_op import registered
@@ -201,6 +202,7 @@ class MoE(nn.Module):
         for name, dtype in _ARRAYS.items():
             if arguments[name] is not None:
                 given[name] = taken(name, arguments[name], dtype)
+        refuse_transforms()
         given |= {"training": self.training, "step": self._step(arguments["step"])}
         x = require_tensor("x", arguments["x"])
         if not x.is_floating_point():

@@ -56,6 +56,18 @@ class Prepared:
             )
         return _none, ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Refuse a copy of it alone; with the module that holds it it is left behind, as in pickle."""
+        if not memo:  # nothing around it is copied
+            raise BadStateError(
+                "prepared: packed weights cannot be copied; use them as they are, or prepare again"
+            )
+        return self.__reduce__() and None
+
+    def __copy__(self) -> Prepared:
+        """Return itself: nothing in it changes but that it may become stale, for all who have it."""
+        return self
+
     def spoil(self, why: str) -> None:
         """Refuse all calls from now on."""
         self._stale = why

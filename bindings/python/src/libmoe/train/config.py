@@ -222,6 +222,8 @@ class Settings:
         """
         folder = Path(folder)
         path = folder / FILE
+        if not folder.exists():
+            raise UserError(f"no such folder: {str(folder)!r}")
         cure = f"write it anew: the first line of {str(folder / LOG)!r} has the settings"
         try:
             found = json.loads(path.read_bytes())
@@ -232,6 +234,11 @@ class Settings:
             raise UserError(f"no run in {str(folder)!r}: {FILE}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{str(path)!r} is no JSON ({error}): {cure}") from None
+        if isinstance(found, dict) and "model_type" in found:
+            raise UserError(
+                f"{str(folder)!r} is a model's folder, not a run: use generate, chat, eval, inspect or "
+                "convert, or begin a run with it: train --init"
+            )
         if not isinstance(found, dict):
             raise UserError(f"{str(path)!r} has no settings, which are one JSON object: {cure}")
         try:

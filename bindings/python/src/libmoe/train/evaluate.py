@@ -50,3 +50,17 @@ def bits_per_byte(
         nats += output.loss * output.n_targets
         count += output.n_targets
     return nats / max(1, count) * part.bits
+
+
+def what_is_read(part: Part, most_tokens: int, sequence_length: int, unit: str) -> str:
+    """Say how much of a text :func:`bits_per_byte` reads; empty: all of it."""
+    if most_tokens >= part.n_tokens:
+        return ""
+    read = max(1, most_tokens // sequence_length) * sequence_length
+    told = f"{read:,} of its {part.n_tokens:,} {unit}"
+    if most_tokens < sequence_length:
+        told += (
+            f"; --tokens {most_tokens} is less than a window of sequence_length {sequence_length}, of which "
+            "one was read"
+        )
+    return told

@@ -14,7 +14,7 @@ import libmoe
 
 from .config import Settings
 from .errors import UserError
-from .folder import BEST, LAST, MODEL, TOKENIZER
+from .folder import BEST, LAST, MODEL, TOKENIZER, is_run
 from .tokenizer import Tokenizer
 
 
@@ -68,15 +68,22 @@ def begun_with(settings: Settings, folder: Path) -> Settings:
     Raises
     ------
     UserError
-        There is no tokenizer.
+        There is no tokenizer, or no such folder.
     """
     if not settings.init:
         return settings
     init = os.path.abspath(settings.init)
     if not os.path.isdir(init) and (folder / MODEL).is_dir():
         init = str((folder / MODEL).absolute())
+    if not os.path.isdir(init):
+        raise UserError(f"init = {settings.init!r}: there is no such folder")
+    if is_run(Path(init)):
+        raise UserError(
+            f"init = {settings.init!r} is a run, not a model's folder: go on with it (--resume), or, where "
+            f"it began with --init, name its {MODEL!r} folder"
+        )
     tokenizer = settings.tokenizer or os.path.join(init, TOKENIZER)
-    if not settings.tokenizer and os.path.isdir(init) and not os.path.isfile(tokenizer):
+    if not settings.tokenizer and not os.path.isfile(tokenizer):
         raise UserError(f"init = {settings.init!r}: has no {TOKENIZER}; name the model's own with tokenizer")
     return replace(settings, init=init, tokenizer=tokenizer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 import libmoe
 
+from .._pretrained import left_out
 from . import log, texts
 from .config import Settings
 from .data import Corpus, load, load_recorded
@@ -186,6 +188,8 @@ class Trainer:
             notes.append(
                 f"{count:,} of {of:,} weights are trained, in {len(self.part)} of {len(every)} tensors"
             )
+        if self.settings.init:
+            notes.append(left_out(self.settings.init))
         return [note for note in (*notes, self.corpus.added, threads_note(self.settings)) if note]
 
     @property
@@ -338,7 +342,9 @@ class Trainer:
             self._numbers[:2] = bits, 0
             self._save(BEST)
             if settings.init:
-                self.model.save_pretrained(self.folder / MODEL)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # notes have said what is left out
+                    self.model.save_pretrained(self.folder / MODEL)
         progress.line(
             f"step {self.step}: held-out {bits:.4f} bits per byte" + (", the best so far" if better else "")
         )

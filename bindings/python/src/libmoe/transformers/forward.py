@@ -71,8 +71,8 @@ def packed_of(module: nn.Module, first: Tensor) -> Prepared | None:
     if first.is_meta:
         raise BadStateError(
             f"{type(module).__name__}: is in training, but its weights were released by "
-            "prepare(release=True), which leaves what inference reads; call model.eval() to go on with that, "
-            "or load the model again to train it"
+            "prepare(release=True), which leaves what inference reads; call model.eval() to go on with that "
+            "under torch.no_grad(), or load the model again to train it"
         )
     setattr(module, PACKED, None)
     return None
