@@ -62,7 +62,8 @@ MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t
 /** A folder: its config.json, and the names, types and places of its tensors.  Keeps its context alive, and the files open. */
 typedef struct moe_pretrained moe_pretrained;
 
-/** Open a folder.  No weights are read.
+/** Open a folder.  No weights are read, but all is checked that the files' headers tell: a tensor that is missing, misshapen, of
+ *  another type or that no parameter is, is named here.  Of an output beside an embedding that it is tied to, numbers are compared.
  *  @param context [in]
  *  @param folder  [in] its path
  *  @param options [in, nullable] copied; NULL = the defaults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import shutil
@@ -15,6 +16,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import libmoe
+from libmoe._native import abi, fields
+from libmoe._native.library import Handle, lib
+from libmoe.context import handle_of
 from pretrained_models import FOLDERS, loaded, logits_of, reference, tensors
 
 
@@ -267,3 +271,18 @@ def test_what_is_left_out_is_as_in_transformers(
         for n, keys in enumerate((left_out, same_as))
     ]
     assert logits_of(found[0], tokens).tobytes() == logits_of(found[1], tokens).tobytes()
+
+
+# ---- what is left of a model whose reading ends
+
+
+def test_a_new_model_is_never_partly_old() -> None:
+    options = fields.filled(abi.moe_pretrained_options)
+    options.progress = type(options.progress)(lambda _, done, total: int(done > 0))
+    folder, parent = str(FOLDERS / "olmoe").encode(), handle_of(None)
+    place = (parent, folder, ctypes.byref(options))
+    with pytest.raises(libmoe.MoeError, match="^cancelled by the progress callback"):
+        Handle(lib.moe_model_load, lib.moe_model_free, *place, keep={"context": parent})
+    opened = Handle(lib.moe_pretrained_open, lib.moe_pretrained_free, *place, keep={"context": parent})
+    with pytest.raises(libmoe.MoeError, match="^the model's parameters are partly old"):
+        lib.moe_pretrained_load(opened, loaded("olmoe")._handle)
