@@ -472,8 +472,8 @@ MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, 
 /** Prepare a model for inference: moe_layer_prepare of every ffn, dense ones too, and a packed copy of each matrix that tokens are
  *  multiplied by: attention's projections, and that of the logits.  What a latent is expanded by stays as it is.
  *  @param model    [in]
- *  @param prepared [in] a moe_prepared; packs again what is packed already.  A matrix of bfloat16, which cannot be kept as MOE_PREPARED_F32
- *                  keeps it, is packed as it is
+ *  @param prepared [in] a moe_prepared; packs again what is packed already.  An output tied to an embedding of another type than the weights
+ *                  keeps its values where they do
  *  The copies do not follow the parameters: forward and read look at 16 values of each, and are refused with BAD_STATE where one
  *  has changed.  The loss is computed from the copies, backward reads the parameters themselves.  Wants the model for itself.
  *  @return MOE_OK, INVALID_ARGUMENT (as of moe_layer_prepare), OUT_OF_MEMORY, NOT_FINITE, BAD_STATE (a parameter has no memory); after

@@ -36,6 +36,13 @@ public struct PanelForm: Equatable {
   /// without would be another layer.
   public func isRead(in context: ContextPointer) -> Bool { code != nil || context.packsWeights }
 
+  /// The form of one matrix of a model whose weights are of type `weights`. Where these keep their values all matrices do, whatever
+  /// type they have: an output that is tied to an embedding may have another.
+  func keeping(_ type: ElementType, amongWeightsOf weights: ElementType) -> PanelForm {
+    if code != nil || changesValues(of: weights) { return self }
+    return type.format.precision == .bf16 ? .bf16 : .f32
+  }
+
   /// Whether forward computes something else than backward would, with weights of that type.
   func changesValues(of weights: ElementType) -> Bool {
     switch contents {

@@ -148,8 +148,7 @@ struct ModelParameters {
       guard let parameter = slots[slot], place(slot).multipliesTokens(c) else { continue }
       var packed: PanelMatrixPointer?
       if let form {
-        // Rounding may be added, and not left out.
-        packed = try .create(parameter, parameter.type.canBePrepared(as: form) ? form : .bf16, in: context)
+        packed = try .create(parameter, form.keeping(parameter.type, amongWeightsOf: c.weights), in: context)
       }
       slots.replacePanels(slot, packed, allocator: allocator)
       // Tokens are looked up in an embedding as it is.

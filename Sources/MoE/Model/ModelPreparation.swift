@@ -54,9 +54,7 @@ extension Model {
 
   /// Refuses copies that differ from the weights, whose backward would be that of another model.
   func requireTrainedValues() throws(Fault) {
-    guard let form = preparation else { return }
-    let head = configuration.tiedOutput ? configuration.embeddings : configuration.weights
-    if !form.changesValues(of: configuration.weights) && !form.changesValues(of: head) { return }
+    guard let form = preparation, form.changesValues(of: configuration.weights) else { return }
     throw .badState(
       "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
     )

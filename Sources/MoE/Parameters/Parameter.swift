@@ -102,7 +102,7 @@ public struct Parameter {
   /// Refuses a packed copy of other values.
   func requirePackedValues(_ kernels: UnsafePointer<moei_kernels>) throws(Fault) {
     guard let panels, !isReleased, !panels.pointee.isCurrent(matrix, kernels) else { return }
-    throw .badState("\(name) has changed since moe_model_prepare; prepare the model again")
+    throw .badState("\(name) has changed since it was packed; prepare the model again")
   }
 
   // MARK: values

@@ -35,9 +35,11 @@ extension Fault {
     Fault(.outOfMemory, "out of memory: \(bytes) bytes were refused")
   }
 
-  /// The fault as a model reports it: its text begins with the number of the layer where it speaks of one layer's numbers.
+  /// The fault as a model reports it: its text begins with the number of the layer where it speaks of one layer's numbers, and
+  /// not of a parameter by its whole name.
   func inLayer(_ n: Int) -> Fault {
-    kind == .notFinite || kind == .badState ? behind("layers.", n) : self
+    let isOfLayer = (kind == .notFinite || kind == .badState) && !text(moei_error_text(), begins: "layers.")
+    return isOfLayer ? behind("layers.", n) : self
   }
 
   /// The fault as generation reports it, where it speaks of one sequence's numbers.

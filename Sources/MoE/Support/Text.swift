@@ -61,3 +61,8 @@ func withText<R, E: Error>(
   }
   return try result!.get()
 }
+
+func text(_ text: UnsafePointer<CChar>, begins start: StaticString) -> Bool {
+  for i in 0..<start.utf8CodeUnitCount where UInt8(bitPattern: text[i]) != start.utf8Start[i] { return false }
+  return true
+}

@@ -136,6 +136,7 @@ struct ModelTests {
     var layer: OpaquePointer?
     try check(moe_model_layer(life.model, 1, &layer))
     try check(moe_layer_prepare(layer, MOE_PREPARED_F32.int32))
+    try check(moe_model_prepare(life.model, MOE_PREPARED_F32.int32))
 
     for call in life.calls.suffix(2) { try check(call(life)) }
     for (b, v) in (0..<2).flatMap({ b in (0..<11).map { (b, $0) } }) {
@@ -351,6 +352,8 @@ struct ModelTests {
     refused("index", moe_model_freeze(life.model, -1))
     refused("index", moe_model_freeze(life.model, 1 << 40))
     refused("n", moe_model_layer(life.model, 2, &out))
+    refused("model", moe_model_prepare(nil, 0))
+    refused("prepared", moe_model_prepare(life.model, -1))
     var config = moe_model_config()
     refused("struct_size", moe_model_configuration(life.model, &config))
     refused("config", moe_model_configuration(life.model, nil))

@@ -440,7 +440,7 @@ def test_what_prepare_refuses() -> None:
         libmoe.transformers.prepare(torch.nn.Linear(2, 2))
     with pytest.raises(libmoe.BadStateError, match="model.eval"):
         libmoe.transformers.prepare(ours(mixtral()).train(), release=True)
-    with pytest.raises(libmoe.MoeError, match="form: expected"):
+    with pytest.raises(libmoe.MoeError, match="form = 'q4'; choose one of .*'int4'"):
         libmoe.transformers.prepare(ours(mixtral()), form="q4")
     with pytest.raises(libmoe.InvalidArgumentError, match="bfloat16"):
         libmoe.transformers.prepare(ours(mixtral()).bfloat16(), form="f32")
