@@ -334,7 +334,7 @@ typedef struct moe_tensor {
   void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
   int32_t buffer;   /**< 1 = state that no gradient moves, and that optimisers are not given; not read in tensors of the
                          caller's */
-  int32_t reserved; /**< 0 */
+  int32_t frozen;   /**< 1 = moe_model_freeze has given up its gradient: optimisers refuse it; 0 in tensors of the caller's */
 } moe_tensor;
 
 #define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL, 0, 0 }
@@ -785,8 +785,8 @@ MOE_API MOE_CHECK moe_status moe_layer_parameter_count(const moe_layer *layer, i
 
 /** Describe parameter `index`.  `data` and `grad` point at the values themselves: read and write them there.
  *  @param tensor [in, out] struct_size in, the rest out.  Its pointers live until the layer is freed or that
- *                parameter is bound elsewhere; grad is NULL in an inference_only layer; data and grad may be with
- *                moe_unallocated.
+ *                parameter is bound elsewhere or frozen; grad is NULL in an inference_only layer; data and grad may be
+ *                with moe_unallocated.
  *  @return MOE_OK, INVALID_ARGUMENT. */
 MOE_API MOE_CHECK moe_status moe_layer_parameter(const moe_layer *layer, int64_t index, moe_tensor *tensor);
 

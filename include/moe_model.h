@@ -456,6 +456,14 @@ MOE_API MOE_CHECK moe_status moe_model_find_parameter(const moe_model *model, co
 MOE_API MOE_CHECK moe_status moe_model_bind_parameter(moe_model *model, int64_t index, void *data, float *grad);
 MOE_API MOE_CHECK moe_status moe_model_zero_grad(moe_model *model);
 
+/** Stop training parameter `index`.  The memory of its gradient is given up: the library's own is freed, the caller's let go.
+ *  Backward computes neither the gradient nor what it alone needs, and ends at the first layer with something to train; the
+ *  other gradients keep their bits.  Forward, tapes and moe_model_plan_memory are as before.  moe_model_parameter tells it by frozen = 1
+ *  and grad NULL: leave it out of optimisers' lists, and make those anew that had it.  Binding a gradient trains it again, see
+ *  moe_model_bind_parameter.  Frozen already: nothing happens.  Wants the model for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT (no such parameter, a buffer), BAD_STATE (inference_only). */
+MOE_API MOE_CHECK moe_status moe_model_freeze(moe_model *model, int64_t index);
+
 /** The ffn of layer n, for moe_layer_update_selection_bias, moe_layer_offload and the like.  It belongs to the model:
  *  do not free it, and do not call its forward in training.
  *  @return MOE_OK, INVALID_ARGUMENT (no such layer, or one without an ffn). */
@@ -570,7 +578,7 @@ MOE_API MOE_CHECK moe_status moe_model_plan_memory(const moe_model *model, const
 MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe_model_input *input, float *hidden,
                                                float *logits, moe_model_tape *tape, moe_model_report *report);
 
-/** Gradients of  d_objective * objective + <dhidden, hidden>, added to the parameters'.
+/** Gradients of  d_objective * objective + <dhidden, hidden>, added to the parameters' (but frozen ones').
  *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten

@@ -47,7 +47,7 @@ _Static_assert(offsetof(moe_tensor, strides) == 56, "moe_tensor.strides");
 _Static_assert(offsetof(moe_tensor, data) == 88, "moe_tensor.data");
 _Static_assert(offsetof(moe_tensor, grad) == 96, "moe_tensor.grad");
 _Static_assert(offsetof(moe_tensor, buffer) == 104, "moe_tensor.buffer");
-_Static_assert(offsetof(moe_tensor, reserved) == 108, "moe_tensor.reserved");
+_Static_assert(offsetof(moe_tensor, frozen) == 108, "moe_tensor.frozen");
 
 _Static_assert(sizeof(moe_loss_term) == 8, "moe_loss_term");
 _Static_assert(offsetof(moe_loss_term, kind) == 0, "moe_loss_term.kind");

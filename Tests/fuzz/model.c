@@ -180,6 +180,7 @@ static void parameters(void) {
   check(moe_model_parameter(model, decide() % 4 ? decide() % count : integer(), &tensor));
   check(moe_model_find_parameter(model, "layers.1.ffn.experts.up.weight", &index));
   check(moe_model_zero_grad(model));
+  if (decide() % 4 == 1) check(moe_model_freeze(model, decide() % 4 ? decide() % count : integer()));
   if (decide() % 4 == 0) check(moe_model_prepare(model, decide() % 4 ? decide() % 3 : (int32_t)integer()));
   if (!check(moe_model_layer(model, decide() % 4 ? decide() % 4 : integer(), &layer)))
     check(moe_layer_prepare(layer, decide() % 11));

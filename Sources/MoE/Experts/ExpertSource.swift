@@ -3,7 +3,7 @@ import CShims
 /// Where the experts' tensors are: in a layer's memory, or wherever the caller of one call has them. Everything about
 /// experts asks here.
 enum ExpertSource {
-  /// `frozen`: of which no gradient of matrices and their biases is wanted.
+  /// `frozen`: of which no gradient of matrices and their biases is wanted, whichever of these are trained.
   case layer(Parameters, frozen: Bool)
   case call(UnsafePointer<CallTensors>)
 
@@ -87,7 +87,7 @@ enum ExpertSource {
 
   func constantGradient(_ c: ExpertGroup, expert e: Int) -> UnsafeMutablePointer<Float>? {
     switch self {
-    case .layer(let parameters, _): parameters.grad(.constant)! + e * c.hidden
+    case .layer(let parameters, _): parameters.grad(.constant).map { $0 + e * c.hidden }
     case .call(let tensors): tensors.pointee.vectorGradient(.constant, e)
     }
   }
@@ -95,7 +95,7 @@ enum ExpertSource {
   /// Whether any gradient of matrices and their biases is wanted.
   var wantsGradients: Bool {
     switch self {
-    case .layer(_, let frozen): !frozen
+    case .layer(let parameters, let frozen): !frozen && parameters.trainsMatrices
     case .call(let tensors): tensors.pointee.wantsGradients
     }
   }

@@ -233,8 +233,8 @@ public struct Layer {
         (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
       }
     }
-    if c.outputBias {
-      addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: parameters.grad(.outputBias)!)
+    if let grad = parameters.grad(.outputBias) {
+      addOutputBiasGradient(stages.dy.floats, routing, c, context.kernels, to: grad)
     }
     try stages.dx?.run(in: here)
     if plan.chunks > 1 && steps != nil { try stepExperts(stages, taped, plan, &steps!) }

@@ -42,6 +42,8 @@ extension Layer {
     parameters.bind(index, data: data, grad: grad, allocator: context.pointee.allocator)
   }
 
+  func freeze(_ index: Int) { parameters.freeze(index, allocator: context.pointee.allocator) }
+
   /// Whether the tape was made for this layer, and whether it is filled.
   public func owns(_ tape: UnsafePointer<Tape>) -> Bool {
     tape.pointee.layerNumber == number && tape.pointee.context == context

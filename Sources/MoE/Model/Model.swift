@@ -122,8 +122,8 @@ public struct Model {
 
   // MARK: backward
 
-  /// Adds the gradients of dObjective * objective + <dHidden, hidden> to the parameters', and overwrites dInput [B,S,H], where
-  /// hidden states came in.
+  /// Adds the gradients of dObjective * objective + <dHidden, hidden> to those of the parameters that are not frozen, and
+  /// overwrites dInput [B,S,H], where hidden states came in.
   public func backward(
     _ tape: UnsafePointer<ModelTape>, _ input: ModelInput, dObjective: Double, dHidden: UnsafePointer<Float>?,
     dInput: UnsafeMutablePointer<Float>?
@@ -139,8 +139,9 @@ public struct Model {
       try BackwardEnd(
         &behind, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
       ).run(self, input, dHidden: dHidden)
+      let last = lastOfBackward(reachesInput: dInput != nil)
       var n = configuration.layers - 1
-      while n >= 0 {
+      while n >= last {
         try backward(n, input, frame, taped, arena, dObjective)
         n -= 1
       }
@@ -168,8 +169,20 @@ public struct Model {
       dMeanProbability: pooled == nil ? nil : UnsafePointer(frame.dMeanProbability))
   }
 
+  /// Where backward ends: before it nothing is trained. Behind the last layer where no layer has to be gone through.
+  private func lastOfBackward(reachesInput: Bool) -> Int {
+    if reachesInput || trainsEmbedding { return 0 }
+    for n in 0..<configuration.layers
+    where parameters.trains(n) || feedForwards[n]?.pointee.parameters.trainsAny ?? false { return n }
+    return configuration.layers
+  }
+
+  private var trainsEmbedding: Bool {
+    parameters[.embedding]?.isTrained ?? false || parameters[.positions]?.isTrained ?? false
+  }
+
   private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
-    guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
+    guard trainsEmbedding, let embedding = embedding(input), let table = parameters[.embedding] else { return }
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: d
     ).run(in: context)

@@ -134,6 +134,13 @@ extension Model {
     }
   }
 
+  public func freeze(_ index: Int) {
+    switch list[index] {
+    case .own(let own): parameters.freeze(own, allocator: context.pointee.allocator)
+    case .feedForward(let n, let own): feedForwards[n]!.pointee.freeze(own)
+    }
+  }
+
   public func zeroGrad() {
     parameters.zeroGrad()
     for n in 0..<configuration.layers { feedForwards[n]?.pointee.zeroGrad() }

@@ -126,6 +126,14 @@ struct ModelParameters {
     slots.bind(slots.slot(listed: index), data: data, grad: grad, allocator: allocator)
   }
 
+  func freeze(_ index: Int, allocator: Allocator) { slots.freeze(slots.slot(listed: index), allocator) }
+
+  /// Whether anything of layer n is trained, its ffn aside.
+  func trains(_ n: Int) -> Bool {
+    for raw in 0..<LayerRole.count where self[n, LayerRole(rawValue: raw)!]?.isTrained ?? false { return true }
+    return false
+  }
+
   func zeroGrad() { slots.zeroGrad() }
 
   // MARK: packed copies

@@ -22,6 +22,10 @@ public struct Parameter {
   private(set) var panels: PanelMatrixPointer?
   /// Whether its values are in packed copies alone.
   public private(set) var isReleased = false
+  /// Whether the gradient that it could have is given up.
+  public private(set) var isFrozen = false
+  /// Whether backward makes its gradient.
+  var isTrained: Bool { hasGradient && !isFrozen }
   private var ownsData = true
   private var ownsGrad = true
 
@@ -55,7 +59,7 @@ public struct Parameter {
     if hasGradient && gradient { grad = try allocator.allocate(Float.self, count: count) }
   }
 
-  /// What is bound already, the library's own memory perhaps, stays as it is.
+  /// What is bound already, the library's own memory perhaps, stays as it is. With a gradient it is no longer frozen.
   mutating func bind(data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator) {
     if self.data != data {
       if ownsData { allocator.deallocate(self.data) }
@@ -66,7 +70,13 @@ public struct Parameter {
     guard let grad, self.grad != grad else { return }
     if ownsGrad { allocator.deallocate(self.grad) }
     self.grad = grad
-    ownsGrad = false
+    (ownsGrad, isFrozen) = (false, false)
+  }
+
+  /// Gives up the gradient and its memory.
+  mutating func freeze(_ allocator: Allocator) {
+    if ownsGrad { allocator.deallocate(grad) }
+    (grad, ownsGrad, isFrozen) = (nil, true, true)
   }
 
   func free(_ allocator: Allocator) {

@@ -69,6 +69,8 @@ struct ParameterSlots {
     slots[slot]!.bind(data: data, grad: grad, allocator: allocator)
   }
 
+  func freeze(_ slot: Int, _ allocator: Allocator) { slots[slot]!.freeze(allocator) }
+
   /// Where a parameter of these stands that is the caller's to bind, gives it memory.
   func allocate(_ slot: Int, _ allocator: Allocator) throws(Fault) {
     if slots[slot]!.data == nil { try slots[slot]!.allocate(allocator, gradient: false) }

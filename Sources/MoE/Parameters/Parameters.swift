@@ -109,11 +109,23 @@ struct Parameters {
   var withoutValues: Parameter? { slots.withoutValues }
   func zeroGrad() { slots.zeroGrad() }
 
+  /// Whether any is trained, and whether any matrix or bias of a group's experts is.
+  var trainsAny: Bool {
+    for index in 0..<trainedCount where trained(index).isTrained { return true }
+    return false
+  }
+  var trainsMatrices: Bool {
+    for raw in Role.ofMatrices where self[Role(rawValue: raw)!]?.isTrained ?? false { return true }
+    return false
+  }
+
   func bind(
     _ index: Int, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>?, allocator: Allocator
   ) {
     slots.bind(slots.slot(listed: index), data: data, grad: grad, allocator: allocator)
   }
+
+  func freeze(_ index: Int, allocator: Allocator) { slots.freeze(slots.slot(listed: index), allocator) }
 
   // MARK: life
 

@@ -73,8 +73,8 @@ struct RouterBackward: RouteStage, Job {
     try addGradient(logits.coarseGate, d.coarse, in: context)
     try addGradient(logits.noiseGate, d.noise, in: context)
     try addGradient(shared.gate, d.shared, in: context)
-    if let factors = d.factors, !weightsAreGiven {
-      addExpertScaleGradient(factors, routing, to: parameters.grad(.expertScale)!)
+    if let factors = d.factors, !weightsAreGiven, let grad = parameters.grad(.expertScale) {
+      addExpertScaleGradient(factors, routing, to: grad)
     }
     if let dInput = d.input {
       try context.run(blocks(of: routing.tokens), GateInputGradient(router: self, dInput: dInput))
@@ -83,7 +83,7 @@ struct RouterBackward: RouteStage, Job {
   }
 
   private func addGradient(_ gate: Gate?, _ dz: UnsafePointer<Float>, in context: ContextPointer) throws(Fault) {
-    guard let gate else { return }
+    guard let gate, gate.weightGrad != nil || gate.biasGrad != nil else { return }
     try context.run(
       (gate.hidden + GateGradient.width - 1) / GateGradient.width,
       GateGradient(

@@ -60,6 +60,17 @@ private struct OwnedParameters<Owner: ParameterOwner> {
   }
 }
 
+extension OwnedParameters where Owner == Model {
+  func freeze(_ index: Int64) throws(Fault) {
+    try requireTrainable(owner)
+    let parameter = try self[index]
+    if parameter.isBuffer {
+      throw .invalid("index = \(Int(index)): \(parameter.name) is a buffer, which has no gradient to give up")
+    }
+    owner.pointee.freeze(Int(index))
+  }
+}
+
 func requireTrainable<Owner: ParameterOwner>(_ owner: UnsafeMutablePointer<Owner>) throws(Fault) {
   if !owner.pointee.isTrainable { throw .badState("the \(Owner.noun) was created inference_only") }
 }
@@ -142,6 +153,11 @@ public func moe_model_bind_parameter(
   _ model: OpaquePointer?, _ index: Int64, _ data: UnsafeMutableRawPointer?, _ grad: UnsafeMutablePointer<Float>?
 ) -> moe_status {
   attempt { () throws(Fault) in try OwnedParameters<Model>(of: model).bind(index, data, grad) }
+}
+
+@implementation @_cdecl("moe_model_freeze")
+public func moe_model_freeze(_ model: OpaquePointer?, _ index: Int64) -> moe_status {
+  attempt { () throws(Fault) in try OwnedParameters<Model>(of: model).freeze(index) }
 }
 
 @implementation @_cdecl("moe_model_zero_grad")

@@ -15,6 +15,7 @@ extension moe_tensor {
     data = UnsafeMutableRawPointer(parameter.data)
     grad = UnsafeMutableRawPointer(parameter.grad)
     buffer = parameter.isBuffer ? 1 : 0
+    frozen = parameter.isFrozen ? 1 : 0
   }
 }
 
@@ -43,7 +44,9 @@ struct TensorList {
       throw .invalid("tensors[\(index)]: struct_size = \(size) differs from tensors[0]'s \(distance)")
     }
     let tensor = pointer(index).pointee
-    if tensor.reserved != 0 { throw .invalid("tensors[\(index)]: reserved = \(Int(tensor.reserved)) is not 0") }
+    if tensor.frozen != 0 && tensor.frozen != 1 {
+      throw .invalid("tensors[\(index)]: frozen = \(Int(tensor.frozen)) is neither 0 nor 1")
+    }
     if ElementType(rawValue: tensor.dtype) == nil {
       throw withTypes(forTokens: false) {
         .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is none of \($0)")
@@ -111,7 +114,16 @@ struct TensorList {
   }
   func data(_ index: Int) -> UnsafeMutableRawPointer { memory(pointer(index).pointee.data) }
 
-  func requireGrad(_ index: Int) throws(Fault) { try requireValues(pointer(index).pointee.grad, .f32, index, "grad") }
+  func requireGrad(_ index: Int) throws(Fault) {
+    try requireNotFrozen(index)
+    try requireValues(pointer(index).pointee.grad, .f32, index, "grad")
+  }
+  func requireNotFrozen(_ index: Int) throws(Fault) {
+    if pointer(index).pointee.frozen == 0 { return }
+    throw .invalid(
+      "tensors[\(index)]: \(name(index)) is frozen, so that it has no gradient: leave it out, and make optimizers without it"
+    )
+  }
   func requireData(_ index: Int) throws(Fault) {
     try requireValues(pointer(index).pointee.data, type(index), index, "data")
   }

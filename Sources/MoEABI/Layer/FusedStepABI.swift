@@ -50,11 +50,11 @@ private func requireWhole(_ matrix: Optimizer.Matrix?, _ parameter: Parameter) t
   }
 }
 
-/// Backward by itself adds to the gradients of all parameters, but those of frozen experts.
+/// Backward by itself adds to the gradients of all parameters but frozen ones, those of frozen experts among them.
 func requireGradients(_ layer: LayerPointer, frozenExperts: Bool) throws(Fault) {
   for index in 0..<layer.pointee.trainedCount {
     let parameter = layer.pointee.trained(index)
-    if frozenExperts && parameter.isOfMatrices { continue }
+    if parameter.isFrozen || frozenExperts && parameter.isOfMatrices { continue }
     if parameter.grad == nil {
       throw .badState("\(parameter.name) has no memory for its gradient: bind it, or give options.optimizer")
     }

@@ -53,6 +53,7 @@ func create(
 ) throws(Fault) {
   var operands = reads
   let out = try operands.writes(out, 1, "out")
+  for index in 0..<list.count { try list.requireNotFrozen(index) }
   try operands.requireApart(fromTrained: list, in: context)
   out.pointee = OpaquePointer(
     try OptimizerPointer.create(

@@ -150,6 +150,55 @@ struct ModelTests {
     #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
   }
 
+  @Test("a frozen parameter gives up its gradient, and the others keep their bits")
+  func frozen() throws {
+    let life = ModelLife()
+    for call in life.calls.prefix(5) { try check(call(life)) }
+    var tensor = moe_tensor()
+    moe_tensor_init(&tensor, MemoryLayout<moe_tensor>.size)
+    var count: Int64 = 0
+    try check(moe_model_parameter_count(life.model, &count))
+    func gradients() throws -> [[Float]?] {
+      try (0..<count).map {
+        try check(moe_model_parameter(life.model, $0, &tensor))
+        return tensor.grad == nil ? nil : Array(tensor.gradient)
+      }
+    }
+    let whole = try gradients()
+    for index in stride(from: 0, to: count, by: 2) {
+      let (live, bytes) = (life.allocator.live, life.allocator.liveBytes)
+      for _ in 0..<2 { try check(moe_model_freeze(life.model, index)) }
+      #expect(life.allocator.live == live - 1)
+      #expect(life.allocator.liveBytes <= bytes - 4 * whole[Int(index)]!.count)
+    }
+    try check(moe_model_zero_grad(life.model))
+    try check(life.forward())
+    try check(life.backward())
+    let part = try gradients()
+    for index in whole.indices { #expect(part[index] == (index % 2 == 0 ? nil : whole[index])) }
+
+    var optimizer = untouched
+    try check(moe_model_parameter(life.model, 0, &tensor))
+    #expect(tensor.frozen == 1 && String(cString: tensor.name) == "embed.weight")
+    refused("frozen", moe_adamw_create(life.context, nil, &tensor, 1, &optimizer))
+    refused("frozen", moe_clip_grad_norm(life.context, &tensor, 1, 1, nil))
+    tensor.frozen = 2
+    refused("frozen", moe_adamw_create(life.context, nil, &tensor, 1, &optimizer))
+    #expect(optimizer == untouched)
+
+    // A gradient ends it, the values being where they are.
+    let own = Variable("embed", [Float](repeating: 0, count: whole[0]!.count), grad: whole[0]!)
+    try check(moe_model_bind_parameter(life.model, 0, tensor.data, own.grad.baseAddress))
+    try check(moe_model_zero_grad(life.model))
+    try check(life.backward())
+    #expect(Array(own.grad) == whole[0]!)
+    try check(moe_model_freeze(life.model, 0))
+    try check(life.backward())
+    #expect(Array(own.grad) == whole[0]!)
+    life.free()
+    #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
+  }
+
   @Test("a padded prompt is read as the prompt alone, and what follows it too")
   func readsPadded() throws {
     let life = ModelLife()
@@ -299,6 +348,9 @@ struct ModelTests {
     refused("name", moe_model_find_parameter(life.model, "none", &index))
     refused("data", moe_model_bind_parameter(life.model, 0, nil, nil))
     refused("model", moe_model_zero_grad(nil))
+    refused("model", moe_model_freeze(nil, 0))
+    refused("index", moe_model_freeze(life.model, -1))
+    refused("index", moe_model_freeze(life.model, 1 << 40))
     refused("n", moe_model_layer(life.model, 2, &out))
     refused("model", moe_model_prepare(nil, 0))
     refused("prepared", moe_model_prepare(life.model, -1))

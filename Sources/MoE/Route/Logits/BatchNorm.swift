@@ -94,8 +94,8 @@ private struct DifferentiateFeatures: Job {
         sum += Double(d[t * h + f])
         products += Double(d[t * h + f]) * Double((rows[t * h + f] - mean) * inverse)
       }
-      norm.parameters.grad(.normBias)![f] += Float(sum)
-      norm.parameters.grad(.normWeight)![f] += Float(products)
+      if let grad = norm.parameters.grad(.normBias) { grad[f] += Float(sum) }
+      if let grad = norm.parameters.grad(.normWeight) { grad[f] += Float(products) }
       let (meanGradient, meanProduct) = norm.training ? (Float(sum / count), Float(products / count)) : (0, 0)
       for t in 0..<routing.tokens where routing.isRouted(t) {
         // The means are not padding's.

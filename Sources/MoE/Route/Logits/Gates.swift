@@ -66,7 +66,7 @@ struct Gate {
   }
 }
 
-/// dW += dz^T r, tokens in ascending order, some features of r for each item;  db += the sum of dz.
+/// dW += dz^T r, tokens in ascending order, some features of r for each item;  db += the sum of dz. What is frozen is left out.
 struct GateGradient: Job {
   let gate: Gate
   let routing: Routing
@@ -83,11 +83,13 @@ struct GateGradient: Job {
     for block in 0..<blocks(of: routing.tokens) {
       let tokens = rows(ofBlock: block, in: routing.tokens)
       let columns = column..<min(h, column + Self.width)
-      if isFinite(tokens, columns) {
-        add(tokens, columns, lane.pointee.index)
-      } else {
-        // 0 times what padding has would be no number.
-        for t in tokens where routing.isValid(t) { add(t..<t + 1, columns, lane.pointee.index) }
+      if let weight = gate.weightGrad {
+        if isFinite(tokens, columns) {
+          add(tokens, columns, to: weight, lane.pointee.index)
+        } else {
+          // 0 times what padding has would be no number.
+          for t in tokens where routing.isValid(t) { add(t..<t + 1, columns, to: weight, lane.pointee.index) }
+        }
       }
       if let bias = gate.biasGrad, part == 0 {
         for t in tokens { kernels.pointee.add(Int64(e), dz + t * e, bias) }
@@ -95,11 +97,13 @@ struct GateGradient: Job {
     }
   }
 
-  private func add(_ tokens: Range<Int>, _ columns: Range<Int>, _ lane: Int) {
+  private func add(
+    _ tokens: Range<Int>, _ columns: Range<Int>, to weight: UnsafeMutablePointer<Float>, _ lane: Int
+  ) {
     let (h, e) = (gate.hidden, gate.outputs)
     logits.matmul.addAtB(
       e, columns.count, tokens.count, dz + tokens.lowerBound * e, lda: e,
-      gate.input + tokens.lowerBound * h + columns.lowerBound, ldb: h, gate.weightGrad! + columns.lowerBound, ldc: h,
+      gate.input + tokens.lowerBound * h + columns.lowerBound, ldb: h, weight + columns.lowerBound, ldc: h,
       logits.scratch(lane))
   }
 

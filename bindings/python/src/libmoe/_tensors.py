@@ -80,12 +80,12 @@ class _Place:
         self._function(self._handle, self._index, ctypes.byref(tensor))
         return tensor
 
-    def read(self) -> tuple[str, Array | None, FloatArray | None]:
+    def read(self) -> tuple[str, Array | None, FloatArray | None, bool]:
         tensor = self._tensor()
         shape = tuple(tensor.shape[: tensor.rank])
         data = self._array(tensor.data, shape, TYPES[check.word_of(tensor.dtype)].types[0])
         grad = self._array(tensor.grad, shape, np.float32)
-        return tensor.name.decode(), data, grad
+        return tensor.name.decode(), data, grad, bool(tensor.frozen)
 
     def _array(self, address: int | None, shape: tuple[int, ...], kind: Any) -> Array | None:
         """Return what the caller bound, else an array over the library's memory; None where there is none."""
@@ -230,7 +230,8 @@ class Tensors(Native):
         data : ndarray of the parameter's type and shape
             Its values from now on; its owner holds the array.
         grad : ndarray of float32, of the parameter's shape, optional
-            Its gradient from now on; where it is not given, the gradient stays where it is.
+            Its gradient from now on; where it is not given, the gradient stays where it is.  A parameter that
+            was frozen is trained again.
 
         Raises
         ------
@@ -251,6 +252,8 @@ class Tensors(Native):
         if grad is not None:
             arrays[name, "grad"] = check.array("grad", grad, shape, write=True)
         memory = _memory(self._handle)
+        # What is there already stays: the values, where a frozen parameter is given a gradient.
+        arrays = {key: a for key, a in arrays.items() if a.ctypes.data != getattr(tensor, key[1])}
         for _, part in arrays:
             if getattr(tensor, part) in memory.views:
                 raise BadStateError(

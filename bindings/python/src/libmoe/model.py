@@ -11,6 +11,7 @@ import numpy as np
 from . import words
 from ._batches import Batches
 from ._ffn import dense_options, layer_of
+from ._freezing import Freezing
 from ._keywords import keywords
 from ._model_call import Call, Integers, Mask, Positions, Reports, planned
 from ._model_config import ModelConfig, from_c, to_c
@@ -18,7 +19,7 @@ from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
 from ._pretrained import Pretrained
-from ._tensors import Coefficients, Tensors
+from ._tensors import Coefficients
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
@@ -27,7 +28,7 @@ from .model_output import ModelOutput, ModelPlan, ModelTape
 
 
 @keywords
-class Model(Pretrained, Batches, Tensors):
+class Model(Pretrained, Batches, Freezing):
     """A stack of N transformer layers on B sequences of S tokens of H features.
 
     ::

@@ -18,7 +18,7 @@ from ._native.struct import Sized
 from .adaptive_clip import AdaptiveClip
 from .context import Context, handle_of
 from .errors import ArgumentTypeError, InvalidArgumentError
-from .parameter import Parameter, Parameters, members, require_apart, tensor, tensors
+from .parameter import Parameter, Parameters, require_apart, tensor, tensors, trained
 
 
 class _Own(TypedDict, total=False):
@@ -43,7 +43,7 @@ class Optimizer(Native):
     Parameters
     ----------
     parameters : iterable of Parameter, or layer.parameters
-        What is optimised.
+        What is optimised; what is frozen is left out.
     learning_rate, weight_decay : float
         At least 0.  Decay is decoupled from the gradient.
     groups : sequence of dict
@@ -77,9 +77,11 @@ class Optimizer(Native):
     def __init__(self, create: Any, config: type[Sized], options: dict[str, Any]) -> None:
         given = {name: options[name] for name in fields.types(config)}
         filled = fields.filled(config, **given)
-        self._parameters, self._tensors = tensors(options["parameters"], gradients=False)
+        self._parameters, self._tensors = tensors(trained(options["parameters"]), gradients=False)
         if not self._parameters:
-            raise InvalidArgumentError("parameters: there is none to train; use layer.parameters")
+            raise InvalidArgumentError(
+                "parameters: there is none to train; use layer.parameters, not all of them frozen"
+            )
         require_apart(self._parameters, values=True)
         self._binds = [parameter.binds for parameter in self._parameters]
         self._learning_rate: float = filled.learning_rate
@@ -106,7 +108,7 @@ class Optimizer(Native):
             if "parameters" not in group:
                 raise InvalidArgumentError(f"groups[{n}]: parameters is missing")
             indices = []
-            for parameter in members(group["parameters"]):
+            for parameter in trained(group["parameters"]):
                 index = places.get(_memory(parameter))
                 if index is None:
                     raise InvalidArgumentError(f"groups[{n}]: {parameter.name!r} is not among the parameters")
@@ -373,8 +375,8 @@ class Muon(Optimizer):
     ) -> None:
         options: dict[str, Any] = dict(locals())  # all arguments by name, as long as nothing else is there
         options["beta1"], options["beta2"] = _pair(betas)
-        options["parameters"] = listed = members(parameters)
-        chosen = None if adamw is None else _chosen("adamw", members(adamw), listed)
+        options["parameters"] = listed = trained(parameters)
+        chosen = None if adamw is None else _chosen("adamw", trained(adamw), listed)
         options["by_adamw"] = None if chosen is None else chosen.ctypes.data
         super().__init__(lib.moe_muon_create, abi.moe_muon_config, options)
 
@@ -414,7 +416,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context 
     Parameters
     ----------
     parameters : iterable of Parameter, or layer.parameters
-        Whose gradients are scaled, in place.
+        Whose gradients are scaled, in place; what is frozen is left out.
     max_norm : float
         Above 0; ``math.inf`` only measures.
     context : Context, optional
@@ -432,7 +434,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float, *, context: Context 
     NotFiniteError
         Some gradient is not finite; the text names the parameter, and nothing has been scaled.
     """
-    listed, described = tensors(parameters)
+    listed, described = tensors(trained(parameters))
     require_apart(listed, values=False)
     norm = ctypes.c_double()
     handle = handle_of(context)

@@ -22,8 +22,8 @@ class Source(Protocol):
     def binds(self) -> int:
         """How often memory has been bound so far."""
 
-    def read(self) -> tuple[str, Array | None, FloatArray | None]:
-        """Return name, values and gradient as they are now."""
+    def read(self) -> tuple[str, Array | None, FloatArray | None, bool]:
+        """Return name, values and gradient as they are now, and whether it is frozen."""
 
 
 @keywords
@@ -64,6 +64,7 @@ class Parameter:
             raise ArgumentTypeError(f"name: expected a str, got {type(name).__name__}")
         self._name = name
         self._trainable = True
+        self._frozen = False
         self._source: Source | None = None
         self._binds = 0
 
@@ -77,7 +78,7 @@ class Parameter:
 
     def _read(self, source: Source) -> None:
         self._binds = source.binds
-        self._name, self._data, self._grad = source.read()
+        self._name, self._data, self._grad, self._frozen = source.read()
 
     @property
     def binds(self) -> int:
@@ -128,18 +129,28 @@ class Parameter:
         return data
 
     @property
+    def frozen(self) -> bool:
+        """Whether :meth:`Model.freeze` has given up its gradient; optimisers leave it out."""
+        self._now()
+        return self._frozen
+
+    @property
     def grad(self) -> FloatArray:
         """The gradient itself, to which backward adds.
 
         Raises
         ------
         BadStateError
-            It is a parameter of an inference_only layer, which has none, or has no memory, see the layer's
-            ``unallocated``, and has not been bound.
+            It is a parameter of an inference_only layer, which has none, or is frozen, or has no memory, see
+            the layer's ``unallocated``, and has not been bound.
         """
         if not self._trainable:
             raise BadStateError(f"{self._name}: an inference_only layer has no gradients")
         _, grad = self._now()
+        if self._frozen:
+            raise BadStateError(
+                f"{self._name}: is frozen, and has no gradient; to train it, give it one with Model.bind"
+            )
         if grad is None:
             raise BadStateError(
                 f"{self._name}: its gradient has no memory (unallocated); bind some with Layer.bind"
@@ -171,6 +182,11 @@ def members(parameters: Parameters) -> list[Parameter]:
     return listed
 
 
+def trained(parameters: Parameters) -> list[Parameter]:
+    """Return those of the parameters that are not frozen."""
+    return [parameter for parameter in members(parameters) if not parameter.frozen]
+
+
 def tensors(parameters: Parameters, *, gradients: bool = True) -> tuple[list[Parameter], Any]:
     """Return the parameters as a list, which keeps their memory alive, and as an array of ``moe_tensor``.
 
@@ -192,6 +208,7 @@ def tensor(parameter: Parameter, *, gradients: bool = True) -> abi.moe_tensor:
         shape=parameter.data.shape,
         data=parameter.data.ctypes.data,
         grad=_gradient(parameter, needed=gradients),
+        frozen=parameter.frozen,
     )
 
 

@@ -119,7 +119,7 @@ class _Parts:
         optimizers = _members("optimizers", optimizers, Optimizer)
         statistics = _members("statistics", statistics, Statistics)
         self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
-        self._listed, described = tensors(parameters)
+        self._listed, described = tensors(parameters, gradients=False)
         self.c = abi.moe_training(
             layers=_array(abi.moe_layer, layers),
             n_layers=len(layers),

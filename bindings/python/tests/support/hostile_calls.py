@@ -366,6 +366,7 @@ def all_functions(folder: Path) -> list[Function]:
         ),
         Function("moe_model_backward", lambda: [model, filled_tape(), model_input(), 1.0, room(), None]),
         Function("moe_model_bind_parameter", lambda: [bound_model, 1, room(), room()]),
+        Function("moe_model_freeze", lambda: [bound_model, 1]),
         Function("moe_profile_start", lambda: [context, 3]),
         Function("moe_profile_phase", lambda: [context, 1, 0, abi.moe_phase_time()]),
         Function("moe_profile_events", lambda: [context, 0, room(), 3, room()]),

@@ -231,12 +231,12 @@ class moe_tensor(Sized):
         ("data", c_void_p),
         ("grad", c_void_p),
         ("buffer", c_int32),
-        ("reserved", c_int32),
+        ("frozen", c_int32),
     ]
     _words_ = {
         "dtype": {"f32": 0, "bf16": 1, "f16": 2},
     }
-    _flags_ = frozenset({"buffer"})
+    _flags_ = frozenset({"buffer", "frozen"})
 
 
 class moe_loss_term(Struct):
@@ -1435,6 +1435,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_find_parameter": (Status, [POINTER(moe_model), c_char_p, c_void_p]),
     "moe_model_bind_parameter": (Status, [POINTER(moe_model), c_int64, c_void_p, c_void_p]),
     "moe_model_zero_grad": (Status, [POINTER(moe_model)]),
+    "moe_model_freeze": (Status, [POINTER(moe_model), c_int64]),
     "moe_model_layer": (Status, [POINTER(moe_model), c_int64, POINTER(POINTER(moe_layer))]),
     "moe_model_prepare": (Status, [POINTER(moe_model), c_int32]),
     "moe_model_tape_create": (Status, [POINTER(moe_model), POINTER(POINTER(moe_model_tape))]),

@@ -26,7 +26,7 @@ from .folder import BEST, LAST, MODEL, TOKENIZER, Lock, check_new, claim, write_
 from .interrupt import Interrupt
 from .limits import least_limit, limited_plan, unlimited_bytes
 from .load import Load
-from .part import chosen, release
+from .part import train_only
 from .progress import Progress
 from .run import (
     begun_with,
@@ -132,8 +132,7 @@ class Trainer:
         self.context = make_context(settings)
         settings = self.settings
         self.model = make_model(settings, self.corpus.vocabulary_size, self.context)
-        self.part = chosen(self.model, settings.trained)
-        release(self.model, self.part)
+        self.part = train_only(self.model, settings.trained)
         self.update = Update(settings, self.model, self.context, self.part)
         self.step = 0  # steps done
         # Numbers that are saved: best bits per byte, evaluations since then, seconds of training.
