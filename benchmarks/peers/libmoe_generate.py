@@ -59,7 +59,7 @@ def traffic(model: libmoe.Model, work: GenerateWork) -> float:
     chosen = 1 - (1 - sizes["num_experts_per_tok"] / experts) ** work.amount
     info = libmoe.describe_pretrained(work.files, weight_dtype=work.dtype, inference_only=True)
     embedding = model.vocabulary_size * sizes["hidden_size"] * (2 if work.dtype == "bf16" else 4)  # looked up
-    return info.parameter_bytes - info.expert_bytes - embedding + info.expert_bytes * chosen
+    return float(info.parameter_bytes - info.expert_bytes - embedding + info.expert_bytes * chosen)
 
 
 main()

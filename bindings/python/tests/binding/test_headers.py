@@ -93,7 +93,7 @@ def test_some_words_of_an_enum_are_a_type_of_their_own() -> None:
         ("/**< a sum of moe_unallocated;", "/**< moe_unallocated;", "ed: its comment"),
         ("MOE_EXPERT_MLP or MOE_EXPERT_GATED", "MOE_EXPERT_MLP or MOE_NORM_RMS", "not constants of one"),
         ("@param taped    [in] 1 = forward", "@param taped    [in] forward", "plan, taped: its comment"),
-        ("@param prepared [in] a moe_prepared; packs again what is packed already\n", "", "prepare: nothing says what"),
+        ("a moe_prepared; packs again what is packed already\n", "\n", "prepare, prepared: its comment"),
         ("Its files: OLMOE,", "Its files: OLMO,", "moe_preset_olmoe: there is no layout OLMO"),
         (".  Its files: JAMBA */", " */", "moe_preset_jamba: write behind it what it is"),
         ("MOE_API void moe_plan_init(", "MOE_API void moe_plan_fill(", "no function moe_plan_init"),

@@ -129,7 +129,9 @@ def test_tokens_in_integers(case: str, form: Any) -> None:
             assert 1e-4 < error < (0.05 if "int8" in form else 0.5)
 
 
-@pytest.mark.parametrize("name", ["layers.1.attention.qkv.weight", "layers.0.attention.output.weight", "output.weight"])
+@pytest.mark.parametrize(
+    "name", ["layers.1.attention.qkv.weight", "layers.0.attention.output.weight", "output.weight"]
+)
 def test_changes_are_noticed(name: str) -> None:
     arguments, call = MODELS["untied"], call_of(MODELS["untied"])
     with libmoe.Context() as context:
