@@ -20,7 +20,7 @@ extension Model {
     wanted.form.flatMap { $0.isRead(in: context) ? $0 : nil }
   }
 
-  /// Refuses where some are kept packed alone, or are nowhere.
+  /// Refuses where some are kept packed alone: there is nothing to pack them from.
   private func requireMatrices() throws(Fault) {
     for index in 0..<parameterCount where parameter(index).isReleased {
       throw .badState("\(parameter(index).name) is kept as it was packed alone; load the model without packing")

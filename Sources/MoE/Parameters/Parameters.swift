@@ -169,8 +169,11 @@ struct Parameters {
     try forEachMatrix { (slot) throws(Fault) in slots.release(slot, allocator) }
   }
 
-  /// Whether a group's matrices are in packed copies alone.
-  var areReleased: Bool { self[.downWeight]?.isReleased ?? false }
+  /// Whether any of a group's matrices is in its packed copy alone: the others may be bound again one by one.
+  var areReleased: Bool {
+    func isReleased(_ role: Role) -> Bool { self[role]?.isReleased ?? false }
+    return isReleased(.gateWeight) || isReleased(.upWeight) || isReleased(.downWeight)
+  }
 
   func free(allocator: Allocator) { slots.free(allocator) }
 
