@@ -148,6 +148,22 @@ def test_packed_while_reading(name: str, form: Any) -> None:
             again()
 
 
+def test_packed_matrices_may_be_bound_again_one_by_one() -> None:
+    """As long as some are missing, the packed copies compute, and nothing is compared with them."""
+    tokens = reference("olmoe")["tokens"]
+    model = loaded("olmoe", inference_only=True)
+    packed = loaded("olmoe", inference_only=True, prepared="f32")
+    wanted = logits_of(model, tokens).tobytes()
+    for matrix in ("down", "up", "gate"):
+        for n in range(model.n_layers):
+            name = f"layers.{n}.ffn.experts.{matrix}.weight"
+            packed.bind(name, model.parameters[name].data.copy())
+        assert logits_of(packed, tokens).tobytes() == wanted
+    packed.parameters[name].data[...] += 1
+    with pytest.raises(libmoe.BadStateError, match="prepare the layer again"):
+        logits_of(packed, tokens)
+
+
 def test_packing_while_reading_takes_the_packed_model_and_a_layer(tmp_path: Path) -> None:
     sizes = dict(hidden_size=256, intermediate_size=128, num_hidden_layers=8, num_experts=16)
     heads = dict(num_attention_heads=4, num_key_value_heads=4, head_dim=64, vocab_size=64)
