@@ -459,7 +459,7 @@ def test_prepared_weights_under_adapters_are_an_error_until_they_are_merged() ->
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_quantized(name: str, tmp_path: Path) -> None:
-    """By a call, and while it is loaded: the same model, without torch's copies, that generates and trains."""
+    """By a call, and while it is loaded: the same model, without torch's copies."""
     MODELS[name]().save_pretrained(tmp_path)
     load = transformers.AutoModelForCausalLM.from_pretrained
     given = libmoe.transformers.quantize(load(tmp_path), "int4")

@@ -155,7 +155,8 @@ class Released(Tensor):
         raise BadStateError(_RELEASED)
 
 
-_RELEASED = "model: its experts' weights were released by prepare(release=True); load the model again to save or copy it"
+_RELEASED = "model: its experts' weights were released by prepare(release=True); load the model again to save "
+    "or copy it"
 
 
 def _release(module: nn.Module, owners: Owners) -> None:
@@ -171,7 +172,7 @@ def _release(module: nn.Module, owners: Owners) -> None:
 
 
 def _apply_to_others(module: nn.Module, *arguments: Any, **named: Any) -> nn.Module:
-    """What ``module.to`` and others come to: parameters without memory stay as they are."""
+    """Do what ``module.to`` and others do, to parameters that have memory."""
     own = module._parameters
     module._parameters = {name: p for name, p in own.items() if p is None or not p.is_meta}
     try:

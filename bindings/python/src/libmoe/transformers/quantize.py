@@ -22,15 +22,15 @@ _WHOLE = ("f32", "bf16")
 def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
     """Keep the weights of a model's experts in few bits alone, computed by libmoe, and return the model.
 
-    The experts implementation becomes ``"libmoe"`` (families that have none are given to :func:`replace`), the
-    weights are packed, and torch's own copies go, module by module.  Adapters can be trained over them.
+    The experts implementation becomes ``"libmoe"`` (families that have none are given to :func:`replace`),
+    the weights are packed, and torch's own copies go, module by module.  Adapters can be trained over them.
 
     Parameters
     ----------
     model : Module
         Of transformers; it is in ``eval()`` afterwards.
     form : {"int4", "int4_a8", "int8", "int8_a8", "int4_g64", ...}
-        See :meth:`libmoe.Layer.prepare`; ``_a8`` rounds tokens to int8 as well, which is faster for many tokens.
+        See :meth:`libmoe.Layer.prepare`; ``_a8`` rounds tokens to int8 as well, which is faster for many.
 
     Raises
     ------
@@ -61,9 +61,9 @@ def _require_few_bits(form: Any) -> None:
 
 @register_quantization_config(_METHOD)
 class QuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-ignore]
-    """What ``from_pretrained(folder, quantization_config=...)`` makes of a model's experts: see :func:`quantize`.
+    """What ``from_pretrained(folder, quantization_config=...)`` makes of a model's experts.
 
-    The weights are read as they are stored, and packed when all are there.
+    That is what :func:`quantize` does.  The weights are read as they are stored, and packed when all are there.
 
     Examples
     --------
