@@ -155,8 +155,10 @@ class Released(Tensor):
         raise BadStateError(_RELEASED)
 
 
-_RELEASED = "model: its experts' weights were released by prepare(release=True); load the model again to save "
+_RELEASED = (
+    "model: its experts' weights were released by prepare(release=True); load the model again to save "
     "or copy it"
+)
 
 
 def _release(module: nn.Module, owners: Owners) -> None:

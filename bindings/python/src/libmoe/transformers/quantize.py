@@ -63,7 +63,7 @@ def _require_few_bits(form: Any) -> None:
 class QuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-ignore]
     """What ``from_pretrained(folder, quantization_config=...)`` makes of a model's experts.
 
-    That is what :func:`quantize` does.  The weights are read as they are stored, and packed when all are there.
+    That is what :func:`quantize` does.  Weights are read as they are stored, and packed when all are there.
 
     Examples
     --------
