@@ -262,8 +262,8 @@ class Model(Pretrained, Batches, Freezing):
         Raises
         ------
         InvalidArgumentError
-            ``"f32"`` for weights that are bfloat16; ``"q4_k"``, ``"q6_k"`` where a matrix has not a multiple of
-            256 inputs.
+            ``"f32"`` for weights that are bfloat16; ``"q4_k"`` and ``"q6_k"`` of matrices whose inputs are no
+            multiple of 256.
         OutOfMemoryError
             There is no memory for a copy.
         NotFiniteError

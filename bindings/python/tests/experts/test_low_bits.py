@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import gguf
@@ -242,7 +242,7 @@ def test_the_bits_in_every_form(form: Any, instructions: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def products_of_integers(form: str) -> tuple[NDArray[np.float32], libmoe.ExpertWeights, NDArray[np.float32]]:
     """x, an MLP's weights, and by definition what each expert makes of it."""
     (h, i), e = sizes(form), 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,8 @@ def multiples(values: Floats, step: Floats) -> Numbers:
     scaled = values * inverse(step)
     size = np.floor(np.abs(scaled))
     size += np.abs(scaled) - size >= 0.5
-    return (np.sign(scaled) * np.minimum(size, 127)).astype(np.int64)
+    numbers: Numbers = (np.sign(scaled) * np.minimum(size, 127)).astype(np.int64)
+    return numbers
 
 
 def eight_bits(values: Floats) -> tuple[Floats, Numbers]:
@@ -146,7 +148,8 @@ def nearest_e2m1(values: Floats, half: Floats) -> Numbers:
     """Return twice the nearest of the values of E2M1 times 2 half, of two the one nearer to 0."""
     size = np.abs(values)
     errors = np.abs(half[..., None] * E2M1[:8].astype(np.float32) - size[..., None])
-    return np.where(values < 0, -1, 1) * E2M1[errors.argmin(-1)]
+    numbers: Numbers = np.where(values < 0, -1, 1) * E2M1[errors.argmin(-1)]
+    return numbers
 
 
 def mxfp4(values: Floats) -> Kept:
@@ -184,7 +187,7 @@ def iq4_nl(values: Floats) -> Kept:
 
 
 def by_32_outputs(values: Floats, group: int) -> tuple[Floats, Floats]:
-    """Return values [n, groups, group], and the largest magnitude of each group in 32 outputs, [n, groups]."""
+    """Return values [n, groups, group], and [n, groups] the largest magnitudes in 32 outputs."""
     groups = in_groups(values, group)
     largest = np.abs(groups).max(-1)
     parts = [largest[first : first + 32] for first in range(0, len(values), 32)]
@@ -296,7 +299,7 @@ def q4_k(values: Floats) -> Kept:
     return Kept(weights, [Term(scale.reshape(n, -1), q.reshape(n, -1, 32))], offset.reshape(n, -1), stored)
 
 
-FORMS = {
+FORMS: dict[str, Callable[[Floats], Kept]] = {
     "int8": int8,
     "int4": lambda values: int4(values, 32),
     "int4_g64": lambda values: int4(values, 64),
