@@ -17,8 +17,7 @@ struct BlockColumns {
     withUnsafeMutablePointer(to: &memory) {
       let square = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
       for row in stride(from: rows.lowerBound, to: rows.upperBound, by: chunkWidth) {
-        let blocks = panels + row / chunkWidth * panelBytes + code.bytes(first)
-        code.kernels(kernels).decode(Int64(count), blocks, square)
+        code.decode(panels + row / chunkWidth * panelBytes, from: first, count, into: square, kernels)
         kernels.pointee.pack_transposed(
           Int64(count), Int64(min(chunkWidth, rows.upperBound - row)), square, Int64(chunkWidth),
           panel + (row - rows.lowerBound) * chunkWidth)

@@ -24,6 +24,7 @@ extension UnsafeMutablePointer where Pointee == PreparedExperts {
     }
     var made: PreparedExpertsPointer?
     try call.withConfiguration { (c) throws(Fault) in
+      try c.require(form)
       let bytes = try Arena.bytes { PreparedLayout(&$0, c, form).groups }
       var arena = Arena(try context.pointee.allocator.allocate(bytes: bytes))
       let layout = PreparedLayout(&arena, c, form)

@@ -296,16 +296,17 @@ def experts_prepare(
         Nothing of it is kept.
     form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
         Of the packed copy, see :meth:`Layer.prepare`.  ``"bf16"`` of float32 weights is for forward alone;
-        int8 and int4 of any are frozen weights, through which there is a backward.
+        few bits of any are frozen weights, through which there is a backward.
 
     Raises
     ------
     InvalidArgumentError
-        bfloat16 weights as float32, or experts without matrices.
+        bfloat16 weights as float32, experts without matrices, or ``"q4_k"`` and ``"q6_k"`` of matrices whose
+        inputs are no multiple of 256.
     BadStateError
         The context computes with OpenBLAS or the reference, which read no weights packed as f32 and bf16.
     NotFiniteError
-        int8 or int4 of a weight that is not finite.
+        Few bits of a weight that is not finite, or too large for its scale.
     """
     return PreparedExperts(weights, form, context=context)
 
