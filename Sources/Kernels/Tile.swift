@@ -154,59 +154,33 @@ private struct Edge {
 
 // MARK: tokens in rows: Y = X W^T, and dX = dY W
 
-/// What is multiplied: floats, or words of two bfloat16 each.
-protocol Factors {
-  associatedtype Word
-  /// Words of a row's 32 features.
-  static var perChunk: Int { get }
-  static func accumulate<R: Rows>(_ rows: inout R, _ a: UnsafePointer<Word>, _ step: Int, _ b: UnsafePointer<Word>)
-  /// The same for one row's word and 16 of B's, which are in a register.
-  static func accumulate(_ sum: inout V, _ a: Word, _ b: V)
-}
-enum Floats: Factors {
-  static var perChunk: Int { 32 }
-  @inline(__always) static func accumulate<R: Rows>(_ rows: inout R, _ a: Source, _ step: Int, _ b: Source) {
-    rows.accumulate(a, step, Lanes(b))
-  }
-  @inline(__always) static func accumulate(_ sum: inout V, _ a: Float, _ b: V) {
-    sum = fma(V(repeating: a), b, sum)
-  }
-}
-enum Pairs: Factors {
-  static var perChunk: Int { 16 }
-  @inline(__always) static func accumulate<R: Rows>(
-    _ rows: inout R, _ a: UnsafePointer<UInt32>, _ step: Int, _ b: UnsafePointer<UInt32>
-  ) {
-    rows.accumulate(a, step, PairLanes(b))
-  }
-  @inline(__always) static func accumulate(_ sum: inout V, _ a: UInt32, _ b: V) {
-    addProducts(&sum, a, unsafeBitCast(b, to: Words.self))
-  }
-}
-
 /// C[R.count, Lanes.width] += A B.  A: [chunk][m][perChunk], R.count rows of which are the tile's;  B: [k][32].
 @inline(__always) private func tile<R: Rows, F: Factors>(
   _: R.Type, _: F.Type, _ k: Int, _ a: UnsafePointer<F.Word>, _ m: Int, _ b: UnsafePointer<F.Word>, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  var rows = R(start, startStride)
-  var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
-  while left > 0 {
-    let count = left < F.perChunk ? left : F.perChunk
-    var next = chunkAhead
-    var p = 0
-    while p < count {
-      moei_prefetch(next)
-      next += Int(ahead.row)
-      F.accumulate(&rows, a + p, F.perChunk, b)
-      b += 32
-      p &+= 1
+  var memory = F.Steps.memory()
+  withUnsafeMutablePointer(to: &memory) { memory in
+    var rows = R(start, startStride)
+    var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
+    while left > 0 {
+      let count = left < F.perChunk ? left : F.perChunk
+      let steps = F.stepsOfRows(R.count, a, count, b, memory)
+      var next = chunkAhead
+      var p = 0
+      while p < count {
+        moei_prefetch(next)
+        next += Int(ahead.row)
+        steps.accumulate(&rows, p)
+        p &+= 1
+      }
+      a += m &* F.perChunk
+      b += F.perChunk &* 32
+      left &-= F.perChunk
+      chunkAhead += Int(ahead.chunk)
     }
-    a += m &* F.perChunk
-    left &-= F.perChunk
-    chunkAhead += Int(ahead.chunk)
+    rows.write(c, cStride)
   }
-  rows.write(c, cStride)
 }
 
 #if !MOE_AVX512
@@ -302,34 +276,44 @@ enum Pairs: Factors {
 
 // MARK: tokens summed over: dW = dY^T X
 
-/// C[R.count, Lanes.width] += sum over tokens t, or pairs of tokens, of A[t, :]^T B[t, :].  A and B: [tile][chunk][t][32].
+/// C[R.count, Lanes.width] += the sum over tokens t, or pairs of them, of A[t, first...]^T B[t, :].
+/// A and B: [tile][chunk][t][32].
 @inline(__always) private func tileOverTokens<R: Rows, F: Factors>(
-  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int, _ aChunk: Int,
+  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ first: Int, _ aWidth: Int, _ aChunk: Int,
   _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
-  var rows = R(c, cStride)
-  // Gradients are far away: fetched now, the next rows are here when their turn comes.
-  var next = 0
-  while next < R.count {
-    moei_prefetch_to_write(cNext + next &* cStride)
-    moei_prefetch_to_write(cNext + (next &* cStride &+ 16))
-    next &+= 1
-  }
-  var (aTile, bTile, index) = (a, b, 0)
-  while index < Int(tiles.count) {
-    let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
-    let a = aTile + aChunk &* height &* 32
-    let b = bTile + bChunk &* height &* 32
-    var t = 0
-    while t < height &* 32 {
-      F.accumulate(&rows, a + t, 1, b + t)
-      t &+= 32
+  var memory = F.Steps.memory()
+  withUnsafeMutablePointer(to: &memory) { memory in
+    var rows = R(c, cStride)
+    // Gradients are far away: fetched now, the next rows are here when their turn comes.
+    var next = 0
+    while next < R.count {
+      moei_prefetch_to_write(cNext + next &* cStride)
+      moei_prefetch_to_write(cNext + (next &* cStride &+ 16))
+      next &+= 1
     }
-    aTile += height &* aWidth
-    bTile += height &* bWidth
-    index &+= 1
+    var (aTile, bTile, index) = (a, b, 0)
+    while index < Int(tiles.count) {
+      let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
+      let a = aTile + aChunk &* height &* 32
+      let b = bTile + bChunk &* height &* 32
+      var t = 0
+      while t < height {
+        let count = height &- t < 16 ? height &- t : 16
+        let steps = F.stepsOfTokens(first, a + t &* 32, count, b + t &* 32, memory)
+        var p = 0
+        while p < count {
+          steps.accumulate(&rows, p)
+          p &+= 1
+        }
+        t &+= count
+      }
+      aTile += height &* aWidth
+      bTile += height &* bWidth
+      index &+= 1
+    }
+    rows.write(c, cStride)
   }
-  rows.write(c, cStride)
 }
 
 /// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 6, 6, 6 and 2.
@@ -345,24 +329,24 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
     while column < 32 {
       var r = 0
       while r < rows {
-        let (a, b, c) = (a + r, b + column, c + (r &* cs &+ column))
+        let (b, c) = (b + column, c + (r &* cs &+ column))
         let after = r &+ rowsAtOnce
         let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
         switch rows &- r {
-        case 1: tileOverTokens(One.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 2: tileOverTokens(Two.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 3: tileOverTokens(Three.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 4: tileOverTokens(Four.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 5: tileOverTokens(Five.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 1: tileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 2: tileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 3: tileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 4: tileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+        case 5: tileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #if MOE_AVX512
-          case 6: tileOverTokens(Six.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 7: tileOverTokens(Seven.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 8: tileOverTokens(Eight.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 9: tileOverTokens(Nine.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 10: tileOverTokens(Ten.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          default: tileOverTokens(Eleven.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 6: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Eleven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #else
-          default: tileOverTokens(Six.self, F.self, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
+          default: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
         #endif
         }
         r = after

@@ -304,6 +304,18 @@ static inline __attribute__((always_inline)) moei_f32x16 moei_opaque(moei_f32x16
   return v;
 }
 
+/* Floats that a tile's factors are decoded to: of 16 steps of the contraction, up to 16 rows and 32 columns in pairs; and a cache
+ * line, since Swift takes no types that are aligned to one. */
+typedef struct moei_decoded {
+  float floats[2 * 16 * 16 + 2 * 16 * 32 + 16];
+} moei_decoded;
+
+/* Memory for them. Swift would fill it with zeros. */
+static inline __attribute__((always_inline)) moei_decoded moei_decoded_memory(void) {
+  moei_decoded memory;
+  return memory;
+}
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
