@@ -123,7 +123,7 @@ def int8(rng: np.random.Generator, rows: int, columns: int) -> Quantised:
 
 
 def nvfp4(rng: np.random.Generator, rows: int, columns: int, *, modelopt: bool = False) -> Quantised:
-    """NVFP4: two numbers in a byte, scales of 16 in E4M3, one of all, which divides (modelopt: multiplies)."""
+    """NVFP4: two numbers in a byte, scales of 16 in E4M3, one of all that divides (modelopt: multiplies)."""
     codes = rng.integers(0, 16, (rows, columns), np.uint8)
     scales = rng.uniform(8, 100, (rows, columns // 16)).astype(ml_dtypes.float8_e4m3fn)
     whole = np.array([0.003 if modelopt else 300.0], np.float32)
