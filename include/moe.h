@@ -850,42 +850,70 @@ typedef enum moe_prepared {
   MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
   MOE_PREPARED_BF16 = 2, /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
                               BF16: of this one, or of one with these weights rounded; then only without a tape */
-  /* Weights of few bits, see below: for inference, from weights of any type. */
+  /* Weights of few bits, see below: for inference, from weights of any type.  _A8: the same, times int8 tokens. */
   MOE_PREPARED_INT8 = 3,          /**< 8.5 bits a weight: int8 and a float16 scale for 32 inputs, GGUF's Q8_0 */
-  MOE_PREPARED_INT8_A8 = 4,       /**< the same, times int8 tokens */
+  MOE_PREPARED_INT8_A8 = 4,       /**< times int8 tokens */
   MOE_PREPARED_INT4 = 5,          /**< 4.5 bits: int4 and a float16 scale for 32 inputs, GGUF's Q4_0 */
-  MOE_PREPARED_INT4_A8 = 6,       /**< the same, times int8 tokens */
-  MOE_PREPARED_INT4_G64 = 7,      /**< int4, a scale for 64 inputs; kept in 4.5 bits */
-  MOE_PREPARED_INT4_G64_A8 = 8,   /**< the same, times int8 tokens */
-  MOE_PREPARED_INT4_G128 = 9,     /**< int4, a scale for 128 inputs; kept in 4.5 bits */
-  MOE_PREPARED_INT4_G128_A8 = 10  /**< the same, times int8 tokens */
+  MOE_PREPARED_INT4_A8 = 6,       /**< times int8 tokens */
+  MOE_PREPARED_INT4_G64 = 7,      /**< 4.25 bits: int4, a float16 scale for 64 inputs */
+  MOE_PREPARED_INT4_G64_A8 = 8,   /**< times int8 tokens */
+  MOE_PREPARED_INT4_G128 = 9,     /**< 4.125 bits: int4, a float16 scale for 128 inputs */
+  MOE_PREPARED_INT4_G128_A8 = 10, /**< times int8 tokens */
+  MOE_PREPARED_MXFP4 = 11,        /**< 4.25 bits: E2M1 and a power of two for 32 inputs, GGUF's MXFP4 */
+  MOE_PREPARED_MXFP4_A8 = 12,     /**< times int8 tokens */
+  MOE_PREPARED_IQ4_NL = 13,       /**< 4.5 bits: sixteen values and a float16 scale for 32 inputs, GGUF's IQ4_NL */
+  MOE_PREPARED_IQ4_NL_A8 = 14,    /**< times int8 tokens */
+  MOE_PREPARED_Q4_K = 15,         /**< 4.625 bits: GGUF's Q4_K; of matrices with a multiple of 256 inputs */
+  MOE_PREPARED_Q4_K_A8 = 16,      /**< times int8 tokens */
+  MOE_PREPARED_Q6_K = 17,         /**< 6.5625 bits: GGUF's Q6_K; of matrices with a multiple of 256 inputs */
+  MOE_PREPARED_Q6_K_A8 = 18,      /**< times int8 tokens */
+  MOE_PREPARED_INT8_ROW = 19,     /**< 8.125 bits: int8 and a float32 scale for all inputs of an output */
+  MOE_PREPARED_INT8_ROW_A8 = 20,  /**< times int8 tokens */
+  MOE_PREPARED_FP8 = 21,          /**< 8.125 bits: E4M3 and a float32 scale for 128 inputs of 32 outputs */
+  MOE_PREPARED_NVFP4 = 22,        /**< 4.625 bits: E2M1, E4M3 for 16 inputs, a float32 scale for 128 inputs of 32 outputs */
+  MOE_PREPARED_NVFP4_A8 = 23,     /**< times int8 tokens */
+  MOE_PREPARED_INT4_BF16 = 24,    /**< 4.5 bits: int4 and a bfloat16 scale for 32 inputs */
+  MOE_PREPARED_INT4_BF16_A8 = 25, /**< times int8 tokens */
+  MOE_PREPARED_INT4_ZERO = 26,    /**< 5.25 bits: 0 ... 15, a zero point and a float32 scale for 32 inputs */
+  MOE_PREPARED_INT4_ZERO_A8 = 27, /**< times int8 tokens */
+  MOE_PREPARED_INT4_ZERO_G64 = 28,     /**< 4.625 bits: the same for 64 inputs */
+  MOE_PREPARED_INT4_ZERO_G64_A8 = 29,  /**< times int8 tokens */
+  MOE_PREPARED_INT4_ZERO_G128 = 30,    /**< 4.3125 bits: the same for 128 inputs */
+  MOE_PREPARED_INT4_ZERO_G128_A8 = 31  /**< times int8 tokens */
 } moe_prepared;
 
-/* Of the weights of an output that share a scale:
- *     int8   d = max |w| / 127,                    q = round(w (1 / d)), away from 0 in a tie
- *     int4   d = w / -8 of the w farthest from 0,  q = min(trunc(w (1 / d) + 8.5), 15) - 8
- * with d in float32; it is then rounded to float16, and the weight is d q, exactly.
- * INT8, INT4, INT4_G64, INT4_G128 (weight only): forward gives the bits of a layer with weight_dtype F32 and the weights d q.
+/* Of the weights w of an output that share a scale:
+ *     INT8       d = max |w| / 127,                    q = round(w (1 / d)), away from 0 in a tie;  INT8_ROW too
+ *     INT4       d = w / -8 of the w farthest from 0,  q = min(trunc(w (1 / d) + 8.5), 15) - 8;     INT4_BF16 too
+ *     INT4_ZERO  d = highest / 15 - lowest / 15 of these w and 0, z = round(-lowest / d), q = round(w / d) + z within 0 ... 15
+ *     MXFP4      d = 2^(exponent of max |w| - 2),      q the nearest of 0, 1/2, 1, 3/2, 2, 3, 4, 6 and their negatives
+ *     FP8        d = max |w| / 448,                    q the nearest E4M3 of w (1 / d)
+ *     NVFP4      f = max |w| / (6 448), of 16 d = f E4M3(max |w| / 6 / f), q as of MXFP4
+ * in float32; d is then rounded to float16 (INT8, INT4, IQ4_NL) or bfloat16 (INT4_BF16, before q), and the weight is d q, of
+ * INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
+ * errors small; the weights of Q4_K are round((d s) q - (d_min m)), those of Q6_K (d s) q.
+ * Weight only (without _A8): forward gives the bits of a layer with weight_dtype F32 and these weights.
  * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
- * max |x| / 127 in float32, q_x as q of int8.  Within 32 features products are summed as integers, exactly; of these sums an
+ * max |x| / 127 in float32, q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
  * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all
- * instructions, products of any moe_matmul, threads, chunks and batches. */
+ * instructions, products of any moe_matmul, threads, chunks and batches.  MXFP4 and NVFP4: d is half as large, q twice.  Q6_K: the sum
+ * is that of s q q_x.  Q4_K: s = fma((d s) d_x, sum of q q_x, s), then s = fma(-(d_min m), d_x (sum of q_x), s). */
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
  *  forward.  Few tokens gain most: their time is that of reading the weights.
  *  @param layer    [in]
  *  @param prepared [in] a moe_prepared; packs again what is packed already
- *  The copy takes 4, 2, 1.0625 or 0.5625 bytes for each weight, each matrix's outputs filled up to a multiple of 32, in forms
- *  of few bits its inputs too.  It does not
- *  follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
+ *  The copy takes 4 or 2 bytes for each weight, or the bits that stand beside its form, each matrix's outputs filled up to a
+ *  multiple of 32, in forms of few bits its inputs too, to a multiple of 32, 64 (MXFP4, G64), 128 (FP8, NVFP4, G128) or 256
+ *  (INT8_ROW).  It does not follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
  *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
  *  An offloaded layer's slots then hold this form, as many as the limit allows, empty at first: prepare it right after
  *  moe_layer_offload, since old and new slots exist at once for a moment.
  *  F32 and BF16 are without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
- *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance; a limit too small for two slots), OUT_OF_MEMORY,
- *          BAD_STATE (a parameter has no memory), NOT_FINITE (in a form of few bits: a weight that is not finite, or whose scale
- *          float16 cannot hold); after an error the layer is as it was. */
+ *  @return MOE_OK, INVALID_ARGUMENT (F32 for bfloat16 weights, for instance; Q4_K or Q6_K for sizes that are no multiples of 256; a
+ *          limit too small for two slots), OUT_OF_MEMORY, BAD_STATE (a parameter has no memory), NOT_FINITE (in a form of few bits:
+ *          a weight that is not finite, or too large for its scale); after an error the layer is as it was. */
 MOE_API MOE_CHECK moe_status moe_layer_prepare(moe_layer *layer, int32_t prepared);
 
 /* ------------------------------------------------------------------------------------------------------------

@@ -84,20 +84,7 @@ import CShims
       gather_bf16: { gatherBF16(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       add_token_pairs: { addTokenPairs(Int($0), $1, $2) },
-      int8: moei_code(
-        encode: { int8Encode(Int($0), Int($1), $2, Int($3), $4) ? 1 : 0 },
-        decode: { int8Decode(Int($0), $1, $2) },
-        product: { int8Product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8)) },
-        product_of_integers: {
-          int8ProductOfIntegers(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8))
-        }),
-      int4: moei_code(
-        encode: { int4Encode(Int($0), Int($1), $2, Int($3), $4) ? 1 : 0 },
-        decode: { int4Decode(Int($0), $1, $2) },
-        product: { int4Product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8)) },
-        product_of_integers: {
-          int4ProductOfIntegers(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8))
-        }),
+      codes: moei_all_codes(),
       gather_integers: { gatherIntegers(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) }))

@@ -364,25 +364,70 @@ typedef struct moei_tiles {
   int32_t count, tall, height;
 } moei_tiles;
 
-/* Weights of few bits (Sources/Kernels/Codes.swift).  A panel is a row of blocks, each of 32 contraction indices of 32
- * outputs: their numbers, then 32 scales.  Tokens that are multiplied as integers lie in chunks [k / 32][m] of
- * MOEI_TOKEN_BLOCK bytes: 32 numbers of -127 ... 127, a float32 that they are multiples of, their sum as int32. */
-enum { MOEI_INT8_BLOCK = 1024 + 64, MOEI_INT4_BLOCK = 512 + 64, MOEI_TOKEN_BLOCK = 64 };
+/* Weights of few bits (codes/).  A panel is a row of blocks, each of so many contraction indices ("inputs") of 32 outputs: their
+ * numbers, then scales.  Tokens that are multiplied as integers lie in chunks [k / 32][m] of MOEI_TOKEN_BLOCK bytes: 32 numbers
+ * of -127 ... 127, a float32 that they are multiples of, their sum as int32, the product of both, and the sums of either half
+ * as int16. */
+enum { MOEI_TOKEN_BLOCK = 64 };
+
+/* The codes there are: numbers of moei_codes. */
+enum {
+  MOEI_CODE_INT8,
+  MOEI_CODE_INT4,
+  MOEI_CODE_MXFP4,
+  MOEI_CODE_IQ4_NL,
+  MOEI_CODE_Q4_K,
+  MOEI_CODE_Q6_K,
+  MOEI_CODE_INT8_ROW,
+  MOEI_CODE_FP8,
+  MOEI_CODE_NVFP4,
+  MOEI_CODE_INT4_BF16,
+  MOEI_CODE_INT4_ZERO,
+  MOEI_CODES
+};
+
+/* Rows of a matrix as a file has them: blocks of GGUF; or, where there are scales or bytes, one number in each byte beside
+ * scales for `inputs` contraction indices each (int8_row: for a row; fp8: for all rows together; nvfp4: bytes of E4M3 for 16, times
+ * `factor`, divided by `divisor`; mxfp4: bytes of E8M0 for 32; int4_zero: bytes of zero points). */
+typedef struct moei_stored {
+  const uint8_t *numbers;
+  int64_t row; /* bytes from one row to the next */
+  const float *_Nullable scales;
+  int64_t scales_row;
+  const uint8_t *_Nullable bytes;
+  int64_t bytes_row;
+  float factor, divisor;
+} moei_stored;
+
+/* 32 outputs of a product: C[m, columns] = start + ... */
+typedef struct moei_code_panel {
+  const void *blocks;
+  const float *start;
+  int64_t start_stride;
+  float *c;
+  int64_t c_stride;
+  int64_t columns; /* at most 32 */
+} moei_code_panel;
 
 typedef struct moei_code {
-  /* `depth` contraction indices of `rows` <= 32 rows of w under one scale for each row, in blocks; the rest is 0.  0 where a
-   * scale is not finite */
-  int32_t (*encode)(int64_t rows, int64_t depth, const float *w, int64_t w_row, void *blocks);
-  /* panel [k][32] */
-  void (*decode)(int64_t k, const void *blocks, float *panel);
-  /* C[m, columns] = start + A B, the same chains as of the decoded panel; A in chunks [k / 32][m][32] */
-  void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const void *blocks, const float *start,
-                  int64_t start_stride, float *c, int64_t c_stride);
-  /* C[m, columns] = start, then for each of the `count` blocks fma(scale of weights * scale of the token, sum, .), with sums
-   * of products of integers; A in chunks of integers */
-  void (*product_of_integers)(int64_t m, int64_t columns, int64_t count, const void *a, const void *blocks,
-                              const float *start, int64_t start_stride, float *c, int64_t c_stride);
+  /* Rows first ..< first + rows of a block of 32 rows, from `depth` <= inputs contraction indices of w; the rest is as it was.  `largest`:
+   * the largest magnitude of each whole row, where the code wants it.  0 where a scale is not finite */
+  int32_t (*encode)(int64_t inputs, int64_t first, int64_t rows, int64_t depth, const float *w, int64_t w_row,
+                    const float *_Nullable largest, void *block);
+  /* A panel from what is stored, without loss, `depth` a multiple of what has a scale of its own; 0 where it is not finite */
+  int32_t (*pack)(int64_t inputs, int64_t rows, int64_t depth, const moei_stored *stored, void *blocks);
+  /* panel [k][32] from contraction index `first` of the blocks on, a multiple of 32 in the first of them */
+  void (*decode)(int64_t inputs, int64_t first, int64_t k, const void *blocks, float *panel);
+  /* The same chains as of the decoded panels, length contraction indices of m rows in chunks [k / 32][m][32] */
+  void (*product)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels);
+  /* For each of the `length` chunks of integers fma(scale of weights * scale of the token, sum, .), with sums of products of
+   * integers */
+  void (*_Nullable product_of_integers)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels);
 } moei_code;
+
+typedef struct moei_codes {
+  moei_code of[MOEI_CODES];
+} moei_codes;
 
 /* The functions of Sources/Kernels, compiled for one instruction set.  n counts floats; arrays of one call do not
  * overlap unless they are the same array. */
@@ -500,8 +545,7 @@ typedef struct moei_kernels {
   void (*gather_token_pairs)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, uint32_t *chunks);
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
-  moei_code int8; /* multiples of a binary16 number, -127 ... 127 */
-  moei_code int4; /* the same, -8 ... 7 */
+  moei_codes codes;
   /* gather as integers: chunks [columns / 32][m] */
   void (*gather_integers)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, void *chunks);
 
@@ -509,6 +553,8 @@ typedef struct moei_kernels {
   void (*sgd)(int64_t n, float clip, float decay, float momentum, float learning_rate, float *parameter,
               const float *gradient, float *velocity);
 } moei_kernels;
+
+static inline const moei_code *moei_code_of(const moei_kernels *kernels, int32_t number) { return &kernels->codes.of[number]; }
 
 void moei_kernels_base(moei_kernels *out);
 void moei_kernels_avx2(moei_kernels *out);

@@ -132,9 +132,21 @@ struct PreparedGroups {
       for expert in 0..<group.experts where prepared.faults[expert] != 0 {
         throw Fault(
           .notFinite,
-          "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for a scale of float16 (\(form.constant)): mend the weights, or prepare another form"
+          "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for its scale (\(form.constant)): mend the weights, or prepare another form"
         )
       }
+    }
+  }
+}
+
+extension Configuration {
+  /// Refuses sizes that a form cannot hold.
+  func require(_ form: PanelForm?) throws(Fault) {
+    guard let form else { return }
+    for index in 0..<groupCount where groups[index].multiplies {
+      let group = groups[index]
+      try form.require(group.hidden, inputsOf: "an expert's matrix by hidden_size")
+      if !group.linear { try form.require(group.intermediate, inputsOf: "an expert's matrix by intermediate_size") }
     }
   }
 }

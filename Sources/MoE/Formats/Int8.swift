@@ -1,7 +1,9 @@
+import CShims
+
 /// Integers of 8 bits in blocks of 32 under a scale of binary16: GGUF's Q8_0. d = max |w| / 127, and w becomes round(w / d),
 /// away from 0 in a tie.
 extension PanelCode {
-  static var int8: PanelCode { PanelCode(kind: .int8, blockBytes: 1088, group: 32) }
+  static var int8: PanelCode { PanelCode(number: MOEI_CODE_INT8, inputs: 32, blockBytes: 1088) }
 }
 
 extension PanelForm {

@@ -24,7 +24,7 @@ public struct PanelMatrix {
 
   fileprivate func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + chunk * form.panelBytes(depth) }
 
-  /// Some rows and columns of blocks as floats, in rows `stride` apart. Both ranges begin at multiples of 32.
+  /// Some rows and columns of blocks as floats, in rows `stride` apart. Rows begin at a multiple of 32, columns at one of 256.
   func decode(
     _ rows: Range<Int>, _ columns: Range<Int>, into floats: UnsafeMutablePointer<Float>, stride: Int,
     _ kernels: UnsafePointer<moei_kernels>
@@ -66,6 +66,7 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     _ parameter: Parameter, _ form: PanelForm, in context: ContextPointer
   ) throws(Fault) -> PanelMatrixPointer {
     let (rows, depth, _) = parameter.shape
+    try form.require(depth, inputsOfNamed: parameter.name)
     let allocator = context.pointee.allocator
     let parts = try allocator.make { PanelMatrixParts(&$0, form, rows: rows, depth: depth) }
     parts.place.initialize(to: parts.matrix)
@@ -77,7 +78,7 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
       parts.place.free(allocator)
       throw Fault(
         .notFinite,
-        "\(parameter.name) holds a number that is not finite, or too large for a scale of float16 (\(form.constant)): mend it, or prepare another form"
+        "\(parameter.name) holds a number that is not finite, or too large for its scale (\(form.constant)): mend it, or prepare another form"
       )
     }
     return parts.place

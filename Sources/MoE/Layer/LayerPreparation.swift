@@ -14,6 +14,27 @@ extension Layer {
     case int4G64A8 = 8
     case int4G128 = 9
     case int4G128A8 = 10
+    case mxfp4 = 11
+    case mxfp4A8 = 12
+    case iq4NL = 13
+    case iq4NLA8 = 14
+    case q4K = 15
+    case q4KA8 = 16
+    case q6K = 17
+    case q6KA8 = 18
+    case int8Row = 19
+    case int8RowA8 = 20
+    case fp8 = 21
+    case nvfp4 = 22
+    case nvfp4A8 = 23
+    case int4BF16 = 24
+    case int4BF16A8 = 25
+    case int4Zero = 26
+    case int4ZeroA8 = 27
+    case int4ZeroG64 = 28
+    case int4ZeroG64A8 = 29
+    case int4ZeroG128 = 30
+    case int4ZeroG128A8 = 31
 
     /// The table of forms: each row says all that the engine asks of one.
     public var form: PanelForm? {
@@ -29,12 +50,34 @@ extension Layer {
       case .int4G64A8: .int4G64A8
       case .int4G128: .int4G128
       case .int4G128A8: .int4G128A8
+      case .mxfp4: .mxfp4
+      case .mxfp4A8: .mxfp4A8
+      case .iq4NL: .iq4NL
+      case .iq4NLA8: .iq4NLA8
+      case .q4K: .q4K
+      case .q4KA8: .q4KA8
+      case .q6K: .q6K
+      case .q6KA8: .q6KA8
+      case .int8Row: .int8Row
+      case .int8RowA8: .int8RowA8
+      case .fp8: .fp8
+      case .nvfp4: .nvfp4
+      case .nvfp4A8: .nvfp4A8
+      case .int4BF16: .int4BF16
+      case .int4BF16A8: .int4BF16A8
+      case .int4Zero: .int4Zero
+      case .int4ZeroA8: .int4ZeroA8
+      case .int4ZeroG64: .int4ZeroG64
+      case .int4ZeroG64A8: .int4ZeroG64A8
+      case .int4ZeroG128: .int4ZeroG128
+      case .int4ZeroG128A8: .int4ZeroG128A8
       }
     }
   }
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
   public mutating func prepare(_ wanted: Preparation) throws(Fault) {
+    try configuration.require(wanted.form)
     let isRead = wanted.form?.isRead(in: context) ?? false
     if let offload { return try useSlots(offload, form: isRead ? wanted : .none) }
     try requireMemory()

@@ -17,12 +17,12 @@ enum Integers: Precision {
   }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
-    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels
   ) {
-    code.kernels(kernels).product_of_integers(
-      Int64(m), Int64(columns), Int64(chunks(of: depth)), a, blocks, start.start, Int64(start.stride), c.start,
-      Int64(c.stride))
+    // Forms whose tokens become integers are of codes that have it.
+    code.kernels(kernels).pointee.product_of_integers?(
+      Int64(code.inputs), Int64(m), Int64(chunks(of: depth)), a, Int64(count), panels)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {

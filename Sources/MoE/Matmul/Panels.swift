@@ -23,6 +23,8 @@ struct WeightPanel<P: Precision> {
     case packed(UnsafePointer<P.Element>)
     /// Packed in blocks.
     case blocks(UnsafeRawPointer, PanelCode)
+    /// The same matrix, whose rows the contraction runs over.
+    case across(BlockColumns)
   }
 
   private let form: Form
@@ -40,6 +42,10 @@ struct WeightPanel<P: Precision> {
 
   init(blocks panel: UnsafeRawPointer, _ code: PanelCode) {
     form = .blocks(panel, code)
+  }
+
+  init(across blocks: BlockColumns) {
+    form = .across(blocks)
   }
 
   /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge, and
@@ -64,6 +70,9 @@ struct WeightPanel<P: Precision> {
       let blocks = panel + code.bytes(p)
       if rows < P.decodedRows { return .blocks(blocks, code) }
       P.decode(depth, blocks, code, into: buffer, kernels)
+      return .elements(UnsafePointer(buffer))
+    case .across(let blocks):
+      P.decode(p..<p + depth, of: blocks, into: buffer, kernels)
       return .elements(UnsafePointer(buffer))
     }
   }
@@ -101,7 +110,7 @@ struct WeightPanel<P: Precision> {
       // Every other line.
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
       return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
-    case .blocks: return nil
+    case .blocks, .across: return nil
     }
   }
 
@@ -148,21 +157,34 @@ struct PanelProducts<P: Precision> {
         let rows = tiles.rows(tile)
         let half = tile - range.lowerBound
         let here = a(rows) + p * rows.count
+        func first(_ i: Int) -> StridedRows {
+          let begin = p == 0 ? start(i) : nil
+          return StridedRows(begin ?? Floats(c(i, rows)), stride: begin == nil ? cStride : 0)
+        }
+        if case .blocks(let blocks, let code) = pieces[0] {
+          // All panels of a product are of one code.
+          func target(_ i: Int) -> StridedTargets { StridedTargets(c(i, rows), stride: cStride) }
+          var own = InlineArray<4, moei_code_panel>(  // panelsAtOnce
+            repeating: moei_code_panel(blocks, first(0), target(0), columns(0)))
+          for i in stride(from: 1, to: panels, by: 1) {
+            guard case .blocks(let blocks, _) = pieces[i] else { continue }
+            own[i] = moei_code_panel(blocks, first(i), target(i), columns(i))
+          }
+          withUnsafePointer(to: &own) {
+            P.product(
+              rows.count, depth, here, code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
+              count: panels, kernels)
+          }
+          continue
+        }
         for i in 0..<panels {
           let out = c(i, rows)
-          let begin = p == 0 ? start(i) : nil
           let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
           let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
-          let first = StridedRows(begin ?? Floats(out), stride: begin == nil ? cStride : 0)
-          let target = StridedTargets(out, stride: cStride)
-          switch pieces[i] {
-          case .blocks(let blocks, let code):
-            P.product(rows.count, columns(i), depth, here, blocks, code, start: first, target, kernels)
-          case .elements(let elements):
-            P.product(
-              rows.count, columns(i), depth, here, elements, start: first, target,
-              ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
-          }
+          guard case .elements(let elements) = pieces[i] else { continue }
+          P.product(
+            rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
+            ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
         }
       }
     }
@@ -197,6 +219,14 @@ struct PanelProducts<P: Precision> {
     let rows = tiles.rows(tile)
     let line: Int64 = 64
     return moei_ahead(first: a(rows) + p * rows.count, row: line, chunk: line * Int64(chunkWidth / P.unit))
+  }
+}
+
+extension moei_code_panel {
+  fileprivate init(_ blocks: UnsafeRawPointer, _ start: StridedRows, _ c: StridedTargets, _ columns: Int) {
+    self.init(
+      blocks: blocks, start: start.start, start_stride: Int64(start.stride), c: c.start, c_stride: Int64(c.stride),
+      columns: Int64(columns))
   }
 }
 

@@ -59,14 +59,16 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
     _ ahead: moei_ahead, _ kernels: Kernels)
-  /// The same with B in blocks.
+  /// The same for some panels of B in blocks.
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
-    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels)
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels)
   /// For so many rows and more blocks are decoded first.
   static var decodedRows: Int { get }
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
+  /// Some rows of a matrix in blocks, the first a multiple of 32, as [rows][32] of its columns.
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
@@ -96,12 +98,13 @@ protocol Precision {
 extension Precision {
   static var decodedRows: Int { .max }
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
-    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels
   ) {}
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
   ) {}
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels) {}
 }
 
 extension Precision {
@@ -184,17 +187,20 @@ enum F32: Precision {
   static var decodedRows: Int { 3 }
 
   static func product(
-    _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ blocks: UnsafeRawPointer, _ code: PanelCode,
-    start: StridedRows, _ c: StridedTargets, _ kernels: Kernels
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels
   ) {
-    code.kernels(kernels).product(
-      Int64(m), Int64(columns), Int64(depth), a, blocks, start.start, Int64(start.stride), c.start, Int64(c.stride))
+    code.kernels(kernels).pointee.product(Int64(code.inputs), Int64(m), Int64(depth), a, Int64(count), panels)
   }
 
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
   ) {
-    code.kernels(kernels).decode(Int64(depth), blocks, panel)
+    code.kernels(kernels).pointee.decode(Int64(code.inputs), 0, Int64(depth), blocks, panel)
+  }
+
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels) {
+    blocks.decode(rows, into: panel, kernels)
   }
 
   static func gather(

@@ -424,7 +424,7 @@ extension moe_pretrained_options: Bounded {
     try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
     try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
     try check.flag(inference_only, "inference_only")
-    try check.word(prepared, "prepared", of: "moe_prepared", last: 10)
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 31)
   }
 }
 

@@ -151,6 +151,6 @@ struct PrepareTests {
   @Test func badCalls() throws {
     let layer = try Layer()
     refused("layer", moe_layer_prepare(nil, 1))
-    for prepared: Int32 in [-1, 11] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
+    for prepared: Int32 in [-1, 32] { refused("prepared", moe_layer_prepare(layer.layer, prepared)) }
   }
 }

@@ -195,8 +195,8 @@ def template_of(path: str) -> ChatTemplate:
     source = keys.get("tokenizer.chat_template")
     if not isinstance(source, str):
         raise InvalidArgumentError(
-            f"{path!r} has no tokenizer.chat_template: its model may know no conversations; let it go "
-            "on with a text (generate)"
+            f"{path!r} has no tokenizer.chat_template: its model may know no conversations; let it continue "
+            "a text (generate)"
         )
     return ChatTemplate(source, _special(keys))
 

@@ -110,11 +110,12 @@ class Weights(LayerFiles):
         Raises
         ------
         InvalidArgumentError
-            ``"f32"`` for weights that are bfloat16.
+            ``"f32"`` for weights that are bfloat16; ``"q4_k"`` and ``"q6_k"`` of matrices whose inputs are no
+            multiple of 256.
         OutOfMemoryError
             There is no memory for the copy; the layer is as it was.
         NotFiniteError
-            int8 or int4 of a weight that is not finite, or whose scale float16 cannot hold.
+            Few bits of a weight that is not finite, or too large for its scale.
         BadStateError
             The layer is closed.  :meth:`forward` raises it too, when weights that it uses have changed since:
             it compares 16 values of each matrix.

@@ -262,11 +262,12 @@ class Model(Pretrained, Batches, Freezing):
         Raises
         ------
         InvalidArgumentError
-            ``"f32"`` for weights that are bfloat16.
+            ``"f32"`` for weights that are bfloat16; ``"q4_k"`` and ``"q6_k"`` of matrices whose inputs are no
+            multiple of 256.
         OutOfMemoryError
             There is no memory for a copy.
         NotFiniteError
-            int8 or int4 of a weight that is not finite.
+            Few bits of a weight that is not finite, or too large for its scale.
         BadStateError
             The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
             have changed since.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import gguf
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
-from oracle.low_bits import integer_product, packed, unpacked
+from oracle.low_bits import FORMS, Kept, integer_product, kept, unpacked
 
-WEIGHT_ONLY = ["int8", "int4", "int4_g64", "int4_g128"]
-INTEGERS = [f"{form}_a8" for form in WEIGHT_ONLY]
+WEIGHT_ONLY = list(FORMS)
+INTEGERS = [f"{form}_a8" for form in WEIGHT_ONLY if form != "fp8"]
 CONTEXTS = [
     ("native", "all"),
     ("native", "avx512"),
@@ -28,16 +29,22 @@ CONTEXTS = [
 H, I, E = 301, 75, 3  # noqa: E741
 
 
-def every_expert(n_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def sizes(form: str) -> tuple[int, int]:
+    """H and I: some forms keep 256 inputs together."""
+    return (512, 256) if form.removesuffix("_a8") in ("q4_k", "q6_k") else (H, I)
+
+
+def every_expert(n_tokens: int, n_experts: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Choices by which each token has all experts, in turn, with the weight 1."""
-    return np.tile(np.arange(E, dtype=np.int32), (n_tokens, 1)), np.ones((n_tokens, E), np.float32)
+    choices = np.tile(np.arange(n_experts, dtype=np.int32), (n_tokens, 1))
+    return choices, np.ones((n_tokens, n_experts), np.float32)
 
 
 def outputs(
     x: NDArray[np.float32], weights: libmoe.ExpertWeights, form: Any, context: Any, **options: Any
 ) -> NDArray[np.float32]:
     """What each expert puts out, [T, E, H], by packed weights alone."""
-    indices, ones = every_expert(len(x))
+    indices, ones = every_expert(len(x), weights.n_experts)
     with libmoe.experts_prepare(weights, form, context=context) as prepared:
         found: NDArray[np.float32] = libmoe.experts_forward(
             x,
@@ -63,12 +70,15 @@ def assert_same_bits(found: NDArray[Any], expected: NDArray[Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("instructions", ["all", "base"])
-@pytest.mark.parametrize("stored", ["f32", "bf16", "f16", "transposed"])
+@pytest.mark.parametrize(
+    ("stored", "instructions"),
+    [("f32", "all"), ("f32", "base"), ("bf16", "all"), ("f16", "base"), ("transposed", "all")],
+)
 @pytest.mark.parametrize("form", WEIGHT_ONLY)
 def test_weights(form: Any, stored: str, instructions: Any) -> None:
     """The products with the rows of the unit matrix are the weights themselves."""
-    values = normal(E, H, H, seed=1)
+    size, _ = sizes(form)
+    values = normal(2, size, size, seed=1)
     values[0, 0, :64] = 0  # whole scales of 0
     values[1, 5] *= 1e-6  # scales that float16 has no normal number for
     given: Any = values
@@ -82,27 +92,89 @@ def test_weights(form: Any, stored: str, instructions: Any) -> None:
         given = np.ascontiguousarray(values.transpose(0, 2, 1))
     weights = libmoe.ExpertWeights(down=given, kind="linear", transposed=stored == "transposed")
     with libmoe.Context(instructions=instructions) as context:
-        found = outputs(np.eye(H, dtype=np.float32), weights, form, context)
+        found = outputs(np.eye(size, dtype=np.float32), weights, form, context)
     np.testing.assert_array_equal(found.transpose(1, 2, 0), unpacked(values, form))
+
+
+def kept_weights(values: NDArray[np.float32], form: Any) -> NDArray[np.float32]:
+    """The weights that the library keeps of matrices [E, n, n]."""
+    with libmoe.Context() as context:
+        weights = libmoe.ExpertWeights(down=values, kind="linear")
+        return outputs(np.eye(values.shape[1], dtype=np.float32), weights, form, context).transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [("int8", gguf.GGMLQuantizationType.Q8_0), ("int4", gguf.GGMLQuantizationType.Q4_0)],
+    [
+        ("int8", gguf.GGMLQuantizationType.Q8_0),
+        ("int4", gguf.GGMLQuantizationType.Q4_0),
+        ("mxfp4", gguf.GGMLQuantizationType.MXFP4),
+    ],
 )
 def test_weights_are_those_of_gguf(form: Any, kind: Any) -> None:
-    size = 320
-    values = normal(E, size, size, seed=2) * np.float32(0.02)
+    values = normal(E, 320, 320, seed=2) * np.float32(0.02)
     expected = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
-    with libmoe.Context() as context:
-        found = outputs(
-            np.eye(size, dtype=np.float32), libmoe.ExpertWeights(down=values, kind="linear"), form, context
-        )
-    np.testing.assert_array_equal(found.transpose(1, 2, 0), expected)
+    np.testing.assert_array_equal(kept_weights(values, form), expected)
+
+
+def two_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values.astype(np.float16)).view(np.uint8)
+
+
+def blocks_of_q4_k(own: Kept) -> NDArray[np.uint8]:
+    d, d_min, s, m, q = own.stored
+    s, m, q = s.astype(np.uint8), m.astype(np.uint8), q.astype(np.uint8)
+    first = [s[..., :4] | s[..., 4:] >> 4 << 6, m[..., :4] | m[..., 4:] >> 4 << 6]
+    halves = q.reshape(*q.shape[:-1], 4, 2, 32)
+    numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).reshape(*q.shape[:-1], 128)
+    scales = [*first, (s[..., 4:] & 15) | m[..., 4:] << 4]
+    return np.concatenate([two_bytes(d), two_bytes(d_min), *scales, numbers], axis=-1)
+
+
+def blocks_of_q6_k(own: Kept) -> NDArray[np.uint8]:
+    d, s, q = own.stored
+    q = (q + 32).astype(np.uint8).reshape(*q.shape[:-1], 2, 4, 32)
+    low = (q[..., :2, :] & 15) | (q[..., 2:, :] & 15) << 4
+    high = q >> 4
+    high = high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
+    parts = [low.reshape(*d.shape[:-1], 128), high.reshape(*d.shape[:-1], 64)]
+    return np.concatenate([*parts, s.astype(np.int8).view(np.uint8), two_bytes(d)], axis=-1)
 
 
 @pytest.mark.parametrize(
-    ("form", "most"), [("int8", 0.0055), ("int4", 0.087), ("int4_g64", 0.098), ("int4_g128", 0.108)]
+    ("form", "kind", "blocks"),
+    [
+        ("q4_k", gguf.GGMLQuantizationType.Q4_K, blocks_of_q4_k),
+        ("q6_k", gguf.GGMLQuantizationType.Q6_K, blocks_of_q6_k),
+    ],
+)
+def test_weights_are_what_gguf_makes_of_blocks(form: Any, kind: Any, blocks: Any) -> None:
+    """gguf writes no such blocks: they are put together here, from the definition's numbers."""
+    values = normal(1, 512, 512, seed=2) * np.float32(0.02)
+    own = blocks(kept(values[0], form))
+    expected = gguf.quants.dequantize(own.reshape(512, -1), kind)
+    np.testing.assert_array_equal(kept_weights(values, form)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "most"),
+    [
+        ("int8", 0.0055),
+        ("int8_row", 0.0086),
+        ("fp8", 0.027),
+        ("q6_k", 0.0175),
+        ("q4_k", 0.072),
+        ("iq4_nl", 0.074),
+        ("int4_zero", 0.081),
+        ("int4_zero_g64", 0.092),
+        ("int4_zero_g128", 0.102),
+        ("int4", 0.087),
+        ("int4_bf16", 0.087),
+        ("int4_g64", 0.098),
+        ("int4_g128", 0.108),
+        ("nvfp4", 0.097),
+        ("mxfp4", 0.117),
+    ],
 )
 def test_errors_of_weights(form: Any, most: float) -> None:
     """As the page says, of normal weights; what is kept is not better than what it takes either."""
@@ -148,26 +220,51 @@ def test_the_bits_of_a_layer_with_these_weights(form: Any, kind: str, matmul: An
             assert_same_bits(layer(x), twin(x))
 
 
+@pytest.mark.parametrize("instructions", ["all", "base"])
+@pytest.mark.parametrize("form", WEIGHT_ONLY)
+def test_the_bits_in_every_form(form: Any, instructions: Any) -> None:
+    """One row and two by blocks, more by decoded ones, at every edge."""
+    h, i = sizes(form)
+    up, down = normal(2, i, h, seed=17), normal(2, h, i, seed=18)
+    weights = libmoe.ExpertWeights(up=up, down=down)
+    twin = libmoe.ExpertWeights(up=unpacked(up, form), down=unpacked(down, form))
+    with libmoe.Context(2, instructions=instructions) as context:
+        for n_tokens in (1, 2, 5, 16):
+            x = normal(n_tokens, h, seed=n_tokens)
+            found = outputs(x, weights, form, context, activation="relu")
+            call = (x, *every_expert(n_tokens, 2), twin)
+            expected = libmoe.experts_forward(*call, rows=True, context=context, activation="relu").rows
+            assert_same_bits(found, expected)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Integers times integers
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("matmul", "instructions"), CONTEXTS)
-@pytest.mark.parametrize("form", INTEGERS)
-def test_sums_of_integers(form: Any, matmul: Any, instructions: Any) -> None:
-    """An MLP's two products, whatever multiplies."""
-    up, down = normal(E, I, H, seed=4), normal(E, H, I, seed=5)
-    up_bias, down_bias = normal(E, I, seed=6), normal(E, H, seed=7)
+@cache
+def products_of_integers(form: str) -> tuple[NDArray[np.float32], libmoe.ExpertWeights, NDArray[np.float32]]:
+    """x, an MLP's weights, and by definition what each expert makes of it."""
+    (h, i), e = sizes(form), 2
+    up, down = normal(e, i, h, seed=4), normal(e, h, i, seed=5)
+    up_bias, down_bias = normal(e, i, seed=6), normal(e, h, seed=7)
     weights = libmoe.ExpertWeights(up=up, down=down, up_bias=up_bias, down_bias=down_bias)
-    x = normal(43, H, seed=8) * np.float32(3)
+    x = normal(43, h, seed=8) * np.float32(3)
     x[1] = 0
     x[2, :40] = 1e-39  # a step too small to divide by
     x[3] *= np.float32(1e-30)
-    expected = np.empty((len(x), E, H), np.float32)
-    for e in range(E):
-        inner = np.maximum(integer_product(x, up[e], form, up_bias[e]), np.float32(0))
-        expected[:, e] = integer_product(inner, down[e], form, down_bias[e])
+    expected = np.empty((len(x), e, h), np.float32)
+    for n in range(e):
+        inner = np.maximum(integer_product(x, up[n], form, up_bias[n]), np.float32(0))
+        expected[:, n] = integer_product(inner, down[n], form, down_bias[n])
+    return x, weights, expected
+
+
+@pytest.mark.parametrize("form", INTEGERS)
+@pytest.mark.parametrize(("matmul", "instructions"), CONTEXTS)
+def test_sums_of_integers(form: Any, matmul: Any, instructions: Any) -> None:
+    """An MLP's two products, whatever multiplies."""
+    x, weights, expected = products_of_integers(form)
     with libmoe.Context(2, matmul, instructions=instructions) as context:
         found = outputs(x, weights, form, context, activation="relu")
         assert_same_bits(found, expected)
@@ -178,12 +275,15 @@ def test_sums_of_integers(form: Any, matmul: Any, instructions: Any) -> None:
 @pytest.mark.parametrize("form", INTEGERS)
 def test_gated_experts(form: Any) -> None:
     """Beside float64 sums of the kept weights: what the tokens' integers leave out is under a hundredth."""
-    gate_up, down = normal(E, 2 * I, H, seed=9), normal(E, H, I, seed=10)
-    x = normal(50, H, seed=11)
-    kept_up, kept = unpacked(gate_up, form).astype(np.float64), unpacked(down, form).astype(np.float64)
+    h, i = sizes(form)
+    gate_up, down = normal(E, 2 * i, h, seed=9), normal(E, h, i, seed=10)
+    x = normal(50, h, seed=11)
+    # Gate and up are packed apart, and some forms' scales are for 32 outputs.
+    parts = [unpacked(gate_up[:, :i], form), unpacked(gate_up[:, i:], form), unpacked(down, form)]
+    kept_up, kept_down = np.concatenate(parts[:2], 1).astype(np.float64), parts[2].astype(np.float64)
     inner = np.einsum("th,eih->tei", x.astype(np.float64), kept_up)
-    gate, up = inner[..., :I], inner[..., I:]
-    expected = np.einsum("tei,ehi->teh", gate / (1 + np.exp(-gate)) * up, kept)
+    gate, up = inner[..., :i], inner[..., i:]
+    expected = np.einsum("tei,ehi->teh", gate / (1 + np.exp(-gate)) * up, kept_down)
     with libmoe.Context() as context:
         found = outputs(x, libmoe.ExpertWeights(gate_up=gate_up, down=down), form, context)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -248,27 +348,81 @@ def test_refusals(matmul: Any) -> None:
             layer(x)
 
 
-def test_bytes() -> None:
+@pytest.mark.parametrize("matmul", ["native", "reference"])
+def test_sizes_that_blocks_do_not_divide(matmul: Any, tmp_path: Any) -> None:
+    """Refused by name before anything is packed, by calls, layers, offloaded ones and models."""
+    of_hidden = "q4_k.* keeps 256 inputs .* by hidden_size has 320"
+    of_intermediate = "q6_k.* keeps 256 inputs .* by intermediate_size has 96"
+    with libmoe.Context(1, matmul) as context:
+        layer = libmoe.Layer(320, 256, 3, 1, context=context)
+        with pytest.raises(ValueError, match=of_hidden):
+            layer.prepare("q4_k")
+        layer.save(tmp_path / "a", dtype="f32")
+        away = libmoe.Layer(320, 256, 3, 1, unallocated="expert_weights", context=context)
+        away.offload(tmp_path / "a", resident_limit=1 << 22)
+        with pytest.raises(ValueError, match=of_hidden):
+            away.prepare("q4_k_a8")
+        weights = libmoe.ExpertWeights(up=normal(E, 96, 256, seed=19), down=normal(E, 256, 96, seed=20))
+        with pytest.raises(ValueError, match=of_intermediate):
+            libmoe.experts_prepare(weights, "q6_k", context=context)
+        moe = {"n_experts": 2, "top_k": 1, "intermediate_size": 32}
+        model = libmoe.Model(
+            hidden_size=64, n_layers=1, n_heads=2, vocabulary_size=50, moe=moe, context=context
+        )
+        with pytest.raises(ValueError, match="q6_k.* keeps 256 inputs .* embed.weight has 64"):
+            model.prepare("q6_k")
+
+
+BITS = {
+    "int8": 8.5,
+    "int8_a8": 8.5,
+    "int4": 4.5,
+    "int4_g64": 4.25,
+    "int4_g128": 4.125,
+    "mxfp4": 4.25,
+    "iq4_nl": 4.5,
+    "q4_k": 4.625,
+    "q6_k": 6.5625,
+    "int8_row": 8.125,
+    "fp8": 8.125,
+    "nvfp4_a8": 4.625,
+    "int4_bf16": 4.5,
+    "int4_zero": 5.25,
+    "int4_zero_g64": 4.625,
+    "int4_zero_g128": 4.3125,
+}
+
+
+@pytest.mark.parametrize("form", BITS)
+def test_bytes(form: Any) -> None:
     """As many as the header says."""
-    weights = libmoe.ExpertWeights(up=normal(E, 64, 96, seed=15), down=normal(E, 96, 64, seed=16))
-    n_weights = E * 2 * 64 * 96
-    for form, bits in (("int8", 8.5), ("int8_a8", 8.5), ("int4_g128", 4.5)):
-        with libmoe.experts_prepare(weights, form) as prepared:  # type: ignore[arg-type]
-            assert 0 <= prepared.nbytes - n_weights * bits / 8 < 2048
+    weights = libmoe.ExpertWeights(up=normal(E, 256, 512, seed=15), down=normal(E, 512, 256, seed=16))
+    n_weights = E * 2 * 256 * 512
+    with libmoe.experts_prepare(weights, form) as prepared:
+        assert 0 <= prepared.nbytes - n_weights * BITS[form] / 8 < 2048
 
 
-def test_numbers_of_a_block() -> None:
-    """Hand-computed: d = 254 / 127 = 2 and -8 / -8 = 1."""
-    values = np.zeros((1, 32), np.float32)
-    values[0, :5] = [254, 3, -3, 0.9, -5]
-    assert packed(values, "int8")[1][0, 0, :5].tolist() == [127, 2, -2, 0, -3]
-    values[0, :5] = [-8, 7, 7.6, 0.5, -0.5]
-    step, numbers = packed(values, "int4")
-    assert step[0, 0] == 1 and numbers[0, 0, :5].tolist() == [-8, 7, 7, 1, 0]
-    weights = libmoe.ExpertWeights(
-        down=np.concatenate([values, np.zeros((31, 32), np.float32)])[None], kind="linear"
-    )
-    indices, ones = np.zeros((32, 1), np.int32), np.ones((32, 1), np.float32)
-    with libmoe.experts_prepare(weights, "int4") as prepared:
-        y = libmoe.experts_forward(np.eye(32, dtype=np.float32), indices, ones, weights, prepared=prepared).y
-    assert y[:5, 0].tolist() == [-8, 7, 7, 1, 0]
+HAND_COMPUTED = [
+    # d = 254 / 127 = 2
+    ("int8", [254, 3, -3, 0.9, -5], [254, 4, -4, 0, -6]),
+    ("int8_row", [254, 3, -3, 0.9, -5], [254, 4, -4, 0, -6]),
+    # d = -8 / -8 = 1
+    ("int4", [-8, 7, 7.6, 0.5, -0.5], [-8, 7, 7, 1, 0]),
+    ("int4_bf16", [-8, 7, 7.6, 0.5, -0.5], [-8, 7, 7, 1, 0]),
+    # 4 is 2^2, so d = 1: 2.5, 0.25 and -1.75 are ties, which the value nearer to 0 takes
+    ("mxfp4", [4, 2.5, 0.25, -1.75, -3.4], [4, 2, 0, -1.5, -3]),
+    # d = 7 / 7: z = 8, from -8 to 7 in 15 steps
+    ("int4_zero", [7, -8, 2.4, -2.6, 0], [7, -8, 2, -3, 0]),
+    # d = 448 / 448: three bits of fraction, the even one in a tie; the least number is 2^-9
+    ("fp8", [448, 17, 19, -0.3, 0.002], [448, 16, 20, -0.3125, 0.001953125]),
+    # f = 2688 / (6 448) = 1; 2688 / 6 = 448
+    ("nvfp4", [2688, 1300, 100, -700, 1], [2688, 1344, 0, -672, 0]),
+]
+
+
+@pytest.mark.parametrize(("form", "values", "expected"), HAND_COMPUTED)
+def test_numbers_of_a_block(form: Any, values: list[float], expected: list[float]) -> None:
+    """Hand-computed."""
+    given = np.zeros((1, 32, 32), np.float32)
+    given[0, 0, :5] = values
+    assert kept_weights(given, form)[0, 0, :5].tolist() == expected

@@ -84,7 +84,11 @@ ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4, "quic
 UNALLOCATED = {"expert_gradients": 1, "expert_weights": 2}
 PREPARED = {
     "none": 0, "f32": 1, "bf16": 2, "int8": 3, "int8_a8": 4, "int4": 5, "int4_a8": 6, "int4_g64": 7,
-    "int4_g64_a8": 8, "int4_g128": 9, "int4_g128_a8": 10,
+    "int4_g64_a8": 8, "int4_g128": 9, "int4_g128_a8": 10, "mxfp4": 11, "mxfp4_a8": 12, "iq4_nl": 13,
+    "iq4_nl_a8": 14, "q4_k": 15, "q4_k_a8": 16, "q6_k": 17, "q6_k_a8": 18, "int8_row": 19, "int8_row_a8": 20,
+    "fp8": 21, "nvfp4": 22, "nvfp4_a8": 23, "int4_bf16": 24, "int4_bf16_a8": 25, "int4_zero": 26,
+    "int4_zero_a8": 27, "int4_zero_g64": 28, "int4_zero_g64_a8": 29, "int4_zero_g128": 30,
+    "int4_zero_g128_a8": 31,
 }
 TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
 SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
@@ -138,7 +142,7 @@ class moe_mapping(Structure):
 
 
 class moe_experts_prepared(Structure):
-    """The experts' weights packed once for many forward calls."""
+    """The experts' weights packed once for many calls."""
 
 
 class moe_model(Structure):
@@ -731,6 +735,7 @@ class moe_experts_call(Sized):
         ("expert_weights", c_void_p),
         ("index_dtype", c_int32),
         ("routing_dtype", c_int32),
+        ("prepared", POINTER(moe_experts_prepared)),
     ]
     _defaults_ = {"index_dtype": 5}
     _words_ = {
@@ -1375,8 +1380,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(moe_experts_gradients), c_int32, POINTER(moe_plan),
     ]),
     "moe_experts_forward": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p, c_size_t, c_void_p,
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_void_p,
+        c_void_p, c_size_t, c_void_p,
     ]),
     "moe_experts_backward": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_size_t,

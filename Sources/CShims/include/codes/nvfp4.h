@@ -1,0 +1,107 @@
+/* E2M1 under E4M3 for 16 contraction indices and one float32 for all: half bytes of 4 subs, then [4][2][32] bytes of E4M3, then what these
+ * are multiplied and divided by, 64 bytes.  NVFP4. */
+#ifndef MOEI_CODES_NVFP4_H
+#define MOEI_CODES_NVFP4_H
+
+#include "fp8.h"
+#include "mxfp4.h"
+
+#pragma clang assume_nonnull begin
+
+enum { moei_nvfp4_AHEAD = 4096 };
+MOEI_INLINE int64_t moei_nvfp4_bytes(int64_t subs) { return subs * (512 + 64) + 64; }
+
+/* Half of E4M3 * factor / divisor, since values are doubled. */
+MOEI_INLINE moei_scaling moei_nvfp4_scaling(moei_place at, int64_t octet) {
+  const char *scales = at.block + at.subs * 512, *common = scales + at.subs * 64;
+  const float factor = moei_token_float(common, 0), divisor = moei_token_float(common, 4);
+  moei_sum_floats own = moei_e4m3(moei_load_u8(scales + at.sub * 64 + octet / 2 * 32 + at.output)) * factor;
+  if (divisor != 1) own = own / divisor;
+  return (moei_scaling){own * 0.5f, 0};
+}
+MOEI_INLINE moei_sum_floats moei_nvfp4_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
+  return moei_mxfp4_value(at, octet, j, scaling);
+}
+/* 16 contraction indices after the other. */
+MOEI_INLINE moei_sum_floats moei_nvfp4_add(moei_sum_floats total, moei_place at, const char *token) {
+  const int32_t first_sum = (int16_t)moei_first_sum_of(token), last_sum = moei_first_sum_of(token) >> 16;
+  const moei_sums first = moei_sum_small(moei_e2m1_sums(at, 0, token)) - 12 * first_sum;
+  const moei_sums last = moei_sum_small(moei_e2m1_sums(at, 2, token)) - 12 * last_sum;
+  total = moei_add_scaled(total, moei_nvfp4_scaling(at, 0).scale, moei_step_of(token), first);
+  return moei_add_scaled(total, moei_nvfp4_scaling(at, 2).scale, moei_step_of(token), last);
+}
+
+static inline float moei_from_e4m3(uint8_t byte) { return moei_float_of((byte & 127u) << 20) * 0x1p120f; }
+
+/* factor = max |w| / (6 448) of 128 contraction indices of 32 outputs; of 16 the scale is E4M3(max |w| / 6 / factor). */
+static inline int32_t moei_nvfp4_encode(int64_t inputs, int64_t first, int64_t rows, int64_t depth, const float *w, int64_t w_row,
+                                        const float *_Nullable largest, void *block) {
+#pragma clang fp contract(off)
+  (void)largest;
+  float most = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    const float own = moei_largest(w + r * w_row, depth);
+    most = own <= most ? most : own;
+    if (own != own) break;
+  }
+  const float factor = moei_usable(most / (6 * 448)), inverse = moei_inverse(factor);
+  char *scales = (char *)block + inputs * 16, *common = scales + inputs * 2;
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t k = 0; k < depth; k += 32) {
+      uint8_t numbers[32] = {0};
+      for (int64_t half = 0; half < 2; half++) {
+        const float *own = w + r * w_row + k + half * 16;
+        const int64_t left = depth - k - half * 16, count = left < 0 ? 0 : left < 16 ? left : 16;
+        const uint8_t scale = moei_to_e4m3(moei_largest(own, count) / 6 * inverse);
+        moei_nearest_e2m1(own, count, moei_from_e4m3(scale) * factor * 0.5f, numbers + half * 16);
+        scales[k * 2 + half * 32 + first + r] = (char)scale;
+      }
+      moei_put_nibbles((char *)block, k / 32, first + r, numbers);
+    }
+  }
+  moei_put_float(common, factor);
+  moei_put_float(common + 4, 1);
+  return moei_is_finite(factor);
+}
+
+/* Blocks of GGUF: four bytes of E4M3, then half bytes of 16, number j beside number j + 8; or numbers of 0 ... 15 beside bytes of E4M3. */
+static inline int32_t moei_nvfp4_pack(int64_t inputs, int64_t rows, int64_t depth, const moei_stored *stored, void *blocks) {
+  int32_t is_finite = moei_is_finite(stored->factor) & moei_is_finite(stored->divisor) & (stored->divisor != 0);
+  for (int64_t k = 0; k < depth; k += 32) {
+    char *block = (char *)blocks + k / inputs * moei_nvfp4_bytes(inputs / 32);
+    char *scales = block + inputs * 16 + k % inputs * 2, *common = block + inputs * 18;
+    for (int64_t r = 0; r < rows; r++) {
+      const uint8_t *from = stored->numbers + r * stored->row;
+      uint8_t numbers[32];
+      for (int64_t half = 0; half < 2; half++) {
+        uint8_t scale;
+        if (stored->bytes) {
+          const int64_t left = depth - k - half * 16;
+          scale = left > 0 ? stored->bytes[r * stored->bytes_row + k / 16 + half] : 0;
+          for (int64_t i = 0; i < 16; i++) numbers[half * 16 + i] = i < left ? from[k + half * 16 + i] & 15 : 0;
+          is_finite &= scale < 127;
+        } else {
+          const uint8_t *super = from + k / 64 * 36, *halves = super + 4 + k % 64 / 2 + half * 8;
+          scale = super[k % 64 / 16 + half];
+          scale = scale == 127 ? 0 : scale;
+          for (int64_t i = 0; i < 8; i++) {
+            numbers[half * 16 + i] = halves[i] & 15;
+            numbers[half * 16 + i + 8] = halves[i] >> 4;
+          }
+        }
+        scales[half * 32 + r] = (char)scale;
+      }
+      moei_put_nibbles(block, k % inputs / 32, r, numbers);
+    }
+    moei_put_float(common, stored->factor);
+    moei_put_float(common + 4, stored->divisor);
+  }
+  return is_finite;
+}
+
+#pragma clang assume_nonnull end
+
+#define MOEI_CODE moei_nvfp4
+#include "kernels.h"
+
+#endif

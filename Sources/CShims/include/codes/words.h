@@ -1,0 +1,302 @@
+/* The words that kernels of weights of few bits are written in: vectors, tables, sums of integers. */
+#ifndef MOEI_CODES_WORDS_H
+#define MOEI_CODES_WORDS_H
+
+#include "../moei.h"
+
+#pragma clang assume_nonnull begin
+
+/* Of 32 bits, or of 16 or 8 where the sums fit; float vectors to integers: those that fit, rounded towards 0. */
+typedef int8_t moei_i8x16 __attribute__((ext_vector_type(16)));
+typedef int8_t moei_i8x32 __attribute__((ext_vector_type(32)));
+typedef int16_t moei_i16x16 __attribute__((ext_vector_type(16)));
+typedef int16_t moei_i16x32 __attribute__((ext_vector_type(32)));
+typedef int32_t moei_i32x8 __attribute__((ext_vector_type(8)));
+typedef uint16_t moei_u16x8 __attribute__((ext_vector_type(8)));
+typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
+typedef double moei_f64x16 __attribute__((ext_vector_type(16)));
+static inline __attribute__((always_inline)) moei_i32x16 moei_to_i32(moei_f32x16 v) {
+  return __builtin_convertvector(v, moei_i32x16);
+}
+static inline __attribute__((always_inline)) moei_f32x16 moei_from_i32(moei_i32x16 v) {
+  return __builtin_convertvector(v, moei_f32x16);
+}
+static inline __attribute__((always_inline)) void moei_store_i8(moei_i32x16 v, void *p) {
+  moei_i8x16 bytes = __builtin_convertvector(v, moei_i8x16);
+  __builtin_memcpy(p, &bytes, sizeof bytes);
+}
+/* v * factor + summand in double, rounded to float32. */
+static inline __attribute__((always_inline)) moei_f32x16 moei_scale_in_double(moei_f32x16 v, float factor, double summand) {
+  return __builtin_convertvector(__builtin_convertvector(v, moei_f64x16) * (double)factor + summand, moei_f32x16);
+}
+
+#define MOEI_INLINE static inline __attribute__((always_inline))
+/* Loops that become single instructions.  Where fused multiply-add is a function of libm they may as well stay loops. */
+#if defined(__FMA__) || defined(__aarch64__)
+#define MOEI_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MOEI_UNROLL _Pragma("clang loop unroll(disable)")
+#endif
+
+/* Of as many outputs as are taken at once: words of their integers, or sums of products of these; floats.  A register, and
+ * the widest where there are instructions for sums. */
+#if defined(__AVX512VNNI__)
+typedef moei_i32x16 moei_sums;
+typedef moei_f32x16 moei_sum_floats;
+#else
+typedef moei_i32x8 moei_sums;
+typedef moei_f32x8 moei_sum_floats;
+#endif
+enum { MOEI_LANES = sizeof(moei_sums) / 4 };
+/* Whether there are registers for the sums of two panels at once. */
+enum { moei_pairs_panels = MOEI_LANES == 16 };
+MOEI_INLINE moei_sums moei_repeat(int32_t x) {
+  moei_sums all = x;
+  return all;
+}
+
+/* ---- where things lie -------------------------------------------------------------------------------------- */
+
+/* 32 contraction indices of a block, and the first of the outputs that are taken at once. */
+typedef struct moei_place {
+  const char *block;
+  int64_t sub, subs, output;
+} moei_place;
+
+MOEI_INLINE moei_sums moei_load_words(const char *p) {
+  moei_sums words;
+  __builtin_memcpy(&words, p, sizeof words);
+  return words;
+}
+/* Row `row` of words of half bytes, or of bytes. */
+MOEI_INLINE moei_sums moei_nibble_words(moei_place at, int64_t row) {
+  return moei_load_words(at.block + at.sub * 512 + row * 128 + at.output * 4);
+}
+MOEI_INLINE moei_sums moei_byte_words(moei_place at, int64_t row) {
+  return moei_load_words(at.block + at.sub * 1024 + row * 128 + at.output * 4);
+}
+/* Scales from binary16, bfloat16, float32; numbers of a byte; two numbers of a byte in the lower half of a lane. */
+MOEI_INLINE moei_sum_floats moei_load_scales(const char *p) {
+#if defined(__AVX512VNNI__)
+  moei_u16x16 halves;
+  __builtin_memcpy(&halves, p, sizeof halves);
+  return moei_from_f16(halves);
+#else
+  moei_u16x8 halves;
+  __builtin_memcpy(&halves, p, sizeof halves);
+  moei_u16x16 filled = __builtin_shufflevector(halves, (moei_u16x8)0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return moei_from_f16(filled).lo;
+#endif
+}
+MOEI_INLINE moei_sums moei_load_u16(const char *p) {
+  typedef uint16_t halves __attribute__((ext_vector_type(MOEI_LANES)));
+  halves own;
+  __builtin_memcpy(&own, p, sizeof own);
+  return __builtin_convertvector(own, moei_sums);
+}
+MOEI_INLINE moei_sums moei_load_u8(const char *p) {
+  typedef uint8_t bytes __attribute__((ext_vector_type(MOEI_LANES)));
+  bytes own;
+  __builtin_memcpy(&own, p, sizeof own);
+  return __builtin_convertvector(own, moei_sums);
+}
+MOEI_INLINE moei_sum_floats moei_load_bf16_scales(const char *p) { return (moei_sum_floats)(moei_load_u16(p) << 16); }
+MOEI_INLINE moei_sum_floats moei_load_floats(const char *p) {
+  moei_sum_floats own;
+  __builtin_memcpy(&own, p, sizeof own);
+  return own;
+}
+
+/* 32 features of a token in MOEI_TOKEN_BLOCK bytes: four of its integers; their step; their sum; the product of both; the
+ * sums of the first and of the last sixteen. */
+MOEI_INLINE int32_t moei_four(const char *token, int64_t i) {
+  int32_t four;
+  __builtin_memcpy(&four, token + i * 4, 4);
+  return four;
+}
+MOEI_INLINE float moei_token_float(const char *token, int64_t offset) {
+  float own;
+  __builtin_memcpy(&own, token + offset, 4);
+  return own;
+}
+MOEI_INLINE float moei_step_of(const char *token) { return moei_token_float(token, 32); }
+MOEI_INLINE int32_t moei_sum_of(const char *token) { return moei_four(token, 9); }
+MOEI_INLINE float moei_scaled_sum_of(const char *token) { return moei_token_float(token, 40); }
+MOEI_INLINE int32_t moei_first_sum_of(const char *token) { return moei_four(token, 11); }
+
+/* ---- numbers as floats ------------------------------------------------------------------------------------- */
+
+/* sum + x v with one rounding, also where there is no instruction for it. */
+MOEI_INLINE moei_sum_floats moei_add_product(moei_sum_floats sum, float x, moei_sum_floats v) {
+  moei_sum_floats all = x;
+  return __builtin_elementwise_fma(all, v, sum);
+}
+/* The same of integers: sum + (scales scale) n. */
+MOEI_INLINE moei_sum_floats moei_add_scaled(moei_sum_floats sum, moei_sum_floats scales, float scale, moei_sums n) {
+  return __builtin_elementwise_fma(scales * scale, __builtin_convertvector(n, moei_sum_floats), sum);
+}
+/* Signed byte i of words. */
+MOEI_INLINE moei_sum_floats moei_byte(moei_sums words, int32_t i) {
+  return __builtin_convertvector(words << (24 - 8 * i) >> 24, moei_sum_floats);
+}
+/* Where half byte j of a word begins: the lower halves of its bytes, then the upper ones. */
+MOEI_INLINE int32_t moei_nibble_bit(int32_t j) { return j < 4 ? 8 * j : 8 * j - 28; }
+MOEI_INLINE moei_sum_floats moei_nibble(moei_sums words, int32_t j) {
+  return __builtin_convertvector((words >> moei_nibble_bit(j)) & 15, moei_sum_floats);
+}
+#if defined(__AVX512VNNI__)
+/* Entry of a table of sixteen floats. */
+MOEI_INLINE moei_sum_floats moei_pick(moei_f32x16 table, moei_sums indices) {
+  typedef float floats __attribute__((__vector_size__(64)));
+  typedef int integers __attribute__((__vector_size__(64)));
+  return (moei_sum_floats)(floats)__builtin_ia32_permvarsf512((floats)table, (integers)indices);
+}
+#endif
+/* Half byte j less 8. */
+MOEI_INLINE moei_sum_floats moei_signed_nibble(moei_sums words, int32_t j) {
+#if defined(__AVX512VNNI__)
+  const moei_f32x16 values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  return moei_pick(values, words >> moei_nibble_bit(j));
+#else
+  return __builtin_convertvector((words ^ (int32_t)0x88888888) << (28 - moei_nibble_bit(j)) >> 28, moei_sum_floats);
+#endif
+}
+/* A byte of E4M3 in the lowest bits, without a sign: (bits << 20) has its exponent and fraction, 120 too small in the former. */
+MOEI_INLINE moei_sum_floats moei_e4m3(moei_sums bytes) { return (moei_sum_floats)((bytes & 0x7F) << 20) * 0x1p120f; }
+
+/* Of each byte, whose upper half is 0, the entry of a table of sixteen. */
+typedef struct moei_table {
+  int8_t of[16];
+} moei_table;
+MOEI_INLINE moei_sums moei_look_up(moei_sums nibbles, moei_table table) {
+#if defined(__AVX512VNNI__)
+  typedef char bytes __attribute__((__vector_size__(64)));
+  typedef int64_t two __attribute__((ext_vector_type(2)));
+  two own;
+  __builtin_memcpy(&own, &table, sizeof own);
+  return (moei_sums)(bytes)__builtin_ia32_pshufb512((bytes)__builtin_shufflevector(own, own, 0, 1, 0, 1, 0, 1, 0, 1), (bytes)nibbles);
+#elif defined(__AVX2__)
+  typedef char bytes __attribute__((__vector_size__(32)));
+  typedef int64_t two __attribute__((ext_vector_type(2)));
+  two own;
+  __builtin_memcpy(&own, &table, sizeof own);
+  return (moei_sums)(bytes)__builtin_ia32_pshufb256((bytes)__builtin_shufflevector(own, own, 0, 1, 0, 1), (bytes)nibbles);
+#elif defined(__aarch64__)
+  typedef __attribute__((neon_vector_type(16))) signed char bytes;
+  bytes own;
+  __builtin_memcpy(&own, &table, sizeof own);
+  moei_i8x32 numbers = (moei_i8x32)nibbles, values;
+  values.lo = (moei_i8x16)__builtin_neon_vqtbl1q_v(own, (bytes)numbers.lo, 32);
+  values.hi = (moei_i8x16)__builtin_neon_vqtbl1q_v(own, (bytes)numbers.hi, 32);
+  return (moei_sums)values;
+#else
+  /* From step to step. */
+  moei_i8x32 numbers = (moei_i8x32)nibbles, values = table.of[0];
+  MOEI_UNROLL for (int8_t i = 1; i < 16; i++) values += (moei_i8x32)(numbers >= i) & (int8_t)(table.of[i] - table.of[i - 1]);
+  return (moei_sums)values;
+#endif
+}
+MOEI_INLINE moei_sums moei_low_halves(moei_sums words) { return words & 0x0F0F0F0F; }
+MOEI_INLINE moei_sums moei_high_halves(moei_sums words) { return (words >> 4) & 0x0F0F0F0F; }
+/* The entry for half byte j of words. */
+MOEI_INLINE moei_sum_floats moei_table_value(moei_sums words, int32_t j, moei_table table) {
+#if defined(__AVX512VNNI__)
+  moei_i8x16 own;
+  __builtin_memcpy(&own, &table, sizeof own);
+  return moei_pick(__builtin_convertvector(own, moei_f32x16), words >> moei_nibble_bit(j));
+#else
+  return moei_byte(moei_look_up(j < 4 ? moei_low_halves(words) : moei_high_halves(words), table), j & 3);
+#endif
+}
+
+/* ---- products of integers ---------------------------------------------------------------------------------- */
+
+/* sum + the products of the four bytes of words and of x, of which none is -128.  With VNNI bytes of words count 128 more. */
+MOEI_INLINE moei_sums moei_add_bytes(moei_sums sum, moei_sums words, int32_t x) {
+#if defined(__AVX512VNNI__)
+  typedef int integers __attribute__((__vector_size__(64)));
+  moei_sums moved = words ^ (int32_t)0x80808080;
+  return (moei_sums)(integers)__builtin_ia32_vpdpbusd512((integers)sum, (integers)moved, (integers)moei_repeat(x));
+#elif defined(__AVX2__)
+  typedef char bytes __attribute__((__vector_size__(32)));
+  typedef short shorts __attribute__((__vector_size__(32)));
+  typedef int integers __attribute__((__vector_size__(32)));
+  const shorts ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  bytes signs = __builtin_ia32_psignb256((bytes)moei_repeat(x), (bytes)words);
+  shorts pairs = __builtin_ia32_pmaddubsw256((bytes)__builtin_elementwise_abs((moei_i8x32)words), signs);
+  return sum + (moei_sums)(integers)__builtin_ia32_pmaddwd256(pairs, ones);
+#else
+  typedef int32_t moei_i32x32 __attribute__((ext_vector_type(32)));
+  moei_i16x32 products = __builtin_convertvector((moei_i8x32)words, moei_i16x32) * __builtin_convertvector((moei_i8x32)moei_repeat(x), moei_i16x32);
+  moei_i32x32 wide = __builtin_convertvector(products, moei_i32x32);
+  moei_i32x16 pairs = wide.even + wide.odd;
+  return sum + pairs.even + pairs.odd;
+#endif
+}
+/* What the first sum of moei_add_bytes is, for 32 features of a token. */
+MOEI_INLINE moei_sums moei_no_bytes(const char *token) {
+#if defined(__AVX512VNNI__)
+  return moei_repeat(moei_sum_of(token) * -128);
+#else
+  (void)token;
+  return moei_repeat(0);
+#endif
+}
+/* Sums of products of small numbers without a sign: in 16 bits but with VNNI, so that so many products of two fit as numbers
+ * of 0 ... 15 (eight), of 0 ... 31 (four) or of 0 ... 63 (two) times 127 allow. */
+#if defined(__AVX512VNNI__)
+typedef moei_i32x16 moei_small_sums;
+#else
+typedef moei_i16x16 moei_small_sums;
+#endif
+MOEI_INLINE moei_small_sums moei_no_small(void) { return (moei_small_sums)0; }
+MOEI_INLINE moei_small_sums moei_add_small(moei_small_sums sum, moei_sums numbers, int32_t x) {
+#if defined(__AVX512VNNI__)
+  typedef int integers __attribute__((__vector_size__(64)));
+  return (moei_sums)(integers)__builtin_ia32_vpdpbusd512((integers)sum, (integers)numbers, (integers)moei_repeat(x));
+#elif defined(__AVX2__)
+  typedef char bytes __attribute__((__vector_size__(32)));
+  typedef short shorts __attribute__((__vector_size__(32)));
+  return sum + (moei_i16x16)(shorts)__builtin_ia32_pmaddubsw256((bytes)numbers, (bytes)moei_repeat(x));
+#else
+  moei_i16x32 products = __builtin_convertvector((moei_i8x32)numbers, moei_i16x32) * __builtin_convertvector((moei_i8x32)moei_repeat(x), moei_i16x32);
+  return sum + products.even + products.odd;
+#endif
+}
+/* The same of both halves of words, x beside the lower and y beside the upper ones. */
+MOEI_INLINE moei_small_sums moei_add_nibbles(moei_small_sums sum, moei_sums words, int32_t x, int32_t y) {
+  return moei_add_small(moei_add_small(sum, moei_low_halves(words), x), moei_high_halves(words), y);
+}
+/* Their sums, times a factor of 16 bits. */
+MOEI_INLINE moei_sums moei_sum_small_times(moei_small_sums sum, moei_sums factors) {
+#if defined(__AVX512VNNI__)
+  return sum * factors;
+#elif defined(__AVX2__)
+  typedef short shorts __attribute__((__vector_size__(32)));
+  typedef int integers __attribute__((__vector_size__(32)));
+  moei_sums twice = (factors & 0xFFFF) | factors << 16;
+  return (moei_sums)(integers)__builtin_ia32_pmaddwd256((shorts)sum, (shorts)twice);
+#else
+  moei_i32x16 wide = __builtin_convertvector(sum, moei_i32x16);
+  return (wide.even + wide.odd) * factors;
+#endif
+}
+MOEI_INLINE moei_sums moei_sum_small(moei_small_sums sum) { return moei_sum_small_times(sum, moei_repeat(1)); }
+/* Half bytes of 32 contraction indices times a token. */
+MOEI_INLINE moei_sums moei_nibble_sums(moei_place at, const char *token) {
+  moei_small_sums sum = moei_no_small();
+  MOEI_UNROLL for (int64_t row = 0; row < 4; row++) {
+    sum = moei_add_nibbles(sum, moei_nibble_words(at, row), moei_four(token, 2 * row), moei_four(token, 2 * row + 1));
+  }
+  return moei_sum_small(sum);
+}
+/* Bytes of 32 contraction indices times a token. */
+MOEI_INLINE moei_sums moei_byte_sums(moei_place at, const char *token) {
+  moei_sums sum = moei_no_bytes(token);
+  MOEI_UNROLL for (int64_t row = 0; row < 8; row++) sum = moei_add_bytes(sum, moei_byte_words(at, row), moei_four(token, row));
+  return sum;
+}
+
+#pragma clang assume_nonnull end
+
+#endif
