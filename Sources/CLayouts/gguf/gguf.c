@@ -3,7 +3,7 @@
 /* The architectures, and what is none's own. */
 
 #define ARCHITECTURES(ROW)                                                                                      \
-  ROW(llama) ROW(qwen2moe) ROW(qwen3moe) ROW(qwen3) ROW(olmoe) ROW(granitemoe) ROW(gpt_oss) ROW(glm4moe)         \
+  ROW(llama) ROW(qwen2moe) ROW(qwen3moe) ROW(qwen3vlmoe) ROW(qwen3) ROW(olmoe) ROW(granitemoe) ROW(gpt_oss) ROW(glm4moe)         \
   ROW(dots1) ROW(deepseek2) ROW(ernie4_5_moe) ROW(minimax_m2) ROW(hunyuan_moe) ROW(phimoe) ROW(llama4)
 
 #define DECLARED(name) extern const moei_architecture moei_architecture_##name;

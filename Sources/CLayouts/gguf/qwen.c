@@ -1,6 +1,6 @@
 #include "architecture.h"
 
-/* Qwen2-MoE, Qwen3-MoE, Qwen3. */
+/* Qwen2-MoE, Qwen3-MoE, Qwen3; of Qwen3-VL-MoE the text part. */
 
 #define COMMON                                                                                             \
   SIZES, RMS_EPSILON, NUMBER("feed_forward_length", "intermediate_size"), MOE_WIDTH,                       \
@@ -15,6 +15,11 @@ static const moei_metadata qwen2_keys[] = {
 static const moei_metadata qwen3_keys[] = {
     COMMON, FLAG_OR("expert_weights_norm", "norm_topk_prob", "true"), QKV_BIASES("attention_bias"),
 };
+/* Whose weights are always divided by their sum. */
+static const moei_metadata vl_keys[] = {
+    COMMON, MUST_BE("expert_weights_norm", "true"), QKV_BIASES("attention_bias"), UNREAD("rope.dimension_sections"),
+    UNREAD("n_deepstack_layers"),
+};
 static const moei_metadata dense_keys[] = {
     SIZES, RMS_EPSILON, WIDTH_KEY, QKV_BIASES("attention_bias"), MUST_BE("attention.sliding_window", "0"),
 };
@@ -23,10 +28,13 @@ static const moei_tensor qwen2_tensors[] = {EMBEDDINGS, BLOCK_NORMS("ffn_norm"),
 static const moei_tensor qwen3_tensors[] = {EMBEDDINGS, BLOCK_NORMS("ffn_norm"), HEADS(0), QK_NORMS, DENSE_FFN};
 static const moei_family qwen2moe = {"qwen2moe", NAMES(qwen2_tensors)};
 static const moei_family qwen3moe = {"qwen3moe", NAMES(qwen3_tensors)};
+static const moei_family qwen3vlmoe = {"qwen3vlmoe", NAMES(qwen3_tensors)};
 static const moei_family qwen3 = {"qwen3", NAMES(qwen3_tensors)};
 
 const moei_architecture moei_architecture_qwen2moe = {
     "qwen2moe", {{"qwen2_moe"}}, KEYS(qwen2_keys), .names = &qwen2moe};
 const moei_architecture moei_architecture_qwen3moe = {
     "qwen3moe", {{"qwen3_moe"}}, KEYS(qwen3_keys), .names = &qwen3moe};
+const moei_architecture moei_architecture_qwen3vlmoe = {
+    "qwen3vlmoe", {{"qwen3_vl_moe_text"}}, KEYS(vl_keys), .names = &qwen3vlmoe};
 const moei_architecture moei_architecture_qwen3 = {"qwen3", {{"qwen3"}}, KEYS(dense_keys), .names = &qwen3};

@@ -29,7 +29,8 @@ extension Block {
   func q4K() {
     for part in 0..<8 {
       let (scale, m) = sixBits(part)
-      for i in 0..<32 { out[32 * part + i] = scale * Float(half32(16, part, i)) - m }
+      let (from, shift, to) = (bytes + 16 + 32 * (part / 2), UInt8(4 * (part % 2)), out + 32 * part)
+      for i in 0..<32 { to[i] = scale * Float(Int32(from[i] >> shift & 15)) - m }
     }
   }
 
@@ -37,9 +38,10 @@ extension Block {
   func q5K() {
     for part in 0..<8 {
       let (scale, m) = sixBits(part)
+      let (from, shift, to) = (bytes + 48 + 32 * (part / 2), UInt8(4 * (part % 2)), out + 32 * part)
       for i in 0..<32 {
-        let fifth = Int(bytes[16 + i] >> UInt8(part) & 1)
-        out[32 * part + i] = scale * Float(half32(48, part, i) | fifth << 4) - m
+        let fifth = bytes[16 + i] >> UInt8(part) & 1
+        to[i] = scale * Float(Int32(from[i] >> shift & 15 | fifth << 4)) - m
       }
     }
   }
@@ -49,9 +51,13 @@ extension Block {
     let d = half(208)
     for part in 0..<16 {
       let scale = d * Float(Int8(bitPattern: bytes[192 + part]))
-      for i in 16 * part..<16 * part + 16 {
-        let low = bytes[64 * (i / 128) + i % 64] >> UInt8(i % 128 < 64 ? 0 : 4) & 15
-        out[i] = scale * Float((Int(low) | pair(128, i) << 4) - 32)
+      // Of 128 numbers the first 64 are in lower halves; four times 32 share bytes of upper bits.
+      let (half, within) = (part / 8, 16 * (part % 8))
+      let (low, lowShift) = (bytes + 64 * half + within % 64, UInt8(within < 64 ? 0 : 4))
+      let (high, highShift) = (bytes + 128 + 32 * half + within % 32, UInt8(2 * (within / 32)))
+      let to = out + 16 * part
+      for i in 0..<16 {
+        to[i] = scale * Float(Int32(low[i] >> lowShift & 15 | (high[i] >> highShift & 3) << 4) - 32)
       }
     }
   }
@@ -70,11 +76,6 @@ extension Block {
   /// 2 bits of number i: 32 bytes hold 128 numbers, the lowest bits the first 32.
   private func pair(_ place: Int, _ i: Int) -> Int {
     Int(bytes[place + 32 * (i / 128) + i % 32] >> UInt8(2 * (i % 128 / 32)) & 3)
-  }
-
-  /// 4 bits of number i of a part: two parts share 32 bytes.
-  private func half32(_ place: Int, _ part: Int, _ i: Int) -> Int {
-    Int(bytes[place + 32 * (part / 2) + i] >> UInt8(4 * (part % 2)) & 15)
   }
 
   /// Scale and least value of a part of Q4_K and Q5_K.

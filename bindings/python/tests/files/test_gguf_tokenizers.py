@@ -254,5 +254,7 @@ def test_commands_take_a_file(file: Path, tmp_path: Path) -> None:
     assert status == 0 and re.search(r"^\d\.\d+ bits per byte", out), err
     status, out, err = called("convert", str(file), str(tmp_path / "folder"), "--dtype", "f32")
     assert status == 0, err
+    status, out, err = called("train", str(text), "--init", str(file), "--output", str(tmp_path / "run"))
+    assert status != 0 and "libmoe convert" in err
     _, wanted, _ = called("eval", str(tmp_path / "folder"), str(text))
     assert called("eval", str(file), str(text))[1] == wanted

@@ -54,6 +54,12 @@ def _qwen2(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
 
 
+def _vl(writer: gguf.GGUFWriter, config: Config) -> None:
+    _moe(writer, config)
+    writer.add_rope_dimension_sections([2, 1, 1, 0])
+    writer.add_num_deepstack_layers(0)
+
+
 def _granite(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_attention_scale(config["attention_multiplier"])
     writer.add_embedding_scale(config["embedding_multiplier"])
@@ -161,6 +167,7 @@ CASES = {
     "llama": Case(ARCH.LLAMA, turned=True),
     "qwen2_moe": Case(ARCH.QWEN2MOE, _qwen2, {"use_sliding_window": False, "layer_types": None}),
     "qwen3_moe": Case(ARCH.QWEN3MOE, _moe),
+    "qwen3_vl_moe": Case(ARCH.QWEN3VLMOE, _vl),
     "qwen3": Case(ARCH.QWEN3, changes={"use_sliding_window": False, "layer_types": None}),
     "olmoe": Case(ARCH.OLMOE),
     "granitemoe": Case(ARCH.GRANITE_MOE, _granite, turned=True),
@@ -275,6 +282,7 @@ def write_gguf(
     """
     case, source = CASES[name], folder or FOLDERS / name
     config = json.loads((source / "config.json").read_text())
+    config |= config.get("text_config", {})
     config |= case.changes if folder is None else {}
     writer = gguf.GGUFWriter(
         path, gguf.MODEL_ARCH_NAMES[case.architecture], split_max_tensors=split, small_first_shard=False
@@ -354,7 +362,9 @@ def converted(name: str, config: Config, found: dict[str, Array]) -> dict[str, A
             continue
         if "deepseek" in name and each.startswith(f"model.layers.{layers - 1}."):
             continue  # the converter leaves out what predicts further tokens
-        for own, part in _parts(each, values, config, case):
+        if ".visual." in each:
+            continue
+        for own, part in _parts(each.replace("language_model.", ""), values, config, case):
             mapped = names.get_name(own, (".weight", ".bias")) or dense(own)
             assert mapped is not None, own
             made[mapped] = part
@@ -397,7 +407,7 @@ def _parts(name: str, values: Array, config: Config, case: Case) -> list[tuple[s
         half = values.shape[-2] // 2
         return _pair(base, values[..., :half, :], values[..., half:, :])
     if name.endswith("experts.gate_up_proj"):
-        up = values.swapaxes(1, 2)
+        up = values if case.architecture == ARCH.QWEN3VLMOE else values.swapaxes(1, 2)
         half = up.shape[1] // 2
         if case.architecture == ARCH.GPT_OSS:
             return _pair(base, up[:, ::2], up[:, 1::2])
@@ -408,7 +418,8 @@ def _parts(name: str, values: Array, config: Config, case: Case) -> list[tuple[s
             (f"{base}.up_proj.bias", values[:, 1::2]),
         ]
     if name.endswith("experts.down_proj"):
-        return [(f"{name}.weight", values.swapaxes(1, 2))]
+        down = values if case.architecture == ARCH.QWEN3VLMOE else values.swapaxes(1, 2)
+        return [(f"{name}.weight", down)]
     if name.endswith("experts.down_proj_bias"):
         return [(f"{base}.down_proj.bias", values)]
     return [(name, values)]

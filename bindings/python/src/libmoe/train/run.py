@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import libmoe
 
+from .._gguf import is_gguf
 from .config import Settings
 from .errors import UserError
 from .folder import BEST, LAST, MODEL, TOKENIZER, is_run
@@ -75,6 +76,11 @@ def begun_with(settings: Settings, folder: Path) -> Settings:
     init = os.path.abspath(settings.init)
     if not os.path.isdir(init) and (folder / MODEL).is_dir():
         init = str((folder / MODEL).absolute())
+    if is_gguf(init):
+        raise UserError(
+            f"init = {settings.init!r} is a GGUF file: make a folder of it first (python -m libmoe convert "
+            "FILE FOLDER --dtype f32), and begin with that"
+        )
     if not os.path.isdir(init):
         raise UserError(f"init = {settings.init!r}: there is no such folder")
     if is_run(Path(init)):
