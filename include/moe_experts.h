@@ -84,6 +84,9 @@ typedef struct moe_experts_config {
 /** Fill `config` with 0 (MLP experts with GELU, float32, no weights yet).  NULL is ignored. */
 MOE_API void moe_experts_config_init(moe_experts_config *config, size_t struct_size);
 
+/** The experts' weights packed once for many calls: see moe_experts_prepare. */
+typedef struct moe_experts_prepared moe_experts_prepared;
+
 /** One call's tokens and their experts. */
 typedef struct moe_experts_call {
   size_t struct_size;
@@ -93,9 +96,15 @@ typedef struct moe_experts_call {
   const void *expert_weights; /**< [T,K]: taken as they are, NaN and infinity too */
   int32_t index_dtype;        /**< of expert_indices: MOE_DTYPE_I32 or I64 */
   int32_t routing_dtype;      /**< of expert_weights and their gradient: MOE_DTYPE_F32, BF16 or F16 */
+  /** Nullable: packed weights that are used in place of GATE, UP and DOWN.  Of those that are given all the same, 16 values of each
+   *  matrix in use are compared with what was packed.
+   *  With a form of few bits (INT8 and on) these are frozen weights to train over: what is saved, and the gradients, are those of
+   *  experts whose weights are the packed values, in float32; tokens stay float32 too where something is saved, with _A8 as well.
+   *  Gradients of GATE, UP and DOWN there are none then.  Other forms that change the values are for forward alone. */
+  const moe_experts_prepared *prepared;
 } moe_experts_call;
 
-#define MOE_EXPERTS_CALL_INIT { sizeof(moe_experts_call), 0, 0, NULL, NULL, MOE_DTYPE_I32, 0 }
+#define MOE_EXPERTS_CALL_INIT { sizeof(moe_experts_call), 0, 0, NULL, NULL, MOE_DTYPE_I32, 0, NULL }
 
 /** Fill `call` as MOE_EXPERTS_CALL_INIT does: int32_t indices, float32 weights.  NULL is ignored. */
 MOE_API void moe_experts_call_init(moe_experts_call *call, size_t struct_size);
@@ -130,15 +139,10 @@ MOE_API MOE_CHECK moe_status moe_experts_plan(const moe_context *context, const 
                                               const moe_experts_call *call, const moe_experts_gradients *gradients,
                                               int32_t saves, moe_plan *plan);
 
-/** The experts' weights packed once for many forward calls: see moe_experts_prepare. */
-typedef struct moe_experts_prepared moe_experts_prepared;
-
 /** y[t] = sum over k of w[t,k] * expert(i[t,k])(x[t]), in the order of k.
  *  @param context    [in]
  *  @param config     [in]
  *  @param call       [in]
- *  @param prepared   [in, nullable] used in place of GATE, UP and DOWN.  Of those that are given all the same, 16 values of each
- *                    matrix in use are compared with what was packed.
  *  @param x          [in]  [T,H] of config.io_dtype; may be NULL when T = 0
  *  @param y          [out] [T,H] of the same dtype; nullable where rows are wanted
  *  @param saved      [out, nullable] aligned to 8 bytes: for moe_experts_backward.  Plain bytes, the same on every run, that hold no
@@ -146,23 +150,23 @@ typedef struct moe_experts_prepared moe_experts_prepared;
  *  @param saved_size [in]  at least moe_plan.tape_bytes; what lies beyond becomes 0, up to those of T * K choices that all have an expert
  *  @param rows       [out, nullable] [T,K,H] of io_dtype: expert(i[t,k])(x[t]) before it is weighted and summed up; 0 where there
  *                    is none
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (prepared: of other experts, the weights have changed since, or another
- *          form in place of the weights' own where something is saved), CANCELLED. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (call.prepared: of other experts, the weights have changed since, or
+ *          BF16 in place of other weights where something is saved), CANCELLED. */
 MOE_API MOE_CHECK moe_status moe_experts_forward(moe_context *context, const moe_experts_config *config,
-                                                 const moe_experts_call *call, const moe_experts_prepared *prepared,
-                                                 const void *x, void *y, void *saved, size_t saved_size, void *rows);
+                                                 const moe_experts_call *call, const void *x, void *y, void *saved,
+                                                 size_t saved_size, void *rows);
 
 /** Gradients of <dy, y>: without any of weights their products are left out.
  *  @param context    [in]
- *  @param config     [in] as in forward; all of the weights, prepared or not
+ *  @param config     [in] as in forward; of weights that are prepared as F32 or BF16 the matrices have to be there
  *  @param call       [in] as in forward
  *  @param saved      [in, nullable] what forward saved, or a copy of it; NULL: it is computed again, to the same bits
  *  @param saved_size [in] as in forward
  *  @param x          [in] [T,H] as in forward
  *  @param dy         [in] [T,H] of io_dtype
  *  @param gradients  [in] where they are written
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (saved by another call, or by other kernels), CANCELLED (gradients
- *          are then partly written). */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (saved by another call, or by other kernels; call.prepared as in
+ *          forward), CANCELLED (gradients are then partly written). */
 MOE_API MOE_CHECK moe_status moe_experts_backward(moe_context *context, const moe_experts_config *config,
                                                   const moe_experts_call *call, const void *saved, size_t saved_size,
                                                   const void *x, const void *dy, const moe_experts_gradients *gradients);

@@ -201,14 +201,15 @@ static void *experts_life(void *argument) {
   moe_plan plan = MOE_PLAN_INIT;
   CHECK(moe_experts_plan(context, &config, &call, &wanted, 1, &plan) == MOE_OK);
   CHECK(plan.tape_bytes <= sizeof saved);
-  CHECK(moe_experts_forward(context, &config, &call, NULL, x, y, saved, plan.tape_bytes, rows) == MOE_OK);
+  CHECK(moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, rows) == MOE_OK);
   CHECK(moe_experts_backward(context, &config, &call, saved, plan.tape_bytes, x, y, &wanted) == MOE_OK);
   wanted.overwrite = 1;
   CHECK(moe_experts_backward(context, &config, &call, NULL, 0, x, y, &wanted) == MOE_OK);
   moe_experts_prepared *prepared = NULL;
   const moe_status status = moe_experts_prepare(context, &config, MOE_PREPARED_BF16, &prepared);
   CHECK(status == MOE_OK || status == MOE_ERROR_BAD_STATE); /* other products read no packed weights */
-  CHECK(moe_experts_forward(context, &config, &call, prepared, x, y, NULL, 0, NULL) == MOE_OK);
+  call.prepared = prepared;
+  CHECK(moe_experts_forward(context, &config, &call, x, y, NULL, 0, NULL) == MOE_OK);
   moe_experts_prepared_free(prepared);
   return NULL;
 }

@@ -141,7 +141,7 @@ int main(void) {
 
   double first = 0, last = 0;
   for (int step = 0; step < STEPS; step++) {
-    CHECK(moe_experts_forward(context, &config, &call, NULL, x, y, saved, plan.tape_bytes, NULL));
+    CHECK(moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, NULL));
     last = loss();
     if (step == 0) first = last;
     if (step % 20 == 0) printf("step %d: loss %.4f\n", step, last);

@@ -45,7 +45,11 @@ public struct ExpertGroup {
   }
 
   /// The same group of another width.
-  func wide(_ intermediate: Int) -> ExpertGroup {
+  func wide(_ intermediate: Int) -> ExpertGroup { with(intermediate, weights) }
+  /// The same group with weights of another type.
+  func storing(_ weights: ElementType) -> ExpertGroup { with(intermediate, weights) }
+
+  private func with(_ intermediate: Int, _ weights: ElementType) -> ExpertGroup {
     ExpertGroup(
       kind: kind, hidden: hidden, intermediate: intermediate, experts: experts, activation: activation,
       hasBias: hasBias, dropout: dropout, weights: weights, weightOnInput: weightOnInput, isShared: isShared)

@@ -101,6 +101,7 @@ struct ExpertsBackward {
     guard let kept = kept ?? again else { return }
     for index in 0..<work.c.groupCount {
       let here = steps?.context ?? context
+      try work.of(index, in: here).requireCurrentWeights()
       try computeAgain(index, in: here, kept)
       if steps == nil {
         try run(index, in: here, kept, needInputGradient)

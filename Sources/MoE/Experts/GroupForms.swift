@@ -13,7 +13,7 @@ enum GroupForward {
   init(
     _ arena: inout Arena, _ work: GroupWork, kept: KeptPreactivations?, outputs: UnsafeMutablePointer<Float>?
   ) {
-    switch ExpertForm(work) {
+    switch ExpertForm(work, keeps: kept != nil) {
     case .tiled: self = .tiled(TiledForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .tiledBF16: self = .tiledBF16(TiledForward(&arena, work, kept: kept?.halves, outputs: outputs))
     case .integers: self = .integers(TiledForward(&arena, work, kept: nil, outputs: outputs))
@@ -52,11 +52,12 @@ enum GroupForward {
 enum ExpertForm: Int32 {
   case tiled, tiledBF16, integers, rowIntegers, plain, free
 
-  init(_ work: GroupWork) {
+  /// `keeps`: pre-activations are kept for backward, and so tokens stay floats: rounded to integers they have no slope.
+  init(_ work: GroupWork, keeps: Bool = true) {
     let isNative = work.matmul.backend == .native
     if !work.c.multiplies {
       self = .free
-    } else if case .blocks(let code, integers: true)? = work.prepared?.form.contents {
+    } else if case .blocks(let code, integers: true)? = work.prepared?.form.contents, !keeps {
       self = code.hasRowScales ? .rowIntegers : .integers
     } else {
       switch work.precision {

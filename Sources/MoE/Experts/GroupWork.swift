@@ -44,6 +44,19 @@ struct GroupWork {
     }
   }
 
+  /// 32 columns of an expert's frozen matrix, over whose rows the gradients' products run; nil where they read the weights.
+  func across<P: Precision>(
+    _: P.Type, _ part: PreparedWeights.Matrix, _ expert: Int, _ chunk: Int
+  ) -> WeightPanel<P>? {
+    guard let prepared, let code = prepared.form.code else { return nil }
+    let columns = part == .down ? c.intermediate : c.hidden
+    return WeightPanel(
+      across: BlockColumns(
+        panels: prepared.panel(part, c, source.place(ofExpert: expert), 0),
+        panelBytes: prepared.form.panelBytes(columns),
+        code: code, first: chunk * chunkWidth, count: min(chunkWidth, columns - chunk * chunkWidth)))
+  }
+
   var gateUpWork: Work { c.gateUpWork(dispatch) }
   var downWork: Work { c.downWork(dispatch) }
 }

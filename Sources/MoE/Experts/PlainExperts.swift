@@ -224,7 +224,7 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
 
     // da = dy W_down, still without the routing weight, whose gradient it gives.
     da.update(repeating: 0, count: n * i)
-    let down = outer(w.downWeight, index)
+    let down = matrix(.down, w, expert: expert, index)
     matmul.addAB(n, i, h, rows, lda: h, down.start, ldb: down.stride, da, ldc: i)
     if !c.weightOnInput { weigh(first, n, of: expert, a, da, rows) }
     if let dropout { for row in 0..<n { dropout.apply(da + row * i, pair: Int(pairs[row]), from: 0, count: i) } }
@@ -239,23 +239,23 @@ struct PlainBackward: GroupBackwardJob, PlainJob {
     if let dx { fillRows(dx, count: n, width: h, stride: padded(h), with: nil) }
     /// dW += d^T x;  dx += d W
     func add(
-      _ d: UnsafeMutablePointer<Float>, _ matrix: StoredMatrix, _ weight: GradientMatrix?,
+      _ d: UnsafeMutablePointer<Float>, _ part: PreparedWeights.Matrix, _ weight: GradientMatrix?,
       _ bias: UnsafeMutablePointer<Float>?
     ) {
       round(d, n * i)
       addWeightGradient(d, width: i, times: x, width: h, n, to: weight, bias)
       guard let dx else { return }
-      let weight = inner(matrix, index)
+      let weight = matrix(part, w, expert: expert, index)
       matmul.addAB(n, h, i, d, lda: i, weight.start, ldb: weight.stride, dx, ldc: padded(h))
     }
     if let gate = pre.gate {
       let dGate = dGate! + index * rowsPerBlock * i  // [n,I]
       kernels.pointee.activate_gated_backward(c.activation, Int64(n * i), gate, pre.up, da, dGate, da)
-      add(dGate, w.gateWeight!, grad?.gateWeight, grad?.gateBias)
+      add(dGate, .gate, grad?.gateWeight, grad?.gateBias)
     } else {
       kernels.pointee.activate_backward(c.activation, Int64(n * i), pre.up, da)
     }
-    add(da, w.upWeight, grad?.upWeight, grad?.upBias)
+    add(da, .up, grad?.upWeight, grad?.upBias)
   }
 
   /// The routing weights' gradients, from da without the weights. Then da and the rows of dy with them: the gradient of

@@ -39,12 +39,12 @@ extension PlainJob {
     return PlainMatrix(start: own, stride: depth)
   }
 
-  /// An expert's matrix [I,H], until the thread's next call.
-  func inner(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
+  /// [I,H]
+  private func inner(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
     plain(matrix, rows: c.intermediate, columns: c.hidden, lane)
   }
-  /// An expert's matrix [H,I], likewise.
-  func outer(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
+  /// [H,I]
+  private func outer(_ matrix: StoredMatrix, _ lane: Int) -> PlainMatrix {
     plain(matrix, rows: c.hidden, columns: c.intermediate, lane)
   }
 

@@ -113,7 +113,8 @@ struct TiledInnerGradient<P: Precision>: GroupBackwardJob {
     piece.gather(P.self, piece.range, h, of: dy, xRow: h, weighted: false, into: gathered, kernels)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      WeightPanel(w.downWeight.from(column: chunk * chunkWidth), transposed: false, columns: columns(chunk))
+      if let across = work.across(P.self, .down, piece.expert, chunk) { return across }
+      return WeightPanel(w.downWeight.from(column: chunk * chunkWidth), transposed: false, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
@@ -256,28 +257,30 @@ struct TiledInputGradient<P: Precision>: GroupBackwardJob {
       packed: packed + lane.pointee.index * P.panelsSize)
     piece.chunks.forEachRun(of: panelsAtOnce) { run in
       if lane.pointee.shouldStop() { return }
-      func panel(_ matrix: StoredMatrix, _ chunk: Int) -> WeightPanel<P> {
-        WeightPanel(
+      func panel(_ part: PreparedWeights.Matrix, _ chunk: Int) -> WeightPanel<P> {
+        if let across = work.across(P.self, part, piece.expert, chunk) { return across }
+        let matrix = part == .up ? w.upWeight : w.gateWeight!
+        return WeightPanel(
           matrix.from(column: chunk * chunkWidth), transposed: false, columns: min(chunkWidth, h - chunk * chunkWidth))
       }
       func add(
-        _ gradient: UnsafePointer<P.Element>, _ matrix: StoredMatrix, start: UnsafePointer<Float>?,
+        _ gradient: UnsafePointer<P.Element>, _ part: PreparedWeights.Matrix, start: UnsafePointer<Float>?,
         next: (Int) -> WeightPanel<P>?
       ) {
         products.run(
-          run.count, { panel(matrix, run.lowerBound + $0) }, next: next,
+          run.count, { panel(part, run.lowerBound + $0) }, next: next,
           a: { gradient + piece.place(0, $0, width: padded(i)) }, start: { _ in start },
           c: { dRows + piece.row($1) * padded(h) + (run.lowerBound + $0) * chunkWidth },
           cStride: padded(h))
       }
-      let first = w.gateWeight ?? w.upWeight
+      let first: PreparedWeights.Matrix = inner.dGate == nil ? .up : .gate
       func afterUp(_ index: Int) -> WeightPanel<P>? {
         run.upperBound + index < piece.chunks.upperBound ? panel(first, run.upperBound + index) : nil
       }
       if let dGate = inner.dGate {
-        add(dGate, w.gateWeight!, start: zero, next: { panel(w.upWeight, run.lowerBound + $0) })
+        add(dGate, .gate, start: zero, next: { panel(.up, run.lowerBound + $0) })
       }
-      add(inner.dUp, w.upWeight, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
+      add(inner.dUp, .up, start: inner.dGate == nil ? UnsafePointer(zero) : nil, next: afterUp)
     }
   }
 }

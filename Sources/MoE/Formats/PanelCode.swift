@@ -43,6 +43,15 @@ struct PanelCode: Equatable {
     return encoding.run(into: panel)
   }
 
+  /// `count` <= 32 contraction indices of a panel from number p on, a multiple of 32: [count][32 outputs].
+  func decode(
+    _ panel: UnsafeRawPointer, from p: Int, _ count: Int, into square: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    let first = p % inputs
+    self.kernels(kernels).pointee.decode(Int64(inputs), Int64(first), Int64(count), panel + bytes(p - first), square)
+  }
+
   /// A panel as `rows` rows of floats, `stride` apart.
   func decode(
     _ panel: UnsafeRawPointer, rows: Int, depth: Int, into matrix: UnsafeMutablePointer<Float>, stride: Int,
@@ -53,9 +62,7 @@ struct PanelCode: Equatable {
       let square = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
       for p in Swift.stride(from: 0, to: depth, by: chunkWidth) {
         let count = min(chunkWidth, depth - p)
-        let first = p % inputs
-        self.kernels(kernels).pointee.decode(
-          Int64(inputs), Int64(first), Int64(count), panel + bytes(p - first), square)
+        decode(panel, from: p, count, into: square, kernels)
         for row in 0..<rows {
           for i in 0..<count { matrix[row * stride + p + i] = square[i * chunkWidth + row] }
         }

@@ -58,6 +58,9 @@ public struct PanelForm: Equatable {
     return type.format.precision == .bf16 ? .bf16 : .f32
   }
 
+  /// Whether nothing changes the weights any more: values of blocks are trained over, and not themselves.
+  public var isFrozen: Bool { code != nil }
+
   /// Whether forward computes something else than backward would, with weights of that type.
   func changesValues(of weights: ElementType) -> Bool {
     switch contents {

@@ -23,6 +23,8 @@ struct WeightPanel<P: Precision> {
     case packed(UnsafePointer<P.Element>)
     /// Packed in blocks.
     case blocks(UnsafeRawPointer, PanelCode)
+    /// The same matrix, whose rows the contraction runs over.
+    case across(BlockColumns)
   }
 
   private let form: Form
@@ -40,6 +42,10 @@ struct WeightPanel<P: Precision> {
 
   init(blocks panel: UnsafeRawPointer, _ code: PanelCode) {
     form = .blocks(panel, code)
+  }
+
+  init(across blocks: BlockColumns) {
+    form = .across(blocks)
   }
 
   /// The rows of W that few rows of A are multiplied by where they lie; nil for other forms and at the matrix's edge, and
@@ -64,6 +70,9 @@ struct WeightPanel<P: Precision> {
       let blocks = panel + code.bytes(p)
       if rows < P.decodedRows { return .blocks(blocks, code) }
       P.decode(depth, blocks, code, into: buffer, kernels)
+      return .elements(UnsafePointer(buffer))
+    case .across(let blocks):
+      P.decode(p..<p + depth, of: blocks, into: buffer, kernels)
       return .elements(UnsafePointer(buffer))
     }
   }
@@ -101,7 +110,7 @@ struct WeightPanel<P: Precision> {
       // Every other line.
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
       return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
-    case .blocks: return nil
+    case .blocks, .across: return nil
     }
   }
 

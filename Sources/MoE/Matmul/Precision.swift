@@ -76,6 +76,8 @@ protocol Precision {
   static var decodedRows: Int { get }
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
+  /// Some rows of a matrix in blocks, the first a multiple of 32, as [rows][32] of its columns.
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels)
   /// C[m, 32] = start + A W^T for at most few_rows of A and 32 rows of weights where they lie; depth is a multiple of 32. The
   /// rows at `next` are wanted next.
   static func productOfFewRows(
@@ -123,6 +125,7 @@ extension Precision {
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
   ) {}
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels) {}
 }
 
 extension Precision {
@@ -215,6 +218,10 @@ enum F32: Precision {
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
   ) {
     code.kernels(kernels).pointee.decode(Int64(code.inputs), 0, Int64(depth), blocks, panel)
+  }
+
+  static func decode(_ rows: Range<Int>, of blocks: BlockColumns, into panel: Target, _ kernels: Kernels) {
+    blocks.decode(rows, into: panel, kernels)
   }
 
   static func gather(

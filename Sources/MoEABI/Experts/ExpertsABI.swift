@@ -23,15 +23,15 @@ public func moe_experts_plan(
 @implementation @_cdecl("moe_experts_forward")
 public func moe_experts_forward(
   _ context: OpaquePointer?, _ config: UnsafePointer<moe_experts_config>?, _ call: UnsafePointer<moe_experts_call>?,
-  _ prepared: OpaquePointer?, _ x: UnsafeRawPointer?, _ y: UnsafeMutableRawPointer?, _ saved: UnsafeMutableRawPointer?,
-  _ saved_size: Int, _ rows: UnsafeMutableRawPointer?
+  _ x: UnsafeRawPointer?, _ y: UnsafeMutableRawPointer?, _ saved: UnsafeMutableRawPointer?, _ saved_size: Int,
+  _ rows: UnsafeMutableRawPointer?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     var operands = Operands()
     let config = try operands.copies(config, "config")
     let lists = ExpertLists(config)
-    let call = try ExpertsCall(config, call, lists, prepared: prepared, &operands)
+    let call = try ExpertsCall(config, call, lists, &operands)
     let type = call.tokenType
     let elements = call.tokens * call.group.hidden
     let x = try operands.reads(x, elements, of: type, "x")
@@ -58,6 +58,7 @@ public func moe_experts_backward(
     let gradients = try operands.copies(gradients, "gradients")
     let lists = ExpertLists(config, gradients)
     var call = try ExpertsCall(config, call, lists, &operands)
+    try call.requireGradients()
     call.overwrites = gradients.overwrite != 0
     let type = call.tokenType
     let elements = call.tokens * call.group.hidden

@@ -19,7 +19,7 @@ extension ExpertsCall {
   /// `planned`: the call is not made, and its memory need not be there.
   init(
     _ config: moe_experts_config, _ call: UnsafePointer<moe_experts_call>?, _ lists: ExpertLists,
-    prepared: OpaquePointer? = nil, planned: Bool = false, _ operands: inout Operands
+    planned: Bool = false, _ operands: inout Operands
   ) throws(Fault) {
     let call = try operands.copies(call, "call")
     let (tokens, topK) = (Int(call.n_tokens), Int(call.top_k))
@@ -28,14 +28,17 @@ extension ExpertsCall {
     _ = try product(
       try product(tokens * topK, Int(config.hidden_size), "n_tokens * top_k * hidden_size"), 8,
       "the bytes of n_tokens * top_k * hidden_size")
-    let prepared = try prepared.map { (handle) throws(Fault) in
-      try MoEABI.handle(handle, "prepared", as: PreparedExperts.self)
+    let prepared = try call.prepared.map { (handle) throws(Fault) in
+      try MoEABI.handle(handle, "call.prepared", as: PreparedExperts.self)
     }
-    let group = try ExpertGroup(config, lists.weights, packed: prepared?.pointee.group)
+    let given = try ExpertGroup(config, lists.weights, packed: prepared?.pointee.group)
+    try prepared?.pointee.require(given)
     self.init(
-      group, tokenType: try elementType(config.io_dtype, "io_dtype", forTokens: true), tokens: tokens, topK: topK)
+      prepared?.pointee.computed(given) ?? given,
+      tokenType: try elementType(config.io_dtype, "io_dtype", forTokens: true), tokens: tokens, topK: topK)
+    self.prepared = prepared
     try takeChoices(call, planned: planned, &operands)
-    try takeTensors(lists, planned: planned, prepared, &operands)
+    try takeTensors(lists, planned: planned, &operands)
   }
 
   private mutating func takeChoices(
@@ -59,20 +62,31 @@ extension ExpertsCall {
   }
 
   private mutating func takeTensors(
-    _ lists: ExpertLists, planned: Bool, _ prepared: PreparedExpertsPointer?, _ operands: inout Operands
+    _ lists: ExpertLists, planned: Bool, _ operands: inout Operands
   ) throws(Fault) {
     weights = try GivenTensors(lists.weights, group, planned: planned, &operands)
     try weights.requireMatrices(group, mayBeAbsent: prepared != nil)
-    if let prepared {
-      try prepared.pointee.require(group)
-      self.prepared = prepared
-    }
     gradients = try GivenTensors(lists.gradients, group, planned: planned, &operands)
     for number: Int32 in 0..<Int32(GivenTensors.Part.count) {
       let part: GivenTensors.Part = try named(number)
-      if gradients[part] != nil && weights[part] == nil {
+      if gradients[part] == nil { continue }
+      if !part.isVector, let form = prepared?.pointee.form, form.isFrozen {
+        throw .invalid(
+          "gradients have \(part.constant), whose values are those that call.prepared holds as \(form.constant), which stay as they are: leave it out"
+        )
+      }
+      if weights[part] == nil {
         throw .invalid("gradients have \(part.constant), which weights have not: list it in both, or in neither")
       }
+    }
+  }
+
+  /// Whether backward has what it reads.
+  func requireGradients() throws(Fault) {
+    guard let form = prepared?.pointee.form, !form.isFrozen else { return }
+    if weights[.down] == nil {
+      throw .invalid(
+        "weights have no matrices, and backward reads none that are packed as \(form.constant): list them")
     }
   }
 }

@@ -192,6 +192,7 @@ final class CalledExperts {
         moe_experts_call_init(&call, MemoryLayout<moe_experts_call>.size)
         (call.n_tokens, call.top_k) = (21, 2)
         (call.expert_indices, call.expert_weights) = (indices.baseAddress, routing.baseAddress)
+        call.prepared = prepared
         return body(call)
       }
     }
@@ -234,7 +235,7 @@ final class CalledExperts {
     withCall { call in
       var call = call
       return withConfig { config in
-        moe_experts_forward(context, &config, &call, prepared, x, &y, saved, size, nil)
+        moe_experts_forward(context, &config, &call, x, &y, saved, size, nil)
       }
     }
   }

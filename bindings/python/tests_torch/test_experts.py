@@ -15,6 +15,7 @@ import libmoe.torch
 from cases import Case, E, H, I, K, T, cases, fused, tokens
 from experts64 import experts64, leaves, mapped
 from libmoe.torch._ops import experts as operator
+from oracle.low_bits import unpacked
 
 CASES = cases()
 WEIGHTS = ("gate_up", "down", "gate_up_bias", "down_bias")
@@ -412,6 +413,49 @@ def test_prepared(case: str) -> None:
     assert torch.equal(z, libmoe.torch.experts(x, ids, weights, **rounded))
 
 
+@pytest.mark.parametrize("form", ["int8", "int4_g64_a8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["fused", "gpt-oss"])
+def test_frozen_weights_of_few_bits(case: str, dtype: torch.dtype, form: str) -> None:
+    """Autograd goes through them as through float32 tensors with their values."""
+    given = CASES[case] | {k: CASES[case][k].to(dtype) for k in ("gate_up", "down")}
+    names = ("gate_up", "down", "transposed", "interleaved", "expert_kind")
+    packed = libmoe.torch.prepare(form=form, **{k: v for k, v in given.items() if k in names})
+    alone = {**given, "gate_up": None, "down": None}
+    values = {**given, **{k: few_bits(given[k], form, given.get("transposed", False)) for k in WEIGHTS[:2]}}
+    x, ids, weights = tokens()
+
+    def gradients(run: Any, **more: Any) -> tuple[Tensor, ...]:
+        leaf, routing = _leaf(x), _leaf(weights)
+        y = run(leaf, ids, routing, **more)
+        return y, *torch.autograd.grad(y.square().sum(), (leaf, routing))
+
+    expected = gradients(libmoe.torch.experts, **values)
+    for more in ({**alone, "prepared": packed}, {**given, "prepared": packed}):
+        found = gradients(libmoe.torch.experts, **more)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+        torch._dynamo.reset()
+        compiled = torch.compile(libmoe.torch.experts, fullgraph=True, backend="aot_eager")
+        found = gradients(compiled, **more)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    with pytest.raises(libmoe.BadStateError, match=r"are frozen.*requires_grad_\(False\)"):
+        libmoe.torch.experts(x, ids, weights, **wanted(given), prepared=packed)
+
+
+def few_bits(tensor: Tensor, form: str, transposed: bool) -> Tensor:
+    """The values that a form keeps of matrices."""
+    values = tensor.float().mT if transposed else tensor.float()
+    kept = torch.from_numpy(unpacked(values.contiguous().numpy(), form))
+    return kept.mT if transposed else kept
+
+
+def test_opcheck_over_frozen_weights() -> None:
+    x, ids, weights = tokens()
+    packed = libmoe.torch.prepare(**fused(), form="int4")
+    told = "gated silu concatenated 0 0  ", [E, I], [0.0] * 3
+    torch.library.opcheck(operator, (_leaf(x), ids, _leaf(weights), [], *told, packed.number, True))
+
+
 def stale() -> dict[str, Any]:
     """What happens to weights between two calls."""
 
@@ -507,9 +551,9 @@ def misused() -> dict[str, Any]:
         "sizes": lambda: run(x, ids, weights, [gate_up, down], word, [E + 1, I], glu, 0, False),
         "shape": lambda: run(x, ids, weights, [gate_up[:, :-2], down], *told, 0, False),
         "prepared": lambda: run(x, ids, weights, [gate_up, down], *told, 10**6, False),
-        "dy": lambda: back(x[:-1], none, x, ids, weights, [gate_up, down], *told, need),
-        "type of dy": lambda: back(x.double(), none, x, ids, weights, [gate_up, down], *told, need),
-        "flags": lambda: back(x, none, x, ids, weights, [gate_up, down], *told, need[:-1]),
+        "dy": lambda: back(x[:-1], none, x, ids, weights, [gate_up, down], *told, 0, need),
+        "type of dy": lambda: back(x.double(), none, x, ids, weights, [gate_up, down], *told, 0, need),
+        "flags": lambda: back(x, none, x, ids, weights, [gate_up, down], *told, 0, need[:-1]),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
 import libmoe
 import libmoe.transformers
 from libmoe.torch.prepared import Prepared
+from oracle.low_bits import unpacked
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -304,15 +306,16 @@ def test_released(tmp_path: Path) -> None:
         for call in (
             lambda: libmoe.transformers.prepare(model),
             lambda: model.train()(IDS),
-            lambda: model.eval().state_dict(),
+            lambda: torch.save(model.eval().state_dict(), tmp_path / "state.pt"),
+            lambda: safetensors.torch.save_file(experts.state_dict(), tmp_path / "state"),
             lambda: model.save_pretrained(tmp_path),
-            lambda: model.load_state_dict({}, strict=False),
+            lambda: model.load_state_dict(mixtral().state_dict()),
             lambda: copy.deepcopy(model)(IDS),
             lambda: with_experts(copy.deepcopy(model), "eager")(IDS),
             lambda: with_experts(copy.deepcopy(model), "batched_mm")(IDS),
             lambda: copy.deepcopy(model).half()(IDS),
             lambda: copy.deepcopy(model),
-            lambda: copy.copy(model).model.layers[0].mlp.experts.state_dict(),
+            lambda: copy.deepcopy(experts.state_dict()),
             lambda: pickle.dumps(model),
             lambda: torch.save(model, tmp_path / "model.pt"),
             lambda: torch.save(experts, tmp_path / "experts.pt"),
@@ -417,6 +420,27 @@ def test_training_lets_go_of_prepared_weights() -> None:
     assert not any(isinstance(each, Prepared) for m in model.modules() for each in vars(m).values())
 
 
+@pytest.mark.parametrize("form", ["int4", "int8_a8"])
+@pytest.mark.parametrize("release", [False, True])
+def test_adapters_are_trained_over_weights_of_few_bits(form: Any, release: bool) -> None:
+    """As over a model whose experts have these values."""
+    config = peft.LoraConfig(r=4, init_lora_weights=False, **LORA["attention"])
+    twin = ours(mixtral())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if name.endswith(("gate_up_proj", "down_proj")):
+                parameter.copy_(torch.from_numpy(unpacked(parameter.numpy(), form)))
+    plain = ours(mixtral())
+    torch.manual_seed(3)
+    expected = loss_and_gradients(peft.get_peft_model(twin, config).train())
+    torch.manual_seed(3)
+    model = peft.get_peft_model(plain, config).eval()
+    libmoe.transformers.prepare(model, form=form, release=release)
+    loss, gradients = loss_and_gradients(model.train())
+    assert torch.equal(loss, expected[0]) and gradients.keys() == expected[1].keys()
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected[1].items())
+
+
 def test_prepared_weights_under_adapters_are_an_error_until_they_are_merged() -> None:
     config = peft.LoraConfig(r=4, init_lora_weights=False, **LORA["experts"])
     plain = ours(mixtral())
@@ -431,6 +455,57 @@ def test_prepared_weights_under_adapters_are_an_error_until_they_are_merged() ->
         merged = model.merge_and_unload()
         libmoe.transformers.prepare(merged)
         torch.testing.assert_close(merged(IDS).logits, wanted)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_quantized(name: str, tmp_path: Path) -> None:
+    """By a call, and while it is loaded: the same model, without torch's copies."""
+    MODELS[name]().save_pretrained(tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    given = libmoe.transformers.quantize(load(tmp_path), "int4")
+    few_bits = libmoe.transformers.QuantizationConfig("int4")
+    loaded = load(tmp_path, quantization_config=few_bits)
+    assert loaded.is_quantized and loaded.config.quantization_config.form == "int4"
+    twin = ours(load(tmp_path))
+    with torch.no_grad():
+        for parameter_name, parameter in twin.named_parameters():
+            if parameter_name.endswith(("gate_up_proj", "down_proj")) and ".experts." in parameter_name:
+                parameter.copy_(torch.from_numpy(unpacked(parameter.numpy(), "int4")))
+        wanted = twin(IDS).logits
+    for model in (given, loaded):
+        assert all(
+            parameter.is_meta
+            for n, parameter in model.named_parameters()
+            if ".experts." in n and "_proj" in n
+        )
+        with torch.no_grad():
+            assert torch.equal(model(IDS).logits, wanted)
+        options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+        assert torch.equal(model.generate(IDS, **options), twin.generate(IDS, **options))
+    with pytest.raises(ValueError, match="not serializable"):
+        loaded.save_pretrained(tmp_path / "again")
+    with pytest.raises(libmoe.MoeError, match="form = 'bf16'"):
+        libmoe.transformers.QuantizationConfig("bf16")
+    with pytest.raises(libmoe.InvalidArgumentError, match="has no 'group_size'"):
+        libmoe.transformers.QuantizationConfig("int4", group_size=32)
+
+
+def test_trainer_trains_adapters_of_a_quantized_model(tmp_path: Path) -> None:
+    mixtral().save_pretrained(tmp_path)
+    few_bits = libmoe.transformers.QuantizationConfig("int8")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=few_bits)
+    model = peft.get_peft_model(model, peft.LoraConfig(**LORA["attention"]))
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(0, 64, (8, 12))]
+    arguments = transformers.TrainingArguments(
+        tmp_path / "out", max_steps=3, per_device_train_batch_size=4, report_to=[], logging_steps=1
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=data)
+    trainer.train()
+    model.save_pretrained(tmp_path / "adapters")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=few_bits)
+    again = peft.PeftModel.from_pretrained(again, tmp_path / "adapters")
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
 
 
 def test_what_prepare_refuses() -> None:

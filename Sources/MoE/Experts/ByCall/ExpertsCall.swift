@@ -25,6 +25,8 @@ public struct ExpertsCall {
   }
 
   var pairs: Int { tokens * topK }
+  /// Whether the matrices are packed values that nothing changes.
+  var isFrozen: Bool { prepared?.pointee.form.isFrozen ?? false }
 
   /// All tokens are one chunk.
   func chunk() -> ChunkSize {

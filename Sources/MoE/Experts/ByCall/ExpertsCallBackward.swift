@@ -9,6 +9,7 @@ extension ExpertsCall {
   ) throws(Fault) {
     try withConfiguration { (c) throws(Fault) in
       let size = chunk()
+      let packed = try packed(c, differentiated: true, in: context)
       let kept = try saved.map { (memory) throws(Fault) in
         let kept = try SavedExperts(self, c, size, lent: memory, in: context)
         try kept.require(self)
@@ -18,7 +19,8 @@ extension ExpertsCall {
       var tensors = CallTensors(self)
       try withUnsafeMutablePointer(to: &tensors) { (tensors) throws(Fault) in
         func layout(_ arena: inout Arena) -> BackwardOfCall {
-          BackwardOfCall(&arena, self, c, size, tensors, x: x, dy: dy, dx: dx, saves: saved != nil, context)
+          BackwardOfCall(
+            &arena, self, c, size, tensors, x: x, dy: dy, dx: dx, prepared: packed, saves: saved != nil, context)
         }
         try context.withScratch(layout) { (stages) throws(Fault) in
           try stages.run(self, kept, dRouting, in: context)
@@ -38,9 +40,9 @@ struct BackwardOfCall {
   init(
     _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, dy: UnsafeRawPointer,
-    dx: UnsafeMutableRawPointer?, saves: Bool, _ context: ContextPointer
+    dx: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
   ) {
-    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: PreparedGroups(c), context)
+    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, context)
     self.dy = TokensIn(&arena, c, context: context, dy, tokens: call.tokens)
     self.dx = dx.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     dWeights = arena.take(Float.self, call.tokens, call.topK)

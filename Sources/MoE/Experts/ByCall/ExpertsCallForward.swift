@@ -9,7 +9,7 @@ extension ExpertsCall {
   ) throws(Fault) {
     try withConfiguration { (c) throws(Fault) in
       let size = chunk()
-      let packed = try packed(c, saves: saved != nil, in: context)
+      let packed = try packed(c, differentiated: saved != nil, in: context)
       let kept = try saved.map { (memory) throws(Fault) in
         try SavedExperts(self, c, size, lent: memory, in: context)
       }
@@ -26,7 +26,9 @@ extension ExpertsCall {
   }
 
   /// The packed weights of the call; none where it has none.
-  private func packed(_ c: Configuration, saves: Bool, in context: ContextPointer) throws(Fault) -> PreparedGroups {
+  func packed(
+    _ c: Configuration, differentiated: Bool, in context: ContextPointer
+  ) throws(Fault) -> PreparedGroups {
     guard let prepared else { return PreparedGroups(c) }
     if !prepared.pointee.form.isRead(in: context) {
       throw .badState(
@@ -34,9 +36,9 @@ extension ExpertsCall {
       )
     }
     let groups = prepared.groups(c)
-    if saves && groups.changesValues {
+    if differentiated && groups.changesValues && !isFrozen {
       throw .badState(
-        "prepared: weights packed as \(groups.constant) in place of \(group.weights.format.constant) are for inference; save nothing, or prepare their own type"
+        "prepared: weights packed as \(groups.constant) in place of \(group.weights.format.constant) are for forward alone; save nothing, or prepare their own type"
       )
     }
     return groups

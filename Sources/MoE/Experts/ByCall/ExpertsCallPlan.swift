@@ -14,15 +14,16 @@ extension ExpertsCall {
   ) throws(Fault) -> MemoryPlan {
     let nowhere = UnsafeMutableRawPointer(bitPattern: Allocator.alignment)!  // while measuring nothing is touched
     var tensors = CallTensors(self)
+    let packed = isFrozen ? prepared!.groups(c) : PreparedGroups(c)
     var (forward, backward) = (0, 0)
     try withUnsafeMutablePointer(to: &tensors) { (tensors) throws(Fault) in
       forward = try Arena.bytes {
         ForwardOfCall(
-          &$0, self, c, size, tensors, x: nowhere, y: nowhere, rows: nil, prepared: PreparedGroups(c), saves: saves,
-          context)
+          &$0, self, c, size, tensors, x: nowhere, y: nowhere, rows: nil, prepared: packed, saves: saves, context)
       }
       backward = try Arena.bytes {
-        BackwardOfCall(&$0, self, c, size, tensors, x: nowhere, dy: nowhere, dx: nowhere, saves: saves, context)
+        BackwardOfCall(
+          &$0, self, c, size, tensors, x: nowhere, dy: nowhere, dx: nowhere, prepared: packed, saves: saves, context)
       }
     }
     return try MemoryPlan(

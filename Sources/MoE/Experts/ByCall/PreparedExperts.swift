@@ -6,6 +6,9 @@ public struct PreparedExperts {
   public let group: ExpertGroup
   public let form: PanelForm
   public let bytes: Int
+
+  /// What is computed in place of such experts: of blocks, float32 experts with the blocks' values.
+  public func computed(_ group: ExpertGroup) -> ExpertGroup { form.isFrozen ? group.storing(.f32) : group }
 }
 
 public typealias PreparedExpertsPointer = UnsafeMutablePointer<PreparedExperts>

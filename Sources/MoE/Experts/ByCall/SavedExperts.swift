@@ -45,7 +45,8 @@ struct SavedExperts {
     own = Header(
       mark: Self.mark, tokens: Int64(call.tokens), topK: Int64(call.topK), experts: Int64(group.experts),
       hidden: Int64(group.hidden), intermediate: Int64(group.intermediate),
-      form: (context.packsWeights ? Int64(kernels.tile_height) : 0) << 16 | precision << 8
+      form: (call.isFrozen ? 1 << 32 : 0) | (context.packsWeights ? Int64(kernels.tile_height) : 0) << 16 | precision
+        << 8
         | Int64(group.kind.rawValue),
       choices: call.sumOfChoices())
   }

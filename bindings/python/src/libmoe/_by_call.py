@@ -101,11 +101,19 @@ _CALL_SIZE = ctypes.sizeof(_Call)
 
 
 def call(
-    n_tokens: int, top_k: int, indices: int | None, weights: int | None, index_dtype: int, routing_dtype: int
+    n_tokens: int,
+    top_k: int,
+    indices: int | None,
+    weights: int | None,
+    index_dtype: int,
+    routing_dtype: int,
+    prepared: Handle | None = None,
 ) -> abi.moe_experts_call:
     """Return the struct of one call's tokens, whose fields are given in its order: calls are short."""
     made = _Call.__new__(_Call)
     ctypes.Structure.__init__(made, _CALL_SIZE, n_tokens, top_k, indices, weights, index_dtype, routing_dtype)
+    if prepared is not None:
+        made.prepared, made.keep = prepared._as_parameter_, prepared
     return made
 
 

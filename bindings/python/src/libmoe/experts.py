@@ -86,6 +86,7 @@ def experts_plan(
     *,
     expert_indices: Any = None,
     gradients: ExpertGradients | ExpertWeights | None = None,
+    prepared: PreparedExperts | None = None,
     saves: bool = True,
     io_dtype: words.IoDType = "f32",
     weight_on_input: bool = False,
@@ -103,6 +104,8 @@ def experts_plan(
         The choices; without them the plan is for T * K choices that all have an expert.
     gradients : ExpertGradients, optional
         As for the backward.
+    prepared : PreparedExperts, optional
+        As for the forward.
     saves : bool
         Whether forward saves for the backward.
     io_dtype : {"f32", "bf16"}
@@ -121,7 +124,7 @@ def experts_plan(
     if expert_indices is not None:
         indices = row_major("expert_indices", expert_indices, size, _INDICES)
         at, dtype = indices.address, indices.dtype
-    call = _by_call.call(*size, at, None, abi.DTYPE[dtype], abi.DTYPE["f32"])
+    call = _by_call.call(*size, at, None, abi.DTYPE[dtype], abi.DTYPE["f32"], _packed(prepared))
     wanted = _by_call.gradients(None, None, _parts(gradients), overwrite=False)
     plan = _by_call.planned(handle_of(context), config, call, wanted, saves=check.flag("saves", saves))
     return Plan(**{name: fields.from_c(plan, name) for name in fields.types(abi.moe_plan)})
@@ -166,7 +169,8 @@ def experts_forward(
     weight_on_input : bool
         Whether the routing weights multiply what experts read.
     prepared : PreparedExperts, optional
-        Used in place of the matrices.
+        Used in place of the matrices.  Of few bits (int8, int4, ...) they are frozen weights to train over:
+        what is saved is of experts with the packed values, and tokens stay float32 then, with ``_a8`` too.
     y : array or bool
         Where the result goes, of x's type; True: a new array of numpy; False: none is wanted.
     saved : array of uint8 or bool
@@ -180,8 +184,8 @@ def experts_forward(
     InvalidArgumentError
         Shapes, types or strides do not belong together.
     BadStateError
-        The weights have changed since they were prepared, or something is saved with weights that are
-        prepared in a form of other values.
+        The weights have changed since they were prepared, or something is saved with float32 weights that are
+        prepared as bfloat16.
 
     Examples
     --------
@@ -195,7 +199,7 @@ def experts_forward(
     own = _weights(weights)
     tokens = _tokens(x, own)
     config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
-    call, routing = _call(tokens, expert_indices, expert_weights)
+    call, routing = _call(tokens, expert_indices, expert_weights, prepared)
     parent, shape = handle_of(context), tokens.shape
     y, y_at = _output("y", y, x, tokens, shape)
     rows, rows_at = _output("rows", rows, x, tokens, (*routing.shape, shape[-1]))
@@ -204,8 +208,7 @@ def experts_forward(
     elif saved is False:
         saved = None
     address, size = _bytes(saved, write=True)
-    handle = None if prepared is None else instance("prepared", prepared, PreparedExperts, _PREPARE)._handle
-    lib.moe_experts_forward(parent, config, call, handle, tokens.address, y_at, address, size, rows_at)
+    lib.moe_experts_forward(parent, config, call, tokens.address, y_at, address, size, rows_at)
     return ExpertsOutput(y, saved, rows)
 
 
@@ -222,6 +225,7 @@ def experts_backward(
     glu_alpha: float = 0,
     glu_offset: float = 0,
     weight_on_input: bool = False,
+    prepared: PreparedExperts | None = None,
     saved: Any = None,
     dx: Any = True,
     d_expert_weights: Any = True,
@@ -237,6 +241,9 @@ def experts_backward(
         Of x's type.
     x, expert_indices, expert_weights, weights, activation, glu_limit, glu_alpha, glu_offset, weight_on_input
         As in :func:`experts_forward`.
+    prepared : PreparedExperts, optional
+        As in :func:`experts_forward`.  Over weights of few bits x, the routing weights and biases have
+        gradients, those of experts with the packed values.
     saved : array of uint8, optional
         What forward saved, or a copy; without it that is computed again, to the same bits.
     dx : array or bool
@@ -263,7 +270,7 @@ def experts_backward(
     own = _weights(weights)
     tokens = _tokens(x, own)
     config = own._config(Options(activation, glu_limit, glu_alpha, glu_offset, weight_on_input, tokens.dtype))
-    call, routing = _call(tokens, expert_indices, expert_weights)
+    call, routing = _call(tokens, expert_indices, expert_weights, prepared)
     shape = tokens.shape
     dy_at = row_major("dy", dy, shape, (tokens.dtype,)).address
     dx, dx_at = _output("dx", dx, x, tokens, shape)
@@ -288,8 +295,8 @@ def experts_prepare(
     weights : ExpertWeights
         Nothing of it is kept.
     form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
-        Of the packed copy.  ``"bf16"`` of float32 weights, and few bits of any, are for inference: see
-        :meth:`Layer.prepare`.
+        Of the packed copy, see :meth:`Layer.prepare`.  ``"bf16"`` of float32 weights is for forward alone;
+        few bits of any are frozen weights, through which there is a backward.
 
     Raises
     ------
@@ -347,7 +354,13 @@ def _tokens(x: Any, weights: ExpertWeights) -> Memory:
     return found
 
 
-def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi.moe_experts_call, Memory]:
+def _packed(prepared: Any) -> Any:
+    return None if prepared is None else instance("prepared", prepared, PreparedExperts, _PREPARE)._handle
+
+
+def _call(
+    tokens: Memory, expert_indices: Any, expert_weights: Any, prepared: Any
+) -> tuple[abi.moe_experts_call, Memory]:
     """Return the struct, and the routing weights [..., K]."""
     indices = row_major("expert_indices", expert_indices, None, _INDICES)
     shape = (*tokens.shape[:-1], *indices.shape[-1:])
@@ -359,7 +372,8 @@ def _call(tokens: Memory, expert_indices: Any, expert_weights: Any) -> tuple[abi
     routing = row_major("expert_weights", expert_weights, shape, _ROUTING)
     dtypes = abi.DTYPE[indices.dtype], abi.DTYPE[routing.dtype]
     n_tokens = math.prod(tokens.shape[:-1])
-    return _by_call.call(n_tokens, shape[-1], indices.address, routing.address, *dtypes), routing
+    packed = _packed(prepared)
+    return _by_call.call(n_tokens, shape[-1], indices.address, routing.address, *dtypes, packed), routing
 
 
 def _output(

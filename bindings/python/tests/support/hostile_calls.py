@@ -274,14 +274,16 @@ def all_functions(folder: Path) -> list[Function]:
             tensors=ctypes.cast(placed(tensor), ctypes.POINTER(abi.moe_tensor)), n_tensors=1,
         )  # fmt: skip
 
-    def by_call() -> list[Any]:
+    def by_call(prepared: Any = None) -> list[Any]:
         """Linear experts, whose one matrix is the whole list of tensors."""
         strides = (c_int64 * 3)(16, 4, 1)
         matrix = abi.moe_expert_tensor(part=2, data=room(), strides=strides)
         config = abi.moe_experts_config(
             n_experts=3, hidden_size=4, expert_kind=2, weights=ctypes.pointer(matrix), n_weights=1
         )
-        call = abi.moe_experts_call(n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room())
+        call = abi.moe_experts_call(
+            n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room(), prepared=prepared
+        )
         return [context, config, call]
 
     def wanted() -> Any:
@@ -439,7 +441,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_experts_plan", lambda: [*by_call(), wanted(), 1, abi.moe_plan()]),
         Function(
             "moe_experts_forward",
-            lambda: [*by_call(), prepared, room(), room(), saved_experts, ROOM, room()],
+            lambda: [*by_call(prepared), room(), room(), saved_experts, ROOM, room()],
         ),
         Function(
             "moe_experts_backward",

@@ -140,7 +140,7 @@ class moe_mapping(Structure):
 
 
 class moe_experts_prepared(Structure):
-    """The experts' weights packed once for many forward calls."""
+    """The experts' weights packed once for many calls."""
 
 
 class moe_model(Structure):
@@ -733,6 +733,7 @@ class moe_experts_call(Sized):
         ("expert_weights", c_void_p),
         ("index_dtype", c_int32),
         ("routing_dtype", c_int32),
+        ("prepared", POINTER(moe_experts_prepared)),
     ]
     _defaults_ = {"index_dtype": 5}
     _words_ = {
@@ -1376,8 +1377,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(moe_experts_gradients), c_int32, POINTER(moe_plan),
     ]),
     "moe_experts_forward": (Status, [
-        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call),
-        POINTER(moe_experts_prepared), c_void_p, c_void_p, c_void_p, c_size_t, c_void_p,
+        POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_void_p,
+        c_void_p, c_size_t, c_void_p,
     ]),
     "moe_experts_backward": (Status, [
         POINTER(moe_context), POINTER(moe_experts_config), POINTER(moe_experts_call), c_void_p, c_size_t,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .._native import abi
 from .._native.library import lib
 from ._form import MATRICES, Form, form_of
 from ._threads import context
+
+if TYPE_CHECKING:
+    from .prepared import Prepared
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 INDICES = {torch.int32: "i32", torch.int64: "i64"}
@@ -67,7 +70,7 @@ class Described:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.most: dict[tuple[int, int], int] = {}  # of so many tokens and choices for each
+        self.most: dict[tuple[int, int, bool], int] = {}  # of tokens, choices for each, over frozen weights?
 
 
 @functools.lru_cache(maxsize=1024)
@@ -106,7 +109,7 @@ def _parts(form: Form, n_experts: int, places: Sequence[Place | None]) -> Parts:
     return Parts(found)
 
 
-def _call(x: Tensor, ids: Tensor, weights: Tensor) -> Any:
+def _call(x: Tensor, ids: Tensor, weights: Tensor, prepared: Prepared | None) -> Any:
     return _by_call.call(
         x.shape[0],
         ids.shape[1],
@@ -114,16 +117,19 @@ def _call(x: Tensor, ids: Tensor, weights: Tensor) -> Any:
         weights.data_ptr(),
         _NUMBERS[ids.dtype],
         _NUMBERS[weights.dtype],
+        None if prepared is None else prepared._handle,
     )
 
 
-def _saved_bytes(handle: Any, given: Described, call: Any) -> int:
+def _saved_bytes(handle: Any, given: Described, call: Any, prepared: Prepared | None) -> int:
     """Return how many bytes a call saves; of a short one, the most that it may."""
-    size = call.n_tokens, call.top_k
-    if size[0] * size[1] > _FEW:
+    n_tokens, top_k = call.n_tokens, call.top_k
+    if n_tokens * top_k > _FEW:
         return int(_by_call.planned(handle, given.config, call, None, saves=True).tape_bytes)
+    size = n_tokens, top_k, prepared is not None and prepared.is_frozen
     if size not in given.most:
-        any_choices = _by_call.call(*size, None, None, call.index_dtype, call.routing_dtype)
+        packed = None if prepared is None else prepared._handle
+        any_choices = _by_call.call(n_tokens, top_k, None, None, call.index_dtype, call.routing_dtype, packed)
         plan = _by_call.planned(handle, given.config, any_choices, None, saves=True)
         given.most[size] = int(plan.tape_bytes)
     return given.most[size]
@@ -135,7 +141,7 @@ def forward(
     ids: Tensor,
     weights: Tensor,
     tensors: Sequence[Tensor],
-    prepared: Any,
+    prepared: Prepared | None,
     *,
     saves: bool,
     described: Described | None = None,
@@ -144,15 +150,15 @@ def forward(
 
     ``described`` is what the experts and their tensors are, where that is known.
     """
-    handle, call = context()._handle, _call(x, ids, weights)
+    handle, call = context()._handle, _call(x, ids, weights, prepared)
     given = described or experts.described(x, tensors)
     y = torch.empty_like(x)
     at, saved, size, begin = y.data_ptr(), None, 0, None
     if saves:
-        size = _saved_bytes(handle, given, call)
+        size = _saved_bytes(handle, given, call, prepared)
         saved = torch.empty(size, dtype=torch.uint8)
         begin = saved.data_ptr()
-    lib.moe_experts_forward(handle, given.config, call, prepared, x.data_ptr(), at, begin, size, None)
+    lib.moe_experts_forward(handle, given.config, call, x.data_ptr(), at, begin, size, None)
     return y, saved
 
 
@@ -164,10 +170,13 @@ def backward(
     ids: Tensor,
     weights: Tensor,
     tensors: Sequence[Tensor],
+    prepared: Prepared | None,
     need: Sequence[bool],
 ) -> list[Tensor]:
     """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
-    given, call = experts.described(x, tensors), _call(x, ids, weights)
+    if prepared is not None and not prepared.is_frozen:
+        prepared = None  # backward reads the tensors
+    given, call = experts.described(x, tensors), _call(x, ids, weights, prepared)
     dx = torch.empty_like(x) if need[0] else None
     d_weights = torch.empty_like(weights) if need[1] else None
     gradients: list[Tensor | None] = []

@@ -58,8 +58,7 @@ def _forward(
     packed = prepared_of(prepared)
     if packed is not None:
         packed.require_usable(tensors, has_matrices=given.form.has_matrices, saves=saves)
-    handle = None if packed is None else packed._handle
-    return _by_call.forward(given, x, ids, weights, tensors, handle, saves=saves, described=described)
+    return _by_call.forward(given, x, ids, weights, tensors, packed, saves=saves, described=described)
 
 
 @experts.register_fake
@@ -89,6 +88,7 @@ def experts_backward(
     form: str,
     sizes: list[int],
     glu: list[float],
+    prepared: int,
     need: list[bool],
 ) -> list[Tensor]:
     """Return the gradients of x, weights and the tensors, those that are needed, in this order."""
@@ -100,7 +100,8 @@ def experts_backward(
             f"{list(dy.shape)} and {len(need)}"
         )
     routing = ids.contiguous(), weights.contiguous()
-    return _by_call.backward(given, dy.contiguous(), saved, x.contiguous(), *routing, tensors, need)
+    rows = dy.contiguous(), saved, x.contiguous()
+    return _by_call.backward(given, *rows, *routing, tensors, prepared_of(prepared), need)
 
 
 @experts_backward.register_fake
@@ -114,6 +115,7 @@ def _(
     form: str,
     sizes: list[int],
     glu: list[float],
+    prepared: int,
     need: list[bool],
 ) -> list[Tensor]:
     plain = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weights)]
@@ -122,15 +124,15 @@ def _(
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, ids, weights, tensors, *ctx.told, prepared, _ = inputs
-    ctx.prepared = prepared_of(prepared)  # held, as backward spoils it
+    x, ids, weights, tensors, *ctx.told, ctx.number, _ = inputs
+    ctx.prepared = prepared_of(ctx.number)  # held, as backward reads it, or spoils it
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, ids, weights, output[1], *tensors)
 
 
 def _spoil(packed: Prepared | None) -> None:
-    if packed is not None:
+    if packed is not None and not packed.is_frozen:
         packed.spoil("a backward has computed gradients of the weights, which an optimiser may follow")
 
 
@@ -143,7 +145,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
         return None, None, None, [None] * len(tensors), None, None, None, None, None
     if any(need_tensors):
         _spoil(ctx.prepared)
-    made = iter(experts_backward(dy, saved, x, ids, weights, tensors, *ctx.told, need))
+    made = iter(experts_backward(dy, saved, x, ids, weights, tensors, *ctx.told, ctx.number, need))
     d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
     return d_x, None, d_weights, gradients, None, None, None, None, None
 
@@ -168,7 +170,7 @@ class Through(torch.autograd.Function):
         """Compute, and keep the bytes."""
         y, saved = _forward(x, ids, weights, tensors, given, prepared, saves=True, described=described)
         ctx.set_materialize_grads(False)
-        ctx.given, ctx.prepared = given, prepared_of(prepared)  # held, as backward spoils it
+        ctx.given, ctx.prepared = given, prepared_of(prepared)  # held, as backward reads it, or spoils it
         ctx.save_for_backward(x, ids, weights, saved, *tensors)
         return y
 
@@ -182,7 +184,8 @@ class Through(torch.autograd.Function):
             return (None,) * (6 + len(tensors))
         if any(need[2:]):
             _spoil(ctx.prepared)
-        made = iter(_by_call.backward(ctx.given, dy.contiguous(), saved, x, ids, weights, tensors, need))
+        rows = dy.contiguous(), saved, x
+        made = iter(_by_call.backward(ctx.given, *rows, ids, weights, tensors, ctx.prepared, need))
         d_x, d_weights, *gradients = (next(made) if needed else None for needed in need)
         return None, None, None, d_x, None, d_weights, *gradients
 

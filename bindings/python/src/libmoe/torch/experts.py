@@ -66,7 +66,9 @@ def experts(
     interleaved : bool
         Whether gate and up take turns in gate_up.
     prepared : Prepared, optional
-        Of the same weights, from :func:`prepare`.
+        Of the same weights, from :func:`prepare`.  Of few bits (int8, int4, ...) they are frozen weights,
+        over which x, the routing weights and biases have gradients, those of experts with the packed values;
+        where autograd records, tokens stay floats, with ``_a8`` too.
 
     Raises
     ------
@@ -127,8 +129,8 @@ def prepare(
         As of :func:`experts`.
     form : {"f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
         ``"f32"``: the same bits.  ``"bf16"``: the only form of bfloat16 weights; of others half the memory to
-        read, rounded, and for inference alone.  ``"int8"`` and so on: few bits, for inference alone, see
-        :meth:`libmoe.Layer.prepare`.
+        read, rounded, and for inference alone.  ``"int8"`` and so on: few bits, see
+        :meth:`libmoe.Layer.prepare`; adapters can be trained over them.
     """
     check.choice("form", form, FORMS)
     given = laid_out(

@@ -37,6 +37,8 @@ class Prepared:
         self.form = form
         self.experts, self.hidden_size = experts, hidden_size
         self._keys = [key_of(tensor) for tensor in tensors]
+        # Few bits are weights of their own, which nothing changes any more: they may be trained over.
+        self.is_frozen = form not in ("f32", "bf16")
         self._rounded = form != ("bf16" if tensors[0].dtype is torch.bfloat16 else "f32")
         self._stale = ""
         self.is_sole = False  # whether the tensors themselves are gone
@@ -73,8 +75,14 @@ class Prepared:
         self._stale = why
 
     def require_usable(self, tensors: Sequence[Tensor], *, has_matrices: bool, saves: bool) -> None:
-        """Refuse matrices that were not packed, or have changed since; and a backward without them."""
-        if saves and (self._rounded or not has_matrices):
+        """Refuse matrices that were not packed or have changed since, and a backward that there is not."""
+        if saves and self.is_frozen:
+            if has_matrices and any(t.requires_grad for t, _ in zip(tensors, self._keys)):
+                raise BadStateError(
+                    f"prepared: weights packed as {self.form!r} are frozen, but the tensors they were made "
+                    "of want a gradient; call requires_grad_(False) on these, or compute without prepared"
+                )
+        elif saves and (self._rounded or not has_matrices):
             what = f"packed as {self.form!r}" if self._rounded else "released"
             raise BadStateError(
                 f"prepared: weights that were {what} are for inference; call it under torch.no_grad() or "

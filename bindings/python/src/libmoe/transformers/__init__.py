@@ -19,8 +19,9 @@ except ImportError as error:
 
 from .forward import experts_forward
 from .prepare import prepare
+from .quantize import QuantizationConfig, quantize
 from .replace import replace
 
-__all__ = ["experts_forward", "prepare", "replace"]
+__all__ = ["QuantizationConfig", "experts_forward", "prepare", "quantize", "replace"]
 
 _FUNCTIONS.register("libmoe", experts_forward)

@@ -64,9 +64,12 @@ def _known(module: nn.Module) -> tuple[Any, ...]:
 
 
 def packed_of(module: nn.Module, first: Tensor) -> Prepared | None:
-    """Return a module's packed weights; training lets go of them.  ``first`` is one of its matrices."""
+    """Return a module's packed weights; training lets go of them, but of frozen ones.
+
+    ``first`` is one of its matrices.
+    """
     packed: Prepared | None = vars(module).get(PACKED)
-    if packed is None or not module.training:
+    if packed is None or not module.training or (packed.is_frozen and not first.requires_grad):
         return packed
     if first.is_meta:
         raise BadStateError(

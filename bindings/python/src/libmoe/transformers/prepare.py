@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import words
 from .._native import abi, check
@@ -21,12 +22,12 @@ from .replace import Owners, family_of, weights_of
 
 
 def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bool = False) -> int:
-    """Pack the weights of all experts that libmoe computes, for inference; return how many modules these are.
+    """Pack the weights of all experts that libmoe computes, and return how many modules these are.
 
     A decoding step is the time it takes to read the weights: packed, they are read in one go, and in
     bfloat16 they are half as many bytes.  The packed weights do not follow the parameters.  A call after
     ``load_state_dict``, an optimiser's step or any other change is an error; ``model.train()`` lets go of
-    them.
+    them, but of few bits that want no gradient: adapters can be trained over these.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
         default as the parameters are.
     release : bool
         Whether the parameters' own memory goes, so that the weights are there once.  The model can then
-        neither be trained nor saved, nor load other weights.
+        neither be saved nor load other weights, nor be trained, but for adapters over few bits.
 
     Examples
     --------
@@ -132,27 +133,66 @@ def _packed(module: nn.Module, form: Any) -> Prepared:
     return Prepared(experts, laid.hidden_size, laid.tensors, form)
 
 
+class Released(Tensor):
+    """A parameter without memory.
+
+    A state dict may hold it, since adapters are saved from one; to save or to copy it is an error.
+    """
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        """Refuse what would read it."""
+        if function in (Tensor.contiguous, Tensor.clone, Tensor.to, Tensor.cpu):
+            raise BadStateError(_RELEASED)
+        return super().__torch_function__(function, types, arguments, named or {})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled."""
+        raise BadStateError(_RELEASED)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Refuse a copy."""
+        raise BadStateError(_RELEASED)
+
+
+_RELEASED = (
+    "model: its experts' weights were released by prepare(release=True); load the model again to save "
+    "or copy it"
+)
+
+
 def _release(module: nn.Module, owners: Owners) -> None:
     for owner, name in owners:
         weight = getattr(owner, name)
-        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta").as_subclass(Released)
         setattr(owner, name, nn.Parameter(empty, requires_grad=False))
     for owner in _each_once([module, *(owner for owner, _ in owners)]):
-        owner.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        owner._apply = functools.partial(_apply_to_others, owner)  # type: ignore[method-assign]
         owner.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
     if family_of(module) is None:
         module.register_forward_pre_hook(_require_ours)
+
+
+def _apply_to_others(module: nn.Module, *arguments: Any, **named: Any) -> nn.Module:
+    """Do what ``module.to`` and others do, to parameters that have memory."""
+    own = module._parameters
+    module._parameters = {name: p for name, p in own.items() if p is None or not p.is_meta}
+    try:
+        type(module)._apply(module, *arguments, **named)
+    finally:
+        module._parameters = {name: module._parameters.get(name, p) for name, p in own.items()}
+    return module
 
 
 def _each_once(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return list(dict.fromkeys(modules))
 
 
-def _refuse(module: Any, *_: Any) -> None:
-    if any(weight.is_meta for weight in module.parameters()):
+def _refuse(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if any(p.is_meta and prefix + name in state for name, p in module.named_parameters(recurse=False)):
         raise BadStateError(
             f"{type(module).__name__}: its weights were released by prepare(release=True); load the model "
-            "again to save it or to load other weights into it"
+            "again to load other weights into it"
         )
 
 

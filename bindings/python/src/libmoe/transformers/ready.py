@@ -44,9 +44,11 @@ class Ready:
         """Return the module's weights if it is what it was, and they are where they were."""
         own = vars(module)
         packed = self._packed
-        if own.get(PACKED) is not packed or (packed is not None and module.training):
+        if own.get(PACKED) is not packed:
             return None
         found = list(map(own["_parameters"].get, self._names))
+        if packed is not None and module.training and not (packed.is_frozen and _are_frozen(found)):
+            return None
         try:
             places = list(map(place, found))
         except (AttributeError, RuntimeError):  # one is gone, or is none with memory for the time being
@@ -70,6 +72,10 @@ def made_ready(module: nn.Module, given: LaidOut, packed: Prepared | None) -> Re
     if all(id(tensor) in names for tensor in given.tensors):
         return Ready(kept(module), [names[id(tensor)] for tensor in given.tensors], given, packed)
     return None
+
+
+def _are_frozen(tensors: list[Tensor | None]) -> bool:
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _none() -> None:

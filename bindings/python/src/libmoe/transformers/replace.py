@@ -50,7 +50,7 @@ def replace(model: nn.Module) -> dict[str, str]:
     replaced = {}
     for name, module in model.named_modules():
         kind = type(module)
-        if (kind.__module__, kind.__name__) in _FAMILIES:
+        if is_replaceable(module):
             module.__class__ = _ours(kind)
             replaced[name] = kind.__name__
     if not replaced:
@@ -59,6 +59,12 @@ def replace(model: nn.Module) -> dict[str, str]:
             "replaced already; for other families use model.set_experts_implementation('libmoe')"
         )
     return replaced
+
+
+def is_replaceable(module: nn.Module) -> bool:
+    """Whether :func:`replace` knows a module's class."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) in _FAMILIES
 
 
 _made: dict[Any, type[nn.Module]] = {}
