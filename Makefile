@@ -1,7 +1,7 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate test-asan test-tsan test-transformers fuzz check-arm64 install uninstall clean
+.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits test-asan test-tsan test-transformers fuzz check-arm64 install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-model: lib ## whole models beside PyTorch: training, attention, generation
 
 bench-transformers: lib ## models of transformers with libmoe's experts, beside its own
 	benchmarks/run-transformers
+
+bench-lowbits: lib ## the layer with weights of few bits, beside ggml
+	benchmarks/run-lowbits
 
 bench-generate: lib ## whole models from folders beside transformers: loading, prompts, generation
 	benchmarks/run-generate

@@ -319,7 +319,22 @@ typedef enum moe_dtype {
   MOE_DTYPE_F6_E3M2 = 19,
   MOE_DTYPE_C64 = 20,        /**< two F32 */
   MOE_DTYPE_F8_E4M3FNUZ = 21, /**< one byte, as the next one */
-  MOE_DTYPE_F8_E5M2FNUZ = 22
+  MOE_DTYPE_F8_E5M2FNUZ = 22,
+  /* Of GGUF files alone: blocks of numbers with what scales them. */
+  MOE_DTYPE_Q4_0 = 23,   /**< 32 numbers in 18 bytes */
+  MOE_DTYPE_Q4_1 = 24,   /**< 32 in 20 */
+  MOE_DTYPE_Q5_0 = 25,   /**< 32 in 22 */
+  MOE_DTYPE_Q5_1 = 26,   /**< 32 in 24 */
+  MOE_DTYPE_Q8_0 = 27,   /**< 32 in 34 */
+  MOE_DTYPE_Q2_K = 28,   /**< 256 in 84 */
+  MOE_DTYPE_Q3_K = 29,   /**< 256 in 110 */
+  MOE_DTYPE_Q4_K = 30,   /**< 256 in 144 */
+  MOE_DTYPE_Q5_K = 31,   /**< 256 in 176 */
+  MOE_DTYPE_Q6_K = 32,   /**< 256 in 210 */
+  MOE_DTYPE_IQ4_NL = 33, /**< 32 in 18 */
+  MOE_DTYPE_IQ4_XS = 34, /**< 256 in 136 */
+  MOE_DTYPE_MXFP4 = 35,  /**< 32 in 17 */
+  MOE_DTYPE_NVFP4 = 36   /**< 64 in 36 */
 } moe_dtype;
 
 /** A parameter or a tensor of the caller's: its name, its shape, and where its values and its gradient are. */
@@ -1558,7 +1573,7 @@ MOE_API MOE_CHECK moe_status moe_optimizer_step_adaptive(moe_optimizer *optimize
  * short while it is open makes reading there a SIGBUS, and who overwrites it changes it.  Replacing a file, as the functions
  * here do, is harmless. */
 
-/** An open safetensors file, or several that an index file names: read-only.  Keeps its context alive. */
+/** An open safetensors file, or several that an index file names, or a GGUF file: read-only.  Keeps its context alive. */
 typedef struct moe_checkpoint moe_checkpoint;
 
 /** A tensor in a checkpoint: row-major without gaps. */
@@ -1580,7 +1595,8 @@ typedef struct moe_stored_tensor {
 MOE_API void moe_stored_tensor_init(moe_stored_tensor *tensor, size_t struct_size);
 
 /** Open a safetensors file, or, where `path` ends in ".json", an index file {"weight_map": {tensor: file}} and the files
- *  beside it that it names.
+ *  beside it that it names.  Or a GGUF file, of version 2 or 3, or the first of several NAME-00001-of-0000N.gguf: what begins so
+ *  is one.  A tensor's shape is that of row-major memory, the last extent the fastest.
  *  @param context [in] is kept alive
  *  @param path    [in]
  *  @param out     [out] free it with moe_checkpoint_free
@@ -1612,7 +1628,7 @@ MOE_API MOE_CHECK moe_status moe_checkpoint_find_tensor(const moe_checkpoint *ch
 
 /** Copy the elements of tensor `index` into memory of yours, wherever they lie in the file.
  *  @param dtype [in] a moe_dtype: the tensor's own: its bytes as they are.  Or MOE_DTYPE_F32, for F16, BF16, F8_E4M3, F8_E5M2 and F8_E8M0:
- *               its numbers, exactly
+ *               its numbers, exactly; and for blocks: their numbers, each product and sum rounded to float32 by itself
  *  @param data  [out] aligned to an element of `dtype`; NULL where there are none
  *  @param size  [in] bytes of them, in `dtype`
  *  @return MOE_OK, INVALID_ARGUMENT, IO (also where the file has been cut short or changed since it was opened; `data` may
@@ -1678,7 +1694,8 @@ typedef enum moe_layout {
   MOE_LAYOUT_NLLB_DECODER = 26,   /**< model.decoder.layers.L.ffn.experts.expert_N.fc1.weight */
   MOE_LAYOUT_QWEN3_VL_MOE = 27,   /**< model.language_model.layers.L.mlp.experts.gate_up_proj [E,H,2I], as published, or [E,2I,H] */
   MOE_LAYOUT_QWEN3_5_MOE = 28,    /**< Qwen3.5-MoE: as QWEN2_MOE, model.language_model.layers.L; or gate_up_proj [E,2I,H] */
-  MOE_LAYOUT_GEMMA4 = 29          /**< Gemma 4: model.language_model.layers.L.router.proj.weight, experts.gate_up_proj [E,2I,H] */
+  MOE_LAYOUT_GEMMA4 = 29,         /**< Gemma 4: model.language_model.layers.L.router.proj.weight, experts.gate_up_proj [E,2I,H] */
+  MOE_LAYOUT_GGUF = 30            /**< GGUF files, of all models: blk.L.ffn_gate_exps.weight [E,I,H]; loading only */
 } moe_layout;
 
 /** layer_number of MOE_LAYOUT_LIBMOE: names as they are, without layers.L. */

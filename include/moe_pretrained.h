@@ -1,4 +1,4 @@
-/* moe_pretrained.h: whole language models from folders as people have them, and back.
+/* moe_pretrained.h: whole language models from folders and GGUF files as people have them, and back.
  *
  *     moe_model *model;
  *     moe_model_load(context, "OLMoE-1B-7B", NULL, &model);
@@ -12,7 +12,13 @@
  * used, or named in an error, but for those that the family's models do not read (layers for predicting further tokens, tables
  * of rotary positions, parts for images).
  *
- * The rules of moe.h hold.  Nothing in a folder is believed: sizes, names and places are checked, and weights are read with
+ * Weights may be quantised: by compressed-tensors, AWQ or GPTQ, as FP8 or FP4 with scales, and in the blocks of GGUF.  They become
+ * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type.
+ *
+ * In place of a folder a GGUF file may stand, or the first of several NAME-00001-of-0000N.gguf.  What the model is follows from its
+ * keys, by the architecture: docs/models.md lists those that are known.
+ *
+ * The rules of moe.h hold.  Nothing in a folder or file is believed: sizes, names and places are checked, and weights are read with
  * pread, a tensor or a part of one at a time, so that the most memory is the model's and that of the largest of these.
  */
 #ifndef MOE_PRETRAINED_H
@@ -30,7 +36,7 @@ extern "C" {
 
 /** In which type weights are kept. */
 typedef enum moe_folder_dtype {
-  MOE_FOLDER_DTYPE_OWN = 0,  /**< loading: that of which the files have most, BF16 for MXFP4.  Saving: that of which the folder had
+  MOE_FOLDER_DTYPE_OWN = 0,  /**< loading: that of which the files have most, BF16 for quantised weights.  Saving: that of which the folder had
                                   most from which the model came; of another model its weight_dtype */
   MOE_FOLDER_DTYPE_F32 = 1,
   MOE_FOLDER_DTYPE_BF16 = 2,
@@ -62,10 +68,10 @@ MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t
 /** A folder: its config.json, and the names, types and places of its tensors.  Keeps its context alive, and the files open. */
 typedef struct moe_pretrained moe_pretrained;
 
-/** Open a folder.  No weights are read, but all is checked that the files' headers tell: a tensor that is missing, misshapen, of
+/** Open a folder, or a GGUF file.  No weights are read, but all is checked that the files' headers tell: a tensor that is missing, misshapen, of
  *  another type or that no parameter is, is named here.  Of an output beside an embedding that it is tied to, numbers are compared.
  *  @param context [in]
- *  @param folder  [in] its path
+ *  @param folder  [in] its path, or that of a GGUF file
  *  @param options [in, nullable] copied; NULL = the defaults
  *  @param out     [out] free it with moe_pretrained_free
  *  @return MOE_OK, INVALID_ARGUMENT (the message names the file, the key or the tensor), OUT_OF_MEMORY, IO. */
@@ -97,9 +103,10 @@ typedef struct moe_pretrained_info {
   size_t parameter_bytes;   /**< what the model's parameters will take, gradients aside, experts that stay in the files among them */
   size_t expert_bytes;      /**< of these, the routed experts' matrices */
   int64_t max_positions;    /**< max_position_embeddings of config.json; 0 where it has none */
+  const char *config;       /**< the text of config.json; of a GGUF file what its keys say in the words of one */
 } moe_pretrained_info;
 
-#define MOE_PRETRAINED_INFO_INIT { sizeof(moe_pretrained_info), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+#define MOE_PRETRAINED_INFO_INIT { sizeof(moe_pretrained_info), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
 
 /** Fill `info` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_pretrained_info_init(moe_pretrained_info *info, size_t struct_size);
@@ -119,7 +126,7 @@ MOE_API MOE_CHECK moe_status moe_pretrained_load(const moe_pretrained *pretraine
 
 /** Open a folder, make its model and read its weights, in one call.  After an error nothing is left.
  *  @param context [in]
- *  @param folder  [in] its path
+ *  @param folder  [in] its path, or that of a GGUF file
  *  @param options [in, nullable] NULL = the defaults
  *  @param out     [out] free it with moe_model_free
  *  @return as moe_pretrained_open, moe_model_create and moe_pretrained_load. */

@@ -137,6 +137,22 @@ static const moei_rule gemma4[] = {
     FUSED,
 };
 
+/* llama.cpp's names, the same for all models: one stack for each matrix of all experts, or gate and up in one, gate rows first. */
+#define GGUF_STACK(name, parameter)                                        \
+  {name ".weight", NULL, parameter ".weight", NULL, MOEI_STACKED, 0},      \
+      {name ".bias", NULL, parameter ".bias", NULL, MOEI_STACKED, MOEI_OPTIONAL}
+#define GGUF_BESIDE                                                                        \
+  GATE("ffn_gate_inp"), SELECTION_BIAS("exp_probs_b.bias"), GGUF_STACK("ffn_down_exps", "experts.down"), \
+      SHARED("ffn_", "gate_shexp", "up_shexp", "down_shexp"),                              \
+      PLAIN("ffn_gate_inp_shexp.weight", "shared.router.weight", MOEI_OPTIONAL)
+static const moei_rule gguf[] = {
+    GGUF_BESIDE, GGUF_STACK("ffn_gate_exps", "experts.gate"), GGUF_STACK("ffn_up_exps", "experts.up")};
+static const moei_rule gguf_fused[] = {
+    GGUF_BESIDE,
+    {"ffn_gate_up_exps.weight", NULL, "experts.gate.weight", "experts.up.weight", MOEI_STACKED, 0},
+    {"ffn_gate_up_exps.bias", NULL, "experts.gate.bias", "experts.up.bias", MOEI_STACKED, MOEI_OPTIONAL},
+};
+
 #define FORM(rules) {rules, sizeof(rules) / sizeof(rules)[0]}
 #define MLP .starts = {"model.layers."}, .end = ".mlp."
 #define LANGUAGE_MODEL .starts = {"model.language_model.layers.", "model.layers.", "language_model.model.layers."}
@@ -192,6 +208,9 @@ static const moei_layout layouts[] = {
                                 .forms = {FORM(qwen2_moe), FORM(qwen2_moe_fused)}},
     [MOE_LAYOUT_GEMMA4] = {"MOE_LAYOUT_GEMMA4", LANGUAGE_MODEL, .end = ".", .parts = {"router.", "experts."},
                            .forms = {FORM(gemma4)}},
+    [MOE_LAYOUT_GGUF] = {"MOE_LAYOUT_GGUF", .starts = {"blk."}, .end = ".",
+                         .parts = {"ffn_gate_", "ffn_up_", "ffn_down_", "exp_probs_b"},
+                         .forms = {FORM(gguf), FORM(gguf_fused)}, .flags = MOEI_LOADING_ONLY},
 };
 
 const moei_layout *moei_layout_at(int32_t number) {

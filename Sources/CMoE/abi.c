@@ -578,7 +578,7 @@ _Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pret
 _Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
 _Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
 
-_Static_assert(sizeof(moe_pretrained_info) == 112, "moe_pretrained_info");
+_Static_assert(sizeof(moe_pretrained_info) == 120, "moe_pretrained_info");
 _Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");
 _Static_assert(offsetof(moe_pretrained_info, model_type) == 8, "moe_pretrained_info.model_type");
 _Static_assert(offsetof(moe_pretrained_info, ignored_keys) == 16, "moe_pretrained_info.ignored_keys");
@@ -594,6 +594,7 @@ _Static_assert(offsetof(moe_pretrained_info, file_bytes) == 80, "moe_pretrained_
 _Static_assert(offsetof(moe_pretrained_info, parameter_bytes) == 88, "moe_pretrained_info.parameter_bytes");
 _Static_assert(offsetof(moe_pretrained_info, expert_bytes) == 96, "moe_pretrained_info.expert_bytes");
 _Static_assert(offsetof(moe_pretrained_info, max_positions) == 104, "moe_pretrained_info.max_positions");
+_Static_assert(offsetof(moe_pretrained_info, config) == 112, "moe_pretrained_info.config");
 
 _Static_assert(sizeof(moe_save_options) == 48, "moe_save_options");
 _Static_assert(offsetof(moe_save_options, struct_size) == 0, "moe_save_options.struct_size");

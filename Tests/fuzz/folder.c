@@ -1,4 +1,4 @@
-/* A config.json, beside the weights of a small Llama. */
+/* A config.json, beside the weights of a small Llama; or a GGUF file, where it begins as one. */
 #include <moe_pretrained.h>
 
 #include "store.h"
@@ -50,9 +50,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     is_prepared = 1;
   }
   moe_context *context = store_context();
-  put("config.json", data, size);
+  int is_gguf = size >= 4 && memcmp(data, "GGUF", 4) == 0;
+  put(is_gguf ? "model.gguf" : "config.json", data, size);
   moe_model *model = NULL;
-  if (context && moe_model_load(context, ".", NULL, &model) == MOE_OK) {
+  if (context && moe_model_load(context, is_gguf ? "model.gguf" : ".", NULL, &model) == MOE_OK) {
     moe_save_options options = MOE_SAVE_OPTIONS_INIT;
     options.dtype = MOE_FOLDER_DTYPE_BF16;
     (void)!moe_model_save(model, "saved", &options);

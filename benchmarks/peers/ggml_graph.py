@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from protocol import Array, Work, serve
 
 Tensor = ctypes.c_void_p
-F32, BF16 = 0, 30  # of enum ggml_type
+F32 = 0
+# Of enum ggml_type, by how libmoe packs the experts' weights; ggml makes integers of tokens by itself.
+TYPES = {
+    "f32": F32,
+    "bf16": 30,
+    "int8_a8": 8,
+    "int4_a8": 2,
+    "q4_k_a8": 12,
+    "q6_k_a8": 14,
+    "iq4_nl_a8": 20,
+    "mxfp4_a8": 39,
+}
 ROOM = 1 << 20  # bytes for the descriptions of tensors, far more than a layer has
 
 
@@ -50,18 +62,21 @@ class Ggml:
         """Return a new tensor of the context."""
         return self.call(name, self.context, *arguments)
 
-    def constants(self, arrays: dict[str, Array], rounded: list[str]) -> dict[str, Tensor]:
-        """Return tensors that hold the arrays, in bfloat16 those named in `rounded`."""
+    def constants(self, arrays: dict[str, Array], packed: list[str], kind: int) -> dict[str, Tensor]:
+        """Return tensors that hold the arrays, those named in `packed` as that type."""
         result = {}
         for name, array in arrays.items():
             sizes = (ctypes.c_int64 * array.ndim)(*reversed(array.shape))
-            dtype = BF16 if name in rounded else F32
+            dtype = kind if name in packed else F32
             result[name] = self.op("new_tensor", dtype, array.ndim, sizes)
         self.call("backend_alloc_ctx_tensors", self.context, self.backend)
         for name, tensor in result.items():
             array, to = arrays[name], self.call("get_data", tensor)
-            if name in rounded:
-                self.library.ggml_fp32_to_bf16_row(array.ctypes, to, ctypes.c_int64(array.size))
+            if name in packed and kind != F32:
+                rows = (ctypes.c_int64(0), ctypes.c_int64(array.size // array.shape[-1]))
+                self.library.ggml_quantize_chunk(
+                    kind, array.ctypes, to, *rows, ctypes.c_int64(array.shape[-1]), None
+                )
             else:
                 ctypes.memmove(to, array.ctypes.data, array.nbytes)
         return result
@@ -79,7 +94,7 @@ class Ggml:
 
 
 def main() -> None:
-    """Run forward; for bf16 the experts' weights are in bfloat16, and ggml rounds what they multiply."""
+    """Run forward, the experts' weights in one of the types; ggml rounds what they multiply likewise."""
     work = Work.of(sys.argv[2:])
     ggml = Ggml(sys.argv[1], work.threads)
     gated = work.shape.kind == "swiglu"
@@ -87,7 +102,7 @@ def main() -> None:
     others = ["x", "router.weight", "router.bias"]
     others += [] if gated else ["experts.up.bias", "experts.down.bias"]
     arrays = {name: work.load(name) for name in matrices + others}
-    constants = ggml.constants(arrays, matrices if work.dtype == "bf16" else [])
+    constants = ggml.constants(arrays, matrices, TYPES[work.dtype])
     del arrays
     ggml.begin()
     result = layer(ggml, work, constants)
@@ -95,7 +110,11 @@ def main() -> None:
     memory = ctypes.cast(ggml.call("get_data", result), ctypes.POINTER(ctypes.c_float))
     y = np.ctypeslib.as_array(memory, (work.shape.tokens, work.shape.hidden))
 
+    inputs, place = cycle(work.inputs()), ggml.call("get_data", constants["x"])
+
     def run() -> tuple[Array, Array | None]:
+        x = next(inputs)
+        ctypes.memmove(place, x.ctypes.data, x.nbytes)
         if ggml.library.ggml_backend_graph_compute(ggml.backend, graph) != 0:
             raise RuntimeError("ggml_backend_graph_compute failed")
         return y, None

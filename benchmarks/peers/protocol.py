@@ -5,13 +5,13 @@ A peer is a program
     PEER FOLDER T H I E K KIND PASS DTYPE THREADS    a layer's
     PEER FOLDER COUNT THREADS                        an optimiser's
 
-KIND is gelu (two matrices with biases) or swiglu (three matrices without), PASS forward or train, DTYPE f32
-or bf16.  FOLDER holds x, dy and the parameters under libmoe's names; for an optimiser p and g, the parameters
-and their gradients, TENSORS of one size behind each other.  All are raw float32 without a header.  The peer
-works once and writes its answer: a layer's is y (and for train dx), in FOLDER/peer.y and FOLDER/peer.dx; an
-optimiser's is how far p has moved after CHECKED steps of AdamW, in FOLDER/peer.p.  It prints
-{"version": ...}, with what else it has found out.  Then, for each line it reads, it runs for a while and
-prints {"seconds": the median of a run}, until its input ends.
+KIND is gelu (two matrices with biases) or swiglu (three matrices without), PASS forward or train, DTYPE f32,
+bf16, or a form of few bits that weights are packed in.  FOLDER holds x, dy and the parameters under libmoe's
+names; for an optimiser p and g, the parameters and their gradients, TENSORS of one size behind each other.
+All are raw float32 without a header.  The peer works once and writes its answer: a layer's is y (and for
+train dx), in FOLDER/peer.y and FOLDER/peer.dx; an optimiser's is how far p has moved after CHECKED steps of
+AdamW, in FOLDER/peer.p.  It prints {"version": ...}, with what else it has found out.  Then, for each line it
+reads, it runs for a while and prints {"seconds": the median of a run}, until its input ends.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from measure import turn
-from shapes import ADAMW_BYTES, Dtype, Shape
+from shapes import ADAMW_BYTES, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 CHECKED = 3  # steps of an optimiser before its answer
 TENSORS = 32  # that an optimiser's parameters are divided into, each about a matrix of an expert of Q
 LIMITS = {"f32": 1e-3, "bf16": 3e-2}  # of |theirs - ours| / |ours|, for a layer
+FEW_BITS_LIMIT = 0.2  # two quantisers of 4 bits are so far apart
+FEW_TOKENS = (
+    16  # so many and fewer find their experts' weights in memory, and not in the cache: inputs take turns
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Work:
     folder: Path
     shape: Shape
     backward: bool
-    dtype: Dtype
+    dtype: str  # a Dtype, or a form of few bits
     threads: int
     unit = "GFLOP/s"
 
@@ -64,7 +68,7 @@ class Work:
     @property
     def limit(self) -> float:
         """How far a peer's answer may be from ours."""
-        return LIMITS[self.dtype]
+        return LIMITS.get(self.dtype, FEW_BITS_LIMIT)
 
     def arguments(self) -> list[str]:
         """Return the command line of a peer."""
@@ -80,9 +84,13 @@ class Work:
         kind, direction, dtype, threads = arguments[6:]
         tokens, hidden, inner, experts, top_k = map(int, numbers)
         shape = Shape("", tokens, hidden, inner, experts, top_k, kind)
-        return cls(
-            Path(folder), shape, direction == "train", "bf16" if dtype == "bf16" else "f32", int(threads)
-        )
+        return cls(Path(folder), shape, direction == "train", dtype, int(threads))
+
+    def inputs(self) -> list[Array]:
+        """Return x [T,H] and, of few tokens, others that take turns with it."""
+        x = self.load("x")
+        count = 8 if self.shape.tokens <= FEW_TOKENS else 1
+        return [np.ascontiguousarray(np.roll(x, 13 * turn, axis=1)) for turn in range(count)]
 
     def load(self, name: str) -> Array:
         """Return a parameter, x [T,H] or dy [T,H]."""

@@ -50,3 +50,6 @@ static const moei_tensor tensors[] = {
 const moei_family moei_family_deepseek_v2 = {"deepseek_v2", TEXT_MODEL, TABLES(v2_keys, tensors), DEEPSEEK, .moe = &v2};
 const moei_family moei_family_deepseek_v3 = {
     "deepseek_v3", TEXT_MODEL, TABLES(v3_keys, tensors), DEEPSEEK, .moe = &v3, .first_dense = 3};
+/* Kimi K2 is a DeepSeek-V3 under its own name. */
+const moei_family moei_family_kimi_k2 = {
+    "kimi_k2", TEXT_MODEL, TABLES(v3_keys, tensors), DEEPSEEK, .moe = &v3, .first_dense = 3};

@@ -6,7 +6,7 @@
   FAMILY(mixtral) FAMILY(qwen2_moe) FAMILY(qwen3_moe) FAMILY(qwen3_vl_moe) FAMILY(qwen3_vl_moe_text)                  \
   FAMILY(qwen3_5_moe) FAMILY(qwen3_5_moe_text) FAMILY(olmoe) FAMILY(granitemoe) FAMILY(granitemoeshared)              \
   FAMILY(phimoe) FAMILY(gpt_oss) FAMILY(glm4_moe) FAMILY(dots1) FAMILY(ernie4_5_moe) FAMILY(minimax_m2)               \
-  FAMILY(hunyuan_v1_moe) FAMILY(deepseek_v2) FAMILY(deepseek_v3) FAMILY(llama4) FAMILY(llama4_text)                   \
+  FAMILY(hunyuan_v1_moe) FAMILY(deepseek_v2) FAMILY(deepseek_v3) FAMILY(kimi_k2) FAMILY(llama4) FAMILY(llama4_text)                   \
   FAMILY(llama) FAMILY(mistral) FAMILY(qwen3)
 
 #define DECLARED(name) extern const moei_family moei_family_##name;
@@ -61,7 +61,10 @@ const moei_key *moei_common_keys(int32_t *count) {
 }
 
 /* Tables that older versions saved, which follow from the configuration. */
-static const char *const common_left[] = {"*.rotary_emb.inv_freq", "*.self_attn.masked_bias", NULL};
+static const char *const common_left[] = {
+    "*.rotary_emb.inv_freq", "*.self_attn.masked_bias",
+    /* Of keys and values kept in few bits. */
+    "*.self_attn.k_scale", "*.self_attn.v_scale", NULL};
 const char *const *moei_common_left(void) { return common_left; }
 
 static const moei_unsupported unsupported[] = {

@@ -40,7 +40,9 @@ enum {
   MOEI_ROWS_VALUE = 3,
   MOEI_ROWS_QUERY_AND_GATE = 4, /* of each head queries, then gates */
   MOEI_ROWS_HEADS = 5,          /* all of them, head by head */
-  MOEI_ROWS_LATENT = 6          /* all of them, a single head */
+  MOEI_ROWS_LATENT = 6,         /* all of them, a single head */
+  MOEI_ROWS_LATENT_KEYS = 7,    /* [heads, latent, keys]: of each head what makes keys of the latent, transposed */
+  MOEI_ROWS_LATENT_VALUES = 8   /* [heads, values, latent]: what makes values of it */
 };
 
 enum {
@@ -111,6 +113,7 @@ typedef struct moei_family {
   int32_t window;          /* sliding_window where the file has none */
   double theta;            /* where the file has none */
   double rotated;          /* which part of a head turns, where the file does not say */
+  const char *layer;       /* before the layer's number in a name; NULL = "layers." */
 } moei_family;
 
 /* A model type that is known and not supported. */

@@ -4,14 +4,18 @@ import CShims
 /// what is copied is read with pread.
 public struct Checkpoint {
   fileprivate let context: ContextPointer
-  fileprivate let files: UnsafeMutablePointer<SafetensorsFile>
+  fileprivate let files: UnsafeMutablePointer<TensorFile>
   let fileCount: Int
   /// [count], sorted by name.
-  private let tensors: UnsafePointer<StoredTensor>
-  public let count: Int
+  private var tensors: UnsafePointer<StoredTensor>
+  public private(set) var count: Int
+  /// As the files have them, where quantised weights stand in place of the tensors that hold them together.
+  private let ownTensors: UnsafePointer<StoredTensor>
+  private let ownCount: Int
+  fileprivate var quantised: QuantisedTensors?
 
   fileprivate init(
-    _ context: ContextPointer, files: UnsafeMutablePointer<SafetensorsFile>, fileCount: Int,
+    _ context: ContextPointer, files: UnsafeMutablePointer<TensorFile>, fileCount: Int,
     tensors: UnsafePointer<StoredTensor>, count: Int
   ) {
     self.context = context
@@ -19,11 +23,15 @@ public struct Checkpoint {
     self.fileCount = fileCount
     self.tensors = tensors
     self.count = count
+    (ownTensors, ownCount) = (tensors, count)
   }
 
   public subscript(index: Int) -> StoredTensor { tensors[index] }
 
   public func find(_ name: UnsafePointer<CChar>) -> Int? { MoE.find(name, in: tensors, count: count) }
+
+  /// Whether a file's tensor is one of the checkpoint's, by itself or with others.
+  func lists(_ name: UnsafePointer<CChar>) -> Bool { MoE.find(name, in: ownTensors, count: ownCount) != nil }
 
   func tensor(_ name: UnsafePointer<CChar>) -> StoredTensor? { find(name).map { tensors[$0] } }
 
@@ -44,6 +52,15 @@ public struct Checkpoint {
   }
 
   var all: UnsafeBufferPointer<StoredTensor> { UnsafeBufferPointer(start: tensors, count: count) }
+
+  /// Whether it is a GGUF file, or several.
+  var isGGUF: Bool { fileCount > 0 && files[0].isGGUF }
+
+  /// From now on tensors that hold the weights of one linear map together are one.
+  fileprivate mutating func joinQuantised(_ hints: QuantisationHints) throws(Fault) {
+    guard let found = try QuantisedTensors(self, hints, context.pointee.allocator) else { return }
+    (quantised, tensors, count) = (found, UnsafePointer(found.tensors), found.count)
+  }
 }
 
 public typealias CheckpointPointer = UnsafeMutablePointer<Checkpoint>
@@ -53,6 +70,12 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
   public static func open(
     _ path: UnsafePointer<CChar>, in context: ContextPointer, isMapped: Bool = true
   ) throws(Fault) -> CheckpointPointer {
+    if let split = try GGUFSplit(path, context.pointee.allocator) {
+      defer { split.free(context.pointee.allocator) }
+      let checkpoint = try openSplit(split, in: context, isMapped: isMapped)
+      context.retain()
+      return checkpoint
+    }
     let length = textLength(path)
     let isIndex = length >= 5 && compareText(path + length - 5, cText(".json")) == 0
     let checkpoint =
@@ -73,8 +96,12 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
     checkpoint.free()
   }
 
+  /// What `hints` belong to: weights that are quantised stand as one tensor from now on.
+  func joinQuantised(_ hints: QuantisationHints) throws(Fault) { try pointee.joinQuantised(hints) }
+
   public func free() {
     let context = pointee.context
+    if let quantised = pointee.quantised { context.pointee.allocator.deallocate(quantised.tensors) }
     for i in 0..<pointee.fileCount { pointee.files[i].close(allocator: context.pointee.allocator) }
     context.pointee.allocator.deallocate(self)
     context.release()
@@ -88,7 +115,7 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
       CheckpointParts(&$0, files: 1, tensors: 0, folder: 0, longestName: 0)
     }
     do throws(Fault) {
-      parts.files.initialize(to: try SafetensorsFile(path: path, allocator: allocator, isMapped: isMapped))
+      parts.files.initialize(to: try TensorFile(path: path, allocator: allocator, isMapped: isMapped))
     } catch {
       allocator.deallocate(parts.checkpoint)
       throw error
@@ -130,6 +157,38 @@ extension UnsafeMutablePointer where Pointee == Checkpoint {
   }
 }
 
+extension UnsafeMutablePointer where Pointee == Checkpoint {
+  /// Of files that are open, [count]; the caller closes them after an error. `path` is for messages.
+  static func joined(
+    _ files: UnsafeMutablePointer<TensorFile>, _ count: Int, _ tensors: Int, _ path: UnsafePointer<CChar>,
+    in context: ContextPointer
+  ) throws(Fault) -> CheckpointPointer {
+    let allocator = context.pointee.allocator
+    let parts = try allocator.make {
+      CheckpointParts(&$0, files: count, tensors: tensors, folder: 0, longestName: 0)
+    }
+    var next = parts.tensors
+    for file in 0..<count {
+      (parts.files + file).initialize(to: files[file])
+      for index in 0..<files[file].count {
+        next.initialize(to: files[file].tensors[index])
+        next.pointee.file = Int32(truncatingIfNeeded: file)
+        next += 1
+      }
+    }
+    do throws(Fault) {
+      if tensors == 0 { throw .invalid("GGUF files without tensors: \(path)") }
+      try TensorTable(parts.tensors, tensors).sortByName(path)
+    } catch {
+      allocator.deallocate(parts.checkpoint)
+      throw error
+    }
+    parts.checkpoint.initialize(
+      to: Checkpoint(context, files: parts.files, fileCount: count, tensors: parts.tensors, count: tensors))
+    return parts.checkpoint
+  }
+}
+
 /// {"metadata": {...}, "weight_map": {"name of a tensor": "name of its file", ...}}, as transformers writes it.
 struct IndexFile {
   private let text: UnsafeMutablePointer<UInt8>
@@ -142,8 +201,8 @@ struct IndexFile {
     self.path = path
     count = input.count
     if let fault = FileKind.fault(input, path, wantsIndex: true) { throw fault }
-    if count > SafetensorsFile.largestHeader {
-      throw .invalid("index of \(count) bytes, more than \(SafetensorsFile.largestHeader): \(path)")
+    if count > Safetensors.largestHeader {
+      throw .invalid("index of \(count) bytes, more than \(Safetensors.largestHeader): \(path)")
     }
     text = try input.text(0, count, allocator)
   }
@@ -225,7 +284,7 @@ private struct Shards {
     for i in 0..<textLength(name) where name[i] == CChar(UInt8(ascii: "/")) { isName = false }
     if !isName { throw .invalid("weight_map: \(name) is not a file of the index's folder: \(path)") }
     (parts.files + fileCount).initialize(
-      to: try SafetensorsFile(path: parts.path, allocator: allocator, isMapped: isMapped))
+      to: try TensorFile(path: parts.path, allocator: allocator, isMapped: isMapped))
     (parts.fileNames + fileCount).initialize(to: file)
     latest = fileCount
     fileCount += 1
@@ -250,7 +309,7 @@ private struct Shards {
 /// One block of memory: the checkpoint, then what it points at.
 private struct CheckpointParts {
   let checkpoint: CheckpointPointer
-  let files: UnsafeMutablePointer<SafetensorsFile>
+  let files: UnsafeMutablePointer<TensorFile>
   let fileNames: UnsafeMutablePointer<JSONText>  // while an index is read
   let tensors: UnsafeMutablePointer<StoredTensor>
   let text: UnsafeMutablePointer<CChar>  // a tensor's name, while an index is read
@@ -258,7 +317,7 @@ private struct CheckpointParts {
 
   init(_ arena: inout Arena, files: Int, tensors: Int, folder: Int, longestName: Int) {
     checkpoint = arena.take(Checkpoint.self, 1)
-    self.files = arena.take(SafetensorsFile.self, files)
+    self.files = arena.take(TensorFile.self, files)
     fileNames = arena.take(JSONText.self, files)
     self.tensors = arena.take(StoredTensor.self, tensors)
     text = arena.take(CChar.self, longestName + 1)

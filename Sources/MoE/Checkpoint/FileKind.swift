@@ -69,8 +69,9 @@ struct FileKind {
       return .invalid(
         "a Python pickle, as old versions of torch.save write: load it there, and save it as safetensors: \(path)")
     }
-    if begins("GGUF") || begins("lmgg") || begins("tjgg") || begins("fmgg") {
-      return .invalid("a GGUF file, of llama.cpp: take the model's safetensors files in its place: \(path)")
+    if begins("GGUF") { return .invalid("a GGUF file: give it by itself, not as a part of a folder or index: \(path)") }
+    if begins("lmgg") || begins("tjgg") || begins("fmgg") {
+      return .invalid("a file of llama.cpp from before GGUF: take the model's GGUF or safetensors files: \(path)")
     }
     if begins(0x934E_554D, 4) {
       return .invalid("a numpy .npy file: load it there, and save it as safetensors: \(path)")

@@ -11,7 +11,7 @@ extension Loading {
       }
       for file in 0..<checkpoint.fileCount {
         try checkpoint.tensors(ofFile: file).forEachName(beginning: beginning) { (name, own) throws(Fault) in
-          if tensors.layout.isOwn(own) && checkpoint.find(name) == nil {
+          if tensors.layout.isOwn(own) && !checkpoint.lists(name) {
             throw .invalid("\(name): a file of the index has it, the index does not name it; open that file by itself")
           }
         }

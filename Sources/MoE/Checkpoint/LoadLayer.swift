@@ -48,11 +48,11 @@ struct Loading {
     if case .mxfp4 = entry.rule.listing { return try packedPlace(entry, shape) }
     return try tensors.withName(entry.rule, expert: expert) { (name) throws(Fault) in
       let tensor = try find(entry.rule, name, shape)
-      guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
+      guard let place = StoredPlace(weights: tensor) else {
         throw .invalid(
           "\(name): \(tensor.typeName) is none of F32, F16 and BF16; convert the checkpoint to one of them first")
       }
-      return StoredPlace(form: form, file: tensor.file, offset: tensor.offset)
+      return place
     }
   }
 
@@ -65,8 +65,7 @@ struct Loading {
     blocksShape.append(MXFP4.block / 2)
     let blocks = try bytes(entry.rule, "_blocks", blocksShape)
     let scales = try bytes(entry.rule, "_scales", scalesShape)
-    return StoredPlace(
-      form: .mxfp4, file: blocks.file, offset: blocks.offset, scalesFile: scales.file, scalesOffset: scales.offset)
+    return StoredPlace(blocks: blocks, scales: scales)
   }
 
   private func bytes(
@@ -83,18 +82,18 @@ struct Loading {
     -> StoredTensor
   {
     guard let tensor = checkpoint.tensor(name) else { throw missing(rule, name) }
-    if tensor.shape.rank != shape.rank {
+    switch tensor.difference(from: shape) {
+    case nil: return tensor
+    case .rank:
       throw .invalid("\(name): \(tensor.shape.rank) dimensions in the checkpoint, \(shape.rank) in the layer")
-    }
-    for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
+    case .extent(let dimension):
       throw misshapen(name, dimension: dimension, stored: tensor.shape[dimension], wanted: shape[dimension])
     }
-    return tensor
   }
 
   // MARK: copies
 
-  /// Elements that are read at once where they may be cut anywhere: a multiple of MXFP4's blocks.
+  /// Elements that are read at once where they may be cut anywhere: a multiple of all blocks.
   private static var stretch: Int { 1 << 18 }
 
   /// What copying takes: room for what each thread reads at once. `inMemory`: of parameters that are never unallocated alone.
@@ -102,13 +101,20 @@ struct Loading {
     var most = 0
     try tensors.entries { (entry) throws(Fault) in
       if inMemory && entry.matrices.first.isUnallocated { return }
-      most = max(most, context.lanes * Self.rawBytes(entry.matrices))
+      most = max(most, context.lanes * (try rawBytes(entry)))
     }
     return most
   }
 
-  fileprivate static func rawBytes(_ matrices: FusedMatrices) -> Int {
-    4 * (matrices.isFlat ? min(matrices.elements, stretch) : matrices.elements)
+  /// Of one thread.
+  private func rawBytes(_ entry: LayerTensors.Entry) throws(Fault) -> Int {
+    let matrices = entry.matrices
+    var most = 4 * (matrices.isFlat ? min(matrices.elements, Self.stretch) : matrices.elements)
+    for expert in 0..<entry.count {
+      let place = try place(entry, expert)
+      if place.matrix != nil { most = max(most, place.bytes(matrices.elements)) }
+    }
+    return (most + 63) & ~63
   }
 
   /// `raw`: [rawBytes]; `memory`: where the values of a part go.
@@ -118,7 +124,8 @@ struct Loading {
   ) throws(Fault) {
     let parts = (memory(0), memory(entry.matrices.parts - 1))
     try context.runToTheEnd(
-      entry.matrices.experts, CopyMatrices(loading: self, entry: entry, raw: raw, parts: parts))
+      entry.matrices.experts,
+      CopyMatrices(loading: self, entry: entry, raw: raw, rawBytes: try rawBytes(entry), parts: parts))
   }
 
   /// One expert's matrices.
@@ -135,7 +142,7 @@ struct Loading {
     if matrices.isFlat && stored.form == StoredForm(matrices.first.type) {
       let type = matrices.first.type
       try checkpoint.read(stored, matrices.elements, to: parts.0 + type.bytes(own))
-    } else if matrices.isFlat {
+    } else if matrices.isFlat && stored.matrix == nil {
       for first in stride(from: 0, to: matrices.elements, by: Self.stretch) {
         let count = min(Self.stretch, matrices.elements - first)
         let values = try checkpoint.values(stored.from(first), count, raw: raw)
@@ -155,10 +162,11 @@ private struct CopyMatrices: FallibleJob {
   let loading: Loading
   let entry: LayerTensors.Entry
   let raw: UnsafeMutableRawPointer  // [lanes, rawBytes]
+  let rawBytes: Int
   let parts: Loading.Parts
 
   func run(_ item: Int, lane: Int) throws(Fault) {
-    try loading.copy(entry, item, raw: raw + lane * Loading.rawBytes(entry.matrices), to: parts)
+    try loading.copy(entry, item, raw: raw + lane * rawBytes, to: parts)
   }
 }
 

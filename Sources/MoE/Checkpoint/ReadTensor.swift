@@ -23,10 +23,10 @@ extension Checkpoint {
     guard let form = try form(tensor, as: type) else { return try read(tensor, to: memory) }
     // The bytes behind the room for the numbers they become: no number is written over bytes that are still wanted.
     let values = memory.assumingMemoryBound(to: Float.self)
-    let size = tensor.type.alignment
-    let raw = memory + (4 - size) * (tensor.bytes / size)
+    let count = tensor.shape.elements ?? 0
+    let raw = memory + (4 * count - tensor.bytes)
     try read(tensor, to: raw)
-    widen(StoredValues(form: form, data: raw), tensor.bytes / size, to: values)
+    widen(StoredValues(form: form, data: raw, type: tensor.type), count, to: values)
   }
 
   /// In stretches, through memory beside both, since the kernels' arrays do not overlap.
@@ -49,17 +49,18 @@ extension Checkpoint {
 
   /// Some elements from a place, with what scales them, to `raw`, [place.bytes(count)]: as values to read from.
   func values(_ place: StoredPlace, _ count: Int, raw: UnsafeMutableRawPointer) throws(Fault) -> StoredValues {
-    let bytes = place.form.bytes(count)
-    try get(place.file, place.offset, bytes, to: raw)
-    if place.form.scalesBytes(count) > 0 {
-      try get(place.scalesFile, place.scalesOffset, place.form.scalesBytes(count), to: raw + bytes)
+    var fault: Fault?
+    let values = place.fetch(count, to: raw) { file, offset, bytes, memory in
+      do throws(Fault) { try get(file, offset, bytes, to: memory) } catch { fault = error }
+      return fault == nil
     }
-    return StoredValues(form: place.form, data: raw, scales: raw + bytes)
+    if let fault { throw fault }
+    return values!
   }
 
   /// Elements from a place, as they are.
   func read(_ place: StoredPlace, _ count: Int, to memory: UnsafeMutableRawPointer) throws(Fault) {
-    try get(place.file, place.offset, place.form.bytes(count), to: memory)
+    try get(place.file, place.offset, place.bytes(count), to: memory)
   }
 
   private func get(_ file: Int32, _ offset: Int, _ bytes: Int, to memory: UnsafeMutableRawPointer) throws(Fault) {

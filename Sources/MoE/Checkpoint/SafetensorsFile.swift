@@ -4,32 +4,15 @@
 //                        "__metadata__": {text: text}}, spaces behind it
 //     the rest           the tensors' bytes, at begin ..< end of it, without holes
 
-/// One safetensors file, checked. Its header is read once, into memory of its own, so that nothing that was checked can change.
-struct SafetensorsFile {
-  let input: InputFile
-  /// Of the whole file; nil where nobody asked for it.
-  private let mapping: UnsafeRawPointer?
-  /// [count], sorted by name; names follow them in the same block.
-  let tensors: UnsafeMutablePointer<StoredTensor>
-  let count: Int
-
+/// The format. A header is read once, into memory of its own, so that nothing that was checked can change.
+enum Safetensors {
   /// As the format's own library has it.
   static var largestHeader: Int { 100_000_000 }
 
-  init(path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool) throws(Fault) {
-    let input = try InputFile(path: path)
-    do throws(Fault) {
-      self = try SafetensorsFile(input, path: path, allocator: allocator, isMapped: isMapped)
-    } catch {
-      input.close()
-      throw error
-    }
-  }
-
-  private init(
-    _ input: InputFile, path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool
-  ) throws(Fault) {
-    self.input = input
+  /// The tensors of a file, checked, sorted by name; names follow them in the same block.
+  static func tensors(
+    _ input: InputFile, path: UnsafePointer<CChar>, _ allocator: Allocator
+  ) throws(Fault) -> TensorTable {
     let header = try Header(input, path: path, allocator)
     defer { allocator.deallocate(header.text) }
     var entries = 0
@@ -39,38 +22,24 @@ struct SafetensorsFile {
       try header.visitTypes(&json) { textBytes += $0.count + 1 }
       entries += 1
     }
-    count = entries
     let (list, texts) = try allocator.make { ($0.take(StoredTensor.self, entries), $0.take(CChar.self, textBytes)) }
-    tensors = list
     do throws(Fault) {
-      try Self.fill(list, texts, header)
-      try Self.requireWhole(list, entries, header)
-      try Self.sortByName(list, entries, path)
-      mapping = isMapped ? try input.map() : nil
+      try fill(list, texts, header)
+      try requireWhole(list, entries, header)
+      try TensorTable(list, entries).sortByName(path)
     } catch {
       allocator.deallocate(list)
       throw error
     }
+    return TensorTable(list, entries)
   }
 
   /// Whether a file that is open for writing can be read.
   static func check(
     _ descriptor: Int32, path: UnsafePointer<CChar>, allocator: Allocator
   ) throws(Fault) {
-    let file = try SafetensorsFile(InputFile(descriptor, path), path: path, allocator: allocator, isMapped: false)
-    allocator.deallocate(file.tensors)
-  }
-
-  /// Where a tensor's bytes are in memory, if the file is still what it was.
-  func data(_ tensor: StoredTensor) throws(Fault) -> UnsafeRawPointer {
-    try input.requireUnchanged()
-    return mapping! + tensor.offset
-  }
-
-  func close(allocator: Allocator) {
-    allocator.deallocate(tensors)
-    input.unmap(mapping)
-    input.close()
+    let table = try tensors(InputFile(descriptor, path), path: path, allocator)
+    allocator.deallocate(table.tensors)
   }
 
   private static func fill(
@@ -89,13 +58,7 @@ struct SafetensorsFile {
   private static func requireWhole(
     _ tensors: UnsafeMutablePointer<StoredTensor>, _ count: Int, _ header: Header
   ) throws(Fault) {
-    heapSort(
-      count,
-      isLess: {
-        tensors[$0].offset == tensors[$1].offset
-          ? tensors[$0].bytes < tensors[$1].bytes : tensors[$0].offset < tensors[$1].offset
-      },
-      exchange: { swapAt(tensors, $0, $1) })
+    TensorTable(tensors, count).sortByOffset()
     var end = 0
     for i in 0..<count {
       let begin = tensors[i].offset - header.dataStart
@@ -109,35 +72,6 @@ struct SafetensorsFile {
       throw .invalid("tensors end at byte \(end) of \(header.dataBytes) behind the header: \(header.path)")
     }
   }
-
-  private static func sortByName(
-    _ tensors: UnsafeMutablePointer<StoredTensor>, _ count: Int, _ path: UnsafePointer<CChar>
-  ) throws(Fault) {
-    heapSort(
-      count, isLess: { compareText(tensors[$0].name, tensors[$1].name) < 0 },
-      exchange: { swapAt(tensors, $0, $1) })
-    for i in 1..<max(count, 1) where compareText(tensors[i - 1].name, tensors[i].name) == 0 {
-      throw .invalid("\(tensors[i].name): two tensors have this name: \(path)")
-    }
-  }
-}
-
-func swapAt(_ tensors: UnsafeMutablePointer<StoredTensor>, _ i: Int, _ j: Int) {
-  let kept = tensors[i]
-  tensors[i] = tensors[j]
-  tensors[j] = kept
-}
-
-/// Position of a name among tensors sorted by name.
-func find(_ name: UnsafePointer<CChar>, in tensors: UnsafePointer<StoredTensor>, count: Int) -> Int? {
-  var (low, high) = (0, count)
-  while low < high {
-    let middle = (low + high) / 2
-    let order = compareText(tensors[middle].name, name)
-    if order == 0 { return middle }
-    if order < 0 { low = middle + 1 } else { high = middle }
-  }
-  return nil
 }
 
 /// The header, in memory of its own, and what lies behind it in the file.
@@ -164,12 +98,12 @@ private struct Header {
     let error = count < 8 ? 0 : withUnsafeMutableBytes(of: &first) { file.read(0, count, to: $0.baseAddress!) }
     if error != 0 { throw .io("reading a file", path, error) }
     let length = UInt64(littleEndian: first.0)
-    let isPlausible = count >= 8 && length <= UInt64(SafetensorsFile.largestHeader) && first.1 == UInt8(ascii: "{")
+    let isPlausible = count >= 8 && length <= UInt64(Safetensors.largestHeader) && first.1 == UInt8(ascii: "{")
     if !isPlausible, let fault = FileKind.fault(file, path) { throw fault }
     if count < 8 { throw .invalid("\(file.count) bytes are no safetensors file: \(path)") }
-    if length > UInt64(SafetensorsFile.largestHeader) {
+    if length > UInt64(Safetensors.largestHeader) {
       throw .invalid(
-        "header of \(length) bytes, more than \(SafetensorsFile.largestHeader): no safetensors file: \(path)")
+        "header of \(length) bytes, more than \(Safetensors.largestHeader): no safetensors file: \(path)")
     }
     if length > UInt64(file.count - 8) {
       throw .invalid(
@@ -274,7 +208,7 @@ extension StoredType {
   fileprivate init(named text: JSONText) {
     var number: Int32 = 0
     while let type = StoredType(rawValue: number) {
-      if type != .other && text == type.name {
+      if type != .other && type.block == nil && text == type.name {
         self = type
         return
       }

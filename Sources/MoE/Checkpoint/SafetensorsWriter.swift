@@ -54,8 +54,8 @@ func writeSafetensors<T: OutgoingTensors>(
   let allocator = context.pointee.allocator
   var measure = FileOutput(counting: allocator)
   let dataBytes = try writeHeader(tensors, to: &measure)
-  if measure.count > SafetensorsFile.largestHeader - 7 {
-    throw .invalid("the header would have more than \(SafetensorsFile.largestHeader) bytes: \(path)")
+  if measure.count > Safetensors.largestHeader - 7 {
+    throw .invalid("the header would have more than \(Safetensors.largestHeader) bytes: \(path)")
   }
   let padding = -measure.count & 7
   if dataBytes > Int.max - 8 - measure.count - padding {
@@ -79,7 +79,7 @@ func writeSafetensors<T: OutgoingTensors>(
   }
   // Reading the header finds names that are there twice, or are no text.
   try output.commit { (file) throws(Fault) in
-    try SafetensorsFile.check(file, path: path, allocator: allocator)
+    try Safetensors.check(file, path: path, allocator: allocator)
   }
 }
 

@@ -6,7 +6,8 @@ extension Layer {
     to path: UnsafePointer<CChar>, _ layout: Layout, _ place: LayerPlace, type: ElementType, shardBytes: Int?
   ) throws(Fault) {
     if layout.isForLoadingOnly {
-      throw .invalid("layout = MOE_LAYOUT_GPT_OSS_MXFP4 is for loading; save with MOE_LAYOUT_GPT_OSS")
+      throw .invalid(
+        "layout = \(layout.name) is for loading; save with the model's other one, such as MOE_LAYOUT_GPT_OSS")
     }
     let tensors = LayerTensors(self, layout, place)
     try tensors.requireFit()

@@ -18,10 +18,13 @@ struct StoredExperts {
   private let fileCount: Int
   private let tensors: UnsafeMutablePointer<Tensor?>  // [mostTensors]
   private let places: UnsafeMutablePointer<StoredPlace>  // [mostTensors, experts]
+  /// Of quantised weights, [mostTensors, experts], since those of a checkpoint are gone with it; nil where there are none.
+  private let matrices: UnsafeMutablePointer<UnsafeMutablePointer<QuantisedMatrix>?>
 
   private static var mostTensors: Int { 3 }  // gate, up, down
 
   init(_ arena: inout Arena, _ group: ExpertGroup, _ kernels: UnsafePointer<moei_kernels>, files count: Int) {
+    matrices = arena.take(UnsafeMutablePointer<QuantisedMatrix>?.self, 1)
     self.group = group
     self.kernels = kernels
     fileCount = count
@@ -34,6 +37,7 @@ struct StoredExperts {
   func open(_ loading: Loading, _ parameters: Parameters) throws(Fault) {
     files.initialize(repeating: nil, count: fileCount)
     tensors.initialize(repeating: nil, count: Self.mostTensors)
+    matrices.initialize(to: nil)
     do throws(Fault) {
       var count = 0
       try loading.tensors.entries { (entry) throws(Fault) in
@@ -42,13 +46,14 @@ struct StoredExperts {
         count += 1
       }
     } catch {
-      close()
+      close(loading.tensors.layer.context.pointee.allocator)
       throw error
     }
   }
 
-  func close() {
+  func close(_ allocator: Allocator) {
     for file in 0..<fileCount { files[file]?.close() }
+    if let own = matrices.pointee { allocator.deallocate(own) }
   }
 
   private func add(
@@ -63,11 +68,23 @@ struct StoredExperts {
     if entry.rule.listing == .plain { isNumbered = false }
     for expert in 0..<group.experts {
       let stored = try loading.place(entry, isNumbered ? expert : 0)
-      try open(stored.file, loading.checkpoint)
-      if stored.form == .mxfp4 { try open(stored.scalesFile, loading.checkpoint) }
-      (places + number * group.experts + expert).initialize(
-        to: stored.from(isNumbered ? 0 : expert * matrices.elements))
+      try stored.forEachFile { (file) throws(Fault) in try open(file, loading.checkpoint) }
+      let place = number * group.experts + expert
+      (places + place).initialize(
+        to: try owned(stored, place, loading).from(isNumbered ? 0 : expert * matrices.elements))
     }
+  }
+
+  /// With what it is made of in memory of our own.
+  private func owned(_ stored: StoredPlace, _ place: Int, _ loading: Loading) throws(Fault) -> StoredPlace {
+    guard let matrix = stored.matrix else { return stored }
+    let allocator = loading.tensors.layer.context.pointee.allocator
+    if matrices.pointee == nil {
+      matrices.pointee = try allocator.allocate(QuantisedMatrix.self, count: Self.mostTensors * group.experts)
+    }
+    let own = matrices.pointee! + place
+    own.initialize(to: matrix.pointee)
+    return stored.noting(own)
   }
 
   /// The file, opened for ourselves.
@@ -124,17 +141,12 @@ struct StoredExperts {
         return error == 0
       }
       let (m, count) = (tensor.matrices, tensor.matrices.elements)
-      let bytes = stored.form.bytes(count)
       let target = rows[tensor.first]! + place * group.matrixBytes
       if isDirect(tensor, stored) {
-        _ = get(stored.file, stored.offset, bytes, target)
+        _ = get(stored.file, stored.offset, stored.bytes(count), target)
         return
       }
-      guard get(stored.file, stored.offset, bytes, raw) else { return }
-      let scales = raw + bytes
-      let scalesBytes = stored.form.scalesBytes(count)
-      if scalesBytes > 0 && !get(stored.scalesFile, stored.scalesOffset, scalesBytes, scales) { return }
-      let values = StoredValues(form: stored.form, data: raw, scales: scales)
+      guard let values = stored.fetch(count, to: raw, get) else { return }
       m.copy(0, from: values, at: 0, to: ParameterValues(target, group.weights, kernels), at: 0)
       if let second = tensor.second {
         let target = rows[second]! + place * group.matrixBytes

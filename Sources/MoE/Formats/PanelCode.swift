@@ -43,13 +43,14 @@ struct PanelCode: Equatable {
     return encoding.run(into: panel)
   }
 
-  /// `count` <= 32 contraction indices of a panel from number p on, a multiple of 32: [count][32 outputs].
+  /// At most 32 contraction indices of a panel, the first a multiple of 32, as floats [count][32 outputs].
   func decode(
-    _ panel: UnsafeRawPointer, from p: Int, _ count: Int, into square: UnsafeMutablePointer<Float>,
+    _ panel: UnsafeRawPointer, from index: Int, _ count: Int, into square: UnsafeMutablePointer<Float>,
     _ kernels: UnsafePointer<moei_kernels>
   ) {
-    let first = p % inputs
-    self.kernels(kernels).pointee.decode(Int64(inputs), Int64(first), Int64(count), panel + bytes(p - first), square)
+    let first = index % inputs
+    self.kernels(kernels).pointee.decode(
+      Int64(inputs), Int64(first), Int64(count), panel + bytes(index - first), square)
   }
 
   /// A panel as `rows` rows of floats, `stride` apart.

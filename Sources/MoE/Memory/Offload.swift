@@ -400,7 +400,7 @@ extension Layer {
 
 extension UnsafeMutablePointer where Pointee == Offload {
   func free(_ allocator: Allocator) {
-    pointee.stored.close()
+    pointee.stored.close(allocator)
     allocator.deallocate(self)
   }
 }

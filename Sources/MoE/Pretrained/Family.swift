@@ -4,6 +4,8 @@ import CLayouts
 public struct Family {
   public let table: UnsafePointer<moei_family>
 
+  init(table: UnsafePointer<moei_family>) { self.table = table }
+
   public init?(rawValue: Int32) {
     guard let table = moei_family_at(rawValue) else { return nil }
     self.table = table
@@ -26,6 +28,8 @@ public struct Family {
   /// Of its tensors' names, of those outside too.
   var prefix: UnsafePointer<CChar> { table.pointee.prefix }
   var outside: UnsafePointer<CChar> { table.pointee.outside }
+  /// What stands before the layer's number.
+  var layer: UnsafePointer<CChar> { table.pointee.layer ?? cText("layers.") }
   var ruleCount: Int { Int(table.pointee.tensor_count) }
   func rule(_ index: Int) -> FamilyRule { FamilyRule(table.pointee.tensors[index]) }
 
@@ -70,7 +74,7 @@ struct FamilyRule {
   /// Numbers as in families.h.
   enum Rows: Int32 {
     case all = 0
-    case query, key, value, queryAndGate, heads, latent
+    case query, key, value, queryAndGate, heads, latent, latentKeys, latentValues
   }
 
   let name: UnsafePointer<CChar>

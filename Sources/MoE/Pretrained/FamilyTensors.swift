@@ -100,7 +100,7 @@ struct FamilyTensors {
 extension Family {
   func appendBlock(_ n: Int, _ layout: Layout, to text: inout TextBuffer) {
     text.append(prefix)
-    text.append("layers.")
+    text.append(layer)
     text.append(n)
     text.append(layout.end)
   }
@@ -141,8 +141,15 @@ struct FamilyEntry {
     }
   }
 
-  var elements: Int { places.count * columns }
-  var shape: StoredShape { isVector ? StoredShape(places.count) : StoredShape(places.count, columns) }
+  var shape: StoredShape {
+    switch rule.rows {
+    case .latentKeys: StoredShape(places.heads, columns, places.count / places.heads)
+    case .latentValues: StoredShape(places.heads, places.count / places.heads, columns)
+    default: isVector ? StoredShape(places.count) : StoredShape(places.count, columns)
+    }
+  }
   /// Whether its numbers are the parameter's in the same order.
   var isStraight: Bool { places.isStraight && !rule.isFromZero }
+  /// Whether a head's rows are the columns of what is stored.
+  var isTransposed: Bool { rule.rows == .latentKeys }
 }

@@ -49,7 +49,7 @@ struct ModelLoading {
     _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit,
     _ packing: Layer.Preparation, _ progress: Progress
   ) {
-    tensors = FamilyTensors(model: model, family: source.family, shapes: shapes)
+    tensors = FamilyTensors(model: model, family: source.names, shapes: shapes)
     (checkpoint, folder, self.progress) = (source.checkpoint.pointee, source.path, progress)
     (self.residentLimit, self.packing) = (residentLimit, packing)
   }
@@ -94,15 +94,16 @@ struct ModelLoading {
     try tensors.withName(entry) { (name) throws(Fault) in
       guard let index = checkpoint.find(name) else { throw missing(entry, name) }
       let (tensor, shape) = (checkpoint[index], entry.shape)
-      if tensor.shape.rank != shape.rank {
+      switch tensor.difference(from: shape) {
+      case nil: break
+      case .rank:
         throw .invalid("\(name): \(tensor.shape.rank) dimensions in the file, \(shape.rank) by config.json")
-      }
-      for dimension in 0..<shape.rank where tensor.shape[dimension] != shape[dimension] {
+      case .extent(let dimension):
         throw .invalid(
           "\(name): dimension \(dimension) is \(tensor.shape[dimension]) in the file, \(shape[dimension]) by config.json"
         )
       }
-      _ = try form(tensor)
+      _ = try place(tensor)
       return index
     }
   }
@@ -116,12 +117,12 @@ struct ModelLoading {
     return checkpoint.missingOfConfig(name)
   }
 
-  private func form(_ tensor: StoredTensor) throws(Fault) -> StoredForm {
-    guard let form = StoredForm(tensor.type), form == .f32 || form == .bf16 || form == .f16 else {
+  private func place(_ tensor: StoredTensor) throws(Fault) -> StoredPlace {
+    guard let place = StoredPlace(weights: tensor) else {
       throw .invalid(
         "\(tensor.name): \(tensor.typeName) is none of F32, F16 and BF16; convert the model to one of them first")
     }
-    return form
+    return place
   }
 
   /// Returns the bytes that it will read.
@@ -155,13 +156,20 @@ struct ModelLoading {
     min(max(1, stretch / max(1, entry.columns)), max(1, entry.places.count))
   }
 
-  fileprivate static func rawBytes(_ entry: FamilyEntry) -> Int { 4 * rowsAtOnce(entry) * entry.columns }
+  /// What a thread reads at once; of a transposed part a head, as it is stored and as float32.
+  fileprivate static func rawBytes(_ entry: FamilyEntry) -> Int {
+    if entry.isTransposed { return 8 * entry.places.count / entry.places.heads * entry.columns }
+    return 4 * rowsAtOnce(entry) * entry.columns
+  }
 
   func rawBytes() throws(Fault) -> Int {
     var most = 0
     try tensors.parts { (part) throws(Fault) in
       switch part {
-      case .own(let entry): most = max(most, tensors.model.context.lanes * Self.rawBytes(entry))
+      case .own(let entry):
+        most = max(most, tensors.model.context.lanes * Self.rawBytes(entry))
+        let stored = try place(checkpoint[try find(entry)])
+        if stored.matrix != nil { most = max(most, stored.bytes(0)) }
       case .block(let n, let layer) where !offloads(layer):
         most = max(
           most,
@@ -211,11 +219,17 @@ struct ModelLoading {
   }
 
   private func copy(_ entry: FamilyEntry, _ raw: UnsafeMutableRawPointer) throws(Fault) {
-    let tensor = checkpoint[try find(entry)]
-    let stored = StoredPlace(form: try form(tensor), file: tensor.file, offset: tensor.offset)
+    let stored = try place(checkpoint[try find(entry)])
+    let context = tensors.model.context
+    if entry.isTransposed {
+      return try context.runToTheEnd(
+        entry.places.heads, CopyHeads(loading: self, entry: entry, stored: stored, raw: raw))
+    }
     let atOnce = Self.rowsAtOnce(entry)
-    try tensors.model.context.runToTheEnd(
-      (entry.places.count + atOnce - 1) / atOnce, CopyRows(loading: self, entry: entry, stored: stored, raw: raw))
+    let items = (entry.places.count + atOnce - 1) / atOnce
+    // Of quantised weights all are read at once, and become floats row by row.
+    let whole = stored.matrix == nil ? nil : try checkpoint.values(stored, 0, raw: raw)
+    try context.runToTheEnd(items, CopyRows(loading: self, entry: entry, stored: stored, whole: whole, raw: raw))
   }
 
   /// To a norm, which is float32. Returns where the next one's numbers go.
@@ -227,7 +241,7 @@ struct ModelLoading {
 
   /// As many rows as are read at once, from number `item` times so many on.
   fileprivate func copyRows(
-    _ item: Int, _ entry: FamilyEntry, _ stored: StoredPlace, _ raw: UnsafeMutableRawPointer
+    _ item: Int, _ entry: FamilyEntry, _ stored: StoredPlace, _ whole: StoredValues?, _ raw: UnsafeMutableRawPointer
   ) throws(Fault) {
     let (parameter, columns, atOnce) = (entry.parameter, entry.columns, Self.rowsAtOnce(entry))
     let start = item * atOnce
@@ -238,12 +252,32 @@ struct ModelLoading {
       return try checkpoint.read(from, rows.count * columns, to: parameter.data! + parameter.type.bytes(first))
     }
     let target = ParameterValues(parameter, kernels)
-    let values = try checkpoint.values(from, rows.count * columns, raw: raw)
+    // Of what is read now the first row is that of this item.
+    let first = whole.map { _ in 0 } ?? start
+    let values: StoredValues
+    if let whole { values = whole } else { values = try checkpoint.values(from, rows.count * columns, raw: raw) }
     if entry.places.isStraight {
-      return target.write(entry.places.place(of: start) * columns, rows.count * columns, from: values, 0, stride: 1)
+      return target.write(
+        entry.places.place(of: start) * columns, rows.count * columns, from: values, (start - first) * columns,
+        stride: 1)
     }
     for r in rows {
-      target.write(entry.places.place(of: r) * columns, columns, from: values, (r - start) * columns, stride: 1)
+      target.write(entry.places.place(of: r) * columns, columns, from: values, (r - first) * columns, stride: 1)
+    }
+  }
+
+  /// Head `h` of a part that is stored transposed, [columns, rows of a head].
+  fileprivate func copyHead(
+    _ h: Int, _ entry: FamilyEntry, _ stored: StoredPlace, _ raw: UnsafeMutableRawPointer
+  ) throws(Fault) {
+    let (rows, columns) = (entry.places.count / entry.places.heads, entry.columns)
+    let values = try checkpoint.values(stored.from(h * rows * columns), rows * columns, raw: raw)
+    let floats = (raw + 4 * rows * columns).assumingMemoryBound(to: Float.self)
+    values.read(0, stride: 1, count: rows * columns, to: floats)
+    let turned = StoredValues(form: .f32, data: floats)
+    let target = ParameterValues(entry.parameter, kernels)
+    for r in 0..<rows {
+      target.write(entry.places.place(of: h * rows + r) * columns, columns, from: turned, r, stride: rows)
     }
   }
 }
@@ -253,10 +287,24 @@ private struct CopyRows: FallibleJob {
   let loading: ModelLoading
   let entry: FamilyEntry
   let stored: StoredPlace
+  /// Where all of it has been read.
+  let whole: StoredValues?
   let raw: UnsafeMutableRawPointer  // [lanes, rawBytes]
 
   func run(_ item: Int, lane: Int) throws(Fault) {
-    try loading.copyRows(item, entry, stored, raw + lane * ModelLoading.rawBytes(entry))
+    try loading.copyRows(item, entry, stored, whole, raw + lane * ModelLoading.rawBytes(entry))
+  }
+}
+
+/// An item is one head's part, which is stored transposed.
+private struct CopyHeads: FallibleJob {
+  let loading: ModelLoading
+  let entry: FamilyEntry
+  let stored: StoredPlace
+  let raw: UnsafeMutableRawPointer  // [lanes, rawBytes]
+
+  func run(_ item: Int, lane: Int) throws(Fault) {
+    try loading.copyHead(item, entry, stored, raw + lane * ModelLoading.rawBytes(entry))
   }
 }
 

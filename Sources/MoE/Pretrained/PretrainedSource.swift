@@ -5,16 +5,81 @@ import CShims
 public struct PretrainedSource {
   public let context: ContextPointer
   public let family: Family
+  /// Whose names the tensors have.
+  let names: Family
   /// The whole text, and the part of it that is about the language model.
   public let config: JSONTree
   public let language: JSONValue
   let checkpoint: CheckpointPointer
-  /// The folder's, as it was given.
+  /// The folder's, or the file's, as it was given.
   let path: UnsafePointer<CChar>
   private let text: UnsafeMutablePointer<UInt8>
 
-  /// `path`: the folder's.
+  public var isGGUF: Bool { checkpoint.pointee.isGGUF }
+
+  /// Of config.json, which for a GGUF file stands for its keys.
+  public var configText: UnsafePointer<CChar> { UnsafeRawPointer(text).assumingMemoryBound(to: CChar.self) }
+
+  /// `path`: a folder's, or a GGUF file's.
   public init(_ path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
+    if GGUFHeader.isFile(path) {
+      self = try PretrainedSource(gguf: path, in: context)
+    } else {
+      self = try PretrainedSource(folder: path, in: context)
+    }
+  }
+
+  private init(gguf path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
+    self.context = context
+    let allocator = context.pointee.allocator
+    checkpoint = try .open(path, in: context, isMapped: false)
+    do throws(Fault) {
+      let capacity = GGUFConfiguration.capacity(checkpoint.pointee)
+      let name = try allocator.allocate(CChar.self, count: textLength(path) + 1)
+      self.path = UnsafePointer(name)
+      name.update(from: path, count: textLength(path) + 1)
+      do throws(Fault) {
+        text = try allocator.allocate(UInt8.self, count: capacity)
+        do throws(Fault) {
+          (config, names, family, language) = try Self.read(checkpoint.pointee, path, text, capacity, allocator)
+        } catch {
+          allocator.deallocate(text)
+          throw error
+        }
+      } catch {
+        allocator.deallocate(name)
+        throw error
+      }
+    } catch {
+      checkpoint.free()
+      throw error
+    }
+    context.retain()
+  }
+
+  /// What a GGUF file's keys say as config.json does, and how its tensors are called.
+  private static func read(
+    _ checkpoint: Checkpoint, _ path: UnsafePointer<CChar>, _ text: UnsafeMutablePointer<UInt8>, _ capacity: Int,
+    _ allocator: Allocator
+  ) throws(Fault) -> (JSONTree, Family, Family, JSONValue) {
+    let input = try InputFile(path: path)
+    defer { input.close() }
+    let header = try GGUFHeader(input, path: path, allocator)
+    defer { header.free(allocator) }
+    let memory = UnsafeMutableRawPointer(text).assumingMemoryBound(to: CChar.self)
+    var configuration = try GGUFConfiguration(header, checkpoint, to: memory, capacity: capacity)
+    let count = try configuration.write()
+    let tree = try JSONTree(text, count: count, path: path, allocator)
+    do throws(Fault) {
+      let (family, language) = try Self.family(of: tree.root, path)
+      return (tree, configuration.architecture.names(in: checkpoint), family, language)
+    } catch {
+      tree.free(allocator)
+      throw error
+    }
+  }
+
+  private init(folder path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {
     self.context = context
     let allocator = context.pointee.allocator
     let paths = try FolderPaths(path, allocator)
@@ -30,6 +95,7 @@ public struct PretrainedSource {
     }
     do throws(Fault) {
       (family, language) = try Self.family(of: config.root, paths.path("config.json"))
+      names = family
       checkpoint = try Self.openWeights(paths, in: context)
     } catch {
       config.free(allocator)
@@ -38,6 +104,12 @@ public struct PretrainedSource {
       throw error
     }
     context.retain()
+    do throws(Fault) {
+      try checkpoint.joinQuantised(QuantisationHints(config.root.member("quantization_config")))
+    } catch {
+      free()
+      throw error
+    }
   }
 
   public func free() {
@@ -54,10 +126,10 @@ public struct PretrainedSource {
   /// Whether the files have every layer, by the one tensor that all layers of all families have: a config.json that is not theirs
   /// may speak of a million.
   public func requireLayers(_ count: Int) throws(Fault) {
-    for index in 0..<family.ruleCount where family.rule(index).isOfEveryLayer {
+    for index in 0..<names.ruleCount where names.rule(index).isOfEveryLayer {
       for n in 0..<count {
         try withText { (name: inout TextBuffer) in
-          family.rule(index).appendName(family, layer: n, to: &name)
+          names.rule(index).appendName(names, layer: n, to: &name)
         } body: { (name) throws(Fault) in
           if checkpoint.pointee.find(name) == nil {
             throw checkpoint.pointee.missingOfConfig(name).inFolder(path)
@@ -80,8 +152,11 @@ public struct PretrainedSource {
     if input.count > JSONTree.largest {
       throw .invalid("config.json of \(input.count) bytes, more than \(JSONTree.largest): \(path)")
     }
-    let text = try input.text(0, input.count, allocator)
+    let text = try allocator.allocate(UInt8.self, count: input.count + 1)
     do throws(Fault) {
+      let error = input.read(0, input.count, to: text)
+      if error != 0 { throw .io("reading a file", path, error) }
+      text[input.count] = 0
       return (text, try JSONTree(text, count: input.count, path: path, allocator))
     } catch {
       allocator.deallocate(text)

@@ -28,12 +28,12 @@ public struct Survey {
     try checkpoint.requireAllNamed()
     for index in 0..<checkpoint.count {
       let tensor = checkpoint[index]
-      if let use = source.family.use(of: tensor.name, layers: layers) {
+      if let use = source.names.use(of: tensor.name, layers: layers) {
         try add(tensor, use)
         continue
       }
       let isLeft =
-        source.family.leaves(tensor.name) || source.family.isFurtherLayer(tensor.name, layers: layers)
+        source.names.leaves(tensor.name) || source.names.isFurtherLayer(tensor.name, layers: layers)
       if !isLeft {
         throw .invalid(
           """
@@ -53,11 +53,18 @@ public struct Survey {
 
   private mutating func add(_ tensor: StoredTensor, _ use: Family.Use) throws(Fault) {
     // Two numbers of MXFP4 are in a byte; scales are no numbers of the model.
-    let isPacked = tensor.type == .u8
+    let isPacked = tensor.type == .u8 && tensor.quantised == nil
+    let isQuantised = tensor.quantised != nil || tensor.type.block != nil
     if tensor.bytes > Self.most - bytes {
       throw .invalid("\(tensor.name): the files have more than \(Self.most) bytes: no model is that large")
     }
-    let elements = isPacked ? 2 * tensor.bytes : tensor.bytes / tensor.type.alignment
+    let elements =
+      isPacked
+      ? 2 * tensor.bytes
+      : isQuantised ? tensor.shape.elements ?? 0 : tensor.bytes / tensor.type.alignment
+    if elements > Self.most - all {
+      throw .invalid("\(tensor.name): the files have more than \(Self.most) weights: no model is that large")
+    }
     bytes += tensor.bytes
     switch use {
     case .scales: return
@@ -69,6 +76,7 @@ public struct Survey {
     case .matrix, .other: others += elements
     }
     switch tensor.type {
+    case _ where isQuantised: bf16 += 2 * elements
     case .f32: f32 += tensor.bytes
     case .f16: f16 += tensor.bytes
     case .bf16, .u8: bf16 += tensor.bytes
@@ -94,7 +102,7 @@ extension Family {
       if compareText(rule.parameter, cText("embed.weight")) == 0 { return .embedding }
       return hasEnd(rule.parameter, cText(".weight")) ? .matrix : .other
     }
-    guard let own = text(name, after: prefix), let rest = text(own, after: cText("layers.")),
+    guard let own = text(name, after: prefix), let rest = text(own, after: layer),
       let (n, behind) = leadingNumber(rest), n < layers
     else { return nil }
     for number in 0..<Int(MOEI_MOST_LAYOUTS) {

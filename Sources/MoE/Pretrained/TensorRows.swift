@@ -9,6 +9,10 @@ public struct TensorRows {
   private var first = 0
   /// Gates follow each head's queries in the file, all queries in the parameter: where they begin there.
   private var gates: Int?
+  /// Where only a part of each head's rows is in the tensor: how many rows a head has in the parameter.
+  private var headInParameter: Int?
+  /// Of the model.
+  let heads: Int
 
   let count: Int
 
@@ -22,6 +26,9 @@ public struct TensorRows {
     /// The rotated part is a head's last numbers; and the latent's size.
     var latentRank: Int
 
+    /// Of a head's key what comes from its own latent, not from the part that turns.
+    var ownKeySize: Int { headSize - rotarySize }
+
     public init(heads: Int, keyHeads: Int, headSize: Int, valueSize: Int, rotarySize: Int, latentRank: Int) {
       (self.heads, self.keyHeads, self.headSize) = (heads, keyHeads, headSize)
       (self.valueSize, self.rotarySize, self.latentRank) = (valueSize, rotarySize, latentRank)
@@ -32,6 +39,7 @@ public struct TensorRows {
     let (d, queries) = (shapes.headSize, shapes.heads * shapes.headSize)
     let keys = shapes.keyHeads * d
     head = d
+    heads = shapes.heads
     switch rule.rows {
     case .all: (count, head) = (rows, rows)
     case .query: count = queries
@@ -42,6 +50,12 @@ public struct TensorRows {
       gates = queries + keys + shapes.keyHeads * shapes.valueSize
     case .heads: count = rows
     case .latent: (count, head) = (rows, rows)
+    case .latentKeys:
+      (count, head) = (heads * shapes.ownKeySize, shapes.ownKeySize)
+      headInParameter = shapes.ownKeySize + shapes.valueSize
+    case .latentValues:
+      (first, count, head) = (shapes.ownKeySize, heads * shapes.valueSize, shapes.valueSize)
+      headInParameter = shapes.ownKeySize + shapes.valueSize
     }
     guard rule.isTurned else { return }
     turned = shapes.rotarySize
@@ -59,11 +73,13 @@ public struct TensorRows {
     case .queryAndGate: return rows == all + shapes.heads * shapes.headSize && turns
     case .heads: return shapes.headSize > 0 && rows % shapes.headSize == 0 && turns
     case .latent: return rows == shapes.latentRank + shapes.rotarySize && turns
+    case .latentKeys, .latentValues:
+      return shapes.ownKeySize > 0 && rows == shapes.heads * (shapes.ownKeySize + shapes.valueSize)
     }
   }
 
   /// Whether rows follow one another in both.
-  var isStraight: Bool { turned == 0 && gates == nil }
+  var isStraight: Bool { turned == 0 && gates == nil && headInParameter == nil }
 
   /// Where row r of the tensor is in the parameter.
   func place(of r: Int) -> Int {
@@ -73,6 +89,7 @@ public struct TensorRows {
       if within >= head { return gates + h * head + within - head }
       r = h * head + within
     }
+    if let headInParameter { return r / head * headInParameter + first + r % head }
     if turned == 0 { return first + r }
     let (h, within) = r.quotientAndRemainder(dividingBy: head)
     let pair = within - turnBegin

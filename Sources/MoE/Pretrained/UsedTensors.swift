@@ -64,7 +64,7 @@ extension Family {
   /// Whether a tensor is of a layer behind the last one, where the family's files may have such.
   func isFurtherLayer(_ name: UnsafePointer<CChar>, layers: Int) -> Bool {
     guard table.pointee.further_layers == 1, let own = text(name, after: prefix),
-      let rest = text(own, after: cText("layers.")), let (n, _) = leadingNumber(rest)
+      let rest = text(own, after: layer), let (n, _) = leadingNumber(rest)
     else { return false }
     return n >= layers
   }
@@ -74,7 +74,7 @@ extension Checkpoint {
   /// Whether the index names all that its files have.
   func requireAllNamed() throws(Fault) {
     for file in 0..<fileCount {
-      for tensor in tensors(ofFile: file) where find(tensor.name) == nil {
+      for tensor in tensors(ofFile: file) where !lists(tensor.name) {
         throw .invalid(
           "\(tensor.name): a file of the index has it, the index does not name it: download the folder again")
       }
@@ -110,7 +110,7 @@ extension Checkpoint {
 
   /// Read some bytes at a time.
   private func isSame(_ a: StoredTensor, _ b: StoredTensor) throws(Fault) -> Bool {
-    if a.type != b.type || a.shape != b.shape { return false }
+    if a.type != b.type || a.shape != b.shape || a.quantised != nil || b.quantised != nil { return false }
     let stretch = 1024
     var (same, fault) = (true, Fault?.none)
     withUnsafeTemporaryAllocation(byteCount: stretch, alignment: 8) { memory in

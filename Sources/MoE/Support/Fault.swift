@@ -64,6 +64,12 @@ extension Fault {
     kind == .invalidArgument ? reworded { "\($0): \(path)" } : self
   }
 
+  /// The fault of a GGUF file, which has no config.json that its text could speak of.
+  public func inGGUF() -> Fault {
+    if kind != .invalidArgument || !hasPart(moei_error_text(), cText("config.json")) { return self }
+    return reworded { "\($0) (config.json: what the keys of this GGUF file come to, under the names of transformers)" }
+  }
+
   /// The fault as one of a list's elements: its text begins with the list's name and the element's number.
   public func inElement(_ n: Int, of list: StaticString) -> Fault { reworded { "\(list)[\(n)]: \($0)" } }
 
@@ -108,7 +114,8 @@ public struct ErrorText: ExpressibleByStringInterpolation {
 public struct TextBuffer {
   private let start: UnsafeMutablePointer<CChar>
   private let capacity: Int
-  private var length = 0
+  /// Bytes that are there, the end not among them.
+  private(set) var length = 0
 
   public init(_ start: UnsafeMutablePointer<CChar>, capacity: Int) {
     self.start = start

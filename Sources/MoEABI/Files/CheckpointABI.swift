@@ -164,6 +164,10 @@ extension OutgoingTensor {
     guard let type = StoredType(rawValue: tensor.dtype) else {
       throw .invalid("tensors[\(index)]: dtype = \(Int(tensor.dtype)) is not a moe_dtype")
     }
+    if type.block != nil {
+      throw .invalid(
+        "tensors[\(index)]: dtype = \(type.name): safetensors files have no such blocks, GGUF has; write F32 or BF16")
+    }
     guard tensor.rank >= 0 && tensor.rank <= StoredShape.mostDimensions else {
       throw .invalid("tensors[\(index)]: rank = \(Int(tensor.rank)) is not 0 to \(StoredShape.mostDimensions)")
     }

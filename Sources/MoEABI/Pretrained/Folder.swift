@@ -42,9 +42,10 @@ struct Folder {
       try own.pointee.limitExperts()
       return own
     } catch {
+      let fault = source.isGGUF ? error.inGGUF() : error
       memory.free()
       source.free()
-      throw error
+      throw fault
     }
   }
 
@@ -129,6 +130,7 @@ struct Folder {
     info.parameter_bytes =
       weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
     info.expert_bytes = weights.bytes(survey.experts)
+    info.config = source.configText
     info.max_positions = ((try? keys.whole("max_position_embeddings")) ?? nil).map { Int64($0) } ?? 0
   }
 

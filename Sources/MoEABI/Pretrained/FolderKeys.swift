@@ -257,14 +257,36 @@ struct FolderKeys {
     return nil
   }
 
-  /// Quantised weights are read where the family has a layout for them.
+  /// Which quantised weights are read: what their tensors are, QuantisedTensors sees.
   private func requireReadable() throws(Fault) {
     guard let quantised = root.member("quantization_config"), !quantised.isNull else { return }
-    let method = quantised.member("quant_method")
-    let isPacked = method.map { JSONText.equal($0.text, JSONText(cText("mxfp4"))) } ?? false
-    if isPacked && family.table.pointee.layouts.1 != 0 { return }
-    let name = method?.text ?? JSONText(cText("an unknown format"))
+    let method = quantised.member("quant_method")?.text ?? JSONText(cText("an unknown format"))
+    func must(_ key: StaticString, be words: StaticString) throws(Fault) {
+      guard let found = quantised.member(key), !found.isNull, !found.text.isAmong(cText(words)) else { return }
+      throw .invalid(
+        "config.json: quantization_config: \(key) = \(found.text) of \(method) is not read: it must be \(words); convert the model to bfloat16 first"
+      )
+    }
+    if method.isAmong(cText("mxfp4")) && family.table.pointee.layouts.1 != 0 { return }
+    if method.isAmong(cText("awq")) {
+      try must("bits", be: "4")
+      try must("w_bit", be: "4")
+      return try must("version", be: "gemm|GEMM")
+    }
+    if method.isAmong(cText("gptq")) {
+      try must("bits", be: "2|4|8")
+      return try must("checkpoint_format", be: "gptq|gptq_v2")
+    }
+    if method.isAmong(cText("compressed-tensors")) {
+      return try must(
+        "format",
+        be:
+          "pack-quantized|float-quantized|int-quantized|naive-quantized|nvfp4-pack-quantized|mxfp4-pack-quantized|mixed-precision"
+      )
+    }
+    if method.isAmong(cText("fp8|fbgemm_fp8|modelopt")) { return }
     throw .invalid(
-      "config.json: quantization_config: weights in \(name) are not read; convert the model to bfloat16 first")
+      "config.json: quantization_config: weights in \(method) are not read: compressed-tensors, awq, gptq, fp8 and modelopt's are; convert the model to bfloat16 first"
+    )
   }
 }

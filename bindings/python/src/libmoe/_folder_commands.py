@@ -14,6 +14,7 @@ import libmoe
 
 from ._conversation import Conversation, chosen
 from ._folder_options import WINDOW, WINDOWS
+from ._gguf import is_gguf, keys_of
 from ._screen import Meter, Speed, size
 from .blocks._tokens import check_sampling
 from .pretrained import describe_pretrained
@@ -32,7 +33,9 @@ FORMATS: tuple[FolderDType, ...] = ("f32", "bf16", "f16")
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Return whether a folder is that of a model rather than of a run: whose config.json names a family."""
+    """Return whether a path is a model's rather than a run's: config.json names a family, or it is GGUF."""
+    if is_gguf(folder):
+        return True
     try:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -239,6 +242,9 @@ def inspect(folder: Path) -> Iterator[str]:
     sampling = libmoe.Sampling.from_pretrained(folder)
     if sampling.not_computed:
         yield f"generation_config.json asks for what is not computed: {', '.join(sampling.not_computed)}"
+    if is_gguf(folder):
+        yield f"tokenizer: {keys_of(folder).get('tokenizer.ggml.model', 'none')}"
+        return
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).exists():
             yield f"there is no {name}"

@@ -19,16 +19,18 @@ examples:
   python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time" --tokens 100
   python -m libmoe generate OLMoE-1B-7B --prompt "Once upon a time" --prepared int8
   python -m libmoe chat gpt-oss-20b --resident-limit 8GB
+  python -m libmoe generate Qwen3-30B-A3B-Q4_K_M.gguf --prompt "Once upon a time"
   python -m libmoe eval OLMoE-1B-7B book.txt
   python -m libmoe convert OLMoE-1B-7B OLMoE-f32 --dtype f32
 
-FOLDER has config.json, model.safetensors or its shards, and tokenizer.json, as transformers writes them.
+FOLDER has config.json, model.safetensors or its shards, and tokenizer.json, as transformers writes them; or
+it is a GGUF file, of several the first.
 """
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
     """Add the folder that is read."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the model")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the model, or a GGUF file")
 
 
 def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None:

@@ -12,6 +12,8 @@ from pathlib import Path as Place
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import words
+from ._gguf import is_gguf
+from ._gguf_tokenizer import write_beside
 from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.callbacks import tell_progress
@@ -55,16 +57,18 @@ class Pretrained:
         progress: Progress | None = None,
         context: Context | None = None,
     ) -> AnyModel:
-        """Read a whole model from a folder as transformers' ``save_pretrained`` writes it.
+        """Read a whole model from a folder as transformers' ``save_pretrained`` writes it, or a GGUF file.
 
-        The folder has config.json, and model.safetensors or its shards; docs/models.md lists the families.
+        The folder has config.json, and model.safetensors or its shards; docs/models.md lists the families,
+        and the architectures of GGUF files.  Weights may be quantised: they become `weight_dtype`.
         Every tensor of the files is used, or named in an error.
 
         Parameters
         ----------
         folder : path
+            Or that of a GGUF file; of several, that of the first.
         weight_dtype : {"own", "f32", "bf16", "f16"}
-            Of the weights in memory; ``"own"``: that of which the files have most.
+            Of the weights in memory; ``"own"``: that of which the files have most, of quantised ones bf16.
         embedding_dtype : {"own", "f32", "bf16"}
             Of the token embedding.
         inference_only : bool
@@ -111,7 +115,7 @@ class Pretrained:
         )
         tell_progress(options, progress)
         place = require_json(folder)
-        sampling = Sampling.from_pretrained(folder)
+        sampling = None if is_gguf(folder) else Sampling.from_pretrained(folder)
         parent = handle_of(context)
         handle = Handle(
             lib.moe_model_load,
@@ -125,7 +129,7 @@ class Pretrained:
         handle.keep["folder"] = True
         model._folder = os.path.abspath(place)  # type: ignore[attr-defined]
         model._longest = None
-        model.sampling = sampling
+        model.sampling = sampling or Sampling.from_pretrained(folder)
         return model
 
     def _look_at_length(self, length: int) -> None:
@@ -183,7 +187,9 @@ class Pretrained:
         options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
         tell_progress(options, progress)
         lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
-        if source is not None:
+        if source is not None and is_gguf(source):
+            left = "; ".join(filter(None, (left, write_beside(source, place_of(folder)))))
+        elif source is not None:
             copy_beside(Place(source), place_of(folder))
         if left:
             warnings.warn(f"save_pretrained: {left}", UserWarning, stacklevel=3)
@@ -196,6 +202,8 @@ class Pretrained:
         source = getattr(self, "_folder", None)
         if source is None or "folder" in self._handle.keep:
             return None
+        if is_gguf(source):
+            return config_of(source).encode()
         return (Place(source) / "config.json").read_bytes()
 
 
@@ -231,6 +239,13 @@ def _longest(folder: str | None) -> int:
         return describe_pretrained(folder).max_positions if folder else 0
     except MoeError:
         return 0
+
+
+def config_of(source: str) -> str:
+    """Return the text of a folder's config.json, or what a GGUF file's keys say in the words of one."""
+    from .pretrained import describe_pretrained  # which needs this module
+
+    return describe_pretrained(source).config
 
 
 def left_out(source: str) -> str:

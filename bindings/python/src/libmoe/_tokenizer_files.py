@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ._gguf import is_gguf
+from ._gguf_tokenizer import coder_of
 from .errors import FileError, InvalidArgumentError
 
 
 def opened(path: str, *, without: str) -> Any:
-    """Return the file's tokenizer, without what it switches on for a batch of short texts.
+    """Return the file's tokenizer, or that of a GGUF file, without what is for batches of short texts.
 
     Truncation, padding, and dropout of merges are off.
 
@@ -39,6 +41,8 @@ def opened(path: str, *, without: str) -> Any:
         )
     if not os.path.isfile(path):
         raise InvalidArgumentError(f"tokenizer: no such file: {path!r}")
+    if is_gguf(path):
+        return _quiet(coder_of(path))
     try:
         # Read here: the package opens no path that is not UTF-8.
         with open(path, encoding="utf-8") as file:
@@ -49,6 +53,11 @@ def opened(path: str, *, without: str) -> Any:
         raise InvalidArgumentError(
             f"tokenizer {path!r}: {error}; a file that tokenizers.Tokenizer.save wrote is wanted"
         ) from None
+    return _quiet(coder)
+
+
+def _quiet(coder: Any) -> Any:
+    """Switch off what a file switches on for a batch of short texts."""
     coder.no_truncation()
     coder.no_padding()
     if getattr(coder.model, "dropout", None):

@@ -46,11 +46,17 @@ _NUMPY: dict[str, Any] = {
     "f8_e4m3fnuz": np.uint8,
     "f8_e5m2fnuz": np.uint8,
 }
+# Of GGUF files: blocks of numbers, which are bytes.
+_BLOCKS = (
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs", "mxfp4", "nvfp4"),
+)
+_NUMPY.update(dict.fromkeys(_BLOCKS, np.uint8))
 # Of elements that are no bytes; then all whose numbers nobody here knows.
 _BYTES = ("other", "f4", "f6_e2m3", "f6_e3m2")
 _BITS = (*_BYTES, "f8_e4m3fnuz", "f8_e5m2fnuz")
 # What comes as float32, because its bits would be taken for whole numbers.
-_CONVERTED = ("bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0")
+_CONVERTED = ("bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0", *_BLOCKS)
 # Types of the package ml_dtypes, which numpy calls by these names.
 _NAMED = {"float8_e4m3fn": "f8_e4m3", "float8_e5m2": "f8_e5m2", "float8_e8m0fnu": "f8_e8m0"}
 _WORDS = {number: word for word, number in abi.DTYPE.items()}
@@ -81,7 +87,7 @@ class _Memory:
         self.__array_interface__ = {
             "version": 3,
             "typestr": np.dtype(_NUMPY[word]).str,
-            "shape": (tensor.size,) if word in _BYTES else tuple(tensor.shape[: tensor.rank]),
+            "shape": (tensor.size,) if word in _BYTES + _BLOCKS else tuple(tensor.shape[: tensor.rank]),
             "data": (tensor.data, True),
         }
 
@@ -116,17 +122,17 @@ def _stored(
 
 @keywords
 class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
-    """A safetensors file, or several that an index file names, as a mapping of names to read-only arrays.
+    """A safetensors file, several that an index file names, or a GGUF file: names to read-only arrays.
 
     The arrays hold the numbers.  Where numpy has their type they are the file itself, mapped: nothing is read
     before it is used, and they keep the file open, also after the checkpoint is closed; it may be replaced
-    meanwhile, but not changed in place.  bfloat16 and 8-bit floats come as copies in float32, exactly;
-    :meth:`raw` has their bits.
+    meanwhile, but not changed in place.  bfloat16 and 8-bit floats come as copies in float32, exactly, and
+    so do the blocks of GGUF, as each format defines its numbers; :meth:`raw` has their bits.
 
     Parameters
     ----------
     path : path
-        A safetensors file, or an index file, whose name ends in ``.json``.
+        A safetensors file, an index file, whose name ends in ``.json``, or a GGUF file, of several the first.
     context : Context, optional
         By default the shared one.  The checkpoint keeps it alive.
 
@@ -211,7 +217,8 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
     def raw(self, name: str) -> NDArray[Any]:
         """Return a tensor as the file has it: bfloat16 as uint16, 8-bit floats as uint8.
 
-        Of 4 or 6 bits, and of a type that libmoe does not know, these are its bytes, in one dimension.
+        Of 4 or 6 bits, of blocks, and of a type that libmoe does not know, these are its bytes, in one
+        dimension.
         :func:`save` writes the array as the type it was.
 
         Raises

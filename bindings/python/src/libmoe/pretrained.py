@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import words
 from ._keywords import keywords
@@ -40,6 +40,8 @@ class PretrainedInfo:
         In the files, and those that the model does not read.
     left_tensors, ignored_keys : str
         The first of these, and the keys of config.json that change no number.
+    config : str
+        The text of config.json; of a GGUF file what its keys say in the words of one.
     """
 
     model_type: str
@@ -60,6 +62,7 @@ class PretrainedInfo:
     n_left_tensors: int
     left_tensors: str
     ignored_keys: str
+    config: str = field(repr=False)
 
 
 @keywords
@@ -123,6 +126,7 @@ def describe_pretrained(
         n_left_tensors=info.n_left_tensors,
         left_tensors=_text(info.left_tensors),
         ignored_keys=_text(info.ignored_keys),
+        config=_text(info.config),
     )
 
 

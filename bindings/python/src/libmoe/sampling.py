@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ._gguf import is_gguf, keys_of
+from ._gguf_tokenizer import end_tokens as end_tokens_of
 from ._keywords import keywords
 from ._native import check
 from .blocks._tokens import check_sampling
@@ -136,7 +138,7 @@ class Sampling:
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Sampling:
-        """Return what generation_config.json of a folder asks for, as transformers reads it.
+        """Return what generation_config.json of a folder asks for, as transformers reads it; or a GGUF file.
 
         Where there is none, end tokens are those of config.json; without ``do_sample`` the largest logit is
         taken.
@@ -148,6 +150,8 @@ class Sampling:
         FileError
             It cannot be read.
         """
+        if is_gguf(folder):
+            return _of_gguf(folder)
         path = place_of(folder) / FILE
         found = _read(path)
         if found is None:
@@ -161,6 +165,27 @@ class Sampling:
             return _of(found)
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"{str(path)!r}: {_by_key(str(error), found)}") from None
+
+
+# Keys of GGUF files, and what they are here.
+_GGUF = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
+def _of_gguf(path: Path) -> Sampling:
+    """Return what the keys of a GGUF file say."""
+    keys = keys_of(path)
+    drawn = {ours: keys.get(f"general.sampling.{theirs}") for theirs, ours in _GGUF.items()}
+    found = {**drawn, "do_sample": drawn["temperature"] is not None, "eos_token_id": end_tokens_of(keys)}
+    try:
+        return _of(found)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{str(path)!r}: its keys of general.sampling: {error}") from None
 
 
 def _by_key(text: str, found: Mapping[str, Any]) -> str:

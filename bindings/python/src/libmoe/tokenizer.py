@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _pieces
+from ._gguf import is_gguf
+from ._gguf_tokenizer import template_of
 from ._keywords import keywords
 from ._native import check
 from ._tokenizer_files import opened
@@ -27,7 +29,7 @@ class Tokenizer:
     Parameters
     ----------
     path : path
-        Of a folder with tokenizer.json, or of such a file.
+        Of a folder with tokenizer.json, of such a file, or of a GGUF file.
 
     Raises
     ------
@@ -138,7 +140,8 @@ class Tokenizer:
             The folder has none.
         """
         if self._template is None:
-            self._template = ChatTemplate.of(self.path.parent)
+            own = template_of(str(self.path)) if is_gguf(self.path) else None
+            self._template = own or ChatTemplate.of(self.path.parent)
         return self._template
 
     def chat(

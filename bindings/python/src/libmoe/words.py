@@ -20,7 +20,9 @@ Phase = Literal[
 ]
 DType = Literal[
     "f32", "bf16", "f16", "f64", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool", "f8_e4m3",
-    "f8_e5m2", "f8_e8m0", "other", "f4", "f6_e2m3", "f6_e3m2", "c64", "f8_e4m3fnuz", "f8_e5m2fnuz",
+    "f8_e5m2", "f8_e8m0", "other", "f4", "f6_e2m3", "f6_e3m2", "c64", "f8_e4m3fnuz", "f8_e5m2fnuz", "q4_0",
+    "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+    "nvfp4",
 ]
 RouterWeights = Literal["scores", "topk_softmax", "topk_sigmoid", "equal", "sparsemixer", "group_softmax"]
 Router = Literal["token_choice", "expert_choice", "hierarchical", "hash", "sinkhorn", "external", "relu"]
@@ -61,7 +63,7 @@ Layout = Literal[
     "libmoe", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek", "gpt_oss", "gpt_oss_mxfp4", "llama4",
     "granite_moe", "dbrx", "switch_encoder", "switch_decoder", "transformers_5", "llama4_text", "jetmoe",
     "minimax_m2", "ernie4_5", "longcat_flash", "jamba", "hunyuan", "nemotron_h", "lfm2_moe", "afmoe",
-    "deepseek_v4", "nllb_encoder", "nllb_decoder", "qwen3_vl_moe", "qwen3_5_moe", "gemma4",
+    "deepseek_v4", "nllb_encoder", "nllb_decoder", "qwen3_vl_moe", "qwen3_5_moe", "gemma4", "gguf",
 ]
 ExpertPart = Literal["gate", "up", "down", "gate_bias", "up_bias", "down_bias", "constant"]
 Norm = Literal["layer", "rms"]

@@ -45,7 +45,9 @@ PHASE = {
 DTYPE = {
     "f32": 0, "bf16": 1, "f16": 2, "f64": 3, "i64": 4, "i32": 5, "i16": 6, "i8": 7, "u64": 8, "u32": 9,
     "u16": 10, "u8": 11, "bool": 12, "f8_e4m3": 13, "f8_e5m2": 14, "f8_e8m0": 15, "other": 16, "f4": 17,
-    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22,
+    "f6_e2m3": 18, "f6_e3m2": 19, "c64": 20, "f8_e4m3fnuz": 21, "f8_e5m2fnuz": 22, "q4_0": 23, "q4_1": 24,
+    "q5_0": 25, "q5_1": 26, "q8_0": 27, "q2_k": 28, "q3_k": 29, "q4_k": 30, "q5_k": 31, "q6_k": 32,
+    "iq4_nl": 33, "iq4_xs": 34, "mxfp4": 35, "nvfp4": 36,
 }
 ROUTER_WEIGHTS = {
     "scores": 0, "topk_softmax": 1, "topk_sigmoid": 2, "equal": 3, "sparsemixer": 4, "group_softmax": 5,
@@ -96,7 +98,7 @@ LAYOUT = {
     "transformers_5": 13, "llama4_text": 14, "jetmoe": 15, "minimax_m2": 16, "ernie4_5": 17,
     "longcat_flash": 18, "jamba": 19, "hunyuan": 20, "nemotron_h": 21, "lfm2_moe": 22, "afmoe": 23,
     "deepseek_v4": 24, "nllb_encoder": 25, "nllb_decoder": 26, "qwen3_vl_moe": 27, "qwen3_5_moe": 28,
-    "gemma4": 29,
+    "gemma4": 29, "gguf": 30,
 }
 EXPERT_PART = {"gate": 0, "up": 1, "down": 2, "gate_bias": 3, "up_bias": 4, "down_bias": 5, "constant": 6}
 NORM = {"layer": 0, "rms": 1}
@@ -132,7 +134,7 @@ class moe_statistics(Structure):
 
 
 class moe_checkpoint(Structure):
-    """An open safetensors file, or several that an index file names."""
+    """An open safetensors file, or several that an index file names, or a GGUF file."""
 
 
 class moe_mapping(Structure):
@@ -1172,6 +1174,7 @@ class moe_pretrained_info(Sized):
         ("parameter_bytes", c_size_t),
         ("expert_bytes", c_size_t),
         ("max_positions", c_int64),
+        ("config", c_char_p),
     ]
     _words_ = {
         "dtype": FOLDER_DTYPE,
