@@ -159,19 +159,19 @@ private struct Edge {
   _: R.Type, _: F.Type, _ k: Int, _ a: UnsafePointer<F.Word>, _ m: Int, _ b: UnsafePointer<F.Word>, _ start: Source,
   _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
-  var memory = F.Steps.memory()
+  var memory = moei_decoded_memory()
   withUnsafeMutablePointer(to: &memory) { memory in
     var rows = R(start, startStride)
     var (a, b, left, chunkAhead) = (a, b, k, ahead.first)
     while left > 0 {
       let count = left < F.perChunk ? left : F.perChunk
-      let steps = F.stepsOfRows(R.count, a, count, b, memory)
+      F.beginRows(R.count, a, count, b, memory)
       var next = chunkAhead
       var p = 0
       while p < count {
         moei_prefetch(next)
         next += Int(ahead.row)
-        steps.accumulate(&rows, p)
+        F.addRows(&rows, p, a, b, memory)
         p &+= 1
       }
       a += m &* F.perChunk
@@ -282,7 +282,7 @@ private struct Edge {
   _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ first: Int, _ aWidth: Int, _ aChunk: Int,
   _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
 ) {
-  var memory = F.Steps.memory()
+  var memory = moei_decoded_memory()
   withUnsafeMutablePointer(to: &memory) { memory in
     var rows = R(c, cStride)
     // Gradients are far away: fetched now, the next rows are here when their turn comes.
@@ -300,10 +300,11 @@ private struct Edge {
       var t = 0
       while t < height {
         let count = height &- t < 16 ? height &- t : 16
-        let steps = F.stepsOfTokens(first, a + t &* 32, count, b + t &* 32, memory)
+        let (a, b) = (a + t &* 32, b + t &* 32)
+        F.beginTokens(first, a, count, b, memory)
         var p = 0
         while p < count {
-          steps.accumulate(&rows, p)
+          F.addTokens(&rows, p, first, a, b, memory)
           p &+= 1
         }
         t &+= count
