@@ -896,7 +896,8 @@ typedef enum moe_prepared {
  * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
  * max |x| / 127 in float32, q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
  * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all
- * instructions, products of any moe_matmul, threads, chunks and batches.  MXFP4 and NVFP4: d is half as large, q twice.  Q6_K: the sum
+ * instructions, products of any moe_matmul, threads, chunks and batches.  INT8_ROW: one d_x for all features, of at most 131072, and s =
+ * fma(d d_x, sum of all, bias).  MXFP4 and NVFP4: d is half as large, q twice.  Q6_K: the sum
  * is that of s q q_x.  Q4_K: s = fma((d s) d_x, sum of q q_x, s), then s = fma(-(d_min m), d_x (sum of q_x), s). */
 
 /** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every

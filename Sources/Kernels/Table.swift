@@ -85,6 +85,7 @@ import CShims
       gather_token_pairs: { gatherTokenPairs(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       add_token_pairs: { addTokenPairs(Int($0), $1, $2) },
       codes: moei_all_codes(),
+      row_integers: { moei_row_integers($0, $1, $2) },
       gather_integers: { gatherIntegers(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) }))

@@ -15,7 +15,7 @@ from protocol import Array, Work, serve
 
 Tensor = ctypes.c_void_p
 F32 = 0
-# Of enum ggml_type, by how the experts' weights are packed beside it; ggml makes integers of tokens by itself.
+# Of enum ggml_type, by how libmoe packs the experts' weights; ggml makes integers of tokens by itself.
 TYPES = {
     "f32": F32,
     "bf16": 30,

@@ -546,6 +546,8 @@ typedef struct moei_kernels {
   void (*add_token_pairs)(int64_t n, const uint32_t *x, float *y); /* y = y + lower half of x, then + upper half */
 
   moei_codes codes;
+  /* floats [columns / 32][m][32] as integers under one scale for a row, in place, for MOEI_CODE_INT8_ROW alone */
+  void (*row_integers)(int64_t m, int64_t chunks, float *rows);
   /* gather as integers: chunks [columns / 32][m] */
   void (*gather_integers)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, void *chunks);
 

@@ -38,6 +38,7 @@ public struct LinearForward {
     case f32(TiledLinear<F32>)
     case bf16(TiledLinear<BF16>)
     case integers(TiledLinear<Integers>)
+    case rowIntegers(TiledLinear<RowIntegers>)
   }
 
   private let form: Form
@@ -45,8 +46,12 @@ public struct LinearForward {
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
-    if case .blocks(_, integers: true)? = shape.panels?.pointee.form.contents {
-      form = .integers(TiledLinear(&arena, shape, context: context))
+    if case .blocks(let code, integers: true)? = shape.panels?.pointee.form.contents {
+      if code.hasRowScales {
+        form = .rowIntegers(TiledLinear(&arena, shape, context: context))
+      } else {
+        form = .integers(TiledLinear(&arena, shape, context: context))
+      }
       return
     }
     if !context.packsWeights {
@@ -70,6 +75,7 @@ public struct LinearForward {
       case .f32(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
       case .bf16(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
       case .integers(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
+      case .rowIntegers(let tiled): try tiled.forward(tokens, x, weight, bias, y, in: context)
       }
     }
   }

@@ -5,6 +5,7 @@ enum GroupForward {
   case tiled(TiledForward<F32>)
   case tiledBF16(TiledForward<BF16>)
   case integers(TiledForward<Integers>)
+  case rowIntegers(TiledForward<RowIntegers>)
   case plain(PlainForward)
   case free(FreeForward)
 
@@ -16,6 +17,7 @@ enum GroupForward {
     case .tiled: self = .tiled(TiledForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .tiledBF16: self = .tiledBF16(TiledForward(&arena, work, kept: kept?.halves, outputs: outputs))
     case .integers: self = .integers(TiledForward(&arena, work, kept: nil, outputs: outputs))
+    case .rowIntegers: self = .rowIntegers(TiledForward(&arena, work, kept: nil, outputs: outputs))
     case .plain: self = .plain(PlainForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .free: self = .free(FreeForward(work: work, outputs: outputs))
     }
@@ -26,6 +28,7 @@ enum GroupForward {
     case .tiled(let forward): try forward.run(in: context)
     case .tiledBF16(let forward): try forward.run(in: context)
     case .integers(let forward): try forward.run(in: context)
+    case .rowIntegers(let forward): try forward.run(in: context)
     case .plain(let forward): try forward.run(in: context)
     case .free(let forward): try forward.run(in: context)
     }
@@ -37,6 +40,7 @@ enum GroupForward {
     case .tiled(let forward): try forward.runInner(in: context)
     case .tiledBF16(let forward): try forward.runInner(in: context)
     case .integers(let forward): try forward.runInner(in: context)
+    case .rowIntegers(let forward): try forward.runInner(in: context)
     case .plain(let forward): try forward.run(in: context)
     case .free: break
     }
@@ -46,15 +50,15 @@ enum GroupForward {
 /// Which of the ways a group takes. The raw type is for the linker: without one the enum brings its own Hashable,
 /// and with it a random seed that older C libraries do not have.
 enum ExpertForm: Int32 {
-  case tiled, tiledBF16, integers, plain, free
+  case tiled, tiledBF16, integers, rowIntegers, plain, free
 
   /// `keeps`: pre-activations are kept for backward, and so tokens stay floats: rounded to integers they have no slope.
   init(_ work: GroupWork, keeps: Bool = true) {
     let isNative = work.matmul.backend == .native
     if !work.c.multiplies {
       self = .free
-    } else if case .blocks(_, integers: true)? = work.prepared?.form.contents, !keeps {
-      self = .integers
+    } else if case .blocks(let code, integers: true)? = work.prepared?.form.contents, !keeps {
+      self = code.hasRowScales ? .rowIntegers : .integers
     } else {
       switch work.precision {
       case .f32: self = isNative ? .tiled : .plain

@@ -44,6 +44,8 @@ struct TiledInner<P: Precision>: GroupJob {
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
   let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
+  /// Of whole rows, where these are finished.
+  fileprivate let rowList: WorkList?
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
@@ -58,6 +60,8 @@ struct TiledInner<P: Precision>: GroupJob {
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     activations = arena.take(
       P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
+    rowList =
+      P.finishesRows ? WorkList(&arena, work, unit: P.unit, chunks: 1, tilesPerPiece: gatheredTiles) : nil
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, lanes, P.panelsSize)
@@ -69,6 +73,7 @@ struct TiledInner<P: Precision>: GroupJob {
     try work.requireCurrentWeights()
     let pieces = list.fill(dispatch)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
+    if let rowList { try context.run(rowList.fill(dispatch), FinishedRows(inner: self, list: rowList)) }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -148,6 +153,22 @@ struct TiledInner<P: Precision>: GroupJob {
   }
 }
 
+/// Activations once all of a row's are there.
+private struct FinishedRows<P: Precision>: Job {
+  let inner: TiledInner<P>
+  let list: WorkList
+
+  func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    let piece = list.piece(item, inner.dispatch)
+    let width = inner.c.intermediate
+    for tile in piece.range {
+      let rows = piece.tiles.rows(tile)
+      P.finish(
+        rows.count, width, inner.activations + piece.place(0, rows, width: padded(width)), inner.kernels)
+    }
+  }
+}
+
 /// The first step of linear experts: rows of x where the outputs' products read activations.
 private struct LinearInner<P: Precision>: Job {
   let inner: TiledInner<P>
@@ -158,7 +179,7 @@ private struct LinearInner<P: Precision>: Job {
     let columns = min(piece.chunks.count * chunkWidth, h - first * chunkWidth)
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)
-      P.gather(
+      P.gatherPart(
         rows.count, columns, piece.tokens(rows), inner.x + first * chunkWidth, xRow: h,
         weights: inner.c.weightOnInput ? piece.weights(rows) : nil,
         into: inner.activations + piece.place(first, rows, width: padded(h)), inner.kernels)

@@ -9,8 +9,10 @@ struct PanelCode: Equatable {
   let blockBytes: Int
   /// So many contraction indices belong together: matrices without a multiple of that many are refused.
   var unit = 1
-  /// Whether a scale is one for a whole row.
+  /// Whether a scale is one for a whole row. Of tokens that become integers it is then, too.
   var hasRowScales = false
+  /// So many products of integers fit in 32 bits: 127 127 131072 < 2^31.
+  static var mostInARow: Int { 1 << 17 }
 
   func kernels(_ kernels: UnsafePointer<moei_kernels>) -> UnsafePointer<moei_code> {
     moei_code_of(kernels, Int32(truncatingIfNeeded: number))

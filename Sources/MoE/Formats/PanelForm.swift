@@ -35,7 +35,13 @@ public struct PanelForm: Equatable {
     try require(depth, inputsOfNamed: UnsafeRawPointer(matrix.utf8Start).assumingMemoryBound(to: CChar.self))
   }
   func require(_ depth: Int, inputsOfNamed matrix: UnsafePointer<CChar>) throws(Fault) {
-    guard let code, depth % code.unit != 0 else { return }
+    guard let code else { return }
+    if case .blocks(_, integers: true) = contents, code.hasRowScales, depth > PanelCode.mostInARow {
+      throw .invalid(
+        "\(constant) sums at most \(PanelCode.mostInARow) inputs as integers, but \(matrix) has \(depth): prepare another form, such as MOE_PREPARED_INT8_A8"
+      )
+    }
+    if depth % code.unit == 0 { return }
     throw .invalid(
       "\(constant) keeps \(code.unit) inputs of an output together, but \(matrix) has \(depth), no multiple of that: prepare another form, such as MOE_PREPARED_INT4"
     )

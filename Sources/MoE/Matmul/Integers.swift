@@ -2,27 +2,14 @@ import CShims
 
 /// Tokens as integers of 8 bits, 32 features of a row under one scale of their own, beside weights in blocks: for forward
 /// alone. Each chunk of a row is MOEI_TOKEN_BLOCK bytes, of which an element has its share.
-enum Integers: Precision {
+enum Integers: IntegerPrecision {
   typealias Element = UInt16
-  static var weights: ElementType? { nil }
-  static var unit: Int { 1 }
-  /// Whole chunks: what lies beyond the last column counts for the scale.
-  static func filledUp(_ count: Int) -> Int { padded(count) }
 
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels
   ) {
     kernels.pointee.gather_integers(Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, out)
-  }
-
-  static func product(
-    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
-    _ kernels: Kernels
-  ) {
-    // Forms whose tokens become integers are of codes that have it.
-    code.kernels(kernels).pointee.product_of_integers?(
-      Int64(code.inputs), Int64(m), Int64(chunks(of: depth)), a, Int64(count), panels)
   }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
@@ -33,6 +20,58 @@ enum Integers: Precision {
   static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {
     gather(n / chunkWidth, chunkWidth, nil, values, xRow: chunkWidth, weights: nil, into: array, kernels)
   }
+}
+
+/// The same under one scale for a whole row, so that sums go over all of it. Rows are floats until they are whole, then their
+/// integers lie where the floats were.
+enum RowIntegers: IntegerPrecision {
+  typealias Element = Float
+
+  static func gather(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels
+  ) {
+    gatherPart(m, columns, tokens, x, xRow: xRow, weights: weights, into: out, kernels)
+    finish(m, columns, out, kernels)
+  }
+  static func gatherPart(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels
+  ) {
+    kernels.pointee.gather(Int64(m), Int64(columns), tokens, x, Int64(xRow), weights, out)
+  }
+
+  static var finishesRows: Bool { true }
+  static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {
+    kernels.pointee.row_integers(Int64(m), Int64(chunks(of: columns)), rows)
+  }
+  static func pieceDepth(_ depth: Int) -> Int { max(1, depth) }
+
+  static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
+    array
+  }
+  static func load(_ n: Int, _ array: Source, into values: UnsafeMutablePointer<Float>, _ kernels: Kernels) {}
+  static func store(_ n: Int, _ values: UnsafeMutablePointer<Float>, into array: Target, _ kernels: Kernels) {}
+}
+
+/// What both have in common.
+protocol IntegerPrecision: Precision {}
+
+extension IntegerPrecision {
+  static var weights: ElementType? { nil }
+  static var unit: Int { 1 }
+  /// Whole chunks: what lies beyond the last column counts for the scale.
+  static func filledUp(_ count: Int) -> Int { padded(count) }
+
+  static func product(
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels
+  ) {
+    // Forms whose tokens become integers are of codes that have it.
+    code.kernels(kernels).pointee.product_of_integers?(
+      Int64(code.inputs), Int64(m), Int64(chunks(of: depth)), a, Int64(count), panels)
+  }
+
   /// Pre-activations stay floats.
   static func round(_ n: Int, _ values: UnsafeMutablePointer<Float>, by array: Target, _ kernels: Kernels) {}
 

@@ -146,9 +146,10 @@ struct PanelProducts<P: Precision> {
     var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
     let rows = range.isEmpty ? 0 : tiles.rows(range.lowerBound).count * range.count
     let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
-    for p in stride(from: done, to: depth, by: P.panelDepth) {
-      let depth = min(P.panelDepth, self.depth - p)
-      let last = p + P.panelDepth >= self.depth
+    let step = P.pieceDepth(depth)
+    for p in stride(from: done, to: depth, by: step) {
+      let depth = min(step, self.depth - p)
+      let last = p + step >= self.depth
       for i in 0..<panels {
         pieces[i] = panel(i).piece(
           p, depth, rows: rows, buffer: packed + i * P.panelDepth * chunkWidth, kernels)

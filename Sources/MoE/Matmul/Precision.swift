@@ -47,6 +47,13 @@ protocol Precision {
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
+  /// Some columns of rows whose others come by themselves: what `finish` then makes of all is what `gather` gives.
+  static func gatherPart(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels)
+  /// Whether whole rows become something else than their chunks were, by `finish`.
+  static var finishesRows: Bool { get }
+  static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels)
   /// Such columns as sums over tokens read them: [chunk][m / unit][32][unit].
   static func gatherTokens(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
@@ -59,6 +66,8 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
     _ ahead: moei_ahead, _ kernels: Kernels)
+  /// Contraction indices of `depth` that are multiplied at once.
+  static func pieceDepth(_ depth: Int) -> Int
   /// The same for some panels of B in blocks.
   static func product(
     _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
@@ -92,6 +101,18 @@ protocol Precision {
   /// sum[j] += every row's j-th element of one chunk of a tile [m / unit][32][unit], in ascending order
   static func addTokens(
     _ m: Int, _ columns: Int, _ chunk: Source, to sum: UnsafeMutablePointer<Float>, _ kernels: Kernels)
+}
+
+extension Precision {
+  static func gatherPart(
+    _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
+    into out: Target, _ kernels: Kernels
+  ) {
+    gather(m, columns, tokens, x, xRow: xRow, weights: weights, into: out, kernels)
+  }
+  static var finishesRows: Bool { false }
+  static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {}
+  static func pieceDepth(_ depth: Int) -> Int { panelDepth }
 }
 
 // Blocks are read in float32 and as integers: no precision else is given any.

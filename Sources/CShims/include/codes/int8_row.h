@@ -17,8 +17,65 @@ MOEI_INLINE moei_scaling moei_int8_row_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_int8_row_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_int8_value(at, octet, j, scaling);
 }
-MOEI_INLINE moei_sum_floats moei_int8_row_add(moei_sum_floats total, moei_place at, const char *token) {
-  return moei_add_scaled(total, moei_int8_row_scaling(at, 0).scale, moei_step_of(token), moei_byte_sums(at, token));
+
+/* Tokens that have one step as well: floats [chunk][m][32] become integers in place, 32 numbers and the step in the 128 bytes
+ * of each 32 floats, and in a row's first ones the sum of all its numbers. */
+enum { MOEI_ROW_TOKEN = 128 };
+static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
+  for (int64_t r = 0; r < m; r++) {
+    uint32_t largest = 0;
+    for (int64_t c = 0; c < chunks; c++) {
+      const uint32_t own = moei_float_bits(moei_largest(rows + (c * m + r) * 32, 32));
+      largest = own > largest ? own : largest;
+    }
+    const float step = moei_usable(moei_float_of(largest) / 127), inverse = moei_inverse(step);
+    int32_t sum = 0;
+    for (int64_t c = 0; c < chunks; c++) {
+      char *chunk = (char *)(rows + (c * m + r) * 32);
+      int8_t numbers[32];
+      moei_multiples((const float *)chunk, 32, inverse, numbers);
+      for (int64_t i = 0; i < 32; i++) sum += numbers[i];
+      __builtin_memcpy(chunk, numbers, sizeof numbers);
+      moei_put_float(chunk + 32, step);
+    }
+    if (chunks > 0) __builtin_memcpy((char *)(rows + r * 32) + 36, &sum, 4);
+  }
+}
+
+/* As in kernels.h, but sums go over all chunks, and are scaled once. */
+MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row, const int rows, const int columns) {
+  const moei_code_panel *panel = call->panels;
+  const char *first = (const char *)call->a + row * MOEI_ROW_TOKEN;
+  for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
+    moei_sums sums[7][4];
+    MOEI_UNROLL for (int r = 0; r < rows; r++) {
+      MOEI_UNROLL for (int c = 0; c < columns; c++) sums[r][c] = moei_no_bytes(first + r * MOEI_ROW_TOKEN);
+    }
+    const char *token = first;
+    moei_place at = {(const char *)panel->blocks, 0, call->subs, output};
+    for (int64_t left = call->length; left > 0; left--) {
+      MOEI_UNROLL for (int c = 0; c < columns; c++) {
+        const moei_place here = {at.block, at.sub, at.subs, output + c * MOEI_LANES};
+        MOEI_UNROLL for (int i = 0; i < 8; i++) {
+          const moei_sums words = moei_byte_words(here, i);
+          MOEI_UNROLL for (int r = 0; r < rows; r++) sums[r][c] = moei_add_bytes(sums[r][c], words, moei_four(token + r * MOEI_ROW_TOKEN, i));
+        }
+      }
+      token += call->m * MOEI_ROW_TOKEN;
+      if (++at.sub == at.subs && left > 1) {
+        at.block += moei_int8_row_bytes(at.subs);
+        at.sub = 0;
+      }
+    }
+    MOEI_UNROLL for (int c = 0; c < columns; c++) {
+      const moei_place here = {at.block, 0, at.subs, output + c * MOEI_LANES};
+      MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        const moei_sum_floats start = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + here.output));
+        const moei_sum_floats total = moei_add_scaled(start, moei_int8_row_scaling(here, 0).scale, moei_step_of(first + r * MOEI_ROW_TOKEN), sums[r][c]);
+        __builtin_memcpy(panel->c + (row + r) * panel->c_stride + here.output, &total, sizeof total);
+      }
+    }
+  }
 }
 
 /* d = max |w| / 127 of the whole row, q = round(w (1 / d)). */
@@ -61,6 +118,7 @@ static inline int32_t moei_int8_row_pack(int64_t inputs, int64_t rows, int64_t d
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_int8_row
+#define MOEI_CODE_HAS_INTEGERS
 #include "kernels.h"
 
 #endif

@@ -4,7 +4,8 @@
  *   moei_sum_floats CODE_value(at, octet, j, scaling)   number j of these
  *   moei_sum_floats CODE_add(total, at, token)  total + `at` times a token's integers
  *   CODE_AHEAD                                  so many bytes ahead a single token fetches; 0: none
- * With MOEI_CODE_IS_FOR_FLOATS there is no CODE_add, and no product of integers.
+ * With MOEI_CODE_IS_FOR_FLOATS there is no CODE_add, and no product of integers; with MOEI_CODE_HAS_INTEGERS the code has
+ * CODE_integers in place of CODE_add.
  * Its other functions, CODE_encode and CODE_pack, are called as they are. */
 #ifdef MOEI_CODE
 
@@ -20,7 +21,7 @@ MOEI_INLINE void MOEI_OF(fetch)(moei_place at) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, 3);
 }
 
-#ifndef MOEI_CODE_IS_FOR_FLOATS
+#if !defined(MOEI_CODE_IS_FOR_FLOATS) && !defined(MOEI_CODE_HAS_INTEGERS)
 /* All outputs of `rows` rows times integers, `columns` registers of outputs at once: all rows of one before those of the next,
  * so that its weights stay in registers for them. */
 MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, const int rows, const int columns) {
@@ -232,5 +233,6 @@ static inline moei_code MOEI_OF(code)(void) {
 #undef MOEI_JOIN
 #undef MOEI_JOIN_
 #undef MOEI_CODE_IS_FOR_FLOATS
+#undef MOEI_CODE_HAS_INTEGERS
 #undef MOEI_CODE
 #endif

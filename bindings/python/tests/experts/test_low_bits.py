@@ -287,7 +287,8 @@ def test_gated_experts(form: Any) -> None:
     with libmoe.Context() as context:
         found = outputs(x, libmoe.ExpertWeights(gate_up=gate_up, down=down), form, context)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    assert 0.002 < error < 0.01
+    # Of whole rows the largest feature makes the step of all.
+    assert 0.002 < error < (0.02 if form == "int8_row_a8" else 0.01)
 
 
 def test_threads_and_calls() -> None:
@@ -371,6 +372,22 @@ def test_sizes_that_blocks_do_not_divide(matmul: Any, tmp_path: Any) -> None:
         )
         with pytest.raises(ValueError, match="q6_k.* keeps 256 inputs .* embed.weight has 64"):
             model.prepare("q6_k")
+
+
+def test_rows_too_long_for_sums_of_integers() -> None:
+    """127 * 127 * 2^17 is what an int32 holds, and no more rows of that."""
+    form: Any = "int8_row_a8"
+    x, most = np.ones((1, 1), np.float32), 2**17
+    up, down = np.ones((1, most, 1), np.float32), np.ones((1, 1, most), np.float32)
+    with libmoe.Context(1) as context:
+        found = outputs(x, libmoe.ExpertWeights(up=up, down=down), form, context, activation="relu")
+        expected = integer_product(integer_product(x, up[0], form), down[0], form)
+        assert_same_bits(found[0], expected)
+        longer = libmoe.ExpertWeights(
+            up=np.ones((1, most + 1, 1), np.float32), down=np.ones((1, 1, most + 1), np.float32)
+        )
+        with pytest.raises(ValueError, match="int8_row_a8.* at most 131072 inputs .* has 131073"):
+            libmoe.experts_prepare(longer, form, context=context)
 
 
 BITS = {

@@ -347,11 +347,15 @@ def fused(a: Any, b: Any, c: Any) -> Floats:
 
 def integer_product(x: Floats, weights: Floats, form: str, bias: Floats | None = None) -> Floats:
     """Return x [T, k] times weights [n, k], both as integers, from the bias [n] on: [T, n]."""
-    step, tokens = eight_bits(x)
     own = kept(weights, form)
     total = np.zeros((len(x), len(weights)), np.float32)
     if bias is not None:
         total += bias
+    if form == "int8_row_a8":
+        whole_step = usable(np.abs(x).max(-1, keepdims=True) / np.float32(127))
+        sums = multiples(x, whole_step) @ own.terms[0].numbers.reshape(len(weights), -1)[:, : x.shape[1]].T
+        return fused(own.terms[0].scale[:, 0] * whole_step, sums.astype(np.float32), total)
+    step, tokens = eight_bits(x)
     for block in range(tokens.shape[1]):
         for term in own.terms:
             sums = (tokens[:, block] @ term.numbers[:, block].T).astype(np.float32)
