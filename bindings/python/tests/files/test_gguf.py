@@ -156,9 +156,12 @@ HUGE = 1 << 62
 def test_what_is_wrong_is_said(raw: bytes, says: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(raw + bytes(-len(raw) % 32 + 64))
-    for call in (libmoe.Checkpoint, libmoe.Model.from_pretrained, libmoe.describe_pretrained):
-        with pytest.raises(libmoe.InvalidArgumentError, match=says):
-            call(path)
+    with libmoe.Context(1) as context:
+        before = context.memory()[0]
+        for call in (libmoe.Checkpoint, libmoe.Model.from_pretrained, libmoe.describe_pretrained):
+            with pytest.raises(libmoe.InvalidArgumentError, match=says):
+                call(path, context=context)
+            assert context.memory()[0] == before
 
 
 def test_files_that_are_cut_or_spoilt_are_refused_or_read(tmp_path: Path) -> None:

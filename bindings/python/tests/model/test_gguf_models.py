@@ -288,9 +288,12 @@ def test_keys_that_change_numbers_are_refused(keys: Any, says: str, tmp_path: Pa
         path.write_bytes(bytes(raw))
     else:
         write_gguf("olmoe", path, keys=keys)
-    for call in (libmoe.describe_pretrained, libmoe.Model.from_pretrained):
-        with pytest.raises(libmoe.InvalidArgumentError, match=says):
-            call(path)
+    with libmoe.Context(1) as context:
+        before = context.memory()[0]
+        for call in (libmoe.describe_pretrained, libmoe.Model.from_pretrained):
+            with pytest.raises(libmoe.InvalidArgumentError, match=says):
+                call(path, context=context)
+            assert context.memory()[0] == before
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
