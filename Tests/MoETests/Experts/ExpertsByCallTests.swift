@@ -157,7 +157,7 @@ struct ExpertsByCallTests {
       return experts.withConfig(tensors) { own in
         var (call, unused) = (call, tensors)
         change(&own, &call, &unused)
-        return moe_experts_forward(experts.context, &own, &call, nil, experts.x, &y, nil, 0, nil)
+        return moe_experts_forward(experts.context, &own, &call, experts.x, &y, nil, 0, nil)
       }
     }
   }
@@ -228,7 +228,7 @@ struct ExpertsByCallTests {
       experts.withCall { call in
         var (call, y) = (call, experts.x)
         return experts.withConfig { config in
-          moe_experts_forward(experts.context, &config, &call, nil, experts.x, &y, memory, size, nil)
+          moe_experts_forward(experts.context, &config, &call, experts.x, &y, memory, size, nil)
         }
       }
     }

@@ -282,7 +282,11 @@ def all_functions(folder: Path) -> list[Function]:
             n_experts=3, hidden_size=4, expert_kind=2, weights=ctypes.pointer(matrix), n_weights=1
         )
         call = abi.moe_experts_call(
-            n_tokens=3, top_k=2, expert_indices=room(), expert_weights=room(), prepared=prepared
+            n_tokens=3,
+            top_k=2,
+            expert_indices=room(),
+            expert_weights=room(),
+            prepared=ctypes.cast(prepared, ctypes.POINTER(abi.moe_experts_prepared)),
         )
         return [context, config, call]
 
