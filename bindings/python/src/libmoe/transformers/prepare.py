@@ -144,7 +144,8 @@ class Released(Tensor):
         """Refuse what would read it."""
         if function in (Tensor.contiguous, Tensor.clone, Tensor.to, Tensor.cpu):
             raise BadStateError(_RELEASED)
-        return super().__torch_function__(function, types, arguments, named or {})
+        plain: Any = super().__torch_function__
+        return plain(function, types, arguments, named or {})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse to be pickled."""
@@ -178,7 +179,8 @@ def _apply_to_others(module: nn.Module, *arguments: Any, **named: Any) -> nn.Mod
     own = module._parameters
     module._parameters = {name: p for name, p in own.items() if p is None or not p.is_meta}
     try:
-        type(module)._apply(module, *arguments, **named)
+        apply: Any = type(module)._apply
+        apply(module, *arguments, **named)
     finally:
         module._parameters = {name: module._parameters.get(name, p) for name, p in own.items()}
     return module

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import words
@@ -47,8 +48,9 @@ def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
         libmoe.transformers.quantize(model, "int4")
     """
     _require_few_bits(form)
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("libmoe")
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("libmoe")
     if any(map(is_replaceable, model.modules())):
         replace(model)
     prepare(model.eval(), form=form, release=True)
@@ -87,6 +89,8 @@ class QuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-
 @register_quantizer(_METHOD)
 class Quantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
     """What transformers calls for such a configuration."""
+
+    quantization_config: QuantizationConfig
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         return quantize(model, self.quantization_config.form)
