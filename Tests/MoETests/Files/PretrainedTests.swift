@@ -245,7 +245,7 @@ import Testing
       ("rope_parameters", "{\"rope_theta\": 0.5}", "rope_theta"), ("rope_parameters", "[1]", "rope_parameters"),
       ("rope_parameters", "{\"strange\": 1}", "strange"), ("mlp_only_layers", "[1.5]", "mlp_only_layers"),
       ("mlp_only_layers", "\"all\"", "mlp_only_layers"), ("decoder_sparse_step", "0", "decoder_sparse_step"),
-      ("quantization_config", "{\"quant_method\": \"fp8\"}", "quantization_config"),
+      ("quantization_config", "{\"quant_method\": \"quip\"}", "quantization_config"),
     ]
     for (key, value, named) in cases {
       try writeFolder([key: value])
