@@ -174,7 +174,7 @@ static inline moe_context *new_context(void) {
   DISTURB(config, offsetof(moe_context_config, alloc), offsetof(moe_context_config, dealloc),
           offsetof(moe_context_config, alloc_user), offsetof(moe_context_config, log),
           offsetof(moe_context_config, log_user), offsetof(moe_context_config, cancel),
-          offsetof(moe_context_config, cancel_user));
+          offsetof(moe_context_config, cancel_user), offsetof(moe_context_config, host_threads));
   if (config.n_threads < 0 || config.n_threads > 3) config.n_threads = 2; /* threads are not what is tried here */
   uint8_t kind = decide();
   allocations_left = kind < 0xC0 ? -1 : kind & 15;
