@@ -39,7 +39,8 @@ def trained(folder: Path, steps: int) -> Trainer:
         evaluate_every=max(10, steps // 10),
     )
     trainer = Trainer(settings, folder, resume=folder.exists())
-    trainer.train()
+    if trainer.train().signal:  # a model that has not learnt says nothing about its weights
+        sys.exit(1)
     return trainer
 
 
