@@ -76,6 +76,7 @@ using Checkpoint = Handle<moe_checkpoint, moe_checkpoint_free>;
 using Mapping = Handle<moe_mapping, moe_mapping_free>;
 using Model = Handle<moe_model, moe_model_free>;
 using ModelTape = Handle<moe_model_tape, moe_model_tape_free>;
+using Calibration = Handle<moe_calibration, moe_calibration_free>;
 using Cache = Handle<moe_cache, moe_cache_free>;
 using Pretrained = Handle<moe_pretrained, moe_pretrained_free>;
 

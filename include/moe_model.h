@@ -590,6 +590,71 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
                                                 float *dinput);
 
 /* ------------------------------------------------------------------------------------------------------------
+ * Calibration: few bits chosen by text
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** What a model's matrices read over some text: of each that moe_model_prepare packs, and of each expert's, the squares of every input,
+ *  summed over the tokens that reached it.  With it few bits keep those weights best whose inputs are large: with each scale weights
+ *  are clipped at 13 shares of their largest magnitude, 1, 31/32 ... 20/32, and the share is taken that makes
+ *
+ *      sum over j of m_j (w_j - q_j)^2           q: as packed,  m_j: the mean of x_j^2, and 1/100 of the mean of all m
+ *
+ *  least.  (Scales of nvfp4, q4_k and q6_k, which have one above them in common, choose for themselves where that is better for
+ *  the row, or block, than one share for all.)  An expert that fewer than 32 tokens reached is packed by what all experts of its group
+ *  read; where no token came, m is 1.  One text serves every form, and every model with parameters of the same names and shapes.
+ *  It takes 8 bytes for each input of each such matrix, gate and up being one; it keeps its context alive, not its model. */
+typedef struct moe_calibration moe_calibration;
+
+/** Create an empty calibration for a model, whose parameters need no memory; free it with moe_calibration_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_calibration_create(const moe_model *model, moe_calibration **out);
+/** Free a calibration; NULL is a no-op. */
+MOE_API void moe_calibration_free(moe_calibration *calibration);
+
+/** Run tokens through the model and add what its matrices read; padding is left out.  Sums are taken in double, in the order of tokens
+ *  and of calls: the same bits for all n_threads, memory limits and chunks.  Calls on one calibration take turns.
+ *  @param model       [in] as forward takes it; its weights are not packed in few bits.  Experts may be offloaded
+ *  @param input       [in] as of moe_model_forward; targets are not read, and training is 0
+ *  @param calibration [in, out] of a model with such parameters
+ *  @return as moe_model_forward; after an error the calibration is empty. */
+MOE_API MOE_CHECK moe_status moe_model_calibrate(const moe_model *model, const moe_model_input *input,
+                                                 moe_calibration *calibration);
+
+/** moe_model_prepare in a form of few bits that are chosen by a calibration.
+ *  @param model       [in, out] with all its weights in memory
+ *  @param prepared    [in] a moe_prepared, of few bits
+ *  @param calibration [in]
+ *  @return as moe_model_prepare; INVALID_ARGUMENT also of another model's calibration, BAD_STATE also of offloaded experts. */
+MOE_API MOE_CHECK moe_status moe_model_prepare_calibrated(moe_model *model, int32_t prepared, const moe_calibration *calibration);
+
+/** What is known of one matrix. */
+typedef struct moe_calibrated {
+  size_t struct_size;
+  const char *name;         /**< of the parameter; lives as long as the calibration */
+  int64_t n_experts;        /**< in the parameter, 1 of a matrix that all tokens are multiplied by; 0 of a parameter that is not packed, and
+                                 all that follows */
+  int64_t n_inputs;         /**< of a row of weights */
+  int64_t n_tokens;         /**< that reached the expert */
+  const double *square_sums; /**< n_inputs sums of x_j^2 over these tokens; they live as long as the calibration */
+  int32_t is_few;           /**< 1 = fewer than 32 tokens: it is packed by what all experts of its group read */
+  int32_t reserved;         /**< 0 */
+} moe_calibrated;
+
+#define MOE_CALIBRATED_INIT { sizeof(moe_calibrated), NULL, 0, 0, 0, NULL, 0, 0 }
+
+/** Fill `calibrated` with 0 and NULL.  NULL is ignored. */
+MOE_API void moe_calibrated_init(moe_calibrated *calibrated, size_t struct_size);
+
+/** What is known of a parameter, for one expert.
+ *  @param calibration [in]
+ *  @param parameter   [in] its number in the model, see moe_model_parameter
+ *  @param expert      [in] from 0 to n_experts - 1, counted within the parameter; 0 where there are none
+ *  @param calibrated  [in, out] struct_size in, the rest out
+ *  @return MOE_OK, INVALID_ARGUMENT. */
+MOE_API MOE_CHECK moe_status moe_calibration_read(const moe_calibration *calibration, int64_t parameter, int64_t expert,
+                                                  moe_calibrated *calibrated);
+
+/* ------------------------------------------------------------------------------------------------------------
  * Generation
  * ---------------------------------------------------------------------------------------------------------- */
 

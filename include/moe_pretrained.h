@@ -58,9 +58,12 @@ typedef struct moe_pretrained_options {
    *  MOE_ERROR_CANCELLED.  NULL = nobody.  Called in the calling thread; it must not call the library on the same model. */
   int32_t (*progress)(void *user, size_t done, size_t total);
   void *progress_user; /**< goes to progress */
+  const moe_calibration *calibration; /**< nullable: by which few bits are chosen while weights are packed, as moe_model_prepare_calibrated
+                                           does, of a model with such parameters; with `prepared` of few bits, and not with experts that stay in
+                                           the files.  It must live until the model has been read */
 } moe_pretrained_options;
 
-#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL }
+#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL }
 
 /** Fill `options` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t struct_size);

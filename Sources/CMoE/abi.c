@@ -539,6 +539,16 @@ _Static_assert(offsetof(moe_model_plan, kept_all) == 48, "moe_model_plan.kept_al
 _Static_assert(offsetof(moe_model_plan, kept_lean) == 56, "moe_model_plan.kept_lean");
 _Static_assert(offsetof(moe_model_plan, kept_input) == 64, "moe_model_plan.kept_input");
 
+_Static_assert(sizeof(moe_calibrated) == 56, "moe_calibrated");
+_Static_assert(offsetof(moe_calibrated, struct_size) == 0, "moe_calibrated.struct_size");
+_Static_assert(offsetof(moe_calibrated, name) == 8, "moe_calibrated.name");
+_Static_assert(offsetof(moe_calibrated, n_experts) == 16, "moe_calibrated.n_experts");
+_Static_assert(offsetof(moe_calibrated, n_inputs) == 24, "moe_calibrated.n_inputs");
+_Static_assert(offsetof(moe_calibrated, n_tokens) == 32, "moe_calibrated.n_tokens");
+_Static_assert(offsetof(moe_calibrated, square_sums) == 40, "moe_calibrated.square_sums");
+_Static_assert(offsetof(moe_calibrated, is_few) == 48, "moe_calibrated.is_few");
+_Static_assert(offsetof(moe_calibrated, reserved) == 52, "moe_calibrated.reserved");
+
 _Static_assert(sizeof(moe_read_options) == 24, "moe_read_options");
 _Static_assert(offsetof(moe_read_options, struct_size) == 0, "moe_read_options.struct_size");
 _Static_assert(offsetof(moe_read_options, valid_mask) == 8, "moe_read_options.valid_mask");
@@ -568,7 +578,7 @@ _Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
 _Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
 _Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");
 
-_Static_assert(sizeof(moe_pretrained_options) == 48, "moe_pretrained_options");
+_Static_assert(sizeof(moe_pretrained_options) == 56, "moe_pretrained_options");
 _Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
 _Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
 _Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
@@ -577,6 +587,7 @@ _Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained
 _Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
 _Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
 _Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
+_Static_assert(offsetof(moe_pretrained_options, calibration) == 48, "moe_pretrained_options.calibration");
 
 _Static_assert(sizeof(moe_pretrained_info) == 120, "moe_pretrained_info");
 _Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");

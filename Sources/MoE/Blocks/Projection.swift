@@ -11,15 +11,18 @@ struct ProjectionForward {
   private let weight: Parameter
   private let bias: Parameter?
   private let y: StridedTargets
+  /// Where what it reads is noted, in calibration; of which tokens.
+  private let squares: InputSquares?
+  private let valid: UnsafePointer<UInt8>?  // [rows]
 
   init(
-    _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
+    _ arena: inout Arena, _ work: BlockWork, _ role: ModelParameters.LayerRole, _ biasRole: ModelParameters.LayerRole?,
     x: UnsafePointer<Float>, y: UnsafeMutablePointer<Float>
   ) {
-    self.context = context
-    self.rows = rows
-    self.weight = weight
-    self.bias = bias
+    (context, rows, valid) = (work.context, work.tokens, work.input.validMask)
+    weight = work[role]!
+    bias = biasRole.flatMap { work[$0] }
+    squares = work.input.calibration?.pointee.own(work.n, role, work.model)
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
     self.y = StridedTargets(y, stride: outputs)
@@ -30,6 +33,7 @@ struct ProjectionForward {
 
   func run() throws(Fault) {
     try weight.requirePackedValues(context.kernels)
+    try squares?.add(x, rows, valid: valid, in: context)
     try linear.run(tokens: rows, x: x, weight: weight.place!, bias: bias.map { $0.constants }, y: y, in: context)
   }
 }

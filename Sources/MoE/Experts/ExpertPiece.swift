@@ -26,6 +26,15 @@ struct ExpertPiece {
     self.dispatch = dispatch
   }
 
+  /// All rows and outputs of an expert.
+  init(ofAll expert: Int, _ dispatch: GroupRows, _ kernels: UnsafePointer<moei_kernels>, unit: Int) {
+    let height = Int(kernels.pointee.tile_height)
+    let tiles = Tiles(rows: dispatch.count(ofExpert: expert), maxHeight: height, unit: unit)
+    self.init(
+      Piece(expert: Int32(expert), firstTile: 0, endTile: Int32(tiles.count), firstChunk: 0, endChunk: 0), dispatch,
+      maxHeight: height, unit: unit)
+  }
+
   /// Number of the first of an expert's `rows` among the rows of all experts.
   func row(_ rows: Range<Int>) -> Int { firstOfExpert + rows.lowerBound }
 

@@ -10,12 +10,15 @@ struct ExpertsWork {
   let prepared: PreparedGroups
   let dispatch: Dispatch
   let draws: Draws
+  /// Where what the experts read is noted, in calibration.
+  var squares: LayerSquares?
 
   func of(_ index: Int, in context: ContextPointer, only wanted: WantedExperts = .all) -> GroupWork {
     let group = c.groups[index]
     return GroupWork(
       c: group, matmul: context.matmul, lanes: context.lanes, x: x, source: source.of(group),
-      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws))
+      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws),
+      squares: squares?.group(index))
   }
 }
 
@@ -29,6 +32,7 @@ struct GroupWork {
   let prepared: PreparedWeights?
   let dispatch: GroupRows
   var dropout: Dropout?
+  var squares: GroupSquares?
 
   var kernels: UnsafePointer<moei_kernels> { matmul.kernels }
 

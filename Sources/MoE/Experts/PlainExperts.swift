@@ -58,6 +58,8 @@ struct PlainForward: PlainJob {
 
   func run(in context: ContextPointer) throws(Fault) {
     try work.requireCurrentWeights()
+    try work.noteRows(in: context)
+    if let squares = work.squares?.down { work.count(in: squares) }
     try context.measureExperts(backward: false, gateUp: work.gateUpWork, down: work.downWork) { () throws(Fault) in
       try context.run(dispatch.experts.count, self)
     }
@@ -93,6 +95,7 @@ struct PlainForward: PlainJob {
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
         round(a, n * i)
       }
+      if let squares = work.squares?.down { for row in 0..<n { squares.add(a + row * i, to: expert, 0..<i) } }
       guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
       fillRows(out, count: n, width: h, stride: padded(h), with: w.downBias)
       let weight = matrix(.down, w, expert: expert, index)

@@ -104,6 +104,9 @@ struct PreparedGroups {
   /// What they are in, for messages.
   var constant: StaticString { form.constant }
 
+  /// Whether weights are in few bits, where they are packed.
+  var isOfBlocks: Bool { arena != nil && form.code != nil }
+
   /// Whether both are packed in the same form, or neither is.
   func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && form == other.form }
 
@@ -122,13 +125,14 @@ struct PreparedGroups {
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
-  /// All that is in memory.
-  func pack(_ source: ExpertSource, in context: ContextPointer) throws(Fault) {
+  /// All that is in memory; `squares` tells what the experts read, where that is known.
+  func pack(_ source: ExpertSource, _ squares: LayerSquares? = nil, in context: ContextPointer) throws(Fault) {
     for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
       let group = c.groups[index]
       guard let prepared = of(group) else { continue }
       prepared.faults.update(repeating: 0, count: group.experts)
-      PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(in: context)
+      try PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(
+        squares?.group(index), in: context)
       for expert in 0..<group.experts where prepared.faults[expert] != 0 {
         throw Fault(
           .notFinite,
@@ -156,6 +160,7 @@ private struct PrepareWeights: Job {
   let source: ExpertSource
   let prepared: PreparedWeights
   private let packing: Packing
+  private var calibrated: CalibratedExperts?
 
   init(_ c: ExpertGroup, context: ContextPointer, source: ExpertSource, prepared: PreparedWeights) {
     self.source = source
@@ -163,14 +168,23 @@ private struct PrepareWeights: Job {
     packing = Packing(c: c, kernels: context.kernels, prepared: prepared)
   }
 
-  func run(in context: ContextPointer) {
-    context.runToTheEnd(packing.c.experts * packing.chunksPerExpert, self)
+  func run(_ squares: GroupSquares?, in context: ContextPointer) throws(Fault) {
+    let items = packing.c.experts * packing.chunksPerExpert
+    guard let squares, prepared.form.code != nil else { return context.runToTheEnd(items, self) }
+    try context.withScratch(
+      { CalibratedExperts(&$0, packing, squares, lanes: context.lanes) }
+    ) { (calibrated) throws(Fault) in
+      var own = self
+      own.calibrated = calibrated
+      context.runToTheEnd(items, own)
+    }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let c = packing.c
     let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
-    if !packing.run(chunk, place: expert, source.tensors(c, expert: expert)) {
+    let weighted = calibrated.map { $0.weighted(packing, chunk, expert: expert, lane: lane.pointee.index) }
+    if !packing.run(chunk, place: expert, source.tensors(c, expert: expert), weighted: weighted) {
       moei_store(prepared.faults + expert, 1)
     }
     if chunk == 0 {
@@ -186,24 +200,44 @@ struct Packing {
   let kernels: UnsafePointer<moei_kernels>
   let prepared: PreparedWeights
 
-  private var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
+  fileprivate var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
   var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
 
   /// One chunk of columns of an expert's matrices, to number `place` of the panels. False where the form cannot hold them.
-  func run(_ chunk: Int, place: Int, _ w: ExpertTensors) -> Bool {
+  func run(_ chunk: Int, place: Int, _ w: ExpertTensors, weighted: WeightedScratch? = nil) -> Bool {
     let (h, i) = (c.hidden, c.intermediate)
     if chunk >= innerChunks {
       let outer = chunk - innerChunks
-      return pack(w.downWeight, h, i, outer, into: prepared.panel(.down, c, place, outer))
+      return pack(w.downWeight, h, i, outer, into: prepared.panel(.down, c, place, outer), weighted)
     }
-    let up = pack(w.upWeight, i, h, chunk, into: prepared.panel(.up, c, place, chunk))
+    let up = pack(w.upWeight, i, h, chunk, into: prepared.panel(.up, c, place, chunk), weighted)
     guard let gate = w.gateWeight else { return up }
-    return pack(gate, i, h, chunk, into: prepared.panel(.gate, c, place, chunk)) && up
+    return pack(gate, i, h, chunk, into: prepared.panel(.gate, c, place, chunk), weighted) && up
   }
 
   private func pack(
-    _ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer
+    _ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer,
+    _ weighted: WeightedScratch?
   ) -> Bool {
-    prepared.form.pack(matrix, rows: rows, depth: depth, chunk: chunk, into: panel, kernels)
+    prepared.form.pack(matrix, rows: rows, depth: depth, chunk: chunk, into: panel, kernels, weighted: weighted)
+  }
+}
+
+/// What the packing of a calibrated group's matrices reads, by each thread in scratch of its own.
+private struct CalibratedExperts {
+  private let inner: CalibratedPacking?
+  private let down: CalibratedPacking
+
+  init(_ arena: inout Arena, _ packing: Packing, _ squares: GroupSquares, lanes: Int) {
+    let code = packing.prepared.form.code!
+    func calibrated(_ squares: InputSquares, _ arena: inout Arena) -> CalibratedPacking {
+      CalibratedPacking(squares: squares, scratch: EncodingScratch(&arena, code, depth: squares.inputs, lanes: lanes))
+    }
+    inner = squares.inner.map { calibrated($0, &arena) }
+    down = calibrated(squares.down, &arena)
+  }
+
+  func weighted(_ packing: Packing, _ chunk: Int, expert: Int, lane: Int) -> WeightedScratch {
+    (chunk < packing.innerChunks ? inner! : down).weighted(expert: expert, lane: lane)
   }
 }

@@ -19,8 +19,10 @@ struct TiledForward<P: Precision> {
   }
 
   func run(in context: ContextPointer) throws(Fault) {
+    try inner.work.noteRows(in: context)
     try context.measure(.gateUp, inner.work.gateUpWork) { () throws(Fault) in try inner.run(in: context) }
     guard let output else { return }
+    try inner.noteActivations(in: context)
     try context.measure(.down, output.work.downWork) { () throws(Fault) in try output.run(in: context) }
   }
 

@@ -3,15 +3,20 @@ import CShims
 // From a stored matrix to panels, and a sample of its values that tells later whether it is still what was packed.
 
 extension PanelForm {
-  /// Panel number `chunk` of a matrix [rows, depth]: 32 outputs. False where the form cannot hold them.
+  /// Panel number `chunk` of a matrix [rows, depth]: 32 outputs. False where the form cannot hold them. `weighted`: scales of
+  /// blocks are chosen by the importance of errors that is in there.
   func pack(
     _ matrix: StoredMatrix, rows: Int, depth: Int, chunk: Int, into panel: UnsafeMutableRawPointer,
-    _ kernels: UnsafePointer<moei_kernels>
+    _ kernels: UnsafePointer<moei_kernels>, weighted: WeightedScratch? = nil
   ) -> Bool {
     let own = matrix.from(row: chunk * chunkWidth)
     let columns = min(chunkWidth, rows - chunk * chunkWidth)
     switch contents {
-    case .blocks(let code, _): return code.encode(own, rows: columns, depth: depth, into: panel, kernels)
+    case .blocks(let code, _):
+      guard let weighted else { return code.encode(own, rows: columns, depth: depth, into: panel, kernels) }
+      return WeightedEncoding(
+        code: code, matrix: own, rows: columns, depth: depth, kernels: kernels, scratch: weighted
+      ).run(into: panel)
     case .elements(let type):
       type.format.precision.visit(
         PackElements(matrix: own, columns: columns, depth: depth, panel: panel, kernels: kernels))

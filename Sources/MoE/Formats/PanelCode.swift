@@ -9,6 +9,15 @@ struct PanelCode: Equatable {
   let blockBytes: Int
   /// So many contraction indices belong together: matrices without a multiple of that many are refused.
   var unit = 1
+  /// Inputs that share a scale, where they are fewer than a block's.
+  var inputsOfScale: Int?
+  /// What rows of a block have in common.
+  var sharing = Sharing.nothing
+  enum Sharing: UInt8 {
+    case nothing
+    case scaleOfScales
+    case scales
+  }
   /// Whether a scale is one for a whole row. Of tokens that become integers it is then, too.
   var hasRowScales = false
   /// So many products of integers fit in 32 bits: 127 127 131072 < 2^31.

@@ -61,9 +61,9 @@ private struct PanelMatrixParts {
 }
 
 extension UnsafeMutablePointer where Pointee == PanelMatrix {
-  /// Of a parameter that is a matrix. On an error there is nothing to free.
+  /// Of a parameter that is a matrix; `squares` tells what it reads, where that is known. On an error there is nothing to free.
   static func create(
-    _ parameter: Parameter, _ form: PanelForm, in context: ContextPointer
+    _ parameter: Parameter, _ form: PanelForm, _ squares: InputSquares?, in context: ContextPointer
   ) throws(Fault) -> PanelMatrixPointer {
     let (rows, depth, _) = parameter.shape
     try form.require(depth, inputsOfNamed: parameter.name)
@@ -72,8 +72,13 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     parts.place.initialize(to: parts.matrix)
     parts.matrix.isHeld.pointee = 1
     parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples, context.kernels)
-    context.runToTheEnd(
-      chunks(of: rows), PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels))
+    let job = PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels)
+    do throws(Fault) {
+      try job.run(squares, in: context)
+    } catch {
+      parts.place.free(allocator)
+      throw error
+    }
     if parts.matrix.isHeld.pointee == 0 {
       parts.place.free(allocator)
       throw Fault(
@@ -92,10 +97,24 @@ private struct PackPanels: Job {
   let target: PanelMatrix
   let matrix: StoredMatrix
   let kernels: UnsafePointer<moei_kernels>
+  var calibrated: CalibratedPacking?
+
+  func run(_ squares: InputSquares?, in context: ContextPointer) throws(Fault) {
+    let items = chunks(of: target.rows)
+    guard let squares, let code = target.form.code else { return context.runToTheEnd(items, self) }
+    try context.withScratch(
+      { EncodingScratch(&$0, code, depth: target.depth, lanes: context.lanes) }
+    ) { (scratch) throws(Fault) in
+      var own = self
+      own.calibrated = CalibratedPacking(squares: squares, scratch: scratch)
+      context.runToTheEnd(items, own)
+    }
+  }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let isHeld = target.form.pack(
-      matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels)
+      matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels,
+      weighted: calibrated?.weighted(expert: 0, lane: lane.pointee.index))
     if !isHeld { moei_store(target.isHeld, 0) }
   }
 }

@@ -3,7 +3,9 @@ import CShims
 /// Numbers of 4 bits between a lowest value and a highest one for 32 inputs, whose steps and offsets have 6 bits each under two
 /// scales of binary16 for 256: GGUF's Q4_K. Steps and offsets are fitted by least squares.
 extension PanelCode {
-  static var q4K: PanelCode { PanelCode(number: MOEI_CODE_Q4_K, inputs: 256, blockBytes: 8 * 576 + 128, unit: 256) }
+  static var q4K: PanelCode {
+    PanelCode(number: MOEI_CODE_Q4_K, inputs: 256, blockBytes: 8 * 576 + 128, unit: 256, inputsOfScale: 32)
+  }
 }
 
 extension PanelForm {

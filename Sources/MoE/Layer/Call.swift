@@ -23,6 +23,8 @@ public struct Call {
   /// Tokens that experts compute at once at most; nil = as the limit allows.
   public var chunkTokens: Int?
   public var scratch: CallerMemory?
+  /// Where what the experts read is noted.
+  var squares: LayerSquares?
   /// Where a model keeps what it will let the layer note (TrainingNotes.swift); nil: the layer does so at once.
   var notes: UnsafeMutablePointer<Float>?  // [2,H]
 

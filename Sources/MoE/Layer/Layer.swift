@@ -89,7 +89,7 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
-      draws: draws)
+      draws: draws, squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),

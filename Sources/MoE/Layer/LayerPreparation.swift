@@ -73,12 +73,18 @@ extension Layer {
       case .int4ZeroG128A8: .int4ZeroG128A8
       }
     }
+
+    public var isOfFewBits: Bool { form?.code != nil }
   }
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
-  public mutating func prepare(_ wanted: Preparation) throws(Fault) {
+  public mutating func prepare(_ wanted: Preparation) throws(Fault) { try prepare(wanted, nil) }
+
+  /// `squares` tells what the experts read, where that is known.
+  mutating func prepare(_ wanted: Preparation, _ squares: LayerSquares?) throws(Fault) {
     try configuration.require(wanted.form)
     let isRead = wanted.form?.isRead(in: context) ?? false
+    if offload != nil && squares != nil && wanted.form?.code != nil { throw .calibratesOffloaded }
     if let offload { return try useSlots(offload, form: isRead ? wanted : .none) }
     try requireMemory()
     // New memory first: on an error the layer is as it was.
@@ -93,7 +99,7 @@ extension Layer {
       var arena = Arena(memory!)
       packed = layout(&arena)
       do throws(Fault) {
-        try packed.pack(.layer(parameters, frozen: false), in: context)
+        try packed.pack(.layer(parameters, frozen: false), squares, in: context)
       } catch {
         allocator.deallocate(memory)
         throw error
@@ -106,8 +112,8 @@ extension Layer {
   func allocateMatrices() throws(Fault) { try parameters.allocateMatrices(context.pointee.allocator) }
 
   /// Packs the experts' weights and keeps nothing else of them. Of a layer for inference alone.
-  mutating func keepPacked(_ wanted: Preparation) throws(Fault) {
-    try prepare(wanted)
+  mutating func keepPacked(_ wanted: Preparation, _ squares: LayerSquares?) throws(Fault) {
+    try prepare(wanted, squares)
     try parameters.releaseMatrices(context.pointee.allocator)
   }
 

@@ -156,7 +156,7 @@ struct AbsorbedAttention {
 
   @inline(never) private func output(_ arena: inout Arena) -> ProjectionForward {
     ProjectionForward(
-      &arena, work[.outputWeight]!, work[.outputBias], context: context, rows: work.tokens, x: arrays.output, y: y)
+      &arena, work, .outputWeight, .outputBias, x: arrays.output, y: y)
   }
 
   @inline(never) private func runOutput() throws(Fault) {

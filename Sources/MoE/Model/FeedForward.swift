@@ -8,12 +8,13 @@ struct FeedForward {
   private let plan: Plan
   private let call: Call
   private let shared: SharedArrays?  // of a dense ffn, when it is run
+  private let squares: LayerSquares?  // in calibration, when it is run
 
   /// nil where transformer layers have none. Measures what the call takes.
   init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
-    shared = nil
+    (shared, squares) = (nil, nil)
     call = Call(input)
     plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
     memory = try layer.pointee.memory(plan, call, taped: taped)
@@ -26,6 +27,7 @@ struct FeedForward {
     var call = Call(input)
     let isMoE = model.configuration.isMoE(n)
     self.shared = isMoE ? nil : shared
+    squares = input.calibration?.pointee.layer(n)
     if isMoE {
       call.tokenIds = shared?.longIds.map { UnsafePointer($0) }
       call.notes = shared?.notes(model.placeAmongMoE(n))
@@ -47,6 +49,7 @@ struct FeedForward {
       call.givenWeights = UnsafePointer(shared.ones)
     }
     call.scratch = CallerMemory(scratch, bytes: memory.forwardScratch)
+    call.squares = squares
     return try layer.pointee.forward(x, call, plan, y: y, tape: tape, details: details)
   }
 

@@ -85,8 +85,7 @@ struct LatentAttentionForward {
 
   @inline(never) private func expand(_ arena: inout Arena) -> ProjectionForward {
     ProjectionForward(
-      &arena, work[.latentUpWeight]!, nil, context: context, rows: work.tokens, x: UnsafePointer(projected.latent),
-      y: expanded)
+      &arena, work, .latentUpWeight, nil, x: UnsafePointer(projected.latent), y: expanded)
   }
 
   @inline(never) private func runExpand() throws(Fault) {
@@ -106,7 +105,7 @@ struct LatentAttentionForward {
 
   @inline(never) private func output(_ arena: inout Arena) -> ProjectionForward {
     ProjectionForward(
-      &arena, work[.outputWeight]!, work[.outputBias], context: context, rows: work.tokens, x: arrays.output, y: y)
+      &arena, work, .outputWeight, .outputBias, x: arrays.output, y: y)
   }
 
   @inline(never) private func runOutput() throws(Fault) {

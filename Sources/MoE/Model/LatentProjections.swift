@@ -45,7 +45,7 @@ struct LatentProjections {
   @inline(never) private func queryDown(_ arena: inout Arena) -> ProjectionForward? {
     guard let y = arrays.queryDown else { return nil }
     return ProjectionForward(
-      &arena, work[.queryDownWeight]!, work[.queryDownBias], context: work.context, rows: work.tokens, x: x, y: y)
+      &arena, work, .queryDownWeight, .queryDownBias, x: x, y: y)
   }
 
   @inline(never) private func runQueryDown() throws(Fault) {
@@ -57,8 +57,7 @@ struct LatentProjections {
 
   @inline(never) private func query(_ arena: inout Arena) -> ProjectionForward {
     ProjectionForward(
-      &arena, work[.queryUpWeight]!, nil, context: work.context, rows: work.tokens,
-      x: arrays.queryNormed.map { UnsafePointer($0) } ?? x, y: arrays.query)
+      &arena, work, .queryUpWeight, nil, x: arrays.queryNormed.map { UnsafePointer($0) } ?? x, y: arrays.query)
   }
 
   @inline(never) private func runQuery() throws(Fault) {
@@ -68,8 +67,7 @@ struct LatentProjections {
 
   @inline(never) private func down(_ arena: inout Arena) -> ProjectionForward {
     ProjectionForward(
-      &arena, work[.latentDownWeight]!, work[.latentDownBias], context: work.context, rows: work.tokens, x: x,
-      y: arrays.down)
+      &arena, work, .latentDownWeight, .latentDownBias, x: x, y: arrays.down)
   }
 
   @inline(never) private func runDown() throws(Fault) {

@@ -38,6 +38,8 @@ struct ForwardEnd {
     }
     let last = normed.map { UnsafePointer($0) } ?? x
     try model.outputWeight?.requirePackedValues(context.kernels)
+    try input.calibration?.pointee.own(model.outputSlot)?.add(
+      StridedRows(last, stride: c.hidden), input.tokens, valid: input.validMask, in: context)
     if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
     if let loss { (report.loss, report.targets) = try loss.run(in: context) }
     if let target = outputs.logits {
@@ -118,7 +120,9 @@ struct BackwardEnd {
 
 extension Model {
   /// [V,H]; nil without a vocabulary.
-  var outputWeight: Parameter? { parameters[configuration.tiedOutput ? .embedding : .output] }
+  var outputWeight: Parameter? { parameters[outputRole] }
+  fileprivate var outputSlot: Int { parameters.slot(outputRole) }
+  private var outputRole: ModelParameters.Role { configuration.tiedOutput ? .embedding : .output }
 
   fileprivate var logitForm: LogitForm {
     var form = LogitForm()

@@ -19,6 +19,8 @@ public struct ModelInput {
   /// Tokens of each sequence that it has room for.
   var capacity: Int?
   public var lossMask: UnsafePointer<UInt8>?  // [B,S] tokens that count in auxiliary losses
+  /// Notes what matrices read.
+  var calibration: CalibrationPointer?
   /// Bytes of scratch and tape together; nil = as the context has it.
   public var limit: Int?
   /// Tokens that an ffn computes at once at most.

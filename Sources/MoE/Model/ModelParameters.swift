@@ -97,10 +97,10 @@ struct ModelParameters {
   }
 
   /// In the order of the list in moe_model.h: what comes in, the layers, what goes out.
-  private func slot(_ role: Role) -> Int {
+  func slot(_ role: Role) -> Int {
     role.rawValue < Role.normWeight.rawValue ? role.rawValue : role.rawValue + layers * LayerRole.count
   }
-  private func slot(_ n: Int, _ role: LayerRole) -> Int {
+  func slot(_ n: Int, _ role: LayerRole) -> Int {
     Role.normWeight.rawValue + n * LayerRole.count + role.rawValue
   }
 
@@ -119,6 +119,7 @@ struct ModelParameters {
 
   var count: Int { slots.listedCount }
   func parameter(_ index: Int) -> Parameter { slots.parameter(index) }
+  func slot(listed index: Int) -> Int { slots.slot(listed: index) }
   /// Of layer N, what follows all layers.
   func comes(_ index: Int, beforeLayer n: Int) -> Bool { slots.slot(listed: index) < slot(n, .norm1Weight) }
 
@@ -138,17 +139,26 @@ struct ModelParameters {
 
   // MARK: packed copies
 
+  var slotCount: Int { slots.count }
+  /// Inputs of the matrix in a slot, if tokens are multiplied by it.
+  func packedInputs(_ slot: Int, _ c: ModelConfiguration) -> Int? {
+    place(slot).multipliesTokens(c) ? slots[slot]?.shape.1 : nil
+  }
+
   /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed. `releases`: keeps
   /// nothing else of them.
   func prepare(
-    _ form: PanelForm?, releases: Bool, _ c: ModelConfiguration, in context: ContextPointer
+    _ form: PanelForm?, releases: Bool, _ calibration: CalibrationPointer?, _ c: ModelConfiguration,
+    in context: ContextPointer
   ) throws(Fault) {
     let allocator = context.pointee.allocator
     for slot in 0..<slots.count {
       guard let parameter = slots[slot], place(slot).multipliesTokens(c) else { continue }
       var packed: PanelMatrixPointer?
       if let form {
-        packed = try .create(parameter, form.keeping(parameter.type, amongWeightsOf: c.weights), in: context)
+        packed = try .create(
+          parameter, form.keeping(parameter.type, amongWeightsOf: c.weights), calibration?.pointee.own(slot),
+          in: context)
       }
       slots.replacePanels(slot, packed, allocator: allocator)
       // Tokens are looked up in an embedding as it is.

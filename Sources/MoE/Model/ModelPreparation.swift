@@ -2,15 +2,17 @@
 // matrices of the model's own (Formats/PanelMatrix.swift).
 
 extension Model {
-  /// Packs them for the forward calls to come, or lets go of what was packed. On an error nothing is.
-  public mutating func prepare(_ wanted: Layer.Preparation) throws(Fault) {
+  /// Packs them for the forward calls to come, or lets go of what was packed. On an error nothing is. With a calibration scales of
+  /// few bits are chosen by it.
+  public mutating func prepare(_ wanted: Layer.Preparation, _ calibration: CalibrationPointer? = nil) throws(Fault) {
     let form = readForm(wanted)
+    try calibration?.pointee.requireFit(self)
     try requireMatrices()
     do throws(Fault) {
-      try prepareAll(wanted, form)
+      try prepareAll(wanted, form, calibration)
     } catch {
       // Letting go needs no memory.
-      try prepareAll(.none, nil)
+      try prepareAll(.none, nil, nil)
       throw error
     }
   }
@@ -27,12 +29,14 @@ extension Model {
     }
   }
 
-  private mutating func prepareAll(_ wanted: Layer.Preparation, _ form: PanelForm?) throws(Fault) {
+  private mutating func prepareAll(
+    _ wanted: Layer.Preparation, _ form: PanelForm?, _ calibration: CalibrationPointer?
+  ) throws(Fault) {
     preparation = form
-    try parameters.prepare(form, releases: false, configuration, in: context)
+    try parameters.prepare(form, releases: false, calibration, configuration, in: context)
     for n in 0..<configuration.layers {
       do throws(Fault) {
-        try feedForwards[n]?.pointee.prepare(wanted)
+        try feedForwards[n]?.pointee.prepare(wanted, calibration?.pointee.layer(n))
       } catch {
         throw error.inLayer(n)
       }
@@ -40,12 +44,12 @@ extension Model {
   }
 
   /// Of a model that is being read: packs what is not packed yet, and keeps nothing else of it.
-  mutating func keepPacked(_ wanted: Layer.Preparation) throws(Fault) {
+  mutating func keepPacked(_ wanted: Layer.Preparation, _ calibration: CalibrationPointer?) throws(Fault) {
     preparation = wanted.form
-    try parameters.prepare(wanted.form, releases: true, configuration, in: context)
+    try parameters.prepare(wanted.form, releases: true, calibration, configuration, in: context)
     for n in 0..<configuration.layers where !configuration.isMoE(n) {
       do throws(Fault) {
-        try feedForwards[n]?.pointee.keepPacked(wanted)
+        try feedForwards[n]?.pointee.keepPacked(wanted, calibration?.pointee.layer(n))
       } catch {
         throw error.inLayer(n)
       }

@@ -45,14 +45,13 @@ struct SelfAttentionForward {
     // One after the other, in the same memory.
     var (first, second, third) = (arena, arena, arena)
     project = ProjectionForward(
-      &first, work[.qkvWeight]!, work[.qkvBias], context: context, rows: input.tokens, x: x, y: arrays.projected)
+      &first, work, .qkvWeight, .qkvBias, x: x, y: arrays.projected)
     attend = AttentionForward(
       &second,
       cache.map { AttentionCall(work, queries: input.length, cached: $0.length + input.length) }
         ?? AttentionCall(work), in: context)
     output = ProjectionForward(
-      &third, work[.outputWeight]!, work[.outputBias], context: context, rows: input.tokens,
-      x: UnsafePointer(gate?.y ?? arrays.output), y: y)
+      &third, work, .outputWeight, .outputBias, x: UnsafePointer(gate?.y ?? arrays.output), y: y)
     arena.cover(first)
     arena.cover(second)
     arena.cover(third)

@@ -97,6 +97,9 @@ struct Parameters {
 
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
+  /// What a parameter of the list is, and of which group.
+  func place(_ index: Int) -> (role: Role, group: Int) { Role.place(slots.slot(listed: index), groups) }
+
   // MARK: lists
 
   var count: Int { slots.listedCount }

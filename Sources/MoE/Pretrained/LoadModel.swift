@@ -7,9 +7,9 @@ extension UnsafeMutablePointer where Pointee == Model {
   /// caller has the model yet, who frees it after an error.
   public func load(
     _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit,
-    packing: Layer.Preparation, isNew: Bool, _ progress: Progress
+    packing: Layer.Preparation, _ calibration: CalibrationPointer?, isNew: Bool, _ progress: Progress
   ) throws(Fault) {
-    var loading = ModelLoading(pointee, source, shapes, residentLimit, packing, progress)
+    var loading = ModelLoading(pointee, source, shapes, residentLimit, packing, calibration, progress)
     try loading.check()
     let allocator = pointee.context.pointee.allocator
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
@@ -17,7 +17,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     let origin = try ModelOrigin(source, shapes, type, norms: try loading.normsFromZero())
     do throws(Fault) {
       try loading.copy(raw, origin.norms)
-      if packing != .none { try pointee.keepPacked(packing) }
+      if packing != .none { try pointee.keepPacked(packing, calibration) }
     } catch {
       origin.free(allocator)
       throw isNew ? error : error.whileOverwriting("the model's parameters are")
@@ -30,7 +30,7 @@ extension UnsafeMutablePointer where Pointee == Model {
 extension Model {
   /// Refuses a folder whose files are not this model's, as far as their headers tell. The model needs no memory for that.
   public func requireFit(_ source: PretrainedSource, _ shapes: TensorRows.Shapes) throws(Fault) {
-    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), .none, Progress(nil, nil))
+    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), .none, nil, Progress(nil, nil))
     try loading.check()
   }
 }
@@ -42,16 +42,17 @@ struct ModelLoading {
   private let folder: UnsafePointer<CChar>
   private let residentLimit: ResidentLimit
   private let packing: Layer.Preparation
+  private let calibration: CalibrationPointer?
   private var progress: Progress
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
   init(
     _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit,
-    _ packing: Layer.Preparation, _ progress: Progress
+    _ packing: Layer.Preparation, _ calibration: CalibrationPointer?, _ progress: Progress
   ) {
     tensors = FamilyTensors(model: model, family: source.names, shapes: shapes)
     (checkpoint, folder, self.progress) = (source.checkpoint.pointee, source.path, progress)
-    (self.residentLimit, self.packing) = (residentLimit, packing)
+    (self.residentLimit, self.packing, self.calibration) = (residentLimit, packing, calibration)
   }
 
   /// Whether the layer's experts stay in the files.
@@ -213,7 +214,7 @@ struct ModelLoading {
             try progress.add(try loading.bytes(block), in: context)
           }
         }
-        if packing != .none { try layer.pointee.keepPacked(packing) }
+        if packing != .none { try layer.pointee.keepPacked(packing, calibration?.pointee.layer(n)) }
       }
     }
   }

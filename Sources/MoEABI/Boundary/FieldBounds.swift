@@ -398,6 +398,8 @@ extension moe_model_report: Bounded {}
 
 extension moe_model_plan: Bounded {}
 
+extension moe_calibrated: Bounded {}
+
 extension moe_read_options: Bounded {}
 
 extension moe_sampling: Bounded {

@@ -261,6 +261,11 @@ public func moe_model_plan_init(_ given: UnsafeMutablePointer<moe_model_plan>?, 
   initialise(given, struct_size, moe_model_plan())
 }
 
+@implementation @_cdecl("moe_calibrated_init")
+public func moe_calibrated_init(_ given: UnsafeMutablePointer<moe_calibrated>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_calibrated())
+}
+
 @implementation @_cdecl("moe_read_options_init")
 public func moe_read_options_init(_ given: UnsafeMutablePointer<moe_read_options>?, _ struct_size: Int) {
   initialise(given, struct_size, moe_read_options())

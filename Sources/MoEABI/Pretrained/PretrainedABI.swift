@@ -26,6 +26,7 @@ private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) thro
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
+  if copy.calibration != nil { try requireFewBits(copy.prepared, "options.calibration", "options.prepared") }
   return copy
 }
 
@@ -102,6 +103,11 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 }
 
 extension Folder {
+  private func calibration() throws(Fault) -> CalibrationPointer? {
+    guard let given = options.calibration else { return nil }
+    return try handle(given, "options.calibration", as: Calibration.self)
+  }
+
   /// `isNew`: nobody else has the model.
   func load(_ model: ModelPointer, isNew: Bool) throws(Fault) {
     let wanted = try Layer.Preparation(options.prepared, of: model.pointee.configuration.weights, "model")
@@ -111,9 +117,16 @@ extension Folder {
     if keepsPacked && model.pointee.isTrainable {
       throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")
     }
+    let calibration = try calibration()
+    try calibration?.pointee.requireFit(model.pointee)
+    if !isInMemory && calibration != nil {
+      throw .badState(
+        "options.calibration: under options.resident_limit experts stay in the files, where they are packed anew each time they are read: raise the limit to \(info.parameter_bytes) bytes"
+      )
+    }
     try model.load(
       source, shapes, type: type, residentLimit: residentLimit ?? ResidentLimit(bytes: .max),
-      packing: keepsPacked ? wanted : .none, isNew: isNew, progress)
+      packing: keepsPacked ? wanted : .none, calibration, isNew: isNew, progress)
     if !isInMemory && wanted != .none { try model.pointee.prepare(wanted) }
   }
 }

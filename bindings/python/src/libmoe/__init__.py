@@ -17,6 +17,7 @@ from ._native.reports import Report, Summary
 from ._version import __version__
 from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
+from .calibration import CalibratedMatrix, Calibration, calibrate
 from .checkpoint import Checkpoint, save
 from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context, processors
@@ -66,6 +67,8 @@ __all__ = [
     "ArgumentTypeError",
     "BadStateError",
     "Cache",
+    "CalibratedMatrix",
+    "Calibration",
     "Checkpoint",
     "Context",
     "EncoderLayer",
@@ -106,6 +109,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "build_info",
+    "calibrate",
     "clip_grad_norm",
     "default_context",
     "describe_pretrained",

@@ -28,6 +28,8 @@ from .train.sample import printable
 from .train.tokenizer import Tokenizer
 from .words import FolderDType
 
+LETTERS = 16  # of a calibration text that are read for each token
+NAMED = 8  # experts that a line names
 LEAVE = ("/exit", "/quit")
 FORMATS: tuple[FolderDType, ...] = ("f32", "bf16", "f16")
 
@@ -139,6 +141,7 @@ def _read(
     asked: argparse.Namespace,
     sampling: libmoe.Sampling | None = None,
     tokenizer: libmoe.Tokenizer | None = None,
+    calibration: libmoe.Calibration | None = None,
 ) -> libmoe.Model:
     """Read a folder's model for inference."""
     meter = Meter("reading", "read", str(asked.folder))
@@ -148,6 +151,7 @@ def _read(
         inference_only=True,
         prepared=asked.prepared,
         resident_limit=asked.resident_limit,
+        calibration=calibration,
         progress=meter,
         context=libmoe.Context(min(asked.threads or libmoe.processors(), libmoe.processors())),
     )
@@ -196,14 +200,16 @@ def _perplexity(bits: float, part: Part) -> float:
 
 def convert(asked: argparse.Namespace) -> int:
     """Read a folder and write it anew, in another type or other shards."""
+    asked.output = asked.output or asked.output_too
     if asked.output.exists() and asked.output.resolve() == asked.folder.resolve():
         raise UserError(f"{str(asked.output)!r} is the folder itself: name another one")
     if (asked.output / "config.json").exists():
         raise UserError(f"{str(asked.output)!r} has a config.json already: name a new folder")
     _require_model(asked.folder)
-    asked.prepared, asked.resident_limit = "none", 0
     asked.weight_dtype = asked.dtype
-    model = _read(asked)
+    calibration = _calibrated(asked)
+    asked.prepared, asked.resident_limit = asked.weights, 0
+    model = _read(asked, calibration=calibration)
     meter = Meter("writing", "wrote", str(asked.output))
     with warnings.catch_warnings(record=True) as caught:  # the line of the meter ends first
         warnings.simplefilter("always")
@@ -214,6 +220,36 @@ def convert(asked: argparse.Namespace) -> int:
     for each in caught:
         say(f"libmoe convert: {each.message}", error=True)
     return 0
+
+
+def _calibrated(asked: argparse.Namespace) -> libmoe.Calibration | None:
+    """Return what the folder's own weights read of the text that few bits are chosen by."""
+    if asked.calibration is None:
+        return None
+    if asked.weights == "none":
+        raise UserError("--calibration: it chooses few bits; say with --weights which, such as int4_a8")
+    try:
+        with asked.calibration.open(encoding="utf-8") as file:
+            text = file.read(LETTERS * asked.calibration_tokens)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{str(asked.calibration)!r} is no text in UTF-8 ({error}): name one that is"
+        ) from None
+    asked.prepared = "none"
+    with _read(asked) as model:
+        meter = Meter("calibrating with", "calibrated with", str(asked.calibration), "{:,} tokens".format)
+        calibration = libmoe.calibrate(model, text, tokens=asked.calibration_tokens, progress=meter)
+        meter.end()
+    few = calibration.few
+    if few:
+        named = ", ".join(f"{each.name} {each.expert} ({each.n_tokens})" for each in few[:NAMED])
+        more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
+        say(
+            f"libmoe convert: {len(few)} experts were reached by fewer than 32 tokens ({named}{more}): they are "
+            "packed by what all experts of their layer read; a longer text may reach them",
+            error=True,
+        )
+    return calibration
 
 
 def inspect(folder: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ from .train.errors import UserError
 from .words import FolderDType, Prepared
 
 WINDOW, WINDOWS = 512, 4  # tokens of a window, and windows at once
+CALIBRATION = 32_768  # tokens of a text
 
 PRETRAINED_EXAMPLES = """\
 examples:
@@ -22,6 +23,7 @@ examples:
   python -m libmoe generate Qwen3-30B-A3B-Q4_K_M.gguf --prompt "Once upon a time"
   python -m libmoe eval OLMoE-1B-7B book.txt
   python -m libmoe convert OLMoE-1B-7B OLMoE-f32 --dtype f32
+  python -m libmoe convert OLMoE-1B-7B OLMoE-int4 --weights int4_a8 --calibration book.txt
 
 FOLDER has config.json, model.safetensors or its shards, and tokenizer.json, as transformers writes them; or
 it is a GGUF file, of several the first.
@@ -48,14 +50,14 @@ def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None
         default="none",
         help="pack weights while they are read: faster, and int8 and int4 are small (default none)",
     )
-    group.add_argument(
-        "--resident-limit",
-        type=_size,
-        default=0,
-        metavar="SIZE",
-        help="of weights in memory, such as 8GB; experts beyond it are read as they are used (default none)",
+    _add_limit(
+        group, "of weights in memory, such as 8GB; experts beyond it are read as they are used (default none)"
     )
     add_threads(group)
+
+
+def _add_limit(parser: argparse._ActionsContainer, text: str) -> None:
+    parser.add_argument("--resident-limit", type=_size, default=0, metavar="SIZE", help=text)
 
 
 def add_windows(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +106,28 @@ def add_drawing(parser: argparse.ArgumentParser, tokens: int) -> None:
 
 def add_converting(parser: argparse.ArgumentParser) -> None:
     """Add how a folder is written."""
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("output", nargs="?", type=Path, metavar="OUTPUT", help="new folder")
+    either.add_argument("--output", dest="output_too", type=Path, metavar="OUTPUT", help="the same")
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Prepared),
+        default="none",
+        help="packed so, as --prepared of the other commands packs them: small files, ready at once",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text by which the few bits of --weights are chosen: like what the model will read",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=positive,
+        default=CALIBRATION,
+        metavar="N",
+        help=f"of that text at most (default {CALIBRATION})",
+    )
     parser.add_argument(
         "--dtype", choices=get_args(FolderDType), default="own", help="of the weights (default own)"
     )
@@ -115,6 +138,7 @@ def add_converting(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="of a file; 0: one file (default 50GB)",
     )
+    _add_limit(parser, "of weights in memory while --calibration is read, such as 8GB (default none)")
     add_threads(parser)
 
 

@@ -18,6 +18,7 @@ from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.callbacks import tell_progress
 from ._native.library import Handle, lib
+from .calibration import Calibration
 from .checkpoint import Path, encoded, place_of
 from .context import Context, handle_of
 from .errors import InvalidArgumentError, MoeError
@@ -54,6 +55,7 @@ class Pretrained:
         inference_only: bool = False,
         prepared: words.Prepared = "none",
         resident_limit: int | str = 0,
+        calibration: Calibration | None = None,
         progress: Progress | None = None,
         context: Context | None = None,
     ) -> AnyModel:
@@ -79,6 +81,9 @@ class Pretrained:
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
             are read as they are used; with inference_only.  0: no limit.
+        calibration : Calibration, optional
+            By which few bits are chosen while the weights are packed, see :func:`libmoe.calibrate`: of a model
+            with the same parameters, from this folder for instance; not with experts that stay in the files.
         progress : callable, optional
             Called with bytes read and all bytes, after each tensor; what it raises ends the reading.
         context : Context, optional
@@ -113,6 +118,9 @@ class Pretrained:
             prepared=prepared,
             resident_limit=resident_limit,
         )
+        if calibration is not None:
+            check.instance("calibration", calibration, Calibration, "libmoe.calibrate(model, text)")
+            options.calibration = calibration._handle._as_parameter_
         tell_progress(options, progress)
         place = require_json(folder)
         sampling = None if is_gguf(folder) else Sampling.from_pretrained(folder)

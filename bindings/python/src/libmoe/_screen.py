@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from .train.output import say
@@ -21,9 +21,12 @@ class Meter:
         ``"reading"`` and ``"read"``.
     what : str
         The folder.
+    told : callable
+        From how many to the words for it; by default of bytes.
     """
 
-    def __init__(self, verb: str, done: str, what: str) -> None:
+    def __init__(self, verb: str, done: str, what: str, told: Callable[[int], str] | None = None) -> None:
+        self._told = told or size
         self._verb, self._done, self._what = verb, done, what
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._started = time.monotonic()
@@ -37,13 +40,13 @@ class Meter:
         if self._terminal and now - self._drawn >= PAUSE:
             self._drawn = now
             share = done / max(1, total)
-            say(f"\r\033[K{self._verb} {self._what}: {share:.0%} of {size(total)}", error=True, end="")
+            say(f"\r\033[K{self._verb} {self._what}: {share:.0%} of {self._told(total)}", error=True, end="")
 
     def end(self) -> None:
         """Say how long it took."""
         seconds = time.monotonic() - self._started
         start = "\r\033[K" if self._terminal else ""
-        say(f"{start}{self._done} {self._what}: {size(self._total)} in {seconds:.1f} s", error=True)
+        say(f"{start}{self._done} {self._what}: {self._told(self._total)} in {seconds:.1f} s", error=True)
 
 
 class Speed:

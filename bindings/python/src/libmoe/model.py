@@ -20,6 +20,7 @@ from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
 from ._pretrained import Pretrained
 from ._tensors import Coefficients
+from .calibration import Calibration
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
@@ -246,7 +247,7 @@ class Model(Pretrained, Batches, Freezing):
             return []
         return [self._layer(n) for n in range(self.n_layers)]
 
-    def prepare(self, prepared: words.Prepared = "f32") -> None:
+    def prepare(self, prepared: words.Prepared = "f32", *, calibration: Calibration | None = None) -> None:
         """Pack the weights of all layers once, for faster generation, or let go of the packed copies.
 
         Those of experts, of attention's projections and of the logits.  The copies do not follow the weights:
@@ -258,12 +259,14 @@ class Model(Pretrained, Batches, Freezing):
             ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others
             half the memory to read, other bits, and no tape.  ``"int8"`` and so on: see
             :meth:`Layer.prepare`.  ``"none"``: no copies.
+        calibration : Calibration, optional
+            By what the matrices read of a text, few bits are chosen: see :func:`libmoe.calibrate`.
 
         Raises
         ------
         InvalidArgumentError
             ``"f32"`` for weights that are bfloat16; ``"q4_k"`` and ``"q6_k"`` of matrices whose inputs are no
-            multiple of 256.
+            multiple of 256; the calibration is of a model with other parameters, or the form has not few bits.
         OutOfMemoryError
             There is no memory for a copy.
         NotFiniteError
@@ -272,7 +275,12 @@ class Model(Pretrained, Batches, Freezing):
             The model is closed.  :meth:`forward` and :meth:`read` raise it too, when weights that they use
             have changed since.
         """
-        lib.moe_model_prepare(self._handle, check.choice("prepared", prepared, abi.PREPARED))
+        number = check.choice("prepared", prepared, abi.PREPARED)
+        if calibration is None:
+            lib.moe_model_prepare(self._handle, number)
+        else:
+            check.instance("calibration", calibration, Calibration, "libmoe.calibrate(model, text)")
+            lib.moe_model_prepare_calibrated(self._handle, number, calibration._handle)
 
     def _layer(self, n: int) -> Layer:
         pointer = ctypes.POINTER(abi.moe_layer)()

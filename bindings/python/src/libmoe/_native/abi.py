@@ -153,6 +153,10 @@ class moe_model_tape(Structure):
     """What forward leaves for backward."""
 
 
+class moe_calibration(Structure):
+    """What a model's matrices read over some text."""
+
+
 class moe_cache(Structure):
     """Keys and values of the tokens so far, of B sequences that grow together."""
 
@@ -1077,6 +1081,22 @@ class moe_model_plan(Sized):
     _bytes_ = frozenset({"forward_bytes", "backward_bytes", "tape_bytes", "total_bytes"})
 
 
+class moe_calibrated(Sized):
+    """What is known of one matrix."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("n_experts", c_int64),
+        ("n_inputs", c_int64),
+        ("n_tokens", c_int64),
+        ("square_sums", c_void_p),
+        ("is_few", c_int32),
+        ("reserved", c_int32),
+    ]
+    _flags_ = frozenset({"is_few"})
+
+
 class moe_read_options(Sized):
     """What moe_model_read_with is told beside the tokens."""
 
@@ -1145,6 +1165,7 @@ class moe_pretrained_options(Sized):
         ("resident_limit", c_size_t),
         ("progress", moe_pretrained_options_progress),
         ("progress_user", c_void_p),
+        ("calibration", POINTER(moe_calibration)),
     ]
     _words_ = {
         "weight_dtype": FOLDER_DTYPE,
@@ -1461,6 +1482,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_backward": (Status, [
         POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
     ]),
+    "moe_calibration_create": (Status, [POINTER(moe_model), POINTER(POINTER(moe_calibration))]),
+    "moe_calibration_free": (None, [POINTER(moe_calibration)]),
+    "moe_model_calibrate": (Status, [POINTER(moe_model), POINTER(moe_model_input), POINTER(moe_calibration)]),
+    "moe_model_prepare_calibrated": (Status, [POINTER(moe_model), c_int32, POINTER(moe_calibration)]),
+    "moe_calibrated_init": (None, [POINTER(moe_calibrated), c_size_t]),
+    "moe_calibration_read": (Status, [POINTER(moe_calibration), c_int64, c_int64, POINTER(moe_calibrated)]),
     "moe_cache_create": (Status, [POINTER(moe_model), c_int64, c_int64, POINTER(POINTER(moe_cache))]),
     "moe_cache_free": (None, [POINTER(moe_cache)]),
     "moe_cache_truncate": (Status, [POINTER(moe_cache), c_int64]),
