@@ -52,9 +52,9 @@ public struct Layer {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
     if offload == nil { try requireValues() }
-    if tape != nil && prepared.changesValues {
+    if tape != nil, let form = prepared.changedValues {
       throw .badState(
-        "tape: weights prepared as \(prepared.constant) are for inference; prepare the weights' own type, or nothing, to train"
+        "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
       )
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
