@@ -594,25 +594,36 @@ MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_mode
  * ---------------------------------------------------------------------------------------------------------- */
 
 /** What a model's matrices read over some text: of each that moe_model_prepare packs, and of each expert's, the squares of every input,
- *  summed over the tokens that reached it.  With it few bits keep those weights best whose inputs are large: with each scale weights
- *  are clipped at 13 shares of their largest magnitude, 1, 31/32 ... 20/32, and the share is taken that makes
+ *  summed over the tokens that reached it; and, as far as there is memory for them, the products of all inputs with each other: of the
+ *  hidden state that gate and up of a layer's experts read, once for all of them.
  *
- *      sum over j of m_j (w_j - q_j)^2           q: as packed,  m_j: the mean of x_j^2, and 1/100 of the mean of all m
+ *  Few bits chosen by it keep what the matrices put out rather than their weights.  Where there are products, blocks of weights make up for
+ *  the errors of the blocks before them in the row [GPTQ 2022, arXiv:2210.17323]: with S the sums of x x^T, l a hundredth of the mean of
+ *  their diagonal times (1 + n_inputs / n_tokens), R upper triangular, R R^T = S + l I, and d = w - q, a row's error is |d R|^2, and in
+ *  place of w_k is packed  w_k - d_k,  d_k = - (sum over i < k of d_i R_ik) / R_kk.  With each scale weights are clipped at 13 shares of their
+ *  largest magnitude, 1, 31/32 ... 20/32, and the share is taken that makes
+ *
+ *      sum over j of m_j (w_j - q_j)^2           m_j: the mean of x_j^2, and 1/100 of the mean of all m
  *
  *  least.  (Scales of nvfp4, q4_k and q6_k, which have one above them in common, choose for themselves where that is better for
- *  the row, or block, than one share for all.)  An expert that fewer than 32 tokens reached is packed by what all experts of its group
- *  read; where no token came, m is 1.  One text serves every form, and every model with parameters of the same names and shapes.
- *  It takes 8 bytes for each input of each such matrix, gate and up being one; it keeps its context alive, not its model. */
+ *  the row, or block, than one share for all.)  An expert that fewer than 32 tokens reached is packed by the squares of what all experts of its
+ *  group read, without products of its own; where no token came, m is 1.  One text serves every form, and every model with parameters of
+ *  the same names and shapes.  It keeps its context alive, not its model. */
 typedef struct moe_calibration moe_calibration;
 
-/** Create an empty calibration for a model, whose parameters need no memory; free it with moe_calibration_free.
+/** Create an empty calibration for a model, whose parameters need no memory; free it with moe_calibration_free.  It takes 8 bytes for each
+ *  input of each expert's matrices, gate and up being one.
+ *  @param model         [in]
+ *  @param product_bytes [in] for products of inputs at most, 4 n_inputs^2 of a matrix, and of an expert's down; matrices with the fewest
+ *                       bytes have them first, those of all layers alike.  0: none
+ *  @param out           [out]
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
-MOE_API MOE_CHECK moe_status moe_calibration_create(const moe_model *model, moe_calibration **out);
+MOE_API MOE_CHECK moe_status moe_calibration_create(const moe_model *model, size_t product_bytes, moe_calibration **out);
 /** Free a calibration; NULL is a no-op. */
 MOE_API void moe_calibration_free(moe_calibration *calibration);
 
-/** Run tokens through the model and add what its matrices read; padding is left out.  Sums are taken in double, in the order of tokens
- *  and of calls: the same bits for all n_threads, memory limits and chunks.  Calls on one calibration take turns.
+/** Run tokens through the model and add what its matrices read; padding is left out.  Sums are taken in the order of tokens
+ *  and of calls, squares in double, products in float32: the same bits for all n_threads, memory limits and chunks.  Calls on one calibration take turns.
  *  @param model       [in] as forward takes it; its weights are not packed in few bits.  Experts may be offloaded
  *  @param input       [in] as of moe_model_forward; targets are not read, and training is 0
  *  @param calibration [in, out] of a model with such parameters
@@ -636,11 +647,13 @@ typedef struct moe_calibrated {
   int64_t n_inputs;         /**< of a row of weights */
   int64_t n_tokens;         /**< that reached the expert */
   const double *square_sums; /**< n_inputs sums of x_j^2 over these tokens; they live as long as the calibration */
+  const float *products;    /**< n_inputs^2 sums of x_i x_j; NULL where they had no memory.  So long they live too */
+  int64_t n_product_tokens; /**< over which these are; of gate and up all that came into the layer */
   int32_t is_few;           /**< 1 = fewer than 32 tokens: it is packed by what all experts of its group read */
   int32_t reserved;         /**< 0 */
 } moe_calibrated;
 
-#define MOE_CALIBRATED_INIT { sizeof(moe_calibrated), NULL, 0, 0, 0, NULL, 0, 0 }
+#define MOE_CALIBRATED_INIT { sizeof(moe_calibrated), NULL, 0, 0, 0, NULL, NULL, 0, 0, 0 }
 
 /** Fill `calibrated` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_calibrated_init(moe_calibrated *calibrated, size_t struct_size);

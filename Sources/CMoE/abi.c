@@ -539,15 +539,17 @@ _Static_assert(offsetof(moe_model_plan, kept_all) == 48, "moe_model_plan.kept_al
 _Static_assert(offsetof(moe_model_plan, kept_lean) == 56, "moe_model_plan.kept_lean");
 _Static_assert(offsetof(moe_model_plan, kept_input) == 64, "moe_model_plan.kept_input");
 
-_Static_assert(sizeof(moe_calibrated) == 56, "moe_calibrated");
+_Static_assert(sizeof(moe_calibrated) == 72, "moe_calibrated");
 _Static_assert(offsetof(moe_calibrated, struct_size) == 0, "moe_calibrated.struct_size");
 _Static_assert(offsetof(moe_calibrated, name) == 8, "moe_calibrated.name");
 _Static_assert(offsetof(moe_calibrated, n_experts) == 16, "moe_calibrated.n_experts");
 _Static_assert(offsetof(moe_calibrated, n_inputs) == 24, "moe_calibrated.n_inputs");
 _Static_assert(offsetof(moe_calibrated, n_tokens) == 32, "moe_calibrated.n_tokens");
 _Static_assert(offsetof(moe_calibrated, square_sums) == 40, "moe_calibrated.square_sums");
-_Static_assert(offsetof(moe_calibrated, is_few) == 48, "moe_calibrated.is_few");
-_Static_assert(offsetof(moe_calibrated, reserved) == 52, "moe_calibrated.reserved");
+_Static_assert(offsetof(moe_calibrated, products) == 48, "moe_calibrated.products");
+_Static_assert(offsetof(moe_calibrated, n_product_tokens) == 56, "moe_calibrated.n_product_tokens");
+_Static_assert(offsetof(moe_calibrated, is_few) == 64, "moe_calibrated.is_few");
+_Static_assert(offsetof(moe_calibrated, reserved) == 68, "moe_calibrated.reserved");
 
 _Static_assert(sizeof(moe_read_options) == 24, "moe_read_options");
 _Static_assert(offsetof(moe_read_options, struct_size) == 0, "moe_read_options.struct_size");

@@ -14,7 +14,7 @@ public struct LinearShape {
   /// A packed copy of the matrix, which forward reads in its place.
   var panels: PanelMatrixPointer?
   /// What becomes of tokens.
-  var precision: PrecisionKind { panels?.pointee.form.precision ?? weights.format.precision }
+  var precision: PrecisionKind { panels?.pointee.forms.precision ?? weights.format.precision }
   /// Whose product it is, in a profile.
   var phase = Phase.projection
 
@@ -46,13 +46,14 @@ public struct LinearForward {
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
-    if case .blocks(let code, integers: true)? = shape.panels?.pointee.form.contents {
-      if code.hasRowScales {
-        form = .rowIntegers(TiledLinear(&arena, shape, context: context))
-      } else {
-        form = .integers(TiledLinear(&arena, shape, context: context))
-      }
+    switch shape.panels?.pointee.forms.tokens {
+    case .integers:
+      form = .integers(TiledLinear(&arena, shape, context: context))
       return
+    case .rowIntegers:
+      form = .rowIntegers(TiledLinear(&arena, shape, context: context))
+      return
+    case nil, .floats, .halves: break
     }
     if !context.packsWeights {
       form = .plain(PlainLinear(&arena, shape, context: context))

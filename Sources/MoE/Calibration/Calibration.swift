@@ -1,15 +1,15 @@
 import CShims
 
 /// What a model's matrices read over some text: of all that are packed, how large their inputs are, since errors of weights
-/// matter by that. It outlives the model, for another one of the same parameters that is packed while it is read.
+/// matter by that, and how inputs go together, since weights can make up for errors of others. It outlives the model, for another one of the same parameters that is packed while it is read.
 public struct Calibration {
   fileprivate let context: ContextPointer
-  fileprivate let parts: CalibrationParts
+  private let parts: CalibrationParts
   /// Of names and shapes of the model's parameters.
   private let fingerprint: UInt64
   public let parameterCount: Int
 
-  fileprivate init(_ model: Model, _ parts: CalibrationParts) {
+  init(_ model: Model, _ parts: CalibrationParts) {
     context = model.context
     self.parts = parts
     fingerprint = model.fingerprint
@@ -48,6 +48,8 @@ public struct Calibration {
     public let inputs: Int
     public var tokens: Int64 = 0
     public var sums: UnsafePointer<Double>?  // [inputs]
+    public var products: UnsafePointer<Float>?  // [inputs, inputs]
+    public var productTokens: Int64 = 0
     public var hasFew = false
   }
 
@@ -62,22 +64,47 @@ public struct Calibration {
     let squares = parts.table[Int(site)]
     return Entry(
       name: name, experts: squares.experts, inputs: squares.inputs, tokens: squares.tokens[expert],
-      sums: UnsafePointer(squares.sums + expert * squares.inputs), hasFew: squares.hasFew(expert))
+      sums: UnsafePointer(squares.sums + expert * squares.inputs),
+      products: squares.product(expert).map { UnsafePointer($0) },
+      productTokens: squares.products == nil ? 0 : squares.productTokens(expert), hasFew: squares.hasFew(expert))
   }
 
   // MARK: gathering
 
   /// Forgets everything.
-  func clear() { parts.forEach { $0.clear() } }
+  private func clear() { parts.forEach { $0.clear() } }
+
+  /// Adds what `run` notes; after an error nothing is left.
+  fileprivate func gather(_ run: () throws(Fault) -> Void) throws(Fault) {
+    try parts.turn.acquire(for: "calibration")
+    defer { parts.turn.release() }
+    do throws(Fault) {
+      try run()
+    } catch {
+      clear()
+      throw error
+    }
+    parts.forEach { $0.addUp() }
+  }
 }
 
-/// Of one ffn: for each group of experts what gate and up read, then what down reads.
+/// Of one ffn: what comes in; for each group of experts what gate and up read, then what down reads.
 struct LayerSquares {
   let first: UnsafePointer<InputSquares>
 
   func group(_ index: Int) -> GroupSquares {
-    let inner = first[2 * index]
-    return GroupSquares(inner: inner.experts == 0 ? nil : inner, down: first[2 * index + 1])
+    let inner = first[1 + 2 * index]
+    return GroupSquares(inner: inner.experts == 0 ? nil : inner, down: first[2 + 2 * index])
+  }
+
+  /// Some tokens of a call, x [T,H].
+  func add(
+    _ x: UnsafePointer<Float>, _ chunk: Range<Int>, _ call: Call, hidden: Int, in context: ContextPointer
+  ) throws(Fault) {
+    if first[0].experts == 0 { return }
+    try first[0].add(
+      StridedRows(x + chunk.lowerBound * hidden, stride: hidden), chunk.count,
+      valid: call.validMask.map { $0 + chunk.lowerBound }, in: context)
   }
 }
 
@@ -88,22 +115,15 @@ extension Model {
     try requireWeightsAsTheyAre()
     var input = given
     (input.calibration, input.targets) = (calibration, nil)
-    let turn = calibration.pointee.parts.turn
-    try turn.acquire(for: "calibration")
-    defer { turn.release() }
-    do throws(Fault) {
+    try calibration.pointee.gather { () throws(Fault) in
       _ = try forward(input, ModelOutputs(), tape: nil, asked: { _ in Layer.Details() }, note: { _, _ in })
-    } catch {
-      calibration.pointee.clear()
-      throw error
     }
-    calibration.pointee.parts.forEach { $0.addUp() }
   }
 
   /// Few bits are what is to be chosen: a model that has them already would be calibrated by their errors.
   private func requireWeightsAsTheyAre() throws(Fault) {
     if preparation?.code != nil { throw .calibratesFewBits }
-    for n in 0..<configuration.layers where feedForwards[n]?.pointee.prepared.isOfBlocks ?? false {
+    for n in 0..<configuration.layers where feedForwards[n]?.pointee.prepared.areOfBlocks ?? false {
       throw Fault.calibratesFewBits.inLayer(n)
     }
   }
@@ -146,12 +166,14 @@ extension Fault {
 public typealias CalibrationPointer = UnsafeMutablePointer<Calibration>
 
 extension UnsafeMutablePointer where Pointee == Calibration {
-  public static func create(for model: Model) throws(Fault) -> CalibrationPointer {
+  /// `productBytes`: for products of inputs at most; of those with the fewest bytes first, all layers alike.
+  public static func create(for model: Model, productBytes: Int) throws(Fault) -> CalibrationPointer {
     var size = CalibrationSize()
-    model.forEachSite { _, inputs, experts in size.add(inputs, experts) }
+    model.forEachSite { size.add($0) }
     if size.isTooLarge { throw .outOfMemory(bytes: .max) }
+    size.allow(productBytes, model)
     let parts = try model.context.pointee.allocator.make { CalibrationParts(&$0, model, size) }
-    parts.fill(model)
+    parts.fill(model, size)
     parts.place.initialize(to: Calibration(model, parts))
     model.context.retain()
     return parts.place
@@ -161,109 +183,5 @@ extension UnsafeMutablePointer where Pointee == Calibration {
     let context = pointee.context
     context.pointee.allocator.deallocate(self)
     context.release()
-  }
-}
-
-private struct CalibrationSize {
-  var rows = 0  // of experts, and one more of each site
-  var elements = 0
-  var isTooLarge = false
-
-  mutating func add(_ inputs: Int, _ experts: Int) {
-    let (own, tooMany) = (experts + 1).multipliedReportingOverflow(by: inputs)
-    let (sum, tooLarge) = elements.addingReportingOverflow(own)
-    isTooLarge = isTooLarge || tooMany || tooLarge
-    if !isTooLarge { (rows, elements) = (rows + experts + 1, sum) }
-  }
-}
-
-/// One block of memory: the handle, then what it points at.
-private struct CalibrationParts {
-  let place: CalibrationPointer
-  let turn: Lock  // calls take turns
-  let table: UnsafeMutablePointer<InputSquares>  // [sites] slots of the model's own, then two for each group of each ffn
-  let siteCount: Int
-  let firsts: UnsafeMutablePointer<Int>  // [layers] the first of an ffn's
-  let sites: UnsafeMutablePointer<Int32>  // [parameters] of each the site; -1 = none
-  let names: UnsafeMutablePointer<CChar>  // [parameters, nameSize]
-  private let tokens: UnsafeMutablePointer<Int64>
-  private let sums: UnsafeMutablePointer<Double>
-
-  init(_ arena: inout Arena, _ model: Model, _ size: CalibrationSize) {
-    place = arena.take(Calibration.self, 1)
-    turn = Lock(&arena)
-    siteCount = model.siteCount
-    table = arena.take(InputSquares.self, siteCount)
-    firsts = arena.take(Int.self, model.configuration.layers)
-    sites = arena.take(Int32.self, model.parameterCount)
-    names = arena.take(CChar.self, model.parameterCount, ModelParameters.nameSize)
-    tokens = arena.take(Int64.self, size.rows)
-    sums = arena.take(Double.self, size.elements)
-  }
-
-  func fill(_ model: Model) {
-    turn.initialise()
-    table.initialize(repeating: InputSquares(inputs: 0, experts: 0, sums: sums, tokens: tokens), count: siteCount)
-    var (rows, elements) = (0, 0)
-    model.forEachSite { site, inputs, experts in
-      let own = InputSquares(inputs: inputs, experts: experts, sums: sums + elements, tokens: tokens + rows)
-      (rows, elements) = (rows + experts + 1, elements + own.elements)
-      table[site] = own
-      own.clear()
-    }
-    for n in 0..<model.configuration.layers { firsts[n] = model.firstSite(ofLayer: n) }
-    for index in 0..<model.parameterCount {
-      var name = TextBuffer(names + index * ModelParameters.nameSize, capacity: ModelParameters.nameSize)
-      name.append(model.parameter(index).name)
-      let site = model.site(ofParameter: index)
-      sites[index] = site.map { table[$0].experts > 0 ? Int32($0) : -1 } ?? -1
-    }
-  }
-
-  /// Each site that there is.
-  func forEach(_ body: (InputSquares) -> Void) {
-    for site in 0..<siteCount where table[site].experts > 0 { body(table[site]) }
-  }
-}
-
-// MARK: sites
-
-extension Model {
-  fileprivate var siteCount: Int { firstSite(ofLayer: configuration.layers) }
-
-  fileprivate func firstSite(ofLayer layer: Int) -> Int {
-    var site = parameters.slotCount
-    for n in 0..<layer { site += 2 * (feedForwards[n]?.pointee.configuration.groupCount ?? 0) }
-    return site
-  }
-
-  /// Every site's number, inputs and experts.
-  fileprivate func forEachSite(_ body: (_ site: Int, _ inputs: Int, _ experts: Int) -> Void) {
-    for slot in 0..<parameters.slotCount {
-      if let inputs = parameters.packedInputs(slot, configuration) { body(slot, inputs, 1) }
-    }
-    for n in 0..<configuration.layers {
-      guard let c = feedForwards[n]?.pointee.configuration else { continue }
-      for index in 0..<c.groupCount where c.groups[index].multiplies {
-        let (group, first) = (c.groups[index], firstSite(ofLayer: n) + 2 * index)
-        if !group.linear { body(first, group.hidden, group.experts) }
-        body(first + 1, group.intermediate, group.experts)
-      }
-    }
-  }
-
-  /// Where a parameter's inputs are noted, if they are.
-  fileprivate func site(ofParameter index: Int) -> Int? {
-    switch list[index] {
-    case .own(let own): return parameters.slot(listed: own)
-    case .feedForward(let n, let own):
-      let (role, group) = feedForwards[n]!.pointee.parameters.place(own)
-      let first = firstSite(ofLayer: n) + 2 * group
-      switch role {
-      case .gateWeight, .upWeight: return first
-      case .downWeight: return first + 1
-      default: return nil
-      }
-    }
   }
 }

@@ -1,13 +1,18 @@
 import CShims
 
-/// What one matrix read over some text, or matrices that read the same: how large each of their inputs was.
-/// Sums are of squares in double, tokens ascending, one chain for each input: the same bits for threads and chunks, and for
-/// calls in the same order.
+/// What one matrix read over some text, or matrices that read the same: how large each of their inputs was, and where there is
+/// memory for it how they went together.
+/// Sums of squares are in double, products in float32, tokens ascending, one chain for each number: the same bits for threads and
+/// chunks, and for calls in the same order.
 struct InputSquares {
   let inputs: Int
   let experts: Int  // 1 of a matrix that all tokens are multiplied by
   let sums: UnsafeMutablePointer<Double>  // [experts + 1, inputs] behind the experts' own those of all together
   let tokens: UnsafeMutablePointer<Int64>  // [experts + 1] that reached it
+  /// [experts, inputs, inputs] sums of x_i x_j; [1, inputs, inputs] of what all of a layer's experts read.
+  var products: UnsafeMutablePointer<Float>?
+  /// Of these others, the tokens.
+  var sharedTokens: UnsafeMutablePointer<Int64>?
 
   /// An expert that fewer tokens reached is packed by what all experts of its layer read.
   static var fewestTokens: Int { 32 }
@@ -17,7 +22,14 @@ struct InputSquares {
   func clear() {
     sums.initialize(repeating: 0, count: elements)
     tokens.initialize(repeating: 0, count: experts + 1)
+    if !productsAreShared { products?.initialize(repeating: 0, count: experts * inputs * inputs) }
   }
+
+  var productsAreShared: Bool { sharedTokens != nil }
+  func product(_ expert: Int) -> UnsafeMutablePointer<Float>? {
+    products.map { productsAreShared ? $0 : $0 + expert * inputs * inputs }
+  }
+  func productTokens(_ expert: Int) -> Int64 { sharedTokens?[0] ?? tokens[expert] }
 
   /// After calls: what stands behind the experts.
   func addUp() {
@@ -56,7 +68,24 @@ struct InputSquares {
   ) throws(Fault) {
     let job = TokenSquares(squares: self, rows: rows, count: count, valid: valid)
     try context.run(items, job)
-    for t in 0..<count where job.isReal(t) { tokens[0] += 1 }
+    // Real tokens that stand one behind the other.
+    var first = 0
+    while first < count {
+      var end = first
+      while end < count && job.isReal(end) { end += 1 }
+      try addProducts(
+        StridedRows(rows.start + first * rows.stride, stride: rows.stride), end - first, to: 0, in: context)
+      tokens[0] += Int64(end - first)
+      first = end + 1
+    }
+  }
+
+  /// The gradient of a matrix whose outputs have its inputs as gradients is what is wanted.
+  func addProducts(_ rows: StridedRows, _ count: Int, to expert: Int, in context: ContextPointer) throws(Fault) {
+    guard !productsAreShared, count > 0, let product = product(expert) else { return }
+    try LinearBackward.call(
+      LinearShape(tokens: count, inputs: inputs, outputs: inputs, weights: .f32), x: rows, weight: product, dy: rows,
+      dx: nil, dWeight: product, dBias: nil, in: context)
   }
 }
 
@@ -121,16 +150,28 @@ extension TiledInner {
   /// The activations that the second step will read.
   func noteActivations(in context: ContextPointer) throws(Fault) {
     guard let squares = work.squares?.down else { return }
-    try context.run(
-      dispatch.experts.count * chunks(of: c.intermediate), ActivationSquares(inner: self, squares: squares))
+    let (width, experts) = (c.intermediate, dispatch.experts)
+    try context.withScratch({ $0.take(Float.self, dispatch.most, width) }) { (rows) throws(Fault) in
+      let job = ActivationSquares(inner: self, squares: squares, rows: rows)
+      try context.run(experts.count * chunks(of: width), job)
+      for e in experts {
+        try squares.addProducts(
+          StridedRows(job.rows(ofExpert: e), stride: width), dispatch.count(ofExpert: e), to: e, in: context)
+      }
+    }
     work.count(in: squares)
   }
 }
 
-/// An item is 32 columns of one expert's activations.
+/// An item is 32 columns of one expert's activations, which are put in rows.
 private struct ActivationSquares<P: Precision>: Job {
   let inner: TiledInner<P>
   let squares: InputSquares
+  let rows: UnsafeMutablePointer<Float>  // [rows of the group, I]
+
+  func rows(ofExpert e: Int) -> UnsafeMutablePointer<Float> {
+    rows + (inner.dispatch.rows(ofExpert: e).lowerBound - inner.dispatch.first) * inner.c.intermediate
+  }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let width = inner.c.intermediate
@@ -138,17 +179,20 @@ private struct ActivationSquares<P: Precision>: Job {
     let expert = inner.dispatch.experts.lowerBound + number
     let columns = chunk * chunkWidth..<min(width, (chunk + 1) * chunkWidth)
     let piece = ExpertPiece(ofAll: expert, inner.dispatch, inner.kernels, unit: P.unit)
+    let out = rows(ofExpert: expert)
     var memory = InlineArray<32, Float>(repeating: 0)
     withUnsafeMutablePointer(to: &memory) {
       let beside = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
       for tile in piece.range {
-        let rows = piece.tiles.rows(tile)
-        let start = inner.activations + piece.place(chunk, rows, width: padded(width))
-        for row in 0..<rows.count {
+        let tileRows = piece.tiles.rows(tile)
+        let start = inner.activations + piece.place(chunk, tileRows, width: padded(width))
+        for row in 0..<tileRows.count {
           let own = start + row * chunkWidth
           let floats = P.workplace(own, or: beside)
           P.load(chunkWidth, UnsafePointer(own), into: floats, inner.kernels)
-          squares.add(UnsafePointer(floats) - columns.lowerBound, to: expert, columns)
+          let target = out + (tileRows.lowerBound + row) * width
+          (target + columns.lowerBound).update(from: floats, count: columns.count)
+          squares.add(UnsafePointer(target), to: expert, columns)
         }
       }
     }

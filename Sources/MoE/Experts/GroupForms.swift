@@ -55,10 +55,13 @@ enum ExpertForm: Int32 {
   /// `keeps`: pre-activations are kept for backward, and so tokens stay floats: rounded to integers they have no slope.
   init(_ work: GroupWork, keeps: Bool = true) {
     let isNative = work.matmul.backend == .native
+    let tokens = keeps ? nil : work.prepared?.forms.tokens
     if !work.c.multiplies {
       self = .free
-    } else if case .blocks(let code, integers: true)? = work.prepared?.form.contents, !keeps {
-      self = code.hasRowScales ? .rowIntegers : .integers
+    } else if tokens == .integers {
+      self = .integers
+    } else if tokens == .rowIntegers {
+      self = .rowIntegers
     } else {
       switch work.precision {
       case .f32: self = isNative ? .tiled : .plain
@@ -70,7 +73,7 @@ enum ExpertForm: Int32 {
 
 extension GroupWork {
   /// What becomes of tokens that are multiplied as floats.
-  var precision: PrecisionKind { prepared?.form.precision ?? c.weights.format.precision }
+  var precision: PrecisionKind { prepared?.forms.precision ?? c.weights.format.precision }
 }
 
 // MARK: backward

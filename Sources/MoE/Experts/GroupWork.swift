@@ -52,12 +52,12 @@ struct GroupWork {
   func across<P: Precision>(
     _: P.Type, _ part: PreparedWeights.Matrix, _ expert: Int, _ chunk: Int
   ) -> WeightPanel<P>? {
-    guard let prepared, let code = prepared.form.code else { return nil }
+    guard let prepared, let code = prepared.forms[part].code else { return nil }
     let columns = part == .down ? c.intermediate : c.hidden
     return WeightPanel(
       across: BlockColumns(
         panels: prepared.panel(part, c, source.place(ofExpert: expert), 0),
-        panelBytes: prepared.form.panelBytes(columns),
+        panelBytes: prepared.forms[part].panelBytes(columns),
         code: code, first: chunk * chunkWidth, count: min(chunkWidth, columns - chunk * chunkWidth)))
   }
 

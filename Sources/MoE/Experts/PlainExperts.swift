@@ -95,7 +95,10 @@ struct PlainForward: PlainJob {
         pre.activate(a, rows: n, width: i, from: 0, count: i, pairs: pairs, work)
         round(a, n * i)
       }
-      if let squares = work.squares?.down { for row in 0..<n { squares.add(a + row * i, to: expert, 0..<i) } }
+      if let squares = work.squares?.down {
+        for row in 0..<n { squares.add(a + row * i, to: expert, 0..<i) }
+        if let sums = squares.product(expert) { matmul.addAtB(i, i, n, a, lda: i, a, ldb: i, sums, ldc: i) }
+      }
       guard let out = outputs.map({ $0 + first * padded(h) }) else { continue }  // [n, padded H]
       fillRows(out, count: n, width: h, stride: padded(h), with: w.downBias)
       let weight = matrix(.down, w, expert: expert, index)

@@ -22,7 +22,7 @@ extension GroupWork {
 extension PlainJob {
   /// An expert's matrix, decoded where it was prepared; until the thread's next call.
   func matrix(_ part: PreparedWeights.Matrix, _ w: ExpertTensors, expert: Int, _ lane: Int) -> PlainMatrix {
-    guard let prepared, let code = prepared.form.code, let floats else {
+    guard let prepared, let floats else {
       switch part {
       case .gate: return inner(w.gateWeight!, lane)
       case .up: return inner(w.upWeight, lane)
@@ -32,7 +32,7 @@ extension PlainJob {
     let (rows, depth) = part == .down ? (c.hidden, c.intermediate) : (c.intermediate, c.hidden)
     let (own, place) = (floats + lane * c.hidden * c.intermediate, source.place(ofExpert: expert))
     for chunk in 0..<chunks(of: rows) {
-      code.decode(
+      prepared.forms[part].decode(
         prepared.panel(part, c, place, chunk), rows: min(chunkWidth, rows - chunk * chunkWidth), depth: depth,
         into: own + chunk * chunkWidth * depth, stride: depth, kernels)
     }

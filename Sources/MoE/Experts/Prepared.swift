@@ -4,25 +4,25 @@ import CShims
 /// instead of packing them in every call. The values are the same, and so are the bits of the results.
 /// In another type forward computes as a layer with weights of that type does, in blocks as one with the blocks' values.
 struct PreparedWeights {
-  let form: PanelForm
+  let forms: MatrixForms
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
   fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
-  /// [E] 1 = a matrix holds what the form cannot
+  /// [E] 1 and more: that matrix holds what its form cannot
   fileprivate let faults: UnsafeMutablePointer<Int32>
 
   fileprivate static var samplesPerMatrix: Int { StoredMatrix.sampleCount }
 
   /// `experts`: for how many of the group's there is room.
-  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, form: PanelForm) {
-    func take(_ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
-      UnsafeMutableRawPointer(arena.take(UInt8.self, experts * chunks(of: rows), form.panelBytes(columns)))
+  init(_ arena: inout Arena, _ c: ExpertGroup, experts: Int, forms: MatrixForms) {
+    func take(_ matrix: Matrix, _ rows: Int, _ columns: Int) -> UnsafeMutableRawPointer {
+      UnsafeMutableRawPointer(arena.take(UInt8.self, experts * chunks(of: rows), forms[matrix].panelBytes(columns)))
     }
-    self.form = form
-    gate = c.gated ? take(c.intermediate, c.hidden) : nil
-    up = take(c.linear ? 0 : c.intermediate, c.hidden)
-    down = take(c.hidden, c.intermediate)
+    self.forms = forms
+    gate = c.gated ? take(.gate, c.intermediate, c.hidden) : nil
+    up = take(.up, c.linear ? 0 : c.intermediate, c.hidden)
+    down = take(.down, c.hidden, c.intermediate)
     samples = arena.take(Float.self, experts, 3 * Self.samplesPerMatrix)
     faults = arena.take(Int32.self, experts)
   }
@@ -37,14 +37,14 @@ struct PreparedWeights {
       case .up: (up, c.intermediate, c.hidden)
       case .down: (down, c.hidden, c.intermediate)
       }
-    return start + (expert * chunks(of: rows) + chunk) * form.panelBytes(columns)
+    return start + (expert * chunks(of: rows) + chunk) * forms[matrix].panelBytes(columns)
   }
 
   /// The same as the products of a precision read it.
   func panel<P: Precision>(
     _: P.Type, _ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int
   ) -> WeightPanel<P> {
-    form.panel(P.self, panel(matrix, c, expert, chunk))
+    forms[matrix].panel(P.self, panel(matrix, c, expert, chunk))
   }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
@@ -74,11 +74,11 @@ struct PreparedWeights {
   }
 }
 
-/// The packed copies of all groups; none of any where nothing was prepared.
+/// The packed copies of all groups; none of those that have no forms.
 struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
-  private let form: PanelForm
+  private let forms: LayerForms
   private let slots: Slots?
 
   /// Of a group that has room for some experts alone, which come from a file.
@@ -87,28 +87,38 @@ struct PreparedGroups {
   init(_ c: Configuration) {
     self.c = c
     arena = nil
-    form = .f32
+    forms = LayerForms()
     slots = nil
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, form: PanelForm, slots: Slots? = nil) {
+  init(_ arena: inout Arena, _ c: Configuration, forms: LayerForms, slots: Slots? = nil) {
     self.c = c
     self.arena = arena
-    self.form = form
+    self.forms = forms
     self.slots = slots
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
-  /// Whether forward computes something else than backward would.
-  var changesValues: Bool { arena != nil && form.changesValues(of: c.groups[0].weights) }
-  /// What they are in, for messages.
-  var constant: StaticString { form.constant }
+  /// The form in which forward computes something else than backward would.
+  var changedValues: PanelForm? {
+    for index in 0..<c.groupCount where c.groups[index].multiplies {
+      let group = c.groups[index]
+      if let form = forms[group]?.changing(group.weights) { return form }
+    }
+    return nil
+  }
 
   /// Whether weights are in few bits, where they are packed.
-  var isOfBlocks: Bool { arena != nil && form.code != nil }
+  var areOfBlocks: Bool {
+    for index in 0..<c.groupCount where c.groups[index].multiplies {
+      guard let forms = forms[c.groups[index]] else { continue }
+      if forms.gate.code != nil || forms.up.code != nil || forms.down.code != nil { return true }
+    }
+    return false
+  }
 
-  /// Whether both are packed in the same form, or neither is.
-  func isAlike(_ other: PreparedGroups) -> Bool { (arena == nil) == (other.arena == nil) && form == other.form }
+  /// Whether both are packed in the same forms, or neither is.
+  func isAlike(_ other: PreparedGroups) -> Bool { forms == other.forms }
 
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
@@ -118,9 +128,9 @@ struct PreparedGroups {
   }
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
-    guard group.multiplies else { return nil }
+    guard group.multiplies, let forms = forms[group] else { return nil }
     let experts = hasSlots(group) ? slots!.count : group.experts
-    return PreparedWeights(&arena, group, experts: experts, form: form)
+    return PreparedWeights(&arena, group, experts: experts, forms: forms)
   }
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
@@ -133,24 +143,13 @@ struct PreparedGroups {
       prepared.faults.update(repeating: 0, count: group.experts)
       try PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(
         squares?.group(index), in: context)
-      for expert in 0..<group.experts where prepared.faults[expert] != 0 {
+      for expert in 0..<group.experts {
+        guard let matrix = PreparedWeights.Matrix(rawValue: prepared.faults[expert] - 1) else { continue }
         throw Fault(
           .notFinite,
-          "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for its scale (\(form.constant)): mend the weights, or prepare another form"
+          "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for its scale (\(prepared.forms[matrix].constant)): mend the weights, or prepare another form"
         )
       }
-    }
-  }
-}
-
-extension Configuration {
-  /// Refuses sizes that a form cannot hold.
-  func require(_ form: PanelForm?) throws(Fault) {
-    guard let form else { return }
-    for index in 0..<groupCount where groups[index].multiplies {
-      let group = groups[index]
-      try form.require(group.hidden, inputsOf: "an expert's matrix by hidden_size")
-      if !group.linear { try form.require(group.intermediate, inputsOf: "an expert's matrix by intermediate_size") }
     }
   }
 }
@@ -160,32 +159,46 @@ private struct PrepareWeights: Job {
   let source: ExpertSource
   let prepared: PreparedWeights
   private let packing: Packing
-  private var calibrated: CalibratedExperts?
+  private var chunks: Range<Int>  // of the expert's, those that are packed now
+  private var calibrated: CalibratedPacking?
 
   init(_ c: ExpertGroup, context: ContextPointer, source: ExpertSource, prepared: PreparedWeights) {
     self.source = source
     self.prepared = prepared
     packing = Packing(c: c, kernels: context.kernels, prepared: prepared)
+    chunks = 0..<packing.chunksPerExpert
   }
 
   func run(_ squares: GroupSquares?, in context: ContextPointer) throws(Fault) {
-    let items = packing.c.experts * packing.chunksPerExpert
-    guard let squares, prepared.form.code != nil else { return context.runToTheEnd(items, self) }
-    try context.withScratch(
-      { CalibratedExperts(&$0, packing, squares, lanes: context.lanes) }
-    ) { (calibrated) throws(Fault) in
+    guard let squares else { return context.runToTheEnd(packing.c.experts * chunks.count, self) }
+    if let inner = squares.inner { try run(inner, 0..<packing.innerChunks, in: context) }
+    try run(squares.down, packing.innerChunks..<packing.chunksPerExpert, in: context)
+  }
+
+  /// Those of the matrices that read the same.
+  private func run(_ squares: InputSquares, _ chunks: Range<Int>, in context: ContextPointer) throws(Fault) {
+    try context.withScratch({ CalibratedPacking(&$0, squares, lanes: context.lanes) }) { (calibrated) throws(Fault) in
+      calibrated.begin(packing.kernels)
       var own = self
-      own.calibrated = calibrated
-      context.runToTheEnd(items, own)
+      (own.chunks, own.calibrated) = (chunks, calibrated)
+      context.runToTheEnd(packing.c.experts * (calibrated.isByExpert ? 1 : chunks.count), own)
     }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
+    guard let calibrated else {
+      return pack(item / chunks.count, chunks.lowerBound + item % chunks.count, nil)
+    }
+    let expert = calibrated.isByExpert ? item : item / chunks.count
+    let weighted = calibrated.weighted(expert: expert, lane: lane.pointee.index, packing.kernels)
+    if !calibrated.isByExpert { return pack(expert, chunks.lowerBound + item % chunks.count, weighted) }
+    for chunk in chunks { pack(expert, chunk, weighted) }
+  }
+
+  private func pack(_ expert: Int, _ chunk: Int, _ weighted: WeightedScratch?) {
     let c = packing.c
-    let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
-    let weighted = calibrated.map { $0.weighted(packing, chunk, expert: expert, lane: lane.pointee.index) }
-    if !packing.run(chunk, place: expert, source.tensors(c, expert: expert), weighted: weighted) {
-      moei_store(prepared.faults + expert, 1)
+    if let matrix = packing.run(chunk, place: expert, source.tensors(c, expert: expert), weighted) {
+      moei_store(prepared.faults + expert, matrix.rawValue + 1)
     }
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
@@ -203,41 +216,24 @@ struct Packing {
   fileprivate var innerChunks: Int { c.linear ? 0 : chunks(of: c.intermediate) }
   var chunksPerExpert: Int { innerChunks + chunks(of: c.hidden) }
 
-  /// One chunk of columns of an expert's matrices, to number `place` of the panels. False where the form cannot hold them.
-  func run(_ chunk: Int, place: Int, _ w: ExpertTensors, weighted: WeightedScratch? = nil) -> Bool {
-    let (h, i) = (c.hidden, c.intermediate)
+  /// One chunk of columns of an expert's matrices, to number `place` of the panels. Returns one that its form cannot hold.
+  func run(
+    _ chunk: Int, place: Int, _ w: ExpertTensors, _ weighted: WeightedScratch? = nil
+  ) -> PreparedWeights.Matrix? {
     if chunk >= innerChunks {
-      let outer = chunk - innerChunks
-      return pack(w.downWeight, h, i, outer, into: prepared.panel(.down, c, place, outer), weighted)
+      return pack(w.downWeight, .down, chunk - innerChunks, place, weighted) ? nil : .down
     }
-    let up = pack(w.upWeight, i, h, chunk, into: prepared.panel(.up, c, place, chunk), weighted)
-    guard let gate = w.gateWeight else { return up }
-    return pack(gate, i, h, chunk, into: prepared.panel(.gate, c, place, chunk), weighted) && up
+    let isHeld = pack(w.upWeight, .up, chunk, place, weighted)
+    if let gate = w.gateWeight, !pack(gate, .gate, chunk, place, weighted) { return .gate }
+    return isHeld ? nil : .up
   }
 
   private func pack(
-    _ matrix: StoredMatrix, _ rows: Int, _ depth: Int, _ chunk: Int, into panel: UnsafeMutableRawPointer,
-    _ weighted: WeightedScratch?
+    _ weights: StoredMatrix, _ matrix: PreparedWeights.Matrix, _ chunk: Int, _ place: Int, _ weighted: WeightedScratch?
   ) -> Bool {
-    prepared.form.pack(matrix, rows: rows, depth: depth, chunk: chunk, into: panel, kernels, weighted: weighted)
-  }
-}
-
-/// What the packing of a calibrated group's matrices reads, by each thread in scratch of its own.
-private struct CalibratedExperts {
-  private let inner: CalibratedPacking?
-  private let down: CalibratedPacking
-
-  init(_ arena: inout Arena, _ packing: Packing, _ squares: GroupSquares, lanes: Int) {
-    let code = packing.prepared.form.code!
-    func calibrated(_ squares: InputSquares, _ arena: inout Arena) -> CalibratedPacking {
-      CalibratedPacking(squares: squares, scratch: EncodingScratch(&arena, code, depth: squares.inputs, lanes: lanes))
-    }
-    inner = squares.inner.map { calibrated($0, &arena) }
-    down = calibrated(squares.down, &arena)
-  }
-
-  func weighted(_ packing: Packing, _ chunk: Int, expert: Int, lane: Int) -> WeightedScratch {
-    (chunk < packing.innerChunks ? inner! : down).weighted(expert: expert, lane: lane)
+    let (rows, depth) = matrix == .down ? (c.hidden, c.intermediate) : (c.intermediate, c.hidden)
+    return prepared.forms[matrix].pack(
+      weights, rows: rows, depth: depth, chunk: chunk, into: prepared.panel(matrix, c, place, chunk), kernels,
+      weighted: weighted)
   }
 }

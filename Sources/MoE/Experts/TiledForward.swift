@@ -34,9 +34,9 @@ let gatheredTiles = 32
 
 /// A single tile meets each panel once and stays in the cache by itself: panels are then read one after the other, from end
 /// to end, as memory likes to be read; those of blocks in pairs, which a single row multiplies at once.
-private func panels(atOnceFor piece: ExpertPiece, _ prepared: PreparedWeights?) -> Int {
+private func panels(atOnceFor piece: ExpertPiece, _ form: PanelForm?) -> Int {
   if piece.range.count > 1 { return panelsAtOnce }
-  return prepared?.form.code == nil ? 1 : 2
+  return form?.code == nil ? 1 : 2
 }
 
 /// The first step: gather, up and gate products, activation.
@@ -101,7 +101,7 @@ struct TiledInner<P: Precision>: GroupJob {
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
-    let chunksAtOnce = max(1, panels(atOnceFor: piece, prepared) / kinds)
+    let chunksAtOnce = max(1, panels(atOnceFor: piece, prepared?.forms.up) / kinds)
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
       if lane.pointee.shouldStop() { return }
@@ -228,7 +228,7 @@ struct TiledOutput<P: Precision>: GroupJob {
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
       packed: packed + lane.pointee.index * P.panelsSize)
-    piece.chunks.forEachRun(of: panels(atOnceFor: piece, prepared)) { run in
+    piece.chunks.forEachRun(of: panels(atOnceFor: piece, prepared?.forms.down)) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
         fillStart(

@@ -1,8 +1,13 @@
 /// What a search for the best scales of a panel works with.
 struct WeightedScratch {
   let importance: UnsafeMutablePointer<Float>  // [depth] of an error of each input's weights
+  /// [depth, depth] by which later weights make up for errors of earlier ones, see ErrorFactor; nil where that is not known.
+  var factor: UnsafePointer<Float>?
+  let deviations: UnsafeMutablePointer<Float>  // [depth, 32] of the weights before, w - q
+  let column: UnsafeMutablePointer<Float>  // [depth, 32] of the factor
   // Of one block:
-  let rows: UnsafeMutablePointer<Float>  // [32, inputs] the weights
+  let own: UnsafeMutablePointer<Float>  // [inputs, 32] the weights
+  let rows: UnsafeMutablePointer<Float>  // [32, inputs] what is encoded: these, or what makes up for errors
   let turned: UnsafeMutablePointer<Float>  // [inputs, 32] the same
   let clipped: UnsafeMutablePointer<Float>  // [32, inputs] a candidate
   let decoded: UnsafeMutablePointer<Float>  // [inputs, 32] what becomes of it
@@ -11,21 +16,27 @@ struct WeightedScratch {
   let limits: UnsafeMutablePointer<Float>  // [scales, 32] the largest magnitude
   let errors: UnsafeMutablePointer<Float>  // [scales, 32] of the candidate
   let least: UnsafeMutablePointer<Float>  // [scales, 32]
-  let best: UnsafeMutablePointer<Float>  // [scales, 32] the factor that gave it
+  let best: UnsafeMutablePointer<Float>  // [scales, 32] the share that gave it
   let rowErrors: UnsafeMutablePointer<Float>  // [32]
   let rowLeast: UnsafeMutablePointer<Float>  // [32]
-  let rowBest: UnsafeMutablePointer<Float>  // [32] the factor for all scales of a row
+  let rowBest: UnsafeMutablePointer<Float>  // [32] the share for all scales of a row
 
-  static var mostScales: Int { 16 }  // of a row in a block
+  // Of any code:
+  static var mostInputs: Int { 256 }
+  static var mostScales: Int { 16 }
+  static var mostBytes: Int { 16384 }
 
-  init(_ arena: inout Arena, _ code: PanelCode, depth: Int) {
-    let block = code.inputs * chunkWidth
+  init(_ arena: inout Arena, depth: Int) {
+    let elements = Self.mostInputs * chunkWidth
     importance = arena.take(Float.self, depth)
-    rows = arena.take(Float.self, block)
-    turned = arena.take(Float.self, block)
-    clipped = arena.take(Float.self, block)
-    decoded = arena.take(Float.self, block)
-    self.block = UnsafeMutableRawPointer(arena.take(UInt8.self, code.blockBytes))
+    deviations = arena.take(Float.self, padded(depth), chunkWidth)
+    column = arena.take(Float.self, padded(depth), chunkWidth)
+    own = arena.take(Float.self, elements)
+    rows = arena.take(Float.self, elements)
+    turned = arena.take(Float.self, elements)
+    clipped = arena.take(Float.self, elements)
+    decoded = arena.take(Float.self, elements)
+    block = UnsafeMutableRawPointer(arena.take(UInt8.self, Self.mostBytes))
     limits = arena.take(Float.self, Self.mostScales, chunkWidth)
     errors = arena.take(Float.self, Self.mostScales, chunkWidth)
     least = arena.take(Float.self, Self.mostScales, chunkWidth)
@@ -33,25 +44,5 @@ struct WeightedScratch {
     rowErrors = arena.take(Float.self, chunkWidth)
     rowLeast = arena.take(Float.self, chunkWidth)
     rowBest = arena.take(Float.self, chunkWidth)
-  }
-}
-
-/// Of all threads.
-struct EncodingScratch {
-  private let start: UnsafeMutablePointer<UInt8>
-  private let bytes: Int
-  private let code: PanelCode
-  private let depth: Int
-
-  init(_ arena: inout Arena, _ code: PanelCode, depth: Int, lanes: Int) {
-    var one = Arena()
-    _ = WeightedScratch(&one, code, depth: depth)
-    (self.code, self.depth, bytes) = (code, depth, one.bytes)
-    start = arena.take(UInt8.self, lanes, one.bytes)
-  }
-
-  func of(_ lane: Int) -> WeightedScratch {
-    var own = Arena(UnsafeMutableRawPointer(start + lane * bytes))
-    return WeightedScratch(&own, code, depth: depth)
   }
 }

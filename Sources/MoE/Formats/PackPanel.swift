@@ -24,6 +24,19 @@ extension PanelForm {
     }
   }
 
+  /// Some contraction indices of a panel, from its beginning on, as `rows` rows of floats, `stride` apart. Of elements they are float32:
+  /// others are in contexts alone whose products read panels.
+  func decode(
+    _ panel: UnsafeRawPointer, rows: Int, depth: Int, into matrix: UnsafeMutablePointer<Float>, stride: Int,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    if let code { return code.decode(panel, rows: rows, depth: depth, into: matrix, stride: stride, kernels) }
+    let floats = panel.assumingMemoryBound(to: Float.self)
+    for row in 0..<rows {
+      for p in 0..<depth { matrix[row * stride + p] = floats[p * chunkWidth + row] }
+    }
+  }
+
   /// A packed panel as the products of a precision read it.
   func panel<P: Precision>(_: P.Type, _ place: UnsafeMutableRawPointer) -> WeightPanel<P> {
     if let code { return WeightPanel(blocks: place, code) }

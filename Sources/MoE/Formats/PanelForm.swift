@@ -22,6 +22,22 @@ public struct PanelForm: Equatable {
     return code
   }
 
+  /// What becomes of tokens that are multiplied with it. The raw type is for the linker, see ExpertForm.
+  enum Tokens: Int32 {
+    /// Of float32, or of bfloat16.
+    case floats, halves
+    /// Integers under a scale for 32 features, or for a row.
+    case integers, rowIntegers
+  }
+
+  var tokens: Tokens {
+    switch contents {
+    case .elements(let type): type.format.precision == .f32 ? .floats : .halves
+    case .blocks(_, integers: false): .floats
+    case .blocks(let code, integers: true): code.hasRowScales ? .rowIntegers : .integers
+    }
+  }
+
   /// Bytes of a panel of 32 outputs.
   func panelBytes(_ depth: Int) -> Int {
     switch contents {

@@ -3,36 +3,36 @@ import CShims
 /// A packed copy of one matrix [rows, depth], made once for inference: products stream its panels as they will be multiplied.
 /// Experts' matrices are packed together (Experts/Prepared.swift).
 public struct PanelMatrix {
-  let form: PanelForm
+  let forms: RowForms
   fileprivate let rows: Int
   fileprivate let depth: Int
   fileprivate let samples: UnsafeMutablePointer<Float>  // [StoredMatrix.sampleCount] elements when it was packed
   fileprivate let isHeld: UnsafeMutablePointer<Int32>  // [1] 0 = the matrix has what the form cannot hold
-  private let panels: UnsafeMutableRawPointer  // [chunks of rows, panelBytes]
+  private let panels: UnsafeMutableRawPointer  // panel behind panel
 
-  fileprivate init(_ arena: inout Arena, _ form: PanelForm, rows: Int, depth: Int) {
-    (self.form, self.rows, self.depth) = (form, rows, depth)
+  fileprivate init(_ arena: inout Arena, _ forms: RowForms, rows: Int, depth: Int) {
+    (self.forms, self.rows, self.depth) = (forms, rows, depth)
     samples = arena.take(Float.self, StoredMatrix.sampleCount)
     isHeld = arena.take(Int32.self, 1)
-    panels = UnsafeMutableRawPointer(arena.take(UInt8.self, chunks(of: rows), form.panelBytes(depth)))
+    panels = UnsafeMutableRawPointer(arena.take(UInt8.self, forms.bytes(before: chunks(of: rows), depth)))
   }
 
-  var bytes: Int { chunks(of: rows) * form.panelBytes(depth) }
+  var bytes: Int { forms.bytes(before: chunks(of: rows), depth) }
 
   /// Outputs from number 32 `chunk` on, as the products of a precision read them.
-  func panel<P: Precision>(_: P.Type, _ chunk: Int) -> WeightPanel<P> { form.panel(P.self, start(chunk)) }
+  func panel<P: Precision>(_: P.Type, _ chunk: Int) -> WeightPanel<P> { forms[chunk].panel(P.self, start(chunk)) }
 
-  fileprivate func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + chunk * form.panelBytes(depth) }
+  fileprivate func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + forms.bytes(before: chunk, depth) }
 
-  /// Some rows and columns of blocks as floats, in rows `stride` apart. Rows begin at a multiple of 32, columns at one of 256.
+  /// Some rows and columns as floats, in rows `stride` apart. Rows begin at a multiple of 32, columns at one of 256.
   func decode(
     _ rows: Range<Int>, _ columns: Range<Int>, into floats: UnsafeMutablePointer<Float>, stride: Int,
     _ kernels: UnsafePointer<moei_kernels>
   ) {
-    guard let code = form.code else { return }
     for first in Swift.stride(from: rows.lowerBound, to: rows.upperBound, by: chunkWidth) {
-      code.decode(
-        start(first / chunkWidth) + code.bytes(columns.lowerBound), rows: min(chunkWidth, rows.upperBound - first),
+      let form = forms[first / chunkWidth]
+      form.decode(
+        start(first / chunkWidth) + form.panelBytes(columns.lowerBound), rows: min(chunkWidth, rows.upperBound - first),
         depth: columns.count, into: floats + (first - rows.lowerBound) * stride, stride: stride, kernels)
     }
   }
@@ -54,9 +54,9 @@ private struct PanelMatrixParts {
   let place: PanelMatrixPointer
   let matrix: PanelMatrix
 
-  init(_ arena: inout Arena, _ form: PanelForm, rows: Int, depth: Int) {
+  init(_ arena: inout Arena, _ forms: RowForms, rows: Int, depth: Int) {
     place = arena.take(PanelMatrix.self, 1)
-    matrix = PanelMatrix(&arena, form, rows: rows, depth: depth)
+    matrix = PanelMatrix(&arena, forms, rows: rows, depth: depth)
   }
 }
 
@@ -68,13 +68,13 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     let (rows, depth, _) = parameter.shape
     try form.require(depth, inputsOfNamed: parameter.name)
     let allocator = context.pointee.allocator
-    let parts = try allocator.make { PanelMatrixParts(&$0, form, rows: rows, depth: depth) }
+    let parts = try allocator.make { PanelMatrixParts(&$0, RowForms(form), rows: rows, depth: depth) }
     parts.place.initialize(to: parts.matrix)
     parts.matrix.isHeld.pointee = 1
     parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples, context.kernels)
     let job = PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels)
     do throws(Fault) {
-      try job.run(squares, in: context)
+      try job.run(form.code == nil ? nil : squares, in: context)
     } catch {
       parts.place.free(allocator)
       throw error
@@ -101,20 +101,19 @@ private struct PackPanels: Job {
 
   func run(_ squares: InputSquares?, in context: ContextPointer) throws(Fault) {
     let items = chunks(of: target.rows)
-    guard let squares, let code = target.form.code else { return context.runToTheEnd(items, self) }
-    try context.withScratch(
-      { EncodingScratch(&$0, code, depth: target.depth, lanes: context.lanes) }
-    ) { (scratch) throws(Fault) in
+    guard let squares else { return context.runToTheEnd(items, self) }
+    try context.withScratch({ CalibratedPacking(&$0, squares, lanes: context.lanes) }) { (calibrated) throws(Fault) in
+      calibrated.begin(kernels)
       var own = self
-      own.calibrated = CalibratedPacking(squares: squares, scratch: scratch)
+      own.calibrated = calibrated
       context.runToTheEnd(items, own)
     }
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let isHeld = target.form.pack(
+    let isHeld = target.forms[item].pack(
       matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels,
-      weighted: calibrated?.weighted(expert: 0, lane: lane.pointee.index))
+      weighted: calibrated?.weighted(expert: 0, lane: lane.pointee.index, kernels))
     if !isHeld { moei_store(target.isHeld, 0) }
   }
 }

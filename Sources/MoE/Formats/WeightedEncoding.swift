@@ -2,7 +2,8 @@ import CShims
 
 /// From floats to a panel, by the errors' importance: with each scale weights are clipped at some shares of the largest
 /// magnitude, encoded, and decoded again, and the share stays whose sum of  m (w - q)^2  is least. It knows of a code no more than
-/// how to encode and decode it. The result is never worse than without clipping, which is one of the shares.
+/// how to encode and decode it. The result is never worse than without clipping, which is one of the shares. Where it is known how
+/// inputs go together, w is what makes up for errors of the weights before (ErrorFeedback.swift).
 struct WeightedEncoding {
   let code: PanelCode
   let matrix: StoredMatrix
@@ -34,6 +35,7 @@ struct WeightedEncoding {
   private func encode(_ p: Int, into block: UnsafeMutableRawPointer) -> Bool {
     let count = min(code.inputs, depth - p)
     read(p, count)
+    makeUp(p, count)
     findLimits(count)
     // Without clipping first: what is not finite then is not finite at all.
     if !encode(count, scratch.rows, into: block) { return false }
@@ -57,7 +59,9 @@ struct WeightedEncoding {
     }
     clip(count) { row, scale in scratch.best[scale * chunkWidth + row] }
     block.initializeMemory(as: UInt8.self, repeating: 0, count: code.blockBytes)
-    return encode(count, scratch.clipped, into: block)
+    let isFinite = encode(count, scratch.clipped, into: block)
+    noteErrors(p, count, of: block)
+    return isFinite
   }
 
   private func begin() {
@@ -122,12 +126,12 @@ struct WeightedEncoding {
 
   // MARK: a scale for a row
 
-  /// Numbers are clipped by the encoding itself, by what it is told to be the largest.
+  /// Numbers are clipped by the encoding itself, by what it is told to be the largest. That is chosen for the whole row beforehand.
   private func runByRows(into panel: UnsafeMutableRawPointer) -> Bool {
     findLargest()
     begin()
     var isFinite = true
-    for number in 0..<Self.candidates {
+    for number in 0..<(scratch.factor == nil ? Self.candidates : 1) {
       for row in 0..<chunkWidth { scratch.errors[row] = scratch.limits[row] * Self.share(number) }
       scratch.rowErrors.update(repeating: 0, count: chunkWidth)
       for p in stride(from: 0, to: depth, by: code.inputs) {
@@ -146,7 +150,9 @@ struct WeightedEncoding {
     for p in stride(from: 0, to: depth, by: code.inputs) {
       let count = min(code.inputs, depth - p)
       read(p, count)
+      makeUp(p, count)
       isFinite = encode(count, scratch.rows, largest: scratch.errors, into: panel + code.bytes(p)) && isFinite
+      noteErrors(p, count, of: panel + code.bytes(p))
     }
     return isFinite
   }
@@ -186,7 +192,7 @@ struct WeightedEncoding {
       Int64(code.inputs), 0, Int64(rows), Int64(count), floats, Int64(code.inputs), largest, block) != 0
   }
 
-  private func decode(_ block: UnsafeRawPointer, _ count: Int) {
+  func decode(_ block: UnsafeRawPointer, _ count: Int) {
     for i in stride(from: 0, to: count, by: chunkWidth) {
       code.decode(block, from: i, min(chunkWidth, count - i), into: scratch.decoded + i * chunkWidth, kernels)
     }

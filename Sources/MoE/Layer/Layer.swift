@@ -52,9 +52,9 @@ public struct Layer {
       throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
     }
     if offload == nil { try requireValues() }
-    if tape != nil && prepared.changesValues {
+    if tape != nil, let form = prepared.changedValues {
       throw .badState(
-        "tape: weights prepared as \(prepared.constant) are for inference; prepare the weights' own type, or nothing, to train"
+        "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
       )
     }
     let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
@@ -107,6 +107,7 @@ public struct Layer {
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
       try context.measure(.dispatch) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
+      try call.squares?.add(stages.jittered.rows, chunk, call, hidden: c.hidden, in: context)
       try stages.compute.run(in: context, kept: taped?.kept(i))
       try context.measure(.combine) { () throws(Fault) in
         try CombineForward(

@@ -82,18 +82,19 @@ extension Layer {
 
   /// `squares` tells what the experts read, where that is known.
   mutating func prepare(_ wanted: Preparation, _ squares: LayerSquares?) throws(Fault) {
-    try configuration.require(wanted.form)
+    if isOffloaded && squares != nil && wanted.isOfFewBits { throw .calibratesOffloaded }
+    let forms = wanted.form.map { LayerForms($0) } ?? LayerForms()
+    try configuration.require(forms)
     let isRead = wanted.form?.isRead(in: context) ?? false
-    if offload != nil && squares != nil && wanted.form?.code != nil { throw .calibratesOffloaded }
     if let offload { return try useSlots(offload, form: isRead ? wanted : .none) }
     try requireMemory()
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed = PreparedGroups(configuration)
-    if isRead, let form = wanted.form {
+    if isRead {
       let allocator = context.pointee.allocator
       func layout(_ arena: inout Arena) -> PreparedGroups {
-        PreparedGroups(&arena, configuration, form: form)
+        PreparedGroups(&arena, configuration, forms: forms)
       }
       memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
       var arena = Arena(memory!)

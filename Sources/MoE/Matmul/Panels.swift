@@ -162,30 +162,34 @@ struct PanelProducts<P: Precision> {
           let begin = p == 0 ? start(i) : nil
           return StridedRows(begin ?? Floats(c(i, rows)), stride: begin == nil ? cStride : 0)
         }
-        if case .blocks(let blocks, let code) = pieces[0] {
-          // All panels of a product are of one code.
-          func target(_ i: Int) -> StridedTargets { StridedTargets(c(i, rows), stride: cStride) }
-          var own = InlineArray<4, moei_code_panel>(  // panelsAtOnce
-            repeating: moei_code_panel(blocks, first(0), target(0), columns(0)))
-          for i in stride(from: 1, to: panels, by: 1) {
-            guard case .blocks(let blocks, _) = pieces[i] else { continue }
-            own[i] = moei_code_panel(blocks, first(i), target(i), columns(i))
-          }
-          withUnsafePointer(to: &own) {
+        var i = 0
+        while i < panels {
+          switch pieces[i] {
+          case .blocks(let blocks, let code):
+            // Panels of one code together.
+            func target(_ i: Int) -> StridedTargets { StridedTargets(c(i, rows), stride: cStride) }
+            var own = InlineArray<4, moei_code_panel>(  // panelsAtOnce
+              repeating: moei_code_panel(blocks, first(i), target(i), columns(i)))
+            var count = 1
+            while i + count < panels, case .blocks(let blocks, code) = pieces[i + count] {
+              own[count] = moei_code_panel(blocks, first(i + count), target(i + count), columns(i + count))
+              count += 1
+            }
+            withUnsafePointer(to: &own) {
+              P.product(
+                rows.count, depth, here, code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
+                count: count, kernels)
+            }
+            i += count
+          case .elements(let elements):
+            let out = c(i, rows)
+            let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
+            let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
             P.product(
-              rows.count, depth, here, code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
-              count: panels, kernels)
+              rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
+              ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
+            i += 1
           }
-          continue
-        }
-        for i in 0..<panels {
-          let out = c(i, rows)
-          let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-          let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
-          guard case .elements(let elements) = pieces[i] else { continue }
-          P.product(
-            rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
-            ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)
         }
       }
     }

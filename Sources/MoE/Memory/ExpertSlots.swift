@@ -89,7 +89,7 @@ struct SlotMemory {
     raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
     rows = ExpertMatrices(&arena, group, experts: form == .none ? count : Offload.readers)
     if let form = form.form {
-      prepared = PreparedGroups(&arena, c, form: form, slots: (group.index, count))
+      prepared = PreparedGroups(&arena, c, forms: LayerForms(form), slots: (group.index, count))
       slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))
     } else {
       prepared = PreparedGroups(c)

@@ -76,7 +76,7 @@ public struct Offload {
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
-    if let form = form.form { _ = PreparedGroups(&others, c, form: form, slots: (group, 0)) }
+    if let form = form.form { _ = PreparedGroups(&others, c, forms: LayerForms(form), slots: (group, 0)) }
     let none = try bytes(0)
     let beside = none - (try others.total())
     let one = try bytes(1) - none

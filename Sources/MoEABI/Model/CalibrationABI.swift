@@ -3,12 +3,13 @@ import MoE
 
 @implementation @_cdecl("moe_calibration_create")
 public func moe_calibration_create(
-  _ model: OpaquePointer?, _ out: UnsafeMutablePointer<OpaquePointer?>?
+  _ model: OpaquePointer?, _ product_bytes: Int, _ out: UnsafeMutablePointer<OpaquePointer?>?
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
     let out = try required(out, "out")
-    out.pointee = OpaquePointer(try CalibrationPointer.create(for: model.pointee))
+    out.pointee = OpaquePointer(
+      try CalibrationPointer.create(for: model.pointee, productBytes: limit(product_bytes) ?? 0))
   }
 }
 
@@ -77,6 +78,8 @@ public func moe_calibration_read(
     told.n_tokens = found.tokens
     told.square_sums = found.sums
     told.is_few = found.hasFew ? 1 : 0
+    told.products = found.products
+    told.n_product_tokens = found.productTokens
     calibrated.pointee = told
   }
 }

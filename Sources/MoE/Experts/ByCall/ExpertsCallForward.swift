@@ -36,9 +36,9 @@ extension ExpertsCall {
       )
     }
     let groups = prepared.groups(c)
-    if differentiated && groups.changesValues && !isFrozen {
+    if differentiated && !isFrozen, let form = groups.changedValues {
       throw .badState(
-        "prepared: weights packed as \(groups.constant) in place of \(group.weights.format.constant) are for forward alone; save nothing, or prepare their own type"
+        "prepared: weights packed as \(form.constant) in place of \(group.weights.format.constant) are for forward alone; save nothing, or prepare their own type"
       )
     }
     return groups

@@ -24,7 +24,7 @@ extension UnsafeMutablePointer where Pointee == PreparedExperts {
     }
     var made: PreparedExpertsPointer?
     try call.withConfiguration { (c) throws(Fault) in
-      try c.require(form)
+      try c.require(LayerForms(form))
       let bytes = try Arena.bytes { PreparedLayout(&$0, c, form).groups }
       var arena = Arena(try context.pointee.allocator.allocate(bytes: bytes))
       let layout = PreparedLayout(&arena, c, form)
@@ -65,6 +65,6 @@ private struct PreparedLayout {
 
   init(_ arena: inout Arena, _ c: Configuration, _ form: PanelForm) {
     handle = arena.take(PreparedExperts.self, 1)
-    groups = PreparedGroups(&arena, c, form: form)
+    groups = PreparedGroups(&arena, c, forms: LayerForms(form))
   }
 }

@@ -1091,6 +1091,8 @@ class moe_calibrated(Sized):
         ("n_inputs", c_int64),
         ("n_tokens", c_int64),
         ("square_sums", c_void_p),
+        ("products", c_void_p),
+        ("n_product_tokens", c_int64),
         ("is_few", c_int32),
         ("reserved", c_int32),
     ]
@@ -1482,7 +1484,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_backward": (Status, [
         POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
     ]),
-    "moe_calibration_create": (Status, [POINTER(moe_model), POINTER(POINTER(moe_calibration))]),
+    "moe_calibration_create": (Status, [POINTER(moe_model), c_size_t, POINTER(POINTER(moe_calibration))]),
     "moe_calibration_free": (None, [POINTER(moe_calibration)]),
     "moe_model_calibrate": (Status, [POINTER(moe_model), POINTER(moe_model_input), POINTER(moe_calibration)]),
     "moe_model_prepare_calibrated": (Status, [POINTER(moe_model), c_int32, POINTER(moe_calibration)]),

@@ -1,0 +1,47 @@
+/// The forms of a matrix's rows: one for all, or one for each of the parts that it is made of, which are whole panels. Tokens become
+/// the same for all of them.
+struct RowForms {
+  private var forms: InlineArray<4, PanelForm>  // mostParts
+  private var ends = InlineArray<4, Int>(repeating: .max)  // panels up to there; those of the last have no end
+  private var count = 1
+
+  static var mostParts: Int { 4 }
+
+  init(_ form: PanelForm) { forms = InlineArray(repeating: form) }
+
+  /// The same with another form from panel number `first` on; that is behind the parts that there are, of which there are fewer
+  /// than `mostParts`.
+  mutating func append(_ form: PanelForm, from first: Int) {
+    ends[count - 1] = first
+    forms[count] = form
+    count += 1
+  }
+
+  private func part(of panel: Int) -> Int {
+    var part = 0
+    while panel >= ends[part] { part += 1 }
+    return part
+  }
+
+  /// That of a panel.
+  subscript(panel: Int) -> PanelForm { count == 1 ? forms[0] : forms[part(of: panel)] }
+
+  /// What lies before a panel, in bytes.
+  func bytes(before panel: Int, _ depth: Int) -> Int {
+    var (sum, first) = (0, 0)
+    for part in 0..<count {
+      let end = min(ends[part], panel)
+      if end > first { sum += (end - first) * forms[part].panelBytes(depth) }
+      first = max(first, end)
+    }
+    return sum
+  }
+
+  var tokens: PanelForm.Tokens { forms[0].tokens }
+  /// What becomes of tokens that are multiplied as floats.
+  var precision: PrecisionKind { forms[0].precision }
+
+  func require(_ depth: Int, inputsOfNamed matrix: UnsafePointer<CChar>) throws(Fault) {
+    for part in 0..<count { try forms[part].require(depth, inputsOfNamed: matrix) }
+  }
+}
