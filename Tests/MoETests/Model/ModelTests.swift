@@ -150,6 +150,40 @@ struct ModelTests {
     #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
   }
 
+  @Test("what a matrix reads is gathered, packed by, read, and given back")
+  func calibration() throws {
+    let life = ModelLife()
+    for call in life.calls.prefix(3) { try check(call(life)) }
+    var calibration: OpaquePointer?
+    try check(moe_calibration_create(life.model, 1 << 20, &calibration))
+    try check(life.withInput { moe_model_calibrate(life.model, $0, calibration) })
+    var index: Int64 = -1
+    try check(moe_model_find_parameter(life.model, "layers.1.ffn.experts.up.weight", &index))
+    var (found, tokens) = (moe_calibrated(), Int64(0))
+    moe_calibrated_init(&found, MemoryLayout<moe_calibrated>.size)
+    for expert in 0..<Int64(4) {
+      try check(moe_calibration_read(calibration, index, expert, &found))
+      tokens += found.n_tokens
+      #expect(found.n_experts == 4 && found.n_inputs == 8 && found.is_few == 1)
+      #expect((0..<8).allSatisfy { found.square_sums![$0] > 0 || found.n_tokens == 0 })
+      #expect(found.n_product_tokens == 10)
+      #expect(found.products![9] > 0 && found.products![1] == found.products![8])
+    }
+    #expect(tokens % 10 == 0 && tokens > 0 && String(cString: found.name) == "layers.1.ffn.experts.up.weight")
+    refused("expert", moe_calibration_read(calibration, index, 4, &found))
+    refused("parameter", moe_calibration_read(calibration, 1 << 40, 0, &found))
+    refused("prepared", moe_model_prepare_calibrated(life.model, MOE_PREPARED_F32.int32, calibration))
+    refused("calibration", moe_model_prepare_calibrated(life.model, MOE_PREPARED_INT8.int32, nil))
+    refused("calibration", life.withInput { moe_model_calibrate(life.model, $0, nil) })
+    refused("model", moe_calibration_create(nil, 0, &calibration))
+    try check(moe_model_prepare_calibrated(life.model, MOE_PREPARED_INT8.int32, calibration))
+    refused("few bits", life.withInput { moe_model_calibrate(life.model, $0, calibration) }, MOE_ERROR_BAD_STATE)
+    moe_calibration_free(calibration)
+    moe_calibration_free(nil)
+    life.free()
+    #expect(life.allocator.live == 0 && life.allocator.complaints.isEmpty)
+  }
+
   @Test("a frozen parameter gives up its gradient, and the others keep their bits")
   func frozen() throws {
     let life = ModelLife()

@@ -245,7 +245,7 @@ def _calibrated(asked: argparse.Namespace) -> libmoe.Calibration | None:
         named = ", ".join(f"{each.name} {each.expert} ({each.n_tokens})" for each in few[:NAMED])
         more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
         say(
-            f"libmoe convert: {len(few)} experts were reached by fewer than 32 tokens ({named}{more}): they are "
+            f"libmoe convert: fewer than 32 tokens reached {len(few)} experts ({named}{more}): they are "
             "packed by what all experts of their layer read; a longer text may reach them",
             error=True,
         )

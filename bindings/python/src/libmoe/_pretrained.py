@@ -82,7 +82,7 @@ class Pretrained:
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
             are read as they are used; with inference_only.  0: no limit.
         calibration : Calibration, optional
-            By which few bits are chosen while the weights are packed, see :func:`libmoe.calibrate`: of a model
+            By which few bits are chosen while weights are packed, see :func:`libmoe.calibrate`: of a model
             with the same parameters, from this folder for instance; not with experts that stay in the files.
         progress : callable, optional
             Called with bytes read and all bytes, after each tensor; what it raises ends the reading.

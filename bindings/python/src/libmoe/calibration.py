@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CalibratedMatrix", "Calibration", "calibrate"]
 
 WINDOW, WINDOWS = 512, 4  # tokens of a window, and windows of one forward
+MEMORY = "4GB"  # for products of inputs
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,39 @@ class CalibratedMatrix:
         That reached it.
     is_few : bool
         Whether they are fewer than 32: it is then packed by what all experts of its group read.
+    has_products : bool
+        Whether there is memory for the products of its inputs: then weights make up for errors of others.
     """
 
     name: str
     expert: int
     n_tokens: int
     is_few: bool
+    has_products: bool
 
 
 @keywords
 class Calibration(Native):
-    """What a model's matrices read over some text: the squares of their inputs, for each that is packed.
+    """What a model's matrices read over some text: squares and products of the inputs of each that is packed.
 
-    Few bits keep those weights best whose inputs are large, see docs/low_bits.md.  One serves every form, and
-    every model with parameters of the same names and shapes: one that is packed while it is read, too.
+    Few bits chosen by it keep what the matrices put out rather than their weights, see docs/low_bits.md.  One
+    serves every form, and every model with parameters of the same names and shapes: one that is packed while
+    it is read, too.
 
     Parameters
     ----------
     model : Model
         Whose parameters these are; it may be closed afterwards.
+    memory_limit : int or str
+        Bytes for products of inputs, also as ``"8GB"``: 4 n^2 of a matrix with n inputs, and of each expert's
+        down.  Matrices with the fewest have them first; without them only squares count.
 
     Raises
     ------
     TypeError
         It is no model.
     OutOfMemoryError
-        There is no memory: 8 bytes for each input of each expert.
+        There is no memory for these, or for 8 bytes for each input of each expert's.
 
     Examples
     --------
@@ -78,13 +86,16 @@ class Calibration(Native):
 
     _instead = "make one from the text again, with libmoe.calibrate"
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, memory_limit: int | str = MEMORY) -> None:
         from .model import Model  # which needs this module
 
         check.instance("model", model, Model, "a libmoe.Model")
-        context = model._handle.keep["context"]
         self._open_handle = Handle(
-            lib.moe_calibration_create, lib.moe_calibration_free, model._handle, keep={"context": context}
+            lib.moe_calibration_create,
+            lib.moe_calibration_free,
+            model._handle,
+            check.byte_count("memory_limit", memory_limit),
+            keep={"context": model._handle.keep["context"]},
         )
         self._names = list(model.parameters)
 
@@ -148,10 +159,12 @@ class Calibration(Native):
         for number, name in enumerate(self._names):
             for expert in range(self._read(number, 0).n_experts):
                 found = self._read(number, expert)
-                yield CalibratedMatrix(name, expert, found.n_tokens, bool(found.is_few))
+                yield CalibratedMatrix(
+                    name, expert, found.n_tokens, bool(found.is_few), found.products is not None
+                )
 
     def mean_squares(self, name: str, expert: int = 0) -> NDArray[np.float64]:
-        """Return the mean square of each input of a matrix, over the tokens that reached it; 0 where none did.
+        """Return the mean square of each input of a matrix over the tokens that reached it; 0 without any.
 
         Parameters
         ----------
@@ -165,13 +178,44 @@ class Calibration(Native):
         InvalidArgumentError
             There is no such parameter or expert, or the parameter is not packed.
         """
+        found = self._known(name, expert)
+        sums = (ctypes.c_double * found.n_inputs).from_address(found.square_sums)
+        own: NDArray[np.float64] = np.array(sums, np.float64)
+        own /= max(1, found.n_tokens)
+        return own
+
+    def mean_products(self, name: str, expert: int = 0) -> NDArray[np.float32] | None:
+        """Return the mean products x_i x_j of the inputs of a matrix, [n, n]; None where they had no memory.
+
+        Those of gate and up are over all that came into their layer.
+
+        Parameters
+        ----------
+        name : str
+            Of the parameter.
+        expert : int
+            Within the parameter.
+
+        Raises
+        ------
+        InvalidArgumentError
+            As of :meth:`mean_squares`.
+        """
+        found = self._known(name, expert)
+        if found.products is None:
+            return None
+        sums = (ctypes.c_float * found.n_inputs**2).from_address(found.products)
+        own: NDArray[np.float32] = np.array(sums, np.float32).reshape(found.n_inputs, -1)
+        own /= np.float32(max(1, found.n_product_tokens))
+        return own
+
+    def _known(self, name: str, expert: int) -> abi.moe_calibrated:
         numbers = {known: number for number, known in enumerate(self._names)}
         number = check.choice("name", name, numbers)
         found = self._read(number, check.integer("expert", expert, ctypes.c_int64))
         if not found.n_experts:
             raise InvalidArgumentError(f"name = {name!r}: it is not packed, so that nothing is known of it")
-        sums = (ctypes.c_double * found.n_inputs).from_address(found.square_sums)
-        return np.array(sums, np.float64) / max(1, found.n_tokens)
+        return found
 
     def _read(self, number: int, expert: int) -> abi.moe_calibrated:
         found = abi.moe_calibrated()
@@ -187,6 +231,7 @@ def calibrate(
     tokens: int = 0,
     sequence_length: int = WINDOW,
     sequences: int = WINDOWS,
+    memory_limit: int | str = MEMORY,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Calibration:
     """Run a text through a model and return what its matrices read, by which few bits can be chosen.
@@ -206,6 +251,8 @@ def calibrate(
         Of the windows that a text is cut into; rows [B, S] stay as they are.
     sequences : int
         Windows of one forward.
+    memory_limit : int or str
+        Bytes for products of inputs, as of :class:`Calibration`.
     progress : callable, optional
         Called with tokens that are done, and with those there are; what it raises ends the calibration.
 
@@ -231,7 +278,7 @@ def calibrate(
             "OLMoE-1B-7B", inference_only=True, prepared="int4_a8", calibration=calibration
         )
     """
-    calibration = Calibration(model)
+    calibration = Calibration(model, memory_limit=memory_limit)
     rows = list(_windows(model, text, tokens, _above_0("sequence_length", sequence_length)))
     at_once = _above_0("sequences", sequences)
     done, there_are = 0, sum(map(len, rows))

@@ -266,7 +266,7 @@ class Model(Pretrained, Batches, Freezing):
         ------
         InvalidArgumentError
             ``"f32"`` for weights that are bfloat16; ``"q4_k"`` and ``"q6_k"`` of matrices whose inputs are no
-            multiple of 256; the calibration is of a model with other parameters, or the form has not few bits.
+            multiple of 256; the calibration is of a model with other parameters, or bits are not few.
         OutOfMemoryError
             There is no memory for a copy.
         NotFiniteError

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
-from oracle.calibration import chosen, importance
+from oracle.calibration import chosen, importance, made_up
 from oracle.low_bits import unpacked
 from pretrained_models import FOLDERS, most_of_the_experts
 
@@ -64,6 +64,7 @@ def read_by(model: libmoe.Model, tokens: NDArray[np.int32]) -> dict[tuple[str, i
     report = model.forward(tokens).layers[0]
     assert report is not None
     y = np.zeros_like(normed)
+    read["layer", 0] = normed
     for e in range(SMALL["moe"]["n_experts"]):
         t, slot = np.nonzero(report.expert_indices == e)
         read[EXPERTS + "gate.weight", e] = read[EXPERTS + "up.weight", e] = normed[t]
@@ -94,14 +95,17 @@ def test_squares_are_those_of_the_inputs(how: dict[str, Any], weight_dtype: Any,
         calibration.add(model, padded, valid_mask=np.arange(12)[None] >= 3)
         expected = [read_by(model, tokens) for tokens in (first, second)]
         known = {(matrix.name, matrix.expert): matrix for matrix in calibration.matrices()}
-        assert set(known) == set(expected[0])
+        assert {*known, ("layer", 0)} == set(expected[0])
         for key, matrix in known.items():
             rows = np.concatenate([read[key] for read in expected])
             assert matrix.n_tokens == len(rows) and matrix.is_few == (len(rows) < 32)
-            found = calibration.mean_squares(*key)
-            np.testing.assert_allclose(
-                found, (rows**2).mean(0), rtol=tolerance, atol=tolerance * (rows**2).mean()
-            )
+            found, scale = calibration.mean_squares(*key), tolerance * (rows**2).mean()
+            np.testing.assert_allclose(found, (rows**2).mean(0), rtol=tolerance, atol=scale)
+            if ".experts." in key[0] and "down" not in key[0]:  # of all that came into the layer
+                rows = np.concatenate([read["layer", 0] for read in expected])
+            products = calibration.mean_products(*key)
+            assert matrix.has_products and products is not None
+            np.testing.assert_allclose(np.triu(products), np.triu(rows.T @ rows / len(rows)), atol=2 * scale)
         assert calibration.n_tokens == 2 * 37 + 9
 
 
@@ -112,9 +116,10 @@ def test_bits_are_the_same_for_threads_and_chunks() -> None:
             model = libmoe.Model(**SMALL, inference_only=True, context=context)
             calibration = libmoe.Calibration(model)
             calibration.add(model, tokens_of(3, 100), memory_limit=limit)
-            found.append(
-                [calibration.mean_squares(each.name, each.expert) for each in calibration.matrices()]
-            )
+            products = [calibration.mean_products(each.name, each.expert) for each in calibration.matrices()]
+            model.prepare("int4", calibration=calibration)
+            found.append([model.forward(tokens_of(1, 9), logits=True).logits, *products])
+            found[-1] += [calibration.mean_squares(each.name, each.expert) for each in calibration.matrices()]
     for other in found[1:]:
         for ours, theirs in zip(found[0], other):
             np.testing.assert_array_equal(ours, theirs)
@@ -147,7 +152,7 @@ def test_experts_in_files_are_calibrated_alike() -> None:
 def calibrated_state(
     model: libmoe.Model, calibration: libmoe.Calibration, form: str
 ) -> dict[str, NDArray[np.float32]]:
-    """Return a model's weights with those that the definition chooses, and see that no plain one is better."""
+    """Return weights as the definition chooses them, and see that plain ones are no better."""
     state = dict(model.state_dict())
     known = {(each.name, each.expert): each for each in calibration.matrices()}
     for name in {name for name, _ in known}:
@@ -179,7 +184,8 @@ def test_weights_are_those_of_the_least_weighted_error(form: Any) -> None:
     with libmoe.Context(2) as context:
         model = libmoe.Model(**{**SMALL, **sizes}, inference_only=True, context=context)
         model.parameters["layers.0.ffn.router.bias"].data[2] = -1e4  # an expert that no token reaches
-        calibration = libmoe.calibrate(model, tokens)
+        calibration = libmoe.calibrate(model, tokens, memory_limit=0)
+        assert not any(each.has_products for each in calibration.matrices())
         assert [(each.name, each.expert, each.n_tokens) for each in calibration.few][:1] == [
             (EXPERTS + "gate.weight", 2, 0)
         ]
@@ -189,6 +195,46 @@ def test_weights_are_those_of_the_least_weighted_error(form: Any) -> None:
         found, expected = (each.forward(tokens, logits=True).logits for each in (model, chosen_model))
         assert found is not None and expected is not None
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def weights_of_logits(model: libmoe.Model) -> NDArray[np.float64]:
+    """Return the matrix of the logits as it is packed, found from many hidden states."""
+    output = model.forward(tokens_of(8, 50, seed=11), logits=True, hidden=True)
+    assert output.logits is not None and output.hidden is not None
+    hidden, logits = (
+        each.reshape(-1, each.shape[-1]).astype(np.float64) for each in (output.hidden, output.logits)
+    )
+    found: NDArray[np.float64] = np.linalg.lstsq(hidden, logits, rcond=None)[0].T
+    return found
+
+
+@pytest.mark.parametrize("form", ["int4", "int8", "int4_g64", "int4_zero", "mxfp4", "nvfp4"])
+def test_later_weights_make_up_for_errors(form: Any) -> None:
+    tokens = tokens_of(6, 50)
+    with libmoe.Context(2) as context:
+        model = libmoe.Model(**SMALL, inference_only=True, context=context)
+        exact = model.forward(tokens, logits=True).logits
+        calibration = libmoe.calibrate(model, tokens)
+        weights = model.parameters["output.weight"].data.copy()
+        products = calibration.mean_products("output.weight")
+        assert exact is not None and products is not None
+        m = importance(calibration.mean_squares("output.weight") * tokens.size)
+        expected = made_up(weights, form, m, products.astype(np.float64), tokens.size)
+        model.prepare(form)
+        plain = model.forward(tokens, logits=True).logits
+        model.prepare(form, calibration=calibration)
+        found = model.forward(tokens, logits=True).logits
+        assert plain is not None and found is not None
+        # What is lost of the whole model, experts among it, and of this matrix.
+        assert np.linalg.norm(found - exact) < 0.9 * np.linalg.norm(plain - exact)
+        packed = weights_of_logits(model)
+        same = np.isclose(packed, expected, rtol=0, atol=1e-3 * np.abs(weights).max()).all(1)
+        assert same.mean() > 0.95  # rows in which no number lay between two
+
+        def lost(kept: NDArray[Any]) -> float:
+            return float(((weights - kept) @ products * (weights - kept)).sum())
+
+        assert lost(packed) < 0.8 * lost(unpacked(weights, form))
 
 
 def test_a_folder_is_packed_by_a_calibration_while_it_is_read(tmp_path: Path) -> None:
@@ -246,3 +292,16 @@ def test_an_error_leaves_the_calibration_empty() -> None:
         with pytest.raises(libmoe.NotFiniteError):
             calibration.add(model, tokens_of(1, 4))
         assert calibration.n_tokens == 0
+
+
+def test_products_are_kept_as_far_as_memory_goes() -> None:
+    with libmoe.Context() as context:
+        model = libmoe.Model(**SMALL, inference_only=True, context=context)
+        # 4 bytes times: of attention 100^2 and 80^2, of the layer and of the logits 100^2, of 4 experts 70^2.
+        before = context.memory()[0]
+        for limit, count in ((0, 0), (25_600, 1), (145_599, 1), (145_600, 5), ("1 MB", 6)):
+            with libmoe.Calibration(model, memory_limit=limit) as calibration:
+                known = {each.name for each in calibration.matrices() if each.has_products}
+                assert len(known) == count
+        del calibration
+        assert context.memory()[0] == before

@@ -46,6 +46,25 @@ def chosen(values: Floats, form: str, weights: Floats) -> Floats:
     return out
 
 
+def made_up(
+    values: Floats, form: str, weights: Floats, products: NDArray[np.float64], tokens: int
+) -> NDArray[np.float64]:
+    """Return what is kept where each block makes up for errors of those before, by mean products [k, k]."""
+    block, scale = BLOCKS.get(form, (32, 32))
+    n = values.shape[1]
+    damped = products + 0.01 * (1 + n / tokens) * np.trace(products) / n * np.eye(n)
+    r = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper triangular, r r^T
+    kept = values.astype(np.float64)
+    for first in range(0, n, block):
+        here = slice(first, min(n, first + block))
+        errors = (values[:, :first] - kept[:, :first]) @ r[:first, here]
+        target = values[:, here] + np.linalg.solve(r[here, here].T, errors.T).T
+        for row in range(0, len(values), 32):
+            part = np.ascontiguousarray(target[row : row + 32]).astype(np.float32)
+            kept[row : row + 32, here] = _Block(part, form, weights[here], scale).best()
+    return kept
+
+
 class _Block:
     def __init__(self, values: Floats, form: str, weights: Floats, scale: int) -> None:
         self.values, self.form, self.weights = values, form, weights
