@@ -14,10 +14,10 @@ struct CalibratedPacking {
     _ = WeightedScratch(&one, depth: squares.inputs)
     (self.squares, scratchBytes) = (squares, one.bytes)
     scratch = arena.take(UInt8.self, lanes, one.bytes)
-    isByExpert = squares.products != nil && !squares.productsAreShared && squares.experts > 1
-    factors = squares.products.map { _ in
-      arena.take(Float.self, (isByExpert ? lanes : 1) * squares.inputs, squares.inputs)
-    }
+    let isByExpert = squares.products != nil && !squares.productsAreShared && squares.experts > 1
+    self.isByExpert = isByExpert
+    let count = isByExpert ? lanes : 1
+    factors = squares.products == nil ? nil : arena.take(Float.self, count * squares.inputs, squares.inputs)
   }
 
   /// Before the first item: what all of them read.

@@ -366,3 +366,16 @@ def test_settings_know_the_folder(tmp_path: Path) -> None:
     settings.save(tmp_path)
     assert Settings.load(tmp_path) == settings
     assert json.loads((tmp_path / "config.json").read_text())["init"] == MIXTRAL
+
+
+def test_convert_wants_few_bits_for_a_calibration(tmp_path: Path, text: str) -> None:
+    output = str(tmp_path / "small")
+    status, _, err = called("convert", MIXTRAL, "--output", output, "--calibration", text)
+    assert status == 1 and "--calibration: it chooses few bits; say with --weights which" in err
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    status, _, err = called(
+        "convert", MIXTRAL, output, "--weights", "int4", "--calibration", str(tmp_path / "bytes")
+    )
+    assert status == 1 and "is no text in UTF-8" in err
+    status, _, err = called("convert", MIXTRAL, output, "--output", output)
+    assert status == 2 and not (tmp_path / "small").exists()
