@@ -3,7 +3,7 @@ import CShims
 /// Floats of 4 bits (E2M1) under a power of two for 32 inputs: MXFP4 of the Open Compute Project, as GGUF has it. The power's
 /// exponent is that of max |w| less 2, and w becomes the nearest value.
 extension PanelCode {
-  static var mxfp4: PanelCode { PanelCode(number: MOEI_CODE_MXFP4, inputs: 64, blockBytes: 1088) }
+  static var mxfp4: PanelCode { PanelCode(number: MOEI_CODE_MXFP4, inputs: 64, blockBytes: 1088, inputsOfScale: 32) }
 }
 
 extension PanelForm {
