@@ -46,7 +46,7 @@ def test_a_mapped_model_has_the_bits_of_the_one_that_was_packed(name: str, form:
 
 
 def test_others_can_read_what_is_in_the_files(tmp_path: Path) -> None:
-    """Rows of bytes beside the other parameters, each from a cache line on; config.json says what they are."""
+    """Rows of bytes, each at a cache line, beside the other parameters; config.json says so."""
     model = written("qwen2_moe", "int8", tmp_path)
     found = load_file(tmp_path / PACKED)
     packed = {name for name in found if name.endswith(".packed.int8")}
