@@ -8,9 +8,9 @@ struct PreparedWeights {
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
-  fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
+  fileprivate let samples: UnsafeMutablePointer<Float>?  // [E, 3, samplesPerMatrix]; nil of panels from a file
   /// [E] 1 and more: that matrix holds what its form cannot
-  fileprivate let faults: UnsafeMutablePointer<Int32>
+  fileprivate let faults: UnsafeMutablePointer<Int32>?
 
   fileprivate static var samplesPerMatrix: Int { StoredMatrix.sampleCount }
 
@@ -25,6 +25,14 @@ struct PreparedWeights {
     down = take(.down, c.hidden, c.intermediate)
     samples = arena.take(Float.self, experts, 3 * Self.samplesPerMatrix)
     faults = arena.take(Int32.self, experts)
+  }
+
+  /// Panels from a file, to which nobody writes.
+  init(_ forms: MatrixForms, gate: UnsafeRawPointer?, up: UnsafeRawPointer, down: UnsafeRawPointer) {
+    self.forms = forms
+    self.gate = gate.map { UnsafeMutableRawPointer(mutating: $0) }
+    (self.up, self.down) = (UnsafeMutableRawPointer(mutating: up), UnsafeMutableRawPointer(mutating: down))
+    (samples, faults) = (nil, nil)
   }
 
   enum Matrix: Int32 { case gate, up, down }
@@ -52,6 +60,7 @@ struct PreparedWeights {
   func isCurrent(
     _ c: ExpertGroup, expert: Int, _ source: ExpertSource, _ kernels: UnsafePointer<moei_kernels>
   ) -> Bool {
+    guard let samples else { return true }
     let count = 3 * Self.samplesPerMatrix
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { now in
       Self.sample(c, expert: expert, source, into: now.baseAddress!, kernels)
@@ -80,7 +89,10 @@ struct PreparedGroups {
   private let c: Configuration
   private let forms: LayerForms
   private let slots: Slots?
+  private let places: Places?
 
+  /// [groups] Of panels that lie elsewhere, in files.
+  typealias Places = UnsafePointer<PreparedWeights?>
   /// Of a group that has room for some experts alone, which come from a file.
   typealias Slots = (group: Int, count: Int)
 
@@ -88,14 +100,15 @@ struct PreparedGroups {
     self.c = c
     arena = nil
     forms = LayerForms()
-    slots = nil
+    (slots, places) = (nil, nil)
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, forms: LayerForms, slots: Slots? = nil) {
+  /// `places`: of groups without slots, which then take no memory.
+  init(_ arena: inout Arena, _ c: Configuration, forms: LayerForms, slots: Slots? = nil, places: Places? = nil) {
     self.c = c
     self.arena = arena
     self.forms = forms
-    self.slots = slots
+    (self.slots, self.places) = (slots, places)
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
@@ -122,29 +135,30 @@ struct PreparedGroups {
 
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
-    guard var arena else { return nil }
+    var arena = arena ?? Arena()
     for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
     return take(&arena, group)
   }
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
     guard group.multiplies, let forms = forms[group] else { return nil }
+    if let places, !hasSlots(group) { return places[group.index] }
     let experts = hasSlots(group) ? slots!.count : group.experts
     return PreparedWeights(&arena, group, experts: experts, forms: forms)
   }
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
-  /// All that is in memory; `squares` tells what the experts read, where that is known.
+  /// All that is in memory of its own; `squares` tells what the experts read, where that is known.
   func pack(_ source: ExpertSource, _ squares: LayerSquares? = nil, in context: ContextPointer) throws(Fault) {
-    for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
+    for index in 0..<c.groupCount where !hasSlots(c.groups[index]) && places == nil {
       let group = c.groups[index]
-      guard let prepared = of(group) else { continue }
-      prepared.faults.update(repeating: 0, count: group.experts)
+      guard let prepared = of(group), let faults = prepared.faults else { continue }
+      faults.update(repeating: 0, count: group.experts)
       try PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(
         squares?.group(index), in: context)
       for expert in 0..<group.experts {
-        guard let matrix = PreparedWeights.Matrix(rawValue: prepared.faults[expert] - 1) else { continue }
+        guard let matrix = PreparedWeights.Matrix(rawValue: faults[expert] - 1) else { continue }
         throw Fault(
           .notFinite,
           "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for its scale (\(prepared.forms[matrix].constant)): mend the weights, or prepare another form"
@@ -198,11 +212,11 @@ private struct PrepareWeights: Job {
   private func pack(_ expert: Int, _ chunk: Int, _ weighted: WeightedScratch?) {
     let c = packing.c
     if let matrix = packing.run(chunk, place: expert, source.tensors(c, expert: expert), weighted) {
-      moei_store(prepared.faults + expert, matrix.rawValue + 1)
+      moei_store(prepared.faults! + expert, matrix.rawValue + 1)
     }
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
-      PreparedWeights.sample(c, expert: expert, source, into: prepared.samples + expert * count, packing.kernels)
+      PreparedWeights.sample(c, expert: expert, source, into: prepared.samples! + expert * count, packing.kernels)
     }
   }
 }

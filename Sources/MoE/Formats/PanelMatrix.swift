@@ -6,8 +6,9 @@ public struct PanelMatrix {
   let forms: RowForms
   fileprivate let rows: Int
   fileprivate let depth: Int
-  fileprivate let samples: UnsafeMutablePointer<Float>  // [StoredMatrix.sampleCount] elements when it was packed
-  fileprivate let isHeld: UnsafeMutablePointer<Int32>  // [1] 0 = the matrix has what the form cannot hold
+  /// [StoredMatrix.sampleCount] elements when it was packed; nil of panels from a file
+  fileprivate let samples: UnsafeMutablePointer<Float>?
+  fileprivate let isHeld: UnsafeMutablePointer<Int32>?  // [1] 0 = the matrix has what the form cannot hold
   private let panels: UnsafeMutableRawPointer  // panel behind panel
 
   fileprivate init(_ arena: inout Arena, _ forms: RowForms, rows: Int, depth: Int) {
@@ -17,6 +18,14 @@ public struct PanelMatrix {
     panels = UnsafeMutableRawPointer(arena.take(UInt8.self, forms.bytes(before: chunks(of: rows), depth)))
   }
 
+  /// Panels from a file, to which nobody writes.
+  fileprivate init(_ packed: PackedMatrices, rows: Int, depth: Int) {
+    (forms, self.rows, self.depth) = (packed.forms, rows, depth)
+    panels = UnsafeMutableRawPointer(mutating: packed.panels)
+    (samples, isHeld) = (nil, nil)
+  }
+
+  var packed: PackedMatrices { PackedMatrices(forms: forms, panels: panels, bytes: bytes) }
   var bytes: Int { forms.bytes(before: chunks(of: rows), depth) }
 
   /// Outputs from number 32 `chunk` on, as the products of a precision read them.
@@ -39,7 +48,8 @@ public struct PanelMatrix {
 
   /// Whether the matrix is what was packed, as far as a sample tells: reading all of it would cost what the packing saves.
   func isCurrent(_ matrix: StoredMatrix, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in
+    guard let samples else { return true }
+    return withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in
       matrix.sample(rows: rows, columns: depth, into: now.baseAddress!, kernels)
       for i in 0..<StoredMatrix.sampleCount where now[i].bitPattern != samples[i].bitPattern { return false }
       return true
@@ -70,8 +80,8 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     let allocator = context.pointee.allocator
     let parts = try allocator.make { PanelMatrixParts(&$0, RowForms(form), rows: rows, depth: depth) }
     parts.place.initialize(to: parts.matrix)
-    parts.matrix.isHeld.pointee = 1
-    parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples, context.kernels)
+    parts.matrix.isHeld!.pointee = 1
+    parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples!, context.kernels)
     let job = PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels)
     do throws(Fault) {
       try job.run(form.code == nil ? nil : squares, in: context)
@@ -79,7 +89,7 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
       parts.place.free(allocator)
       throw error
     }
-    if parts.matrix.isHeld.pointee == 0 {
+    if parts.matrix.isHeld!.pointee == 0 {
       parts.place.free(allocator)
       throw Fault(
         .notFinite,
@@ -87,6 +97,15 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
       )
     }
     return parts.place
+  }
+
+  /// Of a parameter whose panels come from a file.
+  static func place(
+    _ parameter: Parameter, _ packed: PackedMatrices, _ allocator: Allocator
+  ) throws(Fault) -> PanelMatrixPointer {
+    let place = try allocator.allocate(PanelMatrix.self, count: 1)
+    place.initialize(to: PanelMatrix(packed, rows: parameter.shape.0, depth: parameter.shape.1))
+    return place
   }
 
   func free(_ allocator: Allocator) { allocator.deallocate(self) }
@@ -114,6 +133,6 @@ private struct PackPanels: Job {
     let isHeld = target.forms[item].pack(
       matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels,
       weighted: calibrated?.weighted(expert: 0, lane: lane.pointee.index, kernels))
-    if !isHeld { moei_store(target.isHeld, 0) }
+    if !isHeld { moei_store(target.isHeld!, 0) }
   }
 }

@@ -37,6 +37,17 @@ struct RowForms {
     return sum
   }
 
+  /// Each part's form, and where it ends; nil of the last.
+  func forEachPart(_ body: (PanelForm, Int?) -> Void) {
+    for part in 0..<count { body(forms[part], part + 1 < count ? ends[part] : nil) }
+  }
+
+  /// Whether products of such a context read all of them.
+  func areRead(in context: ContextPointer) -> Bool {
+    for part in 0..<count where !forms[part].isRead(in: context) { return false }
+    return true
+  }
+
   var tokens: PanelForm.Tokens { forms[0].tokens }
   /// What becomes of tokens that are multiplied as floats.
   var precision: PrecisionKind { forms[0].precision }

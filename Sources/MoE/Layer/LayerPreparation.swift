@@ -86,7 +86,7 @@ extension Layer {
     let forms = wanted.form.map { LayerForms($0) } ?? LayerForms()
     try configuration.require(forms)
     let isRead = wanted.form?.isRead(in: context) ?? false
-    if let offload { return try useSlots(offload, form: isRead ? wanted : .none) }
+    if let offload, filePanels == nil { return try useSlots(offload, isRead ? .packed(forms) : .rows) }
     try requireMemory()
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?

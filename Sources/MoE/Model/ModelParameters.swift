@@ -166,6 +166,18 @@ struct ModelParameters {
     }
   }
 
+  /// Whether number `index` of the list is the matrix of a product of tokens.
+  func multiplies(_ index: Int, _ c: ModelConfiguration) -> Bool {
+    place(slots.slot(listed: index)).multipliesTokens(c)
+  }
+
+  /// Panels that lie somewhere, for number `index` of the list; where there are no values beside them nothing else is kept of it.
+  func takePanels(_ index: Int, _ panels: PackedMatrices, releases: Bool, _ allocator: Allocator) throws(Fault) {
+    let slot = slots.slot(listed: index)
+    slots.replacePanels(slot, try .place(slots[slot]!, panels, allocator), allocator: allocator)
+    if releases { slots.release(slot, allocator) }
+  }
+
   // MARK: life
 
   func allocate(_ c: ModelConfiguration, allocator: Allocator) throws(Fault) {

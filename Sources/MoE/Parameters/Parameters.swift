@@ -92,8 +92,9 @@ struct Parameters {
   var areOffloaded: Bool { ownSlots != nil }
   private var ownSlots: ExpertSlots? { offloaded?.group == group ? offloaded : nil }
 
-  /// What the parameter is.
-  func role(of parameter: Parameter) -> Role { Role.place(slots.slot(of: parameter), groups).role }
+  /// What the parameter is, and of which group; 0 for what belongs to none.
+  func place(of parameter: Parameter) -> (role: Role, group: Int) { Role.place(slots.slot(of: parameter), groups) }
+  func role(of parameter: Parameter) -> Role { place(of: parameter).role }
 
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
@@ -166,6 +167,12 @@ struct Parameters {
   func allocateMatrices(_ allocator: Allocator) throws(Fault) {
     try forEachMatrix { (slot) throws(Fault) in try slots.allocate(slot, allocator) }
   }
+
+  /// The same of one parameter.
+  func allocate(_ index: Int, _ allocator: Allocator) throws(Fault) {
+    try slots.allocate(slots.slot(listed: index), allocator)
+  }
+  func release(_ index: Int, _ allocator: Allocator) { slots.release(slots.slot(listed: index), allocator) }
 
   /// Gives up that memory.
   func releaseMatrices(_ allocator: Allocator) throws(Fault) {

@@ -58,17 +58,33 @@ struct Folder {
     var ignored = TextBuffer(texts + Self.textRoom, capacity: Self.textRoom)
     try keys.requireKnown(&ignored)
     var left = TextBuffer(texts + 2 * Self.textRoom, capacity: Self.textRoom)
-    let survey = try Survey(source, layers: Int(configuration.model.n_layers), names: &left)
-    try source.requireLayers(Int(configuration.model.n_layers))
-    type = survey.type
     model = configuration.linked(moe: moe, table: table)
     info = moe_pretrained_info()
-    choose()
+    let survey: Survey
+    if source.isPacked {
+      type = try Self.packedType(source)
+      try source.requireTensors(layers: Int(model.n_layers))
+      try choosePacked()
+      survey = try surveyPacked()
+    } else {
+      survey = try Survey(source, layers: Int(model.n_layers), names: &left)
+      try source.requireLayers(Int(model.n_layers))
+      type = survey.type
+      choose()
+    }
     fillInfo(keys, survey)
   }
 
   /// Whether config.json describes a model, and the files hold it: all that their headers tell.
   private func requireFit() throws(Fault) {
+    if source.isPacked { return }  // the survey has seen to it
+    let made = try described()
+    defer { made.free() }
+    try made.pointee.requireFit(source, shapes)
+  }
+
+  /// The model that config.json describes, without memory.
+  private func described() throws(Fault) -> ModelPointer {
     var made: ModelPointer?
     do throws(Fault) {
       try model.requireBounds(Bounds("config"))
@@ -76,9 +92,38 @@ struct Folder {
     } catch {
       throw error.inConfig()
     }
-    guard let made else { return }
+    return made!
+  }
+
+  // MARK: packed weights
+
+  private static func packedType(_ source: PretrainedSource) throws(Fault) -> ElementType {
+    if let type = source.packedType { return type }
+    throw .invalid("config.json: quantization_config of quant_method libmoe has no dtype that is known: convert again")
+  }
+
+  /// What the files have is not another type's or form's.
+  private mutating func choosePacked() throws(Fault) {
+    if let wanted = ElementType(folder: options.weight_dtype), wanted != type {
+      throw .invalid(
+        "options.weight_dtype: the folder's weights are packed already, and stay as they are: leave it OWN")
+    }
+    if options.prepared != 0 {
+      throw .invalid("options.prepared: the folder's weights are packed already, and stay as they are: leave it NONE")
+    }
+    model.weight_dtype = type.rawValue
+    model.embedding_dtype = source.embeddingType?.rawValue ?? 0
+    model.inference_only = options.inference_only
+    if options.inference_only == 0 { return }  // to be looked at, and refused when it is read
+    moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
+  }
+
+  /// Of files that hold the model, so that no sum overflows.
+  private func surveyPacked() throws(Fault) -> Survey {
+    let made = try described()
     defer { made.free() }
-    try made.pointee.requireFit(source, shapes)
+    try made.pointee.requireFit(packed: source)
+    return Survey(packed: source, made.pointee)
   }
 
   /// Types, by the options.
@@ -127,9 +172,13 @@ struct Folder {
     info.file_bytes = survey.bytes
     let weights = ElementType(rawValue: model.weight_dtype) ?? .f32
     let embedding = ElementType(rawValue: model.embedding_dtype) ?? .f32
-    info.parameter_bytes =
-      weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
-    info.expert_bytes = weights.bytes(survey.experts)
+    if source.isPacked {
+      (info.parameter_bytes, info.expert_bytes) = (survey.bytes, survey.packedExperts)
+    } else {
+      info.parameter_bytes =
+        weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
+      info.expert_bytes = weights.bytes(survey.experts)
+    }
     info.config = source.configText
     info.max_positions = ((try? keys.whole("max_position_embeddings")) ?? nil).map { Int64($0) } ?? 0
   }

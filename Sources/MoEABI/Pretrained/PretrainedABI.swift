@@ -84,6 +84,7 @@ public func moe_model_load(
     let out = try required(out, "out")
     let folder = try Folder.open(path, options, in: context)
     defer { folder.free() }
+    try folder.pointee.requireUse(forTraining: options.inference_only == 0)
     var made: ModelPointer?
     try createModel(context, folder.pointee.model, startsRandom: false) { made = $0 }
     guard let model = made else { return }
@@ -108,8 +109,18 @@ extension Folder {
     return try handle(given, "options.calibration", as: Calibration.self)
   }
 
+  fileprivate func requireUse(forTraining isForTraining: Bool) throws(Fault) {
+    if source.isPacked && isForTraining {
+      throw .invalid("the folder's weights are packed, which is for inference: set inference_only = 1")
+    }
+  }
+
   /// `isNew`: nobody else has the model.
   func load(_ model: ModelPointer, isNew: Bool) throws(Fault) {
+    try requireUse(forTraining: model.pointee.isTrainable)
+    if source.isPacked {
+      return try model.loadPacked(source, shapes, type: type, residentLimit: residentLimit, progress)
+    }
     let wanted = try Layer.Preparation(options.prepared, of: model.pointee.configuration.weights, "model")
     // Experts that stay in the files are packed as they are read.
     let isInMemory = residentLimit == nil
