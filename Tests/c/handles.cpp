@@ -73,6 +73,7 @@ void every_kind() {
   moe::Model model(moe_model_create, context, &shape);
   moe::ModelTape model_tape(moe_model_tape_create, model);
   moe::Cache cache(moe_cache_create, model, 1, 4);
+  moe::Calibration calibration(moe_calibration_create, model, size_t{1} << 20);
   char path[] = "/tmp/libmoe-handles-XXXXXX";
   const int file = mkstemp(path);
   CHECK(file >= 0 && close(file) == 0 && unlink(path) == 0);

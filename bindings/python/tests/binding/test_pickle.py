@@ -211,6 +211,7 @@ def refused(folder: Path) -> dict[str, tuple[Any, str]]:
         "Statistics": (libmoe.Statistics(3), "read()"),
         "Routing": (libmoe.Routing(), "save()"),
         "Cache": (model.cache(1, 5), "model.cache"),
+        "Calibration": (libmoe.Calibration(model), "libmoe.calibrate"),
         "MappedFile": (libmoe.MappedFile(folder / "m", 64), "path and size"),
         "Profile": (libmoe.Context(1).profile(), "profile.phases"),
         "unallocated": (unallocated, "files or memory of their own"),

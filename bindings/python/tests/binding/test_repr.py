@@ -109,6 +109,10 @@ EXPECTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "statistics": (lambda _: libmoe.Statistics(8), r"Statistics\(n_experts=8\)"),
     "routing": (lambda _: libmoe.Routing(), r"Routing\(\)"),
+    "calibration": (
+        lambda _: libmoe.Calibration(make_model()),
+        r"Calibration\(n_tokens=0, \d+ experts with few\)",
+    ),
     "checkpoint": (checkpoint, r"Checkpoint\('.*/a.safetensors', 2 tensors\)"),
     "mapped file": (
         lambda folder: libmoe.MappedFile(folder / "m", 4096),

@@ -379,3 +379,23 @@ def test_convert_wants_few_bits_for_a_calibration(tmp_path: Path, text: str) -> 
     assert status == 1 and "is no text in UTF-8" in err
     status, _, err = called("convert", MIXTRAL, output, "--output", output)
     assert status == 2 and not (tmp_path / "small").exists()
+
+
+def test_convert_packs_by_a_calibration(tmp_path: Path, text: str) -> None:
+    """The folder that it writes has the logits of a model that is packed so while it is read."""
+    small = tmp_path / "small"
+    asked = ["convert", MIXTRAL, str(small), "--weights", "int4", "--calibration", text]
+    status, _, err = called(*asked, "--calibration-tokens", "300")
+    assert status == 0, err
+    assert re.search(r"^calibrated with .*text.txt: 300 tokens in \d+\.\d s$", err, re.MULTILINE)
+    model = libmoe.Model.from_pretrained(MIXTRAL, inference_only=True)
+    calibration = libmoe.calibrate(model, TEXT, tokens=300)
+    assert ("fewer than 32 tokens reached" in err) == bool(calibration.few)
+    expected, plain = (
+        libmoe.Model.from_pretrained(MIXTRAL, inference_only=True, prepared="int4", calibration=each)
+        for each in (calibration, None)
+    )
+    tokens = reference("mixtral")["tokens"]
+    found = logits_of(libmoe.Model.from_pretrained(small, inference_only=True), tokens)
+    assert found.tobytes() == logits_of(expected, tokens).tobytes() != logits_of(plain, tokens).tobytes()
+    assert (small / "tokenizer.json").exists()
