@@ -13,7 +13,8 @@
  * of rotary positions, parts for images).
  *
  * Weights may be quantised: by compressed-tensors, AWQ or GPTQ, as FP8 or FP4 with scales, and in the blocks of GGUF.  They become
- * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type.
+ * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type; or they are kept
+ * as they are, with MOE_PREPARED_STORED.
  *
  * In place of a folder a GGUF file may stand, or the first of several NAME-00001-of-0000N.gguf.  What the model is follows from its
  * keys, by the architecture: docs/models.md lists those that are known.
@@ -43,14 +44,21 @@ typedef enum moe_folder_dtype {
   MOE_FOLDER_DTYPE_F16 = 3
 } moe_folder_dtype;
 
+/** How the matrices of a model are kept whose names have a pattern. */
+typedef struct moe_prepared_part {
+  const char *pattern; /**< of names as moe_model_parameter has them; '*' stands for any characters, or none: "layers.*.ffn.*" */
+  int32_t prepared;    /**< a moe_prepared */
+  int32_t reserved;    /**< 0 */
+} moe_prepared_part;
+
 /** How a folder is opened and its model made. */
 typedef struct moe_pretrained_options {
   size_t struct_size;
   int32_t weight_dtype;    /**< a moe_folder_dtype: the model's weight_dtype.  Conversions are exact, or rounded to the nearest */
   int32_t embedding_dtype; /**< a moe_folder_dtype: of the token embedding; OWN = weight_dtype where that is BF16, else F32; not F16 */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
-  int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, layer by layer, and nothing else of it
-                                is kept: such parameters have no memory, and the model cannot be saved; with inference_only */
+  int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, and nothing else of it is kept: such
+                                parameters have no memory, and the model cannot be saved; with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
                                 the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory:
                                 with inference_only.  0 = all are in memory */
@@ -58,9 +66,13 @@ typedef struct moe_pretrained_options {
    *  MOE_ERROR_CANCELLED.  NULL = nobody.  Called in the calling thread; it must not call the library on the same model. */
   int32_t (*progress)(void *user, size_t done, size_t total);
   void *progress_user; /**< goes to progress */
+  const moe_prepared_part *prepared_parts; /**< [n_prepared_parts] for single matrices, copied: the first whose pattern a matrix's name has says how
+                                it is kept, `prepared` where none has.  Each has to have one; with inference_only.  Of one expert's matrices
+                                those that would stay as they are go with others of few bits as float32; all or none are for int8 tokens */
+  int64_t n_prepared_parts;    /**< a number, 0 to 4096 */
 } moe_pretrained_options;
 
-#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL }
+#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0 }
 
 /** Fill `options` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t struct_size);

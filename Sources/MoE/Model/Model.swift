@@ -14,8 +14,6 @@ public struct Model {
   public internal(set) var origin: ModelOrigin?
   private let firstMoE: Int?
   let rotaries: UnsafePointer<ModelRotary>  // by number
-  /// How its weights are packed; nil where they are not.
-  var preparation: PanelForm?
   /// Memory that whoever made the model asked for, and fills.
   public let room: UnsafeMutableRawPointer
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns

@@ -138,11 +138,8 @@ struct ModelParameters {
 
   // MARK: packed copies
 
-  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed. `releases`: keeps
-  /// nothing else of them.
-  func prepare(
-    _ form: PanelForm?, releases: Bool, _ c: ModelConfiguration, in context: ContextPointer
-  ) throws(Fault) {
+  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed.
+  func prepare(_ form: PanelForm?, _ c: ModelConfiguration, in context: ContextPointer) throws(Fault) {
     let allocator = context.pointee.allocator
     for slot in 0..<slots.count {
       guard let parameter = slots[slot], place(slot).multipliesTokens(c) else { continue }
@@ -151,9 +148,44 @@ struct ModelParameters {
         packed = try .create(parameter, form.keeping(parameter.type, amongWeightsOf: c.weights), in: context)
       }
       slots.replacePanels(slot, packed, allocator: allocator)
-      // Tokens are looked up in an embedding as it is.
-      if releases && slot != self.slot(.embedding) { slots.release(slot, allocator) }
     }
+  }
+
+  func multipliesTokens(_ index: Int, _ c: ModelConfiguration) -> Bool {
+    place(slots.slot(listed: index)).multipliesTokens(c)
+  }
+
+  /// Of a parameter that is about to be read: memory for panels in these forms, which are nobody's copy; or, nil, for its values.
+  func makeRoom(_ index: Int, _ forms: RowForms?, in context: ContextPointer) throws(Fault) {
+    let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
+    if forms == nil || isLookedUp(slot) { try slots.allocate(slot, allocator) }
+    var packed: PanelMatrixPointer?
+    if let forms { packed = try .room(slots[slot]!, forms, in: context) }
+    slots.replacePanels(slot, packed, allocator: allocator)
+    if packed != nil { releaseValues(slot, allocator) }
+  }
+
+  /// Once it is read: `form` is that of one whose values had to be there first.
+  func finish(_ index: Int, _ form: PanelForm?, in context: ContextPointer) throws(Fault) {
+    let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
+    if let form { slots.replacePanels(slot, try .create(slots[slot]!, form, in: context), allocator: allocator) }
+    if isLookedUp(slot) { slots[slot]!.panels?.takeSample(of: slots[slot]!, context.kernels) }
+    releaseValues(slot, allocator)
+  }
+
+  /// Tokens are looked up in an embedding as it is.
+  private func isLookedUp(_ slot: Int) -> Bool { slot == self.slot(.embedding) }
+  private func releaseValues(_ slot: Int, _ allocator: Allocator) {
+    if !isLookedUp(slot) { slots.release(slot, allocator) }
+  }
+
+  /// The form of a copy whose values differ from the parameters'.
+  var changedValues: PanelForm? {
+    for index in 0..<count {
+      let own = parameter(index)
+      if let form = own.panels?.pointee.forms.changing(own.type) { return form }
+    }
+    return nil
   }
 
   // MARK: life

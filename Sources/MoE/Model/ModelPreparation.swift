@@ -3,21 +3,15 @@
 
 extension Model {
   /// Packs them for the forward calls to come, or lets go of what was packed. On an error nothing is.
-  public mutating func prepare(_ wanted: Layer.Preparation) throws(Fault) {
-    let form = readForm(wanted)
+  public func prepare(_ wanted: Layer.Preparation) throws(Fault) {
     try requireMatrices()
     do throws(Fault) {
-      try prepareAll(wanted, form)
+      try prepareAll(wanted)
     } catch {
       // Letting go needs no memory.
-      try prepareAll(.none, nil)
+      try prepareAll(.none)
       throw error
     }
-  }
-
-  /// nil where this context's products read no panels.
-  public func readForm(_ wanted: Layer.Preparation) -> PanelForm? {
-    wanted.form.flatMap { $0.isRead(in: context) ? $0 : nil }
   }
 
   /// Refuses where some are kept packed alone: there is nothing to pack them from.
@@ -27,9 +21,9 @@ extension Model {
     }
   }
 
-  private mutating func prepareAll(_ wanted: Layer.Preparation, _ form: PanelForm?) throws(Fault) {
-    preparation = form
-    try parameters.prepare(form, releases: false, configuration, in: context)
+  private func prepareAll(_ wanted: Layer.Preparation) throws(Fault) {
+    // Nothing where this context's products read no panels.
+    try parameters.prepare(MatrixChoice(wanted: wanted).form(in: context), configuration, in: context)
     for n in 0..<configuration.layers {
       do throws(Fault) {
         try feedForwards[n]?.pointee.prepare(wanted)
@@ -39,24 +33,19 @@ extension Model {
     }
   }
 
-  /// Of a model that is being read: packs what is not packed yet, and keeps nothing else of it.
-  mutating func keepPacked(_ wanted: Layer.Preparation) throws(Fault) {
-    preparation = wanted.form
-    try parameters.prepare(wanted.form, releases: true, configuration, in: context)
-    for n in 0..<configuration.layers where !configuration.isMoE(n) {
-      do throws(Fault) {
-        try feedForwards[n]?.pointee.keepPacked(wanted)
-      } catch {
-        throw error.inLayer(n)
-      }
-    }
-  }
-
   /// Refuses copies that differ from the weights, whose backward would be that of another model.
   func requireTrainedValues() throws(Fault) {
-    guard let form = preparation, form.changesValues(of: configuration.weights) else { return }
+    guard let form = changedValues else { return }
     throw .badState(
       "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
     )
+  }
+
+  private var changedValues: PanelForm? {
+    if let form = parameters.changedValues { return form }
+    for n in 0..<configuration.layers {
+      if let form = feedForwards[n]?.pointee.prepared.changedValues { return form }
+    }
+    return nil
   }
 }
