@@ -7,7 +7,7 @@
 
 #pragma clang assume_nonnull begin
 
-enum { moei_int8_row_AHEAD = 0 };
+enum { moei_int8_row_AHEAD = MOEI_BYTES_AHEAD };
 MOEI_INLINE int64_t moei_int8_row_bytes(int64_t subs) { return subs * 1024 + 128; }
 
 MOEI_INLINE moei_scaling moei_int8_row_scaling(moei_place at, int64_t octet) {
