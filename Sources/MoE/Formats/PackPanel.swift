@@ -32,6 +32,27 @@ extension PanelForm {
     }
   }
 
+  /// One row of a panel as floats; of elements as above.
+  func read(
+    row: Int, of panel: UnsafeRawPointer, depth: Int, into floats: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    guard let code else {
+      let elements = panel.assumingMemoryBound(to: Float.self)
+      for p in 0..<depth { floats[p] = elements[p * chunkWidth + row] }
+      return
+    }
+    var memory = InlineArray<1024, Float>(repeating: 0)
+    withUnsafeMutablePointer(to: &memory) {
+      let square = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
+      for p in stride(from: 0, to: depth, by: chunkWidth) {
+        let count = min(chunkWidth, depth - p)
+        code.decode(panel, from: p, count, into: square, kernels)
+        for i in 0..<count { floats[p + i] = square[i * chunkWidth + row] }
+      }
+    }
+  }
+
   /// A packed panel as the products of a precision read it.
   func panel<P: Precision>(_: P.Type, _ place: UnsafeMutableRawPointer) -> WeightPanel<P> {
     if let code { return WeightPanel(blocks: place, code) }

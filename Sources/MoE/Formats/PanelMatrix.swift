@@ -37,6 +37,12 @@ public struct PanelMatrix {
     }
   }
 
+  /// A row as floats.
+  func read(row: Int, into floats: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>) {
+    let (panel, own) = row.quotientAndRemainder(dividingBy: chunkWidth)
+    forms[panel].read(row: own, of: start(panel), depth: depth, into: floats, kernels)
+  }
+
   /// Whether the matrix is what was packed, as far as a sample tells: reading all of it would cost what the packing saves.
   func isCurrent(_ matrix: StoredMatrix, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
     withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in

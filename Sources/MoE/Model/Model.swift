@@ -97,10 +97,11 @@ public struct Model {
     if let hidden = input.hidden { x.update(from: hidden, count: input.tokens * configuration.hidden) }
     defer { input.clearOddPadding(x, width: configuration.hidden, context.kernels) }
     guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
-    try EmbeddingForward(
-      embedding, context: context, table: UnsafeRawPointer(table.data!), type: table.type,
-      positions: parameters[.positions]?.constants, y: x
-    ).run(in: context)
+    var forward = EmbeddingForward(
+      embedding, context: context, table: UnsafeRawPointer(table.place!), type: table.type,
+      positions: parameters[.positions]?.constants, y: x)
+    if table.isReleased { forward.panels = table.panels }
+    try forward.run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
     ).run(in: context)

@@ -156,28 +156,29 @@ struct ModelParameters {
   }
 
   /// Of a parameter that is about to be read: memory for panels in these forms, which are nobody's copy; or, nil, for its values.
-  func makeRoom(_ index: Int, _ forms: RowForms?, in context: ContextPointer) throws(Fault) {
+  /// `hasAll`: whether tokens can be looked up in panels as well, which have the values.
+  func makeRoom(_ index: Int, _ forms: RowForms?, hasAll: Bool, in context: ContextPointer) throws(Fault) {
     let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
-    if forms == nil || isLookedUp(slot) { try slots.allocate(slot, allocator) }
+    let keeps = forms == nil || !hasAll && isEmbedding(index)
+    if keeps { try slots.allocate(slot, allocator) }
     var packed: PanelMatrixPointer?
     if let forms { packed = try .room(slots[slot]!, forms, in: context) }
     slots.replacePanels(slot, packed, allocator: allocator)
-    if packed != nil { releaseValues(slot, allocator) }
+    if !keeps { slots.release(slot, allocator) }
   }
 
   /// Once it is read: `form` is that of one whose values had to be there first.
   func finish(_ index: Int, _ form: PanelForm?, in context: ContextPointer) throws(Fault) {
     let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
-    if let form { slots.replacePanels(slot, try .create(slots[slot]!, form, in: context), allocator: allocator) }
-    if isLookedUp(slot) { slots[slot]!.panels?.takeSample(of: slots[slot]!, context.kernels) }
-    releaseValues(slot, allocator)
+    if let form {
+      slots.replacePanels(slot, try .create(slots[slot]!, form, in: context), allocator: allocator)
+      if !isEmbedding(index) { slots.release(slot, allocator) }
+    } else if let own = slots[slot], !own.isReleased {
+      own.panels?.takeSample(of: own, context.kernels)
+    }
   }
 
-  /// Tokens are looked up in an embedding as it is.
-  private func isLookedUp(_ slot: Int) -> Bool { slot == self.slot(.embedding) }
-  private func releaseValues(_ slot: Int, _ allocator: Allocator) {
-    if !isLookedUp(slot) { slots.release(slot, allocator) }
-  }
+  func isEmbedding(_ index: Int) -> Bool { slots.slot(listed: index) == slot(.embedding) }
 
   /// The form of a copy whose values differ from the parameters'.
   var changedValues: PanelForm? {

@@ -35,8 +35,9 @@ struct ModelPacking {
   private func fill(_ loading: ModelLoading, _ forms: PartForms) throws(Fault) {
     let model = loading.tensors.model
     let (c, context) = (model.configuration, model.context)
-    for index in 0..<model.parameters.count where model.parameters.multipliesTokens(index, c) {
-      own[index].wanted = forms.preparation(of: model.parameters.parameter(index).name)
+    for index in 0..<model.parameters.count {
+      let wanted = forms.preparation(of: model.parameters.parameter(index).name)
+      if model.isPackable(.own(index), wanted) { own[index].wanted = wanted }
     }
     try loading.tensors.parts { (part) throws(Fault) in
       switch part {
@@ -71,7 +72,9 @@ struct ModelPacking {
   func makeRoom(_ loading: ModelLoading) throws(Fault) {
     let model = loading.tensors.model
     for index in 0..<model.parameters.count {
-      try model.parameters.makeRoom(index, own[index].isByPanels ? own[index].forms : nil, in: model.context)
+      let packing = own[index]
+      try model.parameters.makeRoom(
+        index, packing.isByPanels ? packing.forms : nil, hasAll: packing.wanted.isStored, in: model.context)
     }
     for n in 0..<model.configuration.layers where !loading.tensors.isMoE(n) {
       guard let layer = model.layer(n) else { continue }

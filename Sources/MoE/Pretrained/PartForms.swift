@@ -42,7 +42,7 @@ extension Model {
   public func require(_ parts: UnsafePointer<PreparedPart>, count: Int) throws(Fault) {
     for number in 0..<count {
       var (isFound, example) = (false, UnsafePointer<CChar>?.none)
-      for index in 0..<parameterCount where isPackable(index) {
+      for index in 0..<parameterCount where isPackable(list[index], parts[number].preparation) {
         let name = parameter(index).name
         if example == nil { example = name }
         if matches(name, parts[number].pattern) { isFound = true }
@@ -54,10 +54,11 @@ extension Model {
     }
   }
 
-  /// Whether a parameter can be kept packed.
-  func isPackable(_ index: Int) -> Bool {
-    switch list[index] {
-    case .own(let own): parameters.multipliesTokens(own, configuration)
+  /// Whether a parameter can be kept so: a matrix that tokens are multiplied by, and an embedding as a file has it.
+  func isPackable(_ place: ParameterList.Place, _ preparation: Layer.Preparation) -> Bool {
+    switch place {
+    case .own(let own):
+      parameters.multipliesTokens(own, configuration) || preparation.isStored && parameters.isEmbedding(own)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.isMatrix(own)
     }
   }
