@@ -16,6 +16,11 @@
  * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type; or they are kept
  * as they are, with MOE_PREPARED_STORED.
  *
+ * A folder that moe_model_save wrote of a model whose weights are packed alone (quant_method libmoe) is mapped into memory: its packed
+ * weights are multiplied where they lie in the files, are read as they are touched, and may be given back by the system.  Nobody may
+ * write into or cut these files as long as such a model is there; new files in their place change nothing.  Such a model is
+ * for inference (inference_only = 1).
+ *
  * In place of a folder a GGUF file may stand, or the first of several NAME-00001-of-0000N.gguf.  What the model is follows from its
  * keys, by the architecture: docs/models.md lists those that are known.
  *
@@ -58,7 +63,7 @@ typedef struct moe_pretrained_options {
   int32_t embedding_dtype; /**< a moe_folder_dtype: of the token embedding; OWN = weight_dtype where that is BF16, else F32; not F16 */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
   int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, and nothing else of it is kept: such
-                                parameters have no memory, and the model cannot be saved; with inference_only */
+                                parameters have no memory, and the model is saved as it is packed; with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
                                 the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory:
                                 with inference_only.  0 = all are in memory */
@@ -148,7 +153,8 @@ MOE_API MOE_CHECK moe_status moe_model_load(moe_context *context, const char *fo
 /** How a folder is written. */
 typedef struct moe_save_options {
   size_t struct_size;
-  int32_t dtype;         /**< a moe_folder_dtype: of the weights; selection biases stay F32, as transformers keeps them */
+  int32_t dtype;         /**< a moe_folder_dtype: of the weights; selection biases stay F32, as transformers keeps them; OWN where
+                              weights are packed */
   int32_t reserved;      /**< 0 */
   size_t max_shard_size; /**< bytes of tensors in a file at most, larger tensors aside; 0 = one file, model.safetensors */
   const char *config;    /**< nullable: the text of a config.json, of a model that has its names and shapes: for models that came from
@@ -163,7 +169,9 @@ typedef struct moe_save_options {
 MOE_API void moe_save_options_init(moe_save_options *options, size_t struct_size);
 
 /** Write config.json and the weights, under the names and in the forms that transformers' save_pretrained writes.  The folder is made
- *  where there is none.  The weights are written beside what is there and take its place at once, as moe_checkpoint_write and
+ *  where there is none.  A model whose weights are kept packed alone is written in a layout of libmoe's own, to be mapped: each parameter
+ *  under its name, as it is in memory; NAME.packed.FORM [bytes] of U8, where panels are, FORM being a moe_prepared in small letters,
+ *  filled up to 64 bytes and at a multiple of 64 in the file; and in config.json a quantization_config of quant_method libmoe.  The weights are written beside what is there and take its place at once, as moe_checkpoint_write and
  *  moe_checkpoint_write_sharded do; then config.json, with its dtype changed where it changed, and without the quantization_config of
  *  weights that are quantised no longer.  Other files of the folder stay as they are.
  *  @param model   [in]

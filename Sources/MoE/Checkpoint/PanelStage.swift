@@ -51,6 +51,18 @@ struct PanelStage {
     }
   }
 
+  /// One number of what was read, as the matrix in memory would have it.
+  func number(_ values: StoredValues, _ element: Int) -> Float {
+    var (value, memory) = (Float(0), UInt32(0))
+    values.read(element, stride: 1, count: 1, to: &value)
+    if source.type == .f32 { return value }
+    withUnsafeMutablePointer(to: &memory) {
+      source.type.fromFloats(&value, 1, $0, 0, kernels)
+      source.type.toFloats($0, 0, 1, &value, kernels)
+    }
+    return value
+  }
+
   /// The first `rows` of them. False where the form cannot hold them.
   func pack(rows: Int, of values: StoredValues, into panel: UnsafeMutableRawPointer) -> Bool {
     if let stored { return stored.pack(rows: rows, of: values, into: panel, kernels) }

@@ -41,7 +41,7 @@ extension Checkpoint {
     }
   }
 
-  private func read(_ tensor: StoredTensor, to memory: UnsafeMutableRawPointer) throws(Fault) {
+  func read(_ tensor: StoredTensor, to memory: UnsafeMutableRawPointer) throws(Fault) {
     let input = input(tensor.file)
     let error = input.read(tensor.offset, tensor.bytes, to: memory)
     if error != 0 { throw .io("reading a tensor", input.descriptor, error) }

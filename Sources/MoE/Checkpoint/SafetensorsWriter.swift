@@ -5,6 +5,8 @@ public struct OutgoingTensor {
     case matrices(OutgoingMatrices)
     case sequences(SequenceRows)
     case rows(OutgoingRows)
+    /// So many bytes, and 0 up to the tensor's own.
+    case panels(UnsafeRawPointer, Int)
   }
 
   let name: UnsafePointer<CChar>
@@ -20,6 +22,22 @@ public struct OutgoingTensor {
     (self.name, self.type, self.shape, self.contents) = (name, type, shape, contents)
     typeName = cText(type.name)
     bytes = shape.bytes(type)!
+  }
+
+  /// Packed weights, filled up to whole cache lines: what comes behind them is aligned as they are.
+  init(name: UnsafePointer<CChar>, panels: UnsafeRawPointer, bytes count: Int) {
+    self.init(
+      name: name, type: .u8, shape: StoredShape(Self.filledUp(count)), contents: .panels(panels, count))
+  }
+
+  static func filledUp(_ bytes: Int) -> Int { (bytes + line - 1) / line * line }
+
+  fileprivate static var line: Int { 64 }
+
+  /// In the file.
+  fileprivate var alignment: Int {
+    if case .panels = contents { return Self.line }
+    return type.alignment
   }
 
   /// A caller's, which the boundary has checked.
@@ -54,10 +72,11 @@ func writeSafetensors<T: OutgoingTensors>(
   let allocator = context.pointee.allocator
   var measure = FileOutput(counting: allocator)
   let dataBytes = try writeHeader(tensors, to: &measure)
-  if measure.count > Safetensors.largestHeader - 7 {
+  if measure.count > Safetensors.largestHeader - OutgoingTensor.line {
     throw .invalid("the header would have more than \(Safetensors.largestHeader) bytes: \(path)")
   }
-  let padding = -measure.count & 7
+  // Tensors begin at a cache line: packed weights are mapped, and read as fast as those in memory.
+  let padding = -(measure.count + 8) & (OutgoingTensor.line - 1)
   if dataBytes > Int.max - 8 - measure.count - padding {
     throw .invalid("the file would have more than 2^63 bytes: \(path)")
   }
@@ -74,6 +93,9 @@ func writeSafetensors<T: OutgoingTensors>(
     case .sequences(let rows):
       try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
     case .rows(let rows): try rows.write(tensor.type, to: &output)
+    case .panels(let panels, let count):
+      try output.write(panels, count: count)
+      for _ in count..<tensor.bytes { try output.write(0 as UInt8) }
     }
     try progress.add(tensor.bytes, in: context)
   }
@@ -86,10 +108,10 @@ func writeSafetensors<T: OutgoingTensors>(
 private func visitLargestFirst<T: OutgoingTensors>(
   _ tensors: T, _ body: (OutgoingTensor) throws(Fault) -> Void
 ) throws(Fault) {
-  var size = 8
+  var size = OutgoingTensor.line
   while size > 0 {
     try tensors.visit { (tensor) throws(Fault) in
-      if tensor.type.alignment == size { try body(tensor) }
+      if tensor.alignment == size { try body(tensor) }
     }
     size /= 2
   }

@@ -70,7 +70,10 @@ struct LayerForms: Equatable {
     shared = routed
   }
 
-  subscript(group: ExpertGroup) -> MatrixForms? { group.isShared ? shared : routed }
+  subscript(group: ExpertGroup) -> MatrixForms? {
+    get { group.isShared ? shared : routed }
+    set { if group.isShared { shared = newValue } else { routed = newValue } }
+  }
 
   var isEmpty: Bool { routed == nil && shared == nil }
 }

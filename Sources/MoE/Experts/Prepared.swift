@@ -8,9 +8,9 @@ struct PreparedWeights {
   fileprivate let gate: UnsafeMutableRawPointer?  // [E, chunks of I, filled up H, 32]
   fileprivate let up: UnsafeMutableRawPointer  // the same; empty for linear experts
   fileprivate let down: UnsafeMutableRawPointer  // [E, chunks of H, filled up I, 32]
-  fileprivate let samples: UnsafeMutablePointer<Float>  // [E, 3, samplesPerMatrix]
+  fileprivate let samples: UnsafeMutablePointer<Float>?  // [E, 3, samplesPerMatrix]; nil of panels from a file
   /// [E] 1 and more: that matrix holds what its form cannot
-  fileprivate let faults: UnsafeMutablePointer<Int32>
+  fileprivate let faults: UnsafeMutablePointer<Int32>?
 
   fileprivate static var samplesPerMatrix: Int { StoredMatrix.sampleCount }
 
@@ -27,7 +27,21 @@ struct PreparedWeights {
     faults = arena.take(Int32.self, experts)
   }
 
+  /// Panels from a file, to which nobody writes.
+  init(_ forms: MatrixForms, gate: UnsafeRawPointer?, up: UnsafeRawPointer, down: UnsafeRawPointer) {
+    self.forms = forms
+    self.gate = gate.map { UnsafeMutableRawPointer(mutating: $0) }
+    (self.up, self.down) = (UnsafeMutableRawPointer(mutating: up), UnsafeMutableRawPointer(mutating: down))
+    (samples, faults) = (nil, nil)
+  }
+
   enum Matrix: Int32 { case gate, up, down }
+
+  /// Numbers of samples, where panels are made of something else than matrices in memory; 0 of matrices that there are none of.
+  func clearSamples(experts: Int) { samples?.update(repeating: 0, count: experts * 3 * Self.samplesPerMatrix) }
+  func note(_ matrix: Matrix, _ expert: Int, _ i: Int, _ value: Float) {
+    samples?[(expert * 3 + Int(matrix.rawValue)) * Self.samplesPerMatrix + i] = value
+  }
 
   /// Where a panel lies: of number `expert`, 32 outputs from number 32 `chunk` on.
   func panel(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
@@ -52,6 +66,7 @@ struct PreparedWeights {
   func isCurrent(
     _ c: ExpertGroup, expert: Int, _ source: ExpertSource, _ kernels: UnsafePointer<moei_kernels>
   ) -> Bool {
+    guard let samples else { return true }
     let count = 3 * Self.samplesPerMatrix
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { now in
       Self.sample(c, expert: expert, source, into: now.baseAddress!, kernels)
@@ -80,7 +95,10 @@ struct PreparedGroups {
   private let c: Configuration
   private let forms: LayerForms
   private let slots: Slots?
+  private let places: Places?
 
+  /// [groups] Of panels that lie elsewhere, in files.
+  typealias Places = UnsafePointer<PreparedWeights?>
   /// Of a group that has room for some experts alone, which come from a file.
   typealias Slots = (group: Int, count: Int)
 
@@ -88,14 +106,15 @@ struct PreparedGroups {
     self.c = c
     arena = nil
     forms = LayerForms()
-    slots = nil
+    (slots, places) = (nil, nil)
   }
 
-  init(_ arena: inout Arena, _ c: Configuration, forms: LayerForms, slots: Slots? = nil) {
+  /// `places`: of groups without slots, which then take no memory.
+  init(_ arena: inout Arena, _ c: Configuration, forms: LayerForms, slots: Slots? = nil, places: Places? = nil) {
     self.c = c
     self.arena = arena
     self.forms = forms
-    self.slots = slots
+    (self.slots, self.places) = (slots, places)
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
@@ -113,28 +132,29 @@ struct PreparedGroups {
 
   /// Found by laying the groups out again.
   func of(_ group: ExpertGroup) -> PreparedWeights? {
-    guard var arena else { return nil }
+    var arena = arena ?? Arena()
     for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
     return take(&arena, group)
   }
 
   private func take(_ arena: inout Arena, _ group: ExpertGroup) -> PreparedWeights? {
     guard group.multiplies, let forms = forms[group] else { return nil }
+    if let places, !hasSlots(group) { return places[group.index] }
     let experts = hasSlots(group) ? slots!.count : group.experts
     return PreparedWeights(&arena, group, experts: experts, forms: forms)
   }
 
   private func hasSlots(_ group: ExpertGroup) -> Bool { slots?.group == group.index }
 
-  /// All that is in memory.
+  /// All that is in memory of its own.
   func pack(_ source: ExpertSource, in context: ContextPointer) throws(Fault) {
-    for index in 0..<c.groupCount where !hasSlots(c.groups[index]) {
+    for index in 0..<c.groupCount where !hasSlots(c.groups[index]) && places == nil {
       let group = c.groups[index]
-      guard let prepared = of(group) else { continue }
-      prepared.faults.update(repeating: 0, count: group.experts)
+      guard let prepared = of(group), let faults = prepared.faults else { continue }
+      faults.update(repeating: 0, count: group.experts)
       PrepareWeights(group, context: context, source: source.of(group), prepared: prepared).run(in: context)
       for expert in 0..<group.experts {
-        guard let matrix = PreparedWeights.Matrix(rawValue: prepared.faults[expert] - 1) else { continue }
+        guard let matrix = PreparedWeights.Matrix(rawValue: faults[expert] - 1) else { continue }
         throw Fault(
           .notFinite,
           "the weights of expert \(group.first + expert) hold a number that is not finite, or too large for its scale (\(prepared.forms[matrix].constant)): mend the weights, or prepare another form"
@@ -164,11 +184,11 @@ private struct PrepareWeights: Job {
     let c = packing.c
     let (expert, chunk) = (item / packing.chunksPerExpert, item % packing.chunksPerExpert)
     if let matrix = packing.run(chunk, place: expert, source.tensors(c, expert: expert)) {
-      moei_store(prepared.faults + expert, matrix.rawValue + 1)
+      moei_store(prepared.faults! + expert, matrix.rawValue + 1)
     }
     if chunk == 0 {
       let count = 3 * PreparedWeights.samplesPerMatrix
-      PreparedWeights.sample(c, expert: expert, source, into: prepared.samples + expert * count, packing.kernels)
+      PreparedWeights.sample(c, expert: expert, source, into: prepared.samples! + expert * count, packing.kernels)
     }
   }
 }

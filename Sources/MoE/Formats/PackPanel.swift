@@ -88,13 +88,18 @@ private struct PackElements: PrecisionBody {
 extension StoredMatrix {
   static var sampleCount: Int { 16 }
 
-  /// Elements of a matrix [rows, columns] at equal distances, from the first to the last.
+  /// Where number i of a sample is: elements of a matrix [rows, columns] at equal distances, from the first to the last.
+  static func samplePlace(_ i: Int, rows: Int, columns: Int) -> (row: Int, column: Int) {
+    let place = i * (rows * columns - 1) / (sampleCount - 1)
+    return (place / columns, place % columns)
+  }
+
   func sample(
     rows: Int, columns: Int, into samples: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
   ) {
     for i in 0..<Self.sampleCount {
-      let place = i * (rows * columns - 1) / (Self.sampleCount - 1)
-      from(row: place / columns).from(column: place % columns).read(0, 1, into: samples + i, kernels)
+      let place = Self.samplePlace(i, rows: rows, columns: columns)
+      from(row: place.row).from(column: place.column).read(0, 1, into: samples + i, kernels)
     }
   }
 }

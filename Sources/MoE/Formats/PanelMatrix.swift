@@ -6,8 +6,9 @@ public struct PanelMatrix {
   let forms: RowForms
   fileprivate let rows: Int
   fileprivate let depth: Int
-  fileprivate let samples: UnsafeMutablePointer<Float>  // [StoredMatrix.sampleCount] elements when it was packed
-  fileprivate let isHeld: UnsafeMutablePointer<Int32>  // [1] 0 = the matrix has what the form cannot hold
+  /// [StoredMatrix.sampleCount] elements when it was packed; nil of panels from a file
+  fileprivate let samples: UnsafeMutablePointer<Float>?
+  fileprivate let isHeld: UnsafeMutablePointer<Int32>?  // [1] 0 = the matrix has what the form cannot hold
   private let panels: UnsafeMutableRawPointer  // panel behind panel
 
   fileprivate init(_ arena: inout Arena, _ forms: RowForms, rows: Int, depth: Int) {
@@ -17,6 +18,14 @@ public struct PanelMatrix {
     panels = UnsafeMutableRawPointer(arena.take(UInt8.self, forms.bytes(before: chunks(of: rows), depth)))
   }
 
+  /// Panels from a file, to which nobody writes.
+  fileprivate init(_ packed: PackedMatrices, rows: Int, depth: Int) {
+    (forms, self.rows, self.depth) = (packed.forms, rows, depth)
+    panels = UnsafeMutableRawPointer(mutating: packed.panels)
+    (samples, isHeld) = (nil, nil)
+  }
+
+  var packed: PackedMatrices { PackedMatrices(forms: forms, panels: panels, bytes: bytes) }
   var bytes: Int { forms.bytes(before: chunks(of: rows), depth) }
 
   /// Outputs from number 32 `chunk` on, as the products of a precision read them.
@@ -43,9 +52,13 @@ public struct PanelMatrix {
     forms[panel].read(row: own, of: start(panel), depth: depth, into: floats, kernels)
   }
 
+  /// Notes number i of the sample, where panels are made of something else than a matrix.
+  func note(_ i: Int, _ value: Float) { samples?[i] = value }
+
   /// Whether the matrix is what was packed, as far as a sample tells: reading all of it would cost what the packing saves.
   func isCurrent(_ matrix: StoredMatrix, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in
+    guard let samples else { return true }
+    return withUnsafeTemporaryAllocation(of: Float.self, capacity: StoredMatrix.sampleCount) { now in
       matrix.sample(rows: rows, columns: depth, into: now.baseAddress!, kernels)
       for i in 0..<StoredMatrix.sampleCount where now[i].bitPattern != samples[i].bitPattern { return false }
       return true
@@ -74,13 +87,14 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     let (rows, depth, _) = parameter.shape
     let parts = try context.pointee.allocator.make { PanelMatrixParts(&$0, forms, rows: rows, depth: depth) }
     parts.place.initialize(to: parts.matrix)
-    parts.matrix.isHeld.pointee = 1
+    parts.matrix.isHeld!.pointee = 1
     return parts.place
   }
 
   /// Notes what was packed, so that a change is noticed.
   func takeSample(of parameter: Parameter, _ kernels: UnsafePointer<moei_kernels>) {
-    parameter.matrix.sample(rows: pointee.rows, columns: pointee.depth, into: pointee.samples, kernels)
+    guard let samples = pointee.samples else { return }
+    parameter.matrix.sample(rows: pointee.rows, columns: pointee.depth, into: samples, kernels)
   }
 
   /// Of a parameter that is a matrix. On an error there is nothing to free.
@@ -93,7 +107,7 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
     made.takeSample(of: parameter, context.kernels)
     context.runToTheEnd(
       chunks(of: rows), PackPanels(target: made.pointee, matrix: parameter.matrix, kernels: context.kernels))
-    if made.pointee.isHeld.pointee == 0 {
+    if made.pointee.isHeld!.pointee == 0 {
       made.free(context.pointee.allocator)
       throw Fault(
         .notFinite,
@@ -101,6 +115,15 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
       )
     }
     return made
+  }
+
+  /// Of a parameter whose panels come from a file.
+  static func place(
+    _ parameter: Parameter, _ packed: PackedMatrices, _ allocator: Allocator
+  ) throws(Fault) -> PanelMatrixPointer {
+    let place = try allocator.allocate(PanelMatrix.self, count: 1)
+    place.initialize(to: PanelMatrix(packed, rows: parameter.shape.0, depth: parameter.shape.1))
+    return place
   }
 
   func free(_ allocator: Allocator) { allocator.deallocate(self) }
@@ -115,6 +138,6 @@ private struct PackPanels: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let isHeld = target.forms[item].pack(
       matrix, rows: target.rows, depth: target.depth, chunk: item, into: target.start(item), kernels)
-    if !isHeld { moei_store(target.isHeld, 0) }
+    if !isHeld { moei_store(target.isHeld!, 0) }
   }
 }

@@ -5,7 +5,7 @@ struct RowForms {
   private var ends = InlineArray<4, Int>(repeating: .max)  // panels up to there; those of the last have no end
   private var count = 1
 
-  private static var mostParts: Int { 4 }
+  static var mostParts: Int { 4 }
   /// For another part.
   var hasRoom: Bool { count < Self.mostParts }
 
@@ -36,6 +36,17 @@ struct RowForms {
       first = max(first, end)
     }
     return sum
+  }
+
+  /// Each part's form, and where it ends; nil of the last.
+  func forEachPart(_ body: (PanelForm, Int?) -> Void) {
+    for part in 0..<count { body(forms[part], part + 1 < count ? ends[part] : nil) }
+  }
+
+  /// Whether products of such a context read all of them.
+  func areRead(in context: ContextPointer) -> Bool {
+    for part in 0..<count where !forms[part].isRead(in: context) { return false }
+    return true
   }
 
   var tokens: PanelForm.Tokens { forms[0].tokens }

@@ -9,6 +9,8 @@ public struct Layer {
   var parameters: Parameters
   var prepared: PreparedGroups
   var preparedMemory: UnsafeMutableRawPointer?
+  /// [groups] Panels in files; nil where the layer has none there.
+  var filePanels: UnsafeMutablePointer<PreparedWeights?>?
   var offload: OffloadPointer?
   let turn: Lock  // backward calls add to the same gradients, so they take turns
 

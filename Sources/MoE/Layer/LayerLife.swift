@@ -30,6 +30,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
     pointee.offload?.free(context.pointee.allocator)
     pointee.parameters.free(allocator: context.pointee.allocator)
     context.pointee.allocator.deallocate(pointee.preparedMemory)
+    context.pointee.allocator.deallocate(pointee.filePanels)
     context.pointee.allocator.deallocate(self)
     context.release()
   }

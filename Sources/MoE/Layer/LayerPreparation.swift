@@ -94,7 +94,7 @@ extension Layer {
     let forms = wanted.form.map { LayerForms($0) } ?? LayerForms()
     try configuration.require(forms)
     let isRead = wanted.form?.isRead(in: context) ?? false
-    if let offload { return try useSlots(offload, form: isRead ? wanted : .none) }
+    if let offload, filePanels == nil { return try useSlots(offload, isRead ? .packed(forms) : .rows) }
     try requireMemory()
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
@@ -129,6 +129,9 @@ extension Layer {
     let memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
     var arena = Arena(memory)
     replacePrepared(layout(&arena), memory)
+    for index in 0..<configuration.groupCount {
+      prepared.of(configuration.groups[index])?.clearSamples(experts: configuration.groups[index].experts)
+    }
     parameters.release(packed: forms, configuration, allocator)
   }
 

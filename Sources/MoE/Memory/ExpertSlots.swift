@@ -66,34 +66,58 @@ struct ExpertSlots {
   func matrices(_ role: Parameters.Role) -> UnsafeMutableRawPointer? { own[role] }
 }
 
+/// In what slots hold experts.
+enum SlotForm {
+  /// Row-major matrices.
+  case rows
+  /// Panels, which are packed as matrices are read.
+  case packed(LayerForms)
+  /// Panels as the files have them.
+  case panels(Panels)
+
+  /// `places`: of the groups that have no slots.
+  typealias Panels = (forms: LayerForms, places: PreparedGroups.Places)
+
+  /// The slots as panels; none where they are row-major. With it the panels of the other groups.
+  func groups(_ arena: inout Arena, _ c: Configuration, slots: PreparedGroups.Slots) -> PreparedGroups {
+    switch self {
+    case .rows: PreparedGroups(c)
+    case .packed(let forms): PreparedGroups(&arena, c, forms: forms, slots: slots)
+    case .panels(let panels): PreparedGroups(&arena, c, forms: panels.forms, slots: slots, places: panels.places)
+    }
+  }
+
+  /// How many row-major experts there is room for.
+  fileprivate func rows(slots: Int) -> Int {
+    switch self {
+    case .rows: slots
+    case .packed: Offload.readers
+    case .panels: 0
+    }
+  }
+}
+
 /// One block of memory: slots, and what reading takes beside them.
 struct SlotMemory {
   let slots: ExpertSlots
-  /// The slots as panels; none where they are row-major. With it the panels of the other groups.
   let prepared: PreparedGroups
   let count: Int
   /// Where an expert's matrices are put: slot by slot; or one expert's of each reader, on their way into panels.
   let rows: ExpertMatrices
-  let form: Layer.Preparation  // .none = row-major
   // For each reader:
   let rawBytes: Int
   let raw: UnsafeMutableRawPointer  // what a file holds of a matrix, where it is not what is wanted
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ group: ExpertGroup, form: Layer.Preparation, count: Int,
+    _ arena: inout Arena, _ c: Configuration, _ group: ExpertGroup, form: SlotForm, count: Int,
     slotOf: UnsafeMutablePointer<Int32>, rawBytes: Int
   ) {
-    self.form = form
     self.count = count
     self.rawBytes = (rawBytes + Allocator.alignment - 1) / Allocator.alignment * Allocator.alignment
     raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
-    rows = ExpertMatrices(&arena, group, experts: form == .none ? count : Offload.readers)
-    if let form = form.form {
-      prepared = PreparedGroups(&arena, c, forms: LayerForms(form), slots: (group.index, count))
-      slots = ExpertSlots(group, slotOf, ExpertMatrices(group, unread: raw))
-    } else {
-      prepared = PreparedGroups(c)
-      slots = ExpertSlots(group, slotOf, rows)
-    }
+    rows = ExpertMatrices(&arena, group, experts: form.rows(slots: count))
+    prepared = form.groups(&arena, c, slots: (group.index, count))
+    let isPacked = prepared.of(group) != nil
+    slots = ExpertSlots(group, slotOf, isPacked ? ExpertMatrices(group, unread: raw) : rows)
   }
 }

@@ -6,7 +6,7 @@ import CShims
 
 /// What a layer has whose experts' matrices are in a file.
 public struct Offload {
-  let stored: StoredExperts
+  let files: ExpertFiles
   private let limit: ResidentLimit  // of slots, and of what reading takes
   fileprivate let turn: Lock  // forward calls share the slots, so they take turns
   fileprivate let fetching: Fetching
@@ -36,12 +36,9 @@ public struct Offload {
   /// Frequency and recency in one number, the sum of 0.875^age over uses [Lee et al. 2001, LRFU, IEEE Trans. Computers 50(12)].
   fileprivate static var fading: Float { 0.875 }
 
-  init(
-    _ arena: inout Arena, _ group: ExpertGroup, _ kernels: UnsafePointer<moei_kernels>, files: Int,
-    limit: ResidentLimit
-  ) {
-    let experts = group.experts
-    stored = StoredExperts(&arena, group, kernels, files: files)
+  init(_ arena: inout Arena, _ files: ExpertFiles, limit: ResidentLimit) {
+    let experts = files.group.experts
+    self.files = files
     self.limit = limit
     turn = Lock(&arena)
     fetching = Fetching(&arena, most: experts)
@@ -58,25 +55,25 @@ public struct Offload {
 
   func initialise() {
     turn.initialise()
-    score.initialize(repeating: 0, count: stored.group.experts)
+    score.initialize(repeating: 0, count: experts)
     counters.hits.set(0)
     counters.misses.set(0)
     counters.bytes.set(0)
   }
 
-  var group: Int { stored.group.index }
-  private var experts: Int { stored.group.experts }
+  var group: Int { files.group.index }
+  private var experts: Int { files.group.experts }
 
   // MARK: slots
 
   /// Slots of a form, as many as the limit allows, and the size of their memory.
-  func layOut(_ c: Configuration, form: Layer.Preparation) throws(Fault) -> (count: Int, bytes: Int) {
+  func layOut(_ c: Configuration, form: SlotForm) throws(Fault) -> (count: Int, bytes: Int) {
     func bytes(_ count: Int) throws(Fault) -> Int {
       try Arena.bytes { memory(&$0, c, form, count) }
     }
     // Panels of other groups, which are no part of the limit.
     var others = Arena()
-    if let form = form.form { _ = PreparedGroups(&others, c, forms: LayerForms(form), slots: (group, 0)) }
+    _ = form.groups(&others, c, slots: (group, 0))
     let none = try bytes(0)
     let beside = none - (try others.total())
     let one = try bytes(1) - none
@@ -91,9 +88,8 @@ public struct Offload {
   /// One to compute, one to read.
   private static var fewestSlots: Int { 2 }
 
-  func memory(_ arena: inout Arena, _ c: Configuration, _ form: Layer.Preparation, _ count: Int) -> SlotMemory {
-    SlotMemory(
-      &arena, c, stored.group, form: form, count: count, slotOf: slotOf, rawBytes: stored.rawBytes)
+  func memory(_ arena: inout Arena, _ c: Configuration, _ form: SlotForm, _ count: Int) -> SlotMemory {
+    SlotMemory(&arena, c, files.group, form: form, count: count, slotOf: slotOf, rawBytes: files.rawBytes)
   }
 
   /// Empty slots, in place of those there were.
@@ -121,22 +117,33 @@ public struct Offload {
 
   fileprivate func fetch(_ i: Int, reader: Int) -> Bool {
     let (expert, slot) = fetches[i]
-    let slots = slots!
-    let isPacked = slots.form != .none
-    let raw = slots.raw + reader * slots.rawBytes
-    let found = stored.read(expert, to: slots.rows, at: isPacked ? reader : slot, raw: raw)
+    let found =
+      switch files {
+      case .stored(let stored): read(stored, expert, to: slot, reader)
+      case .packed(let packed): packed.read(expert, to: slots!.prepared.of(packed.group)!, at: slot)
+      }
     failure[reader] = found
     if found.error != 0 { return false }
-    counters.bytes.add(stored.bytes(expert))
-    if isPacked {
-      let group = stored.group
-      let packing = Packing(c: group, kernels: stored.kernels, prepared: slots.prepared.of(group)!)
-      for chunk in 0..<packing.chunksPerExpert {
-        // What a form cannot hold comes out as numbers that are not finite.
-        _ = packing.run(chunk, place: slot, slots.rows.tensors(group, at: reader))
-      }
-    }
+    counters.bytes.add(files.bytes(expert))
     return true
+  }
+
+  private func read(
+    _ stored: StoredExperts, _ expert: Int, to slot: Int, _ reader: Int
+  ) -> (error: Int32, file: Int32) {
+    let (slots, group) = (slots!, stored.group)
+    let raw = slots.raw + reader * slots.rawBytes
+    guard let prepared = slots.prepared.of(group) else {
+      return stored.read(expert, to: slots.rows, at: slot, raw: raw)
+    }
+    let found = stored.read(expert, to: slots.rows, at: reader, raw: raw)
+    if found.error != 0 { return found }
+    let packing = Packing(c: group, kernels: stored.kernels, prepared: prepared)
+    for chunk in 0..<packing.chunksPerExpert {
+      // What a form cannot hold comes out as numbers that are not finite.
+      _ = packing.run(chunk, place: slot, slots.rows.tensors(group, at: reader))
+    }
+    return found
   }
 
   // MARK: stages
@@ -342,20 +349,21 @@ extension Layer {
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
     let staged = try Staged(loading, in: context)
     defer { staged.free(allocator) }
-    let (pointer, contents) = try allocator.make {
+    let (pointer, stored, contents) = try allocator.make {
       let pointer = $0.take(Offload.self, 1)
-      return (pointer, Offload(&$0, group, context.kernels, files: checkpoint.fileCount, limit: residentLimit))
+      let stored = StoredExperts(&$0, group, context.kernels, files: checkpoint.fileCount)
+      return (pointer, stored, Offload(&$0, .stored(stored), limit: residentLimit))
     }
     pointer.initialize(to: contents)
     pointer.pointee.initialise()
     do throws(Fault) {
-      try contents.stored.open(loading, parameters.of(group))
+      try stored.open(loading, parameters.of(group))
     } catch {
       allocator.deallocate(pointer)
       throw error
     }
     do throws(Fault) {
-      try useSlots(pointer, form: .none)
+      try useSlots(pointer, .rows)
     } catch {
       pointer.free(allocator)
       throw error
@@ -365,7 +373,7 @@ extension Layer {
   }
 
   /// New slots of another form, in place of those there are.
-  mutating func useSlots(_ offload: OffloadPointer, form: Preparation) throws(Fault) {
+  mutating func useSlots(_ offload: OffloadPointer, _ form: SlotForm) throws(Fault) {
     let c = configuration
     let (count, bytes) = try offload.pointee.layOut(c, form: form)
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
@@ -380,6 +388,34 @@ extension Layer {
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
     replacePrepared(slots.prepared, memory)
+  }
+
+  /// The same of panels: all but those of one group are mapped. `place`: where those of a matrix are. On an error nothing has changed.
+  mutating func offload(
+    _ panels: SlotForm.Panels, _ group: ExpertGroup, residentLimit: ResidentLimit,
+    place: (PreparedWeights.Matrix) -> FilePlace?
+  ) throws(Fault) {
+    let allocator = context.pointee.allocator
+    let (pointer, packed, contents) = try allocator.make {
+      let pointer = $0.take(Offload.self, 1)
+      let packed = PackedExperts(&$0, group)
+      return (pointer, packed, Offload(&$0, .packed(packed), limit: residentLimit))
+    }
+    pointer.initialize(to: contents)
+    pointer.pointee.initialise()
+    do throws(Fault) {
+      try packed.open(place)
+    } catch {
+      allocator.deallocate(pointer)
+      throw error
+    }
+    do throws(Fault) {
+      try useSlots(pointer, .panels(panels))
+    } catch {
+      pointer.free(allocator)
+      throw error
+    }
+    offload = pointer
   }
 
   /// The one group of experts that can be offloaded; nil where there are several, or none has matrices.
@@ -400,7 +436,7 @@ extension Layer {
 
 extension UnsafeMutablePointer where Pointee == Offload {
   func free(_ allocator: Allocator) {
-    pointee.stored.close(allocator)
+    pointee.files.close(allocator)
     allocator.deallocate(self)
   }
 }

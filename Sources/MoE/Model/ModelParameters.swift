@@ -151,10 +151,6 @@ struct ModelParameters {
     }
   }
 
-  func multipliesTokens(_ index: Int, _ c: ModelConfiguration) -> Bool {
-    place(slots.slot(listed: index)).multipliesTokens(c)
-  }
-
   /// Of a parameter that is about to be read: memory for panels in these forms, which are nobody's copy; or, nil, for its values.
   /// `hasAll`: whether tokens can be looked up in panels as well, which have the values.
   func makeRoom(_ index: Int, _ forms: RowForms?, hasAll: Bool, in context: ContextPointer) throws(Fault) {
@@ -187,6 +183,18 @@ struct ModelParameters {
       if let form = own.panels?.pointee.forms.changing(own.type) { return form }
     }
     return nil
+  }
+
+  /// Whether number `index` of the list is the matrix of a product of tokens.
+  func multiplies(_ index: Int, _ c: ModelConfiguration) -> Bool {
+    place(slots.slot(listed: index)).multipliesTokens(c)
+  }
+
+  /// Panels that lie somewhere, for number `index` of the list; where there are no values beside them nothing else is kept of it.
+  func takePanels(_ index: Int, _ panels: PackedMatrices, releases: Bool, _ allocator: Allocator) throws(Fault) {
+    let slot = slots.slot(listed: index)
+    slots.replacePanels(slot, try .place(slots[slot]!, panels, allocator), allocator: allocator)
+    if releases { slots.release(slot, allocator) }
   }
 
   // MARK: life

@@ -63,6 +63,14 @@ struct ParameterList {
 
   subscript(index: Int) -> Place { places[index] }
 
+  /// Where parameter `own` of layer n's ffn stands.
+  func index(ofLayer n: Int, _ own: Int) -> Int? {
+    for index in firsts[n]..<firsts[n + 1] {
+      if case .feedForward(_, own) = places[index] { return index }
+    }
+    return nil
+  }
+
   /// Where a parameter of this name may be: one of a layer's, which the name tells, is looked for among these alone.
   func candidates(_ name: UnsafePointer<CChar>) -> Range<Int> {
     let prefix: StaticString = "layers."

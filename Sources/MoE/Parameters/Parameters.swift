@@ -92,8 +92,9 @@ struct Parameters {
   var areOffloaded: Bool { ownSlots != nil }
   private var ownSlots: ExpertSlots? { offloaded?.group == group ? offloaded : nil }
 
-  /// What the parameter is.
-  func role(of parameter: Parameter) -> Role { Role.place(slots.slot(of: parameter), groups).role }
+  /// What the parameter is, and of which group; 0 for what belongs to none.
+  func place(of parameter: Parameter) -> (role: Role, group: Int) { Role.place(slots.slot(of: parameter), groups) }
+  func role(of parameter: Parameter) -> Role { place(of: parameter).role }
 
   func grad(_ role: Role) -> UnsafeMutablePointer<Float>? { self[role]?.grad }
 
@@ -172,7 +173,7 @@ struct Parameters {
   /// Which matrix of which group's experts a parameter of these is; nil where it is none.
   func matrix(_ parameter: Parameter) -> (group: Int, matrix: PreparedWeights.Matrix)? {
     guard parameter.isOfMatrices && parameter.rank == 3 else { return nil }
-    let place = Role.place(slots.slot(of: parameter), groups)
+    let place = place(of: parameter)
     switch place.role {
     case .gateWeight: return (place.group, .gate)
     case .upWeight: return (place.group, .up)
@@ -180,6 +181,8 @@ struct Parameters {
     default: return nil
     }
   }
+
+  func release(_ index: Int, _ allocator: Allocator) { slots.release(slots.slot(listed: index), allocator) }
 
   /// Whether any of a group's matrices is in its packed copy alone: the others may be bound again one by one.
   var areReleased: Bool {

@@ -1,14 +1,25 @@
-/// A config.json as it was, but for the type of the weights, and for how they were quantised.
+/// A config.json as it was, but for the type of the weights, and for how they are quantised.
 struct ConfigEdit {
   private let config: JSONTree
   private let type: ElementType
+  private let isPacked: Bool
 
-  init(_ config: JSONTree, type: ElementType) { (self.config, self.type) = (config, type) }
+  /// `isPacked`: whether weights are in panels, see PackedOutgoing.
+  init(_ config: JSONTree, type: ElementType, isPacked: Bool) {
+    (self.config, self.type, self.isPacked) = (config, type, isPacked)
+  }
 
   private struct Edit {
     var from: Int
     var to: Int
     var isType: Bool
+  }
+
+  /// As PretrainedSource reads it.
+  private func writePacking(to output: inout FileOutput) throws(Fault) {
+    try output.write("\n  \"quantization_config\": {\"quant_method\": \"libmoe\", \"format\": \"panels\", \"dtype\": ")
+    try output.write(name)
+    try output.write("},")
   }
 
   private var name: StaticString {
@@ -23,6 +34,11 @@ struct ConfigEdit {
     var output = try FileOutput(path, like: nil, allocator: allocator)
     defer { output.close() }
     var at = 0
+    if isPacked {
+      at = config.root.bytes.lowerBound + 1
+      try output.write(config.text, count: at)
+      try writePacking(to: &output)
+    }
     try forEachEdit(config.root) { (edit) throws(Fault) in
       if edit.from < at { return }
       try output.write(config.text + at, count: edit.from - at)

@@ -125,6 +125,8 @@ struct FamilyEntry {
   let index: Int
   let layer: Int
   let places: TensorRows
+  /// Of the parameter.
+  let rows: Int
   let columns: Int
   private let isVector: Bool
 
@@ -134,7 +136,7 @@ struct FamilyEntry {
     (self.rule, self.parameter, self.index, self.layer) = (rule, parameter, index, layer)
     // The only expert of a dense ffn is a matrix, or a vector of biases, by itself.
     let (a, b, c) = parameter.shape
-    let rows = rule.isOfFeedForward ? b : a
+    rows = rule.isOfFeedForward ? b : a
     columns = rule.isOfFeedForward ? c : b
     isVector = parameter.rank == (rule.isOfFeedForward ? 2 : 1)
     places = TensorRows(rule, shapes, rows: rows)

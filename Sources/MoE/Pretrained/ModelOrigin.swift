@@ -10,6 +10,8 @@ public struct ModelOrigin {
   /// Weights w of norms whose parameters are 1 + w, one norm after the other: the sum may have been rounded, and then no difference
   /// gives w again.
   let norms: UnsafeMutablePointer<Float>
+  /// The files with the panels that the model multiplies by, which are mapped; nil where it has its own.
+  var panels: CheckpointPointer?
 
   /// `norms`: how many numbers these are.
   init(_ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ type: ElementType, norms numbers: Int) throws(Fault) {
@@ -28,5 +30,6 @@ public struct ModelOrigin {
   func free(_ allocator: Allocator) {
     allocator.deallocate(norms)
     allocator.deallocate(text)
+    panels?.free()
   }
 }

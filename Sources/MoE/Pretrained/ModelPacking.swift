@@ -53,7 +53,11 @@ struct ModelPacking {
       guard let layer = model.layer(n) else { continue }
       let configuration = layer.pointee.configuration
       if !loading.tensors.isMoE(n) { layers[n].routed = dense[n].sources(configuration.groups[0], in: context) }
-      do throws(Fault) { try configuration.require(layers[n].forms) } catch { throw error.inLayer(n) }
+      do throws(Fault) {
+        try configuration.require(layers[n].forms)
+      } catch {
+        throw error.reworded { "layers.\(n).ffn: \($0)" }
+      }
     }
   }
 

@@ -32,6 +32,14 @@ enum PanelTarget {
     case .expert(let prepared, let matrix, let group): prepared.panel(matrix, group, 0, number)
     }
   }
+
+  /// Number i of a sample.
+  func note(_ i: Int, _ value: Float) {
+    switch self {
+    case .matrix(let panels): panels.pointee.note(i, value)
+    case .expert(let prepared, let matrix, _): prepared.note(matrix, 0, i, value)
+    }
+  }
 }
 
 /// An item is one panel of the tensor's.
@@ -74,13 +82,15 @@ private struct PackRows: FallibleJob {
     let stage = PanelStage(&arena, source, columns: entry.columns, kernels)
     var values = whole
     for p in rows {
-      let row = entry.places.row(at: p) * entry.columns
-      if let whole {
-        stage.gather(whole, row, stride: 1, as: p - first)
-      } else {
-        let one = try checkpoint.values(stored.from(row), entry.columns, raw: own)
-        stage.gather(one, 0, stride: 1, as: p - first)
-        values = one
+      var row = entry.places.row(at: p) * entry.columns
+      if whole == nil {
+        values = try checkpoint.values(stored.from(row), entry.columns, raw: own)
+        row = 0
+      }
+      stage.gather(values!, row, stride: 1, as: p - first)
+      for i in 0..<StoredMatrix.sampleCount {
+        let place = StoredMatrix.samplePlace(i, rows: entry.rows, columns: entry.columns)
+        if place.row == p { target.note(i, stage.number(values!, row + place.column)) }
       }
     }
     if !stage.pack(rows: rows.count, of: values!, into: target.panel(first / chunkWidth)) {

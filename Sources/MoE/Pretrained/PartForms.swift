@@ -58,14 +58,10 @@ extension Model {
   func isPackable(_ place: ParameterList.Place, _ preparation: Layer.Preparation) -> Bool {
     switch place {
     case .own(let own):
-      parameters.multipliesTokens(own, configuration) || preparation.isStored && parameters.isEmbedding(own)
-    case .feedForward(let n, let own): feedForwards[n]!.pointee.isMatrix(own)
+      parameters.multiplies(own, configuration) || preparation.isStored && parameters.isEmbedding(own)
+    case .feedForward(let n, let own): feedForwards[n]!.pointee.multiplies(own)
     }
   }
-}
-
-extension Layer {
-  fileprivate func isMatrix(_ index: Int) -> Bool { parameters.matrix(parameters[index]) != nil }
 }
 
 /// Whether a text is what a pattern says.

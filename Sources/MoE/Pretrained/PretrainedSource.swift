@@ -17,6 +17,40 @@ public struct PretrainedSource {
 
   public var isGGUF: Bool { checkpoint.pointee.isGGUF }
 
+  // MARK: packed weights
+
+  private var packing: JSONValue? {
+    guard let found = config.root.member("quantization_config"), let method = found.member("quant_method"),
+      method.text.isAmong(cText("libmoe"))
+    else { return nil }
+    return found
+  }
+
+  /// Whether libmoe wrote it, with weights in panels.
+  public var isPacked: Bool { packing != nil }
+  /// Of weights that are packed; nil where config.json does not say.
+  public var packedType: ElementType? {
+    guard let type = packing?.member("dtype")?.text else { return nil }
+    if type.isAmong(cText("float32")) { return .f32 }
+    if type.isAmong(cText("bfloat16")) { return .bf16 }
+    return type.isAmong(cText("float16")) ? .f16 : nil
+  }
+  /// Whether there can be so many layers: each has tensors of its own.
+  public func requireTensors(layers: Int) throws(Fault) {
+    if layers > tensorCount {
+      throw .invalid("config.json speaks of \(layers) layers, but the files have \(tensorCount) tensors: \(path)")
+    }
+  }
+  /// Of the embedding; nil where there is none.
+  public var embeddingType: StoredType? { checkpoint.pointee.tensor(cText("embed.weight"))?.type }
+
+  /// The weights again, mapped into memory.
+  func openMapped() throws(Fault) -> CheckpointPointer {
+    let paths = try FolderPaths(path, context.pointee.allocator)
+    defer { paths.free() }
+    return try Self.openWeights(paths, in: context, isMapped: true)
+  }
+
   /// Of config.json, which for a GGUF file stands for its keys.
   public var configText: UnsafePointer<CChar> { UnsafeRawPointer(text).assumingMemoryBound(to: CChar.self) }
 
@@ -96,7 +130,7 @@ public struct PretrainedSource {
     do throws(Fault) {
       (family, language) = try Self.family(of: config.root, paths.path("config.json"))
       names = family
-      checkpoint = try Self.openWeights(paths, in: context)
+      checkpoint = try Self.openWeights(paths, in: context, isMapped: false)
     } catch {
       config.free(allocator)
       allocator.deallocate(text)
@@ -193,11 +227,13 @@ public struct PretrainedSource {
 
   // MARK: weights
 
-  private static func openWeights(_ paths: FolderPaths, in context: ContextPointer) throws(Fault) -> CheckpointPointer {
+  private static func openWeights(
+    _ paths: FolderPaths, in context: ContextPointer, isMapped: Bool
+  ) throws(Fault) -> CheckpointPointer {
     let whole = paths.path("model.safetensors")
-    if moei_file_exists(whole) != 0 { return try .open(whole, in: context, isMapped: false) }
+    if moei_file_exists(whole) != 0 { return try .open(whole, in: context, isMapped: isMapped) }
     let index = paths.path("model.safetensors.index.json")
-    if moei_file_exists(index) != 0 { return try .open(index, in: context, isMapped: false) }
+    if moei_file_exists(index) != 0 { return try .open(index, in: context, isMapped: isMapped) }
     let isPickled = moei_file_exists(paths.path("pytorch_model.bin")) != 0
     if isPickled || moei_file_exists(paths.path("pytorch_model.bin.index.json")) != 0 {
       throw .invalid(

@@ -22,8 +22,17 @@ public struct ModelSaving {
 extension Model {
   /// Writes weights, then config.json.
   public func save(to folder: UnsafePointer<CChar>, _ saving: ModelSaving) throws(Fault) {
+    if isPacked {
+      try write(try PackedOutgoing(self), to: folder, saving, isPacked: true)
+    } else {
+      try write(try ModelOutgoing(self, saving), to: folder, saving, isPacked: false)
+    }
+  }
+
+  private func write<T: OutgoingTensors>(
+    _ outgoing: T, to folder: UnsafePointer<CChar>, _ saving: ModelSaving, isPacked: Bool
+  ) throws(Fault) {
     let allocator = context.pointee.allocator
-    let outgoing = try ModelOutgoing(self, saving)
     let paths = try FolderPaths(folder, allocator)
     defer { paths.free() }
     let made = moei_folder_make(folder)
@@ -46,7 +55,8 @@ extension Model {
       try writeSafetensors(outgoing, to: paths.path("model.safetensors"), in: context, progress: &progress)
       try removeShards(of: paths.path("model.safetensors.index.json"), allocator)
     }
-    try ConfigEdit(saving.config, type: saving.type).write(to: paths.path("config.json"), allocator)
+    try ConfigEdit(saving.config, type: isPacked ? configuration.weights : saving.type, isPacked: isPacked).write(
+      to: paths.path("config.json"), allocator)
   }
 
   /// The config.json that the model came with, if any.

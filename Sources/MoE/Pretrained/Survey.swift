@@ -9,6 +9,8 @@ public struct Survey {
   public private(set) var others = 0
   public private(set) var bytes = 0
   public private(set) var left = 0
+  /// Bytes of routed experts' panels, in a folder that has them.
+  public private(set) var packedExperts = 0
   /// Of the weights by type.
   private var (f32, bf16, f16) = (0, 0, 0)
 
@@ -48,6 +50,28 @@ public struct Survey {
         names.append(", ...")
       }
       left += 1
+    }
+  }
+
+  /// Of a folder whose weights are in panels, and whose model has just been found to fit: the numbers are those of the model.
+  public init(packed source: PretrainedSource, _ model: Model) {
+    for index in 0..<model.parameterCount {
+      let parameter = model.parameter(index)
+      let isExpert = parameter.isOfMatrices && parameter.rank == 3 && hasPart(parameter.name, cText(".experts."))
+      if compareText(parameter.name, cText("embed.weight")) == 0 {
+        embeddings += parameter.count
+      } else if parameter.rank > 1 && hasEnd(parameter.name, cText(".weight")) {
+        matrices += parameter.count
+        if isExpert { experts += parameter.count }
+      } else {
+        others += parameter.count
+      }
+    }
+    for tensor in source.checkpoint.pointee.all {
+      bytes += tensor.bytes
+      if hasPart(tensor.name, cText(".experts.")) && hasPart(tensor.name, cText(PanelForm.mark)) {
+        packedExperts += tensor.bytes
+      }
     }
   }
 

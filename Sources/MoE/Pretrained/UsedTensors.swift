@@ -15,6 +15,11 @@ struct UsedTensors {
 
   func note(_ index: Int) { used[index] = true }
 
+  var firstUnused: StoredTensor? {
+    for index in 0..<checkpoint.count where !used[index] { return checkpoint[index] }
+    return nil
+  }
+
   /// All of a layer's MoE block; returns their bytes.
   func note(beginning: UnsafePointer<CChar>, _ layout: Layout) -> Int {
     var (bytes, index) = (0, checkpoint.all.firstIndex(notBefore: beginning))

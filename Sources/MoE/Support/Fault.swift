@@ -123,7 +123,7 @@ public struct TextBuffer {
     start[0] = 0
   }
 
-  private mutating func append(_ byte: UInt8) {
+  mutating func append(_ byte: UInt8) {
     guard length < capacity - 1 else { return }
     start[length] = CChar(bitPattern: byte)
     length += 1

@@ -63,17 +63,34 @@ struct Folder {
     var ignored = TextBuffer(texts + Self.textRoom, capacity: Self.textRoom)
     try keys.requireKnown(&ignored)
     var left = TextBuffer(texts + 2 * Self.textRoom, capacity: Self.textRoom)
-    let survey = try Survey(source, layers: Int(configuration.model.n_layers), names: &left)
-    try source.requireLayers(Int(configuration.model.n_layers))
-    type = survey.type
     model = configuration.linked(moe: moe, table: table)
     info = moe_pretrained_info()
-    choose()
+    let survey: Survey
+    if source.isPacked {
+      type = try Self.packedType(source)
+      try source.requireTensors(layers: Int(model.n_layers))
+      try choosePacked()
+      survey = try surveyPacked()
+    } else {
+      survey = try Survey(source, layers: Int(model.n_layers), names: &left)
+      try source.requireLayers(Int(model.n_layers))
+      type = survey.type
+      choose()
+    }
     fillInfo(keys, survey)
   }
 
   /// Whether config.json describes a model, and the files hold it: all that their headers tell.
   private func requireFit() throws(Fault) {
+    if source.isPacked { return }  // the survey has seen to it
+    let made = try described()
+    defer { made.free() }
+    try made.pointee.requireFit(source, shapes)
+    try parts.require(for: made.pointee)
+  }
+
+  /// The model that config.json describes, without memory.
+  private func described() throws(Fault) -> ModelPointer {
     var made: ModelPointer?
     do throws(Fault) {
       try model.requireBounds(Bounds("config"))
@@ -81,10 +98,38 @@ struct Folder {
     } catch {
       throw error.inConfig()
     }
-    guard let made else { return }
+    return made!
+  }
+
+  // MARK: packed weights
+
+  private static func packedType(_ source: PretrainedSource) throws(Fault) -> ElementType {
+    if let type = source.packedType { return type }
+    throw .invalid("config.json: quantization_config of quant_method libmoe has no dtype that is known: convert again")
+  }
+
+  /// What the files have is not another type's or form's.
+  private mutating func choosePacked() throws(Fault) {
+    if let wanted = ElementType(folder: options.weight_dtype), wanted != type {
+      throw .invalid(
+        "options.weight_dtype: the folder's weights are packed already, and stay as they are: leave it OWN")
+    }
+    if options.prepared != 0 || options.n_prepared_parts != 0 {
+      throw .invalid("options.prepared: the folder's weights are packed already, and stay as they are: leave it NONE")
+    }
+    model.weight_dtype = type.rawValue
+    model.embedding_dtype = source.embeddingType?.rawValue ?? 0
+    model.inference_only = options.inference_only
+    if options.inference_only == 0 { return }  // to be looked at, and refused when it is read
+    moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
+  }
+
+  /// Of files that hold the model, so that no sum overflows.
+  private func surveyPacked() throws(Fault) -> Survey {
+    let made = try described()
     defer { made.free() }
-    try made.pointee.requireFit(source, shapes)
-    try parts.require(for: made.pointee)
+    try made.pointee.requireFit(packed: source)
+    return Survey(packed: source, made.pointee)
   }
 
   /// Types, by the options.
@@ -107,7 +152,7 @@ struct Folder {
     }
     if forms.keepsStored || forms.count > 0 {
       throw .invalid(
-        "options.resident_limit = \(most): experts that stay in the files are packed alike, and from numbers; leave the limit out, or take a single form of few bits in place of prepared_parts and MOE_PREPARED_STORED"
+        "options.resident_limit = \(most): experts that stay in the files are packed alike, and from numbers; leave the limit out, save the model that is packed so and open that folder with a limit, or take a single form of few bits in place of prepared_parts and MOE_PREPARED_STORED"
       )
     }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
@@ -137,9 +182,13 @@ struct Folder {
     info.file_bytes = survey.bytes
     let weights = ElementType(rawValue: model.weight_dtype) ?? .f32
     let embedding = ElementType(rawValue: model.embedding_dtype) ?? .f32
-    info.parameter_bytes =
-      weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
-    info.expert_bytes = weights.bytes(survey.experts)
+    if source.isPacked {
+      (info.parameter_bytes, info.expert_bytes) = (survey.bytes, survey.packedExperts)
+    } else {
+      info.parameter_bytes =
+        weights.bytes(survey.matrices) + embedding.bytes(survey.embeddings) + ElementType.f32.bytes(survey.others)
+      info.expert_bytes = weights.bytes(survey.experts)
+    }
     info.config = source.configText
     info.max_positions = ((try? keys.whole("max_position_embeddings")) ?? nil).map { Int64($0) } ?? 0
   }

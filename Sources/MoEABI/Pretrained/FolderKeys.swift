@@ -267,6 +267,7 @@ struct FolderKeys {
         "config.json: quantization_config: \(key) = \(found.text) of \(method) is not read: it must be \(words); convert the model to bfloat16 first"
       )
     }
+    if method.isAmong(cText("libmoe")) { return try must("format", be: "panels") }
     if method.isAmong(cText("mxfp4")) && family.table.pointee.layouts.1 != 0 { return }
     if method.isAmong(cText("awq")) {
       try must("bits", be: "4")

@@ -86,6 +86,7 @@ public func moe_model_load(
     let out = try required(out, "out")
     let folder = try Folder.open(path, options, in: context)
     defer { folder.free() }
+    try folder.pointee.requireUse(forTraining: options.inference_only == 0)
     var made: ModelPointer?
     // What is packed is given memory as it is read.
     try createModel(
@@ -108,8 +109,18 @@ public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
 }
 
 extension Folder {
+  fileprivate func requireUse(forTraining isForTraining: Bool) throws(Fault) {
+    if source.isPacked && isForTraining {
+      throw .invalid("the folder's weights are packed, which is for inference: set inference_only = 1")
+    }
+  }
+
   /// `isNew`: nobody else has the model.
   func load(_ model: ModelPointer, isNew: Bool) throws(Fault) {
+    try requireUse(forTraining: model.pointee.isTrainable)
+    if source.isPacked {
+      return try model.loadPacked(source, shapes, type: type, residentLimit: residentLimit, progress)
+    }
     let packs = packs(in: model.pointee.context)
     if packs && model.pointee.isTrainable {
       throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")

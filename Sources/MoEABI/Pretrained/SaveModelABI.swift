@@ -11,6 +11,10 @@ public func moe_model_save(
     let folder = try required(folder, "folder")
     var copy = moe_save_options()
     if options != nil { copy = try read(options, "options") }
+    if model.pointee.isPacked && copy.dtype != 0 {
+      throw .invalid(
+        "options.dtype = \(Int(copy.dtype)), but the model's weights are packed, and stay as they are: leave it OWN")
+    }
     if let text = copy.config {
       try model.pointee.context.withConfig(text) { (family, tree, language) throws(Fault) in
         let keys = FolderKeys(family, root: tree.root, language: language)

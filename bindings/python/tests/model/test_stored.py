@@ -247,7 +247,7 @@ def test_gates_among_queries(tmp_path: Path) -> None:
         if "proj" not in name:
             made[name] = values
             continue
-        own = q.awq(rng, *values.shape, 32)
+        own = q.awq(rng, values.shape[0], values.shape[1], 32)
         made |= {f"{name.removesuffix('weight')}{end}": tensor for end, tensor in own.tensors.items()}
         numbers[name] = own.weights
     save_file(made, folder / "model.safetensors")
@@ -427,7 +427,10 @@ def test_patterns_and_stored(tmp_path: Path) -> None:
         ({"*": "int8", "norm.weight": "int8"}, r"prepared_parts\[1\].pattern = norm.weight"),
         ({"embed.weight": "int8"}, r"pattern = embed.weight"),
         ({"": "int8"}, "pattern = "),
-        ({"*.down.weight": "int8", "*": "int8_a8"}, "cannot be 'int8_a8' and 'int8': tokens"),
+        (
+            {"*.down.weight": "int8", "*": "int8_a8"},
+            "layers.0.ffn: one expert's matrices cannot be 'int8_a8' and 'int8': tokens",
+        ),
         ({"*.down.weight": "int8_row_a8", "*": "int8_a8"}, "integers with a scale for a row"),
         ({"*": "int3"}, r"prepared\['\*'\]"),
         ({3: "int8"}, "3 is no pattern"),
@@ -500,13 +503,36 @@ def test_exponents_of_mxfp4_that_are_no_number(tmp_path: Path) -> None:
         read(folder, prepared="stored")
 
 
-def test_a_model_of_the_callers(tmp_path: Path) -> None:
-    """Numbers that are there give way to what is stored."""
+def test_numbers_in_place_of_what_is_stored(tmp_path: Path) -> None:
     packed, plain = quantised_folders.folders(tmp_path, *SCHEMES["gptq"])
     tokens = reference("olmoe")["tokens"]
     model = read(packed, prepared="stored")
     with pytest.raises(libmoe.BadStateError, match="kept as it was packed alone"):
         model.prepare("int8")
-    with pytest.raises(libmoe.MoeError):
-        model.save_pretrained(tmp_path / "saved")
-    assert logits_of(model, tokens).tobytes() == logits_of(read(plain), tokens).tobytes()
+    wanted = logits_of(read(plain), tokens).tobytes()
+    assert logits_of(model, tokens).tobytes() == wanted
+    # Numbers of the caller's take their place again; others are noticed.
+    numbers = read(plain)
+    for name in sorted(released(model)):
+        model.bind(name, numbers.parameters[name].data.copy())
+    assert logits_of(model, tokens).tobytes() == wanted
+    model.parameters["layers.0.attention.qkv.weight"].data[...] += 1
+    with pytest.raises(libmoe.BadStateError, match="qkv.weight has changed"):
+        logits_of(model, tokens)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "llama"])
+def test_saved_and_mapped(name: str, tmp_path: Path) -> None:
+    """Mixtures of forms, and the embedding, tied or not."""
+    path = tmp_path / "model.gguf"
+    if name == "llama":
+        write_blocks(name, path, wide(name, tmp_path), partial(of_one, Q.Q8_0))
+    else:
+        write_blocks(name, path, wide_qwen(tmp_path), medium)
+    tokens = reference(name)["tokens"]
+    model = read(path, prepared="stored")
+    assert "embed.weight" in released(model)
+    model.save_pretrained(tmp_path / "saved")
+    mapped = libmoe.Model.from_pretrained(tmp_path / "saved", inference_only=True)
+    assert released(mapped) == released(model)
+    assert logits_of(mapped, tokens).tobytes() == logits_of(read(path), tokens).tobytes()

@@ -46,7 +46,7 @@ def wide(name: str, place: Path) -> Path:
     rng = np.random.default_rng(5)
     made = {}
     for each, values in tensors(FOLDERS / name).items():
-        shape = [sizes.get(size, size) for size in values.shape]
+        shape = [sizes.get(size, int(size)) for size in values.shape]
         drawn = rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
         made[each] = 1 + drawn if "norm" in each else drawn
     save_file(made, folder / "model.safetensors")

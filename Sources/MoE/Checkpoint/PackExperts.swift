@@ -105,6 +105,12 @@ struct PackedEntry {
   /// A parameter as it is holds all its experts in one tensor, however many there are.
   var isNumbered: Bool { entry.isNumbered && entry.rule.listing != .plain }
 
+  /// Which of the elements that are read is at that place of a part.
+  func element(_ part: Int, _ row: Int, _ column: Int) -> Int {
+    let row = matrices.fusedRow(part, row)
+    return matrices.transposed ? column * matrices.fusedRows + row : row * matrices.columns + column
+  }
+
   /// One panel of an expert's matrix. False where the form cannot hold it.
   func pack(
     _ part: Int, _ chunk: Int, from values: StoredValues, _ stage: PanelStage, into panel: UnsafeMutableRawPointer
@@ -143,6 +149,10 @@ private struct PackMatrices: FallibleJob {
       let (matrix, source) = (packed.matrix(part), packed.sources[packed.matrix(part)])
       var arena = Arena(raw + valueBytes)
       let stage = PanelStage(&arena, source, columns: matrices.columns, loading.kernels)
+      for i in 0..<StoredMatrix.sampleCount {
+        let place = StoredMatrix.samplePlace(i, rows: matrices.rows, columns: matrices.columns)
+        prepared.note(matrix, item, i, stage.number(values, packed.element(part, place.row, place.column)))
+      }
       for chunk in 0..<chunks(of: matrices.rows) {
         let panel = prepared.panel(matrix, packed.group, item, chunk)
         if !packed.pack(part, chunk, from: values, stage, into: panel) {
