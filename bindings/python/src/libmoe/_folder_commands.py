@@ -228,13 +228,7 @@ def inspect(folder: Path) -> Iterator[str]:
         yield (f"{info.n_moe_layers} layers of experts: {info.top_k} of {info.n_experts} for each token")
     yield f"{info.n_parameters:,} weights, {info.n_active:,} of them used for a token"
     yield f"files: {size(info.file_bytes)} in {info.n_tensors:,} tensors, most of them {info.dtype}"
-    yield "memory of the weights:"
-    for form in FORMATS:
-        other = describe_pretrained(folder, weight_dtype=form, inference_only=True)
-        yield (
-            f"  {form:5}{size(other.parameter_bytes):>10}, of which experts "
-            f"{size(other.expert_bytes)}; to train them all {size(_training(other))}"
-        )
+    yield from _memory(folder, info)
     if info.n_left_tensors:
         yield f"the model does not use {info.n_left_tensors} tensors ({info.left_tensors})"
     if info.ignored_keys:
@@ -248,6 +242,20 @@ def inspect(folder: Path) -> Iterator[str]:
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).exists():
             yield f"there is no {name}"
+
+
+def _memory(folder: Path, info: libmoe.PretrainedInfo) -> Iterator[str]:
+    if (json.loads(info.config).get("quantization_config") or {}).get("quant_method") == "libmoe":
+        experts = f"of which experts {size(info.expert_bytes)}"
+        yield f"weights are packed and mapped: {size(info.parameter_bytes)}, {experts}; for inference alone"
+        return
+    yield "memory of the weights:"
+    for form in FORMATS:
+        other = describe_pretrained(folder, weight_dtype=form, inference_only=True)
+        yield (
+            f"  {form:5}{size(other.parameter_bytes):>10}, of which experts "
+            f"{size(other.expert_bytes)}; to train them all {size(_training(other))}"
+        )
 
 
 def _training(info: libmoe.PretrainedInfo) -> int:

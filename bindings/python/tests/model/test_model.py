@@ -157,7 +157,7 @@ def test_the_same_bits(case: str) -> None:
         free = model.plan(5, 131).total_bytes
         kept: set[tuple[str, ...]] = set()
         seen = set()
-        for limit in range(free, 0, -free // 60):
+        for limit in range(free, 0, -free // 30):
             try:
                 plan = model.plan(5, 131, memory_limit=limit)
             except libmoe.InvalidArgumentError:

@@ -121,6 +121,15 @@ def test_inspect_tells_what_it_takes() -> None:
         assert says in out, out
 
 
+def test_inspect_of_packed_weights(tmp_path: Path) -> None:
+    model = libmoe.Model.from_pretrained(FOLDERS / "glm4_moe", inference_only=True, prepared="int8")
+    model.save_pretrained(tmp_path)
+    status, out, err = called("inspect", str(tmp_path))
+    assert status == 0, err
+    size = sum(tensor.nbytes for tensor in tensors(tmp_path).values())
+    assert f"weights are packed and mapped: {size / 1e3:.1f} kB" in out
+
+
 def test_convert_changes_type_and_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
     status, _, err = called("convert", MIXTRAL, str(out), "--dtype", "bf16", "--max-shard-size", "15kB")
