@@ -879,7 +879,10 @@ typedef enum moe_prepared {
   MOE_PREPARED_INT4_ZERO_G64 = 28,     /**< 4.625 bits: the same for 64 inputs */
   MOE_PREPARED_INT4_ZERO_G64_A8 = 29,  /**< times int8 tokens */
   MOE_PREPARED_INT4_ZERO_G128 = 30,    /**< 4.3125 bits: the same for 128 inputs */
-  MOE_PREPARED_INT4_ZERO_G128_A8 = 31  /**< times int8 tokens */
+  MOE_PREPARED_INT4_ZERO_G128_A8 = 31, /**< times int8 tokens */
+  /* While a model is read (moe_pretrained_options), and nowhere else: each matrix in the form above that has exactly the file's numbers. */
+  MOE_PREPARED_STORED = 32,   /**< what the files hold in few bits as it is, other weights as with NONE */
+  MOE_PREPARED_STORED_A8 = 33 /**< times int8 tokens, where the form has that */
 } moe_prepared;
 
 /* Of the weights w of an output that share a scale:

@@ -13,7 +13,8 @@
  * of rotary positions, parts for images).
  *
  * Weights may be quantised: by compressed-tensors, AWQ or GPTQ, as FP8 or FP4 with scales, and in the blocks of GGUF.  They become
- * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type.
+ * numbers of the model's type while they are read, exactly those that each format defines, rounded once to that type; or they are kept
+ * as they are, with MOE_PREPARED_STORED.
  *
  * A folder that moe_model_save wrote of a model whose weights are packed alone (quant_method libmoe) is mapped into memory: its packed
  * weights are multiplied where they lie in the files, are read as they are touched, and may be given back by the system.  Nobody may
@@ -48,14 +49,21 @@ typedef enum moe_folder_dtype {
   MOE_FOLDER_DTYPE_F16 = 3
 } moe_folder_dtype;
 
+/** How the matrices of a model are kept whose names have a pattern. */
+typedef struct moe_prepared_part {
+  const char *pattern; /**< of names as moe_model_parameter has them; '*' stands for any characters, or none: "layers.*.ffn.*" */
+  int32_t prepared;    /**< a moe_prepared */
+  int32_t reserved;    /**< 0 */
+} moe_prepared_part;
+
 /** How a folder is opened and its model made. */
 typedef struct moe_pretrained_options {
   size_t struct_size;
   int32_t weight_dtype;    /**< a moe_folder_dtype: the model's weight_dtype.  Conversions are exact, or rounded to the nearest */
   int32_t embedding_dtype; /**< a moe_folder_dtype: of the token embedding; OWN = weight_dtype where that is BF16, else F32; not F16 */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
-  int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, layer by layer, and nothing else of it
-                                is kept: such parameters have no memory, and the model is saved as it is packed; with inference_only */
+  int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, and nothing else of it is kept: such
+                                parameters have no memory, and the model is saved as it is packed; with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
                                 the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory:
                                 with inference_only.  0 = all are in memory */
@@ -63,12 +71,16 @@ typedef struct moe_pretrained_options {
    *  MOE_ERROR_CANCELLED.  NULL = nobody.  Called in the calling thread; it must not call the library on the same model. */
   int32_t (*progress)(void *user, size_t done, size_t total);
   void *progress_user; /**< goes to progress */
+  const moe_prepared_part *prepared_parts; /**< [n_prepared_parts] for single matrices, copied: the first whose pattern a matrix's name has says how
+                                it is kept, `prepared` where none has.  Each has to have one; with inference_only.  Of one expert's matrices
+                                those that would stay as they are go with others of few bits as float32; all or none are for int8 tokens */
+  int64_t n_prepared_parts;    /**< a number, 0 to 4096 */
   const moe_calibration *calibration; /**< nullable: by which few bits are chosen while weights are packed, as moe_model_prepare_calibrated
                                            does, of a model with such parameters; with `prepared` of few bits, and not with experts that stay in
                                            the files.  It must live until the model has been read */
 } moe_pretrained_options;
 
-#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL }
+#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, NULL }
 
 /** Fill `options` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t struct_size);

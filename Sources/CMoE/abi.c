@@ -580,7 +580,12 @@ _Static_assert(offsetof(moe_generation, cache) == 64, "moe_generation.cache");
 _Static_assert(offsetof(moe_generation, on_token) == 72, "moe_generation.on_token");
 _Static_assert(offsetof(moe_generation, user) == 80, "moe_generation.user");
 
-_Static_assert(sizeof(moe_pretrained_options) == 56, "moe_pretrained_options");
+_Static_assert(sizeof(moe_prepared_part) == 16, "moe_prepared_part");
+_Static_assert(offsetof(moe_prepared_part, pattern) == 0, "moe_prepared_part.pattern");
+_Static_assert(offsetof(moe_prepared_part, prepared) == 8, "moe_prepared_part.prepared");
+_Static_assert(offsetof(moe_prepared_part, reserved) == 12, "moe_prepared_part.reserved");
+
+_Static_assert(sizeof(moe_pretrained_options) == 72, "moe_pretrained_options");
 _Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
 _Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
 _Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
@@ -589,7 +594,9 @@ _Static_assert(offsetof(moe_pretrained_options, prepared) == 20, "moe_pretrained
 _Static_assert(offsetof(moe_pretrained_options, resident_limit) == 24, "moe_pretrained_options.resident_limit");
 _Static_assert(offsetof(moe_pretrained_options, progress) == 32, "moe_pretrained_options.progress");
 _Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretrained_options.progress_user");
-_Static_assert(offsetof(moe_pretrained_options, calibration) == 48, "moe_pretrained_options.calibration");
+_Static_assert(offsetof(moe_pretrained_options, prepared_parts) == 48, "moe_pretrained_options.prepared_parts");
+_Static_assert(offsetof(moe_pretrained_options, n_prepared_parts) == 56, "moe_pretrained_options.n_prepared_parts");
+_Static_assert(offsetof(moe_pretrained_options, calibration) == 64, "moe_pretrained_options.calibration");
 
 _Static_assert(sizeof(moe_pretrained_info) == 120, "moe_pretrained_info");
 _Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");

@@ -33,6 +33,8 @@ public struct EmbeddingForward: Job {
   let kernels: UnsafePointer<moei_kernels>
   let table: UnsafeRawPointer  // [rows,H]
   let type: ElementType  // of the table
+  /// What is read in place of the table.
+  var panels: PanelMatrixPointer?
   let positions: UnsafePointer<Float>?  // [positions,H]
   let y: UnsafeMutablePointer<Float>  // [T,H]
 
@@ -59,7 +61,11 @@ public struct EmbeddingForward: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     let h = embedding.hidden
     for t in item * Self.tokensPerItem..<min((item + 1) * Self.tokensPerItem, embedding.count) {
-      type.toFloats(table, embedding.row(t), h, y + t * h, kernels)
+      if let panels {
+        panels.pointee.read(row: Int(embedding.tokens[t]), into: y + t * h, kernels)
+      } else {
+        type.toFloats(table, embedding.row(t), h, y + t * h, kernels)
+      }
       if embedding.scale != 1 { kernels.pointee.scale(Int64(h), embedding.scale, y + t * h, y + t * h) }
       if let positions { kernels.pointee.add(Int64(h), positions + embedding.position(t), y + t * h) }
     }

@@ -118,3 +118,59 @@ struct QuantisedValues {
     }
   }
 }
+
+// Rows as they are written down, for codes that hold them.
+extension QuantisedValues {
+  /// The numbers of a row, each in a byte: those of 4 bits, and of 8 in words, as numbers from 0 on.
+  func copyNumbers(_ row: Int, to out: UnsafeMutablePointer<UInt8>) {
+    let columns = matrix.columns
+    switch matrix.scheme {
+    case .packed: copyWords(row * wordsOfRow, step: 1, to: out)
+    case .gptq: copyWords(row, step: matrix.rows, to: out)
+    case .awq:
+      let place = UInt32(4 * Self.awqPlace(row % 8))
+      for column in 0..<columns {
+        out[column] = UInt8(truncatingIfNeeded: word(numbers, column * (matrix.rows / 8) + row / 8) >> place & 15)
+      }
+    case .bytes: UnsafeMutableRawPointer(out).copyMemory(from: numbers + row * columns, byteCount: columns)
+    case .fp4: spreadPairs(numbers + row * columns / 2, columns, to: out)
+    }
+  }
+
+  /// Words along the columns.
+  private func copyWords(_ first: Int, step: Int, to out: UnsafeMutablePointer<UInt8>) {
+    for start in stride(from: 0, to: matrix.columns, by: inWord) {
+      var word = word(numbers, first + start / inWord * step)
+      for i in start..<min(start + inWord, matrix.columns) {
+        out[i] = UInt8(truncatingIfNeeded: word & mask)
+        word >>= UInt32(matrix.bits)
+      }
+    }
+  }
+
+  /// The scales of a row, one for each `inputs` columns, which have the same.
+  func copyScales(_ row: Int, inputs: Int, count: Int, to out: UnsafeMutablePointer<Float>) {
+    for i in 0..<count { out[i] = scale(row, min(i * inputs / matrix.blockColumns, matrix.groups - 1)) }
+  }
+
+  /// Its zero points, likewise.
+  func copyZeros(_ row: Int, inputs: Int, count: Int, to out: UnsafeMutablePointer<UInt8>) {
+    for i in 0..<count {
+      out[i] = UInt8(truncatingIfNeeded: zero(row, min(i * inputs / matrix.blockColumns, matrix.groups - 1)))
+    }
+  }
+
+  /// Scales of a byte, as they are.
+  func copyScaleBytes(_ row: Int, to out: UnsafeMutablePointer<UInt8>) {
+    UnsafeMutableRawPointer(out).copyMemory(from: scales + row * matrix.groups, byteCount: matrix.groups)
+  }
+}
+
+/// Numbers of 4 bits, two in a byte, the earlier one in the lower half, one in a byte each.
+func spreadPairs(_ bytes: UnsafeRawPointer, _ count: Int, to out: UnsafeMutablePointer<UInt8>) {
+  let bytes = bytes.assumingMemoryBound(to: UInt8.self)
+  for i in 0..<count / 2 {
+    out[2 * i] = bytes[i] & 15
+    out[2 * i + 1] = bytes[i] >> 4
+  }
+}

@@ -119,7 +119,7 @@ struct QuantisedWeight {
       try require(zeros, (rows - 1) / (32 / bits) + 1, grid.groups)
       matrix.zeros = QuantisedMatrix.Part(zeros)
     }
-    if let order = beside(".weight_g_idx") { matrix.order = try checked(order, columns, groups: grid.groups) }
+    if let order = beside(".weight_g_idx") { matrix.order = try checked(order, columns, grid) }
     return matrix
   }
 
@@ -160,7 +160,7 @@ struct QuantisedWeight {
       scheme: isAwq ? .awq : .gptq, rows, columns, bits: bits, grid, tensor, scales)
     matrix.zeros = QuantisedMatrix.Part(zeros)
     matrix.zeroShift = isAwq ? 0 : hints.zeroShift
-    if let order { matrix.order = try checked(order, columns, groups: groups) }
+    if let order { matrix.order = try checked(order, columns, grid) }
     return matrix
   }
 
@@ -251,19 +251,23 @@ struct QuantisedWeight {
     return value
   }
 
-  /// The groups of columns, each of which there is.
-  private func checked(_ order: StoredTensor, _ columns: Int, groups: Int) throws(Fault) -> QuantisedMatrix.Part {
+  /// The groups of columns, each of which there is; nil where columns come group by group.
+  private func checked(
+    _ order: StoredTensor, _ columns: Int, _ grid: ScaleGrid
+  ) throws(Fault) -> QuantisedMatrix.Part? {
+    var isInOrder = grid.columns > 0
     try require(.i32, order)
     if order.shape != StoredShape(columns) {
       throw .invalid("\(order.name): \(order.shape) is not [\(columns)], as \(tensor.name) wants it")
     }
     try checkpoint.forEachElement(order) { (index, element) throws(Fault) in
       let group = Int(element.load(as: Int32.self))
-      if group < 0 || group >= groups {
-        throw .invalid("\(order.name): input \(index) is of group \(group), but there are \(groups)")
+      if group < 0 || group >= grid.groups {
+        throw .invalid("\(order.name): input \(index) is of group \(group), but there are \(grid.groups)")
       }
+      if isInOrder && index / grid.columns != group { isInOrder = false }
     }
-    return QuantisedMatrix.Part(order)
+    return isInOrder ? nil : QuantisedMatrix.Part(order)
   }
 }
 

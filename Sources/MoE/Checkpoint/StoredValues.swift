@@ -36,7 +36,7 @@ struct StoredPlace {
   private var scalesFile: Int32 = 0
   private var scalesOffset = 0
   /// Of blocks.
-  private var type = StoredType.f32
+  private(set) var type = StoredType.f32
   /// Of a matrix: which, and the first of its elements that is meant.
   private(set) var matrix: UnsafePointer<QuantisedMatrix>?
   private var first = 0

@@ -37,6 +37,12 @@ struct PreparedWeights {
 
   enum Matrix: Int32 { case gate, up, down }
 
+  /// Numbers of samples, where panels are made of something else than matrices in memory; 0 of matrices that there are none of.
+  func clearSamples(experts: Int) { samples?.update(repeating: 0, count: experts * 3 * Self.samplesPerMatrix) }
+  func note(_ matrix: Matrix, _ expert: Int, _ i: Int, _ value: Float) {
+    samples?[(expert * 3 + Int(matrix.rawValue)) * Self.samplesPerMatrix + i] = value
+  }
+
   /// Where a panel lies: of number `expert`, 32 outputs from number 32 `chunk` on.
   func panel(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
     let (start, rows, columns) =

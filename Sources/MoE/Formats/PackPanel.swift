@@ -37,6 +37,27 @@ extension PanelForm {
     }
   }
 
+  /// One row of a panel as floats; of elements as above.
+  func read(
+    row: Int, of panel: UnsafeRawPointer, depth: Int, into floats: UnsafeMutablePointer<Float>,
+    _ kernels: UnsafePointer<moei_kernels>
+  ) {
+    guard let code else {
+      let elements = panel.assumingMemoryBound(to: Float.self)
+      for p in 0..<depth { floats[p] = elements[p * chunkWidth + row] }
+      return
+    }
+    var memory = InlineArray<1024, Float>(repeating: 0)
+    withUnsafeMutablePointer(to: &memory) {
+      let square = UnsafeMutableRawPointer($0).assumingMemoryBound(to: Float.self)
+      for p in stride(from: 0, to: depth, by: chunkWidth) {
+        let count = min(chunkWidth, depth - p)
+        code.decode(panel, from: p, count, into: square, kernels)
+        for i in 0..<count { floats[p + i] = square[i * chunkWidth + row] }
+      }
+    }
+  }
+
   /// A packed panel as the products of a precision read it.
   func panel<P: Precision>(_: P.Type, _ place: UnsafeMutableRawPointer) -> WeightPanel<P> {
     if let code { return WeightPanel(blocks: place, code) }
@@ -72,13 +93,18 @@ private struct PackElements: PrecisionBody {
 extension StoredMatrix {
   static var sampleCount: Int { 16 }
 
-  /// Elements of a matrix [rows, columns] at equal distances, from the first to the last.
+  /// Where number i of a sample is: elements of a matrix [rows, columns] at equal distances, from the first to the last.
+  static func samplePlace(_ i: Int, rows: Int, columns: Int) -> (row: Int, column: Int) {
+    let place = i * (rows * columns - 1) / (sampleCount - 1)
+    return (place / columns, place % columns)
+  }
+
   func sample(
     rows: Int, columns: Int, into samples: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>
   ) {
     for i in 0..<Self.sampleCount {
-      let place = i * (rows * columns - 1) / (Self.sampleCount - 1)
-      from(row: place / columns).from(column: place % columns).read(0, 1, into: samples + i, kernels)
+      let place = Self.samplePlace(i, rows: rows, columns: columns)
+      from(row: place.row).from(column: place.column).read(0, 1, into: samples + i, kernels)
     }
   }
 }

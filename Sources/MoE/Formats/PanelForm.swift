@@ -15,6 +15,8 @@ public struct PanelForm: Equatable {
 
   static var f32: PanelForm { PanelForm(constant: "MOE_PREPARED_F32", contents: .elements(.f32)) }
   static var bf16: PanelForm { PanelForm(constant: "MOE_PREPARED_BF16", contents: .elements(.bf16)) }
+  /// Of elements, with the values of that type.
+  static func keeping(_ type: ElementType) -> PanelForm { type.format.precision == .bf16 ? .bf16 : .f32 }
 
   /// Where the weights become blocks, and not elements.
   var code: PanelCode? {
@@ -71,7 +73,7 @@ public struct PanelForm: Equatable {
   /// type they have: an output that is tied to an embedding may have another.
   func keeping(_ type: ElementType, amongWeightsOf weights: ElementType) -> PanelForm {
     if code != nil || changesValues(of: weights) { return self }
-    return type.format.precision == .bf16 ? .bf16 : .f32
+    return .keeping(type)
   }
 
   /// Whether nothing changes the weights any more: values of blocks are trained over, and not themselves.

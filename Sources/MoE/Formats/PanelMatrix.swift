@@ -31,7 +31,7 @@ public struct PanelMatrix {
   /// Outputs from number 32 `chunk` on, as the products of a precision read them.
   func panel<P: Precision>(_: P.Type, _ chunk: Int) -> WeightPanel<P> { forms[chunk].panel(P.self, start(chunk)) }
 
-  fileprivate func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + forms.bytes(before: chunk, depth) }
+  func start(_ chunk: Int) -> UnsafeMutableRawPointer { panels + forms.bytes(before: chunk, depth) }
 
   /// Some rows and columns as floats, in rows `stride` apart. Rows begin at a multiple of 32, columns at one of 256.
   func decode(
@@ -45,6 +45,15 @@ public struct PanelMatrix {
         depth: columns.count, into: floats + (first - rows.lowerBound) * stride, stride: stride, kernels)
     }
   }
+
+  /// A row as floats.
+  func read(row: Int, into floats: UnsafeMutablePointer<Float>, _ kernels: UnsafePointer<moei_kernels>) {
+    let (panel, own) = row.quotientAndRemainder(dividingBy: chunkWidth)
+    forms[panel].read(row: own, of: start(panel), depth: depth, into: floats, kernels)
+  }
+
+  /// Notes number i of the sample, where panels are made of something else than a matrix.
+  func note(_ i: Int, _ value: Float) { samples?[i] = value }
 
   /// Whether the matrix is what was packed, as far as a sample tells: reading all of it would cost what the packing saves.
   func isCurrent(_ matrix: StoredMatrix, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
@@ -71,32 +80,46 @@ private struct PanelMatrixParts {
 }
 
 extension UnsafeMutablePointer where Pointee == PanelMatrix {
+  /// Panels of a parameter that is a matrix, for whoever fills them.
+  static func room(
+    _ parameter: Parameter, _ forms: RowForms, in context: ContextPointer
+  ) throws(Fault) -> PanelMatrixPointer {
+    let (rows, depth, _) = parameter.shape
+    let parts = try context.pointee.allocator.make { PanelMatrixParts(&$0, forms, rows: rows, depth: depth) }
+    parts.place.initialize(to: parts.matrix)
+    parts.matrix.isHeld!.pointee = 1
+    return parts.place
+  }
+
+  /// Notes what was packed, so that a change is noticed.
+  func takeSample(of parameter: Parameter, _ kernels: UnsafePointer<moei_kernels>) {
+    guard let samples = pointee.samples else { return }
+    parameter.matrix.sample(rows: pointee.rows, columns: pointee.depth, into: samples, kernels)
+  }
+
   /// Of a parameter that is a matrix; `squares` tells what it reads, where that is known. On an error there is nothing to free.
   static func create(
     _ parameter: Parameter, _ form: PanelForm, _ squares: InputSquares?, in context: ContextPointer
   ) throws(Fault) -> PanelMatrixPointer {
     let (rows, depth, _) = parameter.shape
     try form.require(depth, inputsOfNamed: parameter.name)
-    let allocator = context.pointee.allocator
-    let parts = try allocator.make { PanelMatrixParts(&$0, RowForms(form), rows: rows, depth: depth) }
-    parts.place.initialize(to: parts.matrix)
-    parts.matrix.isHeld!.pointee = 1
-    parameter.matrix.sample(rows: rows, columns: depth, into: parts.matrix.samples!, context.kernels)
-    let job = PackPanels(target: parts.matrix, matrix: parameter.matrix, kernels: context.kernels)
+    let made = try room(parameter, RowForms(form), in: context)
+    made.takeSample(of: parameter, context.kernels)
+    let job = PackPanels(target: made.pointee, matrix: parameter.matrix, kernels: context.kernels)
     do throws(Fault) {
       try job.run(form.code == nil ? nil : squares, in: context)
     } catch {
-      parts.place.free(allocator)
+      made.free(context.pointee.allocator)
       throw error
     }
-    if parts.matrix.isHeld!.pointee == 0 {
-      parts.place.free(allocator)
+    if made.pointee.isHeld!.pointee == 0 {
+      made.free(context.pointee.allocator)
       throw Fault(
         .notFinite,
         "\(parameter.name) holds a number that is not finite, or too large for its scale (\(form.constant)): mend it, or prepare another form"
       )
     }
-    return parts.place
+    return made
   }
 
   /// Of a parameter whose panels come from a file.

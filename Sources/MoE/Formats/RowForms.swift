@@ -6,11 +6,12 @@ struct RowForms {
   private var count = 1
 
   static var mostParts: Int { 4 }
+  /// For another part.
+  var hasRoom: Bool { count < Self.mostParts }
 
   init(_ form: PanelForm) { forms = InlineArray(repeating: form) }
 
-  /// The same with another form from panel number `first` on; that is behind the parts that there are, of which there are fewer
-  /// than `mostParts`.
+  /// The same with another form from panel number `first` on, which is behind the parts that there are; there is room.
   mutating func append(_ form: PanelForm, from first: Int) {
     ends[count - 1] = first
     forms[count] = form
@@ -51,6 +52,12 @@ struct RowForms {
   var tokens: PanelForm.Tokens { forms[0].tokens }
   /// What becomes of tokens that are multiplied as floats.
   var precision: PrecisionKind { forms[0].precision }
+
+  /// One by which forward computes something else than backward would, with weights of that type.
+  func changing(_ weights: ElementType) -> PanelForm? {
+    for part in 0..<count where forms[part].changesValues(of: weights) { return forms[part] }
+    return nil
+  }
 
   func require(_ depth: Int, inputsOfNamed matrix: UnsafePointer<CChar>) throws(Fault) {
     for part in 0..<count { try forms[part].require(depth, inputsOfNamed: matrix) }

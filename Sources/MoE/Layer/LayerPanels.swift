@@ -3,15 +3,7 @@
 extension Layer {
   /// Which matrix of which group parameter number `index` is; nil where no token is multiplied by it.
   private func matrix(_ index: Int) -> (group: ExpertGroup, matrix: PreparedWeights.Matrix)? {
-    let (role, number) = parameters.place(of: parameters[index])
-    let matrix: PreparedWeights.Matrix? =
-      switch role {
-      case .gateWeight: .gate
-      case .upWeight: .up
-      case .downWeight: .down
-      default: nil
-      }
-    return matrix.map { (configuration.groups[number], $0) }
+    parameters.matrix(parameters[index]).map { (configuration.groups[$0.group], $0.matrix) }
   }
 
   func multiplies(_ index: Int) -> Bool { matrix(index) != nil }
@@ -42,6 +34,7 @@ extension Layer {
       for index in 0..<c.groupCount where c.groups[index].multiplies {
         try take(c.groups[index], panels, to: places, &forms)
       }
+      try parameters.allocate(withoutPacked: forms, c, allocator)
       if let residentLimit, let group = offloadedGroup, forms[group] != nil {
         try offload((forms, PreparedGroups.Places(places)), group, residentLimit: residentLimit) {
           own.number(of: $0, group).flatMap(place)

@@ -35,11 +35,25 @@ extension Layer {
     case int4ZeroG64A8 = 29
     case int4ZeroG128 = 30
     case int4ZeroG128A8 = 31
+    /// As a file has it, where that is in few bits: while a model is read.
+    case stored = 32
+    case storedA8 = 33
+
+    public var isStored: Bool { self == .stored || self == .storedA8 }
+
+    /// Refuses what there is nothing to make of in memory.
+    public func requireInMemory(_ argument: StaticString) throws(Fault) {
+      if !isStored { return }
+      let name: StaticString = self == .stored ? "MOE_PREPARED_STORED" : "MOE_PREPARED_STORED_A8"
+      throw .invalid(
+        "\(argument) = \(name) keeps weights as a file has them, and these are numbers in memory: set it in moe_pretrained_options when the model is loaded, or prepare a form of few bits"
+      )
+    }
 
     /// The table of forms: each row says all that the engine asks of one.
     public var form: PanelForm? {
       switch self {
-      case .none: nil
+      case .none, .stored, .storedA8: nil
       case .f32: .f32
       case .bf16: .bf16
       case .int8: .int8
@@ -87,15 +101,18 @@ extension Layer {
     try configuration.require(forms)
     let isRead = wanted.form?.isRead(in: context) ?? false
     if let offload, filePanels == nil { return try useSlots(offload, isRead ? .packed(forms) : .rows) }
+    try pack(isRead ? forms : LayerForms(), squares)
+  }
+
+  private mutating func pack(_ forms: LayerForms, _ squares: LayerSquares?) throws(Fault) {
     try requireMemory()
     // New memory first: on an error the layer is as it was.
     var memory: UnsafeMutableRawPointer?
     var packed = PreparedGroups(configuration)
-    if isRead {
+    if !forms.isEmpty {
       let allocator = context.pointee.allocator
-      func layout(_ arena: inout Arena) -> PreparedGroups {
-        PreparedGroups(&arena, configuration, forms: forms)
-      }
+      let configuration = configuration
+      func layout(_ arena: inout Arena) -> PreparedGroups { PreparedGroups(&arena, configuration, forms: forms) }
       memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
       var arena = Arena(memory!)
       packed = layout(&arena)
@@ -109,13 +126,28 @@ extension Layer {
     replacePrepared(packed, memory)
   }
 
-  /// Gives experts' matrices memory that had none.
-  func allocateMatrices() throws(Fault) { try parameters.allocateMatrices(context.pointee.allocator) }
+  /// Packs what has been read, by what the experts read, and keeps nothing else of it. Of a layer for inference alone.
+  mutating func keepPacked(_ forms: LayerForms, _ squares: LayerSquares?) throws(Fault) {
+    try pack(forms, squares)
+    parameters.release(packed: forms, configuration, context.pointee.allocator)
+  }
 
-  /// Packs the experts' weights and keeps nothing else of them. Of a layer for inference alone.
-  mutating func keepPacked(_ wanted: Preparation, _ squares: LayerSquares?) throws(Fault) {
-    try prepare(wanted, squares)
-    try parameters.releaseMatrices(context.pointee.allocator)
+  /// Of a layer for inference alone, whose parameters are about to be read: memory for panels in these forms, which are nobody's copy, and
+  /// for all that is not packed. On an error it is as it was, but for memory that parameters have.
+  mutating func makeRoom(_ forms: LayerForms) throws(Fault) {
+    try configuration.require(forms)
+    let allocator = context.pointee.allocator
+    try parameters.allocate(withoutPacked: forms, configuration, allocator)
+    if forms.isEmpty { return replacePrepared(PreparedGroups(configuration), nil) }
+    let configuration = configuration
+    func layout(_ arena: inout Arena) -> PreparedGroups { PreparedGroups(&arena, configuration, forms: forms) }
+    let memory = try allocator.allocate(bytes: try Arena.bytes(of: layout))
+    var arena = Arena(memory)
+    replacePrepared(layout(&arena), memory)
+    for index in 0..<configuration.groupCount {
+      prepared.of(configuration.groups[index])?.clearSamples(experts: configuration.groups[index].experts)
+    }
+    parameters.release(packed: forms, configuration, allocator)
   }
 
   mutating func replacePrepared(_ packed: PreparedGroups, _ memory: UnsafeMutableRawPointer?) {

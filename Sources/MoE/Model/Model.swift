@@ -14,8 +14,6 @@ public struct Model {
   public internal(set) var origin: ModelOrigin?
   private let firstMoE: Int?
   let rotaries: UnsafePointer<ModelRotary>  // by number
-  /// How its weights are packed; nil where they are not.
-  var preparation: PanelForm?
   /// Memory that whoever made the model asked for, and fills.
   public let room: UnsafeMutableRawPointer
   fileprivate let turn: Lock  // backward calls add to the same gradients, so they take turns
@@ -99,10 +97,11 @@ public struct Model {
     if let hidden = input.hidden { x.update(from: hidden, count: input.tokens * configuration.hidden) }
     defer { input.clearOddPadding(x, width: configuration.hidden, context.kernels) }
     guard let embedding = embedding(input), let table = parameters[.embedding] else { return }
-    try EmbeddingForward(
-      embedding, context: context, table: UnsafeRawPointer(table.data!), type: table.type,
-      positions: parameters[.positions]?.constants, y: x
-    ).run(in: context)
+    var forward = EmbeddingForward(
+      embedding, context: context, table: UnsafeRawPointer(table.place!), type: table.type,
+      positions: parameters[.positions]?.constants, y: x)
+    if table.isReleased { forward.panels = table.panels }
+    try forward.run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
     ).run(in: context)

@@ -145,11 +145,9 @@ struct ModelParameters {
     place(slot).multipliesTokens(c) ? slots[slot]?.shape.1 : nil
   }
 
-  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed. `releases`: keeps
-  /// nothing else of them.
+  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed.
   func prepare(
-    _ form: PanelForm?, releases: Bool, _ calibration: CalibrationPointer?, _ c: ModelConfiguration,
-    in context: ContextPointer
+    _ form: PanelForm?, _ calibration: CalibrationPointer?, _ c: ModelConfiguration, in context: ContextPointer
   ) throws(Fault) {
     let allocator = context.pointee.allocator
     for slot in 0..<slots.count {
@@ -161,9 +159,44 @@ struct ModelParameters {
           in: context)
       }
       slots.replacePanels(slot, packed, allocator: allocator)
-      // Tokens are looked up in an embedding as it is.
-      if releases && slot != self.slot(.embedding) { slots.release(slot, allocator) }
     }
+  }
+
+  /// Of a parameter that is about to be read: memory for panels in these forms, which are nobody's copy; or, nil, for its values.
+  /// `hasAll`: whether tokens can be looked up in panels as well, which have the values.
+  func makeRoom(_ index: Int, _ forms: RowForms?, hasAll: Bool, in context: ContextPointer) throws(Fault) {
+    let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
+    let keeps = forms == nil || !hasAll && isEmbedding(index)
+    if keeps { try slots.allocate(slot, allocator) }
+    var packed: PanelMatrixPointer?
+    if let forms { packed = try .room(slots[slot]!, forms, in: context) }
+    slots.replacePanels(slot, packed, allocator: allocator)
+    if !keeps { slots.release(slot, allocator) }
+  }
+
+  /// Once it is read: `form` is that of one whose values had to be there first.
+  func finish(
+    _ index: Int, _ form: PanelForm?, _ calibration: CalibrationPointer?, in context: ContextPointer
+  ) throws(Fault) {
+    let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
+    if let form {
+      let packed = try PanelMatrixPointer.create(slots[slot]!, form, calibration?.pointee.own(slot), in: context)
+      slots.replacePanels(slot, packed, allocator: allocator)
+      if !isEmbedding(index) { slots.release(slot, allocator) }
+    } else if let own = slots[slot], !own.isReleased {
+      own.panels?.takeSample(of: own, context.kernels)
+    }
+  }
+
+  func isEmbedding(_ index: Int) -> Bool { slots.slot(listed: index) == slot(.embedding) }
+
+  /// The form of a copy whose values differ from the parameters'.
+  var changedValues: PanelForm? {
+    for index in 0..<count {
+      let own = parameter(index)
+      if let form = own.panels?.pointee.forms.changing(own.type) { return form }
+    }
+    return nil
   }
 
   /// Whether number `index` of the list is the matrix of a product of tokens.

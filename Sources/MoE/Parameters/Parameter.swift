@@ -56,6 +56,7 @@ public struct Parameter {
   /// Once; on an error `free` finds what is there.
   mutating func allocate(_ allocator: Allocator, gradient: Bool = true) throws(Fault) {
     data = try allocator.allocate(bytes: bytes)
+    isReleased = false
     if hasGradient && gradient { grad = try allocator.allocate(Float.self, count: count) }
   }
 

@@ -156,28 +156,36 @@ struct Parameters {
     }
   }
 
-  /// Slots of matrices of experts.
-  private func forEachMatrix(_ body: (Int) throws(Fault) -> Void) throws(Fault) {
-    for index in 0..<count where self[index].isOfMatrices && self[index].rank == 3 {
-      try body(slots.slot(listed: index))
+  /// Whether a parameter is an experts' matrix of a group that is packed.
+  private func isPacked(_ index: Int, _ forms: LayerForms, _ c: Configuration) -> Bool {
+    matrix(self[index]).map { forms[c.groups[$0.group]] != nil } ?? false
+  }
+
+  /// Gives memory to what has none and is not packed.
+  func allocate(withoutPacked forms: LayerForms, _ c: Configuration, _ allocator: Allocator) throws(Fault) {
+    for index in 0..<count where !isPacked(index, forms, c) {
+      try slots.allocate(slots.slot(listed: index), allocator)
     }
   }
 
-  /// Gives experts' matrices memory that had none.
-  func allocateMatrices(_ allocator: Allocator) throws(Fault) {
-    try forEachMatrix { (slot) throws(Fault) in try slots.allocate(slot, allocator) }
+  /// Gives up the memory of what is packed.
+  func release(packed forms: LayerForms, _ c: Configuration, _ allocator: Allocator) {
+    for index in 0..<count where isPacked(index, forms, c) { slots.release(slots.slot(listed: index), allocator) }
   }
 
-  /// The same of one parameter.
-  func allocate(_ index: Int, _ allocator: Allocator) throws(Fault) {
-    try slots.allocate(slots.slot(listed: index), allocator)
+  /// Which matrix of which group's experts a parameter of these is; nil where it is none.
+  func matrix(_ parameter: Parameter) -> (group: Int, matrix: PreparedWeights.Matrix)? {
+    guard parameter.isOfMatrices && parameter.rank == 3 else { return nil }
+    let place = place(of: parameter)
+    switch place.role {
+    case .gateWeight: return (place.group, .gate)
+    case .upWeight: return (place.group, .up)
+    case .downWeight: return (place.group, .down)
+    default: return nil
+    }
   }
+
   func release(_ index: Int, _ allocator: Allocator) { slots.release(slots.slot(listed: index), allocator) }
-
-  /// Gives up that memory.
-  func releaseMatrices(_ allocator: Allocator) throws(Fault) {
-    try forEachMatrix { (slot) throws(Fault) in slots.release(slot, allocator) }
-  }
 
   /// Whether any of a group's matrices is in its packed copy alone: the others may be bound again one by one.
   var areReleased: Bool {

@@ -36,7 +36,7 @@ struct FamilyTensors {
     if rule.isRanked && !hasRank(n) || rule.isUnranked && hasRank(n) { return }
     // A layer's MoE block has parameters of the same names as a dense ffn.
     if rule.isOfLayers && isMoE(n) && rule.isOfFeedForward { return }
-    try body(.own(try FamilyEntry(rule, model.parameter(found), layer: n, shapes)))
+    try body(.own(try FamilyEntry(rule, model.parameter(found), found, layer: n, shapes)))
   }
 
   /// Whether layer n's queries come from a latent.
@@ -121,16 +121,22 @@ extension FamilyRule {
 struct FamilyEntry {
   let rule: FamilyRule
   let parameter: Parameter
+  /// In the model's list.
+  let index: Int
   let layer: Int
   let places: TensorRows
+  /// Of the parameter.
+  let rows: Int
   let columns: Int
   private let isVector: Bool
 
-  init(_ rule: FamilyRule, _ parameter: Parameter, layer: Int, _ shapes: TensorRows.Shapes) throws(Fault) {
-    (self.rule, self.parameter, self.layer) = (rule, parameter, layer)
+  init(
+    _ rule: FamilyRule, _ parameter: Parameter, _ index: Int, layer: Int, _ shapes: TensorRows.Shapes
+  ) throws(Fault) {
+    (self.rule, self.parameter, self.index, self.layer) = (rule, parameter, index, layer)
     // The only expert of a dense ffn is a matrix, or a vector of biases, by itself.
     let (a, b, c) = parameter.shape
-    let rows = rule.isOfFeedForward ? b : a
+    rows = rule.isOfFeedForward ? b : a
     columns = rule.isOfFeedForward ? c : b
     isVector = parameter.rank == (rule.isOfFeedForward ? 2 : 1)
     places = TensorRows(rule, shapes, rows: rows)

@@ -2,22 +2,26 @@ import CShims
 
 extension UnsafeMutablePointer where Pointee == Model {
   /// Overwrites the parameters with a folder's, most of whose weights are of `type`. Experts without memory are offloaded, each
-  /// layer keeping so much of them as the limit says; with `packing` they, and all that tokens are multiplied by, are kept packed
-  /// alone. On an error nothing is overwritten, but where a disk fails on the way, or somebody stops it. `isNew`: nobody but the
-  /// caller has the model yet, who frees it after an error.
+  /// layer keeping so much of them as the limit says; with `forms` they, and all that tokens are multiplied by, are packed while they
+  /// are read, and kept so alone; with a calibration when all of a matrix has been read. On an error nothing is overwritten, but where a disk fails on the way, or somebody stops it.
+  /// `isNew`: nobody but the caller has the model yet, who frees it after an error; with `forms` it may lack memory.
   public func load(
     _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit,
-    packing: Layer.Preparation, _ calibration: CalibrationPointer?, isNew: Bool, _ progress: Progress
+    forms: PartForms?, _ calibration: CalibrationPointer?, isNew: Bool, _ progress: Progress
   ) throws(Fault) {
-    var loading = ModelLoading(pointee, source, shapes, residentLimit, packing, calibration, progress)
+    var loading = ModelLoading(pointee, source, shapes, residentLimit, progress)
+    loading.needsMemory = !isNew || forms == nil
     try loading.check()
     let allocator = pointee.context.pointee.allocator
+    if let forms { loading.packing = try ModelPacking.make(loading, forms, calibration) }
+    defer { loading.packing?.free(allocator) }
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
     let origin = try ModelOrigin(source, shapes, type, norms: try loading.normsFromZero())
     do throws(Fault) {
+      try loading.packing?.makeRoom(loading)
       try loading.copy(raw, origin.norms)
-      if packing != .none { try pointee.keepPacked(packing, calibration) }
+      try loading.packing?.finish(pointee)
     } catch {
       origin.free(allocator)
       throw isNew ? error : error.whileOverwriting("the model's parameters are")
@@ -30,7 +34,8 @@ extension UnsafeMutablePointer where Pointee == Model {
 extension Model {
   /// Refuses a folder whose files are not this model's, as far as their headers tell. The model needs no memory for that.
   public func requireFit(_ source: PretrainedSource, _ shapes: TensorRows.Shapes) throws(Fault) {
-    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), .none, nil, Progress(nil, nil))
+    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), Progress(nil, nil))
+    loading.needsMemory = false
     try loading.check()
   }
 }
@@ -41,23 +46,25 @@ struct ModelLoading {
   let checkpoint: Checkpoint
   private let folder: UnsafePointer<CChar>
   private let residentLimit: ResidentLimit
-  private let packing: Layer.Preparation
-  private let calibration: CalibrationPointer?
   private var progress: Progress
+  /// Whether parameters have to have some before.
+  var needsMemory = true
+  /// What is packed; nil where nothing is.
+  var packing: ModelPacking?
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
   init(
     _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit,
-    _ packing: Layer.Preparation, _ calibration: CalibrationPointer?, _ progress: Progress
+    _ progress: Progress
   ) {
     tensors = FamilyTensors(model: model, family: source.names, shapes: shapes)
     (checkpoint, folder, self.progress) = (source.checkpoint.pointee, source.path, progress)
-    (self.residentLimit, self.packing, self.calibration) = (residentLimit, packing, calibration)
+    self.residentLimit = residentLimit
   }
 
   /// Whether the layer's experts stay in the files.
   private func offloads(_ layer: LayerPointer) -> Bool {
-    !layer.pointee.configuration.keepsExpertWeights && packing == .none
+    !layer.pointee.configuration.keepsExpertWeights && packing == nil
   }
 
   // MARK: checks
@@ -68,8 +75,6 @@ struct ModelLoading {
     try checkpoint.requireUnchanged()
     do throws(Fault) { try compare() } catch { throw error.inFolder(folder) }
   }
-
-  private var needsMemory: Bool { tensors.model.configuration.allocates }
 
   private mutating func compare() throws(Fault) {
     let allocator = tensors.model.context.pointee.allocator
@@ -109,6 +114,8 @@ struct ModelLoading {
     }
   }
 
+  func stored(_ entry: FamilyEntry) throws(Fault) -> StoredPlace { try place(checkpoint[try find(entry)]) }
+
   private func missing(_ entry: FamilyEntry, _ name: UnsafePointer<CChar>) -> Fault {
     if entry.rule.mayBeTied {
       return .invalid(
@@ -137,7 +144,7 @@ struct ModelLoading {
   }
 
   /// The MoE block of layer n.
-  private func withBlock<R>(
+  func withBlock<R>(
     _ n: Int, _ layer: LayerPointer, _ body: (Loading, UnsafePointer<CChar>) throws(Fault) -> R
   ) throws(Fault) -> R {
     guard let layout = checkpoint.layout(of: tensors.family, n) else {
@@ -169,12 +176,15 @@ struct ModelLoading {
       switch part {
       case .own(let entry):
         most = max(most, tensors.model.context.lanes * Self.rawBytes(entry))
-        let stored = try place(checkpoint[try find(entry)])
+        let stored = try stored(entry)
         if stored.matrix != nil { most = max(most, stored.bytes(0)) }
+        if let packing { most = max(most, try packedBytes(entry, packing)) }
       case .block(let n, let layer) where !offloads(layer):
         most = max(
           most,
-          try withBlock(n, layer) { (loading, _) throws(Fault) in try loading.rawBytes(in: tensors.model.context) })
+          try withBlock(n, layer) { (loading, _) throws(Fault) in
+            try loading.rawBytes(packing?.layer(n), in: tensors.model.context)
+          })
       case .block: break
       }
     }
@@ -198,7 +208,9 @@ struct ModelLoading {
     try tensors.parts { (part) throws(Fault) in
       switch part {
       case .own(let entry):
-        try copy(entry, raw)
+        try pack(entry, raw)
+        // What is packed alone has no memory.
+        if entry.parameter.data != nil { try copy(entry, raw) }
         if entry.rule.isFromZero { norms = addOne(entry.parameter, norms) }
         try progress.add(checkpoint[try find(entry)].bytes, in: context)
       case .block(let n, let layer) where offloads(layer):
@@ -207,21 +219,30 @@ struct ModelLoading {
           try progress.add(0, in: context)
         }
       case .block(let n, let layer):
-        if packing != .none { try layer.pointee.allocateMatrices() }
+        if let packing {
+          do throws(Fault) { try layer.pointee.makeRoom(packing.layer(n).forms) } catch { throw error.inLayer(n) }
+        }
         try withBlock(n, layer) { (loading, _) throws(Fault) in
           try loading.tensors.entries { (block) throws(Fault) in
-            try loading.copy(block, raw: raw, in: context) { block.matrices.part($0).data! }
+            if let packed = packing.flatMap({ loading.sources(block, $0.layer(n)) }) {
+              do throws(Fault) {
+                try loading.pack(packed, raw: raw, to: layer.pointee.prepared.of(packed.group)!, in: context)
+              } catch {
+                throw error.inLayer(n)
+              }
+            } else {
+              try loading.copy(block, raw: raw, in: context) { block.matrices.part($0).data! }
+            }
             try progress.add(try loading.bytes(block), in: context)
           }
         }
-        if packing != .none { try layer.pointee.keepPacked(packing, calibration?.pointee.layer(n)) }
+        do throws(Fault) { try packing?.finish(n, layer) } catch { throw error.inLayer(n) }
       }
     }
   }
 
   private func copy(_ entry: FamilyEntry, _ raw: UnsafeMutableRawPointer) throws(Fault) {
-    let stored = try place(checkpoint[try find(entry)])
-    let context = tensors.model.context
+    let (stored, context) = (try stored(entry), tensors.model.context)
     if entry.isTransposed {
       return try context.runToTheEnd(
         entry.places.heads, CopyHeads(loading: self, entry: entry, stored: stored, raw: raw))

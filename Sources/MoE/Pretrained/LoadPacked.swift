@@ -124,7 +124,9 @@ struct PackedLoading {
   private func check(
     _ tensor: StoredTensor, _ word: UnsafePointer<CChar>, _ parameter: Parameter, _ index: Int
   ) throws(Fault) {
-    if !model.multiplies(index) { throw .invalid("\(tensor.name): no matrix that tokens are multiplied by") }
+    if !model.isPackable(model.list[index], .stored) {
+      throw .invalid("\(tensor.name): no matrix that tokens are multiplied by")
+    }
     guard let forms = RowForms(word: word, of: parameter) else {
       throw .invalid("\(tensor.name): this version of libmoe knows no form \(word); take a newer one, or convert again")
     }
@@ -179,21 +181,12 @@ extension RowForms {
 }
 
 extension Model {
-  /// Whether a parameter is a matrix, or matrices, that tokens are multiplied by.
-  fileprivate func multiplies(_ index: Int) -> Bool {
-    switch list[index] {
-    case .own(let own): parameters.multiplies(own, configuration)
-    case .feedForward(let n, let own): feedForwards[n]!.pointee.multiplies(own)
-    }
-  }
-
   /// Multiplies by these panels from now on, which stay where they are for as long as the model is there.
-  fileprivate mutating func takePanels(_ loading: PackedLoading, _ residentLimit: ResidentLimit?) throws(Fault) {
+  fileprivate func takePanels(_ loading: PackedLoading, _ residentLimit: ResidentLimit?) throws(Fault) {
     let allocator = context.pointee.allocator
     for index in 0..<parameterCount {
       guard case .own(let own) = list[index], let panels = loading.panels(index) else { continue }
       try parameters.takePanels(own, panels, releases: !loading.hasValues(index), allocator)
-      preparation = panels.forms[0]
     }
     for n in 0..<configuration.layers {
       do throws(Fault) {

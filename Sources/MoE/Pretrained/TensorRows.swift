@@ -81,6 +81,27 @@ public struct TensorRows {
   /// Whether rows follow one another in both.
   var isStraight: Bool { turned == 0 && gates == nil && headInParameter == nil }
 
+  /// Rows of the parameter that are the tensor's, in one or two stretches.
+  var stretches: (Range<Int>, Range<Int>?) {
+    guard let gates else { return (first..<first + count, nil) }
+    return (0..<count / 2, gates..<gates + count / 2)
+  }
+
+  /// The row of the tensor that is row p of the parameter, which is in one of these stretches; of tensors with whole heads.
+  func row(at p: Int) -> Int {
+    if let gates, p >= gates {
+      let (h, within) = (p - gates).quotientAndRemainder(dividingBy: head)
+      return (2 * h + 1) * head + within
+    }
+    var r = p - first
+    let (h, within) = r.quotientAndRemainder(dividingBy: head)
+    let turn = within - turnBegin
+    if turned > 0 && turn >= 0 && turn < turned {
+      r = h * head + turnBegin + turn % (turned / 2) * 2 + turn / (turned / 2)
+    }
+    return gates == nil ? r : r + h * head
+  }
+
   /// Where row r of the tensor is in the parameter.
   func place(of r: Int) -> Int {
     var r = r

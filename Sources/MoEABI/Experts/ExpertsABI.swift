@@ -87,6 +87,7 @@ public func moe_experts_prepare(
   attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
     let out = try required(out, "out")
+    try Layer.Preparation(rawValue: form)?.requireInMemory("form")
     guard let packing = Layer.Preparation(rawValue: form)?.form else {
       throw .invalid("form = \(Int(form)) is no moe_prepared to pack weights in, such as MOE_PREPARED_BF16")
     }

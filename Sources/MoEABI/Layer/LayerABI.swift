@@ -67,6 +67,7 @@ extension Layer.Preparation {
     guard let own = Layer.Preparation(rawValue: prepared) else {
       throw .invalid("prepared = \(Int(prepared)) is not a moe_prepared")
     }
+    try own.requireInMemory("prepared")
     if let form = own.form, !weights.canBePrepared(as: form) {
       throw .invalid("prepared = MOE_PREPARED_F32, but the \(owner)'s weights are bfloat16")
     }

@@ -16,6 +16,9 @@ struct Folder {
   let type: ElementType
   /// Of the experts that each layer keeps in memory; nil where all are there, and none stay in the files.
   private(set) var residentLimit: ResidentLimit?
+  /// How its matrices are kept.
+  private let parts: FolderParts
+  var forms: PartForms { parts.forms }
 
   private let configuration: FolderConfiguration
   private let moe: UnsafeMutablePointer<moe_layer_config>
@@ -36,6 +39,7 @@ struct Folder {
       memory.moe = try context.memory(moe_layer_config.self, count: 1)
       memory.table = try context.memory(moe_rotary_table.self, count: 1)
       memory.texts = try context.memory(CChar.self, count: 3 * textRoom)
+      memory.parts = try FolderParts(options, in: context)
       memory.configuration = try FolderConfiguration(keys, in: context)
       own.initialize(to: try Folder(source, keys, options, memory))
       try own.pointee.requireFit()
@@ -54,6 +58,7 @@ struct Folder {
   ) throws(Fault) {
     (self.source, self.options) = (source, options)
     (configuration, moe, table, texts) = (memory.configuration!, memory.moe!, memory.table!, memory.texts!)
+    parts = memory.parts!
     shapes = configuration.shapes
     var ignored = TextBuffer(texts + Self.textRoom, capacity: Self.textRoom)
     try keys.requireKnown(&ignored)
@@ -81,6 +86,7 @@ struct Folder {
     let made = try described()
     defer { made.free() }
     try made.pointee.requireFit(source, shapes)
+    try parts.require(for: made.pointee)
   }
 
   /// The model that config.json describes, without memory.
@@ -108,7 +114,7 @@ struct Folder {
       throw .invalid(
         "options.weight_dtype: the folder's weights are packed already, and stay as they are: leave it OWN")
     }
-    if options.prepared != 0 {
+    if options.prepared != 0 || options.n_prepared_parts != 0 {
       throw .invalid("options.prepared: the folder's weights are packed already, and stay as they are: leave it NONE")
     }
     model.weight_dtype = type.rawValue
@@ -144,14 +150,18 @@ struct Folder {
         "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
       )
     }
+    if forms.keepsStored || forms.count > 0 {
+      throw .invalid(
+        "options.resident_limit = \(most): experts that stay in the files are packed alike, and from numbers; leave the limit out, save the model that is packed so and open that folder with a limit, or take a single form of few bits in place of prepared_parts and MOE_PREPARED_STORED"
+      )
+    }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
     residentLimit = ResidentLimit(ofModel: most, others: others, layers: configuration.moeLayers)
   }
 
   /// Experts that will be kept packed alone have memory of their own while their layer is read, and no longer.
   private mutating func leaveToPacking() {
-    let form = Layer.Preparation(rawValue: options.prepared)?.form
-    if form?.isRead(in: source.context) ?? false {
+    if forms.packs(in: source.context) {
       moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
     }
   }
@@ -201,6 +211,7 @@ extension Folder {
   fileprivate func freeParts() {
     let context = source.context
     configuration.free(context)
+    parts.free(context)
     context.release(moe)
     context.release(table)
     context.release(texts)
@@ -214,12 +225,14 @@ private struct FolderMemory {
   var moe: UnsafeMutablePointer<moe_layer_config>?
   var table: UnsafeMutablePointer<moe_rotary_table>?
   var texts: UnsafeMutablePointer<CChar>?
+  var parts: FolderParts?
   var configuration: FolderConfiguration?
 
   init(_ context: ContextPointer) { self.context = context }
 
   func free() {
     configuration?.free(context)
+    parts?.free(context)
     context.release(texts)
     context.release(table)
     context.release(moe)

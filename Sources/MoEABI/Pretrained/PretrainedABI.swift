@@ -23,6 +23,9 @@ private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) thro
   if copy.prepared != 0 && copy.inference_only == 0 {
     throw .invalid("options.prepared = \(Int(copy.prepared)) needs inference_only = 1: training changes the weights")
   }
+  if copy.n_prepared_parts != 0 && copy.inference_only == 0 {
+    throw .invalid("options.prepared_parts needs inference_only = 1: training changes the weights")
+  }
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
@@ -86,7 +89,10 @@ public func moe_model_load(
     defer { folder.free() }
     try folder.pointee.requireUse(forTraining: options.inference_only == 0)
     var made: ModelPointer?
-    try createModel(context, folder.pointee.model, startsRandom: false) { made = $0 }
+    // What is packed is given memory as it is read.
+    try createModel(
+      context, folder.pointee.model, startsRandom: false, allocates: !folder.pointee.packs(in: context)
+    ) { made = $0 }
     guard let model = made else { return }
     do throws(Fault) {
       try folder.pointee.load(model, isNew: true)
@@ -121,23 +127,28 @@ extension Folder {
     if source.isPacked {
       return try model.loadPacked(source, shapes, type: type, residentLimit: residentLimit, progress)
     }
-    let wanted = try Layer.Preparation(options.prepared, of: model.pointee.configuration.weights, "model")
-    // Experts that stay in the files are packed as they are read.
-    let isInMemory = residentLimit == nil
-    let keepsPacked = isInMemory && model.pointee.readForm(wanted) != nil
-    if keepsPacked && model.pointee.isTrainable {
+    let packs = packs(in: model.pointee.context)
+    if packs && model.pointee.isTrainable {
       throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")
     }
     let calibration = try calibration()
     try calibration?.pointee.requireFit(model.pointee)
-    if !isInMemory && calibration != nil {
+    if calibration != nil && forms.keepsStored {
+      throw .invalid(
+        "options.calibration chooses few bits, but MOE_PREPARED_STORED keeps those that the files have: give another form, such as MOE_PREPARED_INT4"
+      )
+    }
+    if residentLimit != nil && calibration != nil {
       throw .badState(
         "options.calibration: under options.resident_limit experts stay in the files, where they are packed anew each time they are read: raise the limit to \(info.parameter_bytes) bytes"
       )
     }
     try model.load(
       source, shapes, type: type, residentLimit: residentLimit ?? ResidentLimit(bytes: .max),
-      packing: keepsPacked ? wanted : .none, calibration, isNew: isNew, progress)
-    if !isInMemory && wanted != .none { try model.pointee.prepare(wanted) }
+      forms: packs ? forms : nil, calibration, isNew: isNew, progress)
+    if residentLimit != nil && forms.others != .none { try model.pointee.prepare(forms.others) }
   }
+
+  /// Whether matrices are packed while they are read; experts that stay in the files are when they come from there.
+  fileprivate func packs(in context: ContextPointer) -> Bool { residentLimit == nil && forms.packs(in: context) }
 }

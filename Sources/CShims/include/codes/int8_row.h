@@ -95,24 +95,22 @@ static inline int32_t moei_int8_row_encode(int64_t inputs, int64_t first, int64_
   return is_finite;
 }
 
-/* Numbers of -127 ... 127 beside a scale for each row. */
+/* Numbers beside a scale for each row.  Encoding makes none of -128, files have some: sums of products with tokens fit all the same, 128 127
+ * 131072 < 2^31. */
 static inline int32_t moei_int8_row_pack(int64_t inputs, int64_t rows, int64_t depth, const moei_stored *stored, void *blocks) {
-  int32_t is_held = 1;
+  int32_t is_finite = 1;
   for (int64_t r = 0; r < rows; r++) {
     const float scale = stored->scales[r * stored->scales_row];
     for (int64_t k = 0; k < depth; k += 32) {
       char *block = (char *)blocks + k / inputs * moei_int8_row_bytes(inputs / 32);
       uint8_t numbers[32] = {0};
-      for (int64_t i = 0; i < 32 && k + i < depth; i++) {
-        numbers[i] = stored->numbers[r * stored->row + k + i];
-        is_held &= numbers[i] != 128;
-      }
+      for (int64_t i = 0; i < 32 && k + i < depth; i++) numbers[i] = stored->numbers[r * stored->row + k + i];
       moei_put_bytes(block, k % inputs / 32, r, numbers);
       moei_put_float(block + inputs * 32 + r * 4, scale);
     }
-    is_held &= moei_is_finite(scale);
+    is_finite &= moei_is_finite(scale);
   }
-  return is_held;
+  return is_finite;
 }
 
 #pragma clang assume_nonnull end

@@ -218,7 +218,7 @@ MOEI_INLINE moei_sum_floats moei_table_value(moei_sums words, int32_t j, moei_ta
 
 /* ---- products of integers ---------------------------------------------------------------------------------- */
 
-/* sum + the products of the four bytes of words and of x, of which none is -128.  With VNNI bytes of words count 128 more. */
+/* sum + the products of the four bytes of words and of x, of which the latter has none of -128.  With VNNI bytes of words count 128 more. */
 MOEI_INLINE moei_sums moei_add_bytes(moei_sums sum, moei_sums words, int32_t x) {
 #if defined(__AVX512VNNI__)
   typedef int integers __attribute__((__vector_size__(64)));

@@ -48,7 +48,8 @@ def add_reading(parser: argparse.ArgumentParser, title: str = "reading") -> None
         "--prepared",
         choices=get_args(Prepared),
         default="none",
-        help="pack weights while they are read: faster, and int8 and int4 are small (default none)",
+        help="pack weights while they are read: faster, and int8 and int4 are small; stored: what the files "
+        "hold in few bits as it is (default none)",
     )
     _add_limit(
         group, "of weights in memory, such as 8GB; experts beyond it are read as they are used (default none)"

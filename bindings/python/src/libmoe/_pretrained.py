@@ -53,7 +53,7 @@ class Pretrained:
         weight_dtype: words.FolderDType = "own",
         embedding_dtype: words.FolderDType = "own",
         inference_only: bool = False,
-        prepared: words.Prepared = "none",
+        prepared: words.Prepared | Mapping[str, words.Prepared] = "none",
         resident_limit: int | str = 0,
         calibration: Calibration | None = None,
         progress: Progress | None = None,
@@ -62,7 +62,8 @@ class Pretrained:
         """Read a whole model from a folder as transformers' ``save_pretrained`` writes it, or a GGUF file.
 
         The folder has config.json, and model.safetensors or its shards; docs/models.md lists the families,
-        and the architectures of GGUF files.  Weights may be quantised: they become `weight_dtype`.
+        and the architectures of GGUF files.  Weights may be quantised: they become `weight_dtype`, or stay
+        as they are with ``prepared="stored"``.
         Every tensor of the files is used, or named in an error.
 
         Parameters
@@ -75,9 +76,12 @@ class Pretrained:
             Of the token embedding.
         inference_only : bool
             No memory for gradients, and no backward.
-        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
+        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", ..., "stored", "stored_a8"} or mapping
             As :meth:`Model.prepare`, for faster generation; with inference_only.  Weights are packed as they
-            are read, and nothing else of them is kept: such parameters have no ``data``.
+            are read, and nothing else of them is kept: such parameters have no ``data``.  ``"stored"``: what
+            the files hold in few bits as it is.  A mapping says it for each matrix, by the first of its
+            patterns that the parameter's name has: ``{"layers.*.ffn.*": "int4_a8", "*": "int8"}``; what has
+            none stays as it is.
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
             are read as they are used; with inference_only.  0: no limit.
@@ -293,4 +297,19 @@ def require_json(folder: Path) -> Place:
 
 def pretrained_options(**given: Any) -> abi.moe_pretrained_options:
     """Return how a folder is opened, as the library reads it."""
+    prepared = given.get("prepared")
+    if isinstance(prepared, Mapping):
+        parts = _parts(prepared)
+        given = {**given, "prepared": "none", "prepared_parts": parts, "n_prepared_parts": len(parts)}
     return fields.filled(abi.moe_pretrained_options, **given)
+
+
+def _parts(prepared: Mapping[str, Any]) -> ctypes.Array[abi.moe_prepared_part]:
+    """Return how single matrices are kept, by patterns of their names."""
+    parts = (abi.moe_prepared_part * len(prepared))()
+    for part, (pattern, form) in zip(parts, prepared.items()):
+        if not isinstance(pattern, str) or "\0" in pattern:
+            raise InvalidArgumentError(f"prepared: {pattern!r} is no pattern, such as 'layers.*.ffn.*'")
+        part.pattern = pattern.encode()
+        part.prepared = check.choice(f"prepared[{pattern!r}]", form, abi.PREPARED)
+    return parts

@@ -55,7 +55,8 @@ Prepared = Literal[
     "none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", "int4_g64_a8", "int4_g128",
     "int4_g128_a8", "mxfp4", "mxfp4_a8", "iq4_nl", "iq4_nl_a8", "q4_k", "q4_k_a8", "q6_k", "q6_k_a8",
     "int8_row", "int8_row_a8", "fp8", "nvfp4", "nvfp4_a8", "int4_bf16", "int4_bf16_a8", "int4_zero",
-    "int4_zero_a8", "int4_zero_g64", "int4_zero_g64_a8", "int4_zero_g128", "int4_zero_g128_a8",
+    "int4_zero_a8", "int4_zero_g64", "int4_zero_g64_a8", "int4_zero_g128", "int4_zero_g128_a8", "stored",
+    "stored_a8",
 ]
 TapePolicy = Literal["auto", "full", "lean"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]

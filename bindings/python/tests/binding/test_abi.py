@@ -136,6 +136,7 @@ def test_every_struct_has_a_size_or_belongs_to_one_that_has() -> None:
         "moe_expert_group",
         "moe_expert_tensor",
         "moe_model_layer_config",
+        "moe_prepared_part",
         "moe_profile_event",
         "moe_rotary_table",
     }

@@ -13,6 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Q
 from gguf_models import CASES, Array, changed_folder, converted, finish, write_gguf, write_keys
 from safetensors.numpy import load_file, save_file
+from wide_models import random_blocks, wide_qwen
 
 import libmoe
 from pretrained_models import FOLDERS, as_transformers, logits_of, reference, tensors
@@ -124,71 +125,15 @@ def test_vectors_may_be_matrices_of_one_row(tmp_path: Path) -> None:
 # ---- quantised
 
 
-WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_local_experts": 8, "num_experts_per_tok": 2}
-WIDE |= {"num_hidden_layers": 2, "head_dim": 16, "decoder_sparse_step": 1, "attention_bias": False}
 MIXED = [Q.Q4_K, Q.Q6_K, Q.Q8_0, Q.Q5_K, Q.Q4_0, Q.IQ4_NL, Q.MXFP4, Q.IQ4_XS, Q.Q2_K, Q.Q3_K, Q.Q5_0, Q.Q5_1]
 MIXED += [Q.Q4_1, Q.NVFP4]
-
-
-def wide_folder(place: Path) -> Path:
-    """A Qwen3-MoE whose rows are blocks of 256."""
-    folder = place / "wide"
-    folder.mkdir()
-    config = json.loads((FOLDERS / "qwen3_moe" / "config.json").read_text()) | WIDE
-    (folder / "config.json").write_text(json.dumps(config))
-    (hidden, width), (heads, key_heads, size) = (256, 256), (4, 2, 16)
-    rng = np.random.default_rng(5)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (80, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (80, hidden),
-    }
-    for n in range(2):
-        layer = f"model.layers.{n}."
-        shapes |= {
-            layer + f"{each}.weight": (hidden,) for each in ("input_layernorm", "post_attention_layernorm")
-        }
-        shapes |= {layer + f"self_attn.{each}_norm.weight": (size,) for each in "qk"}
-        shapes |= {
-            layer + "self_attn.q_proj.weight": (heads * size, hidden),
-            layer + "self_attn.k_proj.weight": (key_heads * size, hidden),
-            layer + "self_attn.v_proj.weight": (key_heads * size, hidden),
-            layer + "self_attn.o_proj.weight": (hidden, heads * size),
-            layer + "mlp.gate.weight": (8, hidden),
-        }
-        for e in range(8):
-            expert = layer + f"mlp.experts.{e}."
-            shapes |= {expert + f"{each}_proj.weight": (width, hidden) for each in ("gate", "up")}
-            shapes[expert + "down_proj.weight"] = (hidden, width)
-    save_file(
-        {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()},
-        folder / "model.safetensors",
-    )
-    return folder
-
-
-def random_blocks(rng: np.random.Generator, kind: Q, shape: tuple[int, ...], scale: float) -> Array:
-    """Blocks with any bits, and scales that are numbers of a weight's size."""
-    numbers, size = gguf.GGML_QUANT_SIZES[kind]
-    blocks = rng.integers(0, 256, (int(np.prod(shape)) // numbers, size), np.uint8)
-    halves = {Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q6_K: (208,)}
-    halves |= dict.fromkeys((Q.Q4_1, Q.Q5_1, Q.Q4_K, Q.Q5_K), (0, 2))
-    halves |= dict.fromkeys((Q.Q4_0, Q.Q5_0, Q.Q8_0, Q.IQ4_NL, Q.IQ4_XS), (0,))
-    for place in halves.get(kind, ()):
-        drawn = scale * rng.uniform(0.5, 1.5, len(blocks)) / numbers
-        blocks[:, place : place + 2] = drawn.astype(np.float16)[:, None].view(np.uint8)
-    if kind == Q.MXFP4:
-        blocks[:, 0] = rng.integers(118, 124, len(blocks))
-    if kind == Q.NVFP4:
-        blocks[:, :4] = rng.integers(8, 40, (len(blocks), 4))
-    return blocks.reshape(*shape[:-1], -1)
 
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A file with all types, and the folder of the numbers that the package ``gguf`` makes of it."""
     place = tmp_path_factory.mktemp("quantised")
-    source, folder, path = wide_folder(place), place / "numbers", place / "model.gguf"
+    source, folder, path = wide_qwen(place), place / "numbers", place / "model.gguf"
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "qwen3moe")
     write_keys(writer, config, CASES["qwen3_moe"])

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import quantised_folders
+from quantised_folders import Make, experts
 from safetensors.numpy import load_file, save_file
 
 import libmoe
 from oracle import quantised as q
-from oracle.quantised import Array, Quantised
 from pretrained_models import FOLDERS, logits_of, reference
 
-Q = "model.layers.1.self_attn.q_proj."  # what is spoilt
-Make = Callable[[np.random.Generator, int, int], Quantised]
 CT = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 8}
 
@@ -61,69 +58,11 @@ SCHEMES: dict[str, tuple[dict[str, Any], Make]] = {
     "nvfp4 of modelopt": ({"quant_method": "modelopt"}, lambda rng, r, c: q.nvfp4(rng, r, c, modelopt=True)),
     "mxfp4": ({**CT, "format": "mxfp4-pack-quantized"}, q.mxfp4),
 }
-WIDE = {"hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-EXPERTS = 8
-WIDE |= {"num_experts": EXPERTS, "num_experts_per_tok": 2}
 
 
-def sizes() -> dict[str, tuple[int, ...]]:
-    """Of an OLMoE of rows of 64 and 32."""
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (80, 64), "model.norm.weight": (64,), "lm_head.weight": (80, 64),
-    }  # fmt: skip
-    for n in range(2):
-        layer = f"model.layers.{n}."
-        found |= {layer + f"{each}.weight": (64,) for each in ("input_layernorm", "post_attention_layernorm")}
-        found |= {layer + "self_attn.q_norm.weight": (64,), layer + "self_attn.k_norm.weight": (32,)}
-        found |= {layer + f"self_attn.{each}_proj.weight": (64, 64) for each in "qo"}
-        found |= {layer + f"self_attn.{each}_proj.weight": (32, 64) for each in "kv"}
-        found[layer + "mlp.gate.weight"] = (EXPERTS, 64)
-        for e in range(EXPERTS):
-            expert = layer + f"mlp.experts.{e}."
-            found |= {expert + f"{each}_proj.weight": (32, 64) for each in ("gate", "up")}
-            found[expert + "down_proj.weight"] = (64, 32)
-    return found
-
-
-def everything(name: str) -> bool:
-    return "proj" in name
-
-
-def experts(name: str) -> bool:
-    """As Kimi-K2 has it."""
-    return ".experts." in name
-
-
-def folders(
-    place: Path,
-    scheme: str,
-    chosen: Callable[[str], bool] = everything,
-    changed: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
-) -> tuple[Path, Path]:
-    """A folder with quantised weights, and one with their numbers; some of one matrix are spoilt."""
-    config, make = SCHEMES[scheme]
-    rng = np.random.default_rng(len(scheme))
-    packed: dict[str, Array] = {}
-    plain: dict[str, Array] = {}
-    for name, shape in sizes().items():
-        if len(shape) == 2 and chosen(name):
-            made = make(rng, *shape)
-            packed |= {f"{name.removesuffix('weight')}{own}": values for own, values in made.tensors.items()}
-            plain[name] = made.weights
-        else:
-            packed[name] = plain[name] = rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
-    for name, change in changed.items():
-        packed[Q + name] = change(packed.get(Q + name))
-    packed = {name: values for name, values in packed.items() if values is not None}
-    base = json.loads((FOLDERS / "olmoe" / "config.json").read_text()) | WIDE
-    found = []
-    for name, tensors, more in (("packed", packed, {"quantization_config": config}), ("plain", plain, {})):
-        folder = place / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({**base, **more}))
-        save_file(tensors, folder / "model.safetensors")
-        found.append(folder)
-    return found[0], found[1]
+def folders(place: Path, scheme: str, *how: Any, **more: Any) -> tuple[Path, Path]:
+    """A folder in a scheme, and one with its numbers."""
+    return quantised_folders.folders(place, *SCHEMES[scheme], *how, **more)
 
 
 def read(folder: Path, **how: Any) -> libmoe.Model:

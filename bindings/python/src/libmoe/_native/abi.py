@@ -88,7 +88,7 @@ PREPARED = {
     "iq4_nl_a8": 14, "q4_k": 15, "q4_k_a8": 16, "q6_k": 17, "q6_k_a8": 18, "int8_row": 19, "int8_row_a8": 20,
     "fp8": 21, "nvfp4": 22, "nvfp4_a8": 23, "int4_bf16": 24, "int4_bf16_a8": 25, "int4_zero": 26,
     "int4_zero_a8": 27, "int4_zero_g64": 28, "int4_zero_g64_a8": 29, "int4_zero_g128": 30,
-    "int4_zero_g128_a8": 31,
+    "int4_zero_g128_a8": 31, "stored": 32, "stored_a8": 33,
 }
 TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
 SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}
@@ -1152,6 +1152,19 @@ class moe_generation(Sized):
     _bytes_ = frozenset({"memory_limit"})
 
 
+class moe_prepared_part(Struct):
+    """How the matrices of a model are kept whose names have a pattern."""
+
+    _fields_ = [
+        ("pattern", c_char_p),
+        ("prepared", c_int32),
+        ("reserved", c_int32),
+    ]
+    _words_ = {
+        "prepared": PREPARED,
+    }
+
+
 moe_pretrained_options_progress = CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t)
 
 
@@ -1167,6 +1180,8 @@ class moe_pretrained_options(Sized):
         ("resident_limit", c_size_t),
         ("progress", moe_pretrained_options_progress),
         ("progress_user", c_void_p),
+        ("prepared_parts", POINTER(moe_prepared_part)),
+        ("n_prepared_parts", c_int64),
         ("calibration", POINTER(moe_calibration)),
     ]
     _words_ = {

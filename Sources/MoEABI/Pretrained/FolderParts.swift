@@ -1,0 +1,51 @@
+import CMoE
+import MoE
+
+/// How the options want a folder's matrices kept, in memory of the folder's own.
+struct FolderParts {
+  private let parts: UnsafeMutablePointer<PreparedPart>
+  private let count: Int
+  let forms: PartForms
+
+  init(_ options: moe_pretrained_options, in context: ContextPointer) throws(Fault) {
+    count = Int(options.n_prepared_parts)
+    if count > 0 && options.prepared_parts == nil {
+      throw .invalid("options.n_prepared_parts = \(count), but prepared_parts is NULL")
+    }
+    var text = 0
+    for index in 0..<count {
+      let part = options.prepared_parts[index]
+      try part.requireBounds(Bounds("prepared_parts"))
+      text += textLength(try required(part.pattern, "prepared_parts.pattern")) + 1
+    }
+    let bytes = count * MemoryLayout<PreparedPart>.stride
+    let memory = UnsafeMutableRawPointer(try context.memory(UInt8.self, count: bytes + text))
+    parts = memory.bindMemory(to: PreparedPart.self, capacity: count)
+    var free = (memory + bytes).bindMemory(to: CChar.self, capacity: text)
+    for index in 0..<count {
+      let part = options.prepared_parts[index]
+      let length = textLength(part.pattern) + 1
+      free.initialize(from: part.pattern, count: length)
+      (parts + index).initialize(
+        to: PreparedPart(
+          pattern: UnsafePointer(free), preparation: Layer.Preparation(rawValue: part.prepared) ?? .none))
+      free += length
+    }
+    forms = PartForms(
+      Layer.Preparation(rawValue: options.prepared) ?? .none, parts: UnsafePointer(parts), count: count)
+  }
+
+  func free(_ context: ContextPointer) { context.release(parts) }
+
+  /// Refuses patterns that nothing has, and forms that the model's weights cannot have.
+  func require(for model: Model) throws(Fault) {
+    try model.require(UnsafePointer(parts), count: count)
+    for index in 0..<count { try require(parts[index].preparation, model) }
+    try require(forms.others, model)
+  }
+
+  private func require(_ preparation: Layer.Preparation, _ model: Model) throws(Fault) {
+    if preparation.isStored { return }
+    _ = try Layer.Preparation(preparation.rawValue, of: model.configuration.weights, "model")
+  }
+}
