@@ -60,6 +60,11 @@ struct RowForms {
   }
 
   func require(_ depth: Int, inputsOfNamed matrix: UnsafePointer<CChar>) throws(Fault) {
-    for part in 0..<count { try forms[part].require(depth, inputsOfNamed: matrix) }
+    for part in 0..<count {
+      try forms[part].require(depth, inputsOfNamed: matrix)
+      if forms[part].tokens == tokens { continue }
+      throw .invalid(
+        "\(matrix): rows in \(forms[0].constant) and in \(forms[part].constant) are not multiplied by the same tokens")
+    }
   }
 }

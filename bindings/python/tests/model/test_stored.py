@@ -536,3 +536,21 @@ def test_saved_and_mapped(name: str, tmp_path: Path) -> None:
     mapped = libmoe.Model.from_pretrained(tmp_path / "saved", inference_only=True)
     assert released(mapped) == released(model)
     assert logits_of(mapped, tokens).tobytes() == logits_of(read(path), tokens).tobytes()
+
+
+def test_parts_of_a_matrix_in_files_take_the_same_tokens(tmp_path: Path) -> None:
+    path, file = tmp_path / "model.gguf", tmp_path / "saved" / "model.safetensors"
+    write_blocks("qwen3_moe", path, wide_qwen(tmp_path), medium)
+    read(path, prepared="stored").save_pretrained(tmp_path / "saved")
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    name = next(each for each in header if each.startswith("layers.1.attention.qkv.weight.packed.q4_k-"))
+    header[name.replace("q4_k-", "q4_k_a8-")] = header.pop(name)
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
+    with pytest.raises(
+        libmoe.InvalidArgumentError, match="qkv.weight: rows in .* not multiplied by the same"
+    ):
+        libmoe.Model.from_pretrained(tmp_path / "saved", inference_only=True)

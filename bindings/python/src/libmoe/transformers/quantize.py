@@ -17,7 +17,7 @@ from .prepare import prepare
 from .replace import is_replaceable, replace
 
 _METHOD = "libmoe"
-_WHOLE = ("f32", "bf16")
+_OTHERS = ("f32", "bf16", "stored", "stored_a8")  # not of few bits, or of files alone
 
 
 def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
@@ -58,7 +58,7 @@ def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
 
 
 def _require_few_bits(form: Any) -> None:
-    check.choice("form", form, {word: number for word, number in FORMS.items() if word not in _WHOLE})
+    check.choice("form", form, {word: number for word, number in FORMS.items() if word not in _OTHERS})
 
 
 @register_quantization_config(_METHOD)
