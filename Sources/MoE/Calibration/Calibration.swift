@@ -122,7 +122,13 @@ extension Model {
 
   /// Few bits are what is to be chosen: a model that has them already would be calibrated by their errors.
   private func requireWeightsAsTheyAre() throws(Fault) {
-    if preparation?.code != nil { throw .calibratesFewBits }
+    for index in 0..<parameters.count {
+      var isOfBlocks = false
+      parameters.parameter(index).panels?.pointee.forms.forEachPart { form, _ in
+        isOfBlocks = isOfBlocks || form.code != nil
+      }
+      if isOfBlocks { throw .calibratesFewBits }
+    }
     for n in 0..<configuration.layers where feedForwards[n]?.pointee.prepared.areOfBlocks ?? false {
       throw Fault.calibratesFewBits.inLayer(n)
     }
