@@ -177,7 +177,7 @@ struct ModelTests {
     refused("calibration", life.withInput { moe_model_calibrate(life.model, $0, nil) })
     refused("model", moe_calibration_create(nil, 0, &calibration))
     try check(moe_model_prepare_calibrated(life.model, MOE_PREPARED_INT8.int32, calibration))
-    refused("few bits", life.withInput { moe_model_calibrate(life.model, $0, calibration) }, MOE_ERROR_BAD_STATE)
+    refused("weights", life.withInput { moe_model_calibrate(life.model, $0, calibration) }, MOE_ERROR_BAD_STATE)
     moe_calibration_free(calibration)
     moe_calibration_free(nil)
     life.free()
