@@ -5,7 +5,8 @@ struct CalibratedPacking {
   private let squares: InputSquares
   private let scratch: UnsafeMutablePointer<UInt8>  // [lanes, scratchBytes]
   private let scratchBytes: Int
-  private let factors: UnsafeMutablePointer<Float>?  // [inputs, inputs] of all experts, or of the one that each lane packs
+  /// [inputs, inputs] Of all experts, or of the one that each lane packs.
+  private let factors: UnsafeMutablePointer<Float>?
   /// Whether an expert's matrix is packed as a whole by one thread, which has products of its own.
   let isByExpert: Bool
 

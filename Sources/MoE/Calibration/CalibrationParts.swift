@@ -55,7 +55,8 @@ struct CalibrationSize {
 struct CalibrationParts {
   let place: CalibrationPointer
   let turn: Lock  // calls take turns
-  let table: UnsafeMutablePointer<InputSquares>  // [sites] slots of the model's own, then of each ffn what comes in and two for each group
+  /// [sites] Slots of the model's own, then of each ffn what comes in and two for each group.
+  let table: UnsafeMutablePointer<InputSquares>
   let siteCount: Int
   let firsts: UnsafeMutablePointer<Int>  // [layers] the first of an ffn's
   let sites: UnsafeMutablePointer<Int32>  // [parameters] of each the site; -1 = none
