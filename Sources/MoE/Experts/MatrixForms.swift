@@ -1,15 +1,19 @@
 /// The forms in which a group's matrices are packed: each has its own, but tokens become the same for all of them, since
 /// activations pass from one to the next. Where there is no gate, or no up, its form is that of another.
 struct MatrixForms: Equatable {
-  let gate: PanelForm
-  let up: PanelForm
-  let down: PanelForm
+  private let numbers: (gate: FormNumber, up: FormNumber, down: FormNumber)
+
+  var gate: PanelForm { numbers.gate.form }
+  var up: PanelForm { numbers.up.form }
+  var down: PanelForm { numbers.down.form }
 
   init(_ form: PanelForm) { self.init(gate: form, up: form, down: form) }
 
   init(gate: PanelForm, up: PanelForm, down: PanelForm) {
-    (self.gate, self.up, self.down) = (gate, up, down)
+    numbers = (FormNumber(gate), FormNumber(up), FormNumber(down))
   }
+
+  static func == (a: MatrixForms, b: MatrixForms) -> Bool { a.numbers == b.numbers }
 
   subscript(matrix: PreparedWeights.Matrix) -> PanelForm {
     switch matrix {
