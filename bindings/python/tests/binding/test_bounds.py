@@ -20,7 +20,14 @@ from libmoe._native.struct import Sized
 HEADERS = reader.read()
 OFTEN = {"moe_layer_config": "moe_layer_create", "moe_model_config": "moe_model_create"}
 """Of structs that several functions take, the one that is called."""
-WRITTEN = ("moe_report", "moe_plan", "moe_pretrained_info", "moe_tensor", "moe_stored_tensor", "moe_calibrated")
+WRITTEN = (
+    "moe_report",
+    "moe_plan",
+    "moe_pretrained_info",
+    "moe_tensor",
+    "moe_stored_tensor",
+    "moe_calibrated",
+)
 """Structs that the library fills, or whose numbers are looked at in lists."""
 
 
