@@ -9,27 +9,27 @@ extension UnsafeMutablePointer where Pointee == Model {
     _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit?,
     _ progress: Progress
   ) throws(Fault) {
+    if pointee.origin?.panels != nil {
+      throw .badState("the model's weights are mapped from a folder already; read this one into a new model")
+    }
     let allocator = pointee.context.pointee.allocator
     // Of the model's own: it stays mapped for as long as the model is there.
     let checkpoint = try source.openMapped()
+    let loading = PackedLoading(pointee, checkpoint.pointee)
+    var origin: ModelOrigin
     do throws(Fault) {
-      let loading = PackedLoading(pointee, checkpoint.pointee)
       do throws(Fault) { try loading.check() } catch { throw error.inFolder(source.path) }
-      var origin = try ModelOrigin(source, shapes, type, norms: 0)
-      do throws(Fault) {
-        try pointee.takePanels(loading, residentLimit)
-        try loading.copy(progress)
-      } catch {
-        origin.free(allocator)
-        throw error
-      }
-      origin.panels = checkpoint
-      pointee.origin?.free(allocator)
-      pointee.origin = origin
+      origin = try ModelOrigin(source, shapes, type, norms: 0)
     } catch {
       checkpoint.free()
       throw error
     }
+    // From now on panels may be in use, even after an error.
+    origin.panels = checkpoint
+    pointee.origin?.free(allocator)
+    pointee.origin = origin
+    try pointee.takePanels(loading, residentLimit)
+    try loading.copy(progress)
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import libmoe
+from libmoe._native import abi, fields
+from libmoe._native.library import Handle, lib
+from libmoe.context import handle_of
 from pretrained_models import FOLDERS, loaded, logits_of, reference
 
 NAMES = ["olmoe", "gpt_oss", "deepseek_v3", "mistral", "qwen2_moe", "llama4_text"]
@@ -179,3 +183,20 @@ def test_a_config_that_speaks_of_another_model_is_refused(tmp_path: Path) -> Non
     (tmp_path / "packed" / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
     with pytest.raises(libmoe.InvalidArgumentError, match="must be panels"):
         mapped(tmp_path / "packed")
+
+
+def test_what_is_mapped_stays_so_when_reading_is_cancelled(tmp_path: Path) -> None:
+    """The panels are in use by then; another folder goes into another model."""
+    tokens = reference("olmoe")["tokens"]
+    wanted = logits_of(written("olmoe", "int8", tmp_path), tokens)
+    options = fields.filled(abi.moe_pretrained_options, inference_only=True)
+    options.progress = type(options.progress)(lambda _, done, total: int(done > 0))
+    parent = handle_of(None)
+    place = (parent, str(tmp_path).encode(), ctypes.byref(options))
+    opened = Handle(lib.moe_pretrained_open, lib.moe_pretrained_free, *place, keep={"context": parent})
+    model = loaded("olmoe", inference_only=True)
+    with pytest.raises(libmoe.MoeError, match="cancelled by the progress callback"):
+        lib.moe_pretrained_load(opened, model._handle)
+    assert logits_of(model, tokens).tobytes() == wanted.tobytes()
+    with pytest.raises(libmoe.BadStateError, match="mapped from a folder already"):
+        lib.moe_pretrained_load(opened, model._handle)
