@@ -16,7 +16,7 @@
  *              rank r says it sends to rank s is what s says it receives from r.  Messages of one sender to one receiver
  *              with one tag arrive in the order they were sent.  Those of send, receive and all_to_all do not mix.
  *   Sizes      are any number of bytes, 0 and more than 2^31 included.  One that differs from the other side's is an error where
- *              it is seen; it is never a wrong number of bytes without a word.
+ *              the transport sees it.
  *   Requests   all_to_all, send and receive begin, and return before the other side is there.  What they put into *request
  *              stands for the exchange until `wait` returns, `test` says that it is done or fails, or `abandon`: one of these ends
  *              it, also with an error.  On an error of all_to_all, send or receive there is no request.  Several may be
@@ -61,7 +61,7 @@ typedef struct moe_communicator {
    *  from rank r come to receive + receive_offsets[r].  The four arrays are [size]; r is this rank itself, too. */
   int32_t (*all_to_all)(void *user, const void *send, const int64_t *send_bytes, const int64_t *send_offsets, void *receive,
                         const int64_t *receive_bytes, const int64_t *receive_offsets, void **request);
-  /** Begins to send `bytes` bytes to rank `to`, also to this rank.  A tag is 0 to 32766.  A wait for it may last until the other
+  /** Begins to send `bytes` bytes to rank `to`, also to this rank.  A tag is 0 to 16383.  A wait for it may last until the other
    *  side receives. */
   int32_t (*send)(void *user, const void *data, int64_t bytes, int32_t to, int32_t tag, void **request);
   /** Begins to receive what rank `from` sends with this tag. */

@@ -171,7 +171,8 @@ def _struct(headers: Headers, struct: Struct) -> str:
             kind = f"{struct.name}_{field.name}"
             types = [_returned(headers, returned), *(_ctype(headers, each) for each in taken)]
             line = f"{kind} = CFUNCTYPE({', '.join(types)})"
-            callbacks.append((line if len(line) <= _WIDTH else _wrapped(f"{kind} = CFUNCTYPE(", types, ")")) + "\n")
+            wrapped = _wrapped(f"{kind} = CFUNCTYPE(", types, ")")
+            callbacks.append((line if len(line) <= _WIDTH else wrapped) + "\n")
         lines.append(f'        ("{field.name}", {kind}),')
     base = "Sized" if struct.sized else "Struct"
     parts = ["".join(callbacks)] if callbacks else []
@@ -246,7 +247,7 @@ def _ctype(headers: Headers, kind: Type) -> str:
 
 
 def _returned(headers: Headers, kind: Type) -> str:
-    """Return the type of what a callback returns: of text its address, since ctypes keeps no bytes for a caller."""
+    """Return the type of what a callback returns: of text its address, since ctypes keeps no bytes."""
     found = _ctype(headers, kind)
     return "c_void_p" if found == "c_char_p" else found
 

@@ -1,0 +1,57 @@
+"""Communicators: what moves bytes between the processes that a layer's experts are spread over."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from ._keywords import keywords
+from ._native import abi, check
+from ._repr import described
+from .errors import InvalidArgumentError
+
+
+@keywords
+class Communicator:
+    """One rank's end of a group of ranks.
+
+    :func:`libmoe.mpi.communicator` makes one of a communicator of mpi4py, ``libmoe.torch.communicator`` one
+    of a process group of PyTorch.  This constructor takes one that C code has filled, that of
+    ``libmoe_mpi.so`` for example.
+
+    Parameters
+    ----------
+    address : int
+        Of a ``moe_communicator``, which is copied.
+    keep : object, optional
+        What has to live as long as this object: whatever its functions use.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no communicator at the address, or one with other fields than this version knows.
+    """
+
+    def __init__(self, address: int, *, keep: Any = None) -> None:
+        address = check.integer("address", address, ctypes.c_size_t)
+        size = ctypes.c_size_t.from_address(address).value if address else 0
+        if size != ctypes.sizeof(abi.moe_communicator):
+            raise InvalidArgumentError(
+                f"address: there is no moe_communicator of {ctypes.sizeof(abi.moe_communicator)} bytes there"
+            )
+        self._struct = abi.moe_communicator.from_buffer_copy(ctypes.string_at(address, size))
+        self._keep = keep
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return int(self._struct.rank)
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return int(self._struct.size)
+
+    def __repr__(self) -> str:
+        """Say which rank it is."""
+        return described(self, f"rank {self.rank} of {self.size}")
