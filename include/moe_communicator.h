@@ -61,10 +61,9 @@ typedef struct moe_communicator {
    *  from rank r come to receive + receive_offsets[r].  The four arrays are [size]; r is this rank itself, too. */
   int32_t (*all_to_all)(void *user, const void *send, const int64_t *send_bytes, const int64_t *send_offsets, void *receive,
                         const int64_t *receive_bytes, const int64_t *receive_offsets, void **request);
-  /** Begins to send `bytes` bytes to rank `to`, also to this rank.  A tag is 0 to 16383.  A wait for it may last until the other
-   *  side receives. */
+  /** Begins to send `bytes` bytes to another rank.  A tag is 0 to 16383.  A wait for it may last until the other side receives. */
   int32_t (*send)(void *user, const void *data, int64_t bytes, int32_t to, int32_t tag, void **request);
-  /** Begins to receive what rank `from` sends with this tag. */
+  /** Begins to receive what another rank sends with this tag. */
   int32_t (*receive)(void *user, void *data, int64_t bytes, int32_t from, int32_t tag, void **request);
   /** Moves exchanges on; *done = 1 when this one is done and its request has ended, else 0.  Never waits. */
   int32_t (*test)(void *user, void *request, int32_t *done);

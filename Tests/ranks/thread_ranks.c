@@ -211,8 +211,9 @@ static int32_t message(rank_end *mine, part one, void **out) {
   request *made;
   pthread_mutex_lock(&ranks->lock);
   int32_t code;
-  if (one.from < 0 || one.from >= ranks->size || one.to < 0 || one.to >= ranks->size || one.tag < 0 || one.tag > 16383) {
-    code = fail(ranks, "a message is for no rank, or has no tag from 0 to 16383");
+  int32_t other = one.sends ? one.to : one.from;
+  if (other < 0 || other >= ranks->size || other == mine->rank || one.tag < 0 || one.tag > 16383) {
+    code = fail(ranks, "a message is for no other rank, or has no tag from 0 to 16383");
   } else {
     code = begin(mine, 1, &made);
   }
