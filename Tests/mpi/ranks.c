@@ -266,16 +266,17 @@ static void outlives_mpi(void) {
   CHECK(c.user == NULL);
 }
 
-/* A rank that nobody sends anything to, until a signal or the death of another one ends it. */
+/* Ranks that nobody sends anything to, until a signal or the death of the last one ends them. */
 static void waits_for_ever(int one_dies) {
   moe_communicator c = make(MPI_COMM_WORLD);
   int64_t number = 0;
   void *request;
   need(contract(&c, 1));
-  if (c.rank == c.size - 1) {
-    printf("waiting\n");
-    fflush(stdout);
-    if (one_dies) kill(getpid(), SIGKILL);
+  printf("waiting: %d\n", (int)getpid());
+  fflush(stdout);
+  if (one_dies && c.rank == c.size - 1) {
+    sleep(1); /* the others wait by then, and what they have printed has arrived */
+    kill(getpid(), SIGKILL);
   }
   int32_t code = ended(&c, c.receive(c.user, &number, 8, (c.rank + 1) % c.size, 7, &request), &request);
   fprintf(stderr, "the wait has ended: %s\n", c.error(c.user, code));
