@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from types import TracebackType
 from typing import Any
 
 from ._keywords import keywords
 from ._native import abi, check
+from ._native.transport import End
 from ._repr import described
 from .errors import InvalidArgumentError
 
@@ -42,6 +44,11 @@ class Communicator:
         self._struct = abi.moe_communicator.from_buffer_copy(ctypes.string_at(address, size))
         self._keep = keep
 
+    @classmethod
+    def of(cls, end: End) -> Communicator:
+        """Return one whose bytes Python moves."""
+        return cls(ctypes.addressof(end.struct), keep=end)
+
     @property
     def rank(self) -> int:
         """The number of this process, from 0."""
@@ -51,6 +58,29 @@ class Communicator:
     def size(self) -> int:
         """How many ranks there are."""
         return int(self._struct.size)
+
+    def close(self) -> None:
+        """Let go of what moves the bytes; every later call with this communicator fails.
+
+        All ranks call it, when they have ended what they do with it.  One that is not closed lasts as long as
+        MPI or the process.  Of a communicator that C code has filled, that code is to let go.
+        """
+        if isinstance(self._keep, End):
+            self._keep.close()
+
+    def __enter__(self) -> Communicator:
+        """Return the communicator itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close, unless an exception comes: other ranks may not be here."""
+        if exception is None:
+            self.close()
 
     def __repr__(self) -> str:
         """Say which rank it is."""

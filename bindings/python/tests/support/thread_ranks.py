@@ -6,7 +6,7 @@ import ctypes
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,32 @@ def unkept(communicator: libmoe.Communicator, large: int = 1 << 20) -> str | Non
     return said.decode() if said else None
 
 
+def on_threads(
+    communicators: Sequence[libmoe.Communicator],
+    one: Callable[[libmoe.Communicator], Result],
+    died: Callable[[], Any] = lambda: None,
+) -> list[Result]:
+    """Call a function in a thread for each rank; return what each returned, or raise what one raised."""
+    results: list[Any] = [None] * len(communicators)
+    raised: list[BaseException] = []
+
+    def on(rank: int) -> None:
+        try:
+            results[rank] = one(communicators[rank])
+        except BaseException as exception:
+            raised.append(exception)
+            died()
+
+    threads = [threading.Thread(target=on, args=(rank,)) for rank in range(len(results))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+    return results
+
+
 class ThreadRanks:
     """A group of ranks in one process; freed with the last of its communicators.
 
@@ -80,29 +106,8 @@ class ThreadRanks:
         lib.thread_ranks_free(self._group)
 
     def run(self, one: Callable[[libmoe.Communicator], Result]) -> list[Result]:
-        """Call a function in a thread for each rank; return what each returned, or raise what one raised.
-
-        Of several exceptions that of the lowest rank is raised.
-        """
-        results: list[Any] = [None] * len(self.communicators)
-        raised: list[BaseException | None] = [None] * len(self.communicators)
-
-        def on(rank: int) -> None:
-            try:
-                results[rank] = one(self.communicators[rank])
-            except BaseException as exception:
-                raised[rank] = exception
-                lib.thread_ranks_break(self._group)
-
-        threads = [threading.Thread(target=on, args=(rank,)) for rank in range(len(results))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for exception in raised:
-            if exception is not None:
-                raise exception
-        return results
+        """Call a function in a thread for each rank, as :func:`on_threads` does; one that raises is dead."""
+        return on_threads(self.communicators, one, lambda: lib.thread_ranks_break(self._group))
 
     def bytes(self, sender: int, receiver: int) -> int:
         """Return how many bytes one rank has sent to another."""
