@@ -12,7 +12,7 @@ from typing import Any
 try:
     from mpi4py import MPI
 except ImportError as error:
-    raise ImportError("libmoe.mpi needs mpi4py, and an MPI: pip install mpi4py mpich") from error
+    raise ImportError("libmoe.mpi needs mpi4py, and an MPI: pip install 'libmoe[mpi]' mpich") from error
 
 from ._native.transport import End, Message, Transport
 from .communicator import Communicator
