@@ -15,6 +15,7 @@ from torch_experts import downs, gates_and_ups, packed, serve_experts, stacked
 from vllm_operators import operators
 
 METHODS = {"bf16": 0, "int8_row_a8": 1, "fp8": 2, "int4_g128_a8": 3, "mxfp4": 4}
+INT4_GROUP = 128  # inputs of one scale
 GPTQ = 1  # how the operator that packs 4 bits is told what it gets
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(work.threads)
     vllm = operators()
     (w13, s13, z13), (w2, s2, z2) = (prepared(half(work), work.dtype) for half in (gates_and_ups, downs))
-    method, block = METHODS[work.dtype], [few_bits.GROUP] * 2 if work.dtype == "fp8" else None
+    method, block = METHODS[work.dtype], [few_bits.BLOCK] * 2 if work.dtype == "fp8" else None
     no_more = 4 * [None]  # biases, and the bounds of another activation
 
     def experts(y: Tensor, x: Tensor, weights: Tensor, chosen: Tensor) -> None:
@@ -57,7 +58,7 @@ def prepared(matrices: Iterator[Tensor], form: str) -> tuple[Tensor, Tensor | No
 
 def gptq(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return numbers [K/8,N] of 4 bits in int32, the lowest first, and scales [K/128,N]."""
-    numbers, scales = few_bits.int4_groups(matrix)
+    numbers, scales = few_bits.int4_groups(matrix, INT4_GROUP)
     eights = numbers.unflatten(1, (-1, 8))  # [N,K/8,8]
     words = sum(eights[..., place].long() << 4 * place for place in range(8))
     return words.int().T.contiguous(), scales.T.contiguous()
