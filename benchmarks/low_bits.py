@@ -41,6 +41,7 @@ PEERS = {
     "sglang": ("sglang_moe.py", ("bf16", "int8_row_a8", "int4_g128_a8", "mxfp4", "fp8")),
     "vLLM": ("vllm_moe.py", ("bf16",)),
     "ORT": ("onnxruntime_qmoe.py", ("int8_a8", "int4_a8")),
+    "kt": ("kt_kernel_moe.py", ("bf16", "int8_row_a8", "int4_a8", "mxfp4")),
 }
 
 
@@ -95,7 +96,7 @@ class Sides:
             if work.dtype in forms and (name, work.dtype) not in self.failed:
                 try:
                     running[name] = Running(command, work)
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:
                     self.leave_out(name, work, error)
         return running
 
@@ -112,7 +113,7 @@ class Sides:
             for name, side in list(running.items()):
                 try:
                     turns[name].append(side.turn())
-                except (RuntimeError, BrokenPipeError) as error:
+                except (RuntimeError, ValueError, BrokenPipeError) as error:
                     if name == "libmoe":
                         raise
                     self.leave_out(name, work, error)

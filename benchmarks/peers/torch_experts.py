@@ -34,22 +34,26 @@ def serve_experts(work: Work, package: str, dtype: torch.dtype, experts: Experts
     listen(work, {"version": f"{package} {version(package)}"}, [run().float().numpy()], run)
 
 
+def matrices(work: Work, name: str) -> Iterator[Tensor]:
+    """Yield each expert's gate or up, [I,H], or down, [H,I]."""
+    yield from torch.from_numpy(work.load(f"experts.{name}.weight"))
+
+
 def gates_and_ups(work: Work) -> Iterator[Tensor]:
     """Yield each expert's gate above its up, [2I,H]."""
-    gates, ups = (torch.from_numpy(work.load(f"experts.{name}.weight")) for name in ("gate", "up"))
-    yield from map(torch.cat, zip(gates, ups))
+    yield from map(torch.cat, zip(matrices(work, "gate"), matrices(work, "up")))
 
 
 def downs(work: Work) -> Iterator[Tensor]:
     """Yield each expert's down, [H,I]."""
-    yield from torch.from_numpy(work.load("experts.down.weight"))
+    return matrices(work, "down")
 
 
-def stacked(matrices: Iterator[Tensor], dtype: torch.dtype) -> Tensor:
+def stacked(parts: Iterator[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the matrices of all experts as one tensor."""
-    return torch.stack([matrix.to(dtype) for matrix in matrices])
+    return torch.stack([matrix.to(dtype) for matrix in parts])
 
 
-def packed(matrices: Iterator[Tensor], quantise: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
+def packed(parts: Iterator[Tensor], quantise: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return the numbers of all experts, and their scales."""
-    return [torch.stack(parts) for parts in zip(*map(quantise, matrices))]
+    return [torch.stack(stack) for stack in zip(*map(quantise, parts))]
