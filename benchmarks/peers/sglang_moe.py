@@ -51,7 +51,8 @@ def prepared(matrices: Iterator[Tensor], form: str) -> tuple[Tensor, Tensor | No
         numbers, scales = packed(matrices, few_bits.mxfp4)
         return convert(numbers), operators().convert_scale_packed(scales), None
     numbers, scales = packed(matrices, gptq)
-    zeros = torch.full((*scales.shape[:2], scales.shape[2] // 8), 0x77777777, dtype=torch.int32)  # less 1
+    eights = 0x77777777  # zero points are kept less 1
+    zeros = torch.full((*scales.shape[:2], scales.shape[2] // 8), eights, dtype=torch.int32)
     weights, zeros, scales = operators().convert_weight_packed_scale_zp(numbers, zeros, scales, GPTQ)
     return weights, scales, zeros
 
