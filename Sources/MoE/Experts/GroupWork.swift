@@ -61,8 +61,10 @@ struct GroupWork {
         code: code, first: chunk * chunkWidth, count: min(chunkWidth, columns - chunk * chunkWidth)))
   }
 
-  var gateUpWork: Work { c.gateUpWork(dispatch) }
-  var downWork: Work { c.downWork(dispatch) }
+  var gateUpWork: Work {
+    c.gateUpWork(dispatch, packed: prepared.map { (c.gated ? $0.bytes(.gate, c) : 0) + $0.bytes(.up, c) })
+  }
+  var downWork: Work { c.downWork(dispatch, packed: prepared?.bytes(.down, c)) }
 }
 
 /// What every job of one group's backward reads and writes beside it.
