@@ -83,7 +83,7 @@ struct ModelPacking {
     for index in 0..<model.parameters.count {
       let packing = own[index]
       try model.parameters.makeRoom(
-        index, isByPanels(index) ? packing.forms : nil, hasAll: packing.wanted.isStored, in: model.context)
+        index, isByPanels(index) ? packing.forms : nil, in: model.context)
     }
     for n in 0..<model.configuration.layers where !loading.tensors.isMoE(n) {
       guard let layer = model.layer(n) else { continue }

@@ -9,6 +9,11 @@ struct FolderParts {
 
   init(_ options: moe_pretrained_options, in context: ContextPointer) throws(Fault) {
     count = Int(options.n_prepared_parts)
+    let isTrained = options.inference_only == 0
+    let others = Layer.Preparation(rawValue: options.prepared) ?? .none
+    if isTrained && !others.isFrozen {
+      throw .invalid("options.prepared = \(Int(options.prepared)) needs inference_only = 1: \(Self.whyInference)")
+    }
     if count > 0 && options.prepared_parts == nil {
       throw .invalid("options.n_prepared_parts = \(count), but prepared_parts is NULL")
     }
@@ -16,6 +21,11 @@ struct FolderParts {
     for index in 0..<count {
       let part = options.prepared_parts[index]
       try part.requireBounds(Bounds("prepared_parts"))
+      if isTrained, let own = Layer.Preparation(rawValue: part.prepared), !own.isFrozen {
+        throw .invalid(
+          "options.prepared_parts[\(index)].prepared = \(Int(part.prepared)) needs inference_only = 1: \(Self.whyInference)"
+        )
+      }
       text += textLength(try required(part.pattern, "prepared_parts.pattern")) + 1
     }
     let bytes = count * MemoryLayout<PreparedPart>.stride
@@ -31,8 +41,11 @@ struct FolderParts {
           pattern: UnsafePointer(free), preparation: Layer.Preparation(rawValue: part.prepared) ?? .none))
       free += length
     }
-    forms = PartForms(
-      Layer.Preparation(rawValue: options.prepared) ?? .none, parts: UnsafePointer(parts), count: count)
+    forms = PartForms(others, parts: UnsafePointer(parts), count: count)
+  }
+
+  private static var whyInference: StaticString {
+    "training changes these weights, of which few bits alone stay as they are"
   }
 
   func free(_ context: ContextPointer) { context.release(parts) }

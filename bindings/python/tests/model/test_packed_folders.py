@@ -127,7 +127,6 @@ def test_a_model_may_be_written_over_the_files_that_it_is_mapped_from(tmp_path: 
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"inference_only": False}, "inference_only = True"),
     ({"weight_dtype": "bf16"}, "weight_dtype.*packed already"),
     ({"prepared": "int4"}, "prepared.*packed already"),
 ])  # fmt: skip
