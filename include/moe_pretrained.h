@@ -66,8 +66,9 @@ typedef struct moe_pretrained_options {
                                 parameters have no memory, and the model is saved as it is packed.  Few bits are frozen (see moe_tensor), other
                                 forms with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
-                                the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory, packed as
-                                `prepared` and `prepared_parts` say: with inference_only.  0 = all are in memory */
+                                the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory; what
+                                `prepared` and `prepared_parts` pack counts as it is packed.  With inference_only.  0 = all are in
+                                memory */
   /** Told after each tensor how many bytes of the files are read, or written, of how many; a value other than 0 ends the call with
    *  MOE_ERROR_CANCELLED.  NULL = nobody.  Called in the calling thread; it must not call the library on the same model. */
   int32_t (*progress)(void *user, size_t done, size_t total);

@@ -15,6 +15,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     let allocator = pointee.context.pointee.allocator
     if let forms { loading.packing = try ModelPacking.make(loading, forms, calibration) }
     defer { loading.packing?.free(allocator) }
+    try loading.limitPacked()
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
     let origin = try ModelOrigin(source, shapes, type, norms: try loading.normsFromZero())
@@ -46,7 +47,7 @@ struct ModelLoading {
   let tensors: FamilyTensors
   let checkpoint: Checkpoint
   private let folder: UnsafePointer<CChar>
-  private let residentLimit: ResidentLimit?
+  private var residentLimit: ResidentLimit?
   private var progress: Progress
   /// Whether parameters have to have some before.
   var needsMemory = true
@@ -66,6 +67,13 @@ struct ModelLoading {
   /// Whether the layer's experts stay in the files.
   private func offloads(_ layer: LayerPointer) -> Bool {
     !layer.pointee.configuration.keepsExpertWeights && (packing == nil || residentLimit != nil)
+  }
+
+  /// Experts stay in the files where they do not fit as they are packed.
+  mutating func limitPacked() throws(Fault) {
+    guard let packing, let limit = residentLimit else { return }
+    let (experts, others) = packing.bytes(self)
+    residentLimit = try limit.packed(experts: experts, others: others)
   }
 
   // MARK: checks

@@ -146,7 +146,8 @@ struct Folder {
     leaveToPacking()
     guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return }
     let others = info.parameter_bytes - info.expert_bytes
-    if configuration.moeLayers == 0 || others >= most {
+    // What is packed takes what is known when it is read.
+    if (configuration.moeLayers == 0 || others >= most) && !forms.packs(in: source.context) {
       throw .invalid(
         "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
       )
