@@ -78,8 +78,8 @@ typedef struct moe_pretrained_options {
                                 those that would stay as they are go with others of few bits as float32; all or none are for int8 tokens */
   int64_t n_prepared_parts;    /**< a number, 0 to 4096 */
   const moe_calibration *calibration; /**< nullable: by which few bits are chosen while weights are packed, as moe_model_prepare_calibrated
-                                           does, of a model with such parameters; with `prepared` of few bits, and not with experts that stay in
-                                           the files.  It must live until the model has been read */
+                                           does, of a model with such parameters; with few bits in `prepared` or a part, and not with experts that
+                                           stay in the files.  It must live until the model has been read */
 } moe_pretrained_options;
 
 #define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, NULL }

@@ -17,16 +17,21 @@ struct FolderParts {
     if count > 0 && options.prepared_parts == nil {
       throw .invalid("options.n_prepared_parts = \(count), but prepared_parts is NULL")
     }
-    var text = 0
+    var (text, hasFewBits) = (0, others.isOfFewBits)
     for index in 0..<count {
       let part = options.prepared_parts[index]
       try part.requireBounds(Bounds("prepared_parts"))
-      if isTrained, let own = Layer.Preparation(rawValue: part.prepared), !own.isFrozen {
+      let own = Layer.Preparation(rawValue: part.prepared) ?? .none
+      if own.isOfFewBits { hasFewBits = true }
+      if isTrained && !own.isFrozen {
         throw .invalid(
           "options.prepared_parts[\(index)].prepared = \(Int(part.prepared)) needs inference_only = 1: \(Self.whyInference)"
         )
       }
       text += textLength(try required(part.pattern, "prepared_parts.pattern")) + 1
+    }
+    if options.calibration != nil && !hasFewBits {
+      try requireFewBits(options.prepared, "options.calibration", "options.prepared")
     }
     let bytes = count * MemoryLayout<PreparedPart>.stride
     let memory = UnsafeMutableRawPointer(try context.memory(UInt8.self, count: bytes + text))

@@ -23,7 +23,6 @@ private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) thro
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
-  if copy.calibration != nil { try requireFewBits(copy.prepared, "options.calibration", "options.prepared") }
   return copy
 }
 
