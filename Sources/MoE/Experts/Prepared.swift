@@ -112,6 +112,8 @@ struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
   private let forms: LayerForms
+  /// Whether groups that could be trained count as not packed.
+  private var areFrozenAlone = false
   private let slots: Slots?
   private let places: Places?
 
@@ -140,18 +142,20 @@ struct PreparedGroups {
   var changedValues: PanelForm? {
     for index in 0..<c.groupCount where c.groups[index].multiplies {
       let group = c.groups[index]
-      if let form = forms[group]?.changing(group.weights) { return form }
+      if let own = forms[group], !own.isFrozen, let form = own.changing(group.weights) { return form }
     }
     return nil
   }
 
-  /// Whether weights are in few bits, where they are packed.
-  var areOfBlocks: Bool {
-    for index in 0..<c.groupCount where c.groups[index].multiplies {
-      guard let forms = forms[c.groups[index]] else { continue }
-      if forms.gate.code != nil || forms.up.code != nil || forms.down.code != nil { return true }
-    }
-    return false
+  /// Those of few bits.
+  var frozenForms: LayerForms { forms.frozen }
+  var areOfBlocks: Bool { !frozenForms.isEmpty }
+
+  /// Those of few bits, which backward reads: others it reads as they are.
+  var frozen: PreparedGroups {
+    var own = self
+    own.areFrozenAlone = true
+    return own
   }
 
   /// Whether both are packed in the same forms, or neither is.
@@ -161,6 +165,7 @@ struct PreparedGroups {
   func of(_ group: ExpertGroup) -> PreparedWeights? {
     var arena = arena ?? Arena()
     for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    if areFrozenAlone && !(forms[group]?.isFrozen ?? false) { return nil }
     return take(&arena, group)
   }
 
