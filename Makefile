@@ -1,13 +1,16 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits test-asan test-tsan test-transformers fuzz check-arm64 install uninstall clean
+.PHONY: help lib mpi wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits test-asan test-tsan test-transformers test-mpi fuzz check-arm64 install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lib: ## build/lib/libmoe.so and libmoe.a, what pkg-config and CMake read, build/include
 	scripts/lib
+
+mpi: ## build/mpi/lib/libmoe_mpi.so, a communicator over the MPI whose mpicc there is
+	scripts/mpi
 
 wheel: lib ## build/dist/libmoe-...-manylinux_....whl, for pip on other machines
 	scripts/wheel
@@ -32,6 +35,9 @@ test-asan: ## the Swift and C tests under the address sanitizer
 
 test-transformers: ## libmoe.torch and libmoe.transformers in full, on every class of the installed transformers
 	scripts/test-torch all
+
+test-mpi: ## communicators under mpiexec, with Debian's Open MPI and MPICH and those of PyPI
+	scripts/test-mpi
 
 fuzz: ## coverage-guided fuzzing of the C interface and the file formats, a minute each
 	scripts/fuzz

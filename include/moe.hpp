@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "moe.h"
+#include "moe_communicator.h"
 #include "moe_experts.h"
 #include "moe_model.h"
 #include "moe_pretrained.h"

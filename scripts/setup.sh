@@ -34,6 +34,14 @@ need_openblas() {
   install_missing
 }
 
+# An MPI: Open MPI where there is none.
+need_mpi() {
+  missing=
+  command -v mpicc >/dev/null 2>&1 || missing="$missing libopenmpi-dev"
+  command -v mpiexec >/dev/null 2>&1 || missing="$missing openmpi-bin"
+  install_missing
+}
+
 # A compiler, libc and an emulator for arm64.
 need_arm64_packages() {
   missing=

@@ -4,6 +4,7 @@
 #include "moe_experts.h"
 #include "moe_model.h"
 #include "moe_pretrained.h"
+#include "moe_communicator.h"
 
 _Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
@@ -624,3 +625,17 @@ _Static_assert(offsetof(moe_save_options, max_shard_size) == 16, "moe_save_optio
 _Static_assert(offsetof(moe_save_options, config) == 24, "moe_save_options.config");
 _Static_assert(offsetof(moe_save_options, progress) == 32, "moe_save_options.progress");
 _Static_assert(offsetof(moe_save_options, progress_user) == 40, "moe_save_options.progress_user");
+
+_Static_assert(sizeof(moe_communicator) == 88, "moe_communicator");
+_Static_assert(offsetof(moe_communicator, struct_size) == 0, "moe_communicator.struct_size");
+_Static_assert(offsetof(moe_communicator, user) == 8, "moe_communicator.user");
+_Static_assert(offsetof(moe_communicator, rank) == 16, "moe_communicator.rank");
+_Static_assert(offsetof(moe_communicator, size) == 20, "moe_communicator.size");
+_Static_assert(offsetof(moe_communicator, flags) == 24, "moe_communicator.flags");
+_Static_assert(offsetof(moe_communicator, all_to_all) == 32, "moe_communicator.all_to_all");
+_Static_assert(offsetof(moe_communicator, send) == 40, "moe_communicator.send");
+_Static_assert(offsetof(moe_communicator, receive) == 48, "moe_communicator.receive");
+_Static_assert(offsetof(moe_communicator, test) == 56, "moe_communicator.test");
+_Static_assert(offsetof(moe_communicator, wait) == 64, "moe_communicator.wait");
+_Static_assert(offsetof(moe_communicator, error) == 72, "moe_communicator.error");
+_Static_assert(offsetof(moe_communicator, abandon) == 80, "moe_communicator.abandon");

@@ -31,6 +31,7 @@ def pinned(headers: Headers, before: str) -> str:
         '#include "moe_experts.h"',
         '#include "moe_model.h"',
         '#include "moe_pretrained.h"',
+        '#include "moe_communicator.h"',
     ]
     for name, struct in headers.structs.items():
         places, size = offsets(struct)

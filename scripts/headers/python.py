@@ -169,8 +169,10 @@ def _struct(headers: Headers, struct: Struct) -> str:
         if field.type.callback:
             returned, taken = field.type.callback
             kind = f"{struct.name}_{field.name}"
-            types = ", ".join([_ctype(headers, returned), *(_ctype(headers, each) for each in taken)])
-            callbacks.append(f"{kind} = CFUNCTYPE({types})\n")
+            types = [_returned(headers, returned), *(_ctype(headers, each) for each in taken)]
+            line = f"{kind} = CFUNCTYPE({', '.join(types)})"
+            wrapped = _wrapped(f"{kind} = CFUNCTYPE(", types, ")")
+            callbacks.append((line if len(line) <= _WIDTH else wrapped) + "\n")
         lines.append(f'        ("{field.name}", {kind}),')
     base = "Sized" if struct.sized else "Struct"
     parts = ["".join(callbacks)] if callbacks else []
@@ -242,6 +244,12 @@ def _ctype(headers: Headers, kind: Type) -> str:
     if kind.name in headers.structs or kind.name in headers.handles:
         return "POINTER(" * kind.stars + kind.name + ")" * kind.stars
     return "c_char_p" if kind.name == "char" and kind.stars == 1 else "c_void_p"
+
+
+def _returned(headers: Headers, kind: Type) -> str:
+    """Return the type of what a callback returns: of text its address, since ctypes keeps no bytes."""
+    found = _ctype(headers, kind)
+    return "c_void_p" if found == "c_char_p" else found
 
 
 def _function(headers: Headers, function: Function) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn, Union
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [ROOT / "include" / name for name in ("moe.h", "moe_experts.h", "moe_model.h", "moe_pretrained.h")]
+_NAMES = ("moe.h", "moe_experts.h", "moe_model.h", "moe_pretrained.h", "moe_communicator.h")
+PATHS = [ROOT / "include" / name for name in _NAMES]
 
 
 class HeaderError(Exception):
@@ -197,12 +198,13 @@ def joined(comment: str) -> str:
 def split_type(declaration: str) -> tuple[Type, list[str]]:
     """``const float *x`` -> float with a star, x.  ``double a, b`` has two names."""
     declaration = " ".join(declaration.split())
-    callback = re.fullmatch(r"(\w+) (\**)\(\*(\w+)\)\((.*)\)", declaration)
+    callback = re.fullmatch(r"(const )?(\w+) (\**)\(\*(\w+)\)\((.*)\)", declaration)
     if callback:
-        kind, stars, name, arguments = callback.groups()
+        constant, kind, stars, name, arguments = callback.groups()
         # At commas outside of the parentheses of what are functions themselves.
         taken = [split_type(argument)[0] for argument in re.split(r",(?![^(]*\))", arguments)]
-        return Type("function", 1, callback=(Type(kind, len(stars)), taken)), [name]
+        returned = Type(kind, len(stars), constant=bool(constant))
+        return Type("function", 1, callback=(returned, taken)), [name]
     found = re.fullmatch(r"(const )?(\w+) (\**)(\w+)(?:\[(\d+)\])?((?:, \w+)*)", declaration)
     if found is None:
         refuse(declaration, "is a declaration that scripts/headers/reader.py does not understand")

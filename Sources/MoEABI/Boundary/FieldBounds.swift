@@ -446,3 +446,5 @@ extension moe_save_options: Bounded {
     try check.zero(reserved, "reserved")
   }
 }
+
+extension moe_communicator: Bounded {}

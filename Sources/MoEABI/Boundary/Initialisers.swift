@@ -304,3 +304,8 @@ public func moe_pretrained_info_init(_ given: UnsafeMutablePointer<moe_pretraine
 public func moe_save_options_init(_ given: UnsafeMutablePointer<moe_save_options>?, _ struct_size: Int) {
   initialise(given, struct_size, moe_save_options())
 }
+
+@implementation @_cdecl("moe_communicator_init")
+public func moe_communicator_init(_ given: UnsafeMutablePointer<moe_communicator>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_communicator())
+}

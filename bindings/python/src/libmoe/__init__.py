@@ -19,6 +19,7 @@ from .adaptive_clip import AdaptiveClip
 from .bfloat16 import from_bfloat16, to_bfloat16
 from .calibration import CalibratedMatrix, Calibration, calibrate
 from .checkpoint import Checkpoint, save
+from .communicator import Communicator
 from .config import ExpertGroup
 from .context import ALL_THREADS, Context, build_info, default_context, processors
 from .encoder import EncoderLayer
@@ -70,6 +71,7 @@ __all__ = [
     "CalibratedMatrix",
     "Calibration",
     "Checkpoint",
+    "Communicator",
     "Context",
     "EncoderLayer",
     "ExpertGroup",

@@ -45,7 +45,7 @@ def test_nothing_is_passed_over() -> None:
 
 def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> None:
     """Functions declared again, types of fields, numbers of enums: what differs does not compile."""
-    lines = ["#include <moe_experts.h>", "#include <moe_model.h>", "#include <moe_pretrained.h>"]
+    lines = [f"#include <{path.name}>" for path in reader.PATHS]
     for function in HEADERS.functions.values():
         arguments = ", ".join(spelled(parameter.type) for parameter in function.parameters) or "void"
         lines.append(f"{spelled(function.returns)}{function.name}({arguments});")
@@ -72,7 +72,7 @@ def test_a_c_compiler_reads_the_headers_as_the_reader_does(tmp_path: Path) -> No
 
 def test_structs_are_what_a_c_compiler_makes_of_them(tmp_path: Path) -> None:
     """Sizes, offsets, and what the MOE_..._INIT macros put there."""
-    headers = ("moe_experts.h", "moe_pretrained.h", "stdio.h")
+    headers = (*(path.name for path in reader.PATHS), "stdio.h")
     lines = [*(f"#include <{header}>" for header in headers), "int main(void) {"]
     ours: dict[str, str] = {}
     for name, struct in STRUCTS.items():

@@ -107,6 +107,7 @@ QK_NORM = {"none": 0, "head": 1, "whole": 2, "rotated": 3, "plain": 4}
 KEEP = {"all": 0, "lean": 1, "input": 2}
 NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
+COMMUNICATOR_FLAG = {"any_thread": 1}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -1241,6 +1242,39 @@ class moe_save_options(Sized):
     _bytes_ = frozenset({"max_shard_size"})
 
 
+moe_communicator_all_to_all = CFUNCTYPE(
+    c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p,
+)
+moe_communicator_send = CFUNCTYPE(c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p)
+moe_communicator_receive = CFUNCTYPE(c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p)
+moe_communicator_test = CFUNCTYPE(c_int32, c_void_p, c_void_p, c_void_p)
+moe_communicator_wait = CFUNCTYPE(c_int32, c_void_p, c_void_p)
+moe_communicator_error = CFUNCTYPE(c_void_p, c_void_p, c_int32)
+moe_communicator_abandon = CFUNCTYPE(None, c_void_p, c_void_p)
+
+
+class moe_communicator(Sized):
+    """One rank's end of a group of ranks."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("user", c_void_p),
+        ("rank", c_int32),
+        ("size", c_int32),
+        ("flags", c_int32),
+        ("all_to_all", moe_communicator_all_to_all),
+        ("send", moe_communicator_send),
+        ("receive", moe_communicator_receive),
+        ("test", moe_communicator_test),
+        ("wait", moe_communicator_wait),
+        ("error", moe_communicator_error),
+        ("abandon", moe_communicator_abandon),
+    ]
+    _sums_ = {
+        "flags": COMMUNICATOR_FLAG,
+    }
+
+
 # Words of arguments, where only some of an enum's are taken.
 ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
     "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
@@ -1539,4 +1573,5 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_save_options_init": (None, [POINTER(moe_save_options), c_size_t]),
     "moe_model_save": (Status, [POINTER(moe_model), c_char_p, POINTER(moe_save_options)]),
     "moe_pretrained_family": (c_char_p, [c_int64]),
+    "moe_communicator_init": (None, [POINTER(moe_communicator), c_size_t]),
 }

@@ -20,17 +20,28 @@ class Told(int):
     """A function that a native call tells something, as the user pointer of its callback; as a number 0."""
 
     function: Callable[..., Any]
+    count: int
+    stops: bool
 
-    def __new__(cls, function: Callable[..., Any]) -> Told:
-        """Hold a function of the callback's two arguments behind the user pointer."""
+    def __new__(cls, function: Callable[..., Any], count: int = 2, stops: bool = True) -> Told:
+        """Hold a function of so many arguments, which are those of the callback behind the user pointer.
+
+        With ``stops`` an exception that waits asks the library to stop, whatever raised it.
+        """
         told = super().__new__(cls, 0)
         told.function = function
+        told.count = count
+        told.stops = stops
         return told
 
     @property
     def address(self) -> int:
         """The user pointer; whoever makes the native call keeps this object as long."""
         return id(self)
+
+
+FAILED = object()
+"""What a function returns that has failed without an exception for the caller."""
 
 
 class _Raised(threading.local):
@@ -82,26 +93,32 @@ class _Raised(threading.local):
                 self.exception = exception
 
     def _listen(self) -> Generator[int, Any, None]:
-        """Take a callback's arguments one by one, and call the function when all three are there.
+        """Take a callback's arguments one by one, and call the function when all are there.
 
-        What is yielded falls from argument to argument, and rises once there is an exception: so the largest
+        What is yielded falls from argument to argument, and rises once something is wrong: so the largest
         belongs to the first argument if all went well, else to the last.
         """
         given: list[Any] = []
         number = 0
+        wrong = False
         while True:
             try:
                 while True:
                     number += 1
-                    value = yield number if self.exception is not None else -number
-                    given = [value] if isinstance(value, Told) else [*given, value]
-                    if len(given) == 3 and isinstance(given[0], Told):
-                        given[0].function(*given[1:])
+                    waits = self.exception is not None and bool(given) and given[0].stops
+                    value = yield number if wrong or waits else -number
+                    if isinstance(value, Told):
+                        given, wrong = [value], False
+                    elif given:
+                        given.append(value)
+                        if len(given) == 1 + given[0].count:
+                            wrong = given[0].function(*given[1:]) is FAILED
             except GeneratorExit:
                 return
             except BaseException as exception:
                 self.exception = exception
-                given = []  # an argument may be lost: the next callback begins anew
+                # An argument may be lost: what is left of this callback's changes nothing.
+                given, wrong = [], True
 
     def take(self) -> BaseException | None:
         """Return the exception and forget it."""
@@ -124,6 +141,15 @@ def _told(result: Any, *types: Any) -> Any:
     which is 0, to go on, or the last one, which is not, to stop.
     """
     return ctypes.CFUNCTYPE(result, ctypes.py_object, *types)(functools.partial(max, key=raised))
+
+
+def telling(kind: Any, function: Callable[..., Any]) -> Any:
+    """Return a native callback of a type, which tells a function all of its arguments, user pointer included.
+
+    It returns 0, or its last argument where the function has raised something or returned :data:`FAILED`.
+    """
+    told = Told(function, len(kind._argtypes_), stops=False)
+    return kind(functools.partial(max, told, key=raised))
 
 
 Log = Callable[[int, str], None]

@@ -8,9 +8,10 @@ try:
 except ImportError as error:
     raise ImportError("libmoe.torch needs PyTorch: pip install 'libmoe[torch]'") from error
 
+from .communicator import communicator
 from .experts import experts, prepare
 from .moe import MoE
 from .prepared import Prepared
 from .report import Report
 
-__all__ = ["MoE", "Prepared", "Report", "experts", "prepare"]
+__all__ = ["MoE", "Prepared", "Report", "communicator", "experts", "prepare"]
