@@ -22,7 +22,10 @@ struct ExpertsForward {
     outputs = arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
     self.arena = arena
     // What is kept elsewhere takes no memory here, whatever place it is at.
-    let kept = keeps ? KeptGroups(work.c, work.dispatch.size, packsWeights: context.packsWeights) : nil
+    let kept =
+      keeps
+      ? KeptGroups(
+        work.c, work.dispatch.size, packsWeights: context.packsWeights, frozen: work.prepared.frozenForms) : nil
     for index in 0..<work.c.groupCount {
       var own = self.arena
       _ = group(index, &own, context, kept)
@@ -78,10 +81,10 @@ struct ExpertsBackward {
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
       dy: dy, dWeights: dWeights, dRows: arena.take(Float.self, size.mostRows, padded(c.hidden)), oneExpert: oneExpert)
-    let packsWeights = context.packsWeights
-    again = keeps ? nil : KeptGroups(&arena, c, size, packsWeights: packsWeights)
+    let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
+    again = keeps ? nil : KeptGroups(&arena, c, size, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena
-    let kept = again ?? KeptGroups(c, size, packsWeights: packsWeights)
+    let kept = again ?? KeptGroups(c, size, packsWeights: packsWeights, frozen: frozen)
     for index in 0..<c.groupCount {
       var own = self.arena
       _ = inner(index, &own, context, kept)

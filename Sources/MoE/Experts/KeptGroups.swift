@@ -4,19 +4,22 @@ struct KeptGroups {
   private let c: Configuration
   private let size: ChunkSize
   private let packsWeights: Bool
+  private let frozen: LayerForms
 
-  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, packsWeights: Bool) {
+  /// `frozen`: of groups in few bits, whose pre-activations are float32.
+  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, packsWeights: Bool, frozen: LayerForms) {
     self.arena = arena
     self.c = c
     self.size = size
     self.packsWeights = packsWeights
+    self.frozen = frozen
     for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
   }
 
   /// In place of those that are elsewhere, while memory is measured.
-  init(_ c: Configuration, _ size: ChunkSize, packsWeights: Bool) {
+  init(_ c: Configuration, _ size: ChunkSize, packsWeights: Bool, frozen: LayerForms) {
     var arena = Arena()
-    self.init(&arena, c, size, packsWeights: packsWeights)
+    self.init(&arena, c, size, packsWeights: packsWeights, frozen: frozen)
   }
 
   func of(_ group: ExpertGroup) -> KeptPreactivations? {
@@ -33,7 +36,7 @@ struct KeptGroups {
     let rows = size.rows(of: group)
     if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: width(group))) }
     let width = width(group)
-    switch group.weights.format.precision {
+    switch frozen[group]?.precision ?? group.weights.format.precision {
     case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
     case .bf16:
       let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)
@@ -48,16 +51,18 @@ struct KeptChunks {
   private let c: Configuration
   private let plan: Plan
   private let packsWeights: Bool
+  private let frozen: LayerForms
   private let bytesPerChunk: Int
 
-  init(_ arena: inout Arena, _ c: Configuration, _ plan: Plan, packsWeights: Bool) {
+  init(_ arena: inout Arena, _ c: Configuration, _ plan: Plan, packsWeights: Bool, frozen: LayerForms) {
     self.c = c
     self.plan = plan
     self.packsWeights = packsWeights
+    self.frozen = frozen
     self.arena = arena
     var (one, last) = (Arena(), Arena())
-    _ = KeptGroups(&one, c, plan.chunk, packsWeights: packsWeights)
-    _ = KeptGroups(&last, c, plan.lastChunk, packsWeights: packsWeights)
+    _ = KeptGroups(&one, c, plan.chunk, packsWeights: packsWeights, frozen: frozen)
+    _ = KeptGroups(&last, c, plan.lastChunk, packsWeights: packsWeights, frozen: frozen)
     bytesPerChunk = one.bytes
     for _ in 0..<plan.chunks - 1 { arena.cover(after: one) }
     arena.cover(after: last)
@@ -67,6 +72,6 @@ struct KeptChunks {
     var own = arena
     own.skip(chunk * bytesPerChunk)
     return KeptGroups(
-      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, packsWeights: packsWeights)
+      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, packsWeights: packsWeights, frozen: frozen)
   }
 }

@@ -59,7 +59,8 @@ public struct Layer {
         "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
       )
     }
-    let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
+    let taped = try tape?.pointee.prepare(
+      configuration, call, plan, parameters, frozen: prepared.frozenForms)
     var report = Report()
     try context.withScratch(
       lent: call.scratch, { forwardStages(&$0, x, call, plan, y: y, taped: taped) }
@@ -91,7 +92,7 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
-      draws: draws, squares: call.squares)
+      draws: draws, isDifferentiated: taped != nil, squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),
@@ -153,6 +154,7 @@ public struct Layer {
     _ call: BackwardCall
   ) throws(Fault) {
     let taped = tape.pointee.contents!
+    if taped.frozen != prepared.frozenForms { throw .packedSince }
     if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
     let plan = taped.plan  // backward's chunks are forward's
     try turn.acquire(for: "layer")
@@ -180,9 +182,8 @@ public struct Layer {
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: PreparedGroups(c),
-      dispatch: dispatch,
-      draws: taped.draws)
+      c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: prepared.frozen,
+      dispatch: dispatch, draws: taped.draws, isDifferentiated: true)
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps, dWeights: dWeights,
       oneExpert: fused?.gradient)
