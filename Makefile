@@ -63,7 +63,7 @@ bench-model: lib ## whole models beside PyTorch: training, attention, generation
 bench-transformers: lib ## models of transformers with libmoe's experts, beside its own
 	benchmarks/run-transformers
 
-bench-lowbits: lib ## the layer with weights of few bits, beside ggml
+bench-lowbits: lib ## the layer with weights of few bits, beside its peers
 	benchmarks/run-lowbits
 
 bench-generate: lib ## whole models from folders beside transformers: loading, prompts, generation

@@ -1,6 +1,6 @@
-"""The layer with weights of few bits, beside ggml by turns; print a table and write low_bits.json.
+"""The layer with weights of few bits, beside its peers by turns; print a table and write low_bits.json.
 
-    python low_bits.py MACHINE FOLDER [LIBGGML] [--only WORD]
+    python low_bits.py MACHINE FOLDER [--ggml LIBGGML] [--peers PYTHON] [--only WORD]
 
 MACHINE is the program built from machine.c; FOLDER is where the file goes.  README.md has the columns.
 """
@@ -8,6 +8,7 @@ MACHINE is the program built from machine.c; FOLDER is where the file goes.  REA
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -24,21 +25,39 @@ from peers import HERE, ROUNDS, Running, script, write_inputs
 
 sys.path.append(str(HERE / "peers"))
 
+from layer_reference import Float64, reference  # noqa: E402
 from protocol import Work  # noqa: E402
-from shapes import Q  # noqa: E402
+from shapes import Q, S, Shape  # noqa: E402
 
 import libmoe  # noqa: E402
 
-SHAPE = replace(Q, experts=128)
 TOKENS = (1, 16, 1024)
 FORMS = ("bf16", "int8", "int8_a8", "int8_row_a8", "int4", "int4_a8", "int4_g128_a8", "q4_k_a8", "q6_k_a8")
 MORE = ("iq4_nl_a8", "mxfp4", "mxfp4_a8", "nvfp4", "fp8", "int4_zero_g128_a8")
-GGML = ("bf16", "int8_a8", "int4_a8", "q4_k_a8", "q6_k_a8", "iq4_nl_a8", "mxfp4_a8")
+# What a peer computes, by the name of the form that is nearest to it here.
+GGML = ("f32", "bf16", "int8_a8", "int4_a8", "q4_k_a8", "q6_k_a8", "iq4_nl_a8", "mxfp4_a8")
+PEERS = {
+    "zentorch": ("zentorch_moe.py", ("f32", "bf16", "int8_row_a8")),
+    "sglang": ("sglang_moe.py", ("bf16", "int8_row_a8", "int4_g128_a8", "mxfp4", "fp8")),
+    "vLLM": ("vllm_moe.py", ("bf16",)),
+    "ORT": ("onnxruntime_qmoe.py", ("int8_a8", "int4_a8")),
+    "kt": ("kt_kernel_moe.py", ("bf16", "int8_row_a8", "int4_a8", "mxfp4")),
+}
 
 
+def groups() -> Iterator[tuple[Shape, tuple[str, ...]]]:
+    """Yield the shapes, and the forms that each is measured in."""
+    for tokens in TOKENS:
+        yield replace(Q, name=f"Q E 128 T {tokens}", experts=128, tokens=tokens), FORMS + MORE
+    for tokens in TOKENS:
+        yield replace(Q, name=f"Q T {tokens}", tokens=tokens), ("f32", "bf16")
+    yield replace(S, name="S SwiGLU T 1024", kind="swiglu"), ("f32", "bf16")  # as all peers can
+
+
+@functools.cache
 def bits(form: str) -> float:
     """Return how many bits the packed copy has for each weight."""
-    one = replace(SHAPE, experts=1, top_k=1)
+    one = replace(Q, experts=1, top_k=1)
     weights = libmoe.ExpertWeights(
         gate=_zeros(one.inner, one.hidden),
         up=_zeros(one.inner, one.hidden),
@@ -53,59 +72,96 @@ def _zeros(outputs: int, inputs: int) -> Any:
     return np.zeros((1, outputs, inputs), np.float32)
 
 
-def used_experts(tokens: int) -> float:
-    """Return how many experts random routing chooses."""
-    return SHAPE.experts * (1 - (1 - SHAPE.top_k / SHAPE.experts) ** tokens)
+def used_weights(shape: Shape) -> float:
+    """Return how many weights random routing chooses, of all matrices."""
+    experts = shape.experts * (1 - (1 - shape.top_k / shape.experts) ** shape.tokens)
+    return experts * shape.matrices * shape.hidden * shape.inner
 
 
-def compare(work: Work, ggml: str, bandwidth: float) -> Iterator[dict[str, Any]]:
-    """Let both take turns, and yield a line for each."""
-    running = {"libmoe": Running(script("libmoe_layer.py"), work)}
-    if ggml and work.dtype in GGML:
-        running["ggml"] = Running(script("ggml_graph.py", ggml), work)
-    turns: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(ROUNDS):
+class Sides:
+    """libmoe and its peers; a peer that fails in a form is named, and left out of that form from then on."""
+
+    def __init__(self, ggml: str, python: str) -> None:
+        self.peers: dict[str, tuple[list[str], tuple[str, ...]]] = {}
+        if ggml:
+            self.peers["ggml"] = script("ggml_graph.py", ggml), GGML
+        for name, (file, forms) in PEERS.items() if python else ():
+            self.peers[name] = [python, *script(file)[1:]], forms
+        self.failed: set[tuple[str, str]] = set()
+
+    def start(self, work: Work) -> dict[str, Running]:
+        """Return libmoe and all that can do the work, ready."""
+        running = {"libmoe": Running(script("libmoe_layer.py"), work)}
+        for name, (command, forms) in self.peers.items():
+            if work.dtype in forms and (name, work.dtype) not in self.failed:
+                try:
+                    running[name] = Running(command, work)
+                except (RuntimeError, ValueError) as error:
+                    self.leave_out(name, work, error)
+        return running
+
+    def leave_out(self, name: str, work: Work, error: Exception) -> None:
+        """Say that a peer does not compute here."""
+        self.failed.add((name, work.dtype))
+        print(f"{name} is left out of {work.dtype}: {error}", flush=True)
+
+    def compare(self, work: Work, expected: Float64, bandwidth: float) -> Iterator[dict[str, Any]]:
+        """Let all take turns, and yield a line for each."""
+        running = self.start(work)
+        turns: dict[str, list[float]] = {name: [] for name in running}
+        for _ in range(ROUNDS):
+            for name, side in list(running.items()):
+                try:
+                    turns[name].append(side.turn())
+                except (RuntimeError, ValueError, BrokenPipeError) as error:
+                    if name == "libmoe":
+                        raise
+                    self.leave_out(name, work, error)
+                    del running[name]
+        ours = statistics.median(turns["libmoe"])
+        weights = used_weights(work.shape)
         for name, side in running.items():
-            turns[name].append(side.turn())
-    for side in running.values():
-        side.close()
-    ours = statistics.median(turns["libmoe"])
-    weights = used_experts(work.shape.tokens) * 3 * SHAPE.hidden * SHAPE.inner
-    for name in running:
-        seconds = statistics.median(turns[name])
-        yield {
-            "work": work.name,
-            "form": work.dtype,
-            "tokens": work.shape.tokens,
-            "side": name,
-            "seconds": seconds,
-            "ratio": seconds / ours,
-            "gweights": 1e-9 * weights / seconds,
-            "of_read_bandwidth": weights * bits(work.dtype) / 8 / bandwidth / seconds,
-            "gops": 1e-9 * work.amount / seconds,
-        }
+            side.close()
+            seconds = statistics.median(turns[name])
+            y = side.outputs[0].reshape(expected.shape)
+            yield {
+                "work": work.name,
+                "form": work.dtype,
+                "tokens": work.shape.tokens,
+                "side": name,
+                "version": side.facts["version"],
+                "seconds": seconds,
+                "ratio": seconds / ours,
+                "gweights": 1e-9 * weights / seconds,
+                "of_read_bandwidth": weights * bits(work.dtype) / 8 / bandwidth / seconds,
+                "gops": 1e-9 * work.amount / seconds,
+                "error": float(np.linalg.norm(y - expected) / np.linalg.norm(expected)),
+                "limit": work.limit,
+            }
 
 
 def lines(asked: argparse.Namespace, bandwidth: float) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
     threads = len(os.sched_getaffinity(0))
+    sides = Sides(asked.ggml, asked.peers)
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
-        for tokens in TOKENS:
-            shape = replace(SHAPE, name=f"Q E 128 T {tokens}", tokens=tokens)
-            works = [Work(Path(name), shape, False, form, threads) for form in FORMS + MORE]
+        for shape, forms in groups():
+            works = [Work(Path(name), shape, False, form, threads) for form in forms]
             works = [work for work in works if asked.only in work.name]
             if works:
                 write_inputs(works[0])
+                expected = reference(works[0])
             for work in works:
-                yield from compare(work, asked.ggml, bandwidth)
+                yield from sides.compare(work, expected, bandwidth)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("machine")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("ggml", nargs="?", default="", metavar="LIBGGML")
+    parser.add_argument("--ggml", default="", metavar="LIBGGML", help="the library, if ggml takes part")
+    parser.add_argument("--peers", default="", metavar="PYTHON", help="of the venv that the others are in")
     parser.add_argument("--only", default="", metavar="WORD", help="what has it in its name")
     asked = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
@@ -113,18 +169,26 @@ def main() -> None:
     marks = subprocess.run([asked.machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
     bandwidth = 1e9 * json.loads(marks)[0]["gbs"]
     print(f"{bandwidth / 1e9:.1f} GB/s of reading")
-    print(f"\n{'work':36} {'side':7} {'ms':>9} {'ratio':>6} {'Gweights/s':>10} {'% read':>6} {'GOP/s':>7}")
+    print(
+        f"\n{'work':36} {'side':8} {'ms':>9} {'ratio':>6} {'Gweights/s':>10} {'% read':>6} {'GOP/s':>7} "
+        f"{'error':>7}  version"
+    )
     found = []
     for line in lines(asked, bandwidth):
         found.append(line)
         print(
-            f"{line['work']:36} {line['side']:7} {1e3 * line['seconds']:9.3f} {line['ratio']:6.2f} "
-            f"{line['gweights']:10.1f} {100 * line['of_read_bandwidth']:6.1f} {line['gops']:7.1f}",
+            f"{line['work']:36} {line['side']:8} {1e3 * line['seconds']:9.3f} {line['ratio']:6.2f} "
+            f"{line['gweights']:10.1f} {100 * line['of_read_bandwidth']:6.1f} {line['gops']:7.1f} "
+            f"{line['error']:7.1e}  {line['version']}",
             flush=True,
         )
     everything = {"threads": threads, "gbs": bandwidth / 1e9, "lines": found}
     (asked.folder / "low_bits.json").write_text(json.dumps(everything, indent=1) + "\n")
     print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
+    wrong = [line for line in found if not line["error"] <= line["limit"]]  # NaN is wrong too
+    for line in wrong:
+        print(f"{line['side']} does not do the same work: {line['work']}, {line['error']:.1e}")
+    return 1 if wrong else 0
 
 
-main()
+sys.exit(main())

@@ -31,8 +31,9 @@ from shapes import ADAMW_BYTES, Shape
 Array = np.ndarray[Any, np.dtype[np.float32]]
 CHECKED = 3  # steps of an optimiser before its answer
 TENSORS = 32  # that an optimiser's parameters are divided into, each about a matrix of an expert of Q
-LIMITS = {"f32": 1e-3, "bf16": 3e-2}  # of |theirs - ours| / |ours|, for a layer
-FEW_BITS_LIMIT = 0.2  # two quantisers of 4 bits are so far apart
+# Of |theirs - ours| / |ours|, for a layer; weights of few bits leave about twice their own error.
+LIMITS = {"f32": 1e-3, "bf16": 3e-2, "int8": 4e-2, "int8_row": 4e-2, "q6_k": 6e-2, "fp8": 8e-2}
+FOUR_BITS_LIMIT = 0.25
 FEW_TOKENS = (
     16  # so many and fewer find their experts' weights in memory, and not in the cache: inputs take turns
 )
@@ -68,7 +69,7 @@ class Work:
     @property
     def limit(self) -> float:
         """How far a peer's answer may be from ours."""
-        return LIMITS.get(self.dtype, FEW_BITS_LIMIT)
+        return LIMITS.get(self.dtype.removesuffix("_a8"), FOUR_BITS_LIMIT)
 
     def arguments(self) -> list[str]:
         """Return the command line of a peer."""
