@@ -55,7 +55,7 @@ struct SavedExperts {
     _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, in context: ContextPointer
   ) -> (UnsafeMutablePointer<Header>, KeptGroups) {
     let header = arena.take(Header.self, 1)
-    return (header, KeptGroups(&arena, c, size, packsWeights: context.packsWeights))
+    return (header, KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights))
   }
 
   static func bytes(_ c: Configuration, _ size: ChunkSize, in context: ContextPointer) throws(Fault) -> Int {
