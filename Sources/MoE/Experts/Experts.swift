@@ -141,12 +141,13 @@ struct ExpertsBackward {
     }
   }
 
-  /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been.
-  func runWeights(in context: ContextPointer, kept: KeptGroups?) throws(Fault) {
+  /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
+  func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
     guard let kept = kept ?? again, work.source.of(work.c.groups[groups.range.lowerBound]).wantsGradients else {
       return
     }
-    try runWeights(groups.range.lowerBound, in: context, kept, only: nil, again: false)
+    if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
+    try runWeights(groups.range.lowerBound, in: context, kept, only: nil, again: isRepeated)
   }
 
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.

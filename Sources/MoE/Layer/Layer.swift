@@ -204,7 +204,7 @@ public struct Layer {
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
       dx: out, fused: fused, routerArena: start)
     var behind = start
-    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne ? tokens : plan.chunk.tokens))
+    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne || ranks != nil ? tokens : plan.chunk.tokens))
     arena.cover(behind)
     return stages
   }

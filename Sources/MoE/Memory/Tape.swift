@@ -46,12 +46,11 @@ public struct Tape {
   }
 
   /// Memory for the rows that this rank has been told of.
-  mutating func prepareOwned(_ c: Configuration, _ ranks: RanksPointer, keeps: Bool) throws(Fault) -> OwnedTape {
+  mutating func prepareOwned(
+    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool
+  ) throws(Fault) {
     owned = nil
-    let rows = ranks.pointee.rowsOwned
-    func layout(_ arena: inout Arena) -> OwnedTape {
-      OwnedTape(&arena, c, ranks, rows: rows, keeps: keeps, context)
-    }
+    func layout(_ arena: inout Arena) -> OwnedTape { OwnedTape(&arena, c, ranks, chunks, keeps: keeps, context) }
     let needed = try Arena.bytes(of: layout)
     if ownedMemory == nil || needed > ownedBytes {
       let allocator = context.pointee.allocator
@@ -61,10 +60,7 @@ public struct Tape {
       ownedBytes = needed
     }
     var arena = Arena(ownedMemory!)
-    let made = layout(&arena)
-    made.counts.update(from: ranks.pointee.counts, count: ranks.pointee.size * ranks.pointee.experts.count)
-    owned = made
-    return made
+    owned = layout(&arena)
   }
 
   fileprivate mutating func bind(_ lent: CallerMemory?) {

@@ -5,7 +5,7 @@ import CShims
 // shared experts, the output bias) is one chain over all tokens, which goes on from rank to rank.
 
 /// The memory of a backward beside its own stages.
-private struct BackwardRoom {
+struct BackwardRoom {
   let rows: OwnedRows  // of x, where the tape has not kept them; with the weights
   let dy: UnsafeMutablePointer<Float>  // [rows,H]
   let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
@@ -59,54 +59,23 @@ extension Layer {
   @inline(never) private func run(
     _ stages: BackwardStages, _ taped: TapeContents, _ owned: OwnedTape, _ call: BackwardCall, over ranks: RanksPointer
   ) throws(Fault) {
-    let (c, routing) = (configuration, taped.routing)
-    let (tokens, firstPair) = (0..<routing.tokens, taped.draws.firstToken * c.slots)
+    let routing = taped.routing
     try stages.x.run(in: context)
     try stages.jittered.run(in: context)
     try stages.dy.run(in: context)
     stages.dWeights.update(repeating: 0, count: routing.tokens * routing.slots)
     stages.losses.prepare()
-    try context.measure(.dispatch, backward: true) { () throws(Fault) in
-      stages.dispatch.group(routing, tokens, firstPair: firstPair)
-    }
-    ranks.pointee.setRows(stages.dispatch, owned.counts)
-    let type = c.typeOfRows(PreparedGroups(c), training: taped.draws.training)
-    let room = try ranks.room(context.pointee.allocator) {
-      BackwardRoom(&$0, self, ranks, taped, owned, frozen: call.frozenExperts)
-    }
-    try ranks.pointee.agree(0, nil, next: 0)
-
-    // From here on every exchange is made, whatever fails.
     var failed: Fault?
-    let dispatch = stages.dispatch
-    try room.rows.bring(
-      stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
-    if owned.x == nil {
-      try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
-    }
-    try room.rows.bringWords(dispatch)
-    var noSteps: FusedStep?
-    attempt(&failed) { () throws(Fault) in
-      room.rows.group(owned.counts, ranks: ranks.pointee.size)
-      try room.compute.run(
-        in: context, kept: owned.kept, needInputGradient: stages.dx != nil, &noSteps, isOnlyChunk: true)
-    }
-    let dRows = stages.compute.gradients.dRows
-    if stages.dx != nil { try room.rows.takeBack(room.compute.gradients.dRows, to: dRows, &failed, in: context) }
-    let dWeights = try room.rows.takeBack(room.dWeights)
-    for row in 0..<room.rows.own { stages.dWeights[Int(dispatch.pairOfRow[row]) - firstPair] = dWeights[row] }
-    try runShared(stages, taped, call, room.gradients, &failed, over: ranks)
-    attempt(&failed) { () throws(Fault) in
-      guard let dx = stages.dx else { return }
-      try context.measure(.combine, backward: true) { () throws(Fault) in
-        try CombineBackward(
-          c: c, kernels: context.kernels, chunk: tokens, dispatch: dispatch, dRows: dRows, dx: dx.floats
-        ).run(in: context)
+    var memory: UnsafeMutablePointer<Float>?
+    for i in 0..<owned.chunks.count { memory = try run(stages, taped, owned, i, call, &failed, over: ranks) }
+    if !call.frozenExperts && configuration.shared > 0 {
+      try chainGradients(shared: true, memory!, over: ranks, &failed) { () throws(Fault) in
+        try addShared(stages, taped, owned.chunks)
       }
     }
-    try runRouter(stages, taped, room.gradients, &failed, over: ranks)
+    try runRouter(stages, taped, memory!, &failed, over: ranks)
     if let out = call.dExpertWeights {
-      for t in tokens {
+      for t in 0..<routing.tokens {
         (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
       }
     }
@@ -114,18 +83,63 @@ extension Layer {
     try ranks.pointee.agree(0, failed, next: nil)
   }
 
-  /// The shared experts, over this rank's own tokens.
-  @inline(never) private func runShared(
-    _ stages: BackwardStages, _ taped: TapeContents, _ call: BackwardCall, _ memory: UnsafeMutablePointer<Float>,
+  /// One chunk of the tokens of all ranks; returns memory for gradients that go from rank to rank.
+  @inline(never) private func run(
+    _ stages: BackwardStages, _ taped: TapeContents, _ owned: OwnedTape, _ i: Int, _ call: BackwardCall,
     _ failed: inout Fault?, over ranks: RanksPointer
-  ) throws(Fault) {
-    if configuration.shared == 0 { return }
+  ) throws(Fault) -> UnsafeMutablePointer<Float> {
+    let (c, tokens) = (configuration, owned.chunks.tokens(ofChunk: i))
+    let (dispatch, firstPair) = (stages.dispatch, taped.draws.firstToken * c.slots)
+    try context.measure(.dispatch, backward: true) { () throws(Fault) in
+      dispatch.group(taped.routing, tokens, firstPair: firstPair)
+    }
+    ranks.pointee.setRows(dispatch, owned.counts(ofChunk: i))
+    let room = try ranks.room(context.pointee.allocator) {
+      BackwardRoom(&$0, self, ranks, taped, owned, frozen: call.frozenExperts)
+    }
+    try ranks.pointee.agree(0, failed, next: 0)
+
+    // From here on every exchange is made, whatever fails.
+    try room.rows.bring(
+      stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
+    if owned.x == nil {
+      let type = c.typeOfRows(PreparedGroups(c), training: taped.draws.training)
+      try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
+    }
+    try room.rows.bringWords(dispatch)
+    var noSteps: FusedStep?
+    attempt(&failed) { () throws(Fault) in
+      room.rows.group(owned.counts(ofChunk: i), ranks: ranks.pointee.size)
+      try room.compute.run(
+        in: context, kept: owned.kept, needInputGradient: stages.dx != nil, &noSteps, isOnlyChunk: true)
+    }
+    let dRows = stages.compute.gradients.dRows
+    if stages.dx != nil { try room.rows.takeBack(room.compute.gradients.dRows, to: dRows, &failed, in: context) }
+    let dWeights = try room.rows.takeBack(room.dWeights)
+    for row in 0..<room.rows.own { stages.dWeights[Int(dispatch.pairOfRow[row]) - firstPair] = dWeights[row] }
     attempt(&failed) { () throws(Fault) in
       try stages.compute.runInputs(in: context, kept: taped.kept(0), needInputGradient: stages.dx != nil)
+      guard let dx = stages.dx else { return }
+      try context.measure(.combine, backward: true) { () throws(Fault) in
+        try CombineBackward(
+          c: c, kernels: context.kernels, chunk: tokens, dispatch: dispatch, dRows: dRows, dx: dx.floats
+        ).run(in: context)
+      }
     }
-    if call.frozenExperts { return }
-    try chainGradients(shared: true, memory, over: ranks, &failed) { () throws(Fault) in
-      try stages.compute.runWeights(in: context, kept: taped.kept(0))
+    return room.gradients
+  }
+
+  /// The gradients of the shared experts' matrices and biases, over this rank's own tokens.
+  @inline(never) private func addShared(
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunks: RankChunks
+  ) throws(Fault) {
+    if chunks.count == 1 { return try stages.compute.runWeights(in: context, kept: taped.kept(0), isRepeated: false) }
+    for i in 0..<chunks.count {
+      let tokens = chunks.tokens(ofChunk: i)
+      if tokens.isEmpty { continue }
+      stages.dispatch.group(
+        taped.routing, tokens, firstPair: taped.draws.firstToken * configuration.slots)
+      try stages.compute.runWeights(in: context, kept: nil, isRepeated: true)
     }
   }
 
@@ -165,7 +179,7 @@ extension Layer {
     }
   }
 
-  fileprivate func wholeGradients(shared: Bool) -> Int {
+  func wholeGradients(shared: Bool) -> Int {
     var count = 0
     forEachWhole(shared: shared) { count += $1 }
     return count

@@ -174,6 +174,13 @@ extension Ranks {
     setRows(dispatch, counts)
   }
 
+  /// At most so many rows, while memory is measured.
+  mutating func setRows(sent: Int, owned: Int) {
+    rowsTo.update(repeating: 0, count: size)
+    rowsFrom.update(repeating: 0, count: size)
+    (rowsTo[rank], rowsFrom[rank]) = (sent, owned)
+  }
+
   /// Rows of this rank's tokens, and those of its experts.
   var rowsSent: Int { sum(rowsTo) }
   var rowsOwned: Int { sum(rowsFrom) }

@@ -22,6 +22,8 @@ public struct Ranks {
     var sequences = 0
     /// Whether the caller gives the choices, on the ranks that have tokens.
     var choicesAreGiven = false
+    /// Whether some rank wants the tokens in chunks.
+    var isDivided = false
   }
   private(set) var all = AllTokens()
 
@@ -50,8 +52,8 @@ public struct Ranks {
     static var count: Int { 3 }
   }
   private static var textSize: Int { Int(MOEI_TEXT_SIZE) }
-  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices.
-  static var callWords: Int { 5 }
+  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices, division.
+  static var callWords: Int { 6 }
 
   /// What the boundary has of it.
   public struct Wanted {
@@ -125,12 +127,13 @@ public struct Ranks {
   }
 
   /// Hears of all ranks' tokens. `kind` is what all ranks have to call alike.
-  mutating func open(_ call: Call, kind: Hash, _ c: Configuration) throws(Fault) {
+  mutating func open(_ call: Call, kind: Hash, isDivided: Bool, _ c: Configuration) throws(Fault) {
     let tokens = 0..<call.tokens
     var own = AllTokens(
       tokens: call.tokens, valid: call.valid(in: tokens), counted: call.counted(in: tokens),
       sequences: call.tokens / max(call.sequenceLength, 1))
     own.choicesAreGiven = call.givenIndices != nil
+    own.isDivided = isDivided
     try open(own, kind: kind)
     // The same on all ranks, and so is the refusal.
     func fits(_ n: Int, _ most: Int) -> Bool { all.tokens <= most / n }
@@ -147,6 +150,7 @@ public struct Ranks {
     (words[0], words[1]) = (Int64(tokens.tokens), Int64(tokens.valid))
     (words[2], words[3]) = (Int64(tokens.counted), Int64(tokens.sequences))
     words[4] = tokens.tokens == 0 ? 0 : tokens.choicesAreGiven ? 2 : 1
+    words[5] = tokens.isDivided ? 1 : 0
     try agree(Self.callWords, nil, next: nil)
     all = AllTokens()
     var choices: Int64 = 0
@@ -158,6 +162,7 @@ public struct Ranks {
       all.counted += Int(theirs[2])
       all.sequences += Int(theirs[3])
       choices |= theirs[4]
+      if theirs[5] != 0 { all.isDivided = true }
     }
     all.choicesAreGiven = choices & 2 != 0
     if choices == 3 { throw .invalid("options.expert_indices are given on some ranks and NULL on others") }

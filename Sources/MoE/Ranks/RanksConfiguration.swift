@@ -31,11 +31,6 @@ extension Configuration.Values {
 extension Layer {
   /// Refuses a call that ranks cannot make together.
   func requireForRanks(_ call: Call) throws(Fault) {
-    if (call.limit ?? context.memoryLimit) != nil || call.chunkTokens != nil {
-      throw .invalid(
-        "memory_limit or chunk_tokens is set, but the layer's experts are spread over ranks, where a call has all its tokens at once"
-      )
-    }
     if !call.hasSequences && (configuration.hasLossesBySequence || configuration.choosesBySequence) {
       throw .invalid(
         "options.sequence_length = 0, but losses or capacity go by sequence, and a sequence lies on one rank")

@@ -63,7 +63,7 @@ extension Communicator {
     guard let wait = given.wait else { throw missing("wait") }
     guard let words = given.error else { throw missing("error") }
     if given.abandon == nil { throw missing("abandon") }
-    try require(Int(given.size), "communicator.size", from: 1, to: Int(Int32.max))
+    try require(Int(given.size), "communicator.size", from: 1, to: 65_536)
     try require(Int(given.rank), "communicator.rank", from: 0, to: Int(given.size) - 1)
     self.init(
       user: given.user, rank: Int(given.rank), size: Int(given.size), allToAll: allToAll, send: send, receive: receive,

@@ -268,3 +268,30 @@ def test_bytes_are_those_of_the_rows(options: dict[str, Any], size: int) -> None
     both = sent(64, backward=True) - sent(32, backward=True)
     dy_size = 2 if "io_dtype" in options else 4
     np.testing.assert_array_equal(both, forward + rows * 32 * dy_size + rows.T * 32 * 4)
+
+
+CHUNKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shared": {"n_shared_experts": 2, "dropout": 0.2, "output_bias": True, "shared_gate": "sigmoid"},
+    "bf16": {"weight_dtype": "bf16", "expert_kind": "gated", "n_shared_experts": 1},
+    "capacity": {"capacity_formula": "megatron", "drop": "choice_position", "losses": {"gshard": 0.1}},
+}
+
+
+@pytest.mark.parametrize("kind", CHUNKED)
+@pytest.mark.parametrize("parts", [[700, 300], [0, 1000, 0], [128, 128, 512, 232]], ids=str)
+def test_chunks_change_no_bit(kind: str, parts: list[int]) -> None:
+    same(plain(**CHUNKED[kind]), parts, chunk_tokens=256, training=True)
+
+
+def test_a_memory_limit_of_one_rank_divides_the_call_of_all() -> None:
+    config = plain(hidden_size=64, intermediate_size=256, n_shared_experts=1)
+    x, dy = tokens(2000, 64)
+
+    def use(limit: int, layer: libmoe.Layer, part: Part) -> Any:
+        return step(layer, part, x, dy, memory_limit=limit if part.rank == 1 else 0)
+
+    wanted = alone(config, 2000, partial(step, x=x, dy=dy))
+    require_same(joined(together(config, [900, 1100], partial(use, 6 << 20))), wanted)
+    with pytest.raises(libmoe.InvalidArgumentError, match="rank 1: memory_limit = 100000 bytes, but"):
+        together(config, [900, 1100], partial(use, 100000))
