@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
-from ranked_layers import Part, alone, joined, plain, require_same, step, together, tokens
+from ranked_layers import Part, alone, divided, joined, plain, require_same, step, together, tokens
 from thread_ranks import ThreadRanks
 
 DIVISIONS = [[37], [20, 17], [0, 37], [37, 0], [9, 0, 28], [1, 2, 30, 4], [0, 0, 37, 0]]
@@ -178,6 +178,41 @@ def test_what_cannot_be_exact_is_refused_or_local() -> None:
         libmoe.Layer(**plain(**options), communicator=one, choice_scope="local")
     with pytest.raises(libmoe.InvalidArgumentError, match="router_batch_norm = True"):
         libmoe.Layer(**plain(router_batch_norm=True), communicator=one, choice_scope="local")
+
+
+LOCAL: dict[str, dict[str, Any]] = {
+    "expert choice": {"router": "expert_choice"},
+    "sinkhorn": {"router": "sinkhorn"},
+    "next best": {"capacity_formula": "megatron", "overflow": "next_best", "drop": "probability"},
+    "position": {"capacity_formula": "megatron", "drop": "position"},
+    "complexity": {"dynamic_k": "complexity", "dynamic_value": 3.0, "top_k": 4},
+}
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_local_choices_are_those_of_each_ranks_tokens_alone(kind: str) -> None:
+    parts = [14, 0, 23]
+    config = plain(**LOCAL[kind])
+    x, dy = tokens(37)
+    use = partial(step, x=x, dy=dy, training=True, step=2)
+    for part, made in zip(divided(parts), together({**config, "choice_scope": "local"}, parts, use)):
+        with libmoe.Context(1) as context:
+            own = use(libmoe.Layer(**config, context=context), part)
+        np.testing.assert_array_equal(made.y.view(np.uint32), own.y.view(np.uint32))
+
+
+def test_ranks_without_experts_and_threads_change_no_bit() -> None:
+    config = plain(n_experts=3, n_shared_experts=1)
+    x, dy = tokens(300)
+    use = partial(step, x=x, dy=dy)
+    divisions = divided([100, 0, 150, 50])
+
+    def one(communicator: libmoe.Communicator) -> Any:
+        with libmoe.Context(2) as context:
+            layer = libmoe.Layer(**config, context=context, communicator=communicator)
+            return use(layer, divisions[communicator.rank])
+
+    require_same(joined(ThreadRanks(4, patience=20).run(one)), alone(config, 300, use))
 
 
 @pytest.mark.parametrize("prepared", ["f32", "bf16", "int8", "int4_a8"])

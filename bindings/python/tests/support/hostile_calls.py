@@ -177,6 +177,7 @@ def all_functions(folder: Path) -> list[Function]:
         )
         return create("moe_layer_create", abi.moe_layer, context_handle, ctypes.byref(layer_config))
 
+    spread_config = abi.moe_layer_config(hidden_size=4, intermediate_size=4, n_experts=3, top_k=2)
     layer = a_layer()
     terms = (abi.moe_loss_term * 1)(abi.moe_loss_term(kind=abi.LOSS["z"], coefficient=0.1))
     with_a_loss = a_layer(losses=terms, n_losses=1)
@@ -398,7 +399,7 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_create", lambda: [context, layer_config, room()]),
         Function(
             "moe_layer_create_distributed",
-            lambda: [context, layer_config, one_rank(), abi.moe_placement(), room()],
+            lambda: [context, spread_config, one_rank(), abi.moe_placement(), room()],
         ),
         Function("moe_layer_clip_grad_norm", lambda: [layer, 1.0, room()]),
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
