@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
+import time
 from typing import Any
 
 import mpi4py
@@ -83,6 +85,23 @@ def finalize() -> None:
     said = words_of(world, "send", 8)
     assert said and "finalized" in said, said
     world.close()
+
+
+def wait() -> None:
+    """Wait for what nobody sends."""
+    world = libmoe.mpi.communicator()
+    print(f"waiting: {os.getpid()}", flush=True)
+    raise RuntimeError(words_of(world, "receive", 8))
+
+
+def exception() -> None:
+    """Likewise, until the last rank raises something."""
+    if RANK < SIZE - 1:
+        wait()
+    print(f"waiting: {os.getpid()}", flush=True)
+    libmoe.mpi.communicator()
+    time.sleep(1)  # what the others have printed has arrived
+    raise LookupError
 
 
 def library() -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import libmoe
 import libmoe.cli
 
-EXTRAS = {"libmoe.torch": "torch", "libmoe.transformers": "transformers"}  # and what they import
+# What wants more than numpy, and what that is.
+EXTRAS = {"libmoe.mpi": "mpi4py", "libmoe.torch": "torch", "libmoe.transformers": "transformers"}
 
 
 def the_package_is_the_installed_one() -> None:
