@@ -71,7 +71,8 @@ extension Layer {
     call.ranks = ranks
     try requireForward(taped: tape != nil)
     if tape != nil && prepared.areOfBlocks {
-      throw .badState("tape: over several ranks, weights of few bits are for inference; to train over them, use one process")
+      throw .badState(
+        "tape: over several ranks, weights of few bits are for inference; to train over them, use one process")
     }
     try requireForRanks(call)
     let type = c.typeOfRows(prepared, training: call.training)
