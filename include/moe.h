@@ -92,7 +92,8 @@ typedef enum moe_status {
   MOE_ERROR_NOT_FINITE = 4,       /**< NaN or +infinity where a number is needed, or too many -infinity; the message
                                        names the token */
   MOE_ERROR_CANCELLED = 5,        /**< the cancel callback said so */
-  MOE_ERROR_IO = 6                /**< the system refused a file; the message has its reason and the path */
+  MOE_ERROR_IO = 6,               /**< the system refused a file; the message has its reason and the path */
+  MOE_ERROR_COMMUNICATION = 7     /**< an exchange between ranks failed (moe_ranks.h); the message has the transport's words */
 } moe_status;
 
 /** Version of the loaded library, to compare with MOE_VERSION.  Never fails; any thread. */

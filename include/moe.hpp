@@ -25,6 +25,7 @@
 #include "moe_experts.h"
 #include "moe_model.h"
 #include "moe_pretrained.h"
+#include "moe_ranks.h"
 
 namespace moe {
 

@@ -5,6 +5,7 @@
 #include "moe_model.h"
 #include "moe_pretrained.h"
 #include "moe_communicator.h"
+#include "moe_ranks.h"
 
 _Static_assert(sizeof(moe_context_config) == 96, "moe_context_config");
 _Static_assert(offsetof(moe_context_config, struct_size) == 0, "moe_context_config.struct_size");
@@ -639,3 +640,9 @@ _Static_assert(offsetof(moe_communicator, test) == 56, "moe_communicator.test");
 _Static_assert(offsetof(moe_communicator, wait) == 64, "moe_communicator.wait");
 _Static_assert(offsetof(moe_communicator, error) == 72, "moe_communicator.error");
 _Static_assert(offsetof(moe_communicator, abandon) == 80, "moe_communicator.abandon");
+
+_Static_assert(sizeof(moe_placement) == 24, "moe_placement");
+_Static_assert(offsetof(moe_placement, struct_size) == 0, "moe_placement.struct_size");
+_Static_assert(offsetof(moe_placement, experts_per_rank) == 8, "moe_placement.experts_per_rank");
+_Static_assert(offsetof(moe_placement, choice_scope) == 16, "moe_placement.choice_scope");
+_Static_assert(offsetof(moe_placement, reserved) == 20, "moe_placement.reserved");

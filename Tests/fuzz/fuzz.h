@@ -207,7 +207,7 @@ static inline int end(moe_context *context) {
 
 /* A status is one of those there are, and an error says something. */
 static inline moe_status check(moe_status status) {
-  if (status < MOE_OK || status > MOE_ERROR_IO || (status && !*moe_last_error_message())) abort();
+  if (status < MOE_OK || status > MOE_ERROR_COMMUNICATION || (status && !*moe_last_error_message())) abort();
   return status;
 }
 

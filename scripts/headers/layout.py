@@ -32,6 +32,7 @@ def pinned(headers: Headers, before: str) -> str:
         '#include "moe_model.h"',
         '#include "moe_pretrained.h"',
         '#include "moe_communicator.h"',
+        '#include "moe_ranks.h"',
     ]
     for name, struct in headers.structs.items():
         places, size = offsets(struct)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Union
 
 ROOT = Path(__file__).resolve().parents[2]
-_NAMES = ("moe.h", "moe_experts.h", "moe_model.h", "moe_pretrained.h", "moe_communicator.h")
+_NAMES = ("moe.h", "moe_experts.h", "moe_model.h", "moe_pretrained.h", "moe_communicator.h", "moe_ranks.h")
 PATHS = [ROOT / "include" / name for name in _NAMES]
 
 

@@ -22,7 +22,7 @@ struct Admission {
     self.routing = routing
     self.values = values
     second = c.exploration.randomSecond && call.training ? draws.of(.secondChoice) : nil
-    givenSecond = draws.given.second
+    givenSecond = call.given.second
     shuffle = c.capacity?.order == .random && call.training ? draws.of(.dropOrder) : nil
     let pairs = c.capacity == nil ? 0 : call.tokens * c.topK
     ranking = Ranking(&arena, pairs)
@@ -30,10 +30,11 @@ struct Admission {
   }
 
   /// Weights have to be made again afterwards.
-  func run() {
+  func run() throws(Fault) {
     if c.movesChoices(call) { routing.wanted.update(from: routing.indices, count: routing.tokens * routing.slots) }
     if let second { leaveSecondsOut(second) }
     if let capacity = c.capacity {
+      if let ranks = call.ranks, c.sharesRoom(ranks) { return try admit(capacity, over: ranks) }
       for sequence in 0..<call.sequences(apart: capacity.perSequence) {
         admit(capacity, call.tokens(ofSequence: sequence, apart: capacity.perSequence))
       }
@@ -47,8 +48,9 @@ struct Admission {
 
   /// A second choice of weight w is kept with probability 2 w [GShard 2020]; the first keeps its weight.
   private func leaveSecondsOut(_ random: Random) {
+    let firstToken = call.ranks?.pointee.all.first ?? 0
     for t in 0..<call.tokens where routing.isValid(t) && index(t, 1).pointee.isExpert {
-      let uniform = givenSecond?[t] ?? Float(random.word(UInt64(t)) >> 9) * 0x1p-23
+      let uniform = givenSecond?[t] ?? Float(random.word(UInt64(firstToken + t)) >> 9) * 0x1p-23
       if 2 * weight(t, 1) < uniform { index(t, 1).pointee = index(t, 1).pointee.dropped }
     }
   }
@@ -70,11 +72,55 @@ struct Admission {
     for t in tokens {
       for slot in 0..<c.topK where index(t, slot).pointee.isExpert { room[Int(index(t, slot).pointee)] += 1 }
     }
+    setRoom(capacity, tokens: call.valid(in: tokens))
+  }
+
+  /// From the choices of each expert in `room`, and so many tokens.
+  private func setRoom(_ capacity: Capacity, tokens: Int) {
     var most = 0
     for e in 0..<c.experts { most = max(most, room[e]) }
-    let usual = capacity.room(
-      tokens: call.valid(in: tokens), topK: c.topK, experts: c.experts, training: call.training, load: most)
+    let usual = capacity.room(tokens: tokens, topK: c.topK, experts: c.experts, training: call.training, load: most)
     for e in 0..<c.experts { room[e] = capacity.adapted(usual, load: room[e]) }
+  }
+
+  // MARK: over several ranks
+
+  /// The same for the tokens of all ranks, in the order of the ranks: what those before this one take is known by counting.
+  private func admit(_ capacity: Capacity, over ranks: RanksPointer) throws(Fault) {
+    let words = c.experts * c.topK  // [K,E] choices of each expert, slot by slot
+    let own = ranks.pointee.words
+    own.update(repeating: 0, count: words)
+    for t in 0..<call.tokens {
+      for slot in 0..<c.topK where index(t, slot).pointee.isExpert {
+        own[slot * c.experts + Int(index(t, slot).pointee)] += 1
+      }
+    }
+    try ranks.pointee.agree(words, nil, next: c.experts)
+    func wanted(by rank: Int, _ slot: Int, _ e: Int) -> Int {
+      Int(ranks.pointee.words(of: rank, words)[slot * c.experts + e])
+    }
+    let (rank, all) = (ranks.pointee.rank, 0..<ranks.pointee.size)
+    room.update(repeating: 0, count: c.experts)
+    for other in all { for slot in 0..<c.topK { for e in 0..<c.experts { room[e] += wanted(by: other, slot, e) } } }
+    setRoom(capacity, tokens: ranks.pointee.all.valid)
+    func take(_ slot: Int, _ range: Range<Int>) {
+      for other in range { for e in 0..<c.experts { room[e] = max(0, room[e] - wanted(by: other, slot, e)) } }
+    }
+    func admit(_ t: Int, _ slot: Int) {
+      let own = index(t, slot)
+      guard own.pointee.isExpert else { return }
+      if room[Int(own.pointee)] > 0 { room[Int(own.pointee)] -= 1 } else { own.pointee = own.pointee.dropped }
+    }
+    if capacity.order == .choicePosition {
+      for slot in 0..<c.topK {
+        take(slot, 0..<rank)
+        for t in 0..<call.tokens { admit(t, slot) }
+        take(slot, rank + 1..<ranks.pointee.size)
+      }
+    } else {
+      for slot in 0..<c.topK { take(slot, 0..<rank) }
+      for t in 0..<call.tokens { for slot in 0..<c.topK { admit(t, slot) } }
+    }
   }
 
   /// The best expert with room that the token does not hold yet.

@@ -22,8 +22,51 @@ struct Dispatch {
     weightOfRow = arena.take(Float.self, size.mostRows)
   }
 
+  /// Of rows that have come from several ranks: each is a token of its own with one choice.
+  init(_ arena: inout Arena, rows: Int, experts: Int) {
+    size = ChunkSize(tokens: rows, mostRows: rows)
+    self.experts = experts
+    offsets = arena.take(Int32.self, experts + 1)
+    rowOfPair = arena.take(Int32.self, rows)
+    pairOfRow = arena.take(Int32.self, rows)
+    tokenOfRow = arena.take(Int32.self, rows)
+    weightOfRow = arena.take(Float.self, rows)
+  }
+
+  /// Rows lie rank by rank, and those of a rank by expert: `counts` [ranks,E] of them. Within an expert they are then in the order of
+  /// the ranks, and so of all tokens.
+  func group(_ counts: UnsafePointer<Int32>, ranks: Int, weights: UnsafePointer<Float>?) {
+    offsets.initialize(repeating: 0, count: experts + 1)
+    for i in 0..<ranks * experts { offsets[i % experts + 1] += counts[i] }
+    for e in 0..<experts { offsets[e + 1] += offsets[e] }
+    var place: Int32 = 0
+    for rank in 0..<ranks {
+      for e in 0..<experts {
+        for _ in 0..<counts[rank * experts + e] {
+          let row = Int(offsets[e])
+          offsets[e] += 1
+          (pairOfRow[row], tokenOfRow[row], rowOfPair[Int(place)]) = (place, place, Int32(truncatingIfNeeded: row))
+          weightOfRow[row] = weights?[Int(place)] ?? 1
+          place += 1
+        }
+      }
+    }
+    shiftBack()
+  }
+
+  /// Offsets that have been moved to the ends of their experts.
+  private func shiftBack() {
+    var e = experts
+    while e > 0 {
+      offsets[e] = offsets[e - 1]
+      e -= 1
+    }
+    offsets[0] = 0
+  }
+
   /// A counting sort by expert: stable, O(tokens slots + E).
-  func group(_ routing: Routing, _ chunk: Range<Int>) {
+  /// Pairs are called `firstPair` and so on, where the tokens are some of several ranks'.
+  func group(_ routing: Routing, _ chunk: Range<Int>, firstPair: Int = 0) {
     offsets.initialize(repeating: 0, count: experts + 1)
     let pairs = chunk.lowerBound * routing.slots..<chunk.upperBound * routing.slots
     for pair in pairs where routing.indices[pair].isExpert { offsets[Int(routing.indices[pair]) + 1] += 1 }
@@ -37,7 +80,7 @@ struct Dispatch {
         if expert.isExpert {
           let row = offsets[Int(expert)]
           offsets[Int(expert)] = row + 1
-          pairOfRow[Int(row)] = Int32(truncatingIfNeeded: pair)
+          pairOfRow[Int(row)] = Int32(truncatingIfNeeded: firstPair + pair)
           tokenOfRow[Int(row)] = Int32(truncatingIfNeeded: token)
           weightOfRow[Int(row)] = slot < routing.choices ? routing.weights[pair] * coefficient : routing.weights[pair]
           rowOfPair[pair - pairs.lowerBound] = row
@@ -47,12 +90,7 @@ struct Dispatch {
         pair += 1
       }
     }
-    var e = experts
-    while e > 0 {
-      offsets[e] = offsets[e - 1]
-      e -= 1
-    }
-    offsets[0] = 0
+    shiftBack()
   }
 
   func rows(ofExpert e: Int) -> Range<Int> { Int(offsets[e])..<Int(offsets[e + 1]) }

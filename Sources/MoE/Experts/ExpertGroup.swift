@@ -49,9 +49,12 @@ public struct ExpertGroup {
   /// The same group with weights of another type.
   func storing(_ weights: ElementType) -> ExpertGroup { with(intermediate, weights) }
 
-  private func with(_ intermediate: Int, _ weights: ElementType) -> ExpertGroup {
+  /// The same group with other experts.
+  func with(experts: Int) -> ExpertGroup { with(intermediate, weights, experts: experts) }
+
+  private func with(_ intermediate: Int, _ weights: ElementType, experts: Int? = nil) -> ExpertGroup {
     ExpertGroup(
-      kind: kind, hidden: hidden, intermediate: intermediate, experts: experts, activation: activation,
+      kind: kind, hidden: hidden, intermediate: intermediate, experts: experts ?? self.experts, activation: activation,
       hasBias: hasBias, dropout: dropout, weights: weights, weightOnInput: weightOnInput, isShared: isShared)
   }
 

@@ -11,22 +11,25 @@ struct ExpertsForward {
   let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
   private let work: ExpertsWork
   private let offload: OffloadPointer?
+  private let groups: GroupRange
   private let arena: Arena  // where every group begins
 
-  /// `keeps`: whether pre-activations go to a tape.
+  /// `keeps`: whether pre-activations go to a tape. `groups`: those that are computed here.
   init(
-    _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, offload: OffloadPointer?, keeps: Bool
+    _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, offload: OffloadPointer?, keeps: Bool,
+    groups: GroupRange
   ) {
     self.work = work
     self.offload = offload
+    self.groups = groups
     outputs = arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
     self.arena = arena
     // What is kept elsewhere takes no memory here, whatever place it is at.
     let kept =
       keeps
       ? KeptGroups(
-        work.c, work.dispatch.size, packsWeights: context.packsWeights, frozen: work.prepared.frozenForms) : nil
-    for index in 0..<work.c.groupCount {
+        work.c, work.dispatch.size, groups, packsWeights: context.packsWeights, frozen: work.prepared.frozenForms) : nil
+    for index in groups.range {
       var own = self.arena
       _ = group(index, &own, context, kept)
       arena.cover(own)
@@ -35,7 +38,7 @@ struct ExpertsForward {
 
   /// `kept`: where the chunk's pre-activations go.
   func run(in context: ContextPointer, kept: KeptGroups?) throws(Fault) {
-    for index in 0..<work.c.groupCount {
+    for index in groups.range {
       if let offload, offload.pointee.group == index {
         let rows = work.dispatch.rows(of: work.c.groups[index])
         try offload.forEachWave(rows, in: context) { (wave) throws(Fault) in
@@ -69,23 +72,25 @@ struct ExpertsBackward {
   private let work: ExpertsWork
   /// Where pre-activations are computed again.
   private let again: KeptGroups?
+  private let groups: GroupRange
   private let arena: Arena  // where every group begins
 
   /// `keeps`: whether pre-activations are on the tape. `oneExpert`: memory for one expert's gradient, where an optimiser
-  /// takes it before the next expert's is begun.
+  /// takes it before the next expert's is begun. `groups`: those that are computed here.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, dy: UnsafePointer<Float>, keeps: Bool,
-    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?
+    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange
   ) {
     self.work = work
+    self.groups = groups
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
       dy: dy, dWeights: dWeights, dRows: arena.take(Float.self, size.mostRows, padded(c.hidden)), oneExpert: oneExpert)
     let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
-    again = keeps ? nil : KeptGroups(&arena, c, size, packsWeights: packsWeights, frozen: frozen)
+    again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena
-    let kept = again ?? KeptGroups(c, size, packsWeights: packsWeights, frozen: frozen)
-    for index in 0..<c.groupCount {
+    let kept = again ?? KeptGroups(c, size, groups, packsWeights: packsWeights, frozen: frozen)
+    for index in groups.range {
       var own = self.arena
       _ = inner(index, &own, context, kept)
       arena.cover(own)
@@ -102,7 +107,7 @@ struct ExpertsBackward {
     in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool, _ steps: inout FusedStep?, isOnlyChunk: Bool
   ) throws(Fault) {
     guard let kept = kept ?? again else { return }
-    for index in 0..<work.c.groupCount {
+    for index in groups.range {
       let here = steps?.context ?? context
       try work.of(index, in: here).requireCurrentWeights()
       try computeAgain(index, in: here, kept)
@@ -129,6 +134,25 @@ struct ExpertsBackward {
     try group(index, &own, context, kept).runInputs(in: context, needInputGradient: needInputGradient)
   }
 
+  /// The gradients of x and of the routing weights alone; `runWeights` follows.
+  func runInputs(in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool) throws(Fault) {
+    guard let kept = kept ?? again else { return }
+    for index in groups.range {
+      try work.of(index, in: context).requireCurrentWeights()
+      try computeAgain(index, in: context, kept)
+      try runInputs(index, in: context, kept, needInputGradient)
+    }
+  }
+
+  /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
+  func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
+    guard let kept = kept ?? again, work.source.of(work.c.groups[groups.range.lowerBound]).wantsGradients else {
+      return
+    }
+    if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
+    try runWeights(groups.range.lowerBound, in: context, kept, only: nil, again: isRepeated)
+  }
+
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
   private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
@@ -151,7 +175,7 @@ struct ExpertsBackward {
   }
 
   @inline(never) private func runWeights(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int, again: Bool
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int?, again: Bool
   ) throws(Fault) {
     var own = arena
     try group(index, &own, context, kept, only: expert).runWeights(in: context, again: again)

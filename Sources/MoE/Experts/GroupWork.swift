@@ -14,13 +14,16 @@ struct ExpertsWork {
   let isDifferentiated: Bool
   /// Where what the experts read is noted, in calibration.
   var squares: LayerSquares?
+  /// What pairs are called, where they are some of several ranks'.
+  var pairNumbers: UnsafePointer<Int32>?
 
   func of(_ index: Int, in context: ContextPointer, only wanted: WantedExperts = .all) -> GroupWork {
     let group = c.groups[index]
     return GroupWork(
       c: group, matmul: context.matmul, lanes: context.lanes, x: x, source: source.of(group),
-      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted), dropout: Dropout(group, draws),
-      isDifferentiated: isDifferentiated, squares: squares?.group(index))
+      prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted),
+      dropout: Dropout(group, draws, numbers: pairNumbers), isDifferentiated: isDifferentiated,
+      squares: squares?.group(index))
   }
 }
 

@@ -1,30 +1,47 @@
-/// The pre-activations of all groups, for the rows of one chunk. Each group's are found by laying them out again.
+/// Some of a layer's groups, of which there are few: structures that have them are copied on the stack.
+struct GroupRange {
+  private let first: UInt8
+  private let end: UInt8
+
+  init(_ range: Range<Int>) {
+    (first, end) = (UInt8(truncatingIfNeeded: range.lowerBound), UInt8(truncatingIfNeeded: range.upperBound))
+  }
+
+  var range: Range<Int> { Int(first)..<Int(end) }
+}
+
+/// The pre-activations of some groups, for the rows of one chunk. Each group's are found by laying them out again.
 struct KeptGroups {
   private let arena: Arena
   private let c: Configuration
   private let size: ChunkSize
+  private let groups: GroupRange
   private let packsWeights: Bool
   private let frozen: LayerForms
 
   /// `frozen`: of groups in few bits, whose pre-activations are float32.
-  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, packsWeights: Bool, frozen: LayerForms) {
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool,
+    frozen: LayerForms
+  ) {
     self.arena = arena
     self.c = c
     self.size = size
+    self.groups = groups
     self.packsWeights = packsWeights
     self.frozen = frozen
-    for index in 0..<c.groupCount { _ = take(&arena, c.groups[index]) }
+    for index in groups.range { _ = take(&arena, c.groups[index]) }
   }
 
   /// In place of those that are elsewhere, while memory is measured.
-  init(_ c: Configuration, _ size: ChunkSize, packsWeights: Bool, frozen: LayerForms) {
+  init(_ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool, frozen: LayerForms) {
     var arena = Arena()
-    self.init(&arena, c, size, packsWeights: packsWeights, frozen: frozen)
+    self.init(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
   }
 
   func of(_ group: ExpertGroup) -> KeptPreactivations? {
     var arena = arena
-    for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    for index in groups.range.lowerBound..<group.index { _ = take(&arena, c.groups[index]) }
     return take(&arena, group)
   }
 
@@ -50,19 +67,24 @@ struct KeptChunks {
   private let arena: Arena
   private let c: Configuration
   private let plan: Plan
+  private let groups: GroupRange
   private let packsWeights: Bool
   private let frozen: LayerForms
   private let bytesPerChunk: Int
 
-  init(_ arena: inout Arena, _ c: Configuration, _ plan: Plan, packsWeights: Bool, frozen: LayerForms) {
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ plan: Plan, _ groups: GroupRange, packsWeights: Bool,
+    frozen: LayerForms
+  ) {
     self.c = c
     self.plan = plan
+    self.groups = groups
     self.packsWeights = packsWeights
     self.frozen = frozen
     self.arena = arena
     var (one, last) = (Arena(), Arena())
-    _ = KeptGroups(&one, c, plan.chunk, packsWeights: packsWeights, frozen: frozen)
-    _ = KeptGroups(&last, c, plan.lastChunk, packsWeights: packsWeights, frozen: frozen)
+    _ = KeptGroups(&one, c, plan.chunk, groups, packsWeights: packsWeights, frozen: frozen)
+    _ = KeptGroups(&last, c, plan.lastChunk, groups, packsWeights: packsWeights, frozen: frozen)
     bytesPerChunk = one.bytes
     for _ in 0..<plan.chunks - 1 { arena.cover(after: one) }
     arena.cover(after: last)
@@ -72,6 +94,7 @@ struct KeptChunks {
     var own = arena
     own.skip(chunk * bytesPerChunk)
     return KeptGroups(
-      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, packsWeights: packsWeights, frozen: frozen)
+      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, groups, packsWeights: packsWeights,
+      frozen: frozen)
   }
 }

@@ -6,6 +6,7 @@ public struct Call {
   public let tokens: Int  // T
   public var step: UInt64 = 0
   public var training = false
+  public var hasSequences = false  // or else all tokens are one
   public var validMask: UnsafePointer<UInt8>?  // [T]
   /// Tokens that count in losses and statistics; nil: those that are valid.
   public var lossMask: UnsafePointer<UInt8>?  // [T]
@@ -23,6 +24,8 @@ public struct Call {
   /// Tokens that experts compute at once at most; nil = as the limit allows.
   public var chunkTokens: Int?
   public var scratch: CallerMemory?
+  /// Over which the layer's experts are spread; nil where all are here.
+  var ranks: RanksPointer?
   /// Where what the experts read is noted.
   var squares: LayerSquares?
   /// Where a model keeps what it will let the layer note (TrainingNotes.swift); nil: the layer does so at once.
@@ -32,6 +35,9 @@ public struct Call {
     self.tokens = tokens
     sequenceLength = tokens
   }
+
+  /// On any rank: one without tokens is given none.
+  var choicesAreGiven: Bool { givenIndices != nil || ranks?.pointee.all.choicesAreGiven == true }
 
   public func isValid(_ token: Int) -> Bool { validMask.map { $0[token] != 0 } ?? true }
 

@@ -22,7 +22,11 @@ extension Configuration {
   // MARK: what a call draws, and what it may leave out
 
   func draws(_ call: Call, _ kernels: UnsafePointer<moei_kernels>) -> Draws {
-    Draws(kernels: kernels, seed: seed, step: call.step, training: call.training, given: call.given)
+    let first = call.ranks?.pointee.all.first ?? 0
+    return Draws(
+      kernels: kernels, seed: seed, step: call.step, training: call.training,
+      given: call.given.counted(from: first, self),
+      firstToken: first)
   }
 
   /// Whether a choice may come without a row.
@@ -30,6 +34,13 @@ extension Configuration {
     call.validMask != nil || call.givenIndices != nil || router.mayLeaveSlotsEmpty || dynamicK != nil
       || capacity != nil || exploration.randomSecond
   }
+
+  /// Groups that a rank computes for its own tokens, without sending them anywhere.
+  func groupsHere(over ranks: RanksPointer?) -> GroupRange {
+    GroupRange(ranks == nil ? 0..<groupCount : groupsSpread.range.upperBound..<groupCount)
+  }
+  /// Those whose experts are spread over ranks.
+  var groupsSpread: GroupRange { GroupRange(0..<groupCount - (shared > 0 ? 1 : 0)) }
 
   // MARK: choices and their weights
 
@@ -51,8 +62,13 @@ extension Configuration {
 
   /// Whether choices may be turned away.
   func admits(_ call: Call) -> Bool {
-    call.givenIndices == nil && router.admits
+    !call.choicesAreGiven && router.admits
       && (capacity != nil || exploration.randomSecond && call.training)
+  }
+
+  /// Whether an expert's room is for the tokens of all ranks together.
+  func sharesRoom(_ ranks: RanksPointer) -> Bool {
+    capacity.map { !$0.perSequence } == true && !ranks.pointee.choosesLocally
   }
 
   // MARK: rows, where experts choose too

@@ -12,6 +12,8 @@ public struct Layer {
   /// [groups] Panels in files; nil where the layer has none there.
   var filePanels: UnsafeMutablePointer<PreparedWeights?>?
   var offload: OffloadPointer?
+  /// The ranks that the experts are spread over, see Ranks/; nil where all are here.
+  public internal(set) var ranks: RanksPointer?
   let turn: Lock  // backward calls add to the same gradients, so they take turns
 
   init(_ configuration: Configuration, context: ContextPointer, parameters: Parameters, turn: Lock) {
@@ -42,7 +44,8 @@ public struct Layer {
   public func forward(
     _ x: UnsafeRawPointer, _ call: Call, y: UnsafeMutableRawPointer, tape: TapePointer?, details: Details
   ) throws(Fault) -> Report {
-    try forward(x, call, try plan(call, taped: tape != nil), y: y, tape: tape, details: details)
+    if let ranks { return try forward(x, call, over: ranks, y: y, tape: tape, details: details) }
+    return try forward(x, call, try plan(call, taped: tape != nil), y: y, tape: tape, details: details)
   }
 
   /// Forward as a plan of the caller's divides it.
@@ -50,15 +53,7 @@ public struct Layer {
     _ x: UnsafeRawPointer, _ call: Call, _ plan: Plan, y: UnsafeMutableRawPointer, tape: TapePointer?,
     details: Details
   ) throws(Fault) -> Report {
-    if tape != nil && offload != nil {
-      throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
-    }
-    if offload == nil { try requireValues() }
-    if tape != nil, let form = prepared.changedValues {
-      throw .badState(
-        "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
-      )
-    }
+    try requireForward(taped: tape != nil)
     let taped = try tape?.pointee.prepare(
       configuration, call, plan, parameters, frozen: prepared.frozenForms)
     var report = Report()
@@ -67,6 +62,19 @@ public struct Layer {
     ) { (stages) throws(Fault) in report = try run(stages, call, plan, taped, details) }
     if let taped { tape!.pointee.fill(taped) }
     return report
+  }
+
+  /// Refuses what cannot be computed as the layer is.
+  func requireForward(taped: Bool) throws(Fault) {
+    if taped && offload != nil {
+      throw .badState("tape: the layer's experts are offloaded, which is for inference; to train, bind their memory")
+    }
+    if offload == nil { try requireValues() }
+    if taped, let form = prepared.changedValues {
+      throw .badState(
+        "tape: weights prepared as \(form.constant) are for inference; prepare the weights' own type, or nothing, to train"
+      )
+    }
   }
 
   func forwardStages(
@@ -78,7 +86,9 @@ public struct Layer {
     let input = TokensIn(&arena, c, context: context, x, tokens: call.tokens)
     let jittered = JitteredTokens(&arena, c, draws, x: input.floats, tokens: call.tokens)
     var routing = taped?.routing ?? Routing(&arena, c, call)
-    if taped?.keeps != true {
+    if taped?.keeps != true && call.ranks != nil {
+      routing.takeMeasures(&arena, c)  // of all tokens: they are added up once those of the ranks before are
+    } else if taped?.keeps != true {
       routing.takeMeasures(
         &arena, c, wave: context.waveTokens, keepsChosen: c.admits(call) && !c.weighsFromLogits(call))
     }
@@ -95,7 +105,9 @@ public struct Layer {
       draws: draws, isDifferentiated: taped != nil, squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
-      compute: ExpertsForward(&arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false),
+      compute: ExpertsForward(
+        &arena, experts, context: context, offload: offload, keeps: taped?.keeps ?? false,
+        groups: c.groupsHere(over: ranks)),
       output: output, statistics: statistics)
   }
 
@@ -153,6 +165,7 @@ public struct Layer {
     _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
     _ call: BackwardCall
   ) throws(Fault) {
+    if let ranks { return try backward(tape, x: x, dy: dy, dx: dx, call, over: ranks) }
     let taped = tape.pointee.contents!
     if taped.frozen != prepared.frozenForms { throw .packedSince }
     if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
@@ -185,18 +198,19 @@ public struct Layer {
       c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: prepared.frozen,
       dispatch: dispatch, draws: taped.draws, isDifferentiated: true)
     let compute = ExpertsBackward(
-      &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps, dWeights: dWeights,
-      oneExpert: fused?.gradient)
+      &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps,
+      dWeights: dWeights - taped.draws.firstToken * c.slots,  // as pairs are called
+      oneExpert: fused?.gradient, groups: c.groupsHere(over: ranks))
     let stages = BackwardStages(
       x: x, jittered: jittered, dy: dy, dispatch: dispatch, compute: compute, dWeights: dWeights, losses: losses,
       dx: out, fused: fused, routerArena: start)
     var behind = start
-    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne ? tokens : plan.chunk.tokens))
+    _ = router(&behind, stages, taped, 0..<(c.routesBackInOne || ranks != nil ? tokens : plan.chunk.tokens))
     arena.cover(behind)
     return stages
   }
 
-  private func router(
+  func router(
     _ arena: inout Arena, _ stages: BackwardStages, _ taped: TapeContents, _ chunk: Range<Int>
   ) -> RouterBackward {
     RouterBackward(
@@ -285,7 +299,7 @@ struct BackwardStages {
 }
 
 extension Layer.Details {
-  fileprivate func write(_ c: Configuration, _ stages: ForwardStages) {
+  func write(_ c: Configuration, _ stages: ForwardStages) {
     let (routing, statistics) = (stages.route.routing, stages.statistics)
     for e in 0..<c.experts { meanProbability?[e] = Float(statistics.meanProbability[e]) }
     tokensPerExpert?.update(from: statistics.computed, count: c.experts)

@@ -5,22 +5,30 @@ import CShims
 public typealias LayerPointer = UnsafeMutablePointer<Layer>
 
 extension UnsafeMutablePointer where Pointee == Layer {
-  public static func create(_ wanted: Configuration.Values, in context: ContextPointer) throws(Fault) -> LayerPointer {
+  /// `spread`: over which ranks, where that is more than this process.
+  public static func create(
+    _ wanted: Configuration.Values, over spread: Ranks.Wanted? = nil, in context: ContextPointer
+  ) throws(Fault) -> LayerPointer {
     let allocator = context.pointee.allocator
     let parts = try allocator.make { LayerParts(&$0, wanted) }
     let (layer, parameters) = (parts.layer, parts.parameters)
     parts.turn.initialise()
     parameters.clear()
-    let c = parts.copy(wanted, context.kernels)
+    var ranks: RanksPointer?
+    let c: Configuration
     do throws(Fault) {
+      ranks = try spread.map { (spread) throws(Fault) in try RanksPointer.create(spread, wanted, allocator) }
+      c = parts.copy(wanted, ranks, context.kernels)
       try parameters.allocate(c, allocator: allocator)
     } catch {
       parameters.free(allocator: allocator)
+      ranks?.free(allocator)
       allocator.deallocate(layer)
       throw error
     }
-    if wanted.startsRandom { parameters.initialise(c, context.kernels) } else { parameters.zeroGrad() }
+    if wanted.startsRandom { parameters.initialise(c, ranks, context.kernels) } else { parameters.zeroGrad() }
     layer.initialize(to: Layer(c, context: context, parameters: parameters, turn: parts.turn))
+    layer.pointee.ranks = ranks
     context.retain()
     return layer
   }
@@ -31,6 +39,7 @@ extension UnsafeMutablePointer where Pointee == Layer {
     pointee.parameters.free(allocator: context.pointee.allocator)
     context.pointee.allocator.deallocate(pointee.preparedMemory)
     context.pointee.allocator.deallocate(pointee.filePanels)
+    pointee.ranks?.free(context.pointee.allocator)
     context.pointee.allocator.deallocate(self)
     context.release()
   }
@@ -56,15 +65,19 @@ private struct LayerParts {
     hashTable = arena.take(Int32.self, c.vocabulary, c.topK)
   }
 
-  /// The configuration in the layer's own memory, with its lists.
-  func copy(_ c: Configuration.Values, _ kernels: UnsafePointer<moei_kernels>) -> Configuration {
+  /// The configuration in the layer's own memory, with its lists. Over ranks its groups have those of the chosen experts that are here.
+  func copy(
+    _ c: Configuration.Values, _ ranks: RanksPointer?, _ kernels: UnsafePointer<moei_kernels>
+  ) -> Configuration {
     var own = c
     var first = 0
     for index in 0..<c.groupCount {
-      (groups + index).initialize(to: c.groups[index])
+      var group = c.groups[index]
+      if let ranks, !group.isShared { group = group.with(experts: ranks.pointee.owned(inGroup: index).count) }
+      (groups + index).initialize(to: group)
       groups[index].index = index
-      groups[index].first = first
-      first += groups[index].experts
+      groups[index].first = group.isShared ? c.experts : first
+      first += group.experts
     }
     own.groups = UnsafePointer(groups)
     if let given = c.losses { losses.update(from: given, count: c.lossCount) }

@@ -20,7 +20,7 @@ extension Layer {
   public var trainedCount: Int { parameters.trainedCount }
   public func trained(_ index: Int) -> Parameter { parameters.trained(index) }
   /// The values that a new layer has, in all parameters that have memory, and gradients of 0.
-  public func initialise() { parameters.initialise(configuration, context.kernels) }
+  public func initialise() { parameters.initialise(configuration, ranks, context.kernels) }
 
   /// Refuses what reads or writes all parameters as long as some have no memory.
   public func requireMemory() throws(Fault) {

@@ -7,12 +7,16 @@
 
 struct BalanceFamily {
   enum Counts: UInt8 {
-    case distinct  // tokens that chose e, once each
-    case every  // choices of e
-    case weighed  // tokens in which e has a weight above 0
-    case first  // tokens whose first choice is e
-    case largest  // tokens whose largest P is that of e
-    case kLargest  // tokens with e among their K largest P
+    case distinct = 0  // tokens that chose e, once each
+    case every = 1  // choices of e
+    case weighed = 2  // tokens in which e has a weight above 0
+    case first = 3  // tokens whose first choice is e
+    // Of probabilities:
+    case largest = 4  // tokens whose largest P is that of e
+    case kLargest = 5  // tokens with e among their K largest P
+
+    /// How many kinds are of choices.
+    static var ofChoices: Int { 4 }
   }
 
   /// What counts are divided by; all are then times E.
@@ -57,8 +61,7 @@ extension Losses {
     if family.countsLargest {
       counts = sums.counts(term!)
     } else {
-      counts = statistics.counts
-      count(family.counts)
+      counts = statistics.sums.of(family.counts)
     }
     let factor = Double(c.experts) / family.divisor(counts, tokens: valid, c, call)
     var value = 0.0

@@ -1,9 +1,8 @@
 extension Losses {
-  /// Into statistics.counts [E], of the tokens that count. Choices count before any of them is dropped, but those that have
-  /// to have a weight.
+  /// Added to the sums [E], of the tokens that count. Choices count before any of them is dropped, but those that have to have a
+  /// weight.
   func count(_ what: BalanceFamily.Counts) {
-    let counts = statistics.counts
-    counts.initialize(repeating: 0, count: c.experts)
+    let counts = statistics.sums.of(what)
     for t in 0..<routing.tokens where routing.counts(t) {
       switch what {
       case .distinct: routing.countChoices(of: t, oncePerToken: true, into: counts)

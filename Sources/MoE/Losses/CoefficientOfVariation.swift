@@ -27,25 +27,14 @@ extension Losses {
 
   /// var(counts) / (T K / E)^2, every choice counted; constants have no gradient.
   func variance() -> Double {
-    count(.every)
     let even = valid * Double(c.topK) / Double(c.experts)
-    return meanAndVariance(statistics.counts).variance / (even * even)
-  }
-
-  /// [E] over the tokens that count, of the weights in use.
-  func sumWeights(into sums: UnsafeMutablePointer<Double>) {
-    sums.initialize(repeating: 0, count: c.experts)
-    for t in 0..<routing.tokens where routing.counts(t) {
-      for pair in t * routing.slots..<t * routing.slots + routing.choices where routing.indices[pair].isExpert {
-        sums[Int(routing.indices[pair])] += Double(routing.weights[pair])
-      }
-    }
+    return meanAndVariance(statistics.sums.of(.every)).variance / (even * even)
   }
 
   /// Of the sums of weights in use.
   func importance(_ coefficient: Double) -> Double {
     let sums = statistics.means
-    sumWeights(into: sums)
+    sums.update(from: statistics.sums.weights, count: c.experts)
     let value = variation()
     if let slope = slopes?.weight { for e in 0..<c.experts { slope[e] += Float(coefficient * sums[e]) } }
     return value

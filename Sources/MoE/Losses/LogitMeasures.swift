@@ -1,14 +1,14 @@
-/// What losses want of the logits, measured while those of a block are at hand, for one wave of tokens.
+/// What losses want of the logits, measured while those of a block are at hand, for one wave of tokens, or for all.
 struct LogitMeasures {
   let shares: TokenRows  // see ScoreShares
   let chances: TokenRows?  // see SmoothLoad
   private let scoreShares: ScoreShares?
   private let smoothLoad: SmoothLoad?
 
-  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer, routing: Routing) {
+  /// `rows`: tokens that are measured before any of them is added up.
+  init(_ arena: inout Arena, _ c: Configuration, context: ContextPointer, routing: Routing, rows: Int) {
     scoreShares = ScoreShares(&arena, c, context: context)
     smoothLoad = SmoothLoad(&arena, c, context: context, backward: false)
-    let rows = min(routing.tokens, context.waveTokens)
     // The shares of a softmax are at hand already.
     shares = scoreShares == nil ? routing.probabilities : TokenRows(&arena, rows: rows, experts: c.experts)
     chances = smoothLoad == nil ? nil : TokenRows(&arena, rows: rows, experts: c.experts)

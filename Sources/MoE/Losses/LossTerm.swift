@@ -74,7 +74,7 @@ extension Losses {
     case .load: return load(coefficient)
     case .shazeer: return importance(coefficient) + load(coefficient)
     case .tutelImportanceLoad: return (importanceOfProbabilities(coefficient / 2) + load(coefficient / 2)) / 2
-    case .zSwitch: return squaredLogSumExp(coefficient, tokens: Double(routing.tokens))
+    case .zSwitch: return squaredLogSumExp(coefficient, tokens: allTokens)
     case .z: return squaredLogSumExp(coefficient, tokens: valid)
     case .l1: return meanWeight(coefficient, byDemand: false)
     case .l1Balanced: return meanWeight(coefficient, byDemand: true)

@@ -22,24 +22,19 @@ extension Report {
     let routing = route.routing
     statistics.losses.initialize(repeating: 0, count: c.lossCount)
     slopes?.clear(c)
-    dropped = statistics.count(routing)
+    let losses = Losses(c, call, route, statistics, slopes)
+    // Over several ranks that has been done, from rank to rank.
+    if call.ranks == nil {
+      statistics.clear()
+      losses.addTokens()
+      losses.addBlocks(route.sums)
+    }
+    dropped = statistics.droppedTotal
     load = Load(statistics.computed, experts: c.experts)
     valid = routing.countedCount.pointee
     if valid == 0 { return }
-    var squares = 0.0
-    var entropies = 0.0
-    if c.hasGate {
-      for e in 0..<c.experts { statistics.meanProbability[e] /= Double(valid) }
-      for block in 0..<blocks(of: routing.tokens) {
-        squares += route.sums[block].squares
-        entropies += route.sums[block].entropy
-      }
-    }
-    entropy = Float(entropies / Double(valid))
-
-    let losses = Losses(
-      c: c, call: call, routing: routing, firstTaken: route.firstTaken, sums: route.tokenSums, statistics: statistics,
-      slopes: slopes, squares: squares)
+    if c.hasGate { for e in 0..<c.experts { statistics.meanProbability[e] /= Double(valid) } }
+    entropy = Float(statistics.sums.ofBlocks.pointee.entropy / Double(valid))
     var objective = 0.0
     func add(_ kind: LossTerm.Kind, _ coefficient: Float, term: Int? = nil) -> Float {
       let value = losses.value(kind, Double(coefficient), term: term)
@@ -64,7 +59,23 @@ struct Losses {
   let sums: TokenSums
   let statistics: CallStatistics
   let slopes: LossSlopes?
-  let squares: Double  // the sum of logsumexp^2
 
+  init(
+    _ c: Configuration, _ call: Call, _ route: RouterForward, _ statistics: CallStatistics, _ slopes: LossSlopes?
+  ) {
+    (self.c, self.call, routing, firstTaken) = (c, call, route.routing, route.firstTaken)
+    (sums, self.statistics, self.slopes) = (route.tokenSums, statistics, slopes)
+  }
+
+  /// The sum of logsumexp^2.
+  var squares: Double { statistics.sums.ofBlocks.pointee.squares }
   var valid: Double { Double(routing.countedCount.pointee) }
+  /// Those that do not count among them.
+  var allTokens: Double { Double(call.ranks?.pointee.all.tokens ?? routing.tokens) }
+
+  /// Adds what blocks of tokens have summed up.
+  fileprivate func addBlocks(_ blockSums: UnsafePointer<BlockSums>) {
+    if !c.hasGate { return }
+    for block in 0..<blocks(of: routing.tokens) { statistics.sums.ofBlocks.pointee.add(blockSums[block]) }
+  }
 }

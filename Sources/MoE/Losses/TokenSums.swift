@@ -51,6 +51,15 @@ struct TokenSums {
       repeating: 0, count: c.lossesBySequence(among: c.lossCount) * sequences * c.experts)
   }
 
+  /// Every array of sums, in one order.
+  func forEach(_ body: (UnsafeMutablePointer<Double>, Int) -> Void) {
+    body(probability, c.experts)
+    if let loads { body(loads, c.experts) }
+    body(ownCounts, c.lossCount * c.experts)
+    body(ownValues, c.lossCount * c.experts)
+    body(sequenceLosses, c.lossCount)
+  }
+
   /// The tokens of a wave.
   func add(_ tokens: Range<Int>, _ bySequence: SequenceDetails) {
     if bySequence.isWanted { add(tokens, to: bySequence) }
@@ -137,7 +146,8 @@ struct TokenSums {
     let (counts, values) = (counts(term), values(term))
     let slopes = slopes(term).map { $0 + sequence.lowerBound / sequence.count * c.experts }
     let coefficient = Double(c.losses![term].coefficient)
-    let factor = Double(c.experts) / (family.divisor(counts, tokens: tokens, c, call) * Double(sequences))
+    let all = Double(call.ranks?.pointee.all.sequences ?? sequences)
+    let factor = Double(c.experts) / (family.divisor(counts, tokens: tokens, c, call) * all)
     for e in 0..<c.experts {
       let slope = factor * counts[e]
       sequenceLosses[term] += slope * (values[e] / tokens)

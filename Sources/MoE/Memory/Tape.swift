@@ -5,6 +5,10 @@ public struct Tape {
   private(set) var contents: TapeContents?
   fileprivate var memory: UnsafeMutableRawPointer?
   private var bytes = 0
+  /// Of experts that are spread over ranks: what backward wants of rows that have come from other ranks, in memory of its own.
+  private(set) var owned: OwnedTape?
+  fileprivate var ownedMemory: UnsafeMutableRawPointer?
+  private var ownedBytes = 0
   /// The caller's, in place of `memory`.
   public private(set) var lent: CallerMemory?
 
@@ -39,6 +43,24 @@ public struct Tape {
     }
     var arena = Arena(memory!)
     return layout(&arena)
+  }
+
+  /// Memory for the rows that this rank has been told of.
+  mutating func prepareOwned(
+    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool
+  ) throws(Fault) {
+    owned = nil
+    func layout(_ arena: inout Arena) -> OwnedTape { OwnedTape(&arena, c, ranks, chunks, keeps: keeps, context) }
+    let needed = try Arena.bytes(of: layout)
+    if ownedMemory == nil || needed > ownedBytes {
+      let allocator = context.pointee.allocator
+      allocator.deallocate(ownedMemory)
+      ownedMemory = nil
+      ownedMemory = try allocator.allocate(bytes: needed)
+      ownedBytes = needed
+    }
+    var arena = Arena(ownedMemory!)
+    owned = layout(&arena)
   }
 
   fileprivate mutating func bind(_ lent: CallerMemory?) {
@@ -79,14 +101,17 @@ struct TapeContents {
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full
-      ? KeptChunks(&arena, c, plan, packsWeights: context.packsWeights, frozen: frozen) : nil
+      ? KeptChunks(
+        &arena, c, plan, c.groupsHere(over: call.ranks), packsWeights: context.packsWeights, frozen: frozen) : nil
     if plan.policy == .full { routing.takeMeasures(&arena, c) }
     var draws = c.draws(call, context.kernels)
     let jitters = call.given.jitter != nil && c.exploration.jitter > 0
     noise = call.given.noise == nil ? nil : arena.take(Float.self, call.tokens, c.experts)
     jitter = jitters ? arena.take(Float.self, call.tokens, c.hidden) : nil
-    draws.given.noise = noise.map { UnsafePointer($0) }
-    draws.given.jitter = jitter.map { UnsafePointer($0) }
+    var kept = GivenNumbers()
+    kept.noise = noise.map { UnsafePointer($0) }
+    kept.jitter = jitter.map { UnsafePointer($0) }
+    draws.given = kept.counted(from: draws.firstToken, c)
     self.draws = draws
     self.activeExperts = activeExperts
     weightsAreGiven = call.givenWeights != nil
@@ -118,6 +143,7 @@ extension UnsafeMutablePointer where Pointee == Tape {
   public func free() {
     let context = pointee.context
     context.pointee.allocator.deallocate(pointee.memory)
+    context.pointee.allocator.deallocate(pointee.ownedMemory)
     context.pointee.allocator.deallocate(self)
     context.release()
   }

@@ -8,15 +8,19 @@ public func clipGradNorm(
 ) throws(Fault) -> Double {
   let norm = try gradNorm(tensorCount, tensor, in: context, notFinite: notFinite)
   let factor = clipFactor(norm: norm, maxNorm: maxNorm)
-  if factor == 1 { return norm }
   for index in 0..<tensorCount {
     let (grad, count) = tensor(index)
-    let stretch = stretch(count)
-    context.runToTheEnd(
-      (count + stretch - 1) / stretch,
-      Scale(kernels: context.kernels, values: grad, count: count, stretch: stretch, factor: factor))
+    scale(grad, count, by: factor, in: context)
   }
   return norm
+}
+
+func scale(_ values: UnsafeMutablePointer<Float>, _ count: Int, by factor: Float, in context: ContextPointer) {
+  if factor == 1 { return }
+  let stretch = stretchOfSquares(count)
+  context.runToTheEnd(
+    (count + stretch - 1) / stretch,
+    Scale(kernels: context.kernels, values: values, count: count, stretch: stretch, factor: factor))
 }
 
 /// What gradients of this norm are multiplied by.
@@ -38,7 +42,7 @@ func gradNorm(
 }
 
 func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: ContextPointer) -> Double {
-  let stretch = stretch(count)
+  let stretch = stretchOfSquares(count)
   let items = (count + stretch - 1) / stretch
   return withUnsafeTemporaryAllocation(of: Double.self, capacity: mostItems) { parts in
     context.runToTheEnd(
@@ -55,7 +59,20 @@ func sumOfSquares(_ values: UnsafePointer<Float>, _ count: Int, in context: Cont
 private let mostItems = 128
 
 /// Elements one item of work reads. It depends on the count alone, as the order of the sum does.
-private func stretch(_ count: Int) -> Int { max(65_536, (count + mostItems - 1) / mostItems) }
+func stretchOfSquares(_ count: Int) -> Int { max(65_536, (count + mostItems - 1) / mostItems) }
+
+/// Elements whose squares are summed in float32.
+let runOfSquares = 4096
+
+/// The sum of squares of a run: float32 in a fixed tree.
+func squares(_ values: UnsafePointer<Float>, _ count: Int, _ kernels: UnsafePointer<moei_kernels>) -> Double {
+  let squares = kernels.pointee.dot(Int64(count), values, values)
+  // Squares that leave float32's range, upwards or downwards, are summed again in double.
+  if squares.isFinite && squares > 1e-27 { return Double(squares) }
+  var sum = 0.0
+  for i in 0..<count { sum += Double(values[i]) * Double(values[i]) }
+  return sum
+}
 
 /// parts[item] = sum of squares of one stretch: float32 in a fixed tree over short runs, double from run to run.
 private struct SumOfSquares: Job {
@@ -66,23 +83,12 @@ private struct SumOfSquares: Job {
   let parts: UnsafeMutablePointer<Double>
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let run = 4096
     let end = min((item + 1) * stretch, count)
     var sum = 0.0
-    for start in Swift.stride(from: item * stretch, to: end, by: run) {
-      let count = min(run, end - start)
-      let squares = kernels.pointee.dot(Int64(count), values + start, values + start)
-      // Squares that leave float32's range, upwards or downwards, are summed again in double.
-      let inRange = squares.isFinite && squares > 1e-27
-      sum += inRange ? Double(squares) : exactly(values + start, count)
+    for start in Swift.stride(from: item * stretch, to: end, by: runOfSquares) {
+      sum += squares(values + start, min(runOfSquares, end - start), kernels)
     }
     parts[item] = sum
-  }
-
-  private func exactly(_ values: UnsafePointer<Float>, _ count: Int) -> Double {
-    var sum = 0.0
-    for i in 0..<count { sum += Double(values[i]) * Double(values[i]) }
-    return sum
   }
 }
 

@@ -153,24 +153,24 @@ public struct Parameter {
 
   func zeroGrad() { gradMemory?.update(repeating: 0, count: count) }
 
-  /// Those of a new owner, where there is memory. Numbers for elements come from `random`.
-  func fill(_ initial: ParameterSpec.Initial, _ random: Random) {
+  /// Those of a new owner, where there is memory. Numbers for elements come from `random`, that of the first is number `from`.
+  func fill(_ initial: ParameterSpec.Initial, _ random: Random, from: Int) {
     if data == nil { return }
     switch initial {
-    case .normal(let deviation): fillNormal(deviation, random)
-    case .uniform(let bound): fillUniform(bound, random)
+    case .normal(let deviation): fillNormal(deviation, random, from)
+    case .uniform(let bound): fillUniform(bound, random, from)
     case .value(let value): floats.update(repeating: value, count: count)  // of float32 tensors alone
     }
   }
 
   /// Random values with mean 0, in other formats than float32 the same ones rounded.
-  private func fillNormal(_ deviation: Double, _ random: Random) {
-    fill(random) { random.fillNormal($0, from: $1, count: $2, deviation: deviation) }
+  private func fillNormal(_ deviation: Double, _ random: Random, _ from: Int) {
+    fill(random) { random.fillNormal($0, from: from + $1, count: $2, deviation: deviation) }
   }
 
   /// Uniform within the bound, likewise.
-  private func fillUniform(_ bound: Double, _ random: Random) {
-    fill(random) { random.fillUniform($0, from: $1, count: $2, bound: Float(bound)) }
+  private func fillUniform(_ bound: Double, _ random: Random, _ from: Int) {
+    fill(random) { random.fillUniform($0, from: from + $1, count: $2, bound: Float(bound)) }
   }
 
   private func fill(_ random: Random, _ write: (UnsafeMutablePointer<Float>, Int, Int) -> Void) {

@@ -122,6 +122,18 @@ struct Parameters {
   var withoutValues: Parameter? { slots.withoutValues }
   func zeroGrad() { slots.zeroGrad() }
 
+  /// What a slot holds where it is trained, over all ranks: experts' tensors are spread, and some of them may not be here.
+  func trained(
+    slot: Int, _ c: Configuration, _ ranks: RanksPointer?
+  ) -> (name: StaticString, isSpread: Bool, elements: Int, own: Parameter?)? {
+    let (role, index) = Role.place(slot, groups)
+    let group = c.groups[index]
+    guard let spec = role.spec(c, ranks?.pointee.placement.whole(group) ?? group), !spec.isBuffer else { return nil }
+    let elements = spec.shape.0 * spec.shape.1 * spec.shape.2
+    return (spec.name, role.isOfGroup && !group.isShared, elements, slots[slot])
+  }
+  var slotCount: Int { slots.count }
+
   /// Whether any is trained, and whether any matrix or bias of a group's experts is.
   var trainsAny: Bool {
     for index in 0..<trainedCount where trained(index).isTrained { return true }
@@ -219,14 +231,18 @@ struct Parameters {
   func free(allocator: Allocator) { slots.free(allocator) }
 
   /// Gradients are 0. Comes after all allocations, so that a layer that does not fit is refused before any memory is touched.
-  func initialise(_ c: Configuration, _ kernels: UnsafePointer<moei_kernels>) {
+  func initialise(_ c: Configuration, _ ranks: RanksPointer?, _ kernels: UnsafePointer<moei_kernels>) {
     zeroGrad()
     for index in 0..<count {
       let parameter = self[index]
       let (role, group) = Role.place(slots.slot(of: parameter), groups)
       guard let spec = role.spec(c, c.groups[group]) else { continue }
-      // Each has a stream of its own.
-      parameter.fill(spec.initial, Random(kernels: kernels, seed: c.seed, stream: role.stream(group), step: 0))
+      // Each has a stream of its own, in which experts on several ranks have their places.
+      let expert =
+        role.isOfGroup && !c.groups[group].isShared ? ranks?.pointee.owned(inGroup: group).lowerBound ?? 0 : 0
+      parameter.fill(
+        spec.initial, Random(kernels: kernels, seed: c.seed, stream: role.stream(group), step: 0),
+        from: expert * (parameter.count / parameter.shape.0))
     }
   }
 }
@@ -269,6 +285,7 @@ extension Parameters.Role {
     let (e, h, i) = (group.experts, group.hidden, group.intermediate)
     let (fan, innerFan) = (1 / Double(h).squareRoot(), 1 / Double(max(i, 1)).squareRoot())
     let xavier = (6 / Double(h + i)).squareRoot()
+    if e == 0 { return nil }
     if self == .constant { return group.kind == .constant ? .matrix("constant", e, h, .value(0)) : nil }
     if !group.multiplies { return nil }
     let (hasUp, weights) = (!group.linear, group.weights)

@@ -9,6 +9,7 @@ struct RouterForward: RouteStage {
   private let tokens: RouteTokens
   private let probabilities: UnsafeMutablePointer<Float>  // [lanes,E] of one token, for weights made of other logits
   private let admission: Admission?
+  var entropies: UnsafePointer<Float>? { tokens.entropies.map { UnsafePointer($0) } }
   var firstTaken: UnsafePointer<Int32>? { tokens.firstTaken.map { UnsafePointer($0) } }
 
   /// `slopes` where there will be a backward.
@@ -44,7 +45,7 @@ struct RouterForward: RouteStage {
       try weigh(in: context)
     }
     if let admission {
-      admission.run()
+      try admission.run()
       try weigh(in: context)
     }
   }
@@ -58,6 +59,11 @@ struct RouterForward: RouteStage {
 struct BlockSums {
   var squares = 0.0  // of logsumexp
   var entropy = 0.0
+
+  mutating func add(_ other: BlockSums) {
+    squares += other.squares
+    entropy += other.entropy
+  }
 }
 
 /// Logits, and what follows from them token by token, for one block of tokens per item. Blocks come in waves, one for each
@@ -77,6 +83,8 @@ struct RouteTokens: RouteStage, Job {
   private let shared: SharedGate
   fileprivate let weigher: Weigher
   private let sums: UnsafeMutablePointer<BlockSums>  // [blocks]
+  /// [T] Where the tokens are some of several ranks', whose blocks are others.
+  let entropies: UnsafeMutablePointer<Float>?
   private let z: UnsafeMutablePointer<Float>  // [lanes, rowsPerBlock, E]
   /// Per block the first token that cannot be routed, or -1, and why.
   fileprivate let failures: UnsafeMutablePointer<RoutingFailure>  // [blocks]
@@ -92,7 +100,10 @@ struct RouteTokens: RouteStage, Job {
     let (c, routing) = (work.c, work.routing)
     weigher = Weigher(&arena, work, context: context)
     logits = Logits(&arena, work, input: input)
-    measures = LogitMeasures(&arena, c, context: context, routing: routing)
+    measures = LogitMeasures(
+      &arena, c, context: context, routing: routing,
+      rows: call.ranks == nil ? min(call.tokens, context.waveTokens) : call.tokens)
+    entropies = call.ranks != nil && c.hasGate ? arena.take(Float.self, call.tokens) : nil
     selection = Selection(&arena, c, context: context, parameters: work.parameters)
     shared = SharedGate(work)
     z = arena.take(Float.self, c.hasGate ? context.waveTokens : 0, c.experts)
@@ -119,7 +130,7 @@ struct RouteTokens: RouteStage, Job {
       try context.run(end - first, wave)
       try throwFailure(first..<end)
       let tokens = first * rowsPerBlock..<min(end * rowsPerBlock, call.tokens)
-      tokenSums.add(tokens, bySequence)
+      if call.ranks == nil { tokenSums.add(tokens, bySequence) }
       try choice.offer(tokens)
     }
   }
@@ -173,6 +184,7 @@ struct RouteTokens: RouteStage, Job {
       var (logSumExp, entropy): (Float, Float) = (0, 0)
       kernels.pointee.softmax(Int64(e), row, p, &logSumExp, &entropy)
       routing.logSumExp?[t] = logSumExp
+      entropies?[t] = entropy
       if routing.counts(t) {
         ofBlock.squares += Double(logSumExp) * Double(logSumExp)
         ofBlock.entropy += Double(entropy)

@@ -44,7 +44,7 @@ struct RouterBackward: RouteStage, Job {
     tape: TapeContents, chunk: Range<Int>, losses: LossGradient, dWeights: UnsafeMutablePointer<Float>
   ) {
     var draws = tape.draws
-    draws.firstToken = chunk.lowerBound
+    draws.firstToken += chunk.lowerBound
     var routing = tape.routing.part(chunk, c)
     measuresAgain = c.hasGate && !tape.keeps
     if !tape.keeps { routing.takeMeasures(&arena, c) }
@@ -67,8 +67,17 @@ struct RouterBackward: RouteStage, Job {
 
   /// The gradients of logits for all tokens, then the gates' own, then what flows on to x where the gate read something else.
   func run(in context: ContextPointer) throws(Fault) {
+    try runLogits(in: context)
+    try runGates(in: context)
+  }
+
+  func runLogits(in context: ContextPointer) throws(Fault) {
     try input.run(in: context, again: true)
     try context.run(blocks(of: routing.tokens), self)
+  }
+
+  /// What goes on from token to token, and so from rank to rank.
+  func runGates(in context: ContextPointer) throws(Fault) {
     try addGradient(logits.gate, d.logits, in: context)
     try addGradient(logits.coarseGate, d.coarse, in: context)
     try addGradient(logits.noiseGate, d.noise, in: context)

@@ -78,7 +78,7 @@ struct Routing {
     if let marks = valid.marks { marks.update(from: call.validMask!, count: tokens) }
     if let marks = counted.marks { marks.update(from: call.lossMask!, count: tokens) }
     validCount.pointee = call.valid(in: 0..<tokens)
-    countedCount.pointee = call.counted(in: 0..<tokens)
+    countedCount.pointee = call.ranks?.pointee.all.counted ?? call.counted(in: 0..<tokens)
   }
 
   var validCount: UnsafeMutablePointer<Int> { valid.count }
@@ -89,7 +89,7 @@ struct Routing {
   func isRouted(_ t: Int) -> Bool { isValid(t) || counts(t) }
 }
 
-/// Some of a call's tokens, and how many of the whole call's they are.
+/// Some of a call's tokens, and how many of the whole call's they are; of those that count, over all ranks.
 struct TokenMask {
   fileprivate(set) var marks: UnsafeMutablePointer<UInt8>?  // [T]
   let count: UnsafeMutablePointer<Int>  // 1

@@ -11,6 +11,7 @@ public struct Fault: Error {
     case notFinite = 4
     case cancelled = 5
     case io = 6
+    case communication = 7
   }
 
   public let kind: Kind

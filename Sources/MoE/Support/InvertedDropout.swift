@@ -16,4 +16,18 @@ struct InvertedDropout {
   func apply(_ values: UnsafeMutablePointer<Float>, count: Int, first: UInt64) {
     random.drop(values, count: count, first: first, threshold: threshold, scale: scale)
   }
+
+  /// `values` are the elements from number `element` on, any number.
+  func apply(_ values: UnsafeMutablePointer<Float>, count: Int, from element: Int) {
+    let (place, head) = (element % 4, min(-element & 3, count))  // what is left of the first counter
+    if head > 0 {
+      withUnsafeTemporaryAllocation(of: Float.self, capacity: 4) { four in
+        four.initialize(repeating: 0)
+        (four.baseAddress! + place).update(from: values, count: head)
+        apply(four.baseAddress!, count: 4, first: UInt64(element / 4))
+        values.update(from: four.baseAddress! + place, count: head)
+      }
+    }
+    apply(values + head, count: count - head, first: UInt64((element + head) / 4))
+  }
 }

@@ -18,10 +18,16 @@ struct Random {
     kernels.pointee.dropout(Int64(count), numbers, first, threshold, scale, values)
   }
 
-  /// values[i] = number `from` + i, uniform in (-bound, bound), symmetric: the middles of 2^23 equal steps. `from` is a
-  /// multiple of 4.
+  /// values[i] = number `from` + i, uniform in (-bound, bound), symmetric: the middles of 2^23 equal steps.
   func fillUniform(_ values: UnsafeMutablePointer<Float>, from: Int, count: Int, bound: Float) {
-    kernels.pointee.uniform(Int64(count), numbers, UInt64(from / 4), bound, values)
+    let head = min(-from & 3, count)  // what is left of the first counter
+    if head > 0 {
+      withUnsafeTemporaryAllocation(of: Float.self, capacity: 4) { four in
+        kernels.pointee.uniform(4, numbers, UInt64(from / 4), bound, four.baseAddress!)
+        values.update(from: four.baseAddress! + from % 4, count: head)
+      }
+    }
+    kernels.pointee.uniform(Int64(count - head), numbers, UInt64((from + head) / 4), bound, values + head)
   }
 
   /// values[i] = number `from` + i, normal with mean 0, the tries in place of the step: for initial values, which have
@@ -89,6 +95,14 @@ public struct GivenNumbers {
   public var second: UnsafePointer<Float>?  // [T] from 0 to 1
 
   public init() {}
+
+  /// The same numbers of tokens and features, for tokens that are called `first` and so on.
+  func counted(from first: Int, _ c: Configuration) -> GivenNumbers {
+    var own = self
+    own.noise = noise.map { $0 - first * c.experts }
+    own.jitter = jitter.map { $0 - first * c.hidden }
+    return own
+  }
 }
 
 /// The random numbers of one call, by what they are for.
@@ -98,7 +112,7 @@ struct Draws {
   let step: UInt64
   let training: Bool
   var given = GivenNumbers()
-  /// What the first token is called: chunks of a call go on counting.
+  /// What the first token is called: chunks of a call go on counting, and so do ranks.
   var firstToken = 0
 
   /// Behind the streams of the first parameters.

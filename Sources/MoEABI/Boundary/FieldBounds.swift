@@ -447,4 +447,16 @@ extension moe_save_options: Bounded {
   }
 }
 
-extension moe_communicator: Bounded {}
+extension moe_communicator: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.integer(size, "size", 1, 2147483647)
+    try check.sum(flags, "flags", of: "moe_communicator_flag", 1)
+  }
+}
+
+extension moe_placement: Bounded {
+  func requireBounds(_ check: Bounds) throws(Fault) {
+    try check.word(choice_scope, "choice_scope", of: "moe_choice_scope", last: 1)
+    try check.zero(reserved, "reserved")
+  }
+}

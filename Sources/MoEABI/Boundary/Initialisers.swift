@@ -309,3 +309,8 @@ public func moe_save_options_init(_ given: UnsafeMutablePointer<moe_save_options
 public func moe_communicator_init(_ given: UnsafeMutablePointer<moe_communicator>?, _ struct_size: Int) {
   initialise(given, struct_size, moe_communicator())
 }
+
+@implementation @_cdecl("moe_placement_init")
+public func moe_placement_init(_ given: UnsafeMutablePointer<moe_placement>?, _ struct_size: Int) {
+  initialise(given, struct_size, moe_placement())
+}

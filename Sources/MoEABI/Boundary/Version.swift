@@ -20,6 +20,7 @@ public func moe_status_name(_ status: moe_status) -> UnsafePointer<CChar>! {
   case MOE_ERROR_NOT_FINITE: cText("MOE_ERROR_NOT_FINITE")
   case MOE_ERROR_CANCELLED: cText("MOE_ERROR_CANCELLED")
   case MOE_ERROR_IO: cText("MOE_ERROR_IO")
+  case MOE_ERROR_COMMUNICATION: cText("MOE_ERROR_COMMUNICATION")
   default: cText("unknown status")
   }
 }

@@ -227,6 +227,7 @@ private func load(
   let layer = try handle(layer, "layer", as: Layer.self)
   let checkpoint = try handle(checkpoint, "checkpoint", as: Checkpoint.self)
   let (layout, place) = target
+  try layer.pointee.requireWhole()
   try layer.pointee.requireMemory()
   try layer.pointee.load(checkpoint.pointee, layout, place)
 }
@@ -267,6 +268,7 @@ private func save(
   let path = try required(path, "path")
   let (layout, place) = target
   let type = try elementType(dtype, "dtype")
+  try layer.pointee.requireWhole()
   try layer.pointee.requireMemory()
   try layer.pointee.save(to: path, layout, place, type: type, shardBytes: shardBytes)
 }
@@ -302,6 +304,7 @@ public func moe_layer_upcycle(
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
     let list = try TensorList(dense, count: count)
+    try layer.pointee.requireWhole()
     try layer.pointee.requireMemory()
     if layer.pointee.configuration.groupsAreListed {
       throw .invalid("layer: experts of expert_groups cannot be copies of one network")

@@ -44,6 +44,7 @@ private func withState(
     counts, in: context,
     layer: { (n) throws(Fault) in
       let layer = try handle(layers[n], "training.layers", as: Layer.self)
+      try layer.pointee.requireWhole()
       if !partial { try layer.pointee.requireMemory() }
       return layer
     },

@@ -93,6 +93,7 @@ extension Call {
   private mutating func takeSequences(
     _ options: moe_forward_options, _ c: Configuration, _ operands: inout Operands
   ) throws(Fault) {
+    hasSequences = options.sequence_length > 0
     if options.sequence_length > 0 && tokens > 0 {
       sequenceLength = Int(options.sequence_length)
       if tokens % sequenceLength != 0 {

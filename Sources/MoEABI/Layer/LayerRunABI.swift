@@ -11,12 +11,14 @@ public func moe_layer_forward(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
-    let tape = tape == nil ? nil : try own(tape, of: layer)
+    try layer.pointee.beginCall()
+    var filled: TapePointer?
     do throws(Fault) {
-      try forward(layer, x, n_tokens, options, y, tape, report)
+      filled = tape == nil ? nil : try own(tape, of: layer)
+      try forward(layer, x, n_tokens, options, y, filled, report)
     } catch {
-      if let tape { layer.pointee.clear(tape) }  // there is nothing to go back from
-      throw error
+      if let filled { layer.pointee.clear(filled) }  // there is nothing to go back from
+      throw layer.pointee.told(error)
     }
   }
 }
@@ -53,28 +55,40 @@ public func moe_layer_backward(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
-    let tape = try own(tape, of: layer)
-    try requireTrainable(layer)
-    guard layer.pointee.isFilled(tape) else {
-      throw .badState("tape is empty: a forward call with this tape comes first")
+    try layer.pointee.beginCall()
+    do throws(Fault) {
+      try backward(layer, tape, x, dy, d_aux_loss, dx, options)
+    } catch {
+      throw layer.pointee.told(error)
     }
-    let c = layer.pointee.configuration
-    let elements = layer.pointee.tokens(on: tape) * c.hidden  // as forward checked it
-    guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
-    var operands = Operands()
-    let x = try operands.reads(x, elements, of: c.tokens, "x")
-    let dy = try operands.reads(dy, elements, of: c.tokens, "dy")
-    try operands.reads(tape.pointee.lent, "the memory bound to tape")
-    let dx = dx == nil ? nil : try operands.writes(dx, elements, of: c.tokens, "dx")
-    let call = try Layer.BackwardCall(options, dAuxLoss: d_aux_loss, layer, tape, &operands)
-    if let optimizer = call.step?.optimizer {
-      try operands.add(stateOf: optimizer)
-    } else {
-      try requireGradients(layer, frozenExperts: call.frozenExperts)
-    }
-    try operands.requireApart(fromParametersOf: layer, steps: call.step != nil, gradients: true)
-    try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
   }
+}
+
+private func backward(
+  _ layer: LayerPointer, _ tape: OpaquePointer?, _ x: UnsafeRawPointer?, _ dy: UnsafeRawPointer?, _ d_aux_loss: Float,
+  _ dx: UnsafeMutableRawPointer?, _ options: UnsafePointer<moe_backward_options>?
+) throws(Fault) {
+  let tape = try own(tape, of: layer)
+  try requireTrainable(layer)
+  guard layer.pointee.isFilled(tape) else {
+    throw .badState("tape is empty: a forward call with this tape comes first")
+  }
+  let c = layer.pointee.configuration
+  let elements = layer.pointee.tokens(on: tape) * c.hidden  // as forward checked it
+  guard d_aux_loss.isFinite else { throw .invalid("d_aux_loss = \(Double(d_aux_loss)) is not finite") }
+  var operands = Operands()
+  let x = try operands.reads(x, elements, of: c.tokens, "x")
+  let dy = try operands.reads(dy, elements, of: c.tokens, "dy")
+  try operands.reads(tape.pointee.lent, "the memory bound to tape")
+  let dx = dx == nil ? nil : try operands.writes(dx, elements, of: c.tokens, "dx")
+  let call = try Layer.BackwardCall(options, dAuxLoss: d_aux_loss, layer, tape, &operands)
+  if let optimizer = call.step?.optimizer {
+    try operands.add(stateOf: optimizer)
+  } else {
+    try requireGradients(layer, frozenExperts: call.frozenExperts)
+  }
+  try operands.requireApart(fromParametersOf: layer, steps: call.step != nil, gradients: true)
+  try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
 }
 
 extension Layer.BackwardCall {

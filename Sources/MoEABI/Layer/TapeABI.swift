@@ -33,6 +33,7 @@ public func moe_layer_plan(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let layer = try handle(layer, "layer", as: Layer.self)
+    try layer.pointee.requireWhole()
     let c = layer.pointee.configuration
     try require(Int(n_tokens), "n_tokens", from: 0, to: Int(Int32.max) / c.slots)
     var operands = Operands()

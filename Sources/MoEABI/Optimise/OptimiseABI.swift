@@ -188,7 +188,7 @@ extension TensorList {
   }
 }
 
-private func requireMaxNorm(_ maxNorm: Double) throws(Fault) {
+func requireMaxNorm(_ maxNorm: Double) throws(Fault) {
   guard maxNorm > 0 else { throw .invalid("max_norm = \(maxNorm) is not above 0") }
 }
 

@@ -18,7 +18,8 @@ struct VersionTests {
     (MOE_ERROR_NOT_FINITE, "MOE_ERROR_NOT_FINITE"),
     (MOE_ERROR_CANCELLED, "MOE_ERROR_CANCELLED"),
     (MOE_ERROR_IO, "MOE_ERROR_IO"),
-    (moe_status(rawValue: 7), "unknown status"),
+    (MOE_ERROR_COMMUNICATION, "MOE_ERROR_COMMUNICATION"),
+    (moe_status(rawValue: 8), "unknown status"),
     (moe_status(rawValue: .max), "unknown status"),
   ])
   func everyStatusHasItsName(status: moe_status, name: String) {

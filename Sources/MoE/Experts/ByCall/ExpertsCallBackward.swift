@@ -47,7 +47,8 @@ struct BackwardOfCall {
     self.dx = dx.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     dWeights = arena.take(Float.self, call.tokens, call.topK)
     compute = ExpertsBackward(
-      &arena, parts.work, context: context, dy: self.dy.floats, keeps: saves, dWeights: dWeights, oneExpert: nil)
+      &arena, parts.work, context: context, dy: self.dy.floats, keeps: saves, dWeights: dWeights, oneExpert: nil,
+      groups: GroupRange(0..<1))
   }
 
   @inline(never) func run(

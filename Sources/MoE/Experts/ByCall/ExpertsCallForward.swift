@@ -59,7 +59,8 @@ struct ForwardOfCall {
     parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: saves, context)
     self.y = y.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     self.rows = rows
-    compute = ExpertsForward(&arena, parts.work, context: context, offload: nil, keeps: saves)
+    compute = ExpertsForward(
+      &arena, parts.work, context: context, offload: nil, keeps: saves, groups: GroupRange(0..<1))
   }
 
   @inline(never) func run(_ call: ExpertsCall, _ saved: SavedExperts?, in context: ContextPointer) throws(Fault) {

@@ -2,8 +2,8 @@ import CShims
 
 // What the gate reads: x, or x after jitter, a norm and dropout. Without these nothing is copied.
 
-/// A change of elements one by one, which backward does to their gradients as forward does to them. Elements are `first` (a
-/// multiple of 4) ..< first + count of the array that `values` are from.
+/// A change of elements one by one, which backward does to their gradients as forward does to them. Elements are `first` ..<
+/// first + count of the array that `values` are from.
 protocol ElementChange {
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int)
 }
@@ -51,7 +51,7 @@ struct RouterDropout: ElementChange {
   }
 
   func apply(_ values: UnsafeMutablePointer<Float>, first: Int, count: Int) {
-    dropout.apply(values, count: count, first: UInt64((base + first) / 4))
+    dropout.apply(values, count: count, from: base + first)
   }
 }
 

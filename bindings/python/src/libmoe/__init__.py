@@ -26,6 +26,7 @@ from .encoder import EncoderLayer
 from .errors import (
     ArgumentTypeError,
     BadStateError,
+    CommunicationError,
     FileError,
     InvalidArgumentError,
     MoeError,
@@ -71,6 +72,7 @@ __all__ = [
     "CalibratedMatrix",
     "Calibration",
     "Checkpoint",
+    "CommunicationError",
     "Communicator",
     "Context",
     "EncoderLayer",

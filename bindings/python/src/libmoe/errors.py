@@ -51,9 +51,23 @@ class FileError(MoeError, OSError):
     status = abi.STATUS["error_io"]
 
 
+class CommunicationError(MoeError, ConnectionError):
+    """An exchange between ranks failed; the text has the transport's words."""
+
+    status = abi.STATUS["error_communication"]
+
+
 def error_for(status: int, message: str) -> MoeError:
     """Exception for a status other than 0."""
-    for kind in (InvalidArgumentError, OutOfMemoryError, BadStateError, NotFiniteError, FileError):
+    kinds = (
+        InvalidArgumentError,
+        OutOfMemoryError,
+        BadStateError,
+        NotFiniteError,
+        FileError,
+        CommunicationError,
+    )
+    for kind in kinds:
         if kind.status == status:
             return kind(message)
     error = MoeError(message)

@@ -12,6 +12,8 @@ from . import config, words
 from ._calls import Calls
 from ._keywords import keywords
 from ._native.library import Handle, lib
+from ._ranks import placement, require_whole, structure
+from .communicator import Communicator
 from .context import Context, handle_of
 
 
@@ -177,6 +179,15 @@ class Layer(Calls):
         Of x, y and their gradients.
     context : Context, optional
         Whose threads compute; by default the shared one.  The layer keeps it alive.
+    communicator : Communicator, optional
+        Of the ranks over which the experts are spread: every rank makes the same layer, and then the same
+        calls of it, with tokens of its own.  Results have the bits of one process with all tokens; parameters
+        called ``experts`` are those of this rank's experts.
+    experts_per_rank : sequence of int, optional
+        How many experts each rank owns, E in all; by default as even as they can be.
+    choice_scope : {"global", "local"}
+        Over which tokens experts choose, room is counted and loads are evened out: those of all ranks, where
+        that can be, or each rank's own.
 
     Raises
     ------
@@ -288,16 +299,26 @@ class Layer(Calls):
         weight_dtype: words.WeightDType = "f32",
         io_dtype: words.IoDType = "f32",
         context: Context | None = None,
+        communicator: Communicator | None = None,
+        experts_per_rank: Sequence[int] | None = None,
+        choice_scope: words.ChoiceScope = "global",
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
         if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         parent = handle_of(context)
-        create, free = lib.moe_layer_create, lib.moe_layer_free
-        super().__init__(
-            Handle(create, free, parent, ctypes.byref(c_config), keep={"context": parent}), c_config
-        )
+        keep = {"context": parent, "communicator": communicator}
+        if communicator is None:
+            require_whole(experts_per_rank, choice_scope)
+            made = (lib.moe_layer_create, lib.moe_layer_free, parent, ctypes.byref(c_config))
+            super().__init__(Handle(*made, keep=keep), c_config)
+        else:
+            c_placement = placement(communicator, experts_per_rank, choice_scope)
+            ranked = (parent, ctypes.byref(c_config), structure(communicator), ctypes.byref(c_placement))
+            super().__init__(
+                Handle(lib.moe_layer_create_distributed, lib.moe_layer_free, *ranked, keep=keep), c_config
+            )
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype
         self._losses = list(losses or ())

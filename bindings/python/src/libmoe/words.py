@@ -9,7 +9,7 @@ from typing import Literal
 
 Status = Literal[
     "ok", "error_invalid_argument", "error_out_of_memory", "error_bad_state", "error_not_finite",
-    "error_cancelled", "error_io",
+    "error_cancelled", "error_io", "error_communication",
 ]
 Matmul = Literal["auto", "openblas", "reference", "native"]
 Instructions = Literal["all", "base", "avx2", "avx512", "avx512_bf16"]
@@ -74,6 +74,7 @@ Keep = Literal["all", "lean", "input"]
 Next = Literal["go_on", "end_sequence", "end_all"]
 FolderDType = Literal["own", "f32", "bf16", "f16"]
 CommunicatorFlag = Literal["any_thread"]
+ChoiceScope = Literal["global", "local"]
 TensorDType = Literal["f32", "bf16", "f16"]
 IoDType = Literal["f32", "bf16"]
 WeightDType = Literal["f32", "bf16", "f16"]

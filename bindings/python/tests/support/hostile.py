@@ -143,7 +143,7 @@ class Function:
         """Announce and make one call."""
         print(f"{self.name}: {what}", flush=True)
         found = self.call(*(placed(a) if isinstance(a, ctypes.Structure) else a for a in arguments))
-        assert 0 <= found <= 6
+        assert 0 <= found <= 7
         if self.frees and found == 0:
             handle = c_void_p.from_address(arguments[-1]).value
             getattr(lib, self.frees)(ctypes.cast(handle or 0, self.kinds[-1]._type_))

@@ -33,6 +33,14 @@ def defaults(name: str) -> Any:
     return struct
 
 
+def one_rank() -> Any:
+    """Return a communicator of one rank, whose functions only fail."""
+    kinds = {name: kind for name, kind, *_ in abi.moe_communicator._fields_ if hasattr(kind, "_restype_")}
+    functions = {name: kind(lambda *_: 1) for name, kind in kinds.items()}  # never called
+    alive.append(functions)
+    return abi.moe_communicator(size=1, **functions)
+
+
 FREQUENCIES = (ctypes.c_double * 2)(1.0, 0.1)
 
 
@@ -169,6 +177,7 @@ def all_functions(folder: Path) -> list[Function]:
         )
         return create("moe_layer_create", abi.moe_layer, context_handle, ctypes.byref(layer_config))
 
+    spread_config = abi.moe_layer_config(hidden_size=4, intermediate_size=4, n_experts=3, top_k=2)
     layer = a_layer()
     terms = (abi.moe_loss_term * 1)(abi.moe_loss_term(kind=abi.LOSS["z"], coefficient=0.1))
     with_a_loss = a_layer(losses=terms, n_losses=1)
@@ -388,6 +397,11 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_optimizer_bind_state", lambda: [optimizer, room(), ROOM]),
         Function("moe_context_memory", lambda: [context, room(), room()]),
         Function("moe_layer_create", lambda: [context, layer_config, room()]),
+        Function(
+            "moe_layer_create_distributed",
+            lambda: [context, spread_config, one_rank(), abi.moe_placement(), room()],
+        ),
+        Function("moe_layer_clip_grad_norm", lambda: [layer, 1.0, room()]),
         Function("moe_layer_parameter", lambda: [layer, 1, abi.moe_tensor()]),
         Function("moe_layer_find_parameter", lambda: [layer, b"router.weight", room()]),
         Function("moe_layer_update_selection_bias", lambda: [layer, room(), 0.1, 1]),

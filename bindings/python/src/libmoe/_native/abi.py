@@ -33,7 +33,7 @@ NO_LAYER_NUMBER = -1
 # Enums: the constant in C is the prefix and the word, MOE_MATMUL_AUTO.
 STATUS = {
     "ok": 0, "error_invalid_argument": 1, "error_out_of_memory": 2, "error_bad_state": 3,
-    "error_not_finite": 4, "error_cancelled": 5, "error_io": 6,
+    "error_not_finite": 4, "error_cancelled": 5, "error_io": 6, "error_communication": 7,
 }
 MATMUL = {"auto": 0, "openblas": 1, "reference": 2, "native": 3}
 INSTRUCTIONS = {"all": 0, "base": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
@@ -108,6 +108,7 @@ KEEP = {"all": 0, "lean": 1, "input": 2}
 NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 COMMUNICATOR_FLAG = {"any_thread": 1}
+CHOICE_SCOPE = {"global": 0, "local": 1}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -1275,6 +1276,20 @@ class moe_communicator(Sized):
     }
 
 
+class moe_placement(Sized):
+    """Where experts are, and how far choices look."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("experts_per_rank", c_void_p),
+        ("choice_scope", c_int32),
+        ("reserved", c_int32),
+    ]
+    _words_ = {
+        "choice_scope": CHOICE_SCOPE,
+    }
+
+
 # Words of arguments, where only some of an enum's are taken.
 ARGUMENTS: dict[str, dict[str, dict[str, int]]] = {
     "moe_layer_save": {"dtype": {"f32": 0, "bf16": 1, "f16": 2}},
@@ -1574,4 +1589,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_save": (Status, [POINTER(moe_model), c_char_p, POINTER(moe_save_options)]),
     "moe_pretrained_family": (c_char_p, [c_int64]),
     "moe_communicator_init": (None, [POINTER(moe_communicator), c_size_t]),
+    "moe_placement_init": (None, [POINTER(moe_placement), c_size_t]),
+    "moe_layer_create_distributed": (Status, [
+        POINTER(moe_context), POINTER(moe_layer_config), POINTER(moe_communicator), POINTER(moe_placement),
+        POINTER(POINTER(moe_layer)),
+    ]),
+    "moe_layer_clip_grad_norm": (Status, [POINTER(moe_layer), c_double, c_void_p]),
 }

@@ -1,0 +1,211 @@
+import CShims
+
+// A layer's backward where its experts are spread over ranks: rows of dy go to the owners of the experts, gradients of rows and of
+// routing weights come back. An expert's gradient is one chain over all its rows, at its owner. What every rank has whole (gates,
+// shared experts, the output bias) is one chain over all tokens, which goes on from rank to rank.
+
+/// The memory of a backward beside its own stages.
+struct BackwardRoom {
+  let rows: OwnedRows  // of x, where the tape has not kept them; with the weights
+  let dy: UnsafeMutablePointer<Float>  // [rows,H]
+  let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
+  let compute: ExpertsBackward
+  let gradients: UnsafeMutablePointer<Float>  // of what every rank has whole
+
+  init(
+    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ taped: TapeContents, _ tape: OwnedTape,
+    frozen: Bool
+  ) {
+    let (c, context) = (layer.configuration, layer.context)
+    // x has a place of its own: rows of dy arrive and leave where it arrives.
+    rows = OwnedRows(
+      &arena, c, ranks, x: tape.x ?? arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden), sendsWeights: true,
+      sendsNumbers: c.dropsInner(taped.draws))
+    self.dy = arena.take(Float.self, rows.count, c.hidden)
+    dWeights = arena.take(Float.self, rows.count)
+    gradients = arena.take(
+      Float.self, max(layer.wholeGradients(shared: true), layer.wholeGradients(shared: false)))
+    var work = ExpertsWork(
+      c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: PreparedGroups(c),
+      dispatch: rows.dispatch, draws: taped.draws, isDifferentiated: true)
+    work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
+    compute = ExpertsBackward(
+      &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, oneExpert: nil,
+      groups: c.groupsSpread)
+  }
+}
+
+extension Layer {
+  @inline(never) func backward(
+    _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
+    _ call: BackwardCall, over ranks: RanksPointer
+  ) throws(Fault) {
+    let c = configuration
+    guard let taped = tape.pointee.contents, let owned = tape.pointee.owned else { return }
+    var kind = Hash()
+    kind.add(2)
+    kind.add(UInt64(bitPattern: owned.call))
+    kind.add((dx != nil ? 1 : 0) | (call.frozenExperts ? 2 : 0))
+    kind.add(UInt64(call.dAuxLoss.bitPattern))
+    try ranks.pointee.open(Ranks.AllTokens(tokens: taped.routing.tokens), kind: kind)
+    ranks.pointee.expect(0)
+    try turn.acquire(for: "layer")
+    defer { turn.release() }
+    try context.withScratch(
+      lent: call.scratch, { backwardStages(&$0, taped, taped.plan, x: x, dy: dy, dx: dx, call) }
+    ) { (stages) throws(Fault) in try run(stages, taped, owned, call, over: ranks) }
+  }
+
+  @inline(never) private func run(
+    _ stages: BackwardStages, _ taped: TapeContents, _ owned: OwnedTape, _ call: BackwardCall, over ranks: RanksPointer
+  ) throws(Fault) {
+    let routing = taped.routing
+    try stages.x.run(in: context)
+    try stages.jittered.run(in: context)
+    try stages.dy.run(in: context)
+    stages.dWeights.update(repeating: 0, count: routing.tokens * routing.slots)
+    stages.losses.prepare()
+    var failed: Fault?
+    var memory: UnsafeMutablePointer<Float>?
+    for i in 0..<owned.chunks.count { memory = try run(stages, taped, owned, i, call, &failed, over: ranks) }
+    if !call.frozenExperts && configuration.shared > 0 {
+      try chainGradients(shared: true, memory!, over: ranks, &failed) { () throws(Fault) in
+        try addShared(stages, taped, owned.chunks)
+      }
+    }
+    try runRouter(stages, taped, memory!, &failed, over: ranks)
+    if let out = call.dExpertWeights {
+      for t in 0..<routing.tokens {
+        (out + t * routing.choices).update(from: stages.dWeights + t * routing.slots, count: routing.choices)
+      }
+    }
+    attempt(&failed) { () throws(Fault) in try stages.dx?.run(in: context) }
+    try ranks.pointee.agree(0, failed, next: nil)
+  }
+
+  /// One chunk of the tokens of all ranks; returns memory for gradients that go from rank to rank.
+  @inline(never) private func run(
+    _ stages: BackwardStages, _ taped: TapeContents, _ owned: OwnedTape, _ i: Int, _ call: BackwardCall,
+    _ failed: inout Fault?, over ranks: RanksPointer
+  ) throws(Fault) -> UnsafeMutablePointer<Float> {
+    let (c, tokens) = (configuration, owned.chunks.tokens(ofChunk: i))
+    let (dispatch, firstPair) = (stages.dispatch, taped.draws.firstToken * c.slots)
+    try context.measure(.dispatch, backward: true) { () throws(Fault) in
+      dispatch.group(taped.routing, tokens, firstPair: firstPair)
+    }
+    ranks.pointee.setRows(dispatch, owned.counts(ofChunk: i))
+    let room = try ranks.room(context.pointee.allocator) {
+      BackwardRoom(&$0, self, ranks, taped, owned, frozen: call.frozenExperts)
+    }
+    try ranks.pointee.agree(0, failed, next: 0)
+
+    // From here on every exchange is made, whatever fails.
+    try room.rows.bring(
+      stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
+    if owned.x == nil {
+      let type = c.typeOfRows(PreparedGroups(c), training: taped.draws.training)
+      try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
+    }
+    try room.rows.bringWords(dispatch)
+    var noSteps: FusedStep?
+    attempt(&failed) { () throws(Fault) in
+      room.rows.group(owned.counts(ofChunk: i), ranks: ranks.pointee.size)
+      try room.compute.run(
+        in: context, kept: owned.kept, needInputGradient: stages.dx != nil, &noSteps, isOnlyChunk: true)
+    }
+    let dRows = stages.compute.gradients.dRows
+    if stages.dx != nil { try room.rows.takeBack(room.compute.gradients.dRows, to: dRows, &failed, in: context) }
+    let dWeights = try room.rows.takeBack(room.dWeights)
+    for row in 0..<room.rows.own { stages.dWeights[Int(dispatch.pairOfRow[row]) - firstPair] = dWeights[row] }
+    attempt(&failed) { () throws(Fault) in
+      try stages.compute.runInputs(in: context, kept: taped.kept(0), needInputGradient: stages.dx != nil)
+      guard let dx = stages.dx else { return }
+      try context.measure(.combine, backward: true) { () throws(Fault) in
+        try CombineBackward(
+          c: c, kernels: context.kernels, chunk: tokens, dispatch: dispatch, dRows: dRows, dx: dx.floats
+        ).run(in: context)
+      }
+    }
+    return room.gradients
+  }
+
+  /// The gradients of the shared experts' matrices and biases, over this rank's own tokens.
+  @inline(never) private func addShared(
+    _ stages: BackwardStages, _ taped: TapeContents, _ chunks: RankChunks
+  ) throws(Fault) {
+    if chunks.count == 1 { return try stages.compute.runWeights(in: context, kept: taped.kept(0), isRepeated: false) }
+    for i in 0..<chunks.count {
+      let tokens = chunks.tokens(ofChunk: i)
+      if tokens.isEmpty { continue }
+      stages.dispatch.group(
+        taped.routing, tokens, firstPair: taped.draws.firstToken * configuration.slots)
+      try stages.compute.runWeights(in: context, kept: nil, isRepeated: true)
+    }
+  }
+
+  /// The router's part, and the output bias.
+  @inline(never) private func runRouter(
+    _ stages: BackwardStages, _ taped: TapeContents, _ memory: UnsafeMutablePointer<Float>, _ failed: inout Fault?,
+    over ranks: RanksPointer
+  ) throws(Fault) {
+    let routing = taped.routing
+    var arena = stages.routerArena
+    let route = router(&arena, stages, taped, 0..<routing.tokens)
+    attempt(&failed) { () throws(Fault) in
+      try context.measure(.route, backward: true) { () throws(Fault) in try route.runLogits(in: context) }
+    }
+    try chainGradients(shared: false, memory, over: ranks, &failed) { () throws(Fault) in
+      try context.measure(.route, backward: true) { () throws(Fault) in try route.runGates(in: context) }
+      if let grad = parameters.grad(.outputBias) {
+        addOutputBiasGradient(stages.dy.floats, routing, configuration, context.kernels, to: grad)
+      }
+    }
+    attempt(&failed) { () throws(Fault) in
+      guard let dx = stages.dx else { return }
+      try RouterShare(router: route, jittered: stages.jittered, firstBlock: 0, dx: dx.floats).run(in: context)
+    }
+  }
+
+  // MARK: gradients of what every rank has whole
+
+  /// Of the shared experts, or of all else that is no expert's.
+  private func forEachWhole(shared: Bool, _ body: (UnsafeMutablePointer<Float>, Int) -> Void) {
+    for index in 0..<parameters.trainedCount {
+      let parameter = parameters.trained(index)
+      let place = parameters.place(of: parameter)
+      let isOfShared = place.role.isOfGroup && configuration.groups[place.group].isShared
+      if place.role.isOfGroup && !isOfShared { continue }
+      if isOfShared == shared, let grad = parameter.grad { body(grad, parameter.count) }
+    }
+  }
+
+  func wholeGradients(shared: Bool) -> Int {
+    var count = 0
+    forEachWhole(shared: shared) { count += $1 }
+    return count
+  }
+
+  /// `add` goes on from the gradients of the ranks before this one; afterwards every rank has those of all tokens.
+  private func chainGradients(
+    shared: Bool, _ memory: UnsafeMutablePointer<Float>, over ranks: RanksPointer, _ failed: inout Fault?,
+    _ add: () throws(Fault) -> Void
+  ) throws(Fault) {
+    func take() {
+      var place = memory
+      forEachWhole(shared: shared) {
+        $0.update(from: place, count: $1)
+        place += $1
+      }
+    }
+    try ranks.chain(memory, bytes: wholeGradients(shared: shared) * MemoryLayout<Float>.stride) { isFirst in
+      if !isFirst { take() }
+      attempt(&failed, add)
+      var place = memory
+      forEachWhole(shared: shared) {
+        place.update(from: $0, count: $1)
+        place += $1
+      }
+    }
+    take()
+  }
+}

@@ -1,0 +1,49 @@
+// What a layer over several ranks cannot be, and what cannot be asked of one.
+
+extension Configuration.Values {
+  /// Refuses what compares all tokens of a call, unless each rank chooses among its own.
+  public func requireForRanks(choosesLocally: Bool) throws(Fault) {
+    if exploration.batchNorm != nil {
+      throw .invalid("router_batch_norm = 1: its means are over all tokens, which no rank has")
+    }
+    if !keepsExpertGradients || !keepsExpertWeights {
+      throw .invalid(
+        "unallocated is set, but the layer's experts are spread over ranks, each of which has memory for its own")
+    }
+    if choosesLocally { return }
+    func refuse(_ what: StaticString) -> Fault {
+      .invalid("\(what) compares the tokens of all ranks: MOE_CHOICE_LOCAL lets each rank choose among its own")
+    }
+    if router == .expertChoice { throw refuse("router = MOE_ROUTER_EXPERT_CHOICE") }
+    if router == .sinkhorn { throw refuse("router = MOE_ROUTER_SINKHORN") }
+    if dynamicK?.rule == .complexity { throw refuse("dynamic_k = MOE_DYNAMIC_K_COMPLEXITY") }
+    guard let capacity, !capacity.perSequence else { return }
+    if capacity.nextBest { throw refuse("overflow = MOE_OVERFLOW_NEXT_BEST") }
+    switch capacity.order {
+    case .position, .choicePosition: break
+    case .probability: throw refuse("drop = MOE_DROP_PROBABILITY")
+    case .batchPrioritized: throw refuse("drop = MOE_DROP_BATCH_PRIORITIZED")
+    case .random: throw refuse("drop = MOE_DROP_RANDOM")
+    }
+  }
+}
+
+extension Layer {
+  /// Refuses a call that ranks cannot make together.
+  func requireForRanks(_ call: Call) throws(Fault) {
+    if !call.hasSequences && (configuration.hasLossesBySequence || configuration.choosesBySequence) {
+      throw .invalid(
+        "options.sequence_length = 0, but losses or capacity go by sequence, and a sequence lies on one rank")
+    }
+  }
+
+  /// Refuses what wants all experts.
+  public func requireWhole() throws(Fault) {
+    if ranks == nil { return }
+    throw .badState("the layer's experts are spread over ranks, and only some of them are here: go by its parameters")
+  }
+
+  /// A call of the boundary begins: what it finds wrong is told to the other ranks, too.
+  public func beginCall() throws(Fault) { try ranks?.pointee.beginCall() }
+  public func told(_ fault: Fault) -> Fault { ranks?.pointee.told(fault) ?? fault }
+}

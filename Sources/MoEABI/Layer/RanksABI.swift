@@ -1,0 +1,120 @@
+import CMoE
+import MoE
+
+// Layers whose experts are spread over ranks: moe_ranks.h.
+
+@implementation @_cdecl("moe_layer_create_distributed")
+public func moe_layer_create_distributed(
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_layer_config>?,
+  _ communicator: UnsafePointer<moe_communicator>?, _ placement: UnsafePointer<moe_placement>?,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let config = try read(config, "config")
+    let communicator = try Communicator(try read(communicator, "communicator"))
+    var placed = moe_placement()
+    if placement != nil { placed = try read(placement, "placement") }
+    let out = try required(out, "out")
+    let counts = try expertsPerRank(placed, communicator, config)
+    var groups = GroupList()
+    try groups.fill(config)
+    try groups.withPointer { (groups, count) throws(Fault) in
+      let configuration = try Configuration.Values(config, groups, count: count)
+      let isLocal = placed.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
+      try configuration.requireForRanks(choosesLocally: isLocal)
+      let wanted = Ranks.Wanted(
+        communicator, expertsPerRank: counts, choosesLocally: isLocal,
+        configurationHash: hash(config, configuration, communicator, counts, isLocal))
+      out.pointee = OpaquePointer(try LayerPointer.create(configuration, over: wanted, in: context))
+    }
+  }
+}
+
+@implementation @_cdecl("moe_layer_clip_grad_norm")
+public func moe_layer_clip_grad_norm(
+  _ layer: OpaquePointer?, _ max_norm: Double, _ norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let layer = try handle(layer, "layer", as: Layer.self)
+    try layer.pointee.beginCall()
+    do throws(Fault) {
+      try requireTrainable(layer)
+      try requireGradients(layer, frozenExperts: false)
+      try requireMaxNorm(max_norm)
+      var operands = Operands()
+      let norm = try operands.writes(optional: norm, 1, "norm")
+      try operands.requireApart(fromParametersOf: layer, gradients: true)
+      let found = try layer.pointee.clipGradNorm(maxNorm: max_norm)
+      norm?.pointee = found
+    } catch {
+      throw layer.pointee.told(error)
+    }
+  }
+}
+
+extension Communicator {
+  init(_ given: moe_communicator) throws(Fault) {
+    func missing(_ name: StaticString) -> Fault { .invalid("communicator.\(name) is NULL") }
+    guard let allToAll = given.all_to_all else { throw missing("all_to_all") }
+    guard let send = given.send else { throw missing("send") }
+    guard let receive = given.receive else { throw missing("receive") }
+    if given.test == nil { throw missing("test") }
+    guard let wait = given.wait else { throw missing("wait") }
+    guard let words = given.error else { throw missing("error") }
+    if given.abandon == nil { throw missing("abandon") }
+    try require(Int(given.size), "communicator.size", from: 1, to: 65_536)
+    try require(Int(given.rank), "communicator.rank", from: 0, to: Int(given.size) - 1)
+    self.init(
+      user: given.user, rank: Int(given.rank), size: Int(given.size), allToAll: allToAll, send: send, receive: receive,
+      wait: wait, words: words)
+  }
+}
+
+private func expertsPerRank(
+  _ placement: moe_placement, _ communicator: Communicator, _ config: moe_layer_config
+) throws(Fault) -> UnsafePointer<Int64>? {
+  guard let counts = try optional(UnsafeMutablePointer(mutating: placement.experts_per_rank), "experts_per_rank")
+  else { return nil }
+  var left = Int(config.n_experts)
+  for rank in 0..<communicator.size {
+    if counts[rank] < 0 || Int(counts[rank]) > left {
+      throw .invalid(
+        "placement.experts_per_rank[\(rank)] = \(Int(counts[rank])), but \(left) of n_experts = \(Int(config.n_experts)) are left"
+      )
+    }
+    left -= Int(counts[rank])
+  }
+  if left > 0 {
+    throw .invalid("placement.experts_per_rank adds up to \(left) less than n_experts = \(Int(config.n_experts))")
+  }
+  return UnsafePointer(counts)
+}
+
+/// Of everything that has to be the same on all ranks.
+private func hash(
+  _ config: moe_layer_config, _ configuration: Configuration.Values, _ communicator: Communicator,
+  _ counts: UnsafePointer<Int64>?, _ isLocal: Bool
+) -> UInt64 {
+  var hash = Hash()
+  var plain = config
+  (plain.expert_groups, plain.hash_table, plain.losses) = (nil, nil, nil)
+  // The last field by itself: it is followed by what fills the struct up, which may be anything.
+  let others = MemoryLayout<moe_layer_config>.size - MemoryLayout<Int>.size
+  withUnsafeBytes(of: plain) { hash.add(UnsafeRawBufferPointer(rebasing: $0[0..<others])) }
+  hash.add(UInt64(UInt32(bitPattern: plain.shared_bias)))
+  if let groups = config.expert_groups {
+    hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: groups, count: Int(config.n_expert_groups))))
+  }
+  if let table = configuration.hashTable {
+    hash.add(
+      UnsafeRawBufferPointer(UnsafeBufferPointer(start: table, count: configuration.vocabulary * configuration.topK)))
+  }
+  if let losses = config.losses {
+    hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: losses, count: Int(config.n_losses))))
+  }
+  hash.add(UInt64(communicator.size))
+  hash.add(isLocal ? 1 : 0)
+  for rank in 0..<communicator.size { hash.add(counts.map { UInt64($0[rank]) } ?? .max) }
+  return hash.value
+}

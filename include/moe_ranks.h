@@ -1,0 +1,96 @@
+/* moe_ranks.h: one layer whose experts are spread over several processes, with the bits of one.
+ *
+ * Every rank of a moe_communicator makes the layer with the same configuration, and then every call of it with tokens of its
+ * own.  Experts are owned in contiguous blocks, one owner each; the router and all else are on every rank.
+ *
+ *     moe_communicator communicator;                            of rank r of R
+ *     moe_layer_create_distributed(context, &config, &communicator, NULL, &layer);
+ *     moe_layer_forward(layer, x, n_tokens, NULL, y, tape, NULL);          x, y [T_r,H], T_r any number, also 0
+ *     moe_layer_backward(layer, tape, x, dy, 1.0f, dx, NULL);
+ *
+ * The tokens of a call are those of all ranks, rank by rank: with T = T_0 + T_1 + ... rank r has the T_r after those of the
+ * ranks before it.  y, dx, every gradient and every loss have the bits of one process with these T tokens, for any number of
+ * ranks and any division of tokens and experts.  Gradients are sums over all tokens, for experts and all else alike: no factor
+ * of the number of ranks is in them.
+ *
+ * Rules beside those of moe.h
+ *   Together   all ranks make the same calls of the layer in the same order, those without tokens too.  Calls of one layer, and of
+ *              all layers that share a communicator, are made one at a time.
+ *   Errors     what one rank finds wrong ends the call on all ranks with the same status and the same text, which names the rank.
+ *              The layer can be used again after it.
+ *   Transport  MOE_ERROR_COMMUNICATION: an exchange failed.  That layer cannot exchange any more; free it, and make it again
+ *              over another communicator.  Buffers that the transport may still write to are never freed.
+ *   Reports    losses, counts, mean_probability and n_valid are of all tokens, the same on every rank; expert_indices,
+ *              expert_weights and the arrays by sequence are of the rank's own.
+ *   Options    training, step, sequence_length and global_counts are the same on all ranks, arrays [T,...] are of the rank's own
+ *              tokens.  A sequence lies on one rank: give sequence_length where losses or capacity go by sequence.
+ */
+#ifndef MOE_RANKS_H
+#define MOE_RANKS_H
+
+#include "moe.h"
+#include "moe_communicator.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Layers over several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Over which tokens experts choose, room is counted and loads are evened out. */
+typedef enum moe_choice_scope {
+  MOE_CHOICE_GLOBAL = 0, /**< those of all ranks; what cannot be so is refused when the layer is made */
+  MOE_CHOICE_LOCAL = 1   /**< each rank's own, as if they were a call by themselves: results then depend on the division of tokens */
+} moe_choice_scope;
+
+/** Where experts are, and how far choices look. */
+typedef struct moe_placement {
+  size_t struct_size;
+  const int64_t *experts_per_rank; /**< [size], nullable, copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
+                                        each, and one more on the first E % size ranks */
+  int32_t choice_scope;            /**< a moe_choice_scope */
+  int32_t reserved;                /**< 0 */
+} moe_placement;
+
+#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0 }
+
+/** Fill `placement` with the defaults (0: equal blocks, choices over all tokens).  NULL is ignored. */
+MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
+
+/** Create one rank's part of a layer.  Its parameters are those of moe_layer_create with E_r in place of E in experts.X, E_r the
+ *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others are whole, the same on
+ *  every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
+ *  Nothing is exchanged: that ranks made different layers is found by their first call.
+ *
+ *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
+ *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
+ *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case.
+ *  @param context      [in] is kept alive by the layer.
+ *  @param config       [in] of the whole layer, the same on all ranks
+ *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the
+ *                      thread that calls the layer.
+ *  @param placement    [in, nullable] the same on all ranks; NULL = the defaults
+ *  @param out          [out] free it with moe_layer_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_layer_create_distributed(moe_context *context, const moe_layer_config *config,
+                                                          const moe_communicator *communicator,
+                                                          const moe_placement *placement, moe_layer **out);
+
+/** Scale all gradients of a layer by min(1, max_norm / (norm + 1e-6)), norm = the 2-norm over all of them together: the bits of
+ *  moe_clip_grad_norm of the layer's parameters, of a layer over ranks those of the whole layer's.  Then any optimiser steps each
+ *  rank's parameters.
+ *  @param layer    [in]
+ *  @param max_norm [in] > 0, the same on all ranks; INFINITY only measures
+ *  @param norm     [out, nullable] the norm before scaling
+ *  Wants the layer for itself.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (inference_only, or no memory for a gradient), NOT_FINITE (some
+ *          gradient is not; the message names the tensor), COMMUNICATION; after an error nothing is scaled. */
+MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double max_norm, double *norm);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
