@@ -292,7 +292,7 @@ moe_status moe_mpi_communicator(const void *address_of_MPI_Comm, moe_communicato
   int code = MPI_Comm_dup(given, &mine->comm), rank = 0, size = 0;
   if (code != MPI_SUCCESS) {
     free(mine);
-    return refuse(MOE_ERROR_BAD_STATE, "MPI_Comm_dup: ", code);
+    return refuse(MOE_ERROR_COMMUNICATION, "MPI_Comm_dup: ", code);
   }
   MPI_Comm_set_errhandler(mine->comm, MPI_ERRORS_RETURN);
   MPI_Comm_rank(mine->comm, &rank);

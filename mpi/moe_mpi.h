@@ -29,7 +29,8 @@ extern "C" {
  *  handler of MPI_COMM_WORLD, which ends all ranks if the program does not set MPI_ERRORS_RETURN there.
  *  @param address_of_MPI_Comm  [in]      an MPI_Comm, an intracommunicator; what mpi4py's MPI._addressof(comm) returns
  *  @param out                  [in, out] struct_size in, the rest out; free it with moe_mpi_communicator_free
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY; BAD_STATE: MPI is not initialised, is finalised, or cannot duplicate it. */
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY; BAD_STATE: MPI is not initialised, or is finalised; COMMUNICATION: MPI cannot
+ *          duplicate it. */
 MOE_API MOE_CHECK moe_status moe_mpi_communicator(const void *address_of_MPI_Comm, moe_communicator *out);
 
 /** Frees what moe_mpi_communicator made, and fills the struct with 0; NULL, and one that is filled with 0, are ignored.  All ranks
