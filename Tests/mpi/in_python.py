@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import mpi4py
-import numpy as np
 
 if sys.argv[1] == "funneled":
     mpi4py.rc.thread_level = "funneled"
@@ -18,6 +17,7 @@ if sys.argv[1] == "funneled":
 from mpi4py import MPI  # noqa: E402  (after the level is chosen)
 
 import libmoe.mpi  # noqa: E402
+from over_ranks import require_the_bits_of_one_process  # noqa: E402
 from thread_ranks import lib, unkept  # noqa: E402
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -86,35 +86,6 @@ def finalize() -> None:
     said = words_of(world, "send", 8)
     assert said and "finalized" in said, said
     world.close()
-
-
-def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
-    """Compare steps of a layer over ranks, the first without tokens, with what each rank computes alone."""
-    config: dict[str, Any] = dict(n_experts=7, top_k=2, expert_kind="gated", activation="silu", seed=3)
-    counts = [5 * rank for rank in range(SIZE)] if SIZE > 1 else [9]
-    mine = slice(sum(counts[:RANK]), sum(counts[: RANK + 1]))
-    draw = np.random.default_rng(1).standard_normal
-    x, dy = draw((sum(counts), 32), np.float32), draw((sum(counts), 32), np.float32)
-    alone = libmoe.Layer(32, 48, **config)
-    part = libmoe.Layer(32, 48, communicator=world, **config)
-    optimizers = [libmoe.AdamW(layer.parameters) for layer in (alone, part)]
-    for _ in range(3):
-        results = []
-        for layer, own in ((alone, slice(None)), (part, mine)):
-            tape = layer.tape()
-            y = layer.forward(x[own], tape=tape, training=True).y
-            layer.zero_grad()
-            results.append((y, np.asarray(layer.backward(tape, dy[own]))))
-        for whole, own_part in zip(*results):
-            assert np.array_equal(own_part, whole[mine])
-        for optimizer in optimizers:
-            optimizer.step()
-    first = sum(7 // SIZE + (rank < 7 % SIZE) for rank in range(RANK))
-    for name, parameter in part.parameters.items():
-        data = alone.parameters[name].data
-        if name.startswith("experts."):
-            data = data[first : first + len(parameter.data)]
-        assert np.array_equal(parameter.data, data), name
 
 
 def layer() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import libmoe.torch
+from over_ranks import require_the_bits_of_one_process
 from thread_ranks import lib, unkept
 
 
@@ -30,6 +31,7 @@ def contract(world: libmoe.Communicator) -> None:
     """All processes, another communicator of theirs, and a group that counts them the other way round."""
     rank, size = world.rank, world.size
     assert unkept(world) is None
+    require_the_bits_of_one_process(world)
     with libmoe.torch.communicator() as beside:
         assert not lib.contract_beside(world._struct, beside._struct)
     if size == 1:

@@ -1,0 +1,39 @@
+"""A layer over any communicator, beside one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import libmoe
+
+
+def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
+    """Compare steps of a layer over ranks, the first without tokens, with what each rank computes alone."""
+    size = world.size
+    config: dict[str, Any] = dict(n_experts=7, top_k=2, expert_kind="gated", activation="silu", seed=3)
+    counts = [5 * rank for rank in range(size)] if size > 1 else [9]
+    mine = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
+    draw = np.random.default_rng(1).standard_normal
+    x, dy = draw((sum(counts), 32), np.float32), draw((sum(counts), 32), np.float32)
+    alone = libmoe.Layer(32, 48, **config)
+    part = libmoe.Layer(32, 48, communicator=world, **config)
+    optimizers = [libmoe.AdamW(layer.parameters) for layer in (alone, part)]
+    for _ in range(3):
+        results = []
+        for layer, own in ((alone, slice(None)), (part, mine)):
+            tape = layer.tape()
+            y = layer.forward(x[own], tape=tape, training=True).y
+            layer.zero_grad()
+            results.append((y, np.asarray(layer.backward(tape, dy[own]))))
+        for whole, own_part in zip(*results):
+            assert np.array_equal(own_part, whole[mine])
+        for optimizer in optimizers:
+            optimizer.step()
+    first = sum(7 // size + (rank < 7 % size) for rank in range(world.rank))
+    for name, parameter in part.parameters.items():
+        data = alone.parameters[name].data
+        if name.startswith("experts."):
+            data = data[first : first + len(parameter.data)]
+        assert np.array_equal(parameter.data, data), name
