@@ -62,7 +62,8 @@ extension Layer {
     var contents: TapeContents?
     if taped {
       contents = TapeContents(
-        &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
+        &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters),
+        frozen: LayerForms())
       _ = OwnedTape(&tape, c, ranks, chunks, keeps: false, context)
     }
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
