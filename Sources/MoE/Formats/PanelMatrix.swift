@@ -101,7 +101,7 @@ extension UnsafeMutablePointer where Pointee == PanelMatrix {
   static func create(
     _ parameter: Parameter, _ form: PanelForm, _ squares: InputSquares?, in context: ContextPointer
   ) throws(Fault) -> PanelMatrixPointer {
-    let (rows, depth, _) = parameter.shape
+    let (_, depth, _) = parameter.shape
     try form.require(depth, inputsOfNamed: parameter.name)
     let made = try room(parameter, RowForms(form), in: context)
     made.takeSample(of: parameter, context.kernels)

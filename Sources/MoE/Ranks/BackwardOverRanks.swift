@@ -40,7 +40,6 @@ extension Layer {
     _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
     _ call: BackwardCall, over ranks: RanksPointer
   ) throws(Fault) {
-    let c = configuration
     guard let taped = tape.pointee.contents, let owned = tape.pointee.owned else { return }
     var kind = Hash()
     kind.add(2)
