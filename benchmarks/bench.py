@@ -16,17 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from measure import alternate
 from roofline import draw
-from shapes import ADAMW_BYTES, PARAMETERS, Dtype, Q, S, Shape
+from shapes import ADAMW_BYTES, PARAMETERS, Dtype, Q, S, Shape, packed_bits
 
 import libmoe
+from libmoe import words
 
-Prepared = Literal["none", "f32", "bf16"]
-PREPARED: dict[Prepared, str] = {"none": "", "f32": ", prepared", "bf16": ", prepared bf16"}
+PREPARED: tuple[words.Prepared, ...] = ("none", "f32", "bf16")
+FEW_BITS: tuple[words.Prepared, ...] = tuple(
+    form for form in get_args(words.Prepared) if form not in PREPARED and not form.startswith("stored")
+)
 
 
 @dataclass
@@ -106,6 +109,8 @@ def groups(contexts: dict[int, libmoe.Context]) -> Iterator[list[Case]]:
     for prepared in PREPARED:
         layer = Q.layer(every)
         yield [forward(shape, most, layer, prepared) for shape in few]
+    for form in FEW_BITS:
+        yield [forward(few[0], most, Q.layer(every), form)]
     narrow = replace(Q, name="Q with I = 1", inner=1)
     yield [forward(narrow, most, narrow.layer(every))]
     many = Shape("experts", tokens=4096, hidden=512, inner=512, experts=0, top_k=2, kind="gelu")
@@ -120,7 +125,7 @@ def skew(layer: libmoe.Layer) -> libmoe.Layer:
     return layer
 
 
-def forward(shape: Shape, threads: int, layer: libmoe.Layer, prepared: Prepared = "none") -> Case:
+def forward(shape: Shape, threads: int, layer: libmoe.Layer, prepared: words.Prepared = "none") -> Case:
     """Return forward for evaluation.
 
     Runs take turns with several inputs, so that a few tokens do not find their experts' weights in the cache.
@@ -132,12 +137,15 @@ def forward(shape: Shape, threads: int, layer: libmoe.Layer, prepared: Prepared 
     in_use = float(np.mean([np.count_nonzero(count) for count in counts]))
     turns = cycle(inputs)
     return Case(
-        f"{shape.name} forward{PREPARED[prepared]}",
+        shape.name + " forward" + ("" if prepared == "none" else f", prepared {prepared}"),
         threads,
         lambda: layer.forward(next(turns), out=y),
         shape.operations(),
         shape.traffic(
-            in_use, layer.parameters["experts.up.weight"].data.itemsize if prepared != "bf16" else 2
+            in_use,
+            layer.parameters["experts.up.weight"].data.itemsize
+            if prepared == "none"
+            else packed_bits(prepared) / 8,
         ),
         busiest=float(counts[0].max() / counts[0].mean()),
     )

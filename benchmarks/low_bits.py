@@ -8,7 +8,6 @@ MACHINE is the program built from machine.c; FOLDER is where the file goes.  REA
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import statistics
@@ -27,9 +26,7 @@ sys.path.append(str(HERE / "peers"))
 
 from layer_reference import Float64, reference  # noqa: E402
 from protocol import Work  # noqa: E402
-from shapes import Q, S, Shape  # noqa: E402
-
-import libmoe  # noqa: E402
+from shapes import Q, S, Shape, packed_bits  # noqa: E402
 
 TOKENS = (1, 16, 1024)
 FORMS = ("bf16", "int8", "int8_a8", "int8_row_a8", "int4", "int4_a8", "int4_g128_a8", "q4_k_a8", "q6_k_a8")
@@ -54,24 +51,6 @@ def groups() -> Iterator[tuple[Shape, tuple[str, ...]]]:
     yield replace(S, name="S SwiGLU T 1024", kind="swiglu"), ("f32", "bf16")  # as all peers can
 
 
-@functools.cache
-def bits(form: str) -> float:
-    """Return how many bits the packed copy has for each weight."""
-    one = replace(Q, experts=1, top_k=1)
-    weights = libmoe.ExpertWeights(
-        gate=_zeros(one.inner, one.hidden),
-        up=_zeros(one.inner, one.hidden),
-        down=_zeros(one.hidden, one.inner),
-    )
-    packing: Any = form
-    with libmoe.Context(1) as context, libmoe.experts_prepare(weights, packing, context=context) as prepared:
-        return 8.0 * float(prepared.nbytes) / (3 * one.inner * one.hidden)
-
-
-def _zeros(outputs: int, inputs: int) -> Any:
-    return np.zeros((1, outputs, inputs), np.float32)
-
-
 def used_weights(shape: Shape) -> float:
     """Return how many weights random routing chooses, of all matrices."""
     experts = shape.experts * (1 - (1 - shape.top_k / shape.experts) ** shape.tokens)
@@ -81,7 +60,8 @@ def used_weights(shape: Shape) -> float:
 class Sides:
     """libmoe and its peers; a peer that fails in a form is named, and left out of that form from then on."""
 
-    def __init__(self, ggml: str, python: str) -> None:
+    def __init__(self, machine: str, ggml: str, python: str) -> None:
+        self.machine = machine
         self.peers: dict[str, tuple[list[str], tuple[str, ...]]] = {}
         if ggml:
             self.peers["ggml"] = script("ggml_graph.py", ggml), GGML
@@ -105,11 +85,13 @@ class Sides:
         self.failed.add((name, work.dtype))
         print(f"{name} is left out of {work.dtype}: {error}", flush=True)
 
-    def compare(self, work: Work, expected: Float64, bandwidth: float) -> Iterator[dict[str, Any]]:
-        """Let all take turns, and yield a line for each."""
+    def compare(self, work: Work, expected: Float64) -> Iterator[dict[str, Any]]:
+        """Let all take turns, the reading of memory too, and yield a line for each."""
         running = self.start(work)
         turns: dict[str, list[float]] = {name: [] for name in running}
+        rates = []
         for _ in range(ROUNDS):
+            rates.append(read_bandwidth(self.machine, work.threads))
             for name, side in list(running.items()):
                 try:
                     turns[name].append(side.turn())
@@ -118,7 +100,7 @@ class Sides:
                         raise
                     self.leave_out(name, work, error)
                     del running[name]
-        ours = statistics.median(turns["libmoe"])
+        ours, bandwidth = statistics.median(turns["libmoe"]), statistics.median(rates)
         weights = used_weights(work.shape)
         for name, side in running.items():
             side.close()
@@ -133,17 +115,23 @@ class Sides:
                 "seconds": seconds,
                 "ratio": seconds / ours,
                 "gweights": 1e-9 * weights / seconds,
-                "of_read_bandwidth": weights * bits(work.dtype) / 8 / bandwidth / seconds,
+                "read_gbs": 1e-9 * bandwidth,
+                "of_read_bandwidth": weights * packed_bits(work.dtype) / 8 / bandwidth / seconds,
                 "gops": 1e-9 * work.amount / seconds,
                 "error": float(np.linalg.norm(y - expected) / np.linalg.norm(expected)),
                 "limit": work.limit,
             }
 
 
-def lines(asked: argparse.Namespace, bandwidth: float) -> Iterator[dict[str, Any]]:
+def read_bandwidth(machine: str, threads: int) -> float:
+    """Return the bytes that the threads read from memory in a second: it changes by the minute."""
+    marks = subprocess.run([machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
+    return 1e9 * float(json.loads(marks)[0]["gbs"])
+
+
+def lines(asked: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
-    threads = len(os.sched_getaffinity(0))
-    sides = Sides(asked.ggml, asked.peers)
+    sides = Sides(asked.machine, asked.ggml, asked.peers)
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         for shape, forms in groups():
             works = [Work(Path(name), shape, False, form, threads) for form in forms]
@@ -152,7 +140,7 @@ def lines(asked: argparse.Namespace, bandwidth: float) -> Iterator[dict[str, Any
                 write_inputs(works[0])
                 expected = reference(works[0])
             for work in works:
-                yield from sides.compare(work, expected, bandwidth)
+                yield from sides.compare(work, expected)
 
 
 def main() -> int:
@@ -166,23 +154,20 @@ def main() -> int:
     asked = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     print(f"{threads} threads; load average before: {os.getloadavg()[0]:.2f} (near 0 is a quiet machine)")
-    marks = subprocess.run([asked.machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
-    bandwidth = 1e9 * json.loads(marks)[0]["gbs"]
-    print(f"{bandwidth / 1e9:.1f} GB/s of reading")
     print(
-        f"\n{'work':36} {'side':8} {'ms':>9} {'ratio':>6} {'Gweights/s':>10} {'% read':>6} {'GOP/s':>7} "
-        f"{'error':>7}  version"
+        f"\n{'work':36} {'side':8} {'ms':>9} {'ratio':>6} {'Gweights/s':>10} {'GB/s read':>9} {'% read':>6} "
+        f"{'GOP/s':>7} {'error':>7}  version"
     )
     found = []
-    for line in lines(asked, bandwidth):
+    for line in lines(asked, threads):
         found.append(line)
         print(
             f"{line['work']:36} {line['side']:8} {1e3 * line['seconds']:9.3f} {line['ratio']:6.2f} "
-            f"{line['gweights']:10.1f} {100 * line['of_read_bandwidth']:6.1f} {line['gops']:7.1f} "
-            f"{line['error']:7.1e}  {line['version']}",
+            f"{line['gweights']:10.1f} {line['read_gbs']:9.1f} {100 * line['of_read_bandwidth']:6.1f} "
+            f"{line['gops']:7.1f} {line['error']:7.1e}  {line['version']}",
             flush=True,
         )
-    everything = {"threads": threads, "gbs": bandwidth / 1e9, "lines": found}
+    everything = {"threads": threads, "lines": found}
     (asked.folder / "low_bits.json").write_text(json.dumps(everything, indent=1) + "\n")
     print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
     wrong = [line for line in found if not line["error"] <= line["limit"]]  # NaN is wrong too

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 import libmoe
 
@@ -37,15 +40,15 @@ class Shape:
         forward = 2.0 * self.tokens * self.top_k * self.matrices * self.hidden * self.inner
         return 3 * forward if backward else forward
 
-    def traffic(self, experts: float, weight_bytes: int) -> float:
+    def traffic(self, experts: float, weight_bytes: float) -> float:
         """Bytes that forward must move at least: the weights of the experts in use, x and y.
 
         Parameters
         ----------
         experts : float
             How many are in use.
-        weight_bytes : int
-            Of one weight: 4 or 2.
+        weight_bytes : float
+            Of one weight: 4, 2, or those that it is packed in.
         """
         weights = experts * self.matrices * self.hidden * self.inner
         return weight_bytes * weights + 2 * 4.0 * self.tokens * self.hidden
@@ -73,3 +76,16 @@ class Shape:
 
 S = Shape("S", tokens=1024, hidden=512, inner=2048, experts=8, top_k=2, kind="gelu")
 Q = Shape("Q", tokens=1024, hidden=2048, inner=768, experts=64, top_k=8, kind="swiglu")
+
+
+@functools.cache
+def packed_bits(form: str) -> float:
+    """Return how many bits the packed copy has for each weight, scales included."""
+    weights = libmoe.ExpertWeights(gate=_zeros(), up=_zeros(), down=_zeros())
+    packing: Any = form
+    with libmoe.Context(1) as context, libmoe.experts_prepare(weights, packing, context=context) as prepared:
+        return 8.0 * float(prepared.nbytes) / (3 * 1024 * 1024)
+
+
+def _zeros() -> Any:
+    return np.zeros((1, 1024, 1024), np.float32)

@@ -350,7 +350,8 @@ typedef struct moe_tensor {
   void *grad; /**< same shape, float32 for every dtype, so that small terms are not lost; NULL where there is none */
   int32_t buffer;   /**< 1 = state that no gradient moves, and that optimisers are not given; not read in tensors of the
                          caller's */
-  int32_t frozen;   /**< 1 = moe_model_freeze has given up its gradient: optimisers refuse it; 0 in tensors of the caller's */
+  int32_t frozen;   /**< 1 = nothing trains it, and optimisers refuse it: moe_model_freeze has given up its gradient, or it is a matrix that
+                         is prepared in few bits, as long as it is; 0 in tensors of the caller's */
 } moe_tensor;
 
 #define MOE_TENSOR_INIT { sizeof(moe_tensor), NULL, 0, 0, { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, NULL, NULL, 0, 0 }
@@ -851,7 +852,7 @@ typedef enum moe_prepared {
   MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
   MOE_PREPARED_BF16 = 2, /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
                               BF16: of this one, or of one with these weights rounded; then only without a tape */
-  /* Weights of few bits, see below: for inference, from weights of any type.  _A8: the same, times int8 tokens. */
+  /* Weights of few bits, see below: from weights of any type, which are frozen as long.  _A8: the same, times int8 tokens. */
   MOE_PREPARED_INT8 = 3,          /**< 8.5 bits a weight: int8 and a float16 scale for 32 inputs, GGUF's Q8_0 */
   MOE_PREPARED_INT8_A8 = 4,       /**< times int8 tokens */
   MOE_PREPARED_INT4 = 5,          /**< 4.5 bits: int4 and a float16 scale for 32 inputs, GGUF's Q4_0 */
@@ -897,6 +898,8 @@ typedef enum moe_prepared {
  * INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
  * errors small; the weights of Q4_K are round((d s) q - (d_min m)), those of Q6_K (d s) q.
  * Weight only (without _A8): forward gives the bits of a layer with weight_dtype F32 and these weights.
+ * With a tape it does so in every form, _A8 too, and backward gives the gradients of that layer, to the bit, but those of the
+ * matrices in few bits: these are frozen.
  * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
  * max |x| / 127 in float32, q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
  * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all
@@ -904,7 +907,7 @@ typedef enum moe_prepared {
  * fma(d d_x, sum of all, bias).  MXFP4 and NVFP4: d is half as large, q twice.  Q6_K: the sum
  * is that of s q q_x.  Q4_K: s = fma((d s) d_x, sum of q q_x, s), then s = fma(-(d_min m), d_x (sum of q_x), s). */
 
-/** Prepare a layer for inference: pack the experts' weights once, as the matrix products want them, instead of in every
+/** Prepare a layer: pack the experts' weights once, as the matrix products want them, instead of in every
  *  forward.  Few tokens gain most: their time is that of reading the weights.
  *  @param layer    [in]
  *  @param prepared [in] a moe_prepared; packs again what is packed already
@@ -912,7 +915,9 @@ typedef enum moe_prepared {
  *  multiple of 32, in forms of few bits its inputs too, to a multiple of 32, 64 (MXFP4, G64), 128 (FP8, NVFP4, G128) or 256
  *  (INT8_ROW).  It does not follow the parameters: after a change (a training step, a bind, writing through the pointers) prepare again.
  *  Forward looks at 16 values of each matrix of the experts it uses, and is refused with BAD_STATE where one has
- *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves.
+ *  changed; a change that touches none of them it cannot see.  Backward reads the parameters themselves, but for few bits: what
+ *  is packed so is frozen (see moe_tensor) until it is prepared otherwise, its gradient and an optimiser's step being refused;
+ *  everything else of the layer is trained over it.
  *  An offloaded layer's slots then hold this form, as many as the limit allows, empty at first: prepare it right after
  *  moe_layer_offload, since old and new slots exist at once for a moment.
  *  F32 and BF16 are without effect where OPENBLAS or REFERENCE computes.  Wants the layer for itself.
@@ -1190,7 +1195,7 @@ MOE_API MOE_CHECK moe_status moe_plan_describe(const moe_plan *plan, char *text,
  *  fewer than K experts above minus infinity, and weights whose divisor is 0.
  *  Thread-safe with distinct tapes, outputs, reports and records; in training not with router_batch_norm or warmup_steps.
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (another layer's tape; the weights have changed
- *          since moe_layer_prepare; a tape, and weights prepared in another form or an offloaded layer; a parameter
+ *          since moe_layer_prepare; a tape, and weights prepared as BF16 that are not, or an offloaded layer; a parameter
  *          has no memory), NOT_FINITE, CANCELLED, IO (an offloaded layer's file).  After an error this layer's tape is
  *          empty. */
 MOE_API MOE_CHECK moe_status moe_layer_forward(const moe_layer *layer, const void *x, int64_t n_tokens,
@@ -1245,7 +1250,8 @@ MOE_API void moe_backward_options_init(moe_backward_options *options, size_t str
  *  In several chunks of tokens (see moe_plan) the experts' inner gradients are computed twice.
  *  @return MOE_OK, INVALID_ARGUMENT (also an optimizer for other tensors), OUT_OF_MEMORY, BAD_STATE (empty or another
  *          layer's tape, inference_only; no optimizer, and no memory for some gradient; an optimizer and a layer without
- *          MOE_UNALLOCATED_EXPERT_GRADIENTS, or whose state has no memory), CANCELLED (gradients are then partly added: zero them). */
+ *          MOE_UNALLOCATED_EXPERT_GRADIENTS, or with weights in few bits, or whose state has no memory; weights that have been
+ *          prepared in few bits since forward, or no longer are), CANCELLED (gradients are then partly added: zero them). */
 MOE_API MOE_CHECK moe_status moe_layer_backward(moe_layer *layer, const moe_tape *tape, const void *x, const void *dy,
                                                 float d_aux_loss, void *dx, const moe_backward_options *options);
 

@@ -469,13 +469,15 @@ MOE_API MOE_CHECK moe_status moe_model_freeze(moe_model *model, int64_t index);
  *  @return MOE_OK, INVALID_ARGUMENT (no such layer, or one without an ffn). */
 MOE_API MOE_CHECK moe_status moe_model_layer(const moe_model *model, int64_t n, moe_layer **layer);
 
-/** Prepare a model for inference: moe_layer_prepare of every ffn, dense ones too, and a packed copy of each matrix that tokens are
- *  multiplied by: attention's projections, and that of the logits.  What a latent is expanded by stays as it is.
+/** Prepare a model: moe_layer_prepare of every ffn, dense ones too, and a packed copy of each matrix that tokens are
+ *  multiplied by: attention's projections, and that of the logits; in few bits also of the embedding, in which tokens are then looked up,
+ *  one copy where the output is tied to it.  What a latent is expanded by stays as it is.
  *  @param model    [in]
  *  @param prepared [in] a moe_prepared; packs again what is packed already.  An output tied to an embedding of another type than the weights
  *                  keeps its values where they do
  *  The copies do not follow the parameters: forward and read look at 16 values of each, and are refused with BAD_STATE where one
- *  has changed.  The loss is computed from the copies, backward reads the parameters themselves.  Wants the model for itself.
+ *  has changed.  The loss is computed from the copies, backward reads the parameters themselves, but for few bits: what is packed so
+ *  is frozen until it is prepared otherwise, as of moe_layer_prepare; of a tied output that is the embedding too.  Wants the model for itself.
  *  @return MOE_OK, INVALID_ARGUMENT (as of moe_layer_prepare), OUT_OF_MEMORY, NOT_FINITE, BAD_STATE (a parameter has no memory); after
  *          an error nothing is packed. */
 MOE_API MOE_CHECK moe_status moe_model_prepare(moe_model *model, int32_t prepared);
@@ -582,8 +584,8 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
  *  @param input   [in] as in forward; hidden is the same array, since the tape has no copy of it
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
- *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another model's tape, inference_only), NOT_FINITE (the
- *          loss of a token: parameters are no longer those of forward), CANCELLED; gradients are then partly added: zero
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another model's tape, inference_only, weights that have been
+ *          prepared in few bits since forward, or no longer are), NOT_FINITE (the loss of a token: parameters are no longer those of forward), CANCELLED; gradients are then partly added: zero
  *          them. */
 MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_model_tape *tape,
                                                 const moe_model_input *input, double d_objective, const float *dhidden,

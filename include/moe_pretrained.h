@@ -18,8 +18,8 @@
  *
  * A folder that moe_model_save wrote of a model whose weights are packed alone (quant_method libmoe) is mapped into memory: its packed
  * weights are multiplied where they lie in the files, are read as they are touched, and may be given back by the system.  Nobody may
- * write into or cut these files as long as such a model is there; new files in their place change nothing.  Such a model is
- * for inference (inference_only = 1).
+ * write into or cut these files as long as such a model is there; new files in their place change nothing.  What is
+ * packed is frozen, and the rest of such a model is trained over it.
  *
  * In place of a folder a GGUF file may stand, or the first of several NAME-00001-of-0000N.gguf.  What the model is follows from its
  * keys, by the architecture: docs/models.md lists those that are known.
@@ -63,21 +63,23 @@ typedef struct moe_pretrained_options {
   int32_t embedding_dtype; /**< a moe_folder_dtype: of the token embedding; OWN = weight_dtype where that is BF16, else F32; not F16 */
   int32_t inference_only;  /**< 1 = no memory for gradients; backward is refused */
   int32_t prepared;        /**< a moe_prepared: what moe_model_prepare packs is packed so while it is read, and nothing else of it is kept: such
-                                parameters have no memory, and the model is saved as it is packed; with inference_only */
+                                parameters have no memory, and the model is saved as it is packed.  Few bits are frozen (see moe_tensor), other
+                                forms with inference_only */
   size_t resident_limit;   /**< bytes of parameters that may be in memory; where they are more, the routed experts' matrices stay in
-                                the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory:
-                                with inference_only.  0 = all are in memory */
+                                the files as moe_layer_offload has it, each MoE layer keeping an equal part of the rest in memory; what
+                                `prepared` and `prepared_parts` pack counts as it is packed.  With inference_only.  0 = all are in
+                                memory */
   /** Told after each tensor how many bytes of the files are read, or written, of how many; a value other than 0 ends the call with
    *  MOE_ERROR_CANCELLED.  NULL = nobody.  Called in the calling thread; it must not call the library on the same model. */
   int32_t (*progress)(void *user, size_t done, size_t total);
   void *progress_user; /**< goes to progress */
-  const moe_prepared_part *prepared_parts; /**< [n_prepared_parts] for single matrices, copied: the first whose pattern a matrix's name has says how
-                                it is kept, `prepared` where none has.  Each has to have one; with inference_only.  Of one expert's matrices
+  const moe_prepared_part *prepared_parts; /**< [n_prepared_parts] for single matrices, the embedding too, copied: the first whose pattern a matrix's name has says how
+                                it is kept, `prepared` where none has.  Each has to have one.  Of one expert's matrices
                                 those that would stay as they are go with others of few bits as float32; all or none are for int8 tokens */
   int64_t n_prepared_parts;    /**< a number, 0 to 4096 */
   const moe_calibration *calibration; /**< nullable: by which few bits are chosen while weights are packed, as moe_model_prepare_calibrated
-                                           does, of a model with such parameters; with `prepared` of few bits, and not with experts that stay in
-                                           the files.  It must live until the model has been read */
+                                           does, of a model with such parameters; with few bits in `prepared` or a part, and not with experts that
+                                           stay in the files.  It must live until the model has been read */
 } moe_pretrained_options;
 
 #define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, NULL }

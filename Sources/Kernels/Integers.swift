@@ -31,14 +31,13 @@ struct Step {
     inverse = isNothing ? 0 : 1 / size
   }
 
-  /// The nearest multiples, those away from 0 in a tie, as numbers of -127 ... 127.
+  /// The nearest multiples, those away from 0 in a tie, as numbers of -127 ... 127. With the float below 1/2 a sum reaches the next
+  /// whole number from halves on, and not from the float below them.
   @inline(__always) func multiples(_ v: V) -> SIMD16<Int32> {
     let product = v * inverse
     var size = magnitude(product)
     size = size.replacing(with: 127, where: .!(size .<= 127))
-    let whole = moei_to_i32(size)
-    let isHalf = (size - moei_from_i32(whole)) .>= V(repeating: 0.5)
-    let rounded = whole.replacing(with: whole &+ 1, where: isHalf)
+    let rounded = moei_to_i32(size + V(repeating: Float(0.5).nextDown))
     return rounded.replacing(with: 0 &- rounded, where: product .< V(repeating: 0))
   }
 }
@@ -74,6 +73,8 @@ struct Step {
   (out + 40).storeBytes(of: step.size * Float(a &+ b), as: Float.self)
   (out + 44).storeBytes(of: Int16(truncatingIfNeeded: a), as: Int16.self)
   (out + 46).storeBytes(of: Int16(truncatingIfNeeded: b), as: Int16.self)
+  (out + 48).storeBytes(of: (a &+ b) &* -128, as: Int32.self)
+  (out + 52).storeBytes(of: (a &+ b) &* -8, as: Int32.self)
 }
 
 @inline(__always) private func total(_ v: SIMD16<Int32>) -> Int32 {

@@ -366,8 +366,8 @@ typedef struct moei_tiles {
 
 /* Weights of few bits (codes/).  A panel is a row of blocks, each of so many contraction indices ("inputs") of 32 outputs: their
  * numbers, then scales.  Tokens that are multiplied as integers lie in chunks [k / 32][m] of MOEI_TOKEN_BLOCK bytes: 32 numbers
- * of -127 ... 127, a float32 that they are multiples of, their sum as int32, the product of both, and the sums of either half
- * as int16. */
+ * of -127 ... 127, a float32 that they are multiples of, their sum as int32, the product of both, the sums of either half as
+ * int16, and the sum times -128 and -8 as int32. */
 enum { MOEI_TOKEN_BLOCK = 64 };
 
 /* The codes there are: numbers of moei_codes. */

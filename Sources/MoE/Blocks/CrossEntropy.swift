@@ -18,8 +18,10 @@ public struct CrossEntropy {
     public let smoothing: Double  // s
     public let dLoss: Double
     public var form = LogitForm()
-    /// A packed copy of the matrix, which forward reads.
+    /// A packed copy of the matrix, which forward reads, and backward where it is in few bits.
     var panels: PanelMatrixPointer?
+    /// Whether tokens stay floats, as LinearShape has it.
+    var isDifferentiated = false
 
     public init(
       x: UnsafePointer<Float>, tokens: Int, hidden: Int, weight: UnsafeRawPointer, weights: ElementType,
@@ -99,11 +101,11 @@ public struct CrossEntropy {
       ? LaneMemory(&arena, bytes: row.bytes, context: context) : nil
     var shape = LinearShape(tokens: most, inputs: h, outputs: v, weights: problem.weights)
     shape.phase = .loss
+    shape.panels = problem.panels
+    shape.isDifferentiated = problem.isDifferentiated
     // Forward and backward take turns.
     var (a, b) = (arena, arena)
-    var packed = shape
-    packed.panels = problem.panels
-    forward = LinearForward(&a, packed, context: context)
+    forward = LinearForward(&a, shape, context: context)
     backward = targets.hasGradients ? LinearBackward(&b, shape, context: context) : nil
     arena.cover(a)
     arena.cover(b)

@@ -17,6 +17,8 @@ public struct LinearShape {
   var precision: PrecisionKind { panels?.pointee.forms.precision ?? weights.format.precision }
   /// Whose product it is, in a profile.
   var phase = Phase.projection
+  /// Whether backward follows: then tokens stay floats, since rounded to integers they have no slope.
+  var isDifferentiated = false
 
   public init(tokens: Int, inputs: Int, outputs: Int, weights: ElementType) {
     self.tokens = tokens
@@ -46,7 +48,7 @@ public struct LinearForward {
 
   init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
     self.shape = shape
-    switch shape.panels?.pointee.forms.tokens {
+    switch shape.isDifferentiated ? nil : shape.panels?.pointee.forms.tokens {
     case .integers:
       form = .integers(TiledLinear(&arena, shape, context: context))
       return
@@ -96,7 +98,10 @@ public struct LinearBackward {
   private let shape: LinearShape
   private let kernels: UnsafePointer<moei_kernels>
 
-  init(_ arena: inout Arena, _ shape: LinearShape, context: ContextPointer) {
+  /// Of panels those in few bits are read, of others the matrix itself.
+  init(_ arena: inout Arena, _ given: LinearShape, context: ContextPointer) {
+    var shape = given
+    if let panels = shape.panels, !panels.pointee.forms.isFrozen { shape.panels = nil }
     self.shape = shape
     kernels = context.kernels
     if !context.packsWeights {

@@ -28,6 +28,7 @@ struct ProjectionForward {
     self.y = StridedTargets(y, stride: outputs)
     var shape = LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type)
     shape.panels = weight.panels
+    shape.isDifferentiated = work.input.isTaped
     linear = LinearForward(&arena, shape, context: context)
   }
 
@@ -61,12 +62,13 @@ struct ProjectionBackward {
     self.x = StridedRows(x, stride: inputs)
     self.dy = StridedRows(dy, stride: outputs)
     self.dx = StridedTargets(dx, stride: dxStride ?? inputs)
-    linear = LinearBackward(
-      &arena, LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type), context: context)
+    var shape = LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type)
+    shape.panels = weight.panels
+    linear = LinearBackward(&arena, shape, context: context)
   }
 
   func run() throws(Fault) {
     try linear.run(
-      tokens: rows, x: x, weight: weight.data!, dy: dy, dx: dx, dWeight: weight.grad, dBias: bias?.grad, in: context)
+      tokens: rows, x: x, weight: weight.place!, dy: dy, dx: dx, dWeight: weight.grad, dBias: bias?.grad, in: context)
   }
 }

@@ -97,14 +97,18 @@ private struct TileRows<P: Precision>: Job {
 private enum LinearPanels {
   case matrix(StoredMatrix, transposed: Bool)
   case packed(PanelMatrixPointer)
+  /// Those of W, from the same of W^T.
+  case across(PanelMatrixPointer)
 
   init(_ packed: PanelMatrixPointer?, _ matrix: StoredMatrix, transposed: Bool) {
-    self = packed.map { .packed($0) } ?? .matrix(matrix, transposed: transposed)
+    self = packed.map { transposed ? .packed($0) : .across($0) } ?? .matrix(matrix, transposed: transposed)
   }
 
   func panel<P: Precision>(_: P.Type, _ chunk: Int, columns: Int) -> WeightPanel<P> {
     switch self {
     case .packed(let packed): packed.pointee.panel(P.self, chunk)
+    case .across(let packed):
+      WeightPanel(across: BlockColumns(panels: .matrix(packed), first: chunk * chunkWidth, count: columns))
     case .matrix(let matrix, let transposed):
       WeightPanel(
         matrix.from(chunk * chunkWidth * (transposed ? matrix.rowStride : 1)), transposed: transposed, columns: columns)
@@ -215,7 +219,8 @@ struct TiledLinearBackward<P: Precision> {
         try tile(dy, shape.outputs, overTokens: false, self.dy)
         try TiledProduct<P>(
           context: context, space: space, tiles: tiles, a: self.dy, depth: shape.outputs,
-          panels: .matrix(StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false), bias: nil,
+          panels: LinearPanels(
+            shape.panels, StoredMatrix(weight, shape.weights, rowStride: shape.inputs), transposed: false), bias: nil,
           c: StridedTargets(dx.start + first * dx.stride, stride: dx.stride), columns: shape.inputs
         ).run(in: context)
       }

@@ -96,14 +96,14 @@ struct Loading {
   /// Elements that are read at once where they may be cut anywhere: a multiple of all blocks.
   private static var stretch: Int { 1 << 18 }
 
-  /// What copying takes, or packing of what has sources: room for what each thread reads at once. `inMemory`: of parameters that are
-  /// never unallocated alone.
+  /// What copying takes, or packing of what has sources: room for what each thread reads at once. `inMemory`: without the matrices
+  /// that come from files.
   func rawBytes(
     _ sources: LayerSources? = nil, inMemory: Bool = false, in context: ContextPointer
   ) throws(Fault) -> Int {
     var most = 0
     try tensors.entries { (entry) throws(Fault) in
-      if inMemory && entry.matrices.first.isUnallocated { return }
+      if inMemory && tensors.layer.comesFromFile(entry.matrices.first) { return }
       if let packed = sources.flatMap({ self.sources(entry, $0) }) {
         most = max(most, context.lanes * (try rawBytes(packed)))
         return

@@ -104,11 +104,13 @@ struct PackedEntry {
   func matrix(_ part: Int) -> PreparedWeights.Matrix { part == 0 ? first : second! }
   /// A parameter as it is holds all its experts in one tensor, however many there are.
   var isNumbered: Bool { entry.isNumbered && entry.rule.listing != .plain }
+}
 
+extension FusedMatrices {
   /// Which of the elements that are read is at that place of a part.
-  func element(_ part: Int, _ row: Int, _ column: Int) -> Int {
-    let row = matrices.fusedRow(part, row)
-    return matrices.transposed ? column * matrices.fusedRows + row : row * matrices.columns + column
+  fileprivate func element(_ part: Int, _ row: Int, _ column: Int) -> Int {
+    let row = fusedRow(part, row)
+    return transposed ? column * fusedRows + row : row * columns + column
   }
 
   /// One panel of an expert's matrix. False where the form cannot hold it.
@@ -116,15 +118,12 @@ struct PackedEntry {
     _ part: Int, _ chunk: Int, from values: StoredValues, _ stage: PanelStage, into panel: UnsafeMutableRawPointer
   ) -> Bool {
     let first = chunk * chunkWidth
-    let rows = min(chunkWidth, matrices.rows - first)
-    if matrices.transposed {
+    let rows = min(chunkWidth, self.rows - first)
+    if transposed {
       stage.gatherColumns(
-        values, matrices.fusedRow(part, first), stride: matrices.fusedRows,
-        step: matrices.fusedRow(part, 1) - matrices.fusedRow(part, 0), rows: rows)
+        values, fusedRow(part, first), stride: fusedRows, step: fusedRow(part, 1) - fusedRow(part, 0), rows: rows)
     } else {
-      for i in 0..<rows {
-        stage.gather(values, matrices.fusedRow(part, first + i) * matrices.columns, stride: 1, as: i)
-      }
+      for i in 0..<rows { stage.gather(values, fusedRow(part, first + i) * columns, stride: 1, as: i) }
     }
     return stage.pack(rows: rows, of: values, into: panel)
   }
@@ -151,11 +150,11 @@ private struct PackMatrices: FallibleJob {
       let stage = PanelStage(&arena, source, columns: matrices.columns, loading.kernels)
       for i in 0..<StoredMatrix.sampleCount {
         let place = StoredMatrix.samplePlace(i, rows: matrices.rows, columns: matrices.columns)
-        prepared.note(matrix, item, i, stage.number(values, packed.element(part, place.row, place.column)))
+        prepared.note(matrix, item, i, stage.number(values, matrices.element(part, place.row, place.column)))
       }
       for chunk in 0..<chunks(of: matrices.rows) {
         let panel = prepared.panel(matrix, packed.group, item, chunk)
-        if !packed.pack(part, chunk, from: values, stage, into: panel) {
+        if !matrices.pack(part, chunk, from: values, stage, into: panel) {
           throw .notHeld(matrices.part(part).name, source)
         }
       }

@@ -19,10 +19,10 @@ enum ExpertFiles {
     }
   }
 
-  /// What reading takes beside the matrices themselves.
-  var rawBytes: Int {
+  /// What reading takes beside the matrices themselves, which become panels at once where there are `sources`.
+  func rawBytes(_ sources: GroupSources?) -> Int {
     switch self {
-    case .stored(let stored): stored.rawBytes
+    case .stored(let stored): stored.rawBytes(sources)
     case .packed: 0
     }
   }
@@ -92,7 +92,7 @@ struct PackedExperts {
   }
 
   /// Reads an expert's panels to number `place` of `slots`. Returns 0, or an error and the descriptor of the file.
-  func read(_ expert: Int, to slots: PreparedWeights, at place: Int) -> (error: Int32, file: Int32) {
+  func read(_ expert: Int, to slots: PreparedWeights, at place: Int) -> Offload.Failure {
     for number in 0..<Self.mostTensors {
       guard let tensor = tensors[number] else { continue }
       let error = tensor.input.read(

@@ -2,11 +2,17 @@ import CShims
 
 /// How one matrix of a file is packed while it is read.
 struct PanelSource {
-  let form: PanelForm
+  private let number: FormNumber
   /// Whether the form has exactly the file's numbers, which go into panels as they are written down.
   var isStored = false
   /// What other numbers become before they are packed.
   var type = ElementType.f32
+
+  init(form: PanelForm, isStored: Bool = false, type: ElementType = .f32) {
+    (number, self.isStored, self.type) = (FormNumber(form), isStored, type)
+  }
+
+  var form: PanelForm { number.form }
 }
 
 /// What a thread needs to pack rows of a matrix, up to 32 of them at a time: one panel.

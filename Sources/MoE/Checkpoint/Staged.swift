@@ -45,7 +45,7 @@ struct Staged {
     _ loading: Loading, _ body: (LayerTensors.Entry) throws(Fault) -> Void
   ) throws(Fault) {
     try loading.tensors.entries { (entry) throws(Fault) in
-      if !entry.matrices.first.isUnallocated { try body(entry) }
+      if !loading.tensors.layer.comesFromFile(entry.matrices.first) { try body(entry) }
     }
   }
 

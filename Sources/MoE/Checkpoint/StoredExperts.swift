@@ -9,6 +9,8 @@ struct StoredExperts {
     let matrices: FusedMatrices
     let first: Parameters.Role
     let second: Parameters.Role?
+
+    func matrix(_ part: Int) -> PreparedWeights.Matrix { (part == 0 ? first : second!).matrix! }
   }
 
   let group: ExpertGroup
@@ -41,7 +43,7 @@ struct StoredExperts {
     do throws(Fault) {
       var count = 0
       try loading.tensors.entries { (entry) throws(Fault) in
-        guard entry.matrices.first.isUnallocated else { return }
+        guard loading.tensors.layer.comesFromFile(entry.matrices.first) else { return }
         try add(count, entry, loading, parameters)
         count += 1
       }
@@ -109,16 +111,35 @@ struct StoredExperts {
     return sum
   }
 
-  /// What reading takes beside the matrices themselves: room for a tensor that is not as they are.
-  var rawBytes: Int {
+  /// What reading takes beside the matrices themselves: room for a tensor that is not as they are; where they become panels at once, for
+  /// any tensor, and for the rows of a panel.
+  func rawBytes(_ sources: GroupSources?) -> Int {
     var most = 0
     for expert in 0..<group.experts {
       forEach(expert) { tensor, place in
-        if isDirect(tensor, place) { return }
-        most = max(most, place.bytes(tensor.matrices.elements))
+        if sources == nil && isDirect(tensor, place) { return }
+        var stages = Arena()
+        if let sources {
+          for part in 0..<tensor.matrices.parts {
+            var own = Arena()
+            _ = makeStage(&own, tensor, part, sources)
+            stages.cover(own)
+          }
+        }
+        most = max(most, room(tensor, place) + stages.bytes)
       }
     }
     return most
+  }
+
+  /// For what is read of an expert.
+  private func room(_ tensor: Tensor, _ place: StoredPlace) -> Int {
+    let line = Allocator.alignment
+    return (place.bytes(tensor.matrices.elements) + line - 1) / line * line
+  }
+
+  private func makeStage(_ arena: inout Arena, _ tensor: Tensor, _ part: Int, _ sources: GroupSources) -> PanelStage {
+    PanelStage(&arena, sources[tensor.matrix(part)], columns: tensor.matrices.columns, kernels)
   }
 
   /// Whether what is stored is the matrix as it will be read.
@@ -131,14 +152,11 @@ struct StoredExperts {
   func read(
     _ expert: Int, to rows: ExpertMatrices, at place: Int, raw: UnsafeMutableRawPointer
   ) -> (error: Int32, file: Int32) {
-    var failure: (error: Int32, file: Int32) = (0, 0)
+    var failure: Offload.Failure = (0, 0)
     forEach(expert) { tensor, stored in
       guard failure.error == 0 else { return }
       func get(_ file: Int32, _ offset: Int, _ bytes: Int, _ memory: UnsafeMutableRawPointer) -> Bool {
-        let input = files[Int(file)]!
-        let error = input.read(offset, bytes, to: memory)
-        if error != 0 { failure = (error, input.descriptor) }
-        return error == 0
+        readFile(file, offset, bytes, memory, &failure)
       }
       let (m, count) = (tensor.matrices, tensor.matrices.elements)
       let target = rows[tensor.first]! + place * group.matrixBytes
@@ -154,5 +172,38 @@ struct StoredExperts {
       }
     }
     return failure
+  }
+
+  /// The same as panels, to number `place` of `slots`. Where a form of the file's own cannot hold them, the error is Offload.notHeld. What others
+  /// cannot hold comes out as numbers that are not finite.
+  func pack(
+    _ expert: Int, _ sources: GroupSources, to slots: PreparedWeights, at place: Int, raw: UnsafeMutableRawPointer
+  ) -> Offload.Failure {
+    var failure: Offload.Failure = (0, 0)
+    forEach(expert) { tensor, stored in
+      guard failure.error == 0 else { return }
+      let values = stored.fetch(tensor.matrices.elements, to: raw) { readFile($0, $1, $2, $3, &failure) }
+      guard let values else { return }
+      for part in 0..<tensor.matrices.parts {
+        var arena = Arena(raw + room(tensor, stored))
+        let stage = makeStage(&arena, tensor, part, sources)
+        let matrix = tensor.matrix(part)
+        for chunk in 0..<chunks(of: tensor.matrices.rows) {
+          let isHeld = tensor.matrices.pack(
+            part, chunk, from: values, stage, into: slots.panel(matrix, group, place, chunk))
+          if !isHeld && sources[matrix].isStored { failure = (Offload.notHeld, Int32(truncatingIfNeeded: expert)) }
+        }
+      }
+    }
+    return failure
+  }
+
+  private func readFile(
+    _ file: Int32, _ offset: Int, _ bytes: Int, _ memory: UnsafeMutableRawPointer, _ failure: inout Offload.Failure
+  ) -> Bool {
+    let input = files[Int(file)]!
+    let error = input.read(offset, bytes, to: memory)
+    if error != 0 { failure = (error, input.descriptor) }
+    return error == 0
   }
 }

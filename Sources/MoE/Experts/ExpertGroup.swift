@@ -73,18 +73,22 @@ public struct ExpertGroup {
 
 // What the products over some rows have to do; in backward the same for the rows' gradients and for the weights'.
 extension ExpertGroup {
-  func gateUpWork(_ dispatch: GroupRows) -> Work { linear ? Work() : work(dispatch, matrices: gated ? 2 : 1) }
-  func downWork(_ dispatch: GroupRows) -> Work { work(dispatch, matrices: 1) }
+  /// `packed`: bytes of one expert's matrices, where others are read than the weights.
+  func gateUpWork(_ dispatch: GroupRows, packed: Int?) -> Work {
+    linear ? Work() : work(dispatch, matrices: gated ? 2 : 1, packed)
+  }
+  func downWork(_ dispatch: GroupRows, packed: Int?) -> Work { work(dispatch, matrices: 1, packed) }
 
-  private func work(_ dispatch: GroupRows, matrices: Int) -> Work {
+  private func work(_ dispatch: GroupRows, matrices: Int, _ packed: Int?) -> Work {
     if !multiplies { return Work() }
     var (rows, used) = (0, 0)
     for e in dispatch.experts where dispatch.count(ofExpert: e) > 0 {
       rows += dispatch.count(ofExpert: e)
       used += 1
     }
+    let each = packed ?? weights.bytes(hidden * intermediate * matrices)
     return Work(
       flops: 2 * rows * hidden * intermediate * matrices,
-      bytes: weights.bytes(used * hidden * intermediate * matrices) + rows * (hidden + matrices * intermediate) * 4)
+      bytes: used * each + rows * (hidden + matrices * intermediate) * 4)
   }
 }

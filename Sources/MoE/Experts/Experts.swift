@@ -25,7 +25,10 @@ struct ExpertsForward {
     outputs = arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
     self.arena = arena
     // What is kept elsewhere takes no memory here, whatever place it is at.
-    let kept = keeps ? KeptGroups(work.c, work.dispatch.size, groups, packsWeights: context.packsWeights) : nil
+    let kept =
+      keeps
+      ? KeptGroups(
+        work.c, work.dispatch.size, groups, packsWeights: context.packsWeights, frozen: work.prepared.frozenForms) : nil
     for index in groups.range {
       var own = self.arena
       _ = group(index, &own, context, kept)
@@ -83,10 +86,10 @@ struct ExpertsBackward {
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
       dy: dy, dWeights: dWeights, dRows: arena.take(Float.self, size.mostRows, padded(c.hidden)), oneExpert: oneExpert)
-    let packsWeights = context.packsWeights
-    again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights)
+    let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
+    again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena
-    let kept = again ?? KeptGroups(c, size, groups, packsWeights: packsWeights)
+    let kept = again ?? KeptGroups(c, size, groups, packsWeights: packsWeights, frozen: frozen)
     for index in groups.range {
       var own = self.arena
       _ = inner(index, &own, context, kept)

@@ -13,7 +13,7 @@ enum GroupForward {
   init(
     _ arena: inout Arena, _ work: GroupWork, kept: KeptPreactivations?, outputs: UnsafeMutablePointer<Float>?
   ) {
-    switch ExpertForm(work, keeps: kept != nil) {
+    switch ExpertForm(work) {
     case .tiled: self = .tiled(TiledForward(&arena, work, kept: kept?.floats, outputs: outputs))
     case .tiledBF16: self = .tiledBF16(TiledForward(&arena, work, kept: kept?.halves, outputs: outputs))
     case .integers: self = .integers(TiledForward(&arena, work, kept: nil, outputs: outputs))
@@ -52,10 +52,9 @@ enum GroupForward {
 enum ExpertForm: Int32 {
   case tiled, tiledBF16, integers, rowIntegers, plain, free
 
-  /// `keeps`: pre-activations are kept for backward, and so tokens stay floats: rounded to integers they have no slope.
-  init(_ work: GroupWork, keeps: Bool = true) {
+  init(_ work: GroupWork) {
     let isNative = work.matmul.backend == .native
-    let tokens = keeps ? nil : work.prepared?.forms.tokens
+    let tokens = work.isDifferentiated ? nil : work.prepared?.forms.tokens
     if !work.c.multiplies {
       self = .free
     } else if tokens == .integers {

@@ -10,6 +10,8 @@ struct ExpertsWork {
   let prepared: PreparedGroups
   let dispatch: Dispatch
   let draws: Draws
+  /// Whether backward follows, or this is it: then tokens stay floats, since rounded to integers they have no slope.
+  let isDifferentiated: Bool
   /// Where what the experts read is noted, in calibration.
   var squares: LayerSquares?
   /// What pairs are called, where they are some of several ranks'.
@@ -20,7 +22,7 @@ struct ExpertsWork {
     return GroupWork(
       c: group, matmul: context.matmul, lanes: context.lanes, x: x, source: source.of(group),
       prepared: prepared.of(group), dispatch: dispatch.rows(of: group, only: wanted),
-      dropout: Dropout(group, draws, numbers: pairNumbers),
+      dropout: Dropout(group, draws, numbers: pairNumbers), isDifferentiated: isDifferentiated,
       squares: squares?.group(index))
   }
 }
@@ -35,6 +37,7 @@ struct GroupWork {
   let prepared: PreparedWeights?
   let dispatch: GroupRows
   var dropout: Dropout?
+  let isDifferentiated: Bool
   var squares: GroupSquares?
 
   var kernels: UnsafePointer<moei_kernels> { matmul.kernels }
@@ -55,17 +58,20 @@ struct GroupWork {
   func across<P: Precision>(
     _: P.Type, _ part: PreparedWeights.Matrix, _ expert: Int, _ chunk: Int
   ) -> WeightPanel<P>? {
-    guard let prepared, let code = prepared.forms[part].code else { return nil }
+    guard let prepared, prepared.forms.isFrozen else { return nil }
     let columns = part == .down ? c.intermediate : c.hidden
+    let form = prepared.forms[part]
     return WeightPanel(
       across: BlockColumns(
-        panels: prepared.panel(part, c, source.place(ofExpert: expert), 0),
-        panelBytes: prepared.forms[part].panelBytes(columns),
-        code: code, first: chunk * chunkWidth, count: min(chunkWidth, columns - chunk * chunkWidth)))
+        panels: .alike(
+          prepared.panel(part, c, source.place(ofExpert: expert), 0), bytes: form.panelBytes(columns), FormNumber(form)),
+        first: chunk * chunkWidth, count: min(chunkWidth, columns - chunk * chunkWidth)))
   }
 
-  var gateUpWork: Work { c.gateUpWork(dispatch) }
-  var downWork: Work { c.downWork(dispatch) }
+  var gateUpWork: Work {
+    c.gateUpWork(dispatch, packed: prepared.map { (c.gated ? $0.bytes(.gate, c) : 0) + $0.bytes(.up, c) })
+  }
+  var downWork: Work { c.downWork(dispatch, packed: prepared?.bytes(.down, c)) }
 }
 
 /// What every job of one group's backward reads and writes beside it.

@@ -17,20 +17,26 @@ struct KeptGroups {
   private let size: ChunkSize
   private let groups: GroupRange
   private let packsWeights: Bool
+  private let frozen: LayerForms
 
-  init(_ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool) {
+  /// `frozen`: of groups in few bits, whose pre-activations are float32.
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool,
+    frozen: LayerForms
+  ) {
     self.arena = arena
     self.c = c
     self.size = size
     self.groups = groups
     self.packsWeights = packsWeights
+    self.frozen = frozen
     for index in groups.range { _ = take(&arena, c.groups[index]) }
   }
 
   /// In place of those that are elsewhere, while memory is measured.
-  init(_ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool) {
+  init(_ c: Configuration, _ size: ChunkSize, _ groups: GroupRange, packsWeights: Bool, frozen: LayerForms) {
     var arena = Arena()
-    self.init(&arena, c, size, groups, packsWeights: packsWeights)
+    self.init(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
   }
 
   func of(_ group: ExpertGroup) -> KeptPreactivations? {
@@ -47,7 +53,7 @@ struct KeptGroups {
     let rows = size.rows(of: group)
     if !packsWeights { return .float(Preactivations(&arena, group, rows: rows, width: width(group))) }
     let width = width(group)
-    switch group.weights.format.precision {
+    switch frozen[group]?.precision ?? group.weights.format.precision {
     case .f32: return .float(Preactivations(&arena, group, rows: rows, width: width))
     case .bf16:
       let places = ExpertPiece.places(rows, experts: group.experts, unit: BF16.unit)
@@ -63,17 +69,21 @@ struct KeptChunks {
   private let plan: Plan
   private let groups: GroupRange
   private let packsWeights: Bool
+  private let frozen: LayerForms
   private let bytesPerChunk: Int
 
-  init(_ arena: inout Arena, _ c: Configuration, _ plan: Plan, _ groups: GroupRange, packsWeights: Bool) {
+  init(
+    _ arena: inout Arena, _ c: Configuration, _ plan: Plan, _ groups: GroupRange, packsWeights: Bool, frozen: LayerForms
+  ) {
     self.c = c
     self.plan = plan
     self.groups = groups
     self.packsWeights = packsWeights
+    self.frozen = frozen
     self.arena = arena
     var (one, last) = (Arena(), Arena())
-    _ = KeptGroups(&one, c, plan.chunk, groups, packsWeights: packsWeights)
-    _ = KeptGroups(&last, c, plan.lastChunk, groups, packsWeights: packsWeights)
+    _ = KeptGroups(&one, c, plan.chunk, groups, packsWeights: packsWeights, frozen: frozen)
+    _ = KeptGroups(&last, c, plan.lastChunk, groups, packsWeights: packsWeights, frozen: frozen)
     bytesPerChunk = one.bytes
     for _ in 0..<plan.chunks - 1 { arena.cover(after: one) }
     arena.cover(after: last)
@@ -83,6 +93,7 @@ struct KeptChunks {
     var own = arena
     own.skip(chunk * bytesPerChunk)
     return KeptGroups(
-      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, groups, packsWeights: packsWeights)
+      &own, c, chunk == plan.chunks - 1 ? plan.lastChunk : plan.chunk, groups, packsWeights: packsWeights,
+      frozen: frozen)
   }
 }

@@ -27,6 +27,9 @@ struct MatrixForms: Equatable {
   /// What becomes of tokens that are multiplied as floats.
   var precision: PrecisionKind { down.precision }
 
+  /// Whether any is of few bits: then nothing trains the group's matrices.
+  var isFrozen: Bool { gate.isFrozen || up.isFrozen || down.isFrozen }
+
   /// One by which forward computes something else than backward would, with weights of that type.
   func changing(_ weights: ElementType) -> PanelForm? {
     if gate.changesValues(of: weights) { return gate }
@@ -80,6 +83,14 @@ struct LayerForms: Equatable {
   }
 
   var isEmpty: Bool { routed == nil && shared == nil }
+
+  /// Those of groups that nothing trains.
+  var frozen: LayerForms {
+    var own = LayerForms()
+    if routed?.isFrozen ?? false { own.routed = routed }
+    if shared?.isFrozen ?? false { own.shared = shared }
+    return own
+  }
 }
 
 extension Configuration {

@@ -43,22 +43,40 @@ struct PreparedWeights {
     samples?[(expert * 3 + Int(matrix.rawValue)) * Self.samplesPerMatrix + i] = value
   }
 
-  /// Where a panel lies: of number `expert`, 32 outputs from number 32 `chunk` on.
-  func panel(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
-    let (start, rows, columns) =
-      switch matrix {
-      case .gate: (gate!, c.intermediate, c.hidden)
-      case .up: (up, c.intermediate, c.hidden)
-      case .down: (down, c.hidden, c.intermediate)
-      }
-    return start + (expert * chunks(of: rows) + chunk) * forms[matrix].panelBytes(columns)
+  /// Bytes of one expert's.
+  func bytes(_ matrix: Matrix, _ c: ExpertGroup) -> Int {
+    let rows = matrix == .down ? c.hidden : c.intermediate
+    let columns = matrix == .down ? c.intermediate : c.hidden
+    return chunks(of: rows) * forms[matrix].panelBytes(columns)
   }
 
-  /// The same as the products of a precision read it.
-  func panel<P: Precision>(
-    _: P.Type, _ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int
-  ) -> WeightPanel<P> {
-    forms[matrix].panel(P.self, panel(matrix, c, expert, chunk))
+  /// Where a panel lies: of number `expert`, 32 outputs from number 32 `chunk` on.
+  func panel(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int, _ chunk: Int) -> UnsafeMutableRawPointer {
+    let start =
+      switch matrix {
+      case .gate: gate!
+      case .up: up
+      case .down: down
+      }
+    let columns = matrix == .down ? c.intermediate : c.hidden
+    return start + expert * bytes(matrix, c) + chunk * forms[matrix].panelBytes(columns)
+  }
+
+  /// All of one expert's panels, whose form is looked up once.
+  func panels(_ matrix: Matrix, _ c: ExpertGroup, _ expert: Int) -> ExpertPanels {
+    let form = forms[matrix]
+    let columns = matrix == .down ? c.intermediate : c.hidden
+    let start = UnsafeRawPointer(panel(matrix, c, expert, 0))
+    return ExpertPanels(start: start, form: form, bytes: form.panelBytes(columns))
+  }
+
+  struct ExpertPanels {
+    fileprivate let start: UnsafeRawPointer
+    let form: PanelForm
+    fileprivate let bytes: Int  // of one
+
+    /// As the products of a precision read it: 32 outputs from number 32 `chunk` on.
+    func panel<P: Precision>(_: P.Type, _ chunk: Int) -> WeightPanel<P> { form.panel(P.self, start + chunk * bytes) }
   }
 
   /// Whether the expert's weights are still those that were packed, as far as a sample of each matrix tells: reading all
@@ -94,6 +112,8 @@ struct PreparedGroups {
   private let arena: Arena?
   private let c: Configuration
   private let forms: LayerForms
+  /// Whether groups that could be trained count as not packed.
+  private var areFrozenAlone = false
   private let slots: Slots?
   private let places: Places?
 
@@ -122,18 +142,20 @@ struct PreparedGroups {
   var changedValues: PanelForm? {
     for index in 0..<c.groupCount where c.groups[index].multiplies {
       let group = c.groups[index]
-      if let form = forms[group]?.changing(group.weights) { return form }
+      if let own = forms[group], !own.isFrozen, let form = own.changing(group.weights) { return form }
     }
     return nil
   }
 
-  /// Whether weights are in few bits, where they are packed.
-  var areOfBlocks: Bool {
-    for index in 0..<c.groupCount where c.groups[index].multiplies {
-      guard let forms = forms[c.groups[index]] else { continue }
-      if forms.gate.code != nil || forms.up.code != nil || forms.down.code != nil { return true }
-    }
-    return false
+  /// Those of few bits.
+  var frozenForms: LayerForms { forms.frozen }
+  var areOfBlocks: Bool { !frozenForms.isEmpty }
+
+  /// Those of few bits, which backward reads: others it reads as they are.
+  var frozen: PreparedGroups {
+    var own = self
+    own.areFrozenAlone = true
+    return own
   }
 
   /// Whether both are packed in the same forms, or neither is.
@@ -143,6 +165,7 @@ struct PreparedGroups {
   func of(_ group: ExpertGroup) -> PreparedWeights? {
     var arena = arena ?? Arena()
     for index in 0..<group.index { _ = take(&arena, c.groups[index]) }
+    if areFrozenAlone && !(forms[group]?.isFrozen ?? false) { return nil }
     return take(&arena, group)
   }
 

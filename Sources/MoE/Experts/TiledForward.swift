@@ -94,14 +94,15 @@ struct TiledInner<P: Precision>: GroupJob {
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
     let kinds = c.gated ? 2 : 1
+    let ready = prepared.map { (gate: $0.panels(c.gated ? .gate : .up, c, place), up: $0.panels(.up, c, place)) }
     func panel(_ chunk: Int, _ kind: Int) -> WeightPanel<P> {
-      if let prepared { return prepared.panel(P.self, kind == kinds - 1 ? .up : .gate, c, place, chunk) }
+      if let ready { return (kind == kinds - 1 ? ready.up : ready.gate).panel(P.self, chunk) }
       let matrix = kind == kinds - 1 ? w.upWeight : w.gateWeight!
       return WeightPanel(matrix.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: h, packed: packed + thread * P.panelsSize)
-    let chunksAtOnce = max(1, panels(atOnceFor: piece, prepared?.forms.up) / kinds)
+    let chunksAtOnce = max(1, panels(atOnceFor: piece, ready?.up.form) / kinds)
 
     piece.chunks.forEachRun(of: chunksAtOnce) { run in
       if lane.pointee.shouldStop() { return }
@@ -219,16 +220,16 @@ struct TiledOutput<P: Precision>: GroupJob {
     let (h, i) = (c.hidden, c.intermediate)
     let w = source.tensors(c, expert: piece.expert)
     let starts = starts + lane.pointee.index * panelsAtOnce * chunkWidth
-    let place = source.place(ofExpert: piece.expert)
+    let ready = prepared?.panels(.down, c, source.place(ofExpert: piece.expert))
     func columns(_ chunk: Int) -> Int { min(chunkWidth, h - chunk * chunkWidth) }
     func panel(_ chunk: Int) -> WeightPanel<P> {
-      if let prepared { return prepared.panel(P.self, .down, c, place, chunk) }
+      if let ready { return ready.panel(P.self, chunk) }
       return WeightPanel(w.downWeight.from(row: chunk * chunkWidth), transposed: true, columns: columns(chunk))
     }
     let products = PanelProducts<P>(
       kernels: kernels, tiles: piece.tiles, range: piece.range, depth: i,
       packed: packed + lane.pointee.index * P.panelsSize)
-    piece.chunks.forEachRun(of: panels(atOnceFor: piece, prepared?.forms.down)) { run in
+    piece.chunks.forEachRun(of: panels(atOnceFor: piece, ready?.form)) { run in
       if lane.pointee.shouldStop() { return }
       for chunk in run {
         fillStart(

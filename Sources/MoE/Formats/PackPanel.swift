@@ -59,7 +59,7 @@ extension PanelForm {
   }
 
   /// A packed panel as the products of a precision read it.
-  func panel<P: Precision>(_: P.Type, _ place: UnsafeMutableRawPointer) -> WeightPanel<P> {
+  func panel<P: Precision>(_: P.Type, _ place: UnsafeRawPointer) -> WeightPanel<P> {
     if let code { return WeightPanel(blocks: place, code) }
     return WeightPanel(packed: place.assumingMemoryBound(to: P.Element.self))
   }

@@ -51,6 +51,12 @@ struct RowForms {
     return true
   }
 
+  /// Whether any are of few bits: then nothing trains the matrix.
+  var isFrozen: Bool {
+    for part in 0..<count where form(part).isFrozen { return true }
+    return false
+  }
+
   var tokens: PanelForm.Tokens { form(0).tokens }
   /// What becomes of tokens that are multiplied as floats.
   var precision: PrecisionKind { form(0).precision }

@@ -54,7 +54,8 @@ public struct Layer {
     details: Details
   ) throws(Fault) -> Report {
     try requireForward(taped: tape != nil)
-    let taped = try tape?.pointee.prepare(configuration, call, plan, parameters)
+    let taped = try tape?.pointee.prepare(
+      configuration, call, plan, parameters, frozen: prepared.frozenForms)
     var report = Report()
     try context.withScratch(
       lent: call.scratch, { forwardStages(&$0, x, call, plan, y: y, taped: taped) }
@@ -101,7 +102,7 @@ public struct Layer {
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
       c: c, x: jittered.rows, source: .layer(parameters, frozen: false), prepared: prepared, dispatch: dispatch,
-      draws: draws, squares: call.squares)
+      draws: draws, isDifferentiated: taped != nil, squares: call.squares)
     return ForwardStages(
       input: input, jittered: jittered, route: route, dispatch: dispatch,
       compute: ExpertsForward(
@@ -166,6 +167,7 @@ public struct Layer {
   ) throws(Fault) {
     if let ranks { return try backward(tape, x: x, dy: dy, dx: dx, call, over: ranks) }
     let taped = tape.pointee.contents!
+    if taped.frozen != prepared.frozenForms { throw .packedSince }
     if taped.routing.tokens == 0 { return try stepWithoutTokens(call) }
     let plan = taped.plan  // backward's chunks are forward's
     try turn.acquire(for: "layer")
@@ -193,9 +195,8 @@ public struct Layer {
     let start = arena
     let dispatch = Dispatch(&arena, c, plan.chunk)
     let experts = ExpertsWork(
-      c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: PreparedGroups(c),
-      dispatch: dispatch,
-      draws: taped.draws)
+      c: c, x: jittered.rows, source: .layer(parameters, frozen: call.frozenExperts), prepared: prepared.frozen,
+      dispatch: dispatch, draws: taped.draws, isDifferentiated: true)
     let compute = ExpertsBackward(
       &arena, experts, context: context, dy: dy.floats, keeps: taped.keeps,
       dWeights: dWeights - taped.draws.firstToken * c.slots,  // as pairs are called

@@ -26,9 +26,7 @@ extension Layer {
   public func requireMemory() throws(Fault) {
     guard let parameter = parameters.withoutMemory else { return }
     if isOffloaded { throw .badState("\(parameter.name) is offloaded: it has no memory") }
-    if parameter.isReleased {
-      throw .badState("\(parameter.name) is kept as it was packed alone; load it without packing")
-    }
+    if parameter.isReleased { throw parameter.packedAlone }
     throw .badState(
       "\(parameter.name) has no memory (unallocated): bind it with moe_layer_bind_parameter, or offload the layer")
   }

@@ -89,6 +89,8 @@ extension Layer {
     }
 
     public var isOfFewBits: Bool { form?.code != nil }
+    /// Whether what is kept so is trained over, where it is packed at all.
+    public var isFrozen: Bool { self == .none || isStored || isOfFewBits }
   }
 
   /// Packs the experts' weights for the forward calls to come, or lets go of what was packed.
@@ -100,7 +102,10 @@ extension Layer {
     let forms = wanted.form.map { LayerForms($0) } ?? LayerForms()
     try configuration.require(forms)
     let isRead = wanted.form?.isRead(in: context) ?? false
-    if let offload, filePanels == nil { return try useSlots(offload, isRead ? .packed(forms) : .rows) }
+    if let offload, filePanels == nil {
+      if let released = parameters.released { throw released.packedAlone }
+      return try useSlots(offload, isRead ? .packed(forms) : .rows)
+    }
     try pack(isRead ? forms : LayerForms(), squares)
   }
 
@@ -153,5 +158,6 @@ extension Layer {
   mutating func replacePrepared(_ packed: PreparedGroups, _ memory: UnsafeMutableRawPointer?) {
     context.pointee.allocator.deallocate(preparedMemory)
     (prepared, preparedMemory) = (packed, memory)
+    parameters.notePacked(packed.frozenForms, configuration)
   }
 }

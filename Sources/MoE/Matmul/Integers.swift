@@ -45,7 +45,6 @@ enum RowIntegers: IntegerPrecision {
   static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {
     kernels.pointee.row_integers(Int64(m), Int64(chunks(of: columns)), rows)
   }
-  static func pieceDepth(_ depth: Int) -> Int { max(1, depth) }
 
   static func workplace(_ array: Target, or beside: UnsafeMutablePointer<Float>) -> UnsafeMutablePointer<Float> {
     array

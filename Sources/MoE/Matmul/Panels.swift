@@ -57,6 +57,12 @@ struct WeightPanel<P: Precision> {
     return (P.elements(of: weights), weights.rowStride)
   }
 
+  /// Whether so many rows are multiplied by blocks as they lie.
+  fileprivate func staysBlocks(rows: Int) -> Bool {
+    if case .blocks = form { return rows < P.decodedRows }
+    return false
+  }
+
   /// The piece from p on, [depth][32] or blocks, where it lies or in `buffer`. So many rows will be multiplied by it.
   fileprivate func piece(
     _ p: Int, _ depth: Int, rows: Int, buffer: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
@@ -146,7 +152,10 @@ struct PanelProducts<P: Precision> {
     var pieces = InlineArray<4, PanelPiece<P>>(repeating: .elements(Source(packed)))  // panelsAtOnce
     let rows = range.isEmpty ? 0 : tiles.rows(range.lowerBound).count * range.count
     let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
-    let step = P.pieceDepth(depth)
+    // Blocks that are multiplied as they lie are read from end to end: nothing is packed, so that nothing has to stay in a cache.
+    var allStayBlocks = true
+    for i in 0..<panels where !panel(i).staysBlocks(rows: rows) { allStayBlocks = false }
+    let step = allStayBlocks ? max(1, depth) : P.panelDepth
     for p in stride(from: done, to: depth, by: step) {
       let depth = min(step, self.depth - p)
       let last = p + step >= self.depth

@@ -66,8 +66,6 @@ protocol Precision {
   static func product(
     _ m: Int, _ columns: Int, _ depth: Int, _ a: Source, _ b: Source, start: StridedRows, _ c: StridedTargets,
     _ ahead: moei_ahead, _ kernels: Kernels)
-  /// Contraction indices of `depth` that are multiplied at once.
-  static func pieceDepth(_ depth: Int) -> Int
   /// The same for some panels of B in blocks.
   static func product(
     _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
@@ -112,7 +110,6 @@ extension Precision {
   }
   static var finishesRows: Bool { false }
   static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {}
-  static func pieceDepth(_ depth: Int) -> Int { panelDepth }
 }
 
 // Blocks are read in float32 and as integers: no precision else is given any.

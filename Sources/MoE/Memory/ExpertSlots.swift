@@ -72,6 +72,8 @@ enum SlotForm {
   case rows
   /// Panels, which are packed as matrices are read.
   case packed(LayerForms)
+  /// The same without matrices in between, each group's in forms of its own; those of groups without slots are read by others.
+  case read(LayerSources)
   /// Panels as the files have them.
   case panels(Panels)
 
@@ -83,17 +85,21 @@ enum SlotForm {
     switch self {
     case .rows: PreparedGroups(c)
     case .packed(let forms): PreparedGroups(&arena, c, forms: forms, slots: slots)
+    case .read(let sources): PreparedGroups(&arena, c, forms: sources.forms, slots: slots)
     case .panels(let panels): PreparedGroups(&arena, c, forms: panels.forms, slots: slots, places: panels.places)
     }
   }
 
-  /// How many row-major experts there is room for.
-  fileprivate func rows(slots: Int) -> Int {
-    switch self {
-    case .rows: slots
-    case .packed: Offload.readers
-    case .panels: 0
-    }
+  /// How many row-major experts there is room for. `isPacked`: whether slots are panels.
+  fileprivate func rows(slots: Int, isPacked: Bool) -> Int {
+    guard isPacked else { return slots }
+    if case .packed = self { return Offload.readers }
+    return 0
+  }
+
+  /// How a group's matrices become panels while they are read.
+  func sources(_ group: ExpertGroup) -> GroupSources? {
+    if case .read(let sources) = self { sources[group] } else { nil }
   }
 }
 
@@ -102,6 +108,7 @@ struct SlotMemory {
   let slots: ExpertSlots
   let prepared: PreparedGroups
   let count: Int
+  let sources: GroupSources?
   /// Where an expert's matrices are put: slot by slot; or one expert's of each reader, on their way into panels.
   let rows: ExpertMatrices
   // For each reader:
@@ -114,10 +121,11 @@ struct SlotMemory {
   ) {
     self.count = count
     self.rawBytes = (rawBytes + Allocator.alignment - 1) / Allocator.alignment * Allocator.alignment
+    sources = form.sources(group)
     raw = UnsafeMutableRawPointer(arena.take(UInt8.self, Offload.readers, self.rawBytes))
-    rows = ExpertMatrices(&arena, group, experts: form.rows(slots: count))
     prepared = form.groups(&arena, c, slots: (group.index, count))
     let isPacked = prepared.of(group) != nil
+    rows = ExpertMatrices(&arena, group, experts: form.rows(slots: count, isPacked: isPacked))
     slots = ExpertSlots(group, slotOf, isPacked ? ExpertMatrices(group, unread: raw) : rows)
   }
 }

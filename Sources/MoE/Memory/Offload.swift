@@ -23,7 +23,9 @@ public struct Offload {
   fileprivate var slots: SlotMemory?
 
   typealias Fetch = (expert: Int, slot: Int)
+  /// Of the system and a descriptor; or notHeld and an expert's number.
   typealias Failure = (error: Int32, file: Int32)
+  static var notHeld: Int32 { .min }
 
   /// Of an expert in a chunk. The raw type is for the linker, see ExpertForm.
   fileprivate enum Stage: UInt8 {
@@ -89,7 +91,9 @@ public struct Offload {
   private static var fewestSlots: Int { 2 }
 
   func memory(_ arena: inout Arena, _ c: Configuration, _ form: SlotForm, _ count: Int) -> SlotMemory {
-    SlotMemory(&arena, c, files.group, form: form, count: count, slotOf: slotOf, rawBytes: files.rawBytes)
+    SlotMemory(
+      &arena, c, files.group, form: form, count: count, slotOf: slotOf,
+      rawBytes: files.rawBytes(form.sources(files.group)))
   }
 
   /// Empty slots, in place of those there were.
@@ -130,12 +134,13 @@ public struct Offload {
 
   private func read(
     _ stored: StoredExperts, _ expert: Int, to slot: Int, _ reader: Int
-  ) -> (error: Int32, file: Int32) {
+  ) -> Failure {
     let (slots, group) = (slots!, stored.group)
     let raw = slots.raw + reader * slots.rawBytes
     guard let prepared = slots.prepared.of(group) else {
       return stored.read(expert, to: slots.rows, at: slot, raw: raw)
     }
+    if let sources = slots.sources { return stored.pack(expert, sources, to: prepared, at: slot, raw: raw) }
     let found = stored.read(expert, to: slots.rows, at: reader, raw: raw)
     if found.error != 0 { return found }
     let packing = Packing(c: group, kernels: stored.kernels, prepared: prepared)
@@ -296,6 +301,12 @@ private struct Waves {
 
   private func failure(of reader: Int) -> Fault {
     let failure = offload.pointee.failure[reader]
+    if failure.error == Offload.notHeld {
+      return Fault(
+        .notFinite,
+        "a scale or a number of expert \(Int(failure.file)) in the file is not finite: download the file again, or load it without packing"
+      )
+    }
     return .io("reading an expert", failure.file, failure.error)
   }
 
@@ -349,9 +360,28 @@ extension Layer {
     let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
     let staged = try Staged(loading, in: context)
     defer { staged.free(allocator) }
+    try offload(group, loading, .rows, residentLimit: residentLimit)
+    staged.commit()
+  }
+
+  /// The same of a layer that is being read, as a model's: its experts' matrices become panels when they come from the files. There is memory then
+  /// for all else, and panels of other groups are still to be filled.
+  mutating func offload(_ loading: Loading, _ sources: LayerSources, residentLimit: ResidentLimit) throws(Fault) {
+    let (group, allocator) = (offloadedGroup!, context.pointee.allocator)
+    var others = sources.forms
+    others[group] = nil
+    try parameters.allocate(withoutPacked: others, offloaded: group, configuration, allocator)
+    try offload(group, loading, .read(sources), residentLimit: residentLimit)
+    parameters.release(packed: others, configuration, allocator)
+  }
+
+  private mutating func offload(
+    _ group: ExpertGroup, _ loading: Loading, _ form: SlotForm, residentLimit: ResidentLimit
+  ) throws(Fault) {
+    let (allocator, kernels) = (context.pointee.allocator, context.kernels)
     let (pointer, stored, contents) = try allocator.make {
       let pointer = $0.take(Offload.self, 1)
-      let stored = StoredExperts(&$0, group, context.kernels, files: checkpoint.fileCount)
+      let stored = StoredExperts(&$0, group, kernels, files: loading.checkpoint.fileCount)
       return (pointer, stored, Offload(&$0, .stored(stored), limit: residentLimit))
     }
     pointer.initialize(to: contents)
@@ -363,13 +393,12 @@ extension Layer {
       throw error
     }
     do throws(Fault) {
-      try useSlots(pointer, .rows)
+      try useSlots(pointer, form)
     } catch {
       pointer.free(allocator)
       throw error
     }
     offload = pointer
-    staged.commit()
   }
 
   /// New slots of another form, in place of those there are.
@@ -379,11 +408,17 @@ extension Layer {
     let memory = try context.pointee.allocator.allocate(bytes: bytes)
     var arena = Arena(memory)
     let slots = offload.pointee.memory(&arena, c, form, count)
-    do throws(Fault) {
-      try slots.prepared.pack(.layer(parameters, frozen: false), in: context)
-    } catch {
-      context.pointee.allocator.deallocate(memory)
-      throw error
+    if case .read = form {
+      for index in 0..<c.groupCount where c.groups[index].index != offload.pointee.group {
+        slots.prepared.of(c.groups[index])?.clearSamples(experts: c.groups[index].experts)
+      }
+    } else {
+      do throws(Fault) {
+        try slots.prepared.pack(.layer(parameters, frozen: false), in: context)
+      } catch {
+        context.pointee.allocator.deallocate(memory)
+        throw error
+      }
     }
     offload.pointee.use(slots)
     parameters.offloaded = slots.slots
@@ -428,6 +463,12 @@ extension Layer {
       found = group
     }
     return found
+  }
+
+  /// Whether one of its parameters is a matrix that an offloaded layer has in files.
+  func comesFromFile(_ parameter: Parameter) -> Bool {
+    guard let group = offloadedGroup, let own = parameters.matrix(parameter) else { return false }
+    return own.group == group.index
   }
 
   public var isOffloaded: Bool { offload != nil }

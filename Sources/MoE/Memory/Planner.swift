@@ -106,7 +106,8 @@ extension Layer {
     var contents: TapeContents?
     if taped {
       contents = TapeContents(
-        &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters))
+        &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters),
+        frozen: prepared.frozenForms)
     }
     let forward = try Arena.bytes { forwardStages(&$0, nowhere, call, plan, y: nowhere, taped: contents) }
     if let contents, call.tokens > 0 {

@@ -12,10 +12,21 @@ public struct ResidentLimit {
 
   public init(bytes: Int) { (self.bytes, model) = (bytes, nil) }
 
-  /// A layer's part of a model's limit, which is above `others`.
+  /// A layer's part of a model's limit.
   public init(ofModel allowed: Int, others: Int, layers: Int) {
-    bytes = (allowed - others) / layers
+    bytes = (allowed - others) / max(layers, 1)
     model = Share(allowed: allowed, others: others, layers: layers)
+  }
+
+  /// The same once it is known what packed weights take; nil where all experts fit beside the others.
+  func packed(experts: Int, others: Int) throws(Fault) -> ResidentLimit? {
+    guard let model else { return self }
+    if others + experts <= model.allowed { return nil }
+    if model.layers > 0 && others <= model.allowed {
+      return ResidentLimit(ofModel: model.allowed, others: others, layers: model.layers)
+    }
+    throw .invalid(
+      "resident_limit = \(model.allowed) bytes, but the parameters beside the routed experts take \(others)")
   }
 
   /// Where a layer takes more.

@@ -19,12 +19,12 @@ public struct Tape {
 
   /// Memory for a call. The tape counts as empty until `fill`.
   mutating func prepare(
-    _ c: Configuration, _ call: Call, _ plan: Plan, _ parameters: Parameters
+    _ c: Configuration, _ call: Call, _ plan: Plan, _ parameters: Parameters, frozen: LayerForms
   ) throws(Fault) -> TapeContents {
     contents = nil
     let active = c.activeExperts(call, parameters)
     func layout(_ arena: inout Arena) -> TapeContents {
-      TapeContents(&arena, c, call, plan, context: context, activeExperts: active)
+      TapeContents(&arena, c, call, plan, context: context, activeExperts: active, frozen: frozen)
     }
     let needed = try Arena.bytes(of: layout)
     if let lent {
@@ -47,10 +47,12 @@ public struct Tape {
 
   /// Memory for the rows that this rank has been told of.
   mutating func prepareOwned(
-    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool
+    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool, frozen: LayerForms
   ) throws(Fault) {
     owned = nil
-    func layout(_ arena: inout Arena) -> OwnedTape { OwnedTape(&arena, c, ranks, chunks, keeps: keeps, context) }
+    func layout(_ arena: inout Arena) -> OwnedTape {
+      OwnedTape(&arena, c, ranks, chunks, keeps: keeps, frozen: frozen, context)
+    }
     let needed = try Arena.bytes(of: layout)
     if ownedMemory == nil || needed > ownedBytes {
       let allocator = context.pointee.allocator
@@ -80,6 +82,8 @@ struct TapeContents {
   let plan: Plan
   private(set) var routing: Routing
   private let preactivations: KeptChunks?
+  /// Of weights in few bits: backward goes through the same.
+  let frozen: LayerForms
   let slopes: LossSlopes
   let draws: Draws
   let activeExperts: Int
@@ -90,14 +94,17 @@ struct TapeContents {
   private let jitter: UnsafeMutablePointer<Float>?  // [T,H]
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int
+    _ arena: inout Arena, _ c: Configuration, _ call: Call, _ plan: Plan, context: ContextPointer, activeExperts: Int,
+    frozen: LayerForms
   ) {
     self.plan = plan
+    self.frozen = frozen
     routing = Routing(&arena, c, call)
     slopes = LossSlopes(&arena, c, call)
     preactivations =
       plan.policy == .full
-      ? KeptChunks(&arena, c, plan, c.groupsHere(over: call.ranks), packsWeights: context.packsWeights) : nil
+      ? KeptChunks(
+        &arena, c, plan, c.groupsHere(over: call.ranks), packsWeights: context.packsWeights, frozen: frozen) : nil
     if plan.policy == .full { routing.takeMeasures(&arena, c) }
     var draws = c.draws(call, context.kernels)
     let jitters = call.given.jitter != nil && c.exploration.jitter > 0

@@ -44,6 +44,8 @@ public struct Model {
     note: (Int, Report) -> Void
   ) throws(Fault) -> ModelReport {
     if tape != nil { try requireTrainedValues() }
+    var input = input
+    input.isTaped = tape != nil
     let plan = try plan(input, taped: tape != nil)
     let taped = try tape?.pointee.prepare(self, input, plan)
     var report = ModelReport()
@@ -100,7 +102,10 @@ public struct Model {
     var forward = EmbeddingForward(
       embedding, context: context, table: UnsafeRawPointer(table.place!), type: table.type,
       positions: parameters[.positions]?.constants, y: x)
-    if table.isReleased { forward.panels = table.panels }
+    if let panels = table.frozenPanels {
+      try table.requirePackedValues(context.kernels)
+      forward.panels = panels
+    }
     try forward.run(in: context)
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
@@ -128,6 +133,9 @@ public struct Model {
     dInput: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
     let taped = tape.pointee.contents!
+    if taped.packings != parameters.packings { throw .packedSince }
+    var input = input
+    input.isTaped = true
     try turn.acquire(for: "model")
     defer { turn.release() }
     try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in

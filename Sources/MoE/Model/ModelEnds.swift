@@ -25,6 +25,7 @@ struct ForwardEnd {
     logits = model.outputWeight.map {
       var shape = LinearShape(tokens: input.tokens, inputs: c.hidden, outputs: c.vocabulary, weights: $0.type)
       shape.panels = $0.panels
+      shape.isDifferentiated = input.isTaped
       return LinearForward(&second, shape, context: model.context)
     }
     arena.cover(first)
@@ -66,6 +67,7 @@ extension CrossEntropy {
       vocabulary: c.vocabulary, targets: targets, ignored: input.ignoreIndex, smoothing: input.smoothing, dLoss: dLoss)
     problem.form = model.logitForm
     problem.panels = weight.panels
+    problem.isDifferentiated = input.isTaped
     self.init(&arena, problem, wanted, context: model.context)
   }
 }

@@ -8,6 +8,8 @@ public struct ModelInput {
   public var ignoreIndex: Int32 = -100
   public var smoothing = 0.0
   public var training = false
+  /// Whether backward follows, or this is it.
+  var isTaped = false
   public var step: UInt64 = 0
   public var mask: UnsafePointer<UInt8>?  // [S,S]
   public var addedMask: UnsafePointer<Float>?  // [S,S]

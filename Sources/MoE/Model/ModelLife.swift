@@ -141,6 +141,21 @@ extension Model {
     }
   }
 
+  /// Gradients of what is trained, where they have no memory.
+  func allocateGradients() throws(Fault) {
+    let allocator = context.pointee.allocator
+    for index in 0..<parameterCount {
+      let own = parameter(index)
+      if own.isReleased && own.isTrained {
+        throw .invalid(
+          "\(own.name): is packed in a form that is for inference: set inference_only = 1, or pack it in few bits, which are frozen"
+        )
+      }
+    }
+    try parameters.allocateGradients(allocator)
+    for n in 0..<configuration.layers { try feedForwards[n]?.pointee.parameters.allocateGradients(allocator) }
+  }
+
   public func zeroGrad() {
     parameters.zeroGrad()
     for n in 0..<configuration.layers { feedForwards[n]?.pointee.zeroGrad() }

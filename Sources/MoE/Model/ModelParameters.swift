@@ -145,15 +145,16 @@ struct ModelParameters {
     place(slot).multipliesTokens(c) ? slots[slot]?.shape.1 : nil
   }
 
-  /// Packs each matrix that tokens are multiplied by, or lets go of the copies. On an error some are packed.
+  /// Packs each matrix that tokens are multiplied by, and in few bits the embedding, or lets go of the copies. On an error some are packed.
   func prepare(
     _ form: PanelForm?, _ calibration: CalibrationPointer?, _ c: ModelConfiguration, in context: ContextPointer
   ) throws(Fault) {
     let allocator = context.pointee.allocator
     for slot in 0..<slots.count {
-      guard let parameter = slots[slot], place(slot).multipliesTokens(c) else { continue }
+      let multiplies = place(slot).multipliesTokens(c)
+      guard let parameter = slots[slot], multiplies || slot == self.slot(.embedding) else { continue }
       var packed: PanelMatrixPointer?
-      if let form {
+      if let form, multiplies || form.isFrozen {
         packed = try .create(
           parameter, form.keeping(parameter.type, amongWeightsOf: c.weights), calibration?.pointee.own(slot),
           in: context)
@@ -163,10 +164,10 @@ struct ModelParameters {
   }
 
   /// Of a parameter that is about to be read: memory for panels in these forms, which are nobody's copy; or, nil, for its values.
-  /// `hasAll`: whether tokens can be looked up in panels as well, which have the values.
-  func makeRoom(_ index: Int, _ forms: RowForms?, hasAll: Bool, in context: ContextPointer) throws(Fault) {
+  /// Tokens are looked up in few bits, and not in panels of elements.
+  func makeRoom(_ index: Int, _ forms: RowForms?, in context: ContextPointer) throws(Fault) {
     let (slot, allocator) = (slots.slot(listed: index), context.pointee.allocator)
-    let keeps = forms == nil || !hasAll && isEmbedding(index)
+    let keeps = forms.map { !$0.isFrozen && isEmbedding(index) } ?? true
     if keeps { try slots.allocate(slot, allocator) }
     var packed: PanelMatrixPointer?
     if let forms { packed = try .room(slots[slot]!, forms, in: context) }
@@ -182,7 +183,7 @@ struct ModelParameters {
     if let form {
       let packed = try PanelMatrixPointer.create(slots[slot]!, form, calibration?.pointee.own(slot), in: context)
       slots.replacePanels(slot, packed, allocator: allocator)
-      if !isEmbedding(index) { slots.release(slot, allocator) }
+      if form.isFrozen || !isEmbedding(index) { slots.release(slot, allocator) }
     } else if let own = slots[slot], !own.isReleased {
       own.panels?.takeSample(of: own, context.kernels)
     }
@@ -190,13 +191,26 @@ struct ModelParameters {
 
   func isEmbedding(_ index: Int) -> Bool { slots.slot(listed: index) == slot(.embedding) }
 
-  /// The form of a copy whose values differ from the parameters'.
+  /// The form of a copy whose values differ from the parameters', but those in few bits.
   var changedValues: PanelForm? {
     for index in 0..<count {
       let own = parameter(index)
-      if let form = own.panels?.pointee.forms.changing(own.type) { return form }
+      guard let forms = own.panels?.pointee.forms, !forms.isFrozen else { continue }
+      if let form = forms.changing(own.type) { return form }
     }
     return nil
+  }
+
+  var packings: Int { slots.packings }
+  func allocateGradients(_ allocator: Allocator) throws(Fault) { try slots.allocateGradients(allocator) }
+
+  /// Whether products with the matrices of both layers take the same memory.
+  func takeAlike(_ n: Int, _ other: Int) -> Bool {
+    for raw in 0..<LayerRole.count {
+      let role = LayerRole(rawValue: raw)!
+      if self[n, role]?.panels?.pointee.forms.tokens != self[other, role]?.panels?.pointee.forms.tokens { return false }
+    }
+    return true
   }
 
   /// Whether number `index` of the list is the matrix of a product of tokens.
@@ -228,6 +242,11 @@ struct ModelParameters {
     text.append("layers.")
     text.append(layer)
     text.append(".")
+  }
+
+  /// Memory for the values of number `index` of the list, where there is none.
+  func allocate(_ index: Int, _ allocator: Allocator) throws(Fault) {
+    try slots.allocate(slots.slot(listed: index), allocator)
   }
 
   func free(allocator: Allocator) { slots.free(allocator) }

@@ -157,6 +157,8 @@ private struct ModelPlanner {
   private let frames: FrameMemory
 
   init(model: Model, input: ModelInput, taped: Bool, cache: CachedLayer?) {
+    var input = input
+    input.isTaped = taped
     (self.model, self.input, self.taped, self.cache) = (model, input, taped, cache)
     frames = FrameMemory(model, input, taped: taped, reads: cache != nil)
   }
@@ -230,9 +232,9 @@ extension Model {
   /// Whether layer n takes the memory that another before it does, whose configuration is the same.
   fileprivate func takesMemory(_ n: Int, as other: Int) -> Bool {
     guard n != other else { return false }
-    guard let own = feedForwards[n], let others = feedForwards[other] else { return true }
+    guard let own = feedForwards[n], let others = feedForwards[other] else { return parameters.takeAlike(n, other) }
     return own.pointee.isOffloaded == others.pointee.isOffloaded
-      && own.pointee.prepared.isAlike(others.pointee.prepared)
+      && own.pointee.prepared.isAlike(others.pointee.prepared) && parameters.takeAlike(n, other)
   }
 }
 

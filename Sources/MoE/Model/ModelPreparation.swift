@@ -35,7 +35,8 @@ extension Model {
     }
   }
 
-  /// Refuses copies that differ from the weights, whose backward would be that of another model.
+  /// Refuses copies that differ from the weights, whose backward would be that of another model; those in few bits are the weights, and
+  /// stay as they are.
   func requireTrainedValues() throws(Fault) {
     guard let form = changedValues else { return }
     throw .badState(

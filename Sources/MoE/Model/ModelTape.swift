@@ -42,7 +42,8 @@ public struct ModelTape {
         (tapes + n).bind(CallerMemory(block.feedForward, bytes: block.feedForwardBytes))
       }
     }
-    return ModelTapeContents(plan: plan, input: input, frame: frame, blocks: blocks, tapes: tapes)
+    return ModelTapeContents(
+      plan: plan, input: input, frame: frame, blocks: blocks, tapes: tapes, packings: model.parameters.packings)
   }
 
   mutating func fill(_ contents: ModelTapeContents) { self.contents = contents }
@@ -85,6 +86,7 @@ struct ModelTapeContents {
   let frame: TapeFrame
   let blocks: UnsafeMutablePointer<BlockTape>  // [N]
   let tapes: UnsafeMutablePointer<Tape>  // [N]
+  let packings: Int  // of the model's own parameters before it
 }
 
 public typealias ModelTapePointer = UnsafeMutablePointer<ModelTape>

@@ -17,15 +17,21 @@ public struct Parameter {
   /// Whether its memory is the caller's to bind, and that of its gradient.
   public let isUnallocated: Bool
   public private(set) var data: UnsafeMutableRawPointer?
-  public private(set) var grad: UnsafeMutablePointer<Float>?  // nil where there is no gradient, or no memory for it
+  /// Memory of the gradient; nil where there is none, or no memory for it.
+  public private(set) var gradMemory: UnsafeMutablePointer<Float>?
   /// A packed copy, where it is a matrix that was prepared.
   private(set) var panels: PanelMatrixPointer?
   /// Whether its values are in packed copies alone.
   public private(set) var isReleased = false
-  /// Whether the gradient that it could have is given up.
-  public private(set) var isFrozen = false
+  /// Whether its values in few bits are computed with in place of its own.
+  private var isInBlocks = false
+  private var hasGivenUpGradient = false
+  /// Whether nothing trains it: the gradient that it could have is given up, or it is in few bits, as long as it is.
+  public var isFrozen: Bool { hasGivenUpGradient || isInBlocks }
   /// Whether backward makes its gradient.
   var isTrained: Bool { hasGradient && !isFrozen }
+  /// What backward adds to.
+  public var grad: UnsafeMutablePointer<Float>? { isInBlocks ? nil : gradMemory }
   private var ownsData = true
   private var ownsGrad = true
 
@@ -57,7 +63,12 @@ public struct Parameter {
   mutating func allocate(_ allocator: Allocator, gradient: Bool = true) throws(Fault) {
     data = try allocator.allocate(bytes: bytes)
     isReleased = false
-    if hasGradient && gradient { grad = try allocator.allocate(Float.self, count: count) }
+    if gradient { try allocateGradient(allocator) }
+  }
+
+  /// Memory for the gradient that backward makes, where there is none.
+  mutating func allocateGradient(_ allocator: Allocator) throws(Fault) {
+    if isTrained && gradMemory == nil { gradMemory = try allocator.allocate(Float.self, count: count) }
   }
 
   /// What is bound already, the library's own memory perhaps, stays as it is. With a gradient it is no longer frozen.
@@ -68,21 +79,26 @@ public struct Parameter {
       ownsData = false
       isReleased = false
     }
-    guard let grad, self.grad != grad else { return }
-    if ownsGrad { allocator.deallocate(self.grad) }
-    self.grad = grad
-    (ownsGrad, isFrozen) = (false, false)
+    guard let grad, gradMemory != grad else { return }
+    if ownsGrad { allocator.deallocate(gradMemory) }
+    gradMemory = grad
+    (ownsGrad, hasGivenUpGradient) = (false, false)
   }
 
   /// Gives up the gradient and its memory.
   mutating func freeze(_ allocator: Allocator) {
-    if ownsGrad { allocator.deallocate(grad) }
-    (grad, ownsGrad, isFrozen) = (nil, true, true)
+    giveUpGradientMemory(allocator)
+    hasGivenUpGradient = true
+  }
+
+  private mutating func giveUpGradientMemory(_ allocator: Allocator) {
+    if ownsGrad { allocator.deallocate(gradMemory) }
+    (gradMemory, ownsGrad) = (nil, true)
   }
 
   func free(_ allocator: Allocator) {
     if ownsData { allocator.deallocate(data) }
-    if ownsGrad { allocator.deallocate(grad) }
+    if ownsGrad { allocator.deallocate(gradMemory) }
     panels?.free(allocator)
   }
 
@@ -92,19 +108,29 @@ public struct Parameter {
   mutating func replacePanels(_ packed: PanelMatrixPointer?, _ allocator: Allocator) {
     panels?.free(allocator)
     panels = packed
+    notePacked(inBlocks: packed?.pointee.forms.isFrozen ?? false)
   }
 
-  /// Gives up the memory of values that are packed.
+  mutating func notePacked(inBlocks: Bool) { isInBlocks = inBlocks }
+
+  /// Gives up the memory of values that are packed, and of their gradient.
   mutating func release(_ allocator: Allocator) {
     if ownsData { allocator.deallocate(data) }
     (data, ownsData, isReleased) = (nil, true, true)
+    giveUpGradientMemory(allocator)
   }
+
+  /// A packed copy in few bits.
+  var frozenPanels: PanelMatrixPointer? { isInBlocks ? panels : nil }
 
   /// Refuses a packed copy of other values.
   func requirePackedValues(_ kernels: UnsafePointer<moei_kernels>) throws(Fault) {
     guard let panels, !isReleased, !panels.pointee.isCurrent(matrix, kernels) else { return }
     throw .badState("\(name) has changed since it was packed; prepare the model again")
   }
+
+  /// Where it is asked for, and is released.
+  var packedAlone: Fault { .badState("\(name) is kept as it was packed alone; load it without packing") }
 
   // MARK: values
 
@@ -125,7 +151,7 @@ public struct Parameter {
     type.toFloats(data!, first, count, floats, kernels)
   }
 
-  func zeroGrad() { grad?.update(repeating: 0, count: count) }
+  func zeroGrad() { gradMemory?.update(repeating: 0, count: count) }
 
   /// Those of a new owner, where there is memory. Numbers for elements come from `random`, that of the first is number `from`.
   func fill(_ initial: ParameterSpec.Initial, _ random: Random, from: Int) {

@@ -4,6 +4,7 @@ struct ParameterSlots {
   private struct Listing {
     var count = 0
     var trained = 0
+    var packings = 0
   }
 
   let count: Int
@@ -79,7 +80,20 @@ struct ParameterSlots {
   func release(_ slot: Int, _ allocator: Allocator) { slots[slot]!.release(allocator) }
 
   func replacePanels(_ slot: Int, _ packed: PanelMatrixPointer?, allocator: Allocator) {
+    if slots[slot]!.panels?.pointee.forms.isFrozen ?? false || packed?.pointee.forms.isFrozen ?? false {
+      listing.pointee.packings += 1
+    }
     slots[slot]!.replacePanels(packed, allocator)
+  }
+
+  /// How often something became few bits, or other ones, or no longer is.
+  var packings: Int { listing.pointee.packings }
+  func notePacked(_ slot: Int, inBlocks: Bool) { slots[slot]!.notePacked(inBlocks: inBlocks) }
+
+  /// Gradients of what is trained, all 0, where they have no memory.
+  func allocateGradients(_ allocator: Allocator) throws(Fault) {
+    for index in 0..<listedCount { try slots[slot(listed: index)]!.allocateGradient(allocator) }
+    zeroGrad()
   }
 
   // MARK: life

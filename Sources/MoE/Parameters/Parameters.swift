@@ -34,6 +34,15 @@ struct Parameters {
     /// Those of an expert with matrices stand one after another.
     static var ofMatrices: ClosedRange<Int> { Role.gateWeight.rawValue...Role.downBias.rawValue }
     var isOfMatrices: Bool { Self.ofMatrices.contains(rawValue) }
+    /// Which of an expert's it is.
+    var matrix: PreparedWeights.Matrix? {
+      switch self {
+      case .gateWeight: .gate
+      case .upWeight: .up
+      case .downWeight: .down
+      default: nil
+      }
+    }
     var isOfGroup: Bool { rawValue >= Self.firstOfGroup && rawValue < Self.firstOfGroup + Self.perGroup }
 
     static func slots(groups: Int) -> Int { count + (groups - 1) * perGroup }
@@ -173,9 +182,12 @@ struct Parameters {
     matrix(self[index]).map { forms[c.groups[$0.group]] != nil } ?? false
   }
 
-  /// Gives memory to what has none and is not packed.
-  func allocate(withoutPacked forms: LayerForms, _ c: Configuration, _ allocator: Allocator) throws(Fault) {
+  /// Gives memory to what has none and is not packed, nor a matrix of the group that comes from files.
+  func allocate(
+    withoutPacked forms: LayerForms, offloaded: ExpertGroup? = nil, _ c: Configuration, _ allocator: Allocator
+  ) throws(Fault) {
     for index in 0..<count where !isPacked(index, forms, c) {
+      if let offloaded, let own = matrix(self[index]), own.group == offloaded.index { continue }
       try slots.allocate(slots.slot(listed: index), allocator)
     }
   }
@@ -189,15 +201,26 @@ struct Parameters {
   func matrix(_ parameter: Parameter) -> (group: Int, matrix: PreparedWeights.Matrix)? {
     guard parameter.isOfMatrices && parameter.rank == 3 else { return nil }
     let place = place(of: parameter)
-    switch place.role {
-    case .gateWeight: return (place.group, .gate)
-    case .upWeight: return (place.group, .up)
-    case .downWeight: return (place.group, .down)
-    default: return nil
+    return place.role.matrix.map { (place.group, $0) }
+  }
+
+  /// Whether the matrices of a group are in few bits.
+  func notePacked(_ forms: LayerForms, _ c: Configuration) {
+    for index in 0..<count {
+      guard let place = matrix(self[index]) else { continue }
+      slots.notePacked(slots.slot(listed: index), inBlocks: forms[c.groups[place.group]]?.isFrozen ?? false)
     }
   }
 
+  func allocateGradients(_ allocator: Allocator) throws(Fault) { try slots.allocateGradients(allocator) }
+
   func release(_ index: Int, _ allocator: Allocator) { slots.release(slots.slot(listed: index), allocator) }
+
+  /// The first that is in its packed copy alone.
+  var released: Parameter? {
+    for index in 0..<count where self[index].isReleased { return self[index] }
+    return nil
+  }
 
   /// Whether any of a group's matrices is in its packed copy alone: the others may be bound again one by one.
   var areReleased: Bool {

@@ -2,11 +2,11 @@ import CShims
 
 extension UnsafeMutablePointer where Pointee == Model {
   /// Overwrites the parameters with a folder's, most of whose weights are of `type`. Experts without memory are offloaded, each
-  /// layer keeping so much of them as the limit says; with `forms` they, and all that tokens are multiplied by, are packed while they
-  /// are read, and kept so alone; with a calibration when all of a matrix has been read. On an error nothing is overwritten, but where a disk fails on the way, or somebody stops it.
+  /// layer keeping so much of them as the limit says, nil: all; with `forms` they, and all that tokens are multiplied by, are packed while
+  /// they are read, and kept so alone, offloaded under a limit alone; with a calibration when all of a matrix has been read. On an error nothing is overwritten, but where a disk fails on the way, or somebody stops it.
   /// `isNew`: nobody but the caller has the model yet, who frees it after an error; with `forms` it may lack memory.
   public func load(
-    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit,
+    _ source: PretrainedSource, _ shapes: TensorRows.Shapes, type: ElementType, residentLimit: ResidentLimit?,
     forms: PartForms?, _ calibration: CalibrationPointer?, isNew: Bool, _ progress: Progress
   ) throws(Fault) {
     var loading = ModelLoading(pointee, source, shapes, residentLimit, progress)
@@ -15,6 +15,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     let allocator = pointee.context.pointee.allocator
     if let forms { loading.packing = try ModelPacking.make(loading, forms, calibration) }
     defer { loading.packing?.free(allocator) }
+    try loading.limitPacked()
     let raw = try allocator.allocate(bytes: try loading.rawBytes())
     defer { allocator.deallocate(raw) }
     let origin = try ModelOrigin(source, shapes, type, norms: try loading.normsFromZero())
@@ -22,6 +23,7 @@ extension UnsafeMutablePointer where Pointee == Model {
       try loading.packing?.makeRoom(loading)
       try loading.copy(raw, origin.norms)
       try loading.packing?.finish(pointee)
+      if forms != nil && pointee.isTrainable { try pointee.allocateGradients() }
     } catch {
       origin.free(allocator)
       throw isNew ? error : error.whileOverwriting("the model's parameters are")
@@ -34,7 +36,7 @@ extension UnsafeMutablePointer where Pointee == Model {
 extension Model {
   /// Refuses a folder whose files are not this model's, as far as their headers tell. The model needs no memory for that.
   public func requireFit(_ source: PretrainedSource, _ shapes: TensorRows.Shapes) throws(Fault) {
-    var loading = ModelLoading(self, source, shapes, ResidentLimit(bytes: .max), Progress(nil, nil))
+    var loading = ModelLoading(self, source, shapes, nil, Progress(nil, nil))
     loading.needsMemory = false
     try loading.check()
   }
@@ -45,7 +47,7 @@ struct ModelLoading {
   let tensors: FamilyTensors
   let checkpoint: Checkpoint
   private let folder: UnsafePointer<CChar>
-  private let residentLimit: ResidentLimit
+  private var residentLimit: ResidentLimit?
   private var progress: Progress
   /// Whether parameters have to have some before.
   var needsMemory = true
@@ -54,7 +56,7 @@ struct ModelLoading {
   private var kernels: UnsafePointer<moei_kernels> { tensors.model.context.kernels }
 
   init(
-    _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit,
+    _ model: Model, _ source: PretrainedSource, _ shapes: TensorRows.Shapes, _ residentLimit: ResidentLimit?,
     _ progress: Progress
   ) {
     tensors = FamilyTensors(model: model, family: source.names, shapes: shapes)
@@ -64,7 +66,14 @@ struct ModelLoading {
 
   /// Whether the layer's experts stay in the files.
   private func offloads(_ layer: LayerPointer) -> Bool {
-    !layer.pointee.configuration.keepsExpertWeights && packing == nil
+    !layer.pointee.configuration.keepsExpertWeights && (packing == nil || residentLimit != nil)
+  }
+
+  /// Experts stay in the files where they do not fit as they are packed.
+  mutating func limitPacked() throws(Fault) {
+    guard let packing, let limit = residentLimit else { return }
+    let (experts, others) = packing.bytes(self)
+    residentLimit = try limit.packed(experts: experts, others: others)
   }
 
   // MARK: checks
@@ -179,13 +188,13 @@ struct ModelLoading {
         let stored = try stored(entry)
         if stored.matrix != nil { most = max(most, stored.bytes(0)) }
         if let packing { most = max(most, try packedBytes(entry, packing)) }
-      case .block(let n, let layer) where !offloads(layer):
+      case .block(let n, let layer):
+        if offloads(layer) && packing == nil { return }  // which sees to it itself
         most = max(
           most,
           try withBlock(n, layer) { (loading, _) throws(Fault) in
-            try loading.rawBytes(packing?.layer(n), in: tensors.model.context)
+            try loading.rawBytes(packing?.layer(n), inMemory: offloads(layer), in: tensors.model.context)
           })
-      case .block: break
       }
     }
     return most
@@ -213,17 +222,20 @@ struct ModelLoading {
         if entry.parameter.data != nil { try copy(entry, raw) }
         if entry.rule.isFromZero { norms = addOne(entry.parameter, norms) }
         try progress.add(checkpoint[try find(entry)].bytes, in: context)
-      case .block(let n, let layer) where offloads(layer):
+      case .block(let n, let layer) where offloads(layer) && packing == nil:
         try withBlock(n, layer) { (loading, prefix) throws(Fault) in
-          try layer.pointee.offload(checkpoint, loading.tensors.layout, .prefix(prefix), residentLimit: residentLimit)
+          try layer.pointee.offload(
+            checkpoint, loading.tensors.layout, .prefix(prefix),
+            residentLimit: residentLimit ?? ResidentLimit(bytes: .max))
           try progress.add(0, in: context)
         }
       case .block(let n, let layer):
-        if let packing {
-          do throws(Fault) { try layer.pointee.makeRoom(packing.layer(n).forms) } catch { throw error.inLayer(n) }
-        }
         try withBlock(n, layer) { (loading, _) throws(Fault) in
+          if let packing {
+            do throws(Fault) { try makeRoom(layer, loading, packing.layer(n)) } catch { throw error.inLayer(n) }
+          }
           try loading.tensors.entries { (block) throws(Fault) in
+            if layer.pointee.isOffloaded && layer.pointee.comesFromFile(block.matrices.first) { return }
             if let packed = packing.flatMap({ loading.sources(block, $0.layer(n)) }) {
               do throws(Fault) {
                 try loading.pack(packed, raw: raw, to: layer.pointee.prepared.of(packed.group)!, in: context)
@@ -239,6 +251,14 @@ struct ModelLoading {
         do throws(Fault) { try packing?.finish(n, layer) } catch { throw error.inLayer(n) }
       }
     }
+  }
+
+  /// For what is packed of a MoE block, and for all else of it.
+  private func makeRoom(_ layer: LayerPointer, _ loading: Loading, _ sources: LayerSources) throws(Fault) {
+    if let residentLimit, offloads(layer) {
+      return try layer.pointee.offload(loading, sources, residentLimit: residentLimit)
+    }
+    try layer.pointee.makeRoom(sources.forms)
   }
 
   private func copy(_ entry: FamilyEntry, _ raw: UnsafeMutableRawPointer) throws(Fault) {

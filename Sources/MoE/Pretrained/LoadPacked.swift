@@ -30,6 +30,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     pointee.origin = origin
     try pointee.takePanels(loading, residentLimit)
     try loading.copy(progress)
+    if pointee.isTrainable { try pointee.allocateGradients() }
   }
 }
 
@@ -185,7 +186,9 @@ extension Model {
   fileprivate func takePanels(_ loading: PackedLoading, _ residentLimit: ResidentLimit?) throws(Fault) {
     let allocator = context.pointee.allocator
     for index in 0..<parameterCount {
-      guard case .own(let own) = list[index], let panels = loading.panels(index) else { continue }
+      guard case .own(let own) = list[index] else { continue }
+      if loading.hasValues(index) { try parameters.allocate(own, allocator) }
+      guard let panels = loading.panels(index) else { continue }
       try parameters.takePanels(own, panels, releases: !loading.hasValues(index), allocator)
     }
     for n in 0..<configuration.layers {

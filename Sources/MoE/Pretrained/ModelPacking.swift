@@ -83,12 +83,41 @@ struct ModelPacking {
     for index in 0..<model.parameters.count {
       let packing = own[index]
       try model.parameters.makeRoom(
-        index, isByPanels(index) ? packing.forms : nil, hasAll: packing.wanted.isStored, in: model.context)
+        index, isByPanels(index) ? packing.forms : nil, in: model.context)
     }
     for n in 0..<model.configuration.layers where !loading.tensors.isMoE(n) {
       guard let layer = model.layer(n) else { continue }
       do throws(Fault) { try layer.pointee.makeRoom(self.layer(n).forms) } catch { throw error.inLayer(n) }
     }
+  }
+
+  /// What the model will take, in bytes: the matrices of routed experts, and all else.
+  func bytes(_ loading: ModelLoading) -> (experts: Int, others: Int) {
+    let model = loading.tensors.model
+    var (experts, others) = (0, 0)
+    for index in 0..<model.parameters.count {
+      let parameter = model.parameters.parameter(index)
+      let (rows, depth, _) = parameter.shape
+      others += own[index].forms?.bytes(before: chunks(of: rows), depth) ?? parameter.bytes
+    }
+    for n in 0..<model.configuration.layers {
+      guard let layer = model.layer(n)?.pointee else { continue }
+      for index in 0..<layer.parameters.count {
+        let parameter = layer.parameters[index]
+        let bytes = packedBytes(parameter, layer, n) ?? parameter.bytes
+        if loading.tensors.isMoE(n) && layer.comesFromFile(parameter) { experts += bytes } else { others += bytes }
+      }
+    }
+    return (experts, others)
+  }
+
+  /// nil where it is not packed.
+  private func packedBytes(_ parameter: Parameter, _ layer: Layer, _ n: Int) -> Int? {
+    guard let place = layer.parameters.matrix(parameter),
+      let forms = layers[n].forms[layer.configuration.groups[place.group]]
+    else { return nil }
+    let (count, rows, depth) = parameter.shape
+    return forms[place.matrix].bytes(count, rows: rows, depth: depth)
   }
 
   /// Packs what has to be whole for that.

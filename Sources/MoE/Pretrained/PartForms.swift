@@ -49,16 +49,17 @@ extension Model {
       }
       if isFound { continue }
       throw .invalid(
-        "options.prepared_parts[\(number)].pattern = \(parts[number].pattern): no matrix that tokens are multiplied by has such a name, as \(example ?? cText("layers.0.attention.qkv.weight")) has: moe_model_parameter lists all of them"
+        "options.prepared_parts[\(number)].pattern = \(parts[number].pattern): no matrix that may be kept so has such a name, as \(example ?? cText("layers.0.attention.qkv.weight")) has: moe_model_parameter lists all of them"
       )
     }
   }
 
-  /// Whether a parameter can be kept so: a matrix that tokens are multiplied by, and an embedding as a file has it.
+  /// Whether a parameter can be kept so: a matrix that tokens are multiplied by, and in few bits an embedding.
   func isPackable(_ place: ParameterList.Place, _ preparation: Layer.Preparation) -> Bool {
     switch place {
     case .own(let own):
-      parameters.multiplies(own, configuration) || preparation.isStored && parameters.isEmbedding(own)
+      parameters.multiplies(own, configuration)
+        || preparation.isFrozen && parameters.isEmbedding(own)
     case .feedForward(let n, let own): feedForwards[n]!.pointee.multiplies(own)
     }
   }

@@ -26,8 +26,8 @@ struct BackwardRoom {
     gradients = arena.take(
       Float.self, max(layer.wholeGradients(shared: true), layer.wholeGradients(shared: false)))
     var work = ExpertsWork(
-      c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: PreparedGroups(c),
-      dispatch: rows.dispatch, draws: taped.draws)
+      c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: layer.prepared.frozen,
+      dispatch: rows.dispatch, draws: taped.draws, isDifferentiated: true)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsBackward(
       &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, oneExpert: nil,
@@ -40,8 +40,8 @@ extension Layer {
     _ tape: UnsafePointer<Tape>, x: UnsafeRawPointer, dy: UnsafeRawPointer, dx: UnsafeMutableRawPointer?,
     _ call: BackwardCall, over ranks: RanksPointer
   ) throws(Fault) {
-    let c = configuration
     guard let taped = tape.pointee.contents, let owned = tape.pointee.owned else { return }
+    if taped.frozen != prepared.frozenForms { throw .packedSince }
     var kind = Hash()
     kind.add(2)
     kind.add(UInt64(bitPattern: owned.call))
@@ -103,7 +103,7 @@ extension Layer {
     try room.rows.bring(
       stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
     if owned.x == nil {
-      let type = c.typeOfRows(PreparedGroups(c), training: taped.draws.training)
+      let type = c.typeOfRows(prepared.frozen, training: taped.draws.training)
       try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
     }
     try room.rows.bringWords(dispatch)

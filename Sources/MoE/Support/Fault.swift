@@ -26,6 +26,10 @@ extension Fault {
   public static func badState(_ text: ErrorText) -> Fault { Fault(.badState, text) }
   static var cancelled: Fault { Fault(.cancelled, "cancelled by the context's cancel callback") }
   /// In a child of a process that was forked by a callback of the call.
+  /// Of a tape.
+  static var packedSince: Fault {
+    .badState("tape: weights have been prepared in few bits since forward, or no longer are: call forward again")
+  }
   static var forkedWithin: Fault {
     Fault(
       .badState,

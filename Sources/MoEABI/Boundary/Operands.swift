@@ -53,7 +53,7 @@ struct Operand {
 
   init(gradientOf parameter: Parameter, writes: Bool) {
     self.init(
-      parameter.grad, bytes: byteCount(parameter.count, of: .f32), parameter.name, writes: writes,
+      parameter.gradMemory, bytes: byteCount(parameter.count, of: .f32), parameter.name, writes: writes,
       part: .gradient)
   }
 

@@ -13,7 +13,7 @@ extension moe_tensor {
     shape = (Int64(a), parameter.rank > 1 ? Int64(b) : 0, parameter.rank > 2 ? Int64(c) : 0, 0)
     strides = (Int64(b * c), parameter.rank > 1 ? Int64(c) : 0, parameter.rank > 2 ? 1 : 0, 0)
     data = UnsafeMutableRawPointer(parameter.data)
-    grad = UnsafeMutableRawPointer(parameter.grad)
+    grad = UnsafeMutableRawPointer(parameter.gradMemory)
     buffer = parameter.isBuffer ? 1 : 0
     frozen = parameter.isFrozen ? 1 : 0
   }

@@ -27,6 +27,11 @@ func fusedStep(of layer: LayerPointer, _ options: moe_backward_options) throws(F
   }
   for index in 0..<count {
     let parameter = layer.pointee.trained(index)
+    if parameter.isFrozen {
+      throw .badState(
+        "options.optimizer would step \(parameter.name), which is prepared in few bits and so stays as it is: leave optimizer NULL and step what is not frozen after this call, or prepare MOE_PREPARED_NONE"
+      )
+    }
     if optimizer.pointee.count(ofTensor: index) != parameter.count {
       throw .invalid(
         "options.optimizer: its tensor \(index) has \(optimizer.pointee.count(ofTensor: index)) elements, but \(parameter.name) \(parameter.count)"

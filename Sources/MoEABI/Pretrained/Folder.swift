@@ -120,7 +120,7 @@ struct Folder {
     model.weight_dtype = type.rawValue
     model.embedding_dtype = source.embeddingType?.rawValue ?? 0
     model.inference_only = options.inference_only
-    if options.inference_only == 0 { return }  // to be looked at, and refused when it is read
+    if options.inference_only == 0 { return }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
   }
 
@@ -143,16 +143,13 @@ struct Folder {
 
   /// Where the parameters are more than may be in memory, experts stay in the files.
   private mutating func limitExperts() throws(Fault) {
-    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return leaveToPacking() }
+    leaveToPacking()
+    guard let most = limit(options.resident_limit), info.parameter_bytes > most else { return }
     let others = info.parameter_bytes - info.expert_bytes
-    if configuration.moeLayers == 0 || others >= most {
+    // What is packed takes what is known when it is read.
+    if (configuration.moeLayers == 0 || others >= most) && !forms.packs(in: source.context) {
       throw .invalid(
         "options.resident_limit = \(most), but the parameters beside the routed experts take \(others) bytes: allow more than that"
-      )
-    }
-    if forms.keepsStored || forms.count > 0 {
-      throw .invalid(
-        "options.resident_limit = \(most): experts that stay in the files are packed alike, and from numbers; leave the limit out, save the model that is packed so and open that folder with a limit, or take a single form of few bits in place of prepared_parts and MOE_PREPARED_STORED"
       )
     }
     moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
@@ -161,7 +158,7 @@ struct Folder {
 
   /// Experts that will be kept packed alone have memory of their own while their layer is read, and no longer.
   private mutating func leaveToPacking() {
-    if forms.packs(in: source.context) {
+    if options.inference_only != 0 && forms.packs(in: source.context) {
       moe.pointee.unallocated = number(MOE_UNALLOCATED_EXPERT_WEIGHTS)
     }
   }

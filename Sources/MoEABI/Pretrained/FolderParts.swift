@@ -9,14 +9,29 @@ struct FolderParts {
 
   init(_ options: moe_pretrained_options, in context: ContextPointer) throws(Fault) {
     count = Int(options.n_prepared_parts)
+    let isTrained = options.inference_only == 0
+    let others = Layer.Preparation(rawValue: options.prepared) ?? .none
+    if isTrained && !others.isFrozen {
+      throw .invalid("options.prepared = \(Int(options.prepared)) needs inference_only = 1: \(Self.whyInference)")
+    }
     if count > 0 && options.prepared_parts == nil {
       throw .invalid("options.n_prepared_parts = \(count), but prepared_parts is NULL")
     }
-    var text = 0
+    var (text, hasFewBits) = (0, others.isOfFewBits)
     for index in 0..<count {
       let part = options.prepared_parts[index]
       try part.requireBounds(Bounds("prepared_parts"))
+      let own = Layer.Preparation(rawValue: part.prepared) ?? .none
+      if own.isOfFewBits { hasFewBits = true }
+      if isTrained && !own.isFrozen {
+        throw .invalid(
+          "options.prepared_parts[\(index)].prepared = \(Int(part.prepared)) needs inference_only = 1: \(Self.whyInference)"
+        )
+      }
       text += textLength(try required(part.pattern, "prepared_parts.pattern")) + 1
+    }
+    if options.calibration != nil && !hasFewBits {
+      try requireFewBits(options.prepared, "options.calibration", "options.prepared")
     }
     let bytes = count * MemoryLayout<PreparedPart>.stride
     let memory = UnsafeMutableRawPointer(try context.memory(UInt8.self, count: bytes + text))
@@ -31,8 +46,11 @@ struct FolderParts {
           pattern: UnsafePointer(free), preparation: Layer.Preparation(rawValue: part.prepared) ?? .none))
       free += length
     }
-    forms = PartForms(
-      Layer.Preparation(rawValue: options.prepared) ?? .none, parts: UnsafePointer(parts), count: count)
+    forms = PartForms(others, parts: UnsafePointer(parts), count: count)
+  }
+
+  private static var whyInference: StaticString {
+    "training changes these weights, of which few bits alone stay as they are"
   }
 
   func free(_ context: ContextPointer) { context.release(parts) }

@@ -20,16 +20,9 @@ private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) thro
   var copy = moe_pretrained_options()
   if options != nil { copy = try read(options, "options") }
   if copy.embedding_dtype == 3 { throw .invalid("options.embedding_dtype = MOE_FOLDER_DTYPE_F16 is not supported") }
-  if copy.prepared != 0 && copy.inference_only == 0 {
-    throw .invalid("options.prepared = \(Int(copy.prepared)) needs inference_only = 1: training changes the weights")
-  }
-  if copy.n_prepared_parts != 0 && copy.inference_only == 0 {
-    throw .invalid("options.prepared_parts needs inference_only = 1: training changes the weights")
-  }
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
-  if copy.calibration != nil { try requireFewBits(copy.prepared, "options.calibration", "options.prepared") }
   return copy
 }
 
@@ -87,7 +80,6 @@ public func moe_model_load(
     let out = try required(out, "out")
     let folder = try Folder.open(path, options, in: context)
     defer { folder.free() }
-    try folder.pointee.requireUse(forTraining: options.inference_only == 0)
     var made: ModelPointer?
     // What is packed is given memory as it is read.
     try createModel(
@@ -115,21 +107,16 @@ extension Folder {
     return try handle(given, "options.calibration", as: Calibration.self)
   }
 
-  fileprivate func requireUse(forTraining isForTraining: Bool) throws(Fault) {
-    if source.isPacked && isForTraining {
-      throw .invalid("the folder's weights are packed, which is for inference: set inference_only = 1")
-    }
-  }
-
   /// `isNew`: nobody else has the model.
   func load(_ model: ModelPointer, isNew: Bool) throws(Fault) {
-    try requireUse(forTraining: model.pointee.isTrainable)
+    let packs = packs(in: model.pointee.context)
+    if packs && model.pointee.isTrainable && !isNew {
+      throw .invalid(
+        "the weights are packed, or options.prepared packs them, and the model has gradients of them: make one by moe_model_load, or one that is inference_only"
+      )
+    }
     if source.isPacked {
       return try model.loadPacked(source, shapes, type: type, residentLimit: residentLimit, progress)
-    }
-    let packs = packs(in: model.pointee.context)
-    if packs && model.pointee.isTrainable {
-      throw .invalid("options.prepared = \(Int(options.prepared)), but the model is not inference_only")
     }
     let calibration = try calibration()
     try calibration?.pointee.requireFit(model.pointee)
@@ -144,11 +131,10 @@ extension Folder {
       )
     }
     try model.load(
-      source, shapes, type: type, residentLimit: residentLimit ?? ResidentLimit(bytes: .max),
-      forms: packs ? forms : nil, calibration, isNew: isNew, progress)
-    if residentLimit != nil && forms.others != .none { try model.pointee.prepare(forms.others) }
+      source, shapes, type: type, residentLimit: residentLimit, forms: packs ? forms : nil, calibration,
+      isNew: isNew, progress)
   }
 
-  /// Whether matrices are packed while they are read; experts that stay in the files are when they come from there.
-  fileprivate func packs(in context: ContextPointer) -> Bool { residentLimit == nil && forms.packs(in: context) }
+  /// Whether matrices are packed, or will be while they are read; experts that stay in the files when they come from there.
+  fileprivate func packs(in context: ContextPointer) -> Bool { source.isPacked || forms.packs(in: context) }
 }

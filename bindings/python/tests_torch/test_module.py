@@ -16,6 +16,7 @@ import oracle
 from against_oracle import SCALARS, WHOLE, Arguments, oracle_of, unsettle
 from comparison import assert_all_close, assert_close
 from libmoe.torch import _layer_op
+from oracle.low_bits import unpacked
 from schemes import SCHEMES, SIZES, E, H, K
 
 T = 40
@@ -340,6 +341,48 @@ def test_prepared_weights_are_the_parameters_or_an_error() -> None:
             moe(x)
         moe.train()
         assert torch.equal(moe(x), z)
+
+
+def test_training_over_few_bits() -> None:
+    """All but the experts' matrices have the gradients of a module with the values that are kept."""
+    arguments: Arguments = {"expert_kind": "gated", "expert_bias": True, "n_shared_experts": 1}
+    moe, twin = (libmoe.torch.MoE(32, 64, 4, 2, **arguments) for _ in range(2))
+    matrices = [
+        name
+        for name, _ in moe.named_parameters()
+        if name.startswith(("experts.", "shared.")) and name.endswith("weight")
+    ]
+    with torch.no_grad():
+        for name in matrices:
+            moe.get_parameter(name).requires_grad_(False)
+            values = twin.get_parameter(name)
+            values.copy_(torch.from_numpy(unpacked(values.numpy(), "int4")))
+    moe.prepare("int4_a8")
+    moe.train()
+    optimizer = torch.optim.SGD([p for p in moe.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):  # other parameters may change
+        found, expected = [], []
+        for module, each in ((moe, found), (twin, expected)):
+            torch.manual_seed(1)
+            x = torch.randn(20, 32, requires_grad=True)
+            module.zero_grad()
+            module(x).square().sum().backward()
+            each += [x.grad, *(p.grad for n, p in module.named_parameters() if n not in matrices)]
+        assert len(found) > 4
+        for ours, theirs in zip(found, expected):
+            assert torch.equal(ours, theirs)
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in moe.named_parameters():
+                if name not in matrices:
+                    twin.get_parameter(name).copy_(parameter)
+
+    moe.experts.up.weight.requires_grad_(True)
+    with pytest.raises(libmoe.BadStateError, match="experts.up.weight wants a gradient.*'int4_a8'.*frozen"):
+        moe(torch.randn(20, 32)).sum().backward()
+    moe.train()
+    moe(torch.randn(20, 32)).sum().backward()
+    assert moe.experts.up.weight.grad.any()
 
 
 def refused() -> dict[str, tuple[Any, str]]:

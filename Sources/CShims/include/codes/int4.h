@@ -17,9 +17,9 @@ MOEI_INLINE moei_scaling moei_int4_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_int4_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_signed_nibble(moei_nibble_words(at, octet), j) * scaling.scale;
 }
-MOEI_INLINE moei_sum_floats moei_int4_add(moei_sum_floats total, moei_place at, const char *token) {
-  const moei_sums sums = moei_nibble_sums(at, token) - 8 * moei_sum_of(token);
-  return moei_add_scaled(total, moei_int4_scaling(at, 0).scale, moei_step_of(token), sums);
+MOEI_INLINE moei_sums moei_int4_word(moei_place at, int64_t i) { return moei_nibble_word(at, i); }
+MOEI_INLINE moei_sum_floats moei_int4_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
+  return moei_add_scaled(total, moei_int4_scaling(at, 0).scale, moei_step_of(token), sums + moei_less_8_of(token));
 }
 
 /* The first of the values with the largest magnitude; a NaN where there is one. */
@@ -99,6 +99,7 @@ static inline int32_t moei_int4_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_int4
+#define MOEI_CODE_SUMS moei_of_nibbles
 #include "kernels.h"
 
 #endif

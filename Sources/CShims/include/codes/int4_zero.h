@@ -19,9 +19,10 @@ MOEI_INLINE moei_scaling moei_int4_zero_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_int4_zero_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return (moei_nibble(moei_nibble_words(at, octet), j) - scaling.offset) * scaling.scale;
 }
-MOEI_INLINE moei_sum_floats moei_int4_zero_add(moei_sum_floats total, moei_place at, const char *token) {
-  const moei_sums sums = moei_nibble_sums(at, token) - moei_int4_zero_point(at) * moei_sum_of(token);
-  return moei_add_scaled(total, moei_int4_zero_scaling(at, 0).scale, moei_step_of(token), sums);
+MOEI_INLINE moei_sums moei_int4_zero_word(moei_place at, int64_t i) { return moei_nibble_word(at, i); }
+MOEI_INLINE moei_sum_floats moei_int4_zero_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
+  const moei_sums moved = sums - moei_times(moei_int4_zero_point(at), moei_sum_of(token));
+  return moei_add_scaled(total, moei_int4_zero_scaling(at, 0).scale, moei_step_of(token), moved);
 }
 
 /* From the lowest value, or 0, to the highest, or 0, in 15 steps of d; z = round(-lowest / d), q = round(w / d) + z. */
@@ -71,6 +72,7 @@ static inline int32_t moei_int4_zero_pack(int64_t inputs, int64_t rows, int64_t 
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_int4_zero
+#define MOEI_CODE_SUMS moei_of_nibbles
 #include "kernels.h"
 
 #endif

@@ -16,8 +16,9 @@ MOEI_INLINE moei_scaling moei_int8_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_int8_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_byte(moei_byte_words(at, octet * 2 + j / 4), j & 3) * scaling.scale;
 }
-MOEI_INLINE moei_sum_floats moei_int8_add(moei_sum_floats total, moei_place at, const char *token) {
-  return moei_add_scaled(total, moei_int8_scaling(at, 0).scale, moei_step_of(token), moei_byte_sums(at, token));
+MOEI_INLINE moei_sums moei_int8_word(moei_place at, int64_t i) { return moei_as_factors(moei_byte_words(at, i)); }
+MOEI_INLINE moei_sum_floats moei_int8_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
+  return moei_add_scaled(total, moei_int8_scaling(at, 0).scale, moei_step_of(token), sums);
 }
 
 /* Multiples of a step, those away from 0 in a tie, within -127 ... 127; what is no number is left to the scale. */
@@ -69,6 +70,7 @@ static inline int32_t moei_int8_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_int8
+#define MOEI_CODE_SUMS moei_of_bytes
 #include "kernels.h"
 
 #endif

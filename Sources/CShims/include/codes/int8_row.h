@@ -19,7 +19,7 @@ MOEI_INLINE moei_sum_floats moei_int8_row_value(moei_place at, int64_t octet, in
 }
 
 /* Tokens that have one step as well: floats [chunk][m][32] become integers in place, 32 numbers and the step in the 128 bytes
- * of each 32 floats, and in a row's first ones the sum of all its numbers. */
+ * of each 32 floats, and in a row's first ones the sum of all its numbers, times -128. */
 enum { MOEI_ROW_TOKEN = 128 };
 static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
   for (int64_t r = 0; r < m; r++) {
@@ -38,41 +38,53 @@ static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
       __builtin_memcpy(chunk, numbers, sizeof numbers);
       moei_put_float(chunk + 32, step);
     }
-    if (chunks > 0) __builtin_memcpy((char *)(rows + r * 32) + 36, &sum, 4);
+    sum *= -128;
+    if (chunks > 0) __builtin_memcpy((char *)(rows + r * 32) + 48, &sum, 4);
   }
 }
 
 /* As in kernels.h, but sums go over all chunks, and are scaled once. */
-MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row, const int rows, const int columns) {
-  const moei_code_panel *panel = call->panels;
+MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
+  const int64_t subs = call->subs;
   const char *first = (const char *)call->a + row * MOEI_ROW_TOKEN;
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
-    moei_sums sums[7][4];
-    MOEI_UNROLL for (int r = 0; r < rows; r++) {
-      MOEI_UNROLL for (int c = 0; c < columns; c++) sums[r][c] = moei_no_bytes(first + r * MOEI_ROW_TOKEN);
+    moei_sums sums[2][7][4];
+    MOEI_UNROLL for (int n = 0; n < panels; n++) {
+      MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        MOEI_UNROLL for (int c = 0; c < columns; c++) sums[n][r][c] = moei_no_bytes(first + r * MOEI_ROW_TOKEN);
+      }
     }
     const char *token = first;
-    moei_place at = {(const char *)panel->blocks, 0, call->subs, output};
+    int64_t sub = 0, offset = 0;
     for (int64_t left = call->length; left > 0; left--) {
-      MOEI_UNROLL for (int c = 0; c < columns; c++) {
-        const moei_place here = {at.block, at.sub, at.subs, output + c * MOEI_LANES};
-        MOEI_UNROLL for (int i = 0; i < 8; i++) {
-          const moei_sums words = moei_byte_words(here, i);
-          MOEI_UNROLL for (int r = 0; r < rows; r++) sums[r][c] = moei_add_bytes(sums[r][c], words, moei_four(token + r * MOEI_ROW_TOKEN, i));
+      MOEI_UNROLL for (int n = 0; n < panels; n++) {
+        const char *block = (const char *)call->panels[n].blocks + offset;
+        MOEI_UNROLL for (int c = 0; c < columns; c++) {
+          const moei_place at = {block, sub, subs, output + c * MOEI_LANES};
+          MOEI_UNROLL for (int i = 0; i < 8; i++) {
+            const moei_sums words = moei_as_factors(moei_byte_words(at, i));
+            MOEI_UNROLL for (int r = 0; r < rows; r++) {
+              sums[n][r][c] = moei_add_bytes(sums[n][r][c], words, moei_four(token + r * MOEI_ROW_TOKEN, i));
+            }
+          }
         }
       }
       token += call->m * MOEI_ROW_TOKEN;
-      if (++at.sub == at.subs && left > 1) {
-        at.block += moei_int8_row_bytes(at.subs);
-        at.sub = 0;
+      if (++sub == subs && left > 1) {
+        offset += moei_int8_row_bytes(subs);
+        sub = 0;
       }
     }
-    MOEI_UNROLL for (int c = 0; c < columns; c++) {
-      const moei_place here = {at.block, 0, at.subs, output + c * MOEI_LANES};
-      MOEI_UNROLL for (int r = 0; r < rows; r++) {
-        const moei_sum_floats start = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + here.output));
-        const moei_sum_floats total = moei_add_scaled(start, moei_int8_row_scaling(here, 0).scale, moei_step_of(first + r * MOEI_ROW_TOKEN), sums[r][c]);
-        __builtin_memcpy(panel->c + (row + r) * panel->c_stride + here.output, &total, sizeof total);
+    MOEI_UNROLL for (int n = 0; n < panels; n++) {
+      const moei_code_panel *panel = call->panels + n;
+      MOEI_UNROLL for (int c = 0; c < columns; c++) {
+        const moei_place at = {(const char *)panel->blocks + offset, 0, subs, output + c * MOEI_LANES};
+        const moei_sum_floats scales = moei_int8_row_scaling(at, 0).scale;
+        MOEI_UNROLL for (int r = 0; r < rows; r++) {
+          const moei_sum_floats start = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + at.output));
+          const moei_sum_floats total = moei_add_scaled(start, scales, moei_step_of(first + r * MOEI_ROW_TOKEN), sums[n][r][c]);
+          __builtin_memcpy(panel->c + (row + r) * panel->c_stride + at.output, &total, sizeof total);
+        }
       }
     }
   }

@@ -17,13 +17,10 @@ MOEI_INLINE moei_scaling moei_iq4_nl_scaling(moei_place at, int64_t octet) { ret
 MOEI_INLINE moei_sum_floats moei_iq4_nl_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_table_value(moei_nibble_words(at, octet), j, moei_iq4_nl()) * scaling.scale;
 }
-MOEI_INLINE moei_sum_floats moei_iq4_nl_add(moei_sum_floats total, moei_place at, const char *token) {
-  moei_sums sums = moei_no_bytes(token);
-  MOEI_UNROLL for (int64_t row = 0; row < 4; row++) {
-    const moei_sums words = moei_nibble_words(at, row);
-    sums = moei_add_bytes(sums, moei_look_up(moei_low_halves(words), moei_iq4_nl()), moei_four(token, 2 * row));
-    sums = moei_add_bytes(sums, moei_look_up(moei_high_halves(words), moei_iq4_nl()), moei_four(token, 2 * row + 1));
-  }
+MOEI_INLINE moei_sums moei_iq4_nl_word(moei_place at, int64_t i) {
+  return moei_as_factors(moei_look_up(moei_nibble_word(at, i), moei_iq4_nl()));
+}
+MOEI_INLINE moei_sum_floats moei_iq4_nl_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
   return moei_add_scaled(total, moei_iq4_nl_scaling(at, 0).scale, moei_step_of(token), sums);
 }
 
@@ -87,6 +84,7 @@ static inline int32_t moei_iq4_nl_pack(int64_t inputs, int64_t rows, int64_t dep
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_iq4_nl
+#define MOEI_CODE_SUMS moei_of_bytes
 #include "kernels.h"
 
 #endif

@@ -2,10 +2,12 @@
  *   int64_t CODE_bytes(subs)                    of a block
  *   moei_scaling CODE_scaling(at, octet)        for the contraction indices 8 octet ... 8 octet + 7 of `at`
  *   moei_sum_floats CODE_value(at, octet, j, scaling)   number j of these
- *   moei_sum_floats CODE_add(total, at, token)  total + `at` times a token's integers
+ *   moei_sums CODE_word(at, i)                  bytes of numbers 4 i ... 4 i + 3 of each output of `at`
+ *   moei_sum_floats CODE_end(total, at, sums, token)   total + what sums of products with a token's integers stand for
  *   CODE_AHEAD                                  so many bytes ahead a single token fetches; 0: none
- * With MOEI_CODE_IS_FOR_FLOATS there is no CODE_add, and no product of integers; with MOEI_CODE_HAS_INTEGERS the code has
- * CODE_integers in place of CODE_add.
+ * MOEI_CODE_SUMS says how products are summed (words.h); with MOEI_CODE_HAS_HALVES CODE_end takes the sums of the first and of the
+ * last sixteen numbers.  With MOEI_CODE_IS_FOR_FLOATS there is no product of integers; with MOEI_CODE_HAS_INTEGERS the code has
+ * CODE_integers in place of CODE_word and CODE_end.
  * Its other functions, CODE_encode and CODE_pack, are called as they are. */
 #ifdef MOEI_CODE
 
@@ -13,48 +15,78 @@
 #define MOEI_JOIN(a, b) MOEI_JOIN_(a, b)
 #define MOEI_OF(name) MOEI_JOIN(MOEI_CODE, name)
 
-/* What the 32 contraction indices that begin at `at` have of a block's bytes, further on in the panel. */
-MOEI_INLINE void MOEI_OF(fetch)(moei_place at) {
+/* What 32 contraction indices have of a block's bytes; and their lines, further on in the panel.  Where blocks have more than 32 the
+ * lines of two may overlap. */
+MOEI_INLINE int64_t MOEI_OF(step)(int64_t subs) { return MOEI_OF(bytes)(subs) / subs; }
+MOEI_INLINE void MOEI_OF(fetch)(const char *p) {
   if (MOEI_OF(AHEAD) == 0) return;
-  const int64_t bytes = MOEI_OF(bytes)(at.subs) / at.subs;
-  const char *p = at.block + at.sub * bytes + MOEI_OF(AHEAD);
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, 3);
+  MOEI_UNROLL for (int64_t line = 0; line < MOEI_OF(bytes)(1); line += 64) __builtin_prefetch(p + MOEI_OF(AHEAD) + line, 0, 3);
 }
 
 #if !defined(MOEI_CODE_IS_FOR_FLOATS) && !defined(MOEI_CODE_HAS_INTEGERS)
-/* All outputs of `rows` rows times integers, `columns` registers of outputs at once: all rows of one before those of the next,
- * so that its weights stay in registers for them. */
-MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, const int rows, const int columns) {
+#define MOEI_SUMS(name) MOEI_JOIN(MOEI_CODE_SUMS, name)
+#ifdef MOEI_CODE_HAS_HALVES
+#define MOEI_END_OF(total, at, sums, token) MOEI_OF(end)(total, at, MOEI_SUMS(half)(sums, 0), MOEI_SUMS(half)(sums, 1), token)
+#else
+#define MOEI_END_OF(total, at, sums, token) MOEI_OF(end)(total, at, MOEI_SUMS(all)(sums), token)
+#endif
+
+/* All outputs of `rows` rows times integers, of some panels at once, so that one's memory comes while the other is computed;
+ * `columns` registers of outputs at once: word after word, each for all rows.  `total` and `sums` are [panels][rows][columns]. */
+MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
+  const int64_t subs = call->subs, step = MOEI_OF(step)(subs);
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
-    const moei_code_panel *panel = call->panels;
-    moei_sum_floats total[7][4];
-    MOEI_UNROLL for (int r = 0; r < rows; r++) {
-      MOEI_UNROLL for (int c = 0; c < columns; c++) {
-        total[r][c] = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + output + c * MOEI_LANES));
+    moei_sum_floats total[2][7][4];
+    MOEI_UNROLL for (int n = 0; n < panels; n++) {
+      const moei_code_panel *panel = call->panels + n;
+      MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        MOEI_UNROLL for (int c = 0; c < columns; c++) {
+          total[n][r][c] = moei_load_floats((const char *)(panel->start + (row + r) * panel->start_stride + output + c * MOEI_LANES));
+        }
       }
     }
     const char *token = (const char *)call->a + row * MOEI_TOKEN_BLOCK;
-    moei_place at = {(const char *)panel->blocks, 0, call->subs, output};
-    for (int64_t left = call->length; left > 0; left--) {
-      if (rows == 1) MOEI_OF(fetch)(at);
-      MOEI_UNROLL for (int c = 0; c < columns; c++) {
-        const moei_place here = {at.block, at.sub, at.subs, output + c * MOEI_LANES};
-        MOEI_UNROLL for (int r = 0; r < rows; r++) total[r][c] = MOEI_OF(add)(total[r][c], here, token + r * MOEI_TOKEN_BLOCK);
+    int64_t sub = 0, offset = 0, ahead = 0;
+    for (int64_t left = call->length; left > 0; left--, ahead += step) {
+      MOEI_CODE_SUMS sums[2][7][4];
+      MOEI_UNROLL for (int n = 0; n < panels; n++) {
+        const char *blocks = (const char *)call->panels[n].blocks;
+        if (call->m == rows && output == 0) MOEI_OF(fetch)(blocks + ahead);
+        MOEI_UNROLL for (int i = 0; i < 8; i++) {
+          MOEI_UNROLL for (int c = 0; c < columns; c++) {
+            const moei_sums word = MOEI_OF(word)((moei_place){blocks + offset, sub, subs, output + c * MOEI_LANES}, i);
+            MOEI_UNROLL for (int r = 0; r < rows; r++) {
+              const char *own = token + r * MOEI_TOKEN_BLOCK;
+              if (i == 0) sums[n][r][c] = MOEI_SUMS(begin)(own);
+              sums[n][r][c] = MOEI_SUMS(add)(sums[n][r][c], i, word, moei_four(own, i));
+            }
+          }
+        }
+        MOEI_UNROLL for (int c = 0; c < columns; c++) {
+          const moei_place at = {blocks + offset, sub, subs, output + c * MOEI_LANES};
+          MOEI_UNROLL for (int r = 0; r < rows; r++) {
+            total[n][r][c] = MOEI_END_OF(total[n][r][c], at, sums[n][r][c], token + r * MOEI_TOKEN_BLOCK);
+          }
+        }
       }
       token += call->m * MOEI_TOKEN_BLOCK;
-      if (++at.sub == at.subs) {
-        at.block += MOEI_OF(bytes)(at.subs);
-        at.sub = 0;
+      if (++sub == subs) {
+        offset += MOEI_OF(bytes)(subs);
+        sub = 0;
       }
     }
-    MOEI_UNROLL for (int r = 0; r < rows; r++) {
-      MOEI_UNROLL for (int c = 0; c < columns; c++) {
-        __builtin_memcpy(panel->c + (row + r) * panel->c_stride + output + c * MOEI_LANES, &total[r][c], sizeof total[r][c]);
+    MOEI_UNROLL for (int n = 0; n < panels; n++) {
+      const moei_code_panel *panel = call->panels + n;
+      MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        MOEI_UNROLL for (int c = 0; c < columns; c++) {
+          __builtin_memcpy(panel->c + (row + r) * panel->c_stride + output + c * MOEI_LANES, &total[n][r][c], sizeof total[n][r][c]);
+        }
       }
     }
   }
 }
-
+#undef MOEI_END_OF
+#undef MOEI_SUMS
 #endif
 
 /* The same times floats, of some panels at once, so that chains do not wait for each other.  `total` is [panels][rows][columns]. */
@@ -97,10 +129,11 @@ MOEI_INLINE void MOEI_OF(floats)(const moei_code_call *call, int64_t row, const 
   }
   const float *token = (const float *)call->a + row * 32;
   const int64_t subs = call->subs;
-  int64_t sub = 0, offset = 0, left = call->length;
-  for (; left >= 32; left -= 32) {
+  const int64_t step = MOEI_OF(step)(subs);
+  int64_t sub = 0, offset = 0, ahead = 0, left = call->length;
+  for (; left >= 32; left -= 32, ahead += step) {
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
-      MOEI_OF(fetch)((moei_place){(const char *)call->panels[n].blocks + offset, sub, subs, 0});
+      MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
     }
     for (int64_t octet = 0; octet < 4; octet++) {
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
@@ -128,32 +161,44 @@ MOEI_INLINE void MOEI_OF(floats)(const moei_code_call *call, int64_t row, const 
 }
 
 #ifndef MOEI_CODE_IS_FOR_FLOATS
+/* How many rows have registers for their totals and sums, where there are 32. */
+#ifdef MOEI_CODE_HAS_HALVES
+enum { MOEI_OF(ROWS) = 4 };
+#else
+enum { MOEI_OF(ROWS) = 7 };
+#endif
 /* How many rows at once: few take many outputs, so that blocks are read from end to end. */
-static inline void MOEI_OF(all_integers)(const moei_code_call *call) {
+static inline void MOEI_OF(all_integers)(const moei_code_call *call, int64_t panels) {
   int64_t row = 0;
+#if defined(__AVX512VNNI__)
+  if (panels == 2) return MOEI_OF(integers)(call, 0, 1, 2, 2);
+#endif
   while (row < call->m) {
     const int64_t left = call->m - row;
 #if defined(__AVX512VNNI__)
-    if (left >= 7) {
-      MOEI_OF(integers)(call, row, 7, 2), row += 7;
-    } else if (left >= 4) {
-      MOEI_OF(integers)(call, row, 4, 2), row += 4;
-    } else if (left == 3) {
-      MOEI_OF(integers)(call, row, 3, 2), row += 3;
-    } else if (left == 2) {
-      MOEI_OF(integers)(call, row, 2, 2), row += 2;
-    } else {
-      MOEI_OF(integers)(call, row, 1, 2), row += 1;
+    /* As few times as possible, about equally many rows each. */
+    const int64_t times = (left + MOEI_OF(ROWS) - 1) / MOEI_OF(ROWS), rows = (left + times - 1) / times;
+    switch (rows) {
+    case 1: MOEI_OF(integers)(call, row, 1, 2, 1); break;
+    case 2: MOEI_OF(integers)(call, row, 2, 2, 1); break;
+    case 3: MOEI_OF(integers)(call, row, 3, 2, 1); break;
+    case 4: MOEI_OF(integers)(call, row, 4, 2, 1); break;
+#ifndef MOEI_CODE_HAS_HALVES
+    case 5: MOEI_OF(integers)(call, row, 5, 2, 1); break;
+    case 6: MOEI_OF(integers)(call, row, 6, 2, 1); break;
+    default: MOEI_OF(integers)(call, row, 7, 2, 1);
+#endif
     }
+    row += rows;
 #else
     if (left >= 4) {
-      MOEI_OF(integers)(call, row, 4, 1), row += 4;
+      MOEI_OF(integers)(call, row, 4, 1, 1), row += 4;
     } else if (left == 3) {
-      MOEI_OF(integers)(call, row, 3, 1), row += 3;
+      MOEI_OF(integers)(call, row, 3, 1, 1), row += 3;
     } else if (left == 2) {
-      MOEI_OF(integers)(call, row, 2, 2), row += 2;
+      MOEI_OF(integers)(call, row, 2, 2, 1), row += 2;
     } else {
-      MOEI_OF(integers)(call, row, 1, 4), row += 1;
+      MOEI_OF(integers)(call, row, 1, 4, 1), row += 1;
     }
 #endif
   }
@@ -187,16 +232,21 @@ static inline void MOEI_OF(product)(int64_t inputs, int64_t m, int64_t length, c
 #define MOEI_PRODUCT_OF_INTEGERS NULL
 #else
 #define MOEI_PRODUCT_OF_INTEGERS MOEI_OF(product_of_integers)
+/* A single row takes gate and up at once; panels that follow each other are read as one stream. */
 static inline void MOEI_OF(product_of_integers)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels) {
   moei_code_call call = {inputs / 32, m, length, a, panels};
   for (int64_t n = 0; n < count; n++) {
     call.panels = panels + n;
-    if (panels[n].columns == 32) {
-      MOEI_OF(all_integers)(&call);
+    if (moei_pairs_panels && m == 1 && n + 1 < count && panels[n].columns == 32 && panels[n + 1].columns == 32 &&
+        panels[n + 1].blocks != (const char *)panels[n].blocks + length * MOEI_OF(step)(inputs / 32)) {
+      MOEI_OF(all_integers)(&call, 2);
+      n++;
+    } else if (panels[n].columns == 32) {
+      MOEI_OF(all_integers)(&call, 1);
     } else {
       moei_edge edge;
       call.panels = moei_edge_begin(&edge, panels + n, m);
-      MOEI_OF(all_integers)(&call);
+      MOEI_OF(all_integers)(&call, 1);
       moei_edge_end(&edge, panels + n, m);
     }
   }
@@ -234,5 +284,7 @@ static inline moei_code MOEI_OF(code)(void) {
 #undef MOEI_JOIN_
 #undef MOEI_CODE_IS_FOR_FLOATS
 #undef MOEI_CODE_HAS_INTEGERS
+#undef MOEI_CODE_HAS_HALVES
+#undef MOEI_CODE_SUMS
 #undef MOEI_CODE
 #endif

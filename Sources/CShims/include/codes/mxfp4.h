@@ -27,18 +27,8 @@ MOEI_INLINE moei_sum_floats moei_mxfp4_value(moei_place at, int64_t octet, int32
   return moei_table_value(moei_nibble_words(at, octet), j, moei_e2m1()) * scaling.scale;
 }
 
-/* Sums of 16 contraction indices, rows `row` and `row` + 1 of words: numbers of 0 ... 24, four of whose sums fit. */
-MOEI_INLINE moei_small_sums moei_e2m1_sums(moei_place at, int64_t row, const char *token) {
-  moei_small_sums sum = moei_no_small();
-  MOEI_UNROLL for (int64_t i = row; i < row + 2; i++) {
-    const moei_sums words = moei_nibble_words(at, i);
-    sum = moei_add_small(sum, moei_look_up(moei_low_halves(words), moei_e2m1_moved()), moei_four(token, 2 * i));
-    sum = moei_add_small(sum, moei_look_up(moei_high_halves(words), moei_e2m1_moved()), moei_four(token, 2 * i + 1));
-  }
-  return sum;
-}
-MOEI_INLINE moei_sum_floats moei_mxfp4_add(moei_sum_floats total, moei_place at, const char *token) {
-  const moei_sums sums = moei_sum_small(moei_e2m1_sums(at, 0, token)) + moei_sum_small(moei_e2m1_sums(at, 2, token));
+MOEI_INLINE moei_sums moei_mxfp4_word(moei_place at, int64_t i) { return moei_look_up(moei_nibble_word(at, i), moei_e2m1_moved()); }
+MOEI_INLINE moei_sum_floats moei_mxfp4_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
   return moei_add_scaled(total, moei_mxfp4_scaling(at, 0).scale, moei_step_of(token), sums - 12 * moei_sum_of(token));
 }
 
@@ -108,6 +98,7 @@ static inline int32_t moei_mxfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_mxfp4
+#define MOEI_CODE_SUMS MOEI_OF_FIVE_BITS
 #include "kernels.h"
 
 #endif

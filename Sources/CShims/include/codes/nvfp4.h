@@ -22,13 +22,12 @@ MOEI_INLINE moei_scaling moei_nvfp4_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_nvfp4_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_mxfp4_value(at, octet, j, scaling);
 }
+MOEI_INLINE moei_sums moei_nvfp4_word(moei_place at, int64_t i) { return moei_mxfp4_word(at, i); }
 /* 16 contraction indices after the other. */
-MOEI_INLINE moei_sum_floats moei_nvfp4_add(moei_sum_floats total, moei_place at, const char *token) {
-  const int32_t first_sum = (int16_t)moei_first_sum_of(token), last_sum = moei_first_sum_of(token) >> 16;
-  const moei_sums first = moei_sum_small(moei_e2m1_sums(at, 0, token)) - 12 * first_sum;
-  const moei_sums last = moei_sum_small(moei_e2m1_sums(at, 2, token)) - 12 * last_sum;
-  total = moei_add_scaled(total, moei_nvfp4_scaling(at, 0).scale, moei_step_of(token), first);
-  return moei_add_scaled(total, moei_nvfp4_scaling(at, 2).scale, moei_step_of(token), last);
+MOEI_INLINE moei_sum_floats moei_nvfp4_end(moei_sum_floats total, moei_place at, moei_sums first, moei_sums last, const char *token) {
+  const int32_t first_sum = (int16_t)moei_half_sums_of(token), last_sum = moei_half_sums_of(token) >> 16;
+  total = moei_add_scaled(total, moei_nvfp4_scaling(at, 0).scale, moei_step_of(token), first - 12 * first_sum);
+  return moei_add_scaled(total, moei_nvfp4_scaling(at, 2).scale, moei_step_of(token), last - 12 * last_sum);
 }
 
 static inline float moei_from_e4m3(uint8_t byte) { return moei_float_of((byte & 127u) << 20) * 0x1p120f; }
@@ -102,6 +101,8 @@ static inline int32_t moei_nvfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_nvfp4
+#define MOEI_CODE_SUMS moei_of_halves
+#define MOEI_CODE_HAS_HALVES
 #include "kernels.h"
 
 #endif

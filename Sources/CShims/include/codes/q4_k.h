@@ -22,10 +22,11 @@ MOEI_INLINE moei_sum_floats moei_q4_k_value(moei_place at, int64_t octet, int32_
   /* The product is exact. */
   return __builtin_elementwise_fma(scaling.scale, moei_nibble(moei_nibble_words(at, octet), j), -scaling.offset);
 }
+MOEI_INLINE moei_sums moei_q4_k_word(moei_place at, int64_t i) { return moei_nibble_word(at, i); }
 /* The offset's part goes by the token's sum. */
-MOEI_INLINE moei_sum_floats moei_q4_k_add(moei_sum_floats total, moei_place at, const char *token) {
+MOEI_INLINE moei_sum_floats moei_q4_k_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
   const moei_scaling scaling = moei_q4_k_scaling(at, 0);
-  total = moei_add_scaled(total, scaling.scale, moei_step_of(token), moei_nibble_sums(at, token));
+  total = moei_add_scaled(total, scaling.scale, moei_step_of(token), sums);
   return moei_add_product(total, moei_scaled_sum_of(token), -scaling.offset);
 }
 
@@ -129,6 +130,7 @@ static inline int32_t moei_q4_k_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_q4_k
+#define MOEI_CODE_SUMS moei_of_nibbles
 #include "kernels.h"
 
 #endif

@@ -34,29 +34,12 @@ MOEI_INLINE moei_sum_floats moei_q6_k_value(moei_place at, int64_t octet, int32_
   return __builtin_convertvector(words << (26 - 8 * (j & 3)) >> 26, moei_sum_floats) * scaling.scale;
 }
 
-/* s times the sums of 16 contraction indices of numbers without a sign. */
-MOEI_INLINE moei_sums moei_q6_k_sums(moei_place at, int64_t four, const char *token, moei_sums s) {
-  moei_small_sums first = moei_add_small(moei_no_small(), moei_six_bits(at, four), moei_four(token, four));
-  first = moei_add_small(first, moei_six_bits(at, four + 1), moei_four(token, four + 1));
-#if defined(__AVX512VNNI__)
-  moei_small_sums last = first;
-#else
-  moei_small_sums last = moei_no_small();
-#endif
-  last = moei_add_small(last, moei_six_bits(at, four + 2), moei_four(token, four + 2));
-  last = moei_add_small(last, moei_six_bits(at, four + 3), moei_four(token, four + 3));
-#if defined(__AVX512VNNI__)
-  return moei_sum_small_times(last, s);
-#else
-  return moei_sum_small_times(first, s) + moei_sum_small_times(last, s);
-#endif
-}
+MOEI_INLINE moei_sums moei_q6_k_word(moei_place at, int64_t i) { return moei_six_bits(at, i); }
 /* Both sums times their s are below 2^24 together, and so exact. */
-MOEI_INLINE moei_sum_floats moei_q6_k_add(moei_sum_floats total, moei_place at, const char *token) {
-  const moei_sums first = moei_q6_k_s(at, 0), last = moei_q6_k_s(at, 1);
-  const int32_t first_sum = (int16_t)moei_first_sum_of(token), last_sum = moei_first_sum_of(token) >> 16;
-  const moei_sums sums = moei_q6_k_sums(at, 0, token, first) + moei_q6_k_sums(at, 4, token, last);
-  return moei_add_scaled(total, moei_q6_k_d(at), moei_step_of(token), sums - 32 * (first * first_sum + last * last_sum));
+MOEI_INLINE moei_sum_floats moei_q6_k_end(moei_sum_floats total, moei_place at, moei_sums first, moei_sums last, const char *token) {
+  const int32_t first_sum = (int16_t)moei_half_sums_of(token), last_sum = moei_half_sums_of(token) >> 16;
+  const moei_sums sums = moei_q6_k_s(at, 0) * (first - 32 * first_sum) + moei_q6_k_s(at, 1) * (last - 32 * last_sum);
+  return moei_add_scaled(total, moei_q6_k_d(at), moei_step_of(token), sums);
 }
 
 /* q = w inverse, rounded, within -32 ... 31; what 16 of them have in common with w. */
@@ -163,6 +146,8 @@ static inline int32_t moei_q6_k_pack(int64_t inputs, int64_t rows, int64_t depth
 #pragma clang assume_nonnull end
 
 #define MOEI_CODE moei_q6_k
+#define MOEI_CODE_SUMS MOEI_OF_SIX_BITS
+#define MOEI_CODE_HAS_HALVES
 #include "kernels.h"
 
 #endif

@@ -115,7 +115,7 @@ MOEI_INLINE moei_sum_floats moei_load_floats(const char *p) {
 }
 
 /* 32 features of a token in MOEI_TOKEN_BLOCK bytes: four of its integers; their step; their sum; the product of both; the
- * sums of the first and of the last sixteen. */
+ * sums of the first and of the last sixteen; the sum times -128 and -8. */
 MOEI_INLINE int32_t moei_four(const char *token, int64_t i) {
   int32_t four;
   __builtin_memcpy(&four, token + i * 4, 4);
@@ -128,8 +128,9 @@ MOEI_INLINE float moei_token_float(const char *token, int64_t offset) {
 }
 MOEI_INLINE float moei_step_of(const char *token) { return moei_token_float(token, 32); }
 MOEI_INLINE int32_t moei_sum_of(const char *token) { return moei_four(token, 9); }
+MOEI_INLINE moei_sums moei_less_8_of(const char *token) { return moei_repeat(moei_four(token, 13)); }
 MOEI_INLINE float moei_scaled_sum_of(const char *token) { return moei_token_float(token, 40); }
-MOEI_INLINE int32_t moei_first_sum_of(const char *token) { return moei_four(token, 11); }
+MOEI_INLINE int32_t moei_half_sums_of(const char *token) { return moei_four(token, 11); }
 
 /* ---- numbers as floats ------------------------------------------------------------------------------------- */
 
@@ -218,12 +219,19 @@ MOEI_INLINE moei_sum_floats moei_table_value(moei_sums words, int32_t j, moei_ta
 
 /* ---- products of integers ---------------------------------------------------------------------------------- */
 
-/* sum + the products of the four bytes of words and of x, of which the latter has none of -128.  With VNNI bytes of words count 128 more. */
+/* Bytes as moei_add_bytes takes them: with VNNI 128 more than they are, without a sign. */
+MOEI_INLINE moei_sums moei_as_factors(moei_sums words) {
+#if defined(__AVX512VNNI__)
+  return words ^ (int32_t)0x80808080;
+#else
+  return words;
+#endif
+}
+/* sum + the products of the four bytes of words and of x, of which the latter has none of -128. */
 MOEI_INLINE moei_sums moei_add_bytes(moei_sums sum, moei_sums words, int32_t x) {
 #if defined(__AVX512VNNI__)
   typedef int integers __attribute__((__vector_size__(64)));
-  moei_sums moved = words ^ (int32_t)0x80808080;
-  return (moei_sums)(integers)__builtin_ia32_vpdpbusd512((integers)sum, (integers)moved, (integers)moei_repeat(x));
+  return (moei_sums)(integers)__builtin_ia32_vpdpbusd512((integers)sum, (integers)words, (integers)moei_repeat(x));
 #elif defined(__AVX2__)
   typedef char bytes __attribute__((__vector_size__(32)));
   typedef short shorts __attribute__((__vector_size__(32)));
@@ -243,7 +251,7 @@ MOEI_INLINE moei_sums moei_add_bytes(moei_sums sum, moei_sums words, int32_t x) 
 /* What the first sum of moei_add_bytes is, for 32 features of a token. */
 MOEI_INLINE moei_sums moei_no_bytes(const char *token) {
 #if defined(__AVX512VNNI__)
-  return moei_repeat(moei_sum_of(token) * -128);
+  return moei_repeat(moei_four(token, 12));
 #else
   (void)token;
   return moei_repeat(0);
@@ -270,39 +278,100 @@ MOEI_INLINE moei_small_sums moei_add_small(moei_small_sums sum, moei_sums number
   return sum + products.even + products.odd;
 #endif
 }
-/* The same of both halves of words, x beside the lower and y beside the upper ones. */
-MOEI_INLINE moei_small_sums moei_add_nibbles(moei_small_sums sum, moei_sums words, int32_t x, int32_t y) {
-  return moei_add_small(moei_add_small(sum, moei_low_halves(words), x), moei_high_halves(words), y);
-}
-/* Their sums, times a factor of 16 bits. */
-MOEI_INLINE moei_sums moei_sum_small_times(moei_small_sums sum, moei_sums factors) {
+MOEI_INLINE moei_sums moei_sum_small(moei_small_sums sum) {
 #if defined(__AVX512VNNI__)
-  return sum * factors;
+  return sum;
 #elif defined(__AVX2__)
   typedef short shorts __attribute__((__vector_size__(32)));
   typedef int integers __attribute__((__vector_size__(32)));
-  moei_sums twice = (factors & 0xFFFF) | factors << 16;
-  return (moei_sums)(integers)__builtin_ia32_pmaddwd256((shorts)sum, (shorts)twice);
+  const shorts ones = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  return (moei_sums)(integers)__builtin_ia32_pmaddwd256((shorts)sum, ones);
 #else
   moei_i32x16 wide = __builtin_convertvector(sum, moei_i32x16);
-  return (wide.even + wide.odd) * factors;
+  return wide.even + wide.odd;
 #endif
 }
-MOEI_INLINE moei_sums moei_sum_small(moei_small_sums sum) { return moei_sum_small_times(sum, moei_repeat(1)); }
-/* Half bytes of 32 contraction indices times a token. */
-MOEI_INLINE moei_sums moei_nibble_sums(moei_place at, const char *token) {
-  moei_small_sums sum = moei_no_small();
-  MOEI_UNROLL for (int64_t row = 0; row < 4; row++) {
-    sum = moei_add_nibbles(sum, moei_nibble_words(at, row), moei_four(token, 2 * row), moei_four(token, 2 * row + 1));
-  }
-  return moei_sum_small(sum);
+/* factors of 0 ... 255 times a number of 16 bits. */
+MOEI_INLINE moei_sums moei_times(moei_sums factors, int32_t number) {
+#if defined(__AVX512VNNI__)
+  typedef short shorts __attribute__((__vector_size__(64)));
+  typedef int integers __attribute__((__vector_size__(64)));
+  return (moei_sums)(integers)__builtin_ia32_pmaddwd512((shorts)factors, (shorts)moei_repeat(number));
+#elif defined(__AVX2__)
+  typedef short shorts __attribute__((__vector_size__(32)));
+  typedef int integers __attribute__((__vector_size__(32)));
+  return (moei_sums)(integers)__builtin_ia32_pmaddwd256((shorts)factors, (shorts)moei_repeat(number));
+#else
+  return factors * number;
+#endif
 }
-/* Bytes of 32 contraction indices times a token. */
-MOEI_INLINE moei_sums moei_byte_sums(moei_place at, const char *token) {
-  moei_sums sum = moei_no_bytes(token);
-  MOEI_UNROLL for (int64_t row = 0; row < 8; row++) sum = moei_add_bytes(sum, moei_byte_words(at, row), moei_four(token, row));
-  return sum;
+/* Half bytes of four contraction indices, number i of eight. */
+MOEI_INLINE moei_sums moei_nibble_word(moei_place at, int64_t i) {
+  const moei_sums words = moei_nibble_words(at, i / 2);
+  return i % 2 ? moei_high_halves(words) : moei_low_halves(words);
 }
+
+/* How the eight words of 32 contraction indices are summed (kernels.h): NAME_begin, NAME_add(sums, number of the word, word, four
+ * integers of the token), then NAME_all, or NAME_half of the first and last sixteen.
+ * Bytes with a sign, as moei_as_factors makes them. */
+typedef moei_sums moei_of_bytes;
+MOEI_INLINE moei_of_bytes moei_of_bytes_begin(const char *token) { return moei_no_bytes(token); }
+MOEI_INLINE moei_of_bytes moei_of_bytes_add(moei_of_bytes sums, int i, moei_sums word, int32_t x) {
+  (void)i;
+  return moei_add_bytes(sums, word, x);
+}
+MOEI_INLINE moei_sums moei_of_bytes_all(moei_of_bytes sums) { return sums; }
+
+/* Numbers of 0 ... 15. */
+typedef moei_small_sums moei_of_nibbles;
+MOEI_INLINE moei_of_nibbles moei_of_nibbles_begin(const char *token) {
+  (void)token;
+  return moei_no_small();
+}
+MOEI_INLINE moei_of_nibbles moei_of_nibbles_add(moei_of_nibbles sums, int i, moei_sums word, int32_t x) {
+  (void)i;
+  return moei_add_small(sums, word, x);
+}
+MOEI_INLINE moei_sums moei_of_nibbles_all(moei_of_nibbles sums) { return moei_sum_small(sums); }
+
+/* Numbers of 0 ... 31: four words' sums fit. */
+typedef struct moei_of_halves {
+  moei_small_sums half[2];
+} moei_of_halves;
+MOEI_INLINE moei_of_halves moei_of_halves_begin(const char *token) {
+  (void)token;
+  return (moei_of_halves){{moei_no_small(), moei_no_small()}};
+}
+MOEI_INLINE moei_of_halves moei_of_halves_add(moei_of_halves sums, int i, moei_sums word, int32_t x) {
+  sums.half[i / 4] = moei_add_small(sums.half[i / 4], word, x);
+  return sums;
+}
+MOEI_INLINE moei_sums moei_of_halves_half(moei_of_halves sums, int h) { return moei_sum_small(sums.half[h]); }
+MOEI_INLINE moei_sums moei_of_halves_all(moei_of_halves sums) { return moei_sum_small(sums.half[0]) + moei_sum_small(sums.half[1]); }
+
+/* Numbers of 0 ... 63: two words' sums fit. */
+typedef struct moei_of_quarters {
+  moei_small_sums quarter[4];
+} moei_of_quarters;
+MOEI_INLINE moei_of_quarters moei_of_quarters_begin(const char *token) {
+  (void)token;
+  return (moei_of_quarters){{moei_no_small(), moei_no_small(), moei_no_small(), moei_no_small()}};
+}
+MOEI_INLINE moei_of_quarters moei_of_quarters_add(moei_of_quarters sums, int i, moei_sums word, int32_t x) {
+  sums.quarter[i / 2] = moei_add_small(sums.quarter[i / 2], word, x);
+  return sums;
+}
+MOEI_INLINE moei_sums moei_of_quarters_half(moei_of_quarters sums, int h) {
+  return moei_sum_small(sums.quarter[2 * h]) + moei_sum_small(sums.quarter[2 * h + 1]);
+}
+/* Where sums have 32 bits, all fit. */
+#if defined(__AVX512VNNI__)
+#define MOEI_OF_FIVE_BITS moei_of_nibbles
+#define MOEI_OF_SIX_BITS moei_of_halves
+#else
+#define MOEI_OF_FIVE_BITS moei_of_halves
+#define MOEI_OF_SIX_BITS moei_of_quarters
+#endif
 
 #pragma clang assume_nonnull end
 

@@ -84,7 +84,7 @@ struct CallParts {
   init(
     _ arena: inout Arena, _ call: ExpertsCall, _ c: Configuration, _ size: ChunkSize,
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, prepared: PreparedGroups,
-    _ context: ContextPointer
+    differentiated: Bool, _ context: ContextPointer
   ) {
     self.c = c
     self.tensors = tensors
@@ -95,7 +95,7 @@ struct CallParts {
     tensors.pointee.layout(&arena)
     work = ExpertsWork(
       c: c, x: self.x.floats, source: .call(UnsafePointer(tensors)), prepared: prepared, dispatch: dispatch,
-      draws: c.draws(own, context.kernels))
+      draws: c.draws(own, context.kernels), isDifferentiated: differentiated)
   }
 
   var rows: GroupRows { dispatch.rows(of: c.groups[0]) }

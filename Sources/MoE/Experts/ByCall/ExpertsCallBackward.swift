@@ -42,7 +42,7 @@ struct BackwardOfCall {
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, dy: UnsafeRawPointer,
     dx: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
   ) {
-    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, context)
+    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: true, context)
     self.dy = TokensIn(&arena, c, context: context, dy, tokens: call.tokens)
     self.dx = dx.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     dWeights = arena.take(Float.self, call.tokens, call.topK)

@@ -56,7 +56,7 @@ struct ForwardOfCall {
     _ tensors: UnsafeMutablePointer<CallTensors>, x: UnsafeRawPointer, y: UnsafeMutableRawPointer?,
     rows: UnsafeMutableRawPointer?, prepared: PreparedGroups, saves: Bool, _ context: ContextPointer
   ) {
-    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, context)
+    parts = CallParts(&arena, call, c, size, tensors, x: x, prepared: prepared, differentiated: saves, context)
     self.y = y.map { TokensOut(&arena, c, context: context, $0, tokens: call.tokens) }
     self.rows = rows
     compute = ExpertsForward(

@@ -55,7 +55,11 @@ struct SavedExperts {
     _ arena: inout Arena, _ c: Configuration, _ size: ChunkSize, in context: ContextPointer
   ) -> (UnsafeMutablePointer<Header>, KeptGroups) {
     let header = arena.take(Header.self, 1)
-    return (header, KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights))
+    // The group of such a call is of float32 itself where its weights are in few bits.
+    return (
+      header,
+      KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights, frozen: LayerForms())
+    )
   }
 
   static func bytes(_ c: Configuration, _ size: ChunkSize, in context: ContextPointer) throws(Fault) -> Int {

@@ -283,7 +283,7 @@ def inspect(folder: Path) -> Iterator[str]:
 def _memory(folder: Path, info: libmoe.PretrainedInfo) -> Iterator[str]:
     if (json.loads(info.config).get("quantization_config") or {}).get("quant_method") == "libmoe":
         experts = f"of which experts {size(info.expert_bytes)}"
-        yield f"weights are packed and mapped: {size(info.parameter_bytes)}, {experts}; for inference alone"
+        yield f"weights are packed and mapped: {size(info.parameter_bytes)}, {experts}"
         return
     yield "memory of the weights:"
     for form in FORMATS:

@@ -77,14 +77,14 @@ class Pretrained:
         inference_only : bool
             No memory for gradients, and no backward.
         prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", ..., "stored", "stored_a8"} or mapping
-            As :meth:`Model.prepare`, for faster generation; with inference_only.  Weights are packed as they
-            are read, and nothing else of them is kept: such parameters have no ``data``.  ``"stored"``: what
-            the files hold in few bits as it is.  A mapping says it for each matrix, by the first of its
-            patterns that the parameter's name has: ``{"layers.*.ffn.*": "int4_a8", "*": "int8"}``; what has
-            none stays as it is.
+            As :meth:`Model.prepare`, for faster generation; few bits are frozen, and the rest is trained over
+            them, other forms are with inference_only.  Weights are packed as they are read, and nothing else
+            of them is kept: such parameters have no ``data``.  ``"stored"``: what the files hold in few bits
+            as it is.  A mapping says it for each matrix, by the first of its patterns that the parameter's
+            name has: ``{"layers.*.ffn.*": "int4_a8", "*": "int8"}``; what has none stays as it is.
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
-            are read as they are used; with inference_only.  0: no limit.
+            are read, and packed, as they are used; with inference_only.  0: no limit.
         calibration : Calibration, optional
             By which few bits are chosen while weights are packed, see :func:`libmoe.calibrate`: of a model
             with the same parameters, from this folder for instance; not with experts that stay in the files.

@@ -12,7 +12,7 @@ from ._keywords import keywords
 from ._layer_files import LayerFiles
 from ._native import abi, check
 from ._native.library import Handle, lib
-from ._tensors import Coefficients
+from ._tensors import Coefficients, _memory
 from .errors import InvalidArgumentError
 from .parameter import Parameter
 from .words import Prepared
@@ -103,9 +103,9 @@ class Weights(LayerFiles):
         prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
             ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
             ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
-            the others without a tape only.  ``"int8"``, ``"int4"``: few bits, without a tape; forward gives
-            the bits of a float32 layer with these weights; with ``_a8`` tokens are int8, too.  ``"none"``:
-            no copy.
+            the others without a tape only.  ``"int8"``, ``"int4"``: few bits; forward gives the bits of a
+            float32 layer with these weights; with ``_a8`` tokens are int8, too, without a tape.  What is
+            packed so is frozen, and backward gives all other gradients of that layer.  ``"none"``: no copy.
 
         Raises
         ------
@@ -121,6 +121,7 @@ class Weights(LayerFiles):
             it compares 16 values of each matrix.
         """
         lib.moe_layer_prepare(self._handle, check.choice("prepared", prepared, abi.PREPARED))
+        _memory(self._handle).binds += 1  # what is frozen has changed
 
     def update_selection_bias(
         self, tokens_per_expert: NDArray[np.int64], rate: float = 1e-3, *, zero_sum: bool = False

@@ -19,7 +19,7 @@ from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
 from ._pretrained import Pretrained
-from ._tensors import Coefficients
+from ._tensors import Coefficients, _memory
 from .calibration import Calibration
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
@@ -250,15 +250,17 @@ class Model(Pretrained, Batches, Freezing):
     def prepare(self, prepared: words.Prepared = "f32", *, calibration: Calibration | None = None) -> None:
         """Pack the weights of all layers once, for faster generation, or let go of the packed copies.
 
-        Those of experts, of attention's projections and of the logits.  The copies do not follow the weights:
-        after a change prepare again.  After an error nothing is packed.
+        Those of experts, of attention's projections and of the logits; in few bits the embedding too, in
+        which tokens are then looked up.  The copies do not follow the weights: after a change prepare again.
+        After an error nothing is packed.
 
         Parameters
         ----------
         prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", "int4_a8", "int4_g64", ...}
             ``"f32"``: the same bits.  ``"bf16"``: the only form for weights that are bfloat16; for others
             half the memory to read, other bits, and no tape.  ``"int8"`` and so on: see
-            :meth:`Layer.prepare`.  ``"none"``: no copies.
+            :meth:`Layer.prepare`; what is packed is frozen, and the rest trained over it.  ``"none"``: no
+            copies.
         calibration : Calibration, optional
             By what the matrices read of a text, few bits are chosen: see :func:`libmoe.calibrate`.
 
@@ -281,6 +283,7 @@ class Model(Pretrained, Batches, Freezing):
         else:
             check.instance("calibration", calibration, Calibration, "libmoe.calibrate(model, text)")
             lib.moe_model_prepare_calibrated(self._handle, number, calibration._handle)
+        _memory(self._handle).binds += 1  # what is frozen has changed
 
     def _layer(self, n: int) -> Layer:
         pointer = ctypes.POINTER(abi.moe_layer)()

@@ -130,7 +130,10 @@ class Parameter:
 
     @property
     def frozen(self) -> bool:
-        """Whether :meth:`Model.freeze` has given up its gradient; optimisers leave it out."""
+        """Whether nothing trains it, and optimisers leave it out.
+
+        :meth:`Model.freeze` has given up its gradient, or it is packed in few bits, as long as it is.
+        """
         self._now()
         return self._frozen
 
@@ -149,7 +152,8 @@ class Parameter:
         _, grad = self._now()
         if self._frozen:
             raise BadStateError(
-                f"{self._name}: is frozen, and has no gradient; to train it, give it one with Model.bind"
+                f"{self._name}: is frozen, and has no gradient; to train it, give it one with Model.bind, "
+                "or, where it is packed in few bits, prepare('none')"
             )
         if grad is None:
             raise BadStateError(

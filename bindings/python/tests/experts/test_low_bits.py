@@ -333,8 +333,6 @@ def test_refusals(matmul: Any) -> None:
         x = normal(8, 64, seed=14)
         layer.prepare("int8")
         before = layer(x)
-        with pytest.raises(libmoe.BadStateError, match="tape: weights prepared as 'int8' are for"):
-            layer.forward(x, tape=layer.tape())
         weight = layer.parameters["experts.down.weight"].data
         # The largest scale of float16 is 65504.
         for number in (np.nan, np.inf, 9e6):

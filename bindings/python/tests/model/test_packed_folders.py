@@ -127,7 +127,6 @@ def test_a_model_may_be_written_over_the_files_that_it_is_mapped_from(tmp_path: 
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"inference_only": False}, "inference_only = True"),
     ({"weight_dtype": "bf16"}, "weight_dtype.*packed already"),
     ({"prepared": "int4"}, "prepared.*packed already"),
 ])  # fmt: skip
@@ -200,3 +199,22 @@ def test_what_is_mapped_stays_so_when_reading_is_cancelled(tmp_path: Path) -> No
     assert logits_of(model, tokens).tobytes() == wanted.tobytes()
     with pytest.raises(libmoe.BadStateError, match="mapped from a folder already"):
         lib.moe_pretrained_load(opened, model._handle)
+
+
+def test_what_is_packed_has_no_gradients(tmp_path: Path) -> None:
+    """A model that has some already is left alone; panels of whole numbers are for inference."""
+    written("olmoe", "int8", tmp_path / "few")
+    parent = handle_of(None)
+    options = fields.filled(abi.moe_pretrained_options)
+    place = (parent, str(tmp_path / "few").encode(), ctypes.byref(options))
+    opened = Handle(lib.moe_pretrained_open, lib.moe_pretrained_free, *place, keep={"context": parent})
+    model = loaded("olmoe")
+    before = model.state_dict()
+    with pytest.raises(
+        libmoe.InvalidArgumentError, match="has gradients of them: make one by moe_model_load"
+    ):
+        lib.moe_pretrained_load(opened, model._handle)
+    assert all(before[name].tobytes() == value.tobytes() for name, value in model.state_dict().items())
+    written("olmoe", "f32", tmp_path / "whole")
+    with pytest.raises(libmoe.InvalidArgumentError, match="is packed in a form that is for inference"):
+        libmoe.Model.from_pretrained(tmp_path / "whole")

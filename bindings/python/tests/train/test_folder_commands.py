@@ -250,6 +250,7 @@ def claimed(run: Path) -> Path:
         (["train", "TEXT", "--init", "BARE"], "has no tokenizer.json; name the model's own"),
         (["train", "TEXT", "--init", "nowhere"], "init = .*nowhere.*: there is no such folder"),
         (["train", "TEXT", "--init", "RUN"], "init = .* is a run, not a model's folder"),
+        (["train", "TEXT", "--init", "PACKED"], "init = .*: its weights are packed, and a run keeps whole"),
         (["sample", "FOLDER"], "is a model's folder, not a run: use generate"),
         (["inspect", "nowhere"], "no such folder: 'nowhere'"),
         (["eval", "nowhere"], "no such folder: 'nowhere'"),
@@ -264,7 +265,11 @@ def claimed(run: Path) -> Path:
 def test_errors_are_one_line(tmp_path: Path, text: str, arguments: list[str], says: str) -> None:
     run = tmp_path / "run"
     Settings().save(claimed(run))
+    packed = tmp_path / "packed"
+    if "PACKED" in arguments:
+        assert called("convert", MIXTRAL, str(packed), "--weights", "int8")[0] == 0
     places = {"FOLDER": MIXTRAL, "BARE": str(FOLDERS / "olmoe"), "TEXT": text, "RUN": str(run)}
+    places["PACKED"] = str(packed)
     more = ["--output", str(tmp_path / "out"), *TUNE] if arguments[0] == "train" else []
     status, _, err = called(*(places.get(each, each) for each in arguments), *more)
     assert status == 1

@@ -37,6 +37,11 @@ class Place(NamedTuple):
         """Whether it is a matrix of experts, or the bias of one."""
         return _OF_EXPERTS.fullmatch(self.name) is not None
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix of experts, which is packed where the layer is prepared."""
+        return self.is_expert and self.name.endswith("weight")
+
 
 # Of groups they are numbered, and linear experts have one; "shared.router.weight" is a gate.
 _OF_EXPERTS = re.compile(r"(experts|shared)\.(\d+\.)?((gate|up|down)\.)?(weight|bias)")
@@ -66,6 +71,7 @@ class Engine:
         self._gradients = [Gradient(place.shape) for place in self.places]
         self._bound: list[tuple[int, int]] = [(-1, -1)] * len(self.places)  # addresses of values and gradient
         self._prepared: list[tuple[int, int]] | None = None
+        self._form: Any = "none"
         self._lock, self._process = threading.RLock(), os.getpid()
 
     @property
@@ -101,16 +107,28 @@ class Engine:
             self.hold(tensors)
             self.layer.prepare(form)
             if form != "none":
-                self._prepared = _versions(tensors)
+                self._prepared = self._versions(tensors)
+            self._form = form
 
     @property
     def is_prepared(self) -> bool:
         """Whether there is a packed copy of the weights."""
         return self._prepared is not None
 
+    def trains_over(self, tensors: Tensors) -> bool:
+        """Whether the packed weights are of few bits, and no matrix of these wants a gradient."""
+        if self._form in ("none", "f32", "bf16"):
+            return False
+        return not any(p.is_matrix and t.requires_grad for p, t in zip(self.places, tensors))
+
+    def _versions(self, tensors: Tensors) -> list[tuple[int, int]]:
+        """Return which values the matrices have that are packed."""
+        packed = (tensor for place, tensor in zip(self.places, tensors) if place.is_matrix)
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in packed]
+
     def require_current(self, tensors: Tensors) -> None:
         """Refuse to compute with packed weights when the weights themselves have changed since."""
-        if self._prepared is not None and _versions(tensors) != self._prepared:
+        if self._prepared is not None and self._versions(tensors) != self._prepared:
             raise BadStateError(
                 "MoE: a parameter has changed since prepare; call prepare again, or prepare('none') to "
                 "compute with the parameters themselves"
@@ -122,6 +140,12 @@ class Engine:
         """Return dx, and the gradients of those tensors whose gradient is wanted."""
         with self.turn:
             self.hold(tensors)
+            for place, asked in zip(self.places, wanted):
+                if asked and place.is_matrix and self._form not in ("none", "f32", "bf16"):
+                    raise BadStateError(
+                        f"MoE: {place.name} wants a gradient, but is prepared as {self._form!r}, which is "
+                        "frozen: use requires_grad_(False) on the experts' matrices, or prepare('none')"
+                    )
             frozen = not any(asked for place, asked in zip(self.places, wanted) if place.is_expert)
             lent = [
                 None if place.is_buffer or frozen and place.is_expert else gradient.lend()
@@ -170,10 +194,6 @@ def _usable(place: Place, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_contiguous():
         raise InvalidArgumentError(f"{place.name}: expected contiguous memory; use .contiguous()")
     return tensor
-
-
-def _versions(tensors: Tensors) -> list[tuple[int, int]]:
-    return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
 
 
 def empty(place: Place) -> torch.Tensor:

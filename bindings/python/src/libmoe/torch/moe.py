@@ -134,13 +134,16 @@ class MoE(nn.Module):
     def prepare(self, form: words.Prepared = "f32") -> None:
         """Pack the experts' weights for the calls to come, see :meth:`libmoe.Layer.prepare`.
 
-        Afterwards a call is refused when a parameter has changed since; ``train()`` lets go of the copy.
+        Afterwards a call is refused when a matrix of experts has changed since; ``train()`` lets go of the
+        copy, but of few bits of matrices that want no gradient: these are frozen, and all else is trained
+        over them.
         """
         self._engine.prepare(form, self._tensors())
 
     def train(self, mode: bool = True) -> MoE:
-        """Set whether dropout and exploration act; True lets go of prepared weights."""
-        if mode and self._made is not None and self._made.is_prepared:
+        """Set whether dropout and exploration act; True lets go of prepared weights, but of frozen ones."""
+        made = self._made
+        if mode and made is not None and made.is_prepared and not made.trains_over(self._tensors()):
             self.prepare("none")
         return super().train(mode)
 

@@ -53,6 +53,11 @@ def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context
 def _of_folder(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
     dtype: Any = settings.weight_dtype
     model = libmoe.Model.from_pretrained(settings.init, weight_dtype=dtype, context=context)
+    if any(parameter.frozen for parameter in model.parameters.values()):
+        raise UserError(
+            f"init = {settings.init!r}: its weights are packed, and a run keeps whole weights: begin with "
+            "the folder that they were packed from, or train over them with libmoe.Model.from_pretrained"
+        )
     if model.vocabulary_size < vocabulary_size:
         raise UserError(
             f"the tokenizer has tokens up to {vocabulary_size - 1:,}, but the model of {settings.init!r} "
