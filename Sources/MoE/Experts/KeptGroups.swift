@@ -73,8 +73,7 @@ struct KeptChunks {
   private let bytesPerChunk: Int
 
   init(
-    _ arena: inout Arena, _ c: Configuration, _ plan: Plan, _ groups: GroupRange, packsWeights: Bool,
-    frozen: LayerForms
+    _ arena: inout Arena, _ c: Configuration, _ plan: Plan, _ groups: GroupRange, packsWeights: Bool, frozen: LayerForms
   ) {
     self.c = c
     self.plan = plan

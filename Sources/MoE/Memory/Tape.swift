@@ -47,10 +47,12 @@ public struct Tape {
 
   /// Memory for the rows that this rank has been told of.
   mutating func prepareOwned(
-    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool
+    _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool, frozen: LayerForms
   ) throws(Fault) {
     owned = nil
-    func layout(_ arena: inout Arena) -> OwnedTape { OwnedTape(&arena, c, ranks, chunks, keeps: keeps, context) }
+    func layout(_ arena: inout Arena) -> OwnedTape {
+      OwnedTape(&arena, c, ranks, chunks, keeps: keeps, frozen: frozen, context)
+    }
     let needed = try Arena.bytes(of: layout)
     if ownedMemory == nil || needed > ownedBytes {
       let allocator = context.pointee.allocator

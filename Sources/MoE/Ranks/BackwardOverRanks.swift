@@ -26,7 +26,7 @@ struct BackwardRoom {
     gradients = arena.take(
       Float.self, max(layer.wholeGradients(shared: true), layer.wholeGradients(shared: false)))
     var work = ExpertsWork(
-      c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: PreparedGroups(c),
+      c: c, x: rows.x, source: .layer(layer.parameters, frozen: frozen), prepared: layer.prepared.frozen,
       dispatch: rows.dispatch, draws: taped.draws, isDifferentiated: true)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsBackward(
@@ -41,6 +41,7 @@ extension Layer {
     _ call: BackwardCall, over ranks: RanksPointer
   ) throws(Fault) {
     guard let taped = tape.pointee.contents, let owned = tape.pointee.owned else { return }
+    if taped.frozen != prepared.frozenForms { throw .packedSince }
     var kind = Hash()
     kind.add(2)
     kind.add(UInt64(bitPattern: owned.call))
@@ -102,7 +103,7 @@ extension Layer {
     try room.rows.bring(
       stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
     if owned.x == nil {
-      let type = c.typeOfRows(PreparedGroups(c), training: taped.draws.training)
+      let type = c.typeOfRows(prepared.frozen, training: taped.draws.training)
       try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
     }
     try room.rows.bringWords(dispatch)

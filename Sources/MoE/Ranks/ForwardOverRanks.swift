@@ -15,7 +15,7 @@ struct OwnedTape {
 
   init(
     _ arena: inout Arena, _ c: Configuration, _ ranks: RanksPointer, _ chunks: RankChunks, keeps: Bool,
-    _ context: ContextPointer
+    frozen: LayerForms, _ context: ContextPointer
   ) {
     call = ranks.pointee.callNumber
     self.chunks = chunks
@@ -27,7 +27,7 @@ struct OwnedTape {
       keeps
       ? KeptGroups(
         &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread, packsWeights: context.packsWeights,
-        frozen: LayerForms()) : nil
+        frozen: frozen) : nil
   }
 
   func counts(ofChunk i: Int) -> UnsafeMutablePointer<Int32> { allCounts + i * countsOfChunk }
@@ -44,7 +44,7 @@ struct ForwardRoom {
 
   init(
     _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: ForwardStages, type: ElementType,
-    tape: OwnedTape?
+    tape: OwnedTape?, isTaped: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
     let draws = stages.route.work.draws
@@ -54,7 +54,7 @@ struct ForwardRoom {
     sums = SumsOfRanks(&arena, c, stages)
     var work = ExpertsWork(
       c: c, x: rows.x, source: .layer(layer.parameters, frozen: false), prepared: layer.prepared,
-      dispatch: rows.dispatch, draws: draws, isDifferentiated: tape != nil)
+      dispatch: rows.dispatch, draws: draws, isDifferentiated: isTaped)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsForward(
       &arena, work, context: context, offload: nil, keeps: tape?.kept != nil, groups: c.groupsSpread)
@@ -70,10 +70,6 @@ extension Layer {
     var call = given
     call.ranks = ranks
     try requireForward(taped: tape != nil)
-    if tape != nil && prepared.areOfBlocks {
-      throw .badState(
-        "tape: over several ranks, weights of few bits are for inference; to train over them, use one process")
-    }
     try requireForRanks(call)
     let type = c.typeOfRows(prepared, training: call.training)
     var kind = Hash()
@@ -88,7 +84,7 @@ extension Layer {
       next: c.admits(call) && c.sharesRoom(ranks) ? c.experts * c.topK : c.experts)
     let isLean = call.tapePolicy == .lean || ranks.pointee.all.isDivided
     let plan = Plan(c, call, policy: isLean ? .lean : .full, chunkTokens: max(chunks.most, 1))
-    let taped = try tape?.pointee.prepare(c, call, plan, parameters, frozen: LayerForms())
+    let taped = try tape?.pointee.prepare(c, call, plan, parameters, frozen: prepared.frozenForms)
     var report = Report()
     let whole = call
     try context.withScratch(
@@ -140,11 +136,11 @@ extension Layer {
     for e in 0..<c.experts { words[e] = Int64(stages.dispatch.count(ofExpert: e)) }
     try ranks.pointee.agree(c.experts, failed, next: 0)
     ranks.pointee.takeCounts(stages.dispatch, experts: c.experts)
-    if i == 0 { try tape?.pointee.prepareOwned(c, ranks, chunks, keeps: taped!.keeps) }
+    if i == 0 { try tape?.pointee.prepareOwned(c, ranks, chunks, keeps: taped!.keeps, frozen: taped!.frozen) }
     let owned = tape?.pointee.owned
     owned?.keep(ranks.pointee.counts, ofChunk: i)
     let room = try ranks.room(context.pointee.allocator) {
-      ForwardRoom(&$0, self, ranks, stages, type: type, tape: owned)
+      ForwardRoom(&$0, self, ranks, stages, type: type, tape: owned, isTaped: taped != nil)
     }
     try ranks.pointee.agree(0, nil, next: i + 1 < chunks.count ? c.experts : 0)
 

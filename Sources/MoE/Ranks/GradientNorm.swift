@@ -20,13 +20,13 @@ extension Layer {
         try sums.sum(own, of: whole, over: ranks, context.kernels)
       }
     } else {
-      try addSquares(to: &squares) { (own, _) throws(Fault) in sumOfSquares(own!.grad!, own!.count, in: context) }
+      try addSquares(to: &squares) { (own, _) throws(Fault) in self.squares(of: own) }
     }
     let norm = squares.squareRoot()
     let factor = clipFactor(norm: norm, maxNorm: maxNorm)
     for index in 0..<parameters.trainedCount {
       let parameter = parameters.trained(index)
-      scale(parameter.grad!, parameter.count, by: factor, in: context)
+      if let grad = parameter.grad { scale(grad, parameter.count, by: factor, in: context) }
     }
     return norm
   }
@@ -37,13 +37,16 @@ extension Layer {
   ) throws(Fault) {
     for slot in 0..<parameters.slotCount {
       guard let tensor = parameters.trained(slot: slot, configuration, ranks) else { continue }
-      let sum =
-        tensor.isSpread
-        ? try spread(tensor.own, tensor.elements)
-        : sumOfSquares(tensor.own!.grad!, tensor.elements, in: context)
+      let sum = tensor.isSpread ? try spread(tensor.own, tensor.elements) : self.squares(of: tensor.own)
       if !sum.isFinite { throw Fault(.notFinite, "the gradient of \(tensor.name) is not finite") }
       squares += sum
     }
+  }
+
+  /// The sum of squares of a gradient that is here; 0 of one that nobody makes.
+  private func squares(of parameter: Parameter?) -> Double {
+    guard let parameter, let grad = parameter.grad else { return 0 }
+    return sumOfSquares(grad, parameter.count, in: context)
   }
 }
 
@@ -74,7 +77,7 @@ private struct SpreadSquares {
     let bytes = (Self.floatsOfState + runOfSquares) * MemoryLayout<Float>.stride
     try ranks.chain(state, bytes: bytes) { isFirst in
       if isFirst { state.initialize(to: State()) }
-      if let own { add(own.grad!, own.count, of: all, kernels) }
+      if let own, let grad = own.grad { add(grad, own.count, of: all, kernels) }
     }
     return state.pointee.total
   }

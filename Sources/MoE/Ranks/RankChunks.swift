@@ -63,15 +63,14 @@ extension Layer {
     if taped {
       contents = TapeContents(
         &tape, c, call, plan, context: context, activeExperts: c.activeExperts(call, parameters),
-        frozen: LayerForms())
-      _ = OwnedTape(&tape, c, ranks, chunks, keeps: false, context)
+        frozen: prepared.frozenForms)
     }
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
-    _ = ForwardRoom(&forward, self, ranks, stages, type: type, tape: nil)
+    _ = ForwardRoom(&forward, self, ranks, stages, type: type, tape: nil, isTaped: taped)
     if let contents {
       _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
-      _ = BackwardRoom(
-        &backward, self, ranks, contents, OwnedTape(&tape, c, ranks, chunks, keeps: false, context), frozen: false)
+      let owned = OwnedTape(&tape, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)
+      _ = BackwardRoom(&backward, self, ranks, contents, owned, frozen: false)
     }
     let (total, overflow) = try tape.total().addingReportingOverflow(max(try forward.total(), try backward.total()))
     return overflow ? .max : total

@@ -57,7 +57,8 @@ struct SavedExperts {
     let header = arena.take(Header.self, 1)
     // The group of such a call is of float32 itself where its weights are in few bits.
     return (
-      header, KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights, frozen: LayerForms())
+      header,
+      KeptGroups(&arena, c, size, GroupRange(0..<1), packsWeights: context.packsWeights, frozen: LayerForms())
     )
   }
 

@@ -228,6 +228,30 @@ def test_prepared_weights(prepared: Any) -> None:
     np.testing.assert_array_equal(found.view(np.uint32), alone(config, 37, use).view(np.uint32))
 
 
+@pytest.mark.parametrize("policy", ["full", "lean"])
+def test_backward_over_weights_of_few_bits(policy: Any) -> None:
+    config = plain(hidden_size=64, intermediate_size=64, n_shared_experts=1, expert_kind="gated")
+    x, dy = tokens(37, 64)
+
+    def use(layer: libmoe.Layer, part: Part) -> Any:
+        layer.prepare("int8_a8")
+        tape = layer.tape()
+        output = layer.forward(part.of(x), tape=tape, tape_policy=policy)
+        dx = layer.backward(tape, part.of(dy))
+        return output.y, dx, layer.parameters["router.weight"].grad.copy()
+
+    found = together(config, [14, 0, 23], use)
+    y, dx, gate = alone(config, 37, use)
+    np.testing.assert_array_equal(
+        np.concatenate([each[0] for each in found]).view(np.uint32), y.view(np.uint32)
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([each[1] for each in found]).view(np.uint32), dx.view(np.uint32)
+    )
+    for each in found:
+        np.testing.assert_array_equal(each[2].view(np.uint32), gate.view(np.uint32))
+
+
 def test_twenty_steps_of_an_optimiser_with_clipped_gradients() -> None:
     config = plain(
         n_experts=6, n_shared_experts=1, selection_bias=True, dropout=0.1, capacity_formula="megatron",
