@@ -86,7 +86,7 @@ def _train(asked: argparse.Namespace) -> int:
         settings = _resumed(Settings.load(folder), given)
     else:
         folder = asked.output or Path("run")
-        settings = Settings().changed(given)
+        settings = Settings(**given)
         if not settings.files:
             raise UserError("no text: name files or folders, or a run to --resume")
     trainer = Trainer(settings, folder, resume=asked.resume is not None)
@@ -102,6 +102,8 @@ def _train(asked: argparse.Namespace) -> int:
             (folder / "profile.json").write_text(profile.json() + "\n")
             profile.save_trace(folder / "trace.json")
         say(f"{outcome}; in {folder}")
+        if trainer.result:
+            say(trainer.result)
     finally:
         _print_hints(folder, settings)
     return 128 + outcome.signal if outcome.signal else 0

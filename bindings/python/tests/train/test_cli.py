@@ -41,7 +41,7 @@ def test_help_has_what_a_newcomer_needs(name: str) -> None:
     for each in Settings.__dataclass_fields__.values():
         if name == "train" and each.name not in ("files", "moe"):
             assert "--" + each.name.replace("_", "-") in out
-            assert each.default == "" or f"(default {each.default})" in re.sub(r"\s+", " ", out)
+            assert each.default in ("", None) or f"(default {each.default})" in re.sub(r"\s+", " ", out)
 
 
 def test_version() -> None:
