@@ -324,7 +324,9 @@ def test_released(tmp_path: Path) -> None:
                 call()
         with pytest.raises(libmoe.BadStateError, match="load the model again"):
             model.model.save_pretrained(tmp_path / "saved")
-        assert not any((tmp_path / name).exists() for name in ("saved", "config.json", "generation_config.json"))
+        assert not any(
+            (tmp_path / name).exists() for name in ("saved", "config.json", "generation_config.json")
+        )
         with pytest.raises(libmoe.BadStateError, match="is in training.*call model.eval"):
             model.train()(IDS)
         assert torch.equal(model.eval()(IDS).logits, wanted)

@@ -274,9 +274,15 @@ def claimed(run: Path) -> Path:
         (["train", "TEXT", "--init", "RUN"], "init = .* is a run, not a model's folder"),
         (["train", "TEXT", "--init", "PACKED"], "init = .*: its weights are packed, and a run keeps whole"),
         (["sample", "FOLDER"], "is a model's folder, not a run: use generate"),
-        (["inspect", "nowhere"], "no such folder: 'nowhere'"),
-        (["eval", "nowhere"], "no such folder: 'nowhere'"),
-        (["generate", "nowhere", "--prompt", "x"], "no such folder: 'nowhere'"),
+        (["inspect", "nowhere"], "no such file or folder: 'nowhere'"),
+        (["eval", "nowhere"], "no such file or folder: 'nowhere'"),
+        (["generate", "nowhere", "--prompt", "x"], "no such file or folder: 'nowhere'"),
+        (["generate", "nofile.gguf", "--prompt", "x"], "no such file or folder: 'nofile.gguf'"),
+        (
+            ["chat", "PACKED", "--prepared", "int8"],
+            "--prepared: the weights of .* are packed already .* leave it out",
+        ),
+        (["convert", "PACKED", "again", "--dtype", "f32"], "--dtype: the weights of .* are packed already"),
         (["inspect", "FOLDER", "--plots"], "--plots: is of runs"),
         (["eval", "RUN", "--weight-dtype", "bf16"], "--weight-dtype: is of a model's folder"),
         (["eval", "RUN", "--sequence-length", "512"], "--sequence-length: is of a model's folder"),
@@ -359,8 +365,15 @@ def test_eval_says_how_much_it_read(text: str) -> None:
 
 
 def test_positions_beyond_the_models_are_said(text: str) -> None:
+    said = "libmoe (?:eval|generate): position .* is beyond the 32 that this model is made for"
     _, _, err = called("eval", MIXTRAL, text, "--tokens", "50")
-    assert len(re.findall("libmoe eval: position .* is beyond the 32 that this model is made for", err)) == 1
+    assert len(re.findall(said, err)) == 1
+    asked = ["generate", MIXTRAL, "--prompt", "the cat", "--tokens", "40", "--greedy"]
+    child = command(*asked, stderr=subprocess.STDOUT)
+    told = child.communicate(timeout=100)[0].splitlines()
+    assert child.returncode == 0
+    lines = [line for line in told if re.match(said, line)]  # not within the text
+    assert len(lines) == 1 and lines[0] != told[0], told
 
 
 def test_a_generation_that_ends_at_once_says_why(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ class Settings:
         folder = Path(folder)
         path = folder / FILE
         if not folder.exists():
-            raise UserError(f"no such folder: {str(folder)!r}")
+            raise UserError(f"no such file or folder: {str(folder)!r}")
         cure = f"write it anew: the first line of {str(folder / LOG)!r} has the settings"
         try:
             found = json.loads(path.read_bytes())
