@@ -4,7 +4,8 @@
  *     ./generate FOLDER --prompt "Once upon a time"
  *
  * FOLDER is a language model as people have it: config.json, safetensors, tokenizer.json.  The text goes to stdout as it is
- * written, times go to stderr.  byte_bpe.h says which tokenizers it knows; of others give --ids 1,2,3 and get ids.
+ * written, times go to stderr.  byte_bpe.h says which tokenizers it knows; of others, and of a GGUF file in place of FOLDER,
+ * give --ids 1,2,3 and get ids.
  */
 #define _POSIX_C_SOURCE 200112L /* clock_gettime */
 #include <moe_pretrained.h>
@@ -170,7 +171,10 @@ int main(int count, char **arguments) {
   request wanted = asked(count, arguments);
   byte_bpe words;
   memset(&words, 0, sizeof words);
-  if (wanted.prompt && !byte_bpe_open(&words, in_folder(wanted.folder, "tokenizer.json"))) stop(words.error);
+  if (wanted.prompt && !byte_bpe_open(&words, in_folder(wanted.folder, "tokenizer.json"))) {
+    fprintf(stderr, "generate: %s\ngenerate: without a tokenizer.json, as with a GGUF file, give --ids 1,2,3 and get ids\n", words.error);
+    exit(1);
+  }
   int64_t offsets[2] = {0, 0};
   int32_t *prompt;
   if (wanted.ids) {

@@ -284,7 +284,8 @@ private struct Shards {
     for i in 0..<textLength(name) where name[i] == CChar(UInt8(ascii: "/")) { isName = false }
     if !isName { throw .invalid("weight_map: \(name) is not a file of the index's folder: \(path)") }
     (parts.files + fileCount).initialize(
-      to: try TensorFile(path: parts.path, allocator: allocator, isMapped: isMapped))
+      to: try TensorFile(
+        path: parts.path, action: "opening a file that the index names", allocator: allocator, isMapped: isMapped))
     (parts.fileNames + fileCount).initialize(to: file)
     latest = fileCount
     fileCount += 1

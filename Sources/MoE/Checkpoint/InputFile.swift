@@ -8,10 +8,10 @@ struct InputFile {
 
   var count: Int { Int(stamp.size) }
 
-  init(path: UnsafePointer<CChar>) throws(Fault) {
+  init(path: UnsafePointer<CChar>, action: StaticString = "opening a file") throws(Fault) {
     var (file, stamp): (Int32, moei_stamp) = (-1, moei_stamp())
     let error = moei_file_open(path, &file, &stamp)
-    if error != 0 { throw .io("opening a file", path, error) }
+    if error != 0 { throw .io(action, path, error) }
     (descriptor, self.stamp) = (file, stamp)
   }
 

@@ -10,8 +10,10 @@ struct TensorFile {
   var tensors: UnsafeMutablePointer<StoredTensor> { table.tensors }
   var count: Int { table.count }
 
-  init(path: UnsafePointer<CChar>, allocator: Allocator, isMapped: Bool) throws(Fault) {
-    let input = try InputFile(path: path)
+  init(
+    path: UnsafePointer<CChar>, action: StaticString = "opening a file", allocator: Allocator, isMapped: Bool
+  ) throws(Fault) {
+    let input = try InputFile(path: path, action: action)
     do throws(Fault) {
       isGGUF = GGUFHeader.begins(input)
       table =

@@ -59,8 +59,18 @@ public struct PretrainedSource {
     if GGUFHeader.isFile(path) {
       self = try PretrainedSource(gguf: path, in: context)
     } else {
+      try Self.requireFolder(path)
       self = try PretrainedSource(folder: path, in: context)
     }
+  }
+
+  /// Refuses what is not there, and a file: it could only have been a GGUF file.
+  private static func requireFolder(_ path: UnsafePointer<CChar>) throws(Fault) {
+    let found: InputFile?
+    do throws(Fault) { found = try InputFile.ifThere(path) } catch { return }  // a folder is no file that opens
+    guard let found else { throw .invalid("no such file or folder: \(path)") }
+    found.close()
+    throw .invalid("a file that does not begin as a GGUF file does: fetch it again, or name a folder: \(path)")
   }
 
   private init(gguf path: UnsafePointer<CChar>, in context: ContextPointer) throws(Fault) {

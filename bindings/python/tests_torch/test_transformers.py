@@ -322,6 +322,11 @@ def test_released(tmp_path: Path) -> None:
         ):
             with pytest.raises(libmoe.BadStateError, match="load the model again"):
                 call()
+        with pytest.raises(libmoe.BadStateError, match="load the model again"):
+            model.model.save_pretrained(tmp_path / "saved")
+        assert not any(
+            (tmp_path / name).exists() for name in ("saved", "config.json", "generation_config.json")
+        )
         with pytest.raises(libmoe.BadStateError, match="is in training.*call model.eval"):
             model.train()(IDS)
         assert torch.equal(model.eval()(IDS).logits, wanted)
@@ -482,8 +487,13 @@ def test_quantized(name: str, tmp_path: Path) -> None:
             assert torch.equal(model(IDS).logits, wanted)
         options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
         assert torch.equal(model.generate(IDS, **options), twin.generate(IDS, **options))
-    with pytest.raises(ValueError, match="not serializable"):
-        loaded.save_pretrained(tmp_path / "again")
+    for model in (given, loaded):
+        with pytest.raises(libmoe.BadStateError, match="load the model again.*libmoe.Model.save_pretrained"):
+            model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    norm = {"model.norm.weight": given.model.norm.weight}
+    given.save_pretrained(tmp_path / "part", state_dict=norm)
+    assert safetensors.torch.load_file(tmp_path / "part" / "model.safetensors").keys() == norm.keys()
     with pytest.raises(libmoe.MoeError, match="form = 'bf16'"):
         libmoe.transformers.QuantizationConfig("bf16")
     with pytest.raises(libmoe.InvalidArgumentError, match="has no 'group_size'"):
@@ -511,8 +521,11 @@ def test_trainer_trains_adapters_of_a_quantized_model(tmp_path: Path) -> None:
 def test_what_prepare_refuses() -> None:
     with pytest.raises(libmoe.MoeError, match="set_experts_implementation"):
         libmoe.transformers.prepare(mixtral())
-    with pytest.raises(libmoe.MoeError, match="set_experts_implementation"):
+    with pytest.raises(libmoe.MoeError, match="there are none in it .* as in a dense model"):
         libmoe.transformers.prepare(torch.nn.Linear(2, 2))
+    dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, intermediate_size=48))
+    with pytest.raises(libmoe.MoeError, match="there are none in it .* as in a dense model"):
+        libmoe.transformers.quantize(dense)
     with pytest.raises(libmoe.BadStateError, match="model.eval"):
         libmoe.transformers.prepare(ours(mixtral()).train(), release=True)
     with pytest.raises(libmoe.MoeError, match="form = 'q4'; choose one of .*'int4'"):

@@ -14,7 +14,7 @@ import libmoe
 
 from ._conversation import Conversation, chosen
 from ._folder_options import WINDOW, WINDOWS
-from ._gguf import is_gguf, keys_of
+from ._gguf import gguf_files, is_gguf, keys_of
 from ._screen import Meter, Speed, size
 from .blocks._tokens import check_sampling
 from .pretrained import describe_pretrained
@@ -23,7 +23,7 @@ from .train.data import Part, whole
 from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.folder import MODEL, is_run
-from .train.output import say
+from .train.output import counted, say
 from .train.sample import printable
 from .train.tokenizer import Tokenizer
 from .words import FolderDType
@@ -35,8 +35,8 @@ FORMATS: tuple[FolderDType, ...] = ("f32", "bf16", "f16")
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Return whether a path is a model's rather than a run's: config.json names a family, or it is GGUF."""
-    if is_gguf(folder):
+    """Return whether a path is a model's rather than a run's: config.json names a family, or it is a file."""
+    if folder.is_file() or gguf_files(folder):
         return True
     try:
         found = json.loads((folder / "config.json").read_bytes())
@@ -91,7 +91,7 @@ def _asked() -> str | None:
 
 
 def _print(pieces: Iterator[str]) -> str:
-    """Print text as it comes and a line break behind it; return it."""
+    """Print text as it comes, a line break, then warnings, which would break into it; return the text."""
     written = []
 
     def heard() -> Iterator[bytes]:
@@ -99,15 +99,18 @@ def _print(pieces: Iterator[str]) -> str:
             written.append(piece)
             yield piece.encode()
 
-    for shown in printable(heard()):
-        print(shown, end="", flush=True)
+    with warnings.catch_warnings(record=True) as caught:
+        for shown in printable(heard()):
+            print(shown, end="", flush=True)
     print(flush=True)
+    for each in caught:
+        warnings.showwarning(each.message, each.category, each.filename, each.lineno)
     return "".join(written)
 
 
 def _looked_at(asked: argparse.Namespace) -> tuple[libmoe.Sampling, libmoe.Tokenizer]:
     """Return how a folder's model draws, and its tokenizer: what is wrong is said before weights are read."""
-    _require_model(asked.folder)
+    _require_model(asked)
     given = {
         "temperature": 0.0 if asked.greedy else asked.temperature,
         "top_k": asked.top_k,
@@ -125,16 +128,29 @@ def _looked_at(asked: argparse.Namespace) -> tuple[libmoe.Sampling, libmoe.Token
     return sampling, libmoe.Tokenizer(asked.folder)
 
 
-def _require_model(folder: Path) -> None:
-    """Refuse a folder from which no model can be read."""
+def _require_model(asked: argparse.Namespace) -> None:
+    """Refuse a folder from which no model can be read, or not so."""
+    folder: Path = asked.folder
     if is_run(folder):
         raise UserError(
             f"{str(folder)!r} is a run, not a model's folder: use sample, or, where it began with "
             f"--init, the folder {str(folder / MODEL)!r}"
         )
     if not folder.exists():
-        raise UserError(f"no such folder: {str(folder)!r}")
-    describe_pretrained(folder)
+        raise UserError(f"no such file or folder: {str(folder)!r}")
+    if not _is_packed(describe_pretrained(folder)):
+        return
+    for name, usual in (("prepared", "none"), ("weight_dtype", "own"), ("weights", "none"), ("dtype", "own")):
+        if (getattr(asked, name, None) or usual) != usual:
+            raise UserError(
+                f"--{name.replace('_', '-')}: the weights of {str(folder)!r} are packed already and stay as "
+                "they are; leave it out, or name the folder that they were packed from"
+            )
+
+
+def _is_packed(info: libmoe.PretrainedInfo) -> bool:
+    """Return whether libmoe wrote a folder with packed weights."""
+    return (json.loads(info.config).get("quantization_config") or {}).get("quant_method") == "libmoe"
 
 
 def _read(
@@ -169,7 +185,7 @@ def evaluate(asked: argparse.Namespace) -> int:
         raise UserError(f"{str(asked.folder)!r} is a model's folder: name texts to evaluate it on")
     if asked.weights is not None:
         raise UserError("--weights: is of runs; a model's folder has one set of weights")
-    _require_model(asked.folder)
+    _require_model(asked)
     coder = Tokenizer(str(libmoe.Tokenizer(asked.folder).path))
     found, passed_over = texts.find(asked.files, utf8=True)
     if texts.told(passed_over):
@@ -205,7 +221,7 @@ def convert(asked: argparse.Namespace) -> int:
         raise UserError(f"{str(asked.output)!r} is the folder itself: name another one")
     if (asked.output / "config.json").exists():
         raise UserError(f"{str(asked.output)!r} has a config.json already: name a new folder")
-    _require_model(asked.folder)
+    _require_model(asked)
     asked.weight_dtype = asked.dtype
     calibration = _calibrated(asked)
     asked.prepared, asked.resident_limit = asked.weights, 0
@@ -257,16 +273,17 @@ def inspect(folder: Path) -> Iterator[str]:
     info = describe_pretrained(folder)
     positions = f", {info.max_positions:,} positions" if info.max_positions else ""
     yield (
-        f"{folder}: {info.model_type}, {info.n_layers} layers, hidden size {info.hidden_size}, "
+        f"{folder}: {info.model_type}, {counted(info.n_layers, 'layer')}, hidden size {info.hidden_size}, "
         f"vocabulary {info.vocabulary_size:,}{positions}"
     )
     if info.n_moe_layers:
-        yield (f"{info.n_moe_layers} layers of experts: {info.top_k} of {info.n_experts} for each token")
+        layers = counted(info.n_moe_layers, "layer")
+        yield f"{layers} of experts: {info.top_k} of {info.n_experts} for each token"
     yield f"{info.n_parameters:,} weights, {info.n_active:,} of them used for a token"
     yield f"files: {size(info.file_bytes)} in {info.n_tensors:,} tensors, most of them {info.dtype}"
     yield from _memory(folder, info)
     if info.n_left_tensors:
-        yield f"the model does not use {info.n_left_tensors} tensors ({info.left_tensors})"
+        yield f"the model does not use {counted(info.n_left_tensors, 'tensor')} ({info.left_tensors})"
     if info.ignored_keys:
         yield f"keys of config.json that change no number: {info.ignored_keys}"
     sampling = libmoe.Sampling.from_pretrained(folder)
@@ -281,7 +298,7 @@ def inspect(folder: Path) -> Iterator[str]:
 
 
 def _memory(folder: Path, info: libmoe.PretrainedInfo) -> Iterator[str]:
-    if (json.loads(info.config).get("quantization_config") or {}).get("quant_method") == "libmoe":
+    if _is_packed(info):
         experts = f"of which experts {size(info.expert_bytes)}"
         yield f"weights are packed and mapped: {size(info.parameter_bytes)}, {experts}"
         return

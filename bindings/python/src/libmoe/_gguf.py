@@ -31,6 +31,16 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
+def gguf_files(path: Path) -> list[str]:
+    """Return the GGUF files in a folder that has no config.json, in order; none of anything else."""
+    place = place_of(path)
+    try:
+        names = sorted(os.listdir(place))
+    except OSError:
+        return []
+    return [] if "config.json" in names else [name for name in names if name.endswith(".gguf")]
+
+
 def keys_of(path: Path) -> Mapping[str, Any]:
     """Return the keys of a GGUF file: numbers, texts, and lists of them.
 

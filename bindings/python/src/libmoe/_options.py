@@ -14,7 +14,7 @@ import libmoe
 
 from . import _folder_options as folder_options
 from . import _installed
-from .train.config import Settings, mebibytes
+from .train.config import DEFAULTS, Settings, mebibytes
 from .train.errors import UserError
 from .train.names import meant
 
@@ -45,7 +45,8 @@ examples:
 
 RUN must be new or empty.  RUN/config.json has the settings, RUN/texts.json names, sizes and checksums of the
 text, RUN/log.jsonl what happened, one JSON object a line; RUN/last.safetensors and RUN/best.safetensors are
-the checkpoints.  With --init RUN/model is a folder again, that of the best evaluation.
+the checkpoints.  With --init RUN/model is a folder again, that of the best evaluation, of which the first is
+that of FOLDER itself.
 
 Ctrl-C finishes the step, saves, and leaves with status 130; a second one leaves at once.  SIGTERM (143) and a
 terminal that is closed (129) do so too.  Where nobody reads what is printed any more, training goes on.
@@ -219,8 +220,8 @@ def _add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], also: 
         if each.name == "moe":
             made[group].add_argument("--moe", nargs="+", type=_pair, metavar="NAME=VALUE", help=text)
             continue
-        default = "" if each.default == "" else f" (default {each.default})"
-        kind: Any = type(each.default)
+        default = "" if each.default in ("", None) else f" (default {each.default})"
+        kind: Any = float if each.name in DEFAULTS else type(each.default)
         metavar = _METAVARS.get(each.name) or {int: "N", float: "X", str: "FILE"}[kind]
         parse = _mebibytes if each.name == "memory_limit" else kind
         made[group].add_argument(

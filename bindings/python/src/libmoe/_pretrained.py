@@ -12,7 +12,7 @@ from pathlib import Path as Place
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import words
-from ._gguf import is_gguf
+from ._gguf import gguf_files, is_gguf
 from ._gguf_tokenizer import write_beside
 from ._keywords import keywords
 from ._native import abi, check, fields
@@ -279,10 +279,16 @@ def left_out(source: str) -> str:
 def require_json(folder: Path) -> Place:
     """Return a folder's path; refuse a config.json that is no JSON, and say what it is.
 
+    A folder that has GGUF files and no config.json is refused by the first of them.
     What else is wrong with folder or file the library says.
     """
     place = place_of(folder)
     path = place / "config.json"
+    files = gguf_files(folder)
+    if files:
+        raise InvalidArgumentError(
+            f"there is no config.json in {str(place)!r}: name the file {str(place / files[0])!r} in it"
+        )
     try:
         text = path.read_bytes() if path.is_file() else b"{}"
         if text.startswith(codecs.BOM_UTF8):

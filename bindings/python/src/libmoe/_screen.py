@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from .train.output import say
+from .train.output import counted, say
 
 PAUSE = 0.1  # seconds between two changes of the line on a terminal
 
@@ -80,9 +80,9 @@ class Speed:
     def __str__(self) -> str:
         """One line: the prompt, the time to the first token, tokens a second after it, and what ended it."""
         if self._first is None:
-            return f"{self.n_prompt} tokens of the prompt, none written"
+            return f"{counted(self.n_prompt, 'token')} of the prompt, none written"
         wait = self._first - self._started
-        text = f"{self.n_prompt} tokens of the prompt, first token after {wait:.2f} s"
+        text = f"{counted(self.n_prompt, 'token')} of the prompt, first token after {wait:.2f} s"
         ended = self._token in self.ends
         if self._count > 1:
             rate = (self._count - 1) / max(self._last - self._first, 1e-9)

@@ -33,7 +33,7 @@ from .train.doctor import diagnose, told
 from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
-from .train.output import drop, say
+from .train.output import counted, drop, say
 from .train.record import Record
 from .train.run import memory_limit, open_run, threads_note
 from .train.sample import printable, sample
@@ -86,7 +86,7 @@ def _train(asked: argparse.Namespace) -> int:
         settings = _resumed(Settings.load(folder), given)
     else:
         folder = asked.output or Path("run")
-        settings = Settings().changed(given)
+        settings = Settings(**given)
         if not settings.files:
             raise UserError("no text: name files or folders, or a run to --resume")
     trainer = Trainer(settings, folder, resume=asked.resume is not None)
@@ -102,6 +102,8 @@ def _train(asked: argparse.Namespace) -> int:
             (folder / "profile.json").write_text(profile.json() + "\n")
             profile.save_trace(folder / "trace.json")
         say(f"{outcome}; in {folder}")
+        if trainer.result:
+            say(trainer.result)
     finally:
         _print_hints(folder, settings)
     return 128 + outcome.signal if outcome.signal else 0
@@ -121,7 +123,7 @@ def _describe(trainer: Trainer) -> None:
     tokens = f" ({training.n_tokens:,} tokens)" if trainer.settings.tokenizer else ""
     say(
         f"{training.n_bytes:,} bytes{tokens} to train on, {held_out.n_bytes:,} held out, "
-        f"of {corpus.n_files:,} files"
+        f"of {counted(corpus.n_files, 'file')}"
     )
     for note in trainer.notes:
         say(note)

@@ -37,6 +37,10 @@ def test_every_constant_of_the_headers_has_a_word() -> None:
         ("inference_only = 1: there are none", "inference_only = True: there are none"),
         ("expert_bias = 0, router_bias = 2", "expert_bias = None, router_bias = True"),
         ("options.noise is not NULL, but training = 0", "noise is not None, but training = False"),
+        ("options.prepared: leave it NONE", "prepared: leave it 'none'"),
+        ("options.prepared_parts[2].pattern = *: none", "prepared: the pattern *: none"),
+        ("moe_model_parameter lists them", "Model.parameters lists them"),
+        ("options.prepared_parts[0].prepared = 2 needs it", "prepared = 'bf16' needs it"),
         ("moe_experts_plan says so", "libmoe.experts_plan says so"),
         # What only looks alike stays.
         ("router = 30, n_experts = 3, glu_limit = 1", "router = 30, n_experts = 3, glu_limit = 1"),

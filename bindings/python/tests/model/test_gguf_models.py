@@ -249,6 +249,22 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         libmoe.Model.from_pretrained(tmp_path / "model.gguf")
 
 
+def test_what_is_no_gguf_file_or_not_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "text.gguf").write_text("once upon a time")
+    (tmp_path / "folder").mkdir()
+    write_gguf("olmoe", tmp_path / "folder" / "x.gguf")
+    for name, says in (
+        ("empty.gguf", "does not begin as a GGUF file does.*empty.gguf"),
+        ("text.gguf", "does not begin as a GGUF file does.*text.gguf"),
+        ("nofile.gguf", "no such file or folder.*nofile.gguf"),
+        ("folder", "there is no config.json in .*folder': name the file '.*folder/x.gguf' in it"),
+    ):
+        for call in (libmoe.describe_pretrained, libmoe.Model.from_pretrained):
+            with pytest.raises(libmoe.InvalidArgumentError, match=says):
+                call(tmp_path / name)
+
+
 def taken_out(name: str, found: dict[str, Array]) -> dict[str, Array]:
     return {each: values for each, values in found.items() if each != name}
 

@@ -422,11 +422,11 @@ def test_patterns_and_stored(tmp_path: Path) -> None:
     [
         (
             {"layers.*.fnn.*": "int8"},
-            r"prepared_parts\[0\].pattern = layers\.\*\.fnn\.\*.*as embed.weight has",
+            r"prepared: the pattern layers\.\*\.fnn\.\*.*as embed.weight has",
         ),
-        ({"*": "int8", "norm.weight": "int8"}, r"prepared_parts\[1\].pattern = norm.weight"),
-        ({"embed.weight": "bf16"}, r"pattern = embed.weight"),
-        ({"": "int8"}, "pattern = "),
+        ({"*": "int8", "norm.weight": "int8"}, "prepared: the pattern norm.weight: no matrix"),
+        ({"embed.weight": "bf16"}, "pattern embed.weight"),
+        ({"": "int8"}, "pattern : no matrix"),
         (
             {"*.down.weight": "int8", "*": "int8_a8"},
             "layers.0.ffn: one expert's matrices cannot be 'int8_a8' and 'int8': tokens",

@@ -116,6 +116,7 @@ def test_what_is_refused(program: Path, tmp_path: Path) -> None:
         ([FOLDERS / "olmoe", "--ids", "80"], "prompts[0] = 80 is not one of vocabulary_size = 80"),
         ([FOLDERS / "olmoe", "--ids", "1", "--tokens", "0"], "max_new_tokens = 0 is below 1"),
         ([tmp_path / "none", "--ids", "1"], "none"),
+        ([tmp_path / "model.gguf", "--prompt", "a"], "as with a GGUF file, give --ids 1,2,3 and get ids"),
         ([FOLDERS / "mixtral", "--prompt", "a"], "it is no byte-level BPE; give token ids instead"),
     ):
         found = run(program, *arguments)

@@ -41,7 +41,7 @@ def test_help_has_what_a_newcomer_needs(name: str) -> None:
     for each in Settings.__dataclass_fields__.values():
         if name == "train" and each.name not in ("files", "moe"):
             assert "--" + each.name.replace("_", "-") in out
-            assert each.default == "" or f"(default {each.default})" in re.sub(r"\s+", " ", out)
+            assert each.default in ("", None) or f"(default {each.default})" in re.sub(r"\s+", " ", out)
 
 
 def test_version() -> None:
@@ -205,7 +205,7 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
         (["train", "TEXT", "--tokenizer", "none.json"], 1, "libmoe train: tokenizer.*none.json"),
         (["train", "TEXT", "--steps", "many"], 2, "invalid int value: 'many'"),
         (["train", "TEXT", "--moe", "noise"], 2, "expected NAME=VALUE"),
-        (["eval", "nowhere"], 1, "libmoe eval: no such folder: 'nowhere'"),
+        (["eval", "nowhere"], 1, "libmoe eval: no such file or folder: 'nowhere'"),
         (["sample", "RUN", "--prompt", ""], 1, "libmoe sample: the prompt is empty"),
         (["sample", "RUN", "--temperature", "-1"], 1, "libmoe sample: .*temperature"),
         (["nonsense"], 2, "invalid choice: 'nonsense'"),

@@ -132,6 +132,13 @@ def test_text_that_is_learnt_by_heart(tmp_path: Path) -> None:
     assert "dropout (0 -> 0.1)" in hint.cure and "patience 0 -> 3" in hint.cure
 
 
+def test_a_folders_model_that_forgets() -> None:
+    records = [{"kind": "evaluation", "step": n, "bits_per_byte": bits} for n, bits in ((0, 2.0), (100, 2.5))]
+    (hint,) = diagnose(Settings(init="folder"), records)
+    assert "from 2.000 to 2.500" in hint.sign
+    assert "learning_rate 0.0001 -> 1e-05" in hint.cure and "dropout" not in hint.cure
+
+
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     run = tmp_path / "run"
     trainer = Trainer(settings(tmp_path), run)

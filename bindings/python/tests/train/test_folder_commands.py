@@ -160,6 +160,8 @@ def test_train_begins_with_a_folder_and_leaves_one(tmp_path: Path, text: str) ->
     status, out, err = called("train", text, "--init", MIXTRAL, "--output", str(run), *TUNE)
     assert status == 0, err
     assert "finished at step 4" in out
+    assert f"the model of the best evaluation is in {run / 'model'}: generate from it" in out
+    assert f"bits per byte, which is {MIXTRAL} itself" in err and "step 4: held-out" in err
     tuned = libmoe.Model.from_pretrained(run / "model", weight_dtype="f32")
     best = open_run(run).model
     tokens = reference("mixtral")["tokens"]
@@ -172,6 +174,26 @@ def test_train_begins_with_a_folder_and_leaves_one(tmp_path: Path, text: str) ->
     assert called("generate", str(run / "model"), "--prompt", "the", "--tokens", "3")[0] == 0
     assert called("sample", str(run), "--prompt", "the", "--tokens", "3")[0] == 0
     assert called("eval", str(run))[0] == 0 == called("inspect", str(run))[0]
+
+
+def test_a_run_that_makes_it_worse_says_so_and_keeps_the_folders_weights(tmp_path: Path, text: str) -> None:
+    run = tmp_path / "run"
+    asked = ["train", text, "--init", MIXTRAL, "--output", str(run), *TUNE, "--learning-rate", "1"]
+    status, out, err = called(*asked)
+    assert status == 0, err
+    assert f"no step made it better than {MIXTRAL} itself" in out and "the best so far" not in err
+    then, now = tensors(FOLDERS / "mixtral"), tensors(run / "model")
+    assert {name: now[name].tobytes() for name in now} == {name: then[name].tobytes() for name in then}
+    assert open_run(run).settings.learning_rate == 1
+
+
+def test_the_rate_of_fine_tuning_is_lower_unless_it_is_said(tmp_path: Path) -> None:
+    plain, tuned = Settings(), Settings(init=MIXTRAL)
+    assert (plain.learning_rate, plain.weight_decay) == (1e-3, 0.1)
+    assert (tuned.learning_rate, tuned.weight_decay) == (1e-4, 0)
+    said = Settings(init=MIXTRAL, learning_rate=1e-3, weight_decay=0.1)
+    said.save(tmp_path)
+    assert Settings.load(tmp_path) == said != tuned
 
 
 def test_a_run_from_a_folder_goes_on_with_the_same_bits(tmp_path: Path, text: str) -> None:
@@ -252,9 +274,15 @@ def claimed(run: Path) -> Path:
         (["train", "TEXT", "--init", "RUN"], "init = .* is a run, not a model's folder"),
         (["train", "TEXT", "--init", "PACKED"], "init = .*: its weights are packed, and a run keeps whole"),
         (["sample", "FOLDER"], "is a model's folder, not a run: use generate"),
-        (["inspect", "nowhere"], "no such folder: 'nowhere'"),
-        (["eval", "nowhere"], "no such folder: 'nowhere'"),
-        (["generate", "nowhere", "--prompt", "x"], "no such folder: 'nowhere'"),
+        (["inspect", "nowhere"], "no such file or folder: 'nowhere'"),
+        (["eval", "nowhere"], "no such file or folder: 'nowhere'"),
+        (["generate", "nowhere", "--prompt", "x"], "no such file or folder: 'nowhere'"),
+        (["generate", "nofile.gguf", "--prompt", "x"], "no such file or folder: 'nofile.gguf'"),
+        (
+            ["chat", "PACKED", "--prepared", "int8"],
+            "--prepared: the weights of .* are packed already .* leave it out",
+        ),
+        (["convert", "PACKED", "again", "--dtype", "f32"], "--dtype: the weights of .* are packed already"),
         (["inspect", "FOLDER", "--plots"], "--plots: is of runs"),
         (["eval", "RUN", "--weight-dtype", "bf16"], "--weight-dtype: is of a model's folder"),
         (["eval", "RUN", "--sequence-length", "512"], "--sequence-length: is of a model's folder"),
@@ -337,8 +365,15 @@ def test_eval_says_how_much_it_read(text: str) -> None:
 
 
 def test_positions_beyond_the_models_are_said(text: str) -> None:
+    said = "libmoe (?:eval|generate): position .* is beyond the 32 that this model is made for"
     _, _, err = called("eval", MIXTRAL, text, "--tokens", "50")
-    assert len(re.findall("libmoe eval: position .* is beyond the 32 that this model is made for", err)) == 1
+    assert len(re.findall(said, err)) == 1
+    asked = ["generate", MIXTRAL, "--prompt", "the cat", "--tokens", "40", "--greedy"]
+    child = command(*asked, stderr=subprocess.STDOUT)
+    told = child.communicate(timeout=100)[0].splitlines()
+    assert child.returncode == 0
+    lines = [line for line in told if re.match(said, line)]  # not within the text
+    assert len(lines) == 1 and lines[0] != told[0], told
 
 
 def test_a_generation_that_ends_at_once_says_why(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from .._keywords import nearest
 from ..errors import ArgumentTypeError, InvalidArgumentError
 
 _BOOLS = (bool, np.bool_)
+MANY, FEW = 24, 8  # words that are too many for a message, and how many of them it then has
 
 
 def integer(name: str, value: Any, ctype: Any) -> int:
@@ -162,14 +163,20 @@ def _bytes_of(name: str, text: str) -> int:
 def choice(name: str, value: Any, choices: Mapping[str, int]) -> int:
     """Return the enum value of a word."""
     if not isinstance(value, str):
-        raise ArgumentTypeError(
-            f"{name}: expected a word, got {value!r}; choose one of {', '.join(map(repr, choices))}"
-        )
+        raise ArgumentTypeError(f"{name}: expected a word, got {value!r}; choose one of {_some(choices)}")
     if value not in choices:
         near = nearest(value, choices)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise InvalidArgumentError(f"{name} = {value!r}; choose one of {', '.join(map(repr, choices))}{hint}")
+        raise InvalidArgumentError(f"{name} = {value!r}; choose one of {_some(choices)}{hint}")
     return choices[value]
+
+
+def _some(choices: Mapping[str, int]) -> str:
+    """Return words to choose from: all, or where these are too many the first of them, and who has all."""
+    if len(choices) <= MANY:
+        return ", ".join(map(repr, choices))
+    where = "docs/low_bits.md" if "int4_a8" in choices else "libmoe.words"
+    return f"{', '.join(map(repr, list(choices)[:FEW]))} and {len(choices) - FEW} more ({where} has all)"
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...], cure: str) -> Any:

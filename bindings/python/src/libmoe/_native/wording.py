@@ -17,9 +17,12 @@ from .struct import Struct
 _CONSTANT = re.compile(r"(?<![/\w])MOE_[A-Z0-9_]+\b")
 _FIELD = re.compile(r"(?<![/\w])([a-z_0-9]+) = (-?\d+)(?![\w.])")
 _OWNER = re.compile(r"(?<![/\w.\"'])(?:options|config|call|input)\.([a-z_]+)(?![\w.])")
+_PART = re.compile(r"\boptions\.prepared_parts\[\d+\]\.(?:prepared\b|(?P<pattern>pattern) =)")
+_LEAVE = re.compile(r"\bleave it (NONE|OWN)\b")
 _NULL = re.compile(r"(?<![/\w])NULL\b")
 _FUNCTIONS = {
     "moe_layer_prepare": "Layer.prepare",
+    "moe_model_parameter": "Model.parameters",
     "moe_layer_plan": "Layer.plan",
     "moe_layer_bind_parameter": "Layer.bind",
     "moe_optimizer_bind_state": "bind_state",
@@ -33,9 +36,11 @@ _SWITCHES = {0: None, 1: False, 2: True}  # of a bias
 def in_python(text: str) -> str:
     """Return a message with the words that an argument has in Python."""
     text = _CONSTANT.sub(lambda found: _constants().get(found[0], found[0]), text)
+    text = _PART.sub(lambda found: "prepared: the pattern" if found["pattern"] else "prepared", text)
     text = _FIELD.sub(_word, text)
     text = _OWNER.sub(lambda found: found[1] if found[1] in _fields() else found[0], text)
     text = _FUNCTION.sub(lambda f: _FUNCTIONS.get(f[0], f[0].replace("moe_", "libmoe.", 1)), text)
+    text = _LEAVE.sub(lambda found: f"leave it {found[1].lower()!r}", text)
     return _NULL.sub("None", text)
 
 

@@ -18,12 +18,14 @@ from .folder import LOG, SETTINGS, write_whole
 from .names import meant
 
 FILE = SETTINGS
+# Of settings whose default depends on where a run begins: with a new model, and with one of a folder.
+DEFAULTS = {"learning_rate": (1e-3, 1e-4), "weight_decay": (0.1, 0.0)}
 
 
 def _setting(default: Any, group: str, text: str, choices: tuple[str, ...] = ()) -> Any:
     """Return a field of :class:`Settings`: its default, and what ``--help`` says of it, and where."""
     about = {"group": group, "help": text, "choices": choices}
-    if isinstance(default, (tuple, str, int, float)):
+    if default is None or isinstance(default, (tuple, str, int, float)):
         return field(default=default, metadata=about)
     return field(default_factory=lambda: dict(default), metadata=about)
 
@@ -85,13 +87,15 @@ class Settings:
     optimizer: str = _setting(
         "adamw", "training", "who steps; muon: matrices, and AdamW all else", ("adamw", "muon")
     )
-    learning_rate: float = _setting(1e-3, "training", "the highest")
+    learning_rate: float = _setting(None, "training", "the highest (default 0.001, with init 0.0001)")
     schedule: ScheduleKind = _setting(
         "cosine", "training", "how it falls after the warm-up", get_args(ScheduleKind)
     )
     warmup_steps: int = _setting(50, "training", "steps over which it rises; with one_cycle to the top")
     final_fraction: float = _setting(0.1, "training", "of the highest rate, at the end of linear and cosine")
-    weight_decay: float = _setting(0.1, "training", "of matrices; norms and biases have none")
+    weight_decay: float = _setting(
+        None, "training", "of matrices; norms and biases have none (default 0.1, with init 0)"
+    )
     clip: str = _setting(
         "norm",
         "training",
@@ -130,6 +134,9 @@ class Settings:
         for name in ("tokenizer", "init"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for name, defaults in DEFAULTS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, defaults[bool(self.init)])
         if not isinstance(self.moe, Mapping):
             raise UserError(f"moe = {self.moe!r}: names and values of arguments of libmoe.Layer, in a dict")
         least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
@@ -144,7 +151,7 @@ class Settings:
                 isinstance(value, int) and not isinstance(value, bool) and value >= least.get(each.name, 1)
             ):
                 raise UserError(f"{each.name} = {value!r}: at least {least.get(each.name, 1)}, and whole")
-            if isinstance(each.default, float) and not (
+            if (isinstance(each.default, float) or each.name in DEFAULTS) and not (
                 isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
             ):
                 raise UserError(f"{each.name} = {value!r}: at least 0, and finite")
@@ -223,7 +230,7 @@ class Settings:
         folder = Path(folder)
         path = folder / FILE
         if not folder.exists():
-            raise UserError(f"no such folder: {str(folder)!r}")
+            raise UserError(f"no such file or folder: {str(folder)!r}")
         cure = f"write it anew: the first line of {str(folder / LOG)!r} has the settings"
         try:
             found = json.loads(path.read_bytes())
@@ -242,7 +249,8 @@ class Settings:
         if not isinstance(found, dict):
             raise UserError(f"{str(path)!r} has no settings, which are one JSON object: {cure}")
         try:
-            settings = cls().changed(found)
+            _refuse_unknown(found)
+            settings = cls(**found)
         except UserError as error:
             raise UserError(f"{str(path)!r}: {error}") from None
         if settings.tokenizer and not Path(settings.tokenizer).is_absolute():

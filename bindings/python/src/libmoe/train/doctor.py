@@ -187,7 +187,7 @@ def _overfitted(settings: Settings, records: list[Record]) -> Iterator[Hint]:
     if bits and evaluations[-1]["step"] >= ENOUGH and bits[-1] > OVERFITTED * min(bits):
         yield Hint(
             f"held-out text got worse, from {min(bits):.3f} to {bits[-1]:.3f} bits per byte",
-            f"more text, dropout ({settings.dropout:g} -> {settings.dropout + 0.1:g}), or an early stop "
+            f"more text, {_gentler(settings)}, or an early stop "
             f"(patience {settings.patience} -> {settings.patience or 3}); best.safetensors has the best",
         )
 
@@ -232,6 +232,12 @@ def _calmer(settings: Settings) -> str:
     if settings.warmup_steps < settings.steps // 20:
         cures.append(f"a longer warm-up (warmup_steps {settings.warmup_steps} -> {settings.steps // 20})")
     return ", ".join(cures)
+
+
+def _gentler(settings: Settings) -> str:
+    if settings.init:  # whose model has its own dropout
+        return f"a lower rate (learning_rate {settings.learning_rate:g} -> {settings.learning_rate / 10:g})"
+    return f"dropout ({settings.dropout:g} -> {settings.dropout + 0.1:g})"
 
 
 def _larger_z(settings: Settings) -> str:

@@ -16,6 +16,7 @@ from .doctor import diagnose, told
 from .errors import UserError
 from .folder import BEST, is_training
 from .limits import limited_plan
+from .output import counted
 from .record import Record, compare
 from .run import latest, make_context, make_model, open_run, saved_numbers
 
@@ -103,7 +104,7 @@ class Inspection:
             return
         yield (
             f"{record.training_bytes:,} bytes of text to train on, {record.held_out_bytes:,} held out, of "
-            + (f"{len(record.files):,} files")
+            + counted(len(record.files), "file")
         )
         _, differences = compare(record, self.settings.files, self.folder)
         if differences.spoil:

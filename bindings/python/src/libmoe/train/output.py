@@ -29,3 +29,8 @@ def drop(*, error: bool = False) -> None:
         os.dup2(nowhere, stream.fileno())
     finally:
         os.close(nowhere)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 layer``, ``2 layers``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)

@@ -197,6 +197,24 @@ class Trainer:
         return float(self._numbers[0])
 
     @property
+    def result(self) -> str:
+        """Where the model of a run is that began with a folder, and whether it became better; else empty."""
+        place = self.folder / MODEL
+        if not self.settings.init or not place.is_dir():
+            return ""
+        told = f"the model of the best evaluation is in {place}: generate from it"
+        evaluations = log.of_kind(log.read(self.folder), "evaluation")
+        began = next((each["bits_per_byte"] for each in evaluations if each["step"] == 0), None)
+        if began is None or self.best_bits < began:
+            return told
+        now = evaluations[-1]["bits_per_byte"]
+        worse = f"{now:.4f} at the end" if now is not None else "no number at the end"
+        return (
+            f"no step made it better than {self.settings.init} itself, {began:.4f} bits per byte ({worse}): "
+            f"{place} has that folder's weights as they were; try a lower learning rate, or more text"
+        )
+
+    @property
     def seconds(self) -> float:
         """Of training so far, without evaluations."""
         return float(self._numbers[2])
@@ -248,6 +266,8 @@ class Trainer:
         settings = self.settings
         end = settings.steps if until is None else min(until, settings.steps)
         since = Since(self.corpus.training.bits)
+        if settings.init and self.step == 0 and math.isinf(self.best_bits):
+            self._tell(self._evaluate(progress))  # what the folder's model has to be bettered from
         while self.step < end and not interrupt.signal:
             if self._patience_is_over():
                 return "early stop"
@@ -344,9 +364,10 @@ class Trainer:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # notes have said what is left out
                     self.model.save_pretrained(self.folder / MODEL)
-        progress.line(
-            f"step {self.step}: held-out {bits:.4f} bits per byte" + (", the best so far" if better else "")
-        )
+        told = ", the best so far" if better else ""
+        if self.step == 0:
+            told = f", which is {settings.init} itself"
+        progress.line(f"step {self.step}: held-out {bits:.4f} bits per byte{told}")
         return self._log.write("evaluation", self.step, bits_per_byte=bits, best=better)
 
     def _patience_is_over(self) -> bool:

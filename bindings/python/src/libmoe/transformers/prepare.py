@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .. import words
 from .._native import abi, check
@@ -18,7 +19,7 @@ from ..torch.prepared import Prepared
 from .forward import first_weight, laid_out
 from .known import known
 from .ready import PACKED, READY, WEIGHTS
-from .replace import Owners, family_of, weights_of
+from .replace import Owners, family_of, is_replaceable, weights_of
 
 
 def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bool = False) -> int:
@@ -70,6 +71,8 @@ def prepare(model: nn.Module, *, form: words.Prepared | None = None, release: bo
         vars(module)[READY] = None
         if form != "none":
             _pack(module, form, release)
+    if release and form != "none":
+        _refuse_saving(model)
     return len(found)
 
 
@@ -88,8 +91,12 @@ def _is_ours(module: nn.Module) -> bool:
 def _cure(model: nn.Module) -> str:
     """Say why none of a model's experts are libmoe's."""
     chosen = [module for module in model.modules() if _chosen(module)]
-    if not chosen:
+    if not chosen and any(hasattr(module, "_is_expert_parallel") for module in model.modules()):
         return "; use model.set_experts_implementation('libmoe') first"
+    if not chosen and any(map(is_replaceable, model.modules())):
+        return "; use libmoe.transformers.replace(model) first"
+    if not chosen:
+        return ": there are none in it whose implementation can be chosen, as in a dense model"
     reason, dtype = known(chosen[0]).reason, first_weight(chosen[0]).dtype
     name = type(chosen[0]).__name__
     return f": {name}: {reason}" if reason else f": they are {dtype}; load them with dtype=torch.bfloat16"
@@ -157,9 +164,23 @@ class Released(Tensor):
 
 
 _RELEASED = (
-    "model: its experts' weights were released by prepare(release=True); load the model again to save "
-    "or copy it"
+    "model: its experts' weights were released (by quantize or prepare(release=True)) and are packed alone; "
+    "load the model again to save or copy it, or save few bits with libmoe.Model.save_pretrained"
 )
+
+
+def _refuse_saving(model: nn.Module) -> None:
+    """Have ``save_pretrained`` refuse before it writes config.json."""
+    for each in model.modules():
+        if isinstance(each, PreTrainedModel):
+            each.save_pretrained = functools.partial(_save, each)  # type: ignore[method-assign, unused-ignore]
+
+
+def _save(model: Any, *arguments: Any, **named: Any) -> None:
+    """Save what there is to save: adapters of the model's own, or what the caller has put together."""
+    if named.get("state_dict") is None and not getattr(model, "_hf_peft_config_loaded", False):
+        raise BadStateError(_RELEASED)
+    type(model).save_pretrained(model, *arguments, **named)
 
 
 def _release(module: nn.Module, owners: Owners) -> None:
