@@ -14,10 +14,11 @@ import libmoe
 from libmoe import config, words
 from libmoe._native import abi
 
+WHERE = {"context", "communicator", "experts_per_rank", "choice_scope"}  # a layer is, and not what
 DEFAULTS: dict[str, Any] = {
     name: parameter.default
     for name, parameter in inspect.signature(libmoe.Layer).parameters.items()
-    if name != "context"
+    if name not in WHERE
 }
 SIZES = {"hidden_size": 3, "intermediate_size": 4, "n_experts": 5, "top_k": 2}
 
@@ -47,6 +48,12 @@ def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
     assert filled.z_coef == np.float32(0.001)
     filled.balance_coef = filled.z_coef = 0
     assert bytes(filled) == bytes(untouched)
+
+
+def test_the_layers_of_a_model_are_on_one_rank() -> None:
+    moe = {**SIZES, "hidden_size": 4, "experts_per_rank": [5]}
+    with pytest.raises(libmoe.InvalidArgumentError, match="moe: experts_per_rank.*model"):
+        libmoe.Model(4, 1, 2, moe=moe)
 
 
 def other(name: str, default: Any) -> Any:
