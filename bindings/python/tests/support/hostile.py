@@ -84,7 +84,8 @@ def structs(struct: Any) -> Iterator[tuple[str, int]]:
         elif kind is c_void_p:
             wrong = [None, room() + 1, *(room(filling) for filling in FILLINGS)]
         else:  # a pointer to structs
-            good = ctypes.cast(good, kind)  # what getattr gives is the field itself, and changes with it
+            if kind is not c_char_p:  # whose bytes a field keeps alive, and what cast makes of them does not
+                good = ctypes.cast(good, kind)  # what getattr gives is the field itself, and changes with it
             values = [("NULL", 0), ("odd", room() + 1)]
             if is_sized(kind._type_):
                 inner = structs(good.contents) if good else iter(())
