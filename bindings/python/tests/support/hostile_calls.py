@@ -82,9 +82,11 @@ def all_functions(folder: Path) -> list[Function]:
             original_length=4,
         ),
     )  # fmt: skip
-    layers = (abi.moe_model_layer_config * 2)(
+    # As many as n_layers will say there are, of what is not refused.
+    layers = (abi.moe_model_layer_config * 5)(
         abi.moe_model_layer_config(rotary=1, window=2),
         abi.moe_model_layer_config(dense=1, rotary=-1, chunk=2, dense_intermediate_size=5),
+        *(abi.moe_model_layer_config() for _ in range(3)),
     )
 
     def of_many_kinds() -> Any:
