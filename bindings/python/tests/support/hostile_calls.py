@@ -41,7 +41,7 @@ def one_rank() -> Any:
     return abi.moe_communicator(size=1, **functions)
 
 
-FREQUENCIES = (ctypes.c_double * 2)(1.0, 0.1)
+FREQUENCIES = (ctypes.c_double * 8)(*(10.0**-n for n in range(8)))  # half a head of any size tried
 
 
 LLAMA = {
