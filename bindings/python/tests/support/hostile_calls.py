@@ -75,12 +75,13 @@ def all_functions(folder: Path) -> list[Function]:
         hidden_size=8, n_layers=2, n_heads=2, vocabulary_size=5, max_positions=8, rope_theta=10000, causal=1,
         final_norm=1, moe=ctypes.pointer(experts), moe_every=2, dense_intermediate_size=6, dropout=0.1,
     )  # fmt: skip
-    tables = (abi.moe_rotary_table * 2)(
+    tables = (abi.moe_rotary_table * 128)(
         abi.moe_rotary_table(rotary_size=2, theta=100.0),
         abi.moe_rotary_table(
             frequencies=ctypes.addressof(FREQUENCIES), long_frequencies=ctypes.addressof(FREQUENCIES),
             original_length=4,
         ),
+        *(abi.moe_rotary_table(rotary_size=2) for _ in range(126)),
     )  # fmt: skip
     # As many as n_layers will say there are, of what is not refused.
     layers = (abi.moe_model_layer_config * 5)(
