@@ -63,6 +63,7 @@ def is_pointer(kind: Any) -> bool:
 
 def structs(struct: Any) -> Iterator[tuple[str, int]]:
     """Yield addresses of a struct's copies, each with something wrong, and what that is."""
+    alive.append(dict(struct._objects or {}))  # what its pointers point to, also while they point elsewhere
     yield "tail", placed(struct, 0xFF)
     if hasattr(struct, "shape"):
         good_rank, good_shape = struct.rank, tuple(struct.shape)
