@@ -51,7 +51,7 @@ def compare(work: TransformersWork) -> list[dict[str, Any]]:
             "bytes": side.facts["bytes"],
             "share": running["libmoe"].facts["bytes"] / max(side.facts["bytes"], 1),
             "version": side.facts["version"],
-            "difference": by_token(running["libmoe"].outputs[0], side.outputs[0], int(work.amount)),
+            "difference": by_token(running["libmoe"].outputs[0], side.outputs[0], work.outputs_of),
             "limit": work.limit,
         }
         for way, side in running.items()

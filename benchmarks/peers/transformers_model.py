@@ -13,7 +13,7 @@ import torch
 import transformers
 from protocol import listen
 from resident import growth
-from transformers_work import MODELS, TOKENS, TransformersWork
+from transformers_work import LAST, MODELS, TOKENS, TransformersWork
 
 PROMPT = 512  # tokens before those that are decoded
 LORA = dict(r=16, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
@@ -83,7 +83,7 @@ def prefill(model: Any) -> Callable[[], Any]:
 
     @torch.no_grad()
     def run() -> Any:
-        return model(tokens, use_cache=True).logits[0]
+        return model(tokens, use_cache=True, logits_to_keep=LAST).logits[0]
 
     return run
 
@@ -94,7 +94,7 @@ def decode(model: Any) -> Callable[[], Any]:
 
     @torch.no_grad()
     def run() -> Any:
-        logits = model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0]
+        logits = model(tokens[:, -1:], cache=cache, use_cache=True).logits[0]
         cache.crop(-1)
         return logits
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from shapes import Dtype
 
-# Sizes of the published models, with as many layers, experts and words as let all ways be in memory at once:
-# 16 GB.
+# Sizes of the published models with two of their layers, and as many experts as let all ways be in memory at once: 16 GB.
+# Words are as few in proportion (2 of 48 layers: 2 / 48 of the words), so that the output's share of the time is that of
+# the whole model.
 # batched_mm copies the chosen experts' weights for every token, so that it is measured with one token.
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3-30B-A3B, E / 2": dict(
@@ -25,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
         num_attention_heads=32,
         num_key_value_heads=4,
         head_dim=128,
-        vocab_size=32_000,
+        vocab_size=6_336,
     ),
     "OLMoE-1B-7B": dict(
         family="olmoe",
@@ -36,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
         num_experts_per_tok=8,
         num_attention_heads=16,
         num_key_value_heads=16,
-        vocab_size=32_000,
+        vocab_size=6_288,
     ),
     "Mixtral, I / 8": dict(
         family="mixtral",
@@ -47,10 +48,11 @@ MODELS: dict[str, dict[str, Any]] = {
         num_experts_per_tok=2,
         num_attention_heads=32,
         num_key_value_heads=8,
-        vocab_size=32_000,
+        vocab_size=2_000,
     ),
 }
 TOKENS = {"experts": 512, "experts of 1 token": 1, "prefill": 512, "decode": 1, "train": 1024, "lora": 1024}
+LAST = 8  # tokens of a prompt whose logits are computed: to generate, transformers takes the last one's
 LIMITS: dict[Dtype, float] = {
     "f32": 1e-3,
     "bf16": 5e-2,
@@ -78,6 +80,11 @@ class TransformersWork:
     def amount(self) -> float:
         """Tokens."""
         return TOKENS[self.job]
+
+    @property
+    def outputs_of(self) -> int:
+        """How many tokens the output is of."""
+        return LAST if self.job == "prefill" else TOKENS[self.job]
 
     @property
     def limit(self) -> float:

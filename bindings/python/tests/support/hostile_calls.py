@@ -290,8 +290,10 @@ def all_functions(folder: Path) -> list[Function]:
         """Linear experts, whose one matrix is the whole list of tensors."""
         strides = (c_int64 * 3)(16, 4, 1)
         matrix = abi.moe_expert_tensor(part=2, data=room(), strides=strides)
+        # As many as n_weights can say there are.
+        matrices = (abi.moe_expert_tensor * 7)(matrix)
         config = abi.moe_experts_config(
-            n_experts=3, hidden_size=4, expert_kind=2, weights=ctypes.pointer(matrix), n_weights=1
+            n_experts=3, hidden_size=4, expert_kind=2, weights=matrices, n_weights=1
         )
         call = abi.moe_experts_call(
             n_tokens=3,
