@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import read_bandwidth
 from peers import HERE, ROUNDS, Running, script, write_inputs
 
 sys.path.append(str(HERE / "peers"))
@@ -121,12 +121,6 @@ class Sides:
                 "error": float(np.linalg.norm(y - expected) / np.linalg.norm(expected)),
                 "limit": work.limit,
             }
-
-
-def read_bandwidth(machine: str, threads: int) -> float:
-    """Return the bytes that the threads read from memory in a second: it changes by the minute."""
-    marks = subprocess.run([machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
-    return 1e9 * float(json.loads(marks)[0]["gbs"])
 
 
 def lines(asked: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:

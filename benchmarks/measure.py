@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +20,12 @@ def turn(run: Callable[[], object]) -> list[float]:
         run()
         times.append(time.perf_counter() - start)
     return times
+
+
+def read_bandwidth(machine: str, threads: int) -> float:
+    """Return the bytes that the threads read from memory in a second: it changes by the minute."""
+    marks = subprocess.run([machine, str(threads)], check=True, stdout=subprocess.PIPE).stdout
+    return 1e9 * float(json.loads(marks)[0]["gbs"])
 
 
 def alternate(runs: Sequence[Callable[[], object]]) -> list[float]:

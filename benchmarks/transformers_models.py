@@ -1,8 +1,9 @@
 """Run transformers' models with each implementation of the experts by turns; write transformers.json.
 
-    python transformers_models.py FOLDER [--only WORD]
+    python transformers_models.py MACHINE FOLDER [--only WORD]
 
-FOLDER is where the file goes; with --only, what has the word in its name is run.  README.md has the columns.
+MACHINE is the program built from machine.c; FOLDER is where the file goes; with --only, what has the word in
+its name is run.  README.md has the columns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import read_bandwidth
 from peers import HERE, Running, script
 
 sys.path.append(str(HERE / "peers"))
@@ -32,11 +34,13 @@ MIB = 2**20
 DTYPES: tuple[Dtype, ...] = ("f32", "bf16")
 
 
-def compare(work: TransformersWork) -> list[dict[str, Any]]:
-    """Let all ways take turns, and return a line for each: libmoe beside it."""
+def compare(work: TransformersWork, machine: str) -> list[dict[str, Any]]:
+    """Let all ways take turns, the reading of memory too, and return a line for each: libmoe beside it."""
     running = {way: Running(script("transformers_model.py", way), work) for way in work.ways}
     turns: dict[str, list[float]] = {way: [] for way in running}
+    rates = []
     for round_ in range(ROUNDS):
+        rates.append(read_bandwidth(machine, work.threads) if work.traffic else 1.0)
         for way in list(running) if round_ % 2 == 0 else list(running)[::-1]:
             turns[way].append(running[way].turn())
     for side in running.values():
@@ -48,6 +52,7 @@ def compare(work: TransformersWork) -> list[dict[str, Any]]:
             "way": way,
             "seconds": statistics.median(turns[way]),
             "ratio": statistics.median(turns[way]) / ours,
+            "of_read_bandwidth": work.traffic / statistics.median(rates) / statistics.median(turns[way]),
             "bytes": side.facts["bytes"],
             "share": running["libmoe"].facts["bytes"] / max(side.facts["bytes"], 1),
             "version": side.facts["version"],
@@ -64,18 +69,19 @@ def by_token(ours: Array, theirs: Array, count: int) -> float:
     return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
 
 
-def compare_all(only: str, threads: int) -> Iterator[dict[str, Any]]:
+def compare_all(machine: str, only: str, threads: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
     with tempfile.TemporaryDirectory() as folder:
         for model, job, dtype in itertools.product(MODELS, TOKENS, DTYPES):
             work = TransformersWork(Path(folder), model, job, dtype, threads)
             if only in work.name:
-                yield from compare(work)
+                yield from compare(work, machine)
 
 
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("machine")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", metavar="WORD", help="what has it in its name")
     arguments = parser.parse_args()
@@ -83,12 +89,16 @@ def main() -> int:
     print(
         f"{threads} threads each; load average before: {os.getloadavg()[0]:.2f} (near 0 is a quiet machine)"
     )
-    print(f"\n{'work':36} {'way':12} {'ms':>10} {'ratio':>6} {'MiB more':>9} {'share':>6} {'difference':>10}")
+    print(
+        f"\n{'work':42} {'way':12} {'ms':>10} {'ratio':>6} {'% read':>6} {'MiB more':>9} {'share':>6} "
+        f"{'difference':>10}"
+    )
     lines = []
-    for line in compare_all(arguments.only, threads):
+    for line in compare_all(arguments.machine, arguments.only, threads):
         lines.append(line)
+        read = f"{100 * line['of_read_bandwidth']:6.1f}" if line["of_read_bandwidth"] else " " * 6
         print(
-            f"{line['work']:36} {line['way']:12} {1e3 * line['seconds']:10.2f} {line['ratio']:6.2f} "
+            f"{line['work']:42} {line['way']:12} {1e3 * line['seconds']:10.2f} {line['ratio']:6.2f} {read} "
             f"{line['bytes'] / MIB:9.0f} {line['share']:6.2f} {line['difference']:10.1e}",
             flush=True,
         )

@@ -11,9 +11,9 @@ from typing import Any
 
 from shapes import Dtype
 
-# Sizes of the published models with two of their layers, and as many experts as let all ways be in memory at once: 16 GB.
-# Words are as few in proportion (2 of 48 layers: 2 / 48 of the words), so that the output's share of the time is that of
-# the whole model.
+# Sizes of the published models with two of their layers, and as many experts as let all ways be in memory at
+# once: 16 GB.  Words are as few in proportion (2 of 48 layers: 2 / 48 of the words), so that the output
+# has the share of the time that it has in the whole model.
 # batched_mm copies the chosen experts' weights for every token, so that it is measured with one token.
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3-30B-A3B, E / 2": dict(
@@ -80,6 +80,16 @@ class TransformersWork:
     def amount(self) -> float:
         """Tokens."""
         return TOKENS[self.job]
+
+    @property
+    def traffic(self) -> float:
+        """Bytes of the weights that the experts of one token have; 0 where other things take time as well."""
+        if self.job != "experts of 1 token":
+            return 0
+        sizes = MODELS[self.model]
+        inner = sizes.get("moe_intermediate_size", sizes.get("intermediate_size"))
+        weights = 3 * sizes["num_experts_per_tok"] * inner * sizes["hidden_size"]
+        return float(weights * (2 if self.dtype == "bf16" else 4))
 
     @property
     def outputs_of(self) -> int:
