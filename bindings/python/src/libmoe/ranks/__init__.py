@@ -13,11 +13,12 @@ from .machine import Machine
 from .measuring import measure
 from .picture import svg
 from .planning import RankPlan, plan
-from .simulation import Point, simulate, table
+from .simulation import RANKS, Point, simulate, table
 from .strategies import Strategy
 from .work import LayerWork
 
 __all__ = [
+    "RANKS",
     "LayerWork",
     "Machine",
     "Point",

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,21 +16,22 @@ from .machine import Machine
 from .work import LayerWork
 
 ROUNDS = 3
+EXPERTS = 16
 COPIED = 64 << 20  # bytes, more than caches hold
 
 
 def measure(work: LayerWork) -> Machine:
     """Return the machine that this program runs on.
 
-    The network's numbers are the defaults of :class:`Machine`.
-    A forward and a backward of the layer are timed on one core and on all, three times each after a first
-    one. What ranks of one node move is copied twice, into memory that they share and out of it: half the
-    rate of a copy is taken for it.  ``make bench-ranks`` measures real messages.
+    The network's numbers are the defaults of :class:`Machine`.  A forward and a backward of a layer with at
+    most 16 of the experts, and as many rows for each of them, are timed on one core and on all, three times
+    each after a first one.  What ranks of one node move is copied twice, into memory that they share and out
+    of it: half the rate of a copy is taken for it.  ``make bench-ranks`` measures real messages.
 
     Parameters
     ----------
     work : LayerWork
-        The layer; weights and activations have to fit memory.
+        The layer; sixteen experts and their activations have to fit memory.
 
     Raises
     ------
@@ -37,6 +39,7 @@ def measure(work: LayerWork) -> Machine:
         They do not.
     """
     cores = libmoe.processors()
+    work = _smaller(work)
     seconds = [_step(work, threads) for threads in sorted({1, cores})]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
@@ -46,6 +49,14 @@ def measure(work: LayerWork) -> Machine:
         memory=float(memory),
         copy_rate=_copy() / 2,
     )
+
+
+def _smaller(work: LayerWork) -> LayerWork:
+    """Return the layer with fewer experts and tokens, and as many rows for each expert."""
+    experts = min(work.n_experts, EXPERTS)
+    top_k = min(work.top_k, experts)
+    rows = work.tokens * work.top_k / work.n_experts * experts
+    return replace(work, n_experts=experts, top_k=top_k, tokens=max(1, round(rows / top_k)))
 
 
 def _step(work: LayerWork, threads: int) -> float:
