@@ -137,9 +137,9 @@ def sliced(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads
     """Return expert slicing: x and dy go to all, parts of outputs and of dx come back and are added up."""
     row = 4.0 * work.hidden_size
     exchange = 4 * machine.all_to_all(ranks, per_node, work.tokens * row)
-    slice_ = work.parameter_bytes(work.n_experts / ranks)
     rows = ranks * work.tokens * work.top_k
-    inner = work.activation_bytes(rows) - 20.0 * rows * work.hidden_size  # inner features alone are divided
+    outer = 24.0 * rows * work.hidden_size  # of activations; inner features alone are divided
+    inner = (work.activation_bytes(rows) - outer) / ranks
     return Strategy(
         name="sliced",
         ep=1,
@@ -147,7 +147,7 @@ def sliced(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads
         runs=False,
         same_bits=False,
         bytes_sent=4 * (ranks - 1) * work.tokens * row,
-        memory=slice_ + 20.0 * rows * work.hidden_size + inner / ranks,
+        memory=work.parameter_bytes(work.n_experts / ranks) + outer + inner,
         compute=compute_seconds(work, machine, ranks, per_node, threads),
         exchange=exchange,
         chain=0.0,

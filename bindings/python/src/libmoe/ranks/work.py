@@ -134,10 +134,9 @@ class LayerWork:
     def activation_bytes(self, rows: float) -> float:
         """Return what a step keeps and works with on a rank whose experts compute so many rows.
 
-        The tape has x and the inputs of the activations, 4 (H + (n - 1) I) a row.  Beside it are, a row, the
-        messages there and back, 2 H, what the experts make and get, 2 H, and gradients within them, (n - 1)
-        I; and x, y, dy, dx of the rank's own tokens.
+        A row has 4 (6 H + (2 n - 1) I): x and the inputs of activations on the tape, messages there and back,
+        what experts make and get, and gradients within them.  A token has 20 H: x, y, dy and dx of the
+        caller, and its own gradient under way.
         """
-        inner = (MATRICES[self.expert_kind] - 1) * self.intermediate_size
-        row = 4 * (self.hidden_size + inner) + 4 * (4 * self.hidden_size + inner)
-        return rows * row + 16.0 * self.tokens * self.hidden_size
+        inner = (2 * MATRICES[self.expert_kind] - 1) * self.intermediate_size
+        return 4.0 * rows * (6 * self.hidden_size + inner) + 20.0 * self.tokens * self.hidden_size
