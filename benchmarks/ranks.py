@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from peers import HERE, ROUNDS, Running, script, write_inputs
 
 sys.path.append(str(HERE / "peers"))
@@ -28,6 +29,7 @@ sys.path.append(str(HERE / "peers"))
 from protocol import Work  # noqa: E402
 from shapes import Q, S, Shape  # noqa: E402
 
+import libmoe  # noqa: E402
 from libmoe.ranks import LayerWork, Machine, plan  # noqa: E402
 
 SWIGLU = replace(S, name="S SwiGLU", kind="swiglu")  # as transformers has them
@@ -129,10 +131,13 @@ def simulated(sides: Sides, folder: Path, threads: int) -> Iterator[dict[str, An
         write_inputs(work)
         slow, fast, _ = by_turns(sides.one_process(replace(work, threads=1)), sides.one_process(work))
         machine = machine_of(shape, slow, fast, threads, messages)
+        loads = tokens_per_expert(work)
         yield {"part": "machine", "work": work.name, "machine": asdict(machine)}
         for size in range(1, 5):
             whole, measured, difference = by_turns(sides.one_process(work), sides.ranks(work, size))
-            layer = layer_work(shape, shape.tokens // size)
+            of_ranks = [part.sum() for part in np.array_split(loads, size)]
+            imbalance = float(max(of_ranks) / np.mean(of_ranks))
+            layer = replace(layer_work(shape, shape.tokens // size), imbalance=imbalance)
             each = max(1, threads // size)
             strategies = plan(layer, machine, size, threads=each).strategies
             made = next(one for one in strategies if one.runs and one.ep == size)
@@ -149,6 +154,15 @@ def simulated(sides: Sides, folder: Path, threads: int) -> Iterator[dict[str, An
                 "difference": difference,
                 "as_expected": difference == 0 and abs(found / wanted - 1) <= AGREES,
             }
+
+
+def tokens_per_expert(work: Work) -> NDArray[np.int64]:
+    """Return [E] how many rows each expert has."""
+    layer = work.shape.layer(libmoe.Context())
+    for name, parameter in layer.parameters.items():
+        if name.startswith("router."):
+            parameter.data[...] = work.load(name)
+    return layer.forward(work.load("x")).report.tokens_per_expert
 
 
 def layer_work(shape: Shape, tokens: int) -> LayerWork:

@@ -11,6 +11,7 @@ from .machine import Machine
 from .work import LayerWork
 
 ADDITIONS = 5e8  # a second: sums of losses, which one core adds up token by token and expert by expert
+COPIES = 7  # of a row on its way in a step: into messages and out of them, and by expert
 AGREEMENTS = 7  # of a forward and a backward, small messages of all with all
 WORDS = 3 * 8  # bytes of one, beside those of the counts of experts
 
@@ -73,9 +74,16 @@ class Strategy:
 
 
 def compute_seconds(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int) -> float:
-    """Return the seconds in which all ranks of a node compute: their operations over its rate."""
+    """Return the seconds in which the ranks of a node compute.
+
+    They are all operations of a node over its rate, or those of the busiest rank over what its own threads
+    reach if that is more.
+    """
     p = min(per_node, ranks)
-    return p * work.operations / machine.rate(p * threads)
+    rate = machine.rate(p * threads)
+    of_a_thread = rate / min(p * threads, machine.cores)
+    own = work.most_operations / (of_a_thread * min(threads, machine.cores))
+    return max(p * work.operations / rate, own)
 
 
 def divided(
@@ -96,7 +104,9 @@ def divided(
         moved = sum(machine.all_to_all(ep, near, piece, beside=p // near) for piece in pieces)
         said = WORDS + 8 * work.n_experts / AGREEMENTS
         small = AGREEMENTS * machine.all_to_all(ep, near, said)
-        exchange = (1 - hidden) * moved + small
+        # A message within a node is two copies, so that the copies alone are twice as fast.
+        copied = p * COPIES * rows * 4 * work.hidden_size / (2 * machine.copy_rate)
+        exchange = (1 - hidden) * moved + copied + small
         sent = (ep - 1) * (rows / ep * sum(work.row_bytes) + AGREEMENTS * said)
         # Sums of losses, then gradients of what all ranks have: each rank goes on from the one before it.
         sums = 8 * 4 * work.n_experts

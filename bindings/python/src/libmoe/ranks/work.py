@@ -93,9 +93,15 @@ class LayerWork:
 
     @property
     def operations(self) -> float:
-        """All of one rank: 6 T (K n H I + S n H I + E H), a product forwards and two backwards."""
-        weights = self.top_k * self.expert_weights * self.imbalance + self.shared_weights + self.gate_weights
-        return 6.0 * self.tokens * weights
+        """The mean of the ranks: 6 T (K n H I + S n H I + E H), a product forwards and two backwards."""
+        return (
+            6.0 * self.tokens * (self.top_k * self.expert_weights + self.shared_weights + self.gate_weights)
+        )
+
+    @property
+    def most_operations(self) -> float:
+        """Those of the busiest rank, whose experts have more rows."""
+        return self.operations + 6.0 * self.tokens * self.top_k * self.expert_weights * (self.imbalance - 1)
 
     @property
     def chained_operations(self) -> float:
