@@ -1,7 +1,7 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib mpi wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits test-asan test-tsan test-transformers test-mpi fuzz check-arm64 install uninstall clean
+.PHONY: help lib mpi wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits bench-ranks soak-ranks test-asan test-tsan test-transformers test-mpi fuzz check-arm64 install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ bench-transformers: lib ## models of transformers with libmoe's experts, beside 
 
 bench-lowbits: lib ## the layer with weights of few bits, beside its peers
 	benchmarks/run-lowbits
+
+bench-ranks: lib ## the layer over ranks: beside one process, on a slow link, beside peers, simulated
+	benchmarks/run-ranks
+
+soak-ranks: lib ## ten thousand steps on three ranks with faults: no hang, flat memory, the bits of one
+	benchmarks/run-soak
 
 bench-generate: lib ## whole models from folders beside transformers: loading, prompts, generation
 	benchmarks/run-generate

@@ -53,10 +53,17 @@ class Shape:
         weights = experts * self.matrices * self.hidden * self.inner
         return weight_bytes * weights + 2 * 4.0 * self.tokens * self.hidden
 
-    def layer(self, context: libmoe.Context, *, backward: bool = False, dtype: Dtype = "f32") -> libmoe.Layer:
+    def layer(
+        self,
+        context: libmoe.Context,
+        *,
+        backward: bool = False,
+        dtype: Dtype = "f32",
+        communicator: libmoe.Communicator | None = None,
+    ) -> libmoe.Layer:
         """Return libmoe's layer of this shape, with its initial weights and without auxiliary losses.
 
-        `dtype` is the weights'; x and y are float32.
+        `dtype` is the weights'; x and y are float32.  With a communicator it is one rank's part.
         """
         return libmoe.Layer(
             self.hidden,
@@ -71,6 +78,7 @@ class Shape:
             z_coef=0.0,
             weight_dtype=dtype,
             context=context,
+            communicator=communicator,
         )
 
 

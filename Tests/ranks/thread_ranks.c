@@ -42,6 +42,7 @@ typedef struct rank_end {
   int32_t fault;
   int32_t told; /* of an error: what has arrived meanwhile is not given out any more */
   double link_free; /* when the way out of this rank is free again, seconds */
+  double slept;     /* in waits for bytes that were on their way, seconds */
 } rank_end;
 
 struct thread_ranks {
@@ -301,7 +302,10 @@ static int32_t wait_for(void *user, void *given) {
       continue;
     }
     struct timespec wake = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
+    double asleep = now();
     pthread_cond_timedwait(&ranks->changed, &ranks->lock, &wake);
+    double awake = now();
+    if (missing < 0) mine->slept += (awake < until ? awake : until) - (asleep < until ? asleep : until);
   }
   pthread_mutex_unlock(&ranks->lock);
   return code;
@@ -378,6 +382,13 @@ int64_t thread_ranks_bytes(thread_ranks *ranks, int32_t from, int32_t to) {
   int64_t bytes = ranks->bytes[from * ranks->size + to];
   pthread_mutex_unlock(&ranks->lock);
   return bytes;
+}
+
+double thread_ranks_slept(thread_ranks *ranks, int32_t rank) {
+  pthread_mutex_lock(&ranks->lock);
+  double slept = ranks->ends[rank].slept;
+  pthread_mutex_unlock(&ranks->lock);
+  return slept;
 }
 
 int64_t thread_ranks_exchanges(thread_ranks *ranks, int32_t rank) {

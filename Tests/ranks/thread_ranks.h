@@ -32,6 +32,10 @@ void thread_ranks_set_link(thread_ranks *ranks, double bytes_per_second, double 
 int64_t thread_ranks_bytes(thread_ranks *ranks, int32_t from, int32_t to);
 int64_t thread_ranks_exchanges(thread_ranks *ranks, int32_t rank);
 
+/* Seconds that a rank's waits have lasted while all that they waited for was on its way: time of the link that nothing was
+ * computed under. */
+double thread_ranks_slept(thread_ranks *ranks, int32_t rank);
+
 /* What is to happen to one of a rank's exchanges, which count from 1. */
 enum thread_ranks_fault {
   THREAD_RANKS_NOT_BEGUN = 1, /* the call that begins it returns an error */

@@ -14,6 +14,7 @@ import libmoe
 
 from . import _folder_options as folder_options
 from . import _installed
+from . import _scale_command as scale_command
 from .train.config import DEFAULTS, Settings, mebibytes
 from .train.errors import UserError
 from .train.names import meant
@@ -32,6 +33,7 @@ examples:
   python -m libmoe sample runs/book --prompt "It was" --tokens 300
   python -m libmoe eval runs/book other.txt
   python -m libmoe bench --hidden-size 256 --threads 2
+  python -m libmoe scale --n-experts 64 --ranks-per-node 2     how a layer does on many machines
 """
 
 TRAIN_EXAMPLES = """\
@@ -153,6 +155,11 @@ def _parser(
     )
     time.add_argument("--profile", action="store_true", help="print where the time of training goes")
     _add_settings(time, ("model", "machine"), also=("sequence_length", "sequences"))
+
+    far = command(
+        "scale", "a layer on 8 to 1,024 ranks, simulated from what is measured", scale_command.EXAMPLES
+    )
+    scale_command.add_options(far)
     return parser, dict(commands.choices)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import libmoe
 
 from . import _folder_commands as folder_commands
+from . import _scale_command as scale_command
 from ._folder_options import refuse_reading
 from ._options import given_settings, option, parse
 from .train import log, texts
@@ -249,4 +250,5 @@ COMMANDS = {
     "chat": folder_commands.chat,
     "convert": folder_commands.convert,
     "bench": _bench,
+    "scale": scale_command.scale,
 }

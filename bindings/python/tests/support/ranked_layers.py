@@ -142,9 +142,11 @@ def step(
     backward: bool = True,
     **options: Any,
 ) -> Made:
-    """One forward and one backward; arrays among the options are of all tokens."""
+    """One forward and one backward; arrays among the options are of all tokens, or counts of experts."""
     tape = layer.tape() if backward else None
-    arrays: dict[str, Any] = {k: part.of(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    arrays: dict[str, Any] = {
+        k: part.of(v) if isinstance(v, np.ndarray) and k != "global_counts" else v for k, v in options.items()
+    }
     d_aux_loss = arrays.pop("d_aux_loss", 1.0)
     output = layer.forward(part.of(x), tape=tape, **arrays)
     dx = layer.backward(tape, part.of(dy), d_aux_loss=d_aux_loss) if tape else None

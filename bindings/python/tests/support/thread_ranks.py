@@ -37,6 +37,7 @@ def _library() -> ctypes.CDLL:
         "thread_ranks_set_link": (None, [group, ctypes.c_double, ctypes.c_double]),
         "thread_ranks_bytes": (number, [group, rank, rank]),
         "thread_ranks_exchanges": (number, [group, rank]),
+        "thread_ranks_slept": (ctypes.c_double, [group, rank]),
         "thread_ranks_set_fault": (None, [group, rank, number, ctypes.c_int32]),
         "thread_ranks_break": (None, [group]),
         "contract": (ctypes.c_char_p, [ctypes.POINTER(abi.moe_communicator), number]),
@@ -116,6 +117,10 @@ class ThreadRanks:
     def exchanges(self, rank: int) -> int:
         """Return how many exchanges a rank has begun."""
         return int(lib.thread_ranks_exchanges(self._group, rank))
+
+    def slept(self, rank: int) -> float:
+        """Return for how many seconds a rank's waits have been for bytes on their way."""
+        return float(lib.thread_ranks_slept(self._group, rank))
 
     def slow_down(self, bytes_per_second: float = 0, latency: float = 0) -> None:
         """Have messages between ranks take their time; 0 bytes per second: no limit."""

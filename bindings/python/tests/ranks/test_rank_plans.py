@@ -1,0 +1,167 @@
+"""What is planned and simulated of ranks, beside what layers over threads as ranks send, hold and compute."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import libmoe
+from libmoe.cli import main
+from libmoe.ranks import LayerWork, Machine, plan, simulate
+from ranked_layers import Made, alone, divided, joined, plain, step, together, tokens
+from thread_ranks import ThreadRanks
+
+WORK = LayerWork(128, 192, n_experts=8, top_k=2, tokens=1024, expert_kind="gated")
+CONFIG = plain(hidden_size=128, intermediate_size=192, n_experts=8, expert_kind="gated", router_bias=False)
+MACHINE = Machine(cores=2, core_rate=6e10, node_rate=1.1e11)
+
+
+def strategies(ranks: int, work: LayerWork = WORK, **options: Any) -> dict[tuple[str, int], Any]:
+    """Return those of a plan by name and groups."""
+    return {(each.name, each.ep): each for each in plan(work, MACHINE, ranks, **options).strategies}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_and_memory_are_those_of_a_layer(ranks: int) -> None:
+    """With every expert chosen equally often by the tokens of each rank."""
+    count = WORK.tokens
+    x, dy = tokens(count * ranks, WORK.hidden_size)
+    first = np.arange(count * ranks, dtype=np.int32) % WORK.n_experts
+    chosen = np.stack([first, (first + 3) % WORK.n_experts], axis=1)
+    group = ThreadRanks(ranks, patience=20)
+
+    def held(communicator: libmoe.Communicator) -> int:
+        part = divided([count] * ranks)[communicator.rank]
+        with libmoe.Context(1) as context:
+            layer = libmoe.Layer(**CONFIG, context=context, communicator=communicator)
+            optimizer = libmoe.AdamW(layer.parameters, context=context)
+            step(layer, part, x, dy, expert_indices=chosen)
+            optimizer.step()
+            return int(context.memory()[1]) + 4 * int(part.of(x).nbytes)  # x, y, dy, dx are the caller's
+
+    memory = group.run(held)
+    sent = [sum(group.bytes(a, b) for b in range(ranks) if a != b) for a in range(ranks)]
+    planned = strategies(ranks)["expert-exclusive", ranks]
+    assert planned.bytes_sent == pytest.approx(np.mean(sent), rel=0.02)
+    assert [planned.memory] * ranks == pytest.approx(memory, rel=0.1)
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_copies_whose_gradients_are_added_up_are_one_layer_but_for_rounding(ep: int) -> None:
+    """Replicated, or a grid of groups: a plan says that both can be run."""
+    config, count, ranks = plain(balance_coef=0.0, z_coef=0.0, n_experts=8), 40, 4
+    x, dy = tokens(count)
+    parts = divided([count // ranks] * ranks)
+    groups = []
+    for first in range(0, ranks, ep):
+        own = slice(parts[first].first, parts[first].first + ep * parts[first].count)
+        use = partial(step, x=x[own], dy=dy[own])
+        counts = [count // ranks] * ep
+        groups.append(joined(together(config, counts, use)) if ep > 1 else alone(config, counts[0], use))
+    wanted: Made = alone(config, count, partial(step, x=x, dy=dy))
+    np.testing.assert_array_equal(np.concatenate([group.y for group in groups]), wanted.y)
+    for name, gradient in wanted.gradients.items():
+        found = sum(group.gradients[name] for group in groups)
+        np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_only_what_runs_and_fits_is_chosen() -> None:
+    made = plan(WORK, MACHINE, 4, ranks_per_node=2)
+    assert made.best.runs and made.best in made.strategies
+    assert [each.name for each in made.strategies if not each.runs] == ["sliced"]
+    assert "not run by libmoe yet" in str(made) and f"* {made.best.name}" in str(made)
+    assert {each.ep * each.copies for each in made.strategies if each.runs} == {4}
+    slow = MACHINE.with_(link_rate=1e8)
+    many_rows = LayerWork(1024, 64, n_experts=4, top_k=4, tokens=4096)
+    assert plan(many_rows, slow, 4, ranks_per_node=1).best.name == "replicated"
+    many_weights = LayerWork(1024, 4096, n_experts=64, top_k=2, tokens=64)
+    assert plan(many_weights, slow, 4, ranks_per_node=1).best.name == "expert-exclusive"
+    with pytest.raises(libmoe.InvalidArgumentError, match="nothing fits .*: expert-exclusive needs the"):
+        plan(many_weights, MACHINE.with_(memory=1e6), 4)
+
+
+def test_what_is_no_plan_is_refused() -> None:
+    for change, words in (
+        ({"top_k": 9}, "top_k = 9, but there are 8 experts"),
+        ({"tokens": 0}, "tokens = 0"),
+        ({"expert_kind": "dense"}, "expert_kind = 'dense'"),
+        ({"weight_bytes": 3}, "weight_bytes = 3"),
+        ({"imbalance": 0.5}, "imbalance = 0.5"),
+    ):
+        sizes: dict[str, Any] = {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "n_experts": 8,
+            "top_k": 2,
+            "tokens": 4,
+        }
+        with pytest.raises(libmoe.InvalidArgumentError, match=words):
+            LayerWork(**{**sizes, **change})
+    for numbers in (
+        {"core_rate": 0.0},
+        {"cores": -1},
+        {"oversubscription": 0.5},
+        {"link_rate": float("nan")},
+    ):
+        with pytest.raises(libmoe.InvalidArgumentError, match=next(iter(numbers))):
+            MACHINE.with_(**numbers)
+    for options in ({"ranks": 0}, {"ranks": 2, "threads": 0}, {"ranks": 2, "hidden": 1.5}):
+        with pytest.raises(libmoe.InvalidArgumentError):
+            plan(WORK, MACHINE, **options)
+
+
+def test_messages_take_what_the_equations_say() -> None:
+    m = Machine(
+        cores=4, core_rate=1e9, node_rate=4e9, copy_rate=1e9, copy_latency=1e-3, link_rate=1e8,
+        link_latency=1e-2, message_time=1e-4, nodes_per_switch=2, oversubscription=3.0,
+    )  # fmt: skip
+    # Two of eight ranks a node: 2 messages within it, 2 x 6 out of it, of whose bytes 4 / 6 leave the switch.
+    near, far = 2 * 1e6 / 1e9 + 1e-3, 12 * 1e6 / 1e8 * (4 / 6 * 3)
+    assert m.all_to_all(8, 2, 1e6) == pytest.approx(near + far + 6 * 1e-4 + 1e-2)
+    assert m.by_nodes(8, 2, 1e6) == pytest.approx(2 * 4e6 / 1e9 + 1e-3 + far + 3 * 1e-4 + 1e-2)
+    assert m.all_to_all(2, 2, 1e6) == pytest.approx(near)
+    assert m.rate(1) == 1e9 and m.rate(2) == 2e9 and m.rate(99) == 4e9
+    assert m.along(8, 2, 0) == pytest.approx(4 * 1e-3 + 3 * (1e-2 + 1e-4))
+
+
+def test_steps_by_nodes_are_better_below_the_tokens_that_are_named() -> None:
+    work = LayerWork(256, 256, n_experts=256, top_k=8, tokens=512)
+    slow = MACHINE.with_(message_time=2e-5)
+    point = simulate(work, slow, [64], ranks_per_node=8)[0]
+    assert point.tokens_by_nodes > 1
+    for share, better in ((0.9, True), (1.1, False)):
+        few = LayerWork(256, 256, n_experts=256, top_k=8, tokens=round(share * point.tokens_by_nodes))
+        found = simulate(few, slow, [64], ranks_per_node=8)[0]
+        assert (found.by_nodes < found.flat) == better
+
+
+def test_more_ranks_have_less_memory_and_wait_more() -> None:
+    points = simulate(WORK, MACHINE, [1, 2, 4, 8])
+    memory = [point.strategy.memory for point in points]
+    waiting = [point.strategy.exchanged_share for point in points]
+    assert memory == sorted(memory, reverse=True) and waiting == sorted(waiting) and waiting[0] == 0
+    assert points[0].efficiency == pytest.approx(1)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, picture, numbers = (tmp_path / name for name in ("machine.json", "scale.svg", "scale.json"))
+    MACHINE.save(machine)
+    assert Machine.load(machine) == MACHINE
+    sizes = ["--hidden-size", "64", "--intermediate-size", "64", "--n-experts", "16", "--tokens", "64"]
+    files = ["--machine", str(machine), "--picture", str(picture), "--json", str(numbers)]
+    assert main(["scale", *sizes, *files, "--ranks", "1", "8", "32", "--link-gbs", "1.25"]) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[3].split()[:2] == ["32", "16"] and "not run by libmoe yet" in table
+    assert sum(node.tag.endswith("rect") for node in ElementTree.parse(picture).iter()) == 1 + 3 * 4 + 4
+    written = json.loads(numbers.read_text())
+    assert written["machine"]["link_rate"] == 1.25e9 and len(written["points"]) == 3
+    machine.write_text("{}")
+    assert main(["scale", *sizes, "--machine", str(machine)]) == 1
+    assert "has no machine" in capsys.readouterr().err
+    assert main(["scale", *sizes, "--ranks", "2"]) == 0  # measured here
