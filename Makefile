@@ -66,7 +66,7 @@ bench-transformers: lib ## models of transformers with libmoe's experts, beside 
 bench-lowbits: lib ## the layer with weights of few bits, beside its peers
 	benchmarks/run-lowbits
 
-bench-generate: lib ## whole models from folders beside transformers: loading, prompts, generation
+bench-generate: lib ## whole models from folders beside transformers and llama.cpp: loading, prompts, generation, training
 	benchmarks/run-generate
 
 install: ## what make lib has built, into PREFIX (/usr/local), below DESTDIR for packages
