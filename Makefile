@@ -72,7 +72,7 @@ bench-ranks: lib ## the layer over ranks: beside one process, on a slow link, be
 soak-ranks: lib ## ten thousand steps on three ranks with faults: no hang, flat memory, the bits of one
 	benchmarks/run-soak
 
-bench-generate: lib ## whole models from folders beside transformers: loading, prompts, generation
+bench-generate: lib ## whole models from folders beside transformers and llama.cpp: loading, prompts, generation, training
 	benchmarks/run-generate
 
 install: ## what make lib has built, into PREFIX (/usr/local), below DESTDIR for packages

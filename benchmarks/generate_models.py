@@ -1,9 +1,10 @@
-"""Run whole models from folders with libmoe and with transformers by turns; write generate.json.
+"""Run whole models from folders with libmoe, transformers and llama.cpp by turns; write generate.json.
 
-    python generate_models.py MACHINE FOLDER [--layers 2] [--words 32000] [--only WORD]
+    python generate_models.py MACHINE FOLDER [--llama LIBRARY SOURCE] [--layers 2] [--words 32000]
+        [--only WORD]
 
-MACHINE is the program built from machine.c; FOLDER is where the file goes, and for a while the
-models.  README.md has the columns.
+MACHINE is the program built from machine.c, LIBRARY the library from llama_read.c, SOURCE llama.cpp's;
+FOLDER is where the file goes, and for a while the models.  README.md has the columns.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +27,69 @@ from peers import HERE, Running, script
 
 sys.path.append(str(HERE / "peers"))
 
-from generate_work import DTYPES, JOBS, MODELS, GenerateWork  # noqa: E402
+from generate_work import DTYPES, JOBS, PUBLISHED, TRAINED, GenerateWork  # noqa: E402
 from protocol import Array  # noqa: E402
 
 ROUNDS = 5
 
 
-def compare(work: GenerateWork, bandwidth: float) -> list[dict[str, Any]]:
-    """Let all ways take turns, and return a line for each: libmoe first."""
+def start(work: GenerateWork, llama: list[str]) -> dict[str, Running]:
+    """Return libmoe and all others that can do the work, ready; one that fails is named and left out."""
+    commands = {way: script("transformers_generate.py", way) for way in work.ways}
+    if llama and work.job != "train":
+        commands["llama.cpp"] = script("llama_generate.py", llama[0])
     running = {"libmoe": Running(script("libmoe_generate.py"), work)}
-    for way in work.ways:
-        running[way] = Running(script("transformers_generate.py", way), work)
+    for way, command in commands.items():
+        try:
+            if way == "llama.cpp" and not work.gguf.exists():
+                convert(work, llama[1])
+            running[way] = Running(command, work)
+        except (RuntimeError, ValueError) as error:
+            print(f"{way} is left out of {work.name}: {error}", flush=True)
+    return running
+
+
+def convert(work: GenerateWork, source: str) -> None:
+    """Write the model's folder as llama.cpp reads it."""
+    command = script("llama_gguf.py", source, str(work.files), str(work.gguf), work.dtype)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError("the converter failed: " + done.stderr.splitlines()[-1])
+
+
+def compare(work: GenerateWork, llama: list[str], bandwidth: float) -> list[dict[str, Any]]:
+    """Let all ways take turns, and return a line for each: libmoe first."""
+    running = start(work, llama)
     turns: dict[str, list[float]] = {way: [] for way in running}
     for round_ in range(ROUNDS):
         for way in list(running) if round_ % 2 == 0 else list(running)[::-1]:
             turns[way].append(running[way].turn())
     for side in running.values():
         side.close()
-    ours = statistics.median(turns["libmoe"])
-    traffic = float(running["libmoe"].facts["traffic"])
-    return [
-        {
+    ours = running["libmoe"]
+    lines: list[dict[str, Any]] = []
+    for way, side in running.items():
+        seconds = statistics.median(turns[way])
+        line = {
             "work": work.name,
             "way": way,
-            "seconds": statistics.median(turns[way]),
-            "tokens_per_second": None if work.job == "load" else work.amount / statistics.median(turns[way]),
-            "ratio": statistics.median(turns[way]) / ours,
-            "of_read_bandwidth": traffic / bandwidth / statistics.median(turns[way]),
+            "seconds": seconds,
+            "tokens_per_second": None if work.job == "load" else work.amount / seconds,
+            "ratio": seconds / statistics.median(turns["libmoe"]),
             "version": side.facts["version"],
-            "difference": by_row(running["libmoe"].outputs[0], side.outputs[0], JOBS[work.job][0]),
+            "difference": max(map(by_row, ours.outputs, side.outputs, repeat(work.rows))),
             "limit": work.limit,
         }
-        for way, side in running.items()
-    ]
+        if work.job == "train":
+            line |= {"bytes": side.facts["bytes"], "share": ours.facts["bytes"] / side.facts["bytes"]}
+        else:
+            line["of_read_bandwidth"] = ours.facts["traffic"] / bandwidth / seconds
+        lines.append(line)
+    return lines
 
 
 def by_row(ours: Array, theirs: Array, count: int) -> float:
-    """Return the median over sequences of |theirs - ours| / |ours|: rounding may choose another expert."""
+    """Return the median over rows of |theirs - ours| / |ours|: rounding may choose another expert."""
     ours, theirs = ours.reshape(count, -1), theirs.reshape(count, -1)
     return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
 
@@ -79,27 +107,35 @@ def reading(folder: Path) -> float:
 
 def compare_all(asked: argparse.Namespace, threads: int, bandwidth: float) -> Iterator[dict[str, Any]]:
     """Yield the lines of the table."""
-    for model in MODELS:
-        works = [
-            (job, dtype) for job in JOBS for dtype in DTYPES[job] if asked.only in f"{model}, {job} {dtype}"
-        ]
-        if not works:
-            continue
-        # One model's folder at a time.
-        with tempfile.TemporaryDirectory(dir=asked.folder) as name:
-            folder = Path(name)
-            sizes = [str(asked.layers), str(asked.words)]
-            paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-            subprocess.run(
-                [*script("transformers_generate.py", "write", name, model), *sizes],
-                env={**os.environ, "PYTHONPATH": paths},
-                check=True,
-            )
-            for job, dtype in works:
-                lines = compare(GenerateWork(folder, model, job, dtype, threads), bandwidth)
-                if job == "load":
-                    lines[0]["over_reading"] = lines[0]["seconds"] / reading(folder / model)
-                yield from lines
+    generation = [job for job in JOBS if job != "train"]
+    for model in PUBLISHED:
+        yield from compare_model(asked, threads, bandwidth, model, generation, asked.words)
+    for model, sizes in TRAINED.items():
+        words = sizes["vocab_size"] * asked.layers // sizes["num_hidden_layers"]  # in proportion
+        yield from compare_model(asked, threads, bandwidth, model, ["train"], words)
+
+
+def compare_model(
+    asked: argparse.Namespace, threads: int, bandwidth: float, model: str, jobs: list[str], words: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a model, whose files are there for as long."""
+    works = [(job, dtype) for job in jobs for dtype in DTYPES[job] if asked.only in f"{model}, {job} {dtype}"]
+    if not works:
+        return
+    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+        folder = Path(name)
+        paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        subprocess.run(
+            script("transformers_generate.py", "write", name, model, str(asked.layers), str(words)),
+            env={**os.environ, "PYTHONPATH": paths},
+            check=True,
+        )
+        for job, dtype in works:
+            work = GenerateWork(folder, model, job, dtype, threads)
+            lines = compare(work, asked.llama, bandwidth)
+            if job == "load":
+                lines[0]["over_reading"] = lines[0]["seconds"] / reading(folder / model)
+            yield from lines
 
 
 def main() -> int:
@@ -107,6 +143,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("machine")
     parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--llama", nargs=2, default=[], metavar=("LIBRARY", "SOURCE"), help="if llama.cpp takes part"
+    )
     parser.add_argument("--layers", type=int, default=2, help="of each model (default 2)")
     parser.add_argument(
         "--words", type=int, default=32_000, help="of each model's vocabulary (default 32000)"
@@ -128,11 +167,13 @@ def main() -> int:
         lines.append(line)
         rate = line["tokens_per_second"]
         read = f"{100 * line['of_read_bandwidth']:6.1f}" if ", decode" in line["work"] else " " * 6
-        beside = f"  {line['over_reading']:.2f} times reading" if "over_reading" in line else ""
+        more = f"  {line['over_reading']:.2f} times reading" if "over_reading" in line else ""
+        if "bytes" in line:
+            more = f"  {line['bytes'] / 2**20:.0f} MiB more, share {line['share']:.2f}"
         print(
             f"{line['work']:36} {line['way']:12} {1e3 * line['seconds']:10.2f} "
             f"{'' if rate is None else format(rate, '.1f'):>9} {line['ratio']:6.2f} {read} "
-            f"{line['difference']:10.1e}{beside}",
+            f"{line['difference']:10.1e}{more}",
             flush=True,
         )
     everything = {

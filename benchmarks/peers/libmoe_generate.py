@@ -1,4 +1,4 @@
-"""A model from a folder, read and computed by libmoe: libmoe_generate.py WORK..."""
+"""A model from a folder, read and computed or trained by libmoe: libmoe_generate.py WORK..."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from generate_work import JOBS, MODELS, GenerateWork
+import numpy as np
+from generate_work import JOBS, MODELS, RATE, GenerateWork
 from protocol import Array, listen
+from resident import growth
 
 import libmoe
 
@@ -18,6 +20,9 @@ def main() -> None:
     """Answer with the last logits, then run when asked."""
     work = GenerateWork.of(sys.argv[1:])
     context = libmoe.Context(work.threads)
+    if work.job == "train":
+        train(work, context)
+        return
 
     def load() -> libmoe.Model:
         return libmoe.Model.from_pretrained(
@@ -60,6 +65,30 @@ def traffic(model: libmoe.Model, work: GenerateWork) -> float:
     info = libmoe.describe_pretrained(work.files, weight_dtype=work.dtype, inference_only=True)
     embedding = model.vocabulary_size * sizes["hidden_size"] * (2 if work.dtype == "bf16" else 4)  # looked up
     return float(info.parameter_bytes - info.expert_bytes - embedding + info.expert_bytes * chosen)
+
+
+def train(work: GenerateWork, context: libmoe.Context) -> None:
+    """Answer with all logits and the gradients of the tokens' embeddings, then take steps when asked."""
+    model = libmoe.Model.from_pretrained(work.files, weight_dtype=work.dtype, context=context)
+    optimizer = libmoe.SGD(model.parameters, RATE, context=context)
+    _, tokens = work.tokens(model.vocabulary_size)
+    targets = np.full_like(tokens, -100)  # the last token has none
+    targets[:, :-1] = tokens[:, 1:]
+
+    def gradients() -> None:
+        model.zero_grad()
+        model.backward(model.forward(tokens, targets, training=True, tape=True))
+
+    def step() -> None:
+        gradients()
+        optimizer.step()
+
+    model.zero_grad()  # gradients have been written to; they are counted too
+    more = growth(step)[0] + sum(parameter.grad.nbytes for parameter in model.parameters.values())
+    gradients()
+    logits: Any = model.forward(tokens, logits=True).logits
+    answer = [logits[:, :-1], model.parameters["embed.weight"].grad[tokens[:, :-1]]]
+    listen(work, {"version": f"libmoe {libmoe.__version__}", "bytes": more}, answer, step)
 
 
 main()

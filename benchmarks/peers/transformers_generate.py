@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import transformers
-from generate_work import JOBS, MODELS, GenerateWork
+from generate_work import JOBS, MODELS, RATE, GenerateWork
 from protocol import listen
+from resident import growth
 
 
 def main() -> None:
@@ -32,12 +33,15 @@ def main() -> None:
     def load() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
             work.files, dtype=dtype, experts_implementation=way
-        ).requires_grad_(False)
+        ).requires_grad_(work.job == "train")
 
     model = load()
+    facts: dict[str, Any] = {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
+    if work.job == "train":
+        train(model, work, facts)
+        return
     run = reading(model, work)
     answer = run().float().numpy()
-    facts = {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
     if work.job == "load":
         del model, run
         listen(work, facts, [answer], load)
@@ -48,10 +52,8 @@ def main() -> None:
 def write(folder: Path, name: str, layers: int, words: int) -> None:
     """Write a model's folder in bfloat16, in shards as people have them."""
     torch.manual_seed(0)
-    sizes = dict(MODELS[name])
-    config = transformers.AutoConfig.for_model(
-        sizes.pop("family"), **sizes, num_hidden_layers=layers, vocab_size=words, tie_word_embeddings=False
-    )
+    sizes = {**MODELS[name], "num_hidden_layers": layers, "vocab_size": words, "tie_word_embeddings": False}
+    config = transformers.AutoConfig.for_model(sizes.pop("family"), **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="2GB")
 
@@ -78,6 +80,27 @@ def reading(model: Any, work: GenerateWork) -> Callable[[], Any]:
         return logits
 
     return run
+
+
+def train(model: Any, work: GenerateWork, facts: dict[str, Any]) -> None:
+    """Answer with all logits and the gradients of the tokens' embeddings, then take steps when asked."""
+    tokens = torch.from_numpy(work.tokens(model.config.vocab_size)[1]).long()
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=RATE)
+
+    def gradients() -> Any:
+        output = model(tokens, labels=tokens, use_cache=False)
+        output.loss.backward()
+        return output.logits.detach()[:, :-1]
+
+    def step() -> None:
+        gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    facts["bytes"], _ = growth(step)
+    answer = [gradients(), model.get_input_embeddings().weight.grad[tokens[:, :-1]]]
+    optimizer.zero_grad()
+    listen(work, facts, [array.float().numpy() for array in answer], step)
 
 
 main()
