@@ -14,7 +14,7 @@ from .._by_call import Options, Part, Parts, Sizes, pieces
 from .._native import abi
 from .._native.library import lib
 from ._form import MATRICES, Form, form_of
-from ._memory import empty_like
+from ._memory import lend
 from ._threads import context
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def backward(
     for _, _, own in experts.slots(tensors):
         # The library writes a part of all experts, or none: of some alone the others' are thrown away.
         wanted = any(need[2 + len(gradients) :][: len(own)])
-        gradients += [empty_like(t) if wanted else None for t in own]
+        gradients += [lend(t) if wanted else None for t in own]
     written = _by_call.gradients(
         None if dx is None else dx.data_ptr(),
         None if d_weights is None else d_weights.data_ptr(),
