@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,13 @@ def test_more_ranks_have_less_memory_and_wait_more() -> None:
     waiting = [point.strategy.exchanged_share for point in points]
     assert memory == sorted(memory, reverse=True) and waiting == sorted(waiting) and waiting[0] == 0
     assert points[0].efficiency == pytest.approx(1)
+
+
+def test_the_program_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parents[4] / "docs" / "scale.md"
+    _, program = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(program, str(page), "exec"), {})
+    assert capsys.readouterr().out.startswith("8 ranks, 2 a node\n")
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
