@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 import libmoe
 
+from ..train.bench import seconds
 from .machine import Machine
 from .work import LayerWork
 
@@ -40,12 +38,12 @@ def measure(work: LayerWork) -> Machine:
     """
     cores = libmoe.processors()
     work = _smaller(work)
-    seconds = [_step(work, threads) for threads in sorted({1, cores})]
+    taken = [_step(work, threads) for threads in sorted({1, cores})]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         cores=cores,
-        core_rate=work.operations / seconds[0],
-        node_rate=work.operations / seconds[-1],
+        core_rate=work.operations / taken[0],
+        node_rate=work.operations / taken[-1],
         memory=float(memory),
         copy_rate=_copy() / 2,
     )
@@ -79,21 +77,11 @@ def _step(work: LayerWork, threads: int) -> float:
         def step() -> None:
             layer.backward(tape, layer.forward(x, tape=tape).y)
 
-        return _seconds(step)
+        return seconds(step, ROUNDS)
 
 
 def _copy() -> float:
     """Bytes a second from memory to memory."""
     source = np.ones(COPIED, np.uint8)
     target = np.zeros_like(source)
-    return COPIED / _seconds(lambda: np.copyto(target, source))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return COPIED / seconds(lambda: np.copyto(target, source), ROUNDS)
