@@ -94,6 +94,7 @@ def test_what_is_no_plan_is_refused() -> None:
         ({"expert_kind": "dense"}, "expert_kind = 'dense'"),
         ({"weight_bytes": 3}, "weight_bytes = 3"),
         ({"imbalance": 0.5}, "imbalance = 0.5"),
+        ({"imbalance": float("nan")}, "imbalance = nan"),
     ):
         sizes: dict[str, Any] = {
             "hidden_size": 8,
@@ -112,7 +113,12 @@ def test_what_is_no_plan_is_refused() -> None:
     ):
         with pytest.raises(libmoe.InvalidArgumentError, match=next(iter(numbers))):
             MACHINE.with_(**numbers)
-    for options in ({"ranks": 0}, {"ranks": 2, "threads": 0}, {"ranks": 2, "hidden": 1.5}):
+    for options in (
+        {"ranks": 0},
+        {"ranks": 1 << 21},
+        {"ranks": 2, "threads": 0},
+        {"ranks": 2, "hidden": 1.5},
+    ):
         with pytest.raises(libmoe.InvalidArgumentError):
             plan(WORK, MACHINE, **options)
 

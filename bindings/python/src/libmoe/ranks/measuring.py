@@ -15,6 +15,7 @@ from .work import LayerWork
 
 ROUNDS = 3
 EXPERTS = 16
+TOKENS = 2048
 COPIED = 64 << 20  # bytes, more than caches hold
 
 
@@ -22,9 +23,10 @@ def measure(work: LayerWork) -> Machine:
     """Return the machine that this program runs on.
 
     The network's numbers are the defaults of :class:`Machine`.  A forward and a backward of a layer with at
-    most 16 of the experts, and as many rows for each of them, are timed on one core and on all, three times
-    each after a first one.  What ranks of one node move is copied twice, into memory that they share and out
-    of it: half the rate of a copy is taken for it.  ``make bench-ranks`` measures real messages.
+    most 16 of the experts and 2048 tokens, and as many rows for each expert as far as that goes, are timed on
+    one core and on all, three times each after a first one.  What ranks of one node move is copied twice, into
+    memory that they share and out of it: half the rate of a copy is taken for it.  ``make bench-ranks``
+    measures real messages.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ def _smaller(work: LayerWork) -> LayerWork:
     experts = min(work.n_experts, EXPERTS)
     top_k = min(work.top_k, experts)
     rows = work.tokens * work.top_k / work.n_experts * experts
-    return replace(work, n_experts=experts, top_k=top_k, tokens=max(1, round(rows / top_k)))
+    return replace(work, n_experts=experts, top_k=top_k, tokens=min(max(1, round(rows / top_k)), TOKENS))
 
 
 def _step(work: LayerWork, threads: int) -> float:
