@@ -24,8 +24,8 @@ def measure(work: LayerWork) -> Machine:
 
     The network's numbers are the defaults of :class:`Machine`.  A forward and a backward of a layer with at
     most 16 of the experts and 2048 tokens, and as many rows for each expert as far as that goes, are timed on
-    one core and on all, three times each after a first one.  What ranks of one node move is copied twice, into
-    memory that they share and out of it: half the rate of a copy is taken for it.  ``make bench-ranks``
+    one core and on all, three times each after a first one.  What ranks of one node move is copied twice,
+    into memory that they share and out of it: half the rate of a copy is taken for it.  ``make bench-ranks``
     measures real messages.
 
     Parameters
