@@ -66,8 +66,8 @@ class Sides:
         return found
 
     def mpiexec(self, size: int) -> list[str]:
-        """Return the beginning of a command."""
-        return ["mpiexec", "-n", str(size)]
+        """Return the beginning of a command; ranks are bound as little as the threads of one process."""
+        return ["mpiexec", "--bind-to", "none", "-n", str(size)]
 
 
 def by_turns(first: Running, second: Running) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from measure import turn
 from protocol import Array, Work, serve
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeConfig, Qwen3MoeSparseMoeBlock
+from qwen_block import empty_block
 
 WAYS = ("eager", "grouped_mm", "batched_mm")
 SMALL = 64  # tokens up to which batched_mm is tried
@@ -47,16 +47,7 @@ def main() -> None:
 
 def make_block(work: Work) -> torch.nn.Module:
     """Return the block with the work's weights, which are not copied where it has them as they are."""
-    shape = work.shape
-    config = Qwen3MoeConfig(
-        hidden_size=shape.hidden,
-        moe_intermediate_size=shape.inner,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.top_k,
-        norm_topk_prob=True,
-    )
-    with torch.device("meta"):
-        block = Qwen3MoeSparseMoeBlock(config)
+    block = empty_block(work.shape)
     halves = [
         torch.from_numpy(work.load(f"experts.{name}.weight")) for name in ("gate", "up")
     ]  # [E,I,H] each

@@ -19,9 +19,9 @@ import torch.distributed as dist
 import transformers
 from measure import turn
 from protocol import Array, Work, serve
+from qwen_block import empty_block
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.distributed.expert_parallel import AllToAllEP
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeConfig, Qwen3MoeSparseMoeBlock
 
 WAYS = ("eager", "grouped_mm")
 
@@ -49,16 +49,8 @@ class Part:
 
 def make_block(work: Work, rank: int, size: int) -> Any:
     """Return the block with a rank's share of the experts."""
-    shape, local = work.shape, work.shape.experts // size
-    config = Qwen3MoeConfig(
-        hidden_size=shape.hidden,
-        moe_intermediate_size=shape.inner,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.top_k,
-        norm_topk_prob=True,
-    )
-    with torch.device("meta"):
-        block = Qwen3MoeSparseMoeBlock(config)
+    block: Any = empty_block(work.shape)
+    local = work.shape.experts // size
 
     def own(name: str) -> Any:
         return torch.from_numpy(work.load(f"experts.{name}.weight")[rank * local : (rank + 1) * local])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_what_is_no_plan_is_refused() -> None:
         ({"expert_kind": "dense"}, "expert_kind = 'dense'"),
         ({"weight_bytes": 3}, "weight_bytes = 3"),
         ({"imbalance": 0.5}, "imbalance = 0.5"),
+        ({"imbalance": float("nan")}, "imbalance = nan"),
     ):
         sizes: dict[str, Any] = {
             "hidden_size": 8,
@@ -111,7 +113,12 @@ def test_what_is_no_plan_is_refused() -> None:
     ):
         with pytest.raises(libmoe.InvalidArgumentError, match=next(iter(numbers))):
             MACHINE.with_(**numbers)
-    for options in ({"ranks": 0}, {"ranks": 2, "threads": 0}, {"ranks": 2, "hidden": 1.5}):
+    for options in (
+        {"ranks": 0},
+        {"ranks": 1 << 21},
+        {"ranks": 2, "threads": 0},
+        {"ranks": 2, "hidden": 1.5},
+    ):
         with pytest.raises(libmoe.InvalidArgumentError):
             plan(WORK, MACHINE, **options)
 
@@ -147,6 +154,13 @@ def test_more_ranks_have_less_memory_and_wait_more() -> None:
     waiting = [point.strategy.exchanged_share for point in points]
     assert memory == sorted(memory, reverse=True) and waiting == sorted(waiting) and waiting[0] == 0
     assert points[0].efficiency == pytest.approx(1)
+
+
+def test_the_program_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parents[4] / "docs" / "scale.md"
+    _, program = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(program, str(page), "exec"), {})
+    assert capsys.readouterr().out.startswith("8 ranks, 2 a node\n")
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class Machine:
         """Refuse what is no number above 0."""
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise InvalidArgumentError(f"{each.name} = {value!r}, but it is a number above 0")
         if self.oversubscription < 1:
             raise InvalidArgumentError(f"oversubscription = {self.oversubscription}, but it is at least 1")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 import libmoe
 
+from ..train.bench import seconds
 from .machine import Machine
 from .work import LayerWork
 
 ROUNDS = 3
 EXPERTS = 16
+TOKENS = 2048
 COPIED = 64 << 20  # bytes, more than caches hold
 
 
@@ -24,9 +23,10 @@ def measure(work: LayerWork) -> Machine:
     """Return the machine that this program runs on.
 
     The network's numbers are the defaults of :class:`Machine`.  A forward and a backward of a layer with at
-    most 16 of the experts, and as many rows for each of them, are timed on one core and on all, three times
-    each after a first one.  What ranks of one node move is copied twice, into memory that they share and out
-    of it: half the rate of a copy is taken for it.  ``make bench-ranks`` measures real messages.
+    most 16 of the experts and 2048 tokens, and as many rows for each expert as far as that goes, are timed on
+    one core and on all, three times each after a first one.  What ranks of one node move is copied twice,
+    into memory that they share and out of it: half the rate of a copy is taken for it.  ``make bench-ranks``
+    measures real messages.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ def measure(work: LayerWork) -> Machine:
     """
     cores = libmoe.processors()
     work = _smaller(work)
-    seconds = [_step(work, threads) for threads in sorted({1, cores})]
+    taken = [_step(work, threads) for threads in sorted({1, cores})]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         cores=cores,
-        core_rate=work.operations / seconds[0],
-        node_rate=work.operations / seconds[-1],
+        core_rate=work.operations / taken[0],
+        node_rate=work.operations / taken[-1],
         memory=float(memory),
         copy_rate=_copy() / 2,
     )
@@ -56,7 +56,7 @@ def _smaller(work: LayerWork) -> LayerWork:
     experts = min(work.n_experts, EXPERTS)
     top_k = min(work.top_k, experts)
     rows = work.tokens * work.top_k / work.n_experts * experts
-    return replace(work, n_experts=experts, top_k=top_k, tokens=max(1, round(rows / top_k)))
+    return replace(work, n_experts=experts, top_k=top_k, tokens=min(max(1, round(rows / top_k)), TOKENS))
 
 
 def _step(work: LayerWork, threads: int) -> float:
@@ -79,21 +79,11 @@ def _step(work: LayerWork, threads: int) -> float:
         def step() -> None:
             layer.backward(tape, layer.forward(x, tape=tape).y)
 
-        return _seconds(step)
+        return seconds(step, ROUNDS)
 
 
 def _copy() -> float:
     """Bytes a second from memory to memory."""
     source = np.ones(COPIED, np.uint8)
     target = np.zeros_like(source)
-    return COPIED / _seconds(lambda: np.copyto(target, source))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return COPIED / seconds(lambda: np.copyto(target, source), ROUNDS)

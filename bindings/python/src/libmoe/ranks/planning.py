@@ -10,6 +10,8 @@ from .machine import Machine
 from .strategies import Strategy, divided, sliced
 from .work import LayerWork
 
+MOST = 1 << 20  # ranks
+
 
 @dataclass(frozen=True)
 class RankPlan:
@@ -83,8 +85,8 @@ def plan(
     """
     per_node = ranks if ranks_per_node is None else ranks_per_node
     for name, value in (("ranks", ranks), ("ranks_per_node", per_node), ("threads", threads)):
-        if value < 1:
-            raise InvalidArgumentError(f"{name} = {value}, but it is at least 1")
+        if not 1 <= value <= MOST:
+            raise InvalidArgumentError(f"{name} = {value}, but it is 1 to {MOST:,}")
     if not 0 <= hidden <= 1:
         raise InvalidArgumentError(f"hidden = {hidden}, but it is a share, 0 to 1")
     per_node = min(per_node, ranks)

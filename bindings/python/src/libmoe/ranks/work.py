@@ -5,6 +5,7 @@ Letters: T tokens of a rank, R ranks, H, I, E, K as everywhere, n matrices of an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import InvalidArgumentError
@@ -66,7 +67,7 @@ class LayerWork:
             raise InvalidArgumentError(f"weight_bytes = {self.weight_bytes}: expected 4 or 2")
         if self.n_shared_experts < 0 or self.moments < 0:
             raise InvalidArgumentError("n_shared_experts and moments are at least 0")
-        if self.imbalance < 1:
+        if not 1 <= self.imbalance < math.inf:
             raise InvalidArgumentError(
                 f"imbalance = {self.imbalance}, but the busiest rank has at least the mean"
             )

@@ -74,18 +74,19 @@ def bench(settings: Settings, rounds: int = 5) -> Speed:
 
     train()  # the profile does not count the first round either
     with context.profile() as profile:
-        training = _seconds(train, rounds)
+        training = seconds(train, rounds)
     return Speed(
-        evaluation=tokens.size / _seconds(evaluate, rounds),
+        evaluation=tokens.size / seconds(evaluate, rounds),
         training=tokens.size / training,
-        generation=GENERATED / _seconds(generate, rounds),
+        generation=GENERATED / seconds(generate, rounds),
         step_bytes=model.plan(*shape, training=True, memory_limit=limit).total_bytes,
         weights=sum(parameter.data.size for parameter in model.parameters.values()),
         profile=profile,
     )
 
 
-def _seconds(work: Callable[[], None], rounds: int) -> float:
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    """Return the median seconds of several rounds, after one that is not counted."""
     work()
     times = []
     for _ in range(rounds):
