@@ -148,7 +148,7 @@ def test_packing_again_makes_the_same(kind: Q, form: Any, tmp_path: Path) -> Non
 
     write_gguf("qwen3_moe", path, folder=wide_qwen(tmp_path), types=types)
     tokens = reference("qwen3_moe")["tokens"]
-    for end in ("", "_a8"):
+    for end in ("", "_a8", "_a16"):
         stored, again = read(path, prepared=f"stored{end}"), read(path, prepared=f"{form}{end}")
         assert logits_of(stored, tokens).tobytes() == logits_of(again, tokens).tobytes()
 
