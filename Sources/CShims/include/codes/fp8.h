@@ -27,7 +27,7 @@ MOEI_INLINE int moei_fp8_has_pairs(moei_place at) {
   (void)at;
   return 1;
 }
-MOEI_INLINE void moei_fp8_pairs(moei_place at, int64_t octet, moei_sums words[4]) {
+MOEI_INLINE void moei_fp8_pairs(moei_place at, int64_t octet, moei_sums *words) {
   typedef short shorts __attribute__((__vector_size__(64)));
   typedef float floats __attribute__((__vector_size__(64)));
   const moei_sums count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

@@ -5,7 +5,7 @@
  *   void CODE_pairs(at, octet, words)    numbers 8 octet ... 8 octet + 7 of these, two in each of four words */
 #ifdef MOEI_CODE
 
-MOEI_INLINE void MOEI_OF(rounded_pairs)(moei_place at, int64_t octet, moei_sums words[4]) {
+MOEI_INLINE void MOEI_OF(rounded_pairs)(moei_place at, int64_t octet, moei_sums *words) {
   const moei_scaling scaling = MOEI_OF(scaling)(at, octet);
   MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
     words[p] = moei_rounded_pair(MOEI_OF(value)(at, octet, 2 * p, scaling), MOEI_OF(value)(at, octet, 2 * p + 1, scaling));
@@ -16,7 +16,7 @@ MOEI_INLINE int MOEI_OF(has_pairs)(moei_place at) {
   (void)at;
   return 1;
 }
-MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_sums words[4]) { MOEI_OF(rounded_pairs)(at, octet, words); }
+MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_sums *words) { MOEI_OF(rounded_pairs)(at, octet, words); }
 #endif
 
 /* 32 contraction indices, or fewer, as pairs [16][32] of words; an odd number ends beside 0. */

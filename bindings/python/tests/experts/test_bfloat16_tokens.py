@@ -120,15 +120,3 @@ def test_with_a_tape_tokens_stay_floats() -> None:
         layer.prepare("mxfp4_a16")
         assert_same_bits(layer.forward(x, tape=layer.tape()).y, expected)
         assert np.any(layer(x) != expected)
-
-
-def test_matrices_of_two_kinds() -> None:
-    """Tokens go through all of an expert's matrices: these are multiplied by the same kind."""
-    weights = libmoe.ExpertWeights(up=normal(2, 64, 64, seed=14), down=normal(2, 64, 64, seed=15))
-    with libmoe.experts_prepare(weights, "mxfp4_a16") as prepared:
-        assert prepared.nbytes < 2 * 2 * 64 * 64
-    moe = {"n_experts": 2, "top_k": 1, "intermediate_size": 64}
-    model = libmoe.Model(hidden_size=64, n_layers=1, n_heads=2, vocabulary_size=50, moe=moe)
-    parts: Any = {"*.down.weight": "bf16", "*": "mxfp4_a16"}
-    with pytest.raises(ValueError, match="bfloat16"):
-        model.prepare(parts)

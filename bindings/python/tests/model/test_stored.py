@@ -432,6 +432,7 @@ def test_patterns_and_stored(tmp_path: Path) -> None:
             "layers.0.ffn: one expert's matrices cannot be 'int8_a8' and 'int8': tokens",
         ),
         ({"*.down.weight": "int8_row_a8", "*": "int8_a8"}, "integers with a scale for a row"),
+        ({"*.down.weight": "int4_a16", "*": "int8_a8"}, "bfloat16 beside blocks"),
         ({"*": "int3"}, r"prepared\['\*'\]"),
         ({3: "int8"}, "3 is no pattern"),
     ],
