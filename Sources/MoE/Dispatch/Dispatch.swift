@@ -114,8 +114,9 @@ enum WantedExperts {
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
 struct GroupRows {
   let experts: Range<Int>  // whose work is to be done
-  let most: Int  // rows at most
-  let mostTokens: Int  // that these are of
+  private let sizes: (rows: Int32, tokens: Int32)  // small, since groups are copied along a call
+  var most: Int { Int(sizes.rows) }  // rows at most
+  var mostTokens: Int { Int(sizes.tokens) }  // that these are of
   private let offsets: UnsafePointer<Int32>  // [experts of the group + 1]
   private let pairOfRow: UnsafePointer<Int32>
   private let tokenOfRow: UnsafePointer<Int32>
@@ -131,8 +132,7 @@ struct GroupRows {
     case .one(let expert): (experts, marks) = (expert..<expert + 1, nil)
     case .marked(let marks): (experts, self.marks) = (0..<group.experts, marks)
     }
-    self.most = most
-    self.mostTokens = mostTokens
+    sizes = (Int32(truncatingIfNeeded: most), Int32(truncatingIfNeeded: mostTokens))
     self.offsets = offsets
     self.pairOfRow = pairOfRow
     self.tokenOfRow = tokenOfRow

@@ -46,8 +46,6 @@ struct TiledInner<P: Precision>: GroupJob {
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
   let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
-  /// Of whole rows, where these are finished.
-  fileprivate let rowList: WorkList?
   /// nil where each expert makes of a token what it reads.
   private let once: TokensOnce<P>?
   // Scratch of each thread.
@@ -64,8 +62,6 @@ struct TiledInner<P: Precision>: GroupJob {
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     activations = arena.take(
       P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    rowList =
-      P.finishesRows ? WorkList(&arena, work, unit: P.unit, chunks: 1, tilesPerPiece: gatheredTiles) : nil
     once = P.gathersOnce && !c.linear && !c.weightOnInput ? TokensOnce(&arena, work) : nil
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
@@ -79,7 +75,7 @@ struct TiledInner<P: Precision>: GroupJob {
     let pieces = list.fill(dispatch)
     try once?.make(work, pieces: pieces, in: context)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
-    if let rowList { try context.run(rowList.fill(dispatch), FinishedRows(inner: self, list: rowList)) }
+    if P.finishesRows { try context.run(c.experts, FinishedRows(inner: self)) }
   }
 
   private func gather(_ piece: ExpertPiece, into out: UnsafeMutablePointer<P.Element>) {
@@ -166,13 +162,12 @@ struct TiledInner<P: Precision>: GroupJob {
   }
 }
 
-/// Activations once all of a row's are there.
+/// Activations once all of a row's are there, expert by expert.
 private struct FinishedRows<P: Precision>: Job {
   let inner: TiledInner<P>
-  let list: WorkList
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = list.piece(item, inner.dispatch)
+    let piece = ExpertPiece(ofAll: item, inner.dispatch, inner.kernels, unit: P.unit)
     let width = inner.c.intermediate
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)
