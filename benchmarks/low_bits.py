@@ -30,15 +30,18 @@ from shapes import Q, S, Shape, packed_bits  # noqa: E402
 
 TOKENS = (1, 16, 1024)
 FORMS = ("bf16", "int8", "int8_a8", "int8_row_a8", "int4", "int4_a8", "int4_g128_a8", "q4_k_a8", "q6_k_a8")
-MORE = ("iq4_nl_a8", "mxfp4", "mxfp4_a8", "nvfp4", "fp8", "int4_zero_g128_a8")
+MORE = (
+    *("iq4_nl_a8", "mxfp4", "mxfp4_a16", "mxfp4_a8", "nvfp4", "nvfp4_a16", "fp8", "fp8_a16"),
+    "int4_zero_g128_a8",
+)
 # What a peer computes, by the name of the form that is nearest to it here.
 GGML = ("f32", "bf16", "int8_a8", "int4_a8", "q4_k_a8", "q6_k_a8", "iq4_nl_a8", "mxfp4_a8")
 PEERS = {
     "zentorch": ("zentorch_moe.py", ("f32", "bf16", "int8_row_a8")),
-    "sglang": ("sglang_moe.py", ("bf16", "int8_row_a8", "int4_g128_a8", "mxfp4", "fp8")),
+    "sglang": ("sglang_moe.py", ("bf16", "int8_row_a8", "int4_g128_a8", "mxfp4_a16", "fp8_a16")),
     "vLLM": ("vllm_moe.py", ("bf16",)),
     "ORT": ("onnxruntime_qmoe.py", ("int8_a8", "int4_a8")),
-    "kt": ("kt_kernel_moe.py", ("bf16", "int8_row_a8", "int4_a8", "mxfp4")),
+    "kt": ("kt_kernel_moe.py", ("bf16", "int8_row_a8", "int4_a8", "mxfp4_a16")),
 }
 
 

@@ -852,7 +852,8 @@ typedef enum moe_prepared {
   MOE_PREPARED_F32 = 1,  /**< float32 or float16 weights as they are: forward gives the same bits; not for bfloat16 weights */
   MOE_PREPARED_BF16 = 2, /**< bfloat16: half the memory to read.  Forward gives the bits of a layer with weight_dtype
                               BF16: of this one, or of one with these weights rounded; then only without a tape */
-  /* Weights of few bits, see below: from weights of any type, which are frozen as long.  _A8: the same, times int8 tokens. */
+  /* Weights of few bits, see below: from weights of any type, which are frozen as long.  _A8: the same, times int8 tokens; _A16: times
+   * bfloat16 tokens. */
   MOE_PREPARED_INT8 = 3,          /**< 8.5 bits a weight: int8 and a float16 scale for 32 inputs, GGUF's Q8_0 */
   MOE_PREPARED_INT8_A8 = 4,       /**< times int8 tokens */
   MOE_PREPARED_INT4 = 5,          /**< 4.5 bits: int4 and a float16 scale for 32 inputs, GGUF's Q4_0 */
@@ -883,8 +884,24 @@ typedef enum moe_prepared {
   MOE_PREPARED_INT4_ZERO_G128 = 30,    /**< 4.3125 bits: the same for 128 inputs */
   MOE_PREPARED_INT4_ZERO_G128_A8 = 31, /**< times int8 tokens */
   /* While a model is read (moe_pretrained_options), and nowhere else: each matrix in the form above that has exactly the file's numbers. */
-  MOE_PREPARED_STORED = 32,   /**< what the files hold in few bits as it is, other weights as with NONE */
-  MOE_PREPARED_STORED_A8 = 33 /**< times int8 tokens, where the form has that */
+  MOE_PREPARED_STORED = 32,    /**< what the files hold in few bits as it is, other weights as with NONE */
+  MOE_PREPARED_STORED_A8 = 33, /**< times int8 tokens, where the form has that */
+  MOE_PREPARED_INT8_A16 = 34,                /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_A16 = 35,                /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_G64_A16 = 36,            /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_G128_A16 = 37,           /**< times bfloat16 tokens */
+  MOE_PREPARED_MXFP4_A16 = 38,               /**< times bfloat16 tokens */
+  MOE_PREPARED_IQ4_NL_A16 = 39,              /**< times bfloat16 tokens */
+  MOE_PREPARED_Q4_K_A16 = 40,                /**< times bfloat16 tokens */
+  MOE_PREPARED_Q6_K_A16 = 41,                /**< times bfloat16 tokens */
+  MOE_PREPARED_INT8_ROW_A16 = 42,            /**< times bfloat16 tokens */
+  MOE_PREPARED_FP8_A16 = 43,                 /**< times bfloat16 tokens */
+  MOE_PREPARED_NVFP4_A16 = 44,               /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_BF16_A16 = 45,           /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_ZERO_A16 = 46,           /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_ZERO_G64_A16 = 47,       /**< times bfloat16 tokens */
+  MOE_PREPARED_INT4_ZERO_G128_A16 = 48,      /**< times bfloat16 tokens */
+  MOE_PREPARED_STORED_A16 = 49 /**< as STORED, times bfloat16 tokens */
 } moe_prepared;
 
 /* Of the weights w of an output that share a scale:
@@ -897,9 +914,11 @@ typedef enum moe_prepared {
  * in float32; d is then rounded to float16 (INT8, INT4, IQ4_NL) or bfloat16 (INT4_BF16, before q), and the weight is d q, of
  * INT4_ZERO d (q - z), rounded to float32 where it is no float32.  IQ4_NL, Q4_K and Q6_K take scales that make the sum of squares of
  * errors small; the weights of Q4_K are round((d s) q - (d_min m)), those of Q6_K (d s) q.
- * Weight only (without _A8): forward gives the bits of a layer with weight_dtype F32 and these weights.
- * With a tape it does so in every form, _A8 too, and backward gives the gradients of that layer, to the bit, but those of the
+ * Weight only (without _A8 or _A16): forward gives the bits of a layer with weight_dtype F32 and these weights.
+ * With a tape it does so in every form, _A8 and _A16 too, and backward gives the gradients of that layer, to the bit, but those of the
  * matrices in few bits: these are frozen.
+ * _A16: forward gives the bits of a layer with weight_dtype BF16, whose weights are these rounded to bfloat16, with MOE_MATMUL_NATIVE and
+ * the same instructions, of any moe_matmul.  The weights of MXFP4 and FP8 with a power of two for d lose nothing by that.
  * _A8: what is multiplied with the weights (rows of x, activations) becomes integers as well, 32 features at a time: d_x =
  * max |x| / 127 in float32, q_x as q of INT8.  Within 32 features (NVFP4: 16) products are summed as integers, exactly; of these sums an
  * output's chain is s = fma(d d_x, sum, s), from its bias on in ascending order, so that it has the same bits with all

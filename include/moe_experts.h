@@ -99,7 +99,7 @@ typedef struct moe_experts_call {
   /** Nullable: packed weights that are used in place of GATE, UP and DOWN.  Of those that are given all the same, 16 values of each
    *  matrix in use are compared with what was packed.
    *  With a form of few bits (INT8 and on) these are frozen weights to train over: what is saved, and the gradients, are those of
-   *  experts whose weights are the packed values, in float32; tokens stay float32 too where something is saved, with _A8 as well.
+   *  experts whose weights are the packed values, in float32; tokens stay float32 too where something is saved, with _A8 and _A16 as well.
    *  Gradients of GATE, UP and DOWN there are none then.  Other forms that change the values are for forward alone. */
   const moe_experts_prepared *prepared;
 } moe_experts_call;

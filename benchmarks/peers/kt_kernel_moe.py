@@ -20,7 +20,7 @@ KERNELS = {
     "bf16": "AMXBF16_MOE",
     "int8_row_a8": "AMXInt8_MOE",
     "int4_a8": "AMXInt4_KGroup_MOE",
-    "mxfp4": "AMXFP4_KGroup_MOE",
+    "mxfp4_a16": "AMXFP4_KGroup_MOE",
 }
 GROUP = 32
 
@@ -57,7 +57,7 @@ def layer(work: Work, pool: Any, elsewhere: Tensor) -> Any:
             kept.append(stacked(matrices(work, name), torch.bfloat16))
             setattr(config, f"{name}_proj", kept[-1].data_ptr())
         else:
-            numbers, scales = packed(matrices(work, name), mxfp4 if form == "mxfp4" else int4)
+            numbers, scales = packed(matrices(work, name), mxfp4 if form == "mxfp4_a16" else int4)
             kept += [numbers, scales]
             setattr(config, f"{name}_projs", [pointers(numbers)])
             setattr(config, f"{name}_scales", [pointers(scales)])

@@ -69,7 +69,7 @@ class Work:
     @property
     def limit(self) -> float:
         """How far a peer's answer may be from ours."""
-        return LIMITS.get(self.dtype.removesuffix("_a8"), FOUR_BITS_LIMIT)
+        return LIMITS.get(self.dtype.removesuffix("_a8").removesuffix("_a16"), FOUR_BITS_LIMIT)
 
     def arguments(self) -> list[str]:
         """Return the command line of a peer."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_experts import downs, gates_and_ups, packed, serve_experts, stacked
 from vllm_operators import operators
 
-METHODS = {"bf16": 0, "int8_row_a8": 1, "fp8": 2, "int4_g128_a8": 3, "mxfp4": 4}
+METHODS = {"bf16": 0, "int8_row_a8": 1, "fp8_a16": 2, "int4_g128_a8": 3, "mxfp4_a16": 4}
 INT4_GROUP = 128  # inputs of one scale
 GPTQ = 1  # how the operator that packs 4 bits is told what it gets
 
@@ -25,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(work.threads)
     vllm = operators()
     (w13, s13, z13), (w2, s2, z2) = (prepared(half(work), work.dtype) for half in (gates_and_ups, downs))
-    method, block = METHODS[work.dtype], [few_bits.BLOCK] * 2 if work.dtype == "fp8" else None
+    method, block = METHODS[work.dtype], [few_bits.BLOCK] * 2 if work.dtype == "fp8_a16" else None
     no_more = 4 * [None]  # biases, and the bounds of another activation
 
     def experts(y: Tensor, x: Tensor, weights: Tensor, chosen: Tensor) -> None:
@@ -44,10 +44,10 @@ def prepared(matrices: Iterator[Tensor], form: str) -> tuple[Tensor, Tensor | No
     if form == "int8_row_a8":
         numbers, scales = packed(matrices, few_bits.int8_rows)
         return convert(numbers), scales, None
-    if form == "fp8":
+    if form == "fp8_a16":
         numbers, scales = packed(matrices, few_bits.fp8_blocks)
         return convert(numbers), scales, None
-    if form == "mxfp4":
+    if form == "mxfp4_a16":
         numbers, scales = packed(matrices, few_bits.mxfp4)
         return convert(numbers), operators().convert_scale_packed(scales), None
     numbers, scales = packed(matrices, gptq)

@@ -423,6 +423,12 @@ typedef struct moei_code {
   /* For each of the `length` chunks of integers fma(scale of weights * scale of the token, sum, .), with sums of products of
    * integers */
   void (*_Nullable product_of_integers)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels);
+  /* panel [k / 2][32] of pairs in bfloat16, to which the decoded numbers are rounded, from the first block on; an odd k ends in a pair
+   * with 0 */
+  void (*decode_pairs)(int64_t inputs, int64_t k, const void *blocks, uint32_t *panel);
+  /* The same chains as of these panels, by the processor's products of pairs, where it has any: length contraction indices of m rows in
+   * bfloat16, chunks [k / 32][m][32] */
+  void (*_Nullable product_of_pairs)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels);
 } moei_code;
 
 typedef struct moei_codes {

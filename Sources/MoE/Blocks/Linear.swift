@@ -55,6 +55,9 @@ public struct LinearForward {
     case .rowIntegers:
       form = .rowIntegers(TiledLinear(&arena, shape, context: context))
       return
+    case .blockHalves:
+      form = .bf16(TiledLinear(&arena, shape, context: context))
+      return
     case nil, .floats, .halves: break
     }
     if !context.packsWeights {

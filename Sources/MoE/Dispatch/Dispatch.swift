@@ -99,8 +99,8 @@ struct Dispatch {
   /// What the experts of a group see, or some of them alone.
   func rows(of group: ExpertGroup, only wanted: WantedExperts = .all) -> GroupRows {
     GroupRows(
-      of: wanted, in: group, most: size.rows(of: group), offsets: offsets + group.first, pairOfRow: pairOfRow,
-      tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
+      of: wanted, in: group, most: size.rows(of: group), mostTokens: size.tokens, offsets: offsets + group.first,
+      pairOfRow: pairOfRow, tokenOfRow: tokenOfRow, weightOfRow: weightOfRow)
   }
 }
 
@@ -114,7 +114,9 @@ enum WantedExperts {
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
 struct GroupRows {
   let experts: Range<Int>  // whose work is to be done
-  let most: Int  // rows at most
+  private let sizes: (rows: Int32, tokens: Int32)  // small, since groups are copied along a call
+  var most: Int { Int(sizes.rows) }  // rows at most
+  var mostTokens: Int { Int(sizes.tokens) }  // that these are of
   private let offsets: UnsafePointer<Int32>  // [experts of the group + 1]
   private let pairOfRow: UnsafePointer<Int32>
   private let tokenOfRow: UnsafePointer<Int32>
@@ -122,7 +124,7 @@ struct GroupRows {
   private let marks: UnsafePointer<Bool>?  // [experts of the group]: those without have no rows
 
   fileprivate init(
-    of wanted: WantedExperts, in group: ExpertGroup, most: Int, offsets: UnsafePointer<Int32>,
+    of wanted: WantedExperts, in group: ExpertGroup, most: Int, mostTokens: Int, offsets: UnsafePointer<Int32>,
     pairOfRow: UnsafePointer<Int32>, tokenOfRow: UnsafePointer<Int32>, weightOfRow: UnsafePointer<Float>
   ) {
     switch wanted {
@@ -130,7 +132,7 @@ struct GroupRows {
     case .one(let expert): (experts, marks) = (expert..<expert + 1, nil)
     case .marked(let marks): (experts, self.marks) = (0..<group.experts, marks)
     }
-    self.most = most
+    sizes = (Int32(truncatingIfNeeded: most), Int32(truncatingIfNeeded: mostTokens))
     self.offsets = offsets
     self.pairOfRow = pairOfRow
     self.tokenOfRow = tokenOfRow
@@ -144,6 +146,18 @@ struct GroupRows {
     return Int(offsets[e])..<Int(offsets[isWanted ? e + 1 : e])
   }
   func count(ofExpert e: Int) -> Int { rows(ofExpert: e).count }
+  /// How many rows there are, and from which token to which they are of tokens: those of an expert ascend.
+  func extent() -> (rows: Int, tokens: Range<Int>) {
+    var (rows, first, end) = (0, Int32.max, Int32(0))
+    for e in experts {
+      let own = self.rows(ofExpert: e)
+      if own.isEmpty { continue }
+      rows += own.count
+      first = min(first, tokenOfRow[own.lowerBound])
+      end = max(end, tokenOfRow[own.upperBound - 1] + 1)
+    }
+    return (rows, rows == 0 ? 0..<0 : Int(first)..<Int(end))
+  }
   func pairs(from row: Int) -> UnsafePointer<Int32> { pairOfRow + row }
   func tokens(from row: Int) -> UnsafePointer<Int32> { tokenOfRow + row }
   func weights(from row: Int) -> UnsafePointer<Float> { weightOfRow + row }

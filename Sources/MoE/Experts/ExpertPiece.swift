@@ -90,7 +90,7 @@ struct ExpertPiece {
   }
 
   /// A tile's rows, and how many rows of `tiles` come before them.
-  private func forEachTile(_ tiles: Range<Int>, _ body: (Range<Int>, Int) -> Void) {
+  func forEachTile(_ tiles: Range<Int>, _ body: (Range<Int>, Int) -> Void) {
     let first = self.tiles.start(tiles.lowerBound)
     for tile in tiles {
       let rows = self.tiles.rows(tile)

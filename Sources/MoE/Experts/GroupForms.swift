@@ -57,6 +57,8 @@ enum ExpertForm: Int32 {
     let tokens = work.isDifferentiated ? nil : work.prepared?.forms.tokens
     if !work.c.multiplies {
       self = .free
+    } else if tokens == .blockHalves {
+      self = .tiledBF16
     } else if tokens == .integers {
       self = .integers
     } else if tokens == .rowIntegers {

@@ -6,12 +6,12 @@ struct MatrixChoice {
 
   /// nil where it stays as it is.
   func form(in context: ContextPointer) -> PanelForm? {
-    if wanted.isStored { return code.map { .keeping($0, integers: wanted == .storedA8) } }
+    if wanted.isStored { return code.map { .keeping($0, times: wanted.storedTokens) } }
     return wanted.form.flatMap { $0.isRead(in: context) ? $0 : nil }
   }
 
-  /// Where tokens cannot become integers.
-  var weightOnly: PanelForm? { wanted.isStored ? code.map { .keeping($0, integers: false) } : nil }
+  /// Where tokens cannot become the same for all.
+  var weightOnly: PanelForm? { wanted.isStored ? code.map { .keeping($0, times: .floats) } : nil }
 
   /// Packed in a form. `type`: what its values are; those that stand in a file beside blocks are rounded to none.
   func source(_ form: PanelForm, _ type: ElementType) -> PanelSource {
@@ -20,15 +20,15 @@ struct MatrixChoice {
 }
 
 extension PanelForm {
-  /// Of a code, times integers where it has that.
-  static func keeping(_ code: PanelCode, integers: Bool) -> PanelForm {
+  /// Of a code, times such tokens where it has that.
+  static func keeping(_ code: PanelCode, times tokens: BlockTokens) -> PanelForm {
     var found = PanelForm.f32
     var number: Int32 = 1
     while let preparation = Layer.Preparation(rawValue: number) {
       number += 1
-      guard let form = preparation.form, case .blocks(code, integers: let own) = form.contents else { continue }
-      if own == integers { return form }
-      if !own { found = form }
+      guard let form = preparation.form, case .blocks(code, times: let own) = form.contents else { continue }
+      if own == tokens { return form }
+      if own == .floats { found = form }
     }
     return found
   }
@@ -69,7 +69,7 @@ struct GroupChoices {
     let agree =
       tokens == (forms.0 ?? rest).tokens && tokens == (forms.1 ?? rest).tokens
       && tokens == (forms.2 ?? rest).tokens
-    /// Where not all can be multiplied by the same integers, those that a file has are for floats.
+    /// Where not all can be multiplied by the same tokens, those that a file has are for floats.
     func source(_ choice: MatrixChoice, _ form: PanelForm?) -> PanelSource {
       choice.source((agree ? nil : choice.weightOnly) ?? form ?? rest, group.weights)
     }

@@ -49,7 +49,7 @@ struct MatrixForms: Equatable {
 
   private func misfit(_ form: PanelForm) -> Fault {
     .invalid(
-      "one expert's matrices cannot be \(form.constant) and \(down.constant): tokens that go through both become \(form.tokens.text) for the one and \(down.tokens.text) for the other; take two weight-only forms, or two of the same kind of MOE_PREPARED_..._A8"
+      "one expert's matrices cannot be \(form.constant) and \(down.constant): tokens that go through both become \(form.tokens.text) for the one and \(down.tokens.text) for the other; take two weight-only forms, or two of the same kind of MOE_PREPARED_..._A8 or _A16"
     )
   }
 }
@@ -59,6 +59,7 @@ extension PanelForm.Tokens {
     switch self {
     case .floats: "float32"
     case .halves: "bfloat16"
+    case .blockHalves: "bfloat16 beside blocks"
     case .integers: "integers with a scale for 32 features"
     case .rowIntegers: "integers with a scale for a row"
     }

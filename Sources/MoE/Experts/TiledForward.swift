@@ -46,8 +46,8 @@ struct TiledInner<P: Precision>: GroupJob {
   /// On the tape, for all rows; nil when there will be no backward.
   let kept: Preactivations<P.Element>?
   let activations: UnsafeMutablePointer<P.Element>  // [rows, padded I], tiled
-  /// Of whole rows, where these are finished.
-  fileprivate let rowList: WorkList?
+  /// nil where each expert makes of a token what it reads.
+  private let once: TokensOnce<P>?
   // Scratch of each thread.
   let gatheredRows: Int
   let gathered: UnsafeMutablePointer<P.Element>  // [lanes, gatheredRows, padded H], tiled
@@ -62,8 +62,7 @@ struct TiledInner<P: Precision>: GroupJob {
     list = WorkList(&arena, work, unit: P.unit, chunks: chunks(of: c.intermediate), tilesPerPiece: gatheredTiles)
     activations = arena.take(
       P.Element.self, ExpertPiece.places(most, experts: c.experts, unit: P.unit), padded(c.intermediate))
-    rowList =
-      P.finishesRows ? WorkList(&arena, work, unit: P.unit, chunks: 1, tilesPerPiece: gatheredTiles) : nil
+    once = P.gathersOnce && !c.linear && !c.weightOnInput ? TokensOnce(&arena, work) : nil
     gatheredRows = work.rows(ofTiles: gatheredTiles)
     gathered = arena.take(P.Element.self, lanes * gatheredRows, padded(c.hidden))
     packed = arena.take(P.Element.self, lanes, P.panelsSize)
@@ -74,8 +73,15 @@ struct TiledInner<P: Precision>: GroupJob {
   func run(in context: ContextPointer) throws(Fault) {
     try work.requireCurrentWeights()
     let pieces = list.fill(dispatch)
+    try once?.make(work, pieces: pieces, in: context)
     if c.linear { try context.run(pieces, LinearInner(inner: self)) } else { try context.run(pieces, self) }
-    if let rowList { try context.run(rowList.fill(dispatch), FinishedRows(inner: self, list: rowList)) }
+    if P.finishesRows { try context.run(c.experts, FinishedRows(inner: self)) }
+  }
+
+  private func gather(_ piece: ExpertPiece, into out: UnsafeMutablePointer<P.Element>) {
+    if let once, piece.copy(piece.range, c.hidden, of: once, into: out) { return }
+    piece.gather(
+      P.self, piece.range, c.hidden, of: x, xRow: c.hidden, weighted: c.weightOnInput, into: out, kernels)
   }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
@@ -89,7 +95,7 @@ struct TiledInner<P: Precision>: GroupJob {
     let starts = starts + thread * panelsAtOnce * chunkWidth
     let unkept = unkept + thread * panelsAtOnce * gatheredRows * chunkWidth
 
-    piece.gather(P.self, piece.range, h, of: x, xRow: h, weighted: c.weightOnInput, into: gathered, kernels)
+    gather(piece, into: gathered)
     let place = source.place(ofExpert: piece.expert)
     func columns(_ chunk: Int) -> Int { min(chunkWidth, i - chunk * chunkWidth) }
     /// Gated experts have two panels for each chunk: gate, then up.
@@ -156,13 +162,12 @@ struct TiledInner<P: Precision>: GroupJob {
   }
 }
 
-/// Activations once all of a row's are there.
+/// Activations once all of a row's are there, expert by expert.
 private struct FinishedRows<P: Precision>: Job {
   let inner: TiledInner<P>
-  let list: WorkList
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let piece = list.piece(item, inner.dispatch)
+    let piece = ExpertPiece(ofAll: item, inner.dispatch, inner.kernels, unit: P.unit)
     let width = inner.c.intermediate
     for tile in piece.range {
       let rows = piece.tiles.rows(tile)

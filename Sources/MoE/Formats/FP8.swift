@@ -10,6 +10,9 @@ extension PanelCode {
 
 extension PanelForm {
   static var fp8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_FP8", contents: .blocks(.fp8, integers: false))
+    PanelForm(constant: "MOE_PREPARED_FP8", contents: .blocks(.fp8, times: .floats))
+  }
+  static var fp8A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_FP8_A16", contents: .blocks(.fp8, times: .halves))
   }
 }

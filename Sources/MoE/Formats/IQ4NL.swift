@@ -8,9 +8,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var iq4NL: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_IQ4_NL", contents: .blocks(.iq4NL, integers: false))
+    PanelForm(constant: "MOE_PREPARED_IQ4_NL", contents: .blocks(.iq4NL, times: .floats))
+  }
+  static var iq4NLA16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_IQ4_NL_A16", contents: .blocks(.iq4NL, times: .halves))
   }
   static var iq4NLA8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_IQ4_NL_A8", contents: .blocks(.iq4NL, integers: true))
+    PanelForm(constant: "MOE_PREPARED_IQ4_NL_A8", contents: .blocks(.iq4NL, times: .integers))
   }
 }

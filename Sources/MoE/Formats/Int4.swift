@@ -10,21 +10,30 @@ extension PanelCode {
 
 extension PanelForm {
   static var int4: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4", contents: .blocks(.int4(group: 32), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4", contents: .blocks(.int4(group: 32), times: .floats))
+  }
+  static var int4A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_A16", contents: .blocks(.int4(group: 32), times: .halves))
   }
   static var int4A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_A8", contents: .blocks(.int4(group: 32), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_A8", contents: .blocks(.int4(group: 32), times: .integers))
   }
   static var int4G64: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_G64", contents: .blocks(.int4(group: 64), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_G64", contents: .blocks(.int4(group: 64), times: .floats))
+  }
+  static var int4G64A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G64_A16", contents: .blocks(.int4(group: 64), times: .halves))
   }
   static var int4G64A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_G64_A8", contents: .blocks(.int4(group: 64), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_G64_A8", contents: .blocks(.int4(group: 64), times: .integers))
   }
   static var int4G128: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_G128", contents: .blocks(.int4(group: 128), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_G128", contents: .blocks(.int4(group: 128), times: .floats))
+  }
+  static var int4G128A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_G128_A16", contents: .blocks(.int4(group: 128), times: .halves))
   }
   static var int4G128A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_G128_A8", contents: .blocks(.int4(group: 128), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_G128_A8", contents: .blocks(.int4(group: 128), times: .integers))
   }
 }

@@ -8,9 +8,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var int4BF16: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_BF16", contents: .blocks(.int4BF16, integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_BF16", contents: .blocks(.int4BF16, times: .floats))
+  }
+  static var int4BF16A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_BF16_A16", contents: .blocks(.int4BF16, times: .halves))
   }
   static var int4BF16A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_BF16_A8", contents: .blocks(.int4BF16, integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_BF16_A8", contents: .blocks(.int4BF16, times: .integers))
   }
 }

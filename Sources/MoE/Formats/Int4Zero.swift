@@ -10,21 +10,30 @@ extension PanelCode {
 
 extension PanelForm {
   static var int4Zero: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO", contents: .blocks(.int4Zero(group: 32), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO", contents: .blocks(.int4Zero(group: 32), times: .floats))
+  }
+  static var int4ZeroA16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_A16", contents: .blocks(.int4Zero(group: 32), times: .halves))
   }
   static var int4ZeroA8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_A8", contents: .blocks(.int4Zero(group: 32), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_A8", contents: .blocks(.int4Zero(group: 32), times: .integers))
   }
   static var int4ZeroG64: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G64", contents: .blocks(.int4Zero(group: 64), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G64", contents: .blocks(.int4Zero(group: 64), times: .floats))
+  }
+  static var int4ZeroG64A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G64_A16", contents: .blocks(.int4Zero(group: 64), times: .halves))
   }
   static var int4ZeroG64A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G64_A8", contents: .blocks(.int4Zero(group: 64), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G64_A8", contents: .blocks(.int4Zero(group: 64), times: .integers))
   }
   static var int4ZeroG128: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G128", contents: .blocks(.int4Zero(group: 128), integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G128", contents: .blocks(.int4Zero(group: 128), times: .floats))
+  }
+  static var int4ZeroG128A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G128_A16", contents: .blocks(.int4Zero(group: 128), times: .halves))
   }
   static var int4ZeroG128A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G128_A8", contents: .blocks(.int4Zero(group: 128), integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT4_ZERO_G128_A8", contents: .blocks(.int4Zero(group: 128), times: .integers))
   }
 }

@@ -8,9 +8,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var int8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT8", contents: .blocks(.int8, integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT8", contents: .blocks(.int8, times: .floats))
+  }
+  static var int8A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT8_A16", contents: .blocks(.int8, times: .halves))
   }
   static var int8A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT8_A8", contents: .blocks(.int8, integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT8_A8", contents: .blocks(.int8, times: .integers))
   }
 }

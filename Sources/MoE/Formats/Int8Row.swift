@@ -9,9 +9,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var int8Row: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT8_ROW", contents: .blocks(.int8Row, integers: false))
+    PanelForm(constant: "MOE_PREPARED_INT8_ROW", contents: .blocks(.int8Row, times: .floats))
+  }
+  static var int8RowA16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_INT8_ROW_A16", contents: .blocks(.int8Row, times: .halves))
   }
   static var int8RowA8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_INT8_ROW_A8", contents: .blocks(.int8Row, integers: true))
+    PanelForm(constant: "MOE_PREPARED_INT8_ROW_A8", contents: .blocks(.int8Row, times: .integers))
   }
 }

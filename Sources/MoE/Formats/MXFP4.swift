@@ -8,9 +8,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var mxfp4: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_MXFP4", contents: .blocks(.mxfp4, integers: false))
+    PanelForm(constant: "MOE_PREPARED_MXFP4", contents: .blocks(.mxfp4, times: .floats))
+  }
+  static var mxfp4A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_MXFP4_A16", contents: .blocks(.mxfp4, times: .halves))
   }
   static var mxfp4A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_MXFP4_A8", contents: .blocks(.mxfp4, integers: true))
+    PanelForm(constant: "MOE_PREPARED_MXFP4_A8", contents: .blocks(.mxfp4, times: .integers))
   }
 }

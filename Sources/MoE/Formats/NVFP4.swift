@@ -11,9 +11,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var nvfp4: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_NVFP4", contents: .blocks(.nvfp4, integers: false))
+    PanelForm(constant: "MOE_PREPARED_NVFP4", contents: .blocks(.nvfp4, times: .floats))
+  }
+  static var nvfp4A16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_NVFP4_A16", contents: .blocks(.nvfp4, times: .halves))
   }
   static var nvfp4A8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_NVFP4_A8", contents: .blocks(.nvfp4, integers: true))
+    PanelForm(constant: "MOE_PREPARED_NVFP4_A8", contents: .blocks(.nvfp4, times: .integers))
   }
 }

@@ -3,9 +3,12 @@ public struct PanelForm: Equatable {
   enum Contents: Equatable {
     /// Panels of elements, as the tiles of that type read them.
     case elements(ElementType)
-    /// Panels of blocks; `integers`: tokens become integers too.
-    case blocks(PanelCode, integers: Bool)
+    /// Panels of blocks.
+    case blocks(PanelCode, times: BlockTokens)
   }
+
+  /// What becomes of tokens that blocks are multiplied by. The raw type is for the linker, see ExpertForm.
+  enum BlockTokens: Int32 { case floats, halves, integers }
 
   /// As in moe_prepared.
   public let constant: StaticString
@@ -28,6 +31,8 @@ public struct PanelForm: Equatable {
   enum Tokens: Int32 {
     /// Of float32, or of bfloat16.
     case floats, halves
+    /// Of bfloat16, for blocks: with a tape they are float32.
+    case blockHalves
     /// Integers under a scale for 32 features, or for a row.
     case integers, rowIntegers
   }
@@ -35,8 +40,9 @@ public struct PanelForm: Equatable {
   var tokens: Tokens {
     switch contents {
     case .elements(let type): type.format.precision == .f32 ? .floats : .halves
-    case .blocks(_, integers: false): .floats
-    case .blocks(let code, integers: true): code.hasRowScales ? .rowIntegers : .integers
+    case .blocks(_, times: .floats): .floats
+    case .blocks(_, times: .halves): .blockHalves
+    case .blocks(let code, times: .integers): code.hasRowScales ? .rowIntegers : .integers
     }
   }
 
@@ -54,7 +60,7 @@ public struct PanelForm: Equatable {
   }
   func require(_ depth: Int, inputsOfNamed matrix: UnsafePointer<CChar>) throws(Fault) {
     guard let code else { return }
-    if case .blocks(_, integers: true) = contents, code.hasRowScales, depth > PanelCode.mostInARow {
+    if case .blocks(_, times: .integers) = contents, code.hasRowScales, depth > PanelCode.mostInARow {
       throw .invalid(
         "\(constant) sums at most \(PanelCode.mostInARow) inputs as integers, but \(matrix) has \(depth): prepare another form, such as MOE_PREPARED_INT8_A8"
       )

@@ -10,9 +10,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var q4K: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_Q4_K", contents: .blocks(.q4K, integers: false))
+    PanelForm(constant: "MOE_PREPARED_Q4_K", contents: .blocks(.q4K, times: .floats))
+  }
+  static var q4KA16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_Q4_K_A16", contents: .blocks(.q4K, times: .halves))
   }
   static var q4KA8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_Q4_K_A8", contents: .blocks(.q4K, integers: true))
+    PanelForm(constant: "MOE_PREPARED_Q4_K_A8", contents: .blocks(.q4K, times: .integers))
   }
 }

@@ -10,9 +10,12 @@ extension PanelCode {
 
 extension PanelForm {
   static var q6K: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_Q6_K", contents: .blocks(.q6K, integers: false))
+    PanelForm(constant: "MOE_PREPARED_Q6_K", contents: .blocks(.q6K, times: .floats))
+  }
+  static var q6KA16: PanelForm {
+    PanelForm(constant: "MOE_PREPARED_Q6_K_A16", contents: .blocks(.q6K, times: .halves))
   }
   static var q6KA8: PanelForm {
-    PanelForm(constant: "MOE_PREPARED_Q6_K_A8", contents: .blocks(.q6K, integers: true))
+    PanelForm(constant: "MOE_PREPARED_Q6_K_A8", contents: .blocks(.q6K, times: .integers))
   }
 }

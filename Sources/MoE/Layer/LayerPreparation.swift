@@ -38,13 +38,36 @@ extension Layer {
     /// As a file has it, where that is in few bits: while a model is read.
     case stored = 32
     case storedA8 = 33
+    case int8A16 = 34
+    case int4A16 = 35
+    case int4G64A16 = 36
+    case int4G128A16 = 37
+    case mxfp4A16 = 38
+    case iq4NLA16 = 39
+    case q4KA16 = 40
+    case q6KA16 = 41
+    case int8RowA16 = 42
+    case fp8A16 = 43
+    case nvfp4A16 = 44
+    case int4BF16A16 = 45
+    case int4ZeroA16 = 46
+    case int4ZeroG64A16 = 47
+    case int4ZeroG128A16 = 48
+    case storedA16 = 49
 
-    public var isStored: Bool { self == .stored || self == .storedA8 }
+    public var isStored: Bool { self == .stored || self == .storedA8 || self == .storedA16 }
+    /// What becomes of tokens that are multiplied by what a file has, where its form has that.
+    var storedTokens: PanelForm.BlockTokens { self == .storedA8 ? .integers : self == .storedA16 ? .halves : .floats }
 
     /// Refuses what there is nothing to make of in memory.
     public func requireInMemory(_ argument: StaticString) throws(Fault) {
       if !isStored { return }
-      let name: StaticString = self == .stored ? "MOE_PREPARED_STORED" : "MOE_PREPARED_STORED_A8"
+      let name: StaticString =
+        switch storedTokens {
+        case .floats: "MOE_PREPARED_STORED"
+        case .halves: "MOE_PREPARED_STORED_A16"
+        case .integers: "MOE_PREPARED_STORED_A8"
+        }
       throw .invalid(
         "\(argument) = \(name) keeps weights as a file has them, and these are numbers in memory: set it in moe_pretrained_options when the model is loaded, or prepare a form of few bits"
       )
@@ -53,7 +76,7 @@ extension Layer {
     /// The table of forms: each row says all that the engine asks of one.
     public var form: PanelForm? {
       switch self {
-      case .none, .stored, .storedA8: nil
+      case .none, .stored, .storedA8, .storedA16: nil
       case .f32: .f32
       case .bf16: .bf16
       case .int8: .int8
@@ -85,6 +108,21 @@ extension Layer {
       case .int4ZeroG64A8: .int4ZeroG64A8
       case .int4ZeroG128: .int4ZeroG128
       case .int4ZeroG128A8: .int4ZeroG128A8
+      case .int8A16: .int8A16
+      case .int4A16: .int4A16
+      case .int4G64A16: .int4G64A16
+      case .int4G128A16: .int4G128A16
+      case .mxfp4A16: .mxfp4A16
+      case .iq4NLA16: .iq4NLA16
+      case .q4KA16: .q4KA16
+      case .q6KA16: .q6KA16
+      case .int8RowA16: .int8RowA16
+      case .fp8A16: .fp8A16
+      case .nvfp4A16: .nvfp4A16
+      case .int4BF16A16: .int4BF16A16
+      case .int4ZeroA16: .int4ZeroA16
+      case .int4ZeroG64A16: .int4ZeroG64A16
+      case .int4ZeroG128A16: .int4ZeroG128A16
       }
     }
 

@@ -59,6 +59,7 @@ protocol IntegerPrecision: Precision {}
 extension IntegerPrecision {
   static var weights: ElementType? { nil }
   static var unit: Int { 1 }
+  static var gathersOnce: Bool { true }
   /// Whole chunks: what lies beyond the last column counts for the scale.
   static func filledUp(_ count: Int) -> Int { padded(count) }
 

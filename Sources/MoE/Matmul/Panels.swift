@@ -58,8 +58,8 @@ struct WeightPanel<P: Precision> {
   }
 
   /// Whether so many rows are multiplied by blocks as they lie.
-  fileprivate func staysBlocks(rows: Int) -> Bool {
-    if case .blocks = form { return rows < P.decodedRows }
+  fileprivate func staysBlocks(rows: Int, _ kernels: UnsafePointer<moei_kernels>) -> Bool {
+    if case .blocks(_, let code) = form { return P.multiplies(code, rows: rows, kernels) }
     return false
   }
 
@@ -74,7 +74,7 @@ struct WeightPanel<P: Precision> {
       return .elements(UnsafePointer(buffer))
     case .blocks(let panel, let code):
       let blocks = panel + code.bytes(p)
-      if rows < P.decodedRows { return .blocks(blocks, code) }
+      if P.multiplies(code, rows: rows, kernels) { return .blocks(blocks, code) }
       P.decode(depth, blocks, code, into: buffer, kernels)
       return .elements(UnsafePointer(buffer))
     case .across(let blocks):
@@ -154,7 +154,7 @@ struct PanelProducts<P: Precision> {
     let done = multiplyFewRows(panels, panel, next: next, a: a, start: start, c: c, cStride: cStride)
     // Blocks that are multiplied as they lie are read from end to end: nothing is packed, so that nothing has to stay in a cache.
     var allStayBlocks = true
-    for i in 0..<panels where !panel(i).staysBlocks(rows: rows) { allStayBlocks = false }
+    for i in 0..<panels where !panel(i).staysBlocks(rows: rows, kernels) { allStayBlocks = false }
     let step = allStayBlocks ? max(1, depth) : P.panelDepth
     for p in stride(from: done, to: depth, by: step) {
       let depth = min(step, self.depth - p)

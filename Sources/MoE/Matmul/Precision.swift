@@ -47,6 +47,8 @@ protocol Precision {
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
     into out: Target, _ kernels: Kernels)
+  /// Whether that is dear, so that tokens are gathered once for all who read them.
+  static var gathersOnce: Bool { get }
   /// Some columns of rows whose others come by themselves: what `finish` then makes of all is what `gather` gives.
   static func gatherPart(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,
@@ -70,8 +72,8 @@ protocol Precision {
   static func product(
     _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
     _ kernels: Kernels)
-  /// For so many rows and more blocks are decoded first.
-  static var decodedRows: Int { get }
+  /// Whether blocks are multiplied by so many rows as they lie: for more they are decoded first.
+  static func multiplies(_ code: PanelCode, rows: Int, _ kernels: Kernels) -> Bool
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels)
   /// Some rows of a matrix in blocks, the first a multiple of 32, as [rows][32] of its columns.
@@ -108,17 +110,14 @@ extension Precision {
   ) {
     gather(m, columns, tokens, x, xRow: xRow, weights: weights, into: out, kernels)
   }
+  static var gathersOnce: Bool { false }
   static var finishesRows: Bool { false }
   static func finish(_ m: Int, _ columns: Int, _ rows: Target, _ kernels: Kernels) {}
 }
 
-// Blocks are read in float32 and as integers: no precision else is given any.
+// Integers decode nothing, and what runs over the outputs of blocks is float32.
 extension Precision {
-  static var decodedRows: Int { .max }
-  static func product(
-    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
-    _ kernels: Kernels
-  ) {}
+  static func multiplies(_ code: PanelCode, rows: Int, _ kernels: Kernels) -> Bool { true }
   static func decode(
     _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
   ) {}
@@ -202,7 +201,7 @@ enum F32: Precision {
   typealias Element = Float
   static var weights: ElementType? { .f32 }
   static var unit: Int { 1 }
-  static var decodedRows: Int { 3 }
+  static func multiplies(_ code: PanelCode, rows: Int, _ kernels: Kernels) -> Bool { rows < 3 }
 
   static func product(
     _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
@@ -292,6 +291,24 @@ enum BF16: Precision {
   typealias Element = UInt16
   static var weights: ElementType? { .bf16 }
   static var unit: Int { 2 }
+  /// Where the processor multiplies pairs: others would turn the decoded ones into floats again.
+  static func multiplies(_ code: PanelCode, rows: Int, _ kernels: Kernels) -> Bool {
+    rows < 5 && code.kernels(kernels).pointee.product_of_pairs != nil
+  }
+
+  static func product(
+    _ m: Int, _ depth: Int, _ a: Source, _ code: PanelCode, _ panels: UnsafePointer<moei_code_panel>, count: Int,
+    _ kernels: Kernels
+  ) {
+    code.kernels(kernels).pointee.product_of_pairs?(
+      Int64(code.inputs), Int64(m), Int64(depth), a, Int64(count), panels)
+  }
+
+  static func decode(
+    _ depth: Int, _ blocks: UnsafeRawPointer, _ code: PanelCode, into panel: Target, _ kernels: Kernels
+  ) {
+    code.kernels(kernels).pointee.decode_pairs(Int64(code.inputs), Int64(depth), blocks, words(panel))
+  }
 
   static func gather(
     _ m: Int, _ columns: Int, _ tokens: UnsafePointer<Int32>?, _ x: Floats, xRow: Int, weights: Floats?,

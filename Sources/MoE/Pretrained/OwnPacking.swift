@@ -52,21 +52,21 @@ struct OwnPacking {
     var (hasCode, agree) = (false, true)
     for i in 0..<count {
       if stretches[i].code != nil { hasCode = true }
-      if form(i, integers: true).tokens != form(0, integers: true).tokens { agree = false }
+      if form(i, times: wanted.storedTokens).tokens != form(0, times: wanted.storedTokens).tokens { agree = false }
     }
     if !hasCode { return nil }
-    let integers = wanted == .storedA8 && agree
-    var forms = RowForms(form(0, integers: integers))
-    for i in 1..<max(count, 1) where form(i, integers: integers) != form(i - 1, integers: integers) {
+    let tokens = agree ? wanted.storedTokens : .floats
+    var forms = RowForms(form(0, times: tokens))
+    for i in 1..<max(count, 1) where form(i, times: tokens) != form(i - 1, times: tokens) {
       if !forms.hasRoom { return nil }
-      forms.append(form(i, integers: integers), from: stretches[i].first / chunkWidth)
+      forms.append(form(i, times: tokens), from: stretches[i].first / chunkWidth)
     }
     return forms
   }
 
   /// Beside blocks others are floats.
-  private func form(_ stretch: Int, integers: Bool) -> PanelForm {
-    stretches[stretch].code.map { .keeping($0, integers: integers) } ?? .f32
+  private func form(_ stretch: Int, times tokens: PanelForm.BlockTokens) -> PanelForm {
+    stretches[stretch].code.map { .keeping($0, times: tokens) } ?? .f32
   }
 
   /// Of a panel; `type`: of the parameter.

@@ -423,7 +423,7 @@ extension moe_generation: Bounded {
 
 extension moe_prepared_part: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.word(prepared, "prepared", of: "moe_prepared", last: 33)
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 49)
     try check.zero(reserved, "reserved")
   }
 }
@@ -433,7 +433,7 @@ extension moe_pretrained_options: Bounded {
     try check.word(weight_dtype, "weight_dtype", of: "moe_folder_dtype", last: 3)
     try check.word(embedding_dtype, "embedding_dtype", of: "moe_folder_dtype", last: 3)
     try check.flag(inference_only, "inference_only")
-    try check.word(prepared, "prepared", of: "moe_prepared", last: 33)
+    try check.word(prepared, "prepared", of: "moe_prepared", last: 49)
     try check.integer(n_prepared_parts, "n_prepared_parts", 0, 4096)
   }
 }

@@ -21,6 +21,32 @@ MOEI_INLINE moei_sum_floats moei_fp8_value(moei_place at, int64_t octet, int32_t
   return (moei_sum_floats)((moei_sums)moei_e4m3(words >> place) ^ sign) * scaling.scale;
 }
 
+#if defined(__AVX512BF16__)
+/* All numbers times the scale, rounded, as a table of 128; then signs. */
+MOEI_INLINE int moei_fp8_has_pairs(moei_place at) {
+  (void)at;
+  return 1;
+}
+MOEI_INLINE void moei_fp8_pairs(moei_place at, int64_t octet, moei_sums *words) {
+  typedef short shorts __attribute__((__vector_size__(64)));
+  typedef float floats __attribute__((__vector_size__(64)));
+  const moei_sums count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const moei_sum_floats scale = moei_fp8_scaling(at, octet).scale;
+  shorts tables[4];
+  MOEI_UNROLL for (int t = 0; t < 4; t++) {
+    const moei_sum_floats low = moei_e4m3(count + t * 32) * scale, high = moei_e4m3(count + t * 32 + 16) * scale;
+    tables[t] = (shorts)__builtin_ia32_cvtne2ps2bf16_512((floats)high, (floats)low);
+  }
+  MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
+    const moei_u16x32 numbers = moei_bytes_in_pairs(moei_byte_words(at, octet * 2 + p / 2), p % 2);
+    const moei_u16x32 small = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512(tables[0], (shorts)numbers, tables[1]);
+    const moei_u16x32 large = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512(tables[2], (shorts)numbers, tables[3]);
+    const moei_u16x32 is_large = (moei_u16x32)((numbers & 64) != 0);
+    words[p] = (moei_sums)(((is_large & large) | (~is_large & small)) ^ (numbers & 0x8000));
+  }
+}
+#endif
+
 /* The nearest E4M3, the even one in a tie, of what is at most 448 in magnitude; what is larger, or no number, counts as that. */
 static inline uint8_t moei_to_e4m3(float value) {
   const uint32_t sign = moei_float_bits(value) >> 24 & 0x80;
@@ -77,6 +103,7 @@ static inline int32_t moei_fp8_pack(int64_t inputs, int64_t rows, int64_t depth,
 
 #define MOEI_CODE moei_fp8
 #define MOEI_CODE_IS_FOR_FLOATS
+#define MOEI_CODE_HAS_PAIRS
 #include "kernels.h"
 
 #endif

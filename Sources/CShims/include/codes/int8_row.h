@@ -4,6 +4,7 @@
 #define MOEI_CODES_INT8_ROW_H
 
 #include "int8.h"
+#include "tokens.h"
 
 #pragma clang assume_nonnull begin
 
@@ -16,31 +17,6 @@ MOEI_INLINE moei_scaling moei_int8_row_scaling(moei_place at, int64_t octet) {
 }
 MOEI_INLINE moei_sum_floats moei_int8_row_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_int8_value(at, octet, j, scaling);
-}
-
-/* Tokens that have one step as well: floats [chunk][m][32] become integers in place, 32 numbers and the step in the 128 bytes
- * of each 32 floats, and in a row's first ones the sum of all its numbers, times -128. */
-enum { MOEI_ROW_TOKEN = 128 };
-static inline void moei_row_integers(int64_t m, int64_t chunks, float *rows) {
-  for (int64_t r = 0; r < m; r++) {
-    uint32_t largest = 0;
-    for (int64_t c = 0; c < chunks; c++) {
-      const uint32_t own = moei_float_bits(moei_largest(rows + (c * m + r) * 32, 32));
-      largest = own > largest ? own : largest;
-    }
-    const float step = moei_usable(moei_float_of(largest) / 127), inverse = moei_inverse(step);
-    int32_t sum = 0;
-    for (int64_t c = 0; c < chunks; c++) {
-      char *chunk = (char *)(rows + (c * m + r) * 32);
-      int8_t numbers[32];
-      moei_multiples((const float *)chunk, 32, inverse, numbers);
-      for (int64_t i = 0; i < 32; i++) sum += numbers[i];
-      __builtin_memcpy(chunk, numbers, sizeof numbers);
-      moei_put_float(chunk + 32, step);
-    }
-    sum *= -128;
-    if (chunks > 0) __builtin_memcpy((char *)(rows + r * 32) + 48, &sum, 4);
-  }
 }
 
 /* As in kernels.h, but sums go over all chunks, and are scaled once. */

@@ -212,44 +212,16 @@ static inline void MOEI_OF(all_floats)(const moei_code_call *call, int64_t panel
 }
 
 static inline void MOEI_OF(product)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels) {
-  moei_code_call call = {inputs / 32, m, length, a, panels};
-  for (int64_t n = 0; n < count; n++) {
-    call.panels = panels + n;
-    if (moei_pairs_panels && m == 1 && n + 1 < count && panels[n].columns == 32 && panels[n + 1].columns == 32) {
-      MOEI_OF(all_floats)(&call, 2);
-      n++;
-    } else if (panels[n].columns == 32) {
-      MOEI_OF(all_floats)(&call, 1);
-    } else {
-      moei_edge edge;
-      call.panels = moei_edge_begin(&edge, panels + n, m);
-      MOEI_OF(all_floats)(&call, 1);
-      moei_edge_end(&edge, panels + n, m);
-    }
-  }
+  moei_each_panel((moei_code_call){inputs / 32, m, length, a, panels}, count, 0, MOEI_OF(all_floats));
 }
 #ifdef MOEI_CODE_IS_FOR_FLOATS
 #define MOEI_PRODUCT_OF_INTEGERS NULL
 #else
 #define MOEI_PRODUCT_OF_INTEGERS MOEI_OF(product_of_integers)
-/* A single row takes gate and up at once; panels that follow each other are read as one stream. */
+/* Panels that follow each other are read as one stream. */
 static inline void MOEI_OF(product_of_integers)(int64_t inputs, int64_t m, int64_t length, const void *a, int64_t count, const moei_code_panel *panels) {
-  moei_code_call call = {inputs / 32, m, length, a, panels};
-  for (int64_t n = 0; n < count; n++) {
-    call.panels = panels + n;
-    if (moei_pairs_panels && m == 1 && n + 1 < count && panels[n].columns == 32 && panels[n + 1].columns == 32 &&
-        panels[n + 1].blocks != (const char *)panels[n].blocks + length * MOEI_OF(step)(inputs / 32)) {
-      MOEI_OF(all_integers)(&call, 2);
-      n++;
-    } else if (panels[n].columns == 32) {
-      MOEI_OF(all_integers)(&call, 1);
-    } else {
-      moei_edge edge;
-      call.panels = moei_edge_begin(&edge, panels + n, m);
-      MOEI_OF(all_integers)(&call, 1);
-      moei_edge_end(&edge, panels + n, m);
-    }
-  }
+  const int64_t stream = length * MOEI_OF(step)(inputs / 32);
+  moei_each_panel((moei_code_call){inputs / 32, m, length, a, panels}, count, stream, MOEI_OF(all_integers));
 }
 #endif
 
@@ -274,10 +246,14 @@ static inline void MOEI_OF(decode)(int64_t inputs, int64_t first, int64_t k, con
   }
 }
 
+#include "pairs.h"
+
 static inline moei_code MOEI_OF(code)(void) {
-  return (moei_code){MOEI_OF(encode), MOEI_OF(pack), MOEI_OF(decode), MOEI_OF(product), MOEI_PRODUCT_OF_INTEGERS};
+  return (moei_code){MOEI_OF(encode),         MOEI_OF(pack),         MOEI_OF(decode),      MOEI_OF(product),
+                     MOEI_PRODUCT_OF_INTEGERS, MOEI_OF(decode_pairs), MOEI_PRODUCT_OF_PAIRS};
 }
 
+#undef MOEI_PRODUCT_OF_PAIRS
 #undef MOEI_PRODUCT_OF_INTEGERS
 #undef MOEI_OF
 #undef MOEI_JOIN
@@ -285,6 +261,7 @@ static inline moei_code MOEI_OF(code)(void) {
 #undef MOEI_CODE_IS_FOR_FLOATS
 #undef MOEI_CODE_HAS_INTEGERS
 #undef MOEI_CODE_HAS_HALVES
+#undef MOEI_CODE_HAS_PAIRS
 #undef MOEI_CODE_SUMS
 #undef MOEI_CODE
 #endif

@@ -32,6 +32,25 @@ MOEI_INLINE moei_sum_floats moei_mxfp4_end(moei_sum_floats total, moei_place at,
   return moei_add_scaled(total, moei_mxfp4_scaling(at, 0).scale, moei_step_of(token), sums - 12 * moei_sum_of(token));
 }
 
+#if defined(__AVX512BF16__)
+/* Exponents are counted together: what is 125 too large less 253 - e, where 0 stays 0 since there is nothing below; exact as long as
+ * 2 <= e <= 253. */
+MOEI_INLINE int moei_mxfp4_has_pairs(moei_place at) {
+  const char *exponents = at.block + at.subs * 512 + at.sub * 32;
+  const moei_u32x16 low = (moei_u32x16)moei_load_u8(exponents), high = (moei_u32x16)moei_load_u8(exponents + 16);
+  return moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0;
+}
+MOEI_INLINE void moei_mxfp4_pairs(moei_place at, int64_t octet, moei_sums *words) {
+  const moei_u16x32 table = {0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0,
+                             0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0};
+  const moei_sums e = moei_load_u8(at.block + at.subs * 512 + at.sub * 32 + at.output), less = (253 - e) << 7;
+  MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
+    const moei_u16x32 indices = moei_nibbles_in_pairs(moei_nibble_words(at, octet), p);
+    words[p] = (moei_sums)__builtin_elementwise_sub_sat(moei_pick_in_pairs(table, indices), (moei_u16x32)(less | less << 16));
+  }
+}
+#endif
+
 /* The nearest value times `half`, which twice the values are multiplied by; of two the smaller one. */
 static inline void moei_nearest_e2m1(const float *w, int64_t count, float half, uint8_t *numbers) {
 #pragma clang fp contract(off)
@@ -99,6 +118,7 @@ static inline int32_t moei_mxfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 
 #define MOEI_CODE moei_mxfp4
 #define MOEI_CODE_SUMS MOEI_OF_FIVE_BITS
+#define MOEI_CODE_HAS_PAIRS
 #include "kernels.h"
 
 #endif

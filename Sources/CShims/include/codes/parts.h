@@ -35,6 +35,27 @@ static inline void moei_edge_end(const moei_edge *edge, const moei_code_panel *p
   }
 }
 
+/* Panel after panel.  A single row takes two of them at once, such as gate and up, so that one's memory comes while the other is
+ * computed, but those that lie `stream` bytes apart. */
+MOEI_INLINE void moei_each_panel(moei_code_call call, int64_t count, int64_t stream, void (*all)(const moei_code_call *, int64_t panels)) {
+  const moei_code_panel *panels = call.panels;
+  for (int64_t n = 0; n < count; n++) {
+    call.panels = panels + n;
+    if (moei_pairs_panels && call.m == 1 && n + 1 < count && panels[n].columns == 32 && panels[n + 1].columns == 32 &&
+        panels[n + 1].blocks != (const char *)panels[n].blocks + stream) {
+      all(&call, 2);
+      n++;
+    } else if (panels[n].columns == 32) {
+      all(&call, 1);
+    } else {
+      moei_edge edge;
+      call.panels = moei_edge_begin(&edge, panels + n, call.m);
+      all(&call, 1);
+      moei_edge_end(&edge, panels + n, call.m);
+    }
+  }
+}
+
 /* ---- numbers to words ------------------------------------------------------------------------------------- */
 
 /* 32 numbers of output `row`, as bytes or half bytes of sub number `sub`. */

@@ -12,6 +12,7 @@ typedef int8_t moei_i8x32 __attribute__((ext_vector_type(32)));
 typedef int16_t moei_i16x16 __attribute__((ext_vector_type(16)));
 typedef int16_t moei_i16x32 __attribute__((ext_vector_type(32)));
 typedef int32_t moei_i32x8 __attribute__((ext_vector_type(8)));
+typedef uint16_t moei_u16x32 __attribute__((ext_vector_type(32)));
 typedef uint16_t moei_u16x8 __attribute__((ext_vector_type(8)));
 typedef float moei_f32x8 __attribute__((ext_vector_type(8)));
 typedef double moei_f64x16 __attribute__((ext_vector_type(16)));
@@ -169,6 +170,43 @@ MOEI_INLINE moei_sum_floats moei_signed_nibble(moei_sums words, int32_t j) {
   return __builtin_convertvector((words ^ (int32_t)0x88888888) << (28 - moei_nibble_bit(j)) >> 28, moei_sum_floats);
 #endif
 }
+/* Two floats of each output rounded to bfloat16, in the lower and in the upper half of a word.  The instruction takes denormal numbers
+ * for 0, as that for products does. */
+MOEI_INLINE moei_sums moei_rounded_pair(moei_sum_floats low, moei_sum_floats high) {
+#if defined(__AVX512BF16__)
+  typedef float floats __attribute__((__vector_size__(64)));
+  moei_u16x32 both = (moei_u16x32)__builtin_ia32_cvtne2ps2bf16_512((floats)high, (floats)low);
+  return (moei_sums)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11,
+                                            27, 12, 28, 13, 29, 14, 30, 15, 31);
+#else
+  typedef uint32_t words __attribute__((ext_vector_type(MOEI_LANES)));
+  const moei_sum_floats own[2] = {low, high};
+  words rounded[2];
+  MOEI_UNROLL for (int i = 0; i < 2; i++) {
+    const words bits = (words)own[i], is_nan = (words)(own[i] != own[i]);
+    rounded[i] = (is_nan & (bits | 0x400000)) | (~is_nan & (bits + 0x7FFF + (bits >> 16 & 1)));
+  }
+  return (moei_sums)(rounded[0] >> 16 | (rounded[1] & 0xFFFF0000));
+#endif
+}
+#if defined(__AVX512BF16__)
+/* Two numbers of each output, of each word the lower half's and the upper half's: bytes 2 p and 2 p + 1 twice; half bytes number p of
+ * four pairs, whatever lies above them; entries of a table of 32, by the lowest five bits. */
+MOEI_INLINE moei_u16x32 moei_bytes_in_pairs(moei_sums words, int32_t p) {
+  typedef char bytes __attribute__((__vector_size__(64)));
+  const moei_sums order = {0, 0x04040404, 0x08080808, 0x0C0C0C0C, 0, 0x04040404, 0x08080808, 0x0C0C0C0C,
+                           0, 0x04040404, 0x08080808, 0x0C0C0C0C, 0, 0x04040404, 0x08080808, 0x0C0C0C0C};
+  return (moei_u16x32)(bytes)__builtin_ia32_pshufb512((bytes)words, (bytes)(order + (p ? 0x03030202 : 0x01010000)));
+}
+MOEI_INLINE moei_u16x32 moei_nibbles_in_pairs(moei_sums words, int32_t p) {
+  const moei_u16x32 both = moei_bytes_in_pairs(words, p & 1);
+  return p < 2 ? both : both >> 4;
+}
+MOEI_INLINE moei_u16x32 moei_pick_in_pairs(moei_u16x32 table, moei_u16x32 indices) {
+  typedef short shorts __attribute__((__vector_size__(64)));
+  return (moei_u16x32)(shorts)__builtin_ia32_permvarhi512((shorts)table, (shorts)indices);
+}
+#endif
 /* A byte of E4M3 in the lowest bits, without a sign: (bits << 20) has its exponent and fraction, 120 too small in the former. */
 MOEI_INLINE moei_sum_floats moei_e4m3(moei_sums bytes) { return (moei_sum_floats)((bytes & 0x7F) << 20) * 0x1p120f; }
 

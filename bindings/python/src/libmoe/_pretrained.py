@@ -76,7 +76,7 @@ class Pretrained:
             Of the token embedding.
         inference_only : bool
             No memory for gradients, and no backward.
-        prepared : {"none", "f32", "bf16", "int8", "int8_a8", "int4", ..., "stored", "stored_a8"} or mapping
+        prepared : {"none", "f32", "bf16", "int8", "int8_a8", ..., "stored", "stored_a8", ...} or mapping
             As :meth:`Model.prepare`, for faster generation; few bits are frozen, and the rest is trained over
             them, other forms are with inference_only.  Weights are packed as they are read, and nothing else
             of them is kept: such parameters have no ``data``.  ``"stored"``: what the files hold in few bits

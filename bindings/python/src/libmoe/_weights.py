@@ -104,8 +104,9 @@ class Weights(LayerFiles):
             ``"f32"``: forward gives the same bits.  ``"bf16"``: forward computes as a layer with
             ``weight_dtype="bf16"`` does, with half the memory to read; the only form for such a layer, for
             the others without a tape only.  ``"int8"``, ``"int4"``: few bits; forward gives the bits of a
-            float32 layer with these weights; with ``_a8`` tokens are int8, too, without a tape.  What is
-            packed so is frozen, and backward gives all other gradients of that layer.  ``"none"``: no copy.
+            float32 layer with these weights; with ``_a8`` tokens are int8, too, and with ``_a16`` bfloat16,
+            without a tape.  What is packed so is frozen, and backward gives all other gradients of that
+            layer.  ``"none"``: no copy.
 
         Raises
         ------

@@ -170,7 +170,8 @@ def experts_forward(
         Whether the routing weights multiply what experts read.
     prepared : PreparedExperts, optional
         Used in place of the matrices.  Of few bits (int8, int4, ...) they are frozen weights to train over:
-        what is saved is of experts with the packed values, and tokens stay float32 then, with ``_a8`` too.
+        what is saved is of experts with the packed values, and tokens stay float32 then, with ``_a8`` and
+        ``_a16`` too.
     y : array or bool
         Where the result goes, of x's type; True: a new array of numpy; False: none is wanted.
     saved : array of uint8 or bool

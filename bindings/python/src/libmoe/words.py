@@ -56,7 +56,9 @@ Prepared = Literal[
     "int4_g128_a8", "mxfp4", "mxfp4_a8", "iq4_nl", "iq4_nl_a8", "q4_k", "q4_k_a8", "q6_k", "q6_k_a8",
     "int8_row", "int8_row_a8", "fp8", "nvfp4", "nvfp4_a8", "int4_bf16", "int4_bf16_a8", "int4_zero",
     "int4_zero_a8", "int4_zero_g64", "int4_zero_g64_a8", "int4_zero_g128", "int4_zero_g128_a8", "stored",
-    "stored_a8",
+    "stored_a8", "int8_a16", "int4_a16", "int4_g64_a16", "int4_g128_a16", "mxfp4_a16", "iq4_nl_a16",
+    "q4_k_a16", "q6_k_a16", "int8_row_a16", "fp8_a16", "nvfp4_a16", "int4_bf16_a16", "int4_zero_a16",
+    "int4_zero_g64_a16", "int4_zero_g128_a16", "stored_a16",
 ]
 TapePolicy = Literal["auto", "full", "lean"]
 ScheduleKind = Literal["constant", "linear", "cosine", "one_cycle", "one_cycle_linear"]

@@ -47,7 +47,7 @@ def frozen(
 
 @pytest.mark.parametrize(("matmul", "instructions", "threads"), CONTEXTS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["int8", "int4", "int4_g64_a8", "nvfp4", "int8_row_a8"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int4_g64_a8", "nvfp4_a16", "int8_row_a8"])
 def test_the_bits_of_experts_with_these_values(
     form: str, kind: str, matmul: Any, instructions: Any, threads: int
 ) -> None:

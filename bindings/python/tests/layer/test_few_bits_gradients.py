@@ -77,7 +77,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("matmul", "instructions", "threads"), CONTEXTS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["int8", "int4_g64_a8", "nvfp4", "int8_row_a8"])
+@pytest.mark.parametrize("form", ["int8", "int4_g64_a8", "nvfp4_a16", "int8_row_a8"])
 def test_the_bits_of_a_layer_with_these_values(
     form: Any, kind: str, matmul: Any, instructions: Any, threads: int
 ) -> None:

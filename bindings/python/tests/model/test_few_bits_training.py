@@ -17,7 +17,7 @@ from oracle.model import Model as Oracle
 from pretrained_models import loaded, reference
 from small_language_models import made
 
-FORMS: list[Any] = ["int8", "int4_g64_a8", "nvfp4"]
+FORMS: list[Any] = ["int8", "int4_g64_a8", "nvfp4_a16"]
 
 
 def twin_of(model: libmoe.Model, form: str, arguments: dict[str, Any], context: Any) -> libmoe.Model:

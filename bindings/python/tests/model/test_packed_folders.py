@@ -19,7 +19,7 @@ from libmoe.context import handle_of
 from pretrained_models import FOLDERS, loaded, logits_of, reference
 
 NAMES = ["olmoe", "gpt_oss", "deepseek_v3", "mistral", "qwen2_moe", "llama4_text"]
-FORMS: list[Any] = ["f32", "int8", "int4_zero_a8", "mxfp4"]
+FORMS: list[Any] = ["f32", "int8", "int4_zero_a8", "mxfp4_a16"]
 PACKED = "model.safetensors"
 
 

@@ -45,7 +45,7 @@ def assert_same_within(path: Path, tokens: Any, prepared: Any, **of_context: Any
             assert logits_of(limited, tokens).tobytes() == wanted.tobytes()
 
 
-@pytest.mark.parametrize("prepared", ["stored", "stored_a8"])
+@pytest.mark.parametrize("prepared", ["stored", "stored_a8", "stored_a16"])
 @pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_K, Q.MXFP4], ids=lambda kind: kind.name)
 def test_blocks_of_a_file(kind: Q, prepared: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"

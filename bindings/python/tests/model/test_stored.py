@@ -148,7 +148,7 @@ def test_packing_again_makes_the_same(kind: Q, form: Any, tmp_path: Path) -> Non
 
     write_gguf("qwen3_moe", path, folder=wide_qwen(tmp_path), types=types)
     tokens = reference("qwen3_moe")["tokens"]
-    for end in ("", "_a8"):
+    for end in ("", "_a8", "_a16"):
         stored, again = read(path, prepared=f"stored{end}"), read(path, prepared=f"{form}{end}")
         assert logits_of(stored, tokens).tobytes() == logits_of(again, tokens).tobytes()
 
@@ -432,6 +432,7 @@ def test_patterns_and_stored(tmp_path: Path) -> None:
             "layers.0.ffn: one expert's matrices cannot be 'int8_a8' and 'int8': tokens",
         ),
         ({"*.down.weight": "int8_row_a8", "*": "int8_a8"}, "integers with a scale for a row"),
+        ({"*.down.weight": "int4_a16", "*": "int8_a8"}, "bfloat16 beside blocks"),
         ({"*": "int3"}, r"prepared\['\*'\]"),
         ({3: "int8"}, "3 is no pattern"),
     ],

@@ -320,7 +320,7 @@ FORMS: dict[str, Callable[[Floats], Kept]] = {
 
 def kept(values: Floats, form: str) -> Kept:
     """Return what a form keeps of a matrix [n, k]."""
-    return FORMS[form.removesuffix("_a8")](values)
+    return FORMS[form.removesuffix("_a8").removesuffix("_a16")](values)
 
 
 def unpacked(values: Floats, form: str) -> Floats:

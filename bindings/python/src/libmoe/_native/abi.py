@@ -88,7 +88,10 @@ PREPARED = {
     "iq4_nl_a8": 14, "q4_k": 15, "q4_k_a8": 16, "q6_k": 17, "q6_k_a8": 18, "int8_row": 19, "int8_row_a8": 20,
     "fp8": 21, "nvfp4": 22, "nvfp4_a8": 23, "int4_bf16": 24, "int4_bf16_a8": 25, "int4_zero": 26,
     "int4_zero_a8": 27, "int4_zero_g64": 28, "int4_zero_g64_a8": 29, "int4_zero_g128": 30,
-    "int4_zero_g128_a8": 31, "stored": 32, "stored_a8": 33,
+    "int4_zero_g128_a8": 31, "stored": 32, "stored_a8": 33, "int8_a16": 34, "int4_a16": 35,
+    "int4_g64_a16": 36, "int4_g128_a16": 37, "mxfp4_a16": 38, "iq4_nl_a16": 39, "q4_k_a16": 40,
+    "q6_k_a16": 41, "int8_row_a16": 42, "fp8_a16": 43, "nvfp4_a16": 44, "int4_bf16_a16": 45,
+    "int4_zero_a16": 46, "int4_zero_g64_a16": 47, "int4_zero_g128_a16": 48, "stored_a16": 49,
 }
 TAPE_POLICY = {"auto": 0, "full": 1, "lean": 2}
 SCHEDULE_KIND = {"constant": 0, "linear": 1, "cosine": 2, "one_cycle": 3, "one_cycle_linear": 4}

@@ -68,7 +68,7 @@ def experts(
     prepared : Prepared, optional
         Of the same weights, from :func:`prepare`.  Of few bits (int8, int4, ...) they are frozen weights,
         over which x, the routing weights and biases have gradients, those of experts with the packed values;
-        where autograd records, tokens stay floats, with ``_a8`` too.
+        where autograd records, tokens stay floats, with ``_a8`` and ``_a16`` too.
 
     Raises
     ------

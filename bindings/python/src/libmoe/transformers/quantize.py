@@ -17,7 +17,7 @@ from .prepare import prepare
 from .replace import is_replaceable, replace
 
 _METHOD = "libmoe"
-_OTHERS = ("f32", "bf16", "stored", "stored_a8")  # not of few bits, or of files alone
+_OTHERS = ("f32", "bf16", "stored", "stored_a8", "stored_a16")  # not of few bits, or of files alone
 
 
 def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
@@ -31,7 +31,8 @@ def quantize(model: nn.Module, form: words.Prepared = "int4") -> nn.Module:
     model : Module
         Of transformers; it is in ``eval()`` afterwards.
     form : {"int4", "int4_a8", "int8", "int8_a8", "int4_g64", ...}
-        See :meth:`libmoe.Layer.prepare`; ``_a8`` rounds tokens to int8 as well, which is faster for many.
+        See :meth:`libmoe.Layer.prepare`; ``_a8`` rounds tokens to int8 as well, ``_a16`` to
+        bfloat16, which is faster for many.
 
     Raises
     ------
