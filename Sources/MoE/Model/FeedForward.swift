@@ -35,6 +35,8 @@ struct FeedForward {
     let isMoE = model.configuration.isMoE(n)
     self.shared = isMoE ? nil : shared
     squares = input.calibration?.pointee.layer(n)
+    call.ranks = layer.pointee.ranks
+    call.firstToken = model.firstToken
     if isMoE {
       call.tokenIds = shared?.longIds.map { UnsafePointer($0) }
       call.notes = shared?.notes(model.placeAmongMoE(n))

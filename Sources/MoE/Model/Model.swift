@@ -196,7 +196,7 @@ public struct Model {
   }
 
   private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
-    guard trainsEmbedding, let embedding = embedding(input), let table = parameters[.embedding] else { return }
+    guard trainsEmbedding, let table = parameters[.embedding] else { return }
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input),
       firstElement: firstToken * configuration.hidden, y: d
@@ -206,6 +206,7 @@ public struct Model {
       if let grad = table.grad { body(grad, table.count) }
       if let positions, let grad = positions.grad { body(grad, positions.count) }
     }) { () throws(Fault) in
+      guard let embedding = embedding(input) else { return }  // a rank without tokens
       try EmbeddingBackward(
         embedding, context: context, dy: d, dTable: table.grad, dPositions: positions?.grad
       ).run(in: context)

@@ -40,16 +40,9 @@ public func moe_model_create_distributed(
     var placed = moe_placement()
     if placement != nil { placed = try read(placement, "placement") }
     let out = try required(out, "out")
-    try createModel(
-      context, config,
-      over: { (experts) throws(Fault) in
-        let moe = try moe_layer_config(moeOf: config)
-        let counts = try expertsPerRank(placed, communicator, moe)
-        var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placed)
-        wanted.configurationHash = hash(config, wanted.configurationHash)
-        return wanted
-      }
-    ) { out.pointee = OpaquePointer($0) }
+    try createModel(context, config, over: Spreading(communicator: communicator, placement: placed)) {
+      out.pointee = OpaquePointer($0)
+    }
   }
 }
 
@@ -132,6 +125,21 @@ private func expertsPerRank(
     throw .invalid("placement.experts_per_rank adds up to \(left) less than n_experts = \(Int(config.n_experts))")
   }
   return UnsafePointer(counts)
+}
+
+/// How a model's experts are to be spread over ranks.
+struct Spreading {
+  let communicator: Communicator
+  let placement: moe_placement
+
+  /// Of its MoE layers, which `experts` are.
+  func wanted(_ config: moe_model_config, _ experts: Configuration.Values) throws(Fault) -> Ranks.Wanted {
+    let moe = try moe_layer_config(moeOf: config)
+    let counts = try expertsPerRank(placement, communicator, moe)
+    var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placement)
+    wanted.configurationHash = hash(config, wanted.configurationHash)
+    return wanted
+  }
 }
 
 extension Ranks.Wanted {
