@@ -54,7 +54,10 @@ def begun(ranks: int, run: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start a run and wait for its second evaluation."""
     with (FOLDER / "interrupted.log").open("w") as log:
         started = subprocess.Popen(
-            command(ranks, "train", *arguments, "--output", str(run)), stdout=log, stderr=log, start_new_session=True
+            command(ranks, "train", *arguments, "--output", str(run)),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     until = time.monotonic() + 120
     while evaluations(run) < 2:
@@ -89,7 +92,10 @@ def main() -> None:
         assert [done(ranks, *each) for each in read] == expected, ranks
 
     wrong = subprocess.run(
-        command(2, "train", "no such file", "--output", str(FOLDER / "none")), capture_output=True, text=True, timeout=60
+        command(2, "train", "no such file", "--output", str(FOLDER / "none")),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert wrong.returncode != 0 and "no such file" in wrong.stderr, wrong
 

@@ -35,8 +35,8 @@ from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
 from .train.output import counted, drop, say
-from .train.record import Record
 from .train.ranks import Ranks
+from .train.record import Record
 from .train.run import count_weights, memory_limit, open_run, threads_note
 from .train.sample import printable, sample
 from .train.trainer import Trainer

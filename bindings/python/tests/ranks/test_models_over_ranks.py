@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranked_models import alone, batch, require_same, steps, together
 
 import libmoe
 from ranked_layers import Part
-from ranked_models import alone, batch, require_same, steps, together
 from small_language_models import CASES, LANGUAGE, MOE
 
 MODELS = {

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranked_models import alone, together
 
 import libmoe
 from libmoe.train import Settings, Trainer, UserError, open_run
 from libmoe.train.folder import BEST, LAST
 from libmoe.train.ranks import Ranks
 from libmoe.train.sample import sample
-from ranked_models import alone, together
 from small_language_models import LANGUAGE, MOE
 from thread_ranks import ThreadRanks
 from tiny import settings, state
@@ -92,7 +92,8 @@ def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "changes"), [("n_experts", {"n_experts": 2, "top_k": 1}), ("memory_limit", {"memory_limit": 100})]
+    ("words", "changes"),
+    [("n_experts", {"n_experts": 2, "top_k": 1}), ("memory_limit", {"memory_limit": 100})],
 )
 def test_what_ranks_cannot_do_is_refused(tmp_path: Path, words: str, changes: dict[str, Any]) -> None:
     given = settings(tmp_path, **changes)

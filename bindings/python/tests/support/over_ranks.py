@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from ranked_models import steps
 
 import libmoe
 from ranked_layers import Part, divided
-from ranked_models import steps
-from small_language_models import LANGUAGE, MOE
+from small_language_models import DENSE, LANGUAGE, MOE
 
 
 def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
@@ -43,9 +43,15 @@ def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
 
 
 def require_a_model_of_one_process(world: libmoe.Communicator) -> None:
-    """Compare steps of a model, the last rank of several without sequences, with what each rank computes alone."""
+    """Compare steps of a model, the last rank of several without sequences."""
     size = world.size
-    config: dict[str, Any] = {**LANGUAGE, "moe": {**MOE, "n_experts": 5}, "moe_every": 2, "dropout": 0.1}
+    config: dict[str, Any] = {
+        **LANGUAGE,
+        **DENSE,
+        "moe": {**MOE, "n_experts": 5},
+        "moe_every": 2,
+        "dropout": 0.1,
+    }
     parts = divided([2] * (size - 1) + [0] if size > 1 else [2])
     count, part = sum(each.count for each in parts), parts[world.rank]
     alone = steps(libmoe.Model(**config), Part(0, count), config, count)

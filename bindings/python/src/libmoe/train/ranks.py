@@ -13,7 +13,7 @@ import libmoe
 
 from .errors import UserError
 
-# How many processes there are in all, and on this machine, as Open MPI, MPICH with its relatives, and Slurm say it.
+# How many processes there are in all, and on this machine, as Open MPI, MPICH and Slurm say it.
 _ALL = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -60,7 +60,7 @@ class Ranks:
         return cls(mpi.communicator())
 
     def end(self, status: int) -> int:
-        """End the other ranks too, which would wait for this one; return the exit status where it is alone."""
+        """End the other ranks too, which would wait; return the exit status where it is alone."""
         if self.communicator is not None:
             from mpi4py import MPI
 

@@ -19,7 +19,6 @@ from .folder import BEST, LAST, MODEL, TOKENIZER, is_run
 from .ranks import Ranks
 from .tokenizer import Tokenizer
 
-
 ALONE = Ranks()
 
 
@@ -164,7 +163,7 @@ def saved_numbers(checkpoint: libmoe.Checkpoint) -> NDArray[np.float64]:
 
 
 def read_weights(model: libmoe.Model, path: Path) -> None:
-    """Fill a model from a training state, without the optimiser's part of it; over ranks, this rank's experts.
+    """Fill a model from a training state, without the optimiser's part of it.
 
     Raises
     ------
