@@ -42,7 +42,10 @@ struct ForwardEnd {
     try input.calibration?.pointee.own(model.outputSlot)?.add(
       StridedRows(last, stride: c.hidden), input.tokens, valid: input.validMask, in: context)
     if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
-    try loss?.run(in: context)
+    if let loss {
+      try loss.run(in: context)
+      (report.loss, report.targets) = try model.mean(loss)  // before the logits, which take the same memory
+    }
     if let target = outputs.logits {
       try logits!.run(
         tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.place!,
@@ -51,7 +54,6 @@ struct ForwardEnd {
         form: model.logitForm, kernels: context.kernels, count: input.tokens * c.vocabulary, logits: target
       ).run(in: context)
     }
-    if let loss { (report.loss, report.targets) = try model.mean(loss) }
   }
 }
 
