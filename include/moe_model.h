@@ -491,7 +491,7 @@ MOE_API void moe_model_tape_free(moe_model_tape *tape);
 /** One call: what goes in. */
 typedef struct moe_model_input {
   size_t struct_size;
-  int64_t n_sequences;       /**< B, 1 to 2^31 - 1 */
+  int64_t n_sequences;       /**< B, 0 to 2^31 - 1; 0 of a rank of a model over ranks (moe_ranks.h) alone */
   int64_t sequence_length;   /**< S, 1 to 2^31 - 1; at most max_positions, where there are any: with valid_mask of the real tokens alone,
                                   with positions each of these below it */
   const int32_t *tokens;     /**< [B,S] of a model with a vocabulary, else NULL */

@@ -1,4 +1,4 @@
-/* moe_ranks.h: one layer whose experts are spread over several processes, with the bits of one.
+/* moe_ranks.h: a layer, or a model, whose experts are spread over several processes, with the bits of one.
  *
  * Every rank of a moe_communicator makes the layer with the same configuration, and then every call of it with tokens of its
  * own.  Experts are owned in contiguous blocks, one owner each; the router and all else are on every rank.
@@ -24,12 +24,17 @@
  *              expert_weights and the arrays by sequence are of the rank's own.
  *   Options    training, step, sequence_length and global_counts are the same on all ranks, arrays [T,...] are of the rank's own
  *              tokens.  A sequence lies on one rank: give sequence_length where losses or capacity go by sequence.
+ *
+ * A model over ranks (moe_model_create_distributed) is a model whose MoE layers are such layers, and every rank calls it with
+ * sequences of its own, n_sequences of them, any number, also 0.  These rules hold for moe_model_forward, moe_model_backward,
+ * moe_model_clip_grad_norm and moe_model_read; what they say of a layer's tokens is then said of sequences and of targets.
  */
 #ifndef MOE_RANKS_H
 #define MOE_RANKS_H
 
 #include "moe.h"
 #include "moe_communicator.h"
+#include "moe_model.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -88,6 +93,69 @@ MOE_API MOE_CHECK moe_status moe_layer_create_distributed(moe_context *context, 
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (inference_only, or no memory for a gradient), NOT_FINITE (some
  *          gradient is not; the message names the tensor), COMMUNICATION; after an error nothing is scaled. */
 MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double max_norm, double *norm);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Models over several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Create one rank's part of a model: its MoE layers are those of moe_layer_create_distributed, all else is whole on every rank and
+ *  stays the same there.  The sequences of a call are those of all ranks, rank by rank, and so are their targets: loss, objective,
+ *  reports, dropout and gradients have the bits of one process with all of them, and backward's d_objective is that of one process.
+ *  hidden, logits, token_losses and dinput are of the rank's own sequences.
+ *
+ *  sequence_length, step, training, label_smoothing, whether there are targets and a tape, d_objective and what is frozen are the same
+ *  on all ranks.  memory_limit, chunk_tokens and a context with a limit are refused; moe_model_plan_memory leaves out what comes
+ *  from other ranks.  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
+ *  moe_model_save and calibrations refuse such a model; moe_training_save with a communicator writes one.
+ *
+ *  A gradient of what every rank has whole is one chain over all tokens, which goes on from rank to rank: that part of the
+ *  time does not become less with more ranks (docs/ranks.md).
+ *  @param context      [in] is kept alive by the model; without memory limit
+ *  @param config       [in] of the whole model, the same on all ranks; with moe
+ *  @param communicator [in] as in moe_layer_create_distributed
+ *  @param placement    [in, nullable] of every MoE layer; NULL = the defaults
+ *  @param out          [out] free it with moe_model_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_model_create_distributed(moe_context *context, const moe_model_config *config,
+                                                          const moe_communicator *communicator,
+                                                          const moe_placement *placement, moe_model **out);
+
+/** moe_layer_clip_grad_norm of a model: the bits of moe_clip_grad_norm of all that is trained of the whole model.
+ *  @param model    [in]
+ *  @param max_norm [in] > 0, the same on all ranks; INFINITY only measures
+ *  @param norm     [out, nullable] the norm before scaling
+ *  Wants the model for itself.
+ *  @return as moe_layer_clip_grad_norm. */
+MOE_API MOE_CHECK moe_status moe_model_clip_grad_norm(moe_model *model, double max_norm, double *norm);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Training states of several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** moe_training_save where experts are spread over ranks: the file has the bytes that one process writes, so that any number of
+ *  ranks reads it, and one process too.  Rank 0 writes it; parts of experts come from their owners in pieces of 1 MiB, so that
+ *  no rank ever has all of one.  Every rank owns one expert of each group at least.
+ *  @param context      [in]
+ *  @param training     [in] as of moe_training_save, of this rank: layers may be spread over ranks, all else is whole
+ *  @param communicator [in] of the ranks that save together; it may be that of the layers.  Used in this call alone
+ *  @param spread       [in, nullable] for each tensor of the optimisers, those of the first one first: 1 = it belongs to experts that are
+ *                      spread, 0 = it is whole; the same on all ranks.  NULL: all are whole
+ *  @param path         [in] of rank 0; the others do not touch it
+ *  @return as moe_training_save, COMMUNICATION; the same on all ranks. */
+MOE_API MOE_CHECK moe_status moe_training_save_distributed(moe_context *context, const moe_training *training,
+                                                           const moe_communicator *communicator, const uint8_t *spread,
+                                                           const char *path);
+
+/** moe_training_load of a file that one process or any number of ranks has saved: every rank reads it, and of experts its own.
+ *  @param context      [in]
+ *  @param training     [in, out] step is written
+ *  @param communicator [in] as of moe_training_save_distributed
+ *  @param spread       [in, nullable] likewise
+ *  @param path         [in] of the file as this rank finds it
+ *  @return as moe_training_load, COMMUNICATION; the same on all ranks.  Unless a disk fails on the way, nothing has changed on any. */
+MOE_API MOE_CHECK moe_status moe_training_load_distributed(moe_context *context, moe_training *training,
+                                                           const moe_communicator *communicator, const uint8_t *spread,
+                                                           const char *path);
 
 #ifdef __cplusplus
 }

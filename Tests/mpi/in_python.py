@@ -17,7 +17,7 @@ if sys.argv[1] == "funneled":
 from mpi4py import MPI  # noqa: E402  (after the level is chosen)
 
 import libmoe.mpi  # noqa: E402
-from over_ranks import require_the_bits_of_one_process  # noqa: E402
+from over_ranks import require_a_model_of_one_process, require_the_bits_of_one_process  # noqa: E402
 from thread_ranks import lib, unkept  # noqa: E402
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -91,6 +91,11 @@ def finalize() -> None:
 def layer() -> None:
     """A layer over mpi4py's messages."""
     require_the_bits_of_one_process(libmoe.mpi.communicator())
+
+
+def model() -> None:
+    """A model over mpi4py's messages."""
+    require_a_model_of_one_process(libmoe.mpi.communicator())
 
 
 def wait() -> None:

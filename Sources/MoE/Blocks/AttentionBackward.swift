@@ -31,6 +31,12 @@ public struct AttentionBackward {
   }
 
   func run(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
+    try runInputs(arrays, in: context)
+    try addSinks(arrays, in: context)
+  }
+
+  /// All but the sinks' gradients.
+  func runInputs(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
     products.initialise()
     func job(_ part: BackwardJob.Part) -> BackwardJob {
       BackwardJob(
@@ -50,12 +56,16 @@ public struct AttentionBackward {
         try context.run(keyHeads * BackwardTiles.keyBlocks(call), job(.keys))
         try context.run(call.sequences * call.heads * BackwardTiles.queryRuns(call), job(.queries))
       }
-      if let sinks = call.sinks, let dsinks = arrays.dsinks {
-        try context.run(
-          call.heads,
-          SinkGradientJob(
-            call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory))
-      }
+    }
+  }
+
+  func addSinks(_ arrays: AttentionGradients, in context: ContextPointer) throws(Fault) {
+    guard let sinks = call.sinks, let dsinks = arrays.dsinks else { return }
+    try context.measure(.attention, backward: true) { () throws(Fault) in
+      try context.run(
+        call.heads,
+        SinkGradientJob(
+          call: call, arrays: arrays, sinks: sinks, dsinks: dsinks, kernels: context.kernels, memory: memory))
     }
   }
 }

@@ -24,6 +24,8 @@ public struct AttentionCall {
   public var dropout: Float
   public var seed: UInt64
   public var step: UInt64  // below 2^56
+  /// What the first sequence is called where weights are dropped: they may be some of several ranks'.
+  var firstSequence = 0
 
   /// Rows one token after the other, nothing masked, nothing dropped, scale 1 / sqrt(D).
   public init(
@@ -169,6 +171,7 @@ public struct AttentionMasks {
 struct AttentionDropout {
   private let dropout: InvertedDropout
   private let countersPerRow: Int  // four weights each
+  private let firstRow: Int
 
   /// nil where nothing is dropped.
   init?(_ call: AttentionCall, _ kernels: UnsafePointer<moei_kernels>) {
@@ -176,11 +179,12 @@ struct AttentionDropout {
     let draws = Draws(kernels: kernels, seed: call.seed, step: call.step, training: true)
     dropout = InvertedDropout(rate: call.dropout, draws.of(.attentionDropout))
     countersPerRow = (call.keys + 3) / 4
+    firstRow = call.row(call.firstSequence, 0, 0)
   }
 
   /// What the weights of `count` keys from `first` (a multiple of 4) on are multiplied by; `row`: of [B,n_heads,S].
   func fill(_ kept: UnsafeMutablePointer<Float>, row: Int, first: Int, count: Int) {
     kept.update(repeating: 1, count: count)
-    dropout.apply(kept, count: count, first: UInt64(row) &* UInt64(countersPerRow) &+ UInt64(first / 4))
+    dropout.apply(kept, count: count, first: UInt64(firstRow + row) &* UInt64(countersPerRow) &+ UInt64(first / 4))
   }
 }

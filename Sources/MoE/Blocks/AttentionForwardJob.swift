@@ -18,7 +18,7 @@ struct ForwardItems {
     let needed = chunks(of: call.queries)
     if call.queries < chunkWidth {
       // No fewer items than threads.
-      let sets = call.sequences * call.keyHeads
+      let sets = max(1, call.sequences * call.keyHeads)
       let parts = min(call.group, (lanes + sets - 1) / sets)
       heads = min((call.group + parts - 1) / parts, room * chunkWidth / call.queries)
       panels = chunks(of: heads * call.queries)

@@ -22,6 +22,8 @@ public struct CrossEntropy {
     var panels: PanelMatrixPointer?
     /// Whether tokens stay floats, as LinearShape has it.
     var isDifferentiated = false
+    /// How many targets count where these are some of several ranks'.
+    var allTargets: Int?
 
     public init(
       x: UnsafePointer<Float>, tokens: Int, hidden: Int, weight: UnsafeRawPointer, weights: ElementType,
@@ -69,11 +71,11 @@ public struct CrossEntropy {
   }
 
   private let problem: Problem
-  private let targets: Targets
+  private(set) var targets: Targets
   private let most: Int  // tokens of a chunk
   private let chunk: UnsafeMutablePointer<Int32>  // [most] which tokens
   private let logits: UnsafeMutablePointer<Float>  // [most,V]
-  private let losses: UnsafeMutablePointer<Double>  // [most]
+  private let losses: UnsafeMutablePointer<Double>  // [T] of those that count
   private let x: UnsafeMutablePointer<Float>  // [most,H] rows of the chunk, where they do not lie together
   private let dx: UnsafeMutablePointer<Float>  // [most,H]
   private let slopes: LaneMemory?  // [V] of a row's logits by what was capped
@@ -91,7 +93,7 @@ public struct CrossEntropy {
     most = min(problem.tokens, max(Self.fewestTokens, min(448, Self.logitsAtOnce / v)))
     chunk = arena.take(Int32.self, most)
     logits = arena.take(Float.self, most, v)
-    losses = arena.take(Double.self, most)
+    losses = arena.take(Double.self, problem.tokens)
     x = arena.take(Float.self, most, h)
     dx = arena.take(Float.self, targets.dx == nil ? 0 : most, h)
     var row = Arena()
@@ -111,16 +113,35 @@ public struct CrossEntropy {
     arena.cover(b)
   }
 
-  /// The loss, and how many tokens counted. Where it throws, gradients are partly written.
-  func run(in context: ContextPointer) throws(Fault) -> (loss: Double, counted: Int) {
-    let n = problem.counted
-    var (sum, next) = (0.0, 0)
+  /// How many targets the mean is over.
+  var share: Int { problem.allTargets ?? problem.counted }
+
+  /// Computes all but the mean. Where it throws, gradients are partly written.
+  func run(in context: ContextPointer) throws(Fault) {
+    let n = share
+    var (next, done) = (0, 0)
     while next < problem.tokens {
       let count = fill(from: &next)
-      if count > 0 { sum += try run(count, share: n, in: context) }
+      if count > 0 { try run(count, behind: done, share: n, in: context) }
+      done += count
     }
-    return (n == 0 ? 0 : sum / Double(n), n)
   }
+
+  /// The same with other wishes among those that it has memory for.
+  @inline(never) func run(_ wanted: Targets, in context: ContextPointer) throws(Fault) {
+    var own = self
+    own.targets = wanted
+    try own.run(in: context)
+  }
+
+  /// After a run: its losses added to `sum`, in the order of the tokens.
+  func sum(behind sum: Double) -> Double {
+    var sum = sum
+    for i in 0..<problem.counted { sum += losses[i] }
+    return sum
+  }
+
+  func mean(_ sum: Double) -> Double { share == 0 ? 0 : sum / Double(share) }
 
   /// The next tokens that count; those passed by get their zeros. Returns how many.
   private func fill(from next: inout Int) -> Int {
@@ -139,9 +160,9 @@ public struct CrossEntropy {
     return count
   }
 
-  /// One chunk's losses, added up.
-  private func run(_ count: Int, share n: Int, in context: ContextPointer) throws(Fault) -> Double {
-    let h = problem.hidden
+  /// One chunk, with `done` losses before its own.
+  private func run(_ count: Int, behind done: Int, share n: Int, in context: ContextPointer) throws(Fault) {
+    let (h, losses) = (problem.hidden, losses + done)
     let first = Int(chunk[0])
     let together = Int(chunk[count - 1]) - first == count - 1
     if !together {
@@ -158,15 +179,13 @@ public struct CrossEntropy {
       ).run(in: context)
     }
 
-    var sum = 0.0
     for row in 0..<count {
       if !losses[row].isFinite {
         throw Fault(.notFinite, "x: token \(Int(chunk[row])) has a loss that is not finite, or a logit that is none")
       }
       targets.tokenLosses?[Int(chunk[row])] = Float(losses[row])
-      sum += losses[row]
     }
-    guard let backward else { return sum }
+    guard let backward else { return }
     let dx = targets.dx.map { together ? $0 + first * h : self.dx }
     try backward.run(
       tokens: count, x: x, weight: problem.weight, dy: StridedRows(logits, stride: problem.vocabulary),
@@ -175,7 +194,6 @@ public struct CrossEntropy {
     if let all = targets.dx, !together {
       for row in 0..<count { (all + Int(chunk[row]) * h).update(from: self.dx + row * h, count: h) }
     }
-    return sum
   }
 
   /// One call with scratch of its own.
@@ -184,7 +202,8 @@ public struct CrossEntropy {
   ) throws(Fault) -> (loss: Double, counted: Int) {
     var result = (loss: 0.0, counted: 0)
     try context.withScratch({ CrossEntropy(&$0, problem, targets, context: context) }) { (loss) throws(Fault) in
-      result = try loss.run(in: context)
+      try loss.run(in: context)
+      result = (loss.mean(loss.sum(behind: 0)), loss.share)
     }
     return result
   }

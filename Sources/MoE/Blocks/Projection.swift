@@ -41,9 +41,8 @@ struct ProjectionForward {
 
 /// Its gradients; dx in rows `dxStride` floats apart, where that is not nil.
 struct ProjectionBackward {
-  private let context: ContextPointer
+  private let work: BlockWork
   private let linear: LinearBackward
-  private let rows: Int
   private let x: StridedRows
   private let weight: Parameter
   private let bias: Parameter?
@@ -51,24 +50,27 @@ struct ProjectionBackward {
   private let dx: StridedTargets
 
   init(
-    _ arena: inout Arena, _ weight: Parameter, _ bias: Parameter?, context: ContextPointer, rows: Int,
-    x: UnsafePointer<Float>, dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, dxStride: Int? = nil
+    _ arena: inout Arena, _ work: BlockWork, _ weight: Parameter, _ bias: Parameter?, x: UnsafePointer<Float>,
+    dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>, dxStride: Int? = nil
   ) {
-    self.context = context
-    self.rows = rows
+    self.work = work
     self.weight = weight
     self.bias = bias
     let (outputs, inputs, _) = weight.shape
     self.x = StridedRows(x, stride: inputs)
     self.dy = StridedRows(dy, stride: outputs)
     self.dx = StridedTargets(dx, stride: dxStride ?? inputs)
-    var shape = LinearShape(tokens: rows, inputs: inputs, outputs: outputs, weights: weight.type)
+    var shape = LinearShape(tokens: work.tokens, inputs: inputs, outputs: outputs, weights: weight.type)
     shape.panels = weight.panels
-    linear = LinearBackward(&arena, shape, context: context)
+    linear = LinearBackward(&arena, shape, context: work.context)
   }
 
   func run() throws(Fault) {
-    try linear.run(
-      tokens: rows, x: x, weight: weight.place!, dy: dy, dx: dx, dWeight: weight.grad, dBias: bias?.grad, in: context)
+    try work.model.backward(of: weight, bias) { (part) throws(Fault) in
+      try linear.run(
+        tokens: work.tokens, x: x, weight: weight.place!, dy: dy, dx: part.isOfInput ? dx : nil,
+        dWeight: part.isOfParameters ? weight.grad : nil, dBias: part.isOfParameters ? bias?.grad : nil,
+        in: work.context)
+    }
   }
 }

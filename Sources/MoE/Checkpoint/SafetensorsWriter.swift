@@ -5,6 +5,8 @@ public struct OutgoingTensor {
     case matrices(OutgoingMatrices)
     case sequences(SequenceRows)
     case rows(OutgoingRows)
+    /// Of several ranks; rank 0 writes it.
+    case spread(SpreadTensor)
     /// So many bytes, and 0 up to the tensor's own.
     case panels(UnsafeRawPointer, Int)
   }
@@ -93,6 +95,7 @@ func writeSafetensors<T: OutgoingTensors>(
     case .sequences(let rows):
       try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
     case .rows(let rows): try rows.write(tensor.type, to: &output)
+    case .spread(let parts): try parts.write(to: &output)
     case .panels(let panels, let count):
       try output.write(panels, count: count)
       for _ in count..<tensor.bytes { try output.write(0 as UInt8) }
@@ -105,7 +108,7 @@ func writeSafetensors<T: OutgoingTensors>(
   }
 }
 
-private func visitLargestFirst<T: OutgoingTensors>(
+func visitLargestFirst<T: OutgoingTensors>(
   _ tensors: T, _ body: (OutgoingTensor) throws(Fault) -> Void
 ) throws(Fault) {
   var size = OutgoingTensor.line

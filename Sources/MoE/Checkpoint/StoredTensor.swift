@@ -167,6 +167,12 @@ public struct StoredShape: Equatable {
     rank += 1
   }
 
+  func with(extent: Int, in dimension: Int) -> StoredShape {
+    var own = self
+    own.extents[dimension] = extent
+    return own
+  }
+
   /// What its elements take: nil where that, or their number, does not fit in 63 bits; 0 whatever the other extents are where
   /// one of them is 0.
   public func bytes(_ type: StoredType) -> Int? { elements.flatMap { type.bytes($0) } }

@@ -35,6 +35,9 @@ public struct TrainingState {
 
   private let count: Counts
   private let context: ContextPointer
+  /// Where it is that of several ranks.
+  private let spread: SpreadState?
+  private let memory: UnsafeMutablePointer<UInt64>  // where all of it begins
   private let layers: UnsafeMutablePointer<LayerPointer>
   private let optimizers: UnsafeMutablePointer<OptimizerPointer>
   private let statistics: UnsafeMutablePointer<StatisticsPointer>
@@ -47,7 +50,11 @@ public struct TrainingState {
   private let wholeSums: UnsafeMutablePointer<Int64>  // [statistics, Statistics.wholeSums]
   private let realSums: UnsafeMutablePointer<Double>  // [statistics, Statistics.realSums]
 
-  private init(_ arena: inout Arena, _ count: Counts, _ context: ContextPointer) {
+  private init(
+    _ arena: inout Arena, _ count: Counts, _ context: ContextPointer, _ spread: Spread?, tensors spreadTensors: Int
+  ) {
+    memory = arena.take(UInt64.self, 1)
+    self.spread = spread.map { SpreadState(&arena, $0.ranks, $0.flags, tensors: spreadTensors) }
     self.count = count
     self.context = context
     layers = arena.take(LayerPointer.self, count.layers)
@@ -64,15 +71,25 @@ public struct TrainingState {
 
   private func rules(_ n: Int) -> UnsafeMutablePointer<Double> { rules + n * Optimizer.mostNumbers }
 
+  /// Over which ranks, and which tensors of the optimisers are parts of whole ones: [of all optimisers] 0 or 1.
+  public struct Spread {
+    let ranks: RanksPointer
+    let flags: UnsafePointer<UInt8>?
+
+    public init(_ ranks: RanksPointer, _ flags: UnsafePointer<UInt8>?) { (self.ranks, self.flags) = (ranks, flags) }
+  }
+
   /// Runs `body` with the state that the four functions describe; handles and tensors are looked at once, here.
   public static func with(
-    _ count: Counts, in context: ContextPointer, layer: (Int) throws(Fault) -> LayerPointer,
+    _ count: Counts, in context: ContextPointer, over spread: Spread? = nil, layer: (Int) throws(Fault) -> LayerPointer,
     optimizer: (Int) throws(Fault) -> OptimizerPointer, statistics: (Int) throws(Fault) -> StatisticsPointer,
     tensor: (Int) throws(Fault) -> CallerTensor, _ body: (TrainingState) throws(Fault) -> Void
   ) throws(Fault) {
     let allocator = context.pointee.allocator
-    let state = try allocator.make { TrainingState(&$0, count, context) }
-    defer { allocator.deallocate(state.layers) }
+    var tensors = 0
+    if spread != nil { for n in 0..<count.optimizers { tensors += try optimizer(n).pointee.tensorCount } }
+    let state = try allocator.make { TrainingState(&$0, count, context, spread, tensors: tensors) }
+    defer { allocator.deallocate(state.memory) }
     for n in 0..<count.layers { (state.layers + n).initialize(to: try layer(n)) }
     for n in 0..<count.optimizers { (state.optimizers + n).initialize(to: try optimizer(n)) }
     for n in 0..<count.statistics { (state.statistics + n).initialize(to: try statistics(n)) }
@@ -90,7 +107,44 @@ public struct TrainingState {
     for n in 0..<count.statistics {
       statistics[n].pointee.getSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
     }
-    try writeSafetensors(self, to: path, in: context)
+    guard let spread else { return try writeSafetensors(self, to: path, in: context) }
+    try open(spread, step: number)
+    if spread.ranks.pointee.rank == 0 {
+      try writeSafetensors(self, to: path, in: context)
+    } else {
+      try visitLargestFirst(self) { (tensor) throws(Fault) in
+        if case .spread(let parts) = tensor.contents { try parts.send() }
+      }
+    }
+    try spread.ranks.pointee.agree(SpreadTensor.words, nil, next: nil)
+  }
+
+  /// All ranks save, or load, states that are alike.
+  private func open(_ spread: SpreadState, step: UInt64?) throws(Fault) {
+    var kind = Hash()
+    kind.add(step == nil ? 21 : 20)
+    kind.add(step ?? 0)
+    for n in 0..<count.layers { kind.add(UInt64(layers[n].pointee.parameterCount)) }
+    var tensors = 0
+    for n in 0..<count.optimizers {
+      kind.add(UInt64(optimizers[n].pointee.tensorCount))
+      tensors += optimizers[n].pointee.tensorCount
+    }
+    kind.add(UInt64(count.statistics))
+    kind.add(UInt64(count.tensors))
+    try spread.ranks.pointee.open(Ranks.AllTokens(), kind: kind)
+    spread.ranks.pointee.expect(SpreadTensor.words)
+    try spread.share({ elements(ofTensor: $0) }, tensors: tensors)
+  }
+
+  /// Of a tensor among those of all optimisers.
+  private func elements(ofTensor number: Int) -> Int {
+    var left = number
+    for n in 0..<count.optimizers {
+      if left < optimizers[n].pointee.tensorCount { return optimizers[n].pointee.count(ofTensor: left) }
+      left -= optimizers[n].pointee.tensorCount
+    }
+    return 0
   }
 
   /// Returns the step. On an error nothing has changed, but where a disk fails on the way.
@@ -98,6 +152,7 @@ public struct TrainingState {
     let checkpoint = try CheckpointPointer.open(path, in: context, isMapped: false)
     defer { checkpoint.free() }
     let stored = checkpoint.pointee
+    if let spread { try open(spread, step: nil) }
     var expected = 0
     try visit { (tensor) throws(Fault) in
       try stored.require(tensor, path)
@@ -109,6 +164,7 @@ public struct TrainingState {
     try checkNumbers(path)
     try visitGroups { (tensor) throws(Fault) in try stored.requireAmounts(tensor, path) }
     try visitStatistics { (tensor) throws(Fault) in try stored.requireNotNegative(tensor, path) }
+    try spread?.ranks.pointee.agree(SpreadTensor.words, nil, next: SpreadTensor.words)
     do throws(Fault) {
       try visitHandles { (tensor) throws(Fault) in try stored.copy(tensor) }
     } catch {
@@ -121,6 +177,7 @@ public struct TrainingState {
     for n in 0..<count.statistics {
       statistics[n].pointee.setSums(wholeSums + n * Statistics.wholeSums, realSums + n * Statistics.realSums)
     }
+    try spread?.ranks.pointee.agree(SpreadTensor.words, nil, next: nil)
     return step.pointee
   }
 
@@ -202,24 +259,29 @@ extension TrainingState: OutgoingTensors {
         if count.withoutUnallocated && parameter.isUnallocated { continue }
         try one(
           StateName(kind: "layers.", n: n, part: ".", parameter: parameter.name), StoredType(parameter.type),
-          parameter.storedShape, parameter.data!, body)
+          parameter.storedShape, parameter.data!, whole: spread == nil ? nil : layer.spreadExperts(index), body)
       }
     }
     try visitGroups(body)
+    var listed = 0  // tensors of the optimisers so far
     for n in 0..<count.optimizers {
       let optimizer = optimizers[n].pointee
+      let before = listed
+      listed += optimizer.tensorCount
       if count.withoutUnallocated && optimizer.hasUnallocatedState { continue }
       for index in 0..<optimizer.tensorCount {
         let count = optimizer.count(ofTensor: index)
         let (master, moments) = optimizer.state(ofTensor: index)
+        let whole = spread.flatMap { $0[before + index] }
         if let master {
           try one(
             StateName(kind: "optimizers.", n: n, part: ".", tensor: index, end: ".master"), .f32, StoredShape(count),
-            master, body)
+            master, whole: whole, body)
         }
         try one(
           StateName(kind: "optimizers.", n: n, part: ".", tensor: index, end: ".moments"),
-          StoredType(optimizer.momentType), StoredShape(optimizer.momentCount(ofTensor: index), count), moments, body)
+          StoredType(optimizer.momentType), StoredShape(optimizer.momentCount(ofTensor: index), count), moments,
+          whole: whole, inRows: true, body)
       }
     }
     try visitStatistics(body)
@@ -249,14 +311,27 @@ extension TrainingState: OutgoingTensors {
     }
   }
 
+  /// `whole`: of the first extent, or `inRows` of the second, how many all ranks have, and the number of the first that is here.
   private func one(
     _ name: StateName, _ type: StoredType, _ shape: StoredShape, _ memory: UnsafeMutableRawPointer,
-    _ body: (OutgoingTensor) throws(Fault) -> Void
+    whole: (all: Int, first: Int)? = nil, inRows: Bool = false, _ body: (OutgoingTensor) throws(Fault) -> Void
   ) throws(Fault) {
+    var contents = OutgoingTensor.Contents.memory(memory)
+    var shape = shape
+    if let spread, let whole {
+      let rows = inRows ? shape[0] : 1
+      let own = shape.bytes(type)! / max(rows, 1)
+      let bytesOfOne = inRows ? type.alignment : own / max(shape[0], 1)
+      contents = .spread(
+        SpreadTensor(
+          ranks: spread.ranks, context: context, memory: memory, rows: rows, own: own,
+          first: whole.first * bytesOfOne, all: whole.all * bytesOfOne))
+      shape = shape.with(extent: whole.all, in: inRows ? 1 : 0)
+    }
     try withText { (text: inout TextBuffer) in
       name.append(to: &text)
     } body: { (name) throws(Fault) in
-      try body(OutgoingTensor(name: name, type: type, shape: shape, contents: .memory(memory)))
+      try body(OutgoingTensor(name: name, type: type, shape: shape, contents: contents))
     }
   }
 }
@@ -302,8 +377,12 @@ extension Checkpoint {
 
   /// `wanted` has passed `require`.
   fileprivate func copy(_ wanted: OutgoingTensor) throws(Fault) {
-    guard case .memory(let memory) = wanted.contents else { return }
-    try read(tensor(wanted.name)!, as: wanted.type, to: UnsafeMutableRawPointer(mutating: memory))
+    let stored = tensor(wanted.name)!
+    switch wanted.contents {
+    case .memory(let memory): try read(stored, as: wanted.type, to: UnsafeMutableRawPointer(mutating: memory))
+    case .spread(let parts): try parts.read(stored, from: self)
+    default: return
+    }
   }
 
   /// Numbers that are finite and not negative.

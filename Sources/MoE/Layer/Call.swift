@@ -24,6 +24,8 @@ public struct Call {
   /// Tokens that experts compute at once at most; nil = as the limit allows.
   public var chunkTokens: Int?
   public var scratch: CallerMemory?
+  /// Number of the first token, of a layer that every rank has whole.
+  var firstToken = 0
   /// Over which the layer's experts are spread; nil where all are here.
   var ranks: RanksPointer?
   /// Where what the experts read is noted.

@@ -22,7 +22,7 @@ extension Configuration {
   // MARK: what a call draws, and what it may leave out
 
   func draws(_ call: Call, _ kernels: UnsafePointer<moei_kernels>) -> Draws {
-    let first = call.ranks?.pointee.all.first ?? 0
+    let first = call.ranks?.pointee.all.first ?? call.firstToken
     return Draws(
       kernels: kernels, seed: seed, step: call.step, training: call.training,
       given: call.given.counted(from: first, self),

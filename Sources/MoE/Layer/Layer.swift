@@ -121,7 +121,9 @@ public struct Layer {
     try context.measure(.route) { () throws(Fault) in try stages.route.run(in: context, details.bySequence) }
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
-      try context.measure(.dispatch) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
+      try context.measure(.dispatch) { () throws(Fault) in
+        stages.dispatch.group(routing, chunk, firstPair: stages.route.work.draws.firstToken * c.slots)
+      }
       try call.squares?.add(stages.jittered.rows, chunk, call, hidden: c.hidden, in: context)
       try stages.compute.run(in: context, kept: taped?.kept(i))
       try context.measure(.combine) { () throws(Fault) in
@@ -232,7 +234,9 @@ public struct Layer {
     stages.losses.prepare()
     for i in 0..<plan.chunks {
       let chunk = plan.tokens(ofChunk: i)
-      try context.measure(.dispatch, backward: true) { () throws(Fault) in stages.dispatch.group(routing, chunk) }
+      try context.measure(.dispatch, backward: true) { () throws(Fault) in
+        stages.dispatch.group(routing, chunk, firstPair: taped.draws.firstToken * c.slots)
+      }
       try stages.compute.run(
         in: context, kept: taped.kept(i), needInputGradient: stages.dx != nil, &steps, isOnlyChunk: plan.chunks == 1)
       if let dx = stages.dx {

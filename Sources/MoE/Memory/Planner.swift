@@ -110,7 +110,7 @@ extension Layer {
         frozen: prepared.frozenForms)
     }
     let forward = try Arena.bytes { forwardStages(&$0, nowhere, call, plan, y: nowhere, taped: contents) }
-    if let contents, call.tokens > 0 {
+    if let contents, call.tokens > 0 || ranks != nil {
       backward.skip(
         try Arena.bytes {
           backwardStages(&$0, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())

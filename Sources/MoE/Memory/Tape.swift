@@ -73,6 +73,9 @@ public struct Tape {
     self.lent = lent
   }
 
+  /// Of a tape that is part of a model's: what is its own.
+  func freeOwned() { context.pointee.allocator.deallocate(ownedMemory) }
+
   mutating func fill(_ contents: TapeContents) { self.contents = contents }
   mutating func clear() { contents = nil }
 }
@@ -145,7 +148,7 @@ extension UnsafeMutablePointer where Pointee == Tape {
   public func free() {
     let context = pointee.context
     context.pointee.allocator.deallocate(pointee.memory)
-    context.pointee.allocator.deallocate(pointee.ownedMemory)
+    pointee.freeOwned()
     context.pointee.allocator.deallocate(self)
     context.release()
   }

@@ -19,7 +19,7 @@ private struct AbsorbedArrays {
 
   init(_ arena: inout Arena, _ c: ModelConfiguration, _ input: ModelInput) {
     let (sizes, tokens) = (LatentSizes(c), input.tokens)
-    headsAtOnce = min(sizes.heads, max(1, Self.rows / tokens))
+    headsAtOnce = min(sizes.heads, max(1, Self.rows / max(1, tokens)))
     let queryDown = sizes.latent.queryRank.map { arena.take(Float.self, tokens, $0) }
     let query = arena.take(Float.self, tokens, sizes.queries)
     let down = arena.take(Float.self, tokens, sizes.row)

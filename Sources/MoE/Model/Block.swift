@@ -183,7 +183,7 @@ struct BlockBackward {
   @inline(never) private func normBackward(
     _ which: BlockNorm, _ x: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
   ) throws(Fault) {
-    try work.normBackward(which, x, statistics, gradient).run(in: work.context)
+    try work.normBackward(which, x, statistics, gradient)
   }
 
   /// part = gradient with respect to the ffn's input, which is in `normed`.

@@ -31,8 +31,8 @@ struct BlockWork {
     y: UnsafeMutablePointer<Float>
   ) -> ResidualSum {
     ResidualSum(
-      kernels: context.kernels, count: tokens * c.hidden, from: from, dropout: dropout, factor: c.residualScale, x: x,
-      y: y)
+      kernels: context.kernels, count: tokens * c.hidden, from: from, dropout: dropout,
+      firstElement: model.firstToken * c.hidden, factor: c.residualScale, x: x, y: y)
   }
 
   /// y += x

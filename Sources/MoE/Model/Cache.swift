@@ -172,6 +172,18 @@ extension Model {
   public func read(
     _ cache: CachePointer, _ input: ModelInput, logits: UnsafeMutablePointer<Float>?
   ) throws(Fault) {
+    try beginCall()
+    do throws(Fault) {
+      try read(cache, input, to: logits)
+    } catch {
+      throw told(error)
+    }
+  }
+
+  private func read(
+    _ cache: CachePointer, _ input: ModelInput, to logits: UnsafeMutablePointer<Float>?
+  ) throws(Fault) {
+    try open(.read, input, details: UInt64(cache.pointee.length))
     let plan = try planToRead(cache, input)
     let input = input.behind(cache.pointee)
     try context.withScratch(plan.forwardScratch) { (memory) throws(Fault) in
@@ -186,6 +198,7 @@ extension Model {
       if let logits {
         try ReadEnd(&arena, self, input, frame.x(configuration.layers), logits: logits).run(self)
       }
+      try close()
     }
     cache.pointee.add(input)
   }

@@ -7,6 +7,9 @@ struct FeedForward {
   let memory: MemoryPlan
   private let plan: Plan
   private let call: Call
+  /// The model's, of a layer that is spread over them.
+  let ranks: RanksPointer?
+  private let model: UnsafePointer<Model>
   private let shared: SharedArrays?  // of a dense ffn, when it is run
   private let squares: LayerSquares?  // in calibration, when it is run
 
@@ -14,8 +17,11 @@ struct FeedForward {
   init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
-    (shared, squares) = (nil, nil)
-    call = Call(input)
+    (shared, squares, self.model) = (nil, nil, model.place)
+    ranks = layer.pointee.ranks == nil ? nil : model.ranks
+    var call = Call(input)
+    call.ranks = layer.pointee.ranks
+    self.call = call
     plan = Plan(layer.pointee.configuration, call, choice, taped: taped)
     memory = try layer.pointee.memory(plan, call, taped: taped)
   }
@@ -23,11 +29,14 @@ struct FeedForward {
   /// As it was planned; without shared arrays for backward.
   init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays?, _ plan: ModelPlan) {
     guard let layer = model.feedForwards[n] else { return nil }
-    self.layer = layer
+    (self.layer, self.model) = (layer, model.place)
+    ranks = layer.pointee.ranks == nil ? nil : model.ranks
     var call = Call(input)
     let isMoE = model.configuration.isMoE(n)
     self.shared = isMoE ? nil : shared
     squares = input.calibration?.pointee.layer(n)
+    call.ranks = layer.pointee.ranks
+    call.firstToken = model.firstToken
     if isMoE {
       call.tokenIds = shared?.longIds.map { UnsafePointer($0) }
       call.notes = shared?.notes(model.placeAmongMoE(n))
@@ -50,7 +59,10 @@ struct FeedForward {
     }
     call.scratch = CallerMemory(scratch, bytes: memory.forwardScratch)
     call.squares = squares
-    return try layer.pointee.forward(x, call, plan, y: y, tape: tape, details: details)
+    return try together { () throws(Fault) in
+      if ranks != nil { return try layer.pointee.forward(x, call, y: y, tape: tape, details: details) }
+      return try layer.pointee.forward(x, call, plan, y: y, tape: tape, details: details)
+    }
   }
 
   /// dx = gradient with respect to x, [T,H] each.
@@ -62,6 +74,14 @@ struct FeedForward {
     call.dAuxLoss = dAuxLoss
     call.dMeanProbability = dMeanProbability
     call.scratch = CallerMemory(scratch, bytes: memory.backwardScratch)
+    if model.pointee.ranks == nil || ranks != nil {
+      return try together { () throws(Fault) in try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call) }
+    }
+    // A dense one, which every rank has whole.
+    try model.pointee.chain({ layer.pointee.forEachGradient($0) }) { () throws(Fault) in
+      try layer.pointee.backward(tape, x: x, dy: dy, dx: nil, call)
+    }
+    call.frozenExperts = true
     try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call)
   }
 }
@@ -73,7 +93,7 @@ extension Call {
     training = input.training
     validMask = input.validMask
     lossMask = input.lossMask
-    sequenceLength = input.length
+    (sequenceLength, hasSequences) = (input.length, true)
   }
 }
 

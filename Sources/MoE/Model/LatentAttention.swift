@@ -123,6 +123,7 @@ extension AttentionCall {
       headSize: sizes.head, valueSize: sizes.value)
     takeLatent(work)
     dropout = input.training ? c.attentionDropout : 0
+    firstSequence = work.model.firstSequence(input)
   }
 
   /// Attention of some heads from `first` on, whose only key is the latent with the part that turns, and whose value is the

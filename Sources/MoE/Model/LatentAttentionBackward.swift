@@ -78,7 +78,7 @@ struct LatentAttentionBackward {
 
   @inline(never) private func output(_ arena: inout Arena) -> ProjectionBackward {
     ProjectionBackward(
-      &arena, work[.outputWeight]!, work[.outputBias], context: context, rows: work.tokens, x: arrays.output, dy: dy,
+      &arena, work, work[.outputWeight]!, work[.outputBias], x: arrays.output, dy: dy,
       dx: dOutput)
   }
 
@@ -96,7 +96,7 @@ struct LatentAttentionBackward {
     let gradients = AttentionGradients(
       arrays.attention, logSums: arrays.logSums!, doutput: dOutput, dquery: dQuery, dkey: dKey, dvalue: dValue,
       dsinks: work[.sinks]?.grad)
-    try attention(&own).run(gradients, in: context)
+    try attention(&own).run(gradients, of: work)
   }
 
   @inline(never) private func turns(_ arena: inout Arena) -> LatentTurns {
@@ -110,7 +110,7 @@ struct LatentAttentionBackward {
 
   @inline(never) private func expand(_ arena: inout Arena) -> ProjectionBackward {
     ProjectionBackward(
-      &arena, work[.latentUpWeight]!, nil, context: context, rows: work.tokens, x: UnsafePointer(projected.latent),
+      &arena, work, work[.latentUpWeight]!, nil, x: UnsafePointer(projected.latent),
       dy: dExpanded, dx: dDown, dxStride: sizes.row)
   }
 
@@ -124,7 +124,7 @@ struct LatentAttentionBackward {
 
   @inline(never) private func down(_ arena: inout Arena) -> ProjectionBackward {
     ProjectionBackward(
-      &arena, work[.latentDownWeight]!, work[.latentDownBias], context: context, rows: work.tokens, x: x,
+      &arena, work, work[.latentDownWeight]!, work[.latentDownBias], x: x,
       dy: UnsafePointer(dDown), dx: dx)
   }
 
@@ -136,7 +136,7 @@ struct LatentAttentionBackward {
 
   @inline(never) private func queryUp(_ arena: inout Arena) -> ProjectionBackward {
     ProjectionBackward(
-      &arena, work[.queryUpWeight]!, nil, context: context, rows: work.tokens,
+      &arena, work, work[.queryUpWeight]!, nil,
       x: projected.queryNormed.map { UnsafePointer($0) } ?? x, dy: UnsafePointer(dQuery), dx: dQueryDown ?? part)
   }
 
@@ -150,7 +150,7 @@ struct LatentAttentionBackward {
   @inline(never) private func queryDown(_ arena: inout Arena) -> ProjectionBackward? {
     guard let dQueryDown else { return nil }
     return ProjectionBackward(
-      &arena, work[.queryDownWeight]!, work[.queryDownBias], context: context, rows: work.tokens, x: x,
+      &arena, work, work[.queryDownWeight]!, work[.queryDownBias], x: x,
       dy: UnsafePointer(dQueryDown), dx: part)
   }
 
@@ -166,10 +166,8 @@ struct LatentAttentionBackward {
     _ role: ModelParameters.LayerRole, _ x: UnsafePointer<Float>, _ places: RowPlaces,
     _ gradient: UnsafeMutablePointer<Float>
   ) throws(Fault) {
-    try NormBackward(
-      Norm(.rms, hidden: places.width, epsilon: work.c.latent!.epsilon), context: context, rows: work.tokens,
-      x: PlacedRows(x, places), weight: work[role]!.floats, statistics: statistics, dy: PlacedRows(gradient, places),
-      dx: gradient, dWeight: work[role]!.grad, dBias: nil
-    ).run(in: context)
+    try work.normBackward(
+      Norm(.rms, hidden: places.width, epsilon: work.c.latent!.epsilon), PlacedRows(x, places), rows: work.tokens,
+      work[role], work[role]!.floats, statistics, gradient)
   }
 }

@@ -12,6 +12,8 @@ public struct Model {
   let list: ParameterList
   /// The folder that the parameters came from; nil where they came from none.
   public internal(set) var origin: ModelOrigin?
+  /// The ranks that the experts are spread over, see Ranks/ModelOverRanks.swift; nil where all are here.
+  public internal(set) var ranks: RanksPointer?
   private let firstMoE: Int?
   let rotaries: UnsafePointer<ModelRotary>  // by number
   /// Memory that whoever made the model asked for, and fills.
@@ -46,6 +48,7 @@ public struct Model {
     if tape != nil { try requireTrainedValues() }
     var input = input
     input.isTaped = tape != nil
+    try open(.forward, input)
     let plan = try plan(input, taped: tape != nil)
     let taped = try tape?.pointee.prepare(self, input, plan)
     var report = ModelReport()
@@ -62,6 +65,7 @@ public struct Model {
       }
       report.pooledBalanceLoss = frame.pooled?.loss(gradient: taped?.frame.pooledGradient) ?? 0
       try ForwardEnd(&arena, self, input, x: frame.x(configuration.layers), outputs).run(self, input, &report)
+      try close()
       for n in 0..<configuration.layers { note(n, frame.reports[n]) }
       noteTraining(input, frame.shared)
     }
@@ -108,7 +112,8 @@ public struct Model {
     }
     try forward.run(in: context)
     try ResidualSum(
-      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: x
+      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input),
+      firstElement: firstToken * configuration.hidden, y: x
     ).run(in: context)
   }
 
@@ -136,6 +141,7 @@ public struct Model {
     if taped.packings != parameters.packings { throw .packedSince }
     var input = input
     input.isTaped = true
+    try open(.backward, input, details: backwardHash(dObjective, reachesInput: dInput != nil))
     try turn.acquire(for: "model")
     defer { turn.release() }
     try context.withScratch(taped.plan.backwardScratch) { (memory) throws(Fault) in
@@ -153,6 +159,7 @@ public struct Model {
         n -= 1
       }
       try embedBackward(input, frame.d)
+      try close()
       if let dInput { dInput.update(from: frame.d, count: input.tokens * configuration.hidden) }
     }
   }
@@ -189,13 +196,21 @@ public struct Model {
   }
 
   private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
-    guard trainsEmbedding, let embedding = embedding(input), let table = parameters[.embedding] else { return }
+    guard trainsEmbedding, let table = parameters[.embedding] else { return }
     try ResidualSum(
-      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input), y: d
+      kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input),
+      firstElement: firstToken * configuration.hidden, y: d
     ).run(in: context)
-    try EmbeddingBackward(
-      embedding, context: context, dy: d, dTable: table.grad, dPositions: parameters[.positions]?.grad
-    ).run(in: context)
+    let positions = parameters[.positions]
+    try chain({ body in
+      if let grad = table.grad { body(grad, table.count) }
+      if let positions, let grad = positions.grad { body(grad, positions.count) }
+    }) { () throws(Fault) in
+      guard let embedding = embedding(input) else { return }  // a rank without tokens
+      try EmbeddingBackward(
+        embedding, context: context, dy: d, dTable: table.grad, dPositions: positions?.grad
+      ).run(in: context)
+    }
   }
 }
 

@@ -42,7 +42,10 @@ struct ForwardEnd {
     try input.calibration?.pointee.own(model.outputSlot)?.add(
       StridedRows(last, stride: c.hidden), input.tokens, valid: input.validMask, in: context)
     if let hidden = outputs.hidden { hidden.update(from: last, count: input.tokens * c.hidden) }
-    if let loss { (report.loss, report.targets) = try loss.run(in: context) }
+    if let loss {
+      try loss.run(in: context)
+      (report.loss, report.targets) = try model.mean(loss)  // before the logits, which take the same memory
+    }
     if let target = outputs.logits {
       try logits!.run(
         tokens: input.tokens, x: StridedRows(last, stride: c.hidden), weight: model.outputWeight!.place!,
@@ -68,6 +71,7 @@ extension CrossEntropy {
     problem.form = model.logitForm
     problem.panels = weight.panels
     problem.isDifferentiated = input.isTaped
+    problem.allTargets = model.allTargets
     self.init(&arena, problem, wanted, context: model.context)
   }
 }
@@ -106,7 +110,9 @@ struct BackwardEnd {
       try model.norm(p[.normWeight]!, p[.normBias], rows: input.tokens, x, to: normed, statistics).run(in: context)
     }
     if let loss {
-      _ = try loss.run(in: context)
+      try model.backward(of: model.outputWeight, p[.logitBias]) { (part) throws(Fault) in
+        try loss.run(loss.targets.of(part), in: context)
+      }
       try ResidualSum(kernels: context.kernels, count: elements, dropout: nil, x: dHidden, y: d).run(in: context)
     } else if let dHidden {
       d.update(from: dHidden, count: elements)
@@ -115,7 +121,7 @@ struct BackwardEnd {
     }
     input.clearOddPadding(d, width: c.hidden, context.kernels)
     if c.finalNorm {
-      try model.normBackward(p[.normWeight]!, p[.normBias], rows: input.tokens, x, statistics, d).run(in: context)
+      try model.normBackward(p[.normWeight]!, p[.normBias], rows: input.tokens, x, statistics, d)
     }
   }
 }

@@ -45,11 +45,12 @@ private struct ModelParts {
 extension LayerPointer {
   /// The ffn of layer n, of whose kind `values` are.
   fileprivate static func create(
-    _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, in context: ContextPointer
+    _ n: Int, _ c: ModelConfiguration, _ values: Configuration.Values, over spread: Ranks.Wanted?,
+    in context: ContextPointer
   ) throws(Fault) -> LayerPointer {
     var own = values
     (own.seed, own.startsRandom, own.allocates) = (c.seed(ofFeedForward: n), c.startsRandom, c.allocates)
-    if c.isMoE(n) { return try create(own, in: context) }
+    if c.isMoE(n) { return try create(own, over: spread, in: context) }
     var group = own.groups[0].wide(c.layer(n).denseSize)
     return try withUnsafePointer(to: &group) { (groups) throws(Fault) in
       own.groups = groups
@@ -60,10 +61,11 @@ extension LayerPointer {
 
 extension UnsafeMutablePointer where Pointee == Model {
   /// `moe` and `dense` are the ffn's, their seeds and the width of dense ones aside; nil where the model has none of them.
-  /// `layer` says what each layer is. `room`: bytes for whoever makes the model.
+  /// `layer` says what each layer is. `room`: bytes for whoever makes the model. `spread`: over which ranks, where that is more than
+  /// this process.
   public static func create(
     _ given: ModelConfiguration, moe: Configuration.Values?, dense: Configuration.Values?, layer: (Int) -> ModelLayer,
-    room: Int, in context: ContextPointer
+    room: Int, over spread: Ranks.Wanted? = nil, in context: ContextPointer
   ) throws(Fault) -> ModelPointer {
     let allocator = context.pointee.allocator
     let parts = try allocator.make { ModelParts(&$0, given, room: room) }
@@ -72,10 +74,12 @@ extension UnsafeMutablePointer where Pointee == Model {
     parts.turn.initialise()
     parts.parameters.clear()
     parts.feedForwards.initialize(repeating: nil, count: c.layers)
+    var ranks: RanksPointer?
     do throws(Fault) {
+      ranks = try spread.map { (spread) throws(Fault) in try RanksPointer.create(spread, moe!, allocator) }
       try parts.parameters.allocate(c, allocator: allocator)
       for n in 0..<c.layers where c.hasFeedForward {
-        parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, in: context)
+        parts.feedForwards[n] = try LayerPointer.create(n, c, c.isMoE(n) ? moe! : dense!, over: spread, in: context)
       }
       let rotaries = try ModelRotary.make(given, allocator)
       parts.rotaries.pointee = rotaries
@@ -85,7 +89,9 @@ extension UnsafeMutablePointer where Pointee == Model {
           c, at: parts.model, context: context, parameters: parts.parameters, feedForwards: parts.feedForwards,
           list: list,
           rotaries: rotaries, room: parts.room, turn: parts.turn))
+      parts.model.pointee.ranks = ranks
     } catch {
+      ranks?.free(allocator)
       parts.free(allocator, layers: c.layers)
       throw error
     }
@@ -104,6 +110,7 @@ extension UnsafeMutablePointer where Pointee == Model {
     pointee.parameters.free(allocator: allocator)
     pointee.list.free(allocator)
     pointee.origin?.free(allocator)
+    pointee.ranks?.free(allocator)
     allocator.deallocate(UnsafeMutableRawPointer(mutating: pointee.rotaries))
     allocator.deallocate(self)
     context.release()

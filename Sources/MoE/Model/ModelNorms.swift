@@ -18,10 +18,14 @@ extension Model {
   func normBackward(
     _ weight: Parameter, _ bias: Parameter?, rows: Int, _ x: UnsafePointer<Float>,
     _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
-  ) -> NormBackward {
-    NormBackward(
-      normKind, context: context, rows: rows, x: x, weight: weight.floats, statistics: statistics, dy: gradient,
-      dx: gradient, dWeight: weight.grad, dBias: bias?.grad)
+  ) throws(Fault) {
+    try backward(of: weight, bias) { (part) throws(Fault) in
+      try NormBackward(
+        normKind, context: context, rows: rows, x: x, weight: weight.floats, statistics: statistics, dy: gradient,
+        dx: part.isOfInput ? gradient : nil, dWeight: part.isOfParameters ? weight.grad : nil,
+        dBias: part.isOfParameters ? bias?.grad : nil
+      ).run(in: context)
+    }
   }
 }
 
@@ -45,7 +49,24 @@ extension BlockWork {
   func normBackward(
     _ which: BlockNorm, _ x: UnsafePointer<Float>, _ statistics: UnsafePointer<Float>,
     _ gradient: UnsafeMutablePointer<Float>
-  ) -> NormBackward {
-    model.normBackward(self[which.weight]!, self[which.bias], rows: tokens, x, statistics, gradient)
+  ) throws(Fault) {
+    try model.normBackward(self[which.weight]!, self[which.bias], rows: tokens, x, statistics, gradient)
+  }
+}
+
+extension BlockWork {
+  /// Of rows that stand anywhere, without bias: `gradient`, laid out as they are, becomes theirs in place. `weights`: those of the
+  /// parameter, or what stands for them.
+  func normBackward(
+    _ norm: Norm, _ x: PlacedRows, rows: Int, _ parameter: Parameter?, _ weights: UnsafePointer<Float>,
+    _ statistics: UnsafePointer<Float>, _ gradient: UnsafeMutablePointer<Float>
+  ) throws(Fault) {
+    try model.backward(of: parameter, nil) { (part) throws(Fault) in
+      try NormBackward(
+        norm, context: context, rows: rows, x: x, weight: weights, statistics: statistics,
+        dy: PlacedRows(gradient, x.places), dx: part.isOfInput ? gradient : nil,
+        dWeight: part.isOfParameters ? parameter?.grad : nil, dBias: nil
+      ).run(in: context)
+    }
   }
 }

@@ -3,6 +3,7 @@ public struct ModelTape {
   let context: ContextPointer
   let modelNumber: Int64
   private let layers: Int
+  private let hasFeedForwards: Bool
   private(set) var contents: ModelTapeContents?
   fileprivate let blocks: UnsafeMutablePointer<BlockTape>  // [N]
   fileprivate let tapes: UnsafeMutablePointer<Tape>  // [N], of the ffn's
@@ -12,7 +13,7 @@ public struct ModelTape {
   fileprivate init(_ model: Model, _ parts: ModelTapeParts) {
     context = model.context
     modelNumber = model.number
-    layers = model.configuration.layers
+    (layers, hasFeedForwards) = (model.configuration.layers, model.configuration.hasFeedForward)
     blocks = parts.blocks
     tapes = parts.tapes
     for n in 0..<layers {
@@ -44,6 +45,11 @@ public struct ModelTape {
     }
     return ModelTapeContents(
       plan: plan, input: input, frame: frame, blocks: blocks, tapes: tapes, packings: model.parameters.packings)
+  }
+
+  fileprivate func free() {
+    if hasFeedForwards { for n in 0..<layers { tapes[n].freeOwned() } }
+    context.pointee.allocator.deallocate(memory)
   }
 
   mutating func fill(_ contents: ModelTapeContents) { self.contents = contents }
@@ -115,7 +121,7 @@ extension UnsafeMutablePointer where Pointee == ModelTape {
 
   public func free() {
     let context = pointee.context
-    context.pointee.allocator.deallocate(pointee.memory)
+    pointee.free()
     context.pointee.allocator.deallocate(self)
     context.release()
   }

@@ -62,10 +62,8 @@ struct QueryKeyNorm {
     heads: Int, _ statistics: UnsafePointer<Float>
   ) throws(Fault) {
     let places = Self.places(c, heads: heads)
-    try NormBackward(
-      norm(places), context: work.context, rows: work.tokens * places.perToken, x: PlacedRows(x, places),
-      weight: weight(role), statistics: statistics, dy: PlacedRows(gradients, places), dx: gradients,
-      dWeight: work[role]?.grad, dBias: nil
-    ).run(in: work.context)
+    try work.normBackward(
+      norm(places), PlacedRows(x, places), rows: work.tokens * places.perToken, work[role], weight(role), statistics,
+      gradients)
   }
 }

@@ -15,6 +15,8 @@ struct ResidualSum: Job {
   let count: Int
   var from: UnsafePointer<Float>?
   let dropout: InvertedDropout?
+  /// Number of the first element where some are dropped.
+  var firstElement = 0
   var factor: Float = 1
   var x: UnsafePointer<Float>?
   let y: UnsafeMutablePointer<Float>
@@ -33,7 +35,7 @@ struct ResidualSum: Job {
     let first = item * Self.elementsPerItem
     let part = min(Self.elementsPerItem, count - first)
     if let from { (y + first).update(from: from + first, count: part) }
-    dropout?.apply(y + first, count: part, first: UInt64(first / 4))
+    dropout?.apply(y + first, count: part, from: firstElement + first)
     if factor != 1 { kernels.pointee.scale(Int64(part), factor, y + first, y + first) }
     if let x { kernels.pointee.add(Int64(part), x + first, y + first) }
   }

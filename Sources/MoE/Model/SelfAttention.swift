@@ -98,6 +98,7 @@ struct SelfAttentionBackward {
   private let attend: AttentionBackward
   private let gradients: AttentionGradients
   private let project: ProjectionBackward
+  private let work: BlockWork
   private let dProjected: UnsafeMutablePointer<Float>  // [T, queries + keys + values + gates]
   private let gate: (again: AttentionGateForward, back: AttentionGateBackward)?
 
@@ -107,7 +108,7 @@ struct SelfAttentionBackward {
     dy: UnsafePointer<Float>, dx: UnsafeMutablePointer<Float>
   ) {
     let (c, tokens) = (work.c, work.tokens)
-    context = work.context
+    (context, self.work) = (work.context, work)
     heads = PlacedHeads(&arena, work, projected: arrays.projected, forBackward: true)
     dProjected = arena.take(Float.self, tokens, c.projected)
     let dOutput = arena.take(Float.self, tokens, c.outputs)
@@ -119,14 +120,14 @@ struct SelfAttentionBackward {
     }
     var (first, second, third) = (arena, arena, arena)
     output = ProjectionBackward(
-      &first, work[.outputWeight]!, work[.outputBias], context: context, rows: tokens,
+      &first, work, work[.outputWeight]!, work[.outputBias],
       x: UnsafePointer(again?.y ?? arrays.output), dy: dy, dx: dOutput)
     attend = AttentionBackward(&second, AttentionCall(work), in: context)
     gradients = AttentionGradients(
       AttentionArrays(heads, arrays), logSums: arrays.logSums!, doutput: dOutput, dquery: dProjected,
       dkey: dProjected + c.queries, dvalue: dProjected + c.queries + c.keys, dsinks: work[.sinks]?.grad)
     project = ProjectionBackward(
-      &third, work[.qkvWeight]!, work[.qkvBias], context: context, rows: tokens, x: x, dy: dProjected, dx: dx)
+      &third, work, work[.qkvWeight]!, work[.qkvBias], x: x, dy: dProjected, dx: dx)
     arena.cover(first)
     arena.cover(second)
     arena.cover(third)
@@ -137,7 +138,7 @@ struct SelfAttentionBackward {
     try output.run()
     try gate?.back.run(in: context)
     try heads.runAgain()
-    try attend.run(gradients, in: context)
+    try attend.run(gradients, of: work)
     try heads.backward(dProjected)
     try project.run()
   }
@@ -157,6 +158,7 @@ extension AttentionCall {
     (masks.mask, masks.added, masks.valid) = (input.mask, input.addedMask, input.validMask)
     dropout = input.training ? c.attentionDropout : 0
     (seed, step) = (c.seed(ofLayer: work.n), input.step)
+    firstSequence = work.model.firstSequence(input)
   }
 }
 

@@ -185,27 +185,10 @@ extension Layer {
     return count
   }
 
-  /// `add` goes on from the gradients of the ranks before this one; afterwards every rank has those of all tokens.
   private func chainGradients(
     shared: Bool, _ memory: UnsafeMutablePointer<Float>, over ranks: RanksPointer, _ failed: inout Fault?,
     _ add: () throws(Fault) -> Void
   ) throws(Fault) {
-    func take() {
-      var place = memory
-      forEachWhole(shared: shared) {
-        $0.update(from: place, count: $1)
-        place += $1
-      }
-    }
-    try ranks.chain(memory, bytes: wholeGradients(shared: shared) * MemoryLayout<Float>.stride) { isFirst in
-      if !isFirst { take() }
-      attempt(&failed, add)
-      var place = memory
-      forEachWhole(shared: shared) {
-        place.update(from: $0, count: $1)
-        place += $1
-      }
-    }
-    take()
+    try ranks.chain(gradients: { forEachWhole(shared: shared, $0) }, in: memory) { attempt(&failed, add) }
   }
 }

@@ -119,7 +119,7 @@ extension Layer {
     let report = Report(c, call, stages.route, stages.statistics, taped?.slopes)
     details.write(c, stages)
     try ranks.pointee.agree(0, failed, next: nil)
-    note(call, measured: routing.norm)
+    if call.notes == nil { note(call, measured: routing.norm) }  // a model's are noted once all of it has gone well
     return report
   }
 

@@ -1,6 +1,6 @@
 import CShims
 
-// The norm of all gradients of a layer over ranks. Sums of squares run through a tensor in stretches and runs that its whole size alone
+// The norm of all gradients of a layer or a model over ranks. Sums of squares run through a tensor in stretches and runs that its whole size alone
 // determines (Optimise/ClipGradNorm.swift). Where a tensor's parts lie on several ranks, one behind the other, the sum goes on from rank
 // to rank, together with the numbers of a run that two of them share.
 
@@ -8,50 +8,71 @@ extension Layer {
   /// Scales all gradients by what brings their norm, over all ranks' tensors together, down to `maxNorm`; returns the norm.
   public func clipGradNorm(maxNorm: Double) throws(Fault) -> Double {
     var squares = 0.0
-    if let ranks {
-      var kind = Hash()
-      kind.add(3)
-      kind.add(maxNorm.bitPattern)
-      try ranks.pointee.open(Ranks.AllTokens(), kind: kind)
-      ranks.pointee.expect(0)
-      let sums = try ranks.room(context.pointee.allocator) { SpreadSquares(&$0) }
-      try ranks.pointee.agree(0, nil, next: nil)
-      try addSquares(to: &squares) { (own, whole) throws(Fault) in
-        try sums.sum(own, of: whole, over: ranks, context.kernels)
-      }
-    } else {
-      try addSquares(to: &squares) { (own, _) throws(Fault) in self.squares(of: own) }
-    }
+    try addSquares(to: &squares, try SpreadSquares.open(ranks, maxNorm: maxNorm, context))
     let norm = squares.squareRoot()
-    let factor = clipFactor(norm: norm, maxNorm: maxNorm)
-    for index in 0..<parameters.trainedCount {
-      let parameter = parameters.trained(index)
-      if let grad = parameter.grad { scale(grad, parameter.count, by: factor, in: context) }
-    }
+    scaleGradients(by: clipFactor(norm: norm, maxNorm: maxNorm))
     return norm
   }
 
-  /// `spread`: of a tensor of experts, from what is here of it and the elements of all of it.
-  private func addSquares(
-    to squares: inout Double, _ spread: (Parameter?, Int) throws(Fault) -> Double
-  ) throws(Fault) {
+  /// `sums`: where the experts are spread, what adds up those of a tensor.
+  fileprivate func addSquares(to squares: inout Double, _ sums: SpreadSquares?) throws(Fault) {
     for slot in 0..<parameters.slotCount {
       guard let tensor = parameters.trained(slot: slot, configuration, ranks) else { continue }
-      let sum = tensor.isSpread ? try spread(tensor.own, tensor.elements) : self.squares(of: tensor.own)
+      let sum: Double
+      if let sums, ranks != nil && tensor.isSpread {
+        sum = try sums.sum(tensor.own, of: tensor.elements)
+      } else {
+        sum = sumOfSquares(gradientOf: tensor.own, in: context)
+      }
       if !sum.isFinite { throw Fault(.notFinite, "the gradient of \(tensor.name) is not finite") }
       squares += sum
     }
   }
 
-  /// The sum of squares of a gradient that is here; 0 of one that nobody makes.
-  private func squares(of parameter: Parameter?) -> Double {
-    guard let parameter, let grad = parameter.grad else { return 0 }
-    return sumOfSquares(grad, parameter.count, in: context)
+  fileprivate func scaleGradients(by factor: Float) {
+    forEachGradient { scale($0, $1, by: factor, in: context) }
   }
 }
 
+extension Model {
+  /// The same of a model's parameters, in the order of their list.
+  public func clipGradNorm(maxNorm: Double) throws(Fault) -> Double {
+    let sums = try SpreadSquares.open(ranks, maxNorm: maxNorm, context)
+    var (squares, own) = (0.0, 0)
+    for n in 0...configuration.layers {
+      while own < parameters.count && (n == configuration.layers || parameters.comes(own, beforeLayer: n + 1)) {
+        let parameter = parameters.parameter(own)
+        let sum = sumOfSquares(gradientOf: parameter, in: context)
+        if !sum.isFinite { throw Fault(.notFinite, "the gradient of \(parameter.name) is not finite") }
+        squares += sum
+        own += 1
+      }
+      if n == configuration.layers { break }
+      do throws(Fault) {
+        try feedForwards[n]?.pointee.addSquares(to: &squares, sums)
+      } catch {
+        throw error.inLayer(n)
+      }
+    }
+    let norm = squares.squareRoot()
+    let factor = clipFactor(norm: norm, maxNorm: maxNorm)
+    for index in 0..<parameters.count {
+      let parameter = parameters.parameter(index)
+      if let grad = parameter.grad { scale(grad, parameter.count, by: factor, in: context) }
+    }
+    for n in 0..<configuration.layers { feedForwards[n]?.pointee.scaleGradients(by: factor) }
+    return norm
+  }
+}
+
+/// 0 of a parameter that has none.
+private func sumOfSquares(gradientOf parameter: Parameter?, in context: ContextPointer) -> Double {
+  guard let parameter, let grad = parameter.grad else { return 0 }
+  return sumOfSquares(grad, parameter.count, in: context)
+}
+
 /// A sum of squares that is under way.
-private struct SpreadSquares {
+struct SpreadSquares {
   private struct State {
     var total = 0.0  // of the stretches that are done
     var stretch = 0.0  // of the runs that are done in the one that has begun
@@ -59,32 +80,46 @@ private struct SpreadSquares {
     var waiting = 0  // of these in the run that has begun
   }
 
+  private let ranks: RanksPointer
+  private let kernels: UnsafePointer<moei_kernels>
   private let state: UnsafeMutablePointer<State>
   private let run: UnsafeMutablePointer<Float>  // [runOfSquares] right behind it
 
   private static var floatsOfState: Int { MemoryLayout<State>.stride / MemoryLayout<Float>.stride }
 
-  init(_ arena: inout Arena) {
+  private init(_ arena: inout Arena, _ ranks: RanksPointer, _ kernels: UnsafePointer<moei_kernels>) {
+    (self.ranks, self.kernels) = (ranks, kernels)
     let memory = arena.take(Float.self, Self.floatsOfState + runOfSquares)
     state = UnsafeMutableRawPointer(memory).assumingMemoryBound(to: State.self)
     run = memory + Self.floatsOfState
   }
 
+  /// In a call that ranks make together; nil where all is here.
+  static func open(
+    _ ranks: RanksPointer?, maxNorm: Double, _ context: ContextPointer
+  ) throws(Fault) -> SpreadSquares? {
+    guard let ranks else { return nil }
+    var kind = Hash()
+    kind.add(3)
+    kind.add(maxNorm.bitPattern)
+    try ranks.pointee.open(Ranks.AllTokens(), kind: kind)
+    ranks.pointee.expect(0)
+    let sums = try ranks.room(context.pointee.allocator) { SpreadSquares(&$0, ranks, context.kernels) }
+    try ranks.pointee.agree(0, nil, next: nil)
+    return sums
+  }
+
   /// Of a tensor with so many elements on all ranks.
-  func sum(
-    _ own: Parameter?, of all: Int, over ranks: RanksPointer, _ kernels: UnsafePointer<moei_kernels>
-  ) throws(Fault) -> Double {
+  func sum(_ own: Parameter?, of all: Int) throws(Fault) -> Double {
     let bytes = (Self.floatsOfState + runOfSquares) * MemoryLayout<Float>.stride
     try ranks.chain(state, bytes: bytes) { isFirst in
       if isFirst { state.initialize(to: State()) }
-      if let own, let grad = own.grad { add(grad, own.count, of: all, kernels) }
+      if let own, let grad = own.grad { add(grad, own.count, of: all) }
     }
     return state.pointee.total
   }
 
-  private func add(
-    _ values: UnsafePointer<Float>, _ count: Int, of all: Int, _ kernels: UnsafePointer<moei_kernels>
-  ) {
+  private func add(_ values: UnsafePointer<Float>, _ count: Int, of all: Int) {
     let stretch = stretchOfSquares(all)
     var done = 0
     while done < count {

@@ -71,13 +71,14 @@ public struct Ranks {
     }
   }
 
-  fileprivate init(_ arena: inout Arena, _ wanted: Wanted, _ c: Configuration.Values) {
+  /// `c`: nil where no layer's experts are to be placed.
+  fileprivate init(_ arena: inout Arena, _ wanted: Wanted, _ c: Configuration.Values?) {
     communicator = wanted.communicator
     choosesLocally = wanted.choosesLocally
     configurationHash = wanted.configurationHash
     let size = communicator.size
-    let words = Header.count + max(Self.callWords, c.wordsOfCounts)
-    placement = Placement(&arena, ranks: size, groups: c.groupCount)
+    let words = Header.count + max(Self.callWords, c?.wordsOfCounts ?? 0)
+    placement = Placement(&arena, ranks: size, groups: c?.groupCount ?? 0)
     own = arena.take(Int64.self, words)
     others = arena.take(Int64.self, size, words)
     text = arena.take(CChar.self, 2 * Self.textSize)
@@ -85,7 +86,7 @@ public struct Ranks {
     received = ByteRanges(&arena, size: size)
     rowsTo = arena.take(Int.self, size)
     rowsFrom = arena.take(Int.self, size)
-    counts = arena.take(Int32.self, size, c.experts)
+    counts = arena.take(Int32.self, size, c?.experts ?? 0)
   }
 
   var callNumber: Int64 { calls }
@@ -216,6 +217,14 @@ public struct Ranks {
     return fault
   }
 
+  mutating func send(_ data: UnsafeRawPointer, bytes: Int, to other: Int) throws(Fault) {
+    do throws(Fault) { try communicator.sendWhole(data, bytes: bytes, to: other) } catch { throw broken(error) }
+  }
+
+  mutating func receive(_ data: UnsafeMutableRawPointer, bytes: Int, from other: Int) throws(Fault) {
+    do throws(Fault) { try communicator.receiveWhole(data, bytes: bytes, from: other) } catch { throw broken(error) }
+  }
+
   /// What the last rank has, to all others.
   fileprivate mutating func spread(_ sums: UnsafeMutableRawPointer, bytes: Int) throws(Fault) {
     if size == 1 { return }
@@ -251,15 +260,38 @@ extension UnsafeMutablePointer where Pointee == Ranks {
   func chain(
     _ sums: UnsafeMutableRawPointer, bytes: Int, _ add: (_ isFirst: Bool) -> Void
   ) throws(Fault) {
-    let (communicator, rank) = (pointee.communicator, pointee.rank)
-    do throws(Fault) {
-      if rank > 0 { try communicator.receiveWhole(sums, bytes: bytes, from: rank - 1) }
-      add(rank == 0)
-      if !communicator.isLast { try communicator.sendWhole(sums, bytes: bytes, to: rank + 1) }
-    } catch {
-      throw pointee.broken(error)
-    }
+    let rank = pointee.rank
+    if rank > 0 { try pointee.receive(sums, bytes: bytes, from: rank - 1) }
+    add(rank == 0)
+    if !pointee.communicator.isLast { try pointee.send(sums, bytes: bytes, to: rank + 1) }
     try pointee.spread(sums, bytes: bytes)
+  }
+
+  /// `add` goes on from the gradients of the ranks before this one; afterwards every rank has those of all tokens. `forEach` lists the
+  /// gradients, and `memory` has room for all of them: a transport may write to it after an error, when the gradients' own is long gone.
+  func chain(
+    gradients forEach: (_ body: (UnsafeMutablePointer<Float>, Int) -> Void) -> Void,
+    in memory: UnsafeMutablePointer<Float>, _ add: () -> Void
+  ) throws(Fault) {
+    var count = 0
+    forEach { count += $1 }
+    func take() {
+      var place = memory
+      forEach {
+        $0.update(from: place, count: $1)
+        place += $1
+      }
+    }
+    try chain(memory, bytes: count * MemoryLayout<Float>.stride) { isFirst in
+      if !isFirst { take() }
+      add()
+      var place = memory
+      forEach {
+        place.update(from: $0, count: $1)
+        place += $1
+      }
+    }
+    take()
   }
 
   /// What `layout` cuts out of memory that is kept for the next call.
@@ -273,15 +305,24 @@ extension UnsafeMutablePointer where Pointee == Ranks {
 
 extension UnsafeMutablePointer where Pointee == Ranks {
   static func create(
-    _ wanted: Ranks.Wanted, _ c: Configuration.Values, _ allocator: Allocator
+    _ wanted: Ranks.Wanted, _ c: Configuration.Values?, _ allocator: Allocator
   ) throws(Fault) -> RanksPointer {
     let parts = try allocator.make { (arena: inout Arena) in
       (place: arena.take(Ranks.self, 1), ranks: Ranks(&arena, wanted, c))
     }
     parts.place.initialize(to: parts.ranks)
-    parts.ranks.placement.fill(wanted.expertsPerRank, c, ranks: wanted.communicator.size)
+    if let c { parts.ranks.placement.fill(wanted.expertsPerRank, c, ranks: wanted.communicator.size) }
     return parts.place
   }
+
+  /// For a call that is no layer's.
+  public static func create(_ communicator: Communicator, in context: ContextPointer) throws(Fault) -> RanksPointer {
+    try create(
+      Ranks.Wanted(communicator, expertsPerRank: nil, choosesLocally: false, configurationHash: 0), nil,
+      context.pointee.allocator)
+  }
+
+  public func free(in context: ContextPointer) { free(context.pointee.allocator) }
 
   /// What a transport may still write to stays.
   func free(_ allocator: Allocator) {

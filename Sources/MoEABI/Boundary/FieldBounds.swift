@@ -385,7 +385,7 @@ extension moe_model_config: Bounded {
 
 extension moe_model_input: Bounded {
   func requireBounds(_ check: Bounds) throws(Fault) {
-    try check.integer(n_sequences, "n_sequences", 1, 2147483647)
+    try check.integer(n_sequences, "n_sequences", 0, 2147483647)
     try check.integer(sequence_length, "sequence_length", 1, 2147483647)
     try check.flag(training, "training")
     try check.share(label_smoothing, "label_smoothing")

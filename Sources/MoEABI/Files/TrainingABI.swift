@@ -18,19 +18,71 @@ public func moe_training_load(
   _ context: OpaquePointer?, _ training: UnsafeMutablePointer<moe_training>?, _ path: UnsafePointer<CChar>?
 ) -> moe_status {
   attempt { () throws(Fault) in
+    try load(training, from: path, in: try handle(context, "context", as: Context.self), over: nil)
+  }
+}
+
+@implementation @_cdecl("moe_training_save_distributed")
+public func moe_training_save_distributed(
+  _ context: OpaquePointer?, _ training: UnsafePointer<moe_training>?,
+  _ communicator: UnsafePointer<moe_communicator>?, _ spread: UnsafePointer<UInt8>?, _ path: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in
     let context = try handle(context, "context", as: Context.self)
-    var operands = Operands()
-    let (training, parts) = try operands.updates(training, "training")
-    let path = try required(path, "path")
-    try withState(parts, in: context) { (state, lists) throws(Fault) in
-      try operands.requireApart(lists, in: context)
-      training.pointee.step = try state.load(from: path)
+    try overRanks(communicator, in: context) { (ranks) throws(Fault) in
+      let training = try read(training, "training")
+      let path = try required(path, "path")
+      try withState(training, in: context, over: TrainingState.Spread(ranks, spread)) { (state, _) throws(Fault) in
+        try state.save(to: path, step: training.step)
+      }
     }
   }
 }
 
+@implementation @_cdecl("moe_training_load_distributed")
+public func moe_training_load_distributed(
+  _ context: OpaquePointer?, _ training: UnsafeMutablePointer<moe_training>?,
+  _ communicator: UnsafePointer<moe_communicator>?, _ spread: UnsafePointer<UInt8>?, _ path: UnsafePointer<CChar>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    try overRanks(communicator, in: context) { (ranks) throws(Fault) in
+      try load(training, from: path, in: context, over: TrainingState.Spread(ranks, spread))
+    }
+  }
+}
+
+/// A call that ranks make together: what one of them finds wrong is the others' error, too.
+private func overRanks(
+  _ communicator: UnsafePointer<moe_communicator>?, in context: ContextPointer,
+  _ body: (RanksPointer) throws(Fault) -> Void
+) throws(Fault) {
+  let ranks = try RanksPointer.create(try Communicator(try read(communicator, "communicator")), in: context)
+  defer { ranks.free(in: context) }
+  try ranks.pointee.beginCall()
+  do throws(Fault) {
+    try body(ranks)
+  } catch {
+    throw ranks.pointee.told(error)
+  }
+}
+
+private func load(
+  _ training: UnsafeMutablePointer<moe_training>?, from path: UnsafePointer<CChar>?, in context: ContextPointer,
+  over spread: TrainingState.Spread?
+) throws(Fault) {
+  var operands = Operands()
+  let (training, parts) = try operands.updates(training, "training")
+  let path = try required(path, "path")
+  try withState(parts, in: context, over: spread) { (state, lists) throws(Fault) in
+    try operands.requireApart(lists, in: context)
+    training.pointee.step = try state.load(from: path)
+  }
+}
+
 private func withState(
-  _ training: moe_training, in context: ContextPointer, _ body: (TrainingState, TrainingOperands) throws(Fault) -> Void
+  _ training: moe_training, in context: ContextPointer, over spread: TrainingState.Spread? = nil,
+  _ body: (TrainingState, TrainingOperands) throws(Fault) -> Void
 ) throws(Fault) {
   let partial = training.without_unallocated == 1
   let counts = TrainingState.Counts(
@@ -41,10 +93,10 @@ private func withState(
   let statistics = try array(training.statistics, count: counts.statistics, "training.statistics")
   let tensors = try TensorList(training.tensors, count: training.n_tensors)
   try TrainingState.with(
-    counts, in: context,
+    counts, in: context, over: spread,
     layer: { (n) throws(Fault) in
       let layer = try handle(layers[n], "training.layers", as: Layer.self)
-      try layer.pointee.requireWhole()
+      if spread == nil { try layer.pointee.requireWhole() }
       if !partial { try layer.pointee.requireMemory() }
       return layer
     },

@@ -21,12 +21,48 @@ public func moe_layer_create_distributed(
     try groups.fill(config)
     try groups.withPointer { (groups, count) throws(Fault) in
       let configuration = try Configuration.Values(config, groups, count: count)
-      let isLocal = placed.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
-      try configuration.requireForRanks(choosesLocally: isLocal)
-      let wanted = Ranks.Wanted(
-        communicator, expertsPerRank: counts, choosesLocally: isLocal,
-        configurationHash: hash(config, configuration, communicator, counts, isLocal))
+      let wanted = try Ranks.Wanted(config, configuration, communicator, counts, placed)
       out.pointee = OpaquePointer(try LayerPointer.create(configuration, over: wanted, in: context))
+    }
+  }
+}
+
+@implementation @_cdecl("moe_model_create_distributed")
+public func moe_model_create_distributed(
+  _ context: OpaquePointer?, _ config: UnsafePointer<moe_model_config>?,
+  _ communicator: UnsafePointer<moe_communicator>?, _ placement: UnsafePointer<moe_placement>?,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    let config = try read(config, "config")
+    let communicator = try Communicator(try read(communicator, "communicator"))
+    var placed = moe_placement()
+    if placement != nil { placed = try read(placement, "placement") }
+    let out = try required(out, "out")
+    try createModel(context, config, over: Spreading(communicator: communicator, placement: placed)) {
+      out.pointee = OpaquePointer($0)
+    }
+  }
+}
+
+@implementation @_cdecl("moe_model_clip_grad_norm")
+public func moe_model_clip_grad_norm(
+  _ model: OpaquePointer?, _ max_norm: Double, _ norm: UnsafeMutablePointer<Double>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    try model.pointee.beginCall()
+    do throws(Fault) {
+      try requireTrainable(model)
+      try requireMaxNorm(max_norm)
+      var operands = Operands()
+      let norm = try operands.writes(optional: norm, 1, "norm")
+      try operands.requireApart(fromParametersOf: model, gradients: true)
+      let found = try model.pointee.clipGradNorm(maxNorm: max_norm)
+      norm?.pointee = found
+    } catch {
+      throw model.pointee.told(error)
     }
   }
 }
@@ -89,6 +125,60 @@ private func expertsPerRank(
     throw .invalid("placement.experts_per_rank adds up to \(left) less than n_experts = \(Int(config.n_experts))")
   }
   return UnsafePointer(counts)
+}
+
+/// How a model's experts are to be spread over ranks.
+struct Spreading {
+  let communicator: Communicator
+  let placement: moe_placement
+
+  /// Of its MoE layers, which `experts` are.
+  func wanted(_ config: moe_model_config, _ experts: Configuration.Values) throws(Fault) -> Ranks.Wanted {
+    let moe = try moe_layer_config(moeOf: config)
+    let counts = try expertsPerRank(placement, communicator, moe)
+    var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placement)
+    wanted.configurationHash = hash(config, wanted.configurationHash)
+    return wanted
+  }
+}
+
+extension Ranks.Wanted {
+  /// What a layer's experts are spread over; refuses what ranks cannot choose together.
+  fileprivate init(
+    _ config: moe_layer_config, _ configuration: Configuration.Values, _ communicator: Communicator,
+    _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
+  ) throws(Fault) {
+    let isLocal = placement.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
+    try configuration.requireForRanks(choosesLocally: isLocal)
+    self.init(
+      communicator, expertsPerRank: counts, choosesLocally: isLocal,
+      configurationHash: hash(config, configuration, communicator, counts, isLocal))
+  }
+}
+
+/// Of a model whose MoE layers have the hash `moe`.
+private func hash(_ config: moe_model_config, _ moe: UInt64) -> UInt64 {
+  var hash = Hash()
+  hash.add(moe)
+  var plain = config
+  (plain.moe, plain.layers, plain.rotary_tables) = (nil, nil, nil)
+  withUnsafeBytes(of: plain) { hash.add($0) }
+  if let layers = config.layers {
+    hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: layers, count: Int(config.n_layers))))
+  }
+  let head = config.head_size == 0 ? config.hidden_size / config.n_heads : config.head_size
+  for number in 0..<Int(config.n_rotary_tables) {
+    var table = config.rotary_tables[number]
+    let pairs = Int(table.rotary_size == 0 ? head : table.rotary_size) / 2
+    func add(_ frequencies: UnsafePointer<Double>?) {
+      hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: frequencies, count: frequencies == nil ? 0 : pairs)))
+    }
+    add(table.frequencies)
+    add(table.long_frequencies)
+    (table.frequencies, table.long_frequencies) = (nil, nil)
+    withUnsafeBytes(of: table) { hash.add($0) }
+  }
+  return hash.value
 }
 
 /// Of everything that has to be the same on all ranks.

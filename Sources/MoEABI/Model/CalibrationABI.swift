@@ -7,6 +7,7 @@ public func moe_calibration_create(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
+    try model.pointee.requireWhole()
     let out = try required(out, "out")
     out.pointee = OpaquePointer(
       try CalibrationPointer.create(for: model.pointee, productBytes: limit(product_bytes) ?? 0))

@@ -17,9 +17,10 @@ public func moe_model_create(
 }
 
 /// `startsRandom`: false where all parameters will be overwritten. `allocates`: false where nobody asks for more than their shapes.
+/// `spread`: over which ranks the experts are.
 func createModel(
   _ context: ContextPointer, _ config: moe_model_config, startsRandom: Bool = true, allocates: Bool = true,
-  _ body: (ModelPointer) -> Void
+  over spread: Spreading? = nil, _ body: (ModelPointer) -> Void
 ) throws(Fault) {
   let layers = try LayerList(config)
   var c = try ModelConfiguration(config, layers)
@@ -29,8 +30,12 @@ func createModel(
     try c.readLatent(config)
     try withFeedForwards(config, layers) { (moe, dense) throws(Fault) in
       let description = ModelDescription(config, headSize: c.headSize)
+      let wanted = try spread.map { (spread) throws(Fault) in
+        guard let moe else { throw .invalid("moe is NULL: a model without experts has nothing to spread over ranks") }
+        return try spread.wanted(config, moe)
+      }
       let model = try ModelPointer.create(
-        c, moe: moe, dense: dense, layer: { layers.layer($0, c) }, room: description.bytes, in: context)
+        c, moe: moe, dense: dense, layer: { layers.layer($0, c) }, room: description.bytes, over: wanted, in: context)
       description.write(to: model.pointee.room)
       body(model)
     }

@@ -11,6 +11,7 @@ extension ModelInput {
     let given = try operands.copies(input, "input")
     try self.init(planning: given, model, &operands)
     let c = model.pointee.configuration
+    if tokens == 0 { return }
     if c.vocabulary > 0 {
       let ids = try required(given.tokens, "input.tokens")
       for t in 0..<tokens where ids[t] < 0 || ids[t] >= c.vocabulary {
@@ -65,7 +66,8 @@ extension ModelInput {
     let c = model.pointee.configuration
     let most = Int(Int32.max)
     self.init(sequences: Int(given.n_sequences), length: Int(given.sequence_length))
-    try require(tokens, "input: n_sequences * sequence_length", from: 1, to: most)
+    // Over ranks one may have none.
+    try require(tokens, "input: n_sequences * sequence_length", from: model.pointee.ranks == nil ? 1 : 0, to: most)
     try requireFew(tokens, model, training: given.training == 1)
     if c.positions > 0 && length > c.positions && given.positions == nil && given.valid_mask == nil {
       throw .invalid("input.sequence_length = \(length) exceeds max_positions = \(c.positions)")

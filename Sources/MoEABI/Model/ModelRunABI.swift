@@ -55,11 +55,12 @@ public func moe_model_forward(
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
     let tape = tape == nil ? nil : try own(tape, of: model)
+    try model.pointee.beginCall()
     do throws(Fault) {
       try forward(model, input, hidden, logits, tape, report)
     } catch {
       if let tape { model.pointee.clear(tape) }  // there is nothing to go back from
-      throw error
+      throw model.pointee.told(error)
     }
   }
 }
@@ -112,22 +113,34 @@ public func moe_model_backward(
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
     let tape = try own(tape, of: model)
-    try requireTrainable(model)
-    guard let before = tape.pointee.input else {
-      throw .badState("tape is empty: a forward call with this tape comes first")
+    try model.pointee.beginCall()
+    do throws(Fault) {
+      try backward(model, tape, input, d_objective, dhidden, dinput)
+    } catch {
+      throw model.pointee.told(error)
     }
-    var operands = Operands()
-    let call = try ModelInput(input, model, &operands)
-    try call.requireSame(as: before)
-    try requireFloat(d_objective, "d_objective")
-    let c = model.pointee.configuration
-    if dinput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
-    let elements = call.tokens * c.hidden  // as forward checked it
-    let dHidden = try operands.reads(optional: dhidden, elements, "dhidden")
-    let dInput = try operands.writes(optional: dinput, elements, "dinput")
-    try operands.requireApart(fromParametersOf: model, gradients: true)
-    try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
   }
+}
+
+private func backward(
+  _ model: ModelPointer, _ tape: ModelTapePointer, _ input: UnsafePointer<moe_model_input>?, _ d_objective: Double,
+  _ dhidden: UnsafePointer<Float>?, _ dinput: UnsafeMutablePointer<Float>?
+) throws(Fault) {
+  try requireTrainable(model)
+  guard let before = tape.pointee.input else {
+    throw .badState("tape is empty: a forward call with this tape comes first")
+  }
+  var operands = Operands()
+  let call = try ModelInput(input, model, &operands)
+  try call.requireSame(as: before)
+  try requireFloat(d_objective, "d_objective")
+  let c = model.pointee.configuration
+  if dinput != nil && c.vocabulary > 0 { throw .invalid("dinput is not NULL, but the model reads tokens") }
+  let elements = call.tokens * c.hidden  // as forward checked it
+  let dHidden = try operands.reads(optional: dhidden, elements, "dhidden")
+  let dInput = try operands.writes(optional: dinput, elements, "dinput")
+  try operands.requireApart(fromParametersOf: model, gradients: true)
+  try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
 }
 
 /// The arrays of all layers' reports, which forward writes, and the parameters, which it reads.

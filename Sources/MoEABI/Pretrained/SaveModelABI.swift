@@ -8,6 +8,7 @@ public func moe_model_save(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
+    try model.pointee.requireWhole()
     let folder = try required(folder, "folder")
     var copy = moe_save_options()
     if options != nil { copy = try read(options, "options") }

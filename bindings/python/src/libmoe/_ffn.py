@@ -38,7 +38,7 @@ def moe_options(moe: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
         raise InvalidArgumentError("moe: context is the model's")
     for name in ("communicator", "experts_per_rank", "choice_scope"):
         if moe.get(name) not in (None, "global"):
-            raise InvalidArgumentError(f"moe: {name} is for a layer alone; those of a model are on one rank")
+            raise InvalidArgumentError(f"moe: {name} is the model's")
     return _options_of(Layer, {"hidden_size": hidden_size, **moe}, "moe")
 
 

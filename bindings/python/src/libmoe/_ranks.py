@@ -1,4 +1,4 @@
-"""What a layer over several ranks is told beside its configuration."""
+"""What a layer or a model over several ranks is told beside its configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,31 @@ from typing import Any
 import numpy as np
 
 from ._native import abi, check
+from ._native.library import Handle, lib
 from .communicator import Communicator
 from .errors import ArgumentTypeError, InvalidArgumentError
 
 
-def require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str) -> None:
+def handle(
+    kind: str,
+    parent: Handle,
+    c_config: Any,
+    communicator: Communicator | None,
+    experts_per_rank: Sequence[int] | None,
+    choice_scope: str,
+) -> Handle:
+    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
+    keep = {"context": parent, "communicator": communicator}
+    free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
+    if communicator is None:
+        _require_whole(experts_per_rank, choice_scope)
+        return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
+    c_placement = placement(communicator, experts_per_rank, choice_scope)
+    ranked = (*given, structure(communicator), ctypes.byref(c_placement))
+    return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
+
+
+def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str) -> None:
     """Refuse what is said of ranks where there are none."""
     if experts_per_rank is not None:
         raise InvalidArgumentError("experts_per_rank is given, but no communicator")

@@ -208,8 +208,14 @@ class Tensors(Native):
         read = self._function("parameter")
         found = (_Place(self._handle, read, index) for index in range(count.value))
         wanted = (place for place in found if buffers in (None, place.is_buffer()))
-        listed = (Parameter._of_layer(place, trainable=self._trainable) for place in wanted)
+        listed = [Parameter._of_layer(place, trainable=self._trainable) for place in wanted]
+        for parameter in listed:
+            parameter._is_spread = self._spreads(parameter.name)
         return {parameter.name: parameter for parameter in listed}
+
+    def _spreads(self, name: str) -> bool:
+        """Return whether a parameter is of experts that several ranks have."""
+        return self._handle.keep.get("communicator") is not None and name.startswith("experts.")
 
     def _tensor(self, index: int) -> abi.moe_tensor:
         tensor = abi.moe_tensor()

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
@@ -35,8 +36,9 @@ from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
 from .train.output import counted, drop, say
+from .train.ranks import Ranks
 from .train.record import Record
-from .train.run import memory_limit, open_run, threads_note
+from .train.run import count_weights, memory_limit, open_run, threads_note
 from .train.sample import printable, sample
 from .train.trainer import Trainer
 
@@ -57,8 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(asked: argparse.Namespace) -> int:
-    """Run a command and return its exit status; what is wrong is said in a line."""
+    """Run a command and return its exit status; what is wrong is said in a line.
+
+    Of the ranks that mpiexec has started the first one speaks, and one that fails ends all.
+    """
+    asked.ranks = ranks = Ranks()
     try:
+        if asked.command in OVER_RANKS:
+            asked.ranks = ranks = Ranks.of_mpi()
+        if not ranks.is_first:
+            drop()
         status = int(asked.run(asked))
         sys.stdout.flush()
         return status
@@ -66,11 +76,18 @@ def _status(asked: argparse.Namespace) -> int:
         drop()
         return 128 + signal.SIGPIPE
     except (UserError, libmoe.MoeError, OSError) as error:
+        ranks.wait_for_first()
         say(f"libmoe {asked.command}: {error}", error=True)
-        return 1
+        return ranks.end(1)
     except KeyboardInterrupt:
+        ranks.wait_for_first()
         say(f"\nlibmoe {asked.command}: interrupted", error=True)
-        return 128 + signal.SIGINT
+        return ranks.end(128 + signal.SIGINT)
+    except BaseException:
+        if ranks.communicator is not None:
+            traceback.print_exc()
+            ranks.end(1)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -90,7 +107,9 @@ def _train(asked: argparse.Namespace) -> int:
         settings = Settings(**given)
         if not settings.files:
             raise UserError("no text: name files or folders, or a run to --resume")
-    trainer = Trainer(settings, folder, resume=asked.resume is not None)
+    trainer = Trainer(
+        settings, folder, resume=asked.resume is not None, communicator=asked.ranks.communicator
+    )
     _describe(trainer)
     measuring: contextlib.AbstractContextManager[libmoe.Profile | None] = contextlib.nullcontext()
     if asked.profile:
@@ -106,7 +125,8 @@ def _train(asked: argparse.Namespace) -> int:
         if trainer.result:
             say(trainer.result)
     finally:
-        _print_hints(folder, settings)
+        if asked.ranks.is_first:
+            _print_hints(folder, settings)
     return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -119,7 +139,7 @@ def _resumed(settings: Settings, given: dict[str, Any]) -> Settings:
 
 
 def _describe(trainer: Trainer) -> None:
-    corpus, parameters = trainer.corpus, trainer.model.parameters.values()
+    corpus = trainer.corpus
     training, held_out = corpus.training, corpus.held_out
     tokens = f" ({training.n_tokens:,} tokens)" if trainer.settings.tokenizer else ""
     say(
@@ -128,7 +148,9 @@ def _describe(trainer: Trainer) -> None:
     )
     for note in trainer.notes:
         say(note)
-    say(f"{sum(parameter.data.size for parameter in parameters):,} weights; {trainer.context.build_info()}")
+    say(f"{count_weights(trainer.model):,} weights; {trainer.context.build_info()}")
+    if trainer.ranks.size > 1:
+        say(f"{trainer.ranks.size} ranks")
     if trainer.step:
         say(f"goes on after step {trainer.step}")
 
@@ -141,9 +163,10 @@ def _print_hints(folder: Path, settings: Settings) -> None:
 
 def _eval(asked: argparse.Namespace) -> int:
     if folder_commands.is_model_folder(asked.folder):
+        _require_alone(asked)
         return folder_commands.evaluate(asked)
     refuse_reading(asked)
-    trained = open_run(asked.folder, asked.weights or "best")
+    trained = open_run(asked.folder, asked.weights or "best", asked.ranks)
     settings, length = trained.settings, trained.settings.sequence_length
     if asked.files:
         found, passed_over = texts.find(asked.files, utf8=bool(settings.tokenizer))
@@ -153,7 +176,7 @@ def _eval(asked: argparse.Namespace) -> int:
         corpus = load_recorded(asked.folder, settings)
         part, name = corpus.held_out, "held-out text"
         notes = [corpus.added]
-    for note in filter(None, notes):
+    for note in filter(None, notes if asked.ranks.is_first else []):
         say(note, error=True)
     most = asked.tokens or part.n_tokens
     bits = bits_per_byte(
@@ -163,11 +186,17 @@ def _eval(asked: argparse.Namespace) -> int:
         sequences=settings.sequences,
         most_tokens=most,
         memory_limit=memory_limit(settings),
+        ranks=asked.ranks,
     )
     unit = "tokens" if settings.tokenizer else "bytes"
     of = what_is_read(part, most, length, unit) or f"{part.n_bytes:,} bytes"
     print(f"{bits:.4f} bits per byte of {name}, {of}")
     return 0
+
+
+def _require_alone(asked: argparse.Namespace) -> None:
+    if asked.ranks.communicator is not None:
+        raise UserError(f"{str(asked.folder)!r} is a model's folder: over ranks there are runs alone")
 
 
 def _trained_on(folder: Path, found: Sequence[texts.Text]) -> list[str]:
@@ -195,7 +224,7 @@ def _trained_on(folder: Path, found: Sequence[texts.Text]) -> list[str]:
 
 
 def _sample(asked: argparse.Namespace) -> int:
-    trained = open_run(asked.folder, asked.weights)
+    trained = open_run(asked.folder, asked.weights, asked.ranks)
     pieces = sample(
         trained,
         asked.prompt.encode("utf-8", "surrogateescape"),
@@ -240,6 +269,8 @@ def _bench(asked: argparse.Namespace) -> int:
         print(f"\ntraining, phase by phase:\n{speed.profile.table()}")
     return 0
 
+
+OVER_RANKS = ("train", "eval", "sample")
 
 COMMANDS = {
     "train": _train,

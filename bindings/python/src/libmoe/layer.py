@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 from . import config, words
 from ._calls import Calls
 from ._keywords import keywords
-from ._native.library import Handle, lib
-from ._ranks import placement, require_whole, structure
+from ._ranks import handle
 from .communicator import Communicator
 from .context import Context, handle_of
 
@@ -308,17 +306,8 @@ class Layer(Calls):
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         parent = handle_of(context)
-        keep = {"context": parent, "communicator": communicator}
-        if communicator is None:
-            require_whole(experts_per_rank, choice_scope)
-            made = (lib.moe_layer_create, lib.moe_layer_free, parent, ctypes.byref(c_config))
-            super().__init__(Handle(*made, keep=keep), c_config)
-        else:
-            c_placement = placement(communicator, experts_per_rank, choice_scope)
-            ranked = (parent, ctypes.byref(c_config), structure(communicator), ctypes.byref(c_placement))
-            super().__init__(
-                Handle(lib.moe_layer_create_distributed, lib.moe_layer_free, *ranked, keep=keep), c_config
-            )
+        made = handle("layer", parent, c_config, communicator, experts_per_rank, choice_scope)
+        super().__init__(made, c_config)
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype
         self._losses = list(losses or ())

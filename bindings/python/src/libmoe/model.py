@@ -19,8 +19,10 @@ from ._native import abi, check, fields
 from ._native.check import FloatArray
 from ._native.library import Borrowed, Handle, lib
 from ._pretrained import Pretrained
+from ._ranks import handle
 from ._tensors import Coefficients, _memory
 from .calibration import Calibration
+from .communicator import Communicator
 from .context import Context, handle_of
 from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
@@ -115,6 +117,10 @@ class Model(Pretrained, Batches, Freezing):
         Of the initial parameters and of all that is random.
     context : Context, optional
         Whose threads compute; by default the shared one.
+    communicator, experts_per_rank, choice_scope
+        As of :class:`Layer`: the ranks over which the experts of all MoE layers are spread.  Every rank makes
+        the same model, and then the same calls of it, with sequences of its own, also none; results have the
+        bits of one process with all sequences.  All but the experts is whole on every rank.
 
     Raises
     ------
@@ -187,19 +193,16 @@ class Model(Pretrained, Batches, Freezing):
         inference_only: bool = False,
         seed: int = 0,
         context: Context | None = None,
+        communicator: Communicator | None = None,
+        experts_per_rank: Sequence[int] | None = None,
+        choice_scope: words.ChoiceScope = "global",
     ) -> None:
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
         made = to_c(made_with)
         parent = handle_of(context)
-        handle = Handle(
-            lib.moe_model_create,
-            lib.moe_model_free,
-            parent,
-            ctypes.byref(made.c_config),
-            keep={"context": parent},
-        )
-        self._take(handle, made, made_with, context)
+        own = handle("model", parent, made.c_config, communicator, experts_per_rank, choice_scope)
+        self._take(own, made, made_with, context)
 
     @classmethod
     def _from_handle(cls, handle: Handle, context: Context | None) -> Model:
@@ -233,6 +236,16 @@ class Model(Pretrained, Batches, Freezing):
     def vocabulary_size(self) -> int:
         """V; 0 of an encoder."""
         return int(self._config.vocabulary_size)
+
+    @property
+    def communicator(self) -> Communicator | None:
+        """That of the ranks over which the experts are spread; None where all are here."""
+        found: Communicator | None = self._handle.keep.get("communicator")
+        return found
+
+    def _spreads(self, name: str) -> bool:
+        _, *ffn = name.split(".ffn.experts.")
+        return bool(self.communicator and ffn) and self._is_moe(int(name.split(".")[1]))
 
     def _is_moe(self, n: int) -> bool:
         return self._layer_kinds.is_moe[n]
@@ -288,7 +301,10 @@ class Model(Pretrained, Batches, Freezing):
     def _layer(self, n: int) -> Layer:
         pointer = ctypes.POINTER(abi.moe_layer)()
         lib.moe_model_layer(self._handle, n, ctypes.byref(pointer))
-        keep = self._handle.keep.setdefault(("ffn", n), {"context": self._handle.keep["context"]})
+        own = {"context": self._handle.keep["context"]}
+        if self._is_moe(n):
+            own["communicator"] = self.communicator
+        keep = self._handle.keep.setdefault(("ffn", n), own)
         options = self._moe if self._is_moe(n) else None
         if options is None:
             options = dense_options(self._config, self._layer_kinds.dense_sizes[n])
@@ -483,6 +499,30 @@ class Model(Pretrained, Batches, Freezing):
             None if dinput is None else dinput.ctypes.data,
         )
         return dinput
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Scale the gradients so that their norm, over all together, is max_norm at most; return it.
+
+        The same as :func:`libmoe.clip_grad_norm` of the model's parameters; of a model over ranks, where
+        every rank calls it, the norm is that of the whole model.
+
+        Parameters
+        ----------
+        max_norm : float
+            Above 0; infinity only measures.
+
+        Raises
+        ------
+        InvalidArgumentError
+            max_norm is not above 0.
+        NotFiniteError
+            A gradient is not finite; nothing is scaled.
+        BadStateError
+            The model has no gradients, or is closed.
+        """
+        norm = ctypes.c_double()
+        lib.moe_model_clip_grad_norm(self._handle, check.number("max_norm", max_norm), ctypes.byref(norm))
+        return norm.value
 
     def plan(
         self,

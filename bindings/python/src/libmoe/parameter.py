@@ -53,6 +53,8 @@ class Parameter:
     >>> optimizer = libmoe.AdamW([*layer.parameters.values(), embedding])
     """
 
+    _is_spread = False  # whether it is of experts that several ranks have
+
     def __init__(self, data: Array, grad: FloatArray | None = None, name: str = "") -> None:
         self._data: Array | None = check.array("data", data, write=True, dtype=check.dtype_of(data))
         if not 1 <= data.ndim <= 4:

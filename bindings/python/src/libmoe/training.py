@@ -6,10 +6,14 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ._keywords import keywords
 from ._native import abi, check
 from ._native.library import Native, lib
+from ._ranks import structure
 from .checkpoint import Checkpoint, Path, encoded
+from .communicator import Communicator
 from .context import Context, handle_of
 from .layer import Layer
 from .optim import Optimizer
@@ -28,6 +32,7 @@ def save_training(
     parameters: Parameters = (),
     without_unallocated: bool = False,
     context: Context | None = None,
+    communicator: Communicator | None = None,
 ) -> None:
     """Write a training state to a safetensors file, whole or not at all.
 
@@ -50,6 +55,9 @@ def save_training(
         ``unallocated_state=True`` are left out: a :class:`MappedFile` keeps them.
     context : Context, optional
         By default the shared one.
+    communicator : Communicator, optional
+        Of the ranks over which experts are spread, all of which call this: rank 0 writes the file, which is
+        that of one process, and any number of ranks reads it.
 
     Raises
     ------
@@ -58,7 +66,11 @@ def save_training(
     """
     parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
     parts.c.step = check.integer("step", step, ctypes.c_uint64)
-    lib.moe_training_save(handle_of(context), ctypes.byref(parts.c), encoded(path))
+    of = (handle_of(context), ctypes.byref(parts.c))
+    if communicator is None:
+        lib.moe_training_save(*of, encoded(path))
+    else:
+        lib.moe_training_save_distributed(*of, structure(communicator), parts.spread, encoded(path))
 
 
 @keywords
@@ -71,6 +83,7 @@ def load_training(
     parameters: Parameters = (),
     without_unallocated: bool = False,
     context: Context | None = None,
+    communicator: Communicator | None = None,
 ) -> int:
     """Read a training state into objects made as those that were saved, in the same order.
 
@@ -80,8 +93,8 @@ def load_training(
     ----------
     path : path
         Of :func:`save_training`.
-    layers, optimizers, statistics, parameters, without_unallocated, context
-        As there; the layers with the same seeds.
+    layers, optimizers, statistics, parameters, without_unallocated, context, communicator
+        As there; the layers with the same seeds.  Every rank reads the file, and of experts its own.
 
     Returns
     -------
@@ -96,7 +109,11 @@ def load_training(
         The file cannot be opened.
     """
     parts = _Parts(layers, optimizers, statistics, parameters, without_unallocated)
-    lib.moe_training_load(handle_of(context), ctypes.byref(parts.c), encoded(path))
+    of = (handle_of(context), ctypes.byref(parts.c))
+    if communicator is None:
+        lib.moe_training_load(*of, encoded(path))
+    else:
+        lib.moe_training_load_distributed(*of, structure(communicator), parts.spread, encoded(path))
     with Checkpoint(path, context=context) as checkpoint:
         for number, optimizer in enumerate(optimizers):
             numbers = checkpoint[f"optimizers.{number}.{optimizer._rule}"]
@@ -119,6 +136,7 @@ class _Parts:
         optimizers = _members("optimizers", optimizers, Optimizer)
         statistics = _members("statistics", statistics, Statistics)
         self._handles = [item._handle for item in (*layers, *optimizers, *statistics)]
+        self._spread = np.array([p._is_spread for each in optimizers for p in each._parameters], np.uint8)
         self._listed, described = tensors(parameters, gradients=False)
         self.c = abi.moe_training(
             layers=_array(abi.moe_layer, layers),
@@ -131,6 +149,11 @@ class _Parts:
             n_tensors=len(described),
             without_unallocated=check.flag("without_unallocated", without_unallocated),
         )
+
+    @property
+    def spread(self) -> int:
+        """Where it says which of the optimisers' tensors are of experts that are spread over ranks."""
+        return int(self._spread.ctypes.data)
 
 
 def _members(name: str, items: Any, kind: type) -> list[Any]:

@@ -34,9 +34,18 @@ def defaults(name: str) -> Any:
 
 
 def one_rank() -> Any:
-    """Return a communicator of one rank, whose functions only fail."""
+    """Return a communicator of one rank, which gets what it sends to itself and fails otherwise."""
+
+    def exchange(_user: Any, sent: Any, counts: Any, places: Any, to: Any, _: Any, at: Any, request: Any) -> int:
+        count, place, target = (c_int64.from_address(each).value for each in (counts, places, at))
+        if count:
+            ctypes.memmove(to + target, sent + place, count)
+        ctypes.c_void_p.from_address(request).value = None
+        return 0
+
     kinds = {name: kind for name, kind, *_ in abi.moe_communicator._fields_ if hasattr(kind, "_restype_")}
-    functions = {name: kind(lambda *_: 1) for name, kind in kinds.items()}  # never called
+    does: dict[str, Any] = {"all_to_all": exchange, "wait": lambda *_: 0, "error": lambda *_: None}
+    functions = {name: kind(does.get(name, lambda *_: 1)) for name, kind in kinds.items()}
     alive.append(functions)
     return abi.moe_communicator(size=1, **functions)
 
@@ -327,6 +336,8 @@ def all_functions(folder: Path) -> list[Function]:
         Function("moe_layer_upcycle", lambda: [linear, dense(), 1]),
         Function("moe_training_save", lambda: [context, training(), single]),
         Function("moe_training_load", lambda: [context, training(), state]),
+        Function("moe_training_save_distributed", lambda: [context, training(), one_rank(), room(), single]),
+        Function("moe_training_load_distributed", lambda: [context, training(), one_rank(), room(), state]),
         Function("moe_layer_initialize", lambda: [loaded]),
         Function("moe_layer_zero_grad", lambda: [loaded]),
         Function("moe_layer_parameter_count", lambda: [loaded, room()]),
@@ -364,6 +375,11 @@ def all_functions(folder: Path) -> list[Function]:
         ),  # fmt: skip
         Function("moe_model_create", lambda: [context, config, room()]),
         Function("moe_model_create", lambda: [context, of_many_kinds(), room()]),
+        Function(
+            "moe_model_create_distributed",
+            lambda: [context, of_many_kinds(), one_rank(), abi.moe_placement(), room()],
+        ),
+        Function("moe_model_clip_grad_norm", lambda: [model, 1.0, room()]),
         Function("moe_model_configuration", lambda: [model, abi.moe_model_config()]),
         Function("moe_model_parameter_count", lambda: [model, room()]),
         Function("moe_model_parameter", lambda: [model, 1, abi.moe_tensor()]),

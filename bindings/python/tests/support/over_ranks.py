@@ -1,12 +1,15 @@
-"""A layer over any communicator, beside one process."""
+"""A layer and a model over any communicator, beside one process."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from ranked_models import steps
 
 import libmoe
+from ranked_layers import Part, divided
+from small_language_models import DENSE, LANGUAGE, MOE
 
 
 def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
@@ -35,5 +38,31 @@ def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
     for name, parameter in part.parameters.items():
         data = alone.parameters[name].data
         if name.startswith("experts."):
+            data = data[first : first + len(parameter.data)]
+        assert np.array_equal(parameter.data, data), name
+
+
+def require_a_model_of_one_process(world: libmoe.Communicator) -> None:
+    """Compare steps of a model, the last rank of several without sequences."""
+    size = world.size
+    config: dict[str, Any] = {
+        **LANGUAGE,
+        **DENSE,
+        "moe": {**MOE, "n_experts": 5},
+        "moe_every": 2,
+        "dropout": 0.1,
+    }
+    parts = divided([2] * (size - 1) + [0] if size > 1 else [2])
+    count, part = sum(each.count for each in parts), parts[world.rank]
+    alone = steps(libmoe.Model(**config), Part(0, count), config, count)
+    model = libmoe.Model(**config, communicator=world)
+    found = steps(model, part, config, count)
+    assert found.numbers == alone.numbers
+    for name, rows in found.rows.items():
+        assert np.array_equal(rows, part.of(alone.rows[name])), name
+    first = sum(5 // size + (rank < 5 % size) for rank in range(world.rank))
+    for name, parameter in model.parameters.items():
+        data = alone.parameters[name]
+        if parameter._is_spread:
             data = data[first : first + len(parameter.data)]
         assert np.array_equal(parameter.data, data), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import libmoe
 
 from .data import Part
+from .ranks import Ranks
 
 IGNORED = -100  # a target that is not predicted
 
@@ -17,6 +18,7 @@ def bits_per_byte(
     sequences: int,
     most_tokens: int,
     memory_limit: int | None = None,
+    ranks: Ranks | None = None,
 ) -> float:
     """Mean cross-entropy of windows that lie evenly over a text, in bits for each of its bytes.
 
@@ -38,11 +40,15 @@ def bits_per_byte(
         Of the text; fewer where there are not so many.
     memory_limit : int, optional
         Bytes of a call.
+    ranks : Ranks, optional
+        Of the model, each of which computes a part of the windows.
     """
     windows = part.spread(max(1, most_tokens // sequence_length), sequence_length + 1)
     nats, count = 0.0, 0
     for first in range(0, len(windows), sequences):
         rows = windows[first : first + sequences]
+        if ranks is not None:
+            rows = ranks.part(rows)
         targets = rows[:, 1:].copy()
         if part.separator is not None:
             targets[targets == part.separator] = IGNORED  # it is no byte of the text

@@ -16,17 +16,29 @@ from .._gguf import is_gguf
 from .config import Settings
 from .errors import UserError
 from .folder import BEST, LAST, MODEL, TOKENIZER, is_run
+from .ranks import Ranks
 from .tokenizer import Tokenizer
 
+ALONE = Ranks()
 
-def used_threads(settings: Settings) -> int:
+
+def used_threads(settings: Settings, ranks: Ranks = ALONE) -> int:
     """Return how many threads compute: no more than there are processors, which would only take memory."""
-    return min(settings.threads or libmoe.processors(), libmoe.processors())
+    return min(settings.threads or ranks.processors, libmoe.processors())
 
 
-def make_context(settings: Settings) -> libmoe.Context:
+def make_context(settings: Settings, ranks: Ranks = ALONE) -> libmoe.Context:
     """Return a context with the run's threads."""
-    return libmoe.Context(used_threads(settings))
+    return libmoe.Context(used_threads(settings, ranks))
+
+
+def count_weights(model: libmoe.Model) -> int:
+    """Return how many weights there are, on all ranks together."""
+    experts = (model._moe or {}).get("n_experts", 1)
+    return sum(
+        p.data.size // len(p.data) * experts if p._is_spread else p.data.size
+        for p in model.parameters.values()
+    )
 
 
 def threads_note(settings: Settings) -> str:
@@ -40,14 +52,31 @@ def threads_note(settings: Settings) -> str:
     )
 
 
-def make_model(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
+def make_model(
+    settings: Settings, vocabulary_size: int, context: libmoe.Context, ranks: Ranks = ALONE
+) -> libmoe.Model:
     """Return a new model as the settings describe it, or that of the folder they begin with."""
+    if ranks.communicator is not None:
+        _refuse_over_ranks(settings, ranks)
     if settings.init:
         return _of_folder(settings, vocabulary_size, context)
+    arguments = settings.model_arguments(vocabulary_size)
     try:
-        return libmoe.Model(**settings.model_arguments(vocabulary_size), context=context)
+        return libmoe.Model(**arguments, context=context, communicator=ranks.communicator)
     except (TypeError, libmoe.InvalidArgumentError) as error:
         raise UserError(f"the model: {error}") from None
+
+
+def _refuse_over_ranks(settings: Settings, ranks: Ranks) -> None:
+    """Refuse what one process alone can do."""
+    if settings.init:
+        raise UserError("init: a run over ranks begins with a new model; train over a folder in one process")
+    if settings.memory_limit:
+        raise UserError("memory_limit: a run over ranks has none; more ranks take less memory each")
+    if settings.n_experts < ranks.size:
+        raise UserError(
+            f"n_experts = {settings.n_experts}: {ranks.size} ranks need as many experts at least, one each"
+        )
 
 
 def _of_folder(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
@@ -150,12 +179,24 @@ def read_weights(model: libmoe.Model, path: Path) -> None:
     with libmoe.Checkpoint(path) as checkpoint:
         try:
             for n, layer in enumerate(parts["layers"]):
-                names = (*layer.parameters, *layer.buffers)
-                layer.load_state_dict({name: checkpoint.raw(f"layers.{n}.{name}") for name in names})
+                state = {name: checkpoint.raw(f"layers.{n}.{name}") for name in layer.buffers}
+                for name, parameter in layer.parameters.items():
+                    state[name] = _own(model, parameter, checkpoint.raw(f"layers.{n}.{name}"))
+                layer.load_state_dict(state)
             for n, parameter in enumerate(parts["parameters"]):
                 parameter.data[...] = checkpoint.raw(f"tensors.{n}")
         except (KeyError, ValueError) as error:
             raise UserError(f"{str(path)!r} is of another model: {error}") from None
+
+
+def _own(model: libmoe.Model, parameter: libmoe.Parameter, values: Any) -> Any:
+    """Return what of a file's tensor is this rank's."""
+    if model.communicator is None or not parameter._is_spread:
+        return values
+    even, more = divmod(len(values), model.communicator.size)
+    rank = model.communicator.rank
+    first = rank * even + min(rank, more)
+    return np.ascontiguousarray(values[first : first + even + (rank < more)])
 
 
 @dataclass(frozen=True)
@@ -168,7 +209,7 @@ class Trained:
     context: libmoe.Context
 
 
-def open_run(folder: Path, weights: str = "best") -> Trained:
+def open_run(folder: Path, weights: str = "best", ranks: Ranks = ALONE) -> Trained:
     """Load the model of a run.
 
     Parameters
@@ -177,6 +218,8 @@ def open_run(folder: Path, weights: str = "best") -> Trained:
         Of the run.
     weights : {"best", "last"}
         Which checkpoint.
+    ranks : Ranks
+        Over which the experts are spread.
 
     Raises
     ------
@@ -186,7 +229,7 @@ def open_run(folder: Path, weights: str = "best") -> Trained:
     folder = Path(folder)
     settings = begun_with(Settings.load(folder), folder)
     tokenizer = Tokenizer(settings.tokenizer)
-    context = make_context(settings)
-    model = make_model(settings, tokenizer.vocabulary_size, context)
+    context = make_context(settings, ranks)
+    model = make_model(settings, tokenizer.vocabulary_size, context, ranks)
     read_weights(model, folder / {"best": BEST, "last": LAST}[weights])
     return Trained(settings, model, tokenizer, context)

@@ -28,8 +28,10 @@ from .limits import least_limit, limited_plan, unlimited_bytes
 from .load import Load
 from .part import train_only
 from .progress import Progress
+from .ranks import Ranks
 from .run import (
     begun_with,
+    count_weights,
     latest,
     make_context,
     make_model,
@@ -87,6 +89,10 @@ class Trainer:
         Whether nothing is printed.
     on_record : callable, optional
         Called with every record of the log, a dict, as it is written: for TensorBoard, wandb and their like.
+    communicator : Communicator, optional
+        Of ranks that train together: each computes some of a step's sequences, and has some of the experts.
+        All make the same trainer; rank 0 alone prints, writes the log and calls `on_record`.  The bits and
+        the checkpoints are those of one process, and any number of ranks goes on from them.
 
     Raises
     ------
@@ -103,15 +109,17 @@ class Trainer:
         resume: bool = False,
         quiet: bool = False,
         on_record: Callable[[log.Record], None] | None = None,
+        communicator: libmoe.Communicator | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self.ranks = ranks = Ranks(communicator)
         self._lock: Lock | None = None
-        self._quiet, self._on_record = quiet, on_record
+        self._quiet, self._on_record = quiet or not ranks.is_first, on_record if ranks.is_first else None
         self._plan: libmoe.ModelPlan | None = None  # what a step's activations take, once it is known
         if resume:
             latest(self.folder)
-            self._lock = Lock(self.folder)
-        else:
+            self._lock = self._locked()
+        elif ranks.is_first:
             check_new(self.folder)
         try:
             self._prepare(settings, resume)
@@ -129,20 +137,26 @@ class Trainer:
         self.corpus = self._text(resume)
         for part in (self.corpus.training, self.corpus.held_out):  # rather now than at the first evaluation
             part.spread(1, settings.sequence_length + 1)
-        self.context = make_context(settings)
+        self.context = make_context(settings, self.ranks)
         settings = self.settings
-        self.model = make_model(settings, self.corpus.vocabulary_size, self.context)
+        self.model = make_model(settings, self.corpus.vocabulary_size, self.context, self.ranks)
         self.part = train_only(self.model, settings.trained)
         self.update = Update(settings, self.model, self.context, self.part)
         self.step = 0  # steps done
         # Numbers that are saved: best bits per byte, evaluations since then, seconds of training.
         self._numbers: NDArray[np.float64] = np.array([math.inf, 0, 0])
-        self._log = log.Log(self.folder)
+        self._log = log.Log(self.folder, writes=self.ranks.is_first)
         self._load = Load()
+        self.ranks.largest(0)  # what the first rank writes, the others have read before
         if resume:
             self._resume()
         else:
             self._begin()
+        self.ranks.largest(0)
+
+    def _locked(self) -> Lock | None:
+        """Return the right to train into the folder, which the first rank has for all."""
+        return Lock(self.folder) if self.ranks.is_first else None
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -233,7 +247,7 @@ class Trainer:
         NotFiniteError, OutOfMemoryError, InvalidArgumentError
             Of a step; the log says why, and the last checkpoint is as it was.
         """
-        self._lock = self._lock or Lock(self.folder)
+        self._lock = self._lock or self._locked()
         try:
             plan = self._plan = self._plan or self._check_memory()
             with Interrupt() as interrupt, Progress(self.settings.steps, quiet=self._quiet) as progress:
@@ -268,7 +282,7 @@ class Trainer:
         since = Since(self.corpus.training.bits)
         if settings.init and self.step == 0 and math.isinf(self.best_bits):
             self._tell(self._evaluate(progress))  # what the folder's model has to be bettered from
-        while self.step < end and not interrupt.signal:
+        while self.step < end and not self._is_interrupted(interrupt):
             if self._patience_is_over():
                 return "early stop"
             self._one_step(since)
@@ -291,6 +305,11 @@ class Trainer:
         self._save(LAST)
         return "interrupted"
 
+    def _is_interrupted(self, interrupt: Interrupt) -> bool:
+        """Return whether a signal has come, on any rank, so that all end with the same step."""
+        interrupt.signal = self.ranks.largest(interrupt.signal)
+        return interrupt.signal != 0
+
     # --------------------------------------------------------------------------------------------------------
     # A step
     # --------------------------------------------------------------------------------------------------------
@@ -304,7 +323,7 @@ class Trainer:
         self.model.zero_grad()
         chosen: dict[int, NDArray[np.int64]] = {}  # tokens of each expert in this step, by layer
         for n in range(settings.accumulate):
-            rows = windows[n * settings.sequences : (n + 1) * settings.sequences]  # [B,S+1]
+            rows = self.ranks.part(windows[n * settings.sequences : (n + 1) * settings.sequences])  # [B,S+1]
             output = self.model.forward(
                 rows[:, :-1].copy(),
                 rows[:, 1:].copy(),
@@ -354,6 +373,7 @@ class Trainer:
             sequences=settings.sequences,
             most_tokens=settings.evaluate_tokens,
             memory_limit=memory_limit(settings),
+            ranks=self.ranks,
         )
         better = bits < self.best_bits
         self._numbers[1] += 1
@@ -375,7 +395,7 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         self._log.sync()
-        libmoe.save_training(self.folder / name, step=self.step, context=self.context, **self._parts())
+        libmoe.save_training(self.folder / name, step=self.step, **self._parts())
 
     def _parts(self) -> dict[str, Any]:
         parts = saved_parts(self.model)
@@ -383,7 +403,8 @@ class Trainer:
         # The file takes float32 and bfloat16, whose bits it keeps: a double is four of the latter.
         as_parameters = [libmoe.Parameter(array.view(np.uint16)) for array in own]
         parts["parameters"] = [*parts["parameters"], *as_parameters]
-        return {**parts, "optimizers": [self.update.optimizer]}
+        of = {"context": self.context, "communicator": self.ranks.communicator}
+        return {**parts, **of, "optimizers": [self.update.optimizer]}
 
     # --------------------------------------------------------------------------------------------------------
     # Beginning
@@ -391,8 +412,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Make the folder, its record of the text, and its log."""
+        if not self.ranks.is_first:
+            return
         self._lock = claim(self.folder)
-        parameters = self.model.parameters.values()
         if self.settings.tokenizer:  # the run's own: that of the user may change, or go
             copy = self.folder / TOKENIZER
             write_whole(copy, Path(self.settings.tokenizer).read_bytes())
@@ -409,8 +431,8 @@ class Trainer:
             dropped_characters=self.corpus.unseen.dropped,
             unknown_tokens=self.corpus.unseen.unknown,
             vocabulary_size=self.corpus.vocabulary_size,
-            weights=sum(parameter.data.size for parameter in parameters),
-            threads=used_threads(self.settings),
+            weights=count_weights(self.model),
+            threads=used_threads(self.settings, self.ranks),
             processors=libmoe.processors(),
             library=self.context.build_info(),
             settings=asdict(self.settings),
@@ -419,16 +441,18 @@ class Trainer:
     def _resume(self) -> None:
         path = latest(self.folder)
         try:
-            self.step = libmoe.load_training(path, context=self.context, **self._parts())
+            self.step = libmoe.load_training(path, **self._parts())
         except libmoe.InvalidArgumentError as error:
             raise UserError(f"{str(path)!r} does not fit the settings: {error}") from None
         self.update.take_up()
         self._log.rewind(self.step)
-        self.settings.save(self.folder)
+        if self.ranks.is_first:
+            self.settings.save(self.folder)
 
     def _check_memory(self) -> libmoe.ModelPlan:
         """Refuse a limit that is too small before anything is trained; log the plan and return it."""
-        settings, free = self.settings, unlimited_bytes(self.model, self.settings)
+        settings = replace(self.settings, sequences=-(-self.settings.sequences // self.ranks.size))
+        free = unlimited_bytes(self.model, settings)
         try:
             plan = limited_plan(self.model, settings)
         except libmoe.InvalidArgumentError as error:

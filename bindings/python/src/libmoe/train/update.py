@@ -43,6 +43,7 @@ class Update:
         context: libmoe.Context,
         parameters: Mapping[str, libmoe.Parameter] | None = None,
     ) -> None:
+        self._model = model
         rises = min(settings.warmup_steps, settings.steps)
         if settings.schedule.startswith("one_cycle"):
             how: dict[str, Any] = {"pct_start": rises / settings.steps}
@@ -74,12 +75,24 @@ class Update:
         if momentum is not None:
             self.optimizer.momentum = momentum
         if self._clip is None:
-            return rate, self.optimizer.step(max_norm=self._fixed), self._fixed
+            return rate, self._step(self._fixed), self._fixed
         before = libmoe.AdaptiveClip()
         before.load_state_dict(self._clip.state_dict())
-        norm = self.optimizer.step(max_norm=self._clip)
+        norm = self._step(self._clip)
         self.numbers[:] = [self._clip.state_dict()[name] for name in ("count", "mean", "variance")]
         return rate, norm, before.max_norm(norm)
+
+    def _step(self, bound: float | libmoe.AdaptiveClip) -> float:
+        """Step with gradients scaled down to a bound; return their norm, over ranks that of all together."""
+        if self._model.communicator is None:
+            return self.optimizer.step(max_norm=bound)
+        if isinstance(bound, libmoe.AdaptiveClip):
+            norm = self._model.clip_grad_norm(math.inf)
+            self._model.clip_grad_norm(bound.max_norm(norm))
+        else:
+            norm = self._model.clip_grad_norm(bound)
+        self.optimizer.step()
+        return norm
 
     def take_up(self) -> None:
         """Go on from what `numbers` says, after a training state was read into it."""

@@ -1,0 +1,119 @@
+"""``python -m libmoe`` under mpiexec beside one process: training.py MPIEXEC FOLDER."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tiny import SMALL, state, text
+
+MPIEXEC, FOLDER = sys.argv[1], Path(sys.argv[2])
+
+
+def command(ranks: int, *arguments: str) -> list[str]:
+    """Return a command line; 0 ranks: without mpiexec."""
+    started = [MPIEXEC, "-n", str(ranks)] if ranks else []
+    return [*started, sys.executable, "-m", "libmoe", *arguments]
+
+
+def done(ranks: int, *arguments: str) -> str:
+    """Run it to its end and return what it prints."""
+    made = subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, f"{arguments}: {made.returncode}\n{made.stdout}\n{made.stderr}"
+    return made.stdout
+
+
+def processes(run: Path) -> list[int]:
+    """Return the ranks that train into a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if os.path.basename(line[0]).startswith(b"python") and str(run).encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+def evaluations(run: Path) -> int:
+    """Return how many there have been."""
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(json.loads(line)["kind"] == "evaluation" for line in lines if line.endswith("}"))
+
+
+def begun(ranks: int, run: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a run and wait for its second evaluation."""
+    with (FOLDER / "interrupted.log").open("w") as log:
+        started = subprocess.Popen(
+            command(ranks, "train", *arguments, "--output", str(run)),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    until = time.monotonic() + 120
+    while evaluations(run) < 2:
+        assert time.monotonic() < until and started.poll() is None, (FOLDER / "interrupted.log").read_text()
+        time.sleep(0.02)
+    return started
+
+
+def ended(started: subprocess.Popen[bytes], run: Path) -> None:
+    """All of its processes end within a minute."""
+    started.wait(60)
+    until = time.monotonic() + 60
+    while processes(run):
+        assert time.monotonic() < until, "ranks are still there"
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Train, evaluate, sample; kill a rank; interrupt."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    given = [text(FOLDER), *SMALL]
+    alone = FOLDER / "alone"
+    done(0, "train", *given, "--steps", "12", "--output", str(alone))
+    read = ("eval", str(alone)), ("sample", str(alone), "--prompt", "the model", "--tokens", "20")
+    expected = [done(0, *each) for each in read]
+    for ranks in (1, 2, 3, 4):
+        run = FOLDER / f"of{ranks}"
+        told = done(ranks, "train", *given, "--steps", "12", "--output", str(run))
+        assert told.count("to train on") == 1, told
+        assert state(run) == state(alone), ranks
+        assert [done(ranks, *each) for each in read] == expected, ranks
+
+    wrong = subprocess.run(
+        command(2, "train", "no such file", "--output", str(FOLDER / "none")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert wrong.returncode != 0 and "no such file" in wrong.stderr, wrong
+
+    long = FOLDER / "long"
+    done(0, "train", *given, "--steps", "400", "--output", str(long))
+    killed = FOLDER / "killed"
+    started = begun(3, killed, *given, "--steps", "400")
+    os.kill(processes(killed)[-1], signal.SIGKILL)
+    ended(started, killed)
+    before = evaluations(killed)
+    assert before < 100, "it was over before it was killed"
+    done(2, "train", "--resume", str(killed))
+    assert state(killed) == state(long)
+
+    stopped = FOLDER / "stopped"
+    started = begun(3, stopped, *given, "--steps", "100000")
+    os.kill(started.pid, signal.SIGINT)
+    ended(started, stopped)
+
+
+main()

@@ -1,0 +1,188 @@
+"""Ranks that train together leave what one process leaves, and any number of them goes on from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ranked_models import alone, together
+
+import libmoe
+from libmoe.train import Settings, Trainer, UserError, open_run
+from libmoe.train.folder import BEST, LAST
+from libmoe.train.ranks import Ranks
+from libmoe.train.sample import sample
+from small_language_models import LANGUAGE, MOE
+from thread_ranks import ThreadRanks
+from tiny import settings, state
+
+
+def trained(given: Settings, run: Path, size: int, **how: Any) -> None:
+    """Train in one process, or on ranks."""
+
+    def one(communicator: libmoe.Communicator | None) -> None:
+        Trainer(given, run, quiet=True, communicator=communicator, **how).train()
+
+    if size == 0:
+        one(None)
+    else:
+        ThreadRanks(size).run(one)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "norm": {"clip": "norm", "max_norm": 0.5},
+    "adaptive": {"clip": "adaptive"},
+    "muon": {"optimizer": "muon"},
+    "shared, bias": {
+        "moe": {"n_shared_experts": 1, "selection_bias": True, "score": "sigmoid"},
+        "accumulate": 2,
+        "dropout": 0.1,
+    },
+    "some dense": {"moe_every": 2, "sequences": 3},
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_checkpoints_are_those_of_one_process(tmp_path: Path, kind: str, size: int) -> None:
+    given = settings(tmp_path, steps=8, **RUNS[kind])
+    trained(given, tmp_path / "alone", 0)
+    trained(given, tmp_path / "ranks", size)
+    assert state(tmp_path / "ranks") == state(tmp_path / "alone")
+    assert (tmp_path / "ranks" / LAST).stat().st_size == (tmp_path / "alone" / LAST).stat().st_size
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    whole = settings(tmp_path, steps=12)
+    trained(whole, tmp_path / "alone", 0)
+    trained(settings(tmp_path, steps=12, evaluate_every=4), tmp_path / "first", 2)
+    run = tmp_path / "run"
+    for steps_so_far, size in ((4, 3), (8, 0), (12, 4)):
+        given = whole.changed({"steps": 12})
+        trained_until(given, run, size, steps_so_far)
+    assert state(run) == state(tmp_path / "alone") == state(tmp_path / "first")
+
+
+def trained_until(given: Settings, run: Path, size: int, step: int) -> None:
+    """Go on as a run whose processes are killed after a step: its last checkpoint is all that is left."""
+
+    def one(communicator: libmoe.Communicator | None) -> None:
+        trainer = Trainer(given, run, resume=(run / LAST).exists(), quiet=True, communicator=communicator)
+        trainer.train(until=step)
+
+    if size == 0:
+        one(None)
+    else:
+        ThreadRanks(size).run(one)
+
+
+def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained(settings(tmp_path, steps=8), run, 2)
+
+    def written(ranks: Ranks) -> list[bytes]:
+        return list(sample(open_run(run, "best", ranks), b"the model", 12, seed=4))
+
+    expected = written(Ranks())
+    for found in ThreadRanks(3).run(lambda communicator: written(Ranks(communicator))):
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [("n_experts", {"n_experts": 2, "top_k": 1}), ("memory_limit", {"memory_limit": 100})],
+)
+def test_what_ranks_cannot_do_is_refused(tmp_path: Path, words: str, changes: dict[str, Any]) -> None:
+    given = settings(tmp_path, **changes)
+    with pytest.raises(UserError, match=words):
+        trained(given, tmp_path / "run", 3)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Training states by themselves
+# ------------------------------------------------------------------------------------------------------------
+
+CONFIG = {**LANGUAGE, "moe": {**MOE, "n_experts": 5}}
+
+
+def made(model: libmoe.Model) -> tuple[libmoe.AdamW, dict[str, Any]]:
+    optimizer = libmoe.AdamW(model.parameters, 0.02, context=model._context)
+    others = [p for name, p in model.parameters.items() if ".ffn." not in name]
+    parts = {
+        "layers": model.layers,
+        "parameters": others,
+        "optimizers": [optimizer],
+        "context": model._context,
+    }
+    return optimizer, parts
+
+
+def test_a_state_has_the_bytes_of_one_process_and_is_read_by_any_number(tmp_path: Path) -> None:
+    def stepped(model: libmoe.Model, path: Path) -> None:
+        optimizer, parts = made(model)
+        for p in model.parameters.values():
+            p.grad[...] = np.cos(p.data)
+        optimizer.step()
+        libmoe.save_training(path, step=7, communicator=model.communicator, **parts)
+
+    def loaded(model: libmoe.Model, path: Path) -> None:
+        _, parts = made(model)
+        assert libmoe.load_training(tmp_path / "alone", communicator=model.communicator, **parts) == 7
+        libmoe.save_training(path, step=7, communicator=model.communicator, **parts)
+
+    alone(CONFIG, 0, lambda model, part: stepped(model, tmp_path / "alone"))
+    expected = (tmp_path / "alone").read_bytes()
+    for size in (1, 2, 3):
+        together(CONFIG, [0] * size, lambda model, part: stepped(model, tmp_path / "saved"))
+        assert (tmp_path / "saved").read_bytes() == expected
+        together(CONFIG, [0] * size, lambda model, part: loaded(model, tmp_path / "again"))
+        assert (tmp_path / "again").read_bytes() == expected
+
+
+def test_what_one_rank_cannot_read_or_write_is_the_error_of_all(tmp_path: Path) -> None:
+    def said(call: Any) -> Any:
+        try:
+            call()
+        except libmoe.MoeError as error:
+            return type(error).__name__, str(error)
+        return None
+
+    def use(model: libmoe.Model, part: Any) -> Any:
+        _, parts = made(model)
+        of = {"communicator": model.communicator, **parts}
+        path = tmp_path / "state"
+        libmoe.save_training(path, step=1, **of)
+        found = [said(lambda: libmoe.save_training(tmp_path / "no" / "folder", step=1, **of))]
+        found.append(said(lambda: libmoe.load_training(tmp_path / f"{part.rank}" / "none", **of)))
+        wrong = tmp_path / "no" if part.rank == 1 else path
+        found.append(said(lambda: libmoe.load_training(wrong, **of)))
+        assert libmoe.load_training(path, **of) == 1
+        return found
+
+    results = together(CONFIG, [0, 0], use)
+    assert results[0] == results[1]
+    assert all(each is not None for each in results[0])
+    assert results[0][0][1].startswith("rank 0: ") and results[0][2][1].startswith("rank 1: ")
+
+
+def test_a_run_whose_rank_dies_loses_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    run, given = tmp_path / "run", settings(tmp_path, steps=8, evaluate_every=4)
+    trained(given, tmp_path / "alone", 0)
+    ranks = ThreadRanks(2)
+
+    def one(communicator: libmoe.Communicator) -> None:
+        trainer = Trainer(given, run, quiet=True, communicator=communicator)
+        if communicator.rank == 1:
+            trainer.train(until=6)
+            raise LookupError
+        trainer.train()
+
+    with pytest.raises((LookupError, UserError, libmoe.MoeError)):
+        ranks.run(one)
+    assert not (run / BEST).with_name("unfinished").exists()
+    shutil.copytree(run, tmp_path / "kept")
+    trained(given, run, 3, resume=True)
+    assert state(run) == state(tmp_path / "alone")
