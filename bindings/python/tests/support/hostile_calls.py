@@ -36,7 +36,9 @@ def defaults(name: str) -> Any:
 def one_rank() -> Any:
     """Return a communicator of one rank, which gets what it sends to itself and fails otherwise."""
 
-    def exchange(_user: Any, sent: Any, counts: Any, places: Any, to: Any, _: Any, at: Any, request: Any) -> int:
+    def exchange(
+        _user: Any, sent: Any, counts: Any, places: Any, to: Any, _: Any, at: Any, request: Any
+    ) -> int:
         count, place, target = (c_int64.from_address(each).value for each in (counts, places, at))
         if count:
             ctypes.memmove(to + target, sent + place, count)
