@@ -232,6 +232,26 @@ struct LayerFileTests {
     #expect(try resumed.tokens() == 60)
   }
 
+  @Test func aStateOfOneRankIsTheFileOfOneProcess() throws {
+    let run = try Run(type: MOE_DTYPE_F32)
+    try run.advance(2)
+    var communicator = alone()
+    let context = run.layer.context
+    try run.with {
+      try check(moe_training_save(context, &$0, folder.file("a")))
+      try check(moe_training_save_distributed(context, &$0, &communicator, nil, folder.file("b")))
+      refused("communicator", moe_training_save_distributed(context, &$0, nil, nil, folder.file("c")))
+    }
+    #expect(try folder.bytes("a") == folder.bytes("b"))
+
+    let other = try Run(type: MOE_DTYPE_F32)
+    try other.with {
+      try check(moe_training_load_distributed(other.layer.context, &$0, &communicator, nil, folder.file("b")))
+      #expect($0.step == 2)
+    }
+    #expect(try other.everything() == run.everything())
+  }
+
   @Test func anotherStateChangesNothing() throws {
     let run = try Run(type: MOE_DTYPE_F32)
     try run.advance(2)

@@ -1,31 +1,7 @@
 import CMoE
-import Foundation
 import Testing
 
-// What of layers over ranks can be seen with a single rank; the Python tests have several.
-
-/// A rank by itself: what it sends to all comes back to it.
-private func alone() -> moe_communicator {
-  var communicator = moe_communicator()
-  moe_communicator_init(&communicator, MemoryLayout<moe_communicator>.size)
-  communicator.size = 1
-  communicator.all_to_all = { _, send, sent, from, receive, received, at, request in
-    guard let sent, let from, let received, let at, sent[0] == received[0] else { return 1 }
-    if sent[0] > 0 { memmove(receive! + Int(at[0]), send! + Int(from[0]), Int(sent[0])) }
-    request?.pointee = nil
-    return 0
-  }
-  communicator.send = { _, _, _, _, _, _ in 1 }
-  communicator.receive = { _, _, _, _, _, _ in 1 }
-  communicator.test = { _, _, done in
-    done?.pointee = 1
-    return 0
-  }
-  communicator.wait = { _, _ in 0 }
-  communicator.error = { _, _ in nil }
-  communicator.abandon = { _, _ in }
-  return communicator
-}
+// What of layers and models over ranks can be seen with a single rank; the Python tests have several.
 
 @Suite struct RanksTests {
   @Test func oneRankHasTheBitsOfALayerWithoutRanks() throws {
@@ -65,5 +41,19 @@ private func alone() -> moe_communicator {
     #expect(lastError().contains("all_to_all failed with code 9"))
     #expect(moe_layer_forward(spread, nil, 0, nil, nil, nil, nil) == MOE_ERROR_COMMUNICATION)
     #expect(lastError().contains("has failed before"))
+  }
+
+  @Test func aModelOfOneRankHasTheBitsOfAModelWithoutRanks() throws {
+    let (plain, spread) = (ModelLife(), ModelLife())
+    spread.communicator = alone()
+    for life in [plain, spread] { for call in life.calls { try check(call(life)) } }
+    #expect(spread.logits == plain.logits && spread.last == plain.last)
+    #expect(spread.report.loss == plain.report.loss && spread.report.objective == plain.report.objective)
+
+    var (norm, other) = (0.0, 0.0)
+    try check(moe_model_clip_grad_norm(plain.model, 0.1, &norm))
+    try check(moe_model_clip_grad_norm(spread.model, 0.1, &other))
+    #expect(norm > 0.1 && norm == other)
+    refused("max_norm", moe_model_clip_grad_norm(spread.model, 0, nil))
   }
 }

@@ -11,6 +11,8 @@ final class ModelLife {
   var logits = [Float](repeating: .nan, count: 2 * 5 * 11)
   var last = [Float](repeating: .nan, count: 2 * 11)
   var report = moe_model_report()
+  /// Of the rank that the model is made by.
+  var communicator: moe_communicator?
 
   init() { moe_model_report_init(&report, MemoryLayout<moe_model_report>.size) }
 
@@ -36,6 +38,7 @@ final class ModelLife {
     return withUnsafePointer(to: moe) {
       config.moe = $0
       change(&config)
+      if var communicator { return moe_model_create_distributed(context, &config, &communicator, nil, &model) }
       return moe_model_create(context, &config, &model)
     }
   }

@@ -16,6 +16,7 @@ final class Folder {
 
   func file(_ name: String) -> String { "\(path)/\(name)" }
   func contents() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: path).sorted() }
+  func bytes(_ name: String) throws -> Data { try Data(contentsOf: URL(fileURLWithPath: file(name))) }
 
   func write(_ name: String, _ bytes: [UInt8]) throws -> String {
     try Data(bytes).write(to: URL(fileURLWithPath: file(name)))
