@@ -95,8 +95,9 @@ extension ModelInput {
 
 // MARK: gradients of what every rank has whole
 
-/// What of a backward is computed: over ranks gradients of parameters come in another run than those of the input.
-enum GradientPart {
+/// What of a backward is computed: over ranks gradients of parameters come in another run than those of the input. The raw type
+/// is for the linker, as of ExpertForm.
+enum GradientPart: Int32 {
   case all
   case parameters
   case input

@@ -69,32 +69,10 @@ private func forward(
   _ model: ModelPointer, _ input: UnsafePointer<moe_model_input>?, _ hidden: UnsafeMutablePointer<Float>?,
   _ logits: UnsafeMutablePointer<Float>?, _ tape: ModelTapePointer?, _ report: UnsafeMutablePointer<moe_model_report>?
 ) throws(Fault) {
-  let c = model.pointee.configuration
-  var operands = Operands()
-  let call = try ModelInput(input, model, &operands)
-  _ = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
-  _ = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
-  if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
-  var outputs = ModelOutputs()
-  outputs.hidden = try operands.writes(optional: hidden, call.tokens * c.hidden, "hidden")
-  outputs.logits = try operands.writes(optional: logits, call.tokens * c.vocabulary, "logits")
   var asked = moe_model_report()
-  if report != nil {
-    asked = try operands.updates(report, "report").1
-    outputs.tokenLosses = try operands.writes(optional: asked.token_losses, call.tokens, "report.token_losses")
-    if outputs.tokenLosses != nil && call.targets == nil {
-      throw .invalid("report.token_losses is not NULL, but input.targets is")
-    }
-  }
-  let reports = try LayerReports(asked.layers, count: c.layers)
-  try operands.add(Operand(reports.structs, bytes: reports.bytes, cText("report.layers"), writes: true))
-  if reports.structs == nil {
-    try operands.requireApart(fromParametersOf: model)
-  } else {
-    try operands.requireApart(ModelReports(model: model, reports: reports, call: call), in: model.pointee.context)
-  }
+  let call = try ModelForwardCall(model, input, hidden, logits, report, &asked)
   let found = try model.pointee.forward(
-    call, outputs, tape: tape, asked: { reports.details($0) }, note: { reports.set($0, $1) })
+    call.input, call.outputs, tape: tape, asked: { call.reports.details($0) }, note: { call.reports.set($0, $1) })
   if let report {
     asked.loss = found.loss
     asked.objective = found.objective
@@ -102,6 +80,43 @@ private func forward(
     asked.pooled_balance_loss = found.pooledBalanceLoss
     asked.n_targets = Int64(found.targets)
     report.pointee = asked
+  }
+}
+
+/// What a forward is given. Looking at it takes much of the stack, which is given back before the model runs.
+private struct ModelForwardCall {
+  let input: ModelInput
+  private(set) var outputs = ModelOutputs()
+  let reports: LayerReports
+
+  @inline(never) init(
+    _ model: ModelPointer, _ input: UnsafePointer<moe_model_input>?, _ hidden: UnsafeMutablePointer<Float>?,
+    _ logits: UnsafeMutablePointer<Float>?, _ report: UnsafeMutablePointer<moe_model_report>?,
+    _ asked: inout moe_model_report
+  ) throws(Fault) {
+    let c = model.pointee.configuration
+    var operands = Operands()
+    let call = try ModelInput(input, model, &operands)
+    _ = try product(call.tokens * c.hidden, 4, "the size of the hidden states")
+    _ = try product(call.tokens * c.vocabulary, 4, "the size of the logits")
+    if logits != nil && c.vocabulary == 0 { throw .invalid("logits is not NULL, but vocabulary_size = 0") }
+    outputs.hidden = try operands.writes(optional: hidden, call.tokens * c.hidden, "hidden")
+    outputs.logits = try operands.writes(optional: logits, call.tokens * c.vocabulary, "logits")
+    if report != nil {
+      asked = try operands.updates(report, "report").1
+      outputs.tokenLosses = try operands.writes(optional: asked.token_losses, call.tokens, "report.token_losses")
+      if outputs.tokenLosses != nil && call.targets == nil {
+        throw .invalid("report.token_losses is not NULL, but input.targets is")
+      }
+    }
+    reports = try LayerReports(asked.layers, count: c.layers)
+    try operands.add(Operand(reports.structs, bytes: reports.bytes, cText("report.layers"), writes: true))
+    if reports.structs == nil {
+      try operands.requireApart(fromParametersOf: model)
+    } else {
+      try operands.requireApart(ModelReports(model: model, reports: reports, call: call), in: model.pointee.context)
+    }
+    self.input = call
   }
 }
 
