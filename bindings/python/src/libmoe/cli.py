@@ -63,10 +63,10 @@ def _status(asked: argparse.Namespace) -> int:
 
     Of the ranks that mpiexec has started the first one speaks, and one that fails ends all.
     """
-    asked.ranks = ranks = Ranks()
+    asked.processes = ranks = Ranks()
     try:
         if asked.command in OVER_RANKS:
-            asked.ranks = ranks = Ranks.of_mpi()
+            asked.processes = ranks = Ranks.of_mpi()
         if not ranks.is_first:
             drop()
         status = int(asked.run(asked))
@@ -108,7 +108,7 @@ def _train(asked: argparse.Namespace) -> int:
         if not settings.files:
             raise UserError("no text: name files or folders, or a run to --resume")
     trainer = Trainer(
-        settings, folder, resume=asked.resume is not None, communicator=asked.ranks.communicator
+        settings, folder, resume=asked.resume is not None, communicator=asked.processes.communicator
     )
     _describe(trainer)
     measuring: contextlib.AbstractContextManager[libmoe.Profile | None] = contextlib.nullcontext()
@@ -125,7 +125,7 @@ def _train(asked: argparse.Namespace) -> int:
         if trainer.result:
             say(trainer.result)
     finally:
-        if asked.ranks.is_first:
+        if asked.processes.is_first:
             _print_hints(folder, settings)
     return 128 + outcome.signal if outcome.signal else 0
 
@@ -166,7 +166,7 @@ def _eval(asked: argparse.Namespace) -> int:
         _require_alone(asked)
         return folder_commands.evaluate(asked)
     refuse_reading(asked)
-    trained = open_run(asked.folder, asked.weights or "best", asked.ranks)
+    trained = open_run(asked.folder, asked.weights or "best", asked.processes)
     settings, length = trained.settings, trained.settings.sequence_length
     if asked.files:
         found, passed_over = texts.find(asked.files, utf8=bool(settings.tokenizer))
@@ -176,7 +176,7 @@ def _eval(asked: argparse.Namespace) -> int:
         corpus = load_recorded(asked.folder, settings)
         part, name = corpus.held_out, "held-out text"
         notes = [corpus.added]
-    for note in filter(None, notes if asked.ranks.is_first else []):
+    for note in filter(None, notes if asked.processes.is_first else []):
         say(note, error=True)
     most = asked.tokens or part.n_tokens
     bits = bits_per_byte(
@@ -186,7 +186,7 @@ def _eval(asked: argparse.Namespace) -> int:
         sequences=settings.sequences,
         most_tokens=most,
         memory_limit=memory_limit(settings),
-        ranks=asked.ranks,
+        ranks=asked.processes,
     )
     unit = "tokens" if settings.tokenizer else "bytes"
     of = what_is_read(part, most, length, unit) or f"{part.n_bytes:,} bytes"
@@ -195,7 +195,7 @@ def _eval(asked: argparse.Namespace) -> int:
 
 
 def _require_alone(asked: argparse.Namespace) -> None:
-    if asked.ranks.communicator is not None:
+    if asked.processes.communicator is not None:
         raise UserError(f"{str(asked.folder)!r} is a model's folder: over ranks there are runs alone")
 
 
@@ -224,7 +224,7 @@ def _trained_on(folder: Path, found: Sequence[texts.Text]) -> list[str]:
 
 
 def _sample(asked: argparse.Namespace) -> int:
-    trained = open_run(asked.folder, asked.weights, asked.ranks)
+    trained = open_run(asked.folder, asked.weights, asked.processes)
     pieces = sample(
         trained,
         asked.prompt.encode("utf-8", "surrogateescape"),

@@ -133,7 +133,7 @@ TOKENS = np.zeros((2, 3), np.int32)
 CALLS: list[tuple[dict[str, Any], str]] = [
     ({"tokens": TOKENS + 11}, "tokens[0] = 11 is not one of vocabulary_size = 11"),
     ({"tokens": TOKENS - 1}, "tokens[0] = -1 is not one of vocabulary_size = 11"),
-    ({"tokens": TOKENS[:0]}, "n_sequences = 0 is below 1"),
+    ({"tokens": TOKENS[:0]}, "n_sequences * sequence_length = 0 is below 1"),
     ({"tokens": TOKENS[:, :0].copy()}, "sequence_length = 0 is below 1"),
     ({"tokens": np.zeros((1, 5), np.int32)}, "sequence_length = 5 exceeds max_positions = 4"),
     (
