@@ -36,7 +36,7 @@ from .train.errors import UserError
 from .train.evaluate import bits_per_byte, what_is_read
 from .train.inspection import Inspection
 from .train.output import counted, drop, say
-from .train.ranks import Ranks
+from .train.ranks import Ranks, started
 from .train.record import Record
 from .train.run import count_weights, memory_limit, open_run, threads_note
 from .train.sample import printable, sample
@@ -67,6 +67,8 @@ def _status(asked: argparse.Namespace) -> int:
     try:
         if asked.command in OVER_RANKS:
             asked.processes = ranks = Ranks.of_mpi()
+        elif started():
+            raise UserError(f"{asked.command} is for one process: start it without mpiexec")
         if not ranks.is_first:
             drop()
         status = int(asked.run(asked))

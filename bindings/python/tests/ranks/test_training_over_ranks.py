@@ -186,3 +186,21 @@ def test_a_run_whose_rank_dies_loses_what_came_after_its_checkpoint(tmp_path: Pa
     shutil.copytree(run, tmp_path / "kept")
     trained(given, run, 3, resume=True)
     assert state(run) == state(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "steps", "text"])
+def test_ranks_that_would_train_otherwise_are_refused(tmp_path: Path, name: str) -> None:
+    given = settings(tmp_path, steps=8)
+    other = tmp_path / "other.txt"
+    other.write_text("abc " * 5000)
+    change = {"learning_rate": 0.1, "steps": 9, "files": (str(other),)}
+
+    def one(communicator: libmoe.Communicator) -> str:
+        key = "files" if name == "text" else name
+        mine = given.changed({key: change[key]}) if communicator.rank == 1 else given
+        with pytest.raises(UserError) as refused:
+            Trainer(mine, tmp_path / "run", quiet=True, communicator=communicator)
+        return str(refused.value)
+
+    found = ThreadRanks(3).run(one)
+    assert found == [f"{name}: the ranks of a run have different ones"] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import time
 
@@ -87,6 +88,18 @@ class Ranks:
         even, more = divmod(len(rows), self.size)
         first = self.rank * even + min(self.rank, more)
         return rows[first : first + even + (self.rank < more)]
+
+    def require_same(self, name: str, value: object) -> None:
+        """Refuse to go on where the ranks come with different values, whose `repr` tells all of them.
+
+        Raises
+        ------
+        UserError
+            On every rank.
+        """
+        number = int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:7], "little")
+        if self.largest(number) != -self.largest(-number):
+            raise UserError(f"{name}: the ranks of a run have different ones")
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers that the ranks come with, and wait until all have come."""

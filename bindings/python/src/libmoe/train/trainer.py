@@ -43,6 +43,8 @@ from .run import (
 from .since import Since
 from .update import Update
 
+OF_A_RANK = ("files", "tokenizer", "threads")  # settings that may differ: paths, and what a machine has
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -135,6 +137,7 @@ class Trainer:
         if resume:
             self._take_up_tokenizer()
         self.corpus = self._text(resume)
+        self._require_same()
         for part in (self.corpus.training, self.corpus.held_out):  # rather now than at the first evaluation
             part.spread(1, settings.sequence_length + 1)
         self.context = make_context(settings, self.ranks)
@@ -153,6 +156,16 @@ class Trainer:
         else:
             self._begin()
         self.ranks.largest(0)
+
+    def _require_same(self) -> None:
+        """Refuse ranks that would train on other texts, or in another way."""
+        texts = self.corpus.record.files
+        self.ranks.require_same("text", [(file.bytes, file.sha256) for file in texts])
+        tokenizer = self.settings.tokenizer
+        self.ranks.require_same("tokenizer", Path(tokenizer).read_bytes() if tokenizer else b"")
+        for name, value in asdict(self.settings).items():
+            if name not in OF_A_RANK:
+                self.ranks.require_same(name, value)
 
     def _locked(self) -> Lock | None:
         """Return the right to train into the folder, which the first rank has for all."""
