@@ -69,3 +69,19 @@ def test_the_memory_goes_with_the_weight() -> None:
     del weights
     gc.collect()
     assert len(_memory._kept) == count - 2
+
+
+def test_weights_that_become_other_ones_have_gradients_like_these() -> None:
+    weights = experts(torch.float32)
+    backward(weights)
+    for weight in weights:
+        weight.grad = None
+        weight.data = weight.data.contiguous().to(torch.bfloat16)  # as module.to does
+    for gradient, weight in zip(backward(weights), weights):
+        assert gradient.dtype == torch.bfloat16 and gradient.stride() == weight.stride()
+    larger = [torch.randn(2 * E, *weight.shape[1:]) for weight in weights]
+    for weight, data in zip(weights, larger):
+        weight.grad = None
+        weight.data = data
+    fresh = (larger[0].clone().requires_grad_(), larger[1].clone().requires_grad_())
+    assert all(torch.equal(a, b) for a, b in zip(backward(weights), backward(fresh)))

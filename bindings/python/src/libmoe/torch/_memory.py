@@ -26,6 +26,11 @@ class Gradient:
         self._memory = torch.empty_like(weight, requires_grad=False)
         self._lent: weakref.ref[Any] | None = None
 
+    def is_like(self, weight: torch.Tensor) -> bool:
+        """Return whether the weight is still what it was; ``module.to`` gives it other data in place."""
+        mine = self._memory
+        return (mine.dtype, mine.shape, mine.stride()) == (weight.dtype, weight.shape, weight.stride())
+
     def lend(self) -> torch.Tensor:
         """Return memory like the weight; this one's own, where nobody holds it."""
         if self._lent is not None and self._lent() is not None:
@@ -39,7 +44,7 @@ class Gradient:
 def lend(weight: torch.Tensor) -> torch.Tensor:
     """Return uninitialised memory for a gradient of the weight; it is kept as long as the weight lives."""
     with _turn:
-        if weight not in _kept:
-            _kept[weight] = Gradient(weight)
-        kept: Gradient = _kept[weight]
+        kept: Gradient | None = _kept.get(weight)
+        if kept is None or not kept.is_like(weight):
+            kept = _kept[weight] = Gradient(weight)
         return kept.lend()
