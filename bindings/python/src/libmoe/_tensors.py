@@ -273,6 +273,31 @@ class Tensors(Native):
         memory.bound.update({array.ctypes.data: array for array in arrays.values()})
         memory.binds += 1
 
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Scale the gradients so that their norm, over all together, is max_norm at most; return it.
+
+        The same as :func:`libmoe.clip_grad_norm` of all parameters; over ranks, where every rank calls it,
+        the norm is that of the whole layer or model.
+
+        Parameters
+        ----------
+        max_norm : float
+            Above 0; infinity only measures.
+
+        Raises
+        ------
+        InvalidArgumentError
+            max_norm is not above 0.
+        NotFiniteError
+            A gradient is not finite; nothing is scaled.
+        BadStateError
+            There are no gradients, or it is closed.
+        """
+        norm = ctypes.c_double()
+        most = check.number("max_norm", max_norm)
+        self._function("clip_grad_norm")(self._handle, most, ctypes.byref(norm))
+        return norm.value
+
     def zero_grad(self) -> None:
         """Set every gradient to 0.
 

@@ -157,31 +157,6 @@ class Weights(LayerFiles):
             self._handle, counts.ctypes.data, rate, check.flag("zero_sum", zero_sum)
         )
 
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """Scale the gradients so that their norm, over all together, is max_norm at most; return it.
-
-        The same as :func:`libmoe.clip_grad_norm` of the layer's parameters; of a layer over ranks, where
-        every rank calls it, the norm is that of the whole layer.
-
-        Parameters
-        ----------
-        max_norm : float
-            Above 0; infinity only measures.
-
-        Raises
-        ------
-        InvalidArgumentError
-            max_norm is not above 0.
-        NotFiniteError
-            A gradient is not finite; nothing is scaled.
-        BadStateError
-            The layer has no gradients, or is closed.
-        """
-        norm = ctypes.c_double()
-        most = check.number("max_norm", max_norm)
-        lib.moe_layer_clip_grad_norm(self._handle, most, ctypes.byref(norm))
-        return norm.value
-
     def set_loss_coefficient(self, term: int, coefficient: float) -> None:
         """Set the coefficient of one of the layer's ``losses``, for the calls of forward to come.
 

@@ -500,30 +500,6 @@ class Model(Pretrained, Batches, Freezing):
         )
         return dinput
 
-    def clip_grad_norm(self, max_norm: float) -> float:
-        """Scale the gradients so that their norm, over all together, is max_norm at most; return it.
-
-        The same as :func:`libmoe.clip_grad_norm` of the model's parameters; of a model over ranks, where
-        every rank calls it, the norm is that of the whole model.
-
-        Parameters
-        ----------
-        max_norm : float
-            Above 0; infinity only measures.
-
-        Raises
-        ------
-        InvalidArgumentError
-            max_norm is not above 0.
-        NotFiniteError
-            A gradient is not finite; nothing is scaled.
-        BadStateError
-            The model has no gradients, or is closed.
-        """
-        norm = ctypes.c_double()
-        lib.moe_model_clip_grad_norm(self._handle, check.number("max_norm", max_norm), ctypes.byref(norm))
-        return norm.value
-
     def plan(
         self,
         n_sequences: int,
