@@ -370,7 +370,8 @@ typedef struct moe_model_config {
   const moe_layer_config *moe; /**< ffn of MoE layers, copied; NULL: every layer is dense.  hidden_size 0 or H;
                                     io_dtype, inference_only and seed 0; router not EXTERNAL; HASH only of tokens, with
                                     vocabulary_size V; unallocated EXPERT_WEIGHTS with the model's inference_only
-                                    alone: offload each layer of moe_model_layer, or bind */
+                                    alone: offload each layer of moe_model_layer, or bind; EXPERT_GRADIENTS without it, of
+                                    every ffn, dense ones too: bind them, or step by moe_model_backward_step */
   int64_t moe_every;       /**< 0 to 2^31 - 1: layer n = 0, 1, ... is MoE where (n + 1) % moe_every == 0; 0 = 1, every layer */
   double pooled_balance_coef; /**< >= 0, times moe_pooled_balance_loss over the MoE layers, added to the objective as transformers
                                    does */
@@ -585,11 +586,29 @@ MOE_API MOE_CHECK moe_status moe_model_forward(const moe_model *model, const moe
  *  @param dhidden [in, nullable] [B,S,H]
  *  @param dinput  [out, nullable] [B,S,H] of a model without a vocabulary, overwritten
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (empty or another model's tape, inference_only, weights that have been
- *          prepared in few bits since forward, or no longer are), NOT_FINITE (the loss of a token: parameters are no longer those of forward), CANCELLED; gradients are then partly added: zero
- *          them. */
+ *          prepared in few bits since forward, or no longer are; no memory for some gradient), NOT_FINITE (the loss of a token: parameters
+ *          are no longer those of forward), CANCELLED; gradients are then partly added: zero them. */
 MOE_API MOE_CHECK moe_status moe_model_backward(moe_model *model, const moe_model_tape *tape,
                                                 const moe_model_input *input, double d_objective, const float *dhidden,
                                                 float *dinput);
+
+/** One training step: the bits of moe_model_zero_grad, moe_model_backward and moe_optimizer_step with gradients times clip_factor.
+ *  Each parameter is stepped once nothing of this backward reads it any more, the last layer's first.  A model with
+ *  MOE_UNALLOCATED_EXPERT_GRADIENTS has the gradient of one expert at a time, as moe_layer_backward with options.optimizer has,
+ *  whose notes hold here; gradients of everything else are kept until the next call.
+ *  The call wants the model and the optimiser for itself.  The cancel callback is asked until the last layer's backward begins, and
+ *  no more after that: with any error no parameter has changed and no step was counted.  Afterwards the tape is of no more use.
+ *  @param model       [in] not over ranks, and without weights in few bits
+ *  @param tape        [in] of the last forward
+ *  @param input       [in] as in moe_model_backward, as are d_objective, dhidden and dinput
+ *  @param optimizer   [in] created for exactly the parameters that have a gradient and are not frozen, in the order of moe_model_parameter
+ *  @param clip_factor [in] above 0: what gradients are multiplied by; 0 = 1
+ *  @return as moe_model_backward; INVALID_ARGUMENT (also an optimizer for other tensors), BAD_STATE (also weights in few bits, or an
+ *          optimizer whose state has no memory). */
+MOE_API MOE_CHECK moe_status moe_model_backward_step(moe_model *model, const moe_model_tape *tape,
+                                                     const moe_model_input *input, double d_objective,
+                                                     const float *dhidden, float *dinput, moe_optimizer *optimizer,
+                                                     float clip_factor);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Calibration: few bits chosen by text

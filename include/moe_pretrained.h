@@ -80,9 +80,12 @@ typedef struct moe_pretrained_options {
   const moe_calibration *calibration; /**< nullable: by which few bits are chosen while weights are packed, as moe_model_prepare_calibrated
                                            does, of a model with such parameters; with few bits in `prepared` or a part, and not with experts that
                                            stay in the files.  It must live until the model has been read */
+  int32_t unallocated;         /**< a sum of moe_unallocated: EXPERT_GRADIENTS without inference_only, of a model with experts; see
+                                    moe_model_config.moe */
+  int32_t reserved;            /**< 0 */
 } moe_pretrained_options;
 
-#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, NULL }
+#define MOE_PRETRAINED_OPTIONS_INIT { sizeof(moe_pretrained_options), 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, 0, 0 }
 
 /** Fill `options` with 0 and NULL.  NULL is ignored. */
 MOE_API void moe_pretrained_options_init(moe_pretrained_options *options, size_t struct_size);

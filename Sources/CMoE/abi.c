@@ -587,7 +587,7 @@ _Static_assert(offsetof(moe_prepared_part, pattern) == 0, "moe_prepared_part.pat
 _Static_assert(offsetof(moe_prepared_part, prepared) == 8, "moe_prepared_part.prepared");
 _Static_assert(offsetof(moe_prepared_part, reserved) == 12, "moe_prepared_part.reserved");
 
-_Static_assert(sizeof(moe_pretrained_options) == 72, "moe_pretrained_options");
+_Static_assert(sizeof(moe_pretrained_options) == 80, "moe_pretrained_options");
 _Static_assert(offsetof(moe_pretrained_options, struct_size) == 0, "moe_pretrained_options.struct_size");
 _Static_assert(offsetof(moe_pretrained_options, weight_dtype) == 8, "moe_pretrained_options.weight_dtype");
 _Static_assert(offsetof(moe_pretrained_options, embedding_dtype) == 12, "moe_pretrained_options.embedding_dtype");
@@ -599,6 +599,8 @@ _Static_assert(offsetof(moe_pretrained_options, progress_user) == 40, "moe_pretr
 _Static_assert(offsetof(moe_pretrained_options, prepared_parts) == 48, "moe_pretrained_options.prepared_parts");
 _Static_assert(offsetof(moe_pretrained_options, n_prepared_parts) == 56, "moe_pretrained_options.n_prepared_parts");
 _Static_assert(offsetof(moe_pretrained_options, calibration) == 64, "moe_pretrained_options.calibration");
+_Static_assert(offsetof(moe_pretrained_options, unallocated) == 72, "moe_pretrained_options.unallocated");
+_Static_assert(offsetof(moe_pretrained_options, reserved) == 76, "moe_pretrained_options.reserved");
 
 _Static_assert(sizeof(moe_pretrained_info) == 120, "moe_pretrained_info");
 _Static_assert(offsetof(moe_pretrained_info, struct_size) == 0, "moe_pretrained_info.struct_size");

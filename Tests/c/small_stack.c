@@ -121,6 +121,21 @@ static void *layer_life(void *argument) {
   return NULL;
 }
 
+/** Of all parameters of a model that are trained. */
+static moe_optimizer *optimizer_of(moe_model *model) {
+  static moe_tensor tensors[200];
+  int64_t count = 0, trained = 0;
+  CHECK(moe_model_parameter_count(model, &count) == MOE_OK && count <= 200);
+  for (int64_t i = 0; i < count; i++) {
+    moe_tensor_init(&tensors[trained], sizeof(moe_tensor));
+    CHECK(moe_model_parameter(model, i, &tensors[trained]) == MOE_OK);
+    if (!tensors[trained].buffer) trained++;
+  }
+  moe_optimizer *optimizer = NULL;
+  CHECK(moe_adamw_create(context, NULL, tensors, trained, &optimizer) == MOE_OK);
+  return optimizer;
+}
+
 static void *model_life(void *argument) {
   const moe_model_config *config = (const moe_model_config *)argument;
   static float logits[T * V];
@@ -142,12 +157,15 @@ static void *model_life(void *argument) {
   input.targets = tokens;
   input.valid_mask = valid;
   input.training = 1;
+  moe_optimizer *optimizer = optimizer_of(model);
   for (int limited = 0; limited < 2; limited++) {
     CHECK(moe_model_plan_memory(model, &input, 1, &plan) == MOE_OK);
     CHECK(moe_model_forward(model, &input, y, logits, tape, &report) == MOE_OK);
     CHECK(moe_model_backward(model, tape, &input, 1.0, NULL, NULL) == MOE_OK);
+    CHECK(moe_model_backward_step(model, tape, &input, 1.0, NULL, NULL, optimizer, 1) == MOE_OK);
     input.memory_limit = plan.total_bytes * 9 / 10;
   }
+  moe_optimizer_free(optimizer);
   CHECK(moe_cache_create(model, B, S + 1, &cache) == MOE_OK);
   CHECK(moe_model_read(model, cache, tokens, S, logits) == MOE_OK);
   CHECK(moe_model_read(model, cache, tokens, 1, logits) == MOE_OK);

@@ -6,6 +6,7 @@ static moe_context *context;
 static moe_model *model;
 static moe_model_tape *tape;
 static moe_cache *cache;
+static moe_optimizer *optimizer;
 static moe_model_input taped; /* what the tape was filled with, if it was */
 static int64_t cached;        /* sequences of the cache */
 
@@ -60,6 +61,7 @@ static void configure(void) {
   experts.intermediate_size = 1 + decide() % 9;
   experts.n_experts = 4;
   experts.top_k = 2;
+  if (decide() & 1) experts.unallocated = MOE_UNALLOCATED_EXPERT_GRADIENTS;
   DISTURB(experts, offsetof(moe_layer_config, expert_groups), offsetof(moe_layer_config, hash_table),
           offsetof(moe_layer_config, losses), offsetof(moe_layer_config, n_expert_groups), offsetof(moe_layer_config, n_losses));
   config.moe = decide() % 4 ? &experts : NULL;
@@ -141,6 +143,19 @@ static void forward(void) {
   if (!(wanted & 64) && !found) taped = input;
 }
 
+/* Of the model's parameters as they are now, or all but one. */
+static void make_optimizer(void) {
+  moe_tensor tensors[128];
+  int64_t count = 0, n = 0;
+  check(moe_model_parameter_count(model, &count));
+  for (int64_t i = 0; i < count && n < 128; i++) {
+    moe_tensor tensor = MOE_TENSOR_INIT;
+    if (check(moe_model_parameter(model, i, &tensor)) || tensor.buffer || tensor.frozen) continue;
+    if (decide() % 64 != 1) tensors[n++] = tensor;
+  }
+  check(moe_adamw_create(context, NULL, tensors, n, &optimizer));
+}
+
 static void backward(void) {
   moe_model_input input = taped;
   if (decide() % 4 == 1) DISTURB_INPUT(input);
@@ -153,7 +168,12 @@ static void backward(void) {
   uint8_t wanted = decide();
   const float *dhidden = wanted & 1 ? array(times(tokens, config.hidden_size), 4) : NULL;
   float *dinput = wanted & 2 ? array(times(tokens, config.hidden_size), 4) : NULL;
-  if (!is_impossible) check(moe_model_backward(model, tape, &input, real(), dhidden, dinput));
+  if (is_impossible) return;
+  if (wanted & 4 && !optimizer) make_optimizer();
+  if (wanted & 4)
+    check(moe_model_backward_step(model, tape, &input, real(), dhidden, dinput, optimizer, real()));
+  else
+    check(moe_model_backward(model, tape, &input, real(), dhidden, dinput));
 }
 
 static void read(void) {
@@ -189,7 +209,7 @@ static void parameters(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static void (*const calls[])(void) = {forward, backward, plan, read, parameters};
   begin(data, size);
-  model = NULL, tape = NULL, cache = NULL;
+  model = NULL, tape = NULL, cache = NULL, optimizer = NULL;
   memset(&taped, 0, sizeof taped);
   moe_model_input_init(&taped, sizeof taped);
   configure();
@@ -204,6 +224,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   }
   moe_cache_free(cache);
   moe_model_tape_free(tape);
+  moe_optimizer_free(optimizer);
   moe_model_free(model);
   return end(context);
 }

@@ -146,9 +146,7 @@ struct ExpertsBackward {
 
   /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
   func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
-    guard let kept = kept ?? again, work.source.of(work.c.groups[groups.range.lowerBound]).wantsGradients else {
-      return
-    }
+    guard let kept = kept ?? again, wantsGradients(work.c.groups[groups.range.lowerBound]) else { return }
     if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
     try runWeights(groups.range.lowerBound, in: context, kept, only: nil, again: isRepeated)
   }
@@ -156,13 +154,15 @@ struct ExpertsBackward {
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
   private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
-    if !group.multiplies { return }
+    if !group.multiplies || !wantsGradients(group) { return }
     steps.begin()
     for expert in 0..<group.experts {
       try runWeights(index, in: steps.context, kept, only: expert, again: false)
       steps.step(group, expert: expert)
     }
   }
+
+  @inline(never) private func wantsGradients(_ group: ExpertGroup) -> Bool { work.source.of(group).wantsGradients }
 
   /// One chunk's part of one expert's gradient, after other chunks have used the scratch.
   func addWeightGradient(

@@ -2,9 +2,7 @@
 /// before the next expert's is begun, so that the gradient of all experts never exists. Steps are elementwise: they give
 /// the bits of one step after a whole backward.
 struct FusedStep {
-  private let optimizer: OptimizerPointer
-  private let clip: Float
-  private let c: Configuration
+  private let call: FusedCall
   private let parameters: Parameters
   private let scratch: FusedScratch
   private var hasBegun = false
@@ -13,18 +11,15 @@ struct FusedStep {
   private(set) var context: ContextPointer
 
   /// Sets gradients to 0 that have memory to stay in: of all but the experts' matrices and their biases.
-  init(
-    _ call: FusedCall, _ c: Configuration, _ parameters: Parameters, _ scratch: FusedScratch, in context: ContextPointer
+  @inline(never) init(
+    _ call: FusedCall, _ parameters: Parameters, _ scratch: FusedScratch, in context: ContextPointer
   ) {
     self.context = context
-    optimizer = call.optimizer
-    clip = call.clip
-    self.c = c
+    self.call = call
     self.parameters = parameters
     self.scratch = scratch
-    for index in 0..<parameters.trainedCount {
-      let parameter = parameters.trained(index)
-      if !parameter.isOfMatrices { parameter.grad!.update(repeating: 0, count: parameter.count) }
+    for index in 0..<parameters.trainedCount where !parameters.trained(index).isOfMatrices {
+      parameters.trained(index).zeroGrad()
     }
   }
 
@@ -32,9 +27,17 @@ struct FusedStep {
   mutating func begin() {
     if hasBegun { return }
     hasBegun = true
-    context = context.uncancelled(in: scratch.context)
     scratch.gradient.update(repeating: 0, count: scratch.count)
-    optimizer.pointee.beginStep()
+    if call.goesOn { return }
+    context = context.uncancelled(in: scratch.context)
+    call.optimizer.pointee.beginStep()
+  }
+
+  /// Which of the optimiser's tensors number `index` of the layer's trained ones is: frozen ones are none of them.
+  private func tensor(_ index: Int) -> Int {
+    var tensor = call.firstTensor
+    for before in 0..<index where !parameters.trained(before).isFrozen { tensor += 1 }
+    return tensor
   }
 
   /// Applies the gradient of one expert, and leaves 0 for the next one.
@@ -46,9 +49,11 @@ struct FusedStep {
     for raw in Parameters.Role.ofMatrices {
       guard let role = Parameters.Role(rawValue: raw), let parameter = parameters[role] else { continue }
       let size = parameter.count / group.experts
-      optimizer.pointee.step(
-        parameters.trainedIndex(role), expert * size..<(expert + 1) * size, data: parameter.data!, grad: grad,
-        clip: clip, clears: true)
+      if !parameter.isFrozen {
+        call.optimizer.pointee.step(
+          tensor(parameters.trainedIndex(role)), expert * size..<(expert + 1) * size, data: parameter.data!,
+          grad: grad, clip: call.clip, clears: true)
+      }
       grad += size
     }
   }
@@ -60,22 +65,33 @@ struct FusedStep {
     defer { if begun != 0 { context.profile.end(begun, .optimizer, backward: false, Work()) } }
     for index in 0..<parameters.trainedCount {
       let parameter = parameters.trained(index)
-      if parameter.isOfMatrices { continue }
-      optimizer.pointee.step(
-        index, 0..<parameter.count, data: parameter.data!, grad: parameter.grad!, clip: clip, clears: false)
+      if parameter.isOfMatrices || parameter.isFrozen { continue }
+      call.optimizer.pointee.step(
+        tensor(index), 0..<parameter.count, data: parameter.data!, grad: parameter.grad!, clip: call.clip,
+        clears: false)
     }
   }
 }
 
-/// What a caller gives to a backward that steps: an optimiser of exactly the layer's trained parameters, in their order,
-/// and what gradients are multiplied by.
+/// What a caller gives to a backward that steps: an optimiser of exactly the trained parameters of a layer or model, in their
+/// order, and what gradients are multiplied by.
 public struct FusedCall {
   public let optimizer: OptimizerPointer
   let clip: Float
+  /// Of a model's layer: which of the optimiser's tensors is its first one.
+  private(set) var firstTensor = 0
+  /// Whether the step is a model's, which has begun it: its layers' contexts ask nobody whether to go on.
+  private(set) var goesOn = false
 
   public init(_ optimizer: OptimizerPointer, clip: Float) {
     self.optimizer = optimizer
     self.clip = clip
+  }
+
+  func goingOn(withTensor first: Int) -> FusedCall {
+    var own = self
+    (own.firstTensor, own.goesOn) = (first, true)
+    return own
   }
 }
 

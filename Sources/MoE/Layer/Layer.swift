@@ -4,7 +4,7 @@ import CShims
 
 public struct Layer {
   public let configuration: Configuration
-  public let context: ContextPointer
+  public internal(set) var context: ContextPointer
   let number: Int64
   var parameters: Parameters
   var prepared: PreparedGroups
@@ -224,7 +224,7 @@ public struct Layer {
     _ stages: BackwardStages, _ taped: TapeContents, _ plan: Plan, _ call: BackwardCall
   ) throws(Fault) {
     let (c, routing) = (configuration, taped.routing)
-    var steps = call.step.map { FusedStep($0, c, parameters, stages.fused!, in: context) }
+    var steps = call.step.map { FusedStep($0, parameters, stages.fused!, in: context) }
     /// Where a stage runs: after the first step in a context in which nothing stops the call.
     var here: ContextPointer { steps?.context ?? context }
     try stages.x.run(in: context)

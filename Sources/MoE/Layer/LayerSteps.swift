@@ -8,6 +8,7 @@ extension Layer {
   ) throws(Fault) {
     steps.begin()
     for index in 0..<configuration.groupCount where configuration.groups[index].multiplies {
+      if !parameters.of(configuration.groups[index]).trainsMatrices { continue }
       for expert in 0..<configuration.groups[index].experts {
         for i in 0..<plan.chunks {
           try context.measure(.dispatch, backward: true) { () throws(Fault) in
@@ -28,7 +29,7 @@ extension Layer {
     try turn.acquire(for: "layer")
     defer { turn.release() }
     try context.withScratch(lent: call.scratch, { FusedScratch(&$0, c) }) { (scratch) throws(Fault) in
-      var steps = FusedStep(step, c, parameters, scratch, in: context)
+      var steps = FusedStep(step, parameters, scratch, in: context)
       steps.begin()
       for index in 0..<c.groupCount where c.groups[index].multiplies {
         for expert in 0..<c.groups[index].experts { steps.step(c.groups[index], expert: expert) }

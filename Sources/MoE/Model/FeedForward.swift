@@ -12,12 +12,14 @@ struct FeedForward {
   private let model: UnsafePointer<Model>
   private let shared: SharedArrays?  // of a dense ffn, when it is run
   private let squares: LayerSquares?  // in calibration, when it is run
+  /// Of backward, where the layer steps an optimiser.
+  private let step: FusedCall?
 
   /// nil where transformer layers have none. Measures what the call takes.
   init?(_ model: Model, _ n: Int, _ input: ModelInput, _ choice: LayerChoice, taped: Bool) throws(Fault) {
     guard let layer = model.feedForwards[n] else { return nil }
     self.layer = layer
-    (shared, squares, self.model) = (nil, nil, model.place)
+    (shared, squares, self.model, step) = (nil, nil, model.place, nil)
     ranks = layer.pointee.ranks == nil ? nil : model.ranks
     var call = Call(input)
     call.ranks = layer.pointee.ranks
@@ -26,10 +28,12 @@ struct FeedForward {
     memory = try layer.pointee.memory(plan, call, taped: taped)
   }
 
-  /// As it was planned; without shared arrays for backward.
-  init?(_ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays?, _ plan: ModelPlan) {
+  /// As it was planned; without shared arrays for backward, of which `step` is.
+  @inline(never) init?(
+    _ model: Model, _ n: Int, _ input: ModelInput, _ shared: SharedArrays?, _ plan: ModelPlan, _ step: FusedCall? = nil
+  ) {
     guard let layer = model.feedForwards[n] else { return nil }
-    (self.layer, self.model) = (layer, model.place)
+    (self.layer, self.model, self.step) = (layer, model.place, step)
     ranks = layer.pointee.ranks == nil ? nil : model.ranks
     var call = Call(input)
     let isMoE = model.configuration.isMoE(n)
@@ -74,6 +78,7 @@ struct FeedForward {
     call.dAuxLoss = dAuxLoss
     call.dMeanProbability = dMeanProbability
     call.scratch = CallerMemory(scratch, bytes: memory.backwardScratch)
+    call.step = step
     if model.pointee.ranks == nil || ranks != nil {
       return try together { () throws(Fault) in try layer.pointee.backward(tape, x: x, dy: dy, dx: dx, call) }
     }

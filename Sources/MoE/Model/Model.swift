@@ -4,11 +4,11 @@ import CShims
 
 public struct Model {
   public let configuration: ModelConfiguration
-  public let context: ContextPointer
+  public internal(set) var context: ContextPointer
   let number: Int64
-  let place: UnsafePointer<Model>  // where it stands
+  var place: UnsafePointer<Model>  // where it stands
   let parameters: ModelParameters
-  let feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
+  var feedForwards: UnsafeMutablePointer<LayerPointer?>  // [N]
   let list: ParameterList
   /// The folder that the parameters came from; nil where they came from none.
   public internal(set) var origin: ModelOrigin?
@@ -132,10 +132,10 @@ public struct Model {
   // MARK: backward
 
   /// Adds the gradients of dObjective * objective + <dHidden, hidden> to those of the parameters that are not frozen, and
-  /// overwrites dInput [B,S,H], where hidden states came in.
+  /// overwrites dInput [B,S,H], where hidden states came in. With a step the gradients begin at 0 and are applied.
   public func backward(
     _ tape: UnsafePointer<ModelTape>, _ input: ModelInput, dObjective: Double, dHidden: UnsafePointer<Float>?,
-    dInput: UnsafeMutablePointer<Float>?
+    dInput: UnsafeMutablePointer<Float>?, step: FusedCall? = nil
   ) throws(Fault) {
     let taped = tape.pointee.contents!
     if taped.packings != parameters.packings { throw .packedSince }
@@ -148,28 +148,40 @@ public struct Model {
       var arena = Arena(memory)
       let frame = BackwardFrame(&arena, self, input)
       let input = input.placed(in: frame.positions, configuration)
-      var behind = arena
-      try BackwardEnd(
-        &behind, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
-      ).run(self, input, dHidden: dHidden)
+      let steps = try step == nil ? nil : ModelStep(step!, self, taped, frame.step)
+      try backwardEnd(input, frame, taped, arena, dObjective, dHidden)
+      let model = steps?.begin() ?? place
       let last = lastOfBackward(reachesInput: dInput != nil)
       var n = configuration.layers - 1
       while n >= last {
-        try backward(n, input, frame, taped, arena, dObjective)
+        try model.pointee.backward(n, input, frame, taped, arena, dObjective, steps?.begin(layer: n))
+        steps?.finish(layer: n)
         n -= 1
       }
-      try embedBackward(input, frame.d)
+      try model.pointee.embedBackward(input, frame.d)
+      steps?.finish()
       try close()
       if let dInput { dInput.update(from: frame.d, count: input.tokens * configuration.hidden) }
     }
   }
 
-  @inline(never) private func backward(
-    _ n: Int, _ input: ModelInput, _ frame: BackwardFrame, _ taped: ModelTapeContents, _ arena: Arena,
-    _ dObjective: Double
+  /// From the objective to what the last layer wrote.
+  @inline(never) private func backwardEnd(
+    _ input: ModelInput, _ frame: BackwardFrame, _ taped: ModelTapeContents, _ arena: Arena, _ dObjective: Double,
+    _ dHidden: UnsafePointer<Float>?
   ) throws(Fault) {
     var arena = arena
-    let feedForward = FeedForward(self, n, input, nil, taped.plan)
+    try BackwardEnd(
+      &arena, self, input, frame, x: taped.frame.x(configuration.layers), dObjective: dObjective
+    ).run(self, input, dHidden: dHidden)
+  }
+
+  @inline(never) private func backward(
+    _ n: Int, _ input: ModelInput, _ frame: BackwardFrame, _ taped: ModelTapeContents, _ arena: Arena,
+    _ dObjective: Double, _ step: FusedCall?
+  ) throws(Fault) {
+    var arena = arena
+    let feedForward = FeedForward(self, n, input, nil, taped.plan, step)
     let pooled = configuration.isMoE(n) ? taped.frame.pooledGradient : nil
     if let pooled {
       let factor = Float(dObjective * configuration.pooledCoefficient)
@@ -195,7 +207,7 @@ public struct Model {
     parameters[.embedding]?.isTrained ?? false || parameters[.positions]?.isTrained ?? false
   }
 
-  private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
+  @inline(never) private func embedBackward(_ input: ModelInput, _ d: UnsafeMutablePointer<Float>) throws(Fault) {
     guard trainsEmbedding, let table = parameters[.embedding] else { return }
     try ResidualSum(
       kernels: context.kernels, count: input.tokens * configuration.hidden, dropout: embeddingDropout(input),

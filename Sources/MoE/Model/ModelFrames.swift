@@ -36,8 +36,10 @@ struct BackwardFrame {
   let d: UnsafeMutablePointer<Float>  // [T,H] the gradient with respect to the residual stream
   let dMeanProbability: UnsafeMutablePointer<Float>  // [E] of one layer
   let positions: UnsafeMutablePointer<Int64>?  // [T] where they are counted
+  let step: ModelStepMemory
 
   init(_ arena: inout Arena, _ model: Model, _ input: ModelInput) {
+    step = ModelStepMemory(&arena, model)
     d = arena.take(Float.self, input.tokens, model.configuration.hidden)
     dMeanProbability = arena.take(Float.self, model.pooledExperts)
     positions = input.countsPositions(model.configuration) ? arena.take(Int64.self, input.tokens) : nil

@@ -201,6 +201,11 @@ struct ModelParameters {
     return nil
   }
 
+  /// Refuses packed copies of other values.
+  func requirePackedValues(_ kernels: UnsafePointer<moei_kernels>) throws(Fault) {
+    for index in 0..<count { try parameter(index).requirePackedValues(kernels) }
+  }
+
   var packings: Int { slots.packings }
   func allocateGradients(_ allocator: Allocator) throws(Fault) { try slots.allocateGradients(allocator) }
 

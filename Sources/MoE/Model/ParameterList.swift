@@ -63,6 +63,10 @@ struct ParameterList {
 
   subscript(index: Int) -> Place { places[index] }
 
+  /// Layer n's parameters, and where among them those of its ffn begin.
+  func ofLayer(_ n: Int) -> Range<Int> { firsts[n]..<firsts[n + 1] }
+  func firstOfFeedForward(_ n: Int) -> Int { index(ofLayer: n, 0) ?? firsts[n + 1] }
+
   /// Where parameter `own` of layer n's ffn stands.
   func index(ofLayer n: Int, _ own: Int) -> Int? {
     for index in firsts[n]..<firsts[n + 1] {

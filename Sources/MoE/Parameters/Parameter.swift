@@ -24,12 +24,12 @@ public struct Parameter {
   /// Whether its values are in packed copies alone.
   public private(set) var isReleased = false
   /// Whether its values in few bits are computed with in place of its own.
-  private var isInBlocks = false
+  public private(set) var isInBlocks = false
   private var hasGivenUpGradient = false
   /// Whether nothing trains it: the gradient that it could have is given up, or it is in few bits, as long as it is.
   public var isFrozen: Bool { hasGivenUpGradient || isInBlocks }
   /// Whether backward makes its gradient.
-  var isTrained: Bool { hasGradient && !isFrozen }
+  public var isTrained: Bool { hasGradient && !isFrozen }
   /// What backward adds to.
   public var grad: UnsafeMutablePointer<Float>? { isInBlocks ? nil : gradMemory }
   private var ownsData = true

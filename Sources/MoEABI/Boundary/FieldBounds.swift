@@ -435,6 +435,8 @@ extension moe_pretrained_options: Bounded {
     try check.flag(inference_only, "inference_only")
     try check.word(prepared, "prepared", of: "moe_prepared", last: 49)
     try check.integer(n_prepared_parts, "n_prepared_parts", 0, 4096)
+    try check.sum(unallocated, "unallocated", of: "moe_unallocated", 3)
+    try check.zero(reserved, "reserved")
   }
 }
 

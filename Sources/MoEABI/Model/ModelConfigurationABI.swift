@@ -157,10 +157,10 @@ extension moe_layer_config {
     }
     if io_dtype != 0 { throw .invalid("moe: io_dtype = \(Int(io_dtype)), but a model's hidden states are float32") }
     if inference_only != 0 { throw .invalid("moe: inference_only = \(Int(inference_only)): set the model's") }
-    if unallocated != 0 && (unallocated != Int32(MOE_UNALLOCATED_EXPERT_WEIGHTS.rawValue) || config.inference_only == 0)
-    {
+    let left = config.inference_only == 0 ? MOE_UNALLOCATED_EXPERT_GRADIENTS : MOE_UNALLOCATED_EXPERT_WEIGHTS
+    if unallocated != 0 && unallocated != Int32(left.rawValue) {
       throw .invalid(
-        "moe: unallocated = \(Int(unallocated)): of a model it is MOE_UNALLOCATED_EXPERT_WEIGHTS alone, and with inference_only = 1"
+        "moe: unallocated = \(Int(unallocated)): of a model it is MOE_UNALLOCATED_EXPERT_WEIGHTS with inference_only = 1, and MOE_UNALLOCATED_EXPERT_GRADIENTS without"
       )
     }
     if seed != 0 { throw .invalid("moe: seed = \(seed), but the experts' seeds derive from the model's") }
@@ -198,5 +198,6 @@ extension moe_layer_config {
     dropout = config.dense_dropout
     inference_only = config.inference_only
     weight_dtype = config.weight_dtype
+    if let moe = config.moe, inference_only == 0 { unallocated = moe.pointee.unallocated }
   }
 }

@@ -130,18 +130,44 @@ public func moe_model_backward(
     let tape = try own(tape, of: model)
     try model.pointee.beginCall()
     do throws(Fault) {
-      try backward(model, tape, input, d_objective, dhidden, dinput)
+      try requireTrainable(model)
+      try requireGradients(model)
+      try backward(model, tape, input, d_objective, dhidden, dinput, nil)
     } catch {
       throw model.pointee.told(error)
     }
   }
 }
 
+@implementation @_cdecl("moe_model_backward_step")
+public func moe_model_backward_step(
+  _ model: OpaquePointer?, _ tape: OpaquePointer?, _ input: UnsafePointer<moe_model_input>?, _ d_objective: Double,
+  _ dhidden: UnsafePointer<Float>?, _ dinput: UnsafeMutablePointer<Float>?, _ optimizer: OpaquePointer?,
+  _ clip_factor: Float
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let model = try handle(model, "model", as: Model.self)
+    let tape = try own(tape, of: model)
+    try requireTrainable(model)
+    if model.pointee.ranks != nil {
+      throw .invalid(
+        "model: its experts are spread over ranks, whose steps follow backward: call moe_optimizer_step after moe_model_backward"
+      )
+    }
+    let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
+    try requireTensors(of: model, optimizer, "optimizer")
+    if !(clip_factor >= 0 && clip_factor < .infinity) {
+      throw .invalid("clip_factor = \(Double(clip_factor)) is neither 0, which means 1, nor a finite number above it")
+    }
+    let step = FusedCall(optimizer, clip: clip_factor == 0 ? 1 : clip_factor)
+    try backward(model, tape, input, d_objective, dhidden, dinput, step)
+  }
+}
+
 private func backward(
   _ model: ModelPointer, _ tape: ModelTapePointer, _ input: UnsafePointer<moe_model_input>?, _ d_objective: Double,
-  _ dhidden: UnsafePointer<Float>?, _ dinput: UnsafeMutablePointer<Float>?
+  _ dhidden: UnsafePointer<Float>?, _ dinput: UnsafeMutablePointer<Float>?, _ step: FusedCall?
 ) throws(Fault) {
-  try requireTrainable(model)
   guard let before = tape.pointee.input else {
     throw .badState("tape is empty: a forward call with this tape comes first")
   }
@@ -154,8 +180,8 @@ private func backward(
   let elements = call.tokens * c.hidden  // as forward checked it
   let dHidden = try operands.reads(optional: dhidden, elements, "dhidden")
   let dInput = try operands.writes(optional: dinput, elements, "dinput")
-  try operands.requireApart(fromParametersOf: model, gradients: true)
-  try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput)
+  try operands.requireApart(fromParametersOf: model, steps: step != nil, gradients: true)
+  try model.pointee.backward(tape, call, dObjective: d_objective, dHidden: dHidden, dInput: dInput, step: step)
 }
 
 /// The arrays of all layers' reports, which forward writes, and the parameters, which it reads.

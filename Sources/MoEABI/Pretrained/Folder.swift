@@ -65,6 +65,10 @@ struct Folder {
     var left = TextBuffer(texts + 2 * Self.textRoom, capacity: Self.textRoom)
     model = configuration.linked(moe: moe, table: table)
     info = moe_pretrained_info()
+    if options.unallocated != 0 {
+      if configuration.moeLayers == 0 { throw .invalid("options.unallocated: the folder's model has no experts") }
+      moe.pointee.unallocated = options.unallocated
+    }
     let survey: Survey
     if source.isPacked {
       type = try Self.packedType(source)

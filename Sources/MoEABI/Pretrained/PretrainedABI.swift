@@ -23,6 +23,12 @@ private func readOptions(_ options: UnsafePointer<moe_pretrained_options>?) thro
   if copy.resident_limit != 0 && copy.inference_only == 0 {
     throw .invalid("options.resident_limit needs inference_only = 1: experts that stay in the files cannot be trained")
   }
+  let gradients = Int32(MOE_UNALLOCATED_EXPERT_GRADIENTS.rawValue)
+  if copy.unallocated != 0 && (copy.unallocated != gradients || copy.inference_only == 1) {
+    throw .invalid(
+      "options.unallocated = \(Int(copy.unallocated)): of a folder it is MOE_UNALLOCATED_EXPERT_GRADIENTS, and with inference_only = 0"
+    )
+  }
   return copy
 }
 

@@ -7,7 +7,7 @@ import ctypes
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as Place
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,6 +55,7 @@ class Pretrained:
         inference_only: bool = False,
         prepared: words.Prepared | Mapping[str, words.Prepared] = "none",
         resident_limit: int | str = 0,
+        unallocated: words.Unallocated | Sequence[words.Unallocated] = (),
         calibration: Calibration | None = None,
         progress: Progress | None = None,
         context: Context | None = None,
@@ -85,6 +86,9 @@ class Pretrained:
         resident_limit : int or str
             Bytes of weights in memory, also as ``"8GB"``; where there are more, experts stay in the files and
             are read, and packed, as they are used; with inference_only.  0: no limit.
+        unallocated : {"expert_gradients"}
+            Memory that the model goes without: that of the experts' gradients, for training with
+            ``model.backward(..., optimizer=...)``.
         calibration : Calibration, optional
             By which few bits are chosen while weights are packed, see :func:`libmoe.calibrate`: of a model
             with the same parameters, from this folder for instance; not with experts that stay in the files.
@@ -121,6 +125,7 @@ class Pretrained:
             inference_only=inference_only,
             prepared=prepared,
             resident_limit=resident_limit,
+            unallocated=unallocated,
         )
         if calibration is not None:
             check.instance("calibration", calibration, Calibration, "libmoe.calibrate(model, text)")

@@ -28,6 +28,7 @@ from .errors import BadStateError, InvalidArgumentError
 from .generation import Cache
 from .layer import Layer
 from .model_output import ModelOutput, ModelPlan, ModelTape
+from .optim import Optimizer
 
 
 @keywords
@@ -459,7 +460,13 @@ class Model(Pretrained, Batches, Freezing):
         return n_experts, choices, list(self._moe["losses"] or ())
 
     def backward(
-        self, output: ModelOutput, d_objective: float = 1.0, dhidden: FloatArray | None = None
+        self,
+        output: ModelOutput,
+        d_objective: float = 1.0,
+        dhidden: FloatArray | None = None,
+        *,
+        optimizer: Optimizer | None = None,
+        clip_factor: float = 0.0,
     ) -> FloatArray | None:
         """Add the gradients of d_objective * objective + <dhidden, hidden> to those of the parameters.
 
@@ -469,6 +476,13 @@ class Model(Pretrained, Batches, Freezing):
             Of a forward with a tape; the parameters must be as they were then.
         d_objective : float
         dhidden : ndarray of float32, [B, S, H], optional
+        optimizer : Optimizer, optional
+            Made from all parameters that are not frozen: the call is :meth:`zero_grad`, backward and a step
+            in one, with the same bits.  A model that was made with ``unallocated="expert_gradients"`` (of
+            `moe`, or of :meth:`from_pretrained`) then has the gradient of one expert at a time, which takes
+            less memory than all of them.  Afterwards the output's tape is of no more use.
+        clip_factor : float
+            Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
 
         Returns
         -------
@@ -478,7 +492,8 @@ class Model(Pretrained, Batches, Freezing):
         Raises
         ------
         BadStateError
-            The output has no tape, or it has been filled again; or the model is inference_only, or closed.
+            The output has no tape, or it has been filled again; or the model is inference_only, or closed; or
+            it has no memory for some gradient, and there is no optimizer.
         """
         check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
         tape, call = output.tape, output._call
@@ -490,7 +505,7 @@ class Model(Pretrained, Batches, Freezing):
             )
         shape = (*call.shape, self.hidden_size)
         dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
-        lib.moe_model_backward(
+        arguments = (
             self._handle,
             tape._handle,
             call.c_input,
@@ -498,6 +513,14 @@ class Model(Pretrained, Batches, Freezing):
             check.address("dhidden", dhidden, shape),
             None if dinput is None else dinput.ctypes.data,
         )
+        factor = check.number("clip_factor", clip_factor)
+        if optimizer is None:
+            if factor:
+                raise InvalidArgumentError(f"clip_factor = {factor}, but optimizer is None")
+            lib.moe_model_backward(*arguments)
+        else:
+            check.instance("optimizer", optimizer, Optimizer, "one such as libmoe.AdamW")
+            lib.moe_model_backward_step(*arguments, optimizer._handle, factor)
         return dinput
 
     def plan(

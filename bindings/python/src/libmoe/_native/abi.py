@@ -1188,11 +1188,16 @@ class moe_pretrained_options(Sized):
         ("prepared_parts", POINTER(moe_prepared_part)),
         ("n_prepared_parts", c_int64),
         ("calibration", POINTER(moe_calibration)),
+        ("unallocated", c_int32),
+        ("reserved", c_int32),
     ]
     _words_ = {
         "weight_dtype": FOLDER_DTYPE,
         "embedding_dtype": FOLDER_DTYPE,
         "prepared": PREPARED,
+    }
+    _sums_ = {
+        "unallocated": UNALLOCATED,
     }
     _flags_ = frozenset({"inference_only"})
     _bytes_ = frozenset({"resident_limit"})
@@ -1550,6 +1555,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     ]),
     "moe_model_backward": (Status, [
         POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
+    ]),
+    "moe_model_backward_step": (Status, [
+        POINTER(moe_model), POINTER(moe_model_tape), POINTER(moe_model_input), c_double, c_void_p, c_void_p,
+        POINTER(moe_optimizer), c_float,
     ]),
     "moe_calibration_create": (Status, [POINTER(moe_model), c_size_t, POINTER(POINTER(moe_calibration))]),
     "moe_calibration_free": (None, [POINTER(moe_calibration)]),
