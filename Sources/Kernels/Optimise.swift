@@ -3,68 +3,98 @@ import CShims
 // One optimiser step over one stretch of a tensor, with moments in float32, or in bfloat16 that are rounded up or down by
 // chance. The formulas stand in include/moe.h.
 
-/// A rule, for sixteen elements at a time.
+/// Sixteen elements, their moments in float32. `target` is what a step changes.
+private struct Elements {
+  var target, first, second: V
+}
+
+/// A rule, for sixteen elements.
 private protocol MomentRule {
   /// Whether elements have two moments.
   static var hasSecond: Bool { get }
-  /// Steps elements i ..< i + 16, of which `left` are there. Moments come and go in float32.
-  func step(_ i: Int, _ left: Int, _ first: V, _ second: V) -> (first: V, second: V)
+  func step(_ elements: inout Elements, _ gradient: V)
 }
 
-@inline(__always) private func run<R: MomentRule>(_ n: Int, _ rule: R, _ moments: moei_moments) {
-  if moments.by_chance != 0 { return runByChance(n, rule, moments) }
+@inline(__always) private func run<R: MomentRule>(
+  _ n: Int, _ rule: R, _ target: Target, _ gradient: Source, _ moments: moei_moments
+) {
+  if moments.by_chance != 0 { return runByChance(n, rule, target, gradient, moments) }
   let first = moments.first.assumingMemoryBound(to: Float.self)
   let second = moments.second.assumingMemoryBound(to: Float.self)
+  let nothing = V(repeating: 0)
   var i = 0
-  while i < n {
-    let left = n &- i
-    let new = rule.step(i, left, load(first + i, left), R.hasSecond ? load(second + i, left) : V(repeating: 0))
-    store(first + i, left, new.first)
-    if R.hasSecond { store(second + i, left, new.second) }
+  while i &+ 16 <= n {
+    var own = Elements(
+      target: load(target + i), first: load(first + i), second: R.hasSecond ? load(second + i) : nothing)
+    rule.step(&own, load(gradient + i))
+    store(target + i, own.target)
+    store(first + i, own.first)
+    if R.hasSecond { store(second + i, own.second) }
     i &+= 16
   }
+  let left = n &- i
+  if left == 0 { return }
+  var own = Elements(
+    target: load(target + i, left), first: load(first + i, left),
+    second: R.hasSecond ? load(second + i, left) : nothing)
+  rule.step(&own, load(gradient + i, left))
+  store(target + i, left, own.target)
+  store(first + i, left, own.first)
+  if R.hasSecond { store(second + i, left, own.second) }
 }
 
-@inline(__always) private func runByChance<R: MomentRule>(_ n: Int, _ rule: R, _ moments: moei_moments) {
+@inline(__always) private func runByChance<R: MomentRule>(
+  _ n: Int, _ rule: R, _ target: Target, _ gradient: Source, _ moments: moei_moments
+) {
   let first = moments.first.assumingMemoryBound(to: UInt16.self)
   let second = moments.second.assumingMemoryBound(to: UInt16.self)
+  let nothing = V(repeating: 0)
   var i = 0
   while i < n {
     var chance = Chance(moments, i)
     let end = chance.left < n &- i ? i &+ chance.left : n
-    while i < end {
-      let left = end &- i
-      let new = rule.step(
-        i, left, loadHalves(first + i, left), R.hasSecond ? loadHalves(second + i, left) : V(repeating: 0))
+    while i &+ 16 <= end {
+      var own = Elements(
+        target: load(target + i), first: moei_from_bf16(first + i),
+        second: R.hasSecond ? moei_from_bf16(second + i) : nothing)
+      rule.step(&own, load(gradient + i))
+      store(target + i, own.target)
       let words = chance.next()
       let (lower, upper) = (words & 0xFFFF, words &>> 16)
-      // NaN is rare, and a test of both moments costs less than to make sure that each stays one.
-      if moei_not_numbers(new.first, R.hasSecond ? new.second : new.first) == 0 {
-        storeHalves(first + i, left, unsafeBitCast(new.first, to: Words.self) &+ lower)
-        if R.hasSecond { storeHalves(second + i, left, unsafeBitCast(new.second, to: Words.self) &+ upper) }
+      // NaN is rare, and one test for both moments costs less than to make sure that each stays one.
+      if moei_not_numbers(own.first, R.hasSecond ? own.second : own.first) == 0 {
+        moei_store_upper_halves(unsafeBitCast(own.first, to: Words.self) &+ lower, first + i)
+        if R.hasSecond { moei_store_upper_halves(unsafeBitCast(own.second, to: Words.self) &+ upper, second + i) }
       } else {
-        storeHalves(first + i, left, moei_round_to_bf16_by_chance(new.first, lower))
-        if R.hasSecond { storeHalves(second + i, left, moei_round_to_bf16_by_chance(new.second, upper)) }
+        moei_store_upper_halves(moei_round_to_bf16_by_chance(own.first, lower), first + i)
+        if R.hasSecond { moei_store_upper_halves(moei_round_to_bf16_by_chance(own.second, upper), second + i) }
       }
       i &+= 16
     }
+    let left = end &- i
+    if left == 0 { continue }
+    var own = Elements(
+      target: load(target + i, left), first: loadHalves(first + i, left),
+      second: R.hasSecond ? loadHalves(second + i, left) : nothing)
+    rule.step(&own, load(gradient + i, left))
+    store(target + i, left, own.target)
+    let words = chance.next()
+    storeHalves(first + i, left, moei_round_to_bf16_by_chance(own.first, words & 0xFFFF))
+    if R.hasSecond { storeHalves(second + i, left, moei_round_to_bf16_by_chance(own.second, words &>> 16)) }
     i = end
   }
 }
 
 private struct AdamWRule: MomentRule {
   let f: moei_adamw
-  let parameter: Target
-  let gradient: Source
 
   static var hasSecond: Bool { true }
-  @inline(__always) func step(_ i: Int, _ left: Int, _ m: V, _ v: V) -> (first: V, second: V) {
-    let g = load(gradient + i, left) * f.clip
-    let newM = fma(g, V(repeating: f.one_minus_beta1), m * f.beta1)
-    let newV = fma(g * g, V(repeating: f.one_minus_beta2), v * f.beta2)
-    let denominator = fma(moei_square_root(newV), V(repeating: f.root_scale), V(repeating: f.epsilon))
-    store(parameter + i, left, load(parameter + i, left) * f.decay - newM / denominator * f.step_size)
-    return (newM, newV)
+  @inline(__always) func step(_ own: inout Elements, _ gradient: V) {
+    let g = gradient * f.clip
+    own.first = fma(g, V(repeating: f.one_minus_beta1), own.first * f.beta1)
+    own.second = fma(g * g, V(repeating: f.one_minus_beta2), own.second * f.beta2)
+    let denominator = fma(moei_square_root(own.second), V(repeating: f.root_scale), V(repeating: f.epsilon))
+    own.target = own.target * f.decay - own.first / denominator * f.step_size
   }
 }
 
@@ -72,19 +102,16 @@ private struct AdamWRule: MomentRule {
   _ n: Int, _ f: UnsafePointer<moei_adamw>, _ parameter: Target, _ gradient: Source,
   _ moments: UnsafePointer<moei_moments>
 ) {
-  run(n, AdamWRule(f: f.pointee, parameter: parameter, gradient: gradient), moments.pointee)
+  run(n, AdamWRule(f: f.pointee), parameter, gradient, moments.pointee)
 }
 
 private struct SGDRule: MomentRule {
   let clip, decay, momentum, rate: Float
-  let parameter: Target
-  let gradient: Source
 
   static var hasSecond: Bool { false }
-  @inline(__always) func step(_ i: Int, _ left: Int, _ velocity: V, _: V) -> (first: V, second: V) {
-    let new = fma(V(repeating: momentum), velocity, load(gradient + i, left) * clip)
-    store(parameter + i, left, fma(V(repeating: -rate), new, load(parameter + i, left) * decay))
-    return (new, new)
+  @inline(__always) func step(_ own: inout Elements, _ gradient: V) {
+    own.first = fma(V(repeating: momentum), own.first, gradient * clip)
+    own.target = fma(V(repeating: -rate), own.first, own.target * decay)
   }
 }
 
@@ -93,24 +120,18 @@ private struct SGDRule: MomentRule {
   _ gradient: Source, _ moments: UnsafePointer<moei_moments>
 ) {
   run(
-    n,
-    SGDRule(
-      clip: clip, decay: decay, momentum: momentum, rate: learningRate, parameter: parameter, gradient: gradient),
-    moments.pointee)
+    n, SGDRule(clip: clip, decay: decay, momentum: momentum, rate: learningRate), parameter, gradient, moments.pointee)
 }
 
-/// v = momentum v + clip g;  u = clip g + momentum v
-private struct MomentumRule: MomentRule {
+/// v = momentum v + clip g;  update = clip g + momentum v
+private struct NesterovRule: MomentRule {
   let clip, momentum: Float
-  let gradient: Source
-  let update: Target
 
   static var hasSecond: Bool { false }
-  @inline(__always) func step(_ i: Int, _ left: Int, _ velocity: V, _: V) -> (first: V, second: V) {
-    let g = load(gradient + i, left) * clip
-    let new = velocity * momentum + g
-    store(update + i, left, fma(V(repeating: momentum), new, g))
-    return (new, new)
+  @inline(__always) func step(_ own: inout Elements, _ gradient: V) {
+    let g = gradient * clip
+    own.first = own.first * momentum + g
+    own.target = fma(V(repeating: momentum), own.first, g)
   }
 }
 
@@ -118,5 +139,5 @@ private struct MomentumRule: MomentRule {
   _ n: Int, _ clip: Float, _ momentum: Float, _ gradient: Source, _ moments: UnsafePointer<moei_moments>,
   _ update: Target
 ) {
-  run(n, MomentumRule(clip: clip, momentum: momentum, gradient: gradient, update: update), moments.pointee)
+  run(n, NesterovRule(clip: clip, momentum: momentum), update, gradient, moments.pointee)
 }
