@@ -116,7 +116,7 @@ def groups(contexts: dict[int, libmoe.Context]) -> Iterator[list[Case]]:
     many = Shape("experts", tokens=4096, hidden=512, inner=512, experts=0, top_k=2, kind="gelu")
     spread = [replace(many, name=f"E {experts}", experts=experts) for experts in (8, 32, 128, 512)]
     yield [forward(shape, most, shape.layer(every)) for shape in spread]
-    yield [adamw(count, context) for count, context in contexts.items()]
+    yield [adamw(count, context, moments) for count, context in contexts.items() for moments in ADAMW_BYTES]
 
 
 def skew(layer: libmoe.Layer) -> libmoe.Layer:
@@ -165,12 +165,17 @@ def train(shape: Shape, threads: int, context: libmoe.Context, dtype: Dtype = "f
     return Case(f"{shape.name} forward + backward", threads, run, shape.operations(backward=True))
 
 
-def adamw(threads: int, context: libmoe.Context) -> Case:
+def adamw(threads: int, context: libmoe.Context, moments: Dtype) -> Case:
     """Return a step of AdamW."""
     generator = np.random.default_rng(0)
     data, gradient = (generator.standard_normal(PARAMETERS, np.float32) for _ in range(2))
-    optimizer = libmoe.AdamW([libmoe.Parameter(data, gradient)], context=context)
-    return Case("AdamW, 50 M parameters", threads, optimizer.step, traffic=ADAMW_BYTES * PARAMETERS)
+    optimizer = libmoe.AdamW([libmoe.Parameter(data, gradient)], state_dtype=moments, context=context)
+    return Case(
+        f"AdamW, 50 M parameters, moments {moments}",
+        threads,
+        optimizer.step,
+        traffic=ADAMW_BYTES[moments] * PARAMETERS,
+    )
 
 
 def tokens(shape: Shape, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -12,7 +12,8 @@ import libmoe
 
 Dtype = Literal["f32", "bf16"]
 PARAMETERS = 50_000_000  # of the optimiser's step
-ADAMW_BYTES = 28.0  # a parameter: p, gradient, m and v are read, p, m and v written, 4 bytes each
+# A parameter, by the type of m and v: p, gradient, m and v are read, p, m and v written.
+ADAMW_BYTES: dict[Dtype, float] = {"f32": 28.0, "bf16": 20.0}
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,24 @@ private struct FewSums {
     row3 = m > 3 ? load(start + 3 &* stride) : V(repeating: 0)
   }
 
-  /// Adds four words of each row of A, times four columns.
+  /// Adds four words of each row of A, `stride` words apart, times four columns.
   @inline(__always) mutating func add<F: Factors>(
-    _: F.Type, _ m: Int, _ a: UnsafePointer<F.Word>, _ b: Columns
+    _: F.Type, _ m: Int, _ a: UnsafePointer<F.Word>, _ stride: Int, _ b: Columns
   ) {
     Self.add(F.self, &row0, a, b)
-    if m > 1 { Self.add(F.self, &row1, a + F.perChunk, b) }
-    if m > 2 { Self.add(F.self, &row2, a + 2 &* F.perChunk, b) }
-    if m > 3 { Self.add(F.self, &row3, a + 3 &* F.perChunk, b) }
+    if m > 1 { Self.add(F.self, &row1, a + stride, b) }
+    if m > 2 { Self.add(F.self, &row2, a + 2 &* stride, b) }
+    if m > 3 { Self.add(F.self, &row3, a + 3 &* stride, b) }
+  }
+
+  /// Adds one word of each row, times one column.
+  @inline(__always) mutating func add<F: Factors>(
+    _: F.Type, _ m: Int, _ a: UnsafePointer<F.Word>, _ stride: Int, _ b: V
+  ) {
+    F.accumulate(&row0, a[0], b)
+    if m > 1 { F.accumulate(&row1, a[stride], b) }
+    if m > 2 { F.accumulate(&row2, a[2 &* stride], b) }
+    if m > 3 { F.accumulate(&row3, a[3 &* stride], b) }
   }
 
   @inline(__always) private static func add<F: Factors>(
@@ -53,35 +63,83 @@ private struct FewSums {
 /// So many bytes of each of 16 rows are fetched into the cache before they are read.
 private var bytesAhead: Int { 512 }
 
+/// Words of A, `chunks` chunks [m][perChunk], 16 of each row side by side.
+private struct FewFactors<F: Factors> {
+  let a: UnsafePointer<F.Word>
+  let m: Int
+  let memory: UnsafeMutablePointer<F.Word>  // [m][32]
+
+  /// Words `word` ..< `word` + 16 of the first row, and how far the next row's are: where they lie or, if a chunk ends among
+  /// them, in the memory.
+  @inline(__always) func from(_ word: Int) -> (start: UnsafePointer<F.Word>, stride: Int) {
+    let place = word % F.perChunk
+    let lower = a + (word &- place) &* m + place
+    if place &+ 16 <= F.perChunk { return (lower, F.perChunk) }
+    let upper = a + (word &- place &+ F.perChunk) &* m
+    var row = 0
+    while row < m {
+      copy(lower + row &* F.perChunk, row &* 32)
+      copy(upper + row &* F.perChunk, row &* 32 &+ F.perChunk &- place)
+      row &+= 1
+    }
+    return (UnsafePointer(memory), 32)
+  }
+
+  /// 16 words, of which those beyond a chunk's row are overwritten or not read.
+  @inline(__always) private func copy(_ words: UnsafePointer<F.Word>, _ place: Int) {
+    let words = UnsafeRawPointer(words).loadUnaligned(as: Words.self)
+    UnsafeMutableRawPointer(memory + place).storeBytes(of: words, as: Words.self)
+  }
+}
+
 /// C[m,16] = start + A W^T for 16 rows of W; `next` are those that will be read after them.
 @inline(__always) private func sixteenOutputs<F: Factors>(
   _: F.Type, _ m: Int, _ chunks: Int, _ a: UnsafePointer<F.Word>, _ w: UnsafeRawPointer, _ wRow: Int,
   _ start: Source, _ startStride: Int, _ c: Target, _ cStride: Int, _ next: UnsafeRawPointer
 ) {
-  var sums = FewSums(m, start, startStride)
-  let size = chunks &* F.perChunk &* 4  // bytes of a row of W
-  var (a, byte, word) = (a, 0, 0)
-  while byte < size {
-    let ahead = byte &+ bytesAhead
-    let coming = ahead < size ? w + ahead : next + (ahead &- size)
-    var row = 0
-    while row < 16 {
-      moei_prefetch(coming + row &* wRow)
-      row &+= 1
+  var memory = moei_few_memory()
+  withUnsafeMutablePointer(to: &memory) { memory in
+    let memory = UnsafeMutableRawPointer(memory)
+    let columns = memory.assumingMemoryBound(to: Float.self)  // [16][16]
+    let factors = FewFactors<F>(
+      a: a, m: m, memory: (memory + 16 &* 16 &* 4).assumingMemoryBound(to: F.Word.self))
+    var sums = FewSums(m, start, startStride)
+    let words = chunks &* F.perChunk  // of a row of W
+    // First those in front of a cache line, then line by line, then the rest of the last one: squares across lines would
+    // take half as long again.
+    var word = 0
+    var end = wordsBeforeLine(w, wRow)
+    if end == 0 { end = 16 }
+    while word < words {
+      let ahead = (word &* 4) &+ bytesAhead
+      let coming = ahead < words &* 4 ? w + ahead : next + (ahead &- words &* 4)
+      var row = 0
+      while row < 16 {
+        moei_prefetch(coming + row &* wRow)
+        row &+= 1
+      }
+      if end &- word == 16 {
+        let square = Square(w + word &* 4, wRow)
+        let (a, stride) = factors.from(word)
+        sums.add(F.self, m, a, stride, square.first)
+        sums.add(F.self, m, a + 4, stride, square.second)
+        sums.add(F.self, m, a + 8, stride, square.third)
+        sums.add(F.self, m, a + 12, stride, square.fourth)
+      } else {
+        let begin = word == 0 ? 0 : words &- 16
+        Square(w + begin &* 4, wRow).write(columns, 16)
+        let (a, stride) = factors.from(begin)
+        var i = word
+        while i < end {
+          sums.add(F.self, m, a + (i &- begin), stride, load(columns + (i &- begin) &* 16))
+          i &+= 1
+        }
+      }
+      word = end
+      end = word &+ 16 < words ? word &+ 16 : words
     }
-    let square = Square(w + byte, wRow)
-    sums.add(F.self, m, a + word, square.first)
-    sums.add(F.self, m, a + (word &+ 4), square.second)
-    sums.add(F.self, m, a + (word &+ 8), square.third)
-    sums.add(F.self, m, a + (word &+ 12), square.fourth)
-    byte &+= 64
-    word &+= 16
-    if word == F.perChunk {
-      a += m &* F.perChunk
-      word = 0
-    }
+    sums.write(m, c, cStride)
   }
-  sums.write(m, c, cStride)
 }
 
 /// C[m,32] = start + A W^T for 32 rows of W, `wRow` bytes apart, and m <= `fewRows` rows of A in `chunks` chunks.

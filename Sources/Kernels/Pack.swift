@@ -16,10 +16,17 @@ import CShims
   while half < 32 {
     let count = columns &- half
     var p = 0
-    if count >= 16 {
-      while p &+ 16 <= k {
-        transpose16(w + (half &* wRow &+ p &* 4), wRow, panel + (p &* 32 &+ half))
-        p &+= 16
+    if count >= 16 && k >= 16 {
+      // Squares that lie across cache lines take longer: after the first one they begin with a line, where they can, and
+      // the last one ends with the rows. What two of them have in common they write alike.
+      let start = w + half &* wRow
+      let line = wordsBeforeLine(start, wRow)
+      transpose16(start, wRow, panel + half)
+      p = line == 0 ? 16 : line
+      while p < k {
+        let begin = p &+ 16 < k ? p : k &- 16
+        transpose16(start + begin &* 4, wRow, panel + (begin &* 32 &+ half))
+        p = begin &+ 16
       }
     }
     while p < k {
@@ -37,11 +44,7 @@ import CShims
 
 /// out[32 p + j] = element p of row j for 16 x 16 elements.
 @inline(__always) private func transpose16(_ w: UnsafeRawPointer, _ wRow: Int, _ out: Target) {
-  let square = Square(w, wRow)
-  square.first.write(out)
-  square.second.write(out + 4 &* 32)
-  square.third.write(out + 8 &* 32)
-  square.fourth.write(out + 12 &* 32)
+  Square(w, wRow).write(out, 32)
 }
 
 /// panel[p][j] = w[p][j] for `columns` <= 32 columns; the others are 0.

@@ -69,29 +69,24 @@ import CShims
   }
 }
 
-/// Rounded up or down by 16 bits of each word, from bit `shift` on: the mean over all words is x.
-@inline(never) func toBF16ByChance(
-  _ n: Int, _ words: UnsafePointer<UInt32>, _ shift: UInt32, _ x: Source, _ y: UnsafeMutablePointer<UInt16>
-) {
-  let shift = Words(repeating: shift)
+/// As `load` and `store` of floats, which the words' upper halves are.
+@inline(__always) func loadHalves(_ p: UnsafePointer<UInt16>, _ left: Int) -> V {
+  if left >= 16 { return moei_from_bf16(p) }
+  var words = Words(repeating: 0)
   var i = 0
-  while i &+ 16 <= n {
-    let chance = (loadWords(words + i) &>> shift) & 0xFFFF
-    moei_store_upper_halves(moei_round_to_bf16_by_chance(load(x + i), chance), y + i)
-    i &+= 16
+  while i < left {
+    words[i] = UInt32(p[i])
+    i &+= 1
   }
-  var chance = Words(repeating: 0)
-  var lane = 0
-  while i &+ lane < n {
-    chance[lane] = words[i &+ lane]
-    lane &+= 1
-  }
-  chance = (chance &>> shift) & 0xFFFF
-  let rest = moei_round_to_bf16_by_chance(load(x + i, n &- i), chance)
-  lane = 0
-  while i &+ lane < n {
-    y[i &+ lane] = UInt16(truncatingIfNeeded: rest[lane] >> 16)
-    lane &+= 1
+  return unsafeBitCast(words &<< 16, to: V.self)
+}
+
+@inline(__always) func storeHalves(_ p: UnsafeMutablePointer<UInt16>, _ left: Int, _ words: Words) {
+  if left >= 16 { return moei_store_upper_halves(words, p) }
+  var i = 0
+  while i < left {
+    p[i] = UInt16(truncatingIfNeeded: words[i] &>> 16)
+    i &+= 1
   }
 }
 

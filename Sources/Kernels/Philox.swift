@@ -4,7 +4,7 @@ import CShims
 // row of a chunk of activations has elements.
 
 /// The words of the eight counters from `first` on.
-@inline(__always) private func words(_ random: moei_random, _ first: UInt64) -> (SIMD16<UInt32>, SIMD16<UInt32>) {
+@inline(__always) func philox(_ random: moei_random, _ first: UInt64) -> (SIMD16<UInt32>, SIMD16<UInt32>) {
   // Lanes of 64 bits, of which the lower half counts: products are had in one instruction, and nothing is widened.
   typealias Words = SIMD8<UInt64>
   let half = Words(repeating: 0xFFFF_FFFF)
@@ -36,7 +36,7 @@ import CShims
   var i = 0
   var counter = first
   while i < n {
-    let (low, high) = words(random, counter)
+    let (low, high) = philox(random, counter)
     use(i, low)
     if i &+ 16 < n { use(i &+ 16, high) }
     i &+= 32

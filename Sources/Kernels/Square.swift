@@ -19,6 +19,14 @@ struct Square {
   var second: Columns { @inline(__always) get { Columns(a.second, b.second, c.second, d.second) } }
   var third: Columns { @inline(__always) get { Columns(a.third, b.third, c.third, d.third) } }
   var fourth: Columns { @inline(__always) get { Columns(a.fourth, b.fourth, c.fourth, d.fourth) } }
+
+  /// All columns, as rows `stride` floats apart.
+  @inline(__always) func write(_ out: Target, _ stride: Int) {
+    first.write(out, stride)
+    second.write(out + 4 &* stride, stride)
+    third.write(out + 8 &* stride, stride)
+    fourth.write(out + 12 &* stride, stride)
+  }
 }
 
 /// Rows 0, 4, 8 and 12: their first quarters side by side, and so on.
@@ -51,11 +59,17 @@ struct Columns {
     column3 = moei_opaque(moei_pairs_high(abHigh, cdHigh))
   }
 
-  /// As rows of a panel.
-  @inline(__always) func write(_ out: Target) {
+  @inline(__always) fileprivate func write(_ out: Target, _ stride: Int) {
     store(out, column0)
-    store(out + 32, column1)
-    store(out + 64, column2)
-    store(out + 96, column3)
+    store(out + stride, column1)
+    store(out + 2 &* stride, column2)
+    store(out + 3 &* stride, column3)
   }
+}
+
+/// Words of each row in front of the first cache line, where all rows meet one at the same place; 0 where they begin with one, or
+/// do not.
+@inline(__always) func wordsBeforeLine(_ w: UnsafeRawPointer, _ wRow: Int) -> Int {
+  let behind = Int(bitPattern: w) & 63
+  return wRow & 63 == 0 && behind & 3 == 0 && behind != 0 ? (64 &- behind) / 4 : 0
 }

@@ -76,7 +76,6 @@ import CShims
       },
       from_bf16: { fromBF16(Int($0), $1, $2) },
       to_bf16: { toBF16(Int($0), $1, $2) },
-      to_bf16_by_chance: { toBF16ByChance(Int($0), $1, UInt32($2), $3, $4) },
       from_f16: { fromF16(Int($0), $1, $2) },
       to_f16: { toF16(Int($0), $1, $2) },
       pack_pairs_transposed: { packPairsTransposed(Int($0), Int($1), $2, Int($3), $4) },
@@ -87,6 +86,7 @@ import CShims
       codes: moei_all_codes(),
       row_integers: { moei_row_integers($0, $1, $2) },
       gather_integers: { gatherIntegers(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
-      adamw: { adamw(Int($0), $1, $2, $3, $4, $5) },
-      sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) }))
+      adamw: { adamw(Int($0), $1, $2, $3, $4) },
+      sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) },
+      nesterov: { nesterov(Int($0), $1, $2, $3, $4, $5) }))
 }

@@ -130,7 +130,7 @@ class Step:
     @property
     def amount(self) -> float:
         """Bytes that move at least."""
-        return ADAMW_BYTES * self.count
+        return ADAMW_BYTES["f32"] * self.count
 
     def arguments(self) -> list[str]:
         """Return the command line of a peer."""

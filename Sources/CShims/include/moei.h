@@ -266,6 +266,10 @@ static inline __attribute__((always_inline)) uint32_t moei_bits(moei_i32x16 mask
   __builtin_memcpy(&bits, &lanes, sizeof bits);
   return bits;
 }
+/* Bit i of the result: lane i of a or of b is NaN. */
+static inline __attribute__((always_inline)) uint32_t moei_not_numbers(moei_f32x16 a, moei_f32x16 b) {
+  return moei_bits((a != a) | (b != b));
+}
 /* Of each four lanes: a0 b0 a1 b1, a2 b2 a3 b3;  a0 a1 b0 b1, a2 a3 b2 b3. */
 #define MOEI_SHUFFLE(name, i, j, k, l)                                                                               \
   static inline __attribute__((always_inline)) moei_f32x16 name(moei_f32x16 a, moei_f32x16 b) {                      \
@@ -316,6 +320,18 @@ static inline __attribute__((always_inline)) moei_decoded moei_decoded_memory(vo
   return memory;
 }
 
+/* What a product of few rows puts aside where its weights lie across cache lines: 16 columns of 16 floats, and 32 words for each of
+ * four rows. */
+typedef struct moei_few {
+  float columns[16 * 16];
+  uint32_t words[4 * 32];
+} moei_few;
+
+static inline __attribute__((always_inline)) moei_few moei_few_memory(void) {
+  moei_few memory;
+  return memory;
+}
+
 /* ---- kernels ----------------------------------------------------------------------------------------------- */
 
 /* Numbers as in moe_activation. */
@@ -349,6 +365,16 @@ typedef struct moei_adamw {
 typedef struct moei_random {
   uint64_t key, upper;
 } moei_random;
+
+/* Moments of a tensor from one element on: float32, or bfloat16 that is rounded up or down by chance. */
+typedef struct moei_moments {
+  void *first;
+  void *second;          /* means nothing where there is one */
+  int32_t by_chance;     /* 1: bfloat16, and then */
+  moei_random random;
+  uint64_t tensor;       /* its number, below 2^32 */
+  uint64_t element;      /* the first one's number in it, below 2^48 */
+} moei_moments;
 
 /* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. */
 typedef struct moei_ahead {
@@ -539,8 +565,6 @@ typedef struct moei_kernels {
                                    int64_t c_stride, const float *c_next);
   void (*from_bf16)(int64_t n, const uint16_t *x, float *y);
   void (*to_bf16)(int64_t n, const float *x, uint16_t *y);
-  /* rounded up or down so that the mean is x, by 16 bits of each word, from bit `shift` on: 0 or 16 */
-  void (*to_bf16_by_chance)(int64_t n, const uint32_t *words, int32_t shift, const float *x, uint16_t *y);
   void (*from_f16)(int64_t n, const uint16_t *x, float *y); /* binary16 */
   void (*to_f16)(int64_t n, const float *x, uint16_t *y);
   /* panels as above, of pairs along k; an odd k ends in a pair with 0.  w_row counts bfloat16 */
@@ -557,9 +581,12 @@ typedef struct moei_kernels {
   /* gather as integers: chunks [columns / 32][m] */
   void (*gather_integers)(int64_t m, int64_t columns, const int32_t *_Nullable tokens, const float *x, int64_t x_row, const float *_Nullable weights, void *chunks);
 
-  void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, float *m, float *v);
+  /* One step.  SGD's velocity is the first moment; nesterov is v = momentum v + g, update = g + momentum v, g clipped */
+  void (*adamw)(int64_t n, const moei_adamw *factors, float *parameter, const float *gradient, const moei_moments *moments);
   void (*sgd)(int64_t n, float clip, float decay, float momentum, float learning_rate, float *parameter,
-              const float *gradient, float *velocity);
+              const float *gradient, const moei_moments *moments);
+  void (*nesterov)(int64_t n, float clip, float momentum, const float *gradient, const moei_moments *moments,
+                   float *update);
 } moei_kernels;
 
 static inline const moei_code *moei_code_of(const moei_kernels *kernels, int32_t number) { return &kernels->codes.of[number]; }

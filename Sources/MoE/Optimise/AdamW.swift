@@ -62,6 +62,7 @@ public struct AdamW: ElementwiseRule {
       one_minus_beta1: Float(1 - beta1), beta2: Float(beta2), one_minus_beta2: Float(1 - beta2),
       step_size: Float(rate / (1 - beta1Power)), root_scale: Float(1 / (1 - beta2Power).squareRoot()),
       epsilon: Float(epsilon))
-    piece.kernels.pointee.adamw(Int64(piece.count), &factors, piece.data, piece.grad, piece.first, piece.second)
+    var moments = piece.moments
+    piece.kernels.pointee.adamw(Int64(piece.count), &factors, piece.data, piece.grad, &moments)
   }
 }

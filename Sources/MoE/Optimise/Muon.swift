@@ -87,17 +87,11 @@ private struct MomentumStep: Job {
   let update: UnsafeMutablePointer<Float>  // [elements]
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (kernels, clip) = (part.context.kernels, part.clip)
     let range = part.elements(ofItem: item)
     let grad = part.gradient(from: range.lowerBound)
-    let update = update + (range.lowerBound - part.elements.lowerBound)
-    part.moments.update(range.lowerBound, range.count) { offset, count, v, _ in
-      let (n, grad, update) = (Int64(count), grad + offset, update + offset)
-      kernels.pointee.scale(n, clip, grad, update)
-      kernels.pointee.scale(n, momentum, v, v)
-      kernels.pointee.add(n, update, v)
-      kernels.pointee.add_scaled(n, momentum, v, update)
-    }
+    var moments = part.moments.from(range.lowerBound)
+    part.context.kernels.pointee.nesterov(
+      Int64(range.count), part.clip, momentum, grad, &moments, update + (range.lowerBound - part.elements.lowerBound))
     if part.clears { grad.update(repeating: 0, count: range.count) }
   }
 }

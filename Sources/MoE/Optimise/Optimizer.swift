@@ -18,7 +18,7 @@ public struct Optimizer {
   public let context: ContextPointer
   public let tensorCount: Int
   private let shapes: UnsafeMutablePointer<Shape>  // [tensorCount]
-  private let places: UnsafeMutablePointer<Place>  // [tensorCount]
+  private let places: UnsafeMutablePointer<Int>  // [tensorCount] where each one's part of the state begins
   let groups: UnsafeMutablePointer<Group>  // [tensorCount]
   /// Per tensor the master, where it has one, then all first moments, then all second ones: words of 4 bytes.
   private var state: UnsafeMutablePointer<Float>?  // [stateWords]
@@ -90,20 +90,8 @@ public struct Optimizer {
 
   /// Where a tensor's state is: the master [count], where it has one, and the moments [momentCount, count] of `momentType`.
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
-    parts(ofTensor: index, at: places[index])
-  }
-
-  /// Where a tensor's part of the state begins, and of the random words.
-  fileprivate struct Place {
-    var word = 0
-    var firstWord = 0
-  }
-
-  private func parts(
-    ofTensor index: Int, at place: Place
-  ) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     let shape = shapes[index]
-    let start = state! + place.word
+    let start = state! + places[index]
     return shape.type.hasMaster
       ? (start, UnsafeMutableRawPointer(start + shape.count)) : (nil, UnsafeMutableRawPointer(start))
   }
@@ -174,15 +162,15 @@ public struct Optimizer {
     _ index: Int, _ elements: Range<Int>, data: UnsafeMutableRawPointer, grad: UnsafeMutablePointer<Float>,
     clip: Float, clears: Bool
   ) {
-    let (shape, place) = (shapes[index], places[index])
-    let (master, moments) = parts(ofTensor: index, at: place)
+    let shape = shapes[index]
+    let (master, moments) = state(ofTensor: index)
     let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
     let part = TensorStep(
       context: context, shape: shape, group: groups[index], clip: clip, elements: elements, data: data, grad: grad,
       clears: clears, master: master,
       moments: Moments(
         start: moments, type: momentType, rows: momentCount(ofTensor: index), count: shape.count, random: random,
-        firstWord: place.firstWord),
+        tensor: index),
       scratch: scratch)
     rule.read(StepTensor(part: part))
   }
@@ -232,12 +220,11 @@ extension UnsafeMutablePointer where Pointee == Optimizer {
     _ = layout(&measure)
     var arena = Arena(try context.pointee.allocator.allocate(bytes: try measure.total()))
     let parts = layout(&arena)
-    var place = Optimizer.Place()
+    var place = 0
     for index in 0..<tensorCount {
       parts.shapes[index] = shape(index)
       parts.places[index] = place
-      place.word += Optimizer.words(parts.shapes[index], rule, momentType)
-      place.firstWord += Moments.words(parts.shapes[index].count)
+      place += Optimizer.words(parts.shapes[index], rule, momentType)
     }
     parts.groups.initialize(
       repeating: Optimizer.Group(learningRateScale: 1, weightDecay: rule.read(RuleFacts.Read()).weightDecay),
@@ -264,7 +251,7 @@ private struct OptimizerParts {
   let optimizer: OptimizerPointer
   let shapes: UnsafeMutablePointer<Optimizer.Shape>
   let groups: UnsafeMutablePointer<Optimizer.Group>
-  let places: UnsafeMutablePointer<Optimizer.Place>
+  let places: UnsafeMutablePointer<Int>
   let state: UnsafeMutablePointer<Float>
   let scratch: Arena
 
@@ -273,7 +260,7 @@ private struct OptimizerParts {
     optimizer = arena.take(Optimizer.self, 1)
     shapes = arena.take(Optimizer.Shape.self, count)
     groups = arena.take(Optimizer.Group.self, count)
-    places = arena.take(Optimizer.Place.self, count)
+    places = arena.take(Int.self, count)
     state = arena.take(Float.self, stateWords)
     self.scratch = arena
     for index in 0..<count { arena.cover(scratch(self.scratch, index)) }

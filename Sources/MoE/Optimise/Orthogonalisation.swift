@@ -5,6 +5,9 @@ import CShims
 ///
 ///     A = X X^T;   B = b A + c A A;   X = a X + B X
 ///
+/// The first two products are symmetric, bit for bit: an element's chain is that of its mirror image with factors swapped. So
+/// half of them is computed, and the other half is its image.
+///
 /// One matrix at a time, by all threads. Products are this library's own, whoever computes the context's others, so that
 /// there is nothing to fail half-way and every context has the same bits: each element is one chain of fused
 /// multiply-adds in ascending order.
@@ -36,7 +39,7 @@ struct Orthogonalisation {
     x = arena.take(Float.self, m, n)
     gram = arena.take(Float.self, m, m)
     polynomial = arena.take(Float.self, m, m)
-    laneSize = matmul.scratch(tokens: Product.side, width: n)
+    laneSize = matmul.scratch(tokens: Product.largestSide, width: n)
     lanes = arena.take(Float.self, context.lanes, laneSize)
   }
 
@@ -47,13 +50,11 @@ struct Orthogonalisation {
     place(given, in: x, rows: m, columns: n, transposed: onItsSide, Float(1 / (norm + 1e-7)), context)
     var (now, next) = (x, given)
     for _ in 0..<Self.steps {
-      multiply(now, now, transposed: true, depth: n, into: gram, columns: m, .init(factor: 1, plus: 0), context)
+      multiply(now, nil, depth: n, into: gram, columns: m, .init(factor: 1, plus: 0), context)
       multiply(
-        gram, gram, transposed: true, depth: m, into: polynomial, columns: m, .init(factor: Self.c, plus: Self.b, gram),
-        context)
+        gram, nil, depth: m, into: polynomial, columns: m, .init(factor: Self.c, plus: Self.b, gram), context)
       multiply(
-        polynomial, now, transposed: false, depth: m, into: next, columns: n, .init(factor: 1, plus: Self.a, now),
-        context)
+        polynomial, now, depth: m, into: next, columns: n, .init(factor: 1, plus: Self.a, now), context)
       swap(&now, &next)
     }
     if !onItsSide { return UnsafePointer(now) }
@@ -70,12 +71,12 @@ struct Orthogonalisation {
   }
 
   private func multiply(
-    _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, transposed: Bool, depth: Int,
+    _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>?, depth: Int,
     into c: UnsafeMutablePointer<Float>, columns: Int, _ combination: Combination, _ context: ContextPointer
   ) {
     let job = Product(
-      matmul: matmul, a: a, b: b, transposed: transposed, depth: depth, c: c, rows: m, columns: columns,
-      combination: combination, lanes: lanes, laneSize: laneSize)
+      matmul: matmul, a: a, b: b, depth: depth, c: c, rows: m, columns: columns, combination: combination,
+      lanes: lanes, laneSize: laneSize, laneCount: context.lanes)
     context.runToTheEnd(job.items, job)
   }
 }
@@ -93,12 +94,11 @@ private struct Combination {
   }
 }
 
-/// C = combination of A B, or A B^T; a square of C for each item.
+/// C = combination of A B, or of A A^T, which is symmetric: then so is what it is combined with. A square of C for each item.
 private struct Product: Job {
   let matmul: Matmul
   let a: UnsafePointer<Float>  // [rows, depth]
-  let b: UnsafePointer<Float>  // [depth, columns], or its transpose
-  let transposed: Bool
+  let b: UnsafePointer<Float>?  // [depth, columns]; nil is A^T
   let depth: Int
   let c: UnsafeMutablePointer<Float>  // [rows, columns]
   let rows: Int
@@ -106,32 +106,73 @@ private struct Product: Job {
   let combination: Combination
   let lanes: UnsafeMutablePointer<Float>  // [lanes, laneSize]
   let laneSize: Int
+  private let side: Int  // of the squares
+  let items: Int
 
-  /// Of the squares: packing a panel costs as much as a few rows, and several threads want several squares.
-  static var side: Int { 128 }
+  static var largestSide: Int { rowsPerBlock }
 
-  private var across: Int { (columns + Self.side - 1) / Self.side }
-  var items: Int { (rows + Self.side - 1) / Self.side * across }
+  /// Packing a panel costs as much as a few rows, so squares are large; several threads want several of them, and of a
+  /// symmetric product those on the diagonal are computed whole.
+  init(
+    matmul: Matmul, a: UnsafePointer<Float>, b: UnsafePointer<Float>?, depth: Int, c: UnsafeMutablePointer<Float>,
+    rows: Int, columns: Int, combination: Combination, lanes: UnsafeMutablePointer<Float>, laneSize: Int,
+    laneCount: Int
+  ) {
+    func squares(_ side: Int) -> Int { ((rows + side - 1) / side) * ((columns + side - 1) / side) }
+    let small = Self.largestSide / 2
+    side = b != nil && squares(Self.largestSide) >= 4 * laneCount ? Self.largestSide : small
+    let down = (rows + side - 1) / side
+    items = b == nil ? down * (down + 1) / 2 : squares(side)
+    (self.matmul, self.a, self.b, self.depth, self.c) = (matmul, a, b, depth, c)
+    (self.rows, self.columns, self.combination) = (rows, columns, combination)
+    (self.lanes, self.laneSize) = (lanes, laneSize)
+  }
+
+  /// Where a square begins: row after row or, of a symmetric product, row after row up to the diagonal.
+  private func place(_ item: Int) -> (row: Int, column: Int) {
+    if b != nil {
+      let across = (columns + side - 1) / side
+      return (item / across * side, item % across * side)
+    }
+    var (row, column) = (0, item)
+    while column > row {
+      row += 1
+      column -= row
+    }
+    return (row * side, column * side)
+  }
 
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let (row, column) = (item / across * Self.side, item % across * Self.side)
-    let (height, width) = (min(Self.side, rows - row), min(Self.side, columns - column))
-    let c = c + row * columns + column
-    for i in 0..<height { (c + i * columns).update(repeating: 0, count: width) }
+    let (row, column) = place(item)
+    let (height, width) = (min(side, rows - row), min(side, columns - column))
+    let square = c + row * columns + column
+    for i in 0..<height { (square + i * columns).update(repeating: 0, count: width) }
     let scratch = lanes + lane.pointee.index * laneSize
-    let a = a + row * depth
-    if transposed {
-      matmul.addABt(
-        height, width, depth, a, lda: depth, b + column * depth, ldb: depth, c, ldc: columns, scratch)
+    let own = a + row * depth
+    if let b {
+      matmul.addAB(height, width, depth, own, lda: depth, b + column, ldb: columns, square, ldc: columns, scratch)
     } else {
-      matmul.addAB(height, width, depth, a, lda: depth, b + column, ldb: columns, c, ldc: columns, scratch)
+      matmul.addABt(
+        height, width, depth, own, lda: depth, a + column * depth, ldb: depth, square, ldc: columns, scratch)
     }
-    guard let other = combination.other else { return }
-    let kernels = matmul.kernels
-    for i in 0..<height {
-      let out = c + i * columns
-      kernels.pointee.scale(Int64(width), combination.factor, out, out)
-      kernels.pointee.add_scaled(Int64(width), combination.plus, other + (row + i) * columns + column, out)
+    if let other = combination.other {
+      let kernels = matmul.kernels
+      for i in 0..<height {
+        let out = square + i * columns
+        kernels.pointee.scale(Int64(width), combination.factor, out, out)
+        kernels.pointee.add_scaled(Int64(width), combination.plus, other + (row + i) * columns + column, out)
+      }
+    }
+    if b == nil && row != column { mirror(row, column, height, width) }
+  }
+
+  /// The square's image on the other side of the diagonal.
+  private func mirror(_ row: Int, _ column: Int, _ height: Int, _ width: Int) {
+    let block = 16  // whose lines stay in the cache
+    for first in stride(from: row, to: row + height, by: block) {
+      for j in column..<column + width {
+        for i in first..<min(first + block, row + height) { c[j * columns + i] = c[i * columns + j] }
+      }
     }
   }
 }

@@ -32,8 +32,9 @@ public struct SGD: ElementwiseRule {
 
   func update(_ piece: ElementwisePiece) {
     let rate = learningRate * piece.group.learningRateScale
+    var moments = piece.moments
     piece.kernels.pointee.sgd(
       Int64(piece.count), piece.clip, Float(1 - rate * piece.group.weightDecay), Float(momentum), Float(rate),
-      piece.data, piece.grad, piece.first)
+      piece.data, piece.grad, &moments)
   }
 }

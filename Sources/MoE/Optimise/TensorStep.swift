@@ -58,7 +58,7 @@ protocol ElementwiseRule: UpdateRule {
   func update(_ piece: ElementwisePiece)
 }
 
-/// Elements with their moments in float32.
+/// Some elements with their values in float32.
 struct ElementwisePiece {
   let kernels: UnsafePointer<moei_kernels>
   let group: Optimizer.Group
@@ -66,8 +66,7 @@ struct ElementwisePiece {
   let count: Int
   let data: UnsafeMutablePointer<Float>
   let grad: UnsafePointer<Float>
-  let first: UnsafeMutablePointer<Float>
-  let second: UnsafeMutablePointer<Float>  // means nothing where there is one moment
+  let moments: moei_moments
 }
 
 extension ElementwiseRule {
@@ -81,12 +80,10 @@ private struct ElementwiseStep<Rule: ElementwiseRule>: Job {
   func run(_ item: Int, _ lane: UnsafeMutablePointer<Lane>) {
     part.changeValues(part.elements(ofItem: item)) { values, start, length in
       let grad = part.gradient(from: start)
-      part.moments.update(start, length) { offset, count, first, second in
-        rule.update(
-          ElementwisePiece(
-            kernels: part.context.kernels, group: part.group, clip: part.clip, count: count, data: values + offset,
-            grad: grad + offset, first: first, second: second))
-      }
+      rule.update(
+        ElementwisePiece(
+          kernels: part.context.kernels, group: part.group, clip: part.clip, count: length, data: values, grad: grad,
+          moments: part.moments.from(start)))
       if part.clears { grad.update(repeating: 0, count: length) }
     }
   }

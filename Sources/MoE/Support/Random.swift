@@ -8,7 +8,8 @@ struct Random {
   let stream: UInt8
   let step: UInt64  // below 2^56
 
-  private var numbers: moei_random {
+  /// As kernels know them.
+  var numbers: moei_random {
     let word3 = (step >> 32) << 8 | UInt64(stream)
     return moei_random(key: seed, upper: word3 << 32 | step & 0xFFFF_FFFF)
   }
@@ -55,11 +56,6 @@ struct Random {
       if s < 1 { return u * (-2 * naturalLogarithm(s) / s).squareRoot() }
       attempt += 1
     }
-  }
-
-  /// words[i] = word `from` + i, four from each counter. `from` is a multiple of 4.
-  func fill(_ words: UnsafeMutablePointer<UInt32>, from: Int, count: Int) {
-    kernels.pointee.random_words(Int64(count), numbers, UInt64(from / 4), words)
   }
 
   /// Uniform in [0, 1), a multiple of 2^-53: counter `index`, of any size, has one.

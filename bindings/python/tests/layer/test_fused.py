@@ -33,11 +33,12 @@ MORE: dict[str, tuple[Arguments, Arguments]] = {
 
 def optimizer_of(layer: libmoe.Layer, kind: str) -> libmoe.Optimizer:
     """One with momentum and decay, so that experts without a token move too."""
-    if kind == "muon":
-        return libmoe.Muon(layer.parameters, 0.01, weight_decay=0.1)
-    if kind == "adamw":
-        return libmoe.AdamW(layer.parameters, 0.01, weight_decay=0.1)
-    return libmoe.SGD(layer.parameters, 0.05, momentum=0.9, weight_decay=0.1)
+    state: Any = {"state_dtype": "bf16", "seed": 7} if kind.endswith(" in bf16") else {}
+    if kind.startswith("muon"):
+        return libmoe.Muon(layer.parameters, 0.01, weight_decay=0.1, **state)
+    if kind.startswith("adamw"):
+        return libmoe.AdamW(layer.parameters, 0.01, weight_decay=0.1, **state)
+    return libmoe.SGD(layer.parameters, 0.05, momentum=0.9, weight_decay=0.1, **state)
 
 
 def train(
@@ -121,6 +122,15 @@ def test_bfloat16(kind: str, limit: str) -> None:
         call: Arguments = {"training": True, "step": 1}
         expected = train(False, arguments, call, LIMITS[limit], kind=kind)
         assert_same(train(True, arguments, call, LIMITS[limit], kind=kind), expected)
+
+
+@pytest.mark.parametrize("kind", ["adamw in bf16", "sgd in bf16", "muon in bf16"])
+@pytest.mark.parametrize("weight_dtype", ["f32", "bf16"])
+def test_moments_are_rounded_alike(weight_dtype: str, kind: str) -> None:
+    """By chance that goes by an element's place in its tensor, whichever part of the tensor a step takes."""
+    arguments: Arguments = {"weight_dtype": weight_dtype, "expert_kind": "gated", "activation": "silu"}
+    expected = train(False, arguments, {}, {}, kind=kind)
+    assert_same(train(True, arguments, {}, {}, kind=kind), expected)
 
 
 @pytest.mark.parametrize("limit", LIMITS)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
-from oracle.philox import blocks
+from oracle.philox import HALF, blocks
 
 STREAM = 25  # of the random numbers
 SEED, STEPS, RATE, DECAY = 2**40 + 3, 6, 0.05, 0.1
 BETAS, EPSILON, MOMENTUM = (0.8, 0.95), 1e-6, 0.9
-SHAPES = [(7,), (33, 1031), (3, 5)]  # tails, more than one thread's share, places that are no multiple of 4
+SHAPES = [(7,), (65, 1031), (3, 5)]  # tails, more than one thread's share and one pair of keys, other places
 Floats = NDArray[np.float32]
 F, D = np.float32, np.float64
 
@@ -29,11 +29,19 @@ def by_chance(values: Floats, chance: NDArray[np.uint64]) -> Floats:
     return np.where(chance >= 2**16 * (1 - way), far, near)
 
 
-def chances(t: int, count: int, place: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """16 bits for the first and 16 for the second moment of the elements of a tensor."""
-    index = np.arange(place // 4, (place + count + 3) // 4, dtype=np.uint64)
-    words = blocks(SEED, STREAM, t, index).ravel()[:count]
-    return words & np.uint64(0xFFFF), words >> np.uint64(16)
+def chances(t: int, count: int, tensor: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """16 bits for the first and 16 for the second moment of the elements, as include/moe.h has them."""
+    i = np.arange(count, dtype=np.uint64)
+    k0, k1 = blocks(SEED, STREAM, t, i >> np.uint64(16) | np.uint64(tensor << 32))[:, :2].T
+
+    def times(factor: int, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return x * np.uint64(factor) & HALF
+
+    x = times(0x9E3779B9, i & np.uint64(0xFFFF)) ^ k0
+    x = times(0x7FEB352D, x ^ x >> np.uint64(16))
+    x = times(0x846CA68B, x ^ x >> np.uint64(15) ^ k1)
+    word = x ^ x >> np.uint64(16)
+    return word & np.uint64(0xFFFF), word >> np.uint64(16)
 
 
 def fused(a: Floats, b: float, c: Floats) -> Floats:
@@ -43,8 +51,8 @@ def fused(a: Floats, b: float, c: Floats) -> Floats:
 class Oracle:
     """One tensor in float32, operation by operation as the library rounds them, and its moments."""
 
-    def __init__(self, p: Floats, place: int) -> None:
-        self.p, self.place = p.copy(), place
+    def __init__(self, p: Floats, tensor: int) -> None:
+        self.p, self.tensor = p.copy(), tensor
         self.moments = np.zeros((2, p.size), F)
 
     def adamw(self, g: Floats, t: int) -> None:
@@ -61,7 +69,7 @@ class Oracle:
         self.keep(v, v, t)
 
     def keep(self, first: Floats, second: Floats, t: int) -> None:
-        drawn = chances(t, self.p.size, self.place)
+        drawn = chances(t, self.p.size, self.tensor)
         self.moments = np.stack([by_chance(first, drawn[0]), by_chance(second, drawn[1])])
 
 
@@ -90,10 +98,7 @@ def test_steps_follow_the_definitions(kind: str, half: bool, tmp_path: Path) -> 
         starts = [libmoe.from_bfloat16(libmoe.to_bfloat16(start)) for start in starts]
     parameters = [libmoe.Parameter(libmoe.to_bfloat16(start) if half else start.copy()) for start in starts]
     optimizer = make(kind, parameters)
-    oracles, place = [], 0
-    for start in starts:
-        oracles.append(Oracle(start.ravel(), place))
-        place += (start.size + 3) // 4 * 4
+    oracles = [Oracle(start.ravel(), i) for i, start in enumerate(starts)]
     for t in range(1, STEPS + 1):
         for i, (parameter, oracle) in enumerate(zip(parameters, oracles)):  # noqa: B905
             parameter.grad[...] = normal(*parameter.data.shape, seed=100 * t + i)
@@ -118,6 +123,38 @@ def test_the_mean_is_right(tmp_path: Path) -> None:
         step = found[1] - found[0]
         deviation = 0.5 * step / np.sqrt(n)  # at most
         assert abs(stored.astype(D).mean() - F(value)) < 4 * deviation
+
+
+def test_chance_is_even_and_independent(tmp_path: Path) -> None:
+    """Of elements, moments, tensors and steps: all of it as if every rounding were a throw of its own."""
+    n, steps = 2**18, 6
+    g = (1 + np.random.default_rng(0).uniform(0, 2.0**-7, n)).astype(F)
+    values = np.stack([g, g * g])  # the moments where both betas are 0
+    likely = (values.view(np.uint32) & np.uint32(0xFFFF)) / 2**16
+    parameters = [libmoe.Parameter(np.zeros(n, F), g.copy()) for _ in range(2)]
+    optimizer = libmoe.AdamW(parameters, 0.0, betas=(0.0, 0.0), state_dtype="bf16", seed=SEED)
+    throws = []
+    for _ in range(steps):
+        optimizer.step()
+        throws.append([(stored > values) - likely for stored in moments(optimizer, tmp_path)])
+    # [step, tensor, moment, element], mean 0 and deviation 1
+    residuals = np.array(throws) / np.sqrt(np.maximum(likely * (1 - likely), 2.0**-17))
+    levels = (likely * 64).astype(np.int64)
+    for moment in range(2):
+        counts = np.bincount(levels[moment], minlength=64)
+        for throw in residuals[:, :, moment].reshape(-1, n):
+            square = (np.bincount(levels[moment], throw, 64) ** 2 / counts).sum()
+            assert abs(square - 64) < 5 * np.sqrt(2 * 64)
+    pairs = {
+        "steps": (residuals[:-1], residuals[1:]),
+        "tensors": (residuals[:, 0], residuals[:, 1]),
+        "moments": (residuals[:, :, 0], residuals[:, :, 1]),
+    }
+    for lag in (1, 2, 3, 5, 8, 16, 48, 64, 96, 1024, 32768, 65536):
+        pairs[f"elements {lag} apart"] = (residuals[..., lag:], residuals[..., :-lag])
+        pairs[f"moments {lag} apart"] = (residuals[:, :, 0, lag:], residuals[:, :, 1, :-lag])
+    for name, (one, other) in pairs.items():
+        assert abs((one * other).mean()) < 4.5 / np.sqrt(one.size), name
 
 
 def test_numbers_that_need_no_rounding(tmp_path: Path) -> None:
