@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
 import libmoe
+from comparison import assert_all_close, assert_close
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -149,13 +150,12 @@ def test_logits_and_gradients(name: str) -> None:
     tokens, labels = tokens.astype(np.int32), labels.astype(np.int32)
     for tape in (None, True):
         output = copy.forward(tokens, labels, logits=True, tape=tape)
-        close("logits", output.logits, wanted.logits.detach().numpy(), 1e-5)
+        assert_close("logits", output.logits, wanted.logits.detach(), 1e-5)
         assert abs(output.loss - loss.item()) < 1e-5
     copy.backward(output)
     gradients = renamed(model, {key: value.grad for key, value in model.named_parameters()})
-    assert gradients.keys() == copy.parameters.keys()
-    for key, gradient in gradients.items():
-        close(key, copy.parameters[key].grad, gradient, 1e-4)
+    found = {key: parameter.grad for key, parameter in copy.parameters.items()}
+    assert_all_close(found, gradients, 1e-4, floor=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -168,8 +168,3 @@ def test_the_same_tokens_are_chosen(name: str) -> None:
     copy = ours(model)
     copy.load_state_dict(renamed(model, dict(model.named_parameters())))
     assert list(copy.generate(prompt, 20, temperature=0)) == said[0, len(prompt) :].tolist()
-
-
-def close(what: str, actual: Any, expected: Any, tolerance: float) -> None:
-    error, scale = np.abs(actual - expected).max(), np.abs(expected).max()
-    assert error <= tolerance * scale, f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
