@@ -31,9 +31,10 @@ def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
 
 def test_another_name_of_router_normalize_is_answered_with_it() -> None:
     """In the arguments, in a model's ``moe`` and in a preset's."""
+    options: dict[str, Any] = {**SIZES, "normalize": False}
     for call in (
-        lambda: libmoe.Layer(**SIZES, normalize=False),
-        lambda: libmoe.Model(4, 1, 2, moe={**SIZES, "normalize": False}),
+        lambda: libmoe.Layer(**options),
+        lambda: libmoe.Model(4, 1, 2, moe=options),
         lambda: libmoe.presets.mixtral(normalize=False),
     ):
         with pytest.raises(TypeError, match=r"unknown names \['normalize'\].*did you mean router_normalize"):
