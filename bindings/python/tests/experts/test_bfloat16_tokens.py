@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_same_bits
 from oracle.low_bits import FORMS, unpacked
-from packed_experts import assert_same_bits, every_expert, outputs, sizes
+from packed_experts import every_expert, outputs, sizes
 
 Floats = NDArray[np.float32]
 HALVES = [f"{form}_a16" for form in FORMS]

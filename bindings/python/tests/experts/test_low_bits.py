@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_same_bits
 from oracle.low_bits import FORMS, Kept, integer_product, kept, unpacked
-from packed_experts import H, I, assert_same_bits, every_expert, outputs, sizes
+from packed_experts import H, I, every_expert, outputs, sizes
 
 WEIGHT_ONLY = list(FORMS)
 INTEGERS = [f"{form}_a8" for form in WEIGHT_ONLY if form != "fp8"]

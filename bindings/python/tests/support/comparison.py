@@ -37,6 +37,19 @@ def assert_all_close(
         assert_close(name, actual[name], expected[name], tolerance, floor)
 
 
+def assert_same_bits(actual: ArrayLike, expected: ArrayLike, what: str = "") -> None:
+    """Every number is the same one: NaN is NaN, and -0 is not 0."""
+    found, wanted = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
+    np.testing.assert_array_equal(found.view(f"u{found.itemsize}"), wanted.view(f"u{wanted.itemsize}"), what)
+
+
+def assert_all_same_bits(actual: Mapping[str, ArrayLike], expected: Mapping[str, ArrayLike]) -> None:
+    """The same arrays are there, and each has the same bits."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_same_bits(actual[name], expected[name], name)
+
+
 def gradients_of(layer: libmoe.Layer, dx: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
     """Copies of all that backward computed, by the parameters' names and "x"."""
     assert dx is not None
