@@ -6,22 +6,18 @@ The numbers come from parity/generate_whole.py, which runs them in float64; neit
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from recorded import Arrays, recorded, within
 
 import libmoe
 from comparison import assert_all_close, assert_close
 
-Arrays = dict[str, NDArray[Any]]
-
 
 def load(name: str) -> tuple[dict[str, Any], Arrays]:
-    with np.load(Path(__file__).parents[1] / "parity" / "whole" / f"{name}.npz") as file:
-        arrays = dict(file)
+    arrays = recorded(f"whole/{name}")
     return json.loads(str(arrays.pop("settings"))), arrays
 
 
@@ -82,10 +78,6 @@ def encoder(tensors: Arrays) -> Arrays:
     return found
 
 
-def folder(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 def filled(model: libmoe.Model, parameters: Arrays) -> None:
     model.load_state_dict({name: np.ascontiguousarray(array) for name, array in parameters.items()})
 
@@ -98,14 +90,14 @@ def gradients(model: libmoe.Model) -> Arrays:
 def test_language_model(name: str) -> None:
     settings, arrays = load(name)
     model = libmoe.Model(**settings)
-    filled(model, transformers(folder(arrays, "parameter/"), model.n_layers))
+    filled(model, transformers(within(arrays, "parameter/"), model.n_layers))
     output = model.forward(arrays["tokens"], arrays["targets"], tape=True, logits=True)
     assert output.logits is not None
     assert_close("logits", output.logits, arrays["logits"], 1e-4)
     assert_close("loss", output.loss, arrays["loss"], 1e-4)
     assert_close("pooled balance loss", output.pooled_balance_loss, arrays["pooled_balance_loss"], 1e-4)
     model.backward(output)
-    assert_all_close(gradients(model), transformers(folder(arrays, "gradient/"), model.n_layers), 1e-4)
+    assert_all_close(gradients(model), transformers(within(arrays, "gradient/"), model.n_layers), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +107,12 @@ def test_layer(name: str) -> None:
     settings, arrays = load(name)
     if name == "multihead_attention":
         model = libmoe.Model(**settings)
-        filled(model, attention(folder(arrays, "parameter/"), ""))
-        expected = attention(folder(arrays, "gradient/"), "")
+        filled(model, attention(within(arrays, "parameter/"), ""))
+        expected = attention(within(arrays, "gradient/"), "")
     else:
         model = libmoe.EncoderLayer(**settings)
-        filled(model, encoder(folder(arrays, "parameter/")))
-        expected = encoder(folder(arrays, "gradient/"))
+        filled(model, encoder(within(arrays, "parameter/")))
+        expected = encoder(within(arrays, "gradient/"))
     output = model.forward(arrays["x"], tape=True, valid_mask=arrays.get("valid_mask"))
     assert output.hidden is not None
     assert_close("y", output.hidden, arrays["y"])

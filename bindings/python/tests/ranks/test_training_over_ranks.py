@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,21 @@ from thread_ranks import ThreadRanks
 from tiny import settings, state
 
 
+def on(size: int, one: Callable[[libmoe.Communicator | None], None]) -> None:
+    """Call it on ranks, or, of none, in one process."""
+    if size == 0:
+        one(None)
+    else:
+        ThreadRanks(size).run(one)
+
+
 def trained(given: Settings, run: Path, size: int, **how: Any) -> None:
     """Train in one process, or on ranks."""
 
     def one(communicator: libmoe.Communicator | None) -> None:
         Trainer(given, run, quiet=True, communicator=communicator, **how).train()
 
-    if size == 0:
-        one(None)
-    else:
-        ThreadRanks(size).run(one)
+    on(size, one)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -74,10 +80,7 @@ def trained_until(given: Settings, run: Path, size: int, step: int) -> None:
         trainer = Trainer(given, run, resume=(run / LAST).exists(), quiet=True, communicator=communicator)
         trainer.train(until=step)
 
-    if size == 0:
-        one(None)
-    else:
-        ThreadRanks(size).run(one)
+    on(size, one)
 
 
 def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None:
