@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from peers import HERE, Running, script
+from peers import HERE, Running, by_row, by_turns, script, status
 
 sys.path.append(str(HERE / "peers"))
 
 from generate_work import DTYPES, JOBS, PUBLISHED, TRAINED, GenerateWork  # noqa: E402
-from protocol import Array  # noqa: E402
-
-ROUNDS = 5
 
 
 def start(work: GenerateWork, llama: list[str]) -> dict[str, Running]:
@@ -60,22 +55,17 @@ def convert(work: GenerateWork, source: str) -> None:
 def compare(work: GenerateWork, llama: list[str], bandwidth: float) -> list[dict[str, Any]]:
     """Let all ways take turns, and return a line for each: libmoe first."""
     running = start(work, llama)
-    turns: dict[str, list[float]] = {way: [] for way in running}
-    for round_ in range(ROUNDS):
-        for way in list(running) if round_ % 2 == 0 else list(running)[::-1]:
-            turns[way].append(running[way].turn())
-    for side in running.values():
-        side.close()
+    taken = by_turns(running)
     ours = running["libmoe"]
     lines: list[dict[str, Any]] = []
     for way, side in running.items():
-        seconds = statistics.median(turns[way])
+        seconds = taken[way]
         line = {
             "work": work.name,
             "way": way,
             "seconds": seconds,
             "tokens_per_second": None if work.job == "load" else work.amount / seconds,
-            "ratio": seconds / statistics.median(turns["libmoe"]),
+            "ratio": seconds / taken["libmoe"],
             "version": side.facts["version"],
             "difference": max(map(by_row, ours.outputs, side.outputs, repeat(work.rows))),
             "limit": work.limit,
@@ -86,12 +76,6 @@ def compare(work: GenerateWork, llama: list[str], bandwidth: float) -> list[dict
             line["of_read_bandwidth"] = ours.facts["traffic"] / bandwidth / seconds
         lines.append(line)
     return lines
-
-
-def by_row(ours: Array, theirs: Array, count: int) -> float:
-    """Return the median over rows of |theirs - ours| / |ours|: rounding may choose another expert."""
-    ours, theirs = ours.reshape(count, -1), theirs.reshape(count, -1)
-    return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
 
 
 def reading(folder: Path) -> float:
@@ -185,11 +169,7 @@ def main() -> int:
         "lines": lines,
     }
     (asked.folder / "generate.json").write_text(json.dumps(everything, indent=1) + "\n")
-    print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
-    wrong = [line for line in lines if not line["difference"] <= line["limit"]]  # NaN is wrong too
-    for line in wrong:
-        print(f"{line['way']} does not do the same work: {line['work']}, {line['difference']:.1e}")
-    return 1 if wrong else 0
+    return status(lines, "way")
 
 
 if __name__ == "__main__":

@@ -117,12 +117,8 @@ def main() -> int:
         "lines": lines,
     }
     (target / "peers.json").write_text(json.dumps(everything, indent=1) + "\n")
-    print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
-    print(f"Written: {target}/peers.json")
-    wrong = [entry for entry in lines if not entry["difference"] <= entry["limit"]]  # NaN is wrong too
-    for entry in wrong:
-        print(f"{entry['peer']} does not do the same work: {entry['work']}, {entry['difference']:.1e}")
-    return 1 if wrong else 0
+    print(f"\nWritten: {target}/peers.json")
+    return status(lines, "peer")
 
 
 def write_inputs(work: Work) -> None:
@@ -214,6 +210,33 @@ def compare(work: Task, our_command: list[str], name: str, command: list[str]) -
         "difference": difference,
         "limit": work.limit,
     }
+
+
+def by_turns(running: dict[str, Running], before: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Let all take turns, once around and once back, and end them; return the median seconds of each."""
+    turns: dict[str, list[float]] = {name: [] for name in running}
+    for round_ in range(ROUNDS):
+        before()
+        for name in list(running) if round_ % 2 == 0 else list(running)[::-1]:
+            turns[name].append(running[name].turn())
+    for side in running.values():
+        side.close()
+    return {name: statistics.median(seconds) for name, seconds in turns.items()}
+
+
+def by_row(ours: Array, theirs: Array, count: int) -> float:
+    """Return the median over rows of |theirs - ours| / |ours|: rounding may choose another expert."""
+    ours, theirs = ours.reshape(count, -1), theirs.reshape(count, -1)
+    return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
+
+
+def status(lines: list[dict[str, Any]], side: str) -> int:
+    """Name those whose answer is too far from ours, and return the exit status."""
+    print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
+    wrong = [line for line in lines if not line["difference"] <= line["limit"]]  # NaN is wrong too
+    for line in wrong:
+        print(f"{line[side]} does not do the same work: {line['work']}, {line['difference']:.1e}")
+    return 1 if wrong else 0
 
 
 def print_line(entry: dict[str, Any]) -> None:

@@ -19,17 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from measure import read_bandwidth
-from peers import HERE, Running, script
+from peers import HERE, Running, by_row, by_turns, script, status
 
 sys.path.append(str(HERE / "peers"))
 
-from protocol import Array  # noqa: E402
 from shapes import Dtype  # noqa: E402
 from transformers_work import MODELS, TOKENS, TransformersWork  # noqa: E402
 
-ROUNDS = 5
 MIB = 2**20
 DTYPES: tuple[Dtype, ...] = ("f32", "bf16")
 
@@ -37,36 +34,25 @@ DTYPES: tuple[Dtype, ...] = ("f32", "bf16")
 def compare(work: TransformersWork, machine: str) -> list[dict[str, Any]]:
     """Let all ways take turns, the reading of memory too, and return a line for each: libmoe beside it."""
     running = {way: Running(script("transformers_model.py", way), work) for way in work.ways}
-    turns: dict[str, list[float]] = {way: [] for way in running}
-    rates = []
-    for round_ in range(ROUNDS):
-        rates.append(read_bandwidth(machine, work.threads) if work.traffic else 1.0)
-        for way in list(running) if round_ % 2 == 0 else list(running)[::-1]:
-            turns[way].append(running[way].turn())
-    for side in running.values():
-        side.close()
-    ours = statistics.median(turns["libmoe"])
+    rates: list[float] = []
+    taken = by_turns(
+        running, lambda: rates.append(read_bandwidth(machine, work.threads) if work.traffic else 1.0)
+    )
     return [
         {
             "work": work.name,
             "way": way,
-            "seconds": statistics.median(turns[way]),
-            "ratio": statistics.median(turns[way]) / ours,
-            "of_read_bandwidth": work.traffic / statistics.median(rates) / statistics.median(turns[way]),
+            "seconds": taken[way],
+            "ratio": taken[way] / taken["libmoe"],
+            "of_read_bandwidth": work.traffic / statistics.median(rates) / taken[way],
             "bytes": side.facts["bytes"],
             "share": running["libmoe"].facts["bytes"] / max(side.facts["bytes"], 1),
             "version": side.facts["version"],
-            "difference": by_token(running["libmoe"].outputs[0], side.outputs[0], work.outputs_of),
+            "difference": by_row(running["libmoe"].outputs[0], side.outputs[0], work.outputs_of),
             "limit": work.limit,
         }
         for way, side in running.items()
     ]
-
-
-def by_token(ours: Array, theirs: Array, count: int) -> float:
-    """Return the median over tokens of |theirs - ours| / |ours|: a rounded token may go to another expert."""
-    ours, theirs = ours.reshape(count, -1), theirs.reshape(count, -1)
-    return float(np.median(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
 
 
 def compare_all(machine: str, only: str, threads: int) -> Iterator[dict[str, Any]]:
@@ -104,11 +90,7 @@ def main() -> int:
         )
     everything = {"threads": threads, "load_average_after": os.getloadavg(), "lines": lines}
     (arguments.folder / "transformers.json").write_text(json.dumps(everything, indent=1) + "\n")
-    print(f"\nload average after: {os.getloadavg()[0]:.2f} (these runs included)")
-    wrong = [line for line in lines if not line["difference"] <= line["limit"]]  # NaN is wrong too
-    for line in wrong:
-        print(f"{line['way']} does not do the same work: {line['work']}, {line['difference']:.1e}")
-    return 1 if wrong else 0
+    return status(lines, "way")
 
 
 if __name__ == "__main__":

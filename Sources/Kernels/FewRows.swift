@@ -3,6 +3,8 @@ import CShims
 // Few rows times W^T, with W [outputs, inputs] as it lies in memory: what generation does, token by token. Each weight is
 // used a few times only, so it does not stay in a panel: it goes through the registers, transposed on the way, straight
 // into its chains, which are those of `product`.
+// A product has more than ten parameters: matrices, where they begin and how far apart their rows are, as in BLAS. In a
+// struct they would be written to memory and read again for every few outputs.
 
 /// The most rows of one call. AVX2 has half the registers: what waits in them would go to memory and back.
 #if MOE_AVX512

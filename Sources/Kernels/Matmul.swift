@@ -1,4 +1,5 @@
-// The plain matrix product: the definition that every faster one has to equal bit for bit.
+// The plain matrix product: the definition that every faster one has to equal bit for bit. It has more than ten
+// parameters: those of BLAS's gemm, but for strides in both directions in place of its words for transposed matrices.
 
 /// C[i,j] = fma(A[i,k-1], B[k-1,j], ... fma(A[i,0], B[0,j], C[i,j])): one chain per output, p ascending.
 @inline(never) func matmul(

@@ -3,6 +3,8 @@ import CShims
 // The matrix products' inner loops. A tile is a few rows of outputs whose sums stay in registers while the contraction
 // index runs. Each output is one chain of fused multiply-adds in ascending order, begun from what is in C, so how the
 // rows are cut into tiles cannot change a bit.
+// A product has more than ten parameters: matrices, where they begin and how far apart their rows are, as in BLAS. In a
+// struct they would be written to memory and read again for every tile.
 
 /// One row of a tile: as many outputs as let a tall tile fit into the registers.
 #if MOE_AVX512

@@ -6,11 +6,11 @@ WORK...`; see protocol.py for how it answers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from protocol import ModelJob
 from shapes import Dtype
 
 # Sizes of the published models; layers and words are cut.
@@ -119,16 +119,8 @@ LIMITS: dict[Dtype, float] = {
 }  # of the median over rows of |theirs - ours| / |ours|
 
 
-@dataclass(frozen=True)
-class GenerateWork:
-    """A job of a model, in one number type. Its folder has the model's, under its name."""
-
-    folder: Path
-    model: str
-    job: str  # a name of JOBS
-    dtype: Dtype
-    threads: int
-    unit = "tokens/s"
+class GenerateWork(ModelJob):
+    """A job of JOBS. Its folder has the model's, under its name."""
 
     @property
     def outputs(self) -> list[str]:
@@ -140,11 +132,6 @@ class GenerateWork:
         """Of how many tokens the answer is: in training of those that have targets."""
         sequences, _, count = JOBS[self.job]
         return count - 1 if self.job == "train" else sequences
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        return f"{self.model}, {self.job} {self.dtype}"
 
     @property
     def amount(self) -> float:
@@ -179,13 +166,3 @@ class GenerateWork:
         sequences, before, count = JOBS[self.job]
         tokens = np.random.default_rng(2).integers(0, vocabulary, (sequences, before + count), np.int32)
         return np.ascontiguousarray(tokens[:, :before]), np.ascontiguousarray(tokens[:, before:])
-
-    def arguments(self) -> list[str]:
-        """Return the command line of a worker."""
-        return [str(self.folder), self.model, self.job, self.dtype, str(self.threads)]
-
-    @classmethod
-    def of(cls, arguments: list[str]) -> GenerateWork:
-        """Return the work that a worker's command line names."""
-        folder, model, job, dtype, threads = arguments
-        return cls(Path(folder), model, job, "bf16" if dtype == "bf16" else "f32", int(threads))

@@ -22,13 +22,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from measure import turn
-from shapes import ADAMW_BYTES, Shape
+from shapes import ADAMW_BYTES, Dtype, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
+AnyJob = TypeVar("AnyJob", bound="ModelJob")
 CHECKED = 3  # steps of an optimiser before its answer
 TENSORS = 32  # that an optimiser's parameters are divided into, each about a matrix of an expert of Q
 # Of |theirs - ours| / |ours|, for a layer; weights of few bits leave about twice their own error.
@@ -37,6 +38,33 @@ FOUR_BITS_LIMIT = 0.25
 FEW_TOKENS = (
     16  # so many and fewer find their experts' weights in memory, and not in the cache: inputs take turns
 )
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A job of a whole model, in one number type."""
+
+    folder: Path
+    model: str
+    job: str
+    dtype: Dtype
+    threads: int
+    unit = "tokens/s"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.model}, {self.job} {self.dtype}"
+
+    def arguments(self) -> list[str]:
+        """Return the command line of a worker, but for what comes before the folder."""
+        return [str(self.folder), self.model, self.job, self.dtype, str(self.threads)]
+
+    @classmethod
+    def of(cls: type[AnyJob], arguments: list[str]) -> AnyJob:
+        """Return the work that a worker's command line names."""
+        folder, model, job, dtype, threads = arguments
+        return cls(Path(folder), model, job, "bf16" if dtype == "bf16" else "f32", int(threads))
 
 
 @dataclass(frozen=True)

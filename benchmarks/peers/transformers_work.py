@@ -5,10 +5,9 @@ A worker is `transformers_model.py FOLDER MODEL JOB DTYPE WAY THREADS`; see prot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from protocol import ModelJob
 from shapes import Dtype
 
 # Sizes of the published models with two of their layers, and as many experts as let all ways be in memory at
@@ -59,22 +58,10 @@ LIMITS: dict[Dtype, float] = {
 }  # of the median over tokens of |theirs - ours| / |ours|
 
 
-@dataclass(frozen=True)
-class TransformersWork:
-    """A job of a model, in one number type."""
+class TransformersWork(ModelJob):
+    """A job of TOKENS."""
 
-    folder: Path
-    model: str
-    job: str  # a name of TOKENS
-    dtype: Dtype
-    threads: int
-    unit = "tokens/s"
     outputs = ("y",)
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        return f"{self.model}, {self.job} {self.dtype}"
 
     @property
     def amount(self) -> float:
@@ -111,13 +98,3 @@ class TransformersWork:
         """Implementations of the experts that are compared, libmoe last."""
         alone = ["batched_mm"] if self.amount == 1 else []
         return ["eager", "grouped_mm", *alone, "libmoe"]
-
-    def arguments(self) -> list[str]:
-        """Return the command line of a worker, but for the way, which is before it."""
-        return [str(self.folder), self.model, self.job, self.dtype, str(self.threads)]
-
-    @classmethod
-    def of(cls, arguments: list[str]) -> TransformersWork:
-        """Return the work that a worker's command line names."""
-        folder, model, job, dtype, threads = arguments
-        return cls(Path(folder), model, job, "bf16" if dtype == "bf16" else "f32", int(threads))

@@ -1,6 +1,7 @@
 import CShims
 
-/// What attention is asked for: moe_attention_config, with every default filled in.
+/// What attention is asked for: moe_attention_config, with every default filled in, and as flat as that, so that nobody
+/// has to learn a second order.
 public struct AttentionCall {
   public var sequences: Int  // B
   public var queries: Int  // S of each sequence

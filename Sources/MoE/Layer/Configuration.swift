@@ -48,7 +48,8 @@ public struct Configuration {
   public var lossCount: Int { values.pointee.lossCount }
   public var seed: UInt64 { values.pointee.seed }
 
-  /// What the boundary fills in: the whole plan of a layer, in the order in which a token meets it.
+  /// What the boundary fills in: the whole plan of a layer, in the order in which a token meets it. As flat as
+  /// moe_layer_config, one field for each question; what goes together by itself has a type, as `Capacity` has.
   public struct Values {
     public var hidden: Int  // H
     public var experts: Int  // E, those that are chosen

@@ -3,7 +3,7 @@ import CShims
 /// The seam through which the products of row-major matrices go. All three accumulate: C starts as zero, as a bias or
 /// as the gradient so far. `ld` is the distance between rows, in elements. Of A (of A and B in addAtB) there are at most
 /// `rowsPerBlock` rows. The native kernels want scratch memory.
-/// The arguments are those of BLAS's gemm in its order, which is why they are so many.
+/// The arguments are those of BLAS's gemm in its order, which is why they are more than ten.
 struct Matmul {
   enum Backend: Int32 {
     // Numbers as in moe_matmul, AUTO being resolved when a context is made.

@@ -31,7 +31,7 @@ enum OpenBLAS {
   }
   private static var rowMajor: Int32 { 101 }
 
-  /// With the arguments of cblas_sgemm, in their order.
+  /// With the arguments of cblas_sgemm, in their order, which are more than ten.
   private static func gemm(
     _ transposeA: Transpose, _ transposeB: Transpose, _ m: Int, _ n: Int, _ k: Int, _ a: Source, _ lda: Int,
     _ b: Source, _ ldb: Int, _ c: Target, _ ldc: Int

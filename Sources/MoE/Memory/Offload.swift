@@ -4,7 +4,8 @@ import CShims
 // those that are there first, while a helper thread reads the others into slots of experts that are not needed any more.
 // Each expert's rows are computed by themselves, so waves change no bit.
 
-/// What a layer has whose experts' matrices are in a file.
+/// What a layer has whose experts' matrices are in a file. Its many fields are arrays, in which an expert, a slot or a
+/// reader has a number each, and the locks between them.
 public struct Offload {
   let files: ExpertFiles
   private let limit: ResidentLimit  // of slots, and of what reading takes

@@ -1,6 +1,8 @@
 /// What the router decided for T tokens: made once in forward, replayed ever after. A token has a slot for each of its
 /// choices, then one for each shared expert. Beside the decisions stand the measures they were made from, which are kept
 /// for backward, or made for some tokens at a time: in forward for a wave, and again in backward for a chunk.
+/// Its many fields are an array each, with a row for every token: a tape is laid out by them, and a chunk is the same
+/// rows of all.
 struct Routing {
   private(set) var tokens: Int  // T
   /// Whether a token may name an expert twice.

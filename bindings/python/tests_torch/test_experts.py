@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,51 +12,21 @@ from torch import Tensor
 import libmoe
 import libmoe.torch
 from cases import Case, E, H, I, K, T, cases, fused, tokens
-from experts64 import experts64, leaves, mapped
+from comparison import assert_close
+from experts64 import WEIGHTS, exact, experts64, leaf, leaves, mapped, wanted
 from libmoe.torch._ops import experts as operator
-from oracle.low_bits import unpacked
 
 CASES = cases()
-WEIGHTS = ("gate_up", "down", "gate_up_bias", "down_bias")
-
-
-def wanted(case: Case) -> Case:
-    """The same with weights of their own that want gradients."""
-    return {k: mapped(_leaf, v) if k in WEIGHTS else v for k, v in case.items()}
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return (
-        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-        if tensor.is_contiguous()
-        else tensor.detach().requires_grad_()
-    )
-
-
-def exact(case: Case) -> Case:
-    return {
-        k: mapped(lambda t: t.detach().double().requires_grad_(t.requires_grad), v) for k, v in case.items()
-    }
-
-
-def close(what: str, actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
-    """Beside the largest value."""
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    assert error <= tolerance * max(scale, 1e-3), (
-        f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
-    )
 
 
 def compare(case: Case, x: Tensor, ids: Tensor, weights: Tensor, tolerance: float = 2e-6) -> None:
-    case, x, weights = wanted(case), _leaf(x), _leaf(weights)
+    case, x, weights = wanted(case), leaf(x), leaf(weights)
     y = libmoe.torch.experts(x, ids, weights, **case)
     truth = exact(case)
     x64, w64 = x.detach().double().requires_grad_(), weights.detach().double().requires_grad_()
     y64 = experts64(x64, ids, w64, **truth)
     assert y.dtype == x.dtype
-    close("y", y.detach(), y64.detach(), tolerance)
+    assert_close("y", y.detach().double(), y64.detach(), tolerance)
     dy = torch.randn(y.shape)
     y.backward(dy.to(y.dtype))
     y64.backward(dy.double())
@@ -67,7 +36,7 @@ def compare(case: Case, x: Tensor, ids: Tensor, weights: Tensor, tolerance: floa
     for name, mine, theirs in pairs:
         assert mine.grad is not None and theirs.grad is not None, name
         assert mine.grad.dtype == mine.dtype
-        close(f"gradient of {name}", mine.grad, theirs.grad, 3 * tolerance)
+        assert_close(f"gradient of {name}", mine.grad.double(), theirs.grad, 3 * tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -139,7 +108,7 @@ def test_what_is_frozen(names: tuple[str, ...]) -> None:
     x, ids, weights = tokens()
     given = {"x": x, "weights": weights, **CASES["gpt-oss"]}
     given = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in given.items()}
-    whole = {k: _leaf(v.clone()) if isinstance(v, Tensor) else v for k, v in given.items()}
+    whole = {k: leaf(v.clone()) if isinstance(v, Tensor) else v for k, v in given.items()}
     for name in names:
         given[name].requires_grad_()
     libmoe.torch.experts(ids=ids, **given).square().sum().backward()
@@ -226,19 +195,10 @@ def test_two_threads() -> None:
         return torch.autograd.grad(y.square().sum(), case["gate_up"])[0]
 
     alone = [gradient(0), gradient(1)]
-    found: list[list[Tensor]] = [[], []]
-
-    def work(number: int) -> None:
-        for _ in range(20):
-            found[number].append(gradient(number))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: [gradient(number) for _ in range(20)], range(2)))
     for number in range(2):
-        assert len(found[number]) == 20 and all(torch.equal(g, alone[number]) for g in found[number])
+        assert all(torch.equal(g, alone[number]) for g in found[number])
 
 
 def test_threads_follow_torch_and_change_no_bit() -> None:
@@ -391,127 +351,6 @@ def test_what_is_refused(what: str) -> None:
     call, text = refused()[what]
     with pytest.raises(libmoe.MoeError, match=text):
         call()
-
-
-@pytest.mark.parametrize("case", ["fused", "gpt-oss", "nemotron", "lists"])
-def test_prepared(case: str) -> None:
-    torch.manual_seed(2)
-    given = CASES[case]
-    names = ("gate_up", "down", "transposed", "interleaved", "expert_kind")
-    packed = libmoe.torch.prepare(**{k: v for k, v in given.items() if k in names})
-    x, ids, weights = tokens()
-    y = libmoe.torch.experts(x, ids, weights, **given)
-    assert torch.equal(libmoe.torch.experts(x, ids, weights, **given, prepared=packed), y)
-    alone = {**given, "gate_up": None, "down": None}
-    assert torch.equal(libmoe.torch.experts(x, ids, weights, **alone, prepared=packed), y)
-    assert repr(packed) == "Prepared(5 experts, 'f32')"
-    half = libmoe.torch.prepare(form="bf16", **{k: v for k, v in given.items() if k in names})
-    rounded = {
-        k: mapped(lambda t: t.bfloat16(), v) if k in ("gate_up", "down") else v for k, v in given.items()
-    }
-    z = libmoe.torch.experts(x, ids, weights, **alone, prepared=half)
-    assert torch.equal(z, libmoe.torch.experts(x, ids, weights, **rounded))
-
-
-@pytest.mark.parametrize("form", ["int8", "int4_g64_a8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", ["fused", "gpt-oss"])
-def test_frozen_weights_of_few_bits(case: str, dtype: torch.dtype, form: str) -> None:
-    """Autograd goes through them as through float32 tensors with their values."""
-    given = CASES[case] | {k: CASES[case][k].to(dtype) for k in ("gate_up", "down")}
-    names = ("gate_up", "down", "transposed", "interleaved", "expert_kind")
-    packed = libmoe.torch.prepare(form=form, **{k: v for k, v in given.items() if k in names})
-    alone = {**given, "gate_up": None, "down": None}
-    values = {**given, **{k: few_bits(given[k], form, given.get("transposed", False)) for k in WEIGHTS[:2]}}
-    x, ids, weights = tokens()
-
-    def gradients(run: Any, **more: Any) -> tuple[Tensor, ...]:
-        leaf, routing = _leaf(x), _leaf(weights)
-        y = run(leaf, ids, routing, **more)
-        return y, *torch.autograd.grad(y.square().sum(), (leaf, routing))
-
-    expected = gradients(libmoe.torch.experts, **values)
-    for more in ({**alone, "prepared": packed}, {**given, "prepared": packed}):
-        found = gradients(libmoe.torch.experts, **more)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected))
-        torch._dynamo.reset()
-        compiled = torch.compile(libmoe.torch.experts, fullgraph=True, backend="aot_eager")
-        found = gradients(compiled, **more)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected))
-    with pytest.raises(libmoe.BadStateError, match=r"are frozen.*requires_grad_\(False\)"):
-        libmoe.torch.experts(x, ids, weights, **wanted(given), prepared=packed)
-
-
-def few_bits(tensor: Tensor, form: str, transposed: bool) -> Tensor:
-    """The values that a form keeps of matrices."""
-    values = tensor.float().mT if transposed else tensor.float()
-    kept = torch.from_numpy(unpacked(values.contiguous().numpy(), form))
-    return kept.mT if transposed else kept
-
-
-def test_opcheck_over_frozen_weights() -> None:
-    x, ids, weights = tokens()
-    packed = libmoe.torch.prepare(**fused(), form="int4")
-    told = "gated silu concatenated 0 0  ", [E, I], [0.0] * 3
-    torch.library.opcheck(operator, (_leaf(x), ids, _leaf(weights), [], *told, packed.number, True))
-
-
-def stale() -> dict[str, Any]:
-    """What happens to weights between two calls."""
-
-    def adam(w: Tensor) -> None:
-        w.grad = torch.ones_like(w)
-        torch.optim.AdamW([w], fused=True).step()
-
-    def in_place(w: Tensor) -> None:
-        with torch.no_grad():
-            w[2, 3, 4] += 1
-
-    def by_numpy(w: Tensor) -> None:
-        w.detach().numpy()[:] += 1
-
-    return {"in place": in_place, "fused AdamW": adam, "numpy": by_numpy, "data": lambda w: w.data.add_(1)}
-
-
-@pytest.mark.parametrize("how", stale())
-def test_prepared_weights_that_have_changed(how: str) -> None:
-    case = wanted(fused())
-    x, ids, weights = tokens()
-    packed = libmoe.torch.prepare(**case)
-    with torch.no_grad():
-        libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
-        stale()[how](case["down"])
-        with pytest.raises(libmoe.BadStateError, match="changed"):
-            libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
-
-
-def test_prepared_weights_after_a_backward() -> None:
-    case = wanted(fused())
-    x, ids, weights = tokens()
-    packed = libmoe.torch.prepare(**case)
-    libmoe.torch.experts(x, ids, weights, **case, prepared=packed).sum().backward()
-    with pytest.raises(libmoe.BadStateError, match="backward"):
-        libmoe.torch.experts(x, ids, weights, **case, prepared=packed)
-
-
-def test_the_graph_keeps_the_prepared_weights() -> None:
-    """Weights packed for one call, whose backward comes after."""
-    case = wanted(fused())
-    x, ids, weights = tokens()
-    libmoe.torch.experts(x, ids, weights, **case).sum().backward()
-    plain = [case[name].grad.clone() for name in ("gate_up", "down")]
-    for name in ("gate_up", "down"):
-        case[name].grad = None
-    libmoe.torch.experts(x, ids, weights, **case, prepared=libmoe.torch.prepare(**case)).sum().backward()
-    assert all(torch.equal(case[name].grad, g) for name, g in zip(("gate_up", "down"), plain))
-
-
-def test_prepared_weights_are_not_copied_alone() -> None:
-    packed = libmoe.torch.prepare(**fused())
-    with pytest.raises(libmoe.BadStateError, match="cannot be copied; use them as they are"):
-        copy.deepcopy(packed)
-    assert copy.copy(packed) is packed
-    assert copy.deepcopy({"packed": packed}) == {"packed": None}  # as within a module
 
 
 def transforms() -> dict[str, Any]:

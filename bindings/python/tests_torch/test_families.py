@@ -6,10 +6,11 @@ import re
 import warnings
 
 import pytest
-import torch
 import transformers
+from small_transformers import assert_same_gradients
 
 import libmoe.transformers  # noqa: F401  # registers
+from comparison import assert_close
 from families import decorated, gradients, small_model
 from libmoe.transformers.known import known
 from table import BEGIN, END, PAGE
@@ -55,23 +56,13 @@ def test_logits_and_gradients(module: str, name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours, found = gradients(model)
-    close("logits", ours, said)
-    # What is nearly 0 is a difference of larger numbers, and has their errors.
-    least = 0.01 * max(value.abs().max().item() for value in wanted.values())
-    for key, value in wanted.items():
-        close(key, found[key], value, least)
+    assert_close("logits", ours, said, 3e-5)
+    assert_same_gradients(found, wanted)
     told = [str(each.message) for each in caught if "falls back" in str(each.message)]
     experts = [each for each in model.modules() if type(each).__name__ == name]
     assert bool(known(experts[0]).reason) == (name in FALLS_BACK)
     assert len(told) == (name in FALLS_BACK), told
     assert any(p.abs().sum() > 0 for key, p in found.items() if "experts" in key)
-
-
-def close(what: str, actual: torch.Tensor, expected: torch.Tensor, least: float = 1e-3) -> None:
-    """Beside the largest value: both are float32."""
-    error = (actual - expected).abs().max().item()
-    scale = max(expected.abs().max().item(), least)
-    assert error <= 3e-5 * scale, f"{what}: off by {error:.3g} where the values reach {scale:.3g}"
 
 
 def test_the_page_names_every_class() -> None:

@@ -7,7 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -247,19 +247,9 @@ def test_two_threads_train_one_module() -> None:
         return list(torch.autograd.grad(moe(x).square().sum(), list(moe.parameters())))
 
     wanted = [gradients(x) for x in xs]
-    found: list[list[Any]] = [[], []]
-
-    def work(number: int) -> None:
-        for _ in range(10):
-            found[number].append(gradients(xs[number]))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: [gradients(x) for _ in range(10)], xs))
     for number in range(2):
-        assert len(found[number]) == 10
         for got in found[number]:
             torch.testing.assert_close(got, wanted[number], rtol=0, atol=0)
 

@@ -8,7 +8,9 @@ import warnings
 from typing import Any
 
 import pytest
+import small_transformers
 import torch
+from small_transformers import assert_same_gradients, watched
 from transformers import (
     DbrxConfig,
     DbrxForCausalLM,
@@ -31,14 +33,7 @@ import libmoe
 import libmoe.transformers
 from families import unsettled
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "pad_token_id": 0,
-}
+SIZES = {**small_transformers.SIZES, "num_key_value_heads": 4}
 SEQUENCES: dict[str, Any] = {"vocab_size": 64, "d_model": 32, "num_experts": 4, "pad_token_id": 0}
 
 
@@ -156,18 +151,11 @@ def test_logits_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert replaced and all(
         model.get_submodule(each).__class__.__name__ == kind for each, kind in replaced.items()
     )
-    seen = []
-    forward = libmoe.torch._by_call.forward
-    monkeypatch.setattr(
-        libmoe.torch._by_call, "forward", lambda *a, **k: (seen.append(1), forward(*a, **k))[1]
-    )
+    seen = watched(monkeypatch)
     ours, found = gradients(model)
     assert len(seen) >= len(replaced)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    least = 0.01 * max(value.abs().max().item() for value in wanted.values())
-    for key, value in wanted.items():
-        error = (found[key] - value).abs().max().item()
-        assert error <= 5e-5 * max(value.abs().max().item(), least), f"{key}: off by {error:.3g}"
+    assert_same_gradients(found, wanted, 5e-5)
     assert list(model.state_dict()) == names
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         before = len(seen)
@@ -185,21 +173,15 @@ def test_replaced_blocks_are_prepared(name: str, monkeypatch: pytest.MonkeyPatch
     """The same bits from packed weights; with release from them alone, and nothing else with what is left."""
     model = made(name).eval()
     n_blocks = len(libmoe.transformers.replace(model))
-    packed = []
-    forward = libmoe.torch._by_call.forward
-    monkeypatch.setattr(
-        libmoe.torch._by_call,
-        "forward",
-        lambda *a, **k: (packed.append(a[5] is not None), forward(*a, **k))[1],
-    )
+    calls = watched(monkeypatch)
     with torch.no_grad():
         wanted = said(model)
-        assert packed and not any(packed)
+        assert calls and all(packed is None for *_, packed in calls)
         for release in (False, True):
-            packed.clear()
+            calls.clear()
             assert libmoe.transformers.prepare(model, release=release) == n_blocks
             assert torch.equal(said(model), wanted)
-            assert packed and all(packed)
+            assert calls and not any(packed is None for *_, packed in calls)
         assert any(parameter.is_meta for parameter in model.parameters())
         for call in (
             lambda: pickle.dumps(model.state_dict()),

@@ -13,23 +13,24 @@ import peft
 import pytest
 import torch
 import transformers
-from small_transformers import IDS, LORA, MODELS, gpt_oss, loss_and_gradients, mixtral, ours, qwen
+from small_transformers import (
+    IDS,
+    LORA,
+    MODELS,
+    assert_same_gradients,
+    gpt_oss,
+    loss_and_gradients,
+    mixtral,
+    ours,
+    qwen,
+    watched,
+)
 from transformers import (
     AutoModelForCausalLM,
 )
 
 import libmoe
 import libmoe.transformers
-
-
-def close(
-    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 3e-5
-) -> None:
-    assert actual.keys() == expected.keys()
-    least = 0.01 * max(value.abs().max().item() for value in expected.values())
-    for name, value in expected.items():
-        error = (actual[name] - value).abs().max().item()
-        assert error <= tolerance * max(value.abs().max().item(), least), f"{name}: off by {error:.3g}"
 
 
 def test_one_word_at_from_pretrained(tmp_path: Path) -> None:
@@ -45,18 +46,8 @@ def test_one_word_at_from_pretrained(tmp_path: Path) -> None:
         model.set_experts_implementation("other")
 
 
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the calls that libmoe computes."""
-    seen: list[int] = []
-    forward = libmoe.torch._by_call.forward
-    monkeypatch.setattr(
-        libmoe.torch._by_call, "forward", lambda *a, **k: (seen.append(1), forward(*a, **k))[1]
-    )
-    return seen
-
-
 def test_it_is_libmoe_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = calls(monkeypatch)
+    seen = watched(monkeypatch)
     ours(mixtral())(IDS)
     assert len(seen) == 2
 
@@ -67,7 +58,7 @@ def test_other_types_fall_back_with_one_warning(
 ) -> None:
     monkeypatch.setattr("libmoe.transformers.forward._warned", set())
     model = ours(mixtral()).to(dtype)
-    seen = calls(monkeypatch)
+    seen = watched(monkeypatch)
     with pytest.warns(RuntimeWarning, match=f"MixtralExperts falls back to {to}: .*not in {dtype}"):
         logits = model(IDS).logits
     with warnings.catch_warnings():
@@ -130,12 +121,12 @@ def test_lora(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model.base_model.model.set_experts_implementation("eager")
     loss, wanted = loss_and_gradients(model)
     model.base_model.model.set_experts_implementation("libmoe")
-    seen = calls(monkeypatch)
+    seen = watched(monkeypatch)
     mine, gradients = loss_and_gradients(model)
     assert seen
     torch.testing.assert_close(mine, loss)
     assert gradients and all("lora" in name for name in gradients)
-    close(gradients, wanted)
+    assert_same_gradients(gradients, wanted)
 
 
 def test_frozen_experts_cost_no_weight_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +247,7 @@ def test_expert_parallelism_in_two_processes(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, model(IDS).logits)
     torch.testing.assert_close(trained, logits)
     _, wanted = loss_and_gradients(model)
-    close(gradients, wanted)
+    assert_same_gradients(gradients, wanted)
 
 
 def test_a_model_that_is_changed_is_tried_again() -> None:

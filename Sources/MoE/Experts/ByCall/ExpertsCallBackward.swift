@@ -30,6 +30,7 @@ extension ExpertsCall {
   }
 }
 
+/// Made of more than ten parameters: the arena measures by them, and each is kept by the stage alone that it is for.
 struct BackwardOfCall {
   private let parts: CallParts
   private let dy: TokensIn

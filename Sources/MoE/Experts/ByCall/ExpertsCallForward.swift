@@ -45,6 +45,7 @@ extension ExpertsCall {
   }
 }
 
+/// Made of more than ten parameters: the arena measures by them, and each is kept by the stage alone that it is for.
 struct ForwardOfCall {
   private let parts: CallParts
   private let compute: ExpertsForward

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,10 @@ from . import _pieces
 from ._generating import PART, Prompts, Request, generated, padded
 from ._keywords import keywords
 from ._model_call import Integers, Mask
+from ._model_passes import Passes
 from ._native import check
 from ._native.check import FloatArray
 from .blocks._tokens import check_sampling
-from .context import Context
 from .errors import ArgumentTypeError, BadStateError, InvalidArgumentError
 from .generation import Cache
 from .sampling import Sampling, end_tokens, stop_texts
@@ -25,20 +25,11 @@ _NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @keywords
-class Batches:
+class Batches(Passes):
     """What :class:`Model` has to write: tokens after a prompt, or after several."""
 
     _sampling: Sampling
     _tokenizer: Tokenizer | None
-
-    if TYPE_CHECKING:
-        _context: Context
-
-        @property
-        def vocabulary_size(self) -> int: ...  # noqa: D102
-
-        cache: Callable[[int, int], Cache]
-        read: Callable[..., FloatArray]
 
     @property
     def sampling(self) -> Sampling:

@@ -18,6 +18,7 @@ from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.callbacks import tell_progress
 from ._native.library import Handle, lib
+from ._tensors import Tensors
 from .calibration import Calibration
 from .checkpoint import Path, encoded, place_of
 from .context import Context, handle_of
@@ -31,16 +32,13 @@ AnyModel = TypeVar("AnyModel", bound="Pretrained")
 
 
 @keywords
-class Pretrained:
+class Pretrained(Tensors):
     """What :class:`Model` has of folders: reading one, and writing one."""
 
     _longest: int | None = 0  # positions that the folder's model is made for; None: not looked up yet
 
     if TYPE_CHECKING:
         sampling: Sampling
-
-        @property
-        def _handle(self) -> Handle: ...
 
         @classmethod
         def _from_handle(cls: type[AnyModel], handle: Handle, context: Context | None) -> AnyModel: ...
@@ -144,7 +142,7 @@ class Pretrained:
         )
         model = cls._from_handle(handle, context)
         handle.keep["folder"] = True
-        model._folder = os.path.abspath(place)  # type: ignore[attr-defined]
+        model._folder = os.path.abspath(place)
         model._longest = None
         model.sampling = sampling or Sampling.from_pretrained(folder)
         return model

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import ranks
 from ._folder_options import positive
+from .ranks.planning import MOST
+from .train.errors import UserError
 from .train.output import counted, say
 
 EXAMPLES = """\
@@ -25,6 +30,25 @@ within nodes and then from node to node, which is better with fewer tokens a ran
 docs/scale.md has the equations' limits.
 """
 
+
+def _between(low: float, high: float, expected: str, kind: type[float] = float) -> Callable[[str], float]:
+    """Return what reads a number of the command line, from `low` to `high`."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+
+    return read
+
+
+_above_0 = _between(sys.float_info.min, sys.float_info.max, "a number above 0")
+_at_least_1 = _between(1.0, sys.float_info.max, "a number of at least 1")
+_share = _between(0.0, 1.0, "a share, 0 to 1")
+_not_negative = _between(0, MOST, "a whole number of at least 0", int)
+_up_to_most = _between(1, MOST, f"a whole number, 1 to {MOST:,}", int)
+
 LAYER = {
     "hidden_size": (2048, "features of a token"),
     "intermediate_size": (768, "inner features of an expert"),
@@ -32,28 +56,24 @@ LAYER = {
     "top_k": (8, "experts of a token"),
     "tokens": (4096, "tokens of a rank in a step"),
 }
-NUMBERS = {
-    "cores": (int, 1.0, "of a node"),
-    "core_gflops": (float, 1e9, "that one core alone reaches in training"),
-    "node_gflops": (float, 1e9, "that all cores of a node reach"),
-    "memory_gb": (float, 1e9, "of a node"),
-    "copy_gbs": (float, 1e9, "GB/s that the ranks of a node move to each other"),
-    "copy_us": (float, 1e-6, "microseconds of a small message within a node"),
-    "link_gbs": (float, 1e9, "GB/s from a node into the network"),
-    "link_us": (float, 1e-6, "microseconds of a small message between nodes"),
-    "message_us": (float, 1e-6, "microseconds of a core for each message between nodes"),
-    "nodes_per_switch": (int, 1.0, "nodes whose messages go through one switch"),
-    "oversubscription": (float, 1.0, "a switch's nodes over its way up: 1 is a full fat tree"),
-}
-FIELDS = {
-    "core_gflops": "core_rate",
-    "node_gflops": "node_rate",
-    "memory_gb": "memory",
-    "copy_gbs": "copy_rate",
-    "copy_us": "copy_latency",
-    "link_gbs": "link_rate",
-    "link_us": "link_latency",
-    "message_us": "message_time",
+# Options of the machine: the field of ranks.Machine, what reads one, its unit, and what it is.
+MACHINE = {
+    "cores": ("cores", positive, 1, "of a node"),
+    "core_gflops": ("core_rate", _above_0, 1e9, "that one core alone reaches in training"),
+    "node_gflops": ("node_rate", _above_0, 1e9, "that all cores of a node reach"),
+    "memory_gb": ("memory", _above_0, 1e9, "of a node"),
+    "copy_gbs": ("copy_rate", _above_0, 1e9, "GB/s that the ranks of a node move to each other"),
+    "copy_us": ("copy_latency", _above_0, 1e-6, "microseconds of a small message within a node"),
+    "link_gbs": ("link_rate", _above_0, 1e9, "GB/s from a node into the network"),
+    "link_us": ("link_latency", _above_0, 1e-6, "microseconds of a small message between nodes"),
+    "message_us": ("message_time", _above_0, 1e-6, "microseconds of a core for a message between nodes"),
+    "nodes_per_switch": ("nodes_per_switch", positive, 1, "nodes whose messages go through one switch"),
+    "oversubscription": (
+        "oversubscription",
+        _at_least_1,
+        1,
+        "a switch's nodes over its way up: 1 is a full fat tree",
+    ),
 }
 
 
@@ -65,27 +85,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         layer.add_argument(_option(name), type=positive, default=default, metavar="N", help=text)
     kinds = ("linear", "mlp", "gated")
     layer.add_argument("--expert-kind", choices=kinds, default="gated", help="default gated")
-    layer.add_argument("--n-shared-experts", type=int, default=0, metavar="N", help="default 0")
+    layer.add_argument("--n-shared-experts", type=_not_negative, default=0, metavar="N", help="default 0")
     layer.add_argument("--weight-dtype", choices=("f32", "bf16"), default="f32", help="default f32")
     text = "rows of the busiest rank over the mean (default 1)"
-    layer.add_argument("--imbalance", type=float, default=1.0, metavar="X", help=text)
+    layer.add_argument("--imbalance", type=_at_least_1, default=1.0, metavar="X", help=text)
     spread = parser.add_argument_group("ranks")
     text = f"default {' '.join(map(str, ranks.RANKS))}"
-    spread.add_argument("--ranks", type=positive, nargs="+", default=ranks.RANKS, metavar="N", help=text)
-    spread.add_argument("--ranks-per-node", type=positive, default=1, metavar="N", help="default 1")
-    spread.add_argument("--threads", type=positive, default=1, metavar="N", help="of a rank (default 1)")
+    spread.add_argument("--ranks", type=_up_to_most, nargs="+", default=ranks.RANKS, metavar="N", help=text)
+    spread.add_argument("--ranks-per-node", type=_up_to_most, default=1, metavar="N", help="default 1")
+    spread.add_argument("--threads", type=_up_to_most, default=1, metavar="N", help="of a rank (default 1)")
     text = "share of the exchange under which something is computed (default 0)"
-    spread.add_argument("--hidden", type=float, default=0.0, metavar="X", help=text)
+    spread.add_argument("--hidden", type=_share, default=0.0, metavar="X", help=text)
     machine = parser.add_argument_group("machine", "what is not given is measured here, or usual")
     machine.add_argument("--machine", type=Path, metavar="FILE", help="that make bench-ranks has written")
-    for name, (kind, _, what) in NUMBERS.items():
-        machine.add_argument(_option(name), type=kind, metavar="N" if kind is int else "X", help=what)
+    for name, (_, read, _, what) in MACHINE.items():
+        machine.add_argument(_option(name), type=read, metavar="N" if read is positive else "X", help=what)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="where to draw it, as SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all numbers")
 
 
 def scale(asked: argparse.Namespace) -> int:
     """Simulate, print the table and what is best on the most ranks, draw and write."""
+    if asked.top_k > asked.n_experts:
+        raise UserError(f"--top-k {asked.top_k}: there are {asked.n_experts} experts (--n-experts)")
+    for path in filter(None, (asked.picture, asked.json)):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {str(path.absolute().parent)!r}")
     work = ranks.LayerWork(
         **{name: getattr(asked, name) for name in LAYER},
         expert_kind=asked.expert_kind,
@@ -123,8 +148,8 @@ def _machine(asked: argparse.Namespace, work: ranks.LayerWork) -> ranks.Machine:
         say("measuring how fast this machine computes such a layer", error=True)
         machine = ranks.measure(work)
     given: dict[str, Any] = {
-        FIELDS.get(name, name): getattr(asked, name) * (1 if kind is int else unit)
-        for name, (kind, unit, _) in NUMBERS.items()
+        field: getattr(asked, name) * unit
+        for name, (field, _, unit, _) in MACHINE.items()
         if getattr(asked, name) is not None
     }
     made = machine.with_(**given)

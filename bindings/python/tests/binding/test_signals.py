@@ -114,7 +114,7 @@ def test_a_handler_that_does_not_raise_does_not_end_the_call(capfd: pytest.Captu
 
 
 # Ctrl-C while the library computes is looked at when it next calls Python: on entry to a callback.
-CALLBACKS = """
+CALLBACKS = '''
 import json, os, signal, sys, tempfile, threading, time
 import libmoe
 
@@ -128,7 +128,8 @@ model = libmoe.Model(**made)
 model.save_pretrained(wide, config=config)
 
 def interrupted(call):
-    told = threading.Event()
+    """Whether Ctrl-C came out of the call; on a busy machine it may be over before the signal is sent."""
+    told, over = threading.Event(), False
 
     def kill():
         told.wait()
@@ -137,17 +138,24 @@ def interrupted(call):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        call(lambda *_: told.set())
-        print("finished")
-        time.sleep(5)
+        made = call(lambda *_: told.set())
+        over = True
+        time.sleep(10)
+        print("lost")
     except KeyboardInterrupt:
-        print("interrupted")
+        pass
     thread.join()
+    return not over
 
-for _ in range(4):
-    interrupted(lambda tell: libmoe.Model.from_pretrained(wide, progress=tell))
-    interrupted(lambda tell: model.save_pretrained(wide, config=config, progress=tell))
-"""
+def load(tell):
+    return libmoe.Model.from_pretrained(wide, progress=tell)
+
+def save(tell):
+    model.save_pretrained(wide, config=config, progress=tell)
+
+for call in (load, save) * 4:
+    print(any(interrupted(call) for attempt in range(20)))
+'''
 
 
 def test_ctrl_c_comes_out_where_a_callback_is_told_something(tmp_path: Path) -> None:
@@ -156,9 +164,9 @@ def test_ctrl_c_comes_out_where_a_callback_is_told_something(tmp_path: Path) -> 
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
-    assert (child.stdout, child.stderr, child.returncode) == ("interrupted\n" * 8, "", 0)
+    assert (child.stdout, child.stderr, child.returncode) == ("True\n" * 8, "", 0)
 
 
 def test_a_callback_may_call_the_library_that_calls_back() -> None:

@@ -42,6 +42,9 @@ def test_every_constant_of_the_headers_has_a_word() -> None:
         ("moe_model_parameter lists them", "Model.parameters lists them"),
         ("options.prepared_parts[0].prepared = 2 needs it", "prepared = 'bf16' needs it"),
         ("moe_experts_plan says so", "libmoe.experts_plan says so"),
+        ("set it in moe_pretrained_options when", "set it in Model.from_pretrained when"),
+        ("make one by moe_model_load, or", "make one by Model.from_pretrained, or"),
+        ("kind of MOE_PREPARED_..._A8 or _A16", "kind of form, _a8 or _a16"),
         # What only looks alike stays.
         ("router = 30, n_experts = 3, glu_limit = 1", "router = 30, n_experts = 3, glu_limit = 1"),
         ("kind = 1 of two structs", "kind = 1 of two structs"),
@@ -68,6 +71,14 @@ CALLS: dict[str, tuple[Any, str]] = {
         lambda: libmoe.Layer(8, 16, 4, 2).forward(X, noise=np.zeros((3, 4), np.float32)),
         "noise is not None, but training = False",
     ),
+    "form": (
+        lambda: libmoe.Layer(8, 16, 4, 2, inference_only=True).prepare("stored"),
+        "set it in Model.from_pretrained when",
+    ),
+    "config.json": (
+        lambda: libmoe.Model(8, 1, 2, dense_intermediate_size=8).save_pretrained("nowhere"),
+        "give config, what a config.json has, as a dict",
+    ),
 }
 
 
@@ -76,7 +87,7 @@ def test_calls(call: str) -> None:
     run, text = CALLS[call]
     with pytest.raises(libmoe.InvalidArgumentError, match=text) as caught:
         run()
-    assert not re.search(r"MOE_|NULL|\b(router|score|training) = \d", str(caught.value))
+    assert not re.search(r"moe_|MOE_|NULL|\b(router|score|training) = \d", str(caught.value))
 
 
 def test_files_are_named_as_they_are(tmp_path: Path) -> None:

@@ -10,16 +10,10 @@ import pytest
 
 import libmoe
 from arrays import normal
-from attention_calls import Floats, arrays, everything, options
-from comparison import assert_close
+from attention_calls import arrays, everything, options
+from comparison import assert_close, assert_same_bits
 from libmoe import blocks
 from oracle.attention import Attention
-
-
-def same(name: str, found: Floats, expected: Floats) -> None:
-    np.testing.assert_array_equal(
-        np.ascontiguousarray(found).view(np.int32), np.ascontiguousarray(expected).view(np.int32), name
-    )
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -86,7 +80,7 @@ def test_gradients_of_sinks_are_added() -> None:
         q, k, v, d = (np.ascontiguousarray(array[b : b + 1]) for array in (query, key, value, doutput))
         part, part_sums = blocks.attention(q, k, v, **own)
         blocks.attention_backward(q, k, v, part, part_sums, d, dsinks=pieces, **own)
-    same("of one sequence after the other", pieces, dsinks)
+    assert_same_bits(pieces, dsinks, "of one sequence after the other")
 
 
 def test_a_sink_of_minus_infinity_is_none() -> None:
@@ -95,8 +89,8 @@ def test_a_sink_of_minus_infinity_is_none() -> None:
     found, found_sums = blocks.attention(
         query, key, value, causal=True, sinks=np.full(4, -np.inf, np.float32)
     )
-    same("output", found, expected)
-    same("log_sums", found_sums, sums)
+    assert_same_bits(found, expected, "output")
+    assert_same_bits(found_sums, sums, "log_sums")
 
 
 @pytest.mark.parametrize("sinks", [np.nan, np.inf])
@@ -142,8 +136,8 @@ def test_a_prefix_sees_what_the_whole_saw(given: dict[str, Any]) -> None:
         rows = np.s_[:, end - count : end]
         parts = query[rows].copy(), key[:, :end].copy(), value[:, :end].copy()
         some, some_sums = blocks.attention(*parts, causal=True, **given)
-        same(f"output {end} {count}", some, whole[rows])
-        same(f"log_sums {end} {count}", some_sums, sums[:, :, end - count : end])
+        assert_same_bits(some, whole[rows], f"output {end} {count}")
+        assert_same_bits(some_sums, sums[:, :, end - count : end], f"log_sums {end} {count}")
 
 
 @pytest.mark.parametrize("given", NEAR)
@@ -158,10 +152,10 @@ def test_padding_in_front_changes_no_bit(given: dict[str, Any], length: int) -> 
         seen[:, front : front + length] = True
         found = everything((query, key, value, doutput), None, {"causal": True, "valid_mask": seen, **given})
         for name in ("output", "dquery", "dkey", "dvalue"):
-            same(f"{name} {front}", found[name][:, front : front + length], expected[name])
-        same("log_sums", found["log_sums"][:, :, front : front + length], expected["log_sums"])
+            assert_same_bits(found[name][:, front : front + length], expected[name], f"{name} {front}")
+        assert_same_bits(found["log_sums"][:, :, front : front + length], expected["log_sums"], "log_sums")
         if "sinks" in given:
-            same("dsinks", found["dsinks"], expected["dsinks"])
+            assert_same_bits(found["dsinks"], expected["dsinks"], "dsinks")
 
 
 @pytest.mark.parametrize("group", [2, 3, 8, 13, 40, 70])
@@ -180,7 +174,7 @@ def test_heads_that_share_keys_have_the_bits_of_heads_that_do_not(group: int, qu
     for threads in (1, 2, 9):
         with libmoe.Context(n_threads=threads) as context:
             found, _ = blocks.attention(query, key, value, context=context, **given)
-        same(f"{threads} threads", found, expected)
+        assert_same_bits(found, expected, f"{threads} threads")
 
 
 @pytest.mark.parametrize("queries", [1, 3, 50, 200])
@@ -195,7 +189,7 @@ def test_what_lies_before_a_window_reaches_nothing(given: dict[str, Any], querie
     found = everything((usual[0], key, value, usual[3]), None, {"causal": True, **given})
     expected = everything(usual, None, {"causal": True, **given})
     for name, array in expected.items():
-        same(name, found[name], array)
+        assert_same_bits(found[name], array, name)
 
 
 def test_a_value_that_only_some_windows_hold() -> None:
@@ -207,8 +201,8 @@ def test_a_value_that_only_some_windows_hold() -> None:
     expected = everything((query, key, value, doutput), None, given)
     found = everything((query, key, other, doutput), None, given)
     hidden = np.r_[0:40, 60:100]
-    same("output", found["output"][:, hidden], expected["output"][:, hidden])
-    same("dquery", found["dquery"][:, hidden], expected["dquery"][:, hidden])
+    assert_same_bits(found["output"][:, hidden], expected["output"][:, hidden], "output")
+    assert_same_bits(found["dquery"][:, hidden], expected["dquery"][:, hidden], "dquery")
     assert np.isnan(found["output"][:, 40:60]).all()
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_same_bits
 from oracle.low_bits import FORMS, unpacked
-from packed_experts import assert_same_bits, every_expert, outputs, sizes
+from packed_experts import every_expert, outputs, sizes
 
 Floats = NDArray[np.float32]
 HALVES = [f"{form}_a16" for form in FORMS]
@@ -92,23 +93,6 @@ def test_against_float64(form: Any, instructions: Any) -> None:
     with libmoe.Context(instructions=instructions) as context:
         found = outputs(x, libmoe.ExpertWeights(gate=gate, up=up, down=down), form, context)
     assert np.linalg.norm(found - expected) < 5e-4 * np.linalg.norm(expected)
-
-
-@pytest.mark.parametrize("form", ["mxfp4_a16", "fp8_a16"])
-def test_threads_and_calls(form: Any) -> None:
-    """A token's bits are its own: threads, chunks of a call and other tokens change none."""
-    x = normal(700, 64, seed=12)
-    found = []
-    for n_threads, limit in ((1, 0), (2, 0), (2, 3 << 20)):
-        with libmoe.Context(n_threads, memory_limit=limit) as context:
-            layer = libmoe.Layer(64, 96, 8, 2, expert_kind="gated", activation="silu", context=context)
-            layer.prepare(form)
-            found.append(layer(x))
-            if limit == 0:
-                apart = [layer(x[t : t + 1]) for t in range(0, 700, 70)]
-                assert_same_bits(np.concatenate(apart), found[-1][::70])
-    assert_same_bits(found[1], found[0])
-    assert_same_bits(found[2], found[0])
 
 
 def test_with_a_tape_tokens_stay_floats() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -94,19 +94,12 @@ def test_prepared(kind: str, form: Any) -> None:
         prepared = libmoe.experts_prepare(weights, form)
         assert prepared.nbytes > 0
         biases = weights.without_matrices()
-        results: list[Any] = []
 
-        def compute(own: libmoe.ExpertWeights, case: Case = case, prepared: Any = prepared) -> None:
-            results.append(forward(case, own, prepared=prepared).y)  # noqa: B023
+        def compute(own: libmoe.ExpertWeights, case: Case = case, prepared: Any = prepared) -> Any:
+            return forward(case, own, prepared=prepared).y
 
-        threads = [
-            threading.Thread(target=compute, args=(own,)) for own in (weights, biases, biases, weights)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 4
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(compute, (weights, biases, biases, weights)))
         for y in results:
             assert_same({"y": y}, expected)
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_same_bits
 from oracle.low_bits import FORMS, Kept, integer_product, kept, unpacked
-from packed_experts import H, I, assert_same_bits, every_expert, outputs, sizes
+from packed_experts import H, I, every_expert, outputs, sizes
 
 WEIGHT_ONLY = list(FORMS)
 INTEGERS = [f"{form}_a8" for form in WEIGHT_ONLY if form != "fp8"]
@@ -255,14 +256,15 @@ def test_gated_experts(form: Any) -> None:
     assert 0.002 < error < (0.02 if form == "int8_row_a8" else 0.01)
 
 
-def test_threads_and_calls() -> None:
+@pytest.mark.parametrize("form", ["int8_a8", "mxfp4_a16", "fp8_a16"])
+def test_threads_and_calls(form: Any) -> None:
     """A token's bits are its own: threads, chunks of a call and other tokens change none."""
     x = normal(700, 64, seed=12)
     found = []
     for n_threads, limit in ((1, 0), (2, 0), (2, 3 << 20)):
         with libmoe.Context(n_threads, memory_limit=limit) as context:
             layer = libmoe.Layer(64, 96, 8, 2, expert_kind="gated", activation="silu", context=context)
-            layer.prepare("int8_a8")
+            layer.prepare(form)
             found.append(layer(x))
             if limit == 0:
                 apart = [layer(x[t : t + 1]) for t in range(0, 700, 70)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,7 @@ def ends(draw: Any) -> Tensors:
 
 def gpt_oss(seed: int = 1) -> Tensors:
     """Everything but the experts' matrices."""
-    generator = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> NDArray[np.float32]:
-        return random(generator, *shape)
-
+    draw = partial(random, np.random.default_rng(seed))
     tensors = ends(draw)
     for n in range(2):
         mlp = f"model.layers.{n}.mlp."
@@ -105,11 +102,7 @@ def gpt_oss(seed: int = 1) -> Tensors:
 
 
 def qwen3(seed: int = 2) -> Tensors:
-    generator = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> NDArray[np.float32]:
-        return random(generator, *shape)
-
+    draw = partial(random, np.random.default_rng(seed))
     tensors = ends(draw)
     for n in range(2):
         layer = f"model.layers.{n}."

@@ -7,19 +7,16 @@ written out, in float64; neither is needed here.
 from __future__ import annotations
 
 import json
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from recorded import recorded, within
 
 import libmoe
 import oracle
 from comparison import assert_all_close, assert_close, gradients_of
-
-Arrays = dict[str, NDArray[Any]]
 
 # The cases that a model has beside those of COMMON.
 MODELS: dict[str, list[str]] = {
@@ -48,17 +45,6 @@ COMMON = ["ordinary", "idle_expert", "huge", "ties"]
 CASES = [(model, case) for model, cases in MODELS.items() for case in COMMON + cases]
 
 
-@cache
-def load(name: str) -> Arrays:
-    with np.load(Path(__file__).parents[1] / "parity" / "models" / f"{name}.npz") as file:
-        return dict(file)
-
-
-def folder(arrays: Arrays, prefix: str) -> Arrays:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 def by_expert(indices: NDArray[Any], weights: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Each token's choices in the order of the experts: some models have no order of their own."""
     order = np.argsort(indices, axis=1, kind="stable")
@@ -68,10 +54,10 @@ def by_expert(indices: NDArray[Any], weights: NDArray[Any]) -> tuple[NDArray[Any
 @pytest.mark.parametrize(("model", "case"), CASES)
 def test_model(model: str, case: str) -> None:
     """The preset with small sizes: y, routing, and every gradient of <dy, y>."""
-    expected = folder(load(model), f"{case}/")
+    expected = within(recorded(f"models/{model}"), f"{case}/")
     settings = json.loads(str(expected["settings"]))
     layer = libmoe.Layer(**getattr(libmoe.presets, model)(**settings["arguments"]))
-    layer.load_state_dict({**folder(expected, "parameter/"), **folder(expected, "buffer/")})
+    layer.load_state_dict({**within(expected, "parameter/"), **within(expected, "buffer/")})
 
     tape = layer.tape()
     output = layer.forward(
@@ -88,18 +74,18 @@ def test_model(model: str, case: str) -> None:
     expected_indices, expected_weights = by_expert(expected["expert_indices"], expected["expert_weights"])
     np.testing.assert_array_equal(indices, expected_indices)
     assert_close("weights", weights, expected_weights)
-    gradients, expected_gradients = gradients_of(layer, dx), folder(expected, "gradient/")
+    gradients, expected_gradients = gradients_of(layer, dx), within(expected, "gradient/")
     assert_close("dx", gradients.pop("x"), expected_gradients.pop("x"), settings["dx_tolerance"])
     assert_all_close(gradients, expected_gradients)
 
 
 def by_oracle(model: str, case: str) -> oracle.Forward:
     """Forward by the oracle of the other tests."""
-    expected = folder(load(model), f"{case}/")
+    expected = within(recorded(f"models/{model}"), f"{case}/")
     settings = json.loads(str(expected["settings"]))
     return oracle.forward(
         oracle.Settings.of(getattr(libmoe.presets, model)(**settings["arguments"])),
-        {**folder(expected, "parameter/"), **folder(expected, "buffer/")},
+        {**within(expected, "parameter/"), **within(expected, "buffer/")},
         expected["x"],
         options=oracle.Options(
             sequence_length=settings["sequence_length"],
@@ -111,7 +97,7 @@ def by_oracle(model: str, case: str) -> oracle.Forward:
 @pytest.mark.parametrize(("model", "case"), CASES)
 def test_oracle(model: str, case: str) -> None:
     """The oracle agrees too, as closely as float32 can hold the blocks' float64 results."""
-    expected = folder(load(model), f"{case}/")
+    expected = within(recorded(f"models/{model}"), f"{case}/")
     done = by_oracle(model, case)
     dx, gradients = oracle.backward(done, expected["dy"], d_aux_loss=0.0)
 
@@ -121,7 +107,7 @@ def test_oracle(model: str, case: str) -> None:
     expected_indices, expected_weights = by_expert(expected["expert_indices"], expected["expert_weights"])
     np.testing.assert_array_equal(indices, expected_indices)
     assert_close("weights", weights, expected_weights, half_ulp)
-    assert_all_close({"x": dx} | gradients, folder(expected, "gradient/"), half_ulp)
+    assert_all_close({"x": dx} | gradients, within(expected, "gradient/"), half_ulp)
 
 
 def test_values_on_both_sides_of_the_clamps() -> None:
@@ -132,10 +118,10 @@ def test_values_on_both_sides_of_the_clamps() -> None:
 
 
 def test_drops_are_counted() -> None:
-    expected = folder(load("switch"), "drops/")
+    expected = within(recorded("models/switch"), "drops/")
     settings = json.loads(str(expected["settings"]))
     layer = libmoe.Layer(**libmoe.presets.switch(**settings["arguments"]))
-    layer.load_state_dict(folder(expected, "parameter/"))
+    layer.load_state_dict(within(expected, "parameter/"))
     report = layer.forward(expected["x"], sequence_length=settings["sequence_length"]).report
     kept = expected["expert_indices"][expected["expert_indices"] >= 0]
     np.testing.assert_array_equal(report.tokens_per_expert, np.bincount(kept, minlength=layer.n_experts))

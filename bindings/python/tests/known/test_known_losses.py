@@ -6,12 +6,12 @@ The numbers come from parity/models/losses.py: layers whose logits are x W^T, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from recorded import recorded
 
 import libmoe
 import oracle
@@ -24,8 +24,7 @@ N_LAYERS, LENGTH, TOP_K = 3, 7, 2
 
 @pytest.fixture(scope="module")
 def torch() -> dict[str, Array]:
-    with np.load(Path(__file__).parents[1] / "parity" / "models" / "losses.npz") as file:
-        return dict(file)
+    return recorded("models/losses")
 
 
 def make_layer(weight: Array, losses: Mapping[Any, float] | None = None) -> libmoe.Layer:
@@ -72,6 +71,25 @@ def test_pooled_balance_loss(torch: dict[str, Array], masked: bool) -> None:
     assert_close("d_logits", d_logits, torch[f"{expected}/d_logits"])
 
 
+def assert_pooled(
+    torch: dict[str, Array],
+    case: str,
+    layers: list[libmoe.Layer],
+    tapes: list[libmoe.Tape],
+    reports: list[libmoe.Report],
+    names: tuple[str, str, str] = ("tokens_per_expert", "n_valid", "mean_probability"),
+) -> None:
+    """The loss of the layers' reports, and what it is to each of them."""
+    lists: Any = [[getattr(report, name) for report in reports] for name in names]
+    loss, d_means = libmoe.pooled_balance_loss(*lists)
+
+    assert_close("loss", loss, torch[f"{case}/loss"])
+    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
+        gradient: Any = {f"d_{names[-1]}": d_means[number]}
+        dx = layer.backward(tape, np.zeros_like(x), **gradient)
+        assert_gate(layer, x, dx, torch[f"{case}/d_logits"][number])
+
+
 def test_pooled_balance_loss_of_layers(torch: dict[str, Array]) -> None:
     """The same through forward's reports, and back through each layer."""
     layers = [make_layer(weight) for weight in torch["router"]]
@@ -80,17 +98,7 @@ def test_pooled_balance_loss_of_layers(torch: dict[str, Array]) -> None:
         layer.forward(x, tape=tape, valid_mask=torch["mask"]).report
         for layer, x, tape in zip(layers, torch["x"], tapes)
     ]
-
-    loss, d_means = libmoe.pooled_balance_loss(
-        [report.tokens_per_expert for report in reports],
-        [report.n_valid for report in reports],
-        [report.mean_probability for report in reports],
-    )
-
-    assert_close("loss", loss, torch["pooled_masked/loss"])
-    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
-        dx = layer.backward(tape, np.zeros_like(x), d_mean_probability=d_means[number])
-        assert_gate(layer, x, dx, torch["pooled_masked/d_logits"][number])
+    assert_pooled(torch, "pooled_masked", layers, tapes, reports)
 
 
 def test_pooled_balance_loss_of_what_counts(torch: dict[str, Array]) -> None:
@@ -104,17 +112,7 @@ def test_pooled_balance_loss_of_what_counts(torch: dict[str, Array]) -> None:
     for layer, x, output in zip(layers, torch["x"], outputs):
         np.testing.assert_array_equal(output.y, layer(x))
     reports = [output.report for output in outputs]
-
-    loss, d_means = libmoe.pooled_balance_loss(
-        [report.tokens_per_expert for report in reports],
-        [report.n_valid for report in reports],
-        [report.mean_probability for report in reports],
-    )
-
-    assert_close("loss", loss, torch["pooled_masked/loss"])
-    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
-        dx = layer.backward(tape, np.zeros_like(x), d_mean_probability=d_means[number])
-        assert_gate(layer, x, dx, torch["pooled_masked/d_logits"][number])
+    assert_pooled(torch, "pooled_masked", layers, tapes, reports)
 
 
 @pytest.mark.parametrize("chunk_tokens", [0, 1])
@@ -126,17 +124,8 @@ def test_switch_over_layers(torch: dict[str, Array], chunk_tokens: int) -> None:
         layer.forward(x, tape=tape, sequence_length=LENGTH, chunk_tokens=chunk_tokens).report
         for layer, x, tape in zip(layers, torch["x"], tapes)
     ]
-
-    loss, d_means = libmoe.pooled_balance_loss(
-        [report.sequence_counts for report in reports],
-        [report.sequence_valid for report in reports],
-        [report.sequence_probability for report in reports],
-    )
-
-    assert_close("loss", loss, torch["switch_pooled/loss"])
-    for number, (layer, x, tape) in enumerate(zip(layers, torch["x"], tapes)):
-        dx = layer.backward(tape, np.zeros_like(x), d_sequence_probability=d_means[number])
-        assert_gate(layer, x, dx, torch["switch_pooled/d_logits"][number])
+    names = ("sequence_counts", "sequence_valid", "sequence_probability")
+    assert_pooled(torch, "switch_pooled", layers, tapes, reports, names)
 
 
 @pytest.mark.parametrize("number", range(N_LAYERS))

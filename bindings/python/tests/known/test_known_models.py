@@ -1,51 +1,24 @@
-"""libmoe computes what models of transformers and layers of PyTorch compute.
+"""libmoe computes what layers of PyTorch compute; whole models of transformers are in model/test_pretrained.py.
 
-The numbers come from parity/generate_whole.py, which runs them in float64; neither is needed here.
+The numbers come from parity/generate_whole.py, which runs them in float64; PyTorch is not needed here.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from recorded import Arrays, recorded, within
 
 import libmoe
 from comparison import assert_all_close, assert_close
 
-Arrays = dict[str, NDArray[Any]]
-
 
 def load(name: str) -> tuple[dict[str, Any], Arrays]:
-    with np.load(Path(__file__).parents[1] / "parity" / "whole" / f"{name}.npz") as file:
-        arrays = dict(file)
+    arrays = recorded(f"whole/{name}")
     return json.loads(str(arrays.pop("settings"))), arrays
-
-
-def transformers(tensors: Arrays, n: int) -> Arrays:
-    """Tensors of a causal model of n layers, under libmoe's names."""
-    found = {
-        "embed.weight": tensors["model.embed_tokens.weight"],
-        "norm.weight": tensors["model.norm.weight"],
-        "output.weight": tensors["lm_head.weight"],
-    }
-    for layer in range(n):
-        own, theirs = f"layers.{layer}.", f"model.layers.{layer}."
-        attention = f"{theirs}self_attn."
-        found[f"{own}norm1.weight"] = tensors[f"{theirs}input_layernorm.weight"]
-        found[f"{own}norm2.weight"] = tensors[f"{theirs}post_attention_layernorm.weight"]
-        found[f"{own}attention.qkv.weight"] = np.concatenate(
-            [tensors[f"{attention}{part}_proj.weight"] for part in "qkv"]
-        )
-        found[f"{own}attention.output.weight"] = tensors[f"{attention}o_proj.weight"]
-        for part in "qk":
-            if f"{attention}{part}_norm.weight" in tensors:
-                found[f"{own}attention.{part}_norm.weight"] = tensors[f"{attention}{part}_norm.weight"]
-        found |= experts(tensors, f"{theirs}mlp.", f"{own}ffn.")
-    return found
 
 
 def experts(tensors: Arrays, theirs: str, own: str) -> Arrays:
@@ -82,30 +55,12 @@ def encoder(tensors: Arrays) -> Arrays:
     return found
 
 
-def folder(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 def filled(model: libmoe.Model, parameters: Arrays) -> None:
     model.load_state_dict({name: np.ascontiguousarray(array) for name, array in parameters.items()})
 
 
 def gradients(model: libmoe.Model) -> Arrays:
     return {name: parameter.grad for name, parameter in model.parameters.items()}
-
-
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-def test_language_model(name: str) -> None:
-    settings, arrays = load(name)
-    model = libmoe.Model(**settings)
-    filled(model, transformers(folder(arrays, "parameter/"), model.n_layers))
-    output = model.forward(arrays["tokens"], arrays["targets"], tape=True, logits=True)
-    assert output.logits is not None
-    assert_close("logits", output.logits, arrays["logits"], 1e-4)
-    assert_close("loss", output.loss, arrays["loss"], 1e-4)
-    assert_close("pooled balance loss", output.pooled_balance_loss, arrays["pooled_balance_loss"], 1e-4)
-    model.backward(output)
-    assert_all_close(gradients(model), transformers(folder(arrays, "gradient/"), model.n_layers), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +70,12 @@ def test_layer(name: str) -> None:
     settings, arrays = load(name)
     if name == "multihead_attention":
         model = libmoe.Model(**settings)
-        filled(model, attention(folder(arrays, "parameter/"), ""))
-        expected = attention(folder(arrays, "gradient/"), "")
+        filled(model, attention(within(arrays, "parameter/"), ""))
+        expected = attention(within(arrays, "gradient/"), "")
     else:
         model = libmoe.EncoderLayer(**settings)
-        filled(model, encoder(folder(arrays, "parameter/")))
-        expected = encoder(folder(arrays, "gradient/"))
+        filled(model, encoder(within(arrays, "parameter/")))
+        expected = encoder(within(arrays, "gradient/"))
     output = model.forward(arrays["x"], tape=True, valid_mask=arrays.get("valid_mask"))
     assert output.hidden is not None
     assert_close("y", output.hidden, arrays["y"])

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from recorded import recorded, within
 
 import libmoe
 import oracle
 from comparison import assert_all_close, assert_close, gradients_of
-
-Arrays = dict[str, NDArray[Any]]
 
 LAYERS = [
     "classic",
@@ -33,59 +30,49 @@ LAYERS = [
 ]
 
 
-def load(name: str) -> Arrays:
-    with np.load(Path(__file__).parents[1] / "parity" / f"{name}.npz") as file:
-        return dict(file)
-
-
-def folder(arrays: Arrays, prefix: str) -> Arrays:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name: str) -> None:
-    torch = load(name)
+    torch = recorded(name)
     layer = libmoe.Layer(**json.loads(str(torch["config"])))
-    layer.load_state_dict(folder(torch, "parameter/"))
+    layer.load_state_dict(within(torch, "parameter/"))
 
     tape = layer.tape()
     output = layer.forward(torch["x"], tape=tape)
     dx = layer.backward(tape, torch["dy"])
 
     for precision in ("float32", "float64"):
-        expected = folder(torch, f"{precision}/")
+        expected = within(torch, f"{precision}/")
         assert_close("y", output.y, expected["y"])
         for integers in ("expert_indices", "tokens_per_expert"):
             np.testing.assert_array_equal(getattr(output.report, integers), expected[integers])
         for reals in ("expert_weights", "mean_probability", "balance_loss", "z_loss", "aux_loss", "entropy"):
             assert_close(reals, getattr(output.report, reals), expected[reals])
 
-    assert_all_close(gradients_of(layer, dx), folder(torch, "gradient/"))
+    assert_all_close(gradients_of(layer, dx), within(torch, "gradient/"))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_oracle(name: str) -> None:
     """The oracle of the other tests agrees too, as closely as float32 can hold PyTorch's float64 results."""
-    torch = load(name)
-    expected = folder(torch, "float64/")
+    torch = recorded(name)
+    expected = within(torch, "float64/")
     settings = oracle.Settings.of(json.loads(str(torch["config"])))
 
-    done = oracle.forward(settings, folder(torch, "parameter/"), torch["x"])
+    done = oracle.forward(settings, within(torch, "parameter/"), torch["x"])
     dx, gradients = oracle.backward(done, torch["dy"])
 
     half_ulp = 2.0**-24
     assert_close("y", done.y, expected["y"], half_ulp)
     for reals in ("balance_loss", "z_loss", "aux_loss", "entropy", "mean_probability"):
         assert_close(reals, getattr(done.report, reals), expected[reals], half_ulp)
-    assert_all_close({"x": dx} | gradients, folder(torch, "gradient/"), half_ulp)
+    assert_all_close({"x": dx} | gradients, within(torch, "gradient/"), half_ulp)
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v4"])
 def test_values_on_both_sides_of_the_clamps(name: str) -> None:
-    torch = load(name)
+    torch = recorded(name)
     settings = oracle.Settings.of(json.loads(str(torch["config"])))
-    calls = oracle.forward(settings, folder(torch, "parameter/"), torch["x"]).calls
+    calls = oracle.forward(settings, within(torch, "parameter/"), torch["x"]).calls
     gates, ups = (np.concatenate([getattr(call, part).ravel() for call in calls]) for part in ("gate", "up"))
     for beyond in (gates > settings.glu_limit, ups > settings.glu_limit, ups < -settings.glu_limit):
         assert 0.03 < np.mean(beyond) < 0.5
@@ -94,9 +81,9 @@ def test_values_on_both_sides_of_the_clamps(name: str) -> None:
 @pytest.mark.parametrize("name", ["bfloat16_classic", "bfloat16_swiglu"])
 def test_bfloat16_layer(name: str) -> None:
     """PyTorch rounds more: sums, biases, slopes and every gradient. Off by 2^-9 each, several on each way."""
-    torch = load(name)
+    torch = recorded(name)
     layer = libmoe.Layer(**json.loads(str(torch["config"])), weight_dtype="bf16")
-    parameters = folder(torch, "parameter/")
+    parameters = within(torch, "parameter/")
     matrices = {name: value for name, value in parameters.items() if value.ndim == 3}
     layer.load_state_dict(
         {**parameters, **{name: libmoe.to_bfloat16(value) for name, value in matrices.items()}}
@@ -105,7 +92,7 @@ def test_bfloat16_layer(name: str) -> None:
     actual = {"y": layer.forward(torch["x"], tape=tape).y}
     actual |= gradients_of(layer, layer.backward(tape, torch["dy"]))
 
-    expected = {"y": torch["y"]} | folder(torch, "gradient/")
+    expected = {"y": torch["y"]} | within(torch, "gradient/")
     assert actual.keys() == expected.keys()
     for array in expected:
         error = np.linalg.norm(actual[array] - expected[array]) / np.linalg.norm(expected[array])
@@ -156,7 +143,7 @@ def sgd_one_cycle(parameters: list[libmoe.Parameter]) -> libmoe.SGD:
 )
 def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmoe.SGD]) -> None:
     """Ten steps over two tensors under a falling learning rate, compared after each."""
-    torch = load(make.__name__)
+    torch = recorded(make.__name__)
     parameters = [libmoe.Parameter(torch["start/0"]), libmoe.Parameter(torch["start/1"])]
     optimizer = make(parameters)
     for step, learning_rate in enumerate(torch["learning_rates"]):
@@ -172,7 +159,7 @@ def test_optimizer(make: Callable[[list[libmoe.Parameter]], libmoe.AdamW | libmo
 
 def test_schedules() -> None:
     """Of torch.optim.lr_scheduler.OneCycleLR, and of transformers."""
-    torch = load("schedules")
+    torch = recorded("schedules")
     for i, options in enumerate(json.loads(str(torch["config"]))):
         expected = torch[f"learning_rates/{i}"]
         schedule = libmoe.Schedule(**options)
@@ -189,7 +176,7 @@ def test_schedules() -> None:
 
 @pytest.mark.parametrize("name", ["clip_acts", "clip_idle"])
 def test_clip_grad_norm(name: str) -> None:
-    torch = load(name)
+    torch = recorded(name)
     gradients = [torch["before/0"], torch["before/1"]]
     parameters = [libmoe.Parameter(np.zeros_like(g), g) for g in gradients]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import libmoe
 import oracle
 from against_oracle import inputs, oracle_of, unsettle
-from comparison import assert_all_close, assert_close
+from comparison import assert_all_close, assert_all_same_bits, assert_close
 from oracle.low_bits import unpacked
 
 SIZES: dict[str, Any] = {"hidden_size": 72, "intermediate_size": 45, "n_experts": 5, "top_k": 2, "seed": 3}
@@ -69,12 +69,6 @@ def step(layer: libmoe.Layer, **call: Any) -> dict[str, Any]:
     return {"y": y, "dx": dx, **gradients}
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name].view(np.uint32), values.view(np.uint32), name)
-
-
 @pytest.mark.parametrize(("matmul", "instructions", "threads"), CONTEXTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["int8", "int4_g64_a8", "nvfp4_a16", "int8_row_a8"])
@@ -86,12 +80,12 @@ def test_the_bits_of_a_layer_with_these_values(
         layer = libmoe.Layer(**arguments, context=context)
         twin = twin_of(layer, arguments, form, context)
         layer.prepare(form)
-        assert_same(step(layer), step(twin))
+        assert_all_same_bits(step(layer), step(twin))
         # What is computed again, and in chunks, is the same.
         for division in ({"tape_policy": "lean"}, {"chunk_tokens": 64}):
             layer.zero_grad()
             twin.zero_grad()
-            assert_same(step(layer, **division), step(twin, **division))
+            assert_all_same_bits(step(layer, **division), step(twin, **division))
 
 
 @pytest.mark.parametrize("kind", ["gated", "linear"])
@@ -104,7 +98,7 @@ def test_whatever_type_the_weights_were(kind: str) -> None:
         for division in ({}, {"tape_policy": "lean"}):
             layer.zero_grad()
             twin.zero_grad()
-            assert_same(step(layer, **division), step(twin, **division))
+            assert_all_same_bits(step(layer, **division), step(twin, **division))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,7 +215,7 @@ def test_what_has_no_backward_is_said() -> None:
     # There is nothing left that needs the memory which it has not.
     whole = libmoe.Layer(**arguments)
     whole.prepare("int8")
-    assert_same(step(stepped), step(whole))
+    assert_all_same_bits(step(stepped), step(whole))
 
 
 def test_changes_are_noticed() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_all_same_bits, assert_same_bits
 from libmoe import blocks
 
 H, I, E, K = 37, 75, 5, 2  # noqa: E741
@@ -53,12 +54,6 @@ def one_pass(layer: libmoe.Layer, n_tokens: int) -> dict[str, NDArray[Any]]:
     return {"y": y, "dx": dx, "untaped": layer(x), **gradients}
 
 
-def assert_same(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name].view(np.uint32), values.view(np.uint32), err_msg=name)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Conversions
 # ------------------------------------------------------------------------------------------------------------
@@ -79,7 +74,7 @@ def test_every_float16_becomes_the_same_number(instructions: Any, tmp_path: Path
         found = libmoe.Checkpoint(tmp_path / "wide.safetensors")["experts.up.weight"].reshape(-1)
     expected = np.resize(bits, data.size).view(np.float16).astype(np.float32)
     nan = np.isnan(expected)
-    np.testing.assert_array_equal(found[~nan].view(np.uint32), expected[~nan].view(np.uint32))
+    assert_same_bits(found[~nan], expected[~nan])
     halves = data.view(np.uint16)[nan].astype(np.uint32)
     quiet = (halves & 0x8000) << 16 | 0x7FC00000 | (halves & 0x3FF) << 13
     np.testing.assert_array_equal(found[nan].view(np.uint32), quiet)
@@ -126,7 +121,7 @@ def test_the_bits_are_those_of_float32(kind: str, n_threads: int, matmul: Any, i
         half, single = twins(context, **KINDS[kind])
         # Few tokens, of which each expert has one or two; and many.
         for n_tokens in (1, 3, 161):
-            assert_same(one_pass(half, n_tokens), one_pass(single, n_tokens))
+            assert_all_same_bits(one_pass(half, n_tokens), one_pass(single, n_tokens))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +129,7 @@ def test_prepared_the_bits_stay_the_same(kind: str) -> None:
     half, single = twins(**KINDS[kind])
     expected = one_pass(single, 41)
     half.prepare("f32")
-    assert_same(one_pass(half, 41), expected)
+    assert_all_same_bits(one_pass(half, 41), expected)
     # Rounded further: as a layer of these weights in bfloat16.
     half.prepare("bf16")
     single.prepare("bf16")
@@ -333,7 +328,7 @@ def test_a_model_of_float16_weights() -> None:
         model.backward(output)
         found.append((output.loss, {name: p.grad.copy() for name, p in model.parameters.items()}))
     assert found[0][0] == found[1][0]
-    assert_same(found[0][1], found[1][1])
+    assert_all_same_bits(found[0][1], found[1][1])
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import libmoe
 from against_oracle import Arguments, inputs, unsettle
 from arrays import normal
-from comparison import assert_close
+from comparison import assert_all_same_bits, assert_close
 from schemes import SCHEMES, SIZES, H, T, least
 
 UNALLOCATED: Any = {False: (), True: "expert_gradients"}  # whether steps are fused
@@ -88,18 +88,12 @@ def is_expert(name: str) -> bool:
     return name.startswith(("experts.", "shared.")) and "router" not in name and not name.endswith("constant")
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-
-
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("scheme", SCHEMES | MORE)
 def test_the_bits_are_those_of_backward_and_step(scheme: str, limit: str) -> None:
     arguments, call = (SCHEMES | MORE)[scheme]
     expected = train(False, arguments, call, LIMITS[limit])
-    assert_same(train(True, arguments, call, LIMITS[limit]), expected)
+    assert_all_same_bits(train(True, arguments, call, LIMITS[limit]), expected)
 
 
 @pytest.mark.parametrize("scheme", ["groups of experts", "gated with biases", "weight on input, linear"])
@@ -108,7 +102,7 @@ def test_sgd_and_plain_loops_say_the_same(scheme: str, limit: str) -> None:
     arguments, call = (SCHEMES | MORE)[scheme]
     expected = train(False, arguments, call, LIMITS[limit], kind="sgd")
     for matmul in ("native", "reference"):
-        assert_same(train(True, arguments, call, LIMITS[limit], matmul, "sgd"), expected)
+        assert_all_same_bits(train(True, arguments, call, LIMITS[limit], matmul, "sgd"), expected)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -121,7 +115,7 @@ def test_bfloat16(kind: str, limit: str) -> None:
     ):
         call: Arguments = {"training": True, "step": 1}
         expected = train(False, arguments, call, LIMITS[limit], kind=kind)
-        assert_same(train(True, arguments, call, LIMITS[limit], kind=kind), expected)
+        assert_all_same_bits(train(True, arguments, call, LIMITS[limit], kind=kind), expected)
 
 
 @pytest.mark.parametrize("kind", ["adamw in bf16", "sgd in bf16", "muon in bf16"])
@@ -153,7 +147,7 @@ def test_without_tokens_weights_decay() -> None:
             layer.backward(tape, nothing, optimizer=optimizer)
         else:
             optimizer.step()
-    assert_same(layers[1].state_dict(), layers[0].state_dict())
+    assert_all_same_bits(layers[1].state_dict(), layers[0].state_dict())
     fresh = libmoe.Layer(**SIZES).state_dict()
     assert not np.array_equal(layers[1].state_dict()["experts.up.weight"], fresh["experts.up.weight"])
 
@@ -279,4 +273,4 @@ def test_optimizers_of_something_else_are_refused() -> None:
     tape, dy = taped(usual)
     match = "created without 'expert_gradients'"
     refuse(libmoe.BadStateError, match, usual, optimizer=libmoe.AdamW(usual.parameters))
-    assert_same(layer.state_dict(), before)
+    assert_all_same_bits(layer.state_dict(), before)

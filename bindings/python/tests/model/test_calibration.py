@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_same_bits
 from oracle.calibration import chosen, importance, made_up
 from oracle.low_bits import unpacked
 from pretrained_models import FOLDERS, most_of_the_experts
@@ -197,7 +198,7 @@ def test_weights_are_those_of_the_least_weighted_error(form: Any) -> None:
         model.prepare(form, calibration=calibration)
         found, expected = (each.forward(tokens, logits=True).logits for each in (model, chosen_model))
         assert found is not None and expected is not None
-        np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+        assert_same_bits(found, expected)
 
 
 def weights_of_logits(model: libmoe.Model) -> NDArray[np.float64]:

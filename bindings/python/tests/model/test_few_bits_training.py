@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from test_prepared import CONTEXTS, MODELS, call_of, is_packed
 
 import libmoe
-from comparison import assert_all_close, assert_close
+from comparison import assert_all_same_bits, assert_close
 from oracle.low_bits import unpacked
-from oracle.model import Model as Oracle
 from pretrained_models import loaded, reference
-from small_language_models import made
+from small_language_models import assert_backward, backward, made, truth_of
 
 FORMS: list[Any] = ["int8", "int4_g64_a8", "nvfp4_a16"]
 
@@ -32,16 +31,9 @@ def step(model: libmoe.Model, call: dict[str, Any], **options: Any) -> dict[str,
     """All that a training step computes, but gradients of what is frozen."""
     output = model.forward(**call, tape=True, hidden=True, logits=True, training=True, step=5, **options)
     assert output.hidden is not None and output.logits is not None
-    d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
-    model.backward(output, 1.5, d_hidden)
+    backward(model, output)
     found = {n: p.grad.copy() for n, p in model.parameters.items() if not is_packed(n)}
     return {"hidden": output.hidden, "logits": output.logits, "loss": np.array([output.loss]), **found}
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name].view(np.uint32), values.view(np.uint32), name)
 
 
 @pytest.mark.parametrize("how", [how for how in CONTEXTS if how.get("matmul") != "openblas"][:5], ids=str)
@@ -58,7 +50,7 @@ def test_the_bits_of_a_model_with_these_values(case: str, form: Any, how: dict[s
         assert {n for n, p in model.parameters.items() if p.frozen} == set(
             filter(is_packed, model.parameters)
         )
-        assert_same(step(model, call), step(twin, call))
+        assert_all_same_bits(step(model, call), step(twin, call))
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -78,7 +70,7 @@ def test_less_on_the_tape_changes_no_bit(case: str) -> None:
                 break
             if keep not in kept:
                 model.zero_grad()
-                assert_same(step(model, call, memory_limit=limit), expected)
+                assert_all_same_bits(step(model, call, memory_limit=limit), expected)
             kept.add(keep)
         assert any("input" in keep for keep in kept)
 
@@ -89,20 +81,13 @@ def test_against_float64(case: str) -> None:
     with libmoe.Context(2) as context:
         model = made(arguments, context)
         twin = twin_of(model, "int4", arguments, context)
-        truth = Oracle(arguments, twin.state_dict(), **call)
-        for block in truth.blocks:
-            if block.ffn and block.ffn.is_moe:
-                assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
+        truth = truth_of(arguments, twin.state_dict(), call)
         model.prepare("int4_a8")
         output = model.forward(**call, tape=True, hidden=True, logits=True)
         assert output.hidden is not None and output.logits is not None
         assert_close("logits", output.logits, truth.logits)
         assert_close("objective", output.objective, truth.objective)
-        d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
-        model.backward(output, 1.5, d_hidden)
-        _, gradients = truth.backward(1.5, d_hidden)
-        found = {n: p.grad for n, p in model.parameters.items() if not p.frozen}
-        assert_all_close(found, {name: gradients[name] for name in found}, 2e-5)
+        assert_backward(model, output, truth)
 
 
 def test_the_loss_falls_as_the_gradient_says() -> None:
@@ -203,14 +188,14 @@ def test_read_saved_and_mapped(name: str, form: Any, tmp_path: Path) -> None:
     assert {n for n, p in small.parameters.items() if p.frozen} == {
         n for n, p in whole.parameters.items() if p.frozen
     }
-    assert_same(gradients_of(small, name), expected)
+    assert_all_same_bits(gradients_of(small, name), expected)
     adamw = libmoe.AdamW(small.parameters, learning_rate=0.01)
     adamw.step()
     assert small.forward(reference(name)["tokens"], logits=True).logits is not None
     small.save_pretrained(tmp_path)
     again = libmoe.Model.from_pretrained(tmp_path)
     after = gradients_of(small, name)
-    assert_same(gradients_of(again, name), after)
+    assert_all_same_bits(gradients_of(again, name), after)
     assert any(after[n].tobytes() != expected[n].tobytes() for n in after)
 
 
@@ -237,7 +222,7 @@ def test_matrices_in_few_bits_and_as_floats_together(how: dict[str, Any]) -> Non
                 parameter.data[...] = unpacked(parameter.data, "int8")
         found, expected = gradients_of(model, "olmoe"), gradients_of(twin, "olmoe")
         assert set(expected) - set(found) == {name for name in expected if ".ffn.experts." in name}
-        assert_same(found, {name: expected[name] for name in found})
+        assert_all_same_bits(found, {name: expected[name] for name in found})
 
 
 def test_the_memory_of_gradients_is_that_of_what_is_trained() -> None:

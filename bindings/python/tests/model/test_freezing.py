@@ -13,7 +13,7 @@ import pytest
 
 import latent_models
 import libmoe
-from small_language_models import CASES, DENSE, LANGUAGE, MOE, made
+from small_language_models import CASES, DENSE, LANGUAGE, MOE, backward, call_of, made
 
 EXPERTS: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10)
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -43,20 +43,10 @@ MODELS: dict[str, dict[str, Any]] = {
 ALL_BUT_NORMS = ("embed.weight", "*.attention.*", "*.ffn.*")
 
 
-def call_of(arguments: dict[str, Any], b: int = 3, s: int = 7) -> dict[str, Any]:
-    random = np.random.default_rng(7)
-    v = arguments.get("vocabulary_size")
-    if not v:
-        return {"tokens": random.standard_normal((b, s, arguments["hidden_size"])).astype(np.float32)}
-    targets = random.integers(0, v, (b, s)).astype(np.int32)
-    return {"tokens": random.integers(0, v, (b, s)).astype(np.int32), "targets": targets}
-
-
-def backward(model: libmoe.Model, arguments: dict[str, Any]) -> Any:
+def trained(model: libmoe.Model, arguments: dict[str, Any]) -> Any:
+    """Add to the gradients, and return that of the input."""
     output = model.forward(**call_of(arguments), tape=True, hidden=True, training=True, step=3)
-    assert output.hidden is not None
-    d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
-    return model.backward(output, 1.5, d_hidden)
+    return backward(model, output)[0]
 
 
 def gradients(arguments: dict[str, Any], frozen: list[str], context: libmoe.Context) -> dict[str, bytes]:
@@ -64,7 +54,7 @@ def gradients(arguments: dict[str, Any], frozen: list[str], context: libmoe.Cont
     model = libmoe.Model(**arguments, context=context)
     before = model.state_dict()
     assert model.freeze(*reversed(frozen)) == frozen
-    d_input = backward(model, arguments)
+    d_input = trained(model, arguments)
     parameters = model.parameters
     assert [name for name, parameter in parameters.items() if parameter.frozen] == frozen
     for name in frozen:
@@ -179,7 +169,7 @@ def test_optimisers_leave_them_out() -> None:
                 groups: Any = [{"parameters": decayed, "weight_decay": 0.5}]
                 optimizer = make(listed, 0.1, groups=groups, context=context)
                 model.zero_grad()
-                backward(model, MODELS["language"])
+                trained(model, MODELS["language"])
                 norm = optimizer.step(max_norm=1.0)
                 assert libmoe.clip_grad_norm(listed, 1.0, context=context) == norm
             steps.append({**model.state_dict(), "bytes": optimizer.state_size})
@@ -209,7 +199,7 @@ def test_a_gradient_that_is_in_use_is_not_freed() -> None:
         optimizer.step()
     with pytest.raises(libmoe.InvalidArgumentError, match="there is none to train"):
         libmoe.SGD({"norm": model.parameters["norm.weight"]})
-    backward(model, LANGUAGE)
+    trained(model, LANGUAGE)
     assert not mine.any()
 
 
@@ -217,7 +207,7 @@ def test_a_gradient_that_is_bound_is_trained_again() -> None:
     arguments = MODELS["language"]
     with libmoe.Context(n_threads=2) as context:
         whole, part = made(arguments, context), made(arguments, context)
-        backward(whole, arguments)
+        trained(whole, arguments)
         name, other = "layers.1.ffn.experts.up.weight", "layers.1.attention.output.weight"
         part.freeze("*")
         values = part.parameters[name].data
@@ -226,14 +216,14 @@ def test_a_gradient_that_is_bound_is_trained_again() -> None:
         grad = np.zeros(whole.parameters[other].data.shape, np.float32)
         part.bind(other, part.parameters[other].data.copy(), grad)
         part.zero_grad()
-        backward(part, arguments)
+        trained(part, arguments)
         assert {n for n, p in part.parameters.items() if not p.frozen} == {name, other}
         for each in (name, other):
             assert part.parameters[each].grad.tobytes() == whole.parameters[each].grad.tobytes()
         assert grad.any()
         part.freeze(other)
         before = grad.copy()
-        backward(part, arguments)
+        trained(part, arguments)
         np.testing.assert_array_equal(grad, before)
 
 
@@ -265,7 +255,7 @@ def test_a_training_state_has_their_values(tmp_path: Path) -> None:
         models = [made(arguments, context), libmoe.Model(**{**arguments, "seed": 8}, context=context)]
         for model in models:
             model.freeze("embed.weight", "*.experts.*")
-        backward(models[0], arguments)
+        trained(models[0], arguments)
 
         def parts(model: libmoe.Model) -> dict[str, Any]:
             outside = [p for name, p in model.parameters.items() if ".ffn." not in name]

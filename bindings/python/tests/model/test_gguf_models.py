@@ -11,7 +11,16 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
-from gguf_models import CASES, Array, changed_folder, converted, finish, write_gguf, write_keys
+from gguf_models import (
+    CASES,
+    Array,
+    changed_folder,
+    converted,
+    finish,
+    with_gate_and_up_fused,
+    write_gguf,
+    write_keys,
+)
 from safetensors.numpy import load_file, save_file
 from wide_models import random_blocks, wide_qwen
 
@@ -93,17 +102,7 @@ def test_latent_attention_in_one_matrix(tmp_path: Path) -> None:
 def test_gate_and_up_in_one_stack(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
 
-    def fused(found: dict[str, Array]) -> dict[str, Array]:
-        made = {}
-        for each, values in found.items():
-            if each.endswith("ffn_gate_exps.weight"):
-                up = found[each.replace("gate_exps", "up_exps")]
-                made[each.replace("gate_exps", "gate_up_exps")] = np.concatenate([values, up], 1)
-            elif not each.endswith("ffn_up_exps.weight"):
-                made[each] = values
-        return made
-
-    write_gguf("olmoe", path, change=fused)
+    write_gguf("olmoe", path, change=with_gate_and_up_fused)
     tokens = reference("olmoe")["tokens"]
     assert logits_of(read(path), tokens).tobytes() == logits_of(read(FOLDERS / "olmoe"), tokens).tobytes()
 

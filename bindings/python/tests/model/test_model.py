@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import libmoe
-from comparison import assert_all_close, assert_close
-from oracle.model import Model as Oracle
-from small_language_models import CASES, MOE, assert_slope, made
+from comparison import assert_close
+from small_language_models import CASES, MOE, assert_backward, assert_slope, call_of, made, masked, truth_of
 
 for case in CASES.values():
     case.setdefault("head_size", 4)
@@ -33,23 +32,10 @@ NEW = [
 ]
 
 
-def call_of(arguments: dict[str, Any], b: int = 3, s: int = 9) -> dict[str, Any]:
-    random = np.random.default_rng(7)
-    v = arguments.get("vocabulary_size")
-    if not v:
-        return {"tokens": random.standard_normal((b, s, arguments["hidden_size"])).astype(np.float32)}
-    targets = random.integers(0, v, (b, s)).astype(np.int32)
-    targets[0, :2] = -100
-    return {"tokens": random.integers(0, v, (b, s)).astype(np.int32), "targets": targets}
-
-
 def compare(arguments: dict[str, Any], call: dict[str, Any], d_objective: float = 1.0) -> None:
     with libmoe.Context(n_threads=2) as context:
         model = made(arguments, context)
-        truth = Oracle(arguments, model.state_dict(), **call)
-        for block in truth.blocks:
-            if block.ffn and block.ffn.is_moe:
-                assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
+        truth = truth_of(arguments, model.state_dict(), call)
         output = model.forward(**call, tape=True, hidden=True, logits=bool(model.vocabulary_size))
         assert output.hidden is not None
         assert_close("hidden", output.hidden, truth.hidden)
@@ -59,13 +45,7 @@ def compare(arguments: dict[str, Any], call: dict[str, Any], d_objective: float 
             expected = truth.pooled if name == "pooled_balance_loss" else getattr(truth, name)
             assert_close(name, getattr(output, name), expected)
         assert output.n_targets == truth.n_targets
-        d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
-        dinput = model.backward(output, d_objective, d_hidden)
-        d, gradients = truth.backward(d_objective, d_hidden)
-        if dinput is not None:
-            assert_close("dinput", dinput, d)
-        found = {name: parameter.grad for name, parameter in model.parameters.items()}
-        assert_all_close(found, gradients, 2e-5)
+        assert_backward(model, output, truth, d_objective)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,14 +55,8 @@ def test_against_float64(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["language", "encoder after", "attention alone"])
 def test_masks(case: str) -> None:
-    call = call_of(CASES[case])
-    b, s = call["tokens"].shape[:2]
-    random = np.random.default_rng(1)
-    call["mask"] = (random.random((s, s)) < 0.8) | np.eye(s, dtype=bool)
-    call["added_mask"] = random.standard_normal((s, s)).astype(np.float32)
-    call["valid_mask"] = np.arange(s) < np.array([[s], [s - 3], [2]])
+    call = masked(call_of(CASES[case]))
     if "targets" in call:
-        call["targets"][~call["valid_mask"]] = -100
         call["label_smoothing"] = 0.1
     compare(CASES[case], call)
 

@@ -211,7 +211,7 @@ def test_what_is_packed_has_no_gradients(tmp_path: Path) -> None:
     model = loaded("olmoe")
     before = model.state_dict()
     with pytest.raises(
-        libmoe.InvalidArgumentError, match="has gradients of them: make one by moe_model_load"
+        libmoe.InvalidArgumentError, match="has gradients of them: make one by Model.from_pretrained"
     ):
         lib.moe_pretrained_load(opened, model._handle)
     assert all(before[name].tobytes() == value.tobytes() for name, value in model.state_dict().items())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import quantised_folders
 from gguf import GGMLQuantizationType as Q
-from test_stored import SCHEMES, medium, mxfp4_folder, of_one, products, read
+from stored_models import SCHEMES, medium, mxfp4_folder, of_one, products, read
 from wide_models import wide, wide_qwen, write_blocks
 
 import libmoe

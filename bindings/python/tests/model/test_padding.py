@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
-from comparison import assert_close
+from comparison import assert_close, assert_same_bits
 from oracle.model import Model as Oracle
 from small_language_models import CASES, made
 
@@ -55,10 +55,6 @@ def padded(sequences: list[Tokens], before: list[int], length: int) -> tuple[Tok
     return batch, valid
 
 
-def same(found: NDArray[np.float32], expected: NDArray[np.float32], name: str) -> None:
-    np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32), name)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_each_sequence_is_as_alone(name: str) -> None:
     # Longer than the blocks of keys and of queries, by odd numbers of tokens.
@@ -72,7 +68,7 @@ def test_each_sequence_is_as_alone(name: str) -> None:
         for row, sequence in enumerate(sequences):
             alone = model.forward(sequence, hidden=True).hidden
             assert alone is not None
-            same(hidden[row][valid[row]], alone[0], f"sequence {row}")
+            assert_same_bits(hidden[row][valid[row]], alone[0], f"sequence {row}")
 
 
 def gradients(model: libmoe.Model) -> dict[str, NDArray[np.float32]]:
@@ -99,7 +95,7 @@ def test_gradients_are_those_of_the_sequences_one_after_another(name: str) -> No
         for row, sequence in enumerate(sequences):
             alone = model.backward(model.forward(sequence, tape=True), dhidden=d_alone[row])
             if dinput is not None and alone is not None:
-                same(dinput[row][valid[row]], alone[0], "dinput")
+                assert_same_bits(dinput[row][valid[row]], alone[0], "dinput")
                 np.testing.assert_array_equal(dinput[row][~valid[row]], 0)
         for parameter, expected in gradients(model).items():
             np.testing.assert_array_equal(found[parameter], expected, parameter)
@@ -132,7 +128,9 @@ def test_reading(name: str) -> None:
                     if step == 0 and not valid[row, 37:].any():
                         np.testing.assert_array_equal(found[0][row], 0)  # all of it came in the first read
                         continue
-                    same(found[step][row], logits[0, n - 1 + step], f"{before} sequence {row} step {step}")
+                    assert_same_bits(
+                        found[step][row], logits[0, n - 1 + step], f"{before} sequence {row} step {step}"
+                    )
 
 
 def test_a_sequence_that_has_ended_waits() -> None:
@@ -150,8 +148,8 @@ def test_a_sequence_that_has_ended_waits() -> None:
         last = model.read(cache, np.concatenate([tokens[:, 8:], tokens[:, 4:5]]))
         logits = model.forward(tokens, logits=True).logits
         assert logits is not None
-        same(last[0], logits[0, 8], "read on")
-        same(last[1], logits[0, 4], "waited")
+        assert_same_bits(last[0], logits[0, 8], "read on")
+        assert_same_bits(last[1], logits[0, 4], "waited")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -184,10 +182,10 @@ def test_given_positions_against_tables_in_another_order() -> None:
             table[:20] = kept[order[row]]
             alone = model.forward(tokens[row : row + 1], hidden=True, tape=True)
             assert output.hidden is not None and alone.hidden is not None
-            same(output.hidden[row], alone.hidden[0], "hidden")
+            assert_same_bits(output.hidden[row], alone.hidden[0], "hidden")
             model.zero_grad()
             model.backward(alone, 0.0, np.ones((1, 20, 12), np.float32))
-            same(found[order[row]], model.parameters["positions.weight"].grad[:20], "gradient")
+            assert_same_bits(found[order[row]], model.parameters["positions.weight"].grad[:20], "gradient")
             table[...] = kept
 
 
@@ -201,7 +199,7 @@ def test_given_rotary_positions_are_counted_ones_moved() -> None:
         moved = model.forward(tokens, positions=np.arange(1000, 1030)[None], logits=True).logits
         spread = model.forward(tokens, positions=3 * np.arange(30)[None], logits=True).logits
         assert counted is not None and given is not None and moved is not None and spread is not None
-        same(given, counted, "given")
+        assert_same_bits(given, counted, "given")
         assert_close("moved", moved, counted, 1e-3)
         assert np.abs(spread - counted).max() > 1e-2
 
@@ -245,7 +243,7 @@ def test_padding_that_is_not_finite(name: str, odd: float) -> None:
             assert output.hidden is not None and dinput is not None
             results.append({"hidden": output.hidden, "dinput": dinput, **gradients(model)})
         for key, expected in results[0].items():
-            same(results[1][key], expected, key)
+            assert_same_bits(results[1][key], expected, key)
 
 
 def test_refusals() -> None:

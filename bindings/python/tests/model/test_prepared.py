@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_same_bits
 from oracle.low_bits import integer_product, unpacked
 
 WEIGHT_ONLY = ["int8", "int4", "int4_g64", "int4_g128"]
@@ -74,10 +75,6 @@ def answers(model: libmoe.Model, call: dict[str, Any]) -> tuple[NDArray[np.float
     return output.logits, output.loss
 
 
-def assert_same(found: NDArray[Any], expected: NDArray[Any]) -> None:
-    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
-
-
 @pytest.mark.parametrize("how", CONTEXTS, ids=str)
 @pytest.mark.parametrize("form", WEIGHT_ONLY)
 @pytest.mark.parametrize("case", MODELS)
@@ -93,9 +90,9 @@ def test_the_bits_are_those_of_the_values_kept(case: str, form: Any, how: dict[s
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(last, expected[:, -1], rtol=1e-5, atol=1e-5)
         else:
-            assert_same(found, expected)
+            assert_same_bits(found, expected)
             assert own_loss == loss
-            assert_same(last, expected[:, -1])
+            assert_same_bits(last, expected[:, -1])
 
 
 @pytest.mark.parametrize("form", [f"{form}_a8" for form in WEIGHT_ONLY])
@@ -114,9 +111,9 @@ def test_tokens_in_integers(case: str, form: Any) -> None:
             assert output.logits is not None and output.hidden is not None
             hidden = output.hidden.reshape(-1, arguments["hidden_size"])
             expected = integer_product(hidden, weights, form)
-            assert_same(output.logits.reshape(expected.shape), expected)
+            assert_same_bits(output.logits.reshape(expected.shape), expected)
             first = output.logits if first is None else first
-            assert_same(output.logits, first)
+            assert_same_bits(output.logits, first)
             error = np.linalg.norm(first - exact) / np.linalg.norm(exact)
             assert 1e-4 < error < (0.05 if "int8" in form else 0.5)
 
@@ -130,7 +127,7 @@ def test_changes_are_noticed(name: str) -> None:
         model = libmoe.Model(**arguments, context=context)
         before, _ = answers(model, call)
         model.prepare()
-        assert_same(answers(model, call)[0], before)
+        assert_same_bits(answers(model, call)[0], before)
         model.parameters[name].data[...] += 1
         with pytest.raises(libmoe.BadStateError, match=f"^{name} has changed.*prepare the model again"):
             model.forward(**call, logits=True)
@@ -138,7 +135,7 @@ def test_changes_are_noticed(name: str) -> None:
         after, _ = answers(model, call)
         assert after.tobytes() != before.tobytes()
         model.prepare()
-        assert_same(answers(model, call)[0], after)
+        assert_same_bits(answers(model, call)[0], after)
 
 
 @pytest.mark.parametrize("name", ["layers.0.attention.qkv.weight", "layers.1.ffn.experts.up.weight"])
@@ -154,7 +151,7 @@ def test_what_a_form_cannot_hold_is_named_and_nothing_is_packed(name: str) -> No
             model.prepare("int8")
         model.parameters[name].data.flat[-1] = value
         assert context.memory()[0] == used
-        assert_same(answers(model, call)[0], before)
+        assert_same_bits(answers(model, call)[0], before)
 
 
 def test_the_bytes_of_a_form() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,63 +11,16 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-import quantised_folders
 from gguf import GGMLQuantizationType as Q
-from gguf_models import Array, write_gguf
-from safetensors.numpy import load_file, save_file
+from gguf_models import Array, with_gate_and_up_fused, write_gguf
+from stored_models import assert_stored, medium, of_one, read, released
 from wide_models import wide, wide_qwen, write_blocks
 
 import libmoe
-from oracle import quantised as q
-from oracle.low_bits import E2M1, multiples, unpacked, usable
-from oracle.quantised import Quantised
+from oracle.low_bits import unpacked
 from pretrained_models import logits_of, reference
 
-CT = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
-
-
-def read(path: Path, **how: Any) -> libmoe.Model:
-    return libmoe.Model.from_pretrained(path, **{"weight_dtype": "f32", "inference_only": True, **how})
-
-
-def released(model: libmoe.Model) -> set[str]:
-    """The parameters that have no memory."""
-    found = set()
-    for name, parameter in model.parameters.items():
-        try:
-            assert parameter.data.size
-        except libmoe.BadStateError:
-            found.add(name)
-    return found
-
-
-def assert_stored(
-    path: Path, tokens: Array, numbers: Path | None = None, *, packed: bool = True, **how: Any
-) -> None:
-    """The logits are those of the numbers, which are not in memory; times integers each product is near."""
-    plain = read(numbers or path, **how)
-    wanted = logits_of(plain, tokens)
-    assert np.isfinite(wanted).all()
-    stored = read(path, prepared="stored", **how)
-    assert logits_of(stored, tokens).tobytes() == wanted.tobytes()
-    assert bool(released(stored)) == packed
-    found = read(path, prepared="stored_a8", **how).forward(tokens, logits=True, hidden=True)
-    assert found.logits is not None and found.hidden is not None
-    tied = "output.weight" not in plain.parameters
-    head = plain.parameters["embed.weight" if tied else "output.weight"].data
-    exact = found.hidden.astype(np.float64) @ head.T.astype(np.float64)
-    exact *= (exact * found.logits).sum() / (exact * exact).sum()  # a model may scale its logits
-    assert np.linalg.norm(found.logits - exact) < 0.02 * np.linalg.norm(exact)
-
-
 # ---- GGUF
-
-
-def of_one(kind: Q, name: str, values: Array) -> Q:
-    """A type where rows are whole blocks of it, else Q8_0."""
-    return kind if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Q.Q8_0
 
 
 @pytest.mark.parametrize(
@@ -78,16 +30,6 @@ def test_blocks_of_one_type(kind: Q, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_blocks("qwen3_moe", path, wide_qwen(tmp_path), partial(of_one, kind))
     assert_stored(path, reference("qwen3_moe")["tokens"])
-
-
-def medium(name: str, values: Array) -> Q:
-    """As llama.cpp's Q4_K_M has it, and other mixtures: parts of fused matrices, and of experts, differ."""
-    if values.shape[-1] % 256:
-        return Q.Q5_0 if ".1." in name else Q.Q8_0
-    if "blk.0" in name:
-        return Q.Q6_K if "attn_v" in name or "down" in name or "output" in name else Q.Q4_K
-    kinds = {"attn_k": Q.Q5_K, "attn_v": Q.Q8_0, "gate_exps": Q.Q4_K, "up_exps": Q.Q8_0, "down_exps": Q.Q3_K}
-    return next((kind for part, kind in kinds.items() if part in name), Q.Q4_K)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +61,10 @@ def test_rows_in_another_order(name: str, kind: Q, tmp_path: Path) -> None:
 def test_gate_and_up_in_one_stack(tmp_path: Path) -> None:
     path, folder = tmp_path / "model.gguf", wide_qwen(tmp_path)
 
-    def fused(found: dict[str, Array]) -> dict[str, Array]:
-        made = {}
-        for each, values in found.items():
-            if each.endswith("ffn_gate_exps.weight"):
-                up = found[each.replace("gate_exps", "up_exps")]
-                made[each.replace("gate_exps", "gate_up_exps")] = np.concatenate([values, up], 1)
-            elif not each.endswith("ffn_up_exps.weight"):
-                made[each] = values
-        return made
-
     def types(name: str, values: Array) -> Q:
         return Q.Q4_0 if "exps" in name else Q.F32
 
-    write_gguf("qwen3_moe", path, folder=folder, types=types, change=fused)
+    write_gguf("qwen3_moe", path, folder=folder, types=types, change=with_gate_and_up_fused)
     assert_stored(path, reference("qwen3_moe")["tokens"])
 
 
@@ -151,166 +83,6 @@ def test_packing_again_makes_the_same(kind: Q, form: Any, tmp_path: Path) -> Non
     for end in ("", "_a8", "_a16"):
         stored, again = read(path, prepared=f"stored{end}"), read(path, prepared=f"{form}{end}")
         assert logits_of(stored, tokens).tobytes() == logits_of(again, tokens).tobytes()
-
-
-# ---- safetensors
-
-
-def groups(group: int, **how: Any) -> Callable[[np.random.Generator, int, int], Quantised]:
-    return lambda rng, r, c: q.compressed(rng, r, c, min(group, c), **how)
-
-
-SCHEMES: dict[str, tuple[dict[str, Any], quantised_folders.Make]] = {
-    "int4, bf16": (CT, groups(32)),
-    "int4, f16": (CT, groups(64, dtype=np.float16)),
-    "int4 of 128, f16": (CT, groups(128, dtype=np.float16)),
-    "int4 of 96, f32": (CT, groups(96, dtype=np.float32)),
-    "int4 of a row": (CT, groups(1 << 20, dtype=np.float16)),
-    "int4 of 128, bf16": (CT, groups(128)),
-    "int4 with zero points": (CT, groups(64, zeros=True)),
-    "int8 of a row": ({**CT, "format": "int-quantized"}, q.int8),
-    "int8 of a row in words": (CT, groups(1 << 20, bits=8)),
-    "awq": (AWQ, lambda rng, r, c: q.awq(rng, r, c, 32)),
-    "gptq": (GPTQ, lambda rng, r, c: q.gptq(rng, r, c, 32)),
-    "gptq without a list": (GPTQ, lambda rng, r, c: q.gptq(rng, r, c, 32, listed=False)),
-    "gptq version 2": (
-        {**GPTQ, "checkpoint_format": "gptq_v2"},
-        lambda rng, r, c: q.gptq(rng, r, c, 32, shift=0),
-    ),
-    "fp8 blocks": (
-        {"quant_method": "fp8", "weight_block_size": [32, 128]},
-        lambda rng, r, c: q.fp8(rng, r, c, (32, 128)),
-    ),
-    "fp8 of a tensor": ({"quant_method": "fp8"}, lambda rng, r, c: q.fp8(rng, r, c, (r, c), "weight_scale")),
-    "nvfp4": ({**CT, "format": "nvfp4-pack-quantized"}, q.nvfp4),
-    "nvfp4 of modelopt": ({"quant_method": "modelopt"}, lambda rng, r, c: q.nvfp4(rng, r, c, modelopt=True)),
-    "mxfp4": ({**CT, "format": "mxfp4-pack-quantized"}, q.mxfp4),
-}
-# Those that no form has stay numbers.
-NUMBERS: dict[str, tuple[dict[str, Any], quantised_folders.Make]] = {
-    "int4 of 16": (CT, groups(16)),
-    "int4 in an order": (CT, groups(32, ordered=True)),
-    "int8 groups": (CT, groups(32, bits=8)),
-    "gptq in an order": ({**GPTQ, "desc_act": True}, lambda rng, r, c: q.gptq(rng, r, c, 32, ordered=True)),
-    "gptq of 2 bits": ({**GPTQ, "bits": 2}, lambda rng, r, c: q.gptq(rng, r, c, 32, bits=2)),
-    "fp8 of a row": (
-        {**CT, "format": "float-quantized"},
-        lambda rng, r, c: q.fp8(rng, r, c, (1, c), "weight_scale"),
-    ),
-    "fp8 blocks of 16": (
-        {"quant_method": "fp8", "weight_block_size": [16, 128]},
-        lambda rng, r, c: q.fp8(rng, r, c, (16, 128)),
-    ),
-}
-
-
-def products(name: str) -> bool:
-    return "proj" in name or "lm_head" in name
-
-
-@pytest.mark.parametrize("scheme", [*SCHEMES, *NUMBERS])
-def test_folders(scheme: str, tmp_path: Path) -> None:
-    config, make = (SCHEMES | NUMBERS)[scheme]
-    packed, plain = quantised_folders.folders(tmp_path, config, make, products, hidden=192, width=96)
-    assert_stored(packed, reference("olmoe")["tokens"], plain, packed=scheme in SCHEMES)
-
-
-@pytest.mark.parametrize("how", [{}, {"instructions": "avx2"}, {"instructions": "base"}], ids=str)
-def test_int8_of_a_row_times_integers(how: dict[str, Any], tmp_path: Path) -> None:
-    """Numbers of -128 too, which packing does not make."""
-    packed, plain = quantised_folders.folders(
-        tmp_path, *SCHEMES["int8 of a row"], lambda name: "lm_head" in name, hidden=192, width=96
-    )
-    tensors = load_file(packed / "model.safetensors")
-    numbers, scales = tensors["lm_head.weight"].astype(np.int64), tensors["lm_head.weight_scale"]
-    assert (numbers == -128).any()
-    with libmoe.Context(**how) as context:
-        model = read(packed, prepared="stored_a8", context=context)
-        found = model.forward(reference("olmoe")["tokens"], logits=True, hidden=True)
-        assert found.logits is not None and found.hidden is not None
-    x = found.hidden.reshape(-1, 192)
-    step = usable(np.abs(x).max(-1) / np.float32(127))
-    sums = multiples(x, step[:, None]) @ numbers.T
-    wanted = (step[:, None] * scales[:, 0]) * sums.astype(np.float32)
-    np.testing.assert_array_equal(found.logits.reshape(wanted.shape), wanted)
-
-
-def test_gates_among_queries(tmp_path: Path) -> None:
-    """A head's queries and gates are one after the other in the file, and apart in the model."""
-    plain, rng = wide("qwen3_5_moe_text", tmp_path), np.random.default_rng(1)
-    folder = tmp_path / "packed"
-    folder.mkdir()
-    config = json.loads((plain / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": AWQ}))
-    numbers, made = load_file(plain / "model.safetensors"), {}
-    for name, values in list(numbers.items()):
-        if "proj" not in name:
-            made[name] = values
-            continue
-        own = q.awq(rng, values.shape[0], values.shape[1], 32)
-        made |= {f"{name.removesuffix('weight')}{end}": tensor for end, tensor in own.tensors.items()}
-        numbers[name] = own.weights
-    save_file(made, folder / "model.safetensors")
-    save_file(numbers, plain / "model.safetensors")
-    assert_stored(folder, reference("qwen3_5_moe_text")["tokens"], plain)
-
-
-@pytest.mark.parametrize("scheme", ["int4, bf16", "fp8 blocks", "nvfp4"])
-def test_routed_experts_alone(scheme: str, tmp_path: Path) -> None:
-    """As Kimi-K2 has it: the rest is what it was, in the weights' own type."""
-    packed, plain = quantised_folders.folders(
-        tmp_path, *SCHEMES[scheme], quantised_folders.experts, hidden=128, width=64
-    )
-    assert_stored(packed, reference("olmoe")["tokens"], plain)
-    model = read(packed, prepared="stored", weight_dtype="bf16")
-    assert released(model) == {
-        f"layers.{n}.ffn.experts.{each}.weight" for n in range(2) for each in ("gate", "up", "down")
-    }
-
-
-def test_experts_that_differ_stay_numbers(tmp_path: Path) -> None:
-    """Beside an expert in 4 bits another is not: a form is that of all of them."""
-    packed, plain = quantised_folders.folders(
-        tmp_path, *SCHEMES["awq"], lambda name: ".experts." in name and ".experts.3.up" not in name
-    )
-    assert_stored(packed, reference("olmoe")["tokens"], plain)
-    # Gate and down are blocks, and so up is float32 beside them.
-    model = read(packed, prepared="stored")
-    assert "layers.0.ffn.experts.up.weight" in released(model)
-
-
-def mxfp4_folder(place: Path) -> tuple[Path, Path]:
-    """A gpt-oss as it is published, its experts in MXFP4, and one of their numbers."""
-    plain, rng = wide("gpt_oss", place), np.random.default_rng(4)
-    folder = place / "mxfp4"
-    folder.mkdir()
-    config = json.loads((plain / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4"}
-    (folder / "config.json").write_text(json.dumps(config))
-    numbers = load_file(plain / "model.safetensors")
-    made = {}
-    for name, values in numbers.items():
-        if not name.endswith("_proj") or values.ndim != 3:
-            made[name] = values
-            continue
-        experts, columns, rows = values.shape
-        codes = rng.integers(0, 16, (experts, rows, columns), np.uint8)
-        scales = rng.integers(118, 124, (experts, rows, columns // 32), np.uint8)
-        made[name + "_blocks"] = (codes[..., ::2] | codes[..., 1::2] << np.uint8(4)).reshape(
-            experts, rows, columns // 32, 16
-        )
-        made[name + "_scales"] = scales
-        weights = E2M1[codes] / 2 * np.exp2(scales.astype(np.float32) - 127).repeat(32, -1)
-        numbers[name] = np.ascontiguousarray(weights.swapaxes(1, 2).astype(np.float32))
-    save_file(made, folder / "model.safetensors")
-    save_file(numbers, plain / "model.safetensors")
-    return folder, plain
-
-
-def test_gpt_oss(tmp_path: Path) -> None:
-    """Rows of gate and up in turn."""
-    folder, plain = mxfp4_folder(tmp_path)
-    assert_stored(folder, reference("gpt_oss")["tokens"], plain)
 
 
 # ---- memory
@@ -482,33 +254,6 @@ def test_scales_that_are_not_finite_are_named(place: str, tmp_path: Path) -> Non
             with pytest.raises(libmoe.NotFiniteError, match=f"{name}.*in the file is not finite"):
                 read(path, prepared=form, context=context)
         assert context.memory()[0] == before
-
-
-def test_exponents_of_mxfp4_that_are_no_number(tmp_path: Path) -> None:
-    folder, _ = mxfp4_folder(tmp_path)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.mlp.experts.down_proj_scales"][2, 5, 0] = 255
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(libmoe.NotFiniteError, match="layers.1.*experts.down.weight"):
-        read(folder, prepared="stored")
-
-
-def test_numbers_in_place_of_what_is_stored(tmp_path: Path) -> None:
-    packed, plain = quantised_folders.folders(tmp_path, *SCHEMES["gptq"])
-    tokens = reference("olmoe")["tokens"]
-    model = read(packed, prepared="stored")
-    with pytest.raises(libmoe.BadStateError, match="kept as it was packed alone"):
-        model.prepare("int8")
-    wanted = logits_of(read(plain), tokens).tobytes()
-    assert logits_of(model, tokens).tobytes() == wanted
-    # Numbers of the caller's take their place again; others are noticed.
-    numbers = read(plain)
-    for name in sorted(released(model)):
-        model.bind(name, numbers.parameters[name].data.copy())
-    assert logits_of(model, tokens).tobytes() == wanted
-    model.parameters["layers.0.attention.qkv.weight"].data[...] += 1
-    with pytest.raises(libmoe.BadStateError, match="qkv.weight has changed"):
-        logits_of(model, tokens)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama"])

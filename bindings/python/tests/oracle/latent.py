@@ -17,7 +17,7 @@ class LatentAttention:
 
     def __init__(self, call: model.Call, n: int, x: Array) -> None:
         self.call, self.x, self.name = call, x, f"layers.{n}.attention"
-        self.table, layer = call.table(n), call.layer(n)
+        self.table = call.table(n)
         b, s = call.shape
         heads, d, self.rank = call.heads, call.head_size, call.a["latent_rank"]
         self.rotary = call.tables[0]["rotary_size"] if call.tables else 0
@@ -41,15 +41,8 @@ class LatentAttention:
         k = np.concatenate(
             [expanded[..., : self.plain], np.broadcast_to(shared, (b, s, heads, self.rotary))], axis=-1
         )
-        options = {name: call.options.get(name) for name in ("mask", "added_mask", "valid_mask")}
-        options |= {"causal": call.a.get("causal", True), "seed": call.seed_of(2 * n + 2), "step": call.step}
-        options["dropout"] = call.a.get("attention_dropout", 0) if call.training else 0
-        options["scale"] = call.a.get("attention_scale")
-        options |= {name: layer[name] for name in ("window", "chunk")}
-        if call.a.get("sinks"):
-            options["sinks"] = call.p[f"{self.name}.sinks"]
         v: Any = expanded[..., self.plain :]
-        self.attention = Attention(query, k, v, options)
+        self.attention = Attention(query, k, v, call.attention(n))
         self.output = self.attention.output.reshape(b, s, heads * call.value_size)
         self.y = linear(call.p, f"{self.name}.output", self.output)
 

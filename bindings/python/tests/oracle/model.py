@@ -117,6 +117,17 @@ class Call:
     def seed_of(self, number: int) -> int:
         return int(self.seed + GOLDEN * number) % 2**64
 
+    def attention(self, n: int) -> dict[str, Any]:
+        """What layer n's attention is asked for."""
+        options = {name: self.options.get(name) for name in ("mask", "added_mask", "valid_mask")}
+        options |= {"causal": self.a.get("causal", True), "seed": self.seed_of(2 * n + 2), "step": self.step}
+        options["dropout"] = self.a.get("attention_dropout", 0) if self.training else 0
+        options["scale"] = self.a.get("attention_scale")
+        options |= {name: self.layer(n)[name] for name in ("window", "chunk")}
+        if self.a.get("sinks"):
+            options["sinks"] = self.p[f"layers.{n}.attention.sinks"]
+        return options
+
     def kept(self, seed: int, stream: int, shape: tuple[int, ...]) -> Array | float:
         """What dropout multiplies by."""
         rate = float(np.float32(self.a.get("dropout", 0)))
@@ -133,7 +144,7 @@ class SelfAttention:
 
     def __init__(self, call: Call, n: int, x: Array) -> None:
         self.call, self.x, self.name = call, x, f"layers.{n}.attention"
-        self.table, layer = call.table(n), call.layer(n)
+        self.table = call.table(n)
         b, s = call.shape
         h, kv, d, dv = call.heads, call.kv_heads, call.head_size, call.value_size
         projected = linear(call.p, f"{self.name}.qkv", x)
@@ -154,14 +165,7 @@ class SelfAttention:
         if call.a.get("temperature_scale") and not self.table:
             steps = np.floor((np.arange(s) + 1) / call.a["temperature_floor"])
             self.sharp = (1 + call.a["temperature_scale"] * np.log(1 + steps))[:, None, None]
-        options = {name: call.options.get(name) for name in ("mask", "added_mask", "valid_mask")}
-        options |= {"causal": call.a.get("causal", True), "seed": call.seed_of(2 * n + 2), "step": call.step}
-        options["dropout"] = call.a.get("attention_dropout", 0) if call.training else 0
-        options["scale"] = call.a.get("attention_scale")
-        options |= {name: layer[name] for name in ("window", "chunk")}
-        if call.a.get("sinks"):
-            options["sinks"] = call.p[f"{self.name}.sinks"]
-        self.attention = Attention(q * self.sharp, k, v, options)
+        self.attention = Attention(q * self.sharp, k, v, call.attention(n))
         self.output = self.attention.output.reshape(b, s, h * dv)
         self.gate = sigmoid(gate) if call.a.get("attention_gate") else None
         self.gated = self.output if self.gate is None else self.output * self.gate

@@ -110,8 +110,6 @@ class Settings:
 def taken(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those arguments that are fields of a dataclass."""
     names = {f.name for f in fields(kind)}
-    if "normalize" in arguments:  # as recorded values have it
-        arguments = {**arguments, "router_normalize": arguments["normalize"]}
     return {name: value for name, value in arguments.items() if name in names}
 
 

@@ -1,9 +1,9 @@
-"""Write what whole models of PyTorch and transformers compute, for test_whole_models.py to hold libmoe to.
+"""Write what layers of PyTorch compute, for test_known_models.py to hold libmoe to.
 
     pip install -r requirements.txt
     python generate_whole.py
 
-leaves one .npz per case in whole/. Each model is small, with random float32 parameters, and runs forwards and
+leaves one .npz per case in whole/. Each layer is small, with random float32 parameters, and runs forwards and
 backwards in float64, as far as it keeps to that; dropout is 0.
 """
 # Types are checked where PyTorch need not be installed.
@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 HERE = Path(__file__).parent / "whole"
-H, N, HEADS, KV, E, WIDTH, V, B, S = 16, 2, 4, 2, 4, 24, 32, 3, 7
-COEFFICIENT = 0.02
+H, HEADS, E, WIDTH, B, S = 16, 4, 4, 24, 3, 7
 Arrays = dict[str, Any]
 EXPERTS = {
     "n_experts": E,
@@ -54,83 +53,6 @@ def parts(module: nn.Module) -> Arrays:
         assert p.grad is not None, name
         found[f"gradient/{name}"] = p.grad
     return found
-
-
-def language(model: nn.Module, arguments: Arrays) -> Arrays:
-    """Logits, the loss with the pooled balance loss, and all gradients."""
-    unsettle(model)
-    random = np.random.default_rng(5)
-    tokens = random.integers(0, V, (B, S))
-    targets = random.integers(0, V, (B, S))
-    targets[0, 0] = -100
-    output = model(input_ids=torch.tensor(tokens), output_router_logits=True, use_cache=False)
-    logits = output.logits
-    loss = nn.functional.cross_entropy(logits.reshape(-1, V), torch.tensor(targets).reshape(-1))
-    (loss + COEFFICIENT * output.aux_loss).backward()
-    arguments = {
-        "hidden_size": H,
-        "n_layers": N,
-        "n_heads": HEADS,
-        "n_kv_heads": KV,
-        "vocabulary_size": V,
-        "tied_output": False,
-        "moe": EXPERTS,
-        "pooled_balance_coef": COEFFICIENT,
-        **arguments,
-    }
-    return {
-        "settings": json.dumps(arguments),
-        "tokens": tokens.astype(np.int32),
-        "targets": targets.astype(np.int32),
-        "logits": logits,
-        "loss": loss,
-        "pooled_balance_loss": output.aux_loss,
-        **parts(model),
-    }
-
-
-def mixtral() -> Arrays:
-    config = MixtralConfig(
-        hidden_size=H,
-        intermediate_size=WIDTH,
-        num_hidden_layers=N,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV,
-        head_dim=H // HEADS,
-        num_local_experts=E,
-        num_experts_per_tok=2,
-        vocab_size=V,
-        rope_theta=1e4,
-        attn_implementation="eager",
-        experts_implementation="eager",
-        tie_word_embeddings=False,
-    )
-    model = MixtralForCausalLM(config)
-    return language(model, {"rope_theta": 1e4, "norm_epsilon": config.rms_norm_eps})
-
-
-def qwen3_moe() -> Arrays:
-    config = Qwen3MoeConfig(
-        hidden_size=H,
-        intermediate_size=WIDTH,
-        moe_intermediate_size=WIDTH,
-        num_hidden_layers=N,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV,
-        head_dim=6,
-        num_experts=E,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        vocab_size=V,
-        rope_theta=1e4,
-        attn_implementation="eager",
-        experts_implementation="eager",
-        tie_word_embeddings=False,
-    )
-    model = Qwen3MoeForCausalLM(config)
-    return language(
-        model, {"rope_theta": 1e4, "norm_epsilon": config.rms_norm_eps, "qk_norm": True, "head_size": 6}
-    )
 
 
 def states() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,8 +119,6 @@ def attention() -> Arrays:
 
 
 CASES = {
-    "mixtral": mixtral,
-    "qwen3_moe": qwen3_moe,
     "encoder_layer": lambda: encoder(False, False),
     "encoder_layer_norm_first": lambda: encoder(True, False),
     "encoder_layer_of_experts": lambda: encoder(False, True),

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_same_bits
 from ranked_layers import Part, alone, divided, joined, plain, require_same, step, together, tokens
 from thread_ranks import ThreadRanks
 
@@ -198,7 +199,7 @@ def test_local_choices_are_those_of_each_ranks_tokens_alone(kind: str) -> None:
     for part, made in zip(divided(parts), together({**config, "choice_scope": "local"}, parts, use)):
         with libmoe.Context(1) as context:
             own = use(libmoe.Layer(**config, context=context), part)
-        np.testing.assert_array_equal(made.y.view(np.uint32), own.y.view(np.uint32))
+        assert_same_bits(made.y, own.y)
 
 
 def test_ranks_without_experts_and_threads_change_no_bit() -> None:
@@ -225,7 +226,7 @@ def test_prepared_weights(prepared: Any) -> None:
         return layer(part.of(x))
 
     found = np.concatenate(together(config, [14, 0, 23], use))
-    np.testing.assert_array_equal(found.view(np.uint32), alone(config, 37, use).view(np.uint32))
+    assert_same_bits(found, alone(config, 37, use))
 
 
 @pytest.mark.parametrize("policy", ["full", "lean"])
@@ -242,14 +243,10 @@ def test_backward_over_weights_of_few_bits(policy: Any) -> None:
 
     found = together(config, [14, 0, 23], use)
     y, dx, gate = alone(config, 37, use)
-    np.testing.assert_array_equal(
-        np.concatenate([each[0] for each in found]).view(np.uint32), y.view(np.uint32)
-    )
-    np.testing.assert_array_equal(
-        np.concatenate([each[1] for each in found]).view(np.uint32), dx.view(np.uint32)
-    )
+    assert_same_bits(np.concatenate([each[0] for each in found]), y)
+    assert_same_bits(np.concatenate([each[1] for each in found]), dx)
     for each in found:
-        np.testing.assert_array_equal(each[2].view(np.uint32), gate.view(np.uint32))
+        assert_same_bits(each[2], gate)
 
 
 def test_twenty_steps_of_an_optimiser_with_clipped_gradients() -> None:

@@ -95,6 +95,8 @@ def test_what_is_no_plan_is_refused() -> None:
         ({"weight_bytes": 3}, "weight_bytes = 3"),
         ({"imbalance": 0.5}, "imbalance = 0.5"),
         ({"imbalance": float("nan")}, "imbalance = nan"),
+        ({"tokens": "4"}, "tokens: expected an int, got str"),
+        ({"n_experts": 2.5}, "n_experts: expected an int, got float"),
     ):
         sizes: dict[str, Any] = {
             "hidden_size": 8,
@@ -110,17 +112,24 @@ def test_what_is_no_plan_is_refused() -> None:
         {"cores": -1},
         {"oversubscription": 0.5},
         {"link_rate": float("nan")},
+        {"cores": 2.5},
+        {"memory": "64e9"},
     ):
         with pytest.raises(libmoe.InvalidArgumentError, match=next(iter(numbers))):
             MACHINE.with_(**numbers)
     for options in (
         {"ranks": 0},
         {"ranks": 1 << 21},
-        {"ranks": 2, "threads": 0},
-        {"ranks": 2, "hidden": 1.5},
+        {"threads": 0, "ranks": 2},
+        {"hidden": 1.5, "ranks": 2},
+        {"ranks": "8"},
+        {"threads": None, "ranks": 2},
+        {"hidden": "half", "ranks": 2},
     ):
-        with pytest.raises(libmoe.InvalidArgumentError):
+        with pytest.raises(libmoe.InvalidArgumentError, match=next(iter(options))):
             plan(WORK, MACHINE, **options)
+    with pytest.raises(TypeError, match="ranks: expected a sequence, got int"):
+        simulate(WORK, MACHINE, 8)  # type: ignore[arg-type]
 
 
 def test_messages_take_what_the_equations_say() -> None:
@@ -178,4 +187,38 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     machine.write_text("{}")
     assert main(["scale", *sizes, "--machine", str(machine)]) == 1
     assert "has no machine" in capsys.readouterr().err
+    machine.write_text('{"cores": 0, "core_rate": 1, "node_rate": 1}')
+    assert main(["scale", *sizes, "--machine", str(machine)]) == 1
+    assert "machine.json': cores = 0" in capsys.readouterr().err
     assert main(["scale", *sizes, "--ranks", "2"]) == 0  # measured here
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--cores", "0"),
+        ("--cores", "1.5"),
+        ("--core-gflops", "-3"),
+        ("--link-gbs", "nan"),
+        ("--memory-gb", "inf"),
+        ("--oversubscription", "0.5"),
+        ("--imbalance", "nan"),
+        ("--hidden", "1.5"),
+        ("--n-shared-experts", "-1"),
+        ("--ranks", "2000000"),
+        ("--threads", "0"),
+        ("--top-k", "500"),
+        ("--picture", "no/such/folder/scale.svg"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name_before_anything_is_measured(
+    option: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libmoe.ranks, "measure", None)
+    try:
+        status = main(["scale", option, value])
+    except SystemExit as leaving:
+        status = int(str(leaving.code))
+    assert status in (1, 2)
+    told = capsys.readouterr().err
+    assert (option if option != "--picture" else value) in told and "measuring" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from ranked_models import alone, together
 
 import libmoe
-from libmoe.train import Settings, Trainer, UserError, open_run
+from libmoe.train import Settings, Trainer, UserError, log, open_run
+from libmoe.train.doctor import diagnose, told
 from libmoe.train.folder import BEST, LAST
 from libmoe.train.ranks import Ranks
 from libmoe.train.sample import sample
@@ -20,16 +22,21 @@ from thread_ranks import ThreadRanks
 from tiny import settings, state
 
 
+def on(size: int, one: Callable[[libmoe.Communicator | None], None]) -> None:
+    """Call it on ranks, or, of none, in one process."""
+    if size == 0:
+        one(None)
+    else:
+        ThreadRanks(size).run(one)
+
+
 def trained(given: Settings, run: Path, size: int, **how: Any) -> None:
     """Train in one process, or on ranks."""
 
     def one(communicator: libmoe.Communicator | None) -> None:
         Trainer(given, run, quiet=True, communicator=communicator, **how).train()
 
-    if size == 0:
-        one(None)
-    else:
-        ThreadRanks(size).run(one)
+    on(size, one)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -73,10 +80,7 @@ def trained_until(given: Settings, run: Path, size: int, step: int) -> None:
         trainer = Trainer(given, run, resume=(run / LAST).exists(), quiet=True, communicator=communicator)
         trainer.train(until=step)
 
-    if size == 0:
-        one(None)
-    else:
-        ThreadRanks(size).run(one)
+    on(size, one)
 
 
 def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None:
@@ -89,6 +93,20 @@ def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None
     expected = written(Ranks())
     for found in ThreadRanks(3).run(lambda communicator: written(Ranks(communicator))):
         assert found == expected
+
+
+def test_threads_of_the_other_ranks_of_a_machine_are_not_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank has its share, and that is all which could be hinted at."""
+    monkeypatch.setattr(libmoe, "processors", lambda: 4)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    given = settings(tmp_path, steps=4, threads=0)
+    trained(given, tmp_path / "run", 2)
+    records = log.read(tmp_path / "run")
+    started = log.of_kind(records, "start")[0]
+    assert (started["threads"], started["processors"]) == (2, 2)
+    assert "processors" not in told(diagnose(given, records))
 
 
 @pytest.mark.parametrize(

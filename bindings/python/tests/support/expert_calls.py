@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import libmoe
 from arrays import normal
+from comparison import assert_same_bits
 from oracle.experts import expert, expert_backward, weight_backward
 from oracle.settings import Group, Settings
 
@@ -265,6 +266,4 @@ def floats(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 def assert_same(found: Arrays, expected: Arrays) -> None:
     """Bit for bit, in all that both have."""
     for name in found.keys() & expected.keys():
-        np.testing.assert_array_equal(
-            found[name].view(np.uint32), expected[name].view(np.uint32), err_msg=name
-        )
+        assert_same_bits(found[name], expected[name], name)

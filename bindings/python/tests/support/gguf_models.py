@@ -433,3 +433,15 @@ def _pair(base: str, gate: Array, up: Array) -> list[tuple[str, Array]]:
     else:
         place = f"model.layers.{layer}.mlp.experts"
     return [(f"{place}.gate_proj.weight", gate), (f"{place}.up_proj.weight", up)]
+
+
+def with_gate_and_up_fused(found: dict[str, Array]) -> dict[str, Array]:
+    """A file's tensors, with gate and up of the experts in one stack."""
+    made = {}
+    for each, values in found.items():
+        if each.endswith("ffn_gate_exps.weight"):
+            up = found[each.replace("gate_exps", "up_exps")]
+            made[each.replace("gate_exps", "gate_up_exps")] = np.concatenate([values, up], 1)
+        elif not each.endswith("ffn_up_exps.weight"):
+            made[each] = values
+    return made

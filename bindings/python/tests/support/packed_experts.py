@@ -41,9 +41,3 @@ def outputs(
             **options,
         ).rows
     return found
-
-
-def assert_same_bits(found: NDArray[Any], expected: NDArray[Any]) -> None:
-    np.testing.assert_array_equal(
-        np.ascontiguousarray(found).view(np.uint32), np.ascontiguousarray(expected).view(np.uint32)
-    )

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_same_bits
 from libmoe._native import abi, fields
 from libmoe._native.library import ContextHandle
-from ranked_layers import bits, plain, tokens
+from ranked_layers import plain, tokens
 from thread_ranks import ThreadRanks
 
 SIZE, MOST = 3, 40
@@ -171,4 +172,4 @@ def require_the_bits_of_one_process(soaked: Soaked, steps: int, seed: int = 0) -
         for number in range(steps):
             run.step(Plan.of(number, seed))
         for name, array in values(run).items():
-            np.testing.assert_array_equal(bits(soaked.parameters[name]), bits(array), err_msg=name)
+            assert_same_bits(soaked.parameters[name], array, name)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_same_bits
 from thread_ranks import ThreadRanks
 
 REPORTED = ("balance_loss", "z_loss", "aux_loss", "entropy", "n_dropped", "n_valid", "tokens_per_expert")
@@ -93,7 +94,7 @@ def joined(made: Sequence[Made]) -> Made:
         if name.startswith("experts."):
             return np.concatenate([own[name] for own in arrays if name in own])
         for own in arrays[1:]:
-            np.testing.assert_array_equal(bits(own[name]), bits(arrays[0][name]), err_msg=name)
+            assert_same_bits(own[name], arrays[0][name], name)
         return arrays[0][name]
 
     names = {name for own in made for name in own.parameters}
@@ -111,12 +112,6 @@ def joined(made: Sequence[Made]) -> Made:
     )
 
 
-def bits(array: NDArray[Any]) -> NDArray[Any]:
-    """Return numbers by which equal bits are equal."""
-    array = np.ascontiguousarray(array)
-    return array.view(f"u{array.itemsize}")
-
-
 def require_same(found: Made, wanted: Made) -> None:
     """Fail where a bit differs."""
     pairs: dict[str, tuple[Any, Any]] = {"y": (found.y, wanted.y)}
@@ -130,7 +125,7 @@ def require_same(found: Made, wanted: Made) -> None:
         pairs[name] = (found.parameters[name], wanted.parameters[name])
     pairs |= {f"loss {k}": (found.report.losses[k], v) for k, v in wanted.report.losses.items()}
     for name, (one, other) in pairs.items():
-        np.testing.assert_array_equal(bits(np.asarray(one)), bits(np.asarray(other)), err_msg=name)
+        assert_same_bits(one, other, name)
 
 
 def step(

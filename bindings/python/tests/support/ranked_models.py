@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import libmoe
-from ranked_layers import Part, bits, divided
+from comparison import assert_same_bits
+from ranked_layers import Part, divided
 from thread_ranks import ThreadRanks
 
 NUMBERS = ("loss", "objective", "aux_loss", "pooled_balance_loss", "n_targets")
@@ -95,17 +96,14 @@ def require_same(parts: Sequence[Made], wanted: Made, config: dict[str, Any]) ->
     every = config.get("moe_every", 1)
     layers = config.get("layers") or [{"dense": (n + 1) % every != 0} for n in range(config["n_layers"])]
 
-    def require(name: str, found: Any, expected: Any) -> None:
-        np.testing.assert_array_equal(bits(np.asarray(found)), bits(np.asarray(expected)), err_msg=name)
-
     for part in parts:
-        require("numbers", part.numbers, wanted.numbers)
+        assert_same_bits(part.numbers, wanted.numbers, "numbers")
     for name, array in wanted.rows.items():
-        require(name, np.concatenate([part.rows[name] for part in parts]), array)
+        assert_same_bits(np.concatenate([part.rows[name] for part in parts]), array, name)
     for kind in ("gradients", "parameters"):
         for name, array in getattr(wanted, kind).items():
             own = [getattr(part, kind)[name] for part in parts if name in getattr(part, kind)]
             if ".ffn.experts." in name and not layers[int(name.split(".")[1])].get("dense"):
                 own = [np.concatenate(own)]
             for each in own:
-                require(f"{kind}: {name}", each, array)
+                assert_same_bits(each, array, f"{kind}: {name}")

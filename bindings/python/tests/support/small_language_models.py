@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 import libmoe
+from comparison import assert_all_close, assert_close
+from oracle.model import Model as Oracle
 
 MOE: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10, expert_kind="gated", activation="silu")
 LANGUAGE: dict[str, Any] = dict(hidden_size=12, n_layers=3, n_heads=3, vocabulary_size=17, seed=5)
@@ -15,12 +17,12 @@ ENCODER: dict[str, Any] = dict(
 )
 
 
+EXPERTS = {**LANGUAGE, "moe": MOE}
 DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
 CASES: dict[str, dict[str, Any]] = {
-    "language": {**LANGUAGE, "moe": MOE},
+    "language": EXPERTS,
     "untied, grouped heads, biases": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "n_heads": 6,
         "n_kv_heads": 2,
         "head_size": 4,
@@ -28,12 +30,11 @@ CASES: dict[str, dict[str, Any]] = {
         "qkv_bias": True,
         "output_bias": True,
     },
-    "normed heads": {**LANGUAGE, "moe": MOE, "head_size": 8, "qk_norm": True},
-    "heads normed together": {**LANGUAGE, "moe": MOE, "n_kv_heads": 1, "head_size": 8, "qk_norm": "whole"},
-    "heads normed after rotation": {**LANGUAGE, "moe": MOE, "head_size": 8, "qk_norm": "rotated"},
+    "normed heads": {**EXPERTS, "head_size": 8, "qk_norm": True},
+    "heads normed together": {**EXPERTS, "n_kv_heads": 1, "head_size": 8, "qk_norm": "whole"},
+    "heads normed after rotation": {**EXPERTS, "head_size": 8, "qk_norm": "rotated"},
     "two layers of three rotate": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "head_size": 6,
         "qk_norm": "plain",
         "temperature_scale": 0.7,
@@ -41,24 +42,21 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": [{}, {"rotary": -1}, {"dense": True, "dense_intermediate_size": 14}],
     },
     "scaled": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "attention_scale": 0.3,
         "embedding_scale": 3.0,
         "residual_scale": 0.6,
         "logit_scale": 0.25,
     },
     "capped and biased": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "logit_softcap": 1.5,
         "logit_scale": 2.0,
         "logit_bias": True,
         "tied_output": False,
     },
     "gated attention": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "n_heads": 4,
         "n_kv_heads": 2,
         "attention_gate": True,
@@ -79,8 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
         ],
     },
     "rotary tables": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "head_size": 8,
         "n_kv_heads": 1,
         "rotary_tables": [
@@ -90,8 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": [{"rotary": 1}, {"rotary": -1}, {}],
     },
     "long rotary": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "head_size": 6,
         "qk_norm": "whole",
         "rotary_tables": [
@@ -104,23 +100,20 @@ CASES: dict[str, dict[str, Any]] = {
         ],
     },
     "windows and chunks": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "n_layers": 4,
         "n_kv_heads": 1,
         "layers": [{"window": 3}, {}, {"chunk": 4, "rotary": -1}, {"window": 5, "chunk": 3}],
     },
     "sinks": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "n_heads": 4,
         "n_kv_heads": 2,
         "sinks": True,
         "layers": [{"window": 4}, {}, {}],
     },
     "wide values": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "n_heads": 4,
         "n_kv_heads": 2,
         "value_head_size": 7,
@@ -128,8 +121,7 @@ CASES: dict[str, dict[str, Any]] = {
         "qk_norm": "whole",
     },
     "learned positions": {
-        **LANGUAGE,
-        "moe": MOE,
+        **EXPERTS,
         "head_size": 5,
         "max_positions": 9,
         "rope_theta": 0.0,
@@ -156,6 +148,57 @@ def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
             float("norm" in name and name.endswith("weight")), deviation, values.shape
         )
     return model
+
+
+def call_of(arguments: dict[str, Any], b: int = 3, s: int = 9) -> dict[str, Any]:
+    """Tokens, or an encoder's hidden states; of a language model with targets, some of which are left out."""
+    random = np.random.default_rng(7)
+    v = arguments.get("vocabulary_size")
+    if not v:
+        return {"tokens": random.standard_normal((b, s, arguments["hidden_size"])).astype(np.float32)}
+    targets = random.integers(0, v, (b, s)).astype(np.int32)
+    targets[0, :2] = -100
+    return {"tokens": random.integers(0, v, (b, s)).astype(np.int32), "targets": targets}
+
+
+def masked(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with masks of every kind, of three sequences."""
+    b, s = call["tokens"].shape[:2]
+    random = np.random.default_rng(1)
+    valid = np.arange(s) < np.array([[s], [s - 3], [2]])
+    seen = (random.random((s, s)) < 0.8) | np.eye(s, dtype=bool)
+    added = random.standard_normal((s, s)).astype(np.float32)
+    if "targets" in call:
+        call["targets"][~valid] = -100
+    return {**call, "mask": seen, "added_mask": added, "valid_mask": valid}
+
+
+def truth_of(arguments: dict[str, Any], state: dict[str, Any], call: dict[str, Any]) -> Oracle:
+    """What float64 says of a call, of which no choice of experts hangs on rounding."""
+    truth = Oracle(arguments, state, **call)
+    for block in truth.blocks:
+        if block.ffn and block.ffn.is_moe:
+            assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
+    return truth
+
+
+def backward(model: libmoe.Model, output: libmoe.ModelOutput, d_objective: float = 1.5) -> tuple[Any, Any]:
+    """Run backward with a random gradient of the hidden states; return that of the input, and this one."""
+    assert output.hidden is not None
+    d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
+    return model.backward(output, d_objective, d_hidden), d_hidden
+
+
+def assert_backward(
+    model: libmoe.Model, output: libmoe.ModelOutput, truth: Oracle, d_objective: float = 1.5
+) -> None:
+    """The gradients of the input and of all that is trained are float64's."""
+    dinput, d_hidden = backward(model, output, d_objective)
+    expected, gradients = truth.backward(d_objective, d_hidden)
+    if dinput is not None:
+        assert_close("dinput", dinput, expected)
+    found = {name: each.grad for name, each in model.parameters.items() if not each.frozen}
+    assert_all_close(found, {name: gradients[name] for name in found}, 2e-5)
 
 
 def assert_slope(model: libmoe.Model, call: dict[str, Any], name: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import libmoe
+from comparison import assert_all_same_bits
 
 FOLDER = Path(__file__).parents[1] / "parity" / "checkpoints"
 H, WIDTH, E, K = 8, 12, 4, 2
@@ -114,6 +115,5 @@ def read_of(model: str) -> list[str]:
 
 
 def same(one: libmoe.Layer, other: libmoe.Layer) -> None:
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    """Both have the same parameters and buffers."""
+    assert_all_same_bits(one.state_dict(), other.state_dict())

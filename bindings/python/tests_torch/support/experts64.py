@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cases import Case
+
+WEIGHTS = ("gate_up", "down", "gate_up_bias", "down_bias")
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
@@ -99,3 +102,23 @@ def mapped(function: Any, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(mapped(function, each) for each in value)
     return value
+
+
+def wanted(case: Case) -> Case:
+    """The same with weights of their own that want gradients."""
+    return {k: mapped(leaf, v) if k in WEIGHTS else v for k, v in case.items()}
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    return (
+        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if tensor.is_contiguous()
+        else tensor.detach().requires_grad_()
+    )
+
+
+def exact(case: Case) -> Case:
+    """The same in float64."""
+    return {
+        k: mapped(lambda t: t.detach().double().requires_grad_(t.requires_grad), v) for k, v in case.items()
+    }

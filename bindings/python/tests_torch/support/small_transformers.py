@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     GptOssConfig,
@@ -14,6 +15,9 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+import libmoe.torch
+from comparison import assert_all_close
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -62,6 +66,24 @@ def loss_and_gradients(model: torch.nn.Module, **more: Any) -> tuple[torch.Tenso
     loss = model(input_ids=IDS, labels=IDS, **more).loss
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(
+    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 3e-5
+) -> None:
+    """Both are float32; what is nearly 0 is a difference of larger numbers, and has their errors."""
+    largest = max(value.abs().max().item() for value in expected.values())
+    assert_all_close(actual, expected, tolerance, floor=0.01 * largest)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The arguments of every call that libmoe computes from now on."""
+    seen: list[tuple[Any, ...]] = []
+    forward = libmoe.torch._by_call.forward
+    monkeypatch.setattr(
+        libmoe.torch._by_call, "forward", lambda *a, **k: (seen.append(a), forward(*a, **k))[1]
+    )
+    return seen
 
 
 LORA = {

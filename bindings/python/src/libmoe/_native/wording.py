@@ -1,7 +1,8 @@
 """What the library says in C's words, said in Python's.
 
 Its messages name constants (``MOE_ROUTER_HASH``), numbers of enums (``router = 3``), flags
-(``training = 0``), NULL, and fields of structs (``options.noise``) that are arguments here.
+(``training = 0``), NULL, fields of structs (``options.noise``) that are arguments here,
+and functions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _OWNER = re.compile(r"(?<![/\w.\"'])(?:options|config|call|input)\.([a-z_]+)(?![
 _PART = re.compile(r"\boptions\.prepared_parts\[\d+\]\.(?:prepared\b|(?P<pattern>pattern) =)")
 _LEAVE = re.compile(r"\bleave it (NONE|OWN)\b")
 _NULL = re.compile(r"(?<![/\w])NULL\b")
-_FUNCTIONS = {
+# What else Python has another name for.
+_OTHERS = {
     "moe_layer_prepare": "Layer.prepare",
     "moe_model_parameter": "Model.parameters",
     "moe_layer_plan": "Layer.plan",
@@ -28,8 +30,14 @@ _FUNCTIONS = {
     "moe_optimizer_bind_state": "bind_state",
     "moe_context_config": "Context",
     "moe_pretrained_family": "libmoe.pretrained_families",
+    "moe_pretrained_config": "Model.from_pretrained",
+    "moe_pretrained_options": "Model.from_pretrained",
+    "moe_model_load": "Model.from_pretrained",
+    "moe_prepared": "form",
+    "MOE_PREPARED_..._A8 or _A16": "form, _a8 or _a16",
+    "the text of a config.json": "what a config.json has, as a dict",
 }
-_FUNCTION = re.compile(rf"(?<![/\w])(?:{'|'.join(_FUNCTIONS)}|moe_experts_[a-z]+)\b")
+_OTHER = re.compile(rf"(?<![/\w])(?:{'|'.join(map(re.escape, _OTHERS))}|moe_experts_[a-z]+)\b")
 _SWITCHES = {0: None, 1: False, 2: True}  # of a bias
 
 
@@ -39,7 +47,7 @@ def in_python(text: str) -> str:
     text = _PART.sub(lambda found: "prepared: the pattern" if found["pattern"] else "prepared", text)
     text = _FIELD.sub(_word, text)
     text = _OWNER.sub(lambda found: found[1] if found[1] in _fields() else found[0], text)
-    text = _FUNCTION.sub(lambda f: _FUNCTIONS.get(f[0], f[0].replace("moe_", "libmoe.", 1)), text)
+    text = _OTHER.sub(lambda f: _OTHERS.get(f[0], f[0].replace("moe_", "libmoe.", 1)), text)
     text = _LEAVE.sub(lambda found: f"leave it {found[1].lower()!r}", text)
     return _NULL.sub("None", text)
 

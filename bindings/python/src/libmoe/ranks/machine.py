@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .._native import check
 from ..errors import InvalidArgumentError
 
 
@@ -43,7 +44,7 @@ class Machine:
     Raises
     ------
     InvalidArgumentError
-        A number is out of range.
+        What should be a number is none, or it is out of range.
     """
 
     cores: int
@@ -62,7 +63,8 @@ class Machine:
         """Refuse what is no number above 0."""
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            read = check.count if each.name in ("cores", "nodes_per_switch") else check.number
+            if not 0 < read(each.name, value) < math.inf:
                 raise InvalidArgumentError(f"{each.name} = {value!r}, but it is a number above 0")
         if self.oversubscription < 1:
             raise InvalidArgumentError(f"oversubscription = {self.oversubscription}, but it is at least 1")
@@ -86,7 +88,10 @@ class Machine:
             raise InvalidArgumentError(
                 f"{os.fspath(path)!r} has no machine: expected {', '.join(sorted(known))}"
             )
-        return cls(**numbers)
+        try:
+            return cls(**numbers)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{os.fspath(path)!r}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers as JSON."""

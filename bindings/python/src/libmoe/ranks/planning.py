@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._native import check
 from .._screen import size
 from ..errors import InvalidArgumentError
 from .machine import Machine
@@ -81,13 +82,14 @@ def plan(
     Raises
     ------
     InvalidArgumentError
-        A number is out of range, or nothing fits the memory of a node; the text says what would.
+        What should be a number is none, or it is out of range, or nothing fits the memory of a node; the text
+        says what would.
     """
     per_node = ranks if ranks_per_node is None else ranks_per_node
     for name, value in (("ranks", ranks), ("ranks_per_node", per_node), ("threads", threads)):
-        if not 1 <= value <= MOST:
+        if not 1 <= check.count(name, value) <= MOST:
             raise InvalidArgumentError(f"{name} = {value}, but it is 1 to {MOST:,}")
-    if not 0 <= hidden <= 1:
+    if not 0 <= check.number("hidden", hidden) <= 1:
         raise InvalidArgumentError(f"hidden = {hidden}, but it is a share, 0 to 1")
     per_node = min(per_node, ranks)
     groups = [ep for ep in range(1, min(ranks, work.n_experts) + 1) if ranks % ep == 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from .._native import check
 from .._screen import size
 from .machine import Machine
 from .planning import plan
@@ -69,7 +70,7 @@ def simulate(
     """
     alone = _exclusive(work, machine, 1, 1, threads, hidden)[0].seconds
     points = []
-    for count in ranks:
+    for count in check.listed("ranks", ranks, "a list such as [1, 8, 64]"):
         strategy, best = _exclusive(work, machine, count, ranks_per_node, threads, hidden)
         near = min(ranks_per_node, strategy.ep)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .._native import check
 from ..errors import InvalidArgumentError
 from ..words import ExpertKind
 
@@ -55,19 +56,16 @@ class LayerWork:
     def __post_init__(self) -> None:
         """Refuse what no layer has."""
         for name in ("hidden_size", "intermediate_size", "n_experts", "top_k", "tokens"):
-            if getattr(self, name) < 1:
+            if check.count(name, getattr(self, name)) < 1:
                 raise InvalidArgumentError(f"{name} = {getattr(self, name)}, but it is at least 1")
-        if self.expert_kind not in MATRICES:
-            raise InvalidArgumentError(
-                f"expert_kind = {self.expert_kind!r}: expected one of {', '.join(MATRICES)}"
-            )
+        check.choice("expert_kind", self.expert_kind, MATRICES)
         if self.top_k > self.n_experts:
             raise InvalidArgumentError(f"top_k = {self.top_k}, but there are {self.n_experts} experts")
         if self.weight_bytes not in (2, 4):
             raise InvalidArgumentError(f"weight_bytes = {self.weight_bytes}: expected 4 or 2")
-        if self.n_shared_experts < 0 or self.moments < 0:
-            raise InvalidArgumentError("n_shared_experts and moments are at least 0")
-        if not 1 <= self.imbalance < math.inf:
+        check.count("n_shared_experts", self.n_shared_experts)
+        check.count("moments", self.moments)
+        if not 1 <= check.number("imbalance", self.imbalance) < math.inf:
             raise InvalidArgumentError(
                 f"imbalance = {self.imbalance}, but the busiest rank has at least the mean"
             )

@@ -17,7 +17,7 @@ from ..errors import BadStateError, InvalidArgumentError
 from ..layer import Layer
 from ..tape import Tape
 from ._arrays import array_of, require_tensor
-from ._gradients import Gradient
+from ._memory import Gradient
 from ._threads import context as of_torch
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -68,7 +68,7 @@ class Engine:
             unallocated.append("expert_gradients")
         self.layer = Layer(**options, unallocated=unallocated, context=context or of_torch())
         self.places = [_place(tensor) for tensor in _described(self.layer)]
-        self._gradients = [Gradient(place.shape) for place in self.places]
+        self._gradients = [Gradient.of(torch.empty(place.shape, device="meta")) for place in self.places]
         self._bound: list[tuple[int, int]] = [(-1, -1)] * len(self.places)  # addresses of values and gradient
         self._prepared: list[tuple[int, int]] | None = None
         self._form: Any = "none"
@@ -151,22 +151,26 @@ class Engine:
                 None if place.is_buffer or frozen and place.is_expert else gradient.lend()
                 for place, gradient in zip(self.places, self._gradients)
             ]
-            self._lend(tensors, lent)
+            for index, gradient in enumerate(lent):
+                if gradient is not None:
+                    self._lend(index, tensors[index], gradient.zero_())
             tape._x = x
             try:
                 dx = self.layer.backward(tape, dy, frozen_experts=frozen, **options)
             finally:
                 tape._x = None
-                self._lend(tensors, [gradient.home() for gradient in self._gradients])
-            return dx, [
-                gradient.given(array) if asked and array is not None else None
-                for gradient, array, asked in zip(self._gradients, lent, wanted)
-            ]
+                for index, gradient in enumerate(lent):
+                    if gradient is not None:
+                        self._lend(index, tensors[index], self._gradients[index].home)
+            return dx, [gradient if asked else None for gradient, asked in zip(lent, wanted)]
 
-    def _lend(self, tensors: Tensors, gradients: Sequence[Array | None]) -> None:
-        for index, gradient in enumerate(gradients):
-            if gradient is not None and gradient.ctypes.data != self._bound[index][1]:
-                self._bind(index, tensors[index], gradient)
+    def _lend(self, index: int, tensor: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Have the layer add to this gradient; of its own memory it holds nothing that torch was lent."""
+        home = self._gradients[index].home
+        if gradient.data_ptr() == home.data_ptr():
+            gradient = home
+        if gradient.data_ptr() != self._bound[index][1]:
+            self._bind(index, tensor, array_of(gradient))
 
 
 def _described(layer: Layer) -> list[Any]:

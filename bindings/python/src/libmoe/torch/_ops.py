@@ -77,6 +77,7 @@ def _(
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty((size,), dtype=torch.uint8)
 
 
+# It and its fake take more than ten parameters: an operator of torch takes tensors, numbers and words alone.
 @torch.library.custom_op("libmoe::experts_backward", mutates_args=(), device_types="cpu")
 def experts_backward(
     dy: Tensor,

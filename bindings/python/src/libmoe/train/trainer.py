@@ -446,7 +446,7 @@ class Trainer:
             vocabulary_size=self.corpus.vocabulary_size,
             weights=count_weights(self.model),
             threads=used_threads(self.settings, self.ranks),
-            processors=libmoe.processors(),
+            processors=self.ranks.processors,
             library=self.context.build_info(),
             settings=asdict(self.settings),
         )
