@@ -74,8 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     spread.add_argument("--ranks", type=positive, nargs="+", default=ranks.RANKS, metavar="N", help=text)
     spread.add_argument("--ranks-per-node", type=positive, default=1, metavar="N", help="default 1")
     spread.add_argument("--threads", type=positive, default=1, metavar="N", help="of a rank (default 1)")
-    text = "share of the exchange under which something is computed (default 0)"
-    spread.add_argument("--hidden", type=float, default=0.0, metavar="X", help=text)
     machine = parser.add_argument_group("machine", "what is not given is measured here, or usual")
     machine.add_argument("--machine", type=Path, metavar="FILE", help="that make bench-ranks has written")
     for name, (kind, _, what) in NUMBERS.items():
@@ -97,7 +95,6 @@ def scale(asked: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "ranks_per_node": asked.ranks_per_node,
         "threads": asked.threads,
-        "hidden": asked.hidden,
     }
     points = ranks.simulate(work, machine, asked.ranks, **options)
     print(ranks.table(points))

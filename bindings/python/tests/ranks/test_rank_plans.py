@@ -117,7 +117,6 @@ def test_what_is_no_plan_is_refused() -> None:
         {"ranks": 0},
         {"ranks": 1 << 21},
         {"ranks": 2, "threads": 0},
-        {"ranks": 2, "hidden": 1.5},
     ):
         with pytest.raises(libmoe.InvalidArgumentError):
             plan(WORK, MACHINE, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -158,3 +159,16 @@ def step(
         {name: p.grad.copy() for name, p in parameters.items()},
         {name: np.array(p.data) for name, p in parameters.items()},
     )
+
+
+def same(
+    config: dict[str, Any], parts: Sequence[int], ranks: ThreadRanks | None = None, **options: Any
+) -> None:
+    """Compare a step over ranks with the same step in one process."""
+    count = sum(parts)
+    x, dy = tokens(count, config["hidden_size"])
+    if config.get("io_dtype") == "bf16":
+        x, dy = (libmoe.to_bfloat16(array) for array in (x, dy))
+    use = partial(step, x=x, dy=dy, **options)
+    whole = {key: value for key, value in config.items() if key != "experts_per_rank"}
+    require_same(joined(together(config, parts, use, ranks)), alone(whole, count, use))
