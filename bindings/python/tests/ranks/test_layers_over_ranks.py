@@ -10,7 +10,19 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
-from ranked_layers import Part, alone, divided, joined, plain, require_same, same, step, together, tokens
+from ranked_layers import (
+    GROUPS,
+    Part,
+    alone,
+    divided,
+    joined,
+    plain,
+    require_same,
+    same,
+    step,
+    together,
+    tokens,
+)
 from thread_ranks import ThreadRanks
 
 DIVISIONS = [[37], [20, 17], [0, 37], [37, 0], [9, 0, 28], [1, 2, 30, 4], [0, 0, 37, 0]]
@@ -56,15 +68,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "bf16": {"weight_dtype": "bf16", "io_dtype": "bf16"},
     "bf16 tokens": {"io_dtype": "bf16"},
     "f16 weights": {"weight_dtype": "f16"},
-    "groups": {
-        "intermediate_size": 0,
-        "expert_groups": [
-            {"n_experts": 3, "intermediate_size": 40, "expert_kind": "gated", "activation": "silu"},
-            {"n_experts": 1, "expert_kind": "identity"},
-            {"n_experts": 1, "expert_kind": "constant"},
-            {"n_experts": 2, "intermediate_size": 16},
-        ],
-    },
+    "groups": GROUPS,
 }
 
 

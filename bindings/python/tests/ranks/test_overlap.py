@@ -11,7 +11,19 @@ from numpy.typing import NDArray
 
 import libmoe
 from rank_soak import Cancellable
-from ranked_layers import Part, alone, divided, joined, plain, require_same, same, step, together, tokens
+from ranked_layers import (
+    GROUPS,
+    Part,
+    alone,
+    divided,
+    joined,
+    plain,
+    require_same,
+    same,
+    step,
+    together,
+    tokens,
+)
 from thread_ranks import NOT_BEGUN, NOT_ENDED, ThreadRanks
 
 WIDE = plain(hidden_size=512, intermediate_size=24, n_experts=10)
@@ -64,17 +76,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "words": {"weight_on_input": True, "dropout": 0.3},
     "shared": {"n_shared_experts": 2, "shared_gate": "sigmoid", "output_bias": True},
     "linear": {"expert_kind": "linear", "intermediate_size": 512},
-    "groups": {
-        "intermediate_size": 0,
-        "n_experts": 12,
-        "expert_groups": [
-            {"n_experts": 3, "intermediate_size": 24, "expert_kind": "gated", "activation": "silu"},
-            {"n_experts": 2, "expert_kind": "identity"},
-            {"n_experts": 1, "expert_kind": "constant"},
-            {"n_experts": 5, "intermediate_size": 16},
-            {"n_experts": 1, "intermediate_size": 40},
-        ],
-    },
+    "groups": {**GROUPS, "n_experts": 7, "experts_per_rank": [7, 0]},  # some pieces have two kinds
 }
 
 

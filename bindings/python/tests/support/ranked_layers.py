@@ -14,6 +14,16 @@ import libmoe
 from thread_ranks import ThreadRanks
 
 REPORTED = ("balance_loss", "z_loss", "aux_loss", "entropy", "n_dropped", "n_valid", "tokens_per_expert")
+GROUPS: dict[str, Any] = {
+    "intermediate_size": 0,
+    "expert_groups": [
+        {"n_experts": 3, "intermediate_size": 40, "expert_kind": "gated", "activation": "silu"},
+        {"n_experts": 1, "expert_kind": "identity"},
+        {"n_experts": 1, "expert_kind": "constant"},
+        {"n_experts": 2, "intermediate_size": 16},
+    ],
+}
+"""Seven experts of several kinds."""
 ARRAYS = ("dropped_per_expert", "mean_probability", "max_over_mean", "variation", "dead_share")
 
 
