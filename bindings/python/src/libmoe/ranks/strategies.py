@@ -93,17 +93,18 @@ def waited(work: LayerWork, ep: int, far: list[float], compute: float) -> float:
     """Return for how many seconds rows are between nodes and nothing is computed.
 
     `far` are the seconds of x, outputs, dy and dx, which travel in c pieces while others are computed.
-    Nothing hides the first piece of x and of dy and the last one of the outputs, a share e = 1 / (2 c - 2);
-    of one piece 1.  dx goes back while gradients of weights are made.  The rest is hidden as long as there is
-    something to compute, a third of it forwards::
+    Nothing hides the first piece of x and of dy and the last one of the outputs, a share e: half as long as
+    the others, but one expert of a rank's at least.  dx goes back while gradients of weights are made.  The
+    rest is hidden as long as there is something to compute, a third of it forwards::
 
         forward  = max(e (x + out), x + out - compute / 3)
         backward = max(e dy, dy + dx - compute 2 / 3)      of one piece: compute / 3, the weights' gradients
     """
     sent = work.tokens * work.top_k * (ep - 1) / ep * 4 * work.hidden_size
     fitting = int(sent / max(PIECE, (ep - 1) * MESSAGE))
-    pieces = min(max(fitting, 1), PIECES, -(-work.n_experts // ep))
-    end = 1 / (2 * (pieces - 1)) if pieces > 1 else 1.0
+    experts = -(-work.n_experts // ep)
+    pieces = min(max(fitting, 1), PIECES, experts)
+    end = max(1, int(experts / (2 * pieces - 2) + 0.5)) / experts if pieces > 1 else 1.0
     x, out, dy, dx = far
     forward = max(end * (x + out), x + out - compute / 3 if pieces > 1 else 0.0)
     return forward + max(end * dy, dy + dx - compute * (2 if pieces > 1 else 1) / 3)
