@@ -232,6 +232,13 @@ extension UnsafeMutablePointer where Pointee == Context {
     return memory
   }
 
+  /// A copy of the context in other memory, whose jobs move exchanges on.
+  func moving(_ exchanges: ExchangesPointer, in memory: ContextPointer) -> ContextPointer {
+    memory.initialize(to: pointee)
+    memory.pointee.cancel.exchanges = exchanges
+    return memory
+  }
+
   /// Shares out items 0 ..< count of `job` over the context's threads.
   func run<J: Job>(_ count: Int, _ job: J) throws(Fault) {
     var job = job

@@ -17,7 +17,7 @@ if sys.argv[1] == "funneled":
 from mpi4py import MPI  # noqa: E402  (after the level is chosen)
 
 import libmoe.mpi  # noqa: E402
-from over_ranks import require_a_model_of_one_process, require_the_bits_of_one_process  # noqa: E402
+from over_ranks import MANY, require_a_model_of_one_process, require_the_bits_of_one_process  # noqa: E402
 from thread_ranks import lib, unkept  # noqa: E402
 
 RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -90,7 +90,9 @@ def finalize() -> None:
 
 def layer() -> None:
     """A layer over mpi4py's messages."""
-    require_the_bits_of_one_process(libmoe.mpi.communicator())
+    world = libmoe.mpi.communicator()
+    require_the_bits_of_one_process(world)
+    require_the_bits_of_one_process(world, **MANY)
 
 
 def model() -> None:
@@ -125,6 +127,7 @@ def library() -> None:
     assert (world.rank, world.size) == (RANK, SIZE)
     assert unkept(world) is None
     require_the_bits_of_one_process(world)
+    require_the_bits_of_one_process(world, **MANY)
     native.moe_mpi_communicator_free(ctypes.byref(struct))
 
 

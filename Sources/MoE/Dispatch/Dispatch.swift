@@ -107,8 +107,22 @@ struct Dispatch {
 /// Of a group's experts, those whose work is to be done.
 enum WantedExperts {
   case all
-  case one(Int)
+  case some(ExpertRun)
   case marked(UnsafePointer<Bool>)  // [experts of the group]: those with a true
+
+  static func one(_ expert: Int) -> WantedExperts { .some(ExpertRun(expert..<expert + 1)) }
+}
+
+/// Experts one after another, by their numbers in a group: small, since it is copied along a call.
+struct ExpertRun {
+  private let first: Int32
+  private let end: Int32
+
+  init(_ range: Range<Int>) {
+    (first, end) = (Int32(truncatingIfNeeded: range.lowerBound), Int32(truncatingIfNeeded: range.upperBound))
+  }
+
+  var range: Range<Int> { Int(first)..<Int(end) }
 }
 
 /// The rows of one group of experts, which are counted from the group's first. Rows keep their numbers among all rows.
@@ -129,7 +143,7 @@ struct GroupRows {
   ) {
     switch wanted {
     case .all: (experts, marks) = (0..<group.experts, nil)
-    case .one(let expert): (experts, marks) = (expert..<expert + 1, nil)
+    case .some(let run): (experts, marks) = (run.range, nil)
     case .marked(let marks): (experts, self.marks) = (0..<group.experts, marks)
     }
     sizes = (Int32(truncatingIfNeeded: most), Int32(truncatingIfNeeded: mostTokens))
@@ -142,7 +156,7 @@ struct GroupRows {
   /// The group's first row.
   var first: Int { Int(offsets[0]) }
   func rows(ofExpert e: Int) -> Range<Int> {
-    let isWanted = marks?[e] ?? true
+    let isWanted = experts.contains(e) && (marks?[e] ?? true)
     return Int(offsets[e])..<Int(offsets[isWanted ? e + 1 : e])
   }
   func count(ofExpert e: Int) -> Int { rows(ofExpert: e).count }

@@ -58,6 +58,12 @@ public struct ExpertGroup {
       hasBias: hasBias, dropout: dropout, weights: weights, weightOnInput: weightOnInput, isShared: isShared)
   }
 
+  /// Which of its own a range of the experts' numbers has.
+  func part(of experts: Range<Int>) -> Range<Int> {
+    let own = experts.clamped(to: first..<first + self.experts)
+    return own.lowerBound - first..<own.upperBound - first
+  }
+
   var gated: Bool { kind == .gated }
   /// One matrix and bias, in the places of W_down and b_down; I = H, and what is multiplied is x itself.
   var linear: Bool { kind == .linear }

@@ -50,6 +50,14 @@ struct ExpertsForward {
     }
   }
 
+  /// Some of the experts alone, by their numbers.
+  func run(in context: ContextPointer, kept: KeptGroups?, only experts: Range<Int>) throws(Fault) {
+    for index in groups.range {
+      let part = work.c.groups[index].part(of: experts)
+      if !part.isEmpty { try run(index, in: context, kept, only: .some(ExpertRun(part))) }
+    }
+  }
+
   @inline(never) private func run(
     _ index: Int, in context: ContextPointer, _ kept: KeptGroups?, only wanted: WantedExperts
   ) throws(Fault) {
@@ -144,11 +152,53 @@ struct ExpertsBackward {
     }
   }
 
+  /// What rows wait for of some of the experts alone, by their numbers; `finish` follows with the same ones.
+  func runRows(
+    in context: ContextPointer, kept: KeptGroups?, needInputGradient: Bool, only experts: Range<Int>
+  ) throws(Fault) {
+    guard let kept = kept ?? again else { return }
+    var before: Int?
+    for index in groups.range {
+      let part = work.c.groups[index].part(of: experts)
+      if part.isEmpty { continue }
+      // The groups have the same scratch, so that all but the last one are done with here.
+      if let before { try finish(before, in: context, kept, only: experts) }
+      before = index
+      let run = ExpertRun(part)
+      try work.of(index, in: context, only: .some(run)).requireCurrentWeights()
+      try computeAgain(index, in: context, kept, only: .some(run))
+      try runRows(index, in: context, kept, needInputGradient, only: run)
+    }
+  }
+
+  /// The gradients of matrices and biases, as far as `runRows` has left them.
+  func finish(in context: ContextPointer, kept: KeptGroups?, only experts: Range<Int>) throws(Fault) {
+    guard let kept = kept ?? again else { return }
+    let last = groups.range.last { !work.c.groups[$0].part(of: experts).isEmpty }
+    if let last { try finish(last, in: context, kept, only: experts) }
+  }
+
+  @inline(never) private func runRows(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, _ needInputGradient: Bool, only run: ExpertRun
+  ) throws(Fault) {
+    var own = arena
+    try group(index, &own, context, kept, only: .some(run)).runRows(in: context, needInputGradient: needInputGradient)
+  }
+
+  @inline(never) private func finish(
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only experts: Range<Int>
+  ) throws(Fault) {
+    let part = work.c.groups[index].part(of: experts)
+    if part.isEmpty || !work.source.of(work.c.groups[index]).wantsGradients { return }
+    var own = arena
+    try group(index, &own, context, kept, only: .some(ExpertRun(part))).finish(in: context)
+  }
+
   /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
   func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
     guard let kept = kept ?? again, wantsGradients(work.c.groups[groups.range.lowerBound]) else { return }
     if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
-    try runWeights(groups.range.lowerBound, in: context, kept, only: nil, again: isRepeated)
+    try runWeights(groups.range.lowerBound, in: context, kept, only: .all, again: isRepeated)
   }
 
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
@@ -157,7 +207,7 @@ struct ExpertsBackward {
     if !group.multiplies || !wantsGradients(group) { return }
     steps.begin()
     for expert in 0..<group.experts {
-      try runWeights(index, in: steps.context, kept, only: expert, again: false)
+      try runWeights(index, in: steps.context, kept, only: .one(expert), again: false)
       steps.step(group, expert: expert)
     }
   }
@@ -170,41 +220,43 @@ struct ExpertsBackward {
   ) throws(Fault) {
     guard let kept = kept ?? again else { return }
     if work.dispatch.rows(of: work.c.groups[index]).count(ofExpert: expert) == 0 { return }
-    try computeAgain(index, in: context, kept, only: expert)
-    try runWeights(index, in: context, kept, only: expert, again: true)
+    try computeAgain(index, in: context, kept, only: .one(expert))
+    try runWeights(index, in: context, kept, only: .one(expert), again: true)
   }
 
   @inline(never) private func runWeights(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int?, again: Bool
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only wanted: WantedExperts, again: Bool
   ) throws(Fault) {
     var own = arena
-    try group(index, &own, context, kept, only: expert).runWeights(in: context, again: again)
+    try group(index, &own, context, kept, only: wanted).runWeights(in: context, again: again)
   }
 
   /// Pre-activations that are not on the tape.
   @inline(never) private func computeAgain(
-    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
+    _ index: Int, in context: ContextPointer, _ kept: KeptGroups, only wanted: WantedExperts = .all
   ) throws(Fault) {
     if again == nil { return }
     var own = arena
-    try inner(index, &own, context, kept, only: expert).runInner(in: context)
+    try inner(index, &own, context, kept, only: wanted).runInner(in: context)
   }
 
   private func inner(
-    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups,
+    only wanted: WantedExperts = .all
   ) -> GroupForward {
-    var group = work.of(index, in: context, only: expert.map(WantedExperts.one) ?? .all)
+    var group = work.of(index, in: context, only: wanted)
     group.dropout = nil  // which comes after the pre-activations
     return GroupForward(&arena, group, kept: kept.of(group.c), outputs: nil)
   }
 
   /// The gradients of all experts go to the parameters' memory, those of one alone to the memory for one.
   private func group(
-    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups, only expert: Int? = nil
+    _ index: Int, _ arena: inout Arena, _ context: ContextPointer, _ kept: KeptGroups,
+    only wanted: WantedExperts = .all
   ) -> GroupBackward {
-    let group = work.of(index, in: context, only: expert.map(WantedExperts.one) ?? .all)
+    let group = work.of(index, in: context, only: wanted)
     var gradients = gradients
-    if expert == nil { gradients.oneExpert = nil }
+    if case .all = wanted { gradients.oneExpert = nil }
     return GroupBackward(&arena, group, kept: kept.of(group.c), gradients)
   }
 }

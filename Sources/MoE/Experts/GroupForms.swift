@@ -113,6 +113,22 @@ enum GroupBackward {
     }
   }
 
+  /// All that rows wait for; `finish` follows before anything else uses the scratch. Row-major products make all at once.
+  @inline(never) func runRows(in context: ContextPointer, needInputGradient: Bool) throws(Fault) {
+    switch self {
+    case .tiled, .tiledBF16: try runInputs(in: context, needInputGradient: needInputGradient)
+    case .plain, .free: try run(in: context, needInputGradient: needInputGradient)
+    }
+  }
+
+  /// What `runRows` has left: the gradients of matrices and their biases.
+  @inline(never) func finish(in context: ContextPointer) throws(Fault) {
+    switch self {
+    case .tiled, .tiledBF16: try runWeights(in: context, again: false)
+    case .plain, .free: break
+    }
+  }
+
   /// The gradients of matrices and their biases. `again`: something else has used the scratch since `runInputs`.
   @inline(never) func runWeights(in context: ContextPointer, again: Bool) throws(Fault) {
     switch self {

@@ -16,7 +16,9 @@ struct TokensOnce<P: Precision> {
   /// For so many pieces.
   func make(_ work: GroupWork, pieces: Int, in context: ContextPointer) throws(Fault) {
     let (count, tokens) = work.dispatch.extent()
-    made.initialize(to: count + pieces > tokens.count ? tokens : 0..<0)
+    // Tokens between those of some experts may not be there yet: over ranks they are on their way.
+    let areThere = work.dispatch.experts.count == work.c.experts || count >= tokens.count
+    made.initialize(to: areThere && count + pieces > tokens.count ? tokens : 0..<0)
     let items = (made.pointee.count + MakeTokens<P>.tokensPerItem - 1) / MakeTokens<P>.tokensPerItem
     try context.run(items, MakeTokens(once: self, x: work.x, hidden: work.c.hidden, kernels: work.kernels))
   }

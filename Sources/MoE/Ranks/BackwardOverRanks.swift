@@ -11,15 +11,18 @@ struct BackwardRoom {
   let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
   let compute: ExpertsBackward
   let gradients: UnsafeMutablePointer<Float>  // of what every rank has whole
+  let moving: ContextPointer  // memory for one that moves exchanges on
 
   init(
     _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ taped: TapeContents, _ tape: OwnedTape,
     frozen: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
+    moving = arena.take(Context.self, 1)
     // x has a place of its own: rows of dy arrive and leave where it arrives.
     rows = OwnedRows(
-      &arena, c, ranks, x: tape.x ?? arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden), sendsWeights: true,
+      &arena, c, ranks, x: tape.x ?? arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden),
+      pieces: RankPieces(c, ranks, tokens: tape.chunks.size), sendsWeights: true,
       sendsNumbers: c.dropsInner(taped.draws))
     self.dy = arena.take(Float.self, rows.count, c.hidden)
     dWeights = arena.take(Float.self, rows.count)
@@ -100,25 +103,34 @@ extension Layer {
     try ranks.pointee.agree(0, failed, next: 0)
 
     // From here on every exchange is made, whatever fails.
-    try room.rows.bring(
-      stages.dy.floats, dispatch, as: c.tokens == .bf16 ? .bf16 : .f32, to: room.dy, &failed, in: context)
-    if owned.x == nil {
-      let type = c.typeOfRows(prepared.frozen, training: taped.draws.training)
-      try room.rows.bring(stages.jittered.rows, dispatch, as: type, to: room.rows.x, &failed, in: context)
-    }
-    try room.rows.bringWords(dispatch)
-    var noSteps: FusedStep?
+    let (rows, here) = (room.rows, context.moving(ranks.pointee.exchanges, in: room.moving))
+    let (type, needInputGradient) = (c.tokens == .bf16 ? ElementType.bf16 : .f32, stages.dx != nil)
+    rows.place(dispatch, owned.counts(ofChunk: i))
+    try rows.bringWords(dispatch)
+    if owned.x == nil { try bringAgain(rows, stages, taped, &failed, in: here) }
+    try rows.send(stages.dy.floats, dispatch, as: type, &failed, in: here)
     attempt(&failed) { () throws(Fault) in
-      room.rows.group(owned.counts(ofChunk: i), ranks: ranks.pointee.size)
-      try room.compute.run(
-        in: context, kept: owned.kept, needInputGradient: stages.dx != nil, &noSteps, isOnlyChunk: true)
+      try stages.compute.runInputs(in: here, kept: taped.kept(0), needInputGradient: needInputGradient)
+      rows.group(owned.counts(ofChunk: i))
+    }
+    for piece in 0..<rows.pieces.count {
+      let experts = rows.experts(ofPiece: piece)
+      try rows.receive(piece, as: type, to: room.dy, &failed, in: here)
+      attempt(&failed) { () throws(Fault) in
+        try room.compute.runRows(in: here, kept: owned.kept, needInputGradient: needInputGradient, only: experts)
+      }
+      if needInputGradient { try rows.sendBack(piece, room.compute.gradients.dRows, &failed, in: here) }
+      if piece + 1 == rows.pieces.count { try rows.sendBack(room.dWeights) }
+      // While the rows go back:
+      attempt(&failed) { () throws(Fault) in
+        try room.compute.finish(in: here, kept: owned.kept, only: experts)
+      }
     }
     let dRows = stages.compute.gradients.dRows
-    if stages.dx != nil { try room.rows.takeBack(room.compute.gradients.dRows, to: dRows, &failed, in: context) }
-    let dWeights = try room.rows.takeBack(room.dWeights)
-    for row in 0..<room.rows.own { stages.dWeights[Int(dispatch.pairOfRow[row]) - firstPair] = dWeights[row] }
+    if needInputGradient { try rows.takeBack(dRows, &failed, in: here) }
+    let dWeights = try rows.takeBack()
+    for row in 0..<rows.own { stages.dWeights[Int(dispatch.pairOfRow[row]) - firstPair] = dWeights[row] }
     attempt(&failed) { () throws(Fault) in
-      try stages.compute.runInputs(in: context, kept: taped.kept(0), needInputGradient: stages.dx != nil)
       guard let dx = stages.dx else { return }
       try context.measure(.combine, backward: true) { () throws(Fault) in
         try CombineBackward(
@@ -127,6 +139,16 @@ extension Layer {
       }
     }
     return room.gradients
+  }
+
+  /// Rows of x, which the tape has not kept: all of them, before those of dy take their place.
+  private func bringAgain(
+    _ rows: OwnedRows, _ stages: BackwardStages, _ taped: TapeContents, _ failed: inout Fault?,
+    in context: ContextPointer
+  ) throws(Fault) {
+    let type = configuration.typeOfRows(prepared.frozen, training: taped.draws.training)
+    try rows.send(stages.jittered.rows, stages.dispatch, as: type, &failed, in: context)
+    for piece in 0..<rows.pieces.count { try rows.receive(piece, as: type, to: rows.x, &failed, in: context) }
   }
 
   /// The gradients of the shared experts' matrices and biases, over this rank's own tokens.

@@ -11,7 +11,9 @@ public struct Communicator {
     @convention(c) (Pointer?, UnsafeRawPointer?, Int64, Int32, Int32, UnsafeMutablePointer<Pointer?>?) -> Int32
   public typealias Receive =
     @convention(c) (Pointer?, Pointer?, Int64, Int32, Int32, UnsafeMutablePointer<Pointer?>?) -> Int32
+  public typealias Test = @convention(c) (Pointer?, Pointer?, UnsafeMutablePointer<Int32>?) -> Int32
   public typealias Wait = @convention(c) (Pointer?, Pointer?) -> Int32
+  public typealias Abandon = @convention(c) (Pointer?, Pointer?) -> Void
   public typealias Words = @convention(c) (Pointer?, Int32) -> UnsafePointer<CChar>?
 
   public let user: Pointer?
@@ -20,15 +22,18 @@ public struct Communicator {
   let allToAll: AllToAll
   let send: Send
   let receive: Receive
+  let test: Test
   let wait: Wait
+  let abandon: Abandon
   let words: Words
 
   public init(
-    user: Pointer?, rank: Int, size: Int, allToAll: AllToAll, send: Send, receive: Receive, wait: Wait, words: Words
+    user: Pointer?, rank: Int, size: Int, allToAll: AllToAll, send: Send, receive: Receive, test: Test, wait: Wait,
+    abandon: Abandon, words: Words
   ) {
     (self.user, self.rank, self.size) = (user, rank, size)
     (self.allToAll, self.send, self.receive) = (allToAll, send, receive)
-    (self.wait, self.words) = (wait, words)
+    (self.test, self.wait, self.abandon, self.words) = (test, wait, abandon, words)
   }
 
   var isLast: Bool { rank == size - 1 }
@@ -39,17 +44,6 @@ public struct Communicator {
     throw Fault(
       .communication,
       "rank \(rank): \(what) failed with code \(Int(code)): \(words(user, code)); the layer cannot exchange any more")
-  }
-
-  /// An exchange from its beginning to its end.
-  func exchange(
-    _ send: UnsafeRawPointer?, _ sent: ByteRanges, _ receive: Pointer?, _ received: ByteRanges
-  ) throws(Fault) {
-    var request: Pointer?
-    try require(
-      allToAll(
-        user, send, sent.counts, sent.offsets, receive, received.counts, received.offsets, &request), "all_to_all")
-    try require(wait(user, request), "the wait for all_to_all")
   }
 
   func sendWhole(_ data: UnsafeRawPointer, bytes: Int, to: Int) throws(Fault) {
@@ -82,12 +76,11 @@ struct ByteRanges {
     for rank in 0..<size { (counts[rank], offsets[rank]) = (Int64(bytes), 0) }
   }
 
-  /// Parts one after another, of so many rows each.
-  func set(rows: UnsafePointer<Int>, bytesOfOne: Int) {
-    var offset = 0
+  /// Rows of so many bytes, those of a rank beginning where rows of `room` bytes would.
+  func set(_ rows: (_ rank: Int) -> Range<Int>, bytesOfOne: Int, room: Int) {
     for rank in 0..<size {
-      (counts[rank], offsets[rank]) = (Int64(rows[rank] * bytesOfOne), Int64(offset))
-      offset += rows[rank] * bytesOfOne
+      let own = rows(rank)
+      (counts[rank], offsets[rank]) = (Int64(own.count * bytesOfOne), Int64(own.lowerBound * room))
     }
   }
 

@@ -41,16 +41,19 @@ struct ForwardRoom {
   let rows: OwnedRows
   let compute: ExpertsForward
   let sums: SumsOfRanks
+  let moving: ContextPointer  // memory for one that moves exchanges on
 
   init(
-    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: ForwardStages, type: ElementType,
-    tape: OwnedTape?, isTaped: Bool
+    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: ForwardStages, _ chunks: RankChunks,
+    type: ElementType, tape: OwnedTape?, isTaped: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
+    moving = arena.take(Context.self, 1)
     let draws = stages.route.work.draws
     let widened = type == .f32 ? nil : arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden)
     rows = OwnedRows(
-      &arena, c, ranks, x: tape?.x ?? widened, sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws))
+      &arena, c, ranks, x: tape?.x ?? widened, pieces: RankPieces(c, ranks, tokens: chunks.size),
+      sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws))
     sums = SumsOfRanks(&arena, c, stages)
     var work = ExpertsWork(
       c: c, x: rows.x, source: .layer(layer.parameters, frozen: false), prepared: layer.prepared,
@@ -140,20 +143,28 @@ extension Layer {
     let owned = tape?.pointee.owned
     owned?.keep(ranks.pointee.counts, ofChunk: i)
     let room = try ranks.room(context.pointee.allocator) {
-      ForwardRoom(&$0, self, ranks, stages, type: type, tape: owned, isTaped: taped != nil)
+      ForwardRoom(&$0, self, ranks, stages, chunks, type: type, tape: owned, isTaped: taped != nil)
     }
     try ranks.pointee.agree(0, nil, next: i + 1 < chunks.count ? c.experts : 0)
 
     // From here on every exchange is made, whatever fails.
-    try room.rows.bring(stages.jittered.rows, stages.dispatch, as: type, to: room.rows.x, &failed, in: context)
-    try room.rows.bringWords(stages.dispatch)
+    let (rows, here) = (room.rows, context.moving(ranks.pointee.exchanges, in: room.moving))
+    rows.place(stages.dispatch, ranks.pointee.counts)
+    try rows.bringWords(stages.dispatch)
+    try rows.send(stages.jittered.rows, stages.dispatch, as: type, &failed, in: here)
     attempt(&failed) { () throws(Fault) in
-      room.rows.group(ranks.pointee.counts, ranks: ranks.pointee.size)
-      try room.compute.run(in: context, kept: owned?.kept)
+      try stages.compute.run(in: here, kept: taped?.kept(0))
+      rows.group(ranks.pointee.counts)
     }
-    try room.rows.takeBack(room.compute.outputs, to: stages.compute.outputs, &failed, in: context)
+    for piece in 0..<rows.pieces.count {
+      try rows.receive(piece, as: type, to: rows.x, &failed, in: here)
+      attempt(&failed) { () throws(Fault) in
+        try room.compute.run(in: here, kept: owned?.kept, only: rows.experts(ofPiece: piece))
+      }
+      try rows.sendBack(piece, room.compute.outputs, &failed, in: here)
+    }
+    try rows.takeBack(stages.compute.outputs, &failed, in: here)
     attempt(&failed) { () throws(Fault) in
-      try stages.compute.run(in: context, kept: taped?.kept(0))
       try context.measure(.combine) { () throws(Fault) in
         try CombineForward(
           c: c, kernels: context.kernels, routing: routing, chunk: tokens, dispatch: stages.dispatch,

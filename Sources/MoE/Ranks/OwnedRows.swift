@@ -1,7 +1,7 @@
 import CShims
 
 // Rows on their way: a rank's own go to the owners of their experts in the order of its dispatch, expert by expert, so that those of an
-// owner lie together; what the owner makes of them comes back in the same order.
+// owner lie together, and of these those of a piece; what the owner makes of them comes back in the same order.
 
 /// The rows that this rank owns the experts of, and the memory of their exchange, for one call.
 struct OwnedRows {
@@ -9,20 +9,25 @@ struct OwnedRows {
   let count: Int  // that have come from all ranks
   let dispatch: Dispatch  // of the latter, over this rank's experts
   let x: UnsafeMutablePointer<Float>  // [count,H]
-  let weights: UnsafeMutablePointer<Float>?  // [count]
+  let pieces: RankPieces
+  private let weights: UnsafeMutablePointer<Float>?  // [count]
   let numbers: UnsafeMutablePointer<Int32>?  // [count] of pairs among those of all ranks
-  fileprivate let out: UnsafeMutableRawPointer  // [own,H] what is sent, then what comes back
-  fileprivate let landing: UnsafeMutableRawPointer  // [count,H] what arrives, then what is sent back
-  fileprivate let outWords: UnsafeMutablePointer<Int32>  // [own] weights or numbers
+  // Rows of fewer bytes lie one after another where those of their rank in their piece begin: what comes back later has the same place.
+  private let out: UnsafeMutableRawPointer  // [own,H] what is sent, then what comes back
+  private let landing: UnsafeMutableRawPointer  // [count,H] what arrives, then what is sent back
+  private let outWords: UnsafeMutablePointer<Int32>  // [own] weights or numbers
+  private let gone: TravelRows
+  private let come: TravelRows
   private let hidden: Int
   private let ranks: RanksPointer
 
   /// `x`: where the rows of x become floats; nil: where they arrive.
   init(
     _ arena: inout Arena, _ c: Configuration, _ ranks: RanksPointer, x: UnsafeMutablePointer<Float>?,
-    sendsWeights: Bool, sendsNumbers: Bool
+    pieces: RankPieces, sendsWeights: Bool, sendsNumbers: Bool
   ) {
     self.ranks = ranks
+    self.pieces = pieces
     hidden = c.hidden
     (own, count) = (ranks.pointee.rowsSent, ranks.pointee.rowsOwned)
     dispatch = Dispatch(&arena, rows: count, experts: ranks.pointee.experts.count)
@@ -33,67 +38,133 @@ struct OwnedRows {
     weights = sendsWeights ? arena.take(Float.self, count) : nil
     numbers = sendsNumbers ? arena.take(Int32.self, count) : nil
     outWords = arena.take(Int32.self, sendsWeights || sendsNumbers ? own : 0)
+    gone = TravelRows(&arena, ranks: ranks.pointee.size, pieces)
+    come = TravelRows(&arena, ranks: ranks.pointee.size, pieces)
   }
 
-  /// Rows of `tokens` [T,H] to the owners, where they become `rows` [count,H].
-  func bring(
-    _ tokens: UnsafePointer<Float>, _ dispatch: Dispatch, as type: ElementType, to rows: UnsafeMutablePointer<Float>,
-    _ failed: inout Fault?, in context: ContextPointer
-  ) throws(Fault) {
-    attempt(&failed) { () throws(Fault) in
-      try context.run(
-        blocks(of: own),
-        PackTokens(
-          kernels: context.kernels, type: type, hidden: hidden, rows: own, tokens: tokens,
-          tokenOfRow: dispatch.tokenOfRow, out: out))
-    }
-    try ranks.pointee.move(out, to: landing, bytesOfOne: type.bytes(hidden), back: false)
-    if UnsafeMutableRawPointer(rows) == landing { return }
-    attempt(&failed) { () throws(Fault) in
-      try context.run(
-        blocks(of: count),
-        WidenRows(
-          kernels: context.kernels, type: type, hidden: hidden, count: count, landing: landing, rows: rows))
+  /// Which of this rank's experts a piece has, counted from its first.
+  func experts(ofPiece piece: Int) -> Range<Int> {
+    let all = ranks.pointee.experts.count
+    return pieces.first(piece, of: all)..<pieces.first(piece + 1, of: all)
+  }
+
+  /// Finds the places of this rank's rows, by their dispatch, and of those that come, `counts` [ranks, experts of this rank].
+  func place(_ own: Dispatch, _ counts: UnsafePointer<Int32>) {
+    let (size, experts) = (ranks.pointee.size, ranks.pointee.experts.count)
+    var place = 0
+    for rank in 0..<size {
+      let theirs = ranks.pointee.placement.experts(of: rank)
+      for piece in 0...pieces.count {
+        let first = pieces.first(piece, of: theirs.count)
+        gone.set(rank, piece, first: Int(own.offsets[theirs.lowerBound + first]))
+        come.set(rank, piece, first: place)
+        if piece == pieces.count { break }
+        for e in self.experts(ofPiece: piece) { place += Int(counts[rank * experts + e]) }
+      }
     }
   }
+
+  // MARK: to the owners
 
   /// The routing weights of the rows, and their pairs' numbers, where the owners want them.
   func bringWords(_ dispatch: Dispatch) throws(Fault) {
     if let weights {
       UnsafeMutableRawPointer(outWords).copyMemory(from: dispatch.weightOfRow, byteCount: own * 4)
-      try ranks.pointee.move(outWords, to: weights, bytesOfOne: 4, back: false)
+      try begin(outWords, to: weights)
+      try ranks.pointee.finishNext()
     }
     if let numbers {
       outWords.update(from: dispatch.pairOfRow, count: own)
-      try ranks.pointee.move(outWords, to: numbers, bytesOfOne: 4, back: false)
+      try begin(outWords, to: numbers)
+      try ranks.pointee.finishNext()
     }
   }
 
-  /// The rows that have come, by expert: `counts` [ranks, experts of this rank] of them.
-  func group(_ counts: UnsafePointer<Int32>, ranks: Int) {
-    dispatch.group(counts, ranks: ranks, weights: weights.map { UnsafePointer($0) })
+  private func begin(_ words: UnsafeRawPointer, to place: UnsafeMutableRawPointer) throws(Fault) {
+    try ranks.pointee.begin(
+      words, { gone.rows(of: $0) }, to: place, { come.rows(of: $0) }, bytesOfOne: 4, room: 4)
   }
 
-  /// What the owners have made of the rows, `made` [count, padded H] in the order of their dispatch, comes back to `rows`
-  /// [own, padded H].
-  func takeBack(
-    _ made: UnsafePointer<Float>, to rows: UnsafeMutablePointer<Float>, _ failed: inout Fault?,
+  /// The rows that come, by expert: `counts` [ranks, experts of this rank] of them.
+  func group(_ counts: UnsafePointer<Int32>) {
+    dispatch.group(counts, ranks: ranks.pointee.size, weights: weights.map { UnsafePointer($0) })
+  }
+
+  /// Rows of `tokens` [T,H] begin their way to the owners.
+  func send(
+    _ tokens: UnsafePointer<Float>, _ dispatch: Dispatch, as type: ElementType, _ failed: inout Fault?,
     in context: ContextPointer
   ) throws(Fault) {
-    attempt(&failed) { () throws(Fault) in
-      try context.run(
-        blocks(of: count),
-        PackRows(hidden: hidden, count: count, rows: made, rowOfPair: dispatch.rowOfPair, out: landing))
-    }
-    try ranks.pointee.move(landing, to: out, bytesOfOne: hidden * 4, back: true)
-    attempt(&failed) { () throws(Fault) in
-      try context.run(blocks(of: own), UnpackRows(hidden: hidden, count: own, out: out, rows: rows))
+    for piece in 0..<pieces.count {
+      let blocks = gone.blocks(ofPiece: piece)
+      attempt(&failed) { () throws(Fault) in
+        try context.run(
+          blocks.count,
+          PackTokens(
+            kernels: context.kernels, type: type, hidden: hidden, blocks: blocks, tokens: tokens,
+            tokenOfRow: dispatch.tokenOfRow, out: out))
+      }
+      try ranks.pointee.begin(
+        out, { gone.rows(of: $0, piece) }, to: landing, { come.rows(of: $0, piece) }, bytesOfOne: type.bytes(hidden),
+        room: hidden * 4)
     }
   }
 
-  /// One number for each row, `made` [count] in the order in which they came, comes back to this memory [own].
-  func takeBack(_ made: UnsafePointer<Float>) throws(Fault) -> UnsafePointer<Float> {
-    try ranks.pointee.move(made, to: outWords, bytesOfOne: 4, back: true)
+  /// Waits for the next piece, and makes `rows` [count,H] of what has come.
+  func receive(
+    _ piece: Int, as type: ElementType, to rows: UnsafeMutablePointer<Float>, _ failed: inout Fault?,
+    in context: ContextPointer
+  ) throws(Fault) {
+    try ranks.pointee.finishNext()
+    if UnsafeMutableRawPointer(rows) == landing { return }
+    attempt(&failed) { () throws(Fault) in
+      let blocks = come.blocks(ofPiece: piece)
+      try context.run(
+        blocks.count,
+        WidenRows(
+          kernels: context.kernels, type: type, hidden: hidden, blocks: blocks, landing: landing, rows: rows))
+    }
+  }
+
+  // MARK: back
+
+  /// What this rank has made of the rows of a piece, `made` [count, padded H] in the order of their dispatch, begins its way back.
+  func sendBack(
+    _ piece: Int, _ made: UnsafePointer<Float>, _ failed: inout Fault?, in context: ContextPointer
+  ) throws(Fault) {
+    attempt(&failed) { () throws(Fault) in
+      let blocks = come.blocks(ofPiece: piece)
+      try context.run(
+        blocks.count,
+        PackRows(hidden: hidden, blocks: blocks, rows: made, rowOfPair: dispatch.rowOfPair, out: landing))
+    }
+    try ranks.pointee.begin(
+      landing, { come.rows(of: $0, piece) }, to: out, { gone.rows(of: $0, piece) }, bytesOfOne: hidden * 4,
+      room: hidden * 4)
+  }
+
+  /// One number for each row, `made` [count] in the order in which they came, begins its way back.
+  func sendBack(_ made: UnsafePointer<Float>) throws(Fault) {
+    try ranks.pointee.begin(
+      made, { come.rows(of: $0) }, to: outWords, { gone.rows(of: $0) }, bytesOfOne: 4, room: 4)
+  }
+
+  /// Waits for what the owners have made of all rows, which becomes `rows` [own, padded H].
+  func takeBack(
+    _ rows: UnsafeMutablePointer<Float>, _ failed: inout Fault?, in context: ContextPointer
+  ) throws(Fault) {
+    for piece in 0..<pieces.count {
+      try ranks.pointee.finishNext()
+      attempt(&failed) { () throws(Fault) in
+        let blocks = gone.blocks(ofPiece: piece)
+        try context.run(blocks.count, UnpackRows(hidden: hidden, blocks: blocks, out: out, rows: rows))
+      }
+    }
+  }
+
+  /// Waits for the numbers [own], which stay in this memory.
+  func takeBack() throws(Fault) -> UnsafePointer<Float> {
+    try ranks.pointee.finishNext()
     return UnsafeRawPointer(outWords).assumingMemoryBound(to: Float.self)
   }
 }
@@ -108,14 +179,16 @@ private struct PackTokens: Job {
   let kernels: UnsafePointer<moei_kernels>
   let type: ElementType
   let hidden: Int
-  let rows: Int
+  let blocks: PieceBlocks
   let tokens: UnsafePointer<Float>  // [T,H]
   let tokenOfRow: UnsafePointer<Int32>
   let out: UnsafeMutableRawPointer  // [rows,H] of the type
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    for row in MoE.rows(ofBlock: block, in: rows) {
-      type.fromFloats(tokens + Int(tokenOfRow[row]) * hidden, hidden, out, row * hidden, kernels)
+    let (first, rows) = blocks[block]
+    for row in rows {
+      type.fromFloats(
+        tokens + Int(tokenOfRow[row]) * hidden, hidden, out + first * hidden * 4, (row - first) * hidden, kernels)
     }
   }
 }
@@ -124,26 +197,27 @@ private struct WidenRows: Job {
   let kernels: UnsafePointer<moei_kernels>
   let type: ElementType
   let hidden: Int
-  let count: Int
+  let blocks: PieceBlocks
   let landing: UnsafeRawPointer  // [count,H] of the type
   let rows: UnsafeMutablePointer<Float>  // [count,H]
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    let range = MoE.rows(ofBlock: block, in: count)
-    let first = range.lowerBound * hidden
-    type.toFloats(landing, first, range.count * hidden, rows + first, kernels)
+    let (first, range) = blocks[block]
+    let start = range.lowerBound * hidden
+    type.toFloats(
+      landing + first * hidden * 4, start - first * hidden, range.count * hidden, rows + start, kernels)
   }
 }
 
 private struct PackRows: Job {
   let hidden: Int
-  let count: Int
+  let blocks: PieceBlocks
   let rows: UnsafePointer<Float>  // [count, padded H] by expert
   let rowOfPair: UnsafePointer<Int32>
   let out: UnsafeMutableRawPointer  // [count,H] as they came
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    for place in MoE.rows(ofBlock: block, in: count) {
+    for place in blocks[block].rows {
       (out + place * hidden * 4).copyMemory(
         from: rows + Int(rowOfPair[place]) * padded(hidden), byteCount: hidden * 4)
     }
@@ -152,12 +226,12 @@ private struct PackRows: Job {
 
 private struct UnpackRows: Job {
   let hidden: Int
-  let count: Int
-  let out: UnsafeRawPointer  // [count,H]
-  let rows: UnsafeMutablePointer<Float>  // [count, padded H]
+  let blocks: PieceBlocks
+  let out: UnsafeRawPointer  // [own,H]
+  let rows: UnsafeMutablePointer<Float>  // [own, padded H]
 
   func run(_ block: Int, _ lane: UnsafeMutablePointer<Lane>) {
-    for row in MoE.rows(ofBlock: block, in: count) {
+    for row in blocks[block].rows {
       UnsafeMutableRawPointer(rows + row * padded(hidden)).copyMemory(
         from: out + row * hidden * 4, byteCount: hidden * 4)
     }

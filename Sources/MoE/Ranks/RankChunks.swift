@@ -66,7 +66,7 @@ extension Layer {
         frozen: prepared.frozenForms)
     }
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
-    _ = ForwardRoom(&forward, self, ranks, stages, type: type, tape: nil, isTaped: taped)
+    _ = ForwardRoom(&forward, self, ranks, stages, chunks, type: type, tape: nil, isTaped: taped)
     if let contents {
       _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
       let owned = OwnedTape(&tape, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)

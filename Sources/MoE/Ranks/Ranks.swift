@@ -38,6 +38,8 @@ public struct Ranks {
   private let text: UnsafeMutablePointer<CChar>  // what is sent, then what is received
   private let sent: ByteRanges
   private let received: ByteRanges
+  /// Those that are under way.
+  let exchanges: ExchangesPointer
   let rowsTo: UnsafeMutablePointer<Int>  // [ranks] of this rank's tokens, to the owners of their experts
   let rowsFrom: UnsafeMutablePointer<Int>  // [ranks]
   let counts: UnsafeMutablePointer<Int32>  // [ranks, experts of this rank] rows of the latter
@@ -84,6 +86,7 @@ public struct Ranks {
     text = arena.take(CChar.self, 2 * Self.textSize)
     sent = ByteRanges(&arena, size: size)
     received = ByteRanges(&arena, size: size)
+    exchanges = arena.take(Exchanges.self, 1)
     rowsTo = arena.take(Int.self, size)
     rowsFrom = arena.take(Int.self, size)
     counts = arena.take(Int32.self, size, c?.experts ?? 0)
@@ -209,7 +212,17 @@ public struct Ranks {
   // MARK: moving
 
   private mutating func exchange(_ data: UnsafeRawPointer, _ to: UnsafeMutableRawPointer) throws(Fault) {
-    do throws(Fault) { try communicator.exchange(data, sent, to, received) } catch { throw broken(error) }
+    try begin(data, to)
+    try finishNext()
+  }
+
+  private mutating func begin(_ data: UnsafeRawPointer, _ to: UnsafeMutableRawPointer) throws(Fault) {
+    do throws(Fault) { try exchanges.pointee.begin(data, sent, to, received) } catch { throw broken(error) }
+  }
+
+  /// Waits for the exchange that began first of those that are under way.
+  mutating func finishNext() throws(Fault) {
+    do throws(Fault) { try exchanges.pointee.finishNext() } catch { throw broken(error) }
   }
 
   fileprivate mutating func broken(_ fault: Fault) -> Fault {
@@ -244,13 +257,14 @@ public struct Ranks {
     return new
   }
 
-  /// Rows of this rank's tokens to the owners of their experts, or back from these.
-  mutating func move(
-    _ rows: UnsafeRawPointer, to: UnsafeMutableRawPointer, bytesOfOne: Int, back: Bool
+  /// Begins to move rows of so many bytes, in whose memory those of a rank begin where rows of `room` bytes would.
+  mutating func begin(
+    _ rows: UnsafeRawPointer, _ sent: (_ rank: Int) -> Range<Int>, to: UnsafeMutableRawPointer,
+    _ received: (_ rank: Int) -> Range<Int>, bytesOfOne: Int, room: Int
   ) throws(Fault) {
-    sent.set(rows: back ? rowsFrom : rowsTo, bytesOfOne: bytesOfOne)
-    received.set(rows: back ? rowsTo : rowsFrom, bytesOfOne: bytesOfOne)
-    try exchange(rows, to)
+    self.sent.set(sent, bytesOfOne: bytesOfOne, room: room)
+    self.received.set(received, bytesOfOne: bytesOfOne, room: room)
+    try begin(rows, to)
   }
 }
 
@@ -311,6 +325,7 @@ extension UnsafeMutablePointer where Pointee == Ranks {
       (place: arena.take(Ranks.self, 1), ranks: Ranks(&arena, wanted, c))
     }
     parts.place.initialize(to: parts.ranks)
+    parts.ranks.exchanges.initialize(to: Exchanges(wanted.communicator))
     if let c { parts.ranks.placement.fill(wanted.expertsPerRank, c, ranks: wanted.communicator.size) }
     return parts.place
   }

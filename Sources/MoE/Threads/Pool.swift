@@ -229,6 +229,8 @@ public struct Cancel {
 
   let callback: Callback?
   let user: UnsafeMutableRawPointer?
+  /// What is to be looked after meanwhile.
+  var exchanges: ExchangesPointer?
 
   public init(_ callback: Callback? = nil, user: UnsafeMutableRawPointer? = nil) {
     self.callback = callback
@@ -295,6 +297,7 @@ struct Lane {
 
   mutating func shouldStop() -> Bool {
     if cancelled.value != 0 { return true }
+    cancel.exchanges?.pointee.moveOn()
     guard let callback = cancel.callback else { return false }
     let now = moei_milliseconds()
     if now - asked < Int64(Self.millisecondsBetweenQuestions) { return false }

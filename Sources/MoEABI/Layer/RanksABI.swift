@@ -95,15 +95,15 @@ extension Communicator {
     guard let allToAll = given.all_to_all else { throw missing("all_to_all") }
     guard let send = given.send else { throw missing("send") }
     guard let receive = given.receive else { throw missing("receive") }
-    if given.test == nil { throw missing("test") }
+    guard let test = given.test else { throw missing("test") }
     guard let wait = given.wait else { throw missing("wait") }
     guard let words = given.error else { throw missing("error") }
-    if given.abandon == nil { throw missing("abandon") }
+    guard let abandon = given.abandon else { throw missing("abandon") }
     try require(Int(given.size), "communicator.size", from: 1, to: 65_536)
     try require(Int(given.rank), "communicator.rank", from: 0, to: Int(given.size) - 1)
     self.init(
       user: given.user, rank: Int(given.rank), size: Int(given.size), allToAll: allToAll, send: send, receive: receive,
-      wait: wait, words: words)
+      test: test, wait: wait, abandon: abandon, words: words)
   }
 }
 

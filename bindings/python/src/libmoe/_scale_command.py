@@ -45,7 +45,6 @@ def _between(low: float, high: float, expected: str, kind: type[float] = float) 
 
 _above_0 = _between(sys.float_info.min, sys.float_info.max, "a number above 0")
 _at_least_1 = _between(1.0, sys.float_info.max, "a number of at least 1")
-_share = _between(0.0, 1.0, "a share, 0 to 1")
 _not_negative = _between(0, MOST, "a whole number of at least 0", int)
 _up_to_most = _between(1, MOST, f"a whole number, 1 to {MOST:,}", int)
 
@@ -94,8 +93,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     spread.add_argument("--ranks", type=_up_to_most, nargs="+", default=ranks.RANKS, metavar="N", help=text)
     spread.add_argument("--ranks-per-node", type=_up_to_most, default=1, metavar="N", help="default 1")
     spread.add_argument("--threads", type=_up_to_most, default=1, metavar="N", help="of a rank (default 1)")
-    text = "share of the exchange under which something is computed (default 0)"
-    spread.add_argument("--hidden", type=_share, default=0.0, metavar="X", help=text)
     machine = parser.add_argument_group("machine", "what is not given is measured here, or usual")
     machine.add_argument("--machine", type=Path, metavar="FILE", help="that make bench-ranks has written")
     for name, (_, read, _, what) in MACHINE.items():
@@ -122,7 +119,6 @@ def scale(asked: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "ranks_per_node": asked.ranks_per_node,
         "threads": asked.threads,
-        "hidden": asked.hidden,
     }
     points = ranks.simulate(work, machine, asked.ranks, **options)
     print(ranks.table(points))

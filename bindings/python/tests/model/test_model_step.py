@@ -10,6 +10,7 @@ import pytest
 from test_freezing import MODELS, call_of
 
 import libmoe
+from comparison import assert_all_same_bits
 from pretrained_models import FOLDERS, reference
 from small_language_models import DENSE, LANGUAGE, MOE
 
@@ -65,21 +66,15 @@ def train(
         return found | model.state_dict()
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-
-
 @pytest.mark.parametrize("case", EXPERTS)
 def test_the_bits_are_those_of_backward_and_step(case: str) -> None:
-    assert_same(train(without_gradients(EXPERTS[case]), True), train(EXPERTS[case], False))
+    assert_all_same_bits(train(without_gradients(EXPERTS[case]), True), train(EXPERTS[case], False))
 
 
 @pytest.mark.parametrize("case", ["dense", "language", "every second"])
 def test_a_model_with_all_its_gradients_steps_as_well(case: str) -> None:
     arguments = {**LANGUAGE, **DENSE} if case == "dense" else EXPERTS[case]
-    assert_same(train(arguments, True), train(arguments, False))
+    assert_all_same_bits(train(arguments, True), train(arguments, False))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "muon"])
@@ -90,14 +85,16 @@ def test_other_rules_and_chunks(limit: str, kind: str) -> None:
     random = np.random.default_rng(5)
     many = {name: random.integers(0, 17, (3, 200)).astype(np.int32) for name in ("tokens", "targets")}
     how: dict[str, Any] = {**many, "chunk_tokens": LIMITS[limit] or 0}
-    assert_same(train(without_gradients(arguments), True, kind, **how), train(arguments, False, kind, **how))
+    assert_all_same_bits(
+        train(without_gradients(arguments), True, kind, **how), train(arguments, False, kind, **how)
+    )
 
 
 @pytest.mark.parametrize("frozen", ["*.attention.*", "*.experts.up.*", "layers.0.*", "*.ffn.*", "layers.*"])
 def test_frozen_parameters_are_not_stepped(frozen: str) -> None:
     arguments = EXPERTS["every second"]
     expected = train(arguments, False, frozen=frozen)
-    assert_same(train(without_gradients(arguments), True, frozen=frozen), expected)
+    assert_all_same_bits(train(without_gradients(arguments), True, frozen=frozen), expected)
 
 
 def test_memory_falls_by_the_gradients_of_the_experts() -> None:
@@ -130,7 +127,7 @@ def test_a_folders_model_is_trained_without_its_experts_gradients() -> None:
         optimizer = libmoe.SGD(model.parameters, 0.1)
         model.backward(model.forward(tokens, tokens, tape=True, training=True), optimizer=optimizer)
         found.append(model.state_dict())
-    assert_same(*found)
+    assert_all_same_bits(*found)
     before = libmoe.Model.from_pretrained(FOLDERS / "mixtral").state_dict()
     assert not np.array_equal(
         before["layers.0.ffn.experts.up.weight"], found[0]["layers.0.ffn.experts.up.weight"]
@@ -161,7 +158,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for factor in (-1.0, math.inf, math.nan):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
     refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but optimizer is None", clip_factor=0.5)
-    assert_same(model.state_dict(), before)
+    assert_all_same_bits(model.state_dict(), before)
     model.prepare("int8")
     refuse(libmoe.BadStateError, "which is prepared in few bits", optimizer=own)
     model.prepare("none")

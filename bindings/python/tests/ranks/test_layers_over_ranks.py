@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 
 import libmoe
 from comparison import assert_same_bits
-from ranked_layers import Part, alone, divided, joined, plain, require_same, step, together, tokens
+from ranked_layers import (
+    GROUPS,
+    Part,
+    alone,
+    divided,
+    joined,
+    plain,
+    require_same,
+    same,
+    step,
+    together,
+    tokens,
+)
 from thread_ranks import ThreadRanks
 
 DIVISIONS = [[37], [20, 17], [0, 37], [37, 0], [9, 0, 28], [1, 2, 30, 4], [0, 0, 37, 0]]
-
-
-def same(config: dict[str, Any], parts: list[int], **options: Any) -> None:
-    """Compare a step over ranks with the same step in one process."""
-    count = sum(parts)
-    x, dy = tokens(count, config["hidden_size"])
-    if config.get("io_dtype") == "bf16":
-        x, dy = (libmoe.to_bfloat16(array) for array in (x, dy))
-    use = partial(step, x=x, dy=dy, **options)
-    whole = {key: value for key, value in config.items() if key != "experts_per_rank"}
-    require_same(joined(together(config, parts, use)), alone(whole, count, use))
 
 
 @pytest.mark.parametrize("parts", DIVISIONS, ids=str)
@@ -68,15 +69,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "bf16": {"weight_dtype": "bf16", "io_dtype": "bf16"},
     "bf16 tokens": {"io_dtype": "bf16"},
     "f16 weights": {"weight_dtype": "f16"},
-    "groups": {
-        "intermediate_size": 0,
-        "expert_groups": [
-            {"n_experts": 3, "intermediate_size": 40, "expert_kind": "gated", "activation": "silu"},
-            {"n_experts": 1, "expert_kind": "identity"},
-            {"n_experts": 1, "expert_kind": "constant"},
-            {"n_experts": 2, "intermediate_size": 16},
-        ],
-    },
+    "groups": GROUPS,
 }
 
 

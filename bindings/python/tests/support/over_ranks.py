@@ -11,17 +11,23 @@ import libmoe
 from ranked_layers import Part, divided
 from small_language_models import DENSE, LANGUAGE, MOE
 
+MANY = {"hidden": 512, "more": 700}
+"""Rows that travel in pieces where there are two ranks or more."""
 
-def require_the_bits_of_one_process(world: libmoe.Communicator) -> None:
-    """Compare steps of a layer over ranks, the first without tokens, with what each rank computes alone."""
+
+def require_the_bits_of_one_process(world: libmoe.Communicator, hidden: int = 32, more: int = 5) -> None:
+    """Compare steps of a layer over ranks with what each rank computes alone.
+
+    The first rank has no tokens, each other one `more` than the one before.
+    """
     size = world.size
     config: dict[str, Any] = dict(n_experts=7, top_k=2, expert_kind="gated", activation="silu", seed=3)
-    counts = [5 * rank for rank in range(size)] if size > 1 else [9]
+    counts = [more * rank for rank in range(size)] if size > 1 else [9]
     mine = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
     draw = np.random.default_rng(1).standard_normal
-    x, dy = draw((sum(counts), 32), np.float32), draw((sum(counts), 32), np.float32)
-    alone = libmoe.Layer(32, 48, **config)
-    part = libmoe.Layer(32, 48, communicator=world, **config)
+    x, dy = (draw((sum(counts), hidden), np.float32) for _ in range(2))
+    alone = libmoe.Layer(hidden, 48, **config)
+    part = libmoe.Layer(hidden, 48, communicator=world, **config)
     optimizers = [libmoe.AdamW(layer.parameters) for layer in (alone, part)]
     for _ in range(3):
         results = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,16 @@ from comparison import assert_same_bits
 from thread_ranks import ThreadRanks
 
 REPORTED = ("balance_loss", "z_loss", "aux_loss", "entropy", "n_dropped", "n_valid", "tokens_per_expert")
+GROUPS: dict[str, Any] = {
+    "intermediate_size": 0,
+    "expert_groups": [
+        {"n_experts": 3, "intermediate_size": 40, "expert_kind": "gated", "activation": "silu"},
+        {"n_experts": 1, "expert_kind": "identity"},
+        {"n_experts": 1, "expert_kind": "constant"},
+        {"n_experts": 2, "intermediate_size": 16},
+    ],
+}
+"""Seven experts of several kinds."""
 ARRAYS = ("dropped_per_expert", "mean_probability", "max_over_mean", "variation", "dead_share")
 
 
@@ -153,3 +164,16 @@ def step(
         {name: p.grad.copy() for name, p in parameters.items()},
         {name: np.array(p.data) for name, p in parameters.items()},
     )
+
+
+def same(
+    config: dict[str, Any], parts: Sequence[int], ranks: ThreadRanks | None = None, **options: Any
+) -> None:
+    """Compare a step over ranks with the same step in one process."""
+    count = sum(parts)
+    x, dy = tokens(count, config["hidden_size"])
+    if config.get("io_dtype") == "bf16":
+        x, dy = (libmoe.to_bfloat16(array) for array in (x, dy))
+    use = partial(step, x=x, dy=dy, **options)
+    whole = {key: value for key, value in config.items() if key != "experts_per_rank"}
+    require_same(joined(together(config, parts, use, ranks)), alone(whole, count, use))

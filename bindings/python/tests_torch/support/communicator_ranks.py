@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import libmoe.torch
-from over_ranks import require_the_bits_of_one_process
+from over_ranks import MANY, require_the_bits_of_one_process
 from thread_ranks import lib, unkept
 
 
@@ -32,6 +32,7 @@ def contract(world: libmoe.Communicator) -> None:
     rank, size = world.rank, world.size
     assert unkept(world) is None
     require_the_bits_of_one_process(world)
+    require_the_bits_of_one_process(world, **MANY)
     with libmoe.torch.communicator() as beside:
         assert not lib.contract_beside(world._struct, beside._struct)
     if size == 1:

@@ -129,7 +129,12 @@ class Machine:
         """
         p = min(per_node, ranks)
         near = self._near(p, p * (p - 1) * piece * beside) + (p - 1) * self.copy_latency
-        return near + self._far(ranks, p, p * (ranks - p) * piece, messages=ranks - p)
+        return near + self.between_nodes(ranks, per_node, piece)
+
+    def between_nodes(self, ranks: int, per_node: int, piece: float) -> float:
+        """Return `far` of :meth:`all_to_all` and what stands behind it: what no core has to do."""
+        p = min(per_node, ranks)
+        return self._far(ranks, p, p * (ranks - p) * piece, messages=ranks - p)
 
     def by_nodes(self, ranks: int, per_node: int, piece: float) -> float:
         """Return the same in two steps, within nodes by the receiver's place in its own, then between nodes.

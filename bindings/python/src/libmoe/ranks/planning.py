@@ -58,7 +58,6 @@ def plan(
     *,
     ranks_per_node: int | None = None,
     threads: int = 1,
-    hidden: float = 0.0,
 ) -> RankPlan:
     """Compare the ways to divide a layer among ranks, and choose one that libmoe runs and that fits.
 
@@ -76,8 +75,6 @@ def plan(
         How many, and on one node: all of them if it is left out.
     threads : int
         Of a rank.
-    hidden : float
-        The share of the exchange of rows under which something is computed, 0 to 1.
 
     Raises
     ------
@@ -89,11 +86,9 @@ def plan(
     for name, value in (("ranks", ranks), ("ranks_per_node", per_node), ("threads", threads)):
         if not 1 <= check.count(name, value) <= MOST:
             raise InvalidArgumentError(f"{name} = {value}, but it is 1 to {MOST:,}")
-    if not 0 <= check.number("hidden", hidden) <= 1:
-        raise InvalidArgumentError(f"hidden = {hidden}, but it is a share, 0 to 1")
     per_node = min(per_node, ranks)
     groups = [ep for ep in range(1, min(ranks, work.n_experts) + 1) if ranks % ep == 0]
-    found = [divided(work, machine, ranks, per_node, threads, ep, hidden) for ep in groups]
+    found = [divided(work, machine, ranks, per_node, threads, ep) for ep in groups]
     if ranks > 1:
         found.append(sliced(work, machine, ranks, per_node, threads))
     found.sort(key=lambda each: (not each.runs, each.seconds))

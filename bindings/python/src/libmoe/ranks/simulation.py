@@ -52,13 +52,12 @@ def simulate(
     *,
     ranks_per_node: int = 1,
     threads: int = 1,
-    hidden: float = 0.0,
 ) -> list[Point]:
     """Return what a step comes to on each of these numbers of ranks; every rank has the tokens of `work`.
 
     Parameters
     ----------
-    work, machine, ranks_per_node, threads, hidden
+    work, machine, ranks_per_node, threads
         As of :func:`plan`.
     ranks : iterable of int
         Numbers of ranks.
@@ -68,10 +67,10 @@ def simulate(
     InvalidArgumentError
         As of :func:`plan`.
     """
-    alone = _exclusive(work, machine, 1, 1, threads, hidden)[0].seconds
+    alone = _exclusive(work, machine, 1, 1, threads)[0].seconds
     points = []
     for count in check.listed("ranks", ranks, "a list such as [1, 8, 64]"):
-        strategy, best = _exclusive(work, machine, count, ranks_per_node, threads, hidden)
+        strategy, best = _exclusive(work, machine, count, ranks_per_node, threads)
         near = min(ranks_per_node, strategy.ep)
 
         def moved(way: Callable[[int, int, float], float], ep: int, near: int, tokens: float) -> float:
@@ -94,10 +93,10 @@ def simulate(
 
 
 def _exclusive(
-    work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int, hidden: float
+    work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int
 ) -> tuple[Strategy, Strategy]:
     """Return the strategy with the experts over most ranks, and the best one."""
-    found = plan(work, machine, ranks, ranks_per_node=per_node, threads=threads, hidden=hidden)
+    found = plan(work, machine, ranks, ranks_per_node=per_node, threads=threads)
     return max((each for each in found.strategies if each.runs), key=lambda each: each.ep), found.best
 
 

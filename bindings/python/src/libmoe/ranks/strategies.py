@@ -14,6 +14,9 @@ ADDITIONS = 5e8  # a second: sums of losses, which one core adds up token by tok
 COPIES = 7  # of a row on its way in a step: into messages and out of them, and by expert
 AGREEMENTS = 7  # of a forward and a backward, small messages of all with all
 WORDS = 3 * 8  # bytes of one, beside those of the counts of experts
+# Of rows on their way, as Sources/MoE/Ranks/RankPieces.swift has them: pieces at most, bytes of one that a
+# rank sends at least, and of one of its messages.
+PIECES, PIECE, MESSAGE = 5, 256 << 10, 16 << 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Strategy:
     compute : float
         Seconds of computing, beside all that waits for other ranks.
     exchange : float
-        Seconds in which rows travel, and small messages before and after them.
+        Seconds in which rows travel and nothing is computed, and small messages before and after them.
     chain : float
         Seconds in which sums go on from rank to rank, one after the other.
     gradient_sum : float
@@ -86,12 +89,31 @@ def compute_seconds(work: LayerWork, machine: Machine, ranks: int, per_node: int
     return max(p * work.operations / rate, own)
 
 
-def divided(
-    work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int, ep: int, hidden: float
-) -> Strategy:
+def waited(work: LayerWork, ep: int, far: list[float], compute: float) -> float:
+    """Return for how many seconds rows are between nodes and nothing is computed.
+
+    `far` are the seconds of x, outputs, dy and dx, which travel in c pieces while others are computed.
+    Nothing hides the first piece of x and of dy and the last one of the outputs, a share e: half as long as
+    the others, but one expert of a rank's at least.  dx goes back while gradients of weights are made.  The
+    rest is hidden as long as there is something to compute, a third of it forwards::
+
+        forward  = max(e (x + out), x + out - compute / 3)
+        backward = max(e dy, dy + dx - compute 2 / 3)      of one piece: compute / 3, the weights' gradients
+    """
+    sent = work.tokens * work.top_k * (ep - 1) / ep * 4 * work.hidden_size
+    fitting = int(sent / max(PIECE, (ep - 1) * MESSAGE))
+    experts = -(-work.n_experts // ep)
+    pieces = min(max(fitting, 1), PIECES, experts)
+    end = max(1, int(experts / (2 * pieces - 2) + 0.5)) / experts if pieces > 1 else 1.0
+    x, out, dy, dx = far
+    forward = max(end * (x + out), x + out - compute / 3 if pieces > 1 else 0.0)
+    return forward + max(end * dy, dy + dx - compute * (2 if pieces > 1 else 1) / 3)
+
+
+def divided(work: LayerWork, machine: Machine, ranks: int, per_node: int, threads: int, ep: int) -> Strategy:
     """Return the strategy whose groups of `ep` ranks share the experts; 1: all have all, R: one owner each.
 
-    `hidden` is the share of the exchange of rows under which something is computed.
+    It sends what the library does, in as many pieces.
     """
     copies, p = ranks // ep, min(per_node, ranks)
     rows = work.tokens * work.top_k
@@ -102,11 +124,14 @@ def divided(
         near = min(p, ep)
         pieces = [rows * work.imbalance / ep * each for each in work.row_bytes]
         moved = sum(machine.all_to_all(ep, near, piece, beside=p // near) for piece in pieces)
+        # Cores move what stays on a node; what leaves it can be hidden.
+        far = [machine.between_nodes(ep, near, piece) for piece in pieces]
+        moved -= sum(far) - waited(work, ep, far, compute)
         said = WORDS + 8 * work.n_experts / AGREEMENTS
         small = AGREEMENTS * machine.all_to_all(ep, near, said)
         # A message within a node is two copies, so that the copies alone are twice as fast.
         copied = p * COPIES * rows * 4 * work.hidden_size / (2 * machine.copy_rate)
-        exchange = (1 - hidden) * moved + copied + small
+        exchange = moved + copied + small
         sent = (ep - 1) * (rows / ep * sum(work.row_bytes) + AGREEMENTS * said)
         # Sums of losses, then gradients of what all ranks have: each rank goes on from the one before it.
         sums = 8 * 4 * work.n_experts
