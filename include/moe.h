@@ -1342,9 +1342,10 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
 /* moe_optimizer: moments and step count for a list of tensors.  Keeps its context alive; keeps no pointer to the tensors.
  *  Of BF16 and F16 tensors it keeps the values in float32 as well, 4 bytes for each: a step goes on from these and writes them to
  *  `data`, rounded, so that steps add up which are smaller than the type resolves.  A value in `data` that is not the one
- *  the last step wrote (you have set it since) is taken over first.
+ *  the last step wrote (you have set it since) is taken over first.  With stochastic_rounding BF16 tensors have no such copy: a step
+ *  computes in float32 from `data`, and rounds the new values up or down by chance, with the mean right [Zamirai 2020].
  *
- *  Memory: 4 bytes for each moment of each element (AdamW has two moments, SGD and Muon one).  With state_dtype MOE_DTYPE_BF16 it is 2,
+ *  Memory: 4 bytes for each moment of each element (AdamW has two moments, Muon one, SGD one with momentum and none without).  With state_dtype MOE_DTYPE_BF16 it is 2,
  *  half of it; a step computes in float32 and rounds the new moments up or down by chance, with the mean right
  *  [Zamirai 2020]: the nearest bfloat16 of v would mostly be the old one, since beta2 v differs from v by less than half a
  *  step.  Each moment then has a relative error of up to 2^-7 (AdamW's updates, of some 0.3 %, which average out).
@@ -1353,7 +1354,8 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  *  the upper half for the second.  The word of element i of tensor number n of the list, in arithmetic of 32 bits, is
  *    x = 0x9E3779B9 (i mod 2^16) ^ k0;   x = 0x7FEB352D (x ^ x >> 16);   x = 0x846CA68B (x ^ x >> 15 ^ k1);   x ^ x >> 16
  *  the hash of [Wellons 2018], with k0 and k1 the first two words of Philox4x32-10 [Philox 2011] for the key `seed` and the
- *  counter (i / 2^16 rounded down, n, t mod 2^32, t / 2^32 rounded down * 2^8 + 25), t = 1 being the first step.  Making it takes
+ *  counter (i / 2^16 rounded down, n, t mod 2^32, t / 2^32 rounded down * 2^8 + 25), t = 1 being the first step; values of tensors have
+ *  words of their own, with 26 in place of 25, of which the lower half counts.  Making it takes
  *  next to no time: a step is as fast as memory, of which AdamW moves 20 bytes for an element in place of 28. */
 
 /** AdamW [AdamW 2019], as torch.optim.AdamW:
@@ -1369,9 +1371,11 @@ typedef struct moe_adamw_config {
   int32_t state_dtype;       /**< of m and v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
   int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
   uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+  int32_t stochastic_rounding; /**< 1 = BF16 tensors have no copy in float32, see moe_optimizer */
+  int32_t reserved;            /**< 0 */
 } moe_adamw_config;
 
-#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01, MOE_DTYPE_F32, 0, 0 }
+#define MOE_ADAMW_CONFIG_INIT { sizeof(moe_adamw_config), 1e-3, 0.9, 0.999, 1e-8, 0.01, MOE_DTYPE_F32, 0, 0, 0, 0 }
 
 /** SGD with momentum and decoupled weight decay:
  *    p -= lr * weight_decay * p;   v = momentum v + g;   p -= lr * v
@@ -1379,14 +1383,16 @@ typedef struct moe_adamw_config {
 typedef struct moe_sgd_config {
   size_t struct_size;
   double learning_rate;      /**< >= 0 */
-  double momentum;           /**< [0, 1) */
+  double momentum;           /**< [0, 1); 0: there is no v, nor can be later */
   double weight_decay;       /**< >= 0, decoupled */
   int32_t state_dtype;       /**< of v: MOE_DTYPE_F32 or BF16, see moe_optimizer */
   int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
   uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+  int32_t stochastic_rounding; /**< 1 = BF16 tensors have no copy in float32, see moe_optimizer */
+  int32_t reserved;            /**< 0 */
 } moe_sgd_config;
 
-#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0 }
+#define MOE_SGD_CONFIG_INIT { sizeof(moe_sgd_config), 1e-3, 0.0, 0.0, MOE_DTYPE_F32, 0, 0, 0, 0 }
 
 /** Muon [Muon 2024], with the update's size of [Moonlight 2025], for matrices; AdamW for all else.  Of each matrix by itself,
  *  with r rows and c columns:
@@ -1412,9 +1418,11 @@ typedef struct moe_muon_config {
   int32_t state_dtype;       /**< of the moments: MOE_DTYPE_F32 or BF16, see moe_optimizer */
   int32_t unallocated_state; /**< 1 = the state's memory is yours, see moe_optimizer_bind_state */
   uint64_t seed;             /**< of BF16's rounding; any, another one for another optimiser */
+  int32_t stochastic_rounding; /**< 1 = BF16 tensors have no copy in float32, see moe_optimizer */
+  int32_t reserved;            /**< 0 */
 } moe_muon_config;
 
-#define MOE_MUON_CONFIG_INIT { sizeof(moe_muon_config), 1e-3, 0.95, 0.9, 0.95, 1e-8, 0.1, NULL, MOE_DTYPE_F32, 0, 0 }
+#define MOE_MUON_CONFIG_INIT { sizeof(moe_muon_config), 1e-3, 0.95, 0.9, 0.95, 1e-8, 0.1, NULL, MOE_DTYPE_F32, 0, 0, 0, 0 }
 
 /** Fill with the defaults of PyTorch, those of Muon with [Moonlight 2025]'s, as the macros do.  NULL is ignored. */
 MOE_API void moe_adamw_config_init(moe_adamw_config *config, size_t struct_size);
@@ -1475,8 +1483,8 @@ MOE_API MOE_CHECK moe_status moe_optimizer_set_learning_rate(moe_optimizer *opti
 
 /** Set AdamW's beta1, or the momentum of SGD or Muon, of the steps to come, for schedules.  AdamW divides m by 1 - beta1^t with the beta1 of
  *  step t, as torch.optim.AdamW does.
- *  @param momentum [in] [0, 1)
- *  @return MOE_OK, INVALID_ARGUMENT. */
+ *  @param momentum [in] [0, 1); of SGD that was created with momentum 0 it stays 0
+ *  @return MOE_OK, INVALID_ARGUMENT, BAD_STATE (SGD without a velocity). */
 MOE_API MOE_CHECK moe_status moe_optimizer_set_momentum(moe_optimizer *optimizer, double momentum);
 
 /** How the learning rate goes with the number t of steps taken before, 0, 1, 2, ...; lr is the peak, n = total_steps. */

@@ -216,7 +216,7 @@ _Static_assert(offsetof(moe_backward_options, clip_factor) == 48, "moe_backward_
 _Static_assert(offsetof(moe_backward_options, frozen_experts) == 52, "moe_backward_options.frozen_experts");
 _Static_assert(offsetof(moe_backward_options, d_sequence_probability) == 56, "moe_backward_options.d_sequence_probability");
 
-_Static_assert(sizeof(moe_adamw_config) == 64, "moe_adamw_config");
+_Static_assert(sizeof(moe_adamw_config) == 72, "moe_adamw_config");
 _Static_assert(offsetof(moe_adamw_config, struct_size) == 0, "moe_adamw_config.struct_size");
 _Static_assert(offsetof(moe_adamw_config, learning_rate) == 8, "moe_adamw_config.learning_rate");
 _Static_assert(offsetof(moe_adamw_config, beta1) == 16, "moe_adamw_config.beta1");
@@ -226,8 +226,10 @@ _Static_assert(offsetof(moe_adamw_config, weight_decay) == 40, "moe_adamw_config
 _Static_assert(offsetof(moe_adamw_config, state_dtype) == 48, "moe_adamw_config.state_dtype");
 _Static_assert(offsetof(moe_adamw_config, unallocated_state) == 52, "moe_adamw_config.unallocated_state");
 _Static_assert(offsetof(moe_adamw_config, seed) == 56, "moe_adamw_config.seed");
+_Static_assert(offsetof(moe_adamw_config, stochastic_rounding) == 64, "moe_adamw_config.stochastic_rounding");
+_Static_assert(offsetof(moe_adamw_config, reserved) == 68, "moe_adamw_config.reserved");
 
-_Static_assert(sizeof(moe_sgd_config) == 48, "moe_sgd_config");
+_Static_assert(sizeof(moe_sgd_config) == 56, "moe_sgd_config");
 _Static_assert(offsetof(moe_sgd_config, struct_size) == 0, "moe_sgd_config.struct_size");
 _Static_assert(offsetof(moe_sgd_config, learning_rate) == 8, "moe_sgd_config.learning_rate");
 _Static_assert(offsetof(moe_sgd_config, momentum) == 16, "moe_sgd_config.momentum");
@@ -235,8 +237,10 @@ _Static_assert(offsetof(moe_sgd_config, weight_decay) == 24, "moe_sgd_config.wei
 _Static_assert(offsetof(moe_sgd_config, state_dtype) == 32, "moe_sgd_config.state_dtype");
 _Static_assert(offsetof(moe_sgd_config, unallocated_state) == 36, "moe_sgd_config.unallocated_state");
 _Static_assert(offsetof(moe_sgd_config, seed) == 40, "moe_sgd_config.seed");
+_Static_assert(offsetof(moe_sgd_config, stochastic_rounding) == 48, "moe_sgd_config.stochastic_rounding");
+_Static_assert(offsetof(moe_sgd_config, reserved) == 52, "moe_sgd_config.reserved");
 
-_Static_assert(sizeof(moe_muon_config) == 80, "moe_muon_config");
+_Static_assert(sizeof(moe_muon_config) == 88, "moe_muon_config");
 _Static_assert(offsetof(moe_muon_config, struct_size) == 0, "moe_muon_config.struct_size");
 _Static_assert(offsetof(moe_muon_config, learning_rate) == 8, "moe_muon_config.learning_rate");
 _Static_assert(offsetof(moe_muon_config, momentum) == 16, "moe_muon_config.momentum");
@@ -248,6 +252,8 @@ _Static_assert(offsetof(moe_muon_config, by_adamw) == 56, "moe_muon_config.by_ad
 _Static_assert(offsetof(moe_muon_config, state_dtype) == 64, "moe_muon_config.state_dtype");
 _Static_assert(offsetof(moe_muon_config, unallocated_state) == 68, "moe_muon_config.unallocated_state");
 _Static_assert(offsetof(moe_muon_config, seed) == 72, "moe_muon_config.seed");
+_Static_assert(offsetof(moe_muon_config, stochastic_rounding) == 80, "moe_muon_config.stochastic_rounding");
+_Static_assert(offsetof(moe_muon_config, reserved) == 84, "moe_muon_config.reserved");
 
 _Static_assert(sizeof(moe_schedule) == 88, "moe_schedule");
 _Static_assert(offsetof(moe_schedule, struct_size) == 0, "moe_schedule.struct_size");

@@ -123,6 +123,14 @@ private struct SGDRule: MomentRule {
     n, SGDRule(clip: clip, decay: decay, momentum: momentum, rate: learningRate), parameter, gradient, moments.pointee)
 }
 
+/// Without a velocity, which without momentum is the gradient.
+@inline(never) func plain_sgd(
+  _ n: Int, _ clip: Float, _ decay: Float, _ learningRate: Float, _ parameter: Target, _ gradient: Source
+) {
+  let rate = V(repeating: -learningRate)
+  update(n, gradient, parameter) { gradient, parameter in fma(rate, gradient * clip, parameter * decay) }
+}
+
 /// v = momentum v + clip g;  update = clip g + momentum v
 private struct NesterovRule: MomentRule {
   let clip, momentum: Float
@@ -140,4 +148,19 @@ private struct NesterovRule: MomentRule {
   _ update: Target
 ) {
   run(n, NesterovRule(clip: clip, momentum: momentum), update, gradient, moments.pointee)
+}
+
+/// Values rounded to bfloat16, up or down by chance: the first of `moments`, whose words' lower halves decide.
+@inline(never) func round_by_chance(_ n: Int, _ values: Source, _ moments: UnsafePointer<moei_moments>) {
+  let out = moments.pointee.first.assumingMemoryBound(to: UInt16.self)
+  var i = 0
+  while i < n {
+    var chance = Chance(moments.pointee, i)
+    let end = chance.left < n &- i ? i &+ chance.left : n
+    while i < end {
+      let left = end &- i
+      storeHalves(out + i, left, moei_round_to_bf16_by_chance(load(values + i, left), chance.next() & 0xFFFF))
+      i = left < 16 ? end : i &+ 16
+    }
+  }
 }

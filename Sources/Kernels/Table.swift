@@ -88,5 +88,7 @@ import CShims
       gather_integers: { gatherIntegers(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
       adamw: { adamw(Int($0), $1, $2, $3, $4) },
       sgd: { sgd(Int($0), $1, $2, $3, $4, $5, $6, $7) },
-      nesterov: { nesterov(Int($0), $1, $2, $3, $4, $5) }))
+      nesterov: { nesterov(Int($0), $1, $2, $3, $4, $5) },
+      plain_sgd: { plain_sgd(Int($0), $1, $2, $3, $4, $5) },
+      round_by_chance: { round_by_chance(Int($0), $1, $2) }))
 }

@@ -69,26 +69,29 @@ def traffic(model: libmoe.Model, work: GenerateWork) -> float:
 
 def train(work: GenerateWork, context: libmoe.Context) -> None:
     """Answer with all logits and the gradients of the tokens' embeddings, then take steps when asked."""
-    model = libmoe.Model.from_pretrained(work.files, weight_dtype=work.dtype, context=context)
-    optimizer = libmoe.SGD(model.parameters, RATE, context=context)
+    model = libmoe.Model.from_pretrained(
+        work.files, weight_dtype=work.dtype, unallocated="expert_gradients", context=context
+    )
     _, tokens = work.tokens(model.vocabulary_size)
     targets = np.full_like(tokens, -100)  # the last token has none
     targets[:, :-1] = tokens[:, 1:]
-
-    def gradients() -> None:
-        model.zero_grad()
-        model.backward(model.forward(tokens, targets, training=True, tape=True))
-
-    def step() -> None:
-        gradients()
-        optimizer.step()
-
-    model.zero_grad()  # gradients have been written to; they are counted too
-    more = growth(step)[0] + sum(parameter.grad.nbytes for parameter in model.parameters.values())
-    gradients()
     logits: Any = model.forward(tokens, logits=True).logits
-    answer = [logits[:, :-1], model.parameters["embed.weight"].grad[tokens[:, :-1]]]
-    listen(work, {"version": f"libmoe {libmoe.__version__}", "bytes": more}, answer, step)
+    answer = [logits[:, :-1]]
+    del logits
+
+    # Gradients that the model keeps have been written to while it was made; they are counted too.
+    kept = context.memory()[0] - sum(parameter.data.nbytes for parameter in model.parameters.values())
+
+    def step(optimizer: libmoe.SGD) -> libmoe.SGD:
+        output = model.forward(tokens, targets, training=True, tape=True)
+        model.backward(output, optimizer=optimizer)
+        return optimizer
+
+    more, optimizer = growth(
+        lambda: step(libmoe.SGD(model.parameters, RATE, stochastic_rounding=True, context=context))
+    )
+    answer.append(model.parameters["embed.weight"].grad[tokens[:, :-1]])
+    listen(work, {"version": f"libmoe {libmoe.__version__}", "bytes": more + kept}, answer, lambda: step(optimizer))
 
 
 main()

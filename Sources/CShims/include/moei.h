@@ -587,6 +587,9 @@ typedef struct moei_kernels {
               const float *gradient, const moei_moments *moments);
   void (*nesterov)(int64_t n, float clip, float momentum, const float *gradient, const moei_moments *moments,
                    float *update);
+  /* SGD without a velocity; and values rounded to bfloat16 by chance, into the first moment */
+  void (*plain_sgd)(int64_t n, float clip, float decay, float learning_rate, float *parameter, const float *gradient);
+  void (*round_by_chance)(int64_t n, const float *values, const moei_moments *moments);
 } moei_kernels;
 
 static inline const moei_code *moei_code_of(const moei_kernels *kernels, int32_t number) { return &kernels->codes.of[number]; }

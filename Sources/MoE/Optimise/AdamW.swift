@@ -35,7 +35,7 @@ public struct AdamW: ElementwiseRule {
   }
 
   /// m and v
-  static func moments(_ shape: Optimizer.Shape) -> Int { 2 }
+  func moments(_ shape: Optimizer.Shape) -> Int { 2 }
 
   /// beta1, whose power is then that of the new one, by squaring.
   mutating func setMomentum(_ momentum: Double, afterSteps steps: UInt64) {

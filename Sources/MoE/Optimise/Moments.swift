@@ -7,7 +7,7 @@ import CShims
 struct Moments {
   let start: UnsafeMutableRawPointer  // [rows, count] of `type`
   let type: ElementType
-  let rows: Int  // 1 or 2
+  let rows: Int  // 0, 1 or 2
   let count: Int
   let random: Random
   let tensor: Int  // its number in the optimiser's list
@@ -16,7 +16,7 @@ struct Moments {
   func from(_ first: Int) -> moei_moments {
     let own = start + type.bytes(first)
     return moei_moments(
-      first: own, second: own + type.bytes((rows - 1) * count), by_chance: type == .f32 ? 0 : 1, random: random.numbers,
+      first: own, second: own + type.bytes(max(rows - 1, 0) * count), by_chance: type == .f32 || rows == 0 ? 0 : 1, random: random.numbers,
       tensor: UInt64(tensor), element: UInt64(first))
   }
 }

@@ -47,7 +47,7 @@ public struct Muon: UpdateRule {
   }
 
   /// v of a matrix; m and v of AdamW
-  static func moments(_ shape: Optimizer.Shape) -> Int { shape.matrix == nil ? AdamW.moments(shape) : 1 }
+  func moments(_ shape: Optimizer.Shape) -> Int { shape.matrix == nil ? rest.moments(shape) : 1 }
 
   mutating func setMomentum(_ momentum: Double, afterSteps steps: UInt64) { self.momentum = momentum }
 

@@ -12,7 +12,7 @@ public struct TrainedTensor {
 }
 
 /// Moments and step count for a list of tensors. It remembers how long each tensor is, and no pointer to it.
-/// Of tensors of other types than float32 it also keeps a master (Masters.swift).
+/// Of tensors of other types than float32 it also keeps a master (Masters.swift), unless bfloat16 is rounded by chance.
 /// Moments are float32, or bfloat16 that is rounded up or down by chance (Moments.swift).
 public struct Optimizer {
   public let context: ContextPointer
@@ -38,8 +38,12 @@ public struct Optimizer {
     public let type: ElementType
     /// What it consists of, where a rule is to step it matrix by matrix.
     public let matrix: Matrix?
+    /// Whether its values are kept in float32 as well.
+    let hasMaster: Bool
 
-    public init(count: Int, type: ElementType, matrix: Matrix? = nil) {
+    /// `byChance`: whether bfloat16 is stepped where it is, and rounded by chance.
+    public init(count: Int, type: ElementType, matrix: Matrix? = nil, byChance: Bool) {
+      hasMaster = type.hasMaster && !(byChance && type == .bf16)
       self.count = count
       self.type = type
       self.matrix = matrix
@@ -83,6 +87,9 @@ public struct Optimizer {
   /// AdamW's beta1, or the momentum of another rule, of the steps to come.
   public mutating func setMomentum(_ momentum: Double) { rule.apply(SetMomentum(momentum: momentum, steps: steps)) }
 
+  /// Whether it has the moment that momentum is of.
+  public var takesMomentum: Bool { ruleFacts.takesMomentum }
+
   // MARK: what a training state holds
 
   /// How many moments each of its elements has.
@@ -92,13 +99,13 @@ public struct Optimizer {
   func state(ofTensor index: Int) -> (master: UnsafeMutablePointer<Float>?, moments: UnsafeMutableRawPointer) {
     let shape = shapes[index]
     let start = state! + places[index]
-    return shape.type.hasMaster
+    return shape.hasMaster
       ? (start, UnsafeMutableRawPointer(start + shape.count)) : (nil, UnsafeMutableRawPointer(start))
   }
 
   /// Words of 4 bytes that a tensor's state takes.
   fileprivate static func words(_ shape: Shape, _ rule: Rule, _ momentType: ElementType) -> Int {
-    (shape.type.hasMaster ? shape.count : 0)
+    (shape.hasMaster ? shape.count : 0)
       + (momentType.bytes(rule.read(CountMoments(shape: shape)) * shape.count) + 3) / 4
   }
 
@@ -164,14 +171,17 @@ public struct Optimizer {
   ) {
     let shape = shapes[index]
     let (master, moments) = state(ofTensor: index)
-    let random = Random(kernels: context.kernels, seed: seed, stream: Draws.Stream.moments.rawValue, step: steps)
+    func random(_ stream: Draws.Stream) -> Random {
+      Random(kernels: context.kernels, seed: seed, stream: stream.rawValue, step: steps)
+    }
     let part = TensorStep(
       context: context, shape: shape, group: groups[index], clip: clip, elements: elements, data: data, grad: grad,
       clears: clears, master: master,
       moments: Moments(
-        start: moments, type: momentType, rows: momentCount(ofTensor: index), count: shape.count, random: random,
+        start: moments, type: momentType, rows: momentCount(ofTensor: index), count: shape.count,
+        random: random(.moments),
         tensor: index),
-      scratch: scratch)
+      chance: random(.weights), scratch: scratch)
     rule.read(StepTensor(part: part))
   }
 

@@ -12,6 +12,7 @@ struct TensorStep {
   let clears: Bool  // the gradient is 0 afterwards
   let master: UnsafeMutablePointer<Float>?  // [count], where the type has one (Masters.swift)
   let moments: Moments
+  let chance: Random  // what values are rounded by that have no master
   let scratch: Arena  // what `takeScratch` takes is there
 
   /// Some of its elements as a part of their own.
@@ -19,12 +20,13 @@ struct TensorStep {
     TensorStep(
       context: context, shape: shape, group: group, clip: clip, elements: range, data: data,
       grad: gradient(from: range.lowerBound),
-      clears: clears, master: master, moments: moments, scratch: scratch)
+      clears: clears, master: master, moments: moments, chance: chance,
+      scratch: scratch)
   }
 
   /// Elements one item of work updates.
   private static var stretch: Int { 32_768 }
-  /// Elements that stay in the first-level cache between a master's three passes.
+  /// Elements that stay in the first-level cache between three passes.
   private static var run: Int { 1024 }
 
   /// Items of work that `elements` are cut into.
@@ -40,15 +42,38 @@ struct TensorStep {
   func changeValues(
     _ range: Range<Int>, _ change: (_ values: UnsafeMutablePointer<Float>, _ first: Int, _ count: Int) -> Void
   ) {
-    guard let master else {
+    let (type, kernels) = (shape.type, context.kernels)
+    if type == .f32 {
       return change(data.assumingMemoryBound(to: Float.self) + range.lowerBound, range.lowerBound, range.count)
     }
-    let (type, kernels) = (shape.type, context.kernels)
+    guard let master else { return changeHalves(range, change) }
     for first in stride(from: range.lowerBound, to: range.upperBound, by: Self.run) {
       let count = min(Self.run, range.upperBound - first)
       type.follow(data, first, count, master + first, kernels)
       change(master + first, first, count)
       type.fromFloats(master + first, count, data, first, kernels)
+    }
+  }
+}
+
+extension TensorStep {
+  /// Of a bfloat16 tensor without a master: the new values are rounded up or down by chance, so that steps smaller than the type
+  /// resolves add up in the mean [Zamirai et al. 2020, arXiv:2010.06192].
+  private func changeHalves(
+    _ range: Range<Int>, _ change: (_ values: UnsafeMutablePointer<Float>, _ first: Int, _ count: Int) -> Void
+  ) {
+    let kernels = context.kernels
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.run) {
+      let values = $0.baseAddress!
+      for first in stride(from: range.lowerBound, to: range.upperBound, by: Self.run) {
+        let count = min(Self.run, range.upperBound - first)
+        shape.type.toFloats(data, first, count, values, kernels)
+        change(values, first, count)
+        var halves = moei_moments(
+          first: data + shape.type.bytes(first), second: data, by_chance: 1, random: chance.numbers,
+          tensor: UInt64(moments.tensor), element: UInt64(first))
+        kernels.pointee.round_by_chance(Int64(count), values, &halves)
+      }
     }
   }
 }

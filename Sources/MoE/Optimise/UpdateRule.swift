@@ -5,13 +5,16 @@ protocol UpdateRule {
   /// How many there are in training states: the learning rate first, then momentum.
   static var numbers: Int { get }
   /// How many moments an element of such a tensor has.
-  static func moments(_ shape: Optimizer.Shape) -> Int
+  func moments(_ shape: Optimizer.Shape) -> Int
 
   var learningRate: Double { get set }
   var weightDecay: Double { get }
 
   init(_ numbers: UnsafePointer<Double>)
   func getNumbers(_ out: UnsafeMutablePointer<Double>)
+  mutating func setNumbers(_ numbers: UnsafePointer<Double>)
+  /// Whether it has the moment that momentum is of.
+  var takesMomentum: Bool { get }
   mutating func setMomentum(_ momentum: Double, afterSteps steps: UInt64)
   /// Once before the tensors of a step.
   mutating func beginStep()
@@ -22,6 +25,8 @@ protocol UpdateRule {
 
 extension UpdateRule {
   mutating func beginStep() {}
+  mutating func setNumbers(_ numbers: UnsafePointer<Double>) { self = Self(numbers) }
+  var takesMomentum: Bool { true }
   func takeScratch(_ arena: inout Arena, _ shape: Optimizer.Shape, in context: ContextPointer) {}
 }
 
@@ -67,17 +72,18 @@ struct RuleFacts {
   let name: StaticString
   let numbers: Int
   let weightDecay: Double
+  let takesMomentum: Bool
 
   struct Read: RuleWork {
     func run<R: UpdateRule>(_ rule: inout R) -> RuleFacts {
-      RuleFacts(name: R.name, numbers: R.numbers, weightDecay: rule.weightDecay)
+      RuleFacts(name: R.name, numbers: R.numbers, weightDecay: rule.weightDecay, takesMomentum: rule.takesMomentum)
     }
   }
 }
 
 struct CountMoments: RuleWork {
   let shape: Optimizer.Shape
-  func run<R: UpdateRule>(_ rule: inout R) -> Int { R.moments(shape) }
+  func run<R: UpdateRule>(_ rule: inout R) -> Int { rule.moments(shape) }
 }
 
 /// Where an arena is after the scratch of such a tensor.
@@ -111,7 +117,7 @@ struct GetRuleNumbers: RuleWork {
 
 struct SetRuleNumbers: RuleWork {
   let numbers: UnsafePointer<Double>
-  func run<R: UpdateRule>(_ rule: inout R) { rule = R(numbers) }
+  func run<R: UpdateRule>(_ rule: inout R) { rule.setNumbers(numbers) }
 }
 
 struct BeginStep: RuleWork {

@@ -123,6 +123,7 @@ struct Draws {
     case attentionDropout = 23
     case sampling = 24
     case moments = 25
+    case weights = 26
   }
 
   /// Groups count elements by their own widths, so each has numbers of its own.

@@ -142,6 +142,8 @@ extension moe_adamw_config: Bounded {
     try check.number(epsilon, "epsilon", above: 0)
     try check.number(weight_decay, "weight_decay", atLeast: 0)
     try check.flag(unallocated_state, "unallocated_state")
+    try check.flag(stochastic_rounding, "stochastic_rounding")
+    try check.zero(reserved, "reserved")
   }
 }
 
@@ -151,6 +153,8 @@ extension moe_sgd_config: Bounded {
     try check.share(momentum, "momentum")
     try check.number(weight_decay, "weight_decay", atLeast: 0)
     try check.flag(unallocated_state, "unallocated_state")
+    try check.flag(stochastic_rounding, "stochastic_rounding")
+    try check.zero(reserved, "reserved")
   }
 }
 
@@ -163,6 +167,8 @@ extension moe_muon_config: Bounded {
     try check.number(epsilon, "epsilon", above: 0)
     try check.number(weight_decay, "weight_decay", atLeast: 0)
     try check.flag(unallocated_state, "unallocated_state")
+    try check.flag(stochastic_rounding, "stochastic_rounding")
+    try check.zero(reserved, "reserved")
   }
 }
 

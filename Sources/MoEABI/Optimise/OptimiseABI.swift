@@ -12,7 +12,7 @@ public func moe_adamw_create(
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
     try create(.adamw(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
@@ -27,7 +27,7 @@ public func moe_sgd_create(
     let config = config == nil ? .standard : try read(config, "config")
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    let state = try OptimizerState(config.state_dtype, config.unallocated_state, seed: config.seed)
+    let state = try OptimizerState(config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
     try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
@@ -36,11 +36,15 @@ public func moe_sgd_create(
 struct OptimizerState {
   let momentType: ElementType
   let allocates: Bool
+  let byChance: Bool
   let seed: UInt64
 
-  init(_ state_dtype: Int32, _ unallocated_state: Int32, seed: UInt64) throws(Fault) {
+  init(
+    _ state_dtype: Int32, _ unallocated_state: Int32, _ stochastic_rounding: Int32, seed: UInt64
+  ) throws(Fault) {
     momentType = try elementType(state_dtype, "state_dtype", forTokens: true)
     allocates = unallocated_state == 0
+    byChance = stochastic_rounding == 1
     self.seed = seed
   }
 }
@@ -59,7 +63,10 @@ func create(
     try OptimizerPointer.create(
       rule, momentType: state.momentType, seed: state.seed, allocates: state.allocates, tensorCount: list.count,
       in: context
-    ) { Optimizer.Shape(count: list.elements($0), type: list.type($0), matrix: matrix($0)) })
+    ) {
+      Optimizer.Shape(
+        count: list.elements($0), type: list.type($0), matrix: matrix($0), byChance: state.byChance)
+    })
 }
 
 @implementation @_cdecl("moe_optimizer_free")
@@ -206,6 +213,9 @@ public func moe_optimizer_set_momentum(_ optimizer: OpaquePointer?, _ momentum: 
   attempt { () throws(Fault) in
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireShare(momentum, "momentum")
+    if !optimizer.pointee.takesMomentum && momentum > 0 {
+      throw .badState("momentum = \(momentum), but the optimizer was created with momentum 0, and so without a velocity")
+    }
     optimizer.pointee.setMomentum(momentum)
   }
 }

@@ -53,8 +53,12 @@ class Optimizer(Native):
     state_dtype : {"f32", "bf16"}
         Of the moments, 4 bytes for each element and moment, or 2. With ``"bf16"`` they are stepped in float32
         and rounded up or down by chance, with the mean right.
+    stochastic_rounding : bool
+        Whether bfloat16 parameters have no copy in float32, which takes 4 bytes for each element: they are
+        stepped where they are, and rounded up or down by chance, so that steps add up in the mean which are
+        smaller than bfloat16 resolves.
     seed : int
-        Of that chance; give each optimiser another one.
+        Of chance; give each optimiser another one.
     unallocated_state : bool
         Whether the state's memory is the caller's: see :meth:`bind_state`.
     context : Context, optional
@@ -263,7 +267,7 @@ class AdamW(Optimizer):
         As in the equations; epsilon above 0, the others at least 0.
     betas : (float, float)
         beta1 and beta2, each in [0, 1).
-    parameters, groups, state_dtype, seed, unallocated_state, context
+    parameters, groups, state_dtype, stochastic_rounding, seed, unallocated_state, context
         As of :class:`Optimizer`, which also says what is raised.
     """
 
@@ -280,6 +284,7 @@ class AdamW(Optimizer):
         *,
         groups: Sequence[Group] = (),
         state_dtype: words.StateDType = "f32",
+        stochastic_rounding: bool = False,
         seed: int = 0,
         unallocated_state: bool = False,
         context: Context | None = None,
@@ -305,7 +310,7 @@ class SGD(Optimizer):
     ----------
     learning_rate, momentum, weight_decay : float
         As in the equations; momentum in [0, 1), the others at least 0.
-    parameters, groups, state_dtype, seed, unallocated_state, context
+    parameters, groups, state_dtype, stochastic_rounding, seed, unallocated_state, context
         As of :class:`Optimizer`, which also says what is raised.
     """
 
@@ -320,6 +325,7 @@ class SGD(Optimizer):
         *,
         groups: Sequence[Group] = (),
         state_dtype: words.StateDType = "f32",
+        stochastic_rounding: bool = False,
         seed: int = 0,
         unallocated_state: bool = False,
         context: Context | None = None,
@@ -351,7 +357,7 @@ class Muon(Optimizer):
         experts, and both ends of a model: ``embed.weight``, ``positions.weight`` and ``output.weight``.
     betas, epsilon
         As of :class:`AdamW`, for those.
-    parameters, groups, state_dtype, seed, unallocated_state, context
+    parameters, groups, state_dtype, stochastic_rounding, seed, unallocated_state, context
         As of :class:`Optimizer`, which also says what is raised.
     """
 
@@ -369,6 +375,7 @@ class Muon(Optimizer):
         epsilon: float = 1e-8,
         groups: Sequence[Group] = (),
         state_dtype: words.StateDType = "f32",
+        stochastic_rounding: bool = False,
         seed: int = 0,
         unallocated_state: bool = False,
         context: Context | None = None,

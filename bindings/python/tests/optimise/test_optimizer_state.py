@@ -29,10 +29,12 @@ def by_chance(values: Floats, chance: NDArray[np.uint64]) -> Floats:
     return np.where(chance >= 2**16 * (1 - way), far, near)
 
 
-def chances(t: int, count: int, tensor: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def chances(
+    t: int, count: int, tensor: int, stream: int = STREAM
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """16 bits for the first and 16 for the second moment of the elements, as include/moe.h has them."""
     i = np.arange(count, dtype=np.uint64)
-    k0, k1 = blocks(SEED, STREAM, t, i >> np.uint64(16) | np.uint64(tensor << 32))[:, :2].T
+    k0, k1 = blocks(SEED, stream, t, i >> np.uint64(16) | np.uint64(tensor << 32))[:, :2].T
 
     def times(factor: int, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return x * np.uint64(factor) & HALF
@@ -115,7 +117,7 @@ def test_the_mean_is_right(tmp_path: Path) -> None:
     n = 200_000
     for value in (1.001, -3.14159, 1e-20, 7e-39):
         parameter = libmoe.Parameter(np.zeros(n, F), np.full(n, value, F))
-        optimizer = libmoe.SGD([parameter], state_dtype="bf16", seed=SEED)
+        optimizer = libmoe.SGD([parameter], momentum=MOMENTUM, state_dtype="bf16", seed=SEED)
         optimizer.step()
         (stored,) = moments(optimizer, tmp_path)
         found = np.unique(stored).astype(D)
@@ -162,7 +164,7 @@ def test_numbers_that_need_no_rounding(tmp_path: Path) -> None:
     nans = np.array([0x7F80_0001, 0x7FFF_FFFF, 0xFFFF_FFFF], np.uint32).view(F)
     values = np.tile(np.concatenate([exact, nans]), 500)
     parameter = libmoe.Parameter(np.zeros_like(values), values)
-    optimizer = libmoe.SGD([parameter], learning_rate=0.0, state_dtype="bf16", seed=SEED)
+    optimizer = make("sgd", [parameter], learning_rate=0.0)
     optimizer.step()
     (stored,) = moments(optimizer, tmp_path)
     np.testing.assert_array_equal(stored[0], values)

@@ -543,6 +543,8 @@ class moe_adamw_config(Sized):
         ("state_dtype", c_int32),
         ("unallocated_state", c_int32),
         ("seed", c_uint64),
+        ("stochastic_rounding", c_int32),
+        ("reserved", c_int32),
     ]
     _defaults_ = {
         "learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
@@ -550,7 +552,7 @@ class moe_adamw_config(Sized):
     _words_ = {
         "state_dtype": {"f32": 0, "bf16": 1},
     }
-    _flags_ = frozenset({"unallocated_state"})
+    _flags_ = frozenset({"unallocated_state", "stochastic_rounding"})
 
 
 class moe_sgd_config(Sized):
@@ -564,12 +566,14 @@ class moe_sgd_config(Sized):
         ("state_dtype", c_int32),
         ("unallocated_state", c_int32),
         ("seed", c_uint64),
+        ("stochastic_rounding", c_int32),
+        ("reserved", c_int32),
     ]
     _defaults_ = {"learning_rate": 0.001}
     _words_ = {
         "state_dtype": {"f32": 0, "bf16": 1},
     }
-    _flags_ = frozenset({"unallocated_state"})
+    _flags_ = frozenset({"unallocated_state", "stochastic_rounding"})
 
 
 class moe_muon_config(Sized):
@@ -587,6 +591,8 @@ class moe_muon_config(Sized):
         ("state_dtype", c_int32),
         ("unallocated_state", c_int32),
         ("seed", c_uint64),
+        ("stochastic_rounding", c_int32),
+        ("reserved", c_int32),
     ]
     _defaults_ = {
         "learning_rate": 0.001, "momentum": 0.95, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
@@ -595,7 +601,7 @@ class moe_muon_config(Sized):
     _words_ = {
         "state_dtype": {"f32": 0, "bf16": 1},
     }
-    _flags_ = frozenset({"unallocated_state"})
+    _flags_ = frozenset({"unallocated_state", "stochastic_rounding"})
 
 
 class moe_schedule(Sized):
