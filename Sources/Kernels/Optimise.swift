@@ -4,12 +4,12 @@ import CShims
 // chance. The formulas stand in include/moe.h.
 
 /// Sixteen elements, their moments in float32. `target` is what a step changes.
-private struct Elements {
+struct Elements {
   var target, first, second: V
 }
 
-/// A rule, for sixteen elements.
-private protocol MomentRule {
+/// A rule, for sixteen elements. No private protocol: see Activations.swift.
+protocol MomentRule {
   /// Whether elements have two moments.
   static var hasSecond: Bool { get }
   func step(_ elements: inout Elements, _ gradient: V)
