@@ -433,6 +433,9 @@ typedef struct moei_code_panel {
   float *c;
   int64_t c_stride;
   int64_t columns; /* at most 32 */
+  /* What will be wanted after this product: where many rows are multiplied by integers it is fetched on the way */
+  const void *_Nullable next;
+  int64_t next_bytes;
 } moei_code_panel;
 
 typedef struct moei_code {

@@ -83,6 +83,14 @@ struct WeightPanel<P: Precision> {
     }
   }
 
+  /// Part number `part` of `count` of its first `depth` contraction indices, where they are blocks.
+  fileprivate func part(_ part: Int, of count: Int, _ depth: Int) -> UnsafeRawBufferPointer? {
+    guard case .blocks(let panel, let code) = form else { return nil }
+    let bytes = code.bytes(depth)
+    let first = bytes * part / count
+    return UnsafeRawBufferPointer(start: panel + first, count: bytes * (part + 1) / count - first)
+  }
+
   /// The piece from p on of a matrix.
   func pack(
     _ p: Int, _ depth: Int, into panel: UnsafeMutablePointer<P.Element>, _ kernels: UnsafePointer<moei_kernels>
@@ -116,7 +124,10 @@ struct WeightPanel<P: Precision> {
       // Every other line.
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
       return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
-    case .blocks, .across: return nil
+    case .blocks(let panel, let code):
+      // A line for each step: more than most codes have, and then the beginning of the piece after it.
+      return half > 0 ? nil : ahead(panel, code.bytes(p), row: line, chunk: steps * line)
+    case .across: return nil
     }
   }
 
@@ -176,15 +187,18 @@ struct PanelProducts<P: Precision> {
           switch pieces[i] {
           case .blocks(let blocks, let code):
             // Panels of one code together.
-            func target(_ i: Int) -> StridedTargets { StridedTargets(c(i, rows), stride: cStride) }
-            var own = InlineArray<4, moei_code_panel>(  // panelsAtOnce
-              repeating: moei_code_panel(blocks, first(i), target(i), columns(i)))
+            func own(_ i: Int, _ blocks: UnsafeRawPointer) -> moei_code_panel {
+              let ahead = allStayBlocks && range.count > 1 ? next(i)?.part(half, of: range.count, depth) : nil
+              return moei_code_panel(
+                blocks, first(i), StridedTargets(c(i, rows), stride: cStride), columns(i), next: ahead)
+            }
+            var some = InlineArray<4, moei_code_panel>(repeating: own(i, blocks))  // panelsAtOnce
             var count = 1
             while i + count < panels, case .blocks(let blocks, code) = pieces[i + count] {
-              own[count] = moei_code_panel(blocks, first(i + count), target(i + count), columns(i + count))
+              some[count] = own(i + count, blocks)
               count += 1
             }
-            withUnsafePointer(to: &own) {
+            withUnsafePointer(to: &some) {
               P.product(
                 rows.count, depth, here, code, UnsafeRawPointer($0).assumingMemoryBound(to: moei_code_panel.self),
                 count: count, kernels)
@@ -237,10 +251,12 @@ struct PanelProducts<P: Precision> {
 }
 
 extension moei_code_panel {
-  fileprivate init(_ blocks: UnsafeRawPointer, _ start: StridedRows, _ c: StridedTargets, _ columns: Int) {
+  fileprivate init(
+    _ blocks: UnsafeRawPointer, _ start: StridedRows, _ c: StridedTargets, _ columns: Int, next: UnsafeRawBufferPointer?
+  ) {
     self.init(
       blocks: blocks, start: start.start, start_stride: Int64(start.stride), c: c.start, c_stride: Int64(c.stride),
-      columns: Int64(columns))
+      columns: Int64(columns), next: next?.baseAddress, next_bytes: Int64(next?.count ?? 0))
   }
 }
 

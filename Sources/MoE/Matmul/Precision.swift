@@ -31,7 +31,7 @@ protocol PrecisionBody {
 
 /// What the tiles of tokens, the panels of weights and the tape consist of. Sums are float32 in both.
 protocol Precision {
-  associatedtype Element
+  associatedtype Element: BitwiseCopyable
   /// Weights whose elements are those of panels as they are stored; nil where there are none.
   static var weights: ElementType? { get }
   typealias Source = UnsafePointer<Element>

@@ -27,20 +27,23 @@ MOEI_INLINE int moei_fp8_has_pairs(moei_place at) {
   (void)at;
   return 1;
 }
-MOEI_INLINE void moei_fp8_pairs(moei_place at, int64_t octet, moei_sums *words) {
-  typedef short shorts __attribute__((__vector_size__(64)));
+MOEI_INLINE moei_pair_tables moei_fp8_pair_tables(moei_place at) {
   typedef float floats __attribute__((__vector_size__(64)));
   const moei_sums count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const moei_sum_floats scale = moei_fp8_scaling(at, octet).scale;
-  shorts tables[4];
+  const moei_sum_floats scale = moei_fp8_scaling(at, 0).scale;
+  moei_pair_tables tables;
   MOEI_UNROLL for (int t = 0; t < 4; t++) {
     const moei_sum_floats low = moei_e4m3(count + t * 32) * scale, high = moei_e4m3(count + t * 32 + 16) * scale;
-    tables[t] = (shorts)__builtin_ia32_cvtne2ps2bf16_512((floats)high, (floats)low);
+    tables.of[t] = (moei_u16x32)__builtin_ia32_cvtne2ps2bf16_512((floats)high, (floats)low);
   }
+  return tables;
+}
+MOEI_INLINE void moei_fp8_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
+  typedef short shorts __attribute__((__vector_size__(64)));
   MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
     const moei_u16x32 numbers = moei_bytes_in_pairs(moei_byte_words(at, octet * 2 + p / 2), p % 2);
-    const moei_u16x32 small = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512(tables[0], (shorts)numbers, tables[1]);
-    const moei_u16x32 large = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512(tables[2], (shorts)numbers, tables[3]);
+    const moei_u16x32 small = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512((shorts)tables.of[0], (shorts)numbers, (shorts)tables.of[1]);
+    const moei_u16x32 large = (moei_u16x32)(shorts)__builtin_ia32_vpermi2varhi512((shorts)tables.of[2], (shorts)numbers, (shorts)tables.of[3]);
     const moei_u16x32 is_large = (moei_u16x32)((numbers & 64) != 0);
     words[p] = (moei_sums)(((is_large & large) | (~is_large & small)) ^ (numbers & 0x8000));
   }

@@ -23,6 +23,7 @@ MOEI_INLINE moei_sum_floats moei_int8_row_value(moei_place at, int64_t octet, in
 MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
   const int64_t subs = call->subs;
   const char *first = (const char *)call->a + row * MOEI_ROW_TOKEN;
+  moei_fetching fetching = moei_fetching_of(call, row, rows);
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
     moei_sums sums[2][7][4];
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
@@ -33,6 +34,7 @@ MOEI_INLINE void moei_int8_row_integers(const moei_code_call *call, int64_t row,
     const char *token = first;
     int64_t sub = 0, offset = 0;
     for (int64_t left = call->length; left > 0; left--) {
+      if (rows > 1 && output == 0) moei_fetch(&fetching);
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
         const char *block = (const char *)call->panels[n].blocks + offset;
         MOEI_UNROLL for (int c = 0; c < columns; c++) {

@@ -35,6 +35,7 @@ MOEI_INLINE void MOEI_OF(fetch)(const char *p) {
  * `columns` registers of outputs at once: word after word, each for all rows.  `total` and `sums` are [panels][rows][columns]. */
 MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, const int rows, const int columns, const int panels) {
   const int64_t subs = call->subs, step = MOEI_OF(step)(subs);
+  moei_fetching fetching = moei_fetching_of(call, row, rows);
   for (int64_t output = 0; output < 32; output += columns * MOEI_LANES) {
     moei_sum_floats total[2][7][4];
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
@@ -49,6 +50,7 @@ MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, cons
     int64_t sub = 0, offset = 0, ahead = 0;
     for (int64_t left = call->length; left > 0; left--, ahead += step) {
       MOEI_CODE_SUMS sums[2][7][4];
+      if (rows > 1 && output == 0) moei_fetch(&fetching);
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
         const char *blocks = (const char *)call->panels[n].blocks;
         if (call->m == rows && output == 0) MOEI_OF(fetch)(blocks + ahead);

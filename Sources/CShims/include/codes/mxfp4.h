@@ -40,7 +40,12 @@ MOEI_INLINE int moei_mxfp4_has_pairs(moei_place at) {
   const moei_u32x16 low = (moei_u32x16)moei_load_u8(exponents), high = (moei_u32x16)moei_load_u8(exponents + 16);
   return moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0;
 }
-MOEI_INLINE void moei_mxfp4_pairs(moei_place at, int64_t octet, moei_sums *words) {
+MOEI_INLINE moei_pair_tables moei_mxfp4_pair_tables(moei_place at) {
+  (void)at;
+  return (moei_pair_tables){0};
+}
+MOEI_INLINE void moei_mxfp4_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
+  (void)tables;
   const moei_u16x32 table = {0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0,
                              0, 0x7E00, 0x7E80, 0x7EC0, 0x7F00, 0x7F40, 0x7F80, 0x7FC0, 0, 0xFE00, 0xFE80, 0xFEC0, 0xFF00, 0xFF40, 0xFF80, 0xFFC0};
   const moei_sums e = moei_load_u8(at.block + at.subs * 512 + at.sub * 32 + at.output), less = (253 - e) << 7;

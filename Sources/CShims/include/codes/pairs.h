@@ -1,8 +1,9 @@
 /* Products of one code times tokens in bfloat16, included by kernels.h for each: numbers become floats, are rounded to bfloat16 and
  * multiplied two at a time, as panels of bfloat16 are (Sources/Kernels/Pairs.swift), in the same chains.  With MOEI_CODE_HAS_PAIRS a code
  * has a way of its own, with the same result, where there are instructions for bfloat16:
- *   int CODE_has_pairs(at)               whether it holds for 32 contraction indices of all outputs
- *   void CODE_pairs(at, octet, words)    numbers 8 octet ... 8 octet + 7 of these, two in each of four words */
+ *   int CODE_has_pairs(at)                        whether it holds for 32 contraction indices of all outputs
+ *   moei_pair_tables CODE_pair_tables(at)         what these have in common
+ *   void CODE_pairs(at, octet, tables, words)     numbers 8 octet ... 8 octet + 7 of these, two in each of four words */
 #ifdef MOEI_CODE
 
 MOEI_INLINE void MOEI_OF(rounded_pairs)(moei_place at, int64_t octet, moei_sums *words) {
@@ -16,17 +17,25 @@ MOEI_INLINE int MOEI_OF(has_pairs)(moei_place at) {
   (void)at;
   return 1;
 }
-MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_sums *words) { MOEI_OF(rounded_pairs)(at, octet, words); }
+MOEI_INLINE moei_pair_tables MOEI_OF(pair_tables)(moei_place at) {
+  (void)at;
+  return (moei_pair_tables){0};
+}
+MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
+  (void)tables;
+  MOEI_OF(rounded_pairs)(at, octet, words);
+}
 #endif
 
 /* 32 contraction indices, or fewer, as pairs [16][32] of words; an odd number ends beside 0. */
 MOEI_INLINE void MOEI_OF(put_pairs)(moei_place at, int64_t count, const int is_plain, uint32_t *panel) {
+  const moei_pair_tables tables = MOEI_OF(pair_tables)(at);
   for (at.output = 0; at.output < 32; at.output += MOEI_LANES) {
     MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
       if (octet * 8 >= count) break;
       moei_sums words[4];
       if (is_plain) {
-        MOEI_OF(pairs)(at, octet, words);
+        MOEI_OF(pairs)(at, octet, tables, words);
       } else {
         MOEI_OF(rounded_pairs)(at, octet, words);
       }
@@ -63,11 +72,12 @@ static inline void MOEI_OF(decode_pairs)(int64_t inputs, int64_t k, const void *
 typedef moei_sum_floats MOEI_OF(pair_totals)[2][4][2];
 
 /* Numbers of an octet of 32 outputs. */
-MOEI_INLINE void MOEI_OF(add_pairs)(MOEI_OF(pair_totals) total, moei_place at, int64_t octet, const char *token, const int n, const int rows) {
+MOEI_INLINE void MOEI_OF(add_pairs)(MOEI_OF(pair_totals) total, moei_place at, int64_t octet, moei_pair_tables tables, const char *token,
+                                    const int n, const int rows) {
   MOEI_UNROLL for (int c = 0; c < 2; c++) {
     moei_sums words[4];
     at.output = c * MOEI_LANES;
-    MOEI_OF(pairs)(at, octet, words);
+    MOEI_OF(pairs)(at, octet, tables, words);
     MOEI_UNROLL for (int64_t p = 0; p < 4; p++) {
       MOEI_UNROLL for (int r = 0; r < rows; r++) {
         const moei_sums factors = moei_repeat(moei_four(token + r * 64, octet * 4 + p));
@@ -116,14 +126,16 @@ MOEI_INLINE void MOEI_OF(rows_of_pairs)(const moei_code_call *call, int64_t row,
   for (; left >= 32; left -= 32, ahead += step) {
     MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
     moei_place at[2];
+    moei_pair_tables tables[2];
     int have = 1;
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
       at[n] = (moei_place){(const char *)call->panels[n].blocks + offset, sub, subs, 0};
+      tables[n] = MOEI_OF(pair_tables)(at[n]);
       have &= MOEI_OF(has_pairs)(at[n]);
     }
     if (__builtin_expect(have, 1)) {
       MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
-        MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_pairs)(total, at[n], octet, token, n, rows);
+        MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_pairs)(total, at[n], octet, tables[n], token, n, rows);
       }
     } else {
       MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_all_rounded)(total, at[n], 32, token, n, rows);

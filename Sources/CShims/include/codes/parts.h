@@ -17,6 +17,22 @@ typedef struct moei_code_call {
   const moei_code_panel *panels;
 } moei_code_call;
 
+/* What rows row ..< row + rows fetch of what their panel says: their share of it, so many lines for each chunk. */
+typedef struct moei_fetching {
+  const char *line;
+  int64_t each;
+} moei_fetching;
+MOEI_INLINE moei_fetching moei_fetching_of(const moei_code_call *call, int64_t row, int64_t rows) {
+  const char *next = (const char *)call->panels->next;
+  const int64_t bytes = call->panels->next_bytes;
+  if (bytes == 0) return (moei_fetching){next, 0};
+  const int64_t first = bytes * row / call->m, own = bytes * (row + rows) / call->m - first;
+  return (moei_fetching){next + first, (own + 64 * call->length - 1) / (64 * call->length)};
+}
+MOEI_INLINE void moei_fetch(moei_fetching *own) {
+  for (int64_t i = 0; i < own->each; i++, own->line += 64) moei_prefetch(own->line);
+}
+
 /* Rows of C that are narrower than 32, at the right edge of a matrix: a copy is computed and cut. */
 typedef struct moei_edge {
   float rows[32][32];
@@ -26,7 +42,7 @@ static inline const moei_code_panel *moei_edge_begin(moei_edge *edge, const moei
   for (int64_t r = 0; r < m; r++) {
     for (int64_t c = 0; c < 32; c++) edge->rows[r][c] = c < panel->columns ? panel->start[r * panel->start_stride + c] : 0;
   }
-  edge->panel = (moei_code_panel){panel->blocks, edge->rows[0], 32, edge->rows[0], 32, 32};
+  edge->panel = (moei_code_panel){panel->blocks, edge->rows[0], 32, edge->rows[0], 32, 32, panel->next, panel->next_bytes};
   return &edge->panel;
 }
 static inline void moei_edge_end(const moei_edge *edge, const moei_code_panel *panel, int64_t m) {

@@ -189,6 +189,10 @@ MOEI_INLINE moei_sums moei_rounded_pair(moei_sum_floats low, moei_sum_floats hig
   return (moei_sums)(rounded[0] >> 16 | (rounded[1] & 0xFFFF0000));
 #endif
 }
+/* Numbers in bfloat16, by which they are looked up (pairs.h). */
+typedef struct moei_pair_tables {
+  moei_u16x32 of[4];
+} moei_pair_tables;
 #if defined(__AVX512BF16__)
 /* Two numbers of each output, of each word the lower half's and the upper half's: bytes 2 p and 2 p + 1 twice; half bytes number p of
  * four pairs, whatever lies above them; entries of a table of 32, by the lowest five bits. */
