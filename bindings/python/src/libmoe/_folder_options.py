@@ -76,7 +76,7 @@ def refuse_reading(asked: argparse.Namespace) -> None:
     usual = {"weight_dtype": "own", "prepared": "none", "resident_limit": 0, "threads": 0}
     for name in (*usual, "sequence_length", "sequences"):
         if getattr(asked, name) != usual.get(name):
-            raise UserError(f"--{name.replace('_', '-')}: is of a model's folder; a run has its own settings")
+            raise UserError(f"{option(name)}: is of a model's folder; a run has its own settings")
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:
@@ -141,6 +141,11 @@ def add_converting(parser: argparse.ArgumentParser) -> None:
     )
     _add_limit(parser, "of weights in memory while --calibration is read, such as 8GB (default none)")
     add_threads(parser)
+
+
+def option(name: str) -> str:
+    """Return the option of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def positive(text: str) -> int:

@@ -15,6 +15,7 @@ import libmoe
 from . import _folder_options as folder_options
 from . import _installed
 from . import _scale_command as scale_command
+from ._folder_options import option
 from .train.config import DEFAULTS, Settings, mebibytes
 from .train.errors import UserError
 from .train.names import meant
@@ -256,11 +257,6 @@ def given_settings(asked: argparse.Namespace) -> dict[str, Any]:
     if "moe" in given:
         given["moe"] = dict(given["moe"])
     return given
-
-
-def option(name: str) -> str:
-    """Return the option of a setting."""
-    return "--" + name.replace("_", "-")
 
 
 def _pair(text: str) -> tuple[str, Any]:

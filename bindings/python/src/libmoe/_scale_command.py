@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ranks
-from ._folder_options import positive
+from ._folder_options import option, positive
 from .ranks.planning import MOST
 from .train.errors import UserError
 from .train.output import counted, say
@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     layer = parser.add_argument_group("layer")
     for name, (default, what) in LAYER.items():
         text = f"{what} (default {default})"
-        layer.add_argument(_option(name), type=positive, default=default, metavar="N", help=text)
+        layer.add_argument(option(name), type=positive, default=default, metavar="N", help=text)
     kinds = ("linear", "mlp", "gated")
     layer.add_argument("--expert-kind", choices=kinds, default="gated", help="default gated")
     layer.add_argument("--n-shared-experts", type=_not_negative, default=0, metavar="N", help="default 0")
@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine", "what is not given is measured here, or usual")
     machine.add_argument("--machine", type=Path, metavar="FILE", help="that make bench-ranks has written")
     for name, (_, read, _, what) in MACHINE.items():
-        machine.add_argument(_option(name), type=read, metavar="N" if read is positive else "X", help=what)
+        machine.add_argument(option(name), type=read, metavar="N" if read is positive else "X", help=what)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="where to draw it, as SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all numbers")
 
@@ -156,7 +156,3 @@ def _machine(asked: argparse.Namespace, work: ranks.LayerWork) -> ranks.Machine:
     rates = f"{made.core_rate / 1e9:.1f} GFLOP/s one, {made.node_rate / 1e9:.1f} all"
     say(f"{counted(made.cores, 'core')} a node: {rates}", error=True)
     return made
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -155,7 +155,6 @@ class Checkpoint(Native, Mapping[str, "NDArray[Any]"]):
 
     def __init__(self, path: Path, *, context: Context | None = None) -> None:
         parent = handle_of(context)
-        self._path = os.fspath(path)
         self._open_handle = Handle(
             lib.moe_checkpoint_open,
             lib.moe_checkpoint_free,

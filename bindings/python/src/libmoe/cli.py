@@ -25,8 +25,8 @@ import libmoe
 
 from . import _folder_commands as folder_commands
 from . import _scale_command as scale_command
-from ._folder_options import refuse_reading
-from ._options import given_settings, option, parse
+from ._folder_options import option, refuse_reading
+from ._options import given_settings, parse
 from .train import log, texts
 from .train.bench import bench
 from .train.config import Settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
 from typing import Any
 
 from ._keywords import keywords
@@ -72,14 +71,9 @@ class Communicator:
         """Return the communicator itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """Close, unless an exception comes: other ranks may not be here."""
-        if exception is None:
+        if kind is None:
             self.close()
 
     def __repr__(self) -> str:

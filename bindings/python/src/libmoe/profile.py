@@ -7,7 +7,6 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ._keywords import keywords
@@ -85,12 +84,7 @@ class Profile:
         self._entered = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop, and keep what was measured."""
         seconds = time.perf_counter() - self._entered
         lib.moe_profile_stop(self._context)

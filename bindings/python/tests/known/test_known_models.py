@@ -1,4 +1,4 @@
-"""libmoe computes what layers of PyTorch compute; transformers' whole models: model/test_pretrained.py.
+"""libmoe computes what layers of PyTorch compute; model/test_pretrained.py has whole models of transformers.
 
 The numbers come from parity/generate_whole.py, which runs them in float64; PyTorch is not needed here.
 """

@@ -26,6 +26,7 @@ from pretrained_models import (
     prints,
     reference,
     saved_gradients,
+    shapes,
     shards,
     tensors,
 )
@@ -165,7 +166,9 @@ def test_packing_while_reading_takes_the_packed_model_and_a_layer(tmp_path: Path
     heads = dict(num_attention_heads=4, num_key_value_heads=4, head_dim=64, vocab_size=64)
     config = {**json.loads((FOLDERS / "olmoe" / "config.json").read_text()), **sizes, **heads}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(olmoe(config), tmp_path / "model.safetensors")
+    random = np.random.default_rng(1)
+    made = {name: random.standard_normal(shape, np.float32) for name, shape in shapes(config, 16).items()}
+    save_file(made, tmp_path / "model.safetensors")
     layer = 4 * 3 * 16 * 256 * 128
     with libmoe.Context(2) as context:
         model = libmoe.Model.from_pretrained(tmp_path, inference_only=True, prepared="int8", context=context)
@@ -175,25 +178,6 @@ def test_packing_while_reading_takes_the_packed_model_and_a_layer(tmp_path: Path
     # Beside it routers, norms, the embedding, and attention's matrices, which are packed together at the end.
     assert packed < current < packed + 1.5e6
     assert peak - current < 1.2 * layer + 4 * 8 * 4 * 256 * 256
-
-
-def olmoe(config: dict[str, Any]) -> dict[str, Any]:
-    """Random tensors of such a model, by the names of its files."""
-    h, i, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,)}
-    shapes["lm_head.weight"] = (v, h)
-    for n in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{n}."
-        for norm in ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"):
-            shapes[f"{layer}{norm}.weight"] = (h,)
-        for projection in "qkvo":
-            shapes[f"{layer}self_attn.{projection}_proj.weight"] = (h, h)
-        shapes[f"{layer}mlp.gate.weight"] = (config["num_experts"], h)
-        for e in range(config["num_experts"]):
-            for matrix, shape in (("gate", (i, h)), ("up", (i, h)), ("down", (h, i))):
-                shapes[f"{layer}mlp.experts.{e}.{matrix}_proj.weight"] = shape
-    random = np.random.default_rng(1)
-    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def test_types_of_weights(tmp_path: Path) -> None:

@@ -57,6 +57,29 @@ def tensors(folder: Path) -> Arrays:
     return found
 
 
+def shapes(config: dict[str, Any], n_experts: int) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of an OLMoE or a Qwen3-MoE all of whose layers have experts, by the names in files."""
+    h, v = config["hidden_size"], config["vocab_size"]
+    inner = config.get("moe_intermediate_size", config["intermediate_size"])
+    heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    size = config.get("head_dim") or h // heads
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,)}
+    found["lm_head.weight"] = (v, h)
+    for n in range(config["num_hidden_layers"]):
+        layer, attention = f"model.layers.{n}.", f"model.layers.{n}.self_attn."
+        found |= {f"{layer}{norm}.weight": (h,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        for part, rows in (("q", heads * size), ("k", key_heads * size), ("v", key_heads * size)):
+            found[f"{attention}{part}_proj.weight"] = (rows, h)
+            if part != "v":  # OLMoE norms all heads together
+                found[f"{attention}{part}_norm.weight"] = (rows if "olmoe" in config["model_type"] else size,)
+        found[f"{attention}o_proj.weight"] = (h, heads * size)
+        found[f"{layer}mlp.gate.weight"] = (n_experts, h)
+        for e in range(n_experts):
+            for matrix, shape in (("gate", (inner, h)), ("up", (inner, h)), ("down", (h, inner))):
+                found[f"{layer}mlp.experts.{e}.{matrix}_proj.weight"] = shape
+    return found
+
+
 def as_transformers(written: Arrays) -> Arrays:
     """Tensors in the form that transformers writes: experts of Qwen3-VL-MoE are published transposed."""
     return {

@@ -12,39 +12,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from oracle.quantised import Array, Quantised
-from pretrained_models import FOLDERS
+from pretrained_models import FOLDERS, shapes
 
 Q = "model.layers.1.self_attn.q_proj."  # what is spoilt
 Make = Callable[[np.random.Generator, int, int], Quantised]
 WIDE = {"hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 EXPERTS = 8
 WIDE |= {"num_experts": EXPERTS, "num_experts_per_tok": 2}
-
-
-def sizes(hidden: int = 64, width: int = 32) -> dict[str, tuple[int, ...]]:
-    """Of an OLMoE of rows of so many; queries are 64, keys 32."""
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (80, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (80, hidden),
-    }  # fmt: skip
-    for n in range(2):
-        layer = f"model.layers.{n}."
-        found |= {
-            layer + f"{each}.weight": (hidden,) for each in ("input_layernorm", "post_attention_layernorm")
-        }
-        found |= {layer + "self_attn.q_norm.weight": (64,), layer + "self_attn.k_norm.weight": (32,)}
-        found |= {
-            layer + "self_attn.q_proj.weight": (64, hidden),
-            layer + "self_attn.o_proj.weight": (hidden, 64),
-        }
-        found |= {layer + f"self_attn.{each}_proj.weight": (32, hidden) for each in "kv"}
-        found[layer + "mlp.gate.weight"] = (EXPERTS, hidden)
-        for e in range(EXPERTS):
-            expert = layer + f"mlp.experts.{e}."
-            found |= {expert + f"{each}_proj.weight": (width, hidden) for each in ("gate", "up")}
-            found[expert + "down_proj.weight"] = (hidden, width)
-    return found
 
 
 def everything(name: str) -> bool:
@@ -69,7 +43,9 @@ def folders(
     rng = np.random.default_rng(hidden)
     packed: dict[str, Array] = {}
     plain: dict[str, Array] = {}
-    for name, shape in sizes(hidden, width).items():
+    base = json.loads((FOLDERS / "olmoe" / "config.json").read_text()) | WIDE
+    base |= {"hidden_size": hidden, "intermediate_size": width, "head_dim": 16}
+    for name, shape in shapes(base, EXPERTS).items():
         if len(shape) == 2 and chosen(name):
             made = make(rng, *shape)
             packed |= {f"{name.removesuffix('weight')}{own}": values for own, values in made.tensors.items()}
@@ -79,8 +55,6 @@ def folders(
     for name, change in changed.items():
         packed[Q + name] = change(packed.get(Q + name))
     packed = {name: values for name, values in packed.items() if values is not None}
-    base = json.loads((FOLDERS / "olmoe" / "config.json").read_text()) | WIDE
-    base |= {"hidden_size": hidden, "intermediate_size": width, "head_dim": 16}
     found = []
     for name, tensors, more in (("packed", packed, {"quantization_config": config}), ("plain", plain, {})):
         folder = place / name

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Q
 from gguf_models import CASES, Array, converted, finish, write_keys
 from safetensors.numpy import save_file
 
-from pretrained_models import FOLDERS, tensors
+from pretrained_models import FOLDERS, shapes, tensors
 
 # What becomes of sizes, in config.json and in the shapes of tensors.
 WIDTHS: dict[str, tuple[dict[str, Any], dict[int, int]]] = {
@@ -76,34 +76,12 @@ def wide_qwen(place: Path) -> Path:
     folder.mkdir()
     config = json.loads((FOLDERS / "qwen3_moe" / "config.json").read_text()) | QWEN
     (folder / "config.json").write_text(json.dumps(config))
-    (hidden, width), (heads, key_heads, size) = (256, 256), (4, 2, 16)
     rng = np.random.default_rng(5)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (80, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (80, hidden),
+    made = {
+        name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+        for name, shape in shapes(config, 8).items()
     }
-    for n in range(2):
-        layer = f"model.layers.{n}."
-        shapes |= {
-            layer + f"{each}.weight": (hidden,) for each in ("input_layernorm", "post_attention_layernorm")
-        }
-        shapes |= {layer + f"self_attn.{each}_norm.weight": (size,) for each in "qk"}
-        shapes |= {
-            layer + "self_attn.q_proj.weight": (heads * size, hidden),
-            layer + "self_attn.k_proj.weight": (key_heads * size, hidden),
-            layer + "self_attn.v_proj.weight": (key_heads * size, hidden),
-            layer + "self_attn.o_proj.weight": (hidden, heads * size),
-            layer + "mlp.gate.weight": (8, hidden),
-        }
-        for e in range(8):
-            expert = layer + f"mlp.experts.{e}."
-            shapes |= {expert + f"{each}_proj.weight": (width, hidden) for each in ("gate", "up")}
-            shapes[expert + "down_proj.weight"] = (hidden, width)
-    save_file(
-        {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()},
-        folder / "model.safetensors",
-    )
+    save_file(made, folder / "model.safetensors")
     return folder
 
 

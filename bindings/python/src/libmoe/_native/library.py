@@ -9,7 +9,6 @@ import re
 import threading
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 from .._keywords import unknown
@@ -311,11 +310,6 @@ class Native:
         """Return the object itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
