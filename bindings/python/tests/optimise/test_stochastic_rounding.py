@@ -93,7 +93,7 @@ def test_a_saved_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         optimizer = make("adamw", [parameter], stochastic_rounding=True)
         done = 0
         if path is not None:
-            done = libmoe.load_training(path, optimizers=[optimizer], parameters=[parameter]).step
+            done = libmoe.load_training(path, optimizers=[optimizer], parameters=[parameter])
         for t in range(done, steps):
             parameter.grad[...] = normal(1000, seed=t)
             optimizer.step()
