@@ -91,7 +91,12 @@ def train(work: GenerateWork, context: libmoe.Context) -> None:
         lambda: step(libmoe.SGD(model.parameters, RATE, stochastic_rounding=True, context=context))
     )
     answer.append(model.parameters["embed.weight"].grad[tokens[:, :-1]])
-    listen(work, {"version": f"libmoe {libmoe.__version__}", "bytes": more + kept}, answer, lambda: step(optimizer))
+    listen(
+        work,
+        {"version": f"libmoe {libmoe.__version__}", "bytes": more + kept},
+        answer,
+        lambda: step(optimizer),
+    )
 
 
 main()

@@ -16,7 +16,8 @@ struct Moments {
   func from(_ first: Int) -> moei_moments {
     let own = start + type.bytes(first)
     return moei_moments(
-      first: own, second: own + type.bytes(max(rows - 1, 0) * count), by_chance: type == .f32 || rows == 0 ? 0 : 1, random: random.numbers,
+      first: own, second: own + type.bytes(max(rows - 1, 0) * count), by_chance: type == .f32 || rows == 0 ? 0 : 1,
+      random: random.numbers,
       tensor: UInt64(tensor), element: UInt64(first))
   }
 }

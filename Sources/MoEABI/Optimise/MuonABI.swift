@@ -14,7 +14,8 @@ public func moe_muon_create(
       rest: AdamW(
         learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
         weightDecay: config.weight_decay))
-    let state = try OptimizerState(config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
+    let state = try OptimizerState(
+      config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
     let list = try TensorList(tensors, count: count)
     var operands = Operands()
     let byAdamW = try operands.reads(optional: config.by_adamw, list.count, "config.by_adamw")

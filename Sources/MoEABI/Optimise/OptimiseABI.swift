@@ -12,7 +12,8 @@ public func moe_adamw_create(
     let rule = AdamW(
       learningRate: config.learning_rate, beta1: config.beta1, beta2: config.beta2, epsilon: config.epsilon,
       weightDecay: config.weight_decay)
-    let state = try OptimizerState(config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
+    let state = try OptimizerState(
+      config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
     try create(.adamw(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
@@ -27,7 +28,8 @@ public func moe_sgd_create(
     let config = config == nil ? .standard : try read(config, "config")
     let rule = SGD(
       learningRate: config.learning_rate, momentum: config.momentum, weightDecay: config.weight_decay)
-    let state = try OptimizerState(config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
+    let state = try OptimizerState(
+      config.state_dtype, config.unallocated_state, config.stochastic_rounding, seed: config.seed)
     try create(.sgd(rule), context, state, try TensorList(tensors, count: count), out)
   }
 }
@@ -214,7 +216,8 @@ public func moe_optimizer_set_momentum(_ optimizer: OpaquePointer?, _ momentum: 
     let optimizer = try handle(optimizer, "optimizer", as: Optimizer.self)
     try requireShare(momentum, "momentum")
     if !optimizer.pointee.takesMomentum && momentum > 0 {
-      throw .badState("momentum = \(momentum), but the optimizer was created with momentum 0, and so without a velocity")
+      throw .badState(
+        "momentum = \(momentum), but the optimizer was created with momentum 0, and so without a velocity")
     }
     optimizer.pointee.setMomentum(momentum)
   }

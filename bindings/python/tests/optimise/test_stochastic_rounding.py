@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_optimizer_state import DECAY, RATE, SEED, Oracle, by_chance, chances, make
 
 import libmoe
 from arrays import normal
-from test_optimizer_state import DECAY, RATE, SEED, Oracle, by_chance, chances, make
 
 WEIGHTS = 26  # stream of the random numbers
 SHAPES = [(7,), (65, 1031), (3, 5)]  # tails, more than one thread's share and one pair of keys, other places
