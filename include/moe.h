@@ -1356,7 +1356,7 @@ MOE_API MOE_CHECK moe_status moe_statistics_read(const moe_statistics *statistic
  *  the hash of [Wellons 2018], with k0 and k1 the first two words of Philox4x32-10 [Philox 2011] for the key `seed` and the
  *  counter (i / 2^16 rounded down, n, t mod 2^32, t / 2^32 rounded down * 2^8 + 25), t = 1 being the first step; values of tensors have
  *  words of their own, with 26 in place of 25, of which the lower half counts.  Making it takes
- *  next to no time: a step is as fast as memory, of which AdamW moves 20 bytes for an element in place of 28. */
+ *  little time: where memory is the limit AdamW moves 20 bytes for an element in place of 28; in the cache it takes a quarter longer. */
 
 /** AdamW [AdamW 2019], as torch.optim.AdamW:
  *    p -= lr * weight_decay * p;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2

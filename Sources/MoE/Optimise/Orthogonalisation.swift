@@ -113,6 +113,7 @@ private struct Product: Job {
 
   /// Packing a panel costs as much as a few rows, so squares are large; several threads want several of them, and of a
   /// symmetric product those on the diagonal are computed whole.
+  /// Of more than ten parameters: those of a product and of the threads' scratch, each kept as it is.
   init(
     matmul: Matmul, a: UnsafePointer<Float>, b: UnsafePointer<Float>?, depth: Int, c: UnsafeMutablePointer<Float>,
     rows: Int, columns: Int, combination: Combination, lanes: UnsafeMutablePointer<Float>, laneSize: Int,
