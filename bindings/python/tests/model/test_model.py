@@ -13,9 +13,6 @@ import libmoe
 from comparison import assert_close
 from small_language_models import CASES, MOE, assert_backward, assert_slope, call_of, made, masked, truth_of
 
-for case in CASES.values():
-    case.setdefault("head_size", 4)
-
 NEW = [
     "heads normed together",
     "heads normed after rotation",

@@ -20,7 +20,7 @@ ENCODER: dict[str, Any] = dict(
 EXPERTS = {**LANGUAGE, "moe": MOE}
 DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
 CASES: dict[str, dict[str, Any]] = {
-    "language": EXPERTS,
+    "language": {**EXPERTS},
     "untied, grouped heads, biases": {
         **EXPERTS,
         "n_heads": 6,
@@ -135,6 +135,8 @@ CASES: dict[str, dict[str, Any]] = {
     "encoder of experts": {**ENCODER, "moe": MOE, "norm_place": "post", "qkv_bias": True},
     "attention alone": {**ENCODER, "norm_place": "none", "final_norm": False},
 }
+for _case in CASES.values():
+    _case.setdefault("head_size", 4)  # what H / n_heads is may be odd, and cannot turn
 
 
 def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
