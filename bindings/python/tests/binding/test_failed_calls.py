@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import libmoe
+from comparison import assert_all_same_bits
 
 MOE: dict[str, Any] = dict(
     n_experts=4, top_k=2, intermediate_size=10, router_batch_norm=True, warmup_steps=10, warmup_experts=2
@@ -56,15 +57,13 @@ def test_a_later_layer_fails(kind: str, broken: int) -> None:
     for number in (5, 7):
         with pytest.raises(libmoe.NotFiniteError, match=rf"layers\.{broken}: "):
             step(failing, number, kind)
-    for name, array in buffers(failing).items():
-        np.testing.assert_array_equal(array, before[name], name)
+    assert_all_same_bits(before, buffers(failing))
     weight[...] = kept
     for model in (failing, other):
         step(model, 6, kind)
     after = buffers(other)
     assert any((after[name] != before[name]).any() for name in after)
-    for name, array in buffers(failing).items():
-        np.testing.assert_array_equal(array, after[name], name)
+    assert_all_same_bits(after, buffers(failing))
 
 
 @pytest.mark.parametrize("kind", TAPES)
@@ -75,8 +74,7 @@ def test_the_loss_fails(kind: str) -> None:
     model.parameters["output.weight"].data[0, 0] = np.nan
     with pytest.raises(libmoe.NotFiniteError):
         step(model, 6, kind)
-    for name, array in buffers(model).items():
-        np.testing.assert_array_equal(array, before[name], name)
+    assert_all_same_bits(before, buffers(model))
 
 
 def test_a_layer_alone() -> None:
@@ -87,8 +85,7 @@ def test_a_layer_alone() -> None:
     x[-1, 0] = np.nan
     with pytest.raises(libmoe.NotFiniteError):
         layer.forward(x, training=True, step=8)
-    for name, array in layer.buffers.items():
-        np.testing.assert_array_equal(array, before[name], name)
+    assert_all_same_bits(before, layer.buffers)
 
 
 def test_a_read_that_fails() -> None:

@@ -13,6 +13,7 @@ import pytest
 import libmoe
 from arrays import normal
 from child import ENVIRONMENT
+from comparison import assert_all_same_bits
 
 H, WIDTH, E, K = 12, 20, 6, 2
 SIZES: dict[str, Any] = {"hidden_size": H, "intermediate_size": WIDTH, "n_experts": E, "top_k": K, "seed": 7}
@@ -77,8 +78,7 @@ def test_a_run_goes_on_in_another_process(kind: str, tmp_path: Path) -> None:
         "experts" in name and name.endswith("weight") for name in libmoe.Checkpoint(tmp_path / "small")
     )
     steps(layer, optimizer, range(step, 6))
-    for name, values in whole.state_dict().items():
-        np.testing.assert_array_equal(layer.state_dict()[name], values, err_msg=name)
+    assert_all_same_bits(layer.state_dict(), whole.state_dict())
 
 
 def test_initial_values_and_memory(tmp_path: Path) -> None:
@@ -124,8 +124,7 @@ def test_steps_of_bound_matrices_without_gradients(state_dtype: Any) -> None:
             optimizer.bind_state(state)
         layer.backward(tapes[1], dy, optimizer=optimizer)
     assert state.any()
-    for name, values in usual.state_dict().items():
-        np.testing.assert_array_equal(layer.state_dict()[name], values, err_msg=name)
+    assert_all_same_bits(layer.state_dict(), usual.state_dict())
 
 
 def test_gradients_that_are_not_bound() -> None:

@@ -10,7 +10,7 @@ import pytest
 import libmoe
 import oracle
 from against_oracle import MATMULS, Arguments, check, inputs, unsettle
-from comparison import assert_close, gradients_of
+from comparison import assert_all_same_bits, assert_close, gradients_of
 
 E, K, T, H = 6, 2, 37, 7
 SIZES: Arguments = {"hidden_size": H, "intermediate_size": 11, "n_experts": E, "top_k": K}
@@ -62,8 +62,7 @@ def test_lean_tapes_and_chunks(case: str) -> None:
         for numbers in given.values():
             numbers[...] = 9  # forward has a copy
         results.append({"y": y} | gradients_of(layer, layer.backward(tape, dy)))
-    for name, array in results[0].items():
-        np.testing.assert_array_equal(results[1][name], array, err_msg=name)
+    assert_all_same_bits(results[1], results[0])
 
 
 def test_the_numbers_that_would_be_drawn() -> None:
@@ -156,8 +155,7 @@ class TestChunks:
             found = gradients_of(layer, layer.backward(tape, dy)) | {"y": output.y}
             results.append(found | {"aux_loss": np.array(output.report.aux_loss)})
         for other in results[1:]:
-            for name, array in results[0].items():
-                np.testing.assert_array_equal(other[name], array, err_msg=name)
+            assert_all_same_bits(other, results[0])
 
     def test_of_a_model(self) -> None:
         model = libmoe.Model(

@@ -11,7 +11,7 @@ import pytest
 import libmoe
 import oracle
 from against_oracle import Arguments, compare, inputs
-from comparison import assert_close, gradients_of
+from comparison import assert_all_same_bits, assert_close, gradients_of
 
 SIZES: Arguments = {"hidden_size": 7, "intermediate_size": 11, "n_experts": 5, "top_k": 2}
 ROUTERS: list[Arguments] = [
@@ -312,5 +312,4 @@ def test_threads_change_no_bit(matmul: Any) -> None:
             dx = layer.backward(tape, dy)
             results.append({"y": y} | gradients_of(layer, dx))
     for other in results[1:]:
-        for name, array in results[0].items():
-            np.testing.assert_array_equal(other[name], array, err_msg=name)
+        assert_all_same_bits(other, results[0])

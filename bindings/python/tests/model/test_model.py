@@ -11,10 +11,17 @@ import pytest
 
 import libmoe
 from comparison import assert_close
-from small_language_models import CASES, MOE, assert_backward, assert_slope, call_of, made, masked, truth_of
-
-for case in CASES.values():
-    case.setdefault("head_size", 4)
+from small_language_models import (
+    CASES,
+    MOE,
+    assert_backward,
+    assert_same_bits_anyhow,
+    assert_slope,
+    call_of,
+    made,
+    masked,
+    truth_of,
+)
 
 NEW = [
     "heads normed together",
@@ -79,30 +86,6 @@ def test_the_loss_falls_as_its_gradient_says(case: str) -> None:
             assert_slope(model, call, name)
 
 
-def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[str, bytes]:
-    """All that a step computes."""
-    limit = how.pop("memory_limit", None)
-    with libmoe.Context(**how) as context:
-        model = made(arguments, context)
-        output = model.forward(
-            **call,
-            tape=True,
-            hidden=True,
-            training=True,
-            step=3,
-            memory_limit=limit,
-            logits=bool(model.vocabulary_size),
-        )
-        assert output.hidden is not None
-        found = {"hidden": output.hidden.tobytes(), "objective": np.float64(output.objective).tobytes()}
-        if output.logits is not None:
-            found["logits"] = output.logits.tobytes()
-        dinput = model.backward(output, 1.0, np.ones_like(output.hidden))
-        if dinput is not None:
-            found["dinput"] = dinput.tobytes()
-        return found | {name: parameter.grad.tobytes() for name, parameter in model.parameters.items()}
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -116,31 +99,11 @@ def bits(arguments: dict[str, Any], call: dict[str, Any], **how: Any) -> dict[st
     ],
 )
 def test_the_same_bits(case: str) -> None:
-    """For any threads, instruction sets and limits: everything kept, less in some layers, and chunks."""
+    """Everything kept, less in some layers, and chunks."""
     arguments = {**CASES[case], "attention_dropout": 0.1}
     if case != "attention alone":
         arguments["dropout"] = 0.1
-    call = call_of(arguments, 5, 131)
-    if "max_positions" in arguments:
-        call = call_of(arguments, 70, 9)
-    expected = bits(arguments, call, n_threads=1)
-    assert bits(arguments, call, n_threads=3) == expected
-    assert bits(arguments, call, n_threads=2, instructions="avx2") == expected
-    with libmoe.Context(n_threads=2) as context:
-        model = libmoe.Model(**arguments, context=context)
-        free = model.plan(5, 131).total_bytes
-        kept: set[tuple[str, ...]] = set()
-        seen = set()
-        for limit in range(free, 0, -free // 30):
-            try:
-                plan = model.plan(5, 131, memory_limit=limit)
-            except libmoe.InvalidArgumentError:
-                break
-            assert plan.total_bytes <= limit
-            kept.add(tuple(plan.keep))
-            if plan.total_bytes not in seen:
-                assert bits(arguments, call, n_threads=2, memory_limit=limit) == expected
-            seen.add(plan.total_bytes)
+    kept = assert_same_bits_anyhow(arguments)
     assert len(kept) > 1
     assert any("input" in keep for keep in kept)
 

@@ -20,7 +20,7 @@ ENCODER: dict[str, Any] = dict(
 EXPERTS = {**LANGUAGE, "moe": MOE}
 DENSE: dict[str, Any] = dict(dense_kind="mlp", dense_activation="gelu", dense_intermediate_size=20)
 CASES: dict[str, dict[str, Any]] = {
-    "language": EXPERTS,
+    "language": {**EXPERTS},
     "untied, grouped heads, biases": {
         **EXPERTS,
         "n_heads": 6,
@@ -135,6 +135,8 @@ CASES: dict[str, dict[str, Any]] = {
     "encoder of experts": {**ENCODER, "moe": MOE, "norm_place": "post", "qkv_bias": True},
     "attention alone": {**ENCODER, "norm_place": "none", "final_norm": False},
 }
+for _case in CASES.values():
+    _case.setdefault("head_size", 4)  # what H / n_heads is may be odd, and cannot turn
 
 
 def made(arguments: dict[str, Any], context: libmoe.Context) -> libmoe.Model:
@@ -199,6 +201,51 @@ def assert_backward(
         assert_close("dinput", dinput, expected)
     found = {name: each.grad for name, each in model.parameters.items() if not each.frozen}
     assert_all_close(found, {name: gradients[name] for name in found}, 2e-5)
+
+
+def bits(
+    arguments: dict[str, Any], call: dict[str, Any], *, tape: bool = True, **how: Any
+) -> dict[str, bytes]:
+    """All that a training step computes, or, without a tape, a forward."""
+    limit = how.pop("memory_limit", None)
+    with libmoe.Context(**how) as context:
+        model = made(arguments, context)
+        wanted: Any = {"hidden": True, "logits": bool(model.vocabulary_size)}
+        output = model.forward(**call, **wanted, tape=tape or None, training=tape, step=3, memory_limit=limit)
+        assert output.hidden is not None
+        found = {"hidden": output.hidden.tobytes(), "objective": np.float64(output.objective).tobytes()}
+        if output.logits is not None:
+            found["logits"] = output.logits.tobytes()
+        if tape:
+            dinput = model.backward(output, 1.0, np.ones_like(output.hidden))
+            found |= {name: parameter.grad.tobytes() for name, parameter in model.parameters.items()}
+            found |= {} if dinput is None else {"dinput": dinput.tobytes()}
+        return found
+
+
+def assert_same_bits_anyhow(arguments: dict[str, Any], *, tape: bool = True) -> set[tuple[str, ...]]:
+    """For any threads, instruction sets and limits; return what the layers keep under these."""
+    call = call_of(arguments, 5, 131)
+    expected = bits(arguments, call, tape=tape, n_threads=1)
+    assert bits(arguments, call, tape=tape, n_threads=3) == expected
+    assert bits(arguments, call, tape=tape, n_threads=2, instructions="avx2") == expected
+    with libmoe.Context(n_threads=2) as context:
+        model = libmoe.Model(**arguments, context=context)
+        free = model.plan(5, 131, training=tape).total_bytes
+        kept: set[tuple[str, ...]] = set()
+        seen = set()
+        for limit in range(free, 0, -free // 40):
+            try:
+                plan = model.plan(5, 131, training=tape, memory_limit=limit)
+            except libmoe.InvalidArgumentError:
+                break
+            assert plan.total_bytes <= limit
+            kept.add(tuple(plan.keep))
+            if plan.total_bytes not in seen:
+                assert bits(arguments, call, tape=tape, n_threads=2, memory_limit=limit) == expected
+            seen.add(plan.total_bytes)
+    assert len(seen) > 1
+    return kept
 
 
 def assert_slope(model: libmoe.Model, call: dict[str, Any], name: str) -> None:
