@@ -103,8 +103,8 @@ struct WeightPanel<P: Precision> {
 
   /// The cache lines of the piece at p, for the first two tiles that are multiplied before it is needed: one half each of
   /// 32 rows of panelDepth elements, of panelDepth rows of 32, or of as many packed rows. A tile takes 256 steps. Elements of
-  /// half a tile's are all in the first half.
-  fileprivate func ahead(_ p: Int, half: Int) -> moei_ahead? {
+  /// half a tile's are all in the first half. Of blocks those of as many steps as a tile takes now.
+  fileprivate func ahead(_ p: Int, half: Int, tileSteps: Int) -> moei_ahead? {
     let line = 64
     let steps = chunkWidth / P.unit  // of a chunk
     switch form {
@@ -125,8 +125,10 @@ struct WeightPanel<P: Precision> {
       let first = p * chunkWidth * MemoryLayout<P.Element>.size
       return ahead(UnsafeRawPointer(panel), first + half * line, row: 2 * line, chunk: steps * 2 * line)
     case .blocks(let panel, let code):
-      // A line for each step: more than most codes have, and then the beginning of the piece after it.
-      return half > 0 ? nil : ahead(panel, code.bytes(p), row: line, chunk: steps * line)
+      // A line for each step, by the second tile behind those of the first.
+      let fetched = half * tileSteps * line
+      if fetched >= code.bytes(P.panelDepth) { return nil }
+      return ahead(panel, code.bytes(p) + fetched, row: line, chunk: steps * line)
     case .across: return nil
     }
   }
@@ -207,7 +209,7 @@ struct PanelProducts<P: Precision> {
           case .elements(let elements):
             let out = c(i, rows)
             let coming = half < 2 ? (last ? next(i) : panel(i)) : nil
-            let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half)
+            let ahead = coming?.ahead(last ? 0 : p + P.panelDepth, half: half, tileSteps: P.filledUp(depth) / P.unit)
             P.product(
               rows.count, columns(i), depth, here, elements, start: first(i), StridedTargets(out, stride: cStride),
               ahead ?? tokensAhead(i == 0 ? tile + 1 : range.upperBound, p, a), kernels)

@@ -23,15 +23,12 @@ MOEI_INLINE moei_sum_floats moei_fp8_value(moei_place at, int64_t octet, int32_t
 
 #if defined(__AVX512BF16__)
 /* All numbers times the scale, rounded, as a table of 128; then signs. */
-MOEI_INLINE int moei_fp8_has_pairs(moei_place at) {
-  (void)at;
-  return 1;
-}
 MOEI_INLINE moei_pair_tables moei_fp8_pair_tables(moei_place at) {
   typedef float floats __attribute__((__vector_size__(64)));
   const moei_sums count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const moei_sum_floats scale = moei_fp8_scaling(at, 0).scale;
   moei_pair_tables tables;
+  tables.hold = 1;
   MOEI_UNROLL for (int t = 0; t < 4; t++) {
     const moei_sum_floats low = moei_e4m3(count + t * 32) * scale, high = moei_e4m3(count + t * 32 + 16) * scale;
     tables.of[t] = (moei_u16x32)__builtin_ia32_cvtne2ps2bf16_512((floats)high, (floats)low);

@@ -91,6 +91,12 @@ MOEI_INLINE void MOEI_OF(integers)(const moei_code_call *call, int64_t row, cons
 #undef MOEI_SUMS
 #endif
 
+#if !defined(MOEI_CODE_HAS_VALUES) || !defined(__AVX512VNNI__)
+MOEI_INLINE void MOEI_OF(values)(moei_place at, int64_t octet, moei_scaling scaling, moei_sum_floats *values) {
+  MOEI_UNROLL for (int j = 0; j < 8; j++) values[j] = MOEI_OF(value)(at, octet, j, scaling);
+}
+#endif
+
 /* The same times floats, of some panels at once, so that chains do not wait for each other.  `total` is [panels][rows][columns]. */
 enum { MOEI_OF(COLUMNS) = 32 / MOEI_LANES };
 typedef moei_sum_floats MOEI_OF(totals)[2][2][MOEI_OF(COLUMNS)];
@@ -99,11 +105,11 @@ MOEI_INLINE void MOEI_OF(add_octet)(MOEI_OF(totals) total, const char *block, in
                                     const float *token, const int n, const int rows) {
   MOEI_UNROLL for (int c = 0; c < MOEI_OF(COLUMNS); c++) {
     const moei_place at = {block, sub, subs, c * MOEI_LANES};
-    const moei_scaling scaling = MOEI_OF(scaling)(at, octet);
+    moei_sum_floats values[8];
+    MOEI_OF(values)(at, octet, MOEI_OF(scaling)(at, octet), values);
     MOEI_UNROLL for (int j = 0; j < 8; j++) {
-      const moei_sum_floats value = MOEI_OF(value)(at, octet, j, scaling);
       MOEI_UNROLL for (int r = 0; r < rows; r++) {
-        total[n][r][c] = moei_add_product(total[n][r][c], token[r * 32 + octet * 8 + j], value);
+        total[n][r][c] = moei_add_product(total[n][r][c], token[r * 32 + octet * 8 + j], values[j]);
       }
     }
   }
@@ -137,7 +143,7 @@ MOEI_INLINE void MOEI_OF(floats)(const moei_code_call *call, int64_t row, const 
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
       MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
     }
-    for (int64_t octet = 0; octet < 4; octet++) {
+    MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
       MOEI_UNROLL for (int n = 0; n < panels; n++) {
         MOEI_OF(add_octet)(total, (const char *)call->panels[n].blocks + offset, sub, subs, octet, token, n, rows);
       }
@@ -264,6 +270,7 @@ static inline moei_code MOEI_OF(code)(void) {
 #undef MOEI_CODE_HAS_INTEGERS
 #undef MOEI_CODE_HAS_HALVES
 #undef MOEI_CODE_HAS_PAIRS
+#undef MOEI_CODE_HAS_VALUES
 #undef MOEI_CODE_SUMS
 #undef MOEI_CODE
 #endif

@@ -27,6 +27,20 @@ MOEI_INLINE moei_sum_floats moei_mxfp4_value(moei_place at, int64_t octet, int32
   return moei_table_value(moei_nibble_words(at, octet), j, moei_e2m1()) * scaling.scale;
 }
 
+#if defined(__AVX512VNNI__)
+/* Twice the values in bfloat16, two at a time, which become floats by their place in a word. */
+MOEI_INLINE void moei_mxfp4_values(moei_place at, int64_t octet, moei_scaling scaling, moei_sum_floats *values) {
+  const moei_u16x32 table = {0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40C0, 0x4100, 0x4140, 0, 0xBF80, 0xC000, 0xC040, 0xC080, 0xC0C0, 0xC100, 0xC140,
+                             0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40C0, 0x4100, 0x4140, 0, 0xBF80, 0xC000, 0xC040, 0xC080, 0xC0C0, 0xC100, 0xC140};
+  const moei_sums words = moei_nibble_words(at, octet);
+  MOEI_UNROLL for (int32_t i = 0; i < 4; i++) {
+    const int32_t j = i / 2 * 4 + i % 2;
+    const moei_sums both = (moei_sums)moei_pick_in_pairs(table, (moei_u16x32)(words >> moei_nibble_bit(j)));
+    values[j] = (moei_sum_floats)(both << 16) * scaling.scale;
+    values[j + 2] = (moei_sum_floats)(both & (int32_t)0xFFFF0000) * scaling.scale;
+  }
+}
+#endif
 MOEI_INLINE moei_sums moei_mxfp4_word(moei_place at, int64_t i) { return moei_look_up(moei_nibble_word(at, i), moei_e2m1_moved()); }
 MOEI_INLINE moei_sum_floats moei_mxfp4_end(moei_sum_floats total, moei_place at, moei_sums sums, const char *token) {
   return moei_add_scaled(total, moei_mxfp4_scaling(at, 0).scale, moei_step_of(token), sums - 12 * moei_sum_of(token));
@@ -35,14 +49,10 @@ MOEI_INLINE moei_sum_floats moei_mxfp4_end(moei_sum_floats total, moei_place at,
 #if defined(__AVX512BF16__)
 /* Exponents are counted together: what is 125 too large less 253 - e, where 0 stays 0 since there is nothing below; exact as long as
  * 2 <= e <= 253. */
-MOEI_INLINE int moei_mxfp4_has_pairs(moei_place at) {
+MOEI_INLINE moei_pair_tables moei_mxfp4_pair_tables(moei_place at) {
   const char *exponents = at.block + at.subs * 512 + at.sub * 32;
   const moei_u32x16 low = (moei_u32x16)moei_load_u8(exponents), high = (moei_u32x16)moei_load_u8(exponents + 16);
-  return moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0;
-}
-MOEI_INLINE moei_pair_tables moei_mxfp4_pair_tables(moei_place at) {
-  (void)at;
-  return (moei_pair_tables){0};
+  return (moei_pair_tables){.hold = moei_bits((moei_i32x16)(low - 2 > 251) | (moei_i32x16)(high - 2 > 251)) == 0};
 }
 MOEI_INLINE void moei_mxfp4_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
   (void)tables;
@@ -124,6 +134,7 @@ static inline int32_t moei_mxfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 #define MOEI_CODE moei_mxfp4
 #define MOEI_CODE_SUMS MOEI_OF_FIVE_BITS
 #define MOEI_CODE_HAS_PAIRS
+#define MOEI_CODE_HAS_VALUES
 #include "kernels.h"
 
 #endif

@@ -22,6 +22,11 @@ MOEI_INLINE moei_scaling moei_nvfp4_scaling(moei_place at, int64_t octet) {
 MOEI_INLINE moei_sum_floats moei_nvfp4_value(moei_place at, int64_t octet, int32_t j, moei_scaling scaling) {
   return moei_mxfp4_value(at, octet, j, scaling);
 }
+#if defined(__AVX512VNNI__)
+MOEI_INLINE void moei_nvfp4_values(moei_place at, int64_t octet, moei_scaling scaling, moei_sum_floats *values) {
+  moei_mxfp4_values(at, octet, scaling, values);
+}
+#endif
 MOEI_INLINE moei_sums moei_nvfp4_word(moei_place at, int64_t i) { return moei_mxfp4_word(at, i); }
 /* 16 contraction indices after the other. */
 MOEI_INLINE moei_sum_floats moei_nvfp4_end(moei_sum_floats total, moei_place at, moei_sums first, moei_sums last, const char *token) {
@@ -29,6 +34,41 @@ MOEI_INLINE moei_sum_floats moei_nvfp4_end(moei_sum_floats total, moei_place at,
   total = moei_add_scaled(total, moei_nvfp4_scaling(at, 0).scale, moei_step_of(token), first - 12 * first_sum);
   return moei_add_scaled(total, moei_nvfp4_scaling(at, 2).scale, moei_step_of(token), last - 12 * last_sum);
 }
+
+#if defined(__AVX512BF16__)
+/* What numbers stand for is 1, 2, 4, 8 or 3, 6, 12 times the scale: once and three times it, rounded, and exponents counted together, as
+ * long as none of these is denormal or infinite.  Of the first and of the last 16, of the first and of the last outputs: what is too large,
+ * for once and for three times the scale, whose entries are odd. */
+MOEI_INLINE moei_pair_tables moei_nvfp4_pair_tables(moei_place at) {
+  const char *scales = at.block + at.subs * 512 + at.sub * 64, *common = at.block + at.subs * 576;
+  const float factor = moei_token_float(common, 0), divisor = moei_token_float(common, 4);
+  moei_sum_floats own[4];
+  MOEI_UNROLL for (int i = 0; i < 4; i++) own[i] = moei_e4m3(moei_load_u8(scales + i * MOEI_LANES)) * factor;
+  if (divisor != 1) {
+    MOEI_UNROLL for (int i = 0; i < 4; i++) own[i] = own[i] / divisor;
+  }
+  moei_pair_tables tables;
+  moei_i32x16 misfit = 0;
+  MOEI_UNROLL for (int i = 0; i < 4; i++) {
+    const moei_sum_floats once = own[i] * 0.5f, thrice = once * 3;
+    misfit |= (moei_i32x16)((moei_u32x16)once - 0x00800000 >= 0x7C800000);
+    tables.of[2 * i] = 0x7E00 - (moei_u16x32)moei_rounded_pair(once, once);
+    tables.of[2 * i + 1] = 0x7E01 - (moei_u16x32)moei_rounded_pair(thrice, thrice);
+  }
+  tables.hold = moei_bits(misfit) == 0;
+  return tables;
+}
+MOEI_INLINE void moei_nvfp4_pairs(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
+  const moei_u16x32 table = {0, 0x7E00, 0x7E80, 0x7E01, 0x7F00, 0x7E81, 0x7F80, 0x7F01, 0, 0xFE00, 0xFE80, 0xFE01, 0xFF00, 0xFE81, 0xFF80, 0xFF01,
+                             0, 0x7E00, 0x7E80, 0x7E01, 0x7F00, 0x7E81, 0x7F80, 0x7F01, 0, 0xFE00, 0xFE80, 0xFE01, 0xFF00, 0xFE81, 0xFF80, 0xFF01};
+  const moei_u16x32 *own = tables.of + octet / 2 * 4 + at.output / MOEI_LANES * 2;
+  MOEI_UNROLL for (int32_t p = 0; p < 4; p++) {
+    const moei_u16x32 sums = moei_pick_in_pairs(table, moei_nibbles_in_pairs(moei_nibble_words(at, octet), p));
+    const moei_u16x32 is_thrice = (moei_u16x32)((sums & 1) != 0);
+    words[p] = (moei_sums)__builtin_elementwise_sub_sat(sums, (is_thrice & own[1]) | (~is_thrice & own[0]));
+  }
+}
+#endif
 
 static inline float moei_from_e4m3(uint8_t byte) { return moei_float_of((byte & 127u) << 20) * 0x1p120f; }
 
@@ -103,6 +143,8 @@ static inline int32_t moei_nvfp4_pack(int64_t inputs, int64_t rows, int64_t dept
 #define MOEI_CODE moei_nvfp4
 #define MOEI_CODE_SUMS moei_of_halves
 #define MOEI_CODE_HAS_HALVES
+#define MOEI_CODE_HAS_PAIRS
+#define MOEI_CODE_HAS_VALUES
 #include "kernels.h"
 
 #endif

@@ -1,9 +1,8 @@
 /* Products of one code times tokens in bfloat16, included by kernels.h for each: numbers become floats, are rounded to bfloat16 and
  * multiplied two at a time, as panels of bfloat16 are (Sources/Kernels/Pairs.swift), in the same chains.  With MOEI_CODE_HAS_PAIRS a code
  * has a way of its own, with the same result, where there are instructions for bfloat16:
- *   int CODE_has_pairs(at)                        whether it holds for 32 contraction indices of all outputs
- *   moei_pair_tables CODE_pair_tables(at)         what these have in common
- *   void CODE_pairs(at, octet, tables, words)     numbers 8 octet ... 8 octet + 7 of these, two in each of four words */
+ *   moei_pair_tables CODE_pair_tables(at)        for 32 contraction indices of all outputs, and whether it holds for these
+ *   void CODE_pairs(at, octet, tables, words)    numbers 8 octet ... 8 octet + 7 of these, two in each of four words */
 #ifdef MOEI_CODE
 
 MOEI_INLINE void MOEI_OF(rounded_pairs)(moei_place at, int64_t octet, moei_sums *words) {
@@ -13,13 +12,9 @@ MOEI_INLINE void MOEI_OF(rounded_pairs)(moei_place at, int64_t octet, moei_sums 
   }
 }
 #if !defined(MOEI_CODE_HAS_PAIRS) || !defined(__AVX512BF16__)
-MOEI_INLINE int MOEI_OF(has_pairs)(moei_place at) {
-  (void)at;
-  return 1;
-}
 MOEI_INLINE moei_pair_tables MOEI_OF(pair_tables)(moei_place at) {
   (void)at;
-  return (moei_pair_tables){0};
+  return (moei_pair_tables){.hold = 1};
 }
 MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_pair_tables tables, moei_sums *words) {
   (void)tables;
@@ -28,14 +23,14 @@ MOEI_INLINE void MOEI_OF(pairs)(moei_place at, int64_t octet, moei_pair_tables t
 #endif
 
 /* 32 contraction indices, or fewer, as pairs [16][32] of words; an odd number ends beside 0. */
-MOEI_INLINE void MOEI_OF(put_pairs)(moei_place at, int64_t count, const int is_plain, uint32_t *panel) {
-  const moei_pair_tables tables = MOEI_OF(pair_tables)(at);
-  for (at.output = 0; at.output < 32; at.output += MOEI_LANES) {
+MOEI_INLINE void MOEI_OF(put_pairs)(moei_place at, int64_t count, const moei_pair_tables *tables, uint32_t *panel) {
+  MOEI_UNROLL for (int c = 0; c < 32 / MOEI_LANES; c++) {
+    at.output = c * MOEI_LANES;
     MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
       if (octet * 8 >= count) break;
       moei_sums words[4];
-      if (is_plain) {
-        MOEI_OF(pairs)(at, octet, tables, words);
+      if (tables) {
+        MOEI_OF(pairs)(at, octet, *tables, words);
       } else {
         MOEI_OF(rounded_pairs)(at, octet, words);
       }
@@ -48,13 +43,14 @@ MOEI_INLINE void MOEI_OF(put_pairs)(moei_place at, int64_t count, const int is_p
   }
 }
 static inline __attribute__((noinline)) void MOEI_OF(put_rounded_pairs)(moei_place at, int64_t count, uint32_t *panel) {
-  MOEI_OF(put_pairs)(at, count, 0, panel);
+  MOEI_OF(put_pairs)(at, count, NULL, panel);
 }
 static inline void MOEI_OF(decode_pairs)(int64_t inputs, int64_t k, const void *blocks, uint32_t *panel) {
   moei_place at = {(const char *)blocks, 0, inputs / 32, 0};
   for (int64_t left = k; left > 0; left -= 32) {
-    if (left >= 32 && MOEI_OF(has_pairs)(at)) {
-      MOEI_OF(put_pairs)(at, 32, 1, panel);
+    const moei_pair_tables tables = MOEI_OF(pair_tables)(at);
+    if (left >= 32 && tables.hold) {
+      MOEI_OF(put_pairs)(at, 32, &tables, panel);
     } else {
       MOEI_OF(put_rounded_pairs)(at, left < 32 ? left : 32, panel);
     }
@@ -127,13 +123,13 @@ MOEI_INLINE void MOEI_OF(rows_of_pairs)(const moei_code_call *call, int64_t row,
     MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(fetch)((const char *)call->panels[n].blocks + ahead);
     moei_place at[2];
     moei_pair_tables tables[2];
-    int have = 1;
+    int hold = 1;
     MOEI_UNROLL for (int n = 0; n < panels; n++) {
       at[n] = (moei_place){(const char *)call->panels[n].blocks + offset, sub, subs, 0};
       tables[n] = MOEI_OF(pair_tables)(at[n]);
-      have &= MOEI_OF(has_pairs)(at[n]);
+      hold &= tables[n].hold;
     }
-    if (__builtin_expect(have, 1)) {
+    if (__builtin_expect(hold, 1)) {
       MOEI_UNROLL for (int64_t octet = 0; octet < 4; octet++) {
         MOEI_UNROLL for (int n = 0; n < panels; n++) MOEI_OF(add_pairs)(total, at[n], octet, tables[n], token, n, rows);
       }

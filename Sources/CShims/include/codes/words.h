@@ -154,6 +154,11 @@ MOEI_INLINE moei_sum_floats moei_nibble(moei_sums words, int32_t j) {
   return __builtin_convertvector((words >> moei_nibble_bit(j)) & 15, moei_sum_floats);
 }
 #if defined(__AVX512VNNI__)
+/* Two entries of a table of 32 numbers of 16 bits, by the lowest five bits of each half of a word. */
+MOEI_INLINE moei_u16x32 moei_pick_in_pairs(moei_u16x32 table, moei_u16x32 indices) {
+  typedef short shorts __attribute__((__vector_size__(64)));
+  return (moei_u16x32)(shorts)__builtin_ia32_permvarhi512((shorts)table, (shorts)indices);
+}
 /* Entry of a table of sixteen floats. */
 MOEI_INLINE moei_sum_floats moei_pick(moei_f32x16 table, moei_sums indices) {
   typedef float floats __attribute__((__vector_size__(64)));
@@ -189,9 +194,10 @@ MOEI_INLINE moei_sums moei_rounded_pair(moei_sum_floats low, moei_sum_floats hig
   return (moei_sums)(rounded[0] >> 16 | (rounded[1] & 0xFFFF0000));
 #endif
 }
-/* Numbers in bfloat16, by which they are looked up (pairs.h). */
+/* Numbers in bfloat16, by which those of 32 contraction indices are looked up, and whether they can be (pairs.h). */
 typedef struct moei_pair_tables {
-  moei_u16x32 of[4];
+  moei_u16x32 of[8];
+  int hold;
 } moei_pair_tables;
 #if defined(__AVX512BF16__)
 /* Two numbers of each output, of each word the lower half's and the upper half's: bytes 2 p and 2 p + 1 twice; half bytes number p of
@@ -205,10 +211,6 @@ MOEI_INLINE moei_u16x32 moei_bytes_in_pairs(moei_sums words, int32_t p) {
 MOEI_INLINE moei_u16x32 moei_nibbles_in_pairs(moei_sums words, int32_t p) {
   const moei_u16x32 both = moei_bytes_in_pairs(words, p & 1);
   return p < 2 ? both : both >> 4;
-}
-MOEI_INLINE moei_u16x32 moei_pick_in_pairs(moei_u16x32 table, moei_u16x32 indices) {
-  typedef short shorts __attribute__((__vector_size__(64)));
-  return (moei_u16x32)(shorts)__builtin_ia32_permvarhi512((shorts)table, (shorts)indices);
 }
 #endif
 /* A byte of E4M3 in the lowest bits, without a sign: (bits << 20) has its exponent and fraction, 120 too small in the former. */
