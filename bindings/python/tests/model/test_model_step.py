@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_freezing import MODELS, call_of
+from test_freezing import MODELS
 
 import libmoe
 from comparison import assert_all_same_bits
 from pretrained_models import FOLDERS, reference
-from small_language_models import DENSE, LANGUAGE, MOE
+from small_language_models import DENSE, LANGUAGE, MOE, call_of
 
 FACTOR = 0.37  # by which gradients are clipped
 EXPERTS: dict[str, dict[str, Any]] = {name: case for name, case in MODELS.items() if case.get("moe")}

@@ -115,13 +115,14 @@ def test_memory() -> None:
         def taken(kind: str, **options: Any) -> int:
             before = context.memory()[0]
             optimizer = make(kind, [libmoe.Parameter(halves(n))], context=context, **options)
-            size = context.memory()[0] - before
+            size: int = context.memory()[0] - before
             optimizer.close()
             return size
 
-        for kind, momentum, each in (("adamw", {}, 4), ("sgd", {}, 2), ("sgd", {"momentum": 0.0}, 0)):
-            assert abs(taken(kind, stochastic_rounding=True, **momentum) - each * n) < 1024
-            assert abs(taken(kind, **momentum) - (each + 4) * n) < 1024
+        more: dict[str, Any]
+        for kind, more, each in (("adamw", {}, 4), ("sgd", {}, 2), ("sgd", {"momentum": 0.0}, 0)):
+            assert abs(taken(kind, stochastic_rounding=True, **more) - each * n) < 1024
+            assert abs(taken(kind, **more) - (each + 4) * n) < 1024
 
 
 def test_without_momentum_there_is_none_later(tmp_path: Path) -> None:
