@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import config
-from ._keywords import require_known
+from ._keywords import renamed, require_known
 from ._native import abi, fields
 from ._native.library import Borrowed
 from ._weights import Weights
@@ -61,6 +61,7 @@ def dense_options(c_config: abi.moe_model_config, intermediate_size: int) -> dic
 def _options_of(kind: type, given: dict[str, Any], owner: str) -> dict[str, Any]:
     """Return all keyword arguments of a class, the defaults where nothing is given."""
     known = inspect.signature(kind).parameters
+    given = renamed(given, known)
     require_known(owner, given, known)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
@@ -13,6 +13,8 @@ from ._names import OTHERS
 from .errors import ArgumentTypeError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+# Arguments that had another name once: their values are taken as before.
+RENAMED = {"normalize": "router_normalize"}
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
@@ -56,6 +58,15 @@ def require_known(
         raise error(unknown(owner, wrong, choices))
 
 
+def renamed(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return arguments by their present names."""
+    choices = set(known)
+    return {
+        RENAMED[name] if name in RENAMED and name not in choices and RENAMED[name] in choices else name: value
+        for name, value in given.items()
+    }
+
+
 def keywords(decorated: Decorated) -> Decorated:
     """Have a function, or the public methods of a class, answer unknown keyword arguments with a suggestion.
 
@@ -90,9 +101,12 @@ def _answering(function: Any, owner: str, *, method: bool = True) -> Any:
 
     @functools.wraps(function)
     def answering(*positional: Any, **given: Any) -> Any:
-        if not names.issuperset(given):
-            called = _class_of(positional[0]).__name__ if method and positional else ""
-            require_known(called + owner, given, known)
+        for name in given:
+            if name not in names:
+                given = renamed(given, known)
+                called = _class_of(positional[0]).__name__ if method and positional else ""
+                require_known(called + owner, given, known)
+                break
         return function(*positional, **given)
 
     return answering

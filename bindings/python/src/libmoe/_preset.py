@@ -6,8 +6,7 @@ import ctypes
 import inspect
 from typing import Any
 
-from . import config
-from ._keywords import require_known
+from . import _keywords, config
 from ._native import abi
 from ._native.library import lib
 from .layer import Layer
@@ -19,7 +18,8 @@ def options(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     getattr(lib, f"moe_preset_{model}")(ctypes.byref(filled), ctypes.sizeof(filled))
     defaults = inspect.signature(Layer).parameters
     own = {name: value for name, value in config.from_c(filled).items() if value != defaults[name].default}
-    require_known(f"presets.{model}", overrides, defaults)
+    overrides = _keywords.renamed(overrides, defaults)
+    _keywords.require_known(f"presets.{model}", overrides, defaults)
     if "n_groups" in overrides and overrides["n_groups"] in (0, 1, None, abi.NO_GROUPS):
         # What describes the model's groups goes with them.  One group is all experts.
         for name in ("n_groups", "top_groups", "group_top_m", "group_mask"):

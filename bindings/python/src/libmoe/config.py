@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ._keywords import require_known
+from ._keywords import renamed, require_known
 from ._native import abi, check, fields
 from ._native.struct import Struct
 from .errors import ArgumentTypeError, InvalidArgumentError
@@ -67,6 +67,7 @@ def to_c(options: Mapping[str, Any]) -> abi.moe_layer_config:
         A value has the wrong type, a word is unknown, a number does not fit; the text names it.
     """
     config = abi.moe_layer_config()
+    options = renamed(options, _fields(config))
     for field in _fields(config):
         setattr(config, field, _field(config, field, options[field]))
     config.n_expert_groups = len(options["expert_groups"] or ())

@@ -29,16 +29,17 @@ def test_every_field_is_an_argument_and_every_argument_a_field() -> None:
     assert set(DEFAULTS) == fields
 
 
-def test_another_name_of_router_normalize_is_answered_with_it() -> None:
-    """In the arguments, in a model's ``moe`` and in a preset's."""
-    options: dict[str, Any] = {**SIZES, "normalize": False}
-    for call in (
-        lambda: libmoe.Layer(**options),
-        lambda: libmoe.Model(4, 1, 2, moe=options),
-        lambda: libmoe.presets.mixtral(normalize=False),
-    ):
-        with pytest.raises(TypeError, match=r"unknown names \['normalize'\].*did you mean router_normalize"):
-            call()
+def test_the_old_name_of_router_normalize_is_taken() -> None:
+    """In the arguments, in a model's ``moe`` and in a preset's, which old runs and programs have."""
+    spelled: list[dict[str, Any]] = [{"normalize": False}, {"normalize": "none"}, {"router_normalize": False}]
+    for options in spelled:
+        layer = libmoe.Layer(**{**SIZES, **options})
+        assert layer._config.router_normalize == abi.NORMALIZE["none"]
+        model = libmoe.Model(4, 1, 2, moe={**SIZES, "hidden_size": 4, **options})
+        assert model.layers[0]._config.router_normalize == abi.NORMALIZE["none"]
+        preset = libmoe.presets.mixtral(**options)
+        assert preset["router_normalize"] in (False, "none")
+        assert "normalize" not in preset
 
 
 def test_the_defaults_are_the_librarys_but_for_two_losses() -> None:
