@@ -1,7 +1,7 @@
 # Everyday commands; `make help` lists them.
 PREFIX ?= /usr/local
 
-.PHONY: help lib mpi wheel sdist demo study test lint bench bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits bench-ranks soak-ranks test-asan test-tsan test-transformers test-mpi fuzz check-arm64 install uninstall clean
+.PHONY: help lib mpi wheel sdist demo study test lint bench bench-sizes bench-peers bench-memory bench-model bench-transformers bench-generate bench-lowbits bench-ranks soak-ranks test-asan test-tsan test-transformers test-mpi fuzz check-arm64 install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check-arm64: ## compile for arm64, and run C tests in an emulator
 
 bench: lib ## how fast the layer is on this machine
 	benchmarks/run
+
+bench-sizes: lib ## what the layer's time is of the least that this machine allows, over all sizes
+	benchmarks/run-sizes
 
 bench-peers: lib ## how fast others are beside it, on the same work
 	benchmarks/run-peers
