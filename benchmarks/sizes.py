@@ -2,9 +2,9 @@
 
     python sizes.py MACHINE FOLDER [--instructions avx2] [--only WORD]
 
-MACHINE is the program built from machine.c; a table is printed, sizes.json and sizes.png go to FOLDER.  The limit is
-the longer of two times: that of the multiply-adds at the machine's mark (twice as fast in bfloat16 where there are
-instructions for it), and that of the bytes which have to move at the reading mark.
+MACHINE is the program built from machine.c; a table is printed, sizes.json and sizes.png go to FOLDER.  The
+limit is the longer of two times: that of the multiply-adds at the machine's mark (twice as fast in bfloat16
+where there are instructions for it), and that of the bytes which have to move at the reading mark.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SWEEPS: dict[str, list[Shape]] = {
 
 
 def least(shape: Shape, dtype: Dtype, peak: dict[str, Any], *, backward: bool, in_pairs: bool) -> float:
-    """Return the seconds that the machine's limits allow; `in_pairs`: it multiplies bfloat16 two at a time."""
-    operations = shape.operations(backward) / (1e9 * peak["gflops"] * (2 if in_pairs else 1))
+    """Return the seconds that the limits allow; `in_pairs`: bfloat16 is multiplied two at a time."""
+    operations = shape.operations(backward) / (1e9 * float(peak["gflops"]) * (2 if in_pairs else 1))
     # Of random routing.
     in_use = shape.experts * (1 - (1 - shape.top_k / shape.experts) ** shape.tokens)
     weights = in_use * shape.matrices * shape.hidden * shape.inner
@@ -53,7 +53,7 @@ def least(shape: Shape, dtype: Dtype, peak: dict[str, Any], *, backward: bool, i
     moved = shape.traffic(in_use, bytes_each)
     if backward:  # the weights again, their gradients read and written; dy read, dx written
         moved += weights * (bytes_each + 8) + 2 * 4.0 * shape.tokens * shape.hidden
-    return max(operations, moved / (1e9 * peak["gbs"]))
+    return max(operations, moved / (1e9 * float(peak["gbs"])))
 
 
 def lines(
