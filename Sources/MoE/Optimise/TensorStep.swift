@@ -63,10 +63,11 @@ extension TensorStep {
     _ range: Range<Int>, _ change: (_ values: UnsafeMutablePointer<Float>, _ first: Int, _ count: Int) -> Void
   ) {
     let kernels = context.kernels
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: Self.run) {
+    let stretch = 256  // so that the memory is the stack's
+    withUnsafeTemporaryAllocation(of: Float.self, capacity: stretch) {
       let values = $0.baseAddress!
-      for first in stride(from: range.lowerBound, to: range.upperBound, by: Self.run) {
-        let count = min(Self.run, range.upperBound - first)
+      for first in stride(from: range.lowerBound, to: range.upperBound, by: stretch) {
+        let count = min(stretch, range.upperBound - first)
         shape.type.toFloats(data, first, count, values, kernels)
         change(values, first, count)
         var halves = moei_moments(
