@@ -29,21 +29,24 @@ func requireTensors<Owner: ParameterOwner>(
   of owner: UnsafeMutablePointer<Owner>, _ optimizer: OptimizerPointer, _ name: StaticString
 ) throws(Fault) {
   try optimizer.pointee.requireState()
-  let count = optimizer.pointee.tensorCount
-  var next = 0
+  var count = 0
   for index in 0..<owner.pointee.parameterCount {
     let parameter = owner.pointee.parameter(index)
     if parameter.isInBlocks && !parameter.isBuffer {
       throw .badState(
-        "\(name) would step \(parameter.name), which is prepared in few bits and so stays as it is: leave optimizer NULL and step what is not frozen after this call, or prepare MOE_PREPARED_NONE"
+        "\(name) cannot step \(parameter.name) within backward, which is prepared in few bits: leave optimizer NULL and step what is not frozen after this call, or prepare MOE_PREPARED_NONE and make a new optimizer"
       )
     }
-    if !parameter.isTrained { continue }
-    if next < count { try requireSame(optimizer, tensor: next, name, parameter) }
-    next += 1
+    if parameter.isTrained { count += 1 }
   }
-  if count != next {
-    throw .invalid("\(name) was created for \(count) tensors, but the \(Owner.noun) has \(next) with gradients")
+  let own = optimizer.pointee.tensorCount
+  if own != count {
+    throw .invalid("\(name) was created for \(own) tensors, but the \(Owner.noun) has \(count) with gradients")
+  }
+  var next = 0
+  for index in 0..<owner.pointee.parameterCount where owner.pointee.parameter(index).isTrained {
+    try requireSame(optimizer, tensor: next, name, owner.pointee.parameter(index))
+    next += 1
   }
 }
 

@@ -55,6 +55,7 @@ public func moe_model_clip_grad_norm(
     try model.pointee.beginCall()
     do throws(Fault) {
       try requireTrainable(model)
+      try requireGradients(model)
       try requireMaxNorm(max_norm)
       var operands = Operands()
       let norm = try operands.writes(optional: norm, 1, "norm")

@@ -258,7 +258,7 @@ class Calls(Weights):
             ``unallocated``: the call is :meth:`zero_grad`, backward and a step in one, with the same bits,
             and has the gradient of one expert at a time.  Afterwards the tape is of no more use.
         clip_factor : float
-            Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
+            With an optimizer: what every gradient is multiplied by, above 0; 0, the default, is 1.
         frozen_experts : bool
             Whether gradients of the experts' matrices and their biases are left out, which saves a third of
             the products; they need no memory then.
@@ -274,9 +274,9 @@ class Calls(Weights):
             An array has the wrong type, shape or layout, or overlaps another; d_aux_loss is not finite; or
             d_expert_weights is given, and forward was not given weights.
         BadStateError
-            The tape is empty or another layer's, the layer is inference_only, or something is closed; the
-            layer has no memory for some gradient and there is no optimizer, or has it for all and there is
-            one.
+            The tape is empty (also after a backward with an optimizer) or another layer's, the layer is
+            inference_only, or something is closed; the layer has no memory for some gradient and there is no
+            optimizer, or has it for all and there is one.
         OutOfMemoryError
             There is no memory for the call.
 
@@ -296,7 +296,7 @@ class Calls(Weights):
         options = backward_options(
             {**self._shapes(x.shape[:-1]), "B": (tape._sequences,)},
             optimizer=optimizer,
-            clip_factor=clip_factor,
+            clip_factor=self._factor(optimizer, clip_factor),
             frozen_experts=frozen_experts,
             d_mean_probability=d_mean_probability,
             d_expert_weights=d_expert_weights,
@@ -311,7 +311,15 @@ class Calls(Weights):
             None if dx is None else dx.ctypes.data,
             options,
         )
+        if optimizer is not None:
+            tape._x = None  # parameters have moved
         return dx
+
+    def _factor(self, optimizer: Optimizer | None, clip_factor: float) -> float:
+        """Return what gradients are multiplied by, where this layer's parameters are the optimiser's."""
+        if not isinstance(optimizer, Optimizer):
+            return clip_factor
+        return optimizer._for_backward_of(self.parameters.values(), clip_factor)
 
 
 _ABSENT = object()

@@ -206,7 +206,7 @@ class Passes(Pretrained):
             `moe`, or of :meth:`from_pretrained`) then has the gradient of one expert at a time, which takes
             less memory than all of them.  Afterwards the output's tape is of no more use.
         clip_factor : float
-            Of the optimizer, above 0: what every gradient is multiplied by; 0 means 1.
+            With an optimizer: what every gradient is multiplied by, above 0; 0, the default, is 1.
 
         Returns
         -------
@@ -218,11 +218,18 @@ class Passes(Pretrained):
         BadStateError
             The output has no tape, or it has been filled again; or the model is inference_only, or closed; or
             it has no memory for some gradient, and there is no optimizer.
+
+        After an exception of a signal handler, such as KeyboardInterrupt, the gradients are partly added:
+        call :meth:`zero_grad`. With an optimizer it may also be that the step has been made: signals
+        are looked after until the last layer's backward begins, and again after the first layer's. A
+        gradient that is not finite is no error with an optimizer either: it spoils its parameter.
         """
         check.instance("output", output, ModelOutput, "what model.forward(..., tape=True) returned")
         tape, call = output.tape, output._call
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
+        if tape._call is None:
+            raise BadStateError("output: backward has stepped the parameters since; run model.forward again")
         if tape._call is not call:
             raise BadStateError(
                 "output: its tape was filled by another forward since; give each a tape of its own"
@@ -237,14 +244,15 @@ class Passes(Pretrained):
             check.address("dhidden", dhidden, shape),
             None if dinput is None else dinput.ctypes.data,
         )
-        factor = check.number("clip_factor", clip_factor)
         if optimizer is None:
-            if factor:
-                raise InvalidArgumentError(f"clip_factor = {factor}, but optimizer is None")
+            if check.number("clip_factor", clip_factor):
+                raise InvalidArgumentError(f"clip_factor = {clip_factor}, but optimizer is None")
             lib.moe_model_backward(*arguments)
         else:
             check.instance("optimizer", optimizer, Optimizer, "one such as libmoe.AdamW")
+            factor = optimizer._for_backward_of(self.parameters.values(), clip_factor)
             lib.moe_model_backward_step(*arguments, optimizer._handle, factor)
+            tape._call = None  # parameters have moved
         return dinput
 
     def plan(

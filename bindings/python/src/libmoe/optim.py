@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
@@ -142,6 +142,28 @@ class Optimizer(Native):
                 self._tensors[index] = tensor(parameter, gradients=False)
             self._binds = binds
         return self._tensors, len(self._tensors)
+
+    def _for_backward_of(self, parameters: Iterable[Parameter], clip_factor: float) -> float:
+        """Return the factor of gradients of a backward that steps; refuse another owner's parameters.
+
+        As many tensors of the same sizes and types are all that the library sees of them.
+        """
+        factor = check.number("clip_factor", clip_factor)
+        if factor and not ctypes.c_float(factor).value:
+            raise InvalidArgumentError(f"clip_factor = {factor} is 0 in float32, and 0 means 1")
+        owned = [parameter for parameter in parameters if not parameter.frozen]
+        pairs = list(zip(self._parameters, owned))
+        alike = [
+            (own.data.size, own.data.dtype) == (other.data.size, other.data.dtype) for own, other in pairs
+        ]
+        if len(owned) == len(self._parameters) and all(alike):
+            for own, other in pairs:
+                if _memory(own) != _memory(other):
+                    raise InvalidArgumentError(
+                        f"optimizer: was made from other parameters: its {own.name} is not the {other.name} "
+                        "here"
+                    )
+        return factor
 
     _instead = "use libmoe.save_training and load_training for its state"
 

@@ -209,7 +209,8 @@ def test_what_has_no_backward_is_said() -> None:
     tape = stepped.tape()
     stepped.forward(x, tape=tape)
     with pytest.raises(
-        libmoe.BadStateError, match="optimizer would step experts.gate.weight, which is prepared"
+        libmoe.BadStateError,
+        match="optimizer cannot step experts.gate.weight within backward, which is prepared",
     ):
         stepped.backward(tape, dy, optimizer=adamw)
     # There is nothing left that needs the memory which it has not.

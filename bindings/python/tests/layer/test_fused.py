@@ -267,7 +267,9 @@ def test_optimizers_of_something_else_are_refused() -> None:
         "optimizer: expected a libmoe.Optimizer, got str; use one such as libmoe.AdamW",
         optimizer="adamw",
     )
-    for factor in (-1.0, math.inf, math.nan):
+    others = libmoe.AdamW(libmoe.Layer(**SIZES, unallocated="expert_gradients").parameters)
+    refuse(libmoe.InvalidArgumentError, "its router.weight is not the router.weight here", optimizer=others)
+    for factor in (-1.0, math.inf, math.nan, 1e-60):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
     refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but optimizer is None", clip_factor=0.5)
     tape, dy = taped(usual)

@@ -155,12 +155,19 @@ def test_what_does_not_fit_is_refused() -> None:
     turned = libmoe.AdamW(parameters[::-1])
     refuse(libmoe.InvalidArgumentError, "optimizer: its tensor 0 has", optimizer=turned)
     refuse(TypeError, "optimizer: expected a libmoe.Optimizer, got str", optimizer="adamw")
-    for factor in (-1.0, math.inf, math.nan):
+    others = libmoe.AdamW(libmoe.Model(**arguments).parameters)
+    refuse(libmoe.InvalidArgumentError, "its embed.weight is not the embed.weight here", optimizer=others)
+    with pytest.raises(libmoe.BadStateError, match="has no memory for its gradient"):
+        model.clip_grad_norm(1.0)
+    for factor in (-1.0, math.inf, math.nan, 1e-60):
         refuse(libmoe.InvalidArgumentError, "clip_factor", optimizer=own, clip_factor=factor)
     refuse(libmoe.InvalidArgumentError, "clip_factor = 0.5, but optimizer is None", clip_factor=0.5)
     assert_all_same_bits(model.state_dict(), before)
+    model.backward(output, optimizer=own)
+    refuse(libmoe.BadStateError, "backward has stepped the parameters since", optimizer=own)
+    output = model.forward(**call_of(arguments), tape=True)
     model.prepare("int8")
-    refuse(libmoe.BadStateError, "which is prepared in few bits", optimizer=own)
+    refuse(libmoe.BadStateError, "which is prepared in few bits", output, optimizer=own)
     model.prepare("none")
     with pytest.raises(libmoe.InvalidArgumentError, match="'expert_gradients'"):
         libmoe.Model(**arguments, inference_only=True)

@@ -280,6 +280,10 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
         ({"max_norm": 0.0}, "max_norm = 0"),
         ({"seed": 1 << 64}, "below 2.64"),
         ({"stepz": 3}, "unknown setting 'stepz'"),
+        (
+            {"moe": {"unallocated": "expert_gradients"}},
+            "moe: unallocated: a run has memory for all gradients",
+        ),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], says: str) -> None:

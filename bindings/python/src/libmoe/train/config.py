@@ -139,6 +139,11 @@ class Settings:
                 object.__setattr__(self, name, defaults[bool(self.init)])
         if not isinstance(self.moe, Mapping):
             raise UserError(f"moe = {self.moe!r}: names and values of arguments of libmoe.Layer, in a dict")
+        if self.moe.get("unallocated"):
+            raise UserError(
+                "moe: unallocated: a run has memory for all gradients; a program of your own can go without, "
+                "see Model.backward's optimizer"
+            )
         least = {"n_experts": 0, "n_kv_heads": 0, "dense_intermediate_size": 0, "warmup_steps": 0}
         least |= {"patience": 0, "threads": 0, "memory_limit": 0, "seed": 0}
         if isinstance(self.memory_limit, str):
