@@ -116,7 +116,7 @@ final class OverlapTests {
   @Test func theListItselfAndTheStateAreNoValues() throws {
     var config = moe_sgd_config()
     moe_sgd_config_init(&config, MemoryLayout<moe_sgd_config>.size)
-    config.unallocated_state = 1
+    (config.unallocated_state, config.momentum) = (1, 0.9)
     let own = Variable("own", noise(8), grad: noise(8))
     var optimizer: OpaquePointer?
     try check(moe_sgd_create(layer.context, &config, [own.tensor], 1, &optimizer))
