@@ -1,4 +1,5 @@
-/// What a search for the best scales of a panel works with.
+/// What a search for the best scales of a panel works with: an array for each of its sums, which stay apart since the search goes
+/// over all of them at every share that is tried.
 struct WeightedScratch {
   let importance: UnsafeMutablePointer<Float>  // [depth] of an error of each input's weights
   /// [depth, depth] by which later weights make up for errors of earlier ones, see ErrorFactor; nil where that is not known.

@@ -5,7 +5,7 @@ import CShims
 //     dx = norm'(dc) | dr  through W_kva,  and dq through W_qb, the norm and W_qa
 
 /// Each stage is made when it is run, in the memory that was found for it when the arrays were cut: all of them together would
-/// be too large for a thread's stack.
+/// be too large for a thread's stack. Its many fields are the arrays between them.
 struct LatentAttentionBackward {
   private let work: BlockWork
   private let arrays: KeptLatent

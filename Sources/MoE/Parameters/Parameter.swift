@@ -1,6 +1,7 @@
 import CShims
 
 /// One parameter tensor: row-major without gaps. Its gradient is float32 whatever the type, so that sums lose nothing.
+/// Its many fields are what moe_tensor tells of a parameter, and whose memory each of its arrays is.
 public struct Parameter {
   public private(set) var name: UnsafePointer<CChar>  // memory of the layer or model
   public let rank: Int

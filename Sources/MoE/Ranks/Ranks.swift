@@ -5,6 +5,8 @@ import CShims
 
 public typealias RanksPointer = UnsafeMutablePointer<Ranks>
 
+/// The ranks of a layer or a model, and what they tell each other in every call. Its many fields are the arrays that travel, and what
+/// each rank says of itself in them.
 public struct Ranks {
   let communicator: Communicator
   let placement: Placement
