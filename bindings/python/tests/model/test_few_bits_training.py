@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models_against_oracle import assert_backward, truth_of
 from numpy.typing import NDArray
 from test_prepared import CONTEXTS, MODELS, call_of, is_packed
 
@@ -14,7 +15,7 @@ import libmoe
 from comparison import assert_all_same_bits, assert_close
 from oracle.low_bits import unpacked
 from pretrained_models import loaded, reference
-from small_language_models import assert_backward, backward, made, truth_of
+from small_language_models import backward, made
 
 FORMS: list[Any] = ["int8", "int4_g64_a8", "nvfp4_a16"]
 

@@ -6,19 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models_against_oracle import assert_backward, truth_of
 
 import libmoe
 from comparison import assert_all_close, assert_close
 from latent_models import CASES, DENSE, LATENT, READING
-from small_language_models import (
-    assert_backward,
-    assert_same_bits_anyhow,
-    assert_slope,
-    call_of,
-    made,
-    masked,
-    truth_of,
-)
+from small_language_models import assert_same_bits_anyhow, assert_slope, call_of, made, masked
 
 
 def names(model: libmoe.Model, layer: int = 0) -> dict[str, tuple[int, ...]]:

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 import libmoe
-from comparison import assert_all_close, assert_close
-from oracle.model import Model as Oracle
 
 MOE: dict[str, Any] = dict(n_experts=4, top_k=2, intermediate_size=10, expert_kind="gated", activation="silu")
 LANGUAGE: dict[str, Any] = dict(hidden_size=12, n_layers=3, n_heads=3, vocabulary_size=17, seed=5)
@@ -175,32 +173,11 @@ def masked(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "mask": seen, "added_mask": added, "valid_mask": valid}
 
 
-def truth_of(arguments: dict[str, Any], state: dict[str, Any], call: dict[str, Any]) -> Oracle:
-    """What float64 says of a call, of which no choice of experts hangs on rounding."""
-    truth = Oracle(arguments, state, **call)
-    for block in truth.blocks:
-        if block.ffn and block.ffn.is_moe:
-            assert block.ffn.done.routing.margin() > 1e-5, "choose another seed"
-    return truth
-
-
 def backward(model: libmoe.Model, output: libmoe.ModelOutput, d_objective: float = 1.5) -> tuple[Any, Any]:
     """Run backward with a random gradient of the hidden states; return that of the input, and this one."""
     assert output.hidden is not None
     d_hidden = np.random.default_rng(9).standard_normal(output.hidden.shape).astype(np.float32)
     return model.backward(output, d_objective, d_hidden), d_hidden
-
-
-def assert_backward(
-    model: libmoe.Model, output: libmoe.ModelOutput, truth: Oracle, d_objective: float = 1.5
-) -> None:
-    """The gradients of the input and of all that is trained are float64's."""
-    dinput, d_hidden = backward(model, output, d_objective)
-    expected, gradients = truth.backward(d_objective, d_hidden)
-    if dinput is not None:
-        assert_close("dinput", dinput, expected)
-    found = {name: each.grad for name, each in model.parameters.items() if not each.frozen}
-    assert_all_close(found, {name: gradients[name] for name in found}, 2e-5)
 
 
 def bits(
