@@ -228,11 +228,10 @@ class Passes(Pretrained):
         tape, call = output.tape, output._call
         if tape is None:
             raise BadStateError("output: has no tape; run model.forward(..., tape=True)")
-        if tape._call is None:
-            raise BadStateError("output: backward has stepped the parameters since; run model.forward again")
         if tape._call is not call:
             raise BadStateError(
-                "output: its tape was filled by another forward since; give each a tape of its own"
+                "output: its tape was filled by another forward since, or backward has stepped the "
+                "parameters; give each output a tape of its own, and run model.forward again after a step"
             )
         shape = (*call.shape, self.hidden_size)
         dinput = None if self.vocabulary_size else np.empty(shape, np.float32)
