@@ -4,7 +4,7 @@ import CShims
 /// Counted: it lives until the last handle made in it is freed, so that hosts may free in any order.
 public struct Context {
   public let allocator: Allocator
-  fileprivate(set) var cancel: Cancel
+  fileprivate(set) var cancel: UnsafePointer<Cancel>?  // nil: nobody is asked
   let log: Log
   fileprivate let kernels: UnsafeMutablePointer<moei_kernels>
   fileprivate let backend: Matmul.Backend
@@ -71,9 +71,10 @@ extension UnsafeMutablePointer where Pointee == Context {
       allocator.deallocate(context)
       throw error
     }
+    parts.cancel.initialize(to: configuration.cancel)
     context.initialize(
       to: Context(
-        allocator: counted, cancel: configuration.cancel, log: configuration.log, kernels: kernels,
+        allocator: counted, cancel: parts.cancel, log: configuration.log, kernels: kernels,
         backend: backend, pool: parts.pool, scratch: parts.scratch, references: parts.references,
         layersMade: parts.layersMade, profile: parts.profile, info: info, memoryLimit: configuration.memoryLimit))
     parts.pool.initialize(to: parts.words)
@@ -228,15 +229,17 @@ extension UnsafeMutablePointer where Pointee == Context {
   /// A copy of the context in other memory, in which nobody is asked whether to go on: for stages that must not stop half-way.
   func uncancelled(in memory: ContextPointer) -> ContextPointer {
     memory.initialize(to: pointee)
-    memory.pointee.cancel = Cancel()
+    memory.pointee.cancel = nil
     return memory
   }
 
   /// A copy of the context in other memory, whose jobs move exchanges on.
-  func moving(_ exchanges: ExchangesPointer, in memory: ContextPointer) -> ContextPointer {
-    memory.initialize(to: pointee)
-    memory.pointee.cancel.exchanges = exchanges
-    return memory
+  func moving(_ exchanges: ExchangesPointer, in memory: MovingContext) -> ContextPointer {
+    memory.cancel.initialize(to: pointee.cancel?.pointee ?? Cancel())
+    memory.cancel.pointee.exchanges = exchanges
+    memory.context.initialize(to: pointee)
+    memory.context.pointee.cancel = UnsafePointer(memory.cancel)
+    return memory.context
   }
 
   /// Shares out items 0 ..< count of `job` over the context's threads.
@@ -252,7 +255,7 @@ extension UnsafeMutablePointer where Pointee == Context {
   /// Shares out a job as `run` does, but without asking the cancel callback: for work that must not stop half-way.
   func runToTheEnd<J: Job>(_ count: Int, _ job: J) {
     var job = job
-    _ = pointee.pool.pointee.run(count, &job, cancel: Cancel())
+    _ = pointee.pool.pointee.run(count, &job, cancel: nil)
   }
 
   /// Shares out items that may fail, all of them; throws what one threw.
@@ -260,7 +263,7 @@ extension UnsafeMutablePointer where Pointee == Context {
     var failed: Int32 = -1
     try withUnsafeMutablePointer(to: &failed) { (failed) throws(Fault) in
       var attempts = Attempts(job: job, failed: failed)
-      if case .forked = pointee.pool.pointee.run(count, &attempts, cancel: Cancel()) { throw .forkedWithin }
+      if case .forked = pointee.pool.pointee.run(count, &attempts, cancel: nil) { throw .forkedWithin }
     }
     // The words of an error are its thread's: what failed is tried again in this one.
     if failed >= 0 { try job.run(Int(failed), lane: 0) }
@@ -268,13 +271,27 @@ extension UnsafeMutablePointer where Pointee == Context {
 
   /// Asks the cancel callback, where the calling thread waits for something else than a job.
   func askWhetherToStop() throws(Fault) {
-    if let callback = pointee.cancel.callback, callback(pointee.cancel.user) != 0 { throw .cancelled }
+    if let cancel = pointee.cancel?.pointee, let callback = cancel.callback, callback(cancel.user) != 0 {
+      throw .cancelled
+    }
+  }
+}
+
+/// Memory for a context whose jobs move exchanges on.
+struct MovingContext {
+  fileprivate let context: ContextPointer
+  fileprivate let cancel: UnsafeMutablePointer<Cancel>
+
+  init(_ arena: inout Arena) {
+    context = arena.take(Context.self, 1)
+    cancel = arena.take(Cancel.self, 1)
   }
 }
 
 /// One block of memory: the context, then what it points at.
 private struct ContextParts {
   let context: ContextPointer
+  let cancel: UnsafeMutablePointer<Cancel>
   let kernels: UnsafeMutablePointer<moei_kernels>
   let info: UnsafeMutablePointer<CChar>
   let pool: UnsafeMutablePointer<Pool>
@@ -287,6 +304,7 @@ private struct ContextParts {
 
   init(_ arena: inout Arena) {
     context = arena.take(Context.self, 1)
+    cancel = arena.take(Cancel.self, 1)
     kernels = arena.take(moei_kernels.self, 1)
     info = arena.take(CChar.self, ContextPointer.infoCapacity)
     pool = arena.take(Pool.self, 1)

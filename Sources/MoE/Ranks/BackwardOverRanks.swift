@@ -11,14 +11,14 @@ struct BackwardRoom {
   let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
   let compute: ExpertsBackward
   let gradients: UnsafeMutablePointer<Float>  // of what every rank has whole
-  let moving: ContextPointer  // memory for one that moves exchanges on
+  let moving: MovingContext
 
   init(
     _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ taped: TapeContents, _ tape: OwnedTape,
     frozen: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
-    moving = arena.take(Context.self, 1)
+    moving = MovingContext(&arena)
     // x has a place of its own: rows of dy arrive and leave where it arrives.
     rows = OwnedRows(
       &arena, c, ranks, x: tape.x ?? arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden),

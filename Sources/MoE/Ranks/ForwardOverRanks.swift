@@ -41,14 +41,14 @@ struct ForwardRoom {
   let rows: OwnedRows
   let compute: ExpertsForward
   let sums: SumsOfRanks
-  let moving: ContextPointer  // memory for one that moves exchanges on
+  let moving: MovingContext
 
   init(
     _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: ForwardStages, _ chunks: RankChunks,
     type: ElementType, tape: OwnedTape?, isTaped: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
-    moving = arena.take(Context.self, 1)
+    moving = MovingContext(&arena)
     let draws = stages.route.work.draws
     let widened = type == .f32 ? nil : arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden)
     rows = OwnedRows(

@@ -87,7 +87,7 @@ struct Pool {
   }
 
   /// Runs `body` for items 0 ..< count, each once. If another thread is using the pool, the caller does all items itself.
-  func run<J: Job>(_ count: Int, _ job: UnsafePointer<J>, cancel: Cancel) -> Ending {
+  func run<J: Job>(_ count: Int, _ job: UnsafePointer<J>, cancel: UnsafePointer<Cancel>?) -> Ending {
     if count <= 0 { return .done }
     // Captures nothing, so that no memory is needed for it.
     let body: Run.Body = { job, item, lane in job.assumingMemoryBound(to: J.self).pointee.run(item, lane) }
@@ -117,7 +117,7 @@ struct Pool {
   }
 
   /// `run` on the host's threads.
-  private func runOnHost(_ host: HostThreads, _ cancel: Cancel) {
+  private func runOnHost(_ host: HostThreads, _ cancel: UnsafePointer<Cancel>?) {
     lanesTaken.set(0)
     run.pointee.lanes = threadCount
     run.pointee.caller = moei_thread_id()
@@ -134,11 +134,13 @@ struct Pool {
     let index = Int(run.lanesTaken.add(1)) - 1
     if index >= run.lanes { return }
     let isCaller = run.caller == moei_thread_id()
-    var lane = Lane(run, index: index, cancel: isCaller ? run.cancel : Cancel())
+    var lane = Lane(run, index: index, cancel: isCaller ? run.cancel : nil)
     work(run, &lane)
   }
 
-  private func alone(_ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: Cancel) -> Ending {
+  private func alone(
+    _ body: @escaping Run.Body, _ job: UnsafeRawPointer, _ count: Int, _ cancel: UnsafePointer<Cancel>?
+  ) -> Ending {
     var (next, stopped): (Int64, Int32) = (0, 0)
     return withUnsafeMutablePointer(to: &next) { next in
       withUnsafeMutablePointer(to: &stopped) { stopped in
@@ -167,7 +169,7 @@ struct Pool {
       let last = seen
       seen = Self.wait(generation) { $0 != last }
       if stop.value != 0 { return }
-      var lane = Lane(run.pointee, index: index, cancel: Cancel())
+      var lane = Lane(run.pointee, index: index, cancel: nil)
       Self.work(run.pointee, &lane)
       if working.add(-1) == 0 { working.wake(1) }
     }
@@ -274,7 +276,7 @@ struct Run {
   let lanesTaken: SharedWord  // by threads of the host, and the next three for them
   var lanes = 0
   var caller: Int64 = 0
-  var cancel = Cancel()
+  var cancel: UnsafePointer<Cancel>?
 }
 
 /// One thread's view of a running job. Only the calling thread asks the callback: it belongs to the host (Python's,
@@ -283,13 +285,13 @@ struct Lane {
   /// Which of the job's threads this is, 0 ..< threadCount: for scratch memory of one's own.
   let index: Int
   private let cancelled: SharedWord
-  private let cancel: Cancel
+  private let cancel: UnsafePointer<Cancel>?
   private var asked: Int64 = 0
 
   /// Asking may be dear to the host (Python takes its lock), so not more often than this.
   fileprivate static var millisecondsBetweenQuestions: Int32 { 5 }
 
-  init(_ run: Run, index: Int, cancel: Cancel) {
+  init(_ run: Run, index: Int, cancel: UnsafePointer<Cancel>?) {
     self.index = index
     cancelled = run.cancelled
     self.cancel = cancel
@@ -297,12 +299,13 @@ struct Lane {
 
   mutating func shouldStop() -> Bool {
     if cancelled.value != 0 { return true }
-    cancel.exchanges?.pointee.moveOn()
-    guard let callback = cancel.callback else { return false }
+    guard let cancel else { return false }
+    cancel.pointee.exchanges?.pointee.moveOn()
+    guard let callback = cancel.pointee.callback else { return false }
     let now = moei_milliseconds()
     if now - asked < Int64(Self.millisecondsBetweenQuestions) { return false }
     asked = now
-    if callback(cancel.user) == 0 { return false }
+    if callback(cancel.pointee.user) == 0 { return false }
     cancelled.set(1)
     return true
   }
