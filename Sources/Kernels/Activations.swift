@@ -1,6 +1,7 @@
 import CShims
 
-// The experts' inner functions and their slopes, written once per function and looped over once per use.
+// The experts' inner functions and their slopes, written once per function and looped over once per use. They are @_transparent
+// because @inline(__always) left some of them calls, which have their sixteen floats in four small registers.
 // A private protocol would bring a weak symbol of one name for all instruction sets, so none is.
 
 protocol Activation {
@@ -11,8 +12,8 @@ protocol Activation {
 
 /// v Phi(v), Phi the normal distribution function [Hendrycks and Gimpel 2016].
 struct GELU: Activation {
-  @inline(__always) func value(_ v: V) -> V { v * normalDistribution(v) }
-  @inline(__always) func slope(_ v: V) -> V {
+  @_transparent func value(_ v: V) -> V { v * normalDistribution(v) }
+  @_transparent func slope(_ v: V) -> V {
     // Phi(v) + v phi(v), phi(v) = exp(-v^2 / 2) / sqrt(2 pi)
     fma(v * 0.398942280, exponential(v * v * -0.5), normalDistribution(v))
   }
@@ -20,8 +21,8 @@ struct GELU: Activation {
 
 /// v (1 + tanh u) / 2, u = sqrt(2/pi) (v + 0.044715 v^3).
 struct TanhGELU: Activation {
-  @inline(__always) func value(_ v: V) -> V { v * 0.5 * (hyperbolicTangent(inner(v)) + 1) }
-  @inline(__always) func slope(_ v: V) -> V {
+  @_transparent func value(_ v: V) -> V { v * 0.5 * (hyperbolicTangent(inner(v)) + 1) }
+  @_transparent func slope(_ v: V) -> V {
     // From about 10 on the slope is 0 or 1; its terms would go on to infinity, and cancel to NaN.
     let v = larger(smaller(v, V(repeating: 16)), V(repeating: -16))
     let t = hyperbolicTangent(inner(v))
@@ -35,8 +36,8 @@ struct TanhGELU: Activation {
 
 /// v sigmoid(v).
 struct SiLU: Activation {
-  @inline(__always) func value(_ v: V) -> V { v / (exponential(-v) + 1) }
-  @inline(__always) func slope(_ v: V) -> V {
+  @_transparent func value(_ v: V) -> V { v / (exponential(-v) + 1) }
+  @_transparent func slope(_ v: V) -> V {
     let s = 1 / (exponential(-v) + 1)
     return s * fma(v, 1 - s, V(repeating: 1))
   }
@@ -46,8 +47,8 @@ struct SiLU: Activation {
 struct ScaledSiLU: Activation {
   let alpha: Float
 
-  @inline(__always) func value(_ v: V) -> V { v / (exponential(v * -alpha) + 1) }
-  @inline(__always) func slope(_ v: V) -> V {
+  @_transparent func value(_ v: V) -> V { v / (exponential(v * -alpha) + 1) }
+  @_transparent func slope(_ v: V) -> V {
     // From about 104 on the slope is 0 or 1; an infinite product would go on to NaN.
     let x = larger(smaller(v * alpha, V(repeating: 128)), V(repeating: -128))
     let s = 1 / (exponential(-x) + 1)
@@ -56,17 +57,17 @@ struct ScaledSiLU: Activation {
 }
 
 struct ReLU: Activation {
-  @inline(__always) func value(_ v: V) -> V { larger(v, V(repeating: 0)) }
-  @inline(__always) func slope(_ v: V) -> V { V(repeating: 0).replacing(with: 1, where: v .> 0) }
+  @_transparent func value(_ v: V) -> V { larger(v, V(repeating: 0)) }
+  @_transparent func slope(_ v: V) -> V { V(repeating: 0).replacing(with: 1, where: v .> 0) }
 }
 
 /// max(v, 0)^2.
 struct SquaredReLU: Activation {
-  @inline(__always) func value(_ v: V) -> V {
+  @_transparent func value(_ v: V) -> V {
     let positive = larger(v, V(repeating: 0))
     return positive * positive
   }
-  @inline(__always) func slope(_ v: V) -> V { larger(v, V(repeating: 0)) * 2 }
+  @_transparent func slope(_ v: V) -> V { larger(v, V(repeating: 0)) * 2 }
 }
 
 /// What happens to the two projections of a gated expert before they meet, and to their gradients after.
@@ -90,10 +91,10 @@ private struct Limits: Clamps {
   let limit: Float
   let offset: Float
 
-  @inline(__always) func gate(_ g: V) -> V { smaller(g, V(repeating: limit)) }
-  @inline(__always) func up(_ u: V) -> V { larger(smaller(u, V(repeating: limit)), V(repeating: -limit)) + offset }
-  @inline(__always) func gradient(_ dg: V, ofGate g: V) -> V { dg.replacing(with: 0, where: g .> limit) }
-  @inline(__always) func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
+  @_transparent func gate(_ g: V) -> V { smaller(g, V(repeating: limit)) }
+  @_transparent func up(_ u: V) -> V { larger(smaller(u, V(repeating: limit)), V(repeating: -limit)) + offset }
+  @_transparent func gradient(_ dg: V, ofGate g: V) -> V { dg.replacing(with: 0, where: g .> limit) }
+  @_transparent func gradient(_ du: V, ofUp u: V) -> V { du.replacing(with: 0, where: magnitude(u) .> limit) }
 }
 
 /// Numbers as in moei_activation_kind, which the boundary has checked. An enum of Swift's, so that a switch over it has every
@@ -135,7 +136,8 @@ private struct Forward: Loop {
   let a: Target
 
   @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
-    map(n, v, a) { activation.value($0) }
+    @inline(__always) func value(_ v: V) -> V { activation.value(v) }
+    map(n, v, a, value)
   }
 }
 
@@ -145,7 +147,8 @@ private struct Backward: Loop {
   let da: Target
 
   @inline(never) func run<A: Activation, C: Clamps>(_ activation: A, _ clamps: C) {
-    update(n, v, da) { v, da in da * activation.slope(v) }
+    @inline(__always) func gradient(_ v: V, _ da: V) -> V { da * activation.slope(v) }
+    update(n, v, da, gradient)
   }
 }
 

@@ -20,7 +20,8 @@
 
 /// Of x - mean.
 @inline(never) func sumOfSquares(_ n: Int, _ mean: Float, _ x: Source) -> Float {
-  total(n) { i, left in
+  // As functions and not closures, which stayed calls.
+  @inline(__always) func square(_ i: Int, _ left: Int) -> V {
     var v = load(x + i, left) - mean
     // The lanes beyond the row were 0 before the mean was subtracted.
     var lane = left
@@ -30,6 +31,7 @@
     }
     return v * v
   }
+  return total(n, square)
 }
 
 /// y = n weight + bias
@@ -52,7 +54,8 @@
 ) {
   @inline(__always) func g(_ i: Int, _ left: Int) -> V { load(dy + i, left) * load(weight + i, left) }
   sumG.pointee = total(n, g)
-  sumGN.pointee = total(n) { i, left in g(i, left) * ((load(x + i, left) - mean) * scale) }
+  @inline(__always) func gn(_ i: Int, _ left: Int) -> V { g(i, left) * ((load(x + i, left) - mean) * scale) }
+  sumGN.pointee = total(n, gn)
 }
 
 /// dx = (g - meanG - n meanGN) scale; dx may be dy.

@@ -15,7 +15,8 @@
 }
 
 @inline(never) func scale(_ n: Int, _ s: Float, _ x: Source, _ y: Target) {
-  map(n, x, y) { $0 * s }
+  @inline(__always) func scaled(_ x: V) -> V { x * s }
+  map(n, x, y, scaled)
 }
 
 @inline(never) func addScaled(_ n: Int, _ s: Float, _ x: Source, _ y: Target) {
