@@ -45,16 +45,10 @@ struct OffloadTests {
   }
 
   @Test func aCancelledCallLeavesWhatWasRead() throws {
-    final class Canceller { var left = Int.max }
     let expected = bits(try whole().untaped(Self.x))
     let canceller = Canceller()
     var config = contextConfig(threads: 2)
-    config.cancel_user = Unmanaged.passUnretained(canceller).toOpaque()
-    config.cancel = { user in
-      let canceller = Unmanaged<Canceller>.fromOpaque(user!).takeUnretainedValue()
-      canceller.left -= 1
-      return canceller.left < 0 ? 1 : 0
-    }
+    canceller.join(&config)
     let layer = try empty(in: config)
     try check(try offload(layer, limit: 2 * 384))
     var y = Self.x

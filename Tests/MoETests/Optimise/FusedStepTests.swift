@@ -5,11 +5,6 @@ import Testing
 /// tested from Python.
 @Suite("Backward with a step")
 final class FusedStepTests {
-  private final class Canceller {
-    var left = Int.max  // answers of "go on"
-    var asked = 0
-  }
-
   private let canceller = Canceller()
   private let allocator = CountingAllocator()
 
@@ -90,28 +85,9 @@ final class FusedStepTests {
   func cancelledWholeOrNotAtAll(inChunks: Bool) throws {
     let expected = try calmResult(inChunks: inChunks)
     var config = defaultContextConfig()
-    config.cancel_user = Unmanaged.passUnretained(canceller).toOpaque()
-    config.cancel = { user in
-      let canceller = Unmanaged<Canceller>.fromOpaque(user!).takeUnretainedValue()
-      canceller.asked += 1
-      canceller.left -= 1
-      return canceller.left < 0 ? 1 : 0
-    }
+    canceller.join(&config)
     let step = try Step(in: config, inChunks: inChunks)
-    let before = try step.values()
-    // Cancelled at its first question, at its second, and so on, until there are no more.
-    var cancelled = 0
-    while true {
-      (canceller.left, canceller.asked) = (cancelled, 0)
-      let status = step.run()
-      if status == MOE_OK { break }
-      try #require(status == MOE_ERROR_CANCELLED)
-      #expect(try step.values() == before)
-      cancelled += 1
-    }
-    #expect(cancelled >= 2)
-    // How often is a matter of time; a question whose answer counted for nothing would have been one more.
-    #expect(canceller.asked <= cancelled, "after the first expert's step nobody is asked")
+    #expect(try canceller.cancelAtEach(step.run, leaving: step.values) >= 2)
     #expect(try step.values() == expected, "and no step was counted")
   }
 }

@@ -5,11 +5,6 @@ import Testing
 /// from Python.
 @Suite("A model's backward with a step")
 final class ModelStepTests {
-  private final class Canceller {
-    var left = Int.max  // answers of "go on"
-    var asked = 0
-  }
-
   private let canceller = Canceller()
 
   /// A model without its experts' gradients, an optimiser of it, and a filled tape.
@@ -66,28 +61,8 @@ final class ModelStepTests {
 
   @Test func cancelledWholeOrNotAtAll() throws {
     let expected = try calmResult()
-    let step = try Step { config in
-      config.cancel_user = Unmanaged.passUnretained(canceller).toOpaque()
-      config.cancel = { user in
-        let canceller = Unmanaged<Canceller>.fromOpaque(user!).takeUnretainedValue()
-        canceller.asked += 1
-        canceller.left -= 1
-        return canceller.left < 0 ? 1 : 0
-      }
-    }
-    let before = try step.values()
-    // Cancelled at its first question, at its second, and so on, until there are no more.
-    var cancelled = 0
-    while true {
-      (canceller.left, canceller.asked) = (cancelled, 0)
-      let status = step.run()
-      if status == MOE_OK { break }
-      try #require(status == MOE_ERROR_CANCELLED)
-      #expect(try step.values() == before)
-      cancelled += 1
-    }
-    #expect(cancelled >= 1)
-    #expect(canceller.asked <= cancelled, "after the first step nobody is asked")
+    let step = try Step(canceller.join)
+    #expect(try canceller.cancelAtEach({ step.run() }, leaving: step.values) >= 1)
     #expect(try step.values() == expected, "and no step was counted")
   }
 
