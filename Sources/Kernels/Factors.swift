@@ -10,6 +10,8 @@ protocol Factors {
   /// The same for one row's word and 16 of B's, which are in a register.
   static func accumulate(_ sum: inout V, _ a: Word, _ b: V)
 
+  /// Whether steps are decoded before they are multiplied.
+  static var decodes: Bool { get }
   /// Before the first of some steps of the contraction, at most 16, for a tile of `count` rows of A [m][perChunk], a step in each
   /// column, and B [steps][32]: what the steps want decoded goes to the memory.
   static func beginRows(
@@ -31,6 +33,7 @@ protocol Factors {
 
 // Where they lie.
 extension Factors {
+  static var decodes: Bool { false }
   @inline(__always) static func beginRows(
     _ count: Int, _ a: UnsafePointer<Word>, _ steps: Int, _ b: UnsafePointer<Word>,
     _ memory: UnsafeMutablePointer<moei_decoded>
@@ -73,6 +76,7 @@ enum Pairs: Factors {
     addProducts(&sum, a, unsafeBitCast(b, to: Words.self))
   }
   #if !MOE_AVX512BF16
+    static var decodes: Bool { true }
     @inline(__always) static func beginRows(
       _ count: Int, _ a: Pointer, _ steps: Int, _ b: Pointer, _ memory: UnsafeMutablePointer<moei_decoded>
     ) {

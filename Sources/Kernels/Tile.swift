@@ -39,9 +39,9 @@ import CShims
 
 /// Rows whose sums the registers hold.
 #if MOE_AVX512
-  private var tallestTile: Int { 14 }
+  var tallestTile: Int { 14 }
 #else
-  private var tallestTile: Int { 6 }
+  var tallestTile: Int { 6 }
 #endif
 
 /// The most rows a caller may hand over at once; those beyond the tallest tile are computed after it, with the same panel.
@@ -274,101 +274,4 @@ private struct Edge {
   _ startStride: Int, _ c: Target, _ cStride: Int, _ ahead: moei_ahead
 ) {
   productOf(Pairs.self, m, columns, k, a, b, start, startStride, c, cStride, ahead)
-}
-
-// MARK: tokens summed over: dW = dY^T X
-
-/// C[R.count, Lanes.width] += the sum over tokens t, or pairs of them, of A[t, first...]^T B[t, :].
-/// A and B: [tile][chunk][t][32].
-@inline(__always) private func tileOverTokens<R: Rows, F: Factors>(
-  _: R.Type, _: F.Type, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ first: Int, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
-) {
-  var memory = moei_decoded_memory()
-  withUnsafeMutablePointer(to: &memory) { memory in
-    var rows = R(c, cStride)
-    // Gradients are far away: fetched now, the next rows are here when their turn comes.
-    var next = 0
-    while next < R.count {
-      moei_prefetch_to_write(cNext + next &* cStride)
-      moei_prefetch_to_write(cNext + (next &* cStride &+ 16))
-      next &+= 1
-    }
-    var (aTile, bTile, index) = (a, b, 0)
-    while index < Int(tiles.count) {
-      let height = Int(tiles.height) &- (index < Int(tiles.tall) ? 0 : 1)
-      let a = aTile + aChunk &* height &* 32
-      let b = bTile + bChunk &* height &* 32
-      var t = 0
-      while t < height {
-        let count = height &- t < 16 ? height &- t : 16
-        let (a, b) = (a + t &* 32, b + t &* 32)
-        F.beginTokens(first, a, count, b, memory)
-        var p = 0
-        while p < count {
-          F.addTokens(&rows, p, first, a, b, memory)
-          p &+= 1
-        }
-        t &+= count
-      }
-      aTile += height &* aWidth
-      bTile += height &* bWidth
-      index &+= 1
-    }
-    rows.write(c, cStride)
-  }
-}
-
-/// Rows of C at once, at most eleven: 32 are then 11, 11 and 10; or 6, 6, 6, 6, 6 and 2.
-private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
-
-/// C[rows, columns] += A^T B for one chunk of up to 32 features of A and one of B.
-@inline(__always) private func productOver<F: Factors>(
-  _: F.Type, _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<F.Word>, _ aWidth: Int,
-  _ aChunk: Int, _ b: UnsafePointer<F.Word>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
-) {
-  withColumns(columns, rows, Source(c), cStride, c, cStride) { _, _, c, cs in
-    var column = 0
-    while column < 32 {
-      var r = 0
-      while r < rows {
-        let (b, c) = (b + column, c + (r &* cs &+ column))
-        let after = r &+ rowsAtOnce
-        let next = after < rows ? Source(c) + rowsAtOnce &* cs : cNext
-        switch rows &- r {
-        case 1: tileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 2: tileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 3: tileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 4: tileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        case 5: tileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #if MOE_AVX512
-          case 6: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 7: tileOverTokens(Seven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 8: tileOverTokens(Eight.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 9: tileOverTokens(Nine.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          case 10: tileOverTokens(Ten.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-          default: tileOverTokens(Eleven.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #else
-          default: tileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cs, next)
-        #endif
-        }
-        r = after
-      }
-      column &+= Lanes.width
-    }
-  }
-}
-
-@inline(never) func productOverTokens(
-  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: Source, _ aWidth: Int, _ aChunk: Int, _ b: Source,
-  _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
-) {
-  productOver(Floats.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
-}
-
-@inline(never) func productOverTokenPairs(
-  _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: UnsafePointer<UInt32>, _ aWidth: Int, _ aChunk: Int,
-  _ b: UnsafePointer<UInt32>, _ bWidth: Int, _ bChunk: Int, _ c: Target, _ cStride: Int, _ cNext: Source
-) {
-  productOver(Pairs.self, rows, columns, tiles, a, aWidth, aChunk, b, bWidth, bChunk, c, cStride, cNext)
 }

@@ -545,8 +545,8 @@ typedef struct moei_kernels {
   int64_t few_rows;
   void (*product_of_few_rows)(int64_t m, int64_t chunks, const float *a, const float *w, int64_t w_row, const float *start,
                               int64_t start_stride, float *c, int64_t c_stride, const void *next);
-  /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one of B;
-   * c_next is the C that will be wanted next */
+  /* C[rows, columns] += sum over tokens of A^T B, for chunk number a_chunk of A [tile][chunk][token][32] and one or two of B, so
+   * that columns may be up to 64; c_next is the C that will be wanted next */
   void (*product_over_tokens)(int64_t rows, int64_t columns, moei_tiles tiles, const float *a, int64_t a_width,
                               int64_t a_chunk, const float *b, int64_t b_width, int64_t b_chunk, float *c,
                               int64_t c_stride, const float *c_next);

@@ -261,12 +261,12 @@ private struct TiledWeightSums<P: Precision>: Job {
     // Between the tiles that are summed at once the sums wait in the gradient's own memory.
     (0..<tiles.count).forEachRun(of: gatheredTiles) { range in
       let first = tiles.start(range.lowerBound)
-      for column in left..<min(left + Self.across, chunks(of: inputs)) {
+      for column in stride(from: left, to: min(left + Self.across, chunks(of: inputs)), by: 2) {
         if lane.pointee.shouldStop() { return }
         for row in top..<min(top + Self.down, chunks(of: outputs)) {
           let c = dWeight + row * chunkWidth * inputs + column * chunkWidth
           P.productOverTokens(
-            min(chunkWidth, outputs - row * chunkWidth), min(chunkWidth, inputs - column * chunkWidth),
+            min(chunkWidth, outputs - row * chunkWidth), min(2 * chunkWidth, inputs - column * chunkWidth),
             tiles.part(range), TileChunk(dy + first * padded(outputs), width: padded(outputs), row),
             TileChunk(x + first * padded(inputs), width: padded(inputs), column), StridedTargets(c, stride: inputs),
             next: c + chunkWidth * inputs, kernels)

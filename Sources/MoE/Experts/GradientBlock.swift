@@ -1,14 +1,18 @@
 import CShims
 
-/// One block of 32 x 32 elements of a gradient, for some tiles of tokens: A^T B is added to it.
+/// One block of up to 32 x 64 elements of a gradient, for some tiles of tokens: A^T B is added to it, for one chunk of A and one
+/// or two of B.
 struct GradientBlock<P: Precision> {
   let tiles: moei_tiles
   let begins: Bool  // with the first of the tokens
   let ends: Bool  // with the last of them
-  let block: UnsafeMutablePointer<Float>  // [32,32] where sums wait that cannot do so in the gradient
+  let block: UnsafeMutablePointer<Float>  // [32,64] where sums wait that cannot do so in the gradient
   let kernels: UnsafePointer<moei_kernels>
 
   typealias Chunk = TileChunk<P.Element>
+  private static var width: Int { 2 * chunkWidth }
+  /// Floats of a block.
+  static var size: Int { chunkWidth * width }
 
   /// To the elements from (row, column) on. `next`: the element whose block comes next.
   func add(
@@ -17,7 +21,13 @@ struct GradientBlock<P: Precision> {
   ) {
     // A product does not mind which factor comes first, nor does a chain of them.
     if gradient.hasTallGaps {
-      return add(columns, b, rows, a, to: gradient.turned, column, row, next: (next.1, next.0))
+      for first in stride(from: 0, to: columns, by: chunkWidth) {
+        let half = GradientBlock(tiles: tiles, begins: begins, ends: ends, block: block + first, kernels: kernels)
+        half.add(
+          min(chunkWidth, columns - first), Chunk(b.start, width: b.width, b.chunk + first / chunkWidth), rows, a,
+          to: gradient.turned, column + first, row, next: (next.1, next.0))
+      }
+      return
     }
     if gradient.isRowsOfFloats {
       let place = gradient.floats(row, column)
@@ -29,10 +39,10 @@ struct GradientBlock<P: Precision> {
         next: gradient.floats(next.0, next.1), kernels)
     }
     if begins {
-      gradient.begin(block, stride: chunkWidth, from: row, column, rows: rows, columns: columns, kernels)
+      gradient.begin(block, stride: Self.width, from: row, column, rows: rows, columns: columns, kernels)
     }
     P.productOverTokens(
-      rows, columns, tiles, a, b, StridedTargets(block, stride: chunkWidth), next: block, kernels)
-    if ends { gradient.store(block, stride: chunkWidth, to: row, column, rows: rows, columns: columns, kernels) }
+      rows, columns, tiles, a, b, StridedTargets(block, stride: Self.width), next: block, kernels)
+    if ends { gradient.store(block, stride: Self.width, to: row, column, rows: rows, columns: columns, kernels) }
   }
 }

@@ -293,8 +293,8 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
   let xs: UnsafeMutablePointer<P.Element>
   let dys: UnsafeMutablePointer<P.Element>
   let elementsPerLane: Int
-  /// Blocks [32,32] of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts.
-  private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 32]
+  /// Blocks of sums that cannot wait in the gradient: one, or all of a piece where rows come in several parts.
+  private let blocks: UnsafeMutablePointer<Float>  // [lanes, blocksPerLane, 32, 64]
   private let blocksPerLane: Int
 
   private static var chunksPerPiece: Int { 4 }
@@ -316,10 +316,13 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
     dys = arena.take(P.Element.self, work.lanes, elementsPerLane)
     let inOnePart =
       work.dispatch.most <= Self.tilesAtOnce * (Int(work.kernels.pointee.tile_height) / P.unit * P.unit)
-    let needed = inOnePart ? 1 : Self.chunksPerPiece * chunks(of: work.c.intermediate) * Self.matrices
+    let needed = inOnePart ? 1 : Self.chunksPerPiece * Self.pairs(chunks(of: work.c.intermediate)) * Self.matrices
     blocksPerLane = work.source.gradientsWaitElsewhere(rowsOnly: false) ? needed : 0
-    blocks = arena.take(Float.self, work.lanes * blocksPerLane, chunkWidth * chunkWidth)
+    blocks = arena.take(Float.self, work.lanes * blocksPerLane, GradientBlock<P>.size)
   }
+
+  /// So many chunks in pairs, the last of which may be a single one.
+  private static func pairs(_ chunks: Int) -> Int { (chunks + 1) / 2 }
 
   func run(in context: ContextPointer) throws(Fault) {
     try context.run(list.fill(dispatch), self)
@@ -349,41 +352,48 @@ struct TiledWeightGradient<P: Precision>: GroupBackwardJob {
       // Where these rows' inner arrays begin.
       let inPart = piece.placeOfTokens(P.self, 0, tiles.rows(range), width: padded(i))
       let isWhole = range.count == tiles.count
-      let waiting = blocks + lane.pointee.index * blocksPerLane * chunkWidth * chunkWidth
-      for chunk in piece.chunks {
+      let waiting = blocks + lane.pointee.index * blocksPerLane * GradientBlock<P>.size
+      /// Block number `number` of a matrix's in this piece.
+      func sums(_ matrix: Int, _ number: Int) -> GradientBlock<P> {
+        let block = isWhole ? waiting : waiting + (number * Self.matrices + matrix) * GradientBlock<P>.size
+        return GradientBlock(
+          tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block,
+          kernels: kernels)
+      }
+      // Two chunks by two, so that what is brought into the cache is used twice: rows of 32 outputs meet two chunks.
+      piece.chunks.forEachRun(of: 2) { outer in
         if lane.pointee.shouldStop() { return }
-        let (own, f) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
-        let features = min(chunkWidth, h - f)
-        for innerChunk in 0..<chunks(of: i) {
-          let j = innerChunk * chunkWidth
-          let columns = min(chunkWidth, i - j)
-          func block(_ matrix: Int) -> UnsafeMutablePointer<Float> {
-            let number = (own * chunks(of: i) + innerChunk) * Self.matrices + matrix
-            return isWhole ? waiting : waiting + number * chunkWidth * chunkWidth
-          }
-          func sums(_ matrix: Int) -> GradientBlock<P> {
-            GradientBlock(
-              tiles: part, begins: range.lowerBound == 0, ends: range.upperBound == tiles.count, block: block(matrix),
-              kernels: kernels)
-          }
-          let x = TileChunk<P.Element>(xs, width: width, own)
-          /// dW[j..., f...] += d^T x
+        (0..<chunks(of: i)).forEachRun(of: 2) { pair in
+          let (f, j) = (outer.lowerBound * chunkWidth, pair.lowerBound * chunkWidth)
+          let ownPair = outer.lowerBound - piece.chunks.lowerBound
+          /// dW[row..., f...] += d^T x
           func add(_ d: UnsafePointer<P.Element>, to gradient: GradientMatrix, _ matrix: Int) {
-            sums(matrix).add(
-              columns, TileChunk(d + inPart, width: padded(i), innerChunk), features, x, to: gradient, j, f,
-              next: (j + chunkWidth, f))
+            for innerChunk in pair {
+              let row = innerChunk * chunkWidth
+              sums(matrix, innerChunk * Self.pairs(Self.chunksPerPiece) + ownPair / 2).add(
+                min(chunkWidth, i - row), TileChunk(d + inPart, width: padded(i), innerChunk),
+                min(outer.count * chunkWidth, h - f), TileChunk(xs, width: width, ownPair), to: gradient, row, f,
+                next: (row + chunkWidth, f))
+            }
           }
           if let dGate = inner.dGateTokens, let gradient = grad.gateWeight { add(dGate, to: gradient, 0) }
           if !c.linear, let gradient = grad.upWeight { add(inner.dUpTokens, to: gradient, 1) }
           if let gradient = grad.downWeight {
-            sums(2).add(
-              features, TileChunk(dys, width: width, own), columns,
-              TileChunk(inner.activations + inPart, width: padded(i), innerChunk), to: gradient, f, j,
-              next: (f, j + chunkWidth))
+            for chunk in outer {
+              let (own, row) = (chunk - piece.chunks.lowerBound, chunk * chunkWidth)
+              sums(2, own * Self.pairs(chunks(of: i)) + pair.lowerBound / 2).add(
+                min(chunkWidth, h - row), TileChunk(dys, width: width, own), min(pair.count * chunkWidth, i - j),
+                TileChunk(inner.activations + inPart, width: padded(i), pair.lowerBound), to: gradient, row, j,
+                next: chunk + 1 < outer.upperBound ? (row + chunkWidth, j) : (f, j + 2 * chunkWidth))
+            }
           }
         }
-        if let bias = grad.downBias {
-          addRows(tiles, range, dys, width, own, to: bias + f, features)
+      }
+      if let bias = grad.downBias {
+        for chunk in piece.chunks {
+          let f = chunk * chunkWidth
+          addRows(
+            tiles, range, dys, width, chunk - piece.chunks.lowerBound, to: bias + f, min(chunkWidth, h - f))
         }
       }
       // The inner biases belong to no feature of x: the piece with the first ones does them.

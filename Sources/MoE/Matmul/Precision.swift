@@ -83,7 +83,7 @@ protocol Precision {
   static func productOfFewRows(
     _ m: Int, _ depth: Int, _ a: Source, _ weights: Source, rowStride: Int, start: StridedRows, _ c: StridedTargets,
     next: Source, _ kernels: Kernels)
-  /// C[rows, columns] += sum over tokens of A^T B
+  /// C[rows, columns] += sum over tokens of A^T B, for one chunk of A and one or two of B
   static func productOverTokens(
     _ rows: Int, _ columns: Int, _ tiles: moei_tiles, _ a: TileChunk<Element>, _ b: TileChunk<Element>,
     _ c: StridedTargets, next: Floats, _ kernels: Kernels)
