@@ -35,6 +35,7 @@
 #include "moe.h"
 #include "moe_communicator.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -106,7 +107,9 @@ MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double m
  *  sequence_length, step, training, label_smoothing, whether there are targets and a tape, d_objective and what is frozen are the same
  *  on all ranks.  memory_limit, chunk_tokens and a context with a limit are refused; moe_model_plan_memory leaves out what comes
  *  from other ranks.  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
- *  moe_model_save and calibrations refuse such a model; moe_training_save with a communicator writes one.
+ *  So do moe_pretrained_load and moe_model_save: every rank reads the folder, of experts its own; rank 0 alone writes one, the bytes of
+ *  one process, and gets experts' tensors from their owners in pieces of 1 MiB.  Its progress is told there alone.  Every rank owns an expert
+ *  of each layer then.  Packed weights are not written, and calibrations refuse such a model.
  *
  *  A gradient of what every rank has whole is one chain over all tokens, which goes on from rank to rank: that part of the
  *  time does not become less with more ranks (docs/ranks.md).
@@ -119,6 +122,21 @@ MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double m
 MOE_API MOE_CHECK moe_status moe_model_create_distributed(moe_context *context, const moe_model_config *config,
                                                           const moe_communicator *communicator,
                                                           const moe_placement *placement, moe_model **out);
+
+/** moe_model_load over ranks: every rank opens the folder, or GGUF file, as it finds it, and reads its own experts and all that is whole.
+ *  What one rank finds wrong with its copy, a missing file too, is the error of all.  Weights that are whole are compared at the end.
+ *  @param context      [in] as of moe_model_create_distributed
+ *  @param folder       [in] its path on this rank
+ *  @param options      [in, nullable] as of moe_model_load, the same on all ranks but for progress, which counts what all ranks read.
+ *                      resident_limit below the parameters' bytes, calibration, unallocated and folders of packed weights are refused
+ *  @param communicator [in] as in moe_layer_create_distributed
+ *  @param placement    [in, nullable] as of moe_model_create_distributed; every rank owns an expert of each layer
+ *  @param out          [out] free it with moe_model_free.
+ *  @return as moe_model_load and moe_model_create_distributed, COMMUNICATION; the same on all ranks. */
+MOE_API MOE_CHECK moe_status moe_model_load_distributed(moe_context *context, const char *folder,
+                                                        const moe_pretrained_options *options,
+                                                        const moe_communicator *communicator,
+                                                        const moe_placement *placement, moe_model **out);
 
 /** moe_layer_clip_grad_norm of a model: the bits of moe_clip_grad_norm of all that is trained of the whole model.
  *  @param model    [in]

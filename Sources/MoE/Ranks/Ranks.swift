@@ -13,7 +13,7 @@ public struct Ranks {
   /// Whether each rank chooses among its own tokens alone.
   let choosesLocally: Bool
   /// Of all that has to be the same on every rank.
-  private let configurationHash: UInt64
+  let configurationHash: UInt64
 
   /// The tokens of a call, all ranks'.
   struct AllTokens {
@@ -362,4 +362,10 @@ public struct Hash {
 
   public mutating func add(_ word: UInt64) { value = (value ^ word) &* 0x100_0000_01b3 }
   public mutating func add(_ bytes: UnsafeRawBufferPointer) { for byte in bytes { add(UInt64(byte)) } }
+  /// Of long memory, eight bytes at a time.
+  mutating func addWords(_ memory: UnsafeRawPointer, bytes: Int) {
+    let whole = bytes & ~7
+    for place in stride(from: 0, to: whole, by: 8) { add(memory.loadUnaligned(fromByteOffset: place, as: UInt64.self)) }
+    add(UnsafeRawBufferPointer(start: memory + whole, count: bytes - whole))
+  }
 }

@@ -16,21 +16,24 @@ from .errors import ArgumentTypeError, InvalidArgumentError
 
 def handle(
     kind: str,
-    parent: Handle,
-    c_config: Any,
+    made: str,
+    given: tuple[Any, ...],
     communicator: Communicator | None,
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
 ) -> Handle:
-    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
-    keep = {"context": parent, "communicator": communicator}
-    free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
+    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator.
+
+    It is made by ``"create"`` or ``"load"``, of what is `given`, the context's handle first.
+    """
+    keep = {"context": given[0], "communicator": communicator}
+    free = getattr(lib, f"moe_{kind}_free")
     if communicator is None:
         _require_whole(experts_per_rank, choice_scope)
-        return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
+        return Handle(getattr(lib, f"moe_{kind}_{made}"), free, *given, keep=keep)
     c_placement = placement(communicator, experts_per_rank, choice_scope)
     ranked = (*given, structure(communicator), ctypes.byref(c_placement))
-    return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
+    return Handle(getattr(lib, f"moe_{kind}_{made}_distributed"), free, *ranked, keep=keep)
 
 
 def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str) -> None:

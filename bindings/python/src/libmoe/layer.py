@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -305,8 +306,8 @@ class Layer(Calls):
         if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
-        parent = handle_of(context)
-        made = handle("layer", parent, c_config, communicator, experts_per_rank, choice_scope)
+        given = (handle_of(context), ctypes.byref(c_config))
+        made = handle("layer", "create", given, communicator, experts_per_rank, choice_scope)
         super().__init__(made, c_config)
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype

@@ -192,8 +192,8 @@ class Model(Batches, Freezing):
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
         made = to_c(made_with)
-        parent = handle_of(context)
-        own = handle("model", parent, made.c_config, communicator, experts_per_rank, choice_scope)
+        given = (handle_of(context), ctypes.byref(made.c_config))
+        own = handle("model", "create", given, communicator, experts_per_rank, choice_scope)
         self._take(own, made, made_with, context)
 
     @classmethod

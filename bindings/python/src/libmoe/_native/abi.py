@@ -1617,6 +1617,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(moe_context), POINTER(moe_model_config), POINTER(moe_communicator), POINTER(moe_placement),
         POINTER(POINTER(moe_model)),
     ]),
+    "moe_model_load_distributed": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(moe_communicator),
+        POINTER(moe_placement), POINTER(POINTER(moe_model)),
+    ]),
     "moe_model_clip_grad_norm": (Status, [POINTER(moe_model), c_double, c_void_p]),
     "moe_training_save_distributed": (Status, [
         POINTER(moe_context), POINTER(moe_training), POINTER(moe_communicator), c_void_p, c_char_p,
