@@ -34,6 +34,7 @@
 
 #include "moe.h"
 #include "moe_communicator.h"
+#include "moe_experts.h"
 #include "moe_model.h"
 #include "moe_pretrained.h"
 
@@ -94,6 +95,38 @@ MOE_API MOE_CHECK moe_status moe_layer_create_distributed(moe_context *context, 
  *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY, BAD_STATE (inference_only, or no memory for a gradient), NOT_FINITE (some
  *          gradient is not; the message names the tensor), COMMUNICATION; after an error nothing is scaled. */
 MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double max_norm, double *norm);
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Experts by call over several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Say which experts are where, for calls of moe_experts.h that several ranks make together: give it as moe_experts_call.ranks.
+ *
+ *      moe_experts_ranks_create(context, &communicator, n_experts, NULL, &ranks);
+ *      config.n_experts = those of this rank;                 its weights [E_r,...]
+ *      call.ranks = ranks;                                    n_tokens T_r, any number, also 0; expert_indices 0 to E - 1
+ *      moe_experts_plan(context, &config, &call, NULL, 1, &plan);
+ *      moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, NULL);
+ *      moe_experts_backward(context, &config, &call, saved, plan.tape_bytes, x, dy, &gradients);
+ *
+ *  y, dx, d_expert_weights and every gradient of weights have the bits of one process with the tokens of rank 0, then those of rank 1,
+ *  and so on, and all experts.  A gradient of weights is complete on the rank that owns them, and is exchanged with nobody.
+ *  All ranks make the same calls, with the same config but for n_experts and the weights, the same top_k, and `saved` on all or on none;
+ *  in backward dx, d_expert_weights and gradients of weights may be wanted on some ranks alone.  The rules at the top of this file hold:
+ *  what one rank finds wrong is the same error on all.  What rows take on their way is kept for the next call.
+ *  @param context          [in] is kept alive; calls may be made in another one
+ *  @param communicator     [in] as in moe_layer_create_distributed
+ *  @param n_experts        [in] E, of all ranks together, 1 to 2^31 - 1
+ *  @param experts_per_rank [in, nullable] [size], copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
+ *                          each, and one more on the first E % size ranks
+ *  @param out              [out] free it with moe_experts_ranks_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_experts_ranks_create(moe_context *context, const moe_communicator *communicator,
+                                                      int64_t n_experts, const int64_t *experts_per_rank,
+                                                      moe_experts_ranks **out);
+
+/** Free it, when no call uses it any more; NULL is a no-op. */
+MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
 
 /* ------------------------------------------------------------------------------------------------------------
  * Models over several ranks

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._native import abi, check
 from ._native.library import Handle, lib
@@ -50,17 +51,24 @@ def placement(
     """Return the ``moe_placement``; its list lives with it."""
     made = abi.moe_placement()
     made.choice_scope = check.choice("choice_scope", choice_scope, abi.CHOICE_SCOPE)
-    if experts_per_rank is not None:
-        counts = np.array(
-            [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64
-        )
-        if len(counts) != communicator.size:
-            raise InvalidArgumentError(
-                f"experts_per_rank: {len(counts)} numbers, but there are {communicator.size} ranks"
-            )
-        made._counts = counts
-        made.experts_per_rank = counts.ctypes.data
+    made._counts = counts(communicator, experts_per_rank)
+    if made._counts is not None:
+        made.experts_per_rank = made._counts.ctypes.data
     return made
+
+
+def counts(communicator: Communicator, experts_per_rank: Sequence[int] | None) -> NDArray[np.int64] | None:
+    """Return how many experts each rank has, where that is said."""
+    if experts_per_rank is None:
+        return None
+    found = np.array(
+        [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64
+    )
+    if len(found) != communicator.size:
+        raise InvalidArgumentError(
+            f"experts_per_rank: {len(found)} numbers, but there are {communicator.size} ranks"
+        )
+    return found
 
 
 def structure(communicator: Communicator) -> Any:
