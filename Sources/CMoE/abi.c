@@ -653,4 +653,4 @@ _Static_assert(sizeof(moe_placement) == 24, "moe_placement");
 _Static_assert(offsetof(moe_placement, struct_size) == 0, "moe_placement.struct_size");
 _Static_assert(offsetof(moe_placement, experts_per_rank) == 8, "moe_placement.experts_per_rank");
 _Static_assert(offsetof(moe_placement, choice_scope) == 16, "moe_placement.choice_scope");
-_Static_assert(offsetof(moe_placement, reserved) == 20, "moe_placement.reserved");
+_Static_assert(offsetof(moe_placement, strategy) == 20, "moe_placement.strategy");

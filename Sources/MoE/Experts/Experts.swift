@@ -194,13 +194,6 @@ struct ExpertsBackward {
     try group(index, &own, context, kept, only: .some(ExpertRun(part))).finish(in: context)
   }
 
-  /// The gradients of matrices and biases, of a single group, whose `runInputs` has just been; `isRepeated`: long ago.
-  func runWeights(in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool) throws(Fault) {
-    guard let kept = kept ?? again, wantsGradients(work.c.groups[groups.range.lowerBound]) else { return }
-    if isRepeated { try computeAgain(groups.range.lowerBound, in: context, kept) }
-    try runWeights(groups.range.lowerBound, in: context, kept, only: .all, again: isRepeated)
-  }
-
   /// The steps of one group's experts, each with its gradient, right after `runInputs`.
   private func step(_ steps: inout FusedStep, _ index: Int, _ kept: KeptGroups) throws(Fault) {
     let group = work.c.groups[index]
@@ -214,14 +207,14 @@ struct ExpertsBackward {
 
   @inline(never) private func wantsGradients(_ group: ExpertGroup) -> Bool { work.source.of(group).wantsGradients }
 
-  /// One chunk's part of one expert's gradient, after other chunks have used the scratch.
+  /// One chunk's part of one expert's gradient. `isRepeated`: others have used the scratch since its `runInputs`.
   func addWeightGradient(
-    ofExpert expert: Int, inGroup index: Int, in context: ContextPointer, kept: KeptGroups?
+    ofExpert expert: Int, inGroup index: Int, in context: ContextPointer, kept: KeptGroups?, isRepeated: Bool
   ) throws(Fault) {
-    guard let kept = kept ?? again else { return }
+    guard let kept = kept ?? again, wantsGradients(work.c.groups[index]) else { return }
     if work.dispatch.rows(of: work.c.groups[index]).count(ofExpert: expert) == 0 { return }
-    try computeAgain(index, in: context, kept, only: .one(expert))
-    try runWeights(index, in: context, kept, only: .one(expert), again: true)
+    if isRepeated { try computeAgain(index, in: context, kept, only: .one(expert)) }
+    try runWeights(index, in: context, kept, only: .one(expert), again: isRepeated)
   }
 
   @inline(never) private func runWeights(

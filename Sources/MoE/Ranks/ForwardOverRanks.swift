@@ -26,7 +26,7 @@ struct OwnedTape {
     kept =
       keeps
       ? KeptGroups(
-        &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread, packsWeights: context.packsWeights,
+        &arena, c, ChunkSize(tokens: rows, mostRows: rows), c.groupsSpread(over: ranks), packsWeights: context.packsWeights,
         frozen: frozen) : nil
   }
 
@@ -53,14 +53,14 @@ struct ForwardRoom {
     let widened = type == .f32 ? nil : arena.take(Float.self, ranks.pointee.rowsOwned, c.hidden)
     rows = OwnedRows(
       &arena, c, ranks, x: tape?.x ?? widened, pieces: RankPieces(c, ranks, tokens: chunks.size),
-      sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws))
+      sendsWeights: c.weightOnInput, sendsNumbers: c.dropsInner(draws, over: ranks))
     sums = SumsOfRanks(&arena, c, stages)
     var work = ExpertsWork(
       c: c, x: rows.x, source: .layer(layer.parameters, frozen: false), prepared: layer.prepared,
       dispatch: rows.dispatch, draws: draws, isDifferentiated: isTaped)
     work.pairNumbers = rows.numbers.map { UnsafePointer($0) }
     compute = ExpertsForward(
-      &arena, work, context: context, offload: nil, keeps: tape?.kept != nil, groups: c.groupsSpread)
+      &arena, work, context: context, offload: nil, keeps: tape?.kept != nil, groups: c.groupsSpread(over: ranks))
   }
 }
 
@@ -74,7 +74,7 @@ extension Layer {
     call.ranks = ranks
     try requireForward(taped: tape != nil)
     try requireForRanks(call)
-    let type = c.typeOfRows(prepared, training: call.training)
+    let type = c.typeOfRows(over: ranks, prepared, training: call.training)
     var kind = Hash()
     kind.add(1)
     kind.add(call.step)

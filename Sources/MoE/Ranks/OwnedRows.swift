@@ -277,11 +277,11 @@ extension Ranks {
 
 extension Configuration {
   /// How rows of x travel: as bfloat16 where that loses nothing, since it is what they are, or what every expert makes of them.
-  func typeOfRows(_ prepared: PreparedGroups, training: Bool) -> ElementType {
+  func typeOfRows(over ranks: RanksPointer, _ prepared: PreparedGroups, training: Bool) -> ElementType {
     let isJittered = training && exploration.jitterExperts && exploration.jitter > 0
     if tokens == .bf16 && !isJittered { return .bf16 }
     if weightOnInput { return .f32 }
-    for index in groupsSpread.range {
+    for index in groupsSpread(over: ranks).range {
       let group = groups[index]
       let precision = prepared.of(group)?.forms.precision ?? group.weights.format.precision
       if !group.multiplies || precision != .bf16 { return .f32 }
@@ -290,9 +290,8 @@ extension Configuration {
   }
 
   /// Whether experts that are spread draw random numbers for pairs.
-  func dropsInner(_ draws: Draws) -> Bool {
+  func dropsInner(_ draws: Draws, over ranks: RanksPointer) -> Bool {
     if !draws.training { return false }
-    for index in groupsSpread.range where groups[index].multiplies && groups[index].dropout > 0 { return true }
-    return false
+    return groupsSpread(over: ranks).range.contains { groups[$0].multiplies && groups[$0].dropout > 0 }
   }
 }

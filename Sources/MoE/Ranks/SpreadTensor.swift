@@ -70,7 +70,7 @@ struct SpreadTensor {
 extension Layer {
   /// Of a parameter of experts that are spread: how many experts all ranks have in it, and the number of the first that is here.
   func spreadExperts(_ index: Int) -> (all: Int, first: Int)? {
-    guard let ranks else { return nil }
+    guard let ranks, ranks.pointee.placement.strategy == .exclusive else { return nil }
     let (role, number) = parameters.place(index)
     let group = configuration.groups[number]
     if !role.isOfGroup || group.isShared { return nil }

@@ -150,10 +150,14 @@ extension Ranks.Wanted {
     _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
   ) throws(Fault) {
     let isLocal = placement.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
-    try configuration.requireForRanks(choosesLocally: isLocal)
+    let strategy = Placement.Strategy(rawValue: placement.strategy)!
+    if counts != nil && strategy != .exclusive {
+      throw .invalid("placement.experts_per_rank is given, but strategy is not MOE_STRATEGY_EXCLUSIVE")
+    }
+    try configuration.requireForRanks(choosesLocally: isLocal, strategy)
     self.init(
-      communicator, expertsPerRank: counts, choosesLocally: isLocal,
-      configurationHash: hash(config, configuration, communicator, counts, isLocal))
+      communicator, expertsPerRank: counts, choosesLocally: isLocal, strategy,
+      configurationHash: hash(config, configuration, communicator, counts, placement))
   }
 }
 
@@ -185,7 +189,7 @@ private func hash(_ config: moe_model_config, _ moe: UInt64) -> UInt64 {
 /// Of everything that has to be the same on all ranks.
 private func hash(
   _ config: moe_layer_config, _ configuration: Configuration.Values, _ communicator: Communicator,
-  _ counts: UnsafePointer<Int64>?, _ isLocal: Bool
+  _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
 ) -> UInt64 {
   var hash = Hash()
   var plain = config
@@ -205,7 +209,7 @@ private func hash(
     hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: losses, count: Int(config.n_losses))))
   }
   hash.add(UInt64(communicator.size))
-  hash.add(isLocal ? 1 : 0)
+  hash.add(UInt64(placement.choice_scope) << 32 | UInt64(placement.strategy))
   for rank in 0..<communicator.size { hash.add(counts.map { UInt64($0[rank]) } ?? .max) }
   return hash.value
 }

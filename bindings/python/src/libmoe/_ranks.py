@@ -21,32 +21,39 @@ def handle(
     communicator: Communicator | None,
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
+    strategy: str = "exclusive",
 ) -> Handle:
     """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
-    keep = {"context": parent, "communicator": communicator}
+    keep = {"context": parent, "communicator": communicator, "is_spread": strategy != "replicated"}
     free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
     if communicator is None:
-        _require_whole(experts_per_rank, choice_scope)
+        _require_whole(experts_per_rank, choice_scope, strategy)
         return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
-    c_placement = placement(communicator, experts_per_rank, choice_scope)
+    c_placement = placement(communicator, experts_per_rank, choice_scope, strategy)
     ranked = (*given, structure(communicator), ctypes.byref(c_placement))
     return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
 
 
-def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str) -> None:
+def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str, strategy: str) -> None:
     """Refuse what is said of ranks where there are none."""
     if experts_per_rank is not None:
         raise InvalidArgumentError("experts_per_rank is given, but no communicator")
     if choice_scope != "global":
         raise InvalidArgumentError(f"choice_scope = {choice_scope!r}, but there is no communicator")
+    if strategy != "exclusive":
+        raise InvalidArgumentError(f"strategy = {strategy!r}, but there is no communicator")
 
 
 def placement(
-    communicator: Communicator, experts_per_rank: Sequence[int] | None, choice_scope: str
+    communicator: Communicator,
+    experts_per_rank: Sequence[int] | None,
+    choice_scope: str,
+    strategy: str = "exclusive",
 ) -> abi.moe_placement:
     """Return the ``moe_placement``; its list lives with it."""
     made = abi.moe_placement()
     made.choice_scope = check.choice("choice_scope", choice_scope, abi.CHOICE_SCOPE)
+    made.strategy = check.choice("strategy", strategy, abi.STRATEGY)
     if experts_per_rank is not None:
         counts = np.array(
             [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64

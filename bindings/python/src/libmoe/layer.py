@@ -186,6 +186,10 @@ class Layer(Calls):
     choice_scope : {"global", "local"}
         Over which tokens experts choose, room is counted and loads are evened out: those of all ranks, where
         that can be, or each rank's own.
+    strategy : {"exclusive", "replicated"}
+        How the chosen experts are divided among the ranks.  ``"exclusive"``: each has one owner, to which
+        rows travel.  ``"replicated"``: every rank has all of them, no row travels, and gradients go from rank
+        to rank, so that the parameters stay the same everywhere.
 
     Raises
     ------
@@ -300,13 +304,14 @@ class Layer(Calls):
         communicator: Communicator | None = None,
         experts_per_rank: Sequence[int] | None = None,
         choice_scope: words.ChoiceScope = "global",
+        strategy: words.Strategy = "exclusive",
     ) -> None:
         options = dict(locals())  # all arguments by name, as long as nothing else is there
         if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
         parent = handle_of(context)
-        made = handle("layer", parent, c_config, communicator, experts_per_rank, choice_scope)
+        made = handle("layer", parent, c_config, communicator, experts_per_rank, choice_scope, strategy)
         super().__init__(made, c_config)
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype
