@@ -65,9 +65,14 @@ typedef struct moe_placement {
                                         strategy is EXCLUSIVE */
   int32_t choice_scope;            /**< a moe_choice_scope */
   int32_t strategy;                /**< a moe_strategy */
+  const int32_t *hot_indices;      /**< [hot_experts], nullable, copied: these experts are hot in every call, each of 0 to E - 1 and
+                                        named once; NULL = those whose weights and gradients are fewer bytes than the rows that then stay */
+  int32_t hot_experts;             /**< a number, 0 to E: of experts that may be hot at once; 0 unless strategy is EXCLUSIVE and all
+                                        chosen experts are of one kind with matrices */
+  int32_t reserved;                /**< 0 */
 } moe_placement;
 
-#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0 }
+#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0, NULL, 0, 0 }
 
 /** Fill `placement` with the defaults (0: equal blocks, choices over all tokens).  NULL is ignored. */
 MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
@@ -76,6 +81,10 @@ MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
  *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others, and with
  *  MOE_STRATEGY_REPLICATED all, are whole, the same on every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
  *  Nothing is exchanged: that ranks made different layers is found by their first call.
+ *
+ *  The weights of a hot expert (shadowed experts: He et al., FasterMoE, PPoPP 2022) go from its owner to all ranks in every forward
+ *  and backward, and each rank computes its own tokens' rows of it, which then do not travel; its gradient goes from rank to rank,
+ *  and ends at the owner.  Bits are the same.  Where experts are prepared (moe_layer_prepare) none is hot.
  *
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and

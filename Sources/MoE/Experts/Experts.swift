@@ -14,15 +14,15 @@ struct ExpertsForward {
   private let groups: GroupRange
   private let arena: Arena  // where every group begins
 
-  /// `keeps`: whether pre-activations go to a tape. `groups`: those that are computed here.
+  /// `keeps`: whether pre-activations go to a tape. `groups`: those that are computed here. `outputs`: of others, where these go too.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, offload: OffloadPointer?, keeps: Bool,
-    groups: GroupRange
+    groups: GroupRange, outputs: UnsafeMutablePointer<Float>? = nil
   ) {
     self.work = work
     self.offload = offload
     self.groups = groups
-    outputs = arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
+    self.outputs = outputs ?? arena.take(Float.self, work.dispatch.size.mostRows, padded(work.c.hidden))
     self.arena = arena
     // What is kept elsewhere takes no memory here, whatever place it is at.
     let kept =
@@ -84,16 +84,18 @@ struct ExpertsBackward {
   private let arena: Arena  // where every group begins
 
   /// `keeps`: whether pre-activations are on the tape. `oneExpert`: memory for one expert's gradient, where an optimiser
-  /// takes it before the next expert's is begun. `groups`: those that are computed here.
+  /// takes it before the next expert's is begun. `groups`: those that are computed here. `dRows`: of others, where these go too.
   init(
     _ arena: inout Arena, _ work: ExpertsWork, context: ContextPointer, dy: UnsafePointer<Float>, keeps: Bool,
-    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange
+    dWeights: UnsafeMutablePointer<Float>, oneExpert: UnsafeMutablePointer<Float>?, groups: GroupRange,
+    dRows: UnsafeMutablePointer<Float>? = nil
   ) {
     self.work = work
     self.groups = groups
     let (c, size) = (work.c, work.dispatch.size)
     gradients = GroupGradients(
-      dy: dy, dWeights: dWeights, dRows: arena.take(Float.self, size.mostRows, padded(c.hidden)), oneExpert: oneExpert)
+      dy: dy, dWeights: dWeights, dRows: dRows ?? arena.take(Float.self, size.mostRows, padded(c.hidden)),
+      oneExpert: oneExpert)
     let (packsWeights, frozen) = (context.packsWeights, work.prepared.frozenForms)
     again = keeps ? nil : KeptGroups(&arena, c, size, groups, packsWeights: packsWeights, frozen: frozen)
     self.arena = arena

@@ -10,12 +10,13 @@ struct BackwardRoom {
   let dy: UnsafeMutablePointer<Float>  // [rows,H]
   let dWeights: UnsafeMutablePointer<Float>  // [rows] in the order in which they came
   let compute: ExpertsBackward
+  let hot: HotRoom
   let gradients: UnsafeMutablePointer<Float>  // of what every rank has whole
   let moving: ContextPointer  // memory for one that moves exchanges on
 
   init(
-    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ taped: TapeContents, _ tape: OwnedTape,
-    frozen: Bool
+    _ arena: inout Arena, _ layer: Layer, _ ranks: RanksPointer, _ stages: BackwardStages, _ taped: TapeContents,
+    _ tape: OwnedTape, frozen: Bool
   ) {
     let (c, context) = (layer.configuration, layer.context)
     moving = arena.take(Context.self, 1)
@@ -34,6 +35,9 @@ struct BackwardRoom {
     compute = ExpertsBackward(
       &arena, work, context: context, dy: self.dy, keeps: tape.kept != nil, dWeights: dWeights, oneExpert: nil,
       groups: c.groupsSpread(over: ranks))
+    hot = HotRoom(&arena, ranks.pointee.hot, gradients: !frozen)
+    if ranks.pointee.hot.count == 0 { return }
+    arena.cover(from: hot.arena) { _ = layer.hotBackward(&$0, stages, taped, over: ranks) }
   }
 }
 
@@ -89,11 +93,12 @@ extension Layer {
     let (c, tokens) = (configuration, owned.chunks.tokens(ofChunk: i))
     let (dispatch, firstPair) = (stages.dispatch, taped.draws.firstToken * c.slots)
     try context.measure(.dispatch, backward: true) { () throws(Fault) in
-      dispatch.group(taped.routing, tokens, firstPair: firstPair)
+      ranks.pointee.hot.choose(owned.hot(ofChunk: i))
+      dispatch.group(taped.routing, tokens, firstPair: firstPair, order: ranks.pointee.hot.order)
     }
     ranks.pointee.setRows(dispatch, owned.counts(ofChunk: i))
     let room = try ranks.room(context.pointee.allocator) {
-      BackwardRoom(&$0, self, ranks, taped, owned, frozen: call.frozenExperts)
+      BackwardRoom(&$0, self, ranks, stages, taped, owned, frozen: call.frozenExperts)
     }
     try ranks.pointee.agree(0, failed, next: 0)
 
@@ -104,6 +109,7 @@ extension Layer {
     try rows.bringWords(dispatch)
     if owned.x == nil { try bringAgain(rows, stages, taped, over: ranks, &failed, in: here) }
     try rows.send(stages.dy.floats, dispatch, as: type, &failed, in: here)
+    try sendHotWeights(room.hot, over: ranks)
     attempt(&failed) { () throws(Fault) in
       try stages.compute.runInputs(in: here, kept: taped.kept(0), needInputGradient: needInputGradient)
       rows.group(owned.counts(ofChunk: i))
@@ -121,6 +127,7 @@ extension Layer {
         try room.compute.finish(in: here, kept: owned.kept, only: experts)
       }
     }
+    try runHotInputs(room.hot, stages, taped, &failed, over: ranks, in: here)
     let dRows = stages.compute.gradients.dRows
     if needInputGradient { try rows.takeBack(dRows, &failed, in: here) }
     let dWeights = try rows.takeBack()
@@ -133,6 +140,7 @@ extension Layer {
         ).run(in: context)
       }
     }
+    try chainHot(room.hot, stages, taped, &failed, over: ranks)
     return room.gradients
   }
 

@@ -10,6 +10,7 @@ public typealias RanksPointer = UnsafeMutablePointer<Ranks>
 public struct Ranks {
   let communicator: Communicator
   let placement: Placement
+  var hot: HotExperts
   /// Whether each rank chooses among its own tokens alone.
   let choosesLocally: Bool
   /// Of all that has to be the same on every rank.
@@ -65,6 +66,7 @@ public struct Ranks {
     public var expertsPerRank: UnsafePointer<Int64>?  // [ranks]
     public var choosesLocally: Bool
     public var strategy: Placement.Strategy
+    public var hot = HotExperts.Wanted()
     public var configurationHash: UInt64
 
     public init(
@@ -85,6 +87,7 @@ public struct Ranks {
     let size = communicator.size
     let words = Header.count + max(Self.callWords, c?.wordsOfCounts ?? 0)
     placement = Placement(&arena, ranks: size, groups: c?.groupCount ?? 0, wanted.strategy)
+    hot = HotExperts(&arena, wanted.hot, c)
     own = arena.take(Int64.self, words)
     others = arena.take(Int64.self, size, words)
     text = arena.take(CChar.self, 2 * Self.textSize)

@@ -33,6 +33,18 @@ extension Configuration.Values {
   }
 }
 
+extension Configuration.Values {
+  /// Refuses hot experts where there can be none.
+  public func requireForHotExperts(_ strategy: Placement.Strategy) throws(Fault) {
+    if strategy != .exclusive {
+      throw .invalid("hot_experts is not 0, but strategy is not MOE_STRATEGY_EXCLUSIVE: no expert has one owner alone")
+    }
+    if groupCount - (shared > 0 ? 1 : 0) != 1 || !groups[0].multiplies {
+      throw .invalid("hot_experts is not 0, but not all experts are of one kind with matrices")
+    }
+  }
+}
+
 extension Layer {
   /// Refuses a call that ranks cannot make together.
   func requireForRanks(_ call: Call) throws(Fault) {

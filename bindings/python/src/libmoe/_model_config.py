@@ -178,7 +178,7 @@ def from_c(c_config: abi.moe_model_config, model: type) -> tuple[ModelConfig, di
         ]
     arguments["moe_every"] = c_config.moe_every or 1
     arguments |= {"communicator": None, "experts_per_rank": None}  # of one process
-    arguments |= {"choice_scope": "global", "strategy": "exclusive"}
+    arguments |= {"choice_scope": "global", "strategy": "exclusive", "hot_experts": 0}
     all_of_moe = None if moe is None else moe_options(moe, c_config.hidden_size)
     return ModelConfig(c_config, all_of_moe), arguments
 

@@ -22,19 +22,25 @@ def handle(
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
     strategy: str = "exclusive",
+    hot_experts: int | Sequence[int] = 0,
 ) -> Handle:
     """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
     keep = {"context": parent, "communicator": communicator, "is_spread": strategy != "replicated"}
     free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
     if communicator is None:
-        _require_whole(experts_per_rank, choice_scope, strategy)
+        _require_whole(experts_per_rank, choice_scope, strategy, hot_experts)
         return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
-    c_placement = placement(communicator, experts_per_rank, choice_scope, strategy)
+    c_placement = placement(communicator, experts_per_rank, choice_scope, strategy, hot_experts)
     ranked = (*given, structure(communicator), ctypes.byref(c_placement))
     return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
 
 
-def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str, strategy: str) -> None:
+def _require_whole(
+    experts_per_rank: Sequence[int] | None,
+    choice_scope: str,
+    strategy: str,
+    hot_experts: int | Sequence[int],
+) -> None:
     """Refuse what is said of ranks where there are none."""
     if experts_per_rank is not None:
         raise InvalidArgumentError("experts_per_rank is given, but no communicator")
@@ -42,6 +48,8 @@ def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str, st
         raise InvalidArgumentError(f"choice_scope = {choice_scope!r}, but there is no communicator")
     if strategy != "exclusive":
         raise InvalidArgumentError(f"strategy = {strategy!r}, but there is no communicator")
+    if hot_experts != 0:
+        raise InvalidArgumentError(f"hot_experts = {hot_experts}, but there is no communicator")
 
 
 def placement(
@@ -49,11 +57,18 @@ def placement(
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
     strategy: str = "exclusive",
+    hot_experts: int | Sequence[int] = 0,
 ) -> abi.moe_placement:
-    """Return the ``moe_placement``; its list lives with it."""
+    """Return the ``moe_placement``; its lists live with it."""
     made = abi.moe_placement()
     made.choice_scope = check.choice("choice_scope", choice_scope, abi.CHOICE_SCOPE)
     made.strategy = check.choice("strategy", strategy, abi.STRATEGY)
+    if isinstance(hot_experts, (Sequence, np.ndarray)):
+        named = np.array([check.integer("hot_experts", n, ctypes.c_int32) for n in hot_experts], np.int32)
+        made._named = named
+        made.hot_experts, made.hot_indices = len(named), named.ctypes.data
+    else:
+        made.hot_experts = check.integer("hot_experts", hot_experts, ctypes.c_int32)
     if experts_per_rank is not None:
         counts = np.array(
             [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64

@@ -220,7 +220,7 @@ class Tensors(Native):
     @property
     def _has_spread_experts(self) -> bool:
         """Whether each rank has experts of its own, or slices of them."""
-        return self._handle.keep.get("communicator") is not None and self._handle.keep["is_spread"]
+        return self._handle.keep.get("communicator") is not None and self._handle.keep.get("is_spread", True)
 
     def _tensor(self, index: int) -> abi.moe_tensor:
         tensor = abi.moe_tensor()

@@ -25,6 +25,7 @@ GROUPS: dict[str, Any] = {
     ],
 }
 """Seven experts of several kinds."""
+PLACED = ("experts_per_rank", "strategy", "hot_experts")
 ARRAYS = ("dropped_per_expert", "mean_probability", "max_over_mean", "variation", "dead_share")
 
 
@@ -181,4 +182,4 @@ def same(
 
 def whole(config: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the same layer in one process."""
-    return {key: value for key, value in config.items() if key not in ("experts_per_rank", "strategy")}
+    return {key: value for key, value in config.items() if key not in PLACED}

@@ -1299,6 +1299,9 @@ class moe_placement(Sized):
         ("experts_per_rank", c_void_p),
         ("choice_scope", c_int32),
         ("strategy", c_int32),
+        ("hot_indices", c_void_p),
+        ("hot_experts", c_int32),
+        ("reserved", c_int32),
     ]
     _words_ = {
         "choice_scope": CHOICE_SCOPE,
