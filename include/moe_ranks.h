@@ -52,28 +52,46 @@ typedef enum moe_choice_scope {
   MOE_CHOICE_LOCAL = 1   /**< each rank's own, as if they were a call by themselves: results then depend on the division of tokens */
 } moe_choice_scope;
 
+/** How a layer's chosen experts are divided among ranks. */
+typedef enum moe_strategy {
+  MOE_STRATEGY_EXCLUSIVE = 0, /**< each expert has one owner, to which the rows of all ranks travel */
+  MOE_STRATEGY_REPLICATED = 1 /**< data-parallel experts: every rank has all of them, and no row travels; gradients do, from rank to
+                                  rank, so that the parameters stay the same everywhere */
+} moe_strategy;
+
 /** Where experts are, and how far choices look. */
 typedef struct moe_placement {
   size_t struct_size;
   const int64_t *experts_per_rank; /**< [size], nullable, copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
-                                        each, and one more on the first E % size ranks */
+                                        each, and one more on the first E % size ranks; NULL unless
+                                        strategy is EXCLUSIVE */
   int32_t choice_scope;            /**< a moe_choice_scope */
+  int32_t strategy;                /**< a moe_strategy */
+  const int32_t *hot_indices;      /**< [hot_experts], nullable, copied: these experts are hot in every call, each of 0 to E - 1 and
+                                        named once; NULL = those whose weights and gradients are fewer bytes than the rows that then stay */
+  int32_t hot_experts;             /**< a number, 0 to E: of experts that may be hot at once; 0 unless strategy is EXCLUSIVE and all
+                                        chosen experts are of one kind with matrices */
   int32_t reserved;                /**< 0 */
 } moe_placement;
 
-#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0 }
+#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0, NULL, 0, 0 }
 
 /** Fill `placement` with the defaults (0: equal blocks, choices over all tokens).  NULL is ignored. */
 MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
 
 /** Create one rank's part of a layer.  Its parameters are those of moe_layer_create with E_r in place of E in experts.X, E_r the
- *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others are whole, the same on
- *  every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
+ *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others, and with
+ *  MOE_STRATEGY_REPLICATED all, are whole, the same on every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
  *  Nothing is exchanged: that ranks made different layers is found by their first call.
+ *
+ *  The weights of a hot expert (shadowed experts: He et al., FasterMoE, PPoPP 2022) go from its owner to all ranks in every forward
+ *  and backward, and each rank computes its own tokens' rows of it, which then do not travel; its gradient goes from rank to rank,
+ *  and ends at the owner.  Bits are the same.  Where experts are prepared (moe_layer_prepare) none is hot.
  *
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
- *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case.
+ *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case, and so are constant experts with
+ *  MOE_STRATEGY_REPLICATED.
  *  @param context      [in] is kept alive by the layer.
  *  @param config       [in] of the whole layer, the same on all ranks
  *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the
