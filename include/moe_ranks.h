@@ -36,6 +36,7 @@
 #include "moe_communicator.h"
 #include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -51,29 +52,46 @@ typedef enum moe_choice_scope {
   MOE_CHOICE_LOCAL = 1   /**< each rank's own, as if they were a call by themselves: results then depend on the division of tokens */
 } moe_choice_scope;
 
+/** How a layer's chosen experts are divided among ranks. */
+typedef enum moe_strategy {
+  MOE_STRATEGY_EXCLUSIVE = 0, /**< each expert has one owner, to which the rows of all ranks travel */
+  MOE_STRATEGY_REPLICATED = 1 /**< data-parallel experts: every rank has all of them, and no row travels; gradients do, from rank to
+                                  rank, so that the parameters stay the same everywhere */
+} moe_strategy;
+
 /** Where experts are, and how far choices look. */
 typedef struct moe_placement {
   size_t struct_size;
   const int64_t *experts_per_rank; /**< [size], nullable, copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
-                                        each, and one more on the first E % size ranks */
+                                        each, and one more on the first E % size ranks; NULL unless
+                                        strategy is EXCLUSIVE */
   int32_t choice_scope;            /**< a moe_choice_scope */
+  int32_t strategy;                /**< a moe_strategy */
+  const int32_t *hot_indices;      /**< [hot_experts], nullable, copied: these experts are hot in every call, each of 0 to E - 1 and
+                                        named once; NULL = those whose weights and gradients are fewer bytes than the rows that then stay */
+  int32_t hot_experts;             /**< a number, 0 to E: of experts that may be hot at once; 0 unless strategy is EXCLUSIVE and all
+                                        chosen experts are of one kind with matrices */
   int32_t reserved;                /**< 0 */
 } moe_placement;
 
-#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0 }
+#define MOE_PLACEMENT_INIT { sizeof(moe_placement), NULL, 0, 0, NULL, 0, 0 }
 
 /** Fill `placement` with the defaults (0: equal blocks, choices over all tokens).  NULL is ignored. */
 MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
 
 /** Create one rank's part of a layer.  Its parameters are those of moe_layer_create with E_r in place of E in experts.X, E_r the
- *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others are whole, the same on
- *  every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
+ *  experts of rank r, which begin with the values that the same experts of a whole layer have; all others, and with
+ *  MOE_STRATEGY_REPLICATED all, are whole, the same on every rank, and stay so.  A group of moe_layer_config.expert_groups of which a rank owns no expert has no parameters there.
  *  Nothing is exchanged: that ranks made different layers is found by their first call.
+ *
+ *  The weights of a hot expert (shadowed experts: He et al., FasterMoE, PPoPP 2022) go from its owner to all ranks in every forward
+ *  and backward, and each rank computes its own tokens' rows of it, which then do not travel; its gradient goes from rank to rank,
+ *  and ends at the owner.  Bits are the same.  Where experts are prepared (moe_layer_prepare) none is hot.
  *
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
- *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm is refused in any case.  With moe_unallocated memory is bound: such a layer is
- *  not offloaded, and backward takes no optimiser.
+ *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm is refused in any case, and so are constant experts with MOE_STRATEGY_REPLICATED.  With
+ *  moe_unallocated memory is bound: such a layer is not offloaded, and backward takes no optimiser.
  *  @param context      [in] is kept alive by the layer.
  *  @param config       [in] of the whole layer, the same on all ranks
  *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the
@@ -140,7 +158,9 @@ MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
  *  sequence_length, step, training, label_smoothing, whether there are targets and a tape, d_objective and what is frozen are the same
  *  on all ranks.  memory_limit, chunk_tokens and a context with a limit are refused; moe_model_plan_memory leaves out what comes
  *  from other ranks.  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
- *  moe_model_save and calibrations refuse such a model; moe_training_save with a communicator writes one.
+ *  So do moe_pretrained_load and moe_model_save: every rank reads the folder, of experts its own; rank 0 alone writes one, the bytes of
+ *  one process, and gets experts' tensors from their owners in pieces of 1 MiB.  Its progress is told there alone.  Every rank owns an expert
+ *  of each layer then.  Packed weights are not written, and calibrations refuse such a model.
  *
  *  A gradient of what every rank has whole is one chain over all tokens, which goes on from rank to rank: that part of the
  *  time does not become less with more ranks (docs/ranks.md).
@@ -153,6 +173,21 @@ MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
 MOE_API MOE_CHECK moe_status moe_model_create_distributed(moe_context *context, const moe_model_config *config,
                                                           const moe_communicator *communicator,
                                                           const moe_placement *placement, moe_model **out);
+
+/** moe_model_load over ranks: every rank opens the folder, or GGUF file, as it finds it, and reads its own experts and all that is whole.
+ *  What one rank finds wrong with its copy, a missing file too, is the error of all.  Weights that are whole are compared at the end.
+ *  @param context      [in] as of moe_model_create_distributed
+ *  @param folder       [in] its path on this rank
+ *  @param options      [in, nullable] as of moe_model_load, the same on all ranks but for progress, which counts what all ranks read.
+ *                      resident_limit below the parameters' bytes, calibration, unallocated and folders of packed weights are refused
+ *  @param communicator [in] as in moe_layer_create_distributed
+ *  @param placement    [in, nullable] as of moe_model_create_distributed; every rank owns an expert of each layer
+ *  @param out          [out] free it with moe_model_free.
+ *  @return as moe_model_load and moe_model_create_distributed, COMMUNICATION; the same on all ranks. */
+MOE_API MOE_CHECK moe_status moe_model_load_distributed(moe_context *context, const char *folder,
+                                                        const moe_pretrained_options *options,
+                                                        const moe_communicator *communicator,
+                                                        const moe_placement *placement, moe_model **out);
 
 /** moe_layer_clip_grad_norm of a model: the bits of moe_clip_grad_norm of all that is trained of the whole model.
  *  @param model    [in]

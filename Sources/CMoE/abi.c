@@ -650,8 +650,11 @@ _Static_assert(offsetof(moe_communicator, wait) == 64, "moe_communicator.wait");
 _Static_assert(offsetof(moe_communicator, error) == 72, "moe_communicator.error");
 _Static_assert(offsetof(moe_communicator, abandon) == 80, "moe_communicator.abandon");
 
-_Static_assert(sizeof(moe_placement) == 24, "moe_placement");
+_Static_assert(sizeof(moe_placement) == 40, "moe_placement");
 _Static_assert(offsetof(moe_placement, struct_size) == 0, "moe_placement.struct_size");
 _Static_assert(offsetof(moe_placement, experts_per_rank) == 8, "moe_placement.experts_per_rank");
 _Static_assert(offsetof(moe_placement, choice_scope) == 16, "moe_placement.choice_scope");
-_Static_assert(offsetof(moe_placement, reserved) == 20, "moe_placement.reserved");
+_Static_assert(offsetof(moe_placement, strategy) == 20, "moe_placement.strategy");
+_Static_assert(offsetof(moe_placement, hot_indices) == 24, "moe_placement.hot_indices");
+_Static_assert(offsetof(moe_placement, hot_experts) == 32, "moe_placement.hot_experts");
+_Static_assert(offsetof(moe_placement, reserved) == 36, "moe_placement.reserved");

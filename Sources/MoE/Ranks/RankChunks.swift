@@ -58,6 +58,7 @@ extension Layer {
     let plan = Plan(c, call, policy: .lean, chunkTokens: max(chunks.most, 1))
     ranks.pointee.setRows(
       sent: plan.chunk.mostRows, owned: chunks.size * min(c.choices, ranks.pointee.experts.count))
+    if mayHaveHotExperts { ranks.pointee.hot.assumeMost() } else { ranks.pointee.hot.chooseNone() }
     var (tape, forward, backward) = (Arena(), Arena(), Arena())
     var contents: TapeContents?
     if taped {
@@ -68,9 +69,9 @@ extension Layer {
     let stages = forwardStages(&forward, nowhere, call, plan, y: nowhere, taped: contents)
     _ = ForwardRoom(&forward, self, ranks, stages, chunks, type: type, tape: nil, isTaped: taped)
     if let contents {
-      _ = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
+      let stages = backwardStages(&backward, contents, plan, x: nowhere, dy: nowhere, dx: nowhere, BackwardCall())
       let owned = OwnedTape(&tape, c, ranks, chunks, keeps: false, frozen: prepared.frozenForms, context)
-      _ = BackwardRoom(&backward, self, ranks, contents, owned, frozen: false)
+      _ = BackwardRoom(&backward, self, ranks, stages, contents, owned, frozen: false)
     }
     let (total, overflow) = try tape.total().addingReportingOverflow(max(try forward.total(), try backward.total()))
     return overflow ? .max : total

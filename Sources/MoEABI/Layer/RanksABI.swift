@@ -130,6 +130,28 @@ extension moe_placement {
   }
 }
 
+/// Which experts may be hot.
+private func hotExperts(
+  _ placement: moe_placement, _ strategy: Placement.Strategy, _ configuration: Configuration.Values
+) throws(Fault) -> HotExperts.Wanted {
+  let count = Int(placement.hot_experts)
+  let given = try optional(UnsafeMutablePointer(mutating: placement.hot_indices), "hot_indices")
+  try require(count, "placement.hot_experts", from: 0, to: configuration.experts)
+  if count == 0 { return HotExperts.Wanted() }
+  try configuration.requireForHotExperts(strategy)
+  if let given {
+    for i in 0..<count {
+      if given[i] < 0 || Int(given[i]) >= configuration.experts {
+        throw .invalid("placement.hot_indices[\(i)] = \(Int(given[i])): expected 0 to \(configuration.experts - 1)")
+      }
+      for before in 0..<i where given[before] == given[i] {
+        throw .invalid("placement.hot_indices[\(i)] = \(Int(given[i])), which is named twice")
+      }
+    }
+  }
+  return HotExperts.Wanted(most: count, numbers: given.map { UnsafePointer($0) })
+}
+
 /// How a model's experts are to be spread over ranks.
 struct Spreading {
   let communicator: Communicator
@@ -156,10 +178,16 @@ extension Ranks.Wanted {
     _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
   ) throws(Fault) {
     let isLocal = placement.choice_scope == Int32(MOE_CHOICE_LOCAL.rawValue)
-    try configuration.requireForRanks(choosesLocally: isLocal)
+    let strategy = Placement.Strategy(rawValue: placement.strategy)!
+    if counts != nil && strategy != .exclusive {
+      throw .invalid("placement.experts_per_rank is given, but strategy is not MOE_STRATEGY_EXCLUSIVE")
+    }
+    try configuration.requireForRanks(choosesLocally: isLocal, strategy)
+    let hot = try hotExperts(placement, strategy, configuration)
     self.init(
-      communicator, expertsPerRank: counts, choosesLocally: isLocal,
-      configurationHash: hash(config, configuration, communicator, counts, isLocal))
+      communicator, expertsPerRank: counts, choosesLocally: isLocal, strategy,
+      configurationHash: hash(config, configuration, communicator, counts, placement))
+    self.hot = hot
   }
 }
 
@@ -191,7 +219,7 @@ private func hash(_ config: moe_model_config, _ moe: UInt64) -> UInt64 {
 /// Of everything that has to be the same on all ranks.
 private func hash(
   _ config: moe_layer_config, _ configuration: Configuration.Values, _ communicator: Communicator,
-  _ counts: UnsafePointer<Int64>?, _ isLocal: Bool
+  _ counts: UnsafePointer<Int64>?, _ placement: moe_placement
 ) -> UInt64 {
   var hash = Hash()
   var plain = config
@@ -211,7 +239,11 @@ private func hash(
     hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: losses, count: Int(config.n_losses))))
   }
   hash.add(UInt64(communicator.size))
-  hash.add(isLocal ? 1 : 0)
+  hash.add(UInt64(placement.choice_scope) << 32 | UInt64(placement.strategy))
+  hash.add(UInt64(UInt32(bitPattern: placement.hot_experts)))
+  if let named = placement.hot_indices {
+    hash.add(UnsafeRawBufferPointer(UnsafeBufferPointer(start: named, count: Int(max(placement.hot_experts, 0)))))
+  }
   for rank in 0..<communicator.size { hash.add(counts.map { UInt64($0[rank]) } ?? .max) }
   return hash.value
 }

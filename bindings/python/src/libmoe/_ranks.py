@@ -17,37 +17,62 @@ from .errors import ArgumentTypeError, InvalidArgumentError
 
 def handle(
     kind: str,
-    parent: Handle,
-    c_config: Any,
+    made: str,
+    given: tuple[Any, ...],
     communicator: Communicator | None,
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
+    strategy: str = "exclusive",
+    hot_experts: int | Sequence[int] = 0,
 ) -> Handle:
-    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
-    keep = {"context": parent, "communicator": communicator}
-    free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
+    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator.
+
+    It is made by ``"create"`` or ``"load"``, of what is `given`, the context's handle first.
+    """
+    keep = {"context": given[0], "communicator": communicator, "is_spread": strategy != "replicated"}
+    free = getattr(lib, f"moe_{kind}_free")
     if communicator is None:
-        _require_whole(experts_per_rank, choice_scope)
-        return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
-    c_placement = placement(communicator, experts_per_rank, choice_scope)
+        _require_whole(experts_per_rank, choice_scope, strategy, hot_experts)
+        return Handle(getattr(lib, f"moe_{kind}_{made}"), free, *given, keep=keep)
+    c_placement = placement(communicator, experts_per_rank, choice_scope, strategy, hot_experts)
     ranked = (*given, structure(communicator), ctypes.byref(c_placement))
-    return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
+    return Handle(getattr(lib, f"moe_{kind}_{made}_distributed"), free, *ranked, keep=keep)
 
 
-def _require_whole(experts_per_rank: Sequence[int] | None, choice_scope: str) -> None:
+def _require_whole(
+    experts_per_rank: Sequence[int] | None,
+    choice_scope: str,
+    strategy: str,
+    hot_experts: int | Sequence[int],
+) -> None:
     """Refuse what is said of ranks where there are none."""
     if experts_per_rank is not None:
         raise InvalidArgumentError("experts_per_rank is given, but no communicator")
     if choice_scope != "global":
         raise InvalidArgumentError(f"choice_scope = {choice_scope!r}, but there is no communicator")
+    if strategy != "exclusive":
+        raise InvalidArgumentError(f"strategy = {strategy!r}, but there is no communicator")
+    if hot_experts != 0:
+        raise InvalidArgumentError(f"hot_experts = {hot_experts}, but there is no communicator")
 
 
 def placement(
-    communicator: Communicator, experts_per_rank: Sequence[int] | None, choice_scope: str
+    communicator: Communicator,
+    experts_per_rank: Sequence[int] | None,
+    choice_scope: str,
+    strategy: str = "exclusive",
+    hot_experts: int | Sequence[int] = 0,
 ) -> abi.moe_placement:
-    """Return the ``moe_placement``; its list lives with it."""
+    """Return the ``moe_placement``; its lists live with it."""
     made = abi.moe_placement()
     made.choice_scope = check.choice("choice_scope", choice_scope, abi.CHOICE_SCOPE)
+    made.strategy = check.choice("strategy", strategy, abi.STRATEGY)
+    if isinstance(hot_experts, (Sequence, np.ndarray)):
+        named = np.array([check.integer("hot_experts", n, ctypes.c_int32) for n in hot_experts], np.int32)
+        made._named = named
+        made.hot_experts, made.hot_indices = len(named), named.ctypes.data
+    else:
+        made.hot_experts = check.integer("hot_experts", hot_experts, ctypes.c_int32)
     made._counts = counts(communicator, experts_per_rank)
     if made._counts is not None:
         made.experts_per_rank = made._counts.ctypes.data

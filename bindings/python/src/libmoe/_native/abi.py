@@ -112,6 +112,7 @@ NEXT = {"go_on": 0, "end_sequence": 1, "end_all": 2}
 FOLDER_DTYPE = {"own": 0, "f32": 1, "bf16": 2, "f16": 3}
 COMMUNICATOR_FLAG = {"any_thread": 1}
 CHOICE_SCOPE = {"global": 0, "local": 1}
+STRATEGY = {"exclusive": 0, "replicated": 1}
 
 # Opaque handles: a type for each, so that ctypes refuses a tape where a layer belongs.
 class moe_context(Structure):
@@ -1302,10 +1303,14 @@ class moe_placement(Sized):
         ("struct_size", c_size_t),
         ("experts_per_rank", c_void_p),
         ("choice_scope", c_int32),
+        ("strategy", c_int32),
+        ("hot_indices", c_void_p),
+        ("hot_experts", c_int32),
         ("reserved", c_int32),
     ]
     _words_ = {
         "choice_scope": CHOICE_SCOPE,
+        "strategy": STRATEGY,
     }
 
 
@@ -1626,6 +1631,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "moe_model_create_distributed": (Status, [
         POINTER(moe_context), POINTER(moe_model_config), POINTER(moe_communicator), POINTER(moe_placement),
         POINTER(POINTER(moe_model)),
+    ]),
+    "moe_model_load_distributed": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(moe_communicator),
+        POINTER(moe_placement), POINTER(POINTER(moe_model)),
     ]),
     "moe_model_clip_grad_norm": (Status, [POINTER(moe_model), c_double, c_void_p]),
     "moe_training_save_distributed": (Status, [

@@ -340,7 +340,7 @@ def _draws(options: dict[str, Any]) -> bool:
 
 def _require_experts(communicator: Communicator | None, options: dict[str, Any]) -> None:
     """Refuse ranks without experts, of which there is nothing to tell whether they are frozen."""
-    if communicator is None:
+    if communicator is None or options.get("strategy", "exclusive") != "exclusive":
         return
     n_experts, counts = options["n_experts"], options.get("experts_per_rank")
     if n_experts < communicator.size if counts is None else 0 in list(counts):
