@@ -90,8 +90,8 @@ MOE_API void moe_placement_init(moe_placement *placement, size_t struct_size);
  *
  *  With MOE_CHOICE_GLOBAL these are refused, since they compare all tokens: MOE_ROUTER_EXPERT_CHOICE, MOE_ROUTER_SINKHORN, capacity
  *  with MOE_DROP_PROBABILITY, BATCH_PRIORITIZED or RANDOM or with MOE_OVERFLOW_NEXT_BEST (unless capacity_per_sequence is 1), and
- *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm and moe_unallocated are refused in any case, and so are constant experts with
- *  MOE_STRATEGY_REPLICATED.
+ *  MOE_DYNAMIC_K_COMPLEXITY.  router_batch_norm is refused in any case, and so are constant experts with MOE_STRATEGY_REPLICATED.  With
+ *  moe_unallocated memory is bound: such a layer is not offloaded, and backward takes no optimiser.
  *  @param context      [in] is kept alive by the layer.
  *  @param config       [in] of the whole layer, the same on all ranks
  *  @param communicator [in] copied; user and the functions have to live as long as the layer.  Its functions are called in the

@@ -11,10 +11,6 @@ extension Configuration.Values {
     if exploration.batchNorm != nil {
       throw .invalid("router_batch_norm = 1: its means are over all tokens, which no rank has")
     }
-    if !keepsExpertGradients || !keepsExpertWeights {
-      throw .invalid(
-        "unallocated is set, but the layer's experts are spread over ranks, each of which has memory for its own")
-    }
     if choosesLocally { return }
     func refuse(_ what: StaticString) -> Fault {
       .invalid("\(what) compares the tokens of all ranks: MOE_CHOICE_LOCAL lets each rank choose among its own")

@@ -19,7 +19,7 @@ public func moe_experts_ranks_create(
     hash.add(UInt64(communicator.size))
     for rank in 0..<communicator.size { hash.add(counts.map { UInt64($0[rank]) } ?? .max) }
     let wanted = Ranks.Wanted(
-      communicator, expertsPerRank: counts, choosesLocally: false, configurationHash: hash.value)
+      communicator, expertsPerRank: counts, choosesLocally: false, .exclusive, configurationHash: hash.value)
     out.pointee = OpaquePointer(try ExpertRanksPointer.create(wanted, experts: Int(n_experts), in: context))
   }
 }

@@ -93,7 +93,7 @@ extension ExpertsCall {
     withUnsafeBytes(of: group.activation) { kind.add($0) }
     var own = Ranks.AllTokens(tokens: tokens)
     own.isWanted = isWanted
-    own.isWide = group.experts > 0 && c.typeOfRows(packed, training: false) == .f32
+    own.isWide = group.experts > 0 && c.typeOfRows(over: ranks, packed, training: false) == .f32
     try ranks.pointee.open(own, kind: kind)
     // The same on all ranks, and so is the refusal.
     if ranks.pointee.all.tokens > Int(Int32.max) / topK {
