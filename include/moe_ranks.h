@@ -34,7 +34,9 @@
 
 #include "moe.h"
 #include "moe_communicator.h"
+#include "moe_experts.h"
 #include "moe_model.h"
+#include "moe_pretrained.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -117,6 +119,38 @@ MOE_API MOE_CHECK moe_status moe_layer_create_distributed(moe_context *context, 
 MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double max_norm, double *norm);
 
 /* ------------------------------------------------------------------------------------------------------------
+ * Experts by call over several ranks
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/** Say which experts are where, for calls of moe_experts.h that several ranks make together: give it as moe_experts_call.ranks.
+ *
+ *      moe_experts_ranks_create(context, &communicator, n_experts, NULL, &ranks);
+ *      config.n_experts = those of this rank;                 its weights [E_r,...]
+ *      call.ranks = ranks;                                    n_tokens T_r, any number, also 0; expert_indices 0 to E - 1
+ *      moe_experts_plan(context, &config, &call, NULL, 1, &plan);
+ *      moe_experts_forward(context, &config, &call, x, y, saved, plan.tape_bytes, NULL);
+ *      moe_experts_backward(context, &config, &call, saved, plan.tape_bytes, x, dy, &gradients);
+ *
+ *  y, dx, d_expert_weights and every gradient of weights have the bits of one process with the tokens of rank 0, then those of rank 1,
+ *  and so on, and all experts.  A gradient of weights is complete on the rank that owns them, and is exchanged with nobody.
+ *  All ranks make the same calls, with the same config but for n_experts and the weights, the same top_k, and `saved` on all or on none;
+ *  in backward dx, d_expert_weights and gradients of weights may be wanted on some ranks alone.  The rules at the top of this file hold:
+ *  what one rank finds wrong is the same error on all.  What rows take on their way is kept for the next call.
+ *  @param context          [in] is kept alive; calls may be made in another one
+ *  @param communicator     [in] as in moe_layer_create_distributed
+ *  @param n_experts        [in] E, of all ranks together, 1 to 2^31 - 1
+ *  @param experts_per_rank [in, nullable] [size], copied: how many experts each rank owns, 0 or more, E in all; NULL = E / size
+ *                          each, and one more on the first E % size ranks
+ *  @param out              [out] free it with moe_experts_ranks_free.
+ *  @return MOE_OK, INVALID_ARGUMENT, OUT_OF_MEMORY. */
+MOE_API MOE_CHECK moe_status moe_experts_ranks_create(moe_context *context, const moe_communicator *communicator,
+                                                      int64_t n_experts, const int64_t *experts_per_rank,
+                                                      moe_experts_ranks **out);
+
+/** Free it, when no call uses it any more; NULL is a no-op. */
+MOE_API void moe_experts_ranks_free(moe_experts_ranks *ranks);
+
+/* ------------------------------------------------------------------------------------------------------------
  * Models over several ranks
  * ---------------------------------------------------------------------------------------------------------- */
 
@@ -128,7 +162,9 @@ MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double m
  *  sequence_length, step, training, label_smoothing, whether there are targets and a tape, d_objective and what is frozen are the same
  *  on all ranks.  memory_limit, chunk_tokens and a context with a limit are refused; moe_model_plan_memory leaves out what comes
  *  from other ranks.  moe_model_read and moe_generate want the same calls on all ranks, which write the same; sequences may differ.
- *  moe_model_save and calibrations refuse such a model; moe_training_save with a communicator writes one.
+ *  So do moe_pretrained_load and moe_model_save: every rank reads the folder, of experts its own; rank 0 alone writes one, the bytes of
+ *  one process, and gets experts' tensors from their owners in pieces of 1 MiB.  Its progress is told there alone.  Every rank owns an expert
+ *  of each layer then.  Packed weights are not written, and calibrations refuse such a model.
  *
  *  A gradient of what every rank has whole is one chain over all tokens, which goes on from rank to rank: that part of the
  *  time does not become less with more ranks (docs/ranks.md).
@@ -141,6 +177,21 @@ MOE_API MOE_CHECK moe_status moe_layer_clip_grad_norm(moe_layer *layer, double m
 MOE_API MOE_CHECK moe_status moe_model_create_distributed(moe_context *context, const moe_model_config *config,
                                                           const moe_communicator *communicator,
                                                           const moe_placement *placement, moe_model **out);
+
+/** moe_model_load over ranks: every rank opens the folder, or GGUF file, as it finds it, and reads its own experts and all that is whole.
+ *  What one rank finds wrong with its copy, a missing file too, is the error of all.  Weights that are whole are compared at the end.
+ *  @param context      [in] as of moe_model_create_distributed
+ *  @param folder       [in] its path on this rank
+ *  @param options      [in, nullable] as of moe_model_load, the same on all ranks but for progress, which counts what all ranks read.
+ *                      resident_limit below the parameters' bytes, calibration, unallocated and folders of packed weights are refused
+ *  @param communicator [in] as in moe_layer_create_distributed
+ *  @param placement    [in, nullable] as of moe_model_create_distributed; every rank owns an expert of each layer
+ *  @param out          [out] free it with moe_model_free.
+ *  @return as moe_model_load and moe_model_create_distributed, COMMUNICATION; the same on all ranks. */
+MOE_API MOE_CHECK moe_status moe_model_load_distributed(moe_context *context, const char *folder,
+                                                        const moe_pretrained_options *options,
+                                                        const moe_communicator *communicator,
+                                                        const moe_placement *placement, moe_model **out);
 
 /** moe_layer_clip_grad_norm of a model: the bits of moe_clip_grad_norm of all that is trained of the whole model.
  *  @param model    [in]

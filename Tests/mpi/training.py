@@ -14,6 +14,11 @@ from pathlib import Path
 from tiny import SMALL, state, text
 
 MPIEXEC, FOLDER = sys.argv[1], Path(sys.argv[2])
+MODEL = str(Path(__file__).parents[2] / "bindings/python/tests/pretrained/folders/mixtral")
+TUNE = (
+    "--steps 4 --sequence-length 12 --sequences 3 --evaluate-every 2 --evaluate-tokens 100 --warmup-steps 1 "
+    "--schedule constant --log-every 1 --threads 1"
+).split()
 
 
 def command(ranks: int, *arguments: str) -> list[str]:
@@ -75,10 +80,31 @@ def ended(started: subprocess.Popen[bytes], run: Path) -> None:
         time.sleep(0.1)
 
 
+def of_a_folder(file: str) -> None:
+    """Let a folder's model write, measure it, train from it, and go on with another number of ranks."""
+    read = (
+        ("generate", MODEL, "--prompt", "the cat", "--tokens", "9", "--seed", "3"),
+        ("generate", MODEL, "--prompt", "the cat", "--tokens", "9", "--greedy", "--prepared", "int8_a8"),
+        ("eval", MODEL, file, "--tokens", "2000", "--sequence-length", "30"),
+    )
+    expected = [done(0, *each) for each in read]
+    for ranks in (2, 3):
+        assert [done(ranks, *each) for each in read] == expected, ranks
+    tuned = ["train", file, "--init", MODEL, *TUNE]
+    alone, run = FOLDER / "tuned", FOLDER / "tuned on ranks"
+    done(0, *tuned, "--output", str(alone))
+    done(3, *tuned, "--output", str(run), "--steps", "2")
+    done(2, "train", "--resume", str(run), "--steps", "4")
+    assert state(run) == state(alone)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (run / "model" / name).read_bytes() == (alone / "model" / name).read_bytes(), name
+
+
 def main() -> None:
-    """Train, evaluate, sample; kill a rank; interrupt."""
+    """Train, evaluate, sample; kill a rank; interrupt; the same of a model's folder."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
+    of_a_folder(text(FOLDER))
     given = [text(FOLDER), *SMALL]
     alone = FOLDER / "alone"
     done(0, "train", *given, "--steps", "12", "--output", str(alone))

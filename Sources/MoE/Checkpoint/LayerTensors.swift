@@ -42,9 +42,9 @@ struct LayerTensors {
     let rule: TensorRule
     let matrices: FusedMatrices
     /// Tensors: one, or one for each expert.
-    var count: Int { rule.listing == .numbered ? matrices.experts : 1 }
+    var count: Int { rule.listing == .numbered ? matrices.stored.experts : 1 }
     /// Whether each expert has a tensor of its own.
-    var isNumbered: Bool { count > 1 || matrices.experts == 1 }
+    var isNumbered: Bool { count > 1 || matrices.stored.experts == 1 }
   }
 
   // MARK: names
@@ -101,7 +101,8 @@ struct LayerTensors {
 
   func entry(_ rule: TensorRule) -> Entry? {
     guard rule.holdsParameters, let first = parameter(rule.first) else { return nil }
-    return Entry(rule: rule, matrices: FusedMatrices(rule, first, rule.second.flatMap { parameter($0) }))
+    let second = rule.second.flatMap { parameter($0) }
+    return Entry(rule: rule, matrices: FusedMatrices(rule, first, second, spread: layer.spreadExperts(of: first)))
   }
 
   /// The parameter of that name; of listed groups, of the first, for layouts where others have none.

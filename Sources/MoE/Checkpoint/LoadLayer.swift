@@ -140,8 +140,9 @@ struct Loading {
     _ entry: LayerTensors.Entry, _ expert: Int, raw: UnsafeMutableRawPointer, to parts: Parts
   ) throws(Fault) {
     let matrices = entry.matrices
-    let start = entry.isNumbered ? 0 : expert * matrices.elements
-    let stored = try place(entry, entry.isNumbered ? expert : 0).from(start)
+    let number = matrices.stored.first + expert
+    let start = entry.isNumbered ? 0 : number * matrices.elements
+    let stored = try place(entry, entry.isNumbered ? number : 0).from(start)
     let own = expert * matrices.rows * matrices.columns
     func target(_ part: Int) -> ParameterValues {
       ParameterValues(part == 0 ? parts.0 : parts.1, matrices.part(part).type, kernels)

@@ -55,7 +55,9 @@ extension Loading {
     guard let place = layer.parameters.matrix(entry.matrices.first),
       let own = sources[layer.configuration.groups[place.group]]
     else { return nil }
-    let matrices = FusedMatrices(entry.rule, entry.matrices.first, entry.matrices.second, byExpert: true)
+    let matrices = FusedMatrices(
+      entry.rule, entry.matrices.first, entry.matrices.second, byExpert: true,
+      spread: layer.spreadExperts(of: entry.matrices.first))
     let second = matrices.second.flatMap { layer.parameters.matrix($0)?.matrix }
     return PackedEntry(
       entry: entry, matrices: matrices, group: layer.configuration.groups[place.group], first: place.matrix,
@@ -141,8 +143,9 @@ private struct PackMatrices: FallibleJob {
   func run(_ item: Int, lane: Int) throws(Fault) {
     let raw = raw + lane * rawBytes
     let matrices = packed.matrices
-    let place = try loading.place(packed.entry, packed.isNumbered ? item : 0).from(
-      packed.isNumbered ? 0 : item * matrices.elements)
+    let number = matrices.stored.first + item
+    let place = try loading.place(packed.entry, packed.isNumbered ? number : 0).from(
+      packed.isNumbered ? 0 : number * matrices.elements)
     let values = try loading.checkpoint.values(place, matrices.elements, raw: raw)
     for part in 0..<matrices.parts {
       let (matrix, source) = (packed.matrix(part), packed.sources[packed.matrix(part)])

@@ -7,6 +7,7 @@ public struct OutgoingTensor {
     case rows(OutgoingRows)
     /// Of several ranks; rank 0 writes it.
     case spread(SpreadTensor)
+    case owned(OwnedMatrices)
     /// So many bytes, and 0 up to the tensor's own.
     case panels(UnsafeRawPointer, Int)
   }
@@ -96,6 +97,7 @@ func writeSafetensors<T: OutgoingTensors>(
       try rows.forEach { (start, bytes) throws(Fault) in try output.write(start, count: bytes) }
     case .rows(let rows): try rows.write(tensor.type, to: &output)
     case .spread(let parts): try parts.write(to: &output)
+    case .owned(let matrices): try matrices.write(tensor.type, to: &output)
     case .panels(let panels, let count):
       try output.write(panels, count: count)
       for _ in count..<tensor.bytes { try output.write(0 as UInt8) }

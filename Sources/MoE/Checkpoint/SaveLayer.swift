@@ -24,21 +24,34 @@ struct LayerOutgoing: OutgoingTensors {
   let tensors: LayerTensors
   let type: ElementType
   let kernels: UnsafePointer<moei_kernels>
+  /// Who write together.
+  var ranks: RanksPointer?
 
   func visit(_ body: (OutgoingTensor) throws(Fault) -> Void) throws(Fault) {
     try tensors.entries { (entry) throws(Fault) in
       let shape = entry.matrices.shape(entry.rule.listing)
       for number in 0..<entry.count {
-        let experts = entry.count == 1 ? 0..<entry.matrices.experts : number..<number + 1
+        let experts = entry.count == 1 ? 0..<entry.matrices.stored.experts : number..<number + 1
         try tensors.withName(entry.rule, expert: number) { (name) throws(Fault) in
           // What no gradient moves stays float32, as transformers keeps it: small steps would be lost.
           try body(
             OutgoingTensor(
               name: name, type: StoredType(entry.matrices.first.isBuffer ? .f32 : type), shape: shape,
-              contents: .matrices(OutgoingMatrices(matrices: entry.matrices, experts: experts, kernels: kernels))))
+              contents: contents(entry.matrices, experts)))
         }
       }
     }
+  }
+
+  private func contents(_ matrices: FusedMatrices, _ experts: Range<Int>) -> OutgoingTensor.Contents {
+    let layer = tensors.layer
+    if let ranks, layer.spreadExperts(of: matrices.first) != nil {
+      return .owned(
+        OwnedMatrices(
+          ranks: ranks, context: layer.context, kernels: kernels, matrices: matrices,
+          group: layer.parameters.place(of: matrices.first).group, experts: experts))
+    }
+    return .matrices(OutgoingMatrices(matrices: matrices, experts: experts, kernels: kernels))
   }
 }
 

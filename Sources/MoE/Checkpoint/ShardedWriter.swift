@@ -46,6 +46,16 @@ func writeShards<T: OutgoingTensors>(
   if let before { names.removeShards(of: before) }
 }
 
+/// On the ranks that do not write: as `writeShards` on rank 0.
+func sendShards<T: OutgoingTensors>(_ tensors: T, mostBytes: Int, in context: ContextPointer) throws(Fault) {
+  var split = ShardSplit(mostBytes: mostBytes)
+  var count = 0
+  try tensors.visit { (tensor) throws(Fault) in count = split.place(tensor.bytes) + 1 }
+  for shard in 0..<count {
+    try sendTensors(OneShard(tensors: tensors, mostBytes: mostBytes, shard: shard), in: context)
+  }
+}
+
 /// Removes an index and its shards, where there are some, since a file of all tensors has taken their place.
 func removeShards(of path: UnsafePointer<CChar>, _ allocator: Allocator) throws(Fault) {
   guard let before = try IndexFile.ofSet(path, allocator) else { return }

@@ -100,13 +100,19 @@ struct FusedMatrices {
   let second: Parameter?
   let interleaved: Bool
   let transposed: Bool
-  /// Experts, and rows and columns of one parameter's matrix.
+  /// Experts that are here, and rows and columns of one parameter's matrix.
   let experts: Int
   let rows: Int
   let columns: Int
+  /// How many experts the tensors have, and which of them is the first that is here: over ranks there are others.
+  let stored: (experts: Int, first: Int)
 
-  /// `byExpert`: a parameter as it is, too, is seen as its experts' matrices.
-  init(_ rule: TensorRule, _ first: Parameter, _ second: Parameter?, byExpert: Bool = false) {
+  /// `byExpert`: a parameter as it is, too, is seen as its experts' matrices. `spread`: of experts of which other ranks have some, how
+  /// many all have, and the first that is here.
+  init(
+    _ rule: TensorRule, _ first: Parameter, _ second: Parameter?, byExpert: Bool = false,
+    spread: (all: Int, first: Int)? = nil
+  ) {
     self.first = first
     self.second = second
     interleaved = rule.interleaved
@@ -116,6 +122,7 @@ struct FusedMatrices {
     } else {
       (experts, rows, columns) = first.shape
     }
+    stored = spread.map { ($0.all, $0.first) } ?? (experts, 0)
   }
 
   var parts: Int { second == nil ? 1 : 2 }
@@ -136,8 +143,9 @@ struct FusedMatrices {
     case .plain, .table, .refused: return first.storedShape
     case .row: return StoredShape(1, first.count)
     case .numbered, .single: return isBias ? StoredShape(fusedRows) : StoredShape(a, b)
-    case .stacked, .mxfp4: return isBias ? StoredShape(experts, fusedRows) : StoredShape(experts, a, b)
-    case .flattened: return StoredShape(experts * a, b)
+    case .stacked, .mxfp4:
+      return isBias ? StoredShape(stored.experts, fusedRows) : StoredShape(stored.experts, a, b)
+    case .flattened: return StoredShape(stored.experts * a, b)
     }
   }
 }

@@ -112,9 +112,7 @@ public struct TrainingState {
     if spread.ranks.pointee.rank == 0 {
       try writeSafetensors(self, to: path, in: context)
     } else {
-      try visitLargestFirst(self) { (tensor) throws(Fault) in
-        if case .spread(let parts) = tensor.contents { try parts.send() }
-      }
+      try sendTensors(self, in: context)
     }
     try spread.ranks.pointee.agree(SpreadTensor.words, nil, next: nil)
   }
@@ -259,7 +257,7 @@ extension TrainingState: OutgoingTensors {
         if count.withoutUnallocated && parameter.isUnallocated { continue }
         try one(
           StateName(kind: "layers.", n: n, part: ".", parameter: parameter.name), StoredType(parameter.type),
-          parameter.storedShape, parameter.data!, whole: spread == nil ? nil : layer.spreadExperts(index), body)
+          parameter.storedShape, parameter.data!, whole: spread == nil ? nil : layer.spreadExperts(of: parameter), body)
       }
     }
     try visitGroups(body)

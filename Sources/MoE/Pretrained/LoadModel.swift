@@ -355,7 +355,7 @@ extension Loading {
   fileprivate func bytes(_ entry: LayerTensors.Entry) throws(Fault) -> Int {
     var sum = 0
     for expert in 0..<entry.count {
-      let elements = (entry.isNumbered ? 1 : entry.matrices.experts) * entry.matrices.elements
+      let elements = (entry.isNumbered ? 1 : entry.matrices.stored.experts) * entry.matrices.elements
       sum += try place(entry, expert).bytes(elements)
     }
     return sum

@@ -23,6 +23,10 @@ extension Model {
   /// Writes weights, then config.json.
   public func save(to folder: UnsafePointer<CChar>, _ saving: ModelSaving) throws(Fault) {
     if isPacked {
+      if ranks != nil {
+        throw .badState(
+          "the model's weights are packed, and its experts spread over ranks: pack and save in one process")
+      }
       try write(try PackedOutgoing(self), to: folder, saving, isPacked: true)
     } else {
       try write(try ModelOutgoing(self, saving), to: folder, saving, isPacked: false)
@@ -32,21 +36,39 @@ extension Model {
   private func write<T: OutgoingTensors>(
     _ outgoing: T, to folder: UnsafePointer<CChar>, _ saving: ModelSaving, isPacked: Bool
   ) throws(Fault) {
-    let allocator = context.pointee.allocator
-    let paths = try FolderPaths(folder, allocator)
-    defer { paths.free() }
-    let made = moei_folder_make(folder)
-    if made != 0 { throw .io("making a folder", folder, made) }
     var total = 0
     try outgoing.visit { (tensor) throws(Fault) in
       let (sum, overflow) = total.addingReportingOverflow(tensor.bytes)
       if overflow { throw .invalid("\(tensor.name): the files would have more than 2^63 bytes") }
       total = sum
     }
+    let shardBytes = saving.shardBytes.flatMap { total > $0 ? $0 : nil }
+    guard let ranks else { return try put(outgoing, total, shardBytes, to: folder, saving, isPacked: isPacked) }
+    try ranks.open(saving: outgoing, shardBytes)
+    if ranks.pointee.rank == 0 {
+      try put(outgoing, total, shardBytes, to: folder, saving, isPacked: isPacked)
+    } else if let shardBytes {
+      try sendShards(outgoing, mostBytes: shardBytes, in: context)
+    } else {
+      try sendTensors(outgoing, in: context)
+    }
+    try ranks.pointee.agree(SpreadTensor.words, nil, next: nil)
+  }
+
+  /// `total`: bytes of all tensors.
+  private func put<T: OutgoingTensors>(
+    _ outgoing: T, _ total: Int, _ shardBytes: Int?, to folder: UnsafePointer<CChar>, _ saving: ModelSaving,
+    isPacked: Bool
+  ) throws(Fault) {
+    let allocator = context.pointee.allocator
+    let paths = try FolderPaths(folder, allocator)
+    defer { paths.free() }
+    let made = moei_folder_make(folder)
+    if made != 0 { throw .io("making a folder", folder, made) }
     var progress = saving.progress
     progress.total = total
     try progress.add(0, in: context)
-    if let most = saving.shardBytes, total > most {
+    if let most = shardBytes {
       try writeShards(
         outgoing, to: paths.path("model.safetensors.index.json"), mostBytes: most, in: context, progress: &progress)
       // A reader would take it in place of the shards.
@@ -78,12 +100,13 @@ extension Model {
 private struct ModelOutgoing: OutgoingTensors {
   private let tensors: FamilyTensors
   private let type: ElementType
+  private let ranks: RanksPointer?
   /// The folder's own, where the model came from one of this family.
   private let norms: UnsafePointer<Float>?
 
   init(_ model: Model, _ saving: ModelSaving) throws(Fault) {
     tensors = FamilyTensors(model: model, family: saving.family, shapes: saving.shapes)
-    type = saving.type
+    (type, ranks) = (saving.type, model.ranks)
     norms = model.origin.flatMap { $0.family.table == saving.family.table ? UnsafePointer($0.norms) : nil }
     try tensors.requireComplete()
     let own = tensors
@@ -92,6 +115,7 @@ private struct ModelOutgoing: OutgoingTensors {
       case .own(let entry):
         if entry.parameter.data == nil { throw .badState("\(entry.parameter.name) has no memory") }
       case .block(let n, let layer):
+        try layer.pointee.requireOwnExperts()
         try layer.pointee.requireMemory()
         try own.withBlock(n, try own.writtenLayout(n)) { (prefix) throws(Fault) in
           try LayerTensors(layer.pointee, try own.writtenLayout(n), .prefix(prefix)).requireFit()
@@ -117,7 +141,7 @@ private struct ModelOutgoing: OutgoingTensors {
         let layout = try tensors.writtenLayout(n)
         try tensors.withBlock(n, layout) { (prefix) throws(Fault) in
           try LayerOutgoing(
-            tensors: LayerTensors(layer.pointee, layout, .prefix(prefix)), type: type, kernels: kernels
+            tensors: LayerTensors(layer.pointee, layout, .prefix(prefix)), type: type, kernels: kernels, ranks: ranks
           ).visit(body)
         }
       }

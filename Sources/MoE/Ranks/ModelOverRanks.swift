@@ -9,6 +9,8 @@ enum ModelCall: UInt64 {
   case forward = 11
   case backward = 12
   case read = 13
+  case load = 14
+  case save = 15
 }
 
 extension Model {

@@ -14,7 +14,7 @@ public struct Ranks {
   /// Whether each rank chooses among its own tokens alone.
   let choosesLocally: Bool
   /// Of all that has to be the same on every rank.
-  private let configurationHash: UInt64
+  let configurationHash: UInt64
 
   /// The tokens of a call, all ranks'.
   struct AllTokens {
@@ -27,6 +27,10 @@ public struct Ranks {
     var choicesAreGiven = false
     /// Whether some rank wants the tokens in chunks.
     var isDivided = false
+    /// Of experts by call: whether some rank keeps something for backward, or, in backward, wants gradients of x.
+    var isWanted = false
+    /// Of experts by call: whether rows travel as floats, since some rank's experts read them so.
+    var isWide = false
   }
   private(set) var all = AllTokens()
 
@@ -57,7 +61,7 @@ public struct Ranks {
     static var count: Int { 3 }
   }
   private static var textSize: Int { Int(MOEI_TEXT_SIZE) }
-  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices, division.
+  /// Words of a call's first agreement: tokens, those that are valid, those that count, sequences, choices, flags.
   static var callWords: Int { 6 }
 
   /// What the boundary has of it.
@@ -161,10 +165,10 @@ public struct Ranks {
     (words[0], words[1]) = (Int64(tokens.tokens), Int64(tokens.valid))
     (words[2], words[3]) = (Int64(tokens.counted), Int64(tokens.sequences))
     words[4] = tokens.tokens == 0 ? 0 : tokens.choicesAreGiven ? 2 : 1
-    words[5] = tokens.isDivided ? 1 : 0
+    words[5] = (tokens.isDivided ? 1 : 0) | (tokens.isWanted ? 2 : 0) | (tokens.isWide ? 4 : 0)
     try agree(Self.callWords, nil, next: nil)
     all = AllTokens()
-    var choices: Int64 = 0
+    var (choices, flags): (Int64, Int64) = (0, 0)
     for other in 0..<size {
       let theirs = words(of: other, Self.callWords)
       if other < rank { all.first += Int(theirs[0]) }
@@ -173,8 +177,9 @@ public struct Ranks {
       all.counted += Int(theirs[2])
       all.sequences += Int(theirs[3])
       choices |= theirs[4]
-      if theirs[5] != 0 { all.isDivided = true }
+      flags |= theirs[5]
     }
+    (all.isDivided, all.isWanted, all.isWide) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0)
     all.choicesAreGiven = choices & 2 != 0
     if choices == 3 { throw .invalid("options.expert_indices are given on some ranks and NULL on others") }
   }
@@ -404,4 +409,10 @@ public struct Hash {
 
   public mutating func add(_ word: UInt64) { value = (value ^ word) &* 0x100_0000_01b3 }
   public mutating func add(_ bytes: UnsafeRawBufferPointer) { for byte in bytes { add(UInt64(byte)) } }
+  /// Of long memory, eight bytes at a time.
+  mutating func addWords(_ memory: UnsafeRawPointer, bytes: Int) {
+    let whole = bytes & ~7
+    for place in stride(from: 0, to: whole, by: 8) { add(memory.loadUnaligned(fromByteOffset: place, as: UInt64.self)) }
+    add(UnsafeRawBufferPointer(start: memory + whole, count: bytes - whole))
+  }
 }

@@ -12,8 +12,6 @@ struct SpreadTensor {
   let first: Int
   let all: Int
 
-  private static var piece: Int { 1 << 20 }
-
   /// On rank 0, while the others `send`.
   func write(to output: inout FileOutput) throws(Fault) {
     let memory = try agree()
@@ -22,14 +20,9 @@ struct SpreadTensor {
       for other in 0..<ranks.pointee.size {
         if other == ranks.pointee.rank {
           attempt(&failed) { () throws(Fault) in try output.write(self.memory + row * own, count: own) }
-          continue
-        }
-        var left = Int(ranks.pointee.words(of: other, SpreadTensor.words)[0])
-        while left > 0 {
-          let bytes = min(left, Self.piece)
-          try ranks.pointee.receive(memory, bytes: bytes, from: other)
-          attempt(&failed) { () throws(Fault) in try output.write(memory, count: bytes) }
-          left -= bytes
+        } else {
+          let bytes = Int(ranks.pointee.words(of: other, SpreadTensor.words)[0])
+          try ranks.pass(bytes, from: other, through: memory, to: &output, &failed)
         }
       }
     }
@@ -40,8 +33,8 @@ struct SpreadTensor {
   func send() throws(Fault) {
     _ = try agree()
     for row in 0..<rows {
-      for start in stride(from: 0, to: own, by: Self.piece) {
-        try ranks.pointee.send(memory + row * own + start, bytes: min(Self.piece, own - start), to: 0)
+      for start in stride(from: 0, to: own, by: FileOutput.capacity) {
+        try ranks.pointee.send(memory + row * own + start, bytes: min(FileOutput.capacity, own - start), to: 0)
       }
     }
   }
@@ -51,10 +44,7 @@ struct SpreadTensor {
 
   /// Every rank tells how much of a row it has; returns memory for a piece.
   private func agree() throws(Fault) -> UnsafeMutableRawPointer {
-    let memory = try ranks.room(context.pointee.allocator) { $0.take(UInt8.self, Self.piece) }
-    ranks.pointee.words[0] = Int64(own)
-    try ranks.pointee.agree(Self.words, nil, next: Self.words)
-    return UnsafeMutableRawPointer(memory)
+    try ranks.agreeOnTensor(own, context.pointee.allocator)
   }
 
   /// From a file of one process.
@@ -67,11 +57,88 @@ struct SpreadTensor {
   }
 }
 
+/// A tensor of experts, each of which one rank has, on its way into rank 0's file: their owners send the bytes that they would write.
+struct OwnedMatrices {
+  let ranks: RanksPointer
+  let context: ContextPointer
+  let kernels: UnsafePointer<moei_kernels>
+  let matrices: FusedMatrices
+  let group: Int
+  /// Of the group's, on all ranks.
+  let experts: Range<Int>
+
+  private func owned(by rank: Int) -> Range<Int> {
+    ranks.pointee.placement.owned(by: rank, inGroup: group).clamped(to: experts)
+  }
+  private var own: OutgoingMatrices {
+    let (mine, first) = (owned(by: ranks.pointee.rank), matrices.stored.first)
+    return OutgoingMatrices(
+      matrices: matrices, experts: mine.lowerBound - first..<mine.upperBound - first, kernels: kernels)
+  }
+
+  /// On rank 0, while the others `send`.
+  func write(_ type: StoredType, to output: inout FileOutput) throws(Fault) {
+    let memory = try ranks.agreeOnTensor(0, context.pointee.allocator)
+    var failed: Fault?
+    for other in 0..<ranks.pointee.size {
+      if other == ranks.pointee.rank {
+        attempt(&failed) { () throws(Fault) in try own.write(type, to: &output) }
+      } else {
+        let bytes = owned(by: other).count * ElementType(type).bytes(matrices.elements)
+        try ranks.pass(bytes, from: other, through: memory, to: &output, &failed)
+      }
+    }
+    if let failed { throw failed }
+  }
+
+  /// On the others.
+  func send(_ type: StoredType) throws(Fault) {
+    _ = try ranks.agreeOnTensor(0, context.pointee.allocator)
+    var output = try FileOutput(to: ranks, allocator: context.pointee.allocator)
+    try own.write(type, to: &output)
+    try output.sendRest()
+  }
+}
+
+/// On the ranks that do not write: sends what the file of rank 0 has of theirs.
+func sendTensors<T: OutgoingTensors>(_ tensors: T, in context: ContextPointer) throws(Fault) {
+  try visitLargestFirst(tensors) { (tensor) throws(Fault) in
+    try context.askWhetherToStop()
+    switch tensor.contents {
+    case .spread(let parts): try parts.send()
+    case .owned(let matrices): try matrices.send(tensor.type)
+    default: return
+    }
+  }
+}
+
+extension UnsafeMutablePointer where Pointee == Ranks {
+  /// All have come to a tensor, of a row of which each has so many bytes; returns memory for a piece of it.
+  fileprivate func agreeOnTensor(_ bytes: Int, _ allocator: Allocator) throws(Fault) -> UnsafeMutableRawPointer {
+    let memory = try room(allocator) { $0.take(UInt8.self, FileOutput.capacity) }
+    pointee.words[0] = Int64(bytes)
+    try pointee.agree(SpreadTensor.words, nil, next: SpreadTensor.words)
+    return UnsafeMutableRawPointer(memory)
+  }
+
+  /// So many bytes of another rank go on to a file; all of them are received where that has failed, too.
+  fileprivate func pass(
+    _ bytes: Int, from other: Int, through memory: UnsafeMutableRawPointer, to output: inout FileOutput,
+    _ failed: inout Fault?
+  ) throws(Fault) {
+    for start in stride(from: 0, to: bytes, by: FileOutput.capacity) {
+      let some = min(FileOutput.capacity, bytes - start)
+      try pointee.receive(memory, bytes: some, from: other)
+      attempt(&failed) { () throws(Fault) in try output.write(memory, count: some) }
+    }
+  }
+}
+
 extension Layer {
   /// Of a parameter of experts that are spread: how many experts all ranks have in it, and the number of the first that is here.
-  func spreadExperts(_ index: Int) -> (all: Int, first: Int)? {
+  func spreadExperts(of parameter: Parameter) -> (all: Int, first: Int)? {
     guard let ranks, ranks.pointee.placement.strategy == .exclusive else { return nil }
-    let (role, number) = parameters.place(index)
+    let (role, number) = parameters.place(of: parameter)
     let group = configuration.groups[number]
     if !role.isOfGroup || group.isShared { return nil }
     return (ranks.pointee.placement.whole(group).experts, ranks.pointee.owned(inGroup: number).lowerBound)

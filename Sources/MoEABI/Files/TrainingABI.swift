@@ -53,7 +53,7 @@ public func moe_training_load_distributed(
 }
 
 /// A call that ranks make together: what one of them finds wrong is the others' error, too.
-private func overRanks(
+func overRanks(
   _ communicator: UnsafePointer<moe_communicator>?, in context: ContextPointer,
   _ body: (RanksPointer) throws(Fault) -> Void
 ) throws(Fault) {

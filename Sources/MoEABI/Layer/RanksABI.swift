@@ -16,7 +16,7 @@ public func moe_layer_create_distributed(
     var placed = moe_placement()
     if placement != nil { placed = try read(placement, "placement") }
     let out = try required(out, "out")
-    let counts = try expertsPerRank(placed, communicator, config)
+    let counts = try placed.counts(communicator, of: config.n_experts)
     var groups = GroupList()
     try groups.fill(config)
     try groups.withPointer { (groups, count) throws(Fault) in
@@ -108,24 +108,26 @@ extension Communicator {
   }
 }
 
-private func expertsPerRank(
-  _ placement: moe_placement, _ communicator: Communicator, _ config: moe_layer_config
+/// How many of `experts` each rank owns; nil: as even as they can be.
+func expertsPerRank(
+  _ given: UnsafePointer<Int64>?, _ name: StaticString, _ communicator: Communicator, of experts: Int
 ) throws(Fault) -> UnsafePointer<Int64>? {
-  guard let counts = try optional(UnsafeMutablePointer(mutating: placement.experts_per_rank), "experts_per_rank")
-  else { return nil }
-  var left = Int(config.n_experts)
+  guard let counts = try optional(UnsafeMutablePointer(mutating: given), name) else { return nil }
+  var left = experts
   for rank in 0..<communicator.size {
     if counts[rank] < 0 || Int(counts[rank]) > left {
-      throw .invalid(
-        "placement.experts_per_rank[\(rank)] = \(Int(counts[rank])), but \(left) of n_experts = \(Int(config.n_experts)) are left"
-      )
+      throw .invalid("\(name)[\(rank)] = \(Int(counts[rank])), but \(left) of n_experts = \(experts) are left")
     }
     left -= Int(counts[rank])
   }
-  if left > 0 {
-    throw .invalid("placement.experts_per_rank adds up to \(left) less than n_experts = \(Int(config.n_experts))")
-  }
+  if left > 0 { throw .invalid("\(name) adds up to \(left) less than n_experts = \(experts)") }
   return UnsafePointer(counts)
+}
+
+extension moe_placement {
+  fileprivate func counts(_ communicator: Communicator, of experts: Int64) throws(Fault) -> UnsafePointer<Int64>? {
+    try expertsPerRank(experts_per_rank, "placement.experts_per_rank", communicator, of: Int(experts))
+  }
 }
 
 /// Which experts may be hot.
@@ -158,7 +160,7 @@ struct Spreading {
   /// Of its MoE layers, which `experts` are.
   func wanted(_ config: moe_model_config, _ experts: Configuration.Values) throws(Fault) -> Ranks.Wanted {
     let moe = try moe_layer_config(moeOf: config)
-    let counts = try expertsPerRank(placement, communicator, moe)
+    let counts = try placement.counts(communicator, of: moe.n_experts)
     var wanted = try Ranks.Wanted(moe, experts, communicator, counts, placement)
     wanted.configurationHash = hash(config, wanted.configurationHash)
     return wanted

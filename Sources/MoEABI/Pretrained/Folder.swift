@@ -167,6 +167,12 @@ struct Folder {
     }
   }
 
+  /// Its model will be one over ranks, whose layers allocate all that they own.
+  mutating func spread() throws(Fault) {
+    try requireForRanks()
+    moe.pointee.unallocated = options.unallocated
+  }
+
   private mutating func fillInfo(_ keys: FolderKeys, _ survey: Survey) {
     info.struct_size = MemoryLayout<moe_pretrained_info>.size
     var name = TextBuffer(texts, capacity: Self.textRoom)

@@ -70,7 +70,13 @@ public func moe_pretrained_load(_ pretrained: OpaquePointer?, _ model: OpaquePoi
   attempt { () throws(Fault) in
     let folder = try handle(pretrained, "pretrained", as: Folder.self)
     let model = try handle(model, "model", as: Model.self)
-    try folder.pointee.load(model, isNew: false)
+    try model.pointee.beginCall()
+    do throws(Fault) {
+      guard let ranks = model.pointee.ranks else { return try folder.pointee.load(model, isNew: false) }
+      try folder.pointee.load(model, isNew: false, over: ranks)
+    } catch {
+      throw model.pointee.told(error)
+    }
   }
 }
 
@@ -102,6 +108,42 @@ public func moe_model_load(
   }
 }
 
+@implementation @_cdecl("moe_model_load_distributed")
+public func moe_model_load_distributed(
+  _ context: OpaquePointer?, _ folder: UnsafePointer<CChar>?, _ options: UnsafePointer<moe_pretrained_options>?,
+  _ communicator: UnsafePointer<moe_communicator>?, _ placement: UnsafePointer<moe_placement>?,
+  _ out: UnsafeMutablePointer<OpaquePointer?>?
+) -> moe_status {
+  attempt { () throws(Fault) in
+    let context = try handle(context, "context", as: Context.self)
+    try overRanks(communicator, in: context) { (ranks) throws(Fault) in
+      let path = try required(folder, "folder")
+      let options = try readOptions(options)
+      var placed = moe_placement()
+      if placement != nil { placed = try read(placement, "placement") }
+      let out = try required(out, "out")
+      let folder = try Folder.open(path, options, in: context)
+      defer { folder.free() }
+      try folder.pointee.spread()
+      let spreading = Spreading(
+        communicator: try Communicator(try read(communicator, "communicator")), placement: placed)
+      var made: ModelPointer?
+      try createModel(
+        context, folder.pointee.model, startsRandom: false, allocates: !folder.pointee.packs(in: context),
+        over: spreading
+      ) { made = $0 }
+      guard let model = made else { return }
+      do throws(Fault) {
+        try folder.pointee.load(model, isNew: true, over: ranks)
+      } catch {
+        model.free()
+        throw error
+      }
+      out.pointee = OpaquePointer(model)
+    }
+  }
+}
+
 @implementation @_cdecl("moe_pretrained_family")
 public func moe_pretrained_family(_ index: Int64) -> UnsafePointer<CChar>? {
   Int32(exactly: index).flatMap { Family(rawValue: $0) }?.name
@@ -111,6 +153,34 @@ extension Folder {
   private func calibration() throws(Fault) -> CalibrationPointer? {
     guard let given = options.calibration else { return nil }
     return try handle(given, "options.calibration", as: Calibration.self)
+  }
+
+  /// All ranks read it together.
+  func load(_ model: ModelPointer, isNew: Bool, over ranks: RanksPointer) throws(Fault) {
+    try requireForRanks()
+    var hash = Hash()
+    hash.add(UInt64(UInt32(bitPattern: options.prepared)))
+    for part in UnsafeBufferPointer(start: options.prepared_parts, count: Int(options.n_prepared_parts)) {
+      hash.add(UInt64(UInt32(bitPattern: part.prepared)))
+      hash.add(UnsafeRawBufferPointer(start: part.pattern, count: textLength(part.pattern)))
+    }
+    try ranks.read(model, options: hash) { () throws(Fault) in try load(model, isNew: isNew) }
+  }
+
+  /// Refuses what a rank alone cannot do with its experts.
+  func requireForRanks() throws(Fault) {
+    if residentLimit != nil {
+      throw .invalid(
+        "options.resident_limit: a model over ranks has all of its experts in memory; more ranks take less memory each")
+    }
+    if options.calibration != nil {
+      throw .invalid("options.calibration: few bits are chosen in one process, which saves the folder for ranks")
+    }
+    if source.isPacked {
+      throw .invalid(
+        "the folder's weights are packed already, which is for one process: name the folder that they were packed from, and options.prepared"
+      )
+    }
   }
 
   /// `isNew`: nobody else has the model.

@@ -8,24 +8,33 @@ public func moe_model_save(
 ) -> moe_status {
   attempt { () throws(Fault) in
     let model = try handle(model, "model", as: Model.self)
-    try model.pointee.requireWhole()
-    let folder = try required(folder, "folder")
-    var copy = moe_save_options()
-    if options != nil { copy = try read(options, "options") }
-    if model.pointee.isPacked && copy.dtype != 0 {
-      throw .invalid(
-        "options.dtype = \(Int(copy.dtype)), but the model's weights are packed, and stay as they are: leave it OWN")
+    try model.pointee.beginCall()
+    do throws(Fault) {
+      let folder = try required(folder, "folder")
+      var copy = moe_save_options()
+      if options != nil { copy = try read(options, "options") }
+      try save(model, to: folder, copy)
+    } catch {
+      throw model.pointee.told(error)
     }
-    if let text = copy.config {
-      try model.pointee.context.withConfig(text) { (family, tree, language) throws(Fault) in
-        let keys = FolderKeys(family, root: tree.root, language: language)
-        try save(model, to: folder, copy, keys, tree)
-      }
-    } else {
-      try model.pointee.withOrigin { (family, shapes, type, tree) throws(Fault) in
-        try model.pointee.save(to: folder, ModelSaving(copy, family, shapes, tree, otherwise: type))
-      }
+  }
+}
+
+private func save(
+  _ model: ModelPointer, to folder: UnsafePointer<CChar>, _ options: moe_save_options
+) throws(Fault) {
+  if model.pointee.isPacked && options.dtype != 0 {
+    throw .invalid(
+      "options.dtype = \(Int(options.dtype)), but the model's weights are packed, and stay as they are: leave it OWN")
+  }
+  if let text = options.config {
+    return try model.pointee.context.withConfig(text) { (family, tree, language) throws(Fault) in
+      let keys = FolderKeys(family, root: tree.root, language: language)
+      try save(model, to: folder, options, keys, tree)
     }
+  }
+  try model.pointee.withOrigin { (family, shapes, type, tree) throws(Fault) in
+    try model.pointee.save(to: folder, ModelSaving(options, family, shapes, tree, otherwise: type))
   }
 }
 

@@ -292,6 +292,47 @@ import Testing
     refused("00001", load().0, MOE_ERROR_IO)
   }
 
+  // MARK: over ranks; the Python tests have several
+
+  @Test func oneRankReadsAndWritesAsAModelWithoutRanks() throws {
+    try writeFolder()
+    let (status, plain) = load()
+    try check(status)
+    defer { moe_model_free(plain) }
+    var (communicator, spread, opened) = (alone(), OpaquePointer?.none, OpaquePointer?.none)
+    try check(moe_model_load_distributed(context, folder.path, nil, &communicator, nil, &spread))
+    defer { moe_model_free(spread) }
+    let name = "layers.1.ffn.experts.down.weight"
+    let (model, expected) = (try #require(spread), try values(try #require(plain), name))
+    #expect(try values(model, name) == expected)
+
+    var (index, tensor) = (Int64(0), moe_tensor())
+    try check(moe_model_find_parameter(model, name, &index))
+    tensor.struct_size = MemoryLayout<moe_tensor>.size
+    try check(moe_model_parameter(model, index, &tensor))
+    tensor.data!.assumingMemoryBound(to: Float.self)[3] = 9
+    try check(moe_pretrained_open(context, folder.path, nil, &opened))
+    defer { moe_pretrained_free(opened) }
+    try check(moe_pretrained_load(opened, model))
+    #expect(try values(model, name) == expected)
+
+    for (model, other) in [(plain, "a"), (spread, "b")] { try check(moe_model_save(model, folder.file(other), nil)) }
+    let file = "/model.safetensors"
+    #expect(try folder.bytes("a" + file) == folder.bytes("b" + file))
+  }
+
+  @Test func anErrorOverRanksLeavesNothing() throws {
+    try writeFolder()
+    let before = allocator.liveBytes
+    var (communicator, model) = (alone(), OpaquePointer?.none)
+    refused("out", moe_model_load_distributed(context, folder.path, nil, &communicator, nil, nil))
+    refused("communicator", moe_model_load_distributed(context, folder.path, nil, nil, nil, &model))
+    try writeWeights(Array(shapes().dropLast()))
+    refused("rank 0: ", moe_model_load_distributed(context, folder.path, nil, &communicator, nil, &model))
+    #expect(lastError().contains("down_proj") && model == nil)
+    #expect(allocator.liveBytes == before)
+  }
+
   @Test func anErrorLeavesNothing() throws {
     try writeFolder()
     let before = allocator.liveBytes

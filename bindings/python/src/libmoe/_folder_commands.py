@@ -47,6 +47,8 @@ def is_model_folder(folder: Path) -> bool:
 
 def generate(asked: argparse.Namespace) -> int:
     """Continue a text; what is written goes to the standard output, how fast to the standard error."""
+    if asked.prompt == "-" and asked.processes.size > 1:
+        raise UserError("--prompt -: the standard input is one rank's alone; give the text itself")
     text = sys.stdin.read() if asked.prompt == "-" else asked.prompt
     sampling, coder = _looked_at(asked)
     prompt = coder.encode(text)
@@ -57,8 +59,14 @@ def generate(asked: argparse.Namespace) -> int:
     tokens = model.generate(prompt, asked.tokens, seed=asked.seed, stop=())
     print(text, end="", flush=True)
     _print(model.written(speed.timed(tokens), prompt))
-    say(str(speed), error=True)
+    _note(asked, str(speed))
     return 0
+
+
+def _note(asked: argparse.Namespace, text: str) -> None:
+    """Say it on the standard error, of several ranks on the first."""
+    if asked.processes.is_first:
+        say(text, error=True)
 
 
 def chat(asked: argparse.Namespace) -> int:
@@ -122,7 +130,7 @@ def _looked_at(asked: argparse.Namespace) -> tuple[libmoe.Sampling, libmoe.Token
     defaults = libmoe.Sampling.from_pretrained(asked.folder)
     if defaults.not_computed:
         asks = ", ".join(defaults.not_computed)
-        say(f"generation_config.json asks for {asks}, which is not computed: it is left out", error=True)
+        _note(asked, f"generation_config.json asks for {asks}, which is not computed: it is left out")
     sampling = chosen(defaults, **given)
     check_sampling(**sampling.drawing(), seed=asked.seed)
     return sampling, libmoe.Tokenizer(asked.folder)
@@ -160,6 +168,7 @@ def _read(
     calibration: libmoe.Calibration | None = None,
 ) -> libmoe.Model:
     """Read a folder's model for inference."""
+    ranks = asked.processes
     meter = Meter("reading", "read", str(asked.folder))
     model = libmoe.Model.from_pretrained(
         asked.folder,
@@ -168,10 +177,12 @@ def _read(
         prepared=asked.prepared,
         resident_limit=asked.resident_limit,
         calibration=calibration,
-        progress=meter,
-        context=libmoe.Context(min(asked.threads or libmoe.processors(), libmoe.processors())),
+        progress=meter if ranks.is_first else None,
+        context=libmoe.Context(min(asked.threads or ranks.processors, libmoe.processors())),
+        communicator=ranks.communicator,
     )
-    meter.end()
+    if ranks.is_first:
+        meter.end()
     if sampling is not None:
         model.sampling = sampling
     if tokenizer is not None:
@@ -189,7 +200,8 @@ def evaluate(asked: argparse.Namespace) -> int:
     coder = Tokenizer(str(libmoe.Tokenizer(asked.folder).path))
     found, passed_over = texts.find(asked.files, utf8=True)
     if texts.told(passed_over):
-        say(texts.told(passed_over), error=True)
+        _note(asked, texts.told(passed_over))
+    asked.processes.require_same("texts", [text.sha256 for text in found])
     part = whole(found, coder)
     length = min(asked.sequence_length or WINDOW, part.n_tokens - 1)
     if length < 1:
@@ -202,6 +214,7 @@ def evaluate(asked: argparse.Namespace) -> int:
         sequence_length=length,
         sequences=asked.sequences or WINDOWS,
         most_tokens=most,
+        ranks=asked.processes,
     )
     read = what_is_read(part, most, length, "tokens")
     print(f"{bits:.4f} bits per byte, perplexity {_perplexity(bits, part):.4f} per token, of ", end="")

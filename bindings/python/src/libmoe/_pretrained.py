@@ -18,9 +18,11 @@ from ._keywords import keywords
 from ._native import abi, check, fields
 from ._native.callbacks import tell_progress
 from ._native.library import Handle, lib
+from ._ranks import handle
 from ._tensors import Tensors
 from .calibration import Calibration
 from .checkpoint import Path, encoded, place_of
+from .communicator import Communicator
 from .context import Context, handle_of
 from .errors import InvalidArgumentError, MoeError
 from .sampling import Sampling
@@ -40,6 +42,9 @@ class Pretrained(Tensors):
     if TYPE_CHECKING:
         sampling: Sampling
 
+        @property
+        def communicator(self) -> Communicator | None: ...
+
         @classmethod
         def _from_handle(cls: type[AnyModel], handle: Handle, context: Context | None) -> AnyModel: ...
 
@@ -57,6 +62,9 @@ class Pretrained(Tensors):
         calibration: Calibration | None = None,
         progress: Progress | None = None,
         context: Context | None = None,
+        communicator: Communicator | None = None,
+        experts_per_rank: Sequence[int] | None = None,
+        choice_scope: words.ChoiceScope = "global",
     ) -> AnyModel:
         """Read a whole model from a folder as transformers' ``save_pretrained`` writes it, or a GGUF file.
 
@@ -94,6 +102,9 @@ class Pretrained(Tensors):
             Called with bytes read and all bytes, after each tensor; what it raises ends the reading.
         context : Context, optional
             Whose threads compute; by default the shared one.
+        communicator, experts_per_rank, choice_scope
+            As of :class:`Model`: every rank reads the folder, which each finds under a path of its own, and
+            of experts its own, at least one of each layer.
 
         Returns
         -------
@@ -129,20 +140,17 @@ class Pretrained(Tensors):
             check.instance("calibration", calibration, Calibration, "libmoe.calibrate(model, text)")
             options.calibration = calibration._handle._as_parameter_
         tell_progress(options, progress)
-        place = require_json(folder)
-        sampling = None if is_gguf(folder) else Sampling.from_pretrained(folder)
-        parent = handle_of(context)
-        handle = Handle(
-            lib.moe_model_load,
-            lib.moe_model_free,
-            parent,
-            encoded(folder),
-            ctypes.byref(options),
-            keep={"context": parent},
-        )
-        model = cls._from_handle(handle, context)
-        handle.keep["folder"] = True
-        model._folder = os.path.abspath(place)
+        sampling = None
+        if communicator is None:  # ranks wait for one another: there the library looks first
+            require_json(folder)
+            sampling = None if is_gguf(folder) else Sampling.from_pretrained(folder)
+        given = (handle_of(context), encoded(folder), ctypes.byref(options))
+        own = handle("model", "load", given, communicator, experts_per_rank, choice_scope)
+        model = cls._from_handle(own, context)
+        of_ranks = (communicator, experts_per_rank, choice_scope)
+        model._made_with.update(zip(("communicator", "experts_per_rank", "choice_scope"), of_ranks))
+        own.keep["folder"] = True
+        model._folder = os.path.abspath(place_of(folder))
         model._longest = None
         model.sampling = sampling or Sampling.from_pretrained(folder)
         return model
@@ -173,8 +181,9 @@ class Pretrained(Tensors):
         """Write config.json and the weights, as transformers' ``save_pretrained`` does.
 
         Tokenizer and defaults of generation are copied from the folder that the model came from, where the
-        new one has none.  Tensors that the model has not read (of pictures, of layers that predict further
-        tokens) are not written, and a warning names them.
+        new one has none.  Of a model over ranks all call it, and rank 0 writes.  Tensors that the model has
+        not read (of pictures, of layers that predict further tokens) are not written, and a warning names
+        them.
 
         Parameters
         ----------
@@ -202,6 +211,8 @@ class Pretrained(Tensors):
         options = fields.filled(abi.moe_save_options, dtype=dtype, max_shard_size=max_shard_size, config=text)
         tell_progress(options, progress)
         lib.moe_model_save(self._handle, encoded(folder), ctypes.byref(options))
+        if self.communicator is not None and self.communicator.rank > 0:
+            return
         if source is not None and is_gguf(source):
             left = "; ".join(filter(None, (left, write_beside(source, place_of(folder)))))
         elif source is not None:

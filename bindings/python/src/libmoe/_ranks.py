@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._native import abi, check
 from ._native.library import Handle, lib
@@ -16,23 +17,26 @@ from .errors import ArgumentTypeError, InvalidArgumentError
 
 def handle(
     kind: str,
-    parent: Handle,
-    c_config: Any,
+    made: str,
+    given: tuple[Any, ...],
     communicator: Communicator | None,
     experts_per_rank: Sequence[int] | None,
     choice_scope: str,
     strategy: str = "exclusive",
     hot_experts: int | Sequence[int] = 0,
 ) -> Handle:
-    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator."""
-    keep = {"context": parent, "communicator": communicator, "is_spread": strategy != "replicated"}
-    free, given = getattr(lib, f"moe_{kind}_free"), (parent, ctypes.byref(c_config))
+    """Return the handle of a ``"layer"`` or a ``"model"``, over ranks where there is a communicator.
+
+    It is made by ``"create"`` or ``"load"``, of what is `given`, the context's handle first.
+    """
+    keep = {"context": given[0], "communicator": communicator, "is_spread": strategy != "replicated"}
+    free = getattr(lib, f"moe_{kind}_free")
     if communicator is None:
         _require_whole(experts_per_rank, choice_scope, strategy, hot_experts)
-        return Handle(getattr(lib, f"moe_{kind}_create"), free, *given, keep=keep)
+        return Handle(getattr(lib, f"moe_{kind}_{made}"), free, *given, keep=keep)
     c_placement = placement(communicator, experts_per_rank, choice_scope, strategy, hot_experts)
     ranked = (*given, structure(communicator), ctypes.byref(c_placement))
-    return Handle(getattr(lib, f"moe_{kind}_create_distributed"), free, *ranked, keep=keep)
+    return Handle(getattr(lib, f"moe_{kind}_{made}_distributed"), free, *ranked, keep=keep)
 
 
 def _require_whole(
@@ -69,17 +73,24 @@ def placement(
         made.hot_experts, made.hot_indices = len(named), named.ctypes.data
     else:
         made.hot_experts = check.integer("hot_experts", hot_experts, ctypes.c_int32)
-    if experts_per_rank is not None:
-        counts = np.array(
-            [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64
-        )
-        if len(counts) != communicator.size:
-            raise InvalidArgumentError(
-                f"experts_per_rank: {len(counts)} numbers, but there are {communicator.size} ranks"
-            )
-        made._counts = counts
-        made.experts_per_rank = counts.ctypes.data
+    made._counts = counts(communicator, experts_per_rank)
+    if made._counts is not None:
+        made.experts_per_rank = made._counts.ctypes.data
     return made
+
+
+def counts(communicator: Communicator, experts_per_rank: Sequence[int] | None) -> NDArray[np.int64] | None:
+    """Return how many experts each rank has, where that is said."""
+    if experts_per_rank is None:
+        return None
+    found = np.array(
+        [check.integer("experts_per_rank", n, ctypes.c_int64) for n in experts_per_rank], np.int64
+    )
+    if len(found) != communicator.size:
+        raise InvalidArgumentError(
+            f"experts_per_rank: {len(found)} numbers, but there are {communicator.size} ranks"
+        )
+    return found
 
 
 def structure(communicator: Communicator) -> Any:

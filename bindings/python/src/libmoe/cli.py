@@ -165,7 +165,6 @@ def _print_hints(folder: Path, settings: Settings) -> None:
 
 def _eval(asked: argparse.Namespace) -> int:
     if folder_commands.is_model_folder(asked.folder):
-        _require_alone(asked)
         return folder_commands.evaluate(asked)
     refuse_reading(asked)
     trained = open_run(asked.folder, asked.weights or "best", asked.processes)
@@ -194,11 +193,6 @@ def _eval(asked: argparse.Namespace) -> int:
     of = what_is_read(part, most, length, unit) or f"{part.n_bytes:,} bytes"
     print(f"{bits:.4f} bits per byte of {name}, {of}")
     return 0
-
-
-def _require_alone(asked: argparse.Namespace) -> None:
-    if asked.processes.communicator is not None:
-        raise UserError(f"{str(asked.folder)!r} is a model's folder: over ranks there are runs alone")
 
 
 def _trained_on(folder: Path, found: Sequence[texts.Text]) -> list[str]:
@@ -272,7 +266,7 @@ def _bench(asked: argparse.Namespace) -> int:
     return 0
 
 
-OVER_RANKS = ("train", "eval", "sample")
+OVER_RANKS = ("train", "eval", "sample", "generate")
 
 COMMANDS = {
     "train": _train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -315,9 +316,9 @@ class Layer(Calls):
         if isinstance(hash_table, np.ndarray):  # of the caller's, who may change it
             options["hash_table"] = hash_table.copy()
         c_config = config.to_c(options)
-        parent = handle_of(context)
+        given = (handle_of(context), ctypes.byref(c_config))
         placed = (communicator, experts_per_rank, choice_scope, strategy, hot_experts)
-        made = handle("layer", parent, c_config, *placed)
+        made = handle("layer", "create", given, *placed)
         super().__init__(made, c_config)
         self._remember(Layer, options, context)
         self._io_dtype = io_dtype

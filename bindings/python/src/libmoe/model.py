@@ -194,9 +194,9 @@ class Model(Batches, Freezing):
         made_with = dict(locals())  # all arguments by name, as long as nothing else is there
 
         made = to_c(made_with)
-        parent = handle_of(context)
+        given = (handle_of(context), ctypes.byref(made.c_config))
         placed = (communicator, experts_per_rank, choice_scope, strategy, hot_experts)
-        own = handle("model", parent, made.c_config, *placed)
+        own = handle("model", "create", given, *placed)
         self._take(own, made, made_with, context)
 
     @classmethod

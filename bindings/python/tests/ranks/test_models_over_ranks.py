@@ -197,11 +197,3 @@ def test_a_dead_rank_ends_the_others() -> None:
 def test_models_that_ranks_cannot_have_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(libmoe.InvalidArgumentError):
         together({**LANGUAGE, **wrong}, [1], lambda model, part: None)
-
-
-def test_a_model_over_ranks_is_not_saved_as_a_whole() -> None:
-    def use(model: libmoe.Model, part: Part) -> None:
-        with pytest.raises(libmoe.BadStateError, match="spread over ranks"):
-            model.save_pretrained("nowhere", config={"model_type": "mixtral"})
-
-    together(MODELS["language"], [0, 0], use)

@@ -17,9 +17,10 @@ from libmoe.train.doctor import diagnose, told
 from libmoe.train.folder import BEST, LAST
 from libmoe.train.ranks import Ranks
 from libmoe.train.sample import sample
+from pretrained_models import FOLDERS
 from small_language_models import LANGUAGE, MOE
 from thread_ranks import ThreadRanks
-from tiny import settings, state
+from tiny import settings, state, text
 
 
 def on(size: int, one: Callable[[libmoe.Communicator | None], None]) -> None:
@@ -81,6 +82,30 @@ def trained_until(given: Settings, run: Path, size: int, step: int) -> None:
         trainer.train(until=step)
 
     on(size, one)
+
+
+def test_a_run_from_a_folder_leaves_the_folder_of_one_process(tmp_path: Path) -> None:
+    small = {
+        "files": (text(tmp_path),),
+        "init": str(FOLDERS / "mixtral"),
+        "sequence_length": 12,
+        "sequences": 3,
+    }
+    often: dict[str, Any] = {
+        "evaluate_every": 2,
+        "evaluate_tokens": 100,
+        "schedule": "constant",
+        "threads": 1,
+    }
+    given = Settings().changed({**small, **often, "warmup_steps": 1, "steps": 4, "trained": "*.ffn.*"})
+    trained(given, tmp_path / "alone", 0)
+    trained(given.changed({"steps": 2}), tmp_path / "ranks", 3)
+    trained(given, tmp_path / "ranks", 2, resume=True)
+    assert state(tmp_path / "ranks") == state(tmp_path / "alone")
+    files = [sorted((tmp_path / run / "model").iterdir()) for run in ("ranks", "alone")]
+    assert [[path.name, path.read_bytes()] for path in files[0]] == [
+        [path.name, path.read_bytes()] for path in files[1]
+    ]
 
 
 def test_evaluation_and_samples_are_those_of_one_process(tmp_path: Path) -> None:

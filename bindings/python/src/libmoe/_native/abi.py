@@ -151,6 +151,10 @@ class moe_experts_prepared(Structure):
     """The experts' weights packed once for many calls."""
 
 
+class moe_experts_ranks(Structure):
+    """The ranks that the experts of calls are spread over."""
+
+
 class moe_model(Structure):
     """A stack of transformer layers and its parameters."""
 
@@ -752,6 +756,7 @@ class moe_experts_call(Sized):
         ("index_dtype", c_int32),
         ("routing_dtype", c_int32),
         ("prepared", POINTER(moe_experts_prepared)),
+        ("ranks", POINTER(moe_experts_ranks)),
     ]
     _defaults_ = {"index_dtype": 5}
     _words_ = {
@@ -1618,9 +1623,18 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         POINTER(POINTER(moe_layer)),
     ]),
     "moe_layer_clip_grad_norm": (Status, [POINTER(moe_layer), c_double, c_void_p]),
+    "moe_experts_ranks_create": (Status, [
+        POINTER(moe_context), POINTER(moe_communicator), c_int64, c_void_p,
+        POINTER(POINTER(moe_experts_ranks)),
+    ]),
+    "moe_experts_ranks_free": (None, [POINTER(moe_experts_ranks)]),
     "moe_model_create_distributed": (Status, [
         POINTER(moe_context), POINTER(moe_model_config), POINTER(moe_communicator), POINTER(moe_placement),
         POINTER(POINTER(moe_model)),
+    ]),
+    "moe_model_load_distributed": (Status, [
+        POINTER(moe_context), c_char_p, POINTER(moe_pretrained_options), POINTER(moe_communicator),
+        POINTER(moe_placement), POINTER(POINTER(moe_model)),
     ]),
     "moe_model_clip_grad_norm": (Status, [POINTER(moe_model), c_double, c_void_p]),
     "moe_training_save_distributed": (Status, [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ def make_context(settings: Settings, ranks: Ranks = ALONE) -> libmoe.Context:
     return libmoe.Context(used_threads(settings, ranks))
 
 
-def count_weights(model: libmoe.Model) -> int:
-    """Return how many weights there are, on all ranks together."""
+def count_weights(model: libmoe.Model, parameters: Mapping[str, libmoe.Parameter] | None = None) -> int:
+    """Return how many weights there are, all or in some parameters, on all ranks together."""
     experts = (model._moe or {}).get("n_experts", 1)
     return sum(
         p.data.size // len(p.data) * experts if p._is_spread else p.data.size
-        for p in model.parameters.values()
+        for p in (model.parameters if parameters is None else parameters).values()
     )
 
 
@@ -59,7 +60,7 @@ def make_model(
     if ranks.communicator is not None:
         _refuse_over_ranks(settings, ranks)
     if settings.init:
-        return _of_folder(settings, vocabulary_size, context)
+        return _of_folder(settings, vocabulary_size, context, ranks)
     arguments = settings.model_arguments(vocabulary_size)
     try:
         return libmoe.Model(**arguments, context=context, communicator=ranks.communicator)
@@ -69,19 +70,21 @@ def make_model(
 
 def _refuse_over_ranks(settings: Settings, ranks: Ranks) -> None:
     """Refuse what one process alone can do."""
-    if settings.init:
-        raise UserError("init: a run over ranks begins with a new model; train over a folder in one process")
     if settings.memory_limit:
         raise UserError("memory_limit: a run over ranks has none; more ranks take less memory each")
-    if settings.n_experts < ranks.size:
+    if not settings.init and settings.n_experts < ranks.size:
         raise UserError(
             f"n_experts = {settings.n_experts}: {ranks.size} ranks need as many experts at least, one each"
         )
 
 
-def _of_folder(settings: Settings, vocabulary_size: int, context: libmoe.Context) -> libmoe.Model:
+def _of_folder(
+    settings: Settings, vocabulary_size: int, context: libmoe.Context, ranks: Ranks
+) -> libmoe.Model:
     dtype: Any = settings.weight_dtype
-    model = libmoe.Model.from_pretrained(settings.init, weight_dtype=dtype, context=context)
+    model = libmoe.Model.from_pretrained(
+        settings.init, weight_dtype=dtype, context=context, communicator=ranks.communicator
+    )
     if any(parameter.frozen for parameter in model.parameters.values()):
         raise UserError(
             f"init = {settings.init!r}: its weights are packed, and a run keeps whole weights: begin with "

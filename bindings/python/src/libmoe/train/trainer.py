@@ -43,7 +43,8 @@ from .run import (
 from .since import Since
 from .update import Update
 
-OF_A_RANK = ("files", "tokenizer", "threads")  # settings that may differ: paths, and what a machine has
+# Settings that may differ: paths, and what a machine has.
+OF_A_RANK = ("files", "tokenizer", "init", "threads")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Trainer:
             )
         every = self.model.parameters
         if len(self.part) < len(every):
-            count, of = (sum(p.data.size for p in each.values()) for each in (self.part, every))
+            count, of = (count_weights(self.model, each) for each in (self.part, every))
             notes.append(
                 f"{count:,} of {of:,} weights are trained, in {len(self.part)} of {len(every)} tensors"
             )
