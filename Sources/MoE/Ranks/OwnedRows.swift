@@ -307,7 +307,7 @@ extension Ranks {
 
 extension Configuration {
   /// How rows of x travel: as bfloat16 where that loses nothing, since it is what they are, or what every expert makes of them.
-  func typeOfRows(over ranks: RanksPointer, _ prepared: PreparedGroups, training: Bool) -> ElementType {
+  func typeOfRows(over ranks: RanksPointer? = nil, _ prepared: PreparedGroups, training: Bool) -> ElementType {
     let isJittered = training && exploration.jitterExperts && exploration.jitter > 0
     if tokens == .bf16 && !isJittered { return .bf16 }
     if weightOnInput { return .f32 }

@@ -80,7 +80,7 @@ extension Layer {
   /// Refuses what puts the experts of all ranks together, one behind the other.
   public func requireWholeExperts() throws(Fault) {
     if ranks?.pointee.placement.strategy == .sliced {
-      throw .badState("the layer's experts are sliced, and a training state has them whole: go by its parameters")
+      throw .badState("the layer's experts are sliced, and files have them whole: go by its parameters")
     }
   }
 
