@@ -56,7 +56,10 @@ import CShims
       },
       has_tiles: hasTiles ? 1 : 0,
       tile_height: Int64(tileHeight),
-      product: { product(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product: {
+        product(
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11))
+      },
       few_rows: Int64(fewRows),
       product_of_few_rows: {
         productOfFewRows(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
@@ -67,7 +70,10 @@ import CShims
       pack_transposed: { packTransposed(Int($0), Int($1), $2, Int($3), $4) },
       pack: { pack(Int($0), Int($1), $2, Int($3), $4) },
       gather: { gather(Int($0), Int($1), $2, $3, Int($4), $5, $6) },
-      product_of_pairs: { productOfPairs(Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), $9) },
+      product_of_pairs: {
+        productOfPairs(
+          Int($0), Int($1), Int($2), $3, $4, $5, Int($6), $7, Int($8), moei_ahead(first: $9, row: $10, chunk: $11))
+      },
       product_of_few_rows_of_pairs: {
         productOfFewRowsOfPairs(Int($0), Int($1), $2, $3, Int($4), $5, Int($6), $7, Int($8), $9)
       },

@@ -376,7 +376,8 @@ typedef struct moei_moments {
   uint64_t element;      /* the first one's number in it, below 2^48 */
 } moei_moments;
 
-/* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. */
+/* Weights that are wanted next: one line, `row` bytes further for each step, and `chunk` bytes for each chunk of k. Kernels are
+ * given its parts one by one: a struct in memory is read again at once, which waits until all stores before it are made. */
 typedef struct moei_ahead {
   const void *first;
   int64_t row, chunk;
@@ -539,7 +540,8 @@ typedef struct moei_kernels {
   int32_t has_tiles;
   int64_t tile_height;
   void (*product)(int64_t m, int64_t columns, int64_t k, const float *a, const float *b, const float *start,
-                  int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+                  int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
+                  int64_t ahead_chunk);
   /* C[m,32] = start + A W^T for m <= few_rows and 32 rows of W as they lie; A has `chunks` whole chunks, k = 32 chunks.
    * `next`: the 32 rows that will be wanted next, as far apart */
   int64_t few_rows;
@@ -559,7 +561,8 @@ typedef struct moei_kernels {
   /* The products of bfloat16 take two at a time, in words of two: A [k / 32][m][16] and B [k / 2][32] of pairs along k,
    * or both [tile][chunk][token / 2][32] of pairs of tokens.  k counts words, and so do the tiles and the widths. */
   void (*product_of_pairs)(int64_t m, int64_t columns, int64_t k, const uint32_t *a, const uint32_t *b, const float *start,
-                           int64_t start_stride, float *c, int64_t c_stride, moei_ahead ahead);
+                           int64_t start_stride, float *c, int64_t c_stride, const void *ahead, int64_t ahead_row,
+                           int64_t ahead_chunk);
   void (*product_of_few_rows_of_pairs)(int64_t m, int64_t chunks, const uint32_t *a, const uint16_t *w, int64_t w_row,
                                        const float *start, int64_t start_stride, float *c, int64_t c_stride,
                                        const void *next);

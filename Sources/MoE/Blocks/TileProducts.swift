@@ -44,9 +44,9 @@ struct TileProducts {
     _ cStride: Int
   ) {
     // The tile that lies behind this one comes next.
-    let ahead = moei_ahead(first: a + m * padded(k), row: 64, chunk: 64 * Int64(chunkWidth))
     kernels.pointee.product(
-      Int64(m), Int64(columns), Int64(k), a, b, start, Int64(startStride), c, Int64(cStride), ahead)
+      Int64(m), Int64(columns), Int64(k), a, b, start, Int64(startStride), c, Int64(cStride), a + m * padded(k), 64,
+      64 * Int64(chunkWidth))
   }
 
   /// C[rows, columns] += the sum over the tiles' rows t of A[t,:]^T B[t,:], for one chunk of A and one of B, both
