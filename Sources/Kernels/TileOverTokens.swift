@@ -1,7 +1,8 @@
 import CShims
 
-// The matrix products that sum over tokens: dW = dY^T X. As in Tile.swift a few rows of outputs stay in registers, and each output is
-// one chain in ascending order.
+// The matrix products that sum over tokens: dW = dY^T X. As in Tile.swift a few rows of outputs stay in registers, each output is
+// one chain in ascending order, and a product has more than ten parameters: matrices, where they begin and how far apart their rows
+// are, as in BLAS.
 
 /// C[R.count, Lanes.width] += the sum over tokens t, or pairs of them, of A[t, first...]^T B[t, :].
 /// A and B: [tile][chunk][t][32].
@@ -102,12 +103,18 @@ import CShims
       let c = c + r &* cStride
       let next = passes > 1 ? Source(c) + count &* cStride : cNext
       switch count {
-      case 1: wideTileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
-      case 2: wideTileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
-      case 3: wideTileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
-      case 4: wideTileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
-      case 5: wideTileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
-      default: wideTileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      case 1:
+        wideTileOverTokens(One.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      case 2:
+        wideTileOverTokens(Two.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      case 3:
+        wideTileOverTokens(Three.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      case 4:
+        wideTileOverTokens(Four.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      case 5:
+        wideTileOverTokens(Five.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
+      default:
+        wideTileOverTokens(Six.self, F.self, tiles, a, r, aWidth, aChunk, b, bWidth, bChunk, c, cStride, next, line)
       }
       r &+= count
       line &+= 1
@@ -170,7 +177,8 @@ private var rowsAtOnce: Int { tallestTile < 11 ? tallestTile : 11 }
   while column < columns {
     let left = columns &- column
     narrowProductOver(
-      F.self, rows, left < 32 ? left : 32, tiles, a, aWidth, aChunk, b, bWidth, bChunk &+ column / 32, c + column, cStride,
+      F.self, rows, left < 32 ? left : 32, tiles, a, aWidth, aChunk, b, bWidth, bChunk &+ column / 32, c + column,
+      cStride,
       left > 32 ? Source(c) + (column &+ 32) : cNext)
     column &+= 32
   }

@@ -1,5 +1,6 @@
 // The way of rows to their experts and back where these are called alone: piece by piece, so that one is computed while others travel.
 // Every exchange is made, whatever fails; the first fault is told when the ranks next agree.
+// A backward has more than ten parameters: what goes, what comes, who computes it and where it is kept, each a thing of its own.
 
 extension OwnedRows {
   /// Places rows by their dispatch at home, and by `counts` [ranks, experts of this rank] those that come. The routing weights and

@@ -208,7 +208,7 @@ private struct ForwardOfOwned {
   }
 }
 
-/// The tokens of this rank. Its parameters are those of ForwardOfCall.
+/// The tokens of this rank. Its parameters are those of ForwardOfCall, more than ten.
 private struct ForwardHome {
   let ends: ForwardEnds
   private let outputs: UnsafeMutablePointer<Float>  // [rows, padded H]
