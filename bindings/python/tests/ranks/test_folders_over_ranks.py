@@ -104,6 +104,15 @@ def test_a_gguf_file(tmp_path: Path, prepared: Any) -> None:
     require_same(path, 2, prepared=prepared, inference_only=True)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_folder_of_packed_weights(name: str, tmp_path: Path) -> None:
+    packed: dict[str, Any] = {"layers.*.ffn.experts.*": "int8_a8", "*": "int8"}
+    with libmoe.Model.from_pretrained(FOLDERS / name, prepared=packed, inference_only=True) as model:
+        model.save_pretrained(tmp_path)
+    require_same(tmp_path, 3, inference_only=True)
+    require_same(tmp_path, 2, inference_only=False)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Writing
 # ------------------------------------------------------------------------------------------------------------
@@ -207,7 +216,7 @@ def test_ranks_with_other_weights_or_options_are_refused(tmp_path: Path) -> None
     assert "rank 1 makes another call" in told(2, reading([good, FOLDERS / "olmoe"]))
 
 
-def test_what_ranks_cannot_read(tmp_path: Path) -> None:
+def test_what_ranks_cannot_read_or_write(tmp_path: Path) -> None:
     def refused(folder: Path, size: int, **how: Any) -> str:
         return told(size, lambda of: libmoe.Model.from_pretrained(folder, communicator=of, **how))
 
@@ -216,9 +225,12 @@ def test_what_ranks_cannot_read(tmp_path: Path) -> None:
     assert "a model without experts" in refused(FOLDERS / "llama", 2)
     assert "resident_limit" in refused(moe, 2, resident_limit=50_000, inference_only=True)
     assert "unallocated" in refused(moe, 2, unallocated=["expert_gradients"])
-    with libmoe.Model.from_pretrained(moe, prepared="int8", inference_only=True) as model:
-        model.save_pretrained(tmp_path / "packed")
-    assert "packed already" in refused(tmp_path / "packed", 2)
+
+    def save(model: libmoe.Model) -> str:
+        return said(lambda: model.save_pretrained(tmp_path / "packed"))
+
+    first, second = together(2, moe, save, prepared="int8", inference_only=True)
+    assert first == second and "weights are packed" in first
 
 
 def test_one_rank_stops_the_reading_of_all() -> None:
